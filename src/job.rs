@@ -1,0 +1,510 @@
+//! A build as Rails asks for it: the native object of the contract.
+//!
+//! Owns the fields, their checks and their error messages. Pure: it neither asks Rails nor knows Sidekiq. Unknown
+//! fields are refused by name and path, and so is a known field that this version does not honour yet.
+
+pub mod arguments;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Arguments that are not a build. The message begins with the path of the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct JobError {
+    /// Such as `application.images[2].args.FOO`; `.` for the whole.
+    pub path: String,
+    /// What is wrong there.
+    pub message: String,
+}
+
+impl JobError {
+    fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+/// A build to do.
+#[derive(Clone, Debug)]
+pub struct BuildJob {
+    /// Rails' id: a string or a number, given back as it is.
+    pub build_id: Option<Value>,
+    /// Whose build it is; the repository's owner unless the job says otherwise.
+    pub account: String,
+    /// The repository.
+    pub repository: Repository,
+    /// The App's installation, when Rails knows it.
+    pub installation_id: Option<u64>,
+    /// The commit.
+    pub sha: Sha,
+    /// The branch or tag it was pushed to: reported, never resolved.
+    pub git_ref: Option<String>,
+    /// How far the commit's author is trusted.
+    pub trust: Trust,
+    /// What to build.
+    pub recipe: Recipe,
+    /// Which of its targets; empty for its default group.
+    pub targets: Vec<String>,
+    /// Whether images are pushed.
+    pub push: bool,
+    /// Whether cached steps are run again.
+    pub no_cache: bool,
+    /// Whether base images are looked up again.
+    pub pull: bool,
+    /// Name of a builder in the configuration.
+    pub builder: Option<String>,
+    /// Limit for the bake.
+    pub timeout: Option<Duration>,
+    /// The job that tells Rails.
+    pub callback: Option<Callback>,
+}
+
+/// Where the definition of a build comes from.
+#[derive(Clone, Debug)]
+pub enum Recipe {
+    /// The platform's Application Template.
+    Application(Application),
+    /// A bake definition that the platform made, as JSON.
+    Inline(Map<String, Value>),
+    /// A file of the tree that buildx reads: a compose file, or a bake file in HCL or JSON. Only for trees that
+    /// their owner builds (`sidebake build`).
+    File(String),
+}
+
+/// The platform's template: a list of images.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Application {
+    /// At least one.
+    pub images: Vec<Image>,
+}
+
+/// One image of an Application Template.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Image {
+    /// Name of the target.
+    pub name: String,
+    /// Directory of the build context, relative to the worktree; default: the whole worktree.
+    pub context: Option<String>,
+    /// Dockerfile, relative to the context; default `Dockerfile`.
+    pub dockerfile: Option<String>,
+    /// Stage to stop at.
+    pub target: Option<String>,
+    /// Build arguments.
+    pub args: BTreeMap<String, String>,
+    /// References to push to.
+    pub tags: Vec<String>,
+    /// Image labels.
+    pub labels: BTreeMap<String, String>,
+    /// Such as `linux/amd64`.
+    pub platforms: Vec<String>,
+    /// Not honoured yet: build secrets.
+    secrets: Vec<NotYet>,
+    /// Where to look for cached steps, such as `type=registry,ref=…`.
+    pub cache_from: Vec<String>,
+    /// Where to leave them.
+    pub cache_to: Vec<String>,
+}
+
+/// How far the author of a commit is trusted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Trust {
+    /// A protected branch.
+    Protected,
+    /// Anybody who can push to the repository.
+    #[default]
+    Branch,
+    /// Anybody: writes no cache that others read.
+    Fork,
+}
+
+impl Trust {
+    /// As in the job.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Protected => "protected",
+            Self::Branch => "branch",
+            Self::Fork => "fork",
+        }
+    }
+}
+
+/// The Sidekiq job that tells Rails.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Callback {
+    /// Ruby class.
+    pub class: String,
+    /// Queue without prefix.
+    #[serde(default = "default_queue")]
+    pub queue: String,
+    /// When to tell.
+    #[serde(default = "finished_only")]
+    pub on: Vec<Moment>,
+    /// Whether the class is an Active Job, which needs its own envelope.
+    #[serde(default)]
+    pub active_job: bool,
+}
+
+/// A moment that Rails can be told about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// An attempt began.
+    Started,
+    /// An attempt failed and there will be another.
+    Retrying,
+    /// The build is over.
+    #[default]
+    Finished,
+}
+
+impl Moment {
+    /// As in the job.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Retrying => "retrying",
+            Self::Finished => "finished",
+        }
+    }
+}
+
+fn default_queue() -> String {
+    "default".into()
+}
+
+fn finished_only() -> Vec<Moment> {
+    vec![Moment::Finished]
+}
+
+/// `owner/name`, in the characters that GitHub allows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Repository {
+    /// User or organization.
+    pub owner: String,
+    /// The name alone.
+    pub name: String,
+}
+
+impl fmt::Display for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.name)
+    }
+}
+
+impl Repository {
+    /// Parses `owner/name`; nothing else may be in it, since it becomes part of URLs and paths.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (owner, name) = text.split_once('/')?;
+        (is_name(owner) && is_name(name))
+            .then(|| Self { owner: owner.to_owned(), name: name.strip_suffix(".git").unwrap_or(name).to_owned() })
+    }
+}
+
+/// Whether a text is safe as one component of a path or URL.
+pub fn is_name(text: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !text.is_empty() && text.len() <= 100 && text.chars().all(allowed) && !text.starts_with('.') && text != ".git"
+}
+
+/// Whether a text can name a target: what bake allows, without the characters that select several.
+pub fn is_target_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 128 && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+}
+
+impl<'de> Deserialize<'de> for Repository {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).ok_or_else(|| de::Error::custom(format!("expected owner/name, found {text:?}")))
+    }
+}
+
+/// A full commit id: 40 lower-case hexadecimal digits. A shortened one would fetch nothing, without an error.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Sha(String);
+
+impl Sha {
+    /// Parses a full id.
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (text.len() == 40 && text.bytes().all(is_hex)).then(|| Self(text.to_owned()))
+    }
+
+    /// The 40 digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Sha {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Sha {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text)
+            .ok_or_else(|| de::Error::custom(format!("expected 40 lower-case hexadecimal digits, found {text:?}")))
+    }
+}
+
+/// A field of the contract that this version does not honour: better refused than silently ignored.
+#[derive(Clone, Debug, PartialEq)]
+struct NotYet;
+
+impl<'de> Deserialize<'de> for NotYet {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(de::Error::custom("is not supported by this version of sidebake"))
+    }
+}
+
+/// Rails' id of a build.
+#[derive(Clone, Debug)]
+struct BuildId(Value);
+
+impl<'de> Deserialize<'de> for BuildId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Id;
+        impl Visitor<'_> for Id {
+            type Value = BuildId;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an integer")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<BuildId, E> {
+                if text.is_empty() {
+                    return Err(E::invalid_value(Unexpected::Str(text), &"an id"));
+                }
+                Ok(BuildId(text.into()))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<BuildId, E> {
+                Ok(BuildId(number.into()))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<BuildId, E> {
+                Ok(BuildId(number.into()))
+            }
+        }
+        deserializer.deserialize_any(Id)
+    }
+}
+
+/// The native object as it is written. Optional fields may also be null, as Ruby writes them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Native {
+    build_id: Option<BuildId>,
+    account: Option<String>,
+    repository: Repository,
+    installation_id: Option<u64>,
+    sha: Sha,
+    #[serde(rename = "ref")]
+    git_ref: Option<String>,
+    trust: Option<Trust>,
+    application: Option<Application>,
+    compose: Option<NotYet>,
+    bake: Option<NotYet>,
+    definition: Option<Map<String, Value>>,
+    targets: Option<Vec<String>>,
+    push: Option<bool>,
+    no_cache: Option<bool>,
+    pull: Option<bool>,
+    builder: Option<String>,
+    timeout_s: Option<u64>,
+    callback: Option<Callback>,
+}
+
+impl BuildJob {
+    /// Reads the native object.
+    ///
+    /// # Errors
+    ///
+    /// Names the path of the first field that is unknown, missing, of the wrong type or out of range.
+    pub fn parse(native: &Value) -> Result<Self, JobError> {
+        let native: Native = serde_path_to_error::deserialize(native)
+            .map_err(|error| JobError::new(error.path().to_string(), plain(&error.inner().to_string())))?;
+        let job = native.into_job()?;
+        job.check()?;
+        Ok(job)
+    }
+
+    fn check(&self) -> Result<(), JobError> {
+        if !is_name(&self.account) {
+            return Err(JobError::new("account", format!("expected letters, digits, - _ and ., found {:?}", self.account)));
+        }
+        if let Some(name) = self.targets.iter().find(|name| !is_target_name(name)) {
+            return Err(JobError::new("targets", format!("{name:?} is not a target name")));
+        }
+        if self.timeout.is_some_and(|limit| limit.is_zero() || limit > Duration::from_secs(24 * 60 * 60)) {
+            return Err(JobError::new("timeout_s", "expected 1 to 86400"));
+        }
+        match &self.recipe {
+            Recipe::Application(application) => application.check(self.push),
+            Recipe::Inline(_) | Recipe::File(_) => Ok(()),
+        }
+    }
+}
+
+impl Native {
+    fn into_job(self) -> Result<BuildJob, JobError> {
+        let recipe = match (self.application, self.definition) {
+            (Some(application), None) => Recipe::Application(application),
+            (None, Some(definition)) => Recipe::Inline(definition),
+            (Some(_), Some(_)) => return Err(JobError::new(".", "expected one of application and definition, found both")),
+            (None, None) => return Err(JobError::new(".", "expected application or definition")),
+        };
+        // Never made: a value here was refused while it was read.
+        let (None, None) = (self.compose, self.bake) else { unreachable!("NotYet has no value") };
+        Ok(BuildJob {
+            build_id: self.build_id.map(|id| id.0),
+            account: self.account.unwrap_or_else(|| self.repository.owner.clone()),
+            repository: self.repository,
+            installation_id: self.installation_id,
+            sha: self.sha,
+            git_ref: self.git_ref,
+            trust: self.trust.unwrap_or_default(),
+            recipe,
+            targets: self.targets.unwrap_or_default(),
+            push: self.push.unwrap_or(true),
+            no_cache: self.no_cache.unwrap_or(false),
+            pull: self.pull.unwrap_or(false),
+            builder: self.builder,
+            timeout: self.timeout_s.map(Duration::from_secs),
+            callback: self.callback,
+        })
+    }
+}
+
+impl Application {
+    /// Reads a template alone, as `sidebake build --template` has it.
+    pub fn parse(template: &Value, push: bool) -> Result<Self, JobError> {
+        let application: Self = serde_path_to_error::deserialize(template)
+            .map_err(|error| JobError::new(error.path().to_string(), plain(&error.inner().to_string())))?;
+        application.check(push)?;
+        Ok(application)
+    }
+
+    fn check(&self, push: bool) -> Result<(), JobError> {
+        if self.images.is_empty() {
+            return Err(JobError::new("application.images", "expected at least one image"));
+        }
+        for (i, image) in self.images.iter().enumerate() {
+            let path = |field| format!("application.images[{i}].{field}");
+            if !is_target_name(&image.name) {
+                return Err(JobError::new(path("name"), format!("{:?} is not a target name", image.name)));
+            }
+            if self.images[..i].iter().any(|other| other.name == image.name) {
+                return Err(JobError::new(path("name"), format!("{:?} is there twice", image.name)));
+            }
+            if push && image.tags.is_empty() {
+                return Err(JobError::new(path("tags"), "expected at least one, since the images are pushed"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// serde's message in the order that a person reads: what was expected, then what was there.
+fn plain(message: &str) -> String {
+    let swapped = message
+        .strip_prefix("invalid type: ")
+        .or_else(|| message.strip_prefix("invalid value: "))
+        .and_then(|rest| rest.split_once(", expected "))
+        .map(|(found, expected)| format!("expected {expected}, found {found}"));
+    swapped.unwrap_or_else(|| message.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn native() -> Value {
+        json!({
+            "build_id": 42, "account": "acme", "repository": "acme/voting-app", "installation_id": 123,
+            "sha": "0123456789abcdef0123456789abcdef01234567", "ref": "refs/heads/main", "trust": "branch",
+            "application": {"images": [{"name": "vote", "context": "./vote", "dockerfile": "Dockerfile", "target": null,
+                "args": {"K": "v"}, "tags": ["registry/acme/vote:1"], "labels": {}, "platforms": [], "secrets": [],
+                "cache_from": [], "cache_to": []}]},
+            "push": true, "no_cache": false, "pull": false, "builder": null, "timeout_s": 1800,
+            "callback": {"class": "BuildFinishedJob", "queue": "default", "on": ["finished"]}
+        })
+    }
+
+    fn refused(change: impl FnOnce(&mut Value)) -> String {
+        let mut value = native();
+        change(&mut value);
+        BuildJob::parse(&value).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn the_contracts_example_is_read() {
+        let job = BuildJob::parse(&native()).expect("valid");
+        assert_eq!(job.repository.to_string(), "acme/voting-app");
+        assert_eq!(job.timeout, Some(Duration::from_secs(1800)));
+        assert!(matches!(job.recipe, Recipe::Application(application) if application.images[0].name == "vote"));
+    }
+
+    #[test]
+    fn only_repository_sha_and_a_recipe_are_required() {
+        let job = BuildJob::parse(&json!({
+            "repository": "acme/voting-app", "sha": "0123456789abcdef0123456789abcdef01234567",
+            "definition": {"target": {}}
+        }))
+        .expect("valid");
+        assert_eq!((job.account.as_str(), job.trust, job.push), ("acme", Trust::Branch, true));
+    }
+
+    #[test]
+    fn an_error_names_the_path_of_the_field() {
+        let wrong_type = refused(|job| {
+            job["application"]["images"][0]["args"]["FOO"] = json!(3);
+        });
+        assert_eq!(wrong_type, "application.images[0].args.FOO: expected a string, found integer `3`");
+        let missing = refused(|job| {
+            job.as_object_mut().expect("an object").remove("sha");
+        });
+        assert_eq!(missing, ".: missing field `sha`");
+        let short = refused(|job| job["sha"] = json!("abc123"));
+        assert_eq!(short, "sha: expected 40 lower-case hexadecimal digits, found \"abc123\"");
+        let unknown = refused(|job| job["application"]["images"][0]["contxt"] = json!("./x"));
+        assert!(unknown.starts_with("application.images[0].contxt: unknown field `contxt`"), "{unknown}");
+        let unknown = refused(|job| job["shaa"] = json!("x"));
+        assert!(unknown.starts_with("shaa: unknown field `shaa`"), "{unknown}");
+    }
+
+    #[test]
+    fn a_field_that_is_not_honoured_yet_is_refused_and_not_ignored() {
+        let compose = refused(|job| job["compose"] = json!("docker-compose.yml"));
+        assert_eq!(compose, "compose: is not supported by this version of sidebake");
+        let secrets = refused(|job| job["application"]["images"][0]["secrets"] = json!([{"id": "npm", "from": "x"}]));
+        assert_eq!(secrets, "application.images[0].secrets[0]: is not supported by this version of sidebake");
+    }
+
+    #[test]
+    fn names_that_would_leave_a_path_or_url_are_refused() {
+        for repository in ["acme", "acme/..", "../x", "a/b/c", "acme/x y", "acme/", "acme/x?y", "acme/-%2f"] {
+            assert!(refused(|job| job["repository"] = json!(repository)).starts_with("repository: "), "{repository}");
+        }
+        assert!(refused(|job| job["account"] = json!("../acme")).starts_with("account: "));
+        assert!(refused(|job| job["application"]["images"][0]["name"] = json!("a*")).contains("not a target name"));
+    }
+
+    #[test]
+    fn exactly_one_recipe_is_wanted() {
+        assert_eq!(refused(|job| job["application"] = Value::Null), ".: expected application or definition");
+        assert_eq!(
+            refused(|job| job["definition"] = json!({})),
+            ".: expected one of application and definition, found both"
+        );
+    }
+}

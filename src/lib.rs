@@ -1,0 +1,29 @@
+//! A Sidekiq-compatible build worker.
+//!
+//! ```text
+//! Redis list ──fetch──▶ UnitOfWork ──parse──▶ BuildJob
+//!    ▲                                            │  perform
+//!    │                       rails     ▶ the native object, when the job carries only an id
+//!    │                       github    ▶ InstallationToken
+//!    │                       source    ▶ Worktree
+//!    │                       builder   ▶ Placement
+//!    │                       bake      ▶ Outcome (steps, digests)       ──events──▶ journal ▶ terminal, log
+//!    │                                            ▼
+//!    └──────────── settle: done │ retry │ dead │ requeue ◀── Report ──▶ callback, in the same step
+//! ```
+//!
+//! Start at [`worker`] (what starts and stops), then [`processor`] (one job), then [`perform`] (the stations in order).
+//! `ARCHITECTURE.md` has the map.
+
+// Words.
+pub mod event;
+pub mod job;
+pub mod reason;
+pub mod report;
+pub mod secret;
+pub mod settings;
+
+// Tools.
+pub mod process;
+pub mod redis;
+pub mod sandbox;

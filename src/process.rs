@@ -1,0 +1,313 @@
+//! One child process: started in a group of its own, read line by line, ended by its exit or by KILL.
+//!
+//! The one home of running children. Cancelling, time limits, silence and too much output are one mechanism: KILL to the
+//! whole group. A child that exits with an error is a value here, not an error; `Err` means that it could not be run.
+
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// A line longer than this arrives in pieces.
+const MAX_LINE: usize = 4 << 20;
+
+/// After the child's exit, how long its pipes may take to end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// A child that could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It could not be started.
+    #[error("{program} could not be started: {source}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Its end could not be learned.
+    #[error("the end of {program} could not be learned: {source}")]
+    Wait {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// When a child is killed.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// After this long.
+    pub timeout: Duration,
+    /// After this long without a byte on either pipe.
+    pub silence: Duration,
+    /// After this many bytes on its standard output.
+    pub max_output_bytes: usize,
+    /// When this is cancelled.
+    pub stop: CancellationToken,
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// By itself.
+    Exited(ExitStatus),
+    /// Killed: it took too long.
+    TimedOut,
+    /// Killed: it was silent for too long.
+    Silent,
+    /// Killed: it wrote too much.
+    TooMuchOutput,
+    /// Killed: somebody cancelled it.
+    Stopped,
+}
+
+impl Ended {
+    /// Whether it ended by itself, with status 0.
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Exited(status) if status.success())
+    }
+}
+
+/// Which pipe a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// Runs a child to its end, handing each line of its output, without the line's end, to `on_line`.
+///
+/// `input` goes to its standard input, which then ends. When the future is dropped, the group is killed.
+pub async fn run(
+    mut command: Command,
+    input: &[u8],
+    limits: &Limits,
+    mut on_line: impl FnMut(Stream, &[u8]),
+) -> Result<Ended, ProcessError> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn();
+    let mut child = spawned.map_err(|source| ProcessError::Spawn { program: program.clone(), source })?;
+    // Nobody has waited for it, so it has an id, and the id is not reused.
+    let group = Group::of(child.id().expect("a child that was not waited for has an id"));
+    let mut lines = read_lines(&mut child);
+    let mut stdin = child.stdin.take().expect("standard input is a pipe");
+    let write = async move {
+        // A child that does not read its input is no error: its exit says what was wrong.
+        let _ = stdin.write_all(input).await;
+    };
+    tokio::pin!(write);
+
+    let started = Instant::now();
+    let (mut last_byte, mut n_bytes, mut ended, mut written) = (started, 0, None, false);
+    let mut drained_by = started + limits.timeout + DRAIN;
+    loop {
+        let silent_at = last_byte + limits.silence;
+        // Nothing is lost when a branch is dropped: lines stay in the channel, `wait` and the timers are asked again.
+        tokio::select! {
+            biased;
+            () = limits.stop.cancelled(), if ended.is_none() => ended = Some(Ended::Stopped),
+            () = sleep_until(started + limits.timeout), if ended.is_none() => ended = Some(Ended::TimedOut),
+            () = sleep_until(silent_at), if ended.is_none() => ended = Some(Ended::Silent),
+            () = sleep_until(drained_by), if ended.is_some() => break,
+            line = lines.recv() => {
+                let Some((stream, line)) = line else { break };
+                last_byte = Instant::now();
+                if stream == Stream::Out {
+                    n_bytes += line.len() + 1;
+                }
+                on_line(stream, &line);
+                if n_bytes > limits.max_output_bytes && ended.is_none() {
+                    ended = Some(Ended::TooMuchOutput);
+                }
+            }
+            () = &mut write, if !written => written = true,
+            status = child.wait(), if ended.is_none() => {
+                let status = status.map_err(|source| ProcessError::Wait { program: program.clone(), source })?;
+                ended = Some(Ended::Exited(status));
+            }
+        }
+        if ended.is_some() && drained_by == started + limits.timeout + DRAIN {
+            // The group goes with its leader, and with it whatever else holds the pipes.
+            group.kill();
+            drained_by = Instant::now() + DRAIN;
+        }
+    }
+    let status = child.wait().await.map_err(|source| ProcessError::Wait { program, source })?;
+    Ok(ended.unwrap_or(Ended::Exited(status)))
+}
+
+/// A process group that is killed when its owner goes.
+struct Group(Pid);
+
+impl Group {
+    fn of(leader: u32) -> Self {
+        Self(i32::try_from(leader).ok().and_then(Pid::from_raw).expect("a process id is a positive i32"))
+    }
+
+    fn kill(&self) {
+        // An empty group is what we want, so that error says nothing.
+        let _ = kill_process_group(self.0, Signal::KILL);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+type Line = (Stream, Vec<u8>);
+
+fn read_lines(child: &mut tokio::process::Child) -> mpsc::Receiver<Line> {
+    let (sender, receiver) = mpsc::channel(256);
+    let stdout = child.stdout.take().expect("standard output is a pipe");
+    let stderr = child.stderr.take().expect("standard error is a pipe");
+    tokio::spawn(split(stdout, Stream::Out, sender.clone()));
+    tokio::spawn(split(stderr, Stream::Err, sender));
+    receiver
+}
+
+/// Cuts a pipe into lines; ends with the pipe, or when nobody listens any more.
+async fn split(mut pipe: impl AsyncRead + Unpin, stream: Stream, lines: mpsc::Sender<Line>) {
+    let mut chunk = vec![0; 32 << 10];
+    let mut rest = Vec::new();
+    loop {
+        let n = pipe.read(&mut chunk).await.unwrap_or(0);
+        if n == 0 {
+            break;
+        }
+        for piece in chunk[..n].split_inclusive(|byte| *byte == b'\n') {
+            rest.extend_from_slice(piece);
+            let is_whole = rest.last() == Some(&b'\n');
+            if !is_whole && rest.len() < MAX_LINE {
+                continue;
+            }
+            if is_whole {
+                rest.pop();
+            }
+            if lines.send((stream, std::mem::take(&mut rest))).await.is_err() {
+                return;
+            }
+        }
+    }
+    if !rest.is_empty() {
+        let _ = lines.send((stream, rest)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            timeout: Duration::from_secs(20),
+            silence: Duration::from_secs(20),
+            max_output_bytes: 1 << 20,
+            stop: CancellationToken::new(),
+        }
+    }
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(script);
+        command
+    }
+
+    async fn run_shell(script: &str, input: &[u8], limits: &Limits) -> (Ended, Vec<String>) {
+        let mut lines = Vec::new();
+        let ended = run(shell(script), input, limits, |stream, line| {
+            lines.push(format!("{stream:?} {}", String::from_utf8_lossy(line)));
+        })
+        .await
+        .expect("run");
+        lines.sort();
+        (ended, lines)
+    }
+
+    #[tokio::test]
+    async fn lines_of_both_pipes_arrive_and_the_exit_is_a_value() {
+        let (ended, lines) = run_shell("cat; echo b >&2; printf c; exit 3", b"a\n", &limits()).await;
+        assert!(matches!(ended, Ended::Exited(status) if status.code() == Some(3)));
+        assert_eq!(lines, ["Err b", "Out a", "Out c"]);
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ignores_term_and_has_children_is_killed_whole() {
+        let limits = Limits { timeout: Duration::from_millis(300), ..limits() };
+        let script = "trap '' TERM; (sleep 60) & echo $!; wait; sleep 60";
+        let (ended, lines) = run_shell(script, b"", &limits).await;
+        assert_eq!(ended, Ended::TimedOut);
+        let grandchild = lines[0].trim_start_matches("Out ").to_owned();
+        wait_until(|| is_gone(&grandchild)).await;
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_keeps_the_pipes_does_not_keep_us() {
+        let started = Instant::now();
+        let (ended, lines) = run_shell("(sleep 60) & echo $!", b"", &limits()).await;
+        assert!(ended.is_success());
+        assert!(started.elapsed() < Duration::from_secs(10));
+        let grandchild = lines[0].trim_start_matches("Out ").to_owned();
+        wait_until(|| is_gone(&grandchild)).await;
+    }
+
+    #[tokio::test]
+    async fn silence_output_and_cancelling_end_in_kill() {
+        let silent = Limits { silence: Duration::from_millis(200), ..limits() };
+        assert_eq!(run_shell("echo a; sleep 60", b"", &silent).await.0, Ended::Silent);
+        let small = Limits { max_output_bytes: 1000, ..limits() };
+        assert_eq!(run_shell("while :; do echo xxxxxxxxxxxxxxxxxxxxx; done", b"", &small).await.0, Ended::TooMuchOutput);
+        let cancelled = limits();
+        cancelled.stop.cancel();
+        assert_eq!(run_shell("sleep 60", b"", &cancelled).await.0, Ended::Stopped);
+    }
+
+    #[tokio::test]
+    async fn large_input_is_written_while_output_is_read() {
+        let input = vec![b'x'; 4 << 20];
+        let limits = Limits { max_output_bytes: 16 << 20, ..limits() };
+        let mut n_bytes = 0;
+        let ended = run(shell("cat"), &input, &limits, |_, line| n_bytes += line.len()).await.expect("run");
+        assert!(ended.is_success());
+        assert_eq!(n_bytes, input.len());
+    }
+
+    #[tokio::test]
+    async fn dropping_the_future_kills_the_group() {
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            run(shell("echo $$; sleep 60"), b"", &limits(), move |_, line| {
+                let _ = sender.send(String::from_utf8_lossy(line).into_owned());
+            })
+            .await
+        });
+        let pid = receiver.recv().await.expect("a line");
+        task.abort();
+        wait_until(|| is_gone(&pid)).await;
+    }
+
+    /// Gone, or dead and not yet reaped by whoever inherited it.
+    fn is_gone(pid: &str) -> bool {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+    }
+
+    async fn wait_until(condition: impl Fn() -> bool) {
+        for _ in 0..500 {
+            if condition() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the condition never held");
+    }
+}

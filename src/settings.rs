@@ -1,0 +1,629 @@
+//! Every setting, its default and its check.
+//!
+//! The one place that reads the environment. Defaults are the `Default` values below; a file and then variables named
+//! `SIDEBAKE__SECTION__KEY` are laid over them. Unknown keys are refused with their path. `config/sidebake.toml` holds
+//! the same defaults with an explanation of each, and a test keeps the two equal.
+
+mod pattern;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Config, Environment, File, FileFormat};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::secret::Secret;
+
+pub use pattern::Pattern;
+
+/// A configuration that cannot be used. The message names the key.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file is not there, or not TOML.
+    #[error("{0}")]
+    Read(config::ConfigError),
+    /// A key is unknown or its value has the wrong type.
+    #[error("{path}: {message}")]
+    Key {
+        /// Dotted path of the key.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Builds at once.
+    pub concurrency: usize,
+    /// Repositories fetched and checked out at once.
+    pub clones: usize,
+    /// Queues, the first one first.
+    pub queues: Vec<String>,
+    /// Text beside the process in Sidekiq's Web UI.
+    pub tag: String,
+    /// The connection to Sidekiq's Redis.
+    pub redis: Redis,
+    /// Where files are kept.
+    pub state: State,
+    /// How a stop goes.
+    pub shutdown: Shutdown,
+    /// How long a worker may be silent before it is suspected dead.
+    pub lease: Lease,
+    /// Which jobs are taken, and how they are retried.
+    pub jobs: Jobs,
+    /// The GitHub App.
+    pub github: Github,
+    /// Fetching and checking out.
+    pub source: Source,
+    /// The program that bakes.
+    pub buildx: Buildx,
+    /// Limits of a bake.
+    pub bake: Bake,
+    /// The builders, by name; a job without `builder` takes `default`.
+    pub builders: BTreeMap<String, Builder>,
+    /// What accounts have, by pattern.
+    pub accounts: Accounts,
+    /// What children may do.
+    pub sandbox: Sandbox,
+    /// The log.
+    pub log: Log,
+}
+
+/// The connection to Sidekiq's Redis.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// `redis://`, `rediss://` or `unix://`; may contain a password. `REDIS_URL` sets it too.
+    pub url: Secret,
+    /// How long one command may take before the connection is given up.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+/// Where files are kept.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct State {
+    /// Mirrors, worktrees and working directories. May be lost at any time; must not be shared by machines.
+    pub directory: PathBuf,
+}
+
+/// How a stop goes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// How long running builds may go on after TERM.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+/// How long a worker may be silent before it is suspected dead.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lease {
+    /// Life of the lease; it is renewed every sixth of it. A suspect has half as long again to come back.
+    #[serde(with = "humantime_serde")]
+    pub ttl: Duration,
+}
+
+/// Which jobs are taken, and how they are retried.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Jobs {
+    /// The job classes that are builds, by their Ruby names.
+    pub classes: BTreeMap<String, JobClass>,
+    /// Whether `Sidebake::Probe` jobs are run.
+    pub probe: bool,
+    /// No retry later than this after the first failure.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+    /// Retries of a job that says `retry: true`.
+    pub max_retries: u32,
+    /// Puts user failures on Sidekiq's own failure path (retry set, dead set).
+    pub raise_user_failures: bool,
+    /// Entries kept in the dead set.
+    pub dead_max_jobs: u32,
+    /// How long an entry stays in the dead set.
+    #[serde(with = "humantime_serde")]
+    pub dead_timeout: Duration,
+    /// How often due retries are looked for, on average and per fleet.
+    #[serde(with = "humantime_serde")]
+    pub poll_interval: Duration,
+}
+
+/// How the arguments of one job class become a build.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JobClass {
+    /// Which of the three shapes.
+    pub arguments: Shape,
+    /// `mapped`: field of the native object (dots for nested ones) to JSON Pointer into `args`.
+    pub map: BTreeMap<String, String>,
+    /// `mapped`: fields with a fixed value.
+    pub constants: BTreeMap<String, Value>,
+    /// `mapped`: fields used where the pointer finds nothing.
+    pub defaults: BTreeMap<String, Value>,
+    /// Fields of the report to JSON Pointer into `args`: given back to Rails unread.
+    pub echo: BTreeMap<String, String>,
+    /// `resolved`: where to ask.
+    pub resolve: Option<Resolve>,
+}
+
+/// The shape of a class's arguments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// One native object.
+    #[default]
+    Native,
+    /// Anything, through a map.
+    Mapped,
+    /// An id; Rails is asked for the native object.
+    Resolved,
+}
+
+/// Where Rails answers for an id.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolve {
+    /// URL in which `{0}` is the first argument, `{1}` the second.
+    pub url: String,
+    /// Shared secret of the signature.
+    pub secret: Option<Secret>,
+    /// File that holds it; read for each job, so that it can be rotated.
+    pub secret_file: Option<PathBuf>,
+}
+
+/// The GitHub App.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Github {
+    /// Base of the REST API.
+    pub api_url: String,
+    /// Base of the git URLs.
+    pub git_url: String,
+    /// App id or client id.
+    pub app_id: Option<String>,
+    /// The App's private key, PEM.
+    pub private_key: Option<Secret>,
+    /// File that holds it.
+    pub private_key_file: Option<PathBuf>,
+    /// For one request.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+/// Fetching and checking out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Source {
+    /// For the connection to the git host.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// Without a byte from the git host.
+    #[serde(with = "humantime_serde")]
+    pub stall_timeout: Duration,
+    /// For fetch and checkout together.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Files and directories of a commit.
+    pub max_entries: u64,
+    /// All files of a commit together.
+    pub max_tree_bytes: u64,
+    /// One file.
+    pub max_file_bytes: u64,
+    /// Bytes received in one fetch.
+    pub max_fetch_bytes: u64,
+    /// Certificates by which the git host is judged.
+    pub ca_file: PathBuf,
+}
+
+/// The program that bakes.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Buildx {
+    /// Absolute path of `docker-buildx`.
+    pub binary: PathBuf,
+}
+
+/// Limits of a bake.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bake {
+    /// For `--print`.
+    #[serde(with = "humantime_serde")]
+    pub print_timeout: Duration,
+    /// Bytes that `--print` may write.
+    pub max_print_bytes: usize,
+    /// For a build, when the job does not say.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// Without a byte from `docker-buildx`.
+    #[serde(with = "humantime_serde")]
+    pub silence: Duration,
+    /// Targets of one definition.
+    pub max_targets: usize,
+}
+
+/// One builder.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Builder {
+    /// buildx's driver.
+    pub driver: Driver,
+    /// `docker`: `unix://` or `tcp://` address of the engine. `remote`: `tcp://` address of BuildKit.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// `kubernetes`: driver options, as in `docker buildx create --driver-opt`.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// `kubernetes`: the kubeconfig; without one, the pod's service account.
+    #[serde(default)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of the builder's node, and so of its Deployment; default: the builder's name and `0`.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// Working directory of the bake, by which the driver chooses the pod. The same on every worker.
+    #[serde(default)]
+    pub sticky_path: Option<Pattern>,
+}
+
+/// buildx's driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    /// BuildKit pods.
+    Kubernetes,
+    /// A BuildKit that somebody runs.
+    Remote,
+    /// The BuildKit inside a Docker engine.
+    Docker,
+}
+
+/// What accounts have, by pattern.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Accounts {
+    /// File with the account's registry credentials, in the form of a docker `config.json` with `auths`.
+    pub registries: Option<Pattern>,
+}
+
+/// What children may do.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sandbox {
+    /// What happens on a kernel that cannot enforce all of it.
+    pub mode: SandboxMode,
+    /// TCP ports of registries, to which `docker-buildx` may connect.
+    pub registry_ports: Vec<u16>,
+    /// Memory that a child may use for data.
+    pub max_data_bytes: u64,
+}
+
+/// What happens on a kernel that cannot enforce all of the sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum SandboxMode {
+    /// The worker does not start.
+    #[serde(rename = "required")]
+    Required,
+    /// What the kernel has is used, what it lacks is logged.
+    #[serde(rename = "best effort")]
+    BestEffort,
+    /// No sandbox.
+    #[serde(rename = "off")]
+    Off,
+}
+
+/// The log.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `sidebake=debug,info`.
+    pub level: String,
+    /// One line for each event, as text or JSON.
+    pub format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            concurrency: 10,
+            clones: 4,
+            queues: vec!["default".into()],
+            tag: String::new(),
+            redis: Redis::default(),
+            state: State::default(),
+            shutdown: Shutdown::default(),
+            lease: Lease::default(),
+            jobs: Jobs::default(),
+            github: Github::default(),
+            source: Source::default(),
+            buildx: Buildx::default(),
+            bake: Bake::default(),
+            builders: BTreeMap::new(),
+            accounts: Accounts::default(),
+            sandbox: Sandbox::default(),
+            log: Log::default(),
+        }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self { url: Secret::new("redis://127.0.0.1:6379/0"), timeout: seconds(5) }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self { directory: "/var/lib/sidebake".into() }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { timeout: seconds(15 * 60) }
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self { ttl: seconds(30) }
+    }
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            classes: BTreeMap::from([("BuildJob".into(), JobClass::default())]),
+            probe: false,
+            max_age: seconds(2 * 60 * 60),
+            max_retries: 25,
+            raise_user_failures: false,
+            dead_max_jobs: 10_000,
+            dead_timeout: seconds(180 * 24 * 60 * 60),
+            poll_interval: seconds(5),
+        }
+    }
+}
+
+impl Default for Github {
+    fn default() -> Self {
+        Self {
+            api_url: "https://api.github.com".into(),
+            git_url: "https://github.com".into(),
+            app_id: None,
+            private_key: None,
+            private_key_file: None,
+            timeout: seconds(10),
+        }
+    }
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self {
+            connect_timeout: seconds(10),
+            stall_timeout: seconds(30),
+            timeout: seconds(10 * 60),
+            max_entries: 500_000,
+            max_tree_bytes: 8 << 30,
+            max_file_bytes: 2 << 30,
+            max_fetch_bytes: 4 << 30,
+            ca_file: "/etc/ssl/certs/ca-certificates.crt".into(),
+        }
+    }
+}
+
+impl Default for Buildx {
+    fn default() -> Self {
+        Self { binary: "/usr/libexec/docker/cli-plugins/docker-buildx".into() }
+    }
+}
+
+impl Default for Bake {
+    fn default() -> Self {
+        Self {
+            print_timeout: seconds(30),
+            max_print_bytes: 4 << 20,
+            timeout: seconds(30 * 60),
+            silence: seconds(15 * 60),
+            max_targets: 100,
+        }
+    }
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self { mode: SandboxMode::Required, registry_ports: vec![443], max_data_bytes: 4 << 30 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+impl Settings {
+    /// Reads defaults, then `file`, then the environment, and checks the whole.
+    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self::read(file, variables)
+    }
+
+    fn read(file: Option<&Path>, variables: BTreeMap<String, String>) -> Result<Self, SettingsError> {
+        let mut builder = Config::builder();
+        if let Some(url) = redis_url(&variables) {
+            builder = builder.set_default("redis.url", url.as_str()).map_err(SettingsError::Read)?;
+        }
+        if let Some(path) = file {
+            builder = builder.add_source(File::from(path).format(FileFormat::Toml));
+        }
+        let environment = Environment::with_prefix("SIDEBAKE")
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("queues")
+            .with_list_parse_key("sandbox.registry_ports")
+            .source(Some(variables.into_iter().collect()));
+        let merged = builder.add_source(environment).build().map_err(SettingsError::Read)?;
+        let settings: Self = serde_path_to_error::deserialize(merged).map_err(|error| SettingsError::Key {
+            path: error.path().to_string(),
+            message: error.inner().to_string(),
+        })?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// What types cannot say. Called by [`Settings::load`], before anything is fetched.
+    fn check(&self) -> Result<(), SettingsError> {
+        let refuse = |path: String, message: &str| Err(SettingsError::Key { path, message: message.into() });
+        if self.concurrency == 0 {
+            return refuse("concurrency".into(), "must be at least 1");
+        }
+        if self.clones == 0 {
+            return refuse("clones".into(), "must be at least 1");
+        }
+        if self.queues.is_empty() {
+            return refuse("queues".into(), "must name at least one queue");
+        }
+        if self.lease.ttl < Duration::from_secs(1) {
+            return refuse("lease.ttl".into(), "must be at least 1s");
+        }
+        if !self.buildx.binary.is_absolute() {
+            return refuse("buildx.binary".into(), "must be an absolute path");
+        }
+        if !self.state.directory.is_absolute() {
+            return refuse("state.directory".into(), "must be an absolute path");
+        }
+        for (name, class) in &self.jobs.classes {
+            class.check(&format!("jobs.classes.{name}"))?;
+        }
+        for (name, builder) in &self.builders {
+            builder.check(&format!("builders.{name}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// `REDIS_URL`, or the variable that `REDIS_PROVIDER` names: as Sidekiq reads them.
+fn redis_url(variables: &BTreeMap<String, String>) -> Option<&String> {
+    let name = variables.get("REDIS_PROVIDER").map_or("REDIS_URL", String::as_str);
+    variables.get(name)
+}
+
+impl JobClass {
+    fn check(&self, path: &str) -> Result<(), SettingsError> {
+        let refuse = |key: &str, message: String| Err(SettingsError::Key { path: format!("{path}{key}"), message });
+        for (field, pointer) in self.map.iter().chain(&self.echo) {
+            if !pointer.starts_with('/') {
+                return refuse("", format!("the JSON Pointer of {field} must begin with /, found {pointer:?}"));
+            }
+        }
+        match (self.arguments, &self.resolve) {
+            (Shape::Mapped, _) if self.map.is_empty() => refuse(".map", "is needed for mapped arguments".into()),
+            (Shape::Resolved, None) => refuse(".resolve", "is needed for resolved arguments".into()),
+            (Shape::Resolved, Some(resolve)) if resolve.secret.is_none() == resolve.secret_file.is_none() => {
+                refuse(".resolve", "needs either secret or secret_file".into())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Builder {
+    fn check(&self, path: &str) -> Result<(), SettingsError> {
+        let refuse = |message: &str| Err(SettingsError::Key { path: format!("{path}.endpoint"), message: message.into() });
+        match (self.driver, self.endpoint.as_deref()) {
+            (Driver::Kubernetes, Some(_)) => refuse("is not for the kubernetes driver, which has a kubeconfig"),
+            (Driver::Remote, Some(url)) if url.starts_with("tcp://") => Ok(()),
+            (Driver::Remote, _) => refuse("is needed for the remote driver: tcp://host:port"),
+            (Driver::Docker, Some(url)) if !(url.starts_with("tcp://") || url.starts_with("unix:///")) => {
+                refuse("must be unix:///path or tcp://host:port")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(toml: &str, variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        let file = tempfile::NamedTempFile::with_suffix(".toml").expect("a temporary file");
+        std::fs::write(file.path(), toml).expect("written");
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Settings::read(Some(file.path()), variables)
+    }
+
+    fn message(toml: &str) -> String {
+        read(toml, &[]).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn the_example_file_holds_the_defaults() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/sidebake.toml");
+        let read = Settings::read(Some(&example), BTreeMap::new()).expect("the example is valid");
+        assert_eq!(format!("{read:#?}"), format!("{:#?}", Settings::default()));
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
+        let file = "concurrency = 3\nqueues = [\"a\"]\n[redis]\nurl = \"redis://file\"\n";
+        let settings = read(file, &[("SIDEBAKE__QUEUES", "b,c"), ("REDIS_URL", "redis://env")]).expect("valid");
+        assert_eq!((settings.concurrency, settings.clones), (3, 4));
+        assert_eq!(settings.queues, ["b", "c"]);
+        assert_eq!(settings.redis.url.expose(), "redis://file", "REDIS_URL is a default, as for Sidekiq");
+        let settings = read("", &[("SIDEBAKE__REDIS__URL", "redis://x"), ("REDIS_URL", "redis://env")]).expect("valid");
+        assert_eq!(settings.redis.url.expose(), "redis://x");
+    }
+
+    #[test]
+    fn a_typo_is_refused_with_its_path() {
+        assert!(message("concurency = 3").contains("concurency"));
+        let nested = message("[github]\nappid = \"1\"");
+        assert!(nested.contains("github") && nested.contains("appid"), "{nested}");
+        let wrong = message("[jobs]\nmax_age = \"soon\"");
+        assert!(wrong.contains("jobs.max_age"), "{wrong}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_before_the_start() {
+        assert_eq!(message("concurrency = 0"), "concurrency: must be at least 1");
+        assert_eq!(message("queues = []"), "queues: must name at least one queue");
+        let resolved = message("[jobs.classes.B]\narguments = \"resolved\"");
+        assert_eq!(resolved, "jobs.classes.B.resolve: is needed for resolved arguments");
+        let remote = message("[builders.default]\ndriver = \"remote\"");
+        assert_eq!(remote, "builders.default.endpoint: is needed for the remote driver: tcp://host:port");
+    }
+
+    #[test]
+    fn secrets_do_not_show_in_the_logged_settings() {
+        let settings = read("[redis]\nurl = \"redis://:hunter2@host\"", &[]).expect("valid");
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+}
