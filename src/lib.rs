@@ -27,3 +27,6 @@ pub mod settings;
 pub mod process;
 pub mod redis;
 pub mod sandbox;
+
+// Stations: each knows exactly one outside world, and no other station.
+pub mod sidekiq;

@@ -18,6 +18,9 @@ use crate::secret::Secret;
 
 pub use pattern::Pattern;
 
+/// The job class that tries the runtime without building anything; taken when `jobs.probe` is on.
+pub const PROBE: &str = "Sidebake::Probe";
+
 /// A configuration that cannot be used. The message names the key.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {

@@ -1,0 +1,112 @@
+//! Redis as Sidekiq uses it, and what we add to it: every key.
+//!
+//! | key | type | who writes | content | TTL |
+//! |---|---|---|---|---|
+//! | `queues` | set | clients, us | queue names | – |
+//! | `queue:<q>` | list | clients push left, workers take right | job texts | – |
+//! | `retry`, `schedule` | zset | workers; clients | job texts by due time, float seconds | – |
+//! | `dead` | zset | workers | job texts by time of death | trimmed by age and count |
+//! | `processes`, `<identity>` | set, hash | heartbeat | what the Web UI shows | 60 s |
+//! | `<identity>:work` | hash | heartbeat | running jobs | 60 s |
+//! | `<identity>-signals` | list | the Web UI | `TSTP`, `TERM`, `TTIN` | 60 s |
+//! | `stat:processed`, `stat:failed`, and `…:<UTC day>` | string | settle | counters | 5 years (days) |
+//! | `sidebake:inflight:<identity>` | hash | turn, recovery | token → queue, newline, job text | – |
+//! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
+//! | `sidebake:lease:<identity>` | string | lease | `1` | the lease |
+//! | `sidebake:suspects` | hash | recovery | identity → ms since the epoch, Redis' clock | – |
+//! | `sidebake:recoveries` | hash | recovery | sha1 of a job text → how often recovered | 72 h |
+//! | `sidebake:scan` | string | recovery | one scanner at a time | a sixth of the lease |
+//!
+//! An entry is in exactly one of queue, in flight, retry and dead; every move is one script. Job texts are carried as
+//! they are. Follows Sidekiq 8.1.
+
+pub mod custody;
+pub mod heartbeat;
+pub mod lease;
+pub mod payload;
+pub mod poller;
+pub mod recovery;
+pub mod retry;
+pub mod turn;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The name under which Sidekiq's API and Web UI know this process: `host:pid:nonce`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// As in Sidekiq: `DYNO` in place of the host's name is read in `main`.
+    pub hostname: String,
+    /// Process id.
+    pub pid: u32,
+    nonce: String,
+}
+
+impl Identity {
+    /// An identity that no other process has, now or later.
+    pub fn new(hostname: String) -> Self {
+        Self { hostname, pid: std::process::id(), nonce: random_hex::<6>() }
+    }
+
+    pub(crate) fn inflight_key(&self) -> String {
+        format!("sidebake:inflight:{self}")
+    }
+
+    pub(crate) fn lease_key(&self) -> String {
+        format!("sidebake:lease:{self}")
+    }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.hostname, self.pid, self.nonce)
+    }
+}
+
+/// `N` random bytes as lower-case hexadecimal digits: jids (12 bytes) and tokens.
+pub fn random_hex<const N: usize>() -> String {
+    rand::random::<[u8; N]>().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Wall-clock time, as Sidekiq's scores and timestamps have it.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Epoch(Duration);
+
+impl Epoch {
+    /// This machine's clock.
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+    pub fn now() -> Self {
+        Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
+    /// From seconds; what is not a time counts as the epoch itself.
+    pub fn from_secs_f64(seconds: f64) -> Self {
+        Self(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+    }
+
+    /// Float seconds: scores, and timestamps before Sidekiq 8.
+    pub fn as_secs_f64(self) -> f64 {
+        self.0.as_secs_f64()
+    }
+
+    /// Whole milliseconds: timestamps from Sidekiq 8 on.
+    pub fn as_millis(self) -> u64 {
+        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// This much later.
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(duration))
+    }
+
+    /// How long after `earlier`; zero when it is not.
+    pub fn since(self, earlier: Self) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    /// The UTC day, `YYYY-MM-DD`, as in the keys of the statistics.
+    pub fn day(self) -> String {
+        let timestamp = jiff::Timestamp::new(i64::try_from(self.0.as_secs()).unwrap_or(0), 0).unwrap_or_default();
+        timestamp.strftime("%Y-%m-%d").to_string()
+    }
+}

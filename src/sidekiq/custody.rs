@@ -1,0 +1,255 @@
+//! The jobs that are ours: one task that takes turns with Redis, and remembers.
+//!
+//! At most one turn is on its way, and it is sent again with the same tokens until it is answered; so a lost reply
+//! loses nothing. Every few seconds the memory is compared with the in-flight hash ("reconcile"): a job we never heard
+//! of is adopted, a result that Redis forgot is settled again, and a build that was taken from us is killed.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::turn::{Effect, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use super::{Epoch, Identity};
+use crate::redis::{Redis, RedisError};
+use crate::settings::Jobs;
+
+/// How long a result is remembered, in case Redis forgets that it was settled.
+const REMEMBERED: Duration = Duration::from_secs(60);
+
+/// The slow poll that guarantees progress when no push wakes us.
+const POLL: Duration = Duration::from_secs(5);
+
+/// A unit of work that is being processed, as the heartbeat shows it.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// The unit.
+    pub unit: UnitOfWork,
+    /// When it began.
+    pub since: Epoch,
+    /// Cancelled when the job was taken from us: whatever it does has no effect any more.
+    pub taken: CancellationToken,
+}
+
+/// What is running, shared with the heartbeat.
+#[derive(Clone, Debug, Default)]
+pub struct RunningJobs(Arc<Mutex<BTreeMap<Token, Running>>>);
+
+impl RunningJobs {
+    /// A copy of the present state, in the order of fetching.
+    pub fn snapshot(&self) -> Vec<Running> {
+        self.with(|running| running.values().cloned().collect())
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Token, Running>) -> T) -> T {
+        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The task's parts. [`Custody::run`] is the task.
+#[derive(Debug)]
+pub struct Custody {
+    /// A connection of its own, with tracking.
+    pub redis: Redis,
+    /// Ours.
+    pub identity: Arc<Identity>,
+    /// Queues, the first one first.
+    pub queues: Vec<String>,
+    /// Slots.
+    pub concurrency: usize,
+    /// Limits of the dead set.
+    pub jobs: Jobs,
+    /// How often to reconcile.
+    pub reconcile_every: Duration,
+    /// Notified when a queue may have work.
+    pub wake: Arc<Notify>,
+    /// What is running.
+    pub running: RunningJobs,
+    /// Cancelled when nothing more is to be fetched.
+    pub quiet: CancellationToken,
+}
+
+/// What the loop keeps between turns.
+struct Memory {
+    n_tokens: u64,
+    /// Settlements that Redis has not answered yet.
+    pending: Vec<Settlement>,
+    /// Settlements that it has, in case it forgets.
+    remembered: HashMap<Token, (Instant, Settlement)>,
+    /// Tokens of free slots; used again until one is filled.
+    slots: Vec<Token>,
+}
+
+impl Custody {
+    /// Takes turns until `settlements` is closed and all of them are answered.
+    ///
+    /// Fetched units go to `units`, never more than there are free slots.
+    pub async fn run(self, mut settlements: mpsc::UnboundedReceiver<Settlement>, units: mpsc::UnboundedSender<Running>) {
+        let mut memory = Memory { n_tokens: 0, pending: Vec::new(), remembered: HashMap::new(), slots: Vec::new() };
+        let mut reconcile = interval(self.reconcile_every);
+        reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut poll = interval(POLL);
+        let mut is_open = true;
+        while is_open {
+            // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
+            tokio::select! {
+                settlement = settlements.recv() => match settlement {
+                    Some(settlement) => self.finish(&mut memory, settlement),
+                    None => is_open = false,
+                },
+                () = self.wake.notified() => {}
+                _ = poll.tick() => {}
+                _ = reconcile.tick() => {
+                    if let Err(error) = self.reconcile(&mut memory, &units).await {
+                        tracing::warn!(%error, "the in-flight hash cannot be read");
+                    }
+                }
+                () = self.quiet.cancelled(), if !memory.slots.is_empty() => {}
+            }
+            while let Ok(settlement) = settlements.try_recv() {
+                self.finish(&mut memory, settlement);
+            }
+            self.take_turns(&mut memory, &units).await;
+        }
+    }
+
+    fn finish(&self, memory: &mut Memory, settlement: Settlement) {
+        self.running.with(|running| running.remove(&settlement.token));
+        memory.pending.push(settlement);
+    }
+
+    /// Takes turns as long as they move something.
+    async fn take_turns(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
+        loop {
+            self.assign_slots(memory);
+            if memory.pending.is_empty() && memory.slots.is_empty() {
+                return;
+            }
+            let reply = self.send_until_answered(memory).await;
+            let was_full = reply.fetched.as_ref().is_some_and(|fetched| fetched.len() == memory.slots.len());
+            let has_lease = reply.fetched.is_some();
+            let n_fetched = self.take_in(memory, reply, units);
+            if !has_lease {
+                // The lease thread is about to make one; what others took meanwhile, reconcile will find.
+                sleep(Duration::from_millis(20)).await;
+            } else if n_fetched == 0 || !was_full {
+                return;
+            }
+        }
+    }
+
+    /// One token for each free slot; none when quiet, but for those of an unanswered turn, which were never sent twice
+    /// under another name.
+    fn assign_slots(&self, memory: &mut Memory) {
+        if self.quiet.is_cancelled() {
+            memory.slots.clear();
+            return;
+        }
+        let n_free = self.concurrency.saturating_sub(self.running.with(|running| running.len()));
+        memory.slots.truncate(n_free);
+        while memory.slots.len() < n_free {
+            memory.n_tokens += 1;
+            memory.slots.push(Token::nth(memory.n_tokens));
+        }
+    }
+
+    async fn send_until_answered(&self, memory: &Memory) -> Reply {
+        let turn = Turn { settlements: &memory.pending, slots: &memory.slots, queues: &self.queues };
+        let mut silent_since: Option<Instant> = None;
+        loop {
+            match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
+                Ok(reply) => {
+                    if let Some(since) = silent_since {
+                        tracing::info!(downtime_s = since.elapsed().as_secs_f64(), "Redis is back");
+                    }
+                    return reply;
+                }
+                Err(error) => {
+                    if silent_since.is_none() {
+                        tracing::error!(%error, "Redis does not take the turn; running builds go on");
+                        silent_since = Some(Instant::now());
+                    }
+                    sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+
+    /// Brings the memory up to date with an answer; returns how many units were fetched.
+    fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> usize {
+        let now = Instant::now();
+        for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
+            match settled {
+                Settled::Done => {}
+                Settled::Fenced => tracing::debug!(token = %settlement.token, "the job was settled before, or is not ours any more"),
+                Settled::WrongType(key) => {
+                    tracing::error!(key, token = %settlement.token, "a key has the wrong type: the result is kept until it is gone");
+                }
+            }
+            memory.remembered.insert(settlement.token.clone(), (now, settlement));
+        }
+        let fetched = reply.fetched.unwrap_or_default();
+        let n_fetched = fetched.len();
+        for unit in fetched {
+            memory.slots.retain(|token| *token != unit.token);
+            self.begin(unit, units);
+        }
+        n_fetched
+    }
+
+    fn begin(&self, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
+        let running = Running { unit, since: Epoch::now(), taken: CancellationToken::new() };
+        self.running.with(|all| all.insert(running.unit.token.clone(), running.clone()));
+        // When nobody listens any more the worker is leaving, and recovery brings the job back.
+        let _ = units.send(running);
+    }
+
+    async fn reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> Result<(), RedisError> {
+        memory.remembered.retain(|_, (since, _)| since.elapsed() < REMEMBERED);
+        let inflight: HashMap<String, Vec<u8>> =
+            self.redis.query(redis::cmd("HGETALL").arg(self.identity.inflight_key())).await?;
+        let inflight: HashMap<Token, Vec<u8>> =
+            inflight.into_iter().map(|(token, entry)| (Token::parse(&token), entry)).collect();
+        for running in self.running.snapshot() {
+            if !inflight.contains_key(&running.unit.token) && !running.taken.is_cancelled() {
+                tracing::warn!(token = %running.unit.token, "the job was given to another worker: ours is killed");
+                running.taken.cancel();
+            }
+        }
+        let running: Vec<Token> = self.running.with(|running| running.keys().cloned().collect());
+        for (token, entry) in inflight {
+            if running.contains(&token) || memory.pending.iter().any(|settlement| settlement.token == token) {
+                continue;
+            }
+            if let Some((_, settlement)) = memory.remembered.get(&token) {
+                memory.pending.push(settlement.clone());
+            } else if let Some(unit) = read_entry(token, &entry) {
+                self.adopt(memory, unit, units);
+            }
+        }
+        Ok(())
+    }
+
+    /// A job in our hash that we never heard of: the reply that brought it was lost.
+    fn adopt(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
+        let is_free = self.running.with(|running| running.len()) < self.concurrency && !self.quiet.is_cancelled();
+        memory.slots.retain(|token| *token != unit.token);
+        if is_free {
+            tracing::warn!(token = %unit.token, "a job that was fetched without our knowing is taken up");
+            self.begin(unit, units);
+        } else {
+            let effects = vec![Effect::PutBack { queue: unit.queue }];
+            memory.pending.push(Settlement { token: unit.token, is_processed: false, is_failed: false, effects });
+        }
+    }
+}
+
+/// An entry of an in-flight hash: queue, newline, text.
+pub(super) fn read_entry(token: Token, entry: &[u8]) -> Option<UnitOfWork> {
+    let end = entry.iter().position(|byte| *byte == b'\n')?;
+    let queue = String::from_utf8(entry[..end].to_vec()).ok()?;
+    Some(UnitOfWork { token, queue, text: entry[end + 1..].to_vec(), n_recoveries: 0 })
+}

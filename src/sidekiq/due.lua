@@ -1,0 +1,17 @@
+-- due.lua: moves one due job from the retry set or the schedule to its queue.
+--
+-- KEYS  1 the set   2 `queues`   3 the list
+-- ARGV  1 the member as it is in the set   2 the text to push
+--
+-- Returns 1 when the job was moved, 0 when somebody else had taken it.
+--
+-- Invariant: only what was removed is pushed, so a job moves once however many pollers see it.
+
+local found = redis.call('TYPE', KEYS[3]).ok
+if found ~= 'none' and found ~= 'list' then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[3] .. ' is not a list')
+end
+if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('SADD', KEYS[2], string.sub(KEYS[3], 7))
+redis.call('LPUSH', KEYS[3], ARGV[2])
+return 1

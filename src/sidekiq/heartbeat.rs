@@ -1,0 +1,158 @@
+//! What Sidekiq's API and Web UI know of this process: every ten seconds, and no longer than a minute after its death.
+//!
+//! Follows Sidekiq 8.1 (`Launcher#beat`); `concurrency` is written in both places where generations read it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, json};
+use tokio::sync::mpsc;
+use tokio::time::interval;
+use tokio_util::sync::CancellationToken;
+
+use super::custody::{Running, RunningJobs};
+use super::{Epoch, Identity};
+use crate::redis::{Redis, RedisError};
+
+const PERIOD: Duration = Duration::from_secs(10);
+const TTL_S: u64 = 60;
+
+/// What of this process does not change.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Ours.
+    pub identity: Arc<Identity>,
+    /// When it started.
+    pub started_at: Epoch,
+    /// Text for the Web UI.
+    pub tag: String,
+    /// Slots.
+    pub concurrency: usize,
+    /// Queues in order.
+    pub queues: Vec<String>,
+}
+
+/// What somebody asks of this process through the Web UI or the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remote {
+    /// `TSTP`: fetch nothing more.
+    Quiet,
+    /// `TERM`: stop.
+    Stop,
+}
+
+/// Beats until `stop`, then takes the process off the list.
+///
+/// A beat after that would make the process reappear, so this is the last user of the keys.
+pub async fn run(
+    redis: &Redis,
+    process: &Process,
+    running: &RunningJobs,
+    quiet: &CancellationToken,
+    stop: &CancellationToken,
+    remote: &mpsc::UnboundedSender<Remote>,
+) {
+    let mut ticks = interval(PERIOD);
+    let mut rtt = Duration::ZERO;
+    loop {
+        let is_over = stop.run_until_cancelled(ticks.tick()).await.is_none();
+        if is_over {
+            break;
+        }
+        match beat(redis, process, &running.snapshot(), quiet.is_cancelled(), rtt).await {
+            Ok((signal, measured)) => {
+                rtt = measured;
+                signal.and_then(|signal| read_signal(&signal)).map(|signal| remote.send(signal));
+            }
+            Err(error) => tracing::warn!(%error, "no heartbeat"),
+        }
+    }
+    if let Err(error) = leave(redis, process).await {
+        tracing::warn!(%error, "the process stays on Sidekiq's list for a minute");
+    }
+}
+
+fn read_signal(name: &str) -> Option<Remote> {
+    match name {
+        "TSTP" => Some(Remote::Quiet),
+        "TERM" => Some(Remote::Stop),
+        other => {
+            tracing::info!(signal = other, "asked for something that only Ruby can do");
+            None
+        }
+    }
+}
+
+async fn beat(
+    redis: &Redis,
+    process: &Process,
+    running: &[Running],
+    is_quiet: bool,
+    rtt: Duration,
+) -> Result<(Option<String>, Duration), RedisError> {
+    let identity = process.identity.to_string();
+    let work = format!("{identity}:work");
+    let mut beat = redis::pipe();
+    beat.atomic().del(&work).ignore();
+    for job in running {
+        beat.hset(&work, job.unit.token.to_string(), work_entry(job)).ignore();
+    }
+    beat.expire(&work, TTL_S as i64).ignore();
+    beat.sadd("processes", &identity).ignore();
+    let fields = [
+        ("info", info(process)),
+        ("concurrency", process.concurrency.to_string()),
+        ("busy", running.len().to_string()),
+        ("beat", format!("{:?}", Epoch::now().as_secs_f64())),
+        ("rtt_us", rtt.as_micros().to_string()),
+        ("quiet", is_quiet.to_string()),
+        ("rss", resident_kilobytes().to_string()),
+    ];
+    beat.hset_multiple(&identity, &fields).ignore();
+    beat.expire(&identity, TTL_S as i64).ignore();
+    beat.rpop(format!("{identity}-signals"), None);
+    let sent = Instant::now();
+    let (signal,): (Option<String>,) = redis.pipeline(&beat).await?;
+    Ok((signal, sent.elapsed()))
+}
+
+async fn leave(redis: &Redis, process: &Process) -> Result<(), RedisError> {
+    let identity = process.identity.to_string();
+    let mut goodbye = redis::pipe();
+    goodbye.atomic().srem("processes", &identity).ignore().del(format!("{identity}:work")).ignore();
+    redis.pipeline(&goodbye).await
+}
+
+/// The `info` field: JSON, constant for the life of the process.
+fn info(process: &Process) -> String {
+    let weights: Map<String, serde_json::Value> = process.queues.iter().map(|queue| (queue.clone(), json!(0))).collect();
+    json!({
+        "hostname": process.identity.hostname,
+        "started_at": process.started_at.as_secs_f64(),
+        "pid": process.identity.pid,
+        "tag": process.tag,
+        "concurrency": process.concurrency,
+        "capsules": {"default": {"concurrency": process.concurrency, "mode": "strict", "weights": weights}},
+        "queues": process.queues,
+        "weights": [weights],
+        "labels": ["sidebake"],
+        "identity": process.identity.to_string(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "embedded": false,
+    })
+    .to_string()
+}
+
+/// One field of `<identity>:work`: the job's text is a string in it, not an object.
+fn work_entry(job: &Running) -> String {
+    let text = String::from_utf8_lossy(&job.unit.text);
+    let run_at = job.since.as_millis() / 1000;
+    json!({"queue": job.unit.queue, "payload": text, "run_at": run_at}).to_string()
+}
+
+/// `VmRSS` of `/proc/self/status`, in kB; 0 where it cannot be read.
+fn resident_kilobytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}

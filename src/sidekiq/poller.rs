@@ -1,0 +1,102 @@
+//! Moves due jobs of our classes from the retry set and the schedule to their queues.
+//!
+//! Rails' other jobs need Ruby's client middleware and are left to Ruby's pollers. Unlike Ruby's, which pops and then
+//! pushes, a crash in between loses nothing: one script moves one job. Timing follows Sidekiq 8.1.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::Epoch;
+use super::payload::Payload;
+use crate::redis::{Redis, RedisError, Script};
+use crate::settings::Jobs;
+
+static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lua")));
+
+/// Members looked at in one request.
+const PAGE: usize = 100;
+
+/// Polls until `stop`.
+pub async fn run(redis: &Redis, jobs: &Jobs, stop: &CancellationToken) {
+    let mut wait = jobs.poll_interval.mul_f64(rand::random());
+    while stop.run_until_cancelled(sleep(wait)).await.is_some() {
+        for set in ["retry", "schedule"] {
+            if let Err(error) = enqueue_due(redis, jobs, set, Epoch::now()).await {
+                tracing::warn!(%error, set, "due jobs cannot be moved");
+            }
+        }
+        wait = pause(jobs.poll_interval, n_processes(redis).await, rand::random());
+    }
+}
+
+/// Pause between polls, so that the fleet as a whole polls once per `interval` on average. `jitter` is in 0..1.
+fn pause(interval: Duration, n_processes: u32, jitter: f64) -> Duration {
+    let average = interval * n_processes.max(1);
+    if n_processes < 10 { average.mul_f64(jitter) + average / 2 } else { average.mul_f64(2.0 * jitter) }
+}
+
+async fn n_processes(redis: &Redis) -> u32 {
+    redis.query(redis::cmd("SCARD").arg("processes")).await.unwrap_or(1)
+}
+
+/// Moves every job of ours in `set` that is due at `now`; returns how many.
+pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<usize, RedisError> {
+    let (mut n_moved, mut offset) = (0, 0);
+    loop {
+        let mut range = redis::cmd("ZRANGE");
+        range.arg(set).arg("-inf").arg(now.as_secs_f64()).arg(&["BYSCORE", "LIMIT"]).arg(offset).arg(PAGE);
+        let members: Vec<Vec<u8>> = redis.query(&range).await?;
+        let n_members = members.len();
+        for member in members {
+            // What stays, others' jobs and what is no job at all, must not hide what comes after it.
+            match moved_text(jobs, &member, now) {
+                Some((queue, text)) => n_moved += move_one(redis, set, &member, &queue, &text).await?,
+                None => offset += 1,
+            }
+        }
+        if n_members < PAGE {
+            return Ok(n_moved);
+        }
+    }
+}
+
+/// Queue and text of a job of ours; `None` for anything else.
+fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, String)> {
+    let payload = Payload::parse(member).ok()?;
+    let is_ours = jobs.classes.contains_key(&payload.class) || (jobs.probe && payload.class == crate::settings::PROBE);
+    is_ours.then(|| (payload.queue().filter(|queue| !queue.is_empty()).unwrap_or_else(|| "default".into()), payload.enqueued(now)))
+}
+
+async fn move_one(redis: &Redis, set: &str, member: &[u8], queue: &str, text: &str) -> Result<usize, RedisError> {
+    let mut script = DUE.key(set);
+    script.key("queues").key(format!("queue:{queue}")).arg(member).arg(text);
+    redis.script(&script).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_larger_fleet_polls_less_often_each() {
+        let five = Duration::from_secs(5);
+        assert_eq!(pause(five, 1, 0.0), Duration::from_millis(2500));
+        assert_eq!(pause(five, 1, 1.0), Duration::from_millis(7500));
+        assert_eq!(pause(five, 10, 0.5), Duration::from_secs(50));
+    }
+
+    #[test]
+    fn only_our_classes_are_moved_and_only_enqueued_at_changes() {
+        let jobs = Jobs::default();
+        let member = br#"{"class":"BuildJob","queue":"builds","x":1e400,"jid":"j","created_at":1795491695123}"#;
+        let (queue, text) = moved_text(&jobs, member, Epoch::from_secs_f64(2.0)).expect("ours");
+        assert_eq!(queue, "builds");
+        assert_eq!(text, r#"{"class":"BuildJob","queue":"builds","x":1e400,"jid":"j","created_at":1795491695123,"enqueued_at":2000}"#);
+        assert!(moved_text(&jobs, br#"{"class":"MailJob"}"#, Epoch::now()).is_none());
+        assert!(moved_text(&jobs, br#"{"class":"Sidebake::Probe"}"#, Epoch::now()).is_none());
+        assert!(moved_text(&jobs, b"nonsense", Epoch::now()).is_none());
+    }
+}

@@ -1,0 +1,86 @@
+//! Dead workers' jobs, brought back by any living one: no job needs the dead process to come back.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::custody::read_entry;
+use super::turn::{Token, UnitOfWork};
+use crate::redis::{Redis, RedisError, Script};
+
+static RECOVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("recover.lua")));
+
+/// How long recoveries of a job are counted: as Sidekiq Pro counts poison pills.
+const COUNTED: Duration = Duration::from_secs(72 * 60 * 60);
+
+/// A job recovered this often is poison.
+pub const POISON: u32 = 3;
+
+/// Looks for dead owners until `stop`; one process of the fleet scans at a time.
+pub async fn run(redis: &Redis, lease_ttl: Duration, stop: &CancellationToken) {
+    let every = lease_ttl / 6;
+    while stop.run_until_cancelled(sleep(every)).await.is_some() {
+        if let Err(error) = scan(redis, lease_ttl, every).await {
+            tracing::warn!(%error, "dead workers cannot be looked for");
+        }
+    }
+}
+
+async fn scan(redis: &Redis, lease_ttl: Duration, every: Duration) -> Result<(), RedisError> {
+    let mut guard = redis::cmd("SET");
+    guard.arg(&["sidebake:scan", "1", "NX", "PX"]).arg(every.as_millis() as u64);
+    if redis.query::<Option<String>>(&guard).await?.is_none() {
+        return Ok(());
+    }
+    let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
+    for owner in owners {
+        if recover(redis, &owner, lease_ttl / 2, &[]).await?.as_deref() != Some("expired") {
+            continue;
+        }
+        let units = inflight(redis, &owner).await?;
+        let n_recovered = recover(redis, &owner, lease_ttl / 2, &units).await?.unwrap_or_default();
+        tracing::warn!(owner, n_recovered, "a worker died: its jobs are back on their queues");
+    }
+    Ok(())
+}
+
+/// The jobs of an owner, newest first: pushed to the heads in this order, the oldest comes out next.
+async fn inflight(redis: &Redis, owner: &str) -> Result<Vec<UnitOfWork>, RedisError> {
+    let entries: HashMap<String, Vec<u8>> =
+        redis.query(redis::cmd("HGETALL").arg(format!("sidebake:inflight:{owner}"))).await?;
+    let mut units: Vec<UnitOfWork> =
+        entries.iter().filter_map(|(token, entry)| read_entry(Token::parse(token), entry)).collect();
+    units.sort_by(|a, b| b.token.cmp(&a.token));
+    Ok(units)
+}
+
+/// The script's answer in words, or the number of jobs it put back.
+async fn recover(
+    redis: &Redis,
+    owner: &str,
+    grace: Duration,
+    units: &[UnitOfWork],
+) -> Result<Option<String>, RedisError> {
+    let mut script = RECOVER.key("sidebake:owners");
+    script
+        .key("sidebake:suspects")
+        .key(format!("sidebake:lease:{owner}"))
+        .key(format!("sidebake:inflight:{owner}"))
+        .key("sidebake:recoveries")
+        .key("queues");
+    script.arg(owner).arg(grace.as_millis() as u64).arg(COUNTED.as_millis() as u64);
+    let mut queues: Vec<&str> = Vec::new();
+    for unit in units {
+        let place = queues.iter().position(|queue| *queue == unit.queue).unwrap_or_else(|| {
+            script.key(format!("queue:{}", unit.queue));
+            queues.push(&unit.queue);
+            queues.len() - 1
+        });
+        // After the six fixed keys, counted from 1 as Lua does.
+        script.arg(unit.token.to_string()).arg(place + 7);
+    }
+    redis.script(&script).await
+}

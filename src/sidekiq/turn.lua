@@ -1,0 +1,139 @@
+-- turn.lua: settles what has finished and fetches for the free slots, in one step.
+--
+-- KEYS  1 in-flight hash of this process   2 its lease   3 `queues`   4 `retry`   5 `dead`
+--       6 `stat:processed`   7 the same of today   8 `stat:failed`   9 the same of today   10 recoveries
+--       11… the lists that follow are named by their place in KEYS
+-- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`
+--       4 number of settlements, then each: token, processed (0/1), failed (0/1), number of effects, then each
+--         effect: kind, place of a list in KEYS or score, text
+--           push   LPUSH the text on the list
+--           head   RPUSH the text as it was fetched, on the list; the effect's text is not used
+--           retry  ZADD the text with the score
+--           bury   ZADD the text to `dead` with the score, and trim
+--         then the number of slots, then each: token, number of queues, their places in KEYS in order
+--
+-- Returns {settlements, slots}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
+-- or the name of a key of the wrong type, and nothing was done. A slot is {queue, text, times recovered} or false.
+-- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch.
+--
+-- Invariant: an entry is in exactly one place. The fence and the types are checked before the first write of a
+-- settlement, and a slot that was filled before is answered again, so the script may be sent any number of times.
+
+local inflight = KEYS[1]
+local next_argument = 4
+
+local function argument()
+  local value = ARGV[next_argument]
+  next_argument = next_argument + 1
+  return value
+end
+
+local function is_type(key, wanted)
+  local found = redis.call('TYPE', key).ok
+  return found == 'none' or found == wanted
+end
+
+local function queue_name(key)
+  return string.sub(key, 7)
+end
+
+local function effects(n)
+  local list = {}
+  for i = 1, n do
+    list[i] = { kind = argument(), place = argument(), text = argument() }
+  end
+  return list
+end
+
+local function wrong_key(list)
+  for _, effect in ipairs(list) do
+    if effect.kind == 'push' or effect.kind == 'head' then
+      local key = KEYS[tonumber(effect.place)]
+      if not is_type(key, 'list') then return key end
+      if not is_type(KEYS[3], 'set') then return KEYS[3] end
+    elseif effect.kind == 'retry' and not is_type(KEYS[4], 'zset') then
+      return KEYS[4]
+    elseif effect.kind == 'bury' and not is_type(KEYS[5], 'zset') then
+      return KEYS[5]
+    end
+  end
+  return nil
+end
+
+local function count(total, today)
+  redis.call('INCR', total)
+  redis.call('INCR', today)
+  redis.call('EXPIRE', today, 157680000)
+end
+
+local function apply(effect, fetched_text)
+  if effect.kind == 'push' or effect.kind == 'head' then
+    local key = KEYS[tonumber(effect.place)]
+    redis.call('SADD', KEYS[3], queue_name(key))
+    if effect.kind == 'push' then
+      redis.call('LPUSH', key, effect.text)
+    else
+      redis.call('RPUSH', key, fetched_text)
+    end
+  elseif effect.kind == 'retry' then
+    redis.call('ZADD', KEYS[4], effect.place, effect.text)
+  else
+    redis.call('ZADD', KEYS[5], effect.place, effect.text)
+    redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', ARGV[2])
+    redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -(tonumber(ARGV[3])))
+  end
+end
+
+local function text_of(entry)
+  return string.sub(entry, string.find(entry, '\n', 1, true) + 1)
+end
+
+local function settle()
+  local token, processed, failed = argument(), argument(), argument()
+  local list = effects(tonumber(argument()))
+  local entry = redis.call('HGET', inflight, token)
+  if not entry then return 0 end
+  local wrong = wrong_key(list)
+  if wrong then return wrong end
+
+  redis.call('HDEL', inflight, token)
+  for _, effect in ipairs(list) do apply(effect, text_of(entry)) end
+  if processed == '1' then count(KEYS[6], KEYS[7]) end
+  if failed == '1' then count(KEYS[8], KEYS[9]) end
+  return 1
+end
+
+local function fetch()
+  local token, n_queues = argument(), tonumber(argument())
+  local queues = {}
+  for i = 1, n_queues do queues[i] = KEYS[tonumber(argument())] end
+
+  local entry = redis.call('HGET', inflight, token)
+  for _, queue in ipairs(queues) do
+    if entry then break end
+    local text = redis.call('RPOP', queue)
+    if text then
+      entry = queue_name(queue) .. '\n' .. text
+      redis.call('HSET', inflight, token, entry)
+    end
+  end
+  if not entry then
+    -- Nothing there. Reading the lengths arms client-side tracking: the next push to any of them wakes us.
+    for _, queue in ipairs(queues) do redis.call('LLEN', queue) end
+    return false
+  end
+  local queue = string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1)
+  local text = text_of(entry)
+  return { queue, text, redis.call('HGET', KEYS[10], redis.sha1hex(text)) or '0' }
+end
+
+local settled = {}
+for i = 1, tonumber(argument()) do settled[i] = settle() end
+
+local n_slots = tonumber(argument())
+if n_slots > 0 and redis.call('EXISTS', KEYS[2]) == 0 then
+  return { settled, 'no lease' }
+end
+local fetched = {}
+for i = 1, n_slots do fetched[i] = fetch() end
+return { settled, fetched }

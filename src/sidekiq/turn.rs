@@ -1,0 +1,238 @@
+//! The one step in which jobs change hands: `turn.lua`, its arguments and its answer.
+//!
+//! Settling and fetching share a round trip, so a busy worker needs one per job. The script may be sent again with the
+//! same tokens until it is answered.
+
+use std::sync::LazyLock;
+
+use redis::{FromRedisValue, Value, from_redis_value};
+
+use super::{Epoch, Identity};
+use crate::redis::{Redis, RedisError, Script};
+use crate::settings::Jobs;
+
+static TURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("turn.lua")));
+
+/// The fence: proves that an entry in flight is still the one that we fetched. Used once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(String);
+
+impl Token {
+    /// The `n`th token of a process; later ones sort after earlier ones.
+    pub fn nth(n: u64) -> Self {
+        Self(format!("{n:012x}"))
+    }
+
+    pub(super) fn parse(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Display for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A job in our custody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitOfWork {
+    /// Proves that it is ours.
+    pub token: Token,
+    /// The queue it was fetched from.
+    pub queue: String,
+    /// Its text as it was fetched.
+    pub text: Vec<u8>,
+    /// How often it was taken from a dead worker within three days.
+    pub n_recoveries: u32,
+}
+
+/// The end of a unit of work, and everything that follows from it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settlement {
+    /// Whose end.
+    pub token: Token,
+    /// Whether the attempt counts as processed.
+    pub is_processed: bool,
+    /// Whether it counts as failed.
+    pub is_failed: bool,
+    /// What happens in the same step.
+    pub effects: Vec<Effect>,
+}
+
+/// One thing that follows from the end of a unit of work.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// A new job on a queue.
+    Push {
+        /// Name without prefix.
+        queue: String,
+        /// The job's text.
+        text: String,
+    },
+    /// The unit's own text, back at the head of the queue it came from.
+    PutBack {
+        /// That queue.
+        queue: String,
+    },
+    /// Into the retry set.
+    Retry {
+        /// When it is due.
+        at: Epoch,
+        /// The job's text.
+        text: String,
+    },
+    /// Into the dead set.
+    Bury {
+        /// The job's text, or the bytes that are no job.
+        text: Vec<u8>,
+    },
+}
+
+/// What became of a settlement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It happened.
+    Done,
+    /// The token was not ours any more: nothing happened.
+    Fenced,
+    /// A key has the wrong type: nothing happened.
+    WrongType(String),
+}
+
+/// The answer to a turn.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// One for each settlement, in order.
+    pub settled: Vec<Settled>,
+    /// The jobs fetched; `None` when this process has no lease and so must not fetch.
+    pub fetched: Option<Vec<UnitOfWork>>,
+}
+
+/// What a turn asks.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    /// What has finished.
+    pub settlements: &'a [Settlement],
+    /// One token for each free slot.
+    pub slots: &'a [Token],
+    /// Queues to fetch from, the first one first.
+    pub queues: &'a [String],
+}
+
+impl Turn<'_> {
+    /// Sends the turn once.
+    pub async fn send(&self, redis: &Redis, identity: &Identity, jobs: &Jobs, now: Epoch) -> Result<Reply, RedisError> {
+        let mut keys = Keys::fixed(identity, now);
+        let mut arguments = Arguments::default();
+        arguments.number(now.as_secs_f64());
+        arguments.number(now.as_secs_f64() - jobs.dead_timeout.as_secs_f64());
+        arguments.number(jobs.dead_max_jobs);
+        arguments.number(self.settlements.len());
+        for settlement in self.settlements {
+            arguments.settlement(settlement, &mut keys, now);
+        }
+        arguments.number(self.slots.len());
+        let places: Vec<usize> = self.queues.iter().map(|queue| keys.queue(queue)).collect();
+        for token in self.slots {
+            arguments.text(&token.0);
+            arguments.number(places.len());
+            places.iter().for_each(|place| arguments.number(*place));
+        }
+        let mut script = TURN.prepare_invoke();
+        keys.0.iter().for_each(|key| {
+            script.key(key);
+        });
+        arguments.0.iter().for_each(|argument| {
+            script.arg(argument);
+        });
+        let (settled, fetched): (Vec<Value>, Value) = redis.script(&script).await?;
+        Ok(Reply {
+            settled: settled.into_iter().map(read_settled).collect::<Result<_, _>>()?,
+            fetched: self.read_fetched(fetched)?,
+        })
+    }
+
+    fn read_fetched(&self, fetched: Value) -> Result<Option<Vec<UnitOfWork>>, RedisError> {
+        let Value::Array(slots) = fetched else { return Ok(None) };
+        let filled = self.slots.iter().zip(slots).filter(|(_, slot)| *slot != Value::Nil);
+        let units = filled.map(|(token, slot)| {
+            let (queue, text, n_recoveries): (String, Vec<u8>, u32) = from_redis_value(slot)?;
+            Ok(UnitOfWork { token: token.clone(), queue, text, n_recoveries })
+        });
+        units.collect::<Result<_, RedisError>>().map(Some)
+    }
+}
+
+fn read_settled(value: Value) -> Result<Settled, RedisError> {
+    Ok(match value {
+        Value::Int(1) => Settled::Done,
+        Value::Int(_) => Settled::Fenced,
+        key => Settled::WrongType(String::from_redis_value(key)?),
+    })
+}
+
+/// The keys of a turn: the fixed ones, then the lists.
+struct Keys(Vec<String>);
+
+impl Keys {
+    fn fixed(identity: &Identity, now: Epoch) -> Self {
+        let today = now.day();
+        Self(vec![
+            identity.inflight_key(),
+            identity.lease_key(),
+            "queues".into(),
+            "retry".into(),
+            "dead".into(),
+            "stat:processed".into(),
+            format!("stat:processed:{today}"),
+            "stat:failed".into(),
+            format!("stat:failed:{today}"),
+            "sidebake:recoveries".into(),
+        ])
+    }
+
+    /// The place of a queue's list, from 1 as Lua counts.
+    fn queue(&mut self, name: &str) -> usize {
+        let key = format!("queue:{name}");
+        let place = self.0.iter().position(|other| *other == key);
+        place.unwrap_or_else(|| {
+            self.0.push(key);
+            self.0.len() - 1
+        }) + 1
+    }
+}
+
+#[derive(Default)]
+struct Arguments(Vec<Vec<u8>>);
+
+impl Arguments {
+    fn number(&mut self, number: impl ToString) {
+        self.text(&number.to_string());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.0.push(text.as_bytes().to_vec());
+    }
+
+    fn settlement(&mut self, settlement: &Settlement, keys: &mut Keys, now: Epoch) {
+        self.text(&settlement.token.0);
+        self.number(u8::from(settlement.is_processed));
+        self.number(u8::from(settlement.is_failed));
+        self.number(settlement.effects.len());
+        for effect in &settlement.effects {
+            match effect {
+                Effect::Push { queue, text } => self.effect("push", keys.queue(queue), text.as_bytes()),
+                Effect::PutBack { queue } => self.effect("head", keys.queue(queue), b""),
+                Effect::Retry { at, text } => self.effect("retry", at.as_secs_f64(), text.as_bytes()),
+                Effect::Bury { text } => self.effect("bury", now.as_secs_f64(), text),
+            }
+        }
+    }
+
+    fn effect(&mut self, kind: &str, place: impl ToString, text: &[u8]) {
+        self.text(kind);
+        self.number(place);
+        self.0.push(text.to_vec());
+    }
+}
