@@ -29,4 +29,6 @@ pub mod redis;
 pub mod sandbox;
 
 // Stations: each knows exactly one outside world, and no other station.
+pub mod github;
+pub mod rails;
 pub mod sidekiq;

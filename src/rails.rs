@@ -1,0 +1,242 @@
+//! Rails' two ends: the resolver that is asked for a build by its id, and the job that tells the result.
+//!
+//! Owns the signature of the request and the form of the callback job; knows nothing of what a build is.
+
+use std::time::Duration;
+
+use hmac::{Hmac, KeyInit, Mac};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::job::Callback;
+use crate::reason::{Failure, Reason};
+use crate::report::Report;
+use crate::secret::Secret;
+use crate::settings::Resolve;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_BYTES: usize = 1 << 20;
+
+/// Rails did not give a build.
+#[derive(Debug, thiserror::Error)]
+pub enum RailsError {
+    /// Rails says that there is no such build (any more).
+    #[error("{url} answered {status}")]
+    Gone {
+        /// What was asked.
+        url: String,
+        /// 404 or 410.
+        status: StatusCode,
+    },
+    /// Rails does not accept our signature.
+    #[error("{url} refuses our signature with {status}")]
+    Refused {
+        /// What was asked.
+        url: String,
+        /// 401 or 403.
+        status: StatusCode,
+    },
+    /// The shared secret cannot be read.
+    #[error("the resolver's secret cannot be read from {path}: {source}")]
+    SecretFile {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Rails cannot be reached in time.
+    #[error("{url} cannot be reached: {source}")]
+    Unreachable {
+        /// What was asked.
+        url: String,
+        /// Why.
+        source: reqwest::Error,
+    },
+    /// An answer that is no build: another status, too long, or not JSON.
+    #[error("{url} answered {what}")]
+    Nonsense {
+        /// What was asked.
+        url: String,
+        /// What came.
+        what: String,
+    },
+}
+
+impl RailsError {
+    /// The entry of the closed list.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Gone { .. } => Reason::Gone,
+            Self::Refused { .. } | Self::SecretFile { .. } => Reason::ResolverRefused,
+            Self::Unreachable { .. } | Self::Nonsense { .. } => Reason::ResolverUnavailable,
+        }
+    }
+}
+
+impl From<RailsError> for Failure {
+    fn from(error: RailsError) -> Self {
+        Self::new(error.reason(), error.to_string())
+    }
+}
+
+/// Asks Rails for the native object at `url`, signed as the contract says; at most 1 MiB, ten seconds, no redirects.
+pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
+    let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
+    let unreachable = |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
+    let secret = secret(resolve)?;
+    let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("nothing: {error}")))?;
+    let date = http_date();
+    let http = reqwest::Client::builder()
+        .timeout(TIMEOUT)
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(unreachable)?;
+    let signature = signature(&secret, &target, &date);
+    let request = http.get(target).header("date", &date).header("x-sidebake-signature", signature);
+    let mut answer = request.send().await.map_err(unreachable)?;
+    match answer.status() {
+        StatusCode::OK => {}
+        status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => return Err(RailsError::Gone { url: url.into(), status }),
+        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+            return Err(RailsError::Refused { url: url.into(), status });
+        }
+        status => return Err(nonsense(status.to_string())),
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
+        body.extend_from_slice(&chunk);
+        if body.len() > MAX_BYTES {
+            return Err(nonsense("more than 1 MiB".into()));
+        }
+    }
+    serde_json::from_slice(&body).map_err(|error| nonsense(format!("what is not JSON: {error}")))
+}
+
+fn secret(resolve: &Resolve) -> Result<Secret, RailsError> {
+    match (&resolve.secret, &resolve.secret_file) {
+        (Some(secret), _) => Ok(secret.clone()),
+        (None, Some(path)) => std::fs::read_to_string(path)
+            .map(|text| Secret::new(text.trim()))
+            .map_err(|source| RailsError::SecretFile { path: path.display().to_string(), source }),
+        (None, None) => Ok(Secret::new("")),
+    }
+}
+
+/// `v1=` and the HMAC-SHA256 in hexadecimal of `GET`, path with query, and date, joined by newlines.
+fn signature(secret: &Secret, url: &reqwest::Url, date: &str) -> String {
+    let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).expect("a key of any length will do");
+    mac.update(format!("GET\n{}{query}\n{date}", url.path()).as_bytes());
+    format!("v1={}", hex(&mac.finalize().into_bytes()))
+}
+
+/// Now, as HTTP's `Date` has it (RFC 9110).
+fn http_date() -> String {
+    let now = jiff::Timestamp::now();
+    jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now).expect("the present is in range")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The Sidekiq job that tells Rails about a moment, as text; `None` when Rails did not ask for that moment.
+///
+/// Its jid is made from the text of the build's job and the moment, so that a repeat is recognisable. Always with
+/// `retry: true`: without the field, a failure before the class is loaded would drop the job.
+pub fn callback_job(callback: &Callback, report: &Report, fetched_text: &[u8], now_ms: u64) -> Option<String> {
+    if !callback.on.contains(&report.moment) {
+        return None;
+    }
+    let report = serde_json::to_value(report).expect("a report is plain data");
+    let jid = callback_jid(fetched_text, report["moment"].as_str().unwrap_or_default());
+    let mut job = json!({
+        "retry": true, "queue": callback.queue, "class": callback.class, "args": [report], "jid": jid,
+        "created_at": now_ms, "enqueued_at": now_ms,
+    });
+    if callback.active_job {
+        job["class"] = json!("ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper");
+        job["wrapped"] = json!(callback.class);
+        job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), now_ms)]);
+    }
+    Some(job.to_string())
+}
+
+/// Active Job's envelope. The old wrapper name outside is accepted by all versions of Sidekiq.
+fn active_job(callback: &Callback, jid: &str, report: Value, now_ms: u64) -> Value {
+    let enqueued_at = jiff::Timestamp::from_millisecond(i64::try_from(now_ms).unwrap_or(0)).unwrap_or_default();
+    json!({
+        "job_class": callback.class, "job_id": uuid_of(jid), "provider_job_id": null, "queue_name": callback.queue,
+        "priority": null, "arguments": [with_symbol_marks(report)], "executions": 0, "exception_executions": {},
+        "locale": "en", "timezone": "UTC", "enqueued_at": enqueued_at.to_string(), "scheduled_at": null,
+    })
+}
+
+/// Active Job refuses a hash that does not say which of its keys were symbols: none of ours were.
+fn with_symbol_marks(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let mut marked: serde_json::Map<_, _> =
+                fields.into_iter().map(|(name, value)| (name, with_symbol_marks(value))).collect();
+            marked.insert("_aj_symbol_keys".into(), json!([]));
+            Value::Object(marked)
+        }
+        Value::Array(values) => values.into_iter().map(with_symbol_marks).collect(),
+        scalar => scalar,
+    }
+}
+
+/// The first 24 hexadecimal digits of the SHA-256 of the fetched text and the moment.
+fn callback_jid(fetched_text: &[u8], moment: &str) -> String {
+    let digest = Sha256::new().chain_update(fetched_text).chain_update(moment).finalize();
+    hex(&digest[..12])
+}
+
+/// A jid in the form of a UUID (RFC 9562, version 8: made by our own rule).
+fn uuid_of(jid: &str) -> String {
+    let digits = hex(&Sha256::digest(jid));
+    format!("{}-{}-8{}-a{}-{}", &digits[..8], &digits[8..12], &digits[13..16], &digits[17..20], &digits[20..32])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Moment;
+
+    fn callback(active_job: bool) -> Callback {
+        Callback { class: "BuildFinishedJob".into(), queue: "default".into(), on: vec![Moment::Finished], active_job }
+    }
+
+    #[test]
+    fn the_signature_covers_method_path_query_and_date() {
+        let url = reqwest::Url::parse("https://rails.example/builds/4711?x=1").expect("a URL");
+        let signed = signature(&Secret::new("s3cret"), &url, "Tue, 24 Nov 2026 12:00:00 GMT");
+        // printf 'GET\n/builds/4711?x=1\nTue, 24 Nov 2026 12:00:00 GMT' | openssl dgst -sha256 -hmac s3cret
+        assert_eq!(signed, "v1=fc53b261764a721fd0abd0e26184cc50807bb0e6bf4d9e9ce4325aa7f5973df7");
+    }
+
+    #[test]
+    fn a_callback_has_what_sidekiq_needs_and_the_same_jid_each_time() {
+        let report = Report { jid: "abc".into(), ..Report::default() };
+        let job = callback_job(&callback(false), &report, b"text", 1000).expect("asked for");
+        assert_eq!(Some(&job), callback_job(&callback(false), &report, b"text", 1000).as_ref());
+        let job: Value = serde_json::from_str(&job).expect("JSON");
+        assert_eq!(job["class"], "BuildFinishedJob");
+        assert_eq!((&job["retry"], &job["created_at"]), (&json!(true), &json!(1000)));
+        assert_eq!(job["args"][0]["jid"], "abc");
+        assert_eq!(job["jid"].as_str().map(str::len), Some(24));
+        assert_eq!(callback_job(&callback(false), &Report { moment: Moment::Started, ..report }, b"text", 1000), None);
+    }
+
+    #[test]
+    fn an_active_job_callback_is_wrapped() {
+        let job = callback_job(&callback(true), &Report::default(), b"text", 1000).expect("asked for");
+        let job: Value = serde_json::from_str(&job).expect("JSON");
+        assert_eq!(job["class"], "ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper");
+        assert_eq!((&job["wrapped"], &job["args"][0]["job_class"]), (&json!("BuildFinishedJob"), &json!("BuildFinishedJob")));
+        assert_eq!(job["args"][0]["arguments"][0]["_aj_symbol_keys"], json!([]));
+        assert_eq!(job["args"][0]["job_id"].as_str().map(str::len), Some(36));
+    }
+}
