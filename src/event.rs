@@ -1,7 +1,7 @@
 //! What happens during a build, as values.
 //!
-//! Stations hand these to the journal and do not care who looks. Events carry no secrets: a log line has passed the
-//! redaction before it becomes one.
+//! Stations hand these to the journal and do not care who looks. Events carry no secret of the worker's: none reaches a
+//! child whose output becomes one.
 
 use std::time::Duration;
 

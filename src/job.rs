@@ -29,24 +29,33 @@ impl JobError {
     }
 }
 
-/// A build to do.
+/// A build to do, as Rails asked for it.
 #[derive(Clone, Debug)]
 pub struct BuildJob {
     /// Rails' id: a string or a number, given back as it is.
     pub build_id: Option<Value>,
-    /// Whose build it is; the repository's owner unless the job says otherwise.
-    pub account: String,
-    /// The repository.
-    pub repository: Repository,
     /// The App's installation, when Rails knows it.
     pub installation_id: Option<u64>,
     /// The commit.
     pub sha: Sha,
     /// The branch or tag it was pushed to: reported, never resolved.
     pub git_ref: Option<String>,
+    /// What to build from it.
+    pub build: Build,
+    /// The job that tells Rails.
+    pub callback: Option<Callback>,
+}
+
+/// What to build from a worktree, wherever that came from.
+#[derive(Clone, Debug)]
+pub struct Build {
+    /// Whose build it is; the repository's owner unless the job says otherwise.
+    pub account: String,
+    /// The repository.
+    pub repository: Repository,
     /// How far the commit's author is trusted.
     pub trust: Trust,
-    /// What to build.
+    /// Where the definition comes from.
     pub recipe: Recipe,
     /// Which of its targets; empty for its default group.
     pub targets: Vec<String>,
@@ -60,8 +69,6 @@ pub struct BuildJob {
     pub builder: Option<String>,
     /// Limit for the bake.
     pub timeout: Option<Duration>,
-    /// The job that tells Rails.
-    pub callback: Option<Callback>,
 }
 
 /// Where the definition of a build comes from.
@@ -104,8 +111,8 @@ pub struct Image {
     pub labels: BTreeMap<String, String>,
     /// Such as `linux/amd64`.
     pub platforms: Vec<String>,
-    /// Not honoured yet: build secrets.
-    secrets: Vec<NotYet>,
+    /// Build secrets; not honoured yet.
+    pub secrets: Vec<NotYet>,
     /// Where to look for cached steps, such as `type=registry,ref=…`.
     pub cache_from: Vec<String>,
     /// Where to leave them.
@@ -174,6 +181,18 @@ impl Moment {
             Self::Retrying => "retrying",
             Self::Finished => "finished",
         }
+    }
+}
+
+impl Callback {
+    /// The callback of a native object that may otherwise be invalid: whoever made it wants to hear of that, too.
+    pub fn find(native: &Value) -> Option<Self> {
+        Self::deserialize(native.get("callback")?).ok()
+    }
+
+    /// Whether Rails wants to hear of this moment.
+    pub fn wants(&self, moment: Moment) -> bool {
+        self.on.contains(&moment)
     }
 }
 
@@ -260,7 +279,7 @@ impl<'de> Deserialize<'de> for Sha {
 
 /// A field of the contract that this version does not honour: better refused than silently ignored.
 #[derive(Clone, Debug, PartialEq)]
-struct NotYet;
+pub struct NotYet;
 
 impl<'de> Deserialize<'de> for NotYet {
     fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
@@ -332,10 +351,13 @@ impl BuildJob {
         let native: Native = serde_path_to_error::deserialize(native)
             .map_err(|error| JobError::new(error.path().to_string(), plain(&error.inner().to_string())))?;
         let job = native.into_job()?;
-        job.check()?;
+        job.build.check()?;
         Ok(job)
     }
 
+}
+
+impl Build {
     fn check(&self) -> Result<(), JobError> {
         if !is_name(&self.account) {
             return Err(JobError::new("account", format!("expected letters, digits, - _ and ., found {:?}", self.account)));
@@ -363,13 +385,9 @@ impl Native {
         };
         // Never made: a value here was refused while it was read.
         let (None, None) = (self.compose, self.bake) else { unreachable!("NotYet has no value") };
-        Ok(BuildJob {
-            build_id: self.build_id.map(|id| id.0),
+        let build = Build {
             account: self.account.unwrap_or_else(|| self.repository.owner.clone()),
             repository: self.repository,
-            installation_id: self.installation_id,
-            sha: self.sha,
-            git_ref: self.git_ref,
             trust: self.trust.unwrap_or_default(),
             recipe,
             targets: self.targets.unwrap_or_default(),
@@ -378,6 +396,13 @@ impl Native {
             pull: self.pull.unwrap_or(false),
             builder: self.builder,
             timeout: self.timeout_s.map(Duration::from_secs),
+        };
+        Ok(BuildJob {
+            build_id: self.build_id.map(|id| id.0),
+            installation_id: self.installation_id,
+            sha: self.sha,
+            git_ref: self.git_ref,
+            build,
             callback: self.callback,
         })
     }
@@ -449,9 +474,9 @@ mod tests {
     #[test]
     fn the_contracts_example_is_read() {
         let job = BuildJob::parse(&native()).expect("valid");
-        assert_eq!(job.repository.to_string(), "acme/voting-app");
-        assert_eq!(job.timeout, Some(Duration::from_secs(1800)));
-        assert!(matches!(job.recipe, Recipe::Application(application) if application.images[0].name == "vote"));
+        assert_eq!(job.build.repository.to_string(), "acme/voting-app");
+        assert_eq!(job.build.timeout, Some(Duration::from_secs(1800)));
+        assert!(matches!(job.build.recipe, Recipe::Application(application) if application.images[0].name == "vote"));
     }
 
     #[test]
@@ -461,7 +486,7 @@ mod tests {
             "definition": {"target": {}}
         }))
         .expect("valid");
-        assert_eq!((job.account.as_str(), job.trust, job.push), ("acme", Trust::Branch, true));
+        assert_eq!((job.build.account.as_str(), job.build.trust, job.build.push), ("acme", Trust::Branch, true));
     }
 
     #[test]

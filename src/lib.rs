@@ -27,8 +27,21 @@ pub mod settings;
 pub mod process;
 pub mod redis;
 pub mod sandbox;
+pub mod state;
+
+// Everything that happens is told here.
+pub mod journal;
 
 // Stations: each knows exactly one outside world, and no other station.
+pub mod bake;
+pub mod builder;
 pub mod github;
 pub mod rails;
 pub mod sidekiq;
+pub mod source;
+
+// The line.
+pub mod cli;
+pub mod perform;
+pub mod processor;
+pub mod worker;

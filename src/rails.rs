@@ -147,7 +147,7 @@ fn hex(bytes: &[u8]) -> String {
 /// Its jid is made from the text of the build's job and the moment, so that a repeat is recognisable. Always with
 /// `retry: true`: without the field, a failure before the class is loaded would drop the job.
 pub fn callback_job(callback: &Callback, report: &Report, fetched_text: &[u8], now_ms: u64) -> Option<String> {
-    if !callback.on.contains(&report.moment) {
+    if !callback.wants(report.moment) {
         return None;
     }
     let report = serde_json::to_value(report).expect("a report is plain data");

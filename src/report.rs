@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::job::Moment;
 use crate::reason::Reason;
@@ -45,6 +45,9 @@ pub struct Report {
     pub placement: Option<Placement>,
     /// What the person who asked should know, such as fields that were replaced.
     pub notices: Vec<String>,
+    /// Fields of the job that the configuration's `echo` names, unread.
+    #[serde(flatten)]
+    pub echo: Map<String, Value>,
 }
 
 /// How a build ended.

@@ -265,7 +265,7 @@ pub struct Builder {
     /// `kubernetes`: driver options, as in `docker buildx create --driver-opt`.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
-    /// `kubernetes`: the kubeconfig; without one, the pod's service account.
+    /// `kubernetes`: the kubeconfig.
     #[serde(default)]
     pub kubeconfig: Option<PathBuf>,
     /// Name of the builder's node, and so of its Deployment; default: the builder's name and `0`.
@@ -532,6 +532,17 @@ impl Settings {
     }
 }
 
+/// The name of this host in Sidekiq's Web UI: `DYNO` where it is set, as Sidekiq has it.
+pub fn hostname() -> String {
+    let node = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    std::env::var("DYNO").unwrap_or_else(|_| node())
+}
+
+/// `DOCKER_HOST`: the engine that somebody at a terminal uses.
+pub fn docker_host() -> Option<String> {
+    std::env::var("DOCKER_HOST").ok()
+}
+
 /// `REDIS_URL`, or the variable that `REDIS_PROVIDER` names: as Sidekiq reads them.
 fn redis_url(variables: &BTreeMap<String, String>) -> Option<&String> {
     let name = variables.get("REDIS_PROVIDER").map_or("REDIS_URL", String::as_str);
@@ -562,6 +573,9 @@ impl Builder {
         let refuse = |message: &str| Err(SettingsError::Key { path: format!("{path}.endpoint"), message: message.into() });
         match (self.driver, self.endpoint.as_deref()) {
             (Driver::Kubernetes, Some(_)) => refuse("is not for the kubernetes driver, which has a kubeconfig"),
+            (Driver::Kubernetes, None) if self.kubeconfig.is_none() => {
+                Err(SettingsError::Key { path: format!("{path}.kubeconfig"), message: "is needed for the kubernetes driver".into() })
+            }
             (Driver::Remote, Some(url)) if url.starts_with("tcp://") => Ok(()),
             (Driver::Remote, _) => refuse("is needed for the remote driver: tcp://host:port"),
             (Driver::Docker, Some(url)) if !(url.starts_with("tcp://") || url.starts_with("unix:///")) => {

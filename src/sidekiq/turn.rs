@@ -236,3 +236,20 @@ impl Arguments {
         self.0.push(text.to_vec());
     }
 }
+
+static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("announce.lua")));
+
+/// Pushes a callback in the middle of a job; returns whether the job was still ours.
+///
+/// Sent once: when the answer is lost, the moment may be lost with it, and the end is told all the same.
+pub async fn announce(
+    redis: &Redis,
+    identity: &Identity,
+    token: &Token,
+    queue: &str,
+    text: &str,
+) -> Result<bool, RedisError> {
+    let mut script = ANNOUNCE.key(identity.inflight_key());
+    script.key("queues").key(format!("queue:{queue}")).arg(&token.0).arg(text);
+    redis.script(&script).await
+}

@@ -1,0 +1,205 @@
+//! One build with `docker-buildx bake`: define, resolve, police, solve, read.
+//!
+//! Owns the order of these and what each child gets. buildx trusts definitions and their directories; we do not: both
+//! children run in a sandbox with an environment made from nothing and no PATH, so that nothing but buildx and its
+//! loader can be executed, and what is solved is exactly what was policed.
+
+mod credentials;
+mod define;
+mod diagnose;
+mod escape;
+mod metadata;
+mod policy;
+mod print;
+mod progress;
+mod solve;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+
+use crate::job::Build;
+use crate::journal::Journal;
+use crate::process::ProcessError;
+use crate::reason::{Failure, Reason};
+use crate::report::TargetReport;
+use crate::sandbox::Sockets;
+use crate::settings;
+use crate::state::{JobDirectory, StateError};
+
+pub use define::application as define_application;
+pub use policy::Refusal;
+
+/// A definition that could not be resolved, is not allowed, or could not be handed to buildx.
+#[derive(Debug, thiserror::Error)]
+pub enum BakeError {
+    /// `--print` does not accept it.
+    #[error("{0}")]
+    Invalid(String),
+    /// It asks for what is not allowed.
+    #[error("{0}")]
+    Refused(#[from] Refusal),
+    /// A directory or file of the job cannot be made.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// `docker-buildx` cannot be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// `docker-buildx` ended without having run: the launcher says why.
+    #[error("docker-buildx: {0}")]
+    Launcher(String),
+    /// The account's registry credentials cannot be used.
+    #[error("registry credentials in {path}: {message}")]
+    Credentials {
+        /// The file.
+        path: String,
+        /// What is wrong, without anything of its content.
+        message: String,
+    },
+    /// Somebody cancelled it.
+    #[error("cancelled")]
+    Stopped,
+}
+
+impl BakeError {
+    /// The entry of the closed list.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Invalid(_) => Reason::DefinitionInvalid,
+            Self::Refused(_) => Reason::PolicyRefused,
+            Self::State(_) | Self::Process(_) | Self::Launcher(_) | Self::Credentials { .. } => Reason::WorkerFailed,
+            Self::Stopped => Reason::Interrupted,
+        }
+    }
+}
+
+impl From<BakeError> for Failure {
+    fn from(error: BakeError) -> Self {
+        Self::new(error.reason(), error.to_string())
+    }
+}
+
+/// What to build, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct Order<'a> {
+    /// What.
+    pub build: &'a Build,
+    /// Root of the worktree.
+    pub worktree: &'a Path,
+}
+
+/// Where it is built, as the builder station gives it.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Name for `--builder`.
+    pub builder: String,
+    /// The bake's working directory, by which the kubernetes driver chooses the pod.
+    pub working_directory: PathBuf,
+    /// Variables that lead buildx to the builder.
+    pub environment: BTreeMap<String, String>,
+    /// What buildx may speak to.
+    pub sockets: Sockets,
+    /// Files that buildx needs for that, such as a kubeconfig.
+    pub files: Vec<PathBuf>,
+}
+
+/// What a bake made: read from its events, so it is known even when it failed.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Each target of the definition.
+    pub targets: Vec<TargetReport>,
+    /// Bytes of build context that were sent.
+    pub context_bytes: u64,
+    /// Why it failed; `None` when it succeeded.
+    pub failure: Option<Failure>,
+}
+
+/// A resolved and policed definition: nothing is left to evaluate in it.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    /// The text for `bake -f -`: escaped, contexts absolute.
+    pub text: String,
+    /// The same, unescaped, by target.
+    pub targets: BTreeMap<String, Map<String, Value>>,
+}
+
+/// Runs `docker-buildx`.
+#[derive(Clone, Debug)]
+pub struct Bake {
+    buildx: settings::Buildx,
+    limits: settings::Bake,
+    sandbox: settings::Sandbox,
+    accounts: settings::Accounts,
+}
+
+impl Bake {
+    /// Takes the settings.
+    pub fn new(settings: &settings::Settings) -> Self {
+        Self {
+            buildx: settings.buildx.clone(),
+            limits: settings.bake.clone(),
+            sandbox: settings.sandbox.clone(),
+            accounts: settings.accounts.clone(),
+        }
+    }
+
+    /// Resolves and polices the definition.
+    pub async fn resolve(
+        &self,
+        order: &Order<'_>,
+        directory: &JobDirectory,
+        stop: &CancellationToken,
+    ) -> Result<Definition, BakeError> {
+        let source = define::source(order)?;
+        let printed = print::print(self, &source, order, directory, stop).await?;
+        let targets = policy::police(printed, order, &self.limits)?;
+        let text = escape::definition(&targets);
+        print::verify(self, &text, &targets, order, directory, stop).await?;
+        Ok(Definition { text, targets })
+    }
+
+    /// Builds a policed definition; everything that happens goes to the journal.
+    ///
+    /// # Errors
+    ///
+    /// Only when buildx could not be run. A build that fails is an [`Outcome`].
+    pub async fn solve(
+        &self,
+        build: &Build,
+        definition: &Definition,
+        site: &Site,
+        directory: &JobDirectory,
+        journal: &Journal,
+        stop: &CancellationToken,
+    ) -> Result<Outcome, BakeError> {
+        solve::solve(self, build, definition, site, directory, journal, stop).await
+    }
+
+    /// The names of the variables and the arguments of a solve, for `plan`.
+    pub fn describe(&self, site: &Site, directory: &Path) -> (Vec<String>, Vec<String>) {
+        let environment = solve::environment(site, directory);
+        let mut arguments = vec![self.buildx.binary.display().to_string()];
+        arguments.extend(solve::arguments(site, &directory.join("metadata.json")));
+        (environment.into_keys().collect(), arguments)
+    }
+
+    /// The version that `docker-buildx version` prints, such as `0.29.1`.
+    pub async fn version(&self) -> Result<String, BakeError> {
+        print::version(self).await
+    }
+}
+
+/// What both children get: nothing of the machine's, and switches that keep buildx from running git.
+fn base_environment(directory: &Path) -> BTreeMap<String, String> {
+    let path = |name: &str| directory.join(name).display().to_string();
+    BTreeMap::from([
+        ("BUILDX_CONFIG".into(), path("buildx")),
+        ("TMPDIR".into(), path("tmp")),
+        // A repository may hold a directory that is a bare repository, whose configuration makes git run a shell.
+        ("BUILDX_GIT_INFO".into(), "0".into()),
+        ("BUILDX_GIT_LABELS".into(), "0".into()),
+        ("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into()),
+    ])
+}

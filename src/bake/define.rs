@@ -1,0 +1,93 @@
+//! From the platform's template to a bake definition of our own.
+
+use serde_json::{Map, Value, json};
+
+use super::escape::literal;
+use super::{BakeError, Order};
+use crate::job::{Application, Image, Recipe, Trust};
+
+/// What `--print` reads.
+pub(super) enum Source {
+    /// A definition, on its standard input.
+    Text(String),
+    /// A file of the worktree, by its path in it.
+    File(String),
+}
+
+/// The definition of an order, before buildx has resolved it.
+pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
+    Ok(match &order.build.recipe {
+        Recipe::Application(template) => Source::Text(application(template, order.build.trust)),
+        Recipe::Inline(definition) => Source::Text(Value::Object(definition.clone()).to_string()),
+        Recipe::File(path) => Source::File(path.clone()),
+    })
+}
+
+/// The bake definition of an Application Template: byte-stable JSON, with only the fields that the template sets.
+///
+/// The template's values are text and not expressions, so what bake would evaluate in them is escaped.
+/// A fork's build writes no cache that others read.
+pub fn application(template: &Application, trust: Trust) -> String {
+    let names: Vec<&str> = template.images.iter().map(|image| image.name.as_str()).collect();
+    let targets: Map<String, Value> =
+        template.images.iter().map(|image| (image.name.clone(), target(image, trust))).collect();
+    let definition = json!({"group": {"default": {"targets": names}}, "target": targets});
+    serde_json::to_string_pretty(&definition).expect("a value is JSON")
+}
+
+fn target(image: &Image, trust: Trust) -> Value {
+    let mut target = Map::new();
+    let mut set = |name: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            target.insert(name.into(), value);
+        }
+    };
+    let text = |text: &String| Value::String(literal(text));
+    let list = |texts: &Vec<String>| (!texts.is_empty()).then(|| texts.iter().map(text).collect());
+    let map = |texts: &std::collections::BTreeMap<String, String>| {
+        (!texts.is_empty()).then(|| texts.iter().map(|(name, value)| (literal(name), text(value))).collect())
+    };
+    set("context", image.context.as_ref().map(text));
+    set("dockerfile", image.dockerfile.as_ref().map(text));
+    set("args", map(&image.args));
+    set("labels", map(&image.labels));
+    set("tags", list(&image.tags));
+    set("target", image.target.as_ref().map(text));
+    set("platforms", list(&image.platforms));
+    set("cache-from", list(&image.cache_from));
+    set("cache-to", if trust == Trust::Fork { None } else { list(&image.cache_to) });
+    Value::Object(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ruby_generators_definition_is_reproduced() {
+        let seed = include_str!("../../tests/fixtures/seed/bake.json");
+        let image = |name: &str| Image {
+            name: name.into(),
+            context: Some(format!("./{name}")),
+            tags: vec![format!("registry.example/acme/{name}:0123456789abcdef0123456789abcdef01234567")],
+            ..Image::default()
+        };
+        let template = Application { images: ["vote", "result", "worker"].map(image).into() };
+        assert_eq!(application(&template, Trust::Branch), seed.trim_end());
+    }
+
+    #[test]
+    fn a_templates_text_is_not_evaluated_and_a_forks_cache_is_not_written() {
+        let image = Image {
+            name: "a".into(),
+            args: [("${k}".into(), "${homedir()} %{if}".into())].into(),
+            cache_to: vec!["type=registry,ref=x".into()],
+            ..Image::default()
+        };
+        let template = Application { images: vec![image] };
+        let made = application(&template, Trust::Fork);
+        assert!(made.contains(r#""$${k}": "$${homedir()} %%{if}""#), "{made}");
+        assert!(!made.contains("cache-to"));
+        assert!(application(&template, Trust::Branch).contains("cache-to"));
+    }
+}

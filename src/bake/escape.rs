@@ -1,0 +1,57 @@
+//! bake reads JSON as HCL templates: every string, keys included, is evaluated. Here is the way in and out of that.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+/// A text that evaluates to `text`.
+pub(super) fn literal(text: &str) -> String {
+    text.replace("${", "$${").replace("%{", "%%{")
+}
+
+/// Undoes [`literal`], as `--print` applies it to some fields.
+fn plain(text: &str) -> String {
+    text.replace("$${", "${").replace("%%{", "%{")
+}
+
+/// The fields that `--print` writes escaped (buildx 0.29 to 0.36); it writes all others as they are.
+const PRINTED_ESCAPED: &[&str] = &["args", "labels", "annotations", "dockerfile-inline", "extra-hosts"];
+
+/// What a printed target means: the escaped fields unescaped.
+pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
+    let unescaped = |name: String, value| {
+        let value = if PRINTED_ESCAPED.contains(&name.as_str()) { map_values(value, &plain) } else { value };
+        (name, value)
+    };
+    target.into_iter().map(|(name, value)| unescaped(name, value)).collect()
+}
+
+/// The definition that evaluates to exactly these targets, all of them in the default group.
+pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>) -> String {
+    let escaped: Map<String, Value> = targets
+        .iter()
+        .map(|(name, target)| (name.clone(), map_all(Value::Object(target.clone()), &literal)))
+        .collect();
+    let names: Vec<&String> = targets.keys().collect();
+    json!({"group": {"default": {"targets": names}}, "target": escaped}).to_string()
+}
+
+/// Applies `f` to every string that is a value. `--print` escapes values, and writes keys as they are.
+fn map_values(value: Value, f: &impl Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(f(&text)),
+        Value::Array(values) => values.into_iter().map(|value| map_values(value, f)).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, map_values(value, f))).collect(),
+        other => other,
+    }
+}
+
+/// Applies `f` to every string, keys included.
+fn map_all(value: Value, f: &impl Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(f(&text)),
+        Value::Array(values) => values.into_iter().map(|value| map_all(value, f)).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (f(&name), map_all(value, f))).collect(),
+        other => other,
+    }
+}

@@ -1,0 +1,186 @@
+//! `docker-buildx bake --print`: the definition as buildx resolves it.
+//!
+//! Not harmless: it reads files that the definition names, follows links, burns processor time and ignores TERM. So it
+//! sees the worktree and its own directory, has no socket, a bound on time, memory and output, and ends in KILL.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use tokio::process::Command;
+use tokio_util::sync::CancellationToken;
+
+use super::define::Source;
+use super::{Bake, BakeError, Order, base_environment, escape};
+use crate::process::{self, Ended, Stream};
+use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders};
+use crate::state::JobDirectory;
+
+/// Targets by name, as printed and then unescaped.
+pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
+
+/// Resolves a definition: the targets that were asked for, and those that they are linked to.
+pub(super) async fn print(
+    bake: &Bake,
+    source: &Source,
+    order: &Order<'_>,
+    directory: &JobDirectory,
+    stop: &CancellationToken,
+) -> Result<Targets, BakeError> {
+    let (input, file, working_directory) = match source {
+        Source::Text(text) => (text.as_str(), "-".to_owned(), order.worktree.to_owned()),
+        Source::File(path) => {
+            let (folder, name) = locate(order.worktree, path);
+            ("", name, folder)
+        }
+    };
+    let mut arguments = vec!["--file".to_owned(), file];
+    arguments.extend(order.build.targets.iter().cloned());
+    let printed = run(bake, input, &arguments, &working_directory, order.worktree, directory, stop).await?;
+    read(&printed)
+}
+
+/// Checks that buildx understands the policed text as exactly the policed targets.
+pub(super) async fn verify(
+    bake: &Bake,
+    text: &str,
+    targets: &Targets,
+    order: &Order<'_>,
+    directory: &JobDirectory,
+    stop: &CancellationToken,
+) -> Result<(), BakeError> {
+    let arguments = ["--file".to_owned(), "-".to_owned()];
+    let printed = run(bake, text, &arguments, order.worktree, order.worktree, directory, stop).await?;
+    if read(&printed)? == *targets {
+        return Ok(());
+    }
+    Err(BakeError::Invalid("buildx does not understand the definition in the way it was checked".into()))
+}
+
+/// A compose file is read in its own directory, as compose does; a bake file in the root, as bake does.
+fn locate(worktree: &Path, file: &str) -> (PathBuf, String) {
+    let path = Path::new(file);
+    let is_compose = path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml");
+    match (is_compose, path.parent(), path.file_name()) {
+        (true, Some(folder), Some(name)) => (worktree.join(folder), name.to_string_lossy().into_owned()),
+        _ => (worktree.to_owned(), file.to_owned()),
+    }
+}
+
+async fn run(
+    bake: &Bake,
+    input: &str,
+    arguments: &[String],
+    working_directory: &Path,
+    worktree: &Path,
+    directory: &JobDirectory,
+    stop: &CancellationToken,
+) -> Result<Vec<u8>, BakeError> {
+    let private = directory.subdirectory("print")?;
+    for name in ["buildx", "tmp"] {
+        crate::state::private(&private.join(name))?;
+    }
+    let mut command = sandbox(bake, worktree, &private).command(&bake.buildx.binary);
+    command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
+    command.envs(base_environment(&private)).current_dir(working_directory);
+    let (ended, out, err) = collect(bake, command, input, stop).await?;
+    match ended {
+        Ended::Exited(status) if status.success() => Ok(out),
+        Ended::Exited(_) => Err(failure(&err)),
+        Ended::TimedOut | Ended::Silent => {
+            let limit = bake.limits.print_timeout.as_secs();
+            Err(BakeError::Invalid(format!("the definition takes more than {limit} s to evaluate")))
+        }
+        Ended::TooMuchOutput => {
+            let limit = bake.limits.max_print_bytes;
+            Err(BakeError::Invalid(format!("the definition is larger than {limit} bytes when it is resolved")))
+        }
+        Ended::Stopped => Err(BakeError::Stopped),
+    }
+}
+
+/// Runs to the end; returns all of standard output, and the text of standard error.
+async fn collect(
+    bake: &Bake,
+    command: Command,
+    input: &str,
+    stop: &CancellationToken,
+) -> Result<(Ended, Vec<u8>, String), BakeError> {
+    let limits = process::Limits {
+        timeout: bake.limits.print_timeout,
+        silence: bake.limits.print_timeout,
+        max_output_bytes: bake.limits.max_print_bytes,
+        stop: stop.clone(),
+    };
+    let (mut out, mut err) = (Vec::new(), String::new());
+    let ended = process::run(command, input.as_bytes(), &limits, |stream, line| match stream {
+        Stream::Out => {
+            out.extend_from_slice(line);
+            out.push(b'\n');
+        }
+        // Its size is bounded as well: it quotes the lines of a file that does not parse.
+        Stream::Err if err.len() < 64 << 10 => {
+            err.push_str(&String::from_utf8_lossy(line));
+            err.push('\n');
+        }
+        Stream::Err => {}
+    })
+    .await?;
+    Ok((ended, out, err))
+}
+
+fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
+    let mut execute = loaders();
+    execute.push(bake.buildx.binary.clone());
+    let mut read = libraries();
+    read.extend([worktree.to_owned(), "/dev/urandom".into()]);
+    Sandbox {
+        enforcement: bake.sandbox.mode.into(),
+        read,
+        execute,
+        write: vec![private.to_owned(), "/dev/null".into()],
+        sockets: Sockets::None,
+        limits: Limits {
+            data_bytes: bake.sandbox.max_data_bytes.min(1 << 30),
+            cpu_seconds: Some(bake.limits.print_timeout.as_secs().max(1)),
+            file_bytes: 64 << 20,
+        },
+    }
+}
+
+/// What buildx, or the launcher, said before it gave up.
+fn failure(err: &str) -> BakeError {
+    let said = |prefix: &str| err.lines().rev().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned);
+    if let Some(message) = said("ERROR: ") {
+        return BakeError::Invalid(message);
+    }
+    let last = err.lines().last().unwrap_or("it ended without a word").to_owned();
+    said(crate::sandbox::LAUNCH).map_or(BakeError::Invalid(last), |message| BakeError::Launcher(message[2..].to_owned()))
+}
+
+fn read(printed: &[u8]) -> Result<Targets, BakeError> {
+    #[derive(serde::Deserialize)]
+    struct Printed {
+        #[serde(default)]
+        target: BTreeMap<String, Map<String, Value>>,
+    }
+    let printed: Printed = serde_json::from_slice(printed)
+        .map_err(|error| BakeError::Invalid(format!("buildx printed what is not a definition: {error}")))?;
+    Ok(printed.target.into_iter().map(|(name, target)| (name, escape::unescape(target))).collect())
+}
+
+/// The version of the binary, without sandbox: it reads nothing of a stranger's.
+pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
+    let mut command = Command::new(&bake.buildx.binary);
+    command.arg("version").env_clear();
+    let stop = CancellationToken::new();
+    let (_, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
+        .await
+        .map_err(|_| BakeError::Launcher("version took more than 10 s".into()))??;
+    let line = String::from_utf8_lossy(&out);
+    line.split_whitespace()
+        .nth(1)
+        .map(|version| version.split('+').next().unwrap_or(version).trim_start_matches('v').to_owned())
+        .ok_or_else(|| BakeError::Launcher(format!("no version in {line:?} {err:?}")))
+}

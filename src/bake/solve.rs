@@ -1,0 +1,119 @@
+//! `docker-buildx bake` itself: the policed definition on its standard input, its events to the journal.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::progress::Progress;
+use super::{Bake, BakeError, Definition, Outcome, Site, base_environment, credentials, diagnose, metadata};
+use crate::job::Build;
+use crate::journal::Journal;
+use crate::process::{self, Ended, Stream};
+use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders, network_files};
+use crate::state::{self, JobDirectory};
+
+pub(super) async fn solve(
+    bake: &Bake,
+    build: &Build,
+    definition: &Definition,
+    site: &Site,
+    directory: &JobDirectory,
+    journal: &Journal,
+    stop: &CancellationToken,
+) -> Result<Outcome, BakeError> {
+    let private = directory.subdirectory("solve")?;
+    state::private(&private.join("tmp"))?;
+    state::private(&private.join("docker"))?;
+    let credentials = credentials::docker_config(&bake.accounts, build)?;
+    state::write_private(&private.join("docker/config.json"), credentials.expose().as_bytes())?;
+    let metadata_file = private.join("metadata.json");
+
+    let mut command = sandbox(bake, definition, site, &private).command(&bake.buildx.binary);
+    command.args(arguments(site, &metadata_file));
+    command.envs(environment(site, &private)).current_dir(&site.working_directory);
+    let limits = process::Limits {
+        timeout: build.timeout.unwrap_or(bake.limits.timeout),
+        silence: bake.limits.silence,
+        max_output_bytes: 64 << 10,
+        stop: stop.clone(),
+    };
+    let mut progress = Progress::new(definition.targets.keys().cloned());
+    let ended = process::run(command, definition.text.as_bytes(), &limits, |stream, line| {
+        if stream == Stream::Err {
+            progress.line(line).into_iter().for_each(|event| journal.tell(event));
+        }
+    })
+    .await?;
+    let launcher = progress.last_text().and_then(|line| line.strip_prefix(crate::sandbox::LAUNCH));
+    if let (Some(message), false) = (launcher, ended.is_success()) {
+        return Err(BakeError::Launcher(message.trim_start_matches(": ").to_owned()));
+    }
+    Ok(conclude(definition, &progress, ended, &metadata_file))
+}
+
+fn conclude(definition: &Definition, progress: &Progress, ended: Ended, metadata_file: &Path) -> Outcome {
+    let digests = metadata::digests(metadata_file);
+    let report = |(name, fields): (&String, &serde_json::Map<String, Value>)| {
+        let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let tags = tags.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let mut report = progress.target(name, tags, ended.is_success());
+        if let Some(digest) = digests.get(name) {
+            report.digest = Some(digest.clone());
+        }
+        report
+    };
+    Outcome {
+        targets: definition.targets.iter().map(report).collect(),
+        context_bytes: progress.context_bytes(),
+        failure: diagnose::diagnose(ended, progress),
+    }
+}
+
+/// The arguments after the binary. Nothing of a stranger's is among them.
+pub(super) fn arguments(site: &Site, metadata_file: &Path) -> Vec<String> {
+    let fixed = ["bake", "--builder", &site.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
+    fixed.into_iter().map(str::to_owned).chain([metadata_file.display().to_string()]).collect()
+}
+
+pub(super) fn environment(site: &Site, private: &Path) -> BTreeMap<String, String> {
+    let mut environment = base_environment(private);
+    environment.insert("DOCKER_CONFIG".into(), private.join("docker").display().to_string());
+    // A copy of each image's provenance costs a round trip and may hold build arguments.
+    environment.insert("BUILDX_METADATA_PROVENANCE".into(), "disabled".into());
+    environment.extend(site.environment.clone());
+    environment
+}
+
+/// The contexts, read-only; its own directory; the builder's and the registries' ports.
+fn sandbox(bake: &Bake, definition: &Definition, site: &Site, private: &Path) -> Sandbox {
+    let mut execute = loaders();
+    execute.push(bake.buildx.binary.clone());
+    let mut read = libraries();
+    read.extend(network_files(Path::new("/etc/ssl/certs")));
+    read.extend(site.files.iter().cloned());
+    read.extend(contexts(definition));
+    let with_registries = |ports: &Vec<u16>| ports.iter().chain(&bake.sandbox.registry_ports).copied().collect();
+    Sandbox {
+        enforcement: bake.sandbox.mode.into(),
+        read,
+        execute,
+        write: vec![private.to_owned(), "/dev/null".into()],
+        sockets: match &site.sockets {
+            Sockets::None => Sockets::None,
+            Sockets::Tcp(ports) => Sockets::Tcp(with_registries(ports)),
+            Sockets::TcpAndUnix(ports) => Sockets::TcpAndUnix(with_registries(ports)),
+        },
+        limits: Limits { data_bytes: bake.sandbox.max_data_bytes, cpu_seconds: None, file_bytes: 1 << 30 },
+    }
+}
+
+/// The directories that buildx sends: policed, so each lies in the worktree.
+fn contexts(definition: &Definition) -> impl Iterator<Item = std::path::PathBuf> + '_ {
+    definition.targets.values().flat_map(|target| {
+        let named = target.get("contexts").and_then(Value::as_object).into_iter().flat_map(|contexts| contexts.values());
+        let all = target.get("context").into_iter().chain(named);
+        all.filter_map(Value::as_str).filter(|path| path.starts_with('/')).map(Into::into)
+    })
+}

@@ -1,0 +1,123 @@
+//! The command line.
+
+mod build;
+mod doctor;
+mod enqueue;
+mod plan;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::settings::{LogFormat, Settings};
+use crate::worker::{self, Shutdown};
+
+/// A Sidekiq-compatible build worker for docker buildx bake.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    /// The settings file; config/sidebake.toml shows every setting.
+    #[arg(short = 'C', long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Takes build jobs from Redis until told to stop.
+    Run(Run),
+    /// Builds one directory or repository here and now.
+    Build(build::Build),
+    /// Puts a build job on its queue, as Rails would.
+    Enqueue(enqueue::Enqueue),
+    /// Shows what a job would do, and builds nothing.
+    Plan(plan::Plan),
+    /// Checks everything that a worker needs.
+    Doctor(doctor::Doctor),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Builds at once.
+    #[arg(short, long, value_name = "N")]
+    concurrency: Option<usize>,
+    /// A queue to take jobs from; repeat it for more, the first one first.
+    #[arg(short, long = "queue", value_name = "QUEUE")]
+    queues: Vec<String>,
+    /// Seconds that running builds may go on after TERM.
+    #[arg(short, long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Text beside the process in Sidekiq's Web UI.
+    #[arg(short = 'g', long, value_name = "TAG")]
+    tag: Option<String>,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As it should.
+    Good,
+    /// A build failed, or a check is red: exit status 1.
+    Bad,
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be run at all; the message is for a person.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<Outcome> {
+        let mut settings = Settings::load(self.config.as_deref()).context("the settings cannot be used")?;
+        match self.command {
+            Command::Run(run) => {
+                run.apply(&mut settings);
+                start_log(&settings);
+                tracing::info!(?settings, "settings");
+                worker::run(settings, shutdown).await?;
+                Ok(Outcome::Good)
+            }
+            Command::Build(build) => build.run(settings, &shutdown).await,
+            Command::Enqueue(enqueue) => enqueue.run(&settings).await,
+            Command::Plan(plan) => plan.run(&settings).await,
+            Command::Doctor(doctor) => doctor.run(&settings).await,
+        }
+    }
+}
+
+impl Run {
+    fn apply(self, settings: &mut Settings) {
+        if let Some(concurrency) = self.concurrency {
+            settings.concurrency = concurrency.max(1);
+        }
+        if !self.queues.is_empty() {
+            settings.queues = self.queues;
+        }
+        if let Some(seconds) = self.timeout {
+            settings.shutdown.timeout = std::time::Duration::from_secs(seconds);
+        }
+        if let Some(tag) = self.tag {
+            settings.tag = tag;
+        }
+    }
+}
+
+/// Logs to standard output, as Sidekiq does.
+fn start_log(settings: &Settings) {
+    let filter = EnvFilter::try_new(&settings.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    match settings.log.format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout())).init(),
+        LogFormat::Json => log.json().init(),
+    }
+}
+
+/// Reads a JSON file, or standard input for `-`.
+fn read_json(file: &str) -> anyhow::Result<serde_json::Value> {
+    let text = if file == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
+    let text = text.with_context(|| format!("{file} cannot be read"))?;
+    serde_json::from_str(&text).with_context(|| format!("{file} is not JSON"))
+}

@@ -1,0 +1,169 @@
+//! `sidebake build`: one build here and now, on the same path as a worker's, without Redis and without GitHub.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use sha2::{Digest, Sha256};
+
+use super::{Outcome, read_json};
+use crate::job::{self, Application, Recipe, Repository, Trust};
+use crate::journal::{Journal, Terminal, print_report};
+use crate::perform::{Attempt, Stations, bake, fetch};
+use crate::reason::{Failure, Reason};
+use crate::report::{Report, Status};
+use crate::settings::{self, Driver, SandboxMode, Settings};
+use crate::sidekiq::random_hex;
+use crate::source::{Origin, Revision, Worktree};
+use crate::state::{JobDirectory, StateDirectory};
+use crate::worker::Shutdown;
+
+/// The files that are looked for when there is no template, in the order of buildx's documentation.
+const DEFINITIONS: &[&str] = &[
+    "compose.yaml",
+    "compose.yml",
+    "docker-compose.yml",
+    "docker-compose.yaml",
+    "docker-bake.json",
+    "docker-bake.hcl",
+];
+
+#[derive(Debug, Args)]
+pub(super) struct Build {
+    /// A directory, or the URL of a repository.
+    #[arg(value_name = "PATH_OR_URL")]
+    source: String,
+    /// An Application Template (JSON); without one, the tree's own bake or compose file is used.
+    #[arg(long, value_name = "FILE")]
+    template: Option<String>,
+    /// Branch, tag or commit of the repository.
+    #[arg(long, default_value = "HEAD")]
+    revision: String,
+    /// A target or group; repeat it for more.
+    #[arg(long = "target", value_name = "TARGET")]
+    targets: Vec<String>,
+    /// Push the images.
+    #[arg(long)]
+    push: bool,
+    /// Run cached steps again.
+    #[arg(long)]
+    no_cache: bool,
+    /// Which builder of the configuration.
+    #[arg(long, value_name = "NAME")]
+    builder: Option<String>,
+}
+
+impl Build {
+    pub(super) async fn run(self, mut settings: Settings, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
+        soften(&mut settings);
+        let private = tempfile::tempdir().context("a temporary directory cannot be made")?;
+        if settings.state.directory == Settings::default().state.directory {
+            // Nobody configured a place, and the default one is a service's.
+            settings.state.directory = private.path().to_owned();
+        }
+        let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
+        let stations = Stations::new(&settings, state)?;
+        let directory = stations.state.job_directory()?;
+        let journal = Journal::to_terminal(Terminal::default());
+        let mut report = Report::default();
+        let attempt = Attempt { journal: &journal, stop: &shutdown.stop };
+
+        let worktree = self.worktree(&stations, &directory, attempt, &mut report).await;
+        let result = match worktree {
+            Ok(worktree) => {
+                let build = self.build(&worktree.path)?;
+                bake(&stations, &build, &worktree, &directory, attempt, &mut report).await
+            }
+            Err(failure) => Err(failure),
+        };
+        directory.remove().await;
+        Ok(conclude(result, report))
+    }
+
+    async fn worktree(
+        &self,
+        stations: &Stations,
+        directory: &JobDirectory,
+        attempt: Attempt<'_>,
+        report: &mut Report,
+    ) -> Result<Worktree, Failure> {
+        if !self.is_url() {
+            let path = Path::new(&self.source).canonicalize();
+            let path = path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
+            return Ok(Worktree { path, sha: None, fetch: Duration::ZERO, checkout: Duration::ZERO });
+        }
+        let revision = match job::Sha::parse(&self.revision) {
+            Some(sha) => Revision::Sha(sha),
+            None => Revision::Name(self.revision.clone()),
+        };
+        let mirror = Sha256::digest(&self.source)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let origin = Origin { url: self.source.clone(), token: None, mirror, name: self.repository().name, revision };
+        Ok(fetch(stations, &origin, directory, attempt, report).await?)
+    }
+
+    fn is_url(&self) -> bool {
+        self.source.contains("://")
+    }
+
+    /// A name for what is built: the last part of the path or URL.
+    fn repository(&self) -> Repository {
+        let last = self.source.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let name = last.strip_suffix(".git").unwrap_or(last);
+        let name = if job::is_name(name) { name } else { "build" };
+        Repository { owner: "local".into(), name: name.into() }
+    }
+
+    fn build(&self, worktree: &Path) -> anyhow::Result<job::Build> {
+        Ok(job::Build {
+            account: "local".into(),
+            repository: self.repository(),
+            trust: Trust::Protected,
+            recipe: self.recipe(worktree)?,
+            targets: self.targets.clone(),
+            push: self.push,
+            no_cache: self.no_cache,
+            pull: false,
+            builder: self.builder.clone(),
+            timeout: None,
+        })
+    }
+
+    fn recipe(&self, worktree: &Path) -> anyhow::Result<Recipe> {
+        if let Some(file) = &self.template {
+            let template = read_json(file)?;
+            // The same file serves a job: there the template is a field.
+            let template = template.get("application").unwrap_or(&template);
+            return Ok(Recipe::Application(Application::parse(template, self.push)?));
+        }
+        let found = DEFINITIONS.iter().find(|name| worktree.join(name).is_file());
+        match found {
+            Some(name) => Ok(Recipe::File((*name).to_owned())),
+            None => bail!("there is no --template, and {} has none of {}", worktree.display(), DEFINITIONS.join(", ")),
+        }
+    }
+}
+
+/// Somebody who builds their own tree at a terminal need not have a new kernel, nor a configured builder.
+fn soften(settings: &mut Settings) {
+    if settings.sandbox.mode == SandboxMode::Required {
+        settings.sandbox.mode = SandboxMode::BestEffort;
+    }
+    settings.builders.entry("default".into()).or_insert_with(|| settings::Builder {
+        driver: Driver::Docker,
+        endpoint: settings::docker_host(),
+        options: Default::default(),
+        kubeconfig: None,
+        node: None,
+        sticky_path: None,
+    });
+}
+
+fn conclude(result: Result<(), Failure>, mut report: Report) -> Outcome {
+    let failure = result.err();
+    report.status = Some(if failure.is_some() { Status::Failed } else { Status::Succeeded });
+    report.reason = failure.as_ref().map(|failure| failure.reason);
+    report.message = failure.as_ref().map(|failure| failure.detail.clone());
+    print_report(&report);
+    if failure.is_some() { Outcome::Bad } else { Outcome::Good }
+}

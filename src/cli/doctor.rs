@@ -1,0 +1,204 @@
+//! `sidebake doctor`: checks everything that a worker needs; a line each, non-zero when one is red.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::Outcome;
+use crate::bake::Bake;
+use crate::builder::Builders;
+use crate::github::App;
+use crate::job::{Build, Recipe, Repository, Trust};
+use crate::redis::Redis;
+use crate::sandbox;
+use crate::settings::{SandboxMode, Settings};
+use crate::sidekiq::random_hex;
+use crate::state::StateDirectory;
+
+/// From this version on buildx ends when its pod goes; before, only our time limits end it.
+const GOOD_BUILDX: (u32, u32) = (0, 36);
+/// Before this version the progress stream cannot be read.
+const LEAST_BUILDX: (u32, u32) = (0, 19);
+/// Free space below which a worker will soon fail.
+const LOW_DISK: u64 = 2 << 30;
+
+#[derive(Debug, Args)]
+pub(super) struct Doctor {
+    /// One JSON array in place of lines.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: String,
+    health: Health,
+    detail: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Health {
+    Green,
+    Yellow,
+    Red,
+}
+
+impl Finding {
+    fn new(name: &str, health: Health, detail: impl Into<String>) -> Self {
+        Self { name: name.into(), health, detail: detail.into() }
+    }
+
+    /// Green with what was found, red with what was wrong.
+    fn of(name: &str, found: Result<String, impl std::fmt::Display>) -> Self {
+        match found {
+            Ok(detail) => Self::new(name, Health::Green, detail),
+            Err(error) => Self::new(name, Health::Red, error.to_string()),
+        }
+    }
+}
+
+impl Doctor {
+    #[expect(clippy::print_stdout, reason = "the findings are the command's result")]
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+        let mut findings = redis(settings).await;
+        findings.push(github(settings).await);
+        findings.push(buildx(settings).await);
+        findings.extend(builders(settings).await);
+        findings.push(kernel(settings.sandbox.mode));
+        findings.push(disk(settings));
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&findings)?);
+        } else {
+            for finding in &findings {
+                let mark = match finding.health {
+                    Health::Green => "ok  ",
+                    Health::Yellow => "warn",
+                    Health::Red => "FAIL",
+                };
+                println!("{mark}  {:<18} {}", finding.name, finding.detail);
+            }
+        }
+        let is_red = findings.iter().any(|finding| finding.health == Health::Red);
+        Ok(if is_red { Outcome::Bad } else { Outcome::Good })
+    }
+}
+
+async fn redis(settings: &Settings) -> Vec<Finding> {
+    let redis = match Redis::new(&settings.redis) {
+        Ok(redis) => redis,
+        Err(error) => return vec![Finding::new("redis", Health::Red, error.to_string())],
+    };
+    let info: String = match redis.query(&redis::cmd("INFO")).await {
+        Ok(info) => info,
+        Err(error) => return vec![Finding::new("redis", Health::Red, error.to_string())],
+    };
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("?").trim().to_owned();
+    let mut findings = vec![Finding::new("redis", Health::Green, format!("version {}", field("redis_version")))];
+    if field("cluster_enabled") == "1" {
+        findings.push(Finding::new("redis cluster", Health::Red, "Redis Cluster is not supported, by Sidekiq neither"));
+    }
+    let policy = field("maxmemory_policy");
+    findings.push(if policy == "noeviction" {
+        Finding::new("redis memory", Health::Green, "noeviction")
+    } else {
+        Finding::new("redis memory", Health::Red, format!("maxmemory-policy is {policy}: Redis may throw jobs away; set noeviction"))
+    });
+    findings.push(if field("aof_enabled") == "1" {
+        Finding::new("redis persistence", Health::Green, "append-only file")
+    } else {
+        Finding::new("redis persistence", Health::Yellow, "no append-only file: a crash of Redis loses jobs")
+    });
+    findings
+}
+
+async fn github(settings: &Settings) -> Finding {
+    let name = async { App::new(settings.github.clone()).map_err(|error| error.to_string())?.name().await.map_err(|error| error.to_string()) };
+    Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
+}
+
+async fn buildx(settings: &Settings) -> Finding {
+    let version = match Bake::new(settings).version().await {
+        Ok(version) => version,
+        Err(error) => return Finding::new("buildx", Health::Red, error.to_string()),
+    };
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let (health, note) = if parsed < LEAST_BUILDX {
+        (Health::Red, ": too old to be read")
+    } else if parsed < GOOD_BUILDX {
+        (Health::Yellow, ": before 0.36 it hangs when its pod goes, until a time limit ends it")
+    } else {
+        (Health::Green, "")
+    };
+    Finding::new("buildx", health, format!("{version}{note}"))
+}
+
+/// Prepares each builder as a build would, and connects to those that have an address.
+async fn builders(settings: &Settings) -> Vec<Finding> {
+    if !settings.builders.contains_key("default") {
+        return vec![Finding::new("builder", Health::Red, "builders.default is missing")];
+    }
+    let mut findings = Vec::new();
+    let all = Builders::new(&settings.buildx.binary, &settings.builders);
+    for name in all.names() {
+        let found = try_builder(settings, &all, name).await;
+        findings.push(Finding::of(&format!("builder {name}"), found));
+    }
+    findings
+}
+
+async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> anyhow::Result<String> {
+    let scratch = tempfile::tempdir()?;
+    let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", random_hex::<6>()))?;
+    let build = Build {
+        account: "doctor".into(),
+        repository: Repository { owner: "doctor".into(), name: "doctor".into() },
+        trust: Trust::Fork,
+        recipe: Recipe::Inline(serde_json::Map::new()),
+        targets: Vec::new(),
+        push: false,
+        no_cache: false,
+        pull: false,
+        builder: Some(name.to_owned()),
+        timeout: None,
+    };
+    builders.place(&build, &state, &state.job_directory()?).await?;
+    let endpoint = settings.builders.get(name).and_then(|builder| builder.endpoint.clone());
+    let Some(endpoint) = endpoint else { return Ok("set up".into()) };
+    let connect = async {
+        match (endpoint.strip_prefix("unix://"), endpoint.strip_prefix("tcp://")) {
+            (Some(path), _) => tokio::net::UnixStream::connect(path).await.map(drop),
+            (_, Some(address)) => tokio::net::TcpStream::connect(address).await.map(drop),
+            _ => Ok(()),
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), connect).await.map_err(|_| anyhow::anyhow!("{endpoint} does not answer"))??;
+    Ok(format!("{endpoint} answers"))
+}
+
+fn kernel(mode: SandboxMode) -> Finding {
+    match (sandbox::lacking(), mode) {
+        (None, SandboxMode::Off) => Finding::new("sandbox", Health::Yellow, "switched off, although the kernel could enforce it"),
+        (None, _) => Finding::new("sandbox", Health::Green, "Landlock files and TCP ports, seccomp, limits"),
+        (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Health::Red, lack),
+        (Some(lack), _) => Finding::new("sandbox", Health::Yellow, lack),
+    }
+}
+
+fn disk(settings: &Settings) -> Finding {
+    let path = &settings.state.directory;
+    let opened = StateDirectory::open(path, &format!("doctor:{}", random_hex::<6>()));
+    if let Err(error) = opened {
+        return Finding::new("disk", Health::Red, error.to_string());
+    }
+    match rustix::fs::statvfs(path) {
+        Ok(space) => {
+            let free = space.f_bavail * space.f_frsize;
+            let health = if free < LOW_DISK { Health::Red } else { Health::Green };
+            Finding::new("disk", health, format!("{} MiB free in {}", free >> 20, path.display()))
+        }
+        Err(error) => Finding::new("disk", Health::Red, format!("{}: {error}", path.display())),
+    }
+}

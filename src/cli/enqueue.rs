@@ -1,0 +1,53 @@
+//! `sidebake enqueue`: pushes what Rails' Sidekiq client would push.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Outcome, read_json};
+use crate::redis::Redis;
+use crate::settings::Settings;
+use crate::sidekiq::{Epoch, random_hex};
+
+#[derive(Debug, Args)]
+pub(super) struct Enqueue {
+    /// The job's argument (the native object), or a whole Sidekiq payload; `-` is standard input.
+    #[arg(value_name = "FILE")]
+    file: String,
+    /// The job class, for an argument without payload.
+    #[arg(long, default_value = "BuildJob")]
+    class: String,
+    /// The queue, for an argument without payload.
+    #[arg(long, default_value = "default")]
+    queue: String,
+}
+
+impl Enqueue {
+    #[expect(clippy::print_stdout, reason = "the jid is the command's result")]
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+        let given = read_json(&self.file)?;
+        let job = self.payload(given, Epoch::now().as_millis());
+        let queue = job["queue"].as_str().unwrap_or("default").to_owned();
+        let mut push = redis::pipe();
+        push.sadd("queues", &queue).ignore().lpush(format!("queue:{queue}"), job.to_string()).ignore();
+        Redis::new(&settings.redis)?.pipeline::<()>(&push).await?;
+        println!("{}", job["jid"].as_str().unwrap_or_default());
+        Ok(Outcome::Good)
+    }
+
+    fn payload(&self, given: Value, now_ms: u64) -> Value {
+        let is_payload = given.get("class").is_some() && given.get("args").is_some();
+        let mut job = if is_payload { given } else { json!({"class": self.class, "queue": self.queue, "args": [given]}) };
+        for (field, value) in [
+            ("retry", json!(true)),
+            ("queue", json!("default")),
+            ("jid", json!(random_hex::<12>())),
+            ("created_at", json!(now_ms)),
+            ("enqueued_at", json!(now_ms)),
+        ] {
+            if job.get(field).is_none() {
+                job[field] = value;
+            }
+        }
+        job
+    }
+}

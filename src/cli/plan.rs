@@ -1,0 +1,78 @@
+//! `sidebake plan`: what a job would do. Asks Rails when the job carries only an id; fetches and builds nothing.
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Outcome, read_json};
+use crate::bake::{Bake, define_application};
+use crate::builder::Builders;
+use crate::job::arguments::{self, Request};
+use crate::job::{BuildJob, Recipe};
+use crate::rails;
+use crate::settings::Settings;
+use crate::sidekiq::payload::Payload;
+use crate::sidekiq::random_hex;
+use crate::source::Source;
+use crate::state::StateDirectory;
+
+#[derive(Debug, Args)]
+pub(super) struct Plan {
+    /// A Sidekiq payload (JSON); `-` is standard input.
+    #[arg(value_name = "FILE")]
+    file: String,
+}
+
+impl Plan {
+    #[expect(clippy::print_stdout, reason = "the plan is the command's result")]
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+        let payload = Payload::parse(read_json(&self.file)?.to_string().as_bytes())?;
+        let native = native(settings, &payload).await?;
+        let job = BuildJob::parse(&native)?;
+        println!("{:#}", plan(settings, &native, &job)?);
+        Ok(Outcome::Good)
+    }
+}
+
+async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value> {
+    let Some(class) = settings.jobs.classes.get(&payload.class) else {
+        bail!("{} is not among jobs.classes", payload.class);
+    };
+    match (arguments::read(class, &payload.args()?)?, &class.resolve) {
+        (Request::Native(native), _) => Ok(native),
+        (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (Request::Resolve(url), None) => bail!("no resolver for {url}"),
+    }
+}
+
+fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<Value> {
+    let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
+    let state = StateDirectory::open(scratch.path(), &format!("plan:{}", random_hex::<6>()))?;
+    let builders = Builders::new(&settings.buildx.binary, &settings.builders);
+    let source = Source::new(settings.source.clone(), settings.sandbox.clone(), &settings.github.git_url);
+    let (site, placement) = builders.plan(&job.build, &state)?;
+    let run = settings.state.directory.join("run/<process>/<job>");
+    let working_directory = site.working_directory.strip_prefix(scratch.path()).map_or_else(
+        |_| site.working_directory.clone(),
+        |below| settings.state.directory.join(below),
+    );
+    let (environment, arguments) = Bake::new(settings).describe(&site, &run.join("solve"));
+    Ok(json!({
+        "job": native,
+        "fetch": {"url": source.url(&job.build.repository), "sha": job.sha.as_str()},
+        "definition": definition(job)?,
+        "directories": {"worktree": run.join("tree").join(&job.build.repository.name), "working_directory": working_directory},
+        "placement": placement,
+        "argv": arguments,
+        "environment": environment,
+    }))
+}
+
+/// The definition before buildx has resolved it.
+fn definition(job: &BuildJob) -> anyhow::Result<Value> {
+    Ok(match &job.build.recipe {
+        Recipe::Application(template) => serde_json::from_str(&define_application(template, job.build.trust))?,
+        Recipe::Inline(definition) => Value::Object(definition.clone()),
+        Recipe::File(path) => json!(path),
+    })
+}

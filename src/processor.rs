@@ -1,0 +1,357 @@
+//! One slot: a unit of work from its text to its settlement.
+//!
+//! The only file that sees both the queue and the build. What becomes of a job is decided in one place,
+//! [`dispose`], from plain values.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio_util::sync::CancellationToken;
+
+use crate::job::arguments::{self, Request};
+use crate::job::{BuildJob, Callback, JobError, Moment};
+use crate::journal::Journal;
+use crate::perform::{Attempt, Stations, perform};
+use crate::rails;
+use crate::reason::{Class, Failure, Reason};
+use crate::redis::Redis;
+use crate::report::{Report, Status};
+use crate::settings::{JobClass, Jobs, PROBE};
+use crate::sidekiq::custody::Running;
+use crate::sidekiq::payload::Payload;
+use crate::sidekiq::recovery::POISON;
+use crate::sidekiq::retry::{self, Next};
+use crate::sidekiq::turn::{Effect, Settlement, announce};
+use crate::sidekiq::{Epoch, Identity};
+
+/// What all slots share.
+#[derive(Debug)]
+pub struct Processor {
+    /// Which jobs are taken, and how they are retried.
+    pub jobs: Jobs,
+    /// The stations of a build.
+    pub stations: Stations,
+    /// For callbacks in the middle of a job.
+    pub redis: Redis,
+    /// Ours.
+    pub identity: Arc<Identity>,
+    /// Cancelled when the worker cannot wait for running builds any more.
+    pub kill: CancellationToken,
+}
+
+/// What became of an attempt, with whom to tell.
+#[derive(Debug)]
+struct Attempted {
+    result: Result<(), Failure>,
+    report: Report,
+    callback: Option<Callback>,
+}
+
+/// What becomes of a job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Disposition {
+    /// It is over.
+    Acknowledge,
+    /// It runs again at this time.
+    RetryAt(Epoch),
+    /// To the dead set.
+    Bury,
+    /// Back to the head of its queue, as if it had never been fetched.
+    PutBack,
+}
+
+/// Processes one unit of work to its end, and hands in the settlement. A panic in it fails this job and no other.
+pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
+    let unit = running.unit.clone();
+    let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()));
+    let payload = Payload::parse(&unit.text);
+    let attempted = attempt.await.unwrap_or_else(|error| Attempted {
+        result: Err(Failure::new(Reason::Panicked, panic_message(error))),
+        report: payload.as_ref().map(|payload| first_report(payload, &running)).unwrap_or_default(),
+        callback: payload.as_ref().ok().and_then(|payload| find_callback(&processor.jobs, payload)),
+    });
+    if running.taken.is_cancelled() {
+        // Somebody else has the job: whatever we say of it would be fenced. The slot is what is handed in.
+        tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
+    }
+    let settlement = match payload {
+        Ok(payload) => settle(&processor.jobs, &running, &payload, attempted),
+        Err(error) => {
+            tracing::error!(%error, queue = unit.queue, "a text that is no job goes to the dead set");
+            Settlement { token: unit.token, is_processed: false, is_failed: false, effects: vec![Effect::Bury { text: unit.text }] }
+        }
+    };
+    // The receiver goes last; when it is gone all the same, recovery brings the job back.
+    let _ = settlements.send(settlement);
+}
+
+fn panic_message(error: tokio::task::JoinError) -> String {
+    let panic = error.into_panic();
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "a panic without a message".into())
+}
+
+/// The report before anything has happened.
+fn first_report(payload: &Payload, running: &Running) -> Report {
+    let mut report = Report { jid: payload.jid.clone(), attempt: payload.n_failures() + 1, ..Report::default() };
+    report.timings.queued = payload.enqueued_at().map_or(Duration::ZERO, |enqueued| running.since.since(enqueued));
+    report
+}
+
+async fn attempt(processor: Arc<Processor>, running: Running) -> Attempted {
+    let Ok(payload) = Payload::parse(&running.unit.text) else {
+        return Attempted { result: Ok(()), report: Report::default(), callback: None };
+    };
+    let mut attempted = Attempted { result: Ok(()), report: first_report(&payload, &running), callback: None };
+    attempted.callback = find_callback(&processor.jobs, &payload);
+    attempted.result = if running.unit.n_recoveries >= POISON {
+        let times = running.unit.n_recoveries;
+        Err(Failure::new(Reason::Poison, format!("recovered {times} times from workers that died")))
+    } else if payload.class == PROBE && processor.jobs.probe {
+        probe(&processor, &running, &payload).await
+    } else {
+        build(&processor, &running, &payload, &mut attempted).await
+    };
+    attempted
+}
+
+/// A build job: its arguments, perhaps Rails, then the stations.
+async fn build(processor: &Processor, running: &Running, payload: &Payload, attempted: &mut Attempted) -> Result<(), Failure> {
+    let Some(class) = processor.jobs.classes.get(&payload.class) else {
+        let message = format!("{} is not a class of this worker's configuration", payload.class);
+        return Err(Failure::new(Reason::WorkerFailed, message));
+    };
+    let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
+    let native = native(class, &args, &mut attempted.report).await?;
+    attempted.callback = Callback::find(&native);
+    attempted.report.build_id = native.get("build_id").cloned();
+    attempted.report.echo = arguments::echo(class, &args);
+    let job = BuildJob::parse(&native).map_err(invalid)?;
+    attempted.report.repository = Some(job.build.repository.to_string());
+    attempted.report.sha = Some(job.sha.to_string());
+    attempted.report.git_ref.clone_from(&job.git_ref);
+    tell_started(processor, running, attempted).await;
+
+    let journal = Journal::to_log();
+    let stop = processor.kill.child_token();
+    let attempt = Attempt { journal: &journal, stop: &stop };
+    let built = tokio::select! {
+        built = perform(&processor.stations, &job, attempt, &mut attempted.report) => built,
+        // The build is dropped, which kills its child and removes its directory.
+        () = running.taken.cancelled() => Err(Failure::new(Reason::Interrupted, "the job was given to another worker")),
+    };
+    attempted.report.notices = journal.notices();
+    built
+}
+
+fn invalid(error: JobError) -> Failure {
+    Failure::new(Reason::InvalidArguments, error.to_string())
+}
+
+/// The native object, from the arguments or from Rails.
+async fn native(class: &JobClass, args: &[Value], report: &mut Report) -> Result<Value, Failure> {
+    match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
+        (Request::Resolve(url), Some(resolve)) => {
+            let started = std::time::Instant::now();
+            let native = rails::resolve(resolve, &url).await;
+            report.timings.resolve = started.elapsed();
+            Ok(native?)
+        }
+        (Request::Resolve(url), None) => Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}"))),
+        (Request::Native(native), _) => Ok(native),
+    }
+}
+
+/// The callback of a job, as far as its arguments tell without Rails.
+fn find_callback(jobs: &Jobs, payload: &Payload) -> Option<Callback> {
+    let args = payload.args().ok()?;
+    if payload.class == PROBE {
+        return Callback::find(args.first()?);
+    }
+    match arguments::read(jobs.classes.get(&payload.class)?, &args).ok()? {
+        Request::Native(native) => Callback::find(&native),
+        Request::Resolve(_) => None,
+    }
+}
+
+async fn tell_started(processor: &Processor, running: &Running, attempted: &Attempted) {
+    let Some(callback) = &attempted.callback else { return };
+    let report = Report { moment: Moment::Started, ..attempted.report.clone() };
+    let now = Epoch::now().as_millis();
+    let Some(text) = rails::callback_job(callback, &report, &running.unit.text, now) else { return };
+    let (redis, identity, token) = (&processor.redis, &processor.identity, &running.unit.token);
+    if let Err(error) = announce(redis, identity, token, &callback.queue, &text).await {
+        tracing::warn!(%error, jid = attempted.report.jid, "Rails is not told that the build has started");
+    }
+}
+
+/// The argument of a probe job.
+#[derive(Deserialize)]
+struct Probe {
+    outcome: ProbeOutcome,
+    #[serde(default)]
+    sleep_s: f64,
+    #[serde(default)]
+    message: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ProbeOutcome {
+    Succeed,
+    User,
+    Infrastructure,
+    Panic,
+}
+
+/// A job that goes through the whole runtime and builds nothing. Further fields and arguments are ignored.
+async fn probe(processor: &Processor, running: &Running, payload: &Payload) -> Result<(), Failure> {
+    let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
+    let probe = Probe::deserialize(args.first().unwrap_or(&Value::Null))
+        .map_err(|error| Failure::new(Reason::InvalidArguments, format!("args[0]: {error}")))?;
+    let sleep = tokio::time::sleep(Duration::try_from_secs_f64(probe.sleep_s).unwrap_or_default());
+    tokio::select! {
+        () = sleep => {}
+        () = processor.kill.cancelled() => return Err(Failure::new(Reason::Interrupted, "the worker stops")),
+        () = running.taken.cancelled() => return Err(Failure::new(Reason::Interrupted, "the job was given to another worker")),
+    }
+    match probe.outcome {
+        ProbeOutcome::Succeed => Ok(()),
+        ProbeOutcome::User => Err(Failure::new(Reason::StepFailed, probe.message)),
+        ProbeOutcome::Infrastructure => Err(Failure::new(Reason::BuilderUnavailable, probe.message)),
+        ProbeOutcome::Panic => panic!("{}", probe.message),
+    }
+}
+
+/// Decides what becomes of a job. `jitter` is a number in 0..1.
+///
+/// A user failure is a finished job, when there is somebody to tell: without a callback nobody would see it, so it goes
+/// to the dead set. A control end never counts as a retry.
+pub fn dispose(
+    result: &Result<(), Failure>,
+    payload: &Payload,
+    jobs: &Jobs,
+    has_callback: bool,
+    now: Epoch,
+    jitter: f64,
+) -> Disposition {
+    let Err(failure) = result else { return Disposition::Acknowledge };
+    let bury = if payload.may_die() { Disposition::Bury } else { Disposition::Acknowledge };
+    match (failure.reason, failure.reason.class()) {
+        (Reason::Interrupted, _) => Disposition::PutBack,
+        (Reason::Poison, _) => bury,
+        (_, Class::Control) => Disposition::Acknowledge,
+        (_, Class::User) if !jobs.raise_user_failures => {
+            if has_callback {
+                Disposition::Acknowledge
+            } else {
+                bury
+            }
+        }
+        (_, Class::User | Class::Infrastructure) => match retry::next(payload, jobs, now, jitter) {
+            Next::RetryAt(at) => Disposition::RetryAt(at),
+            Next::Die => Disposition::Bury,
+            Next::Drop => Disposition::Acknowledge,
+        },
+    }
+}
+
+/// The settlement of an attempt: what becomes of the job, and what Rails is told, in one step.
+fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempted) -> Settlement {
+    let (unit, now) = (&running.unit, Epoch::now());
+    let Attempted { result, mut report, callback } = attempted;
+    let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
+    let disposition = dispose(&result, payload, jobs, has_callback, now, rand::random());
+    log_end(&result, &report, disposition, running.since);
+
+    let failure = result.err();
+    conclude(&mut report, failure.as_ref());
+    let dead_or_due = || failure.as_ref().map(|failure| payload.after_failure(&unit.queue, failure, now)).unwrap_or_default();
+    let (moment, effect) = match disposition {
+        Disposition::Acknowledge => (Some(Moment::Finished), None),
+        Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: dead_or_due() })),
+        Disposition::Bury => (Some(Moment::Finished), Some(Effect::Bury { text: dead_or_due().into_bytes() })),
+        Disposition::PutBack => (None, Some(Effect::PutBack { queue: unit.queue.clone() })),
+    };
+    let told = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
+        let report = Report { moment, ..report };
+        let text = rails::callback_job(callback, &report, &unit.text, now.as_millis())?;
+        Some(Effect::Push { queue: callback.queue.clone(), text })
+    });
+    Settlement {
+        token: unit.token.clone(),
+        is_processed: disposition != Disposition::PutBack,
+        is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury),
+        effects: effect.into_iter().chain(told).collect(),
+    }
+}
+
+fn conclude(report: &mut Report, failure: Option<&Failure>) {
+    report.status = Some(match failure.map(|failure| failure.reason) {
+        None => Status::Succeeded,
+        Some(Reason::Cancelled) => Status::Cancelled,
+        Some(_) => Status::Failed,
+    });
+    report.reason = failure.map(|failure| failure.reason);
+    report.message = failure.map(|failure| format!("{} {}", failure.reason.sentence(), failure.detail).trim_end().to_owned());
+}
+
+fn log_end(result: &Result<(), Failure>, report: &Report, disposition: Disposition, since: Epoch) {
+    let took_s = Epoch::now().since(since).as_secs_f64();
+    let (jid, repository, sha) = (&report.jid, report.repository.as_deref(), report.sha.as_deref());
+    match (result, disposition) {
+        (Ok(()), _) => tracing::info!(jid, repository, sha, took_s, "build succeeded"),
+        (Err(failure), Disposition::PutBack) => tracing::info!(jid, repository, %failure, took_s, "job put back"),
+        (Err(failure), Disposition::RetryAt(at)) => {
+            let retry_at_s = at.as_secs_f64();
+            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, retry_at_s, "build failed, will be retried");
+        }
+        (Err(failure), _) => {
+            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, "build failed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decide(reason: Option<Reason>, text: &str, has_callback: bool) -> Disposition {
+        let payload = Payload::parse(text.as_bytes()).expect("a job");
+        let result = reason.map_or(Ok(()), |reason| Err(Failure::new(reason, "x")));
+        dispose(&result, &payload, &Jobs::default(), has_callback, Epoch::from_secs_f64(100.0), 0.0)
+    }
+
+    #[test]
+    fn what_becomes_of_a_job() {
+        let job = r#"{"class":"BuildJob"}"#;
+        let retry_at = Disposition::RetryAt(Epoch::from_secs_f64(115.0));
+        for (reason, text, has_callback, expected) in [
+            (None, job, false, Disposition::Acknowledge),
+            (Some(Reason::StepFailed), job, true, Disposition::Acknowledge),
+            (Some(Reason::StepFailed), job, false, Disposition::Bury),
+            (Some(Reason::StepFailed), r#"{"class":"BuildJob","dead":false}"#, false, Disposition::Acknowledge),
+            (Some(Reason::GitUnavailable), job, true, retry_at),
+            (Some(Reason::Panicked), job, false, retry_at),
+            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":0}"#, true, Disposition::Bury),
+            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":false}"#, true, Disposition::Acknowledge),
+            (Some(Reason::Interrupted), r#"{"class":"BuildJob","retry":0}"#, true, Disposition::PutBack),
+            (Some(Reason::Cancelled), job, true, Disposition::Acknowledge),
+            (Some(Reason::Poison), job, true, Disposition::Bury),
+        ] {
+            assert_eq!(decide(reason, text, has_callback), expected, "{reason:?} {text} {has_callback}");
+        }
+    }
+
+    #[test]
+    fn shops_that_count_on_sidekiqs_failure_path_get_it() {
+        let jobs = Jobs { raise_user_failures: true, ..Jobs::default() };
+        let payload = Payload::parse(br#"{"class":"BuildJob"}"#).expect("a job");
+        let failed = Err(Failure::new(Reason::StepFailed, "x"));
+        let disposition = dispose(&failed, &payload, &jobs, true, Epoch::from_secs_f64(100.0), 0.0);
+        assert_eq!(disposition, Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
+    }
+}

@@ -1,0 +1,17 @@
+-- announce.lua: pushes a callback while the job is still ours.
+--
+-- KEYS  1 in-flight hash of this process   2 `queues`   3 the list
+-- ARGV  1 token   2 the callback's text
+--
+-- Returns 1 when it was pushed, 0 when the job is not ours any more.
+--
+-- Invariant: a worker that was taken for dead says nothing more about the job.
+
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+local found = redis.call('TYPE', KEYS[3]).ok
+if found ~= 'none' and found ~= 'list' then
+  return redis.error_reply('WRONGTYPE ' .. KEYS[3] .. ' is not a list')
+end
+redis.call('SADD', KEYS[2], string.sub(KEYS[3], 7))
+redis.call('LPUSH', KEYS[3], ARGV[2])
+return 1

@@ -1,0 +1,275 @@
+//! The worktree of one commit: asked for here, made in the source child.
+//!
+//! libgit2 reads packs that strangers wrote, so it runs in a child of our own binary: sandboxed, with the request and the
+//! token on its standard input and nothing in its environment. It sees the mirror and the new directory, and connects
+//! to the git host's port only. Killing it at any moment is harmless.
+
+mod budget;
+mod checkout;
+mod child;
+mod fetch;
+mod mirror;
+mod request;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::event::Event;
+use crate::job::{Repository, Sha};
+use crate::journal::Journal;
+use crate::process::{self, Ended, ProcessError};
+use crate::reason::{Failure, Reason};
+use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
+use crate::secret::Secret;
+use crate::settings;
+use crate::state::{JobDirectory, StateDirectory, StateError};
+
+use request::{Fault, Message, Request};
+
+pub use child::{VERB, main as child_main};
+
+/// The worktree could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The URL of the repository cannot be used.
+    #[error("{url}: {message}")]
+    Url {
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A directory cannot be made.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The child cannot be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The child says what went wrong.
+    #[error("{url}: {message}")]
+    Fault {
+        /// The repository's URL, which holds no credentials.
+        url: String,
+        /// Which kind.
+        fault: Fault,
+        /// In words.
+        message: String,
+    },
+    /// The child was killed by us, or ended without a word.
+    #[error("{url}: fetching {what}")]
+    Killed {
+        /// The repository's URL.
+        url: String,
+        /// Why.
+        what: &'static str,
+        /// Whether somebody cancelled it.
+        is_stopped: bool,
+    },
+}
+
+impl SourceError {
+    /// The entry of the closed list.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Url { .. } => Reason::RepositoryNotFound,
+            Self::State(_) | Self::Process(_) => Reason::WorkerFailed,
+            Self::Killed { is_stopped: true, .. } => Reason::Interrupted,
+            Self::Killed { .. } => Reason::GitUnavailable,
+            Self::Fault { fault, .. } => match fault {
+                Fault::CommitNotFound => Reason::CommitNotFound,
+                Fault::Refused => Reason::SourceRefused,
+                Fault::Unavailable | Fault::Unclear => Reason::GitUnavailable,
+                Fault::Worker => Reason::WorkerFailed,
+            },
+        }
+    }
+
+    /// Whether the commit may simply not be there: libgit2 reports that as a broken connection.
+    pub fn is_unclear(&self) -> bool {
+        matches!(self, Self::Fault { fault: Fault::Unclear, .. })
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::new(error.reason(), error.to_string())
+    }
+}
+
+/// Where a commit is to be had.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// URL of the repository, without credentials.
+    pub url: String,
+    /// Password of `x-access-token`; none for a repository that anybody may read.
+    pub token: Option<Secret>,
+    /// What the mirror is kept under: a number that outlives renames, never the name.
+    pub mirror: String,
+    /// Last component of the worktree's path: BuildKit's transfer of a context is keyed by it.
+    pub name: String,
+    /// What is asked for.
+    pub revision: Revision,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revision {
+    /// Exactly this commit.
+    Sha(Sha),
+    /// What the remote's branch, tag or `HEAD` of this name points to.
+    Name(String),
+}
+
+/// A commit's files.
+#[derive(Clone, Debug)]
+pub struct Worktree {
+    /// Its root.
+    pub path: PathBuf,
+    /// The commit.
+    pub sha: Option<Sha>,
+    /// How long fetching took; zero when nothing had to be fetched.
+    pub fetch: Duration,
+    /// How long writing the files took.
+    pub checkout: Duration,
+}
+
+/// Makes worktrees.
+#[derive(Clone, Debug)]
+pub struct Source {
+    settings: settings::Source,
+    sandbox: settings::Sandbox,
+    git_url: String,
+}
+
+impl Source {
+    /// Takes the settings.
+    pub fn new(settings: settings::Source, sandbox: settings::Sandbox, git_url: &str) -> Self {
+        Self { settings, sandbox, git_url: git_url.trim_end_matches('/').to_owned() }
+    }
+
+    /// The URL of a repository on the configured git host.
+    pub fn url(&self, repository: &Repository) -> String {
+        format!("{}/{repository}.git", self.git_url)
+    }
+
+    /// Makes a worktree in the job's directory.
+    ///
+    /// The child is killed when `stop` is cancelled, when the time is over, or when this future is dropped.
+    pub async fn check_out(
+        &self,
+        origin: &Origin,
+        state: &StateDirectory,
+        directory: &JobDirectory,
+        journal: &Journal,
+        stop: &CancellationToken,
+    ) -> Result<Worktree, SourceError> {
+        let (host, port) = host_and_port(&origin.url)?;
+        let request = Request {
+            url: origin.url.clone(),
+            token: origin.token.as_ref().map(|token| token.expose().to_owned()),
+            revision: origin.revision.clone().into(),
+            mirror: state.mirror(&host, &origin.mirror)?,
+            worktree: directory.subdirectory("tree")?.join(&origin.name),
+            limits: (&self.settings).into(),
+            ca_file: self.settings.ca_file.clone(),
+        };
+        let command = self.sandbox(&request, port).reexec(VERB);
+        let input = serde_json::to_vec(&request).expect("a request is plain data");
+        let limits = process::Limits {
+            timeout: self.settings.timeout,
+            silence: self.settings.timeout,
+            max_output_bytes: usize::MAX,
+            stop: stop.clone(),
+        };
+        let (mut last, mut noise) = (None, String::new());
+        let ended = process::run(command, &input, &limits, |stream, line| match (stream, serde_json::from_slice(line)) {
+            (process::Stream::Out, Ok(Message::Progress { received_bytes })) => journal.tell(Event::Fetching { received_bytes }),
+            (process::Stream::Out, Ok(message)) => last = Some(message),
+            // What a dying child says: a panic, or the launcher's error.
+            _ => noise = String::from_utf8_lossy(line).into_owned(),
+        })
+        .await?;
+        self.conclude(origin, request.worktree, ended, last, noise)
+    }
+
+    fn conclude(
+        &self,
+        origin: &Origin,
+        path: PathBuf,
+        ended: Ended,
+        last: Option<Message>,
+        noise: String,
+    ) -> Result<Worktree, SourceError> {
+        let url = origin.url.clone();
+        let killed = |what, is_stopped| SourceError::Killed { url: origin.url.clone(), what, is_stopped };
+        match (last, ended) {
+            (Some(Message::Done { sha, fetch_ms, checkout_ms }), Ended::Exited(_)) => Ok(Worktree {
+                path,
+                sha: Sha::parse(&sha),
+                fetch: Duration::from_millis(fetch_ms),
+                checkout: Duration::from_millis(checkout_ms),
+            }),
+            (Some(Message::Failed { fault, message }), Ended::Exited(_)) => Err(SourceError::Fault { url, fault, message }),
+            (_, Ended::Stopped) => Err(killed("was cancelled", true)),
+            (_, Ended::TimedOut | Ended::Silent | Ended::TooMuchOutput) => Err(killed("took too long", false)),
+            (_, Ended::Exited(status)) => {
+                let message = format!("the source child ended with {status}: {noise}");
+                Err(SourceError::Fault { url, fault: Fault::Worker, message })
+            }
+        }
+    }
+
+    fn sandbox(&self, request: &Request, port: u16) -> Sandbox {
+        let mut read = libraries();
+        read.extend(network_files(&self.settings.ca_file));
+        let tree = request.worktree.parent().unwrap_or(Path::new("/")).to_owned();
+        Sandbox {
+            enforcement: self.sandbox.mode.into(),
+            read,
+            execute: Vec::new(),
+            write: vec![request.mirror.clone(), tree, "/dev/null".into()],
+            sockets: Sockets::Tcp(vec![port]),
+            limits: Limits {
+                data_bytes: self.sandbox.max_data_bytes,
+                cpu_seconds: None,
+                file_bytes: self.settings.max_fetch_bytes.max(self.settings.max_file_bytes),
+            },
+        }
+    }
+}
+
+/// Host (with the port when it is not the usual one) and port of an `https` or `http` URL.
+///
+/// Everything else that libgit2 understands (paths, `file:`, `git:`, `ssh:`) and credentials in the URL are refused.
+fn host_and_port(url: &str) -> Result<(String, u16), SourceError> {
+    let refused = |message: &str| SourceError::Url { url: url.to_owned(), message: message.into() };
+    let parsed = reqwest::Url::parse(url).map_err(|error| refused(&error.to_string()))?;
+    if !matches!(parsed.scheme(), "https" | "http") {
+        return Err(refused("expected an https URL"));
+    }
+    if !parsed.username().is_empty() || parsed.password().is_some() {
+        return Err(SourceError::Url { url: "the URL".into(), message: "must not contain credentials".into() });
+    }
+    let host = parsed.host_str().ok_or_else(|| refused("expected a host"))?;
+    let port = parsed.port_or_known_default().ok_or_else(|| refused("expected a port"))?;
+    let key = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    Ok((key, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_http_urls_without_credentials_are_fetched() {
+        assert_eq!(host_and_port("https://github.com/a/b.git").expect("valid"), ("github.com".into(), 443));
+        assert_eq!(host_and_port("http://127.0.0.1:8080/a/b.git").expect("valid"), ("127.0.0.1:8080".into(), 8080));
+        for url in ["file:///etc", "/etc", "ssh://git@github.com/a/b", "git://github.com/a/b", "ext::sh -c x"] {
+            assert!(host_and_port(url).is_err(), "{url}");
+        }
+        let error = host_and_port("https://user:hunter2@github.com/a/b").expect_err("refused").to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}

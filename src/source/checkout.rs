@@ -1,0 +1,37 @@
+//! Writes a commit's files into a new directory, as the git command would.
+
+use std::fs;
+use std::path::Path;
+
+use git2::build::CheckoutBuilder;
+use git2::{ErrorClass, Index, Oid, Repository};
+
+use super::child::Failed;
+use super::request::Fault;
+
+/// Checks `commit` out into `worktree`, which must not exist yet. There is no `.git` in it.
+///
+/// The work tree is set on the handle only and the index, in memory, is filled first: the one recipe that honours
+/// `.gitattributes` and submodule entries as git does, refuses names that git forbids before a file exists, and writes
+/// nothing into the mirror. A reused directory would be a way out of it (libgit2 follows symlinks that lie there).
+pub(super) fn write(repository: &Repository, commit: Oid, worktree: &Path) -> Result<(), Failed> {
+    fs::create_dir(worktree).map_err(Failed::worker)?;
+    write_files(repository, commit, worktree).map_err(|error| {
+        let fault = match error.class() {
+            ErrorClass::Os | ErrorClass::Filesystem => Fault::Worker,
+            _ => Fault::Refused,
+        };
+        Failed::new(fault, error.message())
+    })
+}
+
+fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<(), git2::Error> {
+    repository.set_workdir(worktree, false)?;
+    let tree = repository.find_commit(commit)?.tree()?;
+    let mut index = Index::new()?;
+    index.read_tree(&tree)?;
+    repository.set_index(&mut index)?;
+    let mut options = CheckoutBuilder::new();
+    options.force().update_index(false).refresh(false);
+    repository.checkout_tree(tree.as_object(), Some(&mut options))
+}

@@ -1,0 +1,125 @@
+//! The source child: reads the request, fetches, checks out, says how it went. Ordinary synchronous code.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use git2::Oid;
+
+use super::budget::{self, Verdict};
+use super::checkout;
+use super::fetch::{self, Remote};
+use super::mirror::Mirror;
+use super::request::{Asked, Fault, Limits, Message, Request};
+use crate::sandbox::Sandbox;
+
+/// First argument of our own binary when it is started as a source child.
+pub const VERB: &str = "source-child";
+
+/// What went wrong, as it is told to the worker.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) fault: Fault,
+    pub(super) message: String,
+}
+
+impl Failed {
+    pub(super) fn new(fault: Fault, message: impl Into<String>) -> Self {
+        Self { fault, message: message.into() }
+    }
+
+    /// A failure of the mirror or the disk.
+    pub(super) fn worker(error: impl std::fmt::Display) -> Self {
+        Self::new(Fault::Worker, error.to_string())
+    }
+}
+
+/// The child's `main`. Arguments: the sandbox and the worker's process id.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let mut text = || arguments.next().and_then(|text| text.into_string().ok()).unwrap_or_default();
+    let (sandbox, worker) = (text(), text());
+    let last = match Sandbox::enter(&sandbox, &worker) {
+        Err(error) => Err(Failed::worker(error)),
+        Ok(()) => read_request().and_then(|request| acquire(&request)),
+    };
+    let (message, code) = match last {
+        Ok(done) => (done, ExitCode::SUCCESS),
+        Err(failed) => (Message::Failed { fault: failed.fault, message: failed.message }, ExitCode::FAILURE),
+    };
+    say(&message);
+    code
+}
+
+/// Writes one line to the worker. When nobody reads it any more, the kernel is about to end us.
+pub(super) fn say(message: &Message) {
+    let line = serde_json::to_string(message).expect("a message is plain data");
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+fn read_request() -> Result<Request, Failed> {
+    let mut text = Vec::new();
+    std::io::stdin().read_to_end(&mut text).map_err(Failed::worker)?;
+    serde_json::from_slice(&text).map_err(Failed::worker)
+}
+
+fn acquire(request: &Request) -> Result<Message, Failed> {
+    configure_libgit2(request)?;
+    let started = Instant::now();
+    let mirror = Mirror::lock(&request.mirror)?;
+    let remote = Remote { url: &request.url, token: request.token.as_deref(), limits: request.limits };
+    let commit = match &request.revision {
+        Asked::Sha(sha) => Oid::from_str(sha).map_err(Failed::worker)?,
+        Asked::Name(name) => fetch::resolve(&mirror.repository, &remote, name)?,
+    };
+    let mirror = complete(mirror, &remote, commit, request.limits)?;
+    let fetched = Instant::now();
+    let repository = mirror.unlock();
+    checkout::write(&repository, commit, &request.worktree)?;
+    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Ok(Message::Done {
+        sha: commit.to_string(),
+        fetch_ms: millis(fetched - started),
+        checkout_ms: millis(fetched.elapsed()),
+    })
+}
+
+/// Makes sure that the commit and its whole tree are in the mirror, without the network when they are.
+///
+/// A mirror is a cache: when something is missing after a fetch, it is made anew, once.
+fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Mirror, Failed> {
+    if budget::walk(&mirror.repository, commit, limits)? == Verdict::Complete {
+        return Ok(mirror);
+    }
+    fetch::fetch(&mirror.repository, remote, commit)?;
+    if budget::walk(&mirror.repository, commit, limits)? == Verdict::Complete {
+        return Ok(mirror);
+    }
+    let mirror = mirror.renew()?;
+    fetch::fetch(&mirror.repository, remote, commit)?;
+    match budget::walk(&mirror.repository, commit, limits)? {
+        Verdict::Complete => Ok(mirror),
+        Verdict::Missing => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
+    }
+}
+
+/// Settings of libgit2 that hold for the process: time limits, certificates, and no configuration of the machine's.
+#[expect(unsafe_code, reason = "libgit2's options are global; this process has one thread and has not used libgit2 yet")]
+fn configure_libgit2(request: &Request) -> Result<(), Failed> {
+    use git2::{ConfigLevel, opts};
+    let configured = (|| {
+        // SAFETY: no other thread exists that could use libgit2 meanwhile.
+        unsafe {
+            for level in [ConfigLevel::ProgramData, ConfigLevel::System, ConfigLevel::XDG, ConfigLevel::Global] {
+                opts::set_search_path(level, "")?;
+            }
+            opts::set_server_connect_timeout_in_milliseconds(request.limits.connect_timeout_ms)?;
+            opts::set_server_timeout_in_milliseconds(request.limits.stall_timeout_ms)?;
+            if request.url.starts_with("https:") && request.ca_file.exists() {
+                opts::set_ssl_cert_file(&request.ca_file)?;
+            }
+        }
+        Ok::<_, git2::Error>(())
+    })();
+    configured.map_err(Failed::worker)
+}

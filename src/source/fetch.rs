@@ -1,0 +1,96 @@
+//! Fetching exactly one commit. The one file that speaks git's protocol, through libgit2.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use git2::{
+    AutotagOption, Cred, Direction, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository,
+};
+
+use super::child::{Failed, say};
+use super::request::{Fault, Limits, Message};
+
+/// Progress is told at most this often.
+const PROGRESS: Duration = Duration::from_millis(200);
+
+/// Where to fetch from.
+pub(super) struct Remote<'a> {
+    pub(super) url: &'a str,
+    pub(super) token: Option<&'a str>,
+    pub(super) limits: Limits,
+}
+
+/// Fetches `commit`, its tree and its files, and nothing of its history.
+pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
+    let is_over_limit = Cell::new(false);
+    let mut callbacks = credentials(remote);
+    let told = RefCell::new(Instant::now());
+    callbacks.transfer_progress(|progress| {
+        let received_bytes = progress.received_bytes() as u64;
+        is_over_limit.set(received_bytes > remote.limits.max_fetch_bytes);
+        if told.borrow().elapsed() > PROGRESS {
+            told.replace(Instant::now());
+            say(&Message::Progress { received_bytes });
+        }
+        !is_over_limit.get()
+    });
+    let mut options = FetchOptions::new();
+    options
+        .remote_callbacks(callbacks)
+        .depth(1)
+        .download_tags(AutotagOption::None)
+        .update_fetchhead(false)
+        // By default libgit2 would send the token to whatever host a redirect names.
+        .follow_redirects(RemoteRedirect::None);
+    // Anonymous: neither URL nor token is written to the mirror's configuration.
+    let mut anonymous = repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
+    let refspec = format!("+{commit}:refs/jobs/{commit}");
+    let fetched = anonymous.fetch(&[&refspec], Some(&mut options), None);
+    drop(options);
+    fetched.map_err(|error| {
+        if is_over_limit.get() {
+            let limit = remote.limits.max_fetch_bytes;
+            return Failed::new(Fault::Refused, format!("the commit is larger than {limit} bytes"));
+        }
+        classify(&error)
+    })
+}
+
+/// What the remote's branch, tag or `HEAD` of this name points to.
+pub(super) fn resolve(repository: &Repository, remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
+    let mut anonymous = repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
+    let connection =
+        anonymous.connect_auth(Direction::Fetch, Some(credentials(remote)), None).map_err(|error| classify(&error))?;
+    let heads = connection.list().map_err(|error| classify(&error))?;
+    let candidates = [name.to_owned(), format!("refs/heads/{name}"), format!("refs/tags/{name}^{{}}"), format!("refs/tags/{name}")];
+    let found = candidates.iter().find_map(|candidate| heads.iter().find(|head| head.name() == candidate.as_str()));
+    found
+        .map(git2::RemoteHead::oid)
+        .ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("there is no branch or tag {name:?}")))
+}
+
+fn credentials<'a>(remote: &Remote<'a>) -> RemoteCallbacks<'a> {
+    let token = remote.token;
+    let is_asked_again = Cell::new(false);
+    let mut callbacks = RemoteCallbacks::new();
+    callbacks.credentials(move |_, _, _| match token {
+        // libgit2 asks again and again while the answer is refused.
+        Some(token) if !is_asked_again.replace(true) => Cred::userpass_plaintext("x-access-token", token),
+        Some(_) => Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "the token was refused")),
+        None => Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "the repository asks for credentials")),
+    });
+    callbacks
+}
+
+/// libgit2's codes are coarse: the words of its messages are what is left.
+fn classify(error: &git2::Error) -> Failed {
+    let fault = match (error.class(), error.message()) {
+        // What remains of the remote's "not our ref" when a depth was asked for.
+        (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
+        (ErrorClass::Odb | ErrorClass::Reference | ErrorClass::Object, _) => Fault::Unclear,
+        (ErrorClass::Indexer | ErrorClass::Zlib, _) => Fault::Refused,
+        (ErrorClass::Filesystem, _) => Fault::Worker,
+        _ => Fault::Unavailable,
+    };
+    Failed::new(fault, error.message())
+}

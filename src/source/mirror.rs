@@ -1,0 +1,70 @@
+//! A bare mirror and the lock around it.
+//!
+//! Two depth-1 fetches into one mirror at once destroy it (libgit2 rewrites the list of shallow commits at the end), so
+//! every fetch holds the lock. It is `flock(2)`: it dies with its holder, and waiting for it does not poll.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use git2::{Repository, RepositoryInitOptions};
+use rustix::fs::{FlockOperation, flock};
+
+use super::child::Failed;
+
+/// A mirror that nobody else fetches into.
+pub(super) struct Mirror {
+    pub(super) repository: Repository,
+    path: PathBuf,
+    lock: File,
+}
+
+impl Mirror {
+    /// Waits for the lock in `directory`, and opens or makes the mirror.
+    pub(super) fn lock(directory: &Path) -> Result<Self, Failed> {
+        let lock = File::create(directory.join("lock")).map_err(Failed::worker)?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(Failed::worker)?;
+        let path = directory.join("repository.git");
+        sweep(&path);
+        let repository = match Repository::open_bare(&path) {
+            Ok(repository) => repository,
+            // Not there, or broken.
+            Err(_) => make(&path)?,
+        };
+        Ok(Self { repository, path, lock })
+    }
+
+    /// The same mirror, empty.
+    pub(super) fn renew(self) -> Result<Self, Failed> {
+        let repository = make(&self.path)?;
+        Ok(Self { repository, ..self })
+    }
+
+    /// Lets others fetch. Reading beside a fetch is safe: packs appear by rename.
+    pub(super) fn unlock(self) -> Repository {
+        drop(self.lock);
+        self.repository
+    }
+}
+
+fn make(path: &Path) -> Result<Repository, Failed> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Failed::worker(error)),
+        _ => {}
+    }
+    let mut options = RepositoryInitOptions::new();
+    options.bare(true).external_template(false).mkdir(true);
+    Repository::init_opts(path, &options).map_err(Failed::worker)
+}
+
+/// Removes what a killed fetch left. Nobody else is in here: we hold the lock.
+fn sweep(path: &Path) {
+    for directory in [path.to_owned(), path.join("objects/pack")] {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with("pack_git2_") || name.ends_with(".lock") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What the worker and the source child say to each other: one JSON object in, lines of JSON out.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Revision;
+use crate::settings;
+
+/// What the child is asked, on its standard input.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Request {
+    pub(super) url: String,
+    /// In the clear: this object exists on a pipe only.
+    pub(super) token: Option<String>,
+    pub(super) revision: Asked,
+    /// Directory of the mirror and its lock.
+    pub(super) mirror: PathBuf,
+    /// Does not exist yet; its parent does.
+    pub(super) worktree: PathBuf,
+    pub(super) limits: Limits,
+    pub(super) ca_file: PathBuf,
+}
+
+/// [`Revision`] on the wire.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Asked {
+    Sha(String),
+    Name(String),
+}
+
+impl From<Revision> for Asked {
+    fn from(revision: Revision) -> Self {
+        match revision {
+            Revision::Sha(sha) => Self::Sha(sha.to_string()),
+            Revision::Name(name) => Self::Name(name),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Limits {
+    pub(super) connect_timeout_ms: i32,
+    pub(super) stall_timeout_ms: i32,
+    pub(super) max_entries: u64,
+    pub(super) max_tree_bytes: u64,
+    pub(super) max_file_bytes: u64,
+    pub(super) max_fetch_bytes: u64,
+}
+
+impl From<&settings::Source> for Limits {
+    fn from(settings: &settings::Source) -> Self {
+        let millis = |duration: std::time::Duration| i32::try_from(duration.as_millis()).unwrap_or(i32::MAX);
+        Self {
+            connect_timeout_ms: millis(settings.connect_timeout),
+            stall_timeout_ms: millis(settings.stall_timeout),
+            max_entries: settings.max_entries,
+            max_tree_bytes: settings.max_tree_bytes,
+            max_file_bytes: settings.max_file_bytes,
+            max_fetch_bytes: settings.max_fetch_bytes,
+        }
+    }
+}
+
+/// What the child says, a line each; the last one is `Done` or `Failed`.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Message {
+    Progress { received_bytes: u64 },
+    Done { sha: String, fetch_ms: u64, checkout_ms: u64 },
+    Failed { fault: Fault, message: String },
+}
+
+/// The kinds of failure, as far as the child can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fault {
+    /// The remote has no such branch, tag or commit.
+    CommitNotFound,
+    /// The content is over a limit, or something that git forbids.
+    Refused,
+    /// The remote cannot be reached, refuses, stalls or breaks off.
+    Unavailable,
+    /// The commit is not there, or the connection broke: libgit2 does not say which.
+    Unclear,
+    /// The mirror or the disk.
+    Worker,
+}

@@ -1,0 +1,175 @@
+//! The state directory: mirrors, working directories and, per job, a directory that goes with it.
+//!
+//! ```text
+//! mirrors/<host>/<repository>/   bare mirrors, a cache
+//! sticky/…                       empty directories whose names choose the pod
+//! run/<identity>.lock            held as long as that process lives
+//! run/<identity>/<n>/            one job: worktree, buildx and docker configuration, temporary files
+//! ```
+//!
+//! Knows nothing of what the files are for. Whatever a dead process left is removed by the next one that starts.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// The state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", path.display())]
+pub struct StateError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// This process's part of the state directory.
+#[derive(Debug)]
+pub struct StateDirectory {
+    root: PathBuf,
+    run: PathBuf,
+    n_jobs: AtomicU64,
+    /// Held open: the lock says that this process lives.
+    _lock: File,
+}
+
+impl StateDirectory {
+    /// Makes what is missing, removes what dead processes left, and takes a place for `name` (an identity).
+    pub fn open(root: &Path, name: &str) -> Result<Self, StateError> {
+        let runs = root.join("run");
+        private(&runs)?;
+        sweep(&runs);
+        let lock = runs.join(format!("{name}.lock"));
+        let held = File::create(&lock).and_then(|file| {
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(file)
+        });
+        let held = held.map_err(|source| StateError { path: lock, source })?;
+        let run = runs.join(name);
+        private(&run)?;
+        Ok(Self { root: root.to_owned(), run, n_jobs: AtomicU64::new(0), _lock: held })
+    }
+
+    /// A new, empty directory that only this user can enter.
+    pub fn job_directory(&self) -> Result<JobDirectory, StateError> {
+        let path = self.run.join(self.n_jobs.fetch_add(1, Ordering::Relaxed).to_string());
+        private(&path)?;
+        Ok(JobDirectory { path })
+    }
+
+    /// The directory of a repository's mirror, made when it is missing.
+    pub fn mirror(&self, host: &str, repository: &str) -> Result<PathBuf, StateError> {
+        let path = self.root.join("mirrors").join(host).join(repository);
+        private(&path)?;
+        Ok(path)
+    }
+
+    /// Where the working directories of bakes are by default.
+    pub fn sticky(&self) -> PathBuf {
+        self.root.join("sticky")
+    }
+}
+
+impl Drop for StateDirectory {
+    fn drop(&mut self) {
+        remove(&self.run);
+        // The name is unique, so nobody waits for this lock.
+        let _ = fs::remove_file(self.run.with_extension("lock"));
+    }
+}
+
+/// One job's directory. Removed, with all in it, when this is dropped.
+#[derive(Debug)]
+pub struct JobDirectory {
+    path: PathBuf,
+}
+
+impl JobDirectory {
+    /// A subdirectory, made private when it is missing.
+    pub fn subdirectory(&self, name: &str) -> Result<PathBuf, StateError> {
+        let path = self.path.join(name);
+        private(&path)?;
+        Ok(path)
+    }
+
+    /// A path in it.
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Removes it where that does not hold up the runtime: a tree can be large.
+    pub async fn remove(self) {
+        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+    }
+}
+
+impl Drop for JobDirectory {
+    fn drop(&mut self) {
+        remove(&self.path);
+    }
+}
+
+/// Makes a directory and those above it, each for this user only.
+pub fn private(path: &Path) -> Result<(), StateError> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| StateError { path: path.to_owned(), source })
+}
+
+/// Writes a file that only this user can read.
+pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), StateError> {
+    let write = || -> io::Result<()> {
+        let file = File::create(path)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        io::Write::write_all(&mut &file, contents)
+    };
+    write().map_err(|source| StateError { path: path.to_owned(), source })
+}
+
+fn remove(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a directory could not be removed");
+        }
+        _ => {}
+    }
+}
+
+/// Removes the directories of processes whose lock nobody holds.
+fn sweep(runs: &Path) {
+    for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|extension| extension != "lock") {
+            continue;
+        }
+        let is_dead = File::open(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
+        if is_dead {
+            remove(&path.with_extension(""));
+            let _ = fs::remove_file(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jobs_directory_goes_with_it_and_a_dead_processes_with_the_next_start() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let first = StateDirectory::open(root.path(), "first").expect("opened");
+        let job = first.job_directory().expect("made");
+        let inside = job.subdirectory("tree").expect("made");
+        fs::write(inside.join("file"), "x").expect("written");
+        drop(job);
+        assert!(!inside.exists());
+
+        // A process that was killed leaves its directory and its lock file, but does not hold the lock.
+        fs::create_dir_all(root.path().join("run/dead/0/tree")).expect("made");
+        fs::write(root.path().join("run/dead.lock"), "").expect("written");
+        let _second = StateDirectory::open(root.path(), "second").expect("opened");
+        assert!(!root.path().join("run/dead").exists() && !root.path().join("run/dead.lock").exists());
+        assert!(root.path().join("run/first").exists(), "the living one keeps its place");
+    }
+}

@@ -1,0 +1,219 @@
+//! The worker: starts everything, goes quiet, stops by a deadline.
+//!
+//! Read [`run`] from top to bottom and you know the process. Every task is owned and awaited here.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::perform::Stations;
+use crate::processor::{Processor, process};
+use crate::redis::{Redis, RedisError};
+use crate::sandbox;
+use crate::settings::{self, SandboxMode, Settings};
+use crate::sidekiq::custody::{Custody, Running, RunningJobs};
+use crate::sidekiq::heartbeat::{self, Process, Remote};
+use crate::sidekiq::lease::Lease;
+use crate::sidekiq::turn::{Effect, Settlement};
+use crate::sidekiq::{Epoch, Identity, poller, recovery};
+use crate::state::{StateDirectory, StateError};
+
+/// After KILL, how long killed builds may take to be put back.
+const KILLED: Duration = Duration::from_secs(3);
+
+/// At the very end, how long Redis may take to learn the last results. What it does not learn, recovery brings back.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The kernel cannot enforce the sandbox, and it is required.
+    #[error("the sandbox is required, and this kernel cannot enforce it: {0}; sandbox.mode = \"best effort\" starts all the same")]
+    Sandbox(String),
+    /// The state directory cannot be used.
+    #[error("the state directory cannot be used: {0}")]
+    State(#[from] StateError),
+    /// The URL of Redis is wrong.
+    #[error("redis.url: {0}")]
+    Redis(#[from] RedisError),
+    /// The HTTP client cannot be made.
+    #[error("HTTP cannot be used: {0}")]
+    Http(#[from] reqwest::Error),
+}
+
+/// How a worker is told to end.
+#[derive(Clone, Debug, Default)]
+pub struct Shutdown {
+    /// Fetch nothing more (TSTP).
+    pub quiet: CancellationToken,
+    /// Finish by the deadline (TERM).
+    pub stop: CancellationToken,
+    /// Do not wait any longer (a second TERM).
+    pub now: CancellationToken,
+}
+
+impl Shutdown {
+    /// The first call stops by the deadline, the second at once.
+    pub fn stop(&self) {
+        if self.stop.is_cancelled() {
+            self.now.cancel();
+        }
+        self.quiet.cancel();
+        self.stop.cancel();
+    }
+}
+
+/// Runs until `shutdown` says otherwise, and returns when every task has ended.
+pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
+    check_sandbox(settings.sandbox.mode)?;
+    let identity = Arc::new(Identity::new(settings::hostname()));
+    let state = StateDirectory::open(&settings.state.directory, &identity.to_string())?;
+    let wake = Arc::new(Notify::new());
+    let redis = Redis::new(&settings.redis)?;
+    let (ended, running) = (CancellationToken::new(), RunningJobs::default());
+
+    let custody = custody(&settings, &identity, &wake, &running, &shutdown)?;
+    let processor = Arc::new(Processor {
+        jobs: settings.jobs.clone(),
+        stations: Stations::new(&settings, state)?,
+        redis: Redis::new(&settings.redis)?,
+        identity: Arc::clone(&identity),
+        kill: CancellationToken::new(),
+    });
+    let process_info = Process {
+        identity: Arc::clone(&identity),
+        started_at: Epoch::now(),
+        tag: settings.tag.clone(),
+        concurrency: settings.concurrency,
+        queues: settings.queues.clone(),
+    };
+    tracing::info!(%identity, concurrency = settings.concurrency, queues = ?settings.queues, "worker starts");
+
+    let lease = Lease::start(&settings.redis, settings.lease.ttl, Arc::clone(&identity), wake)?;
+    let (settlements, settled) = mpsc::unbounded_channel();
+    let (fetched, units) = mpsc::unbounded_channel();
+    let (remote, mut remote_signals) = mpsc::unbounded_channel();
+    let custody = tokio::spawn(custody.run(settled, fetched));
+    let side_tasks = async {
+        tokio::join!(
+            heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &remote),
+            poller::run(&redis, &settings.jobs, &shutdown.quiet),
+            recovery::run(&redis, settings.lease.ttl, &ended),
+            beat(&lease, &ended),
+            obey(&mut remote_signals, &shutdown, &ended),
+        );
+    };
+    let work = async {
+        take_units(&processor, units, settlements, &shutdown, settings.shutdown.timeout).await;
+        // Custody ends when the last settlement is answered: every sender is gone by now.
+        if timeout(FAREWELL, custody).await.is_err() {
+            tracing::error!("Redis did not take the last results: recovery brings those jobs back");
+        }
+        ended.cancel();
+    };
+    tokio::join!(side_tasks, work);
+    tracing::info!("worker has ended");
+    Ok(())
+}
+
+fn check_sandbox(mode: SandboxMode) -> Result<(), WorkerError> {
+    match (mode, sandbox::lacking()) {
+        (_, None) | (SandboxMode::Off, _) => Ok(()),
+        (SandboxMode::Required, Some(lack)) => Err(WorkerError::Sandbox(lack)),
+        (SandboxMode::BestEffort, Some(lack)) => {
+            tracing::warn!(lack, "this kernel cannot enforce the whole sandbox");
+            Ok(())
+        }
+    }
+}
+
+fn custody(
+    settings: &Settings,
+    identity: &Arc<Identity>,
+    wake: &Arc<Notify>,
+    running: &RunningJobs,
+    shutdown: &Shutdown,
+) -> Result<Custody, RedisError> {
+    Ok(Custody {
+        redis: Redis::waking(&settings.redis, Arc::clone(wake))?,
+        identity: Arc::clone(identity),
+        queues: settings.queues.clone(),
+        concurrency: settings.concurrency,
+        jobs: settings.jobs.clone(),
+        reconcile_every: settings.lease.ttl / 6,
+        wake: Arc::clone(wake),
+        running: running.clone(),
+        quiet: shutdown.quiet.clone(),
+    })
+}
+
+/// Processes what is fetched until the worker is told to stop; then waits for it, kills what is left, and sees it put back.
+async fn take_units(
+    processor: &Arc<Processor>,
+    mut units: mpsc::UnboundedReceiver<Running>,
+    settlements: mpsc::UnboundedSender<Settlement>,
+    shutdown: &Shutdown,
+    patience: Duration,
+) {
+    let mut slots = JoinSet::new();
+    loop {
+        // Dropping `recv` loses nothing: the unit stays in the channel.
+        tokio::select! {
+            unit = units.recv() => match unit {
+                Some(unit) if shutdown.quiet.is_cancelled() => put_back(unit, &settlements),
+                Some(unit) => drop(slots.spawn(process(Arc::clone(processor), unit, settlements.clone()))),
+                None => break,
+            },
+            Some(_) = slots.join_next() => {}
+            () = shutdown.stop.cancelled() => break,
+        }
+    }
+    let deadline = Instant::now() + patience;
+    tracing::info!(n_running = slots.len(), patience_s = patience.as_secs(), "stopping: running builds may finish");
+    tokio::select! {
+        () = drain(&mut slots) => {}
+        () = sleep(deadline.saturating_duration_since(Instant::now())) => {}
+        () = shutdown.now.cancelled() => {}
+    }
+    if !slots.is_empty() {
+        tracing::warn!(n_running = slots.len(), "stopping: the rest is killed and put back");
+        processor.kill.cancel();
+        let _ = timeout(KILLED, drain(&mut slots)).await;
+    }
+    units.close();
+    while let Some(unit) = units.recv().await {
+        put_back(unit, &settlements);
+    }
+}
+
+fn put_back(running: Running, settlements: &mpsc::UnboundedSender<Settlement>) {
+    let effects = vec![Effect::PutBack { queue: running.unit.queue }];
+    let _ = settlements.send(Settlement { token: running.unit.token, is_processed: false, is_failed: false, effects });
+}
+
+async fn drain(slots: &mut JoinSet<()>) {
+    while slots.join_next().await.is_some() {}
+}
+
+/// Shows the lease's thread that the runtime moves.
+async fn beat(lease: &Lease, ended: &CancellationToken) {
+    let pulse = lease.pulse();
+    while ended.run_until_cancelled(sleep(Duration::from_secs(1))).await.is_some() {
+        pulse.beat();
+    }
+}
+
+/// Does what Sidekiq's Web UI asks for.
+async fn obey(signals: &mut mpsc::UnboundedReceiver<Remote>, shutdown: &Shutdown, ended: &CancellationToken) {
+    while let Some(Some(signal)) = ended.run_until_cancelled(signals.recv()).await {
+        tracing::info!(?signal, "asked through Redis");
+        match signal {
+            Remote::Quiet => shutdown.quiet.cancel(),
+            Remote::Stop => shutdown.stop(),
+        }
+    }
+}
