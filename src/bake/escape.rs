@@ -26,14 +26,13 @@ pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
     target.into_iter().map(|(name, value)| unescaped(name, value)).collect()
 }
 
-/// The definition that evaluates to exactly these targets, all of them in the default group.
+/// The definition that evaluates to exactly these targets. There is no group: whoever runs it names the targets.
 pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>) -> String {
     let escaped: Map<String, Value> = targets
         .iter()
         .map(|(name, target)| (name.clone(), map_all(Value::Object(target.clone()), &literal)))
         .collect();
-    let names: Vec<&String> = targets.keys().collect();
-    json!({"group": {"default": {"targets": names}}, "target": escaped}).to_string()
+    json!({"target": escaped}).to_string()
 }
 
 /// Applies `f` to every string that is a value. `--print` escapes values, and writes keys as they are.

@@ -50,7 +50,8 @@ pub(super) async fn verify(
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<(), BakeError> {
-    let arguments = ["--file".to_owned(), "-".to_owned()];
+    let mut arguments = vec!["--file".to_owned(), "-".to_owned()];
+    arguments.extend(targets.keys().cloned());
     let printed = run(bake, text, &arguments, order.worktree, order.worktree, directory, stop).await?;
     if read(&printed)? == *targets {
         return Ok(());

@@ -31,7 +31,7 @@ pub(super) async fn solve(
     let metadata_file = private.join("metadata.json");
 
     let mut command = sandbox(bake, definition, site, &private).command(&bake.buildx.binary);
-    command.args(arguments(site, &metadata_file));
+    command.args(arguments(site, &metadata_file)).args(definition.targets.keys());
     command.envs(environment(site, &private)).current_dir(&site.working_directory);
     let limits = process::Limits {
         timeout: build.timeout.unwrap_or(bake.limits.timeout),
@@ -71,7 +71,7 @@ fn conclude(definition: &Definition, progress: &Progress, ended: Ended, metadata
     }
 }
 
-/// The arguments after the binary. Nothing of a stranger's is among them.
+/// The arguments after the binary and before the names of the targets. Nothing of a stranger's is among them.
 pub(super) fn arguments(site: &Site, metadata_file: &Path) -> Vec<String> {
     let fixed = ["bake", "--builder", &site.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
     fixed.into_iter().map(str::to_owned).chain([metadata_file.display().to_string()]).collect()

@@ -1,1 +1,16 @@
-//! x
+//! The worker as Rails, GitHub, git and buildx see it: the real binary between stand-ins on the wire and a real Redis.
+//!
+//! One module for each behaviour. Every test has a world of its own ([`afternoon::Afternoon`]), so they run in parallel.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
+
+mod afternoon;
+mod bad_input;
+mod build;
+mod commands;
+mod custody;
+mod heartbeat;
+mod layers;
+mod retry;
+mod shutdown;

@@ -1,0 +1,218 @@
+//! A world for one test: Redis, GitHub, a git host, Rails, a builder, and the worker between them.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use world::{Builder, GitHost, GitHub, Rails, Redis, Repository, wait_for_within};
+
+/// How long anything may take on a busy machine before a test gives up.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// The queue on which the callbacks of a test arrive.
+pub const CALLBACKS: &str = "callbacks";
+
+pub struct Afternoon {
+    pub redis: Redis,
+    pub github: GitHub,
+    pub git: GitHost,
+    pub rails: Rails,
+    pub builder: Builder,
+    pub home: tempfile::TempDir,
+}
+
+/// A worker process; killed when it is dropped.
+pub struct Worker {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Afternoon {
+    pub fn start() -> Self {
+        let github = GitHub::start();
+        let git = GitHost::start(github.tokens());
+        github.serve_commits_from(git.root());
+        github.install("acme", &["voting-app"]);
+        let home = tempfile::tempdir().unwrap();
+        world::install(home.path());
+        std::fs::write(home.path().join("app.pem"), github.app().private_key_pem()).unwrap();
+        Self { redis: Redis::start(), github, git, rails: Rails::start("s3cret"), builder: Builder::start(), home }
+    }
+
+    /// The repository of most tests, with a Dockerfile in each of `vote`, `result` and `worker`; and its commit.
+    pub fn voting_app(&self) -> (Repository, String) {
+        let repository = self.git.repository("acme/voting-app");
+        let sha = repository.commit(&[
+            ("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+            ("result/Dockerfile", "FROM base\nCOPY . /srv\n"),
+            ("worker/Dockerfile", "FROM base\nCOPY . /srv\n"),
+        ]);
+        (repository, sha)
+    }
+
+    /// A native object that builds one image of the voting app, with a callback.
+    pub fn native(&self, sha: &str) -> Value {
+        json!({
+            "build_id": 42, "repository": "acme/voting-app", "sha": sha,
+            "application": {"images": [{"name": "vote", "context": "./vote", "tags": ["registry.example/acme/vote:1"]}]},
+            "callback": {"class": "BuildFinishedJob", "queue": CALLBACKS}
+        })
+    }
+
+    /// Writes the configuration, with `more` at its end, and returns its path.
+    pub fn config(&self, more: &str) -> PathBuf {
+        let path = self.home.path().join("sidebake.toml");
+        let text = format!(
+            r#"
+concurrency = 4
+queues = ["default"]
+redis.url = "{redis}"
+state.directory = "{home}/state"
+github = {{ api_url = "{api}", git_url = "{git}", app_id = "{app}", private_key_file = "{home}/app.pem" }}
+buildx.binary = "{home}/docker-buildx"
+builders.default = {{ driver = "remote", endpoint = "{builder}" }}
+{more}
+"#,
+            redis = self.redis.url(),
+            home = self.home.path().display(),
+            api = self.github.url(),
+            git = self.git.url(),
+            app = self.app_id(),
+            builder = self.builder.endpoint(),
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn app_id(&self) -> u64 {
+        self.github.app().id
+    }
+
+    /// Starts a worker with the configuration and `more` at its end.
+    pub fn worker(&self, more: &str) -> Worker {
+        self.worker_with(&self.config(more), &[])
+    }
+
+    pub fn worker_with(&self, config: &Path, arguments: &[&str]) -> Worker {
+        let log = self.home.path().join(format!("worker-{}.log", rand_suffix()));
+        let out = std::fs::File::create(&log).unwrap();
+        let child = sidebake()
+            .args(["run", "--config"])
+            .arg(config)
+            .args(arguments)
+            .env("SIDEBAKE__LOG__LEVEL", "sidebake=trace,info")
+            .stdin(Stdio::null())
+            .stdout(out.try_clone().unwrap())
+            .stderr(out)
+            .spawn()
+            .unwrap();
+        Worker { child, log }
+    }
+
+    /// Runs another command of the binary to its end.
+    pub fn run(&self, arguments: &[&str], more: &str) -> Output {
+        let config = self.config(more);
+        sidebake().args(arguments).arg("--config").arg(config).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Waits for the next `n` callbacks and returns their reports, the earliest first.
+    pub async fn callbacks(&self, n: usize) -> Vec<Value> {
+        self.callback_jobs(n).await.into_iter().map(|mut job| job["args"][0].take()).collect()
+    }
+
+    pub async fn callback_jobs(&self, n: usize) -> Vec<Value> {
+        let mut jobs = Vec::new();
+        let started = std::time::Instant::now();
+        while jobs.len() < n {
+            assert!(started.elapsed() < PATIENCE, "{} of {n} callbacks came; the log says:\n{}", jobs.len(), self.logs());
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            jobs = self.redis.queue(CALLBACKS).await;
+        }
+        jobs.iter().map(|job| serde_json::from_str(job).unwrap()).collect()
+    }
+
+    /// Waits until nothing is queued or in flight.
+    pub async fn idle(&self) {
+        self.until("nothing is queued or in flight", async || {
+            self.redis.queue("default").await.is_empty() && self.redis.keys("sidebake:inflight:*").await.is_empty()
+        })
+        .await;
+    }
+
+    /// Waits for a condition on Redis.
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let started = std::time::Instant::now();
+        while !condition().await {
+            assert!(started.elapsed() < PATIENCE, "waited in vain until {what}; the log says:\n{}", self.logs());
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// All that the workers of this test have logged.
+    pub fn logs(&self) -> String {
+        let entries = std::fs::read_dir(self.home.path()).unwrap().flatten();
+        let logs = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
+        logs.map(|entry| std::fs::read_to_string(entry.path()).unwrap_or_default()).collect()
+    }
+
+    /// Directories that jobs have and that have not been removed.
+    pub fn job_directories(&self) -> Vec<PathBuf> {
+        let runs = std::fs::read_dir(self.home.path().join("state/run")).into_iter().flatten().flatten();
+        runs.filter(|run| run.path().is_dir())
+            .flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten())
+            .map(|job| job.path())
+            .collect()
+    }
+}
+
+impl Worker {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for the end of the process and returns its exit status.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let mut status = None;
+        wait_for_within(PATIENCE, "the worker to end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap().code()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary, with nothing of the test's environment that could be a setting.
+pub fn sidebake() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+    command.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").env_remove("DOCKER_HOST");
+    command
+}
+
+fn rand_suffix() -> String {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static N: AtomicU32 = AtomicU32::new(0);
+    N.fetch_add(1, Ordering::Relaxed).to_string()
+}
+
+/// Both streams of a command's output.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

@@ -1,0 +1,190 @@
+//! A build job, from the queue to the callback.
+
+use serde_json::{Value, json};
+use world::{Answer, Script, Step};
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_becomes_images_and_a_job_for_rails() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::success(&["vote", "result", "worker"]));
+    let image = |name: &str| json!({"name": name, "context": format!("./{name}"), "tags": [format!("registry.example/acme/{name}:{sha}")]});
+    let mut native = afternoon.native(&sha);
+    native["application"]["images"] = json!([image("vote"), image("result"), image("worker")]);
+    native["callback"]["on"] = json!(["started", "finished"]);
+    let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = afternoon.worker("");
+
+    let reports = afternoon.callbacks(2).await;
+    let (started, finished) = (&reports[0], &reports[1]);
+    assert_eq!((&started["moment"], &started["status"]), (&json!("started"), &Value::Null));
+    assert_eq!((&finished["moment"], &finished["status"]), (&json!("finished"), &json!("succeeded")), "{finished:#}");
+    assert_eq!((&finished["build_id"], &finished["jid"], &finished["attempt"]), (&json!(42), &json!(jid), &json!(1)));
+    assert_eq!((&finished["sha"], &finished["reason"]), (&json!(sha), &Value::Null));
+    let vote = &finished["targets"].as_array().unwrap().iter().find(|target| target["name"] == "vote").unwrap();
+    assert_eq!(vote["digest"], json!(world::image_digest("vote")));
+    assert_eq!(vote["tags"], json!([format!("registry.example/acme/vote:{sha}")]));
+    assert_eq!(finished["placement"]["builder"], "default");
+    assert!(finished["timings"]["bake_ms"].as_u64().is_some() && finished["timings"]["token_ms"].as_u64().is_some());
+
+    afternoon.idle().await;
+    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
+    assert_eq!(afternoon.redis.get("stat:failed").await, None);
+    assert!(afternoon.job_directories().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::success(&["vote"]));
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let _worker = afternoon.worker("");
+    afternoon.callbacks(1).await;
+
+    let run = afternoon.builder.runs().remove(0);
+    let names: Vec<&str> = run.env.keys().map(String::as_str).collect();
+    let expected = [
+        "BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP", "BUILDX_CONFIG", "BUILDX_GIT_INFO", "BUILDX_GIT_LABELS",
+        "BUILDX_METADATA_PROVENANCE", "DOCKER_CONFIG", "TMPDIR",
+    ];
+    assert_eq!(names, expected, "an environment made from nothing");
+    assert_eq!(run.env["BUILDX_GIT_INFO"], "0");
+    let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+    let vote = &definition["target"]["vote"];
+    assert!(vote["context"].as_str().unwrap().ends_with("/tree/voting-app/vote"), "{vote:#}");
+    assert_eq!(vote["output"], json!([{"type": "registry"}]));
+    assert!(run.cwd.ends_with("state/sticky/acme/voting-app"), "{:?}", run.cwd);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_token_is_for_the_one_repository_and_is_nowhere_afterwards() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::success(&["vote"]));
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let worker = afternoon.worker("");
+    let callback = afternoon.callback_jobs(1).await.remove(0);
+
+    let minted = afternoon.github.calls().into_iter().find(|call| call.path.ends_with("/access_tokens")).unwrap();
+    let body: Value = serde_json::from_str(&minted.body).unwrap();
+    assert_eq!(body, json!({"repositories": ["voting-app"], "permissions": {"contents": "read"}}));
+    let (token, _) = afternoon.github.tokens().all().remove(0);
+    assert!(!callback.to_string().contains(&token) && !worker.log().contains(&token));
+    let found = std::process::Command::new("grep").args(["-r", "-l", &token]).arg(afternoon.home.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "the token is in a file");
+    assert!(!worker.log().contains("PRIVATE KEY"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_build_of_a_commit_asks_for_a_token_and_fetches_nothing() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = afternoon.worker("");
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    afternoon.callbacks(1).await;
+    let n_fetches = afternoon.git.n_fetches();
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    afternoon.callbacks(2).await;
+    assert_eq!(afternoon.git.n_fetches(), n_fetches);
+    assert_eq!(afternoon.github.tokens().all().len(), 2, "the authorization is asked for each time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_carries_only_an_id_is_resolved_by_rails() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::success(&["vote"]));
+    afternoon.rails.answer(4711, Answer::Object(afternoon.native(&sha)));
+    afternoon.redis.push("default", "BuildByIdJob", json!([4711])).await;
+    let resolve = format!(
+        r#"jobs.classes.BuildByIdJob = {{ arguments = "resolved", resolve = {{ url = "{}", secret = "s3cret" }} }}"#,
+        afternoon.rails.url_pattern()
+    );
+    let _worker = afternoon.worker(&resolve);
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    assert!(afternoon.rails.requests()[0].is_authentic);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn positional_arguments_and_the_ruby_generators_definition_are_built() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::success(&["vote"]));
+    let definition = json!({
+        "group": {"default": {"targets": ["vote"]}},
+        "target": {"vote": {"context": "./vote", "tags": [format!("registry.example/acme/vote:{sha}")]}}
+    });
+    afternoon.redis.push("default", "LegacyBuildJob", json!(["acme/voting-app", sha, definition, {"deploy": 7}])).await;
+    let _worker = afternoon.worker(&format!(
+        r#"
+[jobs.classes.LegacyBuildJob]
+arguments = "mapped"
+map = {{ repository = "/0", sha = "/1", definition = "/2" }}
+constants = {{ "callback.class" = "BuildFinishedJob", "callback.queue" = "{CALLBACKS}" }}
+echo = {{ deploy_id = "/3/deploy" }}
+"#
+    ));
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["deploy_id"]), (&json!("succeeded"), &json!(7)), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dockerfile_that_does_not_build_is_a_finished_job_with_a_sentence() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::fails_step("vote", "make", 2, "no rule to make target"));
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let _worker = afternoon.worker("");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("step_failed")), "{report:#}");
+    let message = report["message"].as_str().unwrap();
+    assert!(message.starts_with("A step of the Dockerfile failed.") && message.contains("exit code: 2"), "{message}");
+    afternoon.idle().await;
+    assert!(afternoon.redis.sorted_set("retry").await.is_empty() && afternoon.redis.sorted_set("dead").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_builds_at_once_than_slots() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]).after(vec![Step::WaitMs(150)]));
+    for _ in 0..9 {
+        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    }
+    let _worker = afternoon.worker("");
+    afternoon.callbacks(9).await;
+    assert!(afternoon.builder.most_at_once() <= 4, "{}", afternoon.builder.most_at_once());
+    assert!(afternoon.builder.most_at_once() >= 2, "they did run beside each other");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let key = afternoon.home.path().join("app.pem");
+    let socket = afternoon.home.path().join("engine.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let redis = format!("127.0.0.1:{}", afternoon.redis.port());
+    let looks = vec![
+        Step::Read(key.clone()),
+        Step::Read("/proc/self/environ".into()),
+        Step::Read("/etc/passwd".into()),
+        Step::Write(afternoon.home.path().join("planted")),
+        Step::Connect(redis),
+        Step::ConnectUnix(socket),
+        Step::Exec("/bin/sh".into()),
+    ];
+    afternoon.builder.script(Script::success(&["vote"]).after(looks));
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let _worker = afternoon.worker("");
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    let reports = afternoon.builder.runs().remove(0).reports;
+    assert_eq!(reports.len(), 7, "{reports:#?}");
+    for report in reports {
+        assert_eq!(report.errno, Some(libc::EACCES), "{report:?}");
+    }
+}

@@ -1,0 +1,158 @@
+//! Custody: an entry is in exactly one place, whatever dies.
+
+use serde_json::{Value, json};
+use world::{Script, Step};
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+const QUICK: &str = "jobs.probe = true\nlease.ttl = \"1s\"";
+
+fn probe(outcome: &str, sleep_s: f64) -> Value {
+    json!([{"outcome": outcome, "sleep_s": sleep_s, "message": "as asked", "callback": {"class": "Done", "queue": CALLBACKS}}])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_of_every_outcome_end_as_the_rules_say() {
+    let afternoon = Afternoon::start();
+    for outcome in ["succeed", "user", "infrastructure", "panic"] {
+        afternoon.redis.push("default", "Sidebake::Probe", probe(outcome, 0.0)).await;
+    }
+    let _worker = afternoon.worker("jobs.probe = true");
+    let reports = afternoon.callbacks(2).await;
+    let mut ends: Vec<String> = reports.iter().map(|report| format!("{} {}", report["status"], report["reason"])).collect();
+    ends.sort();
+    assert_eq!(ends, [r#""failed" "step_failed""#, r#""succeeded" null"#]);
+    afternoon.until("the others are retried", async || afternoon.redis.sorted_set("retry").await.len() == 2).await;
+    let classes: Vec<Value> = afternoon
+        .redis
+        .sorted_set("retry")
+        .await
+        .iter()
+        .map(|(member, _)| serde_json::from_str::<Value>(member).unwrap()["error_class"].clone())
+        .collect();
+    assert!(classes.contains(&json!("Sidebake::Panicked")) && classes.contains(&json!("Sidebake::BuilderUnavailable")), "{classes:?}");
+    afternoon.idle().await;
+    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("4"));
+    assert_eq!(afternoon.redis.get("stat:failed").await.as_deref(), Some("2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_active_job_probe_is_unwrapped() {
+    let afternoon = Afternoon::start();
+    let wrapped = json!([{"job_class": "Sidebake::Probe", "arguments": probe("succeed", 0.0)}]);
+    let job = json!({"class": "Sidekiq::ActiveJob::Wrapper", "wrapped": "Sidebake::Probe", "args": wrapped, "jid": "a", "retry": true, "queue": "default"});
+    afternoon.redis.push_raw("default", job.to_string()).await;
+    let _worker = afternoon.worker("jobs.probe = true");
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_jobs_of_a_killed_worker_are_run_by_another() {
+    let afternoon = Afternoon::start();
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 3.0)).await;
+    let mut first = afternoon.worker(QUICK);
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    first.signal("KILL");
+    first.ended().await;
+    let _second = afternoon.worker(QUICK);
+    let reports = afternoon.callbacks(1).await;
+    assert_eq!(reports[0]["jid"], json!(jid));
+    afternoon.idle().await;
+    assert_eq!(afternoon.callbacks(1).await.len(), 1);
+    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_takes_down_three_workers_is_poison() {
+    let afternoon = Afternoon::start();
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 20.0)).await;
+    for _ in 0..3 {
+        let mut worker = afternoon.worker(QUICK);
+        let pid = format!(":{}:", worker.pid());
+        afternoon.until("it is in flight", async || {
+            afternoon.redis.keys("sidebake:inflight:*").await.iter().any(|key| key.contains(&pid))
+        })
+        .await;
+        worker.signal("KILL");
+        worker.ended().await;
+    }
+    let _survivor = afternoon.worker(QUICK);
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["reason"], "poison", "{report:#}");
+    assert_eq!(afternoon.redis.sorted_set("dead").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::success(&["vote"]).held());
+    let worker = afternoon.worker("redis.timeout = \"1s\"");
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    afternoon.redis.freeze();
+    afternoon.builder.release();
+    world::wait_for("the build to end", || afternoon.builder.ended() == 1).await;
+    world::wait_for("the log to say it", || worker.log().contains("does not take the turn")).await;
+    afternoon.redis.thaw();
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["status"], "succeeded");
+    afternoon.idle().await;
+    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
+    assert_eq!(afternoon.builder.runs().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_job_was_taken_is_killed_and_says_nothing() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::hang());
+    let _worker = afternoon.worker("lease.ttl = \"3s\"");
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
+    redis::cmd("DEL").arg(&key).exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+    world::wait_for("the build to be killed", || afternoon.builder.ended() == 1).await;
+    assert!(afternoon.builder.runs()[0].was_killed());
+    world::wait_for("its directory to be gone", || afternoon.job_directories().is_empty()).await;
+    assert!(afternoon.redis.queue(CALLBACKS).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callback_queue_of_the_wrong_type_keeps_the_result_until_it_is_mended() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
+    let worker = afternoon.worker(QUICK);
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    world::wait_for("the log to say it", || worker.log().contains("wrong type")).await;
+    assert_eq!(afternoon.redis.keys("sidebake:inflight:*").await.len(), 1, "nothing of it has happened");
+    redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    afternoon.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hanging_build_leaves_no_child_and_no_directory() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let course = vec![Step::IgnoreTerm(true), Step::SpawnSleeper, Step::Hang];
+    afternoon.builder.script(Script::steps(course));
+    let mut native = afternoon.native(&sha);
+    native["timeout_s"] = json!(1);
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    // The sleeper is a program that the child executes, which the sandbox would not let it.
+    let _worker = afternoon.worker("sandbox.mode = \"off\"");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["reason"], "timed_out", "{report:#}");
+    let run = afternoon.builder.runs().remove(0);
+    let sleeper = run.reports[0].found.clone().unwrap();
+    for pid in [run.pid.to_string(), sleeper] {
+        world::wait_for("the process to be gone", || is_gone(&pid)).await;
+    }
+    assert!(afternoon.job_directories().is_empty());
+}
+
+fn is_gone(pid: &str) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}

@@ -1,0 +1,63 @@
+//! Infrastructure failures are retried by Sidekiq's rules.
+
+use serde_json::{Value, json};
+use world::Script;
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_builder_is_retried_and_rails_is_told_when_it_wants_to_be() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::loses_builder());
+    afternoon.builder.script(Script::success(&["vote"]));
+    let mut native = afternoon.native(&sha);
+    native["callback"]["on"] = json!(["retrying", "finished"]);
+    let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
+    let retrying = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&retrying["moment"], &retrying["reason"]), (&json!("retrying"), &json!("builder_lost")), "{retrying:#}");
+
+    // Nobody waits for fifteen seconds: the entry is made due, as "retry now" in the Web UI does.
+    let (member, score) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let job: Value = serde_json::from_str(&member).unwrap();
+    assert_eq!((&job["jid"], &job["retry_count"]), (&json!(jid), &json!(0)));
+    assert!(score > job["failed_at"].as_f64().unwrap() / 1000.0 + 14.0, "Sidekiq's curve");
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("ZADD").arg("retry").arg(1).arg(&member).exec_async(&mut connection).await.unwrap();
+
+    let finished = afternoon.callbacks(2).await.remove(1);
+    assert_eq!((&finished["status"], &finished["attempt"]), (&json!("succeeded"), &json!(2)), "{finished:#}");
+    assert!(afternoon.redis.sorted_set("retry").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exhausted_job_dies_and_the_callback_says_so() {
+    let afternoon = Afternoon::start();
+    let job = json!({
+        "class": "Sidebake::Probe", "retry": 0, "jid": "j", "queue": "default", "created_at": 1_795_491_695.5,
+        "args": [{"outcome": "infrastructure", "message": "gone", "callback": {"class": "Done", "queue": CALLBACKS}}]
+    });
+    afternoon.redis.push_raw("default", job.to_string()).await;
+    let _worker = afternoon.worker("jobs.probe = true");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("builder_unavailable")));
+    let (member, _) = afternoon.redis.sorted_set("dead").await.remove(0);
+    let dead: Value = serde_json::from_str(&member).unwrap();
+    assert!(dead["failed_at"].is_f64(), "times are in the form of the job: {member}");
+    assert_eq!(dead["error_message"], "gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_due_jobs_are_left_to_ruby() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    for class in ["MailJob", "Sidebake::Probe"] {
+        let job = json!({"class": class, "queue": "default", "args": [{"outcome": "succeed"}], "jid": class});
+        redis::cmd("ZADD").arg("schedule").arg(1).arg(job.to_string()).exec_async(&mut connection).await.unwrap();
+    }
+    let _worker = afternoon.worker("jobs.probe = true\njobs.poll_interval = \"100ms\"");
+    afternoon.until("ours has run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("1")).await;
+    let schedule = afternoon.redis.sorted_set("schedule").await;
+    assert!(schedule.len() == 1 && schedule[0].0.contains("MailJob"), "{schedule:?}");
+}

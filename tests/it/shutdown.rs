@@ -1,0 +1,83 @@
+//! Quiet, stop, now.
+
+use serde_json::{Value, json};
+use world::Script;
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+fn probe(sleep_s: f64) -> Value {
+    json!([{"outcome": "succeed", "sleep_s": sleep_s, "callback": {"class": "Done", "queue": CALLBACKS}}])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
+    let afternoon = Afternoon::start();
+    let mut worker = afternoon.worker("jobs.probe = true");
+    afternoon.redis.push("default", "Sidebake::Probe", probe(1.0)).await;
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe(0.0)).await;
+    afternoon.callbacks(1).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(afternoon.callbacks(2).await.len(), 2);
+    assert!(afternoon.redis.smembers("processes").await.is_empty(), "it has taken itself off the list");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn job_killed_at_the_deadline_is_back_on_its_queue() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::hang());
+    let mut worker = afternoon.worker_with(&afternoon.config(""), &["-t", "1"]);
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    let queue = afternoon.redis.queue("default").await;
+    assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
+    assert!(!queue[0].contains("retry_count"), "an interruption is no failure");
+    assert!(afternoon.redis.keys("sidebake:inflight:*").await.is_empty());
+    assert!(afternoon.builder.runs()[0].was_killed());
+    assert!(afternoon.job_directories().is_empty());
+    assert_eq!(afternoon.redis.get("stat:processed").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_term_means_now() {
+    let afternoon = Afternoon::start();
+    let mut worker = afternoon.worker("jobs.probe = true");
+    afternoon.redis.push("default", "Sidebake::Probe", probe(60.0)).await;
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    worker.signal("TERM");
+    world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_worker_finishes_and_takes_nothing_new() {
+    let afternoon = Afternoon::start();
+    let mut worker = afternoon.worker("jobs.probe = true");
+    afternoon.redis.push("default", "Sidebake::Probe", probe(0.5)).await;
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    worker.signal("TSTP");
+    afternoon.callbacks(1).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe(0.0)).await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_takes_its_children_with_it() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::hang());
+    let worker = afternoon.worker("");
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    worker.signal("KILL");
+    world::wait_for("the child to be gone", || afternoon.builder.ended() == 1).await;
+}

@@ -1,0 +1,401 @@
+//! A `docker-buildx` that builds nothing: it keeps builder instances and resolves definitions as the real one does,
+//! and bakes by the script of the builder that it connects to (`world::Builder`).
+//!
+//! It runs in the worker's sandbox, so it asks little of the system: blocking I/O, no Unix sockets, no `/proc`.
+
+#![forbid(unsafe_code)]
+// It is a program whose interface is stdout, stderr and an exit code; a bug in it should be loud.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use world::{Report, Step, definition};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let command = args.first().map_or("", String::as_str);
+    let line = parse(&args);
+    let result = match command {
+        "version" => {
+            println!("github.com/docker/buildx 0.29.1+scripted 0");
+            Ok(())
+        }
+        "create" => line.and_then(|line| create(&line)),
+        "inspect" => line.and_then(|line| inspect(&line)),
+        "ls" => line.and_then(|line| ls(&line)),
+        "bake" => line.and_then(|line| bake(&line)),
+        "sleep" => {
+            std::thread::sleep(Duration::from_secs(120));
+            Ok(())
+        }
+        other => Err(format!(
+            "the scripted docker-buildx has no command {other:?}"
+        )),
+    };
+    if let Err(error) = result {
+        eprintln!("ERROR: {error}");
+        exit(1);
+    }
+}
+
+/// A command line after the command: `--flag value`, `--flag=value`, `--switch`, `-f value`, and the rest.
+struct Line {
+    flags: HashMap<String, Vec<String>>,
+    rest: Vec<String>,
+}
+
+impl Line {
+    fn is_set(&self, switch: &str) -> bool {
+        self.flag(switch).is_some_and(|value| value != "false")
+    }
+
+    fn flag(&self, name: &str) -> Option<&str> {
+        self.flags.get(name)?.last().map(String::as_str)
+    }
+}
+
+fn parse(args: &[String]) -> Result<Line, String> {
+    const VALUED: [&str; 11] = [
+        "allow",
+        "builder",
+        "buildkitd-config",
+        "driver",
+        "driver-opt",
+        "file",
+        "format",
+        "metadata-file",
+        "name",
+        "node",
+        "progress",
+    ];
+    const SWITCHES: [&str; 6] = ["append", "bootstrap", "debug", "print", "quiet", "use"];
+    let mut line = Line {
+        flags: HashMap::new(),
+        rest: Vec::new(),
+    };
+    let mut args = args.iter().skip(1);
+    while let Some(arg) = args.next() {
+        let Some(flag) = arg
+            .strip_prefix("--")
+            .or_else(|| arg.strip_prefix('-').filter(|flag| !flag.is_empty()))
+        else {
+            line.rest.push(arg.clone());
+            continue;
+        };
+        let (name, value) = flag
+            .split_once('=')
+            .map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+        let name = if name == "f" { "file" } else { name };
+        let value = match value {
+            Some(value) => value,
+            None if SWITCHES.contains(&name) => "true".into(),
+            None => args
+                .next()
+                .cloned()
+                .ok_or(format!("flag needs an argument: --{name}"))?,
+        };
+        if !VALUED.contains(&name) && !SWITCHES.contains(&name) {
+            return Err(format!(
+                "unknown flag: --{name} (of those that the scripted docker-buildx imitates)"
+            ));
+        }
+        line.flags.entry(name.into()).or_default().push(value);
+    }
+    Ok(line)
+}
+
+fn create(line: &Line) -> Result<(), String> {
+    let name = line
+        .flag("name")
+        .ok_or("the scripted docker-buildx makes no names: --name")?;
+    let path = instance_path(name)?;
+    if path.exists() && line.flag("node").is_none() {
+        return Err(format!(
+            "existing instance for {name:?} but no append mode, specify the node name to make changes for existing instances"
+        ));
+    }
+    if path.exists() {
+        eprintln!("WARNING: new settings may not be used until builder is restarted");
+    }
+    let options: HashMap<&str, &str> = line
+        .flags
+        .get("driver-opt")
+        .into_iter()
+        .flatten()
+        .flat_map(|options| options.split(','))
+        .filter_map(|option| option.split_once('='))
+        .collect();
+    let node = line.flag("node").map_or(format!("{name}0"), str::to_owned);
+    let instance = json!({
+        "Name": name,
+        "Driver": line.flag("driver").unwrap_or("docker-container"),
+        "Nodes": [{
+            "Name": node, "Endpoint": line.rest.first().map_or("", String::as_str), "Platforms": null,
+            "DriverOpts": if options.is_empty() { Value::Null } else { json!(options) }, "Flags": null, "Files": null,
+        }],
+        "Dynamic": false,
+    });
+    std::fs::create_dir_all(path.parent().unwrap()).map_err(|error| error.to_string())?;
+    std::fs::write(&path, instance.to_string()).map_err(|error| error.to_string())?;
+    println!("{name}");
+    Ok(())
+}
+
+fn inspect(line: &Line) -> Result<(), String> {
+    let name = line
+        .rest
+        .first()
+        .map(String::as_str)
+        .or(line.flag("builder"))
+        .unwrap_or("default");
+    let instance = instance(name)?;
+    println!(
+        "Name:          {name}\nDriver:        {}\n\nNodes:",
+        instance["Driver"].as_str().unwrap()
+    );
+    for node in instance["Nodes"].as_array().unwrap() {
+        let endpoint = node["Endpoint"].as_str().unwrap();
+        println!(
+            "Name:     {}\nEndpoint: {endpoint}\nStatus:   {}",
+            node["Name"].as_str().unwrap(),
+            status(endpoint)
+        );
+    }
+    Ok(())
+}
+
+fn ls(line: &Line) -> Result<(), String> {
+    let dir = instance_path("")?;
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for name in names.map(|entry| entry.file_name().into_string().unwrap()) {
+        let mut instance = instance(&name)?;
+        for node in instance["Nodes"].as_array_mut().unwrap() {
+            let status = status(node["Endpoint"].as_str().unwrap());
+            *node = json!({"Endpoint": node["Endpoint"], "Name": node["Name"], "Status": status});
+        }
+        match line.flag("format") {
+            Some("json") => println!("{instance}"),
+            _ => println!("{name:24}{}", instance["Driver"].as_str().unwrap()),
+        }
+    }
+    Ok(())
+}
+
+fn status(endpoint: &str) -> &'static str {
+    let address = endpoint.trim_start_matches("tcp://");
+    if TcpStream::connect(address).is_ok() {
+        "running"
+    } else {
+        "inactive"
+    }
+}
+
+fn instance_path(name: &str) -> Result<PathBuf, String> {
+    let dir = std::env::var_os("BUILDX_CONFIG")
+        .ok_or("the scripted docker-buildx needs BUILDX_CONFIG")?;
+    Ok(Path::new(&dir).join("instances").join(name))
+}
+
+fn instance(name: &str) -> Result<Value, String> {
+    let text = std::fs::read_to_string(instance_path(name)?)
+        .map_err(|_| format!("no builder {name:?} found"))?;
+    serde_json::from_str(&text).map_err(|error| error.to_string())
+}
+
+fn bake(line: &Line) -> Result<(), String> {
+    // A missing builder is said before the definition is read.
+    let instance = line.flag("builder").map(instance).transpose()?;
+    let text = read_definition(line)?;
+    let printed = definition::resolve(&text, &line.rest)?;
+    if line.is_set("print") {
+        act_on_description(&printed);
+        println!("{}", serde_json::to_string_pretty(&printed).unwrap());
+        return Ok(());
+    }
+    let instance =
+        instance.ok_or("the scripted docker-buildx has no default builder: --builder")?;
+    let endpoint = instance["Nodes"][0]["Endpoint"].as_str().unwrap();
+    let address = endpoint.strip_prefix("tcp://").ok_or(format!(
+        "the scripted docker-buildx cannot reach {endpoint:?}"
+    ))?;
+    let mut builder = connect(address)?;
+    let hello = json!({
+        "argv": std::env::args().collect::<Vec<_>>(),
+        "env": std::env::vars().collect::<HashMap<_, _>>(),
+        "cwd": std::env::current_dir().unwrap_or_default(),
+        "builder": instance["Name"],
+        "stdin": text,
+        "targets": definition::built_targets(&printed),
+        "definition": printed,
+        "docker_config": docker_config(),
+        "metadata_file": line.flag("metadata-file"),
+        "pid": std::process::id(),
+    });
+    say(&mut builder, &hello);
+    obey(builder, line.flag("metadata-file"))
+}
+
+fn read_definition(line: &Line) -> Result<String, String> {
+    match line.flag("file").unwrap_or("docker-bake.json") {
+        "-" => {
+            let mut text = String::new();
+            std::io::stdin()
+                .read_to_string(&mut text)
+                .map_err(|error| error.to_string())?;
+            Ok(text)
+        }
+        path => std::fs::read_to_string(path).map_err(|_| "couldn't find a bake definition".into()),
+    }
+}
+
+/// `--print` reaches no builder, so a fault of it travels in a target's description.
+fn act_on_description(printed: &Value) {
+    for target in printed["target"].as_object().unwrap().values() {
+        match target["description"].as_str() {
+            Some("scripted: print hangs") => hang(),
+            Some("scripted: print floods") => loop {
+                println!("{}", "x".repeat(1 << 16));
+            },
+            _ => {}
+        }
+    }
+}
+
+fn connect(address: &str) -> Result<TcpStream, String> {
+    // The real one tries for 20 s, and then says the same.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => return Ok(stream),
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            Err(_) => return Err("context deadline exceeded".into()),
+        }
+    }
+}
+
+fn docker_config() -> Option<String> {
+    let dir = std::env::var_os("DOCKER_CONFIG")?;
+    std::fs::read_to_string(Path::new(&dir).join("config.json")).ok()
+}
+
+fn obey(mut builder: TcpStream, metadata_file: Option<&str>) -> Result<(), String> {
+    // TERM and INT end it with 130, as the remote driver does, until the script says otherwise.
+    let is_ended_by_term = Arc::new(AtomicBool::new(true));
+    for signal in [SIGTERM, SIGINT] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, is_ended_by_term.clone())
+            .unwrap();
+    }
+    let lines = BufReader::new(builder.try_clone().unwrap()).lines();
+    for line in lines.map_while(Result::ok) {
+        let step: Step = serde_json::from_str(&line).unwrap();
+        let found = match &step {
+            Step::Stderr(text) => {
+                write_out(std::io::stderr(), text);
+                continue;
+            }
+            Step::Stdout(text) => {
+                write_out(std::io::stdout(), text);
+                continue;
+            }
+            Step::WaitMs(wait_ms) => {
+                std::thread::sleep(Duration::from_millis(*wait_ms));
+                continue;
+            }
+            Step::IgnoreTerm(is_ignored) => {
+                is_ended_by_term.store(!is_ignored, Ordering::SeqCst);
+                continue;
+            }
+            Step::Hang => hang(),
+            Step::Hold => continue,
+            Step::Exit(code) => {
+                say(&mut builder, &json!({"exit": code}));
+                exit(*code);
+            }
+            Step::Metadata(metadata) => match metadata_file {
+                Some(path) => std::fs::write(path, metadata.to_string()).map(|()| String::new()),
+                None => continue,
+            },
+            probe => look(probe),
+        };
+        say(&mut builder, &json!({"report": report(&step, found)}));
+    }
+    Err("failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF".into())
+}
+
+/// What the sandbox lets it do.
+fn look(step: &Step) -> std::io::Result<String> {
+    match step {
+        // It holds stdout and stderr open, as an unwanted grandchild does.
+        Step::SpawnSleeper => Command::new(std::env::current_exe()?)
+            .arg("sleep")
+            .spawn()
+            .map(|child| child.id().to_string()),
+        Step::Connect(address) => TcpStream::connect(address).map(|_| String::new()),
+        Step::ConnectUnix(path) => UnixStream::connect(path).map(|_| String::new()),
+        Step::Read(path) if path.is_dir() => {
+            let names = std::fs::read_dir(path)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            names
+                .collect::<std::io::Result<Vec<_>>>()
+                .map(|names| names.join("\n"))
+        }
+        Step::Read(path) => {
+            std::fs::read(path).map(|content| String::from_utf8_lossy(&content).into_owned())
+        }
+        Step::Write(path) => {
+            let mut file = std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(path)?;
+            file.write_all(b"x").map(|()| String::new())
+        }
+        Step::Exec(path) => Command::new(path)
+            .output()
+            .map(|output| String::from_utf8_lossy(&output.stdout).into_owned()),
+        other => unreachable!("{other:?} finds nothing"),
+    }
+}
+
+fn report(step: &Step, found: std::io::Result<String>) -> Report {
+    let step = serde_json::to_value(step).unwrap();
+    match found {
+        Ok(found) => Report {
+            step,
+            found: Some(found),
+            error: None,
+            errno: None,
+        },
+        Err(error) => Report {
+            step,
+            found: None,
+            error: Some(error.to_string()),
+            errno: error.raw_os_error(),
+        },
+    }
+}
+
+/// Says a line to the builder; whether it listens is its own affair.
+fn say(builder: &mut TcpStream, word: &Value) {
+    let _ = builder.write_all(format!("{word}\n").as_bytes());
+}
+
+/// Writes without caring for a reader that has gone, as the real one does with its progress.
+fn write_out(mut out: impl Write, text: &str) {
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}

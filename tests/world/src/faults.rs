@@ -1,0 +1,114 @@
+//! Faults that a test asks for: the next requests of a path get a given answer, a late one, or none.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+
+/// The faults of one server, shared with it.
+#[derive(Clone, Default)]
+pub struct Faults(Arc<Mutex<Vec<Fault>>>);
+
+struct Fault {
+    prefix: String,
+    remaining: u32,
+    kind: Kind,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Answer {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: String,
+    },
+    Delay(Duration),
+    Stall,
+}
+
+impl Faults {
+    /// The next `n` requests whose path starts with `prefix` are answered with this and do nothing else.
+    pub fn fail_next(
+        &self,
+        prefix: &str,
+        n: u32,
+        status: u16,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect();
+        self.add(
+            prefix,
+            n,
+            Kind::Answer {
+                status,
+                headers,
+                body: body.into(),
+            },
+        );
+    }
+
+    /// Every request whose path starts with `prefix` waits this long first, until [`Faults::clear`].
+    pub fn delay(&self, prefix: &str, delay: Duration) {
+        self.add(prefix, u32::MAX, Kind::Delay(delay));
+    }
+
+    /// The next `n` requests whose path starts with `prefix` are never answered.
+    pub fn stall_next(&self, prefix: &str, n: u32) {
+        self.add(prefix, n, Kind::Stall);
+    }
+
+    /// Forgets every fault; a request that stalls already goes on stalling.
+    pub fn clear(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
+    /// The answer that a fault gives to this request, after its delay; none when it is to be served as usual.
+    pub(crate) async fn strike(&self, path: &str) -> Option<Response<Body>> {
+        match self.take(path)? {
+            Kind::Delay(delay) => {
+                tokio::time::sleep(delay).await;
+                None
+            }
+            Kind::Stall => std::future::pending().await,
+            Kind::Answer {
+                status,
+                headers,
+                body,
+            } => Some(answer(status, &headers, body)),
+        }
+    }
+
+    fn add(&self, prefix: &str, remaining: u32, kind: Kind) {
+        self.0.lock().unwrap().push(Fault {
+            prefix: prefix.into(),
+            remaining,
+            kind,
+        });
+    }
+
+    fn take(&self, path: &str) -> Option<Kind> {
+        let mut faults = self.0.lock().unwrap();
+        let fault = faults
+            .iter_mut()
+            .find(|fault| fault.remaining > 0 && path.starts_with(&fault.prefix))?;
+        fault.remaining -= 1;
+        Some(fault.kind.clone())
+    }
+}
+
+fn answer(status: u16, headers: &[(String, String)], body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    for (name, value) in headers {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        response
+            .headers_mut()
+            .append(name, HeaderValue::from_str(value).unwrap());
+    }
+    response
+}

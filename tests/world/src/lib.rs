@@ -1,0 +1,58 @@
+//! The stand-ins: what sidebake talks to and a test machine cannot have, imitated on the wire, with state that a test reads afterwards.
+//!
+//! Every stand-in has its own loopback port and its own threads, so a test body may block, and ends when its value is dropped.
+//! What each one imitates, and what it does not, is in `README.md`.
+
+#![forbid(unsafe_code)]
+// A stand-in that cannot do its part must end the test where it stands; nobody handles its errors.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
+
+mod app;
+mod builder;
+pub mod definition;
+mod faults;
+mod git;
+mod github;
+mod rails;
+mod redis;
+mod repository;
+mod rest;
+mod script;
+mod server;
+mod tokens;
+
+use std::time::{Duration, Instant};
+
+pub use app::App;
+pub use builder::{Builder, Report, Run, install};
+pub use faults::Faults;
+pub use git::{GitHost, GitRequest, Pack};
+pub use github::{Call, GitHub, repository_id};
+pub use rails::{Answer, Rails, RailsRequest};
+pub use redis::Redis;
+pub use repository::{File, Repository};
+pub use script::{Script, Step, image_digest};
+pub use tokens::{Grant, Reach, Tokens};
+
+/// Waits until `condition` holds, looking every 10 ms.
+///
+/// # Panics
+/// After 10 s, naming `what` was waited for.
+pub async fn wait_for(what: &str, condition: impl FnMut() -> bool) {
+    wait_for_within(Duration::from_secs(10), what, condition).await;
+}
+
+/// [`wait_for`] with another limit.
+///
+/// # Panics
+/// After `limit`, naming `what` was waited for.
+pub async fn wait_for_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(
+            started.elapsed() < limit,
+            "waited {limit:?} in vain for {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,247 @@
+//! A real `redis-server` for one test, on a free port, and Sidekiq's words for looking at it.
+//!
+//! The key layout is Sidekiq 8's (`sidekiq-wire.md` §1, §4); the verbs write what its client writes.
+
+use std::collections::HashMap;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A running `redis-server`; dropping it kills the server and removes its directory.
+pub struct Redis {
+    port: u16,
+    args: Vec<String>,
+    dir: TempDir,
+    child: Mutex<Option<Child>>,
+}
+
+impl Redis {
+    /// A server that writes nothing to disk.
+    pub fn start() -> Redis {
+        Redis::start_with(&[])
+    }
+
+    /// A server with more arguments of `redis-server`, which win over ours: `["--appendonly", "yes"]` to survive [`Redis::stop`].
+    pub fn start_with(args: &[&str]) -> Redis {
+        // Between finding a free port and the server's bind another process may take it; then try another.
+        for _ in 0..5 {
+            let redis = Redis {
+                port: free_port(),
+                args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+                dir: tempfile::tempdir().unwrap(),
+                child: Mutex::new(None),
+            };
+            if redis.spawn() {
+                return redis;
+            }
+        }
+        panic!("redis-server does not start; see its output above");
+    }
+
+    /// `redis://127.0.0.1:PORT/0`
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// The port it listens on, the same after a restart.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// KILLs the server: what it did not write to disk is lost.
+    pub fn stop(&self) {
+        if let Some(mut child) = self.child.lock().unwrap().take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same port and directory, after killing it if it runs.
+    pub fn restart(&self) {
+        self.stop();
+        assert!(
+            self.spawn(),
+            "redis-server does not come back on port {}",
+            self.port
+        );
+    }
+
+    /// STOPs the process: connections stay open and nothing answers, as behind a dead network.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// A new connection.
+    pub async fn connection(&self) -> MultiplexedConnection {
+        let client = redis::Client::open(self.url()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// Pushes a job as Sidekiq 8's client does (`perform_async`) and returns its jid.
+    pub async fn push(&self, queue: &str, class: &str, args: Value) -> String {
+        let jid = hex(&rand::random::<[u8; 12]>());
+        let now_ms = jiff::Timestamp::now().as_millisecond();
+        let job = json!({
+            "retry": true, "queue": queue, "class": class, "args": args, "jid": jid,
+            "created_at": now_ms, "enqueued_at": now_ms,
+        });
+        self.push_raw(queue, job.to_string()).await;
+        jid
+    }
+
+    /// Pushes any bytes the way a client pushes a job.
+    pub async fn push_raw(&self, queue: &str, payload: impl AsRef<[u8]>) {
+        let mut push = redis::pipe();
+        push.sadd("queues", queue)
+            .ignore()
+            .lpush(format!("queue:{queue}"), payload.as_ref())
+            .ignore();
+        push.exec_async(&mut self.connection().await).await.unwrap();
+    }
+
+    /// The payloads of a queue, the next job first.
+    pub async fn queue(&self, name: &str) -> Vec<String> {
+        let mut payloads: Vec<String> = self
+            .connection()
+            .await
+            .lrange(format!("queue:{name}"), 0, -1)
+            .await
+            .unwrap();
+        payloads.reverse();
+        payloads
+    }
+
+    /// The jobs of one class in a queue, the next one first.
+    pub async fn jobs_of_class(&self, queue: &str, class: &str) -> Vec<Value> {
+        let jobs = self
+            .queue(queue)
+            .await
+            .into_iter()
+            .filter_map(|payload| serde_json::from_str(&payload).ok());
+        jobs.filter(|job: &Value| job["class"] == class).collect()
+    }
+
+    /// Members and scores of `retry`, `schedule` or `dead`, the earliest first.
+    pub async fn sorted_set(&self, name: &str) -> Vec<(String, f64)> {
+        self.connection()
+            .await
+            .zrange_withscores(name, 0, -1)
+            .await
+            .unwrap()
+    }
+
+    /// The string at a key.
+    pub async fn get(&self, key: &str) -> Option<String> {
+        self.connection().await.get(key).await.unwrap()
+    }
+
+    /// The hash at a key, empty when there is none.
+    pub async fn hgetall(&self, key: &str) -> HashMap<String, String> {
+        self.connection().await.hgetall(key).await.unwrap()
+    }
+
+    /// The members of a set, in alphabetical order.
+    pub async fn smembers(&self, key: &str) -> Vec<String> {
+        let mut members: Vec<String> = self.connection().await.smembers(key).await.unwrap();
+        members.sort();
+        members
+    }
+
+    /// The keys of a glob pattern, in alphabetical order.
+    pub async fn keys(&self, pattern: &str) -> Vec<String> {
+        let mut keys: Vec<String> = self.connection().await.keys(pattern).await.unwrap();
+        keys.sort();
+        keys
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &*self.child.lock().unwrap() {
+            kill_process(Pid::from_child(child), signal).unwrap();
+        }
+    }
+
+    /// Whether the server answers on its port; it has ended otherwise.
+    fn spawn(&self) -> bool {
+        let child = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
+            .args([
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--logfile",
+                "redis.log",
+                "--dir",
+            ])
+            .arg(self.dir.path())
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| {
+                panic!("cannot run redis-server ({error}); get it: apt-get install redis-server")
+            });
+        *self.child.lock().unwrap() = Some(child);
+        self.answers()
+    }
+
+    fn answers(&self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            // An appendonly file is loaded before commands are served, so a PING decides and not the open port.
+            if ping(self.port) == Some(true) {
+                return true;
+            }
+            let mut child = self.child.lock().unwrap();
+            if child.as_mut().unwrap().try_wait().unwrap().is_some() {
+                *child = None;
+                let log = std::fs::read_to_string(self.dir.path().join("redis.log"));
+                eprintln!("{}", log.unwrap_or_default());
+                return false;
+            }
+            drop(child);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        false
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn ping(port: u16) -> Option<bool> {
+    use std::io::{Read, Write};
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    stream.write_all(b"PING\r\n").ok()?;
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).ok()?;
+    // With a password set it refuses, but it is there.
+    Some(&answer == b"+PONG" || answer.starts_with(b"-NOA"))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

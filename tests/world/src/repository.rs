@@ -1,0 +1,174 @@
+//! Repositories with a history made by the test: commits go in through `git fast-import`, one process each.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A bare repository on the host's disk.
+pub struct Repository {
+    /// `owner/name`
+    pub full_name: String,
+    /// The bare repository.
+    pub dir: PathBuf,
+}
+
+/// One entry of a commit.
+#[derive(Clone, Debug)]
+pub struct File {
+    path: String,
+    mode: &'static str,
+    content: Vec<u8>,
+}
+
+impl File {
+    /// A plain file.
+    pub fn new(path: &str, content: impl Into<Vec<u8>>) -> File {
+        File {
+            path: path.into(),
+            mode: "100644",
+            content: content.into(),
+        }
+    }
+
+    /// An executable file.
+    pub fn executable(path: &str, content: impl Into<Vec<u8>>) -> File {
+        File {
+            mode: "100755",
+            ..File::new(path, content)
+        }
+    }
+
+    /// A symbolic link.
+    pub fn symlink(path: &str, target: &str) -> File {
+        File {
+            mode: "120000",
+            ..File::new(path, target)
+        }
+    }
+
+    /// A submodule at this commit; `.gitmodules` is yours to add.
+    pub fn submodule(path: &str, sha: &str) -> File {
+        File {
+            mode: "160000",
+            ..File::new(path, sha)
+        }
+    }
+
+    /// A file that is there no more.
+    pub fn removed(path: &str) -> File {
+        File {
+            mode: "D",
+            ..File::new(path, "")
+        }
+    }
+
+    /// Its command in `git fast-import`.
+    fn command(&self) -> Vec<u8> {
+        let path = self
+            .path
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"")
+            .replace('\n', "\\n");
+        match self.mode {
+            "D" => format!("D \"{path}\"\n").into(),
+            "160000" => format!(
+                "M 160000 {} \"{path}\"\n",
+                String::from_utf8_lossy(&self.content)
+            )
+            .into(),
+            mode => {
+                let head = format!("M {mode} inline \"{path}\"\ndata {}\n", self.content.len());
+                [head.as_bytes(), &self.content, b"\n"].concat()
+            }
+        }
+    }
+}
+
+impl Repository {
+    pub(crate) fn init(dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        run(
+            git(dir).args(["init", "--quiet", "--bare", "--initial-branch=main"]),
+            b"",
+        );
+    }
+
+    /// Commits these files on `main`, over what is there, and returns the sha.
+    pub fn commit(&self, files: &[(&str, &str)]) -> String {
+        let files: Vec<File> = files
+            .iter()
+            .map(|(path, text)| File::new(path, *text))
+            .collect();
+        self.commit_with("main", &files)
+    }
+
+    /// Commits on a branch, which starts from nothing when it is new, and returns the sha.
+    ///
+    /// Author and dates are fixed, so the same history has the same shas everywhere.
+    pub fn commit_with(&self, branch: &str, files: &[File]) -> String {
+        let parent = self.tip(branch);
+        let n_commits: u64 = self.git(&["rev-list", "--all", "--count"]).parse().unwrap();
+        let who = format!(
+            "Ada Example <ada@example.test> {} +0000",
+            1_700_000_000 + 60 * n_commits
+        );
+        let mut stream =
+            format!("commit refs/heads/{branch}\nauthor {who}\ncommitter {who}\ndata 6\nchange\n")
+                .into_bytes();
+        if let Some(parent) = parent {
+            stream.extend(format!("from {parent}\n").into_bytes());
+        }
+        for file in files {
+            stream.extend(file.command());
+        }
+        stream.extend(b"\n");
+        run(git(&self.dir).args(["fast-import", "--quiet"]), &stream);
+        self.tip(branch).unwrap()
+    }
+
+    /// The commit of a branch, if there is one.
+    pub fn tip(&self, branch: &str) -> Option<String> {
+        let tip = self.git(&[
+            "for-each-ref",
+            "--format=%(objectname)",
+            &format!("refs/heads/{branch}"),
+        ]);
+        (!tip.is_empty()).then_some(tip)
+    }
+
+    /// Runs git in the repository and returns its output, trimmed: for what the verbs above cannot say.
+    pub fn git(&self, args: &[&str]) -> String {
+        let output = run(git(&self.dir).args(args), b"");
+        String::from_utf8(output).unwrap().trim_end().into()
+    }
+}
+
+/// The git command line in `dir`, blind to the machine's configuration.
+pub(crate) fn git(dir: &Path) -> Command {
+    let mut git = Command::new("git");
+    git.current_dir(dir)
+        .env_clear()
+        .env("HOME", dir)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("LC_ALL", "C");
+    if let Some(path) = std::env::var_os("PATH") {
+        git.env("PATH", path);
+    }
+    git
+}
+
+fn run(git: &mut Command, input: &[u8]) -> Vec<u8> {
+    let mut child = git
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("git is installed");
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "{git:?} ended with {}",
+        output.status
+    );
+    output.stdout
+}

@@ -1,0 +1,372 @@
+//! The endpoints of GitHub's REST API that a worker uses, and the rules by which they refuse.
+//!
+//! Statuses and messages follow `git-and-github.md` §10; what is not served answers 404 like a path that does not exist.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::github::{Call, Installation, Shared, repository_id};
+use crate::repository::git;
+use crate::tokens::{Grant, Reach};
+
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/app", get(app))
+        .route("/app/installations/{id}", get(installation_by_id))
+        .route("/app/installations/{id}/access_tokens", post(mint))
+        .route("/installation/token", delete(revoke))
+        .route("/repos/{owner}/{repo}/installation", get(installation_of))
+        .route("/repos/{owner}/{repo}/commits/{*revision}", get(commit))
+        .fallback(async || NOT_FOUND)
+        .layer(from_fn_with_state(shared.clone(), front_door))
+        .with_state(shared)
+}
+
+/// What every request passes: the record, the faults, the mandatory headers; and what every answer carries.
+async fn front_door(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20)
+        .await
+        .unwrap_or_default();
+    shared.state.lock().unwrap().calls.push(call(
+        &head.method,
+        &head.uri.to_string(),
+        &body,
+        &head.headers,
+    ));
+    let mut response = if let Some(response) = shared.faults.strike(head.uri.path()).await {
+        response
+    } else if let Some(refusal) = refuse_headers(&head.headers) {
+        refusal.into_response()
+    } else {
+        next.run(Request::from_parts(head, Body::from(body))).await
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::DATE, http_date(shared.now_s()).parse().unwrap());
+    headers.entry("x-ratelimit-limit").or_insert(5000.into());
+    headers
+        .entry("x-ratelimit-remaining")
+        .or_insert(4999.into());
+    response
+}
+
+fn refuse_headers(headers: &HeaderMap) -> Option<Refusal> {
+    if !headers.contains_key(header::USER_AGENT) {
+        let message = "Request forbidden by administrative rules. Please make sure your request has a User-Agent header";
+        return Some(Refusal(403, message));
+    }
+    let version = headers.get("x-github-api-version")?;
+    let is_supported = version == "2022-11-28" || version == "2026-03-10";
+    (!is_supported).then_some(Refusal(400, "The specified API version is not supported"))
+}
+
+fn authenticate_app(shared: &Shared, headers: &HeaderMap) -> Result<(), Refusal> {
+    let jwt = credentials(headers).unwrap_or("");
+    let judgement = shared.app.verify(jwt, shared.now_s());
+    shared.log(|| format!("JWT {}", judgement.err().unwrap_or("verified")));
+    judgement.map_err(|message| Refusal(401, message))
+}
+
+/// The installation token in the header, with what it may do.
+fn authenticate_token(shared: &Shared, headers: &HeaderMap) -> Result<(String, Grant), Refusal> {
+    let token = credentials(headers).ok_or(Refusal(401, "Requires authentication"))?;
+    let grant = shared.tokens.grant(token).filter(Grant::is_valid);
+    let grant = grant.ok_or(Refusal(401, "Bad credentials"))?;
+    Ok((token.to_owned(), grant))
+}
+
+async fn app(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    authenticate_app(&shared, &headers)?;
+    Ok(Json(json!({
+        "id": shared.app.id, "client_id": shared.app.client_id, "slug": "sidebake", "name": "sidebake",
+    })))
+}
+
+async fn installation_by_id(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<u64>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    authenticate_app(&shared, &headers)?;
+    let state = shared.state.lock().unwrap();
+    let installation = state.installations.get(&id).ok_or(NOT_FOUND)?;
+    Ok(Json(describe(id, installation, shared.app.id)))
+}
+
+async fn installation_of(
+    State(shared): State<Arc<Shared>>,
+    Path((owner, repo)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    authenticate_app(&shared, &headers)?;
+    let full_name = format!("{owner}/{repo}");
+    let state = shared.state.lock().unwrap();
+    let mut installations = state.installations.iter();
+    let (id, installation) = installations
+        .find(|(_, installation)| installation.reach.covers(&full_name))
+        .ok_or(NOT_FOUND)?;
+    let mut answer = describe(*id, installation, shared.app.id);
+    answer["account"]["login"] = owner.into();
+    Ok(Json(answer))
+}
+
+fn describe(id: u64, installation: &Installation, app_id: u64) -> Value {
+    let suspended_at = installation.is_suspended.then_some("2026-01-01T00:00:00Z");
+    json!({
+        "id": id, "app_id": app_id, "account": {"login": installation.account, "type": "Organization"},
+        "repository_selection": selection(&installation.reach), "permissions": installation.permissions,
+        "suspended_at": suspended_at,
+    })
+}
+
+fn selection(reach: &Reach) -> &'static str {
+    if matches!(reach, Reach::Under(_)) {
+        "all"
+    } else {
+        "selected"
+    }
+}
+
+async fn mint(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<u64>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), Refusal> {
+    authenticate_app(&shared, &headers)?;
+    let body: Value = match body.is_empty() {
+        true => json!({}),
+        false => {
+            serde_json::from_slice(&body).map_err(|_| Refusal(400, "Problems parsing JSON"))?
+        }
+    };
+    let (grant, is_narrowed) = decide(&shared, id, &body)?;
+    shared.log(|| {
+        format!(
+            "token minted for {:?}, {:?}",
+            grant.reach, grant.permissions
+        )
+    });
+    let token = shared.tokens.mint(shared.app.id, grant.clone());
+    Ok((
+        StatusCode::CREATED,
+        Json(token_answer(&token, &grant, is_narrowed)),
+    ))
+}
+
+/// What the token may do, and whether the body named repositories.
+fn decide(shared: &Shared, id: u64, body: &Value) -> Result<(Grant, bool), Refusal> {
+    let state = shared.state.lock().unwrap();
+    let installation = state.installations.get(&id).ok_or(NOT_FOUND)?;
+    if installation.is_suspended {
+        return Err(Refusal(403, "This installation has been suspended"));
+    }
+    let (reach, is_narrowed) = narrow(body, installation)?;
+    let grant = Grant {
+        installation_id: id,
+        reach,
+        permissions: permit(&body["permissions"], &installation.permissions)?,
+        expires_at: Timestamp::now() + Duration::from_secs(3600),
+        is_revoked: false,
+    };
+    Ok((grant, is_narrowed))
+}
+
+fn token_answer(token: &str, grant: &Grant, is_narrowed: bool) -> Value {
+    let mut answer = json!({
+        "token": token,
+        // GitHub writes whole seconds.
+        "expires_at": Timestamp::from_second(grant.expires_at.as_second()).unwrap().to_string(),
+        "permissions": grant.permissions, "repository_selection": selection(&grant.reach),
+    });
+    if let (true, Reach::Only(names)) = (is_narrowed, &grant.reach) {
+        answer["repositories"] = names.iter().map(|name| repository(name)).collect();
+    }
+    answer
+}
+
+fn repository(full_name: &str) -> Value {
+    let name = full_name.split_once('/').unwrap().1;
+    json!({"id": repository_id(full_name), "name": name, "full_name": full_name})
+}
+
+/// The repositories that the body asks for, and whether it asks for any.
+fn narrow(body: &Value, installation: &Installation) -> Result<(Reach, bool), Refusal> {
+    const FOREIGN: Refusal = Refusal(
+        422,
+        "There is at least one repository that does not exist or is not accessible to the parent installation.",
+    );
+    let known = installation.reach.full_names();
+    let asked: Option<Vec<String>> = if let Some(names) = body["repositories"].as_array() {
+        let full_name = |name: &Value| {
+            let is_named = |known: &&String| {
+                known
+                    .split_once('/')
+                    .is_some_and(|(_, known)| name == known)
+            };
+            known.iter().find(is_named).cloned()
+        };
+        names.iter().map(full_name).collect()
+    } else if let Some(ids) = body["repository_ids"].as_array() {
+        let full_name = |id: &Value| {
+            known
+                .iter()
+                .find(|known| id.as_u64() == Some(repository_id(known)))
+                .cloned()
+        };
+        ids.iter().map(full_name).collect()
+    } else {
+        return Ok((installation.reach.clone(), false));
+    };
+    Ok((Reach::Only(asked.ok_or(FOREIGN)?), true))
+}
+
+fn permit(
+    asked: &Value,
+    granted: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, Refusal> {
+    const TOO_MUCH: Refusal = Refusal(
+        422,
+        "The permissions requested are not granted to this installation.",
+    );
+    let Some(asked) = asked.as_object() else {
+        return Ok(granted.clone());
+    };
+    let rank = |level: &str| {
+        ["read", "write", "admin"]
+            .iter()
+            .position(|known| *known == level)
+    };
+    let mut permissions: BTreeMap<String, String> = [("metadata".into(), "read".into())].into();
+    for (name, level) in asked {
+        let level = level
+            .as_str()
+            .filter(|level| rank(level).is_some())
+            .ok_or(TOO_MUCH)?;
+        if granted
+            .get(name)
+            .is_none_or(|granted| rank(granted) < rank(level))
+        {
+            return Err(TOO_MUCH);
+        }
+        permissions.insert(name.clone(), level.into());
+    }
+    Ok(permissions)
+}
+
+async fn revoke(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+) -> Result<StatusCode, Refusal> {
+    let (token, _) = authenticate_token(&shared, &headers)?;
+    shared.tokens.revoke(&token);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn commit(
+    State(shared): State<Arc<Shared>>,
+    Path((owner, repo, revision)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    let (_, grant) = authenticate_token(&shared, &headers)?;
+    let root = shared
+        .state
+        .lock()
+        .unwrap()
+        .repositories_root
+        .clone()
+        .ok_or(NOT_FOUND)?;
+    let dir = root.join(&owner).join(format!("{repo}.git"));
+    if !grant.reach.covers(&format!("{owner}/{repo}")) || !dir.is_dir() {
+        return Err(NOT_FOUND);
+    }
+    if !grant.permissions.contains_key("contents") {
+        return Err(Refusal(403, "Resource not accessible by integration"));
+    }
+    let show = git(&dir)
+        .args([
+            "show",
+            "--no-patch",
+            "--format=%H %T%n%P%n%s",
+            "--end-of-options",
+        ])
+        .arg(format!("{revision}^{{commit}}"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&show.stdout);
+    let mut lines = text.lines();
+    let ids = lines.next().and_then(|line| line.split_once(' '));
+    let (sha, tree) = ids.ok_or(Refusal(422, "No commit found for SHA"))?;
+    let parents: Vec<Value> = lines
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .map(|sha| json!({"sha": sha}))
+        .collect();
+    let message = lines.next();
+    Ok(Json(
+        json!({"sha": sha, "commit": {"message": message, "tree": {"sha": tree}}, "parents": parents}),
+    ))
+}
+
+/// GitHub's error body with a status.
+struct Refusal(u16, &'static str);
+
+const NOT_FOUND: Refusal = Refusal(404, "Not Found");
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "message": self.1, "documentation_url": "https://docs.github.com/rest", "status": self.0.to_string(),
+        });
+        (StatusCode::from_u16(self.0).unwrap(), Json(body)).into_response()
+    }
+}
+
+fn credentials(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, credentials) = headers
+        .get(header::AUTHORIZATION)?
+        .to_str()
+        .ok()?
+        .split_once(' ')?;
+    ["bearer", "token"]
+        .contains(&scheme.to_ascii_lowercase().as_str())
+        .then_some(credentials)
+}
+
+fn call(method: &Method, path: &str, body: &[u8], headers: &HeaderMap) -> Call {
+    let text = |name| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned)
+    };
+    Call {
+        method: method.to_string(),
+        path: path.into(),
+        body: String::from_utf8_lossy(body).into(),
+        user_agent: text(header::USER_AGENT),
+        authorization: text(header::AUTHORIZATION),
+    }
+}
+
+fn http_date(at_s: i64) -> String {
+    let at = Timestamp::from_second(at_s).unwrap();
+    jiff::fmt::rfc2822::DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&at)
+        .unwrap()
+}
