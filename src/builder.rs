@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::process::Command;
 use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
@@ -153,14 +152,23 @@ impl Builders {
         directory: &JobDirectory,
     ) -> Result<Vec<u8>, BuilderError> {
         let config = directory.subdirectory("create")?;
-        let mut command = Command::new(&self.buildx);
-        command.env_clear().env("BUILDX_CONFIG", &config).env("TMPDIR", &config).env("HOME", &config);
-        command.args(["create", "--name", name, "--node", &settings.node_name(name), "--driver", settings.driver.name()]);
+        let mut command = process::command(&self.buildx);
+        command.env("BUILDX_CONFIG", &config).env("TMPDIR", &config).env("HOME", &config);
+        command.args([
+            "create",
+            "--name",
+            name,
+            "--node",
+            &settings.node_name(name),
+            "--driver",
+            settings.driver.name(),
+        ]);
         if let Some(kubeconfig) = &settings.kubeconfig {
             command.env("KUBECONFIG", kubeconfig);
         }
         if !settings.options.is_empty() {
-            let options: Vec<String> = settings.options.iter().map(|(key, value)| format!("\"{key}={value}\"")).collect();
+            let options: Vec<String> =
+                settings.options.iter().map(|(key, value)| format!("\"{key}={value}\"")).collect();
             command.args(["--driver-opt", &options.join(",")]);
         }
         command.args(&settings.endpoint);
@@ -171,7 +179,8 @@ impl Builders {
             stop: CancellationToken::new(),
         };
         let mut said = String::new();
-        let ended = process::run(command, b"", &limits, |_, line| said = String::from_utf8_lossy(line).into_owned()).await?;
+        let ended =
+            process::run(command, b"", &limits, |_, line| said = String::from_utf8_lossy(line).into_owned()).await?;
         let failed = |message: String| BuilderError::Create { name: name.to_owned(), message };
         if !ended.is_success() {
             return Err(failed(said));
@@ -265,7 +274,8 @@ fn referenced_files(kubeconfig: &str) -> Vec<PathBuf> {
 
 /// The values of a key, in block or flow style: enough of YAML for a kubeconfig's URLs and paths.
 fn values<'a>(yaml: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
-    let starts = yaml.match_indices(key).filter(|(at, _)| !yaml[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '-'));
+    let starts =
+        yaml.match_indices(key).filter(|(at, _)| !yaml[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '-'));
     starts.map(move |(at, _)| {
         let rest = yaml[at + key.len()..].trim_start_matches([' ', '"', '\'']);
         rest.split(['\n', '\r', ',', '}', '"', '\'', ' ']).next().unwrap_or_default()
@@ -278,7 +288,8 @@ mod tests {
 
     #[test]
     fn a_kubeconfig_tells_ports_and_files_in_both_styles() {
-        let block = "clusters:\n- cluster:\n    certificate-authority: /pki/ca.crt\n    server: https://10.0.0.1:6443\n";
+        let block =
+            "clusters:\n- cluster:\n    certificate-authority: /pki/ca.crt\n    server: https://10.0.0.1:6443\n";
         assert_eq!((api_ports(block), referenced_files(block)), (vec![6443], vec!["/pki/ca.crt".into()]));
         let flow = "clusters: [{name: lab, cluster: {server: \"https://k8s.example\", certificate-authority: /ca.crt}}]\n\
                     users: [{name: u, user: {client-certificate: /u.crt, client-key: /u.key}}]";

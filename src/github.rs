@@ -11,6 +11,7 @@ use reqwest::{Method, Response, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
 use crate::reason::{Failure, Reason};
 use crate::secret::Secret;
@@ -79,7 +80,9 @@ impl GithubError {
     /// The entry of the closed list.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::NotConfigured(_) | Self::KeyFile { .. } | Self::Key(_) | Self::Refused { .. } => Reason::GithubRefused,
+            Self::NotConfigured(_) | Self::KeyFile { .. } | Self::Key(_) | Self::Refused { .. } => {
+                Reason::GithubRefused
+            }
             Self::NotFound { .. } => Reason::RepositoryNotFound,
             Self::Unreachable { .. } | Self::Unavailable { .. } => Reason::GithubUnavailable,
         }
@@ -138,11 +141,19 @@ impl App {
         }
         let id = self.installation_of(&jwt, repository).await?;
         let minted = self.mint(&jwt, id, repository).await?;
-        minted.ok_or_else(|| GithubError::NotFound { repository: repository.clone(), message: "the installation is gone".into() })
+        minted.ok_or_else(|| GithubError::NotFound {
+            repository: repository.clone(),
+            message: "the installation is gone".into(),
+        })
     }
 
     /// Whether the commit is in the repository. libgit2 cannot tell a missing commit from a broken connection.
-    pub async fn has_commit(&self, repository: &Repository, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
+    pub async fn has_commit(
+        &self,
+        repository: &Repository,
+        sha: &Sha,
+        token: &InstallationToken,
+    ) -> Result<bool, GithubError> {
         let path = format!("/repos/{repository}/commits/{sha}");
         let answer = self.ask(Method::GET, &path, &token.secret, None).await?;
         match answer.status() {
@@ -167,14 +178,23 @@ impl App {
         let path = format!("/repos/{repository}/installation");
         let answer = self.ask(Method::GET, &path, jwt, None).await?;
         match answer.status() {
-            StatusCode::NOT_FOUND => Err(GithubError::NotFound { repository: repository.clone(), message: message(answer).await }),
-            status if status.is_success() => self.read(&path, answer).await.map(|installation: Numbered| installation.id),
+            StatusCode::NOT_FOUND => {
+                Err(GithubError::NotFound { repository: repository.clone(), message: message(answer).await })
+            }
+            status if status.is_success() => {
+                self.read(&path, answer).await.map(|installation: Numbered| installation.id)
+            }
             _ => Err(self.error(&path, answer).await),
         }
     }
 
     /// `None` when there is no such installation.
-    async fn mint(&self, jwt: &Secret, id: u64, repository: &Repository) -> Result<Option<InstallationToken>, GithubError> {
+    async fn mint(
+        &self,
+        jwt: &Secret,
+        id: u64,
+        repository: &Repository,
+    ) -> Result<Option<InstallationToken>, GithubError> {
         let path = format!("/app/installations/{id}/access_tokens");
         let body = json!({"repositories": [repository.name], "permissions": {"contents": "read"}});
         let answer = self.ask(Method::POST, &path, jwt, Some(&body)).await?;
@@ -260,9 +280,10 @@ impl App {
             iss: &'a str,
         }
         let iss = self.settings.app_id.as_deref().ok_or(GithubError::NotConfigured("github.app_id is not set"))?;
-        let now = jiff::Timestamp::now().as_second();
+        let now = Epoch::now().timestamp().as_second();
         let claims = Claims { iat: now - 60, exp: now + 540, iss };
-        let jwt = jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.key()?).map_err(GithubError::Key)?;
+        let jwt =
+            jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.key()?).map_err(GithubError::Key)?;
         Ok(Secret::new(jwt))
     }
 
@@ -273,7 +294,9 @@ impl App {
             (None, Some(path)) => std::fs::read_to_string(path)
                 .map(Secret::new)
                 .map_err(|source| GithubError::KeyFile { path: path.display().to_string(), source })?,
-            (None, None) => return Err(GithubError::NotConfigured("neither github.private_key nor private_key_file is set")),
+            (None, None) => {
+                return Err(GithubError::NotConfigured("neither github.private_key nor private_key_file is set"));
+            }
         };
         // A key in an environment variable often has its line ends as a backslash and an n.
         let pem = pem.expose().replace("\\n", "\n");
@@ -288,7 +311,10 @@ async fn message(answer: Response) -> String {
         message: String,
     }
     let body = answer.json().await.map(|body: Body| body.message);
-    body.map_or_else(|_| "no message".into(), |message| message.lines().next().unwrap_or_default().chars().take(300).collect())
+    body.map_or_else(
+        |_| "no message".into(),
+        |message| message.lines().next().unwrap_or_default().chars().take(300).collect(),
+    )
 }
 
 #[derive(Deserialize)]

@@ -354,13 +354,15 @@ impl BuildJob {
         job.build.check()?;
         Ok(job)
     }
-
 }
 
 impl Build {
     fn check(&self) -> Result<(), JobError> {
         if !is_name(&self.account) {
-            return Err(JobError::new("account", format!("expected letters, digits, - _ and ., found {:?}", self.account)));
+            return Err(JobError::new(
+                "account",
+                format!("expected letters, digits, - _ and ., found {:?}", self.account),
+            ));
         }
         if let Some(name) = self.targets.iter().find(|name| !is_target_name(name)) {
             return Err(JobError::new("targets", format!("{name:?} is not a target name")));
@@ -380,7 +382,9 @@ impl Native {
         let recipe = match (self.application, self.definition) {
             (Some(application), None) => Recipe::Application(application),
             (None, Some(definition)) => Recipe::Inline(definition),
-            (Some(_), Some(_)) => return Err(JobError::new(".", "expected one of application and definition, found both")),
+            (Some(_), Some(_)) => {
+                return Err(JobError::new(".", "expected one of application and definition, found both"));
+            }
             (None, None) => return Err(JobError::new(".", "expected application or definition")),
         };
         // Never made: a value here was refused while it was read.

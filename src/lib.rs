@@ -24,6 +24,7 @@ pub mod secret;
 pub mod settings;
 
 // Tools.
+pub mod clock;
 pub mod process;
 pub mod redis;
 pub mod sandbox;

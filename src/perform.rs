@@ -58,7 +58,12 @@ pub struct Attempt<'a> {
 }
 
 /// Builds what a job asks for. What is known is put into the report as soon as it is, so that a failure has it too.
-pub async fn perform(stations: &Stations, job: &BuildJob, attempt: Attempt<'_>, report: &mut Report) -> Result<(), Failure> {
+pub async fn perform(
+    stations: &Stations,
+    job: &BuildJob,
+    attempt: Attempt<'_>,
+    report: &mut Report,
+) -> Result<(), Failure> {
     let token = mint(stations, job, attempt, report).await?;
     let directory = stations.state.job_directory().map_err(disk)?;
     let built = async {

@@ -84,6 +84,14 @@ pub enum Stream {
     Err,
 }
 
+/// A command with an empty environment. For strangers' bytes there is `sandbox`, which starts from this.
+#[expect(clippy::disallowed_methods, reason = "the one place that makes commands")]
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear();
+    command
+}
+
 /// Runs a child to its end, handing each line of its output, without the line's end, to `on_line`.
 ///
 /// `input` goes to its standard input, which then ends. When the future is dropped, the group is killed.
@@ -218,8 +226,8 @@ mod tests {
     }
 
     fn shell(script: &str) -> Command {
-        let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(script);
+        let mut command = command("/bin/sh");
+        command.env("PATH", "/usr/bin:/bin").arg("-c").arg(script);
         command
     }
 
@@ -266,7 +274,10 @@ mod tests {
         let silent = Limits { silence: Duration::from_millis(200), ..limits() };
         assert_eq!(run_shell("echo a; sleep 60", b"", &silent).await.0, Ended::Silent);
         let small = Limits { max_output_bytes: 1000, ..limits() };
-        assert_eq!(run_shell("while :; do echo xxxxxxxxxxxxxxxxxxxxx; done", b"", &small).await.0, Ended::TooMuchOutput);
+        assert_eq!(
+            run_shell("while :; do echo xxxxxxxxxxxxxxxxxxxxx; done", b"", &small).await.0,
+            Ended::TooMuchOutput
+        );
         let cancelled = limits();
         cancelled.stop.cancel();
         assert_eq!(run_shell("sleep 60", b"", &cancelled).await.0, Ended::Stopped);

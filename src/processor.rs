@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Epoch;
 use crate::job::arguments::{self, Request};
 use crate::job::{BuildJob, Callback, JobError, Moment};
 use crate::journal::Journal;
@@ -20,12 +21,12 @@ use crate::reason::{Class, Failure, Reason};
 use crate::redis::Redis;
 use crate::report::{Report, Status};
 use crate::settings::{JobClass, Jobs, PROBE};
+use crate::sidekiq::Identity;
 use crate::sidekiq::custody::Running;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
 use crate::sidekiq::turn::{Effect, Settlement, announce};
-use crate::sidekiq::{Epoch, Identity};
 
 /// What all slots share.
 #[derive(Debug)]
@@ -81,7 +82,12 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         Ok(payload) => settle(&processor.jobs, &running, &payload, attempted),
         Err(error) => {
             tracing::error!(%error, queue = unit.queue, "a text that is no job goes to the dead set");
-            Settlement { token: unit.token, is_processed: false, is_failed: false, effects: vec![Effect::Bury { text: unit.text }] }
+            Settlement {
+                token: unit.token,
+                is_processed: false,
+                is_failed: false,
+                effects: vec![Effect::Bury { text: unit.text }],
+            }
         }
     };
     // The receiver goes last; when it is gone all the same, recovery brings the job back.
@@ -90,7 +96,8 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
 
 fn panic_message(error: tokio::task::JoinError) -> String {
     let panic = error.into_panic();
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
+    let text =
+        panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "a panic without a message".into())
 }
 
@@ -119,7 +126,12 @@ async fn attempt(processor: Arc<Processor>, running: Running) -> Attempted {
 }
 
 /// A build job: its arguments, perhaps Rails, then the stations.
-async fn build(processor: &Processor, running: &Running, payload: &Payload, attempted: &mut Attempted) -> Result<(), Failure> {
+async fn build(
+    processor: &Processor,
+    running: &Running,
+    payload: &Payload,
+    attempted: &mut Attempted,
+) -> Result<(), Failure> {
     let Some(class) = processor.jobs.classes.get(&payload.class) else {
         let message = format!("{} is not a class of this worker's configuration", payload.class);
         return Err(Failure::new(Reason::WorkerFailed, message));
@@ -269,7 +281,8 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
 
     let failure = result.err();
     conclude(&mut report, failure.as_ref());
-    let dead_or_due = || failure.as_ref().map(|failure| payload.after_failure(&unit.queue, failure, now)).unwrap_or_default();
+    let dead_or_due =
+        || failure.as_ref().map(|failure| payload.after_failure(&unit.queue, failure, now)).unwrap_or_default();
     let (moment, effect) = match disposition {
         Disposition::Acknowledge => (Some(Moment::Finished), None),
         Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: dead_or_due() })),
@@ -296,7 +309,8 @@ fn conclude(report: &mut Report, failure: Option<&Failure>) {
         Some(_) => Status::Failed,
     });
     report.reason = failure.map(|failure| failure.reason);
-    report.message = failure.map(|failure| format!("{} {}", failure.reason.sentence(), failure.detail).trim_end().to_owned());
+    report.message =
+        failure.map(|failure| format!("{} {}", failure.reason.sentence(), failure.detail).trim_end().to_owned());
 }
 
 fn log_end(result: &Result<(), Failure>, report: &Report, disposition: Disposition, since: Epoch) {

@@ -9,6 +9,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::clock::Epoch;
 use crate::job::Callback;
 use crate::reason::{Failure, Reason};
 use crate::report::Report;
@@ -83,7 +84,8 @@ impl From<RailsError> for Failure {
 /// Asks Rails for the native object at `url`, signed as the contract says; at most 1 MiB, ten seconds, no redirects.
 pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
     let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
-    let unreachable = |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
+    let unreachable =
+        |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
     let secret = secret(resolve)?;
     let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("nothing: {error}")))?;
     let date = http_date();
@@ -98,7 +100,9 @@ pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> 
     let mut answer = request.send().await.map_err(unreachable)?;
     match answer.status() {
         StatusCode::OK => {}
-        status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => return Err(RailsError::Gone { url: url.into(), status }),
+        status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+            return Err(RailsError::Gone { url: url.into(), status });
+        }
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
             return Err(RailsError::Refused { url: url.into(), status });
         }
@@ -134,7 +138,7 @@ fn signature(secret: &Secret, url: &reqwest::Url, date: &str) -> String {
 
 /// Now, as HTTP's `Date` has it (RFC 9110).
 fn http_date() -> String {
-    let now = jiff::Timestamp::now();
+    let now = Epoch::now().timestamp();
     jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now).expect("the present is in range")
 }
 
@@ -235,7 +239,10 @@ mod tests {
         let job = callback_job(&callback(true), &Report::default(), b"text", 1000).expect("asked for");
         let job: Value = serde_json::from_str(&job).expect("JSON");
         assert_eq!(job["class"], "ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper");
-        assert_eq!((&job["wrapped"], &job["args"][0]["job_class"]), (&json!("BuildFinishedJob"), &json!("BuildFinishedJob")));
+        assert_eq!(
+            (&job["wrapped"], &job["args"][0]["job_class"]),
+            (&json!("BuildFinishedJob"), &json!("BuildFinishedJob"))
+        );
         assert_eq!(job["args"][0]["arguments"][0]["_aj_symbol_keys"], json!([]));
         assert_eq!(job["args"][0]["job_id"].as_str().map(str::len), Some(36));
     }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind,
-    ScriptInvocation,
+    AsyncConnectionConfig, Client, Cmd, FromRedisValue, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo,
+    PushKind, ScriptInvocation,
 };
 use tokio::sync::{Mutex, Notify};
 
@@ -37,7 +37,11 @@ impl Redis {
         Self::with(settings, ProtocolVersion::RESP3, Some(wake))
     }
 
-    fn with(settings: &settings::Redis, protocol: ProtocolVersion, wake: Option<Arc<Notify>>) -> Result<Self, RedisError> {
+    fn with(
+        settings: &settings::Redis,
+        protocol: ProtocolVersion,
+        wake: Option<Arc<Notify>>,
+    ) -> Result<Self, RedisError> {
         let info = settings.url.expose().into_connection_info()?;
         let session = info.redis_settings().clone().set_protocol(protocol);
         let client = Client::open(info.set_redis_settings(session))?;

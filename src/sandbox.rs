@@ -23,6 +23,7 @@ use seccompiler::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::process;
 use crate::settings::SandboxMode;
 
 /// First argument of our own binary when it is started as a launcher.
@@ -121,9 +122,9 @@ impl Sandbox {
 
     /// The command that starts our own binary again under `verb`, with this sandbox as its first argument.
     pub fn reexec(&self, verb: &str) -> tokio::process::Command {
-        let mut command = tokio::process::Command::new("/proc/self/exe");
+        let mut command = process::command("/proc/self/exe");
         let sandbox = serde_json::to_string(self).expect("a sandbox is plain data");
-        command.arg(verb).arg(sandbox).arg(std::process::id().to_string()).env_clear();
+        command.arg(verb).arg(sandbox).arg(std::process::id().to_string());
         command
     }
 
@@ -179,7 +180,9 @@ impl Sandbox {
             .add_rules(path_beneath_rules(&self.read, read))?
             .add_rules(path_beneath_rules(&self.execute, read | AccessFs::Execute))?
             .add_rules(path_beneath_rules(&self.write, write))?
-            .add_rules(ports.iter().map(|port| Ok::<_, landlock::RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp))))?
+            .add_rules(
+                ports.iter().map(|port| Ok::<_, landlock::RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp))),
+            )?
             .restrict_self()?;
         Ok(status.ruleset)
     }
@@ -191,8 +194,7 @@ impl Sandbox {
     }
 
     fn filter(&self) -> Result<BpfProgram, seccompiler::BackendError> {
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-            NEVER_NEEDED.iter().map(|call| (*call, Vec::new())).collect();
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = NEVER_NEEDED.iter().map(|call| (*call, Vec::new())).collect();
         rules.insert(libc::SYS_socket, self.refused_sockets()?);
         let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
         let refuse = SeccompAction::Errno(libc::EACCES as u32);
@@ -237,6 +239,7 @@ const NEVER_NEEDED: &[i64] = &[
 /// The launcher: enters the sandbox, then becomes the program. Returns only when that failed.
 ///
 /// Arguments: the sandbox, the worker's process id, the program, its arguments.
+#[expect(clippy::disallowed_methods, reason = "this process becomes the program: nothing is left to run it")]
 pub fn launch(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Infallible, SandboxError> {
     let mut text = || arguments.next().and_then(|text| text.into_string().ok()).unwrap_or_default();
     let (sandbox, worker, program) = (text(), text(), PathBuf::from(text()));
@@ -275,9 +278,10 @@ pub fn loaders() -> Vec<PathBuf> {
 
 /// What name resolution and TLS read.
 pub fn network_files(certificates: &Path) -> Vec<PathBuf> {
-    let mut files = ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"]
-        .map(PathBuf::from)
-        .to_vec();
+    let mut files =
+        ["/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services"]
+            .map(PathBuf::from)
+            .to_vec();
     files.push(certificates.to_owned());
     files.extend(["/dev/null", "/dev/urandom"].map(PathBuf::from));
     files

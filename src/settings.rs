@@ -469,6 +469,7 @@ impl Default for Log {
 
 impl Settings {
     /// Reads defaults, then `file`, then the environment, and checks the whole.
+    #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
     pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -533,12 +534,14 @@ impl Settings {
 }
 
 /// The name of this host in Sidekiq's Web UI: `DYNO` where it is set, as Sidekiq has it.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
 pub fn hostname() -> String {
     let node = || rustix::system::uname().nodename().to_string_lossy().into_owned();
     std::env::var("DYNO").unwrap_or_else(|_| node())
 }
 
 /// `DOCKER_HOST`: the engine that somebody at a terminal uses.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
 pub fn docker_host() -> Option<String> {
     std::env::var("DOCKER_HOST").ok()
 }
@@ -570,12 +573,14 @@ impl JobClass {
 
 impl Builder {
     fn check(&self, path: &str) -> Result<(), SettingsError> {
-        let refuse = |message: &str| Err(SettingsError::Key { path: format!("{path}.endpoint"), message: message.into() });
+        let refuse =
+            |message: &str| Err(SettingsError::Key { path: format!("{path}.endpoint"), message: message.into() });
         match (self.driver, self.endpoint.as_deref()) {
             (Driver::Kubernetes, Some(_)) => refuse("is not for the kubernetes driver, which has a kubeconfig"),
-            (Driver::Kubernetes, None) if self.kubeconfig.is_none() => {
-                Err(SettingsError::Key { path: format!("{path}.kubeconfig"), message: "is needed for the kubernetes driver".into() })
-            }
+            (Driver::Kubernetes, None) if self.kubeconfig.is_none() => Err(SettingsError::Key {
+                path: format!("{path}.kubeconfig"),
+                message: "is needed for the kubernetes driver".into(),
+            }),
             (Driver::Remote, Some(url)) if url.starts_with("tcp://") => Ok(()),
             (Driver::Remote, _) => refuse("is needed for the remote driver: tcp://host:port"),
             (Driver::Docker, Some(url)) if !(url.starts_with("tcp://") || url.starts_with("unix:///")) => {

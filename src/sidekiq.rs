@@ -29,8 +29,6 @@ pub mod recovery;
 pub mod retry;
 pub mod turn;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 /// The name under which Sidekiq's API and Web UI know this process: `host:pid:nonce`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
@@ -65,48 +63,4 @@ impl std::fmt::Display for Identity {
 /// `N` random bytes as lower-case hexadecimal digits: jids (12 bytes) and tokens.
 pub fn random_hex<const N: usize>() -> String {
     rand::random::<[u8; N]>().iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Wall-clock time, as Sidekiq's scores and timestamps have it.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-pub struct Epoch(Duration);
-
-impl Epoch {
-    /// This machine's clock.
-    #[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
-    pub fn now() -> Self {
-        Self(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-    }
-
-    /// From seconds; what is not a time counts as the epoch itself.
-    pub fn from_secs_f64(seconds: f64) -> Self {
-        Self(Duration::try_from_secs_f64(seconds).unwrap_or_default())
-    }
-
-    /// Float seconds: scores, and timestamps before Sidekiq 8.
-    pub fn as_secs_f64(self) -> f64 {
-        self.0.as_secs_f64()
-    }
-
-    /// Whole milliseconds: timestamps from Sidekiq 8 on.
-    pub fn as_millis(self) -> u64 {
-        u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// This much later.
-    #[must_use]
-    pub fn plus(self, duration: Duration) -> Self {
-        Self(self.0.saturating_add(duration))
-    }
-
-    /// How long after `earlier`; zero when it is not.
-    pub fn since(self, earlier: Self) -> Duration {
-        self.0.saturating_sub(earlier.0)
-    }
-
-    /// The UTC day, `YYYY-MM-DD`, as in the keys of the statistics.
-    pub fn day(self) -> String {
-        let timestamp = jiff::Timestamp::new(i64::try_from(self.0.as_secs()).unwrap_or(0), 0).unwrap_or_default();
-        timestamp.strftime("%Y-%m-%d").to_string()
-    }
 }

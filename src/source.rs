@@ -184,13 +184,16 @@ impl Source {
             stop: stop.clone(),
         };
         let (mut last, mut noise) = (None, String::new());
-        let ended = process::run(command, &input, &limits, |stream, line| match (stream, serde_json::from_slice(line)) {
-            (process::Stream::Out, Ok(Message::Progress { received_bytes })) => journal.tell(Event::Fetching { received_bytes }),
-            (process::Stream::Out, Ok(message)) => last = Some(message),
-            // What a dying child says: a panic, or the launcher's error.
-            _ => noise = String::from_utf8_lossy(line).into_owned(),
-        })
-        .await?;
+        let ended =
+            process::run(command, &input, &limits, |stream, line| match (stream, serde_json::from_slice(line)) {
+                (process::Stream::Out, Ok(Message::Progress { received_bytes })) => {
+                    journal.tell(Event::Fetching { received_bytes })
+                }
+                (process::Stream::Out, Ok(message)) => last = Some(message),
+                // What a dying child says: a panic, or the launcher's error.
+                _ => noise = String::from_utf8_lossy(line).into_owned(),
+            })
+            .await?;
         self.conclude(origin, request.worktree, ended, last, noise)
     }
 
@@ -211,7 +214,9 @@ impl Source {
                 fetch: Duration::from_millis(fetch_ms),
                 checkout: Duration::from_millis(checkout_ms),
             }),
-            (Some(Message::Failed { fault, message }), Ended::Exited(_)) => Err(SourceError::Fault { url, fault, message }),
+            (Some(Message::Failed { fault, message }), Ended::Exited(_)) => {
+                Err(SourceError::Fault { url, fault, message })
+            }
             (_, Ended::Stopped) => Err(killed("was cancelled", true)),
             (_, Ended::TimedOut | Ended::Silent | Ended::TooMuchOutput) => Err(killed("took too long", false)),
             (_, Ended::Exited(status)) => {

@@ -143,7 +143,8 @@ fn sweep(runs: &Path) {
         if path.extension().is_none_or(|extension| extension != "lock") {
             continue;
         }
-        let is_dead = File::open(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
+        let is_dead =
+            File::open(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
         if is_dead {
             remove(&path.with_extension(""));
             let _ = fs::remove_file(&path);

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::Epoch;
 use crate::perform::Stations;
 use crate::processor::{Processor, process};
 use crate::redis::{Redis, RedisError};
@@ -19,7 +20,7 @@ use crate::sidekiq::custody::{Custody, Running, RunningJobs};
 use crate::sidekiq::heartbeat::{self, Process, Remote};
 use crate::sidekiq::lease::Lease;
 use crate::sidekiq::turn::{Effect, Settlement};
-use crate::sidekiq::{Epoch, Identity, poller, recovery};
+use crate::sidekiq::{Identity, poller, recovery};
 use crate::state::{StateDirectory, StateError};
 
 /// After KILL, how long killed builds may take to be put back.
@@ -32,7 +33,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The kernel cannot enforce the sandbox, and it is required.
-    #[error("the sandbox is required, and this kernel cannot enforce it: {0}; sandbox.mode = \"best effort\" starts all the same")]
+    #[error(
+        "the sandbox is required, and this kernel cannot enforce it: {0}; sandbox.mode = \"best effort\" starts all the same"
+    )]
     Sandbox(String),
     /// The state directory cannot be used.
     #[error("the state directory cannot be used: {0}")]

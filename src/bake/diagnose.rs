@@ -14,7 +14,9 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<Failure> {
         Ended::Exited(_) => Some(exited(progress)),
         Ended::TimedOut => Some(Failure::new(Reason::TimedOut, "the build was stopped at its time limit")),
         Ended::Silent => Some(Failure::new(Reason::Stalled, "docker-buildx said nothing for too long and was killed")),
-        Ended::TooMuchOutput => Some(Failure::new(Reason::BuildFailed, "docker-buildx wrote an image to its standard output")),
+        Ended::TooMuchOutput => {
+            Some(Failure::new(Reason::BuildFailed, "docker-buildx wrote an image to its standard output"))
+        }
         Ended::Stopped => Some(Failure::new(Reason::Interrupted, "the build was stopped")),
     }
 }
@@ -48,16 +50,40 @@ fn judge(vertex: &Vertex) -> Option<StepFailure<'_>> {
 fn registry(error: &str) -> Option<Reason> {
     let error = error.to_ascii_lowercase();
     let says = |patterns: &[&str]| patterns.iter().any(|pattern| error.contains(pattern));
-    if says(&["401 unauthorized", "403 forbidden", "authorization failed", "access denied", "insufficient_scope", "no basic auth"]) {
+    if says(DENIED) {
         Some(Reason::RegistryDenied)
-    } else if says(&["429 too many requests", "toomanyrequests", "500 internal", "502 bad", "503 service", "504 gateway"]) {
-        Some(Reason::RegistryUnavailable)
-    } else if says(&["connection refused", "no such host", "i/o timeout", "connection reset", "tls handshake", "dial tcp"]) {
+    } else if says(UNAVAILABLE) {
         Some(Reason::RegistryUnavailable)
     } else {
         None
     }
 }
+
+/// What a registry that refuses the credentials makes BuildKit say, in lower case.
+const DENIED: &[&str] = &[
+    "401 unauthorized",
+    "403 forbidden",
+    "authorization failed",
+    "access denied",
+    "insufficient_scope",
+    "no basic auth",
+];
+
+/// What a registry that is away, failing or overrun makes BuildKit say, in lower case.
+const UNAVAILABLE: &[&str] = &[
+    "429 too many requests",
+    "toomanyrequests",
+    "500 internal",
+    "502 bad",
+    "503 service",
+    "504 gateway",
+    "connection refused",
+    "no such host",
+    "i/o timeout",
+    "connection reset",
+    "tls handshake",
+    "dial tcp",
+];
 
 /// The last resort: what buildx itself says. In the order of their certainty.
 fn by_error_line(error: &str) -> Option<Reason> {
@@ -123,7 +149,8 @@ mod tests {
     fn diagnosis(version: &str, case: &str, targets: &[&str]) -> Option<Failure> {
         let folder = format!("{}/tests/fixtures/buildx/{version}/{case}", env!("CARGO_MANIFEST_DIR"));
         let stderr = std::fs::read(format!("{folder}.stderr")).expect("a fixture");
-        let exit: i32 = std::fs::read_to_string(format!("{folder}.exit")).expect("a fixture").trim().parse().expect("a number");
+        let exit: i32 =
+            std::fs::read_to_string(format!("{folder}.exit")).expect("a fixture").trim().parse().expect("a number");
         let mut progress = Progress::new(targets.iter().map(|target| (*target).to_owned()));
         for line in stderr.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             progress.line(line);
@@ -155,7 +182,10 @@ mod tests {
         }
         let lost = diagnosis("0.36", "exec-stream-lost", &["slow"]).expect("a failure");
         assert_eq!(lost.reason, Reason::BuilderLost);
-        assert_eq!(diagnosis("0.29", "server-killed", &["slow"]).map(|failure| failure.reason), Some(Reason::BuilderLost));
+        assert_eq!(
+            diagnosis("0.29", "server-killed", &["slow"]).map(|failure| failure.reason),
+            Some(Reason::BuilderLost)
+        );
         assert_eq!(diagnosis("0.29", "success-with-canceled-vertex", &["api"]), None);
         assert_eq!(diagnosis("0.29", "server-graceful-stop", &["slow"]), None);
     }

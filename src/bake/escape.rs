@@ -28,10 +28,8 @@ pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
 
 /// The definition that evaluates to exactly these targets. There is no group: whoever runs it names the targets.
 pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>) -> String {
-    let escaped: Map<String, Value> = targets
-        .iter()
-        .map(|(name, target)| (name.clone(), map_all(Value::Object(target.clone()), &literal)))
-        .collect();
+    let escaped: Map<String, Value> =
+        targets.iter().map(|(name, target)| (name.clone(), map_all(Value::Object(target.clone()), &literal))).collect();
     json!({"target": escaped}).to_string()
 }
 

@@ -22,7 +22,8 @@ mod tests {
 
     #[test]
     fn digests_are_read_and_other_keys_skipped() {
-        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/buildx/0.29/success-push.metadata.json");
+        let fixture =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/buildx/0.29/success-push.metadata.json");
         let digests = digests(&fixture);
         assert_eq!(digests.keys().map(String::as_str).collect::<Vec<_>>(), ["api", "web", "worker"]);
         assert!(digests.values().all(|digest| digest.starts_with("sha256:")));

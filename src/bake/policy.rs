@@ -28,8 +28,18 @@ impl Refusal {
 }
 
 /// Fields whose value is the author's own business: they reach the builder and nothing else.
-const HARMLESS: &[&str] =
-    &["annotations", "args", "description", "dockerfile-inline", "labels", "no-cache-filter", "platforms", "target", "ulimits", "shm-size"];
+const HARMLESS: &[&str] = &[
+    "annotations",
+    "args",
+    "description",
+    "dockerfile-inline",
+    "labels",
+    "no-cache-filter",
+    "platforms",
+    "target",
+    "ulimits",
+    "shm-size",
+];
 
 /// Checks a resolved definition; returns it with contexts made absolute and outputs set.
 pub(super) fn police(targets: Targets, order: &Order<'_>, limits: &settings::Bake) -> Result<Targets, Refusal> {
@@ -145,7 +155,10 @@ impl Rules<'_> {
         let text = text.strip_prefix("cwd://").unwrap_or(text);
         let root = self.order.worktree.canonicalize();
         let root = root.map_err(|error| Refusal::new(path, format!("the worktree cannot be read: {error}")))?;
-        let found = base.join(text).canonicalize().map_err(|_| Refusal::new(path, format!("{text:?} is not in the repository")))?;
+        let found = base
+            .join(text)
+            .canonicalize()
+            .map_err(|_| Refusal::new(path, format!("{text:?} is not in the repository")))?;
         if found.starts_with(&root) {
             Ok(found)
         } else {
@@ -158,7 +171,9 @@ impl Rules<'_> {
             let path = format!("{}.{field}[{i}]", self.path);
             match entry.get("type").and_then(Value::as_str) {
                 Some("inline" | "registry") if self.order.trusts_references() => {}
-                Some("inline" | "registry") => return Err(Refusal::new(path, "the repository may not name cache references")),
+                Some("inline" | "registry") => {
+                    return Err(Refusal::new(path, "the repository may not name cache references"));
+                }
                 _ => return Err(Refusal::new(path, "only caches in a registry are allowed")),
             }
         }
@@ -199,7 +214,10 @@ impl Rules<'_> {
             target.insert("output".into(), json!([{"type": "cacheonly"}]));
         } else if self.order.build.push {
             if target.get("tags").is_none_or(is_empty) {
-                return Err(Refusal::new(format!("{}.tags", self.path), "expected at least one, since the images are pushed"));
+                return Err(Refusal::new(
+                    format!("{}.tags", self.path),
+                    "expected at least one, since the images are pushed",
+                ));
             }
             target.insert("output".into(), json!([{"type": "registry"}]));
         }
@@ -223,12 +241,15 @@ impl Order<'_> {
 fn is_cache_only(target: &Map<String, Value>) -> bool {
     target.get("output").is_some_and(|output| {
         let outputs = list(output);
-        !outputs.is_empty() && outputs.iter().all(|output| output.get("type").and_then(Value::as_str) == Some("cacheonly"))
+        !outputs.is_empty()
+            && outputs.iter().all(|output| output.get("type").and_then(Value::as_str) == Some("cacheonly"))
     })
 }
 
 fn is_relative_and_straight(text: &str) -> bool {
-    Path::new(text).components().all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir))
+    Path::new(text)
+        .components()
+        .all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir))
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -288,7 +309,9 @@ mod tests {
         assert_eq!(refused(json!({"context": "/etc"})), "target.t.context: \"/etc\" is outside of the repository");
         assert_eq!(refused(json!({"context": "out"})), "target.t.context: \"out\" is outside of the repository");
         assert_eq!(refused(json!({"context": "nowhere"})), "target.t.context: \"nowhere\" is not in the repository");
-        assert!(refused(json!({"context": "https://example.com/x.git"})).contains("is not a directory of the repository"));
+        assert!(
+            refused(json!({"context": "https://example.com/x.git"})).contains("is not a directory of the repository")
+        );
         assert_eq!(
             refused(json!({"context": "app", "dockerfile": "../../../etc/passwd"})).split(':').next(),
             Some("target.t.dockerfile")

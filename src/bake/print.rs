@@ -157,7 +157,8 @@ fn failure(err: &str) -> BakeError {
         return BakeError::Invalid(message);
     }
     let last = err.lines().last().unwrap_or("it ended without a word").to_owned();
-    said(crate::sandbox::LAUNCH).map_or(BakeError::Invalid(last), |message| BakeError::Launcher(message[2..].to_owned()))
+    said(crate::sandbox::LAUNCH)
+        .map_or(BakeError::Invalid(last), |message| BakeError::Launcher(message[2..].to_owned()))
 }
 
 fn read(printed: &[u8]) -> Result<Targets, BakeError> {
@@ -173,8 +174,8 @@ fn read(printed: &[u8]) -> Result<Targets, BakeError> {
 
 /// The version of the binary, without sandbox: it reads nothing of a stranger's.
 pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
-    let mut command = Command::new(&bake.buildx.binary);
-    command.arg("version").env_clear();
+    let mut command = process::command(&bake.buildx.binary);
+    command.arg("version");
     let stop = CancellationToken::new();
     let (_, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
         .await

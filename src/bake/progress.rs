@@ -52,18 +52,12 @@ pub(super) struct Vertex {
     pushed: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct SolveStatus {
     vertexes: Vec<VertexReport>,
     statuses: Vec<StatusReport>,
     logs: Vec<LogReport>,
-}
-
-impl Default for SolveStatus {
-    fn default() -> Self {
-        Self { vertexes: Vec::new(), statuses: Vec::new(), logs: Vec::new() }
-    }
 }
 
 #[derive(Deserialize)]
@@ -115,7 +109,9 @@ impl Vertex {
 
     /// Whether it is a step of a Dockerfile: its bracket ends in `n/m`.
     fn is_step(&self) -> bool {
-        let Some((bracket, _)) = self.name.strip_prefix('[').and_then(|rest| rest.split_once(']')) else { return false };
+        let Some((bracket, _)) = self.name.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
+            return false;
+        };
         let last = bracket.rsplit(' ').next().unwrap_or_default();
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         last.split_once('/').is_some_and(|(n, m)| is_number(n) && is_number(m))
@@ -150,7 +146,8 @@ impl Progress {
 
     /// Takes in one line of standard error; returns what happened.
     pub(super) fn line(&mut self, line: &[u8]) -> Vec<Event> {
-        if self.error.is_none() && line.first() == Some(&b'{')
+        if self.error.is_none()
+            && line.first() == Some(&b'{')
             && let Ok(status) = serde_json::from_slice(line)
         {
             return self.status(status);
@@ -189,7 +186,8 @@ impl Progress {
         // its name, and has run when any vertex of that name has.
         let mut steps: BTreeMap<&str, bool> = BTreeMap::new();
         // A FROM that needs no pull is flagged as cached at BuildKit's whim, and is not counted.
-        let is_counted = |vertex: &&&Vertex| vertex.is_step() && !vertex.name.contains("] FROM ") && vertex.completed.is_some();
+        let is_counted =
+            |vertex: &&&Vertex| vertex.is_step() && !vertex.name.contains("] FROM ") && vertex.completed.is_some();
         for vertex in own.iter().filter(is_counted) {
             *steps.entry(&vertex.name).or_default() |= !vertex.was_cached();
         }
@@ -325,7 +323,8 @@ impl Vertex {
             return None;
         }
         let is_same = |reference: &str| {
-            reference == tag || reference.strip_suffix(tag).is_some_and(|rest| rest.ends_with('/'))
+            reference == tag
+                || reference.strip_suffix(tag).is_some_and(|rest| rest.ends_with('/'))
                 || reference.strip_suffix(":latest") == Some(tag)
         };
         self.pushed.iter().find(|(reference, _)| is_same(reference)).map(|(_, digest)| digest.clone())
@@ -353,7 +352,11 @@ mod tests {
 
     fn replay(stream: &[u8], targets: &[&str]) -> (Progress, Vec<Event>) {
         let mut progress = Progress::new(targets.iter().map(|target| (*target).to_owned()));
-        let events = stream.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).flat_map(|line| progress.line(line)).collect();
+        let events = stream
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+            .flat_map(|line| progress.line(line))
+            .collect();
         (progress, events)
     }
 
@@ -417,7 +420,9 @@ mod tests {
     #[test]
     fn output_lines_are_put_together_from_chunks() {
         let mut progress = Progress::new(["t".to_owned()]);
-        let chunk = |data: &str| format!(r#"{{"logs":[{{"vertex":"v","stream":1,"data":"{}"}}]}}"#, BASE64_STANDARD.encode(data));
+        let chunk = |data: &str| {
+            format!(r#"{{"logs":[{{"vertex":"v","stream":1,"data":"{}"}}]}}"#, BASE64_STANDARD.encode(data))
+        };
         assert_eq!(progress.line(chunk("one\ntw").as_bytes()).len(), 1);
         let events = progress.line(chunk("o\r\n").as_bytes());
         assert!(matches!(&events[..], [Event::StepOutput { line, .. }] if line == "two"), "{events:?}");

@@ -112,7 +112,8 @@ fn sandbox(bake: &Bake, definition: &Definition, site: &Site, private: &Path) ->
 /// The directories that buildx sends: policed, so each lies in the worktree.
 fn contexts(definition: &Definition) -> impl Iterator<Item = std::path::PathBuf> + '_ {
     definition.targets.values().flat_map(|target| {
-        let named = target.get("contexts").and_then(Value::as_object).into_iter().flat_map(|contexts| contexts.values());
+        let named =
+            target.get("contexts").and_then(Value::as_object).into_iter().flat_map(|contexts| contexts.values());
         let all = target.get("context").into_iter().chain(named);
         all.filter_map(Value::as_str).filter(|path| path.starts_with('/')).map(Into::into)
     })

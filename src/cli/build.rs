@@ -90,7 +90,8 @@ impl Build {
     ) -> Result<Worktree, Failure> {
         if !self.is_url() {
             let path = Path::new(&self.source).canonicalize();
-            let path = path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
+            let path =
+                path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
             return Ok(Worktree { path, sha: None, fetch: Duration::ZERO, checkout: Duration::ZERO });
         }
         let revision = match job::Sha::parse(&self.revision) {

@@ -94,7 +94,9 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
         Ok(info) => info,
         Err(error) => return vec![Finding::new("redis", Health::Red, error.to_string())],
     };
-    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("?").trim().to_owned();
+    let field = |name: &str| {
+        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("?").trim().to_owned()
+    };
     let mut findings = vec![Finding::new("redis", Health::Green, format!("version {}", field("redis_version")))];
     if field("cluster_enabled") == "1" {
         findings.push(Finding::new("redis cluster", Health::Red, "Redis Cluster is not supported, by Sidekiq neither"));
@@ -103,7 +105,11 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     findings.push(if policy == "noeviction" {
         Finding::new("redis memory", Health::Green, "noeviction")
     } else {
-        Finding::new("redis memory", Health::Red, format!("maxmemory-policy is {policy}: Redis may throw jobs away; set noeviction"))
+        Finding::new(
+            "redis memory",
+            Health::Red,
+            format!("maxmemory-policy is {policy}: Redis may throw jobs away; set noeviction"),
+        )
     });
     findings.push(if field("aof_enabled") == "1" {
         Finding::new("redis persistence", Health::Green, "append-only file")
@@ -114,7 +120,13 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
 }
 
 async fn github(settings: &Settings) -> Finding {
-    let name = async { App::new(settings.github.clone()).map_err(|error| error.to_string())?.name().await.map_err(|error| error.to_string()) };
+    let name = async {
+        App::new(settings.github.clone())
+            .map_err(|error| error.to_string())?
+            .name()
+            .await
+            .map_err(|error| error.to_string())
+    };
     Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
 }
 
@@ -174,13 +186,17 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
             _ => Ok(()),
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), connect).await.map_err(|_| anyhow::anyhow!("{endpoint} does not answer"))??;
+    tokio::time::timeout(Duration::from_secs(5), connect)
+        .await
+        .map_err(|_| anyhow::anyhow!("{endpoint} does not answer"))??;
     Ok(format!("{endpoint} answers"))
 }
 
 fn kernel(mode: SandboxMode) -> Finding {
     match (sandbox::lacking(), mode) {
-        (None, SandboxMode::Off) => Finding::new("sandbox", Health::Yellow, "switched off, although the kernel could enforce it"),
+        (None, SandboxMode::Off) => {
+            Finding::new("sandbox", Health::Yellow, "switched off, although the kernel could enforce it")
+        }
         (None, _) => Finding::new("sandbox", Health::Green, "Landlock files and TCP ports, seccomp, limits"),
         (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Health::Red, lack),
         (Some(lack), _) => Finding::new("sandbox", Health::Yellow, lack),

@@ -4,9 +4,10 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Outcome, read_json};
+use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::Settings;
-use crate::sidekiq::{Epoch, random_hex};
+use crate::sidekiq::random_hex;
 
 #[derive(Debug, Args)]
 pub(super) struct Enqueue {
@@ -36,7 +37,8 @@ impl Enqueue {
 
     fn payload(&self, given: Value, now_ms: u64) -> Value {
         let is_payload = given.get("class").is_some() && given.get("args").is_some();
-        let mut job = if is_payload { given } else { json!({"class": self.class, "queue": self.queue, "args": [given]}) };
+        let mut job =
+            if is_payload { given } else { json!({"class": self.class, "queue": self.queue, "args": [given]}) };
         for (field, value) in [
             ("retry", json!(true)),
             ("queue", json!("default")),

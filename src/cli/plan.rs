@@ -52,10 +52,10 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
     let source = Source::new(settings.source.clone(), settings.sandbox.clone(), &settings.github.git_url);
     let (site, placement) = builders.plan(&job.build, &state)?;
     let run = settings.state.directory.join("run/<process>/<job>");
-    let working_directory = site.working_directory.strip_prefix(scratch.path()).map_or_else(
-        |_| site.working_directory.clone(),
-        |below| settings.state.directory.join(below),
-    );
+    let working_directory = site
+        .working_directory
+        .strip_prefix(scratch.path())
+        .map_or_else(|_| site.working_directory.clone(), |below| settings.state.directory.join(below));
     let (environment, arguments) = Bake::new(settings).describe(&site, &run.join("solve"));
     Ok(json!({
         "job": native,

@@ -144,7 +144,11 @@ mod tests {
 
     #[test]
     fn an_id_becomes_the_resolvers_url_and_cannot_leave_its_place() {
-        let resolve = Resolve { url: "https://rails/builds/{0}?of={1}".into(), secret: Some(Secret::new("s")), secret_file: None };
+        let resolve = Resolve {
+            url: "https://rails/builds/{0}?of={1}".into(),
+            secret: Some(Secret::new("s")),
+            secret_file: None,
+        };
         let class = JobClass { arguments: Shape::Resolved, resolve: Some(resolve), ..JobClass::default() };
         let made = read(&class, &args(json!([4711, "../a&b"])));
         assert_eq!(made, Ok(Request::Resolve("https://rails/builds/4711?of=..%2Fa%26b".into())));

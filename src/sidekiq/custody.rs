@@ -12,8 +12,9 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::Identity;
 use super::turn::{Effect, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
-use super::{Epoch, Identity};
+use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 use crate::settings::Jobs;
 
@@ -87,7 +88,11 @@ impl Custody {
     /// Takes turns until `settlements` is closed and all of them are answered.
     ///
     /// Fetched units go to `units`, never more than there are free slots.
-    pub async fn run(self, mut settlements: mpsc::UnboundedReceiver<Settlement>, units: mpsc::UnboundedSender<Running>) {
+    pub async fn run(
+        self,
+        mut settlements: mpsc::UnboundedReceiver<Settlement>,
+        units: mpsc::UnboundedSender<Running>,
+    ) {
         let mut memory = Memory { n_tokens: 0, pending: Vec::new(), remembered: HashMap::new(), slots: Vec::new() };
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -184,7 +189,9 @@ impl Custody {
         for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
             match settled {
                 Settled::Done => {}
-                Settled::Fenced => tracing::debug!(token = %settlement.token, "the job was settled before, or is not ours any more"),
+                Settled::Fenced => {
+                    tracing::debug!(token = %settlement.token, "the job was settled before, or is not ours any more")
+                }
                 Settled::WrongType(key) => {
                     tracing::error!(key, token = %settlement.token, "a key has the wrong type: the result is kept until it is gone");
                 }

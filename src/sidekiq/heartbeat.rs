@@ -10,8 +10,9 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
+use super::Identity;
 use super::custody::{Running, RunningJobs};
-use super::{Epoch, Identity};
+use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 
 const PERIOD: Duration = Duration::from_secs(10);
@@ -125,7 +126,8 @@ async fn leave(redis: &Redis, process: &Process) -> Result<(), RedisError> {
 
 /// The `info` field: JSON, constant for the life of the process.
 fn info(process: &Process) -> String {
-    let weights: Map<String, serde_json::Value> = process.queues.iter().map(|queue| (queue.clone(), json!(0))).collect();
+    let weights: Map<String, serde_json::Value> =
+        process.queues.iter().map(|queue| (queue.clone(), json!(0))).collect();
     json!({
         "hostname": process.identity.hostname,
         "started_at": process.started_at.as_secs_f64(),

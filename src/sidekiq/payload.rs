@@ -8,7 +8,7 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::Epoch;
+use crate::clock::Epoch;
 use crate::reason::Failure;
 
 /// A text that is not a job.
@@ -58,8 +58,7 @@ enum Clock {
 impl Payload {
     /// Reads a job's text. Bytes that are not UTF-8 are replaced, as Ruby's Web UI does.
     pub fn parse(text: &[u8]) -> Result<Self, PayloadError> {
-        let fields: Fields =
-            serde_json::from_str(&String::from_utf8_lossy(text)).map_err(PayloadError::NotAnObject)?;
+        let fields: Fields = serde_json::from_str(&String::from_utf8_lossy(text)).map_err(PayloadError::NotAnObject)?;
         let outer = fields.string("class").ok_or(PayloadError::NoClass)?;
         let mut payload = Self { class: outer, jid: fields.string("jid").unwrap_or_default(), fields };
         if payload.is_active_job() {
@@ -165,12 +164,7 @@ impl Payload {
 
 /// The error class that Sidekiq's Web UI shows. Public: people alert on it.
 pub fn error_class(failure: &Failure) -> String {
-    let camel: String = failure
-        .reason
-        .name()
-        .split('_')
-        .map(|word| word[..1].to_uppercase() + &word[1..])
-        .collect();
+    let camel: String = failure.reason.name().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
     format!("Sidebake::{camel}")
 }
 

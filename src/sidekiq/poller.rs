@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Epoch;
 use super::payload::Payload;
+use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError, Script};
 use crate::settings::Jobs;
 
@@ -67,7 +67,9 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
 fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, String)> {
     let payload = Payload::parse(member).ok()?;
     let is_ours = jobs.classes.contains_key(&payload.class) || (jobs.probe && payload.class == crate::settings::PROBE);
-    is_ours.then(|| (payload.queue().filter(|queue| !queue.is_empty()).unwrap_or_else(|| "default".into()), payload.enqueued(now)))
+    is_ours.then(|| {
+        (payload.queue().filter(|queue| !queue.is_empty()).unwrap_or_else(|| "default".into()), payload.enqueued(now))
+    })
 }
 
 async fn move_one(redis: &Redis, set: &str, member: &[u8], queue: &str, text: &str) -> Result<usize, RedisError> {
@@ -94,7 +96,10 @@ mod tests {
         let member = br#"{"class":"BuildJob","queue":"builds","x":1e400,"jid":"j","created_at":1795491695123}"#;
         let (queue, text) = moved_text(&jobs, member, Epoch::from_secs_f64(2.0)).expect("ours");
         assert_eq!(queue, "builds");
-        assert_eq!(text, r#"{"class":"BuildJob","queue":"builds","x":1e400,"jid":"j","created_at":1795491695123,"enqueued_at":2000}"#);
+        assert_eq!(
+            text,
+            r#"{"class":"BuildJob","queue":"builds","x":1e400,"jid":"j","created_at":1795491695123,"enqueued_at":2000}"#
+        );
         assert!(moved_text(&jobs, br#"{"class":"MailJob"}"#, Epoch::now()).is_none());
         assert!(moved_text(&jobs, br#"{"class":"Sidebake::Probe"}"#, Epoch::now()).is_none());
         assert!(moved_text(&jobs, b"nonsense", Epoch::now()).is_none());

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Epoch;
 use super::payload::{Payload, RetryRule};
+use crate::clock::Epoch;
 use crate::settings::Jobs;
 
 /// Wait before retry number `count` (0 for the first), without jitter: `count⁴ + 15` seconds.

@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 
 use redis::{FromRedisValue, Value, from_redis_value};
 
-use super::{Epoch, Identity};
+use super::Identity;
+use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError, Script};
 use crate::settings::Jobs;
 

@@ -104,7 +104,10 @@ fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) ->
 }
 
 /// Settings of libgit2 that hold for the process: time limits, certificates, and no configuration of the machine's.
-#[expect(unsafe_code, reason = "libgit2's options are global; this process has one thread and has not used libgit2 yet")]
+#[expect(
+    unsafe_code,
+    reason = "libgit2's options are global; this process has one thread and has not used libgit2 yet"
+)]
 fn configure_libgit2(request: &Request) -> Result<(), Failed> {
     use git2::{ConfigLevel, opts};
     let configured = (|| {

@@ -4,7 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use git2::{
-    AutotagOption, Cred, Direction, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, RemoteRedirect, Repository,
+    AutotagOption, Cred, Direction, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, RemoteRedirect,
+    Repository,
 };
 
 use super::child::{Failed, say};
@@ -62,7 +63,8 @@ pub(super) fn resolve(repository: &Repository, remote: &Remote<'_>, name: &str) 
     let connection =
         anonymous.connect_auth(Direction::Fetch, Some(credentials(remote)), None).map_err(|error| classify(&error))?;
     let heads = connection.list().map_err(|error| classify(&error))?;
-    let candidates = [name.to_owned(), format!("refs/heads/{name}"), format!("refs/tags/{name}^{{}}"), format!("refs/tags/{name}")];
+    let candidates =
+        [name.to_owned(), format!("refs/heads/{name}"), format!("refs/tags/{name}^{{}}"), format!("refs/tags/{name}")];
     let found = candidates.iter().find_map(|candidate| heads.iter().find(|head| head.name() == candidate.as_str()));
     found
         .map(git2::RemoteHead::oid)

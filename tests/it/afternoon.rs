@@ -124,7 +124,12 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         let mut jobs = Vec::new();
         let started = std::time::Instant::now();
         while jobs.len() < n {
-            assert!(started.elapsed() < PATIENCE, "{} of {n} callbacks came; the log says:\n{}", jobs.len(), self.logs());
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{} of {n} callbacks came; the log says:\n{}",
+                jobs.len(),
+                self.logs()
+            );
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             jobs = self.redis.queue(CALLBACKS).await;
         }

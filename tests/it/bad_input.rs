@@ -26,14 +26,17 @@ async fn texts_that_are_no_job_go_to_the_dead_set_as_they_are() {
         afternoon.redis.push_raw("default", text).await;
     }
     let _worker = afternoon.worker("");
-    afternoon.until("all are dead", async || afternoon.redis.keys("dead").await.len() == 1 && n_dead(&afternoon).await == 6).await;
+    afternoon
+        .until("all are dead", async || afternoon.redis.keys("dead").await.len() == 1 && n_dead(&afternoon).await == 6)
+        .await;
     let log = afternoon.logs();
     assert!(log.contains("the job is not a JSON object") && log.contains("the job has no class"), "{log}");
     assert_eq!(afternoon.redis.get("stat:processed").await, None);
 }
 
 async fn n_dead(afternoon: &Afternoon) -> usize {
-    let count: usize = redis::cmd("ZCARD").arg("dead").query_async(&mut afternoon.redis.connection().await).await.unwrap();
+    let count: usize =
+        redis::cmd("ZCARD").arg("dead").query_async(&mut afternoon.redis.connection().await).await.unwrap();
     count
 }
 
@@ -123,7 +126,10 @@ async fn a_context_outside_of_the_repository_is_refused_by_its_path() {
     native["application"]["images"][0]["context"] = json!("../..");
     let report = report_of(&afternoon, native, PROBE).await;
     assert_eq!(report["reason"], "policy_refused");
-    assert!(report["message"].as_str().unwrap().contains("target.vote.context: \"../..\" is outside of the repository"), "{report:#}");
+    assert!(
+        report["message"].as_str().unwrap().contains("target.vote.context: \"../..\" is outside of the repository"),
+        "{report:#}"
+    );
     assert!(afternoon.builder.runs().is_empty());
 }
 
@@ -166,10 +172,9 @@ async fn a_resolver_that_is_not_there_is_infrastructure() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_and_a_wrong_private_key_are_said_loudly_and_the_job_is_kept() {
-    for (key, words) in [
-        (None, "the App's private key cannot be read from"),
-        (Some("nonsense"), "is not a PEM of an RSA key"),
-    ] {
+    for (key, words) in
+        [(None, "the App's private key cannot be read from"), (Some("nonsense"), "is not a PEM of an RSA key")]
+    {
         let afternoon = Afternoon::start();
         let (_, sha) = afternoon.voting_app();
         let path = afternoon.home.path().join("app.pem");
@@ -218,7 +223,9 @@ async fn a_worker_that_is_started_before_redis_waits_for_it() {
     world::wait_for("the log to say it", || worker.log().contains("Redis does not take the turn")).await;
     afternoon.redis.restart();
     afternoon.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed"}])).await;
-    afternoon.until("the probe has run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("1")).await;
+    afternoon
+        .until("the probe has run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("1"))
+        .await;
 }
 
 #[test]

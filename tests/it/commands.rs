@@ -26,7 +26,8 @@ async fn build_takes_a_url_and_the_trees_own_definition() {
     let afternoon = Afternoon::start();
     let host = GitHost::open();
     let definition = json!({"target": {"default": {"context": "app"}}});
-    host.repository("acme/tool").commit(&[("docker-bake.json", &definition.to_string()), ("app/Dockerfile", "FROM scratch")]);
+    host.repository("acme/tool")
+        .commit(&[("docker-bake.json", &definition.to_string()), ("app/Dockerfile", "FROM scratch")]);
     afternoon.builder.script(Script::success(&["default"]));
     let output = afternoon.run(&["build", &format!("{}/acme/tool.git", host.url())], "");
     assert!(output.status.success(), "{}", text(&output));
@@ -42,7 +43,11 @@ fn build_says_what_it_looked_for() {
     let tree = tempfile::tempdir().unwrap();
     let output = afternoon.run(&["build", tree.path().to_str().unwrap()], "");
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output).contains("there is no --template") && text(&output).contains("docker-bake.hcl"), "{}", text(&output));
+    assert!(
+        text(&output).contains("there is no --template") && text(&output).contains("docker-bake.hcl"),
+        "{}",
+        text(&output)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +76,10 @@ async fn plan_shows_what_would_run_and_runs_nothing() {
     assert_eq!(plan["placement"]["builder"], "default");
     assert_eq!(plan["argv"][1], "bake");
     assert!(plan["environment"].as_array().unwrap().contains(&json!("BUILDX_GIT_INFO")));
-    assert!(plan["directories"]["working_directory"].as_str().unwrap().ends_with("/state/sticky/acme/voting-app"), "{plan:#}");
+    assert!(
+        plan["directories"]["working_directory"].as_str().unwrap().ends_with("/state/sticky/acme/voting-app"),
+        "{plan:#}"
+    );
     assert!(afternoon.github.calls().is_empty() && afternoon.builder.runs().is_empty());
 }
 
@@ -80,7 +88,8 @@ async fn doctor_is_red_when_something_is() {
     let afternoon = Afternoon::start();
     let output = afternoon.run(&["doctor", "--json"], "");
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
-    let health = |name: &str| findings.iter().find(|finding| finding["name"] == name).map(|finding| finding["health"].clone());
+    let health =
+        |name: &str| findings.iter().find(|finding| finding["name"] == name).map(|finding| finding["health"].clone());
     for name in ["redis", "redis memory", "github app", "builder default", "disk"] {
         assert_eq!(health(name), Some(json!("green")), "{name}: {findings:#?}");
     }

@@ -19,7 +19,8 @@ async fn probes_of_every_outcome_end_as_the_rules_say() {
     }
     let _worker = afternoon.worker("jobs.probe = true");
     let reports = afternoon.callbacks(2).await;
-    let mut ends: Vec<String> = reports.iter().map(|report| format!("{} {}", report["status"], report["reason"])).collect();
+    let mut ends: Vec<String> =
+        reports.iter().map(|report| format!("{} {}", report["status"], report["reason"])).collect();
     ends.sort();
     assert_eq!(ends, [r#""failed" "step_failed""#, r#""succeeded" null"#]);
     afternoon.until("the others are retried", async || afternoon.redis.sorted_set("retry").await.len() == 2).await;
@@ -30,7 +31,10 @@ async fn probes_of_every_outcome_end_as_the_rules_say() {
         .iter()
         .map(|(member, _)| serde_json::from_str::<Value>(member).unwrap()["error_class"].clone())
         .collect();
-    assert!(classes.contains(&json!("Sidebake::Panicked")) && classes.contains(&json!("Sidebake::BuilderUnavailable")), "{classes:?}");
+    assert!(
+        classes.contains(&json!("Sidebake::Panicked")) && classes.contains(&json!("Sidebake::BuilderUnavailable")),
+        "{classes:?}"
+    );
     afternoon.idle().await;
     assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("4"));
     assert_eq!(afternoon.redis.get("stat:failed").await.as_deref(), Some("2"));
@@ -69,10 +73,11 @@ async fn a_job_that_takes_down_three_workers_is_poison() {
     for _ in 0..3 {
         let mut worker = afternoon.worker(QUICK);
         let pid = format!(":{}:", worker.pid());
-        afternoon.until("it is in flight", async || {
-            afternoon.redis.keys("sidebake:inflight:*").await.iter().any(|key| key.contains(&pid))
-        })
-        .await;
+        afternoon
+            .until("it is in flight", async || {
+                afternoon.redis.keys("sidebake:inflight:*").await.iter().any(|key| key.contains(&pid))
+            })
+            .await;
         worker.signal("KILL");
         worker.ended().await;
     }

@@ -15,7 +15,10 @@ async fn the_process_is_on_sidekiqs_list_with_what_the_web_ui_reads() {
     assert_eq!((&info["pid"], &info["tag"], &info["concurrency"]), (&json!(worker.pid()), &json!("shop"), &json!(4)));
     assert_eq!((&info["queues"], &info["identity"]), (&json!(["default"]), &json!(identity)));
     assert_eq!(info["capsules"]["default"]["weights"], json!({"default": 0}));
-    assert_eq!((fields["concurrency"].as_str(), fields["busy"].as_str(), fields["quiet"].as_str()), ("4", "0", "false"));
+    assert_eq!(
+        (fields["concurrency"].as_str(), fields["busy"].as_str(), fields["quiet"].as_str()),
+        ("4", "0", "false")
+    );
     assert!(fields["rss"].parse::<u64>().unwrap() > 1000 && fields["beat"].parse::<f64>().unwrap() > 1e9);
 }
 

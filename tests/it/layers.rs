@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const WORDS: &[&str] = &["event", "job", "reason", "report", "secret", "settings"];
-const TOOLS: &[&str] = &["process", "redis", "sandbox", "state"];
+const TOOLS: &[&str] = &["clock", "process", "redis", "sandbox", "state"];
 const STATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const LINE: &[&str] = &["cli", "perform", "processor", "worker"];
 
@@ -19,13 +19,16 @@ fn may_use(room: &str, other: &str) -> bool {
     match room {
         // A tool is of no particular trade. The journal is told by stations and knows none.
         _ if room_is(WORDS) => false,
+        "sandbox" => other == "process",
         _ if room_is(TOOLS) => false,
         "journal" => false,
         // What the builder station hands to the bake is the bake's own word.
         "builder" => other_is(TOOLS) || other == "bake",
         _ if room_is(STATIONS) => other_is(TOOLS) || other == "journal",
         // Only the processor sees both queue and build.
-        "perform" => (other_is(STATIONS) && !["sidekiq", "rails"].contains(&other)) || other_is(TOOLS) || other == "journal",
+        "perform" => {
+            (other_is(STATIONS) && !["sidekiq", "rails"].contains(&other)) || other_is(TOOLS) || other == "journal"
+        }
         "processor" => other_is(STATIONS) || other_is(TOOLS) || ["perform", "journal"].contains(&other),
         "worker" => other_is(STATIONS) || other_is(TOOLS) || ["perform", "processor"].contains(&other),
         "cli" => true,
@@ -61,7 +64,10 @@ fn every_file_says_what_it_owns() {
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] }).filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+    entries
+        .flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] })
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .collect()
 }
 
 /// The first component below `src`, without `.rs`.

@@ -3,6 +3,10 @@
 //! One module for each behaviour. Every test has a world of its own ([`afternoon::Afternoon`]), so they run in parallel.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests run programs and read the environment; the product has one place for each"
+)]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
 mod afternoon;

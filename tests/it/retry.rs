@@ -16,7 +16,11 @@ async fn a_lost_builder_is_retried_and_rails_is_told_when_it_wants_to_be() {
     let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
     let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
     let retrying = afternoon.callbacks(1).await.remove(0);
-    assert_eq!((&retrying["moment"], &retrying["reason"]), (&json!("retrying"), &json!("builder_lost")), "{retrying:#}");
+    assert_eq!(
+        (&retrying["moment"], &retrying["reason"]),
+        (&json!("retrying"), &json!("builder_lost")),
+        "{retrying:#}"
+    );
 
     // Nobody waits for fifteen seconds: the entry is made due, as "retry now" in the Web UI does.
     let (member, score) = afternoon.redis.sorted_set("retry").await.remove(0);

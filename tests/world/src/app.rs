@@ -28,8 +28,7 @@ impl App {
 
     /// An App with this process's key: making one takes half a second in a debug build.
     pub(crate) fn of_this_process(id: u64) -> App {
-        static PAIR: LazyLock<KeyPair> =
-            LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).unwrap());
+        static PAIR: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).unwrap());
         App::new(id, &PAIR)
     }
 
@@ -51,11 +50,7 @@ impl App {
     pub fn private_key_pkcs1_pem(&self) -> String {
         // PKCS#8 of an RSA key is a fixed frame of 26 bytes around PKCS#1, at this key size.
         let (frame, pkcs1) = self.pkcs8.split_at(26);
-        assert_eq!(
-            (frame[22], pkcs1[0]),
-            (0x04, 0x30),
-            "an octet string that holds a sequence"
-        );
+        assert_eq!((frame[22], pkcs1[0]), (0x04, 0x30), "an octet string that holds a sequence");
         pem("RSA PRIVATE KEY", pkcs1)
     }
 
@@ -87,9 +82,7 @@ impl App {
 
 fn judge_times(claims: &Value, now_s: i64) -> Result<(), &'static str> {
     let Some(iat_s) = claims["iat"].as_i64().filter(|iat_s| *iat_s <= now_s) else {
-        return Err(
-            "'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued",
-        );
+        return Err("'Issued at' claim ('iat') must be an Integer representing the time that the assertion was issued");
     };
     let Some(exp_s) = claims["exp"].as_i64().filter(|exp_s| *exp_s > now_s) else {
         return Err(
@@ -104,13 +97,6 @@ fn judge_times(claims: &Value, now_s: i64) -> Result<(), &'static str> {
 
 fn pem(label: &str, der: &[u8]) -> String {
     let body = BASE64_STANDARD.encode(der);
-    let lines: Vec<&str> = body
-        .as_bytes()
-        .chunks(64)
-        .map(|line| std::str::from_utf8(line).unwrap())
-        .collect();
-    format!(
-        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
-        lines.join("\n")
-    )
+    let lines: Vec<&str> = body.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

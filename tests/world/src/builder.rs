@@ -109,10 +109,7 @@ impl Builder {
             most_at_once: 0,
             is_over: false,
         };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            released: Condvar::new(),
-        });
+        let shared = Arc::new(Shared { state: Mutex::new(state), released: Condvar::new() });
         let accepting = shared.clone();
         std::thread::spawn(move || {
             for connection in listener.incoming().flatten() {
@@ -199,10 +196,7 @@ impl Run {
     /// The definition's tags of a target.
     pub fn tags(&self, target: &str) -> Vec<String> {
         let tags = self.definition["target"][target]["tags"].as_array();
-        tags.into_iter()
-            .flatten()
-            .filter_map(|tag| tag.as_str().map(str::to_owned))
-            .collect()
+        tags.into_iter().flatten().filter_map(|tag| tag.as_str().map(str::to_owned)).collect()
     }
 
     /// Whether the connection ended without a word: the child was killed.
@@ -212,20 +206,12 @@ impl Run {
 
     /// `target ` when vertices carry it: with several targets.
     pub(crate) fn prefix(&self, target: &str) -> String {
-        if self.targets.len() > 1 {
-            format!("{target} ")
-        } else {
-            String::new()
-        }
+        if self.targets.len() > 1 { format!("{target} ") } else { String::new() }
     }
 
     /// `[target] `, under the same condition.
     pub(crate) fn bracket(&self, target: &str) -> String {
-        if self.targets.len() > 1 {
-            format!("[{target}] ")
-        } else {
-            String::new()
-        }
+        if self.targets.len() > 1 { format!("[{target}] ") } else { String::new() }
     }
 }
 
@@ -265,10 +251,7 @@ impl Shared {
         state.runs.push(run);
         state.connections.push(connection.try_clone().unwrap());
         state.most_at_once = state.most_at_once.max(state.running());
-        let script = state
-            .queue
-            .pop_front()
-            .unwrap_or_else(|| state.default.clone());
+        let script = state.queue.pop_front().unwrap_or_else(|| state.default.clone());
         (state.runs.len() - 1, script)
     }
 
@@ -314,25 +297,15 @@ impl Shared {
 pub fn install(dir: &Path) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let mut dirs = test.ancestors().skip(1).take(2);
+    let built = dirs.find_map(|dir| Some(dir.join("scripted-docker-buildx")).filter(|path| path.is_file()));
     let built =
-        dirs.find_map(|dir| Some(dir.join("scripted-docker-buildx")).filter(|path| path.is_file()));
-    let built = built.unwrap_or_else(|| {
-        panic!(
-            "no scripted-docker-buildx near {}; run: cargo build -p world",
-            test.display()
-        )
-    });
+        built.unwrap_or_else(|| panic!("no scripted-docker-buildx near {}; run: cargo build -p world", test.display()));
     let placed = dir.join("docker-buildx");
     // Never a copy of our own: a child that another thread forks meanwhile would inherit the open file,
     // and the program would be "Text file busy".
     if std::fs::hard_link(&built, &placed).is_err() {
         let copied = Command::new("cp").args([&built, &placed]).status().unwrap();
-        assert!(
-            copied.success(),
-            "cannot copy {} to {}",
-            built.display(),
-            placed.display()
-        );
+        assert!(copied.success(), "cannot copy {} to {}", built.display(), placed.display());
     }
     placed
 }

@@ -7,23 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 /// Fields whose values are printed with their escapes.
-const ESCAPED: [&str; 5] = [
-    "args",
-    "labels",
-    "annotations",
-    "dockerfile-inline",
-    "extra-hosts",
-];
+const ESCAPED: [&str; 5] = ["args", "labels", "annotations", "dockerfile-inline", "extra-hosts"];
 
 /// Lists that are printed as objects although they may be written as `key=value,…`.
-const CSV: [&str; 6] = [
-    "attest",
-    "cache-from",
-    "cache-to",
-    "secret",
-    "ssh",
-    "output",
-];
+const CSV: [&str; 6] = ["attest", "cache-from", "cache-to", "secret", "ssh", "output"];
 
 /// The fields of a target in the order of buildx; others are ignored, as it does.
 const FIELDS: [&str; 25] = [
@@ -56,15 +43,10 @@ const FIELDS: [&str; 25] = [
 
 /// What `--print` shows for the asked targets (`default` when none), or the text after `ERROR: `.
 pub fn resolve(text: &str, asked: &[String]) -> Result<Value, String> {
-    let definition: Value = serde_json::from_str(text).map_err(|error| {
-        format!("the scripted docker-buildx reads JSON definitions only: {error}")
-    })?;
+    let definition: Value = serde_json::from_str(text)
+        .map_err(|error| format!("the scripted docker-buildx reads JSON definitions only: {error}"))?;
     let definition = evaluate(definition)?;
-    let asked = if asked.is_empty() {
-        &["default".to_owned()]
-    } else {
-        asked
-    };
+    let asked = if asked.is_empty() { &["default".to_owned()] } else { asked };
     let mut groups = BTreeMap::new();
     let mut targets = BTreeSet::new();
     for name in asked {
@@ -80,10 +62,7 @@ pub fn resolve(text: &str, asked: &[String]) -> Result<Value, String> {
     }
     let mut printed = Map::new();
     for name in &targets {
-        printed.insert(
-            name.clone(),
-            print(&definition["target"][name], !built.contains(name))?,
-        );
+        printed.insert(name.clone(), print(&definition["target"][name], !built.contains(name))?);
     }
     Ok(json!({"group": groups, "target": printed}))
 }
@@ -96,11 +75,7 @@ pub fn built_targets(printed: &Value) -> Vec<String> {
     while let Some(name) = names.pop() {
         match printed["group"][&name]["targets"].as_array() {
             Some(members) if seen.insert(name.clone()) => {
-                names.extend(
-                    members
-                        .iter()
-                        .filter_map(|member| member.as_str().map(str::to_owned)),
-                );
+                names.extend(members.iter().filter_map(|member| member.as_str().map(str::to_owned)));
             }
             _ if printed["target"].get(&name).is_some() => drop(targets.insert(name)),
             _ => {}
@@ -116,10 +91,7 @@ fn collect(
     targets: &mut BTreeSet<String>,
 ) -> Result<(), String> {
     if let Some(group) = definition["group"].get(name) {
-        if groups
-            .insert(name.into(), json!({"targets": group["targets"]}))
-            .is_none()
-        {
+        if groups.insert(name.into(), json!({"targets": group["targets"]})).is_none() {
             for member in group["targets"].as_array().into_iter().flatten() {
                 collect(definition, member.as_str().unwrap_or(""), groups, targets)?;
             }
@@ -133,17 +105,10 @@ fn collect(
     Ok(())
 }
 
-fn add_linked(
-    definition: &Value,
-    name: &str,
-    targets: &mut BTreeSet<String>,
-) -> Result<(), String> {
+fn add_linked(definition: &Value, name: &str, targets: &mut BTreeSet<String>) -> Result<(), String> {
     let contexts = definition["target"][name]["contexts"].as_object();
     for context in contexts.into_iter().flat_map(Map::values) {
-        let Some(linked) = context
-            .as_str()
-            .and_then(|context| context.strip_prefix("target:"))
-        else {
+        let Some(linked) = context.as_str().and_then(|context| context.strip_prefix("target:")) else {
             continue;
         };
         if definition["target"].get(linked).is_none() {
@@ -159,9 +124,7 @@ fn add_linked(
 fn print(target: &Value, is_linked_only: bool) -> Result<Value, String> {
     for field in ["inherits", "matrix", "name"] {
         if target.get(field).is_some() {
-            return Err(format!(
-                "the scripted docker-buildx does not imitate {field:?}"
-            ));
+            return Err(format!("the scripted docker-buildx does not imitate {field:?}"));
         }
     }
     let mut printed = Map::new();
@@ -176,8 +139,7 @@ fn print(target: &Value, is_linked_only: bool) -> Result<Value, String> {
             (_, Some(value)) => value.clone(),
         };
         // Empty lists and maps are left out.
-        let is_empty = value.as_array().is_some_and(Vec::is_empty)
-            || value.as_object().is_some_and(Map::is_empty);
+        let is_empty = value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
         if !is_empty {
             printed.insert(field.into(), value);
         }
@@ -206,21 +168,12 @@ fn clean(context: &str) -> String {
 
 fn objects(list: &Value) -> Value {
     let items = list.as_array().into_iter().flatten();
-    items
-        .map(|item| item.as_str().map_or_else(|| sorted(item), csv_object))
-        .collect()
+    items.map(|item| item.as_str().map_or_else(|| sorted(item), csv_object)).collect()
 }
 
 fn csv_object(csv: &str) -> Value {
-    let pairs = csv
-        .split(',')
-        .map(|pair| pair.split_once('=').unwrap_or(("type", pair)));
-    sorted(
-        &pairs
-            .map(|(key, value)| (key.to_owned(), Value::from(value)))
-            .collect::<Map<_, _>>()
-            .into(),
-    )
+    let pairs = csv.split(',').map(|pair| pair.split_once('=').unwrap_or(("type", pair)));
+    sorted(&pairs.map(|(key, value)| (key.to_owned(), Value::from(value))).collect::<Map<_, _>>().into())
 }
 
 fn sorted(object: &Value) -> Value {
@@ -235,10 +188,7 @@ fn escape(value: &Value) -> Value {
         Value::Array(items) => items.iter().map(escape).collect(),
         Value::Object(fields) => {
             let set = fields.iter().filter(|(_, value)| !value.is_null());
-            Value::Object(
-                set.map(|(key, value)| (key.clone(), escape(value)))
-                    .collect(),
-            )
+            Value::Object(set.map(|(key, value)| (key.clone(), escape(value))).collect())
         }
         other => other.clone(),
     }
@@ -250,9 +200,7 @@ fn evaluate(value: Value) -> Result<Value, String> {
         Value::String(text) => unescape(&text)?.into(),
         Value::Array(items) => items.into_iter().map(evaluate).collect::<Result<_, _>>()?,
         Value::Object(fields) => {
-            let evaluated = fields
-                .into_iter()
-                .map(|(key, value)| Ok((unescape(&key)?, evaluate(value)?)));
+            let evaluated = fields.into_iter().map(|(key, value)| Ok((unescape(&key)?, evaluate(value)?)));
             Value::Object(evaluated.collect::<Result<_, String>>()?)
         }
         other => other,
@@ -268,9 +216,7 @@ fn unescape(text: &str) -> Result<String, String> {
             unescaped.extend([*sign, '{']);
             rest = &rest[mark.len()..];
         } else if rest.starts_with("${") || rest.starts_with("%{") {
-            return Err(format!(
-                "the scripted docker-buildx does not evaluate {text:?}"
-            ));
+            return Err(format!("the scripted docker-buildx does not evaluate {text:?}"));
         } else {
             unescaped.push(next);
             rest = &rest[next.len_utf8()..];
@@ -320,13 +266,9 @@ mod tests {
     #[test]
     fn a_missing_target_has_buildxs_text_and_an_expression_is_refused() {
         let resolve = |text| resolve(text, &[]).unwrap_err();
-        assert_eq!(
-            resolve(r#"{"target": {}}"#),
-            "failed to find target default"
-        );
+        assert_eq!(resolve(r#"{"target": {}}"#), "failed to find target default");
         assert!(
-            resolve(r#"{"target": {"default": {"args": {"${upper(\"k\")}": "v"}}}}"#)
-                .contains("does not evaluate")
+            resolve(r#"{"target": {"default": {"args": {"${upper(\"k\")}": "v"}}}}"#).contains("does not evaluate")
         );
     }
 }

@@ -18,38 +18,16 @@ struct Fault {
 
 #[derive(Clone)]
 enum Kind {
-    Answer {
-        status: u16,
-        headers: Vec<(String, String)>,
-        body: String,
-    },
+    Answer { status: u16, headers: Vec<(String, String)>, body: String },
     Delay(Duration),
     Stall,
 }
 
 impl Faults {
     /// The next `n` requests whose path starts with `prefix` are answered with this and do nothing else.
-    pub fn fail_next(
-        &self,
-        prefix: &str,
-        n: u32,
-        status: u16,
-        headers: &[(&str, &str)],
-        body: &str,
-    ) {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| ((*name).into(), (*value).into()))
-            .collect();
-        self.add(
-            prefix,
-            n,
-            Kind::Answer {
-                status,
-                headers,
-                body: body.into(),
-            },
-        );
+    pub fn fail_next(&self, prefix: &str, n: u32, status: u16, headers: &[(&str, &str)], body: &str) {
+        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        self.add(prefix, n, Kind::Answer { status, headers, body: body.into() });
     }
 
     /// Every request whose path starts with `prefix` waits this long first, until [`Faults::clear`].
@@ -75,27 +53,17 @@ impl Faults {
                 None
             }
             Kind::Stall => std::future::pending().await,
-            Kind::Answer {
-                status,
-                headers,
-                body,
-            } => Some(answer(status, &headers, body)),
+            Kind::Answer { status, headers, body } => Some(answer(status, &headers, body)),
         }
     }
 
     fn add(&self, prefix: &str, remaining: u32, kind: Kind) {
-        self.0.lock().unwrap().push(Fault {
-            prefix: prefix.into(),
-            remaining,
-            kind,
-        });
+        self.0.lock().unwrap().push(Fault { prefix: prefix.into(), remaining, kind });
     }
 
     fn take(&self, path: &str) -> Option<Kind> {
         let mut faults = self.0.lock().unwrap();
-        let fault = faults
-            .iter_mut()
-            .find(|fault| fault.remaining > 0 && path.starts_with(&fault.prefix))?;
+        let fault = faults.iter_mut().find(|fault| fault.remaining > 0 && path.starts_with(&fault.prefix))?;
         fault.remaining -= 1;
         Some(fault.kind.clone())
     }
@@ -106,9 +74,7 @@ fn answer(status: u16, headers: &[(String, String)], body: String) -> Response<B
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     for (name, value) in headers {
         let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
-        response
-            .headers_mut()
-            .append(name, HeaderValue::from_str(value).unwrap());
+        response.headers_mut().append(name, HeaderValue::from_str(value).unwrap());
     }
     response
 }

@@ -89,14 +89,8 @@ impl GitHost {
             pack: Mutex::default(),
             requests: Mutex::default(),
         });
-        let router = Router::new()
-            .fallback(front_door)
-            .with_state(shared.clone());
-        GitHost {
-            shared,
-            server: Server::start(router, port),
-            _dir: None,
-        }
+        let router = Router::new().fallback(front_door).with_state(shared.clone());
+        GitHost { shared, server: Server::start(router, port), _dir: None }
     }
 
     /// The base of every repository's URL, `http://127.0.0.1:PORT`.
@@ -120,10 +114,7 @@ impl GitHost {
         if !dir.exists() {
             Repository::init(&dir);
         }
-        Repository {
-            full_name: full_name.into(),
-            dir,
-        }
+        Repository { full_name: full_name.into(), dir }
     }
 
     /// Every request so far.
@@ -134,10 +125,7 @@ impl GitHost {
     /// How many fetches began and were let in. A warm mirror begins none.
     pub fn n_fetches(&self) -> usize {
         let requests = self.requests();
-        requests
-            .iter()
-            .filter(|request| request.status == 200 && request.path.contains("/info/refs"))
-            .count()
+        requests.iter().filter(|request| request.status == 200 && request.path.contains("/info/refs")).count()
     }
 
     /// Answers that a test wants instead of the usual ones.
@@ -170,11 +158,7 @@ fn record(shared: &Shared, head: &Parts) -> usize {
     requests.push(GitRequest {
         path: head.uri.to_string(),
         token: basic_token(&head.headers),
-        protocol: head
-            .headers
-            .get("git-protocol")
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned),
+        protocol: head.headers.get("git-protocol").and_then(|value| value.to_str().ok()).map(str::to_owned),
         status: 0,
     });
     requests.len() - 1
@@ -183,17 +167,10 @@ fn record(shared: &Shared, head: &Parts) -> usize {
 /// `PATH_INFO` for the backend, or GitHub's refusal.
 fn admit(shared: &Shared, head: &Parts) -> Result<String, Refusal> {
     let mut parts = head.uri.path().trim_start_matches('/').splitn(3, '/');
-    let (owner, name, service) = (
-        parts.next().unwrap_or(""),
-        parts.next().unwrap_or(""),
-        parts.next().unwrap_or(""),
-    );
+    let (owner, name, service) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or(""));
     let name = name.strip_suffix(".git").unwrap_or(name);
     authenticate(shared, &head.headers, &format!("{owner}/{name}"))?;
-    if [owner, name]
-        .iter()
-        .any(|part| part.is_empty() || part.starts_with('.'))
-    {
+    if [owner, name].iter().any(|part| part.is_empty() || part.starts_with('.')) {
         return Err(NOT_FOUND);
     }
     if !shared.root.join(owner).join(format!("{name}.git")).is_dir() {
@@ -236,9 +213,7 @@ const NO_ACCESS: Refusal = Refusal(403, "Write access to repository not granted.
 
 impl Refusal {
     fn into_response(self) -> Response<Body> {
-        let response = Response::builder()
-            .status(self.0)
-            .header(header::CONTENT_TYPE, "text/plain; charset=UTF-8");
+        let response = Response::builder().status(self.0).header(header::CONTENT_TYPE, "text/plain; charset=UTF-8");
         let response = match self.0 {
             401 => response.header(header::WWW_AUTHENTICATE, "Basic realm=\"GitHub\""),
             _ => response,
@@ -248,11 +223,7 @@ impl Refusal {
 }
 
 fn basic_token(headers: &HeaderMap) -> Option<String> {
-    let credentials = headers
-        .get(header::AUTHORIZATION)?
-        .to_str()
-        .ok()?
-        .strip_prefix("Basic ")?;
+    let credentials = headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Basic ")?;
     let credentials = String::from_utf8(BASE64_STANDARD.decode(credentials).ok()?).ok()?;
     Some(credentials.split_once(':')?.1.to_owned())
 }
@@ -290,11 +261,7 @@ async fn backend(shared: &Shared, head: &Parts, path_info: &str, mut body: Body)
 fn cgi(shared: &Shared, head: &Parts, path_info: &str) -> Command {
     let mut command = git(&shared.root);
     command.arg("http-backend");
-    let header = |name: &str| {
-        head.headers
-            .get(name)
-            .map(|value| value.as_bytes().to_vec())
-    };
+    let header = |name: &str| head.headers.get(name).map(|value| value.as_bytes().to_vec());
     let variables = [
         ("CONTENT_TYPE", header("content-type")),
         ("CONTENT_LENGTH", header("content-length")),

@@ -67,12 +67,8 @@ impl GitHub {
 
     /// An API for this App on this port, or on a free one when it is 0.
     pub fn start_with(app: App, port: u16) -> GitHub {
-        let shared = Arc::new(Shared {
-            app,
-            tokens: Tokens::default(),
-            faults: Faults::default(),
-            state: Mutex::default(),
-        });
+        let shared =
+            Arc::new(Shared { app, tokens: Tokens::default(), faults: Faults::default(), state: Mutex::default() });
         let server = Server::start(router(shared.clone()), port);
         GitHub { shared, server }
     }
@@ -101,10 +97,7 @@ impl GitHub {
     ///
     /// It is granted `contents: read`, `statuses: write` and `checks: write`.
     pub fn install(&self, account: &str, repositories: &[&str]) -> u64 {
-        let names = repositories
-            .iter()
-            .map(|name| format!("{account}/{name}"))
-            .collect();
+        let names = repositories.iter().map(|name| format!("{account}/{name}")).collect();
         let id = 7_000_001 + self.state().installations.len() as u64;
         self.install_as(id, account, Reach::Only(names));
         id
@@ -112,18 +105,11 @@ impl GitHub {
 
     /// Installs the App under a given id.
     pub fn install_as(&self, id: u64, account: &str, reach: Reach) {
-        let permissions = [
-            ("contents", "read"),
-            ("metadata", "read"),
-            ("statuses", "write"),
-            ("checks", "write"),
-        ];
+        let permissions = [("contents", "read"), ("metadata", "read"), ("statuses", "write"), ("checks", "write")];
         let installation = Installation {
             account: account.into(),
             reach,
-            permissions: permissions
-                .map(|(name, level)| (name.into(), level.into()))
-                .into(),
+            permissions: permissions.map(|(name, level)| (name.into(), level.into())).into(),
             is_suspended: false,
         };
         self.state().installations.insert(id, installation);
@@ -131,11 +117,7 @@ impl GitHub {
 
     /// Suspends an installation, or ends its suspension.
     pub fn suspend(&self, id: u64, is_suspended: bool) {
-        self.state()
-            .installations
-            .get_mut(&id)
-            .unwrap()
-            .is_suspended = is_suspended;
+        self.state().installations.get_mut(&id).unwrap().is_suspended = is_suspended;
     }
 
     /// Removes an installation. Its tokens are revoked, as GitHub does.

@@ -55,18 +55,9 @@ struct Shared {
 impl Rails {
     /// An endpoint that knows no build yet.
     pub fn start(secret: &str) -> Rails {
-        let shared = Arc::new(Shared {
-            secret: secret.into(),
-            answers: Mutex::default(),
-            requests: Mutex::default(),
-        });
-        let router = Router::new()
-            .fallback(front_door)
-            .with_state(shared.clone());
-        Rails {
-            shared,
-            server: Server::start(router, 0),
-        }
+        let shared = Arc::new(Shared { secret: secret.into(), answers: Mutex::default(), requests: Mutex::default() });
+        let router = Router::new().fallback(front_door).with_state(shared.clone());
+        Rails { shared, server: Server::start(router, 0) }
     }
 
     /// The pattern for the settings: `http://127.0.0.1:PORT/builds/{0}`.
@@ -81,11 +72,7 @@ impl Rails {
 
     /// Tells what `GET /builds/{id}` answers from now on.
     pub fn answer(&self, id: impl ToString, answer: Answer) {
-        self.shared
-            .answers
-            .lock()
-            .unwrap()
-            .insert(id.to_string(), answer);
+        self.shared.answers.lock().unwrap().insert(id.to_string(), answer);
     }
 
     /// Every request so far.
@@ -96,13 +83,8 @@ impl Rails {
 
 async fn front_door(State(shared): State<Arc<Shared>>, request: Request) -> Response<Body> {
     let path = request.uri().to_string();
-    let is_authentic =
-        request.method() == "GET" && is_authentic(&shared.secret, &path, request.headers());
-    shared
-        .requests
-        .lock()
-        .unwrap()
-        .push(RailsRequest { path, is_authentic });
+    let is_authentic = request.method() == "GET" && is_authentic(&shared.secret, &path, request.headers());
+    shared.requests.lock().unwrap().push(RailsRequest { path, is_authentic });
     if !is_authentic {
         return respond(401, json!({"error": "signature"}).to_string());
     }
@@ -116,9 +98,7 @@ async fn front_door(State(shared): State<Arc<Shared>>, request: Request) -> Resp
         Answer::Padded(object, n_bytes) => respond(200, format!("{object}{}", " ".repeat(n_bytes))),
         Answer::Redirect(location) => {
             let mut response = respond(302, String::new());
-            response
-                .headers_mut()
-                .insert(header::LOCATION, location.parse().unwrap());
+            response.headers_mut().insert(header::LOCATION, location.parse().unwrap());
             response
         }
         Answer::Hang => std::future::pending().await,
@@ -127,22 +107,12 @@ async fn front_door(State(shared): State<Arc<Shared>>, request: Request) -> Resp
 
 /// `DESIGN.md` §2: `v1=` and the hex HMAC-SHA256 over method, path with query and date; a date is good for 5 minutes.
 fn is_authentic(secret: &str, path: &str, headers: &HeaderMap) -> bool {
-    let text = |name: &str| {
-        headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or("")
-    };
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     let date = text("date");
     let Ok(at) = rfc2822::parse(date) else {
         return false;
     };
-    if Timestamp::now()
-        .duration_since(at.timestamp())
-        .as_secs()
-        .abs()
-        > 300
-    {
+    if Timestamp::now().duration_since(at.timestamp()).as_secs().abs() > 300 {
         return false;
     }
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
@@ -153,8 +123,6 @@ fn is_authentic(secret: &str, path: &str, headers: &HeaderMap) -> bool {
 }
 
 fn respond(status: u16, body: String) -> Response<Body> {
-    let response = Response::builder()
-        .status(status)
-        .header(header::CONTENT_TYPE, "application/json");
+    let response = Response::builder().status(status).header(header::CONTENT_TYPE, "application/json");
     response.body(Body::from(body)).unwrap()
 }

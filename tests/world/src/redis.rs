@@ -66,11 +66,7 @@ impl Redis {
     /// Starts it again on the same port and directory, after killing it if it runs.
     pub fn restart(&self) {
         self.stop();
-        assert!(
-            self.spawn(),
-            "redis-server does not come back on port {}",
-            self.port
-        );
+        assert!(self.spawn(), "redis-server does not come back on port {}", self.port);
     }
 
     /// STOPs the process: connections stay open and nothing answers, as behind a dead network.
@@ -104,42 +100,26 @@ impl Redis {
     /// Pushes any bytes the way a client pushes a job.
     pub async fn push_raw(&self, queue: &str, payload: impl AsRef<[u8]>) {
         let mut push = redis::pipe();
-        push.sadd("queues", queue)
-            .ignore()
-            .lpush(format!("queue:{queue}"), payload.as_ref())
-            .ignore();
+        push.sadd("queues", queue).ignore().lpush(format!("queue:{queue}"), payload.as_ref()).ignore();
         push.exec_async(&mut self.connection().await).await.unwrap();
     }
 
     /// The payloads of a queue, the next job first.
     pub async fn queue(&self, name: &str) -> Vec<String> {
-        let mut payloads: Vec<String> = self
-            .connection()
-            .await
-            .lrange(format!("queue:{name}"), 0, -1)
-            .await
-            .unwrap();
+        let mut payloads: Vec<String> = self.connection().await.lrange(format!("queue:{name}"), 0, -1).await.unwrap();
         payloads.reverse();
         payloads
     }
 
     /// The jobs of one class in a queue, the next one first.
     pub async fn jobs_of_class(&self, queue: &str, class: &str) -> Vec<Value> {
-        let jobs = self
-            .queue(queue)
-            .await
-            .into_iter()
-            .filter_map(|payload| serde_json::from_str(&payload).ok());
+        let jobs = self.queue(queue).await.into_iter().filter_map(|payload| serde_json::from_str(&payload).ok());
         jobs.filter(|job: &Value| job["class"] == class).collect()
     }
 
     /// Members and scores of `retry`, `schedule` or `dead`, the earliest first.
     pub async fn sorted_set(&self, name: &str) -> Vec<(String, f64)> {
-        self.connection()
-            .await
-            .zrange_withscores(name, 0, -1)
-            .await
-            .unwrap()
+        self.connection().await.zrange_withscores(name, 0, -1).await.unwrap()
     }
 
     /// The string at a key.
@@ -176,22 +156,12 @@ impl Redis {
     fn spawn(&self) -> bool {
         let child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args([
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-                "--logfile",
-                "redis.log",
-                "--dir",
-            ])
+            .args(["--save", "", "--appendonly", "no", "--logfile", "redis.log", "--dir"])
             .arg(self.dir.path())
             .args(&self.args)
             .stdin(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| {
-                panic!("cannot run redis-server ({error}); get it: apt-get install redis-server")
-            });
+            .unwrap_or_else(|error| panic!("cannot run redis-server ({error}); get it: apt-get install redis-server"));
         *self.child.lock().unwrap() = Some(child);
         self.answers()
     }
@@ -224,11 +194,7 @@ impl Drop for Redis {
 }
 
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn ping(port: u16) -> Option<bool> {

@@ -23,59 +23,35 @@ pub struct File {
 impl File {
     /// A plain file.
     pub fn new(path: &str, content: impl Into<Vec<u8>>) -> File {
-        File {
-            path: path.into(),
-            mode: "100644",
-            content: content.into(),
-        }
+        File { path: path.into(), mode: "100644", content: content.into() }
     }
 
     /// An executable file.
     pub fn executable(path: &str, content: impl Into<Vec<u8>>) -> File {
-        File {
-            mode: "100755",
-            ..File::new(path, content)
-        }
+        File { mode: "100755", ..File::new(path, content) }
     }
 
     /// A symbolic link.
     pub fn symlink(path: &str, target: &str) -> File {
-        File {
-            mode: "120000",
-            ..File::new(path, target)
-        }
+        File { mode: "120000", ..File::new(path, target) }
     }
 
     /// A submodule at this commit; `.gitmodules` is yours to add.
     pub fn submodule(path: &str, sha: &str) -> File {
-        File {
-            mode: "160000",
-            ..File::new(path, sha)
-        }
+        File { mode: "160000", ..File::new(path, sha) }
     }
 
     /// A file that is there no more.
     pub fn removed(path: &str) -> File {
-        File {
-            mode: "D",
-            ..File::new(path, "")
-        }
+        File { mode: "D", ..File::new(path, "") }
     }
 
     /// Its command in `git fast-import`.
     fn command(&self) -> Vec<u8> {
-        let path = self
-            .path
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('\n', "\\n");
+        let path = self.path.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
         match self.mode {
             "D" => format!("D \"{path}\"\n").into(),
-            "160000" => format!(
-                "M 160000 {} \"{path}\"\n",
-                String::from_utf8_lossy(&self.content)
-            )
-            .into(),
+            "160000" => format!("M 160000 {} \"{path}\"\n", String::from_utf8_lossy(&self.content)).into(),
             mode => {
                 let head = format!("M {mode} inline \"{path}\"\ndata {}\n", self.content.len());
                 [head.as_bytes(), &self.content, b"\n"].concat()
@@ -87,18 +63,12 @@ impl File {
 impl Repository {
     pub(crate) fn init(dir: &Path) {
         std::fs::create_dir_all(dir).unwrap();
-        run(
-            git(dir).args(["init", "--quiet", "--bare", "--initial-branch=main"]),
-            b"",
-        );
+        run(git(dir).args(["init", "--quiet", "--bare", "--initial-branch=main"]), b"");
     }
 
     /// Commits these files on `main`, over what is there, and returns the sha.
     pub fn commit(&self, files: &[(&str, &str)]) -> String {
-        let files: Vec<File> = files
-            .iter()
-            .map(|(path, text)| File::new(path, *text))
-            .collect();
+        let files: Vec<File> = files.iter().map(|(path, text)| File::new(path, *text)).collect();
         self.commit_with("main", &files)
     }
 
@@ -108,13 +78,9 @@ impl Repository {
     pub fn commit_with(&self, branch: &str, files: &[File]) -> String {
         let parent = self.tip(branch);
         let n_commits: u64 = self.git(&["rev-list", "--all", "--count"]).parse().unwrap();
-        let who = format!(
-            "Ada Example <ada@example.test> {} +0000",
-            1_700_000_000 + 60 * n_commits
-        );
+        let who = format!("Ada Example <ada@example.test> {} +0000", 1_700_000_000 + 60 * n_commits);
         let mut stream =
-            format!("commit refs/heads/{branch}\nauthor {who}\ncommitter {who}\ndata 6\nchange\n")
-                .into_bytes();
+            format!("commit refs/heads/{branch}\nauthor {who}\ncommitter {who}\ndata 6\nchange\n").into_bytes();
         if let Some(parent) = parent {
             stream.extend(format!("from {parent}\n").into_bytes());
         }
@@ -128,11 +94,7 @@ impl Repository {
 
     /// The commit of a branch, if there is one.
     pub fn tip(&self, branch: &str) -> Option<String> {
-        let tip = self.git(&[
-            "for-each-ref",
-            "--format=%(objectname)",
-            &format!("refs/heads/{branch}"),
-        ]);
+        let tip = self.git(&["for-each-ref", "--format=%(objectname)", &format!("refs/heads/{branch}")]);
         (!tip.is_empty()).then_some(tip)
     }
 
@@ -146,11 +108,7 @@ impl Repository {
 /// The git command line in `dir`, blind to the machine's configuration.
 pub(crate) fn git(dir: &Path) -> Command {
     let mut git = Command::new("git");
-    git.current_dir(dir)
-        .env_clear()
-        .env("HOME", dir)
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("LC_ALL", "C");
+    git.current_dir(dir).env_clear().env("HOME", dir).env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");
     if let Some(path) = std::env::var_os("PATH") {
         git.env("PATH", path);
     }
@@ -158,17 +116,9 @@ pub(crate) fn git(dir: &Path) -> Command {
 }
 
 fn run(git: &mut Command, input: &[u8]) -> Vec<u8> {
-    let mut child = git
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("git is installed");
+    let mut child = git.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("git is installed");
     child.stdin.take().unwrap().write_all(input).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert!(
-        output.status.success(),
-        "{git:?} ended with {}",
-        output.status
-    );
+    assert!(output.status.success(), "{git:?} ended with {}", output.status);
     output.stdout
 }

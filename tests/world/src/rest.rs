@@ -36,15 +36,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
 /// What every request passes: the record, the faults, the mandatory headers; and what every answer carries.
 async fn front_door(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, 1 << 20)
-        .await
-        .unwrap_or_default();
-    shared.state.lock().unwrap().calls.push(call(
-        &head.method,
-        &head.uri.to_string(),
-        &body,
-        &head.headers,
-    ));
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap_or_default();
+    shared.state.lock().unwrap().calls.push(call(&head.method, &head.uri.to_string(), &body, &head.headers));
     let mut response = if let Some(response) = shared.faults.strike(head.uri.path()).await {
         response
     } else if let Some(refusal) = refuse_headers(&head.headers) {
@@ -55,15 +48,14 @@ async fn front_door(State(shared): State<Arc<Shared>>, request: Request, next: N
     let headers = response.headers_mut();
     headers.insert(header::DATE, http_date(shared.now_s()).parse().unwrap());
     headers.entry("x-ratelimit-limit").or_insert(5000.into());
-    headers
-        .entry("x-ratelimit-remaining")
-        .or_insert(4999.into());
+    headers.entry("x-ratelimit-remaining").or_insert(4999.into());
     response
 }
 
 fn refuse_headers(headers: &HeaderMap) -> Option<Refusal> {
     if !headers.contains_key(header::USER_AGENT) {
-        let message = "Request forbidden by administrative rules. Please make sure your request has a User-Agent header";
+        let message =
+            "Request forbidden by administrative rules. Please make sure your request has a User-Agent header";
         return Some(Refusal(403, message));
     }
     let version = headers.get("x-github-api-version")?;
@@ -86,10 +78,7 @@ fn authenticate_token(shared: &Shared, headers: &HeaderMap) -> Result<(String, G
     Ok((token.to_owned(), grant))
 }
 
-async fn app(
-    State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, Refusal> {
+async fn app(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<Json<Value>, Refusal> {
     authenticate_app(&shared, &headers)?;
     Ok(Json(json!({
         "id": shared.app.id, "client_id": shared.app.client_id, "slug": "sidebake", "name": "sidebake",
@@ -116,9 +105,8 @@ async fn installation_of(
     let full_name = format!("{owner}/{repo}");
     let state = shared.state.lock().unwrap();
     let mut installations = state.installations.iter();
-    let (id, installation) = installations
-        .find(|(_, installation)| installation.reach.covers(&full_name))
-        .ok_or(NOT_FOUND)?;
+    let (id, installation) =
+        installations.find(|(_, installation)| installation.reach.covers(&full_name)).ok_or(NOT_FOUND)?;
     let mut answer = describe(*id, installation, shared.app.id);
     answer["account"]["login"] = owner.into();
     Ok(Json(answer))
@@ -134,11 +122,7 @@ fn describe(id: u64, installation: &Installation, app_id: u64) -> Value {
 }
 
 fn selection(reach: &Reach) -> &'static str {
-    if matches!(reach, Reach::Under(_)) {
-        "all"
-    } else {
-        "selected"
-    }
+    if matches!(reach, Reach::Under(_)) { "all" } else { "selected" }
 }
 
 async fn mint(
@@ -150,22 +134,12 @@ async fn mint(
     authenticate_app(&shared, &headers)?;
     let body: Value = match body.is_empty() {
         true => json!({}),
-        false => {
-            serde_json::from_slice(&body).map_err(|_| Refusal(400, "Problems parsing JSON"))?
-        }
+        false => serde_json::from_slice(&body).map_err(|_| Refusal(400, "Problems parsing JSON"))?,
     };
     let (grant, is_narrowed) = decide(&shared, id, &body)?;
-    shared.log(|| {
-        format!(
-            "token minted for {:?}, {:?}",
-            grant.reach, grant.permissions
-        )
-    });
+    shared.log(|| format!("token minted for {:?}, {:?}", grant.reach, grant.permissions));
     let token = shared.tokens.mint(shared.app.id, grant.clone());
-    Ok((
-        StatusCode::CREATED,
-        Json(token_answer(&token, &grant, is_narrowed)),
-    ))
+    Ok((StatusCode::CREATED, Json(token_answer(&token, &grant, is_narrowed))))
 }
 
 /// What the token may do, and whether the body named repositories.
@@ -211,56 +185,29 @@ fn narrow(body: &Value, installation: &Installation) -> Result<(Reach, bool), Re
         "There is at least one repository that does not exist or is not accessible to the parent installation.",
     );
     let known = installation.reach.full_names();
+    let find = |is_asked: &dyn Fn(&str) -> bool| known.iter().find(|full_name| is_asked(full_name)).cloned();
     let asked: Option<Vec<String>> = if let Some(names) = body["repositories"].as_array() {
-        let full_name = |name: &Value| {
-            let is_named = |known: &&String| {
-                known
-                    .split_once('/')
-                    .is_some_and(|(_, known)| name == known)
-            };
-            known.iter().find(is_named).cloned()
-        };
-        names.iter().map(full_name).collect()
+        let named = |asked: &Value| find(&|full_name| full_name.split_once('/').is_some_and(|(_, name)| asked == name));
+        names.iter().map(named).collect()
     } else if let Some(ids) = body["repository_ids"].as_array() {
-        let full_name = |id: &Value| {
-            known
-                .iter()
-                .find(|known| id.as_u64() == Some(repository_id(known)))
-                .cloned()
-        };
-        ids.iter().map(full_name).collect()
+        let numbered = |asked: &Value| find(&|full_name| *asked == repository_id(full_name));
+        ids.iter().map(numbered).collect()
     } else {
         return Ok((installation.reach.clone(), false));
     };
     Ok((Reach::Only(asked.ok_or(FOREIGN)?), true))
 }
 
-fn permit(
-    asked: &Value,
-    granted: &BTreeMap<String, String>,
-) -> Result<BTreeMap<String, String>, Refusal> {
-    const TOO_MUCH: Refusal = Refusal(
-        422,
-        "The permissions requested are not granted to this installation.",
-    );
+fn permit(asked: &Value, granted: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
+    const TOO_MUCH: Refusal = Refusal(422, "The permissions requested are not granted to this installation.");
     let Some(asked) = asked.as_object() else {
         return Ok(granted.clone());
     };
-    let rank = |level: &str| {
-        ["read", "write", "admin"]
-            .iter()
-            .position(|known| *known == level)
-    };
+    let rank = |level: &str| ["read", "write", "admin"].iter().position(|known| *known == level);
     let mut permissions: BTreeMap<String, String> = [("metadata".into(), "read".into())].into();
     for (name, level) in asked {
-        let level = level
-            .as_str()
-            .filter(|level| rank(level).is_some())
-            .ok_or(TOO_MUCH)?;
-        if granted
-            .get(name)
-            .is_none_or(|granted| rank(granted) < rank(level))
-        {
+        let level = level.as_str().filter(|level| rank(level).is_some()).ok_or(TOO_MUCH)?;
+        if granted.get(name).is_none_or(|granted| rank(granted) < rank(level)) {
             return Err(TOO_MUCH);
         }
         permissions.insert(name.clone(), level.into());
@@ -268,10 +215,7 @@ fn permit(
     Ok(permissions)
 }
 
-async fn revoke(
-    State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Refusal> {
+async fn revoke(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result<StatusCode, Refusal> {
     let (token, _) = authenticate_token(&shared, &headers)?;
     shared.tokens.revoke(&token);
     Ok(StatusCode::NO_CONTENT)
@@ -283,13 +227,7 @@ async fn commit(
     headers: HeaderMap,
 ) -> Result<Json<Value>, Refusal> {
     let (_, grant) = authenticate_token(&shared, &headers)?;
-    let root = shared
-        .state
-        .lock()
-        .unwrap()
-        .repositories_root
-        .clone()
-        .ok_or(NOT_FOUND)?;
+    let root = shared.state.lock().unwrap().repositories_root.clone().ok_or(NOT_FOUND)?;
     let dir = root.join(&owner).join(format!("{repo}.git"));
     if !grant.reach.covers(&format!("{owner}/{repo}")) || !dir.is_dir() {
         return Err(NOT_FOUND);
@@ -297,30 +235,18 @@ async fn commit(
     if !grant.permissions.contains_key("contents") {
         return Err(Refusal(403, "Resource not accessible by integration"));
     }
-    let show = git(&dir)
-        .args([
-            "show",
-            "--no-patch",
-            "--format=%H %T%n%P%n%s",
-            "--end-of-options",
-        ])
-        .arg(format!("{revision}^{{commit}}"))
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&show.stdout);
-    let mut lines = text.lines();
-    let ids = lines.next().and_then(|line| line.split_once(' '));
-    let (sha, tree) = ids.ok_or(Refusal(422, "No commit found for SHA"))?;
-    let parents: Vec<Value> = lines
-        .next()
-        .unwrap_or("")
-        .split_whitespace()
-        .map(|sha| json!({"sha": sha}))
-        .collect();
-    let message = lines.next();
-    Ok(Json(
-        json!({"sha": sha, "commit": {"message": message, "tree": {"sha": tree}}, "parents": parents}),
-    ))
+    let (sha, tree, parents) = commit_ids(&dir, &revision).ok_or(Refusal(422, "No commit found for SHA"))?;
+    let parents: Vec<Value> = parents.iter().map(|sha| json!({"sha": sha})).collect();
+    Ok(Json(json!({"sha": sha, "commit": {"tree": {"sha": tree}}, "parents": parents})))
+}
+
+/// The commit that `revision` names, its tree and its parents.
+fn commit_ids(dir: &std::path::Path, revision: &str) -> Option<(String, String, Vec<String>)> {
+    let mut show = git(dir);
+    show.args(["show", "--no-patch", "--format=%H %T %P", "--end-of-options"]).arg(format!("{revision}^{{commit}}"));
+    let text = String::from_utf8(show.output().unwrap().stdout).ok()?;
+    let mut ids = text.split_whitespace().map(str::to_owned);
+    Some((ids.next()?, ids.next()?, ids.collect()))
 }
 
 /// GitHub's error body with a status.
@@ -338,23 +264,12 @@ impl IntoResponse for Refusal {
 }
 
 fn credentials(headers: &HeaderMap) -> Option<&str> {
-    let (scheme, credentials) = headers
-        .get(header::AUTHORIZATION)?
-        .to_str()
-        .ok()?
-        .split_once(' ')?;
-    ["bearer", "token"]
-        .contains(&scheme.to_ascii_lowercase().as_str())
-        .then_some(credentials)
+    let (scheme, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    ["bearer", "token"].contains(&scheme.to_ascii_lowercase().as_str()).then_some(credentials)
 }
 
 fn call(method: &Method, path: &str, body: &[u8], headers: &HeaderMap) -> Call {
-    let text = |name| {
-        headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .map(str::to_owned)
-    };
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     Call {
         method: method.to_string(),
         path: path.into(),
@@ -366,7 +281,5 @@ fn call(method: &Method, path: &str, body: &[u8], headers: &HeaderMap) -> Call {
 
 fn http_date(at_s: i64) -> String {
     let at = Timestamp::from_second(at_s).unwrap();
-    jiff::fmt::rfc2822::DateTimePrinter::new()
-        .timestamp_to_rfc9110_string(&at)
-        .unwrap()
+    jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap()
 }

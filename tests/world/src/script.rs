@@ -84,11 +84,7 @@ impl Script {
 
     /// A recorded success: stderr and metadata file.
     pub fn replay_with(stderr: &str, metadata: Value) -> Script {
-        Script::steps(vec![
-            Step::Stderr(stderr.into()),
-            Step::Metadata(metadata),
-            Step::Exit(0),
-        ])
+        Script::steps(vec![Step::Stderr(stderr.into()), Step::Metadata(metadata), Step::Exit(0)])
     }
 
     /// Begins the targets that the run asks for and goes on for ever.
@@ -122,7 +118,9 @@ impl Script {
             for target in &run.targets {
                 stream.begin(&run.prefix(target), target, false);
             }
-            stream.text("ERROR: failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF");
+            stream.text(
+                "ERROR: failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF",
+            );
             stream.steps.push(Step::Exit(1));
             stream.steps
         })
@@ -149,11 +147,7 @@ pub fn image_digest(target: &str) -> String {
 }
 
 fn success(run: &Run, targets: &[String], is_cached: bool) -> Vec<Step> {
-    let targets = if targets.is_empty() {
-        &run.targets
-    } else {
-        targets
-    };
+    let targets = if targets.is_empty() { &run.targets } else { targets };
     let mut stream = Stream::default();
     for target in targets {
         stream.begin(&run.prefix(target), target, is_cached);
@@ -172,23 +166,15 @@ fn fails_step(run: &Run, failing: &str, command: &str, exit_code: i32, output: &
     }
     let prefix = run.prefix(failing);
     stream.from(&prefix, false);
-    let error = format!(
-        "process \"/bin/sh -c {command}\" did not complete successfully: exit code: {exit_code}"
-    );
-    let vertex = Vertex::new(
-        &["step", failing, command],
-        format!("[{prefix}2/2] RUN {command}"),
-    );
+    let error = format!("process \"/bin/sh -c {command}\" did not complete successfully: exit code: {exit_code}");
+    let vertex = Vertex::new(&["step", failing, command], format!("[{prefix}2/2] RUN {command}"));
     stream.vertex(&vertex.started());
     stream.log(&vertex, output);
     stream.vertex(&vertex.failed(&error));
     let rule = "-".repeat(20);
-    stream.text(&format!("Dockerfile:2\n{rule}\n   1 |     FROM base:1\n   2 | >>> RUN {command}\n   3 |     \n{rule}"));
-    let at = if run.targets.len() > 1 {
-        format!("target {failing}: ")
-    } else {
-        String::new()
-    };
+    stream
+        .text(&format!("Dockerfile:2\n{rule}\n   1 |     FROM base:1\n   2 | >>> RUN {command}\n   3 |     \n{rule}"));
+    let at = if run.targets.len() > 1 { format!("target {failing}: ") } else { String::new() };
     stream.text(&format!("ERROR: {at}failed to solve: {error}"));
     stream.steps.push(Step::Exit(1));
     stream.steps
@@ -218,16 +204,10 @@ struct Stream {
 impl Stream {
     /// From loading the Dockerfile to the last step; `prefix` is empty or `target `.
     fn begin(&mut self, prefix: &str, target: &str, is_cached: bool) {
-        let load = Vertex::new(
-            &["load", target],
-            format!("[{prefix}internal] load build definition from Dockerfile"),
-        );
+        let load = Vertex::new(&["load", target], format!("[{prefix}internal] load build definition from Dockerfile"));
         self.vertex(&load.started());
         self.vertex(&load.completed(false));
-        let context = Vertex::new(
-            &["context", target],
-            format!("[{prefix}internal] load build context"),
-        );
+        let context = Vertex::new(&["context", target], format!("[{prefix}internal] load build context"));
         self.vertex(&context.started());
         let at = now();
         self.event(json!({"statuses": [{
@@ -242,19 +222,13 @@ impl Stream {
     }
 
     fn from(&mut self, prefix: &str, is_cached: bool) {
-        let from = Vertex::new(
-            &["from"],
-            format!("[{prefix}1/2] FROM base:1@{}", digest(&["base"])),
-        );
+        let from = Vertex::new(&["from"], format!("[{prefix}1/2] FROM base:1@{}", digest(&["base"])));
         self.vertex(&from.started());
         self.vertex(&from.completed(is_cached));
     }
 
     fn push(&mut self, run: &Run, target: &str) {
-        let export = Vertex::new(
-            &["export", target],
-            format!("{}exporting to image", run.bracket(target)),
-        );
+        let export = Vertex::new(&["export", target], format!("{}exporting to image", run.bracket(target)));
         self.vertex(&export.started());
         let at = now();
         for tag in run.tags(target) {
@@ -294,11 +268,7 @@ impl Vertex {
     fn new(identity: &[&str], name: String) -> Vertex {
         // Started a little ago, so that durations are not zero.
         let started = Timestamp::now() - SignedDuration::from_millis(40);
-        Vertex {
-            digest: digest(identity),
-            name,
-            started: started.to_string(),
-        }
+        Vertex { digest: digest(identity), name, started: started.to_string() }
     }
 
     fn started(&self) -> Value {

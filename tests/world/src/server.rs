@@ -21,11 +21,7 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || serve(listener, router, stopped));
-        Server {
-            port,
-            stop: Some(stop),
-            thread: Some(thread),
-        }
+        Server { port, stop: Some(stop), thread: Some(thread) }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -40,10 +36,7 @@ impl Server {
 // A runtime per server: dropping it ends the connections too, which axum's own shutdown would wait for,
 // and a test that blocks its thread (on a child, say) is still answered.
 fn serve(listener: TcpListener, router: Router, stopped: oneshot::Receiver<()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         tokio::select! {

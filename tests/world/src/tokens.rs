@@ -40,9 +40,7 @@ pub enum Reach {
 impl Reach {
     /// Whether `full_name` (`owner/name`) is one of them. GitHub does not mind upper and lower case.
     pub fn covers(&self, full_name: &str) -> bool {
-        self.full_names()
-            .iter()
-            .any(|name| name.eq_ignore_ascii_case(full_name))
+        self.full_names().iter().any(|name| name.eq_ignore_ascii_case(full_name))
     }
 
     /// All of them, as `owner/name`.
@@ -53,9 +51,7 @@ impl Reach {
                 let owners = names_in(root).into_iter();
                 let names = owners.flat_map(|owner| {
                     let names = names_in(&root.join(&owner)).into_iter();
-                    names.filter_map(move |name| {
-                        Some(format!("{owner}/{}", name.strip_suffix(".git")?))
-                    })
+                    names.filter_map(move |name| Some(format!("{owner}/{}", name.strip_suffix(".git")?)))
                 });
                 names.collect()
             }
@@ -65,9 +61,7 @@ impl Reach {
 
 fn names_in(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect()
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 impl Grant {
@@ -99,22 +93,12 @@ impl Tokens {
 
     /// Every token with what it may do.
     pub fn all(&self) -> Vec<(String, Grant)> {
-        self.0
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(token, grant)| (token.clone(), grant.clone()))
-            .collect()
+        self.0.lock().unwrap().iter().map(|(token, grant)| (token.clone(), grant.clone())).collect()
     }
 
     /// Revokes a token; whether it was known.
     pub fn revoke(&self, token: &str) -> bool {
-        self.0
-            .lock()
-            .unwrap()
-            .get_mut(token)
-            .map(|grant| grant.is_revoked = true)
-            .is_some()
+        self.0.lock().unwrap().get_mut(token).map(|grant| grant.is_revoked = true).is_some()
     }
 
     /// Lets a token's hour be over.

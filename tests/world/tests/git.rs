@@ -11,10 +11,7 @@ use world::{File, GitHost, Pack, Tokens};
 /// git in an empty home.
 fn git(dir: &Path, args: &[&str]) -> Output {
     let mut git = Command::new("git");
-    git.current_dir(dir)
-        .env("HOME", dir)
-        .env("GIT_CONFIG_NOSYSTEM", "1")
-        .env("GIT_TERMINAL_PROMPT", "0");
+    git.current_dir(dir).env("HOME", dir).env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_TERMINAL_PROMPT", "0");
     git.args(args).output().unwrap()
 }
 
@@ -42,10 +39,7 @@ fn a_clone_works_with_a_token_of_the_repository_and_with_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let good = tokens.issue(&["acme/voting-app"]);
 
-    let cloned = git(
-        dir.path(),
-        &["clone", "-q", &with_token(&url, &good), "good"],
-    );
+    let cloned = git(dir.path(), &["clone", "-q", &with_token(&url, &good), "good"]);
     assert!(cloned.status.success(), "{}", text(&cloned.stderr));
     let link = dir.path().join("good/link");
     assert_eq!(std::fs::read_to_string(&link).unwrap(), "FROM base:1\n");
@@ -54,33 +48,16 @@ fn a_clone_works_with_a_token_of_the_repository_and_with_no_other() {
     let expired = tokens.issue(&["acme/voting-app"]);
     tokens.expire(&expired);
     for (url, words) in [
-        (
-            with_token(&url, &tokens.issue(&["acme/other"])),
-            "Repository not found.",
-        ),
+        (with_token(&url, &tokens.issue(&["acme/other"])), "Repository not found."),
         (with_token(&url, &expired), "Invalid username or token."),
-        (
-            with_token(&url, "ghs_1_never.seen.here"),
-            "Authentication failed",
-        ),
+        (with_token(&url, "ghs_1_never.seen.here"), "Authentication failed"),
         (url, "could not read Username"),
     ] {
         let refused = git(dir.path(), &["clone", "-q", &url, "refused"]);
-        assert!(
-            !refused.status.success() && text(&refused.stderr).contains(words),
-            "{}",
-            text(&refused.stderr)
-        );
+        assert!(!refused.status.success() && text(&refused.stderr).contains(words), "{}", text(&refused.stderr));
     }
-    let pushed = git(
-        &dir.path().join("good"),
-        &["push", "-q", "origin", "HEAD:refs/heads/x"],
-    );
-    assert!(
-        text(&pushed.stderr).contains("Write access to repository not granted."),
-        "{}",
-        text(&pushed.stderr)
-    );
+    let pushed = git(&dir.path().join("good"), &["push", "-q", "origin", "HEAD:refs/heads/x"]);
+    assert!(text(&pushed.stderr).contains("Write access to repository not granted."), "{}", text(&pushed.stderr));
     assert_eq!(host.n_fetches(), 1);
     assert_eq!(host.requests()[1].token, Some(good));
 }
@@ -97,14 +74,8 @@ fn one_commit_is_fetched_by_its_sha_without_its_history() {
     let url = format!("{}/acme/voting-app", host.url());
     let fetched = git(dir.path(), &["fetch", "-q", "--depth=1", &url, &sha]);
     assert!(fetched.status.success(), "{}", text(&fetched.stderr));
-    assert_eq!(
-        text(&git(dir.path(), &["rev-list", "--count", &sha]).stdout).trim(),
-        "1"
-    );
-    assert_eq!(
-        text(&git(dir.path(), &["ls-tree", "--name-only", &sha]).stdout),
-        "a\nb\n"
-    );
+    assert_eq!(text(&git(dir.path(), &["rev-list", "--count", &sha]).stdout).trim(), "1");
+    assert_eq!(text(&git(dir.path(), &["ls-tree", "--name-only", &sha]).stdout), "a\nb\n");
     assert_eq!(repository.git(&["ls-tree", "--name-only", "main"]), "a");
 }
 
@@ -121,30 +92,18 @@ fn the_same_history_has_the_same_shas() {
 #[test]
 fn packs_end_early_or_stop_and_requests_fail_as_a_test_wants() {
     let host = GitHost::open();
-    host.repository("acme/voting-app")
-        .commit(&[("a", &"many words ".repeat(10_000))]);
+    host.repository("acme/voting-app").commit(&[("a", &"many words ".repeat(10_000))]);
     let url = format!("{}/acme/voting-app.git", host.url());
     let dir = tempfile::tempdir().unwrap();
     host.faults().fail_next("/acme/voting-app", 1, 503, &[], "");
     let failed = git(dir.path(), &["clone", "-q", &url, "failed"]);
-    assert!(
-        text(&failed.stderr).contains("503"),
-        "{}",
-        text(&failed.stderr)
-    );
+    assert!(text(&failed.stderr).contains("503"), "{}", text(&failed.stderr));
     host.set_pack(Pack::CutAfter(100));
-    assert!(
-        !git(dir.path(), &["clone", "-q", &url, "cut"])
-            .status
-            .success()
-    );
+    assert!(!git(dir.path(), &["clone", "-q", &url, "cut"]).status.success());
 
     host.set_pack(Pack::StallAfter(100));
-    let mut stalled = Command::new("git")
-        .args(["clone", "-q", &url, "stalled"])
-        .current_dir(dir.path())
-        .spawn()
-        .unwrap();
+    let mut stalled =
+        Command::new("git").args(["clone", "-q", &url, "stalled"]).current_dir(dir.path()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     assert!(stalled.try_wait().unwrap().is_none());
     // A host that goes ends its connections, and the client with them.

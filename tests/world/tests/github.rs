@@ -15,17 +15,12 @@ fn jwt(app: &App, claims: &Value) -> String {
 
 fn good_jwt(app: &App) -> String {
     let now_s = Timestamp::now().as_second();
-    jwt(
-        app,
-        &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": app.client_id}),
-    )
+    jwt(app, &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": app.client_id}))
 }
 
 async fn ask(method: Method, github: &GitHub, path: &str, bearer: &str, body: &Value) -> Response {
     let client = Client::builder().user_agent("world-test").build().unwrap();
-    let request = client
-        .request(method, format!("{}{path}", github.url()))
-        .bearer_auth(bearer);
+    let request = client.request(method, format!("{}{path}", github.url())).bearer_auth(bearer);
     request.json(body).send().await.unwrap()
 }
 
@@ -41,56 +36,14 @@ async fn only_a_fresh_jwt_signed_by_the_app_passes() {
     let app = github.app();
     let now_s = Timestamp::now().as_second();
     let cases = [
-        (
-            200,
-            jwt(
-                app,
-                &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": "12345"}),
-            ),
-        ),
-        (
-            200,
-            jwt(
-                app,
-                &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": 12345}),
-            ),
-        ),
+        (200, jwt(app, &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": "12345"}))),
+        (200, jwt(app, &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": 12345}))),
         (200, good_jwt(app)),
-        (
-            401,
-            jwt(
-                app,
-                &json!({"iat": now_s - 60, "exp": now_s + 541, "iss": 12345}),
-            ),
-        ),
-        (
-            401,
-            jwt(
-                app,
-                &json!({"iat": now_s + 60, "exp": now_s + 540, "iss": 12345}),
-            ),
-        ),
-        (
-            401,
-            jwt(
-                app,
-                &json!({"iat": now_s - 600, "exp": now_s - 1, "iss": 12345}),
-            ),
-        ),
-        (
-            401,
-            jwt(
-                app,
-                &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": 54321}),
-            ),
-        ),
-        (
-            401,
-            jwt(
-                &App::generate(12345),
-                &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": 12345}),
-            ),
-        ),
+        (401, jwt(app, &json!({"iat": now_s - 60, "exp": now_s + 541, "iss": 12345}))),
+        (401, jwt(app, &json!({"iat": now_s + 60, "exp": now_s + 540, "iss": 12345}))),
+        (401, jwt(app, &json!({"iat": now_s - 600, "exp": now_s - 1, "iss": 12345}))),
+        (401, jwt(app, &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": 54321}))),
+        (401, jwt(&App::generate(12345), &json!({"iat": now_s - 60, "exp": now_s + 540, "iss": 12345}))),
         (401, "not.a.jwt".into()),
     ];
     for (status, jwt) in cases {
@@ -106,24 +59,14 @@ async fn the_pkcs1_form_of_the_key_signs_too() {
     let app = App::generate(1);
     let key = EncodingKey::from_rsa_pem(app.private_key_pkcs1_pem().as_bytes()).unwrap();
     let claims = json!({"iat": 1, "exp": 2, "iss": 1});
-    assert_eq!(
-        encode(&Header::new(Algorithm::RS256), &claims, &key).unwrap(),
-        jwt(&app, &claims)
-    );
+    assert_eq!(encode(&Header::new(Algorithm::RS256), &claims, &key).unwrap(), jwt(&app, &claims));
 }
 
 #[tokio::test]
 async fn a_clock_that_is_off_refuses_and_says_its_date() {
     let github = GitHub::start();
     github.set_clock_offset_s(-3600);
-    let response = ask(
-        Method::GET,
-        &github,
-        "/app",
-        &good_jwt(github.app()),
-        &json!({}),
-    )
-    .await;
+    let response = ask(Method::GET, &github, "/app", &good_jwt(github.app()), &json!({})).await;
     assert_eq!(response.status(), 401);
     let date = jiff::fmt::rfc2822::parse(response.headers()["date"].to_str().unwrap()).unwrap();
     let off_s = Timestamp::now().as_second() - date.timestamp().as_second();
@@ -138,49 +81,26 @@ async fn a_token_is_narrowed_to_what_was_asked() {
     let (status, answer) = mint(&github, id, body).await;
     assert_eq!(status, 201, "{answer}");
     let token = answer["token"].as_str().unwrap();
-    assert!(
-        token.starts_with("ghs_12345_") && token.matches('.').count() == 2,
-        "{token}"
-    );
+    assert!(token.starts_with("ghs_12345_") && token.matches('.').count() == 2, "{token}");
     assert!((500..560).contains(&token.len()), "{}", token.len());
-    assert_eq!(
-        answer["permissions"],
-        json!({"contents": "read", "metadata": "read"})
-    );
+    assert_eq!(answer["permissions"], json!({"contents": "read", "metadata": "read"}));
     let repository_id = repository_id("acme/voting-app");
-    let voting_app =
-        json!({"id": repository_id, "name": "voting-app", "full_name": "acme/voting-app"});
+    let voting_app = json!({"id": repository_id, "name": "voting-app", "full_name": "acme/voting-app"});
     assert_eq!(answer["repositories"], json!([voting_app]));
     let grant = github.tokens().grant(token).unwrap();
     assert!(grant.reach.covers("ACME/Voting-App") && !grant.reach.covers("acme/other"));
 
     let (status, by_id) = mint(&github, id, json!({"repository_ids": [repository_id]})).await;
-    assert_eq!(
-        (status, &by_id["repositories"]),
-        (201, &json!([voting_app]))
-    );
+    assert_eq!((status, &by_id["repositories"]), (201, &json!([voting_app])));
 }
 
 #[tokio::test]
 async fn a_token_request_is_refused_with_githubs_statuses() {
     let github = GitHub::start();
     let id = github.install("acme", &["voting-app"]);
-    assert_eq!(
-        mint(&github, id, json!({"repositories": ["secret"]}))
-            .await
-            .0,
-        422
-    );
-    assert_eq!(
-        mint(&github, id, json!({"repository_ids": [1]})).await.0,
-        422
-    );
-    assert_eq!(
-        mint(&github, id, json!({"permissions": {"contents": "write"}}))
-            .await
-            .0,
-        422
-    );
+    assert_eq!(mint(&github, id, json!({"repositories": ["secret"]})).await.0, 422);
+    assert_eq!(mint(&github, id, json!({"repository_ids": [1]})).await.0, 422);
+    assert_eq!(mint(&github, id, json!({"permissions": {"contents": "write"}})).await.0, 422);
     assert_eq!(mint(&github, id + 1, json!({})).await.0, 404);
     github.suspend(id, true);
     assert_eq!(mint(&github, id, json!({})).await.0, 403);
@@ -191,24 +111,10 @@ async fn the_installation_of_a_repository_is_found_until_it_is_gone() {
     let github = GitHub::start();
     let id = github.install("acme", &["voting-app"]);
     let path = "/repos/acme/voting-app/installation";
-    let response = ask(
-        Method::GET,
-        &github,
-        path,
-        &good_jwt(github.app()),
-        &json!({}),
-    )
-    .await;
+    let response = ask(Method::GET, &github, path, &good_jwt(github.app()), &json!({})).await;
     assert_eq!(response.json::<Value>().await.unwrap()["id"], id);
     github.uninstall(id);
-    let response = ask(
-        Method::GET,
-        &github,
-        path,
-        &good_jwt(github.app()),
-        &json!({}),
-    )
-    .await;
+    let response = ask(Method::GET, &github, path, &good_jwt(github.app()), &json!({})).await;
     assert_eq!(response.status(), 404);
 }
 
@@ -217,14 +123,7 @@ async fn a_revoked_token_is_worth_nothing() {
     let github = GitHub::start();
     let token = github.tokens().issue(&["acme/voting-app"]);
     for status in [204, 401] {
-        let response = ask(
-            Method::DELETE,
-            &github,
-            "/installation/token",
-            &token,
-            &json!({}),
-        )
-        .await;
+        let response = ask(Method::DELETE, &github, "/installation/token", &token, &json!({})).await;
         assert_eq!(response.status(), status);
     }
 }
@@ -237,63 +136,28 @@ async fn a_commit_is_shown_to_a_token_of_its_repository() {
     let sha = host.repository("acme/voting-app").commit(&[("a", "1")]);
     let token = github.tokens().issue(&["acme/voting-app"]);
     let commits = "/repos/acme/voting-app/commits";
-    let response = ask(
-        Method::GET,
-        &github,
-        &format!("{commits}/{sha}"),
-        &token,
-        &json!({}),
-    )
-    .await;
+    let response = ask(Method::GET, &github, &format!("{commits}/{sha}"), &token, &json!({})).await;
     assert_eq!(response.json::<Value>().await.unwrap()["sha"], sha);
     let missing = format!("{commits}/{}", "0".repeat(40));
     for (status, path, token) in [
         (422, missing.as_str(), &token),
         (404, "/repos/acme/other/commits/main", &token),
-        (
-            404,
-            &format!("{commits}/{sha}"),
-            &github.tokens().issue(&["acme/other"]),
-        ),
+        (404, &format!("{commits}/{sha}"), &github.tokens().issue(&["acme/other"])),
     ] {
-        assert_eq!(
-            ask(Method::GET, &github, path, token, &json!({}))
-                .await
-                .status(),
-            status,
-            "{path}"
-        );
+        assert_eq!(ask(Method::GET, &github, path, token, &json!({})).await.status(), status, "{path}");
     }
 }
 
 #[tokio::test]
 async fn a_client_without_a_name_is_forbidden_and_every_call_is_recorded() {
     let github = GitHub::start();
-    github
-        .faults()
-        .fail_next("/app", 1, 502, &[("retry-after", "7")], "bad gateway");
+    github.faults().fail_next("/app", 1, 502, &[("retry-after", "7")], "bad gateway");
     let response = ask(Method::GET, &github, "/app?x=1", "none", &json!({"k": "v"})).await;
-    assert_eq!(
-        (
-            response.status().as_u16(),
-            &response.headers()["retry-after"]
-        ),
-        (502, &"7".parse().unwrap())
-    );
-    let nameless = Client::new()
-        .get(format!("{}/app", github.url()))
-        .send()
-        .await
-        .unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (502, &"7".parse().unwrap()));
+    let nameless = Client::new().get(format!("{}/app", github.url())).send().await.unwrap();
     assert_eq!(nameless.status(), 403);
     let calls = github.calls();
-    assert_eq!(
-        (calls[0].method.as_str(), calls[0].path.as_str()),
-        ("GET", "/app?x=1")
-    );
-    assert_eq!(
-        (calls[0].body.as_str(), calls[0].user_agent.as_deref()),
-        (r#"{"k":"v"}"#, Some("world-test"))
-    );
+    assert_eq!((calls[0].method.as_str(), calls[0].path.as_str()), ("GET", "/app?x=1"));
+    assert_eq!((calls[0].body.as_str(), calls[0].user_agent.as_deref()), (r#"{"k":"v"}"#, Some("world-test")));
     assert_eq!(calls[1].user_agent, None);
 }

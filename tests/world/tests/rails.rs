@@ -11,24 +11,14 @@ use serde_json::{Value, json};
 use world::{Answer, Rails};
 
 async fn resolve(rails: &Rails, id: &str, secret: &str, at: Timestamp) -> Response {
-    let date = DateTimePrinter::new()
-        .timestamp_to_rfc9110_string(&at)
-        .unwrap();
+    let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap();
     let url = rails.url_pattern().replace("{0}", id);
     let path = url.split_once(&rails.port().to_string()).unwrap().1;
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(format!("GET\n{path}\n{date}").as_bytes());
-    let hex: String = mac
-        .finalize()
-        .into_bytes()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     let client = Client::builder().redirect(Policy::none()).build().unwrap();
-    let request = client
-        .get(&url)
-        .header("date", date)
-        .header("x-sidebake-signature", format!("v1={hex}"));
+    let request = client.get(&url).header("date", date).header("x-sidebake-signature", format!("v1={hex}"));
     request.send().await.unwrap()
 }
 
@@ -40,29 +30,12 @@ async fn a_signed_request_is_answered_as_the_test_told() {
     rails.answer(410, Answer::Status(410));
     rails.answer(302, Answer::Redirect("http://192.0.2.1/".into()));
     rails.answer(1, Answer::Padded(json!({}), 1 << 20));
-    let object: Value = resolve(&rails, "4711?v=1", "s3cret", now)
-        .await
-        .json()
-        .await
-        .unwrap();
+    let object: Value = resolve(&rails, "4711?v=1", "s3cret", now).await.json().await.unwrap();
     assert_eq!(object["build_id"], 4711);
     for status in [410, 302, 404] {
-        assert_eq!(
-            resolve(&rails, &status.to_string(), "s3cret", now)
-                .await
-                .status(),
-            status
-        );
+        assert_eq!(resolve(&rails, &status.to_string(), "s3cret", now).await.status(), status);
     }
-    assert!(
-        resolve(&rails, "1", "s3cret", now)
-            .await
-            .bytes()
-            .await
-            .unwrap()
-            .len()
-            > 1 << 20
-    );
+    assert!(resolve(&rails, "1", "s3cret", now).await.bytes().await.unwrap().len() > 1 << 20);
     assert_eq!(rails.requests()[0].path, "/builds/4711?v=1");
 }
 

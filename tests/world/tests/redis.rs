@@ -9,16 +9,11 @@ use world::Redis;
 #[tokio::test]
 async fn a_pushed_job_is_on_its_queue_the_next_one_first() {
     let redis = Redis::start();
-    let jid = redis
-        .push("builds", "BuildJob", json!([{"build_id": 42}]))
-        .await;
+    let jid = redis.push("builds", "BuildJob", json!([{"build_id": 42}])).await;
     redis.push_raw("builds", "not json").await;
     let queue = redis.queue("builds").await;
     let job: Value = serde_json::from_str(&queue[0]).unwrap();
-    assert_eq!(
-        (&job["jid"], &job["args"], &job["retry"]),
-        (&json!(jid), &json!([{"build_id": 42}]), &json!(true))
-    );
+    assert_eq!((&job["jid"], &job["args"], &job["retry"]), (&json!(jid), &json!([{"build_id": 42}]), &json!(true)));
     assert!(jid.len() == 24 && job["created_at"].is_i64());
     assert_eq!(queue[1], "not json");
     assert_eq!(redis.jobs_of_class("builds", "BuildJob").await, [job]);
@@ -31,20 +26,9 @@ async fn a_restart_is_on_the_same_port_and_keeps_what_was_asked_to_be_kept() {
     let volatile = Redis::start();
     let durable = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
     for redis in [&volatile, &durable] {
-        let _: () = redis
-            .connection()
-            .await
-            .zadd("retry", "job", 1.5)
-            .await
-            .unwrap();
+        let _: () = redis.connection().await.zadd("retry", "job", 1.5).await.unwrap();
         redis.stop();
-        assert!(
-            redis::Client::open(redis.url())
-                .unwrap()
-                .get_multiplexed_async_connection()
-                .await
-                .is_err()
-        );
+        assert!(redis::Client::open(redis.url()).unwrap().get_multiplexed_async_connection().await.is_err());
         redis.restart();
     }
     assert_eq!(volatile.sorted_set("retry").await, []);
@@ -56,13 +40,7 @@ async fn a_frozen_server_answers_nobody_until_it_is_thawed() {
     let redis = Redis::start();
     let mut connection = redis.connection().await;
     redis.freeze();
-    assert!(
-        connection
-            .get::<_, Option<String>>("k")
-            .await
-            .unwrap_err()
-            .is_timeout()
-    );
+    assert!(connection.get::<_, Option<String>>("k").await.unwrap_err().is_timeout());
     redis.thaw();
     assert_eq!(redis.get("k").await, None);
 }

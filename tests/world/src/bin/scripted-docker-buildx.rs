@@ -38,9 +38,7 @@ fn main() {
             std::thread::sleep(Duration::from_secs(120));
             Ok(())
         }
-        other => Err(format!(
-            "the scripted docker-buildx has no command {other:?}"
-        )),
+        other => Err(format!("the scripted docker-buildx has no command {other:?}")),
     };
     if let Err(error) = result {
         eprintln!("ERROR: {error}");
@@ -79,35 +77,23 @@ fn parse(args: &[String]) -> Result<Line, String> {
         "progress",
     ];
     const SWITCHES: [&str; 6] = ["append", "bootstrap", "debug", "print", "quiet", "use"];
-    let mut line = Line {
-        flags: HashMap::new(),
-        rest: Vec::new(),
-    };
+    let mut line = Line { flags: HashMap::new(), rest: Vec::new() };
     let mut args = args.iter().skip(1);
     while let Some(arg) = args.next() {
-        let Some(flag) = arg
-            .strip_prefix("--")
-            .or_else(|| arg.strip_prefix('-').filter(|flag| !flag.is_empty()))
+        let Some(flag) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-').filter(|flag| !flag.is_empty()))
         else {
             line.rest.push(arg.clone());
             continue;
         };
-        let (name, value) = flag
-            .split_once('=')
-            .map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+        let (name, value) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
         let name = if name == "f" { "file" } else { name };
         let value = match value {
             Some(value) => value,
             None if SWITCHES.contains(&name) => "true".into(),
-            None => args
-                .next()
-                .cloned()
-                .ok_or(format!("flag needs an argument: --{name}"))?,
+            None => args.next().cloned().ok_or(format!("flag needs an argument: --{name}"))?,
         };
         if !VALUED.contains(&name) && !SWITCHES.contains(&name) {
-            return Err(format!(
-                "unknown flag: --{name} (of those that the scripted docker-buildx imitates)"
-            ));
+            return Err(format!("unknown flag: --{name} (of those that the scripted docker-buildx imitates)"));
         }
         line.flags.entry(name.into()).or_default().push(value);
     }
@@ -115,9 +101,7 @@ fn parse(args: &[String]) -> Result<Line, String> {
 }
 
 fn create(line: &Line) -> Result<(), String> {
-    let name = line
-        .flag("name")
-        .ok_or("the scripted docker-buildx makes no names: --name")?;
+    let name = line.flag("name").ok_or("the scripted docker-buildx makes no names: --name")?;
     let path = instance_path(name)?;
     if path.exists() && line.flag("node").is_none() {
         return Err(format!(
@@ -152,24 +136,12 @@ fn create(line: &Line) -> Result<(), String> {
 }
 
 fn inspect(line: &Line) -> Result<(), String> {
-    let name = line
-        .rest
-        .first()
-        .map(String::as_str)
-        .or(line.flag("builder"))
-        .unwrap_or("default");
+    let name = line.rest.first().map(String::as_str).or(line.flag("builder")).unwrap_or("default");
     let instance = instance(name)?;
-    println!(
-        "Name:          {name}\nDriver:        {}\n\nNodes:",
-        instance["Driver"].as_str().unwrap()
-    );
+    println!("Name:          {name}\nDriver:        {}\n\nNodes:", instance["Driver"].as_str().unwrap());
     for node in instance["Nodes"].as_array().unwrap() {
         let endpoint = node["Endpoint"].as_str().unwrap();
-        println!(
-            "Name:     {}\nEndpoint: {endpoint}\nStatus:   {}",
-            node["Name"].as_str().unwrap(),
-            status(endpoint)
-        );
+        println!("Name:     {}\nEndpoint: {endpoint}\nStatus:   {}", node["Name"].as_str().unwrap(), status(endpoint));
     }
     Ok(())
 }
@@ -193,22 +165,16 @@ fn ls(line: &Line) -> Result<(), String> {
 
 fn status(endpoint: &str) -> &'static str {
     let address = endpoint.trim_start_matches("tcp://");
-    if TcpStream::connect(address).is_ok() {
-        "running"
-    } else {
-        "inactive"
-    }
+    if TcpStream::connect(address).is_ok() { "running" } else { "inactive" }
 }
 
 fn instance_path(name: &str) -> Result<PathBuf, String> {
-    let dir = std::env::var_os("BUILDX_CONFIG")
-        .ok_or("the scripted docker-buildx needs BUILDX_CONFIG")?;
+    let dir = std::env::var_os("BUILDX_CONFIG").ok_or("the scripted docker-buildx needs BUILDX_CONFIG")?;
     Ok(Path::new(&dir).join("instances").join(name))
 }
 
 fn instance(name: &str) -> Result<Value, String> {
-    let text = std::fs::read_to_string(instance_path(name)?)
-        .map_err(|_| format!("no builder {name:?} found"))?;
+    let text = std::fs::read_to_string(instance_path(name)?).map_err(|_| format!("no builder {name:?} found"))?;
     serde_json::from_str(&text).map_err(|error| error.to_string())
 }
 
@@ -222,12 +188,10 @@ fn bake(line: &Line) -> Result<(), String> {
         println!("{}", serde_json::to_string_pretty(&printed).unwrap());
         return Ok(());
     }
-    let instance =
-        instance.ok_or("the scripted docker-buildx has no default builder: --builder")?;
+    let instance = instance.ok_or("the scripted docker-buildx has no default builder: --builder")?;
     let endpoint = instance["Nodes"][0]["Endpoint"].as_str().unwrap();
-    let address = endpoint.strip_prefix("tcp://").ok_or(format!(
-        "the scripted docker-buildx cannot reach {endpoint:?}"
-    ))?;
+    let address =
+        endpoint.strip_prefix("tcp://").ok_or(format!("the scripted docker-buildx cannot reach {endpoint:?}"))?;
     let mut builder = connect(address)?;
     let hello = json!({
         "argv": std::env::args().collect::<Vec<_>>(),
@@ -249,9 +213,7 @@ fn read_definition(line: &Line) -> Result<String, String> {
     match line.flag("file").unwrap_or("docker-bake.json") {
         "-" => {
             let mut text = String::new();
-            std::io::stdin()
-                .read_to_string(&mut text)
-                .map_err(|error| error.to_string())?;
+            std::io::stdin().read_to_string(&mut text).map_err(|error| error.to_string())?;
             Ok(text)
         }
         path => std::fs::read_to_string(path).map_err(|_| "couldn't find a bake definition".into()),
@@ -292,8 +254,7 @@ fn obey(mut builder: TcpStream, metadata_file: Option<&str>) -> Result<(), Strin
     // TERM and INT end it with 130, as the remote driver does, until the script says otherwise.
     let is_ended_by_term = Arc::new(AtomicBool::new(true));
     for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, is_ended_by_term.clone())
-            .unwrap();
+        signal_hook::flag::register_conditional_shutdown(signal, 130, is_ended_by_term.clone()).unwrap();
     }
     let lines = BufReader::new(builder.try_clone().unwrap()).lines();
     for line in lines.map_while(Result::ok) {
@@ -336,32 +297,23 @@ fn obey(mut builder: TcpStream, metadata_file: Option<&str>) -> Result<(), Strin
 fn look(step: &Step) -> std::io::Result<String> {
     match step {
         // It holds stdout and stderr open, as an unwanted grandchild does.
-        Step::SpawnSleeper => Command::new(std::env::current_exe()?)
-            .arg("sleep")
-            .spawn()
-            .map(|child| child.id().to_string()),
+        Step::SpawnSleeper => {
+            Command::new(std::env::current_exe()?).arg("sleep").spawn().map(|child| child.id().to_string())
+        }
         Step::Connect(address) => TcpStream::connect(address).map(|_| String::new()),
         Step::ConnectUnix(path) => UnixStream::connect(path).map(|_| String::new()),
         Step::Read(path) if path.is_dir() => {
-            let names = std::fs::read_dir(path)?
-                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-            names
-                .collect::<std::io::Result<Vec<_>>>()
-                .map(|names| names.join("\n"))
+            let names = std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+            names.collect::<std::io::Result<Vec<_>>>().map(|names| names.join("\n"))
         }
-        Step::Read(path) => {
-            std::fs::read(path).map(|content| String::from_utf8_lossy(&content).into_owned())
-        }
+        Step::Read(path) => std::fs::read(path).map(|content| String::from_utf8_lossy(&content).into_owned()),
         Step::Write(path) => {
-            let mut file = std::fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(path)?;
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path)?;
             file.write_all(b"x").map(|()| String::new())
         }
-        Step::Exec(path) => Command::new(path)
-            .output()
-            .map(|output| String::from_utf8_lossy(&output.stdout).into_owned()),
+        Step::Exec(path) => {
+            Command::new(path).output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        }
         other => unreachable!("{other:?} finds nothing"),
     }
 }
@@ -369,18 +321,8 @@ fn look(step: &Step) -> std::io::Result<String> {
 fn report(step: &Step, found: std::io::Result<String>) -> Report {
     let step = serde_json::to_value(step).unwrap();
     match found {
-        Ok(found) => Report {
-            step,
-            found: Some(found),
-            error: None,
-            errno: None,
-        },
-        Err(error) => Report {
-            step,
-            found: None,
-            error: Some(error.to_string()),
-            errno: error.raw_os_error(),
-        },
+        Ok(found) => Report { step, found: Some(found), error: None, errno: None },
+        Err(error) => Report { step, found: None, error: Some(error.to_string()), errno: error.raw_os_error() },
     }
 }
 

@@ -14,7 +14,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use world::{App, GitHost, GitHub, Reach};
 
-const USAGE: &str = "usage: world-github --root DIR --app-id N --installation-id N --private-key FILE --ports-file FILE \
+const USAGE: &str =
+    "usage: world-github --root DIR --app-id N --installation-id N --private-key FILE --ports-file FILE \
 [--api-port N] [--git-port N]
 
 Serves GitHub's API for one App, and git over HTTP, over the bare repositories DIR/OWNER/NAME.git.
@@ -47,12 +48,7 @@ fn main() -> Result<()> {
 
     let ports = format!("GITHUB_API={}\nGIT_HOST={}\n", github.url(), host.url());
     write_whole(&args.ports_file, &ports).context("the ports file")?;
-    eprintln!(
-        "github: App {} on {}, git on {}",
-        args.app_id,
-        github.url(),
-        host.url()
-    );
+    eprintln!("github: App {} on {}, git on {}", args.app_id, github.url(), host.url());
     signals.forever().next();
     let _ = fs::remove_file(&args.ports_file);
     Ok(())
@@ -62,23 +58,13 @@ fn parse(args: Vec<String>) -> Result<Args> {
     if !args.len().is_multiple_of(2) || args.iter().any(|arg| arg == "--help") {
         bail!("{USAGE}");
     }
-    let value = |name: &str| {
-        args.chunks(2)
-            .find(|pair| pair[0] == name)
-            .map(|pair| pair[1].clone())
-    };
+    let value = |name: &str| args.chunks(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
     let needed = |name: &str| value(name).with_context(|| format!("{name} is missing\n{USAGE}"));
-    let port = |name: &str| {
-        value(name)
-            .map_or(Ok(0), |port| port.parse())
-            .context(name.to_owned())
-    };
+    let port = |name: &str| value(name).map_or(Ok(0), |port| port.parse()).context(name.to_owned());
     Ok(Args {
         root: needed("--root")?.into(),
         app_id: needed("--app-id")?.parse().context("--app-id")?,
-        installation_id: needed("--installation-id")?
-            .parse()
-            .context("--installation-id")?,
+        installation_id: needed("--installation-id")?.parse().context("--installation-id")?,
         private_key: needed("--private-key")?.into(),
         ports_file: needed("--ports-file")?.into(),
         api_port: port("--api-port")?,
@@ -89,12 +75,7 @@ fn parse(args: Vec<String>) -> Result<Args> {
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     // An old file would keep its old mode.
     let _ = fs::remove_file(path);
-    fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?
-        .write_all(text.as_bytes())
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
 /// A script that waits for the file finds it whole.
