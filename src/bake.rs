@@ -123,6 +123,8 @@ pub struct Definition {
     pub text: String,
     /// The same, unescaped, by target.
     pub targets: BTreeMap<String, Map<String, Value>>,
+    /// The tree in which all its contexts and Dockerfiles lie.
+    pub worktree: PathBuf,
 }
 
 /// Runs `docker-buildx`.
@@ -157,7 +159,7 @@ impl Bake {
         let targets = policy::police(printed, order, &self.limits)?;
         let text = escape::definition(&targets);
         print::verify(self, &text, &targets, order, directory, stop).await?;
-        Ok(Definition { text, targets })
+        Ok(Definition { text, targets, worktree: order.worktree.to_owned() })
     }
 
     /// Builds a policed definition; everything that happens goes to the journal.

@@ -115,38 +115,40 @@ pub async fn run(
     tokio::pin!(write);
 
     let started = Instant::now();
-    let (mut last_byte, mut n_bytes, mut ended, mut written) = (started, 0, None, false);
-    let mut drained_by = started + limits.timeout + DRAIN;
-    loop {
-        let silent_at = last_byte + limits.silence;
-        // Nothing is lost when a branch is dropped: lines stay in the channel, `wait` and the timers are asked again.
+    let (mut last_byte, mut n_bytes) = (started, 0);
+    let (mut is_written, mut is_open) = (false, true);
+    let mut ended = None;
+    let mut drain_until = None;
+    while ended.is_none() || is_open {
+        // Nothing is lost when a branch is dropped: lines stay in the channel, the write goes on where it was, `wait`
+        // and the timers are asked again.
         tokio::select! {
             biased;
             () = limits.stop.cancelled(), if ended.is_none() => ended = Some(Ended::Stopped),
             () = sleep_until(started + limits.timeout), if ended.is_none() => ended = Some(Ended::TimedOut),
-            () = sleep_until(silent_at), if ended.is_none() => ended = Some(Ended::Silent),
-            () = sleep_until(drained_by), if ended.is_some() => break,
-            line = lines.recv() => {
-                let Some((stream, line)) = line else { break };
-                last_byte = Instant::now();
-                if stream == Stream::Out {
-                    n_bytes += line.len() + 1;
+            () = sleep_until(last_byte + limits.silence), if ended.is_none() => ended = Some(Ended::Silent),
+            () = sleep_until(drain_until.unwrap_or(started)), if drain_until.is_some() => break,
+            line = lines.recv(), if is_open => match line {
+                Some((stream, line)) => {
+                    last_byte = Instant::now();
+                    n_bytes += if stream == Stream::Out { line.len() + 1 } else { 0 };
+                    on_line(stream, &line);
+                    if n_bytes > limits.max_output_bytes && ended.is_none() {
+                        ended = Some(Ended::TooMuchOutput);
+                    }
                 }
-                on_line(stream, &line);
-                if n_bytes > limits.max_output_bytes && ended.is_none() {
-                    ended = Some(Ended::TooMuchOutput);
-                }
-            }
-            () = &mut write, if !written => written = true,
+                None => is_open = false,
+            },
+            () = &mut write, if !is_written => is_written = true,
             status = child.wait(), if ended.is_none() => {
                 let status = status.map_err(|source| ProcessError::Wait { program: program.clone(), source })?;
                 ended = Some(Ended::Exited(status));
             }
         }
-        if ended.is_some() && drained_by == started + limits.timeout + DRAIN {
+        if ended.is_some() && drain_until.is_none() {
             // The group goes with its leader, and with it whatever else holds the pipes.
             group.kill();
-            drained_by = Instant::now() + DRAIN;
+            drain_until = Some(Instant::now() + DRAIN);
         }
     }
     let status = child.wait().await.map_err(|source| ProcessError::Wait { program, source })?;
@@ -267,6 +269,12 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(10));
         let grandchild = lines[0].trim_start_matches("Out ").to_owned();
         wait_until(|| is_gone(&grandchild)).await;
+    }
+
+    #[tokio::test]
+    async fn a_child_that_closes_its_pipes_and_stays_is_killed_at_its_limit() {
+        let limits = Limits { timeout: Duration::from_millis(300), ..limits() };
+        assert_eq!(run_shell("exec sleep 60 >&- 2>&-", b"", &limits).await.0, Ended::TimedOut);
     }
 
     #[tokio::test]

@@ -28,6 +28,9 @@ use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
 use crate::sidekiq::turn::{Effect, Settlement, announce};
 
+/// How long a stopped build may take to end its child and remove its directory.
+const CLEAN_UP: Duration = Duration::from_secs(2);
+
 /// What all slots share.
 #[derive(Debug)]
 pub struct Processor {
@@ -152,11 +155,20 @@ async fn build(
     let attempt = Attempt { journal: &journal, stop: &stop };
     let built = tokio::select! {
         built = perform(&processor.stations, &job, attempt, &mut attempted.report) => built,
-        // The build is dropped, which kills its child and removes its directory.
-        () = running.taken.cancelled() => Err(Failure::new(Reason::Interrupted, "the job was given to another worker")),
+        // What does not listen to `stop`, a request to GitHub, is dropped.
+        () = given_up(running, &stop) => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
     };
     attempted.report.notices = journal.notices();
     built
+}
+
+/// Stops the build when the worker ends or the job was taken; returns when it had time to clean up after itself.
+async fn given_up(running: &Running, stop: &CancellationToken) {
+    tokio::select! {
+        () = running.taken.cancelled() => stop.cancel(),
+        () = stop.cancelled() => {}
+    }
+    tokio::time::sleep(CLEAN_UP).await;
 }
 
 fn invalid(error: JobError) -> Failure {

@@ -16,10 +16,10 @@ use crate::processor::{Processor, process};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{self, SandboxMode, Settings};
-use crate::sidekiq::custody::{Custody, Running, RunningJobs};
+use crate::sidekiq::custody::{Custody, Running, RunningJobs, put_back};
 use crate::sidekiq::heartbeat::{self, Process, Remote};
 use crate::sidekiq::lease::Lease;
-use crate::sidekiq::turn::{Effect, Settlement};
+use crate::sidekiq::turn::Settlement;
 use crate::sidekiq::{Identity, poller, recovery};
 use crate::state::{StateDirectory, StateError};
 
@@ -167,7 +167,7 @@ async fn take_units(
         // Dropping `recv` loses nothing: the unit stays in the channel.
         tokio::select! {
             unit = units.recv() => match unit {
-                Some(unit) if shutdown.quiet.is_cancelled() => put_back(unit, &settlements),
+                Some(unit) if shutdown.quiet.is_cancelled() => drop(settlements.send(put_back(unit.unit))),
                 Some(unit) => drop(slots.spawn(process(Arc::clone(processor), unit, settlements.clone()))),
                 None => break,
             },
@@ -189,13 +189,8 @@ async fn take_units(
     }
     units.close();
     while let Some(unit) = units.recv().await {
-        put_back(unit, &settlements);
+        let _ = settlements.send(put_back(unit.unit));
     }
-}
-
-fn put_back(running: Running, settlements: &mpsc::UnboundedSender<Settlement>) {
-    let effects = vec![Effect::PutBack { queue: running.unit.queue }];
-    let _ = settlements.send(Settlement { token: running.unit.token, is_processed: false, is_failed: false, effects });
 }
 
 async fn drain(slots: &mut JoinSet<()>) {

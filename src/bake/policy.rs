@@ -139,9 +139,11 @@ impl Rules<'_> {
     fn dockerfile(&self, value: Value, context: &Path) -> Result<Value, Refusal> {
         let path = format!("{}.dockerfile", self.path);
         let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
-        // BuildKit looks for it in the context; when it is not there, it says so better than we could.
-        if context.join(text).symlink_metadata().is_err() && is_relative_and_straight(text) {
-            return Ok(value);
+        // When it is not there, BuildKit says so better than we could; its directory must be ours all the same.
+        let file = context.join(text);
+        if file.symlink_metadata().is_err() {
+            let folder = file.parent().filter(|folder| folder.exists()).unwrap_or(context);
+            return self.inside(&path, folder, ".").map(|_| value);
         }
         self.inside(&path, context, text).map(|_| value)
     }
@@ -244,12 +246,6 @@ fn is_cache_only(target: &Map<String, Value>) -> bool {
         !outputs.is_empty()
             && outputs.iter().all(|output| output.get("type").and_then(Value::as_str) == Some("cacheonly"))
     })
-}
-
-fn is_relative_and_straight(text: &str) -> bool {
-    Path::new(text)
-        .components()
-        .all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir))
 }
 
 fn list(value: &Value) -> &[Value] {

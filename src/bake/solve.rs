@@ -86,14 +86,14 @@ pub(super) fn environment(site: &Site, private: &Path) -> BTreeMap<String, Strin
     environment
 }
 
-/// The contexts, read-only; its own directory; the builder's and the registries' ports.
+/// The worktree, read-only; its own directory; the builder's and the registries' ports.
 fn sandbox(bake: &Bake, definition: &Definition, site: &Site, private: &Path) -> Sandbox {
     let mut execute = loaders();
     execute.push(bake.buildx.binary.clone());
     let mut read = libraries();
     read.extend(network_files(Path::new("/etc/ssl/certs")));
     read.extend(site.files.iter().cloned());
-    read.extend(contexts(definition));
+    read.push(definition.worktree.clone());
     let with_registries = |ports: &Vec<u16>| ports.iter().chain(&bake.sandbox.registry_ports).copied().collect();
     Sandbox {
         enforcement: bake.sandbox.mode.into(),
@@ -107,14 +107,4 @@ fn sandbox(bake: &Bake, definition: &Definition, site: &Site, private: &Path) ->
         },
         limits: Limits { data_bytes: bake.sandbox.max_data_bytes, cpu_seconds: None, file_bytes: 1 << 30 },
     }
-}
-
-/// The directories that buildx sends: policed, so each lies in the worktree.
-fn contexts(definition: &Definition) -> impl Iterator<Item = std::path::PathBuf> + '_ {
-    definition.targets.values().flat_map(|target| {
-        let named =
-            target.get("contexts").and_then(Value::as_object).into_iter().flat_map(|contexts| contexts.values());
-        let all = target.get("context").into_iter().chain(named);
-        all.filter_map(Value::as_str).filter(|path| path.starts_with('/')).map(Into::into)
-    })
 }

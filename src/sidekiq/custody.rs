@@ -202,16 +202,20 @@ impl Custody {
         let n_fetched = fetched.len();
         for unit in fetched {
             memory.slots.retain(|token| *token != unit.token);
-            self.begin(unit, units);
+            self.begin(memory, unit, units);
         }
         n_fetched
     }
 
-    fn begin(&self, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
+    /// Hands a unit to the processors; back on its queue when they have stopped listening.
+    fn begin(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
         let running = Running { unit, since: Epoch::now(), taken: CancellationToken::new() };
-        self.running.with(|all| all.insert(running.unit.token.clone(), running.clone()));
-        // When nobody listens any more the worker is leaving, and recovery brings the job back.
-        let _ = units.send(running);
+        let token = running.unit.token.clone();
+        self.running.with(|all| all.insert(token.clone(), running.clone()));
+        if let Err(mpsc::error::SendError(running)) = units.send(running) {
+            self.running.with(|all| all.remove(&token));
+            memory.pending.push(put_back(running.unit));
+        }
     }
 
     async fn reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> Result<(), RedisError> {
@@ -246,12 +250,17 @@ impl Custody {
         memory.slots.retain(|token| *token != unit.token);
         if is_free {
             tracing::warn!(token = %unit.token, "a job that was fetched without our knowing is taken up");
-            self.begin(unit, units);
+            self.begin(memory, unit, units);
         } else {
-            let effects = vec![Effect::PutBack { queue: unit.queue }];
-            memory.pending.push(Settlement { token: unit.token, is_processed: false, is_failed: false, effects });
+            memory.pending.push(put_back(unit));
         }
     }
+}
+
+/// A unit's way back to the head of its queue, as if it had never been fetched.
+pub fn put_back(unit: UnitOfWork) -> Settlement {
+    let effects = vec![Effect::PutBack { queue: unit.queue }];
+    Settlement { token: unit.token, is_processed: false, is_failed: false, effects }
 }
 
 /// An entry of an in-flight hash: queue, newline, text.
