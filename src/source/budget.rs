@@ -2,8 +2,7 @@
 
 use git2::{ErrorCode, ObjectType, Odb, Oid, Repository};
 
-use super::child::Failed;
-use super::request::{Fault, Limits};
+use super::request::{Failed, Fault, Limits};
 
 /// Directories in directories.
 const MAX_DEPTH: usize = 200;

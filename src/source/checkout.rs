@@ -6,8 +6,7 @@ use std::path::Path;
 use git2::build::CheckoutBuilder;
 use git2::{ErrorClass, Index, Oid, Repository};
 
-use super::child::Failed;
-use super::request::Fault;
+use super::request::{Failed, Fault};
 
 /// Checks `commit` out into `worktree`, which must not exist yet. There is no `.git` in it.
 ///

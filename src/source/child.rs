@@ -1,7 +1,7 @@
 //! The source child: reads the request, fetches, checks out, says how it went. Ordinary synchronous code.
 
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -11,29 +11,11 @@ use super::budget::{self, Verdict};
 use super::checkout;
 use super::fetch::{self, Remote};
 use super::mirror::Mirror;
-use super::request::{Asked, Fault, Limits, Message, Request};
+use super::request::{Asked, Failed, Fault, Limits, Message, Request, say};
 use crate::sandbox::Sandbox;
 
 /// First argument of our own binary when it is started as a source child.
 pub const VERB: &str = "source-child";
-
-/// What went wrong, as it is told to the worker.
-#[derive(Debug)]
-pub(super) struct Failed {
-    pub(super) fault: Fault,
-    pub(super) message: String,
-}
-
-impl Failed {
-    pub(super) fn new(fault: Fault, message: impl Into<String>) -> Self {
-        Self { fault, message: message.into() }
-    }
-
-    /// A failure of the mirror or the disk.
-    pub(super) fn worker(error: impl std::fmt::Display) -> Self {
-        Self::new(Fault::Worker, error.to_string())
-    }
-}
 
 /// The child's `main`. Arguments: the sandbox and the worker's process id.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -49,12 +31,6 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     say(&message);
     code
-}
-
-/// Writes one line to the worker. When nobody reads it any more, the kernel is about to end us.
-pub(super) fn say(message: &Message) {
-    let line = serde_json::to_string(message).expect("a message is plain data");
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn read_request() -> Result<Request, Failed> {

@@ -8,8 +8,7 @@ use git2::{
     Repository,
 };
 
-use super::child::{Failed, say};
-use super::request::{Fault, Limits, Message};
+use super::request::{Failed, Fault, Limits, Message, say};
 
 /// Progress is told at most this often.
 const PROGRESS: Duration = Duration::from_millis(200);

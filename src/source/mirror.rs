@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use git2::{Repository, RepositoryInitOptions};
 use rustix::fs::{FlockOperation, flock};
 
-use super::child::Failed;
+use super::request::Failed;
 
 /// A mirror that nobody else fetches into.
 pub(super) struct Mirror {

@@ -1,5 +1,6 @@
 //! What the worker and the source child say to each other: one JSON object in, lines of JSON out.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -86,4 +87,28 @@ pub enum Fault {
     Unclear,
     /// The mirror or the disk.
     Worker,
+}
+
+/// What went wrong, as it is told to the worker.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) fault: Fault,
+    pub(super) message: String,
+}
+
+impl Failed {
+    pub(super) fn new(fault: Fault, message: impl Into<String>) -> Self {
+        Self { fault, message: message.into() }
+    }
+
+    /// A failure of the mirror or the disk.
+    pub(super) fn worker(error: impl std::fmt::Display) -> Self {
+        Self::new(Fault::Worker, error.to_string())
+    }
+}
+
+/// Writes one line to the worker. When nobody reads it any more, the kernel is about to end us.
+pub(super) fn say(message: &Message) {
+    let line = serde_json::to_string(message).expect("a message is plain data");
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
