@@ -1,9 +1,10 @@
 //! Why a bake failed: one entry of the closed list, from its exit and its events.
 //!
-//! Steps are judged first, by the vertex that failed; only then is the last `ERROR:` line read. What a customer wrote is
-//! never matched: BuildKit quotes commands in its errors, and `RUN false # connection refused` is no network failure.
+//! Steps are judged first, by the vertex that failed; only then is the `ERROR:` line read. What a customer wrote is never
+//! matched: BuildKit quotes commands, names and messages in its errors, and `RUN false # connection refused` is no network
+//! failure. So an error is known by how it begins, and a registry's answer is read without references and URLs.
 
-use super::progress::{Progress, StepFailure, Vertex};
+use super::progress::{Progress, Vertex};
 use crate::process::Ended;
 use crate::reason::{Failure, Reason};
 
@@ -22,34 +23,41 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<Failure> {
 }
 
 fn exited(progress: &Progress) -> Failure {
-    if let Some((reason, vertex)) = progress.failed().find_map(judge) {
+    if let Some((reason, vertex)) = progress.failed().find_map(|vertex| Some((judge(vertex)?, vertex))) {
         return Failure::new(reason, describe(vertex));
     }
     let error = progress.error.as_deref().or(progress.last_text()).unwrap_or("docker-buildx ended without a word");
-    let reason = by_error_line(error).unwrap_or(Reason::BuildFailed);
+    let reason = by_error_line(error, progress.failed().next().is_some());
     Failure::new(reason, error.chars().take(2000).collect::<String>())
 }
 
 /// What a failed vertex says: a step of the Dockerfile, a base image, an export.
-fn judge(vertex: &Vertex) -> Option<StepFailure<'_>> {
+fn judge(vertex: &Vertex) -> Option<Reason> {
     let error = vertex.own_error()?;
-    let reason = if error.contains("did not complete successfully: ") {
-        // The quoted command is the customer's; the words after it are BuildKit's.
-        Reason::StepFailed
-    } else if error.contains("failed to calculate checksum of ref") && error.contains("not found") {
-        Reason::FileNotFound
-    } else if vertex.name.contains("load metadata for ") || vertex.name.contains("] FROM ") {
-        registry(error).unwrap_or(Reason::BaseImageNotFound)
-    } else {
-        registry(error)?
-    };
-    Some((reason, vertex))
+    if let Some((_, reason)) = STEP_ERRORS.iter().find(|(begin, _)| error.starts_with(begin)) {
+        return Some(*reason);
+    }
+    let is_base_image = vertex.name.starts_with("[internal] load metadata for ") || vertex.name.contains("] FROM ");
+    let speaks_to_registry = ["exporting ", "importing "].iter().any(|begin| vertex.name.starts_with(begin));
+    match registry(error) {
+        Some(reason) if is_base_image || speaks_to_registry => Some(reason),
+        None if is_base_image => Some(Reason::BaseImageNotFound),
+        _ => None,
+    }
 }
 
-/// What a registry's answer means; `None` when it is not about a registry.
+/// How the error of a step begins. What follows quotes the customer.
+const STEP_ERRORS: &[(&str, Reason)] = &[
+    ("process \"", Reason::StepFailed),
+    ("secret ", Reason::StepFailed),
+    ("failed to calculate checksum of ref", Reason::FileNotFound),
+];
+
+/// What a registry's answer means; `None` when it says nothing that we know. References and URLs are not read.
 fn registry(error: &str) -> Option<Reason> {
-    let error = error.to_ascii_lowercase();
-    let says = |patterns: &[&str]| patterns.iter().any(|pattern| error.contains(pattern));
+    let words: Vec<&str> = error.split_whitespace().filter(|word| !word.contains('/')).collect();
+    let said = words.join(" ").to_ascii_lowercase();
+    let says = |patterns: &[&str]| patterns.iter().any(|pattern| said.contains(pattern));
     if says(DENIED) {
         Some(Reason::RegistryDenied)
     } else if says(UNAVAILABLE) {
@@ -85,53 +93,106 @@ const UNAVAILABLE: &[&str] = &[
     "dial tcp",
 ];
 
-/// The last resort: what buildx itself says. In the order of their certainty.
-fn by_error_line(error: &str) -> Option<Reason> {
-    const PATTERNS: &[(&str, Reason)] = &[
-        ("did not complete successfully: exit code", Reason::StepFailed),
-        ("failed to read dockerfile", Reason::DockerfileNotFound),
-        ("dockerfile parse error", Reason::DockerfileInvalid),
-        ("unknown instruction", Reason::DockerfileInvalid),
-        ("the Dockerfile cannot be empty", Reason::DockerfileInvalid),
-        ("failed to parse stage name", Reason::DockerfileInvalid),
-        ("target stage", Reason::DockerfileInvalid),
-        ("failed to calculate checksum of ref", Reason::FileNotFound),
-        ("unable to prepare context", Reason::ContextNotFound),
-        ("tag is needed when pushing", Reason::DefinitionInvalid),
-        ("invalid reference format", Reason::DefinitionInvalid),
-        ("failed to find target", Reason::DefinitionInvalid),
-        ("granting entitlement", Reason::PolicyRefused),
-        ("error reading from server", Reason::BuilderLost),
-        ("closing transport", Reason::BuilderLost),
-        ("graceful_stop", Reason::BuilderLost),
-        ("code = Unavailable", Reason::BuilderLost),
-        ("no running buildkit pods", Reason::BuilderUnavailable),
-        ("no pod found for key", Reason::BuilderUnavailable),
-        ("replicas to be ready", Reason::BuilderUnavailable),
-        ("failed to dial", Reason::BuilderUnavailable),
-        ("is forbidden", Reason::BuilderUnavailable),
-        ("context deadline exceeded", Reason::BuilderUnavailable),
-        ("error reading server preface", Reason::BuilderUnavailable),
-        ("Cannot connect to the Docker daemon", Reason::BuilderUnavailable),
-    ];
-    if error.starts_with("no builder ") || error.starts_with("listing workers for Build") {
-        return Some(Reason::BuilderUnavailable);
+/// The last resort: the line that buildx ends with, judged by how it begins.
+fn by_error_line(error: &str, has_failed_vertex: bool) -> Reason {
+    let line = match error.strip_prefix("target ").and_then(|rest| rest.split_once(": ")) {
+        Some((name, rest)) if crate::job::is_target_name(name) => rest,
+        _ => error,
+    };
+    match line.strip_prefix("failed to solve: ") {
+        Some(line) => by_solve_error(line, has_failed_vertex),
+        None => {
+            BUILDX.iter().find(|(words, _)| line.contains(words)).map_or(Reason::BuildFailed, |(_, reason)| *reason)
+        }
     }
-    let said = outside_of_quotes(error);
-    if said.contains("failed to resolve source metadata") {
-        return registry(&said).or(Some(Reason::BaseImageNotFound));
-    }
-    let found = PATTERNS.iter().find(|(pattern, _)| said.contains(pattern)).map(|(_, reason)| *reason);
-    found.or_else(|| registry(&said))
 }
 
-/// The text without what BuildKit quotes of the customer's.
-fn outside_of_quotes(error: &str) -> String {
-    match (error.find("process \""), error.rfind("\" did not complete")) {
-        (Some(from), Some(to)) if from < to => format!("{}{}", &error[..from], &error[to..]),
-        _ => error.to_owned(),
+/// What BuildKit answered. A line that it does not begin in a way we know, without a failed step, is the Dockerfile
+/// frontend's: it quotes the customer, and the customer can mend it.
+fn by_solve_error(line: &str, has_failed_vertex: bool) -> Reason {
+    if let Some((_, reason)) = SOLVE_ERRORS.iter().find(|(begin, _)| line.starts_with(begin)) {
+        return *reason;
     }
+    // It begins with the reference, which is the customer's.
+    let is_base_image =
+        line.split_once(": ").is_some_and(|(_, rest)| rest.starts_with("failed to resolve source metadata for "));
+    if is_base_image {
+        return registry(line).unwrap_or(Reason::BaseImageNotFound);
+    }
+    if REGISTRY_ERRORS.iter().any(|begin| line.starts_with(begin)) {
+        return registry(line).unwrap_or(Reason::RegistryUnavailable);
+    }
+    let is_ours = has_failed_vertex || INFRASTRUCTURE_ERRORS.iter().any(|begin| line.starts_with(begin));
+    if is_ours { Reason::BuildFailed } else { Reason::DockerfileInvalid }
 }
+
+const SOLVE_ERRORS: &[(&str, Reason)] = &[
+    ("process \"", Reason::StepFailed),
+    ("failed to load cache key", Reason::StepFailed),
+    ("failed to read dockerfile", Reason::DockerfileNotFound),
+    ("dockerfile parse error", Reason::DockerfileInvalid),
+    ("failed to compute cache key: failed to calculate checksum of ref", Reason::FileNotFound),
+    ("failed to calculate checksum of ref", Reason::FileNotFound),
+    ("failed to load LLB: ", Reason::PolicyRefused),
+    ("granting entitlement", Reason::PolicyRefused),
+    ("tag is needed when pushing", Reason::DefinitionInvalid),
+    ("rpc error: code = Unavailable", Reason::BuilderLost),
+    ("Unavailable: ", Reason::BuilderLost),
+    ("failed to receive status", Reason::BuilderLost),
+    ("exporter \"", Reason::BuilderUnavailable),
+];
+
+const REGISTRY_ERRORS: &[&str] = &[
+    "failed to push ",
+    "failed to do request",
+    "failed to authorize",
+    "failed to fetch ",
+    "failed to copy",
+    "failed commit on ref",
+    "error writing ",
+    "unexpected status from ",
+];
+
+const INFRASTRUCTURE_ERRORS: &[&str] = &[
+    "Canceled: ",
+    "DeadlineExceeded: ",
+    "FailedPrecondition: ",
+    "Internal: ",
+    "ResourceExhausted: ",
+    "Unknown: ",
+    "error from sender",
+    "failed to dial",
+    "failed to mount",
+    "failed to prepare",
+    "frontend grpc server closed",
+    "mount callback failed",
+    "no active session",
+    "rpc error",
+];
+
+/// What buildx itself says, when BuildKit was not reached or went away. It quotes the policed definition at most.
+const BUILDX: &[(&str, Reason)] = &[
+    ("unable to prepare context", Reason::ContextNotFound),
+    ("failed to find target", Reason::DefinitionInvalid),
+    ("tag is needed when pushing", Reason::DefinitionInvalid),
+    ("invalid reference format", Reason::DefinitionInvalid),
+    ("granting entitlement", Reason::PolicyRefused),
+    ("no builder ", Reason::BuilderUnavailable),
+    ("no running buildkit pods", Reason::BuilderUnavailable),
+    ("no pod found for key", Reason::BuilderUnavailable),
+    ("replicas to be ready", Reason::BuilderUnavailable),
+    ("is forbidden", Reason::BuilderUnavailable),
+    ("listing workers", Reason::BuilderUnavailable),
+    ("error reading server preface", Reason::BuilderUnavailable),
+    ("error reading from server", Reason::BuilderLost),
+    ("closing transport", Reason::BuilderLost),
+    ("graceful_stop", Reason::BuilderLost),
+    ("code = Unavailable", Reason::BuilderLost),
+    ("context deadline exceeded", Reason::BuilderUnavailable),
+    ("failed to dial", Reason::BuilderUnavailable),
+    ("Cannot connect to the Docker daemon", Reason::BuilderUnavailable),
+    ("failed to connect to the docker API", Reason::BuilderUnavailable),
+];
 
 fn describe(vertex: &Vertex) -> String {
     let target = vertex.targets.iter().next().map(|target| format!("target {target}, ")).unwrap_or_default();
@@ -199,7 +260,28 @@ mod tests {
 
     #[test]
     fn a_customers_own_words_are_not_matched() {
-        let line = r#"failed to solve: process "/bin/sh -c false # connection refused, code = Unavailable" did not complete successfully: exit code: 1"#;
-        assert_eq!(by_error_line(line), Some(Reason::StepFailed));
+        for (line, reason) in [
+            (
+                r#"process "/bin/sh -c false # connection refused, code = Unavailable" did not complete successfully: exit code: 1"#,
+                Reason::StepFailed,
+            ),
+            (r#"failed to process "${NOPE:?no": NOPE: connection refused"#, Reason::DockerfileInvalid),
+            ("invalid signal: dial tcp: connection refused", Reason::DockerfileInvalid),
+            ("failed to parse platform dial tcp: connection refused: not an OS", Reason::DockerfileInvalid),
+            ("Invalid containerPort: a", Reason::DockerfileInvalid),
+            ("failed to load LLB: network.host is not allowed", Reason::PolicyRefused),
+            (
+                "r.example/toomanyrequests:1: failed to resolve source metadata for r.example/toomanyrequests:1: not found",
+                Reason::BaseImageNotFound,
+            ),
+            (
+                r#"failed to push r.example/x:1: failed to do request: Head "http://r.example/v2": dial tcp r.example: connect: connection refused"#,
+                Reason::RegistryUnavailable,
+            ),
+            ("Internal: something broke", Reason::BuildFailed),
+        ] {
+            assert_eq!(by_error_line(&format!("failed to solve: {line}"), false), reason, "{line}");
+            assert_eq!(by_error_line(&format!("target web: failed to solve: {line}"), false), reason, "{line}");
+        }
     }
 }

@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::event::{Event, Step};
-use crate::reason::Reason;
 use crate::report::{Status, TargetReport};
 
 /// Lines of text kept for the diagnosis.
@@ -107,14 +106,17 @@ impl Vertex {
         }
     }
 
-    /// Whether it is a step of a Dockerfile: its bracket ends in `n/m`.
+    /// Stage and number of a step of a Dockerfile: its bracket ends in `n/m`.
+    fn position(&self) -> Option<(&str, u32)> {
+        let (bracket, _) = self.name.strip_prefix('[')?.split_once(']')?;
+        let (stage, step) = bracket.rsplit_once(' ').unwrap_or(("", bracket));
+        let (n, m) = step.split_once('/')?;
+        m.parse::<u32>().ok()?;
+        Some((stage, n.parse().ok()?))
+    }
+
     fn is_step(&self) -> bool {
-        let Some((bracket, _)) = self.name.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
-            return false;
-        };
-        let last = bracket.rsplit(' ').next().unwrap_or_default();
-        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        last.split_once('/').is_some_and(|(n, m)| is_number(n) && is_number(m))
+        self.position().is_some()
     }
 
     fn was_cached(&self) -> bool {
@@ -182,15 +184,7 @@ impl Progress {
     /// What became of one target. `is_success`: whether the bake as a whole succeeded.
     pub(super) fn target(&self, name: &str, tags: Vec<String>, is_success: bool) -> TargetReport {
         let own: Vec<&Vertex> = self.vertices.iter().filter(|vertex| vertex.targets.contains(name)).collect();
-        // BuildKit reports a step that a sibling has just run once more, as cached and under another digest: a step is
-        // its name, and has run when any vertex of that name has.
-        let mut steps: BTreeMap<&str, bool> = BTreeMap::new();
-        // A FROM that needs no pull is flagged as cached at BuildKit's whim, and is not counted.
-        let is_counted =
-            |vertex: &&&Vertex| vertex.is_step() && !vertex.name.contains("] FROM ") && vertex.completed.is_some();
-        for vertex in own.iter().filter(is_counted) {
-            *steps.entry(&vertex.name).or_default() |= !vertex.was_cached();
-        }
+        let steps = self.steps(&own);
         let started = own.iter().filter_map(|vertex| vertex.started).min();
         let completed = own.iter().filter_map(|vertex| vertex.completed).max();
         let error = own.iter().find_map(|vertex| vertex.own_error()).map(|error| first_line(error).to_owned());
@@ -210,6 +204,33 @@ impl Progress {
             steps_cached: count(steps.values().filter(|has_run| !**has_run).count()),
             error,
         }
+    }
+
+    /// The steps of a target that were reached, by name, and whether each has run.
+    ///
+    /// BuildKit reports a step that a sibling has just run once more, as cached and under another digest: a step is its
+    /// name, and has run when any vertex of that name has. And when a later step comes from the cache, those before it are
+    /// planned but never completed: they were reached all the same.
+    /// A FROM that needs no pull is flagged as cached at BuildKit's whim, and is not counted.
+    fn steps<'a>(&self, own: &[&'a Vertex]) -> BTreeMap<&'a str, bool> {
+        let counted = || own.iter().filter(|vertex| vertex.is_step() && !vertex.name.contains("] FROM "));
+        let mut last_completed: BTreeMap<&str, u32> = BTreeMap::new();
+        for (stage, n) in counted().filter(|vertex| vertex.completed.is_some()).filter_map(|vertex| vertex.position()) {
+            let last = last_completed.entry(stage).or_default();
+            *last = n.max(*last);
+        }
+        let mut steps = BTreeMap::new();
+        for vertex in counted() {
+            let is_passed =
+                vertex.position().is_some_and(|(stage, n)| last_completed.get(stage).is_some_and(|last| n < *last));
+            let has_run = match vertex.completed {
+                Some(_) => !vertex.was_cached(),
+                None if is_passed => self.vertices.iter().any(|other| other.name == vertex.name && other.has_run),
+                None => continue,
+            };
+            *steps.entry(vertex.name.as_str()).or_default() |= has_run;
+        }
+        steps
     }
 
     fn status(&mut self, status: SolveStatus) -> Vec<Event> {
@@ -330,9 +351,6 @@ impl Vertex {
         self.pushed.iter().find(|(reference, _)| is_same(reference)).map(|(_, digest)| digest.clone())
     }
 }
-
-/// Reason of a failure, and the step it is about, as far as the vertices tell.
-pub(super) type StepFailure<'a> = (Reason, &'a Vertex);
 
 fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()

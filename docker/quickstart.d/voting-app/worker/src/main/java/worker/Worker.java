@@ -1,0 +1,7 @@
+package worker;
+
+class Worker {
+    public static void main(String[] args) {
+        System.out.println("waiting for votes");
+    }
+}
