@@ -329,14 +329,14 @@ fn log_end(result: &Result<(), Failure>, report: &Report, disposition: Dispositi
     let took_s = Epoch::now().since(since).as_secs_f64();
     let (jid, repository, sha) = (&report.jid, report.repository.as_deref(), report.sha.as_deref());
     match (result, disposition) {
-        (Ok(()), _) => tracing::info!(jid, repository, sha, took_s, "build succeeded"),
+        (Ok(()), _) => tracing::info!(jid, repository, sha, took_s, "job done"),
         (Err(failure), Disposition::PutBack) => tracing::info!(jid, repository, %failure, took_s, "job put back"),
         (Err(failure), Disposition::RetryAt(at)) => {
             let retry_at_s = at.as_secs_f64();
-            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, retry_at_s, "build failed, will be retried");
+            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, retry_at_s, "job failed, will be retried");
         }
         (Err(failure), _) => {
-            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, "build failed");
+            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, "job failed");
         }
     }
 }

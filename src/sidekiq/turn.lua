@@ -103,25 +103,33 @@ local function settle()
   return 1
 end
 
+local are_empty = false
+
+-- Takes the next job of the first queue that has one. The first miss is enough to know that all are empty, and reading
+-- their lengths arms client-side tracking: the next push to any of them wakes us.
+local function take(token, queues)
+  for _, queue in ipairs(are_empty and {} or queues) do
+    local text = redis.call('RPOP', queue)
+    if text then
+      local entry = queue_name(queue) .. '\n' .. text
+      redis.call('HSET', inflight, token, entry)
+      return entry
+    end
+  end
+  if not are_empty then
+    for _, queue in ipairs(queues) do redis.call('LLEN', queue) end
+    are_empty = true
+  end
+  return nil
+end
+
 local function fetch()
   local token, n_queues = argument(), tonumber(argument())
   local queues = {}
   for i = 1, n_queues do queues[i] = KEYS[tonumber(argument())] end
 
-  local entry = redis.call('HGET', inflight, token)
-  for _, queue in ipairs(queues) do
-    if entry then break end
-    local text = redis.call('RPOP', queue)
-    if text then
-      entry = queue_name(queue) .. '\n' .. text
-      redis.call('HSET', inflight, token, entry)
-    end
-  end
-  if not entry then
-    -- Nothing there. Reading the lengths arms client-side tracking: the next push to any of them wakes us.
-    for _, queue in ipairs(queues) do redis.call('LLEN', queue) end
-    return false
-  end
+  local entry = redis.call('HGET', inflight, token) or take(token, queues)
+  if not entry then return false end
   local queue = string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1)
   local text = text_of(entry)
   return { queue, text, redis.call('HGET', KEYS[10], redis.sha1hex(text)) or '0' }
