@@ -197,3 +197,38 @@ async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
         assert_eq!(report.errno, Some(libc::EACCES), "{report:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clones_have_a_bound_of_their_own() {
+    for (bound, expected) in [(1, 1..=1), (3, 2..=3)] {
+        let afternoon = Afternoon::start();
+        let (_, sha) = afternoon.voting_app();
+        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+        // Long enough for all the children that may be there to be there at once.
+        afternoon.git.faults().delay("/acme", std::time::Duration::from_millis(300));
+        for _ in 0..4 {
+            afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        }
+        let config = afternoon.config("");
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, format!("clones = {bound}\n{text}")).unwrap();
+        let worker = afternoon.worker_with(&config, &[]);
+        let mut most = 0;
+        while afternoon.redis.queue(CALLBACKS).await.len() < 4 {
+            most = most.max(n_source_children(worker.pid()));
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        assert!(expected.contains(&most), "{most} at once with clones = {bound}");
+    }
+}
+
+fn n_source_children(worker: u32) -> usize {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter(|process| {
+            let read = |name: &str| std::fs::read_to_string(process.path().join(name)).unwrap_or_default();
+            let parent = read("stat").rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1).map(str::to_owned));
+            parent == Some(worker.to_string()) && read("cmdline").contains("source-child")
+        })
+        .count()
+}
