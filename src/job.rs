@@ -234,9 +234,11 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 100 && text.chars().all(allowed) && !text.starts_with('.') && text != ".git"
 }
 
-/// Whether a text can name a target: what bake allows, without the characters that select several.
+/// Whether a text can name a target: what bake allows, without the characters that select several, and not like an
+/// option of a command line.
 pub fn is_target_name(text: &str) -> bool {
-    !text.is_empty() && text.len() <= 128 && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    !text.is_empty() && text.len() <= 128 && !text.starts_with('-') && text.chars().all(allowed)
 }
 
 impl<'de> Deserialize<'de> for Repository {
@@ -525,7 +527,9 @@ mod tests {
             assert!(refused(|job| job["repository"] = json!(repository)).starts_with("repository: "), "{repository}");
         }
         assert!(refused(|job| job["account"] = json!("../acme")).starts_with("account: "));
-        assert!(refused(|job| job["application"]["images"][0]["name"] = json!("a*")).contains("not a target name"));
+        for name in ["a*", "--push", "", "a b"] {
+            assert!(refused(|job| job["application"]["images"][0]["name"] = json!(name)).contains("not a target name"));
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::sidekiq::custody::Running;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
-use crate::sidekiq::turn::{Effect, Settlement, announce};
+use crate::sidekiq::turn::{Effect, Settlement, UnitOfWork, announce};
 
 /// How long a stopped build may take to end its child and remove its directory.
 const CLEAN_UP: Duration = Duration::from_secs(2);
@@ -70,6 +70,7 @@ pub enum Disposition {
 /// Processes one unit of work to its end, and hands in the settlement. A panic in it fails this job and no other.
 pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
     let unit = running.unit.clone();
+    let promise = Promise { text: Some(unit.clone()), settlements };
     let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()));
     let payload = Payload::parse(&unit.text);
     let attempted = attempt.await.unwrap_or_else(|error| Attempted {
@@ -85,20 +86,45 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         Ok(payload) => settle(&processor.jobs, &running, &payload, attempted),
         Err(error) => {
             tracing::error!(%error, queue = unit.queue, "a text that is no job goes to the dead set");
-            Settlement {
-                token: unit.token,
-                is_processed: false,
-                is_failed: false,
-                effects: vec![Effect::Bury { text: unit.text }],
-            }
+            buried(unit)
         }
     };
-    // The receiver goes last; when it is gone all the same, recovery brings the job back.
-    let _ = settlements.send(settlement);
+    promise.keep(settlement);
+}
+
+/// That a unit of work is settled, whatever happens: a bug of ours in settling must strand neither the job nor its slot.
+struct Promise {
+    text: Option<UnitOfWork>,
+    settlements: UnboundedSender<Settlement>,
+}
+
+impl Promise {
+    fn keep(mut self, settlement: Settlement) {
+        self.text = None;
+        // The receiver goes last; when it is gone all the same, recovery brings the job back.
+        let _ = self.settlements.send(settlement);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        let Some(unit) = self.text.take() else { return };
+        // An aborted slot is the end of the process: recovery brings the job back.
+        if std::thread::panicking() {
+            tracing::error!(token = %unit.token, "a job cannot be settled and goes to the dead set");
+            let _ = self.settlements.send(buried(unit));
+        }
+    }
+}
+
+/// The settlement of a text that is no job, or that cannot be settled in any other way.
+fn buried(unit: UnitOfWork) -> Settlement {
+    let effects = vec![Effect::Bury { text: unit.text }];
+    Settlement { token: unit.token, is_processed: false, is_failed: false, effects }
 }
 
 fn panic_message(error: tokio::task::JoinError) -> String {
-    let panic = error.into_panic();
+    let Ok(panic) = error.try_into_panic() else { return "the attempt was aborted".into() };
     let text =
         panic.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "a panic without a message".into())

@@ -100,10 +100,11 @@ impl Redis {
         Ok(connection)
     }
 
-    /// A reply that says no leaves the connection usable; anything else may have left half a reply in it.
+    /// A reply that says no leaves the connection usable; anything else may have left half a reply in it. A server that is
+    /// a replica now says no for ever: the next connection may find the new master.
     async fn keep_or_drop<T>(&self, reply: Result<T, RedisError>) -> Result<T, RedisError> {
         if let Err(error) = &reply
-            && error.code().is_none()
+            && matches!(error.code(), None | Some("READONLY" | "MASTERDOWN"))
         {
             self.connection.lock().await.take();
         }

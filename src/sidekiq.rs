@@ -12,7 +12,7 @@
 //! | `stat:processed`, `stat:failed`, and `…:<UTC day>` | string | settle | counters | 5 years (days) |
 //! | `sidebake:inflight:<identity>` | hash | turn, recovery | token → queue, newline, job text | – |
 //! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
-//! | `sidebake:lease:<identity>` | string | lease | `1` | the lease |
+//! | `sidebake:lease:<identity>` | string | lease, turn | number of the last turn | the lease |
 //! | `sidebake:suspects` | hash | recovery | identity → ms since the epoch, Redis' clock | – |
 //! | `sidebake:recoveries` | hash | recovery | sha1 of a job text → how often recovered | 72 h |
 //! | `sidebake:scan` | string | recovery | one scanner at a time | a sixth of the lease |

@@ -3,11 +3,11 @@
 //! Read [`run`] from top to bottom and you know the process. Every task is owned and awaited here.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Epoch;
@@ -163,8 +163,9 @@ async fn take_units(
     patience: Duration,
 ) {
     let mut slots = JoinSet::new();
-    loop {
-        // Dropping `recv` loses nothing: the unit stays in the channel.
+    let mut deadline = None;
+    while deadline.is_none() || !slots.is_empty() {
+        // Dropping a branch loses nothing: the unit stays in the channel, the slot in its set.
         tokio::select! {
             unit = units.recv() => match unit {
                 Some(unit) if shutdown.quiet.is_cancelled() => drop(settlements.send(put_back(unit.unit))),
@@ -172,21 +173,20 @@ async fn take_units(
                 None => break,
             },
             Some(_) = slots.join_next() => {}
-            () = shutdown.stop.cancelled() => break,
+            () = shutdown.stop.cancelled(), if deadline.is_none() => {
+                deadline = Some(Instant::now() + patience);
+                tracing::info!(n_running = slots.len(), patience_s = patience.as_secs(), "stopping: running builds may finish");
+            }
+            () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
+            () = shutdown.now.cancelled() => break,
         }
-    }
-    let deadline = Instant::now() + patience;
-    tracing::info!(n_running = slots.len(), patience_s = patience.as_secs(), "stopping: running builds may finish");
-    tokio::select! {
-        () = drain(&mut slots) => {}
-        () = sleep(deadline.saturating_duration_since(Instant::now())) => {}
-        () = shutdown.now.cancelled() => {}
     }
     if !slots.is_empty() {
         tracing::warn!(n_running = slots.len(), "stopping: the rest is killed and put back");
         processor.kill.cancel();
         let _ = timeout(KILLED, drain(&mut slots)).await;
     }
+    // A unit that custody fetches from here on goes back on its queue by custody's own hand.
     units.close();
     while let Some(unit) = units.recv().await {
         let _ = settlements.send(put_back(unit.unit));

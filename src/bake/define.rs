@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::escape::literal;
 use super::{BakeError, Order};
-use crate::job::{Application, Image, Recipe, Trust};
+use crate::job::{Application, Image, Recipe};
 
 /// What `--print` reads.
 pub(super) enum Source {
@@ -17,7 +17,7 @@ pub(super) enum Source {
 /// The definition of an order, before buildx has resolved it.
 pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
     Ok(match &order.build.recipe {
-        Recipe::Application(template) => Source::Text(application(template, order.build.trust)),
+        Recipe::Application(template) => Source::Text(application(template)),
         Recipe::Inline(definition) => Source::Text(Value::Object(definition.clone()).to_string()),
         Recipe::File(path) => Source::File(path.clone()),
     })
@@ -26,16 +26,14 @@ pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
 /// The bake definition of an Application Template: byte-stable JSON, with only the fields that the template sets.
 ///
 /// The template's values are text and not expressions, so what bake would evaluate in them is escaped.
-/// A fork's build writes no cache that others read.
-pub fn application(template: &Application, trust: Trust) -> String {
+pub fn application(template: &Application) -> String {
     let names: Vec<&str> = template.images.iter().map(|image| image.name.as_str()).collect();
-    let targets: Map<String, Value> =
-        template.images.iter().map(|image| (image.name.clone(), target(image, trust))).collect();
+    let targets: Map<String, Value> = template.images.iter().map(|image| (image.name.clone(), target(image))).collect();
     let definition = json!({"group": {"default": {"targets": names}}, "target": targets});
     serde_json::to_string_pretty(&definition).expect("a value is JSON")
 }
 
-fn target(image: &Image, trust: Trust) -> Value {
+fn target(image: &Image) -> Value {
     let mut target = Map::new();
     let mut set = |name: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -55,7 +53,7 @@ fn target(image: &Image, trust: Trust) -> Value {
     set("target", image.target.as_ref().map(text));
     set("platforms", list(&image.platforms));
     set("cache-from", list(&image.cache_from));
-    set("cache-to", if trust == Trust::Fork { None } else { list(&image.cache_to) });
+    set("cache-to", list(&image.cache_to));
     Value::Object(target)
 }
 
@@ -73,11 +71,11 @@ mod tests {
             ..Image::default()
         };
         let template = Application { images: ["vote", "result", "worker"].map(image).into() };
-        assert_eq!(application(&template, Trust::Branch), seed.trim_end());
+        assert_eq!(application(&template), seed.trim_end());
     }
 
     #[test]
-    fn a_templates_text_is_not_evaluated_and_a_forks_cache_is_not_written() {
+    fn a_templates_text_is_not_evaluated() {
         let image = Image {
             name: "a".into(),
             args: [("${k}".into(), "${homedir()} %{if}".into())].into(),
@@ -85,9 +83,8 @@ mod tests {
             ..Image::default()
         };
         let template = Application { images: vec![image] };
-        let made = application(&template, Trust::Fork);
+        let made = application(&template);
         assert!(made.contains(r#""$${k}": "$${homedir()} %%{if}""#), "{made}");
-        assert!(!made.contains("cache-to"));
-        assert!(application(&template, Trust::Branch).contains("cache-to"));
+        assert!(made.contains("cache-to"));
     }
 }

@@ -38,12 +38,16 @@ fn judge(vertex: &Vertex) -> Option<Reason> {
         return Some(*reason);
     }
     let is_base_image = vertex.name.starts_with("[internal] load metadata for ") || vertex.name.contains("] FROM ");
-    let speaks_to_registry = ["exporting ", "importing "].iter().any(|begin| vertex.name.starts_with(begin));
-    match registry(error) {
-        Some(reason) if is_base_image || speaks_to_registry => Some(reason),
-        None if is_base_image => Some(Reason::BaseImageNotFound),
-        _ => None,
+    if is_base_image {
+        return base_image(error);
     }
+    if vertex.name.starts_with("exporting ") { registry(error) } else { None }
+}
+
+/// Why a base image cannot be had. Docker's own registry answers for an image that is not there as for a private one.
+fn base_image(error: &str) -> Option<Reason> {
+    let is_missing = ["pull access denied, repository does not exist", ": not found", "manifest unknown"];
+    if is_missing.iter().any(|words| error.contains(words)) { Some(Reason::BaseImageNotFound) } else { registry(error) }
 }
 
 /// How the error of a step begins. What follows quotes the customer.
@@ -75,6 +79,8 @@ const DENIED: &[&str] = &[
     "access denied",
     "insufficient_scope",
     "no basic auth",
+    // Our own sandbox: the port is not among `sandbox.registry_ports`.
+    "connect: permission denied",
 ];
 
 /// What a registry that is away, failing or overrun makes BuildKit say, in lower case.
@@ -113,11 +119,15 @@ fn by_solve_error(line: &str, has_failed_vertex: bool) -> Reason {
     if let Some((_, reason)) = SOLVE_ERRORS.iter().find(|(begin, _)| line.starts_with(begin)) {
         return *reason;
     }
+    // A name that cannot be sent to the builder, which answers with its own header's name.
+    if line.starts_with("Internal: ") && line.contains("header key \"followpaths\"") {
+        return Reason::FileNotFound;
+    }
     // It begins with the reference, which is the customer's.
     let is_base_image =
         line.split_once(": ").is_some_and(|(_, rest)| rest.starts_with("failed to resolve source metadata for "));
     if is_base_image {
-        return registry(line).unwrap_or(Reason::BaseImageNotFound);
+        return base_image(line).unwrap_or(Reason::BuildFailed);
     }
     if REGISTRY_ERRORS.iter().any(|begin| line.starts_with(begin)) {
         return registry(line).unwrap_or(Reason::RegistryUnavailable);
@@ -279,6 +289,18 @@ mod tests {
                 Reason::RegistryUnavailable,
             ),
             ("Internal: something broke", Reason::BuildFailed),
+            (
+                r#"Internal: rpc error: code = Internal desc = header key "followpaths" contains value with non-printable ASCII characters"#,
+                Reason::FileNotFound,
+            ),
+            (
+                "r.example/x:1: failed to resolve source metadata for r.example/x:1: failed to fetch anonymous token: dial tcp 10.0.0.1:99: connect: permission denied",
+                Reason::RegistryDenied,
+            ),
+            (
+                "x: failed to resolve source metadata for docker.io/library/x:latest: pull access denied, repository does not exist or may require authorization: server message: insufficient_scope: authorization failed",
+                Reason::BaseImageNotFound,
+            ),
         ] {
             assert_eq!(by_error_line(&format!("failed to solve: {line}"), false), reason, "{line}");
             assert_eq!(by_error_line(&format!("target web: failed to solve: {line}"), false), reason, "{line}");

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::Order;
 use super::print::Targets;
-use crate::job::Recipe;
+use crate::job::{Recipe, Trust};
 use crate::settings;
 
 /// Something that is not allowed. The message begins with the path in the definition.
@@ -76,6 +76,10 @@ impl Rules<'_> {
             let value = self.field(&field, value, &context)?;
             policed.insert(field, value);
         }
+        if self.order.build.trust == Trust::Fork {
+            // A fork writes no cache that others read.
+            policed.remove("cache-to");
+        }
         policed.insert("context".into(), json!(context));
         self.settle_output(&mut policed, is_cache_only)?;
         Ok(policed)
@@ -139,13 +143,18 @@ impl Rules<'_> {
     fn dockerfile(&self, value: Value, context: &Path) -> Result<Value, Refusal> {
         let path = format!("{}.dockerfile", self.path);
         let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
-        // When it is not there, BuildKit says so better than we could; its directory must be ours all the same.
         let file = context.join(text);
-        if file.symlink_metadata().is_err() {
-            let folder = file.parent().filter(|folder| folder.exists()).unwrap_or(context);
-            return self.inside(&path, folder, ".").map(|_| value);
+        if file.symlink_metadata().is_ok() {
+            return self.inside(&path, context, text).map(|_| value);
         }
-        self.inside(&path, context, text).map(|_| value)
+        // It is not there, and BuildKit says so better than we could; where it would be must be ours all the same.
+        let is_ours = !text.contains("://") && fold(&file).starts_with(self.root(&path)?);
+        if is_ours { Ok(value) } else { Err(Refusal::new(path, format!("{text:?} is outside of the repository"))) }
+    }
+
+    fn root(&self, path: &str) -> Result<PathBuf, Refusal> {
+        let root = self.order.worktree.canonicalize();
+        root.map_err(|error| Refusal::new(path, format!("the worktree cannot be read: {error}")))
     }
 
     /// A path below `base` that stays inside the worktree after symbolic links.
@@ -155,8 +164,7 @@ impl Rules<'_> {
             return Err(Refusal::new(path, format!("{text:?} is not a directory of the repository")));
         }
         let text = text.strip_prefix("cwd://").unwrap_or(text);
-        let root = self.order.worktree.canonicalize();
-        let root = root.map_err(|error| Refusal::new(path, format!("the worktree cannot be read: {error}")))?;
+        let root = self.root(path)?;
         let found = base
             .join(text)
             .canonicalize()
@@ -240,6 +248,18 @@ impl Order<'_> {
     }
 }
 
+/// The path without `.` and `..`, as text: for a file that is not there.
+fn fold(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut folded, part| {
+        match part {
+            std::path::Component::ParentDir => drop(folded.pop()),
+            std::path::Component::CurDir => {}
+            other => folded.push(other),
+        }
+        folded
+    })
+}
+
 fn is_cache_only(target: &Map<String, Value>) -> bool {
     target.get("output").is_some_and(|output| {
         let outputs = list(output);
@@ -259,10 +279,14 @@ fn is_empty(value: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::{Build, Repository, Trust};
+    use crate::job::{Build, Repository};
 
     /// Polices one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
     fn police_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
+        police_as(Trust::Branch, target, is_repositorys)
+    }
+
+    fn police_as(trust: Trust, target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
         let worktree = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(worktree.path().join("app")).expect("made");
         std::fs::write(worktree.path().join("app/Dockerfile"), "FROM scratch").expect("written");
@@ -272,7 +296,7 @@ mod tests {
         let build = Build {
             account: "acme".into(),
             repository: Repository::parse("acme/app").expect("a repository"),
-            trust: Trust::Branch,
+            trust,
             recipe,
             targets: Vec::new(),
             push: false,
@@ -312,6 +336,11 @@ mod tests {
             refused(json!({"context": "app", "dockerfile": "../../../etc/passwd"})).split(':').next(),
             Some("target.t.dockerfile")
         );
+        for missing in ["../../../../nowhere/Dockerfile", "http://127.0.0.1/Dockerfile", "cwd://../x"] {
+            let message = refused(json!({"context": "app", "dockerfile": missing}));
+            assert!(message.contains("outside of the repository"), "{message}");
+        }
+        assert!(police_target(json!({"context": "app", "dockerfile": "docker/Dockerfile"}), false).is_ok());
         assert!(refused(json!({"context": "app", "dockerfile": "Linked"})).contains("outside of the repository"));
         assert!(refused(json!({"context": "app", "contexts": {"x": "/"}})).starts_with("target.t.contexts.x: "));
         assert!(refused(json!({"context": "app", "contexts": {"x": "target:y"}})).contains("there is no such target"));
@@ -336,6 +365,13 @@ mod tests {
             let message = refused(json!({"context": "app", field: value}));
             assert!(message.starts_with(&format!("target.t.{field}")), "{message}");
         }
+    }
+
+    #[test]
+    fn a_fork_writes_no_cache() {
+        let target = json!({"context": "app", "cache-to": [{"type": "registry", "ref": "x"}]});
+        assert!(police_as(Trust::Branch, target.clone(), false).expect("allowed").contains_key("cache-to"));
+        assert!(!police_as(Trust::Fork, target, false).expect("allowed").contains_key("cache-to"));
     }
 
     #[test]

@@ -171,9 +171,17 @@ impl Progress {
         self.text.last().map(String::as_str)
     }
 
-    /// The steps that failed by themselves.
+    /// The steps that failed by themselves. A cache that cannot be imported fails nothing.
     pub(super) fn failed(&self) -> impl Iterator<Item = &Vertex> {
-        self.vertices.iter().filter(|vertex| vertex.own_error().is_some())
+        self.vertices.iter().filter(|vertex| vertex.own_error().is_some() && !vertex.name.starts_with("importing "))
+    }
+
+    /// The one line of a launcher that could not become buildx. A customer's text comes after events or an error.
+    pub(super) fn launcher_error(&self) -> Option<&str> {
+        match (self.vertices.is_empty(), &self.error, self.text.as_slice()) {
+            (true, None, [line]) => line.strip_prefix(crate::sandbox::LAUNCH)?.strip_prefix(": "),
+            _ => None,
+        }
     }
 
     /// Bytes of build context that were sent.

@@ -46,9 +46,8 @@ pub(super) async fn solve(
         }
     })
     .await?;
-    let launcher = progress.last_text().and_then(|line| line.strip_prefix(crate::sandbox::LAUNCH));
-    if let (Some(message), false) = (launcher, ended.is_success()) {
-        return Err(BakeError::Launcher(message.trim_start_matches(": ").to_owned()));
+    if let (Some(message), false) = (progress.launcher_error(), ended.is_success()) {
+        return Err(BakeError::Launcher(message.to_owned()));
     }
     Ok(conclude(definition, &progress, ended, &metadata_file))
 }

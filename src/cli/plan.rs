@@ -71,7 +71,7 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
 /// The definition before buildx has resolved it.
 fn definition(job: &BuildJob) -> anyhow::Result<Value> {
     Ok(match &job.build.recipe {
-        Recipe::Application(template) => serde_json::from_str(&define_application(template, job.build.trust))?,
+        Recipe::Application(template) => serde_json::from_str(&define_application(template))?,
         Recipe::Inline(definition) => Value::Object(definition.clone()),
         Recipe::File(path) => json!(path),
     })

@@ -74,14 +74,21 @@ pub struct Custody {
 }
 
 /// What the loop keeps between turns.
+#[derive(Default)]
 struct Memory {
     n_tokens: u64,
+    n_turns: u64,
     /// Settlements that Redis has not answered yet.
     pending: Vec<Settlement>,
     /// Settlements that it has, in case it forgets.
-    remembered: HashMap<Token, (Instant, Settlement)>,
+    remembered: HashMap<Token, Remembered>,
     /// Tokens of free slots; used again until one is filled.
     slots: Vec<Token>,
+}
+
+struct Remembered {
+    since: Instant,
+    settlement: Settlement,
 }
 
 impl Custody {
@@ -93,7 +100,7 @@ impl Custody {
         mut settlements: mpsc::UnboundedReceiver<Settlement>,
         units: mpsc::UnboundedSender<Running>,
     ) {
-        let mut memory = Memory { n_tokens: 0, pending: Vec::new(), remembered: HashMap::new(), slots: Vec::new() };
+        let mut memory = Memory::default();
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut poll = interval(POLL);
@@ -133,6 +140,7 @@ impl Custody {
             if memory.pending.is_empty() && memory.slots.is_empty() {
                 return;
             }
+            memory.n_turns += 1;
             let reply = self.send_until_answered(memory).await;
             let was_full = reply.fetched.as_ref().is_some_and(|fetched| fetched.len() == memory.slots.len());
             let has_lease = reply.fetched.is_some();
@@ -162,7 +170,8 @@ impl Custody {
     }
 
     async fn send_until_answered(&self, memory: &Memory) -> Reply {
-        let turn = Turn { settlements: &memory.pending, slots: &memory.slots, queues: &self.queues };
+        let turn =
+            Turn { number: memory.n_turns, settlements: &memory.pending, slots: &memory.slots, queues: &self.queues };
         let mut silent_since: Option<Instant> = None;
         loop {
             match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
@@ -185,7 +194,7 @@ impl Custody {
 
     /// Brings the memory up to date with an answer; returns how many units were fetched.
     fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> usize {
-        let now = Instant::now();
+        let since = Instant::now();
         for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
             match settled {
                 Settled::Done => {}
@@ -196,7 +205,10 @@ impl Custody {
                     tracing::error!(key, token = %settlement.token, "a key has the wrong type: the result is kept until it is gone");
                 }
             }
-            memory.remembered.insert(settlement.token.clone(), (now, settlement));
+            memory.remembered.insert(settlement.token.clone(), Remembered { since, settlement });
+        }
+        if let Some(key) = reply.wrong_queue {
+            tracing::error!(key, "a queue is not a list, and is passed over");
         }
         let fetched = reply.fetched.unwrap_or_default();
         let n_fetched = fetched.len();
@@ -219,7 +231,6 @@ impl Custody {
     }
 
     async fn reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> Result<(), RedisError> {
-        memory.remembered.retain(|_, (since, _)| since.elapsed() < REMEMBERED);
         let inflight: HashMap<String, Vec<u8>> =
             self.redis.query(redis::cmd("HGETALL").arg(self.identity.inflight_key())).await?;
         let inflight: HashMap<Token, Vec<u8>> =
@@ -235,12 +246,14 @@ impl Custody {
             if running.contains(&token) || memory.pending.iter().any(|settlement| settlement.token == token) {
                 continue;
             }
-            if let Some((_, settlement)) = memory.remembered.get(&token) {
-                memory.pending.push(settlement.clone());
+            if let Some(remembered) = memory.remembered.get(&token) {
+                memory.pending.push(remembered.settlement.clone());
             } else if let Some(unit) = read_entry(token, &entry) {
                 self.adopt(memory, unit, units);
             }
         }
+        // Only now: after an outage, what Redis forgot meanwhile had to be compared first.
+        memory.remembered.retain(|_, remembered| remembered.since.elapsed() < REMEMBERED);
         Ok(())
     }
 

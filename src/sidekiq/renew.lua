@@ -5,10 +5,12 @@
 --
 -- Returns 1 when the lease was renewed, 0 when it was gone and has been made anew.
 --
+-- The lease's value is the number of the last turn (turn.lua).
+--
 -- Invariant: whoever holds a lease is among the owners and not among the suspects.
 
 redis.call('HDEL', KEYS[3], ARGV[1])
 if redis.call('PEXPIRE', KEYS[1], ARGV[2]) == 1 then return 1 end
-redis.call('SET', KEYS[1], '1', 'PX', ARGV[2])
+redis.call('SET', KEYS[1], '0', 'PX', ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[1])
 return 0

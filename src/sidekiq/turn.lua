@@ -4,7 +4,7 @@
 --       6 `stat:processed`   7 the same of today   8 `stat:failed`   9 the same of today   10 recoveries
 --       11… the lists that follow are named by their place in KEYS
 -- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`
---       4 number of settlements, then each: token, processed (0/1), failed (0/1), number of effects, then each
+--       4 number of this turn   5 number of settlements, then each: token, processed (0/1), failed (0/1), number of effects, then each
 --         effect: kind, place of a list in KEYS or score, text
 --           push   LPUSH the text on the list
 --           head   RPUSH the text as it was fetched, on the list; the effect's text is not used
@@ -12,15 +12,18 @@
 --           bury   ZADD the text to `dead` with the score, and trim
 --         then the number of slots, then each: token, number of queues, their places in KEYS in order
 --
--- Returns {settlements, slots}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
+-- Returns {settlements, slots, wrong}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
 -- or the name of a key of the wrong type, and nothing was done. A slot is {queue, text, times recovered} or false.
 -- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch.
+-- `wrong` is the name of a queue's key that is not a list, or false; such a queue is passed over.
 --
 -- Invariant: an entry is in exactly one place. The fence and the types are checked before the first write of a
 -- settlement, and a slot that was filled before is answered again, so the script may be sent any number of times.
+-- The lease holds the number of the last turn: a turn that arrives after a later one (it was given up, sent again, and
+-- then the network delivered it after all) does nothing, or it would fill a token that was used already.
 
 local inflight = KEYS[1]
-local next_argument = 4
+local next_argument = 5
 
 local function argument()
   local value = ARGV[next_argument]
@@ -103,21 +106,23 @@ local function settle()
   return 1
 end
 
-local are_empty = false
+local are_empty, wrong_queue = false, false
 
 -- Takes the next job of the first queue that has one. The first miss is enough to know that all are empty, and reading
 -- their lengths arms client-side tracking: the next push to any of them wakes us.
 local function take(token, queues)
   for _, queue in ipairs(are_empty and {} or queues) do
-    local text = redis.call('RPOP', queue)
-    if text then
+    local text = redis.pcall('RPOP', queue)
+    if type(text) == 'table' then
+      wrong_queue = queue
+    elseif text then
       local entry = queue_name(queue) .. '\n' .. text
       redis.call('HSET', inflight, token, entry)
       return entry
     end
   end
   if not are_empty then
-    for _, queue in ipairs(queues) do redis.call('LLEN', queue) end
+    for _, queue in ipairs(queues) do redis.pcall('LLEN', queue) end
     are_empty = true
   end
   return nil
@@ -135,13 +140,17 @@ local function fetch()
   return { queue, text, redis.call('HGET', KEYS[10], redis.sha1hex(text)) or '0' }
 end
 
+local last_turn = redis.call('GET', KEYS[2])
+if last_turn and tonumber(ARGV[4]) < tonumber(last_turn) then
+  return redis.error_reply('STALE a later turn was taken already')
+end
+
 local settled = {}
 for i = 1, tonumber(argument()) do settled[i] = settle() end
 
 local n_slots = tonumber(argument())
-if n_slots > 0 and redis.call('EXISTS', KEYS[2]) == 0 then
-  return { settled, 'no lease' }
-end
+if not last_turn then return { settled, n_slots > 0 and 'no lease' or {}, false } end
+redis.call('SET', KEYS[2], ARGV[4], 'KEEPTTL')
 local fetched = {}
 for i = 1, n_slots do fetched[i] = fetch() end
-return { settled, fetched }
+return { settled, fetched, wrong_queue }

@@ -106,6 +106,8 @@ pub enum Settled {
 pub struct Reply {
     /// One for each settlement, in order.
     pub settled: Vec<Settled>,
+    /// The key of a queue that is not a list, and was passed over.
+    pub wrong_queue: Option<String>,
     /// The jobs fetched; `None` when this process has no lease and so must not fetch.
     pub fetched: Option<Vec<UnitOfWork>>,
 }
@@ -113,6 +115,8 @@ pub struct Reply {
 /// What a turn asks.
 #[derive(Debug)]
 pub struct Turn<'a> {
+    /// Grows from turn to turn; a turn that is sent again keeps its number.
+    pub number: u64,
     /// What has finished.
     pub settlements: &'a [Settlement],
     /// One token for each free slot.
@@ -129,6 +133,7 @@ impl Turn<'_> {
         arguments.number(now.as_secs_f64());
         arguments.number(now.as_secs_f64() - jobs.dead_timeout.as_secs_f64());
         arguments.number(jobs.dead_max_jobs);
+        arguments.number(self.number);
         arguments.number(self.settlements.len());
         for settlement in self.settlements {
             arguments.settlement(settlement, &mut keys, now);
@@ -147,8 +152,9 @@ impl Turn<'_> {
         arguments.0.iter().for_each(|argument| {
             script.arg(argument);
         });
-        let (settled, fetched): (Vec<Value>, Value) = redis.script(&script).await?;
+        let (settled, fetched, wrong_queue): (Vec<Value>, Value, Option<String>) = redis.script(&script).await?;
         Ok(Reply {
+            wrong_queue,
             settled: settled.into_iter().map(read_settled).collect::<Result<_, _>>()?,
             fetched: self.read_fetched(fetched)?,
         })
