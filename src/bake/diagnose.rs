@@ -183,6 +183,7 @@ const INFRASTRUCTURE_ERRORS: &[&str] = &[
 /// What buildx itself says, when BuildKit was not reached or went away. It quotes the policed definition at most.
 const BUILDX: &[(&str, Reason)] = &[
     ("unable to prepare context", Reason::ContextNotFound),
+    ("resolve : lstat ", Reason::DockerfileNotFound),
     ("failed to find target", Reason::DefinitionInvalid),
     ("tag is needed when pushing", Reason::DefinitionInvalid),
     ("invalid reference format", Reason::DefinitionInvalid),

@@ -12,6 +12,7 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::define::Source;
+use super::solve::in_worktree;
 use super::{Bake, BakeError, Order, base_environment, escape};
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders};
@@ -88,7 +89,7 @@ async fn run(
     let (ended, out, err) = collect(bake, command, input, stop).await?;
     match ended {
         Ended::Exited(status) if status.success() => Ok(out),
-        Ended::Exited(_) => Err(failure(&err)),
+        Ended::Exited(_) => Err(failure(&in_worktree(&err, worktree))),
         Ended::TimedOut | Ended::Silent => {
             let limit = bake.limits.print_timeout.as_secs();
             Err(BakeError::Invalid(format!("the definition takes more than {limit} s to evaluate")))

@@ -11,6 +11,7 @@ use super::{Bake, BakeError, Definition, Outcome, Site, base_environment, creden
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
+use crate::reason::Failure;
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders, network_files};
 use crate::state::{self, JobDirectory};
 
@@ -66,8 +67,14 @@ fn conclude(definition: &Definition, progress: &Progress, ended: Ended, metadata
     Outcome {
         targets: definition.targets.iter().map(report).collect(),
         context_bytes: progress.context_bytes(),
-        failure: diagnose::diagnose(ended, progress),
+        failure: diagnose::diagnose(ended, progress)
+            .map(|failure| Failure { detail: in_worktree(&failure.detail, &definition.worktree), ..failure }),
     }
+}
+
+/// A message as its reader knows the paths: relative to the worktree, which is nobody's business but ours.
+pub(super) fn in_worktree(message: &str, worktree: &Path) -> String {
+    message.replace(&format!("{}/", worktree.display()), "").replace(&*worktree.to_string_lossy(), ".")
 }
 
 /// The arguments after the binary and before the names of the targets. Nothing of a stranger's is among them.
