@@ -75,6 +75,7 @@ impl Cli {
         match self.command {
             Command::Run(run) => {
                 run.apply(&mut settings);
+                settings.check()?;
                 start_log(&settings);
                 tracing::info!(?settings, "settings");
                 worker::run(settings, shutdown).await?;

@@ -205,7 +205,8 @@ impl App {
             }
             status if status.is_success() => {
                 let minted: Minted = self.read(&path, answer).await?;
-                let found = minted.repositories.iter().find(|found| found.name.eq_ignore_ascii_case(&repository.name));
+                let asked = repository.to_string();
+                let found = minted.repositories.iter().find(|found| found.full_name.eq_ignore_ascii_case(&asked));
                 let repository_id = found.map(|found| found.id).ok_or_else(|| GithubError::NotFound {
                     repository: repository.clone(),
                     message: "the token is for another repository".into(),
@@ -337,5 +338,5 @@ struct Minted {
 #[derive(Deserialize)]
 struct Granted {
     id: u64,
-    name: String,
+    full_name: String,
 }

@@ -11,6 +11,10 @@ use crate::event::{Event, Step};
 
 pub use terminal::{Terminal, print_report};
 
+/// What a report may carry of them, in number and in characters each.
+const MAX_NOTICES: usize = 50;
+const MAX_NOTICE: usize = 1000;
+
 /// The journal of one build.
 #[derive(Debug)]
 pub struct Journal {
@@ -42,7 +46,10 @@ impl Journal {
             Reader::Terminal(terminal) => terminal.show(&event),
         }
         if let Event::Notice(notice) = event {
-            self.notices.lock().unwrap_or_else(PoisonError::into_inner).push(notice);
+            let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+            if notices.len() < MAX_NOTICES {
+                notices.push(notice.chars().take(MAX_NOTICE).collect());
+            }
         }
     }
 

@@ -47,11 +47,14 @@ async fn obey_signals(shutdown: Shutdown) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quiet = signal(SignalKind::from_raw(libc::SIGTSTP))?;
+    // Ruby's Sidekiq prints its threads; left alone, the signal would stop the process.
+    let mut threads = signal(SignalKind::from_raw(libc::SIGTTIN))?;
     loop {
         tokio::select! {
             _ = terminate.recv() => shutdown.stop(),
             _ = interrupt.recv() => shutdown.stop(),
             _ = quiet.recv() => shutdown.quiet.cancel(),
+            _ = threads.recv() => tracing::info!("TTIN: what runs is on Sidekiq's Busy page"),
         }
     }
 }

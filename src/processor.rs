@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::clock::Epoch;
 use crate::job::arguments::{self, Request};
@@ -70,9 +71,11 @@ pub enum Disposition {
 /// Processes one unit of work to its end, and hands in the settlement. A panic in it fails this job and no other.
 pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
     let unit = running.unit.clone();
-    let promise = Promise { text: Some(unit.clone()), settlements };
-    let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()));
+    let promise = Promise { unit: Some(unit.clone()), settlements };
     let payload = Payload::parse(&unit.text);
+    let span =
+        tracing::info_span!("job", jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default());
+    let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()).instrument(span));
     let attempted = attempt.await.unwrap_or_else(|error| Attempted {
         result: Err(Failure::new(Reason::Panicked, panic_message(error))),
         report: payload.as_ref().map(|payload| first_report(payload, &running)).unwrap_or_default(),
@@ -94,13 +97,13 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
 
 /// That a unit of work is settled, whatever happens: a bug of ours in settling must strand neither the job nor its slot.
 struct Promise {
-    text: Option<UnitOfWork>,
+    unit: Option<UnitOfWork>,
     settlements: UnboundedSender<Settlement>,
 }
 
 impl Promise {
     fn keep(mut self, settlement: Settlement) {
-        self.text = None;
+        self.unit = None;
         // The receiver goes last; when it is gone all the same, recovery brings the job back.
         let _ = self.settlements.send(settlement);
     }
@@ -108,7 +111,7 @@ impl Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        let Some(unit) = self.text.take() else { return };
+        let Some(unit) = self.unit.take() else { return };
         // An aborted slot is the end of the process: recovery brings the job back.
         if std::thread::panicking() {
             tracing::error!(token = %unit.token, "a job cannot be settled and goes to the dead set");
@@ -149,7 +152,13 @@ async fn attempt(processor: Arc<Processor>, running: Running) -> Attempted {
     } else if payload.class == PROBE && processor.jobs.probe {
         probe(&processor, &running, &payload).await
     } else {
-        build(&processor, &running, &payload, &mut attempted).await
+        let stop = processor.kill.child_token();
+        let work = build(&processor, &running, &payload, &mut attempted, &stop);
+        tokio::select! {
+            built = work => built,
+            // What does not listen to `stop`, a request to Rails or GitHub, is dropped.
+            () = given_up(&running, &stop) => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
+        }
     };
     attempted
 }
@@ -160,6 +169,7 @@ async fn build(
     running: &Running,
     payload: &Payload,
     attempted: &mut Attempted,
+    stop: &CancellationToken,
 ) -> Result<(), Failure> {
     let Some(class) = processor.jobs.classes.get(&payload.class) else {
         let message = format!("{} is not a class of this worker's configuration", payload.class);
@@ -177,13 +187,8 @@ async fn build(
     tell_started(processor, running, attempted).await;
 
     let journal = Journal::to_log();
-    let stop = processor.kill.child_token();
-    let attempt = Attempt { journal: &journal, stop: &stop };
-    let built = tokio::select! {
-        built = perform(&processor.stations, &job, attempt, &mut attempted.report) => built,
-        // What does not listen to `stop`, a request to GitHub, is dropped.
-        () = given_up(running, &stop) => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
-    };
+    let attempt = Attempt { journal: &journal, stop };
+    let built = perform(&processor.stations, &job, attempt, &mut attempted.report).await;
     attempted.report.notices = journal.notices();
     built
 }

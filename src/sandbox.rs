@@ -202,18 +202,28 @@ impl Sandbox {
     }
 
     /// The rules by which `socket(2)` is refused; no rule at all refuses every call.
+    ///
+    /// What is left is TCP and UDP over IP, netlink (which name resolution asks for addresses), and Unix sockets if need be.
     fn refused_sockets(&self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
-        let is = |argument, value: i32| {
-            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)
-                .and_then(|condition| SeccompRule::new(vec![condition]))
+        const DOMAIN: u8 = 0;
+        let compare = |argument, operator, value: i32| {
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value as u64)
         };
+        let mut domains = vec![libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+        match &self.sockets {
+            Sockets::None => return Ok(Vec::new()),
+            Sockets::Tcp(_) => {}
+            Sockets::TcpAndUnix(_) => domains.push(libc::AF_UNIX),
+        }
+        let none_of: Result<Vec<_>, _> =
+            domains.into_iter().map(|domain| compare(DOMAIN, SeccompCmpOp::Ne, domain)).collect();
+        let raw = vec![
+            compare(1, SeccompCmpOp::MaskedEq(0xf), libc::SOCK_RAW)?,
+            compare(DOMAIN, SeccompCmpOp::Ne, libc::AF_NETLINK)?,
+        ];
         // Landlock's TCP rules do not see MPTCP, which connects to TCP servers all the same.
-        let mptcp = is(2, libc::IPPROTO_MPTCP)?;
-        Ok(match &self.sockets {
-            Sockets::None => Vec::new(),
-            Sockets::Tcp(_) => vec![mptcp, is(0, libc::AF_UNIX)?],
-            Sockets::TcpAndUnix(_) => vec![mptcp],
-        })
+        let mptcp = vec![compare(2, SeccompCmpOp::Eq, libc::IPPROTO_MPTCP)?];
+        [none_of?, raw, mptcp].into_iter().map(SeccompRule::new).collect()
     }
 }
 

@@ -15,6 +15,7 @@ use config::{Config, Environment, File, FileFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::report::Report;
 use crate::secret::Secret;
 
 pub use pattern::Pattern;
@@ -26,7 +27,7 @@ pub const PROBE: &str = "Sidebake::Probe";
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The file is not there, or not TOML.
-    #[error("{0}")]
+    #[error("{}", without_source(.0))]
     Read(config::ConfigError),
     /// A key is unknown or its value has the wrong type.
     #[error("{path}: {message}")]
@@ -378,8 +379,8 @@ impl Settings {
         Ok(settings)
     }
 
-    /// What types cannot say. Called by [`Settings::load`], before anything is fetched.
-    fn check(&self) -> Result<(), SettingsError> {
+    /// What types cannot say. Called by [`Settings::load`], and again when a command line has changed something.
+    pub fn check(&self) -> Result<(), SettingsError> {
         let refuse = |path: String, message: &str| Err(SettingsError::Key { path, message: message.into() });
         if self.concurrency == 0 {
             return refuse("concurrency".into(), "must be at least 1");
@@ -389,6 +390,16 @@ impl Settings {
         }
         if self.queues.is_empty() {
             return refuse("queues".into(), "must name at least one queue");
+        }
+        if let Some(queue) = self.queues.iter().find(|queue| queue.contains(',') || queue.is_empty()) {
+            return refuse("queues".into(), &format!("{queue:?}: weights are not supported by this version"));
+        }
+        if self.jobs.dead_max_jobs < 2 {
+            return refuse("jobs.dead_max_jobs".into(), "must be at least 2");
+        }
+        let moment = Duration::from_millis(50);
+        if self.jobs.poll_interval < moment || self.redis.timeout < moment {
+            return refuse("jobs.poll_interval, redis.timeout".into(), "must be at least 50ms");
         }
         if self.lease.ttl < Duration::from_secs(1) {
             return refuse("lease.ttl".into(), "must be at least 1s");
@@ -407,6 +418,13 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// What is wrong and where, without the lines of the file that a TOML error shows: there may be a secret in them.
+fn without_source(error: &config::ConfigError) -> String {
+    let text = error.to_string();
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains('|') && !line.trim().is_empty()).collect();
+    lines.join(": ")
 }
 
 /// The name of this host in Sidekiq's Web UI: `DYNO` where it is set, as Sidekiq has it.
@@ -435,6 +453,10 @@ impl JobClass {
             if !pointer.starts_with('/') {
                 return refuse("", format!("the JSON Pointer of {field} must begin with /, found {pointer:?}"));
             }
+        }
+        let report = serde_json::to_value(Report::default()).unwrap_or_default();
+        if let Some(field) = self.echo.keys().find(|field| report.get(field.as_str()).is_some()) {
+            return refuse(".echo", format!("{field} is a field of the report itself"));
         }
         match (self.arguments, &self.resolve) {
             (Shape::Mapped, _) if self.map.is_empty() => refuse(".map", "is needed for mapped arguments".into()),
@@ -512,6 +534,8 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_before_the_start() {
         assert_eq!(message("concurrency = 0"), "concurrency: must be at least 1");
+        assert!(message("queues = [\"a,2\"]").contains("weights are not supported"));
+        assert_eq!(message("jobs.dead_max_jobs = 1"), "jobs.dead_max_jobs: must be at least 2");
         assert_eq!(message("queues = []"), "queues: must name at least one queue");
         let resolved = message("[jobs.classes.B]\narguments = \"resolved\"");
         assert_eq!(resolved, "jobs.classes.B.resolve: is needed for resolved arguments");
@@ -523,5 +547,7 @@ mod tests {
     fn secrets_do_not_show_in_the_logged_settings() {
         let settings = read("[redis]\nurl = \"redis://:hunter2@host\"", &[]).expect("valid");
         assert!(!format!("{settings:?}").contains("hunter2"));
+        let broken = message("[redis]\nurl = \"redis://:hunter2@host\" x");
+        assert!(broken.contains("line 2") && !broken.contains("hunter2"), "{broken}");
     }
 }

@@ -80,7 +80,7 @@ impl SourceError {
             Self::Fault { fault, .. } => match fault {
                 Fault::CommitNotFound => Reason::CommitNotFound,
                 Fault::Refused => Reason::SourceRefused,
-                Fault::Unavailable | Fault::Unclear => Reason::GitUnavailable,
+                Fault::Unavailable | Fault::Unclear | Fault::Damaged => Reason::GitUnavailable,
                 Fault::Worker => Reason::WorkerFailed,
             },
         }

@@ -31,8 +31,9 @@ pub struct StateDirectory {
     root: PathBuf,
     run: PathBuf,
     n_jobs: AtomicU64,
+    lock: PathBuf,
     /// Held open: the lock says that this process lives.
-    _lock: File,
+    _held: File,
 }
 
 impl StateDirectory {
@@ -46,10 +47,10 @@ impl StateDirectory {
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             Ok(file)
         });
-        let held = held.map_err(|source| StateError { path: lock, source })?;
+        let held = held.map_err(|source| StateError { path: lock.clone(), source })?;
         let run = runs.join(name);
         private(&run)?;
-        Ok(Self { root: root.to_owned(), run, n_jobs: AtomicU64::new(0), _lock: held })
+        Ok(Self { root: root.to_owned(), run, n_jobs: AtomicU64::new(0), lock, _held: held })
     }
 
     /// A new, empty directory that only this user can enter.
@@ -76,7 +77,7 @@ impl Drop for StateDirectory {
     fn drop(&mut self) {
         remove(&self.run);
         // The name is unique, so nobody waits for this lock.
-        let _ = fs::remove_file(self.run.with_extension("lock"));
+        let _ = fs::remove_file(&self.lock);
     }
 }
 
@@ -159,7 +160,7 @@ mod tests {
     #[test]
     fn a_jobs_directory_goes_with_it_and_a_dead_processes_with_the_next_start() {
         let root = tempfile::tempdir().expect("a temporary directory");
-        let first = StateDirectory::open(root.path(), "first").expect("opened");
+        let first = StateDirectory::open(root.path(), "web.1:7:first").expect("opened");
         let job = first.job_directory().expect("made");
         let inside = job.subdirectory("tree").expect("made");
         fs::write(inside.join("file"), "x").expect("written");
@@ -171,6 +172,8 @@ mod tests {
         fs::write(root.path().join("run/dead.lock"), "").expect("written");
         let _second = StateDirectory::open(root.path(), "second").expect("opened");
         assert!(!root.path().join("run/dead").exists() && !root.path().join("run/dead.lock").exists());
-        assert!(root.path().join("run/first").exists(), "the living one keeps its place");
+        assert!(root.path().join("run/web.1:7:first").exists(), "the living one keeps its place");
+        drop(first);
+        assert!(!root.path().join("run/web.1:7:first.lock").exists(), "one that ends takes its lock along");
     }
 }

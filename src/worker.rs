@@ -23,6 +23,9 @@ use crate::sidekiq::turn::Settlement;
 use crate::sidekiq::{Identity, poller, recovery};
 use crate::state::{StateDirectory, StateError};
 
+/// Nothing waits for longer, whatever the settings say.
+const MAX_PATIENCE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// After KILL, how long killed builds may take to be put back.
 const KILLED: Duration = Duration::from_secs(3);
 
@@ -174,7 +177,7 @@ async fn take_units(
             },
             Some(_) = slots.join_next() => {}
             () = shutdown.stop.cancelled(), if deadline.is_none() => {
-                deadline = Some(Instant::now() + patience);
+                deadline = Some(Instant::now() + patience.min(MAX_PATIENCE));
                 tracing::info!(n_running = slots.len(), patience_s = patience.as_secs(), "stopping: running builds may finish");
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,

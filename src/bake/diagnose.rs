@@ -46,8 +46,11 @@ fn judge(vertex: &Vertex) -> Option<Reason> {
 
 /// Why a base image cannot be had. Docker's own registry answers for an image that is not there as for a private one.
 fn base_image(error: &str) -> Option<Reason> {
-    let is_missing = ["pull access denied, repository does not exist", ": not found", "manifest unknown"];
-    if is_missing.iter().any(|words| error.contains(words)) { Some(Reason::BaseImageNotFound) } else { registry(error) }
+    let is_missing = error.ends_with(": not found") && !error.contains(" snapshot ")
+        || ["pull access denied, repository does not exist", "manifest unknown"]
+            .iter()
+            .any(|words| error.contains(words));
+    if is_missing { Some(Reason::BaseImageNotFound) } else { registry(error) }
 }
 
 /// How the error of a step begins. What follows quotes the customer.

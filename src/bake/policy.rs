@@ -53,7 +53,10 @@ pub(super) fn police(targets: Targets, order: &Order<'_>, limits: &settings::Bak
     let names: Vec<String> = targets.keys().cloned().collect();
     let police_one = |(name, fields): (String, Map<String, Value>)| {
         if !crate::job::is_target_name(&name) {
-            return Err(Refusal::new(format!("target.{name}"), "the name may have letters, digits, - and _"));
+            return Err(Refusal::new(
+                format!("target.{name}"),
+                "the name may have letters, digits, - and _, and begins with none of - and .",
+            ));
         }
         let rules = Rules { order, names: &names, path: format!("target.{name}") };
         Ok((name, rules.target(fields)?))
@@ -148,7 +151,11 @@ impl Rules<'_> {
             return self.inside(&path, context, text).map(|_| value);
         }
         // It is not there, and BuildKit says so better than we could; where it would be must be ours all the same.
-        let is_ours = !text.contains("://") && fold(&file).starts_with(self.root(&path)?);
+        let root = self.root(&path)?;
+        let folder = file.ancestors().find_map(|folder| folder.canonicalize().ok());
+        let is_ours = !text.contains("://")
+            && fold(&file).starts_with(&root)
+            && folder.is_some_and(|folder| folder.starts_with(&root));
         if is_ours { Ok(value) } else { Err(Refusal::new(path, format!("{text:?} is outside of the repository"))) }
     }
 
@@ -163,7 +170,6 @@ impl Rules<'_> {
         if is_remote || text == "-" || text.starts_with("target:") {
             return Err(Refusal::new(path, format!("{text:?} is not a directory of the repository")));
         }
-        let text = text.strip_prefix("cwd://").unwrap_or(text);
         let root = self.root(path)?;
         let found = base
             .join(text)
@@ -176,8 +182,16 @@ impl Rules<'_> {
         }
     }
 
+    /// What is not a list would be read by nobody here, and by buildx in its own way.
+    fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], Refusal> {
+        value
+            .as_array()
+            .map(Vec::as_slice)
+            .ok_or_else(|| Refusal::new(format!("{}.{field}", self.path), "expected a list"))
+    }
+
     fn cache(&self, field: &str, value: Value) -> Result<Value, Refusal> {
-        for (i, entry) in list(&value).iter().enumerate() {
+        for (i, entry) in self.list(field, &value)?.iter().enumerate() {
             let path = format!("{}.{field}[{i}]", self.path);
             match entry.get("type").and_then(Value::as_str) {
                 Some("inline" | "registry") if self.order.trusts_references() => {}
@@ -192,7 +206,7 @@ impl Rules<'_> {
 
     /// Outputs reach registries only: `local`, `tar` and `oci` write to the host.
     fn output(&self, value: Value) -> Result<Value, Refusal> {
-        for (i, output) in list(&value).iter().enumerate() {
+        for (i, output) in self.list("output", &value)?.iter().enumerate() {
             let path = format!("{}.output[{i}]", self.path);
             let kind = output.get("type").and_then(Value::as_str);
             if !matches!(kind, Some("image" | "registry" | "cacheonly")) || output.get("dest").is_some() {
@@ -207,7 +221,7 @@ impl Rules<'_> {
 
     /// Provenance and SBOM by BuildKit itself; a generator of the author's choice would be an image of theirs.
     fn attest(&self, value: Value) -> Result<Value, Refusal> {
-        for (i, attestation) in list(&value).iter().enumerate() {
+        for (i, attestation) in self.list("attest", &value)?.iter().enumerate() {
             let path = format!("{}.attest[{i}]", self.path);
             let kind = attestation.get("type").and_then(Value::as_str);
             if !matches!(kind, Some("provenance" | "sbom")) || attestation.get("generator").is_some() {
@@ -217,7 +231,7 @@ impl Rules<'_> {
         Ok(value)
     }
 
-    /// The worker decides whether images are pushed. A target that others only build upon stays in the cache.
+    /// The worker decides whether images are pushed. What the definition keeps in the cache stays there.
     fn settle_output(&self, target: &mut Map<String, Value>, is_cache_only: bool) -> Result<(), Refusal> {
         target.remove("output");
         if is_cache_only {

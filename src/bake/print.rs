@@ -4,6 +4,7 @@
 //! sees the worktree and its own directory, has no socket, a bound on time, memory and output, and ends in KILL.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ pub(super) async fn verify(
     if read(&printed)? == *targets {
         return Ok(());
     }
-    Err(BakeError::Invalid("buildx does not understand the definition in the way it was checked".into()))
+    Err(BakeError::Launcher("it does not understand the definition in the way it was checked".into()))
 }
 
 /// A compose file is read in its own directory, as compose does; a bake file in the root, as bake does.
@@ -89,8 +90,11 @@ async fn run(
     let (ended, out, err) = collect(bake, command, input, stop).await?;
     match ended {
         Ended::Exited(status) if status.success() => Ok(out),
-        Ended::Exited(_) => Err(failure(&in_worktree(&err, worktree))),
-        Ended::TimedOut | Ended::Silent => {
+        Ended::Exited(status) if status.signal().is_some_and(|signal| signal != libc::SIGXCPU) => {
+            Err(BakeError::Launcher(format!("--print ended with {status}")))
+        }
+        Ended::Exited(status) if status.signal().is_none() => Err(failure(&in_worktree(&err, worktree))),
+        Ended::Exited(_) | Ended::TimedOut | Ended::Silent => {
             let limit = bake.limits.print_timeout.as_secs();
             Err(BakeError::Invalid(format!("the definition takes more than {limit} s to evaluate")))
         }
@@ -158,8 +162,7 @@ fn failure(err: &str) -> BakeError {
         return BakeError::Invalid(message);
     }
     let last = err.lines().last().unwrap_or("it ended without a word").to_owned();
-    said(crate::sandbox::LAUNCH)
-        .map_or(BakeError::Invalid(last), |message| BakeError::Launcher(message[2..].to_owned()))
+    said(&format!("{}: ", crate::sandbox::LAUNCH)).map_or(BakeError::Invalid(last), BakeError::Launcher)
 }
 
 fn read(printed: &[u8]) -> Result<Targets, BakeError> {

@@ -125,7 +125,9 @@ impl Vertex {
 
     /// A failure of its own, and not the echo of another one's.
     pub(super) fn own_error(&self) -> Option<&str> {
-        self.error.as_deref().filter(|error| !error.contains("context canceled"))
+        // What it quotes is the customer's.
+        let is_echo = |error: &&str| error.rsplit('"').next().is_some_and(|said| said.contains("context canceled"));
+        self.error.as_deref().filter(|error| !is_echo(error))
     }
 
     fn step(&self) -> Step {
@@ -161,7 +163,10 @@ impl Progress {
         if self.text.len() == MAX_TEXT_LINES {
             self.text.remove(0);
         }
-        let notice = text.strip_prefix("WARNING: ").map(|warning| Event::Notice(warning.to_owned()));
+        let notice = text
+            .strip_prefix("WARNING: ")
+            .filter(|_| self.error.is_none())
+            .map(|warning| Event::Notice(warning.to_owned()));
         self.text.push(text);
         notice.into_iter().collect()
     }

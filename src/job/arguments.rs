@@ -88,6 +88,9 @@ fn url(resolve: &Resolve, args: &[Value]) -> Result<String, JobError> {
             Value::Number(number) => number.to_string(),
             _ => return Err(JobError::new(format!("args[{i}]"), "expected a string or a number")),
         };
+        if matches!(text.as_str(), "." | "..") {
+            return Err(JobError::new(format!("args[{i}]"), format!("{text:?} is no id")));
+        }
         url = url.replace(&mark, &encode(&text));
     }
     match url.find('{') {
@@ -154,6 +157,8 @@ mod tests {
         assert_eq!(made, Ok(Request::Resolve("https://rails/builds/4711?of=..%2Fa%26b".into())));
         let error = read(&class, &args(json!([[1], "x"]))).expect_err("refused");
         assert_eq!(error.to_string(), "args[0]: expected a string or a number");
+        let error = read(&class, &args(json!(["..", 1]))).expect_err("refused");
+        assert_eq!(error.to_string(), "args[0]: \"..\" is no id");
         let error = read(&class, &args(json!([1]))).expect_err("refused");
         assert_eq!(error.to_string(), "args: nothing for {1} of the resolver's URL");
     }

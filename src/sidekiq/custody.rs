@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::Identity;
-use super::turn::{Effect, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use super::turn::{Effect, Fetched, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
 use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 use crate::settings::Jobs;
@@ -142,14 +142,12 @@ impl Custody {
             }
             memory.n_turns += 1;
             let reply = self.send_until_answered(memory).await;
-            let was_full = reply.fetched.as_ref().is_some_and(|fetched| fetched.len() == memory.slots.len());
-            let has_lease = reply.fetched.is_some();
-            let n_fetched = self.take_in(memory, reply, units);
-            if !has_lease {
-                // The lease thread is about to make one; what others took meanwhile, reconcile will find.
-                sleep(Duration::from_millis(20)).await;
-            } else if n_fetched == 0 || !was_full {
-                return;
+            let n_slots = memory.slots.len();
+            match self.take_in(memory, reply, units) {
+                Some(n_fetched) if n_fetched > 0 && n_fetched == n_slots => {}
+                Some(_) => return,
+                // The lease's thread wakes us when it has made one; what others took meanwhile, reconcile will find.
+                None => return,
             }
         }
     }
@@ -192,8 +190,8 @@ impl Custody {
         }
     }
 
-    /// Brings the memory up to date with an answer; returns how many units were fetched.
-    fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> usize {
+    /// Brings the memory up to date with an answer; returns how many units were fetched, `None` without a lease.
+    fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> Option<usize> {
         let since = Instant::now();
         for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
             match settled {
@@ -210,13 +208,20 @@ impl Custody {
         if let Some(key) = reply.wrong_queue {
             tracing::error!(key, "a queue is not a list, and is passed over");
         }
-        let fetched = reply.fetched.unwrap_or_default();
+        let fetched = match reply.fetched {
+            Fetched::Units(units) => units,
+            Fetched::NoLease => return None,
+            Fetched::Full => {
+                tracing::error!("Redis is at its memory limit: results are settled, nothing is fetched");
+                return Some(0);
+            }
+        };
         let n_fetched = fetched.len();
         for unit in fetched {
             memory.slots.retain(|token| *token != unit.token);
             self.begin(memory, unit, units);
         }
-        n_fetched
+        Some(n_fetched)
     }
 
     /// Hands a unit to the processors; back on its queue when they have stopped listening.

@@ -53,7 +53,15 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
         for member in members {
             // What stays, others' jobs and what is no job at all, must not hide what comes after it.
             match moved_text(jobs, &member, now) {
-                Some((queue, text)) => n_moved += move_one(redis, set, &member, &queue, &text).await?,
+                Some((queue, text)) => match move_one(redis, set, &member, &queue, &text).await {
+                    Ok(n) => n_moved += n,
+                    // Such as a queue of the wrong type: it must not hold up the jobs behind it.
+                    Err(error) if error.code().is_some() => {
+                        tracing::error!(%error, queue, "a due job cannot be moved");
+                        offset += 1;
+                    }
+                    Err(error) => return Err(error),
+                },
                 None => offset += 1,
             }
         }

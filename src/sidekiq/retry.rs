@@ -31,7 +31,7 @@ pub enum Next {
 
 /// Decides what follows a failure at `now`; `jitter` is a number in 0..1.
 ///
-/// Sidekiq's rules, and one more: no retry that would start later than `max_age` after the first failure.
+/// Sidekiq's rules but for `retry_for`, which is not read yet, and one more: no retry that would start later than `max_age` after the first failure.
 pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, jitter: f64) -> Next {
     let exhausted = if payload.may_die() { Next::Die } else { Next::Drop };
     let maximum = match payload.retry_rule() {

@@ -14,7 +14,8 @@
 --
 -- Returns {settlements, slots, wrong}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
 -- or the name of a key of the wrong type, and nothing was done. A slot is {queue, text, times recovered} or false.
--- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch.
+-- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch; and "full"
+-- when Redis is at its memory limit: what has finished is settled all the same, and nothing is fetched.
 -- `wrong` is the name of a queue's key that is not a list, or false; such a queue is passed over.
 --
 -- Invariant: an entry is in exactly one place. The fence and the types are checked before the first write of a
@@ -145,12 +146,16 @@ if last_turn and tonumber(ARGV[4]) < tonumber(last_turn) then
   return redis.error_reply('STALE a later turn was taken already')
 end
 
+-- The first write: Redis refuses it at its memory limit, and then nothing may be fetched. Settling begins with a write
+-- that frees memory, after which Redis lets a script go on.
+local is_full = last_turn and redis.pcall('SET', KEYS[2], ARGV[4], 'KEEPTTL').err
+
 local settled = {}
 for i = 1, tonumber(argument()) do settled[i] = settle() end
 
 local n_slots = tonumber(argument())
-if not last_turn then return { settled, n_slots > 0 and 'no lease' or {}, false } end
-redis.call('SET', KEYS[2], ARGV[4], 'KEEPTTL')
+if n_slots > 0 and not last_turn then return { settled, 'no lease', false } end
+if n_slots > 0 and is_full then return { settled, 'full', false } end
 local fetched = {}
 for i = 1, n_slots do fetched[i] = fetch() end
 return { settled, fetched, wrong_queue }

@@ -108,8 +108,19 @@ pub struct Reply {
     pub settled: Vec<Settled>,
     /// The key of a queue that is not a list, and was passed over.
     pub wrong_queue: Option<String>,
-    /// The jobs fetched; `None` when this process has no lease and so must not fetch.
-    pub fetched: Option<Vec<UnitOfWork>>,
+    /// What was fetched.
+    pub fetched: Fetched,
+}
+
+/// What came of the free slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// These jobs; none when the queues are empty.
+    Units(Vec<UnitOfWork>),
+    /// Nothing: this process has no lease, and others may take it for dead.
+    NoLease,
+    /// Nothing: Redis is at its memory limit.
+    Full,
 }
 
 /// What a turn asks.
@@ -160,14 +171,18 @@ impl Turn<'_> {
         })
     }
 
-    fn read_fetched(&self, fetched: Value) -> Result<Option<Vec<UnitOfWork>>, RedisError> {
-        let Value::Array(slots) = fetched else { return Ok(None) };
+    fn read_fetched(&self, fetched: Value) -> Result<Fetched, RedisError> {
+        let slots = match fetched {
+            Value::Array(slots) => slots,
+            word if String::from_redis_value_ref(&word)? == "full" => return Ok(Fetched::Full),
+            _ => return Ok(Fetched::NoLease),
+        };
         let filled = self.slots.iter().zip(slots).filter(|(_, slot)| *slot != Value::Nil);
         let units = filled.map(|(token, slot)| {
             let (queue, text, n_recoveries): (String, Vec<u8>, u32) = from_redis_value(slot)?;
             Ok(UnitOfWork { token: token.clone(), queue, text, n_recoveries })
         });
-        units.collect::<Result<_, RedisError>>().map(Some)
+        units.collect::<Result<_, RedisError>>().map(Fetched::Units)
     }
 }
 

@@ -18,6 +18,7 @@ pub(super) fn write(repository: &Repository, commit: Oid, worktree: &Path) -> Re
     write_files(repository, commit, worktree).map_err(|error| {
         let fault = match error.class() {
             ErrorClass::Os | ErrorClass::Filesystem => Fault::Worker,
+            ErrorClass::Odb | ErrorClass::Object | ErrorClass::Zlib => Fault::Damaged,
             _ => Fault::Refused,
         };
         Failed::new(fault, error.message())

@@ -50,8 +50,15 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     };
     let mirror = complete(mirror, &remote, commit, request.limits)?;
     let fetched = Instant::now();
-    let repository = mirror.unlock();
-    checkout::write(&repository, commit, &request.worktree)?;
+    let reading = mirror.read()?;
+    if let Err(failed) = checkout::write(&reading.repository, commit, &request.worktree) {
+        drop(reading);
+        if failed.fault == Fault::Damaged {
+            // The walk reads sizes only. The next attempt finds an empty mirror.
+            Mirror::lock(&request.mirror)?.renew()?;
+        }
+        return Err(failed);
+    }
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(Message::Done {
         sha: commit.to_string(),
@@ -62,21 +69,26 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
 
 /// Makes sure that the commit and its whole tree are in the mirror, without the network when they are.
 ///
-/// A mirror is a cache: when something is missing after a fetch, it is made anew, once.
+/// A mirror is a cache: when something in it is damaged, or missing after a fetch, it is made anew, once.
 fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Mirror, Failed> {
-    if budget::walk(&mirror.repository, commit, limits)? == Verdict::Complete {
-        return Ok(mirror);
-    }
-    fetch::fetch(&mirror.repository, remote, commit)?;
-    if budget::walk(&mirror.repository, commit, limits)? == Verdict::Complete {
-        return Ok(mirror);
+    match fill(&mirror, remote, commit, limits) {
+        Ok(Verdict::Complete) => return Ok(mirror),
+        Ok(Verdict::Missing) | Err(Failed { fault: Fault::Damaged | Fault::Worker, .. }) => {}
+        Err(failed) => return Err(failed),
     }
     let mirror = mirror.renew()?;
-    fetch::fetch(&mirror.repository, remote, commit)?;
-    match budget::walk(&mirror.repository, commit, limits)? {
+    match fill(&mirror, remote, commit, limits)? {
         Verdict::Complete => Ok(mirror),
         Verdict::Missing => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
     }
+}
+
+fn fill(mirror: &Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
+    if budget::walk(&mirror.repository, commit, limits)? == Verdict::Complete {
+        return Ok(Verdict::Complete);
+    }
+    fetch::fetch(&mirror.repository, remote, commit)?;
+    budget::walk(&mirror.repository, commit, limits)
 }
 
 /// Settings of libgit2 that hold for the process: time limits, certificates, and no configuration of the machine's.

@@ -88,8 +88,9 @@ fn classify(error: &git2::Error) -> Failed {
     let fault = match (error.class(), error.message()) {
         // What remains of the remote's "not our ref" when a depth was asked for.
         (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
-        (ErrorClass::Odb | ErrorClass::Reference | ErrorClass::Object, _) => Fault::Unclear,
-        (ErrorClass::Indexer | ErrorClass::Zlib, _) => Fault::Refused,
+        (ErrorClass::Odb | ErrorClass::Reference | ErrorClass::Object | ErrorClass::Indexer | ErrorClass::Zlib, _) => {
+            Fault::Damaged
+        }
         (ErrorClass::Filesystem, _) => Fault::Worker,
         _ => Fault::Unavailable,
     };

@@ -33,17 +33,31 @@ impl Mirror {
         Ok(Self { repository, path, lock })
     }
 
-    /// The same mirror, empty.
+    /// The same mirror, empty. Waits for those who read it.
     pub(super) fn renew(self) -> Result<Self, Failed> {
+        let _nobody_reads = readers(&self.path, FlockOperation::LockExclusive)?;
         let repository = make(&self.path)?;
         Ok(Self { repository, ..self })
     }
 
-    /// Lets others fetch. Reading beside a fetch is safe: packs appear by rename.
-    pub(super) fn unlock(self) -> Repository {
+    /// Lets others fetch, and goes on reading. That is safe beside a fetch: packs appear by rename.
+    pub(super) fn read(self) -> Result<Reading, Failed> {
+        let shared = readers(&self.path, FlockOperation::LockShared)?;
         drop(self.lock);
-        self.repository
+        Ok(Reading { repository: self.repository, _shared: shared })
     }
+}
+
+/// A mirror that is read, and not made anew meanwhile.
+pub(super) struct Reading {
+    pub(super) repository: Repository,
+    _shared: File,
+}
+
+fn readers(mirror: &Path, operation: FlockOperation) -> Result<File, Failed> {
+    let lock = File::create(mirror.with_file_name("readers")).map_err(Failed::worker)?;
+    flock(&lock, operation).map_err(Failed::worker)?;
+    Ok(lock)
 }
 
 fn make(path: &Path) -> Result<Repository, Failed> {

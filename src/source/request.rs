@@ -85,7 +85,9 @@ pub enum Fault {
     Unavailable,
     /// The commit is not there, or the connection broke: libgit2 does not say which.
     Unclear,
-    /// The mirror or the disk.
+    /// What git keeps on our disk is damaged; the mirror is made anew.
+    Damaged,
+    /// The disk.
     Worker,
 }
 

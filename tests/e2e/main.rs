@@ -1,1 +1,25 @@
-//! x
+//! The program end to end on real parts: BuildKit, a registry, Redis, Ruby's Sidekiq, and docker-buildx in its sandbox.
+//!
+//! Only GitHub is a stand-in. The tests look at what is in the registry, in Redis and on the disk, and at the files that
+//! an attack would have left. They share one engine, so they run one after the other:
+//! `cargo test --test e2e -- --test-threads=1`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests run programs and read the environment; the product has one place for each"
+)]
+#![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
+
+mod bell;
+mod build;
+mod commands;
+mod custody;
+mod engine;
+mod failures;
+mod hostile_definition;
+mod hostile_repository;
+mod house;
+mod processes;
+mod registry;
+mod ruby;

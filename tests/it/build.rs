@@ -232,3 +232,26 @@ fn n_source_children(worker: u32) -> usize {
         })
         .count()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_mirror_heals() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = afternoon.worker("");
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    afternoon.callbacks(1).await;
+    let packs = std::process::Command::new("find")
+        .arg(afternoon.home.path().join("state/mirrors"))
+        .args(["-name", "*.pack"])
+        .output();
+    let packs = String::from_utf8(packs.unwrap().stdout).unwrap();
+    assert!(packs.lines().count() > 0);
+    for pack in packs.lines() {
+        let length = std::fs::metadata(pack).unwrap().len();
+        std::process::Command::new("chmod").args(["u+w", pack]).status().unwrap();
+        std::fs::write(pack, vec![b'x'; usize::try_from(length).unwrap()]).unwrap();
+    }
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    assert_eq!(afternoon.callbacks(2).await[1]["status"], "succeeded");
+}

@@ -1,0 +1,142 @@
+//! Builds that succeed: from Ruby's client to the registry, and back to Ruby's worker.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::house::{CALLBACKS, House, target};
+use crate::registry;
+use crate::ruby::{self, Sidekiq};
+
+const NAMES: [&str; 3] = ["vote", "result", "worker"];
+
+/// The voting app as a native object.
+fn voting_app(house: &House, sha: &str) -> Value {
+    house.native("voting-app", sha, &NAMES.map(|name| house.image(name, sha)))
+}
+
+/// The digest of each image, as the report and the registry agree on it.
+async fn digests(house: &House, report: &Value, sha: &str) -> Vec<String> {
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+    let mut digests = Vec::new();
+    for name in NAMES {
+        let served = registry::digest(&house.reference(name, sha)).await;
+        assert_eq!(target(report, name)["digest"].as_str(), served.as_deref(), "{report:#}");
+        digests.push(served.expect("the image is in the registry"));
+    }
+    digests
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_from_sidekiqs_client_becomes_three_images_and_a_callback_in_sidekiqs_worker() {
+    let house = House::open();
+    let sha = house.commit_voting_app();
+    let sidekiq = Sidekiq::start(&house);
+    let _worker = house.worker("");
+
+    let jid = ruby::enqueue(&house, "BuildJob", json!([voting_app(&house, &sha)]));
+
+    let (class, report) = sidekiq.received(&jid).await;
+    assert_eq!(class, "BuildFinishedJob");
+    assert_eq!(digests(&house, &report, &sha).await.iter().collect::<BTreeSet<_>>().len(), 3);
+    assert_eq!((&report["build_id"], &report["sha"], &report["attempt"]), (&json!(42), &json!(sha), &json!(1)));
+    for name in NAMES {
+        let reference = house.reference(name, &sha);
+        assert_eq!(registry::file(&reference, "srv/app.txt").await, Some(format!("{name}, first\n")));
+        assert_eq!(target(&report, name)["tags"], json!([reference]));
+        assert_eq!((&target(&report, name)["steps_total"], &target(&report, name)["error"]), (&json!(4), &Value::Null));
+    }
+    assert!(report["context_bytes"].as_u64().unwrap() > 0, "{report:#}");
+    house.nothing_is_left().await;
+    assert_eq!(house.redis.get("stat:failed").await.as_deref().unwrap_or("0"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_active_job_is_built_and_an_active_job_is_told() {
+    let house = House::open();
+    let sha = house.commit_voting_app();
+    let sidekiq = Sidekiq::start(&house);
+    let _worker = house.worker("jobs.classes.BuildApplicationJob.arguments = \"native\"");
+    let mut native = voting_app(&house, &sha);
+    native["callback"] = json!({"class": "ApplicationBuiltJob", "queue": CALLBACKS, "active_job": true});
+
+    let jid = ruby::enqueue(&house, "BuildApplicationJob", json!([native]));
+
+    let (class, report) = sidekiq.received(&jid).await;
+    assert_eq!(class, "ApplicationBuiltJob");
+    digests(&house, &report, &sha).await;
+    assert_eq!(target(&report, "vote")["tags"], json!([house.reference("vote", &sha)]));
+    house.nothing_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_build_runs_only_what_a_changed_file_touches() {
+    let house = House::open();
+    let _worker = house.worker("");
+    let sha = house.commit_voting_app();
+    let report = house.build(voting_app(&house, &sha)).await;
+    let first = digests(&house, &report, &sha).await;
+
+    let sha = house.commit(
+        "voting-app",
+        &NAMES.map(|name| {
+            (
+                ["vote/app.txt", "result/app.txt", "worker/app.txt"][NAMES.iter().position(|it| *it == name).unwrap()],
+                "tabs or spaces\n",
+            )
+        }),
+    );
+    let report = house.build(voting_app(&house, &sha)).await;
+
+    let second = digests(&house, &report, &sha).await;
+    for (i, name) in NAMES.into_iter().enumerate() {
+        assert_ne!(first[i], second[i], "{name}");
+        let target = target(&report, name);
+        assert_eq!((&target["steps_total"], &target["steps_cached"]), (&json!(4), &json!(2)), "{report:#}");
+        let text = registry::file(&house.reference(name, &sha), "srv/app.txt").await;
+        assert_eq!(text.as_deref(), Some("tabs or spaces\n"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_field_of_a_template_does_what_it_says() {
+    let house = House::open();
+    let dockerfile = house.dockerfile("RUN mkdir /srv && echo tool > /srv/which").replacen('\n', " AS tool\n", 1)
+        + &house.dockerfile("RUN mkdir /srv && echo last > /srv/which").replacen('\n', " AS last\n", 1);
+    let sha = house.commit("shop", &[("docker/Special", &dockerfile), ("web/page.html", "cats\n")]);
+    let _worker = house.worker("");
+    let (first, second, cache) =
+        (house.reference("web", "1"), house.reference("web", "2"), house.reference("cache", "1"));
+    let image = json!({
+        "name": "web", "context": "web", "dockerfile": "../docker/Special", "target": "tool", "tags": [first, second],
+        "labels": {"org.example.owner": "acme"}, "platforms": ["linux/amd64"],
+        "cache_to": [format!("type=registry,ref={cache},mode=max")], "cache_from": [format!("type=registry,ref={cache}")],
+    });
+
+    let mut fork = house.native("shop", &sha, std::slice::from_ref(&image));
+    fork["trust"] = json!("fork");
+    let report = house.build(fork).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(registry::digest(&cache).await, None, "a fork wrote a cache that others read");
+
+    let report = house.build(house.native("shop", &sha, std::slice::from_ref(&image))).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(registry::digest(&first).await, registry::digest(&second).await);
+    assert_eq!(registry::file(&first, "srv/which").await.as_deref(), Some("tool\n"));
+    let config = registry::config(&first).await;
+    assert_eq!(
+        (&config["config"]["Labels"]["org.example.owner"], &config["architecture"]),
+        (&json!("acme"), &json!("amd64"))
+    );
+    assert!(registry::digest(&cache).await.is_some());
+    assert_eq!(target(&report, "web")["steps_cached"], target(&report, "web")["steps_total"], "{report:#}");
+
+    let unpushed = house.reference("web", "3");
+    let mut again = house.native("shop", &sha, &[image]);
+    again["application"]["images"][0]["tags"] = json!([unpushed]);
+    (again["no_cache"], again["pull"], again["push"]) = (json!(true), json!(true), json!(false));
+    let report = house.build(again).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(target(&report, "web")["steps_cached"], json!(0), "{report:#}");
+    assert_eq!(registry::digest(&unpushed).await, None, "pushed, without having been asked to");
+}

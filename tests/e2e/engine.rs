@@ -1,0 +1,76 @@
+//! The real engine with its registry and base image, started once for all tests by `docker/engine`.
+
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{ChildStdin, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+pub struct Engine {
+    /// Such as `unix:///…/docker.sock`.
+    pub docker_host: String,
+    /// `127.0.0.1:PORT`
+    pub registry: String,
+    /// A shell and its tools, as a reference to pull.
+    pub base_image: String,
+    /// Path of `docker-buildx`.
+    pub buildx: PathBuf,
+    /// Held open until this process ends; see [`stop_with_this_process`].
+    _leash: Option<ChildStdin>,
+}
+
+/// The engine, which is started when it does not run, and then stopped at the end.
+pub fn engine() -> &'static Engine {
+    static ENGINE: OnceLock<Engine> = OnceLock::new();
+    ENGINE.get_or_init(|| {
+        let is_ours = !script("status").status.success();
+        let started = script("start");
+        assert!(started.status.success(), "no engine. {}", hint(&started));
+        let leash = is_ours.then(stop_with_this_process);
+        let status = script("status");
+        assert!(status.status.success(), "the engine went away. {}", hint(&status));
+        Engine::read(&String::from_utf8_lossy(&status.stdout), leash)
+    })
+}
+
+impl Engine {
+    /// Reads the script's shell assignments.
+    fn read(assignments: &str, leash: Option<ChildStdin>) -> Self {
+        let value = |name: &str| {
+            let found = assignments.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            found.unwrap_or_else(|| panic!("docker/engine tells no {name}: {assignments}")).to_owned()
+        };
+        Self {
+            docker_host: value("DOCKER_HOST"),
+            registry: value("REGISTRY"),
+            base_image: value("BASE_IMAGE"),
+            buildx: value("BUILDX").into(),
+            _leash: leash,
+        }
+    }
+
+    pub fn registry_port(&self) -> &str {
+        self.registry.rsplit(':').next().unwrap()
+    }
+}
+
+fn script(verb: &str) -> Output {
+    Command::new(path()).arg(verb).stdin(Stdio::null()).output().expect("docker/engine can be run")
+}
+
+fn path() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "docker", "engine"].iter().collect()
+}
+
+fn hint(output: &Output) -> String {
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    format!("docker/engine said: {}\nGet what it needs: docker/install", String::from_utf8_lossy(&said).trim())
+}
+
+/// A shell that waits for the end of a pipe, which comes when this process ends, in whatever way.
+fn stop_with_this_process() -> ChildStdin {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "cat; exec \"$0\" stop"]).arg(path());
+    // A group of its own, since Ctrl-C would otherwise end it first.
+    shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    shell.spawn().unwrap().stdin.take().unwrap()
+}

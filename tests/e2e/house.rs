@@ -1,0 +1,287 @@
+//! A house for one test: Redis, GitHub, a git host and the worker, around the engine that all tests share.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use world::{File, GitHost, GitHub, Reach, Redis, wait_for_within};
+
+use crate::engine::{Engine, engine};
+use crate::processes;
+
+/// How long a build may take on a busy machine before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The queue on which callbacks arrive.
+pub const CALLBACKS: &str = "callbacks";
+
+pub struct House {
+    pub redis: Redis,
+    pub github: GitHub,
+    pub git: GitHost,
+    pub engine: &'static Engine,
+    pub home: tempfile::TempDir,
+    /// Names that no other test and no earlier run has used: nothing of theirs is in a registry or cache under it.
+    pub nonce: String,
+}
+
+/// A worker process; killed when it is dropped.
+pub struct Worker {
+    child: Child,
+}
+
+impl House {
+    pub fn open() -> Self {
+        let engine = engine();
+        let github = GitHub::start();
+        let git = GitHost::start(github.tokens());
+        github.serve_commits_from(git.root());
+        github.install_as(7, "acme", Reach::Under(git.root().to_owned()));
+        let home = tempfile::Builder::new().prefix("sidebake-e2e-").tempdir().unwrap();
+        std::fs::write(home.path().join("app.pem"), github.app().private_key_pem()).unwrap();
+        let nonce = format!("e2e-{}", home.path().display().to_string().rsplit('-').next().unwrap().to_lowercase());
+        Self { redis: Redis::start(), github, git, engine, home, nonce }
+    }
+
+    /// Commits files on `main` of a repository of acme's, and returns the sha.
+    pub fn commit(&self, repository: &str, files: &[(&str, &str)]) -> String {
+        self.git.repository(&format!("acme/{repository}")).commit(files)
+    }
+
+    /// The same with links and other special entries.
+    pub fn commit_with(&self, repository: &str, files: &[File]) -> String {
+        self.git.repository(&format!("acme/{repository}")).commit_with("main", files)
+    }
+
+    /// A Dockerfile on the base image. No cache knows its RUN steps, which see the variable.
+    pub fn dockerfile(&self, instructions: &str) -> String {
+        format!("FROM {}\nENV NONCE={}\n{instructions}\n", self.engine.base_image, self.nonce)
+    }
+
+    /// Three images in the directories `vote`, `result` and `worker`, each of four steps, two of them before its sources.
+    pub fn commit_voting_app(&self) -> String {
+        let dockerfile = self.dockerfile(
+            "COPY packages.txt /etc/packages.txt\nRUN cp /etc/packages.txt /etc/installed.txt\n\
+             COPY . /srv\nRUN wc -c /srv/app.txt > /srv/size.txt",
+        );
+        let files = ["vote", "result", "worker"].map(|name| {
+            [
+                (format!("{name}/Dockerfile"), dockerfile.clone()),
+                (format!("{name}/packages.txt"), format!("tzdata\n# locked for {}\n", self.nonce)),
+                (format!("{name}/app.txt"), format!("{name}, first\n")),
+            ]
+        });
+        let files: Vec<(&str, &str)> =
+            files.as_flattened().iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+        self.commit("voting-app", &files)
+    }
+
+    /// A reference in the registry that is this test's own.
+    pub fn reference(&self, name: &str, tag: &str) -> String {
+        format!("{}/{}/{name}:{tag}", self.engine.registry, self.nonce)
+    }
+
+    /// An image of an Application Template: context `./NAME`, tag `NAME:SHA`.
+    pub fn image(&self, name: &str, sha: &str) -> Value {
+        json!({"name": name, "context": format!("./{name}"), "tags": [self.reference(name, sha)]})
+    }
+
+    /// The native object of a build with a callback.
+    pub fn native(&self, repository: &str, sha: &str, images: &[Value]) -> Value {
+        json!({
+            "build_id": 42, "repository": format!("acme/{repository}"), "sha": sha, "ref": "refs/heads/main",
+            "application": {"images": images},
+            "callback": {"class": "BuildFinishedJob", "queue": CALLBACKS},
+        })
+    }
+
+    /// The native object of a build by an inline definition, of one of its targets.
+    pub fn inline(&self, repository: &str, sha: &str, definition: Value, target: &str) -> Value {
+        let mut native = self.native(repository, sha, &[]);
+        native.as_object_mut().unwrap().remove("application");
+        native["definition"] = definition;
+        native["targets"] = json!([target]);
+        native
+    }
+
+    /// Writes the configuration, with `more` at its end, and returns its path. The sandbox is the default one.
+    pub fn config(&self, more: &str) -> PathBuf {
+        let path = self.home.path().join("sidebake.toml");
+        let text = format!(
+            r#"
+concurrency = 8
+queues = ["default"]
+redis.url = "{redis}"
+state.directory = "{home}/state"
+github = {{ api_url = "{api}", git_url = "{git}", app_id = "{app}", private_key_file = "{home}/app.pem" }}
+buildx.binary = "{buildx}"
+builders.default = {{ driver = "docker", endpoint = "{docker_host}" }}
+sandbox.registry_ports = [{port}]
+{more}
+"#,
+            redis = self.redis.url(),
+            home = self.home.path().display(),
+            api = self.github.url(),
+            git = self.git.url(),
+            app = self.github.app().id,
+            buildx = self.engine.buildx.display(),
+            docker_host = self.engine.docker_host,
+            port = self.engine.registry_port(),
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Starts a worker with the configuration and `more` at its end.
+    pub fn worker(&self, more: &str) -> Worker {
+        let log = tempfile::Builder::new().prefix("worker-").suffix(".log").tempfile_in(self.home.path()).unwrap();
+        let (out, _) = log.keep().unwrap();
+        let mut sidebake = self.sidebake();
+        sidebake.args(["run", "--config"]).arg(self.config(more)).env("SIDEBAKE__LOG__LEVEL", "sidebake=trace,info");
+        let child = sidebake.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
+        Worker { child }
+    }
+
+    /// Runs another command of the binary to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.run_with(arguments, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+        let config = self.config("");
+        let mut sidebake = self.sidebake();
+        sidebake.args(arguments).arg("--config").arg(config).envs(variables.iter().copied());
+        sidebake.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// The binary, with nothing of the test's environment that could be a setting.
+    fn sidebake(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+        command.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").env_remove("DOCKER_HOST");
+        command
+    }
+
+    /// The tree of `main` without a `.git`, where the worker would put it in a job's directory; for control runs.
+    pub fn check_out(&self, repository: &str) -> PathBuf {
+        let tree = self.home.path().join("control");
+        std::fs::create_dir(&tree).unwrap();
+        let repository = self.git.repository(&format!("acme/{repository}"));
+        repository.git(&["--work-tree", tree.to_str().unwrap(), "checkout", "--force", "main", "--", "."]);
+        tree
+    }
+
+    /// Runs the real `docker-buildx` as a careless worker would: unpoliced, with the machine's PATH.
+    pub fn bare_bake(&self, tree: &Path, definition: &Value) -> Output {
+        let file = self.home.path().join("bare-bake.json");
+        std::fs::write(&file, definition.to_string()).unwrap();
+        let mut buildx = Command::new(&self.engine.buildx);
+        buildx.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
+        buildx.env("DOCKER_HOST", &self.engine.docker_host).current_dir(tree).stdin(Stdio::null());
+        buildx.args(["bake", "--progress", "rawjson", "--file"]).arg(file).output().unwrap()
+    }
+
+    /// Enqueues a build with the worker of `more` running, and returns the report of its callback.
+    pub async fn build(&self, native: Value) -> Value {
+        let jid = self.redis.push("default", "BuildJob", json!([native])).await;
+        self.report(&jid).await
+    }
+
+    /// Waits for the report about a job's end.
+    ///
+    /// # Panics
+    /// When the job is in the retry set: the test counts on its end.
+    pub async fn report(&self, jid: &str) -> Value {
+        self.until(&format!("the callback of {jid} has come"), async || {
+            let retries = self.redis.sorted_set("retry").await;
+            let retry = retries.iter().find(|(job, _)| job.contains(jid));
+            assert!(retry.is_none(), "the job is to be retried: {retry:?}");
+            self.find_report(jid).await.is_some()
+        })
+        .await;
+        self.find_report(jid).await.unwrap()
+    }
+
+    async fn find_report(&self, jid: &str) -> Option<Value> {
+        let mut reports = self.reports().await.into_iter();
+        reports.find(|report| report["jid"] == jid && report["moment"] == "finished")
+    }
+
+    /// Every report so far.
+    pub async fn reports(&self) -> Vec<Value> {
+        let jobs = self.redis.queue(CALLBACKS).await;
+        jobs.iter().map(|job| serde_json::from_str::<Value>(job).unwrap()["args"][0].take()).collect()
+    }
+
+    /// Waits for a condition; the log is shown when it never comes.
+    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
+        let started = std::time::Instant::now();
+        while !condition().await {
+            assert!(started.elapsed() < PATIENCE, "waited in vain until {what}; the log says:\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// No job is in custody any more, and none has left a directory or a process.
+    pub async fn nothing_is_left(&self) {
+        self.until("nothing is queued or in flight", async || {
+            self.redis.queue("default").await.is_empty() && self.redis.keys("sidebake:inflight:*").await.is_empty()
+        })
+        .await;
+        wait_for_within(PATIENCE, "the jobs' processes to be gone", || self.children().is_empty()).await;
+        wait_for_within(PATIENCE, "the jobs' directories to be gone", || self.job_directories().is_empty()).await;
+    }
+
+    /// The children of this test's workers: each has a directory of its job in its arguments.
+    pub fn children(&self) -> Vec<String> {
+        processes::with(&format!("{}/state/", self.home.path().display()))
+    }
+
+    fn job_directories(&self) -> Vec<PathBuf> {
+        let runs = std::fs::read_dir(self.home.path().join("state/run")).into_iter().flatten().flatten();
+        runs.filter(|run| run.path().is_dir())
+            .flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten())
+            .map(|job| job.path())
+            .collect()
+    }
+
+    /// All that the processes of this test have logged.
+    pub fn logs(&self) -> String {
+        let entries = std::fs::read_dir(self.home.path()).unwrap().flatten();
+        let logs = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
+        logs.map(|entry| std::fs::read_to_string(entry.path()).unwrap_or_default()).collect()
+    }
+}
+
+impl Worker {
+    /// TERM, as Kubernetes does it; waits for the end.
+    pub async fn terminate(&mut self) {
+        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+        wait_for_within(PATIENCE, "the worker to end", || self.child.try_wait().unwrap().is_some()).await;
+    }
+
+    /// KILL, as an out-of-memory killer does it.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The entry of one target in a report.
+pub fn target<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let targets = report["targets"].as_array().unwrap();
+    targets.iter().find(|target| target["name"] == name).unwrap_or_else(|| panic!("no {name} in {report:#}"))
+}
+
+/// Both streams of a command's output.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

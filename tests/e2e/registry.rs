@@ -1,0 +1,81 @@
+//! What is in the registry, by its HTTP API and nobody's word.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use reqwest::{Client, Method, Response, StatusCode};
+use serde_json::Value;
+
+/// Indexes first: an image with its provenance is one.
+const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+
+/// The digest that the registry serves for `registry/repository:tag`; none when it has no such image.
+pub async fn digest(reference: &str) -> Option<String> {
+    let (repository, tag) = split(reference);
+    let answer = ask(Method::HEAD, &repository, &format!("manifests/{tag}")).await;
+    if answer.status() == StatusCode::NOT_FOUND {
+        return None;
+    }
+    assert!(answer.status().is_success(), "{reference}: {}", answer.status());
+    Some(answer.headers()["docker-content-digest"].to_str().unwrap().to_owned())
+}
+
+/// A text file of an image, from the uppermost layer that has it.
+pub async fn file(reference: &str, path: &str) -> Option<String> {
+    let (repository, _) = split(reference);
+    let manifest = manifest(reference).await;
+    for layer in manifest["layers"].as_array().unwrap().iter().rev() {
+        let blob = ask(Method::GET, &repository, &format!("blobs/{}", layer["digest"].as_str().unwrap())).await;
+        if let Some(text) = unpack(&blob.bytes().await.unwrap(), path) {
+            return Some(text);
+        }
+    }
+    None
+}
+
+/// The image's configuration: environment, labels, history.
+pub async fn config(reference: &str) -> Value {
+    let (repository, _) = split(reference);
+    let manifest = manifest(reference).await;
+    json(ask(Method::GET, &repository, &format!("blobs/{}", manifest["config"]["digest"].as_str().unwrap())).await)
+        .await
+}
+
+/// The manifest of the image itself, which an index names first.
+async fn manifest(reference: &str) -> Value {
+    let (repository, tag) = split(reference);
+    let found = json(ask(Method::GET, &repository, &format!("manifests/{tag}")).await).await;
+    match found["manifests"][0]["digest"].as_str() {
+        Some(digest) => json(ask(Method::GET, &repository, &format!("manifests/{digest}")).await).await,
+        None => found,
+    }
+}
+
+async fn ask(method: Method, repository: &str, rest: &str) -> Response {
+    let client = Client::builder().no_proxy().build().unwrap();
+    client.request(method, format!("{repository}/{rest}")).header("accept", MANIFESTS).send().await.unwrap()
+}
+
+async fn json(answer: Response) -> Value {
+    assert!(answer.status().is_success(), "{} {}", answer.url(), answer.status());
+    serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap()
+}
+
+/// `http://registry/v2/repository` and the tag.
+fn split(reference: &str) -> (String, String) {
+    let (name, tag) = reference.rsplit_once(':').unwrap();
+    let (registry, repository) = name.split_once('/').unwrap();
+    (format!("http://{registry}/v2/{repository}"), tag.to_owned())
+}
+
+/// One file of a compressed layer.
+fn unpack(layer: &[u8], path: &str) -> Option<String> {
+    let mut tar = Command::new("tar");
+    tar.args(["-xzOf", "-", path]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut tar = tar.spawn().unwrap();
+    // tar may have found the file and gone before it has read all.
+    let _ = tar.stdin.take().unwrap().write_all(layer);
+    let output = tar.wait_with_output().unwrap();
+    output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
+}

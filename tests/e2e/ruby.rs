@@ -1,0 +1,66 @@
+//! Rails' side in Ruby: Sidekiq's real client, and a real Sidekiq worker that takes the callbacks.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use world::wait_for_within;
+
+use crate::house::{CALLBACKS, House, PATIENCE};
+
+/// A Sidekiq process; killed when it is dropped.
+pub struct Sidekiq {
+    child: Child,
+    reports: PathBuf,
+}
+
+/// Enqueues one job with Ruby's client and returns its jid.
+pub fn enqueue(house: &House, class: &str, arguments: Value) -> String {
+    let mut ruby = ruby(house);
+    ruby.arg(script("enqueue.rb")).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut client = ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); get it: docker/install"));
+    client.stdin.take().unwrap().write_all(json!([[class, arguments]]).to_string().as_bytes()).unwrap();
+    let output = client.wait_with_output().unwrap();
+    assert!(output.status.success(), "Ruby's Sidekiq did not enqueue; get it: docker/install");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+impl Sidekiq {
+    /// Starts a worker for the callbacks.
+    pub fn start(house: &House) -> Self {
+        let reports = house.home.path().join("reports");
+        std::fs::create_dir(&reports).unwrap();
+        let log = std::fs::File::create(house.home.path().join("sidekiq.log")).unwrap();
+        let mut ruby = ruby(house);
+        ruby.args(["-S", "sidekiq", "-q", CALLBACKS, "-c", "2", "-t", "1", "-r"]).arg(script("jobs.rb"));
+        ruby.env("REPORTS", &reports).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        let child = ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); get it: docker/install"));
+        Self { child, reports }
+    }
+
+    /// Waits for the callback about a job: the class that received it, and the report.
+    pub async fn received(&self, jid: &str) -> (String, Value) {
+        let path = self.reports.join(format!("{jid}.json"));
+        wait_for_within(PATIENCE, "Ruby's worker to receive the callback", || path.exists()).await;
+        let mut kept: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        (kept["received_by"].as_str().unwrap().to_owned(), kept["report"].take())
+    }
+}
+
+impl Drop for Sidekiq {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ruby(house: &House) -> Command {
+    let mut ruby = Command::new("ruby");
+    ruby.env("REDIS_URL", house.redis.url()).env_remove("REDIS_PROVIDER");
+    ruby
+}
+
+fn script(name: &str) -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "e2e", "ruby", name].iter().collect()
+}
