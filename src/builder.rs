@@ -110,9 +110,9 @@ impl Builders {
     ) -> Result<(Site, Placement), BuilderError> {
         let (name, builder, why) = self.choose(build)?;
         let working_directory = builder.working_directory(build, state);
-        state::private(&working_directory)?;
+        state::make_private(&working_directory)?;
         let config = directory.subdirectory("solve")?.join("buildx");
-        state::private(&config.join("instances"))?;
+        state::make_private(&config.join("instances"))?;
         state::write_private(&config.join(".buildNodeID"), node_id(build).as_bytes())?;
         if builder.settings.driver != Driver::Docker {
             let instance = builder.instance.get_or_try_init(|| self.create(name, &builder.settings, directory)).await?;

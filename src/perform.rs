@@ -161,20 +161,20 @@ fn disk(error: StateError) -> Failure {
 }
 
 /// A phase that has begun.
-struct Running<'a> {
+struct Begun<'a> {
     phase: Phase,
     since: Instant,
     journal: &'a Journal,
 }
 
 impl<'a> Attempt<'a> {
-    fn begin(self, phase: Phase) -> Running<'a> {
+    fn begin(self, phase: Phase) -> Begun<'a> {
         self.journal.tell(Event::PhaseStarted(phase));
-        Running { phase, since: Instant::now(), journal: self.journal }
+        Begun { phase, since: Instant::now(), journal: self.journal }
     }
 }
 
-impl Running<'_> {
+impl Begun<'_> {
     fn end(self) -> std::time::Duration {
         let took = self.since.elapsed();
         self.journal.tell(Event::PhaseEnded(self.phase, took));

@@ -40,7 +40,7 @@ impl StateDirectory {
     /// Makes what is missing, removes what dead processes left, and takes a place for `name` (an identity).
     pub fn open(root: &Path, name: &str) -> Result<Self, StateError> {
         let runs = root.join("run");
-        private(&runs)?;
+        make_private(&runs)?;
         sweep(&runs);
         let lock = runs.join(format!("{name}.lock"));
         let held = File::create(&lock).and_then(|file| {
@@ -49,21 +49,21 @@ impl StateDirectory {
         });
         let held = held.map_err(|source| StateError { path: lock.clone(), source })?;
         let run = runs.join(name);
-        private(&run)?;
+        make_private(&run)?;
         Ok(Self { root: root.to_owned(), run, n_jobs: AtomicU64::new(0), lock, _held: held })
     }
 
     /// A new, empty directory that only this user can enter.
     pub fn job_directory(&self) -> Result<JobDirectory, StateError> {
         let path = self.run.join(self.n_jobs.fetch_add(1, Ordering::Relaxed).to_string());
-        private(&path)?;
+        make_private(&path)?;
         Ok(JobDirectory { path })
     }
 
     /// The directory of a repository's mirror, made when it is missing.
     pub fn mirror(&self, host: &str, repository: &str) -> Result<PathBuf, StateError> {
         let path = self.root.join("mirrors").join(host).join(repository);
-        private(&path)?;
+        make_private(&path)?;
         Ok(path)
     }
 
@@ -91,7 +91,7 @@ impl JobDirectory {
     /// A subdirectory, made private when it is missing.
     pub fn subdirectory(&self, name: &str) -> Result<PathBuf, StateError> {
         let path = self.path.join(name);
-        private(&path)?;
+        make_private(&path)?;
         Ok(path)
     }
 
@@ -113,7 +113,7 @@ impl Drop for JobDirectory {
 }
 
 /// Makes a directory and those above it, each for this user only.
-pub fn private(path: &Path) -> Result<(), StateError> {
+pub fn make_private(path: &Path) -> Result<(), StateError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| StateError { path: path.to_owned(), source })
 }

@@ -100,10 +100,10 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     tracing::info!(%identity, concurrency = settings.concurrency, queues = ?settings.queues, "worker starts");
 
     let lease = Lease::start(&settings.redis, settings.lease.ttl, Arc::clone(&identity), wake)?;
-    let (settlements, settled) = mpsc::unbounded_channel();
-    let (fetched, units) = mpsc::unbounded_channel();
+    let (settle, settlements) = mpsc::unbounded_channel();
+    let (deliver, units) = mpsc::unbounded_channel();
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
-    let custody = tokio::spawn(custody.run(settled, fetched));
+    let custody = tokio::spawn(custody.run(settlements, deliver));
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &remote),
@@ -114,7 +114,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         );
     };
     let work = async {
-        take_units(&processor, units, settlements, &shutdown, settings.shutdown.timeout).await;
+        take_units(&processor, units, settle, &shutdown, settings.shutdown.timeout).await;
         // Custody ends when the last settlement is answered: every sender is gone by now.
         if timeout(FAREWELL, custody).await.is_err() {
             tracing::error!("Redis did not take the last results: recovery brings those jobs back");
@@ -161,7 +161,7 @@ fn custody(
 async fn take_units(
     processor: &Arc<Processor>,
     mut units: mpsc::UnboundedReceiver<Running>,
-    settlements: mpsc::UnboundedSender<Settlement>,
+    settle: mpsc::UnboundedSender<Settlement>,
     shutdown: &Shutdown,
     patience: Duration,
 ) {
@@ -171,8 +171,8 @@ async fn take_units(
         // Dropping a branch loses nothing: the unit stays in the channel, the slot in its set.
         tokio::select! {
             unit = units.recv() => match unit {
-                Some(unit) if shutdown.quiet.is_cancelled() => drop(settlements.send(put_back(unit.unit))),
-                Some(unit) => drop(slots.spawn(process(Arc::clone(processor), unit, settlements.clone()))),
+                Some(unit) if shutdown.quiet.is_cancelled() => drop(settle.send(put_back(unit.unit))),
+                Some(unit) => drop(slots.spawn(process(Arc::clone(processor), unit, settle.clone()))),
                 None => break,
             },
             Some(_) = slots.join_next() => {}
@@ -192,7 +192,7 @@ async fn take_units(
     // A unit that custody fetches from here on goes back on its queue by custody's own hand.
     units.close();
     while let Some(unit) = units.recv().await {
-        let _ = settlements.send(put_back(unit.unit));
+        let _ = settle.send(put_back(unit.unit));
     }
 }
 

@@ -82,7 +82,7 @@ async fn run(
 ) -> Result<Vec<u8>, BakeError> {
     let private = directory.subdirectory("print")?;
     for name in ["buildx", "tmp"] {
-        crate::state::private(&private.join(name))?;
+        crate::state::make_private(&private.join(name))?;
     }
     let mut command = sandbox(bake, worktree, &private).command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);

@@ -25,8 +25,8 @@ pub(super) async fn solve(
     stop: &CancellationToken,
 ) -> Result<Outcome, BakeError> {
     let private = directory.subdirectory("solve")?;
-    state::private(&private.join("tmp"))?;
-    state::private(&private.join("docker"))?;
+    state::make_private(&private.join("tmp"))?;
+    state::make_private(&private.join("docker"))?;
     let credentials = credentials::docker_config(&bake.accounts, build)?;
     state::write_private(&private.join("docker/config.json"), credentials.expose().as_bytes())?;
     let metadata_file = private.join("metadata.json");

@@ -19,10 +19,10 @@ static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lu
 /// Members looked at in one request.
 const PAGE: usize = 100;
 
-/// Polls until `stop`.
-pub async fn run(redis: &Redis, jobs: &Jobs, stop: &CancellationToken) {
+/// Polls until the worker goes `quiet`, as Sidekiq's does.
+pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
-    while stop.run_until_cancelled(sleep(wait)).await.is_some() {
+    while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
         for set in ["retry", "schedule"] {
             if let Err(error) = enqueue_due(redis, jobs, set, Epoch::now()).await {
                 tracing::warn!(%error, set, "due jobs cannot be moved");
