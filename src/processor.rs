@@ -135,7 +135,8 @@ fn panic_message(error: tokio::task::JoinError) -> String {
 
 /// The report before anything has happened.
 fn first_report(payload: &Payload, running: &Running) -> Report {
-    let mut report = Report { jid: payload.jid.clone(), attempt: payload.n_failures() + 1, ..Report::default() };
+    let mut report =
+        Report { jid: payload.jid.clone(), attempt: payload.n_failures().saturating_add(1), ..Report::default() };
     report.timings.queued = payload.enqueued_at().map_or(Duration::ZERO, |enqueued| running.since.since(enqueued));
     report
 }
