@@ -1,0 +1,47 @@
+# Numbers in words: medians, tables, bars. Knows nothing of what they are numbers of.
+
+# One bar: both sides, their ratio, what is asked, and whether it is so. All but `is_met` are text.
+Bar = Struct.new(:name, :ours, :theirs, :ratio, :asked, :is_met, keyword_init: true) do
+  def row = [name, ours, theirs, ratio, asked, is_met ? 'met' : 'NOT MET']
+end
+Bar::HEAD = ['', 'sidebake', 'the other side', 'ratio', 'bar', ''].freeze
+
+module Figures
+  module_function
+
+  # Seconds of a clock that nobody sets.
+  def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
+
+  # Seconds that the block took.
+  def seconds
+    started = now
+    yield
+    now - started
+  end
+
+  def median(values)
+    sorted = values.sort
+    (sorted[(sorted.size - 1) / 2] + sorted[sorted.size / 2]) / 2.0
+  end
+
+  # The median of the numbers that the block makes of each.
+  def median_of(values, &) = median(values.map(&))
+
+  # `411 (402-530)`: the median, and within what the runs were, since that tells how far it can be trusted.
+  def spread(values, decimals = 0)
+    median, least, most = [median(values), *values.minmax].map { |value| format("%.#{decimals}f", value) }
+    "#{median} (#{least}-#{most})"
+  end
+
+  # How many times the whole goes into the other: `2.28 x`.
+  def times(whole, other) = format('%.2f x', other.fdiv(whole))
+
+  # Lines of aligned columns; the first is text, the others stand at their right.
+  def table(*rows)
+    widths = rows.transpose.map { |column| column.map(&:size).max }
+    rows.map do |first, *rest|
+      cells = rest.zip(widths.drop(1)).map { |cell, width| cell.rjust(width) }
+      "  #{[first.ljust(widths.first), *cells].join('   ')}".rstrip
+    end
+  end
+end

@@ -1,0 +1,146 @@
+# The whole build of three images against the way it replaces: clone in full, then docker build and docker push for each
+# image, one after the other or in three threads.
+#
+# The steps wait and do not compute, so that two processors can show it. All sides are given commits of their own, so
+# nothing that one of them built is in another's cache. First nothing is cached; then a source file of each image has
+# changed.
+
+require 'base64'
+require 'net/http'
+require 'openssl'
+require 'tmpdir'
+
+class OldWay
+  KINDS = %i[uncached cached].freeze
+  # How many times faster than each of the old ways, and the steps' own floor in seconds.
+  BARS = { uncached: { sequential: 2.0, threads: 1.0 }, cached: { sequential: 3.0, threads: 1.0 } }.freeze
+  FLOOR = { uncached: 5.5, cached: 1.5 }.freeze
+  NAMES = { sequential: 'one after the other', threads: 'three threads' }.freeze
+
+  def initialize(world, runs)
+    @world = world
+    @runs = runs
+    @script = Script.new(world)
+  end
+
+  # The bars.
+  def measure
+    @seconds = Hash.new { |all, side| all[side] = KINDS.to_h { |kind| [kind, []] } }
+    @n_repeated = 0
+    @world.with(@world.start_worker) do
+      # Not counted: the mirror is made, and the base image pulled.
+      @world.build(@world.repository.commit_that_is_new)
+      @runs.times { |turn| measure_once(turn) }
+    end
+    print_figures
+    KINDS.product(NAMES.keys).map { |kind, side| bar(kind, side) }
+  end
+
+  private
+
+  def measure_once(turn)
+    %i[sidebake sequential threads].rotate(turn).each do |side|
+      @seconds[side][:uncached] << time(side) { @world.repository.commit_that_is_new }
+      @seconds[side][:cached] << time(side) { @world.repository.commit_of_changes }
+    end
+  end
+
+  # The seconds of one side for a commit of the block's. A run that meets the engine's bug is repeated, with a new
+  # commit, and counted.
+  def time(side)
+    sha = yield
+    return @world.build(sha).first if side == :sidebake
+
+    Figures.seconds { @script.run(sha, in_threads: side == :threads) }
+  rescue Script::SnapshotLost
+    @n_repeated += 1
+    raise Unmeasurable, 'the engine lost a snapshot in too many threaded runs' if @n_repeated > 5 * @runs
+
+    retry
+  end
+
+  def print_figures
+    puts '', 'oldway: three images, job to callback against clone, docker build and docker push; seconds: median (least-most)'
+    rows = { sidebake: 'sidebake', **NAMES }.map do |side, name|
+      [name, *KINDS.map { |kind| Figures.spread(@seconds[side][kind], 1) }]
+    end
+    puts Figures.table(['', 'nothing cached', 'a change in each image'], *rows,
+                       ['the waits alone', *KINDS.map { |kind| format('%.1f', FLOOR[kind]) }])
+    puts "  Threaded runs that failed, since the engine lost a snapshot, and were repeated: #{@n_repeated}."
+  end
+
+  def bar(kind, side)
+    ours, theirs = [:sidebake, side].map { |each| Figures.median(@seconds[each][kind]) }
+    asked = BARS[kind][side]
+    Bar.new(name: "#{kind}, against #{NAMES[side]}", ours: format('%.1f s', ours), theirs: format('%.1f s', theirs),
+            ratio: Figures.times(ours, theirs), asked: asked > 1 ? format('>= %.0f x', asked) : '> 1 x',
+            is_met: asked > 1 ? theirs / ours >= asked : theirs > ours)
+  end
+
+  # What a container of the old way does with a job.
+  class Script
+    # A bug of the containerd image store when several builds go on at once.
+    class SnapshotLost < StandardError; end
+    SNAPSHOT_LOST = /snapshot.*(does not exist|not found)/
+
+    def initialize(world)
+      @world = world
+      @home = world.path('oldway')
+      FileUtils.mkdir_p(@home)
+    end
+
+    def run(sha, in_threads:)
+      tree = clone
+      if in_threads
+        World::IMAGES.map { |image| Thread.new { build(tree, image, sha) }.tap { |thread| thread.report_on_exception = false } }.each(&:value)
+      else
+        World::IMAGES.each { |image| build(tree, image, sha) }
+      end
+    ensure
+      FileUtils.rm_rf(tree) if tree
+    end
+
+    private
+
+    # In full, as it was; the newest commit of main is the one to build.
+    def clone
+      tree = Dir.mktmpdir('clone', @home)
+      url = @world.git_host.sub('://', "://x-access-token:#{mint}@")
+      command('git', 'clone', '--quiet', "#{url}/#{Repository::NAME}.git", tree)
+      tree
+    end
+
+    def build(tree, image, sha)
+      tag = @world.tag(image, sha)
+      command('docker', 'build', '--quiet', '--build-arg', "BASE=#{World::BASE_IMAGE}", '--tag', tag, File.join(tree, image))
+      command('docker', 'push', '--quiet', tag)
+    end
+
+    def command(*arguments)
+      environment = Service::CLEAN.merge('DOCKER_HOST' => World::DOCKER_HOST, 'DOCKER_CONFIG' => @home)
+      output, status = Open3.capture2e(environment, *arguments, unsetenv_others: true)
+      return if status.success?
+      raise SnapshotLost if output =~ SNAPSHOT_LOST
+
+      raise Unmeasurable, "#{arguments.first(2).join(' ')} has failed: #{output.lines.last(3).join}"
+    end
+
+    # An installation token, as GitHub's documentation has it.
+    def mint
+      uri = URI("#{@world.github_api}/app/installations/#{World::INSTALLATION}/access_tokens")
+      answer = Net::HTTP.post(uri, '{}', 'Authorization' => "Bearer #{jwt}", 'Accept' => 'application/vnd.github+json')
+      answer.is_a?(Net::HTTPCreated) or raise Unmeasurable, "no installation token: #{answer.body}"
+      JSON.parse(answer.body).fetch('token')
+    end
+
+    def jwt
+      time = Time.now.to_i
+      parts = [{ alg: 'RS256', typ: 'JWT' }, { iat: time - 60, exp: time + 540, iss: '1' }]
+      text = parts.map { |part| encode(JSON.generate(part)) }.join('.')
+      key = OpenSSL::PKey::RSA.new(File.read(@world.path('app.pem')))
+      "#{text}.#{encode(key.sign('SHA256', text))}"
+    end
+
+    def encode(text) = Base64.urlsafe_encode64(text, padding: false)
+  end
+end
