@@ -26,10 +26,10 @@ class Boot
   def once(start)
     @world.push_probe
     service = nil
-    seconds, = @world.until_callback { service = @world.send(start) }
+    seconds, = @world.until_callback { service = @world.public_send(start) }
     seconds * 1000
   ensure
-    @world.with(service) {} if service
+    @world.dismiss(service) if service
   end
 
   def bar(ours, theirs)

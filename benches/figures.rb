@@ -1,10 +1,10 @@
 # Numbers in words: medians, tables, bars. Knows nothing of what they are numbers of.
 
-# One bar: both sides, their ratio, what is asked, and whether it is so. All but `is_met` are text.
+# One bar: both sides, how many times ours theirs is, what is asked, and whether it is so. All but `is_met` are text.
 Bar = Struct.new(:name, :ours, :theirs, :ratio, :asked, :is_met, keyword_init: true) do
   def row = [name, ours, theirs, ratio, asked, is_met ? 'met' : 'NOT MET']
 end
-Bar::HEAD = ['', 'sidebake', 'the other side', 'ratio', 'bar', ''].freeze
+Bar::HEAD = ['', 'sidebake', 'the other side', 'other / sidebake', 'bar', ''].freeze
 
 module Figures
   module_function
@@ -33,8 +33,8 @@ module Figures
     "#{median} (#{least}-#{most})"
   end
 
-  # How many times the whole goes into the other: `2.28 x`.
-  def times(whole, other) = format('%.2f x', other.fdiv(whole))
+  # How many times ours theirs is: `2.28 x`.
+  def times(ours, theirs) = format('%.2f x', theirs.fdiv(ours))
 
   # Lines of aligned columns; the first is text, the others stand at their right.
   def table(*rows)

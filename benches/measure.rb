@@ -13,22 +13,30 @@ require_relative 'oldway'
 
 PARTS = { 'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay }.freeze
 
-# More runnable processes than this, before there are any of ours, and times are longer and noisier than they should be.
-BUSY = 0.5
-
-def load_average = Float(File.read('/proc/loadavg').split.first)
+# Which part of the processors' time goes to something else, in percent; looked at for a second in which we do nothing.
+def busy
+  before, after = Array.new(2) do |n|
+    sleep n
+    File.read('/proc/stat').lines.first.split.drop(1).map(&:to_i)
+  end
+  spent = after.zip(before).map { |late, early| late - early }
+  # user, nice, system, idle, waiting for the disk, ...
+  100 - (100 * spent.values_at(3, 4).sum / spent.sum)
+end
 
 def measure(directory, runs, parts)
   world = World.new(directory)
-  puts "#{runs} runs of each side, #{Etc.nprocessors} processors, load #{load_average} before the first"
-  puts 'Something else is at work on this machine: distrust the times.' if load_average > BUSY
+  world.start
+  puts "#{runs} runs of each side; #{Etc.nprocessors} processors, #{busy} % busy with something else before the first"
   bars = parts.flat_map { |part| PARTS.fetch(part).new(world, runs).measure }
-  puts '', "The bars (load #{load_average} after the last run)", Figures.table(Bar::HEAD, *bars.map(&:row))
+  puts '', "The bars (#{busy} % busy with something else after the last run)", Figures.table(Bar::HEAD, *bars.map(&:row))
 ensure
-  world&.stop
+  world.stop
 end
 
 $stdout.sync = true
+# Whoever waits for a thread gets its exception; it need not be printed as well.
+Thread.report_on_exception = false
 # As exceptions, so that what was started is ended.
 %w[INT TERM HUP].each { |name| trap(name) { exit 130 } }
 directory, runs, *parts = ARGV

@@ -3,12 +3,13 @@
 #
 # The steps wait and do not compute, so that two processors can show it. All sides are given commits of their own, so
 # nothing that one of them built is in another's cache. First nothing is cached; then a source file of each image has
-# changed.
+# changed. A bare bake of a tree that is already there is beside them: what of sidebake's time is not its own.
 
 require 'base64'
 require 'net/http'
 require 'openssl'
 require 'tmpdir'
+require_relative 'bake'
 
 class OldWay
   KINDS = %i[uncached cached].freeze
@@ -21,6 +22,7 @@ class OldWay
     @world = world
     @runs = runs
     @script = Script.new(world)
+    @bake = Bake.new(world)
   end
 
   # The bars.
@@ -39,7 +41,7 @@ class OldWay
   private
 
   def measure_once(turn)
-    %i[sidebake sequential threads].rotate(turn).each do |side|
+    %i[sidebake bake sequential threads].rotate(turn).each do |side|
       @seconds[side][:uncached] << time(side) { @world.repository.commit_that_is_new }
       @seconds[side][:cached] << time(side) { @world.repository.commit_of_changes }
     end
@@ -49,9 +51,13 @@ class OldWay
   # commit, and counted.
   def time(side)
     sha = yield
-    return @world.build(sha).first if side == :sidebake
-
-    Figures.seconds { @script.run(sha, in_threads: side == :threads) }
+    case side
+    when :sidebake then @world.build(sha).first
+    when :bake
+      @bake.take(sha)
+      @bake.run.first
+    else Figures.seconds { @script.run(sha, in_threads: side == :threads) }
+    end
   rescue Script::SnapshotLost
     @n_repeated += 1
     raise Unmeasurable, 'the engine lost a snapshot in too many threaded runs' if @n_repeated > 5 * @runs
@@ -61,7 +67,7 @@ class OldWay
 
   def print_figures
     puts '', 'oldway: three images, job to callback against clone, docker build and docker push; seconds: median (least-most)'
-    rows = { sidebake: 'sidebake', **NAMES }.map do |side, name|
+    rows = { sidebake: 'sidebake', **NAMES, bake: 'docker-buildx bake alone' }.map do |side, name|
       [name, *KINDS.map { |kind| Figures.spread(@seconds[side][kind], 1) }]
     end
     puts Figures.table(['', 'nothing cached', 'a change in each image'], *rows,
@@ -92,7 +98,7 @@ class OldWay
     def run(sha, in_threads:)
       tree = clone
       if in_threads
-        World::IMAGES.map { |image| Thread.new { build(tree, image, sha) }.tap { |thread| thread.report_on_exception = false } }.each(&:value)
+        in_three_threads { |image| build(tree, image, sha) }
       else
         World::IMAGES.each { |image| build(tree, image, sha) }
       end
@@ -101,6 +107,20 @@ class OldWay
     end
 
     private
+
+    # A failure is told when all three have ended.
+    def in_three_threads
+      threads = World::IMAGES.map { |image| Thread.new { failure { yield image } } }
+      failure = threads.filter_map(&:value).first
+      raise failure if failure
+    end
+
+    def failure
+      yield
+      nil
+    rescue SnapshotLost, Unmeasurable => e
+      e
+    end
 
     # In full, as it was; the newest commit of main is the one to build.
     def clone

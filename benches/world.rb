@@ -135,20 +135,21 @@ class World
   DOCKER_HOST, REGISTRY, BASE_IMAGE, BUILDX =
     %w[DOCKER_HOST REGISTRY BASE_IMAGE BUILDX].map { |name| ENV.fetch(name) }
 
-  attr_reader :directory, :repository, :github_api, :git_host
+  attr_reader :repository, :github_api, :git_host
 
   def initialize(directory)
     @directory = directory
     @services = []
-    start_redis
-    start_github
-    @repository = Repository.new(path('git'), directory)
-    write_settings
-  rescue StandardError
-    stop
-    raise
   end
 
+  def start
+    start_redis
+    start_github
+    @repository = Repository.new(path('git'), @directory)
+    write_settings
+  end
+
+  # Ends whatever was started, also after half a start.
   def stop
     @services.reverse_each(&:stop)
   end
@@ -158,19 +159,23 @@ class World
   # ---------------------------------------------------------------- workers
 
   def start_worker
-    start('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'))
+    spawn('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'))
   end
 
   # What sidebake replaces, without the application that it would load.
   def start_ruby(queue: 'default')
     command = [RbConfig.ruby, '-S', 'sidekiq', '-r', File.join(__dir__, 'probe.rb'), '-q', queue, '-c', '10', '-t', '1']
-    start('ruby', *command, REDIS_URL: "redis://127.0.0.1:#{@port}/0")
+    spawn('ruby', *command, REDIS_URL: "redis://127.0.0.1:#{@port}/0")
   end
 
   # Runs the block with the service, and ends it.
   def with(service)
     yield service
   ensure
+    dismiss(service)
+  end
+
+  def dismiss(service)
     service.stop
     @services.delete(service)
   end
@@ -222,7 +227,7 @@ class World
 
   # ---------------------------------------------------------------- services
 
-  def start(name, *command, **environment)
+  def spawn(name, *command, **environment)
     Service.new(path("#{name}.log"), *command, **environment).tap { |service| @services << service }
   end
 
@@ -231,7 +236,7 @@ class World
     FileUtils.mkdir(path('redis'))
     5.times do
       @port = TCPServer.open('127.0.0.1', 0) { |server| server.addr[1] }
-      redis = start('redis', 'redis-server', '--port', @port.to_s, '--bind', '127.0.0.1', '--save', '',
+      redis = spawn('redis', 'redis-server', '--port', @port.to_s, '--bind', '127.0.0.1', '--save', '',
                     '--appendonly', 'yes', '--dir', path('redis'))
       break if wait_until(10, redis) { redis_answers? }
     end
@@ -241,7 +246,7 @@ class World
   end
 
   def redis_answers?
-    TCPSocket.open('127.0.0.1', @port) { |socket| socket.puts('PING') || socket.gets.start_with?('+PONG') }
+    TCPSocket.open('127.0.0.1', @port) { |socket| socket.puts('PING') || socket.gets.to_s.start_with?('+PONG') }
   rescue SystemCallError
     false
   end
@@ -254,7 +259,7 @@ class World
   end
 
   def start_github
-    github = start('github', path('world-github'), '--root', path('git'), '--app-id', '1',
+    github = spawn('github', path('world-github'), '--root', path('git'), '--app-id', '1',
                    '--installation-id', INSTALLATION.to_s, '--private-key', path('app.pem'),
                    '--ports-file', path('ports'))
     wait_until(20, github) { File.exist?(path('ports')) } or
