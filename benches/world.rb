@@ -73,11 +73,15 @@ class Service
   def signal(name) = Process.kill(name, -@pid)
 end
 
-# A repository on the git host, and a tree of it to make commits in.
+# A repository on the git host, with a past, and a tree of it to make commits in.
 class Repository
   NAME = 'acme/voting-app'
-  # The application of docker/quickstart: its steps wait 2 s (shared by the images), 2 s and 1.5 s.
+  # The application of docker/quickstart, with steps that wait SLOWNESS times as long: 8 s (shared by the images), 8 s
+  # and 6 s. Its 90 seconds would be more like the article's, but nobody would wait for five runs of each side.
   TEMPLATE = File.expand_path('../docker/quickstart.d/voting-app', __dir__)
+  SLOWNESS = 4
+  # Some years of a product: what a clone in full brings, and a fetch of one commit does not. 48 MB that do not compress.
+  N_PAST_COMMITS, PAST_BYTES = 1500, 32 << 10
   SOURCES = %w[vote/app.py result/views/index.html worker/src/main/java/worker/Worker.java].freeze
 
   attr_reader :tree
@@ -87,8 +91,10 @@ class Repository
     @tree = File.join(directory, 'app')
     @log = File.join(directory, 'git.log')
     git('init', '--bare', @bare)
-    FileUtils.cp_r(TEMPLATE, @tree)
-    git('init', @tree)
+    git('-C', @bare, 'fast-import', input: past)
+    git('clone', @bare, @tree)
+    FileUtils.cp_r("#{TEMPLATE}/.", @tree)
+    slow_down
   end
 
   # A commit of which no step is in any build cache: its first step copies a file that has never been.
@@ -111,6 +117,22 @@ class Repository
 
   private
 
+  # Every commit replaces one of 50 files, as `git fast-import` reads it.
+  def past
+    random = Random.new(1)
+    commits = (1..N_PAST_COMMITS).map do |n|
+      "commit refs/heads/main\ncommitter benches <benches@localhost> #{1_600_000_000 + n} +0000\ndata 4\npast\n" \
+        "M 100644 inline assets/#{n % 50}\ndata #{PAST_BYTES}\n#{random.bytes(PAST_BYTES)}\n"
+    end
+    commits.join
+  end
+
+  def slow_down
+    Dir[File.join(@tree, '*/Dockerfile')].each do |file|
+      File.write(file, File.read(file).gsub(/(?<=sleep )[\d.]+/) { |seconds| (seconds.to_f * SLOWNESS).to_s })
+    end
+  end
+
   def commit
     git('-C', @tree, 'add', '.')
     git('-C', @tree, 'commit', '-m', 'A commit')
@@ -119,11 +141,12 @@ class Repository
   end
 
   # The settings of the person at the keyboard (hooks, signing) are none of our business.
-  def git(*arguments)
+  def git(*arguments, input: '')
     environment = { 'GIT_CONFIG_GLOBAL' => '/dev/null', 'GIT_CONFIG_NOSYSTEM' => '1' }
     options = %w[-c init.defaultBranch=main -c user.name=benches -c user.email=benches@localhost]
-    system(environment, 'git', *options, *arguments, %i[out err] => [@log, 'a']) or
-      raise Unmeasurable, "git #{arguments.join(' ')} failed; its log is #{@log}"
+    output, status = Open3.capture2e(environment, 'git', *options, *arguments, stdin_data: input, binmode: true)
+    File.write(@log, output, mode: 'ab')
+    status.success? or raise Unmeasurable, "git #{arguments.join(' ')} failed; its log is #{@log}"
   end
 end
 

@@ -154,12 +154,24 @@ impl Bake {
         directory: &JobDirectory,
         stop: &CancellationToken,
     ) -> Result<Definition, BakeError> {
+        // What we wrote ourselves needs nobody to resolve it, only to agree: one call of buildx instead of two.
+        if let Some(targets) = define::resolved(order) {
+            let definition = self.police(targets, order)?;
+            if print::is_understood(self, &definition, order, directory, stop).await? {
+                return Ok(definition);
+            }
+        }
         let source = define::source(order)?;
-        let printed = print::print(self, &source, order, directory, stop).await?;
-        let targets = policy::police(printed, order, &self.limits)?;
-        let text = escape::definition(&targets);
-        print::verify(self, &text, &targets, order, directory, stop).await?;
-        Ok(Definition { text, targets, worktree: order.worktree.to_owned() })
+        let definition = self.police(print::print(self, &source, order, directory, stop).await?, order)?;
+        match print::is_understood(self, &definition, order, directory, stop).await? {
+            true => Ok(definition),
+            false => Err(BakeError::Launcher("it does not understand the definition in the way it was checked".into())),
+        }
+    }
+
+    fn police(&self, targets: print::Targets, order: &Order<'_>) -> Result<Definition, Refusal> {
+        let targets = policy::police(targets, order, &self.limits)?;
+        Ok(Definition { text: escape::definition(&targets), targets, worktree: order.worktree.to_owned() })
     }
 
     /// Builds a policed definition; everything that happens goes to the journal.

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::escape::literal;
+use super::print::Targets;
 use super::{BakeError, Order};
 use crate::job::{Application, Image, Recipe};
 
@@ -28,22 +29,42 @@ pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
 /// The template's values are text and not expressions, so what bake would evaluate in them is escaped.
 pub fn application(template: &Application) -> String {
     let names: Vec<&str> = template.images.iter().map(|image| image.name.as_str()).collect();
-    let targets: Map<String, Value> = template.images.iter().map(|image| (image.name.clone(), target(image))).collect();
+    let targets: Map<String, Value> =
+        template.images.iter().map(|image| (image.name.clone(), target(image, literal).into())).collect();
     let definition = json!({"group": {"default": {"targets": names}}, "target": targets});
     serde_json::to_string_pretty(&definition).expect("a value is JSON")
 }
 
-fn target(image: &Image) -> Value {
+/// What buildx would make of an Application Template: it has no expressions, so only bake's defaults are missing.
+///
+/// `None` where buildx has more to say: it writes cache references in another form, and chooses targets.
+pub(super) fn resolved(order: &Order<'_>) -> Option<Targets> {
+    let Recipe::Application(template) = &order.build.recipe else { return None };
+    let has_caches = |image: &Image| !(image.cache_from.is_empty() && image.cache_to.is_empty());
+    if template.images.iter().any(has_caches) || !order.build.targets.is_empty() {
+        return None;
+    }
+    let resolve = |image: &Image| {
+        let mut target = target(image, str::to_owned);
+        target.entry("context").or_insert_with(|| ".".into());
+        target.entry("dockerfile").or_insert_with(|| "Dockerfile".into());
+        (image.name.clone(), target)
+    };
+    Some(template.images.iter().map(resolve).collect())
+}
+
+/// The fields that the image sets, each of its texts put through `write`.
+fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     let mut target = Map::new();
     let mut set = |name: &str, value: Option<Value>| {
         if let Some(value) = value {
             target.insert(name.into(), value);
         }
     };
-    let text = |text: &String| Value::String(literal(text));
+    let text = |text: &String| Value::String(write(text));
     let list = |texts: &Vec<String>| (!texts.is_empty()).then(|| texts.iter().map(text).collect());
     let map = |texts: &std::collections::BTreeMap<String, String>| {
-        (!texts.is_empty()).then(|| texts.iter().map(|(name, value)| (literal(name), text(value))).collect())
+        (!texts.is_empty()).then(|| texts.iter().map(|(name, value)| (write(name), text(value))).collect())
     };
     set("context", image.context.as_ref().map(text));
     set("dockerfile", image.dockerfile.as_ref().map(text));
@@ -54,7 +75,7 @@ fn target(image: &Image) -> Value {
     set("platforms", list(&image.platforms));
     set("cache-from", list(&image.cache_from));
     set("cache-to", list(&image.cache_to));
-    Value::Object(target)
+    target
 }
 
 #[cfg(test)]

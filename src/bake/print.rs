@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::define::Source;
 use super::solve::in_worktree;
-use super::{Bake, BakeError, Order, base_environment, escape};
+use super::{Bake, BakeError, Definition, Order, base_environment, escape};
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders};
 use crate::state::JobDirectory;
@@ -43,22 +43,18 @@ pub(super) async fn print(
     read(&printed)
 }
 
-/// Checks that buildx understands the policed text as exactly the policed targets.
-pub(super) async fn verify(
+/// Whether buildx understands the policed text as exactly the policed targets.
+pub(super) async fn is_understood(
     bake: &Bake,
-    text: &str,
-    targets: &Targets,
+    policed: &Definition,
     order: &Order<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
-) -> Result<(), BakeError> {
+) -> Result<bool, BakeError> {
     let mut arguments = vec!["--file".to_owned(), "-".to_owned()];
-    arguments.extend(targets.keys().cloned());
-    let printed = run(bake, text, &arguments, order.worktree, order.worktree, directory, stop).await?;
-    if read(&printed)? == *targets {
-        return Ok(());
-    }
-    Err(BakeError::Launcher("it does not understand the definition in the way it was checked".into()))
+    arguments.extend(policed.targets.keys().cloned());
+    let printed = run(bake, &policed.text, &arguments, order.worktree, order.worktree, directory, stop).await?;
+    Ok(read(&printed)? == policed.targets)
 }
 
 /// A compose file is read in its own directory, as compose does; a bake file in the root, as bake does.

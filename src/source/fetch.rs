@@ -3,6 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use git2::{
     AutotagOption, Cred, Direction, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, RemoteRedirect,
     Repository,
@@ -34,9 +36,12 @@ pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -
         }
         !is_over_limit.get()
     });
+    let authorization = remote.token.map(authorization);
+    let headers: Vec<&str> = authorization.iter().map(String::as_str).collect();
     let mut options = FetchOptions::new();
     options
         .remote_callbacks(callbacks)
+        .custom_headers(&headers)
         .depth(1)
         .download_tags(AutotagOption::None)
         .update_fetchhead(false)
@@ -68,6 +73,12 @@ pub(super) fn resolve(repository: &Repository, remote: &Remote<'_>, name: &str) 
     found
         .map(git2::RemoteHead::oid)
         .ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("there is no branch or tag {name:?}")))
+}
+
+/// With the token in the first request, the remote has nothing to ask: libgit2 would first send one without, be refused,
+/// and send it again.
+fn authorization(token: &str) -> String {
+    format!("Authorization: Basic {}", BASE64.encode(format!("x-access-token:{token}")))
 }
 
 fn credentials<'a>(remote: &Remote<'a>) -> RemoteCallbacks<'a> {
