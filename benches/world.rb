@@ -80,8 +80,8 @@ class Repository
   # and 6 s. Its 90 seconds would be more like the article's, but nobody would wait for five runs of each side.
   TEMPLATE = File.expand_path('../docker/quickstart.d/voting-app', __dir__)
   SLOWNESS = 4
-  # Some years of a product: what a clone in full brings, and a fetch of one commit does not. 48 MB that do not compress.
-  N_PAST_COMMITS, PAST_BYTES = 1500, 32 << 10
+  # Some years of a product: what a clone in full brings, and a fetch of one commit does not. 96 MB that do not compress.
+  N_PAST_COMMITS, PAST_BYTES = 3000, 32 << 10
   SOURCES = %w[vote/app.py result/views/index.html worker/src/main/java/worker/Worker.java].freeze
 
   attr_reader :tree

@@ -14,8 +14,10 @@ mod print;
 mod progress;
 mod solve;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
@@ -97,12 +99,27 @@ pub struct Site {
     pub builder: String,
     /// The bake's working directory, by which the kubernetes driver chooses the pod.
     pub working_directory: PathBuf,
+    /// buildx's configuration directory, in which the builder's record lies.
+    pub buildx_config: PathBuf,
     /// Variables that lead buildx to the builder.
     pub environment: BTreeMap<String, String>,
     /// What buildx may speak to.
     pub sockets: Sockets,
-    /// Files that buildx needs for that, such as a kubeconfig.
+    /// Files that buildx needs for that, such as certificates.
     pub files: Vec<PathBuf>,
+    /// Where the bake puts the process id of its docker-buildx, for the builder's watch.
+    pub child: Arc<OnceLock<u32>>,
+}
+
+/// What one run of docker-buildx has to build, and until when.
+#[derive(Clone, Copy, Debug)]
+pub struct Goal<'a> {
+    /// The definition.
+    pub definition: &'a Definition,
+    /// Names of targets in it.
+    pub targets: &'a BTreeSet<String>,
+    /// When the build's time is over.
+    pub deadline: Instant,
 }
 
 /// What a bake made: read from its events, so it is known even when it failed.
@@ -125,6 +142,42 @@ pub struct Definition {
     pub targets: BTreeMap<String, Map<String, Value>>,
     /// The tree in which all its contexts and Dockerfiles lie.
     pub worktree: PathBuf,
+}
+
+impl Definition {
+    /// The names of all targets.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.targets.keys().cloned().collect()
+    }
+
+    /// These targets and all that are linked to them, either way: what was built on a target that is built again must be
+    /// built again as well, or it stands on an image that nobody has pushed.
+    pub fn with_linked(&self, targets: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut linked = targets.clone();
+        loop {
+            let before = linked.len();
+            for (name, fields) in &self.targets {
+                let bases: Vec<&str> = bases(fields).collect();
+                if linked.contains(name) {
+                    linked.extend(bases.iter().map(|base| (*base).to_owned()));
+                } else if bases.iter().any(|base| linked.contains(*base)) {
+                    linked.insert(name.clone());
+                }
+            }
+            if linked.len() == before {
+                return linked;
+            }
+        }
+    }
+}
+
+/// The targets on which a target is built: its named contexts `target:NAME`.
+fn bases(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let contexts = fields.get("contexts").and_then(Value::as_object);
+    contexts
+        .into_iter()
+        .flat_map(|contexts| contexts.values())
+        .filter_map(|value| value.as_str()?.strip_prefix("target:"))
 }
 
 /// Runs `docker-buildx`.
@@ -182,13 +235,18 @@ impl Bake {
     pub async fn solve(
         &self,
         build: &Build,
-        definition: &Definition,
+        goal: Goal<'_>,
         site: &Site,
         directory: &JobDirectory,
         journal: &Journal,
         stop: &CancellationToken,
     ) -> Result<Outcome, BakeError> {
-        solve::solve(self, build, definition, site, directory, journal, stop).await
+        solve::solve(self, build, goal, site, directory, journal, stop).await
+    }
+
+    /// How long the build may take in all.
+    pub fn time_limit(&self, build: &Build) -> Duration {
+        build.timeout.unwrap_or(self.limits.timeout)
     }
 
     /// The names of the variables and the arguments of a solve, for `plan`.
@@ -216,4 +274,27 @@ fn base_environment(directory: &Path) -> BTreeMap<String, String> {
         ("BUILDX_GIT_LABELS".into(), "0".into()),
         ("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_linked_to_a_target_is_built_again_with_it() {
+        let on = |base: &str| json!({"contexts": {"base": base}}).as_object().cloned().expect("an object");
+        let targets = BTreeMap::from([
+            ("base".to_owned(), Map::new()),
+            ("app".to_owned(), on("target:base")),
+            ("test".to_owned(), on("target:app")),
+            ("docs".to_owned(), on("docker-image://base")),
+        ]);
+        let definition = Definition { text: String::new(), targets, worktree: PathBuf::new() };
+        let again = |name: &str| Vec::from_iter(definition.with_linked(&BTreeSet::from([name.to_owned()])));
+        assert_eq!(again("base"), ["app", "base", "test"]);
+        assert_eq!(again("test"), ["app", "base", "test"]);
+        assert_eq!(again("docs"), ["docs"]);
+    }
 }

@@ -1,16 +1,28 @@
-//! The builders: which one takes a build, and how buildx finds it.
+//! The builders: which one takes a build, how buildx finds it, and what has become of it when a build fails.
 //!
-//! Owns buildx's instances (`docker-buildx create`), each job's copy of one, and the two strings by which BuildKit finds
-//! what it has seen before: the working directory, by which the kubernetes driver chooses the pod, and the node id, by
-//! which contexts are transferred incrementally. Never changes anybody's current builder.
+//! Owns the choice among the configured builders, buildx's instances (one `create` for each, a copy for each job), and
+//! the two strings by which BuildKit finds what it has seen before: the working directory, by which the kubernetes driver
+//! chooses the pod, and the node id, by which contexts are transferred incrementally. Never changes anybody's current
+//! builder, nor a Deployment unless told to.
+
+mod access;
+mod cluster;
+mod deployment;
+mod instance;
+mod line;
+mod occupancy;
+mod pod;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::process::Command;
 use tokio::sync::OnceCell;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep};
 
 use crate::bake::Site;
 use crate::job::Build;
@@ -18,11 +30,26 @@ use crate::process::{self, ProcessError};
 use crate::reason::{Failure, Reason};
 use crate::report::Placement;
 use crate::sandbox::Sockets;
-use crate::settings::{self, Driver};
+use crate::settings::{self, Balance, Driver};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
 
-/// How long `docker-buildx create` may take.
-const CREATE: Duration = Duration::from_secs(60);
+use access::Access;
+use cluster::{Cluster, ClusterError, Survey};
+use instance::Instance;
+use line::{Line, Sign};
+use occupancy::Occupied;
+
+pub use access::AccessError;
+pub use cluster::PodStatus;
+pub use deployment::Drift;
+pub use occupancy::{Counts, Occupancy, of_fleet};
+pub use pod::PodError;
+
+/// Into a build, before its pod is asked for its name: a short build is over by then, and a long one does not notice.
+const CURIOSITY: Duration = Duration::from_secs(3);
+
+/// After a pod has gone, how long buildx may take to notice and end by itself, with an error of its own.
+const NOTICE: Duration = Duration::from_secs(2);
 
 /// There is no builder for a build.
 #[derive(Debug, thiserror::Error)]
@@ -30,9 +57,17 @@ pub enum BuilderError {
     /// The job names a builder that is not configured.
     #[error("builder: there is no builder {0:?} in the configuration")]
     Unknown(String),
-    /// No builder called `default` is configured.
-    #[error("no builder is configured: builders.default is missing")]
-    NoDefault,
+    /// The job names a builder that is not for its account.
+    #[error("builder: {builder:?} does not take builds of the account {account:?}")]
+    NotForAccount {
+        /// The builder.
+        builder: String,
+        /// The account.
+        account: String,
+    },
+    /// No configured builder takes the account's builds.
+    #[error("no builder is configured that takes builds of the account {0:?}")]
+    None(String),
     /// `docker-buildx create` failed.
     #[error("the builder {name} cannot be set up: {message}")]
     Create {
@@ -41,28 +76,28 @@ pub enum BuilderError {
         /// buildx's words.
         message: String,
     },
+    /// Kubernetes has no ready pod, or does not answer.
+    #[error("the builder {name}: {source}")]
+    Cluster {
+        /// Its name.
+        name: String,
+        /// What Kubernetes says.
+        source: ClusterError,
+    },
     /// `docker-buildx` cannot be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// A directory or file cannot be made.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The kubeconfig cannot be read.
-    #[error("{path}: {source}")]
-    Kubeconfig {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
 }
 
 impl BuilderError {
     /// The entry of the closed list.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Unknown(_) => Reason::InvalidArguments,
-            Self::NoDefault | Self::Create { .. } | Self::Kubeconfig { .. } => Reason::BuilderUnavailable,
+            Self::Unknown(_) | Self::NotForAccount { .. } => Reason::InvalidArguments,
+            Self::None(_) | Self::Create { .. } | Self::Cluster { .. } => Reason::BuilderUnavailable,
             Self::Process(_) | Self::State(_) => Reason::WorkerFailed,
         }
     }
@@ -77,175 +112,501 @@ impl From<BuilderError> for Failure {
 /// All configured builders.
 #[derive(Debug)]
 pub struct Builders {
+    /// The builds that run on them.
+    pub occupancy: Occupancy,
     buildx: PathBuf,
     builders: BTreeMap<String, Builder>,
 }
 
 #[derive(Debug)]
 struct Builder {
+    name: String,
     settings: settings::Builder,
-    /// The instance's file, as `create` wrote it, once it was needed.
-    instance: OnceCell<Vec<u8>>,
+    /// buildx's record, once it was needed.
+    instance: OnceCell<Instance>,
+    /// The API server and credentials for it, and since when.
+    access: tokio::sync::Mutex<Option<(Arc<Access>, Instant)>>,
+    /// Which pod a working directory led to, among which pods.
+    pods: Mutex<BTreeMap<(PathBuf, Vec<String>), String>>,
+}
+
+/// A place for one bake: a builder prepared for it, and what was known of it then.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// What the bake needs.
+    pub site: Site,
+    builder: &'a Builder,
+    buildx: &'a Path,
+    why: &'static str,
+    balance: Balance,
+    cluster: Option<Surveyed>,
+    /// The pod, once it is known.
+    pod: OnceLock<String>,
+    occupied: Mutex<Occupied>,
+}
+
+/// The pods of a builder before a bake.
+#[derive(Debug)]
+struct Surveyed {
+    access: Arc<Access>,
+    api: Vec<SocketAddr>,
+    pods: Vec<PodStatus>,
+}
+
+/// A builder that was lost during a bake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// What happened, in a sentence.
+    pub failure: Failure,
+    /// Whether the pod has gone for good, so that buildx chooses another by itself.
+    pub has_pod_gone: bool,
+}
+
+/// What there is of a builder, for `sidebake builder` and `doctor`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Status {
+    /// Its name in the configuration.
+    pub builder: String,
+    /// buildx's driver.
+    pub driver: &'static str,
+    /// The Deployment, or the address.
+    pub at: String,
+    /// Whether the Deployment is there; `true` for other drivers.
+    pub exists: bool,
+    /// Pods that the Deployment wants, and its pods.
+    pub n_wanted: usize,
+    /// Each pod.
+    pub pods: Vec<PodStatus>,
+    /// Why pods are missing or not ready.
+    pub why: Option<String>,
+    /// Where the live Deployment is not as configured.
+    #[serde(skip)]
+    pub drift: Vec<Drift>,
+    /// The accounts whose builds it takes.
+    pub accounts: Vec<String>,
 }
 
 impl Builders {
-    /// Takes the settings; nothing is created yet.
+    /// Takes the settings; nothing is created or asked yet.
     pub fn new(buildx: &Path, builders: &BTreeMap<String, settings::Builder>) -> Self {
-        let builder = |settings: &settings::Builder| Builder { settings: settings.clone(), instance: OnceCell::new() };
-        let builders = builders.iter().map(|(name, settings)| (name.clone(), builder(settings))).collect();
-        Self { buildx: buildx.to_owned(), builders }
+        let builders = builders.iter().map(|(name, settings)| (name.clone(), Builder::new(name, settings))).collect();
+        Self { occupancy: Occupancy::default(), buildx: buildx.to_owned(), builders }
     }
 
-    /// The names, for `doctor`.
+    /// The names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.builders.keys().map(String::as_str)
     }
 
     /// Chooses the builder of a build and prepares the job's directory for it.
+    ///
+    /// `elsewhere` asks for any pod instead of the usual one, which has just failed.
+    ///
+    /// # Errors
+    ///
+    /// When no builder takes the build, or none of its pods is ready for as long as its `timeout`.
     pub async fn place(
         &self,
         build: &Build,
         state: &StateDirectory,
         directory: &JobDirectory,
-    ) -> Result<(Site, Placement), BuilderError> {
-        let (name, builder, why) = self.choose(build)?;
-        let working_directory = builder.working_directory(build, state);
-        state::make_private(&working_directory)?;
-        let config = directory.subdirectory("solve")?.join("buildx");
+        elsewhere: bool,
+    ) -> Result<Place<'_>, BuilderError> {
+        let (builder, why) = self.choose(build)?;
+        let balance = if elsewhere { Balance::Random } else { builder.settings.balance };
+        let mut site = builder.site(builder.working_directory(build, state));
+        state::make_private(&site.working_directory)?;
+        let solve = directory.subdirectory("solve")?;
+        let config = solve.join("buildx");
         state::make_private(&config.join("instances"))?;
         state::write_private(&config.join(".buildNodeID"), node_id(build).as_bytes())?;
+        let cluster = match builder.settings.driver {
+            Driver::Kubernetes => Some(builder.survey(&mut site, &solve.join("kubeconfig")).await?),
+            _ => None,
+        };
         if builder.settings.driver != Driver::Docker {
-            let instance = builder.instance.get_or_try_init(|| self.create(name, &builder.settings, directory)).await?;
-            state::write_private(&config.join("instances").join(name), instance)?;
+            let access = cluster.as_ref().map(|cluster| &*cluster.access);
+            let instance = builder.instance(&self.buildx, access, directory).await?;
+            let kubeconfig = cluster.is_some().then(|| solve.join("kubeconfig"));
+            let record = instance.for_job(kubeconfig.as_deref(), balance);
+            state::write_private(&config.join("instances").join(&builder.name), &record)?;
         }
-        let placement = Placement { builder: name.to_owned(), shard: None, why };
-        Ok((builder.site(name, working_directory)?, placement))
+        let (buildx, pod) = (&self.buildx, OnceLock::new());
+        let occupied = Mutex::new(self.occupancy.occupy(&builder.name, ""));
+        let place = Place { site, builder, buildx, why, balance, cluster, pod, occupied };
+        place.recall_pod();
+        Ok(place)
     }
 
-    /// Where a build would go, without preparing anything: for `plan`.
+    /// Where a build would go, without preparing or asking anything: for `plan`.
     pub fn plan(&self, build: &Build, state: &StateDirectory) -> Result<(Site, Placement), BuilderError> {
-        let (name, builder, why) = self.choose(build)?;
-        let placement = Placement { builder: name.to_owned(), shard: None, why };
-        Ok((builder.site(name, builder.working_directory(build, state))?, placement))
+        let (builder, why) = self.choose(build)?;
+        let placement = Placement { builder: builder.name.clone(), shard: None, pod: None, why: why.into() };
+        Ok((builder.site(builder.working_directory(build, state)), placement))
     }
 
-    fn choose(&self, build: &Build) -> Result<(&str, &Builder, String), BuilderError> {
-        let (wanted, why) = match &build.builder {
-            Some(name) => (name.as_str(), "named by the job"),
-            None => ("default", "the default builder"),
+    /// The builder that the job names; else the one that is meant most closely for its account.
+    fn choose(&self, build: &Build) -> Result<(&Builder, &'static str), BuilderError> {
+        let account = &build.account;
+        if let Some(name) = &build.builder {
+            let builder = self.builders.get(name).ok_or_else(|| BuilderError::Unknown(name.clone()))?;
+            return match builder.settings.takes(account) {
+                Some(_) => Ok((builder, "named by the job")),
+                None => Err(BuilderError::NotForAccount { builder: name.clone(), account: account.clone() }),
+            };
+        }
+        let taking = self.builders.values().filter_map(|builder| Some((builder.settings.takes(account)?, builder)));
+        let is_default = |builder: &Builder| builder.name == "default";
+        // Among equals the one called default; the first by name when there is none.
+        let best = taking.max_by(|(closeness, builder), (other_closeness, other)| {
+            let by_name = other.name.cmp(&builder.name);
+            closeness.cmp(other_closeness).then(is_default(builder).cmp(&is_default(other))).then(by_name)
+        });
+        let (closeness, builder) = best.ok_or_else(|| BuilderError::None(account.clone()))?;
+        Ok((builder, if closeness == (false, 1) { "takes every account" } else { "takes this account" }))
+    }
+
+    /// Gives the article's `docker buildx create` its effect: makes the Deployment unless it is there, and waits until its
+    /// pods are ready. What is there is never changed. Returns whether this call made it.
+    pub async fn ensure(&self, name: &str) -> Result<bool, BuilderError> {
+        let builder = self.named(name)?;
+        if builder.settings.driver != Driver::Kubernetes {
+            return Ok(false);
+        }
+        let wrong = |source| builder.wrong(source);
+        let cluster = builder.cluster().await?;
+        let is_new = cluster.create(&builder.settings).await.map_err(wrong)?;
+        cluster.wait_until_ready(None, builder.settings.timeout).await.map_err(wrong)?;
+        Ok(is_new)
+    }
+
+    /// Changes the live Deployment to what the configuration says, and waits until its pods are ready.
+    pub async fn apply(&self, name: &str) -> Result<(), BuilderError> {
+        let builder = self.named(name)?;
+        if builder.settings.driver != Driver::Kubernetes {
+            return Ok(());
+        }
+        let wrong = |source| builder.wrong(source);
+        let cluster = builder.cluster().await?;
+        if !cluster.create(&builder.settings).await.map_err(wrong)? {
+            cluster.apply(&builder.settings).await.map_err(wrong)?;
+        }
+        cluster.wait_until_ready(None, builder.settings.timeout).await.map(drop).map_err(wrong)
+    }
+
+    /// What there is of a builder now.
+    pub async fn status(&self, name: &str) -> Result<Status, BuilderError> {
+        let builder = self.named(name)?;
+        let accounts = builder.settings.accounts.iter().map(ToString::to_string).collect();
+        let driver = builder.settings.driver.name();
+        if builder.settings.driver != Driver::Kubernetes {
+            let at = builder.settings.endpoint.clone().unwrap_or_else(|| DOCKER_SOCKET.into());
+            let (builder, pods, drift) = (name.to_owned(), Vec::new(), Vec::new());
+            return Ok(Status { builder, driver, at, exists: true, n_wanted: 0, pods, why: None, drift, accounts });
+        }
+        let survey = builder.cluster().await?.survey().await.map_err(|source| builder.wrong(source))?;
+        let node = builder.settings.node_name(name);
+        let at = format!("{node} in {}", builder.access().await?.namespace());
+        let configured = deployment::configured(&node, &builder.settings);
+        let (exists, survey) =
+            (survey.is_some(), survey.unwrap_or(Survey { deployment: serde_json::Value::Null, pods: Vec::new() }));
+        let is_short = exists && survey.n_ready() < survey.n_wanted();
+        Ok(Status {
+            builder: name.to_owned(),
+            driver,
+            at,
+            exists,
+            n_wanted: if exists { survey.n_wanted() } else { 0 },
+            why: is_short.then(|| survey.why()),
+            drift: if exists { deployment::drift(&survey.deployment, &configured) } else { Vec::new() },
+            pods: survey.pods,
+            accounts,
+        })
+    }
+
+    fn named(&self, name: &str) -> Result<&Builder, BuilderError> {
+        self.builders.get(name).ok_or_else(|| BuilderError::Unknown(name.to_owned()))
+    }
+}
+
+impl Place<'_> {
+    /// Which builder and pod, and why, as far as it is known by now.
+    pub fn placement(&self) -> Placement {
+        let why = match (&self.cluster, self.balance) {
+            (None, _) => self.why.to_owned(),
+            (Some(_), Balance::Sticky) => format!("{}; the pod of this repository", self.why),
+            (Some(_), Balance::Random) => format!("{}; any pod", self.why),
         };
-        let found = self.builders.get_key_value(wanted);
-        let (name, builder) = found.ok_or_else(|| match &build.builder {
-            Some(name) => BuilderError::Unknown(name.clone()),
-            None => BuilderError::NoDefault,
-        })?;
-        Ok((name, builder, why.to_owned()))
+        Placement { builder: self.builder.name.clone(), shard: None, pod: self.pod.get().cloned(), why }
     }
 
-    /// Makes buildx's instance in a directory of its own, and returns its file.
+    /// Whether another pod could take the build.
+    pub fn has_others(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// Waits until the builder is lost, watching the bake from the side, and learns the pod's name meanwhile.
     ///
-    /// With the name of the node given, `create` is idempotent, also when many do it at once.
-    async fn create(
-        &self,
-        name: &str,
-        settings: &settings::Builder,
-        directory: &JobDirectory,
-    ) -> Result<Vec<u8>, BuilderError> {
-        let config = directory.subdirectory("create")?;
-        let mut command = process::command(&self.buildx);
-        command.env("BUILDX_CONFIG", &config).env("TMPDIR", &config).env("HOME", &config);
-        command.args([
-            "create",
-            "--name",
-            name,
-            "--node",
-            &settings.node_name(name),
-            "--driver",
-            settings.driver.name(),
-        ]);
-        if let Some(kubeconfig) = &settings.kubeconfig {
-            command.env("KUBECONFIG", kubeconfig);
-        }
-        if !settings.options.is_empty() {
-            let options: Vec<String> =
-                settings.options.iter().map(|(key, value)| format!("\"{key}={value}\"")).collect();
-            command.args(["--driver-opt", &options.join(",")]);
-        }
-        command.args(&settings.endpoint);
-        let limits = process::Limits {
-            timeout: CREATE,
-            silence: CREATE,
-            max_output_bytes: 1 << 20,
-            stop: CancellationToken::new(),
+    /// Never returns while docker-buildx hears from its pod. Dropping it ends the watch.
+    pub async fn lost(&self) -> Loss {
+        let Some(cluster) = &self.cluster else { return std::future::pending().await };
+        let mut line = Line::new(&cluster.api, &self.site.child, self.builder.settings.stall_timeout);
+        let learn = async {
+            sleep(CURIOSITY).await;
+            self.learn_pod().await;
+            std::future::pending::<()>().await;
         };
-        let mut said = String::new();
-        let ended =
-            process::run(command, b"", &limits, |_, line| said = String::from_utf8_lossy(line).into_owned()).await?;
-        let failed = |message: String| BuilderError::Create { name: name.to_owned(), message };
-        if !ended.is_success() {
-            return Err(failed(said));
+        let watch = async {
+            loop {
+                match line.sign().await {
+                    // A connection that was not the line goes now and then; only the pod's own state tells.
+                    Sign::Dropped => {
+                        if let Some(loss) = self.gone().await {
+                            sleep(NOTICE).await;
+                            return loss;
+                        }
+                    }
+                    sign => return self.explain(sign).await,
+                }
+            }
+        };
+        tokio::select! {
+            () = learn => unreachable!("it waits for ever at its end"),
+            loss = watch => loss,
         }
-        std::fs::read(config.join("instances").join(name)).map_err(|error| failed(error.to_string()))
+    }
+
+    /// What happened to the builder, when buildx itself noticed that it was lost.
+    pub async fn post_mortem(&self, failure: Failure) -> Loss {
+        if self.cluster.is_none() {
+            return Loss { failure, has_pod_gone: false };
+        }
+        match self.gone().await {
+            Some(loss) => loss,
+            None => Loss { failure, has_pod_gone: false },
+        }
+    }
+
+    async fn explain(&self, sign: Sign) -> Loss {
+        if let Some(loss) = self.gone().await {
+            return loss;
+        }
+        let pod = self.pod.get().map_or_else(|| "its pod".to_owned(), |pod| format!("the pod {pod}"));
+        let sentence = match (sign, self.pods_now().await) {
+            (_, Err(error)) => format!("the builder {}: {error}", self.builder.name),
+            (Sign::Stalled(silence), Ok(_)) => {
+                format!("the builder {}: nothing has come from {pod} for {} s", self.builder.name, silence.as_secs())
+            }
+            (_, Ok(_)) => format!("the builder {}: the connection to {pod} was cut", self.builder.name),
+        };
+        Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone: false }
+    }
+
+    /// Whether the build's pod has gone, ended or been told to go; when it is not known, the one pod of which that is true.
+    async fn gone(&self) -> Option<Loss> {
+        let before = &self.cluster.as_ref()?.pods;
+        let now = self.pods_now().await.ok()?;
+        let mut fates = before.iter().filter_map(|pod| Some((pod, fate(pod, &now)?)));
+        let (pod, (fate, has_pod_gone)) = match self.pod.get() {
+            Some(own) => fates.find(|(pod, _)| pod.name == *own)?,
+            None => fates.next().filter(|_| fates.next().is_none())?,
+        };
+        let node = pod.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
+        let sentence = format!("the builder {}: the pod {}{node} {fate}", self.builder.name, pod.name);
+        Some(Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone })
+    }
+
+    async fn pods_now(&self) -> Result<Vec<PodStatus>, BuilderError> {
+        self.builder.cluster().await?.pods().await.map_err(|source| self.builder.wrong(source))
+    }
+
+    /// The names of the pods that buildx chooses among.
+    fn candidates(&self) -> Option<Vec<String>> {
+        let running = self.cluster.as_ref()?.pods.iter().filter(|pod| pod.is_running);
+        let mut names: Vec<String> = running.map(|pod| pod.name.clone()).collect();
+        names.sort_unstable();
+        Some(names)
+    }
+
+    fn key(&self) -> Option<(PathBuf, Vec<String>)> {
+        Some((self.site.working_directory.clone(), self.candidates()?))
+    }
+
+    /// The pod is known without asking when it is the only one, or when the same choice was made before.
+    fn recall_pod(&self) {
+        let Some(key) = self.key() else { return };
+        let known = match (key.1.as_slice(), self.balance) {
+            ([only], _) => Some(only.clone()),
+            (_, Balance::Sticky) => self.builder.known_pods().get(&key).cloned(),
+            (_, Balance::Random) => None,
+        };
+        if let Some(pod) = known {
+            self.is_on(pod);
+        }
+    }
+
+    fn is_on(&self, pod: String) {
+        self.occupied.lock().unwrap_or_else(PoisonError::into_inner).on(&pod);
+        let _ = self.pod.set(pod);
+    }
+
+    async fn learn_pod(&self) {
+        let (None, Balance::Sticky, Some(key)) = (self.pod.get(), self.balance, self.key()) else { return };
+        match self.dial().await {
+            // A BuildKit whose host has another name than its pod tells us nothing.
+            Ok(pod) if key.1.contains(&pod) => {
+                self.builder.known_pods().insert(key, pod.clone());
+                self.is_on(pod);
+            }
+            Ok(hostname) => tracing::debug!(builder = self.builder.name, hostname, "the host is none of the pods"),
+            Err(error) => {
+                tracing::debug!(builder = self.builder.name, %error, "the pod could not be asked for its name")
+            }
+        }
+    }
+
+    /// Asks the BuildKit that a bake would reach for its host's name, which is its pod's.
+    pub async fn dial(&self) -> Result<String, PodError> {
+        pod::hostname(self.dial_command()).await
+    }
+
+    /// `docker-buildx dial-stdio` from the bake's working directory. No stranger's bytes reach it.
+    fn dial_command(&self) -> Command {
+        let mut command = process::command(self.buildx);
+        command.args(["dial-stdio", "--builder", &self.site.builder]).current_dir(&self.site.working_directory);
+        command.envs(&self.site.environment).env("BUILDX_CONFIG", &self.site.buildx_config);
+        command.env("TMPDIR", &self.site.buildx_config).env("HOME", &self.site.buildx_config);
+        command
     }
 }
 
-impl settings::Builder {
-    /// The node's name, and so that of the Deployment: buildx's own default unless it is set.
-    fn node_name(&self, name: &str) -> String {
-        self.node.clone().unwrap_or_else(|| format!("{name}0"))
+/// What has become of a pod, and whether it has gone for good; `None` when it is as it was.
+fn fate(before: &PodStatus, now: &[PodStatus]) -> Option<(String, bool)> {
+    let Some(pod) = now.iter().find(|pod| pod.uid == before.uid) else {
+        return Some(("was deleted during the build".into(), true));
+    };
+    let because = pod.trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+    if !pod.is_running {
+        Some((format!("does not run any more{because}"), true))
+    } else if pod.n_restarts > before.n_restarts {
+        Some((format!("lost its BuildKit during the build{because}"), false))
+    } else if pod.is_going && !before.is_going {
+        Some(("was told to go during the build".into(), false))
+    } else {
+        None
     }
 }
 
-impl Driver {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Kubernetes => "kubernetes",
-            Self::Remote => "remote",
-            Self::Docker => "docker",
-        }
-    }
-}
+/// Where an engine on this machine listens.
+const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 
 impl Builder {
+    fn new(name: &str, settings: &settings::Builder) -> Self {
+        Self {
+            name: name.to_owned(),
+            settings: settings.clone(),
+            instance: OnceCell::new(),
+            access: tokio::sync::Mutex::default(),
+            pods: Mutex::default(),
+        }
+    }
+
     /// The directory from which every worker bakes for a repository. It exists for its name alone.
     fn working_directory(&self, build: &Build, state: &StateDirectory) -> PathBuf {
         let (account, repository) = (&build.account, &build.repository);
         match &self.settings.sticky_path {
             Some(pattern) => pattern.expand(account, &repository.owner, &repository.name).into(),
-            None => state.sticky().join(account).join(&repository.name),
+            None => state.sticky().join(account).join(&repository.owner).join(&repository.name),
         }
     }
 
-    fn site(&self, name: &str, working_directory: PathBuf) -> Result<Site, BuilderError> {
+    fn site(&self, working_directory: PathBuf) -> Site {
+        let endpoint = self.settings.endpoint.as_deref();
         let mut site = Site {
-            builder: name.to_owned(),
+            builder: self.name.clone(),
             working_directory,
+            buildx_config: PathBuf::new(),
             environment: BTreeMap::new(),
-            sockets: Sockets::Tcp(self.settings.endpoint.as_deref().and_then(port).into_iter().collect()),
+            sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().collect()),
             files: Vec::new(),
+            child: Arc::default(),
         };
         match self.settings.driver {
-            Driver::Remote => {}
-            Driver::Docker => {
-                let endpoint = self.settings.endpoint.as_deref().unwrap_or("unix:///var/run/docker.sock");
+            Driver::Kubernetes => {}
+            Driver::Remote => {
+                site.files =
+                    self.settings.options.values().map(PathBuf::from).filter(|path| path.is_absolute()).collect()
+            }
+            Driver::Docker | Driver::DockerContainer => {
+                let endpoint = endpoint.unwrap_or(DOCKER_SOCKET);
                 if endpoint.starts_with("unix:") {
                     site.sockets = Sockets::TcpAndUnix(Vec::new());
                 }
-                // buildx's own name for the engine behind DOCKER_HOST.
-                site.builder = "default".into();
+                if self.settings.driver == Driver::Docker {
+                    // buildx's own name for the engine behind DOCKER_HOST.
+                    site.builder = "default".into();
+                }
                 site.environment.insert("DOCKER_HOST".into(), endpoint.to_owned());
             }
-            Driver::Kubernetes => {
-                let path = self.settings.kubeconfig.clone().unwrap_or_default();
-                let kubeconfig = std::fs::read_to_string(&path)
-                    .map_err(|source| BuilderError::Kubeconfig { path: path.display().to_string(), source })?;
-                site.sockets = Sockets::Tcp(api_ports(&kubeconfig));
-                site.environment.insert("KUBECONFIG".into(), path.display().to_string());
-                site.files = referenced_files(&kubeconfig);
-                site.files.push(path);
-            }
         }
-        Ok(site)
+        site
+    }
+
+    /// Looks which pods there are, waits for one that is ready, and lets the bake reach the API server.
+    async fn survey(&self, site: &mut Site, kubeconfig: &Path) -> Result<Surveyed, BuilderError> {
+        let access = self.access().await?;
+        let (survey, api) = tokio::join!(self.ready(1), access.addresses());
+        let text = access.kubeconfig().map_err(|error| self.wrong(error.into()))?;
+        state::write_private(kubeconfig, text.expose().as_bytes())?;
+        site.sockets = Sockets::Tcp(vec![access.port()]);
+        site.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
+        Ok(Surveyed { pods: survey?.pods, api, access })
+    }
+
+    async fn ready(&self, n: usize) -> Result<Survey, BuilderError> {
+        let ready = self.cluster().await?.wait_until_ready(Some(n), self.settings.timeout).await;
+        ready.map_err(|source| self.wrong(source))
+    }
+
+    async fn instance(
+        &self,
+        buildx: &Path,
+        access: Option<&Access>,
+        directory: &JobDirectory,
+    ) -> Result<&Instance, BuilderError> {
+        let create = || async {
+            let kubeconfig = access.map(Access::kubeconfig).transpose().map_err(|error| self.wrong(error.into()))?;
+            let config = directory.subdirectory("create")?;
+            Instance::create(buildx, &self.name, &self.settings, kubeconfig.as_ref(), &config).await
+        };
+        self.instance.get_or_try_init(create).await
+    }
+
+    /// The API server and credentials, looked up again when they may have changed.
+    async fn access(&self) -> Result<Arc<Access>, BuilderError> {
+        let mut known = self.access.lock().await;
+        if let Some((access, since)) = &*known
+            && access.is_fresh(since.elapsed())
+        {
+            return Ok(Arc::clone(access));
+        }
+        let access = Access::find(&self.settings).await.map_err(|error| self.wrong(error.into()))?;
+        let access = Arc::new(access);
+        *known = Some((Arc::clone(&access), Instant::now()));
+        Ok(access)
+    }
+
+    async fn cluster(&self) -> Result<Cluster, BuilderError> {
+        let access = self.access().await?;
+        Cluster::new(&access, self.settings.node_name(&self.name)).map_err(|error| self.wrong(error.into()))
+    }
+
+    fn known_pods(&self) -> std::sync::MutexGuard<'_, BTreeMap<(PathBuf, Vec<String>), String>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wrong(&self, source: ClusterError) -> BuilderError {
+        BuilderError::Cluster { name: self.name.clone(), source }
     }
 }
 
@@ -260,41 +621,41 @@ fn port(endpoint: &str) -> Option<u16> {
     endpoint.strip_prefix("tcp://")?.rsplit_once(':')?.1.parse().ok()
 }
 
-/// The ports of the API servers that a kubeconfig names.
-fn api_ports(kubeconfig: &str) -> Vec<u16> {
-    let servers = values(kubeconfig, "server:");
-    servers.filter_map(|url| reqwest::Url::parse(url).ok()?.port_or_known_default()).collect()
-}
-
-/// The certificates and keys that a kubeconfig names by path.
-fn referenced_files(kubeconfig: &str) -> Vec<PathBuf> {
-    let keys = ["certificate-authority:", "client-certificate:", "client-key:", "tokenFile:"];
-    keys.into_iter().flat_map(|key| values(kubeconfig, key)).map(PathBuf::from).collect()
-}
-
-/// The values of a key, in block or flow style: enough of YAML for a kubeconfig's URLs and paths.
-fn values<'a>(yaml: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
-    let starts =
-        yaml.match_indices(key).filter(|(at, _)| !yaml[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '-'));
-    starts.map(move |(at, _)| {
-        let rest = yaml[at + key.len()..].trim_start_matches([' ', '"', '\'']);
-        rest.split(['\n', '\r', ',', '}', '"', '\'', ' ']).next().unwrap_or_default()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn status(name: &str) -> PodStatus {
+        PodStatus {
+            name: name.into(),
+            uid: format!("uid of {name}"),
+            node: None,
+            age_s: None,
+            is_running: true,
+            is_ready: true,
+            is_going: false,
+            n_restarts: 0,
+            trouble: None,
+            n_builds: None,
+        }
+    }
+
     #[test]
-    fn a_kubeconfig_tells_ports_and_files_in_both_styles() {
-        let block =
-            "clusters:\n- cluster:\n    certificate-authority: /pki/ca.crt\n    server: https://10.0.0.1:6443\n";
-        assert_eq!((api_ports(block), referenced_files(block)), (vec![6443], vec!["/pki/ca.crt".into()]));
-        let flow = "clusters: [{name: lab, cluster: {server: \"https://k8s.example\", certificate-authority: /ca.crt}}]\n\
-                    users: [{name: u, user: {client-certificate: /u.crt, client-key: /u.key}}]";
-        assert_eq!(api_ports(flow), [443]);
-        assert_eq!(referenced_files(flow), ["/ca.crt", "/u.crt", "/u.key"].map(PathBuf::from));
-        assert_eq!(referenced_files("certificate-authority-data: QUJD"), [] as [PathBuf; 0]);
+    fn a_pods_fate_is_told_in_a_sentence() {
+        let before = status("d0-a");
+        assert_eq!(fate(&before, &[status("d0-b"), status("d0-a")]), None);
+        let gone = |now: PodStatus| fate(&before, &[now]).expect("a fate");
+        assert_eq!(gone(status("d0-b")), ("was deleted during the build".into(), true));
+        let evicted = PodStatus { is_running: false, trouble: Some("Evicted (disk)".into()), ..before.clone() };
+        assert_eq!(gone(evicted), ("does not run any more: Evicted (disk)".into(), true));
+        let restarted =
+            PodStatus { n_restarts: 1, trouble: Some("OOMKilled (exit code 137)".into()), ..before.clone() };
+        assert_eq!(gone(restarted).0, "lost its BuildKit during the build: OOMKilled (exit code 137)");
+        assert_eq!(
+            gone(PodStatus { is_going: true, ..before.clone() }),
+            ("was told to go during the build".into(), false)
+        );
+        // A new pod of the same name, as a StatefulSet makes them, is another pod.
+        assert!(gone(PodStatus { uid: "other".into(), ..before.clone() }).1);
     }
 }

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod build;
+mod builder;
 mod doctor;
 mod enqueue;
 mod plan;
@@ -35,6 +36,8 @@ enum Command {
     Enqueue(enqueue::Enqueue),
     /// Shows what a job would do, and builds nothing.
     Plan(plan::Plan),
+    /// Makes, shows and changes the builders.
+    Builder(builder::Builder),
     /// Checks everything that a worker needs.
     Doctor(doctor::Doctor),
 }
@@ -84,6 +87,7 @@ impl Cli {
             Command::Build(build) => build.run(settings, &shutdown).await,
             Command::Enqueue(enqueue) => enqueue.run(&settings).await,
             Command::Plan(plan) => plan.run(&settings).await,
+            Command::Builder(builder) => builder.run(&settings).await,
             Command::Doctor(doctor) => doctor.run(&settings).await,
         }
     }

@@ -25,6 +25,7 @@ pub mod settings;
 
 // Tools.
 pub mod clock;
+pub mod connections;
 pub mod process;
 pub mod redis;
 pub mod sandbox;
@@ -43,6 +44,7 @@ pub mod source;
 
 // The line.
 pub mod cli;
+pub mod health;
 pub mod perform;
 pub mod processor;
 pub mod worker;

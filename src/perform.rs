@@ -5,8 +5,8 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::bake::{Bake, Order};
-use crate::builder::Builders;
+use crate::bake::{Bake, Definition, Goal, Order, Outcome};
+use crate::builder::{Builders, Loss, Place};
 use crate::event::{Event, Phase};
 use crate::github::{App, InstallationToken};
 use crate::job::{Build, BuildJob};
@@ -16,6 +16,9 @@ use crate::report::Report;
 use crate::settings::Settings;
 use crate::source::{Origin, Revision, Source, SourceError, Worktree};
 use crate::state::{JobDirectory, StateDirectory, StateError};
+
+/// How often a build whose builder fails is tried on another pod before it goes back to Sidekiq's retry set.
+const N_OTHER_PODS: u32 = 3;
 
 /// The stations that a build passes.
 #[derive(Debug)]
@@ -146,14 +149,74 @@ pub async fn bake(
     let definition = definition?;
 
     let phase = attempt.begin(Phase::Bake);
-    let (site, placement) = stations.builders.place(build, &stations.state, directory).await?;
-    report.placement = Some(placement);
-    let outcome = stations.bake.solve(build, &definition, &site, directory, attempt.journal, attempt.stop).await;
+    let solved = solve(stations, build, &definition, directory, attempt, report).await;
     report.timings.bake = phase.end();
-    let outcome = outcome?;
-    report.targets = outcome.targets;
-    report.context_bytes = outcome.context_bytes;
-    outcome.failure.map_or(Ok(()), Err)
+    solved
+}
+
+/// Solves until the build's own result is known: when the builder fails, what is not built yet is tried on another pod.
+async fn solve(
+    stations: &Stations,
+    build: &Build,
+    definition: &Definition,
+    directory: &JobDirectory,
+    attempt: Attempt<'_>,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + stations.bake.time_limit(build);
+    let (mut targets, mut elsewhere, mut n_left) = (definition.names(), false, N_OTHER_PODS);
+    loop {
+        let place = stations.builders.place(build, &stations.state, directory, elsewhere).await?;
+        report.placement = Some(place.placement());
+        let goal = Goal { definition, targets: &targets, deadline };
+        let (outcome, loss) = solve_watched(stations, build, goal, &place, directory, attempt).await?;
+        report.placement = Some(place.placement());
+        report.context_bytes += outcome.context_bytes;
+        report.take_in(outcome.targets);
+        let Some(loss) = loss.filter(|_| n_left > 0 && place.has_others() && Instant::now() < deadline) else {
+            return outcome.failure.map_or(Ok(()), Err);
+        };
+        report.notices.push(format!("{}; built again", loss.failure.detail));
+        attempt.journal.tell(Event::Notice(format!("{}; building again", loss.failure.detail)));
+        targets = definition.with_linked(&report.unfinished());
+        (elsewhere, n_left) = (!loss.has_pod_gone, n_left - 1);
+    }
+}
+
+/// One run of docker-buildx, with the builder watched from the side: buildx itself may not notice that its pod has gone.
+async fn solve_watched(
+    stations: &Stations,
+    build: &Build,
+    goal: Goal<'_>,
+    place: &Place<'_>,
+    directory: &JobDirectory,
+    attempt: Attempt<'_>,
+) -> Result<(Outcome, Option<Loss>), Failure> {
+    let stop = attempt.stop.child_token();
+    let solve = stations.bake.solve(build, goal, &place.site, directory, attempt.journal, &stop);
+    tokio::pin!(solve);
+    // Dropping the watch loses nothing. The solve is never dropped: what it has learned is in its outcome.
+    let lost = tokio::select! {
+        outcome = &mut solve => Err(outcome),
+        loss = place.lost() => Ok(loss),
+    };
+    let (mut outcome, lost) = match lost {
+        Err(outcome) => (outcome?, None),
+        Ok(loss) => {
+            stop.cancel();
+            (solve.await?, Some(loss))
+        }
+    };
+    let Some(failure) = outcome.failure.take() else { return Ok((outcome, None)) };
+    let loss = match (lost, failure.reason) {
+        _ if attempt.stop.is_cancelled() => None,
+        // Killed by us. When it ended by itself in the same moment, its own word counts.
+        (Some(loss), Reason::Interrupted) => Some(loss),
+        (_, Reason::BuilderLost | Reason::BuilderUnavailable) => Some(place.post_mortem(failure.clone()).await),
+        _ => None,
+    };
+    outcome.failure = Some(loss.as_ref().map_or(failure, |loss| loss.failure.clone()));
+    Ok((outcome, loss))
 }
 
 fn disk(error: StateError) -> Failure {

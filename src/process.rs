@@ -3,12 +3,16 @@
 //! The one home of running children. Cancelling, time limits, silence and too much output are one mechanism: KILL to the
 //! whole group. A child that exits with an error is a value here, not an error; `Err` means that it could not be run.
 
+use std::io;
+use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -96,16 +100,25 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 ///
 /// `input` goes to its standard input, which then ends. When the future is dropped, the group is killed.
 pub async fn run(
+    command: Command,
+    input: &[u8],
+    limits: &Limits,
+    on_line: impl FnMut(Stream, &[u8]),
+) -> Result<Ended, ProcessError> {
+    run_seen(command, input, limits, &OnceLock::new(), on_line).await
+}
+
+/// The same; `seen` gets the child's process id, for somebody who watches it from the side.
+pub async fn run_seen(
     mut command: Command,
     input: &[u8],
     limits: &Limits,
+    seen: &OnceLock<u32>,
     mut on_line: impl FnMut(Stream, &[u8]),
 ) -> Result<Ended, ProcessError> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
-    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn();
-    let mut child = spawned.map_err(|source| ProcessError::Spawn { program: program.clone(), source })?;
-    // Nobody has waited for it, so it has an id, and the id is not reused.
-    let group = Group::of(child.id().expect("a child that was not waited for has an id"));
+    let (mut child, group) = spawn(&mut command, Stdio::piped())?;
+    let _ = seen.set(group.leader());
     let mut lines = read_lines(&mut child);
     let mut stdin = child.stdin.take().expect("standard input is a pipe");
     let write = async move {
@@ -155,12 +168,63 @@ pub async fn run(
     Ok(ended.unwrap_or(Ended::Exited(status)))
 }
 
+/// Starts a child whose standard input and output are one pipe that is written and read; its errors go nowhere. When the
+/// pipe is dropped, the group is killed.
+pub fn pipe(mut command: Command) -> Result<Pipe, ProcessError> {
+    let (mut child, group) = spawn(&mut command, Stdio::null())?;
+    let stdout = child.stdout.take().expect("standard output is a pipe");
+    let stdin = child.stdin.take().expect("standard input is a pipe");
+    // The runtime reaps a child that nobody waits for.
+    Ok(Pipe { both: tokio::io::join(stdout, stdin), _group: group })
+}
+
+/// Both ends of a child.
+pub struct Pipe {
+    both: tokio::io::Join<ChildStdout, ChildStdin>,
+    _group: Group,
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.both).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.both).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.both).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.both).poll_shutdown(cx)
+    }
+}
+
+fn spawn(command: &mut Command, stderr: Stdio) -> Result<(Child, Group), ProcessError> {
+    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).process_group(0).spawn();
+    let child = spawned.map_err(|source| {
+        let program = command.as_std().get_program().to_string_lossy().into_owned();
+        ProcessError::Spawn { program, source }
+    })?;
+    // Nobody has waited for it, so it has an id, and the id is not reused.
+    let group = Group::of(child.id().expect("a child that was not waited for has an id"));
+    Ok((child, group))
+}
+
 /// A process group that is killed when its owner goes.
 struct Group(Pid);
 
 impl Group {
     fn of(leader: u32) -> Self {
         Self(i32::try_from(leader).ok().and_then(Pid::from_raw).expect("a process id is a positive i32"))
+    }
+
+    fn leader(&self) -> u32 {
+        self.0.as_raw_nonzero().get().cast_unsigned()
     }
 
     fn kill(&self) {
@@ -177,7 +241,7 @@ impl Drop for Group {
 
 type Line = (Stream, Vec<u8>);
 
-fn read_lines(child: &mut tokio::process::Child) -> mpsc::Receiver<Line> {
+fn read_lines(child: &mut Child) -> mpsc::Receiver<Line> {
     let (sender, receiver) = mpsc::channel(256);
     let stdout = child.stdout.take().expect("standard output is a pipe");
     let stderr = child.stderr.take().expect("standard error is a pipe");

@@ -3,6 +3,7 @@
 //! Owns the shape of the JSON (DESIGN: "Out") and nothing of how it is delivered. Every field is always present, so
 //! that the Ruby side can index without asking.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
@@ -48,6 +49,24 @@ pub struct Report {
     /// Fields of the job that the configuration's `echo` names, unread.
     #[serde(flatten)]
     pub echo: Map<String, Value>,
+}
+
+impl Report {
+    /// Puts the targets of one more run of docker-buildx in the place of what an earlier run said of them.
+    pub fn take_in(&mut self, targets: Vec<TargetReport>) {
+        for target in targets {
+            match self.targets.iter_mut().find(|known| known.name == target.name) {
+                Some(known) => *known = target,
+                None => self.targets.push(target),
+            }
+        }
+    }
+
+    /// The names of the targets that were not built.
+    pub fn unfinished(&self) -> BTreeSet<String> {
+        let unfinished = self.targets.iter().filter(|target| target.status != Some(Status::Succeeded));
+        unfinished.map(|target| target.name.clone()).collect()
+    }
 }
 
 /// How a build ended.
@@ -116,6 +135,8 @@ pub struct Placement {
     pub builder: String,
     /// One part of it, when it has parts that we choose among.
     pub shard: Option<String>,
+    /// The BuildKit pod, where it is known.
+    pub pod: Option<String>,
     /// In words.
     pub why: String,
 }

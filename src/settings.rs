@@ -4,10 +4,13 @@
 //! `SIDEBAKE__SECTION__KEY` are laid over them. Unknown keys are refused with their path. `config/sidebake.toml` holds
 //! the same defaults with an explanation of each, and a test keeps the two equal.
 
+mod builder;
 mod defaults;
 mod pattern;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,6 +21,7 @@ use serde_json::Value;
 use crate::report::Report;
 use crate::secret::Secret;
 
+pub use builder::{AccountPattern, Balance, Builder, Driver, Toleration};
 pub use pattern::Pattern;
 
 /// The job class that tries the runtime without building anything; taken when `jobs.probe` is on.
@@ -57,6 +61,8 @@ pub struct Settings {
     pub state: State,
     /// How a stop goes.
     pub shutdown: Shutdown,
+    /// What Kubernetes asks of the worker.
+    pub health: Health,
     /// How long a worker may be silent before it is suspected dead.
     pub lease: Lease,
     /// Which jobs are taken, and how they are retried.
@@ -69,7 +75,7 @@ pub struct Settings {
     pub buildx: Buildx,
     /// Limits of a bake.
     pub bake: Bake,
-    /// The builders, by name; a job without `builder` takes `default`.
+    /// The builders, by name.
     pub builders: BTreeMap<String, Builder>,
     /// What accounts have, by pattern.
     pub accounts: Accounts,
@@ -105,6 +111,14 @@ pub struct Shutdown {
     /// How long running builds may go on after TERM.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+}
+
+/// What Kubernetes asks of the worker.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Health {
+    /// Address for `/live` and `/ready`; none without it.
+    pub listen: Option<SocketAddr>,
 }
 
 /// How long a worker may be silent before it is suspected dead.
@@ -255,41 +269,6 @@ pub struct Bake {
     pub max_targets: usize,
 }
 
-/// One builder.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Builder {
-    /// buildx's driver.
-    pub driver: Driver,
-    /// `docker`: `unix://` or `tcp://` address of the engine. `remote`: `tcp://` address of BuildKit.
-    #[serde(default)]
-    pub endpoint: Option<String>,
-    /// `kubernetes`: driver options, as in `docker buildx create --driver-opt`.
-    #[serde(default)]
-    pub options: BTreeMap<String, String>,
-    /// `kubernetes`: the kubeconfig.
-    #[serde(default)]
-    pub kubeconfig: Option<PathBuf>,
-    /// Name of the builder's node, and so of its Deployment; default: the builder's name and `0`.
-    #[serde(default)]
-    pub node: Option<String>,
-    /// Working directory of the bake, by which the driver chooses the pod. The same on every worker.
-    #[serde(default)]
-    pub sticky_path: Option<Pattern>,
-}
-
-/// buildx's driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Driver {
-    /// BuildKit pods.
-    Kubernetes,
-    /// A BuildKit that somebody runs.
-    Remote,
-    /// The BuildKit inside a Docker engine.
-    Docker,
-}
-
 /// What accounts have, by pattern.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -414,7 +393,7 @@ impl Settings {
             class.check(&format!("jobs.classes.{name}"))?;
         }
         for (name, builder) in &self.builders {
-            builder.check(&format!("builders.{name}"))?;
+            builder.check(name)?;
         }
         Ok(())
     }
@@ -440,6 +419,13 @@ pub fn docker_host() -> Option<String> {
     std::env::var("DOCKER_HOST").ok()
 }
 
+/// What a kubeconfig's plugin gets: this process's environment, as from kubectl, without our own secrets.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn plugin_environment() -> impl Iterator<Item = (OsString, OsString)> {
+    let provider = std::env::var_os("REDIS_PROVIDER").unwrap_or_else(|| "REDIS_URL".into());
+    std::env::vars_os().filter(move |(name, _)| *name != provider && !name.as_encoded_bytes().starts_with(b"SIDEBAKE_"))
+}
+
 /// `REDIS_URL`, or the variable that `REDIS_PROVIDER` names: as Sidekiq reads them.
 fn redis_url(variables: &BTreeMap<String, String>) -> Option<&String> {
     let name = variables.get("REDIS_PROVIDER").map_or("REDIS_URL", String::as_str);
@@ -463,26 +449,6 @@ impl JobClass {
             (Shape::Resolved, None) => refuse(".resolve", "is needed for resolved arguments".into()),
             (Shape::Resolved, Some(resolve)) if resolve.secret.is_none() == resolve.secret_file.is_none() => {
                 refuse(".resolve", "needs either secret or secret_file".into())
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Builder {
-    fn check(&self, path: &str) -> Result<(), SettingsError> {
-        let refuse =
-            |message: &str| Err(SettingsError::Key { path: format!("{path}.endpoint"), message: message.into() });
-        match (self.driver, self.endpoint.as_deref()) {
-            (Driver::Kubernetes, Some(_)) => refuse("is not for the kubernetes driver, which has a kubeconfig"),
-            (Driver::Kubernetes, None) if self.kubeconfig.is_none() => Err(SettingsError::Key {
-                path: format!("{path}.kubeconfig"),
-                message: "is needed for the kubernetes driver".into(),
-            }),
-            (Driver::Remote, Some(url)) if url.starts_with("tcp://") => Ok(()),
-            (Driver::Remote, _) => refuse("is needed for the remote driver: tcp://host:port"),
-            (Driver::Docker, Some(url)) if !(url.starts_with("tcp://") || url.starts_with("unix:///")) => {
-                refuse("must be unix:///path or tcp://host:port")
             }
             _ => Ok(()),
         }

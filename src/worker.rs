@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Epoch;
+use crate::health::{Health, HealthError};
 use crate::perform::Stations;
 use crate::processor::{Processor, process};
 use crate::redis::{Redis, RedisError};
@@ -46,6 +47,9 @@ pub enum WorkerError {
     /// The URL of Redis is wrong.
     #[error("redis.url: {0}")]
     Redis(#[from] RedisError),
+    /// The health listener has no port.
+    #[error(transparent)]
+    Health(#[from] HealthError),
     /// The HTTP client cannot be made.
     #[error("HTTP cannot be used: {0}")]
     Http(#[from] reqwest::Error),
@@ -78,6 +82,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     check_sandbox(settings.sandbox.mode)?;
     let identity = Arc::new(Identity::new(settings::hostname()));
     let state = StateDirectory::open(&settings.state.directory, &identity.to_string())?;
+    let health = Health::bind(settings.health.listen).await?;
     let wake = Arc::new(Notify::new());
     let redis = Redis::new(&settings.redis)?;
     let (ended, running) = (CancellationToken::new(), RunningJobs::default());
@@ -104,11 +109,14 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let (deliver, units) = mpsc::unbounded_channel();
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
     let custody = tokio::spawn(custody.run(settlements, deliver));
+    let (probed, identity_text) = (Redis::new(&settings.redis)?, identity.to_string());
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &remote),
             poller::run(&redis, &settings.jobs, &shutdown.quiet),
             recovery::run(&redis, settings.lease.ttl, &ended),
+            processor.stations.builders.occupancy.run(&redis, &identity_text, &ended),
+            health.run(probed, &shutdown.quiet, &ended),
             beat(&lease, &ended),
             obey(&mut remote_signals, &shutdown, &ended),
         );

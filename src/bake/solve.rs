@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{Bake, BakeError, Definition, Outcome, Site, base_environment, credentials, diagnose, metadata};
+use super::{Bake, BakeError, Definition, Goal, Outcome, Site, base_environment, credentials, diagnose, metadata};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
@@ -18,7 +19,7 @@ use crate::state::{self, JobDirectory};
 pub(super) async fn solve(
     bake: &Bake,
     build: &Build,
-    definition: &Definition,
+    goal: Goal<'_>,
     site: &Site,
     directory: &JobDirectory,
     journal: &Journal,
@@ -30,18 +31,21 @@ pub(super) async fn solve(
     let credentials = credentials::docker_config(&bake.accounts, build)?;
     state::write_private(&private.join("docker/config.json"), credentials.expose().as_bytes())?;
     let metadata_file = private.join("metadata.json");
+    // An earlier run of this job may have left one.
+    let _ = std::fs::remove_file(&metadata_file);
 
+    let definition = goal.definition;
     let mut command = sandbox(bake, definition, site, &private).command(&bake.buildx.binary);
-    command.args(arguments(site, &metadata_file)).args(definition.targets.keys());
+    command.args(arguments(site, &metadata_file)).args(goal.targets);
     command.envs(environment(site, &private)).current_dir(&site.working_directory);
     let limits = process::Limits {
-        timeout: build.timeout.unwrap_or(bake.limits.timeout),
+        timeout: goal.deadline.saturating_duration_since(Instant::now()),
         silence: bake.limits.silence,
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
-    let mut progress = Progress::new(definition.targets.keys().cloned());
-    let ended = process::run(command, definition.text.as_bytes(), &limits, |stream, line| {
+    let mut progress = Progress::new(goal.targets.iter().cloned());
+    let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &site.child, |stream, line| {
         if stream == Stream::Err {
             progress.line(line).into_iter().for_each(|event| journal.tell(event));
         }
@@ -50,10 +54,10 @@ pub(super) async fn solve(
     if let (Some(message), false) = (progress.launcher_error(), ended.is_success()) {
         return Err(BakeError::Launcher(message.to_owned()));
     }
-    Ok(conclude(definition, &progress, ended, &metadata_file))
+    Ok(conclude(goal, &progress, ended, &metadata_file))
 }
 
-fn conclude(definition: &Definition, progress: &Progress, ended: Ended, metadata_file: &Path) -> Outcome {
+fn conclude(goal: Goal<'_>, progress: &Progress, ended: Ended, metadata_file: &Path) -> Outcome {
     let digests = metadata::digests(metadata_file);
     let report = |(name, fields): (&String, &serde_json::Map<String, Value>)| {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -64,11 +68,12 @@ fn conclude(definition: &Definition, progress: &Progress, ended: Ended, metadata
         }
         report
     };
+    let wanted = goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
     Outcome {
-        targets: definition.targets.iter().map(report).collect(),
+        targets: wanted.map(report).collect(),
         context_bytes: progress.context_bytes(),
         failure: diagnose::diagnose(ended, progress)
-            .map(|failure| Failure { detail: in_worktree(&failure.detail, &definition.worktree), ..failure }),
+            .map(|failure| Failure { detail: in_worktree(&failure.detail, &goal.definition.worktree), ..failure }),
     }
 }
 

@@ -150,14 +150,8 @@ fn soften(settings: &mut Settings) {
     if settings.sandbox.mode == SandboxMode::Required {
         settings.sandbox.mode = SandboxMode::BestEffort;
     }
-    settings.builders.entry("default".into()).or_insert_with(|| settings::Builder {
-        driver: Driver::Docker,
-        endpoint: settings::docker_host(),
-        options: Default::default(),
-        kubeconfig: None,
-        node: None,
-        sticky_path: None,
-    });
+    let local = || settings::Builder::new(Driver::Docker, settings::docker_host());
+    settings.builders.entry("default".into()).or_insert_with(local);
 }
 
 fn conclude(result: Result<(), Failure>, mut report: Report) -> Outcome {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
@@ -147,25 +148,51 @@ async fn buildx(settings: &Settings) -> Finding {
     Finding::new("buildx", health, format!("{version}{note}"))
 }
 
-/// Prepares each builder as a build would, and connects to those that have an address.
+/// What there is of each builder, and whether a build would get a place on it.
 async fn builders(settings: &Settings) -> Vec<Finding> {
-    if !settings.builders.contains_key("default") {
-        return vec![Finding::new("builder", Health::Red, "builders.default is missing")];
+    if settings.builders.is_empty() {
+        return vec![Finding::new("builder", Health::Red, "none is configured")];
     }
     let mut findings = Vec::new();
     let all = Builders::new(&settings.buildx.binary, &settings.builders);
     for name in all.names() {
-        let found = try_builder(settings, &all, name).await;
-        findings.push(Finding::of(&format!("builder {name}"), found));
+        let label = format!("builder {name}");
+        findings.push(Finding::of(&label, try_builder(settings, &all, name).await));
+        if let Ok(status) = all.status(name).await {
+            let drift = status.drift.iter().map(|one| format!("{} is {}, not {}", one.path, one.live, one.configured));
+            let drift: Vec<String> = drift.collect();
+            if !drift.is_empty() {
+                let detail = format!("{}; `sidebake builder apply` changes it", drift.join(", "));
+                findings.push(Finding::new(&label, Health::Yellow, detail));
+            }
+            if status.accounts != ["*"] || all.names().count() == 1 {
+                findings.push(sharing(&label, &status.accounts));
+            }
+        }
     }
     findings
 }
 
+/// Who shares a builder's layers: a fact that an operator must know, and nobody can see.
+fn sharing(label: &str, accounts: &[String]) -> Finding {
+    let who = if accounts == ["*"] { "every account".to_owned() } else { accounts.join(", ") };
+    let detail = match accounts {
+        [one] if !one.contains('*') => format!("for the account {one} alone"),
+        _ => format!("shared by {who}: they can read each other's layers and cached files"),
+    };
+    Finding::new(label, Health::Green, detail)
+}
+
 async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> anyhow::Result<String> {
+    let mut builder = settings.builders.get(name).context("it is configured")?.clone();
+    // Somebody waits for the answer, and a pod that is not ready now is worth a red line.
+    builder.timeout = Duration::ZERO;
+    let own = Builders::new(&settings.buildx.binary, &[(name.to_owned(), builder)].into());
     let scratch = tempfile::tempdir()?;
     let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", random_hex::<6>()))?;
+    let account = settings.builders.get(name).and_then(|builder| builder.accounts.first());
     let build = Build {
-        account: "doctor".into(),
+        account: account.map(|pattern| pattern.to_string().replace('*', "x")).unwrap_or_default(),
         repository: Repository { owner: "doctor".into(), name: "doctor".into() },
         trust: Trust::Fork,
         recipe: Recipe::Inline(serde_json::Map::new()),
@@ -176,9 +203,16 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
         builder: Some(name.to_owned()),
         timeout: None,
     };
-    builders.place(&build, &state, &state.job_directory()?).await?;
-    let endpoint = settings.builders.get(name).and_then(|builder| builder.endpoint.clone());
-    let Some(endpoint) = endpoint else { return Ok("set up".into()) };
+    let directory = state.job_directory()?;
+    let place = own.place(&build, &state, &directory, false).await?;
+    if place.has_others() {
+        let hostname = place.dial().await?;
+        let status = builders.status(name).await?;
+        let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
+        return Ok(format!("{}: {n_ready} of {} pods ready; {hostname} answers", status.at, status.n_wanted));
+    }
+    let status = builders.status(name).await?;
+    let endpoint = status.at;
     let connect = async {
         match (endpoint.strip_prefix("unix://"), endpoint.strip_prefix("tcp://")) {
             (Some(path), _) => tokio::net::UnixStream::connect(path).await.map(drop),

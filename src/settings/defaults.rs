@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    Accounts, Bake, Buildx, Github, JobClass, Jobs, Lease, Log, LogFormat, Redis, Sandbox, SandboxMode, Settings,
-    Shutdown, Source, State,
+    Accounts, Bake, Buildx, Github, Health, JobClass, Jobs, Lease, Log, LogFormat, Redis, Sandbox, SandboxMode,
+    Settings, Shutdown, Source, State,
 };
 use crate::secret::Secret;
 
@@ -23,6 +23,7 @@ impl Default for Settings {
             redis: Redis::default(),
             state: State::default(),
             shutdown: Shutdown::default(),
+            health: Health::default(),
             lease: Lease::default(),
             jobs: Jobs::default(),
             github: Github::default(),

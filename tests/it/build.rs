@@ -61,7 +61,7 @@ async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
     let vote = &definition["target"]["vote"];
     assert!(vote["context"].as_str().unwrap().ends_with("/tree/voting-app/vote"), "{vote:#}");
     assert_eq!(vote["output"], json!([{"type": "registry"}]));
-    assert!(run.cwd.ends_with("state/sticky/acme/voting-app"), "{:?}", run.cwd);
+    assert!(run.cwd.ends_with("state/sticky/acme/acme/voting-app"), "{:?}", run.cwd);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,7 +77,7 @@ async fn plan_shows_what_would_run_and_runs_nothing() {
     assert_eq!(plan["argv"][1], "bake");
     assert!(plan["environment"].as_array().unwrap().contains(&json!("BUILDX_GIT_INFO")));
     assert!(
-        plan["directories"]["working_directory"].as_str().unwrap().ends_with("/state/sticky/acme/voting-app"),
+        plan["directories"]["working_directory"].as_str().unwrap().ends_with("/state/sticky/acme/acme/voting-app"),
         "{plan:#}"
     );
     assert!(afternoon.github.calls().is_empty() && afternoon.builder.runs().is_empty());

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const WORDS: &[&str] = &["event", "job", "reason", "report", "secret", "settings"];
-const TOOLS: &[&str] = &["clock", "process", "redis", "sandbox", "state"];
+const TOOLS: &[&str] = &["clock", "connections", "process", "redis", "sandbox", "state"];
 const STATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
-const LINE: &[&str] = &["cli", "perform", "processor", "worker"];
+const LINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
 /// What each room may use, besides itself and the words.
 fn may_use(room: &str, other: &str) -> bool {
@@ -30,7 +30,8 @@ fn may_use(room: &str, other: &str) -> bool {
             (other_is(STATIONS) && !["sidekiq", "rails"].contains(&other)) || other_is(TOOLS) || other == "journal"
         }
         "processor" => other_is(STATIONS) || other_is(TOOLS) || ["perform", "journal"].contains(&other),
-        "worker" => other_is(STATIONS) || other_is(TOOLS) || ["perform", "processor"].contains(&other),
+        "worker" => other_is(STATIONS) || other_is(TOOLS) || ["health", "perform", "processor"].contains(&other),
+        "health" => other_is(TOOLS),
         "cli" => true,
         _ => false,
     }

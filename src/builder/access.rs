@@ -1,0 +1,316 @@
+//! How the API server of a builder is reached, and as whom: from a kubeconfig or from the worker's own pod.
+//!
+//! Everything is looked up here, in the worker's trust: certificates and tokens are read from their files, an exec plugin
+//! is run. What leaves is complete in itself, so the docker-buildx that works on a stranger's build needs no other file
+//! and may run no plugin. Follows `client.authentication.k8s.io/v1` and the kubeconfig of `k8s.io/client-go`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use jiff::Timestamp;
+use kube::Config;
+use kube::config::{AuthInfo, ExecConfig, KubeConfigOptions, Kubeconfig};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Epoch;
+use crate::process::{self, Limits, ProcessError, Stream};
+use crate::secret::Secret;
+use crate::settings;
+
+/// How long an exec plugin may take.
+const PLUGIN: Duration = Duration::from_secs(30);
+
+/// For one request to the API server.
+const REQUEST: Duration = Duration::from_secs(15);
+
+/// The API server's address or our credentials for it cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AccessError {
+    /// The kubeconfig cannot be read, or lacks something.
+    #[error("the kubeconfig {path}: {message}")]
+    Kubeconfig {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// There is no kubeconfig and this is no pod with a service account.
+    #[error("there is no kubeconfig, and the service account of this pod cannot be used: {0}")]
+    ServiceAccount(String),
+    /// A certificate, key or token cannot be read.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The exec plugin cannot be run.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// The exec plugin did not give credentials.
+    #[error("the kubeconfig's plugin {command}: {message}")]
+    Plugin {
+        /// Its command.
+        command: String,
+        /// What it said, or lacks.
+        message: String,
+    },
+    /// The client cannot be made.
+    #[error("{0}")]
+    Client(String),
+}
+
+/// An API server and credentials that nobody has to look up any more.
+#[derive(Clone, Debug)]
+pub(super) struct Access {
+    config: Config,
+    /// When a plugin's credentials end.
+    pub(super) expires: Option<Timestamp>,
+}
+
+impl Access {
+    /// Looks everything up.
+    pub(super) async fn find(builder: &settings::Builder) -> Result<Self, AccessError> {
+        let mut config = match &builder.kubeconfig {
+            Some(path) => from_kubeconfig(path, builder.context.clone()).await?,
+            None => Config::incluster_env().map_err(|error| AccessError::ServiceAccount(error.to_string()))?,
+        };
+        // kube's own retries would only double ours, and its default waits for ever.
+        config.default_retry = false;
+        (config.connect_timeout, config.read_timeout, config.write_timeout) =
+            (Some(REQUEST), Some(REQUEST), Some(REQUEST));
+        if let Some(namespace) = &builder.namespace {
+            config.default_namespace.clone_from(namespace);
+        }
+        let expires = complete(&mut config.auth_info).await?;
+        Ok(Self { config, expires })
+    }
+
+    /// Whether this is still to be used: files are read again each minute, a plugin is run again before its credentials end.
+    pub(super) fn is_fresh(&self, age: Duration) -> bool {
+        match self.expires {
+            Some(end) => end.duration_since(Epoch::now().timestamp()).as_secs() > 60,
+            None => age < Duration::from_secs(60),
+        }
+    }
+
+    /// The namespace of the builder.
+    pub(super) fn namespace(&self) -> &str {
+        &self.config.default_namespace
+    }
+
+    /// A client for it.
+    pub(super) fn client(&self) -> Result<kube::Client, AccessError> {
+        kube::Client::try_from(self.config.clone()).map_err(|error| AccessError::Client(error.to_string()))
+    }
+
+    /// The port of the API server.
+    pub(super) fn port(&self) -> u16 {
+        let default = if self.config.cluster_url.scheme_str() == Some("http") { 80 } else { 443 };
+        self.config.cluster_url.port_u16().unwrap_or(default)
+    }
+
+    /// The addresses of the API server.
+    pub(super) async fn addresses(&self) -> Vec<SocketAddr> {
+        let host = self.config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']);
+        let found = tokio::net::lookup_host((host, self.port())).await;
+        found
+            .into_iter()
+            .flatten()
+            .map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()))
+            .collect()
+    }
+
+    /// A kubeconfig that names no other file and no plugin.
+    pub(super) fn kubeconfig(&self) -> Result<Secret, AccessError> {
+        let mut cluster = Map::from_iter([("server".to_owned(), json!(self.config.cluster_url.to_string()))]);
+        if self.config.accept_invalid_certs {
+            cluster.insert("insecure-skip-tls-verify".into(), json!(true));
+        } else if let Some(path) = &self.config.root_cert_file {
+            cluster.insert("certificate-authority-data".into(), json!(BASE64_STANDARD.encode(read(path)?)));
+        } else if let Some(certificates) = &self.config.root_cert {
+            let pem: String = certificates.iter().map(|der| pem("CERTIFICATE", der)).collect();
+            cluster.insert("certificate-authority-data".into(), json!(BASE64_STANDARD.encode(pem)));
+        }
+        if let Some(name) = &self.config.tls_server_name {
+            cluster.insert("tls-server-name".into(), json!(name));
+        }
+        let name = "builder";
+        let text = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": name, "cluster": cluster}],
+            "users": [{"name": name, "user": user(&self.config.auth_info)?}],
+            "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": self.namespace()}}],
+            "current-context": name,
+        });
+        Ok(Secret::new(text.to_string()))
+    }
+}
+
+async fn from_kubeconfig(path: &Path, context: Option<String>) -> Result<Config, AccessError> {
+    let wrong = |error: &dyn std::fmt::Display| AccessError::Kubeconfig {
+        path: path.display().to_string(),
+        message: error.to_string(),
+    };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
+    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))
+}
+
+/// Puts what a plugin gives in its place; returns when that ends.
+async fn complete(user: &mut AuthInfo) -> Result<Option<Timestamp>, AccessError> {
+    let Some(exec) = user.exec.take() else { return Ok(None) };
+    let status = run_plugin(&exec).await?;
+    user.token = status.token.map(SecretString::from);
+    user.client_certificate_data = status.client_certificate_data.map(|pem| BASE64_STANDARD.encode(pem));
+    user.client_key_data = status.client_key_data.map(|pem| SecretString::from(BASE64_STANDARD.encode(pem)));
+    Ok(status.expiration_timestamp)
+}
+
+/// The user of a kubeconfig, with the content of every file that it names.
+fn user(info: &AuthInfo) -> Result<Value, AccessError> {
+    let mut user = Map::new();
+    let mut set = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            user.insert(key.into(), json!(value));
+        }
+    };
+    let exposed = |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
+    let content = |data: Option<String>, file: &Option<String>| match (data, file) {
+        (None, Some(path)) => read(Path::new(path)).map(|bytes| Some(BASE64_STANDARD.encode(bytes))),
+        (data, _) => Ok(data),
+    };
+    let token = match (exposed(&info.token), &info.token_file) {
+        (None, Some(path)) => Some(String::from_utf8_lossy(&read(Path::new(path))?).trim().to_owned()),
+        (token, _) => token,
+    };
+    set("token", token);
+    set("client-certificate-data", content(info.client_certificate_data.clone(), &info.client_certificate)?);
+    set("client-key-data", content(exposed(&info.client_key_data), &info.client_key)?);
+    set("username", info.username.clone());
+    set("password", exposed(&info.password));
+    set("as", info.impersonate.clone());
+    Ok(Value::Object(user))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, AccessError> {
+    std::fs::read(path).map_err(|source| AccessError::File { path: path.display().to_string(), source })
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    let lines: Vec<&str> =
+        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+// ---------------------------------------------------------------- exec plugins
+
+#[derive(Deserialize)]
+struct ExecCredential {
+    status: Option<ExecStatus>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ExecStatus {
+    token: Option<String>,
+    client_certificate_data: Option<String>,
+    client_key_data: Option<String>,
+    expiration_timestamp: Option<Timestamp>,
+}
+
+/// Runs the plugin with the environment that its kubeconfig gives it, and what every program of ours has.
+async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
+    let name = exec.command.clone().unwrap_or_default();
+    let wrong = |message: String| AccessError::Plugin { command: name.clone(), message };
+    let mut command = process::command(&name);
+    command.args(exec.args.iter().flatten()).envs(settings::plugin_environment());
+    for variable in exec.env.iter().flatten() {
+        if let (Some(key), Some(value)) = (variable.get("name"), variable.get("value")) {
+            command.env(key, value);
+        }
+    }
+    let version = exec.api_version.as_deref().unwrap_or("client.authentication.k8s.io/v1");
+    let info = json!({"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": false}});
+    command.env("KUBERNETES_EXEC_INFO", info.to_string());
+    let limits = Limits { timeout: PLUGIN, silence: PLUGIN, max_output_bytes: 1 << 20, stop: CancellationToken::new() };
+    let (mut out, mut last) = (Vec::new(), String::new());
+    let ended = process::run(command, b"", &limits, |stream, line| match stream {
+        Stream::Out => out.extend_from_slice(line),
+        Stream::Err => last = String::from_utf8_lossy(line).into_owned(),
+    })
+    .await?;
+    if !ended.is_success() {
+        return Err(wrong(format!("it ended with an error: {last}")));
+    }
+    // The error of a parser could quote what it read: a token.
+    let credential: ExecCredential =
+        serde_json::from_slice(&out).map_err(|_| wrong("its output is no ExecCredential".into()))?;
+    credential.status.ok_or_else(|| wrong("its output has no status".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path, name: &str, text: &str) -> std::path::PathBuf {
+        let path = directory.join(name);
+        std::fs::write(&path, text).expect("written");
+        path
+    }
+
+    fn builder(kubeconfig: std::path::PathBuf) -> settings::Builder {
+        let mut builder = settings::Builder::new(settings::Driver::Kubernetes, None);
+        builder.kubeconfig = Some(kubeconfig);
+        builder
+    }
+
+    #[tokio::test]
+    async fn the_jobs_kubeconfig_names_no_file_and_no_plugin() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        write(directory.path(), "token", "from-a-file\n");
+        let text = "{apiVersion: v1, kind: Config, current-context: b, \
+             clusters: [{name: c, cluster: {server: 'https://k8s.example:6443'}}], \
+             users: [{name: u, user: {tokenFile: token}}, {name: p, user: {exec: {apiVersion: client.authentication.k8s.io/v1, \
+             command: /bin/sh, args: ['-c', 'echo \"{\\\"status\\\":{\\\"token\\\":\\\"plug-$A\\\",\\\"expirationTimestamp\\\":\\\"2099-01-01T00:00:00Z\\\"}}\"'], \
+             env: [{name: A, value: in}]}}}], \
+             contexts: [{name: a, context: {cluster: c, user: u, namespace: builds}}, {name: b, context: {cluster: c, user: p}}]}";
+        let kubeconfig = write(directory.path(), "config", text);
+
+        let mut of_file = builder(kubeconfig.clone());
+        of_file.context = Some("a".into());
+        let access = Access::find(&of_file).await.expect("found");
+        let made: Value = serde_json::from_str(access.kubeconfig().expect("made").expose()).expect("JSON");
+        assert_eq!(made["users"][0]["user"], json!({"token": "from-a-file"}));
+        assert_eq!((access.namespace(), access.port()), ("builds", 6443));
+
+        let of_plugin = Access::find(&builder(kubeconfig)).await.expect("found");
+        let made: Value = serde_json::from_str(of_plugin.kubeconfig().expect("made").expose()).expect("JSON");
+        assert_eq!(made["users"][0]["user"], json!({"token": "plug-in"}));
+        assert!(of_plugin.is_fresh(Duration::from_secs(3600)), "the plugin's word counts");
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_is_named() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let missing = Access::find(&builder(directory.path().join("none"))).await.expect_err("refused");
+        assert!(missing.to_string().contains("/none"), "{missing}");
+        let broken = "{users: [{name: u, user: {exec: {command: /bin/sh, args: ['-c', 'echo s3cret; echo no >&2; exit $0']}}}], \
+             clusters: [{name: c, cluster: {server: 'https://k'}}], contexts: [{name: x, context: {cluster: c, user: u}}], current-context: x}";
+        let failed = write(directory.path(), "fails", &broken.replace("$0", "3"));
+        let failed = Access::find(&builder(failed)).await.expect_err("refused").to_string();
+        assert!(failed.contains("/bin/sh") && failed.contains(": no") && !failed.contains("s3cret"), "{failed}");
+        let nonsense = write(directory.path(), "nonsense", &broken.replace("$0", "0"));
+        let nonsense = Access::find(&builder(nonsense)).await.expect_err("refused").to_string();
+        assert!(nonsense.ends_with("its output is no ExecCredential"), "{nonsense}");
+    }
+}

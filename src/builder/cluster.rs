@@ -1,0 +1,347 @@
+//! A builder's Deployment and pods, in Kubernetes' own words. The one file that speaks to the API server.
+
+use std::time::Duration;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerState, ContainerStatus, Pod};
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::access::{Access, AccessError};
+use super::deployment;
+use crate::settings;
+
+/// How often pods are looked at while they start.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Who Kubernetes is told changes the Deployment.
+const FIELD_MANAGER: &str = "sidebake";
+
+/// Kubernetes does not do what was asked, or has no pod for a build.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The API server's address or credentials cannot be had.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// The API server refuses or does not answer.
+    #[error("Kubernetes, asked to {what}: {message}")]
+    Api {
+        /// What was asked, such as `get the Deployment development0 in release-builder`.
+        what: String,
+        /// Its answer, in its own words: a refusal names the verb and the resource.
+        message: String,
+    },
+    /// There is no Deployment.
+    #[error("there is no Deployment {deployment} in the namespace {namespace}; `sidebake builder ensure` makes it")]
+    Missing {
+        /// Its name.
+        deployment: String,
+        /// Where it was looked for.
+        namespace: String,
+    },
+    /// Not enough pods became ready.
+    #[error("{n_ready} of {n_wanted} pods of {deployment} are ready after {waited_s} s: {why}")]
+    NotReady {
+        /// The Deployment.
+        deployment: String,
+        /// Ready pods.
+        n_ready: usize,
+        /// Pods that were waited for.
+        n_wanted: usize,
+        /// How long.
+        waited_s: u64,
+        /// Kubernetes' own reasons.
+        why: String,
+    },
+    /// A file of the builder cannot be read.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// One pod of a builder.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PodStatus {
+    /// Its name.
+    pub name: String,
+    /// Tells two pods of one name apart.
+    #[serde(skip)]
+    pub uid: String,
+    /// The node it runs on.
+    pub node: Option<String>,
+    /// Seconds since it was made.
+    pub age_s: Option<i64>,
+    /// Whether builds may go there: phase `Running`, as buildx judges.
+    pub is_running: bool,
+    /// Whether BuildKit in it answers.
+    pub is_ready: bool,
+    /// Whether it has been told to go.
+    pub is_going: bool,
+    /// How often BuildKit was started anew in it.
+    pub n_restarts: i32,
+    /// Why it does not run, or last ended: Kubernetes' reason and message.
+    pub trouble: Option<String>,
+    /// Builds of the fleet that run there, as far as somebody has asked.
+    pub n_builds: Option<u32>,
+}
+
+/// What there is of a builder.
+#[derive(Clone, Debug)]
+pub(super) struct Survey {
+    pub(super) deployment: Value,
+    pub(super) pods: Vec<PodStatus>,
+}
+
+impl Survey {
+    pub(super) fn n_ready(&self) -> usize {
+        self.pods.iter().filter(|pod| pod.is_ready && !pod.is_going).count()
+    }
+
+    pub(super) fn n_wanted(&self) -> usize {
+        self.deployment["spec"]["replicas"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
+    }
+
+    /// Why pods are missing or not ready: each pod's trouble, or the Deployment's (a quota, a forbidden verb).
+    pub(super) fn why(&self) -> String {
+        let of_pod = |pod: &PodStatus| Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?));
+        let mut reasons: Vec<String> = self.pods.iter().filter(|pod| !pod.is_ready).filter_map(of_pod).collect();
+        let conditions = self.deployment["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let failing = conditions.iter().filter(|one| one["type"] == "ReplicaFailure" && one["status"] == "True");
+        reasons.extend(failing.filter_map(|one| one["message"].as_str()).map(str::to_owned));
+        match reasons.is_empty() {
+            true if self.pods.is_empty() => "it has no pods yet".into(),
+            true => "they are starting".into(),
+            false => reasons.join("; "),
+        }
+    }
+}
+
+/// The API server, for one builder.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    client: kube::Client,
+    namespace: String,
+    deployment: String,
+}
+
+impl Cluster {
+    pub(super) fn new(access: &Access, deployment: String) -> Result<Self, AccessError> {
+        Ok(Self { client: access.client()?, namespace: access.namespace().to_owned(), deployment })
+    }
+
+    /// The Deployment and its pods; `None` when there is no Deployment.
+    pub(super) async fn survey(&self) -> Result<Option<Survey>, ClusterError> {
+        let Some(deployment) = self.deployment().await? else { return Ok(None) };
+        Ok(Some(Survey { deployment, pods: self.pods().await? }))
+    }
+
+    /// The Deployment as JSON; `None` when there is none.
+    async fn deployment(&self) -> Result<Option<Value>, ClusterError> {
+        let found = self.deployments().get_opt(&self.deployment).await;
+        let found = found.map_err(|error| self.refused("get the Deployment", &error))?;
+        Ok(found.map(|deployment| json!(deployment)))
+    }
+
+    /// The pods that buildx would choose among, and those that are starting or ending.
+    pub(super) async fn pods(&self) -> Result<Vec<PodStatus>, ClusterError> {
+        let labelled = ListParams::default().labels(&format!("app={}", self.deployment));
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace).list(&labelled).await;
+        let pods = pods.map_err(|error| self.refused("list the pods of", &error))?;
+        Ok(pods.items.iter().map(PodStatus::of).collect())
+    }
+
+    /// Makes the Deployment unless it is there, from any number of processes at once; returns whether this one made it.
+    pub(super) async fn create(&self, builder: &settings::Builder) -> Result<bool, ClusterError> {
+        if self.deployment().await?.is_some() {
+            return Ok(false);
+        }
+        self.write_config(builder).await?;
+        let whole = deployment::whole(&self.deployment, builder);
+        let whole: Deployment = serde_json::from_value(whole).map_err(|error| {
+            self.wrong("create the Deployment", format!("the settings make no Deployment: {error}"))
+        })?;
+        match self.deployments().create(&PostParams::default(), &whole).await {
+            Ok(_) => Ok(true),
+            // Somebody else was quicker.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) => Err(self.refused("create the Deployment", &error)),
+        }
+    }
+
+    /// Changes what the configuration names, and nothing else.
+    pub(super) async fn apply(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
+        self.write_config(builder).await?;
+        let patch = Patch::Strategic(deployment::configured(&self.deployment, builder));
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
+        let patched = self.deployments().patch(&self.deployment, &params, &patch).await;
+        patched.map(drop).map_err(|error| self.refused("patch the Deployment", &error))
+    }
+
+    async fn write_config(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
+        let Some(path) = &builder.buildkitd_config else { return Ok(()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ClusterError::File { path: path.display().to_string(), source })?;
+        let map = deployment::config_map(&self.deployment, &text);
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let maps = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
+        let name = deployment::config_map_name(&self.deployment);
+        let patched = maps.patch(&name, &params, &Patch::Apply(map)).await;
+        patched.map(drop).map_err(|error| self.refused("patch the ConfigMap of", &error))
+    }
+
+    /// Waits until so many pods are ready (`None`: as many as the Deployment wants).
+    pub(super) async fn wait_until_ready(&self, n: Option<usize>, patience: Duration) -> Result<Survey, ClusterError> {
+        let started = Instant::now();
+        loop {
+            let survey = self.survey().await?.ok_or_else(|| ClusterError::Missing {
+                deployment: self.deployment.clone(),
+                namespace: self.namespace.clone(),
+            })?;
+            let (n_ready, n_wanted) = (survey.n_ready(), n.unwrap_or_else(|| survey.n_wanted()));
+            if n_ready >= n_wanted {
+                return Ok(survey);
+            }
+            if started.elapsed() >= patience {
+                let deployment = format!("{} in {}", self.deployment, self.namespace);
+                let (waited_s, why) = (patience.as_secs(), survey.why());
+                return Err(ClusterError::NotReady { deployment, n_ready, n_wanted, waited_s, why });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn refused(&self, what: &str, error: &kube::Error) -> ClusterError {
+        self.wrong(
+            what,
+            match error {
+                kube::Error::Api(status) => status.message.clone(),
+                other => with_causes(other),
+            },
+        )
+    }
+
+    fn wrong(&self, what: &str, message: String) -> ClusterError {
+        ClusterError::Api { what: format!("{what} {} in {}", self.deployment, self.namespace), message }
+    }
+}
+
+/// The error and what it comes from, without saying the same twice.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+impl PodStatus {
+    fn of(pod: &Pod) -> Self {
+        let status = pod.status.clone().unwrap_or_default();
+        let containers = status.container_statuses.unwrap_or_default();
+        let first = containers.first();
+        let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
+        let now = crate::clock::Epoch::now().timestamp();
+        let condition = |kind: &str| status.conditions.iter().flatten().find(|one| one.type_ == kind);
+        // Evicted, node lost: the pod's own reason. Unschedulable: its condition. Else the container's.
+        let own = status.reason.as_ref().map(|reason| say(reason, status.message.as_deref()));
+        let unscheduled = || {
+            let one = condition("PodScheduled").filter(|one| one.status == "False")?;
+            Some(say(one.reason.as_deref().unwrap_or("not scheduled"), one.message.as_deref()))
+        };
+        Self {
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            age_s: created.map(|created| now.as_second() - created),
+            is_running: status.phase.as_deref() == Some("Running"),
+            is_ready: condition("Ready").is_some_and(|one| one.status == "True"),
+            is_going: pod.metadata.deletion_timestamp.is_some(),
+            n_restarts: first.map_or(0, |container| container.restart_count),
+            trouble: own.or_else(unscheduled).or_else(|| first.and_then(container_trouble)),
+            n_builds: None,
+        }
+    }
+}
+
+fn container_trouble(container: &ContainerStatus) -> Option<String> {
+    let of = |state: &ContainerState| {
+        let waiting = state.waiting.as_ref().filter(|one| one.reason.as_deref() != Some("ContainerCreating"));
+        let waiting = waiting.map(|one| say(one.reason.as_deref().unwrap_or("waiting"), one.message.as_deref()));
+        let terminated = || {
+            let one = state.terminated.as_ref()?;
+            let reason = one.reason.as_deref().unwrap_or("ended");
+            let code = format!("exit code {}", one.exit_code);
+            Some(say(reason, Some(one.message.as_deref().unwrap_or(&code))))
+        };
+        waiting.or_else(terminated)
+    };
+    // What it says now, and why it ended before: CrashLoopBackOff alone explains nothing.
+    let texts = [container.state.as_ref().and_then(of), container.last_state.as_ref().and_then(of)];
+    let texts: Vec<String> = texts.into_iter().flatten().collect();
+    (!texts.is_empty()).then(|| texts.join(", before that "))
+}
+
+fn say(reason: &str, message: Option<&str>) -> String {
+    match message.map(str::trim).filter(|message| !message.is_empty()) {
+        Some(message) => format!("{reason} ({message})"),
+        None => reason.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(status: Value) -> PodStatus {
+        let pod = json!({"metadata": {"name": "d0-a", "uid": "1"}, "status": status});
+        PodStatus::of(&serde_json::from_value(pod).expect("a pod"))
+    }
+
+    #[test]
+    fn a_pod_that_does_not_start_says_why_in_kubernetes_words() {
+        let pull = pod(
+            json!({"phase": "Pending", "containerStatuses": [{"name": "b", "image": "x", "imageID": "", "ready": false,
+            "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image \"x\""}}}]}),
+        );
+        assert_eq!(pull.trouble.as_deref(), Some("ImagePullBackOff (Back-off pulling image \"x\")"));
+        let unschedulable = pod(json!({"phase": "Pending", "conditions": [
+            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient cpu."}]}));
+        assert_eq!(
+            unschedulable.trouble.as_deref(),
+            Some("Unschedulable (0/1 nodes are available: 1 Insufficient cpu.)")
+        );
+        let crashing = pod(
+            json!({"phase": "Running", "containerStatuses": [{"name": "b", "image": "x", "imageID": "", "ready": false,
+            "restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]}),
+        );
+        assert_eq!(crashing.trouble.as_deref(), Some("CrashLoopBackOff, before that OOMKilled (exit code 137)"));
+        assert_eq!((crashing.n_restarts, crashing.is_running, crashing.is_ready), (4, true, false));
+        let evicted =
+            pod(json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}));
+        assert_eq!(evicted.trouble.as_deref(), Some("Evicted (The node was low on resource: memory.)"));
+    }
+
+    #[test]
+    fn a_quota_is_the_deployments_own_trouble() {
+        let deployment = json!({"status": {"conditions": [{"type": "ReplicaFailure", "status": "True",
+            "message": "pods \"d0-x\" is forbidden: exceeded quota: few"}]}});
+        let survey = Survey { deployment, pods: Vec::new() };
+        assert_eq!(survey.why(), "pods \"d0-x\" is forbidden: exceeded quota: few");
+    }
+}

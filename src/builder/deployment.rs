@@ -1,0 +1,270 @@
+//! What a builder's Deployment should be, in the shape that buildx's kubernetes driver gives it, and how a live one differs.
+//!
+//! Pure. The driver attaches to any Deployment of the right name (the node's) whose pods have the label `app` and whose
+//! first container answers `buildctl dial-stdio`; so ours may be safer than what the driver itself would write: pods get
+//! no service account's token, time to finish what they build, and no entitlement for the host's network.
+
+use serde_json::{Map, Value, json};
+
+use crate::settings::Builder;
+
+/// The image of a builder that names none, as the driver's own default.
+const IMAGE: &str = "moby/buildkit:buildx-stable-1";
+const ROOTLESS_IMAGE: &str = "moby/buildkit:buildx-stable-1-rootless";
+
+/// Name of the container, and of the file in the ConfigMap.
+const CONTAINER: &str = "buildkitd";
+const CONFIG_FILE: &str = "buildkitd.toml";
+
+/// The ConfigMap that holds a builder's buildkitd.toml.
+pub(super) fn config_map_name(node: &str) -> String {
+    format!("{node}-config")
+}
+
+/// The ConfigMap itself.
+pub(super) fn config_map(node: &str, buildkitd_toml: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": config_map_name(node), "labels": {"app": node}},
+        "data": {CONFIG_FILE: buildkitd_toml},
+    })
+}
+
+/// The whole Deployment, for a builder that does not exist yet.
+pub(super) fn whole(node: &str, builder: &Builder) -> Value {
+    let mut deployment = json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": node, "labels": {"app": node}},
+        "spec": {
+            "replicas": 1,
+            "selector": {"matchLabels": {"app": node}},
+            "template": {
+                "metadata": {"labels": {"app": node}},
+                "spec": {
+                    "automountServiceAccountToken": false,
+                    "terminationGracePeriodSeconds": builder.grace_period.as_secs(),
+                    "containers": [{
+                        "name": CONTAINER,
+                        "image": if builder.rootless { ROOTLESS_IMAGE } else { IMAGE },
+                        "readinessProbe": {"exec": {"command": ["buildctl", "debug", "workers"]}},
+                        "securityContext": security(builder.rootless),
+                    }],
+                },
+            },
+        },
+    });
+    if builder.rootless {
+        deployment["spec"]["template"]["spec"]["containers"][0]["args"] = json!(["--oci-worker-no-process-sandbox"]);
+    }
+    if builder.buildkitd_config.is_some() {
+        let folder = if builder.rootless { "/home/user/.config/buildkit" } else { "/etc/buildkit" };
+        let pod = &mut deployment["spec"]["template"]["spec"];
+        pod["volumes"] = json!([{"name": "config", "configMap": {"name": config_map_name(node)}}]);
+        pod["containers"][0]["volumeMounts"] = json!([{"name": "config", "mountPath": folder}]);
+    }
+    lay_over(&mut deployment, configured(node, builder));
+    deployment
+}
+
+fn security(is_rootless: bool) -> Value {
+    match is_rootless {
+        false => json!({"privileged": true}),
+        true => json!({"runAsUser": 1000, "runAsGroup": 1000, "seccompProfile": {"type": "Unconfined"}}),
+    }
+}
+
+/// Only what the configuration says, as a strategic merge patch: the rest of a live Deployment is its owner's.
+pub(super) fn configured(node: &str, builder: &Builder) -> Value {
+    let mut container = Map::from_iter([("name".to_owned(), json!(CONTAINER))]);
+    if let Some(image) = &builder.image {
+        container.insert("image".into(), json!(image));
+    }
+    let mut resources = Map::new();
+    for (kind, amounts) in [("requests", &builder.requests), ("limits", &builder.limits)] {
+        if !amounts.is_empty() {
+            resources.insert(kind.into(), json!(amounts));
+        }
+    }
+    if !resources.is_empty() {
+        container.insert("resources".into(), Value::Object(resources));
+    }
+    if !builder.environment.is_empty() {
+        let variables: Vec<_> =
+            builder.environment.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+        container.insert("env".into(), json!(variables));
+    }
+    let mut pod = Map::from_iter([("containers".to_owned(), json!([container]))]);
+    if !builder.node_selector.is_empty() {
+        pod.insert("nodeSelector".into(), json!(builder.node_selector));
+    }
+    if !builder.tolerations.is_empty() {
+        pod.insert("tolerations".into(), json!(builder.tolerations));
+    }
+    let mut spec = json!({"template": {"spec": pod}});
+    if !builder.annotations.is_empty() {
+        spec["template"]["metadata"] = json!({"annotations": builder.annotations});
+    }
+    if let Some(replicas) = builder.replicas {
+        spec["replicas"] = json!(replicas);
+    }
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": node}, "spec": spec})
+}
+
+/// Puts `upper` over `lower`: objects by key, lists of named things by name, all else replaced.
+fn lay_over(lower: &mut Value, upper: Value) {
+    match (lower, upper) {
+        (Value::Object(lower), Value::Object(upper)) => {
+            for (key, value) in upper {
+                lay_over(lower.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (Value::Array(lower), Value::Array(upper)) if upper.iter().all(|item| name(item).is_some()) => {
+            for item in upper {
+                match lower.iter_mut().find(|other| name(other) == name(&item)) {
+                    Some(other) => lay_over(other, item),
+                    None => lower.push(item),
+                }
+            }
+        }
+        (lower, upper) => *lower = upper,
+    }
+}
+
+fn name(item: &Value) -> Option<&str> {
+    item.get("name")?.as_str()
+}
+
+/// One field that is not as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    /// Its path in the Deployment, such as `spec.replicas`.
+    pub path: String,
+    /// What it is; `none` when it is not there.
+    pub live: String,
+    /// What the configuration says.
+    pub configured: String,
+}
+
+/// Where the live Deployment is not what [`configured`] says. What the configuration does not mention is no drift.
+pub(super) fn drift(live: &Value, configured: &Value) -> Vec<Drift> {
+    let mut found = Vec::new();
+    compare("spec", &live["spec"], &configured["spec"], &mut found);
+    found
+}
+
+fn compare(path: &str, live: &Value, configured: &Value, found: &mut Vec<Drift>) {
+    match configured {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                compare(&format!("{path}.{key}"), &live[key.as_str()], value, found);
+            }
+        }
+        Value::Array(items) if items.iter().all(|item| name(item).is_some()) => {
+            for item in items {
+                let own = name(item).unwrap_or_default();
+                // The driver takes the first container, whatever its name.
+                let is_container = path.ends_with(".containers");
+                let other = live.as_array().and_then(|all| {
+                    all.iter().find(|other| name(other) == Some(own)).or(all.first().filter(|_| is_container))
+                });
+                let mut fields = item.clone();
+                if let Value::Object(fields) = &mut fields {
+                    fields.remove("name");
+                }
+                compare(&format!("{path}.{own}"), other.unwrap_or(&Value::Null), &fields, found);
+            }
+        }
+        _ if is_equal(path, live, configured) => {}
+        _ => found.push(Drift { path: path.to_owned(), live: show(live), configured: show(configured) }),
+    }
+}
+
+/// Kubernetes writes `1000m` as `1`, and `1024Mi` as `1Gi`.
+fn is_equal(path: &str, live: &Value, configured: &Value) -> bool {
+    if !path.contains(".resources.") {
+        return live == configured;
+    }
+    match (live.as_str().and_then(amount), configured.as_str().and_then(amount)) {
+        (Some(live), Some(configured)) => (live - configured).abs() <= configured.abs() * 1e-9,
+        _ => live == configured,
+    }
+}
+
+/// A quantity of `k8s.io/apimachinery`, such as `500m`, `2`, `4Gi` or `1e3`.
+fn amount(text: &str) -> Option<f64> {
+    const UNITS: &[(&str, f64)] = &[
+        ("Ki", 1024.0),
+        ("Mi", 1_048_576.0),
+        ("Gi", 1_073_741_824.0),
+        ("Ti", 1_099_511_627_776.0),
+        ("n", 1e-9),
+        ("u", 1e-6),
+        ("m", 1e-3),
+        ("k", 1e3),
+        ("M", 1e6),
+        ("G", 1e9),
+        ("T", 1e12),
+    ];
+    if let Ok(number) = text.parse() {
+        return Some(number);
+    }
+    UNITS.iter().find_map(|(unit, factor)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * factor))
+}
+
+fn show(value: &Value) -> String {
+    match value {
+        Value::Null => "none".into(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Driver;
+
+    fn builder() -> Builder {
+        let mut builder = Builder::new(Driver::Kubernetes, None);
+        builder.replicas = Some(5);
+        builder.requests = [("cpu".into(), "1".into())].into();
+        builder.environment = [("A".into(), "b".into())].into();
+        builder
+    }
+
+    #[test]
+    fn the_whole_has_what_the_driver_looks_for_and_what_is_configured() {
+        let made = whole("development0", &builder());
+        let spec = &made["spec"];
+        assert_eq!(spec["replicas"], 5);
+        assert_eq!(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]);
+        let container = &spec["template"]["spec"]["containers"][0];
+        assert_eq!(container["image"], IMAGE);
+        assert_eq!(container["env"], json!([{"name": "A", "value": "b"}]));
+        assert_eq!(container["resources"], json!({"requests": {"cpu": "1"}}));
+        assert_eq!(spec["template"]["spec"]["automountServiceAccountToken"], false);
+        assert_eq!(drift(&made, &configured("development0", &builder())), []);
+    }
+
+    #[test]
+    fn drift_names_the_field_and_both_values_and_leaves_the_owners_fields_alone() {
+        // What buildx itself made, with another name for the container and Kubernetes' form of quantities.
+        let live = json!({"spec": {"replicas": 3, "paused": true, "template": {"spec": {"dnsPolicy": "ClusterFirst", "containers": [
+            {"name": "other", "image": "x", "resources": {"requests": {"cpu": "1000m"}}, "env": [{"name": "A", "value": "c"}]}]}}}});
+        let found = drift(&live, &configured("d0", &builder()));
+        let lines: Vec<String> =
+            found.iter().map(|drift| format!("{} {} {}", drift.path, drift.live, drift.configured)).collect();
+        assert_eq!(lines, ["spec.template.spec.containers.buildkitd.env.A.value c b", "spec.replicas 3 5"]);
+    }
+
+    #[test]
+    fn quantities_are_compared_by_what_they_mean() {
+        let table = [("1000m", "1"), ("1Gi", "1024Mi"), ("1e3", "1k"), ("0.5", "500m")];
+        for (one, other) in table {
+            assert_eq!(amount(one), amount(other), "{one} {other}");
+        }
+        assert_eq!(amount("lots"), None);
+    }
+}

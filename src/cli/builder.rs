@@ -1,0 +1,160 @@
+//! `sidebake builder ensure|status|apply`: the builders themselves, for operators and for deployments.
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+
+use super::Outcome;
+use crate::builder::{Builders, Counts, PodStatus, Status, of_fleet};
+use crate::redis::Redis;
+use crate::settings::Settings;
+
+#[derive(Debug, Args)]
+pub(super) struct Builder {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Makes what is missing and waits until it is ready; what exists is not changed.
+    Ensure(Names),
+    /// Shows each builder's pods, and where the live Deployment is not as configured.
+    Status {
+        #[command(flatten)]
+        names: Names,
+        /// One JSON array in place of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Changes live Deployments to what is configured, and waits until they are ready.
+    Apply(Names),
+}
+
+#[derive(Debug, Args)]
+struct Names {
+    /// Builders of the configuration; default: all.
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+}
+
+impl Builder {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+        let builders = Builders::new(&settings.buildx.binary, &settings.builders);
+        match self.verb {
+            Verb::Ensure(names) => ensure(&builders, &names.of(&builders)?).await,
+            Verb::Apply(names) => apply(&builders, &names.of(&builders)?).await,
+            Verb::Status { names, json } => status(settings, &builders, &names.of(&builders)?, json).await,
+        }
+    }
+}
+
+impl Names {
+    fn of(self, builders: &Builders) -> anyhow::Result<Vec<String>> {
+        let names = if self.names.is_empty() { builders.names().map(str::to_owned).collect() } else { self.names };
+        if names.is_empty() {
+            bail!("no builder is configured");
+        }
+        Ok(names)
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is the command's result")]
+async fn ensure(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome> {
+    for name in names {
+        let is_new = builders.ensure(name).await?;
+        let status = builders.status(name).await?;
+        println!("{name}: {} {}", status.at, if is_new { "was made; it is ready" } else { "is there and ready" });
+        print_drift(&status);
+    }
+    Ok(Outcome::Good)
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is the command's result")]
+async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome> {
+    for name in names {
+        let before = builders.status(name).await?;
+        builders.apply(name).await?;
+        println!("{name}: {} is as configured, and ready", before.at);
+        for drift in &before.drift {
+            println!("  {}: {} became {}", drift.path, drift.live, drift.configured);
+        }
+    }
+    Ok(Outcome::Good)
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is the command's result")]
+async fn status(settings: &Settings, builders: &Builders, names: &[String], as_json: bool) -> anyhow::Result<Outcome> {
+    let running = running(settings).await;
+    let mut all = Vec::new();
+    for name in names {
+        let mut status = builders.status(name).await?;
+        for pod in &mut status.pods {
+            let n = |counts: &Counts| counts.get(name).and_then(|pods| pods.get(&pod.name)).copied().unwrap_or(0);
+            pod.n_builds = running.as_ref().map(n);
+        }
+        all.push(status);
+    }
+    if as_json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        all.iter().for_each(print_status);
+    }
+    let is_good = |status: &Status| status.exists && status.why.is_none();
+    Ok(if all.iter().all(is_good) { Outcome::Good } else { Outcome::Bad })
+}
+
+/// The running builds of the fleet; `None` when Redis cannot be asked.
+async fn running(settings: &Settings) -> Option<Counts> {
+    of_fleet(&Redis::new(&settings.redis).ok()?).await.ok()
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is the command's result")]
+fn print_status(status: &Status) {
+    let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
+    let state = match (status.driver, status.exists) {
+        ("kubernetes", false) => "not there; `sidebake builder ensure` makes it".to_owned(),
+        ("kubernetes", true) => format!("{n_ready} of {} pods ready", status.n_wanted),
+        _ => "not managed here".to_owned(),
+    };
+    println!("{}  {}  {}  {state}  for {}", status.builder, status.driver, status.at, status.accounts.join(", "));
+    if !status.pods.is_empty() {
+        println!("  {:<40} {:<20} {:>6} {:<6} {:>8} {:>8}", "POD", "NODE", "AGE", "READY", "RESTARTS", "BUILDS");
+        for pod in &status.pods {
+            print_pod(pod);
+        }
+    }
+    if let Some(why) = &status.why {
+        println!("  not ready: {why}");
+    }
+    print_drift(status);
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is the command's result")]
+fn print_pod(pod: &PodStatus) {
+    let ready = match (pod.is_going, pod.is_ready) {
+        (true, _) => "going",
+        (false, true) => "yes",
+        (false, false) => "no",
+    };
+    let node = pod.node.as_deref().unwrap_or("none");
+    let age = pod.age_s.map(age).unwrap_or_default();
+    let builds = pod.n_builds.map_or("?".to_owned(), |n| n.to_string());
+    println!("  {:<40} {node:<20} {age:>6} {ready:<6} {:>8} {builds:>8}", pod.name, pod.n_restarts);
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is the command's result")]
+fn print_drift(status: &Status) {
+    for drift in &status.drift {
+        println!("  drift: {} is {}, configured is {}", drift.path, drift.live, drift.configured);
+    }
+}
+
+/// Seconds as kubectl shows an age.
+fn age(seconds: i64) -> String {
+    match seconds {
+        ..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
