@@ -176,8 +176,7 @@ async fn solve(
         let Some(loss) = loss.filter(|_| n_left > 0 && place.has_others() && Instant::now() < deadline) else {
             return outcome.failure.map_or(Ok(()), Err);
         };
-        report.notices.push(format!("{}; built again", loss.failure.detail));
-        attempt.journal.tell(Event::Notice(format!("{}; building again", loss.failure.detail)));
+        attempt.journal.tell(Event::Notice(format!("{}; what was not built yet is built again", loss.failure.detail)));
         targets = definition.with_linked(&report.unfinished());
         (elsewhere, n_left) = (!loss.has_pod_gone, n_left - 1);
     }

@@ -48,6 +48,16 @@ impl Engine {
         }
     }
 
+    /// Settings of `builders.default`, unless a test has its own.
+    pub fn builder(&self) -> String {
+        format!("builders.default = {{ driver = \"docker\", endpoint = \"{}\" }}", self.docker_host)
+    }
+
+    /// What leads a bare docker-buildx to the engine.
+    pub fn environment(&self) -> [(&str, &str); 1] {
+        [("DOCKER_HOST", &self.docker_host)]
+    }
+
     pub fn registry_port(&self) -> &str {
         self.registry.rsplit(':').next().unwrap()
     }

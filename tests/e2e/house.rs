@@ -1,4 +1,5 @@
-//! A house for one test: Redis, GitHub, a git host and the worker, around the engine that all tests share.
+//! A house for one test: Redis, GitHub, a git host and workers, around the engine that all tests share: a Docker engine
+//! here, a cluster in `tests/kubernetes`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -24,6 +25,8 @@ pub struct House {
     pub home: tempfile::TempDir,
     /// Names that no other test and no earlier run has used: nothing of theirs is in a registry or cache under it.
     pub nonce: String,
+    /// The settings of `builders`, as TOML.
+    pub builders: String,
 }
 
 /// A worker process; killed when it is dropped.
@@ -41,7 +44,8 @@ impl House {
         let home = tempfile::Builder::new().prefix("sidebake-e2e-").tempdir().unwrap();
         std::fs::write(home.path().join("app.pem"), github.app().private_key_pem()).unwrap();
         let nonce = format!("e2e-{}", home.path().display().to_string().rsplit('-').next().unwrap().to_lowercase());
-        Self { redis: Redis::start(), github, git, engine, home, nonce }
+        let builders = engine.builder();
+        Self { redis: Redis::start(), github, git, engine, home, nonce, builders }
     }
 
     /// Commits files on `main` of a repository of acme's, and returns the sha.
@@ -116,8 +120,8 @@ redis.url = "{redis}"
 state.directory = "{home}/state"
 github = {{ api_url = "{api}", git_url = "{git}", app_id = "{app}", private_key_file = "{home}/app.pem" }}
 buildx.binary = "{buildx}"
-builders.default = {{ driver = "docker", endpoint = "{docker_host}" }}
 sandbox.registry_ports = [{port}]
+{builder}
 {more}
 "#,
             redis = self.redis.url(),
@@ -126,7 +130,7 @@ sandbox.registry_ports = [{port}]
             git = self.git.url(),
             app = self.github.app().id,
             buildx = self.engine.buildx.display(),
-            docker_host = self.engine.docker_host,
+            builder = self.builders,
             port = self.engine.registry_port(),
         );
         std::fs::write(&path, text).unwrap();
@@ -135,10 +139,16 @@ sandbox.registry_ports = [{port}]
 
     /// Starts a worker with the configuration and `more` at its end.
     pub fn worker(&self, more: &str) -> Worker {
+        self.worker_with(more, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn worker_with(&self, more: &str, variables: &[(&str, &str)]) -> Worker {
         let log = tempfile::Builder::new().prefix("worker-").suffix(".log").tempfile_in(self.home.path()).unwrap();
         let (out, _) = log.keep().unwrap();
         let mut sidebake = self.sidebake();
         sidebake.args(["run", "--config"]).arg(self.config(more)).env("SIDEBAKE__LOG__LEVEL", "sidebake=trace,info");
+        sidebake.envs(variables.iter().copied());
         let child = sidebake.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
         Worker { child }
     }
@@ -178,7 +188,7 @@ sandbox.registry_ports = [{port}]
         std::fs::write(&file, definition.to_string()).unwrap();
         let mut buildx = Command::new(&self.engine.buildx);
         buildx.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
-        buildx.env("DOCKER_HOST", &self.engine.docker_host).current_dir(tree).stdin(Stdio::null());
+        buildx.envs(self.engine.environment()).current_dir(tree).stdin(Stdio::null());
         buildx.args(["bake", "--progress", "rawjson", "--file"]).arg(file).output().unwrap()
     }
 

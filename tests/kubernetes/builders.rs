@@ -1,0 +1,119 @@
+//! `sidebake builder`: made once, adopted, explained, compared, changed on demand.
+
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::engine::engine;
+use crate::house::{House, text};
+use crate::namespace::Namespace;
+
+/// A house with one builder, `default`, in a namespace of its own.
+fn house_with(more: &str) -> (House, Namespace) {
+    let mut house = House::open();
+    let namespace = Namespace::of(&house);
+    house.builders = namespace.builder("default", more);
+    (house, namespace)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_ensures_at_once_make_one_deployment() {
+    let (house, namespace) = house_with("replicas = 2");
+    let config = house.config("");
+
+    let ensure = || {
+        let mut sidebake = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+        sidebake.args(["builder", "ensure", "--config"]).arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
+        sidebake.spawn().unwrap()
+    };
+    let all: Vec<_> = (0..20).map(|_| ensure()).map(|child| child.wait_with_output()).map(Result::unwrap).collect();
+    let all_at_once: Vec<_> = (0..20)
+        .map(|_| ensure())
+        .collect::<Vec<_>>()
+        .into_iter()
+        .map(|child| child.wait_with_output().unwrap())
+        .collect();
+
+    for output in all.iter().chain(&all_at_once) {
+        assert!(output.status.success(), "{}", text(output));
+    }
+    let n_made = all.iter().chain(&all_at_once).filter(|output| text(output).contains("was made")).count();
+    assert_eq!(n_made, 1);
+    assert_eq!(namespace.pods().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_apply_alone() {
+    let mut house = House::open();
+    let namespace = Namespace::of(&house);
+    // As the article made its own.
+    let options = format!("image={},replicas=1,namespace={}", engine().told("BUILDKIT_IMAGE"), namespace.name);
+    let mut create = Command::new(&engine().buildx);
+    create.args(["create", "--name", "development", "--node", "development0", "--driver", "kubernetes", "--bootstrap"]);
+    create.args(["--driver-opt", &options]).envs(engine().environment()).env("BUILDX_CONFIG", house.home.path());
+    assert!(create.output().unwrap().status.success());
+    let before = namespace.json(&["get", "deployment", "development0"]);
+    house.builders = namespace.builder("development", "replicas = 2\nenvironment = { A = \"b\" }");
+
+    let ensured = house.run(&["builder", "ensure"]);
+    assert!(ensured.status.success(), "{}", text(&ensured));
+    assert!(text(&ensured).contains("drift: spec.replicas is 1, configured is 2"), "{}", text(&ensured));
+    let after = namespace.json(&["get", "deployment", "development0"]);
+    assert_eq!(before["spec"], after["spec"], "adopted, not changed");
+    let current =
+        Command::new(&engine().buildx).arg("inspect").env("BUILDX_CONFIG", house.home.path()).output().unwrap();
+    assert!(text(&current).contains("development"), "its owner's current builder stays: {}", text(&current));
+
+    let shown = house.run(&["builder", "status", "--json"]);
+    assert!(shown.status.success(), "{}", text(&shown));
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let pod = &shown[0]["pods"][0];
+    assert_eq!((&pod["is_ready"], &pod["n_restarts"]), (&Value::Bool(true), &Value::from(0)), "{shown:#}");
+    assert!(pod["node"].is_string() && pod["age_s"].is_number(), "{shown:#}");
+    let doctor = text(&house.run(&["doctor"]));
+    assert!(doctor.contains("spec.replicas is 1, not 2"), "{doctor}");
+
+    let applied = house.run(&["builder", "apply"]);
+    assert!(applied.status.success(), "{}", text(&applied));
+    let now = namespace.json(&["get", "deployment", "development0"]);
+    assert_eq!(now["spec"]["replicas"], 2);
+    assert_eq!(now["spec"]["template"]["spec"]["containers"][0]["env"][0]["value"], "b");
+    assert_eq!(
+        before["spec"]["template"]["spec"]["containers"][0]["readinessProbe"],
+        now["spec"]["template"]["spec"]["containers"][0]["readinessProbe"],
+        "what is not configured is its owner's"
+    );
+    let quiet = text(&house.run(&["builder", "ensure"]));
+    assert!(!quiet.contains("drift"), "{quiet}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_that_does_not_start_is_explained_in_kubernetes_words() {
+    let table = [
+        ("image = \"registry.invalid/no/image:1\"", "", &["ErrImagePull", "registry.invalid/no/image:1"][..]),
+        ("requests = { cpu = \"1000\" }", "", &["Unschedulable", "Insufficient cpu"]),
+        (
+            "requests = { memory = \"2Mi\" }",
+            "apiVersion: v1\nkind: ResourceQuota\nmetadata: {name: few}\nspec: {hard: {requests.memory: 1Mi}}\n",
+            &["exceeded quota: few"],
+        ),
+    ];
+    for (more, manifest, expected) in table {
+        let (mut house, namespace) = house_with("");
+        let image = format!("image = \"{}\"\n", engine().told("BUILDKIT_IMAGE"));
+        // A key may be there once.
+        let builders =
+            if more.starts_with("image") { house.builders.replace(&image, "") } else { house.builders.clone() };
+        house.builders = format!("{builders}{more}\ntimeout = \"8s\"\n");
+        if !manifest.is_empty() {
+            namespace.apply(manifest);
+        }
+        let output = house.run(&["builder", "ensure"]);
+        let said = text(&output);
+        assert!(!output.status.success() && said.contains("0 of 1 pods of default0"), "{said}");
+        for words in expected {
+            // A pull is tried again with back-off, under another name.
+            assert!(said.contains(words) || said.contains("ImagePullBackOff"), "{words}: {said}");
+        }
+    }
+}

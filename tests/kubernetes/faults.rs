@@ -1,0 +1,250 @@
+//! What goes wrong with pods, and with the line to them, in the middle of a build.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use world::wait_for_within;
+
+use crate::engine::engine;
+use crate::house::{House, PATIENCE, text};
+use crate::namespace::Namespace;
+use crate::relay::Relay;
+use crate::{processes, registry};
+
+/// What a lost builder may cost above the build itself: until it is noticed, and until the next one has begun.
+const NOTICED_WITHIN: Duration = Duration::from_secs(20);
+
+/// A build whose step sleeps, and can be found among all processes of the machine.
+struct Sleeper {
+    house: House,
+    namespace: Namespace,
+    step: String,
+    sha: String,
+    jid: String,
+    seconds: u64,
+    _worker: crate::house::Worker,
+}
+
+impl Sleeper {
+    /// Starts a builder and a build on it, and waits until the step runs.
+    async fn start(n_pods: u32, seconds: u64, more: &str) -> Self {
+        let house = House::open();
+        let namespace = Namespace::of(&house);
+        let builders = namespace.builder("default", &format!("replicas = {n_pods}\n{more}"));
+        Self::start_in(house, namespace, builders, seconds).await
+    }
+
+    async fn start_in(mut house: House, namespace: Namespace, builders: String, seconds: u64) -> Self {
+        house.builders = builders;
+        let ensured = house.run(&["builder", "ensure"]);
+        assert!(ensured.status.success(), "{}", text(&ensured));
+        let digits = house.nonce.bytes().fold(7, |number, byte| (number * 31 + u64::from(byte)) % 1_000_000_000);
+        let step = format!("sleep {seconds}.{digits:09}");
+        let dockerfile = house.dockerfile(&format!("COPY . /srv\nRUN {step}"));
+        let sha = house.commit("shop", &[("web/Dockerfile", &dockerfile), ("web/app.txt", "survived\n")]);
+        let worker = house.worker("");
+        let native = house.native("shop", &sha, &[house.image("web", &sha)]);
+        let jid = house.redis.push("default", "BuildJob", json!([native])).await;
+        let sleeper = Self { house, namespace, step, sha, jid, seconds, _worker: worker };
+        sleeper.house.until("the step runs", async || sleeper.is_asleep()).await;
+        sleeper
+    }
+
+    fn is_asleep(&self) -> bool {
+        processes::with(&self.step).iter().any(|line| line.starts_with("sleep "))
+    }
+
+    /// The pod that runs the step.
+    fn pod(&self) -> String {
+        self.namespace.execs().pop().unwrap()
+    }
+
+    /// The build has succeeded, in one attempt, with one sentence about what happened, within its own time and a little.
+    async fn survives(&self, since: Instant, sentence: &str) -> Value {
+        let report = self.house.report(&self.jid).await;
+        let took = since.elapsed();
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", self.house.logs());
+        assert_eq!(report["attempt"], 1, "{report:#}");
+        let notices = report["notices"].as_array().unwrap();
+        let is_told = notices.iter().any(|notice| notice.as_str().unwrap().contains(sentence));
+        assert!(is_told, "{sentence:?} is not in {notices:?}\n{}", self.house.logs());
+        let file = registry::file(&self.house.reference("web", &self.sha), "srv/app.txt").await;
+        assert_eq!(file.as_deref(), Some("survived\n"));
+        let limit = Duration::from_secs(self.seconds) + NOTICED_WITHIN;
+        println!("{sentence}: an image {:.1} s after the fault (limit {} s)", took.as_secs_f64(), limit.as_secs());
+        assert!(took < limit, "it took {took:?}, more than {limit:?}");
+        self.house.nothing_is_left().await;
+        report
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_killed_at_once_costs_the_build_nothing_but_time() {
+    let sleeper = Sleeper::start(2, 6, "").await;
+    let pod = sleeper.pod();
+    let since = Instant::now();
+    sleeper.namespace.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force", "--wait=false"]);
+    let report = sleeper.survives(since, &format!("the pod {pod}")).await;
+    assert_ne!(report["placement"]["pod"], json!(pod), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_buildkit_dies_costs_the_build_nothing_but_time() {
+    let sleeper = Sleeper::start(2, 6, "").await;
+    let pod = sleeper.pod();
+    let id = sleeper.namespace.json(&["get", "pod", &pod])["metadata"]["uid"].as_str().unwrap().to_owned();
+    let since = Instant::now();
+    kill_all_of(&id);
+    sleeper.survives(since, &format!("the pod {pod}")).await;
+}
+
+/// KILL to every process of a pod but the one that holds its network.
+fn kill_all_of(pod: &str) {
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let path = process.path();
+        let cgroup = std::fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+        let command = std::fs::read_to_string(path.join("cmdline")).unwrap_or_default();
+        if cgroup.contains(pod) && !command.contains("pause") {
+            let pid = process.file_name().to_string_lossy().into_owned();
+            let _ = std::process::Command::new("kill").args(["-KILL", &pid]).status();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_told_to_go_finishes_the_build_first() {
+    let sleeper = Sleeper::start(2, 5, "").await;
+    let pod = sleeper.pod();
+    sleeper.namespace.kubectl(&["delete", "pod", &pod, "--grace-period=60", "--wait=false"]);
+    let report = sleeper.house.report(&sleeper.jid).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.house.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_pod_is_called_evicted() {
+    let sleeper = Sleeper::start(2, 6, "").await;
+    let pod = sleeper.pod();
+    let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": pod, "namespace": sleeper.namespace.name},
+        "deleteOptions": {"gracePeriodSeconds": 0}});
+    let file = sleeper.house.home.path().join("eviction.json");
+    std::fs::write(&file, eviction.to_string()).unwrap();
+    let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", sleeper.namespace.name);
+    let since = Instant::now();
+    sleeper.namespace.kubectl(&["create", "--raw", &path, "-f", file.to_str().unwrap()]);
+    sleeper.survives(since, &format!("the pod {pod}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fewer_replicas_while_building_move_the_build() {
+    let sleeper = Sleeper::start(3, 6, "").await;
+    let pod = sleeper.pod();
+    let others: Vec<String> = sleeper.namespace.pods().into_iter().filter(|other| *other != pod).collect();
+    // Kubernetes takes the pods that are not ready first, then the youngest: make ours the one to go.
+    for other in &others {
+        sleeper.namespace.kubectl(&["annotate", "pod", other, "controller.kubernetes.io/pod-deletion-cost=1000"]);
+    }
+    let since = Instant::now();
+    sleeper.namespace.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force", "--wait=false"]);
+    sleeper.namespace.kubectl(&["scale", "deployment", "default0", "--replicas=2"]);
+    sleeper.survives(since, &format!("the pod {pod}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
+    let sleeper = Sleeper::start(1, 20, "timeout = \"5s\"").await;
+    sleeper.namespace.kubectl(&["delete", "deployment", "default0", "--wait=false"]);
+    sleeper.namespace.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"]);
+    sleeper
+        .house
+        .until("the job is to be retried", async || !sleeper.house.redis.sorted_set("retry").await.is_empty())
+        .await;
+    let (retry, _) = sleeper.house.redis.sorted_set("retry").await.remove(0);
+    let retry: Value = serde_json::from_str(&retry).unwrap();
+    assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
+    let message = retry["error_message"].as_str().unwrap();
+    assert!(message.contains("there is no Deployment default0"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_is_cut_is_noticed_although_buildx_hangs() {
+    let house = House::open();
+    let namespace = Namespace::of(&house);
+    let relay = Relay::to(engine().told("API")).await;
+    let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &house);
+    let builders = namespace.builder_by("default", &kubeconfig, "replicas = 2");
+    let sleeper = Sleeper::start_in(house, namespace, builders, 6).await;
+    let since = Instant::now();
+    relay.cut();
+    sleeper.survives(since, "was cut").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
+    let house = House::open();
+    let namespace = Namespace::of(&house);
+    let relay = Relay::to(engine().told("API")).await;
+    let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &house);
+    let builders =
+        namespace.builder_by("default", &kubeconfig, "replicas = 2\nstall_timeout = \"12s\"\ntimeout = \"5s\"");
+    let sleeper = Sleeper::start_in(house, namespace, builders, 60).await;
+    let since = Instant::now();
+    relay.stall();
+    sleeper
+        .house
+        .until("the job is to be retried", async || !sleeper.house.redis.sorted_set("retry").await.is_empty())
+        .await;
+    // The line is given up after 12 s; then Kubernetes is asked, which does not answer either, in 15 s each.
+    assert!(since.elapsed() < Duration::from_secs(60), "{:?}", since.elapsed());
+    let (retry, _) = sleeper.house.redis.sorted_set("retry").await.remove(0);
+    let retry: Value = serde_json::from_str(&retry).unwrap();
+    assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
+    relay.pass();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_is_frozen_for_a_moment_does_no_harm() {
+    let sleeper = Sleeper::start(1, 12, "").await;
+    sleeper.namespace.signal("apiserver", "-STOP");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    sleeper.namespace.signal("apiserver", "-CONT");
+    let report = sleeper.house.report(&sleeper.jid).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.house.logs());
+    assert_eq!(report["notices"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_never_ready_is_passed_by() {
+    // One of two pods runs and is not ready: buildx chooses it all the same.
+    let mut house = House::open();
+    let namespace = Namespace::of(&house);
+    house.builders = namespace.builder("default", "replicas = 1");
+    assert!(house.run(&["builder", "ensure"]).status.success());
+    let image = engine().told("BUILDKIT_IMAGE");
+    namespace.apply(&format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: default0-wedged, labels: {{app: default0}}}}\n\
+         spec:\n  terminationGracePeriodSeconds: 1\n  containers:\n  - {{name: buildkitd, image: \"{image}\", command: [/bin/busybox, sleep, \"1000\"], \
+         readinessProbe: {{exec: {{command: [/bin/busybox, \"false\"]}}}}}}\n"
+    ));
+    namespace.until("the pod to run", || namespace.pods().len() == 2).await;
+    let _worker = house.worker("");
+    let dockerfile = house.dockerfile("COPY . /srv");
+    // Among so many repositories some have the wedged pod as their own.
+    for n in 0..4 {
+        let repository = format!("shop-{n}");
+        let sha = house.commit(&repository, &[("web/Dockerfile", &dockerfile)]);
+        let image = json!({"name": "web", "context": "./web", "tags": [house.reference(&repository, "1")]});
+        let jid = house.redis.push("default", "BuildJob", json!([house.native(&repository, &sha, &[image])])).await;
+        let report = house.report(&jid).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+    }
+}
+
+/// The child is gone, whatever the fault was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_takes_its_buildx_and_the_step_with_it() {
+    let sleeper = Sleeper::start(1, 60, "").await;
+    let Sleeper { _worker: worker, ref step, .. } = sleeper;
+    worker.kill();
+    let is_asleep = || processes::with(step).iter().any(|line| line.starts_with("sleep "));
+    wait_for_within(PATIENCE, "the step to be gone", || !is_asleep()).await;
+}

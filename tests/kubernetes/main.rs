@@ -1,0 +1,28 @@
+//! The program on a real Kubernetes, with buildx's own kubernetes driver and real BuildKit pods.
+//!
+//! `tests/kubernetes/cluster up` makes the cluster, unless `KUBECONFIG` names another one. The tests share it, each in a
+//! namespace of its own, and some of them stop its parts, so they run one after the other:
+//! `cargo test --test kubernetes -- --test-threads=1`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests run programs and read the environment; the product has one place for each"
+)]
+#![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
+#![allow(dead_code, reason = "the house is shared with the other suites, which use more of it")]
+
+#[path = "../e2e/house.rs"]
+mod house;
+#[path = "../e2e/processes.rs"]
+mod processes;
+#[path = "../e2e/registry.rs"]
+mod registry;
+
+mod builders;
+mod engine;
+mod faults;
+mod namespace;
+mod placement;
+mod relay;
+mod roles;

@@ -1,0 +1,126 @@
+//! A namespace of one test's own, with what kubectl and the audit log say of it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use world::wait_for_within;
+
+use crate::engine::{Engine, engine};
+use crate::house::{House, PATIENCE};
+
+pub struct Namespace {
+    pub name: String,
+    engine: &'static Engine,
+}
+
+impl Namespace {
+    /// A new namespace, named after the house.
+    pub fn of(house: &House) -> Self {
+        let name = house.nonce.clone();
+        let namespace = Self { name, engine: engine() };
+        namespace.kubectl_anywhere(&["create", "namespace", &namespace.name]);
+        namespace
+    }
+
+    /// The settings of a builder in this namespace, with `more` in it.
+    pub fn builder(&self, name: &str, more: &str) -> String {
+        self.builder_by(name, Path::new(self.engine.told("KUBECONFIG")), more)
+    }
+
+    /// The same through another kubeconfig.
+    pub fn builder_by(&self, name: &str, kubeconfig: &Path, more: &str) -> String {
+        format!(
+            "[builders.{name}]\ndriver = \"kubernetes\"\nkubeconfig = \"{}\"\nnamespace = \"{}\"\nimage = \"{}\"\n\
+             grace_period = \"1s\"\nsticky_path = \"/tmp/sidebake-sticky/{}/{{repository}}\"\n{more}\n",
+            kubeconfig.display(),
+            self.name,
+            self.engine.told("BUILDKIT_IMAGE"),
+            self.name,
+        )
+    }
+
+    /// Runs kubectl in this namespace; what it wrote.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn kubectl(&self, arguments: &[&str]) -> String {
+        self.kubectl_anywhere(&[&["-n", &self.name], arguments].concat())
+    }
+
+    fn kubectl_anywhere(&self, arguments: &[&str]) -> String {
+        let output = self.kubectl_command(arguments, "");
+        assert!(output.status.success(), "kubectl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Applies a manifest.
+    pub fn apply(&self, manifest: &str) {
+        let output = self.kubectl_command(&["-n", &self.name, "apply", "-f", "-"], manifest);
+        assert!(output.status.success(), "{}\n{manifest}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn kubectl_command(&self, arguments: &[&str], input: &str) -> Output {
+        let mut kubectl = Command::new(self.engine.told("KUBECTL"));
+        kubectl.env("KUBECONFIG", self.engine.told("KUBECONFIG")).args(arguments);
+        kubectl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut kubectl = kubectl.spawn().unwrap();
+        kubectl.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        kubectl.wait_with_output().unwrap()
+    }
+
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.kubectl(&[arguments, &["-o", "json"]].concat())).unwrap()
+    }
+
+    /// The names of the pods that run.
+    pub fn pods(&self) -> Vec<String> {
+        let pods = self.json(&["get", "pods", "--field-selector", "status.phase=Running"]);
+        let pods = pods["items"].as_array().unwrap();
+        pods.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// The pods that a client was connected to, in order, by the API server's own log.
+    pub fn execs(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.engine.told("AUDIT")).unwrap();
+        let here = format!("\"namespace\":\"{}\"", self.name);
+        let lines = log.lines().filter(|line| line.contains(&here) && line.contains("\"subresource\":\"exec\""));
+        let entries = lines.filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let started = entries.filter(|entry| entry["stage"] == "ResponseStarted");
+        started.filter_map(|entry| Some(entry["objectRef"]["name"].as_str()?.to_owned())).collect()
+    }
+
+    /// A kubeconfig with another address of the API server.
+    pub fn kubeconfig_via(&self, address: &str, house: &House) -> PathBuf {
+        let text = std::fs::read_to_string(self.engine.told("KUBECONFIG")).unwrap();
+        let text = text.replace(&format!("https://{}", self.engine.told("API")), &format!("https://{address}"));
+        assert!(text.contains(address), "{text}");
+        let path = house.home.path().join("relayed.conf");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Waits for a condition of the cluster.
+    pub async fn until(&self, what: &str, condition: impl Fn() -> bool) {
+        wait_for_within(PATIENCE, what, condition).await;
+    }
+
+    /// Signals a part of the cluster, such as `apiserver`.
+    pub fn signal(&self, part: &str, signal: &str) {
+        let pid = std::fs::read_to_string(Path::new(self.engine.told("LAB_PID")).join(part)).unwrap();
+        assert!(Command::new("kill").args([signal, pid.trim()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let arguments = ["delete", "namespace", &self.name, "--wait=false"];
+        self.kubectl_command(&arguments, "");
+        // Its pods make room for those of the next test.
+        let _ = self.kubectl_command(&["-n", &self.name, "delete", "pods", "--all", "--grace-period=0", "--force"], "");
+        let _ = std::fs::remove_dir_all(format!("/tmp/sidebake-sticky/{}", self.name));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}

@@ -1,0 +1,106 @@
+//! Builds go where their cache is, and say where that was.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::house::{House, target, text};
+use crate::namespace::Namespace;
+use crate::registry;
+
+fn house_with_pods(n: u32, more: &str) -> (House, Namespace) {
+    let mut house = House::open();
+    let namespace = Namespace::of(&house);
+    house.builders = namespace.builder("default", &format!("replicas = {n}\n{more}"));
+    let ensured = house.run(&["builder", "ensure"]);
+    assert!(ensured.status.success(), "{}", text(&ensured));
+    (house, namespace)
+}
+
+/// One image of a repository, with two steps, of which the second sees the tag.
+fn application(house: &House, repository: &str, tag: &str) -> Value {
+    let dockerfile =
+        house.dockerfile("RUN sleep 1 && echo base > /base.txt\nCOPY . /srv\nRUN cat /srv/app.txt > /out.txt");
+    let sha =
+        house.commit(repository, &[("web/Dockerfile", &dockerfile), ("web/app.txt", &format!("{repository} {tag}\n"))]);
+    let image = json!({"name": "web", "context": "./web", "tags": [house.reference(repository, tag)]});
+    house.native(repository, &sha, &[image])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_meets_the_same_pod_over_twenty_builds_two_workers_and_a_restart() {
+    let (house, namespace) = house_with_pods(3, "");
+    let disks = ["one", "two"].map(|name| house.home.path().join(name).display().to_string());
+    let variables = |disk: &str| [("SIDEBAKE__STATE__DIRECTORY".to_owned(), disk.to_owned())];
+    let start = |disk: &str| {
+        let variables = variables(disk);
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        house.worker_with("concurrency = 1".replace("concurrency", "tag = \"x\"\nclones").as_str(), &variables)
+    };
+    let (mut first, _second) = (start(&disks[0]), start(&disks[1]));
+
+    let mut pods: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for round in 0..10 {
+        if round == 5 {
+            first.terminate().await;
+            first = start(&disks[0]);
+        }
+        for repository in ["shop", "blog"] {
+            let before = namespace.execs().len();
+            let report = house.build(application(&house, repository, &format!("{round}"))).await;
+            assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+            let solved_on = namespace.execs().split_off(before);
+            assert!(!solved_on.is_empty());
+            pods.entry(repository.into()).or_default().extend(solved_on);
+            if round > 0 {
+                assert_eq!(target(&report, "web")["steps_cached"], 1, "{report:#}");
+            }
+            if let Some(named) = report["placement"]["pod"].as_str() {
+                assert!(pods[repository].contains(named), "{named} is not among {pods:?}");
+            }
+        }
+    }
+    // `docker-buildx create` also connects to a pod, to any of them, once for each worker's start.
+    for (repository, pods) in pods {
+        assert!(pods.len() <= 3, "{repository}: {pods:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pod_of_a_build_is_named_and_it_is_the_one_that_the_api_server_saw() {
+    let (house, namespace) = house_with_pods(3, "");
+    let _worker = house.worker("");
+    for repository in ["shop", "blog", "wiki"] {
+        let dockerfile = house.dockerfile("RUN sleep 6");
+        let sha = house.commit(repository, &[("web/Dockerfile", &dockerfile)]);
+        let image = json!({"name": "web", "context": "./web", "tags": [house.reference(repository, "1")]});
+        let report = house.build(house.native(repository, &sha, &[image])).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+        let named =
+            report["placement"]["pod"].as_str().unwrap_or_else(|| panic!("no pod in {report:#}\n{}", house.logs()));
+        let execs = namespace.execs();
+        // The last two: the solve, and the question for the name.
+        assert_eq!(execs[execs.len() - 2..], [named, named], "{execs:?}");
+        assert!(report["placement"]["why"].as_str().unwrap().contains("the pod of this repository"), "{report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_two_builds_at_once_on_one_worker_do_not_touch_each_other() {
+    let (house, _namespace) = house_with_pods(2, "");
+    let _worker = house.worker_with("", &[("SIDEBAKE__CONCURRENCY", "32")]);
+    let mut jobs = Vec::new();
+    for n in 0..32 {
+        // Equal names of directories and files in different repositories, and the same repository twice.
+        let repository = format!("shop-{}", n / 2);
+        let native = application(&house, &repository, &n.to_string());
+        jobs.push((n, repository, house.redis.push("default", "BuildJob", json!([native])).await));
+    }
+    for (n, repository, jid) in &jobs {
+        let report = house.report(jid).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+        let reference = house.reference(repository, &n.to_string());
+        assert_eq!(registry::file(&reference, "out.txt").await, Some(format!("{repository} {n}\n")));
+    }
+    house.nothing_is_left().await;
+}

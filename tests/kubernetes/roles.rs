@@ -1,0 +1,117 @@
+//! Least privilege: what each Role is for, proven by taking one verb away at a time.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::engine::engine;
+use crate::house::{House, text};
+use crate::namespace::Namespace;
+
+/// What a worker that only builds may do: [`docker/kubernetes/roles.yaml`], Role `sidebake-run`.
+const RUN: [(&str, &str, &str); 3] =
+    [("apps", "deployments", "get"), ("", "pods", "list"), ("", "pods/exec", "create")];
+
+/// A kubeconfig of a service account that may do exactly this.
+fn account(house: &House, namespace: &Namespace, name: &str, rules: &[(&str, &str, &str)]) -> PathBuf {
+    let rules: Vec<String> = rules
+        .iter()
+        .map(|(group, resource, verb)| {
+            format!("- {{apiGroups: [\"{group}\"], resources: [{resource}], verbs: [{verb}]}}\n")
+        })
+        .collect();
+    let rules = if rules.is_empty() { "rules: []\n".to_owned() } else { format!("rules:\n{}", rules.concat()) };
+    namespace.apply(&format!(
+        "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n---\n\
+         apiVersion: v1\nkind: Secret\ntype: kubernetes.io/service-account-token\n\
+         metadata: {{name: {name}-token, annotations: {{kubernetes.io/service-account.name: {name}}}}}\n---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {{name: {name}}}\n{rules}---\n\
+         apiVersion: rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: {name}}}\n\
+         roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: Role, name: {name}}}\n\
+         subjects: [{{kind: ServiceAccount, name: {name}}}]\n"
+    ));
+    let token = (0..100)
+        .find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            namespace.json(&["get", "secret", &format!("{name}-token")])["data"]["token"].as_str().map(str::to_owned)
+        })
+        .expect("Kubernetes makes a token");
+    let admin: Value = serde_json::from_str(&namespace.kubectl(&["config", "view", "--raw", "-o", "json"])).unwrap();
+    let mut decode = std::process::Command::new("sh");
+    decode.args(["-c", "printf %s \"$0\" | base64 -d", &token]);
+    let token = String::from_utf8(decode.output().unwrap().stdout).unwrap();
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "clusters": admin["clusters"], "current-context": "a",
+        "users": [{"name": "a", "user": {"token": token}}],
+        "contexts": [{"name": "a", "context": {"cluster": admin["clusters"][0]["name"], "user": "a", "namespace": namespace.name}}],
+    });
+    let path = house.home.path().join(format!("{name}.conf"));
+    std::fs::write(&path, config.to_string()).unwrap();
+    path
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_verb_that_is_taken_away_is_named_by_doctor_and_by_the_job() {
+    let mut house = House::open();
+    let namespace = Namespace::of(&house);
+    house.builders = namespace.builder("default", "replicas = 1");
+    assert!(house.run(&["builder", "ensure"]).status.success());
+    let dockerfile = house.dockerfile("COPY . /srv");
+    let sha = house.commit("shop", &[("web/Dockerfile", &dockerfile)]);
+
+    let whole = account(&house, &namespace, "whole", &RUN);
+    house.builders = namespace.builder_by("default", &whole, "replicas = 1");
+    {
+        let _worker = house.worker("");
+        let report = house.build(house.native("shop", &sha, &[house.image("web", &sha)])).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+    }
+    for (i, (_, resource, verb)) in RUN.into_iter().enumerate() {
+        let mut rules = RUN.to_vec();
+        rules.remove(i);
+        let lacking = account(&house, &namespace, &format!("without-{i}"), &rules);
+        house.builders = namespace.builder_by("default", &lacking, "replicas = 1\ntimeout = \"5s\"");
+        let doctor = house.run(&["doctor"]);
+        let said = text(&doctor);
+        let resource_only = resource.split('/').next().unwrap();
+        assert!(!doctor.status.success(), "{said}");
+        let line =
+            said.lines().find(|line| line.starts_with("FAIL") && line.contains("builder")).unwrap_or(&said).to_owned();
+        println!("without {verb} {resource}: {line}");
+        assert!(line.contains("forbidden") || line.contains(resource_only), "{resource} {verb}: {said}");
+
+        let _worker = house.worker("");
+        house.redis.push("default", "BuildJob", json!([house.native("shop", &sha, &[house.image("web", &sha)])])).await;
+        house.until("the job is to be retried", async || house.redis.sorted_set("retry").await.len() == i + 1).await;
+        let retries = house.redis.sorted_set("retry").await;
+        let retry: Value = serde_json::from_str(&retries.last().unwrap().0).unwrap();
+        let message = retry["error_message"].as_str().unwrap();
+        println!("  the job: {message}");
+        assert!(message.contains("forbidden") && message.contains(resource_only), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_makes_the_builder_needs_to_create_and_to_look_and_nothing_else() {
+    let mut house = House::open();
+    let namespace = Namespace::of(&house);
+    let verbs = [("apps", "deployments", "get"), ("apps", "deployments", "create"), ("", "pods", "list")];
+    for (i, (_, resource, verb)) in verbs.into_iter().enumerate() {
+        let mut rules = verbs.to_vec();
+        rules.remove(i);
+        let lacking = account(&house, &namespace, &format!("without-{i}"), &rules);
+        house.builders = namespace.builder_by(&format!("b{i}"), &lacking, "replicas = 1");
+        let ensured = house.run(&["builder", "ensure"]);
+        let said = text(&ensured);
+        println!("without {verb} {resource}: {said}");
+        assert!(
+            !ensured.status.success() && said.contains(&format!("cannot {verb} resource \"{resource}\"")),
+            "{said}"
+        );
+    }
+    let whole = account(&house, &namespace, "whole", &verbs);
+    house.builders = namespace.builder_by("default", &whole, "replicas = 1");
+    let ensured = house.run(&["builder", "ensure"]);
+    assert!(ensured.status.success(), "{}", text(&ensured));
+    let _ = engine();
+}
