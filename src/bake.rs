@@ -107,6 +107,8 @@ pub struct Site {
     pub sockets: Sockets,
     /// Files that buildx needs for that, such as certificates.
     pub files: Vec<PathBuf>,
+    /// Whether somebody watches that the builder is heard from: then a silent step is just that.
+    pub is_watched: bool,
     /// Where the bake puts the process id of its docker-buildx, for the builder's watch.
     pub child: Arc<OnceLock<u32>>,
 }

@@ -529,6 +529,7 @@ impl Builder {
             environment: BTreeMap::new(),
             sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().collect()),
             files: Vec::new(),
+            is_watched: self.settings.driver == Driver::Kubernetes,
             child: Arc::default(),
         };
         match self.settings.driver {

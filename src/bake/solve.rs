@@ -38,9 +38,10 @@ pub(super) async fn solve(
     let mut command = sandbox(bake, definition, site, &private).command(&bake.buildx.binary);
     command.args(arguments(site, &metadata_file)).args(goal.targets);
     command.envs(environment(site, &private)).current_dir(&site.working_directory);
+    let timeout = goal.deadline.saturating_duration_since(Instant::now());
     let limits = process::Limits {
-        timeout: goal.deadline.saturating_duration_since(Instant::now()),
-        silence: bake.limits.silence,
+        timeout,
+        silence: if site.is_watched { timeout } else { bake.limits.silence },
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
