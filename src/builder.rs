@@ -229,7 +229,7 @@ impl Builders {
             let instance = builder.instance(&self.buildx, access, directory).await?;
             let kubeconfig = cluster.is_some().then(|| solve.join("kubeconfig"));
             let record = instance.for_job(kubeconfig.as_deref(), balance);
-            state::write_private(&config.join("instances").join(&builder.name), &record)?;
+            state::write_private(&config.join("instances").join(&site.builder), &record)?;
         }
         let (buildx, pod) = (&self.buildx, OnceLock::new());
         let occupied = Mutex::new(self.occupancy.occupy(&builder.name, ""));
@@ -511,6 +511,11 @@ impl Builder {
         }
     }
 
+    /// buildx keeps the name `default` for itself. What others see, the node's name, is not this one.
+    fn instance_name(&self) -> String {
+        if self.name == "default" { "sidebake".into() } else { self.name.clone() }
+    }
+
     /// The directory from which every worker bakes for a repository. It exists for its name alone.
     fn working_directory(&self, build: &Build, state: &StateDirectory) -> PathBuf {
         let (account, repository) = (&build.account, &build.repository);
@@ -523,7 +528,7 @@ impl Builder {
     fn site(&self, working_directory: PathBuf) -> Site {
         let endpoint = self.settings.endpoint.as_deref();
         let mut site = Site {
-            builder: self.name.clone(),
+            builder: self.instance_name(),
             working_directory,
             buildx_config: PathBuf::new(),
             environment: BTreeMap::new(),
@@ -578,7 +583,8 @@ impl Builder {
         let create = || async {
             let kubeconfig = access.map(Access::kubeconfig).transpose().map_err(|error| self.wrong(error.into()))?;
             let config = directory.subdirectory("create")?;
-            Instance::create(buildx, &self.name, &self.settings, kubeconfig.as_ref(), &config).await
+            let node = self.settings.node_name(&self.name);
+            Instance::create(buildx, &self.instance_name(), &node, &self.settings, kubeconfig.as_ref(), &config).await
         };
         self.instance.get_or_try_init(create).await
     }

@@ -29,13 +29,14 @@ impl Instance {
     pub(super) async fn create(
         buildx: &Path,
         name: &str,
+        node: &str,
         builder: &settings::Builder,
         kubeconfig: Option<&Secret>,
         config: &Path,
     ) -> Result<Self, BuilderError> {
         let mut command = process::command(buildx);
         command.env("BUILDX_CONFIG", config).env("TMPDIR", config).env("HOME", config);
-        command.args(["create", "--name", name, "--node", &builder.node_name(name), "--driver", builder.driver.name()]);
+        command.args(["create", "--name", name, "--node", node, "--driver", builder.driver.name()]);
         if let Some(kubeconfig) = kubeconfig {
             let path = config.join("kubeconfig");
             state::write_private(&path, kubeconfig.expose().as_bytes())?;

@@ -49,7 +49,17 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
     // As the article made its own.
     let options = format!("image={},replicas=1,namespace={}", engine().told("BUILDKIT_IMAGE"), namespace.name);
     let mut create = Command::new(&engine().buildx);
-    create.args(["create", "--name", "development", "--node", "development0", "--driver", "kubernetes", "--bootstrap"]);
+    create.args([
+        "create",
+        "--name",
+        "development",
+        "--node",
+        "development0",
+        "--driver",
+        "kubernetes",
+        "--bootstrap",
+        "--use",
+    ]);
     create.args(["--driver-opt", &options]).envs(engine().environment()).env("BUILDX_CONFIG", house.home.path());
     assert!(create.output().unwrap().status.success());
     let before = namespace.json(&["get", "deployment", "development0"]);
@@ -60,8 +70,12 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
     assert!(text(&ensured).contains("drift: spec.replicas is 1, configured is 2"), "{}", text(&ensured));
     let after = namespace.json(&["get", "deployment", "development0"]);
     assert_eq!(before["spec"], after["spec"], "adopted, not changed");
-    let current =
-        Command::new(&engine().buildx).arg("inspect").env("BUILDX_CONFIG", house.home.path()).output().unwrap();
+    let current = Command::new(&engine().buildx)
+        .arg("inspect")
+        .envs(engine().environment())
+        .env("BUILDX_CONFIG", house.home.path())
+        .output()
+        .unwrap();
     assert!(text(&current).contains("development"), "its owner's current builder stays: {}", text(&current));
 
     let shown = house.run(&["builder", "status", "--json"]);
