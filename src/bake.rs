@@ -109,8 +109,17 @@ pub struct Site {
     pub files: Vec<PathBuf>,
     /// Whether somebody watches that the builder is heard from: then a silent step is just that.
     pub is_watched: bool,
-    /// Where the bake puts the process id of its docker-buildx, for the builder's watch.
-    pub child: Arc<OnceLock<u32>>,
+    /// What the bake tells the builder's watch.
+    pub run: Arc<Run>,
+}
+
+/// A run of docker-buildx, as far as somebody who watches it from the side must know.
+#[derive(Debug, Default)]
+pub struct Run {
+    /// Its process id, once it has one.
+    pub pid: OnceLock<u32>,
+    /// Set when the builder has begun to work: until then buildx itself gives up after 20 s, and says why.
+    pub has_begun: OnceLock<()>,
 }
 
 /// What one run of docker-buildx has to build, and until when.

@@ -1,7 +1,7 @@
 //! The builders: which one takes a build, how buildx finds it, and what has become of it when a build fails.
 //!
-//! Owns the choice among the configured builders, buildx's instances (one `create` for each, a copy for each job), and
-//! the two strings by which BuildKit finds what it has seen before: the working directory, by which the kubernetes driver
+//! Owns the choice among the configured builders, buildx's record of the chosen one (written anew for each job), and the
+//! two strings by which BuildKit finds what it has seen before: the working directory, by which the kubernetes driver
 //! chooses the pod, and the node id, by which contexts are transferred incrementally. Never changes anybody's current
 //! builder, nor a Deployment unless told to.
 
@@ -21,12 +21,11 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
-use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep};
 
 use crate::bake::Site;
 use crate::job::Build;
-use crate::process::{self, ProcessError};
+use crate::process;
 use crate::reason::{Failure, Reason};
 use crate::report::Placement;
 use crate::sandbox::Sockets;
@@ -35,7 +34,6 @@ use crate::state::{self, JobDirectory, StateDirectory, StateError};
 
 use access::Access;
 use cluster::{Cluster, ClusterError, Survey};
-use instance::Instance;
 use line::{Line, Sign};
 use occupancy::Occupied;
 
@@ -68,25 +66,22 @@ pub enum BuilderError {
     /// No configured builder takes the account's builds.
     #[error("no builder is configured that takes builds of the account {0:?}")]
     None(String),
-    /// `docker-buildx create` failed.
-    #[error("the builder {name} cannot be set up: {message}")]
-    Create {
+    /// The builder's buildkitd.toml cannot be read.
+    #[error("the builder {name}: buildkitd_config: {error}")]
+    Config {
         /// Its name.
         name: String,
-        /// buildx's words.
-        message: String,
+        /// Why.
+        error: std::io::Error,
     },
     /// Kubernetes has no ready pod, or does not answer.
-    #[error("the builder {name}: {source}")]
+    #[error("the builder {name}: {error}")]
     Cluster {
         /// Its name.
         name: String,
         /// What Kubernetes says.
-        source: ClusterError,
+        error: ClusterError,
     },
-    /// `docker-buildx` cannot be run.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
     /// A directory or file cannot be made.
     #[error(transparent)]
     State(#[from] StateError),
@@ -97,8 +92,8 @@ impl BuilderError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Unknown(_) | Self::NotForAccount { .. } => Reason::InvalidArguments,
-            Self::None(_) | Self::Create { .. } | Self::Cluster { .. } => Reason::BuilderUnavailable,
-            Self::Process(_) | Self::State(_) => Reason::WorkerFailed,
+            Self::None(_) | Self::Cluster { .. } => Reason::BuilderUnavailable,
+            Self::Config { .. } | Self::State(_) => Reason::WorkerFailed,
         }
     }
 }
@@ -122,8 +117,6 @@ pub struct Builders {
 struct Builder {
     name: String,
     settings: settings::Builder,
-    /// buildx's record, once it was needed.
-    instance: OnceCell<Instance>,
     /// The API server and credentials for it, and since when.
     access: tokio::sync::Mutex<Option<(Arc<Access>, Instant)>>,
     /// Which pod a working directory led to, among which pods.
@@ -148,7 +141,6 @@ pub struct Place<'a> {
 /// The pods of a builder before a bake.
 #[derive(Debug)]
 struct Surveyed {
-    access: Arc<Access>,
     api: Vec<SocketAddr>,
     pods: Vec<PodStatus>,
 }
@@ -218,6 +210,7 @@ impl Builders {
         state::make_private(&site.working_directory)?;
         let solve = directory.subdirectory("solve")?;
         let config = solve.join("buildx");
+        site.buildx_config.clone_from(&config);
         state::make_private(&config.join("instances"))?;
         state::write_private(&config.join(".buildNodeID"), node_id(build).as_bytes())?;
         let cluster = match builder.settings.driver {
@@ -225,10 +218,8 @@ impl Builders {
             _ => None,
         };
         if builder.settings.driver != Driver::Docker {
-            let access = cluster.as_ref().map(|cluster| &*cluster.access);
-            let instance = builder.instance(&self.buildx, access, directory).await?;
             let kubeconfig = cluster.is_some().then(|| solve.join("kubeconfig"));
-            let record = instance.for_job(kubeconfig.as_deref(), balance);
+            let record = builder.record(balance, kubeconfig.as_deref())?;
             state::write_private(&config.join("instances").join(&site.builder), &record)?;
         }
         let (buildx, pod) = (&self.buildx, OnceLock::new());
@@ -350,7 +341,7 @@ impl Place<'_> {
     /// Never returns while docker-buildx hears from its pod. Dropping it ends the watch.
     pub async fn lost(&self) -> Loss {
         let Some(cluster) = &self.cluster else { return std::future::pending().await };
-        let mut line = Line::new(&cluster.api, &self.site.child, self.builder.settings.stall_timeout);
+        let mut line = Line::new(&cluster.api, &self.site.run, self.builder.settings.stall_timeout);
         let learn = async {
             sleep(CURIOSITY).await;
             self.learn_pod().await;
@@ -361,7 +352,7 @@ impl Place<'_> {
                 match line.sign().await {
                     // A connection that was not the line goes now and then; only the pod's own state tells.
                     Sign::Dropped => {
-                        if let Some(loss) = self.gone().await {
+                        if let Some(loss) = self.pods_now().await.ok().and_then(|now| self.gone(&now)) {
                             sleep(NOTICE).await;
                             return loss;
                         }
@@ -381,32 +372,32 @@ impl Place<'_> {
         if self.cluster.is_none() {
             return Loss { failure, has_pod_gone: false };
         }
-        match self.gone().await {
-            Some(loss) => loss,
-            None => Loss { failure, has_pod_gone: false },
-        }
+        let loss = self.pods_now().await.ok().and_then(|now| self.gone(&now));
+        loss.unwrap_or(Loss { failure, has_pod_gone: false })
     }
 
+    /// What a sign means. Kubernetes is asked once: when it does not answer, that takes its whole time.
     async fn explain(&self, sign: Sign) -> Loss {
-        if let Some(loss) = self.gone().await {
+        let now = self.pods_now().await;
+        if let Some(loss) = now.as_ref().ok().and_then(|now| self.gone(now)) {
             return loss;
         }
+        let name = &self.builder.name;
         let pod = self.pod.get().map_or_else(|| "its pod".to_owned(), |pod| format!("the pod {pod}"));
-        let sentence = match (sign, self.pods_now().await) {
-            (_, Err(error)) => format!("the builder {}: {error}", self.builder.name),
+        let sentence = match (sign, now) {
+            (_, Err(error)) => error.to_string(),
             (Sign::Stalled(silence), Ok(_)) => {
-                format!("the builder {}: nothing has come from {pod} for {} s", self.builder.name, silence.as_secs())
+                format!("the builder {name}: nothing has come from {pod} for {} s", silence.as_secs())
             }
-            (_, Ok(_)) => format!("the builder {}: the connection to {pod} was cut", self.builder.name),
+            (_, Ok(_)) => format!("the builder {name}: the connection to {pod} was cut"),
         };
         Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone: false }
     }
 
     /// Whether the build's pod has gone, ended or been told to go; when it is not known, the one pod of which that is true.
-    async fn gone(&self) -> Option<Loss> {
+    fn gone(&self, now: &[PodStatus]) -> Option<Loss> {
         let before = &self.cluster.as_ref()?.pods;
-        let now = self.pods_now().await.ok()?;
-        let mut fates = before.iter().filter_map(|pod| Some((pod, fate(pod, &now)?)));
+        let mut fates = before.iter().filter_map(|pod| Some((pod, fate(pod, now)?)));
         let (pod, (fate, has_pod_gone)) = match self.pod.get() {
             Some(own) => fates.find(|(pod, _)| pod.name == *own)?,
             None => fates.next().filter(|_| fates.next().is_none())?,
@@ -505,7 +496,6 @@ impl Builder {
         Self {
             name: name.to_owned(),
             settings: settings.clone(),
-            instance: OnceCell::new(),
             access: tokio::sync::Mutex::default(),
             pods: Mutex::default(),
         }
@@ -535,7 +525,7 @@ impl Builder {
             sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().collect()),
             files: Vec::new(),
             is_watched: self.settings.driver == Driver::Kubernetes,
-            child: Arc::default(),
+            run: Arc::default(),
         };
         match self.settings.driver {
             Driver::Kubernetes => {}
@@ -566,7 +556,7 @@ impl Builder {
         state::write_private(kubeconfig, text.expose().as_bytes())?;
         site.sockets = Sockets::Tcp(vec![access.port()]);
         site.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
-        Ok(Surveyed { pods: survey?.pods, api, access })
+        Ok(Surveyed { pods: survey?.pods, api })
     }
 
     async fn ready(&self, n: usize) -> Result<Survey, BuilderError> {
@@ -574,19 +564,10 @@ impl Builder {
         ready.map_err(|source| self.wrong(source))
     }
 
-    async fn instance(
-        &self,
-        buildx: &Path,
-        access: Option<&Access>,
-        directory: &JobDirectory,
-    ) -> Result<&Instance, BuilderError> {
-        let create = || async {
-            let kubeconfig = access.map(Access::kubeconfig).transpose().map_err(|error| self.wrong(error.into()))?;
-            let config = directory.subdirectory("create")?;
-            let node = self.settings.node_name(&self.name);
-            Instance::create(buildx, &self.instance_name(), &node, &self.settings, kubeconfig.as_ref(), &config).await
-        };
-        self.instance.get_or_try_init(create).await
+    fn record(&self, balance: Balance, kubeconfig: Option<&Path>) -> Result<Vec<u8>, BuilderError> {
+        let node = self.settings.node_name(&self.name);
+        let record = instance::record(&self.instance_name(), &node, &self.settings, balance, kubeconfig);
+        record.map_err(|error| BuilderError::Config { name: self.name.clone(), error })
     }
 
     /// The API server and credentials, looked up again when they may have changed.
@@ -612,8 +593,8 @@ impl Builder {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wrong(&self, source: ClusterError) -> BuilderError {
-        BuilderError::Cluster { name: self.name.clone(), source }
+    fn wrong(&self, error: ClusterError) -> BuilderError {
+        BuilderError::Cluster { name: self.name.clone(), error }
     }
 }
 

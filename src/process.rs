@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -168,14 +168,30 @@ pub async fn run_seen(
     Ok(ended.unwrap_or(Ended::Exited(status)))
 }
 
-/// Starts a child whose standard input and output are one pipe that is written and read; its errors go nowhere. When the
-/// pipe is dropped, the group is killed.
-pub fn pipe(mut command: Command) -> Result<Pipe, ProcessError> {
-    let (mut child, group) = spawn(&mut command, Stdio::null())?;
+/// Starts a child whose standard input and output are one pipe that is written and read. When the pipe is dropped, the
+/// group is killed. The second value gets what the child writes to its standard error.
+pub fn pipe(mut command: Command) -> Result<(Pipe, watch::Receiver<String>), ProcessError> {
+    let (mut child, group) = spawn(&mut command, Stdio::piped())?;
     let stdout = child.stdout.take().expect("standard output is a pipe");
     let stdin = child.stdin.take().expect("standard input is a pipe");
+    let stderr = child.stderr.take().expect("standard error is a pipe");
+    let (sender, mut lines) = mpsc::channel(16);
+    tokio::spawn(split(stderr, Stream::Err, sender));
+    let (said, heard) = watch::channel(String::new());
+    tokio::spawn(async move {
+        while let Some((_, line)) = lines.recv().await {
+            let line: String = String::from_utf8_lossy(&line).trim().chars().take(500).collect();
+            said.send_if_modified(|said| {
+                let has_room = said.len() < 2000;
+                if has_room {
+                    *said = if said.is_empty() { line } else { format!("{said}; {line}") };
+                }
+                has_room
+            });
+        }
+    });
     // The runtime reaps a child that nobody waits for.
-    Ok(Pipe { both: tokio::io::join(stdout, stdin), _group: group })
+    Ok((Pipe { both: tokio::io::join(stdout, stdin), _group: group }, heard))
 }
 
 /// Both ends of a child.

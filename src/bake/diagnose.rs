@@ -13,6 +13,8 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<Failure> {
     match ended {
         Ended::Exited(status) if status.success() => None,
         Ended::Exited(_) => Some(exited(progress)),
+        // buildx had given up already, and lingered.
+        Ended::Stopped if progress.error.is_some() => Some(exited(progress)),
         Ended::TimedOut => Some(Failure::new(Reason::TimedOut, "the build was stopped at its time limit")),
         Ended::Silent => Some(Failure::new(Reason::Stalled, "docker-buildx said nothing for too long and was killed")),
         Ended::TooMuchOutput => {

@@ -181,6 +181,11 @@ impl Progress {
         self.vertices.iter().filter(|vertex| vertex.own_error().is_some() && !vertex.name.starts_with("importing "))
     }
 
+    /// Whether the builder has done something: buildx reads the definition before it connects.
+    pub(super) fn has_begun(&self) -> bool {
+        self.vertices.iter().any(|vertex| vertex.name != "[internal] load local bake definitions")
+    }
+
     /// The one line of a launcher that could not become buildx. A customer's text comes after events or an error.
     pub(super) fn launcher_error(&self) -> Option<&str> {
         match (self.vertices.is_empty(), &self.error, self.text.as_slice()) {

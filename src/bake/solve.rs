@@ -46,9 +46,12 @@ pub(super) async fn solve(
         stop: stop.clone(),
     };
     let mut progress = Progress::new(goal.targets.iter().cloned());
-    let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &site.child, |stream, line| {
+    let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &site.run.pid, |stream, line| {
         if stream == Stream::Err {
             progress.line(line).into_iter().for_each(|event| journal.tell(event));
+            if progress.has_begun() {
+                let _ = site.run.has_begun.set(());
+            }
         }
     })
     .await?;

@@ -1,95 +1,68 @@
-//! buildx's own record of a builder: made once by `docker-buildx create`, copied for each job.
+//! buildx's own record of a builder, written anew for each job.
 //!
-//! A copy beside a job's other files is all that a bake needs, so jobs share no file and nobody's current builder changes.
-//! Follows the store of buildx 0.19 to 0.36: `BUILDX_CONFIG/instances/NAME`, JSON.
+//! The record beside a job's other files is all that a bake needs, so jobs share no file and nobody's current builder
+//! changes. `docker-buildx create` would write the same, but it also connects to a pod, to any of them, and fails when that
+//! one does not answer. Follows the store of buildx 0.19 to 0.36: `BUILDX_CONFIG/instances/NAME`, JSON.
 
 use std::path::Path;
-use std::time::Duration;
 
-use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Map, Value, json};
 
-use super::BuilderError;
-use crate::process::{self, Limits};
-use crate::secret::Secret;
-use crate::settings::{self, Balance, Driver};
-use crate::state;
+use crate::settings::{Balance, Builder, Driver};
 
-/// How long `docker-buildx create` may take.
-const CREATE: Duration = Duration::from_secs(60);
-
-/// An instance as `create` wrote it.
-#[derive(Clone, Debug)]
-pub(super) struct Instance(Value);
-
-impl Instance {
-    /// Makes the instance in a directory of its own, and keeps what `create` wrote.
-    ///
-    /// With the name of the node given, `create` is idempotent, also when many do it at once. It starts nothing.
-    pub(super) async fn create(
-        buildx: &Path,
-        name: &str,
-        node: &str,
-        builder: &settings::Builder,
-        kubeconfig: Option<&Secret>,
-        config: &Path,
-    ) -> Result<Self, BuilderError> {
-        let mut command = process::command(buildx);
-        command.env("BUILDX_CONFIG", config).env("TMPDIR", config).env("HOME", config);
-        command.args(["create", "--name", name, "--node", node, "--driver", builder.driver.name()]);
-        if let Some(kubeconfig) = kubeconfig {
-            let path = config.join("kubeconfig");
-            state::write_private(&path, kubeconfig.expose().as_bytes())?;
-            command.env("KUBECONFIG", path);
+/// The record: the builder called `name`, with one node.
+///
+/// # Errors
+///
+/// When the builder's `buildkitd_config` cannot be read.
+pub(super) fn record(
+    name: &str,
+    node: &str,
+    builder: &Builder,
+    balance: Balance,
+    kubeconfig: Option<&Path>,
+) -> std::io::Result<Vec<u8>> {
+    let endpoint = match (kubeconfig, &builder.endpoint) {
+        (Some(kubeconfig), _) => kubernetes_endpoint(name, node, kubeconfig),
+        (None, endpoint) => endpoint.clone().unwrap_or_default(),
+    };
+    let files = match (builder.driver, &builder.buildkitd_config) {
+        (Driver::DockerContainer, Some(path)) => {
+            json!({"buildkitd.toml": BASE64_STANDARD.encode(std::fs::read(path)?)})
         }
-        let options = driver_options(builder);
-        if !options.is_empty() {
-            command.args(["--driver-opt", &options.join(",")]);
-        }
-        if let (Driver::DockerContainer, Some(path)) = (builder.driver, &builder.buildkitd_config) {
-            command.arg("--buildkitd-config").arg(path);
-        }
-        command.args(&builder.endpoint);
-        let limits =
-            Limits { timeout: CREATE, silence: CREATE, max_output_bytes: 1 << 20, stop: CancellationToken::new() };
-        let mut said = String::new();
-        let ended =
-            process::run(command, b"", &limits, |_, line| said = String::from_utf8_lossy(line).into_owned()).await?;
-        // It also looks whether a pod answers, and ends with an error when none does. The record is there all the same.
-        let record = std::fs::read(config.join("instances").join(name))
-            .ok()
-            .filter(|_| kubeconfig.is_some() || ended.is_success());
-        let record = record.and_then(|record| serde_json::from_slice(&record).ok());
-        record.map(Self).ok_or_else(|| BuilderError::Create { name: name.to_owned(), message: said })
-    }
-
-    /// The record for one job: with its own kubeconfig, and the way in which its pod is chosen.
-    pub(super) fn for_job(&self, kubeconfig: Option<&Path>, balance: Balance) -> Vec<u8> {
-        let mut record = self.0.clone();
-        for node in record["Nodes"].as_array_mut().into_iter().flatten() {
-            let Some(kubeconfig) = kubeconfig else { continue };
-            let endpoint = node["Endpoint"].as_str().unwrap_or_default();
-            node["Endpoint"] = json!(with_kubeconfig(endpoint, kubeconfig));
-            node["DriverOpts"]["loadbalance"] = json!(balance.name());
-        }
-        record.to_string().into_bytes()
-    }
+        _ => Value::Null,
+    };
+    let node = json!({
+        "Name": node,
+        "Endpoint": endpoint,
+        "Platforms": null,
+        "DriverOpts": driver_options(builder, balance),
+        "Flags": null,
+        "Files": files,
+    });
+    Ok(json!({"Name": name, "Driver": builder.driver.name(), "Nodes": [node], "Dynamic": false})
+        .to_string()
+        .into_bytes())
 }
 
-/// `kubernetes:///NAME?deployment=NODE&kubeconfig=PATH`, with another path.
-fn with_kubeconfig(endpoint: &str, kubeconfig: &Path) -> String {
-    let Ok(mut url) = reqwest::Url::parse(endpoint) else { return endpoint.to_owned() };
-    let others: Vec<(String, String)> =
-        url.query_pairs().filter(|(key, _)| key != "kubeconfig").map(|(k, v)| (k.into(), v.into())).collect();
-    let kubeconfig = ("kubeconfig".to_owned(), kubeconfig.display().to_string());
-    url.query_pairs_mut().clear().extend_pairs(others).extend_pairs([kubeconfig]);
+fn kubernetes_endpoint(name: &str, node: &str, kubeconfig: &Path) -> String {
+    let mut url = reqwest::Url::parse("kubernetes:///").expect("a constant URL is valid");
+    url.set_path(name);
+    url.query_pairs_mut().append_pair("deployment", node).append_pair("kubeconfig", &kubeconfig.to_string_lossy());
     url.into()
 }
 
-/// The options of `create`, each quoted as a field of CSV, which buildx reads.
-fn driver_options(builder: &settings::Builder) -> Vec<String> {
-    let mut options: Vec<(String, String)> = builder.options.clone().into_iter().collect();
-    let mut set = |key: &str, value: Option<String>| options.extend(value.map(|value| (key.to_owned(), value)));
+/// The driver options, as `create --driver-opt` would have taken them.
+fn driver_options(builder: &Builder, balance: Balance) -> Map<String, Value> {
+    let mut options: Map<String, Value> =
+        builder.options.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+    let mut set = |key: &str, value: Option<String>| {
+        if let Some(value) = value {
+            options.insert(key.into(), json!(value));
+        }
+    };
     match builder.driver {
         Driver::Kubernetes => {
             set("namespace", builder.namespace.clone());
@@ -97,12 +70,12 @@ fn driver_options(builder: &settings::Builder) -> Vec<String> {
             set("image", builder.image.clone());
             set("timeout", Some(format!("{}s", builder.timeout.as_secs())));
             set("rootless", builder.rootless.then(|| "true".into()));
+            set("loadbalance", Some(balance.name().into()));
         }
         Driver::DockerContainer => set("image", builder.image.clone()),
         Driver::Remote | Driver::Docker => {}
     }
-    let quote = |(key, value): &(String, String)| format!("\"{key}={}\"", value.replace('"', "\"\""));
-    options.iter().map(quote).collect()
+    options
 }
 
 #[cfg(test)]
@@ -110,21 +83,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_jobs_record_has_its_own_kubeconfig_and_balance() {
-        let record = json!({"Name": "b", "Driver": "kubernetes", "Nodes": [{"Name": "b0",
-            "Endpoint": "kubernetes:///b?deployment=b0&kubeconfig=%2Ftmp%2Fcreate%2Fkubeconfig",
-            "DriverOpts": {"namespace": "builds"}}]});
-        let made = Instance(record).for_job(Some(Path::new("/run/1/solve/kubeconfig")), Balance::Random);
+    fn the_record_is_what_create_would_have_written_with_the_jobs_kubeconfig() {
+        let mut builder = Builder::new(Driver::Kubernetes, None);
+        (builder.namespace, builder.replicas) = (Some("builds".into()), Some(2));
+        let path = Path::new("/run/1/solve/kubeconfig");
+        let made = record("b", "b0", &builder, Balance::Random, Some(path)).expect("made");
         let made: Value = serde_json::from_slice(&made).expect("JSON");
-        let node = &made["Nodes"][0];
-        assert_eq!(node["Endpoint"], "kubernetes:///b?deployment=b0&kubeconfig=%2Frun%2F1%2Fsolve%2Fkubeconfig");
-        assert_eq!(node["DriverOpts"], json!({"namespace": "builds", "loadbalance": "random"}));
+        // By docker-buildx 0.29.1 create, with other options.
+        assert_eq!(
+            made,
+            json!({"Name": "b", "Driver": "kubernetes", "Nodes": [{"Name": "b0",
+                "Endpoint": "kubernetes:///b?deployment=b0&kubeconfig=%2Frun%2F1%2Fsolve%2Fkubeconfig",
+                "Platforms": null, "DriverOpts": {"namespace": "builds", "replicas": "2", "timeout": "120s",
+                "loadbalance": "random"}, "Flags": null, "Files": null}], "Dynamic": false})
+        );
     }
 
     #[test]
-    fn an_option_with_commas_and_quotes_stays_one_option() {
-        let mut builder = settings::Builder::new(Driver::Remote, Some("tcp://b:1".into()));
-        builder.options = [("key".into(), "a,\"b".into())].into();
-        assert_eq!(driver_options(&builder), ["\"key=a,\"\"b\""]);
+    fn a_builder_that_somebody_else_runs_is_reached_at_its_address() {
+        let mut builder = Builder::new(Driver::Remote, Some("tcp://b:1".into()));
+        builder.options = [("key".into(), "/a".into())].into();
+        let made = record("b", "b0", &builder, Balance::Sticky, None).expect("made");
+        let made: Value = serde_json::from_slice(&made).expect("JSON");
+        assert_eq!(made["Nodes"][0]["Endpoint"], "tcp://b:1");
+        assert_eq!(made["Nodes"][0]["DriverOpts"], json!({"key": "/a"}));
     }
 }

@@ -6,11 +6,11 @@
 //! long ago something arrived on it is how long the pod has not been heard from.
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use crate::bake::Run;
 use crate::connections::{self, Connection};
 
 /// How often the connections are looked at.
@@ -18,6 +18,9 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// The sign of life is sent every 5 s. Twice missed, and something for a busy machine.
 const PING_MISSED: Duration = Duration::from_secs(11);
+
+/// Before the builder has begun there may be no line yet. buildx needs 20 s to say why it cannot be had.
+const NOT_BEGUN: Duration = Duration::from_secs(25);
 
 /// How long no connection at all may be there: buildx 0.36 needs less to notice it and end by itself.
 const GRACE: Duration = Duration::from_secs(3);
@@ -36,23 +39,23 @@ pub(super) enum Sign {
 /// A docker-buildx that is watched.
 pub(super) struct Line<'a> {
     api: &'a [SocketAddr],
-    child: &'a OnceLock<u32>,
+    run: &'a Run,
     patience: Duration,
     n_before: usize,
     gone_since: Option<Instant>,
 }
 
 impl<'a> Line<'a> {
-    /// Watches the connections to `api` of the process that will be in `child`.
-    pub(super) fn new(api: &'a [SocketAddr], child: &'a OnceLock<u32>, patience: Duration) -> Self {
-        Self { api, child, patience, n_before: 0, gone_since: None }
+    /// Watches the connections to `api` of the process that will be in `run`.
+    pub(super) fn new(api: &'a [SocketAddr], run: &'a Run, patience: Duration) -> Self {
+        Self { api, run, patience, n_before: 0, gone_since: None }
     }
 
     /// Waits for the next sign. Nothing is lost when this is dropped and called again.
     pub(super) async fn sign(&mut self) -> Sign {
         loop {
             sleep(LOOK).await;
-            let Some(pid) = self.child.get() else { continue };
+            let Some(pid) = self.run.pid.get() else { continue };
             // What cannot be seen says nothing; the limits on silence and time remain.
             let Ok(connections) = connections::of(*pid) else { continue };
             let to_api: Vec<_> = connections.into_iter().filter(|one| self.api.contains(&one.peer)).collect();
@@ -77,7 +80,8 @@ impl<'a> Line<'a> {
             return (now - since >= GRACE).then_some(Sign::Cut);
         };
         self.gone_since = None;
-        if line.since_sent > PING_MISSED {
+        let silence = if self.run.has_begun.get().is_some() { PING_MISSED } else { NOT_BEGUN };
+        if line.since_sent > silence {
             Some(Sign::Cut)
         } else if line.since_received > self.patience {
             Some(Sign::Stalled(line.since_received))
@@ -99,17 +103,19 @@ mod tests {
 
     #[test]
     fn a_line_is_judged_by_the_connection_that_sends() {
-        let child = OnceLock::new();
+        let run = Run::default();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut line = Line::new(&[], &child, Duration::from_secs(20));
+        let mut line = Line::new(&[], &run, Duration::from_secs(20));
         let (idle, live) = (connection(60, 60), connection(4, 4));
         assert_eq!(line.judge(&[], start), None, "not connected yet");
         assert_eq!(line.judge(&[idle, live], start), None, "an idle connection beside the line");
         assert_eq!(line.judge(&[idle, connection(4, 21)], start), Some(Sign::Stalled(Duration::from_secs(21))));
         assert_eq!(line.judge(&[live], start), Some(Sign::Dropped));
         assert_eq!(line.judge(&[live], start), None, "told once");
-        assert_eq!(line.judge(&[idle], start), Some(Sign::Cut), "nobody pings any more");
+        assert_eq!(line.judge(&[connection(12, 12)], start), None, "there may be no line yet");
+        run.has_begun.set(()).expect("once");
+        assert_eq!(line.judge(&[connection(12, 12)], start), Some(Sign::Cut), "nobody pings any more");
         assert_eq!(line.judge(&[], at(1)), Some(Sign::Dropped), "buildx may notice by itself");
         assert_eq!(line.judge(&[], at(3)), None);
         assert_eq!(line.judge(&[], at(4)), Some(Sign::Cut));

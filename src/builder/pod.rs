@@ -10,10 +10,10 @@ use bytes::{Buf, Bytes};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::{self, ProcessError};
+use crate::process::{self, Pipe, ProcessError};
 
-/// How long the answer may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the answer may take. buildx needs 20 s to say why it cannot connect.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// More than this is no list of workers.
 const MAX_ANSWER: usize = 1 << 20;
@@ -36,15 +36,22 @@ pub enum PodError {
     /// It answers with something else, or not in time.
     #[error("asked for its workers, BuildKit {0}")]
     Answer(&'static str),
+    /// docker-buildx says why it is not reached.
+    #[error("{0}")]
+    Unreached(String),
 }
 
 /// The host name of the BuildKit that `dial` (a `docker-buildx dial-stdio`) reaches.
 pub(super) async fn hostname(dial: Command) -> Result<String, PodError> {
-    timeout(PATIENCE, ask(dial)).await.unwrap_or(Err(PodError::Answer("did not answer in time")))
+    let (pipe, said) = process::pipe(dial)?;
+    let answer = timeout(PATIENCE, ask(pipe)).await.unwrap_or(Err(PodError::Answer("did not answer in time")));
+    answer.map_err(|error| match said.borrow().as_str() {
+        "" => error,
+        said => PodError::Unreached(said.to_owned()),
+    })
 }
 
-async fn ask(dial: Command) -> Result<String, PodError> {
-    let pipe = process::pipe(dial)?;
+async fn ask(pipe: Pipe) -> Result<String, PodError> {
     let (client, connection) = h2::client::handshake(pipe).await?;
     tokio::select! {
         // The connection moves the bytes of the request, and ends with an error or never: dropping it loses nothing.

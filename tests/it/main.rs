@@ -14,6 +14,7 @@ mod bad_input;
 mod build;
 mod commands;
 mod custody;
+mod deployment;
 mod heartbeat;
 mod layers;
 mod retry;

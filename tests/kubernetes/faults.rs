@@ -151,7 +151,7 @@ async fn fewer_replicas_while_building_move_the_build() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
-    let sleeper = Sleeper::start(1, 20, "timeout = \"5s\"").await;
+    let sleeper = Sleeper::start(1, 20, "timeout = \"20s\"").await;
     sleeper.namespace.kubectl(&["delete", "deployment", "default0", "--wait=false"]);
     sleeper.namespace.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"]);
     sleeper

@@ -81,10 +81,11 @@ async fn each_verb_that_is_taken_away_is_named_by_doctor_and_by_the_job() {
         assert!(line.contains("forbidden") || line.contains(resource_only), "{resource} {verb}: {said}");
 
         let _worker = house.worker("");
-        house.redis.push("default", "BuildJob", json!([house.native("shop", &sha, &[house.image("web", &sha)])])).await;
-        house.until("the job is to be retried", async || house.redis.sorted_set("retry").await.len() == i + 1).await;
-        let retries = house.redis.sorted_set("retry").await;
-        let retry: Value = serde_json::from_str(&retries.last().unwrap().0).unwrap();
+        let native = house.native("shop", &sha, &[house.image("web", &sha)]);
+        let jid = house.redis.push("default", "BuildJob", json!([native])).await;
+        let retry = async || house.redis.sorted_set("retry").await.into_iter().find(|(job, _)| job.contains(&jid));
+        house.until("the job is to be retried", async || retry().await.is_some()).await;
+        let retry: Value = serde_json::from_str(&retry().await.unwrap().0).unwrap();
         let message = retry["error_message"].as_str().unwrap();
         println!("  the job: {message}");
         assert!(message.contains("forbidden") && message.contains(resource_only), "{message}");

@@ -19,9 +19,10 @@ impl Desk {
     fn new() -> Desk {
         let desk = Desk { dir: tempfile::tempdir().unwrap(), builder: Builder::start() };
         install(desk.path());
-        let created =
-            desk.buildx(&["create", "--name", "b", "--node", "b0", "--driver", "remote", &desk.builder.endpoint()], "");
-        assert_eq!(text(&created.stdout), "b\n", "{}", text(&created.stderr));
+        let node = json!({"Name": "b0", "Endpoint": desk.builder.endpoint(), "Platforms": null, "DriverOpts": null, "Flags": null, "Files": null});
+        let record = json!({"Name": "b", "Driver": "remote", "Nodes": [node], "Dynamic": false});
+        std::fs::create_dir(desk.path().join("instances")).unwrap();
+        std::fs::write(desk.path().join("instances/b"), record.to_string()).unwrap();
         desk
     }
 
@@ -200,11 +201,8 @@ fn mistakes_have_buildxs_texts() {
     for (args, error) in [
         (&["bake", "-f", "-", "--print", "nosuch"][..], "ERROR: failed to find target nosuch\n"),
         (&["bake", "-f", "-", "--builder", "nope", "vote"], "ERROR: no builder \"nope\" found\n"),
-        (&["inspect", "nope"], "ERROR: no builder \"nope\" found\n"),
     ] {
         let output = desk.buildx(args, &definition);
         assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(1), error));
     }
-    let listed = text(&desk.buildx(&["ls", "--format", "json"], "").stdout);
-    assert_eq!(serde_json::from_str::<Value>(&listed).unwrap()["Nodes"][0]["Status"], "running");
 }

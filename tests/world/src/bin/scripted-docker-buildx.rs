@@ -1,5 +1,5 @@
-//! A `docker-buildx` that builds nothing: it keeps builder instances and resolves definitions as the real one does,
-//! and bakes by the script of the builder that it connects to (`world::Builder`).
+//! A `docker-buildx` that builds nothing: it reads builder instances and resolves definitions as the real one does, and
+//! bakes by the script of the builder that it connects to (`world::Builder`).
 //!
 //! It runs in the worker's sandbox, so it asks little of the system: blocking I/O, no Unix sockets, no `/proc`.
 
@@ -30,9 +30,6 @@ fn main() {
             println!("github.com/docker/buildx 0.29.1+scripted 0");
             Ok(())
         }
-        "create" => line.and_then(|line| create(&line)),
-        "inspect" => line.and_then(|line| inspect(&line)),
-        "ls" => line.and_then(|line| ls(&line)),
         "bake" => line.and_then(|line| bake(&line)),
         "sleep" => {
             std::thread::sleep(Duration::from_secs(120));
@@ -63,20 +60,8 @@ impl Line {
 }
 
 fn parse(args: &[String]) -> Result<Line, String> {
-    const VALUED: [&str; 11] = [
-        "allow",
-        "builder",
-        "buildkitd-config",
-        "driver",
-        "driver-opt",
-        "file",
-        "format",
-        "metadata-file",
-        "name",
-        "node",
-        "progress",
-    ];
-    const SWITCHES: [&str; 6] = ["append", "bootstrap", "debug", "print", "quiet", "use"];
+    const VALUED: [&str; 6] = ["allow", "builder", "file", "format", "metadata-file", "progress"];
+    const SWITCHES: [&str; 3] = ["debug", "print", "quiet"];
     let mut line = Line { flags: HashMap::new(), rest: Vec::new() };
     let mut args = args.iter().skip(1);
     while let Some(arg) = args.next() {
@@ -98,74 +83,6 @@ fn parse(args: &[String]) -> Result<Line, String> {
         line.flags.entry(name.into()).or_default().push(value);
     }
     Ok(line)
-}
-
-fn create(line: &Line) -> Result<(), String> {
-    let name = line.flag("name").ok_or("the scripted docker-buildx makes no names: --name")?;
-    let path = instance_path(name)?;
-    if path.exists() && line.flag("node").is_none() {
-        return Err(format!(
-            "existing instance for {name:?} but no append mode, specify the node name to make changes for existing instances"
-        ));
-    }
-    if path.exists() {
-        eprintln!("WARNING: new settings may not be used until builder is restarted");
-    }
-    let options: HashMap<&str, &str> = line
-        .flags
-        .get("driver-opt")
-        .into_iter()
-        .flatten()
-        .flat_map(|options| options.split(','))
-        .filter_map(|option| option.split_once('='))
-        .collect();
-    let node = line.flag("node").map_or(format!("{name}0"), str::to_owned);
-    let instance = json!({
-        "Name": name,
-        "Driver": line.flag("driver").unwrap_or("docker-container"),
-        "Nodes": [{
-            "Name": node, "Endpoint": line.rest.first().map_or("", String::as_str), "Platforms": null,
-            "DriverOpts": if options.is_empty() { Value::Null } else { json!(options) }, "Flags": null, "Files": null,
-        }],
-        "Dynamic": false,
-    });
-    std::fs::create_dir_all(path.parent().unwrap()).map_err(|error| error.to_string())?;
-    std::fs::write(&path, instance.to_string()).map_err(|error| error.to_string())?;
-    println!("{name}");
-    Ok(())
-}
-
-fn inspect(line: &Line) -> Result<(), String> {
-    let name = line.rest.first().map(String::as_str).or(line.flag("builder")).unwrap_or("default");
-    let instance = instance(name)?;
-    println!("Name:          {name}\nDriver:        {}\n\nNodes:", instance["Driver"].as_str().unwrap());
-    for node in instance["Nodes"].as_array().unwrap() {
-        let endpoint = node["Endpoint"].as_str().unwrap();
-        println!("Name:     {}\nEndpoint: {endpoint}\nStatus:   {}", node["Name"].as_str().unwrap(), status(endpoint));
-    }
-    Ok(())
-}
-
-fn ls(line: &Line) -> Result<(), String> {
-    let dir = instance_path("")?;
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    for name in names.map(|entry| entry.file_name().into_string().unwrap()) {
-        let mut instance = instance(&name)?;
-        for node in instance["Nodes"].as_array_mut().unwrap() {
-            let status = status(node["Endpoint"].as_str().unwrap());
-            *node = json!({"Endpoint": node["Endpoint"], "Name": node["Name"], "Status": status});
-        }
-        match line.flag("format") {
-            Some("json") => println!("{instance}"),
-            _ => println!("{name:24}{}", instance["Driver"].as_str().unwrap()),
-        }
-    }
-    Ok(())
-}
-
-fn status(endpoint: &str) -> &'static str {
-    let address = endpoint.trim_start_matches("tcp://");
-    if TcpStream::connect(address).is_ok() { "running" } else { "inactive" }
 }
 
 fn instance_path(name: &str) -> Result<PathBuf, String> {
