@@ -1,0 +1,154 @@
+//! `docker/`: what is written there for operators is what Kubernetes and the worker itself understand.
+//!
+//! `tests/kubernetes/in_cluster.rs` applies it to a real cluster. Here it is only read, so that it cannot rot unseen.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sidebake::settings::Settings;
+
+#[path = "../kubernetes/manifests.rs"]
+mod manifests;
+
+use manifests::{document, documents, rules};
+
+/// What is left of a document when it is read as one of Kubernetes' own types.
+fn understood(document: &Value) -> Value {
+    fn through<T: DeserializeOwned + Serialize>(document: &Value) -> Value {
+        let typed: T = serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{error}: {document:#}"));
+        serde_json::to_value(typed).unwrap()
+    }
+    match document["kind"].as_str().unwrap() {
+        "ConfigMap" => through::<ConfigMap>(document),
+        "Deployment" => through::<Deployment>(document),
+        "Job" => through::<Job>(document),
+        "Namespace" => through::<Namespace>(document),
+        "NetworkPolicy" => through::<NetworkPolicy>(document),
+        "Role" => through::<Role>(document),
+        "RoleBinding" => through::<RoleBinding>(document),
+        "ServiceAccount" => through::<ServiceAccount>(document),
+        other => panic!("{other}: add it here"),
+    }
+}
+
+#[test]
+fn every_field_of_the_manifests_is_one_that_kubernetes_knows() {
+    for document in documents() {
+        assert_eq!(understood(&document), document);
+        let name = &document["metadata"]["name"];
+        let namespace = &document["metadata"]["namespace"];
+        assert!(namespace == "release-builder" || name == "release-builder", "{name} is in {namespace}");
+    }
+}
+
+/// The settings of the worker's ConfigMap, as the worker reads them.
+fn settings() -> Settings {
+    let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+    let map = document("ConfigMap", "sidebake");
+    std::fs::write(file.path(), map["data"]["sidebake.toml"].as_str().unwrap()).unwrap();
+    Settings::load(Some(file.path())).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The pod of a Deployment or Job, and its one container.
+fn pod(kind: &str, name: &str) -> (Value, Value) {
+    let pod = document(kind, name)["spec"]["template"]["spec"].take();
+    let containers = pod["containers"].as_array().unwrap();
+    assert_eq!(containers.len(), 1);
+    (pod.clone(), containers[0].clone())
+}
+
+fn both_pods() -> [(Value, Value); 2] {
+    [pod("Deployment", "sidebake"), pod("Job", "sidebake-builder")]
+}
+
+#[test]
+fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names() {
+    let (settings, (pod, container)) = (settings(), pod("Deployment", "sidebake"));
+
+    let grace_s = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
+    assert!(grace_s >= settings.shutdown.timeout.as_secs() + 30, "killed while it puts its jobs back");
+    let port = settings.health.listen.unwrap().port();
+    assert_eq!(container["ports"], json!([{"name": "health", "containerPort": port}]));
+    for (probe, path) in [("livenessProbe", "/live"), ("readinessProbe", "/ready")] {
+        assert_eq!(container[probe]["httpGet"], json!({"path": path, "port": "health"}));
+    }
+
+    let is_mounted = |path: &Path| {
+        let mounts = container["volumeMounts"].as_array().unwrap().iter();
+        mounts.map(|mount| mount["mountPath"].as_str().unwrap()).any(|folder| path.starts_with(folder))
+    };
+    let builder = &settings.builders["default"];
+    let key = settings.github.private_key_file.as_ref().unwrap();
+    for path in [key, &settings.state.directory, builder.buildkitd_config.as_ref().unwrap()] {
+        assert!(is_mounted(path), "{} is in no volume", path.display());
+    }
+    let secret = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["secret"].is_object()).unwrap();
+    assert_eq!(secret["secret"]["items"][0]["path"], json!(key.file_name().unwrap().to_str()));
+    let config = document("ConfigMap", "sidebake");
+    assert!(config["data"]["buildkitd.toml"].as_str().unwrap().contains("maxUsedSpace"));
+
+    // Both sides of the same builds: a pod may not be taken away before they end.
+    assert!(builder.grace_period >= settings.bake.timeout);
+    assert!(builder.limits.contains_key("memory") && builder.requests.contains_key("cpu"));
+    assert_eq!(builder.annotations["karpenter.sh/do-not-disrupt"], "true");
+    assert!((builder.kubeconfig.as_ref(), builder.namespace.as_ref()) == (None, None), "the pod's own account");
+    let policed = document("NetworkPolicy", "outside")["spec"]["podSelector"]["matchExpressions"][0]["values"].take();
+    assert_eq!(policed, json!(["sidebake", builder.node_name("default")]));
+}
+
+#[test]
+fn the_pods_have_no_privileges_and_nothing_of_their_node() {
+    let mut images = BTreeSet::new();
+    for (pod, container) in both_pods() {
+        assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        let own = json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}});
+        assert_eq!(container["securityContext"], own);
+        for key in ["hostNetwork", "hostPID", "hostIPC"] {
+            assert_eq!(pod[key], Value::Null, "{key}");
+        }
+        let volumes = pod["volumes"].as_array().unwrap();
+        assert!(volumes.iter().all(|volume| volume["hostPath"].is_null()), "no engine's socket, nothing else");
+        images.insert(container["image"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(images.len(), 1, "{images:?}");
+    assert!(images.first().unwrap().ends_with(concat!(":", env!("CARGO_PKG_VERSION"))), "{images:?}");
+}
+
+#[test]
+fn whoever_runs_strangers_builds_can_change_nothing() {
+    let (run, bootstrap) = (rules("sidebake-run"), rules("sidebake-bootstrap"));
+    let changing: Vec<_> =
+        run.iter().filter(|(_, _, verb)| !["get", "list", "watch"].contains(&verb.as_str())).collect();
+    assert_eq!(changing, [&(String::new(), "pods/exec".to_owned(), "create".to_owned())]);
+    assert!(bootstrap.iter().all(|(_, resource, _)| resource != "pods/exec" && resource != "secrets"));
+    for (account, role) in [("sidebake", "sidebake-run"), ("sidebake-bootstrap", "sidebake-bootstrap")] {
+        let binding = document("RoleBinding", role);
+        assert_eq!((&binding["roleRef"]["name"], &binding["subjects"][0]["name"]), (&json!(role), &json!(account)));
+    }
+    let accounts = both_pods().map(|(pod, _)| pod["serviceAccountName"].clone());
+    assert_eq!(accounts, [json!("sidebake"), json!("sidebake-bootstrap")]);
+}
+
+#[test]
+fn the_image_has_everything_where_the_worker_looks_for_it() {
+    let dockerfile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/Dockerfile")).unwrap();
+    let settings = settings();
+    let ends_with = |path: &Path| {
+        let path = path.display().to_string();
+        assert!(dockerfile.lines().any(|line| line.ends_with(&format!(" {path}"))), "{path}");
+    };
+    ends_with(&settings.buildx.binary);
+    ends_with(&settings.source.ca_file);
+    ends_with(&settings.state.directory);
+    let is_step = |line: &&str| !line.starts_with('#') && line.split(' ').next() == Some("RUN");
+    assert_eq!(dockerfile.lines().find(is_step), None, "a step would need the network, or a shell");
+}
