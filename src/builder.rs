@@ -367,13 +367,15 @@ impl Place<'_> {
         }
     }
 
-    /// What happened to the builder, when buildx itself noticed that it was lost.
-    pub async fn post_mortem(&self, failure: Failure) -> Loss {
-        if self.cluster.is_none() {
-            return Loss { failure, has_pod_gone: false };
+    /// What happened to the builder, when buildx itself noticed that it was lost; `None` when no other pod would help.
+    pub async fn post_mortem(&self, failure: &Failure) -> Option<Loss> {
+        // Kubernetes' own words for what no Role allows, on whichever pod.
+        if failure.detail.contains("is forbidden: User ") {
+            return None;
         }
-        let loss = self.pods_now().await.ok().and_then(|now| self.gone(&now));
-        loss.unwrap_or(Loss { failure, has_pod_gone: false })
+        let now = if self.cluster.is_some() { self.pods_now().await.ok() } else { None };
+        let loss = now.and_then(|now| self.gone(&now));
+        Some(loss.unwrap_or_else(|| Loss { failure: failure.clone(), has_pod_gone: false }))
     }
 
     /// What a sign means. Kubernetes is asked once: when it does not answer, that takes its whole time.

@@ -211,7 +211,7 @@ async fn solve_watched(
         _ if attempt.stop.is_cancelled() => None,
         // Killed by us. When it ended by itself in the same moment, its own word counts.
         (Some(loss), Reason::Interrupted) => Some(loss),
-        (_, Reason::BuilderLost | Reason::BuilderUnavailable) => Some(place.post_mortem(failure.clone()).await),
+        (_, Reason::BuilderLost | Reason::BuilderUnavailable) => place.post_mortem(&failure).await,
         _ => None,
     };
     outcome.failure = Some(loss.as_ref().map_or(failure, |loss| loss.failure.clone()));

@@ -188,10 +188,19 @@ impl Cluster {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ClusterError::File { path: path.display().to_string(), source })?;
         let map = deployment::config_map(&self.deployment, &text);
-        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let whole: ConfigMap = serde_json::from_value(map.clone()).map_err(|error| {
+            self.wrong("create the ConfigMap of", format!("the settings make no ConfigMap: {error}"))
+        })?;
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
+        // An apply would do for both, but Kubernetes does not name the verb when one may not create.
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
+        match maps.create(&params, &whole).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(self.refused("create the ConfigMap of", &error)),
+        }
         let name = deployment::config_map_name(&self.deployment);
-        let patched = maps.patch(&name, &params, &Patch::Apply(map)).await;
+        let patched = maps.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(map)).await;
         patched.map(drop).map_err(|error| self.refused("patch the ConfigMap of", &error))
     }
 

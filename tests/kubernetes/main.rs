@@ -22,6 +22,8 @@ mod registry;
 mod builders;
 mod engine;
 mod faults;
+mod in_cluster;
+mod manifests;
 mod namespace;
 mod placement;
 mod relay;

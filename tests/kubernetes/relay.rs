@@ -1,4 +1,4 @@
-//! A byte relay in front of the API server, which can be cut and stalled.
+//! A byte relay, which can be cut and stalled: in front of the API server, and between pods and what runs here.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,9 +21,14 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Listens on a port of this machine and passes on to `target`.
+    /// Listens on a port of this machine, for itself alone, and passes on to `target`.
     pub async fn to(target: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on("127.0.0.1", target).await
+    }
+
+    /// The same on another address of this machine.
+    pub async fn on(address: &str, target: &str) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (mode, cut) = (watch::Sender::new(Mode::Pass), watch::Sender::new(0));
         let relay = Self { address, mode, cut };

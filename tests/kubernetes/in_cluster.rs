@@ -1,0 +1,136 @@
+//! The worker in a pod: its image built by sidebake itself, and `docker/kubernetes` applied as it is written.
+//!
+//! What is replaced is what an operator replaces: names, addresses, sizes.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use world::File;
+
+use crate::engine::engine;
+use crate::house::{House, target};
+use crate::manifests;
+use crate::namespace::Namespace;
+use crate::relay::Relay;
+
+/// Replaces each of `changes`, every one of which has to be there.
+fn replaced(text: &str, changes: &[(&str, &str)]) -> String {
+    changes.iter().fold(text.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "docker/kubernetes no longer has {from:?}");
+        text.replace(from, to)
+    })
+}
+
+/// The worker's image, built by a worker on this machine from the three files of `docker/Dockerfile`; its reference.
+async fn worker_image(house: &mut House, namespace: &Namespace) -> String {
+    house.builders = namespace.builder("first", "replicas = 1");
+    let ensured = house.run(&["builder", "ensure"]);
+    assert!(ensured.status.success(), "{}", crate::house::text(&ensured));
+
+    let stripped = house.home.path().join("sidebake");
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(&stripped).arg(env!("CARGO_BIN_EXE_sidebake"));
+    assert!(strip.status().unwrap().success());
+    let repository: std::path::PathBuf = [env!("CARGO_MANIFEST_DIR"), "docker", "Dockerfile"].iter().collect();
+    let files = [
+        File::new("image/Dockerfile", std::fs::read(repository).unwrap()),
+        File::executable("image/sidebake", std::fs::read(stripped).unwrap()),
+        File::executable("image/docker-buildx", std::fs::read(&engine().buildx).unwrap()),
+        File::new("image/ca-certificates.crt", std::fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap()),
+    ];
+    let sha = house.commit_with("sidebake", &files);
+    let mut image = house.image("image", &sha);
+    image["args"] = json!({"BASE": engine().base_image});
+    let mut worker = house.worker("");
+    let report = house.build(house.native("sidebake", &sha, &[image])).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+    worker.terminate().await;
+    house.reference("image", &sha)
+}
+
+/// A build of one image whose step takes a while.
+fn application(house: &House, repository: &str, sleep_s: u32) -> Value {
+    let dockerfile = house.dockerfile(&format!("RUN sleep {sleep_s} && echo {repository} > /out.txt\nCOPY . /srv"));
+    let sha = house.commit(repository, &[("web/Dockerfile", &dockerfile)]);
+    house.native(repository, &sha, &[house.image("web", &sha)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout() {
+    let mut house = House::open();
+    let namespace = Namespace::of(&house);
+    let image = worker_image(&mut house, &namespace).await;
+
+    // The stand-ins listen on this machine alone; pods reach them through these.
+    let host = engine().told("HOST_FROM_POD");
+    let reach = async |port: u16| Relay::on(host, &format!("127.0.0.1:{port}")).await;
+    let (redis, github, git) =
+        (reach(house.redis.port()).await, reach(house.github.port()).await, reach(house.git.port()).await);
+    let app = format!(
+        "app_id = \"{}\"\n    api_url = \"http://{}\"\n    git_url = \"http://{}\"",
+        house.github.app().id,
+        github.address,
+        git.address
+    );
+    namespace.kubectl(&[
+        "create",
+        "secret",
+        "generic",
+        "sidebake",
+        &format!("--from-file=github-app.pem={}/app.pem", house.home.path().display()),
+        &format!("--from-literal=redis-url=redis://{}/0", redis.address),
+    ]);
+    let ours = [("release-builder", namespace.name.as_str()), ("registry.example/sidebake:0.1.0", &image)];
+    let small = [
+        ("app_id = \"12345\"", app.as_str()),
+        ("registry_ports = [443]", &format!("registry_ports = [{}]", engine().registry_port())),
+        ("moby/buildkit:buildx-stable-1", engine().told("BUILDKIT_IMAGE")),
+        ("cpu = \"4\", memory = \"8Gi\"", "cpu = \"100m\", memory = \"64Mi\""),
+        ("grace_period = \"30m\"", "grace_period = \"1s\""),
+    ];
+    namespace.apply(&replaced(&manifests::text("roles.yaml"), &ours[..1]));
+    namespace.apply(&replaced(&manifests::text("network-policy.yaml"), &ours[..1]));
+    namespace.apply(&replaced(&manifests::text("worker.yaml"), &[&ours[..], &small[..]].concat()));
+    namespace.apply(&replaced(&manifests::text("builder.yaml"), &ours));
+    namespace.kubectl(&["wait", "--for=condition=complete", "job/sidebake-builder", "--timeout=120s"]);
+    namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=120s"]);
+
+    let said = namespace.kubectl(&[
+        "exec",
+        "deployment/sidebake",
+        "--",
+        "sidebake",
+        "doctor",
+        "--config",
+        "/etc/sidebake/sidebake.toml",
+    ]);
+    println!("{said}");
+    let report = house.build(application(&house, "shop", 0)).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(report["placement"]["builder"], "default", "{report:#}");
+    // Sidekiq's page shows each worker under its pod's name.
+    let hosts = async || -> BTreeSet<String> {
+        let identities = house.redis.smembers("processes").await;
+        identities.iter().map(|identity| identity.split(':').next().unwrap().to_owned()).collect()
+    };
+    let workers = || -> BTreeSet<String> {
+        let pods = namespace.json(&["get", "pods", "-l", "app=sidebake"]);
+        let pods = pods["items"].as_array().unwrap().iter();
+        pods.map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let old = workers();
+    assert_eq!((old.len(), hosts().await), (2, old.clone()));
+
+    // New pods come while the old ones finish what they have begun.
+    let jid = house.redis.push("default", "BuildJob", json!([application(&house, "blog", 10)])).await;
+    house.until("the build is in flight", async || !house.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    namespace.kubectl(&["rollout", "restart", "deployment/sidebake"]);
+    let report = house.report(&jid).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(report["attempt"], 1, "{report:#}");
+    assert_eq!(target(&report, "web")["status"], "succeeded");
+    namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=60s"]);
+    namespace.until("the old workers to be gone", || workers().len() == 2 && workers().is_disjoint(&old)).await;
+    assert_eq!(hosts().await, workers(), "the old ones have signed off");
+}
