@@ -2,15 +2,21 @@
 # output, and a copy of the tree that has no .git, as a worktree of sidebake's.
 
 class Bake
-  def initialize(world)
+  # `images`: which directory of the repository becomes which image.
+  def initialize(world, repository = world.repository, images = World::IMAGES.to_h { |name| [name, name] })
     @world = world
-    @home = world.path('bare')
-    FileUtils.mkdir_p(@home)
+    @repository = repository
+    @images = images
+    @home = world.path(File.join('bare', repository.name))
+    @cwd = world.builder.working_directory(repository.name) || @home
+    FileUtils.mkdir_p([@home, @cwd])
   end
 
   # Takes the tree as it is now, to be pushed under tags with this sha.
   def take(sha)
-    World::IMAGES.each { |image| FileUtils.cp_r(File.join(@world.repository.tree, image), @home) }
+    Dir.children(@repository.tree).reject { |name| name == '.git' }.each do |name|
+      FileUtils.cp_r(File.join(@repository.tree, name), @home)
+    end
     @definition = JSON.generate(definition(sha))
   end
 
@@ -18,7 +24,7 @@ class Bake
   def run
     events = nil
     seconds = Figures.seconds do
-      events, status = Open3.capture2e(environment, *arguments, stdin_data: @definition, chdir: @home, unsetenv_others: true)
+      events, status = Open3.capture2e(environment, *arguments, stdin_data: @definition, chdir: @cwd, unsetenv_others: true)
       status.success? or raise Unmeasurable, "docker-buildx bake has failed: #{events.lines.last}"
     end
     [seconds, n_uncached(events)]
@@ -28,22 +34,24 @@ class Bake
 
   def environment
     Service::CLEAN.merge(
-      'DOCKER_HOST' => World::DOCKER_HOST, 'DOCKER_CONFIG' => @home, 'BUILDX_CONFIG' => File.join(@home, 'buildx'),
-      'BUILDX_GIT_INFO' => '0', 'BUILDX_GIT_LABELS' => '0', 'BUILDX_METADATA_PROVENANCE' => 'disabled'
+      'DOCKER_CONFIG' => @home, 'BUILDX_CONFIG' => File.join(@home, '.buildx'),
+      'BUILDX_GIT_INFO' => '0', 'BUILDX_GIT_LABELS' => '0', 'BUILDX_METADATA_PROVENANCE' => 'disabled',
+      **@world.builder.environment
     )
   end
 
   def arguments
-    [World::BUILDX, 'bake', '--builder', 'default', '--file', '-', '--progress', 'rawjson',
-     '--metadata-file', File.join(@home, 'metadata.json'), *World::IMAGES]
+    [World::BUILDX, 'bake', '--builder', @world.builder.name, '--file', '-', '--progress', 'rawjson',
+     '--metadata-file', File.join(@home, '.metadata.json'), *@images.keys]
   end
 
   def definition(sha)
-    targets = World::IMAGES.to_h do |image|
-      [image, { 'context' => File.join(@home, image), 'dockerfile' => 'Dockerfile', 'args' => { 'BASE' => World::BASE_IMAGE },
+    targets = @images.to_h do |image, context|
+      [image, { 'context' => File.expand_path(context, @home), 'dockerfile' => 'Dockerfile',
+                'args' => { 'BASE' => World::BASE_IMAGE },
                 'tags' => [@world.tag(image, sha)], 'output' => [{ 'type' => 'registry' }] }]
     end
-    { 'group' => { 'default' => { 'targets' => World::IMAGES } }, 'target' => targets }
+    { 'group' => { 'default' => { 'targets' => @images.keys } }, 'target' => targets }
   end
 
   def n_uncached(events)

@@ -6,12 +6,14 @@
 require 'etc'
 require_relative 'figures'
 require_relative 'world'
+require_relative 'builder'
 require_relative 'overhead'
 require_relative 'boot'
 require_relative 'memory'
 require_relative 'oldway'
+require_relative 'kubernetes'
 
-PARTS = { 'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay }.freeze
+PARTS = { 'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes }.freeze
 
 # Which part of the processors' time goes to something else, in percent; looked at for a second in which we do nothing.
 def busy
@@ -25,7 +27,7 @@ def busy
 end
 
 def measure(directory, runs, parts)
-  world = World.new(directory)
+  world = World.new(directory, parts == ['kubernetes'] ? Cluster.new : Engine.new)
   world.start
   puts "#{runs} runs of each side; #{Etc.nprocessors} processors, #{busy} % busy with something else before the first"
   bars = parts.flat_map { |part| PARTS.fetch(part).new(world, runs).measure }

@@ -15,7 +15,7 @@ class OldWay
   KINDS = %i[uncached cached].freeze
   # How many times faster than each of the old ways, and the steps' own floor in seconds.
   BARS = { uncached: { sequential: 2.0, threads: 1.0 }, cached: { sequential: 3.0, threads: 1.0 } }.freeze
-  FLOOR = { uncached: 5.5, cached: 1.5 }.transform_values { |seconds| seconds * Repository::SLOWNESS }.freeze
+  FLOOR = { uncached: 5.5, cached: 1.5 }.transform_values { |seconds| seconds * VotingApp::SLOWNESS }.freeze
   NAMES = { sequential: 'one after the other', threads: 'three threads' }.freeze
 
   def initialize(world, runs)
@@ -126,7 +126,7 @@ class OldWay
     def clone
       tree = Dir.mktmpdir('clone', @home)
       url = @world.git_host.sub('://', "://x-access-token:#{mint}@")
-      command('git', 'clone', '--quiet', "#{url}/#{Repository::NAME}.git", tree)
+      command('git', 'clone', '--quiet', "#{url}/#{VotingApp::NAME}.git", tree)
       tree
     end
 
@@ -137,7 +137,7 @@ class OldWay
     end
 
     def command(*arguments)
-      environment = Service::CLEAN.merge('DOCKER_HOST' => World::DOCKER_HOST, 'DOCKER_CONFIG' => @home)
+      environment = Service::CLEAN.merge('DOCKER_HOST' => Engine::DOCKER_HOST, 'DOCKER_CONFIG' => @home)
       output, status = Open3.capture2e(environment, *arguments, unsetenv_others: true)
       return if status.success?
       raise SnapshotLost if output =~ SNAPSHOT_LOST

@@ -2,16 +2,11 @@
 #
 # Every process has its log in the directory and is ended by `stop`. What is measured is not decided here.
 
-require 'fileutils'
-require 'json'
-require 'open3'
 require 'sidekiq'
 require 'socket'
 require 'timeout'
 require_relative 'figures'
-
-# Something did not do what it has to do before it can be measured; the message is for a person.
-class Unmeasurable < StandardError; end
+require_relative 'repository'
 
 # The queue that callbacks arrive on. Redis keeps the order in which clients began to wait, so the answer comes at once.
 class Callbacks
@@ -73,108 +68,34 @@ class Service
   def signal(name) = Process.kill(name, -@pid)
 end
 
-# A repository on the git host, with a past, and a tree of it to make commits in.
-class Repository
-  NAME = 'acme/voting-app'
-  # The application of docker/quickstart, with steps that wait SLOWNESS times as long: 8 s (shared by the images), 8 s
-  # and 6 s. Its 90 seconds would be more like the article's, but nobody would wait for five runs of each side.
-  TEMPLATE = File.expand_path('../docker/quickstart.d/voting-app', __dir__)
-  SLOWNESS = 4
-  # Some years of a product: what a clone in full brings, and a fetch of one commit does not. 96 MB that do not compress.
-  N_PAST_COMMITS, PAST_BYTES = 3000, 32 << 10
-  SOURCES = %w[vote/app.py result/views/index.html worker/src/main/java/worker/Worker.java].freeze
-
-  attr_reader :tree
-
-  def initialize(root, directory)
-    @bare = File.join(root, "#{NAME}.git")
-    @tree = File.join(directory, 'app')
-    @log = File.join(directory, 'git.log')
-    git('init', '--bare', @bare)
-    git('-C', @bare, 'fast-import', input: past)
-    git('clone', @bare, @tree)
-    FileUtils.cp_r("#{TEMPLATE}/.", @tree)
-    slow_down
-  end
-
-  # A commit of which no step is in any build cache: its first step copies a file that has never been.
-  def commit_that_is_new
-    Dir[File.join(@tree, '*/packages.txt')].each { |file| File.write(file, "locked at #{Time.now.to_f}\n") }
-    commit
-  end
-
-  # A commit with a change in one source file of each image.
-  def commit_of_changes
-    SOURCES.each { |file| File.write(File.join(@tree, file), "changed at #{Time.now.to_f}\n") }
-    commit
-  end
-
-  # A commit with a change that is in no image.
-  def commit_beside_the_images
-    File.write(File.join(@tree, 'README'), "written at #{Time.now.to_f}\n")
-    commit
-  end
-
-  private
-
-  # Every commit replaces one of 50 files, as `git fast-import` reads it.
-  def past
-    random = Random.new(1)
-    commits = (1..N_PAST_COMMITS).map do |n|
-      "commit refs/heads/main\ncommitter benches <benches@localhost> #{1_600_000_000 + n} +0000\ndata 4\npast\n" \
-        "M 100644 inline assets/#{n % 50}\ndata #{PAST_BYTES}\n#{random.bytes(PAST_BYTES)}\n"
-    end
-    commits.join
-  end
-
-  def slow_down
-    Dir[File.join(@tree, '*/Dockerfile')].each do |file|
-      File.write(file, File.read(file).gsub(/(?<=sleep )[\d.]+/) { |seconds| (seconds.to_f * SLOWNESS).to_s })
-    end
-  end
-
-  def commit
-    git('-C', @tree, 'add', '.')
-    git('-C', @tree, 'commit', '-m', 'A commit')
-    git('-C', @tree, 'push', @bare, 'HEAD:refs/heads/main')
-    `git -C #{@tree} rev-parse HEAD`.chomp
-  end
-
-  # The settings of the person at the keyboard (hooks, signing) are none of our business.
-  def git(*arguments, input: '')
-    environment = { 'GIT_CONFIG_GLOBAL' => '/dev/null', 'GIT_CONFIG_NOSYSTEM' => '1' }
-    options = %w[-c init.defaultBranch=main -c user.name=benches -c user.email=benches@localhost]
-    output, status = Open3.capture2e(environment, 'git', *options, *arguments, stdin_data: input, binmode: true)
-    File.write(@log, output, mode: 'ab')
-    status.success? or raise Unmeasurable, "git #{arguments.join(' ')} failed; its log is #{@log}"
-  end
-end
-
 class World
   IMAGES = %w[vote result worker].freeze
   INSTALLATION = 7
 
   # What benches/run set up.
-  DOCKER_HOST, REGISTRY, BASE_IMAGE, BUILDX =
-    %w[DOCKER_HOST REGISTRY BASE_IMAGE BUILDX].map { |name| ENV.fetch(name) }
+  REGISTRY, BASE_IMAGE, BUILDX = %w[REGISTRY BASE_IMAGE BUILDX].map { |name| ENV.fetch(name) }
 
-  attr_reader :repository, :github_api, :git_host
+  attr_reader :repository, :builder, :github_api, :git_host
 
-  def initialize(directory)
+  # `builder`: an Engine or a Cluster.
+  def initialize(directory, builder)
     @directory = directory
+    @builder = builder
     @services = []
   end
 
   def start
     start_redis
     start_github
-    @repository = Repository.new(path('git'), @directory)
+    @repository = VotingApp.new(path('git'), @directory)
     write_settings
+    @builder.start(self)
   end
 
   # Ends whatever was started, also after half a start.
   def stop
     @services.reverse_each(&:stop)
+    @builder.stop
   end
 
   def path(name) = File.join(@directory, name)
@@ -225,6 +146,18 @@ class World
     raise Unmeasurable, "a build has #{report['status']}: #{report['message']}"
   end
 
+  # The reports of jobs that are pushed together, and the seconds until the last of them was here.
+  def build_together(jobs)
+    started = Figures.now
+    jobs.each { |job| push('BuildJob', job) }
+    reports = jobs.map { @callbacks.listen || @callbacks.receive }
+    seconds = Figures.now - started
+    failed = reports.find { |report| report['status'] != 'succeeded' }
+    raise Unmeasurable, "a build has #{failed['status']}: #{failed['message']}" if failed
+
+    [seconds, reports]
+  end
+
   def push_probe(queue: 'default')
     callback = { 'class' => 'BuildFinishedJob', 'queue' => 'callbacks' }
     push('Sidebake::Probe', { 'outcome' => 'succeed', 'callback' => callback }, queue: queue)
@@ -232,21 +165,30 @@ class World
 
   def tag(image, sha) = "#{REGISTRY}/acme/#{image}:#{sha}"
 
+  # The argument of a job. `images`: which directory becomes which image.
+  def job(repository, sha, images)
+    images = images.map do |name, context|
+      { 'name' => name, 'context' => context, 'args' => { 'BASE' => BASE_IMAGE }, 'tags' => [tag(name, sha)] }
+    end
+    {
+      'repository' => repository, 'installation_id' => INSTALLATION, 'sha' => sha,
+      'application' => { 'images' => images }, 'callback' => { 'class' => 'BuildFinishedJob', 'queue' => 'callbacks' }
+    }
+  end
+
+  # Runs a command of sidebake to its end.
+  def sidebake(*arguments)
+    output, status = Open3.capture2e(Service::CLEAN, path('sidebake'), *arguments, '--config', path('sidebake.toml'), unsetenv_others: true)
+    status.success? or raise Unmeasurable, "sidebake #{arguments.join(' ')}: #{output}"
+  end
+
   private
 
   def push(name, argument, queue: 'default')
     @jid = Sidekiq::Client.push('class' => name, 'queue' => queue, 'args' => [argument])
   end
 
-  def build_job(sha)
-    images = IMAGES.map do |name|
-      { 'name' => name, 'context' => "./#{name}", 'args' => { 'BASE' => BASE_IMAGE }, 'tags' => [tag(name, sha)] }
-    end
-    {
-      'repository' => Repository::NAME, 'installation_id' => INSTALLATION, 'sha' => sha,
-      'application' => { 'images' => images }, 'callback' => { 'class' => 'BuildFinishedJob', 'queue' => 'callbacks' }
-    }
-  end
+  def build_job(sha) = job(VotingApp::NAME, sha, IMAGES.to_h { |name| [name, "./#{name}"] })
 
   # ---------------------------------------------------------------- services
 
@@ -309,8 +251,9 @@ class World
       jobs.probe = true
       github = { api_url = "#{@github_api}", git_url = "#{@git_host}", app_id = "1", private_key_file = "#{path('app.pem')}" }
       buildx.binary = "#{BUILDX}"
-      builders.default = { driver = "docker", endpoint = "#{DOCKER_HOST}" }
+      concurrency = 16
       sandbox = { mode = "best effort", registry_ports = [#{REGISTRY[/\d+\z/]}] }
+      #{@builder.settings(@directory)}
     TOML
   end
 end

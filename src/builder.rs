@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::bake::Site;
 use crate::job::Build;
@@ -43,8 +43,14 @@ pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
 pub use pod::PodError;
 
-/// Into a build, before its pod is asked for its name: a short build is over by then, and a long one does not notice.
-const CURIOSITY: Duration = Duration::from_secs(3);
+/// How many other working directories are tried for one that leads to a living pod.
+const N_DETOURS: u32 = 8;
+
+/// For a living pod's answer; a wedged one has none.
+const ALIVE_WITHIN: Duration = Duration::from_secs(4);
+
+/// Into a build, before its pod is asked for its name. It is asked once for each repository and set of pods.
+const CURIOSITY: Duration = Duration::from_millis(500);
 
 /// After a pod has gone, how long buildx may take to notice and end by itself, with an error of its own.
 const NOTICE: Duration = Duration::from_secs(2);
@@ -132,6 +138,7 @@ pub struct Place<'a> {
     buildx: &'a Path,
     why: &'static str,
     balance: Balance,
+    is_detour: bool,
     cluster: Option<Surveyed>,
     /// The pod, once it is known.
     pod: OnceLock<String>,
@@ -151,7 +158,9 @@ pub struct Loss {
     /// What happened, in a sentence.
     pub failure: Failure,
     /// Whether the pod has gone for good, so that buildx chooses another by itself.
-    pub has_pod_gone: bool,
+    has_pod_gone: bool,
+    /// The pod, when it was known.
+    pod: Option<String>,
 }
 
 /// What there is of a builder, for `sidebake builder` and `doctor`.
@@ -192,7 +201,7 @@ impl Builders {
 
     /// Chooses the builder of a build and prepares the job's directory for it.
     ///
-    /// `elsewhere` asks for any pod instead of the usual one, which has just failed.
+    /// After a `loss` it is another pod than the usual one, when one answers.
     ///
     /// # Errors
     ///
@@ -202,10 +211,11 @@ impl Builders {
         build: &Build,
         state: &StateDirectory,
         directory: &JobDirectory,
-        elsewhere: bool,
+        loss: Option<&Loss>,
     ) -> Result<Place<'_>, BuilderError> {
         let (builder, why) = self.choose(build)?;
-        let balance = if elsewhere { Balance::Random } else { builder.settings.balance };
+        let wedged = loss.filter(|loss| !loss.has_pod_gone);
+        let balance = if wedged.is_some() { Balance::Sticky } else { builder.settings.balance };
         let mut site = builder.site(builder.working_directory(build, state));
         state::make_private(&site.working_directory)?;
         let solve = directory.subdirectory("solve")?;
@@ -224,8 +234,11 @@ impl Builders {
         }
         let (buildx, pod) = (&self.buildx, OnceLock::new());
         let occupied = Mutex::new(self.occupancy.occupy(&builder.name, ""));
-        let place = Place { site, builder, buildx, why, balance, cluster, pod, occupied };
-        place.recall_pod();
+        let mut place = Place { site, builder, buildx, why, balance, is_detour: false, cluster, pod, occupied };
+        match wedged {
+            Some(loss) => place.detour(loss).await?,
+            None => place.recall_pod(),
+        }
         Ok(place)
     }
 
@@ -325,6 +338,9 @@ impl Place<'_> {
     pub fn placement(&self) -> Placement {
         let why = match (&self.cluster, self.balance) {
             (None, _) => self.why.to_owned(),
+            (Some(_), Balance::Sticky) if self.is_detour => {
+                format!("{}; another pod than the one that was lost", self.why)
+            }
             (Some(_), Balance::Sticky) => format!("{}; the pod of this repository", self.why),
             (Some(_), Balance::Random) => format!("{}; any pod", self.why),
         };
@@ -334,6 +350,24 @@ impl Place<'_> {
     /// Whether another pod could take the build.
     pub fn has_others(&self) -> bool {
         self.cluster.is_some()
+    }
+
+    /// Takes another working directory, one that leads to a pod that answers: buildx also chooses pods that do not, and would
+    /// choose the same one again.
+    async fn detour(&mut self, loss: &Loss) -> Result<(), BuilderError> {
+        let Some(n_pods) = self.candidates().map(|pods| pods.len()) else { return Ok(()) };
+        self.is_detour = true;
+        let usual = self.site.working_directory.clone();
+        for n in 0..N_DETOURS {
+            self.site.working_directory = usual.join(format!(".detour-{n}"));
+            state::make_private(&self.site.working_directory)?;
+            let Ok(Ok(pod)) = timeout(ALIVE_WITHIN, self.dial()).await else { continue };
+            if loss.pod.as_ref() != Some(&pod) || n_pods == 1 {
+                self.is_on(pod);
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Waits until the builder is lost, watching the bake from the side, and learns the pod's name meanwhile.
@@ -375,7 +409,8 @@ impl Place<'_> {
         }
         let now = if self.cluster.is_some() { self.pods_now().await.ok() } else { None };
         let loss = now.and_then(|now| self.gone(&now));
-        Some(loss.unwrap_or_else(|| Loss { failure: failure.clone(), has_pod_gone: false }))
+        let pod = self.pod.get().cloned();
+        Some(loss.unwrap_or_else(|| Loss { failure: failure.clone(), has_pod_gone: false, pod }))
     }
 
     /// What a sign means. Kubernetes is asked once: when it does not answer, that takes its whole time.
@@ -393,7 +428,7 @@ impl Place<'_> {
             }
             (_, Ok(_)) => format!("the builder {name}: the connection to {pod} was cut"),
         };
-        Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone: false }
+        Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone: false, pod: self.pod.get().cloned() }
     }
 
     /// Whether the build's pod has gone, ended or been told to go; when it is not known, the one pod of which that is true.
@@ -406,7 +441,8 @@ impl Place<'_> {
         };
         let node = pod.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
         let sentence = format!("the builder {}: the pod {}{node} {fate}", self.builder.name, pod.name);
-        Some(Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone })
+        let pod = Some(pod.name.clone());
+        Some(Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone, pod })
     }
 
     async fn pods_now(&self) -> Result<Vec<PodStatus>, BuilderError> {

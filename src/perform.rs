@@ -164,9 +164,9 @@ async fn solve(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let deadline = Instant::now() + stations.bake.time_limit(build);
-    let (mut targets, mut elsewhere, mut n_left) = (definition.names(), false, N_OTHER_PODS);
+    let (mut targets, mut lost, mut n_left) = (definition.names(), None, N_OTHER_PODS);
     loop {
-        let place = stations.builders.place(build, &stations.state, directory, elsewhere).await?;
+        let place = stations.builders.place(build, &stations.state, directory, lost.as_ref()).await?;
         report.placement = Some(place.placement());
         let goal = Goal { definition, targets: &targets, deadline };
         let (outcome, loss) = solve_watched(stations, build, goal, &place, directory, attempt).await?;
@@ -178,7 +178,7 @@ async fn solve(
         };
         attempt.journal.tell(Event::Notice(format!("{}; what was not built yet is built again", loss.failure.detail)));
         targets = definition.with_linked(&report.unfinished());
-        (elsewhere, n_left) = (!loss.has_pod_gone, n_left - 1);
+        (lost, n_left) = (Some(loss), n_left - 1);
     }
 }
 

@@ -6,7 +6,7 @@
 # Brief: the callback is one line in place of its whole argument.
 
 require_relative 'jobs'
-require 'net/http'
+require_relative 'registry'
 
 IMAGES = %w[vote result worker].freeze
 PATIENCE = 300 # seconds
@@ -76,22 +76,9 @@ def print_report(report)
   puts '  {', lines.join(",\n"), '  }'
 end
 
-# The digest under which the registry has an image, or nil.
-def digest_in_registry(image, tag)
-  kinds = %w[vnd.oci.image.index.v1 vnd.oci.image.manifest.v1 vnd.docker.distribution.manifest.v2 vnd.docker.distribution.manifest.list.v2]
-  uri = URI("http://#{REGISTRY}/v2/acme/#{image}/manifests/#{tag}")
-  answer = Net::HTTP.start(uri.host, uri.port, nil) do |http|
-    http.head(uri.path, 'Accept' => kinds.map { |kind| "application/#{kind}+json" }.join(', '))
-  end
-  answer['Docker-Content-Digest'] if answer.is_a?(Net::HTTPOK)
-end
-
 def print_images(report, sha)
   IMAGES.each do |image|
-    digest = digest_in_registry(image, sha)
-    told = report['targets'].find { |target| target['name'] == image }&.fetch('digest')
-    abort "The registry has no acme/#{image}:#{sha}." unless digest
-    abort "The registry has #{digest} for #{image}, the callback said #{told}." unless digest == told
+    digest = same_in_registry!(report['targets'].find { |target| target['name'] == image }, sha)
     puts format('  acme/%-7s %s  %s', image, sha[0, 12], digest)
   end
 end

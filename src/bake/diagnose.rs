@@ -208,6 +208,19 @@ const BUILDX: &[(&str, Reason)] = &[
     ("failed to dial", Reason::BuilderUnavailable),
     ("Cannot connect to the Docker daemon", Reason::BuilderUnavailable),
     ("failed to connect to the docker API", Reason::BuilderUnavailable),
+    // The API server and the kubelet, about an exec into a pod that is gone, ending or no BuildKit.
+    ("command terminated with exit code ", Reason::BuilderLost),
+    ("unable to upgrade connection", Reason::BuilderLost),
+    ("cannot exec in", Reason::BuilderLost),
+    ("pods \"", Reason::BuilderLost),
+    ("error dialing backend", Reason::BuilderUnavailable),
+    ("Internal error occurred", Reason::BuilderUnavailable),
+    // The API server is away.
+    ("dial tcp ", Reason::BuilderUnavailable),
+    ("TLS handshake timeout", Reason::BuilderUnavailable),
+    ("connection refused", Reason::BuilderUnavailable),
+    ("client connection lost", Reason::BuilderUnavailable),
+    ("unexpected EOF", Reason::BuilderUnavailable),
 ];
 
 fn describe(vertex: &Vertex) -> String {

@@ -204,7 +204,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
         timeout: None,
     };
     let directory = state.job_directory()?;
-    let place = own.place(&build, &state, &directory, false).await?;
+    let place = own.place(&build, &state, &directory, None).await?;
     if place.has_others() {
         let hostname = place.dial().await?;
         let status = builders.status(name).await?;

@@ -1,0 +1,71 @@
+# What builds: a Docker engine on this machine, or BuildKit pods on a Kubernetes. The same for sidebake and for the bake by
+# hand that it is compared with.
+
+class Engine
+  DOCKER_HOST = ENV['DOCKER_HOST']
+
+  # The settings of sidebake's builder.
+  def settings(_directory) = %(builders.default = { driver = "docker", endpoint = "#{DOCKER_HOST}" })
+
+  def start(_world) = nil
+
+  def stop = nil
+
+  # buildx's name for it, what buildx has to know, and the directory from which a repository is baked.
+  def name = 'default'
+
+  def environment = { 'DOCKER_HOST' => DOCKER_HOST }
+
+  def working_directory(_repository) = nil
+end
+
+# Three pods in a namespace of their own. By hand, one bakes from the same directory as sidebake, to be on the same pod.
+class Cluster
+  NAMESPACE, NAME, N_PODS = 'sidebake-benches', 'benches', 3
+
+  def settings(directory)
+    @directory = directory
+    <<~TOML
+      [builders.#{NAME}]
+      driver = "kubernetes"
+      kubeconfig = "#{ENV.fetch('KUBECONFIG')}"
+      namespace = "#{NAMESPACE}"
+      replicas = #{N_PODS}
+      image = "#{ENV.fetch('BUILDKIT_IMAGE')}"
+      grace_period = "1s"
+      sticky_path = "#{working_directory('{owner}/{repository}')}"
+    TOML
+  end
+
+  def start(world)
+    kubectl('delete', 'namespace', NAMESPACE, '--ignore-not-found')
+    kubectl('create', 'namespace', NAMESPACE)
+    world.sidebake('builder', 'ensure')
+    FileUtils.mkdir_p(environment['BUILDX_CONFIG'])
+    command = [World::BUILDX, 'create', '--name', NAME, '--node', "#{NAME}0", '--driver', 'kubernetes',
+               '--driver-opt', "namespace=#{NAMESPACE},image=#{ENV.fetch('BUILDKIT_IMAGE')},replicas=#{N_PODS}"]
+    output, status = Open3.capture2e(Service::CLEAN.merge(environment), *command, unsetenv_others: true)
+    status.success? or raise Unmeasurable, "docker-buildx create: #{output}"
+  end
+
+  def stop = kubectl('delete', 'namespace', NAMESPACE, '--ignore-not-found', '--wait=false')
+
+  def name = NAME
+
+  def environment = { 'KUBECONFIG' => ENV.fetch('KUBECONFIG'), 'BUILDX_CONFIG' => File.join(@directory, 'buildx') }
+
+  def working_directory(repository) = File.join(@directory, 'sticky', repository)
+
+  # Deletes a pod at once, as a node that dies does.
+  def kill(pod) = kubectl('delete', 'pod', pod, '--namespace', NAMESPACE, '--grace-period=0', '--force', '--wait=false')
+
+  # Until as many pods as at the start are ready again.
+  def wait_for_pods = kubectl('rollout', 'status', "deployment/#{NAME}0", '--namespace', NAMESPACE, '--timeout=120s')
+
+  private
+
+  def kubectl(*arguments)
+    output, status = Open3.capture2e({ 'KUBECONFIG' => ENV.fetch('KUBECONFIG') }, ENV.fetch('KUBECTL'), *arguments)
+    status.success? or raise Unmeasurable, "kubectl #{arguments.join(' ')}: #{output}"
+  end
+end

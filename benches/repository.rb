@@ -1,0 +1,98 @@
+# Git repositories on the host of GitHub's stand-in, each with a tree to make commits in.
+
+require 'fileutils'
+require 'json'
+require 'open3'
+
+# Something did not do what it has to do before it can be measured; the message is for a person.
+class Unmeasurable < StandardError; end
+
+class Repository
+  attr_reader :name, :tree
+
+  # `name` with its owner. `past`: commits that it begins with, as `git fast-import` reads them.
+  def initialize(root, directory, name, past: '')
+    @name = name
+    @bare = File.join(root, "#{name}.git")
+    @tree = File.join(directory, 'trees', name)
+    @log = File.join(directory, 'git.log')
+    git('init', '--bare', @bare)
+    git('-C', @bare, 'fast-import', input: past) unless past.empty?
+    FileUtils.mkdir_p(File.dirname(@tree))
+    git('clone', @bare, @tree)
+  end
+
+  def write(file, text) = File.write(File.join(@tree, file), text)
+
+  # The sha of a commit of the tree as it is.
+  def commit
+    git('-C', @tree, 'add', '.')
+    git('-C', @tree, 'commit', '-m', 'A commit')
+    git('-C', @tree, 'push', @bare, 'HEAD:refs/heads/main')
+    `git -C #{@tree} rev-parse HEAD`.chomp
+  end
+
+  private
+
+  # The settings of the person at the keyboard (hooks, signing) are none of our business.
+  def git(*arguments, input: '')
+    environment = { 'GIT_CONFIG_GLOBAL' => '/dev/null', 'GIT_CONFIG_NOSYSTEM' => '1' }
+    options = %w[-c init.defaultBranch=main -c user.name=benches -c user.email=benches@localhost]
+    output, status = Open3.capture2e(environment, 'git', *options, *arguments, stdin_data: input, binmode: true)
+    File.write(@log, output, mode: 'ab')
+    status.success? or raise Unmeasurable, "git #{arguments.join(' ')} failed; its log is #{@log}"
+  end
+end
+
+# The application of docker/quickstart, with a past, and with steps that wait SLOWNESS times as long: 8 s (shared by the
+# images), 8 s and 6 s. Its 90 seconds would be more like the article's, but nobody would wait for five runs of each side.
+class VotingApp < Repository
+  NAME = 'acme/voting-app'
+  TEMPLATE = File.expand_path('../docker/quickstart.d/voting-app', __dir__)
+  SLOWNESS = 4
+  # Some years of a product: what a clone in full brings, and a fetch of one commit does not. 96 MB that do not compress.
+  N_PAST_COMMITS, PAST_BYTES = 3000, 32 << 10
+  SOURCES = %w[vote/app.py result/views/index.html worker/src/main/java/worker/Worker.java].freeze
+
+  def initialize(root, directory)
+    super(root, directory, NAME, past: past)
+    FileUtils.cp_r("#{TEMPLATE}/.", @tree)
+    slow_down
+  end
+
+  # A commit of which no step is in any build cache: its first step copies a file that has never been.
+  def commit_that_is_new
+    Dir[File.join(@tree, '*/packages.txt')].each { |file| File.write(file, "locked at #{Time.now.to_f}\n") }
+    commit
+  end
+
+  # A commit with a change in one source file of each image.
+  def commit_of_changes
+    SOURCES.each { |file| write(file, "changed at #{Time.now.to_f}\n") }
+    commit
+  end
+
+  # A commit with a change that is in no image.
+  def commit_beside_the_images
+    write('README', "written at #{Time.now.to_f}\n")
+    commit
+  end
+
+  private
+
+  # Every commit replaces one of 50 files.
+  def past
+    random = Random.new(1)
+    commits = (1..N_PAST_COMMITS).map do |n|
+      "commit refs/heads/main\ncommitter benches <benches@localhost> #{1_600_000_000 + n} +0000\ndata 4\npast\n" \
+        "M 100644 inline assets/#{n % 50}\ndata #{PAST_BYTES}\n#{random.bytes(PAST_BYTES)}\n"
+    end
+    commits.join
+  end
+
+  def slow_down
+    Dir[File.join(@tree, '*/Dockerfile')].each do |file|
+      File.write(file, File.read(file).gsub(/(?<=sleep )[\d.]+/) { |seconds| (seconds.to_f * SLOWNESS).to_s })
+    end
+  end
+end
