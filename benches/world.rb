@@ -150,7 +150,10 @@ class World
   def build_together(jobs)
     started = Figures.now
     jobs.each { |job| push('BuildJob', job) }
-    reports = jobs.map { @callbacks.listen || @callbacks.receive }
+    reports = jobs.map do
+      @callbacks.listen
+      @callbacks.receive
+    end
     seconds = Figures.now - started
     failed = reports.find { |report| report['status'] != 'succeeded' }
     raise Unmeasurable, "a build has #{failed['status']}: #{failed['message']}" if failed

@@ -10,7 +10,7 @@ require_relative 'registry'
 PATIENCE = 300 # seconds
 
 def build(application, sha)
-  registry, base = ENV.fetch_values('REGISTRY', 'BASE_IMAGE')
+  registry, base = %w[REGISTRY BASE_IMAGE].map { |name| ENV.fetch(name) }
   image = { 'name' => application, 'context' => '.', 'args' => { 'BASE' => base }, 'tags' => ["#{registry}/acme/#{application}:#{sha}"] }
   {
     'repository' => "acme/#{application}", 'installation_id' => 7, 'sha' => sha, 'ref' => 'refs/heads/main',

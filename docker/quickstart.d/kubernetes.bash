@@ -30,8 +30,6 @@ build_on_kubernetes() {
   for application in "${APPLICATIONS[@]}"; do change "$application"; done
   start_worker_on two
   build_applications two "$WORK/second" "$WORK/first"
-  section "sidebake builder status"
-  "$BIN/sidebake" builder status --config "$WORK/two.toml" 2>&1 | indent
 }
 
 build_applications() {
