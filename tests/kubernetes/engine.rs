@@ -23,8 +23,8 @@ pub struct Engine {
 pub fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
-        let is_ours = !script("status").status.success();
-        let started = script("up");
+        let is_ours = !script(&["status"]).status.success();
+        let started = script(&["up"]);
         assert!(started.status.success(), "no cluster: {}", said(&started));
         Engine::read(&String::from_utf8_lossy(&started.stdout), is_ours.then(stop_with_this_process))
     })
@@ -65,8 +65,9 @@ impl Engine {
     }
 }
 
-fn script(verb: &str) -> Output {
-    Command::new(path()).arg(verb).stdin(Stdio::null()).output().expect("tests/kubernetes/cluster can be run")
+/// Runs `tests/kubernetes/cluster`.
+pub fn script(arguments: &[&str]) -> Output {
+    Command::new(path()).args(arguments).stdin(Stdio::null()).output().expect("tests/kubernetes/cluster can be run")
 }
 
 fn path() -> PathBuf {

@@ -34,6 +34,14 @@ impl Sleeper {
         Self::start_in(house, namespace, builders, seconds).await
     }
 
+    /// On one pod of a cluster that no other test uses meanwhile.
+    async fn start_alone(seconds: u64) -> Self {
+        let house = House::open();
+        let namespace = Namespace::alone(&house);
+        let builders = namespace.builder("default", "replicas = 1");
+        Self::start_in(house, namespace, builders, seconds).await
+    }
+
     async fn start_in(mut house: House, namespace: Namespace, builders: String, seconds: u64) -> Self {
         house.builders = builders;
         let ensured = house.run(&["builder", "ensure"]);
@@ -184,8 +192,7 @@ async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
     let namespace = Namespace::of(&house);
     let relay = Relay::to(engine().told("API")).await;
     let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &house);
-    let builders =
-        namespace.builder_by("default", &kubeconfig, "replicas = 2\nstall_timeout = \"12s\"\ntimeout = \"5s\"");
+    let builders = namespace.builder_by("default", &kubeconfig, "replicas = 2\nstall_timeout = \"12s\"");
     let sleeper = Sleeper::start_in(house, namespace, builders, 60).await;
     let since = Instant::now();
     relay.stall();
@@ -193,7 +200,7 @@ async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
         .house
         .until("the job is to be retried", async || !sleeper.house.redis.sorted_set("retry").await.is_empty())
         .await;
-    // The line is given up after 12 s; then Kubernetes is asked, which does not answer either, in 15 s each.
+    // The line is given up after 12 s; then Kubernetes is asked, which does not answer either, for 15 s each time.
     assert!(since.elapsed() < Duration::from_secs(60), "{:?}", since.elapsed());
     let (retry, _) = sleeper.house.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
@@ -203,13 +210,21 @@ async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_api_server_that_is_frozen_for_a_moment_does_no_harm() {
-    let sleeper = Sleeper::start(1, 12, "").await;
-    sleeper.namespace.signal("apiserver", "-STOP");
+    let sleeper = Sleeper::start_alone(12).await;
+    sleeper.namespace.part("freeze", "apiserver");
     tokio::time::sleep(Duration::from_secs(6)).await;
-    sleeper.namespace.signal("apiserver", "-CONT");
+    sleeper.namespace.part("thaw", "apiserver");
     let report = sleeper.house.report(&sleeper.jid).await;
     assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.house.logs());
     assert_eq!(report["notices"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_server_that_is_killed_takes_every_line_with_it_and_the_build_goes_on_with_the_next() {
+    let sleeper = Sleeper::start_alone(6).await;
+    let since = Instant::now();
+    sleeper.namespace.part("restart", "apiserver");
+    sleeper.survives(since, "the builder default").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

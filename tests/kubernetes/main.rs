@@ -1,8 +1,8 @@
 //! The program on a real Kubernetes, with buildx's own kubernetes driver and real BuildKit pods.
 //!
 //! `tests/kubernetes/cluster up` makes the cluster, unless `KUBECONFIG` names another one. The tests share it, each in a
-//! namespace of its own, and some of them stop its parts, so they run one after the other:
-//! `cargo test --test kubernetes -- --test-threads=1`.
+//! namespace of its own; those that stop its parts have it alone. They mostly wait:
+//! `cargo test --test kubernetes -- --test-threads=3`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
 #![allow(

@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use world::wait_for_within;
 
 use crate::engine::{Engine, engine};
@@ -14,13 +16,30 @@ use crate::house::{House, PATIENCE};
 pub struct Namespace {
     pub name: String,
     engine: &'static Engine,
+    _turn: Turn,
 }
+
+/// Who stops parts of the cluster has it alone.
+enum Turn {
+    Shared { _guard: OwnedRwLockReadGuard<()> },
+    Alone { _guard: OwnedRwLockWriteGuard<()> },
+}
+
+static TURNS: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
 
 impl Namespace {
     /// A new namespace, named after the house.
     pub fn of(house: &House) -> Self {
-        let name = house.nonce.clone();
-        let namespace = Self { name, engine: engine() };
+        Self::with(house, Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
+    }
+
+    /// The same, and no other test runs.
+    pub fn alone(house: &House) -> Self {
+        Self::with(house, Turn::Alone { _guard: wait(TURNS.clone().write_owned()) })
+    }
+
+    fn with(house: &House, turn: Turn) -> Self {
+        let namespace = Self { name: house.nonce.clone(), engine: engine(), _turn: turn };
         namespace.kubectl_anywhere(&["create", "namespace", &namespace.name]);
         namespace
     }
@@ -107,11 +126,16 @@ impl Namespace {
         wait_for_within(PATIENCE, what, condition).await;
     }
 
-    /// Signals a part of the cluster, such as `apiserver`.
-    pub fn signal(&self, part: &str, signal: &str) {
-        let pid = std::fs::read_to_string(Path::new(self.engine.told("LAB_PID")).join(part)).unwrap();
-        assert!(Command::new("kill").args([signal, pid.trim()]).status().unwrap().success());
+    /// Does something to a part of the cluster, such as `apiserver`: `freeze`, `thaw`, `restart`. One has to be alone.
+    pub fn part(&self, verb: &str, part: &str) {
+        assert!(matches!(self._turn, Turn::Alone { .. }), "others are using it");
+        let output = crate::engine::script(&[verb, part]);
+        assert!(output.status.success(), "{}", crate::house::text(&output));
     }
+}
+
+fn wait<T>(turn: impl Future<Output = T>) -> T {
+    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(turn))
 }
 
 impl Drop for Namespace {
