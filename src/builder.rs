@@ -52,6 +52,12 @@ const ALIVE_WITHIN: Duration = Duration::from_secs(4);
 /// Into a build, before its pod is asked for its name. It is asked once for each repository and set of pods.
 const CURIOSITY: Duration = Duration::from_millis(500);
 
+/// How often BuildKit is asked whether it is there, and how long it may take to say so.
+const PROBE: Duration = Duration::from_secs(60);
+
+/// So many answers missed in a row are no coincidence.
+const N_PROBES: u32 = 3;
+
 /// After a pod has gone, how long buildx may take to notice and end by itself, with an error of its own.
 const NOTICE: Duration = Duration::from_secs(2);
 
@@ -125,8 +131,8 @@ struct Builder {
     settings: settings::Builder,
     /// The API server and credentials for it, and since when.
     access: tokio::sync::Mutex<Option<(Arc<Access>, Instant)>>,
-    /// Which pod a working directory led to, among which pods.
-    pods: Mutex<BTreeMap<(PathBuf, Vec<String>), String>>,
+    /// Which pod a working directory led to, and among which pods.
+    pods: Mutex<BTreeMap<PathBuf, (Vec<String>, String)>>,
 }
 
 /// A place for one bake: a builder prepared for it, and what was known of it then.
@@ -161,6 +167,13 @@ pub struct Loss {
     has_pod_gone: bool,
     /// The pod, when it was known.
     pod: Option<String>,
+}
+
+impl Loss {
+    /// Whether the pod's memory was all used, perhaps by this very build.
+    pub fn is_out_of_memory(&self) -> bool {
+        self.failure.detail.contains("OOMKilled")
+    }
 }
 
 /// What there is of a builder, for `sidebake builder` and `doctor`.
@@ -386,7 +399,7 @@ impl Place<'_> {
                 match line.sign().await {
                     // A connection that was not the line goes now and then; only the pod's own state tells.
                     Sign::Dropped => {
-                        if let Some(loss) = self.pods_now().await.ok().and_then(|now| self.gone(&now)) {
+                        if let Some(loss) = self.pods_now().await.ok().and_then(|now| self.own_pod_gone(&now)) {
                             sleep(NOTICE).await;
                             return loss;
                         }
@@ -398,19 +411,47 @@ impl Place<'_> {
         tokio::select! {
             () = learn => unreachable!("it waits for ever at its end"),
             loss = watch => loss,
+            loss = self.mute() => loss,
         }
     }
 
-    /// What happened to the builder, when buildx itself noticed that it was lost; `None` when no other pod would help.
+    /// Waits until BuildKit does not answer any more although the line is there: the kubelet answers the signs of life on
+    /// it, also for a BuildKit that hangs.
+    async fn mute(&self) -> Loss {
+        if self.balance != Balance::Sticky {
+            return std::future::pending().await;
+        }
+        let mut n_missed = 0;
+        loop {
+            sleep(PROBE).await;
+            n_missed = if matches!(timeout(PROBE, self.dial()).await, Ok(Ok(_))) { 0 } else { n_missed + 1 };
+            if n_missed == N_PROBES {
+                let now = self.pods_now().await;
+                let loss = now.as_ref().ok().and_then(|now| self.gone(now));
+                return loss.unwrap_or_else(|| self.loss(format!("{} does not answer", self.pod_in_words())));
+            }
+        }
+    }
+
+    /// Whether a failed bake was a lost builder: by buildx's own word, or because the pod has gone, whatever buildx made of
+    /// that. `None` when it was not, or when no other pod would help.
     pub async fn post_mortem(&self, failure: &Failure) -> Option<Loss> {
+        let is_told = matches!(failure.reason, Reason::BuilderLost | Reason::BuilderUnavailable);
         // Kubernetes' own words for what no Role allows, on whichever pod.
         if failure.detail.contains("is forbidden: User ") {
             return None;
         }
-        let now = if self.cluster.is_some() { self.pods_now().await.ok() } else { None };
-        let loss = now.and_then(|now| self.gone(&now));
-        let pod = self.pod.get().cloned();
-        Some(loss.unwrap_or_else(|| Loss { failure: failure.clone(), has_pod_gone: false, pod }))
+        // What BuildKit proved of the customer's files stays so, wherever. A killed step is no proof: whoever ends the pod
+        // ends its steps first.
+        let is_killed = ["exit code: 137", "exit code: 143"].iter().any(|exit| failure.detail.contains(exit));
+        let is_doubtful = matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid)
+            || failure.reason == Reason::StepFailed && is_killed;
+        if self.cluster.is_none() || !(is_told || is_doubtful) {
+            return is_told.then(|| Loss { failure: failure.clone(), has_pod_gone: false, pod: None });
+        }
+        let now = self.pods_now().await.ok();
+        let loss = now.and_then(|now| if is_told { self.gone(&now) } else { self.own_pod_gone(&now) });
+        loss.or_else(|| is_told.then(|| Loss { failure: failure.clone(), ..self.loss(String::new()) }))
     }
 
     /// What a sign means. Kubernetes is asked once: when it does not answer, that takes its whole time.
@@ -419,16 +460,34 @@ impl Place<'_> {
         if let Some(loss) = now.as_ref().ok().and_then(|now| self.gone(now)) {
             return loss;
         }
-        let name = &self.builder.name;
-        let pod = self.pod.get().map_or_else(|| "its pod".to_owned(), |pod| format!("the pod {pod}"));
-        let sentence = match (sign, now) {
-            (_, Err(error)) => error.to_string(),
-            (Sign::Stalled(silence), Ok(_)) => {
-                format!("the builder {name}: nothing has come from {pod} for {} s", silence.as_secs())
+        match (sign, now) {
+            (_, Err(error)) => {
+                Loss { failure: Failure::new(Reason::BuilderLost, error.to_string()), ..self.loss(String::new()) }
             }
-            (_, Ok(_)) => format!("the builder {name}: the connection to {pod} was cut"),
-        };
-        Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone: false, pod: self.pod.get().cloned() }
+            (Sign::Stalled(silence), Ok(_)) => {
+                self.loss(format!("nothing has come from {} for {} s", self.pod_in_words(), silence.as_secs()))
+            }
+            (_, Ok(_)) => self.loss(format!("the connection to {} was cut", self.pod_in_words())),
+        }
+    }
+
+    fn pod_in_words(&self) -> String {
+        self.pod.get().map_or_else(|| "its pod".to_owned(), |pod| format!("the pod {pod}"))
+    }
+
+    /// A pod that is there and of no use.
+    fn loss(&self, what: String) -> Loss {
+        let sentence = format!("the builder {}: {what}", self.builder.name);
+        let failure = Failure::new(Reason::BuilderLost, sentence);
+        Loss { failure, has_pod_gone: false, pod: self.pod.get().cloned() }
+    }
+
+    /// The same, but only what is certain: of the build's own pod, and not that it was told to go, since it may finish
+    /// what it builds.
+    fn own_pod_gone(&self, now: &[PodStatus]) -> Option<Loss> {
+        let own = self.pod.get()?;
+        let is_there = now.iter().any(|pod| pod.name == *own && pod.is_running && pod.is_going);
+        self.gone(now).filter(|_| !is_there)
     }
 
     /// Whether the build's pod has gone, ended or been told to go; when it is not known, the one pod of which that is true.
@@ -457,16 +516,18 @@ impl Place<'_> {
         Some(names)
     }
 
-    fn key(&self) -> Option<(PathBuf, Vec<String>)> {
-        Some((self.site.working_directory.clone(), self.candidates()?))
-    }
-
     /// The pod is known without asking when it is the only one, or when the same choice was made before.
     fn recall_pod(&self) {
-        let Some(key) = self.key() else { return };
-        let known = match (key.1.as_slice(), self.balance) {
+        let Some(candidates) = self.candidates() else { return };
+        let known = match (candidates.as_slice(), self.balance) {
             ([only], _) => Some(only.clone()),
-            (_, Balance::Sticky) => self.builder.known_pods().get(&key).cloned(),
+            (_, Balance::Sticky) => {
+                let known = self.builder.known_pods();
+                known
+                    .get(&self.site.working_directory)
+                    .filter(|(among, _)| *among == candidates)
+                    .map(|(_, pod)| pod.clone())
+            }
             (_, Balance::Random) => None,
         };
         if let Some(pod) = known {
@@ -480,11 +541,13 @@ impl Place<'_> {
     }
 
     async fn learn_pod(&self) {
-        let (None, Balance::Sticky, Some(key)) = (self.pod.get(), self.balance, self.key()) else { return };
+        let (None, Balance::Sticky, Some(candidates)) = (self.pod.get(), self.balance, self.candidates()) else {
+            return;
+        };
         match self.dial().await {
             // A BuildKit whose host has another name than its pod tells us nothing.
-            Ok(pod) if key.1.contains(&pod) => {
-                self.builder.known_pods().insert(key, pod.clone());
+            Ok(pod) if candidates.contains(&pod) => {
+                self.builder.known_pods().insert(self.site.working_directory.clone(), (candidates, pod.clone()));
                 self.is_on(pod);
             }
             Ok(hostname) => tracing::debug!(builder = self.builder.name, hostname, "the host is none of the pods"),
@@ -588,13 +651,15 @@ impl Builder {
 
     /// Looks which pods there are, waits for one that is ready, and lets the bake reach the API server.
     async fn survey(&self, site: &mut Site, kubeconfig: &Path) -> Result<Surveyed, BuilderError> {
+        let survey = self.ready(1).await?;
+        // Only now: what was looked up before a long wait may have ended meanwhile.
         let access = self.access().await?;
-        let (survey, api) = tokio::join!(self.ready(1), access.addresses());
+        let api = access.addresses().await;
         let text = access.kubeconfig().map_err(|error| self.wrong(error.into()))?;
         state::write_private(kubeconfig, text.expose().as_bytes())?;
         site.sockets = Sockets::Tcp(vec![access.port()]);
         site.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
-        Ok(Surveyed { pods: survey?.pods, api })
+        Ok(Surveyed { pods: survey.pods, api })
     }
 
     async fn ready(&self, n: usize) -> Result<Survey, BuilderError> {
@@ -627,7 +692,7 @@ impl Builder {
         Cluster::new(&access, self.settings.node_name(&self.name)).map_err(|error| self.wrong(error.into()))
     }
 
-    fn known_pods(&self) -> std::sync::MutexGuard<'_, BTreeMap<(PathBuf, Vec<String>), String>> {
+    fn known_pods(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, (Vec<String>, String)>> {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

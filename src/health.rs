@@ -47,9 +47,12 @@ impl Health {
             .route("/live", get(async || "alive\n"))
             .route("/ready", get(async |State(worker): State<Arc<Worker>>| worker.ready().await))
             .with_state(state);
-        let served = axum::serve(listener, routes).with_graceful_shutdown(ended.clone().cancelled_owned()).await;
-        if let Err(error) = served {
-            tracing::error!(%error, "the health listener has ended");
+        // Nobody's connection is worth waiting for.
+        tokio::select! {
+            served = axum::serve(listener, routes).into_future() => {
+                tracing::error!(?served, "the health listener has ended");
+            }
+            () = ended.cancelled() => {}
         }
     }
 }

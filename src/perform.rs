@@ -1,5 +1,6 @@
 //! One build: the stations in order.
 
+use std::pin::Pin;
 use std::time::Instant;
 
 use tokio::sync::Semaphore;
@@ -58,6 +59,14 @@ pub struct Attempt<'a> {
     pub journal: &'a Journal,
     /// Kills whatever runs.
     pub stop: &'a CancellationToken,
+    /// Knows whether the job is still ours; none where nobody could take it.
+    pub fence: Option<&'a dyn Fence>,
+}
+
+/// What can tell that a job was given to another worker.
+pub trait Fence: std::fmt::Debug + Send + Sync {
+    /// Whether the job is ours, as far as can be known.
+    fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 }
 
 /// Builds what a job asks for. What is known is put into the report as soon as it is, so that a failure has it too.
@@ -163,22 +172,46 @@ async fn solve(
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let deadline = Instant::now() + stations.bake.time_limit(build);
-    let (mut targets, mut lost, mut n_left) = (definition.names(), None, N_OTHER_PODS);
+    let (mut targets, mut lost, mut n_left) = (definition.names(), None::<Loss>, N_OTHER_PODS);
+    let mut time_left = stations.bake.time_limit(build);
     loop {
+        // Waiting for a builder is not the build's time.
         let place = stations.builders.place(build, &stations.state, directory, lost.as_ref()).await?;
         report.placement = Some(place.placement());
-        let goal = Goal { definition, targets: &targets, deadline };
+        // The push of a tag that moves cannot be taken back, so this is asked as late as can be.
+        if let Some(fence) = attempt.fence
+            && !fence.holds().await
+        {
+            return Err(Failure::new(Reason::Interrupted, "the job was given to another worker"));
+        }
+        let started = Instant::now();
+        let goal = Goal { definition, targets: &targets, deadline: started + time_left };
         let (outcome, loss) = solve_watched(stations, build, goal, &place, directory, attempt).await?;
+        time_left = time_left.saturating_sub(started.elapsed());
         report.placement = Some(place.placement());
         report.context_bytes += outcome.context_bytes;
         report.take_in(outcome.targets);
-        let Some(loss) = loss.filter(|_| n_left > 0 && place.has_others() && Instant::now() < deadline) else {
-            return outcome.failure.map_or(Ok(()), Err);
+        let Some(loss) = loss.filter(|_| n_left > 0 && place.has_others() && !time_left.is_zero()) else {
+            return match (outcome.failure, lost) {
+                // The time went with the pod.
+                (Some(failure), Some(lost)) if failure.reason == Reason::TimedOut => Err(lost.failure),
+                (failure, _) => failure.map_or(Ok(()), Err),
+            };
         };
-        attempt.journal.tell(Event::Notice(format!("{}; what was not built yet is built again", loss.failure.detail)));
-        targets = definition.with_linked(&report.unfinished());
-        (lost, n_left) = (Some(loss), n_left - 1);
+        let unfinished = report.unfinished();
+        let rest = if unfinished.is_empty() {
+            "everything was built already"
+        } else {
+            "what was not built yet is built again"
+        };
+        attempt.journal.tell(Event::Notice(format!("{}; {rest}", loss.failure.detail)));
+        if unfinished.is_empty() {
+            return Ok(());
+        }
+        targets = definition.with_linked(&unfinished);
+        // A build that eats a pod's memory should not eat that of every other.
+        n_left = if loss.is_out_of_memory() { 0 } else { n_left - 1 };
+        lost = Some(loss);
     }
 }
 
@@ -211,8 +244,7 @@ async fn solve_watched(
         _ if attempt.stop.is_cancelled() => None,
         // Killed by us. When it ended by itself in the same moment, its own word counts.
         (Some(loss), Reason::Interrupted) => Some(loss),
-        (_, Reason::BuilderLost | Reason::BuilderUnavailable) => place.post_mortem(&failure).await,
-        _ => None,
+        _ => place.post_mortem(&failure).await,
     };
     outcome.failure = Some(loss.as_ref().map_or(failure, |loss| loss.failure.clone()));
     Ok((outcome, loss))

@@ -3,6 +3,7 @@
 //! The only file that sees both the queue and the build. What becomes of a job is decided in one place,
 //! [`dispose`], from plain values.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::clock::Epoch;
 use crate::job::arguments::{self, Request};
 use crate::job::{BuildJob, Callback, JobError, Moment};
 use crate::journal::Journal;
-use crate::perform::{Attempt, Stations, perform};
+use crate::perform::{Attempt, Fence, Stations, perform};
 use crate::rails;
 use crate::reason::{Class, Failure, Reason};
 use crate::redis::Redis;
@@ -27,7 +28,10 @@ use crate::sidekiq::custody::Running;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
-use crate::sidekiq::turn::{Effect, Settlement, UnitOfWork, announce};
+use crate::sidekiq::turn::{Effect, Settlement, Token, UnitOfWork, announce, holds};
+
+/// A job interrupted this often waits its turn in the retry set.
+const MAX_INTERRUPTIONS: u32 = 3;
 
 /// How long a stopped build may take to end its child and remove its directory.
 const CLEAN_UP: Duration = Duration::from_secs(2);
@@ -75,6 +79,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let payload = Payload::parse(&unit.text);
     let span =
         tracing::info_span!("job", jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default());
+    tracing::debug!(jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default(), "job begins");
     let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()).instrument(span));
     let attempted = attempt.await.unwrap_or_else(|error| Attempted {
         result: Err(Failure::new(Reason::Panicked, panic_message(error))),
@@ -188,10 +193,26 @@ async fn build(
     tell_started(processor, running, attempted).await;
 
     let journal = Journal::to_log();
-    let attempt = Attempt { journal: &journal, stop };
+    let fence = InFlight { processor, token: &running.unit.token };
+    let attempt = Attempt { journal: &journal, stop, fence: Some(&fence) };
     let built = perform(&processor.stations, &job, attempt, &mut attempted.report).await;
     attempted.report.notices = journal.notices();
     built
+}
+
+/// The fence of a build: its entry in flight.
+#[derive(Debug)]
+struct InFlight<'a> {
+    processor: &'a Processor,
+    token: &'a Token,
+}
+
+impl Fence for InFlight<'_> {
+    /// While Redis does not answer the build goes on, as every running one does.
+    fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        let Processor { redis, identity, .. } = self.processor;
+        Box::pin(async move { holds(redis, identity, self.token).await.unwrap_or(true) })
+    }
 }
 
 /// Stops the build when the worker ends or the job was taken; returns when it had time to clean up after itself.
@@ -291,13 +312,19 @@ pub fn dispose(
     payload: &Payload,
     jobs: &Jobs,
     has_callback: bool,
+    n_interruptions: u32,
     now: Epoch,
     jitter: f64,
 ) -> Disposition {
     let Err(failure) = result else { return Disposition::Acknowledge };
     let bury = if payload.may_die() { Disposition::Bury } else { Disposition::Acknowledge };
     match (failure.reason, failure.reason.class()) {
-        (Reason::Interrupted, _) => Disposition::PutBack,
+        (Reason::Interrupted, _) if n_interruptions + 1 < MAX_INTERRUPTIONS => Disposition::PutBack,
+        // It is always in the way of a stop. A job that has no retries goes on as it was: it has not failed.
+        (Reason::Interrupted, _) => match retry::next(payload, jobs, now, jitter) {
+            Next::RetryAt(at) => Disposition::RetryAt(at),
+            Next::Die | Next::Drop => Disposition::PutBack,
+        },
         (Reason::Poison, _) => bury,
         (_, Class::Control) => Disposition::Acknowledge,
         (_, Class::User) if !jobs.raise_user_failures => {
@@ -320,7 +347,7 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
     let (unit, now) = (&running.unit, Epoch::now());
     let Attempted { result, mut report, callback } = attempted;
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
-    let disposition = dispose(&result, payload, jobs, has_callback, now, rand::random());
+    let disposition = dispose(&result, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
     log_end(&result, &report, disposition, running.since);
 
     let failure = result.err();
@@ -331,7 +358,7 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
         Disposition::Acknowledge => (Some(Moment::Finished), None),
         Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: dead_or_due() })),
         Disposition::Bury => (Some(Moment::Finished), Some(Effect::Bury { text: dead_or_due().into_bytes() })),
-        Disposition::PutBack => (None, Some(Effect::PutBack { queue: unit.queue.clone() })),
+        Disposition::PutBack => (None, Some(Effect::PutBack { queue: unit.queue.clone(), is_interrupted: true })),
     };
     let told = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
@@ -380,7 +407,7 @@ mod tests {
     fn decide(reason: Option<Reason>, text: &str, has_callback: bool) -> Disposition {
         let payload = Payload::parse(text.as_bytes()).expect("a job");
         let result = reason.map_or(Ok(()), |reason| Err(Failure::new(reason, "x")));
-        dispose(&result, &payload, &Jobs::default(), has_callback, Epoch::from_secs_f64(100.0), 0.0)
+        dispose(&result, &payload, &Jobs::default(), has_callback, 0, Epoch::from_secs_f64(100.0), 0.0)
     }
 
     #[test]
@@ -405,11 +432,24 @@ mod tests {
     }
 
     #[test]
+    fn the_third_interruption_is_a_retry_where_there_are_any() {
+        let stopped = Err(Failure::new(Reason::Interrupted, "x"));
+        let decide = |text: &str, n| {
+            let payload = Payload::parse(text.as_bytes()).expect("a job");
+            dispose(&stopped, &payload, &Jobs::default(), true, n, Epoch::from_secs_f64(100.0), 0.0)
+        };
+        let job = r#"{"class":"BuildJob"}"#;
+        assert_eq!([0, 1].map(|n| decide(job, n)), [Disposition::PutBack; 2]);
+        assert_eq!(decide(job, 2), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
+        assert_eq!(decide(r#"{"class":"BuildJob","retry":false}"#, 2), Disposition::PutBack);
+    }
+
+    #[test]
     fn shops_that_count_on_sidekiqs_failure_path_get_it() {
         let jobs = Jobs { raise_user_failures: true, ..Jobs::default() };
         let payload = Payload::parse(br#"{"class":"BuildJob"}"#).expect("a job");
         let failed = Err(Failure::new(Reason::StepFailed, "x"));
-        let disposition = dispose(&failed, &payload, &jobs, true, Epoch::from_secs_f64(100.0), 0.0);
+        let disposition = dispose(&failed, &payload, &jobs, true, 0, Epoch::from_secs_f64(100.0), 0.0);
         assert_eq!(disposition, Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
     }
 }

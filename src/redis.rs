@@ -1,17 +1,21 @@
 //! The connection to Redis: made again when it breaks, bounded in time, and woken by Redis' own pushes.
 //!
-//! Knows no key of Sidekiq's. A command that fails leaves no connection behind, so that the next one starts afresh;
-//! whoever needs a command to happen sends it again.
+//! Knows no key of Sidekiq's. A command that fails leaves no connection behind, so that the next one starts afresh, with
+//! whoever is the master then; whoever needs a command to happen sends it again.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo,
-    PushKind, ScriptInvocation,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, ScriptInvocation, TlsCertificates, TlsMode,
 };
 use tokio::sync::{Mutex, Notify};
+use tokio::time::timeout;
 
 use crate::settings;
 
@@ -19,14 +23,44 @@ pub use redis::{RedisError, Script};
 
 /// A connection that many tasks may use.
 pub struct Redis {
-    client: Client,
+    server: Server,
     timeout: Duration,
     wake: Option<Arc<Notify>>,
+    /// Whether the server pushes what changes.
+    is_told: AtomicBool,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
+/// Where the server is.
+enum Server {
+    /// At this address.
+    Fixed(Box<Client>),
+    /// Whichever the sentinels call the master; everything but its address is known.
+    Master { sentinels: Box<Mutex<SentinelClient>>, info: Box<ConnectionInfo> },
+}
+
+/// What the server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// `redis_version`, which Valkey keeps at 7.2.4, or its own name and version.
+    pub version: String,
+    /// What an operator should know before jobs depend on it; fatal ones first.
+    pub troubles: Vec<Trouble>,
+}
+
+/// Something about a server on which jobs would not be safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What it is about, for a list.
+    pub about: &'static str,
+    /// A sentence.
+    pub message: String,
+    /// Whether jobs are lost without any crash, or the worker cannot work at all.
+    pub is_fatal: bool,
+}
+
 impl Redis {
-    /// Checks the URL; connects with the first command.
+    /// Checks the URL and reads the certificates; connects with the first command.
     pub fn new(settings: &settings::Redis) -> Result<Self, RedisError> {
         Self::with(settings, ProtocolVersion::RESP2, None)
     }
@@ -44,8 +78,20 @@ impl Redis {
     ) -> Result<Self, RedisError> {
         let info = settings.url.expose().into_connection_info()?;
         let session = info.redis_settings().clone().set_protocol(protocol);
-        let client = Client::open(info.set_redis_settings(session))?;
-        Ok(Self { client, timeout: settings.timeout, wake, connection: Mutex::new(None) })
+        let info = info.set_redis_settings(session.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")));
+        let server = if settings.sentinels.is_empty() {
+            Server::Fixed(Box::new(fixed(info, certificates(settings)?)?))
+        } else {
+            let sentinels = Box::new(Mutex::new(sentinels(settings, &info)?));
+            Server::Master { sentinels, info: Box::new(info) }
+        };
+        Ok(Self {
+            server,
+            timeout: settings.timeout,
+            wake,
+            is_told: AtomicBool::new(true),
+            connection: Mutex::new(None),
+        })
     }
 
     /// Sends one command.
@@ -69,6 +115,20 @@ impl Redis {
         self.keep_or_drop(reply).await
     }
 
+    /// What the server is, and what is wrong with it.
+    pub async fn server_info(&self) -> Result<ServerInfo, RedisError> {
+        let info: String = self.query(&redis::cmd("INFO")).await?;
+        // A user without the right to see settings sees none.
+        let fsync: Vec<String> =
+            self.query(redis::cmd("CONFIG").arg(&["GET", "appendfsync"])).await.unwrap_or_default();
+        Ok(ServerInfo::read(&info, fsync.get(1).map(String::as_str)))
+    }
+
+    /// Whether a change wakes us, by what the last connection was told.
+    pub fn is_told(&self) -> bool {
+        self.is_told.load(Ordering::Relaxed)
+    }
+
     async fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = connection.as_ref() {
@@ -79,11 +139,12 @@ impl Redis {
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let client = self.client().await?;
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.timeout))
             .set_response_timeout(Some(self.timeout));
         let Some(wake) = self.wake.clone() else {
-            return self.client.get_multiplexed_async_connection_with_config(&config).await;
+            return client.get_multiplexed_async_connection_with_config(&config).await;
         };
         let config = config.set_push_sender(move |push: PushInfo| {
             if matches!(push.kind, PushKind::Invalidate | PushKind::Disconnection) {
@@ -91,13 +152,27 @@ impl Redis {
             }
             Ok::<(), redis::aio::SendError>(())
         });
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         // NOLOOP, or our own writes would wake us. Where tracking is refused, the slow poll is what is left.
         let tracking = redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"]).query_async::<()>(&mut connection).await;
+        self.is_told.store(tracking.is_ok(), Ordering::Relaxed);
         if let Err(error) = tracking {
-            tracing::warn!(%error, "Redis refuses CLIENT TRACKING: new jobs are found by polling");
+            tracing::warn!(%error, "Redis refuses CLIENT TRACKING: new jobs are found by polling twice a second");
         }
         Ok(connection)
+    }
+
+    async fn client(&self) -> Result<Client, RedisError> {
+        let (sentinels, info) = match &self.server {
+            Server::Fixed(client) => return Ok(client.as_ref().clone()),
+            Server::Master { sentinels, info } => (sentinels, info),
+        };
+        let mut sentinels = sentinels.lock().await;
+        let found = timeout(self.timeout, sentinels.async_get_client()).await;
+        let master = found.unwrap_or_else(|_| {
+            Err(RedisError::from((ErrorKind::Io, "no sentinel answered in time, or the master did not")))
+        })?;
+        Client::open(info.as_ref().clone().set_addr(master.get_connection_info().addr().clone()))
     }
 
     /// A reply that says no leaves the connection usable; anything else may have left half a reply in it. A server that is
@@ -112,8 +187,133 @@ impl Redis {
     }
 }
 
+fn fixed(info: ConnectionInfo, certificates: Option<TlsCertificates>) -> Result<Client, RedisError> {
+    match certificates {
+        Some(certificates) => Client::build_with_tls(info, certificates),
+        None => Client::open(info),
+    }
+}
+
+/// As Ruby's redis-client: the host in `redis.url` is the name that the sentinels know the master by.
+fn sentinels(settings: &settings::Redis, master: &ConnectionInfo) -> Result<SentinelClient, RedisError> {
+    let wrong = |message| RedisError::from((ErrorKind::InvalidClientConfig, message));
+    let (name, is_tls) = match master.addr() {
+        ConnectionAddr::Tcp(name, _) => (name, false),
+        ConnectionAddr::TcpTls { host, .. } => (host, true),
+        _ => return Err(wrong("a master behind sentinels has no Unix socket")),
+    };
+    let infos = settings.sentinels.iter().map(|url| url.expose().into_connection_info());
+    let infos = infos.collect::<Result<Vec<_>, _>>()?;
+    let addresses = infos.iter().map(|info| info.addr().clone());
+    let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?;
+    let session = master.redis_settings();
+    builder = builder.set_client_to_redis_protocol(session.protocol()).set_client_to_redis_db(session.db());
+    if let Some(user) = session.username() {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = session.password() {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    if is_tls {
+        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+    }
+    if let (true, Some(certificates)) = (is_tls, certificates(settings)?) {
+        builder = builder.set_client_to_redis_certificates(certificates);
+    }
+    // The library takes one user and password for all of them, which is what one has.
+    let session = infos[0].redis_settings();
+    if let Some(user) = session.username() {
+        builder = builder.set_client_to_sentinel_username(user);
+    }
+    if let Some(password) = session.password() {
+        builder = builder.set_client_to_sentinel_password(password);
+    }
+    let is_tls = |info: &ConnectionInfo| matches!(info.addr(), ConnectionAddr::TcpTls { .. });
+    if let (true, Some(certificates)) = (infos.iter().all(is_tls), certificates(settings)?) {
+        builder = builder.set_client_to_sentinel_certificates(certificates);
+    }
+    builder.build()
+}
+
+fn certificates(settings: &settings::Redis) -> Result<Option<TlsCertificates>, RedisError> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| {
+            let message = format!("{}: {error}", path.display());
+            RedisError::from((ErrorKind::InvalidClientConfig, "a certificate or key cannot be read", message))
+        })
+    };
+    let root_cert = settings.ca_file.as_deref().map(read).transpose()?;
+    let client_tls = match (&settings.client_certificate_file, &settings.client_key_file) {
+        (Some(certificate), Some(key)) => {
+            Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+        }
+        _ => None,
+    };
+    let is_given = root_cert.is_some() || client_tls.is_some();
+    Ok(is_given.then_some(TlsCertificates { client_tls, root_cert }))
+}
+
+impl ServerInfo {
+    /// Reads the answer to `INFO`, and the setting `appendfsync` where it could be seen.
+    fn read(info: &str, fsync: Option<&str>) -> Self {
+        let field = |name: &str| {
+            let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            value.unwrap_or("?").trim().to_owned()
+        };
+        let mut troubles = Vec::new();
+        let mut trouble = |about, is_fatal, message| troubles.push(Trouble { about, message, is_fatal });
+        if field("cluster_enabled") == "1" {
+            trouble("redis cluster", true, "Redis Cluster is not supported, by Sidekiq neither".into());
+        }
+        let policy = field("maxmemory_policy");
+        if policy != "noeviction" {
+            let message = format!("maxmemory-policy is {policy}: Redis may throw jobs away; set noeviction");
+            trouble("redis memory", true, message);
+        }
+        if field("aof_enabled") != "1" {
+            let message = "no append-only file: a crash of Redis loses jobs; set appendonly yes".into();
+            trouble("redis persistence", false, message);
+        } else if fsync == Some("no") {
+            let message = "appendfsync is no: a crash of the machine loses what the system had not written".into();
+            trouble("redis persistence", false, message);
+        }
+        let version = match field("server_name").as_str() {
+            "?" | "redis" => field("redis_version"),
+            name => format!("{name} {}", field(&format!("{name}_version"))),
+        };
+        Self { version, troubles }
+    }
+
+    /// Why no worker can run on this server.
+    pub fn refusal(&self) -> Option<&str> {
+        self.troubles.iter().find(|trouble| trouble.about == "redis cluster").map(|trouble| trouble.message.as_str())
+    }
+}
+
 impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Redis(***)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn troubles(info: &str, fsync: Option<&str>) -> Vec<&'static str> {
+        ServerInfo::read(info, fsync).troubles.iter().map(|trouble| trouble.about).collect()
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_server_is_said() {
+        let good = "redis_version:7.0.15\r\ncluster_enabled:0\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\n";
+        assert_eq!(ServerInfo::read(good, Some("everysec")), ServerInfo { version: "7.0.15".into(), troubles: vec![] });
+        assert_eq!(troubles(good, Some("no")), ["redis persistence"]);
+        assert_eq!(troubles(&good.replace("aof_enabled:1", "aof_enabled:0"), None), ["redis persistence"]);
+        assert_eq!(troubles(&good.replace("noeviction", "allkeys-lru"), None), ["redis memory"]);
+        let cluster = ServerInfo::read(&good.replace("cluster_enabled:0", "cluster_enabled:1"), None);
+        assert!(cluster.refusal().is_some_and(|refusal| refusal.contains("Cluster")));
+        let valkey = format!("{good}server_name:valkey\r\nvalkey_version:8.0.1\r\n");
+        assert_eq!(ServerInfo::read(&valkey, None).version, "valkey 8.0.1");
     }
 }

@@ -89,8 +89,17 @@ pub struct Settings {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Redis {
-    /// `redis://`, `rediss://` or `unix://`; may contain a password. `REDIS_URL` sets it too.
+    /// `redis://`, `rediss://` or `unix://`; may contain a password. `REDIS_URL` sets it too. With `sentinels`, its host is
+    /// the name by which they know the master.
     pub url: Secret,
+    /// `redis://` or `rediss://` URLs of Redis Sentinel, with one user and password for all.
+    pub sentinels: Vec<Secret>,
+    /// Certificates that sign the server's, PEM, in place of the usual ones.
+    pub ca_file: Option<PathBuf>,
+    /// Our own certificate, PEM, for a server that asks for one; with `client_key_file`.
+    pub client_certificate_file: Option<PathBuf>,
+    /// Its key, PEM.
+    pub client_key_file: Option<PathBuf>,
     /// How long one command may take before the connection is given up.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
@@ -377,6 +386,9 @@ impl Settings {
             return refuse("jobs.dead_max_jobs".into(), "must be at least 2");
         }
         let moment = Duration::from_millis(50);
+        if self.redis.client_certificate_file.is_some() != self.redis.client_key_file.is_some() {
+            return refuse("redis".into(), "client_certificate_file and client_key_file belong together");
+        }
         if self.jobs.poll_interval < moment || self.redis.timeout < moment {
             return refuse("jobs.poll_interval, redis.timeout".into(), "must be at least 50ms");
         }
@@ -392,8 +404,16 @@ impl Settings {
         for (name, class) in &self.jobs.classes {
             class.check(&format!("jobs.classes.{name}"))?;
         }
+        let mut deployments = BTreeMap::new();
         for (name, builder) in &self.builders {
             builder.check(name)?;
+            // Two names for the same pods would look as if their accounts were apart.
+            let place = (&builder.kubeconfig, &builder.context, &builder.namespace, builder.node_name(name));
+            if builder.driver == Driver::Kubernetes
+                && let Some(other) = deployments.insert(place, name)
+            {
+                return refuse(format!("builders.{name}"), &format!("is the same Deployment as builders.{other}"));
+            }
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use crate::processor::{Processor, process};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{self, SandboxMode, Settings};
-use crate::sidekiq::custody::{Custody, Running, RunningJobs, put_back};
+use crate::sidekiq::custody::{Custody, Running, RunningJobs, Signals, put_back};
 use crate::sidekiq::heartbeat::{self, Process, Remote};
 use crate::sidekiq::lease::Lease;
 use crate::sidekiq::turn::Settlement;
@@ -47,6 +47,9 @@ pub enum WorkerError {
     /// The URL of Redis is wrong.
     #[error("redis.url: {0}")]
     Redis(#[from] RedisError),
+    /// The server is of a kind that Sidekiq does not work on.
+    #[error("{0}")]
+    Cluster(String),
     /// The health listener has no port.
     #[error(transparent)]
     Health(#[from] HealthError),
@@ -83,11 +86,12 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let identity = Arc::new(Identity::new(settings::hostname()));
     let state = StateDirectory::open(&settings.state.directory, &identity.to_string())?;
     let health = Health::bind(settings.health.listen).await?;
-    let wake = Arc::new(Notify::new());
+    let signals = Signals::default();
     let redis = Redis::new(&settings.redis)?;
+    check_server(&redis).await?;
     let (ended, running) = (CancellationToken::new(), RunningJobs::default());
 
-    let custody = custody(&settings, &identity, &wake, &running, &shutdown)?;
+    let custody = custody(&settings, &identity, &signals, &running, &shutdown)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
         stations: Stations::new(&settings, state)?,
@@ -104,7 +108,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     };
     tracing::info!(%identity, concurrency = settings.concurrency, queues = ?settings.queues, "worker starts");
 
-    let lease = Lease::start(&settings.redis, settings.lease.ttl, Arc::clone(&identity), wake)?;
+    let lease = Lease::start(&settings.redis, settings.lease.ttl, Arc::clone(&identity), signals)?;
     let (settle, settlements) = mpsc::unbounded_channel();
     let (deliver, units) = mpsc::unbounded_channel();
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
@@ -134,6 +138,15 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     Ok(())
 }
 
+/// Says what is wrong with the server. One that is away or still loading is waited for later, like any outage.
+async fn check_server(redis: &Redis) -> Result<(), WorkerError> {
+    let Ok(info) = redis.server_info().await else { return Ok(()) };
+    for trouble in &info.troubles {
+        tracing::warn!(version = info.version, trouble.message, "Redis");
+    }
+    info.refusal().map_or(Ok(()), |refusal| Err(WorkerError::Cluster(refusal.to_owned())))
+}
+
 fn check_sandbox(mode: SandboxMode) -> Result<(), WorkerError> {
     match (mode, sandbox::lacking()) {
         (_, None) | (SandboxMode::Off, _) => Ok(()),
@@ -148,18 +161,18 @@ fn check_sandbox(mode: SandboxMode) -> Result<(), WorkerError> {
 fn custody(
     settings: &Settings,
     identity: &Arc<Identity>,
-    wake: &Arc<Notify>,
+    signals: &Signals,
     running: &RunningJobs,
     shutdown: &Shutdown,
 ) -> Result<Custody, RedisError> {
     Ok(Custody {
-        redis: Redis::waking(&settings.redis, Arc::clone(wake))?,
+        redis: Redis::waking(&settings.redis, Arc::clone(&signals.work))?,
         identity: Arc::clone(identity),
         queues: settings.queues.clone(),
         concurrency: settings.concurrency,
         jobs: settings.jobs.clone(),
         reconcile_every: settings.lease.ttl / 6,
-        wake: Arc::clone(wake),
+        signals: signals.clone(),
         running: running.clone(),
         quiet: shutdown.quiet.clone(),
     })

@@ -137,7 +137,9 @@ fn by_solve_error(line: &str, has_failed_vertex: bool) -> Reason {
     if REGISTRY_ERRORS.iter().any(|begin| line.starts_with(begin)) {
         return registry(line).unwrap_or(Reason::RegistryUnavailable);
     }
-    let is_ours = has_failed_vertex || INFRASTRUCTURE_ERRORS.iter().any(|begin| line.starts_with(begin));
+    let is_ours = has_failed_vertex
+        || INFRASTRUCTURE_ERRORS.iter().any(|begin| line.starts_with(begin))
+        || DISK_ERRORS.iter().any(|end| line.ends_with(end));
     if is_ours { Reason::BuildFailed } else { Reason::DockerfileInvalid }
 }
 
@@ -184,6 +186,9 @@ const INFRASTRUCTURE_ERRORS: &[&str] = &[
     "no active session",
     "rpc error",
 ];
+
+/// How the system's own errors end, wherever in BuildKit they came up.
+const DISK_ERRORS: &[&str] = &[": no space left on device", ": input/output error", ": read-only file system"];
 
 /// What buildx itself says, when BuildKit was not reached or went away. It quotes the policed definition at most.
 const BUILDX: &[(&str, Reason)] = &[

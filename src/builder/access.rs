@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use kube::Config;
-use kube::config::{AuthInfo, ExecConfig, KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, ExecConfig, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -160,9 +160,21 @@ async fn from_kubeconfig(path: &Path, context: Option<String>) -> Result<Config,
         path: path.display().to_string(),
         message: error.to_string(),
     };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| wrong(&error))?;
+    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| match error {
+        // A parser's error quotes what it read, which can be a token.
+        KubeconfigError::Parse(_) => wrong(&"it is no kubeconfig"),
+        error => wrong(&error),
+    })?;
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?;
+    // buildx would go another way than we do, or as somebody else.
+    if config.proxy_url.is_some() {
+        return Err(wrong(&"proxy-url is not supported: the sandbox of a build knows the API server's port alone"));
+    }
+    if config.auth_info.auth_provider.is_some() {
+        return Err(wrong(&"auth-provider is not supported; clients that can use it have an exec plugin by now"));
+    }
+    Ok(config)
 }
 
 /// Puts what a plugin gives in its place; returns when that ends.
@@ -198,6 +210,9 @@ fn user(info: &AuthInfo) -> Result<Value, AccessError> {
     set("username", info.username.clone());
     set("password", exposed(&info.password));
     set("as", info.impersonate.clone());
+    if let Some(groups) = &info.impersonate_groups {
+        user.insert("as-groups".into(), json!(groups));
+    }
     Ok(Value::Object(user))
 }
 

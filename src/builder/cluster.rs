@@ -32,6 +32,8 @@ pub enum ClusterError {
         what: String,
         /// Its answer, in its own words: a refusal names the verb and the resource.
         message: String,
+        /// Whether it may be over when it is asked again.
+        is_passing: bool,
     },
     /// There is no Deployment.
     #[error("there is no Deployment {deployment} in the namespace {namespace}; `sidebake builder ensure` makes it")]
@@ -63,6 +65,12 @@ pub enum ClusterError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl ClusterError {
+    fn is_passing(&self) -> bool {
+        matches!(self, Self::Api { is_passing: true, .. })
+    }
 }
 
 /// One pod of a builder.
@@ -105,6 +113,14 @@ impl Survey {
 
     pub(super) fn n_wanted(&self) -> usize {
         self.deployment["spec"]["replicas"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
+    }
+
+    /// Whether Kubernetes has seen the last change, and every pod is of it.
+    fn is_rolled_out(&self) -> bool {
+        let (generation, status) = (&self.deployment["metadata"]["generation"], &self.deployment["status"]);
+        let n = |field: &str| status[field].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let is_seen = status["observedGeneration"].as_u64() >= generation.as_u64();
+        is_seen && n("updatedReplicas") >= self.n_wanted() && n("replicas") <= self.n_wanted()
     }
 
     /// Why pods are missing or not ready: each pod's trouble, or the Deployment's (a quota, a forbidden verb).
@@ -208,18 +224,27 @@ impl Cluster {
     pub(super) async fn wait_until_ready(&self, n: Option<usize>, patience: Duration) -> Result<Survey, ClusterError> {
         let started = Instant::now();
         loop {
-            let survey = self.survey().await?.ok_or_else(|| ClusterError::Missing {
-                deployment: self.deployment.clone(),
-                namespace: self.namespace.clone(),
-            })?;
-            let (n_ready, n_wanted) = (survey.n_ready(), n.unwrap_or_else(|| survey.n_wanted()));
-            if n_ready >= n_wanted {
-                return Ok(survey);
-            }
-            if started.elapsed() >= patience {
-                let deployment = format!("{} in {}", self.deployment, self.namespace);
-                let (waited_s, why) = (patience.as_secs(), survey.why());
-                return Err(ClusterError::NotReady { deployment, n_ready, n_wanted, waited_s, why });
+            let is_late = started.elapsed() >= patience;
+            match self.survey().await {
+                Ok(Some(survey)) => {
+                    let (n_ready, n_wanted) = (survey.n_ready(), n.unwrap_or_else(|| survey.n_wanted()));
+                    // Some of them for a build; all of them, as they are to be now, for whoever made or changed them.
+                    if n_ready >= n_wanted && (n.is_some() || survey.is_rolled_out()) {
+                        return Ok(survey);
+                    }
+                    if is_late {
+                        let deployment = format!("{} in {}", self.deployment, self.namespace);
+                        let (waited_s, why) = (patience.as_secs(), survey.why());
+                        return Err(ClusterError::NotReady { deployment, n_ready, n_wanted, waited_s, why });
+                    }
+                }
+                Ok(None) => {
+                    let (deployment, namespace) = (self.deployment.clone(), self.namespace.clone());
+                    return Err(ClusterError::Missing { deployment, namespace });
+                }
+                // An API server that starts again is no reason to fail every build.
+                Err(error) if is_late || !error.is_passing() => return Err(error),
+                Err(error) => tracing::debug!(%error, "asked again"),
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -230,17 +255,19 @@ impl Cluster {
     }
 
     fn refused(&self, what: &str, error: &kube::Error) -> ClusterError {
-        self.wrong(
-            what,
-            match error {
-                kube::Error::Api(status) => status.message.clone(),
-                other => with_causes(other),
-            },
-        )
+        let (message, is_passing) = match error {
+            kube::Error::Api(status) => (status.message.clone(), status.code == 429 || status.code >= 500),
+            other => (with_causes(other), true),
+        };
+        ClusterError::Api { what: self.in_words(what), message, is_passing }
     }
 
     fn wrong(&self, what: &str, message: String) -> ClusterError {
-        ClusterError::Api { what: format!("{what} {} in {}", self.deployment, self.namespace), message }
+        ClusterError::Api { what: self.in_words(what), message, is_passing: false }
+    }
+
+    fn in_words(&self, what: &str) -> String {
+        format!("{what} {} in {}", self.deployment, self.namespace)
     }
 }
 

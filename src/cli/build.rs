@@ -67,7 +67,7 @@ impl Build {
         let directory = stations.state.job_directory()?;
         let journal = Journal::to_terminal(Terminal::default());
         let mut report = Report::default();
-        let attempt = Attempt { journal: &journal, stop: &shutdown.stop };
+        let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None };
 
         let worktree = self.worktree(&stations, &directory, attempt, &mut report).await;
         let result = match worktree {

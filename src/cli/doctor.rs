@@ -1,5 +1,6 @@
 //! `sidebake doctor`: checks everything that a worker needs; a line each, non-zero when one is red.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,7 +12,7 @@ use crate::bake::Bake;
 use crate::builder::Builders;
 use crate::github::App;
 use crate::job::{Build, Recipe, Repository, Trust};
-use crate::redis::Redis;
+use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
 use crate::sidekiq::random_hex;
@@ -91,33 +92,31 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
         Ok(redis) => redis,
         Err(error) => return vec![Finding::new("redis", Health::Red, error.to_string())],
     };
-    let info: String = match redis.query(&redis::cmd("INFO")).await {
+    let info = match redis.server_info().await {
         Ok(info) => info,
         Err(error) => return vec![Finding::new("redis", Health::Red, error.to_string())],
     };
-    let field = |name: &str| {
-        info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).unwrap_or("?").trim().to_owned()
-    };
-    let mut findings = vec![Finding::new("redis", Health::Green, format!("version {}", field("redis_version")))];
-    if field("cluster_enabled") == "1" {
-        findings.push(Finding::new("redis cluster", Health::Red, "Redis Cluster is not supported, by Sidekiq neither"));
+    let mut findings = vec![Finding::new("redis", Health::Green, format!("version {}", info.version))];
+    for (about, good) in [("redis memory", "noeviction"), ("redis persistence", "append-only file")] {
+        if info.troubles.iter().all(|trouble| trouble.about != about) {
+            findings.push(Finding::new(about, Health::Green, good));
+        }
     }
-    let policy = field("maxmemory_policy");
-    findings.push(if policy == "noeviction" {
-        Finding::new("redis memory", Health::Green, "noeviction")
-    } else {
-        Finding::new(
-            "redis memory",
-            Health::Red,
-            format!("maxmemory-policy is {policy}: Redis may throw jobs away; set noeviction"),
-        )
-    });
-    findings.push(if field("aof_enabled") == "1" {
-        Finding::new("redis persistence", Health::Green, "append-only file")
-    } else {
-        Finding::new("redis persistence", Health::Yellow, "no append-only file: a crash of Redis loses jobs")
-    });
+    findings.extend(info.troubles.into_iter().map(|trouble| {
+        let health = if trouble.is_fatal { Health::Red } else { Health::Yellow };
+        Finding::new(trouble.about, health, trouble.message)
+    }));
+    if let Err(error) = tracking(settings).await {
+        let message = format!("no CLIENT TRACKING ({error}): new jobs are found by polling twice a second");
+        findings.push(Finding::new("redis tracking", Health::Yellow, message));
+    }
     findings
+}
+
+/// Whether Redis tells an idle worker of a new job.
+async fn tracking(settings: &Settings) -> Result<(), RedisError> {
+    let redis = Redis::waking(&settings.redis, Arc::default())?;
+    redis.query(redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"])).await
 }
 
 async fn github(settings: &Settings) -> Finding {

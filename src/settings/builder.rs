@@ -153,9 +153,10 @@ pub struct Toleration {
 pub struct AccountPattern(String);
 
 impl AccountPattern {
-    /// Whether the account is meant.
+    /// Whether the account is meant; GitHub's names are the same in upper and lower case.
     pub fn matches(&self, account: &str) -> bool {
-        let mut parts = self.0.split('*');
+        let (pattern, account) = (self.0.to_ascii_lowercase(), account.to_ascii_lowercase());
+        let mut parts = pattern.split('*');
         let Some(mut rest) = account.strip_prefix(parts.next().unwrap_or_default()) else { return false };
         let Some(last) = parts.next_back() else { return rest.is_empty() };
         for part in parts {

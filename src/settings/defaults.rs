@@ -40,7 +40,14 @@ impl Default for Settings {
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: Secret::new("redis://127.0.0.1:6379/0"), timeout: seconds(5) }
+        Self {
+            url: Secret::new("redis://127.0.0.1:6379/0"),
+            sentinels: Vec::new(),
+            ca_file: None,
+            client_certificate_file: None,
+            client_key_file: None,
+            timeout: seconds(5),
+        }
     }
 }
 

@@ -8,9 +8,9 @@
 -- Invariant: a worker that was taken for dead says nothing more about the job.
 
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
-local found = redis.call('TYPE', KEYS[3]).ok
-if found ~= 'none' and found ~= 'list' then
-  return redis.error_reply('WRONGTYPE ' .. KEYS[3] .. ' is not a list')
+for key, wanted in pairs({ [KEYS[2]] = 'set', [KEYS[3]] = 'list' }) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= wanted then return redis.error_reply('WRONGTYPE ' .. key .. ' is not a ' .. wanted) end
 end
 redis.call('SADD', KEYS[2], string.sub(KEYS[3], 7))
 redis.call('LPUSH', KEYS[3], ARGV[2])

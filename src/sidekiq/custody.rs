@@ -5,6 +5,7 @@
 //! of is adopted, a result that Redis forgot is settled again, and a build that was taken from us is killed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +22,11 @@ use crate::settings::Jobs;
 /// How long a result is remembered, in case Redis forgets that it was settled.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// The slow poll that guarantees progress when no push wakes us.
+/// The slow poll that guarantees progress when a push that should wake us is lost.
 const POLL: Duration = Duration::from_secs(5);
+
+/// The poll where Redis pushes nothing.
+const POLL_UNTOLD: Duration = Duration::from_millis(500);
 
 /// A unit of work that is being processed, as the heartbeat shows it.
 #[derive(Clone, Debug)]
@@ -50,6 +54,17 @@ impl RunningJobs {
     }
 }
 
+/// What custody's task shares with those beside it.
+#[derive(Clone, Debug, Default)]
+pub struct Signals {
+    /// Notified when a queue may have work.
+    pub work: Arc<Notify>,
+    /// Notified when others may have taken what is ours.
+    pub reconcile: Arc<Notify>,
+    /// The number of the last turn that was sent.
+    pub last_turn: Arc<AtomicU64>,
+}
+
 /// The task's parts. [`Custody::run`] is the task.
 #[derive(Debug)]
 pub struct Custody {
@@ -65,8 +80,8 @@ pub struct Custody {
     pub jobs: Jobs,
     /// How often to reconcile.
     pub reconcile_every: Duration,
-    /// Notified when a queue may have work.
-    pub wake: Arc<Notify>,
+    /// What others tell it, and it them.
+    pub signals: Signals,
     /// What is running.
     pub running: RunningJobs,
     /// Cancelled when nothing more is to be fetched.
@@ -103,28 +118,31 @@ impl Custody {
         let mut memory = Memory::default();
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut poll = interval(POLL);
         let mut is_open = true;
         while is_open {
+            let poll = if self.redis.is_told() { POLL } else { POLL_UNTOLD };
             // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
             tokio::select! {
                 settlement = settlements.recv() => match settlement {
                     Some(settlement) => self.finish(&mut memory, settlement),
                     None => is_open = false,
                 },
-                () = self.wake.notified() => {}
-                _ = poll.tick() => {}
-                _ = reconcile.tick() => {
-                    if let Err(error) = self.reconcile(&mut memory, &units).await {
-                        tracing::warn!(%error, "the in-flight hash cannot be read");
-                    }
-                }
+                () = self.signals.work.notified() => {}
+                () = sleep(poll) => {}
+                () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &units).await,
+                _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &units).await,
                 () = self.quiet.cancelled(), if !memory.slots.is_empty() => {}
             }
             while let Ok(settlement) = settlements.try_recv() {
                 self.finish(&mut memory, settlement);
             }
             self.take_turns(&mut memory, &units).await;
+        }
+    }
+
+    async fn try_to_reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
+        if let Err(error) = self.reconcile(memory, units).await {
+            tracing::warn!(%error, "the in-flight hash cannot be read");
         }
     }
 
@@ -141,6 +159,7 @@ impl Custody {
                 return;
             }
             memory.n_turns += 1;
+            self.signals.last_turn.store(memory.n_turns, Ordering::Relaxed);
             let reply = self.send_until_answered(memory).await;
             let n_slots = memory.slots.len();
             match self.take_in(memory, reply, units) {
@@ -176,6 +195,7 @@ impl Custody {
                 Ok(reply) => {
                     if let Some(since) = silent_since {
                         tracing::info!(downtime_s = since.elapsed().as_secs_f64(), "Redis is back");
+                        self.signals.reconcile.notify_one();
                     }
                     return reply;
                 }
@@ -277,7 +297,7 @@ impl Custody {
 
 /// A unit's way back to the head of its queue, as if it had never been fetched.
 pub fn put_back(unit: UnitOfWork) -> Settlement {
-    let effects = vec![Effect::PutBack { queue: unit.queue }];
+    let effects = vec![Effect::PutBack { queue: unit.queue, is_interrupted: false }];
     Settlement { token: unit.token, is_processed: false, is_failed: false, effects }
 }
 
@@ -285,5 +305,5 @@ pub fn put_back(unit: UnitOfWork) -> Settlement {
 pub(super) fn read_entry(token: Token, entry: &[u8]) -> Option<UnitOfWork> {
     let end = entry.iter().position(|byte| *byte == b'\n')?;
     let queue = String::from_utf8(entry[..end].to_vec()).ok()?;
-    Some(UnitOfWork { token, queue, text: entry[end + 1..].to_vec(), n_recoveries: 0 })
+    Some(UnitOfWork { token, queue, text: entry[end + 1..].to_vec(), n_recoveries: 0, n_interruptions: 0 })
 }

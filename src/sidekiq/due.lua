@@ -7,9 +7,9 @@
 --
 -- Invariant: only what was removed is pushed, so a job moves once however many pollers see it.
 
-local found = redis.call('TYPE', KEYS[3]).ok
-if found ~= 'none' and found ~= 'list' then
-  return redis.error_reply('WRONGTYPE ' .. KEYS[3] .. ' is not a list')
+for key, wanted in pairs({ [KEYS[2]] = 'set', [KEYS[3]] = 'list' }) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= wanted then return redis.error_reply('WRONGTYPE ' .. key .. ' is not a ' .. wanted) end
 end
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('SADD', KEYS[2], string.sub(KEYS[3], 7))

@@ -1,16 +1,18 @@
 //! The lease by which others know that this process is alive, renewed by a thread of its own.
 //!
-//! A stalled disk or a busy runtime must not lose a healthy job, so nothing of it runs on the runtime. It stops when the
-//! runtime has not moved for a minute: then the process only looks alive.
+//! A stalled disk or a busy runtime must not lose a healthy job, so the thread has a runtime of its own. It stops renewing
+//! when the other one has not moved for a minute: then the process only looks alive.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Identity;
-use crate::redis::Script;
+use super::custody::Signals;
+use crate::redis::{Redis, RedisError, Script};
 use crate::settings;
 
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
@@ -22,8 +24,8 @@ const STUCK: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Lease {
     pulse: Pulse,
-    thread: Option<std::thread::JoinHandle<()>>,
-    is_over: Arc<AtomicBool>,
+    // It may be waiting for a Redis that does not answer; leaving does not wait for that.
+    _over: DropGuard,
 }
 
 /// How the runtime shows that it moves.
@@ -54,20 +56,24 @@ impl Pulse {
 }
 
 impl Lease {
-    /// Starts the thread. `wake` is notified each time that the lease had to be made anew, the first time included.
+    /// Starts the thread. Each time that the lease had to be made anew, the first time included, custody is told to look
+    /// what others have taken meanwhile.
     pub fn start(
         redis: &settings::Redis,
         ttl: Duration,
         identity: Arc<Identity>,
-        wake: Arc<Notify>,
-    ) -> Result<Self, crate::redis::RedisError> {
-        let client = redis::Client::open(redis.url.expose())?;
-        let (pulse, is_over) = (Pulse::new(), Arc::new(AtomicBool::new(false)));
-        let renewal = Renewal { client, timeout: redis.timeout, ttl, identity, wake, pulse: pulse.clone() };
-        let over = Arc::clone(&is_over);
-        let spawned = std::thread::Builder::new().name("lease".into()).spawn(move || renewal.run(&over));
-        let thread = spawned.expect("a thread can be started at the start of the process");
-        Ok(Self { pulse, thread: Some(thread), is_over })
+        signals: Signals,
+    ) -> Result<Self, RedisError> {
+        let (pulse, over) = (Pulse::new(), CancellationToken::new());
+        let renewal = Renewal { redis: Redis::new(redis)?, ttl, identity, signals, pulse: pulse.clone() };
+        let stop = over.clone();
+        let spawned = std::thread::Builder::new().name("lease".into()).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime can be made at the start of the process");
+            runtime.block_on(stop.run_until_cancelled(renewal.run()));
+        });
+        spawned.expect("a thread can be started at the start of the process");
+        Ok(Self { pulse, _over: over.drop_guard() })
     }
 
     /// What the runtime has to beat.
@@ -76,68 +82,44 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It may be waiting for a Redis that does not answer; leaving must not wait for that.
-            drop(thread);
-        }
-    }
-}
-
 struct Renewal {
-    client: redis::Client,
-    timeout: Duration,
+    redis: Redis,
     ttl: Duration,
     identity: Arc<Identity>,
-    wake: Arc<Notify>,
+    signals: Signals,
     pulse: Pulse,
 }
 
 impl Renewal {
-    fn run(&self, is_over: &AtomicBool) {
-        let mut connection = None;
+    async fn run(&self) {
         let mut is_silent = false;
-        while !is_over.load(Ordering::Relaxed) {
-            let renewed = if self.pulse.is_stuck() { Ok(true) } else { self.renew(&mut connection) };
+        loop {
+            let renewed = if self.pulse.is_stuck() { Ok(true) } else { self.renew().await };
             match renewed {
                 Ok(was_there) => {
                     is_silent = false;
                     if !was_there {
-                        self.wake.notify_one();
+                        self.signals.reconcile.notify_one();
                     }
-                    std::thread::park_timeout(self.ttl / 6);
+                    sleep(self.ttl / 6).await;
                 }
                 Err(error) => {
-                    connection = None;
                     if !is_silent {
                         tracing::warn!(%error, "the lease cannot be renewed");
                         is_silent = true;
                     }
-                    std::thread::park_timeout(Duration::from_millis(500));
+                    sleep(Duration::from_millis(500)).await;
                 }
             }
         }
     }
 
     /// Returns whether the lease was still there.
-    fn renew(&self, connection: &mut Option<redis::Connection>) -> Result<bool, redis::RedisError> {
-        if connection.is_none() {
-            let fresh = self.client.get_connection_with_timeout(self.timeout)?;
-            fresh.set_read_timeout(Some(self.timeout))?;
-            fresh.set_write_timeout(Some(self.timeout))?;
-            *connection = Some(fresh);
-        }
-        let connection = connection.as_mut().expect("it was made above");
-        RENEW
-            .key(self.identity.lease_key())
-            .key("sidebake:owners")
-            .key("sidebake:suspects")
-            .arg(self.identity.to_string())
-            .arg(self.ttl.as_millis() as u64)
-            .invoke::<i64>(connection)
-            .map(|renewed| renewed == 1)
+    async fn renew(&self) -> Result<bool, RedisError> {
+        let mut script = RENEW.key(self.identity.lease_key());
+        script.key("sidebake:owners").key("sidebake:suspects");
+        script.arg(self.identity.to_string()).arg(self.ttl.as_millis() as u64);
+        script.arg(self.signals.last_turn.load(Ordering::Relaxed));
+        self.redis.script::<i64>(&script).await.map(|renewed| renewed == 1)
     }
 }

@@ -71,7 +71,7 @@ async fn recover(
         .key(format!("sidebake:inflight:{owner}"))
         .key("sidebake:recoveries")
         .key("queues");
-    script.arg(owner).arg(grace.as_millis() as u64).arg(COUNTED.as_millis() as u64);
+    script.arg(owner).arg(grace.as_millis() as u64).arg(COUNTED.as_secs());
     let mut queues: Vec<&str> = Vec::new();
     for unit in units {
         let place = queues.iter().position(|queue| *queue == unit.queue).unwrap_or_else(|| {

@@ -1,19 +1,22 @@
 -- turn.lua: settles what has finished and fetches for the free slots, in one step.
 --
 -- KEYS  1 in-flight hash of this process   2 its lease   3 `queues`   4 `retry`   5 `dead`
---       6 `stat:processed`   7 the same of today   8 `stat:failed`   9 the same of today   10 recoveries
---       11… the lists that follow are named by their place in KEYS
+--       6 `stat:processed`   7 the same of today   8 `stat:failed`   9 the same of today
+--       10 `sidebake:recoveries`   11 `sidebake:interruptions`
+--       12… the lists that follow are named by their place in KEYS
 -- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`
 --       4 number of this turn   5 number of settlements, then each: token, processed (0/1), failed (0/1), number of effects, then each
 --         effect: kind, place of a list in KEYS or score, text
 --           push   LPUSH the text on the list
 --           head   RPUSH the text as it was fetched, on the list; the effect's text is not used
+--           interrupted   the same, and count it
 --           retry  ZADD the text with the score
 --           bury   ZADD the text to `dead` with the score, and trim
 --         then the number of slots, then each: token, number of queues, their places in KEYS in order
 --
 -- Returns {settlements, slots, wrong}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
--- or the name of a key of the wrong type, and nothing was done. A slot is {queue, text, times recovered} or false.
+-- or the name of a key of the wrong type, and nothing was done. A slot is {queue, text, times recovered, times
+-- interrupted} or false.
 -- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch; and "full"
 -- when Redis is at its memory limit: what has finished is settled all the same, and nothing is fetched.
 -- `wrong` is the name of a queue's key that is not a list, or false; such a queue is passed over.
@@ -41,6 +44,19 @@ local function queue_name(key)
   return string.sub(key, 7)
 end
 
+local is_push = { push = true, head = true, interrupted = true }
+
+-- How often something happened to a text, when the last time was within three days: Sidekiq Pro's limit for poison pills.
+-- The value is the number and the time, seconds since the epoch.
+local counted_s = 259200
+
+local function times(key, digest)
+  local value = redis.pcall('HGET', key, digest)
+  local n, at = string.match(type(value) == 'string' and value or '', '^(%d+) (%d+)$')
+  if n and tonumber(ARGV[1]) - tonumber(at) < counted_s then return tonumber(n) end
+  return 0
+end
+
 local function effects(n)
   local list = {}
   for i = 1, n do
@@ -51,10 +67,11 @@ end
 
 local function wrong_key(list)
   for _, effect in ipairs(list) do
-    if effect.kind == 'push' or effect.kind == 'head' then
+    if is_push[effect.kind] then
       local key = KEYS[tonumber(effect.place)]
       if not is_type(key, 'list') then return key end
       if not is_type(KEYS[3], 'set') then return KEYS[3] end
+      if not is_type(KEYS[11], 'hash') then return KEYS[11] end
     elseif effect.kind == 'retry' and not is_type(KEYS[4], 'zset') then
       return KEYS[4]
     elseif effect.kind == 'bury' and not is_type(KEYS[5], 'zset') then
@@ -71,13 +88,19 @@ local function count(total, today)
 end
 
 local function apply(effect, fetched_text)
-  if effect.kind == 'push' or effect.kind == 'head' then
+  if is_push[effect.kind] then
     local key = KEYS[tonumber(effect.place)]
     redis.call('SADD', KEYS[3], queue_name(key))
     if effect.kind == 'push' then
       redis.call('LPUSH', key, effect.text)
     else
       redis.call('RPUSH', key, fetched_text)
+    end
+    if effect.kind == 'interrupted' then
+      local digest = redis.sha1hex(fetched_text)
+      local n = times(KEYS[11], digest) + 1
+      redis.call('HSET', KEYS[11], digest, string.format('%d %d', n, math.floor(tonumber(ARGV[1]))))
+      redis.call('EXPIRE', KEYS[11], counted_s)
     end
   elseif effect.kind == 'retry' then
     redis.call('ZADD', KEYS[4], effect.place, effect.text)
@@ -138,7 +161,8 @@ local function fetch()
   if not entry then return false end
   local queue = string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1)
   local text = text_of(entry)
-  return { queue, text, redis.call('HGET', KEYS[10], redis.sha1hex(text)) or '0' }
+  local digest = redis.sha1hex(text)
+  return { queue, text, times(KEYS[10], digest), times(KEYS[11], digest) }
 end
 
 local last_turn = redis.call('GET', KEYS[2])

@@ -46,6 +46,8 @@ pub struct UnitOfWork {
     pub text: Vec<u8>,
     /// How often it was taken from a dead worker within three days.
     pub n_recoveries: u32,
+    /// How often a worker that had to stop killed it within three days.
+    pub n_interruptions: u32,
 }
 
 /// The end of a unit of work, and everything that follows from it.
@@ -75,6 +77,8 @@ pub enum Effect {
     PutBack {
         /// That queue.
         queue: String,
+        /// Whether it was killed on the way, which is counted.
+        is_interrupted: bool,
     },
     /// Into the retry set.
     Retry {
@@ -179,8 +183,8 @@ impl Turn<'_> {
         };
         let filled = self.slots.iter().zip(slots).filter(|(_, slot)| *slot != Value::Nil);
         let units = filled.map(|(token, slot)| {
-            let (queue, text, n_recoveries): (String, Vec<u8>, u32) = from_redis_value(slot)?;
-            Ok(UnitOfWork { token: token.clone(), queue, text, n_recoveries })
+            let (queue, text, n_recoveries, n_interruptions): (String, Vec<u8>, u32, u32) = from_redis_value(slot)?;
+            Ok(UnitOfWork { token: token.clone(), queue, text, n_recoveries, n_interruptions })
         });
         units.collect::<Result<_, RedisError>>().map(Fetched::Units)
     }
@@ -211,6 +215,7 @@ impl Keys {
             "stat:failed".into(),
             format!("stat:failed:{today}"),
             "sidebake:recoveries".into(),
+            "sidebake:interruptions".into(),
         ])
     }
 
@@ -245,7 +250,8 @@ impl Arguments {
         for effect in &settlement.effects {
             match effect {
                 Effect::Push { queue, text } => self.effect("push", keys.queue(queue), text.as_bytes()),
-                Effect::PutBack { queue } => self.effect("head", keys.queue(queue), b""),
+                Effect::PutBack { queue, is_interrupted: false } => self.effect("head", keys.queue(queue), b""),
+                Effect::PutBack { queue, is_interrupted: true } => self.effect("interrupted", keys.queue(queue), b""),
                 Effect::Retry { at, text } => self.effect("retry", at.as_secs_f64(), text.as_bytes()),
                 Effect::Bury { text } => self.effect("bury", now.as_secs_f64(), text),
             }
@@ -257,6 +263,11 @@ impl Arguments {
         self.number(place);
         self.0.push(text.to_vec());
     }
+}
+
+/// Whether the entry under a token is still ours.
+pub async fn holds(redis: &Redis, identity: &Identity, token: &Token) -> Result<bool, RedisError> {
+    redis.query(redis::cmd("HEXISTS").arg(identity.inflight_key()).arg(&token.0)).await
 }
 
 static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("announce.lua")));

@@ -59,8 +59,9 @@ fn application(house: &House, repository: &str, sleep_s: u32) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout() {
     let mut house = House::open();
-    let namespace = Namespace::of(&house);
-    let image = worker_image(&mut house, &namespace).await;
+    // Of the builder, and of the worker.
+    let (builders, namespace) = (Namespace::of(&house), Namespace::beside(&house, "worker"));
+    let image = worker_image(&mut house, &builders).await;
 
     // The stand-ins listen on this machine alone; pods reach them through these.
     let host = engine().told("HOST_FROM_POD");
@@ -81,7 +82,9 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
         &format!("--from-file=github-app.pem={}/app.pem", house.home.path().display()),
         &format!("--from-literal=redis-url=redis://{}/0", redis.address),
     ]);
-    let ours = [("release-builder", namespace.name.as_str()), ("registry.example/sidebake:0.1.0", &image)];
+    let in_namespace = format!("namespace: {}", namespace.name);
+    let whose = [("release-builder", builders.name.as_str()), ("namespace: sidebake", &in_namespace)];
+    let which = ("registry.example/sidebake:0.1.0", image.as_str());
     let small = [
         ("app_id = \"12345\"", app.as_str()),
         ("registry_ports = [443]", &format!("registry_ports = [{}]", engine().registry_port())),
@@ -89,10 +92,13 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
         ("cpu = \"4\", memory = \"8Gi\"", "cpu = \"100m\", memory = \"64Mi\""),
         ("grace_period = \"30m\"", "grace_period = \"1s\""),
     ];
-    namespace.apply(&replaced(&manifests::text("roles.yaml"), &ours[..1]));
-    namespace.apply(&replaced(&manifests::text("network-policy.yaml"), &ours[..1]));
-    namespace.apply(&replaced(&manifests::text("worker.yaml"), &[&ours[..], &small[..]].concat()));
-    namespace.apply(&replaced(&manifests::text("builder.yaml"), &ours));
+    let roles = replaced(&manifests::text("roles.yaml"), &whose);
+    // The namespaces themselves are there, under other names.
+    let roles: Vec<&str> = roles.split("\n---\n").filter(|document| !document.contains("kind: Namespace")).collect();
+    namespace.apply_anywhere(&roles.join("\n---\n"));
+    namespace.apply_anywhere(&replaced(&manifests::text("network-policy.yaml"), &whose));
+    namespace.apply(&replaced(&manifests::text("worker.yaml"), &[&whose[..], &[which], &small].concat()));
+    namespace.apply(&replaced(&manifests::text("builder.yaml"), &[whose[1], which]));
     namespace.kubectl(&["wait", "--for=condition=complete", "job/sidebake-builder", "--timeout=120s"]);
     namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=120s"]);
 

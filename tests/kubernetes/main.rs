@@ -9,6 +9,7 @@
     clippy::disallowed_methods,
     reason = "tests run programs and read the environment; the product has one place for each"
 )]
+#![allow(clippy::print_stdout, reason = "figures are worth reading where a limit was kept")]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 #![allow(dead_code, reason = "the house is shared with the other suites, which use more of it")]
 

@@ -38,8 +38,17 @@ impl Namespace {
         Self::with(house, Turn::Alone { _guard: wait(TURNS.clone().write_owned()) })
     }
 
+    /// Another one of the same house.
+    pub fn beside(house: &House, name: &str) -> Self {
+        Self::named(format!("{}-{name}", house.nonce), Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
+    }
+
     fn with(house: &House, turn: Turn) -> Self {
-        let namespace = Self { name: house.nonce.clone(), engine: engine(), _turn: turn };
+        Self::named(house.nonce.clone(), turn)
+    }
+
+    fn named(name: String, turn: Turn) -> Self {
+        let namespace = Self { name, engine: engine(), _turn: turn };
         namespace.kubectl_anywhere(&["create", "namespace", &namespace.name]);
         namespace
     }
@@ -78,6 +87,12 @@ impl Namespace {
     /// Applies a manifest.
     pub fn apply(&self, manifest: &str) {
         let output = self.kubectl_command(&["-n", &self.name, "apply", "-f", "-"], manifest);
+        assert!(output.status.success(), "{}\n{manifest}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Applies a manifest whose documents name their namespaces.
+    pub fn apply_anywhere(&self, manifest: &str) {
+        let output = self.kubectl_command(&["apply", "-f", "-"], manifest);
         assert!(output.status.success(), "{}\n{manifest}", String::from_utf8_lossy(&output.stderr));
     }
 

@@ -1,0 +1,99 @@
+//! Custody with one of its parts taken away. The product is not touched: the relay sends Redis another script under the
+//! name of the real one, or spoils a request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use world::Redis;
+
+use crate::Verdict;
+use crate::faults::Kind;
+use crate::relay::{Rewrite, is_command};
+use crate::story::Story;
+
+const TURN: &str = include_str!("../../src/sidekiq/turn.lua");
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Without {
+    /// A settlement happens whether the token is ours or not.
+    Fence,
+    /// A turn that is sent again fetches other jobs under the same tokens.
+    Resend,
+    /// A turn that is delivered late is taken.
+    Numbers,
+    /// Nobody compares the in-flight hash with what runs.
+    Reconcile,
+}
+
+impl Without {
+    const ALL: [Self; 4] = [Self::Fence, Self::Resend, Self::Numbers, Self::Reconcile];
+
+    /// What of `turn.lua` becomes what; nothing for the one that is no change of the script.
+    fn change(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Fence => Some(("if not entry then return 0 end", "if not entry then entry = 'default\\n' end")),
+            Self::Resend => Some(("redis.call('HGET', inflight, token) or take(token, queues)", "take(token, queues)")),
+            Self::Numbers => Some(("if last_turn and tonumber(ARGV[4]) < tonumber(last_turn) then", "if false then")),
+            Self::Reconcile => None,
+        }
+    }
+
+    /// The faults that the part is there for.
+    fn kinds(self) -> Vec<Kind> {
+        match self {
+            Self::Fence | Self::Reconcile => vec![Kind::Freeze],
+            Self::Resend => vec![Kind::LostReplies],
+            Self::Numbers => vec![Kind::LateRequest],
+        }
+    }
+
+    pub async fn rewrite(self, redis: &Redis) -> Rewrite {
+        let Some((from, to)) = self.change() else {
+            return Arc::new(|request, is_custody| {
+                if is_custody && is_command(request, b"HGETALL") {
+                    // A set: Redis refuses, and the connection stays.
+                    request[1] = b"queues".to_vec();
+                }
+            });
+        };
+        assert_eq!(TURN.matches(from).count(), 1, "turn.lua no longer has {from:?}");
+        let (real, mutant) = (load(redis, TURN).await, load(redis, &TURN.replace(from, to)).await);
+        Arc::new(move |request, _| {
+            if is_command(request, b"EVALSHA") && request[1] == real.as_bytes() {
+                request[1] = mutant.clone().into_bytes();
+            }
+        })
+    }
+}
+
+async fn load(redis: &Redis, script: &str) -> String {
+    let mut connection = redis.connection().await;
+    redis::cmd("SCRIPT").arg(&["LOAD", script]).query_async(&mut connection).await.unwrap()
+}
+
+/// Each mutant has to be noticed, and what it is a mutant of must pass under the same faults.
+pub async fn run(seed: u64) -> Vec<(String, Verdict)> {
+    let mut verdicts = Vec::new();
+    for mutant in Without::ALL {
+        let story = |mutant| Story {
+            duration: Duration::from_secs(20),
+            n_jobs: 1500,
+            n_faults: if mutant == Some(Without::Resend) { 20 } else { 10 },
+            seed,
+            kinds: Vec::new(),
+            fsync: "everysec",
+            mutant,
+        };
+        println!("  without {mutant:?}");
+        let ending = Story { kinds: mutant.kinds(), ..story(Some(mutant)) }.tell().await;
+        let verdict = match ending.verdict() {
+            Ok(()) => Err(vec!["nobody noticed".to_owned()]),
+            Err(sentences) => {
+                println!("  noticed: {}", sentences.join("; ").chars().take(300).collect::<String>());
+                Ok(())
+            }
+        };
+        verdicts.push((format!("without {mutant:?}, it is noticed"), verdict));
+    }
+    verdicts
+}
