@@ -71,7 +71,8 @@ impl Ending {
             }
         }
         let dead = redis.sorted_set("dead").await;
-        let dead = dead.iter().map(|(job, _)| text(&serde_json::from_str::<Value>(job).unwrap()["jid"])).collect();
+        let dead = dead.iter().filter_map(|(job, _)| serde_json::from_str::<Value>(job).ok());
+        let dead = dead.map(|job| text(&job["jid"])).collect();
         let runs = runs(fleet);
         let ending = Self {
             pushed,

@@ -12,8 +12,8 @@ use world::{Script, Step};
 use crate::Verdict;
 use crate::afternoon::{Afternoon, CALLBACKS, Worker};
 
-const N_BUILDS: usize = 40;
 const N_FAULTS: usize = 20;
+const N_BUILDS: usize = 4 * N_FAULTS;
 
 const SETTINGS: &str = "lease.ttl = \"2s\"\nshutdown.timeout = \"1s\"\nredis.timeout = \"1s\"";
 
@@ -21,12 +21,12 @@ pub async fn run(seed: u64) -> Verdict {
     let mut random = StdRng::seed_from_u64(seed);
     let afternoon = Afternoon::start();
     let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]).after(vec![Step::WaitMs(600)]));
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]).after(vec![Step::WaitMs(1000)]));
     let mut workers: Vec<Worker> = (0..3).map(|_| afternoon.worker(SETTINGS)).collect();
-    for _ in 0..N_BUILDS {
-        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    }
     for _ in 0..N_FAULTS {
+        for _ in 0..N_BUILDS / N_FAULTS {
+            afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        }
         tokio::time::sleep(Duration::from_millis(random.random_range(50..600))).await;
         let i = random.random_range(0..workers.len());
         match random.random_range(0..3) {

@@ -78,7 +78,7 @@ pub async fn run(seed: u64) -> Vec<(String, Verdict)> {
         let story = |mutant| Story {
             duration: Duration::from_secs(20),
             n_jobs: 1500,
-            n_faults: if mutant == Some(Without::Resend) { 20 } else { 10 },
+            n_faults: if mutant == Some(Without::Resend) { 60 } else { 10 },
             seed,
             kinds: Vec::new(),
             fsync: "everysec",
