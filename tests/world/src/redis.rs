@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncCommands, AsyncConnectionConfig};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -82,7 +82,10 @@ impl Redis {
     /// A new connection.
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        // The library's own are half a second, which a busy machine can take.
+        let patience = Some(Duration::from_secs(20));
+        let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
+        client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
 
     /// Pushes a job as Sidekiq 8's client does (`perform_async`) and returns its jid.
