@@ -187,6 +187,37 @@ impl Redis {
     }
 }
 
+/// Says what does not work once, and not each time that it is tried.
+#[derive(Debug)]
+pub struct Complaint {
+    what: &'static str,
+    is_made: bool,
+}
+
+impl Complaint {
+    /// About `what`, a sentence such as "the lease cannot be renewed".
+    pub fn that(what: &'static str) -> Self {
+        Self { what, is_made: false }
+    }
+
+    /// Takes the value of a try; the first failure after a success is logged.
+    pub fn hear<T>(&mut self, result: Result<T, RedisError>) -> Option<T> {
+        let (what, was_made) = (self.what, self.is_made);
+        self.is_made = result.is_err();
+        match result {
+            Ok(value) => Some(value),
+            Err(error) if was_made => {
+                tracing::trace!(%error, what, "still");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(%error, "{what}");
+                None
+            }
+        }
+    }
+}
+
 fn fixed(info: ConnectionInfo, certificates: Option<TlsCertificates>) -> Result<Client, RedisError> {
     match certificates {
         Some(certificates) => Client::build_with_tls(info, certificates),

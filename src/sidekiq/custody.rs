@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Identity;
 use super::turn::{Effect, Fetched, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
 use crate::clock::Epoch;
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Complaint, Redis, RedisError};
 use crate::settings::Jobs;
 
 /// How long a result is remembered, in case Redis forgets that it was settled.
@@ -89,8 +89,8 @@ pub struct Custody {
 }
 
 /// What the loop keeps between turns.
-#[derive(Default)]
 struct Memory {
+    complaint: Complaint,
     n_tokens: u64,
     n_turns: u64,
     /// Settlements that Redis has not answered yet.
@@ -115,7 +115,14 @@ impl Custody {
         mut settlements: mpsc::UnboundedReceiver<Settlement>,
         units: mpsc::UnboundedSender<Running>,
     ) {
-        let mut memory = Memory::default();
+        let mut memory = Memory {
+            complaint: Complaint::that("the in-flight hash cannot be read"),
+            n_tokens: 0,
+            n_turns: 0,
+            pending: Vec::new(),
+            remembered: HashMap::new(),
+            slots: Vec::new(),
+        };
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_open = true;
@@ -141,9 +148,8 @@ impl Custody {
     }
 
     async fn try_to_reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
-        if let Err(error) = self.reconcile(memory, units).await {
-            tracing::warn!(%error, "the in-flight hash cannot be read");
-        }
+        let reconciled = self.reconcile(memory, units).await;
+        memory.complaint.hear(reconciled);
     }
 
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {

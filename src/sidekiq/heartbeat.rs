@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Identity;
 use super::custody::{Running, RunningJobs};
 use crate::clock::Epoch;
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Complaint, Redis, RedisError};
 
 const PERIOD: Duration = Duration::from_secs(10);
 const TTL_S: u64 = 60;
@@ -54,18 +54,17 @@ pub async fn run(
     remote: &mpsc::UnboundedSender<Remote>,
 ) {
     let mut ticks = interval(PERIOD);
+    let mut complaint = Complaint::that("there is no heartbeat");
     let mut rtt = Duration::ZERO;
     loop {
         let is_over = stop.run_until_cancelled(ticks.tick()).await.is_none();
         if is_over {
             break;
         }
-        match beat(redis, process, &running.snapshot(), quiet.is_cancelled(), rtt).await {
-            Ok((signal, measured)) => {
-                rtt = measured;
-                signal.and_then(|signal| read_signal(&signal)).map(|signal| remote.send(signal));
-            }
-            Err(error) => tracing::warn!(%error, "no heartbeat"),
+        let answer = beat(redis, process, &running.snapshot(), quiet.is_cancelled(), rtt).await;
+        if let Some((signal, measured)) = complaint.hear(answer) {
+            rtt = measured;
+            signal.and_then(|signal| read_signal(&signal)).map(|signal| remote.send(signal));
         }
     }
     if let Err(error) = leave(redis, process).await {

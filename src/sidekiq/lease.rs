@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Identity;
 use super::custody::Signals;
-use crate::redis::{Redis, RedisError, Script};
+use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings;
 
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
@@ -92,25 +92,17 @@ struct Renewal {
 
 impl Renewal {
     async fn run(&self) {
-        let mut is_silent = false;
+        let mut complaint = Complaint::that("the lease cannot be renewed");
         loop {
             let renewed = if self.pulse.is_stuck() { Ok(true) } else { self.renew().await };
-            match renewed {
-                Ok(was_there) => {
-                    is_silent = false;
-                    if !was_there {
-                        self.signals.reconcile.notify_one();
-                    }
-                    sleep(self.ttl / 6).await;
-                }
-                Err(error) => {
-                    if !is_silent {
-                        tracing::warn!(%error, "the lease cannot be renewed");
-                        is_silent = true;
-                    }
-                    sleep(Duration::from_millis(500)).await;
-                }
+            let Some(was_there) = complaint.hear(renewed) else {
+                sleep(Duration::from_millis(500)).await;
+                continue;
+            };
+            if !was_there {
+                self.signals.reconcile.notify_one();
             }
+            sleep(self.ttl / 6).await;
         }
     }
 

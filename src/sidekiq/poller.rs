@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::payload::Payload;
 use crate::clock::Epoch;
-use crate::redis::{Redis, RedisError, Script};
+use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::Jobs;
 
 static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lua")));
@@ -21,12 +21,11 @@ const PAGE: usize = 100;
 
 /// Polls until the worker goes `quiet`, as Sidekiq's does.
 pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
+    let mut complaint = Complaint::that("due jobs cannot be moved");
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
     while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
         for set in ["retry", "schedule"] {
-            if let Err(error) = enqueue_due(redis, jobs, set, Epoch::now()).await {
-                tracing::warn!(%error, set, "due jobs cannot be moved");
-            }
+            complaint.hear(enqueue_due(redis, jobs, set, Epoch::now()).await);
         }
         wait = pause(jobs.poll_interval, n_processes(redis).await, rand::random());
     }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::custody::read_entry;
 use super::turn::{Token, UnitOfWork};
-use crate::redis::{Redis, RedisError, Script};
+use crate::redis::{Complaint, Redis, RedisError, Script};
 
 static RECOVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("recover.lua")));
 
@@ -22,10 +22,9 @@ pub const POISON: u32 = 3;
 /// Looks for dead owners until `stop`; one process of the fleet scans at a time.
 pub async fn run(redis: &Redis, lease_ttl: Duration, stop: &CancellationToken) {
     let every = lease_ttl / 6;
+    let mut complaint = Complaint::that("dead workers cannot be looked for");
     while stop.run_until_cancelled(sleep(every)).await.is_some() {
-        if let Err(error) = scan(redis, lease_ttl, every).await {
-            tracing::warn!(%error, "dead workers cannot be looked for");
-        }
+        complaint.hear(scan(redis, lease_ttl, every).await);
     }
 }
 

@@ -18,4 +18,5 @@ mod deployment;
 mod heartbeat;
 mod layers;
 mod retry;
+mod servers;
 mod shutdown;

@@ -157,7 +157,7 @@ impl Redis {
 
     /// Whether the server answers on its port; it has ended otherwise.
     fn spawn(&self) -> bool {
-        let child = Command::new("redis-server")
+        let child = Command::new(redis_server())
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .args(["--save", "", "--appendonly", "no", "--logfile", "redis.log", "--dir"])
             .arg(self.dir.path())
@@ -188,6 +188,11 @@ impl Redis {
         }
         false
     }
+}
+
+/// The server that tests run on: `redis-server`, or what `SIDEBAKE_REDIS_SERVER` names, such as a Valkey.
+pub fn redis_server() -> String {
+    std::env::var("SIDEBAKE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into())
 }
 
 impl Drop for Redis {

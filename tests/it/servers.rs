@@ -1,0 +1,249 @@
+//! Redis as it is found: behind TLS, an ACL, a Unix socket, Sentinel; full, without tracking, or of the wrong kind.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
+use world::Redis;
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+fn probe(outcome: &str, sleep_s: f64) -> Value {
+    json!([{"outcome": outcome, "sleep_s": sleep_s, "message": "as asked", "callback": {"class": "Done", "queue": CALLBACKS}}])
+}
+
+/// An afternoon whose Redis is this one.
+fn afternoon_with(redis: Redis) -> Afternoon {
+    Afternoon { redis, ..Afternoon::start() }
+}
+
+/// A worker that reaches Redis in another way than the tests do.
+fn settings(url: &str, more: &str) -> String {
+    format!("jobs.probe = true\nlease.ttl = \"1s\"\n[redis]\nurl = \"{url}\"\n{more}\n")
+}
+
+/// The configuration, with other settings for Redis.
+fn config(afternoon: &Afternoon, more: &str) -> std::path::PathBuf {
+    let path = afternoon.config(more);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let plain = format!("redis.url = \"{}\"\n", afternoon.redis.url());
+    std::fs::write(&path, text.replacen(&plain, "", 1)).unwrap();
+    path
+}
+
+/// Two jobs come and go, and another one that is pushed while the worker is idle.
+async fn works(afternoon: &Afternoon, config: &Path) {
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("infrastructure", 0.0)).await;
+    let mut worker = afternoon.worker_with(config, &[]);
+    afternoon.callbacks(1).await;
+    afternoon.until("the other is retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
+    afternoon.until("it is on the list", async || !afternoon.redis.smembers("processes").await.is_empty()).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    afternoon.callbacks(2).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert!(!worker.log().contains("NOPERM"), "{}", worker.log());
+    afternoon.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_with_an_authority_and_certificates_of_ones_own() {
+    let files = tempfile::tempdir().unwrap();
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let authority_key = KeyPair::generate().unwrap();
+    let mut authority = CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    authority.distinguished_name.push(DnType::CommonName, "an authority of its own");
+    std::fs::write(path("ca.pem"), authority.self_signed(&authority_key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(authority, authority_key);
+    for name in ["server", "client"] {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap();
+        std::fs::write(path(&format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+    let port = free_port();
+    let redis = Redis::start_with(&[
+        "--tls-port",
+        &port.to_string(),
+        "--tls-ca-cert-file",
+        &path("ca.pem"),
+        "--tls-cert-file",
+        &path("server.pem"),
+        "--tls-key-file",
+        &path("server.key"),
+    ]);
+    let afternoon = afternoon_with(redis);
+    let certificates = format!(
+        "ca_file = \"{}\"\nclient_certificate_file = \"{}\"\nclient_key_file = \"{}\"",
+        path("ca.pem"),
+        path("client.pem"),
+        path("client.key")
+    );
+    let config = config(&afternoon, &settings(&format!("rediss://localhost:{port}/0"), &certificates));
+    works(&afternoon, &config).await;
+
+    // Without its certificate a client is not let in, and without the authority the server is not believed.
+    let ca = format!("ca_file = \"{}\"", path("ca.pem"));
+    for lacking in [ca.as_str(), ""] {
+        let config = self::config(&afternoon, &settings(&format!("rediss://localhost:{port}/0"), lacking));
+        let refused = sidebake_doctor(&config);
+        assert_eq!(refused[0]["health"], "red", "{refused:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_least_rights_that_the_readme_gives() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let acl = readme.lines().find(|line| line.starts_with("ACL SETUSER sidebake ")).expect("the README has the ACL");
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let mut words = acl.split(' ');
+    redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).exec_async(&mut connection).await.unwrap();
+    let url = afternoon.redis.url().replace("redis://", "redis://sidebake:PASSWORD@");
+    let config = config(&afternoon, &settings(&url, ""));
+    works(&afternoon, &config).await;
+
+    // Recovery needs rights of its own.
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 4.0)).await;
+    let mut first = afternoon.worker_with(&config, &[]);
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    first.signal("KILL");
+    first.ended().await;
+    let second = afternoon.worker_with(&config, &[]);
+    afternoon.callbacks(3).await;
+    assert!(!second.log().contains("NOPERM"), "{}", second.log());
+    let status = sidebake_doctor(&config);
+    assert_eq!(status[0]["health"], "green", "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_a_unix_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("redis.sock").display().to_string();
+    let afternoon = afternoon_with(Redis::start_with(&["--unixsocket", &socket]));
+    let config = config(&afternoon, &settings(&format!("unix://{socket}"), ""));
+    works(&afternoon, &config).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_refused_at_start_in_a_sentence() {
+    let afternoon = afternoon_with(Redis::start_with(&["--cluster-enabled", "yes"]));
+    let mut worker = afternoon.worker("");
+    assert_eq!(worker.ended().await, Some(1));
+    assert!(worker.log().contains("Redis Cluster is not supported"), "{}", worker.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_tracking_new_jobs_are_found_all_the_same_and_the_log_and_doctor_say_so() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let rights = ["SETUSER", "plain", "on", ">secret", "~*", "+@all", "-client|tracking"];
+    redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
+    let url = afternoon.redis.url().replace("redis://", "redis://plain:secret@");
+    let config = config(&afternoon, &settings(&url, ""));
+    let worker = afternoon.worker_with(&config, &[]);
+    world::wait_for("the log to say it", || worker.log().contains("refuses CLIENT TRACKING")).await;
+    let since = std::time::Instant::now();
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    afternoon.callbacks(1).await;
+    assert!(since.elapsed() < std::time::Duration::from_secs(4), "the slow poll takes five seconds");
+    let findings = sidebake_doctor(&config);
+    let tracking = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "redis tracking");
+    assert_eq!(tracking.unwrap()["health"], "yellow", "{findings:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
+    let master = Redis::start();
+    let mut replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
+    let sentinel = Sentinel::watching(&master);
+    let mut afternoon = afternoon_with(master);
+    let more = format!("sentinels = [\"redis://127.0.0.1:{}\"]\ntimeout = \"1s\"", sentinel.port);
+    // A lease that outlives the failover, so that nobody takes the worker for dead.
+    let settings = settings("redis://builds/0", &more).replace("lease.ttl = \"1s\"", "lease.ttl = \"60s\"");
+    let config = config(&afternoon, &settings);
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 8.0)).await;
+    let worker = afternoon.worker_with(&config, &[]);
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon
+        .until("the replica has it", async || {
+            let keys: Vec<String> = redis::cmd("KEYS")
+                .arg("sidebake:inflight:*")
+                .query_async(&mut replica.connection().await)
+                .await
+                .unwrap();
+            !keys.is_empty() && sentinel.knows_a_replica().await
+        })
+        .await;
+
+    afternoon.redis.stop();
+    std::mem::swap(&mut afternoon.redis, &mut replica);
+    world::wait_for_within(crate::afternoon::PATIENCE, "the replica to be the master", || {
+        let role = std::process::Command::new("redis-cli")
+            .args(["-p", &afternoon.redis.port().to_string(), "role"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&role.stdout).starts_with("master")
+    })
+    .await;
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((report["jid"].as_str(), report["status"].as_str()), (Some(jid.as_str()), Some("succeeded")));
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    afternoon.callbacks(2).await;
+    assert!(worker.log().contains("Redis is back"), "{}", worker.log());
+    afternoon.idle().await;
+}
+
+/// What `sidebake doctor --json` finds, Redis first.
+fn sidebake_doctor(config: &Path) -> Value {
+    let mut doctor = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+    doctor.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").args(["doctor", "--json", "--config"]).arg(config);
+    let output = doctor.stdin(Stdio::null()).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// A Redis Sentinel that knows a master by the name of `builds`.
+struct Sentinel {
+    port: u16,
+    child: Child,
+    _directory: tempfile::TempDir,
+}
+
+impl Sentinel {
+    fn watching(master: &Redis) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (port, file) = (free_port(), directory.path().join("sentinel.conf"));
+        let settings = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor builds 127.0.0.1 {} 1\n\
+             sentinel down-after-milliseconds builds 1000\nsentinel failover-timeout builds 5000\n",
+            directory.path().display(),
+            master.port()
+        );
+        std::fs::write(&file, settings).unwrap();
+        let mut server = Command::new(world::redis_server());
+        let child = server.arg(file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        Self { port, child, _directory: directory }
+    }
+
+    async fn knows_a_replica(&self) -> bool {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
+        let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
+        let replicas: Vec<redis::Value> =
+            redis::cmd("SENTINEL").arg(&["replicas", "builds"]).query_async(&mut connection).await.unwrap_or_default();
+        !replicas.is_empty()
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
