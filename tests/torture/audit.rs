@@ -194,7 +194,12 @@ fn overlaps(fleet: &Fleet, runs: &BTreeMap<String, Vec<Run>>) -> Vec<Overlap> {
             let freezes = fleet.workers.iter().flat_map(|worker| &worker.freezes);
             let awake =
                 freezes.filter(|(log, since, until)| *log == pair[0].log && *since < ended && *until > pair[0].begun);
-            let could_know = awake.map(|(_, _, until)| *until).max().unwrap_or(pair[1].begun).max(pair[1].begun);
+            let mut could_know = awake.map(|(_, _, until)| *until).max().unwrap_or(pair[1].begun).max(pair[1].begun);
+            for (since, until) in &fleet.outages {
+                if *since < could_know + KILLED_WITHIN && *until > could_know {
+                    could_know = *until;
+                }
+            }
             let loser_lived_on = ended.duration_since(could_know).unwrap_or_default();
             found.push(Overlap { jid: jid.clone(), loser_lived_on });
         }

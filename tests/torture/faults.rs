@@ -58,16 +58,22 @@ pub async fn one(kind: Kind, random: &mut StdRng, fleet: &mut Fleet, redis: &Red
             worker.again().await;
         }
         Kind::RedisKill => {
+            let since = SystemTime::now();
             redis.stop();
             tokio::time::sleep(seconds(0.1, 3.0)).await;
             redis.restart();
+            fleet.outages.push((since, SystemTime::now()));
         }
         Kind::RedisFull => {
             limit(redis, "1").await;
             tokio::time::sleep(seconds(0.5, 3.0)).await;
             limit(redis, "0").await;
         }
-        Kind::LostReplies => worker.relay.lose_replies(seconds(0.0, 1.5)),
+        Kind::LostReplies => {
+            let during = seconds(0.0, 1.5);
+            worker.relay.lose_replies(during);
+            fleet.outages.push((SystemTime::now(), SystemTime::now() + during));
+        }
         Kind::LateRequest => worker.relay.deliver_late(seconds(1.5, 6.0)),
     }
 }

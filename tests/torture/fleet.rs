@@ -10,6 +10,8 @@ pub const LEASE_S: u64 = 3;
 
 pub struct Fleet {
     pub workers: Vec<Worker>,
+    /// When Redis was not there, or did not answer one of the workers.
+    pub outages: Vec<(SystemTime, SystemTime)>,
     home: tempfile::TempDir,
 }
 
@@ -33,7 +35,7 @@ impl Fleet {
             let relay = Relay::to(redis_port, rewrite.cloned()).await;
             workers.push(Worker::start(relay, format!("worker{i}"), home.path()));
         }
-        Self { workers, home }
+        Self { workers, outages: Vec::new(), home }
     }
 
     /// Every log of every process.

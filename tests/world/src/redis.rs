@@ -109,9 +109,8 @@ impl Redis {
 
     /// The payloads of a queue, the next job first.
     pub async fn queue(&self, name: &str) -> Vec<String> {
-        let mut payloads: Vec<String> = self.connection().await.lrange(format!("queue:{name}"), 0, -1).await.unwrap();
-        payloads.reverse();
-        payloads
+        let payloads: Vec<Vec<u8>> = self.connection().await.lrange(format!("queue:{name}"), 0, -1).await.unwrap();
+        payloads.iter().rev().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
     }
 
     /// The jobs of one class in a queue, the next one first.
