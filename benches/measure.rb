@@ -12,8 +12,9 @@ require_relative 'boot'
 require_relative 'memory'
 require_relative 'oldway'
 require_relative 'kubernetes'
+require_relative 'speed'
 
-PARTS = { 'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes }.freeze
+PARTS = { 'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed }.freeze
 
 # Which part of the processors' time goes to something else, in percent; looked at for a second in which we do nothing.
 def busy

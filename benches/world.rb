@@ -2,6 +2,7 @@
 #
 # Every process has its log in the directory and is ended by `stop`. What is measured is not decided here.
 
+require 'etc'
 require 'sidekiq'
 require 'socket'
 require 'timeout'
@@ -63,6 +64,12 @@ class Service
     %w[VmRSS RssAnon].map { |field| status[/^#{field}:\s+(\d+) kB/, 1].to_i * 1024 / 1e6 }
   end
 
+  # Seconds of the processors so far.
+  def cpu
+    user, system = File.read("/proc/#{@pid}/stat").rpartition(')').last.split.values_at(11, 12).map(&:to_f)
+    (user + system) / Etc.sysconf(Etc::SC_CLK_TCK)
+  end
+
   private
 
   def signal(name) = Process.kill(name, -@pid)
@@ -102,14 +109,19 @@ class World
 
   # ---------------------------------------------------------------- workers
 
-  def start_worker
-    spawn('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'))
+  def start_worker(*options)
+    spawn('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'), *options)
   end
 
   # What sidebake replaces, without the application that it would load.
-  def start_ruby(queue: 'default')
-    command = [RbConfig.ruby, '-S', 'sidekiq', '-r', File.join(__dir__, 'probe.rb'), '-q', queue, '-c', '10', '-t', '1']
-    spawn('ruby', *command, REDIS_URL: "redis://127.0.0.1:#{@port}/0")
+  def start_ruby(queue: 'default', concurrency: 10)
+    command = [RbConfig.ruby, '-S', 'sidekiq', '-r', File.join(__dir__, 'probe.rb'), '-q', queue, '-c', concurrency.to_s, '-t', '1']
+    spawn('ruby', *command, REDIS_URL: redis_url)
+  end
+
+  # The Rust worker of others.
+  def start_rusty(concurrency, queue)
+    spawn('rusty', path('rusty'), redis_url, concurrency.to_s, queue)
   end
 
   # Runs the block with the service, and ends it.
@@ -122,6 +134,30 @@ class World
   def dismiss(service)
     service.stop
     @services.delete(service)
+  end
+
+  # ---------------------------------------------------------------- Redis
+
+  # Pushes probes that are done at once and tell nobody.
+  def push_many(queue, n)
+    script = <<~LUA
+      redis.call('SADD', 'queues', ARGV[1])
+      for i = 1, tonumber(ARGV[2]) do
+        redis.call('LPUSH', 'queue:' .. ARGV[1], string.format('{"class":"Sidebake::Probe","args":[{"outcome":"succeed"}],"retry":true,"queue":"%s","jid":"%024x","created_at":1.5,"enqueued_at":1.5}', ARGV[1], i))
+      end
+    LUA
+    redis('EVAL', script, '0', queue, n.to_s)
+  end
+
+  def length(queue) = redis('LLEN', "queue:#{queue}")
+
+  # Reads from sockets so far: as good as requests, since nobody here sends two at a time.
+  def reads = redis('INFO', 'stats')[/^total_reads_processed:(\d+)/, 1].to_i
+
+  # Elements that redis-benchmark can pop in a second.
+  def pops
+    output, = Open3.capture2e('redis-benchmark', '-p', @port.to_s, '-c', '10', '-n', '200000', '-q', 'rpop', 'nothing')
+    output[/([\d.]+) requests per second/, 1].to_f
   end
 
   # ---------------------------------------------------------------- Rails' two ends
@@ -187,6 +223,20 @@ class World
 
   private
 
+  def redis_url = "redis://127.0.0.1:#{@port}/0"
+
+  # One command on a connection of its own.
+  def redis(*words)
+    @redis ||= TCPSocket.new('127.0.0.1', @port).tap { |socket| socket.setsockopt(Socket::IPPROTO_TCP, Socket::TCP_NODELAY, 1) }
+    @redis.write("*#{words.size}\r\n#{words.map { |word| "$#{word.bytesize}\r\n#{word}\r\n" }.join}")
+    line = @redis.gets.chomp
+    case line[0]
+    when ':' then line[1..].to_i
+    when '$' then line == '$-1' ? nil : @redis.read(line[1..].to_i + 2).chomp
+    when '-' then raise Unmeasurable, "Redis says: #{line}"
+    end
+  end
+
   def push(name, argument, queue: 'default')
     @jid = Sidekiq::Client.push('class' => name, 'queue' => queue, 'args' => [argument])
   end
@@ -222,7 +272,7 @@ class World
   def connect
     # Debian 12's Redis client announces a change of its own on every push.
     Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
-    Sidekiq.configure_client { |config| config.redis = { url: "redis://127.0.0.1:#{@port}/0" } }
+    Sidekiq.configure_client { |config| config.redis = { url: redis_url } }
     @callbacks = Callbacks.new(@port)
   end
 
@@ -248,7 +298,7 @@ class World
   # The defaults but for where things are, and one that a laptop's kernel may need.
   def write_settings
     File.write(path('sidebake.toml'), <<~TOML)
-      redis.url = "redis://127.0.0.1:#{@port}/0"
+      redis.url = "#{redis_url}"
       state.directory = "#{path('state')}"
       shutdown.timeout = "1s"
       jobs.probe = true
