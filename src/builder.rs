@@ -34,6 +34,7 @@ use crate::state::{self, JobDirectory, StateDirectory, StateError};
 
 use access::Access;
 use cluster::{Cluster, ClusterError, Survey};
+use deployment::Ground;
 use line::{Line, Sign};
 use occupancy::Occupied;
 
@@ -324,9 +325,11 @@ impl Builders {
         let survey = builder.cluster().await?.survey().await.map_err(|source| builder.wrong(source))?;
         let node = builder.settings.node_name(name);
         let at = format!("{node} in {}", builder.access().await?.namespace());
-        let configured = deployment::configured(&node, &builder.settings);
         let (exists, survey) =
             (survey.is_some(), survey.unwrap_or(Survey { deployment: serde_json::Value::Null, pods: Vec::new() }));
+        let text = builder.settings.buildkitd_config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let ground = Ground::of(&survey.deployment, text.as_deref());
+        let configured = deployment::configured(&node, &builder.settings, ground);
         let is_short = exists && survey.n_ready() < survey.n_wanted();
         Ok(Status {
             builder: name.to_owned(),

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::access::{Access, AccessError};
-use super::deployment;
+use super::deployment::{self, Ground};
 use crate::settings;
 
 /// How often pods are looked at while they start.
@@ -177,8 +177,8 @@ impl Cluster {
         if self.deployment().await?.is_some() {
             return Ok(false);
         }
-        self.write_config(builder).await?;
-        let whole = deployment::whole(&self.deployment, builder);
+        let text = self.write_config(builder).await?;
+        let whole = deployment::whole(&self.deployment, builder, text.as_deref());
         let whole: Deployment = serde_json::from_value(whole).map_err(|error| {
             self.wrong("create the Deployment", format!("the settings make no Deployment: {error}"))
         })?;
@@ -192,15 +192,18 @@ impl Cluster {
 
     /// Changes what the configuration names, and nothing else.
     pub(super) async fn apply(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
-        self.write_config(builder).await?;
-        let patch = Patch::Strategic(deployment::configured(&self.deployment, builder));
+        let text = self.write_config(builder).await?;
+        let live = self.deployment().await?.unwrap_or_default();
+        let configured = deployment::configured(&self.deployment, builder, Ground::of(&live, text.as_deref()));
+        let patch = Patch::Strategic(configured);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let patched = self.deployments().patch(&self.deployment, &params, &patch).await;
         patched.map(drop).map_err(|error| self.refused("patch the Deployment", &error))
     }
 
-    async fn write_config(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
-        let Some(path) = &builder.buildkitd_config else { return Ok(()) };
+    /// Puts the configured buildkitd.toml where pods find it, and returns it.
+    async fn write_config(&self, builder: &settings::Builder) -> Result<Option<String>, ClusterError> {
+        let Some(path) = &builder.buildkitd_config else { return Ok(None) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| ClusterError::File { path: path.display().to_string(), source })?;
         let map = deployment::config_map(&self.deployment, &text);
@@ -211,13 +214,14 @@ impl Cluster {
         // An apply would do for both, but Kubernetes does not name the verb when one may not create.
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         match maps.create(&params, &whole).await {
-            Ok(_) => return Ok(()),
+            Ok(_) => return Ok(Some(text)),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(self.refused("create the ConfigMap of", &error)),
         }
         let name = deployment::config_map_name(&self.deployment);
         let patched = maps.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(map)).await;
-        patched.map(drop).map_err(|error| self.refused("patch the ConfigMap of", &error))
+        patched.map_err(|error| self.refused("patch the ConfigMap of", &error))?;
+        Ok(Some(text))
     }
 
     /// Waits until so many pods are ready (`None`: as many as the Deployment wants).

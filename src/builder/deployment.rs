@@ -5,6 +5,7 @@
 //! no service account's token, time to finish what they build, and no entitlement for the host's network.
 
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::settings::Builder;
 
@@ -12,9 +13,13 @@ use crate::settings::Builder;
 const IMAGE: &str = "moby/buildkit:buildx-stable-1";
 const ROOTLESS_IMAGE: &str = "moby/buildkit:buildx-stable-1-rootless";
 
-/// Name of the container, and of the file in the ConfigMap.
+/// Name of the container, of the file in the ConfigMap, and of the annotation with that file's digest.
 const CONTAINER: &str = "buildkitd";
 const CONFIG_FILE: &str = "buildkitd.toml";
+const CONFIG_DIGEST: &str = "sidebake/buildkitd-config";
+
+/// How long a pod that is told to go may finish its builds, where nothing is configured.
+const GRACE_PERIOD_S: u64 = 1800;
 
 /// The ConfigMap that holds a builder's buildkitd.toml.
 pub(super) fn config_map_name(node: &str) -> String {
@@ -31,8 +36,25 @@ pub(super) fn config_map(node: &str, buildkitd_toml: &str) -> Value {
     })
 }
 
+/// What the configuration is laid over.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ground<'a> {
+    /// Name of the container in which BuildKit runs.
+    container: &'a str,
+    /// The buildkitd.toml, when one is configured and can be read.
+    buildkitd_toml: Option<&'a str>,
+}
+
+impl<'a> Ground<'a> {
+    /// A live Deployment, of which the driver takes the first container, whatever its name.
+    pub(super) fn of(live: &'a Value, buildkitd_toml: Option<&'a str>) -> Self {
+        let container = live["spec"]["template"]["spec"]["containers"][0]["name"].as_str().unwrap_or(CONTAINER);
+        Self { container, buildkitd_toml }
+    }
+}
+
 /// The whole Deployment, for a builder that does not exist yet.
-pub(super) fn whole(node: &str, builder: &Builder) -> Value {
+pub(super) fn whole(node: &str, builder: &Builder, buildkitd_toml: Option<&str>) -> Value {
     let mut deployment = json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -44,7 +66,7 @@ pub(super) fn whole(node: &str, builder: &Builder) -> Value {
                 "metadata": {"labels": {"app": node}},
                 "spec": {
                     "automountServiceAccountToken": false,
-                    "terminationGracePeriodSeconds": builder.grace_period.as_secs(),
+                    "terminationGracePeriodSeconds": GRACE_PERIOD_S,
                     "containers": [{
                         "name": CONTAINER,
                         "image": if builder.rootless { ROOTLESS_IMAGE } else { IMAGE },
@@ -58,13 +80,7 @@ pub(super) fn whole(node: &str, builder: &Builder) -> Value {
     if builder.rootless {
         deployment["spec"]["template"]["spec"]["containers"][0]["args"] = json!(["--oci-worker-no-process-sandbox"]);
     }
-    if builder.buildkitd_config.is_some() {
-        let folder = if builder.rootless { "/home/user/.config/buildkit" } else { "/etc/buildkit" };
-        let pod = &mut deployment["spec"]["template"]["spec"];
-        pod["volumes"] = json!([{"name": "config", "configMap": {"name": config_map_name(node)}}]);
-        pod["containers"][0]["volumeMounts"] = json!([{"name": "config", "mountPath": folder}]);
-    }
-    lay_over(&mut deployment, configured(node, builder));
+    lay_over(&mut deployment, configured(node, builder, Ground { container: CONTAINER, buildkitd_toml }));
     deployment
 }
 
@@ -76,8 +92,8 @@ fn security(is_rootless: bool) -> Value {
 }
 
 /// Only what the configuration says, as a strategic merge patch: the rest of a live Deployment is its owner's.
-pub(super) fn configured(node: &str, builder: &Builder) -> Value {
-    let mut container = Map::from_iter([("name".to_owned(), json!(CONTAINER))]);
+pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> Value {
+    let mut container = Map::from_iter([("name".to_owned(), json!(ground.container))]);
     if let Some(image) = &builder.image {
         container.insert("image".into(), json!(image));
     }
@@ -95,7 +111,21 @@ pub(super) fn configured(node: &str, builder: &Builder) -> Value {
             builder.environment.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
         container.insert("env".into(), json!(variables));
     }
-    let mut pod = Map::from_iter([("containers".to_owned(), json!([container]))]);
+    let mut annotations = json!(builder.annotations);
+    let mut pod = Map::new();
+    if builder.buildkitd_config.is_some() {
+        let folder = if builder.rootless { "/home/user/.config/buildkit" } else { "/etc/buildkit" };
+        pod.insert("volumes".into(), json!([{"name": "config", "configMap": {"name": config_map_name(node)}}]));
+        container.insert("volumeMounts".into(), json!([{"name": "config", "mountPath": folder}]));
+    }
+    if let Some(text) = ground.buildkitd_toml {
+        // BuildKit reads it once, so a changed file has to make new pods.
+        annotations[CONFIG_DIGEST] = json!(digest(text));
+    }
+    if let Some(grace_period) = builder.grace_period {
+        pod.insert("terminationGracePeriodSeconds".into(), json!(grace_period.as_secs()));
+    }
+    pod.insert("containers".into(), json!([container]));
     if !builder.node_selector.is_empty() {
         pod.insert("nodeSelector".into(), json!(builder.node_selector));
     }
@@ -103,13 +133,17 @@ pub(super) fn configured(node: &str, builder: &Builder) -> Value {
         pod.insert("tolerations".into(), json!(builder.tolerations));
     }
     let mut spec = json!({"template": {"spec": pod}});
-    if !builder.annotations.is_empty() {
-        spec["template"]["metadata"] = json!({"annotations": builder.annotations});
+    if annotations.as_object().is_some_and(|annotations| !annotations.is_empty()) {
+        spec["template"]["metadata"] = json!({"annotations": annotations});
     }
     if let Some(replicas) = builder.replicas {
         spec["replicas"] = json!(replicas);
     }
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": node}, "spec": spec})
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Puts `upper` over `lower`: objects by key, lists of named things by name, all else replaced.
@@ -164,11 +198,7 @@ fn compare(path: &str, live: &Value, configured: &Value, found: &mut Vec<Drift>)
         Value::Array(items) if items.iter().all(|item| name(item).is_some()) => {
             for item in items {
                 let own = name(item).unwrap_or_default();
-                // The driver takes the first container, whatever its name.
-                let is_container = path.ends_with(".containers");
-                let other = live.as_array().and_then(|all| {
-                    all.iter().find(|other| name(other) == Some(own)).or(all.first().filter(|_| is_container))
-                });
+                let other = live.as_array().and_then(|all| all.iter().find(|other| name(other) == Some(own)));
                 let mut fields = item.clone();
                 if let Value::Object(fields) = &mut fields {
                     fields.remove("name");
@@ -236,7 +266,7 @@ mod tests {
 
     #[test]
     fn the_whole_has_what_the_driver_looks_for_and_what_is_configured() {
-        let made = whole("development0", &builder());
+        let made = whole("development0", &builder(), None);
         let spec = &made["spec"];
         assert_eq!(spec["replicas"], 5);
         assert_eq!(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]);
@@ -245,7 +275,8 @@ mod tests {
         assert_eq!(container["env"], json!([{"name": "A", "value": "b"}]));
         assert_eq!(container["resources"], json!({"requests": {"cpu": "1"}}));
         assert_eq!(spec["template"]["spec"]["automountServiceAccountToken"], false);
-        assert_eq!(drift(&made, &configured("development0", &builder())), []);
+        assert_eq!(drift(&made, &configured("development0", &builder(), Ground::of(&made, None))), []);
+        assert_eq!(spec["template"]["spec"]["terminationGracePeriodSeconds"], 1800);
     }
 
     #[test]
@@ -253,10 +284,22 @@ mod tests {
         // What buildx itself made, with another name for the container and Kubernetes' form of quantities.
         let live = json!({"spec": {"replicas": 3, "paused": true, "template": {"spec": {"dnsPolicy": "ClusterFirst", "containers": [
             {"name": "other", "image": "x", "resources": {"requests": {"cpu": "1000m"}}, "env": [{"name": "A", "value": "c"}]}]}}}});
-        let found = drift(&live, &configured("d0", &builder()));
+        let found = drift(&live, &configured("d0", &builder(), Ground::of(&live, None)));
         let lines: Vec<String> =
             found.iter().map(|drift| format!("{} {} {}", drift.path, drift.live, drift.configured)).collect();
-        assert_eq!(lines, ["spec.template.spec.containers.buildkitd.env.A.value c b", "spec.replicas 3 5"]);
+        assert_eq!(lines, ["spec.template.spec.containers.other.env.A.value c b", "spec.replicas 3 5"]);
+    }
+
+    #[test]
+    fn a_changed_buildkitd_toml_or_grace_period_is_drift() {
+        let mut builder = builder();
+        builder.buildkitd_config = Some("/etc/buildkitd.toml".into());
+        let made = whole("d0", &builder, Some("debug = true"));
+        builder.grace_period = Some(std::time::Duration::from_secs(60));
+        let found = drift(&made, &configured("d0", &builder, Ground::of(&made, Some("debug = false"))));
+        let paths: Vec<&str> = found.iter().map(|drift| drift.path.as_str()).collect();
+        let annotation = "spec.template.metadata.annotations.sidebake/buildkitd-config";
+        assert_eq!(paths, ["spec.template.spec.terminationGracePeriodSeconds", annotation]);
     }
 
     #[test]

@@ -70,8 +70,8 @@ pub struct Builder {
     #[serde(default)]
     pub buildkitd_config: Option<PathBuf>,
     /// `kubernetes`: how long a pod that is to go may finish its builds.
-    #[serde(default = "half_an_hour", with = "humantime_serde")]
-    pub grace_period: Duration,
+    #[serde(default, with = "humantime_serde")]
+    pub grace_period: Option<Duration>,
     /// `kubernetes`: how long a build, or `builder ensure`, waits for a ready pod.
     #[serde(default = "two_minutes", with = "humantime_serde")]
     pub timeout: Duration,
@@ -210,7 +210,7 @@ impl Builder {
             annotations: BTreeMap::new(),
             environment: BTreeMap::new(),
             buildkitd_config: None,
-            grace_period: half_an_hour(),
+            grace_period: None,
             timeout: two_minutes(),
             stall_timeout: twenty_seconds(),
             options: BTreeMap::new(),
@@ -291,10 +291,6 @@ impl Builder {
 
 fn everybody() -> Vec<AccountPattern> {
     vec![AccountPattern("*".into())]
-}
-
-fn half_an_hour() -> Duration {
-    Duration::from_secs(30 * 60)
 }
 
 fn two_minutes() -> Duration {

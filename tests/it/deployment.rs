@@ -101,7 +101,7 @@ fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names
     assert!(config["data"]["buildkitd.toml"].as_str().unwrap().contains("maxUsedSpace"));
 
     // Both sides of the same builds: a pod may not be taken away before they end.
-    assert!(builder.grace_period >= settings.bake.timeout);
+    assert!(builder.grace_period.unwrap() >= settings.bake.timeout);
     assert!(builder.limits.contains_key("memory") && builder.requests.contains_key("cpu"));
     assert_eq!(builder.annotations["karpenter.sh/do-not-disrupt"], "true");
     assert_eq!((builder.kubeconfig.as_ref(), builder.namespace.as_deref()), (None, Some("release-builder")));
