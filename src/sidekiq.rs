@@ -7,6 +7,7 @@
 //! | `retry`, `schedule` | zset | workers; clients | job texts by due time, float seconds | – |
 //! | `dead` | zset | workers | job texts by time of death | trimmed by age and count |
 //! | `processes`, `<identity>` | set, hash | heartbeat | what the Web UI shows | 60 s |
+//! | `process_cleanup` | string | poller, Ruby | one process prunes the list at a time | 60 s |
 //! | `<identity>:work` | hash | heartbeat | running jobs | 60 s |
 //! | `<identity>-signals` | list | the Web UI | `TSTP`, `TERM`, `TTIN` | 60 s |
 //! | `stat:processed`, `stat:failed`, and `…:<UTC day>` | string | settle | counters | 5 years (days) |

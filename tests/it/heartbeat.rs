@@ -32,3 +32,17 @@ async fn a_process_that_is_told_to_stop_through_redis_stops() {
     redis::cmd("LPUSH").arg(format!("{identity}-signals")).arg("TERM").exec_async(&mut connection).await.unwrap();
     assert_eq!(worker.ended().await, Some(0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_has_gone_without_a_word_is_taken_off_the_list() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("SADD").arg(&["processes", "gone:1:abcdef"]).exec_async(&mut connection).await.unwrap();
+    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
+    afternoon
+        .until("it is off and the living one is on", async || {
+            let processes = afternoon.redis.smembers("processes").await;
+            processes.len() == 1 && processes[0] != "gone:1:abcdef"
+        })
+        .await;
+}

@@ -81,3 +81,28 @@ async fn a_killed_worker_takes_its_children_with_it() {
     worker.signal("KILL");
     world::wait_for("the child to be gone", || afternoon.builder.ended() == 1).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_three_stops_have_killed_waits_in_the_retry_set() {
+    let afternoon = Afternoon::start();
+    let args = json!([{"outcome": "succeed", "sleep_s": 60.0, "callback": {"class": "Done", "queue": CALLBACKS, "on": ["retrying", "finished"]}}]);
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", args).await;
+    for n in 1..=3 {
+        let mut worker = afternoon.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
+        afternoon
+            .until("it is in flight", async || !afternoon.redis.keys("sidebake:inflight:*").await.is_empty())
+            .await;
+        worker.signal("TERM");
+        assert_eq!(worker.ended().await, Some(0));
+        let n_queued = afternoon.redis.queue("default").await.len();
+        assert_eq!((n, n_queued), (n, usize::from(n < 3)));
+    }
+    let (retry, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let retry: Value = serde_json::from_str(&retry).unwrap();
+    assert_eq!(
+        (retry["jid"].as_str(), retry["error_class"].as_str()),
+        (Some(jid.as_str()), Some("Sidebake::Interrupted"))
+    );
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((report["moment"].as_str(), report["reason"].as_str()), (Some("retrying"), Some("interrupted")));
+}

@@ -25,8 +25,8 @@ pub struct Ending {
     n_processed: usize,
     poisoned: BTreeSet<String>,
     dead: BTreeSet<String>,
-    is_dry: bool,
-    left: Vec<String>,
+    /// What the queues, the retry set and the hashes in flight had when they should have been empty.
+    stuck: Vec<String>,
     overlaps: Vec<Overlap>,
 }
 
@@ -50,7 +50,7 @@ impl Ending {
         fleet: &Fleet,
         pushed: BTreeSet<String>,
         counts: Counts,
-        is_dry: bool,
+        stuck: Vec<String>,
         took: Duration,
     ) -> Self {
         let callbacks: Vec<Value> =
@@ -82,8 +82,7 @@ impl Ending {
             n_processed: redis.get("stat:processed").await.unwrap_or_default().parse().unwrap_or(0),
             poisoned,
             dead,
-            is_dry,
-            left: redis.keys("sidebake:inflight:*").await,
+            stuck,
             overlaps: overlaps(fleet, &runs),
         };
         let n_runs: usize = runs.values().map(Vec::len).sum();
@@ -140,8 +139,7 @@ impl Ending {
     }
 
     fn stuck(&self) -> Vec<String> {
-        let is_clean = self.is_dry && self.left.is_empty();
-        if is_clean { Vec::new() } else { vec![format!("something is stuck: {:?}", self.left)] }
+        self.stuck.iter().map(|what| format!("stuck: {what}")).collect()
     }
 }
 

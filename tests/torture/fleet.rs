@@ -15,6 +15,7 @@ pub struct Fleet {
     home: tempfile::TempDir,
 }
 
+/// One worker after another under the same name, each with a log of its own.
 pub struct Worker {
     pub relay: Relay,
     name: String,
@@ -36,6 +37,12 @@ impl Fleet {
             workers.push(Worker::start(relay, format!("worker{i}"), home.path()));
         }
         Self { workers, outages: Vec::new(), home }
+    }
+
+    /// Leaves the directory there, and names it.
+    pub fn keep_logs(&mut self) -> PathBuf {
+        self.home.disable_cleanup(true);
+        self.home.path().to_owned()
     }
 
     /// Every log of every process.

@@ -39,9 +39,18 @@ impl Story {
         let mut fleet = Fleet::start(3, redis.port(), rewrite.as_ref()).await;
         let started = Instant::now();
         let (jids, counts) = tokio::join!(self.push_all(&redis), self.break_all(&redis, &mut fleet));
-        let n_alive = fleet.workers.iter_mut().filter_map(|worker| worker.is_running().then_some(())).count();
-        let is_dry = self.run_dry(&redis).await;
-        Ending::read(&redis, &fleet, jids, counts, is_dry && n_alive == 3, started.elapsed()).await
+        let mut stuck = self.run_dry(&redis).await;
+        let dead: Vec<String> = fleet
+            .workers
+            .iter_mut()
+            .filter(|worker| !worker.is_running())
+            .map(|worker| worker.log().display().to_string())
+            .collect();
+        stuck.extend(dead.into_iter().map(|log| format!("a worker has ended by itself: {log}")));
+        if !stuck.is_empty() {
+            println!("  the logs stay in {}", fleet.keep_logs().display());
+        }
+        Ending::read(&redis, &fleet, jids, counts, stuck, started.elapsed()).await
     }
 
     /// Pushes each job once, however often that has to be tried; the jids.
@@ -93,17 +102,23 @@ impl Story {
         counts
     }
 
-    async fn run_dry(&self, redis: &Redis) -> bool {
+    /// Waits until nothing is queued, due or in flight; what is left when that takes too long.
+    async fn run_dry(&self, redis: &Redis) -> Vec<String> {
         let started = Instant::now();
         loop {
-            let is_queued = !redis.queue("default").await.is_empty() || !redis.queue("low").await.is_empty();
-            let is_due = !redis.sorted_set("retry").await.is_empty();
-            let is_held = !redis.keys("sidebake:inflight:*").await.is_empty();
-            if !is_queued && !is_due && !is_held {
-                return true;
+            let mut left = Vec::new();
+            for queue in ["default", "low"] {
+                left.extend(redis.queue(queue).await.into_iter().map(|job| format!("queue:{queue} {job}")));
             }
-            if started.elapsed() > PATIENCE {
-                return false;
+            left.extend(redis.sorted_set("retry").await.into_iter().map(|(job, at)| format!("retry at {at} {job}")));
+            for key in redis.keys("sidebake:inflight:*").await {
+                let lease = key.replace(":inflight:", ":lease:");
+                let turn = redis.get(&lease).await;
+                let entries = redis.hgetall(&key).await;
+                left.extend(entries.iter().map(|(token, job)| format!("{key} (lease {turn:?}) {token} {job}")));
+            }
+            if left.is_empty() || started.elapsed() > PATIENCE {
+                return left;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
