@@ -40,12 +40,12 @@ impl Story {
         let started = Instant::now();
         let (jids, counts) = tokio::join!(self.push_all(&redis), self.break_all(&redis, &mut fleet));
         let mut stuck = self.run_dry(&redis).await;
-        let dead: Vec<String> = fleet
-            .workers
-            .iter_mut()
-            .filter(|worker| !worker.is_running())
-            .map(|worker| worker.log().display().to_string())
-            .collect();
+        let mut dead = Vec::new();
+        for worker in &mut fleet.workers {
+            if !worker.is_running() {
+                dead.push(worker.log().display().to_string());
+            }
+        }
         stuck.extend(dead.into_iter().map(|log| format!("a worker has ended by itself: {log}")));
         if !stuck.is_empty() {
             println!("  the logs stay in {}", fleet.keep_logs().display());
