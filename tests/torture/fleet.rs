@@ -57,7 +57,7 @@ impl Worker {
         let config = format!(
             "concurrency = 10\nqueues = [\"default\", \"low\"]\nredis.url = \"redis://127.0.0.1:{}/0\"\n\
              redis.timeout = \"1s\"\nstate.directory = \"{}/{name}\"\nshutdown.timeout = \"1s\"\nlease.ttl = \"{LEASE_S}s\"\n\
-             jobs.probe = true\nsandbox.mode = \"off\"\nlog = {{ level = \"sidebake=debug\", format = \"json\" }}\n\
+             jobs = {{ probe = true, poll_interval = \"500ms\" }}\nsandbox.mode = \"off\"\nlog = {{ level = \"sidebake=debug\", format = \"json\" }}\n\
              github = {{ app_id = \"1\", private_key_file = \"{}/app.pem\" }}\n\
              builders.default = {{ driver = \"docker\" }}\n",
             relay.port,
