@@ -89,6 +89,7 @@ async fn run(mode: Mode, options: &Options) -> Vec<(String, Verdict)> {
     let story = Story {
         duration: Duration::from_secs(options.seconds),
         n_jobs: options.jobs,
+        n_long: 1,
         n_faults: options.faults,
         seed: options.seed,
         kinds: Kind::ALL.to_vec(),

@@ -77,7 +77,9 @@ pub async fn run(seed: u64) -> Vec<(String, Verdict)> {
     for mutant in Without::ALL {
         let story = |mutant| Story {
             duration: Duration::from_secs(20),
-            n_jobs: 1500,
+            // What is not killed has to live on for a while, or nobody could notice.
+            n_jobs: if mutant == Some(Without::Reconcile) { 300 } else { 1500 },
+            n_long: if mutant == Some(Without::Reconcile) { 30 } else { 1 },
             n_faults: if mutant == Some(Without::Resend) { 60 } else { 10 },
             seed,
             kinds: Vec::new(),

@@ -21,6 +21,8 @@ pub struct Story {
     /// How long jobs come and things break.
     pub duration: Duration,
     pub n_jobs: usize,
+    /// How many of a hundred jobs outlive every fault.
+    pub n_long: u32,
     pub n_faults: usize,
     pub seed: u64,
     pub kinds: Vec<Kind>,
@@ -66,7 +68,7 @@ impl Story {
             interval.tick().await;
             let jid = format!("{:08x}{n:016x}", self.seed);
             let queue = if random.random_bool(0.2) { "low" } else { "default" };
-            let text = job(&mut random, &jid, queue).to_string();
+            let text = job(&mut random, &jid, queue, self.n_long).to_string();
             loop {
                 let client = redis::Client::open(redis.url()).unwrap();
                 let pushed = async {
@@ -126,10 +128,10 @@ impl Story {
 }
 
 /// Most are short, some outlive every fault; most succeed, some are the customer's mistake, a few die.
-fn job(random: &mut StdRng, jid: &str, queue: &str) -> Value {
-    let sleep_s: f64 = match random.random_range(0..100) {
-        0 => random.random_range(8.0..14.0),
-        1..10 => random.random_range(0.5..2.0),
+fn job(random: &mut StdRng, jid: &str, queue: &str, n_long: u32) -> Value {
+    let sleep_s: f64 = match random.random_range(0..100_u32) {
+        n if n < n_long => random.random_range(8.0..14.0),
+        n if n < n_long + 9 => random.random_range(0.5..2.0),
         _ => random.random_range(0.0..0.2),
     };
     let (outcome, retry) = match random.random_range(0..100) {
