@@ -77,9 +77,9 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let unit = running.unit.clone();
     let promise = Promise { unit: Some(unit.clone()), settlements };
     let payload = Payload::parse(&unit.text);
-    let span =
-        tracing::info_span!("job", jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default());
-    tracing::debug!(jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default(), "job begins");
+    let jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default();
+    let span = tracing::info_span!("job", jid);
+    tracing::debug!(jid, "job begins");
     let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()).instrument(span));
     let attempted = attempt.await.unwrap_or_else(|error| Attempted {
         result: Err(Failure::new(Reason::Panicked, panic_message(error))),

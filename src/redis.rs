@@ -79,10 +79,11 @@ impl Redis {
         let info = settings.url.expose().into_connection_info()?;
         let session = info.redis_settings().clone().set_protocol(protocol);
         let info = info.set_redis_settings(session.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")));
+        let certificates = certificates(settings)?;
         let server = if settings.sentinels.is_empty() {
-            Server::Fixed(Box::new(fixed(info, certificates(settings)?)?))
+            Server::Fixed(Box::new(fixed(info, certificates)?))
         } else {
-            let sentinels = Box::new(Mutex::new(sentinels(settings, &info)?));
+            let sentinels = Box::new(Mutex::new(sentinels(settings, &info, certificates)?));
             Server::Master { sentinels, info: Box::new(info) }
         };
         Ok(Self {
@@ -153,7 +154,7 @@ impl Redis {
             Ok::<(), redis::aio::SendError>(())
         });
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        // NOLOOP, or our own writes would wake us. Where tracking is refused, the slow poll is what is left.
+        // NOLOOP, or our own writes would wake us. Where tracking is refused, polling is what is left.
         let tracking = redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"]).query_async::<()>(&mut connection).await;
         self.is_told.store(tracking.is_ok(), Ordering::Relaxed);
         if let Err(error) = tracking {
@@ -226,7 +227,11 @@ fn fixed(info: ConnectionInfo, certificates: Option<TlsCertificates>) -> Result<
 }
 
 /// As Ruby's redis-client: the host in `redis.url` is the name that the sentinels know the master by.
-fn sentinels(settings: &settings::Redis, master: &ConnectionInfo) -> Result<SentinelClient, RedisError> {
+fn sentinels(
+    settings: &settings::Redis,
+    master: &ConnectionInfo,
+    certificates: Option<TlsCertificates>,
+) -> Result<SentinelClient, RedisError> {
     let wrong = |message| RedisError::from((ErrorKind::InvalidClientConfig, message));
     let (name, is_tls) = match master.addr() {
         ConnectionAddr::Tcp(name, _) => (name, false),
@@ -248,7 +253,7 @@ fn sentinels(settings: &settings::Redis, master: &ConnectionInfo) -> Result<Sent
     if is_tls {
         builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
     }
-    if let (true, Some(certificates)) = (is_tls, certificates(settings)?) {
+    if let (true, Some(certificates)) = (is_tls, certificates.clone()) {
         builder = builder.set_client_to_redis_certificates(certificates);
     }
     // The library takes one user and password for all of them, which is what one has.
@@ -260,7 +265,7 @@ fn sentinels(settings: &settings::Redis, master: &ConnectionInfo) -> Result<Sent
         builder = builder.set_client_to_sentinel_password(password);
     }
     let is_tls = |info: &ConnectionInfo| matches!(info.addr(), ConnectionAddr::TcpTls { .. });
-    if let (true, Some(certificates)) = (infos.iter().all(is_tls), certificates(settings)?) {
+    if let (true, Some(certificates)) = (infos.iter().all(is_tls), certificates) {
         builder = builder.set_client_to_sentinel_certificates(certificates);
     }
     builder.build()

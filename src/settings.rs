@@ -385,10 +385,10 @@ impl Settings {
         if self.jobs.dead_max_jobs < 2 {
             return refuse("jobs.dead_max_jobs".into(), "must be at least 2");
         }
-        let moment = Duration::from_millis(50);
         if self.redis.client_certificate_file.is_some() != self.redis.client_key_file.is_some() {
             return refuse("redis".into(), "client_certificate_file and client_key_file belong together");
         }
+        let moment = Duration::from_millis(50);
         if self.jobs.poll_interval < moment || self.redis.timeout < moment {
             return refuse("jobs.poll_interval, redis.timeout".into(), "must be at least 50ms");
         }

@@ -56,7 +56,7 @@ impl<'a> Line<'a> {
         loop {
             sleep(LOOK).await;
             let Some(pid) = self.run.pid.get() else { continue };
-            // What cannot be seen says nothing; the limits on silence and time remain.
+            // What cannot be seen says nothing; asking BuildKit itself and the limit on time remain.
             let Ok(connections) = connections::of(*pid) else { continue };
             let to_api: Vec<_> = connections.into_iter().filter(|one| self.api.contains(&one.peer)).collect();
             if let Some(sign) = self.judge(&to_api, Instant::now()) {

@@ -21,10 +21,13 @@ const PAGE: usize = 100;
 
 /// Polls until the worker goes `quiet`, as Sidekiq's does.
 pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
-    let mut complaint = Complaint::that("due jobs cannot be moved");
+    let mut sets = [
+        ("retry", Complaint::that("due jobs of the retry set cannot be moved")),
+        ("schedule", Complaint::that("due jobs of the schedule cannot be moved")),
+    ];
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
     while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
-        for set in ["retry", "schedule"] {
+        for (set, complaint) in &mut sets {
             complaint.hear(enqueue_due(redis, jobs, set, Epoch::now()).await);
         }
         wait = pause(jobs.poll_interval, n_processes(redis).await, rand::random());

@@ -29,7 +29,7 @@ pub use faults::Faults;
 pub use git::{GitHost, GitRequest, Pack};
 pub use github::{Call, GitHub, repository_id};
 pub use rails::{Answer, Rails, RailsRequest};
-pub use redis::{Redis, redis_server};
+pub use redis::{Redis, free_port, redis_server};
 pub use repository::{File, Repository};
 pub use script::{Script, Step, image_digest};
 pub use tokens::{Grant, Reach, Tokens};
