@@ -39,6 +39,7 @@ async fn a_restart_is_on_the_same_port_and_keeps_what_was_asked_to_be_kept() {
 async fn a_frozen_server_answers_nobody_until_it_is_thawed() {
     let redis = Redis::start();
     let mut connection = redis.connection().await;
+    connection.set_response_timeout(std::time::Duration::from_millis(500));
     redis.freeze();
     assert!(connection.get::<_, Option<String>>("k").await.unwrap_err().is_timeout());
     redis.thaw();
