@@ -156,6 +156,9 @@ const SOLVE_ERRORS: &[(&str, Reason)] = &[
     ("rpc error: code = Unavailable", Reason::BuilderLost),
     ("Unavailable: ", Reason::BuilderLost),
     ("failed to receive status", Reason::BuilderLost),
+    // BuildKit gave up on itself or on buildx' session, as it does when it has far too much to do.
+    ("DeadlineExceeded: ", Reason::BuilderUnavailable),
+    ("no active session", Reason::BuilderUnavailable),
     ("exporter \"", Reason::BuilderUnavailable),
 ];
 
@@ -172,7 +175,6 @@ const REGISTRY_ERRORS: &[&str] = &[
 
 const INFRASTRUCTURE_ERRORS: &[&str] = &[
     "Canceled: ",
-    "DeadlineExceeded: ",
     "FailedPrecondition: ",
     "Internal: ",
     "ResourceExhausted: ",
@@ -183,7 +185,6 @@ const INFRASTRUCTURE_ERRORS: &[&str] = &[
     "failed to prepare",
     "frontend grpc server closed",
     "mount callback failed",
-    "no active session",
     "rpc error",
 ];
 
@@ -313,6 +314,7 @@ mod tests {
                 Reason::RegistryUnavailable,
             ),
             ("Internal: something broke", Reason::BuildFailed),
+            ("DeadlineExceeded: context deadline exceeded", Reason::BuilderUnavailable),
             (
                 r#"Internal: rpc error: code = Internal desc = header key "followpaths" contains value with non-printable ASCII characters"#,
                 Reason::FileNotFound,

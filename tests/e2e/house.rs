@@ -213,7 +213,8 @@ sandbox.registry_ports = [{port}]
         self.find_report(jid).await.unwrap()
     }
 
-    async fn find_report(&self, jid: &str) -> Option<Value> {
+    /// The report about a job's end, once it is there.
+    pub async fn find_report(&self, jid: &str) -> Option<Value> {
         let mut reports = self.reports().await.into_iter();
         reports.find(|report| report["jid"] == jid && report["moment"] == "finished")
     }
