@@ -79,7 +79,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let payload = Payload::parse(&unit.text);
     let jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default();
     let span = tracing::info_span!("job", jid);
-    tracing::debug!(jid, "job begins");
+    tracing::debug!(jid, token = %unit.token, "job begins");
     let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()).instrument(span));
     let attempted = attempt.await.unwrap_or_else(|error| Attempted {
         result: Err(Failure::new(Reason::Panicked, panic_message(error))),
@@ -348,7 +348,7 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
     let Attempted { result, mut report, callback } = attempted;
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
     let disposition = dispose(&result, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
-    log_end(&result, &report, disposition, running.since);
+    log_end(&result, &report, disposition, running);
 
     let failure = result.err();
     conclude(&mut report, failure.as_ref());
@@ -384,18 +384,22 @@ fn conclude(report: &mut Report, failure: Option<&Failure>) {
         failure.map(|failure| format!("{} {}", failure.reason.sentence(), failure.detail).trim_end().to_owned());
 }
 
-fn log_end(result: &Result<(), Failure>, report: &Report, disposition: Disposition, since: Epoch) {
-    let took_s = Epoch::now().since(since).as_secs_f64();
+fn log_end(result: &Result<(), Failure>, report: &Report, disposition: Disposition, running: &Running) {
+    let took_s = Epoch::now().since(running.since).as_secs_f64();
+    // One worker may run a job twice at a time, until it learns that it has lost the first of the two.
+    let token = &running.unit.token;
     let (jid, repository, sha) = (&report.jid, report.repository.as_deref(), report.sha.as_deref());
     match (result, disposition) {
-        (Ok(()), _) => tracing::info!(jid, repository, sha, took_s, "job done"),
-        (Err(failure), Disposition::PutBack) => tracing::info!(jid, repository, %failure, took_s, "job put back"),
+        (Ok(()), _) => tracing::info!(jid, %token, repository, sha, took_s, "job done"),
+        (Err(failure), Disposition::PutBack) => {
+            tracing::info!(jid, %token, repository, %failure, took_s, "job put back")
+        }
         (Err(failure), Disposition::RetryAt(at)) => {
             let retry_at_s = at.as_secs_f64();
-            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, retry_at_s, "job failed, will be retried");
+            tracing::warn!(jid, %token, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, retry_at_s, "job failed, will be retried");
         }
         (Err(failure), _) => {
-            tracing::warn!(jid, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, "job failed");
+            tracing::warn!(jid, %token, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, "job failed");
         }
     }
 }

@@ -40,6 +40,8 @@ struct Overlap {
 /// One run of one job, by a log.
 struct Run {
     log: PathBuf,
+    /// Of its entry in flight: a worker that has lost a job may take it up again before it knows.
+    token: String,
     begun: SystemTime,
     ended: Option<SystemTime>,
 }
@@ -161,11 +163,12 @@ fn runs(fleet: &Fleet) -> BTreeMap<String, Vec<Run>> {
                 SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(at.as_microsecond()).unwrap()),
                 runs.entry(jid.to_owned()).or_default(),
             );
+            let token = text(&entry["fields"]["token"]);
             let message = entry["fields"]["message"].as_str().unwrap_or_default();
             if message == "job begins" {
-                of_job.push(Run { log: log.clone(), begun: at, ended: None });
+                of_job.push(Run { log: log.clone(), token, begun: at, ended: None });
             } else if message.starts_with("job ")
-                && let Some(run) = of_job.iter_mut().rev().find(|run| run.log == log && run.ended.is_none())
+                && let Some(run) = of_job.iter_mut().find(|run| run.log == log && run.token == token)
             {
                 run.ended = Some(at);
             }
