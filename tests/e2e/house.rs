@@ -11,8 +11,8 @@ use world::{File, GitHost, GitHub, Reach, Redis, wait_for_within};
 use crate::engine::{Engine, engine};
 use crate::processes;
 
-/// How long a build may take on a busy machine before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a build may take before a test gives up: on a machine that others keep busy, minutes.
+pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The queue on which callbacks arrive.
 pub const CALLBACKS: &str = "callbacks";

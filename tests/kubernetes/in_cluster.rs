@@ -99,8 +99,8 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     namespace.apply_anywhere(&replaced(&manifests::text("network-policy.yaml"), &whose));
     namespace.apply(&replaced(&manifests::text("worker.yaml"), &[&whose[..], &[which], &small].concat()));
     namespace.apply(&replaced(&manifests::text("builder.yaml"), &[whose[1], which]));
-    namespace.kubectl(&["wait", "--for=condition=complete", "job/sidebake-builder", "--timeout=120s"]);
-    namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=120s"]);
+    namespace.kubectl(&["wait", "--for=condition=complete", "job/sidebake-builder", "--timeout=600s"]);
+    namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=600s"]);
 
     let said = namespace.kubectl(&[
         "exec",
@@ -136,7 +136,7 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(report["attempt"], 1, "{report:#}");
     assert_eq!(target(&report, "web")["status"], "succeeded");
-    namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=60s"]);
+    namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=600s"]);
     namespace.until("the old workers to be gone", || workers().len() == 2 && workers().is_disjoint(&old)).await;
     assert_eq!(hosts().await, workers(), "the old ones have signed off");
 }

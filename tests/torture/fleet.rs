@@ -10,7 +10,7 @@ pub const LEASE_S: u64 = 3;
 
 pub struct Fleet {
     pub workers: Vec<Worker>,
-    /// When Redis was not there, or did not answer one of the workers.
+    /// When Redis was not there or did not answer one of the workers, or the machine stood still.
     pub outages: Vec<(SystemTime, SystemTime)>,
     home: tempfile::TempDir,
 }

@@ -28,6 +28,7 @@ mod faults;
 mod fleet;
 mod mutants;
 mod relay;
+mod stalls;
 mod story;
 
 use std::process::ExitCode;
@@ -35,6 +36,7 @@ use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+use audit::Ending;
 use faults::Kind;
 use story::Story;
 
@@ -97,10 +99,10 @@ async fn run(mode: Mode, options: &Options) -> Vec<(String, Verdict)> {
         mutant: None,
     };
     match mode {
-        Mode::Always => vec![(format!("always, seed {}", options.seed), story.tell().await.verdict())],
+        Mode::Always => vec![(format!("always, seed {}", options.seed), story.tell(Ending::verdict).await)],
         Mode::Everysec => {
-            let ending = Story { fsync: "everysec", ..story }.tell().await;
-            vec![(format!("everysec, seed {}", options.seed), ending.verdict_when_redis_forgets())]
+            let verdict = Story { fsync: "everysec", ..story }.tell(Ending::verdict_when_redis_forgets).await;
+            vec![(format!("everysec, seed {}", options.seed), verdict)]
         }
         Mode::Builds => vec![("builds".into(), builds::run(options.seed).await)],
         Mode::Mutants => mutants::run(options.seed).await,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use world::Redis;
 
 use crate::Verdict;
+use crate::audit::Ending;
 use crate::faults::Kind;
 use crate::relay::{Rewrite, is_command};
 use crate::story::Story;
@@ -87,8 +88,8 @@ pub async fn run(seed: u64) -> Vec<(String, Verdict)> {
             mutant,
         };
         println!("  without {mutant:?}");
-        let ending = Story { kinds: mutant.kinds(), ..story(Some(mutant)) }.tell().await;
-        let verdict = match ending.verdict() {
+        let story = Story { kinds: mutant.kinds(), ..story(Some(mutant)) };
+        let verdict = match story.tell(Ending::verdict).await {
             Ok(()) => Err(vec!["nobody noticed".to_owned()]),
             Err(sentences) => {
                 println!("  noticed: {}", sentences.join("; ").chars().take(300).collect::<String>());

@@ -9,10 +9,12 @@ use redis::Script;
 use serde_json::{Value, json};
 use world::Redis;
 
+use crate::Verdict;
 use crate::audit::Ending;
 use crate::faults::{self, Counts, Kind};
 use crate::fleet::Fleet;
 use crate::mutants::Without;
+use crate::stalls::Stalls;
 
 /// How long the queues may take to run dry when nothing breaks any more.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -32,7 +34,8 @@ pub struct Story {
 }
 
 impl Story {
-    pub async fn tell(&self) -> Ending {
+    /// The judgement about one run; when it is bad and custody was whole, the logs are kept.
+    pub async fn tell(&self, judge: fn(&Ending) -> Verdict) -> Verdict {
         let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", self.fsync]);
         let rewrite = match self.mutant {
             Some(mutant) => Some(mutant.rewrite(&redis).await),
@@ -40,8 +43,10 @@ impl Story {
         };
         let mut fleet = Fleet::start(3, redis.port(), rewrite.as_ref()).await;
         let started = Instant::now();
+        let stalls = Stalls::watch();
         let (jids, counts) = tokio::join!(self.push_all(&redis), self.break_all(&redis, &mut fleet));
         let mut stuck = self.run_dry(&redis).await;
+        fleet.outages.extend(stalls.end());
         let mut dead = Vec::new();
         for worker in &mut fleet.workers {
             if !worker.is_running() {
@@ -49,10 +54,11 @@ impl Story {
             }
         }
         stuck.extend(dead.into_iter().map(|log| format!("a worker has ended by itself: {log}")));
-        if !stuck.is_empty() {
+        let verdict = judge(&Ending::read(&redis, &fleet, jids, counts, stuck, started.elapsed()).await);
+        if verdict.is_err() && self.mutant.is_none() {
             println!("  the logs stay in {}", fleet.keep_logs().display());
         }
-        Ending::read(&redis, &fleet, jids, counts, stuck, started.elapsed()).await
+        verdict
     }
 
     /// Pushes each job once, however often that has to be tried; the jids.
