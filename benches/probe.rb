@@ -11,7 +11,7 @@ module Sidebake
     include Sidekiq::Job
 
     def perform(probe)
-      class_name, queue = probe.fetch('callback').values_at('class', 'queue')
+      class_name, queue = probe.fetch('callback') { return }.values_at('class', 'queue')
       Sidekiq::Client.push('class' => class_name, 'queue' => queue, 'args' => [{ 'jid' => jid, 'status' => 'succeeded' }])
     end
   end

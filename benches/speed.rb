@@ -35,7 +35,7 @@ class Speed
     case side
     when :sidebake then @world.start_worker('-c', slots.to_s, '-q', 'speed')
     when :rusty then @world.start_rusty(slots, 'speed')
-    when :ruby then @world.start_ruby(queue: 'speed', concurrency: slots)
+    when :ruby then @world.start_ruby(ruby: ENV.fetch('SIDEKIQ_8'), queue: 'speed', concurrency: slots)
     end
   end
 

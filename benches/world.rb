@@ -113,9 +113,9 @@ class World
     spawn('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'), *options)
   end
 
-  # What sidebake replaces, without the application that it would load.
-  def start_ruby(queue: 'default', concurrency: 10)
-    command = [RbConfig.ruby, '-S', 'sidekiq', '-r', File.join(__dir__, 'probe.rb'), '-q', queue, '-c', concurrency.to_s, '-t', '1']
+  # What sidebake replaces, without the application that it would load. `ruby`: one that has Sidekiq.
+  def start_ruby(ruby: RbConfig.ruby, queue: 'default', concurrency: 10)
+    command = [ruby, '-S', 'sidekiq', '-r', File.join(__dir__, 'probe.rb'), '-q', queue, '-c', concurrency.to_s, '-t', '1']
     spawn('ruby', *command, REDIS_URL: redis_url)
   end
 
