@@ -76,28 +76,27 @@ pub enum Disposition {
 pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
     let unit = running.unit.clone();
     let promise = Promise { unit: Some(unit.clone()), settlements };
-    let payload = Payload::parse(&unit.text);
-    let jid = payload.as_ref().map(|payload| payload.jid.as_str()).unwrap_or_default();
+    let payload = match Payload::parse(&unit.text) {
+        Ok(payload) => Arc::new(payload),
+        Err(error) => {
+            tracing::error!(%error, queue = unit.queue, "a text that is no job goes to the dead set");
+            return promise.keep(buried(unit));
+        }
+    };
+    let jid = payload.jid.as_str();
     let span = tracing::info_span!("job", jid);
     tracing::debug!(jid, token = %unit.token, "job begins");
-    let attempt = tokio::spawn(attempt(Arc::clone(&processor), running.clone()).instrument(span));
-    let attempted = attempt.await.unwrap_or_else(|error| Attempted {
+    let attempt = attempt(Arc::clone(&processor), running.clone(), Arc::clone(&payload)).instrument(span);
+    let attempted = tokio::spawn(attempt).await.unwrap_or_else(|error| Attempted {
         result: Err(Failure::new(Reason::Panicked, panic_message(error))),
-        report: payload.as_ref().map(|payload| first_report(payload, &running)).unwrap_or_default(),
-        callback: payload.as_ref().ok().and_then(|payload| find_callback(&processor.jobs, payload)),
+        report: first_report(&payload, &running),
+        callback: find_callback(&processor.jobs, &payload),
     });
     if running.taken.is_cancelled() {
         // Somebody else has the job: whatever we say of it would be fenced. The slot is what is handed in.
         tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
     }
-    let settlement = match payload {
-        Ok(payload) => settle(&processor.jobs, &running, &payload, attempted),
-        Err(error) => {
-            tracing::error!(%error, queue = unit.queue, "a text that is no job goes to the dead set");
-            buried(unit)
-        }
-    };
-    promise.keep(settlement);
+    promise.keep(settle(&processor.jobs, &running, &payload, attempted));
 }
 
 /// That a unit of work is settled, whatever happens: a bug of ours in settling must strand neither the job nor its slot.
@@ -146,12 +145,9 @@ fn first_report(payload: &Payload, running: &Running) -> Report {
     report
 }
 
-async fn attempt(processor: Arc<Processor>, running: Running) -> Attempted {
-    let Ok(payload) = Payload::parse(&running.unit.text) else {
-        return Attempted { result: Ok(()), report: Report::default(), callback: None };
-    };
-    let mut attempted = Attempted { result: Ok(()), report: first_report(&payload, &running), callback: None };
-    attempted.callback = find_callback(&processor.jobs, &payload);
+async fn attempt(processor: Arc<Processor>, running: Running, payload: Arc<Payload>) -> Attempted {
+    let callback = find_callback(&processor.jobs, &payload);
+    let mut attempted = Attempted { result: Ok(()), report: first_report(&payload, &running), callback };
     attempted.result = if running.unit.n_recoveries >= POISON {
         let times = running.unit.n_recoveries;
         Err(Failure::new(Reason::Poison, format!("recovered {times} times from workers that died")))
@@ -159,7 +155,8 @@ async fn attempt(processor: Arc<Processor>, running: Running) -> Attempted {
         probe(&processor, &running, &payload).await
     } else {
         let stop = processor.kill.child_token();
-        let work = build(&processor, &running, &payload, &mut attempted, &stop);
+        // On the heap: it is many kilobytes, which a job that builds nothing need not carry from task to task.
+        let work = Box::pin(build(&processor, &running, &payload, &mut attempted, &stop));
         tokio::select! {
             built = work => built,
             // What does not listen to `stop`, a request to Rails or GitHub, is dropped.
@@ -289,9 +286,15 @@ async fn probe(processor: &Processor, running: &Running, payload: &Payload) -> R
     let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let probe = Probe::deserialize(args.first().unwrap_or(&Value::Null))
         .map_err(|error| Failure::new(Reason::InvalidArguments, format!("args[0]: {error}")))?;
-    let sleep = tokio::time::sleep(Duration::try_from_secs_f64(probe.sleep_s).unwrap_or_default());
+    let sleep = Duration::try_from_secs_f64(probe.sleep_s).unwrap_or_default();
+    let slept = async {
+        // A timer for no time at all waits for the next whole millisecond.
+        if !sleep.is_zero() {
+            tokio::time::sleep(sleep).await;
+        }
+    };
     tokio::select! {
-        () = sleep => {}
+        () = slept => {}
         () = processor.kill.cancelled() => return Err(Failure::new(Reason::Interrupted, "the worker stops")),
         () = running.taken.cancelled() => return Err(Failure::new(Reason::Interrupted, "the job was given to another worker")),
     }

@@ -125,15 +125,18 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             obey(&mut remote_signals, &shutdown, &ended),
         );
     };
-    let work = async {
-        take_units(&processor, units, settle, &shutdown, settings.shutdown.timeout).await;
+    // A task of its own: each unit would wake all that is joined with it.
+    let work =
+        tokio::spawn(take_units(Arc::clone(&processor), units, settle, shutdown.clone(), settings.shutdown.timeout));
+    let end = async {
+        work.await.expect("taking units does not panic");
         // Custody ends when the last settlement is answered: every sender is gone by now.
         if timeout(FAREWELL, custody).await.is_err() {
             tracing::error!("Redis did not take the last results: recovery brings those jobs back");
         }
         ended.cancel();
     };
-    tokio::join!(side_tasks, work);
+    tokio::join!(side_tasks, end);
     tracing::info!("worker has ended");
     Ok(())
 }
@@ -180,10 +183,10 @@ fn custody(
 
 /// Processes what is fetched until the worker is told to stop; then waits for it, kills what is left, and sees it put back.
 async fn take_units(
-    processor: &Arc<Processor>,
+    processor: Arc<Processor>,
     mut units: mpsc::UnboundedReceiver<Running>,
     settle: mpsc::UnboundedSender<Settlement>,
-    shutdown: &Shutdown,
+    shutdown: Shutdown,
     patience: Duration,
 ) {
     let mut slots = JoinSet::new();
@@ -193,7 +196,7 @@ async fn take_units(
         tokio::select! {
             unit = units.recv() => match unit {
                 Some(unit) if shutdown.quiet.is_cancelled() => drop(settle.send(put_back(unit.unit))),
-                Some(unit) => drop(slots.spawn(process(Arc::clone(processor), unit, settle.clone()))),
+                Some(unit) => drop(slots.spawn(process(Arc::clone(&processor), unit, settle.clone()))),
                 None => break,
             },
             Some(_) = slots.join_next() => {}

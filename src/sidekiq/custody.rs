@@ -4,13 +4,13 @@
 //! loses nothing. Every few seconds the memory is compared with the in-flight hash ("reconcile"): a job we never heard
 //! of is adopted, a result that Redis forgot is settled again, and a build that was taken from us is killed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Identity;
@@ -22,8 +22,16 @@ use crate::settings::Jobs;
 /// How long a result is remembered, in case Redis forgets that it was settled.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
+/// How many at most. A minute of builds is far less; a minute of empty jobs would fill the memory.
+const MAX_REMEMBERED: usize = 4096;
+
 /// The slow poll that guarantees progress when a push that should wake us is lost.
 const POLL: Duration = Duration::from_secs(5);
+
+/// When many processes wait for the same push, each answers within this long for each of them, so that the first takes the
+/// job, and its result, to a Redis that is not busy telling all others that there is nothing left.
+const SPREAD: Duration = Duration::from_micros(500);
+const MAX_SPREAD: Duration = Duration::from_millis(100);
 
 /// The poll where Redis pushes nothing.
 const POLL_UNTOLD: Duration = Duration::from_millis(500);
@@ -96,14 +104,41 @@ struct Memory {
     /// Settlements that Redis has not answered yet.
     pending: Vec<Settlement>,
     /// Settlements that it has, in case it forgets.
-    remembered: HashMap<Token, Remembered>,
+    remembered: Remembered,
+    /// How many processes may be waiting for the same push.
+    n_idlers: u32,
     /// Tokens of free slots; used again until one is filled.
     slots: Vec<Token>,
 }
 
+/// The newest of what was settled.
+#[derive(Default)]
 struct Remembered {
-    since: Instant,
-    settlement: Settlement,
+    settlements: HashMap<Token, Settlement>,
+    /// The oldest one first. A token that was settled again is here twice, and counts from the first time.
+    order: VecDeque<(Instant, Token)>,
+}
+
+impl Remembered {
+    fn add(&mut self, settlement: Settlement, now: Instant) {
+        self.order.push_back((now, settlement.token.clone()));
+        self.settlements.insert(settlement.token.clone(), settlement);
+        if self.order.len() > MAX_REMEMBERED {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_before(&mut self, time: Instant) {
+        while self.order.front().is_some_and(|(since, _)| *since < time) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, token)) = self.order.pop_front() {
+            self.settlements.remove(&token);
+        }
+    }
 }
 
 impl Custody {
@@ -120,12 +155,13 @@ impl Custody {
             n_tokens: 0,
             n_turns: 0,
             pending: Vec::new(),
-            remembered: HashMap::new(),
+            remembered: Remembered::default(),
+            n_idlers: 0,
             slots: Vec::new(),
         };
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut is_open = true;
+        let (mut is_open, mut woken_at) = (true, None);
         while is_open {
             let poll = if self.redis.is_told() { POLL } else { POLL_UNTOLD };
             // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
@@ -134,7 +170,14 @@ impl Custody {
                     Some(settlement) => self.finish(&mut memory, settlement),
                     None => is_open = false,
                 },
-                () = self.signals.work.notified() => {}
+                () = self.signals.work.notified() => match spread(memory.n_idlers) {
+                    Duration::ZERO => {}
+                    delay => {
+                        woken_at.get_or_insert(Instant::now() + delay);
+                        continue;
+                    }
+                },
+                () = sleep_until(woken_at.unwrap_or_else(Instant::now)), if woken_at.is_some() => {}
                 () = sleep(poll) => {}
                 () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &units).await,
                 _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &units).await,
@@ -143,6 +186,7 @@ impl Custody {
             while let Ok(settlement) = settlements.try_recv() {
                 self.finish(&mut memory, settlement);
             }
+            woken_at = None;
             self.take_turns(&mut memory, &units).await;
         }
     }
@@ -219,6 +263,7 @@ impl Custody {
     /// Brings the memory up to date with an answer; returns how many units were fetched, `None` without a lease.
     fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> Option<usize> {
         let since = Instant::now();
+        memory.n_idlers = reply.n_idlers;
         for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
             match settled {
                 Settled::Done => {}
@@ -229,7 +274,7 @@ impl Custody {
                     tracing::error!(key, token = %settlement.token, "a key has the wrong type: the result is kept until it is gone");
                 }
             }
-            memory.remembered.insert(settlement.token.clone(), Remembered { since, settlement });
+            memory.remembered.add(settlement, since);
         }
         if let Some(key) = reply.wrong_queue {
             tracing::error!(key, "a queue is not a list, and is passed over");
@@ -277,14 +322,16 @@ impl Custody {
             if running.contains(&token) || memory.pending.iter().any(|settlement| settlement.token == token) {
                 continue;
             }
-            if let Some(remembered) = memory.remembered.get(&token) {
-                memory.pending.push(remembered.settlement.clone());
+            if let Some(settlement) = memory.remembered.settlements.get(&token) {
+                memory.pending.push(settlement.clone());
             } else if let Some(unit) = read_entry(token, &entry) {
                 self.adopt(memory, unit, units);
             }
         }
         // Only now: after an outage, what Redis forgot meanwhile had to be compared first.
-        memory.remembered.retain(|_, remembered| remembered.since.elapsed() < REMEMBERED);
+        if let Some(time) = Instant::now().checked_sub(REMEMBERED) {
+            memory.remembered.forget_before(time);
+        }
         Ok(())
     }
 
@@ -301,6 +348,12 @@ impl Custody {
     }
 }
 
+/// How long to wait with the answer to a push that woke so many others as well.
+fn spread(n_idlers: u32) -> Duration {
+    let widest = SPREAD.saturating_mul(n_idlers.saturating_sub(1)).min(MAX_SPREAD);
+    widest.mul_f64(rand::random())
+}
+
 /// A unit's way back to the head of its queue, as if it had never been fetched.
 pub fn put_back(unit: UnitOfWork) -> Settlement {
     let effects = vec![Effect::PutBack { queue: unit.queue, is_interrupted: false }];
@@ -312,4 +365,36 @@ pub(super) fn read_entry(token: Token, entry: &[u8]) -> Option<UnitOfWork> {
     let end = entry.iter().position(|byte| *byte == b'\n')?;
     let queue = String::from_utf8(entry[..end].to_vec()).ok()?;
     Some(UnitOfWork { token, queue, text: entry[end + 1..].to_vec(), n_recoveries: 0, n_interruptions: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settlement(n: u64) -> Settlement {
+        Settlement { token: Token::nth(n), is_processed: true, is_failed: false, effects: Vec::new() }
+    }
+
+    #[test]
+    fn the_oldest_results_are_forgotten_by_number_and_by_age() {
+        let (mut remembered, start) = (Remembered::default(), Instant::now());
+        let n_jobs = MAX_REMEMBERED as u64 + 10;
+        (0..n_jobs).for_each(|n| remembered.add(settlement(n), start + Duration::from_millis(n)));
+        let holds = |remembered: &Remembered, n| remembered.settlements.contains_key(&Token::nth(n));
+        assert_eq!((holds(&remembered, 9), holds(&remembered, 10)), (false, true));
+
+        remembered.forget_before(start + Duration::from_millis(n_jobs - 1));
+        assert_eq!(remembered.settlements.len(), 1);
+        assert!(holds(&remembered, n_jobs - 1));
+    }
+
+    #[test]
+    fn who_is_alone_answers_a_push_at_once_and_a_herd_spreads() {
+        assert_eq!([0, 1].map(spread), [Duration::ZERO; 2]);
+        let delays: Vec<Duration> = (0..1000).map(|_| spread(100)).collect();
+        assert!(delays.iter().all(|delay| *delay < SPREAD * 99));
+        // The first of a hundred is as good as there at once.
+        assert!(delays.iter().any(|delay| *delay < SPREAD));
+        assert!((0..1000).all(|_| spread(u32::MAX) <= MAX_SPREAD));
+    }
 }

@@ -2,8 +2,8 @@
 --
 -- KEYS  1 in-flight hash of this process   2 its lease   3 `queues`   4 `retry`   5 `dead`
 --       6 `stat:processed`   7 the same of today   8 `stat:failed`   9 the same of today
---       10 `sidebake:recoveries`   11 `sidebake:interruptions`
---       12… the lists that follow are named by their place in KEYS
+--       10 `sidebake:recoveries`   11 `sidebake:interruptions`   12 `sidebake:owners`
+--       13… the lists that follow are named by their place in KEYS
 -- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`
 --       4 number of this turn   5 number of settlements, then each: token, processed (0/1), failed (0/1), number of effects, then each
 --         effect: kind, place of a list in KEYS or score, text
@@ -12,14 +12,15 @@
 --           interrupted   the same, and count it
 --           retry  ZADD the text with the score
 --           bury   ZADD the text to `dead` with the score, and trim
---         then the number of slots, then each: token, number of queues, their places in KEYS in order
+--         then the number of queues and their places in KEYS, in order, and the tokens of the free slots
 --
--- Returns {settlements, slots, wrong}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
+-- Returns {settlements, slots, wrong, idlers}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
 -- or the name of a key of the wrong type, and nothing was done. A slot is {queue, text, times recovered, times
 -- interrupted} or false.
 -- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch; and "full"
 -- when Redis is at its memory limit: what has finished is settled all the same, and nothing is fetched.
--- `wrong` is the name of a queue's key that is not a list, or false; such a queue is passed over.
+-- `wrong` is the name of a queue's key that is not a list, or false; such a queue is passed over. `idlers` is how many
+-- processes may be waiting for the same push, or 0 when this one was given all that it asked for.
 --
 -- Invariant: an entry is in exactly one place. The fence and the types are checked before the first write of a
 -- settlement, and a slot that was filled before is answered again, so the script may be sent any number of times.
@@ -81,12 +82,6 @@ local function wrong_key(list)
   return nil
 end
 
-local function count(total, today)
-  redis.call('INCR', total)
-  redis.call('INCR', today)
-  redis.call('EXPIRE', today, 157680000)
-end
-
 local function apply(effect, fetched_text)
   if is_push[effect.kind] then
     local key = KEYS[tonumber(effect.place)]
@@ -115,54 +110,80 @@ local function text_of(entry)
   return string.sub(entry, string.find(entry, '\n', 1, true) + 1)
 end
 
+local n_processed, n_failed = 0, 0
+
 local function settle()
   local token, processed, failed = argument(), argument(), argument()
   local list = effects(tonumber(argument()))
-  local entry = redis.call('HGET', inflight, token)
-  if not entry then return 0 end
-  local wrong = wrong_key(list)
-  if wrong then return wrong end
-
-  redis.call('HDEL', inflight, token)
-  for _, effect in ipairs(list) do apply(effect, text_of(entry)) end
-  if processed == '1' then count(KEYS[6], KEYS[7]) end
-  if failed == '1' then count(KEYS[8], KEYS[9]) end
+  if #list == 0 then
+    if redis.call('HDEL', inflight, token) == 0 then return 0 end
+  else
+    local entry = redis.call('HGET', inflight, token)
+    if not entry then return 0 end
+    local wrong = wrong_key(list)
+    if wrong then return wrong end
+    redis.call('HDEL', inflight, token)
+    for _, effect in ipairs(list) do apply(effect, text_of(entry)) end
+  end
+  n_processed, n_failed = n_processed + tonumber(processed), n_failed + tonumber(failed)
   return 1
 end
 
-local are_empty, wrong_queue = false, false
-
--- Takes the next job of the first queue that has one. The first miss is enough to know that all are empty, and reading
--- their lengths arms client-side tracking: the next push to any of them wakes us.
-local function take(token, queues)
-  for _, queue in ipairs(are_empty and {} or queues) do
-    local text = redis.pcall('RPOP', queue)
-    if type(text) == 'table' then
-      wrong_queue = queue
-    elseif text then
-      local entry = queue_name(queue) .. '\n' .. text
-      redis.call('HSET', inflight, token, entry)
-      return entry
-    end
-  end
-  if not are_empty then
-    for _, queue in ipairs(queues) do redis.pcall('LLEN', queue) end
-    are_empty = true
-  end
-  return nil
+-- Once a turn. A key of another type must cost no job its result.
+local function count(n, total, today)
+  if n == 0 then return end
+  redis.pcall('INCRBY', total, n)
+  redis.pcall('INCRBY', today, n)
+  redis.pcall('EXPIRE', today, 157680000)
 end
 
-local function fetch()
-  local token, n_queues = argument(), tonumber(argument())
-  local queues = {}
-  for i = 1, n_queues do queues[i] = KEYS[tonumber(argument())] end
+local wrong_queue, idlers = false, 0
 
-  local entry = redis.call('HGET', inflight, token) or take(token, queues)
-  if not entry then return false end
-  local queue = string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1)
-  local text = text_of(entry)
-  local digest = redis.sha1hex(text)
-  return { queue, text, times(KEYS[10], digest), times(KEYS[11], digest) }
+-- Fills the slots that are free from the queues in order; what was filled by the same turn before stays as it is. When
+-- the queues have too little, reading their lengths arms client-side tracking: the next push to any of them wakes us.
+local function take(tokens, queues)
+  local entries, free = redis.call('HMGET', inflight, unpack(tokens)), {}
+  for i = 1, #tokens do
+    if not entries[i] then free[#free + 1] = i end
+  end
+  local n_taken, added = 0, {}
+  for _, queue in ipairs(queues) do
+    if n_taken == #free then break end
+    local texts = redis.pcall('RPOP', queue, #free - n_taken)
+    if texts and texts.err then
+      wrong_queue, texts = queue, nil
+    end
+    for _, text in ipairs(texts or {}) do
+      n_taken = n_taken + 1
+      local i = free[n_taken]
+      entries[i] = queue_name(queue) .. '\n' .. text
+      added[#added + 1] = tokens[i]
+      added[#added + 1] = entries[i]
+    end
+  end
+  if #added > 0 then redis.call('HSET', inflight, unpack(added)) end
+  if n_taken < #free then
+    for _, queue in ipairs(queues) do redis.pcall('LLEN', queue) end
+    idlers = redis.call('SCARD', KEYS[12])
+  end
+  return entries
+end
+
+local function fetch(tokens, queues)
+  -- Nothing has happened to most jobs, and then there is nothing to look up.
+  local has_past = redis.call('EXISTS', KEYS[10], KEYS[11]) > 0
+  local slots = {}
+  for i, entry in ipairs(take(tokens, queues)) do
+    if entry then
+      local queue = string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1)
+      local text = text_of(entry)
+      local digest = has_past and redis.sha1hex(text)
+      slots[i] = { queue, text, digest and times(KEYS[10], digest) or 0, digest and times(KEYS[11], digest) or 0 }
+    else
+      slots[i] = false
+    end
+  end
+  return slots
 end
 
 local last_turn = redis.call('GET', KEYS[2])
@@ -176,10 +197,13 @@ local is_full = last_turn and redis.pcall('SET', KEYS[2], ARGV[4], 'KEEPTTL').er
 
 local settled = {}
 for i = 1, tonumber(argument()) do settled[i] = settle() end
+count(n_processed, KEYS[6], KEYS[7])
+count(n_failed, KEYS[8], KEYS[9])
 
-local n_slots = tonumber(argument())
-if n_slots > 0 and not last_turn then return { settled, 'no lease', false } end
-if n_slots > 0 and is_full then return { settled, 'full', false } end
-local fetched = {}
-for i = 1, n_slots do fetched[i] = fetch() end
-return { settled, fetched, wrong_queue }
+local queues, tokens = {}, {}
+for i = 1, tonumber(argument()) do queues[i] = KEYS[tonumber(argument())] end
+while next_argument <= #ARGV do tokens[#tokens + 1] = argument() end
+if #tokens == 0 then return { settled, {}, false, 0 } end
+if not last_turn then return { settled, 'no lease', false, 0 } end
+if is_full then return { settled, 'full', false, 0 } end
+return { settled, fetch(tokens, queues), wrong_queue, idlers }

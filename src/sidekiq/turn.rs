@@ -112,6 +112,8 @@ pub struct Reply {
     pub settled: Vec<Settled>,
     /// The key of a queue that is not a list, and was passed over.
     pub wrong_queue: Option<String>,
+    /// How many processes may be waiting for the same push as this one; 0 when it got all it asked for.
+    pub n_idlers: u32,
     /// What was fetched.
     pub fetched: Fetched,
 }
@@ -153,13 +155,9 @@ impl Turn<'_> {
         for settlement in self.settlements {
             arguments.settlement(settlement, &mut keys, now);
         }
-        arguments.number(self.slots.len());
-        let places: Vec<usize> = self.queues.iter().map(|queue| keys.queue(queue)).collect();
-        for token in self.slots {
-            arguments.text(&token.0);
-            arguments.number(places.len());
-            places.iter().for_each(|place| arguments.number(*place));
-        }
+        arguments.number(self.queues.len());
+        self.queues.iter().for_each(|queue| arguments.number(keys.queue(queue)));
+        self.slots.iter().for_each(|token| arguments.text(&token.0));
         let mut script = TURN.prepare_invoke();
         keys.0.iter().for_each(|key| {
             script.key(key);
@@ -167,9 +165,11 @@ impl Turn<'_> {
         arguments.0.iter().for_each(|argument| {
             script.arg(argument);
         });
-        let (settled, fetched, wrong_queue): (Vec<Value>, Value, Option<String>) = redis.script(&script).await?;
+        let (settled, fetched, wrong_queue, n_idlers): (Vec<Value>, Value, Option<String>, u32) =
+            redis.script(&script).await?;
         Ok(Reply {
             wrong_queue,
+            n_idlers,
             settled: settled.into_iter().map(read_settled).collect::<Result<_, _>>()?,
             fetched: self.read_fetched(fetched)?,
         })
@@ -216,6 +216,7 @@ impl Keys {
             format!("stat:failed:{today}"),
             "sidebake:recoveries".into(),
             "sidebake:interruptions".into(),
+            "sidebake:owners".into(),
         ])
     }
 

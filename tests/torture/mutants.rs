@@ -33,7 +33,7 @@ impl Without {
     fn change(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Fence => Some(("if not entry then return 0 end", "if not entry then entry = 'default\\n' end")),
-            Self::Resend => Some(("redis.call('HGET', inflight, token) or take(token, queues)", "take(token, queues)")),
+            Self::Resend => Some(("if not entries[i] then free[#free + 1] = i end", "free[#free + 1] = i")),
             Self::Numbers => Some(("if last_turn and tonumber(ARGV[4]) < tonumber(last_turn) then", "if false then")),
             Self::Reconcile => None,
         }
