@@ -15,8 +15,8 @@
 //! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
 //! | `sidebake:lease:<identity>` | string | lease, turn | number of the last turn | the lease |
 //! | `sidebake:suspects` | hash | recovery | identity → ms since the epoch, Redis' clock | – |
-//! | `sidebake:recoveries` | hash | recovery | sha1 of a job text → how often recovered, and when | 72 h |
-//! | `sidebake:interruptions` | hash | settle | sha1 of a job text → how often killed by a stop, and when | 72 h |
+//! | `sidebake:recoveries` | hash | recovery, which drops the old | sha1 of a job text → how often recovered, and when | 72 h |
+//! | `sidebake:interruptions` | hash | settle; recovery drops the old | sha1 of a job text → how often killed by a stop, and when | 72 h |
 //! | `sidebake:scan` | string | recovery | one scanner at a time | a sixth of the lease |
 //!
 //! An entry is in exactly one of queue, in flight, retry and dead; every move is one script. Job texts are carried as

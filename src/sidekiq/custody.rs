@@ -239,20 +239,22 @@ impl Custody {
     async fn send_until_answered(&self, memory: &Memory) -> Reply {
         let turn =
             Turn { number: memory.n_turns, settlements: &memory.pending, slots: &memory.slots, queues: &self.queues };
-        let mut silent_since: Option<Instant> = None;
+        let (started, mut complaint) = (Instant::now(), None);
         loop {
             match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
                 Ok(reply) => {
-                    if let Some(since) = silent_since {
-                        tracing::info!(downtime_s = since.elapsed().as_secs_f64(), "Redis is back");
+                    if complaint.is_some() {
+                        tracing::info!(downtime_s = started.elapsed().as_secs_f64(), "Redis is back");
                         self.signals.reconcile.notify_one();
                     }
                     return reply;
                 }
                 Err(error) => {
-                    if silent_since.is_none() {
-                        tracing::error!(%error, "Redis does not take the turn; running builds go on");
-                        silent_since = Some(Instant::now());
+                    // An outage has its stages: refused, not there, loading. Each is said once.
+                    let what = error.to_string();
+                    if complaint.as_ref() != Some(&what) {
+                        tracing::error!(error = what, "Redis does not take the turn; running builds go on");
+                        complaint = Some(what);
                     }
                     sleep(Duration::from_millis(500)).await;
                 }

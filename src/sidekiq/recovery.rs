@@ -12,9 +12,13 @@ use super::turn::{Token, UnitOfWork};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 
 static RECOVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("recover.lua")));
+static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("forget.lua")));
 
 /// How long recoveries of a job are counted: as Sidekiq Pro counts poison pills.
 const COUNTED: Duration = Duration::from_secs(72 * 60 * 60);
+
+/// More counts than these, and the old ones are looked for: they are some 60 bytes each.
+const MANY_COUNTS: usize = 1000;
 
 /// A job recovered this often is poison.
 pub const POISON: u32 = 3;
@@ -43,7 +47,14 @@ async fn scan(redis: &Redis, lease_ttl: Duration, every: Duration) -> Result<(),
         let n_recovered = recover(redis, &owner, lease_ttl / 2, &units).await?.unwrap_or_default();
         tracing::warn!(owner, n_recovered, "a worker died: its jobs are back on their queues");
     }
-    Ok(())
+    forget(redis).await
+}
+
+/// Old counts go, where there are many.
+async fn forget(redis: &Redis) -> Result<(), RedisError> {
+    let mut script = FORGET.key("sidebake:recoveries");
+    script.key("sidebake:interruptions").arg(COUNTED.as_secs()).arg(MANY_COUNTS);
+    redis.script(&script).await
 }
 
 /// The jobs of an owner, newest first: pushed to the heads in this order, the oldest comes out next.

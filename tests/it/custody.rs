@@ -199,6 +199,23 @@ async fn a_turn_that_arrives_after_a_later_one_does_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn counts_of_long_ago_are_dropped_where_there_are_many() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let fill = "local now = redis.call('TIME')[1] - 10
+        for i = 1, 900 do redis.call('HSET', KEYS[1], 'old' .. i, '2 ' .. (now - 72 * 3600)) end
+        for i = 1, 200 do redis.call('HSET', KEYS[1], 'new' .. i, '1 ' .. now) end";
+    for key in ["sidebake:recoveries", "sidebake:interruptions"] {
+        redis::cmd("EVAL").arg(&[fill, "1", key]).exec_async(&mut connection).await.unwrap();
+    }
+    let _worker = afternoon.worker(QUICK);
+    for key in ["sidebake:recoveries", "sidebake:interruptions"] {
+        afternoon.until("the old ones are gone", async || afternoon.redis.hgetall(key).await.len() <= 200).await;
+        assert_eq!(afternoon.redis.hgetall(key).await.len(), 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_redis_is_full_results_are_settled_and_nothing_is_fetched() {
     let afternoon = Afternoon::start();
     let worker = afternoon.worker_with(&afternoon.config("jobs.probe = true"), &["-c", "1"]);

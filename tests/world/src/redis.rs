@@ -158,8 +158,11 @@ impl Redis {
     fn spawn(&self) -> bool {
         let child = Command::new(redis_server())
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--save", "", "--appendonly", "no", "--logfile", "redis.log", "--dir"])
+            .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(self.dir.path())
+            // Not every version looks for it in that directory.
+            .arg("--logfile")
+            .arg(self.dir.path().join("redis.log"))
             .args(&self.args)
             .stdin(Stdio::null())
             .spawn()
