@@ -47,7 +47,7 @@ pub enum SettingsError {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Builds at once.
+    /// Builds at once, from 1 to 1000.
     pub concurrency: usize,
     /// Repositories fetched and checked out at once.
     pub clones: usize,
@@ -370,8 +370,9 @@ impl Settings {
     /// What types cannot say. Called by [`Settings::load`], and again when a command line has changed something.
     pub fn check(&self) -> Result<(), SettingsError> {
         let refuse = |path: String, message: &str| Err(SettingsError::Key { path, message: message.into() });
-        if self.concurrency == 0 {
-            return refuse("concurrency".into(), "must be at least 1");
+        // A turn has an argument for each slot, and Redis' Lua a stack for 8000 of them.
+        if !(1..=1000).contains(&self.concurrency) {
+            return refuse("concurrency".into(), "must be from 1 to 1000");
         }
         if self.clones == 0 {
             return refuse("clones".into(), "must be at least 1");
@@ -519,7 +520,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_before_the_start() {
-        assert_eq!(message("concurrency = 0"), "concurrency: must be at least 1");
+        assert_eq!(message("concurrency = 0"), "concurrency: must be from 1 to 1000");
         assert!(message("queues = [\"a,2\"]").contains("weights are not supported"));
         assert_eq!(message("jobs.dead_max_jobs = 1"), "jobs.dead_max_jobs: must be at least 2");
         assert_eq!(message("queues = []"), "queues: must name at least one queue");
