@@ -8,6 +8,9 @@
 -- The lease's value is the number of the last turn (turn.lua); one that is made anew has it as well, or a turn that was
 -- given up long ago could still be delivered.
 --
+-- It begins with HDEL, which Redis never refuses; after it a script may write at the memory limit as well, and a full
+-- Redis takes nobody's lease away.
+--
 -- Invariant: whoever holds a lease is among the owners and not among the suspects.
 
 redis.call('HDEL', KEYS[3], ARGV[1])
