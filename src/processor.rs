@@ -28,7 +28,7 @@ use crate::sidekiq::custody::Running;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
-use crate::sidekiq::turn::{Effect, Settlement, Token, UnitOfWork, announce, holds};
+use crate::sidekiq::turn::{Effect, Fingerprint, Settlement, Token, UnitOfWork, announce, holds};
 
 /// A job interrupted this often waits its turn in the retry set.
 const MAX_INTERRUPTIONS: u32 = 3;
@@ -93,7 +93,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         callback: find_callback(&processor.jobs, &payload),
     });
     if running.taken.is_cancelled() {
-        // Somebody else has the job: whatever we say of it would be fenced. The slot is what is handed in.
+        // Somebody else has the job, and custody drops what we say of it. The slot is what is handed in.
         tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
     }
     promise.keep(settle(&processor.jobs, &running, &payload, attempted));
@@ -126,8 +126,9 @@ impl Drop for Promise {
 
 /// The settlement of a text that is no job, or that cannot be settled in any other way.
 fn buried(unit: UnitOfWork) -> Settlement {
+    let fingerprint = Fingerprint::of(&unit.text);
     let effects = vec![Effect::Bury { text: unit.text }];
-    Settlement { token: unit.token, is_processed: false, is_failed: false, effects }
+    Settlement { token: unit.token, fingerprint, is_processed: false, is_failed: false, effects }
 }
 
 fn panic_message(error: tokio::task::JoinError) -> String {
@@ -370,6 +371,7 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
     });
     Settlement {
         token: unit.token.clone(),
+        fingerprint: Fingerprint::of(&unit.text),
         is_processed: disposition != Disposition::PutBack,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury),
         effects: effect.into_iter().chain(told).collect(),

@@ -13,6 +13,7 @@ use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType}
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
     IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, ScriptInvocation, TlsCertificates, TlsMode,
+    Value,
 };
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
@@ -25,10 +26,17 @@ pub use redis::{RedisError, Script};
 pub struct Redis {
     server: Server,
     timeout: Duration,
-    wake: Option<Arc<Notify>>,
+    wake: Option<Wake>,
     /// Whether the server pushes what changes.
     is_told: AtomicBool,
     connection: Mutex<Option<MultiplexedConnection>>,
+}
+
+/// Who is told of changes to which keys.
+#[derive(Clone)]
+struct Wake {
+    notify: Arc<Notify>,
+    prefix: &'static [u8],
 }
 
 /// Where the server is.
@@ -65,17 +73,13 @@ impl Redis {
         Self::with(settings, ProtocolVersion::RESP2, None)
     }
 
-    /// A connection with client-side tracking (RESP3): `wake` is notified when a key that a script has read is changed
-    /// by somebody else, and when the connection is lost.
-    pub fn waking(settings: &settings::Redis, wake: Arc<Notify>) -> Result<Self, RedisError> {
-        Self::with(settings, ProtocolVersion::RESP3, Some(wake))
+    /// A connection with client-side tracking (RESP3): `notify` is notified when a key of that prefix that a script has read
+    /// is changed by somebody else, and when the connection is lost.
+    pub fn waking(settings: &settings::Redis, prefix: &'static str, notify: Arc<Notify>) -> Result<Self, RedisError> {
+        Self::with(settings, ProtocolVersion::RESP3, Some(Wake { notify, prefix: prefix.as_bytes() }))
     }
 
-    fn with(
-        settings: &settings::Redis,
-        protocol: ProtocolVersion,
-        wake: Option<Arc<Notify>>,
-    ) -> Result<Self, RedisError> {
+    fn with(settings: &settings::Redis, protocol: ProtocolVersion, wake: Option<Wake>) -> Result<Self, RedisError> {
         let info = settings.url.expose().into_connection_info()?;
         let session = info.redis_settings().clone().set_protocol(protocol);
         let info = info.set_redis_settings(session.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")));
@@ -148,8 +152,9 @@ impl Redis {
             return client.get_multiplexed_async_connection_with_config(&config).await;
         };
         let config = config.set_push_sender(move |push: PushInfo| {
-            if matches!(push.kind, PushKind::Invalidate | PushKind::Disconnection) {
-                wake.notify_one();
+            if push.kind == PushKind::Disconnection || (push.kind == PushKind::Invalidate && wake.concerns(&push.data))
+            {
+                wake.notify.notify_one();
             }
             Ok::<(), redis::aio::SendError>(())
         });
@@ -157,10 +162,14 @@ impl Redis {
         // NOLOOP, or our own writes would wake us. Where tracking is refused, polling is what is left.
         let tracking = redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"]).query_async::<()>(&mut connection).await;
         self.is_told.store(tracking.is_ok(), Ordering::Relaxed);
-        if let Err(error) = tracking {
-            tracing::warn!(%error, "Redis refuses CLIENT TRACKING: new jobs are found by polling twice a second");
+        match tracking {
+            Ok(()) => Ok(connection),
+            Err(error) if error.code().is_some() => {
+                tracing::warn!(%error, "Redis refuses CLIENT TRACKING: new jobs are found by polling twice a second");
+                Ok(connection)
+            }
+            Err(error) => Err(error),
         }
-        Ok(connection)
     }
 
     async fn client(&self) -> Result<Client, RedisError> {
@@ -180,11 +189,31 @@ impl Redis {
     /// a replica now says no for ever: the next connection may find the new master.
     async fn keep_or_drop<T>(&self, reply: Result<T, RedisError>) -> Result<T, RedisError> {
         if let Err(error) = &reply
-            && matches!(error.code(), None | Some("READONLY" | "MASTERDOWN"))
+            && (error.code().is_none() || is_of_a_replica(error))
         {
             self.connection.lock().await.take();
         }
         reply
+    }
+}
+
+/// Redis 6 tells what a script met in the text of another error.
+fn is_of_a_replica(error: &RedisError) -> bool {
+    let text = error.to_string();
+    ["READONLY", "MASTERDOWN", "read only replica"].iter().any(|word| text.contains(word))
+        || matches!(error.code(), Some("READONLY" | "MASTERDOWN"))
+}
+
+impl Wake {
+    /// Whether a list of changed keys has one of ours; no list means all of them.
+    fn concerns(&self, data: &[Value]) -> bool {
+        data.iter().any(|value| match value {
+            Value::Array(keys) => keys.iter().any(|key| match key {
+                Value::BulkString(key) => key.starts_with(self.prefix),
+                _ => true,
+            }),
+            _ => true,
+        })
     }
 }
 

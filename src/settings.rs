@@ -383,6 +383,9 @@ impl Settings {
         if let Some(queue) = self.queues.iter().find(|queue| queue.contains(',') || queue.is_empty()) {
             return refuse("queues".into(), &format!("{queue:?}: weights are not supported by this version"));
         }
+        if let Some(queue) = self.queues.iter().find(|queue| queue.contains(char::is_control)) {
+            return refuse("queues".into(), &format!("{queue:?}: is no name of a queue"));
+        }
         if self.jobs.dead_max_jobs < 2 {
             return refuse("jobs.dead_max_jobs".into(), "must be at least 2");
         }
@@ -522,6 +525,7 @@ mod tests {
     fn what_cannot_work_is_refused_before_the_start() {
         assert_eq!(message("concurrency = 0"), "concurrency: must be from 1 to 1000");
         assert!(message("queues = [\"a,2\"]").contains("weights are not supported"));
+        assert!(message("queues = [\"a\\nb\"]").contains("no name of a queue"));
         assert_eq!(message("jobs.dead_max_jobs = 1"), "jobs.dead_max_jobs: must be at least 2");
         assert_eq!(message("queues = []"), "queues: must name at least one queue");
         let resolved = message("[jobs.classes.B]\narguments = \"resolved\"");

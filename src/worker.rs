@@ -169,7 +169,7 @@ fn custody(
     shutdown: &Shutdown,
 ) -> Result<Custody, RedisError> {
     Ok(Custody {
-        redis: Redis::waking(&settings.redis, Arc::clone(&signals.work))?,
+        redis: Redis::waking(&settings.redis, "queue:", Arc::clone(&signals.work))?,
         identity: Arc::clone(identity),
         queues: settings.queues.clone(),
         concurrency: settings.concurrency,

@@ -10,11 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::Identity;
-use super::turn::{Effect, Fetched, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use super::turn::{Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError};
 use crate::settings::Jobs;
@@ -22,8 +22,9 @@ use crate::settings::Jobs;
 /// How long a result is remembered, in case Redis forgets that it was settled.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// How many at most. A minute of builds is far less; a minute of empty jobs would fill the memory.
+/// How many at most, and how many bytes of text. A minute of builds is far less; one of empty jobs would fill the memory.
 const MAX_REMEMBERED: usize = 4096;
+const MAX_REMEMBERED_BYTES: usize = 8 << 20;
 
 /// The slow poll that guarantees progress when a push that should wake us is lost.
 const POLL: Duration = Duration::from_secs(5);
@@ -32,6 +33,9 @@ const POLL: Duration = Duration::from_secs(5);
 /// job, and its result, to a Redis that is not busy telling all others that there is nothing left.
 const SPREAD: Duration = Duration::from_micros(500);
 const MAX_SPREAD: Duration = Duration::from_millis(100);
+
+/// How soon something that Redis did not answer is tried again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// The poll where Redis pushes nothing.
 const POLL_UNTOLD: Duration = Duration::from_millis(500);
@@ -103,6 +107,8 @@ struct Memory {
     n_turns: u64,
     /// Settlements that Redis has not answered yet.
     pending: Vec<Settlement>,
+    /// Settlements that it refused; each keeps its slot, and is tried again when we reconcile.
+    refused: Vec<Settlement>,
     /// Settlements that it has, in case it forgets.
     remembered: Remembered,
     /// How many processes may be waiting for the same push.
@@ -111,32 +117,36 @@ struct Memory {
     slots: Vec<Token>,
 }
 
-/// The newest of what was settled.
+/// The newest of what was settled, the oldest first.
 #[derive(Default)]
 struct Remembered {
-    settlements: HashMap<Token, Settlement>,
-    /// The oldest one first. A token that was settled again is here twice, and counts from the first time.
-    order: VecDeque<(Instant, Token)>,
+    settlements: VecDeque<(Instant, Settlement)>,
+    n_bytes: usize,
 }
 
 impl Remembered {
     fn add(&mut self, settlement: Settlement, now: Instant) {
-        self.order.push_back((now, settlement.token.clone()));
-        self.settlements.insert(settlement.token.clone(), settlement);
-        if self.order.len() > MAX_REMEMBERED {
+        self.n_bytes += settlement.size();
+        self.settlements.push_back((now, settlement));
+        while self.settlements.len() > MAX_REMEMBERED || self.n_bytes > MAX_REMEMBERED_BYTES {
             self.forget_oldest();
         }
     }
 
+    fn find(&self, token: &Token, fingerprint: Fingerprint) -> Option<&Settlement> {
+        let mut settlements = self.settlements.iter().map(|(_, settlement)| settlement);
+        settlements.find(|settlement| settlement.token == *token && settlement.fingerprint == fingerprint)
+    }
+
     fn forget_before(&mut self, time: Instant) {
-        while self.order.front().is_some_and(|(since, _)| *since < time) {
+        while self.settlements.front().is_some_and(|(since, _)| *since < time) {
             self.forget_oldest();
         }
     }
 
     fn forget_oldest(&mut self) {
-        if let Some((_, token)) = self.order.pop_front() {
-            self.settlements.remove(&token);
+        if let Some((_, settlement)) = self.settlements.pop_front() {
+            self.n_bytes -= settlement.size();
         }
     }
 }
@@ -155,6 +165,7 @@ impl Custody {
             n_tokens: 0,
             n_turns: 0,
             pending: Vec::new(),
+            refused: Vec::new(),
             remembered: Remembered::default(),
             n_idlers: 0,
             slots: Vec::new(),
@@ -179,8 +190,8 @@ impl Custody {
                 },
                 () = sleep_until(woken_at.unwrap_or_else(Instant::now)), if woken_at.is_some() => {}
                 () = sleep(poll) => {}
-                () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &units).await,
-                _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &units).await,
+                () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &units, &mut reconcile).await,
+                _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &units, &mut reconcile).await,
                 () = self.quiet.cancelled(), if !memory.slots.is_empty() => {}
             }
             while let Ok(settlement) = settlements.try_recv() {
@@ -191,44 +202,51 @@ impl Custody {
         }
     }
 
-    async fn try_to_reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
+    /// Soon again when it fails: builds that are not ours any more may be running.
+    async fn try_to_reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>, next: &mut Interval) {
         let reconciled = self.reconcile(memory, units).await;
-        memory.complaint.hear(reconciled);
+        if memory.complaint.hear(reconciled).is_none() {
+            next.reset_after(RETRY);
+        }
     }
 
+    /// What the end of a run that was taken from us says is dropped: its token may be another job's by now.
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {
-        self.running.with(|running| running.remove(&settlement.token));
-        memory.pending.push(settlement);
+        let running = self.running.with(|running| running.remove(&settlement.token));
+        if running.is_none_or(|running| !running.taken.is_cancelled()) {
+            memory.pending.push(settlement);
+        }
     }
 
     /// Takes turns as long as they move something.
     async fn take_turns(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
-        loop {
-            self.assign_slots(memory);
-            if memory.pending.is_empty() && memory.slots.is_empty() {
-                return;
-            }
-            memory.n_turns += 1;
-            self.signals.last_turn.store(memory.n_turns, Ordering::Relaxed);
-            let reply = self.send_until_answered(memory).await;
-            let n_slots = memory.slots.len();
-            match self.take_in(memory, reply, units) {
-                Some(n_fetched) if n_fetched > 0 && n_fetched == n_slots => {}
-                Some(_) => return,
-                // The lease's thread wakes us when it has made one; what others took meanwhile, reconcile will find.
-                None => return,
-            }
-        }
+        while self.turn(memory, units).await {}
     }
 
-    /// One token for each free slot; none when quiet, but for those of an unanswered turn, which were never sent twice
-    /// under another name.
+    /// Takes a turn, when there is anything to say or to ask for; returns whether all that was asked for was there.
+    ///
+    /// A token that a turn has settled is never filled again: turns before it are refused, since their numbers are lower.
+    async fn turn(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> bool {
+        self.assign_slots(memory);
+        if memory.pending.is_empty() && memory.slots.is_empty() {
+            return false;
+        }
+        memory.n_turns += 1;
+        self.signals.last_turn.store(memory.n_turns, Ordering::Relaxed);
+        let reply = self.send_until_answered(memory).await;
+        // A lease that is made anew from here on refuses copies of this turn.
+        self.signals.last_turn.store(memory.n_turns + 1, Ordering::Relaxed);
+        self.take_in(memory, reply, units)
+    }
+
+    /// One token for each free slot; none when quiet.
     fn assign_slots(&self, memory: &mut Memory) {
         if self.quiet.is_cancelled() {
             memory.slots.clear();
             return;
         }
-        let n_free = self.concurrency.saturating_sub(self.running.with(|running| running.len()));
+        let n_taken = self.running.with(|running| running.len()) + memory.refused.len();
+        let n_free = self.concurrency.saturating_sub(n_taken);
         memory.slots.truncate(n_free);
         while memory.slots.len() < n_free {
             memory.n_tokens += 1;
@@ -256,25 +274,24 @@ impl Custody {
                         tracing::error!(error = what, "Redis does not take the turn; running builds go on");
                         complaint = Some(what);
                     }
-                    sleep(Duration::from_millis(500)).await;
+                    sleep(RETRY).await;
                 }
             }
         }
     }
 
-    /// Brings the memory up to date with an answer; returns how many units were fetched, `None` without a lease.
-    fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> Option<usize> {
+    /// Brings the memory up to date with an answer; returns whether every slot that was asked for was filled.
+    fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> bool {
         let since = Instant::now();
         memory.n_idlers = reply.n_idlers;
         for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
-            match settled {
-                Settled::Done => {}
-                Settled::Fenced => {
-                    tracing::debug!(token = %settlement.token, "the job was settled before, or is not ours any more")
-                }
-                Settled::WrongType(key) => {
-                    tracing::error!(key, token = %settlement.token, "a key has the wrong type: the result is kept until it is gone");
-                }
+            if let Settled::Refused(why) = settled {
+                tracing::error!(why, token = %settlement.token, "the result is refused, and kept until it is taken");
+                memory.refused.push(settlement);
+                continue;
+            }
+            if settled == Settled::Fenced {
+                tracing::debug!(token = %settlement.token, "the job was settled before, or is not ours any more");
             }
             memory.remembered.add(settlement, since);
         }
@@ -283,18 +300,19 @@ impl Custody {
         }
         let fetched = match reply.fetched {
             Fetched::Units(units) => units,
-            Fetched::NoLease => return None,
+            // The lease's thread wakes us when it has made one; what others took meanwhile, reconcile will find.
+            Fetched::NoLease => return false,
             Fetched::Full => {
                 tracing::error!("Redis is at its memory limit: results are settled, nothing is fetched");
-                return Some(0);
+                return false;
             }
         };
-        let n_fetched = fetched.len();
+        let (n_fetched, n_slots) = (fetched.len(), memory.slots.len());
         for unit in fetched {
             memory.slots.retain(|token| *token != unit.token);
             self.begin(memory, unit, units);
         }
-        Some(n_fetched)
+        n_fetched > 0 && n_fetched == n_slots
     }
 
     /// Hands a unit to the processors; back on its queue when they have stopped listening.
@@ -311,22 +329,26 @@ impl Custody {
     async fn reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> Result<(), RedisError> {
         let inflight: HashMap<String, Vec<u8>> =
             self.redis.query(redis::cmd("HGETALL").arg(self.identity.inflight_key())).await?;
-        let inflight: HashMap<Token, Vec<u8>> =
-            inflight.into_iter().map(|(token, entry)| (Token::parse(&token), entry)).collect();
-        for running in self.running.snapshot() {
-            if !inflight.contains_key(&running.unit.token) && !running.taken.is_cancelled() {
+        let inflight = inflight.iter().filter_map(|(token, entry)| read_entry(Token::parse(token), entry));
+        let inflight: HashMap<Token, UnitOfWork> = inflight.map(|unit| (unit.token.clone(), unit)).collect();
+        let running = self.running.snapshot();
+        for running in running.iter().filter(|running| !running.taken.is_cancelled()) {
+            let is_ours = inflight.get(&running.unit.token).is_some_and(|unit| unit.text == running.unit.text);
+            if !is_ours {
                 tracing::warn!(token = %running.unit.token, "the job was given to another worker: ours is killed");
                 running.taken.cancel();
             }
         }
-        let running: Vec<Token> = self.running.with(|running| running.keys().cloned().collect());
-        for (token, entry) in inflight {
-            if running.contains(&token) || memory.pending.iter().any(|settlement| settlement.token == token) {
+        memory.pending.append(&mut memory.refused);
+        for (token, unit) in inflight {
+            let is_known = running.iter().any(|running| running.unit.token == token)
+                || memory.pending.iter().any(|settlement| settlement.token == token);
+            if is_known {
                 continue;
             }
-            if let Some(settlement) = memory.remembered.settlements.get(&token) {
+            if let Some(settlement) = memory.remembered.find(&token, Fingerprint::of(&unit.text)) {
                 memory.pending.push(settlement.clone());
-            } else if let Some(unit) = read_entry(token, &entry) {
+            } else {
                 self.adopt(memory, unit, units);
             }
         }
@@ -358,8 +380,9 @@ fn spread(n_idlers: u32) -> Duration {
 
 /// A unit's way back to the head of its queue, as if it had never been fetched.
 pub fn put_back(unit: UnitOfWork) -> Settlement {
+    let fingerprint = Fingerprint::of(&unit.text);
     let effects = vec![Effect::PutBack { queue: unit.queue, is_interrupted: false }];
-    Settlement { token: unit.token, is_processed: false, is_failed: false, effects }
+    Settlement { token: unit.token, fingerprint, is_processed: false, is_failed: false, effects }
 }
 
 /// An entry of an in-flight hash: queue, newline, text.
@@ -373,21 +396,44 @@ pub(super) fn read_entry(token: Token, entry: &[u8]) -> Option<UnitOfWork> {
 mod tests {
     use super::*;
 
-    fn settlement(n: u64) -> Settlement {
-        Settlement { token: Token::nth(n), is_processed: true, is_failed: false, effects: Vec::new() }
+    fn settlement(n: u64, text: &str) -> Settlement {
+        Settlement {
+            token: Token::nth(n),
+            fingerprint: Fingerprint::of(b"a job"),
+            is_processed: true,
+            is_failed: false,
+            effects: vec![Effect::Push { queue: "done".into(), text: text.into() }],
+        }
+    }
+
+    fn holds(remembered: &Remembered, n: u64) -> bool {
+        remembered.find(&Token::nth(n), Fingerprint::of(b"a job")).is_some()
     }
 
     #[test]
-    fn the_oldest_results_are_forgotten_by_number_and_by_age() {
+    fn the_oldest_results_are_forgotten_by_number_by_age_and_by_size() {
         let (mut remembered, start) = (Remembered::default(), Instant::now());
         let n_jobs = MAX_REMEMBERED as u64 + 10;
-        (0..n_jobs).for_each(|n| remembered.add(settlement(n), start + Duration::from_millis(n)));
-        let holds = |remembered: &Remembered, n| remembered.settlements.contains_key(&Token::nth(n));
+        (0..n_jobs).for_each(|n| remembered.add(settlement(n, "x"), start + Duration::from_millis(n)));
         assert_eq!((holds(&remembered, 9), holds(&remembered, 10)), (false, true));
 
         remembered.forget_before(start + Duration::from_millis(n_jobs - 1));
         assert_eq!(remembered.settlements.len(), 1);
         assert!(holds(&remembered, n_jobs - 1));
+
+        let large = "x".repeat(MAX_REMEMBERED_BYTES - 10);
+        remembered.add(settlement(n_jobs, &large), start);
+        assert!(holds(&remembered, n_jobs - 1) && holds(&remembered, n_jobs));
+        remembered.add(settlement(n_jobs + 1, "a dozen bytes"), start);
+        assert_eq!((remembered.settlements.len(), remembered.n_bytes), (1, 13));
+    }
+
+    #[test]
+    fn a_result_is_not_remembered_for_another_job_under_the_same_token() {
+        let mut remembered = Remembered::default();
+        remembered.add(settlement(1, "x"), Instant::now());
+        assert!(holds(&remembered, 1));
+        assert_eq!(remembered.find(&Token::nth(1), Fingerprint::of(b"another job")), None);
     }
 
     #[test]

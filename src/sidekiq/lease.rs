@@ -93,13 +93,16 @@ struct Renewal {
 impl Renewal {
     async fn run(&self) {
         let mut complaint = Complaint::that("the lease cannot be renewed");
+        // A renewal whose answer was lost may have made the lease anew.
+        let mut is_certain = true;
         loop {
             let renewed = if self.pulse.is_stuck() { Ok(true) } else { self.renew().await };
             let Some(was_there) = complaint.hear(renewed) else {
+                is_certain = false;
                 sleep(Duration::from_millis(500)).await;
                 continue;
             };
-            if !was_there {
+            if !was_there || !std::mem::replace(&mut is_certain, true) {
                 self.signals.reconcile.notify_one();
             }
             sleep(self.ttl / 6).await;

@@ -79,7 +79,7 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
                 Some((queue, text)) => match move_one(redis, set, &member, &queue, &text).await {
                     Ok(n) => n_moved += n,
                     // Such as a queue of the wrong type: it must not hold up the jobs behind it.
-                    Err(error) if error.code().is_some() => {
+                    Err(error) if matches!(error.code(), Some("WRONGTYPE" | "NOPERM")) => {
                         tracing::error!(%error, queue, "a due job cannot be moved");
                         offset += 1;
                     }

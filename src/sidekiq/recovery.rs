@@ -39,15 +39,24 @@ async fn scan(redis: &Redis, lease_ttl: Duration, every: Duration) -> Result<(),
         return Ok(());
     }
     let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
+    let mut last = forget(redis).await;
     for owner in owners {
-        if recover(redis, &owner, lease_ttl / 2, &[]).await?.as_deref() != Some("expired") {
-            continue;
-        }
-        let units = inflight(redis, &owner).await?;
-        let n_recovered = recover(redis, &owner, lease_ttl / 2, &units).await?.unwrap_or_default();
+        // One that cannot be recovered must not hide the others.
+        last = recover_owner(redis, &owner, lease_ttl / 2).await.and(last);
+    }
+    last
+}
+
+async fn recover_owner(redis: &Redis, owner: &str, grace: Duration) -> Result<(), RedisError> {
+    if recover(redis, owner, grace, &[]).await? != "expired" {
+        return Ok(());
+    }
+    let units = inflight(redis, owner).await?;
+    // It may have come back in between.
+    if let Ok(n_recovered) = recover(redis, owner, grace, &units).await?.parse::<u64>() {
         tracing::warn!(owner, n_recovered, "a worker died: its jobs are back on their queues");
     }
-    forget(redis).await
+    Ok(())
 }
 
 /// Old counts go, where there are many.
@@ -68,12 +77,7 @@ async fn inflight(redis: &Redis, owner: &str) -> Result<Vec<UnitOfWork>, RedisEr
 }
 
 /// The script's answer in words, or the number of jobs it put back.
-async fn recover(
-    redis: &Redis,
-    owner: &str,
-    grace: Duration,
-    units: &[UnitOfWork],
-) -> Result<Option<String>, RedisError> {
+async fn recover(redis: &Redis, owner: &str, grace: Duration, units: &[UnitOfWork]) -> Result<String, RedisError> {
     let mut script = RECOVER.key("sidebake:owners");
     script
         .key("sidebake:suspects")

@@ -15,7 +15,7 @@
 --         then the number of queues and their places in KEYS, in order, and the tokens of the free slots
 --
 -- Returns {settlements, slots, wrong, idlers}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
--- or the name of a key of the wrong type, and nothing was done. A slot is {queue, text, times recovered, times
+-- or the name of a key of the wrong type, or what Redis said, and nothing was done. A slot is {queue, text, times recovered, times
 -- interrupted} or false.
 -- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch; and "full"
 -- when Redis is at its memory limit: what has finished is settled all the same, and nothing is fetched.
@@ -45,8 +45,6 @@ local function queue_name(key)
   return string.sub(key, 7)
 end
 
-local is_push = { push = true, head = true, interrupted = true }
-
 -- How often something happened to a text, when the last time was within three days: Sidekiq Pro's limit for poison pills.
 -- The value is the number and the time, seconds since the epoch.
 local counted_s = 259200
@@ -66,43 +64,47 @@ local function effects(n)
   return list
 end
 
+-- The keys that an effect writes, each with its type.
+local function targets(effect)
+  if effect.kind == 'retry' then return { [KEYS[4]] = 'zset' } end
+  if effect.kind == 'bury' then return { [KEYS[5]] = 'zset' } end
+  local keys = { [KEYS[tonumber(effect.place)]] = 'list', [KEYS[3]] = 'set' }
+  if effect.kind == 'interrupted' then keys[KEYS[11]] = 'hash' end
+  return keys
+end
+
 local function wrong_key(list)
   for _, effect in ipairs(list) do
-    if is_push[effect.kind] then
-      local key = KEYS[tonumber(effect.place)]
-      if not is_type(key, 'list') then return key end
-      if not is_type(KEYS[3], 'set') then return KEYS[3] end
-      if not is_type(KEYS[11], 'hash') then return KEYS[11] end
-    elseif effect.kind == 'retry' and not is_type(KEYS[4], 'zset') then
-      return KEYS[4]
-    elseif effect.kind == 'bury' and not is_type(KEYS[5], 'zset') then
-      return KEYS[5]
+    for key, wanted in pairs(targets(effect)) do
+      if not is_type(key, wanted) then return key end
     end
   end
   return nil
 end
 
 local function apply(effect, fetched_text)
-  if is_push[effect.kind] then
-    local key = KEYS[tonumber(effect.place)]
-    redis.call('SADD', KEYS[3], queue_name(key))
-    if effect.kind == 'push' then
-      redis.call('LPUSH', key, effect.text)
-    else
-      redis.call('RPUSH', key, fetched_text)
-    end
-    if effect.kind == 'interrupted' then
-      local digest = redis.sha1hex(fetched_text)
-      local n = times(KEYS[11], digest) + 1
-      redis.call('HSET', KEYS[11], digest, string.format('%d %d', n, math.floor(tonumber(ARGV[1]))))
-      redis.call('EXPIRE', KEYS[11], counted_s)
-    end
-  elseif effect.kind == 'retry' then
+  if effect.kind == 'retry' then
     redis.call('ZADD', KEYS[4], effect.place, effect.text)
-  else
+    return
+  end
+  if effect.kind == 'bury' then
     redis.call('ZADD', KEYS[5], effect.place, effect.text)
     redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', ARGV[2])
     redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -(tonumber(ARGV[3])))
+    return
+  end
+  local key = KEYS[tonumber(effect.place)]
+  redis.call('SADD', KEYS[3], queue_name(key))
+  if effect.kind == 'push' then
+    redis.call('LPUSH', key, effect.text)
+    return
+  end
+  redis.call('RPUSH', key, fetched_text)
+  if effect.kind == 'interrupted' then
+    local digest = redis.sha1hex(fetched_text)
+    local n = times(KEYS[11], digest) + 1
+    redis.call('HSET', KEYS[11], digest, string.format('%d %d', n, math.floor(tonumber(ARGV[1]))))
+    redis.call('EXPIRE', KEYS[11], counted_s)
   end
 end
 
@@ -123,7 +125,14 @@ local function settle()
     local wrong = wrong_key(list)
     if wrong then return wrong end
     redis.call('HDEL', inflight, token)
-    for _, effect in ipairs(list) do apply(effect, text_of(entry)) end
+    for i, effect in ipairs(list) do
+      local is_done, refusal = pcall(apply, effect, text_of(entry))
+      if not is_done then
+        -- Such as an ACL without ZADD. Redis takes nothing back, so we do, where nothing else has happened yet.
+        if i == 1 then redis.call('HSET', inflight, token, entry) end
+        return type(refusal) == 'table' and refusal.err or tostring(refusal)
+      end
+    end
   end
   n_processed, n_failed = n_processed + tonumber(processed), n_failed + tonumber(failed)
   return 1
@@ -164,7 +173,8 @@ local function take(tokens, queues)
   if #added > 0 then redis.call('HSET', inflight, unpack(added)) end
   if n_taken < #free then
     for _, queue in ipairs(queues) do redis.pcall('LLEN', queue) end
-    idlers = redis.call('SCARD', KEYS[12])
+    local n = redis.pcall('SCARD', KEYS[12])
+    idlers = type(n) == 'number' and n or 0
   end
   return entries
 end
@@ -191,12 +201,24 @@ if last_turn and tonumber(ARGV[4]) < tonumber(last_turn) then
   return redis.error_reply('STALE a later turn was taken already')
 end
 
+-- Notes that this turn was taken. Returns whether Redis is at its memory limit, or what else it says, such as READONLY.
+local function note()
+  if not last_turn then return false, nil end
+  local noted = redis.pcall('SET', KEYS[2], ARGV[4], 'KEEPTTL')
+  if not noted.err then return false, nil end
+  if string.find(noted.err, 'OOM', 1, true) then return true, nil end
+  return false, noted
+end
+
 -- The first write: Redis refuses it at its memory limit, and then nothing may be fetched. Settling begins with a write
 -- that frees memory, after which Redis lets a script go on.
-local is_full = last_turn and redis.pcall('SET', KEYS[2], ARGV[4], 'KEEPTTL').err
+local is_full, refusal = note()
+if refusal then return refusal end
 
 local settled = {}
 for i = 1, tonumber(argument()) do settled[i] = settle() end
+-- What was settled has made tokens free, so no turn before this one may be delivered any more.
+if is_full then note() end
 count(n_processed, KEYS[6], KEYS[7])
 count(n_failed, KEYS[8], KEYS[9])
 

@@ -3,6 +3,7 @@
 //! Settling and fetching share a round trip, so a busy worker needs one per job. The script may be sent again with the
 //! same tokens until it is answered.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
 use redis::{FromRedisValue, Value, from_redis_value};
@@ -35,6 +36,18 @@ impl std::fmt::Display for Token {
     }
 }
 
+/// Tells texts apart within this process; nobody outside can make two that look alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint(u64);
+
+impl Fingerprint {
+    /// Of a job's text.
+    pub fn of(text: &[u8]) -> Self {
+        static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self(KEYS.hash_one(text))
+    }
+}
+
 /// A job in our custody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitOfWork {
@@ -55,12 +68,26 @@ pub struct UnitOfWork {
 pub struct Settlement {
     /// Whose end.
     pub token: Token,
+    /// Of the unit's text: what is settled again must be settled for the same job.
+    pub fingerprint: Fingerprint,
     /// Whether the attempt counts as processed.
     pub is_processed: bool,
     /// Whether it counts as failed.
     pub is_failed: bool,
     /// What happens in the same step.
     pub effects: Vec<Effect>,
+}
+
+impl Settlement {
+    /// Bytes of the texts in it.
+    pub fn size(&self) -> usize {
+        let sizes = self.effects.iter().map(|effect| match effect {
+            Effect::Push { text, .. } | Effect::Retry { text, .. } => text.len(),
+            Effect::Bury { text } => text.len(),
+            Effect::PutBack { .. } => 0,
+        });
+        sizes.sum()
+    }
 }
 
 /// One thing that follows from the end of a unit of work.
@@ -101,8 +128,8 @@ pub enum Settled {
     Done,
     /// The token was not ours any more: nothing happened.
     Fenced,
-    /// A key has the wrong type: nothing happened.
-    WrongType(String),
+    /// A key has the wrong type, by its name, or what else Redis says: nothing happened.
+    Refused(String),
 }
 
 /// The answer to a turn.
@@ -194,7 +221,7 @@ fn read_settled(value: Value) -> Result<Settled, RedisError> {
     Ok(match value {
         Value::Int(1) => Settled::Done,
         Value::Int(_) => Settled::Fenced,
-        key => Settled::WrongType(String::from_redis_value(key)?),
+        word => Settled::Refused(String::from_redis_value(word)?),
     })
 }
 

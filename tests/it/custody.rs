@@ -130,7 +130,7 @@ async fn a_callback_queue_of_the_wrong_type_keeps_the_result_until_it_is_mended(
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
     let worker = afternoon.worker(QUICK);
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    world::wait_for("the log to say it", || worker.log().contains("wrong type")).await;
+    world::wait_for("the log to say it", || worker.log().contains("the result is refused")).await;
     assert_eq!(afternoon.redis.keys("sidebake:inflight:*").await.len(), 1, "nothing of it has happened");
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
     assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
