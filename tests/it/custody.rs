@@ -174,31 +174,6 @@ async fn a_queue_that_is_not_a_list_is_passed_over_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_that_arrives_after_a_later_one_does_nothing() {
-    use sidebake::clock::Epoch;
-    use sidebake::sidekiq::Identity;
-    use sidebake::sidekiq::turn::{Fetched, Token, Turn};
-
-    let afternoon = Afternoon::start();
-    let settings = sidebake::settings::Settings::default();
-    let url = sidebake::secret::Secret::new(afternoon.redis.url());
-    let redis = sidebake::redis::Redis::new(&sidebake::settings::Redis { url, ..settings.redis }).unwrap();
-    let identity = Identity::new("host".into());
-    let mut connection = afternoon.redis.connection().await;
-    redis::cmd("SET").arg(format!("sidebake:lease:{identity}")).arg(0).exec_async(&mut connection).await.unwrap();
-    let (slots, queues) = ([Token::nth(1)], ["default".to_owned()]);
-    let turn = |number| Turn { number, settlements: &[], slots: &slots, queues: &queues };
-
-    turn(2).send(&redis, &identity, &settings.jobs, Epoch::now()).await.unwrap();
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    let stale = turn(1).send(&redis, &identity, &settings.jobs, Epoch::now()).await.unwrap_err();
-    assert!(stale.to_string().to_uppercase().contains("STALE"), "{stale}");
-    assert_eq!(afternoon.redis.queue("default").await.len(), 1, "the job is still where it was");
-    let again = turn(2).send(&redis, &identity, &settings.jobs, Epoch::now()).await.unwrap();
-    assert!(matches!(again.fetched, Fetched::Units(units) if units.len() == 1), "the same turn may be sent again");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn counts_of_long_ago_are_dropped_where_there_are_many() {
     let afternoon = Afternoon::start();
     let mut connection = afternoon.redis.connection().await;

@@ -20,3 +20,4 @@ mod layers;
 mod retry;
 mod servers;
 mod shutdown;
+mod turn;

@@ -1,0 +1,137 @@
+//! The script by itself: what it answers to turns that come late, to a server that refuses, and to keys of a wrong type.
+
+use sidebake::clock::Epoch;
+use sidebake::redis::{Redis, RedisError};
+use sidebake::secret::Secret;
+use sidebake::settings::{self, Jobs, Settings};
+use sidebake::sidekiq::Identity;
+use sidebake::sidekiq::turn::{Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn};
+
+const TEXT: &[u8] = b"{\"class\":\"BuildJob\"}";
+
+/// A process without its tasks: a test takes its turns by hand.
+struct Hand {
+    server: world::Redis,
+    redis: Redis,
+    identity: Identity,
+}
+
+impl Hand {
+    /// It has a lease; `user` is put before the server's address.
+    async fn with(user: &str) -> Self {
+        let server = world::Redis::start();
+        let url = Secret::new(server.url().replace("redis://", &format!("redis://{user}")));
+        let redis = Redis::new(&settings::Redis { url, ..Settings::default().redis }).unwrap();
+        let hand = Self { server, redis, identity: Identity::new("host".into()) };
+        hand.run(&["SET", &format!("sidebake:lease:{}", hand.identity), "0"]).await;
+        hand
+    }
+
+    async fn run(&self, command: &[&str]) {
+        let mut connection = self.server.connection().await;
+        redis::cmd(command[0]).arg(&command[1..]).exec_async(&mut connection).await.unwrap();
+    }
+
+    /// A turn with one free slot.
+    async fn fetch(&self, number: u64, token: u64) -> Result<Reply, RedisError> {
+        self.turn(number, &[], &[Token::nth(token)]).await
+    }
+
+    async fn settle(&self, number: u64, token: u64, effects: Vec<Effect>) -> Result<Reply, RedisError> {
+        let fingerprint = Fingerprint::of(TEXT);
+        let end = Settlement { token: Token::nth(token), fingerprint, is_processed: true, is_failed: false, effects };
+        self.turn(number, &[end], &[]).await
+    }
+
+    async fn turn(&self, number: u64, settlements: &[Settlement], slots: &[Token]) -> Result<Reply, RedisError> {
+        let queues = ["default".to_owned()];
+        let turn = Turn { number, settlements, slots, queues: &queues };
+        turn.send(&self.redis, &self.identity, &Jobs::default(), Epoch::now()).await
+    }
+
+    async fn push(&self) {
+        self.run(&["LPUSH", "queue:default", std::str::from_utf8(TEXT).unwrap()]).await;
+    }
+
+    async fn n_queued(&self) -> usize {
+        self.server.queue("default").await.len()
+    }
+
+    async fn n_inflight(&self) -> usize {
+        self.server.hgetall(&format!("sidebake:inflight:{}", self.identity)).await.len()
+    }
+}
+
+fn is_one_unit(reply: &Reply) -> bool {
+    matches!(&reply.fetched, Fetched::Units(units) if units.len() == 1)
+}
+
+fn is_stale(reply: Result<Reply, RedisError>) -> bool {
+    reply.is_err_and(|error| error.to_string().to_uppercase().contains("STALE"))
+}
+
+#[tokio::test]
+async fn a_turn_that_arrives_after_a_later_one_does_nothing() {
+    let hand = Hand::with("").await;
+    hand.fetch(2, 1).await.unwrap();
+    hand.push().await;
+    assert!(is_stale(hand.fetch(1, 1).await));
+    assert_eq!(hand.n_queued().await, 1, "the job is still where it was");
+    assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()), "the same turn may be sent again");
+    assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()), "and is answered the same");
+    assert_eq!((hand.n_queued().await, hand.n_inflight().await), (0, 1));
+}
+
+#[tokio::test]
+async fn a_turn_that_a_full_redis_settled_is_later_as_well() {
+    let hand = Hand::with("").await;
+    hand.push().await;
+    assert!(is_one_unit(&hand.fetch(1, 1).await.unwrap()));
+    hand.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert_eq!(hand.settle(2, 1, Vec::new()).await.unwrap().settled, [Settled::Done]);
+    assert_eq!(hand.fetch(3, 2).await.unwrap().fetched, Fetched::Full);
+    hand.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    hand.push().await;
+    assert!(is_stale(hand.fetch(1, 1).await), "it would fill a token that was settled");
+    assert_eq!(hand.n_queued().await, 1);
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_leaves_the_job_in_flight() {
+    let hand = Hand::with("narrow:secret@").await;
+    hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-zadd"]).await;
+    hand.push().await;
+    assert!(is_one_unit(&hand.fetch(1, 1).await.unwrap()));
+    let refused = hand.settle(2, 1, vec![Effect::Bury { text: TEXT.to_vec() }]).await.unwrap();
+    assert!(matches!(&refused.settled[..], [Settled::Refused(_)]), "{refused:?}");
+    assert_eq!(hand.n_inflight().await, 1);
+    assert_eq!(hand.server.get("stat:processed").await, None);
+
+    hand.run(&["ACL", "SETUSER", "narrow", "+zadd"]).await;
+    let taken = hand.settle(3, 1, vec![Effect::Bury { text: TEXT.to_vec() }]).await.unwrap();
+    assert_eq!(taken.settled, [Settled::Done]);
+    assert_eq!((hand.n_inflight().await, hand.server.sorted_set("dead").await.len()), (0, 1));
+}
+
+#[tokio::test]
+async fn keys_beside_the_point_may_have_any_type() {
+    let hand = Hand::with("").await;
+    for key in ["sidebake:owners", "sidebake:recoveries", "sidebake:interruptions", "stat:processed"] {
+        hand.run(&["LPUSH", key, "x"]).await;
+    }
+    hand.push().await;
+    let slots = [Token::nth(1), Token::nth(2)];
+    let reply = hand.turn(1, &[], &slots).await.unwrap();
+    assert!(is_one_unit(&reply) && reply.n_idlers == 0, "{reply:?}");
+    let push = Effect::Push { queue: "callbacks".into(), text: "{}".into() };
+    assert_eq!(hand.settle(2, 1, vec![push]).await.unwrap().settled, [Settled::Done]);
+    assert_eq!(hand.server.queue("callbacks").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_replica_is_not_taken_for_a_full_redis() {
+    let hand = Hand::with("").await;
+    hand.run(&["REPLICAOF", "127.0.0.1", &world::free_port().to_string()]).await;
+    let error = hand.fetch(1, 1).await.unwrap_err();
+    assert!(error.to_string().contains("read only replica"), "{error}");
+}
