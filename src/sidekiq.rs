@@ -13,7 +13,7 @@
 //! | `stat:processed`, `stat:failed`, and `…:<UTC day>` | string | settle | counters | 5 years (days) |
 //! | `sidebake:inflight:<identity>` | hash | turn, recovery | token → queue, newline, job text | – |
 //! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
-//! | `sidebake:lease:<identity>` | string | lease, turn | number of the last turn | the lease |
+//! | `sidebake:lease:<identity>` | string | lease, turn | number of the last turn, or the one after | the lease |
 //! | `sidebake:suspects` | hash | recovery | identity → ms since the epoch, Redis' clock | – |
 //! | `sidebake:recoveries` | hash | recovery, which drops the old | sha1 of a job text → how often recovered, and when | 72 h |
 //! | `sidebake:interruptions` | hash | settle; recovery drops the old | sha1 of a job text → how often killed by a stop, and when | 72 h |

@@ -33,6 +33,9 @@ const KILLED: Duration = Duration::from_secs(3);
 /// At the very end, how long Redis may take to learn the last results. What it does not learn, recovery brings back.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// And how long it may take to learn that we have gone.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// The worker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
@@ -137,6 +140,9 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         ended.cancel();
     };
     tokio::join!(side_tasks, end);
+    if !matches!(timeout(GOODBYE, lease.give_up(&redis, &identity)).await, Ok(Ok(()))) {
+        tracing::debug!("the lease runs out by itself");
+    }
     tracing::info!("worker has ended");
     Ok(())
 }

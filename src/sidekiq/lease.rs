@@ -16,6 +16,7 @@ use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings;
 
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
+static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave.lua")));
 
 /// A runtime that has not moved for this long is stuck.
 const STUCK: Duration = Duration::from_secs(60);
@@ -74,6 +75,15 @@ impl Lease {
         });
         spawned.expect("a thread can be started at the start of the process");
         Ok(Self { pulse, _over: over.drop_guard() })
+    }
+
+    /// Gives it up at the end of the process, so that nobody counts on it or waits until it has run out; not with jobs left
+    /// in flight, which recovery has to find.
+    pub async fn give_up(self, redis: &Redis, identity: &Identity) -> Result<(), RedisError> {
+        drop(self);
+        let mut script = LEAVE.key(identity.lease_key());
+        script.key("sidebake:owners").key("sidebake:suspects").key(identity.inflight_key()).arg(identity.to_string());
+        redis.script(&script).await
     }
 
     /// What the runtime has to beat.

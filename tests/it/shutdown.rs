@@ -20,7 +20,10 @@ async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(afternoon.callbacks(2).await.len(), 2);
-    assert!(afternoon.redis.smembers("processes").await.is_empty(), "it has taken itself off the list");
+    for key in ["processes", "sidebake:owners"] {
+        assert!(afternoon.redis.smembers(key).await.is_empty(), "it has taken itself off {key}");
+    }
+    assert!(afternoon.redis.keys("sidebake:lease:*").await.is_empty(), "nobody waits until it has run out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
