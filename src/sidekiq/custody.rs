@@ -31,7 +31,7 @@ const POLL: Duration = Duration::from_secs(5);
 
 /// When many processes wait for the same push, each answers within this long for each of them, so that the first takes the
 /// job, and its result, to a Redis that is not busy telling all others that there is nothing left.
-const SPREAD: Duration = Duration::from_micros(500);
+const SPREAD: Duration = Duration::from_millis(1);
 const MAX_SPREAD: Duration = Duration::from_millis(100);
 
 /// How soon something that Redis did not answer is tried again.

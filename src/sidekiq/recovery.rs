@@ -20,6 +20,9 @@ const COUNTED: Duration = Duration::from_secs(72 * 60 * 60);
 /// More counts than these, and the old ones are looked for: they are some 60 bytes each.
 const MANY_COUNTS: usize = 1000;
 
+/// After so many scans.
+const FORGET_EVERY: u64 = 100;
+
 /// A job recovered this often is poison.
 pub const POISON: u32 = 3;
 
@@ -27,8 +30,13 @@ pub const POISON: u32 = 3;
 pub async fn run(redis: &Redis, lease_ttl: Duration, stop: &CancellationToken) {
     let every = lease_ttl / 6;
     let mut complaint = Complaint::that("dead workers cannot be looked for");
+    let mut n_scans = 0_u64;
     while stop.run_until_cancelled(sleep(every)).await.is_some() {
         complaint.hear(scan(redis, lease_ttl, every).await);
+        if n_scans.is_multiple_of(FORGET_EVERY) {
+            complaint.hear(forget(redis).await);
+        }
+        n_scans += 1;
     }
 }
 
@@ -39,7 +47,7 @@ async fn scan(redis: &Redis, lease_ttl: Duration, every: Duration) -> Result<(),
         return Ok(());
     }
     let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
-    let mut last = forget(redis).await;
+    let mut last = Ok(());
     for owner in owners {
         // One that cannot be recovered must not hide the others.
         last = recover_owner(redis, &owner, lease_ttl / 2).await.and(last);
