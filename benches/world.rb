@@ -154,6 +154,9 @@ class World
   # Reads from sockets so far: as good as requests, since nobody here sends two at a time.
   def reads = redis('INFO', 'stats')[/^total_reads_processed:(\d+)/, 1].to_i
 
+  # Milliseconds of a question to Redis that costs it nothing, in the middle of many.
+  def round_trip = Figures.median(Array.new(500) { Figures.seconds { redis('PING') } }) * 1000
+
   # Elements that redis-benchmark can pop in a second.
   def pops
     output, = Open3.capture2e('redis-benchmark', '-p', @port.to_s, '-c', '10', '-n', '200000', '-q', 'rpop', 'nothing')
