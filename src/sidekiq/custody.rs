@@ -109,6 +109,8 @@ struct Memory {
     pending: Vec<Settlement>,
     /// Settlements that it refused; each keeps its slot, and is tried again when we reconcile.
     refused: Vec<Settlement>,
+    /// How many of those are pending again: their slots are not free before Redis has taken them.
+    n_tried_again: usize,
     /// Settlements that it has, in case it forgets.
     remembered: Remembered,
     /// How many processes may be waiting for the same push.
@@ -166,6 +168,7 @@ impl Custody {
             n_turns: 0,
             pending: Vec::new(),
             refused: Vec::new(),
+            n_tried_again: 0,
             remembered: Remembered::default(),
             n_idlers: 0,
             slots: Vec::new(),
@@ -245,7 +248,8 @@ impl Custody {
             memory.slots.clear();
             return;
         }
-        let n_taken = self.running.with(|running| running.len()) + memory.refused.len();
+        let n_running = self.running.with(|running| running.len());
+        let n_taken = n_running + memory.refused.len() + memory.n_tried_again;
         let n_free = self.concurrency.saturating_sub(n_taken);
         memory.slots.truncate(n_free);
         while memory.slots.len() < n_free {
@@ -284,6 +288,7 @@ impl Custody {
     fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> bool {
         let since = Instant::now();
         memory.n_idlers = reply.n_idlers;
+        memory.n_tried_again = 0;
         for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
             if let Settled::Refused(why) = settled {
                 tracing::error!(why, token = %settlement.token, "the result is refused, and kept until it is taken");
@@ -339,6 +344,7 @@ impl Custody {
                 running.taken.cancel();
             }
         }
+        memory.n_tried_again += memory.refused.len();
         memory.pending.append(&mut memory.refused);
         for (token, unit) in inflight {
             let is_known = running.iter().any(|running| running.unit.token == token)

@@ -124,17 +124,25 @@ async fn a_build_whose_job_was_taken_is_killed_and_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callback_queue_of_the_wrong_type_keeps_the_result_until_it_is_mended() {
+async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_it_is_mended() {
     let afternoon = Afternoon::start();
     let mut connection = afternoon.redis.connection().await;
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
-    let worker = afternoon.worker(QUICK);
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    world::wait_for("the log to say it", || worker.log().contains("the result is refused")).await;
-    assert_eq!(afternoon.redis.keys("sidebake:inflight:*").await.len(), 1, "nothing of it has happened");
+    let worker = afternoon.worker_with(&afternoon.config(QUICK), &["-c", "2"]);
+    for _ in 0..7 {
+        afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    }
+    // Often enough for each to have been tried again more than once.
+    world::wait_for("the log to say it", || worker.log().matches("the result is refused").count() >= 16).await;
+    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
+    // The turn that hands in the first two fetches for their slots as well.
+    assert_eq!(afternoon.redis.hgetall(&key).await.len(), 4, "nothing of it has happened");
+    assert_eq!(afternoon.redis.queue("default").await.len(), 3, "and nothing more is taken");
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    let reports = afternoon.callbacks(7).await;
+    assert!(reports.iter().all(|report| report["status"] == "succeeded"), "{reports:?}");
     afternoon.idle().await;
+    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("7"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
