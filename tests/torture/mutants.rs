@@ -1,5 +1,8 @@
 //! Custody with one of its parts taken away. The product is not touched: the relay sends Redis another script under the
 //! name of the real one, or spoils a request.
+//!
+//! The numbers of turns are not among them: whoever takes a late turn finds out by the text of the job, so without them
+//! nothing is lost here. `tests/it/turn.rs` sees that they are compared.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,21 +23,18 @@ pub enum Without {
     Fence,
     /// A turn that is sent again fetches other jobs under the same tokens.
     Resend,
-    /// A turn that is delivered late is taken.
-    Numbers,
     /// Nobody compares the in-flight hash with what runs.
     Reconcile,
 }
 
 impl Without {
-    const ALL: [Self; 4] = [Self::Fence, Self::Resend, Self::Numbers, Self::Reconcile];
+    const ALL: [Self; 3] = [Self::Fence, Self::Resend, Self::Reconcile];
 
     /// What of `turn.lua` becomes what; nothing for the one that is no change of the script.
     fn change(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Fence => Some(("if not entry then return 0 end", "if not entry then entry = 'default\\n' end")),
             Self::Resend => Some(("if not entries[i] then free[#free + 1] = i end", "free[#free + 1] = i")),
-            Self::Numbers => Some(("if last_turn and tonumber(ARGV[4]) < tonumber(last_turn) then", "if false then")),
             Self::Reconcile => None,
         }
     }
@@ -44,7 +44,6 @@ impl Without {
         match self {
             Self::Fence | Self::Reconcile => vec![Kind::Freeze],
             Self::Resend => vec![Kind::LostReplies],
-            Self::Numbers => vec![Kind::LateRequest],
         }
     }
 
