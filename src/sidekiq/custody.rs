@@ -35,7 +35,7 @@ const SPREAD: Duration = Duration::from_millis(1);
 const MAX_SPREAD: Duration = Duration::from_millis(100);
 
 /// How soon something that Redis did not answer is tried again.
-const RETRY: Duration = Duration::from_millis(500);
+pub(super) const RETRY: Duration = Duration::from_millis(500);
 
 /// The poll where Redis pushes nothing.
 const POLL_UNTOLD: Duration = Duration::from_millis(500);
@@ -201,7 +201,7 @@ impl Custody {
                 self.finish(&mut memory, settlement);
             }
             woken_at = None;
-            self.take_turns(&mut memory, &units).await;
+            while self.turn(&mut memory, &units).await {}
         }
     }
 
@@ -219,11 +219,6 @@ impl Custody {
         if running.is_none_or(|running| !running.taken.is_cancelled()) {
             memory.pending.push(settlement);
         }
-    }
-
-    /// Takes turns as long as they move something.
-    async fn take_turns(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
-        while self.turn(memory, units).await {}
     }
 
     /// Takes a turn, when there is anything to say or to ask for; returns whether all that was asked for was there.

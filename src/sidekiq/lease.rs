@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Identity;
-use super::custody::Signals;
+use super::custody::{RETRY, Signals};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings;
 
@@ -109,7 +109,7 @@ impl Renewal {
             let renewed = if self.pulse.is_stuck() { Ok(true) } else { self.renew().await };
             let Some(was_there) = complaint.hear(renewed) else {
                 is_certain = false;
-                sleep(Duration::from_millis(500)).await;
+                sleep(RETRY).await;
                 continue;
             };
             if !was_there || !std::mem::replace(&mut is_certain, true) {

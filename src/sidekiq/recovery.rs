@@ -30,11 +30,12 @@ pub const POISON: u32 = 3;
 pub async fn run(redis: &Redis, lease_ttl: Duration, stop: &CancellationToken) {
     let every = lease_ttl / 6;
     let mut complaint = Complaint::that("dead workers cannot be looked for");
+    let mut complaint_of_counts = Complaint::that("old counts cannot be dropped");
     let mut n_scans = 0_u64;
     while stop.run_until_cancelled(sleep(every)).await.is_some() {
         complaint.hear(scan(redis, lease_ttl, every).await);
         if n_scans.is_multiple_of(FORGET_EVERY) {
-            complaint.hear(forget(redis).await);
+            complaint_of_counts.hear(forget(redis).await);
         }
         n_scans += 1;
     }
