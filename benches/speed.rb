@@ -6,6 +6,7 @@ class Speed
   N_JOBS = { sidebake: 60_000, rusty: 60_000, ruby: 15_000 }.freeze
   N_ARRIVALS = 200
   N_IDLE = 100
+  GAP = 0.01 # seconds between jobs that come alone
   LOOK = 0.02 # seconds
   REST = 5 # seconds
   N_MANY = 1_000_000
@@ -22,7 +23,7 @@ class Speed
   def measure
     @rates = Hash.new { |all, key| all[key] = [] }
     @runs.times { SLOTS.each { |slots| N_JOBS.each_key { |side| @rates[[side, slots]] << rate(side, slots, N_JOBS[side]) } } }
-    @round_trip = @world.round_trip
+    @round_trip = @world.round_trip(GAP)
     @waits = N_JOBS.keys.to_h { |side| [side, alone(side)] }
     @crowd = in_a_crowd
     @many = many
@@ -81,7 +82,7 @@ class Speed
   def arrivals(n)
     Array.new(n) do
       seconds, = @world.until_callback { @world.push_probe(queue: 'speed') }
-      sleep 0.01
+      sleep GAP
       seconds * 1000
     end
   end

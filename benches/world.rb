@@ -151,11 +151,19 @@ class World
 
   def length(queue) = redis('LLEN', "queue:#{queue}")
 
-  # Reads from sockets so far: as good as requests, since nobody here sends two at a time.
+  # Reads from sockets so far: the round trips, since nobody here sends a second request before the first is answered; what
+  # is pipelined counts once.
   def reads = redis('INFO', 'stats')[/^total_reads_processed:(\d+)/, 1].to_i
 
-  # Milliseconds of a question to Redis that costs it nothing, in the middle of many.
-  def round_trip = Figures.median(Array.new(500) { Figures.seconds { redis('PING') } }) * 1000
+  # Milliseconds of a request and its reply that come alone, as the jobs of Speed do: after a rest a processor has to wake up
+  # first, which takes longer than all else.
+  def round_trip(rest)
+    times = Array.new(200) do
+      sleep rest
+      Figures.seconds { redis('PING') }
+    end
+    Figures.median(times) * 1000
+  end
 
   # Elements that redis-benchmark can pop in a second.
   def pops

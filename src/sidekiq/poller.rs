@@ -42,20 +42,19 @@ fn pause(interval: Duration, n_processes: u32, jitter: f64) -> Duration {
 
 /// How many processes share the polling, at least one.
 async fn n_processes(redis: &Redis) -> u32 {
-    if let Err(error) = prune(redis).await {
+    let mut look = redis::pipe();
+    look.cmd("SCARD").arg("processes");
+    look.cmd("SET").arg(&["process_cleanup", "1", "NX", "EX", "60"]);
+    let Ok((n_processes, is_our_turn)) = redis.pipeline::<(u32, bool)>(&look).await else { return 1 };
+    if is_our_turn && let Err(error) = prune(redis).await {
         tracing::debug!(%error, "processes that have gone stay on the list");
     }
-    redis.query(redis::cmd("SCARD").arg("processes")).await.unwrap_or(1)
+    n_processes
 }
 
 /// Takes processes off the list that have not beaten for a minute, once a minute in the whole fleet: what Ruby's
 /// `ProcessSet#cleanup` does. Otherwise each one that was killed would make all others poll less often, for ever.
 async fn prune(redis: &Redis) -> Result<(), RedisError> {
-    let mut guard = redis::cmd("SET");
-    guard.arg(&["process_cleanup", "1", "NX", "EX", "60"]);
-    if redis.query::<Option<String>>(&guard).await?.is_none() {
-        return Ok(());
-    }
     let processes: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("processes")).await?;
     for process in processes {
         if !redis.query::<bool>(redis::cmd("EXISTS").arg(&process)).await? {

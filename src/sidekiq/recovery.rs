@@ -42,12 +42,13 @@ pub async fn run(redis: &Redis, lease_ttl: Duration, stop: &CancellationToken) {
 }
 
 async fn scan(redis: &Redis, lease_ttl: Duration, every: Duration) -> Result<(), RedisError> {
-    let mut guard = redis::cmd("SET");
-    guard.arg(&["sidebake:scan", "1", "NX", "PX"]).arg(every.as_millis() as u64);
-    if redis.query::<Option<String>>(&guard).await?.is_none() {
+    let mut look = redis::pipe();
+    look.cmd("SET").arg(&["sidebake:scan", "1", "NX", "PX"]).arg(every.as_millis() as u64);
+    look.cmd("SMEMBERS").arg("sidebake:owners");
+    let (is_our_turn, owners): (bool, Vec<String>) = redis.pipeline(&look).await?;
+    if !is_our_turn {
         return Ok(());
     }
-    let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
     let mut last = Ok(());
     for owner in owners {
         // One that cannot be recovered must not hide the others.
