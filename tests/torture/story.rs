@@ -16,7 +16,8 @@ use crate::fleet::Fleet;
 use crate::mutants::Without;
 use crate::stalls::Stalls;
 
-/// How long the queues may take to run dry when nothing breaks any more.
+/// When nothing breaks any more and no job ends for this long, what is left is stuck. The longest wait there may be is that for
+/// a second retry.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 pub struct Story {
@@ -110,9 +111,10 @@ impl Story {
         counts
     }
 
-    /// Waits until nothing is queued, due or in flight; what is left when that takes too long.
+    /// Waits until nothing is queued, due or in flight; what is left when no more jobs end.
     async fn run_dry(&self, redis: &Redis) -> Vec<String> {
-        let started = Instant::now();
+        let mut n_processed = None;
+        let mut since = Instant::now();
         loop {
             let mut left = Vec::new();
             for queue in ["default", "low"] {
@@ -125,7 +127,11 @@ impl Story {
                 let entries = redis.hgetall(&key).await;
                 left.extend(entries.iter().map(|(token, job)| format!("{key} (lease {turn:?}) {token} {job}")));
             }
-            if left.is_empty() || started.elapsed() > PATIENCE {
+            let now_processed = redis.get("stat:processed").await;
+            if now_processed != n_processed {
+                (n_processed, since) = (now_processed, Instant::now());
+            }
+            if left.is_empty() || since.elapsed() > PATIENCE {
                 return left;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
