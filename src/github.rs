@@ -1,14 +1,19 @@
 //! The GitHub App: one verb that returns a token for one repository.
 //!
-//! JWT, looking up the installation, retries and GitHub's error codes hide behind it. A token is minted for each job and
-//! neither cached nor shared; its form is nobody's business but GitHub's.
+//! JWT, looking up the installation, renamed repositories, retries and GitHub's error codes hide behind it. A token is minted
+//! for each job, neither cached nor shared, and given back; its form is nobody's business but GitHub's.
 //! Follows GitHub's REST API, "Generating an installation access token for a GitHub App".
 
+mod api;
+mod token;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use reqwest::{Method, Response, StatusCode};
-use serde::{Deserialize, Serialize};
+use jiff::Timestamp;
+use reqwest::{Method, StatusCode};
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::clock::Epoch;
@@ -17,9 +22,18 @@ use crate::reason::{Failure, Reason};
 use crate::secret::Secret;
 use crate::settings;
 
-/// Tries of one request, with a pause between them; what takes longer is the retry set's business.
-const TRIES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(500);
+use api::{Answer, Api, Bearer};
+
+pub use token::InstallationToken;
+
+/// Installations that are remembered; a fleet that builds for more accounts asks again.
+const MAX_INSTALLATIONS: usize = 10_000;
+
+/// Pauses before a token that was minted this moment is tried again: GitHub's other servers may not know it yet.
+pub const LAG: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+
+/// How long GitHub's tokens last, where an answer does not say.
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// GitHub's answer was not a token.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +78,15 @@ pub enum GithubError {
         /// GitHub's own words.
         message: String,
     },
-    /// An error of GitHub's, a rate limit, or an answer that makes no sense.
+    /// GitHub does not want to be asked for a while.
+    #[error("{url}: GitHub limits our rate for another {} s", wait.as_secs())]
+    Limited {
+        /// What was asked.
+        url: String,
+        /// For how long.
+        wait: Duration,
+    },
+    /// An error of GitHub's, or an answer that makes no sense.
     #[error("{url} answered {status}: {message}")]
     Unavailable {
         /// What was asked.
@@ -84,238 +106,155 @@ impl GithubError {
                 Reason::GithubRefused
             }
             Self::NotFound { .. } => Reason::RepositoryNotFound,
-            Self::Unreachable { .. } | Self::Unavailable { .. } => Reason::GithubUnavailable,
+            Self::Unreachable { .. } | Self::Limited { .. } | Self::Unavailable { .. } => Reason::GithubUnavailable,
         }
     }
 }
 
 impl From<GithubError> for Failure {
     fn from(error: GithubError) -> Self {
-        Self::new(error.reason(), error.to_string())
+        let failure = Self::new(error.reason(), error.to_string());
+        match error {
+            GithubError::Limited { wait, .. } => failure.not_before(wait),
+            _ => failure,
+        }
     }
 }
 
-/// A token that reads the contents of one repository, for at most an hour.
+/// The App.
 #[derive(Debug)]
-pub struct InstallationToken {
-    /// The token.
-    pub secret: Secret,
-    /// GitHub's number of the repository, which outlives renames.
-    pub repository_id: u64,
+pub struct App {
+    api: Arc<Api>,
+    /// Of repositories, by their names in lower case.
+    installations: Mutex<HashMap<String, u64>>,
 }
 
-/// The App.
-#[derive(Clone, Debug)]
-pub struct App {
-    settings: settings::Github,
-    http: reqwest::Client,
+/// The App on a repository's account.
+struct Installation {
+    id: u64,
+    /// Where GitHub sent us, when the repository has another name now.
+    repository_id: Option<u64>,
 }
 
 impl App {
     /// Takes the settings; nothing is read or asked yet.
     pub fn new(settings: settings::Github) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
-            .timeout(settings.timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
-        Ok(Self { settings, http })
+        Ok(Self { api: Arc::new(Api::new(settings)?), installations: Mutex::default() })
     }
 
     /// Mints a token for `repository` alone, with `contents: read`.
     ///
     /// `installation_id` saves a request when Rails knows it; when GitHub does not know it any more (the App was
-    /// installed anew), it is looked up.
+    /// installed anew, the repository was renamed), it is looked up.
     pub async fn installation_token(
         &self,
         repository: &Repository,
         installation_id: Option<u64>,
     ) -> Result<InstallationToken, GithubError> {
-        let jwt = self.jwt()?;
-        let known = match installation_id {
-            Some(id) => self.mint(&jwt, id, repository).await?,
-            None => None,
-        };
-        if let Some(token) = known {
-            return Ok(token);
+        let key = repository.to_string().to_ascii_lowercase();
+        let known = installation_id.or_else(|| self.installations().get(&key).copied());
+        if let Some(id) = known {
+            let minted = self.mint(&Installation { id, repository_id: None }, repository).await;
+            if !matches!(minted, Err(GithubError::NotFound { .. })) {
+                return minted;
+            }
+            self.installations().remove(&key);
         }
-        let id = self.installation_of(&jwt, repository).await?;
-        let minted = self.mint(&jwt, id, repository).await?;
-        minted.ok_or_else(|| GithubError::NotFound {
-            repository: repository.clone(),
-            message: "the installation is gone".into(),
-        })
+        let installation = self.installation_of(repository).await?;
+        let token = self.mint(&installation, repository).await?;
+        let mut installations = self.installations();
+        if installations.len() >= MAX_INSTALLATIONS {
+            installations.clear();
+        }
+        installations.insert(key, installation.id);
+        Ok(token)
     }
 
     /// Whether the commit is in the repository. libgit2 cannot tell a missing commit from a broken connection.
-    pub async fn has_commit(
-        &self,
-        repository: &Repository,
-        sha: &Sha,
-        token: &InstallationToken,
-    ) -> Result<bool, GithubError> {
-        let path = format!("/repos/{repository}/commits/{sha}");
-        let answer = self.ask(Method::GET, &path, &token.secret, None).await?;
-        match answer.status() {
-            StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY => Ok(false),
-            status if status.is_success() => Ok(true),
-            _ => Err(self.error(&path, answer).await),
+    pub async fn has_commit(&self, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
+        let path = format!("/repos/{}/commits/{sha}", token.repository);
+        let mut pauses = LAG.iter();
+        loop {
+            let answer = self.api.ask(Method::GET, &path, Bearer::Token(&token.secret), None).await?;
+            match (answer.status, pauses.next()) {
+                (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(pause)) => tokio::time::sleep(*pause).await,
+                (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => return Ok(false),
+                (status, _) if status.is_success() => return Ok(true),
+                _ => return Err(answer.error()),
+            }
         }
     }
 
     /// Asks GitHub who the App is: for `doctor`.
     pub async fn name(&self) -> Result<String, GithubError> {
-        let jwt = self.jwt()?;
-        let answer = self.ask(Method::GET, "/app", &jwt, None).await?;
-        if !answer.status().is_success() {
-            return Err(self.error("/app", answer).await);
-        }
-        let app: Named = self.read("/app", answer).await?;
+        let app: Named = good(self.api.ask(Method::GET, "/app", Bearer::App, None).await?)?.read()?;
         Ok(app.name)
     }
 
-    async fn installation_of(&self, jwt: &Secret, repository: &Repository) -> Result<u64, GithubError> {
-        let path = format!("/repos/{repository}/installation");
-        let answer = self.ask(Method::GET, &path, jwt, None).await?;
-        match answer.status() {
-            StatusCode::NOT_FOUND => {
-                Err(GithubError::NotFound { repository: repository.clone(), message: message(answer).await })
-            }
-            status if status.is_success() => {
-                self.read(&path, answer).await.map(|installation: Numbered| installation.id)
-            }
-            _ => Err(self.error(&path, answer).await),
-        }
+    /// Waits until GitHub has heard of every token that is not needed any more.
+    pub async fn finish(&self) {
+        self.api.revocations.close();
+        self.api.revocations.wait().await;
     }
 
-    /// `None` when there is no such installation.
+    async fn installation_of(&self, repository: &Repository) -> Result<Installation, GithubError> {
+        let path = format!("/repos/{repository}/installation");
+        let mut answer = self.api.ask(Method::GET, &path, Bearer::App, None).await?;
+        let mut repository_id = None;
+        if let Some(moved) = answer.location().and_then(|location| self.api.path_of(location)) {
+            let moved = moved.to_owned();
+            repository_id = moved.strip_prefix("/repositories/").and_then(|rest| rest.split('/').next()?.parse().ok());
+            answer = self.api.ask(Method::GET, &moved, Bearer::App, None).await?;
+        }
+        if answer.status == StatusCode::NOT_FOUND {
+            return Err(GithubError::NotFound { repository: repository.clone(), message: answer.message() });
+        }
+        let found: Numbered = good(answer)?.read()?;
+        Ok(Installation { id: found.id, repository_id })
+    }
+
+    /// Asks for a token of the installation, for the repository of this name or, when it was renamed, of this number.
     async fn mint(
         &self,
-        jwt: &Secret,
-        id: u64,
+        installation: &Installation,
         repository: &Repository,
-    ) -> Result<Option<InstallationToken>, GithubError> {
-        let path = format!("/app/installations/{id}/access_tokens");
-        let body = json!({"repositories": [repository.name], "permissions": {"contents": "read"}});
-        let answer = self.ask(Method::POST, &path, jwt, Some(&body)).await?;
-        match answer.status() {
-            StatusCode::NOT_FOUND => Ok(None),
-            StatusCode::UNPROCESSABLE_ENTITY => {
-                Err(GithubError::NotFound { repository: repository.clone(), message: message(answer).await })
-            }
-            status if status.is_success() => {
-                let minted: Minted = self.read(&path, answer).await?;
-                let asked = repository.to_string();
-                let found = minted.repositories.iter().find(|found| found.full_name.eq_ignore_ascii_case(&asked));
-                let repository_id = found.map(|found| found.id).ok_or_else(|| GithubError::NotFound {
-                    repository: repository.clone(),
-                    message: "the token is for another repository".into(),
-                })?;
-                Ok(Some(InstallationToken { secret: minted.token, repository_id }))
-            }
-            _ => Err(self.error(&path, answer).await),
+    ) -> Result<InstallationToken, GithubError> {
+        let path = format!("/app/installations/{}/access_tokens", installation.id);
+        let mut body = json!({"permissions": {"contents": "read"}});
+        match installation.repository_id {
+            Some(id) => body["repository_ids"] = json!([id]),
+            None => body["repositories"] = json!([repository.name]),
         }
-    }
-
-    /// Sends one request, again after a failure that may pass. Asking for a token twice harms nobody.
-    async fn ask(
-        &self,
-        method: Method,
-        path: &str,
-        bearer: &Secret,
-        body: Option<&serde_json::Value>,
-    ) -> Result<Response, GithubError> {
-        let url = self.url(path);
-        let mut n_tries = 0;
-        loop {
-            n_tries += 1;
-            let mut request = self
-                .http
-                .request(method.clone(), &url)
-                .bearer_auth(bearer.expose())
-                .header("accept", "application/vnd.github+json");
-            if let Some(body) = body {
-                request = request.json(body);
-            }
-            let answer = request.send().await;
-            let may_pass = answer.as_ref().map_or(true, |answer| answer.status().is_server_error());
-            if !may_pass || n_tries == TRIES {
-                return answer.map_err(|source| GithubError::Unreachable { url, source: source.without_url() });
-            }
-            tokio::time::sleep(PAUSE * n_tries).await;
+        let answer = self.api.ask(Method::POST, &path, Bearer::App, Some(&body)).await?;
+        let not_found = |message| GithubError::NotFound { repository: repository.clone(), message };
+        if matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY) {
+            return Err(not_found(answer.message()));
         }
-    }
-
-    /// What an answer with an error status means.
-    async fn error(&self, path: &str, answer: Response) -> GithubError {
-        let (url, status) = (self.url(path), answer.status());
-        let is_limited = answer.headers().contains_key("retry-after")
-            || answer.headers().get("x-ratelimit-remaining").is_some_and(|remaining| remaining == "0");
-        let message = message(answer).await;
-        match status {
-            StatusCode::UNAUTHORIZED => GithubError::Refused { url, status, message },
-            StatusCode::FORBIDDEN if !is_limited => GithubError::Refused { url, status, message },
-            _ => GithubError::Unavailable { url, status, message },
-        }
-    }
-
-    async fn read<T: for<'de> Deserialize<'de>>(&self, path: &str, answer: Response) -> Result<T, GithubError> {
-        let status = answer.status();
-        answer.json().await.map_err(|error| GithubError::Unavailable {
-            url: self.url(path),
-            status,
-            message: error.without_url().to_string(),
-        })
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.settings.api_url.trim_end_matches('/'))
-    }
-
-    /// The App's own credential, good for ten minutes at most. A minute is allowed for clocks that differ.
-    fn jwt(&self) -> Result<Secret, GithubError> {
-        #[derive(Serialize)]
-        struct Claims<'a> {
-            iat: i64,
-            exp: i64,
-            iss: &'a str,
-        }
-        let iss = self.settings.app_id.as_deref().ok_or(GithubError::NotConfigured("github.app_id is not set"))?;
-        let now = Epoch::now().timestamp().as_second();
-        let claims = Claims { iat: now - 60, exp: now + 540, iss };
-        let jwt =
-            jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.key()?).map_err(GithubError::Key)?;
-        Ok(Secret::new(jwt))
-    }
-
-    /// Reads the key anew each time, so that it can be rotated.
-    fn key(&self) -> Result<EncodingKey, GithubError> {
-        let pem = match (&self.settings.private_key, &self.settings.private_key_file) {
-            (Some(key), _) => key.clone(),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map(Secret::new)
-                .map_err(|source| GithubError::KeyFile { path: path.display().to_string(), source })?,
-            (None, None) => {
-                return Err(GithubError::NotConfigured("neither github.private_key nor private_key_file is set"));
-            }
+        let minted: Minted = good(answer)?.read()?;
+        let expires_at =
+            minted.expires_at.map_or_else(|| Epoch::now().plus(HOUR), |at| Epoch::from_secs_f64(at.as_second() as f64));
+        let (repository, api) = (repository.clone(), Arc::clone(&self.api));
+        let mut token = InstallationToken { secret: minted.token, repository, repository_id: 0, expires_at, api };
+        // The customer of one account must not get what another account calls its own, even if it was a gift.
+        let granted = minted.repositories.first().ok_or_else(|| not_found("the token is for no repository".into()))?;
+        let is_asked = match installation.repository_id {
+            Some(id) => granted.id == id,
+            None => granted.full_name.eq_ignore_ascii_case(&token.repository.to_string()),
         };
-        // A key in an environment variable often has its line ends as a backslash and an n.
-        let pem = pem.expose().replace("\\n", "\n");
-        EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(GithubError::Key)
+        let present =
+            Repository::parse(&granted.full_name).filter(|present| is_asked && present.is_of_owner(&token.repository));
+        token.repository = present.ok_or_else(|| not_found(format!("it is {} now", granted.full_name)))?;
+        token.repository_id = granted.id;
+        Ok(token)
+    }
+
+    fn installations(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.installations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// GitHub's own words, at most a line of them.
-async fn message(answer: Response) -> String {
-    #[derive(Deserialize)]
-    struct Body {
-        message: String,
-    }
-    let body = answer.json().await.map(|body: Body| body.message);
-    body.map_or_else(
-        |_| "no message".into(),
-        |message| message.lines().next().unwrap_or_default().chars().take(300).collect(),
-    )
+fn good(answer: Answer) -> Result<Answer, GithubError> {
+    if answer.status.is_success() { Ok(answer) } else { Err(answer.error()) }
 }
 
 #[derive(Deserialize)]
@@ -331,6 +270,7 @@ struct Numbered {
 #[derive(Deserialize)]
 struct Minted {
     token: Secret,
+    expires_at: Option<Timestamp>,
     #[serde(default)]
     repositories: Vec<Granted>,
 }

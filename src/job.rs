@@ -226,6 +226,11 @@ impl Repository {
         (is_name(owner) && is_name(name))
             .then(|| Self { owner: owner.to_owned(), name: name.strip_suffix(".git").unwrap_or(name).to_owned() })
     }
+
+    /// Whether both are of one user or organization; GitHub does not mind upper and lower case.
+    pub fn is_of_owner(&self, other: &Self) -> bool {
+        self.owner.eq_ignore_ascii_case(&other.owner)
+    }
 }
 
 /// Whether a text is safe as one component of a path or URL.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::bake::{Bake, Definition, Goal, Order, Outcome};
 use crate::builder::{Builders, Loss, Place};
 use crate::event::{Event, Phase};
-use crate::github::{App, InstallationToken};
+use crate::github::{self, App, InstallationToken};
 use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
 use crate::reason::{Failure, Reason};
@@ -79,7 +79,7 @@ pub async fn perform(
     let token = mint(stations, job, attempt, report).await?;
     let directory = stations.state.job_directory().map_err(disk)?;
     let built = async {
-        let worktree = check_out(stations, job, &token, &directory, attempt, report).await?;
+        let worktree = check_out(stations, job, token, &directory, attempt, report).await?;
         bake(stations, &job.build, &worktree, &directory, attempt, report).await
     }
     .await;
@@ -96,31 +96,41 @@ async fn mint(
 ) -> Result<InstallationToken, Failure> {
     let phase = attempt.begin(Phase::Token);
     let token = stations.github.installation_token(&job.build.repository, job.installation_id).await;
-    report.timings.token = phase.end();
+    report.timings.token += phase.end();
     Ok(token?)
 }
 
+/// Gives the token back at its end, whatever that is.
 async fn check_out(
     stations: &Stations,
     job: &BuildJob,
-    token: &InstallationToken,
+    mut token: InstallationToken,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<Worktree, Failure> {
-    let repository = &job.build.repository;
-    let origin = Origin {
-        url: stations.source.url(repository),
-        token: Some(token.secret.clone()),
-        mirror: token.repository_id.to_string(),
-        name: repository.name.clone(),
-        revision: Revision::Sha(job.sha.clone()),
-    };
-    match fetch(stations, &origin, directory, attempt, report).await {
-        Err(error) if error.is_unclear() && !stations.github.has_commit(repository, &job.sha, token).await? => {
-            Err(Failure::new(Reason::CommitNotFound, format!("{repository} has no commit {}", job.sha)))
+    let mut pauses = github::LAG.iter();
+    loop {
+        // One that was refused twice may have been revoked.
+        let is_last_try = pauses.len() == 0;
+        if is_last_try || !token.outlives(stations.source.timeout()) {
+            token = mint(stations, job, attempt, report).await?;
         }
-        result => Ok(result?),
+        let origin = Origin {
+            url: stations.source.url(&token.repository),
+            token: Some(token.secret.clone()),
+            mirror: token.repository_id.to_string(),
+            name: job.build.repository.name.clone(),
+            revision: Revision::Sha(job.sha.clone()),
+        };
+        match (fetch(stations, &origin, directory, attempt, report).await, pauses.next()) {
+            (Err(error), Some(pause)) if error.is_denied() => tokio::time::sleep(*pause).await,
+            (Err(error), _) if error.is_unclear() && !stations.github.has_commit(&job.sha, &token).await? => {
+                let message = format!("{} has no commit {}", token.repository, job.sha);
+                return Err(Failure::new(Reason::CommitNotFound, message));
+            }
+            (result, _) => return Ok(result?),
+        }
     }
 }
 

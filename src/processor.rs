@@ -325,7 +325,7 @@ pub fn dispose(
     match (failure.reason, failure.reason.class()) {
         (Reason::Interrupted, _) if n_interruptions + 1 < MAX_INTERRUPTIONS => Disposition::PutBack,
         // It is always in the way of a stop. A job that has no retries goes on as it was: it has not failed.
-        (Reason::Interrupted, _) => match retry::next(payload, jobs, now, jitter) {
+        (Reason::Interrupted, _) => match retry::next(payload, jobs, now, failure.wait, jitter) {
             Next::RetryAt(at) => Disposition::RetryAt(at),
             Next::Die | Next::Drop => Disposition::PutBack,
         },
@@ -338,7 +338,7 @@ pub fn dispose(
                 bury
             }
         }
-        (_, Class::User | Class::Infrastructure) => match retry::next(payload, jobs, now, jitter) {
+        (_, Class::User | Class::Infrastructure) => match retry::next(payload, jobs, now, failure.wait, jitter) {
             Next::RetryAt(at) => Disposition::RetryAt(at),
             Next::Die => Disposition::Bury,
             Next::Drop => Disposition::Acknowledge,

@@ -4,6 +4,7 @@
 //! decides whether a failure is retried: a station's error answers `reason()`, and [`Reason::class`] says the rest.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
@@ -131,12 +132,20 @@ pub struct Failure {
     pub reason: Reason,
     /// What happened, for a person: names the file, target, URL or field. Never contains a secret.
     pub detail: String,
+    /// How long whoever failed us wants to be left alone; no retry comes sooner.
+    pub wait: Duration,
 }
 
 impl Failure {
     /// A failure with its detail.
     pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), wait: Duration::ZERO }
+    }
+
+    /// The same, with the time before which a retry would be in vain.
+    #[must_use]
+    pub fn not_before(self, wait: Duration) -> Self {
+        Self { wait, ..self }
     }
 }
 

@@ -221,6 +221,8 @@ pub struct Github {
     pub private_key: Option<Secret>,
     /// File that holds it.
     pub private_key_file: Option<PathBuf>,
+    /// Whether a job's token is given back as soon as the source is there.
+    pub revoke: bool,
     /// For one request.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,

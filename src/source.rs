@@ -80,7 +80,7 @@ impl SourceError {
             Self::Fault { fault, .. } => match fault {
                 Fault::CommitNotFound => Reason::CommitNotFound,
                 Fault::Refused => Reason::SourceRefused,
-                Fault::Unavailable | Fault::Unclear | Fault::Damaged => Reason::GitUnavailable,
+                Fault::Unavailable | Fault::Denied | Fault::Unclear | Fault::Damaged => Reason::GitUnavailable,
                 Fault::Worker => Reason::WorkerFailed,
             },
         }
@@ -89,6 +89,11 @@ impl SourceError {
     /// Whether the commit may simply not be there: libgit2 reports that as a broken connection.
     pub fn is_unclear(&self) -> bool {
         matches!(self, Self::Fault { fault: Fault::Unclear, .. })
+    }
+
+    /// Whether the token was not taken: it may be too new, or too old.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, Self::Fault { fault: Fault::Denied, .. })
     }
 }
 
@@ -147,6 +152,11 @@ impl Source {
     /// Takes the settings.
     pub fn new(settings: settings::Source, sandbox: settings::Sandbox, git_url: &str) -> Self {
         Self { settings, sandbox, git_url: git_url.trim_end_matches('/').to_owned() }
+    }
+
+    /// How long fetch and checkout may take together.
+    pub fn timeout(&self) -> Duration {
+        self.settings.timeout
     }
 
     /// The URL of a repository on the configured git host.

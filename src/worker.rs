@@ -33,7 +33,7 @@ const KILLED: Duration = Duration::from_secs(3);
 /// At the very end, how long Redis may take to learn the last results. What it does not learn, recovery brings back.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// And how long it may take to learn that we have gone.
+/// And how long others may take to learn that we have gone, or need a token no more.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The worker cannot start.
@@ -137,6 +137,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         if timeout(FAREWELL, custody).await.is_err() {
             tracing::error!("Redis did not take the last results: recovery brings those jobs back");
         }
+        let _ = timeout(GOODBYE, processor.stations.github.finish()).await;
         ended.cancel();
     };
     tokio::join!(side_tasks, end);

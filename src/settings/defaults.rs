@@ -92,6 +92,7 @@ impl Default for Github {
             app_id: None,
             private_key: None,
             private_key_file: None,
+            revoke: true,
             timeout: seconds(10),
         }
     }

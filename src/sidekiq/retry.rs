@@ -29,10 +29,10 @@ pub enum Next {
     Drop,
 }
 
-/// Decides what follows a failure at `now`; `jitter` is a number in 0..1.
+/// Decides what follows a failure at `now`; a retry comes after `wait` at the earliest. `jitter` is a number in 0..1.
 ///
 /// Sidekiq's rules but for `retry_for`, which is not read yet, and one more: no retry that would start later than `max_age` after the first failure.
-pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, jitter: f64) -> Next {
+pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, wait: Duration, jitter: f64) -> Next {
     let exhausted = if payload.may_die() { Next::Die } else { Next::Drop };
     let maximum = match payload.retry_rule() {
         RetryRule::Never => return Next::Drop,
@@ -45,7 +45,7 @@ pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, jitter: f64) -> Next {
     }
     // The jitter's bound is far below 2⁵³, and a fraction of a second is no jitter of Sidekiq's.
     let jitter = Duration::from_secs((jitter * jitter_bound(count) as f64) as u64);
-    let at = now.plus(retry_delay(count)).plus(jitter);
+    let at = now.plus(retry_delay(count).max(wait)).plus(jitter);
     let first_failure = payload.failed_at().unwrap_or(now);
     if at.since(first_failure) > jobs.max_age { exhausted } else { Next::RetryAt(at) }
 }
@@ -56,7 +56,7 @@ mod tests {
 
     fn decide(text: &str) -> Next {
         let payload = Payload::parse(text.as_bytes()).expect("a job");
-        next(&payload, &Jobs::default(), Epoch::from_secs_f64(1000.0), 0.5)
+        next(&payload, &Jobs::default(), Epoch::from_secs_f64(1000.0), Duration::ZERO, 0.5)
     }
 
     #[test]
@@ -80,6 +80,16 @@ mod tests {
         let old = r#"{"class":"B","retry_count":3,"failed_at":1000.0}"#;
         let payload = Payload::parse(old.as_bytes()).expect("a job");
         let two_hours_later = Epoch::from_secs_f64(1000.0 + 7200.0);
-        assert_eq!(next(&payload, &Jobs::default(), two_hours_later, 0.0), Next::Die);
+        assert_eq!(next(&payload, &Jobs::default(), two_hours_later, Duration::ZERO, 0.0), Next::Die);
+    }
+
+    #[test]
+    fn who_wants_to_be_left_alone_for_longer_than_the_curve_is_and_the_age_limit_counts_it() {
+        let payload = Payload::parse(br#"{"class":"BuildJob"}"#).expect("a job");
+        let decide =
+            |wait| next(&payload, &Jobs::default(), Epoch::from_secs_f64(1000.0), Duration::from_secs(wait), 0.0);
+        assert_eq!(decide(3), Next::RetryAt(Epoch::from_secs_f64(1015.0)));
+        assert_eq!(decide(600), Next::RetryAt(Epoch::from_secs_f64(1600.0)));
+        assert_eq!(decide(3 * 60 * 60), Next::Die);
     }
 }

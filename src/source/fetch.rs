@@ -103,6 +103,13 @@ fn classify(error: &git2::Error) -> Failed {
             Fault::Damaged
         }
         (ErrorClass::Filesystem, _) => Fault::Worker,
+        _ if error.code() == ErrorCode::Auth => Fault::Denied,
+        // libgit2 says the status in its message only.
+        (_, message)
+            if ["401", "403", "404"].iter().any(|code| message.ends_with(&format!("http status code: {code}"))) =>
+        {
+            Fault::Denied
+        }
         _ => Fault::Unavailable,
     };
     Failed::new(fault, error.message())

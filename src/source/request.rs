@@ -83,6 +83,8 @@ pub enum Fault {
     Refused,
     /// The remote cannot be reached, refuses, stalls or breaks off.
     Unavailable,
+    /// The remote does not take the token, or shows it nothing.
+    Denied,
     /// The commit is not there, or the connection broke: libgit2 does not say which.
     Unclear,
     /// What git keeps on our disk is damaged; the mirror is made anew.

@@ -46,6 +46,8 @@ pub(crate) struct Shared {
 pub(crate) struct Mutable {
     pub(crate) installations: BTreeMap<u64, Installation>,
     pub(crate) calls: Vec<Call>,
+    /// Present names of repositories, by their old ones in lower case.
+    pub(crate) moved: BTreeMap<String, String>,
     clock_offset_s: i64,
     pub(crate) repositories_root: Option<PathBuf>,
     is_logging: bool,
@@ -128,6 +130,11 @@ impl GitHub {
                 self.shared.tokens.revoke(&token);
             }
         }
+    }
+
+    /// Says of a repository (`owner/name`) that it has another name now; where it is installed and kept is the caller's.
+    pub fn moved(&self, old: &str, new: &str) {
+        self.state().moved.insert(old.to_ascii_lowercase(), new.into());
     }
 
     /// Serves commits from the bare repositories `OWNER/NAME.git` below `root` (that of a `GitHost`).

@@ -27,6 +27,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/app/installations/{id}/access_tokens", post(mint))
         .route("/installation/token", delete(revoke))
         .route("/repos/{owner}/{repo}/installation", get(installation_of))
+        .route("/repositories/{id}/installation", get(installation_of_number))
         .route("/repos/{owner}/{repo}/commits/{*revision}", get(commit))
         .fallback(async || NOT_FOUND)
         .layer(from_fn_with_state(shared.clone(), front_door))
@@ -100,16 +101,33 @@ async fn installation_of(
     State(shared): State<Arc<Shared>>,
     Path((owner, repo)): Path<(String, String)>,
     headers: HeaderMap,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
     authenticate_app(&shared, &headers)?;
     let full_name = format!("{owner}/{repo}");
+    let moved = shared.state.lock().unwrap().moved.get(&full_name.to_ascii_lowercase()).cloned();
+    if let Some(present) = moved {
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let location = format!("http://{host}/repositories/{}/installation", repository_id(&present));
+        let body = json!({"message": "Moved Permanently", "url": location});
+        return Ok((StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, location)], Json(body)).into_response());
+    }
+    find_installation(&shared, |reach| reach.covers(&full_name)).map(IntoResponse::into_response)
+}
+
+async fn installation_of_number(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<u64>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    authenticate_app(&shared, &headers)?;
+    find_installation(&shared, |reach| reach.full_names().iter().any(|name| repository_id(name) == id))
+}
+
+fn find_installation(shared: &Shared, covers: impl Fn(&Reach) -> bool) -> Result<Json<Value>, Refusal> {
     let state = shared.state.lock().unwrap();
     let mut installations = state.installations.iter();
-    let (id, installation) =
-        installations.find(|(_, installation)| installation.reach.covers(&full_name)).ok_or(NOT_FOUND)?;
-    let mut answer = describe(*id, installation, shared.app.id);
-    answer["account"]["login"] = owner.into();
-    Ok(Json(answer))
+    let (id, installation) = installations.find(|(_, installation)| covers(&installation.reach)).ok_or(NOT_FOUND)?;
+    Ok(Json(describe(*id, installation, shared.app.id)))
 }
 
 fn describe(id: u64, installation: &Installation, app_id: u64) -> Value {

@@ -1,0 +1,348 @@
+//! GitHub's REST API: one request, with the App's signature or a token, and what its answer means.
+//!
+//! Knows how long to wait for a server that fails or limits us, and whose clock is wrong. Follows GitHub's REST API, "Rate
+//! limits" and "Generating a JSON Web Token for a GitHub App".
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+
+use super::GithubError;
+use crate::clock::Epoch;
+use crate::secret::Secret;
+use crate::settings;
+
+/// Tries of one request, with a pause between them; what takes longer is the retry set's business.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A limit that ends sooner than this is waited for in the slot.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What GitHub asks for when a secondary limit does not say how long it lasts.
+const UNSAID: Duration = Duration::from_secs(60);
+
+/// No limit of GitHub's lasts longer.
+const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
+
+/// Clocks that differ by less are no reason to sign anew; GitHub's dates are whole seconds.
+const SKEW_S: i64 = 5;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bearer<'a> {
+    /// The App itself.
+    App,
+    /// Whoever has this token.
+    Token(&'a Secret),
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(super) struct Answer {
+    url: String,
+    pub(super) status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+/// The API at one base URL.
+#[derive(Debug)]
+pub(super) struct Api {
+    settings: settings::Github,
+    http: reqwest::Client,
+    /// GitHub's clock minus ours, in seconds, as far as we had to learn it.
+    skew_s: AtomicI64,
+    /// Until when the App itself is not to ask for anything.
+    limited_until: Mutex<Option<Instant>>,
+    pub(super) revocations: TaskTracker,
+}
+
+impl Api {
+    pub(super) fn new(settings: settings::Github) -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
+            .timeout(settings.timeout)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        let (skew_s, limited_until) = (AtomicI64::new(0), Mutex::new(None));
+        Ok(Self { settings, http, skew_s, limited_until, revocations: TaskTracker::new() })
+    }
+
+    /// Whether tokens are given back.
+    pub(super) fn revokes(&self) -> bool {
+        self.settings.revoke
+    }
+
+    /// Sends one request, again after a failure that may pass. Asking for a token twice harms nobody.
+    ///
+    /// # Errors
+    ///
+    /// `Limited` when GitHub wants us to wait for longer than a slot should be held; what other answers mean is the caller's.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        bearer: Bearer<'_>,
+        body: Option<&Value>,
+    ) -> Result<Answer, GithubError> {
+        let mut n_tries = 0;
+        loop {
+            n_tries += 1;
+            let answer = self.send(method.clone(), path, bearer, body).await;
+            let pause = match &answer {
+                Ok(answer) => self.pause_after(answer, bearer, PAUSE * n_tries)?,
+                Err(GithubError::Unreachable { .. }) => Some(PAUSE * n_tries),
+                Err(_) => None,
+            };
+            match pause {
+                // A fleet that was refused together should not come back together.
+                Some(pause) if n_tries < TRIES => sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 4.0)).await,
+                _ => return answer,
+            }
+        }
+    }
+
+    /// Sends one request once, and reads the answer.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        bearer: Bearer<'_>,
+        body: Option<&Value>,
+    ) -> Result<Answer, GithubError> {
+        let url = self.url(path);
+        let credential = match bearer {
+            Bearer::App => {
+                self.check_limit(&url)?;
+                self.jwt()?
+            }
+            Bearer::Token(token) => token.clone(),
+        };
+        let request = self.http.request(method, &url).bearer_auth(credential.expose());
+        let mut request = request.header("accept", "application/vnd.github+json");
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let read = async {
+            let answer = request.send().await?;
+            let (status, headers) = (answer.status(), answer.headers().clone());
+            Ok((status, headers, answer.bytes().await?.to_vec()))
+        };
+        match read.await {
+            Ok((status, headers, body)) => Ok(Answer { url, status, headers, body }),
+            Err(error) => Err(GithubError::Unreachable { url, source: reqwest::Error::without_url(error) }),
+        }
+    }
+
+    /// The path below the base when `location` is a URL of this API.
+    pub(super) fn path_of<'a>(&self, location: &'a str) -> Option<&'a str> {
+        location.strip_prefix(self.settings.api_url.trim_end_matches('/'))
+    }
+
+    /// How long to wait before the same request may be answered better; none when this is the answer.
+    fn pause_after(
+        &self,
+        answer: &Answer,
+        bearer: Bearer<'_>,
+        pause: Duration,
+    ) -> Result<Option<Duration>, GithubError> {
+        let is_of_app = matches!(bearer, Bearer::App);
+        match answer.limit(Epoch::now()) {
+            Some(wait) if wait > PATIENCE => {
+                if is_of_app {
+                    *self.limited_until() = Some(Instant::now() + wait);
+                }
+                Err(GithubError::Limited { url: answer.url.clone(), wait })
+            }
+            Some(wait) => Ok(Some(wait)),
+            None if answer.status.is_server_error() => Ok(Some(pause)),
+            None if is_of_app && answer.status == StatusCode::UNAUTHORIZED && self.learn_the_time(answer) => {
+                Ok(Some(Duration::ZERO))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Asking on while limited makes GitHub's limits longer, for all jobs of this App.
+    fn check_limit(&self, url: &str) -> Result<(), GithubError> {
+        let left = self.limited_until().map(|until| until.saturating_duration_since(Instant::now()));
+        match left {
+            Some(wait) if !wait.is_zero() => Err(GithubError::Limited { url: url.to_owned(), wait }),
+            _ => Ok(()),
+        }
+    }
+
+    fn limited_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.limited_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether GitHub's clock is another than we thought: a signature from the future, or an old one, is refused.
+    fn learn_the_time(&self, answer: &Answer) -> bool {
+        let Some(date) = answer.date() else { return false };
+        let skew_s = date - Epoch::now().timestamp().as_second();
+        let known_s = self.skew_s.swap(skew_s, Ordering::Relaxed);
+        let is_news = (skew_s - known_s).abs() > SKEW_S;
+        if is_news {
+            tracing::warn!(skew_s, "GitHub's clock is not ours: requests are signed by GitHub's");
+        }
+        is_news
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.settings.api_url.trim_end_matches('/'))
+    }
+
+    /// The App's own credential, good for ten minutes at most. A minute is allowed for clocks that differ.
+    fn jwt(&self) -> Result<Secret, GithubError> {
+        #[derive(Serialize)]
+        struct Claims<'a> {
+            iat: i64,
+            exp: i64,
+            iss: &'a str,
+        }
+        let iss = self.settings.app_id.as_deref().ok_or(GithubError::NotConfigured("github.app_id is not set"))?;
+        let now = Epoch::now().timestamp().as_second() + self.skew_s.load(Ordering::Relaxed);
+        let claims = Claims { iat: now - 60, exp: now + 540, iss };
+        let jwt =
+            jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.key()?).map_err(GithubError::Key)?;
+        Ok(Secret::new(jwt))
+    }
+
+    /// Reads the key anew each time, so that it can be rotated.
+    fn key(&self) -> Result<EncodingKey, GithubError> {
+        let pem = match (&self.settings.private_key, &self.settings.private_key_file) {
+            (Some(key), _) => key.clone(),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map(Secret::new)
+                .map_err(|source| GithubError::KeyFile { path: path.display().to_string(), source })?,
+            (None, None) => {
+                return Err(GithubError::NotConfigured("neither github.private_key nor private_key_file is set"));
+            }
+        };
+        // A key in an environment variable often has its line ends as a backslash and an n.
+        let pem = pem.expose().replace("\\n", "\n");
+        EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(GithubError::Key)
+    }
+}
+
+impl Answer {
+    /// Reads the body of a good answer.
+    pub(super) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, GithubError> {
+        serde_json::from_slice(&self.body).map_err(|error| self.unavailable(error.to_string()))
+    }
+
+    /// What an answer with an error status means.
+    pub(super) fn error(&self) -> GithubError {
+        let (url, status, message) = (self.url.clone(), self.status, self.message());
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => GithubError::Refused { url, status, message },
+            _ => self.unavailable(message),
+        }
+    }
+
+    /// GitHub's own words, at most a line of them.
+    pub(super) fn message(&self) -> String {
+        #[derive(Deserialize)]
+        struct Body {
+            message: String,
+        }
+        let body: Option<Body> = serde_json::from_slice(&self.body).ok();
+        body.map_or_else(
+            || "no message".into(),
+            |body| body.message.lines().next().unwrap_or_default().chars().take(300).collect(),
+        )
+    }
+
+    /// Where a redirect leads.
+    pub(super) fn location(&self) -> Option<&str> {
+        self.status.is_redirection().then(|| self.header("location")).flatten()
+    }
+
+    fn unavailable(&self, message: String) -> GithubError {
+        GithubError::Unavailable { url: self.url.clone(), status: self.status, message }
+    }
+
+    /// How long GitHub wants us to wait, when this is one of its limits. A 403 may be that or a real refusal.
+    fn limit(&self, now: Epoch) -> Option<Duration> {
+        let number = |name| self.header(name).and_then(|text| text.parse::<u64>().ok());
+        let (retry_after, is_spent) = (number("retry-after"), number("x-ratelimit-remaining") == Some(0));
+        let is_limit = match self.status {
+            StatusCode::TOO_MANY_REQUESTS => true,
+            StatusCode::FORBIDDEN => {
+                retry_after.is_some() || is_spent || self.message().to_ascii_lowercase().contains("rate limit")
+            }
+            _ => false,
+        };
+        let until_reset = || {
+            let now = self.date().unwrap_or_else(|| now.timestamp().as_second());
+            // A second more, since both are whole ones.
+            number("x-ratelimit-reset").map(|at| at.saturating_sub(u64::try_from(now).unwrap_or(0)).saturating_add(1))
+        };
+        let seconds = retry_after.or_else(|| is_spent.then(until_reset).flatten());
+        is_limit.then(|| seconds.map_or(UNSAID, Duration::from_secs).min(MAX_WAIT))
+    }
+
+    /// Seconds since the epoch by the server's clock (RFC 9110, `Date`).
+    fn date(&self) -> Option<i64> {
+        let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(self.header("date")?).ok()?;
+        Some(date.as_second())
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_S: u64 = 1_700_000_000;
+
+    fn limit(status: u16, headers: &[(&str, &str)], body: &str) -> Option<u64> {
+        let headers = headers.iter().map(|(name, value)| {
+            let name = reqwest::header::HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            (name, reqwest::header::HeaderValue::from_str(value).expect("a value"))
+        });
+        let answer = Answer {
+            url: String::new(),
+            status: StatusCode::from_u16(status).expect("a status"),
+            headers: headers.collect(),
+            body: body.into(),
+        };
+        answer.limit(Epoch::from_secs_f64(NOW_S as f64)).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn a_403_is_a_limit_only_when_it_says_so() {
+        let reset = (NOW_S + 90).to_string();
+        let spent = [("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", reset.as_str())];
+        assert_eq!(limit(403, &[("x-ratelimit-remaining", "4999")], r#"{"message":"Resource not accessible"}"#), None);
+        assert_eq!(limit(403, &[("retry-after", "7")], ""), Some(7));
+        assert_eq!(limit(403, &[], r#"{"message":"You have exceeded a secondary rate limit."}"#), Some(60));
+        assert_eq!(limit(403, &spent, ""), Some(91));
+        assert_eq!(limit(429, &[], ""), Some(60));
+        assert_eq!(limit(200, &spent, ""), None, "the last one that is allowed is answered");
+        assert_eq!(limit(500, &[("retry-after", "7")], ""), None);
+    }
+
+    #[test]
+    fn the_reset_is_counted_by_githubs_clock_and_is_never_absurd() {
+        let headers = [
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", "784111800"),
+            ("date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+        ];
+        assert_eq!(limit(403, &headers, ""), Some(24));
+        assert_eq!(limit(429, &[("retry-after", "99999999999")], ""), Some(3600));
+    }
+}

@@ -1,0 +1,55 @@
+//! The token of one job, given back when it is not needed any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Method;
+use tokio::runtime::Handle;
+
+use super::api::{Api, Bearer};
+use crate::clock::Epoch;
+use crate::job::Repository;
+use crate::secret::Secret;
+
+const LONG: Duration = Duration::from_secs(30 * 60);
+
+/// A token that reads the contents of one repository, for at most an hour. Revoked when this is dropped, in the background
+/// and once: what GitHub does not hear of expires by itself.
+#[derive(Debug)]
+pub struct InstallationToken {
+    /// The token.
+    pub secret: Secret,
+    /// The repository under its present name.
+    pub repository: Repository,
+    /// GitHub's number of the repository, which outlives renames.
+    pub repository_id: u64,
+    /// When it ends.
+    pub expires_at: Epoch,
+    pub(super) api: Arc<Api>,
+}
+
+impl InstallationToken {
+    /// Whether it works for that long yet; half an hour is enough for anything, or each would be too short at once.
+    pub fn outlives(&self, duration: Duration) -> bool {
+        self.expires_at > Epoch::now().plus(duration.min(LONG))
+    }
+}
+
+impl Drop for InstallationToken {
+    fn drop(&mut self) {
+        let Ok(runtime) = Handle::try_current() else { return };
+        if !self.api.revokes() {
+            return;
+        }
+        let (api, secret) = (Arc::clone(&self.api), self.secret.clone());
+        let revoke = async move {
+            let revoked = api.send(Method::DELETE, "/installation/token", Bearer::Token(&secret), None).await;
+            match revoked {
+                Ok(answer) if answer.status.is_success() => {}
+                Ok(answer) => tracing::debug!(status = %answer.status, "the token was not revoked, and expires"),
+                Err(error) => tracing::debug!(%error, "the token was not revoked, and expires"),
+            }
+        };
+        self.api.revocations.spawn_on(revoke, &runtime);
+    }
+}

@@ -1,0 +1,215 @@
+//! Tokens: asked for, waited for, given back; and GitHub on a bad day.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use world::{Reach, Script, repository_id};
+
+use crate::afternoon::{Afternoon, Worker};
+
+const MINT: &str = "/app/installations";
+const LOOK_UP: &str = "/repos/acme/voting-app/installation";
+
+impl Afternoon {
+    /// Requests of the API whose path starts like this.
+    fn n_asked(&self, path: &str) -> usize {
+        self.github.calls().iter().filter(|call| call.path.starts_with(path)).count()
+    }
+
+    /// An afternoon on which every build succeeds.
+    fn good() -> (Self, String) {
+        let afternoon = Self::start();
+        let (_, sha) = afternoon.voting_app();
+        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+        (afternoon, sha)
+    }
+
+    async fn push(&self, native: Value) {
+        self.redis.push("default", "BuildJob", json!([native])).await;
+    }
+
+    /// A worker whose part `[github]` says this as well.
+    fn worker_with_github(&self, more: &str) -> Worker {
+        let config = self.config("");
+        let text = std::fs::read_to_string(&config).unwrap().replace("github = { ", &format!("github = {{ {more}, "));
+        std::fs::write(&config, text).unwrap();
+        self.worker_with(&config, &[])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_given_back_when_the_source_is_there() {
+    let (afternoon, sha) = Afternoon::good();
+    afternoon.push(afternoon.native(&sha)).await;
+    let worker = afternoon.worker("");
+    afternoon.callbacks(1).await;
+    afternoon.until("the token is revoked", async || afternoon.github.tokens().all()[0].1.is_revoked).await;
+
+    // Also where the build has come to nothing: there is no such commit.
+    afternoon.push(afternoon.native(&"0".repeat(40))).await;
+    assert_eq!(afternoon.callbacks(2).await[1]["reason"], "commit_not_found");
+    let tokens = afternoon.github.tokens();
+    afternoon.until("both are", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
+    assert_eq!(tokens.all().len(), 2);
+    drop(worker);
+
+    let _worker = afternoon.worker_with_github("revoke = false");
+    afternoon.push(afternoon.native(&sha)).await;
+    afternoon.callbacks(3).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(tokens.all().iter().filter(|(_, grant)| !grant.is_revoked).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_ends_has_given_its_tokens_back() {
+    let (afternoon, sha) = Afternoon::good();
+    afternoon.github.faults().delay("/installation/token", Duration::from_millis(500));
+    let mut worker = afternoon.worker("");
+    afternoon.push(afternoon.native(&sha)).await;
+    afternoon.callbacks(1).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert!(afternoon.github.tokens().all()[0].1.is_revoked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_the_git_host_does_not_know_yet_is_tried_again() {
+    for status in [401, 404] {
+        let (afternoon, sha) = Afternoon::good();
+        // Two requests: libgit2 asks again when it is refused for the first time.
+        let n = if status == 401 { 2 } else { 1 };
+        let headers = [("www-authenticate", "Basic realm=\"GitHub\"")];
+        afternoon.git.faults().fail_next("/acme", n, status, &headers, "Repository not found.");
+        afternoon.push(afternoon.native(&sha)).await;
+        let _worker = afternoon.worker("");
+        let report = afternoon.callbacks(1).await.remove(0);
+        assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{status}: {report:#}");
+        assert_eq!(afternoon.n_asked(MINT), 1, "the same token");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_revoked_meanwhile_is_minted_anew() {
+    let (afternoon, sha) = Afternoon::good();
+    afternoon.git.faults().delay("/acme", Duration::from_millis(700));
+    afternoon.push(afternoon.native(&sha)).await;
+    let _worker = afternoon.worker("");
+    let tokens = afternoon.github.tokens();
+    afternoon.until("a token is minted", async || !tokens.all().is_empty()).await;
+    tokens.revoke(&tokens.all()[0].0);
+    afternoon.git.faults().clear();
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
+    assert_eq!(afternoon.n_asked(MINT), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_limit_puts_jobs_off_and_nobody_asks_meanwhile() {
+    let (afternoon, sha) = Afternoon::good();
+    let message = r#"{"message":"You have exceeded a secondary rate limit."}"#;
+    afternoon.github.faults().fail_next(MINT, 1, 403, &[("retry-after", "120")], message);
+    let mut native = afternoon.native(&sha);
+    native["installation_id"] = json!(7_000_001);
+    native["callback"]["on"] = json!(["retrying", "finished"]);
+    let _worker = afternoon.worker("");
+    afternoon.push(native.clone()).await;
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(
+        (&report["moment"], &report["reason"]),
+        (&json!("retrying"), &json!("github_unavailable")),
+        "{report:#}"
+    );
+    assert!(report["message"].as_str().unwrap().contains("limits our rate for another 120 s"), "{report:#}");
+    let now_s = jiff::Timestamp::now().as_second() as f64;
+    let (_, at) = afternoon.redis.sorted_set("retry").await.remove(0);
+    assert!((110.0..140.0).contains(&(at - now_s)), "again in {} s", at - now_s);
+
+    afternoon.push(native).await;
+    assert_eq!(afternoon.callbacks(2).await[1]["moment"], "retrying");
+    assert_eq!(afternoon.n_asked(""), 1, "GitHub is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_limit_is_waited_for() {
+    let (afternoon, sha) = Afternoon::good();
+    afternoon.github.faults().fail_next(MINT, 1, 429, &[("retry-after", "1")], "{}");
+    afternoon.push(afternoon.native(&sha)).await;
+    let _worker = afternoon.worker("");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_wrong_costs_one_refusal() {
+    for offset_s in [-3600, 3600] {
+        let (afternoon, sha) = Afternoon::good();
+        afternoon.github.set_clock_offset_s(offset_s);
+        let mut native = afternoon.native(&sha);
+        native["installation_id"] = json!(7_000_001);
+        let worker = afternoon.worker("");
+        for n in 1..=2 {
+            afternoon.push(native.clone()).await;
+            assert_eq!(afternoon.callbacks(n).await[n - 1]["attempt"], 1);
+        }
+        assert_eq!(afternoon.n_asked(MINT), 3, "refused once");
+        assert!(worker.log().contains("GitHub's clock is not ours"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installation_is_looked_up_once_and_again_when_it_is_gone() {
+    let (afternoon, sha) = Afternoon::good();
+    let _worker = afternoon.worker("");
+    for n in 1..=2 {
+        afternoon.push(afternoon.native(&sha)).await;
+        afternoon.callbacks(n).await;
+    }
+    assert_eq!((afternoon.n_asked(LOOK_UP), afternoon.n_asked(MINT)), (1, 2));
+
+    afternoon.github.uninstall(7_000_001);
+    afternoon.github.install_as(7_000_099, "acme", Reach::Only(vec!["acme/voting-app".into()]));
+    for n in 3..=4 {
+        afternoon.push(afternoon.native(&sha)).await;
+        assert_eq!(afternoon.callbacks(n).await[n - 1]["status"], "succeeded");
+    }
+    assert_eq!((afternoon.n_asked(LOOK_UP), afternoon.n_asked(MINT)), (2, 5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_repository_is_built_under_its_old_name() {
+    let afternoon = Afternoon::start();
+    let sha = afternoon.git.repository("acme/polls").commit(&[("vote/Dockerfile", "FROM base\n")]);
+    afternoon.builder.script(Script::success(&["vote"]));
+    afternoon.github.uninstall(7_000_001);
+    let id = afternoon.github.install("acme", &["polls"]);
+    afternoon.github.moved("acme/voting-app", "acme/polls");
+    let mut native = afternoon.native(&sha);
+    native["installation_id"] = json!(id);
+    afternoon.push(native).await;
+    let _worker = afternoon.worker("");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(
+        (&report["status"], &report["repository"]),
+        (&json!("succeeded"), &json!("acme/voting-app")),
+        "{report:#}"
+    );
+    let mirror = format!("state/mirrors/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/polls"));
+    assert!(afternoon.home.path().join(&mirror).exists(), "{mirror}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_another_account_has_now_is_not_built_for_the_old_one() {
+    let afternoon = Afternoon::start();
+    let sha = afternoon.git.repository("evil/voting-app").commit(&[("vote/Dockerfile", "FROM base\n")]);
+    afternoon.github.uninstall(7_000_001);
+    afternoon.github.install("evil", &["voting-app"]);
+    afternoon.github.moved("acme/voting-app", "evil/voting-app");
+    afternoon.push(afternoon.native(&sha)).await;
+    let _worker = afternoon.worker("");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["reason"], "repository_not_found", "{report:#}");
+    assert!(report["message"].as_str().unwrap().contains("it is evil/voting-app now"), "{report:#}");
+    assert_eq!(afternoon.git.n_fetches(), 0);
+    let tokens = afternoon.github.tokens();
+    afternoon.until("the token is given back", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
+}
