@@ -1,5 +1,7 @@
 //! Walks a commit's tree before anything of it is written: is it complete, and within its limits?
 
+use std::collections::HashSet;
+
 use git2::{ErrorCode, ObjectType, Odb, Oid, Repository};
 
 use super::request::{Failed, Fault, Limits};
@@ -8,6 +10,9 @@ use super::request::{Failed, Fault, Limits};
 const MAX_DEPTH: usize = 200;
 /// Bytes of a path, below the kernel's limit with room for the worktree's own.
 const MAX_PATH: usize = 3000;
+
+/// Room that a directory is given at once.
+const MANY: usize = 1000;
 
 /// What a walk found.
 #[derive(Debug, PartialEq, Eq)]
@@ -22,7 +27,8 @@ pub(super) enum Verdict {
 ///
 /// # Errors
 ///
-/// `Refused` when a limit is exceeded: a small pack can hold a tree of 10¹⁰ files.
+/// `Refused` when a limit is exceeded (a small pack can hold a tree of 10¹⁰ files), or a directory has a name twice
+/// or one with a slash.
 pub(super) fn walk(repository: &Repository, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
     let tree = match repository.find_commit(commit).and_then(|commit| commit.tree()) {
         Ok(tree) => tree,
@@ -48,10 +54,19 @@ impl Walk<'_> {
         if depth > MAX_DEPTH {
             return refused(format!("directories are nested more than {MAX_DEPTH} deep"));
         }
+        let mut names = HashSet::with_capacity(tree.len().min(MANY));
         for entry in tree {
             self.n_entries += 1;
             if self.n_entries > self.limits.max_entries {
                 return refused(format!("the commit has more than {} files and directories", self.limits.max_entries));
+            }
+            // Either way, the files of a directory could be meant to be written through a link.
+            let name = String::from_utf8_lossy(entry.name_bytes());
+            if name.contains('/') {
+                return refused(format!("the name {name:?} has a slash"));
+            }
+            if !names.insert(entry.name_bytes().to_vec()) {
+                return refused(format!("a directory has two entries called {name:?}"));
             }
             let length = path_length + 1 + entry.name_bytes().len();
             if length > MAX_PATH {
@@ -62,7 +77,7 @@ impl Walk<'_> {
                     Ok(subtree) => self.tree(&subtree, depth + 1, length)?,
                     Err(_) => Verdict::Missing,
                 },
-                Some(ObjectType::Blob) => self.blob(entry.id(), &String::from_utf8_lossy(entry.name_bytes()))?,
+                Some(ObjectType::Blob) => self.blob(entry.id(), &name)?,
                 // A submodule: an empty directory.
                 _ => Verdict::Complete,
             };

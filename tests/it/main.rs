@@ -17,6 +17,7 @@ mod custody;
 mod deployment;
 mod github;
 mod heartbeat;
+mod hostile_source;
 mod layers;
 mod retry;
 mod servers;

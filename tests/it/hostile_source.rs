@@ -1,0 +1,206 @@
+//! Repositories whose trees are made to hurt whoever checks them out. Git's own tools refuse to make most of them, so the objects
+//! are written by hand.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use git2::{ObjectType, Oid, Repository};
+use serde_json::{Value, json};
+use world::Script;
+
+use crate::afternoon::Afternoon;
+
+/// Writes objects that git would not make into the bare repository.
+struct Forge(Repository);
+
+const FILE: &str = "100644";
+const LINK: &str = "120000";
+const DIRECTORY: &str = "40000";
+const SUBMODULE: &str = "160000";
+
+impl Forge {
+    fn blob(&self, content: &str) -> Oid {
+        self.0.blob(content.as_bytes()).unwrap()
+    }
+
+    /// A tree of exactly these entries, in this order.
+    fn tree(&self, entries: &[(&str, &[u8], Oid)]) -> Oid {
+        let mut bytes = Vec::new();
+        for (mode, name, id) in entries {
+            bytes.extend([mode.as_bytes(), b" ", *name, b"\0", id.as_bytes()].concat());
+        }
+        self.0.odb().unwrap().write(ObjectType::Tree, &bytes).unwrap()
+    }
+
+    /// A tree with a Dockerfile that builds, and these entries after it.
+    fn tree_with(&self, entries: &[(&str, &[u8], Oid)]) -> Oid {
+        let context = self.tree(&[(FILE, b"Dockerfile", self.blob("FROM base\n"))]);
+        let mut all = entries.to_vec();
+        all.push((DIRECTORY, b"vote", context));
+        // Git's order, or the tree would not be found to be what it is.
+        all.sort_by_key(|(_, name, _)| name.to_vec());
+        self.tree(&all)
+    }
+
+    /// A commit of the tree; its sha.
+    fn commit(&self, tree: Oid) -> String {
+        let who = "Eve Example <eve@example.test> 1700000000 +0000";
+        let text = format!("tree {tree}\nauthor {who}\ncommitter {who}\n\nhurt\n");
+        let id = self.0.odb().unwrap().write(ObjectType::Commit, text.as_bytes()).unwrap();
+        self.0.reference(&format!("refs/heads/{id}"), id, true, "").unwrap();
+        id.to_string()
+    }
+}
+
+struct Trap {
+    afternoon: Afternoon,
+    forge: Forge,
+}
+
+impl Trap {
+    fn set() -> Self {
+        let afternoon = Afternoon::start();
+        let forge = Forge(Repository::open_bare(&afternoon.git.repository("acme/voting-app").dir).unwrap());
+        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+        std::fs::create_dir(afternoon.home.path().join("outside")).unwrap();
+        Self { afternoon, forge }
+    }
+
+    fn outside(&self) -> std::path::PathBuf {
+        self.afternoon.home.path().join("outside")
+    }
+
+    /// The reports of builds of these trees, in order.
+    async fn reports(&self, trees: &[Oid]) -> Vec<Value> {
+        let _worker = self.afternoon.worker("");
+        let mut reports = Vec::new();
+        for tree in trees {
+            let native = self.afternoon.native(&self.forge.commit(*tree));
+            self.afternoon.redis.push("default", "BuildJob", json!([native])).await;
+            reports.push(self.afternoon.callbacks(reports.len() + 1).await.pop().unwrap());
+        }
+        self.afternoon.idle().await;
+        assert!(is_empty(&self.outside()), "something was written out of the tree");
+        assert!(self.afternoon.job_directories().is_empty());
+        reports
+    }
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).unwrap().next().is_none()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_that_lead_out_of_the_tree_or_into_git_are_refused() {
+    let trap = Trap::set();
+    let forge = &trap.forge;
+    let payload = forge.blob("[core]\n\tfsmonitor = touch /tmp/hurt\n");
+    let inside = forge.tree(&[(FILE, b"config", payload)]);
+    let outside = forge.blob(trap.outside().to_str().unwrap());
+    let names: [&[u8]; 7] = [b".git", b".GIT", b".Git", b"git~1", b"..", b".", b"a/b"];
+    let mut trees: Vec<Oid> = names.iter().map(|name| forge.tree_with(&[(DIRECTORY, *name, inside)])).collect();
+    trees.push(forge.tree_with(&[(FILE, b"../hurt", payload)]));
+    // First a link, then a directory of its name: what comes into the second would go through the first.
+    trees.push(forge.tree_with(&[(LINK, b"a", outside), (DIRECTORY, b"a", inside)]));
+    trees.push(forge.tree_with(&[(DIRECTORY, b"a", inside), (LINK, b"a", outside)]));
+    trees.push(forge.tree_with(&[(LINK, b"a", outside), (FILE, b"a/b", payload)]));
+
+    for (n, report) in trap.reports(&trees).await.into_iter().enumerate() {
+        assert_eq!(
+            (&report["status"], &report["reason"]),
+            (&json!("failed"), &json!("source_refused")),
+            "{n}: {report:#}"
+        );
+    }
+    assert!(trap.afternoon.builder.runs().is_empty(), "buildx has seen none of them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_packs_that_are_large_trees_are_refused_before_a_file_is_written() {
+    let trap = Trap::set();
+    let forge = &trap.forge;
+    let ten = |id, mode| -> Vec<(&str, Vec<u8>, Oid)> { (0..10).map(|n| (mode, vec![b'0' + n], id)).collect() };
+    let of_ten = |id, mode| {
+        let entries = ten(id, mode);
+        forge.tree(&entries.iter().map(|(mode, name, id)| (*mode, name.as_slice(), *id)).collect::<Vec<_>>())
+    };
+    let mut bomb = of_ten(forge.blob("x"), FILE);
+    for _ in 0..9 {
+        bomb = of_ten(bomb, DIRECTORY);
+    }
+    let mut deep = forge.tree(&[(FILE, b"x", forge.blob("x"))]);
+    for _ in 0..300 {
+        deep = forge.tree(&[(DIRECTORY, b"d", deep)]);
+    }
+    let mut long = forge.tree(&[(FILE, b"x", forge.blob("x"))]);
+    for _ in 0..20 {
+        long = forge.tree(&[(DIRECTORY, &[b'l'; 200], long)]);
+    }
+    let trees = [bomb, deep, long].map(|tree| forge.tree_with(&[(DIRECTORY, b"a", tree)]));
+    let reports = trap.reports(&trees).await;
+    for (report, words) in reports.iter().zip(["more than 500000 files", "nested more than", "path is longer than"]) {
+        assert_eq!(report["reason"], "source_refused", "{report:#}");
+        assert!(report["message"].as_str().unwrap().contains(words), "{report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
+    let trap = Trap::set();
+    let forge = &trap.forge;
+    let file = forge.blob("x");
+    let canary = trap.outside().join("canary");
+    let modules = forge.blob(&format!(
+        "[submodule \"../../../outside\"]\n\tpath = a\n\turl = file://{outside}\n\
+         [submodule \"b\"]\n\tpath = b\n\turl = ext::touch {canary}\n\
+         [submodule \"c\"]\n\tpath = c\n\turl = --upload-pack=touch {canary}\n",
+        outside = trap.outside().display(),
+        canary = canary.display(),
+    ));
+    let gone = Oid::from_str("0123456789012345678901234567890123456789").unwrap();
+    let trees = [
+        forge.tree_with(&[(FILE, b"README", file), (FILE, b"readme", file), (FILE, b"ReadMe", file)]),
+        forge.tree_with(&[
+            (FILE, b"--upload-pack=x", file),
+            (FILE, b"a\nb", file),
+            (FILE, b"\xff\xfe", file),
+            (FILE, b"back\\slash", file),
+            (FILE, b"CON", file),
+            (LINK, b"link", forge.blob("/etc/passwd")),
+        ]),
+        forge.tree_with(&[
+            (FILE, b".gitmodules", modules),
+            (SUBMODULE, b"a", gone),
+            (SUBMODULE, b"b", gone),
+            (SUBMODULE, b"c", gone),
+        ]),
+    ];
+    let n_fetches = trees.len();
+    for report in trap.reports(&trees).await {
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+    }
+    assert_eq!(trap.afternoon.git.n_fetches(), n_fetches, "no module is fetched");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_does_not_follow_a_redirect_to_another_host() {
+    let trap = Trap::set();
+    let afternoon = &trap.afternoon;
+    // The same port, or the sandbox alone would be in the way.
+    let elsewhere = TcpListener::bind(("127.0.0.2", afternoon.git.port())).unwrap();
+    let n_visits = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&n_visits);
+    std::thread::spawn(move || elsewhere.incoming().for_each(|_| drop(counted.fetch_add(1, Ordering::Relaxed))));
+    let location =
+        format!("http://127.0.0.2:{}/acme/voting-app.git/info/refs?service=git-upload-pack", afternoon.git.port());
+    afternoon.git.faults().fail_next("/acme", 1, 302, &[("location", &location)], "");
+    let mut native = afternoon.native(&trap.forge.commit(trap.forge.tree_with(&[])));
+    native["callback"]["on"] = json!(["retrying", "finished"]);
+    let _worker = afternoon.worker("");
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("git_unavailable")), "{report:#}");
+    assert_eq!(n_visits.load(Ordering::Relaxed), 0);
+}
