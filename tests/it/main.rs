@@ -22,4 +22,5 @@ mod layers;
 mod retry;
 mod servers;
 mod shutdown;
+mod source;
 mod turn;
