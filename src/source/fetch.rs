@@ -99,9 +99,6 @@ fn classify(error: &git2::Error) -> Failed {
     let fault = match (error.class(), error.message()) {
         // What remains of the remote's "not our ref" when a depth was asked for.
         (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
-        (ErrorClass::Odb | ErrorClass::Reference | ErrorClass::Object | ErrorClass::Indexer | ErrorClass::Zlib, _) => {
-            Fault::Damaged
-        }
         (ErrorClass::Filesystem, _) => Fault::Worker,
         _ if error.code() == ErrorCode::Auth => Fault::Denied,
         // libgit2 says the status in its message only.
@@ -110,7 +107,11 @@ fn classify(error: &git2::Error) -> Failed {
         {
             Fault::Denied
         }
-        _ => Fault::Unavailable,
+        (ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os | ErrorClass::Ssh, _) => {
+            Fault::Unavailable
+        }
+        // Not the network: something of the mirror's, such as a list of shallow commits that makes no sense.
+        _ => Fault::Damaged,
     };
     Failed::new(fault, error.message())
 }

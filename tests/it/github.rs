@@ -213,3 +213,21 @@ async fn a_repository_that_another_account_has_now_is_not_built_for_the_old_one(
     let tokens = afternoon.github.tokens();
     afternoon.until("the token is given back", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_put_right_is_read_without_a_restart_in_either_form() {
+    let (afternoon, sha) = Afternoon::good();
+    let path = afternoon.home.path().join("app.pem");
+    let app = afternoon.github.app();
+    std::fs::write(&path, "nonsense").unwrap();
+    let _worker = afternoon.worker("");
+    afternoon.push(afternoon.native(&sha)).await;
+    afternoon.until("it is refused", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
+    // The second with line ends as an environment variable has them.
+    let forms = [app.private_key_pkcs1_pem(), app.private_key_pem().replace('\n', "\\n")];
+    for (n, pem) in forms.into_iter().enumerate() {
+        std::fs::write(&path, pem).unwrap();
+        afternoon.push(afternoon.native(&sha)).await;
+        assert_eq!(afternoon.callbacks(n + 1).await[n]["status"], "succeeded");
+    }
+}

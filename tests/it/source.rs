@@ -1,12 +1,13 @@
 //! Many customers' repositories at once, each with its own token, which is nowhere to be seen.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
-use world::Script;
+use world::{File, GitRequest, Pack, Script, repository_id};
 
-use crate::afternoon::Afternoon;
+use crate::afternoon::{Afternoon, CALLBACKS, Worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_32_accounts_at_once_each_repository_sees_only_its_own_token() {
@@ -96,4 +97,162 @@ fn of_session(root: u32) -> BTreeSet<u32> {
             return found;
         }
     }
+}
+
+/// A repository whose pack takes a while: some megabytes that do not compress.
+fn large(afternoon: &Afternoon) -> String {
+    let noise = |seed: u8| -> Vec<u8> {
+        let mut state = u64::from(seed) + 1;
+        let next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        std::iter::repeat_with(next).take(200_000).collect()
+    };
+    let mut files: Vec<File> = (0..40).map(|n| File::new(&format!("noise/{n}"), noise(n))).collect();
+    files.push(File::new("vote/Dockerfile", "FROM base\n"));
+    afternoon.git.repository("acme/voting-app").commit_with("main", &files)
+}
+
+fn source_children(worker: &Worker) -> Vec<u32> {
+    let is_child = |id: &u32| {
+        std::fs::read(format!("/proc/{id}/cmdline"))
+            .is_ok_and(|line| line.windows(12).any(|part| part == b"source-child"))
+    };
+    of_session(worker.pid()).into_iter().filter(is_child).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_stalls_ends_within_a_second_when_its_worker_does() {
+    let afternoon = Afternoon::start();
+    let sha = large(&afternoon);
+    afternoon.builder.script(Script::success(&["vote"]));
+    afternoon.git.set_pack(Pack::StallAfter(1_000_000));
+    let mut worker = afternoon.worker("");
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let is_sending = |request: &GitRequest| request.path.ends_with("/git-upload-pack") && request.status == 200;
+    afternoon.until("the pack comes", async || afternoon.git.requests().iter().any(is_sending)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let child = source_children(&worker).remove(0);
+    worker.signal("TERM");
+    world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
+    let told = std::time::Instant::now();
+    worker.signal("TERM");
+    world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
+    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+    assert_eq!(worker.ended().await, Some(0));
+    assert!(afternoon.redis.queue("default").await[0].contains(&jid) && afternoon.job_directories().is_empty());
+
+    afternoon.git.set_pack(Pack::Whole);
+    let _worker = afternoon.worker("");
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    assert_eq!(temporary_packs(&afternoon), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
+    let afternoon = Afternoon::start();
+    let sha = large(&afternoon);
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let worker = afternoon.worker("");
+    let mut n_killed = 0;
+    for n in 0..24 {
+        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        let n_ended =
+            async || afternoon.redis.queue(CALLBACKS).await.len() + afternoon.redis.sorted_set("retry").await.len();
+        afternoon.until("a child", async || !source_children(&worker).is_empty() || n_ended().await > n).await;
+        let children = source_children(&worker);
+        tokio::time::sleep(Duration::from_millis(n as u64 * 15)).await;
+        for child in children {
+            let killed = std::process::Command::new("kill").args(["-9", &child.to_string()]).output().unwrap();
+            n_killed += usize::from(killed.status.success());
+        }
+        afternoon.until("that attempt is over", async || n_ended().await > n).await;
+    }
+    assert!(n_killed >= 3, "{n_killed} children were killed");
+    let n_told = afternoon.redis.queue(CALLBACKS).await.len();
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    assert_eq!(afternoon.callbacks(n_told + 1).await[n_told]["status"], "succeeded");
+    assert_eq!(temporary_packs(&afternoon), Vec::<PathBuf>::new());
+}
+
+fn temporary_packs(afternoon: &Afternoon) -> Vec<PathBuf> {
+    let found = std::process::Command::new("find")
+        .arg(afternoon.home.path().join("state/mirrors"))
+        .args(["-name", "pack_git2_*", "-o", "-name", "*.lock"])
+        .output();
+    String::from_utf8(found.unwrap().stdout).unwrap().lines().map(PathBuf::from).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
+    let afternoon = Afternoon::start();
+    let (repository, first) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = afternoon.worker("");
+    let mirror = format!("state/mirrors/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/voting-app"));
+    let mirror = afternoon.home.path().join(mirror).join("repository.git");
+    let mut n_built = 0;
+    let mut build = async |sha: &str, what: &str| {
+        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(sha)])).await;
+        n_built += 1;
+        let report = afternoon.callbacks(n_built).await.pop().unwrap();
+        assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{what}: {report:#}");
+    };
+    build(&first, "new").await;
+
+    let packs = || files_with(&mirror.join("objects/pack"), "pack");
+    type Damage<'a> = Box<dyn Fn() + 'a>;
+    let damages: [(&str, Damage<'_>); 6] = [
+        ("a truncated pack", Box::new(|| packs().iter().for_each(|pack| truncate(pack)))),
+        (
+            "no index of a pack",
+            Box::new(|| {
+                files_with(&mirror.join("objects/pack"), "idx")
+                    .iter()
+                    .for_each(|path| std::fs::remove_file(path).unwrap())
+            }),
+        ),
+        ("no pack", Box::new(|| packs().iter().for_each(|path| std::fs::remove_file(path).unwrap()))),
+        (
+            "stale locks",
+            Box::new(|| {
+                ["shallow.lock", "config.lock", "HEAD.lock"]
+                    .iter()
+                    .for_each(|name| std::fs::write(mirror.join(name), "").unwrap())
+            }),
+        ),
+        ("no HEAD", Box::new(|| std::fs::remove_file(mirror.join("HEAD")).unwrap())),
+        (
+            "a list of shallow commits that lies",
+            Box::new(|| std::fs::write(mirror.join("shallow"), "nonsense\n").unwrap()),
+        ),
+    ];
+    for (n, (what, damage)) in damages.iter().enumerate() {
+        damage();
+        let next = repository.commit(&[("vote/Dockerfile", &format!("FROM base\n# {n}\n"))]);
+        build(&next, what).await;
+        build(&first, what).await;
+    }
+
+    // A rewritten history: what the branch was is nowhere any more but here.
+    repository.git(&["update-ref", "-d", "refs/heads/main"]);
+    let other = repository.commit(&[("vote/Dockerfile", "FROM base\n# anew\n")]);
+    build(&other, "a rewritten history").await;
+}
+
+fn files_with(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+}
+
+/// Cuts a file in half; packs are read-only, which root does not mind.
+fn truncate(path: &Path) {
+    let file = std::fs::OpenOptions::new().write(true).open(path);
+    let file = file.or_else(|_| {
+        std::process::Command::new("chmod").arg("u+w").arg(path).status()?;
+        std::fs::OpenOptions::new().write(true).open(path)
+    });
+    let file = file.unwrap();
+    file.set_len(file.metadata().unwrap().len() / 2).unwrap();
 }
