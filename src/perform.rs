@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::bake::{Bake, Definition, Goal, Order, Outcome};
@@ -34,8 +33,6 @@ pub struct Stations {
     pub bake: Bake,
     /// This machine's disk.
     pub state: StateDirectory,
-    /// Bounds the fetches and checkouts that go on at once.
-    clones: Semaphore,
 }
 
 impl Stations {
@@ -43,11 +40,10 @@ impl Stations {
     pub fn new(settings: &Settings, state: StateDirectory) -> Result<Self, reqwest::Error> {
         Ok(Self {
             github: App::new(settings.github.clone())?,
-            source: Source::new(settings.source.clone(), settings.sandbox.clone(), &settings.github.git_url),
+            source: Source::new(settings),
             builders: Builders::new(&settings.buildx.binary, &settings.builders),
             bake: Bake::new(settings),
             state,
-            clones: Semaphore::new(settings.clones),
         })
     }
 }
@@ -134,7 +130,7 @@ async fn check_out(
     }
 }
 
-/// Waits for a clone slot, then makes the worktree.
+/// Makes the worktree, and says how long that took, waiting for others included.
 pub async fn fetch(
     stations: &Stations,
     origin: &Origin,
@@ -143,9 +139,7 @@ pub async fn fetch(
     report: &mut Report,
 ) -> Result<Worktree, SourceError> {
     let phase = attempt.begin(Phase::Fetch);
-    let permit = stations.clones.acquire().await.expect("the semaphore is never closed");
     let worktree = stations.source.check_out(origin, &stations.state, directory, attempt.journal, attempt.stop).await;
-    drop(permit);
     let elapsed = phase.end();
     report.timings.checkout = worktree.as_ref().map(|worktree| worktree.checkout).unwrap_or_default();
     report.timings.fetch = elapsed.saturating_sub(report.timings.checkout);

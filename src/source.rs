@@ -8,6 +8,7 @@ mod budget;
 mod checkout;
 mod child;
 mod fetch;
+mod gate;
 mod mirror;
 mod request;
 
@@ -26,6 +27,7 @@ use crate::secret::Secret;
 use crate::settings;
 use crate::state::{JobDirectory, StateDirectory, StateError};
 
+use gate::Gate;
 use request::{Fault, Message, Request};
 
 pub use child::{VERB, main as child_main};
@@ -146,12 +148,18 @@ pub struct Source {
     settings: settings::Source,
     sandbox: settings::Sandbox,
     git_url: String,
+    gate: Gate,
 }
 
 impl Source {
     /// Takes the settings.
-    pub fn new(settings: settings::Source, sandbox: settings::Sandbox, git_url: &str) -> Self {
-        Self { settings, sandbox, git_url: git_url.trim_end_matches('/').to_owned() }
+    pub fn new(settings: &settings::Settings) -> Self {
+        Self {
+            settings: settings.source.clone(),
+            sandbox: settings.sandbox.clone(),
+            git_url: settings.github.git_url.trim_end_matches('/').to_owned(),
+            gate: Gate::new(settings.clones),
+        }
     }
 
     /// How long fetch and checkout may take together.
@@ -164,7 +172,7 @@ impl Source {
         format!("{}/{repository}.git", self.git_url)
     }
 
-    /// Makes a worktree in the job's directory.
+    /// Makes a worktree in the job's directory, when its turn comes.
     ///
     /// The child is killed when `stop` is cancelled, when the time is over, or when this future is dropped.
     pub async fn check_out(
@@ -185,6 +193,10 @@ impl Source {
             limits: (&self.settings).into(),
             ca_file: self.settings.ca_file.clone(),
         };
+        let entered = stop.run_until_cancelled(self.gate.enter(&request.mirror)).await;
+        let Some(mut entry) = entered else {
+            return Err(SourceError::Killed { url: origin.url.clone(), what: "was cancelled", is_stopped: true });
+        };
         let command = self.sandbox(&request, port).reexec(VERB);
         let input = serde_json::to_vec(&request).expect("a request is plain data");
         let limits = process::Limits {
@@ -199,6 +211,7 @@ impl Source {
                 (process::Stream::Out, Ok(Message::Progress { received_bytes })) => {
                     journal.tell(Event::Fetching { received_bytes })
                 }
+                (process::Stream::Out, Ok(Message::Fetched)) => entry.turn = None,
                 (process::Stream::Out, Ok(message)) => last = Some(message),
                 // What a dying child says: a panic, or the launcher's error.
                 _ => noise = String::from_utf8_lossy(line).into_owned(),

@@ -49,7 +49,7 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
     let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
     let state = StateDirectory::open(scratch.path(), &format!("plan:{}", random_hex::<6>()))?;
     let builders = Builders::new(&settings.buildx.binary, &settings.builders);
-    let source = Source::new(settings.source.clone(), settings.sandbox.clone(), &settings.github.git_url);
+    let source = Source::new(settings);
     let (site, placement) = builders.plan(&job.build, &state)?;
     let run = settings.state.directory.join("run/<process>/<job>");
     let working_directory = site

@@ -51,6 +51,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     let mirror = complete(mirror, &remote, commit, request.limits)?;
     let fetched = Instant::now();
     let reading = mirror.read()?;
+    say(&Message::Fetched);
     if let Err(failed) = checkout::write(&reading.repository, commit, &request.worktree) {
         drop(reading);
         if failed.fault == Fault::Damaged {

@@ -68,9 +68,20 @@ impl From<&settings::Source> for Limits {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Message {
-    Progress { received_bytes: u64 },
-    Done { sha: String, fetch_ms: u64, checkout_ms: u64 },
-    Failed { fault: Fault, message: String },
+    Progress {
+        received_bytes: u64,
+    },
+    /// All is here, and others may fetch.
+    Fetched,
+    Done {
+        sha: String,
+        fetch_ms: u64,
+        checkout_ms: u64,
+    },
+    Failed {
+        fault: Fault,
+        message: String,
+    },
 }
 
 /// The kinds of failure, as far as the child can tell.

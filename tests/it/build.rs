@@ -202,12 +202,16 @@ async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
 async fn clones_have_a_bound_of_their_own() {
     for (bound, expected) in [(1, 1..=1), (3, 2..=3)] {
         let afternoon = Afternoon::start();
-        let (_, sha) = afternoon.voting_app();
         afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
         // Long enough for all the children that may be there to be there at once.
-        afternoon.git.faults().delay("/acme", std::time::Duration::from_millis(300));
-        for _ in 0..4 {
-            afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        afternoon.git.faults().delay("/", std::time::Duration::from_millis(300));
+        for n in 0..4 {
+            let name = format!("acme{n}/app");
+            let sha = afternoon.git.repository(&name).commit(&[("vote/Dockerfile", "FROM base\n")]);
+            afternoon.github.install(&format!("acme{n}"), &["app"]);
+            let mut native = afternoon.native(&sha);
+            native["repository"] = json!(name);
+            afternoon.redis.push("default", "BuildJob", json!([native])).await;
         }
         let config = afternoon.config("");
         let text = std::fs::read_to_string(&config).unwrap();

@@ -192,7 +192,7 @@ async fn a_token_does_not_follow_a_redirect_to_another_host() {
     let elsewhere = TcpListener::bind(("127.0.0.2", afternoon.git.port())).unwrap();
     let n_visits = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&n_visits);
-    std::thread::spawn(move || elsewhere.incoming().for_each(|_| drop(counted.fetch_add(1, Ordering::Relaxed))));
+    std::thread::spawn(move || elsewhere.incoming().for_each(|_| _ = counted.fetch_add(1, Ordering::Relaxed)));
     let location =
         format!("http://127.0.0.2:{}/acme/voting-app.git/info/refs?service=git-upload-pack", afternoon.git.port());
     afternoon.git.faults().fail_next("/acme", 1, 302, &[("location", &location)], "");

@@ -256,3 +256,26 @@ fn truncate(path: &Path) {
     let file = file.unwrap();
     file.set_len(file.metadata().unwrap().len() / 2).unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_wait_for_one_repository_do_not_hold_up_another() {
+    let afternoon = Afternoon::start();
+    let (repository, _) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    afternoon.git.faults().delay("/acme", Duration::from_millis(800));
+    let config = afternoon.config("");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("clones = 2\n{text}")).unwrap();
+    for n in 0..3 {
+        let sha = repository.commit(&[("vote/Dockerfile", &format!("FROM base\n# {n}\n"))]);
+        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    }
+    let sha = afternoon.git.repository("other/app").commit(&[("vote/Dockerfile", "FROM base\n")]);
+    afternoon.github.install("other", &["app"]);
+    let mut native = afternoon.native(&sha);
+    native["repository"] = json!("other/app");
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = afternoon.worker_with(&config, &[]);
+    let order: Vec<_> = afternoon.callbacks(4).await.iter().map(|report| report["repository"].clone()).collect();
+    assert_eq!(order[0], "other/app", "{order:?}");
+}

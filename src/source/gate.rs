@@ -1,0 +1,84 @@
+//! Who may start a source child: as many at once as the settings say, and one at a time for each mirror until it has fetched.
+//!
+//! A child that waits for another's lock on the mirror is no use, so those of the same mirror wait here and leave the places
+//! to other repositories. The mirror's own lock is for other processes.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::{Mutex as Turns, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+
+/// Shared by all jobs of a process.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    places: Arc<Semaphore>,
+    turns: Arc<Mutex<HashMap<PathBuf, Weak<Turns<()>>>>>,
+}
+
+/// What a child holds.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// To be dropped when it has fetched: then the next one may, while this one writes its files.
+    pub(super) turn: Option<OwnedMutexGuard<()>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Gate {
+    pub(super) fn new(n_places: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(n_places)), turns: Arc::default() }
+    }
+
+    /// Waits in the order of coming. Dropping the future loses the place in the line and nothing else.
+    pub(super) async fn enter(&self, mirror: &Path) -> Entry {
+        let turn = self.turns_of(mirror).lock_owned().await;
+        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        Entry { turn: Some(turn), _place: place }
+    }
+
+    fn turns_of(&self, mirror: &Path) -> Arc<Turns<()>> {
+        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, turns| turns.strong_count() > 0);
+        let known = all.get(mirror).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let turns = Arc::new(Turns::new(()));
+            all.insert(mirror.to_owned(), Arc::downgrade(&turns));
+            turns
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    fn poll<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn who_waits_for_a_mirror_takes_no_place_from_others() {
+        let gate = Gate::new(2);
+        let (mirror, other) = (Path::new("a"), Path::new("b"));
+        let mut first = poll(pin!(gate.enter(mirror))).expect("a place is free");
+        let mut second = pin!(gate.enter(mirror));
+        assert!(poll(second.as_mut()).is_none(), "the mirror is taken");
+        let third = poll(pin!(gate.enter(other))).expect("the second place is free");
+
+        first.turn = None;
+        assert!(poll(second.as_mut()).is_none(), "it may fetch now, and there is no place");
+        drop(third);
+        assert!(poll(second.as_mut()).is_some());
+        drop(first);
+        assert_eq!(gate.turns.lock().expect("unpoisoned").len(), 2);
+        drop(poll(pin!(gate.enter(Path::new("c")))).expect("a place is free"));
+        assert!(!gate.turns.lock().expect("unpoisoned").contains_key(other), "what nobody waits for is forgotten");
+    }
+}
