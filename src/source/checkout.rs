@@ -32,6 +32,24 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
     index.read_tree(&tree)?;
     repository.set_index(&mut index)?;
     let mut options = CheckoutBuilder::new();
-    options.force().update_index(false).refresh(false);
+    options.force().update_index(false).refresh(false).disable_filters(!has_filters(repository, &index)?);
     repository.checkout_tree(tree.as_object(), Some(&mut options))
+}
+
+/// Whether any `.gitattributes` may change what is written. Where none does, each file's attributes need not be looked for,
+/// which takes libgit2 longer than writing it.
+///
+/// Of all attributes it heeds `eol`, `crlf` and `ident` only, as the machine's configuration is not read and lines end here
+/// as they do in git (`text` alone says nothing then). A word that only looks like one of them costs time and nothing else.
+fn has_filters(repository: &Repository, index: &Index) -> Result<bool, git2::Error> {
+    let is_attributes = |path: &[u8]| path == b".gitattributes" || path.ends_with(b"/.gitattributes");
+    let has = |content: &[u8], word: &[u8]| content.windows(word.len()).any(|part| part == word);
+    for entry in index.iter().filter(|entry| is_attributes(&entry.path)) {
+        // A submodule of that name has no content.
+        let Ok(blob) = repository.find_blob(entry.id) else { continue };
+        if [b"eol".as_slice(), b"crlf", b"ident"].iter().any(|word| has(blob.content(), word)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
