@@ -15,6 +15,7 @@ mod build;
 mod commands;
 mod custody;
 mod deployment;
+mod disk;
 mod heartbeat;
 mod layers;
 mod retry;
