@@ -1,7 +1,7 @@
 //! What Kubernetes asks of a worker: `/live` and `/ready`, in plain HTTP.
 //!
 //! `/live` is answered by the runtime itself, so a runtime that is stuck does not answer, and nothing else makes it fail.
-//! `/ready` is 503 when the worker takes no jobs: it was told to be quiet, or Redis does not answer.
+//! `/ready` is 503 when the worker takes no jobs: it was told to be quiet, its disk is low, or Redis does not answer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::redis::Redis;
@@ -40,9 +41,15 @@ impl Health {
     }
 
     /// Answers until `ended`.
-    pub async fn run(self, redis: Redis, quiet: &CancellationToken, ended: &CancellationToken) {
+    pub async fn run(
+        self,
+        redis: Redis,
+        quiet: &CancellationToken,
+        has_room: watch::Receiver<bool>,
+        ended: &CancellationToken,
+    ) {
         let Some(listener) = self.0 else { return };
-        let state = Arc::new(Worker { redis, quiet: quiet.clone() });
+        let state = Arc::new(Worker { redis, quiet: quiet.clone(), has_room });
         let routes = Router::new()
             .route("/live", get(async || "alive\n"))
             .route("/ready", get(async |State(worker): State<Arc<Worker>>| worker.ready().await))
@@ -60,12 +67,16 @@ impl Health {
 struct Worker {
     redis: Redis,
     quiet: CancellationToken,
+    has_room: watch::Receiver<bool>,
 }
 
 impl Worker {
     async fn ready(&self) -> (StatusCode, &'static str) {
         if self.quiet.is_cancelled() {
             return (StatusCode::SERVICE_UNAVAILABLE, "quiet: takes no new jobs\n");
+        }
+        if !*self.has_room.borrow() {
+            return (StatusCode::SERVICE_UNAVAILABLE, "the disk is low: takes no new jobs\n");
         }
         let ping = redis::cmd("PING");
         match tokio::time::timeout(PATIENCE, self.redis.query::<String>(&ping)).await {

@@ -1,6 +1,7 @@
 //! One build: the stations in order.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
@@ -32,12 +33,12 @@ pub struct Stations {
     /// buildx.
     pub bake: Bake,
     /// This machine's disk.
-    pub state: StateDirectory,
+    pub state: Arc<StateDirectory>,
 }
 
 impl Stations {
     /// Makes the stations from the settings.
-    pub fn new(settings: &Settings, state: StateDirectory) -> Result<Self, reqwest::Error> {
+    pub fn new(settings: &Settings, state: Arc<StateDirectory>) -> Result<Self, reqwest::Error> {
         Ok(Self {
             github: App::new(settings.github.clone())?,
             source: Source::new(settings),

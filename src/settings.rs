@@ -111,6 +111,10 @@ pub struct Redis {
 pub struct State {
     /// Mirrors, worktrees and working directories. May be lost at any time; must not be shared by machines.
     pub directory: PathBuf,
+    /// Bytes on the disk of all mirrors together. Over it, those that nobody uses go, the least recently used first.
+    pub mirrors_max_bytes: u64,
+    /// Free bytes below which mirrors go as well, and then no jobs are fetched until there is room again.
+    pub min_free_bytes: u64,
 }
 
 /// How a stop goes.

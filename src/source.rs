@@ -184,11 +184,13 @@ impl Source {
         stop: &CancellationToken,
     ) -> Result<Worktree, SourceError> {
         let (host, port) = host_and_port(&origin.url)?;
+        // Held until the child has ended.
+        let mirror = state.mirror(&host, &origin.mirror)?;
         let request = Request {
             url: origin.url.clone(),
             token: origin.token.as_ref().map(|token| token.expose().to_owned()),
             revision: origin.revision.clone().into(),
-            mirror: state.mirror(&host, &origin.mirror)?,
+            mirror: mirror.path().to_owned(),
             worktree: directory.subdirectory("tree")?.join(&origin.name),
             limits: (&self.settings).into(),
             ca_file: self.settings.ca_file.clone(),

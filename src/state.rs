@@ -1,21 +1,29 @@
 //! The state directory: mirrors, working directories and, per job, a directory that goes with it.
 //!
 //! ```text
-//! mirrors/<host>/<repository>/   bare mirrors, a cache
+//! mirrors/<host>/<repository>/   bare mirrors, a cache with a budget
 //! sticky/…                       empty directories whose names choose the pod
 //! run/<identity>.lock            held as long as that process lives
 //! run/<identity>/<n>/            one job: worktree, buildx and docker configuration, temporary files
 //! ```
 //!
-//! Knows nothing of what the files are for. Whatever a dead process left is removed by the next one that starts.
+//! All of it on one file system. Knows nothing of what the files are for. Whatever a dead process left is removed by the next
+//! one that starts.
+
+mod disk;
+mod mirrors;
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, flock};
+
+pub use disk::watch;
+pub use mirrors::MirrorDirectory;
 
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +39,8 @@ pub struct StateDirectory {
     root: PathBuf,
     run: PathBuf,
     n_jobs: AtomicU64,
+    /// Whether a mirror was used since the mirrors were last added up.
+    is_grown: Arc<AtomicBool>,
     lock: PathBuf,
     /// Held open: the lock says that this process lives.
     _held: File,
@@ -50,7 +60,7 @@ impl StateDirectory {
         let held = held.map_err(|source| StateError { path: lock.clone(), source })?;
         let run = runs.join(name);
         make_private(&run)?;
-        Ok(Self { root: root.to_owned(), run, n_jobs: AtomicU64::new(0), lock, _held: held })
+        Ok(Self { root: root.to_owned(), run, n_jobs: AtomicU64::new(0), is_grown: Arc::default(), lock, _held: held })
     }
 
     /// A new, empty directory that only this user can enter.
@@ -60,11 +70,10 @@ impl StateDirectory {
         Ok(JobDirectory { path })
     }
 
-    /// The directory of a repository's mirror, made when it is missing.
-    pub fn mirror(&self, host: &str, repository: &str) -> Result<PathBuf, StateError> {
+    /// The directory of a repository's mirror, made when it is missing, and not removed while it is held.
+    pub fn mirror(&self, host: &str, repository: &str) -> Result<MirrorDirectory, StateError> {
         let path = self.root.join("mirrors").join(host).join(repository);
-        make_private(&path)?;
-        Ok(path)
+        MirrorDirectory::hold(path, Arc::clone(&self.is_grown))
     }
 
     /// Where the working directories of bakes are by default.

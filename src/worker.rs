@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +22,7 @@ use crate::sidekiq::heartbeat::{self, Process, Remote};
 use crate::sidekiq::lease::Lease;
 use crate::sidekiq::turn::Settlement;
 use crate::sidekiq::{Identity, poller, recovery};
-use crate::state::{StateDirectory, StateError};
+use crate::state::{self, StateDirectory, StateError};
 
 /// Nothing waits for longer, whatever the settings say.
 const MAX_PATIENCE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -87,17 +87,19 @@ impl Shutdown {
 pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
     check_sandbox(settings.sandbox.mode)?;
     let identity = Arc::new(Identity::new(settings::hostname()));
-    let state = StateDirectory::open(&settings.state.directory, &identity.to_string())?;
+    let state = Arc::new(StateDirectory::open(&settings.state.directory, &identity.to_string())?);
     let health = Health::bind(settings.health.listen).await?;
     let signals = Signals::default();
     let redis = Redis::new(&settings.redis)?;
     check_server(&redis).await?;
     let (ended, running) = (CancellationToken::new(), RunningJobs::default());
+    // Not known before the first look.
+    let (room, has_room) = watch::channel(false);
 
-    let custody = custody(&settings, &identity, &signals, &running, &shutdown)?;
+    let custody = custody(&settings, &identity, &signals, &running, &shutdown, &has_room)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
-        stations: Stations::new(&settings, state)?,
+        stations: Stations::new(&settings, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
         kill: CancellationToken::new(),
@@ -123,7 +125,8 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             poller::run(&redis, &settings.jobs, &shutdown.quiet),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.stations.builders.occupancy.run(&redis, &identity_text, &ended),
-            health.run(probed, &shutdown.quiet, &ended),
+            health.run(probed, &shutdown.quiet, has_room, &ended),
+            state::watch(state, &settings.state, &room, &ended),
             beat(&lease, &ended),
             obey(&mut remote_signals, &shutdown, &ended),
         );
@@ -174,6 +177,7 @@ fn custody(
     signals: &Signals,
     running: &RunningJobs,
     shutdown: &Shutdown,
+    has_room: &watch::Receiver<bool>,
 ) -> Result<Custody, RedisError> {
     Ok(Custody {
         redis: Redis::waking(&settings.redis, "queue:", Arc::clone(&signals.work))?,
@@ -185,6 +189,7 @@ fn custody(
         signals: signals.clone(),
         running: running.clone(),
         quiet: shutdown.quiet.clone(),
+        has_room: has_room.clone(),
     })
 }
 

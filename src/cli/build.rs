@@ -63,7 +63,7 @@ impl Build {
             settings.state.directory = private.path().to_owned();
         }
         let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
-        let stations = Stations::new(&settings, state)?;
+        let stations = Stations::new(&settings, state.into())?;
         let directory = stations.state.job_directory()?;
         let journal = Journal::to_terminal(Terminal::default());
         let mut report = Report::default();

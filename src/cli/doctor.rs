@@ -22,8 +22,6 @@ use crate::state::StateDirectory;
 const GOOD_BUILDX: (u32, u32) = (0, 36);
 /// Before this version the progress stream cannot be read.
 const LEAST_BUILDX: (u32, u32) = (0, 19);
-/// Free space below which a worker will soon fail.
-const LOW_DISK: u64 = 2 << 30;
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
@@ -237,17 +235,15 @@ fn kernel(mode: SandboxMode) -> Finding {
 }
 
 fn disk(settings: &Settings) -> Finding {
-    let path = &settings.state.directory;
+    let (path, min_free_bytes) = (&settings.state.directory, settings.state.min_free_bytes);
     let opened = StateDirectory::open(path, &format!("doctor:{}", random_hex::<6>()));
-    if let Err(error) = opened {
-        return Finding::new("disk", Health::Red, error.to_string());
-    }
-    match rustix::fs::statvfs(path) {
-        Ok(space) => {
-            let free = space.f_bavail * space.f_frsize;
-            let health = if free < LOW_DISK { Health::Red } else { Health::Green };
-            Finding::new("disk", health, format!("{} MiB free in {}", free >> 20, path.display()))
+    match opened.and_then(|state| state.free_bytes()) {
+        Ok(free) if free < min_free_bytes => {
+            let (free, min) = (free >> 20, min_free_bytes >> 20);
+            let detail = format!("{free} MiB free in {}: a worker fetches no jobs below {min}", path.display());
+            Finding::new("disk", Health::Red, detail)
         }
-        Err(error) => Finding::new("disk", Health::Red, format!("{}: {error}", path.display())),
+        Ok(free) => Finding::new("disk", Health::Green, format!("{} MiB free in {}", free >> 20, path.display())),
+        Err(error) => Finding::new("disk", Health::Red, error.to_string()),
     }
 }

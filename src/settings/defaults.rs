@@ -53,7 +53,7 @@ impl Default for Redis {
 
 impl Default for State {
     fn default() -> Self {
-        Self { directory: "/var/lib/sidebake".into() }
+        Self { directory: "/var/lib/sidebake".into(), mirrors_max_bytes: 20 << 30, min_free_bytes: 2 << 30 }
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +98,8 @@ pub struct Custody {
     pub running: RunningJobs,
     /// Cancelled when nothing more is to be fetched.
     pub quiet: CancellationToken,
+    /// Whether the disk has room for more; while it has none, nothing is fetched.
+    pub has_room: watch::Receiver<bool>,
 }
 
 /// What the loop keeps between turns.
@@ -175,7 +177,7 @@ impl Custody {
         };
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut is_open, mut woken_at) = (true, None);
+        let (mut is_open, mut woken_at, mut has_room) = (true, None, self.has_room.clone());
         while is_open {
             let poll = if self.redis.is_told() { POLL } else { POLL_UNTOLD };
             // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
@@ -196,6 +198,7 @@ impl Custody {
                 () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &units, &mut reconcile).await,
                 _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &units, &mut reconcile).await,
                 () = self.quiet.cancelled(), if !memory.slots.is_empty() => {}
+                Ok(()) = has_room.changed() => {}
             }
             while let Ok(settlement) = settlements.try_recv() {
                 self.finish(&mut memory, settlement);
@@ -237,9 +240,13 @@ impl Custody {
         self.take_in(memory, reply, units)
     }
 
-    /// One token for each free slot; none when quiet.
+    fn takes_jobs(&self) -> bool {
+        !self.quiet.is_cancelled() && *self.has_room.borrow()
+    }
+
+    /// One token for each free slot; none when quiet, or without room.
     fn assign_slots(&self, memory: &mut Memory) {
-        if self.quiet.is_cancelled() {
+        if !self.takes_jobs() {
             memory.slots.clear();
             return;
         }
@@ -362,7 +369,7 @@ impl Custody {
 
     /// A job in our hash that we never heard of: the reply that brought it was lost.
     fn adopt(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
-        let is_free = self.running.with(|running| running.len()) < self.concurrency && !self.quiet.is_cancelled();
+        let is_free = self.running.with(|running| running.len()) < self.concurrency && self.takes_jobs();
         memory.slots.retain(|token| *token != unit.token);
         if is_free {
             tracing::warn!(token = %unit.token, "a job that was fetched without our knowing is taken up");

@@ -70,7 +70,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
 
 /// Makes sure that the commit and its whole tree are in the mirror, without the network when they are.
 ///
-/// A mirror is a cache: when something in it is damaged, or missing after a fetch, it is made anew, once.
+/// A mirror is a cache: when something in it is damaged, or missing after a fetch, or when it is worn, it is made anew, once.
 fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Mirror, Failed> {
     match fill(&mirror, remote, commit, limits) {
         Ok(Verdict::Complete) => return Ok(mirror),
@@ -87,6 +87,9 @@ fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) ->
 fn fill(mirror: &Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
     if budget::walk(&mirror.repository, commit, limits)? == Verdict::Complete {
         return Ok(Verdict::Complete);
+    }
+    if mirror.is_worn() {
+        return Ok(Verdict::Missing);
     }
     fetch::fetch(&mirror.repository, remote, commit)?;
     budget::walk(&mirror.repository, commit, limits)
@@ -116,4 +119,40 @@ fn configure_libgit2(request: &Request) -> Result<(), Failed> {
         Ok::<_, git2::Error>(())
     })();
     configured.map_err(Failed::worker)
+}
+
+#[cfg(test)]
+mod tests {
+    use world::GitHost;
+
+    use super::super::mirror::MAX_PACKS;
+    use super::*;
+    use crate::settings::Source;
+
+    #[test]
+    fn a_mirror_of_many_packs_is_made_anew_by_the_next_fetch_and_by_nothing_else() {
+        let host = GitHost::open();
+        let repository = host.repository("acme/busy");
+        let [first, second, third] = ["1", "2", "3"].map(|text| repository.commit(&[("file", text)]));
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let url = format!("{}/acme/busy.git", host.url());
+        let ask = |sha: &str| {
+            let limits = Limits::from(&Source::default());
+            let remote = Remote { url: &url, token: None, limits };
+            let mirror = Mirror::lock(directory.path()).expect("locked");
+            let mirror = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
+            let n_references = mirror.repository.references().expect("read").count();
+            (mirror.n_packs(), n_references, host.n_fetches())
+        };
+        assert_eq!(ask(&first), (1, 1, 1));
+        // Hundreds of fetches take a minute. libgit2 passes over a pack without an index.
+        let packs = directory.path().join("repository.git/objects/pack");
+        for n in 2..MAX_PACKS {
+            std::fs::write(packs.join(format!("pack-{n}.pack")), "").expect("written");
+        }
+        assert_eq!(ask(&second), (MAX_PACKS, 2, 2), "a fetch adds one pack and one reference");
+        assert_eq!(ask(&first), (MAX_PACKS, 2, 2), "what is there needs no fetch");
+        assert_eq!(ask(&third), (1, 1, 3), "anew, by one fetch");
+        assert_eq!(ask(&first), (2, 2, 4));
+    }
 }

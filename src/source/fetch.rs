@@ -15,6 +15,9 @@ use super::request::{Failed, Fault, Limits, Message, say};
 /// Progress is told at most this often.
 const PROGRESS: Duration = Duration::from_millis(200);
 
+/// What the kernel says of a disk that takes no more.
+const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
 /// Where to fetch from.
 pub(super) struct Remote<'a> {
     pub(super) url: &'a str,
@@ -97,6 +100,8 @@ fn credentials<'a>(remote: &Remote<'a>) -> RemoteCallbacks<'a> {
 /// libgit2's codes are coarse: the words of its messages are what is left.
 fn classify(error: &git2::Error) -> Failed {
     let fault = match (error.class(), error.message()) {
+        // The same class has what the network does.
+        (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Worker,
         // What remains of the remote's "not our ref" when a depth was asked for.
         (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
         (ErrorClass::Filesystem, _) => Fault::Worker,
@@ -114,4 +119,16 @@ fn classify(error: &git2::Error) -> Failed {
         _ => Fault::Damaged,
     };
     Failed::new(fault, error.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_not_taken_for_the_network() {
+        let fault = |message| classify(&git2::Error::new(ErrorCode::GenericError, ErrorClass::Os, message)).fault;
+        assert_eq!(fault("cannot extend packfile '/x': No space left on device"), Fault::Worker);
+        assert_eq!(fault("failed to connect to github.com: Connection refused"), Fault::Unavailable);
+    }
 }

@@ -15,6 +15,7 @@ mod build;
 mod commands;
 mod custody;
 mod deployment;
+mod disk;
 mod github;
 mod heartbeat;
 mod hostile_source;

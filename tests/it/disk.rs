@@ -1,0 +1,75 @@
+//! A disk that fills up, and the mirrors on it.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use serde_json::{Value, json};
+use world::Script;
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+/// What a test takes from the disk and gives back: far more than its neighbours write meanwhile.
+const BALLAST: u64 = 1 << 30;
+
+fn probe(sleep_s: f64) -> Value {
+    json!([{"outcome": "succeed", "sleep_s": sleep_s, "callback": {"class": "Done", "queue": CALLBACKS}}])
+}
+
+fn free_bytes(path: &Path) -> u64 {
+    let space = statvfs(path).unwrap();
+    space.f_bavail * space.f_frsize
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
+    let afternoon = Afternoon::start();
+    let home = afternoon.home.path();
+    let mirror = home.join("state/mirrors/github.com/1");
+    std::fs::create_dir_all(&mirror).unwrap();
+    let (port, min) = (world::free_port(), free_bytes(home).checked_sub(BALLAST / 2).expect("a disk with some room"));
+    let settings = format!("jobs.probe = true\nhealth.listen = \"127.0.0.1:{port}\"\nstate.min_free_bytes = {min}\n");
+    let worker = afternoon.worker(&settings);
+    afternoon.redis.push("default", "Sidebake::Probe", probe(5.0)).await;
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    assert!(mirror.exists(), "there is room for it");
+
+    let ballast = File::create(home.join("ballast")).unwrap();
+    fallocate(&ballast, FallocateFlags::empty(), 0, BALLAST).unwrap();
+    afternoon.until("the log says it", async || worker.log().contains("the disk is low")).await;
+    assert!(!mirror.exists(), "mirrors go before the worker stops fetching");
+    afternoon.redis.push("default", "Sidebake::Probe", probe(0.0)).await;
+    let ready = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
+    assert_eq!(ready.status(), 503);
+    assert!(ready.text().await.unwrap().contains("disk"));
+    afternoon.callbacks(1).await;
+    // Its slot is free now. Longer than a worker needs for a push, and for the next look.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+
+    drop(ballast);
+    std::fs::remove_file(home.join("ballast")).unwrap();
+    afternoon.callbacks(2).await;
+    let log = worker.log();
+    assert_eq!([log.matches("the disk is low").count(), log.matches("the disk has room").count()], [1, 1], "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_over_the_budget_goes_and_the_next_job_fetches_again() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = afternoon.worker("state.mirrors_max_bytes = 0");
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    afternoon.callbacks(1).await;
+    let hosts = afternoon.home.path().join("state/mirrors");
+    let n_mirrors = || {
+        let hosts = std::fs::read_dir(&hosts).unwrap().flatten();
+        hosts.map(|host| std::fs::read_dir(host.path()).unwrap().count()).sum::<usize>()
+    };
+    afternoon.until("the mirror has gone", async || n_mirrors() == 0).await;
+    assert_eq!(afternoon.git.n_fetches(), 1);
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    assert_eq!(afternoon.callbacks(2).await[1]["status"], "succeeded");
+    assert_eq!(afternoon.git.n_fetches(), 2);
+}
