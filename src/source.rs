@@ -83,7 +83,7 @@ impl SourceError {
                 Fault::CommitNotFound => Reason::CommitNotFound,
                 Fault::Refused => Reason::SourceRefused,
                 Fault::Unavailable | Fault::Denied | Fault::Unclear | Fault::Damaged => Reason::GitUnavailable,
-                Fault::Worker => Reason::WorkerFailed,
+                Fault::Full | Fault::Worker => Reason::WorkerFailed,
             },
         }
     }

@@ -101,7 +101,7 @@ fn credentials<'a>(remote: &Remote<'a>) -> RemoteCallbacks<'a> {
 fn classify(error: &git2::Error) -> Failed {
     let fault = match (error.class(), error.message()) {
         // The same class has what the network does.
-        (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Worker,
+        (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Full,
         // What remains of the remote's "not our ref" when a depth was asked for.
         (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
         (ErrorClass::Filesystem, _) => Fault::Worker,
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_not_taken_for_the_network() {
         let fault = |message| classify(&git2::Error::new(ErrorCode::GenericError, ErrorClass::Os, message)).fault;
-        assert_eq!(fault("cannot extend packfile '/x': No space left on device"), Fault::Worker);
+        assert_eq!(fault("cannot extend packfile '/x': No space left on device"), Fault::Full);
         assert_eq!(fault("failed to connect to github.com: Connection refused"), Fault::Unavailable);
     }
 }

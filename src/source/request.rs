@@ -100,7 +100,9 @@ pub enum Fault {
     Unclear,
     /// What git keeps on our disk is damaged; the mirror is made anew.
     Damaged,
-    /// The disk.
+    /// The disk takes no more.
+    Full,
+    /// Anything else of this machine's.
     Worker,
 }
 

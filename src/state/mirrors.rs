@@ -210,7 +210,11 @@ mod tests {
         shrink_to(&state, 0, u64::MAX);
         assert!(oldest.join("repository.git/pack").exists() && !newest.exists());
         drop(used);
-        shrink_to(&state, 0, 0);
+        // A process that another test starts has a copy of the lock for a moment.
+        let started = std::time::Instant::now();
+        while oldest.exists() && started.elapsed() < Duration::from_secs(10) {
+            shrink_to(&state, 0, 0);
+        }
         assert!(!oldest.exists());
     }
 
