@@ -21,8 +21,8 @@ use serde_json::Value;
 use crate::report::Report;
 use crate::secret::Secret;
 
-pub use builder::{AccountPattern, Balance, Builder, Driver, Toleration};
-pub use pattern::Pattern;
+pub use builder::{Balance, Builder, Driver, Toleration};
+pub use pattern::{NamePattern, Pattern};
 
 /// The job class that tries the runtime without building anything; taken when `jobs.probe` is on.
 pub const PROBE: &str = "Sidebake::Probe";
