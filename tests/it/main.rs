@@ -20,4 +20,5 @@ mod layers;
 mod retry;
 mod servers;
 mod shutdown;
+mod source;
 mod turn;

@@ -1,0 +1,262 @@
+//! The worktree of a build: what git checks out.
+//!
+//! A worktree is looked at from outside, by the builder, while its bake waits for an answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+use world::{File, Repository, Script, Step};
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+/// A build of the whole tree of a commit.
+fn native(afternoon: &Afternoon, sha: &str) -> Value {
+    let mut native = afternoon.native(sha);
+    native["application"]["images"] =
+        json!([{"name": "app", "context": ".", "tags": [format!("registry.example/acme/app:{sha}")]}]);
+    native
+}
+
+/// Builds each, and returns what `look` sees in its worktree.
+async fn in_each_worktree<T: Send + 'static>(
+    afternoon: &Afternoon,
+    builds: &[Value],
+    look: impl Fn(&Path) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    let (sees, n_before) = (seen.clone(), afternoon.redis.queue(CALLBACKS).await.len());
+    afternoon.builder.script_for_the_rest(Script::new(move |run| {
+        let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+        let app = &definition["target"]["app"];
+        let n: usize = app["labels"]["n"].as_str().unwrap().parse().unwrap();
+        sees.lock().unwrap().insert(n, look(Path::new(app["context"].as_str().unwrap())));
+        vec![Step::Exit(0)]
+    }));
+    for (n, build) in builds.iter().enumerate() {
+        // What tells the runs apart, since they come in any order.
+        let mut build = build.clone();
+        build["application"]["images"][0]["labels"] = json!({"n": n.to_string()});
+        afternoon.redis.push("default", "BuildJob", json!([build])).await;
+    }
+    for n in 0..builds.len() {
+        let report = afternoon.callbacks(n_before + n + 1).await.swap_remove(n_before + n);
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+    }
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    assert_eq!(seen.len(), builds.len());
+    seen.into_values().collect()
+}
+
+/// Type and permissions of each path, and a file's content or a link's target.
+type Listing = BTreeMap<PathBuf, (String, Bytes)>;
+
+/// Everything below a directory but `.git`.
+fn listing(root: &Path) -> Listing {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry == root.join(".git") {
+                continue;
+            }
+            let metadata = entry.symlink_metadata().unwrap();
+            let content = match metadata.file_type() {
+                kind if kind.is_symlink() => std::fs::read_link(&entry).unwrap().into_os_string().into_encoded_bytes(),
+                kind if kind.is_file() => std::fs::read(&entry).unwrap(),
+                _ => Vec::new(),
+            };
+            let mode = format!("{:o}", metadata.permissions().mode());
+            found.insert(entry.strip_prefix(root).unwrap().to_owned(), (mode, content.into()));
+            if metadata.is_dir() {
+                folders.push(entry);
+            }
+        }
+    }
+    found
+}
+
+/// The git command line, blind to the machine's configuration.
+fn git(directory: &Path, arguments: &[&OsStr]) -> std::process::Output {
+    let mut git = Command::new("git");
+    git.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", directory).env("LC_ALL", "C");
+    git.env("GIT_CONFIG_NOSYSTEM", "1").args(["-c", "safe.directory=*"]).current_dir(directory);
+    git.args(arguments).output().unwrap()
+}
+
+fn git_succeeds(directory: &Path, arguments: &[&OsStr]) {
+    let output = git(directory, arguments);
+    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the git command makes of a commit in a new clone.
+fn git_checkout(repository: &Repository, sha: &str) -> Listing {
+    let clone = tempfile::tempdir().unwrap();
+    let tree = clone.path().join("tree");
+    let words = ["clone", "--quiet", "--no-checkout", "--shared"].map(OsStr::new);
+    git_succeeds(clone.path(), &[&words[..], &[repository.dir.as_os_str(), tree.as_os_str()]].concat());
+    git_succeeds(&tree, &["checkout", "--quiet", "--detach", sha].map(OsStr::new));
+    listing(&tree)
+}
+
+/// Builds the commits, and compares each worktree with what the git command checks out: the numbers of those that differ,
+/// and in what.
+async fn differences(afternoon: &Afternoon, repository: &Repository, shas: &[String]) -> BTreeMap<usize, String> {
+    let builds: Vec<Value> = shas.iter().map(|sha| native(afternoon, sha)).collect();
+    let worktrees = in_each_worktree(afternoon, &builds, listing).await;
+    let compare = |(n, ours): (usize, &Listing)| {
+        let theirs = git_checkout(repository, &shas[n]);
+        let paths: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let differs = paths.into_iter().find(|path| ours.get(*path) != theirs.get(*path))?;
+        Some((n, format!("{differs:?}: ours {:?}, git's {:?}", ours.get(differs), theirs.get(differs))))
+    };
+    worktrees.iter().enumerate().filter_map(compare).collect()
+}
+
+/// An entry of a tree.
+#[derive(Clone, Debug)]
+enum Node {
+    File(Bytes),
+    Executable(Bytes),
+    Link(String),
+    Submodule,
+    Directory(Vec<String>, BTreeMap<String, Node>),
+}
+
+impl Node {
+    /// The entries of a commit, `path` being that of this node.
+    fn files(&self, path: &str, files: &mut Vec<File>) {
+        match self {
+            Self::File(content) => files.push(File::new(path, content.clone())),
+            Self::Executable(content) => files.push(File::executable(path, content.clone())),
+            Self::Link(target) => files.push(File::symlink(path, target)),
+            // libgit2 asks for its configuration, and refuses the commit, since no such name can be in it.
+            Self::Submodule if path.contains('\n') => {}
+            Self::Submodule => files.push(File::submodule(path, "0123456789012345678901234567890123456789")),
+            Self::Directory(attributes, nodes) => {
+                let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+                if !attributes.is_empty() {
+                    files.push(File::new(&below(".gitattributes"), attributes.join("\n") + "\n"));
+                }
+                for (name, node) in nodes {
+                    node.files(&below(name), files);
+                }
+            }
+        }
+    }
+}
+
+/// One of the texts between the bars.
+fn one_of(texts: &'static str) -> impl Strategy<Value = String> {
+    prop::sample::select(texts.split('|').collect::<Vec<_>>()).prop_map(str::to_owned)
+}
+
+/// Few names, so that what is a directory in one commit is a link or a file in another; some that sort before
+/// `.gitattributes`, and some that programs stumble over.
+fn any_name() -> impl Strategy<Value = String> {
+    let odd = "two words|back\\slash|colon:|line\nfeed|tab\t|quote\"'|naïve.txt|日本| |*|[ab]|~|%s|con|nul.txt|a.|--force|\
+               HEAD|git|.git.txt|#a|\u{1}";
+    prop_oneof![4 => one_of("a|b|A|src|x.txt|b.sh|-a.txt|!x|.hidden|+.txt"), 1 => one_of(odd)]
+}
+
+/// Content on which attributes have an effect.
+///
+/// Where libgit2 expands `ident` in another way than git it is left alone: in a binary file, a second time in a file, and
+/// where something else has expanded it before.
+fn any_content() -> impl Strategy<Value = Bytes> {
+    let text = |piece| prop::collection::vec(one_of(piece), 0..4).prop_map(|pieces| pieces.concat());
+    let plain = "line\n|line\r\n|no end|\n|é";
+    let id = one_of("$Id$|$Id: 0123456789012345678901234567890123456789 $|$Id|$Id: no end");
+    let with_id = (text(plain), id, text(plain)).prop_map(|(before, id, after)| Bytes::from(before + &id + &after));
+    let odd = text("line\n|line\r\n|no end|\n|\r|\0|\u{feff}|\u{1a}").prop_map(Bytes::from);
+    prop_oneof![3 => with_id, 3 => odd, 1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)]
+}
+
+/// Lines of a `.gitattributes`. None begins with `!`, which git ignores and libgit2 does not.
+fn any_attributes() -> impl Strategy<Value = Vec<String>> {
+    let line = "* text=auto|*.txt text eol=crlf|*.txt ident|* ident|a text eol=lf|b -text|* text|* -text|src/** eol=crlf|\
+                *.txt binary|-a.txt text eol=crlf|*.sh text eol=lf|b.sh !text|* eol=crlf|*.txt filter=lfs|\
+                \"two words\" ident|# a comment|/a/** -ident|* export-ignore|x.txt text=auto eol=crlf";
+    prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(one_of(line), 1..4)]
+}
+
+fn any_tree() -> impl Strategy<Value = Node> {
+    let leaf = prop_oneof![
+        8 => any_content().prop_map(Node::File),
+        2 => any_content().prop_map(Node::Executable),
+        3 => one_of("a|..|/etc|nowhere|src/x.txt|.|b\\c|line\nfeed|.git").prop_map(Node::Link),
+        1 => Just(Node::Submodule),
+    ];
+    any_directory(leaf.prop_recursive(3, 20, 6, any_directory))
+}
+
+fn any_directory(entry: impl Strategy<Value = Node>) -> impl Strategy<Value = Node> {
+    (any_attributes(), prop::collection::btree_map(any_name(), entry, 1..8))
+        .prop_map(|(attributes, entries)| Node::Directory(attributes, entries))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generated_trees_are_as_git_checks_them_out() {
+    let afternoon = Afternoon::start();
+    let repository = afternoon.git.repository("acme/voting-app");
+    let mut runner = TestRunner::default();
+    let trees: Vec<Node> = (0..24).map(|_| any_tree().new_tree(&mut runner).unwrap().current()).collect();
+    let commit = |(n, tree): (usize, &Node)| {
+        let mut files = Vec::new();
+        tree.files("", &mut files);
+        repository.commit_with(&format!("tree-{n}"), &files)
+    };
+    let shas: Vec<String> = trees.iter().enumerate().map(commit).collect();
+    let _worker = afternoon.worker("");
+    let differences = differences(&afternoon, &repository, &shas).await;
+    let told: Vec<String> =
+        differences.iter().map(|(n, difference)| format!("{difference} in {:?}", trees[*n])).collect();
+    assert!(told.is_empty(), "{}", told.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_becomes_a_link_and_a_directory_again_is_as_git_checks_it_out() {
+    let afternoon = Afternoon::start();
+    let repository = afternoon.git.repository("acme/voting-app");
+    let shas = [
+        vec![File::new("a/b/file", "1"), File::executable("a/b/run", "1"), File::new("c/file", "1")],
+        vec![File::removed("a/b"), File::symlink("a/b", "../c")],
+        vec![File::removed("a"), File::symlink("a", "/etc")],
+        vec![File::removed("a"), File::new("a/b/file", "2"), File::new("a/passwd", "2")],
+        vec![File::removed("a"), File::new("a", "3"), File::removed("c"), File::symlink("c", "a")],
+    ]
+    .map(|files| repository.commit_with("main", &files));
+    let _worker = afternoon.worker("");
+    assert_eq!(differences(&afternoon, &repository, &shas).await, BTreeMap::new());
+}
+
+#[expect(clippy::print_stderr, reason = "a test that has nothing to look at says so")]
+fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn this_projects_own_history_is_as_git_checks_it_out() {
+    let afternoon = Afternoon::start();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let is_shallow = git(here, &["rev-parse", "--is-shallow-repository"].map(OsStr::new));
+    if !here.join(".git").exists() || String::from_utf8_lossy(&is_shallow.stdout).trim() != "false" {
+        return skipped("this is no git repository with a history");
+    }
+    let bare = afternoon.git.root().join("acme/voting-app.git");
+    let words = ["clone", "--quiet", "--bare"].map(OsStr::new);
+    git_succeeds(here, &[&words[..], &[here.as_os_str(), bare.as_os_str()]].concat());
+    let repository = afternoon.git.repository("acme/voting-app");
+    let newest = repository.git(&["rev-list", "--max-count=20", "HEAD"]);
+    let shas: Vec<String> = newest.lines().map(str::to_owned).collect();
+    let _worker = afternoon.worker("");
+    assert_eq!(differences(&afternoon, &repository, &shas).await, BTreeMap::new());
+}
