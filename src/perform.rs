@@ -115,6 +115,7 @@ async fn check_out(
         mirror: token.repository_id.to_string(),
         name: repository.name.clone(),
         revision: Revision::Sha(job.sha.clone()),
+        mtimes_key: stations.source.mtimes_key(&job.build)?,
     };
     match fetch(stations, &origin, directory, attempt, report).await {
         Err(error) if error.is_unclear() && !stations.github.has_commit(repository, &job.sha, token).await? => {

@@ -9,6 +9,7 @@ mod checkout;
 mod child;
 mod fetch;
 mod mirror;
+mod mtimes;
 mod request;
 
 use std::path::{Path, PathBuf};
@@ -17,18 +18,21 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Event;
-use crate::job::{Repository, Sha};
+use crate::job::{Build, Repository, Sha};
 use crate::journal::Journal;
 use crate::process::{self, Ended, ProcessError};
 use crate::reason::{Failure, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
-use crate::settings;
+use crate::settings::{self, Mtimes};
 use crate::state::{JobDirectory, StateDirectory, StateError};
 
 use request::{Fault, Message, Request};
 
 pub use child::{VERB, main as child_main};
+
+/// Characters of a key that nobody tries out: whoever builds sees the times of their own files, and could test guesses on them.
+const MIN_MTIMES_KEY: usize = 32;
 
 /// The worktree could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,9 @@ pub enum SourceError {
         /// What is wrong with it.
         message: String,
     },
+    /// The key of content's times cannot be used.
+    #[error("source.mtimes_key: {0}")]
+    MtimesKey(String),
     /// A directory cannot be made.
     #[error(transparent)]
     State(#[from] StateError),
@@ -74,7 +81,7 @@ impl SourceError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Url { .. } => Reason::RepositoryNotFound,
-            Self::State(_) | Self::Process(_) => Reason::WorkerFailed,
+            Self::MtimesKey(_) | Self::State(_) | Self::Process(_) => Reason::WorkerFailed,
             Self::Killed { is_stopped: true, .. } => Reason::Interrupted,
             Self::Killed { .. } => Reason::GitUnavailable,
             Self::Fault { fault, .. } => match fault {
@@ -111,6 +118,8 @@ pub struct Origin {
     pub name: String,
     /// What is asked for.
     pub revision: Revision,
+    /// The account's key, from [`Source::mtimes_key`]; none leaves files the times of the checkout.
+    pub mtimes_key: Option<Secret>,
 }
 
 /// What is asked for.
@@ -154,6 +163,31 @@ impl Source {
         format!("{}/{repository}.git", self.git_url)
     }
 
+    /// The key by which times follow from content in this account's worktrees: HMAC-SHA256 of the configured key over the
+    /// account's name, 64 hexadecimal digits. `None` when the repository's files have the times of the checkout.
+    ///
+    /// The configured key stays here: a child that a stranger's pack took over could work out other accounts' times with it.
+    ///
+    /// # Errors
+    ///
+    /// `MtimesKey` when its file cannot be read, or holds a key that could be guessed.
+    pub fn mtimes_key(&self, build: &Build) -> Result<Option<Secret>, SourceError> {
+        if self.settings.mtimes_of(&build.repository.to_string()) == Mtimes::Checkout {
+            return Ok(None);
+        }
+        let key = match (&self.settings.mtimes_key, &self.settings.mtimes_key_file) {
+            (Some(key), _) => key.clone(),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map(|text| Secret::new(text.trim()))
+                .map_err(|error| SourceError::MtimesKey(format!("{}: {error}", path.display())))?,
+            (None, None) => Secret::new(""),
+        };
+        if key.expose().len() < MIN_MTIMES_KEY {
+            return Err(SourceError::MtimesKey(format!("is shorter than {MIN_MTIMES_KEY} characters")));
+        }
+        Ok(Some(mtimes::account_key(&key, &build.account)))
+    }
+
     /// Makes a worktree in the job's directory.
     ///
     /// The child is killed when `stop` is cancelled, when the time is over, or when this future is dropped.
@@ -170,6 +204,7 @@ impl Source {
             url: origin.url.clone(),
             token: origin.token.as_ref().map(|token| token.expose().to_owned()),
             revision: origin.revision.clone().into(),
+            mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
             mirror: state.mirror(&host, &origin.mirror)?,
             worktree: directory.subdirectory("tree")?.join(&origin.name),
             limits: (&self.settings).into(),

@@ -99,7 +99,14 @@ impl Build {
             None => Revision::Name(self.revision.clone()),
         };
         let mirror = Sha256::digest(&self.source)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let origin = Origin { url: self.source.clone(), token: None, mirror, name: self.repository().name, revision };
+        let origin = Origin {
+            url: self.source.clone(),
+            token: None,
+            mirror,
+            name: self.repository().name,
+            revision,
+            mtimes_key: None,
+        };
         Ok(fetch(stations, &origin, directory, attempt, report).await?)
     }
 

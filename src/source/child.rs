@@ -11,6 +11,7 @@ use super::budget::{self, Verdict};
 use super::checkout;
 use super::fetch::{self, Remote};
 use super::mirror::Mirror;
+use super::mtimes;
 use super::request::{Asked, Failed, Fault, Limits, Message, Request, say};
 use crate::sandbox::Sandbox;
 
@@ -51,13 +52,19 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     let mirror = complete(mirror, &remote, commit, request.limits)?;
     let fetched = Instant::now();
     let reading = mirror.read()?;
-    if let Err(failed) = checkout::write(&reading.repository, commit, &request.worktree) {
-        drop(reading);
-        if failed.fault == Fault::Damaged {
-            // The walk reads sizes only. The next attempt finds an empty mirror.
-            Mirror::lock(&request.mirror)?.renew()?;
+    let index = match checkout::write(&reading.repository, commit, &request.worktree) {
+        Ok(index) => index,
+        Err(failed) => {
+            drop(reading);
+            if failed.fault == Fault::Damaged {
+                // The walk reads sizes only. The next attempt finds an empty mirror.
+                Mirror::lock(&request.mirror)?.renew()?;
+            }
+            return Err(failed);
         }
-        return Err(failed);
+    };
+    if let Some(key) = &request.mtimes_key {
+        mtimes::set(&request.worktree, &index, key)?;
     }
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(Message::Done {

@@ -1,10 +1,10 @@
-//! The worktree of a build: what git checks out.
+//! The worktree of a build: what git checks out, with times that can be chosen.
 //!
 //! A worktree is looked at from outside, by the builder, while its bake waits for an answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use world::{File, Repository, Script, Step};
 
-use crate::afternoon::{Afternoon, CALLBACKS};
+use crate::afternoon::{Afternoon, CALLBACKS, Worker};
 
 /// A build of the whole tree of a commit.
 fn native(afternoon: &Afternoon, sha: &str) -> Value {
@@ -259,4 +259,118 @@ async fn this_projects_own_history_is_as_git_checks_it_out() {
     let shas: Vec<String> = newest.lines().map(str::to_owned).collect();
     let _worker = afternoon.worker("");
     assert_eq!(differences(&afternoon, &repository, &shas).await, BTreeMap::new());
+}
+
+/// Seconds and nanoseconds of each file and link; directories are left out, as BuildKit leaves them out.
+type Times = BTreeMap<PathBuf, (i64, i64)>;
+
+fn times(worktree: &Path) -> Times {
+    let paths = listing(worktree).into_keys();
+    let entries = paths.map(|path| (worktree.join(&path).symlink_metadata().unwrap(), path));
+    let files = entries.filter(|(metadata, _)| !metadata.is_dir());
+    files.map(|(metadata, path)| (path, (metadata.mtime(), metadata.mtime_nsec()))).collect()
+}
+
+async fn times_of(afternoon: &Afternoon, builds: &[Value]) -> Vec<Times> {
+    in_each_worktree(afternoon, builds, times).await
+}
+
+const KEY: &str = "a key that all workers of the fleet have";
+
+/// A worker whose mirrors and worktrees are its own, and which makes times from content.
+fn worker_of_its_own(afternoon: &Afternoon, name: &str, key: &str) -> Worker {
+    let key_file = afternoon.home.path().join(format!("{name}.key"));
+    std::fs::write(&key_file, format!("{key}\n")).unwrap();
+    let config = afternoon.config(&format!(
+        "[source]\nmtimes_for = {{ \"acme/voting-app\" = \"content\" }}\nmtimes_key_file = \"{}\"",
+        key_file.display()
+    ));
+    let text = std::fs::read_to_string(&config).unwrap().replace("/state\"", &format!("/state-{name}\""));
+    let own = config.with_file_name(format!("{name}.toml"));
+    std::fs::write(&own, text).unwrap();
+    afternoon.worker_with(&own, &[])
+}
+
+/// How many files of both have the same time.
+fn n_equal(one: &Times, other: &Times) -> usize {
+    one.iter().filter(|(path, time)| other.get(*path) == Some(time)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_with_their_file_only() {
+    let afternoon = Afternoon::start();
+    let repository = afternoon.git.repository("acme/voting-app");
+    let outside = afternoon.home.path().join("outside");
+    std::fs::write(&outside, "").unwrap();
+    let time_outside = outside.metadata().unwrap().modified().unwrap();
+    let first = repository.commit_with(
+        "main",
+        &[
+            File::new("a.txt", "one"),
+            File::new("copy/a.txt", "one"),
+            File::executable("run", "one"),
+            File::symlink("link", outside.to_str().unwrap()),
+            File::submodule("module", "0123456789012345678901234567890123456789"),
+        ],
+    );
+    let second = repository.commit_with("main", &[File::new("a.txt", "two")]);
+    let third = repository.commit_with("main", &[File::new(".gitattributes", "a.txt ident\n")]);
+    let builds = [&first, &second, &third].map(|sha| native(&afternoon, sha));
+
+    let mut worker = worker_of_its_own(&afternoon, "one", KEY);
+    let here = times_of(&afternoon, &builds).await;
+    let mut umbrellas = native(&afternoon, &first);
+    umbrellas["account"] = json!("umbrella");
+    let umbrellas = times_of(&afternoon, &[umbrellas]).await.remove(0);
+    worker.signal("TERM");
+    worker.ended().await;
+    let mut worker = worker_of_its_own(&afternoon, "two", KEY);
+    let there = times_of(&afternoon, &builds).await;
+    worker.signal("TERM");
+    worker.ended().await;
+    let _worker = worker_of_its_own(&afternoon, "three", "a key that was set by another operator");
+    let elsewhere = times_of(&afternoon, &builds[..1]).await.remove(0);
+
+    assert_eq!(here[0].len(), 4);
+    assert_eq!(here, there, "another worker, another directory, another moment");
+    let distinct: BTreeSet<_> = here[0].values().collect();
+    assert_eq!(distinct.len(), 4, "neither another path nor another kind of file has the same time");
+    let year_2025 = 1_735_689_600;
+    assert!(here.iter().flat_map(BTreeMap::values).all(|(s, _)| (315_532_800..year_2025).contains(s)), "{here:#?}");
+    assert_eq!(n_equal(&here[0], &here[1]), 3, "only a.txt changed: {here:#?}");
+    assert_eq!(n_equal(&here[1], &here[2]), 0, "attributes can make another file of the same blob");
+    assert_eq!(n_equal(&here[0], &umbrellas), 0, "another account has other times");
+    assert_eq!(n_equal(&here[0], &elsewhere), 0, "another key makes other times");
+    assert_eq!(outside.metadata().unwrap().modified().unwrap(), time_outside, "a link was followed");
+    let found = Command::new("grep").args(["-r", "-l", KEY]).arg(afternoon.home.path()).output().unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    assert!(found.lines().all(|path| path.ends_with(".key")), "the key is in {found}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_being_asked_for_times_are_those_of_the_checkout() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let more = format!("[source]\nmtimes_for = {{ \"acme/other\" = \"content\" }}\nmtimes_key = \"{KEY}\"");
+    let _worker = afternoon.worker(&more);
+    let times = times_of(&afternoon, &[native(&afternoon, &sha)]).await.remove(0);
+    assert_eq!(times.len(), 3);
+    // A file system's clock may be a tick behind.
+    assert!(times.values().all(|(s, _)| *s + 2 >= i64::try_from(now).unwrap()), "{times:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_could_be_guessed_makes_no_times() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let _worker = afternoon.worker("[source]\nmtimes = \"content\"\nmtimes_key = \"hunter2\"");
+    afternoon.until("it is to be retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
+    let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let job: Value = serde_json::from_str(&member).unwrap();
+    assert_eq!(job["error_class"], "Sidebake::WorkerFailed");
+    let message = job["error_message"].as_str().unwrap();
+    assert!(message.contains("source.mtimes_key: is shorter than 32") && !message.contains("hunter2"), "{message}");
+    assert!(afternoon.builder.runs().is_empty());
 }
