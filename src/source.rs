@@ -8,6 +8,7 @@ mod budget;
 mod checkout;
 mod child;
 mod fetch;
+mod lfs;
 mod mirror;
 mod mtimes;
 mod request;
@@ -142,6 +143,8 @@ pub struct Worktree {
     pub fetch: Duration,
     /// How long writing the files took.
     pub checkout: Duration,
+    /// Files in it, by their paths from the root, that are Git LFS pointers and not what they stand for.
+    pub lfs_pointers: Vec<PathBuf>,
 }
 
 /// Makes worktrees.
@@ -243,11 +246,12 @@ impl Source {
         let url = origin.url.clone();
         let killed = |what, is_stopped| SourceError::Killed { url: origin.url.clone(), what, is_stopped };
         match (last, ended) {
-            (Some(Message::Done { sha, fetch_ms, checkout_ms }), Ended::Exited(_)) => Ok(Worktree {
+            (Some(Message::Done { sha, fetch_ms, checkout_ms, lfs_pointers }), Ended::Exited(_)) => Ok(Worktree {
                 path,
                 sha: Sha::parse(&sha),
                 fetch: Duration::from_millis(fetch_ms),
                 checkout: Duration::from_millis(checkout_ms),
+                lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
             }),
             (Some(Message::Failed { fault, message }), Ended::Exited(_)) => {
                 Err(SourceError::Fault { url, fault, message })

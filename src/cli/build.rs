@@ -92,7 +92,8 @@ impl Build {
             let path = Path::new(&self.source).canonicalize();
             let path =
                 path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
-            return Ok(Worktree { path, sha: None, fetch: Duration::ZERO, checkout: Duration::ZERO });
+            let (fetch, checkout) = (Duration::ZERO, Duration::ZERO);
+            return Ok(Worktree { path, sha: None, fetch, checkout, lfs_pointers: Vec::new() });
         }
         let revision = match job::Sha::parse(&self.revision) {
             Some(sha) => Revision::Sha(sha),

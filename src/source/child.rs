@@ -10,6 +10,7 @@ use git2::Oid;
 use super::budget::{self, Verdict};
 use super::checkout;
 use super::fetch::{self, Remote};
+use super::lfs;
 use super::mirror::Mirror;
 use super::mtimes;
 use super::request::{Asked, Failed, Fault, Limits, Message, Request, say};
@@ -66,11 +67,13 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     if let Some(key) = &request.mtimes_key {
         mtimes::set(&request.worktree, &index, key)?;
     }
+    let lfs_pointers = lfs::pointers(&reading.repository, &index)?;
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(Message::Done {
         sha: commit.to_string(),
         fetch_ms: millis(fetched - started),
         checkout_ms: millis(fetched.elapsed()),
+        lfs_pointers,
     })
 }
 

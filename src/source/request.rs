@@ -71,7 +71,7 @@ impl From<&settings::Source> for Limits {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Message {
     Progress { received_bytes: u64 },
-    Done { sha: String, fetch_ms: u64, checkout_ms: u64 },
+    Done { sha: String, fetch_ms: u64, checkout_ms: u64, lfs_pointers: Vec<String> },
     Failed { fault: Fault, message: String },
 }
 

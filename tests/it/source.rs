@@ -1,4 +1,4 @@
-//! The worktree of a build: what git checks out, with times that can be chosen.
+//! The worktree of a build: what git checks out, with times that can be chosen, and without pointers in place of files.
 //!
 //! A worktree is looked at from outside, by the builder, while its bake waits for an answer.
 
@@ -373,4 +373,67 @@ async fn a_key_that_could_be_guessed_makes_no_times() {
     let message = job["error_message"].as_str().unwrap();
     assert!(message.contains("source.mtimes_key: is shorter than 32") && !message.contains("hunter2"), "{message}");
     assert!(afternoon.builder.runs().is_empty());
+}
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
+    oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+
+const LFS: &str = "filter=lfs diff=lfs merge=lfs -text\n";
+
+/// Builds the image `vote` of these files, with its Dockerfile at `dockerfile`, and returns the report.
+async fn report_of(afternoon: &Afternoon, files: &[(&str, &str)], dockerfile: &str) -> Value {
+    let sha = afternoon.git.repository("acme/voting-app").commit(files);
+    let mut native = afternoon.native(&sha);
+    native["application"]["images"][0]["dockerfile"] = json!(dockerfile);
+    let n_before = afternoon.redis.queue(CALLBACKS).await.len();
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    afternoon.callbacks(n_before + 1).await.remove(n_before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
+    let afternoon = Afternoon::start();
+    let _worker = afternoon.worker("");
+    let attributes = format!("*.bin {LFS}");
+    let files = [
+        (".gitattributes", attributes.as_str()),
+        ("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+        ("vote/models/small.bin", POINTER),
+        ("vote/models/tiny.bin", POINTER),
+    ];
+    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("source_refused")), "{report:#}");
+    let message = report["message"].as_str().unwrap();
+    let expected = "vote/models/small.bin, like 1 more, is a Git LFS pointer, and its content is not fetched";
+    assert!(message.contains(expected) && message.contains("commit the file itself"), "{message}");
+
+    let attributes = format!("Dockerfile.vote {LFS}");
+    let files = [
+        (".gitattributes", attributes.as_str()),
+        ("vote/models/small.bin", "a file"),
+        ("vote/models/tiny.bin", "a file"),
+        ("docker/Dockerfile.vote", POINTER),
+    ];
+    let report = report_of(&afternoon, &files, "../docker/Dockerfile.vote").await;
+    assert_eq!(report["reason"], "source_refused", "{report:#}");
+    assert!(report["message"].as_str().unwrap().contains("docker/Dockerfile.vote is a Git LFS pointer"), "{report:#}");
+    assert!(afternoon.builder.runs().is_empty(), "nothing was built");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pointer_that_no_build_reads_or_that_git_would_leave_as_it_is_does_not_matter() {
+    let afternoon = Afternoon::start();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = afternoon.worker("");
+    let attributes = format!("*.bin {LFS}vote/models/small.bin -filter\n");
+    let files = [
+        (".gitattributes", attributes.as_str()),
+        ("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+        ("vote/models/small.bin", POINTER),
+        ("vote/models/pointer.txt", POINTER),
+        ("vote/models/not-one.bin", "version https://git-lfs.github.com/spec/v1\n"),
+        ("vote-assets/video.bin", POINTER),
+    ];
+    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
 }
