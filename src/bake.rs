@@ -161,6 +161,16 @@ impl Definition {
         self.targets.keys().cloned().collect()
     }
 
+    /// Those of the worktree's files that a target may be built from: they lie in a context, or are a Dockerfile.
+    ///
+    /// Paths are from the worktree's root. What a `.dockerignore` leaves out counts as well.
+    pub fn inputs<'a>(&self, files: &'a [PathBuf]) -> Vec<&'a Path> {
+        let root = self.worktree.canonicalize().unwrap_or_else(|_| self.worktree.clone());
+        let paths: Vec<PathBuf> = self.targets.values().flat_map(paths).collect();
+        let is_input = |file: &&Path| paths.iter().any(|path| root.join(file).starts_with(path));
+        files.iter().map(PathBuf::as_path).filter(is_input).collect()
+    }
+
     /// These targets and all that are linked to them, either way: what was built on a target that is built again must be
     /// built again as well, or it stands on an image that nobody has pushed.
     pub fn with_linked(&self, targets: &BTreeSet<String>) -> BTreeSet<String> {
@@ -180,6 +190,17 @@ impl Definition {
             }
         }
     }
+}
+
+/// The directories and the Dockerfile that a target reads, after symbolic links.
+fn paths(fields: &Map<String, Value>) -> Vec<PathBuf> {
+    let text = |field: &str| fields.get(field).and_then(Value::as_str);
+    let context = PathBuf::from(text("context").unwrap_or_default());
+    let dockerfile = context.join(text("dockerfile").unwrap_or("Dockerfile")).canonicalize();
+    let named = fields.get("contexts").and_then(Value::as_object).into_iter().flat_map(Map::values);
+    // Other targets and images are named in the same place; they look like no absolute path.
+    let named = named.filter_map(Value::as_str).map(PathBuf::from);
+    named.chain(dockerfile).chain([context]).collect()
 }
 
 /// The targets on which a target is built: its named contexts `target:NAME`.
@@ -307,5 +328,37 @@ mod tests {
         assert_eq!(again("base"), ["app", "base", "test"]);
         assert_eq!(again("test"), ["app", "base", "test"]);
         assert_eq!(again("docs"), ["docs"]);
+    }
+
+    #[test]
+    fn a_file_is_an_input_of_the_contexts_it_lies_in_and_of_the_dockerfile_it_is() {
+        let worktree = tempfile::tempdir().expect("a temporary directory");
+        let root = worktree.path().canonicalize().expect("it is there");
+        for folder in ["docker", "app"] {
+            std::fs::create_dir(root.join(folder)).expect("made");
+        }
+        std::fs::write(root.join("docker/Dockerfile"), "").expect("written");
+        std::os::unix::fs::symlink("../docker/Dockerfile", root.join("docker/linked")).expect("linked");
+        let target = json!({
+            "context": root.join("docker"), "dockerfile": "linked",
+            "contexts": {"assets": root.join("assets"), "base": "target:docs", "image": "docker-image://tools"}
+        });
+        let other = json!({"context": root.join("app"), "dockerfile": "../docker/Dockerfile"});
+        let inputs = |target: &Value, file: &str| {
+            let targets = BTreeMap::from([("t".to_owned(), target.as_object().cloned().expect("an object"))]);
+            let definition = Definition { text: String::new(), targets, worktree: worktree.path().to_owned() };
+            definition.inputs(&[PathBuf::from(file)]).len()
+        };
+        for (file, of_target, of_other) in [
+            ("docker/Dockerfile", 1, 1),
+            ("docker/x", 1, 0),
+            ("assets/deep/x.bin", 1, 0),
+            ("app/x.bin", 0, 1),
+            ("app-assets/x.bin", 0, 0),
+            ("tools/x.bin", 0, 0),
+            ("docs", 0, 0),
+        ] {
+            assert_eq!((inputs(&target, file), inputs(&other, file)), (of_target, of_other), "{file}");
+        }
     }
 }

@@ -119,6 +119,7 @@ async fn check_out(
             mirror: token.repository_id.to_string(),
             name: job.build.repository.name.clone(),
             revision: Revision::Sha(job.sha.clone()),
+            mtimes_key: stations.source.mtimes_key(&job.build)?,
         };
         match (fetch(stations, &origin, directory, attempt, report).await, pauses.next()) {
             (Err(error), Some(pause)) if error.is_denied() => tokio::time::sleep(*pause).await,
@@ -161,11 +162,25 @@ pub async fn bake(
     let definition = stations.bake.resolve(&order, directory, attempt.stop).await;
     report.timings.print = phase.end();
     let definition = definition?;
+    refuse_pointers(&definition, worktree)?;
 
     let phase = attempt.begin(Phase::Bake);
     let solved = solve(stations, build, &definition, directory, attempt, report).await;
     report.timings.bake = phase.end();
     solved
+}
+
+/// An image would get the pointers' text in place of their files, and nobody would be told.
+fn refuse_pointers(definition: &Definition, worktree: &Worktree) -> Result<(), Failure> {
+    let inputs = definition.inputs(&worktree.lfs_pointers);
+    let Some(first) = inputs.first() else { return Ok(()) };
+    let more = if inputs.len() > 1 { format!(", like {} more,", inputs.len() - 1) } else { String::new() };
+    let detail = format!(
+        "{}{more} is a Git LFS pointer, and its content is not fetched: commit the file itself, or keep it out of the build \
+         context",
+        first.display()
+    );
+    Err(Failure::new(Reason::SourceRefused, detail))
 }
 
 /// Solves until the build's own result is known: when the builder fails, what is not built yet is tried on another pod.

@@ -21,8 +21,8 @@ use serde_json::Value;
 use crate::report::Report;
 use crate::secret::Secret;
 
-pub use builder::{AccountPattern, Balance, Builder, Driver, Toleration};
-pub use pattern::Pattern;
+pub use builder::{Balance, Builder, Driver, Toleration};
+pub use pattern::{NamePattern, Pattern};
 
 /// The job class that tries the runtime without building anything; taken when `jobs.probe` is on.
 pub const PROBE: &str = "Sidebake::Probe";
@@ -255,6 +255,46 @@ pub struct Source {
     pub max_fetch_bytes: u64,
     /// Certificates by which the git host is judged.
     pub ca_file: PathBuf,
+    /// Where the modification times of files come from.
+    pub mtimes: Mtimes,
+    /// The same for some repositories, by `owner/name`; the closest pattern counts.
+    pub mtimes_for: BTreeMap<NamePattern, Mtimes>,
+    /// Key of the times that come from content, at least 32 characters; the same on every worker.
+    pub mtimes_key: Option<Secret>,
+    /// File that holds it; read for each job.
+    pub mtimes_key_file: Option<PathBuf>,
+}
+
+/// Where the modification times of a worktree's files come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mtimes {
+    /// The clock, when they are written: right for every build.
+    Checkout,
+    /// What is in them, so that a builder that has seen a file does not get it again. For builds that do not compare
+    /// times (make, ninja and cargo do): a changed file may look older than what was made from it.
+    Content,
+}
+
+impl Source {
+    /// Where the times of this repository's files come from; `repository` is `owner/name`.
+    pub fn mtimes_of(&self, repository: &str) -> Mtimes {
+        let meant = self.mtimes_for.iter().filter(|(pattern, _)| pattern.matches(repository));
+        meant.max_by_key(|(pattern, _)| pattern.closeness()).map_or(self.mtimes, |(_, mtimes)| *mtimes)
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        let refuse =
+            |message: &str| Err(SettingsError::Key { path: "source.mtimes_key_file".into(), message: message.into() });
+        let mut mtimes = self.mtimes_for.values().chain([&self.mtimes]);
+        match (&self.mtimes_key, &self.mtimes_key_file) {
+            (Some(_), Some(_)) => refuse("mtimes_key is set as well"),
+            (None, None) if mtimes.any(|mtimes| *mtimes == Mtimes::Content) => {
+                refuse("is needed for times that come from content")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The program that bakes.
@@ -411,6 +451,7 @@ impl Settings {
         if !self.state.directory.is_absolute() {
             return refuse("state.directory".into(), "must be an absolute path");
         }
+        self.source.check()?;
         for (name, class) in &self.jobs.classes {
             class.check(&format!("jobs.classes.{name}"))?;
         }
@@ -536,8 +577,21 @@ mod tests {
         assert_eq!(message("queues = []"), "queues: must name at least one queue");
         let resolved = message("[jobs.classes.B]\narguments = \"resolved\"");
         assert_eq!(resolved, "jobs.classes.B.resolve: is needed for resolved arguments");
+        let keyless = message("source.mtimes_for = { \"acme/app\" = \"content\" }");
+        assert_eq!(keyless, "source.mtimes_key_file: is needed for times that come from content");
         let remote = message("[builders.default]\ndriver = \"remote\"");
         assert_eq!(remote, "builders.default.endpoint: is needed for the remote driver: tcp://host:port");
+    }
+
+    #[test]
+    fn the_closest_repository_says_where_its_times_come_from() {
+        let file = "[source]\nmtimes_key = \"k\"\n\
+                    mtimes_for = { \"acme/*\" = \"content\", \"acme/Make-*\" = \"checkout\", \"acme/make-no\" = \"content\" }\n";
+        let source = read(file, &[]).expect("valid").source;
+        let content = ["acme/app", "acme/make-no"].map(|name| source.mtimes_of(name));
+        assert_eq!(content, [Mtimes::Content; 2]);
+        let checkout = ["acme/make-it", "umbrella/app"].map(|name| source.mtimes_of(name));
+        assert_eq!(checkout, [Mtimes::Checkout; 2]);
     }
 
     #[test]

@@ -9,7 +9,9 @@ mod checkout;
 mod child;
 mod fetch;
 mod gate;
+mod lfs;
 mod mirror;
+mod mtimes;
 mod request;
 
 use std::path::{Path, PathBuf};
@@ -18,19 +20,22 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Event;
-use crate::job::{Repository, Sha};
+use crate::job::{Build, Repository, Sha};
 use crate::journal::Journal;
 use crate::process::{self, Ended, ProcessError};
 use crate::reason::{Failure, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
-use crate::settings;
+use crate::settings::{self, Mtimes};
 use crate::state::{JobDirectory, StateDirectory, StateError};
 
 use gate::Gate;
 use request::{Fault, Message, Request};
 
 pub use child::{VERB, main as child_main};
+
+/// Characters of a key that nobody tries out: whoever builds sees the times of their own files, and could test guesses on them.
+const MIN_MTIMES_KEY: usize = 32;
 
 /// The worktree could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,9 @@ pub enum SourceError {
         /// What is wrong with it.
         message: String,
     },
+    /// The key of content's times cannot be used.
+    #[error("source.mtimes_key: {0}")]
+    MtimesKey(String),
     /// A directory cannot be made.
     #[error(transparent)]
     State(#[from] StateError),
@@ -76,7 +84,7 @@ impl SourceError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Url { .. } => Reason::RepositoryNotFound,
-            Self::State(_) | Self::Process(_) => Reason::WorkerFailed,
+            Self::MtimesKey(_) | Self::State(_) | Self::Process(_) => Reason::WorkerFailed,
             Self::Killed { is_stopped: true, .. } => Reason::Interrupted,
             Self::Killed { .. } => Reason::GitUnavailable,
             Self::Fault { fault, .. } => match fault {
@@ -118,6 +126,8 @@ pub struct Origin {
     pub name: String,
     /// What is asked for.
     pub revision: Revision,
+    /// The account's key, from [`Source::mtimes_key`]; none leaves files the times of the checkout.
+    pub mtimes_key: Option<Secret>,
 }
 
 /// What is asked for.
@@ -140,6 +150,8 @@ pub struct Worktree {
     pub fetch: Duration,
     /// How long writing the files took.
     pub checkout: Duration,
+    /// Files in it, by their paths from the root, that are Git LFS pointers and not what they stand for.
+    pub lfs_pointers: Vec<PathBuf>,
 }
 
 /// Makes worktrees.
@@ -172,6 +184,31 @@ impl Source {
         format!("{}/{repository}.git", self.git_url)
     }
 
+    /// The key by which times follow from content in this account's worktrees: HMAC-SHA256 of the configured key over the
+    /// account's name, 64 hexadecimal digits. `None` when the repository's files have the times of the checkout.
+    ///
+    /// The configured key stays here: a child that a stranger's pack took over could work out other accounts' times with it.
+    ///
+    /// # Errors
+    ///
+    /// `MtimesKey` when its file cannot be read, or holds a key that could be guessed.
+    pub fn mtimes_key(&self, build: &Build) -> Result<Option<Secret>, SourceError> {
+        if self.settings.mtimes_of(&build.repository.to_string()) == Mtimes::Checkout {
+            return Ok(None);
+        }
+        let key = match (&self.settings.mtimes_key, &self.settings.mtimes_key_file) {
+            (Some(key), _) => key.clone(),
+            (None, Some(path)) => std::fs::read_to_string(path)
+                .map(|text| Secret::new(text.trim()))
+                .map_err(|error| SourceError::MtimesKey(format!("{}: {error}", path.display())))?,
+            (None, None) => Secret::new(""),
+        };
+        if key.expose().len() < MIN_MTIMES_KEY {
+            return Err(SourceError::MtimesKey(format!("is shorter than {MIN_MTIMES_KEY} characters")));
+        }
+        Ok(Some(mtimes::account_key(&key, &build.account)))
+    }
+
     /// Makes a worktree in the job's directory, when its turn comes.
     ///
     /// The child is killed when `stop` is cancelled, when the time is over, or when this future is dropped.
@@ -190,6 +227,7 @@ impl Source {
             url: origin.url.clone(),
             token: origin.token.as_ref().map(|token| token.expose().to_owned()),
             revision: origin.revision.clone().into(),
+            mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
             mirror: mirror.path().to_owned(),
             worktree: directory.subdirectory("tree")?.join(&origin.name),
             limits: (&self.settings).into(),
@@ -233,11 +271,12 @@ impl Source {
         let url = origin.url.clone();
         let killed = |what, is_stopped| SourceError::Killed { url: origin.url.clone(), what, is_stopped };
         match (last, ended) {
-            (Some(Message::Done { sha, fetch_ms, checkout_ms }), Ended::Exited(_)) => Ok(Worktree {
+            (Some(Message::Done { sha, fetch_ms, checkout_ms, lfs_pointers }), Ended::Exited(_)) => Ok(Worktree {
                 path,
                 sha: Sha::parse(&sha),
                 fetch: Duration::from_millis(fetch_ms),
                 checkout: Duration::from_millis(checkout_ms),
+                lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
             }),
             (Some(Message::Failed { fault, message }), Ended::Exited(_)) => {
                 Err(SourceError::Fault { url, fault, message })

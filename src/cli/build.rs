@@ -92,14 +92,22 @@ impl Build {
             let path = Path::new(&self.source).canonicalize();
             let path =
                 path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
-            return Ok(Worktree { path, sha: None, fetch: Duration::ZERO, checkout: Duration::ZERO });
+            let (fetch, checkout) = (Duration::ZERO, Duration::ZERO);
+            return Ok(Worktree { path, sha: None, fetch, checkout, lfs_pointers: Vec::new() });
         }
         let revision = match job::Sha::parse(&self.revision) {
             Some(sha) => Revision::Sha(sha),
             None => Revision::Name(self.revision.clone()),
         };
         let mirror = Sha256::digest(&self.source)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let origin = Origin { url: self.source.clone(), token: None, mirror, name: self.repository().name, revision };
+        let origin = Origin {
+            url: self.source.clone(),
+            token: None,
+            mirror,
+            name: self.repository().name,
+            revision,
+            mtimes_key: None,
+        };
         Ok(fetch(stations, &origin, directory, attempt, report).await?)
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    Accounts, Bake, Buildx, Github, Health, JobClass, Jobs, Lease, Log, LogFormat, Redis, Sandbox, SandboxMode,
+    Accounts, Bake, Buildx, Github, Health, JobClass, Jobs, Lease, Log, LogFormat, Mtimes, Redis, Sandbox, SandboxMode,
     Settings, Shutdown, Source, State,
 };
 use crate::secret::Secret;
@@ -109,6 +109,10 @@ impl Default for Source {
             max_file_bytes: 2 << 30,
             max_fetch_bytes: 4 << 30,
             ca_file: "/etc/ssl/certs/ca-certificates.crt".into(),
+            mtimes: Mtimes::Checkout,
+            mtimes_for: BTreeMap::new(),
+            mtimes_key: None,
+            mtimes_key_file: None,
         }
     }
 }

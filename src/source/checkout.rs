@@ -8,12 +8,13 @@ use git2::{ErrorClass, Index, Oid, Repository};
 
 use super::request::{Failed, Fault};
 
-/// Checks `commit` out into `worktree`, which must not exist yet. There is no `.git` in it.
+/// Checks `commit` out into `worktree`, which must not exist yet, and returns the index of what was written. There is no
+/// `.git` in it.
 ///
 /// The work tree is set on the handle only and the index, in memory, is filled first: the one recipe that honours
 /// `.gitattributes` and submodule entries as git does, refuses names that git forbids before a file exists, and writes
 /// nothing into the mirror. A reused directory would be a way out of it (libgit2 follows symlinks that lie there).
-pub(super) fn write(repository: &Repository, commit: Oid, worktree: &Path) -> Result<(), Failed> {
+pub(super) fn write(repository: &Repository, commit: Oid, worktree: &Path) -> Result<Index, Failed> {
     fs::create_dir(worktree).map_err(Failed::worker)?;
     write_files(repository, commit, worktree).map_err(|error| {
         let fault = match error.class() {
@@ -25,7 +26,7 @@ pub(super) fn write(repository: &Repository, commit: Oid, worktree: &Path) -> Re
     })
 }
 
-fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<(), git2::Error> {
+fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<Index, git2::Error> {
     repository.set_workdir(worktree, false)?;
     let tree = repository.find_commit(commit)?.tree()?;
     let mut index = Index::new()?;
@@ -33,7 +34,8 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
     repository.set_index(&mut index)?;
     let mut options = CheckoutBuilder::new();
     options.force().update_index(false).refresh(false).disable_filters(!has_filters(repository, &index)?);
-    repository.checkout_tree(tree.as_object(), Some(&mut options))
+    repository.checkout_tree(tree.as_object(), Some(&mut options))?;
+    Ok(index)
 }
 
 /// Whether any `.gitattributes` may change what is written. Where none does, each file's attributes need not be looked for,

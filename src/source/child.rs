@@ -10,7 +10,9 @@ use git2::Oid;
 use super::budget::{self, Verdict};
 use super::checkout;
 use super::fetch::{self, Remote};
+use super::lfs;
 use super::mirror::Mirror;
+use super::mtimes;
 use super::request::{Asked, Failed, Fault, Limits, Message, Request, say};
 use crate::sandbox::Sandbox;
 
@@ -52,19 +54,27 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     let fetched = Instant::now();
     let reading = mirror.read()?;
     say(&Message::Fetched);
-    if let Err(failed) = checkout::write(&reading.repository, commit, &request.worktree) {
-        drop(reading);
-        if failed.fault == Fault::Damaged {
-            // The walk reads sizes only. The next attempt finds an empty mirror.
-            Mirror::lock(&request.mirror)?.renew()?;
+    let index = match checkout::write(&reading.repository, commit, &request.worktree) {
+        Ok(index) => index,
+        Err(failed) => {
+            drop(reading);
+            if failed.fault == Fault::Damaged {
+                // The walk reads sizes only. The next attempt finds an empty mirror.
+                Mirror::lock(&request.mirror)?.renew()?;
+            }
+            return Err(failed);
         }
-        return Err(failed);
+    };
+    if let Some(key) = &request.mtimes_key {
+        mtimes::set(&request.worktree, &index, key)?;
     }
+    let lfs_pointers = lfs::pointers(&reading.repository, &index)?;
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     Ok(Message::Done {
         sha: commit.to_string(),
         fetch_ms: millis(fetched - started),
         checkout_ms: millis(fetched.elapsed()),
+        lfs_pointers,
     })
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Request {
     /// In the clear: this object exists on a pipe only.
     pub(super) token: Option<String>,
     pub(super) revision: Asked,
+    /// The account's key, when times are to follow from content.
+    pub(super) mtimes_key: Option<String>,
     /// Directory of the mirror and its lock.
     pub(super) mirror: PathBuf,
     /// Does not exist yet; its parent does.
@@ -77,6 +79,7 @@ pub(super) enum Message {
         sha: String,
         fetch_ms: u64,
         checkout_ms: u64,
+        lfs_pointers: Vec<String>,
     },
     Failed {
         fault: Fault,

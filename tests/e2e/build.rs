@@ -99,6 +99,29 @@ async fn the_second_build_runs_only_what_a_changed_file_touches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_times_that_come_from_content_a_builder_is_sent_only_what_changed() {
+    let house = House::open();
+    let _worker = house.worker(
+        "[source]\nmtimes_for = { \"acme/content\" = \"content\" }\nmtimes_key = \"a key that all workers of the fleet have\"",
+    );
+    let (dockerfile, large) = (house.dockerfile("COPY . /srv"), house.nonce.repeat(100_000));
+    let n_large = u64::try_from(large.len()).unwrap();
+    for (repository, is_sent_again) in [("content", false), ("checkout", true)] {
+        let files = [("app/Dockerfile", dockerfile.as_str()), ("app/large", &large), ("app/page.html", "cats\n")];
+        let sha = house.commit(repository, &files);
+        let first = house.build(house.native(repository, &sha, &[house.image("app", &sha)])).await;
+        // Of the same size, so that its time alone tells.
+        let sha = house.commit(repository, &[("app/page.html", "dogs\n")]);
+        let second = house.build(house.native(repository, &sha, &[house.image("app", &sha)])).await;
+
+        let sent = [&first, &second].map(|report| report["context_bytes"].as_u64().unwrap() >= n_large);
+        assert_eq!(sent, [true, is_sent_again], "{repository}: {first:#} {second:#}");
+        let page = registry::file(&house.reference("app", &sha), "srv/page.html").await;
+        assert_eq!(page.as_deref(), Some("dogs\n"), "{repository}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_field_of_a_template_does_what_it_says() {
     let house = House::open();
     let dockerfile = house.dockerfile("RUN mkdir /srv && echo tool > /srv/which").replacen('\n', " AS tool\n", 1)

@@ -25,3 +25,4 @@ mod servers;
 mod shutdown;
 mod source;
 mod turn;
+mod worktree;

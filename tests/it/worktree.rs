@@ -1,0 +1,441 @@
+//! The worktree of a build: what git checks out, with times that can be chosen, and without pointers in place of files.
+//!
+//! A worktree is looked at from outside, by the builder, while its bake waits for an answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::{Value, json};
+use world::{File, Repository, Script, Step};
+
+use crate::afternoon::{Afternoon, CALLBACKS, Worker};
+
+/// A build of the whole tree of a commit.
+fn native(afternoon: &Afternoon, sha: &str) -> Value {
+    let mut native = afternoon.native(sha);
+    native["application"]["images"] =
+        json!([{"name": "app", "context": ".", "tags": [format!("registry.example/acme/app:{sha}")]}]);
+    native
+}
+
+/// Builds each, and returns what `look` sees in its worktree.
+async fn in_each_worktree<T: Send + 'static>(
+    afternoon: &Afternoon,
+    builds: &[Value],
+    look: impl Fn(&Path) -> T + Send + Sync + 'static,
+) -> Vec<T> {
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    let (sees, n_before) = (seen.clone(), afternoon.redis.queue(CALLBACKS).await.len());
+    afternoon.builder.script_for_the_rest(Script::new(move |run| {
+        let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+        let app = &definition["target"]["app"];
+        let n: usize = app["labels"]["n"].as_str().unwrap().parse().unwrap();
+        sees.lock().unwrap().insert(n, look(Path::new(app["context"].as_str().unwrap())));
+        vec![Step::Exit(0)]
+    }));
+    for (n, build) in builds.iter().enumerate() {
+        // What tells the runs apart, since they come in any order.
+        let mut build = build.clone();
+        build["application"]["images"][0]["labels"] = json!({"n": n.to_string()});
+        afternoon.redis.push("default", "BuildJob", json!([build])).await;
+    }
+    for n in 0..builds.len() {
+        let report = afternoon.callbacks(n_before + n + 1).await.swap_remove(n_before + n);
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+    }
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    assert_eq!(seen.len(), builds.len());
+    seen.into_values().collect()
+}
+
+/// Type and permissions of each path, and a file's content or a link's target.
+type Listing = BTreeMap<PathBuf, (String, Bytes)>;
+
+/// Everything below a directory but `.git`.
+fn listing(root: &Path) -> Listing {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry == root.join(".git") {
+                continue;
+            }
+            let metadata = entry.symlink_metadata().unwrap();
+            let content = match metadata.file_type() {
+                kind if kind.is_symlink() => std::fs::read_link(&entry).unwrap().into_os_string().into_encoded_bytes(),
+                kind if kind.is_file() => std::fs::read(&entry).unwrap(),
+                _ => Vec::new(),
+            };
+            let mode = format!("{:o}", metadata.permissions().mode());
+            found.insert(entry.strip_prefix(root).unwrap().to_owned(), (mode, content.into()));
+            if metadata.is_dir() {
+                folders.push(entry);
+            }
+        }
+    }
+    found
+}
+
+/// The git command line, blind to the machine's configuration.
+fn git(directory: &Path, arguments: &[&OsStr]) -> std::process::Output {
+    let mut git = Command::new("git");
+    git.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", directory).env("LC_ALL", "C");
+    git.env("GIT_CONFIG_NOSYSTEM", "1").args(["-c", "safe.directory=*"]).current_dir(directory);
+    git.args(arguments).output().unwrap()
+}
+
+fn git_succeeds(directory: &Path, arguments: &[&OsStr]) {
+    let output = git(directory, arguments);
+    assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// What the git command makes of a commit in a new clone.
+fn git_checkout(repository: &Repository, sha: &str) -> Listing {
+    let clone = tempfile::tempdir().unwrap();
+    let tree = clone.path().join("tree");
+    let words = ["clone", "--quiet", "--no-checkout", "--shared"].map(OsStr::new);
+    git_succeeds(clone.path(), &[&words[..], &[repository.dir.as_os_str(), tree.as_os_str()]].concat());
+    git_succeeds(&tree, &["checkout", "--quiet", "--detach", sha].map(OsStr::new));
+    listing(&tree)
+}
+
+/// Builds the commits, and compares each worktree with what the git command checks out: the numbers of those that differ,
+/// and in what.
+async fn differences(afternoon: &Afternoon, repository: &Repository, shas: &[String]) -> BTreeMap<usize, String> {
+    let builds: Vec<Value> = shas.iter().map(|sha| native(afternoon, sha)).collect();
+    let worktrees = in_each_worktree(afternoon, &builds, listing).await;
+    let compare = |(n, ours): (usize, &Listing)| {
+        let theirs = git_checkout(repository, &shas[n]);
+        let paths: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+        let differs = paths.into_iter().find(|path| ours.get(*path) != theirs.get(*path))?;
+        Some((n, format!("{differs:?}: ours {:?}, git's {:?}", ours.get(differs), theirs.get(differs))))
+    };
+    worktrees.iter().enumerate().filter_map(compare).collect()
+}
+
+/// An entry of a tree.
+#[derive(Clone, Debug)]
+enum Node {
+    File(Bytes),
+    Executable(Bytes),
+    Link(String),
+    Submodule,
+    Directory(Vec<String>, BTreeMap<String, Node>),
+}
+
+impl Node {
+    /// The entries of a commit, `path` being that of this node.
+    fn files(&self, path: &str, files: &mut Vec<File>) {
+        match self {
+            Self::File(content) => files.push(File::new(path, content.clone())),
+            Self::Executable(content) => files.push(File::executable(path, content.clone())),
+            Self::Link(target) => files.push(File::symlink(path, target)),
+            // libgit2 asks for its configuration, and refuses the commit, since no such name can be in it.
+            Self::Submodule if path.contains('\n') => {}
+            Self::Submodule => files.push(File::submodule(path, "0123456789012345678901234567890123456789")),
+            Self::Directory(attributes, nodes) => {
+                let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}/{name}") };
+                if !attributes.is_empty() {
+                    files.push(File::new(&below(".gitattributes"), attributes.join("\n") + "\n"));
+                }
+                for (name, node) in nodes {
+                    node.files(&below(name), files);
+                }
+            }
+        }
+    }
+}
+
+/// One of the texts between the bars.
+fn one_of(texts: &'static str) -> impl Strategy<Value = String> {
+    prop::sample::select(texts.split('|').collect::<Vec<_>>()).prop_map(str::to_owned)
+}
+
+/// Few names, so that what is a directory in one commit is a link or a file in another; some that sort before
+/// `.gitattributes`, and some that programs stumble over.
+fn any_name() -> impl Strategy<Value = String> {
+    let odd = "two words|back\\slash|colon:|line\nfeed|tab\t|quote\"'|naïve.txt|日本| |*|[ab]|~|%s|con|nul.txt|a.|--force|\
+               HEAD|git|.git.txt|#a|\u{1}";
+    prop_oneof![4 => one_of("a|b|A|src|x.txt|b.sh|-a.txt|!x|.hidden|+.txt"), 1 => one_of(odd)]
+}
+
+/// Content on which attributes have an effect.
+///
+/// Where libgit2 expands `ident` in another way than git it is left alone: in a binary file, a second time in a file, and
+/// where something else has expanded it before.
+fn any_content() -> impl Strategy<Value = Bytes> {
+    let text = |piece| prop::collection::vec(one_of(piece), 0..4).prop_map(|pieces| pieces.concat());
+    let plain = "line\n|line\r\n|no end|\n|é";
+    let id = one_of("$Id$|$Id: 0123456789012345678901234567890123456789 $|$Id|$Id: no end");
+    let with_id = (text(plain), id, text(plain)).prop_map(|(before, id, after)| Bytes::from(before + &id + &after));
+    let odd = text("line\n|line\r\n|no end|\n|\r|\0|\u{feff}|\u{1a}").prop_map(Bytes::from);
+    prop_oneof![3 => with_id, 3 => odd, 1 => prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from)]
+}
+
+/// Lines of a `.gitattributes`. None begins with `!`, which git ignores and libgit2 does not.
+fn any_attributes() -> impl Strategy<Value = Vec<String>> {
+    let line = "* text=auto|*.txt text eol=crlf|*.txt ident|* ident|a text eol=lf|b -text|* text|* -text|src/** eol=crlf|\
+                *.txt binary|-a.txt text eol=crlf|*.sh text eol=lf|b.sh !text|* eol=crlf|*.txt filter=lfs|\
+                \"two words\" ident|# a comment|/a/** -ident|* export-ignore|x.txt text=auto eol=crlf";
+    prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(one_of(line), 1..4)]
+}
+
+fn any_tree() -> impl Strategy<Value = Node> {
+    let leaf = prop_oneof![
+        8 => any_content().prop_map(Node::File),
+        2 => any_content().prop_map(Node::Executable),
+        3 => one_of("a|..|/etc|nowhere|src/x.txt|.|b\\c|line\nfeed|.git").prop_map(Node::Link),
+        1 => Just(Node::Submodule),
+    ];
+    any_directory(leaf.prop_recursive(3, 20, 6, any_directory))
+}
+
+fn any_directory(entry: impl Strategy<Value = Node>) -> impl Strategy<Value = Node> {
+    (any_attributes(), prop::collection::btree_map(any_name(), entry, 1..8))
+        .prop_map(|(attributes, entries)| Node::Directory(attributes, entries))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn generated_trees_are_as_git_checks_them_out() {
+    let afternoon = Afternoon::start();
+    let repository = afternoon.git.repository("acme/voting-app");
+    let mut runner = TestRunner::default();
+    let trees: Vec<Node> = (0..24).map(|_| any_tree().new_tree(&mut runner).unwrap().current()).collect();
+    let commit = |(n, tree): (usize, &Node)| {
+        let mut files = Vec::new();
+        tree.files("", &mut files);
+        repository.commit_with(&format!("tree-{n}"), &files)
+    };
+    let shas: Vec<String> = trees.iter().enumerate().map(commit).collect();
+    let _worker = afternoon.worker("");
+    let differences = differences(&afternoon, &repository, &shas).await;
+    let told: Vec<String> =
+        differences.iter().map(|(n, difference)| format!("{difference} in {:?}", trees[*n])).collect();
+    assert!(told.is_empty(), "{}", told.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_that_becomes_a_link_and_a_directory_again_is_as_git_checks_it_out() {
+    let afternoon = Afternoon::start();
+    let repository = afternoon.git.repository("acme/voting-app");
+    let shas = [
+        vec![File::new("a/b/file", "1"), File::executable("a/b/run", "1"), File::new("c/file", "1")],
+        vec![File::removed("a/b"), File::symlink("a/b", "../c")],
+        vec![File::removed("a"), File::symlink("a", "/etc")],
+        vec![File::removed("a"), File::new("a/b/file", "2"), File::new("a/passwd", "2")],
+        vec![File::removed("a"), File::new("a", "3"), File::removed("c"), File::symlink("c", "a")],
+    ]
+    .map(|files| repository.commit_with("main", &files));
+    let _worker = afternoon.worker("");
+    assert_eq!(differences(&afternoon, &repository, &shas).await, BTreeMap::new());
+}
+
+#[expect(clippy::print_stderr, reason = "a test that has nothing to look at says so")]
+fn skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn this_projects_own_history_is_as_git_checks_it_out() {
+    let afternoon = Afternoon::start();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let is_shallow = git(here, &["rev-parse", "--is-shallow-repository"].map(OsStr::new));
+    if !here.join(".git").exists() || String::from_utf8_lossy(&is_shallow.stdout).trim() != "false" {
+        return skipped("this is no git repository with a history");
+    }
+    let bare = afternoon.git.root().join("acme/voting-app.git");
+    let words = ["clone", "--quiet", "--bare"].map(OsStr::new);
+    git_succeeds(here, &[&words[..], &[here.as_os_str(), bare.as_os_str()]].concat());
+    let repository = afternoon.git.repository("acme/voting-app");
+    // Some of all times, the newest one among them: each is hundreds of files for an unoptimized libgit2.
+    let history = repository.git(&["rev-list", "HEAD"]);
+    let step = history.lines().count().div_ceil(8);
+    let shas: Vec<String> = history.lines().step_by(step).map(str::to_owned).collect();
+    let _worker = afternoon.worker("");
+    assert_eq!(differences(&afternoon, &repository, &shas).await, BTreeMap::new());
+}
+
+/// Seconds and nanoseconds of each file and link; directories are left out, as BuildKit leaves them out.
+type Times = BTreeMap<PathBuf, (i64, i64)>;
+
+fn times(worktree: &Path) -> Times {
+    let paths = listing(worktree).into_keys();
+    let entries = paths.map(|path| (worktree.join(&path).symlink_metadata().unwrap(), path));
+    let files = entries.filter(|(metadata, _)| !metadata.is_dir());
+    files.map(|(metadata, path)| (path, (metadata.mtime(), metadata.mtime_nsec()))).collect()
+}
+
+async fn times_of(afternoon: &Afternoon, builds: &[Value]) -> Vec<Times> {
+    in_each_worktree(afternoon, builds, times).await
+}
+
+const KEY: &str = "a key that all workers of the fleet have";
+
+/// A worker whose mirrors and worktrees are its own, and which makes times from content.
+fn worker_of_its_own(afternoon: &Afternoon, name: &str, key: &str) -> Worker {
+    let key_file = afternoon.home.path().join(format!("{name}.key"));
+    std::fs::write(&key_file, format!("{key}\n")).unwrap();
+    let config = afternoon.config(&format!(
+        "[source]\nmtimes_for = {{ \"acme/voting-app\" = \"content\" }}\nmtimes_key_file = \"{}\"",
+        key_file.display()
+    ));
+    let text = std::fs::read_to_string(&config).unwrap().replace("/state\"", &format!("/state-{name}\""));
+    let own = config.with_file_name(format!("{name}.toml"));
+    std::fs::write(&own, text).unwrap();
+    afternoon.worker_with(&own, &[])
+}
+
+/// How many files of both have the same time.
+fn n_equal(one: &Times, other: &Times) -> usize {
+    one.iter().filter(|(path, time)| other.get(*path) == Some(time)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_with_their_file_only() {
+    let afternoon = Afternoon::start();
+    let repository = afternoon.git.repository("acme/voting-app");
+    let outside = afternoon.home.path().join("outside");
+    std::fs::write(&outside, "").unwrap();
+    let time_outside = outside.metadata().unwrap().modified().unwrap();
+    let first = repository.commit_with(
+        "main",
+        &[
+            File::new("a.txt", "one"),
+            File::new("copy/a.txt", "one"),
+            File::executable("run", "one"),
+            File::symlink("link", outside.to_str().unwrap()),
+            File::submodule("module", "0123456789012345678901234567890123456789"),
+        ],
+    );
+    let second = repository.commit_with("main", &[File::new("a.txt", "two")]);
+    let third = repository.commit_with("main", &[File::new(".gitattributes", "a.txt ident\n")]);
+    let builds = [&first, &second, &third].map(|sha| native(&afternoon, sha));
+
+    let mut worker = worker_of_its_own(&afternoon, "one", KEY);
+    let here = times_of(&afternoon, &builds).await;
+    let mut umbrellas = native(&afternoon, &first);
+    umbrellas["account"] = json!("umbrella");
+    let umbrellas = times_of(&afternoon, &[umbrellas]).await.remove(0);
+    worker.signal("TERM");
+    worker.ended().await;
+    let mut worker = worker_of_its_own(&afternoon, "two", KEY);
+    let there = times_of(&afternoon, &builds).await;
+    worker.signal("TERM");
+    worker.ended().await;
+    let _worker = worker_of_its_own(&afternoon, "three", "a key that was set by another operator");
+    let elsewhere = times_of(&afternoon, &builds[..1]).await.remove(0);
+
+    assert_eq!(here[0].len(), 4);
+    assert_eq!(here, there, "another worker, another directory, another moment");
+    let distinct: BTreeSet<_> = here[0].values().collect();
+    assert_eq!(distinct.len(), 4, "neither another path nor another kind of file has the same time");
+    let year_2025 = 1_735_689_600;
+    assert!(here.iter().flat_map(BTreeMap::values).all(|(s, _)| (315_532_800..year_2025).contains(s)), "{here:#?}");
+    assert_eq!(n_equal(&here[0], &here[1]), 3, "only a.txt changed: {here:#?}");
+    assert_eq!(n_equal(&here[1], &here[2]), 0, "attributes can make another file of the same blob");
+    assert_eq!(n_equal(&here[0], &umbrellas), 0, "another account has other times");
+    assert_eq!(n_equal(&here[0], &elsewhere), 0, "another key makes other times");
+    assert_eq!(outside.metadata().unwrap().modified().unwrap(), time_outside, "a link was followed");
+    let found = Command::new("grep").args(["-r", "-l", KEY]).arg(afternoon.home.path()).output().unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    assert!(found.lines().all(|path| path.ends_with(".key")), "the key is in {found}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_being_asked_for_times_are_those_of_the_checkout() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let more = format!("[source]\nmtimes_for = {{ \"acme/other\" = \"content\" }}\nmtimes_key = \"{KEY}\"");
+    let _worker = afternoon.worker(&more);
+    let times = times_of(&afternoon, &[native(&afternoon, &sha)]).await.remove(0);
+    assert_eq!(times.len(), 3);
+    // A file system's clock may be a tick behind.
+    assert!(times.values().all(|(s, _)| *s + 2 >= i64::try_from(now).unwrap()), "{times:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_could_be_guessed_makes_no_times() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let _worker = afternoon.worker("[source]\nmtimes = \"content\"\nmtimes_key = \"hunter2\"");
+    afternoon.until("it is to be retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
+    let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let job: Value = serde_json::from_str(&member).unwrap();
+    assert_eq!(job["error_class"], "Sidebake::WorkerFailed");
+    let message = job["error_message"].as_str().unwrap();
+    assert!(message.contains("source.mtimes_key: is shorter than 32") && !message.contains("hunter2"), "{message}");
+    assert!(afternoon.builder.runs().is_empty());
+}
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
+    oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+
+const LFS: &str = "filter=lfs diff=lfs merge=lfs -text\n";
+
+/// Builds the image `vote` of these files, with its Dockerfile at `dockerfile`, and returns the report.
+async fn report_of(afternoon: &Afternoon, files: &[(&str, &str)], dockerfile: &str) -> Value {
+    let sha = afternoon.git.repository("acme/voting-app").commit(files);
+    let mut native = afternoon.native(&sha);
+    native["application"]["images"][0]["dockerfile"] = json!(dockerfile);
+    let n_before = afternoon.redis.queue(CALLBACKS).await.len();
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    afternoon.callbacks(n_before + 1).await.remove(n_before)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
+    let afternoon = Afternoon::start();
+    let _worker = afternoon.worker("");
+    let attributes = format!("*.bin {LFS}");
+    let files = [
+        (".gitattributes", attributes.as_str()),
+        ("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+        ("vote/models/small.bin", POINTER),
+        ("vote/models/tiny.bin", POINTER),
+    ];
+    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("source_refused")), "{report:#}");
+    let message = report["message"].as_str().unwrap();
+    let expected = "vote/models/small.bin, like 1 more, is a Git LFS pointer, and its content is not fetched";
+    assert!(message.contains(expected) && message.contains("commit the file itself"), "{message}");
+
+    let attributes = format!("Dockerfile.vote {LFS}");
+    let files = [
+        (".gitattributes", attributes.as_str()),
+        ("vote/models/small.bin", "a file"),
+        ("vote/models/tiny.bin", "a file"),
+        ("docker/Dockerfile.vote", POINTER),
+    ];
+    let report = report_of(&afternoon, &files, "../docker/Dockerfile.vote").await;
+    assert_eq!(report["reason"], "source_refused", "{report:#}");
+    assert!(report["message"].as_str().unwrap().contains("docker/Dockerfile.vote is a Git LFS pointer"), "{report:#}");
+    assert!(afternoon.builder.runs().is_empty(), "nothing was built");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pointer_that_no_build_reads_or_that_git_would_leave_as_it_is_does_not_matter() {
+    let afternoon = Afternoon::start();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = afternoon.worker("");
+    let attributes = format!("*.bin {LFS}vote/models/small.bin -filter\n");
+    let files = [
+        (".gitattributes", attributes.as_str()),
+        ("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+        ("vote/models/small.bin", POINTER),
+        ("vote/models/pointer.txt", POINTER),
+        ("vote/models/not-one.bin", "version https://git-lfs.github.com/spec/v1\n"),
+        ("vote-assets/video.bin", POINTER),
+    ];
+    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+}
