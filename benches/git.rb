@@ -19,8 +19,8 @@ class Git
   # The ref tells the server next time what is there already.
   FETCH = 'git -C mirror fetch --quiet --depth 1 "$URL" "+$SHA:refs/jobs/$SHA"'
 
-  # One process less than `git worktree add`, or read-tree with checkout-index. The index is the tree's own, since there
-  # can be others of the same mirror.
+  # As fast as `git worktree add`, `git checkout`, and read-tree with checkout-index, and leaves nothing in the mirror. The
+  # index is the tree's own, since others can be at work in the same mirror.
   CHECKOUT = <<~SH
     mkdir tree
     GIT_INDEX_FILE=$PWD/tree.index git --git-dir=mirror --work-tree=tree read-tree --reset -u "$SHA"

@@ -11,7 +11,7 @@ class Link
   ROUND_TRIP = 0.02 # seconds
   RATE = 100e6 / 8 # bytes a second
   WORDS = '20 ms and 100 Mbit/s'.freeze
-  QUEUE = 0.005 # seconds of the line for which somebody may be ahead of it
+  QUEUE = 0.02 # seconds of the line that may be taken in advance, since nobody here is woken in time
   CHUNK = 16 << 10
 
   # One direction of the line.

@@ -98,14 +98,14 @@ class VotingApp < Repository
   end
 end
 
-# A product's whole repository, generated, and the same each time but for the commits that are added: 4,000 files of 47 MB,
-# and 300 commits that change 20 of them each.
+# A product's repository, generated, and the same each time but for the commits that are added: 4,000 files of 47 MB, and
+# 600 commits that rewrite 20 of them each. All its history is four times as much to fetch as one commit.
 class LargeRepository < Repository
   NAME = 'acme/large'
-  N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = 4000, 400, 300, 20
+  N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = 4000, 400, 600, 20
   SIZES = 8.0..16.0 # binary logarithms of bytes
-  # What files are made of: lines that come again, as they do in code.
-  N_LINES, N_WORDS = 20_000, 2_000
+  # What files are made of: lines and words that come again, so that they compress as code does.
+  N_LINES, N_WORDS = 500, 300
 
   def initialize(root, directory)
     @random = Random.new(1)

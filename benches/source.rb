@@ -15,7 +15,9 @@ class Source
   NETWORKS = { loopback: '', slow: ', slow' }.freeze
   SIDES = %i[sidebake git].freeze
   # In an order in which they can be done: `again` needs what `warm` fetched.
-  WAYS = { cold: 'nothing there yet', warm: 'new commit of ten changes', again: 'same commit again', clone: 'clone in full' }.freeze
+  WAYS = {
+    cold: 'nothing there yet', warm: 'new commit of ten changes', again: 'same commit again', clone: 'clone in full'
+  }.freeze
   # At most so many times git's own time; and so many times faster than a clone in full.
   BARS = { cold: 1.15, warm: 1.5, again: 1.0, together: 1.5 }.freeze
   BAR_CLONE = 10
@@ -50,19 +52,31 @@ class Source
     @urls = { loopback: @world.git_host, slow: @link.url }.transform_values { |host| "#{host}/#{@repository.name}.git" }
     token = Token.mint(@world)
     @sides = { sidebake: SourceChild.new(@world.path('sidebake'), token), git: Git.new(token) }
-    @homes = SIDES.to_h { |side| [side, homes(side)] }
+    sha = @repository.commit_of_changes
+    @homes = SIDES.to_h { |side| [side, homes(side, sha)] }
+    compare(sha)
   end
 
   def home(*names) = @world.path(File.join('source', *names))
 
   # With a mirror in each: the first for what is done alone, and the others as of so many repositories of this size.
-  def homes(side)
+  def homes(side, sha)
     first, *others = (0..N_TOGETHER).map { |n| home("#{side}-#{n}") }
     FileUtils.mkdir_p(first)
     @sides[side].make_mirror(first)
-    take(:warm, side, :loopback, first, @repository.commit_of_changes)
+    take(:warm, side, :loopback, first, sha)
     others.each { |other| FileUtils.cp_r(first, other) }
     [first, others]
+  end
+
+  # The sides have to do the same work.
+  def compare(sha)
+    trees = @homes.map do |side, (home,)|
+      @sides[side].again(home, @urls[:loopback], sha)
+      File.join(home, 'tree')
+    end
+    system('diff', '-r', *trees, out: File::NULL) or raise Unmeasurable, 'the trees of sidebake and git differ'
+    remove(*trees)
   end
 
   # Both sides in each run, and each of them first in turn.
@@ -121,13 +135,13 @@ class Source
   def cpu_of_children = Process.times.then { |times| times.cutime + times.cstime }
 
   def print_figures
-    puts '', "source: #{LargeRepository::N_FILES} files in a new directory, slow over #{Link::WORDS}; milliseconds: median (least-most)"
+    puts '', "source: #{LargeRepository::N_FILES} files in a new directory; slow is #{Link::WORDS}; milliseconds: median (least-most)"
     columns = NETWORKS.keys.product(SIDES)
     rows = WAYS.map do |way, name|
       [name, *columns.map { |network, side| spread(network, way, side) }, *SIDES.map { |side| kilobytes(way, side) }]
     end
     puts Figures.table(['', *columns.map { |network, side| "#{side}#{NETWORKS[network]}" }, 'its KB', "git's KB"], *rows)
-    puts '', "source: #{N_TOGETHER} at once, the new commit of each in a mirror of its own; seconds, and milliseconds of the CPU for each"
+    puts '', "source: #{N_TOGETHER} new commits at once, each in a mirror of its own; seconds, and milliseconds of CPU for each"
     rows = TOGETHER.map do |side, width|
       ["#{side}, #{width} at a time", *NETWORKS.keys.flat_map { |network| together_cells(network, side, width) }]
     end
@@ -162,12 +176,12 @@ class Source
   end
 
   def bar(name, ours, theirs, most)
-    Bar.new(name: name, ours: milliseconds(ours), theirs: "git #{milliseconds(theirs)}", ratio: Figures.times(ours, theirs),
+    Bar.new(name: name, ours: duration(ours), theirs: "git #{duration(theirs)}", ratio: Figures.times(ours, theirs),
             asked: "<= #{most} of it", is_met: ours <= most * theirs)
   end
 
   def than_clone(name, ours, theirs)
-    Bar.new(name: name, ours: milliseconds(ours), theirs: "git #{milliseconds(theirs)}", ratio: Figures.times(ours, theirs),
+    Bar.new(name: name, ours: duration(ours), theirs: "git #{duration(theirs)}", ratio: Figures.times(ours, theirs),
             asked: ">= #{BAR_CLONE} x", is_met: theirs >= BAR_CLONE * ours)
   end
 
@@ -176,5 +190,5 @@ class Source
     Bar.new(name: 'bytes of the same commit again', ours: bytes.to_s, theirs: '', ratio: '', asked: 'none', is_met: bytes.zero?)
   end
 
-  def milliseconds(seconds) = format('%.0f ms', seconds * 1000)
+  def duration(seconds) = seconds < 10 ? format('%.0f ms', seconds * 1000) : format('%.1f s', seconds)
 end
