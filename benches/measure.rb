@@ -13,8 +13,12 @@ require_relative 'memory'
 require_relative 'oldway'
 require_relative 'kubernetes'
 require_relative 'speed'
+require_relative 'source'
 
-PARTS = { 'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed }.freeze
+PARTS = {
+  'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed,
+  'source' => Source
+}.freeze
 
 # Which part of the processors' time goes to something else, in percent; looked at for a second in which we do nothing.
 def busy

@@ -5,11 +5,9 @@
 # nothing that one of them built is in another's cache. First nothing is cached; then a source file of each image has
 # changed. A bare bake of a tree that is already there is beside them: what of sidebake's time is not its own.
 
-require 'base64'
-require 'net/http'
-require 'openssl'
 require 'tmpdir'
 require_relative 'bake'
+require_relative 'token'
 
 class OldWay
   KINDS = %i[uncached cached].freeze
@@ -125,7 +123,7 @@ class OldWay
     # In full, as it was; the newest commit of main is the one to build.
     def clone
       tree = Dir.mktmpdir('clone', @home)
-      url = @world.git_host.sub('://', "://x-access-token:#{mint}@")
+      url = @world.git_host.sub('://', "://x-access-token:#{Token.mint(@world)}@")
       command('git', 'clone', '--quiet', "#{url}/#{VotingApp::NAME}.git", tree)
       tree
     end
@@ -144,23 +142,5 @@ class OldWay
 
       raise Unmeasurable, "#{arguments.first(2).join(' ')} has failed: #{output.lines.last(3).join}"
     end
-
-    # An installation token, as GitHub's documentation has it.
-    def mint
-      uri = URI("#{@world.github_api}/app/installations/#{World::INSTALLATION}/access_tokens")
-      answer = Net::HTTP.post(uri, '{}', 'Authorization' => "Bearer #{jwt}", 'Accept' => 'application/vnd.github+json')
-      answer.is_a?(Net::HTTPCreated) or raise Unmeasurable, "no installation token: #{answer.body}"
-      JSON.parse(answer.body).fetch('token')
-    end
-
-    def jwt
-      time = Time.now.to_i
-      parts = [{ alg: 'RS256', typ: 'JWT' }, { iat: time - 60, exp: time + 540, iss: '1' }]
-      text = parts.map { |part| encode(JSON.generate(part)) }.join('.')
-      key = OpenSSL::PKey::RSA.new(File.read(@world.path('app.pem')))
-      "#{text}.#{encode(key.sign('SHA256', text))}"
-    end
-
-    def encode(text) = Base64.urlsafe_encode64(text, padding: false)
   end
 end

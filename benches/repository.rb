@@ -10,6 +10,9 @@ class Unmeasurable < StandardError; end
 class Repository
   attr_reader :name, :tree
 
+  # The settings of the person at the keyboard (hooks, signing) are none of our business.
+  UNCONFIGURED = { 'GIT_CONFIG_GLOBAL' => '/dev/null', 'GIT_CONFIG_NOSYSTEM' => '1' }.freeze
+
   # `name` with its owner. `past`: commits that it begins with, as `git fast-import` reads them.
   def initialize(root, directory, name, past: '')
     @name = name
@@ -34,11 +37,9 @@ class Repository
 
   private
 
-  # The settings of the person at the keyboard (hooks, signing) are none of our business.
   def git(*arguments, input: '')
-    environment = { 'GIT_CONFIG_GLOBAL' => '/dev/null', 'GIT_CONFIG_NOSYSTEM' => '1' }
     options = %w[-c init.defaultBranch=main -c user.name=benches -c user.email=benches@localhost]
-    output, status = Open3.capture2e(environment, 'git', *options, *arguments, stdin_data: input, binmode: true)
+    output, status = Open3.capture2e(UNCONFIGURED, 'git', *options, *arguments, stdin_data: input, binmode: true)
     File.write(@log, output, mode: 'ab')
     status.success? or raise Unmeasurable, "git #{arguments.join(' ')} failed; its log is #{@log}"
   end
@@ -94,5 +95,61 @@ class VotingApp < Repository
     Dir[File.join(@tree, '*/Dockerfile')].each do |file|
       File.write(file, File.read(file).gsub(/(?<=sleep )[\d.]+/) { |seconds| (seconds.to_f * SLOWNESS).to_s })
     end
+  end
+end
+
+# A product's repository, generated, and the same each time but for the commits that are added: 4,000 files of 47 MB, and
+# 600 commits that rewrite 20 of them each. All its history is four times as much to fetch as one commit.
+class LargeRepository < Repository
+  NAME = 'acme/large'
+  N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = 4000, 400, 600, 20
+  SIZES = 8.0..16.0 # binary logarithms of bytes
+  # What files are made of: lines and words that come again, so that they compress as code does.
+  N_LINES, N_WORDS = 500, 300
+
+  def initialize(root, directory)
+    @random = Random.new(1)
+    @n = 0
+    super(root, directory, NAME, past: past)
+    # As a host keeps it.
+    git('-C', @bare, 'gc', '--quiet')
+  end
+
+  # A commit with another line in ten files.
+  def commit_of_changes
+    @n += 1
+    10.times { |i| File.write(File.join(@tree, path(i * 399)), "changed for the #{@n}. time\n", mode: 'a') }
+    commit
+  end
+
+  private
+
+  def past
+    @lines = lines
+    first = commit_of(1, 0...N_FILES)
+    rest = (2..N_COMMITS).map { |n| commit_of(n, Array.new(N_CHANGES) { @random.rand(N_FILES) }.uniq) }
+    [first, *rest].join
+  end
+
+  # One for `git fast-import`.
+  def commit_of(n, files)
+    changes = files.map do |file|
+      text = text_of(2**@random.rand(SIZES))
+      "M 100644 inline #{path(file)}\ndata #{text.bytesize}\n#{text}\n"
+    end
+    "commit refs/heads/main\ncommitter benches <benches@localhost> #{1_600_000_000 + n} +0000\ndata 4\npast\n#{changes.join}"
+  end
+
+  def path(file) = format('part%02d/module%03d/file%04d', file % N_DIRECTORIES / 20, file % N_DIRECTORIES, file)
+
+  def text_of(size)
+    text = +''
+    text << @lines.sample(random: @random) while text.bytesize < size
+    text
+  end
+
+  def lines
+    words = Array.new(N_WORDS) { Array.new(@random.rand(2..10)) { @random.rand(97..122).chr }.join }
+    Array.new(N_LINES) { "#{words.sample(@random.rand(1..12), random: @random).join(' ')}\n" }
   end
 end

@@ -1,0 +1,55 @@
+# sidebake's way to a commit's files: its source child, started as the worker does (src/source.rs): the sandbox as an
+# argument, the request and the token on its standard input, and nothing in its environment.
+#
+# From outside it is always the same call; what is in the mirror decides what has to be done.
+
+require 'json'
+require 'open3'
+require 'uri'
+
+class SourceChild
+  # What the worker lets it read (src/sandbox.rs).
+  READ = %w[
+    /usr/lib /lib /lib64 /etc/ld.so.cache /etc/resolv.conf /etc/hosts /etc/nsswitch.conf /etc/host.conf /etc/gai.conf
+    /etc/services /etc/ssl/certs/ca-certificates.crt /dev/null /dev/urandom
+  ].freeze
+  # The defaults of config/sidebake.toml.
+  LIMITS = {
+    connect_timeout_ms: 10_000, stall_timeout_ms: 30_000, max_entries: 500_000, max_tree_bytes: 8 << 30,
+    max_file_bytes: 2 << 30, max_fetch_bytes: 4 << 30
+  }.freeze
+
+  def initialize(binary, token)
+    @binary = binary
+    @token = token
+  end
+
+  def make_mirror(home) = FileUtils.mkdir(File.join(home, 'mirror'))
+
+  def cold(home, url, sha)
+    make_mirror(home)
+    warm(home, url, sha)
+  end
+
+  def warm(home, url, sha)
+    mirror, tree = %w[mirror tree].map { |name| File.join(home, name) }
+    request = {
+      url: url, token: @token, revision: { sha: sha }, mirror: mirror, worktree: tree, limits: LIMITS,
+      ca_file: '/etc/ssl/certs/ca-certificates.crt'
+    }
+    arguments = ['source-child', JSON.generate(sandbox([mirror, home], URI(url).port)), Process.pid.to_s]
+    output, status = Open3.capture2e({}, @binary, *arguments, stdin_data: JSON.generate(request), unsetenv_others: true)
+    status.success? or raise Unmeasurable, "the source child has failed: #{output.lines.last}"
+  end
+
+  alias again warm
+
+  private
+
+  def sandbox(directories, port)
+    {
+      enforcement: 'BestEffort', read: READ, execute: [], write: [*directories, '/dev/null'], sockets: { Tcp: [port] },
+      limits: { data_bytes: 4 << 30, cpu_seconds: nil, file_bytes: 4 << 30 }
+    }
+  end
+end
