@@ -231,8 +231,8 @@ impl App {
             return Err(not_found(answer.message()));
         }
         let minted: Minted = good(answer)?.read()?;
-        let expires_at =
-            minted.expires_at.map_or_else(|| Epoch::now().plus(HOUR), |at| Epoch::from_secs_f64(at.as_second() as f64));
+        let left_s = minted.expires_at.map(|at| u64::try_from(at.as_second() - self.api.now_s()).unwrap_or(0));
+        let expires_at = Epoch::now().plus(left_s.map_or(HOUR, Duration::from_secs));
         let (repository, api) = (repository.clone(), Arc::clone(&self.api));
         let mut token = InstallationToken { secret: minted.token, repository, repository_id: 0, expires_at, api };
         // The customer of one account must not get what another account calls its own, even if it was a gift.

@@ -197,6 +197,11 @@ impl Api {
         is_news
     }
 
+    /// Seconds since the epoch by GitHub's clock, as far as we know it.
+    pub(super) fn now_s(&self) -> i64 {
+        Epoch::now().timestamp().as_second() + self.skew_s.load(Ordering::Relaxed)
+    }
+
     fn url(&self, path: &str) -> String {
         format!("{}{path}", self.settings.api_url.trim_end_matches('/'))
     }
@@ -210,7 +215,7 @@ impl Api {
             iss: &'a str,
         }
         let iss = self.settings.app_id.as_deref().ok_or(GithubError::NotConfigured("github.app_id is not set"))?;
-        let now = Epoch::now().timestamp().as_second() + self.skew_s.load(Ordering::Relaxed);
+        let now = self.now_s();
         let claims = Claims { iat: now - 60, exp: now + 540, iss };
         let jwt =
             jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.key()?).map_err(GithubError::Key)?;

@@ -157,7 +157,8 @@ async fn mint(
     let (grant, is_narrowed) = decide(&shared, id, &body)?;
     shared.log(|| format!("token minted for {:?}, {:?}", grant.reach, grant.permissions));
     let token = shared.tokens.mint(shared.app.id, grant.clone());
-    Ok((StatusCode::CREATED, Json(token_answer(&token, &grant, is_narrowed))))
+    let offset_s = shared.now_s() - Timestamp::now().as_second();
+    Ok((StatusCode::CREATED, Json(token_answer(&token, &grant, offset_s, is_narrowed))))
 }
 
 /// What the token may do, and whether the body named repositories.
@@ -178,11 +179,11 @@ fn decide(shared: &Shared, id: u64, body: &Value) -> Result<(Grant, bool), Refus
     Ok((grant, is_narrowed))
 }
 
-fn token_answer(token: &str, grant: &Grant, is_narrowed: bool) -> Value {
+fn token_answer(token: &str, grant: &Grant, offset_s: i64, is_narrowed: bool) -> Value {
     let mut answer = json!({
         "token": token,
-        // GitHub writes whole seconds.
-        "expires_at": Timestamp::from_second(grant.expires_at.as_second()).unwrap().to_string(),
+        // GitHub writes whole seconds, by its own clock.
+        "expires_at": Timestamp::from_second(grant.expires_at.as_second() + offset_s).unwrap().to_string(),
         "permissions": grant.permissions, "repository_selection": selection(&grant.reach),
     });
     if let (true, Reach::Only(names)) = (is_narrowed, &grant.reach) {
