@@ -71,7 +71,7 @@ class Source
 
   # The sides have to do the same work.
   def compare(sha)
-    trees = @homes.map do |side, (home,)|
+    trees = @homes.map do |side, (home, _)|
       @sides[side].again(home, @urls[:loopback], sha)
       File.join(home, 'tree')
     end
