@@ -543,11 +543,19 @@ impl Place<'_> {
         let _ = self.pod.set(pod);
     }
 
+    async fn are_all_there(&self, candidates: &[String]) -> bool {
+        let Ok(now) = self.pods_now().await else { return false };
+        let is_there = |name: &String| now.iter().any(|pod| pod.name == *name && pod.is_running && !pod.is_going);
+        candidates.iter().all(is_there)
+    }
+
     async fn learn_pod(&self) {
         let (None, Balance::Sticky, Some(candidates)) = (self.pod.get(), self.balance, self.candidates()) else {
             return;
         };
         match self.dial().await {
+            // Where one has gone meanwhile, it may be the bake's own, and this answer another one's.
+            Ok(_) if !self.are_all_there(&candidates).await => {}
             // A BuildKit whose host has another name than its pod tells us nothing.
             Ok(pod) if candidates.contains(&pod) => {
                 self.builder.known_pods().insert(self.site.working_directory.clone(), (candidates, pod.clone()));
