@@ -123,7 +123,7 @@ fn source_children(worker: &Worker) -> Vec<u32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_that_stalls_ends_within_a_second_when_its_worker_does() {
+async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
     let afternoon = Afternoon::start();
     let sha = large(&afternoon);
     afternoon.builder.script(Script::success(&["vote"]));
@@ -139,7 +139,8 @@ async fn a_fetch_that_stalls_ends_within_a_second_when_its_worker_does() {
     let told = std::time::Instant::now();
     worker.signal("TERM");
     world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
-    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+    // A tenth of a second here. What does not listen is dropped after two.
+    assert!(told.elapsed() < Duration::from_millis(1900), "{:?}", told.elapsed());
     assert_eq!(worker.ended().await, Some(0));
     assert!(afternoon.redis.queue("default").await[0].contains(&jid) && afternoon.job_directories().is_empty());
 
