@@ -165,6 +165,9 @@ impl Definition {
     ///
     /// Paths are from the worktree's root. What a `.dockerignore` leaves out counts as well.
     pub fn inputs<'a>(&self, files: &'a [PathBuf]) -> Vec<&'a Path> {
+        if files.is_empty() {
+            return Vec::new();
+        }
         let root = self.worktree.canonicalize().unwrap_or_else(|_| self.worktree.clone());
         let paths: Vec<PathBuf> = self.targets.values().flat_map(paths).collect();
         let is_input = |file: &&Path| paths.iter().any(|path| root.join(file).starts_with(path));
@@ -197,19 +200,19 @@ fn paths(fields: &Map<String, Value>) -> Vec<PathBuf> {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
     let context = PathBuf::from(text("context").unwrap_or_default());
     let dockerfile = context.join(text("dockerfile").unwrap_or("Dockerfile")).canonicalize();
-    let named = fields.get("contexts").and_then(Value::as_object).into_iter().flat_map(Map::values);
     // Other targets and images are named in the same place; they look like no absolute path.
-    let named = named.filter_map(Value::as_str).map(PathBuf::from);
+    let named = named_contexts(fields).map(PathBuf::from);
     named.chain(dockerfile).chain([context]).collect()
 }
 
 /// The targets on which a target is built: its named contexts `target:NAME`.
 fn bases(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    named_contexts(fields).filter_map(|context| context.strip_prefix("target:"))
+}
+
+fn named_contexts(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
     let contexts = fields.get("contexts").and_then(Value::as_object);
-    contexts
-        .into_iter()
-        .flat_map(|contexts| contexts.values())
-        .filter_map(|value| value.as_str()?.strip_prefix("target:"))
+    contexts.into_iter().flat_map(Map::values).filter_map(Value::as_str)
 }
 
 /// Runs `docker-buildx`.

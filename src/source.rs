@@ -4,6 +4,7 @@
 //! token on its standard input and nothing in its environment. It sees the mirror and the new directory, and connects
 //! to the git host's port only. Killing it at any moment is harmless.
 
+mod attributes;
 mod budget;
 mod checkout;
 mod child;
@@ -80,6 +81,10 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    fn cancelled(origin: &Origin) -> Self {
+        Self::Killed { url: origin.url.clone(), what: "was cancelled", is_stopped: true }
+    }
+
     /// The entry of the closed list.
     pub fn reason(&self) -> Reason {
         match self {
@@ -155,7 +160,7 @@ pub struct Worktree {
 }
 
 /// Makes worktrees.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Source {
     settings: settings::Source,
     sandbox: settings::Sandbox,
@@ -235,7 +240,7 @@ impl Source {
         };
         let entered = stop.run_until_cancelled(self.gate.enter(&request.mirror)).await;
         let Some(mut entry) = entered else {
-            return Err(SourceError::Killed { url: origin.url.clone(), what: "was cancelled", is_stopped: true });
+            return Err(SourceError::cancelled(origin));
         };
         let command = self.sandbox(&request, port).reexec(VERB);
         let input = serde_json::to_vec(&request).expect("a request is plain data");
@@ -269,7 +274,6 @@ impl Source {
         noise: String,
     ) -> Result<Worktree, SourceError> {
         let url = origin.url.clone();
-        let killed = |what, is_stopped| SourceError::Killed { url: origin.url.clone(), what, is_stopped };
         match (last, ended) {
             (Some(Message::Done { sha, fetch_ms, checkout_ms, lfs_pointers }), Ended::Exited(_)) => Ok(Worktree {
                 path,
@@ -281,8 +285,10 @@ impl Source {
             (Some(Message::Failed { fault, message }), Ended::Exited(_)) => {
                 Err(SourceError::Fault { url, fault, message })
             }
-            (_, Ended::Stopped) => Err(killed("was cancelled", true)),
-            (_, Ended::TimedOut | Ended::Silent | Ended::TooMuchOutput) => Err(killed("took too long", false)),
+            (_, Ended::Stopped) => Err(SourceError::cancelled(origin)),
+            (_, Ended::TimedOut | Ended::Silent | Ended::TooMuchOutput) => {
+                Err(SourceError::Killed { url, what: "took too long", is_stopped: false })
+            }
             (_, Ended::Exited(status)) => {
                 let message = format!("the source child ended with {status}: {noise}");
                 Err(SourceError::Fault { url, fault: Fault::Worker, message })

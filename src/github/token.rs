@@ -11,6 +11,7 @@ use crate::clock::Epoch;
 use crate::job::Repository;
 use crate::secret::Secret;
 
+/// Longer than any phase needs a token for, and less than a new one lasts.
 const LONG: Duration = Duration::from_secs(30 * 60);
 
 /// A token that reads the contents of one repository, for at most an hour. Revoked when this is dropped, in the background
@@ -24,12 +25,12 @@ pub struct InstallationToken {
     /// GitHub's number of the repository, which outlives renames.
     pub repository_id: u64,
     /// When it ends.
-    pub expires_at: Epoch,
+    pub(super) expires_at: Epoch,
     pub(super) api: Arc<Api>,
 }
 
 impl InstallationToken {
-    /// Whether it works for that long yet; half an hour is enough for anything, or each would be too short at once.
+    /// Whether it works for that long yet, or for half an hour: a limit beyond a token's whole life would reject each new one.
     pub fn outlives(&self, duration: Duration) -> bool {
         self.expires_at > Epoch::now().plus(duration.min(LONG))
     }

@@ -11,9 +11,6 @@ const MAX_DEPTH: usize = 200;
 /// Bytes of a path, below the kernel's limit with room for the worktree's own.
 const MAX_PATH: usize = 3000;
 
-/// Room that a directory is given at once.
-const MANY: usize = 1000;
-
 /// What a walk found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -54,7 +51,7 @@ impl Walk<'_> {
         if depth > MAX_DEPTH {
             return refused(format!("directories are nested more than {MAX_DEPTH} deep"));
         }
-        let mut names = HashSet::with_capacity(tree.len().min(MANY));
+        let mut names = HashSet::new();
         for entry in tree {
             self.n_entries += 1;
             if self.n_entries > self.limits.max_entries {

@@ -6,6 +6,7 @@ use std::path::Path;
 use git2::build::CheckoutBuilder;
 use git2::{ErrorClass, Index, Oid, Repository};
 
+use super::attributes;
 use super::request::{Failed, Fault};
 
 /// Checks `commit` out into `worktree`, which must not exist yet, and returns the index of what was written. There is no
@@ -44,14 +45,5 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
 /// Of all attributes it heeds `eol`, `crlf` and `ident` only, as the machine's configuration is not read and lines end here
 /// as they do in git (`text` alone says nothing then). A word that only looks like one of them costs time and nothing else.
 fn has_filters(repository: &Repository, index: &Index) -> Result<bool, git2::Error> {
-    let is_attributes = |path: &[u8]| path == b".gitattributes" || path.ends_with(b"/.gitattributes");
-    let has = |content: &[u8], word: &[u8]| content.windows(word.len()).any(|part| part == word);
-    for entry in index.iter().filter(|entry| is_attributes(&entry.path)) {
-        // A submodule of that name has no content.
-        let Ok(blob) = repository.find_blob(entry.id) else { continue };
-        if [b"eol".as_slice(), b"crlf", b"ident"].iter().any(|word| has(blob.content(), word)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    attributes::mention(repository, index, &["eol", "crlf", "ident"])
 }

@@ -18,6 +18,9 @@ const PROGRESS: Duration = Duration::from_millis(200);
 /// What the kernel says of a disk that takes no more.
 const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
+/// How libgit2 says the statuses of a token that is not taken, or that shows nothing.
+const DENIED: [&str; 3] = ["http status code: 401", "http status code: 403", "http status code: 404"];
+
 /// Where to fetch from.
 pub(super) struct Remote<'a> {
     pub(super) url: &'a str,
@@ -106,12 +109,7 @@ fn classify(error: &git2::Error) -> Failed {
         (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
         (ErrorClass::Filesystem, _) => Fault::Worker,
         _ if error.code() == ErrorCode::Auth => Fault::Denied,
-        // libgit2 says the status in its message only.
-        (_, message)
-            if ["401", "403", "404"].iter().any(|code| message.ends_with(&format!("http status code: {code}"))) =>
-        {
-            Fault::Denied
-        }
+        (_, message) if DENIED.iter().any(|words| message.ends_with(words)) => Fault::Denied,
         (ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os | ErrorClass::Ssh, _) => {
             Fault::Unavailable
         }

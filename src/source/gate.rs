@@ -7,32 +7,32 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio::sync::{Mutex as Turns, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex as Turns, OwnedMutexGuard, Semaphore, SemaphorePermit};
 
 /// Shared by all jobs of a process.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Gate {
-    places: Arc<Semaphore>,
-    turns: Arc<Mutex<HashMap<PathBuf, Weak<Turns<()>>>>>,
+    places: Semaphore,
+    turns: Mutex<HashMap<PathBuf, Weak<Turns<()>>>>,
 }
 
 /// What a child holds.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct Entry<'a> {
     /// To be dropped when it has fetched: then the next one may, while this one writes its files.
     pub(super) turn: Option<OwnedMutexGuard<()>>,
-    _place: OwnedSemaphorePermit,
+    _place: SemaphorePermit<'a>,
 }
 
 impl Gate {
     pub(super) fn new(n_places: usize) -> Self {
-        Self { places: Arc::new(Semaphore::new(n_places)), turns: Arc::default() }
+        Self { places: Semaphore::new(n_places), turns: Mutex::default() }
     }
 
     /// Waits in the order of coming. Dropping the future loses the place in the line and nothing else.
-    pub(super) async fn enter(&self, mirror: &Path) -> Entry {
+    pub(super) async fn enter(&self, mirror: &Path) -> Entry<'_> {
         let turn = self.turns_of(mirror).lock_owned().await;
-        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        let place = self.places.acquire().await.expect("the semaphore is never closed");
         Entry { turn: Some(turn), _place: place }
     }
 

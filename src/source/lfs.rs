@@ -7,8 +7,9 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use git2::{AttrCheckFlags, Index, Repository};
+use git2::{AttrCheckFlags, Index, Odb, Oid, Repository};
 
+use super::attributes;
 use super::request::{Failed, Fault};
 
 const VERSION: &str = "version https://git-lfs.github.com/spec/v1";
@@ -27,13 +28,14 @@ const MAX_PATHS: usize = 512 << 10;
 /// `Refused` when there are more than can be told, some ten thousand: better than to leave one out.
 pub(super) fn pointers(repository: &Repository, index: &Index) -> Result<Vec<String>, Failed> {
     let mut pointers = Vec::new();
-    if !mentions_lfs(repository, index).map_err(Failed::worker)? {
+    // Without the word no file is a pointer, and none needs to be read.
+    if !attributes::mention(repository, index, &["lfs"]).map_err(Failed::worker)? {
         return Ok(pointers);
     }
-    let mut n_bytes = 0;
+    let (odb, mut n_bytes) = (repository.odb().map_err(Failed::worker)?, 0);
     for entry in index.iter() {
         let path = Path::new(OsStr::from_bytes(&entry.path));
-        if is_file(entry.mode) && is_pointer(repository, path, entry.id).map_err(Failed::worker)? {
+        if is_file(entry.mode) && is_pointer(repository, &odb, path, entry.id).map_err(Failed::worker)? {
             let path = path.to_string_lossy().into_owned();
             n_bytes += path.len();
             if n_bytes > MAX_PATHS {
@@ -46,19 +48,8 @@ pub(super) fn pointers(repository: &Repository, index: &Index) -> Result<Vec<Str
     Ok(pointers)
 }
 
-/// Whether some `.gitattributes` has the word: without it no file is a pointer, and none needs to be read.
-fn mentions_lfs(repository: &Repository, index: &Index) -> Result<bool, git2::Error> {
-    for entry in index.iter().filter(|entry| is_file(entry.mode) && entry.path.ends_with(b".gitattributes")) {
-        let blob = repository.find_blob(entry.id)?;
-        if blob.content().windows(3).any(|word| word == b"lfs") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn is_pointer(repository: &Repository, path: &Path, blob: git2::Oid) -> Result<bool, git2::Error> {
-    let (size, _) = repository.odb()?.read_header(blob)?;
+fn is_pointer(repository: &Repository, odb: &Odb<'_>, path: &Path, blob: Oid) -> Result<bool, git2::Error> {
+    let (size, _) = odb.read_header(blob)?;
     if size >= MAX_POINTER || !is_pointers_text(repository.find_blob(blob)?.content()) {
         return Ok(false);
     }

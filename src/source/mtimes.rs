@@ -12,6 +12,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
 use sha2::{Digest, Sha256};
 
+use super::attributes;
 use super::request::Failed;
 use crate::secret::Secret;
 
@@ -38,9 +39,9 @@ pub(super) fn account_key(key: &Secret, account: &str) -> Secret {
 /// Directories keep theirs, which BuildKit does not compare.
 pub(super) fn set(worktree: &Path, index: &Index, account_key: &str) -> Result<(), Failed> {
     let directory = File::open(worktree).map_err(Failed::worker)?;
-    let attributes = attributes(index);
+    let (keyed, attributes) = (keyed(account_key.as_bytes()), attributes_hash(index));
     for entry in index.iter().filter(|entry| entry.mode != SUBMODULE) {
-        let time = time(account_key, &attributes, &entry.path, entry.id);
+        let time = time(keyed.clone(), &attributes, &entry.path, entry.id);
         let times = Timestamps { last_access: time, last_modification: time };
         // No directory on the way is a link: libgit2 has just made them all, and fails where one name is both.
         utimensat(&directory, entry.path.as_slice(), &times, AtFlags::SYMLINK_NOFOLLOW).map_err(Failed::worker)?;
@@ -49,8 +50,7 @@ pub(super) fn set(worktree: &Path, index: &Index, account_key: &str) -> Result<(
 }
 
 /// A time between [`FIRST_S`] and [`LAST_S`], of 2^60 possible ones.
-fn time(account_key: &str, attributes: &[u8], path: &[u8], blob: Oid) -> Timespec {
-    let mut mac = keyed(account_key.as_bytes());
+fn time(mut mac: Hmac<Sha256>, attributes: &[u8], path: &[u8], blob: Oid) -> Timespec {
     // All but the last are of fixed length, so nothing can move from one to the other.
     mac.update(attributes);
     mac.update(blob.as_bytes());
@@ -63,9 +63,9 @@ fn time(account_key: &str, attributes: &[u8], path: &[u8], blob: Oid) -> Timespe
 }
 
 /// What the files named `.gitattributes` say, as one hash: by them (`ident`, `eol`) the same blob becomes another file.
-fn attributes(index: &Index) -> [u8; 32] {
+fn attributes_hash(index: &Index) -> [u8; 32] {
     let mut hash = Sha256::new();
-    for entry in index.iter().filter(|entry| entry.path.ends_with(b".gitattributes")) {
+    for entry in attributes::files(index) {
         hash.update(entry.id.as_bytes());
         hash.update(&entry.path);
         hash.update([0]);
@@ -86,7 +86,7 @@ mod tests {
     fn moment(account: &str, attributes: &[u8], path: &str, blob: &str) -> (i64, i64) {
         let key = account_key(&Secret::new("a key that every worker has"), account);
         let blob = Oid::hash_object(git2::ObjectType::Blob, blob.as_bytes()).expect("hashed");
-        let time = time(key.expose(), attributes, path.as_bytes(), blob);
+        let time = time(keyed(key.expose().as_bytes()), attributes, path.as_bytes(), blob);
         (time.tv_sec, time.tv_nsec)
     }
 

@@ -48,7 +48,7 @@ pub(crate) struct Mutable {
     pub(crate) calls: Vec<Call>,
     /// Present names of repositories, by their old ones in lower case.
     pub(crate) moved: BTreeMap<String, String>,
-    clock_offset_s: i64,
+    pub(crate) clock_offset_s: i64,
     pub(crate) repositories_root: Option<PathBuf>,
     is_logging: bool,
 }

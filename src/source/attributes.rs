@@ -1,0 +1,23 @@
+//! The files named `.gitattributes` in a commit, as its index has them.
+
+use git2::{Index, IndexEntry, Repository};
+
+/// Mode of a submodule, which has no content.
+const SUBMODULE: u32 = 0o160000;
+
+/// Their entries. Others whose names only end like that are among them: they cost time and change nothing.
+pub(super) fn files(index: &Index) -> impl Iterator<Item = IndexEntry> {
+    index.iter().filter(|entry| entry.path.ends_with(b".gitattributes"))
+}
+
+/// Whether any of them has one of the words, wherever it stands.
+pub(super) fn mention(repository: &Repository, index: &Index, words: &[&str]) -> Result<bool, git2::Error> {
+    for entry in files(index).filter(|entry| entry.mode != SUBMODULE) {
+        let blob = repository.find_blob(entry.id)?;
+        let has = |word: &&str| blob.content().windows(word.len()).any(|part| part == word.as_bytes());
+        if words.iter().any(has) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
