@@ -1,5 +1,6 @@
 //! A world for one test: Redis, GitHub, a git host, Rails, a builder, and the worker between them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -57,6 +58,17 @@ impl Afternoon {
             "application": {"images": [{"name": "vote", "context": "./vote", "tags": ["registry.example/acme/vote:1"]}]},
             "callback": {"class": "BuildFinishedJob", "queue": CALLBACKS}
         })
+    }
+
+    /// The same for a repository (`owner/name`) of another account, which is made, with the App on it.
+    pub fn native_of(&self, repository: &str) -> Value {
+        let content = format!("FROM base\n# {repository}\n");
+        let sha = self.git.repository(repository).commit(&[("vote/Dockerfile", &content)]);
+        let (account, name) = repository.split_once('/').unwrap();
+        let mut native = self.native(&sha);
+        native["repository"] = json!(repository);
+        native["installation_id"] = json!(self.github.install(account, &[name]));
+        native
     }
 
     /// Writes the configuration, with `more` at its end, and returns its path.
@@ -173,6 +185,31 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
 impl Worker {
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The worker and all that descend from it.
+    pub fn processes(&self) -> BTreeSet<u32> {
+        let mut found = BTreeSet::from([self.pid()]);
+        loop {
+            let before = found.len();
+            for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+                let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+                let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+                let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok());
+                if parent.is_some_and(|parent| found.contains(&parent)) {
+                    found.insert(id);
+                }
+            }
+            if found.len() == before {
+                return found;
+            }
+        }
+    }
+
+    /// Those of them that fetch or check out.
+    pub fn source_children(&self) -> Vec<u32> {
+        let command_line = |id: &u32| std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        self.processes().into_iter().filter(|id| command_line(id).contains("source-child")).collect()
     }
 
     /// Sends a signal by its name, such as `TERM`.

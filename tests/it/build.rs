@@ -206,35 +206,17 @@ async fn clones_have_a_bound_of_their_own() {
         // Long enough for all the children that may be there to be there at once.
         afternoon.git.faults().delay("/", std::time::Duration::from_millis(300));
         for n in 0..4 {
-            let name = format!("acme{n}/app");
-            let sha = afternoon.git.repository(&name).commit(&[("vote/Dockerfile", "FROM base\n")]);
-            afternoon.github.install(&format!("acme{n}"), &["app"]);
-            let mut native = afternoon.native(&sha);
-            native["repository"] = json!(name);
+            let native = afternoon.native_of(&format!("acme{n}/app"));
             afternoon.redis.push("default", "BuildJob", json!([native])).await;
         }
-        let config = afternoon.config("");
-        let text = std::fs::read_to_string(&config).unwrap();
-        std::fs::write(&config, format!("clones = {bound}\n{text}")).unwrap();
-        let worker = afternoon.worker_with(&config, &[]);
+        let worker = afternoon.worker(&format!("clones = {bound}"));
         let mut most = 0;
         while afternoon.redis.queue(CALLBACKS).await.len() < 4 {
-            most = most.max(n_source_children(worker.pid()));
+            most = most.max(worker.source_children().len());
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         assert!(expected.contains(&most), "{most} at once with clones = {bound}");
     }
-}
-
-fn n_source_children(worker: u32) -> usize {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter(|process| {
-            let read = |name: &str| std::fs::read_to_string(process.path().join(name)).unwrap_or_default();
-            let parent = read("stat").rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1).map(str::to_owned));
-            parent == Some(worker.to_string()) && read("cmdline").contains("source-child")
-        })
-        .count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

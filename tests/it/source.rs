@@ -7,26 +7,18 @@ use std::time::Duration;
 use serde_json::json;
 use world::{File, GitRequest, Pack, Script, repository_id};
 
-use crate::afternoon::{Afternoon, CALLBACKS, Worker};
+use crate::afternoon::{Afternoon, CALLBACKS};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_32_accounts_at_once_each_repository_sees_only_its_own_token() {
     let afternoon = Afternoon::start();
     afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
     afternoon.git.faults().delay("/", Duration::from_millis(20));
-    let config = afternoon.config("");
-    let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, format!("clones = 8\n{}", text.replace("concurrency = 4", "concurrency = 32"))).unwrap();
     for n in 0..32 {
-        let name = format!("acme{n}/app");
-        let sha = afternoon.git.repository(&name).commit(&[("vote/Dockerfile", &format!("FROM base\n# {n}\n"))]);
-        let id = afternoon.github.install(&format!("acme{n}"), &["app"]);
-        let mut native = afternoon.native(&sha);
-        native["repository"] = json!(name);
-        native["installation_id"] = json!(id);
+        let native = afternoon.native_of(&format!("acme{n}/app"));
         afternoon.redis.push("default", "BuildJob", json!([native])).await;
     }
-    let _worker = afternoon.worker_with(&config, &[]);
+    let _worker = afternoon.worker_with(&afternoon.config("clones = 8"), &["-c", "32"]);
     for report in afternoon.callbacks(32).await {
         assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
     }
@@ -59,7 +51,7 @@ async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
     let tokens = afternoon.github.tokens();
     afternoon.until("git is asked", async || !afternoon.git.requests().is_empty()).await;
     let (token, _) = tokens.all().remove(0);
-    let processes = of_session(worker.pid());
+    let processes = worker.processes();
     assert!(processes.len() >= 2, "the worker and its child: {processes:?}");
     for process in processes {
         for name in ["cmdline", "environ"] {
@@ -80,25 +72,6 @@ async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
     assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
 }
 
-/// The process and all that descend from it.
-fn of_session(root: u32) -> BTreeSet<u32> {
-    let mut found = BTreeSet::from([root]);
-    loop {
-        let before = found.len();
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok());
-            if parent.is_some_and(|parent| found.contains(&parent)) {
-                found.insert(id);
-            }
-        }
-        if found.len() == before {
-            return found;
-        }
-    }
-}
-
 /// A repository whose pack takes a while: some megabytes that do not compress.
 fn large(afternoon: &Afternoon) -> String {
     let noise = |seed: u8| -> Vec<u8> {
@@ -114,14 +87,6 @@ fn large(afternoon: &Afternoon) -> String {
     afternoon.git.repository("acme/voting-app").commit_with("main", &files)
 }
 
-fn source_children(worker: &Worker) -> Vec<u32> {
-    let is_child = |id: &u32| {
-        std::fs::read(format!("/proc/{id}/cmdline"))
-            .is_ok_and(|line| line.windows(12).any(|part| part == b"source-child"))
-    };
-    of_session(worker.pid()).into_iter().filter(is_child).collect()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
     let afternoon = Afternoon::start();
@@ -133,7 +98,7 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
     let is_sending = |request: &GitRequest| request.path.ends_with("/git-upload-pack") && request.status == 200;
     afternoon.until("the pack comes", async || afternoon.git.requests().iter().any(is_sending)).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let child = source_children(&worker).remove(0);
+    let child = worker.source_children().remove(0);
     worker.signal("TERM");
     world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
     let told = std::time::Instant::now();
@@ -161,8 +126,8 @@ async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
         afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
         let n_ended =
             async || afternoon.redis.queue(CALLBACKS).await.len() + afternoon.redis.sorted_set("retry").await.len();
-        afternoon.until("a child", async || !source_children(&worker).is_empty() || n_ended().await > n).await;
-        let children = source_children(&worker);
+        afternoon.until("a child", async || !worker.source_children().is_empty() || n_ended().await > n).await;
+        let children = worker.source_children();
         tokio::time::sleep(Duration::from_millis(n as u64 * 15)).await;
         for child in children {
             let killed = std::process::Command::new("kill").args(["-9", &child.to_string()]).output().unwrap();
@@ -264,19 +229,13 @@ async fn jobs_that_wait_for_one_repository_do_not_hold_up_another() {
     let (repository, _) = afternoon.voting_app();
     afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
     afternoon.git.faults().delay("/acme", Duration::from_millis(800));
-    let config = afternoon.config("");
-    let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(&config, format!("clones = 2\n{text}")).unwrap();
     for n in 0..3 {
         let sha = repository.commit(&[("vote/Dockerfile", &format!("FROM base\n# {n}\n"))]);
         afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
     }
-    let sha = afternoon.git.repository("other/app").commit(&[("vote/Dockerfile", "FROM base\n")]);
-    afternoon.github.install("other", &["app"]);
-    let mut native = afternoon.native(&sha);
-    native["repository"] = json!("other/app");
+    let native = afternoon.native_of("other/app");
     afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker_with(&config, &[]);
+    let _worker = afternoon.worker("clones = 2");
     let order: Vec<_> = afternoon.callbacks(4).await.iter().map(|report| report["repository"].clone()).collect();
     assert_eq!(order[0], "other/app", "{order:?}");
 }
