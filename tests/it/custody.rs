@@ -3,13 +3,9 @@
 use serde_json::{Value, json};
 use world::{Script, Step};
 
-use crate::afternoon::{Afternoon, CALLBACKS};
+use crate::afternoon::{Afternoon, CALLBACKS, probe};
 
 const QUICK: &str = "jobs.probe = true\nlease.ttl = \"1s\"";
-
-fn probe(outcome: &str, sleep_s: f64) -> Value {
-    json!([{"outcome": outcome, "sleep_s": sleep_s, "message": "as asked", "callback": {"class": "Done", "queue": CALLBACKS}}])
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_of_every_outcome_end_as_the_rules_say() {

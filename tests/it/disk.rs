@@ -4,17 +4,13 @@ use std::fs::File;
 use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
-use serde_json::{Value, json};
+use serde_json::json;
 use world::Script;
 
-use crate::afternoon::{Afternoon, CALLBACKS};
+use crate::afternoon::{Afternoon, probe};
 
 /// What a test takes from the disk and gives back: far more than its neighbours write meanwhile.
 const BALLAST: u64 = 1 << 30;
-
-fn probe(sleep_s: f64) -> Value {
-    json!([{"outcome": "succeed", "sleep_s": sleep_s, "callback": {"class": "Done", "queue": CALLBACKS}}])
-}
 
 fn free_bytes(path: &Path) -> u64 {
     let space = statvfs(path).unwrap();
@@ -30,7 +26,7 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     let (port, min) = (world::free_port(), free_bytes(home).checked_sub(BALLAST / 2).expect("a disk with some room"));
     let settings = format!("jobs.probe = true\nhealth.listen = \"127.0.0.1:{port}\"\nstate.min_free_bytes = {min}\n");
     let worker = afternoon.worker(&settings);
-    afternoon.redis.push("default", "Sidebake::Probe", probe(5.0)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 5.0)).await;
     afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
     assert!(mirror.exists(), "there is room for it");
 
@@ -38,7 +34,7 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     fallocate(&ballast, FallocateFlags::empty(), 0, BALLAST).unwrap();
     afternoon.until("the log says it", async || worker.log().contains("the disk is low")).await;
     assert!(!mirror.exists(), "mirrors go before the worker stops fetching");
-    afternoon.redis.push("default", "Sidebake::Probe", probe(0.0)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let ready = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("disk"));

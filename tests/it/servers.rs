@@ -4,14 +4,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use serde_json::{Value, json};
+use serde_json::Value;
 use world::{Redis, free_port};
 
-use crate::afternoon::{Afternoon, CALLBACKS};
-
-fn probe(outcome: &str, sleep_s: f64) -> Value {
-    json!([{"outcome": outcome, "sleep_s": sleep_s, "message": "as asked", "callback": {"class": "Done", "queue": CALLBACKS}}])
-}
+use crate::afternoon::{Afternoon, probe};
 
 /// An afternoon whose Redis is this one.
 fn afternoon_with(redis: Redis) -> Afternoon {

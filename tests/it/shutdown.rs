@@ -3,19 +3,15 @@
 use serde_json::{Value, json};
 use world::Script;
 
-use crate::afternoon::{Afternoon, CALLBACKS};
-
-fn probe(sleep_s: f64) -> Value {
-    json!([{"outcome": "succeed", "sleep_s": sleep_s, "callback": {"class": "Done", "queue": CALLBACKS}}])
-}
+use crate::afternoon::{Afternoon, CALLBACKS, probe};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
     let afternoon = Afternoon::start();
     let mut worker = afternoon.worker("jobs.probe = true");
-    afternoon.redis.push("default", "Sidebake::Probe", probe(1.0)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
     afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
-    afternoon.redis.push("default", "Sidebake::Probe", probe(0.0)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     afternoon.callbacks(1).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
@@ -49,7 +45,7 @@ async fn job_killed_at_the_deadline_is_back_on_its_queue() {
 async fn a_second_term_means_now() {
     let afternoon = Afternoon::start();
     let mut worker = afternoon.worker("jobs.probe = true");
-    afternoon.redis.push("default", "Sidebake::Probe", probe(60.0)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
     worker.signal("TERM");
     world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
@@ -62,11 +58,11 @@ async fn a_second_term_means_now() {
 async fn a_quiet_worker_finishes_and_takes_nothing_new() {
     let afternoon = Afternoon::start();
     let mut worker = afternoon.worker("jobs.probe = true");
-    afternoon.redis.push("default", "Sidebake::Probe", probe(0.5)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.5)).await;
     afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
     worker.signal("TSTP");
     afternoon.callbacks(1).await;
-    afternoon.redis.push("default", "Sidebake::Probe", probe(0.0)).await;
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert_eq!(afternoon.redis.queue("default").await.len(), 1);
     worker.signal("TERM");
