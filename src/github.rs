@@ -171,8 +171,13 @@ impl App {
     }
 
     /// Whether the commit is in the repository. libgit2 cannot tell a missing commit from a broken connection.
-    pub async fn has_commit(&self, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
-        let path = format!("/repos/{}/commits/{sha}", token.repository);
+    pub async fn has_commit(
+        &self,
+        repository: &Repository,
+        sha: &Sha,
+        token: &InstallationToken,
+    ) -> Result<bool, GithubError> {
+        let path = format!("/repos/{repository}/commits/{sha}");
         let mut pauses = LAG.iter();
         loop {
             let answer = self.api.ask(Method::GET, &path, Bearer::Token(&token.secret), None).await?;
@@ -183,6 +188,27 @@ impl App {
                 _ => return Err(answer.error()),
             }
         }
+    }
+
+    /// The present name and the number of a repository that anybody may read. The token is for any other one: with it GitHub
+    /// counts our requests as the installation's, and those of nobody are few.
+    pub async fn public_repository(
+        &self,
+        repository: &Repository,
+        token: &InstallationToken,
+    ) -> Result<(Repository, u64), GithubError> {
+        let ask = async |path: &str| self.api.ask(Method::GET, path, Bearer::Token(&token.secret), None).await;
+        let not_found = |message| GithubError::NotFound { repository: repository.clone(), message };
+        let mut answer = ask(&format!("/repos/{repository}")).await?;
+        if let Some(moved) = answer.location().and_then(|location| self.api.path_of(location)) {
+            answer = ask(moved).await?;
+        }
+        if answer.status == StatusCode::NOT_FOUND {
+            return Err(not_found(answer.message()));
+        }
+        let found: Granted = good(answer)?.read()?;
+        let present = Repository::parse(&found.full_name).filter(|_| !found.private);
+        Ok((present.ok_or_else(|| not_found("it is private".into()))?, found.id))
     }
 
     /// Asks GitHub who the App is: for `doctor`.
@@ -279,4 +305,11 @@ struct Minted {
 struct Granted {
     id: u64,
     full_name: String,
+    #[serde(default = "yes")]
+    private: bool,
+}
+
+/// What is not known to be public is private.
+fn yes() -> bool {
+    true
 }

@@ -1,5 +1,7 @@
 //! One build: the stations in order.
 
+mod worktree;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,14 +11,18 @@ use tokio_util::sync::CancellationToken;
 use crate::bake::{Bake, Definition, Goal, Order, Outcome};
 use crate::builder::{Builders, Loss, Place};
 use crate::event::{Event, Phase};
-use crate::github::{self, App, InstallationToken};
+use crate::github::App;
 use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
 use crate::reason::{Failure, Reason};
 use crate::report::Report;
 use crate::settings::Settings;
-use crate::source::{Origin, Revision, Source, SourceError, Worktree};
-use crate::state::{JobDirectory, StateDirectory, StateError};
+use crate::source::{Source, Worktree};
+use crate::state::{JobDirectory, StateDirectory};
+
+pub use worktree::{fetch, tell_of_submodules};
+
+use worktree::{check_out, mint};
 
 /// How often a build whose builder fails is tried on another pod before it goes back to Sidekiq's retry set.
 const N_OTHER_PODS: u32 = 3;
@@ -73,8 +79,8 @@ pub async fn perform(
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let token = mint(stations, job, attempt, report).await?;
-    let directory = stations.state.job_directory().map_err(disk)?;
+    let token = mint(stations, job, &job.build.repository, attempt, report).await?;
+    let directory = stations.state.job_directory()?;
     let built = async {
         let worktree = check_out(stations, job, token, &directory, attempt, report).await?;
         bake(stations, &job.build, &worktree, &directory, attempt, report).await
@@ -82,70 +88,6 @@ pub async fn perform(
     .await;
     directory.remove().await;
     built
-}
-
-/// Asked for even when the mirror has everything: what lies on our disk is no authorization.
-async fn mint(
-    stations: &Stations,
-    job: &BuildJob,
-    attempt: Attempt<'_>,
-    report: &mut Report,
-) -> Result<InstallationToken, Failure> {
-    let phase = attempt.begin(Phase::Token);
-    let token = stations.github.installation_token(&job.build.repository, job.installation_id).await;
-    report.timings.token += phase.end();
-    Ok(token?)
-}
-
-/// Gives the token back at its end, whatever that is.
-async fn check_out(
-    stations: &Stations,
-    job: &BuildJob,
-    mut token: InstallationToken,
-    directory: &JobDirectory,
-    attempt: Attempt<'_>,
-    report: &mut Report,
-) -> Result<Worktree, Failure> {
-    let mut pauses = github::LAG.iter();
-    loop {
-        // One that was refused twice may have been revoked.
-        let is_last_try = pauses.len() == 0;
-        if is_last_try || !token.outlives(stations.source.timeout()) {
-            token = mint(stations, job, attempt, report).await?;
-        }
-        let origin = Origin {
-            url: stations.source.url(&token.repository),
-            token: Some(token.secret.clone()),
-            mirror: token.repository_id.to_string(),
-            name: job.build.repository.name.clone(),
-            revision: Revision::Sha(job.sha.clone()),
-            mtimes_key: stations.source.mtimes_key(&job.build)?,
-        };
-        match (fetch(stations, &origin, directory, attempt, report).await, pauses.next()) {
-            (Err(error), Some(pause)) if error.is_denied() => tokio::time::sleep(*pause).await,
-            (Err(error), _) if error.is_unclear() && !stations.github.has_commit(&job.sha, &token).await? => {
-                let message = format!("{} has no commit {}", token.repository, job.sha);
-                return Err(Failure::new(Reason::CommitNotFound, message));
-            }
-            (result, _) => return Ok(result?),
-        }
-    }
-}
-
-/// Makes the worktree, and says how long that took, waiting for others included.
-pub async fn fetch(
-    stations: &Stations,
-    origin: &Origin,
-    directory: &JobDirectory,
-    attempt: Attempt<'_>,
-    report: &mut Report,
-) -> Result<Worktree, SourceError> {
-    let phase = attempt.begin(Phase::Fetch);
-    let worktree = stations.source.check_out(origin, &stations.state, directory, attempt.journal, attempt.stop).await;
-    let elapsed = phase.end();
-    report.timings.checkout = worktree.as_ref().map(|worktree| worktree.checkout).unwrap_or_default();
-    report.timings.fetch = elapsed.saturating_sub(report.timings.checkout);
-    worktree
 }
 
 /// Bakes a worktree, wherever it came from.
@@ -268,10 +210,6 @@ async fn solve_watched(
     };
     outcome.failure = Some(loss.as_ref().map_or(failure, |loss| loss.failure.clone()));
     Ok((outcome, loss))
-}
-
-fn disk(error: StateError) -> Failure {
-    Failure::new(Reason::WorkerFailed, error.to_string())
 }
 
 /// A phase that has begun.

@@ -142,6 +142,12 @@ impl Failure {
         Self { reason, detail: detail.into(), wait: Duration::ZERO }
     }
 
+    /// The same, of a part of the build that has a name.
+    #[must_use]
+    pub fn of(self, part: &str) -> Self {
+        Self { detail: format!("{part}: {}", self.detail), ..self }
+    }
+
     /// The same, with the time before which a retry would be in vain.
     #[must_use]
     pub fn not_before(self, wait: Duration) -> Self {

@@ -255,6 +255,8 @@ pub struct Source {
     pub max_fetch_bytes: u64,
     /// Certificates by which the git host is judged.
     pub ca_file: PathBuf,
+    /// Repositories (`owner/name`) whose submodules are fetched.
+    pub submodules: Vec<NamePattern>,
     /// Where the modification times of files come from.
     pub mtimes: Mtimes,
     /// The same for some repositories, by `owner/name`; the closest pattern counts.

@@ -14,6 +14,7 @@ mod lfs;
 mod mirror;
 mod mtimes;
 mod request;
+mod submodules;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,12 +29,13 @@ use crate::reason::{Failure, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
 use crate::settings::{self, Mtimes};
-use crate::state::{JobDirectory, StateDirectory, StateError};
+use crate::state::{StateDirectory, StateError};
 
 use gate::Gate;
 use request::{Fault, Message, Request};
 
 pub use child::{VERB, main as child_main};
+pub use submodules::{MAX_SUBMODULES, Submodule};
 
 /// Characters of a key that nobody tries out: whoever builds sees the times of their own files, and could test guesses on them.
 const MIN_MTIMES_KEY: usize = 32;
@@ -55,6 +57,14 @@ pub enum SourceError {
     /// A directory cannot be made.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A submodule is not one that we fetch.
+    #[error("the submodule {path:?} {message}")]
+    Submodule {
+        /// Where it is in the worktree.
+        path: String,
+        /// Why.
+        message: String,
+    },
     /// The child cannot be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -89,6 +99,7 @@ impl SourceError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Url { .. } => Reason::RepositoryNotFound,
+            Self::Submodule { .. } => Reason::SourceRefused,
             Self::MtimesKey(_) | Self::State(_) | Self::Process(_) => Reason::WorkerFailed,
             Self::Killed { is_stopped: true, .. } => Reason::Interrupted,
             Self::Killed { .. } => Reason::GitUnavailable,
@@ -127,8 +138,8 @@ pub struct Origin {
     pub token: Option<Secret>,
     /// What the mirror is kept under: a number that outlives renames, never the name.
     pub mirror: String,
-    /// Last component of the worktree's path: BuildKit's transfer of a context is keyed by it.
-    pub name: String,
+    /// The directory to make, in one that is there. BuildKit's transfer of a context is keyed by its last component.
+    pub worktree: PathBuf,
     /// What is asked for.
     pub revision: Revision,
     /// The account's key, from [`Source::mtimes_key`]; none leaves files the times of the checkout.
@@ -157,6 +168,39 @@ pub struct Worktree {
     pub checkout: Duration,
     /// Files in it, by their paths from the root, that are Git LFS pointers and not what they stand for.
     pub lfs_pointers: Vec<PathBuf>,
+    /// Its submodules, which are empty directories: one more than [`MAX_SUBMODULES`] at most.
+    pub submodules: Vec<Submodule>,
+}
+
+impl Worktree {
+    /// Where a submodule's files go: its empty directory, which is removed.
+    ///
+    /// # Errors
+    ///
+    /// `Submodule` when there is none, or when it leads out of the worktree.
+    pub fn make_room(&self, submodule: &Submodule) -> Result<PathBuf, SourceError> {
+        let refused = |message: String| SourceError::Submodule { path: submodule.path.clone(), message };
+        let place = self.path.join(&submodule.path);
+        let is_inside = || {
+            let parent = place.parent()?.canonicalize().ok()?;
+            Some(parent.starts_with(self.path.canonicalize().ok()?))
+        };
+        if is_inside() != Some(true) {
+            return Err(refused("has no place in the worktree".into()));
+        }
+        std::fs::remove_dir(&place).map_err(|error| refused(format!("has no empty directory: {error}")))?;
+        Ok(place)
+    }
+
+    /// Takes all its paths as those of the worktree that has this one as a submodule at `path`.
+    pub fn move_below(&mut self, path: &str) {
+        for pointer in &mut self.lfs_pointers {
+            *pointer = Path::new(path).join(&*pointer);
+        }
+        for submodule in &mut self.submodules {
+            submodule.path = format!("{path}/{}", submodule.path);
+        }
+    }
 }
 
 /// Makes worktrees.
@@ -214,14 +258,29 @@ impl Source {
         Ok(Some(mtimes::account_key(&key, &build.account)))
     }
 
-    /// Makes a worktree in the job's directory, when its turn comes.
+    /// Whether submodules of this repository are fetched.
+    pub fn takes_submodules_of(&self, repository: &Repository) -> bool {
+        let name = repository.to_string();
+        self.settings.submodules.iter().any(|pattern| pattern.matches(&name))
+    }
+
+    /// The repository on the git host that a submodule of `parent` means.
+    ///
+    /// # Errors
+    ///
+    /// `Submodule` when it has no URL, or one of another host or of something that is no repository.
+    pub fn repository_of(&self, submodule: &Submodule, parent: &Repository) -> Result<Repository, SourceError> {
+        let refused = |message| SourceError::Submodule { path: submodule.path.clone(), message };
+        submodule.repository(parent, &self.git_url).map_err(refused)
+    }
+
+    /// Makes a worktree, when its turn comes.
     ///
     /// The child is killed when `stop` is cancelled, when the time is over, or when this future is dropped.
     pub async fn check_out(
         &self,
         origin: &Origin,
         state: &StateDirectory,
-        directory: &JobDirectory,
         journal: &Journal,
         stop: &CancellationToken,
     ) -> Result<Worktree, SourceError> {
@@ -234,7 +293,7 @@ impl Source {
             revision: origin.revision.clone().into(),
             mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
             mirror: mirror.path().to_owned(),
-            worktree: directory.subdirectory("tree")?.join(&origin.name),
+            worktree: origin.worktree.clone(),
             limits: (&self.settings).into(),
             ca_file: self.settings.ca_file.clone(),
         };
@@ -275,13 +334,16 @@ impl Source {
     ) -> Result<Worktree, SourceError> {
         let url = origin.url.clone();
         match (last, ended) {
-            (Some(Message::Done { sha, fetch_ms, checkout_ms, lfs_pointers }), Ended::Exited(_)) => Ok(Worktree {
-                path,
-                sha: Sha::parse(&sha),
-                fetch: Duration::from_millis(fetch_ms),
-                checkout: Duration::from_millis(checkout_ms),
-                lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
-            }),
+            (Some(Message::Done { sha, fetch_ms, checkout_ms, lfs_pointers, submodules }), Ended::Exited(_)) => {
+                Ok(Worktree {
+                    path,
+                    sha: Sha::parse(&sha),
+                    fetch: Duration::from_millis(fetch_ms),
+                    checkout: Duration::from_millis(checkout_ms),
+                    lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
+                    submodules,
+                })
+            }
             (Some(Message::Failed { fault, message }), Ended::Exited(_)) => {
                 Err(SourceError::Fault { url, fault, message })
             }

@@ -22,6 +22,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::reason::{Failure, Reason};
+
 pub use disk::watch;
 pub use mirrors::MirrorDirectory;
 
@@ -31,6 +33,12 @@ pub use mirrors::MirrorDirectory;
 pub struct StateError {
     path: PathBuf,
     source: io::Error,
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Self {
+        Self::new(Reason::WorkerFailed, error.to_string())
+    }
 }
 
 /// This process's part of the state directory.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{Outcome, read_json};
 use crate::job::{self, Application, Recipe, Repository, Trust};
 use crate::journal::{Journal, Terminal, print_report};
-use crate::perform::{Attempt, Stations, bake, fetch};
+use crate::perform::{Attempt, Stations, bake, fetch, tell_of_submodules};
 use crate::reason::{Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
@@ -93,7 +93,7 @@ impl Build {
             let path =
                 path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
             let (fetch, checkout) = (Duration::ZERO, Duration::ZERO);
-            return Ok(Worktree { path, sha: None, fetch, checkout, lfs_pointers: Vec::new() });
+            return Ok(Worktree { path, sha: None, fetch, checkout, lfs_pointers: Vec::new(), submodules: Vec::new() });
         }
         let revision = match job::Sha::parse(&self.revision) {
             Some(sha) => Revision::Sha(sha),
@@ -104,11 +104,13 @@ impl Build {
             url: self.source.clone(),
             token: None,
             mirror,
-            name: self.repository().name,
+            worktree: directory.subdirectory("tree")?.join(self.repository().name),
             revision,
             mtimes_key: None,
         };
-        Ok(fetch(stations, &origin, directory, attempt, report).await?)
+        let worktree = fetch(stations, &origin, attempt, report).await?;
+        tell_of_submodules(&worktree, attempt);
+        Ok(worktree)
     }
 
     fn is_url(&self) -> bool {

@@ -109,6 +109,7 @@ impl Default for Source {
             max_file_bytes: 2 << 30,
             max_fetch_bytes: 4 << 30,
             ca_file: "/etc/ssl/certs/ca-certificates.crt".into(),
+            submodules: Vec::new(),
             mtimes: Mtimes::Checkout,
             mtimes_for: BTreeMap::new(),
             mtimes_key: None,

@@ -2,8 +2,7 @@
 
 use git2::{Index, IndexEntry, Repository};
 
-/// Mode of a submodule, which has no content.
-const SUBMODULE: u32 = 0o160000;
+use super::submodules;
 
 /// Their entries. Others whose names only end like that are among them: they cost time and change nothing.
 pub(super) fn files(index: &Index) -> impl Iterator<Item = IndexEntry> {
@@ -12,7 +11,7 @@ pub(super) fn files(index: &Index) -> impl Iterator<Item = IndexEntry> {
 
 /// Whether any of them has one of the words, wherever it stands.
 pub(super) fn mention(repository: &Repository, index: &Index, words: &[&str]) -> Result<bool, git2::Error> {
-    for entry in files(index).filter(|entry| entry.mode != SUBMODULE) {
+    for entry in files(index).filter(|entry| !submodules::is_one(entry)) {
         let blob = repository.find_blob(entry.id)?;
         let has = |word: &&str| blob.content().windows(word.len()).any(|part| part == word.as_bytes());
         if words.iter().any(has) {

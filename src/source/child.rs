@@ -14,6 +14,7 @@ use super::lfs;
 use super::mirror::Mirror;
 use super::mtimes;
 use super::request::{Asked, Failed, Fault, Limits, Message, Request, say};
+use super::submodules;
 use crate::sandbox::Sandbox;
 
 /// First argument of our own binary when it is started as a source child.
@@ -75,6 +76,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
         fetch_ms: millis(fetched - started),
         checkout_ms: millis(fetched.elapsed()),
         lfs_pointers,
+        submodules: submodules::list(&index, &request.worktree),
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Revision;
+use super::{Revision, Submodule};
 use crate::settings;
 
 /// What the child is asked, on its standard input.
@@ -80,6 +80,7 @@ pub(super) enum Message {
         fetch_ms: u64,
         checkout_ms: u64,
         lfs_pointers: Vec<String>,
+        submodules: Vec<Submodule>,
     },
     Failed {
         fault: Fault,

@@ -24,5 +24,6 @@ mod retry;
 mod servers;
 mod shutdown;
 mod source;
+mod submodules;
 mod turn;
 mod worktree;

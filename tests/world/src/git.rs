@@ -18,7 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufRead
 use tokio_util::io::ReaderStream;
 
 use crate::faults::Faults;
-use crate::repository::{Repository, git};
+use crate::repository::{Repository, git, is_public};
 use crate::server::Server;
 use crate::tokens::{Grant, Tokens};
 
@@ -190,11 +190,18 @@ fn authenticate(shared: &Shared, headers: &HeaderMap, full_name: &str) -> Result
     let Some(tokens) = &shared.tokens else {
         return Ok(());
     };
-    let token = basic_token(headers).ok_or(Refusal(401, "Authentication required."))?;
+    let is_public = is_public(&shared.root.join(format!("{full_name}.git")));
+    let token = match basic_token(headers) {
+        None if is_public => return Ok(()),
+        token => token.ok_or(Refusal(401, "Authentication required."))?,
+    };
     let Some(grant) = tokens.grant(&token).filter(Grant::is_valid) else {
         let text = "Invalid username or token. Password authentication is not supported for Git operations.";
         return Err(Refusal(401, text));
     };
+    if is_public {
+        return Ok(());
+    }
     if !grant.reach.covers(full_name) {
         return Err(NOT_FOUND);
     }

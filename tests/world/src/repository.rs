@@ -4,6 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// The file that makes a bare repository public; git-daemon(1) has the same rule.
+const PUBLIC: &str = "git-daemon-export-ok";
+
 /// A bare repository on the host's disk.
 pub struct Repository {
     /// `owner/name`
@@ -60,10 +63,20 @@ impl File {
     }
 }
 
+/// Whether anybody may read the bare repository in `dir`.
+pub(crate) fn is_public(dir: &Path) -> bool {
+    dir.join(PUBLIC).exists()
+}
+
 impl Repository {
     pub(crate) fn init(dir: &Path) {
         std::fs::create_dir_all(dir).unwrap();
         run(git(dir).args(["init", "--quiet", "--bare", "--initial-branch=main"]), b"");
+    }
+
+    /// Lets anybody read it, with or without a token.
+    pub fn publish(&self) {
+        std::fs::write(self.dir.join(PUBLIC), "").unwrap();
     }
 
     /// Commits these files on `main`, over what is there, and returns the sha.

@@ -3,6 +3,7 @@
 //! Statuses and messages follow `git-and-github.md` §10; what is not served answers 404 like a path that does not exist.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::github::{Call, Installation, Shared, repository_id};
-use crate::repository::git;
+use crate::repository::{git, is_public};
 use crate::tokens::{Grant, Reach};
 
 pub(crate) fn router(shared: Arc<Shared>) -> Router {
@@ -26,6 +27,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/app/installations/{id}", get(installation_by_id))
         .route("/app/installations/{id}/access_tokens", post(mint))
         .route("/installation/token", delete(revoke))
+        .route("/repos/{owner}/{repo}", get(repository_by_name))
         .route("/repos/{owner}/{repo}/installation", get(installation_of))
         .route("/repositories/{id}/installation", get(installation_of_number))
         .route("/repos/{owner}/{repo}/commits/{*revision}", get(commit))
@@ -240,15 +242,32 @@ async fn revoke(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Result
     Ok(StatusCode::NO_CONTENT)
 }
 
+async fn repository_by_name(
+    State(shared): State<Arc<Shared>>,
+    Path((owner, repo)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    let (_, grant) = authenticate_token(&shared, &headers)?;
+    let full_name = format!("{owner}/{repo}");
+    let dir = shared.directory_of(&full_name)?;
+    let is_private = !is_public(&dir);
+    if is_private && !grant.reach.covers(&full_name) {
+        return Err(NOT_FOUND);
+    }
+    let mut answer = repository(&full_name);
+    answer["private"] = json!(is_private);
+    Ok(Json(answer))
+}
+
 async fn commit(
     State(shared): State<Arc<Shared>>,
     Path((owner, repo, revision)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Refusal> {
     let (_, grant) = authenticate_token(&shared, &headers)?;
-    let root = shared.state.lock().unwrap().repositories_root.clone().ok_or(NOT_FOUND)?;
-    let dir = root.join(&owner).join(format!("{repo}.git"));
-    if !grant.reach.covers(&format!("{owner}/{repo}")) || !dir.is_dir() {
+    let full_name = format!("{owner}/{repo}");
+    let dir = shared.directory_of(&full_name)?;
+    if !grant.reach.covers(&full_name) && !is_public(&dir) {
         return Err(NOT_FOUND);
     }
     if !grant.permissions.contains_key("contents") {
@@ -266,6 +285,14 @@ fn commit_ids(dir: &std::path::Path, revision: &str) -> Option<(String, String, 
     let text = String::from_utf8(show.output().unwrap().stdout).ok()?;
     let mut ids = text.split_whitespace().map(str::to_owned);
     Some((ids.next()?, ids.next()?, ids.collect()))
+}
+
+impl Shared {
+    /// The bare repository of `owner/name`.
+    fn directory_of(&self, full_name: &str) -> Result<PathBuf, Refusal> {
+        let root = self.state.lock().unwrap().repositories_root.clone().ok_or(NOT_FOUND)?;
+        Some(root.join(format!("{full_name}.git"))).filter(|dir| dir.is_dir()).ok_or(NOT_FOUND)
+    }
 }
 
 /// GitHub's error body with a status.

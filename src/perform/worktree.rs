@@ -1,0 +1,233 @@
+//! A job's worktree: its commit, and those of its submodules, each by the right that the job has to it.
+
+use std::path::Path;
+
+use super::{Attempt, Stations};
+use crate::event::{Event, Phase};
+use crate::github::{self, GithubError, InstallationToken};
+use crate::job::{BuildJob, Repository, Sha, Trust};
+use crate::reason::{Failure, Reason};
+use crate::report::Report;
+use crate::secret::Secret;
+use crate::source::{MAX_SUBMODULES, Origin, Revision, SourceError, Submodule, Worktree};
+use crate::state::JobDirectory;
+
+/// Submodules in submodules.
+const MAX_NESTING: usize = 4;
+
+/// By what right a repository is read.
+enum Access<'a> {
+    /// By a token for it alone.
+    Token(InstallationToken),
+    /// By everybody's; the token is another repository's, and only for asking GitHub.
+    Public { repository: Repository, id: u64, token: &'a InstallationToken },
+}
+
+/// Asked for even when the mirror has everything: what lies on our disk is no authorization.
+pub(super) async fn mint(
+    stations: &Stations,
+    job: &BuildJob,
+    repository: &Repository,
+    attempt: Attempt<'_>,
+    report: &mut Report,
+) -> Result<InstallationToken, GithubError> {
+    let phase = attempt.begin(Phase::Token);
+    let token = stations.github.installation_token(repository, job.installation_id).await;
+    report.timings.token += phase.end();
+    token
+}
+
+/// Makes the worktree of the job's commit. Each token is given back at its end, whatever that is.
+pub(super) async fn check_out(
+    stations: &Stations,
+    job: &BuildJob,
+    token: InstallationToken,
+    directory: &JobDirectory,
+    attempt: Attempt<'_>,
+    report: &mut Report,
+) -> Result<Worktree, Failure> {
+    let place = directory.subdirectory("tree")?.join(&job.build.repository.name);
+    let mut checkout = Checkout { stations, job, attempt, report };
+    let mut access = Access::Token(token);
+    let mut worktree = checkout.of_commit(&mut access, &job.sha, &place).await?;
+    if stations.source.takes_submodules_of(&job.build.repository) {
+        checkout.fill_submodules(&mut worktree, access.repository(), access.token()).await?;
+    } else {
+        tell_of_submodules(&worktree, attempt);
+    }
+    Ok(worktree)
+}
+
+/// Makes one worktree, and says how long that took, waiting for others included.
+pub async fn fetch(
+    stations: &Stations,
+    origin: &Origin,
+    attempt: Attempt<'_>,
+    report: &mut Report,
+) -> Result<Worktree, SourceError> {
+    let phase = attempt.begin(Phase::Fetch);
+    let worktree = stations.source.check_out(origin, &stations.state, attempt.journal, attempt.stop).await;
+    let elapsed = phase.end();
+    let checkout = worktree.as_ref().map(|worktree| worktree.checkout).unwrap_or_default();
+    report.timings.checkout += checkout;
+    report.timings.fetch += elapsed.saturating_sub(checkout);
+    worktree
+}
+
+/// Says that submodules are empty: a step that needs their files does not.
+pub fn tell_of_submodules(worktree: &Worktree, attempt: Attempt<'_>) {
+    let Some(first) = worktree.submodules.first() else { return };
+    let others = if worktree.submodules.len() > 1 { ", like others," } else { "" };
+    attempt.journal.tell(Event::Notice(format!("{}{others} is a submodule, and is left empty", first.path)));
+}
+
+/// One job's way to its files.
+struct Checkout<'a> {
+    stations: &'a Stations,
+    job: &'a BuildJob,
+    attempt: Attempt<'a>,
+    report: &'a mut Report,
+}
+
+impl Checkout<'_> {
+    /// Makes the worktree of one commit.
+    async fn of_commit(&mut self, access: &mut Access<'_>, sha: &Sha, place: &Path) -> Result<Worktree, Failure> {
+        let (source, github) = (&self.stations.source, &self.stations.github);
+        let mut pauses = github::LAG.iter();
+        loop {
+            // One that was refused twice may have been revoked.
+            let is_last_try = pauses.len() == 0;
+            if let Access::Token(token) = access
+                && (is_last_try || !token.outlives(source.timeout()))
+            {
+                *token = mint(self.stations, self.job, &token.repository, self.attempt, self.report).await?;
+            }
+            let origin = Origin {
+                url: source.url(access.repository()),
+                token: access.credential(),
+                mirror: access.id().to_string(),
+                worktree: place.to_owned(),
+                revision: Revision::Sha(sha.clone()),
+                mtimes_key: source.mtimes_key(&self.job.build)?,
+            };
+            match (fetch(self.stations, &origin, self.attempt, self.report).await, pauses.next()) {
+                (Err(error), Some(pause)) if error.is_denied() && matches!(access, Access::Token(_)) => {
+                    tokio::time::sleep(*pause).await;
+                }
+                (Err(error), _)
+                    if error.is_unclear() && !github.has_commit(access.repository(), sha, access.token()).await? =>
+                {
+                    let message = format!("{} has no commit {sha}", access.repository());
+                    return Err(Failure::new(Reason::CommitNotFound, message));
+                }
+                (result, _) => return Ok(result?),
+            }
+        }
+    }
+
+    /// Fills the submodules of a worktree of `repository`, and theirs.
+    async fn fill_submodules(
+        &mut self,
+        worktree: &mut Worktree,
+        repository: &Repository,
+        token: &InstallationToken,
+    ) -> Result<(), Failure> {
+        let refused = |what: String| Err(Failure::new(Reason::SourceRefused, what));
+        let mut n_filled = 0;
+        let mut level = within(repository, &mut worktree.submodules);
+        for _ in 0..MAX_NESTING {
+            n_filled += level.len();
+            if n_filled > MAX_SUBMODULES {
+                return refused(format!("the commit has more than {MAX_SUBMODULES} submodules"));
+            }
+            let mut next = Vec::new();
+            for (parent, submodule) in level {
+                let filled = self.fill(worktree, &parent, &submodule, token).await;
+                let (repository, mut inner) = filled.map_err(|failure| failure.of(&submodule.path))?;
+                inner.move_below(&submodule.path);
+                worktree.lfs_pointers.append(&mut inner.lfs_pointers);
+                next.append(&mut within(&repository, &mut inner.submodules));
+            }
+            level = next;
+        }
+        match level.first() {
+            Some((_, submodule)) => {
+                refused(format!("{}: submodules are nested more than {MAX_NESTING} deep", submodule.path))
+            }
+            None => Ok(()),
+        }
+    }
+
+    async fn fill(
+        &mut self,
+        worktree: &Worktree,
+        parent: &Repository,
+        submodule: &Submodule,
+        token: &InstallationToken,
+    ) -> Result<(Repository, Worktree), Failure> {
+        let repository = self.stations.source.repository_of(submodule, parent)?;
+        let place = worktree.make_room(submodule)?;
+        // What another owner's repository names is no wish of this one's, and a fork's author is a stranger.
+        let is_theirs =
+            [parent, &repository].iter().all(|repository| repository.is_of_owner(&self.job.build.repository));
+        let may_mint = is_theirs && self.job.build.trust != Trust::Fork;
+        let mut access = self.access(repository, may_mint, token).await?;
+        let inner = self.of_commit(&mut access, &submodule.sha, &place).await?;
+        Ok((access.repository().clone(), inner))
+    }
+
+    async fn access<'t>(
+        &mut self,
+        repository: Repository,
+        may_mint: bool,
+        token: &'t InstallationToken,
+    ) -> Result<Access<'t>, Failure> {
+        if may_mint {
+            match mint(self.stations, self.job, &repository, self.attempt, self.report).await {
+                // The App may not be on a repository that everybody sees.
+                Err(GithubError::NotFound { .. }) => {}
+                minted => return Ok(Access::Token(minted?)),
+            }
+        }
+        let (repository, id) = self.stations.github.public_repository(&repository, token).await?;
+        Ok(Access::Public { repository, id, token })
+    }
+}
+
+/// Submodules, each with the repository that it is in.
+fn within(repository: &Repository, submodules: &mut Vec<Submodule>) -> Vec<(Repository, Submodule)> {
+    submodules.drain(..).map(|submodule| (repository.clone(), submodule)).collect()
+}
+
+impl Access<'_> {
+    fn repository(&self) -> &Repository {
+        match self {
+            Self::Token(token) => &token.repository,
+            Self::Public { repository, .. } => repository,
+        }
+    }
+
+    /// GitHub's number of the repository.
+    fn id(&self) -> u64 {
+        match self {
+            Self::Token(token) => token.repository_id,
+            Self::Public { id, .. } => *id,
+        }
+    }
+
+    /// Who may ask GitHub about the repository.
+    fn token(&self) -> &InstallationToken {
+        match self {
+            Self::Token(token) => token,
+            Self::Public { token, .. } => token,
+        }
+    }
+
+    /// What the git host is shown.
+    fn credential(&self) -> Option<Secret> {
+        match self {
+            Self::Token(token) => Some(token.secret.clone()),
+            Self::Public { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Submodules: fetched where the operator says so, each by the right that the job has to it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use world::{File, Repository, Script};
+
+use crate::afternoon::{Afternoon, CALLBACKS};
+
+const ALLOWED: &str = "source.submodules = [\"acme/*\"]";
+
+/// The App's world with `acme/app`, `acme/lib` and `acme/deep` in it, and what was built of it.
+struct Yard {
+    afternoon: Afternoon,
+}
+
+impl Yard {
+    fn open() -> Self {
+        let afternoon = Afternoon::start();
+        afternoon.github.install("acme", &["app", "lib", "deep"]);
+        Self { afternoon }
+    }
+
+    /// A commit of a repository with one file, `lib.txt`, that holds its name.
+    fn lib(&self, name: &str) -> (Repository, String) {
+        let repository = self.afternoon.git.repository(name);
+        let sha = repository.commit(&[("lib.txt", name)]);
+        (repository, sha)
+    }
+
+    /// A commit of a repository with a submodule in `vote/lib`.
+    fn with_submodule(&self, name: &str, url: &str, sha: &str) -> String {
+        // The name has a dot, and the path stands after the URL.
+        let modules = format!("[submodule \"some.lib\"]\n\turl = {url}\n\tpath = vote/lib\n");
+        self.afternoon.git.repository(name).commit_with(
+            "main",
+            &[
+                File::new("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+                File::new(".gitmodules", modules),
+                File::submodule("vote/lib", sha),
+            ],
+        )
+    }
+
+    /// Builds a commit of `acme/app`: the report, and each file of the context with its content.
+    async fn build(&self, config: &str, sha: &str, more: Value) -> (Value, BTreeMap<String, String>) {
+        let Self { afternoon } = self;
+        afternoon.builder.script(Script::success(&["vote"]).held());
+        let _worker = afternoon.worker(config);
+        let mut native = afternoon.native(sha);
+        native["repository"] = json!("acme/app");
+        native.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let n_before = afternoon.redis.queue(CALLBACKS).await.len();
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let has_ended = async || afternoon.redis.queue(CALLBACKS).await.len() > n_before;
+        afternoon.until("it bakes or ends", async || afternoon.builder.running() > 0 || has_ended().await).await;
+        let mut files = BTreeMap::new();
+        for directory in afternoon.job_directories() {
+            read(&directory.join("tree/app/vote"), "", &mut files);
+        }
+        afternoon.builder.release();
+        (afternoon.callbacks(n_before + 1).await.pop().unwrap(), files)
+    }
+
+    /// The tokens with which a repository was asked for.
+    fn tokens_of(&self, name: &str) -> Vec<Option<String>> {
+        let requests = self.afternoon.git.requests().into_iter();
+        requests
+            .filter(|request| request.path.starts_with(&format!("/{name}.git/")))
+            .map(|request| request.token)
+            .collect()
+    }
+}
+
+fn read(directory: &Path, above: &str, files: &mut BTreeMap<String, String>) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = format!("{above}{}", entry.file_name().to_string_lossy());
+        if entry.path().is_dir() {
+            read(&entry.path(), &format!("{name}/"), files);
+        } else {
+            files.insert(name, std::fs::read_to_string(entry.path()).unwrap());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submodule_of_the_same_owner_is_fetched_by_a_token_of_its_own() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
+    let (report, files) = yard.build(ALLOWED, &sha, json!({})).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(files["lib/lib.txt"], "acme/lib", "{files:?}");
+    assert!(!files.contains_key("lib/.git"), "{files:?}");
+
+    let grants: BTreeMap<_, _> = yard.afternoon.github.tokens().all().into_iter().collect();
+    for name in ["acme/app", "acme/lib"] {
+        for token in yard.tokens_of(name) {
+            let grant = &grants[&token.expect("a token")];
+            assert_eq!(grant.reach.full_names(), [name]);
+            assert!(grant.is_revoked, "it was given back");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_stay_empty_unless_the_operator_allows_them_and_the_report_says_so() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
+    let (report, files) = yard.build("source.submodules = [\"other/*\"]", &sha, json!({})).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(report["notices"], json!(["vote/lib is a submodule, and is left empty"]));
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["Dockerfile"]);
+    assert_eq!(yard.tokens_of("acme/lib"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_public_submodule_of_another_owner_is_fetched_without_a_token_and_a_private_one_is_not() {
+    let yard = Yard::open();
+    let (public, shown) = yard.lib("other/public");
+    public.publish();
+    let (_, hidden) = yard.lib("other/private");
+    // The App is there as well: another customer's.
+    yard.afternoon.github.install("other", &["public", "private"]);
+
+    let host = yard.afternoon.git.url();
+    let sha = yard.with_submodule("acme/app", &format!("{host}/other/public"), &shown);
+    let (report, files) = yard.build(ALLOWED, &sha, json!({})).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(files["lib/lib.txt"], "other/public");
+    assert!(yard.tokens_of("other/public").iter().all(Option::is_none));
+    let sha = yard.with_submodule("acme/app", &format!("{host}/other/private"), &hidden);
+    let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
+    assert_eq!(report["reason"], "repository_not_found", "{report:#}");
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains("vote/lib") && message.contains("other/private"), "{message}");
+    assert_eq!(yard.tokens_of("other/private"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forks_build_gets_no_token_for_a_submodule() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
+    let (report, _) = yard.build(ALLOWED, &sha, json!({"trust": "fork"})).await;
+    assert_eq!(report["reason"], "repository_not_found", "{report:#}");
+    assert_eq!(yard.afternoon.github.tokens().all().len(), 1, "that of the fork's own commit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_in_submodules_are_filled_up_to_a_depth() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let deep = yard.with_submodule("acme/deep", "../lib", &lib);
+    let sha = yard.with_submodule("acme/app", "../deep", &deep);
+    let (report, files) = yard.build(ALLOWED, &sha, json!({})).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(files["lib/vote/lib/lib.txt"], "acme/lib", "{files:?}");
+    let mut inner = deep;
+    for _ in 0..4 {
+        inner = yard.with_submodule("acme/deep", "../deep", &inner);
+    }
+    let sha = yard.with_submodule("acme/app", "../deep", &inner);
+    let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
+    assert_eq!(report["reason"], "source_refused", "{report:#}");
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains("vote/lib/vote/lib/vote/lib/vote/lib/vote/lib: submodules are nested"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_repository_on_the_git_host_is_refused_by_name_and_not_asked_for() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let elsewhere = world::GitHost::open();
+    elsewhere.repository("acme/lib").commit(&[("lib.txt", "another host's")]);
+    let urls = [
+        format!("{}/acme/lib.git", elsewhere.url()),
+        "file:///etc".into(),
+        "ext::sh -c touch% pwned".into(),
+        "--upload-pack=touch pwned".into(),
+        "../../../../etc".into(),
+    ];
+    for url in urls {
+        let sha = yard.with_submodule("acme/app", &url, &lib);
+        let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
+        assert_eq!(report["reason"], "source_refused", "{url}: {report:#}");
+        assert!(report["message"].as_str().unwrap().contains("vote/lib"), "{url}: {report:#}");
+    }
+    assert_eq!(elsewhere.requests().len(), 0);
+    assert_eq!(yard.tokens_of("acme/lib"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_a_link_and_one_that_git_cannot_read_say_nothing_of_submodules() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let repository = yard.afternoon.git.repository("acme/app");
+    let modules = "[submodule \"lib\"]\n\tpath = vote/lib\n\turl = ../lib\n";
+    let [link, broken] =
+        [File::symlink(".gitmodules", "real"), File::new(".gitmodules", "[submodule \"lib\n")].map(|file| {
+            let files = [
+                File::new("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+                File::new("real", modules),
+                File::submodule("vote/lib", &lib),
+                file,
+            ];
+            repository.commit_with("main", &files)
+        });
+    for sha in [link, broken] {
+        let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
+        assert_eq!(report["reason"], "source_refused", "{report:#}");
+        assert!(report["message"].as_str().unwrap().contains("has no URL in .gitmodules"), "{report:#}");
+    }
+    assert_eq!(yard.tokens_of("acme/lib"), []);
+}
