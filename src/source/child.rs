@@ -26,7 +26,9 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (sandbox, worker) = (text(), text());
     let last = match Sandbox::enter(&sandbox, &worker) {
         Err(error) => Err(Failed::worker(error)),
-        Ok(()) => read_request().and_then(|request| acquire(&request)),
+        Ok(()) => {
+            read_request().and_then(|request| acquire(&request).map_err(|failed| failed.below(&request.worktree)))
+        }
     };
     let (message, code) = match last {
         Ok(done) => (done, ExitCode::SUCCESS),

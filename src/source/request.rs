@@ -1,7 +1,7 @@
 //! What the worker and the source child say to each other: one JSON object in, lines of JSON out.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +120,11 @@ pub(super) struct Failed {
 impl Failed {
     pub(super) fn new(fault: Fault, message: impl Into<String>) -> Self {
         Self { fault, message: message.into() }
+    }
+
+    /// The same, with the paths of files as their owner knows them.
+    pub(super) fn below(self, worktree: &Path) -> Self {
+        Self { message: self.message.replace(&format!("{}/", worktree.display()), ""), ..self }
     }
 
     /// A failure of the mirror or the disk.
