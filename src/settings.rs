@@ -27,6 +27,10 @@ pub use pattern::{NamePattern, Pattern};
 /// The job class that tries the runtime without building anything; taken when `jobs.probe` is on.
 pub const PROBE: &str = "Sidebake::Probe";
 
+/// Characters of a `source.mtimes_key` that nobody tries out: whoever builds sees the times of their own files, and could test
+/// guesses on them.
+pub const MIN_MTIMES_KEY: usize = 32;
+
 /// A configuration that cannot be used. The message names the key.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
@@ -285,14 +289,22 @@ impl Source {
         meant.max_by_key(|(pattern, _)| pattern.closeness()).map_or(self.mtimes, |(_, mtimes)| *mtimes)
     }
 
+    /// Whether any repository's files have times that come from content.
+    pub fn needs_mtimes_key(&self) -> bool {
+        self.mtimes_for.values().chain([&self.mtimes]).any(|mtimes| *mtimes == Mtimes::Content)
+    }
+
     fn check(&self) -> Result<(), SettingsError> {
-        let refuse =
-            |message: &str| Err(SettingsError::Key { path: "source.mtimes_key_file".into(), message: message.into() });
-        let mut mtimes = self.mtimes_for.values().chain([&self.mtimes]);
+        let refuse = |key: &str, message: &str| {
+            Err(SettingsError::Key { path: format!("source.{key}"), message: message.into() })
+        };
         match (&self.mtimes_key, &self.mtimes_key_file) {
-            (Some(_), Some(_)) => refuse("mtimes_key is set as well"),
-            (None, None) if mtimes.any(|mtimes| *mtimes == Mtimes::Content) => {
-                refuse("is needed for times that come from content")
+            (Some(_), Some(_)) => refuse("mtimes_key_file", "mtimes_key is set as well"),
+            (None, None) if self.needs_mtimes_key() => {
+                refuse("mtimes_key_file", "is needed for times that come from content")
+            }
+            (Some(key), None) if key.expose().len() < MIN_MTIMES_KEY => {
+                refuse("mtimes_key", &format!("must have at least {MIN_MTIMES_KEY} characters"))
             }
             _ => Ok(()),
         }
@@ -581,13 +593,15 @@ mod tests {
         assert_eq!(resolved, "jobs.classes.B.resolve: is needed for resolved arguments");
         let keyless = message("source.mtimes_for = { \"acme/app\" = \"content\" }");
         assert_eq!(keyless, "source.mtimes_key_file: is needed for times that come from content");
+        let short = message("source.mtimes_key = \"hunter2\"");
+        assert_eq!(short, "source.mtimes_key: must have at least 32 characters");
         let remote = message("[builders.default]\ndriver = \"remote\"");
         assert_eq!(remote, "builders.default.endpoint: is needed for the remote driver: tcp://host:port");
     }
 
     #[test]
     fn the_closest_repository_says_where_its_times_come_from() {
-        let file = "[source]\nmtimes_key = \"k\"\n\
+        let file = "[source]\nmtimes_key_file = \"/run/secrets/key\"\n\
                     mtimes_for = { \"acme/*\" = \"content\", \"acme/Make-*\" = \"checkout\", \"acme/make-no\" = \"content\" }\n";
         let source = read(file, &[]).expect("valid").source;
         let content = ["acme/app", "acme/make-no"].map(|name| source.mtimes_of(name));

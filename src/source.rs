@@ -28,7 +28,7 @@ use crate::process::{self, Ended, ProcessError};
 use crate::reason::{Failure, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
-use crate::settings::{self, Mtimes};
+use crate::settings::{self, MIN_MTIMES_KEY, Mtimes};
 use crate::state::{StateDirectory, StateError};
 
 use gate::Gate;
@@ -36,9 +36,6 @@ use request::{Fault, Message, Request};
 
 pub use child::{VERB, main as child_main};
 pub use submodules::{MAX_SUBMODULES, Submodule};
-
-/// Characters of a key that nobody tries out: whoever builds sees the times of their own files, and could test guesses on them.
-const MIN_MTIMES_KEY: usize = 32;
 
 /// The worktree could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -240,11 +237,20 @@ impl Source {
     ///
     /// # Errors
     ///
-    /// `MtimesKey` when its file cannot be read, or holds a key that could be guessed.
+    /// Those of [`Self::configured_mtimes_key`].
     pub fn mtimes_key(&self, build: &Build) -> Result<Option<Secret>, SourceError> {
         if self.settings.mtimes_of(&build.repository.to_string()) == Mtimes::Checkout {
             return Ok(None);
         }
+        Ok(Some(mtimes::account_key(&self.configured_mtimes_key()?, &build.account)))
+    }
+
+    /// The key of all accounts. Its file is read anew each time, so that it can be put right.
+    ///
+    /// # Errors
+    ///
+    /// `MtimesKey` when its file cannot be read, or holds a key that could be guessed.
+    pub fn configured_mtimes_key(&self) -> Result<Secret, SourceError> {
         let key = match (&self.settings.mtimes_key, &self.settings.mtimes_key_file) {
             (Some(key), _) => key.clone(),
             (None, Some(path)) => std::fs::read_to_string(path)
@@ -255,7 +261,7 @@ impl Source {
         if key.expose().len() < MIN_MTIMES_KEY {
             return Err(SourceError::MtimesKey(format!("is shorter than {MIN_MTIMES_KEY} characters")));
         }
-        Ok(Some(mtimes::account_key(&key, &build.account)))
+        Ok(key)
     }
 
     /// Whether submodules of this repository are fetched.

@@ -16,6 +16,7 @@ use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
 use crate::sidekiq::random_hex;
+use crate::source::Source;
 use crate::state::StateDirectory;
 
 /// From this version on buildx ends when its pod goes; before, only our time limits end it.
@@ -64,6 +65,7 @@ impl Doctor {
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
         let mut findings = redis(settings).await;
         findings.push(github(settings).await);
+        findings.extend(mtimes(settings));
         findings.push(buildx(settings).await);
         findings.extend(builders(settings).await);
         findings.push(kernel(settings.sandbox.mode));
@@ -126,6 +128,12 @@ async fn github(settings: &Settings) -> Finding {
             .map_err(|error| error.to_string())
     };
     Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
+}
+
+/// Whether times can be made from content, where a repository wants them.
+fn mtimes(settings: &Settings) -> Option<Finding> {
+    let key = settings.source.needs_mtimes_key().then(|| Source::new(settings).configured_mtimes_key())?;
+    Some(Finding::of("times of files", key.map(|_| "a key for those that come from content".to_owned())))
 }
 
 async fn buildx(settings: &Settings) -> Finding {

@@ -101,3 +101,25 @@ async fn doctor_is_red_when_something_is() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("FAIL  github app"), "{}", text(&output));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_looks_at_the_key_of_times_where_it_is_needed() {
+    let afternoon = Afternoon::start();
+    let path = afternoon.home.path().join("times.key");
+    let doctor = |mtimes: &str| {
+        let more =
+            format!("[source]\nmtimes_for = {{ \"acme/*\" = \"{mtimes}\" }}\nmtimes_key_file = \"{}\"", path.display());
+        let output = afternoon.run(&["doctor"], &more);
+        let line = text(&output).lines().find(|line| line.contains("times of files")).map(str::to_owned);
+        (output.status.success(), line.unwrap_or_default())
+    };
+    let is_red =
+        |(is_good, line): (bool, String), words: &str| !is_good && line.starts_with("FAIL") && line.contains(words);
+    assert_eq!(doctor("checkout"), (true, String::new()));
+    assert!(is_red(doctor("content"), "No such file"));
+    std::fs::write(&path, "hunter2\n").unwrap();
+    assert!(is_red(doctor("content"), "is shorter than 32 characters"));
+    std::fs::write(&path, "0".repeat(32)).unwrap();
+    let (is_good, line) = doctor("content");
+    assert!(is_good && line.starts_with("ok"), "{line}");
+}

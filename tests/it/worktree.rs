@@ -375,7 +375,10 @@ async fn a_key_that_could_be_guessed_makes_no_times() {
     let afternoon = Afternoon::start();
     let (_, sha) = afternoon.voting_app();
     afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let _worker = afternoon.worker("[source]\nmtimes = \"content\"\nmtimes_key = \"hunter2\"");
+    let key = afternoon.home.path().join("times.key");
+    std::fs::write(&key, "hunter2\n").unwrap();
+    let more = format!("[source]\nmtimes = \"content\"\nmtimes_key_file = \"{}\"", key.display());
+    let _worker = afternoon.worker(&more);
     afternoon.until("it is to be retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
