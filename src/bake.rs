@@ -8,6 +8,7 @@ mod credentials;
 mod define;
 mod diagnose;
 mod escape;
+mod ignore;
 mod metadata;
 mod policy;
 mod print;
@@ -161,17 +162,17 @@ impl Definition {
         self.targets.keys().cloned().collect()
     }
 
-    /// Those of the worktree's files that a target may be built from: they lie in a context, or are a Dockerfile.
+    /// Those of the worktree's files that a target may be built from: they lie in a context whose `.dockerignore` does not
+    /// leave them out, or are a Dockerfile.
     ///
-    /// Paths are from the worktree's root. What a `.dockerignore` leaves out counts as well.
+    /// Paths are from the worktree's root.
     pub fn inputs<'a>(&self, files: &'a [PathBuf]) -> Vec<&'a Path> {
         if files.is_empty() {
             return Vec::new();
         }
         let root = self.worktree.canonicalize().unwrap_or_else(|_| self.worktree.clone());
-        let paths: Vec<PathBuf> = self.targets.values().flat_map(paths).collect();
-        let is_input = |file: &&Path| paths.iter().any(|path| root.join(file).starts_with(path));
-        files.iter().map(PathBuf::as_path).filter(is_input).collect()
+        let inputs: BTreeSet<&Path> = self.targets.values().flat_map(|fields| read_by(fields, &root, files)).collect();
+        files.iter().map(PathBuf::as_path).filter(|file| inputs.contains(file)).collect()
     }
 
     /// These targets and all that are linked to them, either way: what was built on a target that is built again must be
@@ -195,14 +196,21 @@ impl Definition {
     }
 }
 
-/// The directories and the Dockerfile that a target reads, after symbolic links.
-fn paths(fields: &Map<String, Value>) -> Vec<PathBuf> {
+/// Those of the files of the worktree `root` that a target reads.
+fn read_by<'a>(fields: &Map<String, Value>, root: &Path, files: &'a [PathBuf]) -> Vec<&'a Path> {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
     let context = PathBuf::from(text("context").unwrap_or_default());
-    let dockerfile = context.join(text("dockerfile").unwrap_or("Dockerfile")).canonicalize();
+    let dockerfile = context.join(text("dockerfile").unwrap_or("Dockerfile"));
+    let beside = fields.get("dockerfile-inline").is_none().then_some(&*dockerfile);
+    let mut inputs = ignore::sent(root, &context, beside, files);
     // Other targets and images are named in the same place; they look like no absolute path.
-    let named = named_contexts(fields).map(PathBuf::from);
-    named.chain(dockerfile).chain([context]).collect()
+    for named in named_contexts(fields).map(Path::new).filter(|named| named.is_absolute()) {
+        inputs.extend(ignore::sent(root, named, None, files));
+    }
+    // It is read also when it is left out of the context.
+    let dockerfile = dockerfile.canonicalize().unwrap_or_default();
+    inputs.extend(files.iter().map(PathBuf::as_path).filter(|file| root.join(file) == dockerfile));
+    inputs
 }
 
 /// The targets on which a target is built: its named contexts `target:NAME`.
@@ -342,6 +350,7 @@ mod tests {
         }
         std::fs::write(root.join("docker/Dockerfile"), "").expect("written");
         std::os::unix::fs::symlink("../docker/Dockerfile", root.join("docker/linked")).expect("linked");
+        std::fs::write(root.join("app/.dockerignore"), "out.*").expect("written");
         let target = json!({
             "context": root.join("docker"), "dockerfile": "linked",
             "contexts": {"assets": root.join("assets"), "base": "target:docs", "image": "docker-image://tools"}
@@ -357,6 +366,8 @@ mod tests {
             ("docker/x", 1, 0),
             ("assets/deep/x.bin", 1, 0),
             ("app/x.bin", 0, 1),
+            ("app/out.bin", 0, 0),
+            ("docker/out.bin", 1, 0),
             ("app-assets/x.bin", 0, 0),
             ("tools/x.bin", 0, 0),
             ("docs", 0, 0),

@@ -450,3 +450,25 @@ async fn a_pointer_that_no_build_reads_or_that_git_would_leave_as_it_is_does_not
     let report = report_of(&afternoon, &files, "Dockerfile").await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pointer_that_dockerignore_leaves_out_does_not_matter() {
+    let afternoon = Afternoon::start();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = afternoon.worker("");
+    let attributes = format!("*.bin {LFS}");
+    let mut files = vec![
+        (".gitattributes", attributes.as_str()),
+        ("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+        ("vote/models/small.bin", POINTER),
+        ("vote/models/deep/tiny.bin", POINTER),
+        ("vote/.dockerignore", "# large ones\n**/*.bin\n"),
+    ];
+    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+
+    files.push(("vote/Dockerfile.dockerignore", "models\n!models/deep\n"));
+    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    assert_eq!(report["reason"], "source_refused", "{report:#}");
+    assert!(report["message"].as_str().unwrap().contains("vote/models/deep/tiny.bin is a Git LFS"), "{report:#}");
+}
