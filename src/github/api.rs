@@ -145,7 +145,8 @@ impl Api {
 
     /// The path below the base when `location` is a URL of this API.
     pub(super) fn path_of<'a>(&self, location: &'a str) -> Option<&'a str> {
-        location.strip_prefix(self.settings.api_url.trim_end_matches('/'))
+        // Without the slash, what follows could be the rest of another host's name.
+        location.strip_prefix(self.settings.api_url.trim_end_matches('/')).filter(|path| path.starts_with('/'))
     }
 
     /// How long to wait before the same request may be answered better; none when this is the answer.
@@ -312,6 +313,18 @@ mod tests {
     use super::*;
 
     const NOW_S: u64 = 1_700_000_000;
+
+    #[test]
+    fn the_apps_signature_goes_to_its_api_alone() {
+        let settings = settings::Github { api_url: "https://api.github.com/".into(), ..Default::default() };
+        let api = Api::new(settings).expect("a client");
+        assert_eq!(api.path_of("https://api.github.com/repositories/1"), Some("/repositories/1"));
+        for location in
+            ["https://api.github.com.evil.example/x", "https://api.github.com@evil.example", "http://evil", "/x"]
+        {
+            assert_eq!(api.path_of(location), None, "{location}");
+        }
+    }
 
     fn limit(status: u16, headers: &[(&str, &str)], body: &str) -> Option<u64> {
         let headers = headers.iter().map(|(name, value)| {
