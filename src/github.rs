@@ -171,20 +171,70 @@ impl App {
     }
 
     /// Whether the commit is in the repository. libgit2 cannot tell a missing commit from a broken connection.
+    ///
+    /// GitHub keeps a repository's commits and those of all its forks together: it also has what is in a fork only.
     pub async fn has_commit(
         &self,
         repository: &Repository,
         sha: &Sha,
         token: &InstallationToken,
     ) -> Result<bool, GithubError> {
-        let path = format!("/repos/{repository}/commits/{sha}");
+        Ok(self.find(&format!("/repos/{repository}/commits/{sha}"), token, &LAG).await?.is_some())
+    }
+
+    /// Whether the commit belongs to a branch or tag (`refs/heads/…`, `refs/tags/…`) of the token's repository itself: it is its
+    /// tip, or was before. `None` of other references, which cannot be asked for.
+    pub async fn is_on(
+        &self,
+        sha: &Sha,
+        reference: &str,
+        token: &InstallationToken,
+    ) -> Result<Option<bool>, GithubError> {
+        let Some(name) = named(reference) else { return Ok(None) };
         let mut pauses = LAG.iter();
         loop {
-            let answer = self.api.ask(Method::GET, &path, Bearer::Token(&token.secret), None).await?;
+            match (self.has_come_to(&name, sha, token).await?, pauses.next()) {
+                // Not every server of GitHub's has heard of a push of this moment.
+                (false, Some(pause)) => tokio::time::sleep(*pause).await,
+                (is_on, _) => return Ok(Some(is_on)),
+            }
+        }
+    }
+
+    /// Whether what is called `name` (`heads/…`, `tags/…`) is the commit, or has it behind itself.
+    async fn has_come_to(&self, name: &str, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
+        #[derive(Deserialize)]
+        struct Tip {
+            sha: String,
+        }
+        #[derive(Deserialize)]
+        struct Comparison {
+            status: String,
+        }
+        let tip = self.find(&format!("/repos/{}/commits/{name}", token.repository), token, &LAG).await?;
+        let Some(tip) = tip.map(|answer| answer.read::<Tip>()).transpose()? else { return Ok(false) };
+        if tip.sha == sha.as_str() {
+            return Ok(true);
+        }
+        let path = format!("/repos/{}/compare/{}...{sha}?per_page=1", token.repository, tip.sha);
+        let compared = self.find(&path, token, &[]).await?.map(|answer| answer.read::<Comparison>()).transpose()?;
+        Ok(compared.is_some_and(|compared| compared.status == "behind"))
+    }
+
+    /// Asks for something of the repository's, after each pause again; `None` when there is no such thing.
+    async fn find(
+        &self,
+        path: &str,
+        token: &InstallationToken,
+        pauses: &[Duration],
+    ) -> Result<Option<Answer>, GithubError> {
+        let mut pauses = pauses.iter();
+        loop {
+            let answer = self.api.ask(Method::GET, path, Bearer::Token(&token.secret), None).await?;
             match (answer.status, pauses.next()) {
                 (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(pause)) => tokio::time::sleep(*pause).await,
-                (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => return Ok(false),
-                (status, _) if status.is_success() => return Ok(true),
+                (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => return Ok(None),
+                (status, _) if status.is_success() => return Ok(Some(answer)),
                 _ => return Err(answer.error()),
             }
         }
@@ -279,6 +329,22 @@ impl App {
     }
 }
 
+/// `heads/…` or `tags/…`, as a part of a URL's path that is nothing else to anybody.
+fn named(reference: &str) -> Option<String> {
+    let name =
+        reference.strip_prefix("refs/").filter(|name| name.starts_with("heads/") || name.starts_with("tags/"))?;
+    // No reference has such a part, and a URL that has it leads elsewhere.
+    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return None;
+    }
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.');
+    Some(
+        name.bytes()
+            .map(|byte| if is_plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") })
+            .collect(),
+    )
+}
+
 fn good(answer: Answer) -> Result<Answer, GithubError> {
     if answer.status.is_success() { Ok(answer) } else { Err(answer.error()) }
 }
@@ -312,4 +378,25 @@ struct Granted {
 /// What is not known to be public is private.
 fn yes() -> bool {
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_is_asked_for_by_nothing_but_its_name() {
+        for (reference, expected) in [
+            ("refs/heads/main", Some("heads/main")),
+            ("refs/heads/team/a.b", Some("heads/team/a.b")),
+            ("refs/tags/v1", Some("tags/v1")),
+            ("refs/heads/a?b#c%2f é", Some("heads/a%3Fb%23c%252f%20%C3%A9")),
+            ("refs/heads/../../../../user", None),
+            ("refs/heads/", None),
+            ("refs/pull/1/head", None),
+            ("main", None),
+        ] {
+            assert_eq!(named(reference).as_deref(), expected, "{reference}");
+        }
+    }
 }

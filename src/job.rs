@@ -38,7 +38,8 @@ pub struct BuildJob {
     pub installation_id: Option<u64>,
     /// The commit.
     pub sha: Sha,
-    /// The branch or tag it was pushed to: reported, never resolved.
+    /// The branch or tag it was pushed to: reported, and never resolved; of `refs/heads/…` and `refs/tags/…` GitHub is asked
+    /// whether the commit belongs to them, unless a fork's is expected.
     pub git_ref: Option<String>,
     /// What to build from it.
     pub build: Build,

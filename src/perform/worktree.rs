@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Attempt, Stations};
 use crate::event::{Event, Phase};
-use crate::github::{self, GithubError, InstallationToken};
+use crate::github::{self, App, GithubError, InstallationToken};
 use crate::job::{BuildJob, Repository, Sha, Trust};
 use crate::reason::{Failure, Reason};
 use crate::report::Report;
@@ -49,7 +49,9 @@ pub(super) async fn check_out(
     let place = directory.subdirectory("tree")?.join(&job.build.repository.name);
     let mut checkout = Checkout { stations, job, attempt, report };
     let mut access = Access::Token(token);
-    let mut worktree = checkout.of_commit(&mut access, &job.sha, &place).await?;
+    // A fork's commit is on none of this repository's branches, and is built as a stranger's.
+    let reference = job.git_ref.as_deref().filter(|_| job.build.trust != Trust::Fork);
+    let mut worktree = checkout.of_commit(&mut access, &job.sha, reference, &place).await?;
     if stations.source.takes_submodules_of(&job.build.repository) {
         checkout.fill_submodules(&mut worktree, access.repository(), access.token()).await?;
     } else {
@@ -90,8 +92,14 @@ struct Checkout<'a> {
 }
 
 impl Checkout<'_> {
-    /// Makes the worktree of one commit.
-    async fn of_commit(&mut self, access: &mut Access<'_>, sha: &Sha, place: &Path) -> Result<Worktree, Failure> {
+    /// Makes the worktree of one commit, which has to be on the `reference`, if there is one.
+    async fn of_commit(
+        &mut self,
+        access: &mut Access<'_>,
+        sha: &Sha,
+        reference: Option<&str>,
+        place: &Path,
+    ) -> Result<Worktree, Failure> {
         let (source, github) = (&self.stations.source, &self.stations.github);
         let mut pauses = github::LAG.iter();
         loop {
@@ -110,7 +118,9 @@ impl Checkout<'_> {
                 revision: Revision::Sha(sha.clone()),
                 mtimes_key: source.mtimes_key(&self.job.build)?,
             };
-            match (fetch(self.stations, &origin, self.attempt, self.report).await, pauses.next()) {
+            let fetched = fetch(self.stations, &origin, self.attempt, self.report);
+            let (fetched, belongs) = tokio::join!(fetched, refuse_foreign(github, sha, reference, access.token()));
+            match (fetched, pauses.next()) {
                 (Err(error), Some(pause)) if error.is_denied() && matches!(access, Access::Token(_)) => {
                     tokio::time::sleep(*pause).await;
                 }
@@ -120,7 +130,11 @@ impl Checkout<'_> {
                     let message = format!("{} has no commit {sha}", access.repository());
                     return Err(Failure::new(Reason::CommitNotFound, message));
                 }
-                (result, _) => return Ok(result?),
+                (result, _) => {
+                    let worktree = result?;
+                    belongs?;
+                    return Ok(worktree);
+                }
             }
         }
     }
@@ -172,7 +186,7 @@ impl Checkout<'_> {
             [parent, &repository].iter().all(|repository| repository.is_of_owner(&self.job.build.repository));
         let may_mint = is_theirs && self.job.build.trust != Trust::Fork;
         let mut access = self.access(repository, may_mint, token).await?;
-        let inner = self.of_commit(&mut access, &submodule.sha, &place).await?;
+        let inner = self.of_commit(&mut access, &submodule.sha, None, &place).await?;
         Ok((access.repository().clone(), inner))
     }
 
@@ -192,6 +206,25 @@ impl Checkout<'_> {
         let (repository, id) = self.stations.github.public_repository(&repository, token).await?;
         Ok(Access::Public { repository, id, token })
     }
+}
+
+/// What is on a fork only can be fetched from the repository as well: GitHub keeps the commits of both together. Nobody has
+/// read it who may write to the branch for which it would be built.
+async fn refuse_foreign(
+    github: &App,
+    sha: &Sha,
+    reference: Option<&str>,
+    token: &InstallationToken,
+) -> Result<(), Failure> {
+    let Some(reference) = reference else { return Ok(()) };
+    if github.is_on(sha, reference, token).await? != Some(false) {
+        return Ok(());
+    }
+    let message = format!(
+        "{sha} is not on {reference} of {}: it may be on a fork only, or the branch has been rewritten or removed since",
+        token.repository
+    );
+    Err(Failure::new(Reason::CommitNotFound, message))
 }
 
 /// Submodules, each with the repository that it is in.

@@ -215,6 +215,68 @@ async fn a_repository_that_another_account_has_now_is_not_built_for_the_old_one(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
+    let (afternoon, tip) = Afternoon::good();
+    let original = afternoon.git.repository("acme/voting-app");
+    let fork = afternoon.git.repository("eve/voting-app");
+    fork.fork(&original);
+    let foreign = fork.commit(&[("vote/Dockerfile", "FROM base\nRUN steal\n")]);
+    let newer = original.commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
+    let who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.test"];
+    original.git(&[&who[..], &["tag", "-a", "v1#1", "-m", "one", &tip]].concat());
+    assert_eq!(original.git(&["cat-file", "-t", &foreign]), "commit", "the original has what its forks have");
+    let unrelated = original.commit_with("pages", &[world::File::new("vote/Dockerfile", "FROM base\n")]);
+
+    let _worker = afternoon.worker("");
+    let refused = Some("commit_not_found");
+    let table = [
+        (&foreign, json!("refs/heads/main"), "branch", refused),
+        (&foreign, json!("refs/heads/main"), "protected", refused),
+        (&foreign, json!("refs/tags/v1#1"), "branch", refused),
+        (&unrelated, json!("refs/heads/main"), "branch", refused),
+        (&tip, json!("refs/heads/gone"), "branch", refused),
+        (&newer, json!("refs/tags/v1#1"), "branch", refused),
+        // Whose job it is to know: Rails says that it is a fork's, or does not say where it was pushed to.
+        (&foreign, json!("refs/heads/main"), "fork", None),
+        (&foreign, json!("refs/pull/7/head"), "branch", None),
+        (&foreign, Value::Null, "branch", None),
+        (&newer, json!("refs/heads/main"), "protected", None),
+        (&tip, json!("refs/heads/main"), "branch", None),
+        (&tip, json!("refs/tags/v1#1"), "branch", None),
+    ];
+    for (n, (sha, reference, trust, _)) in table.iter().enumerate() {
+        let mut native = afternoon.native(sha);
+        (native["build_id"], native["ref"], native["trust"]) = (json!(n), reference.clone(), json!(trust));
+        afternoon.push(native).await;
+    }
+    for report in afternoon.callbacks(table.len()).await {
+        let n = usize::try_from(report["build_id"].as_u64().unwrap()).unwrap();
+        let (sha, reference, trust, expected) = &table[n];
+        assert_eq!(report["reason"].as_str(), *expected, "{sha} as {trust} of {reference}: {report:#}");
+        if expected.is_some() {
+            let words = format!("is not on {} of acme/voting-app", reference.as_str().unwrap());
+            assert!(report["message"].as_str().unwrap().contains(&words), "{report:#}");
+        }
+    }
+    assert_eq!(afternoon.builder.runs().len(), 6, "nothing is built of a commit that is refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_of_which_github_has_not_heard_the_last_push_is_asked_for_again() {
+    let (afternoon, tip) = Afternoon::good();
+    afternoon.git.repository("acme/voting-app").commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
+    let compare = "/repos/acme/voting-app/compare";
+    afternoon.github.faults().fail_next(compare, 1, 200, &[], r#"{"status": "ahead"}"#);
+    let mut native = afternoon.native(&tip);
+    native["ref"] = json!("refs/heads/main");
+    afternoon.push(native).await;
+    let _worker = afternoon.worker("");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
+    assert_eq!(afternoon.n_asked(compare), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_put_right_is_read_without_a_restart_in_either_form() {
     let (afternoon, sha) = Afternoon::good();
     let path = afternoon.home.path().join("app.pem");

@@ -111,6 +111,16 @@ impl Repository {
         (!tip.is_empty()).then_some(tip)
     }
 
+    /// Makes a fork of the other, as GitHub has them: either one serves the commits of both by their shas.
+    pub fn fork(&self, original: &Repository) {
+        for (reader, other) in [(self, original), (original, self)] {
+            let objects = other.dir.join("objects");
+            std::fs::write(reader.dir.join("objects/info/alternates"), format!("{}\n", objects.display())).unwrap();
+        }
+        let tip = original.tip("main").unwrap();
+        self.git(&["update-ref", "refs/heads/main", &tip]);
+    }
+
     /// Runs git in the repository and returns its output, trimmed: for what the verbs above cannot say.
     pub fn git(&self, args: &[&str]) -> String {
         let output = run(git(&self.dir).args(args), b"");

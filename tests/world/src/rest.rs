@@ -31,6 +31,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/repos/{owner}/{repo}/installation", get(installation_of))
         .route("/repositories/{id}/installation", get(installation_of_number))
         .route("/repos/{owner}/{repo}/commits/{*revision}", get(commit))
+        .route("/repos/{owner}/{repo}/compare/{*range}", get(compare))
         .fallback(async || NOT_FOUND)
         .layer(from_fn_with_state(shared.clone(), front_door))
         .with_state(shared)
@@ -264,7 +265,43 @@ async fn commit(
     Path((owner, repo, revision)): Path<(String, String, String)>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Refusal> {
-    let (_, grant) = authenticate_token(&shared, &headers)?;
+    let dir = readable(&shared, &headers, &owner, &repo)?;
+    let (sha, tree, parents) = commit_ids(&dir, &revision).ok_or(Refusal(422, "No commit found for SHA"))?;
+    let parents: Vec<Value> = parents.iter().map(|sha| json!({"sha": sha})).collect();
+    Ok(Json(json!({"sha": sha, "commit": {"tree": {"sha": tree}}, "parents": parents})))
+}
+
+/// How the second of `BASE...HEAD` is to be reached from the first. The commits themselves are left out.
+async fn compare(
+    State(shared): State<Arc<Shared>>,
+    Path((owner, repo, range)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    let dir = readable(&shared, &headers, &owner, &repo)?;
+    let (base, head) = range.split_once("...").ok_or(NOT_FOUND)?;
+    let ids = [base, head].map(|revision| commit_ids(&dir, revision).map(|(sha, ..)| sha));
+    let [Some(base), Some(head)] = ids else { return Err(NOT_FOUND) };
+    let mut merge_base = git(&dir);
+    if !merge_base.args(["merge-base", &base, &head]).output().unwrap().status.success() {
+        return Err(Refusal(404, "No common ancestor"));
+    }
+    let mut count = git(&dir);
+    count.args(["rev-list", "--left-right", "--count", &format!("{base}...{head}")]);
+    let counts = String::from_utf8(count.output().unwrap().stdout).unwrap();
+    let mut counts = counts.split_whitespace().map(|number| number.parse::<u32>().unwrap());
+    let (behind_by, ahead_by) = (counts.next().unwrap(), counts.next().unwrap());
+    let status = match (ahead_by, behind_by) {
+        (0, 0) => "identical",
+        (_, 0) => "ahead",
+        (0, _) => "behind",
+        _ => "diverged",
+    };
+    Ok(Json(json!({"status": status, "ahead_by": ahead_by, "behind_by": behind_by})))
+}
+
+/// The repository, which the token in the headers may read.
+fn readable(shared: &Shared, headers: &HeaderMap, owner: &str, repo: &str) -> Result<PathBuf, Refusal> {
+    let (_, grant) = authenticate_token(shared, headers)?;
     let full_name = format!("{owner}/{repo}");
     let dir = shared.directory_of(&full_name)?;
     if !grant.reach.covers(&full_name) && !is_public(&dir) {
@@ -273,9 +310,7 @@ async fn commit(
     if !grant.permissions.contains_key("contents") {
         return Err(Refusal(403, "Resource not accessible by integration"));
     }
-    let (sha, tree, parents) = commit_ids(&dir, &revision).ok_or(Refusal(422, "No commit found for SHA"))?;
-    let parents: Vec<Value> = parents.iter().map(|sha| json!({"sha": sha})).collect();
-    Ok(Json(json!({"sha": sha, "commit": {"tree": {"sha": tree}}, "parents": parents})))
+    Ok(dir)
 }
 
 /// The commit that `revision` names, its tree and its parents.
