@@ -142,6 +142,74 @@ async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
     assert_eq!(temporary_packs(&afternoon), Vec::<PathBuf>::new());
 }
 
+/// Starts a worker, kills it when its child `is_half_done`, and lets the next one do the job.
+async fn kill_when(afternoon: &Afternoon, sha: &str, is_half_done: impl Fn() -> bool) {
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let mut worker = afternoon.worker("lease.ttl = \"1s\"");
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(sha)])).await;
+    afternoon.until("a child", async || !worker.source_children().is_empty()).await;
+    let (child, worker_id) = (worker.source_children()[0], worker.pid());
+    let shell = |script: String| std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+    // It stands still while it is looked at, or it could be through before the worker is killed.
+    afternoon
+        .until("it is half done", async || {
+            shell(format!("kill -STOP {child}"));
+            is_half_done() || {
+                shell(format!("kill -CONT {child}"));
+                false
+            }
+        })
+        .await;
+    assert_eq!(afternoon.job_directories().len(), 1);
+    shell(format!("kill -CONT {child}; kill -KILL {worker_id}"));
+    let killed = std::time::Instant::now();
+    world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
+    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+    assert!(is_half_done(), "it went on without its worker");
+    worker.ended().await;
+
+    afternoon.git.set_pack(Pack::Whole);
+    let _worker = afternoon.worker("lease.ttl = \"1s\"");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["jid"], &report["status"]), (&json!(jid), &json!("succeeded")), "{report:#}");
+    afternoon.idle().await;
+    assert_eq!(afternoon.builder.runs().len(), 1);
+    assert_eq!(afternoon.job_directories(), Vec::<PathBuf>::new());
+    assert_eq!(temporary_packs(afternoon), Vec::<PathBuf>::new());
+    let checked =
+        std::process::Command::new("git").args(["fsck", "--strict"]).current_dir(mirror(afternoon)).output().unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_while_it_fetches_takes_its_child_with_it_and_leaves_no_harm() {
+    let afternoon = Afternoon::start();
+    let sha = large(&afternoon);
+    afternoon.git.set_pack(Pack::StallAfter(1_000_000));
+    kill_when(&afternoon, &sha, || !temporary_packs(&afternoon).is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_killed_while_it_checks_out_takes_its_child_with_it_and_leaves_no_harm() {
+    let afternoon = Afternoon::start();
+    let n_folders = 200;
+    let mut files: Vec<File> =
+        (0..10_000).map(|n| File::new(&format!("vote/{}/{n}", n % n_folders), format!("file {n}\n"))).collect();
+    files.push(File::new("vote/Dockerfile", "FROM base\n"));
+    let sha = afternoon.git.repository("acme/voting-app").commit_with("main", &files);
+    kill_when(&afternoon, &sha, || {
+        let folder = afternoon.job_directories().first().map(|directory| directory.join("tree/voting-app/vote"));
+        let n_there = folder.and_then(|folder| folder.read_dir().ok()).map_or(0, Iterator::count);
+        (1..n_folders / 2).contains(&n_there)
+    })
+    .await;
+}
+
+fn mirror(afternoon: &Afternoon) -> PathBuf {
+    let path = format!("state/mirrors/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/voting-app"));
+    afternoon.home.path().join(path).join("repository.git")
+}
+
 fn temporary_packs(afternoon: &Afternoon) -> Vec<PathBuf> {
     let found = std::process::Command::new("find")
         .arg(afternoon.home.path().join("state/mirrors"))
@@ -156,8 +224,7 @@ async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
     let (repository, first) = afternoon.voting_app();
     afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
     let _worker = afternoon.worker("");
-    let mirror = format!("state/mirrors/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/voting-app"));
-    let mirror = afternoon.home.path().join(mirror).join("repository.git");
+    let mirror = mirror(&afternoon);
     let mut n_built = 0;
     let mut build = async |sha: &str, what: &str| {
         afternoon.redis.push("default", "BuildJob", json!([afternoon.native(sha)])).await;

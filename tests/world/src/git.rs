@@ -48,7 +48,7 @@ pub enum Pack {
     /// They arrive.
     #[default]
     Whole,
-    /// They stop after so many bytes and the connection stays open.
+    /// Those that are longer stop after so many bytes, and the connection stays open.
     StallAfter(u64),
     /// They end after so many bytes.
     CutAfter(u64),
@@ -329,13 +329,14 @@ fn spoil(stdout: impl AsyncRead + Unpin + Send + 'static, pack: Pack) -> Body {
         Pack::Whole => Body::from_stream(ReaderStream::new(stdout)),
         Pack::CutAfter(n_bytes) => Body::from_stream(ReaderStream::new(stdout.take(n_bytes))),
         Pack::StallAfter(n_bytes) => {
-            // The reading half of a pipe that nobody writes to and nobody closes.
-            let (silence, open_end) = tokio::io::duplex(1);
+            let (reader, mut writer) = tokio::io::duplex(1 << 16);
             tokio::spawn(async move {
-                let _open_end = open_end;
-                std::future::pending::<()>().await;
+                // What comes before the pack is shorter, and ends.
+                if tokio::io::copy(&mut stdout.take(n_bytes), &mut writer).await.is_ok_and(|n| n == n_bytes) {
+                    std::future::pending::<()>().await;
+                }
             });
-            Body::from_stream(ReaderStream::new(stdout.take(n_bytes).chain(silence)))
+            Body::from_stream(ReaderStream::new(reader))
         }
     }
 }
