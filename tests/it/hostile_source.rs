@@ -99,8 +99,26 @@ async fn names_that_lead_out_of_the_tree_or_into_git_are_refused() {
     let payload = forge.blob("[core]\n\tfsmonitor = touch /tmp/hurt\n");
     let inside = forge.tree(&[(FILE, b"config", payload)]);
     let outside = forge.blob(trap.outside().to_str().unwrap());
-    let names: [&[u8]; 7] = [b".git", b".GIT", b".Git", b"git~1", b"..", b".", b"a/b"];
+    let names: [&[u8]; 12] = [
+        b".git",
+        b".GIT",
+        b".Git",
+        b"git~1",
+        b"GIT~1",
+        b".git ",
+        b".git.",
+        b".git . .",
+        b".git::$INDEX_ALLOCATION",
+        b"..",
+        b".",
+        b"a/b",
+    ];
     let mut trees: Vec<Oid> = names.iter().map(|name| forge.tree_with(&[(DIRECTORY, *name, inside)])).collect();
+    let gone = Oid::from_str("0123456789012345678901234567890123456789").unwrap();
+    for (mode, id) in [(FILE, payload), (LINK, outside), (SUBMODULE, gone)] {
+        trees.push(forge.tree_with(&[(mode, b".git", id)]));
+    }
+    trees.push(forge.tree_with(&[(DIRECTORY, b"deep", forge.tree(&[(DIRECTORY, b".git", inside)]))]));
     trees.push(forge.tree_with(&[(FILE, b"../hurt", payload)]));
     // First a link, then a directory of its name: what comes into the second would go through the first.
     trees.push(forge.tree_with(&[(LINK, b"a", outside), (DIRECTORY, b"a", inside)]));
@@ -166,6 +184,8 @@ async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
             (FILE, b"--upload-pack=x", file),
             (FILE, b"a\nb", file),
             (FILE, b"\xff\xfe", file),
+            // Where zero-width characters are not seen, this is `.git`; here it is a name like any other.
+            (FILE, ".g\u{200c}it".as_bytes(), file),
             (FILE, b"back\\slash", file),
             (FILE, b"CON", file),
             (LINK, b"link", forge.blob("/etc/passwd")),
@@ -184,23 +204,54 @@ async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
     assert_eq!(trap.afternoon.git.n_fetches(), n_fetches, "no module is fetched");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_token_does_not_follow_a_redirect_to_another_host() {
-    let trap = Trap::set();
-    let afternoon = &trap.afternoon;
-    // The same port, or the sandbox alone would be in the way.
-    let elsewhere = TcpListener::bind(("127.0.0.2", afternoon.git.port())).unwrap();
+/// Who comes to another host at this port; the same one, or the sandbox alone would be in the way.
+fn visits(port: u16) -> Arc<AtomicUsize> {
+    let elsewhere = TcpListener::bind((ELSEWHERE, port)).unwrap();
     let n_visits = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&n_visits);
     std::thread::spawn(move || elsewhere.incoming().for_each(|_| _ = counted.fetch_add(1, Ordering::Relaxed)));
-    let location =
-        format!("http://127.0.0.2:{}/acme/voting-app.git/info/refs?service=git-upload-pack", afternoon.git.port());
-    afternoon.git.faults().fail_next("/acme", 1, 302, &[("location", &location)], "");
-    let mut native = afternoon.native(&trap.forge.commit(trap.forge.tree_with(&[])));
-    native["callback"]["on"] = json!(["retrying", "finished"]);
-    let _worker = afternoon.worker("");
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let report = afternoon.callbacks(1).await.remove(0);
-    assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("git_unavailable")), "{report:#}");
+    n_visits
+}
+
+const ELSEWHERE: &str = "127.0.0.2";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_does_not_follow_a_redirect_to_another_host() {
+    for path in ["/acme/voting-app.git/info/refs", "/acme/voting-app.git/git-upload-pack"] {
+        let trap = Trap::set();
+        let afternoon = &trap.afternoon;
+        let n_visits = visits(afternoon.git.port());
+        let location = format!("http://{ELSEWHERE}:{}{path}?service=git-upload-pack", afternoon.git.port());
+        afternoon.git.faults().fail_next(path, 1, 302, &[("location", &location)], "");
+        let mut native = afternoon.native(&trap.forge.commit(trap.forge.tree_with(&[])));
+        native["callback"]["on"] = json!(["retrying", "finished"]);
+        let _worker = afternoon.worker("");
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let report = afternoon.callbacks(1).await.remove(0);
+        assert_eq!(
+            (&report["moment"], &report["reason"]),
+            (&json!("retrying"), &json!("git_unavailable")),
+            "{report:#}"
+        );
+        assert_eq!(n_visits.load(Ordering::Relaxed), 0, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_goes_where_a_repository_says_that_its_large_files_are() {
+    let trap = Trap::set();
+    let (forge, port) = (&trap.forge, trap.afternoon.git.port());
+    let n_visits = visits(port);
+    let elsewhere =
+        format!("[lfs]\n\turl = http://{ELSEWHERE}:{port}/lfs\n[remote \"origin\"]\n\tlfsurl = file:///etc\n");
+    let pointer = "version https://git-lfs.github.com/spec/v1\n\
+        oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+    let tree = forge.tree_with(&[
+        (FILE, b".gitattributes", forge.blob("* filter=lfs diff=lfs merge=lfs -text\n")),
+        (FILE, b".lfsconfig", forge.blob(&elsewhere)),
+        (FILE, b"large.bin", forge.blob(pointer)),
+    ]);
+    let report = trap.reports(&[tree]).await.remove(0);
+    assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(n_visits.load(Ordering::Relaxed), 0);
 }
