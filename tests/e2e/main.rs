@@ -20,6 +20,7 @@ mod failures;
 mod hostile_definition;
 mod hostile_repository;
 mod house;
+mod make;
 mod processes;
 mod registry;
 mod ruby;
