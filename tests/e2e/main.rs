@@ -15,6 +15,7 @@ mod bell;
 mod build;
 mod commands;
 mod custody;
+mod dockerignore;
 mod engine;
 mod failures;
 mod hostile_definition;

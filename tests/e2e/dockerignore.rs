@@ -1,0 +1,61 @@
+//! Whether a file that a `.dockerignore` may leave out is an input of the build: BuildKit's answer, and ours.
+
+use serde_json::{Value, json};
+use world::File;
+
+use crate::house::House;
+use crate::registry;
+
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
+    oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
+
+/// What the file says, and a path in the context.
+const TABLE: &[(&str, &str)] = &[
+    ("models", "models/deep/x.bin"),
+    ("/models/", "models/x.bin"),
+    ("odels", "models/x.bin"),
+    ("**/*.bin", "models/x.bin"),
+    ("*.bin", "models/x.bin"),
+    ("**odels", "models/x.bin"),
+    ("m[a-o]dels/?.bin", "models/x.bin"),
+    ("m[^a-o]dels", "models/x.bin"),
+    ("models/[[^]*.bin", "models/^x.bin"),
+    ("models\n!models/x.bin", "models/x.bin"),
+    ("models\n!models/*.bin", "models/deep/x.bin"),
+    ("*\n!Dockerfile\n!models/x.bin\nmodels", "models/x.bin"),
+    ("**/*.bin\n!models", "models/x.bin"),
+    ("!models\n*\n!Dockerfile", "models/x.bin"),
+    (" # models\n#models", "models/x.bin"),
+    ("\u{feff}models\r\n", "models/x.bin"),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pointer_stops_a_build_where_buildkit_would_have_put_it_into_the_image() {
+    let house = House::open();
+    let dockerfile = house.dockerfile("COPY . /context\nRUN cd /context && find * -name '*.bin' > /found");
+    let mut files = Vec::new();
+    for (n, (ignore, path)) in TABLE.iter().enumerate() {
+        files.extend([
+            File::new(&format!("c{n}/Dockerfile"), dockerfile.as_str()),
+            File::new(&format!("c{n}/.dockerignore"), *ignore),
+            File::new(&format!("c{n}/{path}"), POINTER),
+        ]);
+    }
+    let sha = house.commit_with("ignored", &files);
+    let _worker = house.worker("");
+    let image = |n: usize, sha: &str| {
+        let name = format!("c{n}");
+        json!({"name": name, "context": name, "tags": [house.reference(&name, sha)]})
+    };
+    let images: Vec<Value> = (0..TABLE.len()).map(|n| image(n, &sha)).collect();
+    let report = house.build(house.native("ignored", &sha, &images)).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+
+    let lfs = house.commit("ignored", &[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
+    for (n, (ignore, path)) in TABLE.iter().enumerate() {
+        let found = registry::file(&house.reference(&format!("c{n}"), &sha), "found").await.unwrap();
+        let report = house.build(house.native("ignored", &lfs, &[image(n, &lfs)])).await;
+        let expected = if found.is_empty() { Value::Null } else { json!("source_refused") };
+        assert_eq!(report["reason"], expected, "{path} by {ignore:?}, of which BuildKit sends {found:?}: {report:#}");
+    }
+}
