@@ -182,6 +182,11 @@ impl App {
         Ok(self.find(&format!("/repos/{repository}/commits/{sha}"), token, &LAG).await?.is_some())
     }
 
+    /// Whether a commit has to be on the branch or tag that its job names.
+    pub fn checks_refs(&self) -> bool {
+        self.api.checks_refs()
+    }
+
     /// Whether the commit belongs to a branch or tag (`refs/heads/…`, `refs/tags/…`) of the token's repository itself: it is its
     /// tip, or was before. `None` of other references, which cannot be asked for.
     pub async fn is_on(

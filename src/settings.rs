@@ -231,6 +231,8 @@ pub struct Github {
     pub private_key_file: Option<PathBuf>,
     /// Whether a job's token is given back as soon as the source is there.
     pub revoke: bool,
+    /// Whether a commit has to be on the branch or tag that its job names.
+    pub check_ref: bool,
     /// For one request.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,

@@ -82,6 +82,11 @@ impl Api {
         self.settings.revoke
     }
 
+    /// Whether the branch or tag that a job names is asked for.
+    pub(super) fn checks_refs(&self) -> bool {
+        self.settings.check_ref
+    }
+
     /// Sends one request, again after a failure that may pass. Asking for a token twice harms nobody.
     ///
     /// # Errors

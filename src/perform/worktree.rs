@@ -50,7 +50,8 @@ pub(super) async fn check_out(
     let mut checkout = Checkout { stations, job, attempt, report };
     let mut access = Access::Token(token);
     // A fork's commit is on none of this repository's branches, and is built as a stranger's.
-    let reference = job.git_ref.as_deref().filter(|_| job.build.trust != Trust::Fork);
+    let is_checked = stations.github.checks_refs() && job.build.trust != Trust::Fork;
+    let reference = job.git_ref.as_deref().filter(|_| is_checked);
     let mut worktree = checkout.of_commit(&mut access, &job.sha, reference, &place).await?;
     if stations.source.takes_submodules_of(&job.build.repository) {
         checkout.fill_submodules(&mut worktree, access.repository(), access.token()).await?;

@@ -93,6 +93,7 @@ impl Default for Github {
             private_key: None,
             private_key_file: None,
             revoke: true,
+            check_ref: true,
             timeout: seconds(10),
         }
     }
