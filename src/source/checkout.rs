@@ -181,3 +181,144 @@ fn join(thread: ScopedJoinHandle<'_, Result<(), git2::Error>>) -> Result<(), git
 fn not_started(error: std::io::Error) -> git2::Error {
     git2::Error::new(ErrorCode::GenericError, ErrorClass::Os, format!("a thread cannot be started: {error}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use git2::{ObjectType, RepositoryInitOptions, Signature};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Mirror {
+        directory: TempDir,
+        repository: Repository,
+    }
+
+    impl Mirror {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            let mut options = RepositoryInitOptions::new();
+            options.bare(true).external_template(false);
+            let repository = Repository::init_opts(directory.path().join("mirror"), &options).expect("a mirror");
+            Self { directory, repository }
+        }
+
+        fn blob(&self, text: &str) -> Oid {
+            self.repository.blob(text.as_bytes()).expect("written")
+        }
+
+        fn commit(&self, tree: Oid) -> Oid {
+            let tree = self.repository.find_tree(tree).expect("a tree");
+            let author = Signature::now("test", "test@localhost").expect("a name");
+            self.repository.commit(None, &author, &author, "test", &tree, &[]).expect("a commit")
+        }
+
+        /// A commit of these files, each with its path as its content.
+        fn commit_of(&self, paths: &[String]) -> Oid {
+            let entries: Vec<_> = paths.iter().map(|path| entry(path, FILE | 0o644, self.blob(path))).collect();
+            let tree = index_of(&entries).expect("an index").write_tree_to(&self.repository).expect("a tree");
+            self.commit(tree)
+        }
+
+        fn write(&self, commit: Oid) -> (PathBuf, Result<(), Failed>) {
+            let worktree =
+                tempfile::tempdir_in(self.directory.path()).expect("a temporary directory").keep().join("tree");
+            let written = write(&self.repository, commit, &worktree).map(drop);
+            (worktree, written)
+        }
+    }
+
+    fn entry(path: &str, mode: u32, id: Oid) -> IndexEntry {
+        let never = git2::IndexTime::new(0, 0);
+        IndexEntry {
+            ctime: never,
+            mtime: never,
+            dev: 0,
+            ino: 0,
+            mode,
+            uid: 0,
+            gid: 0,
+            file_size: 0,
+            id,
+            flags: 0,
+            flags_extended: 0,
+            path: path.into(),
+        }
+    }
+
+    #[test]
+    fn threads_write_neighbours_and_have_the_same_work() {
+        let n_files = |sizes: &[usize], max_threads| -> Vec<usize> {
+            let file = |(n, size): (usize, &usize)| (entry(&format!("{n:04}"), FILE, Oid::ZERO_SHA1), *size);
+            let parts = split(sizes.iter().enumerate().map(file).collect(), max_threads);
+            let paths: Vec<_> = parts.iter().flatten().map(|entry| &entry.path).collect();
+            assert!(paths.is_sorted() && paths.len() == sizes.len(), "each file once, in order");
+            parts.iter().map(Vec::len).collect()
+        };
+        assert_eq!(n_files(&[], 4), [0; 0]);
+        assert_eq!(n_files(&[9], 4), [1]);
+        assert_eq!(n_files(&[0; MIN_FILES], 4), [MIN_FILES]);
+        assert_eq!(n_files(&[0; MIN_FILES * 2], 4), [MIN_FILES, MIN_FILES]);
+        assert_eq!(n_files(&[1000; 1000], 4), [250, 250, 250, 250]);
+        assert_eq!(n_files(&[1000; 1000], 1), [1000]);
+        let mut sizes = [0; 1000];
+        sizes[999] = 1000 * FILE_BYTES;
+        assert_eq!(n_files(&sizes, 2), [999, 1], "one file can be half of it");
+    }
+
+    #[test]
+    fn threads_that_need_the_same_directories_all_find_them() {
+        let mirror = Mirror::new();
+        let deep = ["deep"; 40].join("/");
+        let paths: Vec<String> = (0..64).map(|n| format!("{deep}/file{n}")).collect();
+        let commit = mirror.commit_of(&paths);
+        for _ in 0..20 {
+            let (worktree, written) = mirror.write(commit);
+            written.expect("written");
+            for path in &paths {
+                assert_eq!(&fs::read_to_string(worktree.join(path)).expect("a file"), path);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_one_thread_cannot_read_fails_the_whole_in_its_own_words() {
+        let mirror = Mirror::new();
+        let paths: Vec<String> = (0..64).map(|n| format!("file{n:02}")).collect();
+        for (n, path) in paths.iter().enumerate().step_by(21) {
+            let commit = mirror.commit_of(&paths);
+            let id = mirror.blob(path).to_string();
+            let object = mirror.repository.path().join("objects").join(&id[..2]).join(&id[2..]);
+            let whole = fs::read(&object).expect("an object");
+            fs::remove_file(&object).expect("removed");
+            // Its size can still be read.
+            fs::write(&object, [&whole[..whole.len() - 6], &[0; 6]].concat()).expect("written");
+            let mirror_of_today = Repository::open_bare(mirror.repository.path()).expect("a mirror");
+            let worktree = mirror.directory.path().join(format!("tree{n}"));
+            let failed = write(&mirror_of_today, commit, &worktree).map(drop).expect_err("damaged");
+            assert_eq!(failed.fault, Fault::Damaged, "{}", failed.message);
+            fs::write(&object, whole).expect("written");
+        }
+    }
+
+    #[test]
+    fn modes_of_old_programs_become_gits() {
+        let mirror = Mirror::new();
+        let table = [("100600", 0o644), ("100644", 0o644), ("100664", 0o644), ("100700", 0o755), ("100777", 0o755)];
+        let mut tree = Vec::new();
+        for (mode, _) in table {
+            tree.extend_from_slice(format!("{mode} file{mode}\0").as_bytes());
+            tree.extend_from_slice(mirror.blob(mode).as_bytes());
+        }
+        let odb = mirror.repository.odb().expect("a database");
+        let (worktree, written) = mirror.write(mirror.commit(odb.write(ObjectType::Tree, &tree).expect("a tree")));
+        written.expect("written");
+        for (mode, expected) in table {
+            let metadata = fs::metadata(worktree.join(format!("file{mode}"))).expect("a file");
+            assert_eq!(metadata.permissions().mode() & 0o777, expected, "{mode}");
+        }
+    }
+}
