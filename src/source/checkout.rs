@@ -234,7 +234,7 @@ mod tests {
 
     /// More than libgit2 reads of an object when it asks for the size.
     fn content(path: &str) -> String {
-        path.repeat(1000)
+        path.repeat(1 + 10_000 / path.len())
     }
 
     fn entry(path: &str, mode: u32, id: Oid) -> IndexEntry {
