@@ -4,9 +4,15 @@ use git2::{Index, IndexEntry, Repository};
 
 use super::submodules;
 
-/// Their entries. Others whose names only end like that are among them: they cost time and change nothing.
+/// Their entries.
 pub(super) fn files(index: &Index) -> impl Iterator<Item = IndexEntry> {
-    index.iter().filter(|entry| entry.path.ends_with(b".gitattributes"))
+    index.iter().filter(is_named_so)
+}
+
+/// Whether an entry is one of them. Others whose names only end like that are taken for some: they cost time and change
+/// nothing.
+pub(super) fn is_named_so(entry: &IndexEntry) -> bool {
+    entry.path.ends_with(b".gitattributes")
 }
 
 /// Whether any of them has one of the words, wherever it stands.

@@ -1,13 +1,29 @@
-//! Writes a commit's files into a new directory, as the git command would.
+//! Writes a commit's files into a new directory, as the git command would, on more than one processor.
 
 use std::fs;
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::mpsc::channel;
+use std::thread::{self, ScopedJoinHandle};
 
 use git2::build::CheckoutBuilder;
-use git2::{ErrorClass, Index, Oid, Repository};
+use git2::{ErrorClass, ErrorCode, Index, IndexEntry, Oid, Repository};
 
 use super::attributes;
 use super::request::{Failed, Fault};
+
+/// Threads that write files. More would wait for libgit2's locks, and several jobs are checked out at once.
+const MAX_THREADS: usize = 4;
+/// Files that make a thread worth its while: its handle costs as much as a few of them.
+const MIN_FILES: usize = 8;
+/// Bytes that cost as much as what every file costs.
+const FILE_BYTES: usize = 4 << 10;
+/// Bytes of a file that is not written beside others: libgit2 holds each in memory, whole.
+const LARGE_BYTES: usize = 32 << 20;
+
+const TYPE: u32 = 0o170000;
+const FILE: u32 = 0o100000;
 
 /// Checks `commit` out into `worktree`, which must not exist yet, and returns the index of what was written. There is no
 /// `.git` in it.
@@ -33,9 +49,14 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
     let mut index = Index::new()?;
     index.read_tree(&tree)?;
     repository.set_index(&mut index)?;
-    let mut options = CheckoutBuilder::new();
-    options.force().update_index(false).refresh(false).disable_filters(!has_filters(repository, &index)?);
-    repository.checkout_tree(tree.as_object(), Some(&mut options))?;
+    let site = Site { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
+    let odb = repository.odb()?;
+    let (mut files, mut rest) = (Vec::new(), Vec::new());
+    for entry in index.iter().map(canonical) {
+        let n_bytes = if is_plain_file(&entry) { odb.read_header(entry.id)?.0 } else { LARGE_BYTES };
+        if n_bytes < LARGE_BYTES { files.push((entry, n_bytes)) } else { rest.push(entry) }
+    }
+    site.write(&split(files, n_processors()), &rest)?;
     Ok(index)
 }
 
@@ -46,4 +67,264 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
 /// as they do in git (`text` alone says nothing then). A word that only looks like one of them costs time and nothing else.
 fn has_filters(repository: &Repository, index: &Index) -> Result<bool, git2::Error> {
     attributes::mention(repository, index, &["eol", "crlf", "ident"])
+}
+
+/// With the mode that git would give it: an index has those of the tree, which old programs wrote in more ways.
+fn canonical(entry: IndexEntry) -> IndexEntry {
+    let mode = match entry.mode & TYPE {
+        FILE if entry.mode & 0o100 != 0 => 0o100755,
+        FILE => 0o100644,
+        other => other,
+    };
+    IndexEntry { mode, ..entry }
+}
+
+/// Neither link nor submodule, nor what says how other files are to be written.
+fn is_plain_file(entry: &IndexEntry) -> bool {
+    entry.mode & TYPE == FILE && !attributes::is_named_so(entry)
+}
+
+fn n_processors() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS)
+}
+
+/// The files for each thread, of which there are at most so many: neighbours, and about as much work as any other's.
+fn split(files: Vec<(IndexEntry, usize)>, max_threads: usize) -> Vec<Vec<IndexEntry>> {
+    let work = |n_bytes: usize| n_bytes + FILE_BYTES;
+    let n_threads = files.len().div_ceil(MIN_FILES).min(max_threads);
+    let all: usize = files.iter().map(|(_, n_bytes)| work(*n_bytes)).sum();
+    let mut parts: Vec<_> = (0..n_threads).map(|_| Vec::new()).collect();
+    let mut before = 0;
+    for (entry, n_bytes) in files {
+        // By the middle of its work, so that a large file at an edge goes where most of it belongs.
+        parts[(before + work(n_bytes) / 2) * n_threads / all].push(entry);
+        before += work(n_bytes);
+    }
+    parts
+}
+
+/// What all threads write from, and to.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    mirror: &'a Path,
+    worktree: &'a Path,
+    has_filters: bool,
+}
+
+impl Site<'_> {
+    /// Writes each part by a thread, and then the rest.
+    ///
+    /// Links come last: nothing is written through one, not even on a disk that takes two names for the same. So do the files
+    /// named `.gitattributes`: until then attributes are read from the index, as git reads them, and no thread finds a file
+    /// of which another one has written half.
+    ///
+    /// What the threads share are directories; libgit2 takes one that another thread has just made for its own.
+    fn write(self, parts: &[Vec<IndexEntry>], rest: &[IndexEntry]) -> Result<(), git2::Error> {
+        // Nothing is sent: a channel tells that all who could have are through, be it by failing.
+        let (looking, all_have_looked) = channel::<()>();
+        thread::scope(|scope| {
+            let (mut threads, mut starts) = (Vec::new(), Vec::new());
+            for part in parts {
+                let (start, started) = channel::<()>();
+                let looking = looking.clone();
+                let write = move || {
+                    self.check_out(part, rest, move || {
+                        drop(looking);
+                        let _ = started.recv();
+                    })
+                };
+                threads.push(thread::Builder::new().spawn_scoped(scope, write).map_err(not_started)?);
+                starts.push(start);
+            }
+            drop(looking);
+            let mut parts_written = Ok(());
+            let rest_written = self.check_out(rest, rest, || {
+                let _ = all_have_looked.recv();
+                drop(starts);
+                parts_written = threads.into_iter().map(join).fold(Ok(()), Result::and);
+            });
+            parts_written.and(rest_written)
+        })
+    }
+
+    /// Writes entries, calling `before` when the directory has been looked at, and nothing was written.
+    ///
+    /// It has to be empty then: libgit2 takes files that it finds for somebody's, and compares, or removes, those that its
+    /// handle's index has. That one holds of `rest` what libgit2 looks for in it: attributes and submodules.
+    fn check_out(self, entries: &[IndexEntry], rest: &[IndexEntry], before: impl FnOnce()) -> Result<(), git2::Error> {
+        // A handle, and an index, is one thread's.
+        let repository = Repository::open_bare(self.mirror)?;
+        repository.set_workdir(self.worktree, false)?;
+        repository.set_index(&mut index_of(rest)?)?;
+        let mut before = Some(before);
+        let mut options = CheckoutBuilder::new();
+        options.force().update_index(false).refresh(false).disable_filters(!self.has_filters).progress(|_, _, _| {
+            // Told before the first file and after each.
+            if let Some(before) = before.take() {
+                before();
+            }
+        });
+        repository.checkout_index(Some(&mut index_of(entries)?), Some(&mut options))
+    }
+}
+
+fn index_of(entries: &[IndexEntry]) -> Result<Index, git2::Error> {
+    let mut index = Index::new()?;
+    entries.iter().try_for_each(|entry| index.add(entry))?;
+    Ok(index)
+}
+
+fn join(thread: ScopedJoinHandle<'_, Result<(), git2::Error>>) -> Result<(), git2::Error> {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+fn not_started(error: std::io::Error) -> git2::Error {
+    git2::Error::new(ErrorCode::GenericError, ErrorClass::Os, format!("a thread cannot be started: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
+
+    use git2::{ObjectType, RepositoryInitOptions, Signature};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Mirror {
+        directory: TempDir,
+        repository: Repository,
+    }
+
+    impl Mirror {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            let mut options = RepositoryInitOptions::new();
+            options.bare(true).external_template(false);
+            let repository = Repository::init_opts(directory.path().join("mirror"), &options).expect("a mirror");
+            Self { directory, repository }
+        }
+
+        fn blob(&self, text: &str) -> Oid {
+            self.repository.blob(text.as_bytes()).expect("written")
+        }
+
+        fn commit(&self, tree: Oid) -> Oid {
+            let tree = self.repository.find_tree(tree).expect("a tree");
+            let author = Signature::now("test", "test@localhost").expect("a name");
+            self.repository.commit(None, &author, &author, "test", &tree, &[]).expect("a commit")
+        }
+
+        /// A commit of these files.
+        fn commit_of(&self, paths: &[String]) -> Oid {
+            let file = |path: &String| entry(path, FILE | 0o644, self.blob(&content(path)));
+            let entries: Vec<_> = paths.iter().map(file).collect();
+            let tree = index_of(&entries).expect("an index").write_tree_to(&self.repository).expect("a tree");
+            self.commit(tree)
+        }
+
+        fn write(&self, commit: Oid) -> (PathBuf, Result<(), Failed>) {
+            let worktree =
+                tempfile::tempdir_in(self.directory.path()).expect("a temporary directory").keep().join("tree");
+            let written = write(&self.repository, commit, &worktree).map(drop);
+            (worktree, written)
+        }
+    }
+
+    /// More than libgit2 reads of an object when it asks for the size.
+    fn content(path: &str) -> String {
+        path.repeat(1 + 10_000 / path.len())
+    }
+
+    fn entry(path: &str, mode: u32, id: Oid) -> IndexEntry {
+        let never = git2::IndexTime::new(0, 0);
+        IndexEntry {
+            ctime: never,
+            mtime: never,
+            dev: 0,
+            ino: 0,
+            mode,
+            uid: 0,
+            gid: 0,
+            file_size: 0,
+            id,
+            flags: 0,
+            flags_extended: 0,
+            path: path.into(),
+        }
+    }
+
+    #[test]
+    fn threads_write_neighbours_and_have_the_same_work() {
+        let n_files = |sizes: &[usize], max_threads| -> Vec<usize> {
+            let file = |(n, size): (usize, &usize)| (entry(&format!("{n:04}"), FILE, Oid::ZERO_SHA1), *size);
+            let parts = split(sizes.iter().enumerate().map(file).collect(), max_threads);
+            let paths: Vec<_> = parts.iter().flatten().map(|entry| &entry.path).collect();
+            assert!(paths.is_sorted() && paths.len() == sizes.len(), "each file once, in order");
+            parts.iter().map(Vec::len).collect()
+        };
+        assert_eq!(n_files(&[], 4), [0; 0]);
+        assert_eq!(n_files(&[9], 4), [1]);
+        assert_eq!(n_files(&[0; MIN_FILES], 4), [MIN_FILES]);
+        assert_eq!(n_files(&[0; MIN_FILES * 2], 4), [MIN_FILES, MIN_FILES]);
+        assert_eq!(n_files(&[1000; 1000], 4), [250, 250, 250, 250]);
+        assert_eq!(n_files(&[1000; 1000], 1), [1000]);
+        let mut sizes = [0; 1000];
+        sizes[999] = 1000 * FILE_BYTES;
+        assert_eq!(n_files(&sizes, 2), [999, 1], "one file can be half of it");
+    }
+
+    #[test]
+    fn threads_that_need_the_same_directories_all_find_them() {
+        let mirror = Mirror::new();
+        let deep = ["deep"; 40].join("/");
+        let paths: Vec<String> = (0..64).map(|n| format!("{deep}/file{n}")).collect();
+        let commit = mirror.commit_of(&paths);
+        for _ in 0..20 {
+            let (worktree, written) = mirror.write(commit);
+            written.expect("written");
+            for path in &paths {
+                assert_eq!(fs::read_to_string(worktree.join(path)).expect("a file"), content(path));
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_one_thread_cannot_read_fails_the_whole_in_its_own_words() {
+        let mirror = Mirror::new();
+        let paths: Vec<String> = (0..64).map(|n| format!("file{n:02}")).collect();
+        for (n, path) in paths.iter().enumerate().step_by(21) {
+            let commit = mirror.commit_of(&paths);
+            let id = mirror.blob(&content(path)).to_string();
+            let object = mirror.repository.path().join("objects").join(&id[..2]).join(&id[2..]);
+            let whole = fs::read(&object).expect("an object");
+            fs::remove_file(&object).expect("removed");
+            // Its size can still be read.
+            fs::write(&object, [&whole[..whole.len() - 6], &[0; 6]].concat()).expect("written");
+            let mirror_of_today = Repository::open_bare(mirror.repository.path()).expect("a mirror");
+            let worktree = mirror.directory.path().join(format!("tree{n}"));
+            let failed = write(&mirror_of_today, commit, &worktree).map(drop).expect_err("damaged");
+            assert_eq!(failed.fault, Fault::Damaged, "{}", failed.message);
+            fs::write(&object, whole).expect("written");
+        }
+    }
+
+    #[test]
+    fn modes_of_old_programs_become_gits() {
+        let mirror = Mirror::new();
+        let table = [("100600", 0o644), ("100644", 0o644), ("100664", 0o644), ("100700", 0o755), ("100777", 0o755)];
+        let mut tree = Vec::new();
+        for (mode, _) in table {
+            tree.extend_from_slice(format!("{mode} file{mode}\0").as_bytes());
+            tree.extend_from_slice(mirror.blob(mode).as_bytes());
+        }
+        let odb = mirror.repository.odb().expect("a database");
+        let (worktree, written) = mirror.write(mirror.commit(odb.write(ObjectType::Tree, &tree).expect("a tree")));
+        written.expect("written");
+        for (mode, expected) in table {
+            let metadata = fs::metadata(worktree.join(format!("file{mode}"))).expect("a file");
+            assert_eq!(metadata.permissions().mode() & 0o777, expected, "{mode}");
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -195,11 +196,12 @@ fn any_tree() -> impl Strategy<Value = Node> {
         3 => one_of("a|..|/etc|nowhere|src/x.txt|.|b\\c|line\nfeed|.git").prop_map(Node::Link),
         1 => Just(Node::Submodule),
     ];
-    any_directory(leaf.prop_recursive(3, 20, 6, any_directory))
+    // Most have enough files for several threads.
+    any_directory(leaf.prop_recursive(3, 30, 8, |entry| any_directory(entry, 1..8)), 8..16)
 }
 
-fn any_directory(entry: impl Strategy<Value = Node>) -> impl Strategy<Value = Node> {
-    (any_attributes(), prop::collection::btree_map(any_name(), entry, 1..8))
+fn any_directory(entry: impl Strategy<Value = Node>, size: Range<usize>) -> impl Strategy<Value = Node> {
+    (any_attributes(), prop::collection::btree_map(any_name(), entry, size))
         .prop_map(|(attributes, entries)| Node::Directory(attributes, entries))
 }
 
@@ -217,12 +219,16 @@ async fn generated_trees_are_as_git_checks_them_out() {
     let repository = afternoon.git.repository("acme/voting-app");
     let mut runner = TestRunner::new(always_the_same());
     let trees: Vec<Node> = (0..24).map(|_| any_tree().new_tree(&mut runner).unwrap().current()).collect();
-    let commit = |(n, tree): (usize, &Node)| {
+    let files = trees.iter().map(|tree| {
         let mut files = Vec::new();
         tree.files("", &mut files);
-        repository.commit_with(&format!("tree-{n}"), &files)
-    };
-    let shas: Vec<String> = trees.iter().enumerate().map(commit).collect();
+        files
+    });
+    let files: Vec<Vec<File>> = files.collect();
+    let n_large = files.iter().filter(|files| files.len() > 16).count();
+    assert!(n_large > trees.len() / 2, "only {n_large} of {} are large enough for several threads", trees.len());
+    let commit = |(n, files): (usize, &Vec<File>)| repository.commit_with(&format!("tree-{n}"), files);
+    let shas: Vec<String> = files.iter().enumerate().map(commit).collect();
     let _worker = afternoon.worker("");
     let differences = differences(&afternoon, &repository, &shas).await;
     let told: Vec<String> =
