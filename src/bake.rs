@@ -8,7 +8,9 @@ mod credentials;
 mod define;
 mod diagnose;
 mod escape;
+mod grants;
 mod ignore;
+mod mask;
 mod metadata;
 mod policy;
 mod print;
@@ -21,19 +23,26 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
+use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
 
-use crate::job::Build;
+use crate::job::{Build, Sha};
 use crate::journal::Journal;
 use crate::process::ProcessError;
 use crate::reason::{Failure, Reason};
 use crate::report::TargetReport;
 use crate::sandbox::Sockets;
 use crate::settings;
-use crate::state::{JobDirectory, StateError};
+use crate::state::{JobDirectory, StateError, make_private, write_private};
+
+use grants::Grants;
+use mask::Mask;
 
 pub use define::application as define_application;
 pub use policy::Refusal;
+
+/// The version of buildx from which on it evaluates a repository's `Dockerfile.rego`.
+const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
 
 /// A definition that could not be resolved, is not allowed, or could not be handed to buildx.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +62,14 @@ pub enum BakeError {
     /// `docker-buildx` ended without having run: the launcher says why.
     #[error("docker-buildx: {0}")]
     Launcher(String),
+    /// A granted build secret cannot be used.
+    #[error("the build secret {name}: {message}")]
+    Secret {
+        /// What the configuration calls it.
+        name: String,
+        /// What is wrong, without anything of its content.
+        message: String,
+    },
     /// The account's registry credentials cannot be used.
     #[error("registry credentials in {path}: {message}")]
     Credentials {
@@ -72,7 +89,8 @@ impl BakeError {
         match self {
             Self::Invalid(_) => Reason::DefinitionInvalid,
             Self::Refused(_) => Reason::PolicyRefused,
-            Self::State(_) | Self::Process(_) | Self::Launcher(_) | Self::Credentials { .. } => Reason::WorkerFailed,
+            Self::State(_) | Self::Process(_) | Self::Launcher(_) => Reason::WorkerFailed,
+            Self::Credentials { .. } | Self::Secret { .. } => Reason::WorkerFailed,
             Self::Stopped => Reason::Interrupted,
         }
     }
@@ -91,6 +109,8 @@ pub struct Order<'a> {
     pub build: &'a Build,
     /// Root of the worktree.
     pub worktree: &'a Path,
+    /// The commit, when it is one.
+    pub sha: Option<&'a Sha>,
 }
 
 /// Where it is built, as the builder station gives it.
@@ -154,6 +174,12 @@ pub struct Definition {
     pub targets: BTreeMap<String, Map<String, Value>>,
     /// The tree in which all its contexts and Dockerfiles lie.
     pub worktree: PathBuf,
+    /// What was replaced in it, for the person who asked for the build.
+    pub notices: Vec<String>,
+    /// The directory of its build secrets.
+    secrets: PathBuf,
+    /// What is kept out of all that is said of the build.
+    mask: Mask,
 }
 
 impl Definition {
@@ -227,6 +253,8 @@ fn named_contexts(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
 #[derive(Clone, Debug)]
 pub struct Bake {
     buildx: settings::Buildx,
+    /// Whether buildx evaluates policies that it finds beside Dockerfiles, once it was asked for its version.
+    has_policies: Arc<OnceCell<bool>>,
     limits: settings::Bake,
     sandbox: settings::Sandbox,
     accounts: settings::Accounts,
@@ -237,6 +265,7 @@ impl Bake {
     pub fn new(settings: &settings::Settings) -> Self {
         Self {
             buildx: settings.buildx.clone(),
+            has_policies: Arc::default(),
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
@@ -250,24 +279,48 @@ impl Bake {
         directory: &JobDirectory,
         stop: &CancellationToken,
     ) -> Result<Definition, BakeError> {
+        let grants = Grants::new(&self.accounts, order);
+        let secrets = directory.join("secrets");
+        let has_policies = self.has_policies().await?;
         // What we wrote ourselves needs nobody to resolve it, only to agree: one call of buildx instead of two.
         if let Some(targets) = define::resolved(order) {
-            let definition = self.police(targets, order)?;
+            let definition = self.police(targets, order, &grants, &secrets, has_policies)?;
             if print::is_understood(self, &definition, order, directory, stop).await? {
                 return Ok(definition);
             }
         }
         let source = define::source(order)?;
-        let definition = self.police(print::print(self, &source, order, directory, stop).await?, order)?;
+        let printed = print::print(self, &source, order, directory, stop).await?;
+        let definition = self.police(printed, order, &grants, &secrets, has_policies)?;
         match print::is_understood(self, &definition, order, directory, stop).await? {
             true => Ok(definition),
             false => Err(BakeError::Launcher("it does not understand the definition in the way it was checked".into())),
         }
     }
 
-    fn police(&self, targets: print::Targets, order: &Order<'_>) -> Result<Definition, Refusal> {
-        let targets = policy::police(targets, order, &self.limits)?;
-        Ok(Definition { text: escape::definition(&targets), targets, worktree: order.worktree.to_owned() })
+    fn police(
+        &self,
+        targets: print::Targets,
+        order: &Order<'_>,
+        grants: &Grants<'_>,
+        secrets: &Path,
+        has_policies: bool,
+    ) -> Result<Definition, BakeError> {
+        let policed = policy::police(targets, order, grants, &self.limits, secrets)?;
+        if !policed.secrets.is_empty() {
+            make_private(secrets)?;
+        }
+        for (path, secret) in &policed.secrets {
+            write_private(path, secret.expose().as_bytes())?;
+        }
+        Ok(Definition {
+            text: escape::definition(&policed.targets, has_policies),
+            targets: policed.targets,
+            worktree: order.worktree.to_owned(),
+            notices: policed.notices,
+            secrets: secrets.to_owned(),
+            mask: Mask::new(policed.secrets.into_iter().map(|(_, secret)| secret)),
+        })
     }
 
     /// Builds a policed definition; everything that happens goes to the journal.
@@ -300,6 +353,15 @@ impl Bake {
         (environment.into_keys().collect(), arguments)
     }
 
+    async fn has_policies(&self) -> Result<bool, BakeError> {
+        let ask = async || {
+            let version = self.version().await?;
+            let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+            Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= FIRST_WITH_POLICIES)
+        };
+        self.has_policies.get_or_try_init(ask).await.copied()
+    }
+
     /// The version that `docker-buildx version` prints, such as `0.29.1`.
     pub async fn version(&self) -> Result<String, BakeError> {
         print::version(self).await
@@ -315,7 +377,6 @@ fn base_environment(directory: &Path) -> BTreeMap<String, String> {
         // A repository may hold a directory that is a bare repository, whose configuration makes git run a shell.
         ("BUILDX_GIT_INFO".into(), "0".into()),
         ("BUILDX_GIT_LABELS".into(), "0".into()),
-        ("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into()),
     ])
 }
 
@@ -324,6 +385,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn definition(targets: BTreeMap<String, Map<String, Value>>, worktree: PathBuf) -> Definition {
+        Definition {
+            text: String::new(),
+            targets,
+            worktree,
+            notices: Vec::new(),
+            secrets: PathBuf::new(),
+            mask: Mask::default(),
+        }
+    }
 
     #[test]
     fn what_is_linked_to_a_target_is_built_again_with_it() {
@@ -334,7 +406,7 @@ mod tests {
             ("test".to_owned(), on("target:app")),
             ("docs".to_owned(), on("docker-image://base")),
         ]);
-        let definition = Definition { text: String::new(), targets, worktree: PathBuf::new() };
+        let definition = definition(targets, PathBuf::new());
         let again = |name: &str| Vec::from_iter(definition.with_linked(&BTreeSet::from([name.to_owned()])));
         assert_eq!(again("base"), ["app", "base", "test"]);
         assert_eq!(again("test"), ["app", "base", "test"]);
@@ -358,7 +430,7 @@ mod tests {
         let other = json!({"context": root.join("app"), "dockerfile": "../docker/Dockerfile"});
         let inputs = |target: &Value, file: &str| {
             let targets = BTreeMap::from([("t".to_owned(), target.as_object().cloned().expect("an object"))]);
-            let definition = Definition { text: String::new(), targets, worktree: worktree.path().to_owned() };
+            let definition = definition(targets, worktree.path().to_owned());
             definition.inputs(&[PathBuf::from(file)]).len()
         };
         for (file, of_target, of_other) in [

@@ -622,7 +622,7 @@ impl Builder {
     fn working_directory(&self, build: &Build, state: &StateDirectory) -> PathBuf {
         let (account, repository) = (&build.account, &build.repository);
         match &self.settings.sticky_path {
-            Some(pattern) => pattern.expand(account, &repository.owner, &repository.name).into(),
+            Some(pattern) => pattern.expand(&build.names()).into(),
             None => state.sticky().join(account).join(&repository.owner).join(&repository.name),
         }
     }

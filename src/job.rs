@@ -1,9 +1,10 @@
 //! A build as Rails asks for it: the native object of the contract.
 //!
 //! Owns the fields, their checks and their error messages. Pure: it neither asks Rails nor knows Sidekiq. Unknown
-//! fields are refused by name and path, and so is a known field that this version does not honour yet.
+//! fields are refused by name and path.
 
 pub mod arguments;
+mod template;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +13,8 @@ use std::time::Duration;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+pub use template::{Application, Image, ImageSecret, Switch, is_for_any_host};
 
 /// Arguments that are not a build. The message begins with the path of the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +63,12 @@ pub struct Build {
     pub recipe: Recipe,
     /// Which of its targets; empty for its default group.
     pub targets: Vec<String>,
+    /// Values of the definition's variables.
+    pub variables: BTreeMap<String, String>,
+    /// The branch of the commit, when the job's ref is one.
+    pub branch: Option<String>,
+    /// The repository's default branch, when Rails knows it.
+    pub default_branch: Option<String>,
     /// Whether images are pushed.
     pub push: bool,
     /// Whether cached steps are run again.
@@ -79,45 +88,26 @@ pub enum Recipe {
     Application(Application),
     /// A bake definition that the platform made, as JSON.
     Inline(Map<String, Value>),
-    /// A file of the tree that buildx reads: a compose file, or a bake file in HCL or JSON. Only for trees that
-    /// their owner builds (`sidebake build`).
-    File(String),
+    /// A file of the tree that buildx reads.
+    File(RepositoryFile),
 }
 
-/// The platform's template: a list of images.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Application {
-    /// At least one.
-    pub images: Vec<Image>,
+/// A compose file, or a bake file in HCL or JSON.
+#[derive(Clone, Debug)]
+pub struct RepositoryFile {
+    /// From the root of the tree; neither absolute nor with `..`.
+    pub path: String,
+    /// Who says what its images are called.
+    pub naming: Naming,
 }
 
-/// One image of an Application Template.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Image {
-    /// Name of the target.
-    pub name: String,
-    /// Directory of the build context, relative to the worktree; default: the whole worktree.
-    pub context: Option<String>,
-    /// Dockerfile, relative to the context; default `Dockerfile`.
-    pub dockerfile: Option<String>,
-    /// Stage to stop at.
-    pub target: Option<String>,
-    /// Build arguments.
-    pub args: BTreeMap<String, String>,
-    /// References to push to.
-    pub tags: Vec<String>,
-    /// Image labels.
-    pub labels: BTreeMap<String, String>,
-    /// Such as `linux/amd64`.
-    pub platforms: Vec<String>,
-    /// Build secrets; not honoured yet.
-    pub secrets: Vec<NotYet>,
-    /// Where to look for cached steps, such as `type=registry,ref=…`.
-    pub cache_from: Vec<String>,
-    /// Where to leave them.
-    pub cache_to: Vec<String>,
+/// Who says what images of a repository's own definition are called.
+#[derive(Clone, Debug)]
+pub enum Naming {
+    /// The file itself: whoever builds is its owner (`sidebake build`).
+    File,
+    /// The job: tags by target. Where it says nothing, the worker's configuration.
+    Job(BTreeMap<String, Vec<String>>),
 }
 
 /// How far the author of a commit is trusted.
@@ -291,16 +281,6 @@ impl<'de> Deserialize<'de> for Sha {
     }
 }
 
-/// A field of the contract that this version does not honour: better refused than silently ignored.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NotYet;
-
-impl<'de> Deserialize<'de> for NotYet {
-    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
-        Err(de::Error::custom("is not supported by this version of sidebake"))
-    }
-}
-
 /// Rails' id of a build.
 #[derive(Clone, Debug)]
 struct BuildId(Value);
@@ -343,10 +323,13 @@ struct Native {
     git_ref: Option<String>,
     trust: Option<Trust>,
     application: Option<Application>,
-    compose: Option<NotYet>,
-    bake: Option<NotYet>,
+    compose: Option<String>,
+    bake: Option<String>,
     definition: Option<Map<String, Value>>,
     targets: Option<Vec<String>>,
+    variables: Option<BTreeMap<String, String>>,
+    tags: Option<BTreeMap<String, Vec<String>>>,
+    default_branch: Option<String>,
     push: Option<bool>,
     no_cache: Option<bool>,
     pull: Option<bool>,
@@ -371,6 +354,25 @@ impl BuildJob {
 }
 
 impl Build {
+    /// A build that is not pushed, with nothing chosen; the account is the repository's owner.
+    pub fn new(repository: Repository, trust: Trust, recipe: Recipe) -> Self {
+        Self {
+            account: repository.owner.clone(),
+            repository,
+            trust,
+            recipe,
+            targets: Vec::new(),
+            variables: BTreeMap::new(),
+            branch: None,
+            default_branch: None,
+            push: false,
+            no_cache: false,
+            pull: false,
+            builder: None,
+            timeout: None,
+        }
+    }
+
     fn check(&self) -> Result<(), JobError> {
         if !is_name(&self.account) {
             return Err(JobError::new(
@@ -384,31 +386,70 @@ impl Build {
         if self.timeout.is_some_and(|limit| limit.is_zero() || limit > Duration::from_secs(24 * 60 * 60)) {
             return Err(JobError::new("timeout_s", "expected 1 to 86400"));
         }
+        if let Some(name) = self.variables.keys().find(|name| !is_variable(name)) {
+            return Err(JobError::new("variables", format!("{name:?} cannot be set")));
+        }
         match &self.recipe {
             Recipe::Application(application) => application.check(self.push),
             Recipe::Inline(_) | Recipe::File(_) => Ok(()),
         }
     }
+
+    /// What the names of a pattern stand for.
+    pub fn names(&self) -> [(&'static str, &str); 4] {
+        let Repository { owner, name } = &self.repository;
+        [("account", &self.account), ("owner", owner), ("repository", name), ("trust", self.trust.name())]
+    }
+}
+
+/// Whether a definition's variable may have this name: one that buildx, its runtime or its loader reads would do more.
+fn is_variable(name: &str) -> bool {
+    const NOT_THEIRS: &[&str] =
+        &["BUILDX_", "BUILDKIT_", "LD_", "GODEBUG", "GOTRACEBACK", "GOGC", "GOMAXPROCS", "GOMEMLIMIT", "TMPDIR"];
+    let is_identifier = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let begins_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    begins_well && name.chars().all(is_identifier) && !NOT_THEIRS.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A file of the repository that buildx reads, by one of these endings.
+fn repository_file(
+    field: &str,
+    path: String,
+    endings: &[&str],
+    tags: BTreeMap<String, Vec<String>>,
+) -> Result<Recipe, JobError> {
+    let is_inside = path.split('/').all(|part| !matches!(part, "" | "." | ".." | "-"));
+    if !is_inside || !endings.iter().any(|ending| path.ends_with(ending)) {
+        let message = format!("expected the path of a file in the repository that ends in {}", endings.join(" or "));
+        return Err(JobError::new(field, format!("{message}, found {path:?}")));
+    }
+    Ok(Recipe::File(RepositoryFile { path, naming: Naming::Job(tags) }))
 }
 
 impl Native {
     fn into_job(self) -> Result<BuildJob, JobError> {
-        let recipe = match (self.application, self.definition) {
-            (Some(application), None) => Recipe::Application(application),
-            (None, Some(definition)) => Recipe::Inline(definition),
-            (Some(_), Some(_)) => {
-                return Err(JobError::new(".", "expected one of application and definition, found both"));
-            }
-            (None, None) => return Err(JobError::new(".", "expected application or definition")),
+        let tags = self.tags.unwrap_or_default();
+        let has_file = self.compose.is_some() || self.bake.is_some();
+        if !has_file && !tags.is_empty() {
+            return Err(JobError::new("tags", "are for a compose or bake file; others name their own"));
+        }
+        let recipe = match (self.application, self.definition, self.compose, self.bake) {
+            (Some(application), None, None, None) => Recipe::Application(application),
+            (None, Some(definition), None, None) => Recipe::Inline(definition),
+            (None, None, Some(path), None) => repository_file("compose", path, &[".yml", ".yaml"], tags)?,
+            (None, None, None, Some(path)) => repository_file("bake", path, &[".hcl", ".json"], tags)?,
+            _ => return Err(JobError::new(".", "expected one of application, compose, bake and definition")),
         };
-        // Never made: a value here was refused while it was read.
-        let (None, None) = (self.compose, self.bake) else { unreachable!("NotYet has no value") };
+        let branch = self.git_ref.as_deref().and_then(|name| name.strip_prefix("refs/heads/")).map(str::to_owned);
         let build = Build {
             account: self.account.unwrap_or_else(|| self.repository.owner.clone()),
             repository: self.repository,
             trust: self.trust.unwrap_or_default(),
             recipe,
             targets: self.targets.unwrap_or_default(),
+            variables: self.variables.unwrap_or_default(),
+            branch,
+            default_branch: self.default_branch,
             push: self.push.unwrap_or(true),
             no_cache: self.no_cache.unwrap_or(false),
             pull: self.pull.unwrap_or(false),
@@ -423,35 +464,6 @@ impl Native {
             build,
             callback: self.callback,
         })
-    }
-}
-
-impl Application {
-    /// Reads a template alone, as `sidebake build --template` has it.
-    pub fn parse(template: &Value, push: bool) -> Result<Self, JobError> {
-        let application: Self = serde_path_to_error::deserialize(template)
-            .map_err(|error| JobError::new(error.path().to_string(), plain(&error.inner().to_string())))?;
-        application.check(push)?;
-        Ok(application)
-    }
-
-    fn check(&self, push: bool) -> Result<(), JobError> {
-        if self.images.is_empty() {
-            return Err(JobError::new("application.images", "expected at least one image"));
-        }
-        for (i, image) in self.images.iter().enumerate() {
-            let path = |field| format!("application.images[{i}].{field}");
-            if !is_target_name(&image.name) {
-                return Err(JobError::new(path("name"), format!("{:?} is not a target name", image.name)));
-            }
-            if self.images[..i].iter().any(|other| other.name == image.name) {
-                return Err(JobError::new(path("name"), format!("{:?} is there twice", image.name)));
-            }
-            if push && image.tags.is_empty() {
-                return Err(JobError::new(path("tags"), "expected at least one, since the images are pushed"));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -526,11 +538,30 @@ mod tests {
     }
 
     #[test]
-    fn a_field_that_is_not_honoured_yet_is_refused_and_not_ignored() {
-        let compose = refused(|job| job["compose"] = json!("docker-compose.yml"));
-        assert_eq!(compose, "compose: is not supported by this version of sidebake");
-        let secrets = refused(|job| job["application"]["images"][0]["secrets"] = json!([{"id": "npm", "from": "x"}]));
-        assert_eq!(secrets, "application.images[0].secrets[0]: is not supported by this version of sidebake");
+    fn a_definition_in_the_repository_is_a_path_in_it() {
+        let of = |field: &str, path: &str| {
+            refused(|job| {
+                job["application"] = Value::Null;
+                job[field] = json!(path);
+            })
+        };
+        for path in ["/etc/x.yml", "../x.yml", "a//x.yml", "a/../x.yml", "x.hcl", "-", ""] {
+            assert!(of("compose", path).starts_with("compose: expected the path of a file"), "{path}");
+        }
+        assert!(of("bake", "docker-compose.yml").starts_with("bake: expected the path of a file"));
+        assert!(
+            refused(|job| job["tags"] = json!({"vote": ["x"]})).starts_with("tags: are for a compose or bake file")
+        );
+        for name in ["LD_PRELOAD", "BUILDX_CONFIG", "a b", "", "1A", "GODEBUG"] {
+            assert!(refused(|job| job["variables"] = json!({name: "x"})).starts_with("variables: "), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_secret_that_would_go_to_any_git_host_is_refused() {
+        let secret = |id: &str| refused(|job| job["application"]["images"][0]["secrets"] = json!([{"id": id}]));
+        assert!(secret("GIT_AUTH_TOKEN").contains("GIT_AUTH_TOKEN.github.com goes to that one"));
+        assert!(secret("../npm").contains("is not the name of a secret"));
     }
 
     #[test]
@@ -546,10 +577,13 @@ mod tests {
 
     #[test]
     fn exactly_one_recipe_is_wanted() {
-        assert_eq!(refused(|job| job["application"] = Value::Null), ".: expected application or definition");
+        assert_eq!(
+            refused(|job| job["application"] = Value::Null),
+            ".: expected one of application, compose, bake and definition"
+        );
         assert_eq!(
             refused(|job| job["definition"] = json!({})),
-            ".: expected one of application and definition, found both"
+            ".: expected one of application, compose, bake and definition"
         );
     }
 }

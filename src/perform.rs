@@ -100,11 +100,12 @@ pub async fn bake(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let phase = attempt.begin(Phase::Print);
-    let order = Order { build, worktree: &worktree.path };
+    let order = Order { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
     let definition = stations.bake.resolve(&order, directory, attempt.stop).await;
     report.timings.print = phase.end();
     let definition = definition?;
     refuse_pointers(&definition, worktree)?;
+    definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
 
     let phase = attempt.begin(Phase::Bake);
     let solved = solve(stations, build, &definition, directory, attempt, report).await;

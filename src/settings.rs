@@ -4,6 +4,7 @@
 //! `SIDEBAKE__SECTION__KEY` are laid over them. Unknown keys are refused with their path. `config/sidebake.toml` holds
 //! the same defaults with an explanation of each, and a test keeps the two equal.
 
+mod accounts;
 mod builder;
 mod defaults;
 mod pattern;
@@ -21,6 +22,7 @@ use serde_json::Value;
 use crate::report::Report;
 use crate::secret::Secret;
 
+pub use accounts::{Accounts, Policy};
 pub use builder::{Balance, Builder, Driver, Toleration};
 pub use pattern::{NamePattern, Pattern};
 
@@ -340,14 +342,6 @@ pub struct Bake {
     pub max_targets: usize,
 }
 
-/// What accounts have, by pattern.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Accounts {
-    /// File with the account's registry credentials, in the form of a docker `config.json` with `auths`.
-    pub registries: Option<Pattern>,
-}
-
 /// What children may do.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -468,6 +462,7 @@ impl Settings {
             return refuse("state.directory".into(), "must be an absolute path");
         }
         self.source.check()?;
+        self.accounts.check()?;
         for (name, class) in &self.jobs.classes {
             class.check(&format!("jobs.classes.{name}"))?;
         }
@@ -511,6 +506,12 @@ pub fn docker_host() -> Option<String> {
 pub fn plugin_environment() -> impl Iterator<Item = (OsString, OsString)> {
     let provider = std::env::var_os("REDIS_PROVIDER").unwrap_or_else(|| "REDIS_URL".into());
     std::env::vars_os().filter(move |(name, _)| *name != provider && !name.as_encoded_bytes().starts_with(b"SIDEBAKE_"))
+}
+
+/// A variable that holds a build secret.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn secret_variable(name: &str) -> Option<Secret> {
+    std::env::var(name).ok().map(Secret::new)
 }
 
 /// `REDIS_URL`, or the variable that `REDIS_PROVIDER` names: as Sidekiq reads them.

@@ -1,27 +1,150 @@
 //! The registry credentials of one account, for one job.
+//!
+//! A credential helper is a program of the operator's: it runs here, in the worker's trust, and only what it answers goes
+//! into the sandbox. Follows the credential helper protocol of Docker (`docker-credential-helpers`).
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::BakeError;
-use crate::job::Build;
+use crate::job::{Build, is_name};
+use crate::process::{self, Stream};
 use crate::secret::Secret;
-use crate::settings::Accounts;
+use crate::settings::{self, Accounts};
 
-/// The docker `config.json` of a job: the account's `auths` and nothing else.
+/// For one answer of a helper, which may ask a cloud.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Bytes of one answer.
+const MAX_ANSWER: usize = 256 << 10;
+/// Registries of a store that are asked for.
+const MAX_REGISTRIES: usize = 50;
+/// The user name by which a helper says that its secret is an identity token.
+const IDENTITY: &str = "<token>";
+
+/// The account's file: what of a docker `config.json` has to do with credentials.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Config {
+    auths: Map<String, Value>,
+    creds_store: Option<String>,
+    cred_helpers: BTreeMap<String, String>,
+}
+
+/// A helper's answer.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    username: String,
+    secret: Secret,
+}
+
+/// The docker `config.json` of a job: credentials and nothing else.
 ///
-/// Whatever else such a file can hold (proxies become build arguments, helpers would be executed) is left out.
-/// An account without a file has no credentials.
-pub(super) fn docker_config(accounts: &Accounts, build: &Build) -> Result<Secret, BakeError> {
+/// Whatever else such a file can hold (proxies become build arguments) is left out. An account without a file has no
+/// credentials.
+///
+/// # Errors
+///
+/// `Credentials` names the account's file, or the helper that failed; never what either holds.
+pub(super) async fn docker_config(
+    accounts: &Accounts,
+    build: &Build,
+    stop: &CancellationToken,
+) -> Result<Secret, BakeError> {
     let Some(pattern) = &accounts.registries else { return Ok(Secret::new("{}")) };
-    let path = pattern.expand(&build.account, &build.repository.owner, &build.repository.name);
+    let path = pattern.expand(&build.names());
     let refused = |message: String| BakeError::Credentials { path: path.clone(), message };
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Secret::new("{}")),
         Err(error) => return Err(refused(error.to_string())),
     };
-    let config: Map<String, Value> =
-        serde_json::from_slice(&text).map_err(|_| refused("expected a JSON object".into()))?;
-    let auths = config.get("auths").cloned().unwrap_or_else(|| json!({}));
+    let config: Config = serde_json::from_slice(&text).map_err(|_| refused("expected a docker config.json".into()))?;
+    let mut auths = config.auths;
+    let asked = async {
+        let mut helpers = config.cred_helpers;
+        if let Some(store) = config.creds_store {
+            for registry in list(accounts, &store, stop).await? {
+                helpers.entry(registry).or_insert_with(|| store.clone());
+            }
+        }
+        for (registry, helper) in helpers {
+            if let Some(entry) = get(accounts, &helper, &registry, stop).await? {
+                auths.insert(registry, entry);
+            }
+        }
+        Ok(())
+    };
+    asked.await.map_err(refused)?;
     Ok(Secret::new(json!({"auths": auths}).to_string()))
+}
+
+/// The registries for which a store has credentials.
+async fn list(accounts: &Accounts, helper: &str, stop: &CancellationToken) -> Result<BTreeSet<String>, String> {
+    let answer = ask(accounts, helper, "list", "", stop).await?;
+    let known: BTreeMap<String, Value> = serde_json::from_slice(answer.expose().as_bytes())
+        .map_err(|_| format!("docker-credential-{helper} list answers what is no JSON object"))?;
+    Ok(known.into_keys().take(MAX_REGISTRIES).collect())
+}
+
+/// The entry of `auths` for a registry; none when the helper has no credentials for it.
+async fn get(
+    accounts: &Accounts,
+    helper: &str,
+    registry: &str,
+    stop: &CancellationToken,
+) -> Result<Option<Value>, String> {
+    let answer = match ask(accounts, helper, "get", registry, stop).await {
+        // In the words of the protocol.
+        Err(message) if message.contains("credentials not found") => return Ok(None),
+        answer => answer?,
+    };
+    let Answer { username, secret } = serde_json::from_slice(answer.expose().as_bytes())
+        .map_err(|_| format!("docker-credential-{helper} answers what is no credential for {registry}"))?;
+    Ok(Some(match username.as_str() {
+        IDENTITY => json!({"identitytoken": secret.expose()}),
+        _ => json!({"auth": BASE64.encode(format!("{username}:{}", secret.expose()))}),
+    }))
+}
+
+/// Runs a helper: the verb is its argument, the registry its standard input.
+async fn ask(
+    accounts: &Accounts,
+    helper: &str,
+    verb: &str,
+    input: &str,
+    stop: &CancellationToken,
+) -> Result<Secret, String> {
+    let name = format!("docker-credential-{helper}");
+    let folder = accounts.credential_helpers.as_deref();
+    let folder = folder.ok_or_else(|| format!("{name} is needed, and accounts.credential_helpers is not set"))?;
+    // What the account's file says becomes the name of a program.
+    if !is_name(helper) {
+        return Err(format!("{helper:?} is not the name of a credential helper"));
+    }
+    let mut command = process::command(Path::new(folder).join(&name));
+    command.arg(verb).envs(settings::plugin_environment());
+    let limits =
+        process::Limits { timeout: PATIENCE, silence: PATIENCE, max_output_bytes: MAX_ANSWER, stop: stop.clone() };
+    let (mut answer, mut said) = (Vec::new(), String::new());
+    let ended = process::run(command, input.as_bytes(), &limits, |stream, line| match stream {
+        Stream::Out => answer.extend_from_slice(line),
+        Stream::Err => said = String::from_utf8_lossy(line).into_owned(),
+    })
+    .await
+    .map_err(|error| error.to_string())?;
+    let answer = String::from_utf8(answer).map_err(|_| format!("{name} answers what is no text"))?;
+    if ended.is_success() {
+        return Ok(Secret::new(answer));
+    }
+    // Errors come on standard output; a credential does so only from a helper that succeeds.
+    let words = [answer.lines().next().unwrap_or_default(), &said].join(" ");
+    Err(format!("{name} {verb} failed: {}", words.trim().chars().take(200).collect::<String>()))
 }

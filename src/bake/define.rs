@@ -1,11 +1,13 @@
 //! From the platform's template to a bake definition of our own.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use super::escape::literal;
 use super::print::Targets;
 use super::{BakeError, Order};
-use crate::job::{Application, Image, Recipe};
+use crate::job::{Application, Image, Recipe, Switch};
 
 /// What `--print` reads.
 pub(super) enum Source {
@@ -20,7 +22,7 @@ pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
     Ok(match &order.build.recipe {
         Recipe::Application(template) => Source::Text(application(template)),
         Recipe::Inline(definition) => Source::Text(Value::Object(definition.clone()).to_string()),
-        Recipe::File(path) => Source::File(path.clone()),
+        Recipe::File(file) => Source::File(file.path.clone()),
     })
 }
 
@@ -37,11 +39,14 @@ pub fn application(template: &Application) -> String {
 
 /// What buildx would make of an Application Template: it has no expressions, so only bake's defaults are missing.
 ///
-/// `None` where buildx has more to say: it writes cache references in another form, and chooses targets.
+/// `None` where buildx has more to say: it writes caches and sizes in another form, and chooses targets.
 pub(super) fn resolved(order: &Order<'_>) -> Option<Targets> {
     let Recipe::Application(template) = &order.build.recipe else { return None };
-    let has_caches = |image: &Image| !(image.cache_from.is_empty() && image.cache_to.is_empty());
-    if template.images.iter().any(has_caches) || !order.build.targets.is_empty() {
+    let has_more = |image: &Image| {
+        let has_caches = !(image.cache_from.is_empty() && image.cache_to.is_empty());
+        has_caches || !image.contexts.is_empty() || !image.ulimits.is_empty() || image.shm_size.is_some()
+    };
+    if template.images.iter().any(has_more) || !order.build.targets.is_empty() {
         return None;
     }
     let resolve = |image: &Image| {
@@ -63,11 +68,15 @@ fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     };
     let text = |text: &String| Value::String(write(text));
     let list = |texts: &Vec<String>| (!texts.is_empty()).then(|| texts.iter().map(text).collect());
-    let map = |texts: &std::collections::BTreeMap<String, String>| {
+    let map = |texts: &BTreeMap<String, String>| {
         (!texts.is_empty()).then(|| texts.iter().map(|(name, value)| (write(name), text(value))).collect())
     };
+    // What is granted for these ids is not the template's to say.
+    let secrets = image.secrets.iter().map(|secret| json!({"id": secret.id})).collect::<Vec<_>>();
     set("context", image.context.as_ref().map(text));
+    set("contexts", map(&image.contexts));
     set("dockerfile", image.dockerfile.as_ref().map(text));
+    set("dockerfile-inline", image.dockerfile_inline.as_ref().map(text));
     set("args", map(&image.args));
     set("labels", map(&image.labels));
     set("tags", list(&image.tags));
@@ -75,7 +84,31 @@ fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     set("platforms", list(&image.platforms));
     set("cache-from", list(&image.cache_from));
     set("cache-to", list(&image.cache_to));
+    set("secret", (!secrets.is_empty()).then(|| secrets.into()));
+    set("network", image.network.as_ref().map(text));
+    set("shm-size", image.shm_size.as_ref().map(text));
+    set("ulimits", list(&image.ulimits));
+    set("extra-hosts", map(&image.extra_hosts));
+    set("no-cache-filter", list(&image.no_cache_filter));
+    set("attest", attestations(image, &write));
     target
+}
+
+/// Provenance and SBOM as `--attest` has them. One that is switched off is said as well: BuildKit has defaults of its own.
+fn attestations(image: &Image, write: impl Fn(&str) -> String) -> Option<Value> {
+    let off = |kind: &str| json!({"type": kind, "disabled": "true"});
+    let provenance = image.provenance.as_ref().map(|switch| match switch {
+        Switch::Is(true) => json!({"type": "provenance"}),
+        Switch::Is(false) => off("provenance"),
+        Switch::With(options) => {
+            let pairs = options.split(',').filter_map(|option| option.split_once('='));
+            let pairs = pairs.map(|(name, value)| (write(name), Value::String(write(value))));
+            [("type".to_owned(), "provenance".into())].into_iter().chain(pairs).collect()
+        }
+    });
+    let sbom = image.sbom.map(|is_on| if is_on { json!({"type": "sbom"}) } else { off("sbom") });
+    let all: Vec<Value> = provenance.into_iter().chain(sbom).collect();
+    (!all.is_empty()).then(|| all.into())
 }
 
 #[cfg(test)]

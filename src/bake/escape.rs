@@ -14,6 +14,9 @@ fn plain(text: &str) -> String {
     text.replace("$${", "${").replace("%%{", "%{")
 }
 
+/// The field of buildx's own policies.
+pub(super) const POLICY: &str = "policy";
+
 /// The fields that `--print` writes escaped (buildx 0.29 to 0.36); it writes all others as they are.
 const PRINTED_ESCAPED: &[&str] = &["args", "labels", "annotations", "dockerfile-inline", "extra-hosts"];
 
@@ -27,9 +30,17 @@ pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
 }
 
 /// The definition that evaluates to exactly these targets. There is no group: whoever runs it names the targets.
-pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>) -> String {
-    let escaped: Map<String, Value> =
-        targets.iter().map(|(name, target)| (name.clone(), map_all(Value::Object(target.clone()), &literal))).collect();
+///
+/// `has_policies`: buildx would look for a `Dockerfile.rego` beside each Dockerfile and evaluate it, unless told not to.
+pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>, has_policies: bool) -> String {
+    let escaped = |target: &Map<String, Value>| {
+        let mut target = map_all(Value::Object(target.clone()), &literal);
+        if has_policies {
+            target[POLICY] = json!([{"disabled": true}]);
+        }
+        target
+    };
+    let escaped: Map<String, Value> = targets.iter().map(|(name, target)| (name.clone(), escaped(target))).collect();
     json!({"target": escaped}).to_string()
 }
 

@@ -2,15 +2,21 @@
 //!
 //! buildx's own check of files and entitlements is off in the progress mode that we need, so this is the wall. Deny by
 //! default: a field that is not listed here is refused, since a newer buildx may give it a meaning. Names the path of
-//! what it refuses. Paths are judged after symbolic links.
+//! what it refuses. What a repository may not decide (names of images and caches, outputs) is replaced and said; what
+//! reaches for the host is refused.
+
+mod paths;
+mod references;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::Order;
-use super::print::Targets;
-use crate::job::{Recipe, Trust};
+use super::grants::Grants;
+use super::print::{Targets, folder};
+use super::{BakeError, Order};
+use crate::job::{Naming, Recipe, RepositoryFile, is_for_any_host};
+use crate::secret::Secret;
 use crate::settings;
 
 /// Something that is not allowed. The message begins with the path in the definition.
@@ -30,7 +36,6 @@ impl Refusal {
 /// Fields whose value is the author's own business: they reach the builder and nothing else.
 const HARMLESS: &[&str] = &[
     "annotations",
-    "args",
     "description",
     "dockerfile-inline",
     "labels",
@@ -41,65 +46,105 @@ const HARMLESS: &[&str] = &[
     "shm-size",
 ];
 
-/// Checks a resolved definition; returns it with contexts made absolute and outputs set.
-pub(super) fn police(targets: Targets, order: &Order<'_>, limits: &settings::Bake) -> Result<Targets, Refusal> {
+/// Build arguments that are no business of a repository's: which frontend reads its Dockerfile, and whose cached
+/// directories its steps see.
+const FRONTEND: &str = "BUILDKIT_SYNTAX";
+const CACHE_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
+
+/// A definition that may be built.
+#[derive(Debug, Default)]
+pub(super) struct Policed {
+    /// Contexts are absolute, and outputs set.
+    pub(super) targets: Targets,
+    /// What was replaced, for the person who asked for the build.
+    pub(super) notices: Vec<String>,
+    /// The secrets that are granted, with the file in which a target looks for each.
+    pub(super) secrets: Vec<(PathBuf, Secret)>,
+}
+
+/// Checks a resolved definition. Its secrets are to be put below `secrets`.
+pub(super) fn police(
+    targets: Targets,
+    order: &Order<'_>,
+    grants: &Grants<'_>,
+    limits: &settings::Bake,
+    secrets: &Path,
+) -> Result<Policed, BakeError> {
     if targets.is_empty() {
-        return Err(Refusal::new("target", "the definition has no target"));
+        return Err(Refusal::new("target", "the definition has no target").into());
     }
     if targets.len() > limits.max_targets {
         let message = format!("{} targets, at most {} are allowed", targets.len(), limits.max_targets);
-        return Err(Refusal::new("target", message));
+        return Err(Refusal::new("target", message).into());
     }
     let names: Vec<String> = targets.keys().cloned().collect();
-    let police_one = |(name, fields): (String, Map<String, Value>)| {
+    let folder = folder(order);
+    let mut policed = Policed::default();
+    for (name, fields) in targets {
         if !crate::job::is_target_name(&name) {
-            return Err(Refusal::new(
-                format!("target.{name}"),
-                "the name may have letters, digits, - and _, and begins with none of - and .",
-            ));
+            let message = "the name may have letters, digits, - and _, and begins with none of - and .";
+            return Err(Refusal::new(format!("target.{name}"), message).into());
         }
-        let rules = Rules { order, names: &names, path: format!("target.{name}") };
-        Ok((name, rules.target(fields)?))
-    };
-    targets.into_iter().map(police_one).collect()
+        let path = format!("target.{name}");
+        let mut rules =
+            Rules { order, grants, folder: &folder, names: &names, path, target: name, secrets, policed: &mut policed };
+        let fields = rules.target(fields)?;
+        let name = rules.target;
+        policed.targets.insert(name, fields);
+    }
+    references::check_caches(&policed.targets)?;
+    Ok(policed)
 }
 
+/// The rules, for one target.
 struct Rules<'a> {
     order: &'a Order<'a>,
+    grants: &'a Grants<'a>,
+    /// From which relative contexts start.
+    folder: &'a Path,
     names: &'a [String],
+    target: String,
+    /// Of the target in the definition.
     path: String,
+    secrets: &'a Path,
+    policed: &'a mut Policed,
 }
 
 impl Rules<'_> {
-    fn target(&self, fields: Map<String, Value>) -> Result<Map<String, Value>, Refusal> {
+    fn target(&mut self, mut fields: Map<String, Value>) -> Result<Map<String, Value>, BakeError> {
         let context = self.context(fields.get("context").and_then(Value::as_str).unwrap_or("."))?;
-        let is_cache_only = is_cache_only(&fields);
+        let secrets = self.granted_secrets(fields.remove("secret"))?;
+        self.settle_references(&mut fields)?;
         let mut policed = Map::new();
         for (field, value) in fields {
             let value = self.field(&field, value, &context)?;
             policed.insert(field, value);
         }
-        if self.order.build.trust == Trust::Fork {
-            // A fork writes no cache that others read.
-            policed.remove("cache-to");
+        if !secrets.is_empty() {
+            policed.insert("secret".into(), secrets.into());
         }
-        policed.insert("context".into(), json!(context));
-        self.settle_output(&mut policed, is_cache_only)?;
+        policed.insert("context".into(), context);
+        self.settle_arguments(&mut policed);
+        if self.order.build.no_cache {
+            policed.insert("no-cache".into(), json!(true));
+        }
+        if self.order.build.pull {
+            policed.insert("pull".into(), json!(true));
+        }
         Ok(policed)
     }
 
     /// The value to build with, or why not.
-    fn field(&self, field: &str, value: Value, context: &Path) -> Result<Value, Refusal> {
-        let refuse = |message: &str| Err(Refusal::new(format!("{}.{field}", self.path), message));
+    fn field(&self, field: &str, value: Value, context: &Value) -> Result<Value, Refusal> {
+        let refuse = |message: &str| Err(self.refusal(field, message));
         match field {
             "context" => Ok(value),
             "dockerfile" => self.dockerfile(value, context),
             "contexts" => self.named_contexts(value),
-            "tags" => Ok(value),
-            "cache-from" | "cache-to" => self.cache(field, value),
-            "output" => self.output(value),
+            "args" | "tags" | "cache-from" | "cache-to" | "output" => Ok(value),
             "network" => match value.as_str() {
                 Some("" | "default" | "none") => Ok(value),
+                Some("host") if self.is_entitled("network.host") => Ok(value),
                 _ => refuse("only default and none are allowed"),
             },
             "pull" | "no-cache" => Ok(value),
@@ -107,10 +152,16 @@ impl Rules<'_> {
                 Some("" | "build") => Ok(value),
                 _ => refuse("only build is allowed"),
             },
-            "secret" => refuse("build secrets are not allowed"),
+            "ssh" if is_empty(&value) => Ok(value),
             "ssh" => refuse("keys and agents of the host are not allowed"),
-            "entitlements" if is_empty(&value) => Ok(value),
-            "entitlements" => refuse("entitlements are not allowed"),
+            "entitlements" => {
+                let entitled = |name: &Value| name.as_str().is_some_and(|name| self.is_entitled(name));
+                if is_empty(&value) || value.as_array().is_some_and(|names| names.iter().all(entitled)) {
+                    Ok(value)
+                } else {
+                    refuse("entitlements are not allowed")
+                }
+            }
             "extra-hosts" => Ok(value),
             "attest" => self.attest(value),
             field if HARMLESS.contains(&field) => Ok(value),
@@ -118,168 +169,94 @@ impl Rules<'_> {
         }
     }
 
-    /// A build context: a directory of the worktree, after symbolic links.
-    fn context(&self, context: &str) -> Result<PathBuf, Refusal> {
-        self.inside(&format!("{}.context", self.path), self.order.worktree, context)
-    }
-
-    fn named_contexts(&self, value: Value) -> Result<Value, Refusal> {
-        let Value::Object(contexts) = value else {
-            return Err(Refusal::new(format!("{}.contexts", self.path), "expected an object"));
-        };
-        let police_one = |(name, value): (String, Value)| {
-            let path = format!("{}.contexts.{name}", self.path);
-            let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
-            if let Some(target) = text.strip_prefix("target:") {
-                let is_known = self.names.iter().any(|name| name == target);
-                return if is_known { Ok((name, value)) } else { Err(Refusal::new(path, "there is no such target")) };
+    /// Secrets by name only: where a definition says file or variable, it means the host's.
+    fn granted_secrets(&mut self, value: Option<Value>) -> Result<Vec<Value>, BakeError> {
+        let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
+        let mut granted = Vec::new();
+        for (i, secret) in self.list("secret", &value)?.iter().enumerate() {
+            let field = format!("secret[{i}]");
+            let has_source = secret.get("src").is_some() || secret.get("env").is_some();
+            let id = secret.get("id").and_then(Value::as_str).ok_or_else(|| self.refusal(&field, "expected an id"))?;
+            if is_for_any_host(id) {
+                let message = format!("{id} would go to any git host: {id}.github.com goes to that one");
+                return Err(self.refusal(&field, message).into());
             }
-            if text.starts_with("docker-image://") {
-                return Ok((name, value));
+            if has_source && self.file().is_none() {
+                return Err(self.refusal(&field, "host files and variables are not allowed").into());
             }
-            let inside = self.inside(&path, self.order.worktree, text)?;
-            Ok((name, json!(inside)))
-        };
-        contexts.into_iter().map(police_one).collect()
-    }
-
-    fn dockerfile(&self, value: Value, context: &Path) -> Result<Value, Refusal> {
-        let path = format!("{}.dockerfile", self.path);
-        let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
-        let file = context.join(text);
-        if file.symlink_metadata().is_ok() {
-            return self.inside(&path, context, text).map(|_| value);
-        }
-        // It is not there, and BuildKit says so better than we could; where it would be must be ours all the same.
-        let root = self.root(&path)?;
-        let folder = file.ancestors().find_map(|folder| folder.canonicalize().ok());
-        let is_ours = !text.contains("://")
-            && fold(&file).starts_with(&root)
-            && folder.is_some_and(|folder| folder.starts_with(&root));
-        if is_ours { Ok(value) } else { Err(Refusal::new(path, format!("{text:?} is outside of the repository"))) }
-    }
-
-    fn root(&self, path: &str) -> Result<PathBuf, Refusal> {
-        let root = self.order.worktree.canonicalize();
-        root.map_err(|error| Refusal::new(path, format!("the worktree cannot be read: {error}")))
-    }
-
-    /// A path below `base` that stays inside the worktree after symbolic links.
-    fn inside(&self, path: &str, base: &Path, text: &str) -> Result<PathBuf, Refusal> {
-        let is_remote = text.contains("://") || text.starts_with("git@") || text.starts_with("oci-layout:");
-        if is_remote || text == "-" || text.starts_with("target:") {
-            return Err(Refusal::new(path, format!("{text:?} is not a directory of the repository")));
-        }
-        let root = self.root(path)?;
-        let found = base
-            .join(text)
-            .canonicalize()
-            .map_err(|_| Refusal::new(path, format!("{text:?} is not in the repository")))?;
-        if found.starts_with(&root) {
-            Ok(found)
-        } else {
-            Err(Refusal::new(path, format!("{text:?} is outside of the repository")))
-        }
-    }
-
-    /// What is not a list would be read by nobody here, and by buildx in its own way.
-    fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], Refusal> {
-        value
-            .as_array()
-            .map(Vec::as_slice)
-            .ok_or_else(|| Refusal::new(format!("{}.{field}", self.path), "expected a list"))
-    }
-
-    fn cache(&self, field: &str, value: Value) -> Result<Value, Refusal> {
-        for (i, entry) in self.list(field, &value)?.iter().enumerate() {
-            let path = format!("{}.{field}[{i}]", self.path);
-            match entry.get("type").and_then(Value::as_str) {
-                Some("inline" | "registry") if self.order.trusts_references() => {}
-                Some("inline" | "registry") => {
-                    return Err(Refusal::new(path, "the repository may not name cache references"));
-                }
-                _ => return Err(Refusal::new(path, "only caches in a registry are allowed")),
+            if self.grants.is_fork() {
+                self.notice(&field, "a fork's build gets no build secrets");
+                continue;
             }
-        }
-        Ok(value)
-    }
-
-    /// Outputs reach registries only: `local`, `tar` and `oci` write to the host.
-    fn output(&self, value: Value) -> Result<Value, Refusal> {
-        for (i, output) in self.list("output", &value)?.iter().enumerate() {
-            let path = format!("{}.output[{i}]", self.path);
-            let kind = output.get("type").and_then(Value::as_str);
-            if !matches!(kind, Some("image" | "registry" | "cacheonly")) || output.get("dest").is_some() {
-                return Err(Refusal::new(path, "only images in a registry are allowed"));
+            let Some(secret) = self.grants.secret(&self.target, id)? else {
+                let message = match has_source {
+                    true => format!("host files and variables are not allowed, and no secret {id:?} is granted"),
+                    false => format!("no secret {id:?} is granted to {}", self.order.build.account),
+                };
+                return Err(self.refusal(&field, message).into());
+            };
+            if has_source {
+                self.notice(&field, &format!("{id} is the worker's, and not a file or variable"));
             }
-            if !self.order.trusts_references() && output.get("name").is_some() {
-                return Err(Refusal::new(path, "the repository may not name images"));
-            }
+            let path = self.secrets.join(self.policed.secrets.len().to_string());
+            granted.push(json!({"id": id, "src": path}));
+            self.policed.secrets.push((path, secret));
         }
-        Ok(value)
+        Ok(granted)
     }
 
     /// Provenance and SBOM by BuildKit itself; a generator of the author's choice would be an image of theirs.
     fn attest(&self, value: Value) -> Result<Value, Refusal> {
         for (i, attestation) in self.list("attest", &value)?.iter().enumerate() {
-            let path = format!("{}.attest[{i}]", self.path);
             let kind = attestation.get("type").and_then(Value::as_str);
             if !matches!(kind, Some("provenance" | "sbom")) || attestation.get("generator").is_some() {
-                return Err(Refusal::new(path, "only provenance and sbom of BuildKit's own are allowed"));
+                let message = "only provenance and sbom of BuildKit's own are allowed";
+                return Err(self.refusal(&format!("attest[{i}]"), message));
             }
         }
         Ok(value)
     }
 
-    /// The worker decides whether images are pushed. What the definition keeps in the cache stays there.
-    fn settle_output(&self, target: &mut Map<String, Value>, is_cache_only: bool) -> Result<(), Refusal> {
-        target.remove("output");
-        if is_cache_only {
-            target.insert("output".into(), json!([{"type": "cacheonly"}]));
-        } else if self.order.build.push {
-            if target.get("tags").is_none_or(is_empty) {
-                return Err(Refusal::new(
-                    format!("{}.tags", self.path),
-                    "expected at least one, since the images are pushed",
-                ));
+    /// The build arguments that BuildKit itself reads.
+    fn settle_arguments(&mut self, target: &mut Map<String, Value>) {
+        let build = self.order.build;
+        let namespace = format!("{}/{}", build.repository, build.trust.name());
+        let ours = [(FRONTEND, self.grants.policy.frontend.clone()), (CACHE_NAMESPACE, Some(namespace))];
+        let mut arguments = target.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
+        for (name, value) in ours {
+            let Some(value) = value else { continue };
+            let theirs = arguments.insert(name.into(), json!(value));
+            if theirs.is_some_and(|theirs| theirs != json!(value)) {
+                self.notice(&format!("args.{name}"), &format!("is {value}"));
             }
-            target.insert("output".into(), json!([{"type": "registry"}]));
         }
-        if self.order.build.no_cache {
-            target.insert("no-cache".into(), json!(true));
-        }
-        if self.order.build.pull {
-            target.insert("pull".into(), json!(true));
-        }
-        Ok(())
+        target.insert("args".into(), arguments.into());
     }
-}
 
-impl Order<'_> {
-    /// The platform's own definitions name tags and caches; a repository's may not.
-    fn trusts_references(&self) -> bool {
-        !matches!(self.build.recipe, Recipe::File(_))
+    fn is_entitled(&self, entitlement: &str) -> bool {
+        self.grants.policy.entitlements.iter().any(|known| known == entitlement)
     }
-}
 
-/// The path without `.` and `..`, as text: for a file that is not there.
-fn fold(path: &Path) -> PathBuf {
-    path.components().fold(PathBuf::new(), |mut folded, part| {
-        match part {
-            std::path::Component::ParentDir => drop(folded.pop()),
-            std::path::Component::CurDir => {}
-            other => folded.push(other),
+    /// The repository's own file, when the definition comes from one and the worker names what it makes.
+    fn file(&self) -> Option<&RepositoryFile> {
+        match &self.order.build.recipe {
+            Recipe::File(file) if matches!(file.naming, Naming::Job(_)) => Some(file),
+            _ => None,
         }
-        folded
-    })
-}
+    }
 
-fn is_cache_only(target: &Map<String, Value>) -> bool {
-    target.get("output").is_some_and(|output| {
-        let outputs = list(output);
-        !outputs.is_empty()
-            && outputs.iter().all(|output| output.get("type").and_then(Value::as_str) == Some("cacheonly"))
-    })
+    /// What is not a list would be read by nobody here, and by buildx in its own way.
+    fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], Refusal> {
+        value.as_array().map(Vec::as_slice).ok_or_else(|| self.refusal(field, "expected a list"))
+    }
+
+    fn refusal(&self, field: &str, message: impl Into<String>) -> Refusal {
+        Refusal::new(format!("{}.{field}", self.path), message)
+    }
+
+    fn notice(&mut self, field: &str, message: &str) {
+        self.policed.notices.push(format!("{}.{field}: {message}", self.path));
+    }
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -292,8 +269,10 @@ fn is_empty(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::job::{Build, Repository};
+    use crate::job::{Build, Repository, Trust};
 
     /// Polices one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
     fn police_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
@@ -306,24 +285,17 @@ mod tests {
         std::fs::write(worktree.path().join("app/Dockerfile"), "FROM scratch").expect("written");
         std::os::unix::fs::symlink("/etc", worktree.path().join("out")).expect("linked");
         std::os::unix::fs::symlink("/etc/passwd", worktree.path().join("app/Linked")).expect("linked");
-        let recipe = if is_repositorys { Recipe::File("docker-bake.hcl".into()) } else { Recipe::Inline(Map::new()) };
-        let build = Build {
-            account: "acme".into(),
-            repository: Repository::parse("acme/app").expect("a repository"),
-            trust,
-            recipe,
-            targets: Vec::new(),
-            push: false,
-            no_cache: false,
-            pull: false,
-            builder: None,
-            timeout: None,
-        };
-        let order = Order { build: &build, worktree: worktree.path() };
+        let file = || RepositoryFile { path: "docker-bake.hcl".into(), naming: Naming::Job(BTreeMap::new()) };
+        let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline(Map::new()) };
+        let build = Build::new(Repository::parse("acme/app").expect("a repository"), trust, recipe);
+        let order = Order { build: &build, worktree: worktree.path(), sha: None };
         let Value::Object(fields) = target else { panic!("a target is an object") };
         let targets = Targets::from([("t".into(), fields)]);
-        let mut policed = police(targets, &order, &settings::Bake::default()).map_err(|refusal| refusal.to_string())?;
-        Ok(policed.remove("t").expect("the target"))
+        let accounts = settings::Accounts::default();
+        let grants = Grants::new(&accounts, &order);
+        let limits = settings::Bake::default();
+        let policed = police(targets, &order, &grants, &limits, Path::new("/secrets"));
+        Ok(policed.map_err(|refusal| refusal.to_string())?.targets.remove("t").expect("the target"))
     }
 
     fn refused(target: Value) -> String {
@@ -389,11 +361,16 @@ mod tests {
     }
 
     #[test]
-    fn the_repository_may_not_name_images_or_caches() {
-        let cache = json!({"context": "app", "cache-from": [{"type": "registry", "ref": "x"}]});
-        assert!(police_target(cache.clone(), false).is_ok());
-        assert!(police_target(cache, true).is_err());
-        let output = json!({"context": "app", "output": [{"type": "registry", "name": "x"}]});
-        assert!(police_target(output, true).is_err());
+    fn what_the_repository_may_not_name_is_replaced() {
+        let target = json!({
+            "context": "app", "tags": ["evil/x"], "cache-from": [{"type": "local", "src": "/etc"}],
+            "cache-to": [{"type": "registry", "ref": "x"}], "output": [{"type": "registry", "name": "x"}],
+            "args": {"BUILDKIT_CACHE_MOUNT_NS": "another's"}
+        });
+        let policed = police_target(target, true).expect("allowed");
+        assert_eq!(policed.keys().collect::<Vec<_>>(), ["context", "args"]);
+        assert_eq!(policed["args"], json!({"BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
+        let local = json!({"context": "app", "output": [{"type": "local", "dest": "/tmp/x"}]});
+        assert_eq!(police_target(local, true).expect("allowed")["output"], json!([{"type": "cacheonly"}]));
     }
 }

@@ -15,9 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::define::Source;
 use super::solve::in_worktree;
 use super::{Bake, BakeError, Definition, Order, base_environment, escape};
+use crate::job::Recipe;
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders};
 use crate::state::JobDirectory;
+
+/// Bytes of a definition.
+const MAX_FILE: u64 = 1 << 20;
 
 /// Targets by name, as printed and then unescaped.
 pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
@@ -33,13 +37,14 @@ pub(super) async fn print(
     let (input, file, working_directory) = match source {
         Source::Text(text) => (text.as_str(), "-".to_owned(), order.worktree.to_owned()),
         Source::File(path) => {
+            check_file(order.worktree, path)?;
             let (folder, name) = locate(order.worktree, path);
             ("", name, folder)
         }
     };
     let mut arguments = vec!["--file".to_owned(), file];
     arguments.extend(order.build.targets.iter().cloned());
-    let printed = run(bake, input, &arguments, &working_directory, order.worktree, directory, stop).await?;
+    let printed = run(bake, input, &arguments, &working_directory, order, directory, stop).await?;
     read(&printed)
 }
 
@@ -53,8 +58,36 @@ pub(super) async fn is_understood(
 ) -> Result<bool, BakeError> {
     let mut arguments = vec!["--file".to_owned(), "-".to_owned()];
     arguments.extend(policed.targets.keys().cloned());
-    let printed = run(bake, &policed.text, &arguments, order.worktree, order.worktree, directory, stop).await?;
-    Ok(read(&printed)? == policed.targets)
+    let printed = run(bake, &policed.text, &arguments, order.worktree, order, directory, stop).await?;
+    let mut understood = read(&printed)?;
+    // Ours alone, and printed in another form.
+    understood.values_mut().for_each(|target| drop(target.remove(escape::POLICY)));
+    Ok(understood == policed.targets)
+}
+
+/// A definition is a file of the repository, and no link to another one: buildx shows the lines that it cannot read.
+fn check_file(worktree: &Path, path: &str) -> Result<(), BakeError> {
+    let refused = |what: &str| Err(BakeError::Invalid(format!("{path}: {what}")));
+    let (mut place, mut parts) = (worktree.to_owned(), Path::new(path).components().peekable());
+    while let Some(part) = parts.next() {
+        place.push(part);
+        let Ok(found) = place.symlink_metadata() else { return refused("there is no such file in the repository") };
+        match parts.peek() {
+            _ if found.is_symlink() => return refused("symbolic links are not followed to a definition"),
+            None if !found.is_file() => return refused("is not a file"),
+            None if found.len() > MAX_FILE => return refused("is larger than a mebibyte"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The directory from which the paths of an order's definition start.
+pub(super) fn folder(order: &Order<'_>) -> PathBuf {
+    match &order.build.recipe {
+        Recipe::File(file) => locate(order.worktree, &file.path).0,
+        Recipe::Application(_) | Recipe::Inline(_) => order.worktree.to_owned(),
+    }
 }
 
 /// A compose file is read in its own directory, as compose does; a bake file in the root, as bake does.
@@ -72,7 +105,7 @@ async fn run(
     input: &str,
     arguments: &[String],
     working_directory: &Path,
-    worktree: &Path,
+    order: &Order<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<Vec<u8>, BakeError> {
@@ -80,9 +113,11 @@ async fn run(
     for name in ["buildx", "tmp"] {
         crate::state::make_private(&private.join(name))?;
     }
+    let worktree = order.worktree;
     let mut command = sandbox(bake, worktree, &private).command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
-    command.envs(base_environment(&private)).current_dir(working_directory);
+    // Ours after theirs: of two with one name the later counts.
+    command.envs(&order.build.variables).envs(base_environment(&private)).current_dir(working_directory);
     let (ended, out, err) = collect(bake, command, input, stop).await?;
     match ended {
         Ended::Exited(status) if status.success() => Ok(out),

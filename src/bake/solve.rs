@@ -28,7 +28,7 @@ pub(super) async fn solve(
     let private = directory.subdirectory("solve")?;
     state::make_private(&private.join("tmp"))?;
     state::make_private(&private.join("docker"))?;
-    let credentials = credentials::docker_config(&bake.accounts, build)?;
+    let credentials = credentials::docker_config(&bake.accounts, build, stop).await?;
     state::write_private(&private.join("docker/config.json"), credentials.expose().as_bytes())?;
     let metadata_file = private.join("metadata.json");
     // An earlier run of this job may have left one.
@@ -48,7 +48,7 @@ pub(super) async fn solve(
     let mut progress = Progress::new(goal.targets.iter().cloned());
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &site.run.pid, |stream, line| {
         if stream == Stream::Err {
-            progress.line(line).into_iter().for_each(|event| journal.tell(event));
+            progress.line(line).into_iter().for_each(|event| journal.tell(definition.mask.event(event)));
             if progress.has_begun() {
                 let _ = site.run.has_begun.set(());
             }
@@ -70,14 +70,16 @@ fn conclude(goal: Goal<'_>, progress: &Progress, ended: Ended, metadata_file: &P
         if let Some(digest) = digests.get(name) {
             report.digest = Some(digest.clone());
         }
-        report
+        goal.definition.mask.report(report)
     };
     let wanted = goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
     Outcome {
         targets: wanted.map(report).collect(),
         context_bytes: progress.context_bytes(),
-        failure: diagnose::diagnose(ended, progress)
-            .map(|failure| Failure { detail: in_worktree(&failure.detail, &goal.definition.worktree), ..failure }),
+        failure: diagnose::diagnose(ended, progress).map(|failure| {
+            let detail = in_worktree(&failure.detail, &goal.definition.worktree);
+            Failure { detail: goal.definition.mask.text(&detail), ..failure }
+        }),
     }
 }
 
@@ -95,6 +97,7 @@ pub(super) fn arguments(site: &Site, metadata_file: &Path) -> Vec<String> {
 pub(super) fn environment(site: &Site, private: &Path) -> BTreeMap<String, String> {
     let mut environment = base_environment(private);
     environment.insert("DOCKER_CONFIG".into(), private.join("docker").display().to_string());
+    environment.insert("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into());
     // A copy of each image's provenance costs a round trip and may hold build arguments.
     environment.insert("BUILDX_METADATA_PROVENANCE".into(), "disabled".into());
     environment.extend(site.environment.clone());
@@ -108,7 +111,7 @@ fn sandbox(bake: &Bake, definition: &Definition, site: &Site, private: &Path) ->
     let mut read = libraries();
     read.extend(network_files(Path::new("/etc/ssl/certs")));
     read.extend(site.files.iter().cloned());
-    read.push(definition.worktree.clone());
+    read.extend([definition.worktree.clone(), definition.secrets.clone()]);
     let with_registries = |ports: &Vec<u16>| ports.iter().chain(&bake.sandbox.registry_ports).copied().collect();
     Sandbox {
         enforcement: bake.sandbox.mode.into(),

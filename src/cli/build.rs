@@ -8,7 +8,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{Outcome, read_json};
-use crate::job::{self, Application, Recipe, Repository, Trust};
+use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Terminal, print_report};
 use crate::perform::{Attempt, Stations, bake, fetch, tell_of_submodules};
 use crate::reason::{Failure, Reason};
@@ -127,16 +127,11 @@ impl Build {
 
     fn build(&self, worktree: &Path) -> anyhow::Result<job::Build> {
         Ok(job::Build {
-            account: "local".into(),
-            repository: self.repository(),
-            trust: Trust::Protected,
-            recipe: self.recipe(worktree)?,
             targets: self.targets.clone(),
             push: self.push,
             no_cache: self.no_cache,
-            pull: false,
             builder: self.builder.clone(),
-            timeout: None,
+            ..job::Build::new(self.repository(), Trust::Protected, self.recipe(worktree)?)
         })
     }
 
@@ -149,7 +144,7 @@ impl Build {
         }
         let found = DEFINITIONS.iter().find(|name| worktree.join(name).is_file());
         match found {
-            Some(name) => Ok(Recipe::File((*name).to_owned())),
+            Some(name) => Ok(Recipe::File(RepositoryFile { path: (*name).to_owned(), naming: Naming::File })),
             None => bail!("there is no --template, and {} has none of {}", worktree.display(), DEFINITIONS.join(", ")),
         }
     }

@@ -196,17 +196,11 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     let scratch = tempfile::tempdir()?;
     let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", random_hex::<6>()))?;
     let account = settings.builders.get(name).and_then(|builder| builder.accounts.first());
+    let repository = Repository { owner: "doctor".into(), name: "doctor".into() };
     let build = Build {
         account: account.map(|pattern| pattern.to_string().replace('*', "x")).unwrap_or_default(),
-        repository: Repository { owner: "doctor".into(), name: "doctor".into() },
-        trust: Trust::Fork,
-        recipe: Recipe::Inline(serde_json::Map::new()),
-        targets: Vec::new(),
-        push: false,
-        no_cache: false,
-        pull: false,
         builder: Some(name.to_owned()),
-        timeout: None,
+        ..Build::new(repository, Trust::Fork, Recipe::Inline(serde_json::Map::new()))
     };
     let directory = state.job_directory()?;
     let place = own.place(&build, &state, &directory, None).await?;

@@ -73,6 +73,6 @@ fn definition(job: &BuildJob) -> anyhow::Result<Value> {
     Ok(match &job.build.recipe {
         Recipe::Application(template) => serde_json::from_str(&define_application(template))?,
         Recipe::Inline(definition) => Value::Object(definition.clone()),
-        Recipe::File(path) => json!(path),
+        Recipe::File(file) => json!(file.path),
     })
 }

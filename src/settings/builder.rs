@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::accounts::check_names;
 use super::{NamePattern, Pattern, SettingsError};
 
 /// One builder.
@@ -195,6 +196,8 @@ impl Builder {
             let message = "a builder's name has letters, digits, -, _ and .".into();
             return Err(SettingsError::Key { path: format!("builders.{name}"), message });
         }
+        let sticky_path = format!("builders.{name}.sticky_path");
+        self.sticky_path.iter().try_for_each(|pattern| check_names(&sticky_path, pattern, &[]))?;
         if self.driver != Driver::Kubernetes
             && let Some(key) = self.only_for_kubernetes()
         {

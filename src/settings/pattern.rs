@@ -1,27 +1,38 @@
-//! Settings for thousands of accounts: text with `{account}` and `{repository}` in it, and names with `*` in them.
+//! Settings for thousands of accounts: text with `{account}` and such in it, and names with `*` in them.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 
-/// Text in which `{account}`, `{owner}` and `{repository}` stand for those of a job.
+/// What a pattern may name, wherever it stands: it is known as soon as there is a job.
+const OF_JOBS: &[&str] = &["account", "owner", "repository", "trust"];
+
+/// Text in which names in braces stand for what a job has: `{account}`, `{owner}`, `{repository}` and `{trust}`, and more
+/// where the setting says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
 
 impl Pattern {
-    /// Takes the text, or says which name in braces is unknown.
-    pub fn new(text: impl Into<String>) -> Result<Self, String> {
-        let text = text.into();
-        let rest = text.replace("{account}", "").replace("{owner}", "").replace("{repository}", "");
-        match rest.find('{') {
-            Some(at) => Err(format!("unknown name in the pattern {text:?}, at {:?}", &rest[at..])),
-            None => Ok(Self(text)),
-        }
+    /// Takes the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
     }
 
-    /// The text for one job. None of the three can contain a slash or be `..`: they are checked when a job is parsed.
-    pub fn expand(&self, account: &str, owner: &str, repository: &str) -> String {
-        self.0.replace("{account}", account).replace("{owner}", owner).replace("{repository}", repository)
+    /// The first name in braces that is neither every job's nor one of `more`.
+    pub(super) fn unknown(&self, more: &[&str]) -> Option<&str> {
+        let names = self.0.split('{').skip(1).map(|rest| rest.split('}').next().unwrap_or(rest));
+        names.into_iter().find(|name| !OF_JOBS.contains(name) && !more.contains(name))
+    }
+
+    /// Whether `{name}` is in it.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains(&format!("{{{name}}}"))
+    }
+
+    /// The text for these names. What a job calls account, owner, repository and trust can contain no slash and is not `..`:
+    /// they are checked when it is parsed.
+    pub fn expand(&self, names: &[(&str, &str)]) -> String {
+        names.iter().fold(self.0.clone(), |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
     }
 }
 
@@ -33,7 +44,7 @@ impl fmt::Display for Pattern {
 
 impl<'de> Deserialize<'de> for Pattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::new(String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        Ok(Self(String::deserialize(deserializer)?))
     }
 }
 
@@ -87,9 +98,12 @@ mod tests {
 
     #[test]
     fn names_are_filled_in_and_unknown_ones_refused() {
-        let pattern = Pattern::new("/srv/{account}/{repository}").expect("valid");
-        assert_eq!(pattern.expand("acme", "acme", "voting-app"), "/srv/acme/voting-app");
-        assert!(Pattern::new("/srv/{acount}").is_err());
+        let pattern = Pattern::new("/srv/{account}/{repository}");
+        assert_eq!(pattern.expand(&[("account", "acme"), ("repository", "voting-app")]), "/srv/acme/voting-app");
+        assert_eq!(pattern.unknown(&[]), None);
+        assert_eq!(Pattern::new("/srv/{acount}").unknown(&["name"]), Some("acount"));
+        assert_eq!(Pattern::new("{account}/{name}").unknown(&["name"]), None);
+        assert_eq!(Pattern::new("{account").unknown(&[]), None, "taken as it is");
     }
 
     #[test]

@@ -24,4 +24,5 @@ mod house;
 mod make;
 mod processes;
 mod registry;
+mod repository_file;
 mod ruby;

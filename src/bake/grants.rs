@@ -1,0 +1,164 @@
+//! What the configuration gives one build: names for its images and caches, secrets, and what its definition may ask for.
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::{BakeError, Order};
+use crate::job::{Naming, Recipe, Trust};
+use crate::secret::Secret;
+use crate::settings::{self, Accounts, Pattern, Policy};
+
+/// Characters of a branch that are kept in the name of an image or a cache.
+const MAX_BRANCH: usize = 80;
+
+/// BuildKit takes no larger secret.
+const MAX_SECRET: usize = 500 << 10;
+
+/// One build's share of the configuration.
+pub(super) struct Grants<'a> {
+    accounts: &'a Accounts,
+    order: &'a Order<'a>,
+    pub(super) policy: &'a Policy,
+}
+
+impl<'a> Grants<'a> {
+    pub(super) fn new(accounts: &'a Accounts, order: &'a Order<'a>) -> Self {
+        Self { accounts, order, policy: accounts.policy_of(&order.build.account) }
+    }
+
+    /// What an image of a repository's own definition is called: as the job says, else by the configuration.
+    ///
+    /// A fork's build has no names but those of the job: by any other it would overwrite an image that is somebody else's.
+    pub(super) fn tags(&self, target: &str) -> Vec<String> {
+        let of_job = match &self.order.build.recipe {
+            Recipe::File(file) => match &file.naming {
+                Naming::Job(tags) => tags.get(target),
+                Naming::File => None,
+            },
+            _ => None,
+        };
+        match of_job {
+            Some(tags) => tags.clone(),
+            None if self.is_fork() => Vec::new(),
+            None => self.named(&self.accounts.tags, target, self.order.build.branch.as_deref()),
+        }
+    }
+
+    /// Where cached steps of a target are looked for: those of its own branch first, then those of the default one.
+    pub(super) fn cache_from(&self, target: &str) -> Vec<Value> {
+        let build = self.order.build;
+        let mut all = Vec::new();
+        for branch in [build.branch.as_deref(), build.default_branch.as_deref()] {
+            for name in self.named(&self.accounts.cache.from, target, branch) {
+                if !all.contains(&name) {
+                    all.push(name);
+                }
+            }
+        }
+        all.iter().map(|name| options(name)).collect()
+    }
+
+    /// Where cached steps of a target are left.
+    pub(super) fn cache_to(&self, target: &str) -> Vec<Value> {
+        let (build, cache) = (self.order.build, &self.accounts.cache);
+        let is_default = build.branch.is_some() && build.branch == build.default_branch;
+        if self.is_fork() || (cache.only_default_branch && !is_default) {
+            return Vec::new();
+        }
+        self.named(&cache.to, target, build.branch.as_deref()).iter().map(|name| options(name)).collect()
+    }
+
+    /// The secret that a target's Dockerfile calls `id`; none when it is not granted.
+    ///
+    /// # Errors
+    ///
+    /// `Secret` when it is granted, and cannot be read or is larger than BuildKit takes.
+    pub(super) fn secret(&self, target: &str, id: &str) -> Result<Option<Secret>, BakeError> {
+        let build = self.order.build;
+        let name = self.name_of_secret(target, id);
+        // A name becomes part of a path.
+        if self.is_fork() || !crate::job::is_name(name) {
+            return Ok(None);
+        }
+        let refused = |message: String| BakeError::Secret { name: name.to_owned(), message };
+        let full_name = format!("{}/{name}", build.account);
+        let variables = self.accounts.secret_variables.iter().filter(|(pattern, _)| pattern.matches(&full_name));
+        if let Some((_, variable)) = variables.max_by_key(|(pattern, _)| pattern.closeness()) {
+            let value = settings::secret_variable(variable);
+            return value.map(Some).ok_or_else(|| refused(format!("the variable {variable} is not set")));
+        }
+        let Some(pattern) = &self.accounts.secrets else { return Ok(None) };
+        let path = pattern.expand(&[&build.names()[..], &[("name", name)]].concat());
+        match std::fs::read_to_string(&path) {
+            Ok(text) if text.len() > MAX_SECRET => Err(refused(format!("{path} is larger than {MAX_SECRET} bytes"))),
+            Ok(text) => Ok(Some(Secret::new(text))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(refused(format!("{path}: {error}"))),
+        }
+    }
+
+    /// What the configuration calls a secret of this id: only the platform's template can give it another name.
+    fn name_of_secret<'b>(&'b self, target: &str, id: &'b str) -> &'b str {
+        let Recipe::Application(template) = &self.order.build.recipe else { return id };
+        let images = template.images.iter().filter(|image| image.name == target);
+        let mut secrets = images.flat_map(|image| &image.secrets);
+        secrets.find(|secret| secret.id == id).and_then(|secret| secret.from.as_deref()).unwrap_or(id)
+    }
+
+    pub(super) fn is_fork(&self) -> bool {
+        self.order.build.trust == Trust::Fork
+    }
+
+    /// The patterns for one target; those with a branch or a commit that is not known are left out.
+    fn named(&self, patterns: &[Pattern], target: &str, branch: Option<&str>) -> Vec<String> {
+        let names = self.order.build.names().map(|(name, value)| (name, value.to_ascii_lowercase()));
+        let branch = branch.map(as_tag);
+        let sha = self.order.sha.map(ToString::to_string);
+        let of_target = [("target", Some(target.to_ascii_lowercase())), ("branch", branch), ("sha", sha)];
+        let is_known = |pattern: &&Pattern| of_target.iter().all(|(name, value)| value.is_some() || !pattern.has(name));
+        let all: Vec<(&str, &str)> = names
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .chain(of_target.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?))))
+            .collect();
+        patterns.iter().filter(is_known).map(|pattern| pattern.expand(&all)).collect()
+    }
+}
+
+/// A branch's name as it may stand in a tag; one that had to be changed stays different from all others.
+fn as_tag(branch: &str) -> String {
+    let is_kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let kept: String = branch.chars().map(|c| if is_kept(c) { c } else { '-' }).take(MAX_BRANCH).collect();
+    if kept == branch && !kept.starts_with(['.', '-']) {
+        return kept;
+    }
+    let hash: String = Sha256::digest(branch)[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{hash}", kept.trim_start_matches(['.', '-']))
+}
+
+/// `type=registry,ref=…` as buildx prints it.
+fn options(text: &str) -> Value {
+    let pairs = text.split(',').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.map(|(name, value)| (name.trim().to_owned(), value.trim().into())).collect::<Map<_, _>>().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_branch_becomes_a_tag_that_no_other_branch_has() {
+        assert_eq!(as_tag("main"), "main");
+        assert_eq!(as_tag("release-1.2"), "release-1.2");
+        let (slash, dash) = (as_tag("feature/a"), as_tag("feature-a"));
+        assert!(slash.starts_with("feature-a-") && slash != dash, "{slash} {dash}");
+        assert!(as_tag(&"x".repeat(300)).len() < 128);
+        assert_eq!(as_tag("-x").chars().next(), Some('x'));
+    }
+
+    #[test]
+    fn options_are_read_as_buildx_prints_them() {
+        let expected = serde_json::json!({"type": "registry", "ref": "r/x:y", "mode": "max"});
+        assert_eq!(options("type=registry,ref=r/x:y,mode=max"), expected);
+    }
+}

@@ -1,0 +1,68 @@
+//! Keeps build secrets out of what is said of a build: a step may print what it was given.
+
+use crate::event::Event;
+use crate::report::TargetReport;
+use crate::secret::Secret;
+
+/// What is shown instead.
+const SHOWN: &str = "***";
+
+/// A shorter text is in too much that is no secret.
+const MIN_LENGTH: usize = 4;
+
+/// The lines of all secrets of a build: what a step prints arrives by the line.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mask(Vec<Secret>);
+
+impl Mask {
+    pub(super) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
+        let mut lines: Vec<Secret> = Vec::new();
+        for secret in secrets {
+            let all = secret.expose().lines().map(str::trim).filter(|line| line.len() >= MIN_LENGTH);
+            lines.extend(all.map(Secret::new));
+        }
+        // One may be a part of another.
+        lines.sort_by_key(|line| std::cmp::Reverse(line.expose().len()));
+        Self(lines)
+    }
+
+    pub(super) fn text(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_owned(), |text, line| text.replace(line.expose(), SHOWN))
+    }
+
+    pub(super) fn event(&self, event: Event) -> Event {
+        match event {
+            _ if self.0.is_empty() => event,
+            Event::StepOutput { step, line } => Event::StepOutput { step, line: self.text(&line) },
+            Event::StepEnded { step, is_cached, took, error } => {
+                Event::StepEnded { step, is_cached, took, error: error.map(|error| self.text(&error)) }
+            }
+            Event::Notice(notice) => Event::Notice(self.text(&notice)),
+            other => other,
+        }
+    }
+
+    pub(super) fn report(&self, report: TargetReport) -> TargetReport {
+        TargetReport { error: report.error.map(|error| self.text(&error)), ..report }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_of_a_secret_is_masked_and_the_longest_first() {
+        let mask = Mask::new(["hunter2\n", "-----BEGIN\nabcdef\nx\n", "hunter2-long"].map(Secret::new));
+        let table = [
+            ("token=hunter2 and more", "token=*** and more"),
+            ("hunter2-long", "***"),
+            ("abcdef x", "*** x"),
+            ("nothing", "nothing"),
+        ];
+        for (text, expected) in table {
+            assert_eq!(mask.text(text), expected);
+        }
+        assert_eq!(Mask::default().text("x"), "x");
+    }
+}

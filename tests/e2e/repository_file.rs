@@ -1,0 +1,164 @@
+//! Compose and bake files of a repository: theirs is what is built, ours are names, caches, secrets and where it goes.
+
+use serde_json::{Value, json};
+
+use crate::house::{House, target};
+use crate::registry;
+
+/// A job that builds by a file of the repository.
+fn native(house: &House, repository: &str, sha: &str, field: &str, path: &str) -> Value {
+    let mut native = house.native(repository, sha, &[]);
+    native.as_object_mut().unwrap().remove("application");
+    native[field] = json!(path);
+    native
+}
+
+/// Tags of `NONCE/TARGET:SHA` in the registry.
+fn tags(house: &House) -> String {
+    format!("[accounts]\ntags = [\"{}\"]\n", house.reference("{target}", "{sha}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compose_file_is_built_under_the_workers_names() {
+    let house = House::open();
+    let compose = "services:\n  \
+        web:\n    build: {context: ./web, args: {VERSION: \"${VERSION:-none}\"}}\n    image: library/nginx:latest\n  \
+        db:\n    image: postgres:16\n";
+    let sha = house.commit(
+        "shop",
+        &[
+            ("deploy/docker-compose.yml", compose),
+            ("deploy/web/Dockerfile", &house.dockerfile("ARG VERSION\nRUN printf '%s' \"$VERSION\" > /version")),
+        ],
+    );
+    let _worker = house.worker(&tags(&house));
+    let mut job = native(&house, "shop", &sha, "compose", "deploy/docker-compose.yml");
+    job["variables"] = json!({"VERSION": "1.2"});
+
+    let report = house.build(job).await;
+
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    let ours = house.reference("web", &sha);
+    assert_eq!(target(&report, "web")["tags"], json!([ours]));
+    assert_eq!(report["targets"].as_array().unwrap().len(), 1, "{report:#}");
+    assert_eq!(report["notices"], json!([format!("target.web.tags: {ours} in place of library/nginx:latest")]));
+    assert_eq!(registry::file(&ours, "version").await.as_deref(), Some("1.2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_bake_file_the_job_chooses_targets_and_names() {
+    let house = House::open();
+    let bake = r#"
+variable "BASE" { default = "none" }
+group "default" { targets = ["app", "docs"] }
+target "base" {
+  dockerfile-inline = "FROM ${BASE}\nRUN echo base > /base"
+}
+target "app" {
+  contexts   = { base = "target:base" }
+  dockerfile = "app.Dockerfile"
+  tags       = ["evil/app"]
+  cache-to   = ["type=registry,ref=evil/cache"]
+  output     = ["type=image,name=evil/other,push=true"]
+}
+target "docs" {
+  dockerfile-inline = "FROM ${BASE}"
+  output            = ["type=local,dest=out"]
+}
+"#;
+    let app = format!("FROM base\nENV NONCE={}\nRUN cat /base > /app\n", house.nonce);
+    let sha = house.commit("shop", &[("docker-bake.hcl", bake), ("app.Dockerfile", &app)]);
+    let _worker = house.worker("");
+    let mut job = native(&house, "shop", &sha, "bake", "docker-bake.hcl");
+    let ours = house.reference("chosen", &sha);
+    job["variables"] = json!({"BASE": house.engine.base_image});
+    job["tags"] = json!({"app": [ours]});
+
+    let report = house.build(job.clone()).await;
+
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(target(&report, "app")["digest"], json!(registry::digest(&ours).await), "{report:#}");
+    assert_eq!(registry::file(&ours, "app").await.as_deref(), Some("base\n"));
+    let notices: Vec<&str> = report["notices"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let expected = [
+        format!("target.app.tags: {ours} in place of evil/app"),
+        "target.app.cache-to: caches are the worker's".into(),
+        "target.docs.output: is not written: nothing but images leaves the builder".into(),
+    ];
+    assert_eq!(notices, expected, "{report:#}");
+
+    // A fork has no names but those of the job.
+    job["tags"] = Value::Null;
+    job["trust"] = json!("fork");
+    let report = house.build(job).await;
+    assert_eq!(report["reason"], "policy_refused", "{report:#}");
+    assert!(report["message"].as_str().unwrap().contains("target.app.tags: a fork's build pushes only"), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_granted_secret_reaches_its_step_and_nothing_else() {
+    let house = House::open();
+    let secrets = house.home.path().join("secrets/acme");
+    std::fs::create_dir_all(&secrets).unwrap();
+    std::fs::write(secrets.join("npm-token"), "s3cret-of-acme\n").unwrap();
+    // It prints what it was given, as somebody does once.
+    let step = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size && cat /run/secrets/npm && false";
+    let fine = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size";
+    let sha = house
+        .commit("shop", &[("bad/Dockerfile", &house.dockerfile(step)), ("good/Dockerfile", &house.dockerfile(fine))]);
+    let config = format!("[accounts]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n", house.home.path().display());
+    let _worker = house.worker(&config);
+    let image = |name: &str| {
+        let mut image = house.image(name, &sha);
+        image["secrets"] = json!([{"id": "npm", "from": "npm-token"}]);
+        image
+    };
+
+    let report = house.build(house.native("shop", &sha, &[image("good")])).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(registry::file(&house.reference("good", &sha), "size").await.as_deref(), Some("15\n"));
+
+    let report = house.build(house.native("shop", &sha, &[image("bad")])).await;
+    assert_eq!(report["reason"], "step_failed", "{report:#}");
+    house.nothing_is_left().await;
+    for text in [report.to_string(), house.logs()] {
+        assert!(!text.contains("s3cret-of-acme"), "{text}");
+    }
+
+    let mut fork = house.native("shop", &sha, &[image("good")]);
+    fork["trust"] = json!("fork");
+    // What a secret made is in the cache like anything else.
+    fork["no_cache"] = json!(true);
+    let report = house.build(fork).await;
+    assert_eq!(report["reason"], "step_failed", "without the secret there is no such file: {report:#}");
+    assert_eq!(report["notices"], json!(["target.good.secret[0]: a fork's build gets no build secrets"]));
+
+    let mut other = house.native("shop", &sha, &[image("good")]);
+    other["account"] = json!("umbrella");
+    let report = house.build(other).await;
+    assert_eq!(report["reason"], "policy_refused", "{report:#}");
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains("target.good.secret[0]: no secret \"npm\" is granted to umbrella"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() {
+    let house = House::open();
+    let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("RUN echo slow > /slow"))]);
+    let place = house.reference("cache", "{target}-{branch}");
+    let cache = format!(
+        "[accounts.cache]\nfrom = [\"type=registry,ref={place}\"]\nto = [\"type=registry,ref={place},mode=max\"]\n"
+    );
+    let _worker = house.worker(&cache);
+    let mut job = house.native("shop", &sha, &[house.image("web", &sha)]);
+    job["default_branch"] = json!("main");
+    let report = house.build(job.clone()).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert!(registry::digest(&house.reference("cache", "web-main")).await.is_some());
+
+    job["ref"] = json!("refs/heads/feature");
+    job["trust"] = json!("fork");
+    let report = house.build(job.clone()).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert!(registry::digest(&house.reference("cache", "web-feature")).await.is_none(), "a fork writes no cache");
+}
