@@ -4,6 +4,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::Value;
+
+use crate::settings::Timestamps;
+
 /// Wall-clock time, as Sidekiq's scores and timestamps have it.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Epoch(Duration);
@@ -28,6 +32,15 @@ impl Epoch {
     /// Whole milliseconds: timestamps from Sidekiq 8 on.
     pub fn as_millis(self) -> u64 {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A timestamp of a job.
+    pub fn json(self, form: Timestamps) -> Value {
+        match form {
+            Timestamps::Milliseconds => self.as_millis().into(),
+            // Written with a fraction always, or Sidekiq 8 would take it for milliseconds.
+            Timestamps::Seconds => self.as_secs_f64().into(),
+        }
     }
 
     /// This much later.

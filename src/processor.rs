@@ -22,7 +22,7 @@ use crate::rails;
 use crate::reason::{Class, Failure, Reason};
 use crate::redis::Redis;
 use crate::report::{Report, Status};
-use crate::settings::{JobClass, Jobs, PROBE};
+use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
 use crate::sidekiq::Identity;
 use crate::sidekiq::custody::Running;
 use crate::sidekiq::payload::Payload;
@@ -152,6 +152,8 @@ async fn attempt(processor: Arc<Processor>, running: Running, payload: Arc<Paylo
     attempted.result = if running.unit.n_recoveries >= POISON {
         let times = running.unit.n_recoveries;
         Err(Failure::new(Reason::Poison, format!("recovered {times} times from workers that died")))
+    } else if let Some(expiry) = payload.expiry().filter(|expiry| *expiry < Epoch::now()) {
+        Err(Failure::new(Reason::Expired, format!("at {}", expiry.timestamp())))
     } else if payload.class == PROBE && processor.jobs.probe {
         probe(&processor, &running, &payload).await
     } else {
@@ -188,7 +190,8 @@ async fn build(
     attempted.report.repository = Some(job.build.repository.to_string());
     attempted.report.sha = Some(job.sha.to_string());
     attempted.report.git_ref.clone_from(&job.git_ref);
-    tell_started(processor, running, attempted).await;
+    let timestamps = payload.timestamps().unwrap_or(processor.jobs.timestamps);
+    tell_started(processor, running, attempted, timestamps).await;
 
     let journal = Journal::to_log();
     let fence = InFlight { processor, token: &running.unit.token };
@@ -252,11 +255,11 @@ fn find_callback(jobs: &Jobs, payload: &Payload) -> Option<Callback> {
     }
 }
 
-async fn tell_started(processor: &Processor, running: &Running, attempted: &Attempted) {
+async fn tell_started(processor: &Processor, running: &Running, attempted: &Attempted, timestamps: Timestamps) {
     let Some(callback) = &attempted.callback else { return };
     let report = Report { moment: Moment::Started, ..attempted.report.clone() };
-    let now = Epoch::now().as_millis();
-    let Some(text) = rails::callback_job(callback, &report, &running.unit.text, now) else { return };
+    let text = rails::callback_job(callback, &report, &running.unit.text, Epoch::now(), timestamps);
+    let Some(text) = text else { return };
     let (redis, identity, token) = (&processor.redis, &processor.identity, &running.unit.token);
     if let Err(error) = announce(redis, identity, token, &callback.queue, &text).await {
         tracing::warn!(%error, jid = attempted.report.jid, "Rails is not told that the build has started");
@@ -356,8 +359,10 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
 
     let failure = result.err();
     conclude(&mut report, failure.as_ref());
-    let dead_or_due =
-        || failure.as_ref().map(|failure| payload.after_failure(&unit.queue, failure, now)).unwrap_or_default();
+    let dead_or_due = || match &failure {
+        Some(failure) => payload.after_failure(&unit.queue, failure, now, jobs.timestamps),
+        None => String::new(),
+    };
     let (moment, effect) = match disposition {
         Disposition::Acknowledge => (Some(Moment::Finished), None),
         Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: dead_or_due() })),
@@ -366,7 +371,8 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
     };
     let told = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
-        let text = rails::callback_job(callback, &report, &unit.text, now.as_millis())?;
+        let timestamps = payload.timestamps().unwrap_or(jobs.timestamps);
+        let text = rails::callback_job(callback, &report, &unit.text, now, timestamps)?;
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
     Settlement {
@@ -381,7 +387,7 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
 fn conclude(report: &mut Report, failure: Option<&Failure>) {
     report.status = Some(match failure.map(|failure| failure.reason) {
         None => Status::Succeeded,
-        Some(Reason::Cancelled) => Status::Cancelled,
+        Some(Reason::Cancelled | Reason::Expired) => Status::Cancelled,
         Some(_) => Status::Failed,
     });
     report.reason = failure.map(|failure| failure.reason);
@@ -434,6 +440,7 @@ mod tests {
             (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":false}"#, true, Disposition::Acknowledge),
             (Some(Reason::Interrupted), r#"{"class":"BuildJob","retry":0}"#, true, Disposition::PutBack),
             (Some(Reason::Cancelled), job, true, Disposition::Acknowledge),
+            (Some(Reason::Expired), job, false, Disposition::Acknowledge),
             (Some(Reason::Poison), job, true, Disposition::Bury),
         ] {
             assert_eq!(decide(reason, text, has_callback), expected, "{reason:?} {text} {has_callback}");

@@ -14,7 +14,7 @@ use crate::job::Callback;
 use crate::reason::{Failure, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
-use crate::settings::Resolve;
+use crate::settings::{Resolve, Timestamps};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BYTES: usize = 1 << 20;
@@ -150,7 +150,13 @@ fn hex(bytes: &[u8]) -> String {
 ///
 /// Its jid is made from the text of the build's job and the moment, so that a repeat is recognisable. Always with
 /// `retry: true`: without the field, a failure before the class is loaded would drop the job.
-pub fn callback_job(callback: &Callback, report: &Report, fetched_text: &[u8], now_ms: u64) -> Option<String> {
+pub fn callback_job(
+    callback: &Callback,
+    report: &Report,
+    fetched_text: &[u8],
+    now: Epoch,
+    timestamps: Timestamps,
+) -> Option<String> {
     if !callback.wants(report.moment) {
         return None;
     }
@@ -158,23 +164,22 @@ pub fn callback_job(callback: &Callback, report: &Report, fetched_text: &[u8], n
     let jid = callback_jid(fetched_text, report["moment"].as_str().unwrap_or_default());
     let mut job = json!({
         "retry": true, "queue": callback.queue, "class": callback.class, "args": [report], "jid": jid,
-        "created_at": now_ms, "enqueued_at": now_ms,
+        "created_at": now.json(timestamps), "enqueued_at": now.json(timestamps),
     });
     if callback.active_job {
         job["class"] = json!("ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper");
         job["wrapped"] = json!(callback.class);
-        job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), now_ms)]);
+        job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), now)]);
     }
     Some(job.to_string())
 }
 
 /// Active Job's envelope. The old wrapper name outside is accepted by all versions of Sidekiq.
-fn active_job(callback: &Callback, jid: &str, report: Value, now_ms: u64) -> Value {
-    let enqueued_at = jiff::Timestamp::from_millisecond(i64::try_from(now_ms).unwrap_or(0)).unwrap_or_default();
+fn active_job(callback: &Callback, jid: &str, report: Value, now: Epoch) -> Value {
     json!({
         "job_class": callback.class, "job_id": uuid_of(jid), "provider_job_id": null, "queue_name": callback.queue,
         "priority": null, "arguments": [with_symbol_marks(report)], "executions": 0, "exception_executions": {},
-        "locale": "en", "timezone": "UTC", "enqueued_at": enqueued_at.to_string(), "scheduled_at": null,
+        "locale": "en", "timezone": "UTC", "enqueued_at": now.timestamp().to_string(), "scheduled_at": null,
     })
 }
 
@@ -213,6 +218,10 @@ mod tests {
         Callback { class: "BuildFinishedJob".into(), queue: "default".into(), on: vec![Moment::Finished], active_job }
     }
 
+    fn text_of(callback: &Callback, report: &Report) -> Option<String> {
+        callback_job(callback, report, b"text", Epoch::from_secs_f64(1.0), Timestamps::Milliseconds)
+    }
+
     #[test]
     fn the_signature_covers_method_path_query_and_date() {
         let url = reqwest::Url::parse("https://rails.example/builds/4711?x=1").expect("a URL");
@@ -224,20 +233,20 @@ mod tests {
     #[test]
     fn a_callback_has_what_sidekiq_needs_and_the_same_jid_each_time() {
         let report = Report { jid: "abc".into(), ..Report::default() };
-        let job = callback_job(&callback(false), &report, b"text", 1000).expect("asked for");
-        assert_eq!(Some(&job), callback_job(&callback(false), &report, b"text", 1000).as_ref());
-        let job: Value = serde_json::from_str(&job).expect("JSON");
+        let text = text_of(&callback(false), &report).expect("asked for");
+        assert_eq!(Some(&text), text_of(&callback(false), &report).as_ref());
+        let job: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(job["class"], "BuildFinishedJob");
         assert_eq!((&job["retry"], &job["created_at"]), (&json!(true), &json!(1000)));
         assert_eq!(job["args"][0]["jid"], "abc");
         assert_eq!(job["jid"].as_str().map(str::len), Some(24));
-        assert_eq!(callback_job(&callback(false), &Report { moment: Moment::Started, ..report }, b"text", 1000), None);
+        assert_eq!(text_of(&callback(false), &Report { moment: Moment::Started, ..report }), None);
     }
 
     #[test]
     fn an_active_job_callback_is_wrapped() {
-        let job = callback_job(&callback(true), &Report::default(), b"text", 1000).expect("asked for");
-        let job: Value = serde_json::from_str(&job).expect("JSON");
+        let text = text_of(&callback(true), &Report::default()).expect("asked for");
+        let job: Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(job["class"], "ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper");
         assert_eq!(
             (&job["wrapped"], &job["args"][0]["job_class"]),

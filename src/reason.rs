@@ -109,6 +109,8 @@ reasons! {
 
     /// Somebody cancelled the build.
     Cancelled = "cancelled", Control, "The build was cancelled.";
+    /// The job was fetched after its `expiry`.
+    Expired = "expired", Control, "The build request had expired before it could start.";
     /// The worker was told to stop before the build had ended.
     Interrupted = "interrupted", Control, "The build was interrupted and will start again.";
 }

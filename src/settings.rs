@@ -172,6 +172,18 @@ pub struct Jobs {
     /// How often due retries are looked for, on average and per fleet.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
+    /// The form of times in jobs that have none to go by.
+    pub timestamps: Timestamps,
+}
+
+/// The form in which a generation of Sidekiq writes times into jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Timestamps {
+    /// Integers, from Sidekiq 8 on.
+    Milliseconds,
+    /// Floats, before.
+    Seconds,
 }
 
 /// How the arguments of one job class become a build.

@@ -26,7 +26,7 @@ impl Enqueue {
     #[expect(clippy::print_stdout, reason = "the jid is the command's result")]
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
         let given = read_json(&self.file)?;
-        let job = self.payload(given, Epoch::now().as_millis());
+        let job = self.payload(given, &Epoch::now().json(settings.jobs.timestamps));
         let queue = job["queue"].as_str().unwrap_or("default").to_owned();
         let mut push = redis::pipe();
         push.sadd("queues", &queue).ignore().lpush(format!("queue:{queue}"), job.to_string()).ignore();
@@ -35,7 +35,7 @@ impl Enqueue {
         Ok(Outcome::Good)
     }
 
-    fn payload(&self, given: Value, now_ms: u64) -> Value {
+    fn payload(&self, given: Value, now: &Value) -> Value {
         let is_payload = given.get("class").is_some() && given.get("args").is_some();
         let mut job =
             if is_payload { given } else { json!({"class": self.class, "queue": self.queue, "args": [given]}) };
@@ -43,8 +43,8 @@ impl Enqueue {
             ("retry", json!(true)),
             ("queue", json!("default")),
             ("jid", json!(random_hex::<12>())),
-            ("created_at", json!(now_ms)),
-            ("enqueued_at", json!(now_ms)),
+            ("created_at", now.clone()),
+            ("enqueued_at", now.clone()),
         ] {
             if job.get(field).is_none() {
                 job[field] = value;

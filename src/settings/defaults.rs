@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     Accounts, Bake, Buildx, Github, Health, JobClass, Jobs, Lease, Log, LogFormat, Mtimes, Redis, Sandbox, SandboxMode,
-    Settings, Shutdown, Source, State,
+    Settings, Shutdown, Source, State, Timestamps,
 };
 use crate::secret::Secret;
 
@@ -80,6 +80,7 @@ impl Default for Jobs {
             dead_max_jobs: 10_000,
             dead_timeout: seconds(180 * 24 * 60 * 60),
             poll_interval: seconds(5),
+            timestamps: Timestamps::Milliseconds,
         }
     }
 }

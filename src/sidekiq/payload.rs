@@ -3,6 +3,10 @@
 //! Every field is kept as the slice of text it came as, so unknown fields, big integers and the form of floats survive
 //! retries and death. Follows Sidekiq's job format (6.4 to 8.1) and Active Job's envelope.
 
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -10,6 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::clock::Epoch;
 use crate::reason::Failure;
+use crate::settings::Timestamps;
 
 /// A text that is not a job.
 #[derive(Debug, thiserror::Error)]
@@ -46,14 +51,11 @@ pub enum RetryRule {
     Times(u32),
 }
 
-/// In which form a job has its timestamps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Clock {
-    /// Integer milliseconds, Sidekiq 8.
-    Millis,
-    /// Float seconds, before.
-    Seconds,
-}
+/// The largest integer that is taken for seconds: as milliseconds it would be a day of 1973.
+const MAX_SECONDS: f64 = 1e11;
+
+/// The longest block of a zlib stream that is not compressed.
+const MAX_BLOCK: usize = 0xffff;
 
 impl Payload {
     /// Reads a job's text. Bytes that are not UTF-8 are replaced, as Ruby's Web UI does.
@@ -83,13 +85,35 @@ impl Payload {
 
     /// The `retry` field.
     pub fn retry_rule(&self) -> RetryRule {
-        match self.fields.read::<Value>("retry") {
-            Some(Value::Bool(false)) => RetryRule::Never,
-            Some(Value::Number(number)) => number
-                .as_i64()
-                .map_or(RetryRule::Default, |n| RetryRule::Times(u32::try_from(n.max(0)).unwrap_or(u32::MAX))),
+        match self.fields.raw("retry").map(RawValue::get) {
+            Some("false") => RetryRule::Never,
+            Some(text) if is_integer(text) => {
+                // Ruby's have any size.
+                let n = if text.starts_with('-') { 0 } else { text.parse().unwrap_or(u32::MAX) };
+                RetryRule::Times(n)
+            }
             _ => RetryRule::Default,
         }
+    }
+
+    /// How long after its first failure the job may be retried, however often; from Sidekiq 7.1.3 on.
+    pub fn retry_for(&self) -> Option<Duration> {
+        let seconds: f64 = self.fields.read("retry_for")?;
+        Some(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
+    }
+
+    /// When the job is not wanted any more; Sidekiq Pro's `expires_in`.
+    pub fn expiry(&self) -> Option<Epoch> {
+        self.fields.timestamp("expiry")
+    }
+
+    /// The form in which the job has its times: that of the first one it has.
+    pub fn timestamps(&self) -> Option<Timestamps> {
+        let times = ["created_at", "enqueued_at", "failed_at"].into_iter().filter_map(|name| self.fields.raw(name));
+        times
+            .map(RawValue::get)
+            .find(|text| text.starts_with(|c: char| c == '-' || c.is_ascii_digit()))
+            .map(|text| if is_integer(text) { Timestamps::Milliseconds } else { Timestamps::Seconds })
     }
 
     /// How often the job has failed before: 0 for a first attempt.
@@ -118,32 +142,46 @@ impl Payload {
         self.fields.string("queue")
     }
 
-    /// The text of the job after a failed attempt on `queue`, as Sidekiq's `JobRetry` writes it.
-    pub fn after_failure(&self, queue: &str, failure: &Failure, now: Epoch) -> String {
+    /// The text of the job after a failed attempt on `queue`, as Sidekiq's `JobRetry` writes it. `unless_known` is the form
+    /// of its times when it has none.
+    pub fn after_failure(&self, queue: &str, failure: &Failure, now: Epoch, unless_known: Timestamps) -> String {
         let mut fields = self.fields.clone();
         let queue = self.fields.string("retry_queue").unwrap_or_else(|| queue.to_owned());
         fields.set("queue", &queue);
         fields.set("error_message", &truncate(&failure.detail, 10_000));
         fields.set("error_class", &error_class(failure));
-        let time = self.fields.clock().write(now);
+        let time = now.json(self.timestamps().unwrap_or(unless_known));
         if fields.read::<i64>("retry_count").is_some() {
-            fields.set_raw("retried_at", time);
+            fields.set("retried_at", &time);
             fields.set("retry_count", &self.n_failures());
         } else {
-            fields.set_raw("failed_at", time);
+            fields.set("failed_at", &time);
             fields.set("retry_count", &0);
+        }
+        if let Some(n_lines) = self.backtrace() {
+            fields.set("error_backtrace", &compress(&trace(failure, n_lines)));
         }
         fields.text()
     }
 
     /// The text of the job as it goes from the retry set or the schedule to its queue.
-    pub fn enqueued(&self, now: Epoch) -> String {
+    pub fn enqueued(&self, now: Epoch, unless_known: Timestamps) -> String {
         let mut fields = self.fields.clone();
         if self.jid.is_empty() {
             fields.set("jid", &super::random_hex::<12>());
         }
-        fields.set_raw("enqueued_at", self.fields.clock().write(now));
+        fields.set("enqueued_at", &now.json(self.timestamps().unwrap_or(unless_known)));
         fields.text()
+    }
+
+    /// How many lines of an error's backtrace are kept; `None` when the job does not want any.
+    fn backtrace(&self) -> Option<usize> {
+        match self.fields.read::<Value>("backtrace")? {
+            Value::Null | Value::Bool(false) => None,
+            Value::Number(number) => Some(usize::try_from(number.as_u64().unwrap_or(0)).unwrap_or(usize::MAX)),
+            Value::String(text) => Some(text.parse().unwrap_or(0)),
+            _ => Some(usize::MAX),
+        }
     }
 
     fn is_active_job(&self) -> bool {
@@ -184,15 +222,41 @@ fn without_marks(value: Value) -> Value {
     }
 }
 
-impl Clock {
-    fn write(self, time: Epoch) -> Box<RawValue> {
-        let text = match self {
-            Self::Millis => time.as_millis().to_string(),
-            // Always with a fraction, or Sidekiq 8 takes it for milliseconds.
-            Self::Seconds => format!("{:?}", time.as_secs_f64()),
-        };
-        RawValue::from_string(text).expect("a number is JSON")
+/// Where Ruby has the lines of its stack: whose matter the failure is, then what exactly happened.
+fn trace(failure: &Failure, n_lines: usize) -> Vec<String> {
+    let first = format!("{}: {}", failure.reason, failure.reason.sentence());
+    std::iter::once(first).chain(failure.detail.lines().map(str::to_owned)).take(n_lines).collect()
+}
+
+/// As Sidekiq's `compress_backtrace`: Base64 of a zlib stream of a JSON array. The stream's blocks are stored as they are.
+fn compress(lines: &[String]) -> String {
+    let json = serde_json::to_vec(lines).expect("strings are JSON");
+    let mut stream = vec![0x78, 0x01];
+    let mut blocks = json.chunks(MAX_BLOCK).peekable();
+    while let Some(block) = blocks.next() {
+        let length = u16::try_from(block.len()).expect("a block has at most 65535 bytes");
+        stream.push(u8::from(blocks.peek().is_none()));
+        stream.extend(length.to_le_bytes());
+        stream.extend((!length).to_le_bytes());
+        stream.extend(block);
     }
+    stream.extend(adler32(&json).to_be_bytes());
+    BASE64_STANDARD.encode(stream)
+}
+
+/// The checksum at the end of a zlib stream.
+fn adler32(bytes: &[u8]) -> u32 {
+    let (a, b) = bytes.iter().fold((1, 0), |(a, b), byte| {
+        let a = (a + u32::from(*byte)) % 65_521;
+        (a, (b + a) % 65_521)
+    });
+    b << 16 | a
+}
+
+/// Whether a number's text has neither fraction nor exponent.
+fn is_integer(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// A JSON object whose fields keep their order and their text.
@@ -217,17 +281,8 @@ impl Fields {
     /// Sidekiq 8 takes an integer for milliseconds and a float for seconds.
     fn timestamp(&self, name: &str) -> Option<Epoch> {
         let number: f64 = self.read(name)?;
-        let is_float = self.raw(name)?.get().contains(['.', 'e', 'E']);
-        Some(Epoch::from_secs_f64(if is_float { number } else { number / 1000.0 }))
-    }
-
-    /// The form in which the job has its times: that of the first one it has.
-    fn clock(&self) -> Clock {
-        let first = ["created_at", "enqueued_at", "failed_at"].into_iter().find_map(|name| self.raw(name));
-        match first {
-            Some(text) if text.get().contains(['.', 'e', 'E']) => Clock::Seconds,
-            _ => Clock::Millis,
-        }
+        let is_seconds = !is_integer(self.raw(name)?.get()) || number < MAX_SECONDS;
+        Some(Epoch::from_secs_f64(if is_seconds { number } else { number / 1000.0 }))
     }
 
     fn set(&mut self, name: &str, value: &impl serde::Serialize) {
@@ -284,7 +339,7 @@ mod tests {
     fn failed(text: &str) -> String {
         let failure = Failure::new(Reason::GitUnavailable, "connection reset");
         let payload = Payload::parse(text.as_bytes()).expect("a job");
-        payload.after_failure("builds", &failure, Epoch::from_secs_f64(NOW))
+        payload.after_failure("builds", &failure, Epoch::from_secs_f64(NOW), Timestamps::Milliseconds)
     }
 
     #[test]
@@ -306,6 +361,53 @@ mod tests {
     }
 
     #[test]
+    fn a_job_without_times_gets_them_in_the_form_that_is_configured() {
+        let payload = Payload::parse(br#"{"class":"B","created_at":null}"#).expect("a job");
+        let enqueued = |form| payload.enqueued(Epoch::from_secs_f64(2.0), form);
+        assert!(enqueued(Timestamps::Seconds).contains(r#""enqueued_at":2.0"#));
+        assert!(enqueued(Timestamps::Milliseconds).contains(r#""enqueued_at":2000"#));
+    }
+
+    #[test]
+    fn an_integer_that_can_only_be_seconds_is() {
+        let expiry = |text: &str| {
+            let job = format!(r#"{{"class":"B","expiry":{text}}}"#);
+            Payload::parse(job.as_bytes()).expect("a job").expiry().map(Epoch::as_millis)
+        };
+        let forms = ["1795500000", "1795500000.0", "1795500000000"];
+        assert_eq!(forms.map(expiry), [Some(1_795_500_000_000); 3]);
+        assert_eq!(expiry("null"), None);
+    }
+
+    #[test]
+    fn a_backtrace_is_written_where_the_class_wants_one() {
+        let lines = |wanted: &str| {
+            let text = failed(&format!(r#"{{"class":"B","backtrace":{wanted}}}"#));
+            let encoded: Option<String> = Fields::read(&serde_json::from_str(&text).expect("a job"), "error_backtrace");
+            encoded.map(|text| {
+                let stream = BASE64_STANDARD.decode(text).expect("Base64");
+                let lines: Vec<String> = serde_json::from_slice(&stream[7..stream.len() - 4]).expect("JSON");
+                lines
+            })
+        };
+        let all = ["git_unavailable: The repository could not be fetched.".to_owned(), "connection reset".to_owned()];
+        assert_eq!(lines("true"), Some(all.to_vec()));
+        assert_eq!(lines("\"1\""), Some(all[..1].to_vec()));
+        assert_eq!(lines("0"), Some(vec![]));
+        assert_eq!([lines("false"), lines("null")], [None, None]);
+    }
+
+    #[test]
+    fn a_long_backtrace_is_a_stream_of_several_blocks() {
+        // Written by zlib itself: zlib.adler32(b"Wikipedia").
+        assert_eq!(adler32(b"Wikipedia"), 0x11e6_0398);
+        let stream = BASE64_STANDARD.decode(compress(&["x".repeat(70_000)])).expect("Base64");
+        assert_eq!(stream[2..7], [0, 0xff, 0xff, 0, 0]);
+        let second = 2 + 5 + MAX_BLOCK;
+        assert_eq!((stream[second], stream.len()), (1, 2 + 5 + 5 + 70_004 + 4));
+    }
+
+    #[test]
     fn the_retry_queue_of_the_class_wins_and_a_retry_now_counts_again() {
         let after = failed(r#"{"class":"B","retry_queue":"slow","queue":"x","retry_count":-1}"#);
         assert!(after.contains(r#""queue":"slow""#) && after.contains(r#""retry_count":0"#), "{after}");
@@ -320,6 +422,8 @@ mod tests {
         assert_eq!(rule(r#"{"class":"B","retry":3.5}"#), RetryRule::Default);
         assert_eq!(rule(r#"{"class":"B","retry":false}"#), RetryRule::Never);
         assert_eq!(rule(r#"{"class":"B","retry":0}"#), RetryRule::Times(0));
+        assert_eq!(rule(r#"{"class":"B","retry":-1}"#), RetryRule::Times(0));
+        assert_eq!(rule(r#"{"class":"B","retry":123456789012345678901234567890}"#), RetryRule::Times(u32::MAX));
     }
 
     #[test]

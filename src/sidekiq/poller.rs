@@ -98,7 +98,10 @@ fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, String)
     let payload = Payload::parse(member).ok()?;
     let is_ours = jobs.classes.contains_key(&payload.class) || (jobs.probe && payload.class == crate::settings::PROBE);
     is_ours.then(|| {
-        (payload.queue().filter(|queue| !queue.is_empty()).unwrap_or_else(|| "default".into()), payload.enqueued(now))
+        (
+            payload.queue().filter(|queue| !queue.is_empty()).unwrap_or_else(|| "default".into()),
+            payload.enqueued(now, jobs.timestamps),
+        )
     })
 }
 

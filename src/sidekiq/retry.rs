@@ -31,7 +31,7 @@ pub enum Next {
 
 /// Decides what follows a failure at `now`; a retry comes after `wait` at the earliest. `jitter` is a number in 0..1.
 ///
-/// Sidekiq's rules but for `retry_for`, which is not read yet, and one more: no retry that would start later than `max_age` after the first failure.
+/// Sidekiq's rules, and one more: no retry that would start later than `max_age` after the first failure.
 pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, wait: Duration, jitter: f64) -> Next {
     let exhausted = if payload.may_die() { Next::Die } else { Next::Drop };
     let maximum = match payload.retry_rule() {
@@ -40,13 +40,18 @@ pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, wait: Duration, jitter: 
         RetryRule::Times(n) => n,
     };
     let count = payload.n_failures();
-    if count >= maximum {
+    let first_failure = payload.failed_at().unwrap_or(now);
+    // From Sidekiq 8.1 on, one or the other.
+    let is_exhausted = match payload.retry_for() {
+        Some(window) => now.since(first_failure) > window,
+        None => count >= maximum,
+    };
+    if is_exhausted {
         return exhausted;
     }
     // The jitter's bound is far below 2⁵³, and a fraction of a second is no jitter of Sidekiq's.
     let jitter = Duration::from_secs((jitter * jitter_bound(count) as f64) as u64);
     let at = now.plus(retry_delay(count).max(wait)).plus(jitter);
-    let first_failure = payload.failed_at().unwrap_or(now);
     if at.since(first_failure) > jobs.max_age { exhausted } else { Next::RetryAt(at) }
 }
 
@@ -73,6 +78,20 @@ mod tests {
         assert_eq!(decide(r#"{"class":"B","retry":false}"#), Next::Drop);
         assert_eq!(decide(r#"{"class":"B","retry":1,"retry_count":0}"#), Next::Die);
         assert_eq!(decide(r#"{"class":"B","retry":1,"retry_count":0,"dead":false}"#), Next::Drop);
+    }
+
+    #[test]
+    fn a_window_for_retries_counts_in_place_of_their_number() {
+        let decide = |retry: &str, failed_at: &str| {
+            decide(&format!(
+                r#"{{"class":"B","retry":{retry},"retry_for":600,"retry_count":3,"failed_at":{failed_at}}}"#
+            ))
+        };
+        assert!(matches!(decide("1", "400.0"), Next::RetryAt(_)), "the number is not looked at");
+        assert_eq!(decide("true", "399.0"), Next::Die);
+        assert_eq!(decide("false", "999.0"), Next::Drop);
+        let first = r#"{"class":"B","retry":0,"retry_for":1}"#;
+        assert!(matches!(super::tests::decide(first), Next::RetryAt(_)), "the first failure opens it");
     }
 
     #[test]

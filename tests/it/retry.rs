@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use world::Script;
 
-use crate::afternoon::{Afternoon, CALLBACKS};
+use crate::afternoon::{Afternoon, CALLBACKS, probe};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_builder_is_retried_and_rails_is_told_when_it_wants_to_be() {
@@ -64,4 +64,26 @@ async fn others_due_jobs_are_left_to_ruby() {
     afternoon.until("ours has run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("1")).await;
     let schedule = afternoon.redis.sorted_set("schedule").await;
     assert!(schedule.len() == 1 && schedule[0].0.contains("MailJob"), "{schedule:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_an_older_sidekiq_is_answered_in_the_times_that_it_understands() {
+    let afternoon = Afternoon::start();
+    let job =
+        json!({"class": "Sidebake::Probe", "jid": "j", "created_at": 1_795_491_695.5, "args": probe("succeed", 0.0)});
+    afternoon.redis.push_raw("default", job.to_string()).await;
+    let _worker = afternoon.worker("jobs.probe = true");
+    let callback = afternoon.callback_jobs(1).await.remove(0);
+    assert!(callback["created_at"].is_f64() && callback["enqueued_at"].is_f64(), "{callback:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_nobody_wants_any_more_is_not_run() {
+    let afternoon = Afternoon::start();
+    let job = json!({"class": "Sidebake::Probe", "jid": "j", "expiry": 1_795_491_695.5, "args": probe("succeed", 0.0)});
+    afternoon.redis.push_raw("default", job.to_string()).await;
+    let _worker = afternoon.worker("jobs.probe = true");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["reason"]), (&json!("cancelled"), &json!("expired")));
+    assert_eq!(afternoon.redis.get("stat:failed").await, None);
 }
