@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::settings::{LogFormat, Settings};
+use crate::settings::{LogFormat, Queue, Settings};
 use crate::worker::{self, Shutdown};
 
 /// A Sidekiq-compatible build worker for docker buildx bake.
@@ -47,9 +47,9 @@ struct Run {
     /// Builds at once.
     #[arg(short, long, value_name = "N")]
     concurrency: Option<usize>,
-    /// A queue to take jobs from; repeat it for more, the first one first.
-    #[arg(short, long = "queue", value_name = "QUEUE")]
-    queues: Vec<String>,
+    /// A queue to take jobs from; repeat it for more: the first one first, or by weight.
+    #[arg(short, long = "queue", value_name = "QUEUE[,WEIGHT]", value_parser = queue)]
+    queues: Vec<Queue>,
     /// Seconds that running builds may go on after TERM.
     #[arg(short, long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -108,6 +108,10 @@ impl Run {
             settings.tag = tag;
         }
     }
+}
+
+fn queue(text: &str) -> Result<Queue, &'static str> {
+    Queue::parse(text).ok_or("expected a queue, or a queue, a comma and its weight")
 }
 
 /// Logs to standard output, as Sidekiq does.

@@ -36,7 +36,7 @@ pub struct Redis {
 #[derive(Clone)]
 struct Wake {
     notify: Arc<Notify>,
-    prefix: &'static [u8],
+    prefixes: &'static [&'static str],
 }
 
 /// Where the server is.
@@ -73,10 +73,14 @@ impl Redis {
         Self::with(settings, ProtocolVersion::RESP2, None)
     }
 
-    /// A connection with client-side tracking (RESP3): `notify` is notified when a key of that prefix that a script has read
-    /// is changed by somebody else, and when the connection is lost.
-    pub fn waking(settings: &settings::Redis, prefix: &'static str, notify: Arc<Notify>) -> Result<Self, RedisError> {
-        Self::with(settings, ProtocolVersion::RESP3, Some(Wake { notify, prefix: prefix.as_bytes() }))
+    /// A connection with client-side tracking (RESP3): `notify` is notified when a key with one of these prefixes that
+    /// a script has read is changed by somebody else, and when the connection is lost.
+    pub fn waking(
+        settings: &settings::Redis,
+        prefixes: &'static [&'static str],
+        notify: Arc<Notify>,
+    ) -> Result<Self, RedisError> {
+        Self::with(settings, ProtocolVersion::RESP3, Some(Wake { notify, prefixes }))
     }
 
     fn with(settings: &settings::Redis, protocol: ProtocolVersion, wake: Option<Wake>) -> Result<Self, RedisError> {
@@ -209,7 +213,7 @@ impl Wake {
     fn concerns(&self, data: &[Value]) -> bool {
         data.iter().any(|value| match value {
             Value::Array(keys) => keys.iter().any(|key| match key {
-                Value::BulkString(key) => key.starts_with(self.prefix),
+                Value::BulkString(key) => self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes())),
                 _ => true,
             }),
             _ => true,

@@ -8,6 +8,7 @@ mod accounts;
 mod builder;
 mod defaults;
 mod pattern;
+mod queue;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -25,6 +26,10 @@ use crate::secret::Secret;
 pub use accounts::{Accounts, Policy};
 pub use builder::{Balance, Builder, Driver, Toleration};
 pub use pattern::{NamePattern, Pattern};
+pub use queue::{Capsule, Mode, Queue};
+
+/// The capsule of `concurrency` and `queues`, by Sidekiq's name.
+const DEFAULT: &str = "default";
 
 /// The job class that tries the runtime without building anything; taken when `jobs.probe` is on.
 pub const PROBE: &str = "Sidebake::Probe";
@@ -57,10 +62,15 @@ pub struct Settings {
     pub concurrency: usize,
     /// Repositories fetched and checked out at once.
     pub clones: usize,
-    /// Queues, the first one first.
-    pub queues: Vec<String>,
+    /// Queues: the first one first, or by weight.
+    #[serde(deserialize_with = "queue::queues")]
+    pub queues: Vec<Queue>,
+    /// Slots besides `concurrency`, with queues of their own, by name.
+    pub capsules: BTreeMap<String, Capsule>,
     /// Text beside the process in Sidekiq's Web UI.
     pub tag: String,
+    /// More such texts.
+    pub labels: Vec<String>,
     /// The connection to Sidekiq's Redis.
     pub redis: Redis,
     /// Where files are kept.
@@ -424,6 +434,7 @@ impl Settings {
             .try_parsing(true)
             .list_separator(",")
             .with_list_parse_key("queues")
+            .with_list_parse_key("labels")
             .with_list_parse_key("sandbox.registry_ports")
             .source(Some(variables.into_iter().collect()));
         let merged = builder.add_source(environment).build().map_err(SettingsError::Read)?;
@@ -435,24 +446,40 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Every capsule: the one called `default`, of `concurrency` and `queues`, and then the others.
+    pub fn capsules(&self) -> Vec<(&str, Capsule)> {
+        let default = Capsule { concurrency: self.concurrency, queues: self.queues.clone() };
+        let others = self.capsules.iter().map(|(name, capsule)| (name.as_str(), capsule.clone()));
+        std::iter::once((DEFAULT, default)).chain(others).collect()
+    }
+
+    /// Builds at once in all capsules.
+    pub fn total_concurrency(&self) -> usize {
+        self.capsules().iter().map(|(_, capsule)| capsule.concurrency).sum()
+    }
+
     /// What types cannot say. Called by [`Settings::load`], and again when a command line has changed something.
     pub fn check(&self) -> Result<(), SettingsError> {
         let refuse = |path: String, message: &str| Err(SettingsError::Key { path, message: message.into() });
+        for (name, capsule) in self.capsules() {
+            let path = |key: &str| if name == DEFAULT { key.to_owned() } else { format!("capsules.{name}.{key}") };
+            if capsule.concurrency == 0 {
+                return refuse(path("concurrency"), "must be from 1 to 1000");
+            }
+            if capsule.queues.is_empty() {
+                return refuse(path("queues"), "must name at least one queue");
+            }
+            let is_name = |name: &str| !name.is_empty() && !name.contains(char::is_control);
+            if let Some(queue) = capsule.queues.iter().find(|queue| !is_name(&queue.name)) {
+                return refuse(path("queues"), &format!("{:?}: is no name of a queue", queue.name));
+            }
+        }
         // A turn has an argument for each slot, and Redis' Lua a stack for 8000 of them.
-        if !(1..=1000).contains(&self.concurrency) {
-            return refuse("concurrency".into(), "must be from 1 to 1000");
+        if self.total_concurrency() > 1000 {
+            return refuse("concurrency".into(), "must be from 1 to 1000, with all capsules");
         }
         if self.clones == 0 {
             return refuse("clones".into(), "must be at least 1");
-        }
-        if self.queues.is_empty() {
-            return refuse("queues".into(), "must name at least one queue");
-        }
-        if let Some(queue) = self.queues.iter().find(|queue| queue.contains(',') || queue.is_empty()) {
-            return refuse("queues".into(), &format!("{queue:?}: weights are not supported by this version"));
-        }
-        if let Some(queue) = self.queues.iter().find(|queue| queue.contains(char::is_control)) {
-            return refuse("queues".into(), &format!("{queue:?}: is no name of a queue"));
         }
         if self.jobs.dead_max_jobs < 2 {
             return refuse("jobs.dead_max_jobs".into(), "must be at least 2");
@@ -566,6 +593,10 @@ mod tests {
         Settings::read(Some(file.path()), variables)
     }
 
+    fn names(settings: &Settings) -> Vec<&str> {
+        settings.queues.iter().map(|queue| queue.name.as_str()).collect()
+    }
+
     fn message(toml: &str) -> String {
         read(toml, &[]).expect_err("refused").to_string()
     }
@@ -582,10 +613,12 @@ mod tests {
         let file = "concurrency = 3\nqueues = [\"a\"]\n[redis]\nurl = \"redis://file\"\n";
         let settings = read(file, &[("SIDEBAKE__QUEUES", "b,c"), ("REDIS_URL", "redis://env")]).expect("valid");
         assert_eq!((settings.concurrency, settings.clones), (3, 4));
-        assert_eq!(settings.queues, ["b", "c"]);
+        assert_eq!(names(&settings), ["b", "c"]);
         assert_eq!(settings.redis.url.expose(), "redis://file", "REDIS_URL is a default, as for Sidekiq");
         let settings = read("", &[("SIDEBAKE__REDIS__URL", "redis://x"), ("REDIS_URL", "redis://env")]).expect("valid");
         assert_eq!(settings.redis.url.expose(), "redis://x");
+        let settings = read("", &[("SIDEBAKE__QUEUES", "b,3,c")]).expect("valid");
+        assert_eq!((names(&settings), settings.queues[0].weight), (vec!["b", "c"], 3));
     }
 
     #[test]
@@ -600,7 +633,11 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_before_the_start() {
         assert_eq!(message("concurrency = 0"), "concurrency: must be from 1 to 1000");
-        assert!(message("queues = [\"a,2\"]").contains("weights are not supported"));
+        assert!(message("queues = [\"a,often\"]").contains("\"a,often\": expected a queue"));
+        let empty = message("[capsules.slow]\nconcurrency = 1\nqueues = []");
+        assert_eq!(empty, "capsules.slow.queues: must name at least one queue");
+        let crowd = message("concurrency = 999\n[capsules.slow]\nconcurrency = 2\nqueues = [\"a\"]");
+        assert_eq!(crowd, "concurrency: must be from 1 to 1000, with all capsules");
         assert!(message("queues = [\"a\\nb\"]").contains("no name of a queue"));
         assert_eq!(message("jobs.dead_max_jobs = 1"), "jobs.dead_max_jobs: must be at least 2");
         assert_eq!(message("queues = []"), "queues: must name at least one queue");

@@ -4,6 +4,7 @@
 //! |---|---|---|---|---|
 //! | `queues` | set | clients, us | queue names | – |
 //! | `queue:<q>` | list | clients push left, workers take right | job texts | – |
+//! | `paused` | set | Sidekiq Pro | names of queues that nobody fetches from | – |
 //! | `retry`, `schedule` | zset | workers; clients | job texts by due time, float seconds | – |
 //! | `dead` | zset | workers | job texts by time of death | trimmed by age and count |
 //! | `processes`, `<identity>` | set, hash | heartbeat | what the Web UI shows | 60 s |
@@ -25,6 +26,7 @@
 pub mod custody;
 pub mod heartbeat;
 pub mod lease;
+pub mod order;
 pub mod payload;
 pub mod poller;
 pub mod recovery;

@@ -108,10 +108,10 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         identity: Arc::clone(&identity),
         started_at: Epoch::now(),
         tag: settings.tag.clone(),
-        concurrency: settings.concurrency,
-        queues: settings.queues.clone(),
+        labels: settings.labels.clone(),
+        capsules: settings.capsules().into_iter().map(|(name, capsule)| (name.to_owned(), capsule)).collect(),
     };
-    tracing::info!(%identity, concurrency = settings.concurrency, queues = ?settings.queues, "worker starts");
+    tracing::info!(%identity, capsules = ?process_info.capsules, "worker starts");
 
     let lease = Lease::start(&settings.redis, settings.lease.ttl, Arc::clone(&identity), signals)?;
     let (settle, settlements) = mpsc::unbounded_channel();
@@ -180,10 +180,9 @@ fn custody(
     has_room: &watch::Receiver<bool>,
 ) -> Result<Custody, RedisError> {
     Ok(Custody {
-        redis: Redis::waking(&settings.redis, "queue:", Arc::clone(&signals.work))?,
+        redis: Redis::waking(&settings.redis, &["queue:", "paused"], Arc::clone(&signals.work))?,
         identity: Arc::clone(identity),
-        queues: settings.queues.clone(),
-        concurrency: settings.concurrency,
+        capsules: settings.capsules().into_iter().map(|(_, capsule)| capsule).collect(),
         jobs: settings.jobs.clone(),
         reconcile_every: settings.lease.ttl / 6,
         signals: signals.clone(),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    Accounts, Bake, Buildx, Github, Health, JobClass, Jobs, Lease, Log, LogFormat, Mtimes, Redis, Sandbox, SandboxMode,
-    Settings, Shutdown, Source, State, Timestamps,
+    Accounts, Bake, Buildx, Github, Health, JobClass, Jobs, Lease, Log, LogFormat, Mtimes, Queue, Redis, Sandbox,
+    SandboxMode, Settings, Shutdown, Source, State, Timestamps,
 };
 use crate::secret::Secret;
 
@@ -18,8 +18,10 @@ impl Default for Settings {
         Self {
             concurrency: 10,
             clones: 4,
-            queues: vec!["default".into()],
+            queues: vec![Queue { name: "default".into(), weight: 0 }],
+            capsules: BTreeMap::new(),
             tag: String::new(),
+            labels: vec!["sidebake".into()],
             redis: Redis::default(),
             state: State::default(),
             shutdown: Shutdown::default(),

@@ -13,11 +13,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::Identity;
-use super::turn::{Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use super::turn::{Demand, Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use super::{Identity, order};
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError};
-use crate::settings::Jobs;
+use crate::settings::{Capsule, Jobs};
 
 /// How long a result is remembered, in case Redis forgets that it was settled.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -84,10 +84,8 @@ pub struct Custody {
     pub redis: Redis,
     /// Ours.
     pub identity: Arc<Identity>,
-    /// Queues, the first one first.
-    pub queues: Vec<String>,
-    /// Slots.
-    pub concurrency: usize,
+    /// Slots and their queues.
+    pub capsules: Vec<Capsule>,
     /// Limits of the dead set.
     pub jobs: Jobs,
     /// How often to reconcile.
@@ -111,8 +109,8 @@ struct Memory {
     pending: Vec<Settlement>,
     /// Settlements that it refused; each keeps its slot, and is tried again when we reconcile.
     refused: Vec<Settlement>,
-    /// How many of those are pending again: their slots are not free before Redis has taken them.
-    n_tried_again: usize,
+    /// Those of them that are pending again: their slots are not free before Redis has taken them.
+    tried_again: Vec<Token>,
     /// Settlements that it has, in case it forgets.
     remembered: Remembered,
     /// How many processes may be waiting for the same push.
@@ -170,7 +168,7 @@ impl Custody {
             n_turns: 0,
             pending: Vec::new(),
             refused: Vec::new(),
-            n_tried_again: 0,
+            tried_again: Vec::new(),
             remembered: Remembered::default(),
             n_idlers: 0,
             slots: Vec::new(),
@@ -244,25 +242,42 @@ impl Custody {
         !self.quiet.is_cancelled() && *self.has_room.borrow()
     }
 
-    /// One token for each free slot; none when quiet, or without room.
+    /// One token for each free slot, capsule by capsule; none when quiet, or without room.
     fn assign_slots(&self, memory: &mut Memory) {
+        let old = std::mem::take(&mut memory.slots);
         if !self.takes_jobs() {
-            memory.slots.clear();
             return;
         }
-        let n_running = self.running.with(|running| running.len());
-        let n_taken = n_running + memory.refused.len() + memory.n_tried_again;
-        let n_free = self.concurrency.saturating_sub(n_taken);
-        memory.slots.truncate(n_free);
-        while memory.slots.len() < n_free {
-            memory.n_tokens += 1;
-            memory.slots.push(Token::nth(memory.n_tokens));
+        for (place, capsule) in self.capsules.iter().enumerate() {
+            let is_here = |token: &&Token| token.capsule == place;
+            let refused = memory.refused.iter().map(|settlement| &settlement.token);
+            let n_taken = self.n_running(place) + refused.chain(&memory.tried_again).filter(is_here).count();
+            let n_free = capsule.concurrency.saturating_sub(n_taken);
+            let kept = old.iter().filter(is_here).take(n_free);
+            let before = memory.slots.len();
+            memory.slots.extend(kept.cloned());
+            while memory.slots.len() < before + n_free {
+                memory.n_tokens += 1;
+                memory.slots.push(Token::nth(memory.n_tokens, place));
+            }
         }
     }
 
+    fn n_running(&self, capsule: usize) -> usize {
+        self.running.with(|running| running.keys().filter(|token| token.capsule == capsule).count())
+    }
+
+    /// What is asked for the free slots, which are in the order of their capsules.
+    fn demands(&self, slots: &[Token]) -> Vec<Demand> {
+        let capsules = self.capsules.iter().enumerate();
+        let n_free = |place| slots.iter().filter(|token| token.capsule == place).count();
+        capsules.flat_map(|(place, capsule)| order::demands(capsule, n_free(place))).collect()
+    }
+
     async fn send_until_answered(&self, memory: &Memory) -> Reply {
+        let demands = self.demands(&memory.slots);
         let turn =
-            Turn { number: memory.n_turns, settlements: &memory.pending, slots: &memory.slots, queues: &self.queues };
+            Turn { number: memory.n_turns, settlements: &memory.pending, slots: &memory.slots, demands: &demands };
         let (started, mut complaint) = (Instant::now(), None);
         loop {
             match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
@@ -290,7 +305,7 @@ impl Custody {
     fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> bool {
         let since = Instant::now();
         memory.n_idlers = reply.n_idlers;
-        memory.n_tried_again = 0;
+        memory.tried_again.clear();
         for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
             if let Settled::Refused(why) = settled {
                 tracing::error!(why, token = %settlement.token, "the result is refused, and kept until it is taken");
@@ -346,7 +361,7 @@ impl Custody {
                 running.taken.cancel();
             }
         }
-        memory.n_tried_again += memory.refused.len();
+        memory.tried_again.extend(memory.refused.iter().map(|settlement| settlement.token.clone()));
         memory.pending.append(&mut memory.refused);
         for (token, unit) in inflight {
             let is_known = running.iter().any(|running| running.unit.token == token)
@@ -369,7 +384,9 @@ impl Custody {
 
     /// A job in our hash that we never heard of: the reply that brought it was lost.
     fn adopt(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
-        let is_free = self.running.with(|running| running.len()) < self.concurrency && self.takes_jobs();
+        let capsule = unit.token.capsule;
+        let has_slot = self.capsules.get(capsule).is_some_and(|its| self.n_running(capsule) < its.concurrency);
+        let is_free = has_slot && self.takes_jobs();
         memory.slots.retain(|token| *token != unit.token);
         if is_free {
             tracing::warn!(token = %unit.token, "a job that was fetched without our knowing is taken up");
@@ -406,7 +423,7 @@ mod tests {
 
     fn settlement(n: u64, text: &str) -> Settlement {
         Settlement {
-            token: Token::nth(n),
+            token: Token::nth(n, 0),
             fingerprint: Fingerprint::of(b"a job"),
             is_processed: true,
             is_failed: false,
@@ -415,7 +432,7 @@ mod tests {
     }
 
     fn holds(remembered: &Remembered, n: u64) -> bool {
-        remembered.find(&Token::nth(n), Fingerprint::of(b"a job")).is_some()
+        remembered.find(&Token::nth(n, 0), Fingerprint::of(b"a job")).is_some()
     }
 
     #[test]
@@ -441,7 +458,7 @@ mod tests {
         let mut remembered = Remembered::default();
         remembered.add(settlement(1, "x"), Instant::now());
         assert!(holds(&remembered, 1));
-        assert_eq!(remembered.find(&Token::nth(1), Fingerprint::of(b"another job")), None);
+        assert_eq!(remembered.find(&Token::nth(1, 0), Fingerprint::of(b"another job")), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
@@ -14,6 +14,7 @@ use super::Identity;
 use super::custody::{Running, RunningJobs};
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError};
+use crate::settings::{Capsule, Mode};
 
 const PERIOD: Duration = Duration::from_secs(10);
 const TTL_S: u64 = 60;
@@ -27,10 +28,16 @@ pub struct Process {
     pub started_at: Epoch,
     /// Text for the Web UI.
     pub tag: String,
-    /// Slots.
-    pub concurrency: usize,
-    /// Queues in order.
-    pub queues: Vec<String>,
+    /// More such texts.
+    pub labels: Vec<String>,
+    /// Slots and queues, by name.
+    pub capsules: Vec<(String, Capsule)>,
+}
+
+impl Process {
+    fn concurrency(&self) -> usize {
+        self.capsules.iter().map(|(_, capsule)| capsule.concurrency).sum()
+    }
 }
 
 /// What somebody asks of this process through the Web UI or the API.
@@ -101,7 +108,7 @@ async fn beat(
     beat.sadd("processes", &identity).ignore();
     let fields = [
         ("info", info(process)),
-        ("concurrency", process.concurrency.to_string()),
+        ("concurrency", process.concurrency().to_string()),
         ("busy", running.len().to_string()),
         ("beat", format!("{:?}", Epoch::now().as_secs_f64())),
         ("rtt_us", rtt.as_micros().to_string()),
@@ -125,18 +132,35 @@ async fn leave(redis: &Redis, process: &Process) -> Result<(), RedisError> {
 
 /// The `info` field: JSON, constant for the life of the process.
 fn info(process: &Process) -> String {
-    let weights: Map<String, serde_json::Value> =
-        process.queues.iter().map(|queue| (queue.clone(), json!(0))).collect();
+    let weights = |capsule: &Capsule| -> Map<String, Value> {
+        capsule.queues.iter().map(|queue| (queue.name.clone(), json!(queue.weight))).collect()
+    };
+    let capsules: Map<String, Value> = process
+        .capsules
+        .iter()
+        .map(|(name, capsule)| {
+            let mode = Mode::of(&capsule.queues).name();
+            let shown = json!({"concurrency": capsule.concurrency, "mode": mode, "weights": weights(capsule)});
+            (name.clone(), shown)
+        })
+        .collect();
+    let all_weights: Vec<_> = process.capsules.iter().map(|(_, capsule)| weights(capsule)).collect();
+    let mut queues: Vec<&String> = Vec::new();
+    for queue in all_weights.iter().flat_map(Map::keys) {
+        if !queues.contains(&queue) {
+            queues.push(queue);
+        }
+    }
     json!({
         "hostname": process.identity.hostname,
         "started_at": process.started_at.as_secs_f64(),
         "pid": process.identity.pid,
         "tag": process.tag,
-        "concurrency": process.concurrency,
-        "capsules": {"default": {"concurrency": process.concurrency, "mode": "strict", "weights": weights}},
-        "queues": process.queues,
-        "weights": [weights],
-        "labels": ["sidebake"],
+        "concurrency": process.concurrency(),
+        "capsules": capsules,
+        "queues": queues,
+        "weights": all_weights,
+        "labels": process.labels,
         "identity": process.identity.to_string(),
         "version": env!("CARGO_PKG_VERSION"),
         "embedded": false,

@@ -2,8 +2,8 @@
 --
 -- KEYS  1 in-flight hash of this process   2 its lease   3 `queues`   4 `retry`   5 `dead`
 --       6 `stat:processed`   7 the same of today   8 `stat:failed`   9 the same of today
---       10 `sidebake:recoveries`   11 `sidebake:interruptions`   12 `sidebake:owners`
---       13… the lists that follow are named by their place in KEYS
+--       10 `sidebake:recoveries`   11 `sidebake:interruptions`   12 `sidebake:owners`   13 `paused`
+--       14… the lists that follow are named by their place in KEYS
 -- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`
 --       4 number of this turn   5 number of settlements, then each: token, processed (0/1), failed (0/1), number of effects, then each
 --         effect: kind, place of a list in KEYS or score, text
@@ -12,7 +12,8 @@
 --           interrupted   the same, and count it
 --           retry  ZADD the text with the score
 --           bury   ZADD the text to `dead` with the score, and trim
---         then the number of queues and their places in KEYS, in order, and the tokens of the free slots
+--         then the number of demands, then each: number of slots, and the places of the queues that are asked for them, in
+--         order, with spaces between; then the tokens of the free slots, demand by demand
 --
 -- Returns {settlements, slots, wrong, idlers}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
 -- or the name of a key of the wrong type, or what Redis said, and nothing was done. A slot is {queue, text, times recovered, times
@@ -148,42 +149,57 @@ end
 
 local wrong_queue, idlers = false, 0
 
--- Fills the slots that are free from the queues in order; what was filled by the same turn before stays as it is. When
--- the queues have too little, reading their lengths arms client-side tracking: the next push to any of them wakes us.
-local function take(tokens, queues)
-  local entries, free = redis.call('HMGET', inflight, unpack(tokens)), {}
-  for i = 1, #tokens do
-    if not entries[i] then free[#free + 1] = i end
-  end
-  local n_taken, added = 0, {}
-  for _, queue in ipairs(queues) do
-    if n_taken == #free then break end
-    local texts = redis.pcall('RPOP', queue, #free - n_taken)
-    if texts and texts.err then
-      wrong_queue, texts = queue, nil
+-- What Sidekiq Pro has paused, by name. Reading it arms client-side tracking as well.
+local function paused()
+  local names, is_paused = redis.pcall('SMEMBERS', KEYS[13]), {}
+  for _, name in ipairs(names.err and {} or names) do is_paused[name] = true end
+  return is_paused
+end
+
+-- Fills the slots that are free, each from the queues of its demand in order; what was filled by the same turn before stays
+-- as it is. When there is too little, reading the lengths of the lists arms client-side tracking: the next push wakes us.
+local function take(tokens, demands)
+  local entries, is_paused = redis.call('HMGET', inflight, unpack(tokens)), paused()
+  local is_empty, added, is_short, i = {}, {}, false, 0
+  for _, demand in ipairs(demands) do
+    local free, n_taken = {}, 0
+    for _ = 1, demand.slots do
+      i = i + 1
+      if not entries[i] then free[#free + 1] = i end
     end
-    for _, text in ipairs(texts or {}) do
-      n_taken = n_taken + 1
-      local i = free[n_taken]
-      entries[i] = queue_name(queue) .. '\n' .. text
-      added[#added + 1] = tokens[i]
-      added[#added + 1] = entries[i]
+    for _, queue in ipairs(demand.queues) do
+      if n_taken == #free then break end
+      if not is_empty[queue] and not is_paused[queue_name(queue)] then
+        local texts = redis.pcall('RPOP', queue, #free - n_taken)
+        if texts and texts.err then
+          wrong_queue, texts = queue, nil
+        end
+        for _, text in ipairs(texts or {}) do
+          n_taken = n_taken + 1
+          local slot = free[n_taken]
+          entries[slot] = queue_name(queue) .. '\n' .. text
+          added[#added + 1] = tokens[slot]
+          added[#added + 1] = entries[slot]
+        end
+        is_empty[queue] = n_taken < #free
+      end
     end
+    is_short = is_short or n_taken < #free
   end
   if #added > 0 then redis.call('HSET', inflight, unpack(added)) end
-  if n_taken < #free then
-    for _, queue in ipairs(queues) do redis.pcall('LLEN', queue) end
+  if is_short then
+    for queue in pairs(is_empty) do redis.pcall('LLEN', queue) end
     local n = redis.pcall('SCARD', KEYS[12])
     idlers = type(n) == 'number' and n or 0
   end
   return entries
 end
 
-local function fetch(tokens, queues)
+local function fetch(tokens, demands)
   -- Nothing has happened to most jobs, and then there is nothing to look up.
   local has_past = redis.call('EXISTS', KEYS[10], KEYS[11]) > 0
   local slots = {}
-  for i, entry in ipairs(take(tokens, queues)) do
+  for i, entry in ipairs(take(tokens, demands)) do
     if entry then
       local queue = string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1)
       local text = text_of(entry)
@@ -222,10 +238,15 @@ if is_full then note() end
 count(n_processed, KEYS[6], KEYS[7])
 count(n_failed, KEYS[8], KEYS[9])
 
-local queues, tokens = {}, {}
-for i = 1, tonumber(argument()) do queues[i] = KEYS[tonumber(argument())] end
+local demands, tokens = {}, {}
+for i = 1, tonumber(argument()) do
+  demands[i] = { slots = tonumber(argument()), queues = {} }
+  for place in string.gmatch(argument(), '%d+') do
+    table.insert(demands[i].queues, KEYS[tonumber(place)])
+  end
+end
 while next_argument <= #ARGV do tokens[#tokens + 1] = argument() end
 if #tokens == 0 then return { settled, {}, false, 0 } end
 if not last_turn then return { settled, 'no lease', false, 0 } end
 if is_full then return { settled, 'full', false, 0 } end
-return { settled, fetch(tokens, queues), wrong_queue, idlers }
+return { settled, fetch(tokens, demands), wrong_queue, idlers }

@@ -17,22 +17,29 @@ static TURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("turn.
 
 /// The fence: proves that an entry in flight is still the one that we fetched. Used once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Token(String);
+pub struct Token {
+    text: String,
+    /// The capsule whose slot it fills, by its place.
+    pub capsule: usize,
+}
 
 impl Token {
     /// The `n`th token of a process; later ones sort after earlier ones.
-    pub fn nth(n: u64) -> Self {
-        Self(format!("{n:012x}"))
+    pub fn nth(n: u64, capsule: usize) -> Self {
+        // Only some processes have capsules, and every entry in flight has a token.
+        let text = if capsule == 0 { format!("{n:012x}") } else { format!("{n:012x}.{capsule}") };
+        Self { text, capsule }
     }
 
     pub(super) fn parse(text: &str) -> Self {
-        Self(text.to_owned())
+        let capsule = text.split_once('.').and_then(|(_, capsule)| capsule.parse().ok());
+        Self { text: text.to_owned(), capsule: capsule.unwrap_or(0) }
     }
 }
 
 impl std::fmt::Display for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 
@@ -165,8 +172,17 @@ pub struct Turn<'a> {
     pub settlements: &'a [Settlement],
     /// One token for each free slot.
     pub slots: &'a [Token],
+    /// What is asked for them, in the order of `slots`.
+    pub demands: &'a [Demand],
+}
+
+/// Jobs for some of the free slots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Demand {
+    /// How many.
+    pub n_slots: usize,
     /// Queues to fetch from, the first one first.
-    pub queues: &'a [String],
+    pub queues: Vec<String>,
 }
 
 impl Turn<'_> {
@@ -182,9 +198,13 @@ impl Turn<'_> {
         for settlement in self.settlements {
             arguments.settlement(settlement, &mut keys, now);
         }
-        arguments.number(self.queues.len());
-        self.queues.iter().for_each(|queue| arguments.number(keys.queue(queue)));
-        self.slots.iter().for_each(|token| arguments.text(&token.0));
+        arguments.number(self.demands.len());
+        for demand in self.demands {
+            arguments.number(demand.n_slots);
+            let places: Vec<String> = demand.queues.iter().map(|queue| keys.queue(queue).to_string()).collect();
+            arguments.text(&places.join(" "));
+        }
+        self.slots.iter().for_each(|token| arguments.text(&token.text));
         let mut script = TURN.prepare_invoke();
         keys.0.iter().for_each(|key| {
             script.key(key);
@@ -244,6 +264,7 @@ impl Keys {
             "sidebake:recoveries".into(),
             "sidebake:interruptions".into(),
             "sidebake:owners".into(),
+            "paused".into(),
         ])
     }
 
@@ -271,7 +292,7 @@ impl Arguments {
     }
 
     fn settlement(&mut self, settlement: &Settlement, keys: &mut Keys, now: Epoch) {
-        self.text(&settlement.token.0);
+        self.text(&settlement.token.text);
         self.number(u8::from(settlement.is_processed));
         self.number(u8::from(settlement.is_failed));
         self.number(settlement.effects.len());
@@ -295,7 +316,7 @@ impl Arguments {
 
 /// Whether the entry under a token is still ours.
 pub async fn holds(redis: &Redis, identity: &Identity, token: &Token) -> Result<bool, RedisError> {
-    redis.query(redis::cmd("HEXISTS").arg(identity.inflight_key()).arg(&token.0)).await
+    redis.query(redis::cmd("HEXISTS").arg(identity.inflight_key()).arg(&token.text)).await
 }
 
 static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("announce.lua")));
@@ -311,6 +332,6 @@ pub async fn announce(
     text: &str,
 ) -> Result<bool, RedisError> {
     let mut script = ANNOUNCE.key(identity.inflight_key());
-    script.key("queues").key(format!("queue:{queue}")).arg(&token.0).arg(text);
+    script.key("queues").key(format!("queue:{queue}")).arg(&token.text).arg(text);
     redis.script(&script).await
 }

@@ -20,6 +20,7 @@ mod github;
 mod heartbeat;
 mod hostile_source;
 mod layers;
+mod queues;
 mod retry;
 mod servers;
 mod shutdown;

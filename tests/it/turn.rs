@@ -5,7 +5,7 @@ use sidebake::redis::{Redis, RedisError};
 use sidebake::secret::Secret;
 use sidebake::settings::{self, Jobs, Settings};
 use sidebake::sidekiq::Identity;
-use sidebake::sidekiq::turn::{Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn};
+use sidebake::sidekiq::turn::{Demand, Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn};
 
 const TEXT: &[u8] = b"{\"class\":\"BuildJob\"}";
 
@@ -34,18 +34,29 @@ impl Hand {
 
     /// A turn with one free slot.
     async fn fetch(&self, number: u64, token: u64) -> Result<Reply, RedisError> {
-        self.turn(number, &[], &[Token::nth(token)]).await
+        self.turn(number, &[], &[Token::nth(token, 0)]).await
     }
 
     async fn settle(&self, number: u64, token: u64, effects: Vec<Effect>) -> Result<Reply, RedisError> {
         let fingerprint = Fingerprint::of(TEXT);
-        let end = Settlement { token: Token::nth(token), fingerprint, is_processed: true, is_failed: false, effects };
+        let end =
+            Settlement { token: Token::nth(token, 0), fingerprint, is_processed: true, is_failed: false, effects };
         self.turn(number, &[end], &[]).await
     }
 
     async fn turn(&self, number: u64, settlements: &[Settlement], slots: &[Token]) -> Result<Reply, RedisError> {
-        let queues = ["default".to_owned()];
-        let turn = Turn { number, settlements, slots, queues: &queues };
+        let demand = Demand { n_slots: slots.len(), queues: vec!["default".to_owned()] };
+        self.turn_with(number, settlements, slots, &[demand]).await
+    }
+
+    async fn turn_with(
+        &self,
+        number: u64,
+        settlements: &[Settlement],
+        slots: &[Token],
+        demands: &[Demand],
+    ) -> Result<Reply, RedisError> {
+        let turn = Turn { number, settlements, slots, demands };
         turn.send(&self.redis, &self.identity, &Jobs::default(), Epoch::now()).await
     }
 
@@ -116,11 +127,11 @@ async fn what_cannot_be_done_leaves_the_job_in_flight() {
 #[tokio::test]
 async fn keys_beside_the_point_may_have_any_type() {
     let hand = Hand::with("").await;
-    for key in ["sidebake:owners", "sidebake:recoveries", "sidebake:interruptions", "stat:processed"] {
+    for key in ["paused", "sidebake:owners", "sidebake:recoveries", "sidebake:interruptions", "stat:processed"] {
         hand.run(&["LPUSH", key, "x"]).await;
     }
     hand.push().await;
-    let slots = [Token::nth(1), Token::nth(2)];
+    let slots = [Token::nth(1, 0), Token::nth(2, 0)];
     let reply = hand.turn(1, &[], &slots).await.unwrap();
     assert!(is_one_unit(&reply) && reply.n_idlers == 0, "{reply:?}");
     let push = Effect::Push { queue: "callbacks".into(), text: "{}".into() };
@@ -134,4 +145,51 @@ async fn a_replica_is_not_taken_for_a_full_redis() {
     hand.run(&["REPLICAOF", "127.0.0.1", &world::free_port().to_string()]).await;
     let error = hand.fetch(1, 1).await.unwrap_err();
     assert!(error.to_string().contains("read only replica"), "{error}");
+}
+
+/// The queues of what was fetched, in the order of the slots.
+fn queues(reply: Reply) -> Vec<String> {
+    let Fetched::Units(units) = reply.fetched else { panic!("{reply:?}") };
+    units.into_iter().map(|unit| unit.queue).collect()
+}
+
+#[tokio::test]
+async fn each_slot_is_filled_from_the_queues_that_are_asked_for_it() {
+    let hand = Hand::with("").await;
+    for queue in ["queue:a", "queue:b"] {
+        for n in 0..3 {
+            hand.run(&["LPUSH", queue, &n.to_string()]).await;
+        }
+    }
+    let slots: Vec<Token> = (1..=6).map(|n| Token::nth(n, 0)).collect();
+    let demand = |n_slots, queues: [&str; 2]| Demand { n_slots, queues: queues.map(str::to_owned).to_vec() };
+    let demands = [demand(2, ["b", "a"]), demand(4, ["a", "b"])];
+    let reply = hand.turn_with(1, &[], &slots, &demands).await.unwrap();
+    assert_eq!(queues(reply), ["b", "b", "a", "a", "a", "b"]);
+    let again = hand.turn_with(1, &[], &slots, &demands).await.unwrap();
+    assert_eq!(queues(again), ["b", "b", "a", "a", "a", "b"], "what was lost is answered again");
+    assert_eq!(hand.n_inflight().await, 6);
+}
+
+#[tokio::test]
+async fn a_turn_that_is_sent_again_fills_what_was_left_from_the_right_queues() {
+    let hand = Hand::with("").await;
+    hand.run(&["LPUSH", "queue:b", "1"]).await;
+    let slots = [Token::nth(1, 0), Token::nth(2, 1)];
+    let demands = ["a", "b"].map(|queue| Demand { n_slots: 1, queues: vec![queue.to_owned()] });
+    assert_eq!(queues(hand.turn_with(1, &[], &slots, &demands).await.unwrap()), ["b"]);
+    hand.run(&["LPUSH", "queue:b", "2"]).await;
+    hand.run(&["LPUSH", "queue:a", "3"]).await;
+    assert_eq!(queues(hand.turn_with(1, &[], &slots, &demands).await.unwrap()), ["a", "b"]);
+    assert_eq!(hand.server.queue("b").await, ["2"]);
+}
+
+#[tokio::test]
+async fn a_queue_that_is_paused_is_left_alone() {
+    let hand = Hand::with("").await;
+    hand.run(&["SADD", "paused", "default"]).await;
+    hand.push().await;
+    assert!(!is_one_unit(&hand.fetch(1, 1).await.unwrap()));
+    hand.run(&["SREM", "paused", "default"]).await;
+    assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()));
 }
