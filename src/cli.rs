@@ -17,11 +17,11 @@ use crate::worker::{self, Shutdown};
 
 /// A Sidekiq-compatible build worker for docker buildx bake.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, propagate_version = true)]
 pub struct Cli {
-    /// The settings file; config/sidebake.toml shows every setting.
+    /// A settings file (config/sidebake.toml shows every setting), or a sidekiq.yml; repeat it for both.
     #[arg(short = 'C', long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
+    config: Vec<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -56,6 +56,15 @@ struct Run {
     /// Text beside the process in Sidekiq's Web UI.
     #[arg(short = 'g', long, value_name = "TAG")]
     tag: Option<String>,
+    /// The section of a sidekiq.yml that counts; default: APP_ENV, RAILS_ENV, RACK_ENV or development.
+    #[arg(short, long, value_name = "ENVIRONMENT")]
+    environment: Option<String>,
+    /// Accepted for Sidekiq's sake: no Ruby is loaded.
+    #[arg(short, long, value_name = "PATH")]
+    require: Option<PathBuf>,
+    /// Logs more.
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 /// How a command ended.
@@ -74,12 +83,19 @@ impl Cli {
     ///
     /// When it could not be run at all; the message is for a person.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<Outcome> {
-        let mut settings = Settings::load(self.config.as_deref()).context("the settings cannot be used")?;
+        let environment = match &self.command {
+            Command::Run(run) => run.environment.as_deref(),
+            _ => None,
+        };
+        let mut settings = Settings::load(&self.config, environment).context("the settings cannot be used")?;
         match self.command {
             Command::Run(run) => {
                 run.apply(&mut settings);
                 settings.check()?;
                 start_log(&settings);
+                for note in &settings.notes {
+                    tracing::warn!("{note}");
+                }
                 tracing::info!(?settings, "settings");
                 worker::run(settings, shutdown).await?;
                 Ok(Outcome::Good)
@@ -96,7 +112,7 @@ impl Cli {
 impl Run {
     fn apply(self, settings: &mut Settings) {
         if let Some(concurrency) = self.concurrency {
-            settings.concurrency = concurrency.max(1);
+            settings.concurrency = concurrency;
         }
         if !self.queues.is_empty() {
             settings.queues = self.queues;
@@ -106,6 +122,12 @@ impl Run {
         }
         if let Some(tag) = self.tag {
             settings.tag = tag;
+        }
+        if self.verbose {
+            settings.log.level = "debug".into();
+        }
+        if let Some(path) = self.require {
+            settings.notes.push(format!("-r {}: no Ruby is loaded", path.display()));
         }
     }
 }

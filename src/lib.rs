@@ -30,6 +30,7 @@ pub mod process;
 pub mod redis;
 pub mod sandbox;
 pub mod state;
+pub mod systemd;
 
 // Everything that happens is told here.
 pub mod journal;

@@ -15,7 +15,15 @@ fn main() -> ExitCode {
         Some(verb) if verb == source::VERB => return source::child_main(arguments),
         _ => {}
     }
-    match run(Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            // As Sidekiq: 1 for whatever keeps it from starting.
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(cli) {
         Ok(Outcome::Good) => ExitCode::SUCCESS,
         Ok(Outcome::Bad) => ExitCode::FAILURE,
         Err(error) => {
@@ -42,19 +50,19 @@ fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// TSTP: quiet. TERM, INT: stop by the deadline; again: now. As Sidekiq.
+/// TSTP: quiet. TERM, INT: stop by the deadline; again: now. TTIN: say what runs. As Sidekiq.
 async fn obey_signals(shutdown: Shutdown) -> std::io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut quiet = signal(SignalKind::from_raw(libc::SIGTSTP))?;
-    // Ruby's Sidekiq prints its threads; left alone, the signal would stop the process.
+    // Left alone, the signal would stop the process.
     let mut threads = signal(SignalKind::from_raw(libc::SIGTTIN))?;
     loop {
         tokio::select! {
             _ = terminate.recv() => shutdown.stop(),
             _ = interrupt.recv() => shutdown.stop(),
             _ = quiet.recv() => shutdown.quiet.cancel(),
-            _ = threads.recv() => tracing::info!("TTIN: what runs is on Sidekiq's Busy page"),
+            _ = threads.recv() => shutdown.show.notify_one(),
         }
     }
 }

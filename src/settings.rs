@@ -9,6 +9,7 @@ mod builder;
 mod defaults;
 mod pattern;
 mod queue;
+mod sidekiq_yml;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,7 +17,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Config, Environment, File, FileFormat};
+use config::builder::DefaultState;
+use config::{Config, ConfigBuilder, Environment, File, FileFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -99,6 +101,9 @@ pub struct Settings {
     pub sandbox: Sandbox,
     /// The log.
     pub log: Log,
+    /// What the reading has to tell, such as keys of a `sidekiq.yml` that only Ruby reads.
+    #[serde(skip)]
+    pub notes: Vec<String>,
 }
 
 /// The connection to Sidekiq's Redis.
@@ -182,6 +187,9 @@ pub struct Jobs {
     /// How often due retries are looked for, on average and per fleet.
     #[serde(with = "humantime_serde")]
     pub poll_interval: Duration,
+    /// The same for each process, however many there are; none without it.
+    #[serde(with = "humantime_serde")]
+    pub poll_interval_average: Option<Duration>,
     /// The form of times in jobs that have none to go by.
     pub timestamps: Timestamps,
 }
@@ -411,22 +419,45 @@ pub enum LogFormat {
 }
 
 impl Settings {
-    /// Reads defaults, then `file`, then the environment, and checks the whole.
+    /// Reads defaults, then `files`, then the environment, and checks the whole.
+    ///
+    /// Files ending in `.yml`, `.yaml` or `.erb` are Sidekiq's, and are read as defaults; `environment` is the section of
+    /// them that counts, or the one that `APP_ENV` and its like name.
     #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
-    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
+    pub fn load(files: &[PathBuf], environment: Option<&str>) -> Result<Self, SettingsError> {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self::read(file, variables)
+        Self::read(files, environment, variables)
     }
 
-    fn read(file: Option<&Path>, variables: BTreeMap<String, String>) -> Result<Self, SettingsError> {
-        let mut builder = Config::builder();
+    fn read(
+        files: &[PathBuf],
+        environment: Option<&str>,
+        variables: BTreeMap<String, String>,
+    ) -> Result<Self, SettingsError> {
+        let (mut builder, mut notes) = (Config::builder(), Vec::new());
+        let default = |builder: ConfigBuilder<DefaultState>, path: &str, value: config::Value| {
+            builder.set_default(path, value).map_err(SettingsError::Read)
+        };
         if let Some(url) = redis_url(&variables) {
-            builder = builder.set_default("redis.url", url.as_str()).map_err(SettingsError::Read)?;
+            builder = default(builder, "redis.url", url.as_str().into())?;
         }
-        if let Some(path) = file {
-            builder = builder.add_source(File::from(path).format(FileFormat::Toml));
+        if let Some(threads) = variables.get("RAILS_MAX_THREADS") {
+            builder = default(builder, "concurrency", threads.as_str().into())?;
+        }
+        let (sidekiqs, ours): (Vec<_>, Vec<_>) = files.iter().partition(|path| is_sidekiqs(path));
+        for path in sidekiqs {
+            let refuse = |message| SettingsError::Key { path: path.display().to_string(), message };
+            let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
+            let yml = sidekiq_yml::read(&text, environment_of(environment, &variables)).map_err(refuse)?;
+            for (key, value) in yml.settings {
+                builder = default(builder, key, value)?;
+            }
+            notes.extend(yml.notes.into_iter().map(|note| format!("{}: {note}", path.display())));
+        }
+        for path in ours {
+            builder = builder.add_source(File::from(path.as_path()).format(FileFormat::Toml));
         }
         let environment = Environment::with_prefix("SIDEBAKE")
             .prefix_separator("__")
@@ -443,7 +474,7 @@ impl Settings {
             message: error.inner().to_string(),
         })?;
         settings.check()?;
-        Ok(settings)
+        Ok(Self { notes, ..settings })
     }
 
     /// Every capsule: the one called `default`, of `concurrency` and `queues`, and then the others.
@@ -527,6 +558,27 @@ fn without_source(error: &config::ConfigError) -> String {
     lines.join(": ")
 }
 
+fn is_sidekiqs(file: &Path) -> bool {
+    file.extension().is_some_and(|extension| ["yml", "yaml", "erb"].iter().any(|known| extension == *known))
+}
+
+/// Which section of a `sidekiq.yml` counts, as Sidekiq has it.
+fn environment_of<'a>(given: Option<&'a str>, variables: &'a BTreeMap<String, String>) -> &'a str {
+    let named = ["APP_ENV", "RAILS_ENV", "RACK_ENV"].into_iter().find_map(|name| variables.get(name));
+    given.or(named.map(String::as_str)).unwrap_or("development")
+}
+
+/// The socket on which systemd wants to hear from us, and how often at least it wants a sign of life.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn systemd() -> Option<(OsString, Option<Duration>)> {
+    let socket = std::env::var_os("NOTIFY_SOCKET")?;
+    let variable = |name| std::env::var(name).ok();
+    // One that is meant for another process is none of ours.
+    let is_ours = variable("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
+    let period = variable("WATCHDOG_USEC").filter(|_| is_ours).and_then(|text| text.parse().ok());
+    Some((socket, period.map(Duration::from_micros)))
+}
+
 /// The name of this host in Sidekiq's Web UI: `DYNO` where it is set, as Sidekiq has it.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
 pub fn hostname() -> String {
@@ -590,7 +642,7 @@ mod tests {
         let file = tempfile::NamedTempFile::with_suffix(".toml").expect("a temporary file");
         std::fs::write(file.path(), toml).expect("written");
         let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Settings::read(Some(file.path()), variables)
+        Settings::read(&[file.path().to_owned()], None, variables)
     }
 
     fn names(settings: &Settings) -> Vec<&str> {
@@ -604,7 +656,7 @@ mod tests {
     #[test]
     fn the_example_file_holds_the_defaults() {
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/sidebake.toml");
-        let read = Settings::read(Some(&example), BTreeMap::new()).expect("the example is valid");
+        let read = Settings::read(&[example], None, BTreeMap::new()).expect("the example is valid");
         assert_eq!(format!("{read:#?}"), format!("{:#?}", Settings::default()));
     }
 
@@ -619,6 +671,28 @@ mod tests {
         assert_eq!(settings.redis.url.expose(), "redis://x");
         let settings = read("", &[("SIDEBAKE__QUEUES", "b,3,c")]).expect("valid");
         assert_eq!((names(&settings), settings.queues[0].weight), (vec!["b", "c"], 3));
+    }
+
+    #[test]
+    fn sidekiqs_own_file_and_variables_are_defaults() {
+        let file = |name: &str, text: &str| {
+            let file = tempfile::NamedTempFile::with_suffix(name).expect("a temporary file");
+            std::fs::write(file.path(), text).expect("written");
+            file
+        };
+        let yml = file(".yml", ":concurrency: 5\n:timeout: 8\nstaging:\n  concurrency: 6\n:pidfile: x\n");
+        let toml = file(".toml", "shutdown.timeout = \"9s\"\n");
+        let read = |environment, variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let files = [toml.path().to_owned(), yml.path().to_owned()];
+            Settings::read(&files, environment, variables).expect("valid")
+        };
+        let settings = read(None, &[("RAILS_MAX_THREADS", "7"), ("RAILS_ENV", "staging")]);
+        assert_eq!((settings.concurrency, settings.shutdown.timeout.as_secs()), (6, 9));
+        assert!(settings.notes[0].ends_with("pidfile is not read"), "{:?}", settings.notes);
+        assert_eq!(read(Some("test"), &[("RACK_ENV", "staging")]).concurrency, 5);
+        let threads = Settings::read(&[], None, BTreeMap::from([("RAILS_MAX_THREADS".into(), "7".into())]));
+        assert_eq!(threads.expect("valid").concurrency, 7);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::sidekiq::lease::Lease;
 use crate::sidekiq::turn::Settlement;
 use crate::sidekiq::{Identity, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
+use crate::systemd::Systemd;
 
 /// Nothing waits for longer, whatever the settings say.
 const MAX_PATIENCE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -70,6 +71,8 @@ pub struct Shutdown {
     pub stop: CancellationToken,
     /// Do not wait any longer (a second TERM).
     pub now: CancellationToken,
+    /// Notified when somebody wants to know what runs (TTIN); it ends nothing.
+    pub show: Arc<Notify>,
 }
 
 impl Shutdown {
@@ -119,6 +122,9 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
     let custody = tokio::spawn(custody.run(settlements, deliver));
     let (probed, identity_text) = (Redis::new(&settings.redis)?, identity.to_string());
+    let (socket, watchdog) = settings::systemd().unzip();
+    let systemd = Systemd::new(socket, watchdog.flatten());
+    systemd.tell("READY=1");
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &remote),
@@ -127,7 +133,9 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             processor.stations.builders.occupancy.run(&redis, &identity_text, &ended),
             health.run(probed, &shutdown.quiet, has_room, &ended),
             state::watch(state, &settings.state, &room, &ended),
-            beat(&lease, &ended),
+            beat(&lease, &systemd, &ended),
+            show(&running, &shutdown.show, &ended),
+            say_goodbye(&systemd, &shutdown.stop, &ended),
             obey(&mut remote_signals, &shutdown, &ended),
         );
     };
@@ -235,11 +243,34 @@ async fn drain(slots: &mut JoinSet<()>) {
     while slots.join_next().await.is_some() {}
 }
 
-/// Shows the lease's thread that the runtime moves.
-async fn beat(lease: &Lease, ended: &CancellationToken) {
-    let pulse = lease.pulse();
-    while ended.run_until_cancelled(sleep(Duration::from_secs(1))).await.is_some() {
+/// Shows the lease's thread, and systemd's watchdog, that the runtime moves.
+async fn beat(lease: &Lease, systemd: &Systemd, ended: &CancellationToken) {
+    let (pulse, second) = (lease.pulse(), Duration::from_secs(1));
+    let period = systemd.period().map_or(second, |period| period.min(second));
+    while ended.run_until_cancelled(sleep(period)).await.is_some() {
         pulse.beat();
+        if systemd.period().is_some() {
+            systemd.tell("WATCHDOG=1");
+        }
+    }
+}
+
+/// Tells systemd of the stop when it begins.
+async fn say_goodbye(systemd: &Systemd, stop: &CancellationToken, ended: &CancellationToken) {
+    if ended.run_until_cancelled(stop.cancelled()).await.is_some() {
+        systemd.tell("STOPPING=1");
+    }
+}
+
+/// Logs what runs, where Ruby's Sidekiq logs the stack of each thread.
+async fn show(running: &RunningJobs, asked: &Notify, ended: &CancellationToken) {
+    while ended.run_until_cancelled(asked.notified()).await.is_some() {
+        let (jobs, now) = (running.snapshot(), Epoch::now());
+        tracing::info!(n_running = jobs.len(), "TTIN: what runs");
+        for job in jobs {
+            let running_s = now.since(job.since).as_secs();
+            tracing::info!(token = %job.unit.token, queue = job.unit.queue, running_s, "runs");
+        }
     }
 }
 
@@ -250,6 +281,7 @@ async fn obey(signals: &mut mpsc::UnboundedReceiver<Remote>, shutdown: &Shutdown
         match signal {
             Remote::Quiet => shutdown.quiet.cancel(),
             Remote::Stop => shutdown.stop(),
+            Remote::Show => shutdown.show.notify_one(),
         }
     }
 }

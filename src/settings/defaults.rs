@@ -36,6 +36,7 @@ impl Default for Settings {
             accounts: Accounts::default(),
             sandbox: Sandbox::default(),
             log: Log::default(),
+            notes: Vec::new(),
         }
     }
 }
@@ -82,6 +83,7 @@ impl Default for Jobs {
             dead_max_jobs: 10_000,
             dead_timeout: seconds(180 * 24 * 60 * 60),
             poll_interval: seconds(5),
+            poll_interval_average: None,
             timestamps: Timestamps::Milliseconds,
         }
     }

@@ -47,6 +47,8 @@ pub enum Remote {
     Quiet,
     /// `TERM`: stop.
     Stop,
+    /// `TTIN`: say what runs.
+    Show,
 }
 
 /// Beats until `stop`, then takes the process off the list.
@@ -83,6 +85,7 @@ fn read_signal(name: &str) -> Option<Remote> {
     match name {
         "TSTP" => Some(Remote::Quiet),
         "TERM" => Some(Remote::Stop),
+        "TTIN" => Some(Remote::Show),
         other => {
             tracing::info!(signal = other, "asked for something that only Ruby can do");
             None

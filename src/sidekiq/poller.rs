@@ -30,7 +30,11 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
         for (set, complaint) in &mut sets {
             complaint.hear(enqueue_due(redis, jobs, set, Epoch::now()).await);
         }
-        wait = pause(jobs.poll_interval, n_processes(redis).await, rand::random());
+        let n_processes = n_processes(redis).await;
+        wait = match jobs.poll_interval_average {
+            Some(average) => pause(average, 1, rand::random()),
+            None => pause(jobs.poll_interval, n_processes, rand::random()),
+        };
     }
 }
 

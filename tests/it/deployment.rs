@@ -59,7 +59,7 @@ fn settings() -> Settings {
     let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
     let map = document("ConfigMap", "sidebake");
     std::fs::write(file.path(), map["data"]["sidebake.toml"].as_str().unwrap()).unwrap();
-    Settings::load(Some(file.path())).unwrap_or_else(|error| panic!("{error}"))
+    Settings::load(&[file.path().to_owned()], None).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The pod of a Deployment or Job, and its one container.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const WORDS: &[&str] = &["event", "job", "reason", "report", "secret", "settings"];
-const TOOLS: &[&str] = &["clock", "connections", "process", "redis", "sandbox", "state"];
+const TOOLS: &[&str] = &["clock", "connections", "process", "redis", "sandbox", "state", "systemd"];
 const STATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const LINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 

@@ -1,0 +1,103 @@
+//! What an operator of Sidekiq has in their fingers: its flags, its file, its signals and its exit statuses.
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Output;
+use std::time::Duration;
+
+use crate::afternoon::{Afternoon, probe, sidebake, text};
+
+fn run(arguments: &[&str]) -> Output {
+    sidebake().arg("run").args(arguments).output().unwrap()
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_exit_status_1() {
+    assert_eq!(run(&["-V"]).status.code(), Some(0));
+    let home = tempfile::tempdir().unwrap();
+    let yml = home.path().join("sidekiq.yml");
+    std::fs::write(&yml, "---\n:concurrency: <%= ENV['N'] %>\n").unwrap();
+    for (arguments, message) in [
+        (vec!["--daemon"], "--daemon"),
+        (vec!["-c", "0"], "concurrency: must be from 1 to 1000"),
+        (vec!["-q", "a,often"], "a,often"),
+        (vec!["-C", "/nowhere/sidekiq.yml"], "/nowhere/sidekiq.yml: No such file"),
+        (vec!["-C", yml.to_str().unwrap()], "line 2 has ERB"),
+    ] {
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output).contains(message), "{arguments:?}: {}", text(&output));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
+    let afternoon = Afternoon::start();
+    let config = afternoon.config("jobs.probe = true");
+    // What is set in our own file wins.
+    let own = std::fs::read_to_string(&config).unwrap().replace("concurrency = 4\nqueues = [\"default\"]\n", "");
+    std::fs::write(&config, own).unwrap();
+    let yml = afternoon.home.path().join("sidekiq.yml");
+    let text =
+        ":concurrency: 3\n:queues:\n  - [critical, 2]\n  - default\n:pidfile: x\nstaging:\n  :labels: [canary]\n";
+    std::fs::write(&yml, text).unwrap();
+    let flags = ["-C", yml.to_str().unwrap(), "-e", "staging", "-r", "./config/environment.rb", "-g", "shop", "-v"];
+    let mut worker = afternoon.worker_with(&config, &flags);
+    afternoon.until("it is on the list", async || afternoon.redis.smembers("processes").await.len() == 1).await;
+    let identity = afternoon.redis.smembers("processes").await.remove(0);
+    let info: serde_json::Value = serde_json::from_str(&afternoon.redis.hgetall(&identity).await["info"]).unwrap();
+    assert_eq!((&info["concurrency"], &info["tag"], &info["labels"][0]), (&3.into(), &"shop".into(), &"canary".into()));
+    assert_eq!(info["capsules"]["default"]["weights"], serde_json::json!({"critical": 2, "default": 0}));
+    let log = worker.log();
+    assert!(log.contains("pidfile is not read") && log.contains("environment.rb: no Ruby is loaded"), "{log}");
+    worker.signal("INT");
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ttin_says_what_runs_and_ends_nothing() {
+    let afternoon = Afternoon::start();
+    let mut worker = afternoon.worker("jobs.probe = true");
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    afternoon.until("it is in flight", async || !afternoon.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    let shown = || {
+        let log = worker.log();
+        log.lines().filter(|line| line.contains(" runs ") && line.contains(&jid)).count()
+    };
+    worker.signal("TTIN");
+    world::wait_for("the log to say it", || shown() == 1).await;
+    let identity = afternoon.redis.smembers("processes").await.remove(0);
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("LPUSH").arg(format!("{identity}-signals")).arg("TTIN").exec_async(&mut connection).await.unwrap();
+    world::wait_for_within(Duration::from_secs(30), "the log to say it again", || shown() == 2).await;
+    worker.signal("TERM");
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_is_told() {
+    let afternoon = Afternoon::start();
+    let path = afternoon.home.path().join("notify");
+    let systemd = UnixDatagram::bind(&path).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let heard = || {
+        let mut state = [0; 100];
+        let n = systemd.recv(&mut state).unwrap();
+        String::from_utf8_lossy(&state[..n]).into_owned()
+    };
+    let mut child = sidebake()
+        .arg("run")
+        .arg("--config")
+        .arg(afternoon.config(""))
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "200000")
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    assert_eq!(heard(), "READY=1");
+    assert_eq!([heard(), heard()], ["WATCHDOG=1"; 2]);
+    let told = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(told.success());
+    while heard() != "STOPPING=1" {}
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
