@@ -2,6 +2,7 @@
 
 mod build;
 mod builder;
+mod cancel;
 mod doctor;
 mod enqueue;
 mod plan;
@@ -34,6 +35,8 @@ enum Command {
     Build(build::Build),
     /// Puts a build job on its queue, as Rails would.
     Enqueue(enqueue::Enqueue),
+    /// Ends a build wherever it is: queued, scheduled, waiting for a retry or running.
+    Cancel(cancel::Cancel),
     /// Shows what a job would do, and builds nothing.
     Plan(plan::Plan),
     /// Makes, shows and changes the builders.
@@ -102,6 +105,7 @@ impl Cli {
             }
             Command::Build(build) => build.run(settings, &shutdown).await,
             Command::Enqueue(enqueue) => enqueue.run(&settings).await,
+            Command::Cancel(cancel) => cancel.run(&settings).await,
             Command::Plan(plan) => plan.run(&settings).await,
             Command::Builder(builder) => builder.run(&settings).await,
             Command::Doctor(doctor) => doctor.run(&settings).await,

@@ -12,6 +12,10 @@ pub enum Event {
     PhaseStarted(Phase),
     /// A phase ended; how long it took on the monotonic clock.
     PhaseEnded(Phase, Duration),
+    /// So many targets will be built.
+    Targets(usize),
+    /// A target is built, and pushed when asked.
+    TargetDone(String),
     /// Bytes of the repository received so far.
     Fetching {
         /// Bytes over the wire.

@@ -3,12 +3,14 @@
 //! The one way to show progress: stations tell events, and the journal knows who is looking. A worker's journal is its
 //! log; `sidebake build` looks at a terminal. What has to be in the report is kept.
 
+mod progress;
 mod terminal;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::event::{Event, Step};
 
+pub use progress::Progress;
 pub use terminal::{Terminal, print_report};
 
 /// What a report may carry of them, in number and in characters each.
@@ -20,6 +22,7 @@ const MAX_NOTICE: usize = 1000;
 pub struct Journal {
     reader: Reader,
     notices: Mutex<Vec<String>>,
+    progress: Arc<Progress>,
 }
 
 #[derive(Debug)]
@@ -29,14 +32,15 @@ enum Reader {
 }
 
 impl Journal {
-    /// For a worker: events go to its log, inside the span of the job.
-    pub fn to_log() -> Self {
-        Self { reader: Reader::Log, notices: Mutex::default() }
+    /// For a worker: events go to its log, inside the span of the job, and `progress` follows them.
+    pub fn to_log(progress: Arc<Progress>) -> Self {
+        Self { reader: Reader::Log, notices: Mutex::default(), progress }
     }
 
     /// For a person who waits.
     pub fn to_terminal(terminal: Terminal) -> Self {
-        Self { reader: Reader::Terminal(Box::new(terminal)), notices: Mutex::default() }
+        let reader = Reader::Terminal(Box::new(terminal));
+        Self { reader, notices: Mutex::default(), progress: Arc::default() }
     }
 
     /// Tells one event.
@@ -45,6 +49,7 @@ impl Journal {
             Reader::Log => log(&event),
             Reader::Terminal(terminal) => terminal.show(&event),
         }
+        self.progress.follow(&event);
         if let Event::Notice(notice) = event {
             let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
             if notices.len() < MAX_NOTICES {
@@ -65,6 +70,8 @@ fn log(event: &Event) {
         Event::PhaseEnded(phase, took) => {
             tracing::debug!(phase = phase.name(), ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "done");
         }
+        Event::Targets(n_targets) => tracing::debug!(n_targets, "will be built"),
+        Event::TargetDone(target) => tracing::debug!(target, "is built"),
         Event::Fetching { received_bytes } => tracing::debug!(received_bytes, "fetching"),
         Event::StepStarted(step) => tracing::debug!(step = label(step), "begins"),
         Event::StepEnded { step, is_cached, took, error } => {

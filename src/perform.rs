@@ -107,6 +107,7 @@ pub async fn bake(
     refuse_pointers(&definition, worktree)?;
     definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
 
+    attempt.journal.tell(Event::Targets(definition.names().len()));
     let phase = attempt.begin(Phase::Bake);
     let solved = solve(stations, build, &definition, directory, attempt, report).await;
     report.timings.bake = phase.end();

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::clock::Epoch;
+use crate::event::{Event, Phase};
 use crate::job::arguments::{self, Request};
 use crate::job::{BuildJob, Callback, JobError, Moment};
 use crate::journal::Journal;
@@ -23,12 +24,12 @@ use crate::reason::{Class, Failure, Reason};
 use crate::redis::Redis;
 use crate::report::{Report, Status};
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
-use crate::sidekiq::Identity;
 use crate::sidekiq::custody::Running;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
 use crate::sidekiq::turn::{Effect, Fingerprint, Settlement, Token, UnitOfWork, announce, holds};
+use crate::sidekiq::{Identity, iteration};
 
 /// A job interrupted this often waits its turn in the retry set.
 const MAX_INTERRUPTIONS: u32 = 3;
@@ -84,6 +85,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         }
     };
     let jid = payload.jid.as_str();
+    running.iteration.begin(jid, payload.n_failures().saturating_add(1));
     let span = tracing::info_span!("job", jid);
     tracing::debug!(jid, token = %unit.token, "job begins");
     let attempt = attempt(Arc::clone(&processor), running.clone(), Arc::clone(&payload)).instrument(span);
@@ -166,6 +168,10 @@ async fn attempt(processor: Arc<Processor>, running: Running, payload: Arc<Paylo
             () = given_up(&running, &stop) => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
         }
     };
+    let is_cancelled = running.iteration.cancelled.is_cancelled();
+    if is_cancelled && matches!(&attempted.result, Err(failure) if failure.reason == Reason::Interrupted) {
+        attempted.result = Err(Failure::new(Reason::Cancelled, ""));
+    }
     attempted
 }
 
@@ -182,6 +188,12 @@ async fn build(
         return Err(Failure::new(Reason::WorkerFailed, message));
     };
     let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
+    // It may have been cancelled while it waited. When Redis does not answer, that is found out later.
+    running.iteration.progress.follow(&Event::PhaseStarted(Phase::Resolve));
+    let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
+    if running.iteration.cancelled.is_cancelled() {
+        return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
+    }
     let native = native(class, &args, &mut attempted.report).await?;
     attempted.callback = Callback::find(&native);
     attempted.report.build_id = native.get("build_id").cloned();
@@ -193,7 +205,7 @@ async fn build(
     let timestamps = payload.timestamps().unwrap_or(processor.jobs.timestamps);
     tell_started(processor, running, attempted, timestamps).await;
 
-    let journal = Journal::to_log();
+    let journal = Journal::to_log(Arc::clone(&running.iteration.progress));
     let fence = InFlight { processor, token: &running.unit.token };
     let attempt = Attempt { journal: &journal, stop, fence: Some(&fence) };
     let built = perform(&processor.stations, &job, attempt, &mut attempted.report).await;
@@ -216,10 +228,11 @@ impl Fence for InFlight<'_> {
     }
 }
 
-/// Stops the build when the worker ends or the job was taken; returns when it had time to clean up after itself.
+/// Stops the build when the worker ends, or the job was taken or cancelled; returns when it had time to clean up after itself.
 async fn given_up(running: &Running, stop: &CancellationToken) {
     tokio::select! {
         () = running.taken.cancelled() => stop.cancel(),
+        () = running.iteration.cancelled.cancelled() => stop.cancel(),
         () = stop.cancelled() => {}
     }
     tokio::time::sleep(CLEAN_UP).await;
@@ -301,6 +314,7 @@ async fn probe(processor: &Processor, running: &Running, payload: &Payload) -> R
         () = slept => {}
         () = processor.kill.cancelled() => return Err(Failure::new(Reason::Interrupted, "the worker stops")),
         () = running.taken.cancelled() => return Err(Failure::new(Reason::Interrupted, "the job was given to another worker")),
+        () = running.iteration.cancelled.cancelled() => return Err(Failure::new(Reason::Interrupted, "cancelled")),
     }
     match probe.outcome {
         ProbeOutcome::Succeed => Ok(()),
@@ -375,12 +389,15 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
         let text = rails::callback_job(callback, &report, &unit.text, now, timestamps)?;
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
+    // A mark that comes too late for this attempt is there for the next one.
+    let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Bury);
+    let ended = running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
         token: unit.token.clone(),
         fingerprint: Fingerprint::of(&unit.text),
         is_processed: disposition != Disposition::PutBack,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury),
-        effects: effect.into_iter().chain(told).collect(),
+        effects: effect.into_iter().chain(told).chain(ended).collect(),
     }
 }
 

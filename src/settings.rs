@@ -194,6 +194,13 @@ pub struct Jobs {
     pub timestamps: Timestamps,
 }
 
+impl Jobs {
+    /// Whether jobs of this class are run here.
+    pub fn is_ours(&self, class: &str) -> bool {
+        self.classes.contains_key(class) || (self.probe && class == PROBE)
+    }
+}
+
 /// The form in which a generation of Sidekiq writes times into jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -11,6 +11,7 @@
 //! | `process_cleanup` | string | poller, Ruby | one process prunes the list at a time | 60 s |
 //! | `<identity>:work` | hash | heartbeat | running jobs | 60 s |
 //! | `<identity>-signals` | list | the Web UI | `TSTP`, `TERM`, `TTIN` | 60 s |
+//! | `it-<jid>` | hash | iteration, `cancel!` of Ruby's client | how far a running job is; `cancelled` | 30 days |
 //! | `stat:processed`, `stat:failed`, and `…:<UTC day>` | string | settle | counters | 5 years (days) |
 //! | `sidebake:inflight:<identity>` | hash | turn, recovery | token → queue, newline, job text | – |
 //! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
@@ -23,8 +24,10 @@
 //! An entry is in exactly one of queue, in flight, retry and dead; every move is one script. Job texts are carried as
 //! they are. Follows Sidekiq 8.1.
 
+pub mod cancel;
 pub mod custody;
 pub mod heartbeat;
+pub mod iteration;
 pub mod lease;
 pub mod order;
 pub mod payload;

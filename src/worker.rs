@@ -21,7 +21,7 @@ use crate::sidekiq::custody::{Custody, Running, RunningJobs, Signals, put_back};
 use crate::sidekiq::heartbeat::{self, Process, Remote};
 use crate::sidekiq::lease::Lease;
 use crate::sidekiq::turn::Settlement;
-use crate::sidekiq::{Identity, poller, recovery};
+use crate::sidekiq::{Identity, iteration, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
 use crate::systemd::Systemd;
 
@@ -129,6 +129,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         tokio::join!(
             heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &remote),
             poller::run(&redis, &settings.jobs, &shutdown.quiet),
+            iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.stations.builders.occupancy.run(&redis, &identity_text, &ended),
             health.run(probed, &shutdown.quiet, has_room, &ended),
@@ -269,7 +270,8 @@ async fn show(running: &RunningJobs, asked: &Notify, ended: &CancellationToken) 
         tracing::info!(n_running = jobs.len(), "TTIN: what runs");
         for job in jobs {
             let running_s = now.since(job.since).as_secs();
-            tracing::info!(token = %job.unit.token, queue = job.unit.queue, running_s, "runs");
+            let (jid, progress) = (job.iteration.jid(), job.iteration.progress.text());
+            tracing::info!(jid, token = %job.unit.token, queue = job.unit.queue, progress, running_s, "runs");
         }
     }
 }

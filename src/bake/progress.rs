@@ -119,6 +119,11 @@ impl Vertex {
         self.position().is_some()
     }
 
+    /// The last of a target.
+    fn is_export(&self) -> bool {
+        self.name.starts_with("exporting to ")
+    }
+
     fn was_cached(&self) -> bool {
         self.is_cached && !self.has_run
     }
@@ -282,6 +287,9 @@ impl Progress {
         }
         if !report.error.is_empty() {
             vertex.error = Some(report.error);
+        }
+        if vertex.is_export() && !had_completed && vertex.completed.is_some() && vertex.error.is_none() {
+            events.extend(vertex.targets.iter().cloned().map(Event::TargetDone));
         }
         if !vertex.is_step() && vertex.error.is_none() {
             return;

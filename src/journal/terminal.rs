@@ -47,6 +47,8 @@ impl Terminal {
             }
             Event::StepOutput { step, line } => self.line(&format!("{} | {line}", label(step))),
             Event::Notice(notice) => self.line(&format!("note: {notice}")),
+            // The table at the end has them.
+            Event::Targets(_) | Event::TargetDone(_) => {}
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::iteration::Iteration;
 use super::turn::{Demand, Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
 use super::{Identity, order};
 use crate::clock::Epoch;
@@ -49,6 +50,8 @@ pub struct Running {
     pub since: Epoch,
     /// Cancelled when the job was taken from us: whatever it does has no effect any more.
     pub taken: CancellationToken,
+    /// How far it is, and whether somebody has cancelled it.
+    pub iteration: Arc<Iteration>,
 }
 
 /// What is running, shared with the heartbeat.
@@ -339,7 +342,7 @@ impl Custody {
 
     /// Hands a unit to the processors; back on its queue when they have stopped listening.
     fn begin(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
-        let running = Running { unit, since: Epoch::now(), taken: CancellationToken::new() };
+        let running = Running { unit, since: Epoch::now(), taken: CancellationToken::new(), iteration: Arc::default() };
         let token = running.unit.token.clone();
         self.running.with(|all| all.insert(token.clone(), running.clone()));
         if let Err(mpsc::error::SendError(running)) = units.send(running) {

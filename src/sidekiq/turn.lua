@@ -12,6 +12,7 @@
 --           interrupted   the same, and count it
 --           retry  ZADD the text with the score
 --           bury   ZADD the text to `dead` with the score, and trim
+--           unlink UNLINK the key at that place
 --         then the number of demands, then each: number of slots, and the places of the queues that are asked for them, in
 --         order, with spaces between; then the tokens of the free slots, demand by demand
 --
@@ -69,6 +70,7 @@ end
 local function targets(effect)
   if effect.kind == 'retry' then return { [KEYS[4]] = 'zset' } end
   if effect.kind == 'bury' then return { [KEYS[5]] = 'zset' } end
+  if effect.kind == 'unlink' then return {} end
   local keys = { [KEYS[tonumber(effect.place)]] = 'list', [KEYS[3]] = 'set' }
   if effect.kind == 'interrupted' then keys[KEYS[11]] = 'hash' end
   return keys
@@ -95,6 +97,10 @@ local function apply(effect, fetched_text)
     return
   end
   local key = KEYS[tonumber(effect.place)]
+  if effect.kind == 'unlink' then
+    redis.call('UNLINK', key)
+    return
+  end
   redis.call('SADD', KEYS[3], queue_name(key))
   if effect.kind == 'push' then
     redis.call('LPUSH', key, effect.text)

@@ -91,7 +91,7 @@ impl Settlement {
         let sizes = self.effects.iter().map(|effect| match effect {
             Effect::Push { text, .. } | Effect::Retry { text, .. } => text.len(),
             Effect::Bury { text } => text.len(),
-            Effect::PutBack { .. } => 0,
+            Effect::PutBack { .. } | Effect::Unlink { .. } => 0,
         });
         sizes.sum()
     }
@@ -125,6 +125,11 @@ pub enum Effect {
     Bury {
         /// The job's text, or the bytes that are no job.
         text: Vec<u8>,
+    },
+    /// A key that goes with the job.
+    Unlink {
+        /// Its name.
+        key: String,
     },
 }
 
@@ -270,7 +275,11 @@ impl Keys {
 
     /// The place of a queue's list, from 1 as Lua counts.
     fn queue(&mut self, name: &str) -> usize {
-        let key = format!("queue:{name}");
+        self.place(format!("queue:{name}"))
+    }
+
+    /// The place of any key.
+    fn place(&mut self, key: String) -> usize {
         let place = self.0.iter().position(|other| *other == key);
         place.unwrap_or_else(|| {
             self.0.push(key);
@@ -303,6 +312,7 @@ impl Arguments {
                 Effect::PutBack { queue, is_interrupted: true } => self.effect("interrupted", keys.queue(queue), b""),
                 Effect::Retry { at, text } => self.effect("retry", at.as_secs_f64(), text.as_bytes()),
                 Effect::Bury { text } => self.effect("bury", now.as_secs_f64(), text),
+                Effect::Unlink { key } => self.effect("unlink", keys.place(key.clone()), b""),
             }
         }
     }

@@ -12,6 +12,7 @@
 mod afternoon;
 mod bad_input;
 mod build;
+mod cancel;
 mod command_line;
 mod commands;
 mod custody;

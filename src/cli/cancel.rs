@@ -1,0 +1,57 @@
+//! `sidebake cancel`: ends a build wherever it is; Rails is told by its callback.
+
+use anyhow::bail;
+use clap::Args;
+use serde_json::Value;
+
+use super::Outcome;
+use crate::clock::Epoch;
+use crate::job::arguments::{self, Request};
+use crate::redis::Redis;
+use crate::settings::{Jobs, Settings};
+use crate::sidekiq::cancel::{cancel, find};
+use crate::sidekiq::payload::Payload;
+
+#[derive(Debug, Args)]
+pub(super) struct Cancel {
+    /// The jid, or the build_id that Rails has given; of a class whose jobs carry only an id, that id.
+    #[arg(value_name = "BUILD_ID|JID")]
+    build: String,
+}
+
+impl Cancel {
+    #[expect(clippy::print_stdout, reason = "what was cancelled is the command's result")]
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+        let redis = Redis::new(&settings.redis)?;
+        let found = find(&redis, |payload| is_meant(&settings.jobs, payload, &self.build)).await?;
+        if found.is_empty() {
+            bail!("no build {} is queued, scheduled, waiting for a retry or running", self.build);
+        }
+        for job in &found {
+            cancel(&redis, &settings.jobs, job, Epoch::now()).await?;
+            println!("{} {}", job.jid, job.place);
+        }
+        Ok(Outcome::Good)
+    }
+}
+
+/// Whether a job of ours has this jid, this `build_id`, or, where Rails knows the rest, this as its first argument.
+fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
+    if !jobs.is_ours(&payload.class) {
+        return false;
+    }
+    if payload.jid == build {
+        return true;
+    }
+    let (Some(class), Ok(args)) = (jobs.classes.get(&payload.class), payload.args()) else { return false };
+    let is_it = |id: Option<&Value>| match id {
+        Some(Value::String(text)) => text == build,
+        Some(Value::Number(number)) => number.to_string() == build,
+        _ => false,
+    };
+    match arguments::read(class, &args) {
+        Ok(Request::Native(native)) => is_it(native.get("build_id")),
+        Ok(Request::Resolve(_)) => is_it(args.first()),
+        Err(_) => false,
+    }
+}

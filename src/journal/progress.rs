@@ -1,0 +1,58 @@
+//! How far a build is, in one line, for whoever asks in the middle of it.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use crate::event::{Event, Phase};
+
+/// What the events so far amount to.
+#[derive(Debug, Default)]
+pub struct Progress(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Option<Phase>,
+    n_targets: usize,
+    done: BTreeSet<String>,
+}
+
+impl Progress {
+    /// Takes in one event.
+    pub fn follow(&self, event: &Event) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            Event::PhaseStarted(phase) => state.phase = Some(*phase),
+            Event::Targets(n) => state.n_targets = *n,
+            Event::TargetDone(target) => drop(state.done.insert(target.clone())),
+            _ => {}
+        }
+    }
+
+    /// Such as `fetch` or `bake, 1 of 3 targets`; `None` before anything has begun.
+    pub fn text(&self) -> Option<String> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let phase = state.phase?.name();
+        let (n_done, n_targets) = (state.done.len(), state.n_targets);
+        Some(if n_targets == 0 { phase.to_owned() } else { format!("{phase}, {n_done} of {n_targets} targets") })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_phase_and_the_targets_that_are_done_are_told() {
+        let progress = Progress::default();
+        assert_eq!(progress.text(), None);
+        progress.follow(&Event::PhaseStarted(Phase::Fetch));
+        assert_eq!(progress.text().as_deref(), Some("fetch"));
+        progress.follow(&Event::PhaseStarted(Phase::Bake));
+        progress.follow(&Event::Targets(2));
+        // After a lost pod the same target may be built once more.
+        for _ in 0..2 {
+            progress.follow(&Event::TargetDone("web".into()));
+        }
+        assert_eq!(progress.text().as_deref(), Some("bake, 1 of 2 targets"));
+    }
+}

@@ -1,0 +1,151 @@
+//! A build that somebody cancels ends, wherever it is, and the callback says so; until then its progress can be seen.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use world::{Script, Step};
+
+use crate::afternoon::{Afternoon, probe, text};
+
+/// What `Sidekiq::Client#cancel!` does, and before 7.3.3 the one line that does the same.
+async fn mark(afternoon: &Afternoon, jid: &str) {
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("HSETNX")
+        .arg(&[&format!("it-{jid}"), "cancelled", "1795491695"])
+        .exec_async(&mut connection)
+        .await
+        .unwrap();
+}
+
+async fn is_told(afternoon: &Afternoon) {
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(
+        (&report["moment"], &report["status"], &report["reason"]),
+        (&json!("finished"), &json!("cancelled"), &json!("cancelled")),
+        "{report:#}"
+    );
+    assert_eq!(report["message"], "The build was cancelled.");
+    assert!(afternoon.redis.keys("it-*").await.is_empty(), "the mark goes with the job");
+    for set in ["retry", "schedule", "dead"] {
+        assert!(afternoon.redis.sorted_set(set).await.is_empty(), "{set}");
+    }
+    assert_eq!(afternoon.redis.get("stat:failed").await, None);
+}
+
+/// A job that waits in a set until the year 2100.
+async fn put(afternoon: &Afternoon, set: &str, jid: &str, native: &Value) {
+    let job = json!({"class": "BuildJob", "queue": "default", "jid": jid, "args": [native], "retry_count": 0});
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("ZADD").arg(set).arg(4e9).arg(job.to_string()).exec_async(&mut connection).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_build_is_stopped() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::hang());
+    let _worker = afternoon.worker("");
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    let since = Instant::now();
+    mark(&afternoon, &jid).await;
+    world::wait_for("the build to end", || afternoon.builder.ended() == 1).await;
+    // It looks two or three times a second; a machine may stand still meanwhile.
+    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    is_told(&afternoon).await;
+    assert!(afternoon.builder.runs()[0].was_killed());
+    assert!(afternoon.job_directories().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queued_build_does_not_begin() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    mark(&afternoon, &jid).await;
+    let _worker = afternoon.worker("");
+    is_told(&afternoon).await;
+    assert!(afternoon.builder.runs().is_empty() && afternoon.github.calls().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_waits_for_its_time_is_ended_without_waiting() {
+    for set in ["schedule", "retry"] {
+        let afternoon = Afternoon::start();
+        put(&afternoon, set, "0123", &afternoon.native("x")).await;
+        mark(&afternoon, "0123").await;
+        let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
+        is_told(&afternoon).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_takes_a_build_id_or_a_jid() {
+    for (set, build) in [("schedule", "42"), ("retry", "0123")] {
+        let afternoon = Afternoon::start();
+        put(&afternoon, set, "0123", &afternoon.native("x")).await;
+        let output = afternoon.run(&["cancel", build], "");
+        assert!(output.status.success() && text(&output).starts_with("0123 "), "{}", text(&output));
+        let _worker = afternoon.worker("");
+        is_told(&afternoon).await;
+    }
+
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script(Script::hang());
+    let worker = afternoon.worker("");
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    let unknown = afternoon.run(&["cancel", "41"], "");
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown).contains("no build 41 is queued"), "{}", text(&unknown));
+    let output = afternoon.run(&["cancel", "42"], "");
+    assert!(text(&output).contains(&format!("{jid} running in ")), "{}", text(&output));
+    is_told(&afternoon).await;
+    drop(worker);
+
+    let queued = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let output = afternoon.run(&["cancel", &queued], "");
+    assert_eq!(text(&output), format!("{queued} queued on default\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker() {
+    let afternoon = Afternoon::start();
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    let mut worker = afternoon.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
+    afternoon.until("it is in flight", async || !afternoon.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    worker.signal("TERM");
+    worker.ended().await;
+    mark(&afternoon, &jid).await;
+    let _worker = afternoon.worker("jobs.probe = true");
+    is_told(&afternoon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_busy_page_has_the_phase_and_the_targets_that_are_done() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let done = json!({"vertexes": [{
+        "digest": "sha256:x", "name": "[vote] exporting to image",
+        "started": "2026-11-24T04:05:55Z", "completed": "2026-11-24T04:05:56Z"
+    }]});
+    afternoon.builder.script(Script::steps(vec![Step::Stderr(format!("{done}\n")), Step::Hold, Step::Exit(1)]));
+    let mut native = afternoon.native(&sha);
+    native["application"]["images"][1] = json!({"name": "result", "context": "./result"});
+    let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = afternoon.worker("");
+    let key = format!("it-{jid}");
+    afternoon
+        .until("one of two is done", async || {
+            let shown = afternoon.redis.hgetall(&key).await;
+            shown.get("c").map(String::as_str) == Some("\"bake, 1 of 2 targets\"")
+        })
+        .await;
+    let shown = afternoon.redis.hgetall(&key).await;
+    assert_eq!(shown["ex"], "1");
+    assert!(shown["rt"].parse::<f64>().unwrap() < 60.0);
+    afternoon.builder.release();
+    afternoon.until("it is in the retry set", async || !afternoon.redis.sorted_set("retry").await.is_empty()).await;
+    assert_eq!(afternoon.redis.hgetall(&key).await["c"], shown["c"], "the Retries page shows how far it came");
+}
