@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -25,6 +25,7 @@ use crate::redis::Redis;
 use crate::report::{Report, Status};
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
 use crate::sidekiq::custody::Running;
+use crate::sidekiq::metrics::Metrics;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
@@ -48,6 +49,8 @@ pub struct Processor {
     pub redis: Redis,
     /// Ours.
     pub identity: Arc<Identity>,
+    /// Sidekiq's metrics.
+    pub metrics: Arc<Metrics>,
     /// Cancelled when the worker cannot wait for running builds any more.
     pub kill: CancellationToken,
 }
@@ -75,7 +78,7 @@ pub enum Disposition {
 
 /// Processes one unit of work to its end, and hands in the settlement. A panic in it fails this job and no other.
 pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
-    let unit = running.unit.clone();
+    let (unit, started) = (running.unit.clone(), Instant::now());
     let promise = Promise { unit: Some(unit.clone()), settlements };
     let payload = match Payload::parse(&unit.text) {
         Ok(payload) => Arc::new(payload),
@@ -98,7 +101,12 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         // Somebody else has the job, and custody drops what we say of it. The slot is what is handed in.
         tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
     }
-    promise.keep(settle(&processor.jobs, &running, &payload, attempted));
+    let settlement = settle(&processor.jobs, &running, &payload, attempted);
+    // As in Ruby, where a class that is not known fails before anybody counts.
+    if settlement.is_processed && processor.jobs.is_ours(&payload.class) {
+        processor.metrics.record(&payload.class, started.elapsed(), settlement.is_failed);
+    }
+    promise.keep(settlement);
 }
 
 /// That a unit of work is settled, whatever happens: a bug of ours in settling must strand neither the job nor its slot.
@@ -246,7 +254,7 @@ fn invalid(error: JobError) -> Failure {
 async fn native(class: &JobClass, args: &[Value], report: &mut Report) -> Result<Value, Failure> {
     match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
         (Request::Resolve(url), Some(resolve)) => {
-            let started = std::time::Instant::now();
+            let started = Instant::now();
             let native = rails::resolve(resolve, &url).await;
             report.timings.resolve = started.elapsed();
             Ok(native?)

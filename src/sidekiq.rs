@@ -9,10 +9,12 @@
 //! | `dead` | zset | workers | job texts by time of death | trimmed by age and count |
 //! | `processes`, `<identity>` | set, hash | heartbeat | what the Web UI shows | 60 s |
 //! | `process_cleanup` | string | poller, Ruby | one process prunes the list at a time | 60 s |
-//! | `<identity>:work` | hash | heartbeat | running jobs | 60 s |
+//! | `<identity>:work`, `<identity>:workers` | hash | heartbeat | running jobs | 60 s |
 //! | `<identity>-signals` | list | the Web UI | `TSTP`, `TERM`, `TTIN` | 60 s |
 //! | `it-<jid>` | hash | iteration, `cancel!` of Ruby's client | how far a running job is; `cancelled` | 30 days |
 //! | `stat:processed`, `stat:failed`, and `…:<UTC day>` | string | settle | counters | 5 years (days) |
+//! | `j\|…` | hash | metrics | how often each class ran | 8 hours, 3 days |
+//! | `<class>-…`, `h\|<class>-…` | string | metrics | how long it took, Sidekiq 7 and 8 | 8 hours |
 //! | `sidebake:inflight:<identity>` | hash | turn, recovery | token → queue, newline, job text | – |
 //! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
 //! | `sidebake:lease:<identity>` | string | lease, turn | number of the last turn, or the one after | the lease |
@@ -29,6 +31,7 @@ pub mod custody;
 pub mod heartbeat;
 pub mod iteration;
 pub mod lease;
+pub mod metrics;
 pub mod order;
 pub mod payload;
 pub mod poller;

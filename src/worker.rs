@@ -105,8 +105,10 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         stations: Stations::new(&settings, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
+        metrics: Arc::default(),
         kill: CancellationToken::new(),
     });
+    let metrics = Arc::clone(&processor.metrics);
     let process_info = Process {
         identity: Arc::clone(&identity),
         started_at: Epoch::now(),
@@ -127,7 +129,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     systemd.tell("READY=1");
     let side_tasks = async {
         tokio::join!(
-            heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &remote),
+            heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &metrics, &remote),
             poller::run(&redis, &settings.jobs, &shutdown.quiet),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),

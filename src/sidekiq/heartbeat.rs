@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Identity;
 use super::custody::{Running, RunningJobs};
+use super::metrics::Metrics;
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError};
 use crate::settings::{Capsule, Mode};
@@ -60,10 +61,12 @@ pub async fn run(
     running: &RunningJobs,
     quiet: &CancellationToken,
     stop: &CancellationToken,
+    metrics: &Metrics,
     remote: &mpsc::UnboundedSender<Remote>,
 ) {
     let mut ticks = interval(PERIOD);
     let mut complaint = Complaint::that("there is no heartbeat");
+    let mut complaint_of_metrics = Complaint::that("the metrics of the last seconds cannot be written");
     let mut rtt = Duration::ZERO;
     loop {
         let is_over = stop.run_until_cancelled(ticks.tick()).await.is_none();
@@ -75,7 +78,9 @@ pub async fn run(
             rtt = measured;
             signal.and_then(|signal| read_signal(&signal)).map(|signal| remote.send(signal));
         }
+        complaint_of_metrics.hear(metrics.flush(redis, Epoch::now()).await);
     }
+    complaint_of_metrics.hear(metrics.flush(redis, Epoch::now()).await);
     if let Err(error) = leave(redis, process).await {
         tracing::warn!(%error, "the process stays on Sidekiq's list for a minute");
     }
@@ -101,13 +106,17 @@ async fn beat(
     rtt: Duration,
 ) -> Result<(Option<String>, Duration), RedisError> {
     let identity = process.identity.to_string();
-    let work = format!("{identity}:work");
     let mut beat = redis::pipe();
-    beat.atomic().del(&work).ignore();
-    for job in running {
-        beat.hset(&work, job.unit.token.to_string(), work_entry(job)).ignore();
+    beat.atomic();
+    let jobs: Vec<(String, String)> =
+        running.iter().map(|job| (job.unit.token.to_string(), work_entry(job))).collect();
+    for work in work_keys(&identity) {
+        beat.cmd("UNLINK").arg(&work).ignore();
+        if !jobs.is_empty() {
+            beat.hset_multiple(&work, &jobs).ignore();
+            beat.expire(&work, TTL_S as i64).ignore();
+        }
     }
-    beat.expire(&work, TTL_S as i64).ignore();
     beat.sadd("processes", &identity).ignore();
     let fields = [
         ("info", info(process)),
@@ -126,10 +135,15 @@ async fn beat(
     Ok((signal, sent.elapsed()))
 }
 
+/// Where running jobs are looked for: from Sidekiq 6.4.2 on, and before.
+fn work_keys(identity: &str) -> [String; 2] {
+    [format!("{identity}:work"), format!("{identity}:workers")]
+}
+
 async fn leave(redis: &Redis, process: &Process) -> Result<(), RedisError> {
     let identity = process.identity.to_string();
     let mut goodbye = redis::pipe();
-    goodbye.atomic().srem("processes", &identity).ignore().del(format!("{identity}:work")).ignore();
+    goodbye.atomic().srem("processes", &identity).ignore().cmd("UNLINK").arg(&work_keys(&identity)).ignore();
     redis.pipeline(&goodbye).await
 }
 

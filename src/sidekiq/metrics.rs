@@ -1,0 +1,151 @@
+//! Sidekiq's metrics: how often each class ran, failed, and for how long, by the minute.
+//!
+//! Written for the Web UI of Sidekiq 7 and for that of 8, whose keys differ. Follows `ExecutionTracker` of 7.3 and 8.1.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use redis::Pipeline;
+
+use crate::clock::Epoch;
+use crate::redis::{Redis, RedisError};
+
+/// Bounds of the histogram's buckets, ms; what is longer than the last is in a bucket of its own.
+const BOUNDS: [u64; 25] = [
+    20, 30, 45, 65, 100, 150, 225, 335, 500, 750, 1100, 1700, 2500, 3800, 5750, 8500, 13000, 20000, 30000, 45000,
+    65000, 100_000, 150_000, 225_000, 335_000,
+];
+
+const SHORT_TERM: Duration = Duration::from_secs(8 * 60 * 60);
+const MID_TERM: Duration = Duration::from_secs(3 * 24 * 60 * 60);
+
+/// What has run since the last flush.
+#[derive(Debug, Default)]
+pub struct Metrics(Mutex<BTreeMap<String, Class>>);
+
+#[derive(Debug, Default)]
+struct Class {
+    n_processed: u64,
+    n_failed: u64,
+    /// Of runs that did not fail.
+    millis: u64,
+    buckets: [u64; BOUNDS.len() + 1],
+}
+
+impl Metrics {
+    /// Counts one attempt.
+    pub fn record(&self, class: &str, took: Duration, is_failed: bool) {
+        // Sidekiq divides its fields there.
+        if class.contains('|') {
+            return;
+        }
+        let mut classes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let class = classes.entry(class.to_owned()).or_default();
+        class.n_processed += 1;
+        if is_failed {
+            class.n_failed += 1;
+            return;
+        }
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        class.millis = class.millis.saturating_add(millis);
+        class.buckets[BOUNDS.partition_point(|bound| *bound <= millis)] += 1;
+    }
+
+    /// Writes what has run since the last time; nothing when nothing has. What Redis does not take is lost, as in Ruby.
+    pub async fn flush(&self, redis: &Redis, now: Epoch) -> Result<(), RedisError> {
+        let classes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        if classes.is_empty() {
+            return Ok(());
+        }
+        let (mut pipe, keys) = (redis::pipe(), Keys::at(now));
+        for (name, class) in &classes {
+            let failed = (class.n_failed > 0).then(|| (format!("{name}|f"), class.n_failed));
+            let millis = (class.n_failed < class.n_processed).then(|| (format!("{name}|ms"), class.millis));
+            let processed = (format!("{name}|p"), class.n_processed);
+            for (field, n) in [processed].into_iter().chain(failed).chain(millis) {
+                for (key, _) in &keys.counts {
+                    pipe.hincr(key, &field, n).ignore();
+                }
+            }
+            for key in keys.histograms(name) {
+                histogram(&mut pipe, &key, class);
+            }
+        }
+        for (key, ttl) in &keys.counts {
+            expire(&mut pipe, key, *ttl);
+        }
+        redis.pipeline(&pipe).await
+    }
+}
+
+fn histogram(pipe: &mut Pipeline, key: &str, class: &Class) {
+    if class.buckets.iter().all(|n| *n == 0) {
+        return;
+    }
+    let command = pipe.cmd("BITFIELD").arg(key).arg("OVERFLOW").arg("SAT");
+    for (i, n) in class.buckets.iter().enumerate().filter(|(_, n)| **n > 0) {
+        command.arg("INCRBY").arg("u16").arg(format!("#{i}")).arg(*n);
+    }
+    command.ignore();
+    expire(pipe, key, SHORT_TERM);
+}
+
+fn expire(pipe: &mut Pipeline, key: &str, ttl: Duration) {
+    pipe.cmd("EXPIRE").arg(key).arg(ttl.as_secs()).ignore();
+}
+
+/// The keys of a minute. In no two of them are day, hour and minute padded in the same way.
+struct Keys {
+    counts: Vec<(String, Duration)>,
+    now: jiff::Zoned,
+}
+
+impl Keys {
+    fn at(now: Epoch) -> Self {
+        let now = now.timestamp().to_zoned(jiff::tz::TimeZone::UTC);
+        let (day, hour, minute) = (now.strftime("%Y%m%d").to_string(), now.hour(), now.minute());
+        let short_day = &day[2..];
+        let counts = vec![
+            (format!("j|{day}|{hour}:{minute}"), SHORT_TERM),
+            (format!("j|{short_day}|{hour}:{minute:02}"), SHORT_TERM),
+            (format!("j|{short_day}|{hour}:{}", minute / 10), MID_TERM),
+        ];
+        Self { counts, now }
+    }
+
+    /// Sidekiq 7's, then Sidekiq 8's.
+    fn histograms(&self, class: &str) -> [String; 2] {
+        let (day, hour, minute) = (self.now.day(), self.now.hour(), self.now.minute());
+        [format!("{class}-{day:02}-{hour:02}:{minute}"), format!("h|{class}-{day}-{hour}:{minute}")]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_generation_has_keys_of_its_own() {
+        // 2026-11-07 08:04:59 UTC.
+        let keys = Keys::at(Epoch::from_secs_f64(1_794_038_699.0));
+        let counts: Vec<&str> = keys.counts.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(counts, ["j|20261107|8:4", "j|261107|8:04", "j|261107|8:0"]);
+        assert_eq!(keys.histograms("A::B"), ["A::B-07-08:4", "h|A::B-7-8:4"]);
+    }
+
+    #[test]
+    fn a_bucket_has_what_is_below_its_bound() {
+        let metrics = Metrics::default();
+        for millis in [0, 19, 20, 334_999, 335_000, 10_000_000] {
+            metrics.record("B", Duration::from_millis(millis), false);
+        }
+        metrics.record("B", Duration::from_secs(1), true);
+        metrics.record("B|x", Duration::ZERO, false);
+        let classes = metrics.0.into_inner().expect("no panic");
+        let class = &classes["B"];
+        assert_eq!((classes.len(), class.n_processed, class.n_failed), (1, 7, 1));
+        assert_eq!((class.buckets[0], class.buckets[1], class.buckets[24], class.buckets[25]), (2, 1, 1, 2));
+        assert_eq!(class.millis, 19 + 20 + 334_999 + 335_000 + 10_000_000);
+    }
+}
