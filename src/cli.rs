@@ -6,6 +6,7 @@ mod cancel;
 mod doctor;
 mod enqueue;
 mod plan;
+mod release;
 
 use std::path::PathBuf;
 
@@ -37,6 +38,8 @@ enum Command {
     Enqueue(enqueue::Enqueue),
     /// Ends a build wherever it is: queued, scheduled, waiting for a retry or running.
     Cancel(cancel::Cancel),
+    /// Puts the jobs of dead workers back on their queues, where no worker is left to do it.
+    Release(release::Release),
     /// Shows what a job would do, and builds nothing.
     Plan(plan::Plan),
     /// Makes, shows and changes the builders.
@@ -106,6 +109,7 @@ impl Cli {
             Command::Build(build) => build.run(settings, &shutdown).await,
             Command::Enqueue(enqueue) => enqueue.run(&settings).await,
             Command::Cancel(cancel) => cancel.run(&settings).await,
+            Command::Release(release) => release.run(&settings).await,
             Command::Plan(plan) => plan.run(&settings).await,
             Command::Builder(builder) => builder.run(&settings).await,
             Command::Doctor(doctor) => doctor.run(&settings).await,

@@ -108,8 +108,7 @@ async fn beat(
     let identity = process.identity.to_string();
     let mut beat = redis::pipe();
     beat.atomic();
-    let jobs: Vec<(String, String)> =
-        running.iter().map(|job| (job.unit.token.to_string(), work_entry(job))).collect();
+    let jobs: Vec<(String, String)> = running.iter().map(|job| (job.unit.token.to_string(), work_entry(job))).collect();
     for work in work_keys(&identity) {
         beat.cmd("UNLINK").arg(&work).ignore();
         if !jobs.is_empty() {

@@ -98,12 +98,12 @@ fn expire(pipe: &mut Pipeline, key: &str, ttl: Duration) {
 /// The keys of a minute. In no two of them are day, hour and minute padded in the same way.
 struct Keys {
     counts: Vec<(String, Duration)>,
-    now: jiff::Zoned,
+    now: jiff::civil::DateTime,
 }
 
 impl Keys {
     fn at(now: Epoch) -> Self {
-        let now = now.timestamp().to_zoned(jiff::tz::TimeZone::UTC);
+        let now = jiff::tz::Offset::UTC.to_datetime(now.timestamp());
         let (day, hour, minute) = (now.strftime("%Y%m%d").to_string(), now.hour(), now.minute());
         let short_day = &day[2..];
         let counts = vec![

@@ -23,6 +23,9 @@ const MANY_COUNTS: usize = 1000;
 /// After so many scans.
 const FORGET_EVERY: u64 = 100;
 
+/// How often a suspect is looked at.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// A job recovered this often is poison.
 pub const POISON: u32 = 3;
 
@@ -67,6 +70,42 @@ async fn recover_owner(redis: &Redis, owner: &str, grace: Duration) -> Result<()
         tracing::warn!(owner, n_recovered, "a worker died: its jobs are back on their queues");
     }
     Ok(())
+}
+
+/// What became of an owner's jobs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Released {
+    /// The identity.
+    pub owner: String,
+    /// How many are back on their queues; none when it is alive and keeps them.
+    pub n_jobs: Option<u64>,
+}
+
+/// Puts back what every dead owner has in flight. One that loses its lease only now is given `grace` to come back.
+pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, RedisError> {
+    let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
+    // All are suspects from now on, and not each one after the other.
+    for owner in &owners {
+        recover(redis, owner, grace.max(PAUSE), &[]).await?;
+    }
+    let mut released = Vec::new();
+    for owner in owners {
+        let n_jobs = loop {
+            match recover(redis, &owner, grace, &[]).await?.as_str() {
+                "alive" => break None,
+                "suspected" => sleep(grace.min(PAUSE)).await,
+                "expired" => {
+                    let units = inflight(redis, &owner).await?;
+                    let answer = recover(redis, &owner, grace, &units).await?;
+                    break answer.parse().ok();
+                }
+                // It had nothing in flight.
+                n_jobs => break n_jobs.parse().ok(),
+            }
+        };
+        released.push(Released { owner, n_jobs });
+    }
+    Ok(released)
 }
 
 /// Old counts go, where there are many.

@@ -70,9 +70,7 @@ async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
     for outcome in ["succeed", "succeed", "infrastructure"] {
         afternoon.redis.push("default", "Sidebake::Probe", probe(outcome, 0.05)).await;
     }
-    afternoon
-        .until("all have run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("3"))
-        .await;
+    afternoon.until("all have run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("3")).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     // A beat may have come in between: what counts is the sum.
@@ -92,6 +90,7 @@ async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
         }
     }
     assert!(by_form.len() == 3 && by_form.values().all(|[p, f, ms]| (*p, *f) == (3, 1) && *ms >= 100), "{by_form:?}");
-    let histograms = [afternoon.redis.keys("h|Sidebake::Probe-*").await, afternoon.redis.keys("Sidebake::Probe-*").await];
+    let histograms =
+        [afternoon.redis.keys("h|Sidebake::Probe-*").await, afternoon.redis.keys("Sidebake::Probe-*").await];
     assert!(histograms.iter().all(|keys| !keys.is_empty()), "{histograms:?}");
 }

@@ -23,6 +23,7 @@ mod heartbeat;
 mod hostile_source;
 mod layers;
 mod queues;
+mod release;
 mod retry;
 mod servers;
 mod shutdown;
