@@ -20,8 +20,8 @@ static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lu
 /// Members looked at in one request.
 const PAGE: usize = 100;
 
-/// Members that are asked whether they are cancelled, at each poll.
-const LOOKED_AT: usize = 1000;
+/// Members, the next ones to be due, of which a poll finds out whether they are cancelled.
+const LOOKED_AT: usize = 500;
 
 /// Polls until the worker goes `quiet`, as Sidekiq's does.
 pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
@@ -32,8 +32,7 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
     while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
         for (set, complaint) in &mut sets {
-            complaint.hear(enqueue_due(redis, jobs, set, Epoch::now()).await);
-            complaint.hear(enqueue_cancelled(redis, jobs, set, Epoch::now()).await);
+            complaint.hear(poll(redis, jobs, set, Epoch::now()).await);
         }
         let n_processes = n_processes(redis).await;
         wait = match jobs.poll_interval_average {
@@ -41,6 +40,18 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
             None => pause(jobs.poll_interval, n_processes, rand::random()),
         };
     }
+}
+
+/// One request where nothing is to be moved.
+async fn poll(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<(), RedisError> {
+    let mut look = redis::pipe();
+    look.cmd("ZRANGE").arg(set).arg("-inf").arg(now.as_secs_f64()).arg(&["BYSCORE", "LIMIT", "0", "1"]);
+    look.cmd("ZRANGE").arg(set).arg(0).arg(LOOKED_AT - 1);
+    let (due, first): (Vec<Vec<u8>>, Vec<Vec<u8>>) = redis.pipeline(&look).await?;
+    if !due.is_empty() {
+        enqueue_due(redis, jobs, set, now).await?;
+    }
+    enqueue_cancelled(redis, jobs, set, &first, now).await
 }
 
 /// Pause between polls, so that the fleet as a whole polls once per `interval` on average. `jitter` is in 0..1.
@@ -102,11 +113,14 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
     }
 }
 
-/// Moves jobs of ours that wait in `set` and are cancelled: their end need not wait for their time. The first ones only, so
-/// that a set of any length costs no more than two requests.
-async fn enqueue_cancelled(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<(), RedisError> {
-    let range = redis.query(redis::cmd("ZRANGE").arg(set).arg(0).arg(LOOKED_AT - 1)).await?;
-    let members: Vec<Vec<u8>> = range;
+/// Moves jobs of ours among these members of `set` that are cancelled: their end need not wait for their time.
+async fn enqueue_cancelled(
+    redis: &Redis,
+    jobs: &Jobs,
+    set: &str,
+    members: &[Vec<u8>],
+    now: Epoch,
+) -> Result<(), RedisError> {
     let ours = members.iter().filter_map(|member| {
         let payload = Payload::parse(member).ok()?;
         (jobs.is_ours(&payload.class) && !payload.jid.is_empty()).then_some((member, payload.jid))

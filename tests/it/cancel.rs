@@ -132,7 +132,8 @@ async fn the_busy_page_has_the_phase_and_the_targets_that_are_done() {
     }]});
     afternoon.builder.script(Script::steps(vec![Step::Stderr(format!("{done}\n")), Step::Hold, Step::Exit(1)]));
     let mut native = afternoon.native(&sha);
-    native["application"]["images"][1] = json!({"name": "result", "context": "./result"});
+    let images = native["application"]["images"].as_array_mut().unwrap();
+    images.push(json!({"name": "result", "context": "./result", "tags": ["registry.example/acme/result:1"]}));
     let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
     let _worker = afternoon.worker("");
     let key = format!("it-{jid}");

@@ -56,7 +56,7 @@ async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ttin_says_what_runs_and_ends_nothing() {
     let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("jobs.probe = true");
+    let mut worker = afternoon.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
     let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     afternoon.until("it is in flight", async || !afternoon.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     let shown = || {
@@ -69,7 +69,6 @@ async fn ttin_says_what_runs_and_ends_nothing() {
     let mut connection = afternoon.redis.connection().await;
     redis::cmd("LPUSH").arg(format!("{identity}-signals")).arg("TTIN").exec_async(&mut connection).await.unwrap();
     world::wait_for_within(Duration::from_secs(30), "the log to say it again", || shown() == 2).await;
-    worker.signal("TERM");
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
 }
