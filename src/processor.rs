@@ -63,6 +63,32 @@ struct Attempted {
     callback: Option<Callback>,
 }
 
+impl Attempted {
+    /// Before anything has happened: what the job itself tells, without Rails.
+    fn new(jobs: &Jobs, payload: &Payload, running: &Running) -> Self {
+        let mut report =
+            Report { jid: payload.jid.clone(), attempt: payload.n_failures().saturating_add(1), ..Report::default() };
+        report.timings.queued = payload.enqueued_at().map_or(Duration::ZERO, |enqueued| running.since.since(enqueued));
+        let mut attempted = Self { result: Ok(()), report, callback: None };
+        let args = payload.args().unwrap_or_default();
+        if payload.class == PROBE {
+            attempted.callback = args.first().and_then(Callback::find);
+        } else if let Some(class) = jobs.classes.get(&payload.class) {
+            attempted.report.echo = arguments::echo(class, &args);
+            if let Ok(Request::Native(native)) = arguments::read(class, &args) {
+                attempted.take_in(&native);
+            }
+        }
+        attempted
+    }
+
+    /// Whom to tell, and of what, by the native object.
+    fn take_in(&mut self, native: &Value) {
+        self.callback = Callback::find(native);
+        self.report.build_id = native.get("build_id").cloned();
+    }
+}
+
 /// What becomes of a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Disposition {
@@ -94,8 +120,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let attempt = attempt(Arc::clone(&processor), running.clone(), Arc::clone(&payload)).instrument(span);
     let attempted = tokio::spawn(attempt).await.unwrap_or_else(|error| Attempted {
         result: Err(Failure::new(Reason::Panicked, panic_message(error))),
-        report: first_report(&payload, &running),
-        callback: find_callback(&processor.jobs, &payload),
+        ..Attempted::new(&processor.jobs, &payload, &running)
     });
     if running.taken.is_cancelled() {
         // Somebody else has the job, and custody drops what we say of it. The slot is what is handed in.
@@ -148,22 +173,11 @@ fn panic_message(error: tokio::task::JoinError) -> String {
     text.unwrap_or_else(|| "a panic without a message".into())
 }
 
-/// The report before anything has happened.
-fn first_report(payload: &Payload, running: &Running) -> Report {
-    let mut report =
-        Report { jid: payload.jid.clone(), attempt: payload.n_failures().saturating_add(1), ..Report::default() };
-    report.timings.queued = payload.enqueued_at().map_or(Duration::ZERO, |enqueued| running.since.since(enqueued));
-    report
-}
-
 async fn attempt(processor: Arc<Processor>, running: Running, payload: Arc<Payload>) -> Attempted {
-    let callback = find_callback(&processor.jobs, &payload);
-    let mut attempted = Attempted { result: Ok(()), report: first_report(&payload, &running), callback };
+    let mut attempted = Attempted::new(&processor.jobs, &payload, &running);
     attempted.result = if running.unit.n_recoveries >= POISON {
         let times = running.unit.n_recoveries;
         Err(Failure::new(Reason::Poison, format!("recovered {times} times from workers that died")))
-    } else if let Some(expiry) = payload.expiry().filter(|expiry| *expiry < Epoch::now()) {
-        Err(Failure::new(Reason::Expired, format!("at {}", expiry.timestamp())))
     } else if payload.class == PROBE && processor.jobs.probe {
         probe(&processor, &running, &payload).await
     } else {
@@ -196,16 +210,15 @@ async fn build(
         return Err(Failure::new(Reason::WorkerFailed, message));
     };
     let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
-    // It may have been cancelled while it waited. When Redis does not answer, that is found out later.
     running.iteration.progress.follow(&Event::PhaseStarted(Phase::Resolve));
+    let native = native(class, &args, &mut attempted.report).await?;
+    attempted.take_in(&native);
+    refuse_expired(payload)?;
+    // It may have been cancelled while it waited. When Redis does not answer, that is found out later.
     let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
     if running.iteration.cancelled.is_cancelled() {
         return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
     }
-    let native = native(class, &args, &mut attempted.report).await?;
-    attempted.callback = Callback::find(&native);
-    attempted.report.build_id = native.get("build_id").cloned();
-    attempted.report.echo = arguments::echo(class, &args);
     let job = BuildJob::parse(&native).map_err(invalid)?;
     attempted.report.repository = Some(job.build.repository.to_string());
     attempted.report.sha = Some(job.sha.to_string());
@@ -250,6 +263,14 @@ fn invalid(error: JobError) -> Failure {
     Failure::new(Reason::InvalidArguments, error.to_string())
 }
 
+/// A job that Sidekiq Pro would drop.
+fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
+    match payload.expiry().filter(|expiry| *expiry < Epoch::now()) {
+        Some(expiry) => Err(Failure::new(Reason::Expired, format!("at {}", expiry.timestamp()))),
+        None => Ok(()),
+    }
+}
+
 /// The native object, from the arguments or from Rails.
 async fn native(class: &JobClass, args: &[Value], report: &mut Report) -> Result<Value, Failure> {
     match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
@@ -261,18 +282,6 @@ async fn native(class: &JobClass, args: &[Value], report: &mut Report) -> Result
         }
         (Request::Resolve(url), None) => Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}"))),
         (Request::Native(native), _) => Ok(native),
-    }
-}
-
-/// The callback of a job, as far as its arguments tell without Rails.
-fn find_callback(jobs: &Jobs, payload: &Payload) -> Option<Callback> {
-    let args = payload.args().ok()?;
-    if payload.class == PROBE {
-        return Callback::find(args.first()?);
-    }
-    match arguments::read(jobs.classes.get(&payload.class)?, &args).ok()? {
-        Request::Native(native) => Callback::find(&native),
-        Request::Resolve(_) => None,
     }
 }
 
@@ -308,6 +317,7 @@ enum ProbeOutcome {
 
 /// A job that goes through the whole runtime and builds nothing. Further fields and arguments are ignored.
 async fn probe(processor: &Processor, running: &Running, payload: &Payload) -> Result<(), Failure> {
+    refuse_expired(payload)?;
     let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let probe = Probe::deserialize(args.first().unwrap_or(&Value::Null))
         .map_err(|error| Failure::new(Reason::InvalidArguments, format!("args[0]: {error}")))?;

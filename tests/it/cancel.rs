@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use world::{Script, Step};
+use world::{Answer, Script, Step};
 
 use crate::afternoon::{Afternoon, probe, text};
 
@@ -17,7 +17,7 @@ async fn mark(afternoon: &Afternoon, jid: &str) {
         .unwrap();
 }
 
-async fn is_told(afternoon: &Afternoon) {
+async fn is_told(afternoon: &Afternoon, build_id: Value) {
     let report = afternoon.callbacks(1).await.remove(0);
     assert_eq!(
         (&report["moment"], &report["status"], &report["reason"]),
@@ -25,6 +25,7 @@ async fn is_told(afternoon: &Afternoon) {
         "{report:#}"
     );
     assert_eq!(report["message"], "The build was cancelled.");
+    assert_eq!(report["build_id"], build_id, "Rails knows which");
     assert!(afternoon.redis.keys("it-*").await.is_empty(), "the mark goes with the job");
     for set in ["retry", "schedule", "dead"] {
         assert!(afternoon.redis.sorted_set(set).await.is_empty(), "{set}");
@@ -52,7 +53,7 @@ async fn a_running_build_is_stopped() {
     world::wait_for("the build to end", || afternoon.builder.ended() == 1).await;
     // It looks two or three times a second; a machine may stand still meanwhile.
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
-    is_told(&afternoon).await;
+    is_told(&afternoon, json!(42)).await;
     assert!(afternoon.builder.runs()[0].was_killed());
     assert!(afternoon.job_directories().is_empty());
 }
@@ -64,7 +65,7 @@ async fn a_queued_build_does_not_begin() {
     let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
     mark(&afternoon, &jid).await;
     let _worker = afternoon.worker("");
-    is_told(&afternoon).await;
+    is_told(&afternoon, json!(42)).await;
     assert!(afternoon.builder.runs().is_empty() && afternoon.github.calls().is_empty());
 }
 
@@ -75,7 +76,7 @@ async fn a_build_that_waits_for_its_time_is_ended_without_waiting() {
         put(&afternoon, set, "0123", &afternoon.native("x")).await;
         mark(&afternoon, "0123").await;
         let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
-        is_told(&afternoon).await;
+        is_told(&afternoon, json!(42)).await;
     }
 }
 
@@ -87,7 +88,7 @@ async fn the_command_takes_a_build_id_or_a_jid() {
         let output = afternoon.run(&["cancel", build], "");
         assert!(output.status.success() && text(&output).starts_with("0123 "), "{}", text(&output));
         let _worker = afternoon.worker("");
-        is_told(&afternoon).await;
+        is_told(&afternoon, json!(42)).await;
     }
 
     let afternoon = Afternoon::start();
@@ -101,7 +102,7 @@ async fn the_command_takes_a_build_id_or_a_jid() {
     assert!(text(&unknown).contains("no build 41 is queued"), "{}", text(&unknown));
     let output = afternoon.run(&["cancel", "42"], "");
     assert!(text(&output).contains(&format!("{jid} running in ")), "{}", text(&output));
-    is_told(&afternoon).await;
+    is_told(&afternoon, json!(42)).await;
     drop(worker);
 
     let queued = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
@@ -119,7 +120,7 @@ async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker
     worker.ended().await;
     mark(&afternoon, &jid).await;
     let _worker = afternoon.worker("jobs.probe = true");
-    is_told(&afternoon).await;
+    is_told(&afternoon, Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,4 +150,20 @@ async fn the_busy_page_has_the_phase_and_the_targets_that_are_done() {
     afternoon.builder.release();
     afternoon.until("it is in the retry set", async || !afternoon.redis.sorted_set("retry").await.is_empty()).await;
     assert_eq!(afternoon.redis.hgetall(&key).await["c"], shown["c"], "the Retries page shows how far it came");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_build_that_only_rails_knows_it_is_rails_that_is_told() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.rails.answer(4711, Answer::Object(afternoon.native(&sha)));
+    let resolve = format!(
+        r#"jobs.classes.BuildByIdJob = {{ arguments = "resolved", resolve = {{ url = "{}", secret = "s3cret" }} }}"#,
+        afternoon.rails.url_pattern()
+    );
+    let jid = afternoon.redis.push("default", "BuildByIdJob", json!([4711])).await;
+    let output = afternoon.run(&["cancel", "4711"], &resolve);
+    assert!(text(&output).starts_with(&jid), "{}", text(&output));
+    let _worker = afternoon.worker(&resolve);
+    is_told(&afternoon, json!(42)).await;
 }
