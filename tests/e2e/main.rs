@@ -21,6 +21,7 @@ mod failures;
 mod hostile_definition;
 mod hostile_repository;
 mod house;
+mod judged;
 mod make;
 mod processes;
 mod registry;

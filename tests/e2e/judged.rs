@@ -1,0 +1,166 @@
+//! What Sidekiq itself makes of a worker: its client, its API and its Web UI, in the versions 6.4, 7.3 and 8.1.
+
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use world::{Redis, wait_for_within};
+
+use crate::house::PATIENCE;
+
+/// One of the Sidekiqs, and the worker that it judges; killed when it is dropped.
+struct Court {
+    ruby: String,
+    redis: Redis,
+    worker: Child,
+    _home: tempfile::TempDir,
+}
+
+impl Court {
+    /// `peer` is a name that `tests/peers` knows; without one it is this machine's own Sidekiq.
+    fn open(peer: Option<&str>) -> Self {
+        let ruby = peer.map_or_else(|| "ruby".to_owned(), made);
+        let (redis, home) = (Redis::start(), tempfile::tempdir().unwrap());
+        let config = home.path().join("sidebake.toml");
+        let text = format!(
+            "concurrency = 5\ntag = \"shop\"\nqueues = [\"default,3\", \"slow,1\"]\nredis.url = \"{}\"\n\
+             state.directory = \"{}/state\"\njobs.probe = true\njobs.poll_interval = \"200ms\"\n",
+            redis.url(),
+            home.path().display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let log = std::fs::File::create(home.path().join("log")).unwrap();
+        let worker = Command::new(env!("CARGO_BIN_EXE_sidebake"))
+            .args(["run", "-C"])
+            .arg(config)
+            .stdout(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { ruby, redis, worker, _home: home }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Vec<u8> {
+        let output = Command::new(&self.ruby)
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/ruby/judge.rb"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(arguments)
+            .env("REDIS_URL", self.redis.url())
+            .env("LANG", "C.UTF-8")
+            .env_remove("REDIS_PROVIDER")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap_or_else(|error| panic!("cannot run {} ({error}); get it: docker/install", self.ruby));
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    fn look(&self) -> Value {
+        serde_json::from_slice(&self.run(&["look"])).unwrap()
+    }
+
+    async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let since = std::time::Instant::now();
+        loop {
+            let seen = self.look();
+            if is_so(&seen) {
+                return seen;
+            }
+            assert!(since.elapsed() < PATIENCE, "waited in vain until {what}: {seen:#}");
+        }
+    }
+}
+
+impl Drop for Court {
+    fn drop(&mut self) {
+        let _ = self.worker.kill();
+        let _ = self.worker.wait();
+    }
+}
+
+/// The Ruby of a peer, which is made when it is not there.
+fn made(peer: &str) -> String {
+    let output = Command::new("tests/peers").arg(peer).stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "tests/peers cannot make {peer}: it takes root and Debian 12");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn text<'a>(seen: &'a Value, page: &str) -> &'a str {
+    assert_eq!(seen["pages"][page]["status"], 200, "{page}: {}", seen["pages"][page]["text"]);
+    seen["pages"][page]["text"].as_str().unwrap()
+}
+
+async fn judge(peer: Option<&str>, version: &str) {
+    let mut court = Court::open(peer);
+    court.run(&["push", "long", "succeed", "600"]);
+    court.run(&["push", "bad", "infrastructure", "0.1"]);
+    let mut connection = court.redis.connection().await;
+    let progress = ["it-long", "ex", "1", "c", "\"bake, 1 of 3 targets\"", "rt", "2.5"];
+    redis::cmd("HSET").arg(&progress).exec_async(&mut connection).await.unwrap();
+
+    let seen = court.until("the long job is shown", |seen| seen["running"] == json!(["long"])).await;
+    assert!(seen["version"].as_str().unwrap().starts_with(version), "{}", seen["version"]);
+    let process = &seen["processes"][0];
+    assert_eq!((&process["tag"], &process["labels"]), (&json!("shop"), &json!(["sidebake"])));
+    assert_eq!((&process["busy"], &process["queues"]), (&json!(1), &json!(["default", "slow"])));
+    assert_eq!(process["concurrency"], 5);
+    assert_eq!((&seen["processed"], &seen["failed"], &seen["busy"]), (&json!(1), &json!(1), &json!(1)));
+    assert_eq!(seen["retries"][0]["error_class"], "Sidebake::BuilderUnavailable");
+    let busy = text(&seen, "/busy");
+    assert!(busy.contains("shop") && busy.contains(process["identity"].as_str().unwrap()) && busy.contains("long"));
+    let retries = text(&seen, "/retries");
+    assert!(retries.contains("Sidebake::Probe") && retries.contains("as asked"));
+    assert!(text(&seen, "entry").contains("builder_unavailable: "), "the backtrace is read");
+    for page in ["/", "/queues", "/scheduled", "/morgue"] {
+        text(&seen, page);
+    }
+    if version == "8.1" {
+        assert!(busy.contains("bake, 1 of 3 targets"), "{busy}");
+    }
+    if version != "6.4" {
+        assert!(text(&seen, "/metrics").contains("Sidebake::Probe"));
+        text(&seen, "/metrics/Sidebake::Probe");
+    }
+
+    court.run(&["retry", "bad"]);
+    let failed_again =
+        |seen: &Value| seen["failed"] == 2 && seen["retries"].as_array().is_some_and(|all| all.len() == 1);
+    court.until("it has failed again", failed_again).await;
+    court.run(&["kill", "bad"]);
+    court.until("it is dead", |seen| seen["dead"][0]["jid"] == "bad").await;
+
+    court.run(&["cancel", "long"]);
+    let report = || async { court.redis.queue("callbacks").await.into_iter().next_back() };
+    while report().await.is_none() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let job: Value = serde_json::from_str(&report().await.unwrap()).unwrap();
+    assert_eq!((&job["args"][0]["jid"], &job["args"][0]["status"]), (&json!("long"), &json!("cancelled")), "{job:#}");
+    assert_eq!(job["created_at"].is_f64(), version != "8.1", "in the form of that Sidekiq");
+
+    court.run(&["quiet"]);
+    court.until("it is quiet", |seen| seen["processes"][0]["stopping"] == true).await;
+    court.run(&["stop"]);
+    let worker = &mut court.worker;
+    let mut status = None;
+    wait_for_within(PATIENCE, "the worker to end", || {
+        status = worker.try_wait().unwrap();
+        status.is_some()
+    })
+    .await;
+    assert_eq!(status.unwrap().code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_sidekiq_6() {
+    judge(None, "6.4").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_sidekiq_7() {
+    judge(Some("sidekiq-7"), "7.3").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn by_sidekiq_8() {
+    judge(Some("sidekiq-8"), "8.1").await;
+}
