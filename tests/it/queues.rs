@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::afternoon::{Afternoon, probe};
+use crate::afternoon::{Afternoon, CALLBACKS, probe};
 
 async fn push(afternoon: &Afternoon, queue: &str, n: usize, sleep_s: f64) -> Vec<String> {
     let mut jids = Vec::new();
@@ -30,14 +30,17 @@ async fn weights_are_shares() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capsule_has_slots_and_queues_of_its_own() {
     let afternoon = Afternoon::start();
-    push(&afternoon, "serial", 2, 1.5).await;
-    push(&afternoon, "default", 5, 1.5).await;
+    push(&afternoon, "serial", 2, 4.0).await;
+    push(&afternoon, "default", 1, 0.1).await;
+    push(&afternoon, "default", 5, 4.0).await;
     let more = "jobs.probe = true\n[capsules.serial]\nconcurrency = 1\nqueues = [\"serial,2\", \"other,1\"]\n";
     let _worker = afternoon.worker(more);
     afternoon
-        .until("five of seven are in flight", async || {
+        .until("the short one is done, and five of seven are in flight", async || {
             let keys = afternoon.redis.keys("sidebake:inflight:*").await;
-            keys.len() == 1 && afternoon.redis.hgetall(&keys[0]).await.len() == 5
+            keys.len() == 1
+                && afternoon.redis.hgetall(&keys[0]).await.len() == 5
+                && !afternoon.redis.queue(CALLBACKS).await.is_empty()
         })
         .await;
     let left = [afternoon.redis.queue("serial").await.len(), afternoon.redis.queue("default").await.len()];
@@ -49,7 +52,7 @@ async fn a_capsule_has_slots_and_queues_of_its_own() {
     assert_eq!(info["queues"], json!(["default", "serial", "other"]));
     let capsule = json!({"concurrency": 1, "mode": "weighted", "weights": {"serial": 2, "other": 1}});
     assert_eq!(info["capsules"]["serial"], capsule);
-    afternoon.callbacks(7).await;
+    afternoon.callbacks(8).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,11 +1,13 @@
 //! The script by itself: what it answers to turns that come late, to a server that refuses, and to keys of a wrong type.
 
 use sidebake::clock::Epoch;
+use sidebake::event::{Event, Phase};
 use sidebake::redis::{Redis, RedisError};
 use sidebake::secret::Secret;
 use sidebake::settings::{self, Jobs, Settings};
-use sidebake::sidekiq::Identity;
+use sidebake::sidekiq::custody::Running;
 use sidebake::sidekiq::turn::{Demand, Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn};
+use sidebake::sidekiq::{Identity, iteration};
 
 const TEXT: &[u8] = b"{\"class\":\"BuildJob\"}";
 
@@ -175,12 +177,13 @@ async fn each_slot_is_filled_from_the_queues_that_are_asked_for_it() {
 async fn a_turn_that_is_sent_again_fills_what_was_left_from_the_right_queues() {
     let hand = Hand::with("").await;
     hand.run(&["LPUSH", "queue:b", "1"]).await;
-    let slots = [Token::nth(1, 0), Token::nth(2, 1)];
-    let demands = ["a", "b"].map(|queue| Demand { n_slots: 1, queues: vec![queue.to_owned()] });
+    let slots = [Token::nth(1, 0), Token::nth(2, 1), Token::nth(3, 2)];
+    let demands = ["a", "b", "c"].map(|queue| Demand { n_slots: 1, queues: vec![queue.to_owned()] });
     assert_eq!(queues(hand.turn_with(1, &[], &slots, &demands).await.unwrap()), ["b"]);
-    hand.run(&["LPUSH", "queue:b", "2"]).await;
-    hand.run(&["LPUSH", "queue:a", "3"]).await;
-    assert_eq!(queues(hand.turn_with(1, &[], &slots, &demands).await.unwrap()), ["a", "b"]);
+    for queue in ["queue:a", "queue:b", "queue:c"] {
+        hand.run(&["LPUSH", queue, "2"]).await;
+    }
+    assert_eq!(queues(hand.turn_with(1, &[], &slots, &demands).await.unwrap()), ["a", "b", "c"]);
     assert_eq!(hand.server.queue("b").await, ["2"]);
 }
 
@@ -192,4 +195,24 @@ async fn a_queue_that_is_paused_is_left_alone() {
     assert!(!is_one_unit(&hand.fetch(1, 1).await.unwrap()));
     hand.run(&["SREM", "paused", "default"]).await;
     assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()));
+}
+
+#[tokio::test]
+async fn a_worker_that_has_lost_a_job_shows_nothing_of_it() {
+    let hand = Hand::with("").await;
+    hand.push().await;
+    let Fetched::Units(mut units) = hand.fetch(1, 1).await.unwrap().fetched else { panic!("nothing was fetched") };
+    let running = Running {
+        unit: units.remove(0),
+        since: Epoch::now(),
+        taken: Default::default(),
+        iteration: Default::default(),
+    };
+    running.iteration.begin("j", 1);
+    for (phase, is_shown) in [(Phase::Fetch, true), (Phase::Bake, false)] {
+        running.iteration.progress.follow(&Event::PhaseStarted(phase));
+        iteration::look(&hand.redis, &hand.identity, std::slice::from_ref(&running)).await.unwrap();
+        assert_eq!(hand.server.hgetall("it-j").await.is_empty(), !is_shown);
+        hand.run(&["DEL", "it-j", &format!("sidebake:inflight:{}", hand.identity)]).await;
+    }
 }
