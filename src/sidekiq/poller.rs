@@ -21,7 +21,7 @@ static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lu
 const PAGE: usize = 100;
 
 /// Members, the next ones to be due, of which a poll finds out whether they are cancelled.
-const LOOKED_AT: usize = 500;
+const LOOKED_AT: usize = 100;
 
 /// Polls until the worker goes `quiet`, as Sidekiq's does.
 pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
