@@ -37,6 +37,9 @@ use request::{Fault, Message, Request};
 pub use child::{VERB, main as child_main};
 pub use submodules::{MAX_SUBMODULES, Submodule};
 
+/// Characters that are told of what a child says when it dies.
+const MAX_NOISE: usize = 500;
+
 /// The worktree could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
@@ -324,7 +327,7 @@ impl Source {
                 (process::Stream::Out, Ok(Message::Fetched)) => entry.turn = None,
                 (process::Stream::Out, Ok(message)) => last = Some(message),
                 // What a dying child says: a panic, or the launcher's error.
-                _ => noise = String::from_utf8_lossy(line).into_owned(),
+                _ => noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),
             })
             .await?;
         self.conclude(origin, request.worktree, ended, last, noise)

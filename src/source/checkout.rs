@@ -12,6 +12,7 @@ use git2::{ErrorClass, ErrorCode, Index, IndexEntry, Oid, Repository};
 
 use super::attributes;
 use super::request::{Failed, Fault};
+use super::submodules;
 
 /// Threads that write files. More would wait for libgit2's locks, and several jobs are checked out at once.
 const MAX_THREADS: usize = 4;
@@ -51,12 +52,16 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
     repository.set_index(&mut index)?;
     let site = Site { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
     let odb = repository.odb()?;
-    let (mut files, mut rest) = (Vec::new(), Vec::new());
+    let (mut files, mut rest, mut modules) = (Vec::new(), Vec::new(), Vec::new());
     for entry in index.iter().map(canonical) {
+        if entry.path == submodules::FILE.as_bytes() {
+            modules.push(entry);
+            continue;
+        }
         let n_bytes = if is_plain_file(&entry) { odb.read_header(entry.id)?.0 } else { LARGE_BYTES };
         if n_bytes < LARGE_BYTES { files.push((entry, n_bytes)) } else { rest.push(entry) }
     }
-    site.write(&split(files, n_processors()), &rest)?;
+    site.write_all(&split(files, n_processors()), &rest, &modules)?;
     Ok(index)
 }
 
@@ -112,6 +117,22 @@ struct Site<'a> {
 }
 
 impl Site<'_> {
+    /// Writes the parts and the rest, and `.gitmodules` after them: as long as it is not there, libgit2 makes a submodule's
+    /// directory without reading it, which would be once for each of them, and with every file that it includes.
+    fn write_all(
+        self,
+        parts: &[Vec<IndexEntry>],
+        rest: &[IndexEntry],
+        modules: &[IndexEntry],
+    ) -> Result<(), git2::Error> {
+        if modules.is_empty() {
+            return self.write(parts, rest);
+        }
+        let mut others_written = Ok(());
+        let modules_written = self.check_out(modules, rest, || others_written = self.write(parts, rest));
+        others_written.and(modules_written)
+    }
+
     /// Writes each part by a thread, and then the rest.
     ///
     /// Links come last: nothing is written through one, not even on a disk that takes two names for the same. So do the files

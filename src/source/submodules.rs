@@ -16,7 +16,11 @@ use crate::job::{Repository, Sha};
 pub const MAX_SUBMODULES: usize = 100;
 
 /// The file that says where they are to be had.
-const FILE: &str = ".gitmodules";
+pub(super) const FILE: &str = ".gitmodules";
+/// Bytes of that file which are read.
+const MAX_FILE: usize = 1 << 20;
+/// Bytes of a URL; a repository's is shorter. All of a commit's go to the worker in one line.
+const MAX_URL: usize = 1000;
 /// Mode of their entries.
 const MODE: u32 = 0o160000;
 
@@ -53,11 +57,15 @@ pub(super) fn list(index: &Index, worktree: &Path) -> Vec<Submodule> {
     entries.into_iter().filter_map(submodule).collect()
 }
 
-/// URLs by path. A file that git cannot read has none: whoever does not need them is not to fail for that.
+/// URLs by path; of two sections with one path the last, as git has it. A file that git cannot read has none: whoever does not
+/// need them is not to fail for that. Neither has one that includes others, which git does not read, and libgit2 does.
 fn urls(file: &Path) -> Result<HashMap<String, String>, git2::Error> {
-    let (mut paths, mut urls) = (HashMap::new(), HashMap::new());
+    if !std::fs::read(file).is_ok_and(|text| text.len() <= MAX_FILE && !has_include(&text)) {
+        return Ok(HashMap::new());
+    }
+    let (mut paths, mut urls) = (Vec::new(), HashMap::new());
     let config = Config::open(file)?;
-    let mut entries = config.entries(Some("submodule\\..*\\.(path|url)"))?;
+    let mut entries = config.entries(None)?;
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let (Ok(key), Ok(value)) = (entry.name(), entry.value()) else { continue };
@@ -65,10 +73,22 @@ fn urls(file: &Path) -> Result<HashMap<String, String>, git2::Error> {
         let Some((name, what)) = key.strip_prefix("submodule.").and_then(|rest| rest.rsplit_once('.')) else {
             continue;
         };
-        let of = if what == "path" { &mut paths } else { &mut urls };
-        of.insert(name.to_owned(), value.trim_end_matches('/').to_owned());
+        let (name, value) = (name.to_owned(), value.trim_end_matches('/').to_owned());
+        match what {
+            "path" => paths.push((name, value)),
+            "url" if value.len() <= MAX_URL => _ = urls.insert(name, value),
+            "url" => _ = urls.remove(&name),
+            _ => {}
+        }
     }
-    Ok(paths.into_iter().filter_map(|(name, path)| Some((path, urls.remove(&name)?))).collect())
+    Ok(paths.into_iter().filter_map(|(name, path)| Some((path, urls.get(&name)?.clone()))).collect())
+}
+
+/// Whether a line begins a section `include` or `includeIf`, and many another that would.
+fn has_include(text: &[u8]) -> bool {
+    let text = text.to_ascii_lowercase();
+    let mut sections = text.split(|byte| *byte == b'[').skip(1);
+    sections.any(|section| section.trim_ascii_start().starts_with(b"include"))
 }
 
 impl Submodule {

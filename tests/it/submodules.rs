@@ -208,10 +208,68 @@ async fn a_gitmodules_that_is_a_link_or_that_git_cannot_read_is_refused_by_name(
             ];
             repository.commit_with("main", &files)
         });
-    for (sha, message) in [(link, "invalid path"), (broken, "missing ']' in section header (in .gitmodules:1)")] {
+    for (sha, message) in [(link, "invalid path"), (broken, "has no URL in .gitmodules")] {
         let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
         assert_eq!(report["reason"], "source_refused", "{report:#}");
         assert!(report["message"].as_str().unwrap().contains(message), "{report:#}");
     }
     assert_eq!(yard.tokens_of("acme/lib"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_gitmodules_says_costs_nothing_where_submodules_stay_empty() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let repository = yard.afternoon.git.repository("acme/app");
+    let section = |n: usize, url: &str| format!("[submodule \"lib{n}\"]\n\tpath = vote/lib{n}\n\turl = {url}\n");
+    // Each file ten times the next one, nine deep.
+    let includes = |n: usize| File::new(&format!("m{n}"), format!("[include]\n\tpath = m{}\n", n + 1).repeat(10));
+    let many: String = (0..4000).map(|n| section(n, "../lib")).collect();
+    let table = [
+        vec![
+            File::new(".gitmodules", section(0, &format!("../{}", "x".repeat(5 << 20)))),
+            File::submodule("vote/lib0", &lib),
+        ],
+        [
+            vec![File::new(".gitmodules", "[include]\n\tpath = m0\n"), File::submodule("vote/lib0", &lib)],
+            (0..8).map(includes).collect(),
+            vec![File::new("m8", section(0, "../lib"))],
+        ]
+        .concat(),
+        vec![File::new(".gitmodules", "[include]\n\tpath = /etc/passwd\n"), File::submodule("vote/lib0", &lib)],
+        [
+            vec![File::new(".gitmodules", many)],
+            (0..1000).map(|n| File::submodule(&format!("vote/lib{n}"), &lib)).collect(),
+        ]
+        .concat(),
+    ];
+    for (n, mut files) in table.into_iter().enumerate() {
+        files.push(File::new("vote/Dockerfile", "FROM base\nCOPY . /srv\n"));
+        let sha = repository.commit_with(&format!("branch{n}"), &files);
+        let (report, _) = yard.build("source.timeout = \"8s\"", &sha, json!({})).await;
+        assert_eq!(report["status"], "succeeded", "{n}: {report:#}");
+        let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
+        assert_eq!(report["reason"], "source_refused", "{n}: {}", report["reason"]);
+        let message = report["message"].as_str().unwrap();
+        assert!(message.len() < 500 && message.contains("submodule"), "{n}: {message}");
+    }
+    assert_eq!(yard.tokens_of("acme/lib"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_urls_for_one_path_the_last_counts_as_it_does_to_git() {
+    let yard = Yard::open();
+    let (_, lib) = yard.lib("acme/lib");
+    let repository = yard.afternoon.git.repository("acme/app");
+    let section = |name: &str, url: &str| format!("[submodule \"{name}\"]\n\tpath = vote/lib\n\turl = {url}\n");
+    let decoys: String = (0..20).map(|n| section(&format!("decoy{n}"), "../deep")).collect();
+    let files = [
+        File::new("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+        File::new(".gitmodules", format!("{decoys}{}", section("a", "../lib"))),
+        File::submodule("vote/lib", &lib),
+    ];
+    let sha = repository.commit_with("main", &files);
+    let (report, files) = yard.build(ALLOWED, &sha, json!({})).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(files["lib/lib.txt"], "acme/lib");
 }
