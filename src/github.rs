@@ -226,17 +226,19 @@ impl App {
         Ok(compared.is_some_and(|compared| compared.status == "behind"))
     }
 
-    /// Asks for something of the repository's, after each pause again; `None` when there is no such thing.
+    /// Asks for something of the repository's; `None` when there is no such thing, after each pause neither. A token that is
+    /// not taken may be too new for the server that was asked, whichever others took it.
     async fn find(
         &self,
         path: &str,
         token: &InstallationToken,
         pauses: &[Duration],
     ) -> Result<Option<Answer>, GithubError> {
-        let mut pauses = pauses.iter();
+        let (mut pauses, mut lag) = (pauses.iter(), LAG.iter());
         loop {
             let answer = self.api.ask(Method::GET, path, Bearer::Token(&token.secret), None).await?;
-            match (answer.status, pauses.next()) {
+            let left = if answer.status == StatusCode::UNAUTHORIZED { &mut lag } else { &mut pauses };
+            match (answer.status, left.next()) {
                 (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(pause)) => tokio::time::sleep(*pause).await,
                 (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => return Ok(None),
                 (status, _) if status.is_success() => return Ok(Some(answer)),

@@ -267,13 +267,15 @@ async fn a_branch_of_which_github_has_not_heard_the_last_push_is_asked_for_again
     afternoon.git.repository("acme/voting-app").commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
     let compare = "/repos/acme/voting-app/compare";
     afternoon.github.faults().fail_next(compare, 1, 200, &[], r#"{"status": "ahead"}"#);
+    // Nor need every server know the token.
+    afternoon.github.faults().fail_next(compare, 1, 401, &[], r#"{"message": "Bad credentials"}"#);
     let mut native = afternoon.native(&tip);
     native["ref"] = json!("refs/heads/main");
     afternoon.push(native).await;
     let _worker = afternoon.worker("");
     let report = afternoon.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
-    assert_eq!(afternoon.n_asked(compare), 2);
+    assert_eq!(afternoon.n_asked(compare), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
