@@ -79,7 +79,7 @@ pub async fn perform(
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let token = mint(stations, job, &job.build.repository, attempt, report).await?;
+    let token = attempt.unless_stopped(mint(stations, job, &job.build.repository, attempt, report)).await??;
     let directory = stations.state.job_directory()?;
     let built = async {
         let worktree = check_out(stations, job, token, &directory, attempt, report).await?;
@@ -222,6 +222,12 @@ struct Begun<'a> {
 }
 
 impl<'a> Attempt<'a> {
+    /// Waits for what does not listen to `stop` itself, and loses nothing when it is dropped.
+    async fn unless_stopped<T>(self, asked: impl Future<Output = T>) -> Result<T, Failure> {
+        let answer = self.stop.run_until_cancelled(asked).await;
+        answer.ok_or_else(|| Failure::new(Reason::Interrupted, "the build was stopped"))
+    }
+
     fn begin(self, phase: Phase) -> Begun<'a> {
         self.journal.tell(Event::PhaseStarted(phase));
         Begun { phase, since: Instant::now(), journal: self.journal }

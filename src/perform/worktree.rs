@@ -101,7 +101,7 @@ impl Checkout<'_> {
         reference: Option<&str>,
         place: &Path,
     ) -> Result<Worktree, Failure> {
-        let (source, github) = (&self.stations.source, &self.stations.github);
+        let (source, github, attempt) = (&self.stations.source, &self.stations.github, self.attempt);
         let mut pauses = github::LAG.iter();
         loop {
             // One that was refused twice may have been revoked.
@@ -109,7 +109,8 @@ impl Checkout<'_> {
             if let Access::Token(token) = access
                 && (is_last_try || !token.outlives(source.timeout()))
             {
-                *token = mint(self.stations, self.job, &token.repository, self.attempt, self.report).await?;
+                let minted = mint(self.stations, self.job, &token.repository, attempt, self.report);
+                *token = attempt.unless_stopped(minted).await??;
             }
             let origin = Origin {
                 url: source.url(access.repository()),
@@ -119,21 +120,25 @@ impl Checkout<'_> {
                 revision: Revision::Sha(sha.clone()),
                 mtimes_key: source.mtimes_key(&self.job.build)?,
             };
-            let fetched = fetch(self.stations, &origin, self.attempt, self.report);
-            let (fetched, belongs) = tokio::join!(fetched, refuse_foreign(github, sha, reference, access.token()));
+            let fetched = fetch(self.stations, &origin, attempt, self.report);
+            let belongs = attempt.unless_stopped(refuse_foreign(github, sha, reference, access.token()));
+            let (fetched, belongs) = tokio::join!(fetched, belongs);
             match (fetched, pauses.next()) {
                 (Err(error), Some(pause)) if error.is_denied() && matches!(access, Access::Token(_)) => {
-                    tokio::time::sleep(*pause).await;
+                    attempt.unless_stopped(tokio::time::sleep(*pause)).await?;
                 }
                 (Err(error), _)
-                    if error.is_unclear() && !github.has_commit(access.repository(), sha, access.token()).await? =>
+                    if error.is_unclear()
+                        && !attempt
+                            .unless_stopped(github.has_commit(access.repository(), sha, access.token()))
+                            .await?? =>
                 {
                     let message = format!("{} has no commit {sha}", access.repository());
                     return Err(Failure::new(Reason::CommitNotFound, message));
                 }
                 (result, _) => {
                     let worktree = result?;
-                    belongs?;
+                    belongs??;
                     return Ok(worktree);
                 }
             }
@@ -198,13 +203,15 @@ impl Checkout<'_> {
         token: &'t InstallationToken,
     ) -> Result<Access<'t>, Failure> {
         if may_mint {
-            match mint(self.stations, self.job, &repository, self.attempt, self.report).await {
+            let minted = mint(self.stations, self.job, &repository, self.attempt, self.report);
+            match self.attempt.unless_stopped(minted).await? {
                 // The App may not be on a repository that everybody sees.
                 Err(GithubError::NotFound { .. }) => {}
                 minted => return Ok(Access::Token(minted?)),
             }
         }
-        let (repository, id) = self.stations.github.public_repository(&repository, token).await?;
+        let asked = self.stations.github.public_repository(&repository, token);
+        let (repository, id) = self.attempt.unless_stopped(asked).await??;
         Ok(Access::Public { repository, id, token })
     }
 }

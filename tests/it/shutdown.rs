@@ -105,3 +105,24 @@ async fn a_job_that_three_stops_have_killed_waits_in_the_retry_set() {
     let report = afternoon.callbacks(1).await.remove(0);
     assert_eq!((report["moment"].as_str(), report["reason"].as_str()), (Some("retrying"), Some("interrupted")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_waits_for_github_ends_at_once_when_its_worker_does() {
+    for path in ["/app/installations", "/repos/acme/voting-app/commits"] {
+        let afternoon = Afternoon::start();
+        let (_, sha) = afternoon.voting_app();
+        afternoon.github.faults().stall_next(path, 1);
+        let mut native = afternoon.native(&sha);
+        native["ref"] = json!("refs/heads/main");
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let mut worker = afternoon.worker("shutdown.timeout = \"1ms\"");
+        afternoon
+            .until("it waits", async || afternoon.github.calls().iter().any(|call| call.path.starts_with(path)))
+            .await;
+        let started = std::time::Instant::now();
+        worker.signal("TERM");
+        worker.ended().await;
+        assert!(started.elapsed().as_secs_f64() < 1.0, "{path}: {:?}", started.elapsed());
+        assert_eq!(afternoon.redis.queue("default").await.len(), 1, "the job is back");
+    }
+}
