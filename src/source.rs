@@ -19,6 +19,7 @@ mod submodules;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::Event;
@@ -144,6 +145,35 @@ pub struct Origin {
     pub revision: Revision,
     /// The account's key, from [`Source::mtimes_key`]; none leaves files the times of the checkout.
     pub mtimes_key: Option<Secret>,
+    /// What other commits of the same build have taken: the limits are for all of them together.
+    pub spent: Spent,
+}
+
+/// What commits have taken of a build's limits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spent {
+    /// Of entries and bytes.
+    pub size: Size,
+    /// Of the time for fetch and checkout.
+    pub time: Duration,
+}
+
+impl Spent {
+    /// Takes in what a worktree has taken.
+    pub fn add(&mut self, worktree: &Worktree) {
+        self.size.n_entries = self.size.n_entries.saturating_add(worktree.size.n_entries);
+        self.size.n_bytes = self.size.n_bytes.saturating_add(worktree.size.n_bytes);
+        self.time += worktree.fetch + worktree.checkout;
+    }
+}
+
+/// How large a commit is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Size {
+    /// Files and directories.
+    pub n_entries: u64,
+    /// Bytes of all files.
+    pub n_bytes: u64,
 }
 
 /// What is asked for.
@@ -166,6 +196,8 @@ pub struct Worktree {
     pub fetch: Duration,
     /// How long writing the files took.
     pub checkout: Duration,
+    /// How large the commit is, without its submodules.
+    pub size: Size,
     /// Files in it, by their paths from the root, that are Git LFS pointers and not what they stand for.
     pub lfs_pointers: Vec<PathBuf>,
     /// Its submodules, which are empty directories: one more than [`MAX_SUBMODULES`] at most.
@@ -303,7 +335,7 @@ impl Source {
             mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
             mirror: mirror.path().to_owned(),
             worktree: origin.worktree.clone(),
-            limits: (&self.settings).into(),
+            limits: request::Limits { taken: origin.spent.size, ..(&self.settings).into() },
             ca_file: self.settings.ca_file.clone(),
         };
         let entered = stop.run_until_cancelled(self.gate.enter(&request.mirror)).await;
@@ -313,7 +345,7 @@ impl Source {
         let command = self.sandbox(&request, port).reexec(VERB);
         let input = serde_json::to_vec(&request).expect("a request is plain data");
         let limits = process::Limits {
-            timeout: self.settings.timeout,
+            timeout: self.settings.timeout.saturating_sub(origin.spent.time),
             silence: self.settings.timeout,
             max_output_bytes: usize::MAX,
             stop: stop.clone(),
@@ -343,12 +375,13 @@ impl Source {
     ) -> Result<Worktree, SourceError> {
         let url = origin.url.clone();
         match (last, ended) {
-            (Some(Message::Done { sha, fetch_ms, checkout_ms, lfs_pointers, submodules }), Ended::Exited(_)) => {
+            (Some(Message::Done { sha, fetch_ms, checkout_ms, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
                 Ok(Worktree {
                     path,
                     sha: Sha::parse(&sha),
                     fetch: Duration::from_millis(fetch_ms),
                     checkout: Duration::from_millis(checkout_ms),
+                    size,
                     lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
                     submodules,
                 })

@@ -15,7 +15,7 @@ use crate::reason::{Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
 use crate::sidekiq::random_hex;
-use crate::source::{Origin, Revision, Worktree};
+use crate::source::{Origin, Revision, Size, Spent, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
 use crate::worker::Shutdown;
 
@@ -93,7 +93,8 @@ impl Build {
             let path =
                 path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
             let (fetch, checkout) = (Duration::ZERO, Duration::ZERO);
-            return Ok(Worktree { path, sha: None, fetch, checkout, lfs_pointers: Vec::new(), submodules: Vec::new() });
+            let (lfs_pointers, submodules) = (Vec::new(), Vec::new());
+            return Ok(Worktree { path, sha: None, fetch, checkout, size: Size::default(), lfs_pointers, submodules });
         }
         let revision = match job::Sha::parse(&self.revision) {
             Some(sha) => Revision::Sha(sha),
@@ -107,6 +108,7 @@ impl Build {
             worktree: directory.subdirectory("tree")?.join(self.repository().name),
             revision,
             mtimes_key: None,
+            spent: Spent::default(),
         };
         let worktree = fetch(stations, &origin, attempt, report).await?;
         tell_of_submodules(&worktree, attempt);

@@ -9,7 +9,7 @@ use crate::job::{BuildJob, Repository, Sha, Trust};
 use crate::reason::{Failure, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
-use crate::source::{MAX_SUBMODULES, Origin, Revision, SourceError, Submodule, Worktree};
+use crate::source::{MAX_SUBMODULES, Origin, Revision, SourceError, Spent, Submodule, Worktree};
 use crate::state::JobDirectory;
 
 /// Submodules in submodules.
@@ -47,7 +47,7 @@ pub(super) async fn check_out(
     report: &mut Report,
 ) -> Result<Worktree, Failure> {
     let place = directory.subdirectory("tree")?.join(&job.build.repository.name);
-    let mut checkout = Checkout { stations, job, attempt, report };
+    let mut checkout = Checkout { stations, job, attempt, report, spent: Spent::default() };
     let mut access = Access::Token(token);
     // A fork's commit is on none of this repository's branches, and is built as a stranger's.
     let is_checked = stations.github.checks_refs() && job.build.trust != Trust::Fork;
@@ -90,6 +90,8 @@ struct Checkout<'a> {
     job: &'a BuildJob,
     attempt: Attempt<'a>,
     report: &'a mut Report,
+    /// By the commits that it has so far.
+    spent: Spent,
 }
 
 impl Checkout<'_> {
@@ -119,6 +121,7 @@ impl Checkout<'_> {
                 worktree: place.to_owned(),
                 revision: Revision::Sha(sha.clone()),
                 mtimes_key: source.mtimes_key(&self.job.build)?,
+                spent: self.spent,
             };
             let fetched = fetch(self.stations, &origin, attempt, self.report);
             let belongs = attempt.unless_stopped(refuse_foreign(github, sha, reference, access.token()));
@@ -139,6 +142,7 @@ impl Checkout<'_> {
                 (result, _) => {
                     let worktree = result?;
                     belongs??;
+                    self.spent.add(&worktree);
                     return Ok(worktree);
                 }
             }

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use git2::{ErrorCode, ObjectType, Odb, Oid, Repository};
 
+use super::Size;
 use super::request::{Failed, Fault, Limits};
 
 /// Directories in directories.
@@ -14,8 +15,8 @@ const MAX_PATH: usize = 3000;
 /// What a walk found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Everything is there.
-    Complete,
+    /// Everything is there, and so large.
+    Complete(Size),
     /// Something is not.
     Missing,
 }
@@ -33,29 +34,33 @@ pub(super) fn walk(repository: &Repository, commit: Oid, limits: Limits) -> Resu
         Err(error) => return Err(Failed::worker(error)),
     };
     let odb = repository.odb().map_err(Failed::worker)?;
-    let mut walk = Walk { repository, odb, limits, n_entries: 0, n_bytes: 0 };
-    walk.tree(&tree, 0, 0)
+    let mut walk = Walk { repository, odb, limits, size: Size::default() };
+    Ok(if walk.tree(&tree, 0, 0)? { Verdict::Complete(walk.size) } else { Verdict::Missing })
 }
 
 struct Walk<'a> {
     repository: &'a Repository,
     odb: Odb<'a>,
     limits: Limits,
-    n_entries: u64,
-    n_bytes: u64,
+    size: Size,
 }
 
 impl Walk<'_> {
-    fn tree(&mut self, tree: &git2::Tree<'_>, depth: usize, path_length: usize) -> Result<Verdict, Failed> {
+    /// Whether all of it is there.
+    fn tree(&mut self, tree: &git2::Tree<'_>, depth: usize, path_length: usize) -> Result<bool, Failed> {
         let refused = |what: String| Err(Failed::new(Fault::Refused, what));
         if depth > MAX_DEPTH {
             return refused(format!("directories are nested more than {MAX_DEPTH} deep"));
         }
         let mut names = HashSet::new();
         for entry in tree {
-            self.n_entries += 1;
-            if self.n_entries > self.limits.max_entries {
-                return refused(format!("the commit has more than {} files and directories", self.limits.max_entries));
+            self.size.n_entries += 1;
+            if self.limits.taken.n_entries.saturating_add(self.size.n_entries) > self.limits.max_entries {
+                return refused(format!(
+                    "the commit{} has more than {} files and directories",
+                    self.others(),
+                    self.limits.max_entries
+                ));
             }
             // Either way, the files of a directory could be meant to be written through a link.
             let name = String::from_utf8_lossy(entry.name_bytes());
@@ -69,34 +74,42 @@ impl Walk<'_> {
             if length > MAX_PATH {
                 return refused(format!("a path is longer than {MAX_PATH} bytes"));
             }
-            let verdict = match entry.kind() {
+            let is_complete = match entry.kind() {
                 Some(ObjectType::Tree) => match self.repository.find_tree(entry.id()) {
                     Ok(subtree) => self.tree(&subtree, depth + 1, length)?,
-                    Err(_) => Verdict::Missing,
+                    Err(_) => false,
                 },
                 Some(ObjectType::Blob) => self.blob(entry.id(), &name)?,
                 // A submodule: an empty directory.
-                _ => Verdict::Complete,
+                _ => true,
             };
-            if verdict == Verdict::Missing {
-                return Ok(Verdict::Missing);
+            if !is_complete {
+                return Ok(false);
             }
         }
-        Ok(Verdict::Complete)
+        Ok(true)
     }
 
-    fn blob(&mut self, id: Oid, name: &str) -> Result<Verdict, Failed> {
-        let Ok((size, _)) = self.odb.read_header(id) else { return Ok(Verdict::Missing) };
+    fn blob(&mut self, id: Oid, name: &str) -> Result<bool, Failed> {
+        let Ok((size, _)) = self.odb.read_header(id) else { return Ok(false) };
         let size = size as u64;
-        self.n_bytes += size;
+        self.size.n_bytes += size;
         if size > self.limits.max_file_bytes {
             let limit = self.limits.max_file_bytes;
             return Err(Failed::new(Fault::Refused, format!("the file {name:?} is larger than {limit} bytes")));
         }
-        if self.n_bytes > self.limits.max_tree_bytes {
+        if self.limits.taken.n_bytes.saturating_add(self.size.n_bytes) > self.limits.max_tree_bytes {
             let limit = self.limits.max_tree_bytes;
-            return Err(Failed::new(Fault::Refused, format!("the files of the commit are larger than {limit} bytes")));
+            return Err(Failed::new(
+                Fault::Refused,
+                format!("the files of the commit{} are larger than {limit} bytes", self.others()),
+            ));
         }
-        Ok(Verdict::Complete)
+        Ok(true)
+    }
+
+    /// Whose size counts as well.
+    fn others(&self) -> &'static str {
+        if self.limits.taken == Size::default() { "" } else { ", with what the build took before," }
     }
 }

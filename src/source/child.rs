@@ -14,7 +14,7 @@ use super::lfs;
 use super::mirror::Mirror;
 use super::mtimes;
 use super::request::{Asked, Failed, Fault, Limits, Message, Request, say};
-use super::submodules;
+use super::{Size, submodules};
 use crate::sandbox::Sandbox;
 
 /// First argument of our own binary when it is started as a source child.
@@ -53,7 +53,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
         Asked::Sha(sha) => Oid::from_str(sha).map_err(Failed::worker)?,
         Asked::Name(name) => fetch::resolve(&mirror.repository, &remote, name)?,
     };
-    let mirror = complete(mirror, &remote, commit, request.limits)?;
+    let (mirror, size) = complete(mirror, &remote, commit, request.limits)?;
     let fetched = Instant::now();
     let reading = mirror.read()?;
     say(&Message::Fetched);
@@ -77,6 +77,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
         sha: commit.to_string(),
         fetch_ms: millis(fetched - started),
         checkout_ms: millis(fetched.elapsed()),
+        size,
         lfs_pointers,
         submodules: submodules::list(&index, &request.worktree),
     })
@@ -85,22 +86,22 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
 /// Makes sure that the commit and its whole tree are in the mirror, without the network when they are.
 ///
 /// A mirror is a cache: when something in it is damaged, or missing after a fetch, or when it is worn, it is made anew, once.
-fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Mirror, Failed> {
+fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<(Mirror, Size), Failed> {
     match fill(&mirror, remote, commit, limits) {
-        Ok(Verdict::Complete) => return Ok(mirror),
+        Ok(Verdict::Complete(size)) => return Ok((mirror, size)),
         Ok(Verdict::Missing) | Err(Failed { fault: Fault::Damaged | Fault::Worker, .. }) => {}
         Err(failed) => return Err(failed),
     }
     let mirror = mirror.renew()?;
     match fill(&mirror, remote, commit, limits)? {
-        Verdict::Complete => Ok(mirror),
+        Verdict::Complete(size) => Ok((mirror, size)),
         Verdict::Missing => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
     }
 }
 
 fn fill(mirror: &Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
-    if budget::walk(&mirror.repository, commit, limits)? == Verdict::Complete {
-        return Ok(Verdict::Complete);
+    if let found @ Verdict::Complete(_) = budget::walk(&mirror.repository, commit, limits)? {
+        return Ok(found);
     }
     if mirror.is_worn() {
         return Ok(Verdict::Missing);
@@ -154,7 +155,7 @@ mod tests {
             let limits = Limits::from(&Source::default());
             let remote = Remote { url: &url, token: None, limits };
             let mirror = Mirror::lock(directory.path()).expect("locked");
-            let mirror = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
+            let (mirror, _) = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
             let n_references = mirror.repository.references().expect("read").count();
             (mirror.n_packs(), n_references, host.n_fetches())
         };

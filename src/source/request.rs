@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Revision, Submodule};
+use super::{Revision, Size, Submodule};
 use crate::settings;
 
 /// What the child is asked, on its standard input.
@@ -50,6 +50,8 @@ pub(super) struct Limits {
     pub(super) max_tree_bytes: u64,
     pub(super) max_file_bytes: u64,
     pub(super) max_fetch_bytes: u64,
+    /// What other commits of the build have taken of the entries and the bytes.
+    pub(super) taken: Size,
 }
 
 impl From<&settings::Source> for Limits {
@@ -62,6 +64,7 @@ impl From<&settings::Source> for Limits {
             max_tree_bytes: settings.max_tree_bytes,
             max_file_bytes: settings.max_file_bytes,
             max_fetch_bytes: settings.max_fetch_bytes,
+            taken: Size::default(),
         }
     }
 }
@@ -79,6 +82,7 @@ pub(super) enum Message {
         sha: String,
         fetch_ms: u64,
         checkout_ms: u64,
+        size: Size,
         lfs_pointers: Vec<String>,
         submodules: Vec<Submodule>,
     },

@@ -273,3 +273,33 @@ async fn of_two_urls_for_one_path_the_last_counts_as_it_does_to_git() {
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(files["lib/lib.txt"], "acme/lib");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_share_the_limits_of_their_build() {
+    let yard = Yard::open();
+    let lib =
+        yard.afternoon.git.repository("acme/lib").commit_with("main", &[File::new("lib.bin", vec![b'x'; 90_000])]);
+    let repository = yard.afternoon.git.repository("acme/app");
+    let of = |n_submodules: usize| {
+        let section = |n| format!("[submodule \"lib{n}\"]\n\tpath = vote/lib{n}\n\turl = ../lib\n");
+        let mut files = vec![
+            File::new("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
+            File::new(".gitmodules", (0..n_submodules).map(section).collect::<String>()),
+        ];
+        files.extend((0..n_submodules).map(|n| File::submodule(&format!("vote/lib{n}"), &lib)));
+        repository.commit_with(&format!("of{n_submodules}"), &files)
+    };
+    for (limit, words) in [
+        ("max_tree_bytes = 200000", "larger than 200000 bytes"),
+        ("max_entries = 8", "more than 8 files and directories"),
+    ] {
+        let config = format!("{ALLOWED}\nsource.{limit}");
+        // Three entries, one for each submodule, and one in it.
+        let (report, _) = yard.build(&config, &of(2), json!({})).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+        let (report, _) = yard.build(&config, &of(3), json!({})).await;
+        assert_eq!(report["reason"], "source_refused", "{report:#}");
+        let message = report["message"].as_str().unwrap();
+        assert!(message.contains("vote/lib2") && message.contains(words), "{message}");
+    }
+}
