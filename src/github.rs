@@ -188,14 +188,17 @@ impl App {
     }
 
     /// Whether the commit belongs to a branch or tag (`refs/heads/…`, `refs/tags/…`) of the token's repository itself: it is its
-    /// tip, or was before. `None` of other references, which cannot be asked for.
+    /// tip, or was before. A name without `refs/` is either's. `None` of other references, which cannot be asked for.
     pub async fn is_on(
         &self,
         sha: &Sha,
         reference: &str,
         token: &InstallationToken,
     ) -> Result<Option<bool>, GithubError> {
-        let Some(name) = named(reference) else { return Ok(None) };
+        if !can_be_asked_for(reference) {
+            return Ok(None);
+        }
+        let Some(name) = named(reference) else { return Ok(Some(false)) };
         let mut pauses = LAG.iter();
         loop {
             match (self.has_come_to(&name, sha, token).await?, pauses.next()) {
@@ -336,10 +339,17 @@ impl App {
     }
 }
 
-/// `heads/…` or `tags/…`, as a part of a URL's path that is nothing else to anybody.
+/// Whether GitHub says of a reference what it points to: of pull requests it needs another permission, and a commit's id
+/// would only name itself.
+fn can_be_asked_for(reference: &str) -> bool {
+    let is_branch_or_tag =
+        reference.strip_prefix("refs/").is_none_or(|name| name.starts_with("heads/") || name.starts_with("tags/"));
+    is_branch_or_tag && Sha::parse(reference).is_none()
+}
+
+/// A reference as it stands in a URL: `heads/…`, `tags/…`, or a name for either; `None` of what no reference is called.
 fn named(reference: &str) -> Option<String> {
-    let name =
-        reference.strip_prefix("refs/").filter(|name| name.starts_with("heads/") || name.starts_with("tags/"))?;
+    let name = reference.strip_prefix("refs/").unwrap_or(reference);
     // No reference has such a part, and a URL that has it leads elsewhere.
     if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return None;
@@ -400,10 +410,12 @@ mod tests {
             ("refs/heads/a?b#c%2f é", Some("heads/a%3Fb%23c%252f%20%C3%A9")),
             ("refs/heads/../../../../user", None),
             ("refs/heads/", None),
-            ("refs/pull/1/head", None),
-            ("main", None),
+            ("main", Some("main")),
+            ("heads/main", Some("heads/main")),
         ] {
             assert_eq!(named(reference).as_deref(), expected, "{reference}");
+            assert!(can_be_asked_for(reference), "{reference}");
         }
+        assert!(!can_be_asked_for("refs/pull/1/head") && !can_be_asked_for(&"0".repeat(40)));
     }
 }

@@ -413,7 +413,8 @@ impl Source {
             limits: Limits {
                 data_bytes: self.sandbox.max_data_bytes,
                 cpu_seconds: None,
-                file_bytes: self.settings.max_fetch_bytes.max(self.settings.max_file_bytes),
+                // libgit2 counts after it has written.
+                file_bytes: self.settings.max_fetch_bytes.max(self.settings.max_file_bytes) + (1 << 20),
             },
         }
     }

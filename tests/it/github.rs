@@ -233,6 +233,8 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
         (&foreign, json!("refs/heads/main"), "branch", refused),
         (&foreign, json!("refs/heads/main"), "protected", refused),
         (&foreign, json!("refs/tags/v1#1"), "branch", refused),
+        (&foreign, json!("main"), "branch", refused),
+        (&foreign, json!("refs/heads/../main"), "branch", refused),
         (&unrelated, json!("refs/heads/main"), "branch", refused),
         (&tip, json!("refs/heads/gone"), "branch", refused),
         (&newer, json!("refs/tags/v1#1"), "branch", refused),
@@ -242,6 +244,7 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
         (&foreign, Value::Null, "branch", None),
         (&newer, json!("refs/heads/main"), "protected", None),
         (&tip, json!("refs/heads/main"), "branch", None),
+        (&tip, json!("main"), "branch", None),
         (&tip, json!("refs/tags/v1#1"), "branch", None),
     ];
     for (n, (sha, reference, trust, _)) in table.iter().enumerate() {
