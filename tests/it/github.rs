@@ -261,7 +261,8 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
             assert!(report["message"].as_str().unwrap().contains(&words), "{report:#}");
         }
     }
-    assert_eq!(afternoon.builder.runs().len(), 6, "nothing is built of a commit that is refused");
+    let n_allowed = table.iter().filter(|(.., expected)| expected.is_none()).count();
+    assert_eq!(afternoon.builder.runs().len(), n_allowed, "nothing is built of a commit that is refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
