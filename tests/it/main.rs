@@ -30,4 +30,5 @@ mod shutdown;
 mod source;
 mod submodules;
 mod turn;
+mod walls;
 mod worktree;
