@@ -40,7 +40,9 @@ impl Mask {
                 Event::StepEnded { step: self.step(step), is_cached, took, error }
             }
             Event::Notice(notice) => Event::Notice(self.text(&notice)),
+            // Nothing of a build's own words is in these.
             Event::PhaseStarted(_) | Event::PhaseEnded(..) | Event::Fetching { .. } => event,
+            Event::Targets(_) | Event::TargetDone(_) => event,
         }
     }
 
