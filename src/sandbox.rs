@@ -1,12 +1,17 @@
 //! What a child may see and do: a launcher that restricts itself and then becomes the child.
 //!
-//! Owns the three walls of the kernel: Landlock (files and TCP ports), seccomp (sockets and calls that no child needs)
-//! and rlimits. The worker starts its own binary again, which lays the walls around itself and then executes the
-//! program; nothing is restricted in the worker. It refuses to know what the children are for: each station says what
-//! its own child needs.
+//! Owns the walls of the kernel: Landlock (files and TCP ports), seccomp (sockets, and calls that no child needs), root's
+//! capabilities, and rlimits. The worker starts its own binary again, which lays the walls around itself and then executes
+//! the program; nothing is restricted in the worker. It refuses to know what the children are for: each station says what
+//! its own child needs. `tests/it/walls.txt` says of each attempt to get out which wall it meets, or that it meets none.
 //!
-//! Edges: TCP rules are by port and not by host; UDP is not restricted; the loader can run any file that may be read.
-//! Follows `landlock(7)` and `seccomp(2)`.
+//! A child makes threads and no processes. RLIMIT_NPROC could not say that: it counts all processes and threads of the
+//! user, so the worker's and other jobs', and does not hold for root. How many threads there can be follows from
+//! RLIMIT_DATA, which counts their stacks.
+//!
+//! Edges: TCP rules are by port and not by host; UDP is not restricted; Unix sockets that have a path are either all there
+//! or none; a child can become a file that may be read, by way of the loader; whether a file is there, and how large it is,
+//! can be asked of any path. Follows `landlock(7)` and `seccomp(2)`.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -14,10 +19,11 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, NetPort, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
@@ -41,6 +47,9 @@ pub enum SandboxError {
     /// The system call filter was refused.
     #[error("the system call filter was refused: {0}")]
     Seccomp(String),
+    /// Capabilities could not be given up.
+    #[error("capabilities cannot be given up: {0}")]
+    Capabilities(std::io::Error),
     /// A resource limit was refused.
     #[error("the limit for {0} was refused: {1}")]
     Limit(&'static str, std::io::Error),
@@ -137,6 +146,7 @@ impl Sandbox {
         sandbox.limit()?;
         if sandbox.enforcement != Enforcement::Off {
             sandbox.landlock()?;
+            give_up_capabilities()?;
             sandbox.seccomp()?;
         }
         Ok(())
@@ -163,7 +173,9 @@ impl Sandbox {
 
     fn rules(&self, level: CompatLevel) -> Result<RulesetStatus, landlock::RulesetError> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
-        let write = AccessFs::from_all(NEEDED) & !AccessFs::Execute;
+        // A device file would open what no path leads to.
+        let special = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeFifo | AccessFs::MakeSock;
+        let write = AccessFs::from_all(NEEDED) & !AccessFs::Execute & !special;
         let ports = match &self.sockets {
             Sockets::None => &[][..],
             Sockets::Tcp(ports) | Sockets::TcpAndUnix(ports) => ports,
@@ -189,62 +201,189 @@ impl Sandbox {
 
     fn seccomp(&self) -> Result<(), SandboxError> {
         let refused = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
-        let filter = self.filter().map_err(|error| refused(&error))?;
-        seccompiler::apply_filter(&filter).map_err(|error| refused(&error))
+        for filter in self.filters().map_err(|error| refused(&error))? {
+            seccompiler::apply_filter(&filter).map_err(|error| refused(&error))?;
+        }
+        Ok(())
     }
 
-    fn filter(&self) -> Result<BpfProgram, seccompiler::BackendError> {
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> = NEVER_NEEDED.iter().map(|call| (*call, Vec::new())).collect();
-        rules.insert(libc::SYS_socket, self.refused_sockets()?);
-        let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
-        let refuse = SeccompAction::Errno(libc::EACCES as u32);
-        SeccompFilter::new(rules, SeccompAction::Allow, refuse, architecture)?.try_into()
+    /// A filter for each answer: the strictest one that a call meets counts.
+    fn filters(&self) -> Result<[BpfProgram; 3], seccompiler::BackendError> {
+        let filter = |rules, answer| -> Result<BpfProgram, seccompiler::BackendError> {
+            let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
+            SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(answer), architecture)?.try_into()
+        };
+        let whole = |calls: &[i64]| -> Rules { calls.iter().map(|call| (*call, Vec::new())).collect() };
+        let mut refused = whole(NEVER_NEEDED);
+        refused.extend(self.refused_by_arguments()?);
+        Ok([
+            filter(refused, libc::EACCES as u32)?,
+            // Its flags are out of a filter's sight. The C library then uses `clone`, whose flags are not.
+            filter(whole(&[libc::SYS_clone3]), libc::ENOSYS as u32)?,
+            // docker-buildx gives up when it cannot set the mode of a file that it has just made, and does not look.
+            filter(whole(MODES), 0)?,
+        ])
+    }
+
+    /// Calls that are refused for some arguments only.
+    fn refused_by_arguments(&self) -> Result<Rules, seccompiler::BackendError> {
+        let other_than = |argument, allowed: &[u32]| {
+            let all: Result<_, _> =
+                allowed.iter().map(|value| compare(argument, SeccompCmpOp::Ne, u64::from(*value))).collect();
+            SeccompRule::new(all?)
+        };
+        let flagged = |argument, flag: u64, wanted: u64| {
+            SeccompRule::new(vec![compare(argument, SeccompCmpOp::MaskedEq(flag), wanted)?])
+        };
+        let own = std::process::id();
+        // It connects, and Landlock does not see it.
+        let fast_open = libc::MSG_FASTOPEN as u64;
+        let thread = libc::CLONE_THREAD as u64;
+        Ok(BTreeMap::from([
+            (libc::SYS_socket, self.refused_sockets()?),
+            (libc::SYS_sendto, vec![flagged(3, fast_open, fast_open)?]),
+            (libc::SYS_sendmsg, vec![flagged(2, fast_open, fast_open)?]),
+            (libc::SYS_sendmmsg, vec![flagged(3, fast_open, fast_open)?]),
+            (libc::SYS_clone, vec![flagged(0, thread, 0)?]),
+            (libc::SYS_kill, vec![other_than(0, &[own])?]),
+            (libc::SYS_tgkill, vec![other_than(0, &[own])?]),
+            // Whoever does not die with the worker.
+            (
+                libc::SYS_prctl,
+                vec![SeccompRule::new(vec![compare(0, SeccompCmpOp::Eq, libc::PR_SET_PDEATHSIG as u64)?])?],
+            ),
+            // It would set the limits of the worker.
+            (libc::SYS_prlimit64, vec![other_than(0, &[0, own])?]),
+        ]))
     }
 
     /// The rules by which `socket(2)` is refused; no rule at all refuses every call.
     ///
-    /// What is left is TCP and UDP over IP, netlink (which name resolution asks for addresses), and Unix sockets if need be.
+    /// What is left is TCP and UDP over IP, netlink's routes (which name resolution asks for addresses), and Unix sockets
+    /// if need be. Landlock sees TCP only, and there are other ways to a TCP server: MPTCP, SMC.
     fn refused_sockets(&self) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
         const DOMAIN: u8 = 0;
-        let compare = |argument, operator, value: i32| {
-            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value as u64)
-        };
+        const KIND: u8 = 1;
+        const PROTOCOL: u8 = 2;
+        // Obsolete, and so are the constants of it.
+        const SOCK_PACKET: i32 = 10;
+        let equal = |argument, value: i32| compare(argument, SeccompCmpOp::Eq, value as u64);
+        let not = |argument, value: i32| compare(argument, SeccompCmpOp::Ne, value as u64);
         let mut domains = vec![libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
         match &self.sockets {
             Sockets::None => return Ok(Vec::new()),
             Sockets::Tcp(_) => {}
             Sockets::TcpAndUnix(_) => domains.push(libc::AF_UNIX),
         }
-        let none_of: Result<Vec<_>, _> =
-            domains.into_iter().map(|domain| compare(DOMAIN, SeccompCmpOp::Ne, domain)).collect();
-        let raw = vec![
-            compare(1, SeccompCmpOp::MaskedEq(0xf), libc::SOCK_RAW)?,
-            compare(DOMAIN, SeccompCmpOp::Ne, libc::AF_NETLINK)?,
+        let none_of = |argument, values: &[i32]| values.iter().map(|value| not(argument, *value)).collect();
+        let mut all: Vec<Result<Vec<_>, _>> = vec![
+            none_of(DOMAIN, &domains),
+            none_of(PROTOCOL, &[0, libc::IPPROTO_TCP, libc::IPPROTO_UDP]),
+            Ok(vec![equal(DOMAIN, libc::AF_NETLINK)?, not(PROTOCOL, libc::NETLINK_ROUTE)?]),
         ];
-        // Landlock's TCP rules do not see MPTCP, which connects to TCP servers all the same.
-        let mptcp = vec![compare(2, SeccompCmpOp::Eq, libc::IPPROTO_MPTCP)?];
-        [none_of?, raw, mptcp].into_iter().map(SeccompRule::new).collect()
+        for kind in [libc::SOCK_RAW, libc::SOCK_RDM, libc::SOCK_SEQPACKET, libc::SOCK_DCCP, SOCK_PACKET] {
+            let is_kind = compare(KIND, SeccompCmpOp::MaskedEq(0xf), kind as u64)?;
+            all.push(Ok(vec![is_kind, not(DOMAIN, libc::AF_NETLINK)?]));
+        }
+        all.into_iter().map(|conditions| SeccompRule::new(conditions?)).collect()
     }
 }
 
-/// Calls by which a child could get around the other walls, and which neither buildx nor libgit2 makes.
+/// System calls, with the rules by which each is refused: by any of them, or always when there are none.
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn compare(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+}
+
+/// Calls by which a child could get around the other walls or at other processes, and which neither buildx nor libgit2
+/// makes.
 const NEVER_NEEDED: &[i64] = &[
+    // Another way to make other calls.
     libc::SYS_io_uring_setup,
+    libc::SYS_bpf,
+    libc::SYS_userfaultfd,
+    libc::SYS_perf_event_open,
+    // Other processes.
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
     libc::SYS_pidfd_getfd,
-    libc::SYS_bpf,
-    libc::SYS_userfaultfd,
-    libc::SYS_perf_event_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_rt_sigqueueinfo,
+    libc::SYS_rt_tgsigqueueinfo,
+    libc::SYS_tkill,
+    // A process that is not in its group is not killed with it.
+    libc::SYS_setpgid,
+    libc::SYS_setsid,
+    libc::SYS_setpriority,
+    libc::SYS_ioprio_set,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_fork,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_vfork,
+    // A file that is in no directory can be executed.
+    libc::SYS_memfd_create,
+    // What outlives the process that made it.
+    libc::SYS_shmget,
+    libc::SYS_semget,
+    libc::SYS_msgget,
+    libc::SYS_mq_open,
+    // Other worlds.
     libc::SYS_mount,
     libc::SYS_umount2,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_fsopen,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
     libc::SYS_unshare,
     libc::SYS_setns,
+    libc::SYS_open_by_handle_at,
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
+    // Owner and attributes of a file, which Landlock lets everybody change who could do so without it.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
 ];
+
+/// Calls that set the mode of a file by its path, which Landlock does not look at either.
+const MODES: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    libc::SYS_fchmodat,
+    FCHMODAT2,
+];
+
+/// Not in every architecture's list of this crate, though it has one number in all.
+const FCHMODAT2: i64 = 452;
+
+/// Leaves of root's capabilities the one by which it reads and writes files of other users: which ones, Landlock says.
+///
+/// For good: with no_new_privs, executing a program gives nothing back.
+fn give_up_capabilities() -> Result<(), SandboxError> {
+    let give_up = || {
+        let left = capabilities(None)?.permitted & CapabilitySet::DAC_OVERRIDE;
+        let none = CapabilitySet::empty();
+        set_capabilities(None, CapabilitySets { effective: left, permitted: left, inheritable: none })
+    };
+    give_up().map_err(|error: rustix::io::Errno| SandboxError::Capabilities(error.into()))
+}
 
 /// The launcher: enters the sandbox, then becomes the program. Returns only when that failed.
 ///
@@ -274,6 +413,26 @@ pub fn lacking() -> Option<String> {
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEEDED)))
         .and_then(Ruleset::create);
     attempt.err().map(|error| error.to_string())
+}
+
+/// What this kernel enforces, in words, with the version of its Landlock.
+pub fn enforced() -> String {
+    // The kernel tells a thread that restricts itself, and this one ends with it.
+    let restrict = || {
+        let ruleset = Ruleset::default().handle_access(AccessFs::from_all(ABI::V1))?.create()?;
+        Ok::<_, landlock::RulesetError>(ruleset.restrict_self()?.landlock)
+    };
+    let status = std::thread::spawn(restrict).join().ok().and_then(Result::ok);
+    let Some(LandlockStatus::Available { effective_abi, kernel_abi }) = status else {
+        return "seccomp and limits; no Landlock".into();
+    };
+    let version = kernel_abi.unwrap_or(effective_abi as i32);
+    let parts = [(1, "files"), (4, "TCP ports"), (5, "device commands"), (6, "abstract Unix sockets")];
+    let (has, lacks): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(since, _)| *since <= version);
+    let words =
+        |parts: Vec<(i32, &'static str)>| parts.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join(", ");
+    let but = if lacks.is_empty() { String::new() } else { format!(", but not {}", words(lacks)) };
+    format!("Landlock ABI {version} ({}{but}), seccomp, capabilities, limits", words(has))
 }
 
 /// What every dynamically linked program reads at its start: libraries and the loader's cache.

@@ -15,18 +15,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::BakeError;
 use crate::job::{Build, is_name};
-use crate::process::{self, Stream};
+use crate::process::{self, Ended, Stream};
 use crate::secret::Secret;
 use crate::settings::{self, Accounts};
 
 /// For one answer of a helper, which may ask a cloud.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of one answer.
 const MAX_ANSWER: usize = 256 << 10;
 /// Registries of a store that are asked for.
 const MAX_REGISTRIES: usize = 50;
 /// The user name by which a helper says that its secret is an identity token.
 const IDENTITY: &str = "<token>";
+/// How a helper that has no credentials for a registry begins what it says.
+const NOT_FOUND: &[u8] = b"credentials not found";
 
 /// The account's file: what of a docker `config.json` has to do with credentials.
 #[derive(Default, Deserialize)]
@@ -52,7 +54,8 @@ struct Answer {
 ///
 /// # Errors
 ///
-/// `Credentials` names the account's file, or the helper that failed; never what either holds.
+/// `Credentials` names the account's file, or the helper that failed; never what either holds or says. `Stopped` when
+/// somebody cancels it while a helper runs.
 pub(super) async fn docker_config(
     accounts: &Accounts,
     build: &Build,
@@ -82,13 +85,16 @@ pub(super) async fn docker_config(
         }
         Ok(())
     };
-    asked.await.map_err(refused)?;
+    match asked.await {
+        Err(_) if stop.is_cancelled() => return Err(BakeError::Stopped),
+        asked => asked.map_err(refused)?,
+    }
     Ok(Secret::new(json!({"auths": auths}).to_string()))
 }
 
 /// The registries for which a store has credentials.
 async fn list(accounts: &Accounts, helper: &str, stop: &CancellationToken) -> Result<BTreeSet<String>, String> {
-    let answer = ask(accounts, helper, "list", "", stop).await?;
+    let Some(answer) = ask(accounts, helper, "list", "", stop).await? else { return Ok(BTreeSet::new()) };
     let known: BTreeMap<String, Value> = serde_json::from_slice(answer.expose().as_bytes())
         .map_err(|_| format!("docker-credential-{helper} list answers what is no JSON object"))?;
     Ok(known.into_keys().take(MAX_REGISTRIES).collect())
@@ -101,11 +107,7 @@ async fn get(
     registry: &str,
     stop: &CancellationToken,
 ) -> Result<Option<Value>, String> {
-    let answer = match ask(accounts, helper, "get", registry, stop).await {
-        // In the words of the protocol.
-        Err(message) if message.contains("credentials not found") => return Ok(None),
-        answer => answer?,
-    };
+    let Some(answer) = ask(accounts, helper, "get", registry, stop).await? else { return Ok(None) };
     let Answer { username, secret } = serde_json::from_slice(answer.expose().as_bytes())
         .map_err(|_| format!("docker-credential-{helper} answers what is no credential for {registry}"))?;
     Ok(Some(match username.as_str() {
@@ -114,14 +116,16 @@ async fn get(
     }))
 }
 
-/// Runs a helper: the verb is its argument, the registry its standard input.
+/// Runs a helper: the verb is its argument, the registry its standard input. None when it has no credentials.
+///
+/// What it says when it fails is repeated nowhere: there may be a credential in it, and customers read it.
 async fn ask(
     accounts: &Accounts,
     helper: &str,
     verb: &str,
     input: &str,
     stop: &CancellationToken,
-) -> Result<Secret, String> {
+) -> Result<Option<Secret>, String> {
     let name = format!("docker-credential-{helper}");
     let folder = accounts.credential_helpers.as_deref();
     let folder = folder.ok_or_else(|| format!("{name} is needed, and accounts.credential_helpers is not set"))?;
@@ -133,18 +137,26 @@ async fn ask(
     command.arg(verb).envs(settings::plugin_environment());
     let limits =
         process::Limits { timeout: PATIENCE, silence: PATIENCE, max_output_bytes: MAX_ANSWER, stop: stop.clone() };
-    let (mut answer, mut said) = (Vec::new(), String::new());
-    let ended = process::run(command, input.as_bytes(), &limits, |stream, line| match stream {
-        Stream::Out => answer.extend_from_slice(line),
-        Stream::Err => said = String::from_utf8_lossy(line).into_owned(),
+    let mut answer = Vec::new();
+    let ended = process::run(command, input.as_bytes(), &limits, |stream, line| {
+        if stream == Stream::Out {
+            answer.extend_from_slice(line);
+        }
     })
     .await
     .map_err(|error| error.to_string())?;
-    let answer = String::from_utf8(answer).map_err(|_| format!("{name} answers what is no text"))?;
-    if ended.is_success() {
-        return Ok(Secret::new(answer));
+    let of = if input.is_empty() { String::new() } else { format!(" for {input}") };
+    match ended {
+        Ended::Exited(status) if status.success() => {
+            let answer = String::from_utf8(answer).map_err(|_| format!("{name} answers what is no text"))?;
+            Ok(Some(Secret::new(answer)))
+        }
+        // In the words of the protocol, which come on standard output.
+        Ended::Exited(_) if answer.starts_with(NOT_FOUND) => Ok(None),
+        Ended::Exited(status) => Err(format!("{name} {verb}{of} failed ({status}); run it by hand to see why")),
+        Ended::TooMuchOutput => Err(format!("{name} {verb}{of} answers more than {MAX_ANSWER} bytes")),
+        Ended::TimedOut | Ended::Silent | Ended::Stopped => {
+            Err(format!("{name} {verb}{of} took more than {} s", PATIENCE.as_secs()))
+        }
     }
-    // Errors come on standard output; a credential does so only from a helper that succeeds.
-    let words = [answer.lines().next().unwrap_or_default(), &said].join(" ");
-    Err(format!("{name} {verb} failed: {}", words.trim().chars().take(200).collect::<String>()))
 }

@@ -1,6 +1,6 @@
 //! Keeps build secrets out of what is said of a build: a step may print what it was given.
 
-use crate::event::Event;
+use crate::event::{Event, Step};
 use crate::report::TargetReport;
 use crate::secret::Secret;
 
@@ -33,13 +33,22 @@ impl Mask {
     pub(super) fn event(&self, event: Event) -> Event {
         match event {
             _ if self.0.is_empty() => event,
-            Event::StepOutput { step, line } => Event::StepOutput { step, line: self.text(&line) },
+            Event::StepStarted(step) => Event::StepStarted(self.step(step)),
+            Event::StepOutput { step, line } => Event::StepOutput { step: self.step(step), line: self.text(&line) },
             Event::StepEnded { step, is_cached, took, error } => {
-                Event::StepEnded { step, is_cached, took, error: error.map(|error| self.text(&error)) }
+                let error = error.map(|error| self.text(&error));
+                Event::StepEnded { step: self.step(step), is_cached, took, error }
             }
             Event::Notice(notice) => Event::Notice(self.text(&notice)),
-            other => other,
+            // Nothing of a build's own words is in these.
+            Event::PhaseStarted(_) | Event::PhaseEnded(..) | Event::Fetching { .. } => event,
+            Event::Targets(_) | Event::TargetDone(_) => event,
         }
+    }
+
+    /// A step is called by its command, in which somebody may have written a secret.
+    fn step(&self, step: Step) -> Step {
+        Step { name: self.text(&step.name), ..step }
     }
 
     pub(super) fn report(&self, report: TargetReport) -> TargetReport {

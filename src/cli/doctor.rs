@@ -230,9 +230,9 @@ fn kernel(mode: SandboxMode) -> Finding {
         (None, SandboxMode::Off) => {
             Finding::new("sandbox", Health::Yellow, "switched off, although the kernel could enforce it")
         }
-        (None, _) => Finding::new("sandbox", Health::Green, "Landlock files and TCP ports, seccomp, limits"),
+        (None, _) => Finding::new("sandbox", Health::Green, sandbox::enforced()),
         (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Health::Red, lack),
-        (Some(lack), _) => Finding::new("sandbox", Health::Yellow, lack),
+        (Some(lack), _) => Finding::new("sandbox", Health::Yellow, format!("{lack}: {}", sandbox::enforced())),
     }
 }
 

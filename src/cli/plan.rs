@@ -68,11 +68,18 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
     }))
 }
 
-/// The definition before buildx has resolved it.
+/// The definition before buildx has resolved it; for a file of the repository, which is not fetched, where it lies and
+/// which of its targets are built.
 fn definition(job: &BuildJob) -> anyhow::Result<Value> {
     Ok(match &job.build.recipe {
         Recipe::Application(template) => serde_json::from_str(&define_application(template))?,
         Recipe::Inline(definition) => Value::Object(definition.clone()),
-        Recipe::File(file) => json!(file.path),
+        Recipe::File(file) => {
+            let targets = match job.build.targets.as_slice() {
+                [] => vec!["default".to_owned()],
+                targets => targets.to_vec(),
+            };
+            json!({"file": file.path, "targets": targets})
+        }
     })
 }

@@ -83,7 +83,10 @@ fn make(path: &Path) -> Result<Repository, Failed> {
     }
     let mut options = RepositoryInitOptions::new();
     options.bare(true).external_template(false).mkdir(true);
-    Repository::init_opts(path, &options).map_err(Failed::worker)
+    let repository = Repository::init_opts(path, &options).map_err(Failed::worker)?;
+    // libgit2 tries whether modes can be set by setting one, which the sandbox does not let it.
+    repository.config().and_then(|mut config| config.set_bool("core.filemode", true)).map_err(Failed::worker)?;
+    Ok(repository)
 }
 
 /// Removes what a killed fetch left. Nobody else is in here: we hold the lock.

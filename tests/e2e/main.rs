@@ -14,6 +14,7 @@
 mod bell;
 mod build;
 mod commands;
+mod credentials;
 mod custody;
 mod dockerignore;
 mod engine;

@@ -106,6 +106,10 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
     }
 
     pub fn worker_with(&self, config: &Path, arguments: &[&str]) -> Worker {
+        self.worker_with_variables(config, arguments, &[])
+    }
+
+    pub fn worker_with_variables(&self, config: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Worker {
         let log = self.home.path().join(format!("worker-{}.log", rand_suffix()));
         let out = std::fs::File::create(&log).unwrap();
         let child = sidebake()
@@ -113,6 +117,7 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
             .arg(config)
             .args(arguments)
             .env("SIDEBAKE__LOG__LEVEL", "sidebake=trace,info")
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)
@@ -146,6 +151,27 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
             jobs = self.redis.queue(CALLBACKS).await;
         }
         jobs.iter().map(|job| serde_json::from_str(job).unwrap()).collect()
+    }
+
+    /// Where a text is that should be nowhere: in a log, in Redis, or in a file of the state directory.
+    pub async fn traces_of(&self, text: &str) -> Vec<String> {
+        let mut traces = Vec::new();
+        if self.logs().contains(text) {
+            traces.push("log".to_owned());
+        }
+        let state = self.home.path().join("state");
+        let found = Command::new("grep").args(["-r", "-l", "-a", "-F", "--", text]).arg(state).output().unwrap();
+        traces.extend(String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned));
+        let mut redis = self.redis.connection().await;
+        // A dump is compressed otherwise.
+        redis::cmd("CONFIG").arg(&["SET", "rdbcompression", "no"]).exec_async(&mut redis).await.unwrap();
+        for key in self.redis.keys("*").await {
+            let dump: Option<Vec<u8>> = redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.unwrap();
+            if String::from_utf8_lossy(&dump.unwrap_or_default()).contains(text) {
+                traces.push(key);
+            }
+        }
+        traces
     }
 
     /// Waits until nothing is queued or in flight.

@@ -84,6 +84,58 @@ async fn plan_shows_what_would_run_and_runs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn plan_shows_the_jobs_of_a_repositorys_own_file_and_no_secret() {
+    let afternoon = Afternoon::start();
+    let home = afternoon.home.path();
+    for (directory, name, content) in
+        [("secrets/acme", "npm", "s3cret"), ("registries", "acme.json", r#"{"auths":{"r.example":{"auth":"pa55"}}}"#)]
+    {
+        std::fs::create_dir_all(home.join(directory)).unwrap();
+        std::fs::write(home.join(directory).join(name), content).unwrap();
+    }
+    let more = format!(
+        "accounts.secrets = \"{0}/secrets/{{account}}/{{name}}\"\naccounts.registries = \"{0}/registries/{{account}}.json\"",
+        home.display()
+    );
+    let plan = |field: &str, recipe: Value, targets: Value| -> Value {
+        let mut native = afternoon.native("0123456789abcdef0123456789abcdef01234567");
+        native.as_object_mut().unwrap().remove("application");
+        native[field] = recipe;
+        native["targets"] = targets;
+        let file = home.join("job.json");
+        std::fs::write(&file, json!({"class": "BuildJob", "args": [native]}).to_string()).unwrap();
+        let output = afternoon.run(&["plan", file.to_str().unwrap()], &more);
+        let shown = text(&output);
+        assert!(!shown.contains("s3cret") && !shown.contains("pa55") && !shown.contains("PRIVATE"), "{shown}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{shown}"))
+    };
+    let compose = plan("compose", json!("app/docker-compose.yml"), json!(["web", "db"]));
+    assert_eq!(
+        compose["definition"],
+        json!({"file": "app/docker-compose.yml", "targets": ["web", "db"]}),
+        "{compose:#}"
+    );
+    let bake = plan("bake", json!("docker-bake.hcl"), json!([]));
+    assert_eq!(bake["definition"], json!({"file": "docker-bake.hcl", "targets": ["default"]}), "{bake:#}");
+    let definition = json!({"target": {"vote": {"context": "vote", "secret": [{"id": "npm"}]}}});
+    let inline = plan("definition", definition.clone(), json!(["vote"]));
+    assert_eq!(inline["definition"], definition, "{inline:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_what_of_the_sandbox_the_kernel_has() {
+    let afternoon = Afternoon::start();
+    let line = |mode: &str| {
+        let output = afternoon.run(&["doctor"], &format!("sandbox.mode = \"{mode}\""));
+        text(&output).lines().find(|line| line.contains("sandbox")).unwrap().to_owned()
+    };
+    let required = line("required");
+    assert!(required.starts_with("ok") && required.contains("Landlock ABI "), "{required}");
+    assert!(required.contains("files, TCP ports") && required.contains("seccomp, capabilities, limits"), "{required}");
+    assert!(line("off").starts_with("warn") && line("off").contains("switched off"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn doctor_is_red_when_something_is() {
     let afternoon = Afternoon::start();
     let output = afternoon.run(&["doctor", "--json"], "");

@@ -1,0 +1,163 @@
+//! Registry credentials of an account: what its file says, and what the helpers answer that it names.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+use world::Script;
+
+use crate::afternoon::Afternoon;
+
+/// What no helper may bring into a log, Redis or a callback.
+const PASSWORD: &str = "pa55-of-the-registry";
+
+/// Follows the protocol, and misbehaves for some registries.
+const HELPER: &str = r#"#!/bin/sh
+env >"$(dirname "$0")/environment"
+test -w / && test -r /etc/passwd && echo outside >"$(dirname "$0")/place"
+read -r registry
+case "$1 $registry" in
+  "list "*) echo '{"one.example":"robot","two.example":"robot"}' ;;
+  "get token.example") echo '{"ServerURL":"token.example","Username":"<token>","Secret":"pa55-of-the-registry"}' ;;
+  "get none.example") echo 'credentials not found in native keychain'; exit 1 ;;
+  "get fails.example") echo '{"Username":"robot","Secret":"pa55-of-the-registry"}'; echo "pa55-of-the-registry" >&2; exit 1 ;;
+  "get nonsense.example") echo 'pa55-of-the-registry, is it not?' ;;
+  "get half.example") echo '{"Username":"pa55-of-the-registry"}' ;;
+  "get floods.example") yes pa55-of-the-registry ;;
+  "get hangs.example") echo 'pa55-of-the-registry'; exec sleep 100 ;;
+  "get "*) echo '{"ServerURL":"'"$registry"'","Username":"robot",'; echo '"Secret":"pa55-of-the-registry"}' ;;
+esac
+"#;
+
+struct Desk {
+    afternoon: Afternoon,
+    helpers: PathBuf,
+}
+
+impl Desk {
+    fn open() -> Self {
+        let afternoon = Afternoon::start();
+        let helpers = afternoon.home.path().join("helpers");
+        for directory in [&helpers, &afternoon.home.path().join("registries")] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        for name in ["helpers/docker-credential-fake", "docker-credential-evil"] {
+            let path = afternoon.home.path().join(name);
+            std::fs::write(&path, HELPER).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+        Self { afternoon, helpers }
+    }
+
+    fn settings(&self) -> String {
+        let home = self.afternoon.home.path().display();
+        format!(
+            "accounts.registries = \"{home}/registries/{{account}}.json\"\naccounts.credential_helpers = \"{}\"",
+            self.helpers.display()
+        )
+    }
+
+    /// Puts an account's file in its place, and a job of the account on the queue.
+    async fn push(&self, account: &str, config: &Value) {
+        let file = self.afternoon.home.path().join(format!("registries/{account}.json"));
+        std::fs::write(file, config.to_string()).unwrap();
+        let mut native = self.afternoon.native_of(&format!("{account}/app"));
+        native["callback"]["on"] = json!(["retrying", "finished"]);
+        self.afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    }
+}
+
+fn basic(user: &str) -> Value {
+    json!({"auth": BASE64_STANDARD.encode(format!("{user}:{PASSWORD}"))})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_gets_the_credentials_that_its_accounts_file_and_helpers_have_and_nothing_else() {
+    let desk = Desk::open();
+    let own = json!({"auth": "b3duOm93bg=="});
+    let helpers = |registry: &str| json!({"credHelpers": {registry: "fake"}});
+    let table = [
+        (
+            "plain",
+            json!({"auths": {"r.example": own}, "proxies": {"default": {"httpProxy": "http://p"}}}),
+            json!({"r.example": own}),
+        ),
+        ("helper", helpers("one.example"), json!({"one.example": basic("robot")})),
+        (
+            "store",
+            json!({"credsStore": "fake", "auths": {"r.example": own}}),
+            json!({"one.example": basic("robot"), "two.example": basic("robot"), "r.example": own}),
+        ),
+        ("token", helpers("token.example"), json!({"token.example": {"identitytoken": PASSWORD}})),
+        ("none", helpers("none.example"), json!({})),
+    ];
+    let config = desk.afternoon.config(&desk.settings());
+    let variables = [("REDIS_URL", "redis://:hunter2@nowhere"), ("CLOUD_REGION", "here")];
+    let _worker = desk.afternoon.worker_with_variables(&config, &[], &variables);
+    for (n, (account, file, expected)) in table.iter().enumerate() {
+        desk.push(account, file).await;
+        let report = desk.afternoon.callbacks(n + 1).await.remove(n);
+        assert_eq!(report["status"], "succeeded", "{account}: {report:#}");
+        let run = desk.afternoon.builder.runs().remove(n);
+        let config: Value = serde_json::from_str(&run.docker_config.unwrap()).unwrap();
+        assert_eq!(config, json!({"auths": expected}), "{account}");
+        assert!(!run.env.contains_key("CLOUD_REGION"), "the helper's environment is not the build's");
+    }
+    let environment = std::fs::read_to_string(desk.helpers.join("environment")).unwrap();
+    assert!(environment.contains("CLOUD_REGION=here") && environment.contains("PATH="), "{environment}");
+    assert!(!environment.contains("hunter2") && !environment.contains("SIDEBAKE_"), "{environment}");
+    assert!(desk.helpers.join("place").exists(), "it runs outside of the sandbox");
+    desk.afternoon.idle().await;
+    for secret in [PASSWORD, &BASE64_STANDARD.encode(format!("robot:{PASSWORD}"))] {
+        assert_eq!(desk.afternoon.traces_of(secret).await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
+    let desk = Desk::open();
+    let helper = |registry: &str, name: &str| json!({"credHelpers": {registry: name}});
+    let table = [
+        (
+            "fails",
+            helper("fails.example", "fake"),
+            "docker-credential-fake get for fails.example failed (exit status: 1)",
+        ),
+        ("nonsense", helper("nonsense.example", "fake"), "answers what is no credential for nonsense.example"),
+        ("half", helper("half.example", "fake"), "answers what is no credential for half.example"),
+        ("floods", helper("floods.example", "fake"), "answers more than 262144 bytes"),
+        ("missing", helper("a.example", "nobody"), "docker-credential-nobody could not be started"),
+        ("slash", helper("a.example", "x/../../docker-credential-evil"), "is not the name of a credential helper"),
+        ("dots", helper("a.example", ".."), "is not the name of a credential helper"),
+        ("text", json!("credHelpers"), "expected a docker config.json"),
+        ("hangs", helper("hangs.example", "fake"), "docker-credential-fake get for hangs.example took more than 15 s"),
+    ];
+    let _worker = desk.afternoon.worker_with(&desk.afternoon.config(&desk.settings()), &["-c", "10"]);
+    for (account, file, _) in &table {
+        desk.push(account, file).await;
+    }
+    let reports = desk.afternoon.callbacks(table.len()).await;
+    for (account, _, words) in &table {
+        let report = reports.iter().find(|report| report["repository"] == format!("{account}/app")).unwrap();
+        let message = report["message"].as_str().unwrap();
+        assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("worker_failed")), "{report:#}");
+        assert!(message.contains(words) && message.contains(&format!("registries/{account}.json")), "{message}");
+    }
+    assert_eq!(desk.afternoon.traces_of(PASSWORD).await, Vec::<String>::new());
+    assert!(desk.afternoon.builder.runs().is_empty());
+    assert!(!desk.afternoon.home.path().join("environment").exists(), "no program outside of the directory is run");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_helper_needs_a_directory_in_the_configuration() {
+    let desk = Desk::open();
+    let settings = desk.settings();
+    let _worker = desk.afternoon.worker(settings.lines().next().unwrap());
+    desk.push("acme", &json!({"credsStore": "fake"})).await;
+    let report = desk.afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["reason"], "worker_failed");
+    assert!(report["message"].as_str().unwrap().contains("accounts.credential_helpers is not set"), "{report:#}");
+}

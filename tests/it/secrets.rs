@@ -1,0 +1,273 @@
+//! Build secrets and credentials of many accounts at once, and that no secret of anybody is ever seen where it should not be.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use world::{Run, Script, Step};
+
+use crate::afternoon::Afternoon;
+
+/// Files of secrets and credentials, by account and trust, and the settings that lead to them.
+fn store(afternoon: &Afternoon, files: &[(&str, &str)]) -> String {
+    let home = afternoon.home.path();
+    for (path, content) in files {
+        let path = home.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    let home = home.display();
+    format!(
+        "accounts.registries = \"{home}/registries/{{account}}/{{trust}}.json\"\n\
+         accounts.secrets = \"{home}/secrets/{{account}}/{{trust}}/{{name}}\"\n"
+    )
+}
+
+fn credentials(password: &str) -> String {
+    json!({"auths": {"r.example": {"auth": password}}}).to_string()
+}
+
+fn secret_file(run: &Run) -> Option<String> {
+    run.definition["target"]["vote"]["secret"][0]["src"].as_str().map(str::to_owned)
+}
+
+/// Reads its secret and the directories of all jobs, and then takes a while.
+fn looks() -> Script {
+    Script::new(|run| {
+        let Some(file) = secret_file(run) else { return vec![Step::Exit(0)] };
+        let jobs = Path::new(&file).ancestors().nth(3).unwrap().to_owned();
+        vec![Step::Read(file.into()), Step::Read(jobs), Step::WaitMs(400), Step::Exit(0)]
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_16_accounts_at_once_each_build_has_its_own_secrets_and_credentials() {
+    let afternoon = Afternoon::start();
+    afternoon.builder.script_for_the_rest(looks());
+    let accounts: Vec<String> = (0..16).map(|n| format!("acme{n}")).collect();
+    let mut settings = String::new();
+    for account in &accounts {
+        let (secret, password) = (format!("secret of {account}."), credentials(&format!("password-of-{account}.")));
+        let files = [
+            (format!("secrets/{account}/branch/npm"), secret),
+            (format!("registries/{account}/branch.json"), password),
+        ];
+        settings = store(&afternoon, &files.each_ref().map(|(path, content)| (path.as_str(), content.as_str())));
+        let mut native = afternoon.native_of(&format!("{account}/app"));
+        native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    }
+    let _worker = afternoon.worker_with(&afternoon.config(&settings), &["-c", "16"]);
+    for report in afternoon.callbacks(16).await {
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+    }
+    assert!(afternoon.builder.most_at_once() >= 4, "{} at once", afternoon.builder.most_at_once());
+    let mut seen = BTreeMap::new();
+    for run in afternoon.builder.runs() {
+        // The working directory ends with account, owner and name.
+        let account = run.cwd.iter().nth_back(2).unwrap().to_str().unwrap().to_owned();
+        let found = |n: usize| (run.reports[n].found.clone(), run.reports[n].errno);
+        assert_eq!(found(0), (Some(format!("secret of {account}.")), None));
+        assert_eq!(found(1), (None, Some(libc::EACCES)), "other jobs' directories");
+        assert_eq!(run.docker_config, Some(credentials(&format!("password-of-{account}."))));
+        seen.insert(account, secret_file(&run).unwrap());
+    }
+    assert_eq!(seen.keys().collect::<Vec<_>>().len(), 16);
+    afternoon.idle().await;
+    assert!(seen.values().all(|file| !Path::new(file).exists()), "a secret outlives its job");
+    for text in ["secret of acme", "password-of-acme"] {
+        assert_eq!(afternoon.traces_of(text).await, Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trust_chooses_the_secret_and_a_fork_gets_none() {
+    let afternoon = Afternoon::start();
+    afternoon.builder.script_for_the_rest(looks());
+    let mut settings = store(
+        &afternoon,
+        &[
+            ("secrets/acme/branch/npm", "for branches"),
+            ("secrets/acme/protected/npm", "for releases"),
+            ("secrets/acme/fork/npm", "for nobody"),
+            ("registries/acme/protected.json", &credentials("releases")),
+        ],
+    );
+    settings += "accounts.secret_variables = { \"acme/sentry\" = \"SENTRY\", \"*/sentry\" = \"OTHERS\" }\n";
+    let variables = [("SENTRY", "of acme"), ("OTHERS", "of others")];
+    let config = afternoon.config(&settings);
+    let _worker = afternoon.worker_with_variables(&config, &[], &variables);
+    let (_, sha) = afternoon.voting_app();
+    let table = [
+        ("branch", "npm", Some("for branches"), "{}"),
+        ("protected", "npm", Some("for releases"), &credentials("releases")),
+        ("fork", "npm", None, "{}"),
+        ("protected", "sentry", Some("of acme"), &credentials("releases")),
+        ("fork", "sentry", None, "{}"),
+    ];
+    for (n, (trust, name, secret, docker_config)) in table.iter().enumerate() {
+        let mut native = afternoon.native(&sha);
+        native["trust"] = json!(trust);
+        native["application"]["images"][0]["secrets"] = json!([{"id": "x", "from": name}]);
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let report = afternoon.callbacks(n + 1).await.remove(n);
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+        let run = afternoon.builder.runs().remove(n);
+        let found = run.reports.first().and_then(|report| report.found.as_deref());
+        assert_eq!((found, run.docker_config.as_deref()), (*secret, Some(*docker_config)), "{trust} {name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
+    let afternoon = Afternoon::start();
+    let large = "hunter2 ".repeat(70_000);
+    let mut settings = store(&afternoon, &[("secrets/acme/branch/large", &large)]);
+    std::fs::create_dir(afternoon.home.path().join("secrets/acme/branch/directory")).unwrap();
+    std::fs::write(afternoon.home.path().join("secrets/acme/branch/binary"), b"hunter2 \xff\xfe").unwrap();
+    settings += "accounts.secret_variables = { \"acme/unset\" = \"NOT_THERE\" }\n";
+    let _worker = afternoon.worker(&settings);
+    let (_, sha) = afternoon.voting_app();
+    let table = [
+        ("large", "worker_failed", "the build secret large: ", "is larger than 512000 bytes"),
+        ("directory", "worker_failed", "the build secret directory: ", "Is a directory"),
+        ("binary", "worker_failed", "the build secret binary: ", "valid UTF-8"),
+        ("unset", "worker_failed", "the build secret unset: ", "the variable NOT_THERE is not set"),
+        ("nobodys", "policy_refused", "target.vote.secret[0]: ", "no secret \"nobodys\" is granted to acme"),
+    ];
+    for (n, (name, reason, which, words)) in table.iter().enumerate() {
+        let mut native = afternoon.native(&sha);
+        native["callback"]["on"] = json!(["retrying", "finished"]);
+        native["application"]["images"][0]["secrets"] = json!([{"id": name}]);
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let report = afternoon.callbacks(n + 1).await.remove(n);
+        let message = report["message"].as_str().unwrap();
+        assert_eq!(report["reason"], *reason, "{report:#}");
+        assert!(message.contains(which) && message.contains(words), "{message}");
+    }
+    assert!(afternoon.builder.runs().is_empty());
+    assert_eq!(afternoon.traces_of("hunter2").await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_git_token_needs_the_host_that_it_is_for() {
+    let afternoon = Afternoon::start();
+    afternoon.builder.script_for_the_rest(looks());
+    let settings = store(
+        &afternoon,
+        &["GIT_AUTH_TOKEN", "GIT_AUTH_TOKEN.git.example", "GIT_AUTH_HEADER.git.example"]
+            .map(|name| (format!("secrets/acme/branch/{name}"), "for git"))
+            .each_ref()
+            .map(|(path, content)| (path.as_str(), *content)),
+    );
+    let _worker = afternoon.worker(&settings);
+    let (_, sha) = afternoon.voting_app();
+    let in_template = |id: &str| {
+        let mut native = afternoon.native(&sha);
+        native["application"]["images"][0]["secrets"] = json!([{"id": id}]);
+        native
+    };
+    let inline = |id: &str| {
+        let mut native = afternoon.native(&sha);
+        native.as_object_mut().unwrap().remove("application");
+        let target = json!({"context": "vote", "tags": ["registry.example/acme/vote:1"], "secret": [{"id": id}]});
+        native["definition"] = json!({"target": {"vote": target}});
+        native["targets"] = json!(["vote"]);
+        native
+    };
+    let refused = "GIT_AUTH_TOKEN would go to any git host";
+    let table = [
+        (in_template("GIT_AUTH_TOKEN"), Some("invalid_arguments")),
+        (inline("GIT_AUTH_TOKEN"), Some("policy_refused")),
+        (in_template("GIT_AUTH_TOKEN.git.example"), None),
+        (in_template("GIT_AUTH_HEADER.git.example"), None),
+        (inline("GIT_AUTH_TOKEN.git.example"), None),
+    ];
+    for (n, (native, reason)) in table.iter().enumerate() {
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let report = afternoon.callbacks(n + 1).await.remove(n);
+        assert_eq!(report["reason"], json!(reason), "{n}: {report:#}");
+        assert!(reason.is_none() || report["message"].as_str().unwrap().contains(refused), "{report:#}");
+    }
+    for run in afternoon.builder.runs() {
+        let id = run.definition["target"]["vote"]["secret"][0]["id"].as_str().unwrap();
+        assert!(id.ends_with(".git.example"), "{id}");
+        assert_eq!(run.reports[0].found.as_deref(), Some("for git"));
+    }
+    assert_eq!(afternoon.builder.runs().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_arguments() {
+    const REDIS: &str = "pa55-of-redis";
+    const REGISTRY: &str = "cGE1NS1vZi10aGUtcmVnaXN0cnk=";
+    const SECRET: &str = "s3cret-of-the-build";
+    let afternoon = Afternoon::start();
+    let mut redis = afternoon.redis.connection().await;
+    let user = ["SETUSER", "sidebake", "on", &format!(">{REDIS}"), "~*", "&*", "+@all"];
+    redis::cmd("ACL").arg(&user).exec_async(&mut redis).await.unwrap();
+    let settings = store(
+        &afternoon,
+        &[("secrets/acme/branch/npm", SECRET), ("registries/acme/branch.json", &credentials(REGISTRY))],
+    );
+    let url = format!("redis://sidebake:{REDIS}@127.0.0.1:{}/0", afternoon.redis.port());
+    let variables = [("SIDEBAKE__REDIS__URL", url.as_str()), ("SIDEBAKE__LOG__LEVEL", "trace")];
+    let config = afternoon.config(&settings);
+    let worker = afternoon.worker_with_variables(&config, &[], &variables);
+    let (_, sha) = afternoon.voting_app();
+    let said = format!("npm was given {SECRET} and did not like it");
+    let scripts = [
+        Script::success(&["vote"]).held(),
+        Script::fails_step("vote", &format!("npm login {SECRET}"), 2, &said),
+        Script::steps(vec![Step::Stderr(format!("ERROR: failed to solve: {said}\n")), Step::Exit(1)]),
+        Script::steps(vec![Step::Stderr(format!("{said}\n{{\"vertexes\":[{{\"name\":\"{said}\"}}\n")), Step::Exit(1)]),
+        Script::loses_builder(),
+    ];
+    let app_key = std::fs::read_to_string(afternoon.home.path().join("app.pem")).unwrap();
+    let app_key = app_key.lines().nth(5).unwrap().to_owned();
+    for (n, script) in scripts.iter().enumerate() {
+        afternoon.builder.script(script.clone());
+        let mut native = afternoon.native(&sha);
+        native["callback"]["on"] = json!(["retrying", "finished"]);
+        native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        if n == 0 {
+            afternoon.until("it bakes", async || afternoon.builder.running() == 1).await;
+            let tokens: Vec<String> = afternoon.github.tokens().all().into_iter().map(|(token, _)| token).collect();
+            let all = [tokens[0].as_str(), &app_key, REDIS, REGISTRY, SECRET];
+            let children: Vec<u32> = worker.processes().into_iter().filter(|id| *id != worker.pid()).collect();
+            assert!(!children.is_empty());
+            for child in children {
+                for name in ["cmdline", "environ"] {
+                    let text = std::fs::read(format!("/proc/{child}/{name}")).unwrap();
+                    let text = String::from_utf8_lossy(&text);
+                    assert!(all.iter().all(|secret| !text.contains(secret)), "{name} of a child: {text}");
+                }
+            }
+            // Two have to be there, each in one file that nobody else can read.
+            for (secret, place) in [(SECRET, "/secrets/0"), (REGISTRY, "/solve/docker/config.json")] {
+                let traces = afternoon.traces_of(secret).await;
+                assert!(traces.len() == 1 && traces[0].ends_with(place), "{traces:?}");
+                use std::os::unix::fs::MetadataExt;
+                assert_eq!(std::fs::metadata(&traces[0]).unwrap().mode() & 0o777, 0o600);
+            }
+            afternoon.builder.release();
+        }
+        let report = afternoon.callbacks(n + 1).await.remove(n);
+        assert_eq!(report["status"] == "succeeded", n == 0, "{report:#}");
+        assert!(!report.to_string().contains(SECRET), "{report:#}");
+        if n == 1 || n == 2 {
+            assert!(report.to_string().contains("***"), "what it said is told without the secret: {report:#}");
+        }
+    }
+    afternoon
+        .until("nothing is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.is_empty())
+        .await;
+    assert!(worker.log().contains("TRACE"), "the log tells all that there is");
+    let tokens = afternoon.github.tokens().all().into_iter().map(|(token, _)| token);
+    for secret in tokens.chain([app_key, REDIS.into(), REGISTRY.into(), SECRET.into()]) {
+        assert_eq!(afternoon.traces_of(&secret).await, Vec::<String>::new(), "{secret}");
+    }
+    let jobs: Vec<Value> = afternoon.callback_jobs(scripts.len()).await;
+    assert_eq!(jobs.len(), scripts.len());
+}

@@ -1,0 +1,260 @@
+//! What each kind of child can get at: all that `sandbox-probe` tries, in the sandboxes that the product makes.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::afternoon::{Afternoon, Worker, sidebake};
+
+/// A line for each attempt: what it is, which wall is in its way, and how it ends in each kind of child.
+const TABLE: &str = include_str!("walls.txt");
+
+const KINDS: [&str; 4] = ["source", "print", "solve", "unix"];
+
+/// Attempts and how they ended, in their order.
+type Outcomes = Vec<(String, String)>;
+
+struct Prison {
+    afternoon: Afternoon,
+    worker: Worker,
+    sibling: Child,
+    _listeners: [UnixListener; 2],
+    /// On the allowed ports of another host.
+    _elsewhere: [TcpListener; 2],
+    abstract_socket: String,
+}
+
+impl Prison {
+    fn build(binary: &Path) -> Self {
+        let afternoon = Afternoon::start();
+        let home = afternoon.home.path();
+        let installed = home.join("docker-buildx");
+        std::fs::remove_file(&installed).unwrap();
+        assert!(Command::new("cp").arg(binary).arg(&installed).status().unwrap().success());
+        std::fs::write(home.join("program"), "no program").unwrap();
+        assert!(Command::new("chmod").arg("755").arg(home.join("program")).status().unwrap().success());
+        for directory in ["state/run/other/0/secrets", "state/mirrors/host/7/repository.git"] {
+            std::fs::create_dir_all(home.join(directory)).unwrap();
+        }
+        std::fs::write(home.join("state/run/other/0/secrets/0"), "hunter2").unwrap();
+        let socket = home.join("engine.sock");
+        let more = format!(
+            "sandbox.registry_ports = [{}]\nbuilders.local = {{ driver = \"docker\", endpoint = \"unix://{}\" }}",
+            afternoon.builder.port(),
+            socket.display()
+        );
+        let abstract_socket = format!("sidebake-{}", home.file_name().unwrap().to_str().unwrap());
+        let name = SocketAddr::from_abstract_name(&abstract_socket).unwrap();
+        let listeners = [UnixListener::bind(socket).unwrap(), UnixListener::bind_addr(&name).unwrap()];
+        let elsewhere = [afternoon.builder.port(), afternoon.git.port()]
+            .map(|port| TcpListener::bind(("127.0.0.2", port)).unwrap());
+        let worker = afternoon.worker(&more);
+        let sibling = Command::new("sleep").arg("1000").spawn().unwrap();
+        Self { afternoon, worker, sibling, _listeners: listeners, _elsewhere: elsewhere, abstract_socket }
+    }
+
+    fn ground(&self, stage: &str, allowed_port: u16) -> Value {
+        let home = self.afternoon.home.path();
+        json!({
+            "stage": stage, "key": home.join("app.pem"), "configuration": home.join("sidebake.toml"),
+            "other_job": home.join("state/run/other/0"), "other_mirror": home.join("state/mirrors/host/7/repository.git"),
+            "program": home.join("program"), "worker": self.worker.pid(), "sibling": self.sibling.id(),
+            "allowed_port": allowed_port, "refused_port": self.afternoon.redis.port(), "socket": home.join("engine.sock"),
+            "abstract_socket": self.abstract_socket, "variable": "SIDEBAKE__LOG__LEVEL", "loader_is_given": false, "inherited": inherited(),
+        })
+    }
+
+    /// In the place of docker-buildx, in the sandbox that the worker makes for it.
+    async fn as_buildx(&self, stage: &str, builder: &str) -> Outcomes {
+        let mut ground = self.ground(stage, self.afternoon.builder.port());
+        ground["source"] = json!("Dockerfile");
+        if stage == "solve" {
+            // It is not there yet, but its place is known: the first job has directory 0, the next one 1.
+            let job = self.run_directory().join("0/tree/voting-app/vote/Dockerfile");
+            ground["source"] = json!(job);
+        } else {
+            ground["source"] = json!("vote/Dockerfile");
+        }
+        let files = [("vote/Dockerfile", "FROM base"), ("vote/ground.json", &ground.to_string())];
+        let sha = self.afternoon.git.repository("acme/voting-app").commit(&files);
+        let mut native = self.afternoon.native(&sha);
+        native["builder"] = json!(builder);
+        self.afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        self.table(&self.run_directory().join(format!("0/{stage}/tmp/table"))).await
+    }
+
+    fn run_directory(&self) -> PathBuf {
+        let runs = std::fs::read_dir(self.afternoon.home.path().join("state/run")).unwrap().flatten();
+        let mut runs = runs.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.ends_with("other"));
+        runs.next().expect("the worker has started")
+    }
+
+    async fn table(&self, path: &Path) -> Outcomes {
+        let read = || std::fs::read_to_string(path).unwrap_or_default();
+        self.afternoon.until("the probe is through", async || read().ends_with("end\n")).await;
+        let lines = read();
+        let pairs = lines.lines().filter_map(|line| line.split_once(": "));
+        pairs.map(|(name, outcome)| (name.to_owned(), outcome.to_owned())).collect()
+    }
+
+    /// The sandbox of a source child, as it is while one fetches.
+    async fn source_sandbox(&self) -> Value {
+        let (_, sha) = self.afternoon.voting_app();
+        self.afternoon.git.faults().delay("/acme", std::time::Duration::from_secs(2));
+        self.afternoon.redis.push("default", "BuildJob", json!([self.afternoon.native(&sha)])).await;
+        self.afternoon.until("a child", async || !self.worker.source_children().is_empty()).await;
+        let child = self.worker.source_children()[0];
+        let command_line = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap();
+        serde_json::from_str(command_line.split('\0').nth(2).unwrap()).unwrap()
+    }
+
+    /// The probe in this sandbox, which lets it start and is the same but for that.
+    async fn inside(&self, mut sandbox: Value) -> Outcomes {
+        let own = sandbox["write"][0].as_str().unwrap().to_owned();
+        let own = if own == "/" { self.afternoon.home.path().join("own") } else { own.into() };
+        let table = own.join("table");
+        std::fs::create_dir_all(&own).unwrap();
+        let _ = std::fs::remove_file(&table);
+        let mut ground = self.ground("", self.afternoon.git.port());
+        ground["own"] = json!(own);
+        ground["loader_is_given"] = json!(true);
+        let file = self.afternoon.home.path().join("ground.json");
+        std::fs::write(&file, ground.to_string()).unwrap();
+        sandbox["read"].as_array_mut().unwrap().push(json!(file));
+        let execute = sandbox["execute"].as_array_mut().unwrap();
+        execute.extend([json!(probe()), json!("/lib64/ld-linux-x86-64.so.2"), json!("/lib/ld-linux-aarch64.so.1")]);
+        let mut child = sidebake()
+            .args(["sandboxed-exec", &sandbox.to_string(), &std::process::id().to_string()])
+            .args([&probe(), &file, &table])
+            .env_clear()
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let outcomes = self.table(&table).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        outcomes
+    }
+}
+
+impl Drop for Prison {
+    fn drop(&mut self) {
+        let _ = self.sibling.kill();
+        let _ = self.sibling.wait();
+    }
+}
+
+/// Descriptors of this process that every program started from it gets: those of whoever started the tests.
+fn inherited() -> Vec<u32> {
+    const CLOEXEC: u32 = 0o2_000_000;
+    let is_for_all = |number: &u32| {
+        let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        let flags = about.lines().find_map(|line| line.strip_prefix("flags:"));
+        flags.is_some_and(|flags| u32::from_str_radix(flags.trim(), 8).unwrap() & CLOEXEC == 0)
+    };
+    let names = std::fs::read_dir("/proc/self/fd").unwrap().flatten().map(|entry| entry.file_name());
+    names.filter_map(|name| name.to_str()?.parse().ok()).filter(is_for_all).collect()
+}
+
+fn probe() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_sidebake")).with_file_name("sandbox-probe")
+}
+
+/// The lines of the table: attempt, wall, an outcome for each kind.
+fn table() -> Vec<Vec<&'static str>> {
+    let lines = TABLE.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines.map(|line| line.split('|').map(str::trim).collect()).collect()
+}
+
+/// From this version on Landlock knows of abstract Unix sockets and signals.
+fn landlock_version(afternoon: &Afternoon) -> u32 {
+    let output = afternoon.run(&["doctor", "--json"], "");
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let sandbox = findings.iter().find(|finding| finding["name"] == "sandbox").unwrap();
+    let detail = sandbox["detail"].as_str().unwrap();
+    let version = detail.strip_prefix("Landlock ABI ").and_then(|rest| rest.split(' ').next());
+    version.unwrap_or_else(|| panic!("{detail}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_attempt_to_get_out_ends_in_each_kind_of_child_as_the_table_says() {
+    let mut found: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
+    let mut attempts: Vec<String> = Vec::new();
+    for kind in KINDS {
+        let prison = Prison::build(&probe());
+        prison.afternoon.until("the worker has started", async || prison.started()).await;
+        let outcomes = match kind {
+            "source" => {
+                let sandbox = prison.source_sandbox().await;
+                prison.inside(sandbox).await
+            }
+            "print" => prison.as_buildx("print", "default").await,
+            "solve" => prison.as_buildx("solve", "default").await,
+            _ => prison.as_buildx("solve", "local").await,
+        };
+        // A solve tries all that there is.
+        attempts = outcomes.iter().map(|(attempt, _)| attempt.clone()).collect();
+        found.insert(kind, outcomes.into_iter().collect());
+    }
+    let cell = |kind: &str, attempt: &str| found[kind].get(attempt).map_or("-", String::as_str).to_owned();
+    let line = |attempt: &String| {
+        let cells: Vec<String> = KINDS.iter().map(|kind| cell(kind, attempt)).collect();
+        format!("{attempt} | {}", cells.join(" | "))
+    };
+    let found: Vec<String> = attempts.iter().map(line).collect();
+    let expected: Vec<String> = table().iter().map(|line| format!("{} | {}", line[0], line[2..].join(" | "))).collect();
+    let lacking = |of: &[String], other: &[String]| -> String {
+        of.iter().filter(|line| !other.contains(line)).map(|line| format!("\n  {line}")).collect()
+    };
+    assert!(found == expected, "found:{}\nexpected:{}", lacking(&found, &expected), lacking(&expected, &found));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_wall_an_attempt_has_another_end() {
+    let prison = Prison::build(&probe());
+    prison.afternoon.until("the worker has started", async || prison.started()).await;
+    let sandbox = prison.source_sandbox().await;
+    let mut off = sandbox.clone();
+    off["enforcement"] = json!("Off");
+    let mut wide = sandbox;
+    for right in ["read", "write", "execute"] {
+        wide[right] = json!(["/"]);
+    }
+    wide["sockets"] = json!({"Tcp": [prison.afternoon.git.port(), prison.afternoon.redis.port()]});
+    let (off, wide) = (prison.inside(off).await, prison.inside(wide).await);
+    let (off, wide): (BTreeMap<_, _>, BTreeMap<_, _>) = (off.into_iter().collect(), wide.into_iter().collect());
+    let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
+    let mut wrong = Vec::new();
+    for line in table() {
+        let [attempt, wall, with, ..] = line[..] else { panic!("{line:?}") };
+        let (Some(off), Some(wide)) = (off.get(attempt), wide.get(attempt)) else { continue };
+        let is_right = match wall {
+            // Without their rules, with everything else.
+            "Landlock files" | "Landlock ports" => wide != with,
+            "Landlock always" | "seccomp" | "no_new_privs" => wide == with && off != with,
+            "capabilities" => wide == with && (off != with || !is_root),
+            // Root with all its capabilities may raise them, so not without walls.
+            "limits" => wide == with,
+            "environment" | "kernel" | "nothing" => off == with,
+            other => panic!("{other:?} is no wall"),
+        };
+        if !is_right {
+            wrong.push(format!("{attempt}: {with} by {wall}; {wide} without Landlock's rules, {off} without walls"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(landlock_version(&prison.afternoon) >= 4);
+}
+
+impl Prison {
+    fn started(&self) -> bool {
+        let runs = std::fs::read_dir(self.afternoon.home.path().join("state/run")).into_iter().flatten().flatten();
+        runs.filter(|entry| entry.path().is_dir()).count() == 2
+    }
+}
