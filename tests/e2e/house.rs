@@ -175,21 +175,26 @@ sandbox.registry_ports = [{port}]
 
     /// The tree of `main` without a `.git`, where the worker would put it in a job's directory; for control runs.
     pub fn check_out(&self, repository: &str) -> PathBuf {
-        let tree = self.home.path().join("control");
+        let tree = self.home.path().join(format!("control-{repository}"));
         std::fs::create_dir(&tree).unwrap();
         let repository = self.git.repository(&format!("acme/{repository}"));
         repository.git(&["--work-tree", tree.to_str().unwrap(), "checkout", "--force", "main", "--", "."]);
         tree
     }
 
-    /// Runs the real `docker-buildx` as a careless worker would: unpoliced, with the machine's PATH.
+    /// Runs the real `docker-buildx` as a careless worker would.
     pub fn bare_bake(&self, tree: &Path, definition: &Value) -> Output {
         let file = self.home.path().join("bare-bake.json");
         std::fs::write(&file, definition.to_string()).unwrap();
+        self.bare_buildx(tree).args(["bake", "--progress", "rawjson", "--file"]).arg(file).output().unwrap()
+    }
+
+    /// The real `docker-buildx` in a directory: unpoliced, with the machine's PATH.
+    pub fn bare_buildx(&self, directory: &Path) -> Command {
         let mut buildx = Command::new(&self.engine.buildx);
         buildx.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
-        buildx.envs(self.engine.environment()).current_dir(tree).stdin(Stdio::null());
-        buildx.args(["bake", "--progress", "rawjson", "--file"]).arg(file).output().unwrap()
+        buildx.envs(self.engine.environment()).current_dir(directory).stdin(Stdio::null());
+        buildx
     }
 
     /// Enqueues a build with the worker of `more` running, and returns the report of its callback.

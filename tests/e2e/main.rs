@@ -24,6 +24,7 @@ mod hostile_repository;
 mod house;
 mod judged;
 mod make;
+mod ordinary;
 mod processes;
 mod registry;
 mod repository_file;

@@ -21,6 +21,14 @@ pub async fn digest(reference: &str) -> Option<String> {
     Some(answer.headers()["docker-content-digest"].to_str().unwrap().to_owned())
 }
 
+/// The digest of the image itself, that of its manifest. Beside it in an index is what attests how it was built, and when.
+pub async fn image_digest(reference: &str) -> Option<String> {
+    let digest = digest(reference).await?;
+    let (repository, tag) = split(reference);
+    let found = json(ask(Method::GET, &repository, &format!("manifests/{tag}")).await).await;
+    Some(found["manifests"][0]["digest"].as_str().map_or(digest, str::to_owned))
+}
+
 /// A text file of an image, from the uppermost layer that has it.
 pub async fn file(reference: &str, path: &str) -> Option<String> {
     let (repository, _) = split(reference);

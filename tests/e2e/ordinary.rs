@@ -1,0 +1,208 @@
+//! Twelve definitions in the styles of public projects, `tests/fixtures/ordinary`: they build without a change, and what
+//! they make is what bare buildx makes of them.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::house::{House, target, text};
+use crate::registry;
+
+/// What the fixtures stand on; the engine has its own.
+const BASE_IMAGE: &str = "registry.example/base:1";
+
+/// One of them, and the job that builds it.
+struct Ordinary {
+    directory: &'static str,
+    file: &'static str,
+    targets: &'static [&'static str],
+    variables: &'static [(&'static str, &'static str)],
+    /// The targets whose images are pushed.
+    images: &'static [&'static str],
+}
+
+const ALL: [Ordinary; 12] = [
+    Ordinary {
+        directory: "voting",
+        file: "docker-compose.yml",
+        targets: &["vote", "result", "worker"],
+        variables: &[],
+        images: &["result", "vote", "worker"],
+    },
+    Ordinary {
+        directory: "selfhosted",
+        file: "docker-compose.yml",
+        targets: &[],
+        variables: &[],
+        images: &["cleanup", "cron", "web"],
+    },
+    Ordinary {
+        directory: "social",
+        file: "docker-compose.yml",
+        targets: &[],
+        variables: &[],
+        images: &["sidekiq", "streaming", "web"],
+    },
+    Ordinary {
+        directory: "web",
+        file: "compose.yaml",
+        targets: &[],
+        variables: &[("SERVER_NAME", "shop.example")],
+        images: &["mailer", "php", "pwa"],
+    },
+    Ordinary { directory: "inline", file: "compose.yml", targets: &[], variables: &[], images: &["backup", "proxy"] },
+    Ordinary {
+        directory: "services",
+        file: "docker-compose.yml",
+        targets: &["ads", "cart", "web_admin", "web_shop"],
+        variables: &[("BUILD_NUMBER", "7")],
+        images: &["ads", "cart", "web_admin", "web_shop"],
+    },
+    Ordinary { directory: "addons", file: "compose.yaml", targets: &[], variables: &[], images: &["addon", "aws"] },
+    Ordinary {
+        directory: "monorepo",
+        file: "deploy/docker/docker-compose.yml",
+        targets: &["api", "jobs"],
+        variables: &[("TAG", "1.4")],
+        images: &["api", "jobs"],
+    },
+    Ordinary {
+        directory: "cli",
+        file: "docker-bake.hcl",
+        targets: &["default", "release"],
+        variables: &[("VERSION", "1.4")],
+        images: &["image"],
+    },
+    Ordinary {
+        directory: "images",
+        file: "docker-bake.hcl",
+        targets: &[],
+        variables: &[("BUILD_ID", "7")],
+        images: &["php-8-2-cli", "php-8-2-fpm", "php-8-3-cli", "php-8-3-fpm", "tool-jq", "tool-yq"],
+    },
+    Ordinary {
+        directory: "shop",
+        file: "build/docker-bake.json",
+        targets: &[],
+        variables: &[("TAG", "1.4")],
+        images: &["app-api", "app-scheduler", "web"],
+    },
+    Ordinary {
+        directory: "platform",
+        file: "bake/images.hcl",
+        targets: &[],
+        variables: &[("SERVICES", "gateway,billing")],
+        images: &["certificates", "svc-billing", "svc-gateway"],
+    },
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ordinary_files_build_without_a_change_and_become_the_images_that_bare_buildx_makes() {
+    let house = House::open();
+    let _worker = house.worker(&format!("[accounts]\ntags = [\"{}\"]\n", house.reference("{target}", "{sha}")));
+    let mut jobs = Vec::new();
+    for ordinary in &ALL {
+        let sha = commit(&house, ordinary);
+        let jid = house.redis.push("default", "BuildJob", json!([ordinary.job(&house, &sha)])).await;
+        jobs.push((ordinary, sha, jid));
+    }
+    for (ordinary, sha, jid) in jobs {
+        let report = house.report(&jid).await;
+
+        let name = ordinary.directory;
+        assert_eq!(report["status"], "succeeded", "{name}: {report:#}\n{}", house.logs());
+        assert_eq!(pushed(&report), ordinary.images, "{name}: {report:#}");
+        only_references_were_replaced(&report);
+        ordinary.bake_bare(&house, &sha);
+        for image in ordinary.images {
+            let (ours, bare) = (house.reference(image, &sha), house.reference(&format!("bare/{image}"), &sha));
+            assert_eq!(
+                target(&report, image)["digest"].as_str(),
+                registry::digest(&ours).await.as_deref(),
+                "{name}: {image}"
+            );
+            // The digest of a manifest has those of the configuration and of all layers in it. bare buildx finds the steps
+            // in the cache when they are the same; otherwise the files that they make have other times.
+            let [ours, bare] = [registry::image_digest(&ours).await, registry::image_digest(&bare).await];
+            assert!(ours.is_some() && ours == bare, "{name}: {image} is {ours:?}, and bare buildx makes {bare:?}");
+        }
+    }
+    house.nothing_is_left().await;
+}
+
+impl Ordinary {
+    fn job(&self, house: &House, sha: &str) -> Value {
+        let mut native = house.native(self.directory, sha, &[]);
+        native.as_object_mut().unwrap().remove("application");
+        let is_compose =
+            Path::new(self.file).extension().is_some_and(|extension| extension == "yml" || extension == "yaml");
+        native[if is_compose { "compose" } else { "bake" }] = json!(self.file);
+        native["targets"] = json!(self.targets);
+        native["variables"] = self.variables.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+        native
+    }
+
+    /// The same checkout under the real buildx with nothing around it. What a worker decides is said in its place: names,
+    /// caches, and that images are pushed.
+    fn bake_bare(&self, house: &House, sha: &str) {
+        let tree = house.check_out(self.directory);
+        let file = tree.join(self.file);
+        // As `docker buildx bake` is called: a compose file in its directory, a bake file from the root.
+        let directory = if self.file.ends_with("ml") { file.parent().unwrap() } else { &tree };
+        let mut buildx = house.bare_buildx(directory);
+        buildx.args(["bake", "--progress", "plain", "--allow", "fs=*", "--file"]).arg(&file).args(self.targets);
+        buildx.args(["--set", "*.cache-from=", "--set", "*.cache-to="]).envs(self.variables.iter().copied());
+        for image in self.images {
+            let reference = house.reference(&format!("bare/{image}"), sha);
+            buildx.args([
+                "--set",
+                &format!("{image}.tags={reference}"),
+                "--set",
+                &format!("{image}.output=type=registry"),
+            ]);
+        }
+        let output = buildx.output().unwrap();
+        assert!(output.status.success(), "{}: {}", self.directory, text(&output));
+    }
+}
+
+/// Commits a fixture, with the engine's base image in place of the fixtures' own.
+fn commit(house: &House, ordinary: &Ordinary) -> String {
+    let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/fixtures/ordinary", ordinary.directory].iter().collect();
+    let files = files(&root).into_iter().map(|path| {
+        let text = std::fs::read_to_string(root.join(&path)).unwrap();
+        (path, text.replace(BASE_IMAGE, &house.engine.base_image))
+    });
+    let files: Vec<(String, String)> = files.collect();
+    let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    house.commit(ordinary.directory, &files)
+}
+
+/// All files of a directory, by their paths in it.
+fn files(directory: &Path) -> Vec<String> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        if entry.path().is_dir() {
+            files.extend(self::files(&entry.path()).iter().map(|below| format!("{name}/{below}")));
+        } else {
+            files.push(name);
+        }
+    }
+    files
+}
+
+/// The targets that have become an image.
+fn pushed(report: &Value) -> Vec<&str> {
+    let targets = report["targets"].as_array().unwrap().iter();
+    let pushed = targets.filter(|target| target["tags"].as_array().is_some_and(|tags| !tags.is_empty()));
+    pushed.map(|target| target["name"].as_str().unwrap()).collect()
+}
+
+fn only_references_were_replaced(report: &Value) {
+    for notice in report["notices"].as_array().unwrap() {
+        let path = notice.as_str().unwrap().split(':').next().unwrap();
+        let field = path.rsplit('.').next().unwrap();
+        assert!(["tags", "cache-from", "cache-to", "output"].contains(&field), "{notice}");
+    }
+}
