@@ -99,6 +99,23 @@ pub async fn bake(
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<(), Failure> {
+    let definition = resolve(stations, build, worktree, directory, attempt, report).await?;
+    attempt.journal.tell(Event::Targets(definition.names().len()));
+    let phase = attempt.begin(Phase::Bake);
+    let solved = solve(stations, build, &definition, directory, attempt, report).await;
+    report.timings.bake = phase.end();
+    solved
+}
+
+/// The definition that a worktree is built by, once it is known to be allowed.
+pub async fn resolve(
+    stations: &Stations,
+    build: &Build,
+    worktree: &Worktree,
+    directory: &JobDirectory,
+    attempt: Attempt<'_>,
+    report: &mut Report,
+) -> Result<Definition, Failure> {
     let phase = attempt.begin(Phase::Print);
     let order = Order { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
     let definition = stations.bake.resolve(&order, directory, attempt.stop).await;
@@ -106,12 +123,7 @@ pub async fn bake(
     let definition = definition?;
     refuse_pointers(&definition, worktree)?;
     definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
-
-    attempt.journal.tell(Event::Targets(definition.names().len()));
-    let phase = attempt.begin(Phase::Bake);
-    let solved = solve(stations, build, &definition, directory, attempt, report).await;
-    report.timings.bake = phase.end();
-    solved
+    Ok(definition)
 }
 
 /// An image would get the pointers' text in place of their files, and nobody would be told.

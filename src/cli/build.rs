@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{Outcome, read_json};
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Terminal, print_report};
-use crate::perform::{Attempt, Stations, bake, fetch, tell_of_submodules};
+use crate::perform::{Attempt, Stations, bake, fetch, resolve, tell_of_submodules};
 use crate::reason::{Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
@@ -43,6 +43,9 @@ pub(super) struct Build {
     /// A target or group; repeat it for more.
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<String>,
+    /// Print the definition that would be built, as docker-buildx gets it, and build nothing.
+    #[arg(long)]
+    print: bool,
     /// Push the images.
     #[arg(long)]
     push: bool,
@@ -73,12 +76,32 @@ impl Build {
         let result = match worktree {
             Ok(worktree) => {
                 let build = self.build(&worktree.path)?;
-                bake(&stations, &build, &worktree, &directory, attempt, &mut report).await
+                self.bake(&stations, &build, &worktree, &directory, attempt, &mut report).await
             }
             Err(failure) => Err(failure),
         };
         directory.remove().await;
-        Ok(conclude(result, report))
+        match result {
+            Ok(()) if self.print => Ok(Outcome::Good),
+            result => Ok(conclude(result, report)),
+        }
+    }
+
+    #[expect(clippy::print_stdout, reason = "the definition is the command's result")]
+    async fn bake(
+        &self,
+        stations: &Stations,
+        build: &job::Build,
+        worktree: &Worktree,
+        directory: &JobDirectory,
+        attempt: Attempt<'_>,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        if !self.print {
+            return bake(stations, build, worktree, directory, attempt, report).await;
+        }
+        println!("{}", resolve(stations, build, worktree, directory, attempt, report).await?.text);
+        Ok(())
     }
 
     async fn worktree(
