@@ -4,9 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-/// A text that evaluates to `text`.
+/// A text that evaluates to `text`, normalized as HCL does it with every text (Unicode's NFC).
 pub(super) fn literal(text: &str) -> String {
-    text.replace("${", "$${").replace("%{", "%%{")
+    let escaped = text.replace("${", "$${").replace("%{", "%%{");
+    // HCL takes a byte order mark at the beginning for one of a file's, and drops it.
+    match escaped.strip_prefix('\u{feff}') {
+        Some(rest) => format!(r#"${{"\ufeff"}}{rest}"#),
+        None => escaped,
+    }
 }
 
 /// Undoes [`literal`], as `--print` applies it to some fields.

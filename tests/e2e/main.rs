@@ -18,6 +18,7 @@ mod credentials;
 mod custody;
 mod dockerignore;
 mod engine;
+mod escaping;
 mod failures;
 mod hostile_definition;
 mod hostile_repository;
