@@ -290,7 +290,8 @@ impl Bake {
             }
         }
         let source = define::source(order)?;
-        let printed = print::print(self, &source, order, directory, stop).await?;
+        let mut printed = print::print(self, &source, order, directory, stop).await?;
+        define::add_secrets(order, &mut printed);
         let definition = self.police(printed, order, &grants, &secrets, has_policies)?;
         match print::is_understood(self, &definition, order, directory, stop).await? {
             true => Ok(definition),

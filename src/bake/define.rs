@@ -20,10 +20,24 @@ pub(super) enum Source {
 /// The definition of an order, before buildx has resolved it.
 pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
     Ok(match &order.build.recipe {
-        Recipe::Application(template) => Source::Text(application(template)),
+        Recipe::Application(template) => {
+            // buildx would look for the file of each secret, which only `add_secrets` and policy know.
+            let without_secrets = |image: &Image| Image { secrets: Vec::new(), ..image.clone() };
+            Source::Text(application(&Application { images: template.images.iter().map(without_secrets).collect() }))
+        }
         Recipe::Inline(definition) => Source::Text(Value::Object(definition.clone()).to_string()),
         Recipe::File(file) => Source::File(file.path.clone()),
     })
+}
+
+/// Gives the printed targets of an Application Template the secrets that [`source`] has left out.
+pub(super) fn add_secrets(order: &Order<'_>, targets: &mut Targets) {
+    let Recipe::Application(template) = &order.build.recipe else { return };
+    for image in &template.images {
+        if let (Some(secrets), Some(target)) = (secrets(image), targets.get_mut(&image.name)) {
+            target.insert("secret".into(), secrets);
+        }
+    }
 }
 
 /// The bake definition of an Application Template: byte-stable JSON, with only the fields that the template sets.
@@ -71,8 +85,6 @@ fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     let map = |texts: &BTreeMap<String, String>| {
         (!texts.is_empty()).then(|| texts.iter().map(|(name, value)| (write(name), text(value))).collect())
     };
-    // What is granted for these ids is not the template's to say.
-    let secrets = image.secrets.iter().map(|secret| json!({"id": secret.id})).collect::<Vec<_>>();
     set("context", image.context.as_ref().map(text));
     set("contexts", map(&image.contexts));
     set("dockerfile", image.dockerfile.as_ref().map(text));
@@ -84,7 +96,7 @@ fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     set("platforms", list(&image.platforms));
     set("cache-from", list(&image.cache_from));
     set("cache-to", list(&image.cache_to));
-    set("secret", (!secrets.is_empty()).then(|| secrets.into()));
+    set("secret", secrets(image));
     set("network", image.network.as_ref().map(text));
     set("shm-size", image.shm_size.as_ref().map(text));
     set("ulimits", list(&image.ulimits));
@@ -94,9 +106,15 @@ fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     target
 }
 
+/// Ids alone: what is granted for them is not the template's to say.
+fn secrets(image: &Image) -> Option<Value> {
+    let ids = image.secrets.iter().map(|secret| json!({"id": secret.id}));
+    (!image.secrets.is_empty()).then(|| ids.collect())
+}
+
 /// Provenance and SBOM as `--attest` has them. One that is switched off is said as well: BuildKit has defaults of its own.
 fn attestations(image: &Image, write: impl Fn(&str) -> String) -> Option<Value> {
-    let off = |kind: &str| json!({"type": kind, "disabled": "true"});
+    let off = |kind: &str| json!({"type": kind, "disabled": true});
     let provenance = image.provenance.as_ref().map(|switch| match switch {
         Switch::Is(true) => json!({"type": "provenance"}),
         Switch::Is(false) => off("provenance"),

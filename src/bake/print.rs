@@ -23,6 +23,9 @@ use crate::state::JobDirectory;
 /// Bytes of a definition.
 const MAX_FILE: u64 = 1 << 20;
 
+/// From so many on, none is added for a secret.
+const MAX_VARIABLES: usize = 64;
+
 /// Targets by name, as printed and then unescaped.
 pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
 
@@ -44,8 +47,27 @@ pub(super) async fn print(
     };
     let mut arguments = vec!["--file".to_owned(), file];
     arguments.extend(order.build.targets.iter().cloned());
-    let printed = run(bake, input, &arguments, &working_directory, order, directory, stop).await?;
-    read(&printed)
+    let mut build = order.build.clone();
+    loop {
+        let order = Order { build: &build, ..*order };
+        let message = match run(bake, input, &arguments, &working_directory, &order, directory, stop).await {
+            Err(BakeError::Invalid(message)) => message,
+            printed => return read(&printed?),
+        };
+        // A secret with nothing but an id is a variable of that name, or else a file, which has to be there even now.
+        match missing_secret(&message) {
+            Some(id) if build.variables.len() < MAX_VARIABLES && !build.variables.contains_key(id) => {
+                build.variables.insert(id.to_owned(), String::new());
+            }
+            _ => return Err(BakeError::Invalid(message)),
+        }
+    }
+}
+
+/// The id of a secret whose file buildx has looked for in vain.
+fn missing_secret(message: &str) -> Option<&str> {
+    let (file, _) = message.strip_prefix("failed to stat ")?.split_once(": ")?;
+    crate::job::is_name(file).then_some(file)
 }
 
 /// Whether buildx understands the policed text as exactly the policed targets.

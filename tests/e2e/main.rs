@@ -30,3 +30,4 @@ mod processes;
 mod registry;
 mod repository_file;
 mod ruby;
+mod template;

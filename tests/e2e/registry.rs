@@ -29,6 +29,16 @@ pub async fn image_digest(reference: &str) -> Option<String> {
     Some(found["manifests"][0]["digest"].as_str().map_or(digest, str::to_owned))
 }
 
+/// The first statement about an image that lies beside it in its index.
+pub async fn attestation(reference: &str) -> Option<Value> {
+    let (repository, tag) = split(reference);
+    let index = json(ask(Method::GET, &repository, &format!("manifests/{tag}")).await).await;
+    let digest = index["manifests"][1]["digest"].as_str()?;
+    let manifest = json(ask(Method::GET, &repository, &format!("manifests/{digest}")).await).await;
+    let blob = format!("blobs/{}", manifest["layers"][0]["digest"].as_str().unwrap());
+    Some(json(ask(Method::GET, &repository, &blob).await).await)
+}
+
 /// A text file of an image, from the uppermost layer that has it.
 pub async fn file(reference: &str, path: &str) -> Option<String> {
     let (repository, _) = split(reference);

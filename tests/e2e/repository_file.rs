@@ -142,6 +142,29 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
+    let house = House::open();
+    let secrets = house.home.path().join("secrets");
+    std::fs::create_dir(&secrets).unwrap();
+    std::fs::write(secrets.join("npm"), "12345").unwrap();
+    std::fs::write(secrets.join("pip"), "123").unwrap();
+    let bake = "target \"default\" { secret = [\"id=npm\", \"type=env,id=pip,env=PIP_TOKEN\"] }\n";
+    let steps = "RUN --mount=type=secret,id=npm --mount=type=secret,id=pip cat /run/secrets/* | wc -c > /size";
+    let sha = house.commit("shop", &[("docker-bake.hcl", bake), ("Dockerfile", &house.dockerfile(steps))]);
+    let config = format!("[accounts]\nsecrets = \"{}/{{name}}\"\n", secrets.display());
+    let _worker = house.worker(&config);
+    let mut job = native(&house, "shop", &sha, "bake", "docker-bake.hcl");
+    let ours = house.reference("app", &sha);
+    job["tags"] = json!({"default": [ours]});
+
+    let report = house.build(job).await;
+
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(registry::file(&ours, "size").await.as_deref(), Some("8\n"));
+    assert_eq!(report["notices"], json!(["target.default.secret[1]: pip is the worker's, and not a file or variable"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() {
     let house = House::open();
     let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("RUN echo slow > /slow"))]);
