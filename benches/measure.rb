@@ -14,10 +14,11 @@ require_relative 'oldway'
 require_relative 'kubernetes'
 require_relative 'speed'
 require_relative 'source'
+require_relative 'policy'
 
 PARTS = {
   'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed,
-  'source' => Source
+  'source' => Source, 'policy' => Policy
 }.freeze
 
 # Which part of the processors' time goes to something else, in percent; looked at for a second in which we do nothing.

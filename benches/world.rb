@@ -109,8 +109,8 @@ class World
 
   # ---------------------------------------------------------------- workers
 
-  def start_worker(*options)
-    spawn('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'), *options)
+  def start_worker(*options, **environment)
+    spawn('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'), *options, **environment)
   end
 
   # What sidebake replaces, without the application that it would load. `ruby`: one that has Sidekiq.
