@@ -65,7 +65,8 @@ pub(super) async fn is_understood(
 
 /// Refuses a definition that buildx must not even read.
 ///
-/// It is a file of the repository, and no link to another one: buildx shows the lines that it cannot read.
+/// It is a file of the repository, and no link to another one: buildx shows the lines that it cannot read. The `.env` that
+/// it reads with a compose file may be a link, but not out of the worktree.
 pub fn admit(order: &Order<'_>) -> Result<(), BakeError> {
     let Recipe::File(RepositoryFile { path, .. }) = &order.build.recipe else { return Ok(()) };
     let refused = |what: &str| Err(BakeError::Invalid(format!("{path}: {what}")));
@@ -79,6 +80,11 @@ pub fn admit(order: &Order<'_>) -> Result<(), BakeError> {
             None if found.len() > MAX_FILE => return refused("is larger than a mebibyte"),
             _ => {}
         }
+    }
+    let variables = place.with_file_name(".env");
+    let leads_out = |root: PathBuf| variables.canonicalize().is_ok_and(|file| !file.starts_with(root));
+    if is_compose(&place) && order.worktree.canonicalize().is_ok_and(leads_out) {
+        return refused("the .env beside it is outside of the repository");
     }
     Ok(())
 }
@@ -94,11 +100,14 @@ pub(super) fn folder(order: &Order<'_>) -> PathBuf {
 /// A compose file is read in its own directory, as compose does; a bake file in the root, as bake does.
 fn locate(worktree: &Path, file: &str) -> (PathBuf, String) {
     let path = Path::new(file);
-    let is_compose = path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml");
-    match (is_compose, path.parent(), path.file_name()) {
+    match (is_compose(path), path.parent(), path.file_name()) {
         (true, Some(folder), Some(name)) => (worktree.join(folder), name.to_string_lossy().into_owned()),
         _ => (worktree.to_owned(), file.to_owned()),
     }
+}
+
+fn is_compose(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml")
 }
 
 async fn run(
