@@ -19,6 +19,7 @@ mod custody;
 mod dockerignore;
 mod engine;
 mod failures;
+mod hostile;
 mod hostile_definition;
 mod hostile_repository;
 mod house;
