@@ -31,7 +31,7 @@ use crate::journal::Journal;
 use crate::process::ProcessError;
 use crate::reason::{Failure, Reason};
 use crate::report::TargetReport;
-use crate::sandbox::Sockets;
+use crate::sandbox::{Sandbox, Sockets};
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
 
@@ -40,9 +40,13 @@ use mask::Mask;
 
 pub use define::application as define_application;
 pub use policy::Refusal;
+pub use print::admit;
 
 /// The version of buildx from which on it evaluates a repository's `Dockerfile.rego`.
 const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
+
+/// The directory of a job's build secrets, in the job's own.
+const SECRETS: &str = "secrets";
 
 /// A definition that could not be resolved, is not allowed, or could not be handed to buildx.
 #[derive(Debug, thiserror::Error)]
@@ -141,6 +145,23 @@ pub struct Run {
     pub pid: OnceLock<u32>,
     /// Set when the builder has begun to work: until then buildx itself gives up after 20 s, and says why.
     pub has_begun: OnceLock<()>,
+}
+
+/// What one run of docker-buildx gets; nothing else of the machine reaches it.
+#[derive(Clone, Debug)]
+pub struct Child {
+    /// The kernel's walls around it.
+    pub sandbox: Sandbox,
+    /// Its environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Child {
+    fn command(&self, program: &Path) -> tokio::process::Command {
+        let mut command = self.sandbox.command(program);
+        command.envs(&self.environment);
+        command
+    }
 }
 
 /// What one run of docker-buildx has to build, and until when.
@@ -279,37 +300,51 @@ impl Bake {
         directory: &JobDirectory,
         stop: &CancellationToken,
     ) -> Result<Definition, BakeError> {
-        let grants = Grants::new(&self.accounts, order);
-        let secrets = directory.join("secrets");
-        let has_policies = self.has_policies().await?;
         // What we wrote ourselves needs nobody to resolve it, only to agree: one call of buildx instead of two.
         if let Some(targets) = define::resolved(order) {
-            let definition = self.police(targets, order, &grants, &secrets, has_policies)?;
+            let definition = self.police_targets(targets, order, directory).await?;
             if print::is_understood(self, &definition, order, directory, stop).await? {
                 return Ok(definition);
             }
         }
+        admit(order)?;
         let source = define::source(order)?;
-        let mut printed = print::print(self, &source, order, directory, stop).await?;
-        define::add_secrets(order, &mut printed);
-        let definition = self.police(printed, order, &grants, &secrets, has_policies)?;
+        let printed = print::print(self, &source, order, directory, stop).await?;
+        let definition = self.police(&printed, order, directory).await?;
         match print::is_understood(self, &definition, order, directory, stop).await? {
             true => Ok(definition),
             false => Err(BakeError::Launcher("it does not understand the definition in the way it was checked".into())),
         }
     }
 
-    fn police(
+    /// Polices what `--print` has printed of an order's definition.
+    ///
+    /// # Errors
+    ///
+    /// `Refused` names the path of what is not allowed.
+    pub async fn police(
+        &self,
+        printed: &[u8],
+        order: &Order<'_>,
+        directory: &JobDirectory,
+    ) -> Result<Definition, BakeError> {
+        let mut targets = print::read(printed)?;
+        define::add_secrets(order, &mut targets);
+        self.police_targets(targets, order, directory).await
+    }
+
+    async fn police_targets(
         &self,
         targets: print::Targets,
         order: &Order<'_>,
-        grants: &Grants<'_>,
-        secrets: &Path,
-        has_policies: bool,
+        directory: &JobDirectory,
     ) -> Result<Definition, BakeError> {
-        let policed = policy::police(targets, order, grants, &self.limits, secrets)?;
+        let has_policies = self.has_policies().await?;
+        let grants = Grants::new(&self.accounts, order);
+        let secrets = directory.join(SECRETS);
+        let policed = policy::police(targets, order, &grants, &self.limits, &secrets)?;
         if !policed.secrets.is_empty() {
-            make_private(secrets)?;
+            make_private(&secrets)?;
         }
         for (path, secret) in &policed.secrets {
             write_private(path, secret.expose().as_bytes())?;
@@ -319,9 +354,19 @@ impl Bake {
             targets: policed.targets,
             worktree: order.worktree.to_owned(),
             notices: policed.notices,
-            secrets: secrets.to_owned(),
+            secrets,
             mask: Mask::new(policed.secrets.into_iter().map(|(_, secret)| secret)),
         })
+    }
+
+    /// What the child may see and do that resolves the definition of an order; `private` is its own directory.
+    pub fn print_child(&self, order: &Order<'_>, private: &Path) -> Child {
+        print::child(self, order, private)
+    }
+
+    /// What the child may see and do that builds from a worktree at a site; `private` is its own directory.
+    pub fn solve_child(&self, worktree: &Path, secrets: &Path, site: &Site, private: &Path) -> Child {
+        solve::child(self, worktree, secrets, site, private)
     }
 
     /// Builds a policed definition; everything that happens goes to the journal.

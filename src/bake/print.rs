@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::define::Source;
 use super::solve::in_worktree;
-use super::{Bake, BakeError, Definition, Order, base_environment, escape};
-use crate::job::Recipe;
+use super::{Bake, BakeError, Child, Definition, Order, base_environment, escape};
+use crate::job::{Recipe, RepositoryFile};
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders};
 use crate::state::JobDirectory;
@@ -29,18 +29,17 @@ const MAX_VARIABLES: usize = 64;
 /// Targets by name, as printed and then unescaped.
 pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
 
-/// Resolves a definition: the targets that were asked for, and those that they are linked to.
+/// Resolves a definition that was admitted: the targets that were asked for, and those that they are linked to.
 pub(super) async fn print(
     bake: &Bake,
     source: &Source,
     order: &Order<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
-) -> Result<Targets, BakeError> {
+) -> Result<Vec<u8>, BakeError> {
     let (input, file, working_directory) = match source {
         Source::Text(text) => (text.as_str(), "-".to_owned(), order.worktree.to_owned()),
         Source::File(path) => {
-            check_file(order.worktree, path)?;
             let (folder, name) = locate(order.worktree, path);
             ("", name, folder)
         }
@@ -52,7 +51,7 @@ pub(super) async fn print(
         let order = Order { build: &build, ..*order };
         let message = match run(bake, input, &arguments, &working_directory, &order, directory, stop).await {
             Err(BakeError::Invalid(message)) => message,
-            printed => return read(&printed?),
+            printed => return printed,
         };
         // A secret with nothing but an id is a variable of that name, or else a file, which has to be there even now.
         match missing_secret(&message) {
@@ -87,10 +86,14 @@ pub(super) async fn is_understood(
     Ok(understood == policed.targets)
 }
 
-/// A definition is a file of the repository, and no link to another one: buildx shows the lines that it cannot read.
-fn check_file(worktree: &Path, path: &str) -> Result<(), BakeError> {
+/// Refuses a definition that buildx must not even read.
+///
+/// It is a file of the repository, and no link to another one: buildx shows the lines that it cannot read. The `.env` that
+/// it reads with a compose file may be a link, but not out of the worktree.
+pub fn admit(order: &Order<'_>) -> Result<(), BakeError> {
+    let Recipe::File(RepositoryFile { path, .. }) = &order.build.recipe else { return Ok(()) };
     let refused = |what: &str| Err(BakeError::Invalid(format!("{path}: {what}")));
-    let (mut place, mut parts) = (worktree.to_owned(), Path::new(path).components().peekable());
+    let (mut place, mut parts) = (order.worktree.to_owned(), Path::new(path).components().peekable());
     while let Some(part) = parts.next() {
         place.push(part);
         let Ok(found) = place.symlink_metadata() else { return refused("there is no such file in the repository") };
@@ -100,6 +103,11 @@ fn check_file(worktree: &Path, path: &str) -> Result<(), BakeError> {
             None if found.len() > MAX_FILE => return refused("is larger than a mebibyte"),
             _ => {}
         }
+    }
+    let variables = place.with_file_name(".env");
+    let leads_out = |root: PathBuf| variables.canonicalize().is_ok_and(|file| !file.starts_with(root));
+    if is_compose(&place) && order.worktree.canonicalize().is_ok_and(leads_out) {
+        return refused("the .env beside it is outside of the repository");
     }
     Ok(())
 }
@@ -115,11 +123,14 @@ pub(super) fn folder(order: &Order<'_>) -> PathBuf {
 /// A compose file is read in its own directory, as compose does; a bake file in the root, as bake does.
 fn locate(worktree: &Path, file: &str) -> (PathBuf, String) {
     let path = Path::new(file);
-    let is_compose = path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml");
-    match (is_compose, path.parent(), path.file_name()) {
+    match (is_compose(path), path.parent(), path.file_name()) {
         (true, Some(folder), Some(name)) => (worktree.join(folder), name.to_string_lossy().into_owned()),
         _ => (worktree.to_owned(), file.to_owned()),
     }
+}
+
+fn is_compose(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml")
 }
 
 async fn run(
@@ -136,10 +147,9 @@ async fn run(
         crate::state::make_private(&private.join(name))?;
     }
     let worktree = order.worktree;
-    let mut command = sandbox(bake, worktree, &private).command(&bake.buildx.binary);
+    let mut command = child(bake, order, &private).command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
-    // Ours after theirs: of two with one name the later counts.
-    command.envs(&order.build.variables).envs(base_environment(&private)).current_dir(working_directory);
+    command.current_dir(working_directory);
     let (ended, out, err) = collect(bake, command, input, stop).await?;
     match ended {
         Ended::Exited(status) if status.success() => Ok(out),
@@ -189,6 +199,13 @@ async fn collect(
     Ok((ended, out, err))
 }
 
+pub(super) fn child(bake: &Bake, order: &Order<'_>, private: &Path) -> Child {
+    // Ours after theirs: of two with one name the later counts.
+    let mut environment = order.build.variables.clone();
+    environment.extend(base_environment(private));
+    Child { sandbox: sandbox(bake, order.worktree, private), environment }
+}
+
 fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
     let mut execute = loaders();
     execute.push(bake.buildx.binary.clone());
@@ -218,7 +235,7 @@ fn failure(err: &str) -> BakeError {
     said(&format!("{}: ", crate::sandbox::LAUNCH)).map_or(BakeError::Invalid(last), BakeError::Launcher)
 }
 
-fn read(printed: &[u8]) -> Result<Targets, BakeError> {
+pub(super) fn read(printed: &[u8]) -> Result<Targets, BakeError> {
     #[derive(serde::Deserialize)]
     struct Printed {
         #[serde(default)]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
-use super::{Bake, BakeError, Definition, Goal, Outcome, Site, base_environment, credentials, diagnose, metadata};
+use super::{Bake, BakeError, Child, Goal, Outcome, Site, base_environment, credentials, diagnose, metadata};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
@@ -35,9 +35,10 @@ pub(super) async fn solve(
     let _ = std::fs::remove_file(&metadata_file);
 
     let definition = goal.definition;
-    let mut command = sandbox(bake, definition, site, &private).command(&bake.buildx.binary);
+    let child = child(bake, &definition.worktree, &definition.secrets, site, &private);
+    let mut command = child.command(&bake.buildx.binary);
     command.args(arguments(site, &metadata_file)).args(goal.targets);
-    command.envs(environment(site, &private)).current_dir(&site.working_directory);
+    command.current_dir(&site.working_directory);
     let timeout = goal.deadline.saturating_duration_since(Instant::now());
     let limits = process::Limits {
         timeout,
@@ -104,14 +105,18 @@ pub(super) fn environment(site: &Site, private: &Path) -> BTreeMap<String, Strin
     environment
 }
 
-/// The worktree, read-only; its own directory; the builder's and the registries' ports.
-fn sandbox(bake: &Bake, definition: &Definition, site: &Site, private: &Path) -> Sandbox {
+pub(super) fn child(bake: &Bake, worktree: &Path, secrets: &Path, site: &Site, private: &Path) -> Child {
+    Child { sandbox: sandbox(bake, [worktree, secrets], site, private), environment: environment(site, private) }
+}
+
+/// The worktree and the build secrets, read-only; its own directory; the builder's and the registries' ports.
+fn sandbox(bake: &Bake, inputs: [&Path; 2], site: &Site, private: &Path) -> Sandbox {
     let mut execute = loaders();
     execute.push(bake.buildx.binary.clone());
     let mut read = libraries();
     read.extend(network_files(Path::new("/etc/ssl/certs")));
     read.extend(site.files.iter().cloned());
-    read.extend([definition.worktree.clone(), definition.secrets.clone()]);
+    read.extend(inputs.map(Path::to_owned));
     let with_registries = |ports: &Vec<u16>| ports.iter().chain(&bake.sandbox.registry_ports).copied().collect();
     Sandbox {
         enforcement: bake.sandbox.mode.into(),

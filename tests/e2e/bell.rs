@@ -2,35 +2,63 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A port that counts who comes, and tells everybody the same.
 pub struct Bell {
     pub port: u16,
     rung: Arc<AtomicUsize>,
+    heard: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Bell {
     pub fn answering(words: String) -> Self {
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
-        let bell = Self { port: door.local_addr().unwrap().port(), rung: Arc::default() };
-        let rung = bell.rung.clone();
+        let bell = Self { port: door.local_addr().unwrap().port(), rung: Arc::default(), heard: Arc::default() };
+        let (rung, heard) = (bell.rung.clone(), bell.heard.clone());
         std::thread::spawn(move || {
             for mut visitor in door.incoming().flatten() {
                 rung.fetch_add(1, Ordering::SeqCst);
+                // One that waits to be spoken to must not keep the others waiting.
+                let _ = visitor.set_read_timeout(Some(Duration::from_secs(1)));
+                let mut words_of_theirs = [0; 4096];
                 // A visitor that has not said all before it hears the answer may miss it.
-                let _ = visitor.read(&mut [0; 4096]).and_then(|_| visitor.write_all(words.as_bytes()));
+                let n_bytes = visitor.read(&mut words_of_theirs).unwrap_or(0);
+                heard.lock().unwrap().extend_from_slice(&words_of_theirs[..n_bytes]);
+                let _ = visitor.write_all(words.as_bytes());
             }
         });
         bell
+    }
+
+    /// One that says it must know who comes.
+    pub fn asking_for_a_password() -> Self {
+        Self::refusing("Basic realm=\"x\"")
+    }
+
+    /// A registry that sends whoever comes for a token to this port of the machine.
+    pub fn sending_to(port: u16) -> Self {
+        Self::refusing(&format!("Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"x\""))
     }
 
     pub fn hanging_up() -> Self {
         Self::answering(String::new())
     }
 
+    fn refusing(challenge: &str) -> Self {
+        Self::answering(format!(
+            "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: {challenge}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        ))
+    }
+
     pub fn rung(&self) -> usize {
         self.rung.load(Ordering::SeqCst)
+    }
+
+    /// The first words of everybody.
+    pub fn heard(&self) -> Vec<u8> {
+        self.heard.lock().unwrap().clone()
     }
 }

@@ -20,6 +20,7 @@ mod dockerignore;
 mod engine;
 mod escaping;
 mod failures;
+mod hostile;
 mod hostile_definition;
 mod hostile_repository;
 mod house;

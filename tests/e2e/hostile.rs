@@ -1,0 +1,223 @@
+//! Definitions and repositories of an enemy, on the real buildx and BuildKit: first as a careless worker would run them,
+//! so that the harm is seen; then behind each wall alone, and in the whole product. Judged by canaries, and not by what
+//! anybody says.
+//!
+//! `walls.md` is the table of which wall stops what. It is compared with what happens, in both directions: a wall that
+//! holds less than is written there is a hole, and one that holds more is not known well enough.
+
+mod fixtures;
+mod runs;
+mod trap;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use sidebake::bake::{Bake, Order};
+use sidebake::job::BuildJob;
+use sidebake::settings::Settings;
+use sidebake::state::StateDirectory;
+use tokio::sync::Semaphore;
+
+use crate::house::{CALLBACKS, House};
+use fixtures::Fixture;
+use runs::{Range, Wall};
+use trap::{Harm, Trap};
+
+/// At a time; the engine has more to do than we.
+const N_AT_ONCE: usize = 4;
+
+/// Of a definition that is no bomb, with seven others at the same time.
+const MAX_PRINT_MS: u64 = 15_000;
+
+/// What was seen of a fixture, and what was said.
+type Seen = BTreeMap<Wall, (BTreeSet<Harm>, String)>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
+    let house = Arc::new(House::open());
+    // A processor's second is enough for any other definition.
+    let config = house.config(&format!("bake.print_timeout = \"1s\"\n{}", accounts(&house)));
+    let settings = Settings::load(&[config], None).unwrap();
+    let state = StateDirectory::open(&house.home.path().join("alone"), "alone").unwrap();
+    let range = Arc::new(Range::new(house.engine, &settings, state, home(&house)));
+    let turns = Arc::new(Semaphore::new(N_AT_ONCE));
+
+    let mut running = Vec::new();
+    for fixture in fixtures::all() {
+        let (house, range, turns) = (house.clone(), range.clone(), turns.clone());
+        running.push(tokio::spawn(async move {
+            let mut seen = Seen::new();
+            let walls: &[Wall] = match fixture.harm {
+                Ok(_) => &[Wall::None, Wall::Policy, Wall::Environment, Wall::Kernel],
+                // Walls before nothing prove nothing.
+                Err(_) => &[Wall::None],
+            };
+            for wall in walls {
+                let _turn = turns.acquire().await.unwrap();
+                let trap = set(&house, &fixture, &format!("{wall:?}"));
+                seen.insert(*wall, range.run(&fixture, &trap, *wall).await);
+            }
+            (fixture, seen)
+        }));
+    }
+    let (mut rows, mut wrong) = (Vec::new(), Vec::new());
+    for one in running {
+        let (fixture, seen) = one.await.unwrap();
+        let (harms, said) = &seen[&Wall::None];
+        match fixture.harm {
+            Ok(harm) if !harms.contains(&harm) => {
+                wrong.push(format!("{}: the trap does not work here: {harms:?}: {said}", fixture.name));
+            }
+            Err(why) if !harms.is_empty() => wrong.push(format!("{}: {harms:?}, though {why}", fixture.name)),
+            _ => {}
+        }
+        let n_walls = seen.values().filter(|(harms, _)| harms.is_empty()).count();
+        if fixture.harm.is_ok() && n_walls < if fixture.is_dangerous { 2 } else { 1 } {
+            wrong.push(format!("{}: {n_walls} walls: {seen:#?}", fixture.name));
+        }
+        rows.push((row(&fixture, &seen), seen));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n-----\n"));
+    compare(&rows);
+}
+
+/// Compares what was seen with the table; what is seen is shown where they differ.
+fn compare(rows: &[(String, Seen)]) {
+    let table = include_str!("hostile/walls.md");
+    let known: BTreeSet<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    let seen: BTreeSet<&str> = rows.iter().map(|(row, _)| row.as_str()).collect();
+    let all: Vec<&str> = rows.iter().map(|(row, _)| row.as_str()).collect();
+    let new: Vec<_> = rows.iter().filter(|(row, _)| !known.contains(row.as_str())).collect();
+    assert!(known == seen, "{new:#?}\n\nThe table would be:\n{}", all.join("\n"));
+}
+
+fn row(fixture: &Fixture, seen: &Seen) -> String {
+    let stops = |wall| match seen.get(&wall) {
+        Some((harms, _)) if harms.is_empty() => "stops",
+        Some(_) => "",
+        None => "–",
+    };
+    let harm = match fixture.harm {
+        Ok(harm) => harm.name().to_owned(),
+        Err(why) => format!("none: {why}"),
+    };
+    let [policy, environment, kernel] = [Wall::Policy, Wall::Environment, Wall::Kernel].map(stops);
+    let when = if fixture.is_printed_only { "print" } else { "build" };
+    format!("| `{}` | {} | {when} | {harm} | {policy} | {environment} | {kernel} |", fixture.name, fixture.aim)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_attack_does_any_harm_to_a_worker() {
+    let house = House::open();
+    let fixtures = fixtures::all();
+    let ordinary = fixtures::ordinary();
+    let accounts = accounts(&house);
+    let mut jobs = Vec::new();
+    let mut variables = vec![("HOME".to_owned(), home(&house))];
+    for fixture in fixtures.iter().chain([&ordinary]) {
+        let trap = set(&house, fixture, "product");
+        if let Some(neighbour) = fixture.neighbour(&trap) {
+            let output = house.bare_bake(Path::new("/"), &neighbour);
+            assert!(output.status.success(), "{}: the neighbour: {output:?}", fixture.name);
+        }
+        let sha = house.commit_with(&fixture.name.replace('_', "-"), &fixture.commit(&trap));
+        let mut native = fixture.native(&sha, &fixture.name.replace('_', "-"));
+        native["callback"] = json!({"class": "BuildFinishedJob", "queue": CALLBACKS, "on": ["retrying", "finished"]});
+        variables.extend(
+            trap.variables().into_iter().filter(|(name, _)| name != "SSH_AUTH_SOCK" || fixture.name == "ssh_agent"),
+        );
+        jobs.push((fixture, trap, native));
+    }
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let _worker = house.worker_with(&format!("bake.print_timeout = \"5s\"\n{accounts}"), &variables);
+    let mut pushed = Vec::new();
+    for (fixture, trap, native) in jobs {
+        pushed.push((fixture, trap, house.redis.push("default", "BuildJob", json!([native])).await));
+    }
+
+    house
+        .until("every attempt is over", async || {
+            let reports = house.reports().await;
+            pushed.iter().all(|(_, _, jid)| reports.iter().any(|report| report["jid"] == *jid))
+        })
+        .await;
+
+    let (reports, logs) = (house.reports().await, house.logs());
+    let mut wrong = Vec::new();
+    for (fixture, trap, jid) in &pushed {
+        let report = reports.iter().find(|report| report["jid"] == *jid).unwrap();
+        let said = format!("{report}\n{logs}");
+        let mut harms = trap.harms(said.as_bytes(), &[&home(&house)]).await;
+        if report["timings"]["print_ms"].as_u64().unwrap_or(0) > MAX_PRINT_MS {
+            harms.insert(Harm::Exhausted);
+        }
+        let is_as_expected = match fixture.name == ordinary.name {
+            // So that it is known that steps are heard here.
+            true => harms == BTreeSet::from([Harm::Told]) && report["status"] == "succeeded",
+            false => harms.is_empty(),
+        };
+        if !is_as_expected {
+            wrong.push(format!("{}: {harms:?}: {report}", fixture.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_beside_a_dockerfile_is_switched_off_where_buildx_would_evaluate_it() {
+    let house = House::open();
+    // No buildx of that age is here; of this one only the version is asked.
+    let newer = house.home.path().join("docker-buildx");
+    std::fs::write(&newer, "#!/bin/sh\necho 'github.com/docker/buildx v0.31.0 0'\n").unwrap();
+    std::fs::set_permissions(&newer, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let mut settings = Settings::load(&[house.config("")], None).unwrap();
+    let state = StateDirectory::open(&house.home.path().join("alone"), "alone").unwrap();
+    let directory = state.job_directory().unwrap();
+    let tree = house.home.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("Dockerfile"), "FROM scratch\n").unwrap();
+    std::fs::write(tree.join("Dockerfile.rego"), "package docker\n").unwrap();
+    let native = json!({"repository": "acme/evil", "sha": "0".repeat(40), "bake": "docker-bake.hcl", "push": false});
+    let build = BuildJob::parse(&native).unwrap().build;
+    let order = Order { build: &build, worktree: &tree, sha: None };
+    let printed = json!({"target": {"a": {"context": "."}, "b": {"context": "."}}}).to_string();
+
+    let mut policies = Vec::new();
+    for buildx in [house.engine.buildx.clone(), newer] {
+        settings.buildx.binary = buildx;
+        let policed = Bake::new(&settings).police(printed.as_bytes(), &order, &directory).await.unwrap();
+        let definition: Value = serde_json::from_str(&policed.text).unwrap();
+        policies.push(["a", "b"].map(|target| definition["target"][target]["policy"].clone()));
+    }
+
+    assert_eq!(policies[0], [Value::Null, Value::Null], "0.29 does not know the field");
+    assert_eq!(policies[1], [json!([{"disabled": true}]), json!([{"disabled": true}])]);
+}
+
+fn set(house: &House, fixture: &Fixture, run: &str) -> Trap {
+    let nonce = format!("{}-{}-{run}", house.nonce, fixture.name.replace('_', "-")).to_lowercase();
+    Trap::set(house.home.path().join("traps").join(&nonce), nonce, house.engine)
+}
+
+/// HOME of whoever runs docker-buildx, and a secret of the account's: nobody should hear of either.
+fn home(house: &House) -> String {
+    format!("/home/HOME-{}", house.nonce)
+}
+
+/// The operator's part of the configuration.
+fn accounts(house: &House) -> String {
+    let secrets = house.home.path().join("secrets/acme");
+    std::fs::create_dir_all(&secrets).unwrap();
+    // It is granted, and goes nowhere all the same.
+    std::fs::write(secrets.join("GIT_AUTH_TOKEN"), home(house)).unwrap();
+    format!(
+        "[accounts]\ntags = [\"{}\"]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n\
+         [accounts.policy_for.pinned]\nfrontend = \"{}/frontend:1\"\n",
+        house.reference("{repository}", "{target}"),
+        house.home.path().display(),
+        house.engine.registry,
+    )
+}

