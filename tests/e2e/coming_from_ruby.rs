@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::house::{House, Worker};
+use crate::judged::made;
 use crate::registry;
 
 const DOCUMENTS: [&str; 2] = ["README.md", "docs/coming-from-ruby.md"];
@@ -60,6 +61,8 @@ fn every_piece_of_ruby_in_the_documents_is_run_here() {
 /// A Rails application of the documents' classes beside a house.
 struct Application {
     house: House,
+    /// The program: this machine's, or one with another Sidekiq.
+    ruby: String,
     sha: String,
     processes: Vec<Child>,
     n_files: Cell<usize>,
@@ -68,12 +71,17 @@ struct Application {
 impl Application {
     /// With the model and the callback, and a commit that its one row is about.
     fn open() -> Self {
+        Self::of("ruby".into())
+    }
+
+    /// The same in that Ruby.
+    fn of(ruby: String) -> Self {
         let house = House::open();
         let sha =
             house.commit("voting-app", &[("vote/Dockerfile", &house.dockerfile("COPY . /srv")), ("vote/a", "cats\n")]);
         let home = house.home.path();
         std::fs::create_dir(home.join("application")).unwrap();
-        let application = Self { sha, processes: Vec::new(), n_files: Cell::new(0), house };
+        let application = Self { ruby, sha, processes: Vec::new(), n_files: Cell::new(0), house };
         let tag = application.tag();
         let definition = json!({"target": {"default": {"context": "./vote", "tags": [tag]}}});
         let image = json!({"name": "vote", "context": "./vote", "args": {}, "tags": [tag], "position": 1});
@@ -112,7 +120,8 @@ impl Application {
     }
 
     fn ruby(&self) -> Command {
-        let mut ruby = Command::new("ruby");
+        let mut ruby = Command::new(&self.ruby);
+        ruby.current_dir(env!("CARGO_MANIFEST_DIR"));
         ruby.env("REDIS_URL", self.house.redis.url()).env_remove("REDIS_PROVIDER").env("LANG", "C.UTF-8");
         ruby.env("APPLICATION", self.house.home.path().join("application")).env("ROWS", self.rows());
         ruby.env("SIDEBAKE_SECRET", SECRET).env("BUILD", BUILD.to_string()).stdin(Stdio::null());
@@ -144,13 +153,21 @@ impl Application {
 
     /// Serves the documents' endpoint and routes; returns the URL.
     fn serve(&mut self) -> String {
-        self.add(&snippet("class SidebakeBuildsController < ActionController::API"));
+        let endpoint = self.house.home.path().join("sidebake_builds_controller.rb");
+        std::fs::write(&endpoint, snippet("class SidebakeBuildsController < ActionController::API")).unwrap();
         let routes = self.house.home.path().join("routes.rb");
         std::fs::write(&routes, snippet("# config/routes.rb")).unwrap();
         let log = std::fs::File::create(self.house.home.path().join("rails.log")).unwrap();
         let mut ruby = self.ruby();
-        let mut server =
-            ruby.arg(script()).arg("serve").arg(&routes).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut server = ruby
+            .arg(script())
+            .arg("serve")
+            .arg(endpoint)
+            .arg(routes)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         let mut port = String::new();
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
         self.processes.push(server);
@@ -187,12 +204,14 @@ fn script() -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_native_object_is_built_and_the_row_is_told() {
-    let mut application = Application::open();
-    application.work();
-    let _worker = application.worker("builds", "");
-    application.call(&snippet("BuildJob.perform_async(build.to_sidebake)"));
-    application.is_built(BUILD).await;
+async fn a_native_object_is_built_and_the_row_is_told_in_every_sidekiq() {
+    for ruby in ["ruby".into(), made("sidekiq-7"), made("sidekiq-8")] {
+        let mut application = Application::of(ruby);
+        application.work();
+        let _worker = application.worker("builds", "");
+        application.call(&snippet("BuildJob.perform_async(build.to_sidebake)"));
+        application.is_built(BUILD).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,13 +230,15 @@ async fn the_readmes_call_is_built() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_active_job_is_built() {
-    let mut application = Application::open();
-    application.add(&snippet("# app/jobs/build_application_job.rb"));
-    application.work();
-    let _worker = application.worker("builds", &block("toml", "[jobs.classes.BuildApplicationJob]"));
-    application.call(&snippet("BuildApplicationJob.perform_later(build.to_sidebake)"));
-    application.is_built(BUILD).await;
+async fn an_active_job_is_built_in_every_sidekiq() {
+    for ruby in ["ruby".into(), made("sidekiq-7"), made("sidekiq-8")] {
+        let mut application = Application::of(ruby);
+        application.add(&snippet("# app/jobs/build_application_job.rb"));
+        application.work();
+        let _worker = application.worker("builds", &block("toml", "[jobs.classes.BuildApplicationJob]"));
+        application.call(&snippet("BuildApplicationJob.perform_later(build.to_sidebake)"));
+        application.is_built(BUILD).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,17 +2,15 @@
 # where the test has put the documents' classes.
 #
 # usage: application.rb call FILE     runs a call site, which may use `build` and `jid`; prints the jid of what it enqueued
-#        application.rb serve FILE    serves the routes of that file on a port of its own, which it prints
+#        application.rb serve FILE…   serves the controllers and routes of these on a port of its own, which it prints
 #        sidekiq -r application.rb    the worker that takes callbacks
 #
 # Environment: ROWS, a file with the rows of `builds`, as JSON by id; BUILD, the id of the one that a call site has; JID.
 
 require "json"
-require "ostruct"
 require "zlib" # as Active Record does
 require "sidekiq"
 require "active_job"
-require "action_controller"
 
 # Debian 12's Redis client announces a change of its own on every push.
 Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
@@ -66,12 +64,14 @@ when "call"
   enqueued = binding.eval(File.read(ARGV[1]), ARGV[1])
   puts enqueued.respond_to?(:provider_job_id) ? enqueued.provider_job_id : enqueued
 when "serve"
+  require "action_controller"
+  require "ostruct"
   require "rack/handler/webrick"
   # Here only: Sidekiq would take it for all of Rails.
   module Rails
     def self.application = @application ||= OpenStruct.new(routes: ActionDispatch::Routing::RouteSet.new)
   end
-  load ARGV[1]
+  ARGV[1..].each { |file| load file }
   options = {Host: "127.0.0.1", Port: 0, AccessLog: [], Logger: WEBrick::Log.new(File::NULL)}
   Rack::Handler::WEBrick.run(Rails.application.routes, **options) do |server|
     puts server.listeners[0].addr[1]
