@@ -78,7 +78,7 @@ impl Drop for Court {
 }
 
 /// The Ruby of a peer, which is made when it is not there.
-fn made(peer: &str) -> String {
+pub fn made(peer: &str) -> String {
     let output = Command::new("tests/peers").arg(peer).stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "tests/peers cannot make {peer}: it takes root and Debian 12");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()

@@ -13,6 +13,7 @@
 
 mod bell;
 mod build;
+mod coming_from_ruby;
 mod commands;
 mod credentials;
 mod custody;

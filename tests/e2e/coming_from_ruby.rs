@@ -1,0 +1,359 @@
+//! What the documents say in Ruby and in settings, taken from their text and run: Rails' side by real Sidekiq, Active Job
+//! and Action Controller, and ours by a worker that really builds.
+
+use std::cell::Cell;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::house::{House, Worker};
+use crate::judged::made;
+use crate::registry;
+
+const DOCUMENTS: [&str; 2] = ["README.md", "docs/coming-from-ruby.md"];
+/// In the documents' place for a commit that the job names.
+const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
+const SECRET: &str = "what Rails and sidebake know";
+/// The id of the application's one row.
+const BUILD: u64 = 4711;
+
+/// The text of each fenced block of a language, without the fences.
+fn blocks(language: &str) -> Vec<String> {
+    let fence = format!("```{language}");
+    let mut blocks = Vec::new();
+    for document in DOCUMENTS {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(document)).unwrap();
+        let mut lines = text.lines();
+        while let Some(line) = lines.next() {
+            if line == fence {
+                let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+                blocks.push(block.join("\n"));
+            }
+        }
+    }
+    blocks
+}
+
+/// The one block of the documents that begins with this line.
+fn block(language: &str, first_line: &str) -> String {
+    let mut found: Vec<String> = blocks(language);
+    found.retain(|block| block.lines().next() == Some(first_line));
+    assert_eq!(found.len(), 1, "the documents have {} blocks that begin with {first_line:?}", found.len());
+    found.remove(0)
+}
+
+fn snippet(first_line: &str) -> String {
+    block("ruby", first_line)
+}
+
+#[test]
+fn every_piece_of_ruby_in_the_documents_is_run_here() {
+    let tests = include_str!("coming_from_ruby.rs");
+    for block in blocks("ruby") {
+        let first_line = block.lines().next().expect("a block has lines");
+        let asked = format!("snippet({first_line:?})");
+        assert!(tests.contains(&asked), "no test asks for {asked}");
+    }
+}
+
+/// A Rails application of the documents' classes beside a house.
+struct Application {
+    house: House,
+    /// The program: this machine's, or one with another Sidekiq.
+    ruby: String,
+    sha: String,
+    processes: Vec<Child>,
+    n_files: Cell<usize>,
+}
+
+impl Application {
+    /// With the model and the callback, and a commit that its one row is about.
+    fn open() -> Self {
+        Self::of("ruby".into())
+    }
+
+    /// The same in that Ruby.
+    fn of(ruby: String) -> Self {
+        let house = House::open();
+        let sha =
+            house.commit("voting-app", &[("vote/Dockerfile", &house.dockerfile("COPY . /srv")), ("vote/a", "cats\n")]);
+        let home = house.home.path();
+        std::fs::create_dir(home.join("application")).unwrap();
+        let application = Self { ruby, sha, processes: Vec::new(), n_files: Cell::new(0), house };
+        let tag = application.tag();
+        let definition = json!({"target": {"default": {"context": "./vote", "tags": [tag]}}});
+        let image = json!({"name": "vote", "context": "./vote", "args": {}, "tags": [tag], "position": 1});
+        application.keep(&json!({"4711": {
+            "id": BUILD, "account": "acme", "repository": "acme/voting-app", "sha": application.sha, "deploy_id": 7,
+            "images": [image], "definition": definition, "status": "queued",
+        }}));
+        application.add(&snippet("# app/models/build.rb"));
+        application.add(&snippet("# app/jobs/build_job.rb"));
+        application.add(&snippet("# app/jobs/build_finished_job.rb"));
+        application
+    }
+
+    fn tag(&self) -> String {
+        self.house.reference("vote", &self.sha)
+    }
+
+    fn rows(&self) -> PathBuf {
+        self.house.home.path().join("rows.json")
+    }
+
+    fn keep(&self, rows: &Value) {
+        std::fs::write(self.rows(), rows.to_string()).unwrap();
+    }
+
+    fn row(&self, id: u64) -> Value {
+        serde_json::from_slice::<Value>(&std::fs::read(self.rows()).unwrap()).unwrap()[id.to_string()].take()
+    }
+
+    /// Adds a file of the application.
+    fn add(&self, text: &str) -> PathBuf {
+        self.n_files.set(self.n_files.get() + 1);
+        let path = self.house.home.path().join(format!("application/{:02}.rb", self.n_files.get()));
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn ruby(&self) -> Command {
+        let mut ruby = Command::new(&self.ruby);
+        ruby.current_dir(env!("CARGO_MANIFEST_DIR"));
+        ruby.env("REDIS_URL", self.house.redis.url()).env_remove("REDIS_PROVIDER").env("LANG", "C.UTF-8");
+        ruby.env("APPLICATION", self.house.home.path().join("application")).env("ROWS", self.rows());
+        ruby.env("SIDEBAKE_SECRET", SECRET).env("BUILD", BUILD.to_string()).stdin(Stdio::null());
+        ruby
+    }
+
+    /// Runs a call site and returns the jid of the job that it enqueued.
+    fn call(&self, site: &str) -> String {
+        self.call_about(site, "")
+    }
+
+    /// The same where the call site has a `jid`.
+    fn call_about(&self, site: &str, jid: &str) -> String {
+        let path = self.house.home.path().join("call-site");
+        std::fs::write(&path, site).unwrap();
+        let output = self.ruby().arg(script()).arg("call").arg(&path).env("JID", jid).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{site}: {said}\nGet what is missing: docker/install ruby rails");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Starts a Sidekiq worker, for the callbacks on `default`.
+    fn work(&mut self) {
+        let log = std::fs::File::create(self.house.home.path().join("sidekiq.log")).unwrap();
+        let mut ruby = self.ruby();
+        ruby.args(["-S", "sidekiq", "-q", "default", "-c", "1", "-t", "1", "-r"]).arg(script());
+        self.processes.push(ruby.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+    }
+
+    /// Serves the documents' endpoint and routes; returns the URL.
+    fn serve(&mut self) -> String {
+        let endpoint = self.house.home.path().join("sidebake_builds_controller.rb");
+        std::fs::write(&endpoint, snippet("class SidebakeBuildsController < ActionController::API")).unwrap();
+        let routes = self.house.home.path().join("routes.rb");
+        std::fs::write(&routes, snippet("# config/routes.rb")).unwrap();
+        let log = std::fs::File::create(self.house.home.path().join("rails.log")).unwrap();
+        let mut ruby = self.ruby();
+        let mut server = ruby
+            .arg(script())
+            .arg("serve")
+            .arg(endpoint)
+            .arg(routes)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut port = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        self.processes.push(server);
+        assert!(!port.is_empty(), "Rails serves nothing: {}", self.house.logs());
+        format!("http://127.0.0.1:{}", port.trim())
+    }
+
+    /// A worker that takes from these queues.
+    fn worker(&self, queues: &str, more: &str) -> Worker {
+        self.house.worker_with(more, &[("SIDEBAKE__QUEUES", queues)])
+    }
+
+    /// Waits until Ruby's callback has written the end into the row, and the image is in the registry.
+    async fn is_built(&self, id: u64) {
+        self.house.until("the row has an end", async || self.row(id)["status"] != "queued").await;
+        let row = self.row(id);
+        assert_eq!(row["status"], "succeeded", "{row:#}\n{}", self.house.logs());
+        let digest = registry::digest(&self.tag()).await.expect("the image is in the registry");
+        assert!(row["digests"].as_object().unwrap().values().all(|it| *it == digest.as_str()), "{row:#}");
+    }
+}
+
+impl Drop for Application {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn script() -> PathBuf {
+    [env!("CARGO_MANIFEST_DIR"), "tests", "e2e", "ruby", "application.rb"].iter().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_native_object_is_built_and_the_row_is_told_in_every_sidekiq() {
+    for ruby in ["ruby".into(), made("sidekiq-7"), made("sidekiq-8")] {
+        let mut application = Application::of(ruby);
+        application.work();
+        let _worker = application.worker("builds", "");
+        application.call(&snippet("BuildJob.perform_async(build.to_sidebake)"));
+        application.is_built(BUILD).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_readmes_call_is_built() {
+    let mut application = Application::open();
+    let mut rows = json!({});
+    rows["4711"] = application.row(BUILD);
+    rows["42"] = json!({"id": 42, "status": "queued"});
+    application.keep(&rows);
+    application.work();
+    let _worker = application.worker("builds", "");
+    let site = snippet("BuildJob.perform_async({").replace(SHA, &application.sha);
+    assert!(site.contains("registry.example/acme/vote:0123456"), "{site}");
+    application.call(&site.replace("registry.example/acme/vote:0123456", &application.tag()));
+    application.is_built(42).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_active_job_is_built_in_every_sidekiq() {
+    for ruby in ["ruby".into(), made("sidekiq-7"), made("sidekiq-8")] {
+        let mut application = Application::of(ruby);
+        application.add(&snippet("# app/jobs/build_application_job.rb"));
+        application.work();
+        let _worker = application.worker("builds", &block("toml", "[jobs.classes.BuildApplicationJob]"));
+        application.call(&snippet("BuildApplicationJob.perform_later(build.to_sidebake)"));
+        application.is_built(BUILD).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mapped_arguments_are_built_by_the_readmes_map() {
+    let mut application = Application::open();
+    application.work();
+    let class =
+        "[jobs.classes.LegacyBuildJob]        # (\"acme/app\", sha, bake_definition, {\"build\": 42, \"deploy\": 7})";
+    let _worker = application.worker("builds", &block("toml", class));
+    application.call(&snippet("LegacyBuildJob.perform_async(build.repository, build.sha, build.definition,"));
+    application.is_built(BUILD).await;
+}
+
+/// The README's settings for a resolver, at this URL and with this secret.
+fn resolver(application: &Application, url: &str, secret: &str) -> String {
+    let file = application.house.home.path().join("resolver-secret");
+    std::fs::write(&file, secret).unwrap();
+    let settings = block("toml", "[jobs.classes.BuildByIdJob]");
+    let here =
+        settings.replace("https://rails.example", url).replace("/run/secrets/sidebake", &file.display().to_string());
+    assert!(here.contains(url) && here.contains("resolver-secret"), "{settings}");
+    here
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_is_resolved_by_the_endpoint_and_only_with_a_right_signature() {
+    let mut application = Application::open();
+    application.work();
+    let url = application.serve();
+    let worker = application.worker("builds", &resolver(&application, &url, "what somebody else knows"));
+    let call = snippet("BuildByIdJob.perform_async(build.id)");
+    let jid = application.call(&call);
+    let retry = async || {
+        let retries = application.house.redis.sorted_set("retry").await;
+        retries.into_iter().map(|(job, _)| job).find(|job| job.contains(&jid))
+    };
+    application.house.until("it is refused", async || retry().await.is_some()).await;
+    assert!(retry().await.unwrap().contains("Sidebake::ResolverRefused"), "{:?}", retry().await);
+    drop(worker);
+
+    let _worker = application.worker("builds", &resolver(&application, &url, SECRET));
+    application.call(&call);
+    application.is_built(BUILD).await;
+
+    let nobody = application.call("BuildByIdJob.perform_async(4712)");
+    let buried = async || {
+        let dead = application.house.redis.sorted_set("dead").await;
+        dead.into_iter().any(|(job, _)| job.contains(&nobody) && job.contains("Sidebake::Gone"))
+    };
+    application.house.until("a row that is not there is gone", buried).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_endpoint_refuses_what_is_not_signed_now() {
+    use hmac::{Hmac, KeyInit, Mac};
+
+    let mut application = Application::open();
+    let url = application.serve();
+    let ask = async |date: &str, signed: &str| {
+        let mut mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
+        mac.update(signed.as_bytes());
+        let mac: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let request = reqwest::Client::new().get(format!("{url}/sidebake/builds/{BUILD}")).header("date", date);
+        request.header("x-sidebake-signature", format!("v1={mac}")).send().await.unwrap().status().as_u16()
+    };
+    let output = Command::new("date").args(["-u", "+%a, %d %b %Y %H:%M:%S GMT"]).env("LC_ALL", "C").output().unwrap();
+    let now = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    let old = "Tue, 24 Nov 2020 12:00:00 GMT";
+    let path = format!("/sidebake/builds/{BUILD}");
+
+    assert_eq!(ask(&now, &format!("GET\n{path}\n{now}")).await, 200, "{}", application.house.logs());
+    assert_eq!(ask(&now, &format!("GET\n{path}1\n{now}")).await, 401, "of another path");
+    assert_eq!(ask(&now, &format!("GET\n{path}\n{old}")).await, 401, "of another time");
+    assert_eq!(ask(old, &format!("GET\n{path}\n{old}")).await, 401, "of a time long ago");
+    let bare = reqwest::get(format!("{url}{path}")).await.unwrap().status().as_u16();
+    assert_eq!(bare, 401, "not signed at all: {}", application.house.logs());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_endpoint_a_ruby_job_enqueues_the_object() {
+    let mut application = Application::open();
+    application.add(&snippet("# app/jobs/build_by_id_job.rb, without an endpoint"));
+    application.work();
+    let _worker = application.worker("builds", "");
+    application.call(&snippet("BuildByIdJob.perform_async(build.id)"));
+    application.is_built(BUILD).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_account_goes_to_sidebake_and_another_stays_with_ruby() {
+    let mut application = Application::open();
+    application.add(&snippet("# app/models/build.rb, while both build"));
+    let mut rows = json!({"4711": application.row(BUILD)});
+    for id in 1..=100 {
+        rows[id.to_string()] = json!({"id": id, "account": format!("customer-{id}")});
+    }
+    application.keep(&rows);
+    application.work();
+    let url = application.serve();
+    let _worker = application.worker("sidebake", &resolver(&application, &url, SECRET));
+    application.call("build.enqueue");
+    application.is_built(BUILD).await;
+
+    application.call("(1..100).each { |id| Build.find(id).enqueue }; nil");
+    let n_left = application.house.redis.queue("builds").await.len();
+    assert_eq!(n_left, 95, "five percent of these accounts have such a hash");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_sidekiq_cancels_by_one_line() {
+    let mut application = Application::open();
+    application.work();
+    let jid = application.call(&snippet("BuildJob.perform_async(build.to_sidebake)"));
+    let cancel = snippet("Sidekiq.redis { |redis| redis.hsetnx(\"it-#{jid}\", \"cancelled\", Time.now.to_i) }");
+    application.call_about(&cancel, &jid);
+    let _worker = application.worker("builds", "");
+    application.house.until("the row has an end", async || application.row(BUILD)["status"] == "cancelled").await;
+}

@@ -1,0 +1,80 @@
+# A Rails application around what the documents show: rows, Active Job and a router, and whatever lies in `APPLICATION`,
+# where the test has put the documents' classes.
+#
+# usage: application.rb call FILE     runs a call site, which may use `build` and `jid`; prints the jid of what it enqueued
+#        application.rb serve FILE…   serves the controllers and routes of these on a port of its own, which it prints
+#        sidekiq -r application.rb    the worker that takes callbacks
+#
+# Environment: ROWS, a file with the rows of `builds`, as JSON by id; BUILD, the id of the one that a call site has; JID.
+
+require "json"
+require "zlib" # as Active Record does
+require "sidekiq"
+require "active_job"
+
+# Debian 12's Redis client announces a change of its own on every push.
+Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
+
+ActiveJob::Base.queue_adapter = :sidekiq
+ActiveJob::Base.logger = nil
+class ApplicationJob < ActiveJob::Base; end
+
+# One table, in a file.
+class ApplicationRecord
+  def self.rows = JSON.parse(File.read(ENV.fetch("ROWS")))
+
+  def self.find_by(id:)
+    row = rows[id.to_s]
+    row && new(row)
+  end
+
+  def self.find(id) = find_by(id: id) || raise("there is no row #{id.inspect}")
+
+  def initialize(row) = @row = row
+
+  def update!(changes)
+    path = ENV.fetch("ROWS")
+    rows = self.class.rows
+    rows.fetch(id.to_s).update(changes.transform_keys(&:to_s))
+    File.write("#{path}.new", JSON.generate(rows))
+    File.rename("#{path}.new", path)
+  end
+
+  def respond_to_missing?(name, *) = @row.key?(name.to_s)
+
+  def method_missing(name, *) = @row.fetch(name.to_s) { super }
+end
+
+# The application's own, which the documents leave as they are.
+class LegacyBuildJob
+  include Sidekiq::Job
+  sidekiq_options queue: "builds"
+end
+
+class BuildByIdJob
+  include Sidekiq::Job
+  sidekiq_options queue: "builds"
+end
+
+Dir[File.join(ENV.fetch("APPLICATION"), "*.rb")].sort.each { |file| require file }
+
+case ARGV[0]
+when "call"
+  build, jid = Build.find(ENV.fetch("BUILD")), ENV["JID"]
+  enqueued = binding.eval(File.read(ARGV[1]), ARGV[1])
+  puts enqueued.respond_to?(:provider_job_id) ? enqueued.provider_job_id : enqueued
+when "serve"
+  require "action_controller"
+  require "ostruct"
+  require "rack/handler/webrick"
+  # Here only: Sidekiq would take it for all of Rails.
+  module Rails
+    def self.application = @application ||= OpenStruct.new(routes: ActionDispatch::Routing::RouteSet.new)
+  end
+  ARGV[1..].each { |file| load file }
+  options = {Host: "127.0.0.1", Port: 0, AccessLog: [], Logger: WEBrick::Log.new(File::NULL)}
+  Rack::Handler::WEBrick.run(Rails.application.routes, **options) do |server|
+    puts server.listeners[0].addr[1]
+    $stdout.flush
+  end
+end
