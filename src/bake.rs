@@ -251,7 +251,8 @@ fn read_by<'a>(fields: &Map<String, Value>, root: &Path, files: &'a [PathBuf]) -
     let beside = fields.get("dockerfile-inline").is_none().then_some(&*dockerfile);
     let mut inputs = ignore::sent(root, &context, beside, files);
     // Other targets and images are named in the same place; they look like no absolute path.
-    for named in named_contexts(fields).map(Path::new).filter(|named| named.is_absolute()) {
+    let named: BTreeSet<&Path> = named_contexts(fields).map(Path::new).filter(|named| named.is_absolute()).collect();
+    for named in named {
         inputs.extend(ignore::sent(root, named, None, files));
     }
     // It is read also when it is left out of the context.
@@ -402,8 +403,13 @@ impl Bake {
     async fn has_policies(&self) -> Result<bool, BakeError> {
         let ask = async || {
             let version = self.version().await?;
-            let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
-            Ok((numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= FIRST_WITH_POLICIES)
+            let mut numbers = version.split('.').map(str::parse);
+            // One that was built by hand says nothing of itself, and may be new.
+            Ok(match (numbers.next(), numbers.next()) {
+                (Some(Ok(0)), Some(Ok(0))) => true,
+                (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= FIRST_WITH_POLICIES,
+                _ => true,
+            })
         };
         self.has_policies.get_or_try_init(ask).await.copied()
     }

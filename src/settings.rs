@@ -526,8 +526,10 @@ impl Settings {
             return refuse("redis".into(), "client_certificate_file and client_key_file belong together");
         }
         let moment = Duration::from_millis(50);
-        if self.jobs.poll_interval < moment || self.redis.timeout < moment {
-            return refuse("jobs.poll_interval, redis.timeout".into(), "must be at least 50ms");
+        let average = self.jobs.poll_interval_average.unwrap_or(moment);
+        if self.jobs.poll_interval < moment || average < moment || self.redis.timeout < moment {
+            let keys = "jobs.poll_interval, jobs.poll_interval_average, redis.timeout";
+            return refuse(keys.into(), "must be at least 50ms");
         }
         if self.lease.ttl < Duration::from_secs(1) {
             return refuse("lease.ttl".into(), "must be at least 1s");

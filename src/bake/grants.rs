@@ -11,6 +11,9 @@ use crate::settings::{self, Accounts, Pattern, Policy};
 /// Characters of a branch that are kept in the name of an image or a cache.
 const MAX_BRANCH: usize = 80;
 
+/// Bytes of the hash by which a changed name is told from others.
+const HASH_BYTES: usize = 8;
+
 /// BuildKit takes no larger secret.
 const MAX_SECRET: usize = 500 << 10;
 
@@ -125,14 +128,16 @@ impl<'a> Grants<'a> {
     }
 }
 
-/// A branch's name as it may stand in a tag; one that had to be changed stays different from all others.
+/// A branch's name as it may stand in a tag; one that had to be changed, or looks as if, stays different from all others.
 fn as_tag(branch: &str) -> String {
     let is_kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let kept: String = branch.chars().map(|c| if is_kept(c) { c } else { '-' }).take(MAX_BRANCH).collect();
-    if kept == branch && !kept.starts_with(['.', '-']) {
+    let is_hash = |end: &str| end.len() == 2 * HASH_BYTES && end.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let looks_changed = kept.rsplit_once('-').is_some_and(|(_, end)| is_hash(end));
+    if kept == branch && !kept.starts_with(['.', '-']) && !looks_changed {
         return kept;
     }
-    let hash: String = Sha256::digest(branch)[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = Sha256::digest(branch)[..HASH_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
     format!("{}-{hash}", kept.trim_start_matches(['.', '-']))
 }
 
@@ -153,6 +158,7 @@ mod tests {
         let (slash, dash) = (as_tag("feature/a"), as_tag("feature-a"));
         assert!(slash.starts_with("feature-a-") && slash != dash, "{slash} {dash}");
         assert!(as_tag(&"x".repeat(300)).len() < 128);
+        assert_ne!(as_tag(&slash), slash, "a branch cannot take the name that another was given");
         assert_eq!(as_tag("-x").chars().next(), Some('x'));
     }
 

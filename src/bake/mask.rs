@@ -22,7 +22,8 @@ impl Mask {
             lines.extend(all.map(Secret::new));
         }
         // One may be a part of another.
-        lines.sort_by_key(|line| std::cmp::Reverse(line.expose().len()));
+        lines.sort_by(|a, b| (b.expose().len(), b.expose()).cmp(&(a.expose().len(), a.expose())));
+        lines.dedup_by(|a, b| a.expose() == b.expose());
         Self(lines)
     }
 

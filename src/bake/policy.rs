@@ -234,7 +234,7 @@ impl Rules<'_> {
     }
 
     fn is_entitled(&self, entitlement: &str) -> bool {
-        self.grants.policy.entitlements.iter().any(|known| known == entitlement)
+        !self.grants.is_fork() && self.grants.policy.entitlements.iter().any(|known| known == entitlement)
     }
 
     /// The repository's own file, when the definition comes from one and the worker names what it makes.
@@ -284,6 +284,9 @@ mod tests {
         std::fs::create_dir(worktree.path().join("app")).expect("made");
         std::fs::write(worktree.path().join("app/Dockerfile"), "FROM scratch").expect("written");
         std::os::unix::fs::symlink("/etc", worktree.path().join("out")).expect("linked");
+        std::fs::create_dir_all(worktree.path().join("app/a/b/c")).expect("made");
+        std::fs::write(worktree.path().join("app/decoy"), "FROM scratch").expect("written");
+        std::os::unix::fs::symlink("app/a/b/c", worktree.path().join("deep")).expect("linked");
         std::os::unix::fs::symlink("/etc/passwd", worktree.path().join("app/Linked")).expect("linked");
         let file = || RepositoryFile { path: "docker-bake.hcl".into(), naming: Naming::Job(BTreeMap::new()) };
         let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline(Map::new()) };
@@ -328,6 +331,9 @@ mod tests {
         }
         assert!(police_target(json!({"context": "app", "dockerfile": "docker/Dockerfile"}), false).is_ok());
         assert!(refused(json!({"context": "app", "dockerfile": "Linked"})).contains("outside of the repository"));
+        // Followed it is app/decoy; buildx folds it as text, and would read beside the worktree.
+        let folded = refused(json!({"context": ".", "dockerfile": "deep/../../../decoy"}));
+        assert!(folded.contains("outside of the repository"), "{folded}");
         assert!(refused(json!({"context": "app", "contexts": {"x": "/"}})).starts_with("target.t.contexts.x: "));
         assert!(refused(json!({"context": "app", "contexts": {"x": "target:y"}})).contains("there is no such target"));
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use tokio::process::Command;
@@ -47,6 +47,7 @@ pub(super) async fn print(
     let mut arguments = vec!["--file".to_owned(), file];
     arguments.extend(order.build.targets.iter().cloned());
     let mut build = order.build.clone();
+    let deadline = Instant::now() + bake.limits.print_timeout;
     loop {
         let order = Order { build: &build, ..*order };
         let message = match run(bake, input, &arguments, &working_directory, &order, directory, stop).await {
@@ -55,7 +56,11 @@ pub(super) async fn print(
         };
         // A secret with nothing but an id is a variable of that name, or else a file, which has to be there even now.
         match missing_secret(&message) {
-            Some(id) if build.variables.len() < MAX_VARIABLES && !build.variables.contains_key(id) => {
+            Some(id)
+                if Instant::now() < deadline
+                    && build.variables.len() < MAX_VARIABLES
+                    && !build.variables.contains_key(id) =>
+            {
                 build.variables.insert(id.to_owned(), String::new());
             }
             _ => return Err(BakeError::Invalid(message)),

@@ -168,7 +168,7 @@ async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
 async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() {
     let house = House::open();
     let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("RUN echo slow > /slow"))]);
-    let place = house.reference("cache", "{target}-{branch}");
+    let place = house.reference("cache", "{target}.{branch}");
     let cache = format!(
         "[accounts.cache]\nfrom = [\"type=registry,ref={place}\"]\nto = [\"type=registry,ref={place},mode=max\"]\n"
     );
@@ -177,11 +177,11 @@ async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() 
     job["default_branch"] = json!("main");
     let report = house.build(job.clone()).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert!(registry::digest(&house.reference("cache", "web-main")).await.is_some());
+    assert!(registry::digest(&house.reference("cache", "web.main")).await.is_some());
 
     job["ref"] = json!("refs/heads/feature");
     job["trust"] = json!("fork");
     let report = house.build(job.clone()).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert!(registry::digest(&house.reference("cache", "web-feature")).await.is_none(), "a fork writes no cache");
+    assert!(registry::digest(&house.reference("cache", "web.feature")).await.is_none(), "a fork writes no cache");
 }

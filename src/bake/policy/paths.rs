@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use super::{Refusal, Rules};
 
+/// Named contexts of one target.
+const MAX_CONTEXTS: usize = 50;
+
 impl Rules<'_> {
     /// A build context: a directory of the worktree as an absolute path, or a URL that the account may use.
     pub(super) fn context(&self, context: &str) -> Result<Value, Refusal> {
@@ -18,6 +21,9 @@ impl Rules<'_> {
 
     pub(super) fn named_contexts(&self, value: Value) -> Result<Value, Refusal> {
         let Value::Object(contexts) = value else { return Err(self.refusal("contexts", "expected an object")) };
+        if contexts.len() > MAX_CONTEXTS {
+            return Err(self.refusal("contexts", format!("at most {MAX_CONTEXTS} are allowed")));
+        }
         let police_one = |(name, value): (String, Value)| {
             let path = format!("{}.contexts.{name}", self.path);
             let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
@@ -47,22 +53,27 @@ impl Rules<'_> {
                 false => Err(Refusal::new(path, format!("{text:?} is outside of the context"))),
             };
         }
+        if text.contains("://") {
+            return Err(Refusal::new(path, format!("{text:?} is outside of the repository")));
+        }
+        // buildx folds `..` as text, before any link is followed: what is judged must be that path.
         let context = Path::new(context);
-        let file = context.join(text);
+        let file = fold(&context.join(text));
         if file.symlink_metadata().is_ok() {
-            return self.inside(&path, context, text).map(|_| value);
+            return self.inside(&path, context, &file.to_string_lossy()).map(|_| value);
         }
         // It is not there, and BuildKit says so better than we could; where it would be must be ours all the same.
         let root = self.root(&path)?;
         let folder = file.ancestors().find_map(|folder| folder.canonicalize().ok());
-        let is_ours = !text.contains("://")
-            && fold(&file).starts_with(&root)
-            && folder.is_some_and(|folder| folder.starts_with(&root));
+        let is_ours = file.starts_with(&root) && folder.is_some_and(|folder| folder.starts_with(&root));
         if is_ours { Ok(value) } else { Err(Refusal::new(path, format!("{text:?} is outside of the repository"))) }
     }
 
     fn is_remote_allowed(&self, text: &str) -> bool {
-        text.contains("://") && self.grants.policy.remote_contexts.iter().any(|pattern| pattern.matches(text))
+        // What would lead elsewhere than it says is no pattern's match.
+        let is_plain = !leads_up(text) && !text.contains(['\\', '%', '@']);
+        let mut patterns = self.grants.policy.remote_contexts.iter();
+        text.contains("://") && is_plain && !self.grants.is_fork() && patterns.any(|pattern| pattern.matches(text))
     }
 
     fn root(&self, path: &str) -> Result<PathBuf, Refusal> {
