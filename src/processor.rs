@@ -114,7 +114,10 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         }
     };
     let jid = payload.jid.as_str();
-    running.iteration.begin(jid, payload.n_failures().saturating_add(1));
+    // Another class may be Ruby's own iterable job, whose place is in the same hash.
+    if processor.jobs.is_ours(&payload.class) {
+        running.iteration.begin(jid, payload.n_failures().saturating_add(1));
+    }
     let span = tracing::info_span!("job", jid);
     tracing::debug!(jid, token = %unit.token, "job begins");
     let attempt = attempt(Arc::clone(&processor), running.clone(), Arc::clone(&payload)).instrument(span);
@@ -211,11 +214,16 @@ async fn build(
     };
     let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     running.iteration.progress.follow(&Event::PhaseStarted(Phase::Resolve));
-    let native = native(class, &args, &mut attempted.report).await?;
+    let native = native(class, &args, &mut attempted.report).await;
+    // It may have been cancelled while it waited, also where Rails cannot be asked whom to tell of that. When Redis does not
+    // answer, it is found out later.
+    let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
+    if native.is_err() && running.iteration.cancelled.is_cancelled() {
+        return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
+    }
+    let native = native?;
     attempted.take_in(&native);
     refuse_expired(payload)?;
-    // It may have been cancelled while it waited. When Redis does not answer, that is found out later.
-    let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
     if running.iteration.cancelled.is_cancelled() {
         return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
     }
