@@ -49,7 +49,9 @@ impl SidekiqYml {
     fn take(&mut self, key: &str, value: Value) -> Result<(), String> {
         let seconds = |value: &Value| match value.as_f64() {
             // Ruby takes fractions of a second.
-            Some(seconds) if seconds >= 0.0 => Ok::<_, String>(Setting::from(format!("{}ms", (seconds * 1e3) as u64))),
+            Some(seconds) if seconds > 0.0 && seconds.fract() != 0.0 => {
+                Ok::<_, String>(Setting::from(format!("{}ms", (seconds * 1e3) as u64)))
+            }
             _ => Ok(Setting::from(format!("{}s", number(value)?))),
         };
         let (path, setting) = match key {
