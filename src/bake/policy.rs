@@ -208,7 +208,7 @@ impl Rules<'_> {
     /// Provenance and SBOM by BuildKit itself; a generator of the author's choice would be an image of theirs.
     fn attest(&self, value: Value) -> Result<Value, Refusal> {
         for (i, attestation) in self.list("attest", &value)?.iter().enumerate() {
-            let kind = attestation.get("type").and_then(Value::as_str);
+            let kind = references::kind(attestation);
             if !matches!(kind, Some("provenance" | "sbom")) || attestation.get("generator").is_some() {
                 let message = "only provenance and sbom of BuildKit's own are allowed";
                 return Err(self.refusal(&format!("attest[{i}]"), message));

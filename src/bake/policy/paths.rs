@@ -105,7 +105,7 @@ fn leads_up(text: &str) -> bool {
     Path::new(text).components().any(|part| part == Component::ParentDir)
 }
 
-/// The path without `.` and `..`, as text: for a file that is not there.
+/// The path without `.` and `..`, as text, whatever is there: as buildx reads it.
 fn fold(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut folded, part| {
         match part {

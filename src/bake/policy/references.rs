@@ -117,7 +117,7 @@ pub(super) fn check_caches(targets: &Targets) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn kind(entry: &Value) -> Option<&str> {
+pub(super) fn kind(entry: &Value) -> Option<&str> {
     entry.get("type").and_then(Value::as_str)
 }
 
@@ -127,10 +127,9 @@ fn is_cache_only(output: &Value) -> bool {
 
 /// Whether an output makes files where buildx runs, or nothing at all.
 fn leaves_no_image(output: &Value) -> bool {
-    matches!(kind(output), Some("cacheonly" | "local" | "tar" | "oci" | "docker")) && !is_loaded(output)
-}
-
-/// `docker` without a destination is an image for the local engine, as `--load` makes: ordinary files have it.
-fn is_loaded(output: &Value) -> bool {
-    kind(output) == Some("docker") && output.get("dest").is_none()
+    match kind(output) {
+        // Without a destination it is an image for the local engine, as `--load` makes: ordinary files have it.
+        Some("docker") => output.get("dest").is_some(),
+        kind => matches!(kind, Some("cacheonly" | "local" | "tar" | "oci")),
+    }
 }
