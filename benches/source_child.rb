@@ -16,7 +16,7 @@ class SourceChild
   # The defaults of config/sidebake.toml.
   LIMITS = {
     connect_timeout_ms: 10_000, stall_timeout_ms: 30_000, max_entries: 500_000, max_tree_bytes: 8 << 30,
-    max_file_bytes: 2 << 30, max_fetch_bytes: 4 << 30
+    max_file_bytes: 2 << 30, max_fetch_bytes: 4 << 30, taken: { n_entries: 0, n_bytes: 0 }
   }.freeze
 
   def initialize(binary, token)
