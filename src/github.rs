@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -22,7 +22,7 @@ use crate::reason::{Failure, Reason};
 use crate::secret::Secret;
 use crate::settings;
 
-use api::{Answer, Api, Bearer};
+use api::{Answer, Api, Bearer, Request};
 
 pub use token::InstallationToken;
 
@@ -179,7 +179,8 @@ impl App {
         sha: &Sha,
         token: &InstallationToken,
     ) -> Result<bool, GithubError> {
-        Ok(self.find(&format!("/repos/{repository}/commits/{sha}"), token, &LAG).await?.is_some())
+        let path = format!("/repos/{repository}/commits/{sha}");
+        Ok(self.find(&Request::get_sha(&path, Bearer::Token(&token.secret)), &LAG).await?.is_some())
     }
 
     /// Whether a commit has to be on the branch or tag that its job names.
@@ -212,39 +213,33 @@ impl App {
     /// Whether what is called `name` (`heads/…`, `tags/…`) is the commit, or has it behind itself.
     async fn has_come_to(&self, name: &str, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
         #[derive(Deserialize)]
-        struct Tip {
-            sha: String,
-        }
-        #[derive(Deserialize)]
         struct Comparison {
             status: String,
         }
-        let tip = self.find(&format!("/repos/{}/commits/{name}", token.repository), token, &LAG).await?;
-        let Some(tip) = tip.map(|answer| answer.read::<Tip>()).transpose()? else { return Ok(false) };
-        if tip.sha == sha.as_str() {
+        let (repository, bearer) = (&token.repository, Bearer::Token(&token.secret));
+        let path = format!("/repos/{repository}/commits/{name}");
+        let Some(answer) = self.find(&Request::get_sha(&path, bearer), &LAG).await? else { return Ok(false) };
+        let tip = answer.read_sha()?;
+        if tip == *sha {
             return Ok(true);
         }
-        let path = format!("/repos/{}/compare/{}...{sha}?per_page=1", token.repository, tip.sha);
-        let compared = self.find(&path, token, &[]).await?.map(|answer| answer.read::<Comparison>()).transpose()?;
+        let path = format!("/repos/{repository}/compare/{tip}...{sha}?per_page=1");
+        let compared = self.find(&Request::get(&path, bearer), &[]).await?;
+        let compared = compared.map(|answer| answer.read::<Comparison>()).transpose()?;
         Ok(compared.is_some_and(|compared| compared.status == "behind"))
     }
 
-    /// Asks for something of the repository's; `None` when there is no such thing, after each pause neither. A token that is
-    /// not taken may be too new for the server that was asked, whichever others took it.
-    async fn find(
-        &self,
-        path: &str,
-        token: &InstallationToken,
-        pauses: &[Duration],
-    ) -> Result<Option<Answer>, GithubError> {
+    /// Asks for something of a repository's by a token; `None` when there is no such thing, after each pause neither. A token
+    /// that is not taken may be too new for the server that was asked, whichever others took it.
+    async fn find(&self, request: &Request<'_>, pauses: &[Duration]) -> Result<Option<Answer>, GithubError> {
         let (mut pauses, mut lag) = (pauses.iter(), LAG.iter());
         loop {
-            let answer = self.api.ask(Method::GET, path, Bearer::Token(&token.secret), None).await?;
+            let answer = self.api.ask(request).await?;
             let left = if answer.status == StatusCode::UNAUTHORIZED { &mut lag } else { &mut pauses };
             match (answer.status, left.next()) {
                 (StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND, Some(pause)) => tokio::time::sleep(*pause).await,
                 (StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _) => return Ok(None),
-                (status, _) if status.is_success() => return Ok(Some(answer)),
+                (status, _) if status.is_success() || status.is_redirection() => return Ok(Some(answer)),
                 _ => return Err(answer.error()),
             }
         }
@@ -257,23 +252,20 @@ impl App {
         repository: &Repository,
         token: &InstallationToken,
     ) -> Result<(Repository, u64), GithubError> {
-        let ask = async |path: &str| self.api.ask(Method::GET, path, Bearer::Token(&token.secret), None).await;
-        let not_found = |message| GithubError::NotFound { repository: repository.clone(), message };
-        let mut answer = ask(&format!("/repos/{repository}")).await?;
-        if let Some(moved) = answer.location().and_then(|location| self.api.path_of(location)) {
-            answer = ask(moved).await?;
+        let find = async |path: &str| self.find(&Request::get(path, Bearer::Token(&token.secret)), &[]).await;
+        let not_found = |message: &str| GithubError::NotFound { repository: repository.clone(), message: message.into() };
+        let mut found = find(&format!("/repos/{repository}")).await?;
+        if let Some(moved) = found.as_ref().and_then(Answer::location).and_then(|location| self.api.path_of(location)) {
+            found = find(moved).await?;
         }
-        if answer.status == StatusCode::NOT_FOUND {
-            return Err(not_found(answer.message()));
-        }
-        let found: Granted = good(answer)?.read()?;
+        let found: Granted = good(found.ok_or_else(|| not_found("there is none of this name that everybody may read"))?)?.read()?;
         let present = Repository::parse(&found.full_name).filter(|_| !found.private);
-        Ok((present.ok_or_else(|| not_found("it is private".into()))?, found.id))
+        Ok((present.ok_or_else(|| not_found("it is private"))?, found.id))
     }
 
     /// Asks GitHub who the App is: for `doctor`.
     pub async fn name(&self) -> Result<String, GithubError> {
-        let app: Named = good(self.api.ask(Method::GET, "/app", Bearer::App, None).await?)?.read()?;
+        let app: Named = good(self.api.ask(&Request::get("/app", Bearer::App)).await?)?.read()?;
         Ok(app.name)
     }
 
@@ -285,12 +277,12 @@ impl App {
 
     async fn installation_of(&self, repository: &Repository) -> Result<Installation, GithubError> {
         let path = format!("/repos/{repository}/installation");
-        let mut answer = self.api.ask(Method::GET, &path, Bearer::App, None).await?;
+        let mut answer = self.api.ask(&Request::get(&path, Bearer::App)).await?;
         let mut repository_id = None;
         if let Some(moved) = answer.location().and_then(|location| self.api.path_of(location)) {
             let moved = moved.to_owned();
             repository_id = moved.strip_prefix("/repositories/").and_then(|rest| rest.split('/').next()?.parse().ok());
-            answer = self.api.ask(Method::GET, &moved, Bearer::App, None).await?;
+            answer = self.api.ask(&Request::get(&moved, Bearer::App)).await?;
         }
         if answer.status == StatusCode::NOT_FOUND {
             return Err(GithubError::NotFound { repository: repository.clone(), message: answer.message() });
@@ -311,7 +303,7 @@ impl App {
             Some(id) => body["repository_ids"] = json!([id]),
             None => body["repositories"] = json!([repository.name]),
         }
-        let answer = self.api.ask(Method::POST, &path, Bearer::App, Some(&body)).await?;
+        let answer = self.api.ask(&Request::post(&path, Bearer::App, body)).await?;
         let not_found = |message| GithubError::NotFound { repository: repository.clone(), message };
         if matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY) {
             return Err(not_found(answer.message()));

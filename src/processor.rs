@@ -38,6 +38,9 @@ const MAX_INTERRUPTIONS: u32 = 3;
 /// How long a stopped build may take to end its child and remove its directory.
 const CLEAN_UP: Duration = Duration::from_secs(2);
 
+/// How long a stopped build may wait for Rails yet, which alone may know whom to tell.
+const LAST_WORD: Duration = Duration::from_millis(500);
+
 /// What all slots share.
 #[derive(Debug)]
 pub struct Processor {
@@ -214,7 +217,14 @@ async fn build(
     };
     let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     running.iteration.progress.follow(&Event::PhaseStarted(Phase::Resolve));
-    let native = native(class, &args, &mut attempted.report).await;
+    let no_word = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_WORD).await;
+    };
+    let native = tokio::select! {
+        native = native(class, &args, &mut attempted.report) => native,
+        () = no_word => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
+    };
     // It may have been cancelled while it waited, also where Rails cannot be asked whom to tell of that. When Redis does not
     // answer, it is found out later.
     let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::GithubError;
 use crate::clock::Epoch;
+use crate::job::Sha;
 use crate::secret::Secret;
 use crate::settings;
 
@@ -43,6 +44,42 @@ pub(super) enum Bearer<'a> {
     App,
     /// Whoever has this token.
     Token(&'a Secret),
+}
+
+/// What the API answers in, where it is not asked for another form.
+const JSON: &str = "application/vnd.github+json";
+
+/// The form in which a commit is its id and nothing else: without it comes all that the commit changes, too.
+const SHA: &str = "application/vnd.github.sha";
+
+/// One request.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    method: Method,
+    path: &'a str,
+    bearer: Bearer<'a>,
+    accept: &'static str,
+    body: Option<Value>,
+}
+
+impl<'a> Request<'a> {
+    /// Asks for what is at `path`, below the base URL.
+    pub(super) fn get(path: &'a str, bearer: Bearer<'a>) -> Self {
+        Self { method: Method::GET, path, bearer, accept: JSON, body: None }
+    }
+
+    /// Asks for the id of the commit at `path`.
+    pub(super) fn get_sha(path: &'a str, bearer: Bearer<'a>) -> Self {
+        Self { accept: SHA, ..Self::get(path, bearer) }
+    }
+
+    pub(super) fn post(path: &'a str, bearer: Bearer<'a>, body: Value) -> Self {
+        Self { method: Method::POST, body: Some(body), ..Self::get(path, bearer) }
+    }
+
+    pub(super) fn delete(path: &'a str, bearer: Bearer<'a>) -> Self {
+        Self { method: Method::DELETE, ..Self::get(path, bearer) }
+    }
 }
 
 /// An answer, read to its end.
@@ -92,19 +129,13 @@ impl Api {
     /// # Errors
     ///
     /// `Limited` when GitHub wants us to wait for longer than a slot should be held; what other answers mean is the caller's.
-    pub(super) async fn ask(
-        &self,
-        method: Method,
-        path: &str,
-        bearer: Bearer<'_>,
-        body: Option<&Value>,
-    ) -> Result<Answer, GithubError> {
+    pub(super) async fn ask(&self, request: &Request<'_>) -> Result<Answer, GithubError> {
         let mut n_tries = 0;
         loop {
             n_tries += 1;
-            let answer = self.send(method.clone(), path, bearer, body).await;
+            let answer = self.send(request).await;
             let pause = match &answer {
-                Ok(answer) => self.pause_after(answer, bearer, PAUSE * n_tries)?,
+                Ok(answer) => self.pause_after(answer, request.bearer, PAUSE * n_tries)?,
                 Err(GithubError::Unreachable { .. }) => Some(PAUSE * n_tries),
                 Err(_) => None,
             };
@@ -117,28 +148,22 @@ impl Api {
     }
 
     /// Sends one request once, and reads the answer.
-    pub(super) async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        bearer: Bearer<'_>,
-        body: Option<&Value>,
-    ) -> Result<Answer, GithubError> {
-        let url = self.url(path);
-        let credential = match bearer {
+    pub(super) async fn send(&self, request: &Request<'_>) -> Result<Answer, GithubError> {
+        let url = self.url(request.path);
+        let credential = match request.bearer {
             Bearer::App => {
                 self.check_limit(&url)?;
                 self.jwt()?
             }
             Bearer::Token(token) => token.clone(),
         };
-        let request = self.http.request(method, &url).bearer_auth(credential.expose());
-        let mut request = request.header("accept", "application/vnd.github+json");
-        if let Some(body) = body {
-            request = request.json(body);
+        let mut sent = self.http.request(request.method.clone(), &url).bearer_auth(credential.expose());
+        sent = sent.header("accept", request.accept);
+        if let Some(body) = &request.body {
+            sent = sent.json(body);
         }
         let read = async {
-            let answer = request.send().await?;
+            let answer = sent.send().await?;
             let (status, headers) = (answer.status(), answer.headers().clone());
             Ok((status, headers, answer.bytes().await?.to_vec()))
         };
@@ -249,6 +274,12 @@ impl Answer {
     /// Reads the body of a good answer.
     pub(super) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, GithubError> {
         serde_json::from_slice(&self.body).map_err(|error| self.unavailable(error.to_string()))
+    }
+
+    /// Reads the body of a good answer in the form of an id.
+    pub(super) fn read_sha(&self) -> Result<Sha, GithubError> {
+        let sha = str::from_utf8(&self.body).ok().and_then(|text| Sha::parse(text.trim()));
+        sha.ok_or_else(|| self.unavailable("what is no commit's id".into()))
     }
 
     /// What an answer with an error status means.

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::Method;
 use tokio::runtime::Handle;
 
-use super::api::{Api, Bearer};
+use super::api::{Api, Bearer, Request};
 use crate::clock::Epoch;
 use crate::job::Repository;
 use crate::secret::Secret;
@@ -44,8 +43,7 @@ impl Drop for InstallationToken {
         }
         let (api, secret) = (Arc::clone(&self.api), self.secret.clone());
         let revoke = async move {
-            let revoked = api.send(Method::DELETE, "/installation/token", Bearer::Token(&secret), None).await;
-            match revoked {
+            match api.send(&Request::delete("/installation/token", Bearer::Token(&secret))).await {
                 Ok(answer) if answer.status.is_success() => {}
                 Ok(answer) => tracing::debug!(status = %answer.status, "the token was not revoked, and expires"),
                 Err(error) => tracing::debug!(%error, "the token was not revoked, and expires"),

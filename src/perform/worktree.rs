@@ -53,8 +53,10 @@ pub(super) async fn check_out(
     let is_checked = stations.github.checks_refs() && job.build.trust != Trust::Fork;
     let reference = job.git_ref.as_deref().filter(|_| is_checked);
     let mut worktree = checkout.of_commit(&mut access, &job.sha, reference, &place).await?;
-    if stations.source.takes_submodules_of(&job.build.repository) {
-        checkout.fill_submodules(&mut worktree, access.repository(), access.token()).await?;
+    if let Access::Token(token) = &mut access
+        && stations.source.takes_submodules_of(&job.build.repository)
+    {
+        checkout.fill_submodules(&mut worktree, token).await?;
     } else {
         tell_of_submodules(&worktree, attempt);
     }
@@ -106,13 +108,10 @@ impl Checkout<'_> {
         let (source, github, attempt) = (&self.stations.source, &self.stations.github, self.attempt);
         let mut pauses = github::LAG.iter();
         loop {
-            // One that was refused twice may have been revoked.
-            let is_last_try = pauses.len() == 0;
-            if let Access::Token(token) = access
-                && (is_last_try || !token.outlives(source.timeout()))
-            {
-                let minted = mint(self.stations, self.job, &token.repository, attempt, self.report);
-                *token = attempt.unless_stopped(minted).await??;
+            if let Access::Token(token) = access {
+                // One that was refused twice may have been revoked.
+                let is_refused = pauses.len() == 0;
+                self.renew(token, is_refused).await?;
             }
             let origin = Origin {
                 url: source.url(access.repository()),
@@ -149,16 +148,20 @@ impl Checkout<'_> {
         }
     }
 
-    /// Fills the submodules of a worktree of `repository`, and theirs.
-    async fn fill_submodules(
-        &mut self,
-        worktree: &mut Worktree,
-        repository: &Repository,
-        token: &InstallationToken,
-    ) -> Result<(), Failure> {
+    /// Has a new token minted when this one is refused, or may end before the work does for which it is needed.
+    async fn renew(&mut self, token: &mut InstallationToken, is_refused: bool) -> Result<(), Failure> {
+        if is_refused || !token.outlives(self.stations.source.timeout()) {
+            let minted = mint(self.stations, self.job, &token.repository, self.attempt, self.report);
+            *token = self.attempt.unless_stopped(minted).await??;
+        }
+        Ok(())
+    }
+
+    /// Fills the submodules of a worktree of the token's repository, and theirs.
+    async fn fill_submodules(&mut self, worktree: &mut Worktree, token: &mut InstallationToken) -> Result<(), Failure> {
         let refused = |what: String| Err(Failure::new(Reason::SourceRefused, what));
         let mut n_filled = 0;
-        let mut level = within(repository, &mut worktree.submodules);
+        let mut level = within(&token.repository, &mut worktree.submodules);
         for _ in 0..MAX_NESTING {
             n_filled += level.len();
             if n_filled > MAX_SUBMODULES {
@@ -187,7 +190,7 @@ impl Checkout<'_> {
         worktree: &Worktree,
         parent: &Repository,
         submodule: &Submodule,
-        token: &InstallationToken,
+        token: &mut InstallationToken,
     ) -> Result<(Repository, Worktree), Failure> {
         let repository = self.stations.source.repository_of(submodule, parent)?;
         let place = worktree.make_room(submodule)?;
@@ -204,7 +207,7 @@ impl Checkout<'_> {
         &mut self,
         repository: Repository,
         may_mint: bool,
-        token: &'t InstallationToken,
+        token: &'t mut InstallationToken,
     ) -> Result<Access<'t>, Failure> {
         if may_mint {
             let minted = mint(self.stations, self.job, &repository, self.attempt, self.report);
@@ -214,6 +217,8 @@ impl Checkout<'_> {
                 minted => return Ok(Access::Token(minted?)),
             }
         }
+        // Some hundred of them may take longer than a token lasts.
+        self.renew(token, false).await?;
         let asked = self.stations.github.public_repository(&repository, token);
         let (repository, id) = self.attempt.unless_stopped(asked).await??;
         Ok(Access::Public { repository, id, token })

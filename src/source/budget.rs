@@ -26,16 +26,20 @@ pub(super) enum Verdict {
 /// # Errors
 ///
 /// `Refused` when a limit is exceeded (a small pack can hold a tree of 10¹⁰ files), or a directory has a name twice
-/// or one with a slash.
+/// or one with a slash; `Damaged` when what is there is no commit, or no tree.
 pub(super) fn walk(repository: &Repository, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
     let tree = match repository.find_commit(commit).and_then(|commit| commit.tree()) {
         Ok(tree) => tree,
         Err(error) if error.code() == ErrorCode::NotFound => return Ok(Verdict::Missing),
-        Err(error) => return Err(Failed::worker(error)),
+        Err(error) => return Err(damaged("the commit", &error)),
     };
     let odb = repository.odb().map_err(Failed::worker)?;
     let mut walk = Walk { repository, odb, limits, size: Size::default() };
     Ok(if walk.tree(&tree, 0, 0)? { Verdict::Complete(walk.size) } else { Verdict::Missing })
+}
+
+fn damaged(what: &str, error: &git2::Error) -> Failed {
+    Failed::new(Fault::Damaged, format!("{what} cannot be read: {}", error.message()))
 }
 
 struct Walk<'a> {
@@ -77,7 +81,8 @@ impl Walk<'_> {
             let is_complete = match entry.kind() {
                 Some(ObjectType::Tree) => match self.repository.find_tree(entry.id()) {
                     Ok(subtree) => self.tree(&subtree, depth + 1, length)?,
-                    Err(_) => false,
+                    Err(error) if error.code() == ErrorCode::NotFound => false,
+                    Err(error) => return Err(damaged(&format!("the directory {name:?}"), &error)),
                 },
                 Some(ObjectType::Blob) => self.blob(entry.id(), &name)?,
                 // A submodule: an empty directory.

@@ -93,9 +93,13 @@ fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) ->
         Err(failed) => return Err(failed),
     }
     let mirror = mirror.renew()?;
-    match fill(&mirror, remote, commit, limits)? {
-        Verdict::Complete(size) => Ok((mirror, size)),
-        Verdict::Missing => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
+    fetch::fetch(&mirror.repository, remote, commit)?;
+    match budget::walk(&mirror.repository, commit, limits) {
+        Ok(Verdict::Complete(size)) => Ok((mirror, size)),
+        Ok(Verdict::Missing) => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
+        // Hashed when it came, this moment: so it is everywhere.
+        Err(Failed { fault: Fault::Damaged, message }) => Err(Failed::new(Fault::Refused, message)),
+        Err(failed) => Err(failed),
     }
 }
 

@@ -1,7 +1,9 @@
-//! A bare mirror and the lock around it.
+//! A bare mirror and the locks around it.
 //!
 //! Two depth-1 fetches into one mirror at once destroy it (libgit2 rewrites the list of shallow commits at the end), so
-//! every fetch holds the lock. It is `flock(2)`: it dies with its holder, and waiting for it does not poll.
+//! every fetch holds `lock`. Whoever reads afterwards holds `readers`, shared, and whoever makes the mirror anew holds both
+//! for itself. The worker has a third one on the directory, outside of these, for as long as the child lives: see
+//! `state/mirrors.rs`. All are `flock(2)`: they die with their holder, and waiting does not poll.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

@@ -165,6 +165,20 @@ async fn small_packs_that_are_large_trees_are_refused_before_a_file_is_written()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_git_reads_and_libgit2_does_not_is_refused_and_not_tried_again() {
+    let trap = Trap::set();
+    let forge = &trap.forge;
+    // Git takes no notice of the bits above.
+    let odd = forge.tree(&[("1100644", b"odd", forge.blob("x"))]);
+    let reports = trap.reports(&[forge.tree_with(&[(DIRECTORY, b"a", odd)]), odd]).await;
+    for report in reports {
+        assert_eq!(report["reason"], "source_refused", "{report:#}");
+        let message = report["message"].as_str().unwrap();
+        assert!(message.contains("cannot be read"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
     let trap = Trap::set();
     let forge = &trap.forge;

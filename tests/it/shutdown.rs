@@ -1,7 +1,7 @@
 //! Quiet, stop, now.
 
 use serde_json::{Value, json};
-use world::Script;
+use world::{Answer, Script};
 
 use crate::afternoon::{Afternoon, CALLBACKS, probe};
 
@@ -125,4 +125,23 @@ async fn a_build_that_waits_for_github_ends_at_once_when_its_worker_does() {
         assert!(started.elapsed().as_secs_f64() < 1.0, "{path}: {:?}", started.elapsed());
         assert_eq!(afternoon.redis.queue("default").await.len(), 1, "the job is back");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_that_waits_for_rails_ends_soon_after_its_worker_is_to() {
+    let afternoon = Afternoon::start();
+    afternoon.rails.answer(4711, Answer::Hang);
+    let resolve = format!(
+        r#"jobs.classes.BuildByIdJob = {{ arguments = "resolved", resolve = {{ url = "{}", secret = "s3cret" }} }}"#,
+        afternoon.rails.url_pattern()
+    );
+    afternoon.redis.push("default", "BuildByIdJob", json!([4711])).await;
+    let mut worker = afternoon.worker(&format!("shutdown.timeout = \"1ms\"\n{resolve}"));
+    afternoon.until("it waits", async || !afternoon.rails.requests().is_empty()).await;
+    let started = std::time::Instant::now();
+    worker.signal("TERM");
+    worker.ended().await;
+    // Rails has half a second to say whom to tell.
+    assert!(started.elapsed().as_secs_f64() < 1.5, "{:?}", started.elapsed());
+    assert_eq!(afternoon.redis.queue("default").await.len(), 1, "the job is back");
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use world::{File, Repository, Script};
@@ -124,6 +125,9 @@ async fn a_public_submodule_of_another_owner_is_fetched_without_a_token_and_a_pr
     let (_, hidden) = yard.lib("other/private");
     // The App is there as well: another customer's.
     yard.afternoon.github.install("other", &["public", "private"]);
+    // The server that is asked about it may not know the token yet.
+    let message = r#"{"message": "Bad credentials"}"#;
+    yard.afternoon.github.faults().fail_next("/repos/other/public", 1, 401, &[], message);
 
     let host = yard.afternoon.git.url();
     let sha = yard.with_submodule("acme/app", &format!("{host}/other/public"), &shown);
@@ -302,4 +306,18 @@ async fn submodules_share_the_limits_of_their_build() {
         let message = report["message"].as_str().unwrap();
         assert!(message.contains("vote/lib2") && message.contains(words), "{message}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_ends_soon_is_minted_anew_before_github_is_asked_about_a_public_submodule() {
+    let yard = Yard::open();
+    let (public, shown) = yard.lib("other/public");
+    public.publish();
+    yard.afternoon.github.set_token_lifetime(Duration::from_secs(60));
+    let host = yard.afternoon.git.url();
+    let sha = yard.with_submodule("acme/app", &format!("{host}/other/public"), &shown);
+    let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    // For the job, for the fetch, and for the question.
+    assert_eq!(yard.afternoon.n_asked("/app/installations"), 3);
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -49,6 +50,7 @@ pub(crate) struct Mutable {
     /// Present names of repositories, by their old ones in lower case.
     pub(crate) moved: BTreeMap<String, String>,
     pub(crate) clock_offset_s: i64,
+    pub(crate) token_lifetime: Duration,
     pub(crate) repositories_root: Option<PathBuf>,
     is_logging: bool,
 }
@@ -71,6 +73,7 @@ impl GitHub {
     pub fn start_with(app: App, port: u16) -> GitHub {
         let shared =
             Arc::new(Shared { app, tokens: Tokens::default(), faults: Faults::default(), state: Mutex::default() });
+        shared.state.lock().unwrap().token_lifetime = Duration::from_secs(3600);
         let server = Server::start(router(shared.clone()), port);
         GitHub { shared, server }
     }
@@ -140,6 +143,11 @@ impl GitHub {
     /// Serves commits from the bare repositories `OWNER/NAME.git` below `root` (that of a `GitHost`).
     pub fn serve_commits_from(&self, root: &Path) {
         self.state().repositories_root = Some(root.into());
+    }
+
+    /// How long tokens last that are minted from now on; GitHub's last an hour.
+    pub fn set_token_lifetime(&self, lifetime: Duration) {
+        self.state().token_lifetime = lifetime;
     }
 
     /// Moves the server's clock: JWTs are judged, and answers dated, by it.

@@ -176,7 +176,7 @@ fn decide(shared: &Shared, id: u64, body: &Value) -> Result<(Grant, bool), Refus
         installation_id: id,
         reach,
         permissions: permit(&body["permissions"], &installation.permissions)?,
-        expires_at: Timestamp::now() + Duration::from_secs(3600),
+        expires_at: Timestamp::now() + state.token_lifetime,
         is_revoked: false,
     };
     Ok((grant, is_narrowed))
@@ -264,11 +264,14 @@ async fn commit(
     State(shared): State<Arc<Shared>>,
     Path((owner, repo, revision)): Path<(String, String, String)>,
     headers: HeaderMap,
-) -> Result<Json<Value>, Refusal> {
+) -> Result<Response, Refusal> {
     let dir = readable(&shared, &headers, &owner, &repo)?;
     let (sha, tree, parents) = commit_ids(&dir, &revision).ok_or(Refusal(422, "No commit found for SHA"))?;
+    if headers.get(header::ACCEPT).is_some_and(|form| form == "application/vnd.github.sha") {
+        return Ok(sha.into_response());
+    }
     let parents: Vec<Value> = parents.iter().map(|sha| json!({"sha": sha})).collect();
-    Ok(Json(json!({"sha": sha, "commit": {"tree": {"sha": tree}}, "parents": parents})))
+    Ok(Json(json!({"sha": sha, "commit": {"tree": {"sha": tree}}, "parents": parents})).into_response())
 }
 
 /// How the second of `BASE...HEAD` is to be reached from the first. The commits themselves are left out.
