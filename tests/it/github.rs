@@ -12,7 +12,7 @@ const LOOK_UP: &str = "/repos/acme/voting-app/installation";
 
 impl Afternoon {
     /// Requests of the API whose path starts like this.
-    fn n_asked(&self, path: &str) -> usize {
+    pub(crate) fn n_asked(&self, path: &str) -> usize {
         self.github.calls().iter().filter(|call| call.path.starts_with(path)).count()
     }
 
