@@ -253,12 +253,14 @@ impl App {
         token: &InstallationToken,
     ) -> Result<(Repository, u64), GithubError> {
         let find = async |path: &str| self.find(&Request::get(path, Bearer::Token(&token.secret)), &[]).await;
-        let not_found = |message: &str| GithubError::NotFound { repository: repository.clone(), message: message.into() };
+        let not_found =
+            |message: &str| GithubError::NotFound { repository: repository.clone(), message: message.into() };
         let mut found = find(&format!("/repos/{repository}")).await?;
         if let Some(moved) = found.as_ref().and_then(Answer::location).and_then(|location| self.api.path_of(location)) {
             found = find(moved).await?;
         }
-        let found: Granted = good(found.ok_or_else(|| not_found("there is none of this name that everybody may read"))?)?.read()?;
+        let found: Granted =
+            good(found.ok_or_else(|| not_found("there is none of this name that everybody may read"))?)?.read()?;
         let present = Repository::parse(&found.full_name).filter(|_| !found.private);
         Ok((present.ok_or_else(|| not_found("it is private"))?, found.id))
     }
