@@ -150,17 +150,12 @@ async fn judge(peer: Option<&str>, version: &str) {
     assert_eq!(status.unwrap().code(), Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn by_sidekiq_6() {
-    judge(None, "6.4").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn by_sidekiq_7() {
-    judge(Some("sidekiq-7"), "7.3").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn by_sidekiq_8() {
-    judge(Some("sidekiq-8"), "8.1").await;
+/// Each waits for four heartbeats, ten seconds apart: they do so at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn by_sidekiq_6_7_and_8() {
+    let courts = [(None, "6.4"), (Some("sidekiq-7"), "7.3"), (Some("sidekiq-8"), "8.1")];
+    let courts = courts.map(|(peer, version)| tokio::spawn(judge(peer, version)));
+    for court in courts {
+        court.await.unwrap();
+    }
 }
