@@ -18,7 +18,7 @@ use crate::settings::Jobs;
 static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lua")));
 
 /// Members looked at in one request.
-const PAGE: usize = 100;
+const PAGE: usize = 500;
 
 /// Members, the next ones to be due, of which a poll finds out whether they are cancelled.
 const LOOKED_AT: usize = 100;
@@ -86,13 +86,15 @@ async fn prune(redis: &Redis) -> Result<(), RedisError> {
 
 /// Moves every job of ours in `set` that is due at `now`; returns how many.
 pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<usize, RedisError> {
-    let (mut n_moved, mut offset) = (0, 0);
+    let (mut n_moved, mut n_left) = (0, 0);
     loop {
+        // By rank, which Redis finds at once. It would count off an offset into a range of scores, for each page anew.
         let mut range = redis::cmd("ZRANGE");
-        range.arg(set).arg("-inf").arg(now.as_secs_f64()).arg(&["BYSCORE", "LIMIT"]).arg(offset).arg(PAGE);
-        let members: Vec<Vec<u8>> = redis.query(&range).await?;
-        let n_members = members.len();
-        for member in members {
+        range.arg(set).arg(n_left).arg(n_left + PAGE - 1).arg("WITHSCORES");
+        let members: Vec<(Vec<u8>, f64)> = redis.query(&range).await?;
+        let is_due = |score: f64| score <= now.as_secs_f64();
+        let is_last = members.len() < PAGE || members.last().is_some_and(|(_, score)| !is_due(*score));
+        for (member, _) in members.into_iter().take_while(|(_, score)| is_due(*score)) {
             // What stays, others' jobs and what is no job at all, must not hide what comes after it.
             match moved_text(jobs, &member, now) {
                 Some((queue, text)) => match move_one(redis, set, &member, &queue, &text).await {
@@ -100,14 +102,14 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
                     // Such as a queue of the wrong type: it must not hold up the jobs behind it.
                     Err(error) if matches!(error.code(), Some("WRONGTYPE" | "NOPERM")) => {
                         tracing::error!(%error, queue, "a due job cannot be moved");
-                        offset += 1;
+                        n_left += 1;
                     }
                     Err(error) => return Err(error),
                 },
-                None => offset += 1,
+                None => n_left += 1,
             }
         }
-        if n_members < PAGE {
+        if is_last {
             return Ok(n_moved);
         }
     }

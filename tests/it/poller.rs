@@ -1,0 +1,58 @@
+//! The poller by itself, in sets that are large.
+
+use sidebake::clock::Epoch;
+use sidebake::redis::Redis;
+use sidebake::secret::Secret;
+use sidebake::settings::{self, Jobs, Settings};
+use sidebake::sidekiq::poller::enqueue_due;
+
+fn client(server: &world::Redis) -> Redis {
+    Redis::new(&settings::Redis { url: Secret::new(server.url()), ..Settings::default().redis }).unwrap()
+}
+
+/// Adds `n` jobs of another class to the retry set, all due at once.
+async fn add_others(server: &world::Redis, n: usize) {
+    let mut connection = server.connection().await;
+    let numbers: Vec<usize> = (0..n).collect();
+    for numbers in numbers.chunks(1000) {
+        let mut add = redis::cmd("ZADD");
+        add.arg("retry");
+        for number in numbers {
+            add.arg(1).arg(format!(r#"{{"class":"MailJob","queue":"mails","jid":"{number:024x}"}}"#));
+        }
+        add.exec_async(&mut connection).await.unwrap();
+    }
+}
+
+/// Microseconds that Redis takes for one page of `n` due jobs of others, on average.
+async fn cost_of_a_page(n: usize) -> f64 {
+    let server = world::Redis::start();
+    add_others(&server, n).await;
+    let mut connection = server.connection().await;
+    redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut connection).await.unwrap();
+    assert_eq!(enqueue_due(&client(&server), &Jobs::default(), "retry", Epoch::now()).await.unwrap(), 0);
+    let statistics: String = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
+    let line = statistics.lines().find(|line| line.starts_with("cmdstat_zrange:")).unwrap();
+    line.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_page_of_others_due_jobs_costs_the_same_however_many_come_before_it() {
+    let (few, many) = (cost_of_a_page(2_000).await, cost_of_a_page(50_000).await);
+    assert!(many < 8.0 * few, "{few} µs among 2,000, {many} µs among 50,000");
+}
+
+#[tokio::test]
+async fn a_due_job_behind_others_of_the_same_time_is_moved() {
+    let server = world::Redis::start();
+    add_others(&server, 1_200).await;
+    let mut connection = server.connection().await;
+    for (jid, score) in [("a", "-inf"), ("b", "1"), ("c", "2"), ("d", "4e9")] {
+        let job = format!(r#"{{"class":"BuildJob","queue":"default","jid":"{jid}"}}"#);
+        redis::cmd("ZADD").arg(&["retry", score, &job]).exec_async(&mut connection).await.unwrap();
+    }
+    let moved = enqueue_due(&client(&server), &Jobs::default(), "retry", Epoch::now()).await.unwrap();
+    let queue = server.queue("default").await;
+    assert_eq!((moved, queue.len()), (3, 3), "{queue:?}");
+    assert_eq!(server.sorted_set("retry").await.len(), 1_201, "others' and the one that is not due");
+}
