@@ -6,6 +6,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use redis::RedisResult;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -20,19 +21,19 @@ static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lu
 /// Members looked at in one request.
 const PAGE: usize = 500;
 
-/// Members, the next ones to be due, of which a poll finds out whether they are cancelled.
-const LOOKED_AT: usize = 100;
+/// Members of a set, with their scores.
+type Members = Vec<(Vec<u8>, f64)>;
 
 /// Polls until the worker goes `quiet`, as Sidekiq's does.
 pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     let mut sets = [
-        ("retry", Complaint::that("due jobs of the retry set cannot be moved")),
-        ("schedule", Complaint::that("due jobs of the schedule cannot be moved")),
+        ("retry", 0, Complaint::that("jobs of the retry set cannot be moved")),
+        ("schedule", 0, Complaint::that("jobs of the schedule cannot be moved")),
     ];
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
     while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
-        for (set, complaint) in &mut sets {
-            complaint.hear(poll(redis, jobs, set, Epoch::now()).await);
+        for (set, cursor, complaint) in &mut sets {
+            complaint.hear(poll(redis, jobs, set, cursor, Epoch::now()).await);
         }
         let n_processes = n_processes(redis).await;
         wait = match jobs.poll_interval_average {
@@ -43,15 +44,19 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
 }
 
 /// One request where nothing is to be moved.
-async fn poll(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<(), RedisError> {
+///
+/// Cancelled jobs are looked for everywhere in the set, a page each poll: `cursor` wanders, and Redis sees to it that it
+/// meets whatever waits for a whole round.
+async fn poll(redis: &Redis, jobs: &Jobs, set: &str, cursor: &mut u64, now: Epoch) -> Result<(), RedisError> {
     let mut look = redis::pipe();
     look.cmd("ZRANGE").arg(set).arg("-inf").arg(now.as_secs_f64()).arg(&["BYSCORE", "LIMIT", "0", "1"]);
-    look.cmd("ZRANGE").arg(set).arg(0).arg(LOOKED_AT - 1);
-    let (due, first): (Vec<Vec<u8>>, Vec<Vec<u8>>) = redis.pipeline(&look).await?;
+    look.cmd("ZSCAN").arg(set).arg(*cursor).arg("COUNT").arg(PAGE);
+    let (due, (next, waiting)): (Vec<Vec<u8>>, (u64, Members)) = redis.pipeline(&look).await?;
+    *cursor = next;
     if !due.is_empty() {
         enqueue_due(redis, jobs, set, now).await?;
     }
-    enqueue_cancelled(redis, jobs, set, &first, now).await
+    enqueue_cancelled(redis, jobs, set, &waiting, now).await
 }
 
 /// Pause between polls, so that the fleet as a whole polls once per `interval` on average. `jitter` is in 0..1.
@@ -91,7 +96,7 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
         // By rank, which Redis finds at once. It would count off an offset into a range of scores, for each page anew.
         let mut range = redis::cmd("ZRANGE");
         range.arg(set).arg(n_left).arg(n_left + PAGE - 1).arg("WITHSCORES");
-        let members: Vec<(Vec<u8>, f64)> = redis.query(&range).await?;
+        let members: Members = redis.query(&range).await?;
         let is_due = |score: f64| score <= now.as_secs_f64();
         let is_last = members.len() < PAGE || members.last().is_some_and(|(_, score)| !is_due(*score));
         for (member, _) in members.into_iter().take_while(|(_, score)| is_due(*score)) {
@@ -115,15 +120,16 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
     }
 }
 
-/// Moves jobs of ours among these members of `set` that are cancelled: their end need not wait for their time.
+/// Moves jobs of ours among these members of `set` that are cancelled: their end need not wait for their time. The error is
+/// the first one; it hides no other job.
 async fn enqueue_cancelled(
     redis: &Redis,
     jobs: &Jobs,
     set: &str,
-    members: &[Vec<u8>],
+    members: &[(Vec<u8>, f64)],
     now: Epoch,
 ) -> Result<(), RedisError> {
-    let ours = members.iter().filter_map(|member| {
+    let ours = members.iter().filter_map(|(member, _)| {
         let payload = Payload::parse(member).ok()?;
         (jobs.is_ours(&payload.class) && !payload.jid.is_empty()).then_some((member, payload.jid))
     });
@@ -132,14 +138,20 @@ async fn enqueue_cancelled(
         return Ok(());
     }
     let mut marks = redis::pipe();
+    marks.ignore_errors();
     for (_, jid) in &ours {
         marks.cmd("HEXISTS").arg(iteration::key(jid)).arg("cancelled");
     }
-    let marks: Vec<bool> = redis.pipeline(&marks).await?;
-    for ((member, _), _) in ours.iter().zip(marks).filter(|(_, is_cancelled)| *is_cancelled) {
-        enqueue_member(redis, jobs, set, member, now).await?;
+    let marks: Vec<RedisResult<bool>> = redis.pipeline(&marks).await?;
+    let mut result = Ok(());
+    for ((member, _), is_cancelled) in ours.iter().zip(marks) {
+        let moved = match is_cancelled {
+            Ok(true) => enqueue_member(redis, jobs, set, member, now).await.map(drop),
+            other => other.map(drop),
+        };
+        result = result.and(moved);
     }
-    Ok(())
+    result
 }
 
 /// Moves one member of a set to its queue, when it is a job of ours and still there.

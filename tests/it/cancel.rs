@@ -81,6 +81,42 @@ async fn a_build_that_waits_for_its_time_is_ended_without_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_build_far_behind_others_is_found() {
+    let afternoon = Afternoon::start();
+    let mut others = redis::cmd("ZADD");
+    others.arg("retry");
+    for n in 0..3_000 {
+        others.arg(3e9).arg(json!({"class": "MailJob", "queue": "mails", "jid": format!("{n:024x}")}).to_string());
+    }
+    others.exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+    put(&afternoon, "retry", "0123", &afternoon.native("x")).await;
+    mark(&afternoon, "0123").await;
+    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["jid"], &report["status"]), (&json!("0123"), &json!("cancelled")), "{report:#}");
+    assert_eq!(afternoon.redis.sorted_set("retry").await.len(), 3_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_build_that_cannot_be_looked_at_or_moved_hides_no_other() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("SET").arg(&["it-odd", "x"]).exec_async(&mut connection).await.unwrap();
+    redis::cmd("SET").arg(&["queue:odd", "x"]).exec_async(&mut connection).await.unwrap();
+    let stuck = json!({"class": "BuildJob", "queue": "odd", "jid": "stuck", "args": []}).to_string();
+    redis::cmd("ZADD").arg("retry").arg(3e9).arg(stuck).exec_async(&mut connection).await.unwrap();
+    for jid in ["odd", "0123", "4567", "89ab"] {
+        put(&afternoon, "retry", jid, &afternoon.native("x")).await;
+    }
+    for jid in ["stuck", "0123", "4567", "89ab"] {
+        mark(&afternoon, jid).await;
+    }
+    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
+    afternoon.callbacks(3).await;
+    assert_eq!(afternoon.redis.sorted_set("retry").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_command_takes_a_build_id_or_a_jid() {
     for (set, build) in [("schedule", "42"), ("retry", "0123")] {
         let afternoon = Afternoon::start();
