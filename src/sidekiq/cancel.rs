@@ -49,8 +49,21 @@ pub struct Found {
     text: Vec<u8>,
 }
 
-/// Every job that is meant. Looked for in the order in which jobs move, so that one that moves meanwhile is met all the same.
+/// Every job that is meant. Looked for twice: a job that moves back while we look, from in flight to the retry set or to its
+/// queue, is where it was looked for already.
 pub async fn find(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<Found>, RedisError> {
+    let first = look(redis, &is_meant).await?;
+    let mut found = look(redis, &is_meant).await?;
+    for job in first {
+        if !found.iter().any(|known| known.jid == job.jid) {
+            found.push(job);
+        }
+    }
+    Ok(found)
+}
+
+/// Looks everywhere, in the order in which jobs move, so that one that moves meanwhile is met all the same.
+async fn look(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<Found>, RedisError> {
     let mut search = Search { is_meant, found: Vec::new() };
     for (place, set) in [(Place::Schedule, "schedule"), (Place::Retry, "retry")] {
         search.sorted_set(redis, &place, set).await?;

@@ -3,6 +3,11 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sidebake::redis::Redis;
+use sidebake::secret::Secret;
+use sidebake::settings::{self, Settings};
+use sidebake::sidekiq::cancel::{Place, find};
+use sidebake::sidekiq::payload::Payload;
 use world::{Answer, Script, Step};
 
 use crate::afternoon::{Afternoon, probe, text};
@@ -144,6 +149,32 @@ async fn the_command_takes_a_build_id_or_a_jid() {
     let queued = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
     let output = afternoon.run(&["cancel", &queued], "");
     assert_eq!(text(&output), format!("{queued} queued on default\n"));
+}
+
+#[tokio::test]
+async fn a_job_that_moves_back_while_it_is_looked_for_is_found() {
+    let server = world::Redis::start();
+    let url = Secret::new(server.url());
+    let redis = Redis::new(&settings::Redis { url, ..Settings::default().redis }).unwrap();
+    let meant = r#"{"class":"BuildJob","queue":"default","jid":"0123"}"#;
+    server.push("default", "MailJob", json!([])).await;
+    let mut connection = server.connection().await;
+    let mut take = redis::pipe();
+    take.cmd("SADD").arg(&["sidebake:owners", "host"]);
+    take.cmd("HSET").arg(&["sidebake:inflight:host", "000000000001", &format!("default\n{meant}")]);
+    take.exec_async(&mut connection).await.unwrap();
+    // The queues are looked at between the retry set and what is in flight.
+    let fails_meanwhile = |payload: &Payload| {
+        if payload.class == "MailJob" {
+            let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+            let mut retry = redis::pipe();
+            retry.cmd("DEL").arg("sidebake:inflight:host").cmd("ZADD").arg(&["retry", "4e9", meant]);
+            retry.exec(&mut connection).unwrap();
+        }
+        payload.jid == "0123"
+    };
+    let found = find(&redis, fails_meanwhile).await.unwrap();
+    assert_eq!(found.iter().map(|job| &job.place).collect::<Vec<_>>(), [&Place::Retry]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
