@@ -52,10 +52,9 @@ impl Iteration {
         self.job.get().map(|(jid, _)| jid.as_str())
     }
 
-    /// The hash, when it may be there and has to go with the job.
+    /// The hash, which goes with the job: also one that we have not written, for it may have a mark that we have not seen.
     pub fn key(&self) -> Option<String> {
-        let is_written = self.written().is_some() || self.cancelled.is_cancelled();
-        self.jid().filter(|_| is_written).map(key)
+        self.jid().map(key)
     }
 
     fn written(&self) -> std::sync::MutexGuard<'_, Option<(Instant, String)>> {

@@ -348,12 +348,15 @@ async fn a_canary_account_goes_to_sidebake_and_another_stays_with_ruby() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_older_sidekiq_cancels_by_one_line() {
+async fn an_older_sidekiq_cancels_by_two_lines() {
     let mut application = Application::open();
     application.work();
     let jid = application.call(&snippet("BuildJob.perform_async(build.to_sidebake)"));
-    let cancel = snippet("Sidekiq.redis { |redis| redis.hsetnx(\"it-#{jid}\", \"cancelled\", Time.now.to_i) }");
+    let cancel = snippet("Sidekiq.redis do |redis|");
     application.call_about(&cancel, &jid);
+    let mut connection = application.house.redis.connection().await;
+    let ttl_s: i64 = redis::cmd("TTL").arg(format!("it-{jid}")).query_async(&mut connection).await.unwrap();
+    assert!(ttl_s > 0, "a mark that comes too late does not stay");
     let _worker = application.worker("builds", "");
     application.house.until("the row has an end", async || application.row(BUILD)["status"] == "cancelled").await;
 }

@@ -12,7 +12,7 @@ use world::{Answer, Script, Step};
 
 use crate::afternoon::{Afternoon, probe, text};
 
-/// What `Sidekiq::Client#cancel!` does, and before 7.3.3 the one line that does the same.
+/// The mark that `Sidekiq::Client#cancel!` sets, and before 7.3.3 a line of Ruby.
 async fn mark(afternoon: &Afternoon, jid: &str) {
     let mut connection = afternoon.redis.connection().await;
     redis::cmd("HSETNX")
@@ -188,6 +188,22 @@ async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker
     mark(&afternoon, &jid).await;
     let _worker = afternoon.worker("jobs.probe = true");
     is_told(&afternoon, Value::Null).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_that_comes_too_late_goes_with_a_job_that_has_ended_and_stays_with_one_that_is_retried() {
+    let afternoon = Afternoon::start();
+    let mut jids = Vec::new();
+    // Over before anybody looks whether they are cancelled.
+    for outcome in ["succeed", "user", "infrastructure"] {
+        jids.push(afternoon.redis.push("default", "Sidebake::Probe", probe(outcome, 0.0)).await);
+        mark(&afternoon, jids.last().unwrap()).await;
+    }
+    let _worker = afternoon.worker("jobs.probe = true\njobs.poll_interval = \"1h\"");
+    afternoon.callbacks(2).await;
+    afternoon.until("one waits", async || !afternoon.redis.sorted_set("retry").await.is_empty()).await;
+    afternoon.idle().await;
+    assert_eq!(afternoon.redis.keys("it-*").await, [format!("it-{}", jids[2])]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
