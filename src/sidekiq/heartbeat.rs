@@ -2,6 +2,7 @@
 //!
 //! Follows Sidekiq 8.1 (`Launcher#beat`); `concurrency` is written in both places where generations read it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -64,20 +65,17 @@ pub async fn run(
     metrics: &Metrics,
     remote: &mpsc::UnboundedSender<Remote>,
 ) {
+    let mut heart = Heart::new(redis, process);
     let mut ticks = interval(PERIOD);
     let mut complaint = Complaint::that("there is no heartbeat");
     let mut complaint_of_metrics = Complaint::that("the metrics of the last seconds cannot be written");
-    let mut rtt = Duration::ZERO;
     loop {
         let is_over = stop.run_until_cancelled(ticks.tick()).await.is_none();
         if is_over {
             break;
         }
-        let answer = beat(redis, process, &running.snapshot(), quiet.is_cancelled(), rtt).await;
-        if let Some((signal, measured)) = complaint.hear(answer) {
-            rtt = measured;
-            signal.and_then(|signal| read_signal(&signal)).map(|signal| remote.send(signal));
-        }
+        let signal = complaint.hear(heart.beat(&running.snapshot(), quiet.is_cancelled()).await);
+        signal.flatten().and_then(|signal| read_signal(&signal)).map(|signal| remote.send(signal));
         complaint_of_metrics.hear(metrics.flush(redis, Epoch::now()).await);
     }
     complaint_of_metrics.hear(metrics.flush(redis, Epoch::now()).await);
@@ -98,40 +96,60 @@ fn read_signal(name: &str) -> Option<Remote> {
     }
 }
 
-async fn beat(
-    redis: &Redis,
-    process: &Process,
-    running: &[Running],
-    is_quiet: bool,
+/// Tells Redis of this process, and only what is new to it: the texts of running jobs are large.
+#[derive(Debug)]
+pub struct Heart<'a> {
+    redis: &'a Redis,
+    process: &'a Process,
     rtt: Duration,
-) -> Result<(Option<String>, Duration), RedisError> {
-    let identity = process.identity.to_string();
-    let mut beat = redis::pipe();
-    beat.atomic();
-    let jobs: Vec<(String, String)> = running.iter().map(|job| (job.unit.token.to_string(), work_entry(job))).collect();
-    for work in work_keys(&identity) {
-        beat.cmd("UNLINK").arg(&work).ignore();
-        if !jobs.is_empty() {
-            beat.hset_multiple(&work, &jobs).ignore();
-            beat.expire(&work, TTL_S as i64).ignore();
-        }
+    /// The jobs that each of the [`work_keys`] has, by Redis' last word; none when an answer was lost.
+    shown: [BTreeSet<String>; 2],
+}
+
+impl<'a> Heart<'a> {
+    /// Of a process that is not on the list yet.
+    pub fn new(redis: &'a Redis, process: &'a Process) -> Self {
+        Self { redis, process, rtt: Duration::ZERO, shown: Default::default() }
     }
-    beat.sadd("processes", &identity).ignore();
-    let fields = [
-        ("info", info(process)),
-        ("concurrency", process.concurrency().to_string()),
-        ("busy", running.len().to_string()),
-        ("beat", format!("{:?}", Epoch::now().as_secs_f64())),
-        ("rtt_us", rtt.as_micros().to_string()),
-        ("quiet", is_quiet.to_string()),
-        ("rss", resident_kilobytes().to_string()),
-    ];
-    beat.hset_multiple(&identity, &fields).ignore();
-    beat.expire(&identity, TTL_S as i64).ignore();
-    beat.rpop(format!("{identity}-signals"), None);
-    let sent = Instant::now();
-    let (signal,): (Option<String>,) = redis.pipeline(&beat).await?;
-    Ok((signal, sent.elapsed()))
+
+    /// Beats once; returns the name of the signal that somebody has sent.
+    pub async fn beat(&mut self, running: &[Running], is_quiet: bool) -> Result<Option<String>, RedisError> {
+        let identity = self.process.identity.to_string();
+        let mut beat = redis::pipe();
+        beat.atomic();
+        let running_tokens: BTreeSet<String> = running.iter().map(|job| job.unit.token.to_string()).collect();
+        for (work, shown) in work_keys(&identity).iter().zip(std::mem::take(&mut self.shown)) {
+            let jobs = running.iter().map(|job| (job.unit.token.to_string(), job));
+            let new = jobs.filter(|(token, _)| !shown.contains(token)).map(|(token, job)| (token, work_entry(job)));
+            let (new, ended): (Vec<_>, Vec<_>) = (new.collect(), shown.difference(&running_tokens).collect());
+            if !ended.is_empty() {
+                beat.hdel(work, &ended).ignore();
+            }
+            if !new.is_empty() {
+                beat.hset_multiple(work, &new).ignore();
+            }
+            beat.expire(work, TTL_S as i64).ignore().hkeys(work);
+        }
+        beat.sadd("processes", &identity).ignore();
+        let fields = [
+            ("info", info(self.process)),
+            ("concurrency", self.process.concurrency().to_string()),
+            ("busy", running.len().to_string()),
+            ("beat", format!("{:?}", Epoch::now().as_secs_f64())),
+            ("rtt_us", self.rtt.as_micros().to_string()),
+            ("quiet", is_quiet.to_string()),
+            ("rss", resident_kilobytes().to_string()),
+        ];
+        beat.hset_multiple(&identity, &fields).ignore();
+        beat.expire(&identity, TTL_S as i64).ignore();
+        beat.rpop(format!("{identity}-signals"), None);
+        let sent = Instant::now();
+        let (work, workers, signal): (BTreeSet<String>, BTreeSet<String>, Option<String>) =
+            self.redis.pipeline(&beat).await?;
+        self.rtt = sent.elapsed();
+        self.shown = [work, workers];
+        Ok(signal)
+    }
 }
 
 /// Where running jobs are looked for: from Sidekiq 6.4.2 on, and before.

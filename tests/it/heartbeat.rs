@@ -1,6 +1,17 @@
 //! What Sidekiq's API reads about a worker.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use sidebake::clock::Epoch;
+use sidebake::redis::Redis;
+use sidebake::secret::Secret;
+use sidebake::settings::{self, Settings};
+use sidebake::sidekiq::Identity;
+use sidebake::sidekiq::custody::Running;
+use sidebake::sidekiq::heartbeat::{Heart, Process};
+use sidebake::sidekiq::turn::{Token, UnitOfWork};
 
 use crate::afternoon::{Afternoon, probe};
 
@@ -93,4 +104,105 @@ async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
     let histograms =
         [afternoon.redis.keys("h|Sidebake::Probe-*").await, afternoon.redis.keys("Sidebake::Probe-*").await];
     assert!(histograms.iter().all(|keys| !keys.is_empty()), "{histograms:?}");
+}
+
+/// A process without its tasks: a test beats by hand.
+struct Hand {
+    server: world::Redis,
+    redis: Redis,
+    process: Process,
+}
+
+impl Hand {
+    fn new() -> Self {
+        let server = world::Redis::start();
+        let url = Secret::new(server.url());
+        let redis = Redis::new(&settings::Redis { url, ..Settings::default().redis }).unwrap();
+        let identity = Arc::new(Identity::new("host".into()));
+        let (tag, labels, capsules) = (String::new(), Vec::new(), Vec::new());
+        Self { server, redis, process: Process { identity, started_at: Epoch::now(), tag, labels, capsules } }
+    }
+
+    fn work_keys(&self) -> [String; 2] {
+        ["work", "workers"].map(|name| format!("{}:{name}", self.process.identity))
+    }
+
+    /// Numbers of the jobs that both generations are shown.
+    async fn shown(&self) -> Vec<u64> {
+        let mut shown = Vec::new();
+        for key in self.work_keys() {
+            let entries = self.server.hgetall(&key).await;
+            let tokens: BTreeSet<u64> = entries.keys().map(|token| u64::from_str_radix(token, 16).unwrap()).collect();
+            shown.push(tokens.into_iter().collect::<Vec<u64>>());
+        }
+        assert_eq!(shown[0], shown[1]);
+        shown.remove(0)
+    }
+
+    async fn n_bytes_received(&self) -> u64 {
+        let mut connection = self.server.connection().await;
+        let info: String = redis::cmd("INFO").arg("stats").query_async(&mut connection).await.unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("total_net_input_bytes:"));
+        line.unwrap().parse().unwrap()
+    }
+}
+
+/// Jobs with these numbers, of 20 kB each.
+fn jobs(numbers: impl IntoIterator<Item = u64>) -> Vec<Running> {
+    let text = "x".repeat(20_000).into_bytes();
+    let job = |n| Running {
+        unit: UnitOfWork {
+            token: Token::nth(n, 0),
+            queue: "default".into(),
+            text: text.clone(),
+            n_recoveries: 0,
+            n_interruptions: 0,
+        },
+        since: Epoch::now(),
+        taken: Default::default(),
+        iteration: Default::default(),
+    };
+    numbers.into_iter().map(job).collect()
+}
+
+#[tokio::test]
+async fn a_running_job_is_sent_once_and_shown_until_it_ends() {
+    let hand = Hand::new();
+    let mut heart = Heart::new(&hand.redis, &hand.process);
+    heart.beat(&jobs(1..=100), false).await.unwrap();
+    let before = hand.n_bytes_received().await;
+    heart.beat(&jobs(1..=100), false).await.unwrap();
+    let n_bytes = hand.n_bytes_received().await - before;
+    assert!(n_bytes < 5_000, "{n_bytes} bytes for a hundred jobs that were known");
+    assert_eq!(hand.shown().await, (1..=100).collect::<Vec<_>>());
+
+    heart.beat(&jobs(100..=101), false).await.unwrap();
+    assert_eq!(hand.shown().await, [100, 101]);
+    heart.beat(&[], false).await.unwrap();
+    assert!(hand.shown().await.is_empty());
+    heart.beat(&jobs([102]), false).await.unwrap();
+    assert_eq!(hand.shown().await, [102]);
+}
+
+#[tokio::test]
+async fn what_redis_shows_comes_right_whatever_became_of_it() {
+    let hand = Hand::new();
+    let mut heart = Heart::new(&hand.redis, &hand.process);
+    heart.beat(&jobs(1..=3), false).await.unwrap();
+    for key in hand.work_keys() {
+        // Gone, and then as after a beat that Redis took and whose answer was lost.
+        let mut connection = hand.server.connection().await;
+        redis::cmd("DEL").arg(&key).exec_async(&mut connection).await.unwrap();
+        redis::cmd("HSET").arg(&[key.as_str(), "000000000063", "{}"]).exec_async(&mut connection).await.unwrap();
+        // The one that finds it out, and the next one.
+        heart.beat(&jobs(1..=4), false).await.unwrap();
+        heart.beat(&jobs(1..=4), false).await.unwrap();
+        assert_eq!(hand.shown().await, [1, 2, 3, 4]);
+    }
+
+    hand.server.stop();
+    heart.beat(&jobs(2..=5), false).await.unwrap_err();
+    hand.server.restart();
+    heart.beat(&jobs(2..=5), false).await.unwrap();
+    assert_eq!(hand.shown().await, [2, 3, 4, 5], "all at once, where nothing is known of what is there");
 }
