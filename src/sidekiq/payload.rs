@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use miniz_oxide::deflate::compress_to_vec_zlib;
 use serde::Deserialize;
 use serde::de::{MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -54,8 +55,8 @@ pub enum RetryRule {
 /// The largest integer that is taken for seconds: as milliseconds it would be a day of 1973.
 const MAX_SECONDS: f64 = 1e11;
 
-/// The longest block of a zlib stream that is not compressed.
-const MAX_BLOCK: usize = 0xffff;
+/// As Ruby's `Zlib::Deflate.deflate` compresses without being told how much.
+const LEVEL: u8 = 6;
 
 impl Payload {
     /// Reads a job's text. Bytes that are not UTF-8 are replaced, as Ruby's Web UI does.
@@ -228,29 +229,10 @@ fn trace(failure: &Failure, n_lines: usize) -> Vec<String> {
     std::iter::once(first).chain(failure.detail.lines().map(str::to_owned)).take(n_lines).collect()
 }
 
-/// As Sidekiq's `compress_backtrace`: Base64 of a zlib stream of a JSON array. The stream's blocks are stored as they are.
+/// As Sidekiq's `compress_backtrace`: Base64 of a zlib stream of a JSON array.
 fn compress(lines: &[String]) -> String {
     let json = serde_json::to_vec(lines).expect("strings are JSON");
-    let mut stream = vec![0x78, 0x01];
-    let mut blocks = json.chunks(MAX_BLOCK).peekable();
-    while let Some(block) = blocks.next() {
-        let length = u16::try_from(block.len()).expect("a block has at most 65535 bytes");
-        stream.push(u8::from(blocks.peek().is_none()));
-        stream.extend(length.to_le_bytes());
-        stream.extend((!length).to_le_bytes());
-        stream.extend(block);
-    }
-    stream.extend(adler32(&json).to_be_bytes());
-    BASE64_STANDARD.encode(stream)
-}
-
-/// The checksum at the end of a zlib stream.
-fn adler32(bytes: &[u8]) -> u32 {
-    let (a, b) = bytes.iter().fold((1, 0), |(a, b), byte| {
-        let a = (a + u32::from(*byte)) % 65_521;
-        (a, (b + a) % 65_521)
-    });
-    b << 16 | a
+    BASE64_STANDARD.encode(compress_to_vec_zlib(&json, LEVEL))
 }
 
 /// Whether a number's text has neither fraction nor exponent.
@@ -329,6 +311,7 @@ impl<'de> Deserialize<'de> for Fields {
 
 #[cfg(test)]
 mod tests {
+    use miniz_oxide::inflate::decompress_to_vec_zlib;
     use serde_json::json;
 
     use super::*;
@@ -386,8 +369,8 @@ mod tests {
             let encoded: Option<String> = Fields::read(&serde_json::from_str(&text).expect("a job"), "error_backtrace");
             encoded.map(|text| {
                 let stream = BASE64_STANDARD.decode(text).expect("Base64");
-                let lines: Vec<String> = serde_json::from_slice(&stream[7..stream.len() - 4]).expect("JSON");
-                lines
+                let json = decompress_to_vec_zlib(&stream).expect("a zlib stream");
+                serde_json::from_slice::<Vec<String>>(&json).expect("JSON")
             })
         };
         let all = ["git_unavailable: The repository could not be fetched.".to_owned(), "connection reset".to_owned()];
@@ -398,13 +381,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_backtrace_is_a_stream_of_several_blocks() {
-        // Written by zlib itself: zlib.adler32(b"Wikipedia").
-        assert_eq!(adler32(b"Wikipedia"), 0x11e6_0398);
-        let stream = BASE64_STANDARD.decode(compress(&["x".repeat(70_000)])).expect("Base64");
-        assert_eq!(stream[2..7], [0, 0xff, 0xff, 0, 0]);
-        let second = 2 + 5 + MAX_BLOCK;
-        assert_eq!((stream[second], stream.len()), (1, 2 + 5 + 5 + 70_004 + 4));
+    fn a_long_backtrace_is_compressed() {
+        let lines = ["x".repeat(70_000), "é".to_owned()];
+        let stream = BASE64_STANDARD.decode(compress(&lines)).expect("Base64");
+        assert!(stream.len() < 1_000, "{} bytes", stream.len());
+        let json = decompress_to_vec_zlib(&stream).expect("a zlib stream");
+        assert_eq!(serde_json::from_slice::<Vec<String>>(&json).expect("JSON"), lines);
     }
 
     #[test]
