@@ -320,8 +320,8 @@ impl Custody {
             }
             memory.remembered.add(settlement, since);
         }
-        if let Some(key) = reply.wrong_queue {
-            tracing::error!(key, "a queue is not a list, and is passed over");
+        for why in reply.passed_over {
+            tracing::error!(why, "a queue is passed over");
         }
         let fetched = match reply.fetched {
             Fetched::Units(units) => units,

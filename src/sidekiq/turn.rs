@@ -3,6 +3,7 @@
 //! Settling and fetching share a round trip, so a busy worker needs one per job. The script may be sent again with the
 //! same tokens until it is answered.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
@@ -95,6 +96,13 @@ impl Settlement {
         });
         sizes.sum()
     }
+
+    /// The keys that other turns do not have.
+    fn keys(&self) -> Vec<String> {
+        let mut keys = Keys(Vec::new());
+        Arguments::default().settlement(self, &mut keys, Epoch::from_secs_f64(0.0));
+        keys.0
+    }
 }
 
 /// One thing that follows from the end of a unit of work.
@@ -140,7 +148,7 @@ pub enum Settled {
     Done,
     /// The token was not ours any more: nothing happened.
     Fenced,
-    /// A key has the wrong type, by its name, or what else Redis says: nothing happened.
+    /// A key has the wrong type, by its name, or what else Redis says, with the keys that it may mean: nothing happened.
     Refused(String),
 }
 
@@ -149,8 +157,8 @@ pub enum Settled {
 pub struct Reply {
     /// One for each settlement, in order.
     pub settled: Vec<Settled>,
-    /// The key of a queue that is not a list, and was passed over.
-    pub wrong_queue: Option<String>,
+    /// The keys of queues that were passed over, each with the reason.
+    pub passed_over: Vec<String>,
     /// How many processes may be waiting for the same push as this one; 0 when it got all it asked for.
     pub n_idlers: u32,
     /// What was fetched.
@@ -169,7 +177,7 @@ pub enum Fetched {
 }
 
 /// What a turn asks.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
     /// Grows from turn to turn; a turn that is sent again keeps its number.
     pub number: u64,
@@ -191,8 +199,49 @@ pub struct Demand {
 }
 
 impl Turn<'_> {
-    /// Sends the turn once.
+    /// Sends the turn once; in parts where this user may not touch all of its keys, so that one key holds up nothing else.
     pub async fn send(&self, redis: &Redis, identity: &Identity, jobs: &Jobs, now: Epoch) -> Result<Reply, RedisError> {
+        let send = async |turn: Turn<'_>| turn.send_whole(redis, identity, jobs, now).await;
+        match send(*self).await {
+            Err(error) if is_forbidden(&error) => {}
+            reply => return reply,
+        }
+        let part = Turn { number: self.number, settlements: &[], slots: &[], demands: &[] };
+        // Without the keys that every turn has, nothing can be done.
+        send(part).await?;
+        let mut settled = Vec::new();
+        for settlement in self.settlements {
+            match send(Turn { settlements: std::slice::from_ref(settlement), ..part }).await {
+                Err(error) if is_forbidden(&error) => {
+                    settled.push(Settled::Refused(format!("{}: {error}", settlement.keys().join(", "))));
+                }
+                reply => settled.extend(reply?.settled),
+            }
+        }
+        let (mut demands, mut passed_over) = (self.demands.to_vec(), Vec::new());
+        let queues: BTreeSet<&String> = self.demands.iter().flat_map(|demand| &demand.queues).collect();
+        for queue in queues {
+            let demand = Demand { n_slots: 0, queues: vec![queue.clone()] };
+            match send(Turn { demands: &[demand], ..part }).await {
+                Err(error) if is_forbidden(&error) => {
+                    demands.iter_mut().for_each(|demand| demand.queues.retain(|other| other != queue));
+                    passed_over.push(format!("queue:{queue}: {error}"));
+                }
+                reply => drop(reply?),
+            }
+        }
+        let fetch = send(Turn { slots: self.slots, demands: &demands, ..part }).await?;
+        passed_over.extend(fetch.passed_over);
+        Ok(Reply { settled, passed_over, ..fetch })
+    }
+
+    async fn send_whole(
+        &self,
+        redis: &Redis,
+        identity: &Identity,
+        jobs: &Jobs,
+        now: Epoch,
+    ) -> Result<Reply, RedisError> {
         let mut keys = Keys::fixed(identity, now);
         let mut arguments = Arguments::default();
         arguments.number(now.as_secs_f64());
@@ -220,7 +269,7 @@ impl Turn<'_> {
         let (settled, fetched, wrong_queue, n_idlers): (Vec<Value>, Value, Option<String>, u32) =
             redis.script(&script).await?;
         Ok(Reply {
-            wrong_queue,
+            passed_over: wrong_queue.into_iter().map(|key| format!("{key} is not a list")).collect(),
             n_idlers,
             settled: settled.into_iter().map(read_settled).collect::<Result<_, _>>()?,
             fetched: self.read_fetched(fetched)?,
@@ -240,6 +289,11 @@ impl Turn<'_> {
         });
         units.collect::<Result<_, RedisError>>().map(Fetched::Units)
     }
+}
+
+/// Whether an ACL refused the script, before any of it happened.
+fn is_forbidden(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
 }
 
 fn read_settled(value: Value) -> Result<Settled, RedisError> {

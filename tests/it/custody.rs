@@ -143,6 +143,39 @@ async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn queues_outside_of_the_acl_hold_up_no_other_jobs() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let rights = "on >secret +@all ~sidebake:* ~queues ~retry ~schedule ~dead ~processes ~process_cleanup ~paused ~it-* \
+                  ~stat:* ~j|* ~h|* ~Sidebake::Probe-* ~*:*:* ~queue:default ~queue:callbacks";
+    let rights: Vec<&str> = rights.split(' ').collect();
+    redis::cmd("ACL").arg(&["SETUSER", "narrow"]).arg(rights).exec_async(&mut connection).await.unwrap();
+    let url = afternoon.redis.url().replace("redis://", "redis://narrow:secret@");
+    let arguments = ["-c", "2", "-q", "elsewhere", "-q", "default"];
+    let worker = afternoon.worker_with_variables(
+        &afternoon.config(QUICK),
+        &arguments,
+        &[("SIDEBAKE__REDIS__URL", url.as_str())],
+    );
+    let told_to = |queue: &str| json!([{"outcome": "succeed", "callback": {"class": "Done", "queue": queue}}]);
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", told_to("forbidden")).await;
+    world::wait_for("the log to name it", || worker.log().contains("queue:forbidden")).await;
+    assert!(worker.log().contains("queue:elsewhere"));
+    for _ in 0..5 {
+        afternoon.redis.push("default", "Sidebake::Probe", told_to(CALLBACKS)).await;
+    }
+    afternoon.callbacks(5).await;
+    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
+    assert!(afternoon.redis.hgetall(&key).await.values().any(|entry| entry.contains(&jid)), "its result is kept");
+
+    redis::cmd("ACL").arg(&["SETUSER", "narrow", "~queue:*"]).exec_async(&mut connection).await.unwrap();
+    afternoon.redis.push("elsewhere", "Sidebake::Probe", told_to(CALLBACKS)).await;
+    afternoon.callbacks(6).await;
+    afternoon.until("it is told", async || afternoon.redis.queue("forbidden").await.len() == 1).await;
+    afternoon.idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_build_leaves_no_child_and_no_directory() {
     let afternoon = Afternoon::start();
     let (_, sha) = afternoon.voting_app();

@@ -126,6 +126,50 @@ async fn what_cannot_be_done_leaves_the_job_in_flight() {
     assert_eq!((hand.n_inflight().await, hand.server.sorted_set("dead").await.len()), (0, 1));
 }
 
+/// The keys of a worker, without those of the queues that are tried.
+const NARROW: [&str; 8] =
+    ["~sidebake:*", "~queues", "~retry", "~dead", "~stat:*", "~paused", "~queue:default", "~queue:callbacks"];
+
+#[tokio::test]
+async fn a_key_outside_of_the_acl_holds_up_what_needs_it_and_nothing_else() {
+    let hand = Hand::with("narrow:secret@").await;
+    hand.run(&[&["ACL", "SETUSER", "narrow", "on", ">secret", "+@all"], &NARROW[..]].concat()).await;
+    let slots: Vec<Token> = (1..=3).map(|n| Token::nth(n, 0)).collect();
+    for _ in 0..3 {
+        hand.push().await;
+    }
+    assert!(matches!(hand.turn(1, &[], &slots[..2]).await.unwrap().fetched, Fetched::Units(units) if units.len() == 2));
+
+    let end = |token: u64, queue: &str| Settlement {
+        token: Token::nth(token, 0),
+        fingerprint: Fingerprint::of(TEXT),
+        is_processed: true,
+        is_failed: false,
+        effects: vec![Effect::Push { queue: queue.into(), text: "{}".into() }],
+    };
+    let ends = [end(1, "forbidden"), end(2, "callbacks")];
+    let demand = Demand { n_slots: 1, queues: ["elsewhere", "nowhere", "default"].map(str::to_owned).to_vec() };
+    let reply = hand.turn_with(2, &ends, &slots[2..], &[demand]).await.unwrap();
+    let [Settled::Refused(why), Settled::Done] = &reply.settled[..] else { panic!("{reply:?}") };
+    assert!(why.contains("queue:forbidden") && !why.contains("queue:callbacks"), "{why}");
+    assert!(is_one_unit(&reply), "{reply:?}");
+    let [first, second] = &reply.passed_over[..] else { panic!("{reply:?}") };
+    assert!(first.contains("queue:elsewhere") && second.contains("queue:nowhere"), "{first} {second}");
+    assert_eq!((hand.n_inflight().await, hand.n_queued().await), (2, 0));
+    assert_eq!(hand.server.get("stat:processed").await.as_deref(), Some("1"));
+
+    hand.run(&["ACL", "SETUSER", "narrow", "~queue:forbidden"]).await;
+    assert_eq!(hand.turn(3, &ends[..1], &[]).await.unwrap().settled, [Settled::Done]);
+    assert_eq!(hand.server.queue("forbidden").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_turn_without_the_keys_that_every_turn_has_is_an_error() {
+    let hand = Hand::with("narrow:secret@").await;
+    hand.run(&[&["ACL", "SETUSER", "narrow", "on", ">secret", "+@all"], &NARROW[1..]].concat()).await;
+    assert_eq!(hand.fetch(1, 1).await.unwrap_err().code(), Some("NOPERM"));
+}
+
 #[tokio::test]
 async fn keys_beside_the_point_may_have_any_type() {
     let hand = Hand::with("").await;
