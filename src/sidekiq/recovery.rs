@@ -11,6 +11,7 @@ use super::custody::read_entry;
 use super::turn::{Token, UnitOfWork};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 
+static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scan.lua")));
 static RECOVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("recover.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("forget.lua")));
 
@@ -45,13 +46,9 @@ pub async fn run(redis: &Redis, lease_ttl: Duration, stop: &CancellationToken) {
 }
 
 async fn scan(redis: &Redis, lease_ttl: Duration, every: Duration) -> Result<(), RedisError> {
-    let mut look = redis::pipe();
-    look.cmd("SET").arg(&["sidebake:scan", "1", "NX", "PX"]).arg(every.as_millis() as u64);
-    look.cmd("SMEMBERS").arg("sidebake:owners");
-    let (is_our_turn, owners): (bool, Vec<String>) = redis.pipeline(&look).await?;
-    if !is_our_turn {
-        return Ok(());
-    }
+    let mut script = SCAN.key("sidebake:scan");
+    script.key("sidebake:owners").key("sidebake:suspects").arg(every.as_millis() as u64);
+    let owners: Vec<String> = redis.script(&script).await?;
     let mut last = Ok(());
     for owner in owners {
         // One that cannot be recovered must not hide the others.

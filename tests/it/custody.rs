@@ -244,3 +244,20 @@ async fn when_redis_is_full_results_are_settled_and_nothing_is_fetched() {
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec_async(&mut connection).await.unwrap();
     afternoon.callbacks(2).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_jobs_of_a_killed_worker_are_back_on_their_queue_when_redis_is_full() {
+    let afternoon = Afternoon::start();
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    let mut first = afternoon.worker(QUICK);
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    let _second = afternoon.worker(QUICK);
+    afternoon.until("both are owners", async || afternoon.redis.smembers("sidebake:owners").await.len() == 2).await;
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut connection).await.unwrap();
+    first.signal("KILL");
+    first.ended().await;
+    afternoon.until("it is back", async || afternoon.redis.queue("default").await.len() == 1).await;
+    assert!(afternoon.redis.queue("default").await[0].contains(&jid));
+    assert!(afternoon.redis.keys("sidebake:inflight:*").await.is_empty(), "and nowhere else");
+}

@@ -110,6 +110,36 @@ async fn a_turn_that_a_full_redis_settled_is_later_as_well() {
 }
 
 #[tokio::test]
+async fn a_full_redis_takes_every_kind_of_result() {
+    let hand = Hand::with("").await;
+    let (queue, text) = ("default".to_owned(), "{}".to_owned());
+    let effects = [
+        Effect::Push { queue: "callbacks".into(), text: text.clone() },
+        Effect::PutBack { queue: queue.clone(), is_interrupted: false },
+        Effect::PutBack { queue, is_interrupted: true },
+        Effect::Retry { at: Epoch::now(), text },
+        Effect::Bury { text: TEXT.to_vec() },
+        Effect::Unlink { key: "it-j".into() },
+    ];
+    for _ in &effects {
+        hand.push().await;
+    }
+    let slots: Vec<Token> = (1..=6).map(|n| Token::nth(n, 0)).collect();
+    hand.turn(1, &[], &slots).await.unwrap();
+    assert_eq!(hand.n_inflight().await, 6);
+    hand.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    for (n, effect) in (1..).zip(effects) {
+        assert_eq!(hand.settle(n + 1, n, vec![effect]).await.unwrap().settled, [Settled::Done]);
+    }
+    assert_eq!((hand.n_inflight().await, hand.n_queued().await), (0, 2));
+    assert_eq!(hand.server.queue("callbacks").await.len(), 1);
+    assert_eq!(hand.server.hgetall("sidebake:interruptions").await.len(), 1);
+    for set in ["retry", "dead"] {
+        assert_eq!(hand.server.sorted_set(set).await.len(), 1);
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_leaves_the_job_in_flight() {
     let hand = Hand::with("narrow:secret@").await;
     hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-zadd"]).await;
