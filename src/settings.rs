@@ -499,6 +499,9 @@ impl Settings {
     /// What types cannot say. Called by [`Settings::load`], and again when a command line has changed something.
     pub fn check(&self) -> Result<(), SettingsError> {
         let refuse = |path: String, message: &str| Err(SettingsError::Key { path, message: message.into() });
+        if self.capsules.contains_key(DEFAULT) {
+            return refuse("capsules.default".into(), "is what `concurrency` and `queues` are");
+        }
         for (name, capsule) in self.capsules() {
             let path = |key: &str| if name == DEFAULT { key.to_owned() } else { format!("capsules.{name}.{key}") };
             if capsule.concurrency == 0 {
@@ -719,6 +722,8 @@ mod tests {
         assert!(message("queues = [\"a,often\"]").contains("\"a,often\": expected a queue"));
         let empty = message("[capsules.slow]\nconcurrency = 1\nqueues = []");
         assert_eq!(empty, "capsules.slow.queues: must name at least one queue");
+        let double = message("[capsules.default]\nconcurrency = 1\nqueues = [\"a\"]");
+        assert_eq!(double, "capsules.default: is what `concurrency` and `queues` are");
         let crowd = message("concurrency = 999\n[capsules.slow]\nconcurrency = 2\nqueues = [\"a\"]");
         assert_eq!(crowd, "concurrency: must be from 1 to 1000, with all capsules");
         assert!(message("queues = [\"a\\nb\"]").contains("no name of a queue"));

@@ -5,6 +5,11 @@
 use config::Value as Setting;
 use serde_json::{Map, Value};
 
+use super::DEFAULT;
+
+/// The options of a capsule.
+type Capsule = config::Map<String, Setting>;
+
 /// What of the file is ours.
 #[derive(Debug, Default)]
 pub(super) struct SidekiqYml {
@@ -34,7 +39,9 @@ pub(super) fn read(text: &str, environment: &str) -> Result<SidekiqYml, String> 
         Some(_) => return Err(format!("{environment}: expected keys and values")),
     }
     let mut yml = SidekiqYml::default();
-    for (key, value) in options {
+    // Last: of two values for one setting the later one counts.
+    let capsules = options.shift_remove_entry("capsules");
+    for (key, value) in options.into_iter().chain(capsules) {
         yml.take(&key, value).map_err(|message| format!("{key}: {message}"))?;
     }
     Ok(yml)
@@ -57,7 +64,15 @@ impl SidekiqYml {
         let (path, setting) = match key {
             "concurrency" => ("concurrency", number(&value)?.into()),
             "queues" => ("queues", queues(&value)?),
-            "capsules" => ("capsules", capsules(value)?),
+            "capsules" => {
+                let mut capsules = capsules(value)?;
+                // Wherever they stand, it wins over `concurrency` and `queues`, which are its own.
+                let mut default = capsules.remove(DEFAULT).unwrap_or_default();
+                let own = ["concurrency", "queues"].into_iter().filter_map(|key| Some((key, default.remove(key)?)));
+                self.settings.extend(own);
+                let others = capsules.into_iter().map(|(name, capsule)| (name, Setting::from(capsule)));
+                ("capsules", others.collect::<config::Map<_, _>>().into())
+            }
             "timeout" => ("shutdown.timeout", seconds(&value)?),
             "tag" => ("tag", text(&value)?.into()),
             "labels" => ("labels", list(&value)?.iter().map(text).collect::<Result<Vec<_>, _>>()?.into()),
@@ -114,11 +129,11 @@ fn queues(value: &Value) -> Result<Setting, String> {
     Ok(list(value)?.iter().map(one).collect::<Result<Vec<_>, _>>()?.into())
 }
 
-fn capsules(value: Value) -> Result<Setting, String> {
+fn capsules(value: Value) -> Result<config::Map<String, Capsule>, String> {
     let Value::Object(capsules) = value else { return Err(format!("expected keys and values, found {value}")) };
     let one = |(name, value)| {
         let Value::Object(options) = value else { return Err(format!("{name}: expected keys and values")) };
-        let mut capsule = config::Map::<String, Setting>::new();
+        let mut capsule = Capsule::new();
         for (key, value) in without_colons(options) {
             let setting = match key.as_str() {
                 "concurrency" => number(&value)?.into(),
@@ -127,10 +142,9 @@ fn capsules(value: Value) -> Result<Setting, String> {
             };
             capsule.insert(key, setting);
         }
-        Ok((name, Setting::from(capsule)))
+        Ok((name, capsule))
     };
-    let all = without_colons(capsules).into_iter().map(one).collect::<Result<config::Map<_, _>, String>>()?;
-    Ok(all.into())
+    without_colons(capsules).into_iter().map(one).collect()
 }
 
 #[cfg(test)]
@@ -155,6 +169,17 @@ mod tests {
         let queues: Vec<String> = queues.expect("queues").1.try_deserialize().expect("texts");
         assert_eq!(queues, ["critical", "default,3", "low,1"]);
         assert_eq!(read(FILE, "test").expect("read").notes, ["strict is not read"]);
+    }
+
+    #[test]
+    fn the_capsule_called_default_is_the_main_one() {
+        let yml = ":capsules:\n  default:\n    :concurrency: 7\n    :queues: [high, \"low,2\"]\n  one:\n    concurrency: 1\n    \
+                   queues: [x]\n:concurrency: 3\n:queues: [a]\n";
+        assert_eq!(read_one(yml, "concurrency").as_deref(), Some("7"));
+        assert!(read_one(yml, "queues").is_some_and(|queues| queues.contains("high") && !queues.contains('a')));
+        assert!(
+            read_one(yml, "capsules").is_some_and(|capsules| capsules.contains("one") && !capsules.contains("default"))
+        );
     }
 
     #[test]
