@@ -16,9 +16,9 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// On this socket; without one, nobody is told anything.
+    /// On this socket; without one, nobody is told anything. A watchdog of no time is none, as `sd_watchdog_enabled` has it.
     pub fn new(socket: Option<OsString>, watchdog: Option<Duration>) -> Self {
-        Self { socket, watchdog }
+        Self { socket, watchdog: watchdog.filter(|watchdog| !watchdog.is_zero()) }
     }
 
     /// How often to give a sign of life; none when nobody waits for it.

@@ -73,8 +73,9 @@ async fn ttin_says_what_runs_and_ends_nothing() {
     assert_eq!(worker.ended().await, Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn systemd_is_told() {
+/// Starts a worker under something that listens as systemd does, and stops it after `n_signs` of life, or after a second in
+/// which it should give none; returns what was told, without what came more than once in a row.
+fn told_to_systemd(watchdog_usec: &str, n_signs: usize) -> Vec<String> {
     let afternoon = Afternoon::start();
     let path = afternoon.home.path().join("notify");
     let systemd = UnixDatagram::bind(&path).unwrap();
@@ -89,14 +90,32 @@ async fn systemd_is_told() {
         .arg("--config")
         .arg(afternoon.config(""))
         .env("NOTIFY_SOCKET", &path)
-        .env("WATCHDOG_USEC", "200000")
+        .env("WATCHDOG_USEC", watchdog_usec)
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    assert_eq!(heard(), "READY=1");
-    assert_eq!([heard(), heard()], ["WATCHDOG=1"; 2]);
-    let told = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
-    assert!(told.success());
-    while heard() != "STOPPING=1" {}
+    let mut told: Vec<String> = (0..=n_signs).map(|_| heard()).collect();
+    if n_signs == 0 {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let stopped = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(stopped.success());
+    while told.last().is_some_and(|state| state != "STOPPING=1") {
+        told.push(heard());
+    }
     assert_eq!(child.wait().unwrap().code(), Some(0));
+    told.dedup();
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn systemd_is_told() {
+    assert_eq!(told_to_systemd("200000", 2), ["READY=1", "WATCHDOG=1", "STOPPING=1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watchdog_of_no_time_or_that_is_no_number_is_none() {
+    for none in ["0", "soon"] {
+        assert_eq!(told_to_systemd(none, 0), ["READY=1", "STOPPING=1"]);
+    }
 }
