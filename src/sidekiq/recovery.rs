@@ -83,14 +83,14 @@ pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, Re
     let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
     // All are suspects from now on, and not each one after the other.
     for owner in &owners {
-        recover(redis, owner, grace.max(PAUSE), &[]).await?;
+        recover(redis, owner, grace, &[]).await?;
     }
     let mut released = Vec::new();
     for owner in owners {
         let n_jobs = loop {
             match recover(redis, &owner, grace, &[]).await?.as_str() {
                 "alive" => break None,
-                "suspected" => sleep(grace.min(PAUSE)).await,
+                "suspected" => sleep(PAUSE).await,
                 "expired" => {
                     let units = inflight(redis, &owner).await?;
                     let answer = recover(redis, &owner, grace, &units).await?;

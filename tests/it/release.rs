@@ -27,6 +27,20 @@ async fn left_behind() -> Afternoon {
     afternoon
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_lives_and_has_just_lost_its_lease_keeps_its_jobs() {
+    let afternoon = Afternoon::start();
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    let worker = afternoon.worker("jobs.probe = true\nlease.ttl = \"3s\"");
+    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    let lease = afternoon.redis.keys("sidebake:lease:*").await.remove(0);
+    redis::cmd("DEL").arg(&lease).exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+    let output = afternoon.run(&["release", "--now"], "");
+    assert!(text(&output).contains("is alive, and keeps its jobs"), "{}", text(&output));
+    assert!(afternoon.redis.queue("default").await.is_empty());
+    assert!(!worker.log().contains("ours is killed"), "{}", worker.log());
+}
+
 async fn is_put_back(afternoon: &Afternoon) {
     let queue = afternoon.redis.queue("default").await;
     assert!(queue.len() == 2 && queue[0].contains("first") && queue[1].contains("second"), "{queue:?}");
