@@ -4,6 +4,7 @@
 //! loses nothing. Every few seconds the memory is compared with the in-flight hash ("reconcile"): a job we never heard
 //! of is adopted, a result that Redis forgot is settled again, and a build that was taken from us is killed.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -110,6 +111,8 @@ struct Memory {
     n_turns: u64,
     /// Settlements that Redis has not answered yet.
     pending: Vec<Settlement>,
+    /// Those of builds that a stop has killed, until the last one has ended.
+    killed: Vec<Settlement>,
     /// Settlements that it refused; each keeps its slot, and is tried again when we reconcile.
     refused: Vec<Settlement>,
     /// Those of them that are pending again: their slots are not free before Redis has taken them.
@@ -170,6 +173,7 @@ impl Custody {
             n_tokens: 0,
             n_turns: 0,
             pending: Vec::new(),
+            killed: Vec::new(),
             refused: Vec::new(),
             tried_again: Vec::new(),
             remembered: Remembered::default(),
@@ -204,6 +208,10 @@ impl Custody {
             while let Ok(settlement) = settlements.try_recv() {
                 self.finish(&mut memory, settlement);
             }
+            // They end one by one, and go back together, or their order would be that of their ends.
+            if !is_open || self.running.with(|running| running.is_empty()) {
+                memory.pending.append(&mut memory.killed);
+            }
             woken_at = None;
             while self.turn(&mut memory, &units).await {}
         }
@@ -220,9 +228,11 @@ impl Custody {
     /// What the end of a run that was taken from us says is dropped: its token may be another job's by now.
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {
         let running = self.running.with(|running| running.remove(&settlement.token));
-        if running.is_none_or(|running| !running.taken.is_cancelled()) {
-            memory.pending.push(settlement);
+        if running.is_some_and(|running| running.taken.is_cancelled()) {
+            return;
         }
+        let ended = if settlement.is_interrupted() { &mut memory.killed } else { &mut memory.pending };
+        ended.push(settlement);
     }
 
     /// Takes a turn, when there is anything to say or to ask for; returns whether all that was asked for was there.
@@ -233,6 +243,10 @@ impl Custody {
         if memory.pending.is_empty() && memory.slots.is_empty() {
             return false;
         }
+        // The newest first: what is put back last comes out next.
+        memory
+            .pending
+            .sort_by_cached_key(|settlement| settlement.is_put_back().then(|| Reverse(settlement.token.clone())));
         memory.n_turns += 1;
         self.signals.last_turn.store(memory.n_turns, Ordering::Relaxed);
         let reply = self.send_until_answered(memory).await;
@@ -368,7 +382,7 @@ impl Custody {
         memory.pending.append(&mut memory.refused);
         for (token, unit) in inflight {
             let is_known = running.iter().any(|running| running.unit.token == token)
-                || memory.pending.iter().any(|settlement| settlement.token == token);
+                || memory.pending.iter().chain(&memory.killed).any(|settlement| settlement.token == token);
             if is_known {
                 continue;
             }

@@ -97,6 +97,16 @@ impl Settlement {
         sizes.sum()
     }
 
+    /// Whether the unit goes back to the head of its queue.
+    pub fn is_put_back(&self) -> bool {
+        self.effects.iter().any(|effect| matches!(effect, Effect::PutBack { .. }))
+    }
+
+    /// Whether it does so because a stop has killed it.
+    pub fn is_interrupted(&self) -> bool {
+        self.effects.iter().any(|effect| matches!(effect, Effect::PutBack { is_interrupted: true, .. }))
+    }
+
     /// The keys that other turns do not have.
     fn keys(&self) -> Vec<String> {
         let mut keys = Keys(Vec::new());

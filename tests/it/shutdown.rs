@@ -55,6 +55,25 @@ async fn a_second_term_means_now() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_a_stop_puts_back_come_out_in_the_order_in_which_they_were_fetched() {
+    let afternoon = Afternoon::start();
+    let mut worker = afternoon.worker_with(&afternoon.config("jobs.probe = true"), &["-c", "10", "-t", "0"]);
+    for _ in 0..12 {
+        afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    }
+    let pushed = async || afternoon.redis.queue("default").await;
+    world::wait_for("ten to run", || worker.log().matches("job begins").count() == 10).await;
+    let inflight = afternoon.redis.hgetall(&afternoon.redis.keys("sidebake:inflight:*").await[0]).await;
+    let mut expected: Vec<_> = inflight.into_iter().collect();
+    expected.sort();
+    let expected = expected.iter().map(|(_, entry)| entry.strip_prefix("default\n").unwrap().to_owned());
+    let expected: Vec<String> = expected.chain(pushed().await).collect();
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(pushed().await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_worker_finishes_and_takes_nothing_new() {
     let afternoon = Afternoon::start();
     let mut worker = afternoon.worker("jobs.probe = true");
