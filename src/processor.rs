@@ -95,12 +95,14 @@ impl Attempted {
 /// What becomes of a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Disposition {
-    /// It is over.
+    /// It is over, and has not failed as Sidekiq sees it.
     Acknowledge,
     /// It runs again at this time.
     RetryAt(Epoch),
     /// To the dead set.
     Bury,
+    /// It has failed, and goes nowhere: `retry: false`, or `dead: false`.
+    Drop,
     /// Back to the head of its queue, as if it had never been fetched.
     PutBack,
 }
@@ -374,7 +376,7 @@ pub fn dispose(
     jitter: f64,
 ) -> Disposition {
     let Err(failure) = result else { return Disposition::Acknowledge };
-    let bury = if payload.may_die() { Disposition::Bury } else { Disposition::Acknowledge };
+    let bury = if payload.may_die() { Disposition::Bury } else { Disposition::Drop };
     match (failure.reason, failure.reason.class()) {
         (Reason::Interrupted, _) if n_interruptions + 1 < MAX_INTERRUPTIONS => Disposition::PutBack,
         // It is always in the way of a stop. A job that has no retries goes on as it was: it has not failed.
@@ -394,7 +396,7 @@ pub fn dispose(
         (_, Class::User | Class::Infrastructure) => match retry::next(payload, jobs, now, failure.wait, jitter) {
             Next::RetryAt(at) => Disposition::RetryAt(at),
             Next::Die => Disposition::Bury,
-            Next::Drop => Disposition::Acknowledge,
+            Next::Drop => Disposition::Drop,
         },
     }
 }
@@ -414,7 +416,7 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
         None => String::new(),
     };
     let (moment, effect) = match disposition {
-        Disposition::Acknowledge => (Some(Moment::Finished), None),
+        Disposition::Acknowledge | Disposition::Drop => (Some(Moment::Finished), None),
         Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: dead_or_due() })),
         Disposition::Bury => (Some(Moment::Finished), Some(Effect::Bury { text: dead_or_due().into_bytes() })),
         Disposition::PutBack => (None, Some(Effect::PutBack { queue: unit.queue.clone(), is_interrupted: true })),
@@ -426,13 +428,13 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
     // A mark that comes too late for this attempt is there for the next one.
-    let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Bury);
+    let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Bury | Disposition::Drop);
     let ended = running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
         token: unit.token.clone(),
         fingerprint: Fingerprint::of(&unit.text),
         is_processed: disposition != Disposition::PutBack,
-        is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury),
+        is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury | Disposition::Drop),
         effects: effect.into_iter().chain(told).chain(ended).collect(),
     }
 }
@@ -486,15 +488,18 @@ mod tests {
             (None, job, false, Disposition::Acknowledge),
             (Some(Reason::StepFailed), job, true, Disposition::Acknowledge),
             (Some(Reason::StepFailed), job, false, Disposition::Bury),
-            (Some(Reason::StepFailed), r#"{"class":"BuildJob","dead":false}"#, false, Disposition::Acknowledge),
+            (Some(Reason::StepFailed), r#"{"class":"BuildJob","dead":false}"#, false, Disposition::Drop),
+            (Some(Reason::StepFailed), r#"{"class":"BuildJob","dead":false}"#, true, Disposition::Acknowledge),
             (Some(Reason::GitUnavailable), job, true, retry_at),
             (Some(Reason::Panicked), job, false, retry_at),
             (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":0}"#, true, Disposition::Bury),
-            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":false}"#, true, Disposition::Acknowledge),
+            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":false}"#, true, Disposition::Drop),
+            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":0,"dead":false}"#, true, Disposition::Drop),
             (Some(Reason::Interrupted), r#"{"class":"BuildJob","retry":0}"#, true, Disposition::PutBack),
             (Some(Reason::Cancelled), job, true, Disposition::Acknowledge),
             (Some(Reason::Expired), job, false, Disposition::Acknowledge),
             (Some(Reason::Poison), job, true, Disposition::Bury),
+            (Some(Reason::Poison), r#"{"class":"BuildJob","dead":false}"#, true, Disposition::Drop),
         ] {
             assert_eq!(decide(reason, text, has_callback), expected, "{reason:?} {text} {has_callback}");
         }

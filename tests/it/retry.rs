@@ -87,3 +87,32 @@ async fn a_job_that_nobody_wants_any_more_is_not_run() {
     assert_eq!((&report["status"], &report["reason"]), (&json!("cancelled"), &json!("expired")));
     assert_eq!(afternoon.redis.get("stat:failed").await, None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_is_dropped_is_counted_as_one() {
+    let afternoon = Afternoon::start();
+    for (outcome, rules) in [
+        ("succeed", json!({})),
+        ("infrastructure", json!({"retry": false})),
+        ("infrastructure", json!({"retry": 0, "dead": false})),
+        ("user", json!({"dead": false})),
+    ] {
+        let mut job = json!({"class": "Sidebake::Probe", "jid": "j", "args": [{"outcome": outcome}]});
+        job.as_object_mut().unwrap().extend(rules.as_object().unwrap().clone());
+        afternoon.redis.push_raw("default", job.to_string()).await;
+    }
+    let mut worker = afternoon.worker("jobs.probe = true");
+    afternoon.until("all have run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("4")).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    assert_eq!(afternoon.redis.get("stat:failed").await.as_deref(), Some("3"));
+    let mut n_in_metrics = 0;
+    for key in afternoon.redis.keys("j|????????|*").await {
+        let failed = afternoon.redis.hgetall(&key).await.remove("Sidebake::Probe|f");
+        n_in_metrics += failed.map_or(0, |n| n.parse().unwrap());
+    }
+    assert_eq!(n_in_metrics, 3);
+    for set in ["retry", "dead"] {
+        assert!(afternoon.redis.sorted_set(set).await.is_empty(), "nothing is left of them");
+    }
+}
