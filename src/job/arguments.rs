@@ -75,7 +75,7 @@ fn put(object: &mut Value, field: &str, value: Value) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Fills `{0}`, `{1}`… with strings and numbers, percent-encoded so that none can leave its place.
+/// Fills `{0}`, `{1}`… with strings and integers, percent-encoded so that none can leave its place.
 fn url(resolve: &Resolve, args: &[Value]) -> Result<String, JobError> {
     let mut url = resolve.url.clone();
     for (i, arg) in args.iter().enumerate() {
@@ -85,8 +85,9 @@ fn url(resolve: &Resolve, args: &[Value]) -> Result<String, JobError> {
         }
         let text = match arg {
             Value::String(text) => text.clone(),
-            Value::Number(number) => number.to_string(),
-            _ => return Err(JobError::new(format!("args[{i}]"), "expected a string or a number")),
+            // One of more than 64 bits is a float by now, and would be another id.
+            Value::Number(number) if !number.is_f64() => number.to_string(),
+            _ => return Err(JobError::new(format!("args[{i}]"), "expected a string or an integer of at most 64 bits")),
         };
         if matches!(text.as_str(), "." | "..") {
             return Err(JobError::new(format!("args[{i}]"), format!("{text:?} is no id")));
@@ -156,7 +157,9 @@ mod tests {
         let made = read(&class, &args(json!([4711, "../a&b"])));
         assert_eq!(made, Ok(Request::Resolve("https://rails/builds/4711?of=..%2Fa%26b".into())));
         let error = read(&class, &args(json!([[1], "x"]))).expect_err("refused");
-        assert_eq!(error.to_string(), "args[0]: expected a string or a number");
+        assert_eq!(error.to_string(), "args[0]: expected a string or an integer of at most 64 bits");
+        let large = args(serde_json::from_str("[123456789012345678901234567890, 1]").expect("JSON"));
+        assert!(read(&class, &large).is_err(), "it would be 1.2345678901234568e29");
         let error = read(&class, &args(json!(["..", 1]))).expect_err("refused");
         assert_eq!(error.to_string(), "args[0]: \"..\" is no id");
         let error = read(&class, &args(json!([1]))).expect_err("refused");
