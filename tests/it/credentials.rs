@@ -139,9 +139,16 @@ async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
     for (account, file, _) in &table {
         desk.push(account, file).await;
     }
-    let reports = desk.afternoon.callbacks(table.len()).await;
+    let of = |reports: &[Value], account: &str| {
+        reports.iter().find(|report| report["repository"] == format!("{account}/app")).cloned()
+    };
+    let mut reports = Vec::new();
+    // Some are tried again before the one that hangs is given up.
+    while table.iter().any(|(account, ..)| of(&reports, account).is_none()) {
+        reports = desk.afternoon.callbacks(reports.len() + 1).await;
+    }
     for (account, _, words) in &table {
-        let report = reports.iter().find(|report| report["repository"] == format!("{account}/app")).unwrap();
+        let report = of(&reports, account).unwrap();
         let message = report["message"].as_str().unwrap();
         assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("worker_failed")), "{report:#}");
         assert!(message.contains(words) && message.contains(&format!("registries/{account}.json")), "{message}");

@@ -164,7 +164,7 @@ async fn kill_when(afternoon: &Afternoon, sha: &str, is_half_done: impl Fn() -> 
     shell(format!("kill -CONT {child}; kill -KILL {worker_id}"));
     let killed = std::time::Instant::now();
     world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
-    assert!(killed.elapsed() < Duration::from_secs(2), "{:?}", killed.elapsed());
+    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
     assert!(is_half_done(), "it went on without its worker");
     worker.ended().await;
 
