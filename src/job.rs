@@ -124,6 +124,16 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// What is to be thought of a job that does not say it. Only of branches and tags GitHub is asked whether the commit is
+    /// the repository's own; that of a pull request (`refs/pull/…`, `refs/merge-requests/…`) may be anybody's.
+    fn by_ref(git_ref: Option<&str>) -> Self {
+        let is_own = |name: &str| name.starts_with("heads/") || name.starts_with("tags/");
+        match git_ref.and_then(|name| name.strip_prefix("refs/")) {
+            Some(name) if !is_own(name) => Self::Fork,
+            _ => Self::default(),
+        }
+    }
+
     /// As in the job.
     pub fn name(self) -> &'static str {
         match self {
@@ -444,7 +454,7 @@ impl Native {
         let build = Build {
             account: self.account.unwrap_or_else(|| self.repository.owner.clone()),
             repository: self.repository,
-            trust: self.trust.unwrap_or_default(),
+            trust: self.trust.unwrap_or_else(|| Trust::by_ref(self.git_ref.as_deref())),
             recipe,
             targets: self.targets.unwrap_or_default(),
             variables: self.variables.unwrap_or_default(),
@@ -517,6 +527,22 @@ mod tests {
         }))
         .expect("valid");
         assert_eq!((job.build.account.as_str(), job.build.trust, job.build.push), ("acme", Trust::Branch, true));
+    }
+
+    #[test]
+    fn what_is_neither_a_branch_nor_a_tag_is_a_forks_unless_the_job_says_otherwise() {
+        let trust = |git_ref: Value, trust: Value| {
+            let mut job = native();
+            (job["ref"], job["trust"]) = (git_ref, trust);
+            BuildJob::parse(&job).expect("valid").build.trust
+        };
+        for git_ref in ["refs/pull/7/head", "refs/pull/7/merge", "refs/merge-requests/7/head", "refs/x"] {
+            assert_eq!(trust(json!(git_ref), Value::Null), Trust::Fork, "{git_ref}");
+            assert_eq!(trust(json!(git_ref), json!("branch")), Trust::Branch, "{git_ref}");
+        }
+        for git_ref in [json!("refs/heads/pull/7/head"), json!("refs/tags/v1"), json!("main"), Value::Null] {
+            assert_eq!(trust(git_ref.clone(), Value::Null), Trust::Branch, "{git_ref}");
+        }
     }
 
     #[test]

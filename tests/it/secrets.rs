@@ -98,23 +98,31 @@ async fn trust_chooses_the_secret_and_a_fork_gets_none() {
     let config = afternoon.config(&settings);
     let _worker = afternoon.worker_with_variables(&config, &[], &variables);
     let (_, sha) = afternoon.voting_app();
+    let (branch, pull) = (json!("refs/heads/main"), json!("refs/pull/7/merge"));
     let table = [
-        ("branch", "npm", Some("for branches"), "{}"),
-        ("protected", "npm", Some("for releases"), &credentials("releases")),
-        ("fork", "npm", None, "{}"),
-        ("protected", "sentry", Some("of acme"), &credentials("releases")),
-        ("fork", "sentry", None, "{}"),
+        (json!("branch"), &branch, "npm", Some("for branches"), "{}"),
+        (json!("protected"), &branch, "npm", Some("for releases"), &credentials("releases")),
+        (json!("fork"), &branch, "npm", None, "{}"),
+        (Value::Null, &branch, "npm", Some("for branches"), "{}"),
+        (Value::Null, &pull, "npm", None, "{}"),
+        (json!("branch"), &pull, "npm", Some("for branches"), "{}"),
+        (json!("protected"), &branch, "sentry", Some("of acme"), &credentials("releases")),
+        (json!("fork"), &branch, "sentry", None, "{}"),
     ];
-    for (n, (trust, name, secret, docker_config)) in table.iter().enumerate() {
+    for (n, (trust, reference, name, secret, docker_config)) in table.iter().enumerate() {
         let mut native = afternoon.native(&sha);
-        native["trust"] = json!(trust);
+        (native["trust"], native["ref"]) = (trust.clone(), (*reference).clone());
         native["application"]["images"][0]["secrets"] = json!([{"id": "x", "from": name}]);
         afternoon.redis.push("default", "BuildJob", json!([native])).await;
         let report = afternoon.callbacks(n + 1).await.remove(n);
         assert_eq!(report["status"], "succeeded", "{report:#}");
         let run = afternoon.builder.runs().remove(n);
         let found = run.reports.first().and_then(|report| report.found.as_deref());
-        assert_eq!((found, run.docker_config.as_deref()), (*secret, Some(*docker_config)), "{trust} {name}");
+        assert_eq!(
+            (found, run.docker_config.as_deref()),
+            (*secret, Some(*docker_config)),
+            "{trust} {reference} {name}"
+        );
     }
 }
 
