@@ -47,6 +47,24 @@ struct Answer {
     secret: Secret,
 }
 
+/// The fields of an entry of `auths` that let somebody in; a user's name does not.
+const SECRET_FIELDS: [&str; 4] = ["auth", "password", "identitytoken", "registrytoken"];
+
+/// What docker-buildx gets for a job's registries.
+pub(super) struct Credentials {
+    /// The text of a docker `config.json`.
+    pub(super) config: Secret,
+    /// What in it nobody else may read, in each form that it has on its way.
+    pub(super) secrets: Vec<Secret>,
+}
+
+impl Credentials {
+    fn new(auths: Map<String, Value>) -> Self {
+        let secrets = auths.values().flat_map(secrets).map(Secret::new).collect();
+        Self { config: Secret::new(json!({"auths": auths}).to_string()), secrets }
+    }
+}
+
 /// The docker `config.json` of a job: credentials and nothing else.
 ///
 /// Whatever else such a file can hold (proxies become build arguments) is left out. An account without a file has no
@@ -60,13 +78,13 @@ pub(super) async fn docker_config(
     accounts: &Accounts,
     build: &Build,
     stop: &CancellationToken,
-) -> Result<Secret, BakeError> {
-    let Some(pattern) = &accounts.registries else { return Ok(Secret::new("{}")) };
+) -> Result<Credentials, BakeError> {
+    let Some(pattern) = &accounts.registries else { return Ok(Credentials::new(Map::new())) };
     let path = pattern.expand(&build.names());
     let refused = |message: String| BakeError::Credentials { path: path.clone(), message };
     let text = match std::fs::read(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Secret::new("{}")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Credentials::new(Map::new())),
         Err(error) => return Err(refused(error.to_string())),
     };
     let config: Config = serde_json::from_slice(&text).map_err(|_| refused("expected a docker config.json".into()))?;
@@ -89,7 +107,21 @@ pub(super) async fn docker_config(
         Err(_) if stop.is_cancelled() => return Err(BakeError::Stopped),
         asked => asked.map_err(refused)?,
     }
-    Ok(Secret::new(json!({"auths": auths}).to_string()))
+    Ok(Credentials::new(auths))
+}
+
+/// Passwords and tokens of an entry of `auths`: as they stand there, alone, and as a request has them (RFC 7617).
+fn secrets(entry: &Value) -> Vec<String> {
+    let text = |field: &str| entry.get(field).and_then(Value::as_str);
+    let mut all: Vec<String> = SECRET_FIELDS.into_iter().filter_map(text).map(str::to_owned).collect();
+    let decoded = text("auth").and_then(|auth| String::from_utf8(BASE64.decode(auth).ok()?).ok());
+    let apart = || Some(format!("{}:{}", text("username")?, text("password")?));
+    if let Some(pair) = decoded.or_else(apart) {
+        // Where it stands in a URL, it may have no padding.
+        all.push(BASE64.encode(&pair).trim_end_matches('=').to_owned());
+        all.extend(pair.split_once(':').map(|(_, password)| password.to_owned()));
+    }
+    all
 }
 
 /// The registries for which a store has credentials.
@@ -157,6 +189,27 @@ async fn ask(
         Ended::TooMuchOutput => Err(format!("{name} {verb}{of} answers more than {MAX_ANSWER} bytes")),
         Ended::TimedOut | Ended::Silent | Ended::Stopped => {
             Err(format!("{name} {verb}{of} took more than {} s", PATIENCE.as_secs()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_known_in_each_form_and_a_name_is_no_secret() {
+        let pair = BASE64.encode("robot:pa55:word");
+        let bare = pair.trim_end_matches('=');
+        for (entry, expected) in [
+            (json!({"auth": pair}), vec![pair.as_str(), bare, "pa55:word"]),
+            (json!({"username": "robot", "password": "pa55:word"}), vec!["pa55:word", bare, "pa55:word"]),
+            (json!({"identitytoken": "t0ken"}), vec!["t0ken"]),
+            (json!({"registrytoken": "t0ken", "email": "ada@example.test"}), vec!["t0ken"]),
+            (json!({"auth": "no Base64"}), vec!["no Base64"]),
+            (json!("nonsense"), vec![]),
+        ] {
+            assert_eq!(secrets(&entry), expected, "{entry}");
         }
     }
 }

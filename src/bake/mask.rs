@@ -1,4 +1,5 @@
-//! Keeps build secrets out of what is said of a build: a step may print what it was given.
+//! Keeps build secrets and registry credentials out of what is said of a build: a step may print what it was given, and a
+//! registry's refusal what it was sent.
 
 use crate::event::{Event, Step};
 use crate::report::TargetReport;
@@ -25,6 +26,11 @@ impl Mask {
         lines.sort_by(|a, b| (b.expose().len(), b.expose()).cmp(&(a.expose().len(), a.expose())));
         lines.dedup_by(|a, b| a.expose() == b.expose());
         Self(lines)
+    }
+
+    /// The same, and more secrets.
+    pub(super) fn with(&self, secrets: impl IntoIterator<Item = Secret>) -> Self {
+        Self::new(self.0.iter().cloned().chain(secrets))
     }
 
     pub(super) fn text(&self, text: &str) -> String {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::mask::Mask;
 use super::progress::Progress;
 use super::{Bake, BakeError, Child, Goal, Outcome, Site, base_environment, credentials, diagnose, metadata};
 use crate::job::Build;
@@ -29,12 +30,13 @@ pub(super) async fn solve(
     state::make_private(&private.join("tmp"))?;
     state::make_private(&private.join("docker"))?;
     let credentials = credentials::docker_config(&bake.accounts, build, stop).await?;
-    state::write_private(&private.join("docker/config.json"), credentials.expose().as_bytes())?;
+    state::write_private(&private.join("docker/config.json"), credentials.config.expose().as_bytes())?;
     let metadata_file = private.join("metadata.json");
     // An earlier run of this job may have left one.
     let _ = std::fs::remove_file(&metadata_file);
 
     let definition = goal.definition;
+    let mask = definition.mask.with(credentials.secrets);
     let child = child(bake, &definition.worktree, &definition.secrets, site, &private);
     let mut command = child.command(&bake.buildx.binary);
     command.args(arguments(site, &metadata_file)).args(goal.targets);
@@ -49,7 +51,7 @@ pub(super) async fn solve(
     let mut progress = Progress::new(goal.targets.iter().cloned());
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &site.run.pid, |stream, line| {
         if stream == Stream::Err {
-            progress.line(line).into_iter().for_each(|event| journal.tell(definition.mask.event(event)));
+            progress.line(line).into_iter().for_each(|event| journal.tell(mask.event(event)));
             if progress.has_begun() {
                 let _ = site.run.has_begun.set(());
             }
@@ -59,10 +61,10 @@ pub(super) async fn solve(
     if let (Some(message), false) = (progress.launcher_error(), ended.is_success()) {
         return Err(BakeError::Launcher(message.to_owned()));
     }
-    Ok(conclude(goal, &progress, ended, &metadata_file))
+    Ok(conclude(goal, &progress, ended, &metadata_file, &mask))
 }
 
-fn conclude(goal: Goal<'_>, progress: &Progress, ended: Ended, metadata_file: &Path) -> Outcome {
+fn conclude(goal: Goal<'_>, progress: &Progress, ended: Ended, metadata_file: &Path, mask: &Mask) -> Outcome {
     let digests = metadata::digests(metadata_file);
     let report = |(name, fields): (&String, &serde_json::Map<String, Value>)| {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
@@ -71,7 +73,7 @@ fn conclude(goal: Goal<'_>, progress: &Progress, ended: Ended, metadata_file: &P
         if let Some(digest) = digests.get(name) {
             report.digest = Some(digest.clone());
         }
-        goal.definition.mask.report(report)
+        mask.report(report)
     };
     let wanted = goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
     Outcome {
@@ -79,7 +81,7 @@ fn conclude(goal: Goal<'_>, progress: &Progress, ended: Ended, metadata_file: &P
         context_bytes: progress.context_bytes(),
         failure: diagnose::diagnose(ended, progress).map(|failure| {
             let detail = in_worktree(&failure.detail, &goal.definition.worktree);
-            Failure { detail: goal.definition.mask.text(&detail), ..failure }
+            Failure { detail: mask.text(&detail), ..failure }
         }),
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use world::{Run, Script, Step};
 
@@ -98,16 +100,17 @@ async fn trust_chooses_the_secret_and_a_fork_gets_none() {
     let config = afternoon.config(&settings);
     let _worker = afternoon.worker_with_variables(&config, &[], &variables);
     let (_, sha) = afternoon.voting_app();
+    let none = r#"{"auths":{}}"#;
     let (branch, pull) = (json!("refs/heads/main"), json!("refs/pull/7/merge"));
     let table = [
-        (json!("branch"), &branch, "npm", Some("for branches"), "{}"),
+        (json!("branch"), &branch, "npm", Some("for branches"), none),
         (json!("protected"), &branch, "npm", Some("for releases"), &credentials("releases")),
-        (json!("fork"), &branch, "npm", None, "{}"),
-        (Value::Null, &branch, "npm", Some("for branches"), "{}"),
-        (Value::Null, &pull, "npm", None, "{}"),
-        (json!("branch"), &pull, "npm", Some("for branches"), "{}"),
+        (json!("fork"), &branch, "npm", None, none),
+        (Value::Null, &branch, "npm", Some("for branches"), none),
+        (Value::Null, &pull, "npm", None, none),
+        (json!("branch"), &pull, "npm", Some("for branches"), none),
         (json!("protected"), &branch, "sentry", Some("of acme"), &credentials("releases")),
-        (json!("fork"), &branch, "sentry", None, "{}"),
+        (json!("fork"), &branch, "sentry", None, none),
     ];
     for (n, (trust, reference, name, secret, docker_config)) in table.iter().enumerate() {
         let mut native = afternoon.native(&sha);
@@ -208,7 +211,8 @@ async fn a_git_token_needs_the_host_that_it_is_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_arguments() {
     const REDIS: &str = "pa55-of-redis";
-    const REGISTRY: &str = "cGE1NS1vZi10aGUtcmVnaXN0cnk=";
+    const PASSWORD: &str = "pa55-of-the-registry";
+    let registry = BASE64_STANDARD.encode(format!("robot:{PASSWORD}"));
     const SECRET: &str = "s3cret-of-the-build";
     let afternoon = Afternoon::start();
     let mut redis = afternoon.redis.connection().await;
@@ -216,14 +220,14 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
     redis::cmd("ACL").arg(&user).exec_async(&mut redis).await.unwrap();
     let settings = store(
         &afternoon,
-        &[("secrets/acme/branch/npm", SECRET), ("registries/acme/branch.json", &credentials(REGISTRY))],
+        &[("secrets/acme/branch/npm", SECRET), ("registries/acme/branch.json", &credentials(&registry))],
     );
     let url = format!("redis://sidebake:{REDIS}@127.0.0.1:{}/0", afternoon.redis.port());
     let variables = [("SIDEBAKE__REDIS__URL", url.as_str()), ("SIDEBAKE__LOG__LEVEL", "trace")];
     let config = afternoon.config(&settings);
     let worker = afternoon.worker_with_variables(&config, &[], &variables);
     let (_, sha) = afternoon.voting_app();
-    let said = format!("npm was given {SECRET} and did not like it");
+    let said = format!("npm was given {SECRET} and did not like it, nor {PASSWORD} in {registry}");
     let scripts = [
         Script::success(&["vote"]).held(),
         Script::fails_step("vote", &format!("npm login {SECRET}"), 2, &said),
@@ -242,7 +246,7 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
         if n == 0 {
             afternoon.until("it bakes", async || afternoon.builder.running() == 1).await;
             let tokens: Vec<String> = afternoon.github.tokens().all().into_iter().map(|(token, _)| token).collect();
-            let all = [tokens[0].as_str(), &app_key, REDIS, REGISTRY, SECRET];
+            let all = [tokens[0].as_str(), &app_key, REDIS, PASSWORD, &registry, SECRET];
             let children: Vec<u32> = worker.processes().into_iter().filter(|id| *id != worker.pid()).collect();
             assert!(!children.is_empty());
             for child in children {
@@ -253,7 +257,7 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
                 }
             }
             // Two have to be there, each in one file that nobody else can read.
-            for (secret, place) in [(SECRET, "/secrets/0"), (REGISTRY, "/solve/docker/config.json")] {
+            for (secret, place) in [(SECRET, "/secrets/0"), (&registry, "/solve/docker/config.json")] {
                 let traces = afternoon.traces_of(secret).await;
                 assert!(traces.len() == 1 && traces[0].ends_with(place), "{traces:?}");
                 use std::os::unix::fs::MetadataExt;
@@ -263,7 +267,7 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
         }
         let report = afternoon.callbacks(n + 1).await.remove(n);
         assert_eq!(report["status"] == "succeeded", n == 0, "{report:#}");
-        assert!(!report.to_string().contains(SECRET), "{report:#}");
+        assert!([SECRET, PASSWORD, &registry].iter().all(|text| !report.to_string().contains(text)), "{report:#}");
         if n == 1 || n == 2 {
             assert!(report.to_string().contains("***"), "what it said is told without the secret: {report:#}");
         }
@@ -273,7 +277,7 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
         .await;
     assert!(worker.log().contains("TRACE"), "the log tells all that there is");
     let tokens = afternoon.github.tokens().all().into_iter().map(|(token, _)| token);
-    for secret in tokens.chain([app_key, REDIS.into(), REGISTRY.into(), SECRET.into()]) {
+    for secret in tokens.chain([app_key, REDIS.into(), PASSWORD.into(), registry, SECRET.into()]) {
         assert_eq!(afternoon.traces_of(&secret).await, Vec::<String>::new(), "{secret}");
     }
     let jobs: Vec<Value> = afternoon.callback_jobs(scripts.len()).await;
