@@ -93,6 +93,10 @@ pub(super) fn police(
         policed.targets.insert(name, fields);
     }
     references::check_caches(&policed.targets)?;
+    // The platform may tell its own images apart by their digests.
+    if order.build.push && repository_file(order).is_some() {
+        references::check_tags(&policed.targets)?;
+    }
     Ok(policed)
 }
 
@@ -181,7 +185,7 @@ impl Rules<'_> {
                 let message = format!("{id} would go to any git host: {id}.github.com goes to that one");
                 return Err(self.refusal(&field, message).into());
             }
-            if has_source && self.file().is_none() {
+            if has_source && repository_file(self.order).is_none() {
                 return Err(self.refusal(&field, "host files and variables are not allowed").into());
             }
             if self.grants.is_fork() {
@@ -237,14 +241,6 @@ impl Rules<'_> {
         !self.grants.is_fork() && self.grants.policy.entitlements.iter().any(|known| known == entitlement)
     }
 
-    /// The repository's own file, when the definition comes from one and the worker names what it makes.
-    fn file(&self) -> Option<&RepositoryFile> {
-        match &self.order.build.recipe {
-            Recipe::File(file) if matches!(file.naming, Naming::Job(_)) => Some(file),
-            _ => None,
-        }
-    }
-
     /// What is not a list would be read by nobody here, and by buildx in its own way.
     fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], Refusal> {
         value.as_array().map(Vec::as_slice).ok_or_else(|| self.refusal(field, "expected a list"))
@@ -256,6 +252,14 @@ impl Rules<'_> {
 
     fn notice(&mut self, field: &str, message: &str) {
         self.policed.notices.push(format!("{}.{field}: {message}", self.path));
+    }
+}
+
+/// The repository's own file, when the definition comes from one and the worker names what it makes.
+fn repository_file<'a>(order: &Order<'a>) -> Option<&'a RepositoryFile> {
+    match &order.build.recipe {
+        Recipe::File(file) if matches!(file.naming, Naming::Job(_)) => Some(file),
+        _ => None,
     }
 }
 
@@ -280,6 +284,18 @@ mod tests {
     }
 
     fn police_as(trust: Trust, target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
+        let accounts = settings::Accounts::default();
+        let policed = police_all(&accounts, trust, false, json!({"t": target}), is_repositorys)?;
+        Ok(policed.targets["t"].clone())
+    }
+
+    fn police_all(
+        accounts: &settings::Accounts,
+        trust: Trust,
+        push: bool,
+        targets: Value,
+        is_repositorys: bool,
+    ) -> Result<Policed, String> {
         let worktree = tempfile::tempdir().expect("a temporary directory");
         std::fs::create_dir(worktree.path().join("app")).expect("made");
         std::fs::write(worktree.path().join("app/Dockerfile"), "FROM scratch").expect("written");
@@ -290,15 +306,13 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", worktree.path().join("app/Linked")).expect("linked");
         let file = || RepositoryFile { path: "docker-bake.hcl".into(), naming: Naming::Job(BTreeMap::new()) };
         let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline(Map::new()) };
-        let build = Build::new(Repository::parse("acme/app").expect("a repository"), trust, recipe);
+        let repository = Repository::parse("acme/app").expect("a repository");
+        let build = Build { push, ..Build::new(repository, trust, recipe) };
         let order = Order { build: &build, worktree: worktree.path(), sha: None };
-        let Value::Object(fields) = target else { panic!("a target is an object") };
-        let targets = Targets::from([("t".into(), fields)]);
-        let accounts = settings::Accounts::default();
-        let grants = Grants::new(&accounts, &order);
-        let limits = settings::Bake::default();
+        let targets: Targets = serde_json::from_value(targets).expect("a target is an object");
+        let (grants, limits) = (Grants::new(accounts, &order), settings::Bake::default());
         let policed = police(targets, &order, &grants, &limits, Path::new("/secrets"));
-        Ok(policed.map_err(|refusal| refusal.to_string())?.targets.remove("t").expect("the target"))
+        policed.map_err(|refusal| refusal.to_string())
     }
 
     fn refused(target: Value) -> String {
@@ -378,5 +392,29 @@ mod tests {
         assert_eq!(policed["args"], json!({"BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
         let local = json!({"context": "app", "output": [{"type": "local", "dest": "/tmp/x"}]});
         assert_eq!(police_target(local, true).expect("allowed")["output"], json!([{"type": "cacheonly"}]));
+    }
+
+    #[test]
+    fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
+        let names = |name: &str| vec![settings::Pattern::new(format!("{name}/{{repository}}/{{target}}"))];
+        let tagged = settings::Accounts { tags: names("r"), ..settings::Accounts::default() };
+        let mut cached = settings::Accounts::default();
+        cached.cache.to = names("type=registry,ref=r");
+        let police = |accounts, push, targets: &Value, is_repositorys| {
+            police_all(accounts, Trust::Branch, push, targets.clone(), is_repositorys).map(drop)
+        };
+        let target = json!({"context": "app", "tags": ["x"]});
+        let two = json!({"Api": target, "api": target});
+        let message = "r/app/api is that of target.Api as well: the last one wins";
+        assert_eq!(police(&tagged, true, &two, true), Err(format!("target.api.tags: {message}")));
+        assert_eq!(police(&tagged, false, &two, true), Ok(()), "nothing is pushed");
+        assert_eq!(police(&tagged, true, &two, false), Ok(()), "the platform's own");
+        for is_repositorys in [true, false] {
+            let refused = police(&cached, false, &two, is_repositorys);
+            assert_eq!(refused, Err(format!("target.api.cache-to: {message}")));
+        }
+        let unlike =
+            json!({"Api": target, "web": target, "api": {"context": "app", "output": [{"type": "cacheonly"}]}});
+        assert_eq!(police(&tagged, true, &unlike, true), Ok(()), "the third is nobody's image");
     }
 }

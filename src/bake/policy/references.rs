@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{Refusal, Rules, is_empty, list};
+use super::{Refusal, Rules, is_empty, list, repository_file};
 use crate::bake::print::Targets;
 
 impl Rules<'_> {
     /// Settles tags, caches and outputs of a target.
     pub(super) fn settle_references(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
-        let is_file = self.file().is_some();
+        let is_file = repository_file(self.order).is_some();
         let output = target.remove("output").unwrap_or_default();
         if !is_empty(&output) && !is_file {
             self.check_outputs(&output)?;
@@ -104,13 +104,21 @@ impl Rules<'_> {
 
 /// Two targets that leave their cache in one place leave only that of the last one.
 pub(super) fn check_caches(targets: &Targets) -> Result<(), Refusal> {
+    check_places(targets, "cache-to", |cache| cache.get("ref").and_then(Value::as_str))
+}
+
+/// The same of images: names that we give are in lower case, and those of targets need not be.
+pub(super) fn check_tags(targets: &Targets) -> Result<(), Refusal> {
+    check_places(targets, "tags", Value::as_str)
+}
+
+fn check_places(targets: &Targets, field: &str, place: fn(&Value) -> Option<&str>) -> Result<(), Refusal> {
     let mut taken = BTreeMap::new();
     for (name, target) in targets {
-        for cache in target.get("cache-to").map(list).unwrap_or_default() {
-            let Some(place) = cache.get("ref").and_then(Value::as_str) else { continue };
-            if let Some(other) = taken.insert(place.to_owned(), name) {
+        for place in target.get(field).map(list).unwrap_or_default().iter().filter_map(place) {
+            if let Some(other) = taken.insert(place, name).filter(|other| *other != name) {
                 let message = format!("{place} is that of target.{other} as well: the last one wins");
-                return Err(Refusal::new(format!("target.{name}.cache-to"), message));
+                return Err(Refusal::new(format!("target.{name}.{field}"), message));
             }
         }
     }
