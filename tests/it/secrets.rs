@@ -161,15 +161,22 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_git_token_needs_the_host_that_it_is_for() {
+async fn a_git_token_needs_the_host_that_it_is_for_and_a_fork_gets_none() {
     let afternoon = Afternoon::start();
     afternoon.builder.script_for_the_rest(looks());
     let settings = store(
         &afternoon,
-        &["GIT_AUTH_TOKEN", "GIT_AUTH_TOKEN.git.example", "GIT_AUTH_HEADER.git.example"]
-            .map(|name| (format!("secrets/acme/branch/{name}"), "for git"))
-            .each_ref()
-            .map(|(path, content)| (path.as_str(), *content)),
+        &[
+            "branch/GIT_AUTH_TOKEN",
+            "branch/GIT_AUTH_TOKEN.git.example",
+            "branch/GIT_AUTH_HEADER.git.example",
+            "fork/GIT_AUTH_TOKEN",
+            "fork/GIT_AUTH_TOKEN.git.example",
+            "fork/npm",
+        ]
+        .map(|name| (format!("secrets/acme/{name}"), "for git"))
+        .each_ref()
+        .map(|(path, content)| (path.as_str(), *content)),
     );
     let _worker = afternoon.worker(&settings);
     let (_, sha) = afternoon.voting_app();
@@ -186,6 +193,12 @@ async fn a_git_token_needs_the_host_that_it_is_for() {
         native["targets"] = json!(["vote"]);
         native
     };
+    let of_fork = |mut native: Value| {
+        native["trust"] = json!("fork");
+        native
+    };
+    let mut renamed = in_template("GIT_AUTH_TOKEN.git.example");
+    renamed["application"]["images"][0]["secrets"][0]["from"] = json!("npm");
     let refused = "GIT_AUTH_TOKEN would go to any git host";
     let table = [
         (in_template("GIT_AUTH_TOKEN"), Some("invalid_arguments")),
@@ -193,6 +206,12 @@ async fn a_git_token_needs_the_host_that_it_is_for() {
         (in_template("GIT_AUTH_TOKEN.git.example"), None),
         (in_template("GIT_AUTH_HEADER.git.example"), None),
         (inline("GIT_AUTH_TOKEN.git.example"), None),
+        // A fork's build gets none, whatever it is called.
+        (of_fork(in_template("GIT_AUTH_TOKEN")), Some("invalid_arguments")),
+        (of_fork(inline("GIT_AUTH_TOKEN")), Some("policy_refused")),
+        (of_fork(in_template("GIT_AUTH_TOKEN.git.example")), None),
+        (of_fork(inline("GIT_AUTH_TOKEN.git.example")), None),
+        (of_fork(renamed), None),
     ];
     for (n, (native, reason)) in table.iter().enumerate() {
         afternoon.redis.push("default", "BuildJob", json!([native])).await;
@@ -200,12 +219,18 @@ async fn a_git_token_needs_the_host_that_it_is_for() {
         assert_eq!(report["reason"], json!(reason), "{n}: {report:#}");
         assert!(reason.is_none() || report["message"].as_str().unwrap().contains(refused), "{report:#}");
     }
-    for run in afternoon.builder.runs() {
+    let runs = afternoon.builder.runs();
+    let (of_branches, of_forks) = runs.split_at(3);
+    for run in of_branches {
         let id = run.definition["target"]["vote"]["secret"][0]["id"].as_str().unwrap();
         assert!(id.ends_with(".git.example"), "{id}");
         assert_eq!(run.reports[0].found.as_deref(), Some("for git"));
     }
-    assert_eq!(afternoon.builder.runs().len(), 3);
+    for run in of_forks {
+        assert_eq!(run.definition["target"]["vote"]["secret"], Value::Null);
+        assert!(!format!("{:?}", run.env).contains("GIT_AUTH"), "{:?}", run.env);
+    }
+    assert_eq!(of_forks.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
