@@ -417,4 +417,17 @@ mod tests {
             json!({"Api": target, "web": target, "api": {"context": "app", "output": [{"type": "cacheonly"}]}});
         assert_eq!(police(&tagged, true, &unlike, true), Ok(()), "the third is nobody's image");
     }
+
+    #[test]
+    fn a_repository_chooses_its_frontend_unless_it_is_pinned_also_for_a_fork() {
+        let pinned = settings::Policy { frontend: Some("ours".into()), ..settings::Policy::default() };
+        let pinned = settings::Accounts { policy: pinned, ..settings::Accounts::default() };
+        let target = json!({"t": {"context": "app", "args": {"BUILDKIT_SYNTAX": "theirs"}}});
+        for (accounts, expected) in [(settings::Accounts::default(), "theirs"), (pinned, "ours")] {
+            for trust in [Trust::Branch, Trust::Fork] {
+                let policed = police_all(&accounts, trust, false, target.clone(), true).expect("allowed");
+                assert_eq!(policed.targets["t"]["args"]["BUILDKIT_SYNTAX"], expected, "{trust:?}");
+            }
+        }
+    }
 }
