@@ -348,7 +348,7 @@ impl Bake {
             make_private(&secrets)?;
         }
         for (path, secret) in &policed.secrets {
-            write_private(path, secret.expose().as_bytes())?;
+            write_private(path, secret.expose())?;
         }
         Ok(Definition {
             text: escape::definition(&policed.targets, has_policies),
@@ -356,7 +356,7 @@ impl Bake {
             worktree: order.worktree.to_owned(),
             notices: policed.notices,
             secrets,
-            mask: Mask::new(policed.secrets.into_iter().map(|(_, secret)| secret)),
+            mask: Mask::new(policed.secrets.iter().map(|(_, secret)| secret.to_text())),
         })
     }
 

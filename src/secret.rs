@@ -1,11 +1,11 @@
 //! A value that cannot be printed.
 //!
-//! Owns the one type in which keys, tokens and passwords travel through the program. It shows as `***` in every
-//! format, is wiped when dropped, and its value leaves only through [`Secret::expose`], which is easy to search for.
+//! Owns the types in which keys, tokens and passwords travel through the program. They show as `***` in every
+//! format, are wiped when dropped, and their values leave only through `expose`, which is easy to search for.
 
 use std::fmt;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::{Deserialize, Deserializer};
 
 /// A key, token, password, or a URL that may contain one.
@@ -21,6 +21,33 @@ impl Secret {
     /// The value itself: for the wire, a pipe or a private file, never for a message.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
+    }
+}
+
+/// What a build is given as a file: any bytes, such as those of a keystore.
+#[derive(Clone)]
+pub struct SecretBytes(SecretSlice<u8>);
+
+impl SecretBytes {
+    /// Takes the bytes in.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes themselves: for a private file, never for a message.
+    pub fn expose(&self) -> &[u8] {
+        self.0.expose_secret()
+    }
+
+    /// As somebody sees them who takes them for text (UTF-8, what is not is U+FFFD).
+    pub fn to_text(&self) -> Secret {
+        Secret::new(String::from_utf8_lossy(self.expose()))
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
     }
 }
 
@@ -51,5 +78,7 @@ mod tests {
         let secret = Secret::new("hunter2");
         assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
         assert_eq!(secret.expose(), "hunter2");
+        let bytes = SecretBytes::new(b"hunter2".into());
+        assert_eq!(format!("{bytes:?} {:?}", Some(&bytes)), "*** Some(***)");
     }
 }

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::report::Report;
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretBytes};
 
 pub use accounts::{Accounts, Policy};
 pub use builder::{Balance, Builder, Driver, Toleration};
@@ -611,10 +611,10 @@ pub fn plugin_environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(move |(name, _)| *name != provider && !name.as_encoded_bytes().starts_with(b"SIDEBAKE_"))
 }
 
-/// A variable that holds a build secret.
+/// A variable that holds a build secret: all but NUL may be in it.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
-pub fn secret_variable(name: &str) -> Option<Secret> {
-    std::env::var(name).ok().map(Secret::new)
+pub fn secret_variable(name: &str) -> Option<SecretBytes> {
+    std::env::var_os(name).map(|value| SecretBytes::new(value.into_encoded_bytes()))
 }
 
 /// `REDIS_URL`, or the variable that `REDIS_PROVIDER` names: as Sidekiq reads them.

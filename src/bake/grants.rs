@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::{BakeError, Order};
 use crate::job::{Naming, Recipe, Trust};
-use crate::secret::Secret;
+use crate::secret::SecretBytes;
 use crate::settings::{self, Accounts, Pattern, Policy};
 
 /// Characters of a branch that are kept in the name of an image or a cache.
@@ -76,7 +76,7 @@ impl<'a> Grants<'a> {
     /// # Errors
     ///
     /// `Secret` when it is granted, and cannot be read or is larger than BuildKit takes.
-    pub(super) fn secret(&self, target: &str, id: &str) -> Result<Option<Secret>, BakeError> {
+    pub(super) fn secret(&self, target: &str, id: &str) -> Result<Option<SecretBytes>, BakeError> {
         let build = self.order.build;
         let name = self.name_of_secret(target, id);
         // A name becomes part of a path.
@@ -92,9 +92,9 @@ impl<'a> Grants<'a> {
         }
         let Some(pattern) = &self.accounts.secrets else { return Ok(None) };
         let path = pattern.expand(&[&build.names()[..], &[("name", name)]].concat());
-        match std::fs::read_to_string(&path) {
-            Ok(text) if text.len() > MAX_SECRET => Err(refused(format!("{path} is larger than {MAX_SECRET} bytes"))),
-            Ok(text) => Ok(Some(Secret::new(text))),
+        match std::fs::read(&path) {
+            Ok(bytes) if bytes.len() > MAX_SECRET => Err(refused(format!("{path} is larger than {MAX_SECRET} bytes"))),
+            Ok(bytes) => Ok(Some(SecretBytes::new(bytes))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(refused(format!("{path}: {error}"))),
         }

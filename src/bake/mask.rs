@@ -8,7 +8,7 @@ use crate::secret::Secret;
 /// What is shown instead.
 const SHOWN: &str = "***";
 
-/// A shorter text is in too much that is no secret.
+/// A shorter text is in too much that is no secret, and so is one of replacement characters: bytes that are no text.
 const MIN_LENGTH: usize = 4;
 
 /// The lines of all secrets of a build: what a step prints arrives by the line.
@@ -19,8 +19,10 @@ impl Mask {
     pub(super) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
         let mut lines: Vec<Secret> = Vec::new();
         for secret in secrets {
-            let all = secret.expose().lines().map(str::trim).filter(|line| line.len() >= MIN_LENGTH);
-            lines.extend(all.map(Secret::new));
+            let all = secret.expose().lines().map(str::trim);
+            let is_telling =
+                |line: &&str| line.split(char::REPLACEMENT_CHARACTER).map(str::len).sum::<usize>() >= MIN_LENGTH;
+            lines.extend(all.filter(is_telling).map(Secret::new));
         }
         // One may be a part of another.
         lines.sort_by(|a, b| (b.expose().len(), b.expose()).cmp(&(a.expose().len(), a.expose())));
@@ -66,6 +68,7 @@ impl Mask {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::SecretBytes;
 
     #[test]
     fn every_line_of_a_secret_is_masked_and_the_longest_first() {
@@ -80,5 +83,15 @@ mod tests {
             assert_eq!(mask.text(text), expected);
         }
         assert_eq!(Mask::default().text("x"), "x");
+    }
+
+    #[test]
+    fn of_bytes_that_are_no_text_what_can_be_read_is_masked() {
+        let secret = SecretBytes::new(b"\x00\xff\xfekey=hunter2\xff\n\xff\xfe\xfd\xfc\n\xffab\n".into());
+        let mask = Mask::new([secret.to_text()]);
+        let printed = String::from_utf8_lossy(b"it is \x00\xff\xfekey=hunter2\xff");
+        assert_eq!(mask.text(&printed), "it is ***");
+        let others = String::from_utf8_lossy(b"\xff\xfe\xfd\xfc caf\xe9 \xffab");
+        assert_eq!(mask.text(&others), others, "no more than a log of another encoding");
     }
 }

@@ -16,7 +16,7 @@ use super::grants::Grants;
 use super::print::{Targets, folder};
 use super::{BakeError, Order};
 use crate::job::{Naming, Recipe, RepositoryFile, is_for_any_host};
-use crate::secret::Secret;
+use crate::secret::SecretBytes;
 use crate::settings;
 
 /// Something that is not allowed. The message begins with the path in the definition.
@@ -59,7 +59,7 @@ pub(super) struct Policed {
     /// What was replaced, for the person who asked for the build.
     pub(super) notices: Vec<String>,
     /// The secrets that are granted, with the file in which a target looks for each.
-    pub(super) secrets: Vec<(PathBuf, Secret)>,
+    pub(super) secrets: Vec<(PathBuf, SecretBytes)>,
 }
 
 /// Checks a resolved definition. Its secrets are to be put below `secrets`.

@@ -1,5 +1,7 @@
 //! Compose and bake files of a repository: theirs is what is built, ours are names, caches, secrets and where it goes.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use crate::house::{House, target};
@@ -93,6 +95,27 @@ target "docs" {
     let report = house.build(job).await;
     assert_eq!(report["reason"], "policy_refused", "{report:#}");
     assert!(report["message"].as_str().unwrap().contains("target.app.tags: a fork's build pushes only"), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_any_bytes_reaches_its_step_as_it_is() {
+    let house = House::open();
+    let secrets = house.home.path().join("secrets/acme");
+    std::fs::create_dir_all(&secrets).unwrap();
+    let keystore: Vec<u8> = (0..=255).cycle().take(2000).collect();
+    std::fs::write(secrets.join("keystore"), &keystore).unwrap();
+    let step = "RUN --mount=type=secret,id=keystore base64 /run/secrets/keystore | tr -d '\\n' > /seen";
+    let sha = house.commit("shop", &[("good/Dockerfile", &house.dockerfile(step))]);
+    let config = format!("[accounts]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n", house.home.path().display());
+    let _worker = house.worker(&config);
+    let mut image = house.image("good", &sha);
+    image["secrets"] = json!([{"id": "keystore"}]);
+
+    let report = house.build(house.native("shop", &sha, &[image])).await;
+
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    let seen = registry::file(&house.reference("good", &sha), "seen").await;
+    assert_eq!(seen, Some(BASE64_STANDARD.encode(keystore)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

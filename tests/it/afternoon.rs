@@ -1,6 +1,7 @@
 //! A world for one test: Redis, GitHub, a git host, Rails, a builder, and the worker between them.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -106,10 +107,15 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
     }
 
     pub fn worker_with(&self, config: &Path, arguments: &[&str]) -> Worker {
-        self.worker_with_variables(config, arguments, &[])
+        self.worker_with_variables::<&str>(config, arguments, &[])
     }
 
-    pub fn worker_with_variables(&self, config: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Worker {
+    pub fn worker_with_variables<V: AsRef<OsStr>>(
+        &self,
+        config: &Path,
+        arguments: &[&str],
+        variables: &[(&str, V)],
+    ) -> Worker {
         let log = self.home.path().join(format!("worker-{}.log", rand_suffix()));
         let out = std::fs::File::create(&log).unwrap();
         let child = sidebake()
@@ -117,7 +123,7 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
             .arg(config)
             .args(arguments)
             .env("SIDEBAKE__LOG__LEVEL", "sidebake=trace,info")
-            .envs(variables.iter().copied())
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(out.try_clone().unwrap())
             .stderr(out)

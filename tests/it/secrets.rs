@@ -1,6 +1,8 @@
 //! Build secrets and credentials of many accounts at once, and that no secret of anybody is ever seen where it should not be.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use base64::Engine;
@@ -135,14 +137,12 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
     let large = "hunter2 ".repeat(70_000);
     let mut settings = store(&afternoon, &[("secrets/acme/branch/large", &large)]);
     std::fs::create_dir(afternoon.home.path().join("secrets/acme/branch/directory")).unwrap();
-    std::fs::write(afternoon.home.path().join("secrets/acme/branch/binary"), b"hunter2 \xff\xfe").unwrap();
     settings += "accounts.secret_variables = { \"acme/unset\" = \"NOT_THERE\" }\n";
     let _worker = afternoon.worker(&settings);
     let (_, sha) = afternoon.voting_app();
     let table = [
         ("large", "worker_failed", "the build secret large: ", "is larger than 512000 bytes"),
         ("directory", "worker_failed", "the build secret directory: ", "Is a directory"),
-        ("binary", "worker_failed", "the build secret binary: ", "valid UTF-8"),
         ("unset", "worker_failed", "the build secret unset: ", "the variable NOT_THERE is not set"),
         ("nobodys", "policy_refused", "target.vote.secret[0]: ", "no secret \"nobodys\" is granted to acme"),
     ];
@@ -158,6 +158,29 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
     }
     assert!(afternoon.builder.runs().is_empty());
     assert_eq!(afternoon.traces_of("hunter2").await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_any_bytes_reaches_the_build_as_it_is() {
+    let afternoon = Afternoon::start();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]).held());
+    let (keystore, token) = ((0..=255).cycle().take(2000).collect::<Vec<u8>>(), b"of \xff\xfe\r\n".to_vec());
+    let mut settings = store(&afternoon, &[("secrets/acme/branch/npm", "a directory")]);
+    std::fs::write(afternoon.home.path().join("secrets/acme/branch/keystore"), &keystore).unwrap();
+    settings += "accounts.secret_variables = { \"acme/token\" = \"TOKEN\" }\n";
+    let variables = [("TOKEN", OsString::from_vec(token.clone()))];
+    let _worker = afternoon.worker_with_variables(&afternoon.config(&settings), &[], &variables);
+    let (_, sha) = afternoon.voting_app();
+    let mut native = afternoon.native(&sha);
+    native["application"]["images"][0]["secrets"] = json!([{"id": "keystore"}, {"id": "token"}]);
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    afternoon.until("it bakes", async || afternoon.builder.running() == 1).await;
+    let secrets = afternoon.builder.runs()[0].definition["target"]["vote"]["secret"].clone();
+    let given = |n: usize| std::fs::read(secrets[n]["src"].as_str().unwrap()).unwrap();
+    assert_eq!((given(0), given(1)), (keystore, token));
+    afternoon.builder.release();
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["status"], "succeeded", "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
