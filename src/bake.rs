@@ -247,7 +247,7 @@ impl Definition {
 fn read_by<'a>(fields: &Map<String, Value>, root: &Path, files: &'a [PathBuf]) -> Vec<&'a Path> {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
     let context = PathBuf::from(text("context").unwrap_or_default());
-    let dockerfile = context.join(text("dockerfile").unwrap_or("Dockerfile"));
+    let dockerfile = policy::paths::dockerfile(&context, text("dockerfile").unwrap_or("Dockerfile"));
     let beside = fields.get("dockerfile-inline").is_none().then_some(&*dockerfile);
     let mut inputs = ignore::sent(root, &context, beside, files);
     // Other targets and images are named in the same place; they look like no absolute path.
@@ -485,6 +485,17 @@ mod tests {
             let definition = definition(targets, worktree.path().to_owned());
             definition.inputs(&[PathBuf::from(file)]).len()
         };
+        // Followed, `deep/..` is app/a; buildx reads app/Dockerfile, and what is beside that.
+        std::fs::create_dir_all(root.join("app/a/b")).expect("made");
+        std::os::unix::fs::symlink("a/b", root.join("app/deep")).expect("linked");
+        std::fs::write(root.join("app/a/Dockerfile.dockerignore"), "*").expect("written");
+        std::fs::write(root.join("app/Dockerfile"), "").expect("written");
+        let folded = json!({"context": root.join("app"), "dockerfile": "deep/../Dockerfile"});
+        assert_eq!((inputs(&folded, "app/Dockerfile"), inputs(&folded, "app/x.bin")), (1, 1));
+        assert_eq!(inputs(&folded, "app/out.bin"), 0);
+        std::fs::write(root.join("app/Dockerfile.dockerignore"), "x.*\nDocker*").expect("written");
+        assert_eq!((inputs(&folded, "app/Dockerfile"), inputs(&folded, "app/x.bin")), (1, 0));
+        std::fs::remove_file(root.join("app/Dockerfile.dockerignore")).expect("removed");
         for (file, of_target, of_other) in [
             ("docker/Dockerfile", 1, 1),
             ("docker/x", 1, 0),

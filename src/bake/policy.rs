@@ -5,7 +5,7 @@
 //! what it refuses. What a repository may not decide (names of images and caches, outputs) is replaced and said; what
 //! reaches for the host is refused.
 
-mod paths;
+pub(super) mod paths;
 mod references;
 
 use std::path::{Path, PathBuf};

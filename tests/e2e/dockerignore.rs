@@ -32,30 +32,59 @@ const TABLE: &[(&str, &str)] = &[
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pointer_stops_a_build_where_buildkit_would_have_put_it_into_the_image() {
     let house = House::open();
-    let dockerfile = house.dockerfile("COPY . /context\nRUN cd /context && find * -name '*.bin' > /found");
-    let mut files = Vec::new();
+    let dockerfile = showing(&house);
+    let (mut files, mut images) = (Vec::new(), Vec::new());
     for (n, (ignore, path)) in TABLE.iter().enumerate() {
         files.extend([
             File::new(&format!("c{n}/Dockerfile"), dockerfile.as_str()),
             File::new(&format!("c{n}/.dockerignore"), *ignore),
             File::new(&format!("c{n}/{path}"), POINTER),
         ]);
+        images.push((format!("c{n}"), "Dockerfile"));
     }
-    let sha = house.commit_with("ignored", &files);
+    is_judged_as_by_buildkit(&house, &files, &images).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_beside_a_dockerfile_is_looked_for_where_buildx_looks_for_it() {
+    let house = House::open();
+    let dockerfile = showing(&house);
+    let (mut files, mut images) = (Vec::new(), Vec::new());
+    // Folded, the path is Dockerfile; followed, it is a/Dockerfile.
+    for (n, (folded, followed)) in [("models", "#"), ("#", "models")].into_iter().enumerate() {
+        files.extend([
+            File::new(&format!("c{n}/Dockerfile"), dockerfile.as_str()),
+            File::new(&format!("c{n}/Dockerfile.dockerignore"), folded),
+            File::new(&format!("c{n}/a/Dockerfile"), dockerfile.as_str()),
+            File::new(&format!("c{n}/a/Dockerfile.dockerignore"), followed),
+            File::new(&format!("c{n}/a/b/x"), "x"),
+            File::symlink(&format!("c{n}/deep"), "a/b"),
+            File::new(&format!("c{n}/models/x.bin"), POINTER),
+        ]);
+        images.push((format!("c{n}"), "deep/../Dockerfile"));
+    }
+    is_judged_as_by_buildkit(&house, &files, &images).await;
+}
+
+/// A Dockerfile that shows what it is sent.
+fn showing(house: &House) -> String {
+    house.dockerfile("COPY . /context\nRUN cd /context && find * -name '*.bin' > /found")
+}
+
+/// Builds images of contexts and their Dockerfiles twice: first pointers are just files, and BuildKit says which it is sent.
+async fn is_judged_as_by_buildkit(house: &House, files: &[File], images: &[(String, &str)]) {
+    let sha = house.commit_with("ignored", files);
     let _worker = house.worker("");
-    let image = |n: usize, sha: &str| {
-        let name = format!("c{n}");
-        json!({"name": name, "context": name, "tags": [house.reference(&name, sha)]})
-    };
-    let images: Vec<Value> = (0..TABLE.len()).map(|n| image(n, &sha)).collect();
-    let report = house.build(house.native("ignored", &sha, &images)).await;
+    let image = |(name, dockerfile): &(String, &str), sha: &str| json!({"name": name, "context": name, "dockerfile": dockerfile, "tags": [house.reference(name, sha)]});
+    let all: Vec<Value> = images.iter().map(|one| image(one, &sha)).collect();
+    let report = house.build(house.native("ignored", &sha, &all)).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
 
     let lfs = house.commit("ignored", &[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
-    for (n, (ignore, path)) in TABLE.iter().enumerate() {
-        let found = registry::file(&house.reference(&format!("c{n}"), &sha), "found").await.unwrap();
-        let report = house.build(house.native("ignored", &lfs, &[image(n, &lfs)])).await;
+    for one in images {
+        let found = registry::file(&house.reference(&one.0, &sha), "found").await.unwrap();
+        let report = house.build(house.native("ignored", &lfs, &[image(one, &lfs)])).await;
         let expected = if found.is_empty() { Value::Null } else { json!("source_refused") };
-        assert_eq!(report["reason"], expected, "{path} by {ignore:?}, of which BuildKit sends {found:?}: {report:#}");
+        assert_eq!(report["reason"], expected, "of {} BuildKit sends {found:?}: {report:#}", one.0);
     }
 }

@@ -56,9 +56,8 @@ impl Rules<'_> {
         if text.contains("://") {
             return Err(Refusal::new(path, format!("{text:?} is outside of the repository")));
         }
-        // buildx folds `..` as text, before any link is followed: what is judged must be that path.
         let context = Path::new(context);
-        let file = fold(&context.join(text));
+        let file = dockerfile(context, text);
         if file.symlink_metadata().is_ok() {
             return self.inside(&path, context, &file.to_string_lossy()).map(|_| value);
         }
@@ -105,7 +104,13 @@ fn leads_up(text: &str) -> bool {
     Path::new(text).components().any(|part| part == Component::ParentDir)
 }
 
-/// The path without `.` and `..`, as text, whatever is there: as buildx reads it.
+/// Where buildx looks for the Dockerfile of a local context: it folds `..` as text, before any link is followed, and so what is
+/// judged must be that path.
+pub(in crate::bake) fn dockerfile(context: &Path, path: &str) -> PathBuf {
+    fold(&context.join(path))
+}
+
+/// The path without `.` and `..`, as text, whatever is there.
 fn fold(path: &Path) -> PathBuf {
     path.components().fold(PathBuf::new(), |mut folded, part| {
         match part {
