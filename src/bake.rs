@@ -36,6 +36,7 @@ use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
 
 use grants::Grants;
+use ignore::Search;
 use mask::Mask;
 
 pub use define::application as define_application;
@@ -212,14 +213,15 @@ impl Definition {
     /// Those of the worktree's files that a target may be built from: they lie in a context whose `.dockerignore` does not
     /// leave them out, or are a Dockerfile.
     ///
-    /// Paths are from the worktree's root.
+    /// Paths are from the worktree's root. With many patterns and files it takes a second, so it is not for the runtime's threads.
     pub fn inputs<'a>(&self, files: &'a [PathBuf]) -> Vec<&'a Path> {
         if files.is_empty() {
             return Vec::new();
         }
         let root = self.worktree.canonicalize().unwrap_or_else(|_| self.worktree.clone());
-        let inputs: BTreeSet<&Path> = self.targets.values().flat_map(|fields| read_by(fields, &root, files)).collect();
-        files.iter().map(PathBuf::as_path).filter(|file| inputs.contains(file)).collect()
+        let mut search = Search::new(&root, files);
+        self.targets.values().for_each(|fields| look_into(fields, &mut search));
+        files.iter().map(PathBuf::as_path).filter(|file| search.has_found(file)).collect()
     }
 
     /// These targets and all that are linked to them, either way: what was built on a target that is built again must be
@@ -243,22 +245,20 @@ impl Definition {
     }
 }
 
-/// Those of the files of the worktree `root` that a target reads.
-fn read_by<'a>(fields: &Map<String, Value>, root: &Path, files: &'a [PathBuf]) -> Vec<&'a Path> {
+/// Finds what a target reads.
+fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
     let context = PathBuf::from(text("context").unwrap_or_default());
     let dockerfile = policy::paths::dockerfile(&context, text("dockerfile").unwrap_or("Dockerfile"));
     let beside = fields.get("dockerfile-inline").is_none().then_some(&*dockerfile);
-    let mut inputs = ignore::sent(root, &context, beside, files);
+    search.look_into(&context, beside);
     // Other targets and images are named in the same place; they look like no absolute path.
-    let named: BTreeSet<&Path> = named_contexts(fields).map(Path::new).filter(|named| named.is_absolute()).collect();
-    for named in named {
-        inputs.extend(ignore::sent(root, named, None, files));
-    }
+    let named = named_contexts(fields).map(Path::new).filter(|named| named.is_absolute());
+    named.for_each(|named| search.look_into(named, None));
     // It is read also when it is left out of the context.
-    let dockerfile = dockerfile.canonicalize().unwrap_or_default();
-    inputs.extend(files.iter().map(PathBuf::as_path).filter(|file| root.join(file) == dockerfile));
-    inputs
+    if let Some(dockerfile) = beside.and_then(|path| path.canonicalize().ok()) {
+        search.find(&dockerfile);
+    }
 }
 
 /// The targets on which a target is built: its named contexts `target:NAME`.

@@ -2,10 +2,12 @@
 
 mod worktree;
 
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::bake::{Bake, Definition, Goal, Order, Outcome};
@@ -120,16 +122,23 @@ pub async fn resolve(
     let order = Order { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
     let definition = stations.bake.resolve(&order, directory, attempt.stop).await;
     report.timings.print = phase.end();
-    let definition = definition?;
-    refuse_pointers(&definition, worktree)?;
+    let definition = refuse_pointers(definition?, worktree).await?;
     definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
     Ok(definition)
 }
 
 /// An image would get the pointers' text in place of their files, and nobody would be told.
-fn refuse_pointers(definition: &Definition, worktree: &Worktree) -> Result<(), Failure> {
-    let inputs = definition.inputs(&worktree.lfs_pointers);
-    let Some(first) = inputs.first() else { return Ok(()) };
+async fn refuse_pointers(definition: Definition, worktree: &Worktree) -> Result<Definition, Failure> {
+    if worktree.lfs_pointers.is_empty() {
+        return Ok(definition);
+    }
+    let pointers = worktree.lfs_pointers.clone();
+    let search = move || {
+        let inputs: Vec<PathBuf> = definition.inputs(&pointers).into_iter().map(Path::to_owned).collect();
+        (definition, inputs)
+    };
+    let (definition, inputs) = spawn_blocking(search).await.expect("the search does not panic");
+    let Some(first) = inputs.first() else { return Ok(definition) };
     let more = if inputs.len() > 1 { format!(", like {} more,", inputs.len() - 1) } else { String::new() };
     let detail = format!(
         "{}{more} is a Git LFS pointer, and its content is not fetched: commit the file itself, or keep it out of the build \

@@ -3,7 +3,9 @@
 //! Follows moby's `ignorefile` and `patternmatcher`, by which BuildKit's transfer decides, with its ways: a directory's verdict
 //! on a pattern holds for all that is in it. Where we cannot say what that would do, nothing is left out.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
@@ -13,14 +15,84 @@ const MAX_FILE: u64 = 64 << 10;
 /// Each of them becomes a regular expression, of at most so many bytes.
 const MAX_PATTERNS: usize = 500;
 const MAX_REGEX: usize = 64 << 10;
-/// Bytes of patterns times bytes of paths that one context may cost: some tenths of a second.
-const MAX_WORK: usize = 32 << 20;
+/// Bytes of patterns times bytes of paths, of their directories too, that one build may cost: a tenth of a second, and two for
+/// somebody who wants it to last.
+const MAX_WORK: usize = 256 << 20;
+/// What making a pattern a regular expression costs, in bytes of paths.
+const MAKING: usize = 1 << 10;
+
+/// A search among files of a worktree for those that a builder is sent.
+pub(super) struct Search<'a> {
+    root: &'a Path,
+    /// Those that were not found, by their paths from the root.
+    left: BTreeSet<&'a Path>,
+    /// The contexts that were looked into, each with the file of its patterns.
+    seen: BTreeSet<(PathBuf, Option<PathBuf>)>,
+    /// How much work may still be done. Once that is too much, nothing is left out.
+    work: usize,
+}
+
+impl<'a> Search<'a> {
+    pub(super) fn new(root: &'a Path, files: &'a [PathBuf]) -> Self {
+        Self { root, left: files.iter().map(PathBuf::as_path).collect(), seen: BTreeSet::new(), work: MAX_WORK }
+    }
+
+    /// Finds what is sent with a context, a path after symbolic links; `dockerfile` is none where the definition has it in
+    /// itself.
+    pub(super) fn look_into(&mut self, context: &Path, dockerfile: Option<&Path>) {
+        let Ok(folder) = context.strip_prefix(self.root) else { return };
+        // They lie together.
+        let from = self.left.range::<Path, _>((Bound::Included(folder), Bound::Unbounded)).copied();
+        let inside: Vec<&Path> = from.take_while(|file| file.starts_with(folder)).collect();
+        if inside.is_empty() {
+            return;
+        }
+        let patterns = patterns(context, dockerfile);
+        if !self.seen.insert((context.to_owned(), patterns.clone())) {
+            return;
+        }
+        let path = |file: &'a Path| file.strip_prefix(folder).ok().and_then(Path::to_str);
+        let n_bytes = inside.iter().copied().filter_map(path).flat_map(parts).map(str::len).sum::<usize>();
+        let ignore = patterns.and_then(|file| {
+            let text = read(self.root, &file)?;
+            self.work = self.work.checked_sub(text.len().saturating_mul(n_bytes + MAKING))?;
+            Ignore::parse(&text)
+        });
+        let ignore = ignore.unwrap_or_default();
+        for file in inside {
+            if path(file).is_none_or(|path| !ignore.leaves_out(path)) {
+                self.left.remove(file);
+            }
+        }
+    }
+
+    /// Finds one file, by its path after symbolic links.
+    pub(super) fn find(&mut self, file: &Path) {
+        if let Ok(file) = file.strip_prefix(self.root) {
+            self.left.remove(file);
+        }
+    }
+
+    pub(super) fn has_found(&self, file: &Path) -> bool {
+        !self.left.contains(file)
+    }
+}
+
+/// The file that counts: that beside the Dockerfile, else that of the context.
+fn patterns(context: &Path, dockerfile: Option<&Path>) -> Option<PathBuf> {
+    let beside = dockerfile.map(|path| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".dockerignore");
+        name.into()
+    });
+    let mut paths = beside.into_iter().chain([context.join(".dockerignore")]);
+    paths.find(|path| path.symlink_metadata().is_ok())
+}
 
 /// The patterns of one file, in its order.
 #[derive(Debug, Default)]
 struct Ignore {
     patterns: Vec<Pattern>,
-    n_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -30,38 +102,7 @@ struct Pattern {
     is_exception: bool,
 }
 
-/// Those of the files of the worktree `root`, by their paths from there, that a builder is sent with a context.
-///
-/// The context is a path after symbolic links; `dockerfile` is none where the definition has it in itself.
-pub(super) fn sent<'a>(root: &Path, context: &Path, dockerfile: Option<&Path>, files: &'a [PathBuf]) -> Vec<&'a Path> {
-    let Ok(folder) = context.strip_prefix(root) else { return Vec::new() };
-    let inside = |file: &&Path| file.starts_with(folder);
-    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).filter(inside).collect();
-    if files.is_empty() {
-        return files;
-    }
-    let n_bytes: usize = files.iter().map(|file| file.as_os_str().len()).sum();
-    let ignore = Ignore::of(root, context, dockerfile);
-    if n_bytes.saturating_mul(ignore.n_bytes) > MAX_WORK {
-        return files;
-    }
-    let path = |file: &'a Path| file.strip_prefix(folder).ok().and_then(Path::to_str);
-    files.into_iter().filter(|file| path(file).is_none_or(|path| !ignore.leaves_out(path))).collect()
-}
-
 impl Ignore {
-    /// The file that counts: that beside the Dockerfile, else that of the context.
-    fn of(root: &Path, context: &Path, dockerfile: Option<&Path>) -> Self {
-        let beside = dockerfile.map(|path| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(".dockerignore");
-            name.into()
-        });
-        let mut paths = beside.into_iter().chain([context.join(".dockerignore")]);
-        let found = paths.find(|path: &PathBuf| path.symlink_metadata().is_ok());
-        found.and_then(|path| Self::parse(&read(root, &path)?)).unwrap_or_default()
-    }
-
     /// `None` when it has a pattern that we do not understand, which may mean that BuildKit fails.
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -79,14 +120,13 @@ impl Ignore {
                 return None;
             }
         }
-        Some(Self { patterns, n_bytes: text.len() })
+        Some(Self { patterns })
     }
 
     fn leaves_out(&self, path: &str) -> bool {
         let mut has_matched = vec![false; self.patterns.len()];
         let mut is_out = false;
-        let ends = path.match_indices('/').map(|(end, _)| end).chain([path.len()]);
-        for part in ends.map(|end| &path[..end]) {
+        for part in parts(path) {
             is_out = false;
             for (pattern, has_matched) in self.patterns.iter().zip(&mut has_matched) {
                 // One that would change nothing is not asked, and so is not remembered for what lies below.
@@ -100,6 +140,11 @@ impl Ignore {
         }
         is_out
     }
+}
+
+/// The directories of a path, outermost first, and itself.
+fn parts(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(end, _)| end).chain([path.len()]).map(|end| &path[..end])
 }
 
 /// A file of the worktree, and not what a link leads to: BuildKit would look for that in the context alone.
@@ -170,6 +215,17 @@ mod tests {
 
     fn leaves_out(text: &str, path: &str) -> bool {
         Ignore::parse(text).expect("understood").leaves_out(path)
+    }
+
+    /// Patterns that leave everything out, of so many bytes.
+    fn long(n_bytes: usize) -> String {
+        format!("*\n#{}", "x".repeat(n_bytes - 3))
+    }
+
+    fn n_found(root: &Path, files: &[PathBuf], contexts: &[&Path]) -> usize {
+        let mut search = Search::new(root, files);
+        contexts.iter().for_each(|context| search.look_into(context, None));
+        files.iter().filter(|file| search.has_found(file)).count()
     }
 
     /// Most are from moby's own tests.
@@ -256,12 +312,38 @@ mod tests {
         let root = worktree.path();
         let n_sent = |text: &str, n_files| {
             fs::write(root.join(".dockerignore"), text).expect("written");
-            sent(root, root, None, &vec![PathBuf::from("models/x.bin"); n_files]).len()
+            let files: Vec<PathBuf> = (0..n_files).map(|n| format!("models/{n:04}").into()).collect();
+            n_found(root, &files, &[root])
         };
         assert_eq!((n_sent("*", 10), n_sent("[a", 10)), (0, 10));
-        let long = |n_bytes| format!("*\n#{}", "x".repeat(n_bytes));
-        assert_eq!((n_sent(&long(100), 3000), n_sent(&long(1000), 3000)), (0, 3000), "it would take too long");
-        assert_eq!((n_sent(&long(1000), 10), n_sent(&long(1 << 16), 10)), (0, 10), "it is too long");
+        assert_eq!((n_sent(&long(1000), 10), n_sent(&long((1 << 16) + 1), 10)), (0, 10), "it is too long");
+    }
+
+    #[test]
+    fn all_contexts_of_a_build_share_the_work_that_it_may_cost() {
+        let worktree = tempfile::tempdir().expect("a temporary directory");
+        let root = worktree.path();
+        let n_found_of = |n_patterns: usize, n_contexts: usize| {
+            let folders: Vec<PathBuf> = (0..n_contexts).map(|n| root.join(format!("{n:02}"))).collect();
+            for folder in &folders {
+                fs::create_dir_all(folder).expect("made");
+                fs::write(folder.join(".dockerignore"), long(n_patterns)).expect("written");
+            }
+            let of = |folder: &PathBuf| {
+                let name = PathBuf::from(folder.file_name().expect("it has one"));
+                (0..1000).map(move |n| name.join(format!("models/{n:09}")))
+            };
+            let files: Vec<PathBuf> = folders.iter().flat_map(of).collect();
+            let contexts: Vec<&Path> = folders.iter().map(PathBuf::as_path).collect();
+            // One that was looked into costs nothing more.
+            n_found(root, &files, &[&contexts[..1], &contexts].concat())
+        };
+        // Of each file two parts are matched, 22 bytes in all.
+        let half = MAX_WORK / 2 / (1000 * 22 + MAKING);
+        assert_eq!(n_found_of(half, 1), 0);
+        assert_eq!(n_found_of(half, 2), 0);
+        assert_eq!(n_found_of(half, 3), 1000, "for the third there is nothing left");
+        assert_eq!(n_found_of(2 * half + 2, 3), 3000, "for each it is too much");
     }
 
     #[test]
@@ -273,7 +355,12 @@ mod tests {
             fs::create_dir(folder).expect("made");
         }
         let dockerfile = context.join("../docker/Dockerfile");
-        let is_out = |dockerfile: Option<&Path>, path| Ignore::of(&root, &context, dockerfile).leaves_out(path);
+        let is_out = |dockerfile: Option<&Path>, name: &str| {
+            let files = [Path::new("app").join(name)];
+            let mut search = Search::new(&root, &files);
+            search.look_into(&context, dockerfile);
+            !search.has_found(&files[0])
+        };
         assert!(!is_out(Some(&dockerfile), "a"), "there is none");
         fs::write(context.join(".dockerignore"), "a").expect("written");
         assert!(is_out(Some(&dockerfile), "a"));
