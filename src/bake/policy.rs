@@ -85,9 +85,8 @@ pub(super) fn police(
             let message = "the name may have letters, digits, - and _, and begins with none of - and .";
             return Err(Refusal::new(format!("target.{name}"), message).into());
         }
-        let path = format!("target.{name}");
         let mut rules =
-            Rules { order, grants, folder: &folder, names: &names, path, target: name, secrets, policed: &mut policed };
+            Rules { order, grants, folder: &folder, names: &names, target: name, secrets, policed: &mut policed };
         let fields = rules.target(fields)?;
         let name = rules.target;
         policed.targets.insert(name, fields);
@@ -108,18 +107,17 @@ struct Rules<'a> {
     folder: &'a Path,
     names: &'a [String],
     target: String,
-    /// Of the target in the definition.
-    path: String,
     secrets: &'a Path,
     policed: &'a mut Policed,
 }
 
 impl Rules<'_> {
     fn target(&mut self, mut fields: Map<String, Value>) -> Result<Map<String, Value>, BakeError> {
-        let context = self.context(fields.get("context").and_then(Value::as_str).unwrap_or("."))?;
+        let context = fields.remove("context");
+        let context = self.context(context.as_ref().and_then(Value::as_str).unwrap_or("."))?;
         let secrets = self.granted_secrets(fields.remove("secret"))?;
         self.settle_references(&mut fields)?;
-        let mut policed = Map::new();
+        let mut policed = Map::from_iter([("context".to_owned(), context.clone())]);
         for (field, value) in fields {
             let value = self.field(&field, value, &context)?;
             policed.insert(field, value);
@@ -127,7 +125,6 @@ impl Rules<'_> {
         if !secrets.is_empty() {
             policed.insert("secret".into(), secrets.into());
         }
-        policed.insert("context".into(), context);
         self.settle_arguments(&mut policed);
         if self.order.build.no_cache {
             policed.insert("no-cache".into(), json!(true));
@@ -142,7 +139,6 @@ impl Rules<'_> {
     fn field(&self, field: &str, value: Value, context: &Value) -> Result<Value, Refusal> {
         let refuse = |message: &str| Err(self.refusal(field, message));
         match field {
-            "context" => Ok(value),
             "dockerfile" => self.dockerfile(value, context),
             "contexts" => self.named_contexts(value),
             "args" | "tags" | "cache-from" | "cache-to" | "output" => Ok(value),
@@ -247,11 +243,16 @@ impl Rules<'_> {
     }
 
     fn refusal(&self, field: &str, message: impl Into<String>) -> Refusal {
-        Refusal::new(format!("{}.{field}", self.path), message)
+        Refusal::new(self.path(field), message)
     }
 
     fn notice(&mut self, field: &str, message: &str) {
-        self.policed.notices.push(format!("{}.{field}: {message}", self.path));
+        self.policed.notices.push(format!("{}: {message}", self.path(field)));
+    }
+
+    /// Of a field in the definition.
+    fn path(&self, field: &str) -> String {
+        format!("target.{}.{field}", self.target)
     }
 }
 

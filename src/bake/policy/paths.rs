@@ -12,7 +12,7 @@ const MAX_CONTEXTS: usize = 50;
 impl Rules<'_> {
     /// A build context: a directory of the worktree as an absolute path, or a URL that the account may use.
     pub(super) fn context(&self, context: &str) -> Result<Value, Refusal> {
-        let path = format!("{}.context", self.path);
+        let path = self.path("context");
         if self.is_remote_allowed(context) {
             return Ok(json!(context));
         }
@@ -25,7 +25,7 @@ impl Rules<'_> {
             return Err(self.refusal("contexts", format!("at most {MAX_CONTEXTS} are allowed")));
         }
         let police_one = |(name, value): (String, Value)| {
-            let path = format!("{}.contexts.{name}", self.path);
+            let path = self.path(&format!("contexts.{name}"));
             let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
             if let Some(target) = text.strip_prefix("target:") {
                 let is_known = self.names.iter().any(|name| name == target);
@@ -42,7 +42,7 @@ impl Rules<'_> {
 
     /// A Dockerfile, from its context: it may be a link, and may lie outside of the context, but not of the worktree.
     pub(super) fn dockerfile(&self, value: Value, context: &Value) -> Result<Value, Refusal> {
-        let path = format!("{}.dockerfile", self.path);
+        let path = self.path("dockerfile");
         let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
         let context = context.as_str().unwrap_or_default();
         if self.is_remote_allowed(context) {
