@@ -213,9 +213,13 @@ fn accounts(house: &House) -> String {
     std::fs::create_dir_all(&secrets).unwrap();
     // It is granted, and goes nowhere all the same.
     std::fs::write(secrets.join("GIT_AUTH_TOKEN"), home(house)).unwrap();
+    std::fs::write(house.home.path().join("acme.json"), trap::credentials(&home(house))).unwrap();
     format!(
-        "[accounts]\ntags = [\"{}\"]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n\
-         [accounts.policy_for.pinned]\nfrontend = \"{}/frontend:1\"\n",
+        "[accounts]\ntags = [\"{0}\"]\nsecrets = \"{1}/secrets/{{account}}/{{name}}\"\n\
+         registries = \"{1}/{{account}}.json\"\n\
+         [accounts.policy_for.pinned]\nfrontend = \"{2}/frontend:1\"\n\
+         [accounts.policy_for.entitled]\nremote_contexts = [\"http://*\"]\n\
+         entitlements = [\"network.host\", \"security.insecure\"]\n",
         house.reference("{repository}", "{target}"),
         house.home.path().display(),
         house.engine.registry,

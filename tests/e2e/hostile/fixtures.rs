@@ -19,6 +19,8 @@ pub struct Fixture {
     pub file: &'static str,
     pub tree: Vec<Entry>,
     pub account: &'static str,
+    /// Whether it is a fork's, for which its account's rights are not.
+    pub is_forks: bool,
     /// What somebody else has built before.
     pub neighbour: Option<Value>,
     /// Whether outputs are what it is about; elsewhere nothing is written, to save time.
@@ -93,6 +95,7 @@ impl Fixture {
             file,
             tree: Vec::new(),
             account: "acme",
+            is_forks: false,
             neighbour: None,
             has_outputs: false,
             is_printed_only: false,
@@ -137,6 +140,11 @@ impl Fixture {
         Self { account, ..self }
     }
 
+    /// Of an account that may ask for everything, but in a fork.
+    fn fork(self) -> Self {
+        Self { account: "entitled", is_forks: true, ..self }
+    }
+
     fn after(self, neighbour: Value) -> Self {
         Self { neighbour: Some(neighbour), ..self }
     }
@@ -150,7 +158,7 @@ impl Fixture {
 pub fn all() -> Vec<Fixture> {
     let of_worker = [files(), compose_files(), links(), outputs(), environment(), git()].into_iter().flatten();
     let of_worker = of_worker.map(|fixture| Fixture { is_dangerous: !fixture.is_printed_only, ..fixture });
-    of_worker.chain([bombs(), remotes(), of_others(), rest()].into_iter().flatten()).collect()
+    of_worker.chain([bombs(), remotes(), of_others(), rest(), of_forks()].into_iter().flatten()).collect()
 }
 
 /// No attack: what a step of anybody's says is heard.
@@ -598,6 +606,64 @@ fn of_others() -> Vec<Fixture> {
             json!({"secret": ["id=GIT_AUTH_TOKEN,env=@VARIABLE@"]}),
         )
         .dockerfile("ADD http://@BELL@/x.git /srv\n"),
+        // Who follows the link finds a file of the repository; buildx folds the path as text, and is outside of it.
+        Fixture::json(
+            "credentials_as_dockerfile",
+            "the job's own registry credentials as Dockerfile, behind a link and `..`",
+            Told,
+            json!({"dockerfile": "deep/../../../../solve/docker/config.json"}),
+        )
+        .link("app/deep", "a/b/c/d")
+        .with("app/a/b/c/d/x", "")
+        .with("app/solve/docker/config.json", "FROM @BASE@\n"),
+    ]
+}
+
+/// What an account has that its forks have not.
+fn of_forks() -> Vec<Fixture> {
+    use Harm::{Rang, Told};
+    let knock = "echo | nc -w 2 127.0.0.1 @BELL_PORT@ || true\n";
+    vec![
+        Fixture::json(
+            "fork_network_host",
+            "the builder's own network, which only its account has",
+            Rang,
+            json!({"network": "host"}),
+        )
+        .dockerfile(&format!("RUN {knock}"))
+        .fork(),
+        Fixture::json(
+            "fork_entitlement_network",
+            "the same for one step",
+            Rang,
+            json!({"entitlements": ["network.host"]}),
+        )
+        .dockerfile(&format!("RUN --network=host {knock}"))
+        .fork(),
+        Fixture::json(
+            "fork_entitlement_insecure",
+            "a step with all rights, which only its account has",
+            Told,
+            json!({"entitlements": ["security.insecure"]}),
+        )
+        .dockerfile("RUN --security=insecure echo MARK\"\"-@NONCE@\n")
+        .fork()
+        .harmless("a BuildKit that is not told to does not grant it"),
+        Fixture::json(
+            "fork_context_http",
+            "a remote context, which only its account has",
+            Rang,
+            json!({"context": "http://@BELL@/context.tar"}),
+        )
+        .fork(),
+        Fixture::json(
+            "fork_named_context_http",
+            "the same as named context",
+            Rang,
+            json!({"contexts": {"x": "http://@BELL@/x.tar"}}),
+        )
+        .dockerfile("COPY --from=x / /srv\n")
+        .fork(),
     ]
 }
 

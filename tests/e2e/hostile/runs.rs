@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sidebake::bake::{Bake, Child, Order, admit};
 use sidebake::builder::Builders;
-use sidebake::job::{Build, BuildJob, Recipe};
+use sidebake::job::{Build, BuildJob, Recipe, Trust};
 use sidebake::reason::Reason;
 use sidebake::sandbox::LAUNCH;
 use sidebake::settings::Settings;
@@ -70,10 +70,11 @@ impl<'a> Range<'a> {
 
     /// What happens behind a wall, and what was said.
     pub async fn run(&self, fixture: &Fixture, trap: &Trap, wall: Wall) -> (BTreeSet<Harm>, String) {
-        let tree = trap.home.join("tree");
-        fixture.write(&tree, trap);
         let build = BuildJob::parse(&fixture.native(&"0".repeat(40), fixture.name)).unwrap().build;
         let directory = self.state.job_directory().unwrap();
+        // Where the product has it.
+        let tree = directory.join("tree").join(fixture.name);
+        fixture.write(&tree, trap);
         let mut run = Run { range: self, fixture, trap, tree, build, directory, said: Vec::new(), is_exhausted: false };
         let refused = run.behind(wall).await;
         let said: Vec<u8> =
@@ -119,6 +120,7 @@ impl Run<'_> {
             }
             let order = Order { build: &self.build, worktree: &self.tree, sha: None };
             self.is_refused_to_the_platform(&printed).await;
+            self.is_allowed_to_a_branch(&printed).await;
             match self.range.bake.police(&printed, &order, &self.directory).await {
                 Ok(definition) => {
                     targets.extend(definition.names());
@@ -133,6 +135,7 @@ impl Run<'_> {
         let place = self.range.builders.place(&self.build, &self.range.state, &self.directory, None).await.unwrap();
         let private = self.directory.subdirectory("solve").unwrap();
         make(&private);
+        fs::write(private.join("docker/config.json"), self.trap.credentials()).unwrap();
         let secrets = self.directory.join("secrets");
         let child = self.range.bake.solve_child(&self.tree, &secrets, &place.site, &private);
         let file = if input.is_some() { "-".to_owned() } else { file };
@@ -156,6 +159,16 @@ impl Run<'_> {
         let refused = self.range.bake.police(printed, &order, &self.directory).await;
         let is_policy = matches!(&refused, Err(error) if error.reason() == Reason::PolicyRefused);
         assert!(is_policy, "{}, as the platform's own: {refused:?}", self.fixture.name);
+    }
+
+    /// What a fork may not ask for, its account's own branches may.
+    async fn is_allowed_to_a_branch(&self, printed: &[u8]) {
+        if self.fixture.is_forks {
+            let build = Build { trust: Trust::Branch, ..self.build.clone() };
+            let order = Order { build: &build, worktree: &self.tree, sha: None };
+            let allowed = self.range.bake.police(printed, &order, &self.directory).await;
+            assert!(allowed.is_ok(), "{}, as a branch's: {allowed:?}", self.fixture.name);
+        }
     }
 
     /// docker-buildx behind a wall.
@@ -245,7 +258,9 @@ impl Fixture {
         let field = if self.file.ends_with(".yml") || self.file.ends_with(".yaml") { "compose" } else { "bake" };
         json!({
             "repository": format!("acme/{repository}"), "account": self.account, "sha": sha, "ref": "refs/heads/main",
-            field: self.file, "no_cache": true,
+            "trust": if self.is_forks { "fork" } else { "branch" }, field: self.file, "no_cache": true,
+            // A fork has no names for its images, which is refused as well.
+            "push": !self.is_forks,
         })
     }
 

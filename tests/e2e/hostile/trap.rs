@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::bell::Bell;
 use crate::engine::Engine;
@@ -124,6 +124,11 @@ impl Trap {
         vec![(self.words["VARIABLE"].clone(), self.canaries[1].clone()), ("SSH_AUTH_SOCK".into(), agent)]
     }
 
+    /// The docker `config.json` of the job: its registry is a canary, so that it can be told from what hides passwords.
+    pub fn credentials(&self) -> String {
+        credentials(&self.canaries[0])
+    }
+
     /// What has happened since, by the canaries and by what was said.
     pub async fn harms(&self, said: &[u8], more_canaries: &[&str]) -> BTreeSet<Harm> {
         let mut harms = BTreeSet::new();
@@ -150,6 +155,11 @@ impl Trap {
         }
         harms
     }
+}
+
+/// A docker `config.json` for one registry.
+pub fn credentials(registry: &str) -> String {
+    json!({"auths": {registry: {}}}).to_string()
 }
 
 /// All files of a tree with their content, and its directories.
