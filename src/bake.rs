@@ -32,12 +32,12 @@ use crate::process::ProcessError;
 use crate::reason::{Failure, Reason};
 use crate::report::TargetReport;
 use crate::sandbox::{Sandbox, Sockets};
+use crate::secret::Secret;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
 
 use grants::Grants;
 use ignore::Search;
-use mask::Mask;
 
 pub use define::application as define_application;
 pub use policy::Refusal;
@@ -201,7 +201,7 @@ pub struct Definition {
     /// The directory of its build secrets.
     secrets: PathBuf,
     /// What is kept out of all that is said of the build.
-    mask: Mask,
+    hidden: Vec<Secret>,
 }
 
 impl Definition {
@@ -356,7 +356,7 @@ impl Bake {
             worktree: order.worktree.to_owned(),
             notices: policed.notices,
             secrets,
-            mask: Mask::new(policed.secrets.iter().map(|(_, secret)| secret.to_text())),
+            hidden: policed.secrets.iter().map(|(_, secret)| secret.to_text()).collect(),
         })
     }
 
@@ -445,7 +445,7 @@ mod tests {
             worktree,
             notices: Vec::new(),
             secrets: PathBuf::new(),
-            mask: Mask::default(),
+            hidden: Vec::new(),
         }
     }
 

@@ -36,7 +36,7 @@ pub(super) async fn solve(
     let _ = std::fs::remove_file(&metadata_file);
 
     let definition = goal.definition;
-    let mask = definition.mask.with(credentials.secrets);
+    let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
     let child = child(bake, &definition.worktree, &definition.secrets, site, &private);
     let mut command = child.command(&bake.buildx.binary);
     command.args(arguments(site, &metadata_file)).args(goal.targets);
