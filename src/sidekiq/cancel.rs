@@ -50,14 +50,15 @@ pub struct Found {
 }
 
 /// Every job that is meant. Looked for twice: a job that moves back while we look, from in flight to the retry set or to its
-/// queue, is where it was looked for already.
+/// queue, is where it was looked for already. And once more when one that was there is not: it has ended, or moved again.
 pub async fn find(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<Found>, RedisError> {
     let first = look(redis, &is_meant).await?;
     let mut found = look(redis, &is_meant).await?;
-    for job in first {
-        if !found.iter().any(|known| known.jid == job.jid) {
-            found.push(job);
-        }
+    let is_in = |found: &[Found], job: &Found| found.iter().any(|known| known.jid == job.jid);
+    if !first.iter().all(|job| is_in(&found, job)) {
+        let third = look(redis, &is_meant).await?;
+        let missed: Vec<Found> = third.into_iter().filter(|job| !is_in(&found, job)).collect();
+        found.extend(missed);
     }
     Ok(found)
 }

@@ -119,10 +119,27 @@ struct Memory {
     tried_again: Vec<Token>,
     /// Settlements that it has, in case it forgets.
     remembered: Remembered,
+    /// What was said of queues that cannot be asked.
+    passed_over: Vec<String>,
     /// How many processes may be waiting for the same push.
     n_idlers: u32,
     /// Tokens of free slots; used again until one is filled.
     slots: Vec<Token>,
+}
+
+impl Memory {
+    /// Says once what is wrong with queues, until a turn that has asked all of them finds it right.
+    fn tell_of_queues(&mut self, passed_over: Vec<String>, has_asked_all: bool) {
+        for why in &passed_over {
+            if !self.passed_over.contains(why) {
+                tracing::error!(why, "a queue is passed over");
+                self.passed_over.push(why.clone());
+            }
+        }
+        if has_asked_all {
+            self.passed_over = passed_over;
+        }
+    }
 }
 
 /// The newest of what was settled, the oldest first.
@@ -177,6 +194,7 @@ impl Custody {
             refused: Vec::new(),
             tried_again: Vec::new(),
             remembered: Remembered::default(),
+            passed_over: Vec::new(),
             n_idlers: 0,
             slots: Vec::new(),
         };
@@ -231,8 +249,9 @@ impl Custody {
         if running.is_some_and(|running| running.taken.is_cancelled()) {
             return;
         }
-        let ended = if settlement.is_interrupted() { &mut memory.killed } else { &mut memory.pending };
-        ended.push(settlement);
+        // Without a stop it is one that the fence has refused, and none will follow.
+        let is_killed = settlement.is_interrupted() && self.quiet.is_cancelled();
+        if is_killed { memory.killed.push(settlement) } else { memory.pending.push(settlement) }
     }
 
     /// Takes a turn, when there is anything to say or to ask for; returns whether all that was asked for was there.
@@ -334,9 +353,6 @@ impl Custody {
             }
             memory.remembered.add(settlement, since);
         }
-        for why in reply.passed_over {
-            tracing::error!(why, "a queue is passed over");
-        }
         let fetched = match reply.fetched {
             Fetched::Units(units) => units,
             // The lease's thread wakes us when it has made one; what others took meanwhile, reconcile will find.
@@ -347,6 +363,8 @@ impl Custody {
             }
         };
         let (n_fetched, n_slots) = (fetched.len(), memory.slots.len());
+        // One that was given enough has not asked every queue.
+        memory.tell_of_queues(reply.passed_over, n_fetched < n_slots);
         for unit in fetched {
             memory.slots.retain(|token| *token != unit.token);
             self.begin(memory, unit, units);
@@ -354,8 +372,12 @@ impl Custody {
         n_fetched > 0 && n_fetched == n_slots
     }
 
-    /// Hands a unit to the processors; back on its queue when they have stopped listening.
+    /// Hands a unit to the processors; back on its queue, together with what came with it, when they begin nothing more.
     fn begin(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
+        if self.quiet.is_cancelled() {
+            memory.pending.push(put_back(unit));
+            return;
+        }
         let running = Running { unit, since: Epoch::now(), taken: CancellationToken::new(), iteration: Arc::default() };
         let token = running.unit.token.clone();
         self.running.with(|all| all.insert(token.clone(), running.clone()));

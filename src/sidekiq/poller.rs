@@ -33,7 +33,10 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
     while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
         for (set, cursor, complaint) in &mut sets {
-            complaint.hear(poll(redis, jobs, set, cursor, Epoch::now()).await);
+            // There may be very many, and each is moved by a script of its own.
+            let polled = quiet.run_until_cancelled(poll(redis, jobs, set, cursor, Epoch::now())).await;
+            let Some(polled) = polled else { return };
+            complaint.hear(polled);
         }
         let n_processes = n_processes(redis).await;
         wait = match jobs.poll_interval_average {

@@ -301,7 +301,7 @@ impl Turn<'_> {
     }
 }
 
-/// Whether an ACL refused the script, before any of it happened.
+/// Whether an ACL refused the script, or a command in it; what that did before is not done again.
 fn is_forbidden(error: &RedisError) -> bool {
     error.code() == Some("NOPERM")
 }

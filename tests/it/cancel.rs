@@ -151,30 +151,51 @@ async fn the_command_takes_a_build_id_or_a_jid() {
     assert_eq!(text(&output), format!("{queued} queued on default\n"));
 }
 
-#[tokio::test]
-async fn a_job_that_moves_back_while_it_is_looked_for_is_found() {
+/// A Redis with one job in flight, and a client of its own for those who look for it.
+async fn one_in_flight() -> (world::Redis, Redis) {
     let server = world::Redis::start();
     let url = Secret::new(server.url());
     let redis = Redis::new(&settings::Redis { url, ..Settings::default().redis }).unwrap();
-    let meant = r#"{"class":"BuildJob","queue":"default","jid":"0123"}"#;
     server.push("default", "MailJob", json!([])).await;
     let mut connection = server.connection().await;
     let mut take = redis::pipe();
     take.cmd("SADD").arg(&["sidebake:owners", "host"]);
-    take.cmd("HSET").arg(&["sidebake:inflight:host", "000000000001", &format!("default\n{meant}")]);
+    take.cmd("HSET").arg(&["sidebake:inflight:host", "000000000001", &format!("default\n{MEANT}")]);
     take.exec_async(&mut connection).await.unwrap();
+    (server, redis)
+}
+
+const MEANT: &str = r#"{"class":"BuildJob","queue":"default","jid":"0123"}"#;
+
+#[tokio::test]
+async fn a_job_that_moves_back_while_it_is_looked_for_is_found() {
+    let (server, redis) = one_in_flight().await;
     // The queues are looked at between the retry set and what is in flight.
     let fails_meanwhile = |payload: &Payload| {
         if payload.class == "MailJob" {
             let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
             let mut retry = redis::pipe();
-            retry.cmd("DEL").arg("sidebake:inflight:host").cmd("ZADD").arg(&["retry", "4e9", meant]);
+            retry.cmd("DEL").arg("sidebake:inflight:host").cmd("ZADD").arg(&["retry", "4e9", MEANT]);
             retry.exec(&mut connection).unwrap();
         }
         payload.jid == "0123"
     };
     let found = find(&redis, fails_meanwhile).await.unwrap();
     assert_eq!(found.iter().map(|job| &job.place).collect::<Vec<_>>(), [&Place::Retry]);
+}
+
+#[tokio::test]
+async fn a_job_that_ends_while_it_is_looked_for_is_not_marked_for_whoever_retries_it() {
+    let (server, redis) = one_in_flight().await;
+    let ends_meanwhile = |payload: &Payload| {
+        let is_meant = payload.jid == "0123";
+        if is_meant {
+            let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+            redis::cmd("DEL").arg("sidebake:inflight:host").exec(&mut connection).unwrap();
+        }
+        is_meant
+    };
+    assert_eq!(find(&redis, ends_meanwhile).await.unwrap().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,8 @@ use sidebake::secret::Secret;
 use sidebake::settings::{self, Jobs, Settings};
 use sidebake::sidekiq::poller::enqueue_due;
 
+use crate::afternoon::Afternoon;
+
 fn client(server: &world::Redis) -> Redis {
     Redis::new(&settings::Redis { url: Secret::new(server.url()), ..Settings::default().redis }).unwrap()
 }
@@ -22,6 +24,26 @@ async fn add_others(server: &world::Redis, n: usize) {
         }
         add.exec_async(&mut connection).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stops_does_not_move_all_that_is_due_first() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let mut add = redis::cmd("ZADD");
+    add.arg("retry");
+    for n in 0..30_000 {
+        add.arg(1).arg(format!(r#"{{"class":"BuildJob","queue":"elsewhere","jid":"{n:024x}"}}"#));
+    }
+    add.exec_async(&mut connection).await.unwrap();
+    let mut worker = afternoon.worker("jobs.poll_interval = \"100ms\"");
+    let n_moved = async || afternoon.redis.queue("elsewhere").await.len();
+    afternoon.until("the first is moved", async || n_moved().await > 0).await;
+    worker.signal("TERM");
+    assert_eq!(worker.ended().await, Some(0));
+    let n_left = afternoon.redis.sorted_set("retry").await.len();
+    assert!(n_left > 0, "it has moved all of them first");
+    assert_eq!(n_left + n_moved().await, 30_000);
 }
 
 /// Microseconds that Redis takes for one page of `n` due jobs of others, on average.
