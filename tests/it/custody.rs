@@ -261,3 +261,26 @@ async fn the_jobs_of_a_killed_worker_are_back_on_their_queue_when_redis_is_full(
     assert!(afternoon.redis.queue("default").await[0].contains(&jid));
     assert!(afternoon.redis.keys("sidebake:inflight:*").await.is_empty(), "and nowhere else");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_entry_was_gone_when_it_was_asked_for_is_not_forgotten_beside_another() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    afternoon.git.faults().delay("/", std::time::Duration::from_millis(500));
+    let worker = afternoon.worker("jobs.probe = true");
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 600.0)).await;
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    afternoon.until("it fetches", async || !worker.source_children().is_empty()).await;
+    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
+    let inflight = afternoon.redis.hgetall(&key).await;
+    let (token, entry) = inflight.iter().find(|(_, entry)| entry.contains("BuildJob")).unwrap();
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("HDEL").arg(&[&key, token]).exec_async(&mut connection).await.unwrap();
+    afternoon
+        .until("it ends", async || ["job put back", "another worker"].iter().any(|end| afternoon.logs().contains(end)))
+        .await;
+    redis::cmd("HSET").arg(&[&key, token, entry]).exec_async(&mut connection).await.unwrap();
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["jid"], &report["status"]), (&json!(jid), &json!("succeeded")), "{report:#}");
+}
