@@ -127,6 +127,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let (socket, watchdog) = settings::systemd().unzip();
     let systemd = Systemd::new(socket, watchdog.flatten());
     systemd.tell("READY=1");
+    // They go on beside the last builds, and end with `ended`; what only brings new ones ends with `quiet`.
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &metrics, &remote),
@@ -204,6 +205,9 @@ fn custody(
 }
 
 /// Processes what is fetched until the worker is told to stop; then waits for it, kills what is left, and sees it put back.
+///
+/// Returning drops the slots, and with them the last senders of settlements: that is how custody knows that nothing more comes,
+/// not even from a slot that hangs.
 async fn take_units(
     processor: Arc<Processor>,
     mut units: mpsc::UnboundedReceiver<Running>,

@@ -102,7 +102,7 @@ impl Settlement {
         self.effects.iter().any(|effect| matches!(effect, Effect::PutBack { .. }))
     }
 
-    /// Whether it does so because a stop has killed it.
+    /// Whether it does so because it was killed: by a stop, or since the fence refused it.
     pub fn is_interrupted(&self) -> bool {
         self.effects.iter().any(|effect| matches!(effect, Effect::PutBack { is_interrupted: true, .. }))
     }
