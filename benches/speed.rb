@@ -9,6 +9,8 @@ class Speed
   GAP = 0.01 # seconds between jobs that come alone
   LOOK = 0.02 # seconds
   REST = 5 # seconds
+  # What a worker asks comes in bursts: the poller's, every five seconds or so.
+  IDLE = 20 # s
   N_MANY = 1_000_000
 
   # One run: jobs a second, microseconds of its processors for each, and requests that Redis read for each.
@@ -65,8 +67,8 @@ class Speed
       arrivals(20) # the first ones find no script in Redis, and no code in the cache
       times = arrivals(N_ARRIVALS)
       before = @world.reads
-      sleep REST
-      { times: times, idle: (@world.reads - before - 1) / REST.to_f }
+      sleep IDLE
+      { times: times, idle: (@world.reads - before - 1) / IDLE.to_f }
     end
   end
 
