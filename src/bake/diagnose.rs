@@ -110,13 +110,17 @@ fn by_error_line(error: &str, has_failed_vertex: bool) -> Reason {
         Some((name, rest)) if crate::job::is_target_name(name) => rest,
         _ => error,
     };
-    match line.strip_prefix("failed to solve: ") {
+    match BUILDKIT.iter().find_map(|begin| line.strip_prefix(begin)) {
         Some(line) => by_solve_error(line, has_failed_vertex),
         None => {
             BUILDX.iter().find(|(words, _)| line.contains(words)).map_or(Reason::BuildFailed, |(_, reason)| *reason)
         }
     }
 }
+
+/// How buildx passes on what BuildKit answered: by the status of the solve, and now and then by the end of its own request,
+/// whichever came first.
+const BUILDKIT: &[&str] = &["failed to solve: ", "failed to run Build function: "];
 
 /// What BuildKit answered. A line that it does not begin in a way we know, without a failed step, is the Dockerfile
 /// frontend's: it quotes the customer, and the customer can mend it.
@@ -328,8 +332,10 @@ mod tests {
                 Reason::BaseImageNotFound,
             ),
         ] {
-            assert_eq!(by_error_line(&format!("failed to solve: {line}"), false), reason, "{line}");
-            assert_eq!(by_error_line(&format!("target web: failed to solve: {line}"), false), reason, "{line}");
+            for begin in BUILDKIT {
+                assert_eq!(by_error_line(&format!("{begin}{line}"), false), reason, "{line}");
+                assert_eq!(by_error_line(&format!("target web: {begin}{line}"), false), reason, "{line}");
+            }
         }
     }
 }
