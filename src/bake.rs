@@ -215,9 +215,6 @@ impl Definition {
     ///
     /// Paths are from the worktree's root. With many patterns and files it takes a second, so it is not for the runtime's threads.
     pub fn inputs<'a>(&self, files: &'a [PathBuf]) -> Vec<&'a Path> {
-        if files.is_empty() {
-            return Vec::new();
-        }
         let root = self.worktree.canonicalize().unwrap_or_else(|_| self.worktree.clone());
         let mut search = Search::new(&root, files);
         self.targets.values().for_each(|fields| look_into(fields, &mut search));

@@ -18,17 +18,14 @@ pub(super) struct Mask(AhoCorasick);
 
 impl Mask {
     pub(super) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
-        let mut lines: Vec<Secret> = Vec::new();
-        for secret in secrets {
-            let all = secret.expose().lines().map(str::trim);
-            let is_telling =
-                |line: &&str| line.split(char::REPLACEMENT_CHARACTER).map(str::len).sum::<usize>() >= MIN_LENGTH;
-            lines.extend(all.filter(is_telling).map(Secret::new));
-        }
+        let secrets: Vec<Secret> = secrets.into_iter().collect();
+        let lines = secrets.iter().flat_map(|secret| secret.expose().lines()).map(str::trim);
+        let is_telling =
+            |line: &&str| line.split(char::REPLACEMENT_CHARACTER).map(str::len).sum::<usize>() >= MIN_LENGTH;
         // One may be a part of another. The other kinds of automaton are larger: by a thousand times for a long line.
         let mut builder = AhoCorasick::builder();
         builder.match_kind(MatchKind::LeftmostLongest).kind(Some(AhoCorasickKind::ContiguousNFA));
-        Self(builder.build(lines.iter().map(Secret::expose)).expect("secrets have less than two gibibytes"))
+        Self(builder.build(lines.filter(is_telling)).expect("secrets have less than two gibibytes"))
     }
 
     pub(super) fn text(&self, text: &str) -> String {

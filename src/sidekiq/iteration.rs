@@ -57,14 +57,10 @@ impl Iteration {
         self.jid().map(key)
     }
 
-    fn written(&self) -> std::sync::MutexGuard<'_, Option<(Instant, String)>> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What is to be shown now: JSON text, when it is new or old.
     fn news(&self) -> Option<String> {
         let text = self.progress.text()?;
-        let mut written = self.written();
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let is_shown = written.as_ref().is_some_and(|(at, shown)| *shown == text && at.elapsed() < FLUSH);
         if is_shown {
             return None;

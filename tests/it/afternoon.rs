@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
+use sidebake::secret::Secret;
+use sidebake::settings::{self, Settings};
 use world::{Builder, GitHost, GitHub, Rails, Redis, Repository, wait_for_within};
 
 /// How long anything may take on a busy machine before a test gives up.
@@ -13,6 +15,12 @@ pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// The queue on which the callbacks of a test arrive.
 pub const CALLBACKS: &str = "callbacks";
+
+/// The product's own client of a Redis, for tests of one part of it.
+pub fn client(url: &str) -> sidebake::redis::Redis {
+    let settings = settings::Redis { url: Secret::new(url), ..Settings::default().redis };
+    sidebake::redis::Redis::new(&settings).unwrap()
+}
 
 pub struct Afternoon {
     pub redis: Redis,
@@ -195,6 +203,11 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
             assert!(started.elapsed() < PATIENCE, "waited in vain until {what}; the log says:\n{}", self.logs());
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
+    }
+
+    /// Waits until a worker has something in flight.
+    pub async fn is_in_flight(&self) {
+        self.until("it is in flight", async || self.redis.keys("sidebake:inflight:*").await.len() == 1).await;
     }
 
     /// All that the workers of this test have logged.

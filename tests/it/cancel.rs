@@ -4,13 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sidebake::redis::Redis;
-use sidebake::secret::Secret;
-use sidebake::settings::{self, Settings};
 use sidebake::sidekiq::cancel::{Place, find};
 use sidebake::sidekiq::payload::Payload;
 use world::{Answer, Script, Step};
 
-use crate::afternoon::{Afternoon, probe, text};
+use crate::afternoon::{Afternoon, client, probe, text};
 
 /// The mark that `Sidekiq::Client#cancel!` sets, and before 7.3.3 a line of Ruby.
 async fn mark(afternoon: &Afternoon, jid: &str) {
@@ -154,8 +152,7 @@ async fn the_command_takes_a_build_id_or_a_jid() {
 /// A Redis with one job in flight, and a client of its own for those who look for it.
 async fn one_in_flight() -> (world::Redis, Redis) {
     let server = world::Redis::start();
-    let url = Secret::new(server.url());
-    let redis = Redis::new(&settings::Redis { url, ..Settings::default().redis }).unwrap();
+    let redis = client(&server.url());
     server.push("default", "MailJob", json!([])).await;
     let mut connection = server.connection().await;
     let mut take = redis::pipe();

@@ -51,7 +51,7 @@ async fn the_jobs_of_a_killed_worker_are_run_by_another() {
     let afternoon = Afternoon::start();
     let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 3.0)).await;
     let mut first = afternoon.worker(QUICK);
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     first.signal("KILL");
     first.ended().await;
     let _second = afternoon.worker(QUICK);
@@ -235,7 +235,7 @@ async fn when_redis_is_full_results_are_settled_and_nothing_is_fetched() {
     for sleep_s in [2.0, 0.0] {
         afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", sleep_s)).await;
     }
-    afternoon.until("one is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     let mut connection = afternoon.redis.connection().await;
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut connection).await.unwrap();
     assert_eq!(afternoon.callbacks(1).await.len(), 1);
@@ -250,7 +250,7 @@ async fn the_jobs_of_a_killed_worker_are_back_on_their_queue_when_redis_is_full(
     let afternoon = Afternoon::start();
     let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     let mut first = afternoon.worker(QUICK);
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     let _second = afternoon.worker(QUICK);
     afternoon.until("both are owners", async || afternoon.redis.smembers("sidebake:owners").await.len() == 2).await;
     let mut connection = afternoon.redis.connection().await;

@@ -27,7 +27,7 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     let settings = format!("jobs.probe = true\nhealth.listen = \"127.0.0.1:{port}\"\nstate.min_free_bytes = {min}\n");
     let worker = afternoon.worker(&settings);
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 5.0)).await;
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     assert!(mirror.exists(), "there is room for it");
 
     let ballast = File::create(home.join("ballast")).unwrap();

@@ -6,14 +6,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sidebake::clock::Epoch;
 use sidebake::redis::Redis;
-use sidebake::secret::Secret;
-use sidebake::settings::{self, Settings};
 use sidebake::sidekiq::Identity;
 use sidebake::sidekiq::custody::Running;
 use sidebake::sidekiq::heartbeat::{Heart, Process};
 use sidebake::sidekiq::turn::{Token, UnitOfWork};
 
-use crate::afternoon::{Afternoon, probe};
+use crate::afternoon::{Afternoon, client, probe};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_process_is_on_sidekiqs_list_with_what_the_web_ui_reads() {
@@ -116,8 +114,7 @@ struct Hand {
 impl Hand {
     fn new() -> Self {
         let server = world::Redis::start();
-        let url = Secret::new(server.url());
-        let redis = Redis::new(&settings::Redis { url, ..Settings::default().redis }).unwrap();
+        let redis = client(&server.url());
         let identity = Arc::new(Identity::new("host".into()));
         let (tag, labels, capsules) = (String::new(), Vec::new(), Vec::new());
         Self { server, redis, process: Process { identity, started_at: Epoch::now(), tag, labels, capsules } }

@@ -1,16 +1,10 @@
 //! The poller by itself, in sets that are large.
 
 use sidebake::clock::Epoch;
-use sidebake::redis::Redis;
-use sidebake::secret::Secret;
-use sidebake::settings::{self, Jobs, Settings};
+use sidebake::settings::Jobs;
 use sidebake::sidekiq::poller::enqueue_due;
 
-use crate::afternoon::Afternoon;
-
-fn client(server: &world::Redis) -> Redis {
-    Redis::new(&settings::Redis { url: Secret::new(server.url()), ..Settings::default().redis }).unwrap()
-}
+use crate::afternoon::{Afternoon, client};
 
 /// Adds `n` jobs of another class to the retry set, all due at once.
 async fn add_others(server: &world::Redis, n: usize) {
@@ -52,7 +46,7 @@ async fn cost_of_a_page(n: usize) -> f64 {
     add_others(&server, n).await;
     let mut connection = server.connection().await;
     redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut connection).await.unwrap();
-    assert_eq!(enqueue_due(&client(&server), &Jobs::default(), "retry", Epoch::now()).await.unwrap(), 0);
+    assert_eq!(enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap(), 0);
     let statistics: String = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
     let line = statistics.lines().find(|line| line.starts_with("cmdstat_zrange:")).unwrap();
     line.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
@@ -73,7 +67,7 @@ async fn a_due_job_behind_others_of_the_same_time_is_moved() {
         let job = format!(r#"{{"class":"BuildJob","queue":"default","jid":"{jid}"}}"#);
         redis::cmd("ZADD").arg(&["retry", score, &job]).exec_async(&mut connection).await.unwrap();
     }
-    let moved = enqueue_due(&client(&server), &Jobs::default(), "retry", Epoch::now()).await.unwrap();
+    let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap();
     let queue = server.queue("default").await;
     assert_eq!((moved, queue.len()), (3, 3), "{queue:?}");
     assert_eq!(server.sorted_set("retry").await.len(), 1_201, "others' and the one that is not due");

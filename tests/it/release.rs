@@ -32,7 +32,7 @@ async fn a_worker_that_lives_and_has_just_lost_its_lease_keeps_its_jobs() {
     let afternoon = Afternoon::start();
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     let worker = afternoon.worker("jobs.probe = true\nlease.ttl = \"3s\"");
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     let lease = afternoon.redis.keys("sidebake:lease:*").await.remove(0);
     redis::cmd("DEL").arg(&lease).exec_async(&mut afternoon.redis.connection().await).await.unwrap();
     let output = afternoon.run(&["release", "--now"], "");

@@ -105,7 +105,7 @@ async fn with_the_least_rights_that_the_readme_gives() {
     // Recovery needs rights of its own.
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 4.0)).await;
     let mut first = afternoon.worker_with(&config, &[]);
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     first.signal("KILL");
     first.ended().await;
     let second = afternoon.worker_with(&config, &[]);
@@ -156,7 +156,7 @@ async fn without_tracking_new_jobs_are_found_all_the_same_and_the_log_and_doctor
 async fn a_result_waits_out(afternoon: &Afternoon, refusal: &str, refuse: impl AsyncFn(), mend: impl AsyncFn()) {
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
     let worker = afternoon.worker("jobs.probe = true");
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     refuse().await;
     let is_said = |line: &str| line.contains("does not take the turn") && line.contains(refusal);
     world::wait_for("the log to say it", || worker.log().lines().any(is_said)).await;
@@ -203,7 +203,7 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
     let config = config(&afternoon, &settings);
     let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 8.0)).await;
     let worker = afternoon.worker_with(&config, &[]);
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     afternoon
         .until("the replica has it", async || {
             let keys: Vec<String> = redis::cmd("KEYS")

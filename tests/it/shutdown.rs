@@ -10,7 +10,7 @@ async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
     let afternoon = Afternoon::start();
     let mut worker = afternoon.worker("jobs.probe = true");
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     afternoon.callbacks(1).await;
     worker.signal("TERM");
@@ -46,7 +46,7 @@ async fn a_second_term_means_now() {
     let afternoon = Afternoon::start();
     let mut worker = afternoon.worker("jobs.probe = true");
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     worker.signal("TERM");
     world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
     worker.signal("TERM");
@@ -78,7 +78,7 @@ async fn a_quiet_worker_finishes_and_takes_nothing_new() {
     let afternoon = Afternoon::start();
     let mut worker = afternoon.worker("jobs.probe = true");
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.5)).await;
-    afternoon.until("it is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+    afternoon.is_in_flight().await;
     worker.signal("TSTP");
     afternoon.callbacks(1).await;
     afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;

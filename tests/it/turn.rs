@@ -3,11 +3,12 @@
 use sidebake::clock::Epoch;
 use sidebake::event::{Event, Phase};
 use sidebake::redis::{Redis, RedisError};
-use sidebake::secret::Secret;
-use sidebake::settings::{self, Jobs, Settings};
+use sidebake::settings::Jobs;
 use sidebake::sidekiq::custody::Running;
 use sidebake::sidekiq::turn::{Demand, Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn};
 use sidebake::sidekiq::{Identity, iteration};
+
+use crate::afternoon::client;
 
 const TEXT: &[u8] = b"{\"class\":\"BuildJob\"}";
 
@@ -22,8 +23,7 @@ impl Hand {
     /// It has a lease; `user` is put before the server's address.
     async fn with(user: &str) -> Self {
         let server = world::Redis::start();
-        let url = Secret::new(server.url().replace("redis://", &format!("redis://{user}")));
-        let redis = Redis::new(&settings::Redis { url, ..Settings::default().redis }).unwrap();
+        let redis = client(&server.url().replace("redis://", &format!("redis://{user}")));
         let hand = Self { server, redis, identity: Identity::new("host".into()) };
         hand.run(&["SET", &format!("sidebake:lease:{}", hand.identity), "0"]).await;
         hand
