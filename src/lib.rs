@@ -16,12 +16,14 @@
 //! `ARCHITECTURE.md` has the map.
 
 // Words.
+pub mod bounds;
 pub mod event;
 pub mod job;
 pub mod reason;
 pub mod report;
 pub mod secret;
 pub mod settings;
+pub mod text;
 
 // Tools.
 pub mod clock;

@@ -23,6 +23,7 @@ mod github;
 mod heartbeat;
 mod hostile_source;
 mod layers;
+mod limits;
 mod poller;
 mod queues;
 mod release;

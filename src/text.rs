@@ -1,0 +1,142 @@
+//! Text that a stranger wrote and a person reads: bounded in bytes, without control characters.
+//!
+//! Owns the one form in which such a text is masked, stored and shown. A text passes in this order: [`plain`], the mask,
+//! [`clip`]. Masking after `plain` finds a secret that a step printed with colors in it; masking before `clip` finds one
+//! that lies across the cut. ECMA-48 defines the escape sequences.
+
+use std::borrow::Cow;
+
+/// `text` without terminal escape sequences, every other control character replaced by a visible one.
+///
+/// Line feeds and tabs stay. C0 characters and DEL become their pictures (U+2400 to U+2421): NUL becomes `␀`. C1 characters
+/// and characters that reorder or hide text (bidirectional controls, U+2028, U+2029) become U+FFFD. The result is never
+/// longer than three times `text`.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        if let Some(length) = escape_sequence(rest) {
+            rest = &rest[length..];
+            continue;
+        }
+        shown.push(visible(c));
+        rest = &rest[c.len_utf8()..];
+    }
+    Cow::Owned(shown)
+}
+
+/// The same in one line: line feeds and tabs become spaces.
+pub fn one_line(text: &str) -> String {
+    plain(text.trim()).replace(['\n', '\t'], " ")
+}
+
+/// The beginning of `text`, at most `max_bytes` bytes long, cut between characters. A text that is cut ends with a mark
+/// that says how many bytes are missing.
+pub fn clip(text: &str, max_bytes: usize) -> Cow<'_, str> {
+    if text.len() <= max_bytes {
+        return Cow::Borrowed(text);
+    }
+    let mark = |kept: usize| format!("… ({} more bytes)", text.len() - kept);
+    // The mark for the whole text is the longest one.
+    let room = max_bytes.saturating_sub(mark(0).len());
+    let kept = text.floor_char_boundary(room);
+    let mut clipped = text[..kept].to_owned();
+    clipped.push_str(&mark(kept));
+    clipped.truncate(clipped.floor_char_boundary(max_bytes));
+    Cow::Owned(clipped)
+}
+
+/// [`plain`], then [`clip`].
+pub fn shown(text: &str, max_bytes: usize) -> String {
+    clip(&plain(text), max_bytes).into_owned()
+}
+
+/// The length of the escape sequence that `text` begins with: a control sequence (`ESC [ … final`), an operating system
+/// command (`ESC ] … BEL` or `ESC ] … ESC \`) that ends in the same line, or a two-character escape.
+fn escape_sequence(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    if bytes.first() != Some(&0x1b) {
+        return None;
+    }
+    match bytes.get(1)? {
+        b'[' => {
+            let parameters = bytes[2..].iter().take_while(|byte| (0x20..=0x3f).contains(*byte)).count();
+            let end = 2 + parameters;
+            matches!(bytes.get(end), Some(0x40..=0x7e)).then_some(end + 1)
+        }
+        b']' => {
+            let line = bytes[2..].split(|byte| *byte == b'\n').next().unwrap_or_default();
+            let bell = line.iter().position(|byte| *byte == 0x07).map(|at| at + 1);
+            let terminator = line.windows(2).position(|two| two == b"\x1b\\").map(|at| at + 2);
+            [bell, terminator].into_iter().flatten().min().map(|length| 2 + length)
+        }
+        0x30..=0x5a | 0x5c | 0x5e..=0x7e => Some(2),
+        _ => None,
+    }
+}
+
+fn is_hidden(c: char) -> bool {
+    visible(c) != c
+}
+
+fn visible(c: char) -> char {
+    match c {
+        '\n' | '\t' => c,
+        '\0'..='\x1f' => char::from_u32(0x2400 + u32::from(c)).unwrap_or(char::REPLACEMENT_CHARACTER),
+        '\x7f' => '␡',
+        '\u{80}'..='\u{9f}' | '\u{2028}' | '\u{2029}' => char::REPLACEMENT_CHARACTER,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+        _ => c,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn control_characters_become_visible_and_escape_sequences_go() {
+        for (text, expected) in [
+            ("a\tb\nc", "a\tb\nc"),
+            ("nul\0", "nul␀"),
+            ("\x1b[1;31mred\x1b[0m", "red"),
+            ("\x1b]0;title\x07text", "text"),
+            ("\x1b]8;;http://x\x1b\\link", "link"),
+            ("\x1b]0;no end\nnext", "␛]0;no end\nnext"),
+            ("\x1b[31", "␛[31"),
+            ("\x1b", "␛"),
+            ("\x1bcreset", "reset"),
+            ("back\x08space\x7f", "back␈space␡"),
+            ("50%\r100%", "50%␍100%"),
+            ("a\u{202e}b\u{85}", "a\u{fffd}b\u{fffd}"),
+        ] {
+            assert_eq!(plain(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_clipped_text_says_how_much_is_missing() {
+        assert_eq!(clip("short", 5), "short");
+        assert_eq!(clip(&"x".repeat(100), 40), format!("{}… (81 more bytes)", "x".repeat(19)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_fits_its_bound_and_shows_no_control_character(text in any::<String>(), max_bytes in 0_usize..200) {
+            let shown = shown(&text, max_bytes);
+            prop_assert!(shown.len() <= max_bytes);
+            prop_assert!(!shown.chars().any(is_hidden));
+        }
+
+        #[test]
+        fn plain_is_stable(text in any::<String>()) {
+            let once = plain(&text).into_owned();
+            prop_assert_eq!(plain(&once), once.as_str());
+        }
+    }
+}
