@@ -1,0 +1,159 @@
+//! The rules, on definitions as buildx prints them.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::job::{Build, Repository, Trust};
+
+/// Polices one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
+fn police_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
+    police_as(Trust::Branch, target, is_repositorys)
+}
+
+fn police_as(trust: Trust, target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
+    let accounts = settings::Accounts::default();
+    let policed = police_all(&accounts, trust, false, json!({"t": target}), is_repositorys)?;
+    Ok(policed.targets["t"].clone())
+}
+
+fn police_all(
+    accounts: &settings::Accounts,
+    trust: Trust,
+    push: bool,
+    targets: Value,
+    is_repositorys: bool,
+) -> Result<Policed, String> {
+    let worktree = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir(worktree.path().join("app")).expect("made");
+    std::fs::write(worktree.path().join("app/Dockerfile"), "FROM scratch").expect("written");
+    std::os::unix::fs::symlink("/etc", worktree.path().join("out")).expect("linked");
+    std::fs::create_dir_all(worktree.path().join("app/a/b/c")).expect("made");
+    std::fs::write(worktree.path().join("app/decoy"), "FROM scratch").expect("written");
+    std::os::unix::fs::symlink("app/a/b/c", worktree.path().join("deep")).expect("linked");
+    std::os::unix::fs::symlink("/etc/passwd", worktree.path().join("app/Linked")).expect("linked");
+    let file = || RepositoryFile { path: "docker-bake.hcl".into(), naming: Naming::Job(BTreeMap::new()) };
+    let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline(Map::new()) };
+    let repository = Repository::parse("acme/app").expect("a repository");
+    let build = Build { push, ..Build::new(repository, trust, recipe) };
+    let order = Order { build: &build, worktree: worktree.path(), sha: None };
+    let targets: Targets = serde_json::from_value(targets).expect("a target is an object");
+    let (grants, limits) = (Grants::new(accounts, &order), settings::Bake::default());
+    let policed = police(targets, &order, &grants, &limits, Path::new("/secrets"));
+    policed.map_err(|refusal| refusal.to_string())
+}
+
+fn refused(target: Value) -> String {
+    police_target(target, false).expect_err("refused")
+}
+
+#[test]
+fn a_context_inside_the_worktree_becomes_absolute() {
+    let policed = police_target(json!({"context": "./app", "dockerfile": "Dockerfile"}), false).expect("allowed");
+    let context = policed["context"].as_str().expect("text");
+    assert!(context.starts_with('/') && context.ends_with("/app"), "{context}");
+}
+
+#[test]
+fn what_reaches_out_of_the_worktree_is_refused_with_its_path() {
+    assert_eq!(refused(json!({"context": ".."})), "target.t.context: \"..\" is outside of the repository");
+    assert_eq!(refused(json!({"context": "/etc"})), "target.t.context: \"/etc\" is outside of the repository");
+    assert_eq!(refused(json!({"context": "out"})), "target.t.context: \"out\" is outside of the repository");
+    assert_eq!(refused(json!({"context": "nowhere"})), "target.t.context: \"nowhere\" is not in the repository");
+    assert!(
+        refused(json!({"context": "https://example.com/x.git"})).contains("is not a directory of the repository")
+    );
+    assert_eq!(
+        refused(json!({"context": "app", "dockerfile": "../../../etc/passwd"})).split(':').next(),
+        Some("target.t.dockerfile")
+    );
+    for missing in ["../../../../nowhere/Dockerfile", "http://127.0.0.1/Dockerfile", "cwd://../x"] {
+        let message = refused(json!({"context": "app", "dockerfile": missing}));
+        assert!(message.contains("outside of the repository"), "{message}");
+    }
+    assert!(police_target(json!({"context": "app", "dockerfile": "docker/Dockerfile"}), false).is_ok());
+    assert!(refused(json!({"context": "app", "dockerfile": "Linked"})).contains("outside of the repository"));
+    // Followed it is app/decoy; buildx folds it as text, and would read beside the worktree.
+    let folded = refused(json!({"context": ".", "dockerfile": "deep/../../../decoy"}));
+    assert!(folded.contains("outside of the repository"), "{folded}");
+    assert!(refused(json!({"context": "app", "contexts": {"x": "/"}})).starts_with("target.t.contexts.x: "));
+    assert!(refused(json!({"context": "app", "contexts": {"x": "target:y"}})).contains("there is no such target"));
+}
+
+#[test]
+fn the_hosts_files_keys_network_and_entitlements_are_refused() {
+    for (field, value) in [
+        ("secret", json!([{"id": "x", "src": "/etc/passwd"}])),
+        ("ssh", json!([{"id": "default"}])),
+        ("network", json!("host")),
+        ("entitlements", json!(["network.host"])),
+        ("output", json!([{"type": "local", "dest": "/tmp/x"}])),
+        ("output", json!([{"type": "tar", "dest": "-"}])),
+        ("cache-to", json!([{"type": "local", "dest": "/tmp/x"}])),
+        ("cache-from", json!([{"type": "local", "src": "/etc"}])),
+        ("attest", json!([{"type": "sbom", "generator": "evil/image"}])),
+        ("call", json!("check")),
+        ("policy", json!([{"Files": ["x"]}])),
+        ("a-field-of-the-future", json!(true)),
+    ] {
+        let message = refused(json!({"context": "app", field: value}));
+        assert!(message.starts_with(&format!("target.t.{field}")), "{message}");
+    }
+}
+
+#[test]
+fn a_fork_writes_no_cache() {
+    let target = json!({"context": "app", "cache-to": [{"type": "registry", "ref": "x"}]});
+    assert!(police_as(Trust::Branch, target.clone(), false).expect("allowed").contains_key("cache-to"));
+    assert!(!police_as(Trust::Fork, target, false).expect("allowed").contains_key("cache-to"));
+}
+
+#[test]
+fn what_the_repository_may_not_name_is_replaced() {
+    let target = json!({
+        "context": "app", "tags": ["evil/x"], "cache-from": [{"type": "local", "src": "/etc"}],
+        "cache-to": [{"type": "registry", "ref": "x"}], "output": [{"type": "registry", "name": "x"}],
+        "args": {"BUILDKIT_CACHE_MOUNT_NS": "another's"}
+    });
+    let policed = police_target(target, true).expect("allowed");
+    assert_eq!(policed.keys().collect::<Vec<_>>(), ["context", "args"]);
+    assert_eq!(policed["args"], json!({"BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
+    let local = json!({"context": "app", "output": [{"type": "local", "dest": "/tmp/x"}]});
+    assert_eq!(police_target(local, true).expect("allowed")["output"], json!([{"type": "cacheonly"}]));
+}
+
+#[test]
+fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
+    let names = |name: &str| vec![settings::Pattern::new(format!("{name}/{{repository}}/{{target}}"))];
+    let tagged = settings::Accounts { tags: names("r"), ..settings::Accounts::default() };
+    let mut cached = settings::Accounts::default();
+    cached.cache.to = names("type=registry,ref=r");
+    let police = |accounts, push, targets: &Value, is_repositorys| {
+        police_all(accounts, Trust::Branch, push, targets.clone(), is_repositorys).map(drop)
+    };
+    let target = json!({"context": "app", "tags": ["x"]});
+    let two = json!({"Api": target, "api": target});
+    let message = "r/app/api is that of target.Api as well: the last one wins";
+    assert_eq!(police(&tagged, true, &two, true), Err(format!("target.api.tags: {message}")));
+    assert_eq!(police(&tagged, false, &two, true), Ok(()), "nothing is pushed");
+    assert_eq!(police(&tagged, true, &two, false), Ok(()), "the platform's own");
+    for is_repositorys in [true, false] {
+        let refused = police(&cached, false, &two, is_repositorys);
+        assert_eq!(refused, Err(format!("target.api.cache-to: {message}")));
+    }
+    let unlike =
+        json!({"Api": target, "web": target, "api": {"context": "app", "output": [{"type": "cacheonly"}]}});
+    assert_eq!(police(&tagged, true, &unlike, true), Ok(()), "the third is nobody's image");
+}
+
+#[test]
+fn a_repository_chooses_its_frontend_unless_it_is_pinned_also_for_a_fork() {
+    let pinned = settings::Policy { frontend: Some("ours".into()), ..settings::Policy::default() };
+    let pinned = settings::Accounts { policy: pinned, ..settings::Accounts::default() };
+    let target = json!({"t": {"context": "app", "args": {"BUILDKIT_SYNTAX": "theirs"}}});
+    for (accounts, expected) in [(settings::Accounts::default(), "theirs"), (pinned, "ours")] {
+        for trust in [Trust::Branch, Trust::Fork] {
+            let policed = police_all(&accounts, trust, false, target.clone(), true).expect("allowed");
+            assert_eq!(policed.targets["t"]["args"]["BUILDKIT_SYNTAX"], expected, "{trust:?}");
+        }
+    }
+}
