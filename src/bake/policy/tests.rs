@@ -59,9 +59,7 @@ fn what_reaches_out_of_the_worktree_is_refused_with_its_path() {
     assert_eq!(refused(json!({"context": "/etc"})), "target.t.context: \"/etc\" is outside of the repository");
     assert_eq!(refused(json!({"context": "out"})), "target.t.context: \"out\" is outside of the repository");
     assert_eq!(refused(json!({"context": "nowhere"})), "target.t.context: \"nowhere\" is not in the repository");
-    assert!(
-        refused(json!({"context": "https://example.com/x.git"})).contains("is not a directory of the repository")
-    );
+    assert!(refused(json!({"context": "https://example.com/x.git"})).contains("is not a directory of the repository"));
     assert_eq!(
         refused(json!({"context": "app", "dockerfile": "../../../etc/passwd"})).split(':').next(),
         Some("target.t.dockerfile")
@@ -140,8 +138,7 @@ fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
         let refused = police(&cached, false, &two, is_repositorys);
         assert_eq!(refused, Err(format!("target.api.cache-to: {message}")));
     }
-    let unlike =
-        json!({"Api": target, "web": target, "api": {"context": "app", "output": [{"type": "cacheonly"}]}});
+    let unlike = json!({"Api": target, "web": target, "api": {"context": "app", "output": [{"type": "cacheonly"}]}});
     assert_eq!(police(&tagged, true, &unlike, true), Ok(()), "the third is nobody's image");
 }
 
