@@ -5,6 +5,7 @@
 //! Follows GitHub's REST API, "Generating an installation access token for a GitHub App".
 
 mod api;
+mod git_ref;
 mod token;
 
 use std::collections::HashMap;
@@ -188,47 +189,6 @@ impl App {
         self.api.checks_refs()
     }
 
-    /// Whether the commit belongs to a branch or tag (`refs/heads/…`, `refs/tags/…`) of the token's repository itself: it is its
-    /// tip, or was before. A name without `refs/` is either's. `None` of other references, which cannot be asked for.
-    pub async fn is_on(
-        &self,
-        sha: &Sha,
-        reference: &str,
-        token: &InstallationToken,
-    ) -> Result<Option<bool>, GithubError> {
-        if !can_be_asked_for(reference) {
-            return Ok(None);
-        }
-        let Some(name) = named(reference) else { return Ok(Some(false)) };
-        let mut pauses = LAG.iter();
-        loop {
-            match (self.has_come_to(&name, sha, token).await?, pauses.next()) {
-                // Not every server of GitHub's has heard of a push of this moment.
-                (false, Some(pause)) => tokio::time::sleep(*pause).await,
-                (is_on, _) => return Ok(Some(is_on)),
-            }
-        }
-    }
-
-    /// Whether what is called `name` (`heads/…`, `tags/…`) is the commit, or has it behind itself.
-    async fn has_come_to(&self, name: &str, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
-        #[derive(Deserialize)]
-        struct Comparison {
-            status: String,
-        }
-        let (repository, bearer) = (&token.repository, Bearer::Token(&token.secret));
-        let path = format!("/repos/{repository}/commits/{name}");
-        let Some(answer) = self.find(&Request::get_sha(&path, bearer), &LAG).await? else { return Ok(false) };
-        let tip = answer.read_sha()?;
-        if tip == *sha {
-            return Ok(true);
-        }
-        let path = format!("/repos/{repository}/compare/{tip}...{sha}?per_page=1");
-        let compared = self.find(&Request::get(&path, bearer), &[]).await?;
-        let compared = compared.map(|answer| answer.read::<Comparison>()).transpose()?;
-        Ok(compared.is_some_and(|compared| compared.status == "behind"))
-    }
-
     /// Asks for something of a repository's by a token; `None` when there is no such thing, after each pause neither. A token
     /// that is not taken may be too new for the server that was asked, whichever others took it.
     async fn find(&self, request: &Request<'_>, pauses: &[Duration]) -> Result<Option<Answer>, GithubError> {
@@ -333,29 +293,6 @@ impl App {
     }
 }
 
-/// Whether GitHub says of a reference what it points to: of pull requests it needs another permission, and a commit's id
-/// would only name itself.
-fn can_be_asked_for(reference: &str) -> bool {
-    let is_branch_or_tag =
-        reference.strip_prefix("refs/").is_none_or(|name| name.starts_with("heads/") || name.starts_with("tags/"));
-    is_branch_or_tag && Sha::parse(reference).is_none()
-}
-
-/// A reference as it stands in a URL: `heads/…`, `tags/…`, or a name for either; `None` of what no reference is called.
-fn named(reference: &str) -> Option<String> {
-    let name = reference.strip_prefix("refs/").unwrap_or(reference);
-    // No reference has such a part, and a URL that has it leads elsewhere.
-    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
-        return None;
-    }
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.');
-    Some(
-        name.bytes()
-            .map(|byte| if is_plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") })
-            .collect(),
-    )
-}
-
 fn good(answer: Answer) -> Result<Answer, GithubError> {
     if answer.status.is_success() { Ok(answer) } else { Err(answer.error()) }
 }
@@ -389,27 +326,4 @@ struct Granted {
 /// What is not known to be public is private.
 fn yes() -> bool {
     true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reference_is_asked_for_by_nothing_but_its_name() {
-        for (reference, expected) in [
-            ("refs/heads/main", Some("heads/main")),
-            ("refs/heads/team/a.b", Some("heads/team/a.b")),
-            ("refs/tags/v1", Some("tags/v1")),
-            ("refs/heads/a?b#c%2f é", Some("heads/a%3Fb%23c%252f%20%C3%A9")),
-            ("refs/heads/../../../../user", None),
-            ("refs/heads/", None),
-            ("main", Some("main")),
-            ("heads/main", Some("heads/main")),
-        ] {
-            assert_eq!(named(reference).as_deref(), expected, "{reference}");
-            assert!(can_be_asked_for(reference), "{reference}");
-        }
-        assert!(!can_be_asked_for("refs/pull/1/head") && !can_be_asked_for(&"0".repeat(40)));
-    }
 }

@@ -4,6 +4,7 @@
 //! fields are refused by name and path.
 
 pub mod arguments;
+mod git_ref;
 mod template;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use git_ref::GitRef;
 pub use template::{Application, Image, ImageSecret, Switch, is_for_any_host};
 
 /// Arguments that are not a build. The message begins with the path of the field.
@@ -41,13 +43,16 @@ pub struct BuildJob {
     pub installation_id: Option<u64>,
     /// The commit.
     pub sha: Sha,
-    /// The branch or tag it was pushed to: reported, and never resolved; of `refs/heads/…` and `refs/tags/…` GitHub is asked
-    /// whether the commit belongs to them, unless a fork's is expected.
+    /// Where it was pushed, as the job says: given back, and never resolved.
     pub git_ref: Option<String>,
+    /// The branch or tag that this names in full: GitHub is asked whether the commit is on it, unless the build is a fork's.
+    pub branch_or_tag: Option<GitRef>,
     /// What to build from it.
     pub build: Build,
     /// The job that tells Rails.
     pub callback: Option<Callback>,
+    /// What the job says and does not get, for the person who asked for the build.
+    pub notices: Vec<String>,
 }
 
 /// What to build from a worktree, wherever that came from.
@@ -124,16 +129,6 @@ pub enum Trust {
 }
 
 impl Trust {
-    /// What is to be thought of a job that does not say it. Only of branches and tags GitHub is asked whether the commit is
-    /// the repository's own; that of a pull request (`refs/pull/…`, `refs/merge-requests/…`) may be anybody's.
-    fn by_ref(git_ref: Option<&str>) -> Self {
-        let is_own = |name: &str| name.starts_with("heads/") || name.starts_with("tags/");
-        match git_ref.and_then(|name| name.strip_prefix("refs/")) {
-            Some(name) if !is_own(name) => Self::Fork,
-            _ => Self::default(),
-        }
-    }
-
     /// As in the job.
     pub fn name(self) -> &'static str {
         match self {
@@ -450,15 +445,16 @@ impl Native {
             (None, None, None, Some(path)) => repository_file("bake", path, &[".hcl", ".json"], tags)?,
             _ => return Err(JobError::new(".", "expected one of application, compose, bake and definition")),
         };
-        let branch = self.git_ref.as_deref().and_then(|name| name.strip_prefix("refs/heads/")).map(str::to_owned);
+        let branch_or_tag = self.git_ref.as_deref().map(GitRef::parse).transpose()?.flatten();
+        let (trust, notice) = git_ref::trust(self.trust, self.git_ref.as_deref(), branch_or_tag.as_ref());
         let build = Build {
             account: self.account.unwrap_or_else(|| self.repository.owner.clone()),
             repository: self.repository,
-            trust: self.trust.unwrap_or_else(|| Trust::by_ref(self.git_ref.as_deref())),
+            trust,
             recipe,
             targets: self.targets.unwrap_or_default(),
             variables: self.variables.unwrap_or_default(),
-            branch,
+            branch: branch_or_tag.as_ref().and_then(GitRef::branch).map(str::to_owned),
             default_branch: self.default_branch,
             push: self.push.unwrap_or(true),
             no_cache: self.no_cache.unwrap_or(false),
@@ -471,8 +467,10 @@ impl Native {
             installation_id: self.installation_id,
             sha: self.sha,
             git_ref: self.git_ref,
+            branch_or_tag,
             build,
             callback: self.callback,
+            notices: notice.into_iter().collect(),
         })
     }
 }
@@ -530,18 +528,71 @@ mod tests {
     }
 
     #[test]
-    fn what_is_neither_a_branch_nor_a_tag_is_a_forks_unless_the_job_says_otherwise() {
-        let trust = |git_ref: Value, trust: Value| {
+    fn only_the_full_name_of_a_branch_or_tag_keeps_the_trust_that_the_job_states() {
+        let parse = |git_ref: Value, trust: Value| {
             let mut job = native();
             (job["ref"], job["trust"]) = (git_ref, trust);
-            BuildJob::parse(&job).expect("valid").build.trust
+            BuildJob::parse(&job)
         };
-        for git_ref in ["refs/pull/7/head", "refs/pull/7/merge", "refs/merge-requests/7/head", "refs/x"] {
-            assert_eq!(trust(json!(git_ref), Value::Null), Trust::Fork, "{git_ref}");
-            assert_eq!(trust(json!(git_ref), json!("branch")), Trust::Branch, "{git_ref}");
+        for git_ref in [
+            "main",
+            "heads/main",
+            "tags/v1",
+            "HEAD",
+            "",
+            " refs/heads/main",
+            "/refs/heads/main",
+            "Refs/heads/main",
+            "refs/pull/7/head",
+            "refs/pull/7/merge",
+            "pull/7/head",
+            "refs/merge-requests/7/head",
+            "refs/x",
+            "refs/remotes/origin/main",
+            "refs/heads",
+            "eve:main",
+            "refs%2Fheads%2Fmain",
+            "refs//heads/main",
+            "0123456789abcdef0123456789abcdef01234567",
+            "main^{commit}",
+            "refs/notes/x",
+            "@",
+            "refs/heads\\main",
+        ] {
+            for trust in [Value::Null, json!("branch"), json!("protected"), json!("fork")] {
+                let job = parse(json!(git_ref), trust.clone()).expect("valid");
+                assert_eq!(job.build.trust, Trust::Fork, "{git_ref:?} {trust}");
+                assert_eq!(job.build.branch, None);
+            }
         }
-        for git_ref in [json!("refs/heads/pull/7/head"), json!("refs/tags/v1"), json!("main"), Value::Null] {
-            assert_eq!(trust(git_ref.clone(), Value::Null), Trust::Branch, "{git_ref}");
+        for git_ref in [json!("refs/heads/pull/7/head"), json!("refs/tags/v1"), Value::Null, json!("refs/heads/a%2f")] {
+            assert_eq!(parse(git_ref.clone(), json!("protected")).expect("valid").build.trust, Trust::Protected);
+            assert_eq!(parse(git_ref, Value::Null).expect("valid").build.trust, Trust::Branch);
+        }
+        for forbidden in [
+            "refs/heads/../pull/7/head",
+            "refs/heads/x^{commit}",
+            "refs/heads/a b",
+            "refs/heads/",
+            "refs/heads/.a",
+            "refs/heads/a.lock",
+            "refs/tags/a//b",
+            "refs/heads/a/",
+            "refs/heads/a:b",
+            "refs/heads/a?b",
+            "refs/heads/a*",
+            "refs/heads/[a",
+            "refs/heads/a\\b",
+            "refs/heads/a~1",
+            "refs/heads/a.",
+            "refs/heads/@{-1}",
+            "refs/heads/a\0",
+            "main\n",
+            "refs/heads/a\u{7f}",
+            "refs/tags/a..b",
+        ] {
+            let error = parse(json!(forbidden), json!("branch")).expect_err(forbidden).to_string();
+            assert!(error.starts_with("ref: "), "{error}");
         }
     }
 

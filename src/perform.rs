@@ -81,6 +81,7 @@ pub async fn perform(
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<(), Failure> {
+    job.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
     let token = attempt.unless_stopped(mint(stations, job, &job.build.repository, attempt, report)).await??;
     let directory = stations.state.job_directory()?;
     let built = async {

@@ -59,6 +59,8 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
     let (environment, arguments) = Bake::new(settings).describe(&site, &run.join("solve"));
     Ok(json!({
         "job": native,
+        "trust": job.build.trust.name(),
+        "notices": job.notices,
         "fetch": {"url": source.url(&job.build.repository), "sha": job.sha.as_str()},
         "definition": definition(job)?,
         "directories": {"worktree": run.join("tree").join(&job.build.repository.name), "working_directory": working_directory},

@@ -17,7 +17,6 @@ use tokio_util::task::TaskTracker;
 
 use super::GithubError;
 use crate::clock::Epoch;
-use crate::job::Sha;
 use crate::secret::Secret;
 use crate::settings;
 
@@ -274,12 +273,6 @@ impl Answer {
     /// Reads the body of a good answer.
     pub(super) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, GithubError> {
         serde_json::from_slice(&self.body).map_err(|error| self.unavailable(error.to_string()))
-    }
-
-    /// Reads the body of a good answer in the form of an id.
-    pub(super) fn read_sha(&self) -> Result<Sha, GithubError> {
-        let sha = str::from_utf8(&self.body).ok().and_then(|text| Sha::parse(text.trim()));
-        sha.ok_or_else(|| self.unavailable("what is no commit's id".into()))
     }
 
     /// What an answer with an error status means.

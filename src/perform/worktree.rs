@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Attempt, Stations};
 use crate::event::{Event, Phase};
 use crate::github::{self, App, GithubError, InstallationToken};
-use crate::job::{BuildJob, Repository, Sha, Trust};
+use crate::job::{BuildJob, GitRef, Repository, Sha, Trust};
 use crate::reason::{Failure, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
@@ -51,8 +51,8 @@ pub(super) async fn check_out(
     let mut access = Access::Token(token);
     // A fork's commit is on none of this repository's branches, and is built as a stranger's.
     let is_checked = stations.github.checks_refs() && job.build.trust != Trust::Fork;
-    let reference = job.git_ref.as_deref().filter(|_| is_checked);
-    let mut worktree = checkout.of_commit(&mut access, &job.sha, reference, &place).await?;
+    let git_ref = job.branch_or_tag.as_ref().filter(|_| is_checked);
+    let mut worktree = checkout.of_commit(&mut access, &job.sha, git_ref, &place).await?;
     if let Access::Token(token) = &mut access
         && stations.source.takes_submodules_of(&job.build.repository)
     {
@@ -97,12 +97,12 @@ struct Checkout<'a> {
 }
 
 impl Checkout<'_> {
-    /// Makes the worktree of one commit, which has to be on the `reference`, if there is one.
+    /// Makes the worktree of one commit, which has to be on the branch or tag, if there is one.
     async fn of_commit(
         &mut self,
         access: &mut Access<'_>,
         sha: &Sha,
-        reference: Option<&str>,
+        git_ref: Option<&GitRef>,
         place: &Path,
     ) -> Result<Worktree, Failure> {
         let (source, github, attempt) = (&self.stations.source, &self.stations.github, self.attempt);
@@ -123,7 +123,7 @@ impl Checkout<'_> {
                 spent: self.spent,
             };
             let fetched = fetch(self.stations, &origin, attempt, self.report);
-            let belongs = attempt.unless_stopped(refuse_foreign(github, sha, reference, access.token()));
+            let belongs = attempt.unless_stopped(refuse_foreign(github, sha, git_ref, access.token()));
             let (fetched, belongs) = tokio::join!(fetched, belongs);
             match (fetched, pauses.next()) {
                 (Err(error), Some(pause)) if error.is_denied() && matches!(access, Access::Token(_)) => {
@@ -230,15 +230,15 @@ impl Checkout<'_> {
 async fn refuse_foreign(
     github: &App,
     sha: &Sha,
-    reference: Option<&str>,
+    git_ref: Option<&GitRef>,
     token: &InstallationToken,
 ) -> Result<(), Failure> {
-    let Some(reference) = reference else { return Ok(()) };
-    if github.is_on(sha, reference, token).await? != Some(false) {
+    let Some(git_ref) = git_ref else { return Ok(()) };
+    if github.is_on(sha, git_ref, token).await? {
         return Ok(());
     }
     let message = format!(
-        "{sha} is not on {reference} of {}: it may be on a fork only, or the branch has been rewritten or removed since",
+        "{sha} is not on {git_ref} of {}: it may be on a fork only, or the branch has been rewritten or removed since",
         token.repository
     );
     Err(Failure::new(Reason::CommitNotFound, message))

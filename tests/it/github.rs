@@ -222,8 +222,10 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
     fork.fork(&original);
     let foreign = fork.commit(&[("vote/Dockerfile", "FROM base\nRUN steal\n")]);
     let newer = original.commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
-    let who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.test"];
-    original.git(&[&who[..], &["tag", "-a", "v1#1", "-m", "one", &tip]].concat());
+    let who = ["user.name=Ada", "user.email=ada@example.test", "advice.nestedTag=false"].map(|value| ["-c", value]);
+    let who = who.as_flattened();
+    original.git(&[who, &["tag", "-a", "v1#1", "-m", "one", &tip]].concat());
+    original.git(&[who, &["tag", "-a", "of-a-tag", "-m", "two", "v1#1"]].concat());
     assert_eq!(original.git(&["cat-file", "-t", &foreign]), "commit", "the original has what its forks have");
     let unrelated = original.commit_with("pages", &[world::File::new("vote/Dockerfile", "FROM base\n")]);
 
@@ -233,19 +235,16 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
         (&foreign, json!("refs/heads/main"), "branch", refused),
         (&foreign, json!("refs/heads/main"), "protected", refused),
         (&foreign, json!("refs/tags/v1#1"), "branch", refused),
-        (&foreign, json!("main"), "branch", refused),
-        (&foreign, json!("refs/heads/../main"), "branch", refused),
         (&unrelated, json!("refs/heads/main"), "branch", refused),
         (&tip, json!("refs/heads/gone"), "branch", refused),
         (&newer, json!("refs/tags/v1#1"), "branch", refused),
         // Whose job it is to know: Rails says that it is a fork's, or does not say where it was pushed to.
         (&foreign, json!("refs/heads/main"), "fork", None),
-        (&foreign, json!("refs/pull/7/head"), "branch", None),
         (&foreign, Value::Null, "branch", None),
         (&newer, json!("refs/heads/main"), "protected", None),
         (&tip, json!("refs/heads/main"), "branch", None),
-        (&tip, json!("main"), "branch", None),
         (&tip, json!("refs/tags/v1#1"), "branch", None),
+        (&tip, json!("refs/tags/of-a-tag"), "branch", None),
     ];
     for (n, (sha, reference, trust, _)) in table.iter().enumerate() {
         let mut native = afternoon.native(sha);
@@ -263,6 +262,78 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
     }
     let n_allowed = table.iter().filter(|(.., expected)| expected.is_none()).count();
     assert_eq!(afternoon.builder.runs().len(), n_allowed, "nothing is built of a commit that is refused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_branch_is_the_one_of_exactly_that_name_whatever_else_github_could_take_it_for() {
+    let (afternoon, tip) = Afternoon::good();
+    let original = afternoon.git.repository("acme/voting-app");
+    let fork = afternoon.git.repository("eve/voting-app");
+    fork.fork(&original);
+    let foreign = fork.commit(&[("vote/Dockerfile", "FROM base\nRUN steal\n")]);
+    for (name, sha) in [
+        ("refs/pull/7/head", &foreign),
+        ("refs/heads/pull/7/head", &tip),
+        ("refs/tags/heads/release", &foreign),
+        ("refs/heads/heads/release", &foreign),
+        ("refs/heads/both", &tip),
+        ("refs/tags/both", &foreign),
+        ("refs/heads/odd#%2e%2e&é", &tip),
+        ("refs/heads/%2e%2e/tags/both", &tip),
+    ] {
+        original.git(&["update-ref", name, sha]);
+    }
+    let refused = Some("commit_not_found");
+    let table = [
+        (&foreign, "refs/heads/release", refused),
+        (&foreign, "refs/heads/pull/7/head", refused),
+        (&tip, "refs/heads/pull/7/head", None),
+        (&foreign, "refs/heads/both", refused),
+        (&tip, "refs/heads/both", None),
+        (&tip, "refs/heads/odd#%2e%2e&é", None),
+        (&tip, "refs/heads/odd?", Some("invalid_arguments")),
+        (&foreign, "refs/heads/%2e%2e/tags/both", refused),
+        (&tip, "refs/heads/%2e%2e/tags/both", None),
+        // On a tag of its own, it is what the tag's author pushed.
+        (&foreign, "refs/tags/both", None),
+    ];
+    let _worker = afternoon.worker("");
+    for (n, (sha, reference, expected)) in table.iter().enumerate() {
+        let mut native = afternoon.native(sha);
+        (native["build_id"], native["ref"], native["trust"]) = (json!(n), json!(reference), json!("protected"));
+        afternoon.push(native).await;
+        let reports = afternoon.callbacks(n + 1).await;
+        let report = reports.iter().find(|report| report["build_id"] == n).unwrap();
+        assert_eq!(report["reason"].as_str(), *expected, "{sha} on {reference}: {report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ref_in_any_other_form_makes_the_build_a_forks_and_the_report_says_so() {
+    let (afternoon, tip) = Afternoon::good();
+    let original = afternoon.git.repository("acme/voting-app");
+    let fork = afternoon.git.repository("eve/voting-app");
+    fork.fork(&original);
+    let foreign = fork.commit(&[("vote/Dockerfile", "FROM base\nRUN steal\n")]);
+    original.git(&["update-ref", "refs/pull/7/head", &foreign]);
+    let references = ["pull/7/head", "refs/pull/7/head", "main", "heads/main", "HEAD", "eve:main", &*foreign, &*tip];
+    let _worker = afternoon.worker("");
+    for (n, reference) in references.iter().enumerate() {
+        let mut native = afternoon.native(&foreign);
+        (native["ref"], native["trust"]) = (json!(reference), json!("protected"));
+        native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
+        native["application"]["images"][0]["cache_to"] = json!(["type=registry,ref=registry.example/acme/cache"]);
+        afternoon.push(native).await;
+        let report = afternoon.callbacks(n + 1).await.remove(n);
+        assert_eq!((&report["status"], &report["ref"]), (&json!("succeeded"), &json!(reference)), "{report:#}");
+        let notices = report["notices"].to_string();
+        assert!(notices.contains("a fork's build: ") && notices.contains("refs/heads/"), "{report:#}");
+        let run = afternoon.builder.runs().remove(n);
+        let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+        let vote = &definition["target"]["vote"];
+        assert!(vote.get("secret").is_none() && vote.get("cache-to").is_none(), "{reference}: {vote:#}");
+        assert_eq!(vote["args"]["BUILDKIT_CACHE_MOUNT_NS"], "acme/voting-app/fork");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

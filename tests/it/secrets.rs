@@ -110,7 +110,8 @@ async fn trust_chooses_the_secret_and_a_fork_gets_none() {
         (json!("fork"), &branch, "npm", None, none),
         (Value::Null, &branch, "npm", Some("for branches"), none),
         (Value::Null, &pull, "npm", None, none),
-        (json!("branch"), &pull, "npm", Some("for branches"), none),
+        (json!("branch"), &pull, "npm", None, none),
+        (json!("protected"), &pull, "sentry", None, none),
         (json!("protected"), &branch, "sentry", Some("of acme"), &credentials("releases")),
         (json!("fork"), &branch, "sentry", None, none),
     ];

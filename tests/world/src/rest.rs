@@ -30,6 +30,8 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/repos/{owner}/{repo}/installation", get(installation_of))
         .route("/repositories/{id}/installation", get(installation_of_number))
         .route("/repos/{owner}/{repo}/commits/{*revision}", get(commit))
+        .route("/repos/{owner}/{repo}/git/ref/{*name}", get(reference))
+        .route("/repos/{owner}/{repo}/git/tags/{sha}", get(tag))
         .route("/repos/{owner}/{repo}/compare/{*range}", get(compare))
         .fallback(async || NOT_FOUND)
         .layer(from_fn_with_state(shared.clone(), front_door))
@@ -271,6 +273,39 @@ async fn commit(
     }
     let parents: Vec<Value> = parents.iter().map(|sha| json!({"sha": sha})).collect();
     Ok(Json(json!({"sha": sha, "commit": {"tree": {"sha": tree}}, "parents": parents})).into_response())
+}
+
+/// The reference of exactly this name below `refs/`, with what it points to. Unlike `commits`, it resolves nothing.
+async fn reference(
+    State(shared): State<Arc<Shared>>,
+    Path((owner, repo, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    let dir = readable(&shared, &headers, &owner, &repo)?;
+    let name = format!("refs/{name}");
+    let sha = output(&dir, &["show-ref", "--verify", "--hash", "--", &name]).ok_or(NOT_FOUND)?;
+    let kind = output(&dir, &["cat-file", "-t", &sha]).ok_or(NOT_FOUND)?;
+    Ok(Json(json!({"ref": name, "object": {"type": kind, "sha": sha}})))
+}
+
+/// An annotated tag: what the object with this id points to.
+async fn tag(
+    State(shared): State<Arc<Shared>>,
+    Path((owner, repo, sha)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Refusal> {
+    let dir = readable(&shared, &headers, &owner, &repo)?;
+    let tag = output(&dir, &["cat-file", "tag", &sha]).ok_or(NOT_FOUND)?;
+    let header = |name: &str| tag.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
+    Ok(Json(json!({
+        "sha": sha, "tag": header("tag "), "object": {"type": header("type "), "sha": header("object ")},
+    })))
+}
+
+/// What git prints, trimmed; nothing when it fails.
+fn output(dir: &std::path::Path, arguments: &[&str]) -> Option<String> {
+    let output = git(dir).args(arguments).output().unwrap();
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
 /// How the second of `BASE...HEAD` is to be reached from the first. The commits themselves are left out.

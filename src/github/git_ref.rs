@@ -1,0 +1,93 @@
+//! Whether a commit is on a branch or tag, by GitHub's word.
+//!
+//! Asks only for the reference of exactly the job's name. Follows GitHub's REST API, "Git references", "Git tags" and
+//! "Compare two commits".
+
+use serde::Deserialize;
+
+use super::api::{Bearer, Request};
+use super::{App, GithubError, InstallationToken, LAG};
+use crate::job::{GitRef, Sha};
+
+/// Annotated tags of annotated tags that are followed to a commit.
+const MAX_TAGS: usize = 5;
+
+impl App {
+    /// Whether the commit is on this branch or tag of the token's repository itself: it is its tip, or was before.
+    pub async fn is_on(&self, sha: &Sha, git_ref: &GitRef, token: &InstallationToken) -> Result<bool, GithubError> {
+        let mut pauses = LAG.iter();
+        loop {
+            match (self.has_come_to(git_ref, sha, token).await?, pauses.next()) {
+                // Not every server of GitHub's has heard of a push of this moment.
+                (false, Some(pause)) => tokio::time::sleep(*pause).await,
+                (is_on, _) => return Ok(is_on),
+            }
+        }
+    }
+
+    /// Whether a branch or tag is the commit, or has it behind itself.
+    async fn has_come_to(&self, git_ref: &GitRef, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
+        #[derive(Deserialize)]
+        struct Comparison {
+            status: String,
+        }
+        let Some(tip) = self.tip(git_ref, token).await? else { return Ok(false) };
+        if tip == *sha {
+            return Ok(true);
+        }
+        let path = format!("/repos/{}/compare/{tip}...{sha}?per_page=1", token.repository);
+        let compared = self.find(&Request::get(&path, Bearer::Token(&token.secret)), &[]).await?;
+        let compared = compared.map(|answer| answer.read::<Comparison>()).transpose()?;
+        Ok(compared.is_some_and(|compared| compared.status == "behind"))
+    }
+
+    /// The commit of a branch or tag of exactly this name. The endpoint for commits would also take the name for that of
+    /// another reference, such as a tag `heads/main`.
+    async fn tip(&self, git_ref: &GitRef, token: &InstallationToken) -> Result<Option<Sha>, GithubError> {
+        let (repository, bearer) = (&token.repository, Bearer::Token(&token.secret));
+        let path = format!("/repos/{repository}/git/ref/{}", in_url(git_ref));
+        let Some(answer) = self.find(&Request::get(&path, bearer), &LAG).await? else { return Ok(None) };
+        let found: Reference = answer.read()?;
+        if found.name != git_ref.to_string() {
+            return Ok(None);
+        }
+        let mut object = found.object;
+        // A tag may be of a tag.
+        for _ in 0..MAX_TAGS {
+            if object.kind != "tag" {
+                break;
+            }
+            let path = format!("/repos/{repository}/git/tags/{}", object.sha);
+            let Some(answer) = self.find(&Request::get(&path, bearer), &[]).await? else { return Ok(None) };
+            object = answer.read::<Tag>()?.object;
+        }
+        Ok((object.kind == "commit").then_some(object.sha))
+    }
+}
+
+/// The name below `refs/` as it stands in a URL. A branch or tag has no part that would lead elsewhere.
+fn in_url(git_ref: &GitRef) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.');
+    let encoded = |byte| if is_plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") };
+    git_ref.below_refs().bytes().map(encoded).collect()
+}
+
+/// A reference, and what it points to.
+#[derive(Deserialize)]
+struct Reference {
+    #[serde(rename = "ref")]
+    name: String,
+    object: Object,
+}
+
+#[derive(Deserialize)]
+struct Tag {
+    object: Object,
+}
+
+#[derive(Deserialize)]
+struct Object {
+    #[serde(rename = "type")]
+    kind: String,
+    sha: Sha,
+}
