@@ -417,7 +417,8 @@ impl Bake {
     }
 }
 
-/// What both children get: nothing of the machine's, and switches that keep buildx from running git.
+/// What both children get: nothing of the machine's, switches that keep buildx from running git, and one without which
+/// BuildKit would attest every build with its times, so that no commit had one digest.
 fn base_environment(directory: &Path) -> BTreeMap<String, String> {
     let path = |name: &str| directory.join(name).display().to_string();
     BTreeMap::from([
@@ -426,6 +427,7 @@ fn base_environment(directory: &Path) -> BTreeMap<String, String> {
         // A repository may hold a directory that is a bare repository, whose configuration makes git run a shell.
         ("BUILDX_GIT_INFO".into(), "0".into()),
         ("BUILDX_GIT_LABELS".into(), "0".into()),
+        ("BUILDX_NO_DEFAULT_ATTESTATIONS".into(), "1".into()),
     ])
 }
 

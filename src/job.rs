@@ -4,6 +4,7 @@
 //! fields are refused by name and path.
 
 pub mod arguments;
+mod attestation;
 mod git_ref;
 mod template;
 
@@ -15,8 +16,9 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use attestation::{Asked, Attestation, By, Options, fields, is_true, pairs};
 pub use git_ref::GitRef;
-pub use template::{Application, Image, ImageSecret, Switch, is_for_any_host};
+pub use template::{Application, Image, ImageSecret, is_for_any_host};
 
 /// Arguments that are not a build. The message begins with the path of the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +82,10 @@ pub struct Build {
     pub no_cache: bool,
     /// Whether base images are looked up again.
     pub pull: bool,
+    /// Whether to attest how images are built; what the platform's own definition says of an image wins.
+    pub provenance: Option<Asked>,
+    /// Whether to attest what is in images; the same.
+    pub sbom: Option<Asked>,
     /// Name of a builder in the configuration.
     pub builder: Option<String>,
     /// Limit for the bake.
@@ -338,6 +344,8 @@ struct Native {
     push: Option<bool>,
     no_cache: Option<bool>,
     pull: Option<bool>,
+    provenance: Option<Asked>,
+    sbom: Option<Asked>,
     builder: Option<String>,
     timeout_s: Option<u64>,
     callback: Option<Callback>,
@@ -373,6 +381,8 @@ impl Build {
             push: false,
             no_cache: false,
             pull: false,
+            provenance: None,
+            sbom: None,
             builder: None,
             timeout: None,
         }
@@ -394,9 +404,23 @@ impl Build {
         if let Some(name) = self.variables.keys().find(|name| !is_variable(name)) {
             return Err(JobError::new("variables", format!("{name:?} cannot be set")));
         }
+        for attestation in Attestation::ALL {
+            let refused = |message| JobError::new(attestation.name(), message);
+            self.asked(attestation)
+                .map_or(Ok(()), |asked| asked.check(attestation, By::Definition))
+                .map_err(refused)?;
+        }
         match &self.recipe {
             Recipe::Application(application) => application.check(self.push),
             Recipe::Inline(_) | Recipe::File(_) => Ok(()),
+        }
+    }
+
+    /// What the job says of an attestation.
+    pub fn asked(&self, attestation: Attestation) -> Option<&Asked> {
+        match attestation {
+            Attestation::Provenance => self.provenance.as_ref(),
+            Attestation::Sbom => self.sbom.as_ref(),
         }
     }
 
@@ -459,6 +483,8 @@ impl Native {
             push: self.push.unwrap_or(true),
             no_cache: self.no_cache.unwrap_or(false),
             pull: self.pull.unwrap_or(false),
+            provenance: self.provenance,
+            sbom: self.sbom,
             builder: self.builder,
             timeout: self.timeout_s.map(Duration::from_secs),
         };

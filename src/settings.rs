@@ -22,6 +22,7 @@ use config::{Config, ConfigBuilder, Environment, File, FileFormat};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::job::{Asked, Attestation, By};
 use crate::report::Report;
 use crate::secret::{Secret, SecretBytes};
 
@@ -377,6 +378,28 @@ pub struct Bake {
     pub silence: Duration,
     /// Targets of one definition.
     pub max_targets: usize,
+    /// Whether to attest how images are built, where neither the platform's definition nor the job says. An option
+    /// `builder-id` is in every such attestation.
+    pub provenance: Asked,
+    /// Whether to attest what is in images; the same, with an option `generator`: the image that looks into others.
+    pub sbom: Asked,
+}
+
+impl Bake {
+    /// What is said here of an attestation.
+    pub fn asked(&self, attestation: Attestation) -> &Asked {
+        match attestation {
+            Attestation::Provenance => &self.provenance,
+            Attestation::Sbom => &self.sbom,
+        }
+    }
+
+    fn check(&self) -> Result<(), SettingsError> {
+        Attestation::ALL.into_iter().try_for_each(|attestation| {
+            let refused = |message| SettingsError::Key { path: format!("bake.{}", attestation.name()), message };
+            self.asked(attestation).check(attestation, By::Configuration).map_err(refused)
+        })
+    }
 }
 
 /// What children may do.
@@ -544,6 +567,7 @@ impl Settings {
             return refuse("state.directory".into(), "must be an absolute path");
         }
         self.source.check()?;
+        self.bake.check()?;
         self.accounts.check()?;
         for (name, class) in &self.jobs.classes {
             class.check(&format!("jobs.classes.{name}"))?;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::escape::literal;
+use super::policy::attestations::entry;
 use super::print::Targets;
 use super::{BakeError, Order};
-use crate::job::{Application, Image, Recipe, Switch};
+use crate::job::{Application, Image, Recipe};
 
 /// What `--print` reads.
 pub(super) enum Source {
@@ -102,7 +103,7 @@ fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     set("ulimits", list(&image.ulimits));
     set("extra-hosts", map(&image.extra_hosts));
     set("no-cache-filter", list(&image.no_cache_filter));
-    set("attest", attestations(image, &write));
+    set("attest", attestations(image));
     target
 }
 
@@ -112,20 +113,9 @@ fn secrets(image: &Image) -> Option<Value> {
     (!image.secrets.is_empty()).then(|| ids.collect())
 }
 
-/// Provenance and SBOM as `--attest` has them. One that is switched off is said as well: BuildKit has defaults of its own.
-fn attestations(image: &Image, write: impl Fn(&str) -> String) -> Option<Value> {
-    let off = |kind: &str| json!({"type": kind, "disabled": true});
-    let provenance = image.provenance.as_ref().map(|switch| match switch {
-        Switch::Is(true) => json!({"type": "provenance"}),
-        Switch::Is(false) => off("provenance"),
-        Switch::With(options) => {
-            let pairs = options.split(',').filter_map(|option| option.split_once('='));
-            let pairs = pairs.map(|(name, value)| (write(name), Value::String(write(value))));
-            [("type".to_owned(), "provenance".into())].into_iter().chain(pairs).collect()
-        }
-    });
-    let sbom = image.sbom.map(|is_on| if is_on { json!({"type": "sbom"}) } else { off("sbom") });
-    let all: Vec<Value> = provenance.into_iter().chain(sbom).collect();
+/// Provenance and SBOM as `--attest` has them. One that is switched off is in it as well: it wins over the job's.
+fn attestations(image: &Image) -> Option<Value> {
+    let all: Vec<Value> = image.attestations().map(|(attestation, asked)| entry(attestation, asked)).collect();
     (!all.is_empty()).then(|| all.into())
 }
 

@@ -2,9 +2,10 @@
 //!
 //! buildx's own check of files and entitlements is off in the progress mode that we need, so this is the wall. Deny by
 //! default: a field that is not listed here is refused, since a newer buildx may give it a meaning. Names the path of
-//! what it refuses. What a repository may not decide (names of images and caches, outputs) is replaced and said; what
-//! reaches for the host is refused.
+//! what it refuses. What a repository may not decide (names of images and caches, outputs, attestations) is replaced and
+//! reported; what reaches for the host is refused.
 
+pub(super) mod attestations;
 pub(super) mod paths;
 mod references;
 
@@ -85,8 +86,16 @@ pub(super) fn police(
             let message = "the name may have letters, digits, - and _, and begins with none of - and .";
             return Err(Refusal::new(format!("target.{name}"), message).into());
         }
-        let mut rules =
-            Rules { order, grants, folder: &folder, names: &names, target: name, secrets, policed: &mut policed };
+        let mut rules = Rules {
+            order,
+            grants,
+            limits,
+            folder: &folder,
+            names: &names,
+            target: name,
+            secrets,
+            policed: &mut policed,
+        };
         let fields = rules.target(fields)?;
         let name = rules.target;
         policed.targets.insert(name, fields);
@@ -103,6 +112,7 @@ pub(super) fn police(
 struct Rules<'a> {
     order: &'a Order<'a>,
     grants: &'a Grants<'a>,
+    limits: &'a settings::Bake,
     /// From which relative contexts start.
     folder: &'a Path,
     names: &'a [String],
@@ -117,6 +127,7 @@ impl Rules<'_> {
         let context = self.context(context.as_ref().and_then(Value::as_str).unwrap_or("."))?;
         let secrets = self.granted_secrets(fields.remove("secret"))?;
         self.settle_references(&mut fields)?;
+        self.settle_attestations(&mut fields)?;
         let mut policed = Map::from_iter([("context".to_owned(), context.clone())]);
         for (field, value) in fields {
             let value = self.field(&field, value, &context)?;
@@ -141,7 +152,8 @@ impl Rules<'_> {
         match field {
             "dockerfile" => self.dockerfile(value, context),
             "contexts" => self.named_contexts(value),
-            "args" | "tags" | "cache-from" | "cache-to" | "output" => Ok(value),
+            // Settled before.
+            "args" | "attest" | "tags" | "cache-from" | "cache-to" | "output" => Ok(value),
             "network" => match value.as_str() {
                 Some("" | "default" | "none") => Ok(value),
                 Some("host") if self.is_entitled("network.host") => Ok(value),
@@ -163,7 +175,6 @@ impl Rules<'_> {
                 }
             }
             "extra-hosts" => Ok(value),
-            "attest" => self.attest(value),
             field if HARMLESS.contains(&field) => Ok(value),
             _ => refuse("this field is not allowed"),
         }
@@ -203,18 +214,6 @@ impl Rules<'_> {
             self.policed.secrets.push((path, secret));
         }
         Ok(granted)
-    }
-
-    /// Provenance and SBOM by BuildKit itself; a generator of the author's choice would be an image of theirs.
-    fn attest(&self, value: Value) -> Result<Value, Refusal> {
-        for (i, attestation) in self.list("attest", &value)?.iter().enumerate() {
-            let kind = references::kind(attestation);
-            if !matches!(kind, Some("provenance" | "sbom")) || attestation.get("generator").is_some() {
-                let message = "only provenance and sbom of BuildKit's own are allowed";
-                return Err(self.refusal(&format!("attest[{i}]"), message));
-            }
-        }
-        Ok(value)
     }
 
     /// The build arguments that BuildKit itself reads.

@@ -8,7 +8,7 @@ use super::{Outcome, read_json};
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
 use crate::job::arguments::{self, Request};
-use crate::job::{BuildJob, Recipe};
+use crate::job::{Attestation, BuildJob, Recipe};
 use crate::rails;
 use crate::settings::Settings;
 use crate::sidekiq::payload::Payload;
@@ -61,6 +61,7 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
         "job": native,
         "trust": job.build.trust.name(),
         "notices": job.notices,
+        "attestations": attestations(settings, job),
         "fetch": {"url": source.url(&job.build.repository), "sha": job.sha.as_str()},
         "definition": definition(job)?,
         "directories": {"worktree": run.join("tree").join(&job.build.repository.name), "working_directory": working_directory},
@@ -68,6 +69,12 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
         "argv": arguments,
         "environment": environment,
     }))
+}
+
+/// What is attested of images of which the definition itself says nothing.
+fn attestations(settings: &Settings, job: &BuildJob) -> Value {
+    let asked = |attestation| job.build.asked(attestation).unwrap_or(settings.bake.asked(attestation)).to_string();
+    Attestation::ALL.map(|attestation| (attestation.name(), asked(attestation))).into_iter().collect()
 }
 
 /// The definition before buildx has resolved it; for a file of the repository, which is not fetched, where it lies and

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{JobError, is_name, is_target_name, plain};
+use super::{Asked, Attestation, By, JobError, is_name, is_target_name, plain};
 
 /// Variables by which buildx would hand a secret of this id to any git host that a Dockerfile names.
 const FOR_ANY_HOST: &[&str] = &["GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"];
@@ -59,9 +59,9 @@ pub struct Image {
     /// Stages whose cached steps are run again.
     pub no_cache_filter: Vec<String>,
     /// Whether to attest how it was built, or `mode=max` and the like.
-    pub provenance: Option<Switch>,
+    pub provenance: Option<Asked>,
     /// Whether to attest what is in it.
-    pub sbom: Option<bool>,
+    pub sbom: Option<Asked>,
 }
 
 /// A build secret of an image.
@@ -73,16 +73,6 @@ pub struct ImageSecret {
     /// What the worker's configuration calls it; default: the same.
     #[serde(default)]
     pub from: Option<String>,
-}
-
-/// On, off, or on with options.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub enum Switch {
-    /// On or off.
-    Is(bool),
-    /// Options, as `--attest` has them.
-    With(String),
 }
 
 impl Application {
@@ -112,11 +102,23 @@ impl Application {
             if image.dockerfile.is_some() && image.dockerfile_inline.is_some() {
                 return Err(JobError::new(path("dockerfile_inline"), "there is a dockerfile as well"));
             }
+            for (attestation, asked) in image.attestations() {
+                let refused = |message| JobError::new(path(attestation.name()), message);
+                asked.check(attestation, By::Definition).map_err(refused)?;
+            }
             for secret in &image.secrets {
                 check_secret(secret).map_err(|message| JobError::new(path("secrets"), message))?;
             }
         }
         Ok(())
+    }
+}
+
+impl Image {
+    /// What it says of attestations.
+    pub fn attestations(&self) -> impl Iterator<Item = (Attestation, &Asked)> {
+        let all = [(Attestation::Provenance, &self.provenance), (Attestation::Sbom, &self.sbom)];
+        all.into_iter().filter_map(|(attestation, asked)| Some((attestation, asked.as_ref()?)))
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     Accounts, Bake, Buildx, Github, Health, JobClass, Jobs, Lease, Log, LogFormat, Mtimes, Queue, Redis, Sandbox,
     SandboxMode, Settings, Shutdown, Source, State, Timestamps,
 };
+use crate::job::Asked;
 use crate::secret::Secret;
 
 const fn seconds(n: u64) -> Duration {
@@ -138,6 +139,8 @@ impl Default for Bake {
             timeout: seconds(30 * 60),
             silence: seconds(15 * 60),
             max_targets: 100,
+            provenance: Asked::default(),
+            sbom: Asked::default(),
         }
     }
 }

@@ -163,3 +163,77 @@ async fn every_field_of_a_template_does_what_it_says() {
     assert_eq!(target(&report, "web")["steps_cached"], json!(0), "{report:#}");
     assert_eq!(registry::digest(&unpushed).await, None, "pushed, without having been asked to");
 }
+
+/// The job in each of the four shapes of a definition, of one image `app` with this reference.
+fn in_each_shape(house: &House, sha: &str, reference: &str) -> Vec<(&'static str, Value)> {
+    let image = json!({"name": "app", "context": "./app", "tags": [reference]});
+    let target = json!({"target": {"app": {"context": "./app", "tags": [reference]}}});
+    let of_file = |field: &str, path: &str| {
+        let mut native = house.inline("shop", sha, json!({}), "app");
+        native.as_object_mut().unwrap().remove("definition");
+        (native[field], native["tags"]) = (json!(path), json!({"app": [reference]}));
+        native
+    };
+    vec![
+        ("application", house.native("shop", sha, &[image])),
+        ("definition", house.inline("shop", sha, target, "app")),
+        ("compose", of_file("compose", "compose.yaml")),
+        ("bake", of_file("bake", "docker-bake.hcl")),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_attested() {
+    let house = House::open();
+    let compose = "services:\n  app:\n    build: {context: ./app, provenance: mode=max}\n";
+    let bake = "target \"app\" {\n  context = \"./app\"\n  attest = [\"type=provenance,mode=max\"]\n}\n";
+    let dockerfile = house.dockerfile("RUN date > /when");
+    let sha =
+        house.commit("shop", &[("app/Dockerfile", &dockerfile), ("compose.yaml", compose), ("docker-bake.hcl", bake)]);
+    let _worker = house.worker("");
+    let reference = house.reference("app", &sha);
+    let mut digests = BTreeSet::new();
+    for (shape, mut native) in in_each_shape(&house, &sha, &reference) {
+        for n in 0..3 {
+            let report = house.build(native.clone()).await;
+            assert_eq!(report["status"], "succeeded", "{shape} {n}: {report:#}");
+            digests.insert(registry::digest(&reference).await.unwrap());
+            let replaced = "target.app.attest: provenance is off in place of mode=max";
+            let is_file = ["compose", "bake"].contains(&shape);
+            assert_eq!(report["notices"].to_string().contains(replaced), is_file, "{shape}: {report:#}");
+        }
+        assert_eq!(digests.len(), 1, "{shape}: the same commit, built again, has another digest: {digests:#?}");
+        assert_eq!(registry::attestation(&reference).await, None, "{shape}");
+        native["provenance"] = json!("mode=min");
+        let report = house.build(native).await;
+        let attested = registry::attestation(&reference).await.unwrap_or_else(|| panic!("{shape}: {report:#}"));
+        assert!(
+            attested["predicateType"].as_str().unwrap().starts_with("https://slsa.dev/provenance/"),
+            "{attested:#}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_sbom_is_made_by_the_image_that_the_configuration_names() {
+    let house = House::open();
+    let sbom = r#"{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","subject":[],"predicate":{"name":"ours"}}"#;
+    let scanner = house.dockerfile(&format!(
+        "RUN printf '%s' '{sbom}' > /sbom\nCMD [\"/bin/sh\", \"-c\", \"cat /sbom > $BUILDKIT_SCAN_DESTINATION/app.spdx.json\"]"
+    ));
+    let app = house.dockerfile("RUN echo app > /app");
+    let sha = house.commit("shop", &[("scanner/Dockerfile", &scanner), ("app/Dockerfile", &app)]);
+    let generator = house.reference("scanner", &sha);
+    let _worker = house.worker(&format!("bake.sbom = \"generator={generator},disabled=true\""));
+    let report = house.build(house.native("shop", &sha, &[house.image("scanner", &sha)])).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert_eq!(registry::attestation(&generator).await, None, "it was not asked for");
+
+    let mut native = house.native("shop", &sha, &[house.image("app", &sha)]);
+    native["sbom"] = json!(true);
+    let report = house.build(native).await;
+
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    let attested = registry::attestation(&house.reference("app", &sha)).await.expect("an SBOM");
+    assert_eq!(attested["predicate"]["name"], "ours", "{attested:#}");
+}

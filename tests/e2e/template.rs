@@ -22,13 +22,13 @@ fn table() -> Vec<(Value, Value)> {
         (json!({"extra_hosts": {"db.internal": "10.0.0.7"}}), json!({"extra-hosts": {"db.internal": "10.0.0.7"}})),
         (json!({"no_cache_filter": ["b", "a"]}), json!({"no-cache-filter": ["b", "a"]})),
         (json!({"provenance": true}), provenance(json!({"type": "provenance"}))),
-        (json!({"provenance": false}), provenance(json!({"type": "provenance", "disabled": true}))),
+        (json!({"provenance": false}), json!({})),
         (
             json!({"provenance": "mode=max,version=v1"}),
             provenance(json!({"type": "provenance", "mode": "max", "version": "v1"})),
         ),
         (json!({"sbom": true}), provenance(json!({"type": "sbom"}))),
-        (json!({"sbom": false}), provenance(json!({"type": "sbom", "disabled": true}))),
+        (json!({"sbom": false}), json!({})),
         (json!({"secrets": [{"id": "npm", "from": "npm-token"}]}), json!({"secret": [{"id": "npm", "src": "/0"}]})),
     ]
 }

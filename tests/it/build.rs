@@ -52,6 +52,7 @@ async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
         "BUILDX_GIT_INFO",
         "BUILDX_GIT_LABELS",
         "BUILDX_METADATA_PROVENANCE",
+        "BUILDX_NO_DEFAULT_ATTESTATIONS",
         "DOCKER_CONFIG",
         "TMPDIR",
     ];

@@ -125,11 +125,11 @@ fn check_places(targets: &Targets, field: &str, place: fn(&Value) -> Option<&str
     Ok(())
 }
 
-pub(super) fn kind(entry: &Value) -> Option<&str> {
+fn kind(entry: &Value) -> Option<&str> {
     entry.get("type").and_then(Value::as_str)
 }
 
-fn is_cache_only(output: &Value) -> bool {
+pub(super) fn is_cache_only(output: &Value) -> bool {
     kind(output) == Some("cacheonly")
 }
 

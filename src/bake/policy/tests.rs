@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::job::{Build, Repository, Trust};
+use crate::job::{Asked, Build, Repository, Trust};
 
 /// Polices one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
 fn police_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
@@ -23,6 +23,13 @@ fn police_all(
     targets: Value,
     is_repositorys: bool,
 ) -> Result<Policed, String> {
+    let worktree = worktree();
+    let build = Build { push, ..build(trust, is_repositorys) };
+    police_in(worktree.path(), accounts, &build, targets)
+}
+
+/// A worktree with `app/` (a Dockerfile in it), links out of it, and one that looks as if.
+fn worktree() -> tempfile::TempDir {
     let worktree = tempfile::tempdir().expect("a temporary directory");
     std::fs::create_dir(worktree.path().join("app")).expect("made");
     std::fs::write(worktree.path().join("app/Dockerfile"), "FROM scratch").expect("written");
@@ -31,11 +38,18 @@ fn police_all(
     std::fs::write(worktree.path().join("app/decoy"), "FROM scratch").expect("written");
     std::os::unix::fs::symlink("app/a/b/c", worktree.path().join("deep")).expect("linked");
     std::os::unix::fs::symlink("/etc/passwd", worktree.path().join("app/Linked")).expect("linked");
+    worktree
+}
+
+/// A build by the repository's file, or by a definition of the platform's.
+fn build(trust: Trust, is_repositorys: bool) -> Build {
     let file = || RepositoryFile { path: "docker-bake.hcl".into(), naming: Naming::Job(BTreeMap::new()) };
     let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline(Map::new()) };
-    let repository = Repository::parse("acme/app").expect("a repository");
-    let build = Build { push, ..Build::new(repository, trust, recipe) };
-    let order = Order { build: &build, worktree: worktree.path(), sha: None };
+    Build::new(Repository::parse("acme/app").expect("a repository"), trust, recipe)
+}
+
+fn police_in(worktree: &Path, accounts: &settings::Accounts, build: &Build, targets: Value) -> Result<Policed, String> {
+    let order = Order { build, worktree, sha: None };
     let targets: Targets = serde_json::from_value(targets).expect("a target is an object");
     let (grants, limits) = (Grants::new(accounts, &order), settings::Bake::default());
     let policed = police(targets, &order, &grants, &limits, Path::new("/secrets"));
@@ -153,4 +167,57 @@ fn a_repository_chooses_its_frontend_unless_it_is_pinned_also_for_a_fork() {
             assert_eq!(policed.targets["t"]["args"]["BUILDKIT_SYNTAX"], expected, "{trust:?}");
         }
     }
+}
+
+/// What is attested of a target with these fields.
+fn attested(limits: &settings::Bake, build: &Build, target: Value) -> (Value, Vec<String>) {
+    let worktree = worktree();
+    let (accounts, order) = (settings::Accounts::default(), Order { build, worktree: worktree.path(), sha: None });
+    let targets: Targets = serde_json::from_value(json!({"t": target})).expect("a target is an object");
+    let policed = police(targets, &order, &Grants::new(&accounts, &order), limits, Path::new("/secrets"));
+    let policed = policed.expect("allowed");
+    (policed.targets["t"].get("attest").cloned().unwrap_or_default(), policed.notices)
+}
+
+#[test]
+fn the_platforms_definition_the_job_and_the_configuration_say_in_this_order_what_is_attested() {
+    let asked = |text: &str| Asked::parse(text).expect("options");
+    let limits = settings::Bake {
+        provenance: asked("builder-id=https://builds.example,mode=min"),
+        sbom: asked("generator=mirror/scanner,disabled=true"),
+        ..settings::Bake::default()
+    };
+    let none = settings::Bake::default();
+    let target = |attest: Value| json!({"context": "app", "attest": attest});
+    let ours = build(Trust::Branch, false);
+    let with_job = Build { provenance: Some(asked("mode=max")), sbom: Some(asked("true")), ..ours.clone() };
+    let min = json!({"type": "provenance", "builder-id": "https://builds.example", "mode": "min"});
+    let max = json!({"type": "provenance", "builder-id": "https://builds.example", "mode": "max"});
+    let sbom = json!({"type": "sbom", "generator": "mirror/scanner"});
+
+    assert_eq!(attested(&none, &ours, target(json!([]))).0, Value::Null, "off unless asked for");
+    assert_eq!(attested(&limits, &ours, target(json!([]))).0, json!([min]));
+    assert_eq!(attested(&limits, &with_job, target(json!([]))).0, json!([max, sbom]));
+    let of_image = json!([{"type": "provenance", "disabled": true}, "type=sbom"]);
+    assert_eq!(attested(&limits, &with_job, target(of_image)).0, json!([sbom]));
+    let off = Build { provenance: Some(asked("false")), ..ours };
+    assert_eq!(attested(&limits, &off, target(json!([]))).0, Value::Null);
+    let nothing_leaves = json!({"context": "app", "output": [{"type": "cacheonly"}]});
+    assert_eq!(attested(&limits, &with_job, nothing_leaves).0, Value::Null);
+}
+
+#[test]
+fn a_repositorys_file_does_not_decide_what_is_attested() {
+    let none = settings::Bake::default();
+    let theirs = json!({"context": "app", "attest": [{"type": "provenance", "mode": "max"}, {"type": "sbom"}]});
+    let file = build(Trust::Branch, true);
+    let (attest, notices) = attested(&none, &file, theirs.clone());
+    assert_eq!(attest, Value::Null);
+    let expected =
+        ["target.t.attest: provenance is off in place of mode=max", "target.t.attest: sbom is off in place of on"];
+    assert_eq!(notices, expected);
+    let asked = Build { provenance: Some(Asked::parse("mode=max").expect("options")), sbom: Some(Asked::on()), ..file };
+    let (attest, notices) = attested(&none, &asked, theirs);
+    assert_eq!(attest, json!([{"type": "provenance", "mode": "max"}, {"type": "sbom"}]));
+    assert_eq!(notices, [""; 0]);
 }
