@@ -3,9 +3,12 @@
 //! buildx's own check of files and entitlements is off in the progress mode that we need, so this is the wall. Deny by
 //! default: a field that is not listed here is refused, since a newer buildx may give it a meaning. Names the path of
 //! what it refuses. What a repository may not decide (names of images and caches, outputs, attestations) is replaced and
-//! reported; what reaches for the host is refused.
+//! reported; what reaches for the host is refused. Judges what a definition means: whatever has the effect of a field, in
+//! whichever spelling, gets the answer of that field.
 
+mod arguments;
 pub(super) mod attestations;
+mod image_name;
 pub(super) mod paths;
 mod references;
 
@@ -46,11 +49,6 @@ const HARMLESS: &[&str] = &[
     "ulimits",
     "shm-size",
 ];
-
-/// Build arguments that are no business of a repository's: which frontend reads its Dockerfile, and whose cached
-/// directories its steps see.
-const FRONTEND: &str = "BUILDKIT_SYNTAX";
-const CACHE_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
 
 /// A definition that may be built.
 #[derive(Debug, Default)]
@@ -123,6 +121,8 @@ struct Rules<'a> {
 
 impl Rules<'_> {
     fn target(&mut self, mut fields: Map<String, Value>) -> Result<Map<String, Value>, BakeError> {
+        fields.retain(|_, value| !value.is_null());
+        self.translate_arguments(&mut fields)?;
         let context = fields.remove("context");
         let context = self.context(context.as_ref().and_then(Value::as_str).unwrap_or("."))?;
         let secrets = self.granted_secrets(fields.remove("secret"))?;
@@ -150,7 +150,7 @@ impl Rules<'_> {
     fn field(&self, field: &str, value: Value, context: &Value) -> Result<Value, Refusal> {
         let refuse = |message: &str| Err(self.refusal(field, message));
         match field {
-            "dockerfile" => self.dockerfile(value, context),
+            "dockerfile" => self.dockerfile(&value, context),
             "contexts" => self.named_contexts(value),
             // Settled before.
             "args" | "attest" | "tags" | "cache-from" | "cache-to" | "output" => Ok(value),
@@ -214,22 +214,6 @@ impl Rules<'_> {
             self.policed.secrets.push((path, secret));
         }
         Ok(granted)
-    }
-
-    /// The build arguments that BuildKit itself reads.
-    fn settle_arguments(&mut self, target: &mut Map<String, Value>) {
-        let build = self.order.build;
-        let namespace = format!("{}/{}", build.repository, build.trust.name());
-        let ours = [(FRONTEND, self.grants.policy.frontend.clone()), (CACHE_NAMESPACE, Some(namespace))];
-        let mut arguments = target.get("args").and_then(Value::as_object).cloned().unwrap_or_default();
-        for (name, value) in ours {
-            let Some(value) = value else { continue };
-            let theirs = arguments.insert(name.into(), json!(value));
-            if theirs.is_some_and(|theirs| theirs != json!(value)) {
-                self.notice(&format!("args.{name}"), &format!("is {value}"));
-            }
-        }
-        target.insert("args".into(), arguments.into());
     }
 
     fn is_entitled(&self, entitlement: &str) -> bool {

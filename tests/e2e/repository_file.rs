@@ -208,3 +208,23 @@ async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() 
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert!(registry::digest(&house.reference("cache", "web.feature")).await.is_none(), "a fork writes no cache");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_an_argument_asks_for_is_in_the_image_of_a_branch_and_not_of_a_fork() {
+    let house = House::open();
+    let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("RUN echo slow > /slow"))]);
+    let _worker = house.worker("");
+    for (trust, tag, is_there) in [("branch", "1", true), ("fork", "2", false)] {
+        let reference = house.reference("web", tag);
+        let mut image = json!({"name": "web", "context": "./web", "tags": [reference]});
+        image["args"] = json!({"BUILDKIT_INLINE_CACHE": "1"});
+        let mut job = house.native("shop", &sha, &[image]);
+        job["trust"] = json!(trust);
+        let report = house.build(job).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+        let config = registry::config(&reference).await;
+        assert_eq!(config.get("moby.buildkit.cache.v0").is_some(), is_there, "{trust}: {config:#}");
+        let notice = "target.web.args.BUILDKIT_INLINE_CACHE: a fork's build writes no cache";
+        assert_eq!(report["notices"] == json!([notice]), !is_there, "{report:#}");
+    }
+}

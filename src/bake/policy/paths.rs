@@ -1,10 +1,16 @@
 //! Contexts and Dockerfiles: inside the worktree, after symbolic links.
+//!
+//! `cwd://` is a path from the directory in which buildx reads the definition, and gets the same check.
 
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::image_name::ImageName;
 use super::{Refusal, Rules};
+
+/// What buildx takes for a path from its working directory.
+const FROM_HERE: &str = "cwd://";
 
 /// Named contexts of one target.
 const MAX_CONTEXTS: usize = 50;
@@ -25,7 +31,8 @@ impl Rules<'_> {
             return Err(self.refusal("contexts", format!("at most {MAX_CONTEXTS} are allowed")));
         }
         let police_one = |(name, value): (String, Value)| {
-            let path = self.path(&format!("contexts.{name}"));
+            let path = self.path(&format!("contexts.{}", name.escape_debug()));
+            self.check_context_name(&name).map_err(|message| Refusal::new(&path, message))?;
             let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
             if let Some(target) = text.strip_prefix("target:") {
                 let is_known = self.names.iter().any(|name| name == target);
@@ -40,39 +47,62 @@ impl Rules<'_> {
         contexts.into_iter().map(police_one).collect()
     }
 
+    /// An external frontend gets the name as a part of the text NAME=VALUE. A context of the frontend's own name takes its
+    /// place, also where the configuration pins it.
+    fn check_context_name(&self, name: &str) -> Result<(), String> {
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@+".contains(c);
+        if name.is_empty() || !name.chars().all(is_allowed) {
+            return Err("the name may have letters, digits and . _ - / : @ +".into());
+        }
+        let frontend = self.grants.policy.frontend.as_deref().and_then(|frontend| frontend.split_whitespace().next());
+        // It may be for one platform.
+        let image = name.split("::").next().unwrap_or(name);
+        match frontend {
+            Some(frontend) if ImageName::parse(frontend) == ImageName::parse(image) => {
+                Err(format!("would take the place of the frontend {frontend}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A Dockerfile, from its context: it may be a link, and may lie outside of the context, but not of the worktree.
-    pub(super) fn dockerfile(&self, value: Value, context: &Value) -> Result<Value, Refusal> {
+    pub(super) fn dockerfile(&self, value: &Value, context: &Value) -> Result<Value, Refusal> {
         let path = self.path("dockerfile");
         let text = value.as_str().ok_or_else(|| Refusal::new(&path, "expected a string"))?;
+        let refused = |place: &str| Err(Refusal::new(&path, format!("{text:?} is outside of the {place}")));
         let context = context.as_str().unwrap_or_default();
         if self.is_remote_allowed(context) {
             // A path in what the builder fetches.
             let is_below = !text.contains("://") && !text.starts_with('/') && !leads_up(text);
-            return match is_below {
-                true => Ok(value),
-                false => Err(Refusal::new(path, format!("{text:?} is outside of the context"))),
-            };
+            return if is_below { Ok(json!(text)) } else { refused("context") };
         }
-        if text.contains("://") {
-            return Err(Refusal::new(path, format!("{text:?} is outside of the repository")));
-        }
-        let context = Path::new(context);
-        let file = dockerfile(context, text);
+        let (file, value) = match text.strip_prefix(FROM_HERE) {
+            // The bake runs in another directory than the one in which the definition was read.
+            Some(from_here) => {
+                let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.to_owned());
+                let file = fold(&folder.join(from_here));
+                let value = json!(file);
+                (file, value)
+            }
+            None if text.contains("://") => return refused("repository"),
+            None => (dockerfile(Path::new(context), text), json!(text)),
+        };
         if file.symlink_metadata().is_ok() {
-            return self.inside(&path, context, &file.to_string_lossy()).map(|_| value);
+            return self.inside(&path, Path::new(context), &file.to_string_lossy()).map(|_| value);
         }
         // It is not there, and BuildKit says so better than we could; where it would be must be ours all the same.
         let root = self.root(&path)?;
         let folder = file.ancestors().find_map(|folder| folder.canonicalize().ok());
         let is_ours = file.starts_with(&root) && folder.is_some_and(|folder| folder.starts_with(&root));
-        if is_ours { Ok(value) } else { Err(Refusal::new(path, format!("{text:?} is outside of the repository"))) }
+        if is_ours { Ok(value) } else { refused("repository") }
     }
 
     fn is_remote_allowed(&self, text: &str) -> bool {
         // What would lead elsewhere than it says is no pattern's match.
         let is_plain = !leads_up(text) && !text.contains(['\\', '%', '@']);
+        let url = without_default_port(text);
         let mut patterns = self.grants.policy.remote_contexts.iter();
-        text.contains("://") && is_plain && !self.grants.is_fork() && patterns.any(|pattern| pattern.matches(text))
+        text.contains("://") && is_plain && !self.grants.is_fork() && patterns.any(|pattern| pattern.matches(&url))
     }
 
     fn root(&self, path: &str) -> Result<PathBuf, Refusal> {
@@ -82,6 +112,7 @@ impl Rules<'_> {
 
     /// A path below `base` that stays inside the worktree after symbolic links.
     fn inside(&self, path: &str, base: &Path, text: &str) -> Result<PathBuf, Refusal> {
+        let text = text.strip_prefix(FROM_HERE).unwrap_or(text);
         // What is not a path for buildx must not be one for us.
         let is_remote = text.contains("://") || text.starts_with("git@") || text.starts_with("oci-layout:");
         if is_remote || text == "-" || text.starts_with("target:") {
@@ -98,6 +129,14 @@ impl Rules<'_> {
             Err(Refusal::new(path, format!("{text:?} is outside of the repository")))
         }
     }
+}
+
+/// The URL as patterns have it; upper and lower case do not matter to them.
+fn without_default_port(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+    format!("{scheme}://{}{path}", host.strip_suffix(port).unwrap_or(host))
 }
 
 fn leads_up(text: &str) -> bool {

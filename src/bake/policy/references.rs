@@ -6,8 +6,13 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::image_name::ImageName;
 use super::{Refusal, Rules, is_empty, list, repository_file};
 use crate::bake::print::Targets;
+
+const CACHES_OF_WORKER: &str = "caches are the worker's";
+
+const NO_CACHE_OF_FORKS: &str = "a fork's build writes no cache";
 
 impl Rules<'_> {
     /// Settles tags, caches and outputs of a target.
@@ -29,9 +34,9 @@ impl Rules<'_> {
             self.check_cache("cache-to", target)?;
             self.add_caches(target);
         }
-        if self.grants.is_fork() {
-            // A fork writes no cache that others read.
-            target.remove("cache-to");
+        // A fork writes no cache that others read.
+        if self.grants.is_fork() && target.remove("cache-to").is_some_and(|theirs| !is_empty(&theirs)) {
+            self.notice("cache-to", NO_CACHE_OF_FORKS);
         }
         if leaves_nothing {
             target.insert("output".into(), json!([{"type": "cacheonly"}]));
@@ -51,8 +56,9 @@ impl Rules<'_> {
     fn replace_tags(&mut self, target: &mut Map<String, Value>, leaves_nothing: bool) {
         let tags = if leaves_nothing { Vec::new() } else { self.grants.tags(&self.target) };
         let theirs = target.remove("tags").unwrap_or_default();
-        if !is_empty(&theirs) && theirs != json!(tags) && !leaves_nothing {
-            let names: Vec<&str> = list(&theirs).iter().filter_map(Value::as_str).collect();
+        let names: Vec<&str> = list(&theirs).iter().filter_map(Value::as_str).collect();
+        let is_same = names.iter().map(|name| ImageName::parse(name)).eq(tags.iter().map(|tag| ImageName::parse(tag)));
+        if !is_empty(&theirs) && !is_same && !leaves_nothing {
             self.notice("tags", &format!("{} in place of {}", tags.join(", "), names.join(", ")));
         }
         if !tags.is_empty() {
@@ -63,10 +69,16 @@ impl Rules<'_> {
     fn replace_caches(&mut self, target: &mut Map<String, Value>) {
         for field in ["cache-from", "cache-to"] {
             if target.remove(field).is_some_and(|theirs| !is_empty(&theirs)) {
-                self.notice(field, "caches are the worker's");
+                self.notice(field, CACHES_OF_WORKER);
             }
         }
         self.add_caches(target);
+    }
+
+    /// Why a cache that the definition itself writes is left out, if it is.
+    pub(super) fn why_no_own_cache(&self) -> Option<&'static str> {
+        let of_file = repository_file(self.order).map(|_| CACHES_OF_WORKER);
+        if self.grants.is_fork() { Some(NO_CACHE_OF_FORKS) } else { of_file }
     }
 
     /// The configuration's, where the definition has none.
@@ -102,24 +114,42 @@ impl Rules<'_> {
     }
 }
 
-/// Two targets that leave their cache in one place leave only that of the last one.
+/// Refuses a cache that two targets write, or that is written over an image: only the last one would be left.
 pub(super) fn check_caches(targets: &Targets) -> Result<(), Refusal> {
-    check_places(targets, "cache-to", |cache| cache.get("ref").and_then(Value::as_str))
+    let images = places(targets, "tags").map(|(place, target, _)| (place, format!("target.{target}.tags"))).collect();
+    let caches = places(targets, "cache-to").collect::<Vec<_>>();
+    check_places(images, &caches, "cache-to")?;
+    check_places(BTreeMap::new(), &caches, "cache-to")
 }
 
-/// The same of images: names that we give are in lower case, and those of targets need not be.
+/// Refuses an image that two targets are: names that we give are in lower case, and those of targets need not be.
 pub(super) fn check_tags(targets: &Targets) -> Result<(), Refusal> {
-    check_places(targets, "tags", Value::as_str)
+    check_places(BTreeMap::new(), &places(targets, "tags").collect::<Vec<_>>(), "tags")
 }
 
-fn check_places(targets: &Targets, field: &str, place: fn(&Value) -> Option<&str>) -> Result<(), Refusal> {
-    let mut taken = BTreeMap::new();
-    for (name, target) in targets {
-        for place in target.get(field).map(list).unwrap_or_default().iter().filter_map(place) {
-            if let Some(other) = taken.insert(place, name).filter(|other| *other != name) {
-                let message = format!("{place} is that of target.{other} as well: the last one wins");
-                return Err(Refusal::new(format!("target.{name}.{field}"), message));
+/// What a field of all targets names, with the target and the text.
+fn places<'a>(targets: &'a Targets, field: &'a str) -> impl Iterator<Item = (ImageName, &'a str, &'a str)> {
+    let text = |entry: &'a Value| entry.as_str().or_else(|| entry.get("ref")?.as_str());
+    let entries = targets.iter().flat_map(move |(name, target)| {
+        target.get(field).map(list).unwrap_or_default().iter().map(move |entry| (name.as_str(), entry))
+    });
+    entries.filter_map(move |(name, entry)| Some((ImageName::parse(text(entry)?), name, text(entry)?)))
+}
+
+/// Refuses a place of one target that is taken by another.
+fn check_places(
+    mut taken: BTreeMap<ImageName, String>,
+    places: &[(ImageName, &str, &str)],
+    field: &str,
+) -> Result<(), Refusal> {
+    for (place, target, text) in places {
+        let mine = format!("target.{target}");
+        match taken.get(place) {
+            Some(other) if *other != mine => {
+                let message = format!("{text} is that of {other} as well: the last one wins");
+                return Err(Refusal::new(format!("{mine}.{field}"), message));
             }
+            _ => drop(taken.insert(place.clone(), mine)),
         }
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! The rules, on definitions as buildx prints them.
 
+mod spellings;
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -166,6 +168,100 @@ fn a_repository_chooses_its_frontend_unless_it_is_pinned_also_for_a_fork() {
             let policed = police_all(&accounts, trust, false, target.clone(), true).expect("allowed");
             assert_eq!(policed.targets["t"]["args"]["BUILDKIT_SYNTAX"], expected, "{trust:?}");
         }
+    }
+}
+
+#[test]
+fn an_argument_that_stands_for_a_field_is_judged_as_that_field() {
+    let with = |name: &str, value: &str| json!({"context": "app", "args": {name: value}});
+    for trust in [Trust::Protected, Trust::Branch, Trust::Fork] {
+        for is_repositorys in [true, false] {
+            for (name, value) in [
+                ("BUILDKIT_ATTEST_SBOM", "generator=evil/image"),
+                ("BUILDKIT_ATTEST_SbOm", "generator=evil/image"),
+                ("BUILDKIT_ATTEST_SBOM", "a=b,\"generator=evil/image\""),
+                ("BUILDKIT_ATTEST_PROVENANCE", "builder-id=https://evil.example"),
+                ("BUILDKIT_ATTEST_FUTURE", ""),
+                ("BUILDKIT_A_NAME_OF_THE_FUTURE", "1"),
+                ("BUILDKIT_CACHE_MOUNT_NS=another's", ""),
+                ("", "1"),
+                ("A\u{0}B", "1"),
+            ] {
+                let message = police_as(trust, with(name, value), is_repositorys).expect_err(name);
+                assert!(message.starts_with(&format!("target.t.args.{}: ", name.escape_debug())), "{message}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_inline_cache_is_a_cache_that_a_fork_does_not_write() {
+    let target = json!({"context": "app", "args": {"BUILDKIT_INLINE_CACHE": "T", "A": "1"}});
+    let policed = police_as(Trust::Branch, target.clone(), false).expect("allowed");
+    assert_eq!(policed["cache-to"], json!([{"type": "inline"}]));
+    assert_eq!(policed["args"], json!({"A": "1", "BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
+    for (trust, is_repositorys) in [(Trust::Fork, false), (Trust::Fork, true), (Trust::Branch, true)] {
+        let all = json!({"t": target});
+        let policed = police_all(&settings::Accounts::default(), trust, false, all, is_repositorys).expect("allowed");
+        assert!(!policed.targets["t"].contains_key("cache-to"));
+        assert!(!policed.targets["t"]["args"].to_string().contains("INLINE"), "{:#?}", policed.targets);
+        assert!(policed.notices[0].starts_with("target.t.args.BUILDKIT_INLINE_CACHE: "), "{:?}", policed.notices);
+    }
+}
+
+#[test]
+fn two_spellings_of_one_place_are_one_place() {
+    let names = |name: &str| vec![settings::Pattern::new(name)];
+    let police = |accounts: &settings::Accounts, push, targets: Value, is_repositorys| {
+        police_all(accounts, Trust::Branch, push, targets, is_repositorys).map(drop)
+    };
+    let cache = |place: &str| json!({"context": "app", "cache-to": [{"type": "registry", "ref": place}]});
+    for (one, other) in [
+        ("acme/cache", "docker.io/acme/cache:latest"),
+        ("index.docker.io/cache", "docker.io/library/cache"),
+        ("R.Example/x:1", "r.example:443/x:1"),
+    ] {
+        let two = json!({"a": cache(one), "b": cache(other)});
+        let message = police(&settings::Accounts::default(), false, two, false).expect_err(one);
+        assert!(message.contains("target.b.cache-to: "), "{message}");
+    }
+    let image_and_cache = json!({"a": {"context": "app", "tags": ["r.example/x"]}, "b": cache("R.example/x:latest")});
+    assert!(police(&settings::Accounts::default(), false, image_and_cache, false).is_err());
+    let tagged = settings::Accounts { tags: names("R.example/{target}"), ..settings::Accounts::default() };
+    let two = json!({"api": {"context": "app"}, "API": {"context": "app"}});
+    assert!(police(&tagged, true, two, true).is_err());
+}
+
+#[test]
+fn a_named_context_in_place_of_the_pinned_frontend_is_refused() {
+    let pinned = settings::Policy { frontend: Some("docker/dockerfile:1".into()), ..settings::Policy::default() };
+    let pinned = settings::Accounts { policy: pinned, ..settings::Accounts::default() };
+    let police = |accounts: &settings::Accounts, name: &str| {
+        let target = json!({"t": {"context": "app", "contexts": {name: "docker-image://evil/frontend"}}});
+        police_all(accounts, Trust::Branch, false, target, true).map(drop)
+    };
+    for name in ["docker/dockerfile:1", "docker.io/docker/dockerfile:1", "docker/dockerfile:1::linux/amd64"] {
+        let message = police(&pinned, name).expect_err(name);
+        assert!(message.starts_with(&format!("target.t.contexts.{name}: ")), "{message}");
+    }
+    assert_eq!(police(&pinned, "docker/dockerfile:2"), Ok(()));
+    // To a frontend it would be the context "base" with another value.
+    for name in ["base=docker-image://evil", "a b", ""] {
+        assert!(police(&settings::Accounts::default(), name).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_path_from_the_working_directory_is_checked_like_any_other() {
+    let target =
+        json!({"context": "cwd://app", "dockerfile": "cwd://app/Dockerfile", "contexts": {"s": "cwd://app/a"}});
+    let policed = police_target(target, true).expect("allowed");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    assert!(text(&policed["context"]).ends_with("/app") && text(&policed["contexts"]["s"]).ends_with("/app/a"));
+    assert!(text(&policed["dockerfile"]).starts_with('/') && text(&policed["dockerfile"]).ends_with("/app/Dockerfile"));
+    for outside in ["cwd://..", "cwd:///etc", "cwd://out", "cwd://app/../.."] {
+        assert!(refused(json!({"context": outside})).starts_with("target.t.context: "), "{outside}");
+        assert!(refused(json!({"context": "app", "dockerfile": outside})).starts_with("target.t.dockerfile: "));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Definitions and repositories of an enemy.
 //!
 //! `@WORD@` is filled in from the trap of each run: `@OUTSIDE@` is a directory outside of the worktree, `@BELL@` a port of
-//! the machine, `@VARIABLE@` the name of a variable of the worker's.
+//! the machine, `@VARIABLE@` the name of a variable of the worker's, `@FRONTEND@` the frontend that the account `pinned` has.
 
 use std::process::{Command, Stdio};
 
@@ -21,6 +21,8 @@ pub struct Fixture {
     pub account: &'static str,
     /// Whether it is a fork's, for which its account's rights are not.
     pub is_forks: bool,
+    /// Where the job says that it was pushed.
+    pub reference: &'static str,
     /// What somebody else has built before.
     pub neighbour: Option<Value>,
     /// Whether outputs are what it is about; elsewhere nothing is written, to save time.
@@ -96,6 +98,7 @@ impl Fixture {
             tree: Vec::new(),
             account: "acme",
             is_forks: false,
+            reference: "refs/heads/main",
             neighbour: None,
             has_outputs: false,
             is_printed_only: false,
@@ -143,6 +146,11 @@ impl Fixture {
     /// Of an account that may ask for everything, but in a fork.
     fn fork(self) -> Self {
         Self { account: "entitled", is_forks: true, ..self }
+    }
+
+    /// The same where the job names something else than a branch, and says that its author is trusted.
+    fn of(self, reference: &'static str) -> Self {
+        Self { reference, ..self.fork() }
     }
 
     fn after(self, neighbour: Value) -> Self {
@@ -664,6 +672,22 @@ fn of_forks() -> Vec<Fixture> {
         )
         .dockerfile("COPY --from=x / /srv\n")
         .fork(),
+        Fixture::json(
+            "fork_by_pull_request",
+            "the builder's own network, for a pull request that the job trusts",
+            Rang,
+            json!({"network": "host"}),
+        )
+        .dockerfile(&format!("RUN {knock}"))
+        .of("pull/7/head"),
+        Fixture::json(
+            "fork_by_short_name",
+            "the same for a name that could be a branch's",
+            Rang,
+            json!({"network": "host"}),
+        )
+        .dockerfile(&format!("RUN {knock}"))
+        .of("main"),
     ]
 }
 
@@ -691,6 +715,18 @@ fn rest() -> Vec<Fixture> {
             json!({"attest": ["type=sbom,generator=@BELL@/evil/generator:1"]}),
         ),
         Fixture::json(
+            "attest_argument",
+            "the same by an argument",
+            Rang,
+            json!({"args": {"BUILDKIT_ATTEST_SBOM": "generator=@BELL@/evil/generator:1"}}),
+        ),
+        Fixture::json(
+            "attest_argument_spelled",
+            "the same by an argument in other letters and quotes",
+            Rang,
+            json!({"args": {"BUILDKIT_ATTEST_sBoM": "\"generator=@BELL@/evil/generator:1\""}}),
+        ),
+        Fixture::json(
             "frontend_argument",
             "a frontend of the repository's choice",
             Rang,
@@ -705,6 +741,16 @@ fn rest() -> Vec<Fixture> {
             "the same by a name that is an expression",
             Rang,
             json!({"args": {"${upper(\"buildkit_syntax\")}": "@BELL@/evil/frontend:1"}}),
+        )
+        .account("pinned"),
+        Fixture::json(
+            "frontend_context",
+            "the same by a named context in place of the pinned one",
+            Rang,
+            json!({
+                "args": {"BUILDKIT_SYNTAX": "@FRONTEND@"},
+                "contexts": {"@FRONTEND@": "docker-image://@BELL@/evil/frontend:1"},
+            }),
         )
         .account("pinned"),
         Fixture::json("call", "no build but a question", Told, json!({"call": "outline"}))

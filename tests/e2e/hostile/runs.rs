@@ -256,9 +256,10 @@ impl Fixture {
     /// The native object of the job.
     pub fn native(&self, sha: &str, repository: &str) -> Value {
         let field = if self.file.ends_with(".yml") || self.file.ends_with(".yaml") { "compose" } else { "bake" };
+        let is_said = self.is_forks && self.reference == "refs/heads/main";
         json!({
-            "repository": format!("acme/{repository}"), "account": self.account, "sha": sha, "ref": "refs/heads/main",
-            "trust": if self.is_forks { "fork" } else { "branch" }, field: self.file, "no_cache": true,
+            "repository": format!("acme/{repository}"), "account": self.account, "sha": sha, "ref": self.reference,
+            "trust": if is_said { "fork" } else { "branch" }, field: self.file, "no_cache": true,
             // A fork has no names for its images, which is refused as well.
             "push": !self.is_forks,
         })

@@ -107,6 +107,7 @@ impl Trap {
             ("EVIL_REGISTRY", format!("127.0.0.1:{}", registry.port)),
             ("FOREIGN", format!("{}/{nonce}/foreign:1", engine.registry)),
             ("BASE", engine.base_image.clone()),
+            ("FRONTEND", format!("{}/frontend:1", engine.registry)),
             ("NONCE", nonce.clone()),
             ("VARIABLE", format!("CANARY_{}", nonce.replace('-', "_"))),
         ]);
