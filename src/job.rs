@@ -623,6 +623,23 @@ mod tests {
     }
 
     #[test]
+    fn attestations_are_asked_for_by_job_and_image_without_the_options_that_are_the_configurations() {
+        let mut job = native();
+        (job["provenance"], job["sbom"]) = (json!("mode=max"), json!(true));
+        let build = BuildJob::parse(&job).expect("valid").build;
+        assert_eq!(
+            (build.provenance.map(|asked| asked.to_string()), build.sbom),
+            (Some("mode=max".into()), Some(Asked::on()))
+        );
+        let builder = refused(|job| job["provenance"] = json!("builder-id=https://evil"));
+        assert_eq!(builder, "provenance: builder-id is set by bake.provenance in the worker's configuration");
+        let generator = refused(|job| job["application"]["images"][0]["sbom"] = json!("generator=evil/image"));
+        assert!(generator.starts_with("application.images[0].sbom: generator is set by bake.sbom"), "{generator}");
+        let number = refused(|job| job["sbom"] = json!(3));
+        assert_eq!(number, "sbom: expected true, false or options such as \"mode=max\", found integer `3`");
+    }
+
+    #[test]
     fn an_error_names_the_path_of_the_field() {
         let wrong_type = refused(|job| {
             job["application"]["images"][0]["args"]["FOO"] = json!(3);

@@ -753,6 +753,8 @@ mod tests {
         assert!(message("queues = [\"a\\nb\"]").contains("no name of a queue"));
         assert_eq!(message("jobs.dead_max_jobs = 1"), "jobs.dead_max_jobs: must be at least 2");
         assert_eq!(message("queues = []"), "queues: must name at least one queue");
+        let attested = message("bake.provenance = \"mode=huge\"");
+        assert_eq!(attested, "bake.provenance: unknown value \"huge\" of the option mode");
         let resolved = message("[jobs.classes.B]\narguments = \"resolved\"");
         assert_eq!(resolved, "jobs.classes.B.resolve: is needed for resolved arguments");
         let keyless = message("source.mtimes_for = { \"acme/app\" = \"content\" }");
