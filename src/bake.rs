@@ -15,6 +15,7 @@ mod metadata;
 mod policy;
 mod print;
 mod progress;
+mod shown;
 mod solve;
 
 use std::collections::{BTreeMap, BTreeSet};

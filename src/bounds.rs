@@ -55,4 +55,17 @@ bounds! {
     NOTICE: 1 << 10, Bytes, "One notice", "cut, with a mark";
     NOTICES: 50, Count, "Notices of a build", "counted, and the count is the last notice";
     REPORT: 256 << 10, Bytes, "A report as JSON: the argument of a callback job", "the longest texts are cut further";
+    LINE: 4 << 20, Bytes, "A line that a child process writes", "the rest of the line is dropped";
+    VERTICES: 10_000, Count, "Steps and chores of BuildKit in a build", "left out, and counted in a notice";
+    STEP_NAME: 1 << 10, Bytes, "The name of a step, which is its instruction", "cut, with a mark";
+    STEP_NAMES: 2 << 20, Bytes, "Names of steps in a build, all together", "cut to 64 bytes each";
+    ERRORS: 512 << 10, Bytes, "Errors of steps in a build, all together", "left out, and the step has failed";
+    PUSHES: 1_000, Count, "References that a build pushes", "left out";
+    OUTPUT_LINE: 64 << 10, Bytes, "A line that a step prints", "the rest of the line is dropped, with a mark";
+    OUTPUT_PIECE: 8 << 10, Bytes, "A line of a step's output in the log", "continued in the next line of the log";
+    OUTPUT_OPEN: 1 << 20, Bytes, "Lines of steps that have not ended yet, all together", "the rest of the line is dropped, with a mark";
+    SAID: 32 << 10, Bytes, "Text that docker-buildx writes beside its events, and that is kept", "the oldest lines are dropped";
+    LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
+    TITLE: 160, Bytes, "A step in a log line or on the terminal", "cut, with a mark";
+    SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
 }

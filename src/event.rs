@@ -1,9 +1,13 @@
 //! What happens during a build, as values.
 //!
 //! Stations hand these to the journal and do not care who looks. Events carry no secret of the worker's: none reaches a
-//! child whose output becomes one.
+//! child whose output becomes one. Every text in an event is plain, masked and bounded by whoever makes it.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::{bounds, text};
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,13 +49,34 @@ pub enum Event {
     Notice(String),
 }
 
-/// A step of a target, as BuildKit names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A step of a target, as BuildKit names it. A clone shares both texts: a step may print a million lines.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Step {
     /// The target, as far as the name tells.
-    pub target: Option<String>,
+    pub target: Option<Arc<str>>,
     /// What the step does, such as `[2/3] RUN make`.
-    pub name: String,
+    pub name: Arc<str>,
+}
+
+impl Step {
+    /// Which step it is, in a few words: `vote 2/3`, `vote build 2/3`. At most [`bounds::LABEL`] bytes.
+    pub fn label(&self) -> String {
+        let bracket = self.name.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        self.after_target(bracket.map_or(&self.name, |(inside, _)| inside), bounds::LABEL)
+    }
+
+    /// The step as people read it: `vote [2/3] RUN make`. One line, at most [`bounds::TITLE`] bytes.
+    pub fn title(&self) -> String {
+        self.after_target(&self.name, bounds::TITLE)
+    }
+
+    fn after_target(&self, what: &str, max_bytes: usize) -> String {
+        let words = match &self.target {
+            Some(target) => Cow::Owned(format!("{target} {what}")),
+            None => Cow::Borrowed(what),
+        };
+        text::clip(&text::one_line(&words), max_bytes).into_owned()
+    }
 }
 
 /// The phases of a build, in order.
@@ -82,5 +107,22 @@ impl Phase {
             Self::Print => "print",
             Self::Bake => "bake",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_has_a_label_and_a_title_of_bounded_length() {
+        let step = |name: &str| Step { target: Some("vote".into()), name: name.into() };
+        assert_eq!(step("[2/3] RUN make").label(), "vote 2/3");
+        assert_eq!(step("[build 2/3] RUN make").label(), "vote build 2/3");
+        assert_eq!(step("exporting to image").label(), "vote exporting to image");
+        assert_eq!(step("[2/3] RUN <<EOF\nmake\nEOF").title(), "vote [2/3] RUN <<EOF make EOF");
+        let long = step(&format!("[2/3] RUN {}", "x".repeat(60_000)));
+        assert_eq!(long.label(), "vote 2/3");
+        assert!(long.title().len() <= bounds::TITLE && long.title().ends_with(" more bytes)"), "{}", long.title());
     }
 }

@@ -8,21 +8,27 @@ mod terminal;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::event::{Event, Step};
+use crate::event::Event;
+use crate::text::places::Places;
+use crate::{bounds, text};
 
 pub use progress::Progress;
 pub use terminal::{Terminal, print_report};
-
-/// What a report may carry of them, in number and in characters each.
-const MAX_NOTICES: usize = 50;
-const MAX_NOTICE: usize = 1000;
 
 /// The journal of one build.
 #[derive(Debug)]
 pub struct Journal {
     reader: Reader,
-    notices: Mutex<Vec<String>>,
+    notices: Mutex<Notices>,
     progress: Arc<Progress>,
+    places: Places,
+}
+
+/// What the person who asked for the build should know.
+#[derive(Debug, Default)]
+struct Notices {
+    first: Vec<String>,
+    n_more: usize,
 }
 
 #[derive(Debug)]
@@ -32,35 +38,59 @@ enum Reader {
 }
 
 impl Journal {
-    /// For a worker: events go to its log, inside the span of the job, and `progress` follows them.
-    pub fn to_log(progress: Arc<Progress>) -> Self {
-        Self { reader: Reader::Log, notices: Mutex::default(), progress }
+    /// For a worker: events go to its log, inside the span of the job, and `progress` follows them. No notice names `places`.
+    pub fn to_log(progress: Arc<Progress>, places: Places) -> Self {
+        Self { reader: Reader::Log, notices: Mutex::default(), progress, places }
     }
 
     /// For a person who waits.
-    pub fn to_terminal(terminal: Terminal) -> Self {
+    pub fn to_terminal(terminal: Terminal, places: Places) -> Self {
         let reader = Reader::Terminal(Box::new(terminal));
-        Self { reader, notices: Mutex::default(), progress: Arc::default() }
+        Self { reader, notices: Mutex::default(), progress: Arc::default(), places }
     }
 
-    /// Tells one event.
+    /// Tells one event. A notice becomes plain and is cut here, for whoever looks.
     pub fn tell(&self, event: Event) {
+        let event = match event {
+            Event::Notice(notice) => {
+                let notice = text::plain(&notice);
+                Event::Notice(text::clip(&self.places.hide(&notice), bounds::NOTICE).into_owned())
+            }
+            event => event,
+        };
         match &self.reader {
             Reader::Log => log(&event),
             Reader::Terminal(terminal) => terminal.show(&event),
         }
         self.progress.follow(&event);
         if let Event::Notice(notice) = event {
-            let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
-            if notices.len() < MAX_NOTICES {
-                notices.push(notice.chars().take(MAX_NOTICE).collect());
-            }
+            self.notices.lock().unwrap_or_else(PoisonError::into_inner).add(notice);
         }
     }
 
-    /// What the person who asked for the build should know.
+    /// What the person who asked for the build should know: at most [`bounds::NOTICES`] texts, the last of which says how many
+    /// there are more.
     pub fn notices(&self) -> Vec<String> {
-        self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).all()
+    }
+}
+
+impl Notices {
+    fn add(&mut self, notice: String) {
+        if self.first.len() < bounds::NOTICES {
+            self.first.push(notice);
+        } else {
+            self.n_more += 1;
+        }
+    }
+
+    fn all(&self) -> Vec<String> {
+        let mut all = self.first.clone();
+        if self.n_more > 0 {
+            all.pop();
+            all.push(format!("and {} more notices", self.n_more + 1));
+        }
+        all
     }
 }
 
@@ -73,17 +103,29 @@ fn log(event: &Event) {
         Event::Targets(n_targets) => tracing::debug!(n_targets, "will be built"),
         Event::TargetDone(target) => tracing::debug!(target, "is built"),
         Event::Fetching { received_bytes } => tracing::debug!(received_bytes, "fetching"),
-        Event::StepStarted(step) => tracing::debug!(step = label(step), "begins"),
+        Event::StepStarted(step) => tracing::debug!(step = step.title(), "begins"),
         Event::StepEnded { step, is_cached, took, error } => {
             let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            tracing::debug!(step = label(step), is_cached, ms, error, "done");
+            tracing::debug!(step = step.title(), is_cached, ms, error, "done");
         }
-        Event::StepOutput { step, line } => tracing::trace!(step = label(step), line),
+        Event::StepOutput { step, line } => tracing::trace!(step = step.label(), line),
         Event::Notice(notice) => tracing::info!(notice),
     }
 }
 
-/// A step as people read it: `vote [2/3] RUN make`.
-fn label(step: &Step) -> String {
-    step.target.as_ref().map_or_else(|| step.name.clone(), |target| format!("{target} {}", step.name))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_are_plain_bounded_and_counted() {
+        let journal = Journal::to_log(Arc::default(), Places::default());
+        for n in 0..bounds::NOTICES + 9 {
+            journal.tell(Event::Notice(format!("{n}\0{}", "x".repeat(3000))));
+        }
+        let notices = journal.notices();
+        assert!(notices[0].starts_with("0␀xxx") && notices.iter().all(|notice| notice.len() <= bounds::NOTICE));
+        assert_eq!(notices.len(), bounds::NOTICES);
+        assert_eq!(notices.last().map(String::as_str), Some("and 10 more notices"));
+    }
 }

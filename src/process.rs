@@ -1,7 +1,12 @@
 //! One child process: started in a group of its own, read line by line, ended by its exit or by KILL.
 //!
+//! A pipe is read when the line before has been handled: nothing is queued, and the child waits meanwhile. So a child
+//! takes the memory of one line for each of its two pipes, whatever it writes.
+//!
 //! The one home of running children. Cancelling, time limits, silence and too much output are one mechanism: KILL to the
 //! whole group. A child that exits with an error is a value here, not an error; `Err` means that it could not be run.
+
+mod lines;
 
 use std::io;
 use std::pin::Pin;
@@ -11,14 +16,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-/// A line longer than this arrives in pieces.
-const MAX_LINE: usize = 4 << 20;
+use crate::bounds;
+
+use lines::Lines;
+
+/// A line and all lines that are remembered of what a child says beside its work.
+const MAX_SAID_LINE: usize = 500;
+const MAX_SAID: usize = 2000;
 
 /// After the child's exit, how long its pipes may take to end.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -96,7 +106,8 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Runs a child to its end, handing each line of its output, without the line's end, to `on_line`.
+/// Runs a child to its end, handing each line of its output, without the line's end, to `on_line`. A line is handed over
+/// up to [`bounds::LINE`] bytes; one of that length may be the beginning of a longer one.
 ///
 /// `input` goes to its standard input, which then ends. When the future is dropped, the group is killed.
 pub async fn run(
@@ -119,7 +130,8 @@ pub async fn run_seen(
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     let (mut child, group) = spawn(&mut command, Stdio::piped())?;
     let _ = seen.set(group.leader());
-    let mut lines = read_lines(&mut child);
+    let mut out = Lines::of(child.stdout.take().expect("standard output is a pipe"), bounds::LINE);
+    let mut err = Lines::of(child.stderr.take().expect("standard error is a pipe"), bounds::LINE);
     let mut stdin = child.stdin.take().expect("standard input is a pipe");
     let write = async move {
         // A child that does not read its input is no error: its exit says what was wrong.
@@ -128,30 +140,29 @@ pub async fn run_seen(
     tokio::pin!(write);
 
     let started = Instant::now();
-    let (mut last_byte, mut n_bytes) = (started, 0);
-    let (mut is_written, mut is_open) = (false, true);
-    let mut ended = None;
-    let mut drain_until = None;
-    while ended.is_none() || is_open {
-        // Nothing is lost when a branch is dropped: lines stay in the channel, the write goes on where it was, `wait`
-        // and the timers are asked again.
+    let (mut last_byte, mut n_bytes, mut is_written) = (started, 0, false);
+    let (mut ended, mut drain_until) = (None, None);
+    while ended.is_none() || out.is_open || err.is_open {
+        // Nothing is lost when a branch is dropped: bytes stay in the pipes, the write goes on where it was, `wait` and the
+        // timers are asked again.
         tokio::select! {
             biased;
             () = limits.stop.cancelled(), if ended.is_none() => ended = Some(Ended::Stopped),
             () = sleep_until(started + limits.timeout), if ended.is_none() => ended = Some(Ended::TimedOut),
             () = sleep_until(last_byte + limits.silence), if ended.is_none() => ended = Some(Ended::Silent),
             () = sleep_until(drain_until.unwrap_or(started)), if drain_until.is_some() => break,
-            line = lines.recv(), if is_open => match line {
-                Some((stream, line)) => {
-                    last_byte = Instant::now();
-                    n_bytes += if stream == Stream::Out { line.len() + 1 } else { 0 };
-                    on_line(stream, &line);
-                    if n_bytes > limits.max_output_bytes && ended.is_none() {
-                        ended = Some(Ended::TooMuchOutput);
-                    }
+            n = out.read(), if out.is_open => {
+                last_byte = Instant::now();
+                n_bytes += n;
+                out.hand_over(n, |line| on_line(Stream::Out, line));
+                if n_bytes > limits.max_output_bytes && ended.is_none() {
+                    ended = Some(Ended::TooMuchOutput);
                 }
-                None => is_open = false,
-            },
+            }
+            n = err.read(), if err.is_open => {
+                last_byte = Instant::now();
+                err.hand_over(n, |line| on_line(Stream::Err, line));
+            }
             () = &mut write, if !is_written => is_written = true,
             status = child.wait(), if ended.is_none() => {
                 let status = status.map_err(|source| ProcessError::Wait { program: program.clone(), source })?;
@@ -175,23 +186,29 @@ pub fn pipe(mut command: Command) -> Result<(Pipe, watch::Receiver<String>), Pro
     let stdout = child.stdout.take().expect("standard output is a pipe");
     let stdin = child.stdin.take().expect("standard input is a pipe");
     let stderr = child.stderr.take().expect("standard error is a pipe");
-    let (sender, mut lines) = mpsc::channel(16);
-    tokio::spawn(split(stderr, Stream::Err, sender));
     let (said, heard) = watch::channel(String::new());
     tokio::spawn(async move {
-        while let Some((_, line)) = lines.recv().await {
-            let line: String = String::from_utf8_lossy(&line).trim().chars().take(500).collect();
-            said.send_if_modified(|said| {
-                let has_room = said.len() < 2000;
-                if has_room {
-                    *said = if said.is_empty() { line } else { format!("{said}; {line}") };
-                }
-                has_room
-            });
+        let mut lines = Lines::of(stderr, MAX_SAID_LINE);
+        while lines.is_open {
+            let n = lines.read().await;
+            lines.hand_over(n, |line| add(&said, &String::from_utf8_lossy(line)));
         }
     });
     // The runtime reaps a child that nobody waits for.
     Ok((Pipe { both: tokio::io::join(stdout, stdin), _group: group }, heard))
+}
+
+/// Adds a line to what a child has said, as long as there is room.
+fn add(said: &watch::Sender<String>, line: &str) {
+    said.send_if_modified(|said| {
+        let has_room = said.len() < MAX_SAID;
+        if has_room {
+            let between = if said.is_empty() { "" } else { "; " };
+            said.push_str(between);
+            said.push_str(line.trim());
+        }
+        has_room
+    });
 }
 
 /// Both ends of a child.
@@ -252,45 +269,6 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
-    }
-}
-
-type Line = (Stream, Vec<u8>);
-
-fn read_lines(child: &mut Child) -> mpsc::Receiver<Line> {
-    let (sender, receiver) = mpsc::channel(256);
-    let stdout = child.stdout.take().expect("standard output is a pipe");
-    let stderr = child.stderr.take().expect("standard error is a pipe");
-    tokio::spawn(split(stdout, Stream::Out, sender.clone()));
-    tokio::spawn(split(stderr, Stream::Err, sender));
-    receiver
-}
-
-/// Cuts a pipe into lines; ends with the pipe, or when nobody listens any more.
-async fn split(mut pipe: impl AsyncRead + Unpin, stream: Stream, lines: mpsc::Sender<Line>) {
-    let mut chunk = vec![0; 32 << 10];
-    let mut rest = Vec::new();
-    loop {
-        let n = pipe.read(&mut chunk).await.unwrap_or(0);
-        if n == 0 {
-            break;
-        }
-        for piece in chunk[..n].split_inclusive(|byte| *byte == b'\n') {
-            rest.extend_from_slice(piece);
-            let is_whole = rest.last() == Some(&b'\n');
-            if !is_whole && rest.len() < MAX_LINE {
-                continue;
-            }
-            if is_whole {
-                rest.pop();
-            }
-            if lines.send((stream, std::mem::take(&mut rest))).await.is_err() {
-                return;
-            }
-        }
-    }
-    if !rest.is_empty() {
-        let _ = lines.send((stream, rest)).await;
     }
 }
 
@@ -382,8 +360,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_line_without_end_takes_the_memory_of_one_line_and_the_next_one_is_whole() {
+        let script = "head -c 64m /dev/zero | tr '\\0' x >&2; echo >&2; echo next >&2; printf last >&2";
+        let mut lines = Vec::new();
+        let limits = Limits { max_output_bytes: 0, ..limits() };
+        let ended = run(shell(script), b"", &limits, |_, line| lines.push((line.len(), line[..4].to_vec()))).await;
+        assert!(ended.expect("run").is_success());
+        assert_eq!(lines, [(bounds::LINE, b"xxxx".to_vec()), (4, b"next".to_vec()), (4, b"last".to_vec())]);
+    }
+
+    #[tokio::test]
     async fn dropping_the_future_kills_the_group() {
-        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             run(shell("echo $$; sleep 60"), b"", &limits(), move |_, line| {
                 let _ = sender.send(String::from_utf8_lossy(line).into_owned());

@@ -31,6 +31,7 @@ use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
 use crate::sidekiq::turn::{Effect, Fingerprint, Settlement, Token, UnitOfWork, announce, holds};
 use crate::sidekiq::{Identity, iteration};
+use crate::text::places::Places;
 
 /// A job interrupted this often waits its turn in the retry set.
 const MAX_INTERRUPTIONS: u32 = 3;
@@ -246,12 +247,22 @@ async fn build(
     let timestamps = payload.timestamps().unwrap_or(processor.jobs.timestamps);
     tell_started(processor, running, attempted, timestamps).await;
 
-    let journal = Journal::to_log(Arc::clone(&running.iteration.progress));
+    let places = processor.stations.state.places();
+    let journal = Journal::to_log(Arc::clone(&running.iteration.progress), places.clone());
     let fence = InFlight { processor, token: &running.unit.token };
     let attempt = Attempt { journal: &journal, stop, fence: Some(&fence) };
     let built = perform(&processor.stations, &job, attempt, &mut attempted.report).await;
     attempted.report.notices = journal.notices();
-    built
+    built.map_err(|failure| for_customer(failure, &places))
+}
+
+/// A failure as the customer may read it. The log has all of it.
+fn for_customer(failure: Failure, places: &Places) -> Failure {
+    let told = failure.clone().without(places);
+    if told != failure {
+        tracing::warn!(detail = failure.detail, "the failure in full");
+    }
+    told
 }
 
 /// The fence of a build: its entry in flight.
@@ -446,8 +457,7 @@ fn conclude(report: &mut Report, failure: Option<&Failure>) {
         Some(_) => Status::Failed,
     });
     report.reason = failure.map(|failure| failure.reason);
-    report.message =
-        failure.map(|failure| format!("{} {}", failure.reason.sentence(), failure.detail).trim_end().to_owned());
+    report.message = failure.map(Failure::message);
 }
 
 fn log_end(result: &Result<(), Failure>, report: &Report, disposition: Disposition, running: &Running) {

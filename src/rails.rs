@@ -160,7 +160,7 @@ pub fn callback_job(
     if !callback.wants(report.moment) {
         return None;
     }
-    let report = serde_json::to_value(report).expect("a report is plain data");
+    let report = report.to_json();
     let jid = callback_jid(fetched_text, report["moment"].as_str().unwrap_or_default());
     let mut job = json!({
         "retry": true, "queue": callback.queue, "class": callback.class, "args": [report], "jid": jid,

@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::text::places::Places;
+use crate::{bounds, text};
+
 /// Whose matter a reason is, and so what becomes of the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -132,28 +135,42 @@ impl Serialize for Reason {
 pub struct Failure {
     /// The entry of the closed list.
     pub reason: Reason,
-    /// What happened, for a person: names the file, target, URL or field. Never contains a secret.
+    /// What happened, for a person: names the file, target, URL or field. Never contains a secret. Plain text of at most
+    /// [`bounds::MESSAGE`] bytes, since every failure is made here.
     pub detail: String,
     /// How long whoever failed us wants to be left alone; no retry comes sooner.
     pub wait: Duration,
 }
 
 impl Failure {
-    /// A failure with its detail.
-    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), wait: Duration::ZERO }
+    /// A failure with its detail, of which the middle goes when it is too long.
+    pub fn new(reason: Reason, detail: impl AsRef<str>) -> Self {
+        let detail = text::elide(&text::plain(detail.as_ref()), bounds::MESSAGE).into_owned();
+        Self { reason, detail, wait: Duration::ZERO }
     }
 
     /// The same, of a part of the build that has a name.
     #[must_use]
     pub fn of(self, part: &str) -> Self {
-        Self { detail: format!("{part}: {}", self.detail), ..self }
+        Self { wait: self.wait, ..Self::new(self.reason, format!("{part}: {}", self.detail)) }
+    }
+
+    /// The same, without what a customer should not read of the worker.
+    #[must_use]
+    pub fn without(self, places: &Places) -> Self {
+        Self { wait: self.wait, ..Self::new(self.reason, places.hide(&self.detail)) }
     }
 
     /// The same, with the time before which a retry would be in vain.
     #[must_use]
     pub fn not_before(self, wait: Duration) -> Self {
         Self { wait, ..self }
+    }
+
+    /// For the customer: the sentence of the reason, and what exactly happened. At most [`bounds::MESSAGE`] bytes.
+    pub fn message(&self) -> String {
+        let message = format!("{} {}", self.reason.sentence(), self.detail);
+        text::elide(message.trim_end(), bounds::MESSAGE).into_owned()
     }
 }
 
@@ -165,6 +182,8 @@ impl fmt::Display for Failure {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -176,6 +195,17 @@ mod tests {
         for reason in Reason::ALL {
             assert!(reason.sentence().ends_with('.'), "{reason}");
             assert!(reason.name().chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{reason}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_failure_of_any_text_is_plain_and_bounded(text in any::<String>(), n in 1_usize..2000) {
+            let failure = Failure::new(Reason::StepFailed, text.repeat(n)).of(&text);
+            for said in [&failure.detail, &failure.message()] {
+                prop_assert!(said.len() <= bounds::MESSAGE, "{} bytes", said.len());
+                prop_assert_eq!(text::plain(said), said.as_str());
+            }
         }
     }
 }

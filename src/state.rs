@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::reason::{Failure, Reason};
+use crate::text::places::Places;
 
 pub use disk::watch;
 pub use mirrors::MirrorDirectory;
@@ -75,7 +76,12 @@ impl StateDirectory {
     pub fn job_directory(&self) -> Result<JobDirectory, StateError> {
         let path = self.run.join(self.n_jobs.fetch_add(1, Ordering::Relaxed).to_string());
         make_private(&path)?;
-        Ok(JobDirectory { path })
+        Ok(JobDirectory { path, places: self.places() })
+    }
+
+    /// What no customer should read of it.
+    pub fn places(&self) -> Places {
+        Places::new(&self.root)
     }
 
     /// The directory of a repository's mirror, made when it is missing, and not removed while it is held.
@@ -102,6 +108,7 @@ impl Drop for StateDirectory {
 #[derive(Debug)]
 pub struct JobDirectory {
     path: PathBuf,
+    places: Places,
 }
 
 impl JobDirectory {
@@ -110,6 +117,11 @@ impl JobDirectory {
         let path = self.path.join(name);
         make_private(&path)?;
         Ok(path)
+    }
+
+    /// What no customer should read of this directory and those around it.
+    pub fn places(&self) -> Places {
+        self.places.clone()
     }
 
     /// A path in it.

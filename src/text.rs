@@ -2,9 +2,14 @@
 //!
 //! Owns the one form in which such a text is masked, stored and shown. A text passes in this order: [`plain`], the mask,
 //! [`clip`]. Masking after `plain` finds a secret that a step printed with colors in it; masking before `clip` finds one
-//! that lies across the cut. ECMA-48 defines the escape sequences.
+//! that lies across the cut. What a message says of the worker itself is [`places`]' part. ECMA-48 defines the escape
+//! sequences.
+
+pub mod places;
+pub mod tail;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// `text` without terminal escape sequences, every other control character replaced by a visible one.
 ///
@@ -12,19 +17,17 @@ use std::borrow::Cow;
 /// and characters that reorder or hide text (bidirectional controls, U+2028, U+2029) become U+FFFD. The result is never
 /// longer than three times `text`.
 pub fn plain(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(is_hidden) {
+    let is_printable = |byte: u8| matches!(byte, b'\n' | b'\t' | b' '..=b'~');
+    if text.bytes().all(is_printable) || !text.chars().any(is_hidden) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        if let Some(length) = escape_sequence(rest) {
-            rest = &rest[length..];
-            continue;
-        }
-        shown.push(visible(c));
-        rest = &rest[c.len_utf8()..];
+    let mut shown_to = 0;
+    for escape in escapes(text) {
+        shown.extend(text[shown_to..escape.start].chars().map(visible));
+        shown_to = escape.end;
     }
+    shown.extend(text[shown_to..].chars().map(visible));
     Cow::Owned(shown)
 }
 
@@ -39,14 +42,66 @@ pub fn clip(text: &str, max_bytes: usize) -> Cow<'_, str> {
     if text.len() <= max_bytes {
         return Cow::Borrowed(text);
     }
-    let mark = |kept: usize| format!("… ({} more bytes)", text.len() - kept);
     // The mark for the whole text is the longest one.
-    let room = max_bytes.saturating_sub(mark(0).len());
+    let room = max_bytes.saturating_sub(more(text.len()).len());
     let kept = text.floor_char_boundary(room);
     let mut clipped = text[..kept].to_owned();
-    clipped.push_str(&mark(kept));
+    clipped.push_str(&more(text.len() - kept));
     clipped.truncate(clipped.floor_char_boundary(max_bytes));
     Cow::Owned(clipped)
+}
+
+/// The beginning and the end of `text`, at most `max_bytes` bytes long, with a mark between them that says how many bytes
+/// are missing. For an error: it begins with what was tried and ends with the cause. A quarter of it is the end.
+pub fn elide(text: &str, max_bytes: usize) -> Cow<'_, str> {
+    if text.len() <= max_bytes {
+        return Cow::Borrowed(text);
+    }
+    let room = max_bytes.saturating_sub(more(text.len()).len() + " … ".len());
+    if room < 16 {
+        return clip(text, max_bytes);
+    }
+    let begin = text.floor_char_boundary(room - room / 4);
+    let end = text.ceil_char_boundary(text.len() - room / 4);
+    Cow::Owned(format!("{}{} … {}", &text[..begin], more(end - begin), &text[end..]))
+}
+
+/// What stands in the place of so many bytes.
+pub fn more(n_bytes: usize) -> String {
+    format!("… ({n_bytes} more bytes)")
+}
+
+/// Where the terminal escape sequences of `text` are, from the first to the last.
+pub fn escapes(text: &str) -> impl Iterator<Item = Range<usize>> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let at = from + text.get(from..)?.find('\x1b')?;
+            from = at + 1;
+            if let Some(length) = escape_sequence(&text[at..]) {
+                from = at + length;
+                return Some(at..from);
+            }
+        }
+    })
+}
+
+/// `text`, of which the rest is not known, without an escape sequence at its end that the rest may end.
+pub fn without_open_escape(text: &str) -> &str {
+    let mut from = escapes(text).last().map_or(0, |escape| escape.end);
+    while let Some(at) = text[from..].find('\x1b').map(|at| from + at) {
+        let is_open = match text.as_bytes().get(at + 1) {
+            None => true,
+            Some(b'[') => text.bytes().skip(at + 2).all(|byte| (0x20..=0x3f).contains(&byte)),
+            Some(b']') => !text[at..].contains('\n'),
+            Some(_) => false,
+        };
+        if is_open {
+            return &text[..at];
+        }
+        from = at + 1;
+    }
+    text
 }
 
 /// [`plain`], then [`clip`].
@@ -122,7 +177,31 @@ mod tests {
     #[test]
     fn a_clipped_text_says_how_much_is_missing() {
         assert_eq!(clip("short", 5), "short");
-        assert_eq!(clip(&"x".repeat(100), 40), format!("{}… (81 more bytes)", "x".repeat(19)));
+        assert_eq!(clip(&"x".repeat(100), 40), format!("{}… (80 more bytes)", "x".repeat(20)));
+    }
+
+    #[test]
+    fn an_elided_error_has_its_beginning_and_its_cause() {
+        let error = format!("process \"{}\" did not complete successfully: exit code: 137", "x".repeat(1000));
+        let elided = elide(&error, 200);
+        assert!(elided.starts_with("process \"xxx") && elided.ends_with("exit code: 137"), "{elided}");
+        assert!(elided.contains(" more bytes) … ") && elided.len() <= 200, "{elided}");
+        assert_eq!(elide("short", 5), "short");
+    }
+
+    #[test]
+    fn an_escape_sequence_that_may_go_on_is_left_out() {
+        for (text, expected) in [
+            ("a\x1b", "a"),
+            ("a\x1b[3", "a"),
+            ("a\x1b[31mb", "a\x1b[31mb"),
+            ("a\x1b]0;tit", "a"),
+            ("a\x1b]0;title\x07b\x1b]8;", "a\x1b]0;title\x07b"),
+            ("a\x1b]0;x\nb", "a\x1b]0;x\nb"),
+            ("a\x1b b\x1b", "a\x1b b"),
+        ] {
+            assert_eq!(without_open_escape(text), expected, "{text:?}");
+        }
     }
 
     proptest! {
@@ -131,6 +210,20 @@ mod tests {
             let shown = shown(&text, max_bytes);
             prop_assert!(shown.len() <= max_bytes);
             prop_assert!(!shown.chars().any(is_hidden));
+        }
+
+        #[test]
+        fn an_elided_text_fits_its_bound(text in any::<String>(), max_bytes in 0_usize..200) {
+            prop_assert!(elide(&text, max_bytes).len() <= max_bytes);
+        }
+
+        #[test]
+        fn the_beginning_of_a_text_is_shown_as_the_text_is(
+            text in "[ab\x1b\\[\\]0-9;m\x07\\\\\\n]{0,40}",
+            at in any::<prop::sample::Index>(),
+        ) {
+            let beginning = without_open_escape(&text[..text.floor_char_boundary(at.index(text.len() + 1))]);
+            prop_assert!(plain(&text).starts_with(&*plain(beginning)), "{:?} of {:?}", beginning, text);
         }
 
         #[test]

@@ -5,8 +5,14 @@
 //! failure. So an error is known by how it begins, and a registry's answer is read without references and URLs.
 
 use super::progress::{Progress, Vertex};
+use super::shown::Said;
 use crate::process::Ended;
-use crate::reason::{Failure, Reason};
+use crate::reason::{Class, Failure, Reason};
+use crate::text;
+
+/// Bytes of a step's name and of its error in the detail of a failure, so that both are in it.
+const MAX_NAME: usize = 600;
+const MAX_ERROR: usize = 1100;
 
 /// Why the bake failed; `None` when it succeeded.
 pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<Failure> {
@@ -14,7 +20,7 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<Failure> {
         Ended::Exited(status) if status.success() => None,
         Ended::Exited(_) => Some(exited(progress)),
         // buildx had given up already, and lingered.
-        Ended::Stopped if progress.error.is_some() => Some(exited(progress)),
+        Ended::Stopped if !progress.errors().is_empty() => Some(exited(progress)),
         Ended::TimedOut => Some(Failure::new(Reason::TimedOut, "the build was stopped at its time limit")),
         Ended::Silent => Some(Failure::new(Reason::Stalled, "docker-buildx said nothing for too long and was killed")),
         Ended::TooMuchOutput => {
@@ -26,16 +32,25 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<Failure> {
 
 fn exited(progress: &Progress) -> Failure {
     if let Some((reason, vertex)) = progress.failed().find_map(|vertex| Some((judge(vertex)?, vertex))) {
-        return Failure::new(reason, describe(vertex));
+        return Failure::new(reason, describe(progress, vertex));
     }
-    let error = progress.error.as_deref().or(progress.last_text()).unwrap_or("docker-buildx ended without a word");
-    let reason = by_error_line(error, progress.failed().next().is_some());
-    Failure::new(reason, error.chars().take(2000).collect::<String>())
+    let has_failed_vertex = progress.failed().next().is_some();
+    let judged = |said: &'_ Said| (by_error_line(said.judged(), has_failed_vertex), said.shown.clone());
+    let mut errors: Vec<(Reason, String)> = progress.errors().iter().map(judged).collect();
+    // Of two lines that may be the error one is a customer's imitation: what the customer can mend is the error.
+    let own = errors.iter().position(|(reason, _)| reason.class() == Class::User);
+    if let Some(error) = own.map(|place| errors.swap_remove(place)).or_else(|| errors.pop()) {
+        return Failure::new(error.0, error.1);
+    }
+    match progress.last_words() {
+        Some(words) => Failure::new(by_error_line(words, has_failed_vertex), words),
+        None => Failure::new(Reason::BuildFailed, "docker-buildx ended without saying why"),
+    }
 }
 
 /// What a failed vertex says: a step of the Dockerfile, a base image, an export.
 fn judge(vertex: &Vertex) -> Option<Reason> {
-    let error = vertex.own_error()?;
+    let error = vertex.own_error()?.judged();
     if let Some((_, reason)) = STEP_ERRORS.iter().find(|(begin, _)| error.starts_with(begin)) {
         return Some(*reason);
     }
@@ -233,10 +248,10 @@ const BUILDX: &[(&str, Reason)] = &[
     ("unexpected EOF", Reason::BuilderUnavailable),
 ];
 
-fn describe(vertex: &Vertex) -> String {
-    let target = vertex.targets.iter().next().map(|target| format!("target {target}, ")).unwrap_or_default();
-    let error = vertex.own_error().unwrap_or_default();
-    format!("{target}{}: {error}", vertex.name).chars().take(2000).collect()
+fn describe(progress: &Progress, vertex: &Vertex) -> String {
+    let target = progress.target_of(vertex).map(|target| format!("target {target}, ")).unwrap_or_default();
+    let error = vertex.own_error().map_or("", |said| &said.shown);
+    format!("{target}{}: {}", text::clip(&vertex.name, MAX_NAME), text::elide(error, MAX_ERROR))
 }
 
 #[cfg(test)]
@@ -244,18 +259,75 @@ mod tests {
     use std::os::unix::process::ExitStatusExt;
     use std::process::ExitStatus;
 
+    use super::super::mask::Mask;
+    use super::super::progress::Baked;
+    use super::super::shown::Shown;
     use super::*;
+    use crate::text::places::Places;
 
     fn diagnosis(version: &str, case: &str, targets: &[&str]) -> Option<Failure> {
         let folder = format!("{}/tests/fixtures/buildx/{version}/{case}", env!("CARGO_MANIFEST_DIR"));
         let stderr = std::fs::read(format!("{folder}.stderr")).expect("a fixture");
         let exit: i32 =
             std::fs::read_to_string(format!("{folder}.exit")).expect("a fixture").trim().parse().expect("a number");
-        let mut progress = Progress::new(targets.iter().map(|target| (*target).to_owned()));
-        for line in stderr.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-            progress.line(line);
-        }
+        let mut progress = progress(targets, "Dockerfile");
+        let lines = stderr.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.for_each(|line| progress.line(line, &mut |_| {}));
         diagnose(Ended::Exited(ExitStatus::from_raw(exit << 8)), &progress)
+    }
+
+    fn progress(targets: &[&str], dockerfile: &str) -> Progress {
+        let targets = targets.iter().map(|target| ((*target).to_owned(), Vec::new())).collect();
+        let baked = Baked { targets, dockerfiles: [dockerfile.to_owned()].into() };
+        Progress::new(baked, Shown::new(Mask::new([]), Places::default()))
+    }
+
+    /// Why a bake failed that ended with this text.
+    fn ended_with(dockerfile: &str, text: &str) -> Failure {
+        let mut progress = progress(&["web"], dockerfile);
+        text.lines().for_each(|line| progress.line(line.as_bytes(), &mut |event| panic!("forged: {event:?}")));
+        diagnose(Ended::Exited(ExitStatus::from_raw(1 << 8)), &progress).expect("a failure")
+    }
+
+    #[test]
+    fn a_file_that_is_called_like_an_error_has_the_error_of_its_content() {
+        let rule = "-".repeat(20);
+        let own = "failed to solve: dockerfile parse error on line 1: unknown instruction: FRM";
+        for name in [
+            "ERROR: failed to solve: rpc error: code = Unavailable",
+            "ERROR: failed to solve: dockerfile parse error on line 9",
+            "WARNING: x",
+            "{\"vertexes\":[{\"digest\":\"x\",\"name\":\"[1/1] RUN x\",\"started\":\"2026-11-24T04:05:56Z\"}]}",
+        ] {
+            let text = format!("WARNING: y\n{name}:1\n{rule}\n   1 | >>> FRM x\n{rule}\nERROR: {own}\n");
+            let failure = ended_with(name, &text);
+            assert_eq!((failure.reason, &*failure.detail), (Reason::DockerfileInvalid, own), "{name}");
+            // Another frontend may call the file as it likes.
+            if !name.contains("line 9") {
+                assert_eq!(ended_with("Dockerfile", &text).detail, own, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_crash_of_buildx_is_not_told_in_gos_words() {
+        let crash = "panic: runtime error: index out of range [1]\n\ngoroutine 1 [running]:\nmain.main()\n\t/src/main.go:3 +0x1d";
+        let failure = ended_with("Dockerfile", crash);
+        assert_eq!((failure.reason, &*failure.detail), (Reason::BuildFailed, "docker-buildx ended without saying why"));
+        let klog = "E1124 04:18:04.264391    6145 v2.go:105] \"Unhandled Error\" err=\"EOF\"";
+        assert_eq!(ended_with("Dockerfile", klog).detail, "\"Unhandled Error\" err=\"EOF\"");
+    }
+
+    #[test]
+    fn a_step_with_a_long_command_says_how_it_ended() {
+        let command = "x ".repeat(30_000);
+        let line = serde_json::json!({"vertexes": [{
+            "digest": "a", "name": format!("[2/2] RUN {command}"), "completed": "2026-11-24T04:05:56Z",
+            "error": format!("process \"/bin/sh -c {command}\" did not complete successfully: exit code: 137")}]});
+        let mut progress = progress(&["web"], "Dockerfile");
+        progress.line(line.to_string().as_bytes(), &mut |_| {});
+        let failure = diagnose(Ended::Exited(ExitStatus::from_raw(1 << 8)), &progress).expect("a failure");
+        assert!(failure.detail.ends_with("exit code: 137") && failure.detail.len() < 1900, "{failure}");
     }
 
     #[test]

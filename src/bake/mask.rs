@@ -1,86 +1,200 @@
-//! Keeps build secrets and registry credentials out of what is said of a build: a step may print what it was given, and a
+//! Finds build secrets and registry credentials in what is said of a build: a step may print what it was given, and a
 //! registry's refusal what it was sent.
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+use std::borrow::Cow;
+use std::ops::Range;
 
-use crate::event::{Event, Step};
-use crate::report::TargetReport;
+use aho_corasick::Anchored;
+use aho_corasick::automaton::Automaton;
+use aho_corasick::nfa::contiguous::NFA;
+
 use crate::secret::Secret;
+use crate::text;
 
 /// What is shown instead.
 const SHOWN: &str = "***";
+
+/// What stands for it while escape sequences are still in the text: none of them goes on with it.
+const MARK: &str = "\u{fffc}\u{fffc}\u{fffc}";
 
 /// A shorter text is in too much that is no secret, and so is one of replacement characters: bytes that are no text.
 const MIN_LENGTH: usize = 4;
 
 /// Finds the lines of all secrets of a build: what a step prints arrives by the line.
-pub(super) struct Mask(AhoCorasick);
+///
+/// A line is known in three forms: as it is, without control characters, and with `\` before quotes, as Go quotes it.
+pub(super) struct Mask {
+    /// Nothing is searched for where there is nothing to find.
+    automaton: Option<NFA>,
+    patterns: Vec<Secret>,
+}
 
 impl Mask {
     pub(super) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
         let secrets: Vec<Secret> = secrets.into_iter().collect();
         let lines = secrets.iter().flat_map(|secret| secret.expose().lines()).map(str::trim);
-        let is_telling =
-            |line: &&str| line.split(char::REPLACEMENT_CHARACTER).map(str::len).sum::<usize>() >= MIN_LENGTH;
-        // One may be a part of another. The other kinds of automaton are larger: by a thousand times for a long line.
-        let mut builder = AhoCorasick::builder();
-        builder.match_kind(MatchKind::LeftmostLongest).kind(Some(AhoCorasickKind::ContiguousNFA));
-        Self(builder.build(lines.filter(is_telling)).expect("secrets have less than two gibibytes"))
+        let mut patterns: Vec<String> = lines.flat_map(forms).filter(|form| is_telling(form)).collect();
+        patterns.sort_unstable();
+        patterns.dedup();
+        // A contiguous automaton is the smallest kind by far for long lines. It has no limit that secrets could reach.
+        let automaton = NFA::builder().build(&patterns).expect("secrets have less than two gibibytes");
+        let automaton = (!patterns.is_empty()).then_some(automaton);
+        Self { automaton, patterns: patterns.into_iter().map(Secret::new).collect() }
     }
 
-    pub(super) fn text(&self, text: &str) -> String {
-        let mut masked = String::with_capacity(text.len());
-        self.0.replace_all_with(text, &mut masked, |_, _, masked| {
-            masked.push_str(SHOWN);
-            true
-        });
-        masked
-    }
-
-    pub(super) fn event(&self, event: Event) -> Event {
-        match event {
-            _ if self.0.patterns_len() == 0 => event,
-            Event::StepStarted(step) => Event::StepStarted(self.step(step)),
-            Event::StepOutput { step, line } => Event::StepOutput { step: self.step(step), line: self.text(&line) },
-            Event::StepEnded { step, is_cached, took, error } => {
-                let error = error.map(|error| self.text(&error));
-                Event::StepEnded { step: self.step(step), is_cached, took, error }
-            }
-            Event::Notice(notice) => Event::Notice(self.text(&notice)),
-            // Nothing of a build's own words is in these.
-            Event::PhaseStarted(_) | Event::PhaseEnded(..) | Event::Fetching { .. } => event,
-            Event::Targets(_) | Event::TargetDone(_) => event,
+    /// A whole text, plain and without secrets.
+    pub(super) fn plain(&self, text: &str) -> String {
+        match text::plain(text) {
+            Cow::Borrowed(text) => self.replace(text),
+            Cow::Owned(_) => self.replace(&text::plain(&self.with_marks(text, text.len()))).replace(MARK, SHOWN),
         }
     }
 
-    /// A step is called by its command, in which somebody may have written a secret.
-    fn step(&self, step: Step) -> Step {
-        Step { name: self.text(&step.name), ..step }
+    /// The same of the beginning of a text whose rest is not known: without what the rest could complete to a secret.
+    pub(super) fn plain_beginning(&self, text: &str) -> String {
+        let text = text::without_open_escape(text);
+        match text::plain(text) {
+            Cow::Borrowed(text) => self.replace_to(text, text.len() - self.pending(text)),
+            Cow::Owned(_) => {
+                let marked = self.with_marks(text, text.len() - self.pending(text));
+                let plain = text::plain(text::without_open_escape(&marked));
+                self.replace_to(&plain, plain.len() - self.pending(&plain)).replace(MARK, SHOWN)
+            }
+        }
     }
 
-    pub(super) fn report(&self, report: TargetReport) -> TargetReport {
-        TargetReport { error: report.error.map(|error| self.text(&error)), ..report }
+    fn replace(&self, text: &str) -> String {
+        self.replace_to(text, text.len())
     }
+
+    fn replace_to(&self, text: &str, end: usize) -> String {
+        without(text, end, self.spans(text), SHOWN)
+    }
+
+    /// The text up to `end`, with a mark for each secret that is cut by an escape sequence or has one, and so is another text
+    /// without them.
+    fn with_marks(&self, text: &str, end: usize) -> String {
+        let mut spans = self.spans(text);
+        let mut escapes = text::escapes(text).peekable();
+        spans.retain(|span| {
+            while escapes.next_if(|escape| escape.end <= span.start).is_some() {}
+            escapes.peek().is_some_and(|escape| escape.start < span.start) || text[span.clone()].contains('\x1b')
+        });
+        without(text, end, spans, MARK)
+    }
+
+    /// How many bytes at the end of a text may be the beginning of a secret.
+    fn pending(&self, text: &str) -> usize {
+        self.patterns.iter().map(|pattern| pending(text, pattern.expose())).max().unwrap_or(0)
+    }
+
+    /// Where secrets are, from the first to the last. Those that overlap are one: what is left of either would tell.
+    fn spans(&self, text: &str) -> Vec<Range<usize>> {
+        let Some(automaton) = &self.automaton else { return Vec::new() };
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        let mut state = automaton.start_state(Anchored::No).expect("the automaton is not anchored");
+        for (at, byte) in text.bytes().enumerate() {
+            state = automaton.next_state(Anchored::No, state, byte);
+            if !automaton.is_match(state) {
+                continue;
+            }
+            // Of those that end here the first is the longest.
+            let mut start = at + 1 - automaton.pattern_len(automaton.match_pattern(state, 0));
+            while let Some(last) = spans.pop_if(|last| last.end > start) {
+                start = start.min(last.start);
+            }
+            spans.push(start..at + 1);
+        }
+        spans
+    }
+}
+
+/// The text up to `end`, with each secret replaced that begins before it.
+fn without(text: &str, end: usize, spans: Vec<Range<usize>>, shown: &str) -> String {
+    let mut masked = String::with_capacity(end);
+    let mut shown_to = 0;
+    for span in spans.into_iter().filter(|span| span.start < end) {
+        masked.push_str(&text[shown_to..span.start]);
+        masked.push_str(shown);
+        shown_to = span.end;
+    }
+    if shown_to < end {
+        masked.push_str(&text[shown_to..end]);
+    }
+    masked
+}
+
+/// A line of a secret as it may be printed or quoted.
+fn forms(line: &str) -> [String; 3] {
+    let quoted = line.replace('\\', "\\\\").replace('"', "\\\"");
+    [line.to_owned(), text::plain(line).trim().to_owned(), quoted]
+}
+
+fn is_telling(form: &str) -> bool {
+    form.split(char::REPLACEMENT_CHARACTER).map(str::len).sum::<usize>() >= MIN_LENGTH
+}
+
+/// How many bytes at the end of `text` are the beginning of `pattern`, but not all of it (Knuth, Morris and Pratt).
+fn pending(text: &str, pattern: &str) -> usize {
+    let pattern = pattern.as_bytes();
+    let pattern = &pattern[..pattern.len().min(text.len() + 1)];
+    let next = |borders: &[usize], mut n: usize, byte: u8| {
+        while n > 0 && pattern[n] != byte {
+            n = borders[n - 1];
+        }
+        n + usize::from(pattern[n] == byte)
+    };
+    let mut borders = vec![0; pattern.len()];
+    for at in 1..pattern.len() {
+        borders[at] = next(&borders, borders[at - 1], pattern[at]);
+    }
+    let tail = &text.as_bytes()[text.len() - (pattern.len() - 1)..];
+    tail.iter().fold(0, |n, byte| next(&borders, n, *byte))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::secret::SecretBytes;
 
+    fn mask(secrets: &[&str]) -> Mask {
+        Mask::new(secrets.iter().map(|secret| Secret::new(*secret)))
+    }
+
     #[test]
-    fn every_line_of_a_secret_is_masked_and_the_longest_first() {
-        let mask = Mask::new(["hunter2\n", "-----BEGIN\nabcdef\nx\n", "hunter2-long"].map(Secret::new));
+    fn every_line_of_a_secret_is_masked_and_those_that_overlap_are_one() {
+        let mask =
+            mask(&["hunter2\n", "-----BEGIN\nabcdef\nx\n", "my-hunter2", "hunter2-long", "long-story", "say \"hi\""]);
         let table = [
             ("token=hunter2 and more", "token=*** and more"),
             ("hunter2-long", "***"),
+            ("hunter2-long-story", "***"),
+            ("hunter2hunter2", "******"),
+            ("my-hunter2", "***"),
             ("abcdef x", "*** x"),
             ("nothing", "nothing"),
+            ("it is say \"hi\"", "it is ***"),
+            (r#"process "echo say \"hi\"""#, r#"process "echo ***""#),
         ];
         for (text, expected) in table {
-            assert_eq!(mask.text(text), expected);
+            assert_eq!(mask.plain(text), expected);
         }
-        assert_eq!(Mask::new([]).text("x"), "x");
+        assert_eq!(Mask::new([]).plain("x"), "x");
+    }
+
+    #[test]
+    fn a_secret_with_colors_in_it_or_in_a_color_is_masked() {
+        let mask = mask(&["hunter2", "0;1mtoken", "\x1b[1mkey=abc\x07"]);
+        for (text, expected) in [
+            ("\x1b[31mhun\x1b[1mter2\x1b[0m!", "***!"),
+            ("\x1b[0;1mtoken bar", "␛[*** bar"),
+            ("so \x1b[1mkey=abc\x07", "so ***"),
+            ("so key=abc␇", "so ***"),
+        ] {
+            assert_eq!(mask.plain(text), expected, "{text:?}");
+        }
     }
 
     #[test]
@@ -88,8 +202,64 @@ mod tests {
         let secret = SecretBytes::new(b"\x00\xff\xfekey=hunter2\xff\n\xff\xfe\xfd\xfc\n\xffab\n".into());
         let mask = Mask::new([secret.to_text()]);
         let printed = String::from_utf8_lossy(b"it is \x00\xff\xfekey=hunter2\xff");
-        assert_eq!(mask.text(&printed), "it is ***");
+        assert_eq!(mask.plain(&printed), "it is ***");
         let others = String::from_utf8_lossy(b"\xff\xfe\xfd\xfc caf\xe9 \xffab");
-        assert_eq!(mask.text(&others), others, "no more than a log of another encoding");
+        assert_eq!(mask.plain(&others), others, "no more than a log of another encoding");
+    }
+
+    #[test]
+    fn a_beginning_ends_before_what_may_be_a_secret() {
+        let mask = mask(&["hunter2", "abcabcabd"]);
+        for (text, expected) in [
+            ("it is hunt", "it is "),
+            ("it is hunter2", "it is ***"),
+            ("it is hunter2 and hunter", "it is *** and "),
+            ("abcabcabcabcab", "abcabc"),
+            ("", ""),
+            ("h", ""),
+            ("no", "no"),
+        ] {
+            assert_eq!(mask.plain_beginning(text), expected, "{text:?}");
+        }
+        assert_eq!(Mask::new([]).plain_beginning("x"), "x");
+    }
+
+    /// Whether `shown` has a part of `secret`, of four bytes or more, that the rest of the text does not have.
+    fn tells(shown: &str, secret: &str, others: [&str; 4]) -> bool {
+        let parts = secret.as_bytes().windows(MIN_LENGTH).filter_map(|part| std::str::from_utf8(part).ok());
+        let mut parts = parts.filter(|part| others.iter().all(|other| !other.contains(part)));
+        parts.any(|part| shown.contains(part))
+    }
+
+    proptest! {
+        #[test]
+        fn no_part_of_a_secret_is_shown_wherever_it_is_and_wherever_the_text_is_cut(
+            secret in "[a-c\"\\\\\x1b\\[m;0-1]{4,12}",
+            before in "[a-c\x1b\\[m;0-1é]{0,12}",
+            after in "[a-c\x1b\\[m;0-1é]{0,12}",
+            at in any::<prop::sample::Index>(),
+        ) {
+            prop_assume!(secret.trim().len() >= MIN_LENGTH);
+            let mask = mask(&[&secret]);
+            let text = format!("{before}{secret}{after}");
+            // What is left of the text without the secret, in which an escape sequence may have gone on with it.
+            let others = [before.clone(), after.clone(), format!("{before}{MARK}{after}"), format!("{before}{after}")];
+            let others = others.map(|other| text::plain(&other).into_owned());
+            let others = others.each_ref().map(String::as_str);
+            let shown = mask.plain(&text);
+            let plain_secret = text::plain(&secret);
+            let tells = |shown: &str| tells(shown, &secret, others) || tells(shown, &plain_secret, others);
+            prop_assert!(!tells(&shown), "{:?} of {:?}", shown, text);
+            let cut = &text[..text.floor_char_boundary(at.index(text.len() + 1))];
+            let beginning = mask.plain_beginning(cut);
+            prop_assert!(!tells(&beginning), "{:?} of {:?}", beginning, text);
+        }
+
+        #[test]
+        fn what_is_pending_is_the_longest_beginning(text in "[ab]{0,12}", pattern in "[ab]{4,12}") {
+            let fits = |n: &usize| text.ends_with(&pattern[..*n]);
+            let expected = (0..pattern.len().min(text.len() + 1)).rev().find(fits);
+            prop_assert_eq!(Some(pending(&text, &pattern)), expected);
+        }
     }
 }

@@ -13,12 +13,14 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::define::Source;
-use super::solve::in_worktree;
 use super::{Bake, BakeError, Child, Definition, Order, base_environment, escape};
 use crate::job::{Recipe, RepositoryFile};
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders};
 use crate::state::JobDirectory;
+use crate::text::places::Places;
+use crate::text::tail::Tail;
+use crate::{bounds, text};
 
 /// Bytes of a definition.
 const MAX_FILE: u64 = 1 << 20;
@@ -151,7 +153,7 @@ async fn run(
     for name in ["buildx", "tmp"] {
         crate::state::make_private(&private.join(name))?;
     }
-    let worktree = order.worktree;
+    let places = directory.places().with_worktree(order.worktree);
     let mut command = child(bake, order, &private).command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
     command.current_dir(working_directory);
@@ -161,7 +163,7 @@ async fn run(
         Ended::Exited(status) if status.signal().is_some_and(|signal| signal != libc::SIGXCPU) => {
             Err(BakeError::Launcher(format!("--print ended with {status}")))
         }
-        Ended::Exited(status) if status.signal().is_none() => Err(failure(&in_worktree(&err, worktree))),
+        Ended::Exited(status) if status.signal().is_none() => Err(failure(&err, &places)),
         Ended::Exited(_) | Ended::TimedOut | Ended::Silent => {
             let limit = bake.limits.print_timeout.as_secs();
             Err(BakeError::Invalid(format!("the definition takes more than {limit} s to evaluate")))
@@ -174,31 +176,27 @@ async fn run(
     }
 }
 
-/// Runs to the end; returns all of standard output, and the text of standard error.
+/// Runs to the end; returns all of standard output, and the last lines of standard error.
 async fn collect(
     bake: &Bake,
     command: Command,
     input: &str,
     stop: &CancellationToken,
-) -> Result<(Ended, Vec<u8>, String), BakeError> {
+) -> Result<(Ended, Vec<u8>, Tail), BakeError> {
     let limits = process::Limits {
         timeout: bake.limits.print_timeout,
         silence: bake.limits.print_timeout,
         max_output_bytes: bake.limits.max_print_bytes,
         stop: stop.clone(),
     };
-    let (mut out, mut err) = (Vec::new(), String::new());
+    let (mut out, mut err) = (Vec::new(), Tail::default());
     let ended = process::run(command, input.as_bytes(), &limits, |stream, line| match stream {
         Stream::Out => {
             out.extend_from_slice(line);
             out.push(b'\n');
         }
-        // Its size is bounded as well: it quotes the lines of a file that does not parse.
-        Stream::Err if err.len() < 64 << 10 => {
-            err.push_str(&String::from_utf8_lossy(line));
-            err.push('\n');
-        }
-        Stream::Err => {}
+        // It quotes the lines of a file that does not parse.
+        Stream::Err => err.push(text::elide(&text::plain(&String::from_utf8_lossy(line)), bounds::ERROR).into_owned()),
     })
     .await?;
     Ok((ended, out, err))
@@ -231,13 +229,15 @@ fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
 }
 
 /// What buildx, or the launcher, said before it gave up.
-fn failure(err: &str) -> BakeError {
-    let said = |prefix: &str| err.lines().rev().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned);
+fn failure(err: &Tail, places: &Places) -> BakeError {
+    let said = |prefix: &str| err.lines().rev().find_map(|line| line.strip_prefix(prefix));
+    let hidden = |text: &str| places.hide(text).into_owned();
     if let Some(message) = said("ERROR: ") {
-        return BakeError::Invalid(message);
+        return BakeError::Invalid(hidden(message));
     }
-    let last = err.lines().last().unwrap_or("it ended without a word").to_owned();
-    said(&format!("{}: ", crate::sandbox::LAUNCH)).map_or(BakeError::Invalid(last), BakeError::Launcher)
+    let last = err.last().unwrap_or("it ended without a word");
+    let launcher = said(&format!("{}: ", crate::sandbox::LAUNCH));
+    launcher.map_or_else(|| BakeError::Invalid(hidden(last)), |message| BakeError::Launcher(hidden(message)))
 }
 
 pub(super) fn read(printed: &[u8]) -> Result<Targets, BakeError> {
@@ -263,5 +263,5 @@ pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
     line.split_whitespace()
         .nth(1)
         .map(|version| version.split('+').next().unwrap_or(version).trim_start_matches('v').to_owned())
-        .ok_or_else(|| BakeError::Launcher(format!("no version in {line:?} {err:?}")))
+        .ok_or_else(|| BakeError::Launcher(format!("no version in {line:?} {:?}", err.last().unwrap_or_default())))
 }

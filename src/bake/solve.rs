@@ -1,21 +1,22 @@
 //! `docker-buildx bake` itself: the policed definition on its standard input, its events to the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::mask::Mask;
-use super::progress::Progress;
+use super::progress::{Baked, Progress};
+use super::shown::Shown;
 use super::{Bake, BakeError, Child, Goal, Outcome, Site, base_environment, credentials, diagnose, metadata};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
-use crate::reason::Failure;
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders, network_files};
 use crate::state::{self, JobDirectory};
+use crate::{bounds, text};
 
 pub(super) async fn solve(
     bake: &Bake,
@@ -37,6 +38,7 @@ pub(super) async fn solve(
 
     let definition = goal.definition;
     let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
+    let places = directory.places().with_worktree(&definition.worktree);
     let child = child(bake, &definition.worktree, &definition.secrets, site, &private);
     let mut command = child.command(&bake.buildx.binary);
     command.args(arguments(site, &metadata_file)).args(goal.targets);
@@ -48,47 +50,54 @@ pub(super) async fn solve(
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
-    let mut progress = Progress::new(goal.targets.iter().cloned());
+    let mut progress = Progress::new(baked(goal), Shown::new(mask, places));
+    let mut tell = |event| journal.tell(event);
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &site.run.pid, |stream, line| {
         if stream == Stream::Err {
-            progress.line(line).into_iter().for_each(|event| journal.tell(mask.event(event)));
+            progress.line(line, &mut tell);
             if progress.has_begun() {
                 let _ = site.run.has_begun.set(());
             }
         }
     })
     .await?;
+    progress.finish(&mut tell);
     if let (Some(message), false) = (progress.launcher_error(), ended.is_success()) {
         return Err(BakeError::Launcher(message.to_owned()));
     }
-    Ok(conclude(goal, &progress, ended, &metadata_file, &mask))
+    if !ended.is_success() && progress.errors().is_empty() {
+        let said: Vec<&str> = progress.said().lines().collect();
+        tracing::warn!(said = &*text::elide(&said.join("\n"), bounds::ERROR), "docker-buildx ended without an error");
+    }
+    Ok(conclude(&progress, ended, &metadata_file))
 }
 
-fn conclude(goal: Goal<'_>, progress: &Progress, ended: Ended, metadata_file: &Path, mask: &Mask) -> Outcome {
-    let digests = metadata::digests(metadata_file);
-    let report = |(name, fields): (&String, &serde_json::Map<String, Value>)| {
+/// What is known of a bake before it begins.
+fn baked(goal: Goal<'_>) -> Baked {
+    let of_goal = || goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
+    let tags = |fields: &Map<String, Value>| {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let tags = tags.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        let mut report = progress.target(name, tags, ended.is_success());
-        if let Some(digest) = digests.get(name) {
-            report.digest = Some(digest.clone());
-        }
-        mask.report(report)
+        tags.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
-    let wanted = goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
-    Outcome {
-        targets: wanted.map(report).collect(),
-        context_bytes: progress.context_bytes(),
-        failure: diagnose::diagnose(ended, progress).map(|failure| {
-            let detail = in_worktree(&failure.detail, &goal.definition.worktree);
-            Failure { detail: mask.text(&detail), ..failure }
-        }),
+    let dockerfile = |fields: &Map<String, Value>| {
+        let path = fields.get("dockerfile").and_then(Value::as_str).unwrap_or_default();
+        Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned())
+    };
+    Baked {
+        targets: of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect(),
+        dockerfiles: of_goal().filter_map(|(_, fields)| dockerfile(fields)).collect::<BTreeSet<_>>(),
     }
 }
 
-/// A message as its reader knows the paths: relative to the worktree, which is nobody's business but ours.
-pub(super) fn in_worktree(message: &str, worktree: &Path) -> String {
-    message.replace(&format!("{}/", worktree.display()), "").replace(&*worktree.to_string_lossy(), ".")
+fn conclude(progress: &Progress, ended: Ended, metadata_file: &Path) -> Outcome {
+    let digests = metadata::digests(metadata_file);
+    let mut targets = progress.reports(ended.is_success());
+    for target in &mut targets {
+        if let Some(digest) = digests.get(&target.name) {
+            target.digest = Some(digest.clone());
+        }
+    }
+    Outcome { targets, context_bytes: progress.context_bytes(), failure: diagnose::diagnose(ended, progress) }
 }
 
 /// The arguments after the binary and before the names of the targets. Nothing of a stranger's is among them.

@@ -68,7 +68,7 @@ impl Build {
         let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
         let stations = Stations::new(&settings, state.into())?;
         let directory = stations.state.job_directory()?;
-        let journal = Journal::to_terminal(Terminal::default());
+        let journal = Journal::to_terminal(Terminal::default(), stations.state.places());
         let mut report = Report::default();
         let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None };
 
@@ -81,6 +81,7 @@ impl Build {
             Err(failure) => Err(failure),
         };
         directory.remove().await;
+        let result = result.map_err(|failure| failure.without(&stations.state.places()));
         match result {
             Ok(()) if self.print => Ok(Outcome::Good),
             result => Ok(conclude(result, report)),

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::label;
 use crate::event::Event;
 use crate::report::{Report, Status, TargetReport};
+use crate::{bounds, text};
 
 /// Progress on standard error, the result on standard output.
 #[derive(Debug)]
@@ -36,16 +36,17 @@ impl Terminal {
             Event::PhaseStarted(phase) => self.begin(phase.name()),
             Event::PhaseEnded(phase, took) => self.end(phase.name(), &format!("{} {}", phase.name(), seconds(*took))),
             Event::Fetching { received_bytes } => self.update("fetch", &format!("fetch {} KiB", received_bytes / 1024)),
-            Event::StepStarted(step) => self.begin(&label(step)),
+            Event::StepStarted(step) => self.begin(&step.title()),
             Event::StepEnded { step, is_cached, took, error } => {
                 let result = match (error, is_cached) {
                     (Some(error), _) => format!("failed: {error}"),
                     (None, true) => "cached".into(),
                     (None, false) => seconds(*took),
                 };
-                self.end(&label(step), &format!("{} {result}", label(step)));
+                let title = step.title();
+                self.end(&title, &format!("{title} {result}"));
             }
-            Event::StepOutput { step, line } => self.line(&format!("{} | {line}", label(step))),
+            Event::StepOutput { step, line } => self.line(&format!("{} | {line}", step.label())),
             Event::Notice(notice) => self.line(&format!("note: {notice}")),
             // The table at the end has them.
             Event::Targets(_) | Event::TargetDone(_) => {}
@@ -54,10 +55,15 @@ impl Terminal {
 
     fn begin(&self, key: &str) {
         let Some(bars) = &self.bars else { return };
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each has a thread.
+        if running.len() >= bounds::SPINNERS || running.contains_key(key) {
+            return;
+        }
         let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}").expect("the template is valid");
         let bar = bars.add(ProgressBar::new_spinner().with_style(style).with_message(key.to_owned()));
         bar.enable_steady_tick(Duration::from_millis(100));
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned(), bar);
+        running.insert(key.to_owned(), bar);
     }
 
     fn update(&self, key: &str, message: &str) {
@@ -73,7 +79,9 @@ impl Terminal {
         self.line(message);
     }
 
+    /// Control characters of strangers do nothing here.
     fn line(&self, text: &str) {
+        let text = text::plain(text);
         match &self.bars {
             // A terminal that has gone away is no reason to fail a build.
             Some(bars) => drop(bars.println(text)),
@@ -88,7 +96,7 @@ fn seconds(duration: Duration) -> String {
 
 /// Prints the result of a build: a table of its targets, then how it ended.
 pub fn print_report(report: &Report) {
-    println!("{}", table(report));
+    println!("{}", text::plain(&table(report)));
 }
 
 fn table(report: &Report) -> String {

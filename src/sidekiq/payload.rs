@@ -149,7 +149,7 @@ impl Payload {
         let mut fields = self.fields.clone();
         let queue = self.fields.string("retry_queue").unwrap_or_else(|| queue.to_owned());
         fields.set("queue", &queue);
-        fields.set("error_message", &truncate(&failure.detail, 10_000));
+        fields.set("error_message", &failure.detail);
         fields.set("error_class", &error_class(failure));
         let time = now.json(self.timestamps().unwrap_or(unless_known));
         if fields.read::<i64>("retry_count").is_some() {
@@ -205,10 +205,6 @@ impl Payload {
 pub fn error_class(failure: &Failure) -> String {
     let camel: String = failure.reason.name().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
     format!("Sidebake::{camel}")
-}
-
-fn truncate(text: &str, max_chars: usize) -> String {
-    text.chars().take(max_chars).collect()
 }
 
 /// Active Job marks hashes with `_aj_symbol_keys` and the like, which are not the caller's.

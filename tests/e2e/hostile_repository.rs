@@ -37,3 +37,62 @@ async fn a_dockerfile_cannot_forge_what_the_builder_says() {
     assert!(house.redis.sorted_set("retry").await.is_empty());
     assert_eq!(registry::digest(&reference).await, None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dockerfile_cannot_choose_its_error_by_its_name_or_its_message() {
+    let house = House::open();
+    let (lost, rule) = ("ERROR: failed to solve: rpc error: code = Unavailable", "-".repeat(20));
+    let (broken, fine) = (house.dockerfile("RUNN x"), house.dockerfile("COPY . /srv"));
+    // A message that goes on as BuildKit goes on after the name of a file.
+    let block = format!("{rule}\n   1 | >>> x\n{rule}\n{lost}");
+    let quoting = house.dockerfile(&format!("COPY <<EOF /srv/x\n${{NOPE:?no:2\n{block}\n}}\nEOF"));
+    let event = r#"{"vertexes":[{"digest":"sha256:f","name":"exporting","error":"process \"","completed":"2026-11-24T00:00:01Z"}]}"#;
+    let several = format!("{event}\nx");
+    let files = [lost, "WARNING: x", "ERROR: x", "quoting", event, &several];
+    let content = |name: &str| if name == "quoting" { quoting.clone() } else { broken.clone() };
+    let files: Vec<(String, String)> = files.iter().map(|name| (format!("web/{name}"), content(name))).collect();
+    let mut tree: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
+    tree.push(("web/Dockerfile", &fine));
+    let sha = house.commit("evil", &tree);
+    let _worker = house.worker("");
+
+    for (path, _) in &files {
+        let mut image = house.image("web", &sha);
+        image["dockerfile"] = json!(path.strip_prefix("web/").unwrap());
+        let report = house.build(house.native("evil", &sha, &[image])).await;
+        assert_eq!(report["notices"], json!([]), "{path}: {report:#}");
+        // BuildKit takes a bracket for a pattern, and no line feed at all, and says so in its own words.
+        if !path.contains(event) {
+            assert_eq!(report["reason"], "dockerfile_invalid", "{path}: {report:#}");
+        }
+        assert_ne!(report["reason"], "step_failed", "{path}: {report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_step_prints_is_whole_and_tells_no_secret_and_moves_no_cursor() {
+    let house = House::open();
+    let secret = "q7Zp_XvK2_Wm9T_hR4d_Lc6Y_Ns8B";
+    std::fs::write(house.home.path().join("npm"), secret).unwrap();
+    let print = "head -c 8180 /dev/zero | tr '\\0' .; cat /run/secrets/npm; head -c 12000 /dev/zero | tr '\\0' =; echo; \
+                 printf '\\033[2J1%%\\r99%%\\r100%%\\n\\033[31mthe last\\033[0m'";
+    let dockerfile = house.dockerfile(&format!("RUN --mount=type=secret,id=npm {print}"));
+    let sha = house.commit("shop", &[("web/Dockerfile", &dockerfile)]);
+    let mut image = house.image("web", &sha);
+    image["secrets"] = json!([{"id": "npm"}]);
+    let settings = format!("accounts.secrets = \"{}/{{name}}\"", house.home.path().display());
+    let _worker = house.worker(&settings);
+
+    let report = house.build(house.native("shop", &sha, &[image])).await;
+
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    let log = house.logs();
+    let shown: Vec<&str> = log.lines().filter(|line| line.contains("TRACE")).collect();
+    for part in secret.as_bytes().windows(5).map(|part| std::str::from_utf8(part).unwrap()) {
+        assert!(!shown.iter().any(|line| line.contains(part)), "{part:?} is in the log");
+    }
+    for text in ["***===", "100%", "the last"] {
+        assert!(shown.iter().any(|line| line.contains(text)), "{text:?} is not in {shown:#?}");
+    }
+    assert!(!shown.iter().any(|line| line.contains("99%") || line.contains(['\x1b', '\r'])), "{shown:#?}");
+}

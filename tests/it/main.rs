@@ -32,6 +32,7 @@ mod secrets;
 mod servers;
 mod shutdown;
 mod source;
+mod stream;
 mod submodules;
 mod turn;
 mod walls;

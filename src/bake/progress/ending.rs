@@ -1,0 +1,196 @@
+//! What docker-buildx says beside its events, in plain text: warnings, the lines of the customer's file that is wrong, and
+//! the error that it ends with.
+//!
+//! After the last event the text is
+//!
+//! ```text
+//! WARNING: …                 buildx's own, any number
+//! NAME:LINE                  for each place in a file: its name is the customer's
+//! --------------------
+//!    1 |     …               the customer's lines
+//! --------------------
+//! ERROR: …                   the message, in which the customer is quoted, also over several lines
+//! ```
+//!
+//! A file may be called `ERROR: x`, and a message may quote such a block. So the error is the first line that begins with
+//! `ERROR: ` after the first whole block; where no block is before, it is the first one of all, unless that is the name of a
+//! Dockerfile. Follows buildx 0.29 to 0.36 and BuildKit's `errdefs.Source`.
+
+use std::collections::BTreeSet;
+
+use crate::bake::shown::{Said, Shown};
+use crate::bounds;
+use crate::text::places::is_log_line;
+use crate::text::tail::Tail;
+
+/// Above and below a customer's lines.
+const RULE: &[u8] = b"--------------------";
+
+/// How the line of the error begins.
+const ERROR: &str = "ERROR: ";
+
+/// How Go's runtime begins to say that it gives up.
+const CRASHES: [&str; 3] = ["panic: ", "fatal error: ", "runtime: "];
+
+/// The text so far.
+#[derive(Debug, Default)]
+pub(super) struct Ending {
+    /// Names of the Dockerfiles, by which a block may begin.
+    dockerfiles: BTreeSet<String>,
+    /// What may be the error: a later one is it, or the first one quotes a customer who writes such lines.
+    pub(super) errors: Vec<Said>,
+    block: Block,
+    /// Whether a whole block has come.
+    has_block: bool,
+    /// Whether a line has come that begins as an error does: what follows is no event.
+    pub(super) is_over: bool,
+    /// Whether text has come that buildx does not say among its events: what looks like an event may be a customer's.
+    pub(super) is_doubtful: bool,
+    pub(super) has_crashed: bool,
+    /// Warnings since the last event.
+    warnings: Vec<String>,
+    pub(super) last: Tail,
+}
+
+/// Where in a block the last line was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Block {
+    /// It may be the name that a block begins with.
+    #[default]
+    Name,
+    /// The rule above the lines.
+    Rule,
+    Lines,
+    /// The rule below them.
+    End,
+}
+
+impl Ending {
+    pub(super) fn new(dockerfiles: BTreeSet<String>) -> Self {
+        Self { dockerfiles, ..Self::default() }
+    }
+
+    /// An event has come: the warnings before it were buildx's own.
+    pub(super) fn event(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Takes in one line that is no event.
+    pub(super) fn line(&mut self, line: &[u8], shown: &Shown) {
+        let is_whole = line.len() < bounds::LINE;
+        let text = String::from_utf8_lossy(line);
+        if let Some(error) = text.strip_prefix(ERROR) {
+            self.error(error, shown, is_whole);
+        } else {
+            self.follow_block(line);
+        }
+        self.has_crashed |= CRASHES.iter().any(|begin| text.starts_with(begin));
+        match text.strip_prefix("WARNING: ") {
+            Some(warning) if !self.is_doubtful && self.warnings.len() < bounds::NOTICES => {
+                self.warnings.push(shown.notice(warning));
+            }
+            Some(_) => {}
+            None => self.is_doubtful |= !is_log_line(&text),
+        }
+        self.last.push(shown.error(&text, is_whole).shown);
+    }
+
+    fn error(&mut self, error: &str, shown: &Shown, is_whole: bool) {
+        self.is_over = true;
+        let after_block = self.block == Block::End;
+        self.block = Block::Name;
+        let is_first = self.errors.is_empty() && !self.is_dockerfile(error);
+        // The first after the first block; a second block is one that the error quotes.
+        if (after_block && !self.has_block) || (is_first && !self.has_block) {
+            self.errors.push(shown.error(error, is_whole));
+        }
+        self.has_block |= after_block;
+    }
+
+    /// Whether a line, without `ERROR: `, is the name of one of the Dockerfiles and a number.
+    fn is_dockerfile(&self, line: &str) -> bool {
+        let Some((name, number)) = line.rsplit_once(':') else { return false };
+        !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit())
+            && self.dockerfiles.iter().any(|dockerfile| dockerfile.strip_prefix(ERROR) == Some(name))
+    }
+
+    fn follow_block(&mut self, line: &[u8]) {
+        self.block = match self.block {
+            Block::Name if line == RULE => Block::Rule,
+            Block::Rule | Block::Lines if is_numbered(line) => Block::Lines,
+            Block::Lines if line == RULE => Block::End,
+            _ => Block::Name,
+        };
+    }
+
+    /// The only line.
+    pub(super) fn only(&self) -> Option<&str> {
+        let mut lines = self.last.lines();
+        lines.next().filter(|_| lines.next().is_none())
+    }
+}
+
+/// Whether a line is one of a file's, with its number: `   3 | >>> RUN make`.
+fn is_numbered(line: &[u8]) -> bool {
+    let Some(bar) = line.windows(3).position(|three| three == b" | ") else { return false };
+    let number = line[..bar].trim_ascii_start();
+    !number.is_empty() && number.iter().all(u8::is_ascii_digit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bake::mask::Mask;
+    use crate::text::places::Places;
+
+    fn read(dockerfile: &str, text: &str) -> Ending {
+        let shown = Shown::new(Mask::new([]), Places::default());
+        let mut ending = Ending::new([dockerfile.to_owned()].into());
+        text.lines().for_each(|line| ending.line(line.as_bytes(), &shown));
+        ending
+    }
+
+    fn block(name: &str) -> String {
+        format!("{name}:2\n{0}\n   1 |     FROM base\n   2 | >>> ERROR: x\n   3 |     \n{0}\n", "-".repeat(20))
+    }
+
+    const LOST: &str = "ERROR: failed to solve: rpc error: code = Unavailable";
+    const OWN: &str = "ERROR: failed to solve: dockerfile parse error on line 2: unknown instruction: ERROR:";
+
+    #[test]
+    fn the_error_is_the_one_after_the_customers_lines_whatever_their_file_is_called() {
+        for (name, text) in [
+            ("Dockerfile", format!("WARNING: No output\n{}{OWN}\n", block("Dockerfile"))),
+            ("Dockerfile", format!("{}{OWN}\n{LOST}\n", block("Dockerfile"))),
+            ("Dockerfile", format!("{}{OWN}:2\n{}\n{LOST}\n", block("Dockerfile"), &block("x")[4..])),
+            ("Dockerfile", format!("{0}{0}{OWN}\n", block("Dockerfile"))),
+            (LOST, format!("{}{OWN}\n", block(LOST))),
+            (LOST, format!("{}{OWN}\n{}{LOST}\n", block(LOST), block(LOST))),
+            ("WARNING: x", format!("{}{OWN}\n", block("WARNING: x"))),
+            ("Dockerfile", format!("{OWN}\n{LOST}\n")),
+        ] {
+            let ending = read(name, &text);
+            let errors: Vec<&str> = ending.errors.iter().map(|said| said.shown.as_str()).collect();
+            let expected = OWN.strip_prefix(ERROR).expect("an error");
+            assert!(errors.len() == 1 && errors[0].starts_with(expected), "{errors:?} of {text}");
+            assert!(ending.is_over);
+        }
+    }
+
+    #[test]
+    fn where_it_is_not_certain_both_are_told() {
+        let ending = read("Dockerfile", &format!("{}{OWN}\n{LOST}\n", block(LOST)));
+        assert_eq!(ending.errors.len(), 2, "{ending:?}");
+    }
+
+    #[test]
+    fn a_warning_is_told_when_an_event_follows_and_no_customer_can_have_written_it() {
+        let mut ending =
+            read("Dockerfile", "WARNING: one\nE1124 04:18:04.264391    6145 v2.go:105] \"x\"\nWARNING: two");
+        assert_eq!((ending.event(), ending.is_doubtful), (vec!["one".into(), "two".into()], false));
+        assert_eq!(ending.event(), Vec::<String>::new());
+        let mut ending = read("WARNING: x", &format!("{}WARNING: forged", block("Dockerfile")));
+        assert_eq!((ending.event(), ending.is_doubtful), (vec![], true));
+    }
+}

@@ -1,0 +1,215 @@
+//! Puts the lines together that steps print: BuildKit sends bytes that end anywhere, also inside a line or a character.
+//!
+//! Only the beginning of a line that has not ended is kept, for each step and pipe, and all together are bounded.
+
+use std::collections::HashMap;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::bounds;
+
+/// So much Base64 is decoded at once: a multiple of four.
+const BLOCK: usize = 64 << 10;
+
+/// One pipe of a step: the step's number, and whether it is standard error.
+pub(super) type Pipe = (u32, bool);
+
+/// The lines that have not ended.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    open: HashMap<Pipe, Line>,
+    /// Bytes in all of them.
+    n_bytes: usize,
+    decoded: Vec<u8>,
+}
+
+/// The beginning of a line.
+#[derive(Debug, Default)]
+struct Line {
+    text: Vec<u8>,
+    /// Bytes after it that were not kept.
+    n_dropped: usize,
+    /// Whether it ends in a carriage return: what comes next is written over it.
+    has_returned: bool,
+}
+
+impl Output {
+    /// Takes in Base64 of one pipe, and hands over the lines that it ends: each with the number of bytes that are missing at
+    /// its end. What is not Base64 ends it.
+    pub(super) fn take_in(&mut self, pipe: Pipe, base64: &str, mut on_line: impl FnMut(&[u8], usize)) {
+        let mut decoded = std::mem::take(&mut self.decoded);
+        for block in base64.as_bytes().chunks(BLOCK) {
+            decoded.clear();
+            if BASE64_STANDARD.decode_vec(block, &mut decoded).is_err() {
+                break;
+            }
+            self.bytes(pipe, &decoded, &mut on_line);
+        }
+        self.decoded = decoded;
+    }
+
+    fn bytes(&mut self, pipe: Pipe, bytes: &[u8], on_line: &mut impl FnMut(&[u8], usize)) {
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let Some(end) = piece.strip_suffix(b"\n") else {
+                self.begin(pipe, piece);
+                continue;
+            };
+            // Most lines come whole.
+            if end.len() <= bounds::OUTPUT_LINE && !self.open.contains_key(&pipe) {
+                on_line(written_last(end), 0);
+                continue;
+            }
+            self.begin(pipe, end);
+            self.end(pipe, on_line);
+        }
+    }
+
+    /// Hands over the last lines of a step, which have no end.
+    pub(super) fn end_of(&mut self, step: u32, mut on_line: impl FnMut(&[u8], usize)) {
+        // Carriage returns alone are not a line.
+        let mut on_text = |line: &[u8], n_dropped| {
+            if !line.is_empty() || n_dropped > 0 {
+                on_line(line, n_dropped);
+            }
+        };
+        for is_error in [false, true] {
+            self.end((step, is_error), &mut on_text);
+        }
+    }
+
+    /// The steps that have such lines, in order.
+    pub(super) fn steps(&self) -> Vec<u32> {
+        let mut steps: Vec<u32> = self.open.keys().map(|(step, _)| *step).collect();
+        steps.sort_unstable();
+        steps.dedup();
+        steps
+    }
+
+    fn begin(&mut self, pipe: Pipe, bytes: &[u8]) {
+        let line = self.open.entry(pipe).or_default();
+        self.n_bytes -= line.text.len();
+        line.add(bytes, bounds::OUTPUT_OPEN - self.n_bytes);
+        self.n_bytes += line.text.len();
+    }
+
+    fn end(&mut self, pipe: Pipe, on_line: &mut impl FnMut(&[u8], usize)) {
+        let Some(line) = self.open.remove(&pipe) else { return };
+        self.n_bytes -= line.text.len();
+        on_line(&line.text, line.n_dropped);
+    }
+
+    #[cfg(test)]
+    pub(super) fn size(&self) -> usize {
+        self.open.values().map(|line| line.text.capacity()).sum::<usize>() + self.decoded.capacity()
+    }
+}
+
+impl Line {
+    /// Adds bytes without a line feed. The whole line may have `room`.
+    fn add(&mut self, bytes: &[u8], room: usize) {
+        let text = without_returns(bytes);
+        if !text.is_empty() {
+            let last = written_last(text);
+            if self.has_returned || last.len() < text.len() {
+                *self = Self::default();
+            }
+            let room = room.min(bounds::OUTPUT_LINE).saturating_sub(self.text.len());
+            // A line that was cut is not continued after the cut.
+            let room = if self.n_dropped > 0 { 0 } else { room };
+            let kept = last.len().min(room);
+            self.text.extend_from_slice(&last[..kept]);
+            self.n_dropped += last.len() - kept;
+        }
+        self.has_returned |= text.len() < bytes.len();
+    }
+}
+
+/// What a terminal shows of a line with carriage returns in it: what was written last.
+fn written_last(line: &[u8]) -> &[u8] {
+    let line = without_returns(line);
+    line.iter().rposition(|byte| *byte == b'\r').map_or(line, |at| &line[at + 1..])
+}
+
+/// Without carriage returns at the end.
+fn without_returns(line: &[u8]) -> &[u8] {
+    &line[..line.iter().rposition(|byte| *byte != b'\r').map_or(0, |at| at + 1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn lines(chunks: &[&[u8]]) -> Vec<(String, usize)> {
+        let (mut output, mut lines) = (Output::default(), Vec::new());
+        for chunk in chunks {
+            output.take_in((0, false), &BASE64_STANDARD.encode(chunk), |line, n| lines.push((lossy(line), n)));
+        }
+        output.end_of(0, |line, n| lines.push((lossy(line), n)));
+        assert_eq!((output.n_bytes, output.steps()), (0, vec![]));
+        lines
+    }
+
+    fn lossy(line: &[u8]) -> String {
+        String::from_utf8_lossy(line).into_owned()
+    }
+
+    #[test]
+    fn lines_are_put_together_and_the_last_needs_no_end() {
+        let whole = |text: &str| (text.to_owned(), 0);
+        assert_eq!(lines(&[b"one\ntw", b"o\r\n", b"\nthree"]), ["one", "two", "", "three"].map(whole));
+        assert_eq!(lines(&[b"caf\xc3", b"\xa9\n"]), [whole("caf\u{e9}")]);
+    }
+
+    #[test]
+    fn a_carriage_return_writes_over_the_line() {
+        let whole = |text: &str| (text.to_owned(), 0);
+        assert_eq!(lines(&[b"1%\r50", b"%\r", b"100%\r\r", b"\n", b"done\r"]), ["100%", "done"].map(whole));
+        let many = b"x\r".repeat(200_000);
+        assert_eq!(lines(&[&many, b"end\n", &many]), ["end", "x"].map(whole));
+    }
+
+    #[test]
+    fn a_long_line_and_many_open_ones_are_cut() {
+        let long = vec![b'x'; bounds::OUTPUT_LINE + 5];
+        for chunks in [&[&long[..], b"\n"][..], &[&long[..9], &long[9..], b"\n"]] {
+            let found = lines(chunks);
+            assert_eq!((found[0].0.len(), found[0].1), (bounds::OUTPUT_LINE, 5));
+        }
+        let mut output = Output::default();
+        let half = BASE64_STANDARD.encode(&long[..bounds::OUTPUT_LINE / 2]);
+        for step in 0..100 {
+            output.take_in((step, true), &half, |_, _| panic!("no line has ended"));
+            output.take_in((step, true), &half, |_, _| panic!("no line has ended"));
+        }
+        assert_eq!(output.n_bytes, bounds::OUTPUT_OPEN);
+        assert!(output.size() <= 2 * bounds::OUTPUT_OPEN + BLOCK, "{}", output.size());
+        let mut n_bytes = 0;
+        for step in output.steps() {
+            output.end_of(step, |line, n_dropped| n_bytes += line.len() + n_dropped);
+        }
+        assert_eq!(n_bytes, 100 * bounds::OUTPUT_LINE);
+    }
+
+    #[test]
+    fn what_is_not_base64_is_passed_over() {
+        let mut output = Output::default();
+        for text in ["b25lCg==b25lCg==", "?", "b25lCg="] {
+            output.take_in((0, false), text, |_, _| panic!("not a line"));
+        }
+        let long = BASE64_STANDARD.encode([b'\n'; BLOCK]) + "?";
+        let mut n_lines = 0;
+        output.take_in((0, false), &long, |_, _| n_lines += 1);
+        assert_eq!(n_lines, BLOCK / 4 * 3);
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_make_no_difference(text in "[ab\r\n]{0,40}", size in 1_usize..9) {
+            let chunks: Vec<&[u8]> = text.as_bytes().chunks(size).collect();
+            prop_assert_eq!(lines(&chunks), lines(&[text.as_bytes()]), "{:?} by {}", text, size);
+        }
+    }
+}

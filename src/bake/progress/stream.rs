@@ -1,0 +1,175 @@
+//! Reads one JSON line of `--progress=rawjson`: BuildKit's `client.SolveStatus`.
+//!
+//! Each report is handed over while the line is read, and borrows from it: whatever a line holds, only one report of it is
+//! in memory. What nobody asks for, such as warnings with whole Dockerfiles, is passed over.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// One thing that BuildKit reports.
+pub(super) enum Report<'a> {
+    Vertex(VertexReport<'a>),
+    Status(StatusReport<'a>),
+    Log(LogReport<'a>),
+}
+
+/// A step or chore: that it is planned, has begun, or has ended.
+#[derive(Deserialize)]
+pub(super) struct VertexReport<'a> {
+    #[serde(borrow)]
+    pub(super) digest: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) name: Cow<'a, str>,
+    pub(super) started: Option<Timestamp>,
+    pub(super) completed: Option<Timestamp>,
+    #[serde(default)]
+    pub(super) cached: bool,
+    #[serde(borrow, default)]
+    pub(super) error: Cow<'a, str>,
+}
+
+/// How far a part of a vertex is, such as a transfer.
+#[derive(Deserialize)]
+pub(super) struct StatusReport<'a> {
+    #[serde(borrow, default)]
+    pub(super) id: Cow<'a, str>,
+    #[serde(borrow)]
+    pub(super) vertex: Cow<'a, str>,
+    #[serde(default)]
+    pub(super) current: i64,
+    pub(super) completed: Option<Timestamp>,
+}
+
+/// Bytes that a step printed, in Base64. They end anywhere, also inside a line or a character.
+#[derive(Deserialize)]
+pub(super) struct LogReport<'a> {
+    #[serde(borrow)]
+    pub(super) vertex: Cow<'a, str>,
+    #[serde(default)]
+    pub(super) stream: u32,
+    #[serde(borrow, default)]
+    pub(super) data: Cow<'a, str>,
+}
+
+/// Hands over all reports of a line.
+///
+/// # Errors
+///
+/// The line is not a status. What was handed over before the error was found stays.
+pub(super) fn read(line: &[u8], take: &mut dyn FnMut(Report<'_>)) -> serde_json::Result<()> {
+    let mut deserializer = serde_json::Deserializer::from_slice(line);
+    deserializer.deserialize_map(Status(take))?;
+    deserializer.end()
+}
+
+type Take<'t> = &'t mut dyn FnMut(Report<'_>);
+
+/// The whole line.
+struct Status<'t>(Take<'t>);
+
+impl<'de> Visitor<'de> for Status<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a status")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+        while let Some(field) = fields.next_key::<Field>()? {
+            match field {
+                Field::Other => drop(fields.next_value::<IgnoredAny>()?),
+                field => fields.next_value_seed(Reports { field, take: &mut *self.0 })?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Field {
+    Vertexes,
+    Statuses,
+    Logs,
+    #[serde(other)]
+    Other,
+}
+
+/// A list of one kind of report; Go writes an empty one as null.
+struct Reports<'t> {
+    field: Field,
+    take: Take<'t>,
+}
+
+impl<'de> DeserializeSeed<'de> for Reports<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Reports<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of reports")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let mut next = || -> Result<Option<Report<'de>>, A::Error> {
+            Ok(match self.field {
+                Field::Vertexes => list.next_element()?.map(Report::Vertex),
+                Field::Statuses => list.next_element()?.map(Report::Status),
+                Field::Logs => list.next_element()?.map(Report::Log),
+                Field::Other => None,
+            })
+        };
+        while let Some(report) = next()? {
+            (self.take)(report);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> (Vec<String>, bool) {
+        let mut said = Vec::new();
+        let result = read(line.as_bytes(), &mut |report| {
+            said.push(match report {
+                Report::Vertex(report) => format!("vertex {} {}", report.digest, report.name),
+                Report::Status(report) => format!("status {} {}", report.vertex, report.current),
+                Report::Log(report) => format!("log {} {}", report.vertex, report.data),
+            });
+        });
+        (said, result.is_ok())
+    }
+
+    #[test]
+    fn reports_come_one_by_one_and_what_nobody_reads_is_passed_over() {
+        let line = r#"{"vertexes":[{"digest":"a","inputs":["x"],"name":"x \u0026 y","progressGroup":{"id":"g"}},{"digest":"b"}],
+            "statuses":[{"id":"i","vertex":"a","current":3}],"logs":null,"warnings":[{"vertex":"a","detail":["eA=="]}],"new":{"a":[{}]}}"#;
+        assert_eq!(said(line), (vec!["vertex a x & y".into(), "vertex b ".into(), "status a 3".into()], true));
+        let line = r#"{"logs":[{"vertex":"a","stream":1,"data":"eA=="}]}"#;
+        assert_eq!(said(line), (vec!["log a eA==".into()], true));
+    }
+
+    #[test]
+    fn what_is_no_status_is_an_error() {
+        for line in ["", "{", "[]", "{}x", r#"{"vertexes":{}}"#, r#"{"vertexes":[{}]}"#, r#"{"vertexes":[1]}"#] {
+            assert!(!said(line).1, "{line}");
+        }
+        assert_eq!(said(r#"{"vertexes":[{"digest":"a"},{"digest":"#), (vec!["vertex a ".into()], false));
+    }
+}

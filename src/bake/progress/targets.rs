@@ -1,0 +1,72 @@
+//! What became of each target of a bake: a fold of its vertices.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Progress, Vertex, millis};
+use crate::report::{Status, TargetReport};
+
+impl Progress {
+    /// What became of each target. `is_success`: whether the bake as a whole succeeded.
+    pub(in crate::bake) fn reports(&self, is_success: bool) -> Vec<TargetReport> {
+        let ran: HashSet<&str> =
+            self.vertices.iter().filter(|vertex| vertex.has_run).map(|vertex| &*vertex.name).collect();
+        let numbered = self.tags.iter().zip(0..);
+        numbered.map(|((name, tags), number)| self.report(number, name, tags, &ran, is_success)).collect()
+    }
+
+    fn report(&self, number: u16, name: &str, tags: &[String], ran: &HashSet<&str>, is_success: bool) -> TargetReport {
+        let own: Vec<&Vertex> =
+            self.vertices.iter().filter(|vertex| vertex.targets.binary_search(&number).is_ok()).collect();
+        let steps = steps(&own, ran);
+        let started = own.iter().filter_map(|vertex| vertex.started).min();
+        let completed = own.iter().filter_map(|vertex| vertex.completed).max();
+        let has_failed = own.iter().any(|vertex| vertex.has_failed());
+        let digest = tags.iter().find_map(|tag| own.iter().find_map(|vertex| vertex.pushed_as(tag)));
+        let status = match (is_success, has_failed, digest) {
+            (true, _, _) | (false, false, Some(_)) => Some(Status::Succeeded),
+            (false, true, _) => Some(Status::Failed),
+            (false, false, None) => None,
+        };
+        TargetReport {
+            name: name.to_owned(),
+            status,
+            digest: digest.map(str::to_owned),
+            tags: tags.to_vec(),
+            duration_ms: started.zip(completed).map_or(0, |(from, to)| millis(from, to)),
+            steps_total: count(steps.len()),
+            steps_cached: count(steps.values().filter(|has_run| !**has_run).count()),
+            error: own.iter().find_map(|vertex| vertex.own_error()).map(|said| said.shown.clone()),
+        }
+    }
+}
+
+/// The steps of a target that were reached, by name, and whether each has run. `ran`: the names of all steps that have.
+///
+/// BuildKit reports a step that a sibling has just run once more, as cached and under another digest: a step is its
+/// name, and has run when any vertex of that name has. And when a later step comes from the cache, those before it are
+/// planned but never completed: they were reached all the same.
+/// A FROM that needs no pull is flagged as cached at BuildKit's whim, and is not counted.
+fn steps<'a>(own: &[&'a Vertex], ran: &HashSet<&str>) -> BTreeMap<&'a str, bool> {
+    let counted = || own.iter().filter(|vertex| vertex.is_step() && !vertex.name.contains("] FROM "));
+    let mut last_completed: BTreeMap<&str, u32> = BTreeMap::new();
+    for (stage, n) in counted().filter(|vertex| vertex.completed.is_some()).filter_map(|vertex| vertex.position()) {
+        let last = last_completed.entry(stage).or_default();
+        *last = n.max(*last);
+    }
+    let mut steps = BTreeMap::new();
+    for vertex in counted() {
+        let is_passed =
+            vertex.position().is_some_and(|(stage, n)| last_completed.get(stage).is_some_and(|last| n < *last));
+        let has_run = match vertex.completed {
+            Some(_) => !vertex.was_cached(),
+            None if is_passed => ran.contains(&*vertex.name),
+            None => continue,
+        };
+        *steps.entry(&*vertex.name).or_default() |= has_run;
+    }
+    steps
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

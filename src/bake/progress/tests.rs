@@ -1,0 +1,248 @@
+//! Streams: recorded ones, and ones that no BuildKit would write.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::bake::mask::Mask;
+use crate::report::{Status, TargetReport};
+use crate::secret::Secret;
+use crate::text;
+use crate::text::places::Places;
+
+fn progress_with(targets: &[&str], secrets: &[&str]) -> Progress {
+    let tags = |name: &str| vec![format!("registry.example.test/shop/{name}:dev")];
+    let targets = targets.iter().map(|name| ((*name).to_owned(), tags(name))).collect();
+    let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
+    Progress::new(Baked { targets, ..Baked::default() }, Shown::new(mask, Places::default()))
+}
+
+fn said(progress: &mut Progress, line: &Value) -> Vec<Event> {
+    let mut events = Vec::new();
+    progress.line(line.to_string().as_bytes(), &mut |event| events.push(event));
+    events
+}
+
+fn replay(stream: &[u8], targets: &[&str]) -> (Progress, Vec<Event>) {
+    let (mut progress, mut events) = (progress_with(targets, &[]), Vec::new());
+    for line in stream.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        progress.line(line, &mut |event| events.push(event));
+    }
+    progress.finish(&mut |event| events.push(event));
+    (progress, events)
+}
+
+macro_rules! stream {
+    ($path:literal) => {
+        include_bytes!(concat!("../../../tests/fixtures/buildx/", $path, ".stderr"))
+    };
+}
+
+fn report(progress: &Progress, name: &str, is_success: bool) -> TargetReport {
+    progress.reports(is_success).into_iter().find(|report| report.name == name).expect("a target")
+}
+
+#[test]
+fn digests_and_steps_of_each_target_are_known() {
+    for stream in [&stream!("0.29/success-push")[..], &stream!("0.36/success-push")[..]] {
+        let (progress, events) = replay(stream, &["api", "web", "worker"]);
+        let web = report(&progress, "web", true);
+        assert_eq!(web.status, Some(Status::Succeeded));
+        assert!(web.digest.as_deref().is_some_and(|digest| digest.starts_with("sha256:")), "{web:?}");
+        assert!(web.steps_total >= 2 && web.duration_ms > 0, "{web:?}");
+        assert!(progress.context_bytes() > 0);
+        assert!(events.iter().any(|event| matches!(event, Event::StepOutput { .. })));
+        let started = events.iter().filter(|event| matches!(event, Event::StepStarted(_))).count();
+        let ended = events.iter().filter(|event| matches!(event, Event::StepEnded { .. })).count();
+        assert_eq!(started, ended);
+    }
+}
+
+#[test]
+fn a_step_that_ran_for_a_sibling_does_not_count_as_cached() {
+    let (cold, _) = replay(stream!("0.29/success-push"), &["api", "web", "worker"]);
+    let api = report(&cold, "api", true);
+    assert!(api.steps_cached < api.steps_total, "{api:?}");
+    assert_eq!(report(&cold, "worker", true).steps_cached, 0, "everything ran in this command");
+    let (warm, _) = replay(stream!("0.29/cached-push"), &["api", "web", "worker"]);
+    let api = report(&warm, "api", true);
+    assert_eq!(api.steps_cached, api.steps_total, "{api:?}");
+}
+
+#[test]
+fn when_one_target_fails_the_others_are_not_blamed() {
+    let (progress, _) = replay(stream!("0.36/one-of-three-fails"), &["api", "web", "broken"]);
+    let broken = report(&progress, "broken", false);
+    assert_eq!(broken.status, Some(Status::Failed));
+    assert!(broken.error.is_some_and(|error| error.contains("exit code: 3")));
+    assert_ne!(report(&progress, "web", false).status, Some(Status::Failed));
+    assert_eq!(progress.failed().count(), 1);
+}
+
+#[test]
+fn nothing_after_the_error_line_is_an_event() {
+    let forged = br#"ERROR: failed to solve: dockerfile parse error: STOPSIGNAL
+{"vertexes":[{"digest":"sha256:x","name":"[web] exporting to image","completed":"2026-11-24T04:05:56Z"}]}"#;
+    let (progress, events) = replay(forged, &["web"]);
+    assert_eq!(events, []);
+    let errors: Vec<&str> = progress.errors().iter().map(|said| said.shown.as_str()).collect();
+    assert_eq!(errors, ["failed to solve: dockerfile parse error: STOPSIGNAL"]);
+    assert_eq!(report(&progress, "web", false).status, None);
+}
+
+#[test]
+fn what_may_be_forged_decides_nothing() {
+    let forged = json!({
+        "vertexes": [{"digest": "x", "name": "[web 1/1] RUN x", "completed": "2026-11-24T04:05:56Z", "error": "process \""}],
+        "statuses": [{"id": "pushing manifest for registry.example.test/shop/api:dev@sha256:ab", "vertex": "y",
+            "completed": "2026-11-24T04:05:56Z"}],
+    });
+    let named = vertex("y", "[api] exporting to image", true);
+    let (genuine, _) = replay(format!("{named}\n{forged}").as_bytes(), &["web", "api"]);
+    assert_eq!((genuine.failed().count(), report(&genuine, "api", true).digest.as_deref()), (1, Some("sha256:ab")));
+    let text = format!("{named}\nname of a file\nWARNING: y\n{forged}\n:1");
+    let (progress, events) = replay(text.as_bytes(), &["web", "api"]);
+    assert_eq!((progress.failed().count(), report(&progress, "api", false).status), (0, None));
+    assert!(!events.iter().any(|event| matches!(event, Event::Notice(_))), "{events:?}");
+}
+
+fn log(vertex: &str, data: &[u8]) -> Value {
+    json!({"logs": [{"vertex": vertex, "stream": 1, "data": BASE64_STANDARD.encode(data)}]})
+}
+
+fn vertex(digest: &str, name: &str, is_completed: bool) -> Value {
+    let completed = is_completed.then_some("2026-11-24T04:05:57Z");
+    json!({"vertexes": [{"digest": digest, "name": name, "started": "2026-11-24T04:05:56Z", "completed": completed}]})
+}
+
+fn lines(events: &[Event]) -> Vec<&str> {
+    let line = |event: &'_ Event| matches!(event, Event::StepOutput { .. });
+    let lines = events.iter().filter(|event| line(event));
+    lines.map(|event| if let Event::StepOutput { line, .. } = event { line.as_str() } else { "" }).collect()
+}
+
+#[test]
+fn the_last_line_of_a_step_needs_no_end() {
+    let mut progress = progress_with(&["t"], &["hunter2"]);
+    said(&mut progress, &vertex("v", "[1/1] RUN x", false));
+    assert_eq!(lines(&said(&mut progress, &log("v", b"one\ntwo"))), ["one"]);
+    assert_eq!(lines(&said(&mut progress, &log("v", b" and"))), Vec::<&str>::new());
+    // The end of a step stands before what it printed last.
+    let mut end = vertex("v", "[1/1] RUN x", true);
+    end["logs"] = log("v", b" hunt")["logs"].take();
+    let events = said(&mut progress, &end);
+    assert_eq!(lines(&events), ["two and hunt"]);
+    assert!(matches!(events.last(), Some(Event::StepEnded { .. })), "{events:?}");
+    // One that is killed never ends.
+    said(&mut progress, &log("w", b"and hunter2"));
+    let mut events = Vec::new();
+    progress.finish(&mut |event| events.push(event));
+    assert_eq!(lines(&events), ["and ***"]);
+}
+
+#[test]
+fn a_secret_across_the_cut_of_a_long_line_is_masked() {
+    let secret = "s3cret-of-the-build";
+    for at in [8170, 8180, 8190, 8192, 65_530, 65_536] {
+        for size in [1000, 4096, 100_000] {
+            let line = format!("{}{secret}{}\n", ".".repeat(at), "=".repeat(12_000));
+            let mut progress = progress_with(&["t"], &[secret]);
+            let chunks = line.as_bytes().chunks(size);
+            let events: Vec<Event> = chunks.flat_map(|chunk| said(&mut progress, &log("v", chunk))).collect();
+            let shown = lines(&events).concat();
+            assert!(!secret.as_bytes().windows(4).any(|part| shown.contains(std::str::from_utf8(part).expect("text"))));
+            assert!(at > bounds::OUTPUT_LINE - 20 || shown.contains("***="), "at {at}, by {size}");
+        }
+    }
+}
+
+#[test]
+fn names_and_errors_are_masked_before_they_are_cut() {
+    let (secret, name) = ("s3cret-of-the-build", "x".repeat(bounds::STEP_NAME - 40));
+    let mut report = vertex("v", &format!("[1/1] RUN {name}{secret}{name}"), true);
+    report["vertexes"][0]["error"] = json!(format!("process \"{}{secret}{}\"", "x".repeat(3030), "y".repeat(3000)));
+    let mut progress = progress_with(&["t"], &[secret]);
+    let told = format!("{:?}", said(&mut progress, &report));
+    assert!(!told.contains("s3c") && !told.contains("build"), "{told}");
+    assert!(progress.failed().next().and_then(Vertex::own_error).is_some_and(|said| said.judged().contains("process")));
+}
+
+#[test]
+fn whatever_is_printed_and_however_steps_are_called_what_is_kept_is_bounded() {
+    let name = format!("[1/1] RUN true >/dev/null {}", "word ".repeat(12_000));
+    let mut progress = progress_with(&["a", "b"], &[]);
+    for n in 0..bounds::VERTICES + 2000 {
+        let mut report = vertex(&n.to_string(), if n % 100 == 0 { &name } else { &name[..2000] }, false);
+        report["vertexes"][0]["error"] = json!(format!("process \"{}\" exit code: 1", &name[..500]));
+        progress.line(report.to_string().as_bytes(), &mut |_| {});
+    }
+    let (newlines, mut n_lines) = (log("0", &vec![b'\n'; 100_000]).to_string(), 0);
+    for _ in 0..10 {
+        progress
+            .line(newlines.as_bytes(), &mut |event| n_lines += usize::from(matches!(event, Event::StepOutput { .. })));
+    }
+    assert_eq!(n_lines, 1_000_000);
+    let names: usize = progress.vertices.iter().map(|vertex| vertex.name.len()).sum();
+    let errors: usize = progress.vertices.iter().filter_map(Vertex::own_error).map(Said::size).sum();
+    assert!(names <= bounds::STEP_NAMES + bounds::VERTICES * SHORT_NAME, "{names} bytes of names");
+    assert!(errors <= bounds::ERRORS && errors > bounds::ERRORS / 2, "{errors} bytes of errors");
+    assert_eq!((progress.vertices.len(), progress.failed().count()), (bounds::VERTICES, bounds::VERTICES));
+    let mut notices = Vec::new();
+    progress.finish(&mut |event| notices.push(event));
+    assert!(matches!(&notices[..], [Event::Notice(text)] if text.contains("2000 reports are left out")), "{notices:?}");
+}
+
+#[test]
+fn a_step_takes_little_beside_its_texts() {
+    // Its record and its place by digest, each with room to grow; the digest; two bytes for each of a hundred targets.
+    assert!(2 * (size_of::<Vertex>() + size_of::<(Box<str>, u32)>()) + MAX_DIGEST + 200 <= 768);
+}
+
+#[test]
+fn a_stream_of_nothing_but_new_things_is_bounded() {
+    let mut progress = progress_with(&["web"], &[]);
+    for n in 0..20_000 {
+        let status = json!({"statuses": [{"vertex": format!("{}{n}", "d".repeat(n % 300)), "completed": "2026-11-24T04:05:56Z",
+            "id": format!("pushing manifest for registry.example.test/shop/web:dev@sha256:{n}")}]});
+        said(&mut progress, &status);
+    }
+    let pushes: usize = progress.vertices.iter().map(|vertex| vertex.pushed.len()).sum();
+    assert!(pushes == bounds::PUSHES && progress.vertices.len() <= bounds::VERTICES);
+    assert!(progress.by_digest.keys().all(|digest| digest.len() <= MAX_DIGEST));
+}
+
+#[test]
+fn a_line_that_was_cut_is_counted_and_its_rest_is_no_text() {
+    let mut progress = progress_with(&["t"], &[]);
+    let mut line = vertex("v", "[1/1] RUN x", false).to_string().into_bytes();
+    line.resize(bounds::LINE, b'x');
+    let mut events = Vec::new();
+    progress.line(&line, &mut |event| events.push(event));
+    progress.finish(&mut |event| events.push(event));
+    assert!(matches!(&events[..], [Event::Notice(text)] if text.contains("longer than 4194304 bytes")), "{events:?}");
+    assert_eq!(progress.said().lines().count(), 0);
+}
+
+#[test]
+fn every_event_is_plain_text() {
+    let mut progress = progress_with(&["t"], &[]);
+    let mut report = vertex("v", "[1/1] RUN \u{1b}[31mx\0\u{202e}", true);
+    report["vertexes"][0]["error"] = json!("process \"\u{1b}[2J\0\"");
+    report["logs"] = log("v", b"\x1b[1mbold\x07\x9b\n")["logs"].take();
+    let told = said(&mut progress, &report);
+    let mut n_texts = 0;
+    let mut assert_plain = |shown: &str| {
+        n_texts += 1;
+        assert_eq!(text::plain(shown), shown);
+    };
+    for event in &told {
+        match event {
+            Event::StepStarted(step) => assert_plain(&step.name),
+            Event::StepOutput { line, .. } => assert_plain(line),
+            Event::StepEnded { error, .. } => assert_plain(error.as_ref().expect("an error")),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(n_texts, 3);
+}

@@ -1,0 +1,136 @@
+//! What is known of one step, or of one of BuildKit's own chores: whatever was reported under one digest.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::stream::VertexReport;
+use crate::bake::shown::Said;
+
+/// A step or chore.
+#[derive(Debug)]
+pub(in crate::bake) struct Vertex {
+    /// The name without the target, such as `[2/3] RUN make`.
+    pub(in crate::bake) name: Arc<str>,
+    /// The targets it was reported for, by their number, in order. A guess for shared steps.
+    pub(super) targets: Vec<u16>,
+    pub(super) started: Option<Timestamp>,
+    pub(super) completed: Option<Timestamp>,
+    /// Whether any report of its completion says that it was not cached.
+    pub(super) has_run: bool,
+    is_cached: bool,
+    error: Failing,
+    pub(super) context_bytes: u64,
+    /// Tags that were pushed, and the digests of their manifests.
+    pub(super) pushed: Vec<(Box<str>, Box<str>)>,
+}
+
+/// Whether and how a vertex has failed.
+#[derive(Debug, Default)]
+enum Failing {
+    #[default]
+    No,
+    /// Another one has, and this one was ended for it.
+    Echo,
+    Own(Box<Said>),
+    /// Too many have failed before.
+    Untold,
+}
+
+impl Vertex {
+    pub(super) fn new(name: Arc<str>) -> Self {
+        Self {
+            name,
+            targets: Vec::new(),
+            started: None,
+            completed: None,
+            has_run: false,
+            is_cached: false,
+            error: Failing::No,
+            context_bytes: 0,
+            pushed: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_for(&mut self, target: u16) {
+        if let Err(place) = self.targets.binary_search(&target) {
+            self.targets.insert(place, target);
+        }
+    }
+
+    /// Takes in when it began and ended. A vertex is reported once per target that shares it, and a local source runs
+    /// twice: the widest span counts.
+    pub(super) fn take_in(&mut self, report: &VertexReport<'_>) {
+        self.started = [self.started, report.started].into_iter().flatten().min();
+        self.completed = self.completed.max(report.completed);
+        if report.completed.is_some() {
+            self.is_cached |= report.cached;
+            self.has_run |= !report.cached;
+        }
+    }
+
+    /// It has failed, as this says; `None` when nothing more can be kept of errors.
+    pub(super) fn fail(&mut self, said: Option<Said>) {
+        self.error = said.map_or(Failing::Untold, |said| Failing::Own(Box::new(said)));
+    }
+
+    /// It was ended, since another one has failed.
+    pub(super) fn echo(&mut self) {
+        self.error = Failing::Echo;
+    }
+
+    /// Whether an error that BuildKit reports is the echo of another vertex's failure. What it quotes is the customer's.
+    pub(super) fn is_echo(error: &str) -> bool {
+        error.rsplit('"').next().is_some_and(|said| said.contains("context canceled"))
+    }
+
+    /// Stage and number of a step of a Dockerfile: its bracket ends in `n/m`.
+    pub(super) fn position(&self) -> Option<(&str, u32)> {
+        let (bracket, _) = self.name.strip_prefix('[')?.split_once(']')?;
+        let (stage, step) = bracket.rsplit_once(' ').unwrap_or(("", bracket));
+        let (n, m) = step.split_once('/')?;
+        m.parse::<u32>().ok()?;
+        Some((stage, n.parse().ok()?))
+    }
+
+    pub(super) fn is_step(&self) -> bool {
+        self.position().is_some()
+    }
+
+    /// Whether people are told of it: chores are BuildKit's own business until one fails.
+    pub(super) fn is_told(&self) -> bool {
+        self.is_step() || self.has_error()
+    }
+
+    /// The last of a target.
+    pub(super) fn is_export(&self) -> bool {
+        self.name.starts_with("exporting to ")
+    }
+
+    pub(super) fn was_cached(&self) -> bool {
+        self.is_cached && !self.has_run
+    }
+
+    pub(super) fn has_error(&self) -> bool {
+        !matches!(self.error, Failing::No)
+    }
+
+    /// Whether it failed by itself, and was not ended for another one.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.error, Failing::Own(_) | Failing::Untold)
+    }
+
+    /// A failure of its own, in BuildKit's words where they were kept.
+    pub(in crate::bake) fn own_error(&self) -> Option<&Said> {
+        match &self.error {
+            Failing::Own(said) => Some(said),
+            Failing::No | Failing::Echo | Failing::Untold => None,
+        }
+    }
+
+    /// The digest that was pushed under this tag.
+    pub(super) fn pushed_as(&self, tag: &str) -> Option<&str> {
+        let (_, digest) = self.pushed.iter().find(|(pushed, _)| **pushed == *tag)?;
+        (!self.has_failed()).then_some(digest)
+    }
+}

@@ -1,0 +1,158 @@
+//! The form in which everything that is said of a build is shown: plain, then masked, then without the worker's own paths,
+//! then cut. In this order no cut leaves a part of a secret, and no color hides one.
+
+use super::mask::Mask;
+use crate::text::places::Places;
+use crate::{bounds, text};
+
+/// What is left out of one build's texts.
+pub(super) struct Shown {
+    mask: Mask,
+    places: Places,
+}
+
+/// What BuildKit or buildx said went wrong: as it is shown, and for the diagnosis as it was, with secrets in it.
+#[derive(Debug)]
+pub(super) struct Said {
+    pub(super) shown: String,
+    /// Only where it differs.
+    unmasked: Option<Box<str>>,
+}
+
+impl Said {
+    /// For the diagnosis alone: how it begins and ends, whatever a secret may be.
+    pub(super) fn judged(&self) -> &str {
+        self.unmasked.as_deref().unwrap_or(&self.shown)
+    }
+
+    /// Bytes that it holds.
+    pub(super) fn size(&self) -> usize {
+        self.shown.len() + self.unmasked.as_ref().map_or(0, |text| text.len())
+    }
+}
+
+impl Shown {
+    pub(super) fn new(mask: Mask, places: Places) -> Self {
+        Self { mask, places }
+    }
+
+    /// The name of a step, at most `max_bytes` long: the customer's own words.
+    pub(super) fn name(&self, name: &str, max_bytes: usize) -> String {
+        text::clip(&self.mask.plain(name), max_bytes).into_owned()
+    }
+
+    /// A warning of buildx.
+    pub(super) fn notice(&self, said: &str) -> String {
+        text::clip(&self.places.hide(&self.mask.plain(said)), bounds::NOTICE).into_owned()
+    }
+
+    /// The first line of an error: its beginning and its end. `is_whole`: whether its rest is known.
+    pub(super) fn error(&self, said: &str, is_whole: bool) -> Said {
+        let first = said.lines().next().unwrap_or_default();
+        let is_whole = is_whole || first.len() < said.len();
+        let masked = if is_whole { self.mask.plain(first) } else { self.mask.plain_beginning(first) };
+        let bounded = |text: &str| text::elide(&self.places.hide(text), bounds::ERROR).into_owned();
+        let (shown, unmasked) = (bounded(&masked), bounded(&text::plain(first)));
+        let unmasked = (unmasked != shown).then(|| unmasked.into_boxed_str());
+        Said { shown, unmasked }
+    }
+
+    /// A line of a step's output, of which `n_dropped` bytes at its end are missing, in pieces of [`bounds::OUTPUT_PIECE`].
+    pub(super) fn output(&self, line: &[u8], n_dropped: usize, mut on_piece: impl FnMut(String)) {
+        if n_dropped == 0 {
+            return cut(self.mask.plain(&String::from_utf8_lossy(line)), on_piece);
+        }
+        let whole = without_open_character(line);
+        let beginning = self.mask.plain_beginning(&String::from_utf8_lossy(whole));
+        let more = text::more(n_dropped);
+        if beginning.len() + more.len() <= bounds::OUTPUT_PIECE {
+            return on_piece(beginning + &more);
+        }
+        cut(beginning, &mut on_piece);
+        on_piece(more);
+    }
+}
+
+/// Cuts a text between characters.
+fn cut(text: String, mut on_piece: impl FnMut(String)) {
+    if text.len() <= bounds::OUTPUT_PIECE {
+        return on_piece(text);
+    }
+    let mut rest = text.as_str();
+    while !rest.is_empty() {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(bounds::OUTPUT_PIECE));
+        on_piece(piece.to_owned());
+        rest = after;
+    }
+}
+
+/// Without a character at the end that the missing bytes would end (RFC 3629).
+fn without_open_character(line: &[u8]) -> &[u8] {
+    match std::str::from_utf8(line) {
+        Err(error) if error.error_len().is_none() => &line[..error.valid_up_to()],
+        _ => {
+            // Bytes that are no text come before: the last of them may be the beginning of a character all the same.
+            let begin = line.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or(0);
+            match std::str::from_utf8(&line[begin..]) {
+                Err(error) if error.error_len().is_none() => &line[..begin],
+                _ => line,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::secret::Secret;
+
+    fn shown(secrets: &[&str]) -> Shown {
+        Shown::new(Mask::new(secrets.iter().map(|secret| Secret::new(*secret))), Places::default())
+    }
+
+    fn pieces(secrets: &[&str], line: &[u8], n_dropped: usize) -> Vec<String> {
+        let mut pieces = Vec::new();
+        shown(secrets).output(line, n_dropped, |piece| pieces.push(piece));
+        pieces
+    }
+
+    #[test]
+    fn a_long_line_is_shown_in_pieces_and_a_secret_between_two_is_masked() {
+        let line = format!("{}hunter2-of-the-build{}", "x".repeat(bounds::OUTPUT_PIECE - 7), "y".repeat(12_000));
+        let pieces = pieces(&["hunter2-of-the-build"], line.as_bytes(), 0);
+        assert_eq!(pieces.len(), 3);
+        assert!(pieces.iter().all(|piece| piece.len() <= bounds::OUTPUT_PIECE));
+        assert_eq!(pieces.concat(), line.replace("hunter2-of-the-build", "***"));
+    }
+
+    #[test]
+    fn a_line_whose_end_is_missing_says_so() {
+        assert_eq!(pieces(&[], b"", 0), [""]);
+        assert_eq!(pieces(&[], b"ab", 3), ["ab… (3 more bytes)"]);
+        assert_eq!(pieces(&["bcde"], b"ab", 3), ["a… (3 more bytes)"]);
+        assert_eq!(pieces(&[], b"caf\xc3", 1), ["caf… (1 more bytes)"]);
+        assert_eq!(pieces(&[], b"\xff caf\xc3", 1), ["\u{fffd} caf… (1 more bytes)"]);
+        let long = vec![b'x'; bounds::OUTPUT_PIECE];
+        assert_eq!(pieces(&[], &long, 9)[1..], ["… (9 more bytes)"]);
+    }
+
+    #[test]
+    fn an_error_keeps_its_cause_and_is_judged_as_it_was() {
+        let said = shown(&["process"]).error(&format!("process \"{}\": exit code: 137\nmore", "é".repeat(9000)), true);
+        assert!(said.shown.starts_with("*** \"é") && said.shown.ends_with("exit code: 137"), "{said:?}");
+        assert!(said.judged().starts_with("process \"") && said.size() <= 2 * bounds::ERROR, "{said:?}");
+        assert_eq!(shown(&["hunter2"]).error("it is hunt", false).shown, "it is ");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_of_output_are_bounded_text(line in any::<Vec<u8>>(), n_dropped in 0_usize..3) {
+            for piece in pieces(&["hunter2"], &line, n_dropped) {
+                prop_assert!(piece.len() <= bounds::OUTPUT_PIECE);
+                prop_assert_eq!(text::plain(&piece), piece.as_str());
+            }
+        }
+    }
+}

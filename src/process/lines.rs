@@ -1,0 +1,75 @@
+//! The lines of a pipe, one at a time. Holds the beginning of one line, and nothing of what was handed over.
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// What is read of a pipe at once: all that Linux keeps in it.
+const CHUNK: usize = 64 << 10;
+
+/// A pipe, cut into lines.
+pub(super) struct Lines<P> {
+    pipe: P,
+    /// Until the pipe has ended.
+    pub(super) is_open: bool,
+    chunk: Box<[u8]>,
+    /// The beginning of a line whose end has not come yet.
+    rest: Vec<u8>,
+    max_line: usize,
+}
+
+impl<P: AsyncRead + Unpin> Lines<P> {
+    /// A line is cut at `max_line` bytes.
+    pub(super) fn of(pipe: P, max_line: usize) -> Self {
+        Self { pipe, is_open: true, chunk: vec![0; CHUNK].into(), rest: Vec::new(), max_line }
+    }
+
+    /// Waits for bytes and returns how many there are, none at the pipe's end. Dropped, it has read nothing.
+    pub(super) async fn read(&mut self) -> usize {
+        let n = self.pipe.read(&mut self.chunk).await.unwrap_or(0);
+        self.is_open = n > 0;
+        n
+    }
+
+    /// Hands over the lines that the first `n` bytes of the chunk end; with none, what has no end.
+    pub(super) fn hand_over(&mut self, n: usize, mut on_line: impl FnMut(&[u8])) {
+        for piece in self.chunk[..n].split_inclusive(|byte| *byte == b'\n') {
+            let whole = piece.strip_suffix(b"\n");
+            if let Some(line) = whole.filter(|line| self.rest.is_empty() && line.len() <= self.max_line) {
+                on_line(line);
+                continue;
+            }
+            let more = whole.unwrap_or(piece);
+            let room = self.max_line - self.rest.len();
+            self.rest.extend_from_slice(&more[..more.len().min(room)]);
+            if whole.is_some() {
+                on_line(&self.rest);
+                self.rest.clear();
+            }
+        }
+        if !self.is_open && !self.rest.is_empty() {
+            on_line(&self.rest);
+            self.rest.clear();
+        }
+        // One long line does not keep its memory for the rest of the child's life.
+        self.rest.shrink_to(self.rest.len().max(CHUNK));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_the_same_however_the_pipe_is_read() {
+        let text = b"one\n\ntwo\nthree is long\nfour";
+        for size in 1..text.len() {
+            let (mut found, mut lines) = (Vec::new(), Lines::of(tokio::io::empty(), 5));
+            for piece in text.chunks(size) {
+                lines.chunk[..piece.len()].copy_from_slice(piece);
+                lines.hand_over(piece.len(), |line| found.push(String::from_utf8_lossy(line).into_owned()));
+            }
+            lines.is_open = false;
+            lines.hand_over(0, |line| found.push(String::from_utf8_lossy(line).into_owned()));
+            assert_eq!(found, ["one", "", "two", "three", "four"], "in pieces of {size}");
+        }
+    }
+}

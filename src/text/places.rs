@@ -1,0 +1,294 @@
+//! What a message says of the worker, of Go and of a registry's session, and no customer should read.
+//!
+//! buildx, BuildKit and the kernel name paths, URLs and their own source files in errors. Paths of the repository become
+//! relative to it. What else lies in the worker's directories is not named. Knows the layout of the state directory
+//! ([`crate::state`]), and nothing of what the message means.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+/// What stands in the place of a path that is the worker's own.
+const PRIVATE: &str = "a file of the worker";
+
+/// The directories of the worker, as messages name them.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Roots of repositories.
+    worktrees: Vec<String>,
+    /// State directories.
+    states: Vec<String>,
+}
+
+impl Places {
+    /// Of a worker whose state directory is `state`, under this name and after symbolic links.
+    pub fn new(state: &Path) -> Self {
+        Self { worktrees: Vec::new(), states: names(state) }
+    }
+
+    /// The same, with a repository that lies at `worktree`.
+    #[must_use]
+    pub fn with_worktree(mut self, worktree: &Path) -> Self {
+        self.worktrees.extend(names(worktree));
+        self
+    }
+
+    /// The message as a customer reads it. Without a match it is the text itself.
+    ///
+    /// - A path in a repository is relative to it; its root is `.`.
+    /// - Another path in a state directory becomes "a file of the worker".
+    /// - Credentials and the query of a URL, or of a path with one, are left out: the query of an upload holds its state.
+    /// - Go's source positions (`v2.go:105]`) and stack traces are left out. What is in double quotes is not Go's.
+    pub fn hide<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let mut text = Cow::Borrowed(text);
+        for worktree in &self.worktrees {
+            replace_path(&mut text, worktree, |_| Some((0, ".")));
+        }
+        for state in &self.states {
+            replace_path(&mut text, state, |rest| Some(in_state(rest)));
+        }
+        if text.lines().all(|line| is_plain(line)) { text } else { Cow::Owned(without_traces(&text)) }
+    }
+}
+
+/// A directory's names: as it was configured, and after symbolic links.
+fn names(path: &Path) -> Vec<String> {
+    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut names = vec![canonical.display().to_string(), path.display().to_string()];
+    names.dedup();
+    // The root of everything would be found in every path.
+    names.retain(|name| name.len() > 1);
+    names
+}
+
+/// Replaces a directory where a path begins with it. `of` answers for the text after it how much more of that belongs to
+/// the directory, and what it is called when the path ends there.
+fn replace_path(text: &mut Cow<'_, str>, directory: &str, of: impl Fn(&str) -> Option<(usize, &'static str)>) {
+    if !text.contains(directory) {
+        return;
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = &**text;
+    while let Some(at) = rest.find(directory) {
+        let after = &rest[at + directory.len()..];
+        let begins = !rest[..at].ends_with(is_part_of_name);
+        let ends = !after.starts_with(is_part_of_name);
+        shown.push_str(&rest[..at]);
+        rest = after;
+        let Some((length, name)) = of(after).filter(|_| begins && ends) else {
+            shown.push_str(directory);
+            continue;
+        };
+        rest = &rest[length..];
+        match rest.strip_prefix('/').filter(|below| name == "." && below.starts_with(is_part_of_name)) {
+            Some(below) => rest = below,
+            None => shown.push_str(name),
+        }
+    }
+    shown.push_str(rest);
+    *text = Cow::Owned(shown);
+}
+
+/// Of a path in a state directory, given without that: `/run/IDENTITY/N/tree/NAME` is a repository's root, and all else is
+/// the worker's.
+fn in_state(path: &str) -> (usize, &'static str) {
+    let whole = path.find(is_delimiter).unwrap_or(path.len());
+    let whole = path[..whole].trim_end_matches(is_punctuation).len();
+    let mut parts = path[..whole].splitn(7, '/');
+    let mut next = || parts.next().unwrap_or_default();
+    let (_, run, identity, n, tree, name) = (next(), next(), next(), next(), next(), next());
+    if run == "run" && tree == "tree" && !name.is_empty() {
+        return ("/run/".len() + identity.len() + 1 + n.len() + "/tree/".len() + name.len(), ".");
+    }
+    (whole, PRIVATE)
+}
+
+/// Whether nothing of Go's and no query can be in a line.
+fn is_plain(line: &str) -> bool {
+    !line.contains(".go:") && !line.contains('?') && !line.contains('@') && !is_stack(line)
+}
+
+fn without_traces(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        if is_stack(line) {
+            // What follows are frames.
+            break;
+        }
+        push_line(&mut shown, without_log_header(line));
+    }
+    if text.ends_with('\n') { shown } else { shown.trim_end_matches('\n').to_owned() }
+}
+
+/// Whether Go's runtime begins to describe a crash.
+fn is_stack(line: &str) -> bool {
+    ["goroutine ", "[signal ", "runtime stack:"].iter().any(|begin| line.starts_with(begin))
+}
+
+/// A line of Kubernetes' client without its head: `E1124 04:18:04.264391    6145 v2.go:105] `.
+fn without_log_header(line: &str) -> &str {
+    if !is_log_line(line) {
+        return line;
+    }
+    line.split_once("] ").map_or(line, |(_, said)| said)
+}
+
+/// Whether Kubernetes' client wrote the line: a severity, month and day, a time, and `]` after a source position.
+pub fn is_log_line(line: &str) -> bool {
+    let head = line.as_bytes();
+    head.len() > 6
+        && b"IWEF".contains(&head[0])
+        && head[1..5].iter().all(u8::is_ascii_digit)
+        && head[5] == b' '
+        && line.split_once("] ").is_some_and(|(head, _)| head.contains(".go:"))
+}
+
+/// Word by word: what is between blanks, quotes and brackets.
+fn push_line(shown: &mut String, line: &str) {
+    let (mut rest, mut is_quoted) = (line, false);
+    while !rest.is_empty() {
+        let end = rest.find(is_delimiter).unwrap_or(rest.len());
+        let (word, after) = rest.split_at(end);
+        let is_gos = !is_quoted && is_source_position(word);
+        if !is_gos {
+            push_word(shown, word);
+        }
+        let delimiter = after.chars().next();
+        is_quoted ^= delimiter == Some('"') && !word.ends_with('\\');
+        let length = delimiter.map_or(0, char::len_utf8);
+        if !(is_gos && delimiter == Some(' ')) {
+            shown.push_str(&after[..length]);
+        }
+        rest = &after[length..];
+    }
+}
+
+fn push_word(shown: &mut String, word: &str) {
+    let word = match word.split_once("://") {
+        Some((scheme, rest)) => {
+            let host = &rest[..rest.find('/').unwrap_or(rest.len())];
+            let credentials = host.rfind('@').map_or(0, |at| at + 1);
+            shown.push_str(scheme);
+            shown.push_str("://");
+            &rest[credentials..]
+        }
+        None => word,
+    };
+    let Some(at) = query(word) else { return shown.push_str(word) };
+    shown.push_str(&word[..at]);
+    let end = word.trim_end_matches(is_punctuation).len();
+    shown.push_str(&word[end.max(at)..]);
+}
+
+/// Where the query of a URL or path begins.
+fn query(word: &str) -> Option<usize> {
+    let at = word.find('?')?;
+    (word[..at].contains('/') && word[at..].contains('=')).then_some(at)
+}
+
+/// `file.go:105`, as Go names a line of its own source.
+fn is_source_position(word: &str) -> bool {
+    let Some((file, position)) = word.rsplit_once(".go:") else { return false };
+    let digits = position.trim_end_matches([']', ':', ',']);
+    !file.is_empty() && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b':')
+}
+
+fn is_delimiter(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '(' | ')' | '<' | '>')
+}
+
+fn is_punctuation(c: char) -> bool {
+    matches!(c, ':' | ',' | ';' | '.' | ']' | '}')
+}
+
+fn is_part_of_name(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '~' | '@' | '%')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const JOB: &str = "/var/lib/sidebake/run/vm:17827:c0ffee/8";
+
+    fn places() -> Places {
+        Places::new(Path::new("/var/lib/sidebake")).with_worktree(Path::new("/home/me/shop"))
+    }
+
+    #[test]
+    fn paths_are_the_repositorys_and_nothing_is_the_workers() {
+        for (text, expected) in [
+            (format!("open {JOB}/tree/shop/web/Dockerfile: no such file"), "open web/Dockerfile: no such file"),
+            (format!("path \"{JOB}/tree/shop/my web\" not found"), "path \"my web\" not found"),
+            (format!("lstat {JOB}/tree/shop: permission denied"), "lstat .: permission denied"),
+            (format!("{JOB}/tree/shop/"), "./"),
+            (format!("a {JOB}/tree/shop/a, b {JOB}/tree/shop/b"), "a a, b b"),
+            (format!("open {JOB}/secrets/0: permission denied"), "open a file of the worker: permission denied"),
+            (format!("stat \"{JOB}/solve/buildx/instances/x\": gone"), "stat \"a file of the worker\": gone"),
+            ("mkdir /var/lib/sidebake/sticky/acme/x.".into(), "mkdir a file of the worker."),
+            ("/var/lib/sidebake: disk full".into(), "a file of the worker: disk full"),
+            (
+                "/var/lib/sidebaker/x and /srv/var/lib/sidebake/x".into(),
+                "/var/lib/sidebaker/x and /srv/var/lib/sidebake/x",
+            ),
+            ("/home/me/shop/a /home/me/shop2/a".into(), "a /home/me/shop2/a"),
+            ("/home/me/shop/../x".into(), "../x"),
+        ] {
+            assert_eq!(places().hide(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn sessions_and_credentials_of_urls_are_left_out() {
+        for (text, expected) in [
+            (
+                "PUT request to https://r.example/v2/x/blobs/uploads/1?_state=abc&digest=sha256%3A12: 500 Internal",
+                "PUT request to https://r.example/v2/x/blobs/uploads/1: 500 Internal",
+            ),
+            ("Patch \"/v2/x/blobs/uploads/1?_state=abc\": EOF", "Patch \"/v2/x/blobs/uploads/1\": EOF"),
+            ("Get \"https://me:pw@r.example/v2/\": EOF", "Get \"https://r.example/v2/\": EOF"),
+            ("https://s3.example/b?X-Amz-Signature=1,", "https://s3.example/b,"),
+            ("is it? yes", "is it? yes"),
+            ("me@example.com a/b?", "me@example.com a/b?"),
+        ] {
+            assert_eq!(places().hide(text), expected);
+        }
+    }
+
+    #[test]
+    fn go_is_left_out() {
+        for (text, expected) in [
+            (
+                "E1124 04:18:04.264391    6145 v2.go:105] \"Copying stdin failed\" err=\"io\"",
+                "\"Copying stdin failed\" err=\"io\"",
+            ),
+            ("failed: client.go:12: cannot dial", "failed: cannot dial"),
+            ("at github.com/moby/buildkit/solver/jobs.go:1234", "at "),
+            ("panic: nil\n\ngoroutine 1 [running]:\nmain.main()\n\t/src/main.go:3 +0x1d", "panic: nil"),
+            ("\"/main.go:12\": not found", "\"/main.go:12\": not found"),
+            ("COPY main.go: not found", "COPY main.go: not found"),
+        ] {
+            assert_eq!(places().hide(text), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_surrounds_it_no_path_of_the_worker_is_shown(
+            before in "[a-z \":(\n]{0,8}", name in "[a-z]{1,8}", after in "[ \":)\n][a-z \"]{0,8}",
+            below in prop_oneof![Just("solve/tmp/"), Just("secrets/"), Just("tree/shop/"), Just("print/buildx/a b/")],
+        ) {
+            let text = format!("{before} {JOB}/{below}{name}{after}");
+            let hidden = places().hide(&text).into_owned();
+            prop_assert!(!hidden.contains("sidebake") && !hidden.contains("17827"), "{hidden}");
+        }
+
+        #[test]
+        fn hiding_is_stable(text in "[a-z/:?=@\". \n]{0,60}") {
+            let once = places().hide(&text).into_owned();
+            let twice = places().hide(&once).into_owned();
+            prop_assert_eq!(twice, once);
+        }
+    }
+}
