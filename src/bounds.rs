@@ -55,4 +55,10 @@ bounds! {
     NOTICE: 1 << 10, Bytes, "One notice", "cut, with a mark";
     NOTICES: 50, Count, "Notices of a build", "counted, and the count is the last notice";
     REPORT: 256 << 10, Bytes, "A report as JSON: the argument of a callback job", "the longest texts are cut further";
+    GITHUB: 4 << 20, Bytes, "An answer of GitHub's API", "`github_unavailable`";
+    RESOLVED: 1 << 20, Bytes, "An answer of a resolver", "`resolver_unavailable`";
+    KUBERNETES: 8 << 20, Bytes, "An answer of a Kubernetes API server", "`builder_unavailable`";
+    WORKERS: 1 << 20, Bytes, "BuildKit's list of its workers", "the pod's name is not known";
+    PLUGIN: 1 << 20, Bytes, "Output of an exec plugin of a kubeconfig", "`builder_unavailable`";
+    CREDENTIAL: 256 << 10, Bytes, "Output of a credential helper", "`worker_failed`";
 }
