@@ -55,6 +55,13 @@ bounds! {
     NOTICE: 1 << 10, Bytes, "One notice", "cut, with a mark";
     NOTICES: 50, Count, "Notices of a build", "counted, and the count is the last notice";
     REPORT: 256 << 10, Bytes, "A report as JSON: the argument of a callback job", "the longest texts are cut further";
+    ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
+    ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
+    NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
+    ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
+    MALFORMED: 64 << 10, Bytes, "The text in a `Sidebake::Malformed` entry that can be read", "cut, and all of it follows in Base64";
+    ENVELOPE: 256 << 20, Bytes, "A text that a `Sidebake::Malformed` entry can hold", "goes to the dead set as it was";
+    BACKTRACE: 4 << 20, Bytes, "An error's backtrace that came with a job, decompressed", "set aside: the Web UI does not show it";
     GITHUB: 4 << 20, Bytes, "An answer of GitHub's API", "`github_unavailable`";
     RESOLVED: 1 << 20, Bytes, "An answer of a resolver", "`resolver_unavailable`";
     KUBERNETES: 8 << 20, Bytes, "An answer of a Kubernetes API server", "`builder_unavailable`";

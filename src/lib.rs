@@ -19,6 +19,7 @@
 pub mod bounds;
 pub mod event;
 pub mod job;
+pub mod json;
 pub mod reason;
 pub mod report;
 pub mod secret;

@@ -32,4 +32,5 @@ mod processes;
 mod registry;
 mod repository_file;
 mod ruby;
+mod shown;
 mod template;

@@ -22,8 +22,20 @@ async fn report_of(afternoon: &Afternoon, native: Value, more: &str) -> Value {
 
 const PROBE: &str = "jobs.probe = true";
 
+/// The text in an entry of the class `Sidebake::Malformed`; any other entry itself.
+fn opened(member: &[u8]) -> Vec<u8> {
+    let entry: Value = serde_json::from_slice(member).unwrap_or_default();
+    if entry["class"] != "Sidebake::Malformed" {
+        return member.to_vec();
+    }
+    match &entry["args"] {
+        Value::Array(args) if args.len() == 1 => args[0].as_str().unwrap().as_bytes().to_vec(),
+        args => BASE64_STANDARD.decode(args[1].as_str().unwrap()).unwrap(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_are_no_job_go_to_the_dead_set_as_they_are() {
+async fn texts_that_are_not_a_job_go_to_the_dead_set_in_an_entry_that_sidekiq_can_show() {
     let afternoon = Afternoon::start();
     let texts: [&[u8]; 6] = [b"{", b"[1]", b"42", b"", b"\xff\xfe", br#"{"args":[]}"#];
     for text in texts {
@@ -35,7 +47,13 @@ async fn texts_that_are_no_job_go_to_the_dead_set_as_they_are() {
         .await;
     let log = afternoon.logs();
     assert!(log.contains("the job is not a JSON object") && log.contains("the job has no class"), "{log}");
+    assert_eq!(log.matches("event=\"malformed_job\" queue=\"default\"").count(), 6, "{log}");
     assert_eq!(afternoon.redis.get("stat:processed").await, None);
+    let mut originals: Vec<Vec<u8>> = kept(&afternoon).await.iter().map(|member| opened(member)).collect();
+    originals.sort();
+    let mut expected = texts.map(<[u8]>::to_vec);
+    expected.sort();
+    assert_eq!(originals, expected);
 }
 
 async fn n_dead(afternoon: &Afternoon) -> usize {
@@ -68,7 +86,8 @@ fn is_kept(text: &[u8], kept: &[Vec<u8>]) -> bool {
     let text = &*String::from_utf8_lossy(text);
     let job: Value = serde_json::from_str(text).unwrap_or_default();
     kept.iter().any(|member| {
-        let member = &*String::from_utf8_lossy(member);
+        let member = opened(member);
+        let member = &*String::from_utf8_lossy(&member);
         let other: Value = serde_json::from_str(member).unwrap_or_default();
         let is_same_job = job.is_object() && job["args"] == other["args"] && job["class"] == other["class"];
         // Not by a parser, which does not know every number that Ruby takes.
