@@ -57,7 +57,12 @@ bounds! {
     REPORT: 256 << 10, Bytes, "A report as JSON: the argument of a callback job", "the longest texts are cut further";
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
+    STRING: 2 << 20, Bytes, "A text of an Application Template or a definition", "`invalid_arguments`";
+    PATH: 4095, Bytes, "A path in arguments: `compose`, `bake`, `context`, `dockerfile`", "`invalid_arguments`";
     NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
+    VARIABLE: 128 << 10, Bytes, "One variable with its name; Linux takes no more in one", "`invalid_arguments`";
+    ENVIRONMENT: 512 << 10, Bytes, "All variables with their names; Linux takes 2 MiB with all arguments", "`invalid_arguments`";
+    TARGETS: 1000, Count, "Names in `targets`", "`invalid_arguments`";
     ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
     MALFORMED: 64 << 10, Bytes, "The text in a `Sidebake::Malformed` entry that can be read", "cut, and all of it follows in Base64";
     ENVELOPE: 256 << 20, Bytes, "A text that a `Sidebake::Malformed` entry can hold", "goes to the dead set as it was";

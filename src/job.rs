@@ -4,6 +4,7 @@
 //! fields are refused by name and path.
 
 pub mod arguments;
+mod bounded;
 mod template;
 
 use std::collections::BTreeMap;
@@ -389,6 +390,7 @@ impl BuildJob {
     ///
     /// Names the path of the first field that is unknown, missing, of the wrong type or out of range.
     pub fn parse(native: &Value) -> Result<Self, JobError> {
+        bounded::check(native)?;
         let native: Native = serde_path_to_error::deserialize(native)
             .map_err(|error| JobError::new(error.path().to_string(), plain(&error.inner().to_string())))?;
         let job = native.into_job()?;
