@@ -68,4 +68,22 @@ bounds! {
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
     TITLE: 160, Bytes, "A step in a log line or on the terminal", "cut, with a mark";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
+    ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
+    ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
+    STRING: 2 << 20, Bytes, "A text of an Application Template or a definition", "`invalid_arguments`";
+    PATH: 4095, Bytes, "A path in arguments: `compose`, `bake`, `context`, `dockerfile`", "`invalid_arguments`";
+    NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
+    VARIABLE: 128 << 10, Bytes, "One variable with its name; Linux takes no more in one", "`invalid_arguments`";
+    ENVIRONMENT: 512 << 10, Bytes, "All variables with their names; Linux takes 2 MiB with all arguments", "`invalid_arguments`";
+    TARGETS: 1000, Count, "Names in `targets`", "`invalid_arguments`";
+    ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
+    MALFORMED: 64 << 10, Bytes, "The text in a `Sidebake::Malformed` entry that can be read", "cut, and all of it follows in Base64";
+    ENVELOPE: 256 << 20, Bytes, "A text that a `Sidebake::Malformed` entry can hold", "goes to the dead set as it was";
+    BACKTRACE: 4 << 20, Bytes, "An error's backtrace that came with a job, decompressed", "set aside: the Web UI does not show it";
+    GITHUB: 4 << 20, Bytes, "An answer of GitHub's API", "`github_unavailable`";
+    RESOLVED: 1 << 20, Bytes, "An answer of a resolver", "`resolver_unavailable`";
+    KUBERNETES: 8 << 20, Bytes, "An answer of a Kubernetes API server", "`builder_unavailable`";
+    WORKERS: 1 << 20, Bytes, "BuildKit's list of its workers", "the pod's name is not known";
+    PLUGIN: 1 << 20, Bytes, "Output of an exec plugin of a kubeconfig", "`builder_unavailable`";
+    CREDENTIAL: 256 << 10, Bytes, "Output of a credential helper", "`worker_failed`";
 }

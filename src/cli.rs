@@ -146,7 +146,9 @@ fn queue(text: &str) -> Result<Queue, &'static str> {
 
 /// Logs to standard output, as Sidekiq does.
 fn start_log(settings: &Settings) {
-    let filter = EnvFilter::try_new(&settings.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // kube warns of an answer that it cannot read with the whole answer. The error itself is logged where it is handled.
+    let filter = |level: &str| EnvFilter::try_new(format!("kube_client=error,{level}"));
+    let filter = filter(&settings.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     match settings.log.format {
         LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout())).init(),

@@ -17,6 +17,7 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::body::TooLong;
 use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
 use crate::reason::{Failure, Reason};
@@ -87,6 +88,9 @@ pub enum GithubError {
         /// For how long.
         wait: Duration,
     },
+    /// An answer that is longer than allowed.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
     /// An error of GitHub's, or an answer that makes no sense.
     #[error("{url} answered {status}: {message}")]
     Unavailable {
@@ -107,7 +111,9 @@ impl GithubError {
                 Reason::GithubRefused
             }
             Self::NotFound { .. } => Reason::RepositoryNotFound,
-            Self::Unreachable { .. } | Self::Limited { .. } | Self::Unavailable { .. } => Reason::GithubUnavailable,
+            Self::Unreachable { .. } | Self::Limited { .. } | Self::TooLong(_) | Self::Unavailable { .. } => {
+                Reason::GithubUnavailable
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod arguments;
 mod attestation;
+mod bounded;
 mod git_ref;
 mod template;
 
@@ -15,6 +16,8 @@ use std::time::Duration;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::{bounds, text};
 
 pub use attestation::{Asked, Attestation, By, Options, fields, is_true, pairs};
 pub use git_ref::GitRef;
@@ -31,8 +34,10 @@ pub struct JobError {
 }
 
 impl JobError {
+    /// Both are cut: names and values of the request are in them.
     fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into() }
+        let short = |text: String| text::shown(&text, bounds::NOTICE);
+        Self { path: short(path.into()), message: short(message.into()) }
     }
 }
 
@@ -189,7 +194,29 @@ impl Moment {
 impl Callback {
     /// The callback of a native object that may otherwise be invalid: whoever made it wants to hear of that, too.
     pub fn find(native: &Value) -> Option<Self> {
-        Self::deserialize(native.get("callback")?).ok()
+        Self::deserialize(native.get("callback")?).ok().filter(|callback| callback.check().is_ok())
+    }
+
+    /// Whether Sidekiq can run the class and show the queue.
+    fn check(&self) -> Result<(), JobError> {
+        let is_class = self.class.starts_with(char::is_uppercase)
+            && self.class.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | ':'))
+            && self.class.len() <= bounds::NAME
+            // Its arguments are a mailer's, a method's and those of a mail.
+            && !self.class.starts_with("ActionMailer::");
+        if !is_class {
+            let message = format!("expected the name of a job class, found {:?}", self.class);
+            return Err(JobError::new("callback.class", message));
+        }
+        let is_queue =
+            !self.queue.is_empty() && self.queue.len() <= bounds::NAME && !self.queue.contains(char::is_control);
+        if !is_queue {
+            return Err(JobError::new(
+                "callback.queue",
+                format!("expected the name of a queue, found {:?}", self.queue),
+            ));
+        }
+        Ok(())
     }
 
     /// Whether Rails wants to hear of this moment.
@@ -296,6 +323,14 @@ impl<'de> Deserialize<'de> for Sha {
 #[derive(Clone, Debug)]
 struct BuildId(Value);
 
+/// Whether a value can be Rails' id of a build, as it is given back with whatever else of the request is wrong.
+pub fn is_build_id(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.len() <= bounds::NAME && BuildId::deserialize(value).is_ok(),
+        _ => BuildId::deserialize(value).is_ok(),
+    }
+}
+
 impl<'de> Deserialize<'de> for BuildId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Id;
@@ -358,10 +393,12 @@ impl BuildJob {
     ///
     /// Names the path of the first field that is unknown, missing, of the wrong type or out of range.
     pub fn parse(native: &Value) -> Result<Self, JobError> {
+        bounded::check(native)?;
         let native: Native = serde_path_to_error::deserialize(native)
             .map_err(|error| JobError::new(error.path().to_string(), plain(&error.inner().to_string())))?;
         let job = native.into_job()?;
         job.build.check()?;
+        job.callback.as_ref().map_or(Ok(()), Callback::check)?;
         Ok(job)
     }
 }

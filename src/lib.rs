@@ -19,6 +19,7 @@
 pub mod bounds;
 pub mod event;
 pub mod job;
+pub mod json;
 pub mod reason;
 pub mod report;
 pub mod secret;
@@ -26,6 +27,7 @@ pub mod settings;
 pub mod text;
 
 // Tools.
+pub mod body;
 pub mod clock;
 pub mod connections;
 pub mod process;

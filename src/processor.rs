@@ -15,8 +15,8 @@ use tracing::Instrument;
 
 use crate::clock::Epoch;
 use crate::event::{Event, Phase};
-use crate::job::arguments::{self, Request};
-use crate::job::{BuildJob, Callback, JobError, Moment};
+use crate::job::arguments::{self, Arguments, Request};
+use crate::job::{self, BuildJob, Callback, JobError, Moment};
 use crate::journal::Journal;
 use crate::perform::{Attempt, Fence, Stations, perform};
 use crate::rails;
@@ -30,7 +30,7 @@ use crate::sidekiq::payload::Payload;
 use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
 use crate::sidekiq::turn::{Effect, Fingerprint, Settlement, Token, UnitOfWork, announce, holds};
-use crate::sidekiq::{Identity, iteration};
+use crate::sidekiq::{Identity, iteration, shown};
 use crate::text::places::Places;
 
 /// A job interrupted this often waits its turn in the retry set.
@@ -74,14 +74,12 @@ impl Attempted {
             Report { jid: payload.jid.clone(), attempt: payload.n_failures().saturating_add(1), ..Report::default() };
         report.timings.queued = payload.enqueued_at().map_or(Duration::ZERO, |enqueued| running.since.since(enqueued));
         let mut attempted = Self { result: Ok(()), report, callback: None };
-        let args = payload.args().unwrap_or_default();
+        let args = payload.arguments().unwrap_or_default();
         if payload.class == PROBE {
-            attempted.callback = args.first().and_then(Callback::find);
+            attempted.take_in(&arguments::known(&JobClass::default(), &args));
         } else if let Some(class) = jobs.classes.get(&payload.class) {
             attempted.report.echo = arguments::echo(class, &args);
-            if let Ok(Request::Native(native)) = arguments::read(class, &args) {
-                attempted.take_in(&native);
-            }
+            attempted.take_in(&arguments::known(class, &args));
         }
         attempted
     }
@@ -89,7 +87,7 @@ impl Attempted {
     /// Whom to tell, and of what, by the native object.
     fn take_in(&mut self, native: &Value) {
         self.callback = Callback::find(native);
-        self.report.build_id = native.get("build_id").cloned();
+        self.report.build_id = native.get("build_id").filter(|id| job::is_build_id(id)).cloned();
     }
 }
 
@@ -111,15 +109,19 @@ pub enum Disposition {
 /// Processes one unit of work to its end, and hands in the settlement. A panic in it fails this job and no other.
 pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
     let (unit, started) = (running.unit.clone(), Instant::now());
-    let promise = Promise { unit: Some(unit.clone()), settlements };
+    let promise = Promise { unit: Some(unit.clone()), settlements, timestamps: processor.jobs.timestamps };
     let payload = match Payload::parse(&unit.text) {
         Ok(payload) => Arc::new(payload),
         Err(error) => {
-            tracing::error!(%error, queue = unit.queue, "a text that is no job goes to the dead set");
-            return promise.keep(buried(unit));
+            tracing::error!(event = "malformed_job", queue = unit.queue, %error, "malformed job moved to the dead set");
+            let failure = Failure::new(Reason::InvalidArguments, error.to_string());
+            return promise.keep(buried(unit, &failure, processor.jobs.timestamps));
         }
     };
     let jid = payload.jid.as_str();
+    if let Some(flaw) = payload.flaw() {
+        tracing::error!(event = "malformed_job", queue = unit.queue, jid, error = flaw, "malformed job not run");
+    }
     // Another class may be Ruby's own iterable job, whose place is in the same hash.
     if processor.jobs.is_ours(&payload.class) {
         running.iteration.begin(jid, payload.n_failures().saturating_add(1));
@@ -147,6 +149,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
 struct Promise {
     unit: Option<UnitOfWork>,
     settlements: UnboundedSender<Settlement>,
+    timestamps: Timestamps,
 }
 
 impl Promise {
@@ -162,16 +165,18 @@ impl Drop for Promise {
         let Some(unit) = self.unit.take() else { return };
         // An aborted slot is the end of the process: recovery brings the job back.
         if std::thread::panicking() {
-            tracing::error!(token = %unit.token, "a job cannot be settled and goes to the dead set");
-            let _ = self.settlements.send(buried(unit));
+            tracing::error!(event = "unsettled_job", token = %unit.token, queue = unit.queue, "job not settled; moved to the dead set");
+            let failure = Failure::new(Reason::Panicked, "the job's result could not be settled");
+            let _ = self.settlements.send(buried(unit, &failure, self.timestamps));
         }
     }
 }
 
-/// The settlement of a text that is no job, or that cannot be settled in any other way.
-fn buried(unit: UnitOfWork) -> Settlement {
+/// The settlement of a text that is not a job, or that cannot be settled in any other way.
+fn buried(unit: UnitOfWork, failure: &Failure, timestamps: Timestamps) -> Settlement {
     let fingerprint = Fingerprint::of(&unit.text);
-    let effects = vec![Effect::Bury { text: unit.text }];
+    let text = shown::envelope(&unit.text, "", &unit.queue, failure, Epoch::now(), timestamps);
+    let effects = vec![Effect::Bury { text }];
     Settlement { token: unit.token, fingerprint, is_processed: false, is_failed: false, effects }
 }
 
@@ -187,6 +192,8 @@ async fn attempt(processor: Arc<Processor>, running: Running, payload: Arc<Paylo
     attempted.result = if running.unit.n_recoveries >= POISON {
         let times = running.unit.n_recoveries;
         Err(Failure::new(Reason::Poison, format!("recovered {times} times from workers that died")))
+    } else if let Some(flaw) = payload.flaw() {
+        Err(Failure::new(Reason::InvalidArguments, flaw))
     } else if payload.class == PROBE && processor.jobs.probe {
         probe(&processor, &running, &payload).await
     } else {
@@ -218,7 +225,7 @@ async fn build(
         let message = format!("{} is not a class of this worker's configuration", payload.class);
         return Err(Failure::new(Reason::WorkerFailed, message));
     };
-    let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
+    let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     running.iteration.progress.follow(&Event::PhaseStarted(Phase::Resolve));
     let no_word = async {
         stop.cancelled().await;
@@ -303,7 +310,7 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The native object, from the arguments or from Rails.
-async fn native(class: &JobClass, args: &[Value], report: &mut Report) -> Result<Value, Failure> {
+async fn native(class: &JobClass, args: &Arguments, report: &mut Report) -> Result<Value, Failure> {
     match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
         (Request::Resolve(url), Some(resolve)) => {
             let started = Instant::now();
@@ -349,8 +356,8 @@ enum ProbeOutcome {
 /// A job that goes through the whole runtime and builds nothing. Further fields and arguments are ignored.
 async fn probe(processor: &Processor, running: &Running, payload: &Payload) -> Result<(), Failure> {
     refuse_expired(payload)?;
-    let args = payload.args().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
-    let probe = Probe::deserialize(args.first().unwrap_or(&Value::Null))
+    let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
+    let probe = Probe::deserialize(args.value(0).map_err(invalid)?)
         .map_err(|error| Failure::new(Reason::InvalidArguments, format!("args[0]: {error}")))?;
     let sleep = Duration::try_from_secs_f64(probe.sleep_s).unwrap_or_default();
     let slept = async {
@@ -405,6 +412,8 @@ pub fn dispose(
             }
         }
         (_, Class::User | Class::Infrastructure) => match retry::next(payload, jobs, now, failure.wait, jitter) {
+            // Sidekiq could not show it in the retry set, and another attempt would end in the same way.
+            Next::RetryAt(_) if payload.flaw().is_some() => bury,
             Next::RetryAt(at) => Disposition::RetryAt(at),
             Next::Die => Disposition::Bury,
             Next::Drop => Disposition::Drop,
@@ -424,12 +433,13 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
     conclude(&mut report, failure.as_ref());
     let dead_or_due = || match &failure {
         Some(failure) => payload.after_failure(&unit.queue, failure, now, jobs.timestamps),
-        None => String::new(),
+        None => Vec::new(),
     };
+    let due = || String::from_utf8_lossy(&dead_or_due()).into_owned();
     let (moment, effect) = match disposition {
         Disposition::Acknowledge | Disposition::Drop => (Some(Moment::Finished), None),
-        Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: dead_or_due() })),
-        Disposition::Bury => (Some(Moment::Finished), Some(Effect::Bury { text: dead_or_due().into_bytes() })),
+        Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: due() })),
+        Disposition::Bury => (Some(Moment::Finished), Some(Effect::Bury { text: dead_or_due() })),
         Disposition::PutBack => (None, Some(Effect::PutBack { queue: unit.queue.clone(), is_interrupted: true })),
     };
     let told = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
@@ -492,24 +502,34 @@ mod tests {
 
     #[test]
     fn what_becomes_of_a_job() {
-        let job = r#"{"class":"BuildJob"}"#;
+        let job = r#"{"class":"BuildJob","args":[]}"#;
         let retry_at = Disposition::RetryAt(Epoch::from_secs_f64(115.0));
         for (reason, text, has_callback, expected) in [
             (None, job, false, Disposition::Acknowledge),
             (Some(Reason::StepFailed), job, true, Disposition::Acknowledge),
             (Some(Reason::StepFailed), job, false, Disposition::Bury),
-            (Some(Reason::StepFailed), r#"{"class":"BuildJob","dead":false}"#, false, Disposition::Drop),
-            (Some(Reason::StepFailed), r#"{"class":"BuildJob","dead":false}"#, true, Disposition::Acknowledge),
+            (Some(Reason::StepFailed), r#"{"class":"BuildJob","args":[],"dead":false}"#, false, Disposition::Drop),
+            (
+                Some(Reason::StepFailed),
+                r#"{"class":"BuildJob","args":[],"dead":false}"#,
+                true,
+                Disposition::Acknowledge,
+            ),
             (Some(Reason::GitUnavailable), job, true, retry_at),
             (Some(Reason::Panicked), job, false, retry_at),
-            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":0}"#, true, Disposition::Bury),
-            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":false}"#, true, Disposition::Drop),
-            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","retry":0,"dead":false}"#, true, Disposition::Drop),
-            (Some(Reason::Interrupted), r#"{"class":"BuildJob","retry":0}"#, true, Disposition::PutBack),
+            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","args":[],"retry":0}"#, true, Disposition::Bury),
+            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","args":[],"retry":false}"#, true, Disposition::Drop),
+            (
+                Some(Reason::GitUnavailable),
+                r#"{"class":"BuildJob","args":[],"retry":0,"dead":false}"#,
+                true,
+                Disposition::Drop,
+            ),
+            (Some(Reason::Interrupted), r#"{"class":"BuildJob","args":[],"retry":0}"#, true, Disposition::PutBack),
             (Some(Reason::Cancelled), job, true, Disposition::Acknowledge),
             (Some(Reason::Expired), job, false, Disposition::Acknowledge),
             (Some(Reason::Poison), job, true, Disposition::Bury),
-            (Some(Reason::Poison), r#"{"class":"BuildJob","dead":false}"#, true, Disposition::Drop),
+            (Some(Reason::Poison), r#"{"class":"BuildJob","args":[],"dead":false}"#, true, Disposition::Drop),
         ] {
             assert_eq!(decide(reason, text, has_callback), expected, "{reason:?} {text} {has_callback}");
         }
@@ -522,18 +542,20 @@ mod tests {
             let payload = Payload::parse(text.as_bytes()).expect("a job");
             dispose(&stopped, &payload, &Jobs::default(), true, n, Epoch::from_secs_f64(100.0), 0.0)
         };
-        let job = r#"{"class":"BuildJob"}"#;
+        let job = r#"{"class":"BuildJob","args":[]}"#;
         assert_eq!([0, 1].map(|n| decide(job, n)), [Disposition::PutBack; 2]);
         assert_eq!(decide(job, 2), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
-        assert_eq!(decide(r#"{"class":"BuildJob","retry":false}"#, 2), Disposition::PutBack);
+        assert_eq!(decide(r#"{"class":"BuildJob","args":[],"retry":false}"#, 2), Disposition::PutBack);
     }
 
     #[test]
     fn shops_that_count_on_sidekiqs_failure_path_get_it() {
         let jobs = Jobs { raise_user_failures: true, ..Jobs::default() };
-        let payload = Payload::parse(br#"{"class":"BuildJob"}"#).expect("a job");
+        let payload = Payload::parse(br#"{"class":"BuildJob","args":[]}"#).expect("a job");
         let failed = Err(Failure::new(Reason::StepFailed, "x"));
-        let disposition = dispose(&failed, &payload, &jobs, true, 0, Epoch::from_secs_f64(100.0), 0.0);
-        assert_eq!(disposition, Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
+        let decide = |payload: &Payload| dispose(&failed, payload, &jobs, true, 0, Epoch::from_secs_f64(100.0), 0.0);
+        assert_eq!(decide(&payload), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
+        let malformed = Payload::parse(br#"{"class":"BuildJob","args":null}"#).expect("a job");
+        assert_eq!(decide(&malformed), Disposition::Bury, "the retry set could not show it");
     }
 }

@@ -9,6 +9,8 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::body::{self, BodyError, TooLong};
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
 use crate::reason::{Failure, Reason};
@@ -17,7 +19,6 @@ use crate::secret::Secret;
 use crate::settings::{Resolve, Timestamps};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
-const MAX_BYTES: usize = 1 << 20;
 
 /// Rails did not give a build.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +55,10 @@ pub enum RailsError {
         /// Why.
         source: reqwest::Error,
     },
-    /// An answer that is no build: another status, too long, or not JSON.
+    /// An answer that is longer than allowed.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
+    /// An answer that is not a build: another status, or not JSON.
     #[error("{url} answered {what}")]
     Nonsense {
         /// What was asked.
@@ -70,7 +74,7 @@ impl RailsError {
         match self {
             Self::Gone { .. } => Reason::Gone,
             Self::Refused { .. } | Self::SecretFile { .. } => Reason::ResolverRefused,
-            Self::Unreachable { .. } | Self::Nonsense { .. } => Reason::ResolverUnavailable,
+            Self::Unreachable { .. } | Self::TooLong(_) | Self::Nonsense { .. } => Reason::ResolverUnavailable,
         }
     }
 }
@@ -97,7 +101,7 @@ pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> 
         .map_err(unreachable)?;
     let signature = signature(&secret, &target, &date);
     let request = http.get(target).header("date", &date).header("x-sidebake-signature", signature);
-    let mut answer = request.send().await.map_err(unreachable)?;
+    let answer = request.send().await.map_err(unreachable)?;
     match answer.status() {
         StatusCode::OK => {}
         status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
@@ -108,13 +112,10 @@ pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> 
         }
         status => return Err(nonsense(status.to_string())),
     }
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(unreachable)? {
-        body.extend_from_slice(&chunk);
-        if body.len() > MAX_BYTES {
-            return Err(nonsense("more than 1 MiB".into()));
-        }
-    }
+    let body = body::read(answer, url, bounds::RESOLVED).await.map_err(|error| match error {
+        BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
+        BodyError::Broken(source) => unreachable(source),
+    })?;
     serde_json::from_slice(&body).map_err(|error| nonsense(format!("what is not JSON: {error}")))
 }
 

@@ -28,6 +28,7 @@
 
 pub mod cancel;
 pub mod custody;
+mod fields;
 pub mod heartbeat;
 pub mod iteration;
 pub mod lease;
@@ -37,6 +38,7 @@ pub mod payload;
 pub mod poller;
 pub mod recovery;
 pub mod retry;
+pub mod shown;
 pub mod turn;
 
 /// The name under which Sidekiq's API and Web UI know this process: `host:pid:nonce`.

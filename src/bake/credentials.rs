@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::BakeError;
+use crate::bounds;
 use crate::job::{Build, is_name};
 use crate::process::{self, Ended, Stream};
 use crate::secret::Secret;
@@ -21,8 +22,6 @@ use crate::settings::{self, Accounts};
 
 /// For one answer of a helper, which may ask a cloud.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Bytes of one answer.
-const MAX_ANSWER: usize = 256 << 10;
 /// Registries of a store that are asked for.
 const MAX_REGISTRIES: usize = 50;
 /// The user name by which a helper says that its secret is an identity token.
@@ -167,8 +166,12 @@ async fn ask(
     }
     let mut command = process::command(Path::new(folder).join(&name));
     command.arg(verb).envs(settings::plugin_environment());
-    let limits =
-        process::Limits { timeout: PATIENCE, silence: PATIENCE, max_output_bytes: MAX_ANSWER, stop: stop.clone() };
+    let limits = process::Limits {
+        timeout: PATIENCE,
+        silence: PATIENCE,
+        max_output_bytes: bounds::CREDENTIAL,
+        stop: stop.clone(),
+    };
     let mut answer = Vec::new();
     let ended = process::run(command, input.as_bytes(), &limits, |stream, line| {
         if stream == Stream::Out {
@@ -186,7 +189,7 @@ async fn ask(
         // In the words of the protocol, which come on standard output.
         Ended::Exited(_) if answer.starts_with(NOT_FOUND) => Ok(None),
         Ended::Exited(status) => Err(format!("{name} {verb}{of} failed ({status}); run it by hand to see why")),
-        Ended::TooMuchOutput => Err(format!("{name} {verb}{of} answers more than {MAX_ANSWER} bytes")),
+        Ended::TooMuchOutput => Err(format!("{name} {verb}{of} answers more than {} bytes", bounds::CREDENTIAL)),
         Ended::TimedOut | Ended::Silent | Ended::Stopped => {
             Err(format!("{name} {verb}{of} took more than {} s", PATIENCE.as_secs()))
         }

@@ -12,16 +12,21 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 use kube::Config;
+use kube::client::ClientBuilder;
 use kube::config::{AuthInfo, ExecConfig, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponseLayer;
 
+use crate::body::{Bounded, Room};
+use crate::bounds;
 use crate::clock::Epoch;
-use crate::process::{self, Limits, ProcessError, Stream};
+use crate::process::{self, Ended, Limits, ProcessError, Stream};
 use crate::secret::Secret;
 use crate::settings;
+use crate::text;
 
 /// How long an exec plugin may take.
 const PLUGIN: Duration = Duration::from_secs(30);
@@ -108,7 +113,13 @@ impl Access {
 
     /// A client for it.
     pub(super) fn client(&self) -> Result<kube::Client, AccessError> {
-        kube::Client::try_from(self.config.clone()).map_err(|error| AccessError::Client(error.to_string()))
+        let room = Room::new(self.config.cluster_url.to_string(), bounds::KUBERNETES);
+        let bounded = MapResponseLayer::new(move |answer: http::Response<_>| {
+            let room = room.clone();
+            answer.map(|body| Bounded::new(body, room))
+        });
+        let client = ClientBuilder::try_from(self.config.clone());
+        Ok(client.map_err(|error| AccessError::Client(error.to_string()))?.with_layer(&bounded).build())
     }
 
     /// The port of the API server.
@@ -257,15 +268,19 @@ async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
     let version = exec.api_version.as_deref().unwrap_or("client.authentication.k8s.io/v1");
     let info = json!({"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": false}});
     command.env("KUBERNETES_EXEC_INFO", info.to_string());
-    let limits = Limits { timeout: PLUGIN, silence: PLUGIN, max_output_bytes: 1 << 20, stop: CancellationToken::new() };
+    let stop = CancellationToken::new();
+    let limits = Limits { timeout: PLUGIN, silence: PLUGIN, max_output_bytes: bounds::PLUGIN, stop };
     let (mut out, mut last) = (Vec::new(), String::new());
     let ended = process::run(command, b"", &limits, |stream, line| match stream {
         Stream::Out => out.extend_from_slice(line),
-        Stream::Err => last = String::from_utf8_lossy(line).into_owned(),
+        Stream::Err => last = text::shown(&String::from_utf8_lossy(line), bounds::NOTICE),
     })
     .await?;
-    if !ended.is_success() {
-        return Err(wrong(format!("it ended with an error: {last}")));
+    match ended {
+        _ if ended.is_success() => {}
+        Ended::TooMuchOutput => return Err(wrong(format!("it printed more than {} bytes", bounds::PLUGIN))),
+        Ended::TimedOut | Ended::Silent => return Err(wrong(format!("it took more than {} s", PLUGIN.as_secs()))),
+        Ended::Exited(_) | Ended::Stopped => return Err(wrong(format!("it ended with an error: {last}"))),
     }
     // The error of a parser could quote what it read: a token.
     let credential: ExecCredential =
@@ -324,6 +339,11 @@ mod tests {
         let failed = write(directory.path(), "fails", &broken.replace("$0", "3"));
         let failed = Access::find(&builder(failed)).await.expect_err("refused").to_string();
         assert!(failed.contains("/bin/sh") && failed.contains(": no") && !failed.contains("s3cret"), "{failed}");
+        let endless = "{users: [{name: u, user: {exec: {command: /bin/sh, args: ['-c', 'while :; do echo xxxxxxxxxxxxxxxx; done']}}}], \
+             clusters: [{name: c, cluster: {server: 'https://k'}}], contexts: [{name: x, context: {cluster: c, user: u}}], current-context: x}";
+        let endless = write(directory.path(), "endless", endless);
+        let endless = Access::find(&builder(endless)).await.expect_err("refused").to_string();
+        assert!(endless.ends_with("it printed more than 1048576 bytes"), "{endless}");
         let nonsense = write(directory.path(), "nonsense", &broken.replace("$0", "0"));
         let nonsense = Access::find(&builder(nonsense)).await.expect_err("refused").to_string();
         assert!(nonsense.ends_with("its output is no ExecCredential"), "{nonsense}");

@@ -7,14 +7,19 @@ use k8s_openapi::api::core::v1::{ConfigMap, ContainerState, ContainerStatus, Pod
 use kube::Api;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::access::{Access, AccessError};
 use super::deployment::{self, Ground};
+use crate::bounds;
 use crate::settings;
+use crate::text;
 
 /// How often pods are looked at while they start.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// For one answer of the API server, its body included. The client's own limits are for each read.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who Kubernetes is told changes the Deployment.
 const FIELD_MANAGER: &str = "sidebake";
@@ -159,7 +164,7 @@ impl Cluster {
 
     /// The Deployment as JSON; `None` when there is none.
     async fn deployment(&self) -> Result<Option<Value>, ClusterError> {
-        let found = self.deployments().get_opt(&self.deployment).await;
+        let found = self.within("get the Deployment", self.deployments().get_opt(&self.deployment)).await?;
         let found = found.map_err(|error| self.refused("get the Deployment", &error))?;
         Ok(found.map(|deployment| json!(deployment)))
     }
@@ -167,7 +172,8 @@ impl Cluster {
     /// The pods that buildx would choose among, and those that are starting or ending.
     pub(super) async fn pods(&self) -> Result<Vec<PodStatus>, ClusterError> {
         let labelled = ListParams::default().labels(&format!("app={}", self.deployment));
-        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace).list(&labelled).await;
+        let api = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        let pods = self.within("list the pods of", api.list(&labelled)).await?;
         let pods = pods.map_err(|error| self.refused("list the pods of", &error))?;
         Ok(pods.items.iter().map(PodStatus::of).collect())
     }
@@ -182,7 +188,8 @@ impl Cluster {
         let whole: Deployment = serde_json::from_value(whole).map_err(|error| {
             self.wrong("create the Deployment", format!("the settings make no Deployment: {error}"))
         })?;
-        match self.deployments().create(&PostParams::default(), &whole).await {
+        let (api, params) = (self.deployments(), PostParams::default());
+        match self.within("create the Deployment", api.create(&params, &whole)).await? {
             Ok(_) => Ok(true),
             // Somebody else was quicker.
             Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
@@ -197,7 +204,8 @@ impl Cluster {
         let configured = deployment::configured(&self.deployment, builder, Ground::of(&live, text.as_deref()));
         let patch = Patch::Strategic(configured);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        let patched = self.deployments().patch(&self.deployment, &params, &patch).await;
+        let api = self.deployments();
+        let patched = self.within("patch the Deployment", api.patch(&self.deployment, &params, &patch)).await?;
         patched.map(drop).map_err(|error| self.refused("patch the Deployment", &error))
     }
 
@@ -213,13 +221,14 @@ impl Cluster {
         let maps = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
         // An apply would do for both, but Kubernetes does not name the verb when one may not create.
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        match maps.create(&params, &whole).await {
+        match self.within("create the ConfigMap of", maps.create(&params, &whole)).await? {
             Ok(_) => return Ok(Some(text)),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => return Err(self.refused("create the ConfigMap of", &error)),
         }
         let name = deployment::config_map_name(&self.deployment);
-        let patched = maps.patch(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(map)).await;
+        let (params, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(map));
+        let patched = self.within("patch the ConfigMap of", maps.patch(&name, &params, &patch)).await?;
         patched.map_err(|error| self.refused("patch the ConfigMap of", &error))?;
         Ok(Some(text))
     }
@@ -258,11 +267,21 @@ impl Cluster {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
+    /// Waits for an answer; one that comes byte by byte would never end otherwise.
+    async fn within<T>(&self, what: &str, answer: impl Future<Output = T>) -> Result<T, ClusterError> {
+        timeout(PATIENCE, answer).await.map_err(|_| ClusterError::Api {
+            what: self.in_words(what),
+            message: format!("no whole answer within {} s", PATIENCE.as_secs()),
+            is_passing: true,
+        })
+    }
+
     fn refused(&self, what: &str, error: &kube::Error) -> ClusterError {
         let (message, is_passing) = match error {
             kube::Error::Api(status) => (status.message.clone(), status.code == 429 || status.code >= 500),
             other => (with_causes(other), true),
         };
+        let message = text::shown(&message, bounds::ERROR);
         ClusterError::Api { what: self.in_words(what), message, is_passing }
     }
 

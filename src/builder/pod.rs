@@ -7,16 +7,22 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::process::{self, Pipe, ProcessError};
+use crate::body::{Room, TooLong};
+use crate::bounds;
+use crate::process::{self, ProcessError};
 
 /// How long the answer may take. buildx needs 20 s to say why it cannot connect.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// More than this is no list of workers.
-const MAX_ANSWER: usize = 1 << 20;
+/// The question, as a URL: there is no host to name.
+const WORKERS: &str = "http://buildkit/moby.buildkit.v1.Control/ListWorkers";
+
+/// Bytes of an answer's headers.
+const MAX_HEADERS: u32 = 16 << 10;
 
 /// The label in which a worker has its host's name.
 const HOSTNAME: &[u8] = b"org.mobyproject.buildkit.worker.hostname";
@@ -36,6 +42,9 @@ pub enum PodError {
     /// It answers with something else, or not in time.
     #[error("asked for its workers, BuildKit {0}")]
     Answer(&'static str),
+    /// Its answer is longer than allowed.
+    #[error(transparent)]
+    TooLong(#[from] TooLong),
     /// docker-buildx says why it is not reached.
     #[error("{0}")]
     Unreached(String),
@@ -51,8 +60,9 @@ pub(super) async fn hostname(dial: Command) -> Result<String, PodError> {
     })
 }
 
-async fn ask(pipe: Pipe) -> Result<String, PodError> {
-    let (client, connection) = h2::client::handshake(pipe).await?;
+async fn ask(pipe: impl AsyncRead + AsyncWrite + Unpin) -> Result<String, PodError> {
+    let mut http = h2::client::Builder::new();
+    let (client, connection) = http.max_header_list_size(MAX_HEADERS).handshake(pipe).await?;
     tokio::select! {
         // The connection moves the bytes of the request, and ends with an error or never: dropping it loses nothing.
         ended = connection => Err(ended.err().map_or(PodError::Answer("closed the connection"), PodError::Http)),
@@ -61,7 +71,7 @@ async fn ask(pipe: Pipe) -> Result<String, PodError> {
 }
 
 async fn list_workers(client: h2::client::SendRequest<Bytes>) -> Result<String, PodError> {
-    let request = http::Request::post("http://buildkit/moby.buildkit.v1.Control/ListWorkers")
+    let request = http::Request::post(WORKERS)
         .version(http::Version::HTTP_2)
         .header("content-type", "application/grpc")
         .header("te", "trailers")
@@ -70,14 +80,12 @@ async fn list_workers(client: h2::client::SendRequest<Bytes>) -> Result<String, 
     let (response, mut body) = client.ready().await?.send_request(request, false)?;
     body.send_data(Bytes::from_static(EMPTY_MESSAGE), true)?;
     let mut stream = response.await?.into_body();
-    let mut answer = Vec::new();
+    let (mut answer, mut room) = (Vec::new(), Room::new(WORKERS, bounds::WORKERS));
     while let Some(chunk) = stream.data().await {
         let chunk = chunk?;
+        room.take(chunk.len())?;
         stream.flow_control().release_capacity(chunk.len())?;
         answer.extend_from_slice(&chunk);
-        if answer.len() > MAX_ANSWER {
-            return Err(PodError::Answer("answers without end"));
-        }
     }
     worker_hostname(answer.get(EMPTY_MESSAGE.len()..).unwrap_or_default()).ok_or(PodError::Answer("has no worker"))
 }
@@ -155,6 +163,33 @@ mod tests {
             label(HOSTNAME, b"d0-1"),
         ];
         assert_eq!(worker_hostname(&field(1, &record.concat())).as_deref(), Some("d0-1"));
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_end_is_not_read_on() {
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let server = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(theirs).await.expect("HTTP/2");
+            let (_, mut respond) = connection.accept().await.expect("a request").expect("a request");
+            let mut stream = respond.send_response(http::Response::new(()), false).expect("sent");
+            // What is not read stays in the connection's window.
+            tokio::spawn(async move { while connection.accept().await.is_some() {} });
+            let mut n_bytes = 0_usize;
+            loop {
+                stream.reserve_capacity(16 << 10);
+                match std::future::poll_fn(|context| stream.poll_capacity(context)).await {
+                    Some(Ok(capacity)) => n_bytes += capacity,
+                    _ => return n_bytes,
+                }
+                let chunk = Bytes::from(vec![0; stream.capacity()]);
+                if stream.send_data(chunk, false).is_err() {
+                    return n_bytes;
+                }
+            }
+        });
+        let error = ask(ours).await.expect_err("refused").to_string();
+        assert_eq!(error, format!("{WORKERS} answered with more than 1048576 bytes"));
+        assert!(server.await.expect("ended") < 2 * bounds::WORKERS);
     }
 
     #[test]

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::Outcome;
 use crate::clock::Epoch;
-use crate::job::arguments::{self, Request};
+use crate::job::arguments;
 use crate::redis::Redis;
-use crate::settings::{Jobs, Settings};
+use crate::settings::{Jobs, Settings, Shape};
 use crate::sidekiq::cancel::{cancel, find};
 use crate::sidekiq::payload::Payload;
 
@@ -43,15 +43,14 @@ fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
     if payload.jid == build {
         return true;
     }
-    let (Some(class), Ok(args)) = (jobs.classes.get(&payload.class), payload.args()) else { return false };
+    let (Some(class), Ok(args)) = (jobs.classes.get(&payload.class), payload.arguments()) else { return false };
     let is_it = |id: Option<&Value>| match id {
         Some(Value::String(text)) => text == build,
         Some(Value::Number(number)) => number.to_string() == build,
         _ => false,
     };
-    match arguments::read(class, &args) {
-        Ok(Request::Native(native)) => is_it(native.get("build_id")),
-        Ok(Request::Resolve(_)) => is_it(args.first()),
-        Err(_) => false,
+    match class.arguments {
+        Shape::Resolved => is_it(args.value(0).ok().as_ref()),
+        Shape::Native | Shape::Mapped => is_it(arguments::known(class, &args).get("build_id")),
     }
 }

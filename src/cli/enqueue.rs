@@ -1,12 +1,15 @@
 //! `sidebake enqueue`: pushes what Rails' Sidekiq client would push.
 
+use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Outcome, read_json};
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::Settings;
+use crate::sidekiq::payload::Payload;
 use crate::sidekiq::random_hex;
 
 #[derive(Debug, Args)]
@@ -26,12 +29,20 @@ impl Enqueue {
     #[expect(clippy::print_stdout, reason = "the jid is the command's result")]
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
         let given = read_json(&self.file)?;
-        let job = self.payload(given, &Epoch::now().json(settings.jobs.timestamps));
-        let queue = job["queue"].as_str().unwrap_or("default").to_owned();
+        let (now, form) = (Epoch::now(), settings.jobs.timestamps);
+        let payload = Payload::parse(self.payload(given, &now.json(form)).to_string().as_bytes())?;
+        if let Some(flaw) = payload.flaw() {
+            bail!("{flaw}");
+        }
+        if payload.jid.is_empty() {
+            bail!("jid: expected a text of at most {} bytes in one line", bounds::NAME);
+        }
+        let queue = payload.queue().unwrap_or_else(|| "default".into());
+        let text = payload.enqueued(&queue, now, form);
         let mut push = redis::pipe();
-        push.sadd("queues", &queue).ignore().lpush(format!("queue:{queue}"), job.to_string()).ignore();
+        push.sadd("queues", &queue).ignore().lpush(format!("queue:{queue}"), text).ignore();
         Redis::new(&settings.redis)?.pipeline::<()>(&push).await?;
-        println!("{}", job["jid"].as_str().unwrap_or_default());
+        println!("{}", payload.jid);
         Ok(Outcome::Good)
     }
 

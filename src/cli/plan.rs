@@ -38,7 +38,7 @@ async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value>
     let Some(class) = settings.jobs.classes.get(&payload.class) else {
         bail!("{} is not among jobs.classes", payload.class);
     };
-    match (arguments::read(class, &payload.args()?)?, &class.resolve) {
+    match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
         (Request::Native(native), _) => Ok(native),
         (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
         (Request::Resolve(url), None) => bail!("no resolver for {url}"),

@@ -16,6 +16,8 @@ use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::GithubError;
+use crate::body::{self, BodyError};
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::secret::Secret;
 use crate::settings;
@@ -164,11 +166,12 @@ impl Api {
         let read = async {
             let answer = sent.send().await?;
             let (status, headers) = (answer.status(), answer.headers().clone());
-            Ok((status, headers, answer.bytes().await?.to_vec()))
+            Ok((status, headers, body::read(answer, &url, bounds::GITHUB).await?))
         };
         match read.await {
             Ok((status, headers, body)) => Ok(Answer { url, status, headers, body }),
-            Err(error) => Err(GithubError::Unreachable { url, source: reqwest::Error::without_url(error) }),
+            Err(BodyError::TooLong(too_long)) => Err(GithubError::TooLong(too_long)),
+            Err(BodyError::Broken(error)) => Err(GithubError::Unreachable { url, source: error.without_url() }),
         }
     }
 

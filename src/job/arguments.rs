@@ -2,11 +2,28 @@
 //!
 //! *native*: the object is there. *mapped*: it is put together from any arguments by JSON Pointers (RFC 6901).
 //! *resolved*: only the URL where Rails answers is made here; asking is `rails`' business.
+//!
+//! Arguments stay text until they are read: the callback of a job is found whatever the rest of it is.
+
+use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
 use super::JobError;
+use crate::bounds;
+use crate::json;
 use crate::settings::{JobClass, Resolve, Shape};
+
+/// The fields that are known of any request: whom to notify, and of which build.
+const KNOWN: [&str; 2] = ["callback", "build_id"];
+
+/// The arguments of a job, each as its JSON text.
+#[derive(Clone, Debug, Default)]
+pub struct Arguments {
+    texts: Vec<String>,
+    /// How names begin that the job's envelope leaves in objects, and that its caller did not write.
+    marks: Option<&'static str>,
+}
 
 /// What the arguments amount to.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,11 +34,81 @@ pub enum Request {
     Resolve(String),
 }
 
+impl Arguments {
+    /// Takes the text of each argument. Fields of objects whose names begin with `marks` are left out.
+    pub fn new(texts: Vec<String>, marks: Option<&'static str>) -> Self {
+        Self { texts, marks }
+    }
+
+    /// Reads one argument; `Null` when there are fewer.
+    ///
+    /// # Errors
+    ///
+    /// Names the argument: a number that no double has, or more levels than can be read.
+    pub fn value(&self, i: usize) -> Result<Value, JobError> {
+        let Some(text) = self.texts.get(i) else { return Ok(Value::Null) };
+        self.read(text, || format!("args[{i}]"))
+    }
+
+    /// The value at a pointer into the array of arguments; `None` when there is nothing.
+    fn find(&self, pointer: &str) -> Result<Option<Value>, JobError> {
+        self.text_at(pointer).map(|text| self.read(&text, || format!("args{pointer}"))).transpose()
+    }
+
+    fn text_at(&self, pointer: &str) -> Option<Cow<'_, str>> {
+        let Some(below) = pointer.strip_prefix('/') else {
+            // The pointer to the whole.
+            return pointer.is_empty().then(|| format!("[{}]", self.texts.join(",")).into());
+        };
+        let (first, rest) = below.split_at(below.find('/').unwrap_or(below.len()));
+        json::pointer(self.texts.get(first.parse::<usize>().ok()?)?, rest).map(Cow::Borrowed)
+    }
+
+    fn read(&self, text: &str, path: impl Fn() -> String) -> Result<Value, JobError> {
+        let value: Value = serde_json::from_str(text).map_err(|error| JobError::new(path(), error.to_string()))?;
+        Ok(match self.marks {
+            Some(marks) => without(marks, value),
+            None => value,
+        })
+    }
+
+    /// Whether they may be read at all.
+    fn check(&self) -> Result<(), JobError> {
+        let size: usize = self.texts.iter().map(String::len).sum();
+        if size > bounds::ARGUMENTS {
+            let message = format!("{size} bytes; at most {} are allowed", bounds::ARGUMENTS);
+            return Err(JobError::new("args", message));
+        }
+        let too_deep = self.texts.iter().position(|text| json::depth(text) > bounds::ARGUMENT_DEPTH);
+        match too_deep {
+            Some(i) => {
+                let message = format!("nested deeper than {} levels", bounds::ARGUMENT_DEPTH);
+                Err(JobError::new(format!("args[{i}]"), message))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Without the fields whose names begin with `marks`. Whatever was read has few levels.
+fn without(marks: &str, value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let own = fields.into_iter().filter(|(name, _)| !name.starts_with(marks));
+            Value::Object(own.map(|(name, value)| (name, without(marks, value))).collect())
+        }
+        Value::Array(values) => values.into_iter().map(|value| without(marks, value)).collect(),
+        scalar => scalar,
+    }
+}
+
 /// Reads `args` in the way that the configuration gives for their class.
-pub fn read(class: &JobClass, args: &[Value]) -> Result<Request, JobError> {
+pub fn read(class: &JobClass, args: &Arguments) -> Result<Request, JobError> {
+    args.check()?;
+    check_echo(class, args)?;
     match class.arguments {
         Shape::Native => native(args),
-        Shape::Mapped => mapped(class, args).map(Request::Native),
+        Shape::Mapped => mapped(class, args, |_| true).map(Request::Native),
         Shape::Resolved => {
             let resolve = class.resolve.as_ref().ok_or_else(|| JobError::new(".", "the class has no resolver"))?;
             url(resolve, args).map(Request::Resolve)
@@ -29,34 +116,61 @@ pub fn read(class: &JobClass, args: &[Value]) -> Result<Request, JobError> {
     }
 }
 
-/// The fields of the job that Rails wants back, unread.
-pub fn echo(class: &JobClass, args: &[Value]) -> Map<String, Value> {
-    let whole = Value::from(args.to_vec());
-    let found = |pointer: &String| whole.pointer(pointer).cloned().unwrap_or(Value::Null);
-    class.echo.iter().map(|(field, pointer)| (field.clone(), found(pointer))).collect()
-}
-
-fn native(args: &[Value]) -> Result<Request, JobError> {
-    match args {
-        [object @ Value::Object(_)] => Ok(Request::Native(object.clone())),
-        [_] => Err(JobError::new("args[0]", "expected an object")),
-        _ => Err(JobError::new("args", format!("expected one object, found {} arguments", args.len()))),
+/// What can be known of a request that may otherwise be invalid: the fields `callback` and `build_id` of its native object.
+pub fn known(class: &JobClass, args: &Arguments) -> Value {
+    let is_known = |field: &str| KNOWN.contains(&field.split('.').next().unwrap_or(field));
+    match class.arguments {
+        Shape::Native => {
+            let found = |name: &str| Some((name.to_owned(), args.find(&format!("/0/{name}")).ok().flatten()?));
+            Value::Object(KNOWN.into_iter().filter_map(found).collect())
+        }
+        Shape::Mapped => mapped(class, args, is_known).unwrap_or_default(),
+        Shape::Resolved => Value::Null,
     }
 }
 
-fn mapped(class: &JobClass, args: &[Value]) -> Result<Value, JobError> {
-    let whole = Value::from(args.to_vec());
-    let mut object = Value::Object(Map::new());
-    for (field, value) in &class.defaults {
-        put(&mut object, field, value.clone())?;
-    }
-    for (field, pointer) in &class.map {
-        match whole.pointer(pointer) {
-            None | Some(Value::Null) => {}
-            Some(value) => put(&mut object, field, value.clone())?,
+/// The fields of the job that Rails wants back, unread; null in the place of one that is too long or too deep.
+pub fn echo(class: &JobClass, args: &Arguments) -> Map<String, Value> {
+    let is_short = |text: &str| text.len() <= bounds::ECHO && json::depth(text) <= bounds::ARGUMENT_DEPTH;
+    let found = |pointer: &String| {
+        let text = args.text_at(pointer).filter(|text| is_short(text))?;
+        args.read(&text, String::new).ok()
+    };
+    class.echo.iter().map(|(field, pointer)| (field.clone(), found(pointer).unwrap_or_default())).collect()
+}
+
+fn check_echo(class: &JobClass, args: &Arguments) -> Result<(), JobError> {
+    for (field, pointer) in &class.echo {
+        let size = args.text_at(pointer).map_or(0, |text| text.len());
+        if size > bounds::ECHO {
+            let message = format!("{size} bytes for the echoed field {field}; at most {} are allowed", bounds::ECHO);
+            return Err(JobError::new(format!("args{pointer}"), message));
         }
     }
-    for (field, value) in &class.constants {
+    Ok(())
+}
+
+fn native(args: &Arguments) -> Result<Request, JobError> {
+    match &args.texts[..] {
+        [object] if object.starts_with('{') => args.value(0).map(Request::Native),
+        [_] => Err(JobError::new("args[0]", "expected an object")),
+        texts => Err(JobError::new("args", format!("expected one object, found {} arguments", texts.len()))),
+    }
+}
+
+/// The fields that `is_wanted`, put together.
+fn mapped(class: &JobClass, args: &Arguments, is_wanted: impl Fn(&str) -> bool) -> Result<Value, JobError> {
+    let mut object = Value::Object(Map::new());
+    for (field, value) in class.defaults.iter().filter(|(field, _)| is_wanted(field)) {
+        put(&mut object, field, value.clone())?;
+    }
+    for (field, pointer) in class.map.iter().filter(|(field, _)| is_wanted(field)) {
+        match args.find(pointer)? {
+            None | Some(Value::Null) => {}
+            Some(value) => put(&mut object, field, value)?,
+        }
+    }
+    for (field, value) in class.constants.iter().filter(|(field, _)| is_wanted(field)) {
         put(&mut object, field, value.clone())?;
     }
     Ok(object)
@@ -76,21 +190,25 @@ fn put(object: &mut Value, field: &str, value: Value) -> Result<(), JobError> {
 }
 
 /// Fills `{0}`, `{1}`… with strings and integers, percent-encoded so that none can leave its place.
-fn url(resolve: &Resolve, args: &[Value]) -> Result<String, JobError> {
+fn url(resolve: &Resolve, args: &Arguments) -> Result<String, JobError> {
     let mut url = resolve.url.clone();
-    for (i, arg) in args.iter().enumerate() {
+    for i in 0..args.texts.len() {
         let mark = format!("{{{i}}}");
         if !url.contains(&mark) {
             continue;
         }
-        let text = match arg {
-            Value::String(text) => text.clone(),
+        let text = match args.value(i)? {
+            Value::String(text) if text.len() > bounds::NAME || text.contains('\0') => {
+                let message = format!("expected an id of at most {} bytes and without a NUL", bounds::NAME);
+                return Err(JobError::new(format!("args[{i}]"), message));
+            }
+            Value::String(text) => text,
             // One of more than 64 bits is a float by now, and would be another id.
             Value::Number(number) if !number.is_f64() => number.to_string(),
             _ => return Err(JobError::new(format!("args[{i}]"), "expected a string or an integer of at most 64 bits")),
         };
         if matches!(text.as_str(), "." | "..") {
-            return Err(JobError::new(format!("args[{i}]"), format!("{text:?} is no id")));
+            return Err(JobError::new(format!("args[{i}]"), format!("{text:?} is not a valid id")));
         }
         url = url.replace(&mark, &encode(&text));
     }
@@ -119,8 +237,16 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    fn args(value: Value) -> Vec<Value> {
-        value.as_array().expect("an array").clone()
+    fn args(value: Value) -> Arguments {
+        of_text(&value.to_string())
+    }
+
+    fn of_text(text: &str) -> Arguments {
+        Arguments::new(json::items(text).map(str::to_owned).collect(), None)
+    }
+
+    fn nested(depth: usize) -> String {
+        format!("{}1{}", "[".repeat(depth), "]".repeat(depth))
     }
 
     #[test]
@@ -158,10 +284,10 @@ mod tests {
         assert_eq!(made, Ok(Request::Resolve("https://rails/builds/4711?of=..%2Fa%26b".into())));
         let error = read(&class, &args(json!([[1], "x"]))).expect_err("refused");
         assert_eq!(error.to_string(), "args[0]: expected a string or an integer of at most 64 bits");
-        let large = args(serde_json::from_str("[123456789012345678901234567890, 1]").expect("JSON"));
+        let large = of_text("[123456789012345678901234567890, 1]");
         assert!(read(&class, &large).is_err(), "it would be 1.2345678901234568e29");
         let error = read(&class, &args(json!(["..", 1]))).expect_err("refused");
-        assert_eq!(error.to_string(), "args[0]: \"..\" is no id");
+        assert_eq!(error.to_string(), "args[0]: \"..\" is not a valid id");
         let error = read(&class, &args(json!([1]))).expect_err("refused");
         assert_eq!(error.to_string(), "args: nothing for {1} of the resolver's URL");
     }
@@ -169,7 +295,72 @@ mod tests {
     #[test]
     fn a_native_class_wants_one_object() {
         let class = JobClass::default();
-        assert_eq!(read(&class, &[]).expect_err("refused").to_string(), "args: expected one object, found 0 arguments");
-        assert_eq!(read(&class, &[json!("x")]).expect_err("refused").to_string(), "args[0]: expected an object");
+        assert_eq!(
+            read(&class, &args(json!([]))).expect_err("refused").to_string(),
+            "args: expected one object, found 0 arguments"
+        );
+        assert_eq!(read(&class, &args(json!(["x"]))).expect_err("refused").to_string(), "args[0]: expected an object");
+    }
+
+    #[test]
+    fn the_callback_is_known_whatever_the_rest_is() {
+        let callback = json!({"class": "Done", "queue": "q"});
+        let class = JobClass::default();
+        for broken in [nested(100_000), "1e400".into(), r#""\ud800""#.into(), format!("\"{}\"", "x".repeat(3_000_000))]
+        {
+            let args = of_text(&format!(r#"[{{"definition": {broken}, "callback": {callback}, "build_id": 7}}]"#));
+            assert_eq!(known(&class, &args), json!({"callback": callback, "build_id": 7}));
+            assert!(read(&class, &args).is_err(), "{}", &broken[..6]);
+        }
+        assert_eq!(known(&class, &of_text(r#"[{"callback": 1e400}]"#)), json!({}));
+        assert_eq!(known(&class, &of_text("[]")), json!({}));
+    }
+
+    #[test]
+    fn a_mapped_callback_is_known_as_well() {
+        let class = JobClass {
+            arguments: Shape::Mapped,
+            map: [("definition", "/0"), ("callback.queue", "/1/queue"), ("build_id", "/1/id")]
+                .map(|(field, pointer)| (field.into(), pointer.into()))
+                .into(),
+            constants: [("callback.class".into(), json!("Done"))].into(),
+            ..JobClass::default()
+        };
+        let args = of_text(&format!(r#"[{}, {{"queue": "q", "id": 7, "x": 1e400}}]"#, nested(130)));
+        assert_eq!(known(&class, &args), json!({"callback": {"queue": "q", "class": "Done"}, "build_id": 7}));
+        assert_eq!(read(&class, &args).expect_err("refused").to_string(), "args[0]: nested deeper than 64 levels");
+    }
+
+    #[test]
+    fn arguments_have_a_size_that_is_said() {
+        let class = JobClass::default();
+        let args = args(json!([{"sha": "x".repeat(3_000_000)}]));
+        let error = read(&class, &args).expect_err("refused").to_string();
+        assert_eq!(error, "args: 3000010 bytes; at most 2621440 are allowed");
+    }
+
+    #[test]
+    fn what_is_echoed_is_short_and_marks_are_not_the_callers() {
+        let class = JobClass { echo: [("deploy".into(), "/0/deploy".into())].into(), ..JobClass::default() };
+        let echo =
+            |args: &str| echo(&class, &Arguments::new(json::items(args).map(str::to_owned).collect(), Some("_aj_")));
+        let expected = json!({"deploy": {"a": [{"b": 1}]}});
+        assert_eq!(Value::Object(echo(r#"[{"deploy": {"_aj_x": [], "a": [{"_aj_y": 1, "b": 1}]}}]"#)), expected);
+        for long in [format!("\"{}\"", "x".repeat(70_000)), nested(65), "1e400".into()] {
+            assert_eq!(Value::Object(echo(&format!(r#"[{{"deploy": {long}}}]"#))), json!({"deploy": null}));
+        }
+        let long = args(json!([{"deploy": "x".repeat(70_000)}]));
+        let error = read(&class, &long).expect_err("refused").to_string();
+        assert_eq!(error, "args/0/deploy: 70002 bytes for the echoed field deploy; at most 65536 are allowed");
+    }
+
+    #[test]
+    fn an_id_that_makes_no_url_is_refused() {
+        let resolve = Resolve { url: "https://rails/{0}".into(), secret: Some(Secret::new("s")), secret_file: None };
+        let class = JobClass { arguments: Shape::Resolved, resolve: Some(resolve), ..JobClass::default() };
+        for id in ["x".repeat(2000), "a\0b".to_owned()] {
+            let error = read(&class, &args(json!([id]))).expect_err("refused").to_string();
+            assert_eq!(error, "args[0]: expected an id of at most 1024 bytes and without a NUL");
+        }
     }
 }

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Identity;
 use super::custody::{Running, RunningJobs};
 use super::metrics::Metrics;
+use super::shown;
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError};
 use crate::settings::{Capsule, Mode};
@@ -204,7 +205,7 @@ fn info(process: &Process) -> String {
 
 /// One field of `<identity>:work`: the job's text is a string in it, not an object.
 fn work_entry(job: &Running) -> String {
-    let text = String::from_utf8_lossy(&job.unit.text);
+    let text = shown::running(&job.unit.text, &job.unit.queue, job.since);
     let run_at = job.since.as_millis() / 1000;
     json!({"queue": job.unit.queue, "payload": text, "run_at": run_at}).to_string()
 }

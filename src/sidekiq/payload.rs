@@ -1,28 +1,35 @@
 //! A job's text, read and edited without re-encoding what is not ours.
 //!
 //! Every field is kept as the slice of text it came as, so unknown fields, big integers and the form of floats survive
-//! retries and death. Follows Sidekiq's job format (6.4 to 8.1) and Active Job's envelope.
+//! retries and death. What goes back to Redis is in a form that Sidekiq can show (`shown`). Follows Sidekiq's job format
+//! (6.4 to 8.1) and Active Job's envelope.
 
+use std::borrow::Cow;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use miniz_oxide::deflate::compress_to_vec_zlib;
-use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
-use serde_json::value::RawValue;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
+use super::fields::{Fields, is_integer};
+use super::shown;
 use crate::clock::Epoch;
-use crate::reason::Failure;
+use crate::job::arguments::Arguments;
+use crate::json;
+use crate::reason::{Failure, Reason};
 use crate::settings::Timestamps;
 
 /// A text that is not a job.
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
-    /// Not JSON, or not an object.
+    /// Not JSON.
     #[error("the job is not a JSON object: {0}")]
-    NotAnObject(serde_json::Error),
+    NotJson(serde_json::Error),
+    /// JSON of another kind.
+    #[error("the job is not a JSON object")]
+    NotAnObject,
     /// `class` is missing or not a string.
     #[error("the job has no class")]
     NoClass,
@@ -32,12 +39,16 @@ pub enum PayloadError {
 }
 
 /// A job as Sidekiq writes it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Payload {
     fields: Fields,
+    /// The text; that in the envelope, when it came in one.
+    original: Vec<u8>,
+    /// Why Sidekiq cannot show it, once somebody has asked.
+    flaw: OnceLock<Option<String>>,
     /// The Ruby class whose job this is: the wrapped one for Active Job.
     pub class: String,
-    /// Sidekiq's id; empty when the job has none.
+    /// Sidekiq's id; empty when the job has none that can be part of a key.
     pub jid: String,
 }
 
@@ -52,41 +63,49 @@ pub enum RetryRule {
     Times(u32),
 }
 
-/// The largest integer that is taken for seconds: as milliseconds it would be a day of 1973.
-const MAX_SECONDS: f64 = 1e11;
+/// How names begin that Active Job leaves in hashes, such as `_aj_symbol_keys`.
+const MARKS: &str = "_aj_";
 
 /// As Ruby's `Zlib::Deflate.deflate` compresses without being told how much.
 const LEVEL: u8 = 6;
 
 impl Payload {
-    /// Reads a job's text. Bytes that are not UTF-8 are replaced, as Ruby's Web UI does.
+    /// Reads a job's text, also from an envelope. Bytes that are not UTF-8 are replaced, as Ruby's Web UI does.
     pub fn parse(text: &[u8]) -> Result<Self, PayloadError> {
-        let fields: Fields = serde_json::from_str(&String::from_utf8_lossy(text)).map_err(PayloadError::NotAnObject)?;
-        let outer = fields.string("class").ok_or(PayloadError::NoClass)?;
-        let mut payload = Self { class: outer, jid: fields.string("jid").unwrap_or_default(), fields };
+        let original = shown::opened(text).into_owned();
+        let readable = String::from_utf8_lossy(&original);
+        json::is_json(&readable).map_err(PayloadError::NotJson)?;
+        let fields = Fields::of(&readable).ok_or(PayloadError::NotAnObject)?;
+        let class = fields.string("class").filter(|class| !class.is_empty()).ok_or(PayloadError::NoClass)?;
+        let jid = fields.string("jid").filter(|jid| shown::is_name(jid)).unwrap_or_default();
+        let mut payload = Self { fields, original, flaw: OnceLock::new(), class, jid };
         if payload.is_active_job() {
             payload.class = payload.wrapped_class().ok_or(PayloadError::NoClass)?;
         }
         Ok(payload)
     }
 
-    /// The arguments that the job class sees.
-    ///
-    /// For Active Job these are the inner `arguments`, without the marks that Active Job leaves in hashes.
-    pub fn args(&self) -> Result<Vec<Value>, PayloadError> {
-        let args: Vec<Value> = self.fields.read("args").ok_or(PayloadError::Args)?;
-        if !self.is_active_job() {
-            return Ok(args);
+    /// The arguments that the job class sees. For Active Job these are the inner `arguments`.
+    pub fn arguments(&self) -> Result<Arguments, PayloadError> {
+        let args = self.fields.raw("args").unwrap_or_default();
+        let (args, marks) = match self.is_active_job() {
+            true => (json::pointer(args, "/0/arguments").unwrap_or_default(), Some(MARKS)),
+            false => (args, None),
+        };
+        if !args.starts_with('[') {
+            return Err(PayloadError::Args);
         }
-        match args.into_iter().next().and_then(|mut inner| inner.get_mut("arguments").map(Value::take)) {
-            Some(Value::Array(arguments)) => Ok(arguments.into_iter().map(without_marks).collect()),
-            _ => Err(PayloadError::Args),
-        }
+        Ok(Arguments::new(json::items(args).map(str::to_owned).collect(), marks))
+    }
+
+    /// Why Sidekiq cannot show the job in any set, if it cannot. Such a job is not run and not retried.
+    pub fn flaw(&self) -> Option<&str> {
+        self.flaw.get_or_init(|| shown::flaw(&self.readable(), &self.fields)).as_deref()
     }
 
     /// The `retry` field.
     pub fn retry_rule(&self) -> RetryRule {
-        match self.fields.raw("retry").map(RawValue::get) {
+        match self.fields.raw("retry") {
             Some("false") => RetryRule::Never,
             Some(text) if is_integer(text) => {
                 // Ruby's have any size.
@@ -110,9 +129,8 @@ impl Payload {
 
     /// The form in which the job has its times: that of the first one it has.
     pub fn timestamps(&self) -> Option<Timestamps> {
-        let times = ["created_at", "enqueued_at", "failed_at"].into_iter().filter_map(|name| self.fields.raw(name));
+        let mut times = ["created_at", "enqueued_at", "failed_at"].into_iter().filter_map(|name| self.fields.raw(name));
         times
-            .map(RawValue::get)
             .find(|text| text.starts_with(|c: char| c == '-' || c.is_ascii_digit()))
             .map(|text| if is_integer(text) { Timestamps::Milliseconds } else { Timestamps::Seconds })
     }
@@ -138,21 +156,28 @@ impl Payload {
         self.fields.read::<bool>("dead") != Some(false)
     }
 
-    /// The queue the job names; the one it is fetched from wins.
+    /// The queue the job names, where it is a name; the one it is fetched from wins.
     pub fn queue(&self) -> Option<String> {
-        self.fields.string("queue")
+        self.fields.string("queue").filter(|queue| shown::is_name(queue))
     }
 
-    /// The text of the job after a failed attempt on `queue`, as Sidekiq's `JobRetry` writes it. `unless_known` is the form
-    /// of its times when it has none.
-    pub fn after_failure(&self, queue: &str, failure: &Failure, now: Epoch, unless_known: Timestamps) -> String {
-        let mut fields = self.fields.clone();
-        let queue = self.fields.string("retry_queue").unwrap_or_else(|| queue.to_owned());
+    /// The text of the job after a failed attempt on `queue`, as Sidekiq's `JobRetry` writes it; in an envelope when it has a
+    /// flaw. `unless_known` is the form of its times when it has none.
+    pub fn after_failure(&self, queue: &str, failure: &Failure, now: Epoch, unless_known: Timestamps) -> Vec<u8> {
+        let form = self.timestamps().unwrap_or(unless_known);
+        if self.flaw().is_some() {
+            return shown::envelope(&self.original, &self.jid, queue, failure, now, form);
+        }
+        let mut fields = self.presentable();
+        let queue = fields.string("retry_queue").unwrap_or_else(|| queue.to_owned());
         fields.set("queue", &queue);
         fields.set("error_message", &failure.detail);
         fields.set("error_class", &error_class(failure));
-        let time = now.json(self.timestamps().unwrap_or(unless_known));
-        if fields.read::<i64>("retry_count").is_some() {
+        let time = now.json(form);
+        if fields.raw("failed_at").is_none() {
+            fields.set("failed_at", &time);
+        }
+        if fields.raw("retry_count").is_some() {
             fields.set("retried_at", &time);
             fields.set("retry_count", &self.n_failures());
         } else {
@@ -162,17 +187,48 @@ impl Payload {
         if let Some(n_lines) = self.backtrace() {
             fields.set("error_backtrace", &compress(&trace(failure, n_lines)));
         }
-        fields.text()
+        fields.text().into_bytes()
     }
 
-    /// The text of the job as it goes from the retry set or the schedule to its queue.
-    pub fn enqueued(&self, now: Epoch, unless_known: Timestamps) -> String {
+    /// The text of the job as it goes from the retry set or the schedule to `queue`.
+    pub fn enqueued(&self, queue: &str, now: Epoch, unless_known: Timestamps) -> Vec<u8> {
+        let form = self.timestamps().unwrap_or(unless_known);
+        if let Some(flaw) = self.flaw() {
+            let failure = Failure::new(Reason::InvalidArguments, flaw);
+            return shown::envelope(&self.original, &self.jid, queue, &failure, now, form);
+        }
+        let mut fields = self.presentable();
+        fields.set("queue", &queue);
+        fields.set("enqueued_at", &now.json(form));
+        fields.text().into_bytes()
+    }
+
+    /// The text of the job as Sidekiq can show it while it runs.
+    pub(super) fn shown(&self, queue: &str, now: Epoch) -> String {
+        let form = self.timestamps().unwrap_or(Timestamps::Milliseconds);
+        if let Some(flaw) = self.flaw() {
+            let failure = Failure::new(Reason::InvalidArguments, flaw);
+            let envelope = shown::envelope(&self.original, &self.jid, queue, &failure, now, form);
+            return String::from_utf8_lossy(&envelope).into_owned();
+        }
         let mut fields = self.fields.clone();
-        if self.jid.is_empty() {
+        shown::set_aside(&mut fields);
+        if fields == self.fields { self.readable().into_owned() } else { fields.text() }
+    }
+
+    /// The fields, in types that Sidekiq expects, and with a jid.
+    fn presentable(&self) -> Fields {
+        let mut fields = self.fields.clone();
+        shown::set_aside(&mut fields);
+        shown::keep_original(&mut fields, &self.original);
+        if fields.raw("jid").is_none() {
             fields.set("jid", &super::random_hex::<12>());
         }
-        fields.set("enqueued_at", &now.json(self.timestamps().unwrap_or(unless_known)));
-        fields.text()
+        fields
+    }
+
+    fn readable(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.original)
     }
 
     /// How many lines of an error's backtrace are kept; `None` when the job does not want any.
@@ -186,18 +242,12 @@ impl Payload {
     }
 
     fn is_active_job(&self) -> bool {
-        matches!(
-            self.fields.string("class").as_deref(),
-            Some("ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper" | "Sidekiq::ActiveJob::Wrapper")
-        )
+        self.fields.string("class").is_some_and(|class| shown::WRAPPERS.contains(&class.as_str()))
     }
 
     fn wrapped_class(&self) -> Option<String> {
-        let inner = || -> Option<String> {
-            let args: Vec<Value> = self.fields.read("args")?;
-            Some(args.first()?.get("job_class")?.as_str()?.to_owned())
-        };
-        self.fields.string("wrapped").or_else(inner)
+        let inner = || serde_json::from_str(json::pointer(self.fields.raw("args")?, "/0/job_class")?).ok();
+        self.fields.string("wrapped").or_else(inner).filter(|class| !class.is_empty())
     }
 }
 
@@ -207,102 +257,22 @@ pub fn error_class(failure: &Failure) -> String {
     format!("Sidebake::{camel}")
 }
 
-/// Active Job marks hashes with `_aj_symbol_keys` and the like, which are not the caller's.
-fn without_marks(value: Value) -> Value {
-    match value {
-        Value::Object(fields) => {
-            let own = fields.into_iter().filter(|(name, _)| !name.starts_with("_aj_"));
-            Value::Object(own.map(|(name, value)| (name, without_marks(value))).collect::<Map<_, _>>())
-        }
-        Value::Array(values) => values.into_iter().map(without_marks).collect(),
-        scalar => scalar,
-    }
-}
-
 /// Where Ruby has the lines of its stack: whose matter the failure is, then what exactly happened.
+///
+/// Sidekiq's Web UI puts these lines into its page as they are, so markup in them is escaped here.
 fn trace(failure: &Failure, n_lines: usize) -> Vec<String> {
     let first = format!("{}: {}", failure.reason, failure.reason.sentence());
-    std::iter::once(first).chain(failure.detail.lines().map(str::to_owned)).take(n_lines).collect()
+    std::iter::once(first.as_str()).chain(failure.detail.lines()).map(escape_markup).take(n_lines).collect()
+}
+
+fn escape_markup(line: &str) -> String {
+    line.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// As Sidekiq's `compress_backtrace`: Base64 of a zlib stream of a JSON array.
 fn compress(lines: &[String]) -> String {
     let json = serde_json::to_vec(lines).expect("strings are JSON");
     BASE64_STANDARD.encode(compress_to_vec_zlib(&json, LEVEL))
-}
-
-/// Whether a number's text has neither fraction nor exponent.
-fn is_integer(text: &str) -> bool {
-    let digits = text.strip_prefix('-').unwrap_or(text);
-    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// A JSON object whose fields keep their order and their text.
-#[derive(Clone, Debug, Default)]
-struct Fields(Vec<(String, Box<RawValue>)>);
-
-impl Fields {
-    /// The last field of that name, as JSON has it for duplicates.
-    fn raw(&self, name: &str) -> Option<&RawValue> {
-        self.0.iter().rev().find(|(field, _)| field == name).map(|(_, value)| &**value)
-    }
-
-    /// The field, when it is there and of that type.
-    fn read<'a, T: Deserialize<'a>>(&'a self, name: &str) -> Option<T> {
-        serde_json::from_str(self.raw(name)?.get()).ok()
-    }
-
-    fn string(&self, name: &str) -> Option<String> {
-        self.read(name)
-    }
-
-    /// Sidekiq 8 takes an integer for milliseconds and a float for seconds.
-    fn timestamp(&self, name: &str) -> Option<Epoch> {
-        let number: f64 = self.read(name)?;
-        let is_seconds = !is_integer(self.raw(name)?.get()) || number < MAX_SECONDS;
-        Some(Epoch::from_secs_f64(if is_seconds { number } else { number / 1000.0 }))
-    }
-
-    fn set(&mut self, name: &str, value: &impl serde::Serialize) {
-        let raw = serde_json::value::to_raw_value(value).expect("strings and numbers are JSON");
-        self.set_raw(name, raw);
-    }
-
-    fn set_raw(&mut self, name: &str, value: Box<RawValue>) {
-        match self.0.iter_mut().rev().find(|(field, _)| field == name) {
-            Some((_, old)) => *old = value,
-            None => self.0.push((name.to_owned(), value)),
-        }
-    }
-
-    fn text(&self) -> String {
-        let fields: Vec<String> = self
-            .0
-            .iter()
-            .map(|(name, value)| format!("{}:{}", serde_json::to_string(name).expect("a string is JSON"), value.get()))
-            .collect();
-        format!("{{{}}}", fields.join(","))
-    }
-}
-
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Ordered;
-        impl<'de> Visitor<'de> for Ordered {
-            type Value = Fields;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Fields(fields))
-            }
-        }
-        deserializer.deserialize_map(Ordered)
-    }
 }
 
 #[cfg(test)]
@@ -318,7 +288,8 @@ mod tests {
     fn failed(text: &str) -> String {
         let failure = Failure::new(Reason::GitUnavailable, "connection reset");
         let payload = Payload::parse(text.as_bytes()).expect("a job");
-        payload.after_failure("builds", &failure, Epoch::from_secs_f64(NOW), Timestamps::Milliseconds)
+        let after = payload.after_failure("builds", &failure, Epoch::from_secs_f64(NOW), Timestamps::Milliseconds);
+        String::from_utf8(after).expect("UTF-8")
     }
 
     #[test]
@@ -333,7 +304,7 @@ mod tests {
 
     #[test]
     fn times_are_written_back_in_the_form_that_was_found() {
-        let old = failed(r#"{"class":"B","created_at":1795491695.5234401}"#);
+        let old = failed(r#"{"class":"B","args":[],"jid":"j","created_at":1795491695.5234401}"#);
         assert!(old.contains(r#""failed_at":1795500000.25"#), "{old}");
         let again = failed(&old);
         assert!(again.contains(r#""retried_at":1795500000.25"#) && again.contains(r#""retry_count":1"#), "{again}");
@@ -341,8 +312,9 @@ mod tests {
 
     #[test]
     fn a_job_without_times_gets_them_in_the_form_that_is_configured() {
-        let payload = Payload::parse(br#"{"class":"B","created_at":null}"#).expect("a job");
-        let enqueued = |form| payload.enqueued(Epoch::from_secs_f64(2.0), form);
+        let payload = Payload::parse(br#"{"class":"B","args":[],"created_at":null}"#).expect("a job");
+        let text = |form| payload.enqueued("q", Epoch::from_secs_f64(2.0), form);
+        let enqueued = |form| String::from_utf8(text(form)).expect("UTF-8");
         assert!(enqueued(Timestamps::Seconds).contains(r#""enqueued_at":2.0"#));
         assert!(enqueued(Timestamps::Milliseconds).contains(r#""enqueued_at":2000"#));
     }
@@ -361,8 +333,8 @@ mod tests {
     #[test]
     fn a_backtrace_is_written_where_the_class_wants_one() {
         let lines = |wanted: &str| {
-            let text = failed(&format!(r#"{{"class":"B","backtrace":{wanted}}}"#));
-            let encoded: Option<String> = Fields::read(&serde_json::from_str(&text).expect("a job"), "error_backtrace");
+            let text = failed(&format!(r#"{{"class":"B","args":[],"backtrace":{wanted}}}"#));
+            let encoded = Fields::of(&text).expect("a job").string("error_backtrace");
             encoded.map(|text| {
                 let stream = BASE64_STANDARD.decode(text).expect("Base64");
                 let json = decompress_to_vec_zlib(&stream).expect("a zlib stream");
@@ -377,6 +349,12 @@ mod tests {
     }
 
     #[test]
+    fn a_backtrace_has_no_markup_that_the_web_ui_would_pass_on() {
+        let failure = Failure::new(Reason::StepFailed, "<script>alert(1)</script> & more\n\u{1b}[1mbold");
+        assert_eq!(trace(&failure, 9)[1..], ["&lt;script&gt;alert(1)&lt;/script&gt; &amp; more", "bold"]);
+    }
+
+    #[test]
     fn a_long_backtrace_is_compressed() {
         let lines = ["x".repeat(70_000), "é".to_owned()];
         let stream = BASE64_STANDARD.decode(compress(&lines)).expect("Base64");
@@ -387,7 +365,7 @@ mod tests {
 
     #[test]
     fn the_retry_queue_of_the_class_wins_and_a_retry_now_counts_again() {
-        let after = failed(r#"{"class":"B","retry_queue":"slow","queue":"x","retry_count":-1}"#);
+        let after = failed(r#"{"class":"B","args":[],"retry_queue":"slow","queue":"x","retry_count":-1}"#);
         assert!(after.contains(r#""queue":"slow""#) && after.contains(r#""retry_count":0"#), "{after}");
     }
 
@@ -414,11 +392,12 @@ mod tests {
         });
         let payload = Payload::parse(text.to_string().as_bytes()).expect("a job");
         assert_eq!(payload.class, "BuildJob");
-        assert_eq!(payload.args().expect("args"), [json!({"sha": "x", "application": {"images": []}})]);
+        let argument = payload.arguments().expect("arguments").value(0);
+        assert_eq!(argument, Ok(json!({"sha": "x", "application": {"images": []}})));
     }
 
     #[test]
-    fn texts_that_are_no_job_say_what_is_wrong() {
+    fn texts_that_are_not_a_job_say_what_is_wrong() {
         let error = |text: &[u8]| Payload::parse(text).expect_err("refused").to_string();
         assert!(error(b"{").starts_with("the job is not a JSON object"));
         assert!(error(b"[1]").starts_with("the job is not a JSON object"));

@@ -172,17 +172,16 @@ pub(super) async fn enqueue_member(
 }
 
 /// Queue and text of a job of ours; `None` for anything else.
-fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, String)> {
+fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, Vec<u8>)> {
     let payload = Payload::parse(member).ok()?;
     jobs.is_ours(&payload.class).then(|| {
-        (
-            payload.queue().filter(|queue| !queue.is_empty()).unwrap_or_else(|| "default".into()),
-            payload.enqueued(now, jobs.timestamps),
-        )
+        let queue = payload.queue().unwrap_or_else(|| "default".into());
+        let text = payload.enqueued(&queue, now, jobs.timestamps);
+        (queue, text)
     })
 }
 
-async fn move_one(redis: &Redis, set: &str, member: &[u8], queue: &str, text: &str) -> Result<usize, RedisError> {
+async fn move_one(redis: &Redis, set: &str, member: &[u8], queue: &str, text: &[u8]) -> Result<usize, RedisError> {
     let mut script = DUE.key(set);
     script.key("queues").key(format!("queue:{queue}")).arg(member).arg(text);
     redis.script(&script).await
@@ -203,12 +202,13 @@ mod tests {
     #[test]
     fn only_our_classes_are_moved_and_only_enqueued_at_changes() {
         let jobs = Jobs::default();
-        let member = br#"{"class":"BuildJob","queue":"builds","x":1e400,"jid":"j","created_at":1795491695123}"#;
+        let member =
+            br#"{"class":"BuildJob","args":[],"queue":"builds","x":1e400,"jid":"j","created_at":1795491695123}"#;
         let (queue, text) = moved_text(&jobs, member, Epoch::from_secs_f64(2.0)).expect("ours");
         assert_eq!(queue, "builds");
         assert_eq!(
-            text,
-            r#"{"class":"BuildJob","queue":"builds","x":1e400,"jid":"j","created_at":1795491695123,"enqueued_at":2000}"#
+            String::from_utf8(text).expect("UTF-8"),
+            r#"{"class":"BuildJob","args":[],"queue":"builds","x":1e400,"jid":"j","created_at":1795491695123,"enqueued_at":2000}"#
         );
         assert!(moved_text(&jobs, br#"{"class":"MailJob"}"#, Epoch::now()).is_none());
         assert!(moved_text(&jobs, br#"{"class":"Sidebake::Probe"}"#, Epoch::now()).is_none());

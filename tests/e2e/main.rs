@@ -32,5 +32,6 @@ mod processes;
 mod registry;
 mod repository_file;
 mod ruby;
+mod shown;
 mod spelling;
 mod template;

@@ -22,8 +22,20 @@ async fn report_of(afternoon: &Afternoon, native: Value, more: &str) -> Value {
 
 const PROBE: &str = "jobs.probe = true";
 
+/// The text in an entry of the class `Sidebake::Malformed`; any other entry itself.
+fn opened(member: &[u8]) -> Vec<u8> {
+    let entry: Value = serde_json::from_slice(member).unwrap_or_default();
+    if entry["class"] != "Sidebake::Malformed" {
+        return member.to_vec();
+    }
+    match &entry["args"] {
+        Value::Array(args) if args.len() == 1 => args[0].as_str().unwrap().as_bytes().to_vec(),
+        args => BASE64_STANDARD.decode(args[1].as_str().unwrap()).unwrap(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn texts_that_are_no_job_go_to_the_dead_set_as_they_are() {
+async fn texts_that_are_not_a_job_go_to_the_dead_set_in_an_entry_that_sidekiq_can_show() {
     let afternoon = Afternoon::start();
     let texts: [&[u8]; 6] = [b"{", b"[1]", b"42", b"", b"\xff\xfe", br#"{"args":[]}"#];
     for text in texts {
@@ -35,7 +47,13 @@ async fn texts_that_are_no_job_go_to_the_dead_set_as_they_are() {
         .await;
     let log = afternoon.logs();
     assert!(log.contains("the job is not a JSON object") && log.contains("the job has no class"), "{log}");
+    assert_eq!(log.matches("event=\"malformed_job\" queue=\"default\"").count(), 6, "{log}");
     assert_eq!(afternoon.redis.get("stat:processed").await, None);
+    let mut originals: Vec<Vec<u8>> = kept(&afternoon).await.iter().map(|member| opened(member)).collect();
+    originals.sort();
+    let mut expected = texts.map(<[u8]>::to_vec);
+    expected.sort();
+    assert_eq!(originals, expected);
 }
 
 async fn n_dead(afternoon: &Afternoon) -> usize {
@@ -68,7 +86,8 @@ fn is_kept(text: &[u8], kept: &[Vec<u8>]) -> bool {
     let text = &*String::from_utf8_lossy(text);
     let job: Value = serde_json::from_str(text).unwrap_or_default();
     kept.iter().any(|member| {
-        let member = &*String::from_utf8_lossy(member);
+        let member = opened(member);
+        let member = &*String::from_utf8_lossy(&member);
         let other: Value = serde_json::from_str(member).unwrap_or_default();
         let is_same_job = job.is_object() && job["args"] == other["args"] && job["class"] == other["class"];
         // Not by a parser, which does not know every number that Ruby takes.
@@ -203,6 +222,119 @@ async fn a_missing_sha_and_an_unknown_field_are_named() {
     assert!(message.contains("application.images[0].contxt: unknown field"), "{message}");
 }
 
+/// Texts of a native object, as the JSON text of their values, that no program, key or path can take.
+fn impossible(native: &Value) -> Vec<(&'static str, String)> {
+    let long = format!("\"{}\"", "x".repeat(3_000_000));
+    let fields: [&'static str; 14] = [
+        "/ref",
+        "/builder",
+        "/account",
+        "/default_branch",
+        "/build_id",
+        "/targets/0",
+        "/variables/FOO",
+        "/application/images/0/context",
+        "/application/images/0/dockerfile",
+        "/application/images/0/args/FOO",
+        "/application/images/0/tags/0",
+        "/application/images/0/labels/a",
+        "/application/images/0/cache_from/0",
+        "/application/images/0/secrets/0/id",
+    ];
+    let values = ["\"a\\u0000b\"".to_owned(), long, nested(130), nested(10_000), "1e400".into(), "\"\\ud800\"".into()];
+    let mut whole = native.clone();
+    (whole["targets"], whole["variables"]) = (json!(["vote"]), json!({"FOO": "x"}));
+    for field in ["args", "labels"] {
+        whole["application"]["images"][0][field] = json!({"FOO": "x", "a": "x"});
+    }
+    whole["application"]["images"][0]["cache_from"] = json!(["x"]);
+    whole["application"]["images"][0]["secrets"] = json!([{"id": "x"}]);
+    let mut texts = Vec::new();
+    for field in fields {
+        for value in &values {
+            let mut changed = whole.clone();
+            put(&mut changed, field, json!("PLACE"));
+            texts.push((field, changed.to_string().replace("\"PLACE\"", value)));
+        }
+    }
+    texts
+}
+
+/// Sets the value at a JSON Pointer; only the last part may be missing.
+fn put(object: &mut Value, pointer: &str, value: Value) {
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    match object.pointer_mut(parent).unwrap() {
+        Value::Array(items) => items[name.parse::<usize>().unwrap()] = value,
+        parent => parent[name] = value,
+    }
+}
+
+fn nested(depth: usize) -> String {
+    format!("{}1{}", "[".repeat(depth), "]".repeat(depth))
+}
+
+/// A10: today some of them were retried, others went to the dead set, and nobody was notified.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_argument_that_nothing_can_take_is_invalid_and_rails_is_notified() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let texts = impossible(&afternoon.native(&sha));
+    for (i, (_, native)) in texts.iter().enumerate() {
+        let job = format!(r#"{{"class":"BuildJob","args":[{native}],"jid":"job-{i}","queue":"default"}}"#);
+        afternoon.redis.push_raw("default", job).await;
+    }
+    let _worker = afternoon.worker("");
+    let mut reports = afternoon.callbacks(texts.len()).await;
+    reports.sort_by_key(|report| report["jid"].as_str().unwrap().split('-').nth(1).unwrap().parse::<usize>().unwrap());
+    for (report, (field, native)) in reports.iter().zip(&texts) {
+        let what = format!("{field}, {}…", &native[native.len() - 40..]);
+        assert_eq!(report["reason"], "invalid_arguments", "{what}: {report:#}");
+        let message = report["message"].as_str().unwrap();
+        assert!(message.len() <= 2_100 && !message.contains('\0'), "{what}: {message}");
+        let is_of_the_id = *field == "/build_id";
+        assert!(is_of_the_id || report["build_id"] == 42, "{what}: {report:#}");
+    }
+    assert!(afternoon.redis.sorted_set("retry").await.is_empty());
+    assert_eq!(n_dead(&afternoon).await, 0);
+    let nul = |field: &str| {
+        let (report, _) = reports.iter().zip(&texts).find(|(_, (name, _))| *name == field).unwrap();
+        report["message"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(nul("/variables/FOO"), "The build request is not valid. variables.FOO: contains a NUL");
+    assert_eq!(
+        nul("/application/images/0/tags/0"),
+        "The build request is not valid. application.images[0].tags[0]: contains a NUL"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_no_file_has_is_invalid() {
+    for (field, path) in [("compose", "a\0.yml".to_owned()), ("bake", format!("{}.hcl", "x".repeat(200_000)))] {
+        let afternoon = Afternoon::start();
+        let (_, sha) = afternoon.voting_app();
+        let mut native = afternoon.native(&sha);
+        native["application"] = Value::Null;
+        native[field] = json!(path);
+        let report = report_of(&afternoon, native, PROBE).await;
+        assert_eq!(report["reason"], "invalid_arguments", "{report:#}");
+        assert!(report["message"].as_str().unwrap().contains(&format!("{field}: ")), "{report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_variables_as_are_allowed_reach_buildx() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    let mut native = afternoon.native(&sha);
+    let (large, small) = ("x".repeat((128 << 10) - "V0".len() - 2), "x".repeat(1000));
+    let few = (0..3).map(|n| (format!("V{n}"), json!(large)));
+    let many = (3..120).map(|n| (format!("V{n}"), json!(small)));
+    native["variables"] = Value::Object(few.chain(many).collect());
+    let report = report_of(&afternoon, native, PROBE).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_failure_that_nobody_would_see_goes_to_the_dead_set() {
     let afternoon = Afternoon::start();
@@ -257,7 +389,7 @@ async fn what_a_resolver_can_answer() {
         (Answer::Status(403), "retry", "refuses our signature with 403"),
         (Answer::Text("<html>".into()), "retry", "what is not JSON"),
         (Answer::Redirect("http://127.0.0.1:1/".into()), "retry", "answered 302"),
-        (Answer::Padded(json!({}), 2 << 20), "retry", "more than 1 MiB"),
+        (Answer::Padded(json!({}), 2 << 20), "retry", "answered with more than 1048576 bytes"),
         (Answer::Object(json!({"sha": 1})), "dead", "expected a string"),
     ] {
         let afternoon = Afternoon::start();

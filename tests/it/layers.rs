@@ -5,8 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const WORDS: &[&str] = &["bounds", "event", "job", "reason", "report", "secret", "settings", "text"];
-const TOOLS: &[&str] = &["clock", "connections", "process", "redis", "sandbox", "state", "systemd"];
+const WORDS: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
+const TOOLS: &[&str] = &["body", "clock", "connections", "process", "redis", "sandbox", "state", "systemd"];
 const STATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const LINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 

@@ -19,6 +19,7 @@ mod credentials;
 mod custody;
 mod deployment;
 mod disk;
+mod endless;
 mod github;
 mod heartbeat;
 mod hostile_source;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 
+use crate::endless::{self, Pace};
+
 /// The faults of one server, shared with it.
 #[derive(Clone, Default)]
 pub struct Faults(Arc<Mutex<Vec<Fault>>>);
@@ -20,6 +22,7 @@ struct Fault {
 enum Kind {
     Answer { status: u16, headers: Vec<(String, String)>, body: String },
     Delay(Duration),
+    Endless { status: u16, pace: Pace },
     Stall,
 }
 
@@ -40,6 +43,11 @@ impl Faults {
         self.add(prefix, n, Kind::Stall);
     }
 
+    /// Every request whose path starts with `prefix` gets an answer without end, until [`Faults::clear`].
+    pub fn never_end(&self, prefix: &str, status: u16, pace: Pace) {
+        self.add(prefix, u32::MAX, Kind::Endless { status, pace });
+    }
+
     /// Forgets every fault; a request that stalls already goes on stalling.
     pub fn clear(&self) {
         self.0.lock().unwrap().clear();
@@ -52,6 +60,7 @@ impl Faults {
                 tokio::time::sleep(delay).await;
                 None
             }
+            Kind::Endless { status, pace } => Some(endless::response(status, pace)),
             Kind::Stall => std::future::pending().await,
             Kind::Answer { status, headers, body } => Some(answer(status, &headers, body)),
         }

@@ -10,6 +10,7 @@
 mod app;
 mod builder;
 pub mod definition;
+mod endless;
 mod faults;
 mod git;
 mod github;
@@ -25,6 +26,7 @@ use std::time::{Duration, Instant};
 
 pub use app::App;
 pub use builder::{Builder, Report, Run, install};
+pub use endless::{Endless, Pace};
 pub use faults::Faults;
 pub use git::{GitHost, GitRequest, Pack};
 pub use github::{Call, GitHub, repository_id};

@@ -1,0 +1,214 @@
+//! What Sidekiq can show: the one place that decides whether an entry may go into a set, a queue or the list of running jobs.
+//!
+//! Sidekiq's API and Web UI (6.4, 7.3, 8.1) parse every entry of a page. One that they cannot read makes the whole page fail.
+//!
+//! - A field of a type that they do not expect is *set aside*: it moves into `sidebake_set_aside`, as JSON text by its name.
+//! - A text that is not a job, or that a JSON parser of Ruby's refuses, goes into an *envelope*: a job of the class
+//!   `Sidebake::Malformed` whose first argument is the text. The worker opens an envelope that comes back to a queue.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
+use serde_json::{Value, json};
+
+use super::fields::{Fields, is_integer};
+use super::payload::{Payload, error_class};
+use crate::bounds;
+use crate::clock::Epoch;
+use crate::json;
+use crate::reason::{Failure, Reason};
+use crate::settings::Timestamps;
+use crate::text;
+
+/// The class of an envelope. No worker runs it; it has no retries, so every Sidekiq puts it into the dead set.
+pub const MALFORMED: &str = "Sidebake::Malformed";
+
+/// Where odd fields go: an object of JSON texts by name.
+const SET_ASIDE: &str = "sidebake_set_aside";
+
+/// The text of a job as it was fetched, in Base64, where some of its bytes are not UTF-8.
+const ORIGINAL: &str = "sidebake_original";
+
+/// `max_nesting` of Ruby's JSON library, which counts the job's own object.
+const MAX_NESTING: usize = 100;
+
+/// Active Job's wrappers, which Sidekiq opens to show the job in them.
+pub(super) const WRAPPERS: [&str; 2] =
+    ["ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper", "Sidekiq::ActiveJob::Wrapper"];
+
+/// The oldest and the newest times that every Sidekiq can show, from the epoch on, whether taken for seconds or milliseconds.
+const MAX_TIME: f64 = 1e14;
+
+/// `retry_for` of a longer time is refused by Sidekiq's client, and so by Ruby's poller.
+const MAX_RETRY_FOR: f64 = 1e9;
+
+/// Fields that Sidekiq shows or checks, each with what it can be.
+const SHAPES: &[(&str, fn(&str) -> bool)] = &[
+    ("jid", is_named),
+    ("queue", is_named),
+    ("retry_queue", is_named),
+    ("wrapped", |text| is_null(text) || text.starts_with('"')),
+    ("tags", |text| is_null(text) || text.starts_with('[')),
+    ("cattr", |text| is_null(text) || text.starts_with(['[', '{'])),
+    ("created_at", |text| is_null(text) || is_time(text)),
+    ("enqueued_at", |text| is_null(text) || is_time(text)),
+    ("failed_at", is_time),
+    ("retried_at", is_time),
+    ("retry_count", |text| is_integer(text) && text.parse::<i64>().is_ok()),
+    ("at", |text| number(text).is_some()),
+    ("retry_for", |text| is_null(text) || number(text).is_some_and(|seconds| seconds <= MAX_RETRY_FOR)),
+    ("error_backtrace", |text| is_null(text) || is_backtrace(text)),
+    (SET_ASIDE, |text| serde_json::from_str::<BTreeMap<String, String>>(text).is_ok()),
+];
+
+fn is_null(text: &str) -> bool {
+    text == "null"
+}
+
+/// Whether a text can be part of a key and of a line.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.len() <= bounds::NAME && !text.contains(char::is_control)
+}
+
+fn is_named(text: &str) -> bool {
+    serde_json::from_str::<String>(text).is_ok_and(|name| is_name(&name))
+}
+
+fn number(text: &str) -> Option<f64> {
+    serde_json::from_str(text).ok()
+}
+
+fn is_time(text: &str) -> bool {
+    number(text).is_some_and(|time| (0.0..=MAX_TIME).contains(&time))
+}
+
+/// As Sidekiq compresses it: Base64 of a zlib stream of a JSON array of strings.
+fn is_backtrace(text: &str) -> bool {
+    let lines = || -> Option<Vec<String>> {
+        let encoded: String = serde_json::from_str(text).ok()?;
+        // Before Sidekiq 7.2 in lines.
+        let stream = BASE64_STANDARD.decode(encoded.replace('\n', "")).ok()?;
+        let json = decompress_to_vec_zlib_with_limit(&stream, bounds::BACKTRACE).ok()?;
+        serde_json::from_slice(&json).ok()
+    };
+    lines().is_some()
+}
+
+/// Moves every field of an unexpected type where it breaks no page. Nothing is lost.
+pub(super) fn set_aside(fields: &mut Fields) {
+    let mut aside = BTreeMap::new();
+    for (name, is_expected) in SHAPES {
+        if fields.raw(name).is_some_and(|text| !is_expected(text)) {
+            aside.extend(fields.remove(name).map(|text| ((*name).to_owned(), text)));
+        }
+    }
+    // Sidekiq replaces the last argument by a note, where there is one.
+    if fields.raw("encrypt").is_some() && json::items(fields.raw("args").unwrap_or_default()).next().is_none() {
+        aside.extend(fields.remove("encrypt").map(|text| ("encrypt".to_owned(), text)));
+    }
+    if aside.is_empty() {
+        return;
+    }
+    let mut all: BTreeMap<String, String> = fields.read(SET_ASIDE).unwrap_or_default();
+    for (mut name, text) in aside {
+        // One of the same name may lie there from an earlier time.
+        while all.contains_key(&name) {
+            name.push('+');
+        }
+        all.insert(name, text);
+    }
+    fields.set(SET_ASIDE, &all);
+}
+
+/// Keeps the bytes of a text that is shown with U+FFFD in the place of some of them.
+pub(super) fn keep_original(fields: &mut Fields, original: &[u8]) {
+    if str::from_utf8(original).is_err() {
+        fields.set(ORIGINAL, &BASE64_STANDARD.encode(original));
+    }
+}
+
+/// Why a job cannot be shown, whatever is set aside: a parser of Ruby's refuses it, or its arguments are not arguments.
+pub(super) fn flaw(text: &str, fields: &Fields) -> Option<String> {
+    if let Some(oddity) = json::oddity(text, MAX_NESTING) {
+        return Some(oddity.to_string());
+    }
+    let args = fields.raw("args").unwrap_or("null");
+    if !args.starts_with('[') {
+        return Some("args: expected an array".into());
+    }
+    if !fields.string("class").is_some_and(|class| WRAPPERS.contains(&class.as_str())) {
+        return None;
+    }
+    let Some(arguments) = json::pointer(args, "/0/arguments").filter(|arguments| arguments.starts_with('[')) else {
+        return Some("args[0].arguments: expected an array, as Active Job writes it".into());
+    };
+    // Shown as the mail's class and method, and the arguments of the method.
+    let is_mail = fields.string("wrapped").as_deref() == Some("ActionMailer::MailDeliveryJob");
+    let is_broken = is_mail && json::items(arguments).nth(3).is_none_or(|mail| !mail.starts_with('{'));
+    is_broken.then(|| "args[0].arguments[3]: expected an object, as Action Mailer writes it".into())
+}
+
+/// An entry that every Sidekiq can show, around any text. Nothing of the text is lost.
+///
+/// Its first argument is the text. Where that is long or not UTF-8, the first argument is only what can be read of it, and
+/// the second is all of it in Base64. A text that is an envelope already is not put into another one.
+pub fn envelope(text: &[u8], jid: &str, queue: &str, failure: &Failure, now: Epoch, form: Timestamps) -> Vec<u8> {
+    let original = opened(text);
+    if original.len() > bounds::ENVELOPE {
+        return original.into_owned();
+    }
+    let readable = String::from_utf8_lossy(&original);
+    let is_whole = readable.len() <= bounds::MALFORMED && str::from_utf8(&original).is_ok();
+    let args = match is_whole {
+        true => json!([readable]),
+        false => json!([text::clip(&readable, bounds::MALFORMED), BASE64_STANDARD.encode(&original)]),
+    };
+    let jid = if jid.is_empty() { super::random_hex::<12>() } else { jid.to_owned() };
+    let time = now.json(form);
+    let job = json!({
+        // As Ruby reads it: the first failure is the last one.
+        "class": MALFORMED, "args": args, "jid": jid, "queue": queue, "retry": 0,
+        "created_at": time, "enqueued_at": time, "failed_at": time, "retry_count": 0,
+        "error_class": error_class(failure), "error_message": text::shown(&failure.detail, bounds::MESSAGE),
+    });
+    job.to_string().into_bytes()
+}
+
+/// The text in an envelope, or the text itself.
+pub(super) fn opened(text: &[u8]) -> Cow<'_, [u8]> {
+    let mut opened = Cow::Borrowed(text);
+    while let Some(inner) = inner(&opened) {
+        opened = Cow::Owned(inner);
+    }
+    opened
+}
+
+fn inner(text: &[u8]) -> Option<Vec<u8>> {
+    // Most texts are not an envelope, and are not parsed for it.
+    let text = str::from_utf8(text).ok().filter(|text| text.contains(MALFORMED) && json::is_json(text).is_ok())?;
+    let fields = Fields::of(text).filter(|fields| fields.string("class").as_deref() == Some(MALFORMED))?;
+    let args: Vec<Value> = fields.read("args")?;
+    match &args[..] {
+        [Value::String(text)] => Some(text.clone().into_bytes()),
+        [Value::String(_), Value::String(encoded)] => BASE64_STANDARD.decode(encoded).ok(),
+        _ => None,
+    }
+}
+
+/// The text of a running job as Sidekiq's pages can show it.
+pub(super) fn running(text: &[u8], queue: &str, now: Epoch) -> String {
+    match Payload::parse(text) {
+        Ok(payload) => payload.shown(queue, now),
+        Err(error) => {
+            let failure = Failure::new(Reason::InvalidArguments, error.to_string());
+            let envelope = envelope(text, "", queue, &failure, now, Timestamps::Milliseconds);
+            String::from_utf8_lossy(&envelope).into_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

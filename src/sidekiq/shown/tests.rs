@@ -1,0 +1,250 @@
+//! The rule by itself: any text is shown, and nothing of it is lost. Real Sidekiqs judge in `tests/e2e/shown.rs`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: f64 = 1_795_500_000.25;
+
+fn now() -> Epoch {
+    Epoch::from_secs_f64(NOW)
+}
+
+fn refused() -> Failure {
+    Failure::new(Reason::InvalidArguments, "no job\0 at all")
+}
+
+fn nested(depth: usize) -> String {
+    format!("{}1{}", "[".repeat(depth), "]".repeat(depth))
+}
+
+/// What the pages of every Sidekiq ask of an entry.
+fn assert_shown(entry: &[u8]) -> Fields {
+    let text = str::from_utf8(entry).expect("UTF-8");
+    json::is_json(text).expect("JSON");
+    assert_eq!(json::oddity(text, 100), None, "{text}");
+    let fields = Fields::of(text).expect("an object");
+    for name in ["class", "queue", "jid", "error_class", "error_message"] {
+        assert!(fields.string(name).is_some_and(|text| !text.is_empty() && !text.contains('\0')), "{name}: {text}");
+    }
+    assert!(fields.raw("args").is_some_and(|args| args.starts_with('[')), "{text}");
+    for name in ["created_at", "enqueued_at", "failed_at", "retried_at"] {
+        let time: Option<Value> = fields.read(name);
+        assert!(time.is_none_or(|time| time.is_null() || time.as_f64().is_some()), "{name}: {text}");
+    }
+    let count: i64 = fields.read("retry_count").expect("a number");
+    assert!(fields.raw(if count > 0 { "retried_at" } else { "failed_at" }).is_some(), "{text}");
+    assert!(fields.raw("tags").is_none_or(|tags| tags == "null" || tags.starts_with('[')), "{text}");
+    fields
+}
+
+/// The entry that a failed text leaves behind, as the processor makes it.
+fn left_behind(text: &[u8]) -> Vec<u8> {
+    match Payload::parse(text) {
+        Ok(payload) => payload.after_failure("q", &refused(), now(), Timestamps::Seconds),
+        Err(_) => envelope(text, "", "q", &refused(), now(), Timestamps::Seconds),
+    }
+}
+
+/// Whether all of a text is in its entry: in the envelope, or each field as it was, or set aside.
+fn assert_kept(text: &[u8], entry: &[u8]) {
+    let fields = assert_shown(entry);
+    if fields.string("class").as_deref() == Some(MALFORMED) {
+        assert_eq!(opened(entry), opened(text));
+        return;
+    }
+    if let Some(encoded) = fields.string(ORIGINAL).filter(|_| str::from_utf8(text).is_err()) {
+        assert_eq!(BASE64_STANDARD.decode(encoded).expect("Base64"), text);
+    }
+    // What a failure changes in Ruby, too.
+    let of_failure =
+        ["queue", "error_class", "error_message", "error_backtrace", "failed_at", "retried_at", "retry_count"];
+    let aside: BTreeMap<String, String> = fields.read(SET_ASIDE).unwrap_or_default();
+    let readable = String::from_utf8_lossy(text);
+    for (name, value) in json::fields(&readable) {
+        let is_aside = || aside.values().any(|text| text == value);
+        let is_merged = || {
+            let before: BTreeMap<String, String> = serde_json::from_str(value).expect("it would be odd otherwise");
+            before.iter().all(|(name, text)| aside.get(name) == Some(text))
+        };
+        let is_there = fields.raw(&name) == Some(value) || is_aside() || name == ORIGINAL;
+        let is_kept = is_there || of_failure.contains(&&*name) || (name == SET_ASIDE && is_merged());
+        assert!(is_kept, "{name} of {readable} is not in {fields:?}");
+    }
+}
+
+#[test]
+fn a_text_that_is_not_a_job_is_in_its_envelope() {
+    let long = "é".repeat(50_000);
+    let texts =
+        ["null", "42", "[1,2,3]", "\"x\"", "", "{", "{}", "\0", r#"{"class":42}"#, r#"{"class":"B","args":{}}"#, &long];
+    for text in texts.map(str::as_bytes).into_iter().chain([&b"\xff\xfe"[..], &[0xff; 100_000]]) {
+        assert_kept(text, &left_behind(text));
+    }
+    let entry: Value = serde_json::from_slice(&left_behind(b"[1,2,3]")).expect("JSON");
+    let jid = entry["jid"].clone();
+    let expected = json!({
+        "class": "Sidebake::Malformed", "args": ["[1,2,3]"], "jid": jid, "queue": "q", "retry": 0,
+        "created_at": NOW, "enqueued_at": NOW, "failed_at": NOW, "retry_count": 0,
+        "error_class": "Sidebake::InvalidArguments", "error_message": "no job␀ at all",
+    });
+    assert_eq!(entry, expected);
+}
+
+#[test]
+fn what_can_be_read_of_a_long_text_is_short_and_all_of_it_follows() {
+    let text = "é".repeat(50_000);
+    let entry: Value = serde_json::from_slice(&left_behind(text.as_bytes())).expect("JSON");
+    let shown = entry["args"][0].as_str().expect("a text");
+    assert!(shown.len() <= bounds::MALFORMED && shown.ends_with("more bytes)"), "{}", shown.len());
+    assert_eq!(BASE64_STANDARD.decode(entry["args"][1].as_str().expect("Base64")).expect("Base64"), text.as_bytes());
+    let bytes: Value = serde_json::from_slice(&left_behind(b"a\xff")).expect("JSON");
+    assert_eq!(bytes["args"], json!(["a\u{fffd}", "Yf8="]));
+}
+
+#[test]
+fn an_envelope_is_opened_and_never_put_into_another_one() {
+    let job = br#"{"class":"BuildJob","args":[1],"jid":"j"}"#;
+    let once = envelope(job, "j", "q", &refused(), now(), Timestamps::Seconds);
+    let twice = envelope(&once, "j", "q", &refused(), now(), Timestamps::Seconds);
+    assert_eq!(once, twice);
+    let payload = Payload::parse(&twice).expect("a job");
+    assert_eq!((payload.class.as_str(), payload.jid.as_str()), ("BuildJob", "j"));
+    // One that somebody wrote by hand is a job of an unknown class.
+    let by_hand = br#"{"class":"Sidebake::Malformed","args":[]}"#;
+    assert_eq!(opened(by_hand), &by_hand[..]);
+    assert_shown(&left_behind(by_hand));
+}
+
+#[test]
+fn a_job_that_a_parser_of_rubys_refuses_has_a_flaw() {
+    let flaw = |text: &str| Payload::parse(text.as_bytes()).expect("a job").flaw().map(str::to_owned);
+    let job = |rest: &str| format!(r#"{{"class":"B","args":[1]{rest}}}"#);
+    assert_eq!(flaw(&job("")), None);
+    assert_eq!(flaw(&job(r#","x":"\ud83d\ude00 1e400","y":1e400"#)), None);
+    assert_eq!(flaw(&job(&format!(r#","x":{}"#, nested(99)))), None);
+    let deep = flaw(&job(&format!(r#","x":{}"#, nested(10_000)))).expect("a flaw");
+    assert!(deep.starts_with("x[0][0]") && deep.ends_with("nested deeper than 100 levels"), "{deep}");
+    assert_eq!(flaw(&job(r#","x":"\ud800""#)).as_deref(), Some("x: a string with half of a surrogate pair"));
+    assert_eq!(flaw(&job(r#","\udc00":1"#)).as_deref(), Some("\\udc00: a string with half of a surrogate pair"));
+    assert_eq!(flaw(&job(r#","x":{"a":1,"a":2}"#)).as_deref(), Some("x.a: the field is there twice"));
+    assert_eq!(flaw(&job(r#","class":"B""#)).as_deref(), Some("class: the field is there twice"));
+    for args in ["null", "{}", "\"x\"", "1"] {
+        let text = format!(r#"{{"class":"B","args":{args}}}"#);
+        assert_eq!(flaw(&text).as_deref(), Some("args: expected an array"), "{args}");
+    }
+    assert_eq!(flaw(r#"{"class":"B"}"#).as_deref(), Some("args: expected an array"));
+}
+
+#[test]
+fn active_jobs_envelope_is_whole_or_a_flaw() {
+    let flaw = |wrapped: &str, args: &str| {
+        let text = format!(r#"{{"class":"{}","wrapped":"{wrapped}","args":{args}}}"#, WRAPPERS[1]);
+        Payload::parse(text.as_bytes()).expect("a job").flaw().map(str::to_owned)
+    };
+    let whole = r#"[{"job_class":"B","arguments":[1]}]"#;
+    assert_eq!(flaw("B", whole), None);
+    for broken in ["[]", "[1]", "[null]", "[{}]", r#"[{"arguments":{}}]"#, r#"["x"]"#] {
+        let expected = "args[0].arguments: expected an array, as Active Job writes it";
+        assert_eq!(flaw("B", broken).as_deref(), Some(expected), "{broken}");
+    }
+    let mail = "ActionMailer::MailDeliveryJob";
+    assert_eq!(flaw(mail, r#"[{"arguments":["M","m","deliver_now",{"args":[]}]}]"#), None);
+    assert!(flaw(mail, whole).is_some());
+}
+
+#[test]
+fn odd_fields_are_set_aside_and_stay_there() {
+    let text = br#"{"class":"B","args":[],"jid":42,"tags":"x","cattr":7,"created_at":"now","at":null,"encrypt":true,"x":[1.10]}"#;
+    let entry = left_behind(text);
+    assert_kept(text, &entry);
+    let fields = Fields::of(str::from_utf8(&entry).expect("UTF-8")).expect("an object");
+    let aside = r#"{"at":"null","cattr":"7","created_at":"\"now\"","encrypt":"true","jid":"42","tags":"\"x\""}"#;
+    assert_eq!(fields.raw(SET_ASIDE), Some(aside));
+    assert_eq!(fields.raw("x"), Some("[1.10]"));
+    let again = left_behind(&entry);
+    let fields = Fields::of(str::from_utf8(&again).expect("UTF-8")).expect("an object");
+    assert_eq!((fields.raw(SET_ASIDE), fields.raw("retry_count")), (Some(aside), Some("1")));
+}
+
+#[test]
+fn what_runs_is_shown_as_it_is_where_it_can_be() {
+    let shown = |text: &[u8]| running(text, "q", now());
+    let plain = r#"{ "class":"B", "args":[1e400] }"#;
+    assert_eq!(shown(plain.as_bytes()), plain);
+    assert_eq!(
+        shown(br#"{"class":"B","args":[],"tags":1}"#),
+        r#"{"class":"B","args":[],"sidebake_set_aside":{"tags":"1"}}"#
+    );
+    for malformed in [&b"null"[..], b"\xff", br#"{"class":"B","args":1}"#] {
+        assert_shown(shown(malformed).as_bytes());
+    }
+}
+
+/// JSON of any kind that this parser takes, and some that it does not.
+fn any_value() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        proptest::sample::select(vec![
+            "null",
+            "true",
+            "-1",
+            "1e400",
+            "1.5",
+            "\"\\ud800\"",
+            "\"\\u0000\"",
+            "{\"a\":1,\"a\":2}"
+        ])
+        .prop_map(str::to_owned),
+        any::<i64>().prop_map(|number| number.to_string()),
+        any::<String>().prop_map(|text| json!(text).to_string()),
+        (95_usize..105).prop_map(nested),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[{}]", items.join(","))),
+            proptest::collection::vec(("[a-z]{1,3}", inner), 0..4).prop_map(|fields| {
+                let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+                format!("{{{}}}", fields.join(","))
+            }),
+        ]
+    })
+}
+
+fn any_text() -> impl Strategy<Value = Vec<u8>> {
+    let names: Vec<&str> =
+        SHAPES.iter().map(|(name, _)| *name).chain(["encrypt", "backtrace", "x", ORIGINAL]).collect();
+    let class = prop_oneof![4 => Just("\"B\"".to_owned()), 1 => Just(format!("\"{}\"", WRAPPERS[0])), 1 => any_value()];
+    let args = prop_oneof![2 => Just("[1]".to_owned()), 1 => any_value()];
+    let fields = (proptest::sample::subsequence(names, 0..8), proptest::collection::vec(any_value(), 8));
+    let job = (class, args, fields).prop_map(|(class, args, (names, values))| {
+        let fields: String = names.iter().zip(values).map(|(name, value)| format!(",\"{name}\":{value}")).collect();
+        format!("{{\"class\":{class},\"args\":{args}{fields}}}").into_bytes()
+    });
+    let job = job.boxed();
+    prop_oneof![
+        6 => job.clone(),
+        1 => (job, any::<prop::sample::Index>(), any::<u8>()).prop_map(|(mut job, at, byte)| {
+            let at = at.index(job.len());
+            job[at] = byte;
+            job
+        }),
+        1 => any_value().prop_map(String::into_bytes),
+        1 => proptest::collection::vec(any::<u8>(), 0..60),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_text_can_be_shown_and_is_kept(text in any_text()) {
+        let entry = left_behind(&text);
+        assert_kept(&text, &entry);
+        assert_kept(&entry, &left_behind(&entry));
+        json::is_json(&running(&text, "q", now())).expect("JSON");
+        if let Ok(payload) = Payload::parse(&text) {
+            let queued = payload.enqueued("q", now(), Timestamps::Milliseconds);
+            prop_assert_eq!(json::oddity(str::from_utf8(&queued).expect("UTF-8"), 100), None);
+            let again = Payload::parse(&queued).expect("a job");
+            prop_assert_eq!(&again.class, &payload.class);
+        }
+    }
+}

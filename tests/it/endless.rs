@@ -1,0 +1,164 @@
+//! Answers without end: whoever answers the worker decides neither how much memory that takes nor how long.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use world::{Endless, Pace, Script};
+
+use crate::afternoon::{Afternoon, Worker, text};
+
+/// More than answers within their bounds take, four at once, and far less than an answer without end.
+const FLAT_KB: u64 = 80 << 10;
+
+impl Worker {
+    /// The most memory that the worker has had, in kB.
+    fn peak_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+/// Enqueues `n` builds and returns how each has failed, once all wait for a retry.
+async fn failures_of(afternoon: &Afternoon, native: &Value, n: usize) -> Vec<Value> {
+    for _ in 0..n {
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    }
+    afternoon.until("all wait for a retry", async || afternoon.redis.sorted_set("retry").await.len() == n).await;
+    let retries = afternoon.redis.sorted_set("retry").await;
+    retries.iter().map(|(job, _)| serde_json::from_str(job).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_of_github_takes_memory_without_end() {
+    // Every question that a build asks, and every kind of answer to it.
+    for (path, status) in [
+        ("/app/installations", 201),
+        ("/app/installations", 403),
+        ("/app/installations", 422),
+        ("/repos/acme/voting-app/installation", 200),
+        ("/repos/acme/voting-app/installation", 301),
+        ("/repos/acme/voting-app/commits/heads", 200),
+        ("/repos/acme/voting-app/compare", 200),
+        ("/repos/acme/voting-app/compare", 500),
+    ] {
+        let afternoon = Afternoon::start();
+        let (repository, sha) = afternoon.voting_app();
+        repository.commit(&[("vote/Dockerfile", "FROM base\n")]);
+        let mut native = afternoon.native(&sha);
+        native["ref"] = json!("refs/heads/main");
+        afternoon.github.faults().never_end(path, status, Pace::Flood);
+        let worker = afternoon.worker("");
+        let failures = failures_of(&afternoon, &native, 4).await;
+        for failure in &failures {
+            assert_eq!(failure["error_class"], "Sidebake::GithubUnavailable", "{path}: {failure:#}");
+            let message = failure["error_message"].as_str().unwrap();
+            assert!(message.contains(path) && message.ends_with("answered with more than 4194304 bytes"), "{message}");
+        }
+        let peak_kb = worker.peak_kb();
+        assert!(peak_kb < FLAT_KB, "{path} {status}: {peak_kb} kB");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_drips_is_given_up_at_the_time_limit() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.github.faults().never_end("/app/installations", 201, Pace::Drip(Duration::from_millis(50)));
+    let config = afternoon.config("");
+    let text = std::fs::read_to_string(&config).unwrap().replace("github = { ", "github = { timeout = \"300ms\", ");
+    std::fs::write(&config, text).unwrap();
+    let _worker = afternoon.worker_with(&config, &[]);
+    let failures = failures_of(&afternoon, &afternoon.native(&sha), 1).await;
+    assert_eq!(failures[0]["error_class"], "Sidebake::GithubUnavailable", "{:#}", failures[0]);
+}
+
+/// A server that answers every connection with `start`, and then with `more` without end.
+fn pours(start: &'static str, more: &'static str) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(start.as_bytes());
+                while stream.write_all(more.as_bytes()).is_ok() {}
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_without_end_take_no_memory_either() {
+    for (start, more) in [
+        ("HTTP/1.1 200 OK\r\n", "x-more: and more\r\n"),
+        ("HTTP/1.1 200 OK\r\nx-long: ", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
+        ("", "HTTP/1.1 100 Continue\r\n\r\n"),
+    ] {
+        let afternoon = Afternoon::start();
+        let (_, sha) = afternoon.voting_app();
+        let config = afternoon.config("");
+        let api = format!("github = {{ timeout = \"1s\", api_url = \"{}\"", pours(start, more));
+        let text = std::fs::read_to_string(&config).unwrap();
+        let text = text.replace(&format!("github = {{ api_url = \"{}\"", afternoon.github.url()), &api);
+        assert!(text.contains(&api), "{text}");
+        std::fs::write(&config, text).unwrap();
+        let worker = afternoon.worker_with(&config, &[]);
+        let failures = failures_of(&afternoon, &afternoon.native(&sha), 4).await;
+        assert_eq!(failures[0]["error_class"], "Sidebake::GithubUnavailable", "{:#}", failures[0]);
+        assert!(worker.peak_kb() < FLAT_KB, "{} kB", worker.peak_kb());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_cannot_be_revoked_costs_no_memory_either() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+    afternoon.github.faults().never_end("/installation/token", 200, Pace::Flood);
+    let worker = afternoon.worker("");
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    afternoon.until("it was asked", async || afternoon.n_asked("/installation/token") > 0).await;
+    assert!(worker.peak_kb() < FLAT_KB, "{} kB", worker.peak_kb());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_of_a_resolver_takes_memory_without_end() {
+    let (afternoon, rails) = (Afternoon::start(), Endless::start(Pace::Flood));
+    let url = format!("{}/builds/{{0}}", rails.url());
+    let worker = afternoon.worker(&format!(
+        r#"jobs.classes.ById = {{ arguments = "resolved", resolve = {{ url = "{url}", secret = "s3cret" }} }}"#
+    ));
+    for id in 1..=4 {
+        afternoon.redis.push("default", "ById", json!([id])).await;
+    }
+    afternoon.until("all wait for a retry", async || afternoon.redis.sorted_set("retry").await.len() == 4).await;
+    for (job, _) in afternoon.redis.sorted_set("retry").await {
+        assert!(job.contains("Sidebake::ResolverUnavailable"), "{job}");
+        assert!(job.contains("answered with more than 1048576 bytes"), "{job}");
+    }
+    assert!(worker.peak_kb() < FLAT_KB, "{} kB", worker.peak_kb());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_of_an_api_server_takes_memory_without_end() {
+    let (afternoon, kubernetes) = (Afternoon::start(), Endless::start(Pace::Flood));
+    let kubeconfig = afternoon.home.path().join("kubeconfig");
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": kubernetes.url()}}],
+        "users": [{"name": "c", "user": {"token": "t"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c", "namespace": "builds"}}],
+    });
+    std::fs::write(&kubeconfig, config.to_string()).unwrap();
+    let builder = format!("builders.pods = {{ driver = \"kubernetes\", kubeconfig = \"{}\" }}", kubeconfig.display());
+    let output = afternoon.run(&["builder", "status", "pods"], &builder);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let sentence = format!("{}/ answered with more than 8388608 bytes", kubernetes.url());
+    assert!(said.contains(&sentence), "{said}");
+    assert!(said.len() < 2_000, "{} bytes", said.len());
+}
