@@ -55,4 +55,8 @@ bounds! {
     NOTICE: 1 << 10, Bytes, "One notice", "cut, with a mark";
     NOTICES: 50, Count, "Notices of a build", "counted, and the count is the last notice";
     REPORT: 256 << 10, Bytes, "A report as JSON: the argument of a callback job", "the longest texts are cut further";
+    METADATA: 4 << 20, Bytes, "`metadata.json` of a bake", "not read: digests come from the progress stream";
+    PRINT_MEMORY: 512 << 20, Bytes, "Data of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
+    PROBE_MEMORY: 256 << 20, Bytes, "Data of one docker-buildx by which the worker asks a builder", "it ends with an error";
+    SOURCE_OUTPUT: 8 << 20, Bytes, "What a source child says", "the child is killed";
 }

@@ -124,6 +124,9 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Protected, Self::Branch, Self::Fork];
+
     /// What is to be thought of a job that does not say it. Only of branches and tags GitHub is asked whether the commit is
     /// the repository's own; that of a pull request (`refs/pull/…`, `refs/merge-requests/…`) may be anybody's.
     fn by_ref(git_ref: Option<&str>) -> Self {

@@ -26,6 +26,7 @@ pub mod settings;
 pub mod text;
 
 // Tools.
+pub mod beneath;
 pub mod clock;
 pub mod connections;
 pub mod process;

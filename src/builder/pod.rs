@@ -11,6 +11,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::process::{self, Pipe, ProcessError};
+use crate::state::StateError;
 
 /// How long the answer may take. buildx needs 20 s to say why it cannot connect.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +31,9 @@ pub enum PodError {
     /// docker-buildx cannot be started.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// A directory for it cannot be made.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// It does not speak HTTP/2.
     #[error("asked for its workers: {0}")]
     Http(#[from] h2::Error),

@@ -53,6 +53,7 @@ async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
         "BUILDX_GIT_LABELS",
         "BUILDX_METADATA_PROVENANCE",
         "DOCKER_CONFIG",
+        "GOMAXPROCS",
         "TMPDIR",
     ];
     assert_eq!(names, expected, "an environment made from nothing");
