@@ -4,6 +4,7 @@
 //! children run in a sandbox with an environment made from nothing and no PATH, so that nothing but buildx and its
 //! loader can be executed, and what is solved is exactly what was policed.
 
+mod child;
 mod credentials;
 mod define;
 mod diagnose;
@@ -24,15 +25,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::beneath::Directory;
 use crate::job::{Build, Sha};
 use crate::journal::Journal;
 use crate::process::ProcessError;
 use crate::reason::{Failure, Reason};
 use crate::report::TargetReport;
-use crate::sandbox::{Sandbox, Sockets};
+use crate::sandbox::Sockets;
 use crate::secret::Secret;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
@@ -40,6 +42,7 @@ use crate::state::{JobDirectory, StateError, make_private, write_private};
 use grants::Grants;
 use ignore::Search;
 
+pub use child::{Child, Configuration, dial_child};
 pub use define::application as define_application;
 pub use policy::Refusal;
 pub use print::admit;
@@ -126,13 +129,13 @@ pub struct Site {
     pub builder: String,
     /// The bake's working directory, by which the kubernetes driver chooses the pod.
     pub working_directory: PathBuf,
-    /// buildx's configuration directory, in which the builder's record lies.
-    pub buildx_config: PathBuf,
+    /// buildx's configuration, in which the builder's record lies.
+    pub configuration: Configuration,
     /// Variables that lead buildx to the builder.
     pub environment: BTreeMap<String, String>,
     /// What buildx may speak to.
     pub sockets: Sockets,
-    /// Files that buildx needs for that, such as certificates.
+    /// Files that buildx needs for that, such as certificates. No child can write where they lie.
     pub files: Vec<PathBuf>,
     /// Whether somebody watches that the builder is heard from: then a silent step is just that.
     pub is_watched: bool,
@@ -147,23 +150,6 @@ pub struct Run {
     pub pid: OnceLock<u32>,
     /// Set when the builder has begun to work: until then buildx itself gives up after 20 s, and says why.
     pub has_begun: OnceLock<()>,
-}
-
-/// What one run of docker-buildx gets; nothing else of the machine reaches it.
-#[derive(Clone, Debug)]
-pub struct Child {
-    /// The kernel's walls around it.
-    pub sandbox: Sandbox,
-    /// Its environment.
-    pub environment: BTreeMap<String, String>,
-}
-
-impl Child {
-    fn command(&self, program: &Path) -> tokio::process::Command {
-        let mut command = self.sandbox.command(program);
-        command.envs(&self.environment);
-        command
-    }
 }
 
 /// What one run of docker-buildx has to build, and until when.
@@ -216,8 +202,9 @@ impl Definition {
     ///
     /// Paths are from the worktree's root. With many patterns and files it takes a second, so it is not for the runtime's threads.
     pub fn inputs<'a>(&self, files: &'a [PathBuf]) -> Vec<&'a Path> {
-        let root = self.worktree.canonicalize().unwrap_or_else(|_| self.worktree.clone());
-        let mut search = Search::new(&root, files);
+        // Of a worktree that cannot be opened every file counts, and the build will fail.
+        let Ok(root) = Directory::open(&self.worktree) else { return files.iter().map(PathBuf::as_path).collect() };
+        let mut search = Search::new(&root, &self.worktree, files);
         self.targets.values().for_each(|fields| look_into(fields, &mut search));
         files.iter().map(PathBuf::as_path).filter(|file| search.has_found(file)).collect()
     }
@@ -254,8 +241,8 @@ fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
     let named = named_contexts(fields).map(Path::new).filter(|named| named.is_absolute());
     named.for_each(|named| search.look_into(named, None));
     // It is read also when it is left out of the context.
-    if let Some(dockerfile) = beside.and_then(|path| path.canonicalize().ok()) {
-        search.find(&dockerfile);
+    if let Some(dockerfile) = beside {
+        search.find(dockerfile);
     }
 }
 
@@ -275,6 +262,8 @@ pub struct Bake {
     buildx: settings::Buildx,
     /// Whether buildx evaluates policies that it finds beside Dockerfiles, once it was asked for its version.
     has_policies: Arc<OnceCell<bool>>,
+    /// Turns of `--print`, which can take a processor and all the memory that it may for as long as it may.
+    prints: Arc<Semaphore>,
     limits: settings::Bake,
     sandbox: settings::Sandbox,
     accounts: settings::Accounts,
@@ -286,6 +275,7 @@ impl Bake {
         Self {
             buildx: settings.buildx.clone(),
             has_policies: Arc::default(),
+            prints: Arc::new(Semaphore::new(settings.bake.prints)),
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
@@ -394,7 +384,7 @@ impl Bake {
     pub fn describe(&self, site: &Site, directory: &Path) -> (Vec<String>, Vec<String>) {
         let environment = solve::environment(site, directory);
         let mut arguments = vec![self.buildx.binary.display().to_string()];
-        arguments.extend(solve::arguments(site, &directory.join("metadata.json")));
+        arguments.extend(solve::arguments(site, &directory.join(solve::METADATA)));
         (environment.into_keys().collect(), arguments)
     }
 
@@ -416,20 +406,6 @@ impl Bake {
     pub async fn version(&self) -> Result<String, BakeError> {
         print::version(self).await
     }
-}
-
-/// What both children get: nothing of the machine's, switches that keep buildx from running git, and one without which
-/// BuildKit would attest every build with its times, so that no commit had one digest.
-fn base_environment(directory: &Path) -> BTreeMap<String, String> {
-    let path = |name: &str| directory.join(name).display().to_string();
-    BTreeMap::from([
-        ("BUILDX_CONFIG".into(), path("buildx")),
-        ("TMPDIR".into(), path("tmp")),
-        // A repository may hold a directory that is a bare repository, whose configuration makes git run a shell.
-        ("BUILDX_GIT_INFO".into(), "0".into()),
-        ("BUILDX_GIT_LABELS".into(), "0".into()),
-        ("BUILDX_NO_DEFAULT_ATTESTATIONS".into(), "1".into()),
-    ])
 }
 
 #[cfg(test)]

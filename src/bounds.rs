@@ -86,4 +86,8 @@ bounds! {
     WORKERS: 1 << 20, Bytes, "BuildKit's list of its workers", "the pod's name is not known";
     PLUGIN: 1 << 20, Bytes, "Output of an exec plugin of a kubeconfig", "`builder_unavailable`";
     CREDENTIAL: 256 << 10, Bytes, "Output of a credential helper", "`worker_failed`";
+    METADATA: 4 << 20, Bytes, "`metadata.json` of a bake", "not read: digests come from the progress stream";
+    PRINT_MEMORY: 512 << 20, Bytes, "Data of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
+    PROBE_MEMORY: 256 << 20, Bytes, "Data of one docker-buildx by which the worker asks a builder", "it ends with an error";
+    SOURCE_OUTPUT: 8 << 20, Bytes, "What a source child says", "the child is killed";
 }

@@ -1,6 +1,6 @@
 //! The builders: which one takes a build, how buildx finds it, and what has become of it when a build fails.
 //!
-//! Owns the choice among the configured builders, buildx's record of the chosen one (written anew for each job), and the
+//! Owns the choice among the configured builders, buildx's record of the chosen one (written again for each run), and the
 //! two strings by which BuildKit finds what it has seen before: the working directory, by which the kubernetes driver
 //! chooses the pod, and the node id, by which contexts are transferred incrementally. Never changes anybody's current
 //! builder, nor a Deployment unless told to.
@@ -21,18 +21,18 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::bake::Site;
+use crate::bake::{Configuration, Site};
 use crate::job::Build;
 use crate::reason::{Failure, Reason};
 use crate::report::Placement;
-use crate::sandbox::Sockets;
+use crate::sandbox::{Enforcement, Sockets};
 use crate::settings::{self, Balance, Driver};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
 
 use access::Access;
 use cluster::{Cluster, ClusterError, Survey};
 use deployment::Ground;
-use place::Surveyed;
+use place::{Dial, Surveyed};
 
 pub use access::AccessError;
 pub use cluster::PodStatus;
@@ -102,6 +102,7 @@ pub struct Builders {
     /// The builds that run on them.
     pub occupancy: Occupancy,
     buildx: PathBuf,
+    enforcement: Enforcement,
     builders: BTreeMap<String, Builder>,
 }
 
@@ -141,9 +142,14 @@ pub struct Status {
 
 impl Builders {
     /// Takes the settings; nothing is created or asked yet.
-    pub fn new(buildx: &Path, builders: &BTreeMap<String, settings::Builder>) -> Self {
-        let builders = builders.iter().map(|(name, settings)| (name.clone(), Builder::new(name, settings))).collect();
-        Self { occupancy: Occupancy::default(), buildx: buildx.to_owned(), builders }
+    pub fn new(settings: &settings::Settings) -> Self {
+        let builders = settings.builders.iter();
+        Self {
+            occupancy: Occupancy::default(),
+            buildx: settings.buildx.binary.clone(),
+            enforcement: settings.sandbox.mode.into(),
+            builders: builders.map(|(name, settings)| (name.clone(), Builder::new(name, settings))).collect(),
+        }
     }
 
     /// The names.
@@ -170,23 +176,26 @@ impl Builders {
         let balance = if wedged.is_some() { Balance::Sticky } else { builder.settings.balance };
         let mut site = builder.site(builder.working_directory(build, state));
         state::make_private(&site.working_directory)?;
-        let solve = directory.subdirectory("solve")?;
-        let config = solve.join("buildx");
-        site.buildx_config.clone_from(&config);
-        state::make_private(&config.join("instances"))?;
-        state::write_private(&config.join(".buildNodeID"), node_id(build).as_bytes())?;
+        site.configuration.node_id = node_id(build);
+        // No child writes here, and the worker's own docker-buildx reads it as well.
+        let kubeconfig = directory.subdirectory("place")?.join("kubeconfig");
         let cluster = match builder.settings.driver {
-            Driver::Kubernetes => Some(builder.survey(&mut site, &solve.join("kubeconfig")).await?),
+            Driver::Kubernetes => Some(builder.survey(&mut site, &kubeconfig).await?),
             _ => None,
         };
         if builder.settings.driver != Driver::Docker {
-            let kubeconfig = cluster.is_some().then(|| solve.join("kubeconfig"));
-            let record = builder.record(balance, kubeconfig.as_deref())?;
-            state::write_private(&config.join("instances").join(&site.builder), &record)?;
+            let record = builder.record(balance, cluster.is_some().then_some(&*kubeconfig))?;
+            site.configuration.record = Some((site.builder.clone(), record));
         }
-        let (buildx, pod) = (&self.buildx, OnceLock::new());
+        let dial = Dial {
+            buildx: &self.buildx,
+            enforcement: self.enforcement,
+            directory: directory.subdirectory("dial")?,
+            n_runs: tokio::sync::Mutex::default(),
+        };
         let occupied = Mutex::new(self.occupancy.occupy(&builder.name, ""));
-        let mut place = Place { site, builder, buildx, why, balance, is_detour: false, cluster, pod, occupied };
+        let pod = OnceLock::new();
+        let mut place = Place { site, builder, dial, why, balance, is_detour: false, cluster, pod, occupied };
         match wedged {
             Some(loss) => place.detour(loss).await?,
             None => place.recall_pod(),
@@ -319,7 +328,7 @@ impl Builder {
         let mut site = Site {
             builder: self.instance_name(),
             working_directory,
-            buildx_config: PathBuf::new(),
+            configuration: Configuration::default(),
             environment: BTreeMap::new(),
             sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().collect()),
             files: Vec::new(),
@@ -357,6 +366,7 @@ impl Builder {
         state::write_private(kubeconfig, text.expose().as_bytes())?;
         site.sockets = Sockets::Tcp(vec![access.port()]);
         site.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
+        site.files.push(kubeconfig.to_owned());
         Ok(Surveyed { pods: survey.pods, api })
     }
 

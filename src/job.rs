@@ -140,6 +140,9 @@ pub enum Trust {
 }
 
 impl Trust {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Protected, Self::Branch, Self::Fork];
+
     /// As in the job.
     pub fn name(self) -> &'static str {
         match self {

@@ -27,6 +27,7 @@ pub mod settings;
 pub mod text;
 
 // Tools.
+pub mod beneath;
 pub mod body;
 pub mod clock;
 pub mod connections;

@@ -50,7 +50,7 @@ impl Stations {
         Ok(Self {
             github: App::new(settings.github.clone())?,
             source: Source::new(settings),
-            builders: Builders::new(&settings.buildx.binary, &settings.builders),
+            builders: Builders::new(settings),
             bake: Bake::new(settings),
             state,
         })

@@ -7,7 +7,8 @@
 //!
 //! A child makes threads and no processes. RLIMIT_NPROC could not say that: it counts all processes and threads of the
 //! user, so the worker's and other jobs', and does not hold for root. How many threads there can be follows from
-//! RLIMIT_DATA, which counts their stacks.
+//! RLIMIT_DATA, which counts their stacks. It counts private memory alone, so seccomp refuses memory that is shared, or
+//! that grows like a stack. A worker's memory is then the sum of its children's limits and its own.
 //!
 //! Edges: TCP rules are by port and not by host; UDP is not restricted; Unix sockets that have a path are either all there
 //! or none; a child can become a file that may be read, by way of the loader; whether a file is there, and how large it is,
@@ -15,12 +16,14 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, NetPort, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort, PathBeneath, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -29,6 +32,7 @@ use seccompiler::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::beneath;
 use crate::process;
 use crate::settings::SandboxMode;
 
@@ -53,6 +57,9 @@ pub enum SandboxError {
     /// A resource limit was refused.
     #[error("the limit for {0} was refused: {1}")]
     Limit(&'static str, std::io::Error),
+    /// A path of the job's has a link in it, or cannot be opened.
+    #[error("{0} cannot be opened: {1}")]
+    Path(PathBuf, std::io::Error),
     /// The worker was gone before the child had started.
     #[error("the worker is gone")]
     Orphaned,
@@ -66,11 +73,14 @@ pub enum SandboxError {
 pub struct Sandbox {
     /// How much of this the kernel must be able to enforce.
     pub enforcement: Enforcement,
-    /// Files and directory trees that can be read. Missing ones are left out.
-    pub read: Vec<PathBuf>,
-    /// Files that can be read and executed.
+    /// Files and directory trees of the machine that can be read. Links are followed. Missing ones are left out.
+    pub system: Vec<PathBuf>,
+    /// Files that can be read and executed. Links are followed.
     pub execute: Vec<PathBuf>,
-    /// Directory trees and files that can be read and written.
+    /// Files and directory trees of the job that can be read. A link anywhere in their paths is an error: another child may
+    /// have made it. Missing ones are left out.
+    pub read: Vec<PathBuf>,
+    /// The same for those that can be read and written.
     pub write: Vec<PathBuf>,
     /// What it may speak to.
     pub sockets: Sockets,
@@ -119,7 +129,13 @@ pub struct Limits {
     pub cpu_seconds: Option<u64>,
     /// RLIMIT_FSIZE.
     pub file_bytes: u64,
+    /// RLIMIT_STACK, which is also the stack of each thread of a C program, and of Go with cgo. A quarter of it is what
+    /// arguments and environment may have together.
+    pub stack_bytes: Option<u64>,
 }
+
+/// RLIMIT_NOFILE of every child: each file that is open holds memory of the kernel's.
+const MAX_OPEN_FILES: u64 = 4096;
 
 impl Sandbox {
     /// The command that starts our own binary as a launcher for `program`, with an empty environment.
@@ -160,6 +176,10 @@ impl Sandbox {
         set("core dumps", Resource::Core, 0)?;
         set("data", Resource::Data, self.limits.data_bytes)?;
         set("file size", Resource::Fsize, self.limits.file_bytes)?;
+        set("open files", Resource::Nofile, lowered(Resource::Nofile, MAX_OPEN_FILES))?;
+        if let Some(bytes) = self.limits.stack_bytes {
+            set("the stack", Resource::Stack, lowered(Resource::Stack, bytes))?;
+        }
         self.limits.cpu_seconds.map_or(Ok(()), |seconds| set("processor time", Resource::Cpu, seconds))
     }
 
@@ -168,10 +188,17 @@ impl Sandbox {
             Enforcement::Required => CompatLevel::HardRequirement,
             Enforcement::BestEffort | Enforcement::Off => CompatLevel::BestEffort,
         };
-        self.rules(level).map(drop).map_err(|error| SandboxError::Landlock(error.to_string()))
+        let (read, write) = (opened(&self.read)?, opened(&self.write)?);
+        let restricted = self.rules(level, read, write);
+        restricted.map(drop).map_err(|error| SandboxError::Landlock(error.to_string()))
     }
 
-    fn rules(&self, level: CompatLevel) -> Result<RulesetStatus, landlock::RulesetError> {
+    fn rules(
+        &self,
+        level: CompatLevel,
+        read_files: Vec<OwnedFd>,
+        write_files: Vec<OwnedFd>,
+    ) -> Result<RulesetStatus, landlock::RulesetError> {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         // A device file would open what no path leads to.
         let special = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeFifo | AccessFs::MakeSock;
@@ -189,9 +216,10 @@ impl Sandbox {
             .handle_access(AccessFs::from_all(ABI::V5))?
             .scope(Scope::from_all(ABI::V6))?
             .create()?
-            .add_rules(path_beneath_rules(&self.read, read))?
+            .add_rules(path_beneath_rules(&self.system, read))?
             .add_rules(path_beneath_rules(&self.execute, read | AccessFs::Execute))?
-            .add_rules(path_beneath_rules(&self.write, write))?
+            .add_rules(read_files.into_iter().map(|file| beneath_rule(file, read)))?
+            .add_rules(write_files.into_iter().map(|file| beneath_rule(file, write)))?
             .add_rules(
                 ports.iter().map(|port| Ok::<_, landlock::RulesetError>(NetPort::new(*port, AccessNet::ConnectTcp))),
             )?
@@ -239,7 +267,11 @@ impl Sandbox {
         // It connects, and Landlock does not see it.
         let fast_open = libc::MSG_FASTOPEN as u64;
         let thread = libc::CLONE_THREAD as u64;
+        // Neither is counted by RLIMIT_DATA.
+        let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64;
+        let growing = libc::MAP_GROWSDOWN as u64;
         Ok(BTreeMap::from([
+            (libc::SYS_mmap, vec![flagged(3, shared, shared)?, flagged(3, growing, growing)?]),
             (libc::SYS_socket, self.refused_sockets()?),
             (libc::SYS_sendto, vec![flagged(3, fast_open, fast_open)?]),
             (libc::SYS_sendmsg, vec![flagged(2, fast_open, fast_open)?]),
@@ -287,6 +319,28 @@ impl Sandbox {
         }
         all.into_iter().map(|conditions| SeccompRule::new(conditions?)).collect()
     }
+}
+
+/// What is at these paths, none of which may have a link in it.
+fn opened(paths: &[PathBuf]) -> Result<Vec<OwnedFd>, SandboxError> {
+    let open = |path: &PathBuf| match beneath::open_without_links(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        opened => Some(opened.map_err(|error| SandboxError::Path(path.clone(), error))),
+    };
+    paths.iter().filter_map(open).collect()
+}
+
+/// A rule for what is open; of a file, the rights that only directories have are left out.
+fn beneath_rule(file: OwnedFd, access: BitFlags<AccessFs>) -> Result<PathBeneath<OwnedFd>, landlock::RulesetError> {
+    let is_directory =
+        rustix::fs::fstat(&file).is_ok_and(|about| rustix::fs::FileType::from_raw_mode(about.st_mode).is_dir());
+    let access = if is_directory { access } else { access & AccessFs::from_file(NEEDED) };
+    Ok(PathBeneath::new(file, access))
+}
+
+/// A limit that is not above what this process has: only the privileged may raise one.
+fn lowered(resource: Resource, limit: u64) -> u64 {
+    rustix::process::getrlimit(resource).maximum.map_or(limit, |maximum| maximum.min(limit))
 }
 
 /// System calls, with the rules by which each is refused: by any of them, or always when there are none.
@@ -435,9 +489,32 @@ pub fn enforced() -> String {
     format!("Landlock ABI {version} ({}{but}), seccomp, capabilities, limits", words(has))
 }
 
-/// What every dynamically linked program reads at its start: libraries and the loader's cache.
+/// The C library and what belongs to it, as far as it is here: all that a dynamically linked docker-buildx, or our own
+/// binary, loads. Nothing else of the libraries' directories can be read, since a definition can name any file in them.
 pub fn libraries() -> Vec<PathBuf> {
-    ["/usr/lib", "/lib", "/lib64", "/etc/ld.so.cache"].map(PathBuf::from).into()
+    const FOLDERS: [&str; 7] = [
+        "/lib64",
+        "/usr/lib64",
+        "/usr/lib",
+        "/lib/x86_64-linux-gnu",
+        "/usr/lib/x86_64-linux-gnu",
+        "/lib/aarch64-linux-gnu",
+        "/usr/lib/aarch64-linux-gnu",
+    ];
+    const NAMES: [&str; 9] = [
+        "libc.so.6",
+        "libdl.so.2",
+        "libgcc_s.so.1",
+        "libm.so.6",
+        "libpthread.so.0",
+        "libresolv.so.2",
+        "librt.so.1",
+        // Parts of the C library before 2.34, by which it looks up names.
+        "libnss_dns.so.2",
+        "libnss_files.so.2",
+    ];
+    let all = FOLDERS.iter().flat_map(|folder| NAMES.iter().map(move |name| Path::new(folder).join(name)));
+    all.filter(|path| path.is_file()).collect()
 }
 
 /// The loaders of the C library, which the kernel executes for a dynamically linked program.
@@ -452,6 +529,5 @@ pub fn network_files(certificates: &Path) -> Vec<PathBuf> {
             .map(PathBuf::from)
             .to_vec();
     files.push(certificates.to_owned());
-    files.extend(["/dev/null", "/dev/urandom"].map(PathBuf::from));
     files
 }

@@ -368,6 +368,8 @@ pub struct Bake {
     /// For `--print`.
     #[serde(with = "humantime_serde")]
     pub print_timeout: Duration,
+    /// Definitions that are resolved at once.
+    pub prints: usize,
     /// Bytes that `--print` may write.
     pub max_print_bytes: usize,
     /// For a build, when the job does not say.
@@ -544,6 +546,9 @@ impl Settings {
         }
         if self.clones == 0 {
             return refuse("clones".into(), "must be at least 1");
+        }
+        if self.bake.prints == 0 {
+            return refuse("bake.prints".into(), "must be at least 1");
         }
         if self.jobs.dead_max_jobs < 2 {
             return refuse("jobs.dead_max_jobs".into(), "must be at least 2");
@@ -751,6 +756,7 @@ mod tests {
         let crowd = message("concurrency = 999\n[capsules.slow]\nconcurrency = 2\nqueues = [\"a\"]");
         assert_eq!(crowd, "concurrency: must be from 1 to 1000, with all capsules");
         assert!(message("queues = [\"a\\nb\"]").contains("no name of a queue"));
+        assert_eq!(message("bake.prints = 0"), "bake.prints: must be at least 1");
         assert_eq!(message("jobs.dead_max_jobs = 1"), "jobs.dead_max_jobs: must be at least 2");
         assert_eq!(message("queues = []"), "queues: must name at least one queue");
         let attested = message("bake.provenance = \"mode=huge\"");

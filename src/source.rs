@@ -1,13 +1,17 @@
 //! The worktree of one commit: asked for here, made in the source child.
 //!
 //! libgit2 reads packs that strangers wrote, so it runs in a child of our own binary: sandboxed, with the request and the
-//! token on its standard input and nothing in its environment. It sees the mirror and the new directory, and connects
+//! token on its standard input and nothing in its environment. It sees the mirror and a stage of its own, and connects
 //! to the git host's port only. Killing it at any moment is harmless.
+//!
+//! What it leaves is not trusted. When it has ended, the worker looks at what it has made and moves it to where the build
+//! reads it, in which no child can write: so a later child cannot change what was checked, nor lead the worker elsewhere.
 
 mod attributes;
 mod budget;
 mod checkout;
 mod child;
+mod effort;
 mod fetch;
 mod gate;
 mod lfs;
@@ -16,30 +20,41 @@ mod mtimes;
 mod request;
 mod submodules;
 
+use std::ffi::OsStr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+use crate::beneath::{Destination, Directory};
+use crate::bounds;
 use crate::event::Event;
-use crate::job::{Build, Repository, Sha};
+use crate::job::{Build, Repository, Sha, Trust};
 use crate::journal::Journal;
 use crate::process::{self, Ended, ProcessError};
 use crate::reason::{Failure, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
 use crate::settings::{self, MIN_MTIMES_KEY, Mtimes};
-use crate::state::{StateDirectory, StateError};
+use crate::state::{JobDirectory, MirrorDirectory, StateDirectory, StateError};
 
 use gate::Gate;
-use request::{Fault, Message, Request};
+use request::{Fault, Message, Request, WORKTREE};
 
 pub use child::{VERB, main as child_main};
 pub use submodules::{MAX_SUBMODULES, Submodule};
 
 /// Characters that are told of what a child says when it dies.
 const MAX_NOISE: usize = 500;
+
+/// The directory of a job in which its source child writes.
+const STAGE: &str = "source";
+
+/// How the Rust runtime begins its last words when there is no memory.
+const NO_MEMORY: &str = "memory allocation of ";
 
 /// The worktree could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +80,16 @@ pub enum SourceError {
         path: String,
         /// Why.
         message: String,
+    },
+    /// The child has left something that is not a worktree, or the mirror's directory cannot be looked at.
+    #[error("{url}: {what}: {source}")]
+    Left {
+        /// The repository's URL.
+        url: String,
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
     },
     /// The child cannot be run.
     #[error(transparent)]
@@ -92,7 +117,7 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    fn cancelled(origin: &Origin) -> Self {
+    fn cancelled(origin: &Origin<'_>) -> Self {
         Self::Killed { url: origin.url.clone(), what: "was cancelled", is_stopped: true }
     }
 
@@ -101,7 +126,7 @@ impl SourceError {
         match self {
             Self::Url { .. } => Reason::RepositoryNotFound,
             Self::Submodule { .. } => Reason::SourceRefused,
-            Self::MtimesKey(_) | Self::State(_) | Self::Process(_) => Reason::WorkerFailed,
+            Self::MtimesKey(_) | Self::State(_) | Self::Process(_) | Self::Left { .. } => Reason::WorkerFailed,
             Self::Killed { is_stopped: true, .. } => Reason::Interrupted,
             Self::Killed { .. } => Reason::GitUnavailable,
             Self::Fault { fault, .. } => match fault {
@@ -130,17 +155,21 @@ impl From<SourceError> for Failure {
     }
 }
 
-/// Where a commit is to be had.
+/// Where a commit is to be had, and where it goes.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub struct Origin<'a> {
     /// URL of the repository, without credentials.
     pub url: String,
     /// Password of `x-access-token`; none for a repository that anybody may read.
     pub token: Option<Secret>,
     /// What the mirror is kept under: a number that outlives renames, never the name.
     pub mirror: String,
-    /// The directory to make, in one that is there. BuildKit's transfer of a context is keyed by its last component.
-    pub worktree: PathBuf,
+    /// How far its author is trusted: mirrors are apart by that.
+    pub trust: Trust,
+    /// The job's, in which the child gets a stage.
+    pub directory: &'a JobDirectory,
+    /// The directory to make. BuildKit's transfer of a context is keyed by its last component.
+    pub worktree: &'a Destination,
     /// What is asked for.
     pub revision: Revision,
     /// The account's key, from [`Source::mtimes_key`]; none leaves files the times of the checkout.
@@ -209,19 +238,17 @@ impl Worktree {
     ///
     /// # Errors
     ///
-    /// `Submodule` when there is none, or when it leads out of the worktree.
-    pub fn make_room(&self, submodule: &Submodule) -> Result<PathBuf, SourceError> {
+    /// `Submodule` when there is none, or when a link is on the way to it.
+    pub fn make_room(&self, submodule: &Submodule) -> Result<Destination, SourceError> {
         let refused = |message: String| SourceError::Submodule { path: submodule.path.clone(), message };
-        let place = self.path.join(&submodule.path);
-        let is_inside = || {
-            let parent = place.parent()?.canonicalize().ok()?;
-            Some(parent.starts_with(self.path.canonicalize().ok()?))
-        };
-        if is_inside() != Some(true) {
+        let place = Path::new(&submodule.path);
+        let (Some(parent), Some(name)) = (place.parent(), place.file_name()) else {
             return Err(refused("has no place in the worktree".into()));
-        }
-        std::fs::remove_dir(&place).map_err(|error| refused(format!("has no empty directory: {error}")))?;
-        Ok(place)
+        };
+        let opened = Directory::open(&self.path).and_then(|root| root.directory(parent));
+        let parent = opened.map_err(|error| refused(format!("has no place in the worktree: {error}")))?;
+        parent.remove_empty(name).map_err(|error| refused(format!("has no empty directory: {error}")))?;
+        Ok(Destination { path: self.path.join(place), parent })
     }
 
     /// Takes all its paths as those of the worktree that has this one as a submodule at `path`.
@@ -320,104 +347,154 @@ impl Source {
     /// The child is killed when `stop` is cancelled, when the time is over, or when this future is dropped.
     pub async fn check_out(
         &self,
-        origin: &Origin,
+        origin: &Origin<'_>,
         state: &StateDirectory,
         journal: &Journal,
         stop: &CancellationToken,
     ) -> Result<Worktree, SourceError> {
         let (host, port) = host_and_port(&origin.url)?;
         // Held until the child has ended.
-        let mirror = state.mirror(&host, &origin.mirror)?;
+        let mirror = hold(origin, &host, state).await?;
+        let stage = origin.directory.fresh(STAGE).await?;
         let request = Request {
             url: origin.url.clone(),
             token: origin.token.as_ref().map(|token| token.expose().to_owned()),
             revision: origin.revision.clone().into(),
             mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
             mirror: mirror.path().to_owned(),
-            worktree: origin.worktree.clone(),
+            stage: stage.clone(),
             limits: request::Limits { taken: origin.spent.size, ..(&self.settings).into() },
             ca_file: self.settings.ca_file.clone(),
         };
+        let made = self.make(&request, port, origin, journal, stop).await.and_then(|worktree| {
+            let left = |source| SourceError::Left { url: origin.url.clone(), what: "the worktree", source };
+            let stage = Directory::open(&stage).map_err(left)?;
+            stage.move_to(OsStr::new(WORKTREE), origin.worktree).map_err(left)?;
+            Ok(worktree)
+        });
+        origin.directory.clear(STAGE).await?;
+        made
+    }
+
+    /// Runs a source child; what it says of itself is the result.
+    async fn make(
+        &self,
+        request: &Request,
+        port: u16,
+        origin: &Origin<'_>,
+        journal: &Journal,
+        stop: &CancellationToken,
+    ) -> Result<Worktree, SourceError> {
         let entered = stop.run_until_cancelled(self.gate.enter(&request.mirror)).await;
         let Some(mut entry) = entered else {
             return Err(SourceError::cancelled(origin));
         };
-        let command = self.sandbox(&request, port).reexec(VERB);
-        let input = serde_json::to_vec(&request).expect("a request is plain data");
+        let command = self.sandbox(request, port).reexec(VERB);
+        let input = serde_json::to_vec(request).expect("a request is plain data");
         let limits = process::Limits {
             timeout: self.settings.timeout.saturating_sub(origin.spent.time),
             silence: self.settings.timeout,
-            max_output_bytes: usize::MAX,
+            max_output_bytes: bounds::SOURCE_OUTPUT,
             stop: stop.clone(),
         };
-        let (mut last, mut noise) = (None, String::new());
+        let (started, mut said) = (Instant::now(), Said::default());
         let ended =
             process::run(command, &input, &limits, |stream, line| match (stream, serde_json::from_slice(line)) {
                 (process::Stream::Out, Ok(Message::Progress { received_bytes })) => {
                     journal.tell(Event::Fetching { received_bytes })
                 }
                 (process::Stream::Out, Ok(Message::Fetched)) => entry.turn = None,
-                (process::Stream::Out, Ok(message)) => last = Some(message),
+                (process::Stream::Out, Ok(message)) => said.last = Some(message),
                 // What a dying child says: a panic, or the launcher's error.
-                _ => noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),
+                _ => said.noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),
             })
             .await?;
-        self.conclude(origin, request.worktree, ended, last, noise)
-    }
-
-    fn conclude(
-        &self,
-        origin: &Origin,
-        path: PathBuf,
-        ended: Ended,
-        last: Option<Message>,
-        noise: String,
-    ) -> Result<Worktree, SourceError> {
-        let url = origin.url.clone();
-        match (last, ended) {
-            (Some(Message::Done { sha, fetch_ms, checkout_ms, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
-                Ok(Worktree {
-                    path,
-                    sha: Sha::parse(&sha),
-                    fetch: Duration::from_millis(fetch_ms),
-                    checkout: Duration::from_millis(checkout_ms),
-                    size,
-                    lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
-                    submodules,
-                })
-            }
-            (Some(Message::Failed { fault, message }), Ended::Exited(_)) => {
-                Err(SourceError::Fault { url, fault, message })
-            }
-            (_, Ended::Stopped) => Err(SourceError::cancelled(origin)),
-            (_, Ended::TimedOut | Ended::Silent | Ended::TooMuchOutput) => {
-                Err(SourceError::Killed { url, what: "took too long", is_stopped: false })
-            }
-            (_, Ended::Exited(status)) => {
-                let message = format!("the source child ended with {status}: {noise}");
-                Err(SourceError::Fault { url, fault: Fault::Worker, message })
-            }
-        }
+        said.has_fetched = entry.turn.is_none();
+        conclude(origin, ended, said, started.elapsed())
     }
 
     fn sandbox(&self, request: &Request, port: u16) -> Sandbox {
-        let mut read = libraries();
-        read.extend(network_files(&self.settings.ca_file));
-        let tree = request.worktree.parent().unwrap_or(Path::new("/")).to_owned();
+        let mut system = libraries();
+        system.extend(network_files(&self.settings.ca_file));
         Sandbox {
             enforcement: self.sandbox.mode.into(),
-            read,
+            system,
             execute: Vec::new(),
-            write: vec![request.mirror.clone(), tree, "/dev/null".into()],
+            read: Vec::new(),
+            write: vec![request.mirror.clone(), request.stage.clone(), "/dev/null".into()],
             sockets: Sockets::Tcp(vec![port]),
             limits: Limits {
                 data_bytes: self.sandbox.max_data_bytes,
-                cpu_seconds: None,
+                // It lowers that for itself when it knows what there is to do: `effort`.
+                cpu_seconds: Some(request.limits.timeout_s),
                 // libgit2 counts after it has written.
                 file_bytes: self.settings.max_fetch_bytes.max(self.settings.max_file_bytes) + (1 << 20),
+                stack_bytes: None,
             },
         }
     }
+}
+
+/// The mirror's directory, in a state that a child can use.
+async fn hold(origin: &Origin<'_>, host: &str, state: &StateDirectory) -> Result<MirrorDirectory, SourceError> {
+    let held = state.mirror(origin.trust, host, &origin.mirror)?;
+    if mirror::is_sound(held.path()).unwrap_or(false) {
+        return Ok(held);
+    }
+    tracing::warn!(path = %held.path().display(), event = "mirror_discarded", "mirror discarded: a child left something else in it");
+    held.discard(state).await?;
+    Ok(state.mirror(origin.trust, host, &origin.mirror)?)
+}
+
+/// What a child has said.
+#[derive(Default)]
+struct Said {
+    last: Option<Message>,
+    has_fetched: bool,
+    noise: String,
+}
+
+/// What comes of a child's words and its end. What it could make up is taken only where that harms no other build.
+fn conclude(origin: &Origin<'_>, ended: Ended, said: Said, elapsed: Duration) -> Result<Worktree, SourceError> {
+    let url = origin.url.clone();
+    match (said.last, ended) {
+        (Some(Message::Done { sha, fetch_ms, checkout_ms, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
+            let sha = match &origin.revision {
+                Revision::Sha(sha) => Some(sha.clone()),
+                Revision::Name(_) => Sha::parse(&sha),
+            };
+            Ok(Worktree {
+                path: origin.worktree.path.clone(),
+                sha,
+                fetch: Duration::from_millis(fetch_ms).min(elapsed),
+                checkout: Duration::from_millis(checkout_ms).min(elapsed),
+                size,
+                lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
+                submodules,
+            })
+        }
+        (Some(Message::Failed { fault, message }), Ended::Exited(_)) => Err(SourceError::Fault { url, fault, message }),
+        (_, Ended::Stopped) => Err(SourceError::cancelled(origin)),
+        (_, Ended::TimedOut | Ended::Silent) => {
+            Err(SourceError::Killed { url, what: "took too long", is_stopped: false })
+        }
+        (_, Ended::TooMuchOutput) => Err(SourceError::Killed { url, what: "said too much", is_stopped: false }),
+        (_, Ended::Exited(status)) => Err(died(url, status, said.has_fetched, &said.noise)),
+    }
+}
+
+/// A child that ended without its last word.
+fn died(url: String, status: ExitStatus, has_fetched: bool, noise: &str) -> SourceError {
+    let refused = |message: &str| (Fault::Refused, message.to_owned());
+    let (fault, message) = match status.signal() {
+        Some(libc::SIGXCPU) if has_fetched => refused(
+            "writing the files takes too much processor time: look for patterns with several * in .gitattributes",
+        ),
+        Some(libc::SIGXCPU) => refused("unpacking the commit takes too much processor time"),
+        _ if noise.starts_with(NO_MEMORY) => refused("the commit takes more memory than a worker gives to it"),
+        _ => (Fault::Worker, format!("the source child ended with {status}: {noise}")),
+    };
+    SourceError::Fault { url, fault, message }
 }
 
 /// Host (with the port when it is not the usual one) and port of an `https` or `http` URL.

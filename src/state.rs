@@ -1,18 +1,20 @@
 //! The state directory: mirrors, working directories and, per job, a directory that goes with it.
 //!
 //! ```text
-//! mirrors/<host>/<repository>/   bare mirrors, a cache with a budget
+//! mirrors/<trust>/<host>/<repository>/mirror/    mirrors, a cache with a budget; a child writes below `mirror`
 //! sticky/…                       empty directories whose names choose the pod
 //! run/<identity>.lock            held as long as that process lives
 //! run/<identity>/<n>/            one job: worktree, buildx and docker configuration, temporary files
 //! ```
 //!
 //! All of it on one file system. Knows nothing of what the files are for. Whatever a dead process left is removed by the next
-//! one that starts.
+//! one that starts. A child writes in some of a job's directories and in its mirror, so these are opened and removed by
+//! `beneath` alone.
 
 mod disk;
 mod mirrors;
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -22,6 +24,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::beneath::{Destination, Directory};
+use crate::job::Trust;
 use crate::reason::{Failure, Reason};
 use crate::text::places::Places;
 
@@ -60,6 +64,9 @@ impl StateDirectory {
     pub fn open(root: &Path, name: &str) -> Result<Self, StateError> {
         let runs = root.join("run");
         make_private(&runs)?;
+        // No part of a path below is a link then, and the launcher of a child can insist on that.
+        let root = root.canonicalize().map_err(|source| StateError { path: root.to_owned(), source })?;
+        let runs = root.join("run");
         sweep(&runs);
         let lock = runs.join(format!("{name}.lock"));
         let held = File::create(&lock).and_then(|file| {
@@ -69,7 +76,7 @@ impl StateDirectory {
         let held = held.map_err(|source| StateError { path: lock.clone(), source })?;
         let run = runs.join(name);
         make_private(&run)?;
-        Ok(Self { root: root.to_owned(), run, n_jobs: AtomicU64::new(0), is_grown: Arc::default(), lock, _held: held })
+        Ok(Self { root, run, n_jobs: AtomicU64::new(0), is_grown: Arc::default(), lock, _held: held })
     }
 
     /// A new, empty directory that only this user can enter.
@@ -84,9 +91,10 @@ impl StateDirectory {
         Places::new(&self.root)
     }
 
-    /// The directory of a repository's mirror, made when it is missing, and not removed while it is held.
-    pub fn mirror(&self, host: &str, repository: &str) -> Result<MirrorDirectory, StateError> {
-        let path = self.root.join("mirrors").join(host).join(repository);
+    /// The directory of a repository's mirror for builds of this trust, made when it is missing, and not removed while it is
+    /// held.
+    pub fn mirror(&self, trust: Trust, host: &str, repository: &str) -> Result<MirrorDirectory, StateError> {
+        let path = self.root.join("mirrors").join(trust.name()).join(host).join(repository);
         MirrorDirectory::hold(path, Arc::clone(&self.is_grown))
     }
 
@@ -117,6 +125,26 @@ impl JobDirectory {
         let path = self.path.join(name);
         make_private(&path)?;
         Ok(path)
+    }
+
+    /// The same, and empty: nothing is left of what a child has written there.
+    pub async fn fresh(&self, name: &str) -> Result<PathBuf, StateError> {
+        self.clear(name).await?;
+        self.subdirectory(name)
+    }
+
+    /// Removes a subdirectory where that does not hold up the runtime.
+    pub async fn clear(&self, name: &str) -> Result<(), StateError> {
+        let (path, of) = (self.path.clone(), name.to_owned());
+        let clear = move || Directory::open(&path).and_then(|directory| directory.remove(OsStr::new(&of)));
+        let cleared = tokio::task::spawn_blocking(clear).await.expect("removing does not panic");
+        cleared.map_err(|source| StateError { path: self.path.join(name), source })
+    }
+
+    /// A place in a subdirectory of its own, in which no child writes.
+    pub fn vacancy(&self, name: &str, directory: &str) -> Result<Destination, StateError> {
+        let parent = self.subdirectory(name)?;
+        Destination::new(&parent, directory).map_err(|source| StateError { path: parent, source })
     }
 
     /// What no customer should read of this directory and those around it.
@@ -158,9 +186,10 @@ pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), StateError> {
 }
 
 fn remove(path: &Path) {
-    match fs::remove_dir_all(path) {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
+    match Directory::open(parent).and_then(|parent| parent.remove(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "a directory could not be removed");
+            tracing::warn!(path = %path.display(), %error, "directory could not be removed");
         }
         _ => {}
     }

@@ -4,14 +4,15 @@
 //! on a pattern holds for all that is in it. Where we cannot say what that would do, nothing is left out.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
+use crate::beneath::Directory;
+
 /// Bytes of a file that is read. Longer ones are somebody's mistake, or an attempt on our time.
-const MAX_FILE: u64 = 64 << 10;
+const MAX_FILE: usize = 64 << 10;
 /// Each of them becomes a regular expression, of at most so many bytes.
 const MAX_PATTERNS: usize = 500;
 const MAX_REGEX: usize = 64 << 10;
@@ -23,6 +24,8 @@ const MAKING: usize = 1 << 10;
 
 /// A search among files of a worktree for those that a builder is sent.
 pub(super) struct Search<'a> {
+    /// Of the worktree.
+    directory: &'a Directory,
     root: &'a Path,
     /// Those that were not found, by their paths from the root.
     left: BTreeSet<&'a Path>,
@@ -33,8 +36,14 @@ pub(super) struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    pub(super) fn new(root: &'a Path, files: &'a [PathBuf]) -> Self {
-        Self { root, left: files.iter().map(PathBuf::as_path).collect(), seen: BTreeSet::new(), work: MAX_WORK }
+    pub(super) fn new(directory: &'a Directory, root: &'a Path, files: &'a [PathBuf]) -> Self {
+        Self {
+            directory,
+            root,
+            left: files.iter().map(PathBuf::as_path).collect(),
+            seen: BTreeSet::new(),
+            work: MAX_WORK,
+        }
     }
 
     /// Finds what is sent with a context, a path after symbolic links; `dockerfile` is none where the definition has it in
@@ -47,14 +56,15 @@ impl<'a> Search<'a> {
         if inside.is_empty() {
             return;
         }
-        let patterns = patterns(context, dockerfile);
+        let patterns = self.patterns(folder, dockerfile.and_then(|path| path.strip_prefix(self.root).ok()));
         if !self.seen.insert((context.to_owned(), patterns.clone())) {
             return;
         }
         let path = |file: &'a Path| file.strip_prefix(folder).ok().and_then(Path::to_str);
         let n_bytes = inside.iter().copied().filter_map(path).flat_map(parts).map(str::len).sum::<usize>();
         let ignore = patterns.and_then(|file| {
-            let text = read(self.root, &file)?;
+            // A file, and not what a link leads to: BuildKit would look for that in the context alone.
+            let text = String::from_utf8(self.directory.read_inside(&file, MAX_FILE).ok()?).ok()?;
             self.work = self.work.checked_sub(text.len().saturating_mul(n_bytes + MAKING))?;
             Ignore::parse(&text)
         });
@@ -66,27 +76,28 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Finds one file, by its path after symbolic links.
+    /// Finds one file, also by a path with symbolic links.
     pub(super) fn find(&mut self, file: &Path) {
-        if let Ok(file) = file.strip_prefix(self.root) {
-            self.left.remove(file);
+        let file = file.strip_prefix(self.root).ok().and_then(|file| self.directory.resolve(file).ok());
+        if let Some(file) = file {
+            self.left.remove(file.path.as_path());
         }
+    }
+
+    /// The file that counts, from the root: that beside the Dockerfile, else that of the context.
+    fn patterns(&self, context: &Path, dockerfile: Option<&Path>) -> Option<PathBuf> {
+        let beside = dockerfile.map(|path| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(".dockerignore");
+            name.into()
+        });
+        let mut paths = beside.into_iter().chain([context.join(".dockerignore")]);
+        paths.find(|path| self.directory.is_there(path))
     }
 
     pub(super) fn has_found(&self, file: &Path) -> bool {
         !self.left.contains(file)
     }
-}
-
-/// The file that counts: that beside the Dockerfile, else that of the context.
-fn patterns(context: &Path, dockerfile: Option<&Path>) -> Option<PathBuf> {
-    let beside = dockerfile.map(|path| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".dockerignore");
-        name.into()
-    });
-    let mut paths = beside.into_iter().chain([context.join(".dockerignore")]);
-    paths.find(|path| path.symlink_metadata().is_ok())
 }
 
 /// The patterns of one file, in its order.
@@ -147,13 +158,6 @@ fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(end, _)| end).chain([path.len()]).map(|end| &path[..end])
 }
 
-/// A file of the worktree, and not what a link leads to: BuildKit would look for that in the context alone.
-fn read(root: &Path, path: &Path) -> Option<String> {
-    let metadata = path.symlink_metadata().ok()?;
-    let is_inside = path.parent()?.canonicalize().ok()?.starts_with(root);
-    (is_inside && metadata.is_file() && metadata.len() <= MAX_FILE).then(|| fs::read_to_string(path).ok())?
-}
-
 /// Without `.`, `..`, doubled slashes, and a slash at either end.
 fn clean(pattern: &str) -> String {
     let mut parts = Vec::new();
@@ -211,6 +215,8 @@ fn compile(text: &str) -> Option<Regex> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn leaves_out(text: &str, path: &str) -> bool {
@@ -223,7 +229,8 @@ mod tests {
     }
 
     fn n_found(root: &Path, files: &[PathBuf], contexts: &[&Path]) -> usize {
-        let mut search = Search::new(root, files);
+        let directory = Directory::open(root).expect("opened");
+        let mut search = Search::new(&directory, root, files);
         contexts.iter().for_each(|context| search.look_into(context, None));
         files.iter().filter(|file| search.has_found(file)).count()
     }
@@ -357,7 +364,8 @@ mod tests {
         let dockerfile = context.join("../docker/Dockerfile");
         let is_out = |dockerfile: Option<&Path>, name: &str| {
             let files = [Path::new("app").join(name)];
-            let mut search = Search::new(&root, &files);
+            let directory = Directory::open(&root).expect("opened");
+            let mut search = Search::new(&directory, &root, &files);
             search.look_into(&context, dockerfile);
             !search.has_found(&files[0])
         };

@@ -1,31 +1,72 @@
 //! The file that `--metadata-file` leaves: digests of what a successful bake pushed.
+//!
+//! docker-buildx writes it, so it may be anything: only a regular file of a bounded size is read, and only what looks like a
+//! digest is taken for one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
-/// Digest by target. Empty when the file is not there: buildx writes none when the bake failed.
-pub(super) fn digests(path: &Path) -> BTreeMap<String, String> {
-    let text = std::fs::read(path).unwrap_or_default();
+use crate::beneath::Directory;
+use crate::bounds;
+
+/// Digest by target, from the file of this name in the run's own directory. Empty when there is none: buildx writes none
+/// when the bake failed.
+pub(super) fn digests(private: &Path, name: &str) -> BTreeMap<String, String> {
+    let read = || Directory::open(private)?.read(Path::new(name), bounds::METADATA);
+    let text = match read() {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, event = "metadata_refused", "metadata file of docker-buildx was not read");
+            return BTreeMap::new();
+        }
+        text => text.unwrap_or_default(),
+    };
     let targets: Map<String, Value> = serde_json::from_slice(&text).unwrap_or_default();
     let digest = |(name, target): (String, Value)| {
-        let digest = target.get("containerimage.digest")?.as_str()?.to_owned();
+        let digest = target.get("containerimage.digest")?.as_str().filter(|digest| is_digest(digest))?.to_owned();
         Some((name, digest))
     };
     targets.into_iter().filter_map(digest).collect()
 }
 
+fn is_digest(text: &str) -> bool {
+    let is_hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    text.strip_prefix("sha256:").is_some_and(|hash| hash.len() == 64 && hash.bytes().all(is_hex))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/buildx/0.29/success-push.metadata.json");
 
     #[test]
     fn digests_are_read_and_other_keys_skipped() {
-        let fixture =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/buildx/0.29/success-push.metadata.json");
-        let digests = digests(&fixture);
+        let path = Path::new(FIXTURE);
+        let digests = digests(path.parent().expect("a directory"), "success-push.metadata.json");
         assert_eq!(digests.keys().map(String::as_str).collect::<Vec<_>>(), ["api", "web", "worker"]);
         assert!(digests.values().all(|digest| digest.starts_with("sha256:")));
+    }
+
+    #[test]
+    fn a_file_that_was_made_to_hurt_has_no_digest() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| home.path().join(name);
+        symlink("/dev/zero", path("zero")).expect("linked");
+        symlink(FIXTURE, path("link")).expect("linked");
+        rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("made");
+        fs::create_dir(path("directory")).expect("made");
+        File::create(path("sparse")).and_then(|file| file.set_len(1 << 40)).expect("made");
+        fs::write(path("deep"), "[".repeat(1 << 20)).expect("written");
+        let forged = r#"{"a": {"containerimage.digest": "sha256:abc"}, "b": {"containerimage.digest": 1}, "c": []}"#;
+        fs::write(path("forged"), forged).expect("written");
+        for name in ["zero", "link", "fifo", "directory", "sparse", "deep", "forged", "none"] {
+            assert_eq!(digests(home.path(), name), BTreeMap::new(), "{name}");
+        }
     }
 }

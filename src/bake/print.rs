@@ -1,9 +1,11 @@
 //! `docker-buildx bake --print`: the definition as buildx resolves it.
 //!
 //! Not harmless: it reads files that the definition names, follows links, burns processor time and ignores TERM. So it
-//! sees the worktree and its own directory, has no socket, a bound on time, memory and output, and ends in KILL.
+//! sees the worktree and its own directory, has no socket, a bound on time, memory and output, and ends in KILL. No more than
+//! `bake.prints` run at once.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,11 +14,13 @@ use serde_json::{Map, Value};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
+use super::child::{base_environment, make_directories, programs, version_child};
 use super::define::Source;
-use super::{Bake, BakeError, Child, Definition, Order, base_environment, escape};
+use super::{Bake, BakeError, Child, Definition, Order, escape};
+use crate::beneath::{Directory, is_link, leads_out};
 use crate::job::{Recipe, RepositoryFile};
 use crate::process::{self, Ended, Stream};
-use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders};
+use crate::sandbox::{Limits, Sandbox, Sockets, libraries};
 use crate::state::JobDirectory;
 use crate::text::places::Places;
 use crate::text::tail::Tail;
@@ -24,6 +28,9 @@ use crate::{bounds, text};
 
 /// Bytes of a definition.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Threads of Go's: a definition that takes time takes no more than two processors.
+const N_THREADS: u32 = 2;
 
 /// From so many on, none is added for a secret.
 const MAX_VARIABLES: usize = 64;
@@ -100,20 +107,17 @@ pub(super) async fn is_understood(
 pub fn admit(order: &Order<'_>) -> Result<(), BakeError> {
     let Recipe::File(RepositoryFile { path, .. }) = &order.build.recipe else { return Ok(()) };
     let refused = |what: &str| Err(BakeError::Invalid(format!("{path}: {what}")));
-    let (mut place, mut parts) = (order.worktree.to_owned(), Path::new(path).components().peekable());
-    while let Some(part) = parts.next() {
-        place.push(part);
-        let Ok(found) = place.symlink_metadata() else { return refused("there is no such file in the repository") };
-        match parts.peek() {
-            _ if found.is_symlink() => return refused("symbolic links are not followed to a definition"),
-            None if !found.is_file() => return refused("is not a file"),
-            None if found.len() > MAX_FILE => return refused("is larger than a mebibyte"),
-            _ => {}
-        }
+    let Ok(root) = Directory::open(order.worktree) else { return refused("the repository cannot be read") };
+    let path = Path::new(path);
+    match root.file_size(path) {
+        Ok(size) if size > MAX_FILE => return refused("is larger than a mebibyte"),
+        Ok(_) => {}
+        Err(error) if is_link(&error) => return refused("symbolic links are not followed to a definition"),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => return refused("is not a file"),
+        Err(_) => return refused("there is no such file in the repository"),
     }
-    let variables = place.with_file_name(".env");
-    let leads_out = |root: PathBuf| variables.canonicalize().is_ok_and(|file| !file.starts_with(root));
-    if is_compose(&place) && order.worktree.canonicalize().is_ok_and(leads_out) {
+    let variables = root.resolve(&path.with_file_name(".env"));
+    if is_compose(path) && variables.is_err_and(|error| leads_out(&error)) {
         return refused("the .env beside it is outside of the repository");
     }
     Ok(())
@@ -149,10 +153,10 @@ async fn run(
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<Vec<u8>, BakeError> {
-    let private = directory.subdirectory("print")?;
-    for name in ["buildx", "tmp"] {
-        crate::state::make_private(&private.join(name))?;
-    }
+    let turn = stop.run_until_cancelled(bake.prints.acquire()).await.ok_or(BakeError::Stopped)?;
+    let _turn = turn.expect("the semaphore is never closed");
+    let private = directory.fresh("print").await?;
+    make_directories(&private)?;
     let places = directory.places().with_worktree(order.worktree);
     let mut command = child(bake, order, &private).command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
@@ -205,25 +209,24 @@ async fn collect(
 pub(super) fn child(bake: &Bake, order: &Order<'_>, private: &Path) -> Child {
     // Ours after theirs: of two with one name the later counts.
     let mut environment = order.build.variables.clone();
-    environment.extend(base_environment(private));
+    environment.extend(base_environment(private, N_THREADS));
     Child { sandbox: sandbox(bake, order.worktree, private), environment }
 }
 
 fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
-    let mut execute = loaders();
-    execute.push(bake.buildx.binary.clone());
-    let mut read = libraries();
-    read.extend([worktree.to_owned(), "/dev/urandom".into()]);
     Sandbox {
         enforcement: bake.sandbox.mode.into(),
-        read,
-        execute,
+        system: libraries(),
+        execute: programs(&bake.buildx.binary),
+        read: vec![worktree.to_owned()],
         write: vec![private.to_owned(), "/dev/null".into()],
         sockets: Sockets::None,
         limits: Limits {
-            data_bytes: bake.sandbox.max_data_bytes.min(1 << 30),
-            cpu_seconds: Some(bake.limits.print_timeout.as_secs().max(1)),
+            data_bytes: bake.sandbox.max_data_bytes.min(bounds::PRINT_MEMORY as u64),
+            // The clock ends it before, and says why. This is for a worker that is too busy to look at the clock.
+            cpu_seconds: Some(u64::from(N_THREADS) * bake.limits.print_timeout.as_secs().max(1) + 1),
             file_bytes: 64 << 20,
+            stack_bytes: None,
         },
     }
 }
@@ -233,11 +236,18 @@ fn failure(err: &Tail, places: &Places) -> BakeError {
     let said = |prefix: &str| err.lines().rev().find_map(|line| line.strip_prefix(prefix));
     let hidden = |text: &str| places.hide(text).into_owned();
     if let Some(message) = said("ERROR: ") {
-        return BakeError::Invalid(hidden(message));
+        return BakeError::Invalid(without_programs(hidden(message)));
     }
     let last = err.last().unwrap_or("it ended without a word");
     let launcher = said(&format!("{}: ", crate::sandbox::LAUNCH));
     launcher.map_or_else(|| BakeError::Invalid(hidden(last)), |message| BakeError::Launcher(hidden(message)))
+}
+
+/// Outside of the repository only docker-buildx and its libraries can be read. When a definition names one of them, by whatever
+/// path, buildx shows how it begins.
+fn without_programs(message: String) -> String {
+    let shows_program = ["\\x7fELF", "\x7fELF"].iter().any(|beginning| message.contains(beginning));
+    if shows_program { "a file that it names is a program, and not one of the repository's".into() } else { message }
 }
 
 pub(super) fn read(printed: &[u8]) -> Result<Targets, BakeError> {
@@ -251,9 +261,9 @@ pub(super) fn read(printed: &[u8]) -> Result<Targets, BakeError> {
     Ok(printed.target.into_iter().map(|(name, target)| (name, escape::unescape(target))).collect())
 }
 
-/// The version of the binary, without sandbox: it reads nothing of a stranger's.
+/// The version of the binary.
 pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
-    let mut command = process::command(&bake.buildx.binary);
+    let mut command = version_child(&bake.buildx.binary, bake.sandbox.mode.into()).command(&bake.buildx.binary);
     command.arg("version");
     let stop = CancellationToken::new();
     let (_, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))

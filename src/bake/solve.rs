@@ -1,22 +1,29 @@
 //! `docker-buildx bake` itself: the policed definition on its standard input, its events to the journal.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
 use super::mask::Mask;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
-use super::{Bake, BakeError, Child, Goal, Outcome, Site, base_environment, credentials, diagnose, metadata};
+use super::{Bake, BakeError, Child, Goal, Outcome, Site, credentials, diagnose, metadata};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
-use crate::sandbox::{Limits, Sandbox, Sockets, libraries, loaders, network_files};
+use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
+
+/// The file that buildx writes what it has made into, in the run's own directory.
+pub(super) const METADATA: &str = "metadata.json";
+
+/// Threads of Go's, on however large a machine: it mostly waits, and each has a stack.
+const N_THREADS: u32 = 4;
 
 pub(super) async fn solve(
     bake: &Bake,
@@ -27,14 +34,14 @@ pub(super) async fn solve(
     journal: &Journal,
     stop: &CancellationToken,
 ) -> Result<Outcome, BakeError> {
-    let private = directory.subdirectory("solve")?;
-    state::make_private(&private.join("tmp"))?;
-    state::make_private(&private.join("docker"))?;
+    let private = directory.fresh("solve").await?;
+    make_directories(&private)?;
+    site.configuration.write(&private.join("buildx"))?;
     let credentials = credentials::docker_config(&bake.accounts, build, stop).await?;
-    state::write_private(&private.join("docker/config.json"), credentials.config.expose().as_bytes())?;
-    let metadata_file = private.join("metadata.json");
-    // An earlier run of this job may have left one.
-    let _ = std::fs::remove_file(&metadata_file);
+    let docker = docker_config(&private);
+    state::make_private(&docker)?;
+    state::write_private(&docker.join("config.json"), credentials.config.expose().as_bytes())?;
+    let metadata_file = private.join(METADATA);
 
     let definition = goal.definition;
     let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
@@ -69,7 +76,7 @@ pub(super) async fn solve(
         let said: Vec<&str> = progress.said().lines().collect();
         tracing::warn!(said = &*text::elide(&said.join("\n"), bounds::ERROR), "docker-buildx ended without an error");
     }
-    Ok(conclude(&progress, ended, &metadata_file))
+    Ok(conclude(&progress, ended, &private))
 }
 
 /// What is known of a bake before it begins.
@@ -89,8 +96,8 @@ fn baked(goal: Goal<'_>) -> Baked {
     }
 }
 
-fn conclude(progress: &Progress, ended: Ended, metadata_file: &Path) -> Outcome {
-    let digests = metadata::digests(metadata_file);
+fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
+    let digests = metadata::digests(private, METADATA);
     let mut targets = progress.reports(ended.is_success());
     for target in &mut targets {
         if let Some(digest) = digests.get(&target.name) {
@@ -107,8 +114,8 @@ pub(super) fn arguments(site: &Site, metadata_file: &Path) -> Vec<String> {
 }
 
 pub(super) fn environment(site: &Site, private: &Path) -> BTreeMap<String, String> {
-    let mut environment = base_environment(private);
-    environment.insert("DOCKER_CONFIG".into(), private.join("docker").display().to_string());
+    let mut environment = base_environment(private, N_THREADS);
+    environment.insert("DOCKER_CONFIG".into(), docker_config(private).display().to_string());
     environment.insert("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into());
     // A copy of each image's provenance costs a round trip and may hold build arguments.
     environment.insert("BUILDX_METADATA_PROVENANCE".into(), "disabled".into());
@@ -120,25 +127,33 @@ pub(super) fn child(bake: &Bake, worktree: &Path, secrets: &Path, site: &Site, p
     Child { sandbox: sandbox(bake, [worktree, secrets], site, private), environment: environment(site, private) }
 }
 
-/// The worktree and the build secrets, read-only; its own directory; the builder's and the registries' ports.
+/// Where the job's registry credentials are: beside the run's own directory, in which it can write.
+fn docker_config(private: &Path) -> PathBuf {
+    private.with_file_name("docker")
+}
+
+/// The worktree, build secrets and credentials, read-only; its own directory; the builder's and the registries' ports.
 fn sandbox(bake: &Bake, inputs: [&Path; 2], site: &Site, private: &Path) -> Sandbox {
-    let mut execute = loaders();
-    execute.push(bake.buildx.binary.clone());
-    let mut read = libraries();
-    read.extend(network_files(Path::new("/etc/ssl/certs")));
-    read.extend(site.files.iter().cloned());
-    read.extend(inputs.map(Path::to_owned));
+    let mut system = libraries();
+    system.extend(network_files(Path::new(CERTIFICATES)));
+    system.extend(site.files.iter().cloned());
     let with_registries = |ports: &Vec<u16>| ports.iter().chain(&bake.sandbox.registry_ports).copied().collect();
     Sandbox {
         enforcement: bake.sandbox.mode.into(),
-        read,
-        execute,
+        system,
+        execute: programs(&bake.buildx.binary),
+        read: inputs.map(Path::to_owned).into_iter().chain([docker_config(private)]).collect(),
         write: vec![private.to_owned(), "/dev/null".into()],
         sockets: match &site.sockets {
             Sockets::None => Sockets::None,
             Sockets::Tcp(ports) => Sockets::Tcp(with_registries(ports)),
             Sockets::TcpAndUnix(ports) => Sockets::TcpAndUnix(with_registries(ports)),
         },
-        limits: Limits { data_bytes: bake.sandbox.max_data_bytes, cpu_seconds: None, file_bytes: 1 << 30 },
+        limits: Limits {
+            data_bytes: bake.sandbox.max_data_bytes,
+            cpu_seconds: None,
+            file_bytes: 1 << 30,
+            stack_bytes: Some(STACK_BYTES),
+        },
     }
 }

@@ -1,11 +1,10 @@
 //! A place for one bake: on which pod it is, whether that is lost meanwhile, and which other one would do.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use super::cluster::PodStatus;
@@ -13,10 +12,10 @@ use super::line::{Line, Sign};
 use super::occupancy::Occupied;
 use super::pod::{self, PodError};
 use super::{Builder, BuilderError};
-use crate::bake::Site;
-use crate::process;
+use crate::bake::{self, Site};
 use crate::reason::{Failure, Reason};
 use crate::report::Placement;
+use crate::sandbox::Enforcement;
 use crate::settings::Balance;
 use crate::state;
 
@@ -44,7 +43,7 @@ pub struct Place<'a> {
     /// What the bake needs.
     pub site: Site,
     pub(super) builder: &'a Builder,
-    pub(super) buildx: &'a Path,
+    pub(super) dial: Dial<'a>,
     pub(super) why: &'static str,
     pub(super) balance: Balance,
     pub(super) is_detour: bool,
@@ -52,6 +51,17 @@ pub struct Place<'a> {
     /// The pod, once it is known.
     pub(super) pod: OnceLock<String>,
     pub(super) occupied: Mutex<Occupied>,
+}
+
+/// How BuildKit is asked something beside a bake.
+#[derive(Debug)]
+pub(super) struct Dial<'a> {
+    pub(super) buildx: &'a Path,
+    pub(super) enforcement: Enforcement,
+    /// Of the job; each run gets a new directory in it.
+    pub(super) directory: PathBuf,
+    /// How many runs there were. One at a time: the memory of a worker is counted so.
+    pub(super) n_runs: tokio::sync::Mutex<u32>,
 }
 
 /// The pods of a builder before a bake.
@@ -298,18 +308,16 @@ impl Place<'_> {
         }
     }
 
-    /// Asks the BuildKit that a bake would reach for its host's name, which is its pod's.
+    /// Asks the BuildKit that a bake would reach for its host's name, which is its pod's: by `docker-buildx dial-stdio` from
+    /// the bake's working directory.
     pub async fn dial(&self) -> Result<String, PodError> {
-        pod::hostname(self.dial_command()).await
-    }
-
-    /// `docker-buildx dial-stdio` from the bake's working directory. No stranger's bytes reach it.
-    fn dial_command(&self) -> Command {
-        let mut command = process::command(self.buildx);
+        let mut n_runs = self.dial.n_runs.lock().await;
+        *n_runs += 1;
+        let private = self.dial.directory.join(n_runs.to_string());
+        let child = bake::dial_child(self.dial.buildx, self.dial.enforcement, &self.site, &private)?;
+        let mut command = child.command(self.dial.buildx);
         command.args(["dial-stdio", "--builder", &self.site.builder]).current_dir(&self.site.working_directory);
-        command.envs(&self.site.environment).env("BUILDX_CONFIG", &self.site.buildx_config);
-        command.env("TMPDIR", &self.site.buildx_config).env("HOME", &self.site.buildx_config);
-        command
+        pod::hostname(command).await
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use crate::body::{Room, TooLong};
 use crate::bounds;
 use crate::process::{self, ProcessError};
+use crate::state::StateError;
 
 /// How long the answer may take. buildx needs 20 s to say why it cannot connect.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,6 +37,9 @@ pub enum PodError {
     /// docker-buildx cannot be started.
     #[error(transparent)]
     Process(#[from] ProcessError),
+    /// A directory for it cannot be made.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// It does not speak HTTP/2.
     #[error("asked for its workers: {0}")]
     Http(#[from] h2::Error),

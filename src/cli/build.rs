@@ -125,11 +125,14 @@ impl Build {
             None => Revision::Name(self.revision.clone()),
         };
         let mirror = Sha256::digest(&self.source)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let place = directory.vacancy("tree", &self.repository().name)?;
         let origin = Origin {
             url: self.source.clone(),
             token: None,
             mirror,
-            worktree: directory.subdirectory("tree")?.join(self.repository().name),
+            trust: Trust::Protected,
+            directory,
+            worktree: &place,
             revision,
             mtimes_key: None,
             spent: Spent::default(),

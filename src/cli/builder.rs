@@ -39,7 +39,7 @@ struct Names {
 
 impl Builder {
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
-        let builders = Builders::new(&settings.buildx.binary, &settings.builders);
+        let builders = Builders::new(settings);
         match self.verb {
             Verb::Ensure(names) => ensure(&builders, &names.of(&builders)?).await,
             Verb::Apply(names) => apply(&builders, &names.of(&builders)?).await,

@@ -159,7 +159,7 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
         return vec![Finding::new("builder", Health::Red, "none is configured")];
     }
     let mut findings = Vec::new();
-    let all = Builders::new(&settings.buildx.binary, &settings.builders);
+    let all = Builders::new(settings);
     for name in all.names() {
         let label = format!("builder {name}");
         findings.push(Finding::of(&label, try_builder(settings, &all, name).await));
@@ -192,7 +192,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     let mut builder = settings.builders.get(name).context("it is configured")?.clone();
     // Somebody waits for the answer, and a pod that is not ready now is worth a red line.
     builder.timeout = Duration::ZERO;
-    let own = Builders::new(&settings.buildx.binary, &[(name.to_owned(), builder)].into());
+    let own = Builders::new(&Settings { builders: [(name.to_owned(), builder)].into(), ..settings.clone() });
     let scratch = tempfile::tempdir()?;
     let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", random_hex::<6>()))?;
     let account = settings.builders.get(name).and_then(|builder| builder.accounts.first());

@@ -48,7 +48,7 @@ async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value>
 fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<Value> {
     let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
     let state = StateDirectory::open(scratch.path(), &format!("plan:{}", random_hex::<6>()))?;
-    let builders = Builders::new(&settings.buildx.binary, &settings.builders);
+    let builders = Builders::new(settings);
     let source = Source::new(settings);
     let (site, placement) = builders.plan(&job.build, &state)?;
     let run = settings.state.directory.join("run/<process>/<job>");

@@ -1,8 +1,7 @@
 //! A job's worktree: its commit, and those of its submodules, each by the right that the job has to it.
 
-use std::path::Path;
-
 use super::{Attempt, Stations};
+use crate::beneath::Destination;
 use crate::event::{Event, Phase};
 use crate::github::{self, App, GithubError, InstallationToken};
 use crate::job::{BuildJob, GitRef, Repository, Sha, Trust};
@@ -46,8 +45,8 @@ pub(super) async fn check_out(
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<Worktree, Failure> {
-    let place = directory.subdirectory("tree")?.join(&job.build.repository.name);
-    let mut checkout = Checkout { stations, job, attempt, report, spent: Spent::default() };
+    let place = directory.vacancy("tree", &job.build.repository.name)?;
+    let mut checkout = Checkout { stations, job, directory, attempt, report, spent: Spent::default() };
     let mut access = Access::Token(token);
     // A fork's commit is on none of this repository's branches, and is built as a stranger's.
     let is_checked = stations.github.checks_refs() && job.build.trust != Trust::Fork;
@@ -66,7 +65,7 @@ pub(super) async fn check_out(
 /// Makes one worktree, and says how long that took, waiting for others included.
 pub async fn fetch(
     stations: &Stations,
-    origin: &Origin,
+    origin: &Origin<'_>,
     attempt: Attempt<'_>,
     report: &mut Report,
 ) -> Result<Worktree, SourceError> {
@@ -90,6 +89,7 @@ pub fn tell_of_submodules(worktree: &Worktree, attempt: Attempt<'_>) {
 struct Checkout<'a> {
     stations: &'a Stations,
     job: &'a BuildJob,
+    directory: &'a JobDirectory,
     attempt: Attempt<'a>,
     report: &'a mut Report,
     /// By the commits that it has so far.
@@ -103,7 +103,7 @@ impl Checkout<'_> {
         access: &mut Access<'_>,
         sha: &Sha,
         git_ref: Option<&GitRef>,
-        place: &Path,
+        place: &Destination,
     ) -> Result<Worktree, Failure> {
         let (source, github, attempt) = (&self.stations.source, &self.stations.github, self.attempt);
         let mut pauses = github::LAG.iter();
@@ -117,7 +117,9 @@ impl Checkout<'_> {
                 url: source.url(access.repository()),
                 token: access.credential(),
                 mirror: access.id().to_string(),
-                worktree: place.to_owned(),
+                trust: self.job.build.trust,
+                directory: self.directory,
+                worktree: place,
                 revision: Revision::Sha(sha.clone()),
                 mtimes_key: source.mtimes_key(&self.job.build)?,
                 spent: self.spent,

@@ -135,6 +135,7 @@ impl Default for Bake {
     fn default() -> Self {
         Self {
             print_timeout: seconds(30),
+            prints: 4,
             max_print_bytes: 4 << 20,
             timeout: seconds(30 * 60),
             silence: seconds(15 * 60),

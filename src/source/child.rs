@@ -9,6 +9,7 @@ use git2::Oid;
 
 use super::budget::{self, Verdict};
 use super::checkout;
+use super::effort;
 use super::fetch::{self, Remote};
 use super::lfs;
 use super::mirror::Mirror;
@@ -26,9 +27,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (sandbox, worker) = (text(), text());
     let last = match Sandbox::enter(&sandbox, &worker) {
         Err(error) => Err(Failed::worker(error)),
-        Ok(()) => {
-            read_request().and_then(|request| acquire(&request).map_err(|failed| failed.below(&request.worktree)))
-        }
+        Ok(()) => read_request().and_then(|request| acquire(&request).map_err(|failed| failed.without_paths(&request))),
     };
     let (message, code) = match last {
         Ok(done) => (done, ExitCode::SUCCESS),
@@ -46,9 +45,15 @@ fn read_request() -> Result<Request, Failed> {
 
 fn acquire(request: &Request) -> Result<Message, Failed> {
     configure_libgit2(request)?;
+    effort::allow_fetch(request.limits, 0);
     let started = Instant::now();
-    let mirror = Mirror::lock(&request.mirror)?;
-    let remote = Remote { url: &request.url, token: request.token.as_deref(), limits: request.limits };
+    let mirror = Mirror::lock(&request.mirror, &request.stage)?;
+    let on_progress = |received_bytes| {
+        effort::allow_fetch(request.limits, received_bytes);
+        say(&Message::Progress { received_bytes });
+    };
+    let (token, limits) = (request.token.as_deref(), request.limits);
+    let remote = Remote { url: &request.url, token, limits, on_progress: &on_progress };
     let commit = match &request.revision {
         Asked::Sha(sha) => Oid::from_str(sha).map_err(Failed::worker)?,
         Asked::Name(name) => fetch::resolve(&mirror.repository, &remote, name)?,
@@ -57,19 +62,21 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     let fetched = Instant::now();
     let reading = mirror.read()?;
     say(&Message::Fetched);
-    let index = match checkout::write(&reading.repository, commit, &request.worktree) {
+    effort::allow_checkout(request.limits, size);
+    let worktree = request.worktree();
+    let index = match checkout::write(&reading.repository, commit, &worktree) {
         Ok(index) => index,
         Err(failed) => {
             drop(reading);
             if failed.fault == Fault::Damaged {
                 // The walk reads sizes only. The next attempt finds an empty mirror.
-                Mirror::lock(&request.mirror)?.renew()?;
+                Mirror::lock(&request.mirror, &request.stage)?.renew()?;
             }
             return Err(failed);
         }
     };
     if let Some(key) = &request.mtimes_key {
-        mtimes::set(&request.worktree, &index, key)?;
+        mtimes::set(&worktree, &index, key)?;
     }
     let lfs_pointers = lfs::pointers(&reading.repository, &index)?;
     let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -79,7 +86,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
         checkout_ms: millis(fetched.elapsed()),
         size,
         lfs_pointers,
-        submodules: submodules::list(&index, &request.worktree),
+        submodules: submodules::list(&index, &worktree),
     })
 }
 
@@ -93,7 +100,7 @@ fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) ->
         Err(failed) => return Err(failed),
     }
     let mirror = mirror.renew()?;
-    fetch::fetch(&mirror.repository, remote, commit)?;
+    mirror.fetch(remote, commit)?;
     match budget::walk(&mirror.repository, commit, limits) {
         Ok(Verdict::Complete(size)) => Ok((mirror, size)),
         Ok(Verdict::Missing) => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
@@ -110,7 +117,7 @@ fn fill(mirror: &Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Re
     if mirror.is_worn() {
         return Ok(Verdict::Missing);
     }
-    fetch::fetch(&mirror.repository, remote, commit)?;
+    mirror.fetch(remote, commit)?;
     budget::walk(&mirror.repository, commit, limits)
 }
 
@@ -153,19 +160,19 @@ mod tests {
         let host = GitHost::open();
         let repository = host.repository("acme/busy");
         let [first, second, third] = ["1", "2", "3"].map(|text| repository.commit(&[("file", text)]));
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        let [directory, stage] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary directory"));
         let url = format!("{}/acme/busy.git", host.url());
         let ask = |sha: &str| {
             let limits = Limits::from(&Source::default());
-            let remote = Remote { url: &url, token: None, limits };
-            let mirror = Mirror::lock(directory.path()).expect("locked");
+            let remote = Remote { url: &url, token: None, limits, on_progress: &|_| () };
+            let mirror = Mirror::lock(directory.path(), stage.path()).expect("locked");
             let (mirror, _) = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
             let n_references = mirror.repository.references().expect("read").count();
             (mirror.n_packs(), n_references, host.n_fetches())
         };
         assert_eq!(ask(&first), (1, 1, 1));
         // Hundreds of fetches take a minute. libgit2 passes over a pack without an index.
-        let packs = directory.path().join("repository.git/objects/pack");
+        let packs = directory.path().join("pack");
         for n in 2..MAX_PACKS {
             std::fs::write(packs.join(format!("pack-{n}.pack")), "").expect("written");
         }

@@ -10,7 +10,7 @@ use git2::{
     Repository,
 };
 
-use super::request::{Failed, Fault, Limits, Message, say};
+use super::request::{Failed, Fault, Limits};
 
 /// Progress is told at most this often.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -26,6 +26,8 @@ pub(super) struct Remote<'a> {
     pub(super) url: &'a str,
     pub(super) token: Option<&'a str>,
     pub(super) limits: Limits,
+    /// Gets the number of bytes that were received, now and then.
+    pub(super) on_progress: &'a dyn Fn(u64),
 }
 
 /// Fetches `commit`, its tree and its files, and nothing of its history.
@@ -38,7 +40,7 @@ pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -
         is_over_limit.set(received_bytes > remote.limits.max_fetch_bytes);
         if told.borrow().elapsed() > PROGRESS {
             told.replace(Instant::now());
-            say(&Message::Progress { received_bytes });
+            (remote.on_progress)(received_bytes);
         }
         !is_over_limit.get()
     });
@@ -108,6 +110,7 @@ fn classify(error: &git2::Error) -> Failed {
         // What remains of the remote's "not our ref" when a depth was asked for.
         (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
         (ErrorClass::Filesystem, _) => Fault::Worker,
+        (ErrorClass::NoMemory, _) => Fault::Refused,
         _ if error.code() == ErrorCode::Auth => Fault::Denied,
         (_, message) if DENIED.iter().any(|words| message.ends_with(words)) => Fault::Denied,
         (ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os | ErrorClass::Ssh, _) => {

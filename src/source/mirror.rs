@@ -1,51 +1,109 @@
-//! A bare mirror and the locks around it.
+//! A mirror: the packs of a repository's commits, a list of these, and the locks around them.
 //!
-//! Two depth-1 fetches into one mirror at once destroy it (libgit2 rewrites the list of shallow commits at the end), so
-//! every fetch holds `lock`. Whoever reads afterwards holds `readers`, shared, and whoever makes the mirror anew holds both
-//! for itself. The worker has a third one on the directory, outside of these, for as long as the child lives: see
-//! `state/mirrors.rs`. All are `flock(2)`: they die with their holder, and waiting does not poll.
+//! Nothing else of a mirror is read. Each child reads the packs through a repository of its own, made new in its stage: an
+//! earlier child that a stranger's pack took over may have left configuration, attributes, references, alternates or
+//! replacements, and none of them counts. What a pack says is the content of an object is checked when it is read.
+//!
+//! Two depth-1 fetches into one mirror at once destroy it, so every fetch holds `lock`. Whoever reads afterwards holds
+//! `readers`, shared, and whoever makes the mirror anew holds both for itself. The worker has a third one on the directory
+//! above, for as long as the child lives: see `state/mirrors.rs`. All are `flock(2)`: they die with their holder, and
+//! waiting does not poll.
 
 use std::fs::{self, File};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use git2::{Repository, RepositoryInitOptions};
-use rustix::fs::{FlockOperation, flock};
+use git2::{Oid, Repository, RepositoryInitOptions};
+use rustix::fs::{FileType, FlockOperation, Mode, flock};
 
+use super::fetch::{self, Remote};
 use super::request::Failed;
+use crate::beneath::Directory;
 
-/// Every fetch adds a pack and a reference, and nothing in libgit2 joins packs: a mirror with this many is made anew.
+/// Every fetch adds a pack and a commit, and nothing in libgit2 joins packs: a mirror with this many is made anew.
 ///
 /// A fetch of everything costs about as much as 15 of a few changes, and 500 packs make each of those dearer by two
 /// fifths. Spread over the fetches between two renewals, both together are least near 200.
 pub(super) const MAX_PACKS: usize = 200;
 
+/// Bytes of the list of commits; a line has 41.
+const MAX_COMMITS: usize = 64 << 10;
+/// Entries of a mirror's directory of packs: two for each pack, and what killed fetches left.
+const MAX_FILES: usize = 2000;
+
+const PACKS: &str = "pack";
+const COMMITS: &str = "commits";
+const COMMITS_NEXT: &str = "commits.next";
+const LOCK: &str = "lock";
+const READERS: &str = "readers";
+
+/// Whether a child can use what is in the directory of a mirror. Asked by the worker: a child could not remove everything
+/// that another one may have left.
+pub(super) fn is_sound(directory: &Path) -> std::io::Result<bool> {
+    let directory = Directory::open(directory)?;
+    let is_file = |kind: FileType, mode: Mode| kind.is_file() && mode.contains(Mode::RUSR);
+    let mut has_packs = false;
+    for (name, kind, mode) in directory.entries(8)? {
+        let name = name.to_string_lossy();
+        let is_known = match &*name {
+            PACKS => {
+                has_packs = true;
+                kind.is_dir() && mode.contains(Mode::RWXU)
+            }
+            COMMITS | COMMITS_NEXT | LOCK | READERS => is_file(kind, mode) && mode.contains(Mode::WUSR),
+            _ => false,
+        };
+        if !is_known {
+            return Ok(false);
+        }
+    }
+    if !has_packs {
+        return Ok(true);
+    }
+    let packs = directory.directory(Path::new(PACKS))?.entries(MAX_FILES)?;
+    Ok(packs.len() <= MAX_FILES && packs.iter().all(|(_, kind, mode)| is_file(*kind, *mode)))
+}
+
 /// A mirror that nobody else fetches into.
 pub(super) struct Mirror {
     pub(super) repository: Repository,
-    path: PathBuf,
+    directory: PathBuf,
+    stage: PathBuf,
     lock: File,
 }
 
 impl Mirror {
-    /// Waits for the lock in `directory`, and opens or makes the mirror.
-    pub(super) fn lock(directory: &Path) -> Result<Self, Failed> {
-        let lock = File::create(directory.join("lock")).map_err(Failed::worker)?;
+    /// Waits for the lock in `directory`, and opens its packs through a new repository in `stage`.
+    pub(super) fn lock(directory: &Path, stage: &Path) -> Result<Self, Failed> {
+        let lock = File::create(directory.join(LOCK)).map_err(Failed::worker)?;
         flock(&lock, FlockOperation::LockExclusive).map_err(Failed::worker)?;
-        let path = directory.join("repository.git");
-        sweep(&path);
-        let repository = match Repository::open_bare(&path) {
-            Ok(repository) => repository,
-            // Not there, or broken.
-            Err(_) => make(&path)?,
-        };
-        Ok(Self { repository, path, lock })
+        let packs = directory.join(PACKS);
+        fs::create_dir_all(&packs).map_err(Failed::worker)?;
+        sweep(&packs);
+        let repository = open(directory, stage)?;
+        Ok(Self { repository, directory: directory.to_owned(), stage: stage.to_owned(), lock })
     }
 
     /// The same mirror, empty. Waits for those who read it.
     pub(super) fn renew(self) -> Result<Self, Failed> {
-        let _nobody_reads = readers(&self.path, FlockOperation::LockExclusive)?;
-        let repository = make(&self.path)?;
+        let _nobody_reads = readers(&self.directory, FlockOperation::LockExclusive)?;
+        // The worker removes it with the stage, whatever is in it.
+        let packs = self.directory.join(PACKS);
+        fs::rename(&packs, unused(&self.stage, "old")).and_then(|()| fs::create_dir(&packs)).map_err(Failed::worker)?;
+        write_commits(&self.directory, &[])?;
+        let repository = open(&self.directory, &self.stage)?;
         Ok(Self { repository, ..self })
+    }
+
+    /// Fetches one commit, with its tree and its files.
+    pub(super) fn fetch(&self, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
+        fetch::fetch(&self.repository, remote, commit)?;
+        let mut commits = commits(&self.directory);
+        if !commits.contains(&commit) {
+            commits.push(commit);
+            write_commits(&self.directory, &commits)?;
+        }
+        Ok(())
     }
 
     /// Whether it has so many packs that fetching everything again is cheaper in the long run.
@@ -54,13 +112,13 @@ impl Mirror {
     }
 
     pub(super) fn n_packs(&self) -> usize {
-        let entries = fs::read_dir(self.path.join("objects/pack")).into_iter().flatten().flatten();
+        let entries = fs::read_dir(self.directory.join(PACKS)).into_iter().flatten().flatten();
         entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "pack")).count()
     }
 
     /// Lets others fetch, and goes on reading. That is safe beside a fetch: packs appear by rename.
     pub(super) fn read(self) -> Result<Reading, Failed> {
-        let shared = readers(&self.path, FlockOperation::LockShared)?;
+        let shared = readers(&self.directory, FlockOperation::LockShared)?;
         drop(self.lock);
         Ok(Reading { repository: self.repository, _shared: shared })
     }
@@ -72,34 +130,59 @@ pub(super) struct Reading {
     _shared: File,
 }
 
-fn readers(mirror: &Path, operation: FlockOperation) -> Result<File, Failed> {
-    let lock = File::create(mirror.with_file_name("readers")).map_err(Failed::worker)?;
+fn readers(directory: &Path, operation: FlockOperation) -> Result<File, Failed> {
+    let lock = File::create(directory.join(READERS)).map_err(Failed::worker)?;
     flock(&lock, operation).map_err(Failed::worker)?;
     Ok(lock)
 }
 
-fn make(path: &Path) -> Result<Repository, Failed> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Failed::worker(error)),
-        _ => {}
-    }
+/// A new bare repository that has the mirror's packs. What it has of each commit is its depth-1 part.
+fn open(directory: &Path, stage: &Path) -> Result<Repository, Failed> {
+    let path = unused(stage, "repository");
     let mut options = RepositoryInitOptions::new();
     options.bare(true).external_template(false).mkdir(true);
-    let repository = Repository::init_opts(path, &options).map_err(Failed::worker)?;
+    let made = Repository::init_opts(&path, &options).map_err(Failed::worker)?;
     // libgit2 tries whether modes can be set by setting one, which the sandbox does not let it.
-    repository.config().and_then(|mut config| config.set_bool("core.filemode", true)).map_err(Failed::worker)?;
-    Ok(repository)
+    made.config().and_then(|mut config| config.set_bool("core.filemode", true)).map_err(Failed::worker)?;
+    let commits = commits(directory);
+    let lines = |suffix: fn(&Oid) -> String| -> String {
+        commits.iter().map(|commit| format!("{commit}{}\n", suffix(commit))).collect()
+    };
+    let packs = path.join("objects/pack");
+    fs::remove_dir(&packs).and_then(|()| symlink(directory.join(PACKS), &packs)).map_err(Failed::worker)?;
+    fs::write(path.join("shallow"), lines(|_| String::new())).map_err(Failed::worker)?;
+    fs::write(path.join("packed-refs"), lines(|commit| format!(" refs/jobs/{commit}"))).map_err(Failed::worker)?;
+    Repository::open_bare(&path).map_err(Failed::worker)
 }
 
-/// Removes what a killed fetch left. Nobody else is in here: we hold the lock.
-fn sweep(path: &Path) {
-    for directory in [path.to_owned(), path.join("objects/pack")] {
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with("pack_git2_") || name.ends_with(".lock") {
-                let _ = fs::remove_file(entry.path());
-            }
+/// The commits that were fetched and that the remote need not send again. None when the list makes no sense.
+fn commits(directory: &Path) -> Vec<Oid> {
+    let read = || Directory::open(directory)?.read(Path::new(COMMITS), MAX_COMMITS);
+    let text = read().ok().and_then(|text| String::from_utf8(text).ok()).unwrap_or_default();
+    let parsed: Option<Vec<Oid>> = text.lines().map(|line| Oid::from_str(line).ok()).collect();
+    parsed.unwrap_or_default()
+}
+
+fn write_commits(directory: &Path, commits: &[Oid]) -> Result<(), Failed> {
+    let text: String = commits.iter().map(|commit| format!("{commit}\n")).collect();
+    let next = directory.join(COMMITS_NEXT);
+    fs::write(&next, text).and_then(|()| fs::rename(&next, directory.join(COMMITS))).map_err(Failed::worker)
+}
+
+/// A path in `stage` that is not used yet.
+fn unused(stage: &Path, name: &str) -> PathBuf {
+    let numbered = (0..).map(|n| stage.join(format!("{name}{n}")));
+    numbered.into_iter().find(|path| path.symlink_metadata().is_err()).expect("there are more numbers than files")
+}
+
+/// Removes all but packs and their indices: what a killed fetch left. Nobody else fetches: we hold the lock.
+fn sweep(packs: &Path) {
+    for entry in fs::read_dir(packs).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let is_pack = name.starts_with("pack-") && (name.ends_with(".pack") || name.ends_with(".idx"));
+        if !is_pack {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What the worker and the source child say to each other: one JSON object in, lines of JSON out.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +17,21 @@ pub(super) struct Request {
     pub(super) revision: Asked,
     /// The account's key, when times are to follow from content.
     pub(super) mtimes_key: Option<String>,
-    /// Directory of the mirror and its lock.
+    /// Directory of the mirror and its locks.
     pub(super) mirror: PathBuf,
-    /// Does not exist yet; its parent does.
-    pub(super) worktree: PathBuf,
+    /// An empty directory in which nobody else writes.
+    pub(super) stage: PathBuf,
     pub(super) limits: Limits,
     pub(super) ca_file: PathBuf,
+}
+
+/// What the worktree is called in the stage.
+pub(super) const WORKTREE: &str = "tree";
+
+impl Request {
+    pub(super) fn worktree(&self) -> PathBuf {
+        self.stage.join(WORKTREE)
+    }
 }
 
 /// [`Revision`] on the wire.
@@ -50,6 +59,8 @@ pub(super) struct Limits {
     pub(super) max_tree_bytes: u64,
     pub(super) max_file_bytes: u64,
     pub(super) max_fetch_bytes: u64,
+    /// For fetch and checkout together, of the clock; processor time is derived from it.
+    pub(super) timeout_s: u64,
     /// What other commits of the build have taken of the entries and the bytes.
     pub(super) taken: Size,
 }
@@ -64,6 +75,7 @@ impl From<&settings::Source> for Limits {
             max_tree_bytes: settings.max_tree_bytes,
             max_file_bytes: settings.max_file_bytes,
             max_fetch_bytes: settings.max_fetch_bytes,
+            timeout_s: settings.timeout.as_secs().max(1),
             taken: Size::default(),
         }
     }
@@ -126,9 +138,13 @@ impl Failed {
         Self { fault, message: message.into() }
     }
 
-    /// The same, with the paths of files as their owner knows them.
-    pub(super) fn below(self, worktree: &Path) -> Self {
-        Self { message: self.message.replace(&format!("{}/", worktree.display()), ""), ..self }
+    /// The same, with the paths of files as their owner knows them, and none of the worker's.
+    pub(super) fn without_paths(self, request: &Request) -> Self {
+        let mut message = self.message;
+        for (path, name) in [(&request.worktree(), ""), (&request.stage, ""), (&request.mirror, "mirror/")] {
+            message = message.replace(&format!("{}/", path.display()), name);
+        }
+        Self { message, ..self }
     }
 
     /// A failure of the mirror or the disk.

@@ -2,7 +2,10 @@
 //!
 //! Who uses one holds `flock(2)` on it, shared; who removes one holds it exclusively and without waiting, and moves it away
 //! before anything in it is deleted. A lock dies with its holder and is seen by every process on this machine. When a mirror
-//! was last used is its directory's modification time.
+//! was last used is its directory's modification time. A child writes in a directory below it, and cannot open the one
+//! that is locked: it would hold up everybody who waits for the lock.
+//!
+//! Mirrors are apart by trust: what the child of a fork's build has written is read by builds of forks alone.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,24 +18,38 @@ use std::time::SystemTime;
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock, futimens};
 use tokio_util::sync::CancellationToken;
 
-use super::{StateDirectory, StateError, make_private};
+use super::{JobDirectory, StateDirectory, StateError, make_private};
+use crate::beneath::Directory;
+use crate::job::Trust;
+
+/// What a child writes in, in the directory of a mirror.
+const CONTENT: &str = "mirror";
+
+/// A mirror has fewer levels and entries; what has more is not one.
+const MAX_DEPTH: usize = 4;
+const MAX_ENTRIES: usize = 100_000;
 
 /// The directory of a mirror. Nobody removes it as long as this lives.
 #[derive(Debug)]
 pub struct MirrorDirectory {
     path: PathBuf,
+    content: PathBuf,
     is_grown: Arc<AtomicBool>,
     /// Held open: the lock says that the mirror is used.
-    _held: File,
+    held: File,
 }
 
 impl MirrorDirectory {
     /// Makes it when it is missing, and notes that it is used now. Dropping this sets `is_grown`.
     pub(super) fn hold(path: PathBuf, is_grown: Arc<AtomicBool>) -> Result<Self, StateError> {
+        let content = path.join(CONTENT);
         loop {
             make_private(&path)?;
             match lock_shared(&path) {
-                Ok(Some(held)) => return Ok(Self { path, is_grown, _held: held }),
+                Ok(Some(held)) => {
+                    make_private(&content)?;
+                    return Ok(Self { path, content, is_grown, held });
+                }
                 // It was removed after we had made it.
                 Ok(None) => {}
                 Err(source) => return Err(StateError { path, source }),
@@ -40,9 +57,22 @@ impl MirrorDirectory {
         }
     }
 
-    /// Its path.
+    /// Where a child may write.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.content
+    }
+
+    /// Removes it, unless others use it as well.
+    pub async fn discard(self, state: &StateDirectory) -> Result<(), StateError> {
+        let failed = |source| StateError { path: self.path.clone(), source };
+        if flock(&self.held, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(());
+        }
+        // Nobody waited between the two locks, or it may have gone.
+        if is_at(&self.path, &self.held).map_err(failed)? {
+            move_away(state, &self.path)?.remove().await;
+        }
+        Ok(())
     }
 }
 
@@ -81,30 +111,31 @@ fn is_at(path: &Path, held: &File) -> io::Result<bool> {
 struct Found {
     path: PathBuf,
     used_at: SystemTime,
-    /// On the disk, which is what its removal gives back.
-    size_bytes: u64,
+    /// On the disk, which is what its removal gives back. `None` when it is not a mirror: a child has made it into something
+    /// else, or it is of an older version, which nobody reads any more.
+    size_bytes: Option<u64>,
 }
 
-/// Removes mirrors that nobody uses, the least recently used first, until all together have at most `max_bytes` and
-/// `missing_bytes` were freed, or none is left, or `stop` is cancelled.
+/// Removes what is not a mirror, and mirrors that nobody uses, the least recently used first, until all together have at most
+/// `max_bytes` and `missing_bytes` were freed, or none is left, or `stop` is cancelled.
 ///
 /// Blocks: it reads the size of every file of every mirror.
 pub(super) fn shrink(state: &StateDirectory, max_bytes: u64, missing_bytes: u64, stop: &CancellationToken) {
     let mut mirrors = survey(&state.root.join("mirrors"));
-    mirrors.sort_by_key(|mirror| mirror.used_at);
-    let total_bytes: u64 = mirrors.iter().map(|mirror| mirror.size_bytes).sum();
+    mirrors.sort_by_key(|mirror| (mirror.size_bytes.is_some(), mirror.used_at));
+    let total_bytes: u64 = mirrors.iter().filter_map(|mirror| mirror.size_bytes).sum();
     let excess_bytes = total_bytes.saturating_sub(max_bytes).max(missing_bytes);
     let (mut n_removed, mut freed_bytes) = (0, 0);
     for mirror in &mirrors {
-        if freed_bytes >= excess_bytes || stop.is_cancelled() {
+        if mirror.size_bytes.is_some() && freed_bytes >= excess_bytes || stop.is_cancelled() {
             break;
         }
         match remove_unused(state, mirror) {
-            Ok(true) => (n_removed, freed_bytes) = (n_removed + 1, freed_bytes + mirror.size_bytes),
+            Ok(true) => (n_removed, freed_bytes) = (n_removed + 1, freed_bytes + mirror.size_bytes.unwrap_or(0)),
             Ok(false) => {}
             Err(error) => {
                 // The next one would fail alike.
-                tracing::warn!(path = %mirror.path.display(), %error, "a mirror could not be removed");
+                tracing::warn!(path = %mirror.path.display(), %error, "mirror could not be removed");
                 break;
             }
         }
@@ -125,34 +156,42 @@ fn remove_unused(state: &StateDirectory, mirror: &Found) -> Result<bool, StateEr
     if used_at != mirror.used_at || !is_at(&mirror.path, &held).map_err(failed)? {
         return Ok(false);
     }
-    // If we are killed while it is deleted, the next start on this machine goes on with it.
-    let grave = state.job_directory()?;
-    fs::rename(&mirror.path, grave.join("mirror")).map_err(failed)?;
+    let trash = move_away(state, &mirror.path)?;
     drop(held);
-    drop(grave);
+    drop(trash);
     Ok(true)
+}
+
+/// Moves a mirror into a job's directory: if we are killed while it is deleted, the next start on this machine goes on with it.
+fn move_away(state: &StateDirectory, mirror: &Path) -> Result<JobDirectory, StateError> {
+    let trash = state.job_directory()?;
+    fs::rename(mirror, trash.join(CONTENT)).map_err(|source| StateError { path: mirror.to_owned(), source })?;
+    Ok(trash)
 }
 
 /// What vanishes meanwhile is not counted.
 fn survey(mirrors: &Path) -> Vec<Found> {
-    let hosts = fs::read_dir(mirrors).into_iter().flatten().flatten();
-    let repositories = hosts.flat_map(|host| fs::read_dir(host.path()).into_iter().flatten().flatten());
-    repositories
-        .filter_map(|entry| {
-            let (path, metadata) = (entry.path(), entry.metadata().ok()?);
-            let used_at = metadata.modified().ok()?;
-            metadata.is_dir().then(|| Found { size_bytes: size_bytes(&path), path, used_at })
-        })
-        .collect()
+    let is_trust = |path: &Path| Trust::ALL.iter().any(|trust| path.ends_with(trust.name()));
+    // Older versions had hosts where a trust is now.
+    let (trusts, hosts): (Vec<_>, Vec<_>) = directories(mirrors).into_iter().partition(|path| is_trust(path));
+    let mirrors = trusts.iter().flat_map(|trust| directories(trust)).flat_map(|host| directories(&host));
+    let mirrors = mirrors.map(|path| (size_bytes(&path), path));
+    let old = hosts.iter().flat_map(|host| directories(host)).map(|path| (None, path));
+    let found = |(size_bytes, path): (Option<u64>, PathBuf)| {
+        let used_at = path.symlink_metadata().and_then(|metadata| metadata.modified()).ok()?;
+        Some(Found { path, used_at, size_bytes })
+    };
+    mirrors.chain(old).filter_map(found).collect()
 }
 
-fn size_bytes(directory: &Path) -> u64 {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)))
-        // The unit of `blocks` is 512 bytes whatever the file system's is.
-        .map(|(path, metadata)| metadata.blocks() * 512 + if metadata.is_dir() { size_bytes(&path) } else { 0 })
-        .sum()
+/// The directories in one of the worker's own.
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
+}
+
+fn size_bytes(mirror: &Path) -> Option<u64> {
+    Directory::open(mirror).and_then(|mirror| mirror.size_bytes(MAX_DEPTH, MAX_ENTRIES)).ok()?
 }
 
 #[cfg(test)]
@@ -169,9 +208,10 @@ mod tests {
 
     /// A mirror of 1 MiB and a little that was last used `used_s` seconds after the epoch.
     fn make(state: &StateDirectory, repository: &str, used_s: u64) -> PathBuf {
-        let path = state.mirror("github.com", repository).expect("made").path().to_owned();
-        fs::create_dir(path.join("repository.git")).expect("made");
-        fs::write(path.join("repository.git/pack"), vec![b'x'; MIB as usize]).expect("written");
+        let mirror = state.mirror(Trust::Branch, "github.com", repository).expect("made");
+        fs::write(mirror.path().join("pack"), vec![b'x'; MIB as usize]).expect("written");
+        let path = mirror.path.clone();
+        drop(mirror);
         let used_at = SystemTime::UNIX_EPOCH + Duration::from_secs(used_s);
         File::open(&path).expect("opened").set_modified(used_at).expect("set");
         path
@@ -192,7 +232,7 @@ mod tests {
         assert_eq!([&a, &b, &c, &d].map(|path| path.exists()), [false, true, true, true]);
 
         // A use counts, not the age.
-        drop(state.mirror("github.com", "b").expect("held"));
+        drop(state.mirror(Trust::Branch, "github.com", "b").expect("held"));
         shrink_to(&state, 5 * MIB, MIB / 2);
         assert_eq!([&b, &c, &d].map(|path| path.exists()), [true, false, true], "the disk wants less than the budget");
         let left = fs::read_dir(root.path().join("run/one")).expect("read").count();
@@ -204,11 +244,11 @@ mod tests {
         let root = tempfile::tempdir().expect("a temporary directory");
         let (state, other) = (open(root.path(), "one"), open(root.path(), "two"));
         let [oldest, newest] = [make(&state, "oldest", 1), make(&state, "newest", 2)];
-        let used = other.mirror("github.com", "oldest").expect("held");
-        let used_too = state.mirror("github.com", "oldest").expect("held by many");
+        let used = other.mirror(Trust::Branch, "github.com", "oldest").expect("held");
+        let used_too = state.mirror(Trust::Branch, "github.com", "oldest").expect("held by many");
         drop(used_too);
         shrink_to(&state, 0, u64::MAX);
-        assert!(oldest.join("repository.git/pack").exists() && !newest.exists());
+        assert!(oldest.join("mirror/pack").exists() && !newest.exists());
         drop(used);
         // A process that another test starts has a copy of the lock for a moment.
         let started = std::time::Instant::now();
@@ -234,7 +274,8 @@ mod tests {
             let users = [&state, &other].map(|user| {
                 scope.spawn(|| {
                     for _ in 0..300 {
-                        let mirror = user.mirror("github.com", "1").map_err(|error| error.to_string())?;
+                        let mirror =
+                            user.mirror(Trust::Branch, "github.com", "1").map_err(|error| error.to_string())?;
                         let file = mirror.path().join("file");
                         fs::write(&file, "x").map_err(|error| format!("while it is held: {error}"))?;
                         std::thread::yield_now();
@@ -247,5 +288,46 @@ mod tests {
             over.cancel();
             assert_eq!(ends, [const { Ok(()) }; 2]);
         });
+    }
+
+    #[test]
+    fn what_is_not_a_mirror_goes_within_the_budget_too() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let state = open(root.path(), "one");
+        let whole = make(&state, "whole", 1);
+        // As older versions made them: the repository where a host is now.
+        let old = root.path().join("mirrors/github.com/7");
+        fs::create_dir_all(old.join("repository.git/refs")).expect("made");
+        for file in ["lock", "readers"] {
+            fs::write(old.join(file), "").expect("written");
+        }
+        let nest = make(&state, "nest", 2);
+        fs::create_dir_all(nest.join("mirror/a/b/c/d/e")).expect("made");
+        shrink_to(&state, 5 * MIB, 0);
+        assert_eq!([&whole, &old, &nest].map(|path| path.exists()), [true, false, false]);
+
+        // One that somebody uses stays until then.
+        fs::create_dir_all(&old).expect("made");
+        let held = File::open(&old).expect("opened");
+        flock(&held, FlockOperation::LockShared).expect("locked");
+        shrink_to(&state, 5 * MIB, 0);
+        assert!(old.exists());
+    }
+
+    #[tokio::test]
+    async fn a_mirror_is_discarded_by_its_only_user_and_apart_by_trust() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let state = open(root.path(), "one");
+        let [fork, branch] =
+            [Trust::Fork, Trust::Branch].map(|trust| state.mirror(trust, "github.com", "1").expect("made"));
+        for mirror in [&fork, &branch] {
+            fs::write(mirror.path().join("file"), "x").expect("written");
+        }
+        let again = state.mirror(Trust::Fork, "github.com", "1").expect("held by two");
+        again.discard(&state).await.expect("left");
+        assert!(fork.path().join("file").exists(), "others use it");
+        fork.discard(&state).await.expect("removed");
+        let fork = state.mirror(Trust::Fork, "github.com", "1").expect("made");
+        assert_eq!([&fork, &branch].map(|mirror| mirror.path().join("file").exists()), [false, true]);
     }
 }

@@ -54,6 +54,7 @@ async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
         "BUILDX_METADATA_PROVENANCE",
         "BUILDX_NO_DEFAULT_ATTESTATIONS",
         "DOCKER_CONFIG",
+        "GOMAXPROCS",
         "TMPDIR",
     ];
     assert_eq!(names, expected, "an environment made from nothing");

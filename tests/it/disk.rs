@@ -21,7 +21,7 @@ fn free_bytes(path: &Path) -> u64 {
 async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     let afternoon = Afternoon::start();
     let home = afternoon.home.path();
-    let mirror = home.join("state/mirrors/github.com/1");
+    let mirror = home.join("state/mirrors/branch/github.com/1");
     std::fs::create_dir_all(&mirror).unwrap();
     let (port, min) = (world::free_port(), free_bytes(home).checked_sub(BALLAST / 2).expect("a disk with some room"));
     let settings = format!("jobs.probe = true\nhealth.listen = \"127.0.0.1:{port}\"\nstate.min_free_bytes = {min}\n");
@@ -58,9 +58,9 @@ async fn a_mirror_over_the_budget_goes_and_the_next_job_fetches_again() {
     let _worker = afternoon.worker("state.mirrors_max_bytes = 0");
     afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
     afternoon.callbacks(1).await;
-    let hosts = afternoon.home.path().join("state/mirrors");
+    let mirrors = afternoon.home.path().join("state/mirrors/branch");
     let n_mirrors = || {
-        let hosts = std::fs::read_dir(&hosts).unwrap().flatten();
+        let hosts = std::fs::read_dir(&mirrors).unwrap().flatten();
         hosts.map(|host| std::fs::read_dir(host.path()).unwrap().count()).sum::<usize>()
     };
     afternoon.until("the mirror has gone", async || n_mirrors() == 0).await;

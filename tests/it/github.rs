@@ -193,7 +193,7 @@ async fn a_renamed_repository_is_built_under_its_old_name() {
         (&json!("succeeded"), &json!("acme/voting-app")),
         "{report:#}"
     );
-    let mirror = format!("state/mirrors/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/polls"));
+    let mirror = format!("state/mirrors/branch/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/polls"));
     assert!(afternoon.home.path().join(&mirror).exists(), "{mirror}");
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const WORDS: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
-const TOOLS: &[&str] = &["body", "clock", "connections", "process", "redis", "sandbox", "state", "systemd"];
+const TOOLS: &[&str] = &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "systemd"];
 const STATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const LINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
@@ -19,7 +19,8 @@ fn may_use(room: &str, other: &str) -> bool {
     match room {
         // A tool is of no particular trade. The journal is told by stations and knows none.
         _ if room_is(WORDS) => false,
-        "sandbox" => other == "process",
+        "sandbox" => ["beneath", "process"].contains(&other),
+        "state" => other == "beneath",
         _ if room_is(TOOLS) => false,
         "journal" => false,
         // What the builder station hands to the bake is the bake's own word.

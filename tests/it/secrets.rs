@@ -306,7 +306,7 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
                 }
             }
             // Two have to be there, each in one file that nobody else can read.
-            for (secret, place) in [(SECRET, "/secrets/0"), (&registry, "/solve/docker/config.json")] {
+            for (secret, place) in [(SECRET, "/secrets/0"), (&registry, "/docker/config.json")] {
                 let traces = afternoon.traces_of(secret).await;
                 assert!(traces.len() == 1 && traces[0].ends_with(place), "{traces:?}");
                 use std::os::unix::fs::MetadataExt;

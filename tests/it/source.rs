@@ -176,9 +176,7 @@ async fn kill_when(afternoon: &Afternoon, sha: &str, is_half_done: impl Fn() -> 
     assert_eq!(afternoon.builder.runs().len(), 1);
     assert_eq!(afternoon.job_directories(), Vec::<PathBuf>::new());
     assert_eq!(temporary_packs(afternoon), Vec::<PathBuf>::new());
-    let checked =
-        std::process::Command::new("git").args(["fsck", "--strict"]).current_dir(mirror(afternoon)).output().unwrap();
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    check(&mirror(afternoon));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +196,7 @@ async fn a_worker_that_is_killed_while_it_checks_out_takes_its_child_with_it_and
     files.push(File::new("vote/Dockerfile", "FROM base\n"));
     let sha = afternoon.git.repository("acme/voting-app").commit_with("main", &files);
     kill_when(&afternoon, &sha, || {
-        let folder = afternoon.job_directories().first().map(|directory| directory.join("tree/voting-app/vote"));
+        let folder = afternoon.job_directories().first().map(|directory| directory.join("source/tree/vote"));
         let n_there = folder.and_then(|folder| folder.read_dir().ok()).map_or(0, Iterator::count);
         (1..n_folders / 2).contains(&n_there)
     })
@@ -206,8 +204,27 @@ async fn a_worker_that_is_killed_while_it_checks_out_takes_its_child_with_it_and
 }
 
 fn mirror(afternoon: &Afternoon) -> PathBuf {
-    let path = format!("state/mirrors/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/voting-app"));
-    afternoon.home.path().join(path).join("repository.git")
+    let host = format!("127.0.0.1:{}", afternoon.git.port());
+    let path = Path::new("state/mirrors/branch").join(host).join(repository_id("acme/voting-app").to_string());
+    afternoon.home.path().join(path).join("mirror")
+}
+
+/// What git thinks of a mirror's packs, as those of a repository with the mirror's commits.
+fn check(mirror: &Path) {
+    let repository = tempfile::tempdir().unwrap();
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git").args(arguments).current_dir(&repository).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    git(&["init", "--quiet", "--bare"]);
+    std::fs::copy(mirror.join("commits"), repository.path().join("shallow")).unwrap();
+    let packs = repository.path().join("objects/pack");
+    std::fs::remove_dir(&packs).unwrap();
+    std::os::unix::fs::symlink(mirror.join("pack"), &packs).unwrap();
+    for commit in std::fs::read_to_string(mirror.join("commits")).unwrap().lines() {
+        git(&["update-ref", &format!("refs/jobs/{commit}"), commit]);
+    }
+    git(&["fsck", "--strict"]);
 }
 
 fn temporary_packs(afternoon: &Afternoon) -> Vec<PathBuf> {
@@ -234,31 +251,23 @@ async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
     };
     build(&first, "new").await;
 
-    let packs = || files_with(&mirror.join("objects/pack"), "pack");
+    let packs = || files_with(&mirror.join("pack"), "pack");
     type Damage<'a> = Box<dyn Fn() + 'a>;
-    let damages: [(&str, Damage<'_>); 6] = [
+    let damages: [(&str, Damage<'_>); 7] = [
         ("a truncated pack", Box::new(|| packs().iter().for_each(|pack| truncate(pack)))),
         (
             "no index of a pack",
             Box::new(|| {
-                files_with(&mirror.join("objects/pack"), "idx")
-                    .iter()
-                    .for_each(|path| std::fs::remove_file(path).unwrap())
+                files_with(&mirror.join("pack"), "idx").iter().for_each(|path| std::fs::remove_file(path).unwrap())
             }),
         ),
         ("no pack", Box::new(|| packs().iter().for_each(|path| std::fs::remove_file(path).unwrap()))),
+        ("files of nobody's", Box::new(|| std::fs::write(mirror.join("config"), "[core]\n").unwrap())),
+        ("no list of commits", Box::new(|| std::fs::remove_file(mirror.join("commits")).unwrap())),
+        ("a list that is none", Box::new(|| std::fs::write(mirror.join("commits"), "nonsense\n").unwrap())),
         (
-            "stale locks",
-            Box::new(|| {
-                ["shallow.lock", "config.lock", "HEAD.lock"]
-                    .iter()
-                    .for_each(|name| std::fs::write(mirror.join(name), "").unwrap())
-            }),
-        ),
-        ("no HEAD", Box::new(|| std::fs::remove_file(mirror.join("HEAD")).unwrap())),
-        (
-            "a list of shallow commits that lies",
-            Box::new(|| std::fs::write(mirror.join("shallow"), "nonsense\n").unwrap()),
+            "a list that lies",
+            Box::new(|| std::fs::write(mirror.join("commits"), format!("{}\n", "7".repeat(40))).unwrap()),
         ),
     ];
     for (n, (what, damage)) in damages.iter().enumerate() {

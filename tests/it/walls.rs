@@ -39,7 +39,7 @@ impl Prison {
         assert!(Command::new("cp").arg(binary).arg(&installed).status().unwrap().success());
         std::fs::write(home.join("program"), "no program").unwrap();
         assert!(Command::new("chmod").arg("755").arg(home.join("program")).status().unwrap().success());
-        for directory in ["state/run/other/0/secrets", "state/mirrors/host/7/repository.git"] {
+        for directory in ["state/run/other/0/secrets", "state/mirrors/branch/host/7/mirror"] {
             std::fs::create_dir_all(home.join(directory)).unwrap();
         }
         std::fs::write(home.join("state/run/other/0/secrets/0"), "hunter2").unwrap();
@@ -63,7 +63,7 @@ impl Prison {
         let home = self.afternoon.home.path();
         json!({
             "stage": stage, "key": home.join("app.pem"), "configuration": home.join("sidebake.toml"),
-            "other_job": home.join("state/run/other/0"), "other_mirror": home.join("state/mirrors/host/7/repository.git"),
+            "other_job": home.join("state/run/other/0"), "other_mirror": home.join("state/mirrors/branch/host/7/mirror"),
             "program": home.join("program"), "worker": self.worker.pid(), "sibling": self.sibling.id(),
             "allowed_port": allowed_port, "refused_port": self.afternoon.redis.port(), "socket": home.join("engine.sock"),
             "abstract_socket": self.abstract_socket, "variable": "SIDEBAKE__LOG__LEVEL", "loader_is_given": false, "inherited": inherited(),
@@ -126,7 +126,7 @@ impl Prison {
         ground["loader_is_given"] = json!(true);
         let file = self.afternoon.home.path().join("ground.json");
         std::fs::write(&file, ground.to_string()).unwrap();
-        sandbox["read"].as_array_mut().unwrap().push(json!(file));
+        sandbox["system"].as_array_mut().unwrap().push(json!(file));
         let execute = sandbox["execute"].as_array_mut().unwrap();
         execute.extend([json!(probe()), json!("/lib64/ld-linux-x86-64.so.2"), json!("/lib/ld-linux-aarch64.so.1")]);
         let mut child = sidebake()
@@ -223,7 +223,7 @@ async fn without_its_wall_an_attempt_has_another_end() {
     let mut off = sandbox.clone();
     off["enforcement"] = json!("Off");
     let mut wide = sandbox;
-    for right in ["read", "write", "execute"] {
+    for right in ["system", "write", "execute"] {
         wide[right] = json!(["/"]);
     }
     wide["sockets"] = json!({"Tcp": [prison.afternoon.git.port(), prison.afternoon.redis.port()]});

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::image_name::ImageName;
 use super::{Refusal, Rules};
+use crate::beneath::{Directory, leads_out};
 
 /// What buildx takes for a path from its working directory.
 const FROM_HERE: &str = "cwd://";
@@ -79,22 +80,18 @@ impl Rules<'_> {
         let (file, value) = match text.strip_prefix(FROM_HERE) {
             // The bake runs in another directory than the one in which the definition was read.
             Some(from_here) => {
-                let folder = self.folder.canonicalize().unwrap_or_else(|_| self.folder.to_owned());
-                let file = fold(&folder.join(from_here));
+                let file = fold(&self.folder.join(from_here));
                 let value = json!(file);
                 (file, value)
             }
             None if text.contains("://") => return refused("repository"),
             None => (dockerfile(Path::new(context), text), json!(text)),
         };
-        if file.symlink_metadata().is_ok() {
-            return self.inside(&path, Path::new(context), &file.to_string_lossy()).map(|_| value);
+        match self.resolve(&path, &file)? {
+            Place::Outside => refused("repository"),
+            // BuildKit says better than we could that it is not there.
+            Place::Inside(_) | Place::Nowhere => Ok(value),
         }
-        // It is not there, and BuildKit says so better than we could; where it would be must be ours all the same.
-        let root = self.root(&path)?;
-        let folder = file.ancestors().find_map(|folder| folder.canonicalize().ok());
-        let is_ours = file.starts_with(&root) && folder.is_some_and(|folder| folder.starts_with(&root));
-        if is_ours { Ok(value) } else { refused("repository") }
     }
 
     fn is_remote_allowed(&self, text: &str) -> bool {
@@ -105,11 +102,6 @@ impl Rules<'_> {
         text.contains("://") && is_plain && !self.grants.is_fork() && patterns.any(|pattern| pattern.matches(&url))
     }
 
-    fn root(&self, path: &str) -> Result<PathBuf, Refusal> {
-        let root = self.order.worktree.canonicalize();
-        root.map_err(|error| Refusal::new(path, format!("the worktree cannot be read: {error}")))
-    }
-
     /// A path below `base` that stays inside the worktree after symbolic links.
     fn inside(&self, path: &str, base: &Path, text: &str) -> Result<PathBuf, Refusal> {
         let text = text.strip_prefix(FROM_HERE).unwrap_or(text);
@@ -118,17 +110,35 @@ impl Rules<'_> {
         if is_remote || text == "-" || text.starts_with("target:") {
             return Err(Refusal::new(path, format!("{text:?} is not a directory of the repository")));
         }
-        let root = self.root(path)?;
-        let found = base
-            .join(text)
-            .canonicalize()
-            .map_err(|_| Refusal::new(path, format!("{text:?} is not in the repository")))?;
-        if found.starts_with(&root) {
-            Ok(found)
-        } else {
-            Err(Refusal::new(path, format!("{text:?} is outside of the repository")))
+        match self.resolve(path, &base.join(text))? {
+            Place::Inside(found) => Ok(found),
+            Place::Outside => Err(Refusal::new(path, format!("{text:?} is outside of the repository"))),
+            Place::Nowhere => Err(Refusal::new(path, format!("{text:?} is not in the repository"))),
         }
     }
+
+    /// Where a path leads by the links of the worktree. Nothing outside of it is looked at.
+    fn resolve(&self, path: &str, file: &Path) -> Result<Place, Refusal> {
+        let root = self.order.worktree;
+        let Ok(relative) = file.strip_prefix(root) else { return Ok(Place::Outside) };
+        let directory = Directory::open(root)
+            .map_err(|error| Refusal::new(path, format!("the worktree cannot be read: {error}")))?;
+        Ok(match directory.resolve(relative) {
+            // Joined with nothing, a path gets a slash at its end.
+            Ok(found) if found.path == Path::new("") => Place::Inside(root.to_owned()),
+            Ok(found) => Place::Inside(root.join(found.path)),
+            Err(error) if leads_out(&error) => Place::Outside,
+            Err(_) => Place::Nowhere,
+        })
+    }
+}
+
+/// Where a path leads.
+enum Place {
+    /// To this path in the worktree, in which no link is left.
+    Inside(PathBuf),
+    Outside,
+    Nowhere,
 }
 
 /// The URL as patterns have it; upper and lower case do not matter to them.

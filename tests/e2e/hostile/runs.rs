@@ -64,7 +64,7 @@ struct Run<'a> {
 
 impl<'a> Range<'a> {
     pub fn new(engine: &'a Engine, settings: &Settings, state: StateDirectory, home: String) -> Self {
-        let builders = Builders::new(&settings.buildx.binary, &settings.builders);
+        let builders = Builders::new(settings);
         Self { engine, bake: Bake::new(settings), builders, state, home }
     }
 

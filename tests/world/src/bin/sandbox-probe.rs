@@ -216,7 +216,10 @@ fn files(table: &mut Table, ground: &Ground, own: &Path) {
     let list = |path: &Path| fs::read_dir(path).map(drop);
     let file = own.join("file");
     table.tell("write into its own directory", write(&file).and_then(|()| fs::read(&file).map(drop)));
-    table.tell("read a library", File::open("/etc/ld.so.cache").map(drop));
+    table.tell("read a library", library().map(drop));
+    table.tell("read another file of the libraries' directory", File::open("/usr/lib/os-release").map(drop));
+    table.tell("read the loader's cache", File::open("/etc/ld.so.cache").map(drop));
+    table.tell("read a device without end", File::open("/dev/urandom").map(drop));
     table.tell("use /dev/null", write(Path::new("/dev/null")));
     if let Some(source) = &ground.source {
         table.tell("read the worktree", File::open(source).map(drop));
@@ -274,6 +277,13 @@ fn files(table: &mut Table, ground: &Ground, own: &Path) {
     let is_device = fs::metadata(&device).is_ok_and(|about| about.file_type().is_char_device());
     table.tell("make a device", made.and_then(|()| if is_device { Ok(()) } else { other("no effect") }));
     table.tell("open a file by its number", tried(libc::SYS_open_by_handle_at, [HERE, 0, 0, 0, 0, 0]));
+}
+
+/// The C library, where this machine has it.
+fn library() -> Result<File> {
+    let folders = ["/lib64", "/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu"];
+    let opened = folders.map(|folder| File::open(Path::new(folder).join("libc.so.6")));
+    opened.into_iter().find(|opened| !opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)).unwrap()
 }
 
 /// To another mode, and back: the call says that it has done so, which may not be true.
@@ -395,6 +405,10 @@ fn processes(table: &mut Table, ground: &Ground) {
     let private = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as usize;
     let data = (libc::PROT_READ | libc::PROT_WRITE) as usize;
     table.tell("use more memory", tried(libc::SYS_mmap, [0, 64 << 30, data, private, usize::MAX, 0]));
+    let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as usize;
+    table.tell("use memory that is shared", tried(libc::SYS_mmap, [0, 4096, data, shared, usize::MAX, 0]));
+    let growing = private | libc::MAP_GROWSDOWN as usize;
+    table.tell("use memory that grows like a stack", tried(libc::SYS_mmap, [0, 4096, data, growing, usize::MAX, 0]));
     table.tell("set the priority of the worker", tried(libc::SYS_setpriority, [9, worker, 0, 0, 0, 0]));
     table.tell("leave its process group", tried(libc::SYS_setpgid, [usize::MAX, 0, 0, 0, 0, 0]));
     table.tell(

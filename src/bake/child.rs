@@ -1,0 +1,137 @@
+//! What each run of docker-buildx gets: a sandbox, an environment made from nothing, and directories of its own.
+//!
+//! Whatever it may write in is made new for each run. What it reads (the worktree, secrets, credentials, the kubeconfig)
+//! lies where no child can write, so a run that was taken over changes nothing for the next one, nor for the worker.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::Site;
+use crate::bounds;
+use crate::sandbox::{Enforcement, Limits, Sandbox, Sockets, libraries, loaders, network_files};
+use crate::state::{StateError, make_private, write_private};
+
+/// Certificates of public authorities.
+pub(super) const CERTIFICATES: &str = "/etc/ssl/certs";
+
+/// Stack of a thread. Go starts one for each file that it waits for, and RLIMIT_DATA counts all of it.
+pub(super) const STACK_BYTES: u64 = 1 << 20;
+
+/// What one run of docker-buildx gets; nothing else of the machine reaches it.
+#[derive(Clone, Debug)]
+pub struct Child {
+    /// The kernel's walls around it.
+    pub sandbox: Sandbox,
+    /// Its environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl Child {
+    /// The command that runs the binary.
+    pub fn command(&self, buildx: &Path) -> tokio::process::Command {
+        let mut command = self.sandbox.command(buildx);
+        command.envs(&self.environment);
+        command
+    }
+}
+
+/// buildx's own configuration, of which each run gets a copy.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// By which BuildKit knows whose contexts it has seen.
+    pub node_id: String,
+    /// The builder's record, by its name; none for the builder that buildx has by itself.
+    pub record: Option<(String, Vec<u8>)>,
+}
+
+impl Configuration {
+    /// Writes it into a new directory.
+    pub(super) fn write(&self, directory: &Path) -> Result<(), StateError> {
+        make_private(&directory.join("instances"))?;
+        write_private(&directory.join(".buildNodeID"), self.node_id.as_bytes())?;
+        match &self.record {
+            Some((name, record)) => write_private(&directory.join("instances").join(name), record),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The directories that a run writes in, in one that is its own.
+pub(super) fn make_directories(private: &Path) -> Result<(), StateError> {
+    ["buildx", "tmp"].iter().try_for_each(|name| make_private(&private.join(name)))
+}
+
+/// What every run gets: nothing of the machine's, switches that keep buildx from running git, and one without which BuildKit
+/// would attest every build with its times, so that no commit had one digest. Go would start as many threads as the machine
+/// has processors.
+pub(super) fn base_environment(directory: &Path, n_threads: u32) -> BTreeMap<String, String> {
+    let path = |name: &str| directory.join(name).display().to_string();
+    BTreeMap::from([
+        ("BUILDX_CONFIG".into(), path("buildx")),
+        ("TMPDIR".into(), path("tmp")),
+        // A repository may hold a directory that is a bare repository, whose configuration makes git run a shell.
+        ("BUILDX_GIT_INFO".into(), "0".into()),
+        ("BUILDX_GIT_LABELS".into(), "0".into()),
+        ("BUILDX_NO_DEFAULT_ATTESTATIONS".into(), "1".into()),
+        ("GOMAXPROCS".into(), n_threads.to_string()),
+    ])
+}
+
+/// The loaders and docker-buildx: all that can be executed.
+pub(super) fn programs(buildx: &Path) -> Vec<PathBuf> {
+    let mut programs = loaders();
+    programs.push(buildx.to_owned());
+    programs
+}
+
+/// Sandbox and environment of `docker-buildx dial-stdio` at a site; `private` is its own directory, and new.
+///
+/// No stranger's bytes reach it, but those of a builder that runs strangers' steps do.
+///
+/// # Errors
+///
+/// When its directory cannot be made.
+pub fn dial_child(buildx: &Path, enforcement: Enforcement, site: &Site, private: &Path) -> Result<Child, StateError> {
+    make_directories(private)?;
+    site.configuration.write(&private.join("buildx"))?;
+    let mut system = libraries();
+    system.extend(network_files(Path::new(CERTIFICATES)));
+    system.extend(site.files.iter().cloned());
+    let mut environment = base_environment(private, 2);
+    environment.insert("HOME".into(), private.display().to_string());
+    environment.extend(site.environment.clone());
+    let sandbox = Sandbox {
+        enforcement,
+        system,
+        execute: programs(buildx),
+        read: Vec::new(),
+        write: vec![private.to_owned(), "/dev/null".into()],
+        sockets: site.sockets.clone(),
+        limits: probe_limits(),
+    };
+    Ok(Child { sandbox, environment })
+}
+
+/// Sandbox and environment of `docker-buildx version`.
+pub(super) fn version_child(buildx: &Path, enforcement: Enforcement) -> Child {
+    let sandbox = Sandbox {
+        enforcement,
+        system: libraries(),
+        execute: programs(buildx),
+        read: Vec::new(),
+        write: vec!["/dev/null".into()],
+        sockets: Sockets::None,
+        limits: probe_limits(),
+    };
+    Child { sandbox, environment: BTreeMap::from([("GOMAXPROCS".into(), "2".into())]) }
+}
+
+/// For what the worker asks docker-buildx itself.
+fn probe_limits() -> Limits {
+    Limits {
+        data_bytes: bounds::PROBE_MEMORY as u64,
+        cpu_seconds: Some(60),
+        file_bytes: 64 << 20,
+        stack_bytes: Some(STACK_BYTES),
+    }
+}
