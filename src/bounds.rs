@@ -55,4 +55,6 @@ bounds! {
     NOTICE: 1 << 10, Bytes, "One notice", "cut, with a mark";
     NOTICES: 50, Count, "Notices of a build", "counted, and the count is the last notice";
     REPORT: 256 << 10, Bytes, "A report as JSON: the argument of a callback job", "the longest texts are cut further";
+    RECOVERIES: 1, Count, "Recoveries from dead workers, in three days, of a job that runs beside others", "it runs apart from others";
+    CRASHES: 2, Count, "Of these, crashes of a worker in which only this job ran, before it runs again", "dead set, with the reason `poison`";
 }

@@ -115,7 +115,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
 
 /// Whether Redis tells an idle worker of a new job.
 async fn tracking(settings: &Settings) -> Result<(), RedisError> {
-    let redis = Redis::waking(&settings.redis, &["queue:"], Arc::default())?;
+    let redis = Redis::waking(&settings.redis, Vec::new(), Arc::default())?;
     redis.query(redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"])).await
 }
 
