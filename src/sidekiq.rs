@@ -42,6 +42,7 @@ mod reconcile;
 pub mod recovery;
 mod remembered;
 pub mod retry;
+pub mod rights;
 pub mod turn;
 
 /// The name under which Sidekiq's API and Web UI know this process: `host:pid:nonce`.

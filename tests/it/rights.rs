@@ -1,12 +1,15 @@
-//! What an ACL lacks costs no job: each script without each command that it calls.
+//! What an ACL lacks costs no job: each script without each command that it calls, and what `doctor` says of it.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use redis::Script;
+use serde_json::Value;
 use sidebake::clock::Epoch;
+use sidebake::sidekiq::rights;
 use sidebake::sidekiq::turn::{Effect, Token};
 
+use crate::afternoon::Afternoon;
 use crate::turn::{Hand, TEXT, end};
 
 /// The commands that a script calls.
@@ -262,4 +265,51 @@ async fn no_command_that_is_missing_makes_a_lease_without_an_owner() {
             assert!(has_lease || right != "+@all", "with every right again");
         }
     }
+}
+
+#[test]
+fn the_list_of_commands_has_what_the_scripts_call_and_the_code_sends() {
+    let listed: BTreeSet<&str> = rights::COMMANDS.iter().map(|form| form.split(' ').next().unwrap()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sidekiq");
+    let mut used = BTreeSet::new();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        used.extend(commands(&text).into_iter().map(str::to_owned));
+        let sent = text.split("cmd(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+        used.extend(sent);
+    }
+    let unlisted: Vec<&String> = used.iter().filter(|name| !listed.contains(name.as_str())).collect();
+    assert!(unlisted.is_empty(), "{unlisted:?}");
+    assert!(used.len() > 30, "the reading is broken: {used:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_the_commands_that_the_acl_lacks_and_writes_nothing() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let url = afternoon.redis.url().replace("redis://", "redis://narrow:secret@");
+    for (lacking, expected) in [
+        ("-hset -zadd -rpop", "lacks HSET, RPOP, ZADD;"),
+        ("-multi", "lacks MULTI;"),
+        ("-exec", "lacks EXEC;"),
+        ("+ping", "all that a worker needs"),
+    ] {
+        let rights = format!("SETUSER narrow reset on >secret ~* +@all {lacking}");
+        let rights: Vec<&str> = rights.split(' ').collect();
+        redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
+        let found = doctor(&afternoon, &url);
+        let found =
+            found.as_array().unwrap().iter().find(|finding| finding["name"] == "redis commands").unwrap().clone();
+        assert!(found["detail"].as_str().unwrap().contains(expected), "{lacking}: {found:#}");
+        assert_eq!(found["health"] == "green", lacking == "+ping");
+        assert!(afternoon.redis.keys("*").await.is_empty());
+    }
+}
+
+fn doctor(afternoon: &Afternoon, url: &str) -> Value {
+    let config = afternoon.config("");
+    let mut command = crate::afternoon::sidebake();
+    command.args(["doctor", "--json", "--config"]).arg(config).env("SIDEBAKE__REDIS__URL", url);
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
