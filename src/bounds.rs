@@ -90,4 +90,6 @@ bounds! {
     PRINT_MEMORY: 512 << 20, Bytes, "Data of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
     PROBE_MEMORY: 256 << 20, Bytes, "Data of one docker-buildx by which the worker asks a builder", "it ends with an error";
     SOURCE_OUTPUT: 8 << 20, Bytes, "What a source child says", "the child is killed";
+    RECOVERIES: 1, Count, "Recoveries from dead workers, in three days, of a job that runs beside others", "it runs apart from others";
+    CRASHES: 2, Count, "Of these, crashes of a worker in which only this job ran, before it runs again", "dead set, with the reason `poison`";
 }

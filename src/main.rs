@@ -2,10 +2,15 @@
 
 use std::process::ExitCode;
 
+use anyhow::{Context, ensure};
 use clap::Parser;
+use rustix::process::{Resource, getrlimit};
 use sidebake::cli::{Cli, Outcome};
 use sidebake::{sandbox, source, worker::Shutdown};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// An idle worker has some twenty files open, and each build some more.
+const LEAST_OPEN_FILES: u64 = 64;
 
 fn main() -> ExitCode {
     // A child of ours is this binary again. It has one thread and must not get a runtime before it is restricted.
@@ -34,14 +39,26 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build()?;
-    runtime.block_on(async {
+    check_open_files()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
+    runtime.context("the runtime cannot be started")?.block_on(async {
         let shutdown = Shutdown::default();
-        let signals = tokio::spawn(obey_signals(shutdown.clone()));
+        let signals = Signals::listen().context("signals cannot be listened to")?;
+        let signals = tokio::spawn(signals.obey(shutdown.clone()));
         let outcome = cli.run(shutdown).await;
         signals.abort();
         outcome
     })
+}
+
+/// With fewer, threads of the runtime or of a library would panic, or nothing could be connected to.
+fn check_open_files() -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    ensure!(
+        limit >= LEAST_OPEN_FILES,
+        "the limit of open files is {limit}; set it to {LEAST_OPEN_FILES} or more (ulimit -n, or LimitNOFILE of systemd)"
+    );
+    Ok(())
 }
 
 fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
@@ -51,18 +68,32 @@ fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
 }
 
 /// TSTP: quiet. TERM, INT: stop by the deadline; again: now. TTIN: say what runs. As Sidekiq.
-async fn obey_signals(shutdown: Shutdown) -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut quiet = signal(SignalKind::from_raw(libc::SIGTSTP))?;
-    // Left alone, the signal would stop the process.
-    let mut threads = signal(SignalKind::from_raw(libc::SIGTTIN))?;
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => shutdown.stop(),
-            _ = interrupt.recv() => shutdown.stop(),
-            _ = quiet.recv() => shutdown.quiet.cancel(),
-            _ = threads.recv() => shutdown.show.notify_one(),
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    quiet: Signal,
+    show: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            quiet: signal(SignalKind::from_raw(libc::SIGTSTP))?,
+            // Left alone, the signal would stop the process.
+            show: signal(SignalKind::from_raw(libc::SIGTTIN))?,
+        })
+    }
+
+    async fn obey(mut self, shutdown: Shutdown) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => shutdown.stop(),
+                _ = self.interrupt.recv() => shutdown.stop(),
+                _ = self.quiet.recv() => shutdown.quiet.cancel(),
+                _ = self.show.recv() => shutdown.show.notify_one(),
+            }
         }
     }
 }

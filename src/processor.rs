@@ -25,11 +25,11 @@ use crate::redis::Redis;
 use crate::report::{Report, Status};
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
 use crate::sidekiq::custody::Running;
+use crate::sidekiq::fence::{announce, holds};
 use crate::sidekiq::metrics::Metrics;
 use crate::sidekiq::payload::Payload;
-use crate::sidekiq::recovery::POISON;
 use crate::sidekiq::retry::{self, Next};
-use crate::sidekiq::turn::{Effect, Fingerprint, Settlement, Token, UnitOfWork, announce, holds};
+use crate::sidekiq::turn::{Effect, Settlement, UnitOfWork};
 use crate::sidekiq::{Identity, iteration, shown};
 use crate::text::places::Places;
 
@@ -122,12 +122,12 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     if let Some(flaw) = payload.flaw() {
         tracing::error!(event = "malformed_job", queue = unit.queue, jid, error = flaw, "malformed job not run");
     }
-    // Another class may be Ruby's own iterable job, whose place is in the same hash.
-    if processor.jobs.is_ours(&payload.class) {
-        running.iteration.begin(jid, payload.n_failures().saturating_add(1));
-    }
+    running.iteration.begin_job(&processor.jobs, &payload);
     let span = tracing::info_span!("job", jid);
-    tracing::debug!(jid, token = %unit.token, "job begins");
+    // One that is poison, or was cancelled while it waited, ends without having begun.
+    if !running.iteration.is_waiting() {
+        tracing::debug!(jid, token = %unit.token, "job begins");
+    }
     let attempt = attempt(Arc::clone(&processor), running.clone(), Arc::clone(&payload)).instrument(span);
     let attempted = tokio::spawn(attempt).await.unwrap_or_else(|error| Attempted {
         result: Err(Failure::new(Reason::Panicked, panic_message(error))),
@@ -174,10 +174,8 @@ impl Drop for Promise {
 
 /// The settlement of a text that is not a job, or that cannot be settled in any other way.
 fn buried(unit: UnitOfWork, failure: &Failure, timestamps: Timestamps) -> Settlement {
-    let fingerprint = Fingerprint::of(&unit.text);
     let text = shown::envelope(&unit.text, "", &unit.queue, failure, Epoch::now(), timestamps);
-    let effects = vec![Effect::Bury { text }];
-    Settlement { token: unit.token, fingerprint, is_processed: false, is_failed: false, effects }
+    Settlement { effects: vec![Effect::Bury { text }], ..Settlement::of(&unit) }
 }
 
 fn panic_message(error: tokio::task::JoinError) -> String {
@@ -189,9 +187,9 @@ fn panic_message(error: tokio::task::JoinError) -> String {
 
 async fn attempt(processor: Arc<Processor>, running: Running, payload: Arc<Payload>) -> Attempted {
     let mut attempted = Attempted::new(&processor.jobs, &payload, &running);
-    attempted.result = if running.unit.n_recoveries >= POISON {
-        let times = running.unit.n_recoveries;
-        Err(Failure::new(Reason::Poison, format!("recovered {times} times from workers that died")))
+    attempted.result = if running.unit.is_poison() {
+        let times = running.unit.n_crashes;
+        Err(Failure::new(Reason::Poison, format!("crashed its worker {times} times while it ran alone")))
     } else if let Some(flaw) = payload.flaw() {
         Err(Failure::new(Reason::InvalidArguments, flaw))
     } else if payload.class == PROBE && processor.jobs.probe {
@@ -256,7 +254,7 @@ async fn build(
 
     let places = processor.stations.state.places();
     let journal = Journal::to_log(Arc::clone(&running.iteration.progress), places.clone());
-    let fence = InFlight { processor, token: &running.unit.token };
+    let fence = InFlight { processor, unit: &running.unit };
     let attempt = Attempt { journal: &journal, stop, fence: Some(&fence) };
     let built = perform(&processor.stations, &job, attempt, &mut attempted.report).await;
     attempted.report.notices = journal.notices();
@@ -276,14 +274,14 @@ fn for_customer(failure: Failure, places: &Places) -> Failure {
 #[derive(Debug)]
 struct InFlight<'a> {
     processor: &'a Processor,
-    token: &'a Token,
+    unit: &'a UnitOfWork,
 }
 
 impl Fence for InFlight<'_> {
     /// While Redis does not answer the build goes on, as every running one does.
     fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
         let Processor { redis, identity, .. } = self.processor;
-        Box::pin(async move { holds(redis, identity, self.token).await.unwrap_or(true) })
+        Box::pin(async move { holds(redis, identity, self.unit).await.unwrap_or(true) })
     }
 }
 
@@ -328,8 +326,8 @@ async fn tell_started(processor: &Processor, running: &Running, attempted: &Atte
     let report = Report { moment: Moment::Started, ..attempted.report.clone() };
     let text = rails::callback_job(callback, &report, &running.unit.text, Epoch::now(), timestamps);
     let Some(text) = text else { return };
-    let (redis, identity, token) = (&processor.redis, &processor.identity, &running.unit.token);
-    if let Err(error) = announce(redis, identity, token, &callback.queue, &text).await {
+    let (redis, identity) = (&processor.redis, &processor.identity);
+    if let Err(error) = announce(redis, identity, &running.unit, &callback.queue, &text).await {
         tracing::warn!(%error, jid = attempted.report.jid, "Rails is not told that the build has started");
     }
 }
@@ -452,11 +450,10 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Bury | Disposition::Drop);
     let ended = running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
-        token: unit.token.clone(),
-        fingerprint: Fingerprint::of(&unit.text),
         is_processed: disposition != Disposition::PutBack,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury | Disposition::Drop),
         effects: effect.into_iter().chain(told).chain(ended).collect(),
+        ..Settlement::of(unit)
     }
 }
 

@@ -107,8 +107,8 @@ reasons! {
     WorkerFailed = "worker_failed", Infrastructure, "The build worker had a problem of its own.";
     /// The job panicked: a bug of ours.
     Panicked = "panicked", Infrastructure, "The build worker had an internal error.";
-    /// The job was recovered from dead workers too often.
-    Poison = "poison", Infrastructure, "The build took down its worker several times.";
+    /// The job crashed its worker three times while nothing else ran in it.
+    Poison = "poison", Infrastructure, "The build repeatedly crashed the worker that ran it.";
 
     /// Somebody cancelled the build.
     Cancelled = "cancelled", Control, "The build was cancelled.";

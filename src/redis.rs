@@ -36,7 +36,7 @@ pub struct Redis {
 #[derive(Clone)]
 struct Wake {
     notify: Arc<Notify>,
-    prefixes: &'static [&'static str],
+    keys: Arc<[String]>,
 }
 
 /// Where the server is.
@@ -73,14 +73,12 @@ impl Redis {
         Self::with(settings, ProtocolVersion::RESP2, None)
     }
 
-    /// A connection with client-side tracking (RESP3): `notify` is notified when a key with one of these prefixes that
-    /// a script has read is changed by somebody else, and when the connection is lost.
-    pub fn waking(
-        settings: &settings::Redis,
-        prefixes: &'static [&'static str],
-        notify: Arc<Notify>,
-    ) -> Result<Self, RedisError> {
-        Self::with(settings, ProtocolVersion::RESP3, Some(Wake { notify, prefixes }))
+    /// A connection with client-side tracking (RESP3): `notify` is notified when one of these keys, which a script has read,
+    /// is changed by another client, and when the connection is lost.
+    ///
+    /// Before Redis 7.2 a script that reads has all its declared keys tracked: changes to others are not told.
+    pub fn waking(settings: &settings::Redis, keys: Vec<String>, notify: Arc<Notify>) -> Result<Self, RedisError> {
+        Self::with(settings, ProtocolVersion::RESP3, Some(Wake { notify, keys: keys.into() }))
     }
 
     fn with(settings: &settings::Redis, protocol: ProtocolVersion, wake: Option<Wake>) -> Result<Self, RedisError> {
@@ -209,11 +207,11 @@ fn is_of_a_replica(error: &RedisError) -> bool {
 }
 
 impl Wake {
-    /// Whether a list of changed keys has one of ours; no list means all of them.
+    /// Whether a list of changed keys has one of these; no list means all of them.
     fn concerns(&self, data: &[Value]) -> bool {
         data.iter().any(|value| match value {
             Value::Array(keys) => keys.iter().any(|key| match key {
-                Value::BulkString(key) => self.prefixes.iter().any(|prefix| key.starts_with(prefix.as_bytes())),
+                Value::BulkString(key) => self.keys.iter().any(|ours| ours.as_bytes() == key),
                 _ => true,
             }),
             _ => true,

@@ -15,29 +15,35 @@
 //! | `stat:processed`, `stat:failed`, and `…:<UTC day>` | string | settle | counters | 5 years (days) |
 //! | `j\|…` | hash | metrics | how often each class ran | 8 hours, 3 days |
 //! | `<class>-…`, `h\|<class>-…` | string | metrics | how long it took, Sidekiq 7 and 8 | 8 hours |
-//! | `sidebake:inflight:<identity>` | hash | turn, recovery | token → queue, newline, job text | – |
+//! | `sidebake:inflight:<identity>` | hash | turn, begin, recovery | token, with `:idle` while the job does not run → queue, newline, job text | – |
 //! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
-//! | `sidebake:lease:<identity>` | string | lease, turn | number of the last turn, or the one after | the lease |
-//! | `sidebake:suspects` | hash | recovery | identity → ms since the epoch, Redis' clock | – |
-//! | `sidebake:recoveries` | hash | recovery, which drops the old | sha1 of a job text → how often recovered, and when | 72 h |
+//! | `sidebake:lease:<identity>` | string | lease, turn | incarnation, and number of the last turn | the lease |
+//! | `sidebake:suspects` | hash | recovery, lease | identity → ms since the epoch, Redis' clock; negative or 0: it was told to stop | – |
+//! | `sidebake:recoveries` | hash | recovery, which drops the old | sha1 of a job text → how often recovered, how often of that the only one that had begun, and when | 72 h |
 //! | `sidebake:interruptions` | hash | settle; recovery drops the old | sha1 of a job text → how often killed by a stop, and when | 72 h |
 //! | `sidebake:scan` | string | recovery | one scanner at a time | a sixth of the lease |
 //!
 //! An entry is in exactly one of queue, in flight, retry and dead; every move is one script. Job texts are carried as
-//! they are. Follows Sidekiq 8.1.
+//! they are, but that of two equal entries of one sorted set the second ends in white space. Follows Sidekiq 8.1.
 
+mod apart;
 pub mod cancel;
 pub mod custody;
+pub mod fence;
 mod fields;
 pub mod heartbeat;
 pub mod iteration;
 pub mod lease;
+mod memory;
 pub mod metrics;
 pub mod order;
 pub mod payload;
 pub mod poller;
+mod reconcile;
 pub mod recovery;
+mod remembered;
 pub mod retry;
+pub mod rights;
 pub mod shown;
 pub mod turn;
 

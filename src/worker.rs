@@ -17,9 +17,9 @@ use crate::processor::{Processor, process};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{self, SandboxMode, Settings};
-use crate::sidekiq::custody::{Custody, Running, RunningJobs, Signals, put_back};
+use crate::sidekiq::custody::{Custody, Running, RunningJobs, Signals};
 use crate::sidekiq::heartbeat::{self, Process, Remote};
-use crate::sidekiq::lease::Lease;
+use crate::sidekiq::lease::{Lease, LeaseError};
 use crate::sidekiq::turn::Settlement;
 use crate::sidekiq::{Identity, iteration, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
@@ -57,6 +57,9 @@ pub enum WorkerError {
     /// The health listener has no port.
     #[error(transparent)]
     Health(#[from] HealthError),
+    /// Nothing would show that the worker is alive.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// The HTTP client cannot be made.
     #[error("HTTP cannot be used: {0}")]
     Http(#[from] reqwest::Error),
@@ -118,7 +121,8 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     };
     tracing::info!(%identity, capsules = ?process_info.capsules, "worker starts");
 
-    let lease = Lease::start(&settings.redis, settings.lease.ttl, Arc::clone(&identity), signals)?;
+    let (ttl, stop) = (settings.lease.ttl, shutdown.stop.clone());
+    let lease = Lease::start(&settings.redis, ttl, Arc::clone(&identity), signals, stop)?;
     let (settle, settlements) = mpsc::unbounded_channel();
     let (deliver, units) = mpsc::unbounded_channel();
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
@@ -143,6 +147,15 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             obey(&mut remote_signals, &shutdown, &ended),
         );
     };
+    // A worker that takes nothing must not look alive.
+    let watch = async {
+        let is_lost = ended.run_until_cancelled(lease.lost()).await.is_some();
+        if is_lost {
+            tracing::error!("the thread that renews the lease has ended: stopping");
+            shutdown.stop();
+        }
+        is_lost
+    };
     // A task of its own: each unit would wake all that is joined with it.
     let work =
         tokio::spawn(take_units(Arc::clone(&processor), units, settle, shutdown.clone(), settings.shutdown.timeout));
@@ -155,12 +168,12 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         let _ = timeout(GOODBYE, processor.stations.github.finish()).await;
         ended.cancel();
     };
-    tokio::join!(side_tasks, end);
+    let ((), (), has_lost_lease) = tokio::join!(side_tasks, end, watch);
     if !matches!(timeout(GOODBYE, lease.give_up(&redis, &identity)).await, Ok(Ok(()))) {
         tracing::debug!("the lease runs out by itself");
     }
     tracing::info!("worker has ended");
-    Ok(())
+    if has_lost_lease { Err(LeaseError::Lost.into()) } else { Ok(()) }
 }
 
 /// Says what is wrong with the server. One that is away or still loading is waited for later, like any outage.
@@ -191,10 +204,13 @@ fn custody(
     shutdown: &Shutdown,
     has_room: &watch::Receiver<bool>,
 ) -> Result<Custody, RedisError> {
+    let capsules: Vec<_> = settings.capsules().into_iter().map(|(_, capsule)| capsule).collect();
+    let queues = capsules.iter().flat_map(|capsule| &capsule.queues).map(|queue| format!("queue:{}", queue.name));
+    let keys = queues.chain(["paused".to_owned()]).collect();
     Ok(Custody {
-        redis: Redis::waking(&settings.redis, &["queue:", "paused"], Arc::clone(&signals.work))?,
+        redis: Redis::waking(&settings.redis, keys, Arc::clone(&signals.work))?,
         identity: Arc::clone(identity),
-        capsules: settings.capsules().into_iter().map(|(_, capsule)| capsule).collect(),
+        capsules,
         jobs: settings.jobs.clone(),
         reconcile_every: settings.lease.ttl / 6,
         signals: signals.clone(),
@@ -221,7 +237,7 @@ async fn take_units(
         // Dropping a branch loses nothing: the unit stays in the channel, the slot in its set.
         tokio::select! {
             unit = units.recv() => match unit {
-                Some(unit) if shutdown.quiet.is_cancelled() => drop(settle.send(put_back(unit.unit))),
+                Some(unit) if shutdown.quiet.is_cancelled() => drop(settle.send(Settlement::requeue(&unit.unit))),
                 Some(unit) => drop(slots.spawn(process(Arc::clone(&processor), unit, settle.clone()))),
                 None => break,
             },
@@ -242,7 +258,7 @@ async fn take_units(
     // A unit that custody fetches from here on goes back on its queue by custody's own hand.
     units.close();
     while let Some(unit) = units.recv().await {
-        let _ = settle.send(put_back(unit.unit));
+        let _ = settle.send(Settlement::requeue(&unit.unit));
     }
 }
 
@@ -276,7 +292,7 @@ async fn show(running: &RunningJobs, asked: &Notify, ended: &CancellationToken) 
         tracing::info!(n_running = jobs.len(), "TTIN: what runs");
         for job in jobs {
             let running_s = now.since(job.since).as_secs();
-            let (jid, progress) = (job.iteration.jid(), job.iteration.progress.text());
+            let (jid, progress) = (job.iteration.jid(), job.iteration.text());
             tracing::info!(jid, token = %job.unit.token, queue = job.unit.queue, progress, running_s, "runs");
         }
     }

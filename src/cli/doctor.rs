@@ -15,7 +15,7 @@ use crate::job::{Build, Recipe, Repository, Trust};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
-use crate::sidekiq::random_hex;
+use crate::sidekiq::{random_hex, rights};
 use crate::source::Source;
 use crate::state::StateDirectory;
 
@@ -106,6 +106,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
         let health = if trouble.is_fatal { Health::Red } else { Health::Yellow };
         Finding::new(trouble.about, health, trouble.message)
     }));
+    findings.push(commands(settings).await);
     if let Err(error) = tracking(settings).await {
         let message = format!("no CLIENT TRACKING ({error}): new jobs are found by polling twice a second");
         findings.push(Finding::new("redis tracking", Health::Yellow, message));
@@ -113,9 +114,23 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
+/// Whether the user may use every command that a worker sends.
+async fn commands(settings: &Settings) -> Finding {
+    let missing = match Redis::new(&settings.redis) {
+        Ok(redis) => rights::missing(redis).await,
+        Err(error) => Err(error),
+    };
+    let found = match missing.map_err(|error| error.to_string()) {
+        Ok(missing) if missing.is_empty() => Ok("the user may use all that a worker needs".to_owned()),
+        Ok(missing) => Err(format!("the ACL of this user lacks {}; README.md has the whole line", missing.join(", "))),
+        Err(error) => Err(error),
+    };
+    Finding::of("redis commands", found)
+}
+
 /// Whether Redis tells an idle worker of a new job.
 async fn tracking(settings: &Settings) -> Result<(), RedisError> {
-    let redis = Redis::waking(&settings.redis, &["queue:"], Arc::default())?;
+    let redis = Redis::waking(&settings.redis, Vec::new(), Arc::default())?;
     redis.query(redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"])).await
 }
 

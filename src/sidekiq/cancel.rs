@@ -3,11 +3,13 @@
 //! The mark is Sidekiq's own, `cancelled` in `it-<jid>`. Whoever runs the job sees it; one that waits for a time is put on
 //! its queue at once, so that the answer does not wait with it.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use super::iteration::{TTL, key};
 use super::payload::Payload;
 use super::poller::enqueue_member;
+use super::turn::{is_idle, read_entry};
 use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 use crate::settings::Jobs;
@@ -26,6 +28,8 @@ pub enum Place {
     Retry,
     /// With this process.
     InFlight(String),
+    /// With this process, which does not run it: it has not begun, or has ended.
+    Held(String),
 }
 
 impl fmt::Display for Place {
@@ -35,6 +39,7 @@ impl fmt::Display for Place {
             Self::Schedule => f.write_str("scheduled"),
             Self::Retry => f.write_str("waiting for a retry"),
             Self::InFlight(owner) => write!(f, "running in {owner}"),
+            Self::Held(owner) => write!(f, "in {owner}, which does not run it now"),
         }
     }
 }
@@ -77,11 +82,10 @@ async fn look(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<
     let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
     for owner in owners {
         let hash = format!("sidebake:inflight:{owner}");
-        let entries: Vec<Vec<u8>> = redis.query(redis::cmd("HVALS").arg(hash)).await?;
-        let place = Place::InFlight(owner);
-        for entry in &entries {
-            let text = entry.iter().position(|byte| *byte == b'\n').map(|end| &entry[end + 1..]);
-            search.look_at(&place, text.unwrap_or_default());
+        let entries: HashMap<String, Vec<u8>> = redis.query(redis::cmd("HGETALL").arg(hash)).await?;
+        for (field, entry) in &entries {
+            let place = if is_idle(field) { Place::Held(owner.clone()) } else { Place::InFlight(owner.clone()) };
+            search.look_at(&place, read_entry(entry).map(|(_, text)| text).unwrap_or_default());
         }
     }
     Ok(search.found)
@@ -145,7 +149,7 @@ pub async fn cancel(redis: &Redis, jobs: &Jobs, found: &Found, now: Epoch) -> Re
     let set = match found.place {
         Place::Schedule => "schedule",
         Place::Retry => "retry",
-        Place::Queue(_) | Place::InFlight(_) => return Ok(()),
+        Place::Queue(_) | Place::InFlight(_) | Place::Held(_) => return Ok(()),
     };
     enqueue_member(redis, jobs, set, &found.text, now).await.map(drop)
 }

@@ -1,32 +1,26 @@
-//! The jobs that are ours: one task that takes turns with Redis, and remembers.
+//! The jobs in custody: one task that takes turns with Redis, and remembers.
 //!
 //! At most one turn is on its way, and it is sent again with the same tokens until it is answered; so a lost reply
-//! loses nothing. Every few seconds the memory is compared with the in-flight hash ("reconcile"): a job we never heard
-//! of is adopted, a result that Redis forgot is settled again, and a build that was taken from us is killed.
+//! loses nothing. Every few seconds the memory is compared with the in-flight hash ("reconcile"): a job that came with a lost
+//! reply is adopted, a result that Redis forgot is settled again, and a build whose job was reclaimed is killed.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::fence::begin;
 use super::iteration::Iteration;
-use super::turn::{Demand, Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use super::memory::Memory;
+use super::turn::{Demand, Fetched, Reply, Settlement, Token, Turn, UnitOfWork};
 use super::{Identity, order};
 use crate::clock::Epoch;
-use crate::redis::{Complaint, Redis, RedisError};
+use crate::redis::Redis;
 use crate::settings::{Capsule, Jobs};
-
-/// How long a result is remembered, in case Redis forgets that it was settled.
-const REMEMBERED: Duration = Duration::from_secs(60);
-
-/// How many at most, and how many bytes of text. A minute of builds is far less; one of empty jobs would fill the memory.
-const MAX_REMEMBERED: usize = 4096;
-const MAX_REMEMBERED_BYTES: usize = 8 << 20;
 
 /// The slow poll that guarantees progress when a push that should wake us is lost.
 const POLL: Duration = Duration::from_secs(5);
@@ -42,14 +36,14 @@ pub(super) const RETRY: Duration = Duration::from_millis(500);
 /// The poll where Redis pushes nothing.
 const POLL_UNTOLD: Duration = Duration::from_millis(500);
 
-/// A unit of work that is being processed, as the heartbeat shows it.
+/// A unit of work in custody, as the heartbeat shows it.
 #[derive(Clone, Debug)]
 pub struct Running {
     /// The unit.
     pub unit: UnitOfWork,
-    /// When it began.
+    /// When it began, or began to wait until nothing else runs.
     pub since: Epoch,
-    /// Cancelled when the job was taken from us: whatever it does has no effect any more.
+    /// Cancelled when the job was reclaimed: whatever it does has no effect any more.
     pub taken: CancellationToken,
     /// How far it is, and whether somebody has cancelled it.
     pub iteration: Arc<Iteration>,
@@ -75,10 +69,24 @@ impl RunningJobs {
 pub struct Signals {
     /// Notified when a queue may have work.
     pub work: Arc<Notify>,
-    /// Notified when others may have taken what is ours.
+    /// Notified when others may have reclaimed jobs.
     pub reconcile: Arc<Notify>,
-    /// The number of the last turn that was sent.
-    pub last_turn: Arc<AtomicU64>,
+    incarnation: Arc<Mutex<String>>,
+}
+
+impl Signals {
+    /// The incarnation of the lease, by the last renewal; empty before the first one.
+    pub fn incarnation(&self) -> String {
+        self.incarnation.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets it; returns whether it is another one. Jobs may have been reclaimed before it was made.
+    pub fn set_incarnation(&self, incarnation: String) -> bool {
+        let mut known = self.incarnation.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = *known != incarnation;
+        *known = incarnation;
+        is_new
+    }
 }
 
 /// The task's parts. [`Custody::run`] is the task.
@@ -104,78 +112,6 @@ pub struct Custody {
     pub has_room: watch::Receiver<bool>,
 }
 
-/// What the loop keeps between turns.
-struct Memory {
-    complaint: Complaint,
-    n_tokens: u64,
-    n_turns: u64,
-    /// Settlements that Redis has not answered yet.
-    pending: Vec<Settlement>,
-    /// Those of builds that a stop has killed, until the last one has ended.
-    killed: Vec<Settlement>,
-    /// Settlements that it refused; each keeps its slot, and is tried again when we reconcile.
-    refused: Vec<Settlement>,
-    /// Those of them that are pending again: their slots are not free before Redis has taken them.
-    tried_again: Vec<Token>,
-    /// Settlements that it has, in case it forgets.
-    remembered: Remembered,
-    /// What was said of queues that cannot be asked.
-    passed_over: Vec<String>,
-    /// How many processes may be waiting for the same push.
-    n_idlers: u32,
-    /// Tokens of free slots; used again until one is filled.
-    slots: Vec<Token>,
-}
-
-impl Memory {
-    /// Says once what is wrong with queues, until a turn that has asked all of them finds it right.
-    fn tell_of_queues(&mut self, passed_over: Vec<String>, has_asked_all: bool) {
-        for why in &passed_over {
-            if !self.passed_over.contains(why) {
-                tracing::error!(why, "a queue is passed over");
-                self.passed_over.push(why.clone());
-            }
-        }
-        if has_asked_all {
-            self.passed_over = passed_over;
-        }
-    }
-}
-
-/// The newest of what was settled, the oldest first.
-#[derive(Default)]
-struct Remembered {
-    settlements: VecDeque<(Instant, Settlement)>,
-    n_bytes: usize,
-}
-
-impl Remembered {
-    fn add(&mut self, settlement: Settlement, now: Instant) {
-        self.n_bytes += settlement.size();
-        self.settlements.push_back((now, settlement));
-        while self.settlements.len() > MAX_REMEMBERED || self.n_bytes > MAX_REMEMBERED_BYTES {
-            self.forget_oldest();
-        }
-    }
-
-    fn find(&self, token: &Token, fingerprint: Fingerprint) -> Option<&Settlement> {
-        let mut settlements = self.settlements.iter().map(|(_, settlement)| settlement);
-        settlements.find(|settlement| settlement.token == *token && settlement.fingerprint == fingerprint)
-    }
-
-    fn forget_before(&mut self, time: Instant) {
-        while self.settlements.front().is_some_and(|(since, _)| *since < time) {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((_, settlement)) = self.settlements.pop_front() {
-            self.n_bytes -= settlement.size();
-        }
-    }
-}
-
 impl Custody {
     /// Takes turns until `settlements` is closed and all of them are answered.
     ///
@@ -185,22 +121,10 @@ impl Custody {
         mut settlements: mpsc::UnboundedReceiver<Settlement>,
         units: mpsc::UnboundedSender<Running>,
     ) {
-        let mut memory = Memory {
-            complaint: Complaint::that("the in-flight hash cannot be read"),
-            n_tokens: 0,
-            n_turns: 0,
-            pending: Vec::new(),
-            killed: Vec::new(),
-            refused: Vec::new(),
-            tried_again: Vec::new(),
-            remembered: Remembered::default(),
-            passed_over: Vec::new(),
-            n_idlers: 0,
-            slots: Vec::new(),
-        };
+        let mut memory = Memory::new();
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut is_open, mut woken_at, mut has_room) = (true, None, self.has_room.clone());
+        let (mut is_open, mut has_room) = (true, self.has_room.clone());
         while is_open {
             let poll = if self.redis.is_told() { POLL } else { POLL_UNTOLD };
             // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
@@ -212,39 +136,56 @@ impl Custody {
                 () = self.signals.work.notified() => match spread(memory.n_idlers) {
                     Duration::ZERO => {}
                     delay => {
-                        woken_at.get_or_insert(Instant::now() + delay);
+                        memory.wake_at.get_or_insert(Instant::now() + delay);
                         continue;
                     }
                 },
-                () = sleep_until(woken_at.unwrap_or_else(Instant::now)), if woken_at.is_some() => {}
+                () = sleep_until(memory.wake_at.unwrap_or_else(Instant::now)), if memory.wake_at.is_some() => {}
                 () = sleep(poll) => {}
-                () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &units, &mut reconcile).await,
-                _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &units, &mut reconcile).await,
-                () = self.quiet.cancelled(), if !memory.slots.is_empty() => {}
+                () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &mut reconcile).await,
+                _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &mut reconcile).await,
+                () = memory.apart.is_cancelled() => {}
+                () = self.quiet.cancelled(), if !memory.slots.is_empty() || memory.apart.is_waiting() => {}
                 Ok(()) = has_room.changed() => {}
             }
             while let Ok(settlement) = settlements.try_recv() {
                 self.finish(&mut memory, settlement);
             }
-            // They end one by one, and go back together, or their order would be that of their ends.
-            if !is_open || self.running.with(|running| running.is_empty()) {
-                memory.pending.append(&mut memory.killed);
+            self.prepare(&mut memory, is_open);
+            while self.turn(&mut memory, &units).await || self.begin_waiting(&mut memory, &units).await {}
+        }
+        self.end(&mut memory, &units).await;
+    }
+
+    /// What goes back to its queue with this turn.
+    fn prepare(&self, memory: &mut Memory, is_open: bool) {
+        memory.wake_at = None;
+        // They end one by one, and go back together, or their order would be that of their ends.
+        if !is_open || self.running.with(|running| running.is_empty()) {
+            memory.pending.append(&mut memory.killed);
+        }
+        if self.quiet.is_cancelled() {
+            for running in memory.apart.give_up() {
+                self.requeue(memory, &running);
             }
-            woken_at = None;
-            while self.turn(&mut memory, &units).await {}
         }
     }
 
-    /// Soon again when it fails: builds that are not ours any more may be running.
-    async fn try_to_reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>, next: &mut Interval) {
-        let reconciled = self.reconcile(memory, units).await;
-        if memory.complaint.hear(reconciled).is_none() {
-            next.reset_after(RETRY);
+    /// Results that are refused to the end: their jobs go back to their queues, and run again. Nobody counts a crash.
+    async fn end(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
+        memory.try_refused_again();
+        self.turn(memory, units).await;
+        if !memory.refused.is_empty() {
+            let n_jobs = memory.refused.len();
+            tracing::error!(n_jobs, "results were refused to the end: their jobs go back to their queues");
+            memory.pending.extend(memory.refused.drain(..).map(|(settlement, _)| settlement.requeued()));
+            self.turn(memory, units).await;
         }
     }
 
-    /// What the end of a run that was taken from us says is dropped: its token may be another job's by now.
+    /// What the end of a run says whose job was reclaimed is dropped: its token may be another job's by now.
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {
+        memory.apart.end(&settlement.token);
         let running = self.running.with(|running| running.remove(&settlement.token));
         if running.is_some_and(|running| running.taken.is_cancelled()) {
             return;
@@ -254,12 +195,13 @@ impl Custody {
         if is_killed { memory.killed.push(settlement) } else { memory.pending.push(settlement) }
     }
 
-    /// Takes a turn, when there is anything to say or to ask for; returns whether all that was asked for was there.
+    /// Takes a turn, when there is anything to say or to ask for; returns whether there is more to do at once.
     ///
-    /// A token that a turn has settled is never filled again: turns before it are refused, since their numbers are lower.
+    /// A token that a turn has settled is never filled again: turns before it are refused, since their numbers are lower, or
+    /// the lease that they were sent under is gone.
     async fn turn(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> bool {
         self.assign_slots(memory);
-        if memory.pending.is_empty() && memory.slots.is_empty() {
+        if memory.pending.is_empty() && memory.slots.is_empty() && memory.unheard.is_empty() {
             return false;
         }
         // The newest first: what is put back last comes out next.
@@ -267,26 +209,23 @@ impl Custody {
             .pending
             .sort_by_cached_key(|settlement| settlement.is_put_back().then(|| Reverse(settlement.token.clone())));
         memory.n_turns += 1;
-        self.signals.last_turn.store(memory.n_turns, Ordering::Relaxed);
         let reply = self.send_until_answered(memory).await;
-        // A lease that is made anew from here on refuses copies of this turn.
-        self.signals.last_turn.store(memory.n_turns + 1, Ordering::Relaxed);
         self.take_in(memory, reply, units)
     }
 
-    fn takes_jobs(&self) -> bool {
-        !self.quiet.is_cancelled() && *self.has_room.borrow()
+    pub(super) fn takes_jobs(&self, memory: &Memory) -> bool {
+        !self.quiet.is_cancelled() && *self.has_room.borrow() && !memory.apart.has_suspect()
     }
 
-    /// One token for each free slot, capsule by capsule; none when quiet, or without room.
+    /// One token for each free slot, capsule by capsule; none when quiet, without room, or beside a suspect.
     fn assign_slots(&self, memory: &mut Memory) {
         let old = std::mem::take(&mut memory.slots);
-        if !self.takes_jobs() {
+        if !self.takes_jobs(memory) {
             return;
         }
         for (place, capsule) in self.capsules.iter().enumerate() {
             let is_here = |token: &&Token| token.capsule == place;
-            let refused = memory.refused.iter().map(|settlement| &settlement.token);
+            let refused = memory.refused.iter().map(|(settlement, _)| &settlement.token);
             let n_taken = self.n_running(place) + refused.chain(&memory.tried_again).filter(is_here).count();
             let n_free = capsule.concurrency.saturating_sub(n_taken);
             let kept = old.iter().filter(is_here).take(n_free);
@@ -299,7 +238,7 @@ impl Custody {
         }
     }
 
-    fn n_running(&self, capsule: usize) -> usize {
+    pub(super) fn n_running(&self, capsule: usize) -> usize {
         self.running.with(|running| running.keys().filter(|token| token.capsule == capsule).count())
     }
 
@@ -311,11 +250,19 @@ impl Custody {
     }
 
     async fn send_until_answered(&self, memory: &Memory) -> Reply {
-        let demands = self.demands(&memory.slots);
-        let turn =
-            Turn { number: memory.n_turns, settlements: &memory.pending, slots: &memory.slots, demands: &demands };
+        let slots: Vec<Token> = memory.unheard.iter().chain(&memory.slots).cloned().collect();
+        let unheard = Demand { n_slots: memory.unheard.len(), queues: Vec::new() };
+        let demands: Vec<Demand> = [unheard].into_iter().chain(self.demands(&memory.slots)).collect();
         let (started, mut complaint) = (Instant::now(), None);
         loop {
+            let incarnation = self.signals.incarnation();
+            let turn = Turn {
+                incarnation: &incarnation,
+                number: memory.n_turns,
+                settlements: &memory.pending,
+                slots: &slots,
+                demands: &demands,
+            };
             match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
                 Ok(reply) => {
                     if complaint.is_some() {
@@ -337,102 +284,97 @@ impl Custody {
         }
     }
 
-    /// Brings the memory up to date with an answer; returns whether every slot that was asked for was filled.
+    /// Brings the memory up to date with an answer; returns whether there is more to do at once.
     fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> bool {
-        let since = Instant::now();
         memory.n_idlers = reply.n_idlers;
-        memory.tried_again.clear();
-        for (settlement, settled) in std::mem::take(&mut memory.pending).into_iter().zip(reply.settled) {
-            if let Settled::Refused(why) = settled {
-                tracing::error!(why, token = %settlement.token, "the result is refused, and kept until it is taken");
-                memory.refused.push(settlement);
-                continue;
-            }
-            if settled == Settled::Fenced {
-                tracing::debug!(token = %settlement.token, "the job was settled before, or is not ours any more");
-            }
-            memory.remembered.add(settlement, since);
-        }
+        memory.take_in_results(reply.settled);
+        let has_asked = !memory.slots.is_empty();
         let fetched = match reply.fetched {
             Fetched::Units(units) => units,
-            // The lease's thread wakes us when it has made one; what others took meanwhile, reconcile will find.
-            Fetched::NoLease => return false,
             Fetched::Full => {
-                tracing::error!("Redis is at its memory limit: results are settled, nothing is fetched");
+                memory.told.hear_of_memory(true);
                 return false;
             }
+            // The lease's thread wakes us when it has made one; what others reclaimed meanwhile, reconcile will find.
+            Fetched::NoLease => return false,
         };
+        if has_asked {
+            memory.told.hear_of_memory(false);
+        }
+        let unheard = std::mem::take(&mut memory.unheard);
+        let (adopted, fetched): (Vec<_>, Vec<_>) = fetched.into_iter().partition(|unit| unheard.contains(&unit.token));
         let (n_fetched, n_slots) = (fetched.len(), memory.slots.len());
-        // One that was given enough has not asked every queue.
-        memory.tell_of_queues(reply.passed_over, n_fetched < n_slots);
+        // One that was given enough has not asked every queue, and a suspect is the last that is fetched.
+        let is_cut = fetched.iter().any(|unit| unit.is_suspect() || unit.is_poison());
+        memory.told.hear_of_queues(reply.passed_over, n_fetched < n_slots && !is_cut);
         for unit in fetched {
             memory.slots.retain(|token| *token != unit.token);
             self.begin(memory, unit, units);
         }
-        n_fetched > 0 && n_fetched == n_slots
+        adopted.into_iter().for_each(|unit| self.adopt(memory, unit, units));
+        !memory.pending.is_empty() || n_fetched > 0 && n_fetched == n_slots
     }
 
-    /// Hands a unit to the processors; back on its queue, together with what came with it, when they begin nothing more.
-    fn begin(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
+    /// Hands a unit to the processors, or has it wait until it may begin; back on its queue, together with what came with it,
+    /// when they begin nothing more.
+    pub(super) fn begin(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
         if self.quiet.is_cancelled() {
-            memory.pending.push(put_back(unit));
+            memory.pending.push(Settlement::requeue(&unit));
             return;
         }
         let running = Running { unit, since: Epoch::now(), taken: CancellationToken::new(), iteration: Arc::default() };
-        let token = running.unit.token.clone();
-        self.running.with(|all| all.insert(token.clone(), running.clone()));
+        if !running.unit.is_idle && !running.unit.is_suspect() {
+            return self.hand_over(memory, running, units);
+        }
+        running.iteration.wait(&self.jobs, &running.unit.text);
+        self.running.with(|all| all.insert(running.unit.token.clone(), running.clone()));
+        memory.apart.wait(running);
+    }
+
+    fn hand_over(&self, memory: &mut Memory, running: Running, units: &mpsc::UnboundedSender<Running>) {
+        self.running.with(|all| all.insert(running.unit.token.clone(), running.clone()));
         if let Err(mpsc::error::SendError(running)) = units.send(running) {
-            self.running.with(|all| all.remove(&token));
-            memory.pending.push(put_back(running.unit));
+            self.requeue(memory, &running);
         }
     }
 
-    async fn reconcile(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> Result<(), RedisError> {
-        let inflight: HashMap<String, Vec<u8>> =
-            self.redis.query(redis::cmd("HGETALL").arg(self.identity.inflight_key())).await?;
-        let inflight = inflight.iter().filter_map(|(token, entry)| read_entry(Token::parse(token), entry));
-        let inflight: HashMap<Token, UnitOfWork> = inflight.map(|unit| (unit.token.clone(), unit)).collect();
-        let running = self.running.snapshot();
-        for running in running.iter().filter(|running| !running.taken.is_cancelled()) {
-            let is_ours = inflight.get(&running.unit.token).is_some_and(|unit| unit.text == running.unit.text);
-            if !is_ours {
-                tracing::warn!(token = %running.unit.token, "the job was given to another worker: ours is killed");
-                running.taken.cancel();
-            }
+    fn requeue(&self, memory: &mut Memory, running: &Running) {
+        self.release(memory, running);
+        memory.pending.push(Settlement::requeue(&running.unit));
+    }
+
+    /// Its slot is free.
+    fn release(&self, memory: &mut Memory, running: &Running) {
+        memory.apart.end(&running.unit.token);
+        self.running.with(|all| all.remove(&running.unit.token));
+    }
+
+    /// Begins what waits, as far as it may; returns whether there is more to do at once.
+    async fn begin_waiting(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> bool {
+        let due = memory.apart.due(self.running.with(|running| running.len()));
+        let mut is_free = !due.reclaimed.is_empty();
+        due.reclaimed.iter().for_each(|running| self.release(memory, running));
+        due.over.into_iter().for_each(|running| self.hand_over(memory, running, units));
+        if due.ready.is_empty() {
+            return is_free;
         }
-        memory.tried_again.extend(memory.refused.iter().map(|settlement| settlement.token.clone()));
-        memory.pending.append(&mut memory.refused);
-        for (token, unit) in inflight {
-            let is_known = running.iter().any(|running| running.unit.token == token)
-                || memory.pending.iter().chain(&memory.killed).any(|settlement| settlement.token == token);
-            if is_known {
-                continue;
-            }
-            if let Some(settlement) = memory.remembered.find(&token, Fingerprint::of(&unit.text)) {
-                memory.pending.push(settlement.clone());
+        let begun: Vec<&UnitOfWork> = due.ready.iter().map(|running| &running.unit).collect();
+        let begun = begin(&self.redis, &self.identity, &begun).await;
+        let Some(begun) = memory.complaint_of_begin.hear(begun) else {
+            due.ready.into_iter().for_each(|running| memory.apart.wait(running));
+            memory.wake_at = Some(Instant::now() + RETRY);
+            return is_free;
+        };
+        for (running, is_owned) in due.ready.into_iter().zip(begun) {
+            if is_owned {
+                running.iteration.go_on();
+                self.hand_over(memory, Running { since: Epoch::now(), ..running }, units);
             } else {
-                self.adopt(memory, unit, units);
+                self.release(memory, &running);
+                is_free = true;
             }
         }
-        // Only now: after an outage, what Redis forgot meanwhile had to be compared first.
-        if let Some(time) = Instant::now().checked_sub(REMEMBERED) {
-            memory.remembered.forget_before(time);
-        }
-        Ok(())
-    }
-
-    /// A job in our hash that we never heard of: the reply that brought it was lost.
-    fn adopt(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
-        let capsule = unit.token.capsule;
-        let has_slot = self.capsules.get(capsule).is_some_and(|its| self.n_running(capsule) < its.concurrency);
-        let is_free = has_slot && self.takes_jobs();
-        memory.slots.retain(|token| *token != unit.token);
-        if is_free {
-            tracing::warn!(token = %unit.token, "a job that was fetched without our knowing is taken up");
-            self.begin(memory, unit, units);
-        } else {
-            memory.pending.push(put_back(unit));
-        }
+        is_free || !memory.pending.is_empty()
     }
 }
 
@@ -442,63 +384,9 @@ fn spread(n_idlers: u32) -> Duration {
     widest.mul_f64(rand::random())
 }
 
-/// A unit's way back to the head of its queue, as if it had never been fetched.
-pub fn put_back(unit: UnitOfWork) -> Settlement {
-    let fingerprint = Fingerprint::of(&unit.text);
-    let effects = vec![Effect::PutBack { queue: unit.queue, is_interrupted: false }];
-    Settlement { token: unit.token, fingerprint, is_processed: false, is_failed: false, effects }
-}
-
-/// An entry of an in-flight hash: queue, newline, text.
-pub(super) fn read_entry(token: Token, entry: &[u8]) -> Option<UnitOfWork> {
-    let end = entry.iter().position(|byte| *byte == b'\n')?;
-    let queue = String::from_utf8(entry[..end].to_vec()).ok()?;
-    Some(UnitOfWork { token, queue, text: entry[end + 1..].to_vec(), n_recoveries: 0, n_interruptions: 0 })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn settlement(n: u64, text: &str) -> Settlement {
-        Settlement {
-            token: Token::nth(n, 0),
-            fingerprint: Fingerprint::of(b"a job"),
-            is_processed: true,
-            is_failed: false,
-            effects: vec![Effect::Push { queue: "done".into(), text: text.into() }],
-        }
-    }
-
-    fn holds(remembered: &Remembered, n: u64) -> bool {
-        remembered.find(&Token::nth(n, 0), Fingerprint::of(b"a job")).is_some()
-    }
-
-    #[test]
-    fn the_oldest_results_are_forgotten_by_number_by_age_and_by_size() {
-        let (mut remembered, start) = (Remembered::default(), Instant::now());
-        let n_jobs = MAX_REMEMBERED as u64 + 10;
-        (0..n_jobs).for_each(|n| remembered.add(settlement(n, "x"), start + Duration::from_millis(n)));
-        assert_eq!((holds(&remembered, 9), holds(&remembered, 10)), (false, true));
-
-        remembered.forget_before(start + Duration::from_millis(n_jobs - 1));
-        assert_eq!(remembered.settlements.len(), 1);
-        assert!(holds(&remembered, n_jobs - 1));
-
-        let large = "x".repeat(MAX_REMEMBERED_BYTES - 10);
-        remembered.add(settlement(n_jobs, &large), start);
-        assert!(holds(&remembered, n_jobs - 1) && holds(&remembered, n_jobs));
-        remembered.add(settlement(n_jobs + 1, "a dozen bytes"), start);
-        assert_eq!((remembered.settlements.len(), remembered.n_bytes), (1, 13));
-    }
-
-    #[test]
-    fn a_result_is_not_remembered_for_another_job_under_the_same_token() {
-        let mut remembered = Remembered::default();
-        remembered.add(settlement(1, "x"), Instant::now());
-        assert!(holds(&remembered, 1));
-        assert_eq!(remembered.find(&Token::nth(1, 0), Fingerprint::of(b"another job")), None);
-    }
 
     #[test]
     fn who_is_alone_answers_a_push_at_once_and_a_herd_spreads() {

@@ -1,17 +1,17 @@
 -- due.lua: moves one due job from the retry set or the schedule to its queue.
 --
 -- KEYS  1 the set   2 `queues`   3 the list
--- ARGV  1 the member as it is in the set   2 the text to push
+-- ARGV  1 the member as it is in the set   2 the text to push   3 a text that is no member of any set
 --
--- Returns 1 when the job was moved, 0 when somebody else had taken it.
+-- Returns 1 when the job was moved, 0 when another poller had taken it.
 --
--- Invariant: only what was removed is pushed, so a job moves once however many pollers see it.
+-- Invariant: what is pushed is removed in the same step, so a job moves once however many pollers see it. The push comes first,
+-- and before it the right to remove is tried out, so a refusal leaves the job where it was.
 
-for key, wanted in pairs({ [KEYS[2]] = 'set', [KEYS[3]] = 'list' }) do
-  local found = redis.call('TYPE', key).ok
-  if found ~= 'none' and found ~= wanted then return redis.error_reply('WRONGTYPE ' .. key .. ' is not a ' .. wanted) end
-end
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end
+if not redis.call('ZSCORE', KEYS[1], ARGV[1]) then return 0 end
+-- Removes nothing. After it Redis refuses no write for lack of memory.
+redis.call('ZREM', KEYS[1], ARGV[3])
 redis.call('SADD', KEYS[2], string.sub(KEYS[3], 7))
 redis.call('LPUSH', KEYS[3], ARGV[2])
+redis.call('ZREM', KEYS[1], ARGV[1])
 return 1

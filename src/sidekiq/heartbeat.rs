@@ -118,11 +118,11 @@ impl<'a> Heart<'a> {
         let identity = self.process.identity.to_string();
         let mut beat = redis::pipe();
         beat.atomic();
-        let running_tokens: BTreeSet<String> = running.iter().map(|job| job.unit.token.to_string()).collect();
+        let running_now: BTreeSet<String> = running.iter().map(work_field).collect();
         for (work, shown) in work_keys(&identity).iter().zip(std::mem::take(&mut self.shown)) {
-            let jobs = running.iter().map(|job| (job.unit.token.to_string(), job));
-            let new = jobs.filter(|(token, _)| !shown.contains(token)).map(|(token, job)| (token, work_entry(job)));
-            let (new, ended): (Vec<_>, Vec<_>) = (new.collect(), shown.difference(&running_tokens).collect());
+            let jobs = running.iter().map(|job| (work_field(job), job));
+            let new = jobs.filter(|(field, _)| !shown.contains(field)).map(|(field, job)| (field, work_entry(job)));
+            let (new, ended): (Vec<_>, Vec<_>) = (new.collect(), shown.difference(&running_now).collect());
             if !ended.is_empty() {
                 beat.hdel(work, &ended).ignore();
             }
@@ -203,7 +203,13 @@ fn info(process: &Process) -> String {
     .to_string()
 }
 
-/// One field of `<identity>:work`: the job's text is a string in it, not an object.
+/// The name of a job's field, which is another one while the job has not begun: the Web UI shows when it began.
+fn work_field(job: &Running) -> String {
+    let token = &job.unit.token;
+    if job.iteration.is_waiting() { format!("{token}:idle") } else { token.to_string() }
+}
+
+/// The value of a field of `<identity>:work`: the job's text is a string in it, not an object.
 fn work_entry(job: &Running) -> String {
     let text = shown::running(&job.unit.text, &job.unit.queue, job.since);
     let run_at = job.since.as_millis() / 1000;

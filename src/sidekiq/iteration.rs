@@ -3,6 +3,7 @@
 //! Sidekiq's iterable jobs have this hash, so its Busy page (8.1.4) shows ours, and `Sidekiq::Client#cancel!` (7.3.3)
 //! cancels them. It is written only while the job is ours, and goes when the job is settled.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Identity;
 use super::custody::{Running, RunningJobs};
+use super::payload::Payload;
 use crate::clock::Epoch;
 use crate::journal::Progress;
 use crate::redis::{Complaint, Redis, RedisError, Script};
+use crate::settings::Jobs;
 
 static ITERATION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("iteration.lua")));
 
@@ -27,10 +30,14 @@ const FLUSH: Duration = Duration::from_secs(5);
 /// How long the hash is kept when nobody ends the job; as Sidekiq.
 pub(super) const TTL: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// What is shown of a suspect that has not begun.
+const WAITS: &str = "waits to run alone: it was there when workers died";
+
 /// What a running job shares with whoever looks at it.
 #[derive(Debug, Default)]
 pub struct Iteration {
     job: OnceLock<(String, u32)>,
+    is_waiting: AtomicBool,
     /// How far it is.
     pub progress: Arc<Progress>,
     /// Cancelled when somebody has cancelled the job.
@@ -39,6 +46,37 @@ pub struct Iteration {
 }
 
 impl Iteration {
+    /// From here on the job can be cancelled, if it is one of this worker's: another class may be Ruby's own iterable job,
+    /// whose place is in the same hash.
+    pub fn begin_job(&self, jobs: &Jobs, payload: &Payload) {
+        if jobs.is_ours(&payload.class) {
+            self.begin(&payload.jid, payload.n_failures().saturating_add(1));
+        }
+    }
+
+    /// The job waits until it may begin. It can be cancelled meanwhile.
+    pub(super) fn wait(&self, jobs: &Jobs, text: &[u8]) {
+        self.is_waiting.store(true, Ordering::Relaxed);
+        if let Ok(payload) = Payload::parse(text) {
+            self.begin_job(jobs, &payload);
+        }
+    }
+
+    /// The job waits no longer.
+    pub(super) fn go_on(&self) {
+        self.is_waiting.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the job has not begun.
+    pub fn is_waiting(&self) -> bool {
+        self.is_waiting.load(Ordering::Relaxed)
+    }
+
+    /// How far the job is, in a line; `None` before anything has begun.
+    pub fn text(&self) -> Option<String> {
+        if self.is_waiting() { Some(WAITS.to_owned()) } else { self.progress.text() }
+    }
+
     /// From here on the job can be cancelled: its jid, and the number of this attempt.
     pub fn begin(&self, jid: &str, attempt: u32) {
         // One without a jid cannot be addressed.
@@ -59,7 +97,7 @@ impl Iteration {
 
     /// What is to be shown now: JSON text, when it is new or old.
     fn news(&self) -> Option<String> {
-        let text = self.progress.text()?;
+        let text = self.text()?;
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         let is_shown = written.as_ref().is_some_and(|(at, shown)| *shown == text && at.elapsed() < FLUSH);
         if is_shown {
@@ -93,7 +131,7 @@ pub async fn look(redis: &Redis, identity: &Identity, running: &[Running]) -> Re
         let Some((jid, attempt)) = job.iteration.job.get() else { continue };
         let news = job.iteration.news().unwrap_or_default();
         let runtime_s = now.since(job.since).as_secs_f64();
-        script.key(key(jid)).arg(job.unit.token.to_string()).arg(attempt).arg(news).arg(runtime_s);
+        script.key(key(jid)).arg(job.unit.token.to_string()).arg(jid).arg(attempt).arg(news).arg(runtime_s);
         jobs.push(job);
     }
     if jobs.is_empty() {

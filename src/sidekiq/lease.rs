@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Identity;
 use super::custody::{RETRY, Signals};
+use super::{Identity, random_hex};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings;
 
@@ -25,8 +25,23 @@ const STUCK: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Lease {
     pulse: Pulse,
+    has_ended: CancellationToken,
     // It may be waiting for a Redis that does not answer; leaving does not wait for that.
     _over: DropGuard,
+}
+
+/// The thread cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// The URL of Redis is wrong.
+    #[error("redis.url: {0}")]
+    Redis(#[from] RedisError),
+    /// The system gives no thread, or none of what its runtime needs.
+    #[error("the thread that renews the lease cannot be started: {0}")]
+    Thread(std::io::Error),
+    /// The thread has ended before the worker: the log has its panic.
+    #[error("the thread that renews the lease has ended")]
+    Lost,
 }
 
 /// How the runtime shows that it moves.
@@ -57,24 +72,34 @@ impl Pulse {
 }
 
 impl Lease {
-    /// Starts the thread. Each time that the lease had to be made anew, the first time included, custody is told to look
-    /// what others have taken meanwhile.
+    /// Starts the thread. Each time that the lease had to be made, the first time included, custody is notified to look what
+    /// others have reclaimed meanwhile. From `stop` on, Redis has it on record that the process was told to stop.
     pub fn start(
         redis: &settings::Redis,
         ttl: Duration,
         identity: Arc<Identity>,
         signals: Signals,
-    ) -> Result<Self, RedisError> {
+        stop: CancellationToken,
+    ) -> Result<Self, LeaseError> {
         let (pulse, over) = (Pulse::new(), CancellationToken::new());
-        let renewal = Renewal { redis: Redis::new(redis)?, ttl, identity, signals, pulse: pulse.clone() };
-        let stop = over.clone();
+        let renewal = Renewal { redis: Redis::new(redis)?, ttl, identity, signals, stop, pulse: pulse.clone() };
+        // Here, where the process can still end with a sentence.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+        let runtime = runtime.map_err(LeaseError::Thread)?;
+        let (until, has_ended) = (over.clone(), CancellationToken::new());
+        let end = has_ended.clone().drop_guard();
         let spawned = std::thread::Builder::new().name("lease".into()).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.expect("a runtime can be made at the start of the process");
-            runtime.block_on(stop.run_until_cancelled(renewal.run()));
+            // Also when it panics.
+            let _end = end;
+            runtime.block_on(until.run_until_cancelled(renewal.run()));
         });
-        spawned.expect("a thread can be started at the start of the process");
-        Ok(Self { pulse, _over: over.drop_guard() })
+        spawned.map_err(LeaseError::Thread)?;
+        Ok(Self { pulse, has_ended, _over: over.drop_guard() })
+    }
+
+    /// Ends when the thread does: by a bug, since it goes on until the lease is given up.
+    pub async fn lost(&self) {
+        self.has_ended.cancelled().await;
     }
 
     /// Gives it up at the end of the process, so that nobody counts on it or waits until it has run out; not with jobs left
@@ -97,34 +122,44 @@ struct Renewal {
     ttl: Duration,
     identity: Arc<Identity>,
     signals: Signals,
+    stop: CancellationToken,
     pulse: Pulse,
 }
 
 impl Renewal {
     async fn run(&self) {
         let mut complaint = Complaint::that("the lease cannot be renewed");
-        // A renewal whose answer was lost may have made the lease anew.
-        let mut is_certain = true;
         loop {
-            let renewed = if self.pulse.is_stuck() { Ok(true) } else { self.renew().await };
-            let Some(was_there) = complaint.hear(renewed) else {
-                is_certain = false;
+            let is_stopping = self.stop.is_cancelled();
+            if !self.pulse.is_stuck() && complaint.hear(self.hold(is_stopping).await).is_none() {
                 sleep(RETRY).await;
                 continue;
-            };
-            if !was_there || !std::mem::replace(&mut is_certain, true) {
-                self.signals.reconcile.notify_one();
             }
-            sleep(self.ttl / 6).await;
+            tokio::select! {
+                () = sleep(self.ttl / 6) => {}
+                // At once: what dies after that has not crashed.
+                () = self.stop.cancelled(), if !is_stopping => {}
+            }
         }
     }
 
-    /// Returns whether the lease was still there.
-    async fn renew(&self) -> Result<bool, RedisError> {
+    /// Renews the lease, or makes one. Another incarnation, also one by a request whose answer was lost, is news to custody.
+    async fn hold(&self, is_stopping: bool) -> Result<(), RedisError> {
+        let mut incarnation = self.renew("", is_stopping).await?;
+        if incarnation.is_empty() {
+            incarnation = self.renew(&random_hex::<8>(), is_stopping).await?;
+        }
+        if self.signals.set_incarnation(incarnation) {
+            self.signals.reconcile.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Returns the incarnation of the lease; an empty text when there is none, and `new` is empty.
+    async fn renew(&self, new: &str, is_stopping: bool) -> Result<String, RedisError> {
         let mut script = RENEW.key(self.identity.lease_key());
         script.key("sidebake:owners").key("sidebake:suspects");
-        script.arg(self.identity.to_string()).arg(self.ttl.as_millis() as u64);
-        script.arg(self.signals.last_turn.load(Ordering::Relaxed));
-        self.redis.script::<i64>(&script).await.map(|renewed| renewed == 1)
+        script.arg(self.identity.to_string()).arg(self.ttl.as_millis() as u64).arg(new).arg(u8::from(is_stopping));
+        self.redis.script(&script).await
     }
 }

@@ -3,7 +3,7 @@
 -- KEYS  1 its lease   2 `sidebake:owners`   3 `sidebake:suspects`   4 its in-flight hash
 -- ARGV  1 identity
 --
--- Returns 1, or 0 when it has left jobs behind: then nothing was done, and recovery finds them.
+-- Returns 1, or 0 when it has left jobs behind: then nothing was done, and recovery finds them when the lease has run out.
 
 if redis.call('HLEN', KEYS[4]) > 0 then return 0 end
 redis.call('SREM', KEYS[2], ARGV[1])

@@ -183,7 +183,7 @@ fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, Vec<u8>
 
 async fn move_one(redis: &Redis, set: &str, member: &[u8], queue: &str, text: &[u8]) -> Result<usize, RedisError> {
     let mut script = DUE.key(set);
-    script.key("queues").key(format!("queue:{queue}")).arg(member).arg(text);
+    script.key("queues").key(format!("queue:{queue}")).arg(member).arg(text).arg(super::random_hex::<16>());
     redis.script(&script).await
 }
 

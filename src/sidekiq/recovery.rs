@@ -1,5 +1,6 @@
 //! Dead workers' jobs, brought back by any living one: no job needs the dead process to come back.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -7,13 +8,13 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::custody::read_entry;
-use super::turn::{Token, UnitOfWork};
+use super::turn::{Token, read_entry};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scan.lua")));
 static RECOVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("recover.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("forget.lua")));
+static WITHDRAW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("withdraw.lua")));
 
 /// How long recoveries of a job are counted: as Sidekiq Pro counts poison pills.
 const COUNTED: Duration = Duration::from_secs(72 * 60 * 60);
@@ -26,9 +27,6 @@ const FORGET_EVERY: u64 = 100;
 
 /// How often a suspect is looked at.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// A job recovered this often is poison.
-pub const POISON: u32 = 3;
 
 /// Looks for dead owners until `stop`; one process of the fleet scans at a time.
 pub async fn run(redis: &Redis, lease_ttl: Duration, stop: &CancellationToken) {
@@ -61,10 +59,10 @@ async fn recover_owner(redis: &Redis, owner: &str, grace: Duration) -> Result<()
     if recover(redis, owner, grace, &[]).await? != "expired" {
         return Ok(());
     }
-    let units = inflight(redis, owner).await?;
+    let entries = inflight(redis, owner).await?;
     // It may have come back in between.
-    if let Ok(n_recovered) = recover(redis, owner, grace, &units).await?.parse::<u64>() {
-        tracing::warn!(owner, n_recovered, "a worker died: its jobs are back on their queues");
+    if let Ok(n_recovered) = recover(redis, owner, grace, &entries).await?.parse::<u64>() {
+        tracing::warn!(owner, n_recovered, "worker died; its jobs are back on their queues");
     }
     Ok(())
 }
@@ -92,8 +90,8 @@ pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, Re
                 "alive" => break None,
                 "suspected" => sleep(PAUSE).await,
                 "expired" => {
-                    let units = inflight(redis, &owner).await?;
-                    let answer = recover(redis, &owner, grace, &units).await?;
+                    let entries = inflight(redis, &owner).await?;
+                    let answer = recover(redis, &owner, grace, &entries).await?;
                     break answer.parse().ok();
                 }
                 // It had nothing in flight.
@@ -105,6 +103,16 @@ pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, Re
     Ok(released)
 }
 
+/// Takes back what recovery counted against jobs of this process, which lives: all that had begun, by their texts.
+pub(super) async fn withdraw(redis: &Redis, texts: &[&[u8]]) -> Result<(), RedisError> {
+    let mut script = WITHDRAW.key("sidebake:recoveries");
+    script.arg(u8::from(texts.len() == 1));
+    texts.iter().for_each(|text| {
+        script.arg(*text);
+    });
+    redis.script(&script).await
+}
+
 /// Old counts go, where there are many.
 async fn forget(redis: &Redis) -> Result<(), RedisError> {
     let mut script = FORGET.key("sidebake:recoveries");
@@ -112,18 +120,24 @@ async fn forget(redis: &Redis) -> Result<(), RedisError> {
     redis.script(&script).await
 }
 
-/// The jobs of an owner, newest first: pushed to the heads in this order, the oldest comes out next.
-async fn inflight(redis: &Redis, owner: &str) -> Result<Vec<UnitOfWork>, RedisError> {
+/// Fields of an owner's in-flight hash, each with the queue of its job, newest first: pushed to the heads in this order, the
+/// oldest comes out next.
+async fn inflight(redis: &Redis, owner: &str) -> Result<Vec<(String, String)>, RedisError> {
     let entries: HashMap<String, Vec<u8>> =
         redis.query(redis::cmd("HGETALL").arg(format!("sidebake:inflight:{owner}"))).await?;
-    let mut units: Vec<UnitOfWork> =
-        entries.iter().filter_map(|(token, entry)| read_entry(Token::parse(token), entry)).collect();
-    units.sort_by(|a, b| b.token.cmp(&a.token));
-    Ok(units)
+    let queues = entries.iter().filter_map(|(field, entry)| Some((field.clone(), read_entry(entry)?.0.to_owned())));
+    let mut queues: Vec<(String, String)> = queues.collect();
+    queues.sort_by_cached_key(|(field, _)| Reverse(Token::of_field(field)));
+    Ok(queues)
 }
 
-/// The script's answer in words, or the number of jobs it put back.
-async fn recover(redis: &Redis, owner: &str, grace: Duration, units: &[UnitOfWork]) -> Result<String, RedisError> {
+/// The script's answer in words, or the number of jobs it requeued.
+async fn recover(
+    redis: &Redis,
+    owner: &str,
+    grace: Duration,
+    entries: &[(String, String)],
+) -> Result<String, RedisError> {
     let mut script = RECOVER.key("sidebake:owners");
     script
         .key("sidebake:suspects")
@@ -133,14 +147,14 @@ async fn recover(redis: &Redis, owner: &str, grace: Duration, units: &[UnitOfWor
         .key("queues");
     script.arg(owner).arg(grace.as_millis() as u64).arg(COUNTED.as_secs());
     let mut queues: Vec<&str> = Vec::new();
-    for unit in units {
-        let place = queues.iter().position(|queue| *queue == unit.queue).unwrap_or_else(|| {
-            script.key(format!("queue:{}", unit.queue));
-            queues.push(&unit.queue);
+    for (field, queue) in entries {
+        let place = queues.iter().position(|other| other == queue).unwrap_or_else(|| {
+            script.key(format!("queue:{queue}"));
+            queues.push(queue);
             queues.len() - 1
         });
         // After the six fixed keys, counted from 1 as Lua does.
-        script.arg(unit.token.to_string()).arg(place + 7);
+        script.arg(field).arg(place + 7);
     }
     redis.script(&script).await
 }

@@ -1,36 +1,42 @@
 -- turn.lua: settles what has finished and fetches for the free slots, in one step.
 --
 -- KEYS  1 in-flight hash of this process   2 its lease   3 `queues`   4 `retry`   5 `dead`
---       6 `stat:processed`   7 the same of today   8 `stat:failed`   9 the same of today
---       10 `sidebake:recoveries`   11 `sidebake:interruptions`   12 `sidebake:owners`   13 `paused`
---       14… the lists that follow are named by their place in KEYS
--- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`
---       4 number of this turn   5 number of settlements, then each: token, processed (0/1), failed (0/1), number of effects, then each
---         effect: kind, place of a list in KEYS or score, text
+--       6 `sidebake:recoveries`   7 `sidebake:interruptions`   8 `sidebake:owners`   9 `paused`
+--       10… the lists that follow are named by their place in KEYS
+--       Not declared, since Redis 6.2 and 7.0 track every declared key of a script that reads: `it-<jid>`, `stat:*`.
+--       An ACL checks them all the same; without the right to them a settlement goes on.
+-- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`   4 the UTC day, for `stat:*`
+--       5 incarnation of the lease that the sender knows   6 number of this turn   7 recoveries that make no suspect yet
+--       8 number of settlements, then each: token, text as it was fetched, processed (0/1), failed (0/1), number of effects,
+--         then each effect: kind, place of a list in KEYS or score, text. One push, head or interrupted at most.
 --           push   LPUSH the text on the list
 --           head   RPUSH the text as it was fetched, on the list; the effect's text is not used
 --           interrupted   the same, and count it
 --           retry  ZADD the text with the score
 --           bury   ZADD the text to `dead` with the score, and trim
---           unlink UNLINK the key at that place
+--           unlink UNLINK the key that the text names
 --         then the number of demands, then each: number of slots, and the places of the queues that are asked for them, in
 --         order, with spaces between; then the tokens of the free slots, demand by demand
 --
--- Returns {settlements, slots, wrong, idlers}. A settlement is 1: done; 0: the token is not ours any more, and nothing was done;
--- or the name of a key of the wrong type, or what Redis said, and nothing was done. A slot is {queue, text, times recovered, times
--- interrupted} or false.
--- `slots` is the text "no lease" when there is none: a process that others may take for dead must not fetch; and "full"
--- when Redis is at its memory limit: what has finished is settled all the same, and nothing is fetched.
--- `wrong` is the name of a queue's key that is not a list, or false; such a queue is passed over. `idlers` is how many
--- processes may be waiting for the same push, or 0 when this one was given all that it asked for.
+-- Returns {settlements, slots, passed over, idlers}. A settlement is 1: done; 0: token and text are not owned any more, and
+-- nothing was done; or the key that was refused and what Redis said, and nothing was done. A slot is false, or {queue, text,
+-- times recovered, times it crashed its worker alone, times interrupted, idle (0/1)}.
+-- `slots` is the text "no lease" when the lease is gone or another one: a process that others may take for dead must not
+-- fetch; and "full" when Redis is at its memory limit: results are settled, nothing is fetched.
+-- `passed over` says which queue cannot be fetched from, and why, or is false. `idlers` is how many processes may wait for
+-- the same push, or 0 when this one was given all that it asked for.
 --
--- Invariant: an entry is in exactly one place. The fence and the types are checked before the first write of a
--- settlement, and a slot that was filled before is answered again, so the script may be sent any number of times.
--- The lease holds the number of the last turn: a turn that arrives after a later one (it was given up, sent again, and
--- then the network delivered it after all) does nothing, or it would fill a token that was used already.
+-- Invariant: an entry is in exactly one place. Nothing is removed before the write that replaces it has happened, and that
+-- a removal is allowed is tried out before that write; so no refusal loses or doubles a job.
+-- A slot that was filled before is answered again, so the script may be sent any number of times. The lease holds its
+-- incarnation and the number of the last turn: a turn that was sent under an earlier incarnation, or arrives after a later
+-- turn, fetches nothing, or it would fill a token that was used already.
+--
+-- A job that does not run has `:idle` after its token: its result was refused, or it was recovered before and has not begun
+-- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch: it runs apart from others.
 
-local inflight = KEYS[1]
-local next_argument = 5
+local inflight, now = KEYS[1], tonumber(ARGV[1])
+local next_argument = 8
 
 local function argument()
   local value = ARGV[next_argument]
@@ -38,221 +44,286 @@ local function argument()
   return value
 end
 
-local function is_type(key, wanted)
-  local found = redis.call('TYPE', key).ok
-  return found == 'none' or found == wanted
+local function idle(token)
+  return token .. ':idle'
 end
 
 local function queue_name(key)
   return string.sub(key, 7)
 end
 
--- How often something happened to a text, when the last time was within three days: Sidekiq Pro's limit for poison pills.
--- The value is the number and the time, seconds since the epoch.
-local counted_s = 259200
-
-local function times(key, digest)
-  local value = redis.pcall('HGET', key, digest)
-  local n, at = string.match(type(value) == 'string' and value or '', '^(%d+) (%d+)$')
-  if n and tonumber(ARGV[1]) - tonumber(at) < counted_s then return tonumber(n) end
-  return 0
-end
-
-local function effects(n)
-  local list = {}
-  for i = 1, n do
-    list[i] = { kind = argument(), place = argument(), text = argument() }
-  end
-  return list
-end
-
--- The keys that an effect writes, each with its type.
-local function targets(effect)
-  if effect.kind == 'retry' then return { [KEYS[4]] = 'zset' } end
-  if effect.kind == 'bury' then return { [KEYS[5]] = 'zset' } end
-  if effect.kind == 'unlink' then return {} end
-  local keys = { [KEYS[tonumber(effect.place)]] = 'list', [KEYS[3]] = 'set' }
-  if effect.kind == 'interrupted' then keys[KEYS[11]] = 'hash' end
-  return keys
-end
-
-local function wrong_key(list)
-  for _, effect in ipairs(list) do
-    for key, wanted in pairs(targets(effect)) do
-      if not is_type(key, wanted) then return key end
-    end
-  end
-  return nil
-end
-
-local function apply(effect, fetched_text)
-  if effect.kind == 'retry' then
-    redis.call('ZADD', KEYS[4], effect.place, effect.text)
-    return
-  end
-  if effect.kind == 'bury' then
-    redis.call('ZADD', KEYS[5], effect.place, effect.text)
-    redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', ARGV[2])
-    redis.call('ZREMRANGEBYRANK', KEYS[5], 0, -(tonumber(ARGV[3])))
-    return
-  end
-  local key = KEYS[tonumber(effect.place)]
-  if effect.kind == 'unlink' then
-    redis.call('UNLINK', key)
-    return
-  end
-  redis.call('SADD', KEYS[3], queue_name(key))
-  if effect.kind == 'push' then
-    redis.call('LPUSH', key, effect.text)
-    return
-  end
-  redis.call('RPUSH', key, fetched_text)
-  if effect.kind == 'interrupted' then
-    local digest = redis.sha1hex(fetched_text)
-    local n = times(KEYS[11], digest) + 1
-    redis.call('HSET', KEYS[11], digest, string.format('%d %d', n, math.floor(tonumber(ARGV[1]))))
-    redis.call('EXPIRE', KEYS[11], counted_s)
-  end
-end
-
 local function text_of(entry)
   return string.sub(entry, string.find(entry, '\n', 1, true) + 1)
 end
 
-local n_processed, n_failed = 0, 0
+-- What Redis says when it refuses, or nil.
+local function refusal_of(reply)
+  return type(reply) == 'table' and reply.err or nil
+end
 
-local function settle()
-  local token, processed, failed = argument(), argument(), argument()
-  local list = effects(tonumber(argument()))
-  if #list == 0 then
-    if redis.call('HDEL', inflight, token) == 0 then return 0 end
+-- How long things that happened to a text are counted: three days, Sidekiq Pro's limit for poison pills.
+local counted_s = 259200
+
+-- How often it happened, and how often of that to a job that ran alone. The value has both numbers and the time. Without
+-- the second number: interruptions, and recoveries as earlier versions wrote them.
+local function history(key, digest)
+  local value = redis.pcall('HGET', key, digest)
+  if type(value) ~= 'string' then return 0, 0 end
+  local n, alone, at = string.match(value, '^(%d+) (%d+) (%d+)$')
+  if not n then n, at = string.match(value, '^(%d+) (%d+)$') end
+  if not n or now - tonumber(at) >= counted_s then return 0, 0 end
+  return tonumber(n), tonumber(alone) or 0
+end
+
+local function read_settlement()
+  local settlement = { token = argument(), text = argument(), processed = argument(), failed = argument(), effects = {} }
+  for i = 1, tonumber(argument()) do
+    settlement.effects[i] = { kind = argument(), place = argument(), text = argument() }
+  end
+  return settlement
+end
+
+local sorted_sets = { retry = KEYS[4], bury = KEYS[5] }
+local named = {}
+
+-- Pushes the text, and says what Redis says when it refuses. Only the name in `queues` may have been written then.
+local function push(effect, fetched_text)
+  local list = KEYS[tonumber(effect.place)]
+  local refusal = nil
+  if not named[list] then refusal = refusal_of(redis.pcall('SADD', KEYS[3], queue_name(list))) end
+  if refusal then return KEYS[3] .. ': ' .. refusal end
+  named[list] = true
+  if effect.kind == 'push' then
+    refusal = refusal_of(redis.pcall('LPUSH', list, effect.text))
   else
-    local entry = redis.call('HGET', inflight, token)
-    if not entry then return 0 end
-    local wrong = wrong_key(list)
-    if wrong then return wrong end
-    redis.call('HDEL', inflight, token)
-    for i, effect in ipairs(list) do
-      local is_done, refusal = pcall(apply, effect, text_of(entry))
-      if not is_done then
-        -- Such as an ACL without ZADD. Redis takes nothing back, so we do, where nothing else has happened yet.
-        if i == 1 then redis.call('HSET', inflight, token, entry) end
-        return type(refusal) == 'table' and refusal.err or tostring(refusal)
-      end
+    refusal = refusal_of(redis.pcall('RPUSH', list, fetched_text))
+  end
+  return refusal and list .. ': ' .. refusal
+end
+
+-- The same text twice, of a job that was pushed twice, is two members: white space after the JSON, which no other number has,
+-- tells them apart.
+local function add(set, score, text)
+  local member, n = text, nil
+  while redis.call('ZADD', set, 'NX', score, member) == 0 do
+    n = (n or tonumber(redis.pcall('ZCARD', set)) or 0) + 1
+    member = text
+    for bit = 0, math.floor(math.log(n) / math.log(2)) do
+      member = member .. (math.floor(n / 2 ^ bit) % 2 == 1 and '\t' or ' ')
     end
   end
-  n_processed, n_failed = n_processed + tonumber(processed), n_failed + tonumber(failed)
+end
+
+-- What may fail, and then costs no settlement.
+local function count_interruption(text)
+  local digest = redis.sha1hex(text)
+  local n = history(KEYS[7], digest) + 1
+  redis.pcall('HSET', KEYS[7], digest, string.format('%d %d', n, math.floor(now)))
+  redis.pcall('EXPIRE', KEYS[7], counted_s)
+end
+
+local function trim_dead()
+  redis.pcall('ZREMRANGEBYSCORE', KEYS[5], '-inf', ARGV[2])
+  redis.pcall('ZREMRANGEBYRANK', KEYS[5], 0, -(tonumber(ARGV[3])))
+end
+
+-- Does what can only be tried by doing it, a push; or says why the effects cannot happen, and then none has happened.
+local function refused(effects, fetched_text)
+  for _, effect in ipairs(effects) do
+    local set = sorted_sets[effect.kind]
+    -- Changes nothing, whatever members the set has.
+    local refusal = set and refusal_of(redis.pcall('ZADD', set, 'XX', 'GT', '-inf', ''))
+    if refusal then return set .. ': ' .. refusal end
+  end
+  for _, effect in ipairs(effects) do
+    local is_push = not sorted_sets[effect.kind] and effect.kind ~= 'unlink'
+    local refusal = is_push and push(effect, fetched_text)
+    if refusal then return refusal end
+  end
+  return nil
+end
+
+local ended = {}
+
+local function settle(settlement, field, entry)
+  if not entry or text_of(entry) ~= settlement.text then return 0 end
+  local refusal = refused(settlement.effects, settlement.text)
+  if refusal then
+    -- The job has ended, so it is to blame for no crash from here on.
+    local is_renamed = field == settlement.token and not refusal_of(redis.pcall('HSET', inflight, idle(field), entry))
+    if is_renamed then redis.call('HDEL', inflight, field) end
+    return refusal
+  end
+  for _, effect in ipairs(settlement.effects) do
+    if sorted_sets[effect.kind] then add(sorted_sets[effect.kind], effect.place, effect.text) end
+  end
+  redis.call('HDEL', inflight, field)
+  for _, effect in ipairs(settlement.effects) do
+    if effect.kind == 'bury' then trim_dead() end
+    if effect.kind == 'interrupted' then count_interruption(settlement.text) end
+    if effect.kind == 'unlink' then ended[#ended + 1] = effect.text end
+  end
   return 1
 end
 
--- Once a turn. A key of another type must cost no job its result.
-local function count(n, total, today)
+-- Once a turn. A key of another type, or outside of the ACL, must cost no job its result.
+local function count(kind, n)
   if n == 0 then return end
-  redis.pcall('INCRBY', total, n)
+  local today = 'stat:' .. kind .. ':' .. ARGV[4]
+  redis.pcall('INCRBY', 'stat:' .. kind, n)
   redis.pcall('INCRBY', today, n)
   redis.pcall('EXPIRE', today, 157680000)
 end
 
-local wrong_queue, idlers = false, 0
+local function settle_all(settlements)
+  local results, tokens, entries, n_processed, n_failed = {}, {}, {}, 0, 0
+  if #settlements == 0 then return results end
+  for i, settlement in ipairs(settlements) do tokens[i] = settlement.token end
+  -- Of a field that is not there: shows that entries may be removed, and Redis refuses no write for lack of memory after it.
+  redis.call('HDEL', inflight, '')
+  for i, entry in ipairs(redis.call('HMGET', inflight, unpack(tokens))) do entries[tokens[i]] = entry end
+  for i, settlement in ipairs(settlements) do
+    local field = entries[settlement.token] and settlement.token or idle(settlement.token)
+    local entry = entries[settlement.token] or redis.call('HGET', inflight, field)
+    results[i] = settle(settlement, field, entry)
+    if results[i] == 1 then
+      entries[settlement.token] = nil
+      n_processed, n_failed = n_processed + tonumber(settlement.processed), n_failed + tonumber(settlement.failed)
+    end
+  end
+  if #ended > 0 and refusal_of(redis.pcall('UNLINK', unpack(ended))) then
+    for _, key in ipairs(ended) do redis.pcall('UNLINK', key) end
+  end
+  count('processed', n_processed)
+  count('failed', n_failed)
+  return results
+end
+
+local passed_over, idlers = false, 0
 
 -- What Sidekiq Pro has paused, by name. Reading it arms client-side tracking as well.
 local function paused()
-  local names, is_paused = redis.pcall('SMEMBERS', KEYS[13]), {}
+  local names, is_paused = redis.pcall('SMEMBERS', KEYS[9]), {}
   for _, name in ipairs(names.err and {} or names) do is_paused[name] = true end
   return is_paused
 end
 
--- Fills the slots that are free, each from the queues of its demand in order; what was filled by the same turn before stays
--- as it is. When there is too little, reading the lengths of the lists arms client-side tracking: the next push wakes us.
-local function take(tokens, demands)
-  local entries, is_paused = redis.call('HMGET', inflight, unpack(tokens)), paused()
-  local is_empty, added, is_short, i = {}, {}, false, 0
-  for _, demand in ipairs(demands) do
-    local free, n_taken = {}, 0
-    for _ = 1, demand.slots do
-      i = i + 1
-      if not entries[i] then free[#free + 1] = i end
-    end
-    for _, queue in ipairs(demand.queues) do
-      if n_taken == #free then break end
-      if not is_empty[queue] and not is_paused[queue_name(queue)] then
-        local texts = redis.pcall('RPOP', queue, #free - n_taken)
-        if texts and texts.err then
-          wrong_queue, texts = queue, nil
-        end
-        for _, text in ipairs(texts or {}) do
-          n_taken = n_taken + 1
-          local slot = free[n_taken]
-          entries[slot] = queue_name(queue) .. '\n' .. text
-          added[#added + 1] = tokens[slot]
-          added[#added + 1] = entries[slot]
-        end
-        is_empty[queue] = n_taken < #free
-      end
-    end
-    is_short = is_short or n_taken < #free
-  end
-  if #added > 0 then redis.call('HSET', inflight, unpack(added)) end
-  if is_short then
-    for queue in pairs(is_empty) do redis.pcall('LLEN', queue) end
-    local n = redis.pcall('SCARD', KEYS[12])
-    idlers = type(n) == 'number' and n or 0
-  end
-  return entries
+-- Nothing has happened to most jobs, and then there is nothing to look up.
+local has_past = false
+
+local function slot(queue, text, is_idle)
+  if not has_past then return { queue, text, 0, 0, 0, is_idle } end
+  local digest = redis.sha1hex(text)
+  local recovered, alone = history(KEYS[6], digest)
+  return { queue, text, recovered, alone, history(KEYS[7], digest), is_idle }
 end
 
-local function fetch(tokens, demands)
-  -- Nothing has happened to most jobs, and then there is nothing to look up.
-  local has_past = redis.call('EXISTS', KEYS[10], KEYS[11]) > 0
-  local slots = {}
-  for i, entry in ipairs(take(tokens, demands)) do
-    if entry then
-      local queue = string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1)
-      local text = text_of(entry)
-      local digest = has_past and redis.sha1hex(text)
-      slots[i] = { queue, text, digest and times(KEYS[10], digest) or 0, digest and times(KEYS[11], digest) or 0 }
-    else
-      slots[i] = false
+local function slot_of(entry, is_idle)
+  return entry and slot(string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1), text_of(entry), is_idle)
+end
+
+-- What the same turn has filled before, or another one whose reply was lost.
+local function filled(tokens)
+  local slots, names = redis.call('HMGET', inflight, unpack(tokens)), {}
+  for i, entry in ipairs(slots) do slots[i] = slot_of(entry, 0) end
+  if has_past then
+    for i, token in ipairs(tokens) do names[i] = idle(token) end
+    for i, entry in ipairs(redis.call('HMGET', inflight, unpack(names))) do
+      slots[i] = slots[i] or slot_of(entry, 1)
     end
   end
   return slots
 end
 
-local last_turn = redis.call('GET', KEYS[2])
-if last_turn and tonumber(ARGV[4]) < tonumber(last_turn) then
+-- The next `n` texts of a list, the next one last, after `n_before` that are spoken for; none when they cannot be removed.
+local function peek(list, n, n_before)
+  local texts = redis.pcall('LRANGE', list, -(n_before + n), -(n_before + 1))
+  if #texts == 0 and not texts.err then return texts end
+  -- Removes nothing.
+  local refusal = texts.err or refusal_of(redis.pcall('RPOP', list, 0))
+  if not refusal then return texts end
+  passed_over = list .. ': ' .. refusal
+  return {}
+end
+
+-- Fills the slots that are free, each from the queues of its demand in order. When there is too little, reading the lengths of
+-- the lists arms client-side tracking: the next push wakes us.
+local function fetch(tokens, demands)
+  has_past = redis.call('EXISTS', KEYS[6], KEYS[7]) > 0
+  local slots, is_paused, most = filled(tokens), paused(), tonumber(ARGV[7])
+  local is_empty, n_taken, added, is_short, is_cut, i = {}, {}, {}, false, false, 0
+  for _, taken in ipairs(slots) do is_cut = is_cut or taken and taken[3] > most end
+  for _, demand in ipairs(demands) do
+    local free, n_filled = {}, 0
+    for _ = 1, demand.slots do
+      i = i + 1
+      if not slots[i] then free[#free + 1] = i end
+    end
+    for _, list in ipairs(demand.lists) do
+      if is_cut or n_filled == #free then break end
+      local queue = queue_name(list)
+      if not is_empty[list] and not is_paused[queue] then
+        local texts = peek(list, #free - n_filled, n_taken[list] or 0)
+        for j = #texts, 1, -1 do
+          n_filled, n_taken[list] = n_filled + 1, (n_taken[list] or 0) + 1
+          local place, taken = free[n_filled], slot(queue, texts[j], 0)
+          taken[6], is_cut = taken[3] > 0 and 1 or 0, taken[3] > most
+          slots[place] = taken
+          added[#added + 1] = taken[6] == 1 and idle(tokens[place]) or tokens[place]
+          added[#added + 1] = queue .. '\n' .. texts[j]
+          if is_cut then break end
+        end
+        is_empty[list] = not is_cut and n_filled < #free
+      end
+    end
+    is_short = is_short or not is_cut and n_filled < #free
+  end
+  if #added > 0 then
+    redis.call('HSET', inflight, unpack(added))
+    for list, n in pairs(n_taken) do redis.call('RPOP', list, n) end
+  end
+  if is_short then
+    for list in pairs(is_empty) do redis.pcall('LLEN', list) end
+    local n = redis.pcall('SCARD', KEYS[8])
+    idlers = type(n) == 'number' and n or 0
+  end
+  return slots
+end
+
+local incarnation, last_turn = string.match(redis.call('GET', KEYS[2]) or '', '^(%x+) (%d+)$')
+local has_lease = incarnation == ARGV[5]
+if has_lease and tonumber(ARGV[6]) < tonumber(last_turn) then
   return redis.error_reply('STALE a later turn was taken already')
 end
 
 -- Notes that this turn was taken. Returns whether Redis is at its memory limit, or what else it says, such as READONLY.
 local function note()
-  if not last_turn then return false, nil end
-  local noted = redis.pcall('SET', KEYS[2], ARGV[4], 'KEEPTTL')
+  if not has_lease then return false, nil end
+  local noted = redis.pcall('SET', KEYS[2], incarnation .. ' ' .. ARGV[6], 'KEEPTTL')
   if not noted.err then return false, nil end
   if string.find(noted.err, 'OOM', 1, true) then return true, nil end
   return false, noted
 end
 
--- The first write: Redis refuses it at its memory limit, and then nothing may be fetched. Settling begins with a write
--- that frees memory, after which Redis lets a script go on.
+-- The first write: Redis refuses it at its memory limit, and then nothing may be fetched.
 local is_full, refusal = note()
 if refusal then return refusal end
 
-local settled = {}
-for i = 1, tonumber(argument()) do settled[i] = settle() end
+local settlements = {}
+for i = 1, tonumber(argument()) do settlements[i] = read_settlement() end
+local settled = settle_all(settlements)
 -- What was settled has made tokens free, so no turn before this one may be delivered any more.
 if is_full then note() end
-count(n_processed, KEYS[6], KEYS[7])
-count(n_failed, KEYS[8], KEYS[9])
 
 local demands, tokens = {}, {}
 for i = 1, tonumber(argument()) do
-  demands[i] = { slots = tonumber(argument()), queues = {} }
+  demands[i] = { slots = tonumber(argument()), lists = {} }
   for place in string.gmatch(argument(), '%d+') do
-    table.insert(demands[i].queues, KEYS[tonumber(place)])
+    table.insert(demands[i].lists, KEYS[tonumber(place)])
   end
 end
 while next_argument <= #ARGV do tokens[#tokens + 1] = argument() end
 if #tokens == 0 then return { settled, {}, false, 0 } end
-if not last_turn then return { settled, 'no lease', false, 0 } end
+if not has_lease then return { settled, 'no lease', false, 0 } end
 if is_full then return { settled, 'full', false, 0 } end
-return { settled, fetch(tokens, demands), wrong_queue, idlers }
+return { settled, fetch(tokens, demands), passed_over, idlers }

@@ -4,19 +4,22 @@
 //! same tokens until it is answered.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
 
 use redis::{FromRedisValue, Value, from_redis_value};
 
 use super::Identity;
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError, Script};
 use crate::settings::Jobs;
 
 static TURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("turn.lua")));
 
-/// The fence: proves that an entry in flight is still the one that we fetched. Used once.
+/// What follows a token in the in-flight hash while its job does not run: it has not begun, or its result was refused.
+const IDLE: &str = ":idle";
+
+/// The fence, together with the job's text: proves that an entry in flight is still the one that was fetched. Used once.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Token {
     text: String,
@@ -32,7 +35,9 @@ impl Token {
         Self { text, capsule }
     }
 
-    pub(super) fn parse(text: &str) -> Self {
+    /// Of a field of the in-flight hash; whether its job runs is not part of it.
+    pub(super) fn of_field(field: &str) -> Self {
+        let text = field.strip_suffix(IDLE).unwrap_or(field);
         let capsule = text.split_once('.').and_then(|(_, capsule)| capsule.parse().ok());
         Self { text: text.to_owned(), capsule: capsule.unwrap_or(0) }
     }
@@ -44,31 +49,35 @@ impl std::fmt::Display for Token {
     }
 }
 
-/// Tells texts apart within this process; nobody outside can make two that look alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint(u64);
-
-impl Fingerprint {
-    /// Of a job's text.
-    pub fn of(text: &[u8]) -> Self {
-        static KEYS: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self(KEYS.hash_one(text))
-    }
-}
-
-/// A job in our custody.
+/// A job in custody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitOfWork {
-    /// Proves that it is ours.
+    /// Proves, with the text, that it is owned.
     pub token: Token,
     /// The queue it was fetched from.
     pub queue: String,
     /// Its text as it was fetched.
     pub text: Vec<u8>,
-    /// How often it was taken from a dead worker within three days.
+    /// How often it was recovered from a dead worker within three days.
     pub n_recoveries: u32,
+    /// How often of that it was the only job that had begun: what it crashed, it crashed alone.
+    pub n_crashes: u32,
     /// How often a worker that had to stop killed it within three days.
     pub n_interruptions: u32,
+    /// Whether Redis has it on record as one that has not begun, as it does with each job that was recovered before.
+    pub is_idle: bool,
+}
+
+impl UnitOfWork {
+    /// Whether it is to go to the dead set, and not to run again.
+    pub fn is_poison(&self) -> bool {
+        self.n_crashes as usize > bounds::CRASHES
+    }
+
+    /// Whether it may be what crashes its workers, so that it runs apart from others.
+    pub fn is_suspect(&self) -> bool {
+        self.n_recoveries as usize > bounds::RECOVERIES && !self.is_poison()
+    }
 }
 
 /// The end of a unit of work, and everything that follows from it.
@@ -76,8 +85,10 @@ pub struct UnitOfWork {
 pub struct Settlement {
     /// Whose end.
     pub token: Token,
-    /// Of the unit's text: what is settled again must be settled for the same job.
-    pub fingerprint: Fingerprint,
+    /// The queue that the unit came from.
+    pub queue: String,
+    /// The unit's text: under the same token another job may have been put, by a Redis that forgot.
+    pub text: Vec<u8>,
     /// Whether the attempt counts as processed.
     pub is_processed: bool,
     /// Whether it counts as failed.
@@ -87,6 +98,23 @@ pub struct Settlement {
 }
 
 impl Settlement {
+    /// Of a unit that nobody counts, and from which nothing follows yet.
+    pub fn of(unit: &UnitOfWork) -> Self {
+        let (token, queue, text) = (unit.token.clone(), unit.queue.clone(), unit.text.clone());
+        Self { token, queue, text, is_processed: false, is_failed: false, effects: Vec::new() }
+    }
+
+    /// Of a unit that goes back to the head of its queue, as if it had never been fetched.
+    pub fn requeue(unit: &UnitOfWork) -> Self {
+        Self::of(unit).requeued()
+    }
+
+    /// The same unit back at the head of its queue, whatever was to follow from its end.
+    pub(super) fn requeued(self) -> Self {
+        let effects = vec![Effect::PutBack { queue: self.queue.clone(), is_interrupted: false }];
+        Self { is_processed: false, is_failed: false, effects, ..self }
+    }
+
     /// Bytes of the texts in it.
     pub fn size(&self) -> usize {
         let sizes = self.effects.iter().map(|effect| match effect {
@@ -94,7 +122,7 @@ impl Settlement {
             Effect::Bury { text } => text.len(),
             Effect::PutBack { .. } | Effect::Unlink { .. } => 0,
         });
-        sizes.sum()
+        self.text.len() + sizes.sum::<usize>()
     }
 
     /// Whether the unit goes back to the head of its queue.
@@ -156,9 +184,9 @@ pub enum Effect {
 pub enum Settled {
     /// It happened.
     Done,
-    /// The token was not ours any more: nothing happened.
+    /// Token and text were not owned any more: nothing happened.
     Fenced,
-    /// A key has the wrong type, by its name, or what else Redis says, with the keys that it may mean: nothing happened.
+    /// What Redis says, with the keys that it may mean: nothing happened.
     Refused(String),
 }
 
@@ -180,7 +208,7 @@ pub struct Reply {
 pub enum Fetched {
     /// These jobs; none when the queues are empty.
     Units(Vec<UnitOfWork>),
-    /// Nothing: this process has no lease, and others may take it for dead.
+    /// Nothing: this process has no lease, or another one than it knows of, and others may take it for dead.
     NoLease,
     /// Nothing: Redis is at its memory limit.
     Full,
@@ -189,6 +217,8 @@ pub enum Fetched {
 /// What a turn asks.
 #[derive(Clone, Copy, Debug)]
 pub struct Turn<'a> {
+    /// Of the lease that this process knows of; empty when it knows of none.
+    pub incarnation: &'a str,
     /// Grows from turn to turn; a turn that is sent again keeps its number.
     pub number: u64,
     /// What has finished.
@@ -204,7 +234,7 @@ pub struct Turn<'a> {
 pub struct Demand {
     /// How many.
     pub n_slots: usize,
-    /// Queues to fetch from, the first one first.
+    /// Queues to fetch from, the first one first. With none, the turn only says what the slots hold already.
     pub queues: Vec<String>,
 }
 
@@ -216,7 +246,7 @@ impl Turn<'_> {
             Err(error) if is_forbidden(&error) => {}
             reply => return reply,
         }
-        let part = Turn { number: self.number, settlements: &[], slots: &[], demands: &[] };
+        let part = Turn { settlements: &[], slots: &[], demands: &[], ..*self };
         // Without the keys that every turn has, nothing can be done.
         send(part).await?;
         let mut settled = Vec::new();
@@ -252,12 +282,15 @@ impl Turn<'_> {
         jobs: &Jobs,
         now: Epoch,
     ) -> Result<Reply, RedisError> {
-        let mut keys = Keys::fixed(identity, now);
+        let mut keys = Keys::fixed(identity);
         let mut arguments = Arguments::default();
         arguments.number(now.as_secs_f64());
         arguments.number(now.as_secs_f64() - jobs.dead_timeout.as_secs_f64());
         arguments.number(jobs.dead_max_jobs);
+        arguments.text(&now.day());
+        arguments.text(self.incarnation);
         arguments.number(self.number);
+        arguments.number(bounds::RECOVERIES);
         arguments.number(self.settlements.len());
         for settlement in self.settlements {
             arguments.settlement(settlement, &mut keys, now);
@@ -276,10 +309,10 @@ impl Turn<'_> {
         arguments.0.iter().for_each(|argument| {
             script.arg(argument);
         });
-        let (settled, fetched, wrong_queue, n_idlers): (Vec<Value>, Value, Option<String>, u32) =
+        let (settled, fetched, passed_over, n_idlers): (Vec<Value>, Value, Option<String>, u32) =
             redis.script(&script).await?;
         Ok(Reply {
-            passed_over: wrong_queue.into_iter().map(|key| format!("{key} is not a list")).collect(),
+            passed_over: passed_over.into_iter().collect(),
             n_idlers,
             settled: settled.into_iter().map(read_settled).collect::<Result<_, _>>()?,
             fetched: self.read_fetched(fetched)?,
@@ -294,11 +327,24 @@ impl Turn<'_> {
         };
         let filled = self.slots.iter().zip(slots).filter(|(_, slot)| *slot != Value::Nil);
         let units = filled.map(|(token, slot)| {
-            let (queue, text, n_recoveries, n_interruptions): (String, Vec<u8>, u32, u32) = from_redis_value(slot)?;
-            Ok(UnitOfWork { token: token.clone(), queue, text, n_recoveries, n_interruptions })
+            let slot: (String, Vec<u8>, u32, u32, u32, bool) = from_redis_value(slot)?;
+            let (queue, text, n_recoveries, n_crashes, n_interruptions, is_idle) = slot;
+            let token = token.clone();
+            Ok(UnitOfWork { token, queue, text, n_recoveries, n_crashes, n_interruptions, is_idle })
         });
         units.collect::<Result<_, RedisError>>().map(Fetched::Units)
     }
+}
+
+/// Whether a field of the in-flight hash is that of a job that does not run.
+pub(super) fn is_idle(field: &str) -> bool {
+    field.ends_with(IDLE)
+}
+
+/// Queue and text of an entry of an in-flight hash, which are parted by a line feed.
+pub(super) fn read_entry(entry: &[u8]) -> Option<(&str, &[u8])> {
+    let end = entry.iter().position(|byte| *byte == b'\n')?;
+    Some((std::str::from_utf8(&entry[..end]).ok()?, &entry[end + 1..]))
 }
 
 /// Whether an ACL refused the script, or a command in it; what that did before is not done again.
@@ -318,18 +364,13 @@ fn read_settled(value: Value) -> Result<Settled, RedisError> {
 struct Keys(Vec<String>);
 
 impl Keys {
-    fn fixed(identity: &Identity, now: Epoch) -> Self {
-        let today = now.day();
+    fn fixed(identity: &Identity) -> Self {
         Self(vec![
             identity.inflight_key(),
             identity.lease_key(),
             "queues".into(),
             "retry".into(),
             "dead".into(),
-            "stat:processed".into(),
-            format!("stat:processed:{today}"),
-            "stat:failed".into(),
-            format!("stat:failed:{today}"),
             "sidebake:recoveries".into(),
             "sidebake:interruptions".into(),
             "sidebake:owners".into(),
@@ -339,11 +380,7 @@ impl Keys {
 
     /// The place of a queue's list, from 1 as Lua counts.
     fn queue(&mut self, name: &str) -> usize {
-        self.place(format!("queue:{name}"))
-    }
-
-    /// The place of any key.
-    fn place(&mut self, key: String) -> usize {
+        let key = format!("queue:{name}");
         let place = self.0.iter().position(|other| *other == key);
         place.unwrap_or_else(|| {
             self.0.push(key);
@@ -366,6 +403,7 @@ impl Arguments {
 
     fn settlement(&mut self, settlement: &Settlement, keys: &mut Keys, now: Epoch) {
         self.text(&settlement.token.text);
+        self.0.push(settlement.text.clone());
         self.number(u8::from(settlement.is_processed));
         self.number(u8::from(settlement.is_failed));
         self.number(settlement.effects.len());
@@ -376,7 +414,7 @@ impl Arguments {
                 Effect::PutBack { queue, is_interrupted: true } => self.effect("interrupted", keys.queue(queue), b""),
                 Effect::Retry { at, text } => self.effect("retry", at.as_secs_f64(), text.as_bytes()),
                 Effect::Bury { text } => self.effect("bury", now.as_secs_f64(), text),
-                Effect::Unlink { key } => self.effect("unlink", keys.place(key.clone()), b""),
+                Effect::Unlink { key } => self.effect("unlink", "", key.as_bytes()),
             }
         }
     }
@@ -386,26 +424,4 @@ impl Arguments {
         self.number(place);
         self.0.push(text.to_vec());
     }
-}
-
-/// Whether the entry under a token is still ours.
-pub async fn holds(redis: &Redis, identity: &Identity, token: &Token) -> Result<bool, RedisError> {
-    redis.query(redis::cmd("HEXISTS").arg(identity.inflight_key()).arg(&token.text)).await
-}
-
-static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("announce.lua")));
-
-/// Pushes a callback in the middle of a job; returns whether the job was still ours.
-///
-/// Sent once: when the answer is lost, the moment may be lost with it, and the end is told all the same.
-pub async fn announce(
-    redis: &Redis,
-    identity: &Identity,
-    token: &Token,
-    queue: &str,
-    text: &str,
-) -> Result<bool, RedisError> {
-    let mut script = ANNOUNCE.key(identity.inflight_key());
-    script.key("queues").key(format!("queue:{queue}")).arg(&token.text).arg(text);
-    redis.script(&script).await
 }

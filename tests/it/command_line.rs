@@ -1,7 +1,7 @@
 //! What an operator of Sidekiq has in their fingers: its flags, its file, its signals and its exit statuses.
 
 use std::os::unix::net::UnixDatagram;
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::afternoon::{Afternoon, probe, sidebake, text};
@@ -118,4 +118,27 @@ async fn a_watchdog_of_no_time_or_that_is_no_number_is_none() {
     for none in ["0", "soon"] {
         assert_eq!(told_to_systemd(none, 0), ["READY=1", "STOPPING=1"]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_too_few_open_files_a_worker_ends_with_a_sentence_and_with_enough_it_works() {
+    let afternoon = Afternoon::start();
+    let config = afternoon.config("jobs.probe = true");
+    for limit in [5, 6, 7, 8, 10, 12, 14, 16, 20, 32, 63] {
+        let command = format!("ulimit -n {limit}; exec \"$0\" run --config \"$1\"");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &command, env!("CARGO_BIN_EXE_sidebake")]).arg(&config);
+        let output = shell.stdin(Stdio::null()).output().unwrap();
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{limit}: {said}");
+        assert!(said.contains(&format!("the limit of open files is {limit}")), "{limit}: {said}");
+    }
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    let command = "ulimit -n 64; exec \"$0\" run --config \"$1\"";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command, env!("CARGO_BIN_EXE_sidebake")]).arg(&config);
+    let mut worker = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    worker.kill().unwrap();
+    worker.wait().unwrap();
 }

@@ -63,27 +63,6 @@ async fn the_jobs_of_a_killed_worker_are_run_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_takes_down_three_workers_is_poison() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 20.0)).await;
-    for _ in 0..3 {
-        let mut worker = afternoon.worker(QUICK);
-        let pid = format!(":{}:", worker.pid());
-        afternoon
-            .until("it is in flight", async || {
-                afternoon.redis.keys("sidebake:inflight:*").await.iter().any(|key| key.contains(&pid))
-            })
-            .await;
-        worker.signal("KILL");
-        worker.ended().await;
-    }
-    let _survivor = afternoon.worker(QUICK);
-    let report = afternoon.callbacks(1).await.remove(0);
-    assert_eq!(report["reason"], "poison", "{report:#}");
-    assert_eq!(afternoon.redis.sorted_set("dead").await.len(), 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
     let afternoon = Afternoon::start();
     let (_, sha) = afternoon.voting_app();
@@ -130,7 +109,8 @@ async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_
         afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     }
     // Often enough for each to have been tried again more than once.
-    world::wait_for("the log to say it", || worker.log().matches("the result is refused").count() >= 16).await;
+    afternoon.until("they were tried again", async || n_failed(&afternoon, "lpush").await >= 16).await;
+    assert_eq!(worker.log().matches("results are refused").count(), 1, "{}", worker.log());
     let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
     // The turn that hands in the first one fetches for its slot as well.
     assert_eq!(afternoon.redis.hgetall(&key).await.len(), 2, "nothing of it has happened");
@@ -140,6 +120,75 @@ async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_
     assert!(reports.iter().all(|report| report["status"] == "succeeded"), "{reports:?}");
     afternoon.idle().await;
     assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("7"));
+}
+
+/// How often Redis has refused a command.
+async fn n_failed(afternoon: &Afternoon, command: &str) -> usize {
+    let mut connection = afternoon.redis.connection().await;
+    let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
+    let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
+    let n = line.and_then(|line| line.split("failed_calls=").nth(1)?.parse().ok());
+    n.unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_clean_stops_with_a_refused_result_make_no_poison_and_lose_no_success() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
+    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    for _ in 0..3 {
+        let mut worker = afternoon.worker(QUICK);
+        world::wait_for("the log to say it", || worker.log().contains("results are refused")).await;
+        worker.signal("TERM");
+        assert_eq!(worker.ended().await, Some(0));
+        let queue = afternoon.redis.queue("default").await;
+        assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
+        assert!(
+            afternoon.redis.keys("sidebake:*").await.is_empty(),
+            "nothing is counted, and nobody waits for a lease"
+        );
+    }
+    redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
+    let _worker = afternoon.worker(QUICK);
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["jid"], &report["status"]), (&json!(jid), &json!("succeeded")), "{report:#}");
+    afternoon.idle().await;
+    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_result_is_not_to_blame_for_a_crash() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
+    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    let mut worker = afternoon.worker(QUICK);
+    world::wait_for("the log to say it", || worker.log().contains("results are refused")).await;
+    worker.signal("KILL");
+    worker.ended().await;
+    redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
+    let _second = afternoon.worker(QUICK);
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    assert!(afternoon.redis.hgetall("sidebake:recoveries").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_left_by_itself_is_no_suspect() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    // It was listed, and left before it was looked at.
+    let script = redis::Script::new(include_str!("../../src/sidekiq/recover.lua"));
+    let mut recover = script.key("sidebake:owners");
+    for key in ["sidebake:suspects", "sidebake:lease:gone", "sidebake:inflight:gone", "sidebake:recoveries", "queues"] {
+        recover.key(key);
+    }
+    let n_jobs: u32 = recover.arg("gone").arg(0).arg(1000).invoke_async(&mut connection).await.unwrap();
+    assert_eq!((n_jobs, afternoon.redis.keys("sidebake:*").await.len()), (0, 0));
+    // One that an earlier version has left there goes as well.
+    redis::cmd("HSET").arg(&["sidebake:suspects", "gone", "1"]).exec_async(&mut connection).await.unwrap();
+    let _worker = afternoon.worker(QUICK);
+    afternoon.until("it is gone", async || afternoon.redis.hgetall("sidebake:suspects").await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

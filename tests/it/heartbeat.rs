@@ -153,6 +153,8 @@ fn jobs(numbers: impl IntoIterator<Item = u64>) -> Vec<Running> {
             queue: "default".into(),
             text: text.clone(),
             n_recoveries: 0,
+            n_crashes: 0,
+            is_idle: false,
             n_interruptions: 0,
         },
         since: Epoch::now(),

@@ -23,18 +23,25 @@ mod endless;
 mod github;
 mod heartbeat;
 mod hostile_source;
+mod late;
 mod layers;
 mod limits;
+mod poison;
 mod poller;
 mod queues;
+#[allow(dead_code, reason = "shared with another suite, which uses more of it")]
+#[path = "../torture/relay.rs"]
+mod relay;
 mod release;
 mod retry;
+mod rights;
 mod secrets;
 mod servers;
 mod shutdown;
 mod source;
 mod stream;
 mod submodules;
+mod tracking;
 mod turn;
 mod walls;
 mod worktree;

@@ -111,8 +111,16 @@ async fn with_the_least_rights_that_the_readme_gives() {
     let second = afternoon.worker_with(&config, &[]);
     afternoon.callbacks(3).await;
     assert!(!second.log().contains("NOPERM"), "{}", second.log());
-    let status = sidebake_doctor(&config);
-    assert_eq!(status[0]["health"], "green", "{status:#}");
+    let findings = sidebake_doctor(&config);
+    assert!(findings.as_array().unwrap().iter().all(|finding| finding["name"] != "redis tracking"), "{findings:#}");
+    let commands = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "redis commands");
+    assert_eq!(commands.unwrap()["health"], "green", "{findings:#}");
+    assert_eq!(findings[0]["health"], "green", "{findings:#}");
+    // And an idle worker is woken, whatever the version.
+    assert!(!afternoon.logs().contains("refuses CLIENT TRACKING"), "{}", afternoon.logs());
+    let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
+    let flags = clients.lines().filter_map(|line| line.split("flags=").nth(1)?.split(' ').next());
+    assert!(flags.filter(|flags| flags.contains('t')).count() >= 1, "{clients}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,48 +5,49 @@ use sidebake::event::{Event, Phase};
 use sidebake::redis::{Redis, RedisError};
 use sidebake::settings::Jobs;
 use sidebake::sidekiq::custody::Running;
-use sidebake::sidekiq::turn::{Demand, Effect, Fetched, Fingerprint, Reply, Settled, Settlement, Token, Turn};
+use sidebake::sidekiq::fence::{announce, holds};
+use sidebake::sidekiq::turn::{Demand, Effect, Fetched, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
 use sidebake::sidekiq::{Identity, iteration};
 
 use crate::afternoon::client;
 
-const TEXT: &[u8] = b"{\"class\":\"BuildJob\"}";
+pub(crate) const TEXT: &str = r#"{"class":"BuildJob","jid":"j"}"#;
+
+/// The incarnation of the lease that each hand has.
+pub(crate) const LEASE: &str = "1ea5e";
 
 /// A process without its tasks: a test takes its turns by hand.
-struct Hand {
-    server: world::Redis,
-    redis: Redis,
-    identity: Identity,
+pub(crate) struct Hand {
+    pub server: world::Redis,
+    pub redis: Redis,
+    pub identity: Identity,
 }
 
 impl Hand {
     /// It has a lease; `user` is put before the server's address.
-    async fn with(user: &str) -> Self {
+    pub async fn with(user: &str) -> Self {
         let server = world::Redis::start();
         let redis = client(&server.url().replace("redis://", &format!("redis://{user}")));
         let hand = Self { server, redis, identity: Identity::new("host".into()) };
-        hand.run(&["SET", &format!("sidebake:lease:{}", hand.identity), "0"]).await;
+        hand.run(&["SET", &format!("sidebake:lease:{}", hand.identity), &format!("{LEASE} 0")]).await;
         hand
     }
 
-    async fn run(&self, command: &[&str]) {
+    pub async fn run(&self, command: &[&str]) {
         let mut connection = self.server.connection().await;
         redis::cmd(command[0]).arg(&command[1..]).exec_async(&mut connection).await.unwrap();
     }
 
     /// A turn with one free slot.
-    async fn fetch(&self, number: u64, token: u64) -> Result<Reply, RedisError> {
+    pub async fn fetch(&self, number: u64, token: u64) -> Result<Reply, RedisError> {
         self.turn(number, &[], &[Token::nth(token, 0)]).await
     }
 
-    async fn settle(&self, number: u64, token: u64, effects: Vec<Effect>) -> Result<Reply, RedisError> {
-        let fingerprint = Fingerprint::of(TEXT);
-        let end =
-            Settlement { token: Token::nth(token, 0), fingerprint, is_processed: true, is_failed: false, effects };
-        self.turn(number, &[end], &[]).await
+    pub async fn settle(&self, number: u64, token: u64, effects: Vec<Effect>) -> Result<Reply, RedisError> {
+        self.turn(number, &[end(token, effects)], &[]).await
     }
 
-    async fn turn(&self, number: u64, settlements: &[Settlement], slots: &[Token]) -> Result<Reply, RedisError> {
+    pub async fn turn(&self, number: u64, settlements: &[Settlement], slots: &[Token]) -> Result<Reply, RedisError> {
         let demand = Demand { n_slots: slots.len(), queues: vec!["default".to_owned()] };
         self.turn_with(number, settlements, slots, &[demand]).await
     }
@@ -58,12 +59,16 @@ impl Hand {
         slots: &[Token],
         demands: &[Demand],
     ) -> Result<Reply, RedisError> {
-        let turn = Turn { number, settlements, slots, demands };
+        let turn = Turn { incarnation: LEASE, number, settlements, slots, demands };
         turn.send(&self.redis, &self.identity, &Jobs::default(), Epoch::now()).await
     }
 
-    async fn push(&self) {
-        self.run(&["LPUSH", "queue:default", std::str::from_utf8(TEXT).unwrap()]).await;
+    pub async fn push(&self) {
+        self.run(&["LPUSH", "queue:default", TEXT]).await;
+    }
+
+    pub fn inflight(&self) -> String {
+        format!("sidebake:inflight:{}", self.identity)
     }
 
     async fn n_queued(&self) -> usize {
@@ -71,8 +76,30 @@ impl Hand {
     }
 
     async fn n_inflight(&self) -> usize {
-        self.server.hgetall(&format!("sidebake:inflight:{}", self.identity)).await.len()
+        self.server.hgetall(&self.inflight()).await.len()
     }
+}
+
+/// The job as it is fetched under a token.
+pub(crate) fn unit(token: u64) -> UnitOfWork {
+    UnitOfWork {
+        token: Token::nth(token, 0),
+        queue: "default".into(),
+        text: TEXT.into(),
+        n_recoveries: 0,
+        n_crashes: 0,
+        n_interruptions: 0,
+        is_idle: false,
+    }
+}
+
+pub(crate) fn end(token: u64, effects: Vec<Effect>) -> Settlement {
+    Settlement { is_processed: true, effects, ..Settlement::of(&unit(token)) }
+}
+
+fn units(reply: Reply) -> Vec<UnitOfWork> {
+    let Fetched::Units(units) = reply.fetched else { panic!("{reply:?}") };
+    units
 }
 
 fn is_one_unit(reply: &Reply) -> bool {
@@ -118,7 +145,7 @@ async fn a_full_redis_takes_every_kind_of_result() {
         Effect::PutBack { queue: queue.clone(), is_interrupted: false },
         Effect::PutBack { queue, is_interrupted: true },
         Effect::Retry { at: Epoch::now(), text },
-        Effect::Bury { text: TEXT.to_vec() },
+        Effect::Bury { text: TEXT.into() },
         Effect::Unlink { key: "it-j".into() },
     ];
     for _ in &effects {
@@ -145,13 +172,13 @@ async fn what_cannot_be_done_leaves_the_job_in_flight() {
     hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-zadd"]).await;
     hand.push().await;
     assert!(is_one_unit(&hand.fetch(1, 1).await.unwrap()));
-    let refused = hand.settle(2, 1, vec![Effect::Bury { text: TEXT.to_vec() }]).await.unwrap();
+    let refused = hand.settle(2, 1, vec![Effect::Bury { text: TEXT.into() }]).await.unwrap();
     assert!(matches!(&refused.settled[..], [Settled::Refused(_)]), "{refused:?}");
     assert_eq!(hand.n_inflight().await, 1);
     assert_eq!(hand.server.get("stat:processed").await, None);
 
     hand.run(&["ACL", "SETUSER", "narrow", "+zadd"]).await;
-    let taken = hand.settle(3, 1, vec![Effect::Bury { text: TEXT.to_vec() }]).await.unwrap();
+    let taken = hand.settle(3, 1, vec![Effect::Bury { text: TEXT.into() }]).await.unwrap();
     assert_eq!(taken.settled, [Settled::Done]);
     assert_eq!((hand.n_inflight().await, hand.server.sorted_set("dead").await.len()), (0, 1));
 }
@@ -170,14 +197,8 @@ async fn a_key_outside_of_the_acl_holds_up_what_needs_it_and_nothing_else() {
     }
     assert!(matches!(hand.turn(1, &[], &slots[..2]).await.unwrap().fetched, Fetched::Units(units) if units.len() == 2));
 
-    let end = |token: u64, queue: &str| Settlement {
-        token: Token::nth(token, 0),
-        fingerprint: Fingerprint::of(TEXT),
-        is_processed: true,
-        is_failed: false,
-        effects: vec![Effect::Push { queue: queue.into(), text: "{}".into() }],
-    };
-    let ends = [end(1, "forbidden"), end(2, "callbacks")];
+    let ends = ["forbidden", "callbacks"].map(|queue| Effect::Push { queue: queue.into(), text: "{}".into() });
+    let ends: Vec<Settlement> = (1..).zip(ends).map(|(token, push)| end(token, vec![push])).collect();
     let demand = Demand { n_slots: 1, queues: ["elsewhere", "nowhere", "default"].map(str::to_owned).to_vec() };
     let reply = hand.turn_with(2, &ends, &slots[2..], &[demand]).await.unwrap();
     let [Settled::Refused(why), Settled::Done] = &reply.settled[..] else { panic!("{reply:?}") };
@@ -225,8 +246,7 @@ async fn a_replica_is_not_taken_for_a_full_redis() {
 
 /// The queues of what was fetched, in the order of the slots.
 fn queues(reply: Reply) -> Vec<String> {
-    let Fetched::Units(units) = reply.fetched else { panic!("{reply:?}") };
-    units.into_iter().map(|unit| unit.queue).collect()
+    units(reply).into_iter().map(|unit| unit.queue).collect()
 }
 
 #[tokio::test]
@@ -275,9 +295,8 @@ async fn a_queue_that_is_paused_is_left_alone() {
 async fn a_worker_that_has_lost_a_job_shows_nothing_of_it() {
     let hand = Hand::with("").await;
     hand.push().await;
-    let Fetched::Units(mut units) = hand.fetch(1, 1).await.unwrap().fetched else { panic!("nothing was fetched") };
     let running = Running {
-        unit: units.remove(0),
+        unit: units(hand.fetch(1, 1).await.unwrap()).remove(0),
         since: Epoch::now(),
         taken: Default::default(),
         iteration: Default::default(),
@@ -287,6 +306,130 @@ async fn a_worker_that_has_lost_a_job_shows_nothing_of_it() {
         running.iteration.progress.follow(&Event::PhaseStarted(phase));
         iteration::look(&hand.redis, &hand.identity, std::slice::from_ref(&running)).await.unwrap();
         assert_eq!(hand.server.hgetall("it-j").await.is_empty(), !is_shown);
-        hand.run(&["DEL", "it-j", &format!("sidebake:inflight:{}", hand.identity)]).await;
+        hand.run(&["DEL", "it-j", &hand.inflight()]).await;
     }
+}
+
+/// Another job takes the place of the one that was fetched under the first token.
+async fn with_another_text_under_the_token() -> (Hand, String) {
+    let (hand, other) = (Hand::with("").await, TEXT.replace("j", "k"));
+    hand.push().await;
+    assert!(is_one_unit(&hand.fetch(1, 1).await.unwrap()));
+    hand.run(&["HSET", &hand.inflight(), "000000000001", &format!("default\n{other}")]).await;
+    (hand, other)
+}
+
+#[tokio::test]
+async fn another_job_under_the_same_token_is_not_settled() {
+    let (hand, other) = with_another_text_under_the_token().await;
+    let retry = Effect::Retry { at: Epoch::now(), text: TEXT.into() };
+    let requeue = Effect::PutBack { queue: "default".into(), is_interrupted: false };
+    for effects in [vec![], vec![retry], vec![requeue]] {
+        assert_eq!(hand.settle(2, 1, effects).await.unwrap().settled, [Settled::Fenced]);
+    }
+    let entry = hand.server.hgetall(&hand.inflight()).await.remove("000000000001");
+    assert_eq!(entry, Some(format!("default\n{other}")));
+    assert_eq!((hand.n_queued().await, hand.server.sorted_set("retry").await.len()), (0, 0));
+}
+
+#[tokio::test]
+async fn of_a_job_that_was_lost_nothing_is_announced_shown_or_solved() {
+    let (hand, _) = with_another_text_under_the_token().await;
+    let (redis, identity) = (&hand.redis, &hand.identity);
+    assert!(!holds(redis, identity, &unit(1)).await.unwrap());
+    assert!(!announce(redis, identity, &unit(1), "callbacks", "{}").await.unwrap());
+    let running =
+        Running { unit: unit(1), since: Epoch::now(), taken: Default::default(), iteration: Default::default() };
+    running.iteration.begin("j", 1);
+    running.iteration.progress.follow(&Event::PhaseStarted(Phase::Fetch));
+    iteration::look(redis, identity, &[running]).await.unwrap();
+    assert_eq!(hand.server.keys("*").await, [hand.inflight(), format!("sidebake:lease:{identity}")]);
+
+    hand.run(&["HSET", &hand.inflight(), "000000000001", &format!("default\n{TEXT}")]).await;
+    assert!(holds(redis, identity, &unit(1)).await.unwrap());
+    assert!(announce(redis, identity, &unit(1), "callbacks", "{}").await.unwrap());
+    assert_eq!(hand.server.queue("callbacks").await, ["{}"]);
+}
+
+#[tokio::test]
+async fn the_same_text_twice_is_two_entries_in_one_turn_and_in_two() {
+    let hand = Hand::with("").await;
+    let slots: Vec<Token> = (1..=6).map(|n| Token::nth(n, 0)).collect();
+    for _ in &slots {
+        hand.push().await;
+    }
+    hand.turn(1, &[], &slots).await.unwrap();
+    let at = Epoch::now();
+    let effect = |token| match token % 2 {
+        0 => Effect::Retry { at, text: TEXT.into() },
+        _ => Effect::Bury { text: TEXT.into() },
+    };
+    let ends: Vec<Settlement> = (1..=4).map(|token| end(token, vec![effect(token)])).collect();
+    hand.turn(2, &ends, &[]).await.unwrap();
+    let ends: Vec<Settlement> = (5..=6).map(|token| end(token, vec![effect(token)])).collect();
+    hand.turn(3, &ends, &[]).await.unwrap();
+    for set in ["retry", "dead"] {
+        let members = hand.server.sorted_set(set).await;
+        assert_eq!(members.len(), 3, "{members:?}");
+        assert!(members.iter().all(|(member, _)| member.trim_end() == TEXT), "{members:?}");
+    }
+}
+
+/// Puts on record that the job was recovered, with so many crashes alone; in the form of an earlier version without.
+async fn has_history(hand: &Hand, text: &str, n_recoveries: u32, n_crashes: Option<u32>) {
+    let now = Epoch::now().as_millis() / 1000;
+    let value = n_crashes.map_or(format!("{n_recoveries} {now}"), |alone| format!("{n_recoveries} {alone} {now}"));
+    let note = "redis.call('HSET', 'sidebake:recoveries', redis.sha1hex(ARGV[1]), ARGV[2])";
+    hand.run(&["EVAL", note, "0", text, &value]).await;
+}
+
+#[tokio::test]
+async fn a_suspect_is_the_last_that_is_fetched_and_what_was_recovered_before_has_not_begun() {
+    let hand = Hand::with("").await;
+    let texts = ["a", "b", "c", "d"].map(|jid| TEXT.replace("j", jid));
+    for text in &texts {
+        hand.run(&["LPUSH", "queue:default", text]).await;
+    }
+    has_history(&hand, &texts[1], 1, Some(1)).await;
+    has_history(&hand, &texts[2], 2, None).await;
+    let slots: Vec<Token> = (1..=4).map(|n| Token::nth(n, 0)).collect();
+    for _ in 0..2 {
+        let units = units(hand.turn(1, &[], &slots).await.unwrap());
+        let seen: Vec<_> = units.iter().map(|unit| (unit.n_recoveries, unit.n_crashes, unit.is_idle)).collect();
+        assert_eq!(seen, [(0, 0, false), (1, 1, true), (2, 0, true)], "also when the turn is sent again");
+        assert!(units[2].is_suspect() && !units[1].is_suspect());
+    }
+    assert_eq!(hand.server.queue("default").await, [texts[3].clone()]);
+    let mut fields: Vec<String> = hand.server.hgetall(&hand.inflight()).await.into_keys().collect();
+    fields.sort();
+    assert_eq!(fields, ["000000000001", "000000000002:idle", "000000000003:idle"]);
+}
+
+/// The renewal of this hand's lease, as the worker's thread sends it.
+async fn renew(hand: &Hand, new: &str, is_stopping: &str) -> String {
+    let script = redis::Script::new(include_str!("../../src/sidekiq/renew.lua"));
+    let mut call = script.key(format!("sidebake:lease:{}", hand.identity));
+    call.key("sidebake:owners").key("sidebake:suspects");
+    call.arg(hand.identity.to_string()).arg(30_000).arg(new).arg(is_stopping);
+    call.invoke_async(&mut hand.server.connection().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_late_renewal_makes_no_lease_and_one_that_is_made_late_lets_no_earlier_turn_fetch() {
+    let hand = Hand::with("").await;
+    hand.fetch(7, 1).await.unwrap();
+    assert_eq!(renew(&hand, "", "0").await, LEASE);
+    assert_eq!(renew(&hand, "bbbb", "0").await, LEASE, "one that exists is kept");
+    hand.run(&["DEL", &format!("sidebake:lease:{}", hand.identity)]).await;
+    hand.push().await;
+    assert_eq!(renew(&hand, "", "0").await, "");
+    assert!(hand.server.keys("sidebake:lease:*").await.is_empty());
+    for made in ["", "bbbb"] {
+        renew(&hand, made, "0").await;
+        for number in [1, 7, 100] {
+            assert_eq!(hand.fetch(number, 1).await.unwrap().fetched, Fetched::NoLease);
+        }
+    }
+    assert_eq!((hand.n_queued().await, hand.n_inflight().await), (1, 0));
+    assert_eq!(hand.server.get(&format!("sidebake:lease:{}", hand.identity)).await.as_deref(), Some("bbbb 0"));
 }

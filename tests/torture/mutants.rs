@@ -33,8 +33,8 @@ impl Without {
     /// What of `turn.lua` becomes what; nothing for the one that is no change of the script.
     fn change(self) -> Option<(&'static str, &'static str)> {
         match self {
-            Self::Fence => Some(("if not entry then return 0 end", "if not entry then entry = 'default\\n' end")),
-            Self::Resend => Some(("if not entries[i] then free[#free + 1] = i end", "free[#free + 1] = i")),
+            Self::Fence => Some(("if not entry or text_of(entry) ~= settlement.text then return 0 end", "")),
+            Self::Resend => Some(("if not slots[i] then free[#free + 1] = i end", "free[#free + 1] = i")),
             Self::Reconcile => None,
         }
     }

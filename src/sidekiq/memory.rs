@@ -1,0 +1,136 @@
+//! What custody keeps between turns, and what it has said of it.
+
+use std::collections::BTreeSet;
+
+use tokio::time::Instant;
+
+use super::apart::Apart;
+use super::remembered::Remembered;
+use super::turn::{Settled, Settlement, Token};
+use crate::redis::Complaint;
+
+/// What the loop keeps between turns.
+pub(super) struct Memory {
+    pub complaint: Complaint,
+    pub complaint_of_begin: Complaint,
+    pub n_tokens: u64,
+    pub n_turns: u64,
+    /// Settlements that Redis has not answered yet.
+    pub pending: Vec<Settlement>,
+    /// Those of builds that a stop has killed, until the last one has ended.
+    pub killed: Vec<Settlement>,
+    /// Settlements that it refused, each with the reason; each keeps its slot, and is tried again at each reconcile.
+    pub refused: Vec<(Settlement, String)>,
+    /// Those of them that are pending again: their slots are not free before Redis has taken them.
+    pub tried_again: Vec<Token>,
+    /// Settlements that it has, in case it forgets.
+    pub remembered: Remembered,
+    /// Jobs that crashed workers before, or were there when one crashed.
+    pub apart: Apart,
+    /// Entries of the in-flight hash that came with a lost reply. The next turn says what they are.
+    pub unheard: BTreeSet<Token>,
+    /// What was logged, once for as long as it lasts.
+    pub told: Told,
+    /// How many processes may be waiting for the same push.
+    pub n_idlers: u32,
+    /// Tokens of free slots; used again until one is filled.
+    pub slots: Vec<Token>,
+    /// When to go on although nothing happens.
+    pub wake_at: Option<Instant>,
+}
+
+impl Memory {
+    pub(super) fn new() -> Self {
+        Self {
+            complaint: Complaint::that("the in-flight hash cannot be read"),
+            complaint_of_begin: Complaint::that("jobs that were recovered before cannot begin"),
+            n_tokens: 0,
+            n_turns: 0,
+            pending: Vec::new(),
+            killed: Vec::new(),
+            refused: Vec::new(),
+            tried_again: Vec::new(),
+            remembered: Remembered::default(),
+            apart: Apart::default(),
+            unheard: BTreeSet::new(),
+            told: Told::default(),
+            n_idlers: 0,
+            slots: Vec::new(),
+            wake_at: None,
+        }
+    }
+
+    pub(super) fn try_refused_again(&mut self) {
+        self.tried_again.extend(self.refused.iter().map(|(settlement, _)| settlement.token.clone()));
+        self.pending.extend(self.refused.drain(..).map(|(settlement, _)| settlement));
+    }
+
+    /// What became of the pending settlements, in their order.
+    pub(super) fn take_in_results(&mut self, settled: Vec<Settled>) {
+        let now = Instant::now();
+        self.tried_again.clear();
+        for (settlement, settled) in std::mem::take(&mut self.pending).into_iter().zip(settled) {
+            match settled {
+                Settled::Refused(why) => {
+                    self.refused.push((settlement, why));
+                    continue;
+                }
+                Settled::Fenced => {
+                    tracing::debug!(token = %settlement.token, "the job was settled before, or is not owned any more");
+                }
+                Settled::Done => {}
+            }
+            self.remembered.add(settlement, now);
+        }
+        self.told.hear_of_results(&self.refused);
+    }
+}
+
+/// What was logged, so that it is not logged each time that it is met.
+#[derive(Default)]
+pub(super) struct Told {
+    /// Why queues are passed over.
+    passed_over: Vec<String>,
+    /// Why results are refused.
+    refused: BTreeSet<String>,
+    is_full: bool,
+}
+
+impl Told {
+    /// Says what is wrong with queues, until a turn that has asked all of them finds it right.
+    pub(super) fn hear_of_queues(&mut self, passed_over: Vec<String>, has_asked_all: bool) {
+        for why in &passed_over {
+            if !self.passed_over.contains(why) {
+                tracing::error!(why, "a queue is passed over");
+                self.passed_over.push(why.clone());
+            }
+        }
+        if has_asked_all {
+            self.passed_over = passed_over;
+        }
+    }
+
+    /// Says why results are refused, by what is refused now.
+    pub(super) fn hear_of_results(&mut self, refused: &[(Settlement, String)]) {
+        let now: BTreeSet<String> = refused.iter().map(|(_, why)| why.clone()).collect();
+        for why in now.difference(&self.refused) {
+            let n_results = refused.iter().filter(|(_, other)| other == why).count();
+            tracing::error!(why, n_results, "results are refused, and kept until Redis takes them");
+        }
+        if now.is_empty() && !self.refused.is_empty() {
+            tracing::info!("Redis has taken all results");
+        }
+        self.refused = now;
+    }
+
+    pub(super) fn hear_of_memory(&mut self, is_full: bool) {
+        match (self.is_full, is_full) {
+            (false, true) => {
+                tracing::error!("Redis is at its memory limit: results are settled, nothing is fetched");
+            }
+            (true, false) => tracing::info!("Redis has memory again"),
+            _ => {}
+        }
+        self.is_full = is_full;
+    }
+}

@@ -1,0 +1,79 @@
+//! Custody compares what it knows with the in-flight hash: after each outage, and every few seconds.
+
+use std::collections::HashMap;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval};
+
+use super::custody::{Custody, RETRY, Running};
+use super::memory::Memory;
+use super::recovery::withdraw;
+use super::turn::{Settlement, Token, UnitOfWork, read_entry};
+use crate::redis::RedisError;
+
+impl Custody {
+    /// Soon again when it fails: builds whose jobs were reclaimed may be running.
+    pub(super) async fn try_to_reconcile(&self, memory: &mut Memory, next: &mut Interval) {
+        let reconciled = self.reconcile(memory).await;
+        if memory.complaint.hear(reconciled).is_none() {
+            next.reset_after(RETRY);
+        }
+    }
+
+    async fn reconcile(&self, memory: &mut Memory) -> Result<(), RedisError> {
+        let inflight: HashMap<String, Vec<u8>> =
+            self.redis.query(redis::cmd("HGETALL").arg(self.identity.inflight_key())).await?;
+        let inflight =
+            inflight.iter().filter_map(|(field, entry)| Some((Token::of_field(field), read_entry(entry)?.1)));
+        let inflight: HashMap<Token, &[u8]> = inflight.collect();
+        let running = self.running.snapshot();
+        let is_lost = |running: &&Running| {
+            let text = inflight.get(&running.unit.token);
+            !running.taken.is_cancelled() && text.is_none_or(|text| *text != running.unit.text)
+        };
+        let lost: Vec<&Running> = running.iter().filter(is_lost).collect();
+        for running in &lost {
+            tracing::warn!(token = %running.unit.token, "job reclaimed by another worker: killing the local build");
+            running.taken.cancel();
+        }
+        self.has_not_crashed(&lost).await;
+        memory.try_refused_again();
+        memory.unheard = inflight.into_keys().collect();
+        let settled = memory.pending.iter().chain(&memory.killed).map(|settlement| &settlement.token);
+        for token in running.iter().map(|running| &running.unit.token).chain(settled) {
+            memory.unheard.remove(token);
+        }
+        // Only now: after an outage, what Redis forgot meanwhile had to be compared first.
+        if memory.unheard.is_empty() {
+            memory.remembered.forget(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Whoever reclaimed these jobs has counted a crash against those that had begun.
+    async fn has_not_crashed(&self, lost: &[&Running]) {
+        let begun = lost.iter().filter(|running| !running.iteration.is_waiting());
+        let texts: Vec<&[u8]> = begun.map(|running| running.unit.text.as_slice()).collect();
+        if !texts.is_empty()
+            && let Err(error) = withdraw(&self.redis, &texts).await
+        {
+            tracing::debug!(%error, "a crash stays counted that was none");
+        }
+    }
+
+    /// A job in the in-flight hash that came with a lost reply, or whose result Redis forgot.
+    pub(super) fn adopt(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
+        if let Some(settlement) = memory.remembered.find(&unit) {
+            return memory.pending.push(settlement.clone());
+        }
+        let capsule = unit.token.capsule;
+        let has_slot = self.capsules.get(capsule).is_some_and(|its| self.n_running(capsule) < its.concurrency);
+        memory.slots.retain(|token| *token != unit.token);
+        if has_slot && self.takes_jobs(memory) {
+            tracing::warn!(token = %unit.token, "job adopted: it was fetched, and the reply was lost");
+            self.begin(memory, unit, units);
+        } else {
+            memory.pending.push(Settlement::requeue(&unit));
+        }
+    }
+}

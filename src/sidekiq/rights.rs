@@ -1,0 +1,87 @@
+//! What a worker asks of Redis, for a user whose ACL may lack some of it.
+
+use redis::Value;
+
+use super::random_hex;
+use crate::redis::{Redis, RedisError};
+
+/// Every command that a worker sends or that its scripts call, each in a form that Redis would take; `k` is a key.
+///
+/// `tests/it/rights.rs` compares the list with the code. `CLIENT TRACKING` is not on it: without it a worker polls.
+pub const COMMANDS: &[&str] = &[
+    "BITFIELD k GET u8 0",
+    "DEL k",
+    "EVALSHA 0 0",
+    "EXISTS k",
+    "EXPIRE k 1",
+    "GET k",
+    "HDEL k f",
+    "HEXISTS k f",
+    "HGET k f",
+    "HGETALL k",
+    "HINCRBY k f 1",
+    "HKEYS k",
+    "HLEN k",
+    "HMGET k f",
+    "HSET k f v",
+    "HSETNX k f v",
+    "INCRBY k 1",
+    "INFO",
+    "LLEN k",
+    "LPUSH k v",
+    "LRANGE k 0 0",
+    "PEXPIRE k 1",
+    "PING",
+    "RPOP k",
+    "RPUSH k v",
+    "SADD k v",
+    "SCARD k",
+    "SCRIPT LOAD x",
+    "SET k v",
+    "SISMEMBER k v",
+    "SMEMBERS k",
+    "SREM k v",
+    "TIME",
+    "TYPE k",
+    "UNLINK k",
+    "ZADD k 0 v",
+    "ZCARD k",
+    "ZRANGE k 0 0",
+    "ZREM k v",
+    "ZREMRANGEBYRANK k 0 0",
+    "ZREMRANGEBYSCORE k 0 0",
+    "ZSCAN k 0",
+    "ZSCORE k v",
+];
+
+/// The commands that this user may not use, by name. Writes nothing: Redis checks the right to a command when a transaction
+/// queues it, and this one ends with its connection, before anything is executed.
+pub async fn missing(redis: Redis) -> Result<Vec<&'static str>, RedisError> {
+    let key = format!("sidebake:doctor:{}", random_hex::<6>());
+    let mut missing = Vec::new();
+    for form in ["EXEC", "MULTI"].iter().chain(COMMANDS) {
+        if !is_allowed(&redis, form, &key).await? {
+            missing.extend(form.split(' ').next());
+        }
+        if missing.contains(&"MULTI") {
+            // Nothing else can be asked without it.
+            break;
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether the ACL has the command. Any other answer is one of a command that was let in.
+async fn is_allowed(redis: &Redis, form: &str, key: &str) -> Result<bool, RedisError> {
+    let mut words = form.split(' ');
+    let mut command = redis::cmd(words.next().unwrap_or_default());
+    for word in words {
+        command.arg(if word == "k" { key } else { word });
+    }
+    match redis.query::<Value>(&command).await {
+        // EXEC that is not allowed is answered by an EXECABORT, with the reason in its text.
+        Err(error) if error.code() == Some("NOPERM") || error.to_string().contains("NOPERM") => Ok(false),
+        Err(error) if error.code().is_none() => Err(error),
+        _ => Ok(true),
+    }
+}

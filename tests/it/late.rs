@@ -1,0 +1,115 @@
+//! What the network delivers late, when its sender has long sent it again: a turn and a renewal.
+
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use crate::afternoon::{Afternoon, Worker, probe};
+use crate::relay::{Relay, Rewrite, is_command};
+
+/// How long the first job takes: less than it takes to recover it, or the second worker would be free too soon.
+const RUNS_S: f64 = 2.0;
+
+/// A request, one text an argument.
+type Request = Vec<Vec<u8>>;
+
+/// Requests that the network keeps.
+#[derive(Default)]
+struct Held {
+    is_armed: bool,
+    turn: Option<Request>,
+    renewal: Option<Request>,
+}
+
+impl Held {
+    /// Keeps the first turn and the first renewal from now on; their sender gets an error.
+    fn take(&mut self, request: &mut Request) {
+        let has_keys = |number: &[u8], first: [&str; 2]| {
+            let starts = |(key, start): (&Vec<u8>, &str)| key.starts_with(start.as_bytes());
+            (number.is_empty() || request[2] == number) && request[3..].iter().zip(first).all(starts)
+        };
+        let place = if has_keys(b"", ["sidebake:inflight:", "sidebake:lease:"]) {
+            &mut self.turn
+        } else if has_keys(b"3", ["sidebake:lease:", "sidebake:owners"]) {
+            &mut self.renewal
+        } else {
+            return;
+        };
+        if self.is_armed && place.is_none() {
+            *place = Some(std::mem::replace(request, vec![b"ECHO".to_vec()]));
+        }
+    }
+}
+
+/// Keeps what `held` wants, and leaves custody without reconcile, so that nothing but the fence is in the way.
+fn rewrite(held: &Arc<Mutex<Held>>) -> Rewrite {
+    let held = Arc::clone(held);
+    Arc::new(move |request, is_custody| {
+        if is_custody && is_command(request, b"HGETALL") {
+            request[1] = b"queues".to_vec();
+        }
+        if is_command(request, b"EVALSHA") {
+            held.lock().unwrap().take(request);
+        }
+    })
+}
+
+async fn deliver(afternoon: &Afternoon, request: &Request) {
+    let mut command = redis::cmd(std::str::from_utf8(&request[0]).unwrap());
+    command.arg(&request[1..]);
+    // What Redis answers reaches nobody.
+    let _ = command.exec_async(&mut afternoon.redis.connection().await).await;
+}
+
+async fn has_in_flight(afternoon: &Afternoon, worker: &Worker, jid: &str) -> bool {
+    let pid = format!(":{}:", worker.pid());
+    let mut is_there = false;
+    for key in afternoon.redis.keys("sidebake:inflight:*").await {
+        is_there |=
+            key.contains(&pid) && afternoon.redis.hgetall(&key).await.into_values().any(|entry| entry.contains(jid));
+    }
+    is_there
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_turn_and_a_renewal_that_arrive_when_the_lease_was_lost_lose_and_double_nothing() {
+    let afternoon = Afternoon::start();
+    let held = Arc::new(Mutex::new(Held::default()));
+    let relay = Relay::to(afternoon.redis.port(), Some(rewrite(&held))).await;
+    let config = afternoon.config("jobs.probe = true\nlease.ttl = \"1s\"");
+    let url = format!("redis://127.0.0.1:{}/0", relay.port);
+    let first = afternoon.worker_with_variables(&config, &["-c", "1"], &[("SIDEBAKE__REDIS__URL", url.as_str())]);
+    afternoon.until("it has a lease", async || !afternoon.redis.keys("sidebake:lease:*").await.is_empty()).await;
+
+    // The turn that asks for the job is sent again half a second later, and a renewal before that.
+    held.lock().unwrap().is_armed = true;
+    let x = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", RUNS_S)).await;
+    let is_kept = |held: &Held| held.turn.is_some() && held.renewal.is_some();
+    world::wait_for("both to be kept", || is_kept(&held.lock().unwrap())).await;
+    afternoon.until("the job is in flight", async || has_in_flight(&afternoon, &first, &x).await).await;
+
+    // It stands still until another worker has its job, and its own run is over as soon as it goes on.
+    let over = tokio::time::Instant::now() + std::time::Duration::from_secs_f64(RUNS_S + 0.1);
+    first.signal("STOP");
+    let second = afternoon.worker_with(&config, &["-c", "1"]);
+    afternoon.until("the job was recovered", async || has_in_flight(&afternoon, &second, &x).await).await;
+    tokio::time::sleep_until(over).await;
+    let y = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    let (turn, renewal) = {
+        let mut held = held.lock().unwrap();
+        held.is_armed = false;
+        (held.turn.take().unwrap(), held.renewal.take().unwrap())
+    };
+    deliver(&afternoon, &renewal).await;
+    deliver(&afternoon, &turn).await;
+    first.signal("CONT");
+
+    world::wait_for("the first worker to have told its result", || first.log().contains("job done")).await;
+    let mut ended: Vec<Value> =
+        afternoon.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
+    ended.sort_by_key(|jid| *jid == y.as_str());
+    assert_eq!(ended, [x, y], "each once");
+    afternoon.idle().await;
+    assert_eq!(afternoon.callbacks(2).await.len(), 2);
+    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("2"));
+}

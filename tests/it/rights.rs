@@ -1,0 +1,315 @@
+//! What an ACL lacks costs no job: each script without each command that it calls, and what `doctor` says of it.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use redis::Script;
+use serde_json::Value;
+use sidebake::clock::Epoch;
+use sidebake::sidekiq::rights;
+use sidebake::sidekiq::turn::{Effect, Token};
+
+use crate::afternoon::Afternoon;
+use crate::turn::{Hand, TEXT, end};
+
+/// The commands that a script calls.
+fn commands(script: &str) -> BTreeSet<&str> {
+    let calls = script.split("call('").skip(1);
+    calls.map(|rest| rest.split('\'').next().unwrap()).collect()
+}
+
+fn script(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sidekiq");
+    std::fs::read_to_string(folder.join(format!("{name}.lua"))).unwrap()
+}
+
+/// What happens to the one job.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Act {
+    Fetch,
+    Begin,
+    End,
+    Requeue,
+    Interrupt,
+    Retry,
+    Bury,
+    MoveDue,
+    Recover,
+    Announce,
+    Show,
+    Leave,
+}
+
+impl Act {
+    const ALL: [Self; 12] = [
+        Self::Fetch,
+        Self::Begin,
+        Self::End,
+        Self::Requeue,
+        Self::Interrupt,
+        Self::Retry,
+        Self::Bury,
+        Self::MoveDue,
+        Self::Recover,
+        Self::Announce,
+        Self::Show,
+        Self::Leave,
+    ];
+
+    fn script(self) -> &'static str {
+        match self {
+            Self::Begin => "begin",
+            Self::MoveDue => "due",
+            Self::Recover => "recover",
+            Self::Announce => "fence",
+            Self::Show => "iteration",
+            Self::Leave => "leave",
+            _ => "turn",
+        }
+    }
+
+    /// The job where the act finds it.
+    async fn prepare(self, hand: &Hand) {
+        let (entry, token) = (format!("default\n{TEXT}"), "000000000001");
+        let identity = hand.identity.to_string();
+        match self {
+            Self::Fetch => hand.push().await,
+            Self::MoveDue => hand.run(&["ZADD", "retry", "1", TEXT]).await,
+            Self::Begin => hand.run(&["HSET", &hand.inflight(), &format!("{token}:idle"), &entry]).await,
+            Self::Recover => {
+                hand.run(&["DEL", &format!("sidebake:lease:{identity}")]).await;
+                hand.run(&["HSET", "sidebake:suspects", &identity, "1"]).await;
+                hand.run(&["HSET", &hand.inflight(), token, &entry]).await;
+            }
+            _ => hand.run(&["HSET", &hand.inflight(), token, &entry]).await,
+        }
+        hand.run(&["SADD", "sidebake:owners", &identity]).await;
+    }
+
+    /// Tries it once; what Redis refuses is its affair.
+    async fn perform(self, hand: &Hand, number: u64) {
+        let push = Effect::Push { queue: "callbacks".into(), text: "{}".into() };
+        let gone = Effect::Unlink { key: "it-j".into() };
+        let requeue = |is_interrupted| Effect::PutBack { queue: "default".into(), is_interrupted };
+        let effects = match self {
+            Self::End => vec![push, gone],
+            Self::Requeue => vec![requeue(false)],
+            Self::Interrupt => vec![requeue(true)],
+            Self::Retry => vec![Effect::Retry { at: Epoch::now(), text: TEXT.into() }, push],
+            Self::Bury => vec![Effect::Bury { text: TEXT.into() }, push, gone],
+            Self::Fetch => {
+                let _ = hand.turn(number, &[], &[Token::nth(1, 0)]).await;
+                return;
+            }
+            _ => return self.call(hand).await,
+        };
+        let _ = hand.turn(number, &[end(1, effects)], &[]).await;
+    }
+
+    async fn call(self, hand: &Hand) {
+        let (source, identity) = (Script::new(&script(self.script())), hand.identity.to_string());
+        let (inflight, lease) = (hand.inflight(), format!("sidebake:lease:{identity}"));
+        let token = "000000000001";
+        let (keys, arguments): (Vec<&str>, Vec<&str>) = match self {
+            Self::Begin => (vec![&inflight], vec![token, TEXT]),
+            Self::MoveDue => (vec!["retry", "queues", "queue:default"], vec![TEXT, TEXT, "nothing"]),
+            Self::Recover => {
+                let owners = ["sidebake:owners", "sidebake:suspects", &lease, &inflight];
+                let rest = ["sidebake:recoveries", "queues", "queue:default"];
+                ([owners.as_slice(), &rest].concat(), vec![&identity, "0", "1000", token, "7"])
+            }
+            Self::Announce => (vec![&inflight, "queues", "queue:callbacks"], vec![token, TEXT, "{}"]),
+            Self::Show => (vec![&inflight, "it-j"], vec!["9", token, "j", "1", "\"bake\"", "1"]),
+            _ => (vec![&lease, "sidebake:owners", "sidebake:suspects", &inflight], vec![&identity]),
+        };
+        let mut call = source.prepare_invoke();
+        for key in keys {
+            call.key(key);
+        }
+        for argument in arguments {
+            call.arg(argument);
+        }
+        let _ = hand.redis.script::<redis::Value>(&call).await;
+    }
+}
+
+/// In how many places the job is, and what was pushed because of it.
+#[derive(Debug, PartialEq)]
+struct State {
+    n_queued: u32,
+    n_held: u32,
+    n_due: u32,
+    n_dead: u32,
+    n_callbacks: u32,
+}
+
+impl State {
+    async fn of(hand: &Hand) -> Self {
+        let inflight = hand.inflight();
+        let mut look = redis::pipe();
+        look.cmd("LLEN").arg("queue:default").cmd("HLEN").arg(&inflight).cmd("ZCARD").arg("retry");
+        look.cmd("ZCARD").arg("dead").cmd("LLEN").arg("queue:callbacks");
+        look.ignore_errors();
+        let counts: Vec<redis::RedisResult<u32>> = look.query_async(&mut hand.server.connection().await).await.unwrap();
+        // A key of another type holds no job.
+        let counts: Vec<u32> = counts.into_iter().map(Result::unwrap_or_default).collect();
+        let [n_queued, n_held, n_due, n_dead, n_callbacks] = counts[..] else { panic!("{counts:?}") };
+        Self { n_queued, n_held, n_due, n_dead, n_callbacks }
+    }
+}
+
+impl Act {
+    /// What becomes of the job when nothing is refused, on a server that is `hand`'s and empty.
+    async fn outcome(self, hand: &Hand) -> (State, State) {
+        self.start_over(hand).await;
+        let before = State::of(hand).await;
+        self.perform(hand, 1).await;
+        (before, State::of(hand).await)
+    }
+
+    async fn start_over(self, hand: &Hand) {
+        hand.run(&["FLUSHALL"]).await;
+        hand.run(&["SET", &format!("sidebake:lease:{}", hand.identity), "1ea5e 0"]).await;
+        self.prepare(hand).await;
+    }
+
+    /// Tries it while something is refused, and once more.
+    async fn survives(self, hand: &Hand, what: &str, refuse: &[&str], allow: &[&str]) {
+        let (before, after) = self.outcome(hand).await;
+        self.start_over(hand).await;
+        hand.run(refuse).await;
+        self.perform(hand, 1).await;
+        let then = State::of(hand).await;
+        assert!(then == before || then == after, "{self:?} {what}: {before:?} became {then:?}");
+        hand.run(allow).await;
+        // An announcement is not tried again.
+        if self != Self::Announce || then == before {
+            self.perform(hand, 2).await;
+        }
+        assert_eq!(State::of(hand).await, after, "{self:?} once more, {what}");
+    }
+}
+
+/// A server whose user `narrow` may do everything.
+async fn with_user() -> Hand {
+    let hand = Hand::with("narrow:secret@").await;
+    hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all"]).await;
+    hand
+}
+
+#[tokio::test]
+async fn no_command_that_is_missing_loses_or_doubles_a_job_and_the_right_is_enough_to_go_on() {
+    let hand = with_user().await;
+    for act in Act::ALL {
+        for missing in commands(&script(act.script())) {
+            let refuse = ["ACL", "SETUSER", "narrow", &format!("-{}", missing.to_lowercase())];
+            let allow = ["ACL", "SETUSER", "narrow", "+@all"];
+            act.survives(&hand, &format!("without {missing}"), &refuse, &allow).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_key_of_another_type_loses_or_doubles_a_job() {
+    let hand = with_user().await;
+    let keys = [
+        "dead",
+        "it-j",
+        "paused",
+        "queue:callbacks",
+        "queue:default",
+        "queues",
+        "retry",
+        "sidebake:interruptions",
+        "sidebake:recoveries",
+        "stat:processed",
+    ];
+    for act in Act::ALL {
+        for key in keys {
+            act.start_over(&hand).await;
+            let is_used: bool =
+                redis::cmd("EXISTS").arg(key).query_async(&mut hand.server.connection().await).await.unwrap();
+            if !is_used {
+                act.survives(&hand, &format!("and {key} is a stream"), &["XADD", key, "*", "f", "v"], &["DEL", key])
+                    .await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_memory_loses_and_doubles_no_job() {
+    let hand = with_user().await;
+    let limit = |bytes| ["CONFIG", "SET", "maxmemory", bytes];
+    for act in Act::ALL {
+        act.survives(&hand, "and Redis is full", &limit("1"), &limit("0")).await;
+    }
+}
+
+#[tokio::test]
+async fn no_command_that_is_missing_makes_a_lease_without_an_owner() {
+    let hand = with_user().await;
+    let (source, identity) = (script("renew"), hand.identity.to_string());
+    let lease = format!("sidebake:lease:{identity}");
+    for missing in commands(&source) {
+        hand.run(&["FLUSHALL"]).await;
+        for right in [format!("-{}", missing.to_lowercase()), "+@all".to_owned()] {
+            hand.run(&["ACL", "SETUSER", "narrow", &right]).await;
+            let script = Script::new(&source);
+            let mut call = script.key(&lease);
+            call.key("sidebake:owners").key("sidebake:suspects").arg(&identity).arg(30_000).arg("abc").arg(1);
+            let _ = hand.redis.script::<redis::Value>(&call).await;
+            let (has_lease, owners) =
+                (hand.server.get(&lease).await.is_some(), hand.server.smembers("sidebake:owners").await);
+            assert!(!has_lease || owners == [identity.clone()], "without {missing}");
+            assert!(has_lease || right != "+@all", "with every right again");
+        }
+    }
+}
+
+#[test]
+fn the_list_of_commands_has_what_the_scripts_call_and_the_code_sends() {
+    let listed: BTreeSet<&str> = rights::COMMANDS.iter().map(|form| form.split(' ').next().unwrap()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sidekiq");
+    let mut used = BTreeSet::new();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        used.extend(commands(&text).into_iter().map(str::to_owned));
+        let sent = text.split("cmd(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
+        used.extend(sent);
+    }
+    let unlisted: Vec<&String> = used.iter().filter(|name| !listed.contains(name.as_str())).collect();
+    assert!(unlisted.is_empty(), "{unlisted:?}");
+    assert!(used.len() > 30, "the reading is broken: {used:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_names_the_commands_that_the_acl_lacks_and_writes_nothing() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let url = afternoon.redis.url().replace("redis://", "redis://narrow:secret@");
+    for (lacking, expected) in [
+        ("-hset -zadd -rpop", "lacks HSET, RPOP, ZADD;"),
+        ("-multi", "lacks MULTI;"),
+        ("-exec", "lacks EXEC;"),
+        ("+ping", "all that a worker needs"),
+    ] {
+        let rights = format!("SETUSER narrow reset on >secret ~* +@all {lacking}");
+        let rights: Vec<&str> = rights.split(' ').collect();
+        redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
+        let found = doctor(&afternoon, &url);
+        let found =
+            found.as_array().unwrap().iter().find(|finding| finding["name"] == "redis commands").unwrap().clone();
+        assert!(found["detail"].as_str().unwrap().contains(expected), "{lacking}: {found:#}");
+        assert_eq!(found["health"] == "green", lacking == "+ping");
+        assert!(afternoon.redis.keys("*").await.is_empty());
+    }
+}
+
+fn doctor(afternoon: &Afternoon, url: &str) -> Value {
+    let config = afternoon.config("");
+    let mut command = crate::afternoon::sidebake();
+    command.args(["doctor", "--json", "--config"]).arg(config).env("SIDEBAKE__REDIS__URL", url);
+    let output = command.stdin(std::process::Stdio::null()).output().unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}

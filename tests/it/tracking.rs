@@ -1,0 +1,86 @@
+//! What Redis keeps in order to wake an idle worker, and what wakes it.
+
+use std::collections::HashMap;
+
+use serde_json::json;
+
+use crate::afternoon::{Afternoon, CALLBACKS, probe};
+
+/// A section of `INFO`.
+async fn info(afternoon: &Afternoon, section: &str) -> HashMap<String, String> {
+    let mut connection = afternoon.redis.connection().await;
+    let text: String = redis::cmd("INFO").arg(section).query_async(&mut connection).await.unwrap();
+    text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+async fn n_tracked(afternoon: &Afternoon) -> [u32; 2] {
+    let stats = info(afternoon, "stats").await;
+    ["tracking_total_keys", "tracking_total_items"].map(|name| stats[name].parse().unwrap())
+}
+
+/// Pushes so many probes with a callback, and waits until all of them have ended.
+async fn run(afternoon: &Afternoon, n: usize, n_ended: usize) {
+    let numbers: Vec<usize> = (n_ended..n_ended + n).collect();
+    for numbers in numbers.chunks(1000) {
+        let mut push = redis::cmd("LPUSH");
+        push.arg("queue:default");
+        for number in numbers {
+            let args = probe("succeed", 0.0);
+            push.arg(json!({"class": "Sidebake::Probe", "jid": format!("{number:024x}"), "args": args}).to_string());
+        }
+        push.exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+    }
+    let expected = (n_ended + n).to_string();
+    let limit = std::time::Duration::from_secs(180);
+    let started = std::time::Instant::now();
+    while afternoon.redis.get("stat:processed").await.as_ref() != Some(&expected) {
+        assert!(started.elapsed() < limit, "{:?} of {expected}", afternoon.redis.get("stat:processed").await);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_tracks_does_not_grow_with_the_jobs() {
+    let afternoon = Afternoon::start();
+    let variables = [("SIDEBAKE__LOG__LEVEL", "warn")];
+    let config = afternoon.config("jobs.probe = true");
+    let _worker = afternoon.worker_with_variables(&config, &["-c", "10"], &variables);
+    run(&afternoon, 200, 0).await;
+    let [n_keys, n_items] = n_tracked(&afternoon).await;
+    run(&afternoon, 19_800, 200).await;
+    let [n_keys_later, n_items_later] = n_tracked(&afternoon).await;
+    assert!(n_keys_later <= n_keys + 2, "{n_keys} keys became {n_keys_later}");
+    assert!(n_items_later <= n_items + 2, "{n_items} items became {n_items_later}");
+    assert!(n_keys_later < 20, "{n_keys_later}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn callbacks_that_are_taken_wake_nobody() {
+    let afternoon = Afternoon::start();
+    let worker = afternoon.worker("jobs.probe = true\nlease.ttl = \"10m\"\njobs.poll_interval = \"1h\"");
+    let mut connection = afternoon.redis.connection().await;
+    let started = std::time::Instant::now();
+    let (n_jobs, mut before) = (20, 0);
+    for n in 0..=n_jobs {
+        afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+        afternoon.callbacks(1).await;
+        // Its turn for the next job has asked for none; then Ruby takes the callback.
+        world::wait_for("it to be idle", || worker.log().matches("job done").count() == n + 1).await;
+        afternoon.idle().await;
+        redis::cmd("RPOP").arg(format!("queue:{CALLBACKS}")).exec_async(&mut connection).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        if n == 0 {
+            before = n_scripts(&afternoon).await;
+        }
+    }
+    let n_scripts = n_scripts(&afternoon).await - before;
+    // Two turns for each job, and what is asked from time to time. Redis 6 tells a script's own client what it has popped.
+    let is_6 = info(&afternoon, "server").await["redis_version"].starts_with("6.");
+    let allowed = (if is_6 { 3 } else { 2 }) * n_jobs + 5 + usize::try_from(started.elapsed().as_secs()).unwrap();
+    assert!(n_scripts <= allowed, "{n_scripts} scripts, where {allowed} would do");
+}
+
+async fn n_scripts(afternoon: &Afternoon) -> usize {
+    let line = info(afternoon, "commandstats").await.remove("cmdstat_evalsha").unwrap();
+    line.strip_prefix("calls=").unwrap().split(',').next().unwrap().parse().unwrap()
+}
