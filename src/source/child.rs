@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Read;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -47,7 +48,8 @@ fn read_request() -> Result<Request, Failed> {
 fn acquire(request: &Request) -> Result<Message, Failed> {
     configure_libgit2(request)?;
     let started = Instant::now();
-    let mirror = Mirror::lock(&request.mirror)?;
+    let lock = || Mirror::lock(&request.mirror, request.worktree.parent().unwrap_or(Path::new("/")));
+    let mirror = lock()?;
     let remote = Remote { url: &request.url, token: request.token.as_deref(), limits: request.limits };
     let commit = match &request.revision {
         Asked::Sha(sha) => Oid::from_str(sha).map_err(Failed::worker)?,
@@ -63,7 +65,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
             drop(reading);
             if failed.fault == Fault::Damaged {
                 // The walk reads sizes only. The next attempt finds an empty mirror.
-                Mirror::lock(&request.mirror)?.renew()?;
+                lock()?.renew()?;
             }
             return Err(failed);
         }
@@ -93,7 +95,7 @@ fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) ->
         Err(failed) => return Err(failed),
     }
     let mirror = mirror.renew()?;
-    fetch::fetch(&mirror.repository, remote, commit)?;
+    fetch::fetch(&mirror, remote, commit)?;
     match budget::walk(&mirror.repository, commit, limits) {
         Ok(Verdict::Complete(size)) => Ok((mirror, size)),
         Ok(Verdict::Missing) => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
@@ -110,7 +112,7 @@ fn fill(mirror: &Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Re
     if mirror.is_worn() {
         return Ok(Verdict::Missing);
     }
-    fetch::fetch(&mirror.repository, remote, commit)?;
+    fetch::fetch(mirror, remote, commit)?;
     budget::walk(&mirror.repository, commit, limits)
 }
 
@@ -153,12 +155,12 @@ mod tests {
         let host = GitHost::open();
         let repository = host.repository("acme/busy");
         let [first, second, third] = ["1", "2", "3"].map(|text| repository.commit(&[("file", text)]));
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        let [directory, job] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary directory"));
         let url = format!("{}/acme/busy.git", host.url());
         let ask = |sha: &str| {
             let limits = Limits::from(&Source::default());
             let remote = Remote { url: &url, token: None, limits };
-            let mirror = Mirror::lock(directory.path()).expect("locked");
+            let mirror = Mirror::lock(directory.path(), job.path()).expect("locked");
             let (mirror, _) = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
             let n_references = mirror.repository.references().expect("read").count();
             (mirror.n_packs(), n_references, host.n_fetches())
@@ -173,5 +175,6 @@ mod tests {
         assert_eq!(ask(&first), (MAX_PACKS, 2, 2), "what is there needs no fetch");
         assert_eq!(ask(&third), (1, 1, 3), "anew, by one fetch");
         assert_eq!(ask(&first), (2, 2, 4));
+        assert_eq!(std::fs::read_dir(job.path()).expect("read").count(), 0, "nothing stays in quarantine");
     }
 }

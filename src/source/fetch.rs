@@ -7,9 +7,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use git2::{
     AutotagOption, Cred, Direction, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, RemoteRedirect,
-    Repository,
+    RemoteUpdateFlags, Repository,
 };
 
+use super::mirror::Mirror;
 use super::request::{Failed, Fault, Limits, Message, say};
 
 /// Progress is told at most this often.
@@ -28,8 +29,18 @@ pub(super) struct Remote<'a> {
     pub(super) limits: Limits,
 }
 
-/// Fetches `commit`, its tree and its files, and nothing of its history.
-pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
+/// Fetches `commit`, its tree and its files, and nothing of its history. The mirror gets them when all are there.
+pub(super) fn fetch(mirror: &Mirror, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
+    // Anonymous: neither URL nor token is written to the mirror's configuration.
+    let mut anonymous = mirror.repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
+    let quarantine = mirror.quarantine()?;
+    download(&mut anonymous, remote, commit)?;
+    quarantine.release()?;
+    let tips = anonymous.update_tips(None, RemoteUpdateFlags::empty(), AutotagOption::None, None);
+    tips.map_err(|error| classify(&error))
+}
+
+fn download(anonymous: &mut git2::Remote<'_>, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
     let is_over_limit = Cell::new(false);
     let mut callbacks = credentials(remote);
     let told = RefCell::new(Instant::now());
@@ -50,15 +61,12 @@ pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -
         .custom_headers(&headers)
         .depth(1)
         .download_tags(AutotagOption::None)
-        .update_fetchhead(false)
         // By default libgit2 would send the token to whatever host a redirect names.
         .follow_redirects(RemoteRedirect::None);
-    // Anonymous: neither URL nor token is written to the mirror's configuration.
-    let mut anonymous = repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
     let refspec = format!("+{commit}:refs/jobs/{commit}");
-    let fetched = anonymous.fetch(&[&refspec], Some(&mut options), None);
+    let fetched = anonymous.download(&[&refspec], Some(&mut options));
     drop(options);
-    fetched.map_err(|error| {
+    fetched.and_then(|()| anonymous.disconnect()).map_err(|error| {
         if is_over_limit.get() {
             let limit = remote.limits.max_fetch_bytes;
             return Failed::new(Fault::Refused, format!("the commit is larger than {limit} bytes"));
