@@ -12,7 +12,7 @@ use crate::fleet::Fleet;
 use crate::jobs::{CALLBACKS, Plan, REFUSED};
 use crate::leftovers;
 use crate::look;
-use crate::runs::{self, KILLED_WITHIN, Overlap};
+use crate::runs::{KILLED_WITHIN, Runs};
 use crate::samples::Samples;
 use crate::strays::Dead;
 
@@ -34,8 +34,7 @@ pub struct Ending {
     stuck: Vec<String>,
     /// What is left when all workers have ended.
     leftovers: Vec<String>,
-    n_runs: usize,
-    overlaps: Vec<Overlap>,
+    runs: Runs,
     n_tracked_keys: u64,
     worker_megabytes: u64,
 }
@@ -46,7 +45,6 @@ impl Ending {
         let ended = fleet.ended_by_itself().await;
         stuck.extend(ended.iter().map(|log| format!("a worker has ended by itself: {}", log.display())));
         fleet.end().await;
-        let (n_runs, overlaps) = runs::read(fleet).await;
         let members: Vec<Vec<u8>> = look::ask(redis, redis::cmd("ZRANGE").arg(&["dead", "0", "-1"])).await.unwrap();
         let mut ending = Self {
             plan,
@@ -58,8 +56,7 @@ impl Ending {
             dead: members.into_iter().map(Dead::read).collect(),
             stuck,
             leftovers: leftovers::find(redis, fleet, samples).await,
-            n_runs,
-            overlaps,
+            runs: Runs::read(fleet).await,
             n_tracked_keys: samples.n_tracked_keys(),
             worker_megabytes: samples.worker_megabytes(),
         };
@@ -99,8 +96,8 @@ impl Ending {
             self.finished.len(),
             self.poisoned.len(),
             self.n_retrying,
-            self.n_runs,
-            self.overlaps.len(),
+            self.runs.n,
+            self.runs.overlaps.len(),
             self.n_tracked_keys,
             self.worker_megabytes,
         );
@@ -115,9 +112,10 @@ impl Ending {
         wrong
             .extend(told("jobs were settled twice", self.finished.iter().filter(|(_, n)| **n > 1).map(|(jid, _)| jid)));
         wrong.extend(told("callbacks came twice", self.repeated.iter()));
+        wrong.extend(told("tokens were used twice", self.runs.used_twice.iter()));
         wrong.extend(self.miscounted());
         wrong.extend(self.misjudged());
-        for overlap in self.overlaps.iter().filter(|overlap| overlap.loser_lived_on > KILLED_WITHIN) {
+        for overlap in self.runs.overlaps.iter().filter(|overlap| overlap.loser_lived_on > KILLED_WITHIN) {
             let seconds = overlap.loser_lived_on.as_secs_f64();
             wrong.push(format!("{} went on for {seconds:.1} s on a worker that had lost it", overlap.jid));
         }
@@ -151,7 +149,10 @@ impl Ending {
         let dead: BTreeSet<&str> = self.dead.iter().map(Dead::jid).collect();
         let mut wrong = leftovers::of_dead(&self.dead, &self.plan);
         let (poisoned, culprits) = (&self.poisoned, &self.plan.culprits);
-        wrong.extend(told("healthy jobs were declared poison", poisoned.iter().filter(|jid| !culprits.contains(*jid))));
+        let (refused, innocent): (Vec<_>, Vec<_>) =
+            poisoned.difference(culprits).partition(|jid| self.plan.refused.contains(*jid));
+        wrong.extend(told("healthy jobs were declared poison", innocent.into_iter()));
+        wrong.extend(told("jobs whose result was refused were declared poison", refused.into_iter()));
         wrong.extend(told("culprits are not poison", culprits.iter().filter(|jid| !poisoned.contains(*jid))));
         wrong.extend(told(
             "poison jobs are not in the dead set",

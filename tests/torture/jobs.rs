@@ -67,7 +67,7 @@ impl Plan {
         }
         for n in 0..story.n_culprits {
             let jid = format!("{:08x}c{n:015x}", story.seed);
-            let at = CULPRITS_UNTIL * (n as f64 + 0.5) / story.n_culprits as f64;
+            let at = CULPRITS_UNTIL * n as f64 / story.n_culprits as f64;
             // Longer than any run.
             plan.push(at, "default", jid.clone(), job(&jid, "default", "succeed", 3600.0, json!(true), CALLBACKS));
             plan.culprits.insert(jid);

@@ -42,17 +42,19 @@ impl Without {
     /// The faults that the part is there for.
     fn kinds(self) -> Vec<Kind> {
         match self {
-            Self::Fence | Self::Reconcile => vec![Kind::Freeze],
+            Self::Fence => vec![Kind::Freeze],
+            Self::Reconcile => vec![Kind::Freeze, Kind::LostReplies],
             Self::Resend => vec![Kind::LostReplies],
         }
     }
 
     /// What the audit has to say of it.
-    fn words(self) -> &'static str {
+    fn words(self) -> &'static [&'static str] {
         match self {
-            Self::Fence => "settled twice",
-            Self::Resend => "never finished",
-            Self::Reconcile => "on a worker that had lost it",
+            Self::Fence => &["settled twice"],
+            Self::Resend => &["never finished"],
+            // It runs on, or its worker has never heard of it.
+            Self::Reconcile => &["on a worker that had lost it", "stuck: sidebake:inflight:"],
         }
     }
 
@@ -125,17 +127,19 @@ pub async fn run(seed: u64) -> Vec<(String, Verdict)> {
 }
 
 async fn try_out(mutant: Without, seed: u64) -> (String, Verdict) {
+    let is_it = |sentence: &String| mutant.words().iter().any(|words| sentence.contains(words));
     let told = mutant.story(seed).tell(Ending::verdict).await;
     let mut counts = vec![format!("without {mutant:?}")];
     counts.extend(told.counts);
     let verdict = match told.verdict {
-        Err(sentences) if sentences.iter().any(|sentence| sentence.contains(mutant.words())) => {
-            counts.push(format!("noticed: {}", sentences.join("; ").chars().take(300).collect::<String>()));
+        Err(sentences) if sentences.iter().any(|sentence| is_it(sentence)) => {
+            let noticed = sentences.iter().find(|sentence| is_it(sentence)).map_or("", String::as_str);
+            counts.push(format!("noticed: {}", noticed.chars().take(200).collect::<String>()));
             Ok(())
         }
         verdict => {
             let seen = verdict.err().unwrap_or_default().join("; ");
-            Err(vec![format!("nobody noticed that anything is {}: {seen:?}", mutant.words())])
+            Err(vec![format!("nobody noticed that anything is {:?}: {seen:?}", mutant.words())])
         }
     };
     println!("  {}", counts.join("\n  "));

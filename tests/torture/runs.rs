@@ -1,6 +1,6 @@
-//! What the logs say of jobs that ran twice at a time.
+//! What the logs say: of jobs that ran twice at a time, and of tokens that were used twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -27,23 +27,49 @@ pub struct Overlap {
     pub loser_lived_on: Duration,
 }
 
-/// How many runs there were, and those that overlapped.
-pub async fn read(fleet: &Fleet) -> (usize, Vec<Overlap>) {
-    let (deaths, freezes) = fleet.records().await;
-    let runs = runs(fleet, &deaths.into_iter().collect());
-    let outages = fleet.outages();
+/// What the logs say.
+pub struct Runs {
+    pub n: usize,
+    pub overlaps: Vec<Overlap>,
+    /// Tokens under which a worker had two jobs, one after the other, with the jid of the second.
+    pub used_twice: Vec<String>,
+}
+
+impl Runs {
+    pub async fn read(fleet: &Fleet) -> Self {
+        let (deaths, freezes) = fleet.records().await;
+        let runs = runs(fleet, &deaths.into_iter().collect());
+        Self {
+            n: runs.values().map(Vec::len).sum(),
+            overlaps: overlaps(&runs, &freezes, &fleet.outages()),
+            used_twice: used_twice(&runs),
+        }
+    }
+}
+
+fn used_twice(runs: &BTreeMap<String, Vec<Run>>) -> Vec<String> {
+    let (mut jids, mut found) = (HashMap::new(), Vec::new());
+    for (jid, run) in runs.iter().flat_map(|(jid, of_job)| of_job.iter().map(move |run| (jid, run))) {
+        if jids.insert((&run.log, &run.token), jid).is_some_and(|other| other != jid) {
+            found.push(format!("{} {jid}", run.token));
+        }
+    }
+    found
+}
+
+fn overlaps(runs: &BTreeMap<String, Vec<Run>>, freezes: &[(PathBuf, Span)], outages: &[Span]) -> Vec<Overlap> {
     let mut found = Vec::new();
-    for (jid, of_job) in &runs {
+    for (jid, of_job) in runs {
         for pair in of_job.windows(2) {
             let ended = pair[0].ended.unwrap_or_else(SystemTime::now);
             if ended > pair[1].begun {
-                let could_know = could_know(&pair[0], &pair[1], ended, &freezes, &outages);
+                let could_know = could_know(&pair[0], &pair[1], ended, freezes, outages);
                 let loser_lived_on = ended.duration_since(could_know).unwrap_or_default();
                 found.push(Overlap { jid: jid.clone(), loser_lived_on });
             }
         }
     }
-    (runs.values().map(Vec::len).sum(), found)
+    found
 }
 
 /// It can only know when it runs, and when there is something to know.

@@ -24,6 +24,8 @@ use crate::stalls::Stalls;
 /// When nothing breaks any more and no job ends for this long, what is left is stuck. The longest wait there may be is that for
 /// a second retry.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The same for a mutant, which is expected to get stuck.
+const PATIENCE_WITH_MUTANT: Duration = Duration::from_secs(25);
 
 const N_WORKERS: usize = 3;
 
@@ -63,7 +65,7 @@ impl Story {
         let work = async {
             let ((), counts) =
                 tokio::join!(push_all(self.duration, &plan, &redis), self.break_all(&plan, &redis, &fleet));
-            (counts, run_dry(&fleet, &redis).await)
+            (counts, self.run_dry(&fleet, &redis).await)
         };
         let (counts, stuck) = tokio::select! {
             done = work => done,
@@ -112,6 +114,34 @@ impl Story {
         }
         counts
     }
+
+    /// Waits until nothing is queued, due or in flight, and every dead worker is forgotten; what is left when nothing ends any more.
+    async fn run_dry(&self, fleet: &Fleet, redis: &Redis) -> Vec<String> {
+        let patience = if self.mutant.is_none() { PATIENCE } else { PATIENCE_WITH_MUTANT };
+        let (mut last, mut since) = (None, Instant::now());
+        loop {
+            let n_left = n_entries(redis, &["queue:default", "queue:low", "retry"], "sidebake:inflight:*").await;
+            if n_left == 0 {
+                break;
+            }
+            let n_ended = (redis.get("stat:processed").await, n_entries(redis, &["dead"], "").await);
+            if last.as_ref() != Some(&n_ended) {
+                (last, since) = (Some(n_ended), Instant::now());
+            }
+            if since.elapsed() > patience {
+                return left(redis).await;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let dry = Instant::now();
+        while redis.smembers("sidebake:owners").await.len() != fleet.n_workers() {
+            if dry.elapsed() > Duration::from_secs(20) {
+                return vec![format!("owners {:?}", redis.smembers("sidebake:owners").await)];
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Vec::new()
+    }
 }
 
 /// Does everything that is planned, each deed once, however often that has to be tried.
@@ -150,33 +180,6 @@ async fn act(deed: &Deed, connection: &mut MultiplexedConnection) -> redis::Redi
         Deed::Refuse => redis::cmd("SET").arg(refused).arg("not a list").exec_async(connection).await,
         Deed::Accept => Script::new(ACCEPT).key(refused).invoke_async(connection).await,
     }
-}
-
-/// Waits until nothing is queued, due or in flight, and every dead worker is forgotten; what is left when nothing ends any more.
-async fn run_dry(fleet: &Fleet, redis: &Redis) -> Vec<String> {
-    let (mut last, mut since) = (None, Instant::now());
-    loop {
-        let n_left = n_entries(redis, &["queue:default", "queue:low", "retry"], "sidebake:inflight:*").await;
-        if n_left == 0 {
-            break;
-        }
-        let n_ended = (redis.get("stat:processed").await, n_entries(redis, &["dead"], "").await);
-        if last.as_ref() != Some(&n_ended) {
-            (last, since) = (Some(n_ended), Instant::now());
-        }
-        if since.elapsed() > PATIENCE {
-            return left(redis).await;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    let dry = Instant::now();
-    while redis.smembers("sidebake:owners").await.len() != fleet.n_workers() {
-        if dry.elapsed() > Duration::from_secs(20) {
-            return vec![format!("owners {:?}", redis.smembers("sidebake:owners").await)];
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    Vec::new()
 }
 
 /// How many entries these lists and sets have, and the hashes of a pattern.
