@@ -32,6 +32,8 @@ use crate::text::places::Places;
 pub use disk::watch;
 pub use mirrors::MirrorDirectory;
 
+use mirrors::is_at;
+
 /// The state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {source}", path.display())]
@@ -69,11 +71,7 @@ impl StateDirectory {
         let runs = root.join("run");
         sweep(&runs);
         let lock = runs.join(format!("{name}.lock"));
-        let held = File::create(&lock).and_then(|file| {
-            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            Ok(file)
-        });
-        let held = held.map_err(|source| StateError { path: lock.clone(), source })?;
+        let held = hold(&lock).map_err(|source| StateError { path: lock.clone(), source })?;
         let run = runs.join(name);
         make_private(&run)?;
         Ok(Self { root, run, n_jobs: AtomicU64::new(0), is_grown: Arc::default(), lock, _held: held })
@@ -195,20 +193,47 @@ fn remove(path: &Path) {
     }
 }
 
-/// Removes the directories of processes whose lock nobody holds.
+/// The lock file at `path`, made and held in one step as others see it: a sweep may find it before it is locked, and remove
+/// it. Then it is made again.
+fn hold(path: &Path) -> io::Result<File> {
+    loop {
+        let file = File::create(path)?;
+        // The name is unique. Only a sweep holds it as well, for a moment.
+        flock(&file, FlockOperation::LockExclusive)?;
+        if is_at(path, &file)? {
+            return Ok(file);
+        }
+    }
+}
+
+/// Removes the directories of processes that do not live: nobody holds their lock, or they have none.
 fn sweep(runs: &Path) {
     for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.extension().is_none_or(|extension| extension != "lock") {
+        let is_lock = path.extension().is_some_and(|extension| extension == "lock");
+        if !is_lock && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        let is_dead =
-            File::open(&path).is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok());
-        if is_dead {
-            remove(&path.with_extension(""));
-            let _ = fs::remove_file(&path);
+        let run = if is_lock { path.with_extension("") } else { path };
+        let lock = PathBuf::from(format!("{}.lock", run.display()));
+        match lock_of_dead(&lock) {
+            Ok(_held) => {
+                remove(&run);
+                let _ = fs::remove_file(&lock);
+            }
+            // A process makes its lock before its directory, and removes it after it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !is_lock => remove(&run),
+            Err(_) => {}
         }
     }
+}
+
+/// The lock file of a process that does not live, held so that only one sweep takes it. Fails with `NotFound` when there is
+/// none.
+fn lock_of_dead(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    if is_at(path, &file)? { Ok(file) } else { Err(io::ErrorKind::WouldBlock.into()) }
 }
 
 #[cfg(test)]
@@ -233,5 +258,36 @@ mod tests {
         assert!(root.path().join("run/web.1:7:first").exists(), "the living one keeps its place");
         drop(first);
         assert!(!root.path().join("run/web.1:7:first.lock").exists(), "one that ends takes its lock along");
+    }
+
+    #[test]
+    fn processes_that_start_at_once_sweep_the_dead_and_never_each_other() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let (root, runs) = (root.path(), root.path().join("run"));
+        fs::create_dir(&runs).expect("made");
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let runs = &runs;
+                scope.spawn(move || {
+                    for n in 0..200 {
+                        // As a process of an older version left it, whose lock was swept.
+                        fs::create_dir(runs.join(format!("dead:{thread}:{n}"))).expect("made");
+                        let state = StateDirectory::open(root, &format!("web.1:{thread}:{n}")).expect("opened");
+                        let job = state.job_directory().expect("made");
+                        std::thread::yield_now();
+                        assert!(is_at(&state.lock, &state._held).expect("read"), "its lock is what others find");
+                        assert!(job.join("").exists(), "its directory stays");
+                    }
+                });
+            }
+        });
+        // A process that another test starts has a copy of a lock for a moment.
+        let started = std::time::Instant::now();
+        let mut n_left = usize::MAX;
+        while n_left > 0 && started.elapsed() < std::time::Duration::from_secs(10) {
+            drop(StateDirectory::open(root, "last").expect("opened"));
+            n_left = fs::read_dir(&runs).expect("read").count();
+        }
+        assert_eq!(n_left, 0);
     }
 }

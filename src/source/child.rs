@@ -93,13 +93,13 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
 /// Makes sure that the commit and its whole tree are in the mirror, without the network when they are.
 ///
 /// A mirror is a cache: when something in it is damaged, or missing after a fetch, or when it is worn, it is made anew, once.
-fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<(Mirror, Size), Failed> {
-    match fill(&mirror, remote, commit, limits) {
+fn complete(mut mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<(Mirror, Size), Failed> {
+    match fill(&mut mirror, remote, commit, limits) {
         Ok(Verdict::Complete(size)) => return Ok((mirror, size)),
         Ok(Verdict::Missing) | Err(Failed { fault: Fault::Damaged | Fault::Worker, .. }) => {}
         Err(failed) => return Err(failed),
     }
-    let mirror = mirror.renew()?;
+    let mut mirror = mirror.renew()?;
     mirror.fetch(remote, commit)?;
     match budget::walk(&mirror.repository, commit, limits) {
         Ok(Verdict::Complete(size)) => Ok((mirror, size)),
@@ -110,7 +110,7 @@ fn complete(mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) ->
     }
 }
 
-fn fill(mirror: &Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
+fn fill(mirror: &mut Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
     if let found @ Verdict::Complete(_) = budget::walk(&mirror.repository, commit, limits)? {
         return Ok(found);
     }

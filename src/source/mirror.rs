@@ -4,13 +4,16 @@
 //! earlier child that a stranger's pack took over may have left configuration, attributes, references, alternates or
 //! replacements, and none of them counts. What a pack says is the content of an object is checked when it is read.
 //!
+//! A mirror holds whole packs only. A fetch writes into the stage, as `git receive-pack` writes into its quarantine. The
+//! stage goes with the job, so a fetch that is killed leaves no pack behind.
+//!
 //! Two depth-1 fetches into one mirror at once destroy it, so every fetch holds `lock`. Whoever reads afterwards holds
 //! `readers`, shared, and whoever makes the mirror anew holds both for itself. The worker has a third one on the directory
 //! above, for as long as the child lives: see `state/mirrors.rs`. All are `flock(2)`: they die with their holder, and
 //! waiting does not poll.
 
 use std::fs::{self, File};
-use std::os::unix::fs::symlink;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use git2::{Oid, Repository, RepositoryInitOptions};
@@ -96,12 +99,30 @@ impl Mirror {
     }
 
     /// Fetches one commit, with its tree and its files.
-    pub(super) fn fetch(&self, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
+    pub(super) fn fetch(&mut self, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
         fetch::fetch(&self.repository, remote, commit)?;
+        self.take_in_packs().map_err(Failed::worker)?;
+        // The packs that it has open are no longer where they were.
+        self.repository = Repository::open_bare(self.repository.path()).map_err(Failed::worker)?;
         let mut commits = commits(&self.directory);
         if !commits.contains(&commit) {
             commits.push(commit);
             write_commits(&self.directory, &commits)?;
+        }
+        Ok(())
+    }
+
+    /// Moves what was fetched from the stage into the mirror.
+    fn take_in_packs(&self) -> io::Result<()> {
+        let (from, to) = (self.repository.path().join("objects/pack"), self.directory.join(PACKS));
+        // The index first, as libgit2 does: without its pack it is passed over.
+        for extension in ["idx", "pack"] {
+            for entry in fs::read_dir(&from)? {
+                let name = entry?.file_name();
+                if Path::new(&name).extension().is_some_and(|its| its == extension) {
+                    rename(&from.join(&name), &to.join(&name))?;
+                }
+            }
         }
         Ok(())
     }
@@ -148,8 +169,8 @@ fn open(directory: &Path, stage: &Path) -> Result<Repository, Failed> {
     let lines = |suffix: fn(&Oid) -> String| -> String {
         commits.iter().map(|commit| format!("{commit}{}\n", suffix(commit))).collect()
     };
-    let packs = path.join("objects/pack");
-    fs::remove_dir(&packs).and_then(|()| symlink(directory.join(PACKS), &packs)).map_err(Failed::worker)?;
+    let alternates = format!("{}\n", directory.display());
+    fs::write(path.join("objects/info/alternates"), alternates).map_err(Failed::worker)?;
     fs::write(path.join("shallow"), lines(|_| String::new())).map_err(Failed::worker)?;
     fs::write(path.join("packed-refs"), lines(|commit| format!(" refs/jobs/{commit}"))).map_err(Failed::worker)?;
     Repository::open_bare(&path).map_err(Failed::worker)
@@ -175,6 +196,19 @@ fn unused(stage: &Path, name: &str) -> PathBuf {
     numbered.into_iter().find(|path| path.symlink_metadata().is_err()).expect("there are more numbers than files")
 }
 
+/// Moves a file, and copies it where a file cannot move to another directory: Landlock before Linux 5.19.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            // The next fetch sweeps it when this one is killed here.
+            let partial = to.with_file_name("moved");
+            io::copy(&mut File::open(from)?, &mut File::create(&partial)?)?;
+            fs::rename(&partial, to)
+        }
+        renamed => renamed,
+    }
+}
+
 /// Removes all but packs and their indices: what a killed fetch left. Nobody else fetches: we hold the lock.
 fn sweep(packs: &Path) {
     for entry in fs::read_dir(packs).into_iter().flatten().flatten() {
@@ -184,5 +218,20 @@ fn sweep(packs: &Path) {
         if !is_pack {
             let _ = fs::remove_file(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_moves_to_another_file_system_whole() {
+        let (from, to) = (tempfile::tempdir().expect("made"), tempfile::tempdir_in("/dev/shm").expect("made"));
+        let [from, to] = [from.path().join("a.pack"), to.path().join("a.pack")];
+        fs::write(&from, "pack").expect("written");
+        rename(&from, &to).expect("moved");
+        assert_eq!(fs::read_to_string(&to).expect("read"), "pack");
+        assert_eq!(fs::read_dir(to.parent().expect("a directory")).expect("read").count(), 1);
     }
 }

@@ -99,7 +99,7 @@ fn lock_shared(path: &Path) -> io::Result<Option<File>> {
 }
 
 /// Whether `path` leads to what is open: it may have been moved away before we had the lock.
-fn is_at(path: &Path, held: &File) -> io::Result<bool> {
+pub(super) fn is_at(path: &Path, held: &File) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(there) => Ok((there.dev(), there.ino()) == (held.metadata()?.dev(), held.metadata()?.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use world::{File, GitRequest, Pack, Script, repository_id};
 
-use crate::afternoon::{Afternoon, CALLBACKS};
+use crate::afternoon::{Afternoon, CALLBACKS, Worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_32_accounts_at_once_each_repository_sees_only_its_own_token() {
@@ -142,6 +142,58 @@ async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
     assert_eq!(temporary_packs(&afternoon), Vec::<PathBuf>::new());
 }
 
+/// Starts a fetch that stalls in the middle of its pack; returns the worker and the job's jid.
+async fn half_fetched(afternoon: &Afternoon) -> (Worker, String) {
+    let sha = large(afternoon);
+    afternoon.git.set_pack(Pack::StallAfter(1_000_000));
+    let worker = afternoon.worker("");
+    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let is_large = |pack: &PathBuf| pack.metadata().is_ok_and(|metadata| metadata.len() > 500_000);
+    afternoon.until("half of the pack is there", async || temporary_packs(afternoon).iter().any(is_large)).await;
+    (worker, jid)
+}
+
+/// Waits until the job's directory has gone, and looks for files of more than 100 kB.
+async fn leaves_no_pack(afternoon: &Afternoon) {
+    afternoon.until("the job's directory has gone", async || afternoon.job_directories().is_empty()).await;
+    let state = afternoon.home.path().join("state");
+    let found = std::process::Command::new("find").arg(state).args(["-type", "f", "-size", "+100k"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    assert_eq!(temporary_packs(afternoon), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_whose_child_is_killed_leaves_no_pack_though_nobody_fetches_again() {
+    let afternoon = Afternoon::start();
+    let (worker, _) = half_fetched(&afternoon).await;
+    let child = worker.source_children().remove(0);
+    assert!(std::process::Command::new("kill").args(["-9", &child.to_string()]).status().unwrap().success());
+    afternoon.until("it is to be retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
+    leaves_no_pack(&afternoon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_that_is_cancelled_leaves_no_pack_though_nobody_fetches_again() {
+    let afternoon = Afternoon::start();
+    let (_worker, jid) = half_fetched(&afternoon).await;
+    let mut redis = afternoon.redis.connection().await;
+    redis::cmd("HSET").arg(&[&format!("it-{jid}"), "cancelled", "1"]).exec_async(&mut redis).await.unwrap();
+    assert_eq!(afternoon.callbacks(1).await[0]["status"], "cancelled");
+    leaves_no_pack(&afternoon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_whose_worker_is_killed_leaves_no_pack_though_nobody_fetches_again() {
+    let afternoon = Afternoon::start();
+    let (mut worker, _) = half_fetched(&afternoon).await;
+    worker.signal("KILL");
+    worker.ended().await;
+    let mut redis = afternoon.redis.connection().await;
+    redis::cmd("FLUSHALL").exec_async(&mut redis).await.unwrap();
+    let _next = afternoon.worker("");
+    leaves_no_pack(&afternoon).await;
+}
+
 /// Starts a worker, kills it when its child `is_half_done`, and lets the next one do the job.
 async fn kill_when(afternoon: &Afternoon, sha: &str, is_half_done: impl Fn() -> bool) {
     afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -229,8 +281,8 @@ fn check(mirror: &Path) {
 
 fn temporary_packs(afternoon: &Afternoon) -> Vec<PathBuf> {
     let found = std::process::Command::new("find")
-        .arg(afternoon.home.path().join("state/mirrors"))
-        .args(["-name", "pack_git2_*", "-o", "-name", "*.lock"])
+        .arg(afternoon.home.path().join("state"))
+        .args(["-name", "pack_git2_*", "-o", "-name", "*.lock", "-path", "*/mirrors/*"])
         .output();
     String::from_utf8(found.unwrap().stdout).unwrap().lines().map(PathBuf::from).collect()
 }

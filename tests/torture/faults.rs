@@ -1,13 +1,17 @@
 //! What breaks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
+use rustix::process::Signal;
 use world::Redis;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, LEASE_S, USER};
+use crate::jobs::Plan;
+use crate::look;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -15,7 +19,7 @@ pub enum Kind {
     Kill,
     /// A worker is stopped for longer than its lease, or shorter, and goes on.
     Freeze,
-    /// A worker is told to end within a second, and another one started.
+    /// A worker is told to end within a second, and another one started. One that holds a refused result comes first.
     Term,
     /// Redis is killed, and started again.
     RedisKill,
@@ -25,60 +29,121 @@ pub enum Kind {
     LostReplies,
     /// A worker's request arrives seconds after it was given up.
     LateRequest,
+    /// A renewal and a turn arrive when their worker has lost its lease and its jobs.
+    HeldRenewal,
+    /// Redis refuses one command to the workers for a while.
+    RefusedCommand,
 }
 
+/// Every command without which a script would lose something if it had removed it before.
+const COMMANDS: [&str; 16] = [
+    "HSET", "LPUSH", "RPUSH", "SADD", "ZADD", "ZREM", "HDEL", "RPOP", "SET", "GET", "HGET", "HMGET", "PEXPIRE", "SREM",
+    "UNLINK", "EXPIRE",
+];
+
 impl Kind {
-    pub const ALL: [Self; 7] =
-        [Self::Kill, Self::Freeze, Self::Term, Self::RedisKill, Self::RedisFull, Self::LostReplies, Self::LateRequest];
+    pub const ALL: [Self; 9] = [
+        Self::Kill,
+        Self::Freeze,
+        Self::Term,
+        Self::RedisKill,
+        Self::RedisFull,
+        Self::LostReplies,
+        Self::LateRequest,
+        Self::HeldRenewal,
+        Self::RefusedCommand,
+    ];
+
+    /// Whether what the worker has in flight looks as if it had crashed it.
+    fn is_crash(self) -> bool {
+        matches!(self, Self::Kill | Self::Freeze | Self::HeldRenewal)
+    }
 }
 
 /// How often each thing has broken.
 pub type Counts = BTreeMap<Kind, usize>;
 
-/// Breaks one thing, and returns when it is whole again.
-pub async fn one(kind: Kind, random: &mut StdRng, fleet: &mut Fleet, redis: &Redis) {
-    let i = random.random_range(0..fleet.workers.len());
-    let worker = &mut fleet.workers[i];
+/// Breaks one thing, and returns when it is whole again, but for what the network holds.
+pub async fn one(kind: Kind, random: &mut StdRng, plan: &Plan, fleet: &Fleet, redis: &Redis) {
+    let i = victim(kind, random.random_range(0..fleet.n_workers()), plan, fleet, redis).await;
     let mut seconds = |least: f64, most: f64| Duration::from_secs_f64(random.random_range(least..most));
+    if kind.is_crash() {
+        fleet.n_crashes.fetch_add(1, Ordering::Relaxed);
+    }
+    let since = SystemTime::now();
     match kind {
         Kind::Kill => {
-            worker.signal("KILL");
-            worker.again().await;
+            let mut worker = fleet.worker(i).await;
+            worker.signal(Signal::KILL);
+            fleet.again(i, &mut worker).await;
         }
         Kind::Freeze => {
-            let (log, since) = (worker.log(), SystemTime::now());
-            worker.signal("STOP");
+            let mut worker = fleet.worker(i).await;
+            let since = SystemTime::now();
+            worker.signal(Signal::STOP);
             tokio::time::sleep(seconds(1.0, 8.0)).await;
             let until = SystemTime::now();
-            worker.signal("CONT");
-            worker.freezes.push((log, since, until));
+            worker.signal(Signal::CONT);
+            let log = worker.log();
+            worker.freezes.push((log, (since, until)));
         }
         Kind::Term => {
-            worker.signal("TERM");
-            worker.again().await;
+            let mut worker = fleet.worker(i).await;
+            fleet.n_stops.fetch_add(1, Ordering::Relaxed);
+            worker.signal(Signal::TERM);
+            fleet.again(i, &mut worker).await;
         }
         Kind::RedisKill => {
-            let since = SystemTime::now();
             redis.stop();
             tokio::time::sleep(seconds(0.1, 3.0)).await;
             redis.restart();
-            fleet.outages.push((since, SystemTime::now()));
+            fleet.was_out(since, SystemTime::now());
         }
         Kind::RedisFull => {
-            limit(redis, "1").await;
+            configure(redis, "CONFIG", &["SET", "maxmemory", "1"]).await;
             tokio::time::sleep(seconds(0.5, 3.0)).await;
-            limit(redis, "0").await;
+            configure(redis, "CONFIG", &["SET", "maxmemory", "0"]).await;
         }
         Kind::LostReplies => {
             let during = seconds(0.0, 1.5);
-            worker.relay.lose_replies(during);
-            fleet.outages.push((SystemTime::now(), SystemTime::now() + during));
+            fleet.relays[i].lose_replies(during);
+            fleet.was_out(since, since + during);
         }
-        Kind::LateRequest => worker.relay.deliver_late(seconds(1.5, 6.0)),
+        Kind::LateRequest => fleet.relays[i].deliver_late(seconds(1.5, 6.0)),
+        // Until its jobs are with others: a lease, half a lease for a suspect, and a look at the owners or two.
+        Kind::HeldRenewal => fleet.relays[i].hold(Duration::from_secs(LEASE_S).mul_f64(1.8) + seconds(0.0, 2.0)),
+        Kind::RefusedCommand => {
+            let during = seconds(0.3, 4.0);
+            let command = COMMANDS[random.random_range(0..COMMANDS.len())];
+            configure(redis, "ACL", &["SETUSER", USER[0], &format!("-{command}")]).await;
+            tokio::time::sleep(during).await;
+            configure(redis, "ACL", &["SETUSER", USER[0], &format!("+{command}")]).await;
+            fleet.was_out(since, SystemTime::now());
+        }
     }
 }
 
-async fn limit(redis: &Redis, bytes: &str) {
+/// The worker that it happens to. A crash does not happen to one healthy job alone: nobody could tell it from a culprit.
+async fn victim(kind: Kind, drawn: usize, plan: &Plan, fleet: &Fleet, redis: &Redis) -> usize {
+    if !kind.is_crash() && kind != Kind::Term {
+        return drawn;
+    }
+    let inflight = look::inflight(redis).await;
+    let entries = |i: usize| inflight.iter().find(|(pid, _)| *pid == fleet.pid(i)).map(|(_, entries)| &entries[..]);
+    let has_one_of = |i: &usize, jids: &BTreeSet<String>| {
+        entries(*i).unwrap_or_default().iter().any(|entry| jids.iter().any(|jid| look::is_of(entry, jid)))
+    };
+    let n = fleet.n_workers();
+    let mut candidates = (drawn..drawn + n).map(|i| i % n);
+    let chosen = if kind == Kind::Term {
+        candidates.find(|i| has_one_of(i, &plan.refused))
+    } else {
+        candidates.find(|i| entries(*i).is_none_or(|entries| entries.len() != 1) || has_one_of(i, &plan.culprits))
+    };
+    chosen.unwrap_or(drawn)
+}
+
+async fn configure(redis: &Redis, command: &str, arguments: &[&str]) {
     let mut connection = redis.connection().await;
-    redis::cmd("CONFIG").arg(&["SET", "maxmemory", bytes]).exec_async(&mut connection).await.unwrap();
+    redis::cmd(command).arg(arguments).exec_async(&mut connection).await.unwrap();
 }

@@ -1,42 +1,150 @@
-//! The workers: each behind a relay of its own, started again when it has ended.
+//! The workers: each behind a relay of its own, started again when it has ended, all on one state directory.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::SystemTime;
+use std::sync::Mutex as Lock;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
-use crate::relay::{Relay, Rewrite};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::relay::Relay;
 
 pub const LEASE_S: u64 = 3;
+pub const CONCURRENCY: usize = 10;
+/// The user that workers are for Redis, with all rights.
+pub const USER: [&str; 6] = ["worker", "on", ">secret", "~*", "&*", "+@all"];
+
+/// From and until.
+pub type Span = (SystemTime, SystemTime);
 
 pub struct Fleet {
-    pub workers: Vec<Worker>,
-    /// When Redis was not there or did not answer one of the workers, or the machine stood still.
-    pub outages: Vec<(SystemTime, SystemTime)>,
+    /// Who breaks one or kills it holds it.
+    workers: Vec<Mutex<Worker>>,
+    pub relays: Vec<Relay>,
+    /// Ids of the processes that run now, or ran last.
+    pids: Vec<AtomicU32>,
+    /// How many times a worker was killed, frozen or cut off, each with what it had in flight.
+    pub n_crashes: AtomicUsize,
+    /// How many times one was told to end.
+    pub n_stops: AtomicUsize,
+    /// When Redis was not there or refused something, or the machine stood still.
+    outages: Lock<Vec<Span>>,
     home: tempfile::TempDir,
 }
 
 /// One worker after another under the same name, each with a log of its own.
 pub struct Worker {
-    pub relay: Relay,
     name: String,
     home: PathBuf,
     child: Child,
+    has_ended: bool,
     n_starts: usize,
-    /// When processes of this worker were killed, by the number of their log.
+    /// When processes of this worker ended, by their logs.
     pub deaths: Vec<(PathBuf, SystemTime)>,
     /// When it was stopped and went on again.
-    pub freezes: Vec<(PathBuf, SystemTime, SystemTime)>,
+    pub freezes: Vec<(PathBuf, Span)>,
 }
 
 impl Fleet {
-    pub async fn start(n: usize, redis_port: u16, rewrite: Option<&Rewrite>) -> Self {
+    pub fn start(relays: Vec<Relay>) -> Self {
         let home = tempfile::Builder::new().prefix("sidebake-torture-").tempdir().unwrap();
-        let mut workers = Vec::new();
-        for i in 0..n {
-            let relay = Relay::to(redis_port, rewrite.cloned()).await;
-            workers.push(Worker::start(relay, format!("worker{i}"), home.path()));
+        let workers: Vec<Worker> =
+            (0..).zip(&relays).map(|(i, relay)| Worker::start(relay.port, format!("worker{i}"), home.path())).collect();
+        Self {
+            pids: workers.iter().map(|worker| AtomicU32::new(worker.child.id())).collect(),
+            workers: workers.into_iter().map(Mutex::new).collect(),
+            relays,
+            n_crashes: AtomicUsize::new(0),
+            n_stops: AtomicUsize::new(0),
+            outages: Lock::default(),
+            home,
         }
-        Self { workers, outages: Vec::new(), home }
+    }
+
+    pub fn n_workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    pub async fn worker(&self, i: usize) -> MutexGuard<'_, Worker> {
+        self.workers[i].lock().await
+    }
+
+    /// Which worker has this process.
+    pub fn of_process(&self, pid: u32) -> Option<usize> {
+        self.pids.iter().position(|its| its.load(Ordering::Relaxed) == pid)
+    }
+
+    pub fn pid(&self, i: usize) -> u32 {
+        self.pids[i].load(Ordering::Relaxed)
+    }
+
+    /// Waits for the end of worker `i`, and starts the next one.
+    pub async fn again(&self, i: usize, worker: &mut Worker) {
+        worker.ended().await;
+        worker.child = spawn(&worker.home, &worker.name, worker.n_starts);
+        worker.has_ended = false;
+        worker.n_starts += 1;
+        self.pids[i].store(worker.child.id(), Ordering::Relaxed);
+    }
+
+    pub fn was_out(&self, since: SystemTime, until: SystemTime) {
+        self.outages.lock().unwrap().push((since, until));
+    }
+
+    /// When a worker could not know what Redis knows, the earliest first.
+    pub fn outages(&self) -> Vec<Span> {
+        let mut outages = self.outages.lock().unwrap().clone();
+        outages.extend(self.relays.iter().flat_map(Relay::cuts));
+        outages.sort();
+        outages
+    }
+
+    /// The logs of workers that have ended by themselves.
+    pub async fn ended_by_itself(&self) -> Vec<PathBuf> {
+        let mut ended = Vec::new();
+        for worker in &self.workers {
+            let mut worker = worker.lock().await;
+            if worker.child.try_wait().unwrap().is_some() {
+                worker.has_ended = true;
+                ended.push(worker.log());
+            }
+        }
+        ended
+    }
+
+    /// Ends all workers, and waits until they have.
+    pub async fn end(&self) {
+        for worker in &self.workers {
+            worker.lock().await.signal(Signal::TERM);
+        }
+        for worker in &self.workers {
+            worker.lock().await.ended().await;
+        }
+    }
+
+    /// When processes ended, and when they were frozen.
+    pub async fn records(&self) -> (Vec<(PathBuf, SystemTime)>, Vec<(PathBuf, Span)>) {
+        let (mut deaths, mut freezes) = (Vec::new(), Vec::new());
+        for worker in &self.workers {
+            let worker = worker.lock().await;
+            deaths.extend(worker.deaths.iter().cloned());
+            freezes.extend(worker.freezes.iter().cloned());
+        }
+        (deaths, freezes)
+    }
+
+    pub async fn n_starts(&self) -> usize {
+        let mut n_starts = 0;
+        for worker in &self.workers {
+            n_starts += worker.lock().await.n_starts;
+        }
+        n_starts
+    }
+
+    pub fn state_directory(&self) -> PathBuf {
+        self.home.path().join("state")
     }
 
     /// Leaves the directory there, and names it.
@@ -53,42 +161,46 @@ impl Fleet {
 }
 
 impl Worker {
-    fn start(relay: Relay, name: String, home: &Path) -> Self {
+    fn start(port: u16, name: String, home: &Path) -> Self {
         let config = format!(
-            "concurrency = 10\nqueues = [\"default\", \"low\"]\nredis.url = \"redis://127.0.0.1:{}/0\"\n\
-             redis.timeout = \"1s\"\nstate.directory = \"{}/{name}\"\nshutdown.timeout = \"1s\"\nlease.ttl = \"{LEASE_S}s\"\n\
+            "concurrency = {CONCURRENCY}\nqueues = [\"default\", \"low\"]\nredis.url = \"redis://worker:secret@127.0.0.1:{port}/0\"\n\
+             redis.timeout = \"1s\"\nstate.directory = \"{home}/state\"\nshutdown.timeout = \"1s\"\nlease.ttl = \"{LEASE_S}s\"\n\
              jobs = {{ probe = true, poll_interval = \"500ms\" }}\nsandbox.mode = \"off\"\nlog = {{ level = \"sidebake=debug\", format = \"json\" }}\n\
-             github = {{ app_id = \"1\", private_key_file = \"{}/app.pem\" }}\n\
+             github = {{ app_id = \"1\", private_key_file = \"{home}/app.pem\" }}\n\
              builders.default = {{ driver = \"docker\" }}\n",
-            relay.port,
-            home.display(),
-            home.display(),
+            home = home.display(),
         );
         std::fs::write(home.join(format!("{name}.toml")), config).unwrap();
         let child = spawn(home, &name, 0);
-        Self { relay, name, home: home.to_owned(), child, n_starts: 1, deaths: Vec::new(), freezes: Vec::new() }
+        Self {
+            name,
+            home: home.to_owned(),
+            child,
+            has_ended: false,
+            n_starts: 1,
+            deaths: Vec::new(),
+            freezes: Vec::new(),
+        }
     }
 
+    /// Of the process that runs now.
     pub fn log(&self) -> PathBuf {
         log(&self.home, &self.name, self.n_starts - 1)
     }
 
-    pub fn signal(&self, name: &str) {
-        let _ = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-    }
-
-    /// Waits for its end and starts the next one.
-    pub async fn again(&mut self) {
-        while self.child.try_wait().unwrap().is_none() {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    pub fn signal(&self, signal: Signal) {
+        // One that has ended and was waited for is sent nothing, since its id may be another's by now.
+        if !self.has_ended {
+            let _ = kill_process(Pid::from_child(&self.child), signal);
         }
-        self.deaths.push((self.log(), SystemTime::now()));
-        self.child = spawn(&self.home, &self.name, self.n_starts);
-        self.n_starts += 1;
     }
 
-    pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
+    async fn ended(&mut self) {
+        while self.child.try_wait().unwrap().is_none() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.has_ended = true;
+        self.deaths.push((self.log(), SystemTime::now()));
     }
 }
 
@@ -106,7 +218,7 @@ fn spawn(home: &Path, name: &str, n: usize) -> Child {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.signal("CONT");
+        self.signal(Signal::CONT);
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

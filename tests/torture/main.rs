@@ -1,5 +1,6 @@
-//! Torture: three workers, thousands of short jobs, and every few seconds something breaks. At the end Redis alone is asked
-//! whether each job was settled, and settled once.
+//! Torture: three workers, thousands of short jobs, and every few seconds something breaks. Some jobs take their worker down
+//! whenever they run, some texts are not jobs, some results are refused. At the end Redis alone is asked whether each job was
+//! settled, and settled once, and what is left.
 //!
 //! usage: cargo test --test torture -- [--seconds N] [--jobs N] [--faults N] [--seed N] [MODE]...
 //!
@@ -7,6 +8,9 @@
 //!       everysec  Redis is killed as well, and may forget a second: nothing may be stuck; what was lost is printed
 //!       builds    real builds, with a scripted docker-buildx: no child, directory or lock may be left
 //!       mutants   custody with one of its parts taken away, on the wire: the torture has to notice each
+//!
+//! A long run is a row of rounds of five minutes, each with a Redis and a fleet of its own, and the next seed; so an hour
+//! (`--seconds 3600 --jobs 150000 --faults 1500`) needs no more memory than one round.
 //!
 //! Prints its counts. Exit status 1 and a sentence when an assertion fails; the same seed breaks the same things at the
 //! same times, as far as the machine is as quick.
@@ -24,12 +28,20 @@
 mod afternoon;
 mod audit;
 mod builds;
+mod culprits;
 mod faults;
 mod fleet;
+mod jobs;
+mod leftovers;
+mod look;
 mod mutants;
 mod relay;
+mod runs;
+mod samples;
+mod scripts;
 mod stalls;
 mod story;
+mod strays;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -39,6 +51,11 @@ use clap::{Parser, ValueEnum};
 use audit::Ending;
 use faults::Kind;
 use story::Story;
+
+/// The longest story: what it has to remember grows with its jobs.
+const ROUND_S: u64 = 300;
+/// One culprit for so many seconds: each takes five workers down before it is poison.
+const CULPRIT_S: usize = 60;
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -88,23 +105,39 @@ fn main() -> ExitCode {
 }
 
 async fn run(mode: Mode, options: &Options) -> Vec<(String, Verdict)> {
-    let story = Story {
-        duration: Duration::from_secs(options.seconds),
-        n_jobs: options.jobs,
-        n_long: 1,
-        n_faults: options.faults,
-        seed: options.seed,
-        kinds: Kind::ALL.to_vec(),
-        fsync: "always",
-        mutant: None,
-    };
     match mode {
-        Mode::Always => vec![(format!("always, seed {}", options.seed), story.tell(Ending::verdict).await)],
-        Mode::Everysec => {
-            let verdict = Story { fsync: "everysec", ..story }.tell(Ending::verdict_when_redis_forgets).await;
-            vec![(format!("everysec, seed {}", options.seed), verdict)]
-        }
+        Mode::Always => rounds("always", Ending::verdict, options).await,
+        Mode::Everysec => rounds("everysec", Ending::verdict_when_redis_forgets, options).await,
         Mode::Builds => vec![("builds".into(), builds::run(options.seed).await)],
         Mode::Mutants => mutants::run(options.seed).await,
     }
+}
+
+/// One story after another, until the time is over or one is bad.
+async fn rounds(fsync: &'static str, judge: fn(&Ending) -> Verdict, options: &Options) -> Vec<(String, Verdict)> {
+    let n_rounds = options.seconds.div_ceil(ROUND_S).max(1);
+    let mut verdicts = Vec::new();
+    for seed in (options.seed..).take(n_rounds as usize) {
+        let seconds = options.seconds / n_rounds;
+        let story = Story {
+            duration: Duration::from_secs(seconds),
+            n_jobs: options.jobs / n_rounds as usize,
+            n_long: 1,
+            n_faults: options.faults / n_rounds as usize,
+            n_culprits: (seconds as usize / CULPRIT_S).clamp(1, 4),
+            has_strays: true,
+            seed,
+            kinds: Kind::ALL.to_vec(),
+            fsync,
+            mutant: None,
+        };
+        let told = story.tell(judge).await;
+        println!("  {}", told.counts.join("\n  "));
+        let is_bad = told.verdict.is_err();
+        verdicts.push((format!("{fsync}, seed {seed}"), told.verdict));
+        if is_bad {
+            break;
+        }
+    }
+    verdicts
 }

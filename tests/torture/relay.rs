@@ -1,16 +1,23 @@
-//! A relay between one worker and Redis that understands requests: it can lose replies, deliver late, rewrite, and count.
+//! A relay between one worker and Redis that understands requests: it can lose replies, deliver late, hold, and rewrite.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::fleet::Span;
+use crate::scripts::Scripts;
+
 /// Changes a request, one text an argument. `is_custody`: on the connection that takes turns.
 pub type Rewrite = Arc<dyn Fn(&mut Vec<Vec<u8>>, bool) + Send + Sync>;
+
+/// Between two requests that are delivered late, and until the end of what cut the worker off.
+const APART: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
@@ -25,6 +32,26 @@ enum Trouble {
     },
 }
 
+/// One renewal and the turn after it are held, their connections cut, and both are sent again. When the turn is answered,
+/// the worker is cut off for longer than its lease lasts. Then both arrive, before anything newer of the worker.
+enum Hold {
+    Off,
+    /// The next renewal is held, and the worker will be cut off for so long.
+    Renewal(Duration),
+    /// The next turn is held.
+    Turn(Duration, Held),
+    /// The turn is sent again and answered.
+    Answer(Duration, Held, Held),
+    /// Nothing passes.
+    Cut,
+}
+
+/// A request with its way to Redis.
+struct Held {
+    bytes: Vec<u8>,
+    to: OwnedWriteHalf,
+}
+
 #[derive(Clone)]
 pub struct Relay {
     pub port: u16,
@@ -33,26 +60,36 @@ pub struct Relay {
 
 struct Shared {
     redis: SocketAddr,
+    scripts: Scripts,
     trouble: Mutex<Trouble>,
+    hold: Mutex<Hold>,
+    /// When the worker was cut off.
+    cuts: Mutex<Vec<Span>>,
     rewrite: Option<Rewrite>,
 }
 
+/// What becomes of a request.
+enum Fate {
+    Passes,
+    /// Its connection is cut.
+    Lost,
+    Late(Duration),
+    Held,
+    /// It passes, and its reply ends what [`Hold::Answer`] waits for.
+    Awaited,
+}
+
 impl Relay {
-    pub async fn to(redis_port: u16, rewrite: Option<Rewrite>) -> Self {
+    pub async fn to(redis_port: u16, scripts: Scripts, rewrite: Option<Rewrite>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let redis = SocketAddr::from(([127, 0, 0, 1], redis_port));
-        let shared = Arc::new(Shared { redis, trouble: Mutex::new(Trouble::None), rewrite });
+        let (trouble, hold, cuts) = (Mutex::new(Trouble::None), Mutex::new(Hold::Off), Mutex::default());
+        let shared = Arc::new(Shared { redis, scripts, trouble, hold, cuts, rewrite });
         let relay = Self { port, shared: Arc::clone(&shared) };
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let shared = Arc::clone(&shared);
-                tokio::spawn(async move {
-                    client.set_nodelay(true).unwrap();
-                    let Ok(server) = TcpStream::connect(shared.redis).await else { return };
-                    server.set_nodelay(true).unwrap();
-                    relay_one(shared, client, server).await;
-                });
+                tokio::spawn(relay_one(Arc::clone(&shared), client));
             }
         });
         relay
@@ -68,6 +105,39 @@ impl Relay {
         self.set(Trouble::DeliverLate { after });
     }
 
+    /// Holds a renewal and a turn, and cuts the worker off for so long. One at a time.
+    pub fn hold(&self, cut: Duration) {
+        let mut hold = self.shared.hold.lock().unwrap();
+        if matches!(*hold, Hold::Off) {
+            *hold = Hold::Renewal(cut);
+        }
+    }
+
+    /// Waits until nothing is held any more. What has not begun does not begin.
+    pub async fn is_whole(&self) {
+        self.set(Trouble::None);
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_secs(20) {
+            let is_off = {
+                let mut hold = self.shared.hold.lock().unwrap();
+                if matches!(*hold, Hold::Renewal(_)) {
+                    *hold = Hold::Off;
+                }
+                matches!(*hold, Hold::Off)
+            };
+            if is_off {
+                return;
+            }
+            tokio::time::sleep(APART).await;
+        }
+        *self.shared.hold.lock().unwrap() = Hold::Off;
+    }
+
+    /// When the worker was cut off.
+    pub fn cuts(&self) -> Vec<Span> {
+        self.shared.cuts.lock().unwrap().clone()
+    }
+
     fn set(&self, trouble: Trouble) {
         *self.shared.trouble.lock().unwrap() = trouble;
     }
@@ -75,6 +145,9 @@ impl Relay {
 
 impl Shared {
     fn loses_replies(&self) -> bool {
+        if matches!(*self.hold.lock().unwrap(), Hold::Cut) {
+            return true;
+        }
         let mut trouble = self.trouble.lock().unwrap();
         match *trouble {
             Trouble::LoseReplies { until } if Instant::now() < until => true,
@@ -86,67 +159,124 @@ impl Shared {
         }
     }
 
-    /// How late a request is to be delivered; once.
-    fn delay(&self, request: &[Vec<u8>]) -> Option<Duration> {
+    fn fate(&self, request: &[Vec<u8>]) -> Fate {
+        match &*self.hold.lock().unwrap() {
+            Hold::Cut => return Fate::Lost,
+            Hold::Renewal(_) if self.scripts.is_renewal(request) => return Fate::Held,
+            Hold::Turn(..) if self.scripts.is_turn(request) => return Fate::Held,
+            Hold::Answer(..) if self.scripts.is_turn(request) => return Fate::Awaited,
+            _ => {}
+        }
         let mut trouble = self.trouble.lock().unwrap();
         match *trouble {
             Trouble::DeliverLate { after } if is_command(request, b"EVALSHA") => {
                 *trouble = Trouble::None;
-                Some(after)
+                Fate::Late(after)
             }
-            _ => None,
+            _ => Fate::Passes,
         }
+    }
+
+    fn keep(&self, held: Held) {
+        let mut hold = self.hold.lock().unwrap();
+        *hold = match std::mem::replace(&mut *hold, Hold::Off) {
+            Hold::Renewal(cut) => Hold::Turn(cut, held),
+            Hold::Turn(cut, renewal) => Hold::Answer(cut, renewal, held),
+            other => other,
+        };
+    }
+
+    /// The turn was answered: cuts the worker off, and lets go of what was held at the end.
+    fn cut_off(self: &Arc<Self>) {
+        let mut hold = self.hold.lock().unwrap();
+        let (cut, renewal, turn) = match std::mem::replace(&mut *hold, Hold::Cut) {
+            Hold::Answer(cut, renewal, turn) => (cut, renewal, turn),
+            other => {
+                *hold = other;
+                return;
+            }
+        };
+        drop(hold);
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            let since = SystemTime::now();
+            tokio::time::sleep(cut).await;
+            renewal.deliver().await;
+            turn.deliver().await;
+            shared.cuts.lock().unwrap().push((since, SystemTime::now()));
+            *shared.hold.lock().unwrap() = Hold::Off;
+        });
     }
 }
 
-async fn relay_one(shared: Arc<Shared>, client: TcpStream, server: TcpStream) {
-    let (from_client, mut to_client) = client.into_split();
+impl Held {
+    async fn deliver(mut self) {
+        let _ = self.to.write_all(&self.bytes).await;
+        // Redis reads it before it sees the end.
+        tokio::time::sleep(APART).await;
+    }
+}
+
+async fn relay_one(shared: Arc<Shared>, client: TcpStream) {
+    client.set_nodelay(true).unwrap();
+    let Ok(server) = TcpStream::connect(shared.redis).await else { return };
+    server.set_nodelay(true).unwrap();
+    let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let is_awaited = AtomicBool::new(false);
+    // The client is cut off by the drop of its halves; what it sent last goes on without it.
     tokio::select! {
-        late = requests(&shared, from_client, to_server) => {
-            // The client is cut off by the drop of its halves; what it sent last goes on without it.
-            let Some((after, bytes, mut to_server)) = late else { return };
-            drop(to_client);
-            tokio::time::sleep(after).await;
-            let _ = to_server.write_all(&bytes).await;
-            // Redis reads it before it sees the end.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        () = replies(&shared, from_server, &mut to_client) => {}
+        () = requests(&shared, from_client, to_server, &is_awaited) => {}
+        () = replies(&shared, from_server, to_client, &is_awaited) => {}
     }
 }
 
-/// Passes requests on, one at a time. Returns one that is to be delivered late, with the way to Redis.
-async fn requests(
-    shared: &Shared,
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-) -> Option<(Duration, Vec<u8>, OwnedWriteHalf)> {
+/// Passes requests on, one at a time, until one is not to arrive now.
+async fn requests(shared: &Shared, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_awaited: &AtomicBool) {
     let (mut reader, mut is_custody) = (Requests::default(), false);
     let mut chunk = vec![0; 64 << 10];
     loop {
-        let n = from.read(&mut chunk).await.ok().filter(|n| *n > 0)?;
+        let n = from.read(&mut chunk).await.unwrap_or(0);
+        if n == 0 {
+            return;
+        }
         reader.bytes.extend(&chunk[..n]);
         while let Some(mut request) = reader.next() {
             is_custody |= is_command(&request, b"CLIENT") && is_word(&request, 1, b"TRACKING");
+            let fate = shared.fate(&request);
             if let Some(rewrite) = &shared.rewrite {
                 rewrite(&mut request, is_custody);
             }
             let bytes = encode(&request);
-            if let Some(after) = shared.delay(&request) {
-                return Some((after, bytes, to));
+            match fate {
+                Fate::Passes => {}
+                Fate::Awaited => is_awaited.store(true, Ordering::Relaxed),
+                Fate::Lost => return,
+                Fate::Held => return shared.keep(Held { bytes, to }),
+                Fate::Late(after) => {
+                    tokio::spawn(async move {
+                        tokio::time::sleep(after).await;
+                        Held { bytes, to }.deliver().await;
+                    });
+                    return;
+                }
             }
-            to.write_all(&bytes).await.ok()?;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
         }
     }
 }
 
-async fn replies(shared: &Shared, mut from: OwnedReadHalf, to: &mut OwnedWriteHalf) {
+async fn replies(shared: &Arc<Shared>, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_awaited: &AtomicBool) {
     let mut chunk = vec![0; 64 << 10];
     loop {
         let n = from.read(&mut chunk).await.unwrap_or(0);
         if n == 0 || shared.loses_replies() || to.write_all(&chunk[..n]).await.is_err() {
             return;
+        }
+        if is_awaited.swap(false, Ordering::Relaxed) {
+            shared.cut_off();
         }
     }
 }

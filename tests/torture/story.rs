@@ -1,24 +1,33 @@
 //! One run: jobs come, things break, everything is mended, and the queues run dry.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use redis::Script;
-use serde_json::{Value, json};
+use redis::aio::MultiplexedConnection;
 use world::Redis;
 
 use crate::Verdict;
 use crate::audit::Ending;
+use crate::culprits;
 use crate::faults::{self, Counts, Kind};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, USER};
+use crate::jobs::{Deed, Plan, REFUSED};
+use crate::look;
 use crate::mutants::Without;
+use crate::relay::Relay;
+use crate::samples::Samples;
+use crate::scripts::Scripts;
 use crate::stalls::Stalls;
 
 /// When nothing breaks any more and no job ends for this long, what is left is stuck. The longest wait there may be is that for
 /// a second retry.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The same for a mutant, which is expected to get stuck.
+const PATIENCE_WITH_MUTANT: Duration = Duration::from_secs(25);
+
+const N_WORKERS: usize = 3;
 
 pub struct Story {
     /// How long jobs come and things break.
@@ -27,6 +36,10 @@ pub struct Story {
     /// How many of a hundred jobs outlive every fault.
     pub n_long: u32,
     pub n_faults: usize,
+    /// Jobs that take their worker down whenever they run.
+    pub n_culprits: usize,
+    /// Whether there are texts that are not jobs, and results that are refused for a while.
+    pub has_strays: bool,
     pub seed: u64,
     pub kinds: Vec<Kind>,
     /// `appendfsync`.
@@ -34,68 +47,56 @@ pub struct Story {
     pub mutant: Option<Without>,
 }
 
+/// The judgment about a run, and its counts.
+pub struct Told {
+    pub verdict: Verdict,
+    pub counts: Vec<String>,
+}
+
 impl Story {
-    /// The judgement about one run; when it is bad and custody was whole, the logs are kept.
-    pub async fn tell(&self, judge: fn(&Ending) -> Verdict) -> Verdict {
-        let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", self.fsync]);
+    /// Runs it to its end; when it is bad and custody was whole, the logs are kept.
+    pub async fn tell(&self, judge: fn(&Ending) -> Verdict) -> Told {
+        let mut arguments = vec!["--appendonly", "yes", "--appendfsync", self.fsync, "--user"];
+        arguments.extend(USER);
+        let redis = Redis::start_with(&arguments);
+        let mut fleet = self.fleet(&redis).await;
+        let (plan, samples, started) = (Plan::of(self), Samples::default(), Instant::now());
+        let stalls = Stalls::watch();
+        let work = async {
+            let ((), counts) =
+                tokio::join!(push_all(self.duration, &plan, &redis), self.break_all(&plan, &redis, &fleet));
+            (counts, self.run_dry(&fleet, &redis).await)
+        };
+        let (counts, stuck) = tokio::select! {
+            done = work => done,
+            () = culprits::kill(&plan.culprits, self.seed, &fleet, &redis) => unreachable!("it goes on"),
+            () = samples.take(&fleet, &redis) => unreachable!("it goes on"),
+        };
+        stalls.end().into_iter().for_each(|(since, until)| fleet.was_out(since, until));
+        let ending = Ending::read(&redis, &fleet, plan, stuck, &samples).await;
+        let verdict = judge(&ending);
+        let mut counts = ending.counts(&counts, started.elapsed());
+        if verdict.is_err() && self.mutant.is_none() {
+            counts.push(format!("the logs stay in {}", fleet.keep_logs().display()));
+        }
+        Told { verdict, counts }
+    }
+
+    async fn fleet(&self, redis: &Redis) -> Fleet {
+        let scripts = Scripts::load(redis).await;
         let rewrite = match self.mutant {
-            Some(mutant) => Some(mutant.rewrite(&redis).await),
+            Some(mutant) => Some(mutant.rewrite(redis).await),
             None => None,
         };
-        let mut fleet = Fleet::start(3, redis.port(), rewrite.as_ref()).await;
-        let started = Instant::now();
-        let stalls = Stalls::watch();
-        let (jids, counts) = tokio::join!(self.push_all(&redis), self.break_all(&redis, &mut fleet));
-        let mut stuck = self.run_dry(&redis).await;
-        fleet.outages.extend(stalls.end());
-        let mut dead = Vec::new();
-        for worker in &mut fleet.workers {
-            if !worker.is_running() {
-                dead.push(worker.log().display().to_string());
-            }
+        let mut relays = Vec::new();
+        for _ in 0..N_WORKERS {
+            relays.push(Relay::to(redis.port(), scripts.clone(), rewrite.clone()).await);
         }
-        stuck.extend(dead.into_iter().map(|log| format!("a worker has ended by itself: {log}")));
-        let verdict = judge(&Ending::read(&redis, &fleet, jids, counts, stuck, started.elapsed()).await);
-        if verdict.is_err() && self.mutant.is_none() {
-            println!("  the logs stay in {}", fleet.keep_logs().display());
-        }
-        verdict
+        Fleet::start(relays)
     }
 
-    /// Pushes each job once, however often that has to be tried; the jids.
-    async fn push_all(&self, redis: &Redis) -> BTreeSet<String> {
-        let mut random = StdRng::seed_from_u64(self.seed);
-        // What was pushed is on record in the same step, so that it can be tried again.
-        let push = Script::new(
-            "if redis.call('SADD', KEYS[1], ARGV[1]) == 1 then redis.call('LPUSH', KEYS[2], ARGV[2]) end return 1",
-        );
-        let mut interval = tokio::time::interval(self.duration.div_f64(self.n_jobs as f64));
-        let mut jids = BTreeSet::new();
-        for n in 0..self.n_jobs {
-            interval.tick().await;
-            let jid = format!("{:08x}{n:016x}", self.seed);
-            let queue = if random.random_bool(0.2) { "low" } else { "default" };
-            let text = job(&mut random, &jid, queue, self.n_long).to_string();
-            loop {
-                let client = redis::Client::open(redis.url()).unwrap();
-                let pushed = async {
-                    let mut connection = client.get_multiplexed_async_connection().await?;
-                    let mut push = push.key("torture:pushed");
-                    push.key(format!("queue:{queue}")).arg(&jid).arg(&text);
-                    push.invoke_async::<i64>(&mut connection).await
-                };
-                match tokio::time::timeout(Duration::from_secs(2), pushed).await {
-                    Ok(Ok(_)) => break,
-                    _ => tokio::time::sleep(Duration::from_millis(100)).await,
-                }
-            }
-            jids.insert(jid);
-        }
-        jids
-    }
-
-    /// Breaks one thing after another, at times that the seed gives.
-    async fn break_all(&self, redis: &Redis, fleet: &mut Fleet) -> Counts {
+    /// Breaks one thing after another, at times that the seed gives; at the end everything is whole.
+    async fn break_all(&self, plan: &Plan, redis: &Redis, fleet: &Fleet) -> Counts {
         let mut random = StdRng::seed_from_u64(self.seed ^ 0xfa);
         let started = Instant::now();
         let mut at: Vec<f64> = (0..self.n_faults).map(|_| random.random_range(0.02..1.0)).collect();
@@ -105,55 +106,112 @@ impl Story {
             let due = self.duration.mul_f64(fraction);
             tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
             let kind = self.kinds[random.random_range(0..self.kinds.len())];
-            faults::one(kind, &mut random, fleet, redis).await;
+            faults::one(kind, &mut random, plan, fleet, redis).await;
             *counts.entry(kind).or_default() += 1;
+        }
+        for relay in &fleet.relays {
+            relay.is_whole().await;
         }
         counts
     }
 
-    /// Waits until nothing is queued, due or in flight; what is left when no more jobs end.
-    async fn run_dry(&self, redis: &Redis) -> Vec<String> {
-        let mut n_processed = None;
-        let mut since = Instant::now();
+    /// Waits until nothing is queued, due or in flight, and every dead worker is forgotten; what is left when nothing ends any more.
+    async fn run_dry(&self, fleet: &Fleet, redis: &Redis) -> Vec<String> {
+        let patience = if self.mutant.is_none() { PATIENCE } else { PATIENCE_WITH_MUTANT };
+        let (mut last, mut since) = (None, Instant::now());
         loop {
-            let mut left = Vec::new();
-            for queue in ["default", "low"] {
-                left.extend(redis.queue(queue).await.into_iter().map(|job| format!("queue:{queue} {job}")));
+            let n_left = n_entries(redis, &["queue:default", "queue:low", "retry"], "sidebake:inflight:*").await;
+            if n_left == 0 {
+                break;
             }
-            left.extend(redis.sorted_set("retry").await.into_iter().map(|(job, at)| format!("retry at {at} {job}")));
-            for key in redis.keys("sidebake:inflight:*").await {
-                let lease = key.replace(":inflight:", ":lease:");
-                let turn = redis.get(&lease).await;
-                let entries = redis.hgetall(&key).await;
-                left.extend(entries.iter().map(|(token, job)| format!("{key} (lease {turn:?}) {token} {job}")));
+            let n_ended = (redis.get("stat:processed").await, n_entries(redis, &["dead"], "").await);
+            if last.as_ref() != Some(&n_ended) {
+                (last, since) = (Some(n_ended), Instant::now());
             }
-            let now_processed = redis.get("stat:processed").await;
-            if now_processed != n_processed {
-                (n_processed, since) = (now_processed, Instant::now());
-            }
-            if left.is_empty() || since.elapsed() > PATIENCE {
-                return left;
+            if since.elapsed() > patience {
+                return left(redis).await;
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let dry = Instant::now();
+        while redis.smembers("sidebake:owners").await.len() != fleet.n_workers() {
+            if dry.elapsed() > Duration::from_secs(20) {
+                return vec![format!("owners {:?}", redis.smembers("sidebake:owners").await)];
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Vec::new()
+    }
+}
+
+/// Does everything that is planned, each deed once, however often that has to be tried.
+async fn push_all(duration: Duration, plan: &Plan, redis: &Redis) {
+    let (started, mut connection) = (Instant::now(), None);
+    for (at, deed) in &plan.deeds {
+        let due = duration.mul_f64(*at);
+        tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
+        loop {
+            if connection.is_none() {
+                let client = redis::Client::open(redis.url()).unwrap();
+                connection = client.get_multiplexed_async_connection().await.ok();
+            }
+            if let Some(connection) = &mut connection
+                && let Ok(Ok(())) = tokio::time::timeout(Duration::from_secs(2), act(deed, connection)).await
+            {
+                break;
+            }
+            connection = None;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 }
 
-/// Most are short, some outlive every fault; most succeed, some are the customer's mistake, a few die.
-fn job(random: &mut StdRng, jid: &str, queue: &str, n_long: u32) -> Value {
-    let sleep_s: f64 = match random.random_range(0..100_u32) {
-        n if n < n_long => random.random_range(8.0..14.0),
-        n if n < n_long + 9 => random.random_range(0.5..2.0),
-        _ => random.random_range(0.0..0.2),
-    };
-    let (outcome, retry) = match random.random_range(0..100) {
-        0..3 => ("infrastructure", json!(0)),
-        3..10 => ("user", json!(true)),
-        _ => ("succeed", json!(true)),
-    };
-    json!({
-        "class": "Sidebake::Probe", "queue": queue, "jid": jid, "retry": retry, "created_at": 1.0, "enqueued_at": 1.0,
-        "args": [{"outcome": outcome, "sleep_s": sleep_s, "message": "as asked",
-            "callback": {"class": "Done", "queue": "callbacks", "on": ["finished", "retrying"]}}],
-    })
+async fn act(deed: &Deed, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
+    // What was pushed is on record in the same step, so that it can be tried again.
+    const PUSH: &str =
+        "if redis.call('SADD', KEYS[1], ARGV[1]) == 1 then redis.call('LPUSH', KEYS[2], ARGV[2]) end return 1";
+    const ACCEPT: &str = "if redis.call('TYPE', KEYS[1]).ok == 'string' then redis.call('DEL', KEYS[1]) end return 1";
+    let refused = format!("queue:{REFUSED}");
+    match deed {
+        Deed::Push { queue, id, text } => {
+            let (script, list) = (Script::new(PUSH), format!("queue:{queue}"));
+            script.key("torture:pushed").key(list).arg(id).arg(text).invoke_async(connection).await
+        }
+        Deed::Refuse => redis::cmd("SET").arg(refused).arg("not a list").exec_async(connection).await,
+        Deed::Accept => Script::new(ACCEPT).key(refused).invoke_async(connection).await,
+    }
+}
+
+/// How many entries these lists and sets have, and the hashes of a pattern.
+async fn n_entries(redis: &Redis, keys: &[&str], pattern: &str) -> usize {
+    const COUNT: &str = "local n = 0
+        for _, key in ipairs(KEYS) do
+            local kind = redis.call('TYPE', key).ok
+            n = n + (kind == 'list' and redis.call('LLEN', key) or kind == 'zset' and redis.call('ZCARD', key) or 0)
+        end
+        for _, key in ipairs(redis.call('KEYS', ARGV[1])) do n = n + redis.call('HLEN', key) end
+        return n";
+    let script = Script::new(COUNT);
+    script.key(keys).arg(pattern).invoke_async(&mut redis.connection().await).await.unwrap()
+}
+
+/// What is where nothing should be, each by its beginning.
+async fn left(redis: &Redis) -> Vec<String> {
+    let mut left = Vec::new();
+    for queue in ["default", "low"] {
+        left.extend(redis.queue(queue).await.into_iter().map(|job| format!("queue:{queue} {job}")));
+    }
+    let retry: Vec<Vec<u8>> =
+        look::ask(redis, redis::cmd("ZRANGE").arg(&["retry", "0", "-1"])).await.unwrap_or_default();
+    left.extend(retry.iter().map(|job| format!("retry {}", String::from_utf8_lossy(job))));
+    for key in redis.keys("sidebake:inflight:*").await {
+        let lease = redis.get(&key.replace(":inflight:", ":lease:")).await;
+        let entries: Vec<(Vec<u8>, Vec<u8>)> =
+            look::ask(redis, redis::cmd("HGETALL").arg(&key)).await.unwrap_or_default();
+        for (token, job) in entries {
+            let [token, job] = [&token, &job].map(|text| String::from_utf8_lossy(text));
+            left.push(format!("{key} (lease {lease:?}) {token} {job}"));
+        }
+    }
+    left.into_iter().map(|what| what.chars().take(300).collect()).collect()
 }

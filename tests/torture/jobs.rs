@@ -1,0 +1,129 @@
+//! What is pushed, and when: healthy jobs, jobs that take their worker down, jobs whose result is refused, and strays.
+
+use std::collections::BTreeSet;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::{Value, json};
+
+use crate::story::Story;
+use crate::strays::{self, Stray};
+
+/// Where callbacks go.
+pub const CALLBACKS: &str = "callbacks";
+/// A queue for callbacks that is not a list at first, so that results which need it are refused.
+pub const REFUSED: &str = "refused";
+
+/// Jobs whose result is refused for a while.
+const N_REFUSED: usize = 2;
+/// When they are pushed, and when their queue becomes a list, as parts of the whole time.
+const REFUSED_FROM: f64 = 0.02;
+const REFUSED_UNTIL: f64 = 0.6;
+/// Until when culprits come.
+const CULPRITS_UNTIL: f64 = 0.4;
+
+/// One thing to do to Redis.
+pub enum Deed {
+    Push {
+        queue: &'static str,
+        id: String,
+        text: Vec<u8>,
+    },
+    /// The queue [`REFUSED`] is not a list from here on.
+    Refuse,
+    /// Now it is.
+    Accept,
+}
+
+/// Everything that happens to the queues from outside.
+pub struct Plan {
+    /// The earliest first, by the part of the whole time that has passed.
+    pub deeds: Vec<(f64, Deed)>,
+    /// jids of those that have to be finished.
+    pub healthy: BTreeSet<String>,
+    /// jids of those that take their worker down whenever they run.
+    pub culprits: BTreeSet<String>,
+    /// jids of those whose result is refused for a while; they are healthy.
+    pub refused: BTreeSet<String>,
+    pub strays: Vec<Stray>,
+}
+
+impl Plan {
+    pub fn of(story: &Story) -> Self {
+        let mut random = StdRng::seed_from_u64(story.seed);
+        let mut plan = Self {
+            deeds: Vec::new(),
+            healthy: BTreeSet::new(),
+            culprits: BTreeSet::new(),
+            refused: BTreeSet::new(),
+            strays: Vec::new(),
+        };
+        for n in 0..story.n_jobs {
+            let jid = format!("{:08x}{n:016x}", story.seed);
+            let queue = if random.random_bool(0.2) { "low" } else { "default" };
+            let text = healthy(&mut random, &jid, queue, story.n_long);
+            plan.push(n as f64 / story.n_jobs as f64, queue, jid.clone(), text);
+            plan.healthy.insert(jid);
+        }
+        for n in 0..story.n_culprits {
+            let jid = format!("{:08x}c{n:015x}", story.seed);
+            let at = CULPRITS_UNTIL * n as f64 / story.n_culprits as f64;
+            // Longer than any run.
+            plan.push(at, "default", jid.clone(), job(&jid, "default", "succeed", 3600.0, json!(true), CALLBACKS));
+            plan.culprits.insert(jid);
+        }
+        if story.has_strays {
+            plan.refuse(story);
+            plan.stray(&mut random);
+        }
+        plan.deeds.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        plan
+    }
+
+    fn push(&mut self, at: f64, queue: &'static str, id: String, job: Value) {
+        self.deeds.push((at, Deed::Push { queue, id, text: job.to_string().into_bytes() }));
+    }
+
+    fn refuse(&mut self, story: &Story) {
+        for n in 0..N_REFUSED {
+            let jid = format!("{:08x}b{n:015x}", story.seed);
+            self.push(REFUSED_FROM, "default", jid.clone(), job(&jid, "default", "succeed", 0.0, json!(true), REFUSED));
+            self.healthy.insert(jid.clone());
+            self.refused.insert(jid);
+        }
+        self.deeds.push((0.0, Deed::Refuse));
+        self.deeds.push((REFUSED_UNTIL, Deed::Accept));
+    }
+
+    fn stray(&mut self, random: &mut StdRng) {
+        self.strays = strays::all(random);
+        for (n, stray) in self.strays.iter().enumerate() {
+            let queue = if random.random_bool(0.2) { "low" } else { "default" };
+            let at = random.random_range(0.0..1.0);
+            self.deeds.push((at, Deed::Push { queue, id: format!("stray {n}"), text: stray.text.clone() }));
+        }
+    }
+}
+
+/// Most are short, some outlive every fault; most succeed, some are the customer's mistake, a few die.
+fn healthy(random: &mut StdRng, jid: &str, queue: &str, n_long: u32) -> Value {
+    let sleep_s: f64 = match random.random_range(0..100_u32) {
+        n if n < n_long => random.random_range(8.0..14.0),
+        n if n < n_long + 9 => random.random_range(0.5..2.0),
+        _ => random.random_range(0.0..0.2),
+    };
+    let (outcome, retry) = match random.random_range(0..100) {
+        0..3 => ("infrastructure", json!(0)),
+        3..10 => ("user", json!(true)),
+        _ => ("succeed", json!(true)),
+    };
+    job(jid, queue, outcome, sleep_s, retry, CALLBACKS)
+}
+
+fn job(jid: &str, queue: &str, outcome: &str, sleep_s: f64, retry: Value, callbacks: &str) -> Value {
+    json!({
+        "class": "Sidebake::Probe", "queue": queue, "jid": jid, "retry": retry, "created_at": 1.0, "enqueued_at": 1.0,
+        "args": [{"outcome": outcome, "sleep_s": sleep_s, "message": "as asked",
+            "callback": {"class": "Done", "queue": callbacks, "on": ["finished", "retrying"]}}],
+    })
+}

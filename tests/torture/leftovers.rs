@@ -1,0 +1,82 @@
+//! What a story leaves behind, in Redis and on the disk, when all of its workers have ended.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use world::Redis;
+
+use crate::fleet::{CONCURRENCY, Fleet};
+use crate::jobs::Plan;
+use crate::look;
+use crate::samples::Samples;
+use crate::strays::Dead;
+
+/// Keys that one worker's connection may track: its queues, its own keys, those that all workers have.
+const TRACKED_BY_WORKER: u64 = 20;
+
+/// Everything that should not be there, in sentences.
+pub async fn find(redis: &Redis, fleet: &Fleet, samples: &Samples) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for key in redis.keys("it-*").await {
+        wrong.push(format!("{key} is left of a job that has ended"));
+    }
+    for key in redis.keys("sidebake:*").await {
+        wrong.extend(growth(redis, fleet, &key).await);
+    }
+    let n_tracked = fleet.n_starts().await as u64 * TRACKED_BY_WORKER;
+    if samples.n_tracked_keys() > n_tracked {
+        wrong.push(format!("tracking_total_keys was {}, more than {n_tracked}", samples.n_tracked_keys()));
+    }
+    let run = fleet.state_directory().join("run");
+    for entry in std::fs::read_dir(run).into_iter().flatten().flatten() {
+        wrong.push(format!("{} is left in the state directory", entry.path().display()));
+    }
+    wrong
+}
+
+/// What is wrong with a key of ours: only what ends by itself may stay, and counts of what has crashed or was stopped.
+async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
+    let n_jobs = |n_times: usize| n_times * CONCURRENCY;
+    let most = match key {
+        "sidebake:recoveries" => {
+            n_jobs(fleet.n_crashes.load(Ordering::Relaxed) + fleet.n_stops.load(Ordering::Relaxed))
+        }
+        "sidebake:interruptions" => n_jobs(fleet.n_stops.load(Ordering::Relaxed)),
+        _ if ends_soon(redis, key).await => return None,
+        _ => return Some(format!("{key} is left")),
+    };
+    let n: usize = look::ask(redis, redis::cmd("HLEN").arg(key)).await.unwrap_or(0);
+    (n > most).then(|| format!("{key} has {n} fields, more than {most}"))
+}
+
+/// Whether a key is a string that Redis removes within a minute.
+async fn ends_soon(redis: &Redis, key: &str) -> bool {
+    let kind: String = look::ask(redis, redis::cmd("TYPE").arg(key)).await.unwrap_or_default();
+    let ttl_s: i64 = look::ask(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1);
+    // It may have gone meanwhile.
+    kind == "none" || kind == "string" && (-2..=60).contains(&ttl_s) && ttl_s != -1
+}
+
+/// What is wrong with the entries of the dead set.
+pub fn of_dead(dead: &[Dead], plan: &Plan) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut lacking: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for entry in dead {
+        if let Some(lack) = entry.lacks() {
+            lacking.entry(lack).or_default().push(entry.shown());
+        }
+    }
+    for (lack, entries) in lacking {
+        wrong.push(format!("{} entries of the dead set have no {lack}, such as {:?}", entries.len(), entries[0]));
+    }
+    for stray in &plan.strays {
+        let found: Vec<&Dead> = dead.iter().filter(|dead| stray.is_in(dead)).collect();
+        match &found[..] {
+            [] => wrong.push(format!("a stray was lost: {}", stray.what)),
+            [dead] if stray.is_whole_in(dead) => {}
+            [dead] => wrong.push(format!("a stray is not whole: {}: {:?}", stray.what, dead.shown())),
+            _ => wrong.push(format!("a stray is {} times in the dead set: {}", found.len(), stray.what)),
+        }
+    }
+    wrong
+}

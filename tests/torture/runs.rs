@@ -1,0 +1,121 @@
+//! What the logs say: of jobs that ran twice at a time, and of tokens that were used twice.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use crate::fleet::{Fleet, Span};
+
+/// A worker that can know that it has lost its jobs must have killed them this soon.
+pub const KILLED_WITHIN: Duration = Duration::from_secs(2);
+
+/// One run of one job, by a log.
+struct Run {
+    log: PathBuf,
+    /// Of its entry in flight: a worker that has lost a job may take it up again before it knows.
+    token: String,
+    begun: SystemTime,
+    ended: Option<SystemTime>,
+}
+
+/// A job that ran twice at a time.
+pub struct Overlap {
+    pub jid: String,
+    /// From the moment that the first one could know, to its end.
+    pub loser_lived_on: Duration,
+}
+
+/// What the logs say.
+pub struct Runs {
+    pub n: usize,
+    pub overlaps: Vec<Overlap>,
+    /// Tokens under which a worker had two jobs, one after the other, with the jid of the second.
+    pub used_twice: Vec<String>,
+}
+
+impl Runs {
+    pub async fn read(fleet: &Fleet) -> Self {
+        let (deaths, freezes) = fleet.records().await;
+        let runs = runs(fleet, &deaths.into_iter().collect());
+        Self {
+            n: runs.values().map(Vec::len).sum(),
+            overlaps: overlaps(&runs, &freezes, &fleet.outages()),
+            used_twice: used_twice(&runs),
+        }
+    }
+}
+
+fn used_twice(runs: &BTreeMap<String, Vec<Run>>) -> Vec<String> {
+    let (mut jids, mut found) = (HashMap::new(), Vec::new());
+    for (jid, run) in runs.iter().flat_map(|(jid, of_job)| of_job.iter().map(move |run| (jid, run))) {
+        if jids.insert((&run.log, &run.token), jid).is_some_and(|other| other != jid) {
+            found.push(format!("{} {jid}", run.token));
+        }
+    }
+    found
+}
+
+fn overlaps(runs: &BTreeMap<String, Vec<Run>>, freezes: &[(PathBuf, Span)], outages: &[Span]) -> Vec<Overlap> {
+    let mut found = Vec::new();
+    for (jid, of_job) in runs {
+        for pair in of_job.windows(2) {
+            let ended = pair[0].ended.unwrap_or_else(SystemTime::now);
+            if ended > pair[1].begun {
+                let could_know = could_know(&pair[0], &pair[1], ended, freezes, outages);
+                let loser_lived_on = ended.duration_since(could_know).unwrap_or_default();
+                found.push(Overlap { jid: jid.clone(), loser_lived_on });
+            }
+        }
+    }
+    found
+}
+
+/// It can only know when it runs, and when there is something to know.
+fn could_know(
+    loser: &Run,
+    winner: &Run,
+    ended: SystemTime,
+    freezes: &[(PathBuf, Span)],
+    outages: &[Span],
+) -> SystemTime {
+    let of_loser = freezes.iter().filter(|(log, _)| *log == loser.log).map(|(_, span)| span);
+    let awake = of_loser.filter(|(since, until)| *since < ended && *until > loser.begun).map(|(_, until)| *until).max();
+    let mut could_know = awake.unwrap_or(winner.begun).max(winner.begun);
+    for (since, until) in outages {
+        if *since < could_know + KILLED_WITHIN && *until > could_know {
+            could_know = *until;
+        }
+    }
+    could_know
+}
+
+/// Every run of every job, in the order of their beginnings.
+fn runs(fleet: &Fleet, deaths: &BTreeMap<PathBuf, SystemTime>) -> BTreeMap<String, Vec<Run>> {
+    let mut runs: BTreeMap<String, Vec<Run>> = BTreeMap::new();
+    for log in fleet.logs() {
+        let content = std::fs::read_to_string(&log).unwrap();
+        for entry in content.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+            let field = |name: &str| entry["fields"][name].as_str().unwrap_or_default();
+            let Some(at) = entry["timestamp"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok()) else {
+                continue;
+            };
+            if field("jid").is_empty() || !field("message").starts_with("job ") {
+                continue;
+            }
+            let at = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(at.as_microsecond()).unwrap());
+            let (of_job, token) = (runs.entry(field("jid").to_owned()).or_default(), field("token"));
+            if field("message") == "job begins" {
+                of_job.push(Run { log: log.clone(), token: token.to_owned(), begun: at, ended: None });
+            } else if let Some(run) = of_job.iter_mut().find(|run| run.log == log && run.token == token) {
+                run.ended = Some(at);
+            }
+        }
+    }
+    for run in runs.values_mut().flatten() {
+        run.ended = run.ended.or(deaths.get(&run.log).copied());
+    }
+    runs.values_mut().for_each(|of_job| of_job.sort_by_key(|run| run.begun));
+    runs
+}

@@ -1,0 +1,35 @@
+//! The product's scripts as they are on the wire: by their digests.
+
+use world::Redis;
+
+use crate::relay::is_command;
+
+pub const TURN: &str = include_str!("../../src/sidekiq/turn.lua");
+pub const RENEW: &str = include_str!("../../src/sidekiq/renew.lua");
+
+/// Digests of the scripts that custody's faults tell apart.
+#[derive(Clone, Debug)]
+pub struct Scripts {
+    turn: Vec<u8>,
+    renew: Vec<u8>,
+}
+
+impl Scripts {
+    pub async fn load(redis: &Redis) -> Self {
+        Self { turn: load(redis, TURN).await.into_bytes(), renew: load(redis, RENEW).await.into_bytes() }
+    }
+
+    pub fn is_turn(&self, request: &[Vec<u8>]) -> bool {
+        is_command(request, b"EVALSHA") && request[1] == self.turn
+    }
+
+    pub fn is_renewal(&self, request: &[Vec<u8>]) -> bool {
+        is_command(request, b"EVALSHA") && request[1] == self.renew
+    }
+}
+
+/// Makes a script known to Redis; its digest.
+pub async fn load(redis: &Redis, script: &str) -> String {
+    let mut connection = redis.connection().await;
+    redis::cmd("SCRIPT").arg(&["LOAD", script]).query_async(&mut connection).await.unwrap()
+}

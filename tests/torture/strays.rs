@@ -1,0 +1,236 @@
+//! Texts on a queue that are not jobs, or jobs with fields of odd types. Each has to end in the dead set, once, whole.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use rand::RngExt;
+use rand::rngs::StdRng;
+use serde_json::Value;
+
+/// Larger than what passes in one piece anywhere.
+const GIANT: usize = 3 << 20;
+/// Deeper than any parser goes.
+const DEEP: usize = 10_000;
+
+pub struct Stray {
+    pub what: &'static str,
+    pub text: Vec<u8>,
+    /// In it and in nothing else, where it has room.
+    marker: Option<String>,
+    /// It names a class, so that it may die as the job that it is.
+    is_job: bool,
+}
+
+/// The class of the entry that a text is wrapped in which is not a job.
+const MALFORMED: &str = "Sidebake::Malformed";
+
+/// An entry of the dead set, read once.
+pub struct Dead {
+    raw: Vec<u8>,
+    /// Nothing for a text that is not JSON.
+    entry: Option<Value>,
+    /// Its text, every string in it, and what those that are Base64 stand for.
+    texts: Vec<String>,
+    /// Strings among the arguments of an entry that wraps a text, and what those that are Base64 stand for.
+    wrapped: Vec<Vec<u8>>,
+}
+
+/// One of each kind.
+pub fn all(random: &mut StdRng) -> Vec<Stray> {
+    let mut strays = bare(random);
+    for (what, is_job, shape) in shapes() {
+        let marker = format!("stray-{:016x}", random.random::<u64>());
+        let text = shape.iter().flat_map(|part| part.fill(&marker)).collect();
+        strays.push(Stray { what, text, marker: Some(marker), is_job });
+    }
+    strays
+}
+
+/// Those that have no room for a marker.
+fn bare(random: &mut StdRng) -> Vec<Stray> {
+    let mut number = || random.random_range(1_000_000_000_u64..9_000_000_000);
+    let texts = [
+        ("null", "null".to_owned()),
+        ("true", "true".to_owned()),
+        ("an integer", number().to_string()),
+        ("a negative float", format!("-{}.5e3", number())),
+        ("a large integer", number().to_string().repeat(40)),
+        ("a number that is infinite", format!("{}e999", number())),
+        ("an empty text", String::new()),
+        ("a space", " ".to_owned()),
+        ("a line feed", "\n".to_owned()),
+        ("an empty array", "[]".to_owned()),
+        ("an empty object", "{}".to_owned()),
+        ("an empty string", "\"\"".to_owned()),
+        ("an array of numbers", format!("[{},2,3]", number())),
+    ];
+    texts.map(|(what, text)| Stray { what, text: text.into_bytes(), marker: None, is_job: false }).into()
+}
+
+/// A piece of a text.
+enum Part {
+    Marker,
+    Bytes(&'static [u8]),
+    Repeated(&'static str, usize),
+}
+
+impl Part {
+    fn fill(&self, marker: &str) -> Vec<u8> {
+        match self {
+            Self::Marker => marker.as_bytes().to_vec(),
+            Self::Bytes(bytes) => bytes.to_vec(),
+            Self::Repeated(text, n) => text.repeat(*n).into_bytes(),
+        }
+    }
+}
+
+/// What each is, whether it names a class, and its parts.
+fn shapes() -> Vec<(&'static str, bool, Vec<Part>)> {
+    use Part::{Bytes, Marker, Repeated};
+    let around =
+        |before: &'static str, after: &'static str| vec![Bytes(before.as_bytes()), Marker, Bytes(after.as_bytes())];
+    let mut shapes = vec![
+        ("a string", false, around("\"", "\"")),
+        ("an array", false, around("[\"", "\",null]")),
+        ("broken JSON", false, around(r#"{"class":"Sidebake::Probe","args":[""#, "")),
+        ("text after JSON", false, around(r#"{"class":"Sidebake::Probe","args":[]} "#, "")),
+        ("plain text", false, around("BuildJob ", "")),
+        ("several lines", false, around("default\n", "\n\n")),
+        ("invalid UTF-8", false, vec![Bytes(b"\xff\xfe"), Marker, Bytes(b"\xc3")]),
+        ("invalid UTF-8 in an object", false, vec![Bytes(b"{\"a\":\"\xed\xa0\x80"), Marker, Bytes(b"\"}")]),
+        ("NUL", false, vec![Bytes(b"\0"), Marker, Bytes(b"\0")]),
+        ("arrays in arrays", false, vec![Repeated("[", DEEP), Bytes(b"\""), Marker, Bytes(b"\""), Repeated("]", DEEP)]),
+        (
+            "objects in objects",
+            false,
+            vec![Repeated("{\"a\":", DEEP), Bytes(b"\""), Marker, Bytes(b"\""), Repeated("}", DEEP)],
+        ),
+        ("a giant text", false, vec![Repeated("x", GIANT), Marker]),
+        ("a giant string", false, vec![Bytes(b"\""), Repeated("y", GIANT), Marker, Bytes(b"\"")]),
+        (
+            "a giant object",
+            false,
+            vec![Bytes(b"{\"args\":[\""), Repeated("z", GIANT), Bytes(b"\"],\"x\":\""), Marker, Bytes(b"\"}")],
+        ),
+        ("no class", false, around(r#"{"jid":"0123456789abcdef01234567","args":[],"x":""#, "\"}")),
+        (
+            "a class of the wrapper only",
+            false,
+            around(r#"{"class":"Sidekiq::ActiveJob::Wrapper","wrapped":5,"retry":0,"args":[{}],"x":""#, "\"}"),
+        ),
+        ("an unknown class", true, around(r#"{"class":"Nobody","retry":0,"args":[],"x":""#, "\"}")),
+    ];
+    shapes.extend(odd_fields());
+    shapes
+}
+
+/// Objects that have one field of an odd type.
+fn odd_fields() -> Vec<(&'static str, bool, Vec<Part>)> {
+    let tail = |before: &'static str| vec![Part::Bytes(before.as_bytes()), Part::Marker, Part::Bytes(b"\"}")];
+    vec![
+        ("class null", false, tail(r#"{"class":null,"args":[],"x":""#)),
+        ("class a number", false, tail(r#"{"class":5,"args":[],"x":""#)),
+        ("class an array", false, tail(r#"{"class":["BuildJob"],"args":[],"x":""#)),
+        ("class an object", false, tail(r#"{"class":{"a":1},"args":[],"x":""#)),
+        ("args null", true, tail(r#"{"class":"Sidebake::Probe","retry":0,"args":null,"x":""#)),
+        ("args a number", true, tail(r#"{"class":"Sidebake::Probe","retry":0,"args":5,"x":""#)),
+        ("args a string", true, tail(r#"{"class":"Sidebake::Probe","retry":0,"args":"a","x":""#)),
+        ("args an object", true, tail(r#"{"class":"Sidebake::Probe","retry":0,"args":{"a":1},"x":""#)),
+        ("no args", true, tail(r#"{"class":"Sidebake::Probe","retry":0,"x":""#)),
+        (
+            "jid a number",
+            true,
+            tail(r#"{"class":"Sidebake::Probe","retry":0,"jid":5,"args":[{"outcome":"infrastructure"}],"x":""#),
+        ),
+        (
+            "jid null",
+            true,
+            tail(r#"{"class":"Sidebake::Probe","retry":0,"jid":null,"args":[{"outcome":"infrastructure"}],"x":""#),
+        ),
+        ("no jid", true, tail(r#"{"class":"Sidebake::Probe","retry":0,"args":[{"outcome":"infrastructure"}],"x":""#)),
+        (
+            "queue a number",
+            true,
+            tail(r#"{"class":"Sidebake::Probe","retry":0,"queue":5,"args":[{"outcome":"infrastructure"}],"x":""#),
+        ),
+        (
+            "created_at a string",
+            true,
+            tail(
+                r#"{"class":"Sidebake::Probe","retry":0,"created_at":"now","args":[{"outcome":"infrastructure"}],"x":""#,
+            ),
+        ),
+    ]
+}
+
+impl Stray {
+    /// Whether this entry is what became of it.
+    pub fn is_in(&self, dead: &Dead) -> bool {
+        match &self.marker {
+            Some(marker) => dead.texts.iter().any(|text| text.contains(marker)),
+            None => self.is_wrapped_in(dead),
+        }
+    }
+
+    /// Whether all of it can be had from the entry.
+    pub fn is_whole_in(&self, dead: &Dead) -> bool {
+        self.is_job || self.is_wrapped_in(dead)
+    }
+
+    fn is_wrapped_in(&self, dead: &Dead) -> bool {
+        dead.raw == self.text || dead.wrapped.contains(&self.text)
+    }
+}
+
+impl Dead {
+    pub fn read(raw: Vec<u8>) -> Self {
+        let entry: Option<Value> = serde_json::from_slice(&raw).ok();
+        let all = entry.iter().flat_map(|entry| strings(entry));
+        let texts = all.map(|text| String::from_utf8_lossy(&text).into_owned());
+        let texts = std::iter::once(String::from_utf8_lossy(&raw).into_owned()).chain(texts).collect();
+        let wrapper = entry.as_ref().filter(|entry| entry["class"] == MALFORMED);
+        let wrapped = wrapper.map(|entry| strings(&entry["args"])).unwrap_or_default();
+        Self { raw, entry, texts, wrapped }
+    }
+
+    /// Its jid; empty without one.
+    pub fn jid(&self) -> &str {
+        self.entry.as_ref().and_then(|entry| entry["jid"].as_str()).unwrap_or_default()
+    }
+
+    /// What Sidekiq's Web UI needs and it does not have: it is not an object, or the object has no such field.
+    pub fn lacks(&self) -> Option<&'static str> {
+        let Some(Value::Object(entry)) = &self.entry else { return Some("object") };
+        let is_string = |name: &str| entry.get(name).is_some_and(Value::is_string);
+        if !is_string("class") {
+            Some("class")
+        } else if !entry.get("args").is_some_and(Value::is_array) {
+            Some("args")
+        } else if !is_string("jid") {
+            Some("jid")
+        } else {
+            None
+        }
+    }
+
+    /// Its beginning, for a person.
+    pub fn shown(&self) -> String {
+        self.texts[0].chars().take(80).collect()
+    }
+}
+
+/// Every string in a value, and what those that are Base64 stand for.
+fn strings(value: &Value) -> Vec<Vec<u8>> {
+    let mut found = Vec::new();
+    let mut rest = vec![value];
+    while let Some(value) = rest.pop() {
+        match value {
+            Value::String(text) => found.push(text.clone().into_bytes()),
+            Value::Array(values) => rest.extend(values),
+            Value::Object(fields) => rest.extend(fields.values()),
+            _ => {}
+        }
+    }
+    let decoded: Vec<Vec<u8>> = found.iter().filter_map(|text| BASE64.decode(text).ok()).collect();
+    found.extend(decoded);
+    found
+}
