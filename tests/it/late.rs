@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::afternoon::{Afternoon, Worker, probe};
 use crate::relay::{Relay, Rewrite, is_command};
+use crate::scripts::Scripts;
 
 /// How long the first job takes: less than it takes to recover it, or the second worker would be free too soon.
 const RUNS_S: f64 = 2.0;
@@ -75,7 +76,7 @@ async fn has_in_flight(afternoon: &Afternoon, worker: &Worker, jid: &str) -> boo
 async fn a_turn_and_a_renewal_that_arrive_when_the_lease_was_lost_lose_and_double_nothing() {
     let afternoon = Afternoon::start();
     let held = Arc::new(Mutex::new(Held::default()));
-    let relay = Relay::to(afternoon.redis.port(), Some(rewrite(&held))).await;
+    let relay = Relay::to(afternoon.redis.port(), Scripts::load(&afternoon.redis).await, Some(rewrite(&held))).await;
     let config = afternoon.config("jobs.probe = true\nlease.ttl = \"1s\"");
     let url = format!("redis://127.0.0.1:{}/0", relay.port);
     let first = afternoon.worker_with_variables(&config, &["-c", "1"], &[("SIDEBAKE__REDIS__URL", url.as_str())]);

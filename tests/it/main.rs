@@ -35,6 +35,9 @@ mod relay;
 mod release;
 mod retry;
 mod rights;
+#[allow(dead_code, reason = "shared with another suite, which uses more of it")]
+#[path = "../torture/scripts.rs"]
+mod scripts;
 mod secrets;
 mod servers;
 mod shutdown;

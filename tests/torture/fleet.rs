@@ -9,15 +9,12 @@ use std::time::{Duration, SystemTime};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::relay::Relay;
+use crate::relay::{Relay, Span};
 
 pub const LEASE_S: u64 = 3;
 pub const CONCURRENCY: usize = 10;
 /// The user that workers are for Redis, with all rights.
 pub const USER: [&str; 6] = ["worker", "on", ">secret", "~*", "&*", "+@all"];
-
-/// From and until.
-pub type Span = (SystemTime, SystemTime);
 
 pub struct Fleet {
     /// Who breaks one or kills it holds it.

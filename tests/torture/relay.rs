@@ -10,8 +10,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::fleet::Span;
 use crate::scripts::Scripts;
+
+/// From and until.
+pub type Span = (SystemTime, SystemTime);
 
 /// Changes a request, one text an argument. `is_custody`: on the connection that takes turns.
 pub type Rewrite = Arc<dyn Fn(&mut Vec<Vec<u8>>, bool) + Send + Sync>;

@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::fleet::{Fleet, Span};
+use crate::fleet::Fleet;
+use crate::relay::Span;
 
 /// A worker that can know that it has lost its jobs must have killed them this soon.
 pub const KILLED_WITHIN: Duration = Duration::from_secs(2);
