@@ -2,7 +2,8 @@
 //!
 //! Nothing else of a mirror is read. Each child reads the packs through a repository of its own, made new in its stage: an
 //! earlier child that a stranger's pack took over may have left configuration, attributes, references, alternates or
-//! replacements, and none of them counts. What a pack says is the content of an object is checked when it is read.
+//! replacements, and none of them counts. What a pack has as the content of an object was hashed when it was received, and in
+//! builds of forks again when it is read.
 //!
 //! Two depth-1 fetches into one mirror at once destroy it, so every fetch holds `lock`. Whoever reads afterwards holds
 //! `readers`, shared, and whoever makes the mirror anew holds both for itself. The worker has a third one on the directory
