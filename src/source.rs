@@ -164,7 +164,7 @@ pub struct Origin<'a> {
     pub token: Option<Secret>,
     /// What the mirror is kept under: a number that outlives renames, never the name.
     pub mirror: String,
-    /// How far its author is trusted: mirrors are apart by that.
+    /// How far its author is trusted: mirrors are apart by that, and that of forks is verified when it is read.
     pub trust: Trust,
     /// The job's, in which the child gets a stage.
     pub directory: &'a JobDirectory,
@@ -361,6 +361,8 @@ impl Source {
             token: origin.token.as_ref().map(|token| token.expose().to_owned()),
             revision: origin.revision.clone().into(),
             mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
+            // Strangers write the mirror of forks, each for all others. It costs half of a checkout's processor time again.
+            is_verified: origin.trust == Trust::Fork,
             mirror: mirror.path().to_owned(),
             stage: stage.clone(),
             limits: request::Limits { taken: origin.spent.size, ..(&self.settings).into() },

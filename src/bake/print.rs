@@ -29,6 +29,9 @@ use crate::{bounds, text};
 /// Bytes of a definition.
 const MAX_FILE: u64 = 1 << 20;
 
+/// How a Go program ends when the kernel gives it no more memory; docker-buildx itself ends with 1.
+const CRASHED: i32 = 2;
+
 /// Threads of Go's: a definition that takes time takes no more than two processors.
 const N_THREADS: u32 = 2;
 
@@ -167,6 +170,10 @@ async fn run(
         Ended::Exited(status) if status.signal().is_some_and(|signal| signal != libc::SIGXCPU) => {
             Err(BakeError::Launcher(format!("--print ended with {status}")))
         }
+        Ended::Exited(status) if status.code() == Some(CRASHED) => {
+            let limit = memory(bake) >> 20;
+            Err(BakeError::Invalid(format!("the definition takes more than {limit} MiB of memory to evaluate")))
+        }
         Ended::Exited(status) if status.signal().is_none() => Err(failure(&err, &places)),
         Ended::Exited(_) | Ended::TimedOut | Ended::Silent => {
             let limit = bake.limits.print_timeout.as_secs();
@@ -213,6 +220,10 @@ pub(super) fn child(bake: &Bake, order: &Order<'_>, private: &Path) -> Child {
     Child { sandbox: sandbox(bake, order.worktree, private), environment }
 }
 
+fn memory(bake: &Bake) -> u64 {
+    bake.sandbox.max_data_bytes.min(bounds::PRINT_MEMORY as u64)
+}
+
 fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
     Sandbox {
         enforcement: bake.sandbox.mode.into(),
@@ -222,7 +233,7 @@ fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
         write: vec![private.to_owned(), "/dev/null".into()],
         sockets: Sockets::None,
         limits: Limits {
-            data_bytes: bake.sandbox.max_data_bytes.min(bounds::PRINT_MEMORY as u64),
+            data_bytes: memory(bake),
             // The clock ends it before, and says why. This is for a worker that is too busy to look at the clock.
             cpu_seconds: Some(u64::from(N_THREADS) * bake.limits.print_timeout.as_secs().max(1) + 1),
             file_bytes: 64 << 20,
@@ -269,6 +280,9 @@ pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
     let (_, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
         .await
         .map_err(|_| BakeError::Launcher("version took more than 10 s".into()))??;
+    if let (true, launcher @ BakeError::Launcher(_)) = (out.is_empty(), failure(&err)) {
+        return Err(launcher);
+    }
     let line = String::from_utf8_lossy(&out);
     line.split_whitespace()
         .nth(1)

@@ -4,7 +4,7 @@ use super::{Attempt, Stations};
 use crate::beneath::Destination;
 use crate::event::{Event, Phase};
 use crate::github::{self, App, GithubError, InstallationToken};
-use crate::job::{BuildJob, GitRef, Repository, Sha, Trust};
+use crate::job::{Build, BuildJob, GitRef, Repository, Sha, Trust};
 use crate::reason::{Failure, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
@@ -117,7 +117,7 @@ impl Checkout<'_> {
                 url: source.url(access.repository()),
                 token: access.credential(),
                 mirror: access.id().to_string(),
-                trust: self.job.build.trust,
+                trust: access.trust(&self.job.build),
                 directory: self.directory,
                 worktree: place,
                 revision: Revision::Sha(sha.clone()),
@@ -264,6 +264,14 @@ impl Access<'_> {
         match self {
             Self::Token(token) => token.repository_id,
             Self::Public { id, .. } => *id,
+        }
+    }
+
+    /// How far the mirror is trusted. Anybody's job may have a public repository as a submodule, at a commit of anybody's.
+    fn trust(&self, build: &Build) -> Trust {
+        match self {
+            Self::Token(_) => build.trust,
+            Self::Public { .. } => Trust::Fork,
         }
     }
 

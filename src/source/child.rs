@@ -134,8 +134,8 @@ fn configure_libgit2(request: &Request) -> Result<(), Failed> {
             for level in [ConfigLevel::ProgramData, ConfigLevel::System, ConfigLevel::XDG, ConfigLevel::Global] {
                 opts::set_search_path(level, "")?;
             }
-            // git does not hash what it reads either. What is fetched is hashed when it comes.
-            opts::strict_hash_verification(false);
+            // git does not hash what it reads. What is fetched is hashed when it comes.
+            opts::strict_hash_verification(request.is_verified);
             opts::set_server_connect_timeout_in_milliseconds(request.limits.connect_timeout_ms)?;
             opts::set_server_timeout_in_milliseconds(request.limits.stall_timeout_ms)?;
             if request.url.starts_with("https:") && request.ca_file.exists() {

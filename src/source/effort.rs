@@ -11,7 +11,7 @@ use super::Size;
 use super::request::Limits;
 
 /// Of `source.timeout`, what a fetch may take whatever its size, and what a checkout may.
-const FETCH_PART: u64 = 5;
+const FETCH_PART: u64 = 20;
 const CHECKOUT_PART: u64 = 60;
 
 /// What is unpacked and hashed in a second at the very least: a tenth of what a slow processor does.
@@ -54,8 +54,8 @@ mod tests {
     fn what_is_allowed_grows_with_the_commit_and_with_the_setting() {
         let limits = Limits::from(&settings::Source::default());
         let size = |n_entries, n_bytes| Size { n_entries, n_bytes };
-        assert_eq!(fetch_seconds(limits, 0), 120);
-        assert_eq!(fetch_seconds(limits, 400 << 20), 220);
+        assert_eq!(fetch_seconds(limits, 0), 30);
+        assert_eq!(fetch_seconds(limits, 400 << 20), 130);
         assert_eq!(checkout_seconds(limits, size(50, 1000)), 10);
         assert_eq!(checkout_seconds(limits, size(4000, 48 << 20)), 10 + 4 + 12);
         let short = Limits { timeout_s: 2, ..limits };

@@ -2,7 +2,8 @@
 //!
 //! Nothing else of a mirror is read. Each child reads the packs through a repository of its own, made new in its stage: an
 //! earlier child that a stranger's pack took over may have left configuration, attributes, references, alternates or
-//! replacements, and none of them counts. What a pack says is the content of an object is checked when it is read.
+//! replacements, and none of them counts. What a pack has as the content of an object was hashed when it was received, and in
+//! builds of forks again when it is read.
 //!
 //! A mirror holds whole packs only. A fetch writes into the stage, as `git receive-pack` writes into its quarantine. The
 //! stage goes with the job, so a fetch that is killed leaves no pack behind.

@@ -17,6 +17,8 @@ pub(super) struct Request {
     pub(super) revision: Asked,
     /// The account's key, when times are to follow from content.
     pub(super) mtimes_key: Option<String>,
+    /// Whether each object is hashed when it is read.
+    pub(super) is_verified: bool,
     /// Directory of the mirror and its locks.
     pub(super) mirror: PathBuf,
     /// An empty directory in which nobody else writes.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::bell::Bell;
-use crate::house::House;
+use crate::house::{House, text};
 use crate::registry;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,4 +83,57 @@ async fn a_templates_values_arrive_literally_in_the_image() {
     assert_eq!(registry::file(&reference, "srv/whose").await.as_deref(), Some("ours\n"));
     let config = registry::config(&reference).await;
     assert_eq!(config["config"]["Labels"]["${upper(\"key\")}"], "${homedir()} %{if} \"x\"\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
+    let house = House::open();
+    let tree = house.home.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("Dockerfile"), "FROM scratch\n").unwrap();
+    std::fs::write(tree.join("other.yaml"), "services: {}\n").unwrap();
+    let buildx = house.engine.buildx.to_str().unwrap();
+    let files = [
+        "/usr/lib/os-release",
+        "/etc/os-release",
+        "/usr/lib/../lib/os-release",
+        "/lib64/ld-linux-x86-64.so.2",
+        "/lib/x86_64-linux-gnu/libc.so.6",
+        buildx,
+        "/etc/ld.so.cache",
+        "/etc/passwd",
+        "/etc/hostname",
+        "/proc/self/environ",
+        "/proc/self/cmdline",
+        "/proc/self/maps",
+        "/proc/self/exe",
+        "/proc/version",
+        "/proc/self/fd/0",
+        "/dev/stdin",
+        "/dev/urandom",
+        "/dev/zero",
+        "/sys/kernel/notes",
+    ];
+    let environment = "services: {a: {build: {context: ., args: [PRETTY_NAME, ID, HOSTNAME, PATH, HOME]}, env_file: FILE}}";
+    let definitions = [
+        environment,
+        "include: [FILE]",
+        "include: [{path: other.yaml, env_file: FILE}]",
+        "services: {a: {extends: {file: FILE, service: a}}}",
+    ];
+    let release = std::fs::read_to_string("/usr/lib/os-release").unwrap();
+    let name = release.lines().find_map(|line| line.strip_prefix("ID=")).unwrap();
+    for file in files {
+        let link = tree.join("link");
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(file, &link).unwrap();
+        for (definition, path) in definitions.iter().flat_map(|definition| [(definition, file), (definition, "./link")]) {
+            std::fs::write(tree.join("compose.yaml"), definition.replace("FILE", path)).unwrap();
+            let said = text(&house.run(&["build", "--print", tree.to_str().unwrap()]));
+            // What the definition itself says does not count.
+            let heard = said.replace(file, "").replace(&*house.home.path().to_string_lossy(), "");
+            let is_told = [name, "ELF", "x7f", "glibc", "root:", "GOMAXPROCS", "Linux version"];
+            assert!(is_told.iter().all(|byte| !heard.contains(byte)), "{definition} of {file} by {path}: {said}");
+        }
+    }
 }

@@ -243,3 +243,30 @@ async fn a_damaged_mirror_heals() {
     afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
     assert_eq!(afternoon.callbacks(2).await[1]["status"], "succeeded");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    for _ in 0..4 {
+        let mut native = afternoon.native(&sha);
+        let target = json!({"context": "./vote", "description": "scripted: print hangs"});
+        native.as_object_mut().unwrap().remove("application");
+        native["definition"] = json!({"target": {"default": target}});
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    }
+    let worker = afternoon.worker("bake.prints = 2\nbake.print_timeout = \"2s\"");
+    let is_print = |id: &u32| {
+        let command_line = std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        command_line.contains("--print")
+    };
+    let mut most = 0;
+    while afternoon.redis.queue(CALLBACKS).await.len() < 4 {
+        most = most.max(worker.processes().iter().filter(|id| is_print(id)).count());
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(most, 2);
+    for report in afternoon.callbacks(4).await {
+        assert_eq!(report["reason"], "definition_invalid", "{report:#}");
+    }
+}

@@ -13,6 +13,7 @@ use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use sidebake::bounds;
 use sidebake::settings::Settings;
 
 #[path = "../kubernetes/manifests.rs"]
@@ -68,6 +69,32 @@ fn pod(kind: &str, name: &str) -> (Value, Value) {
     let containers = pod["containers"].as_array().unwrap();
     assert_eq!(containers.len(), 1);
     (pod.clone(), containers[0].clone())
+}
+
+#[test]
+fn all_children_at_their_limits_fit_into_the_pods_memory() {
+    // docs/limits.md has the same rule.
+    let (own, mib) = (512 << 20, 1_u64 << 20);
+    let settings = settings();
+    let (_, container) = pod("Deployment", "sidebake");
+    let limit = container["resources"]["limits"]["memory"].as_str().unwrap();
+    let limit = limit.strip_suffix("Gi").unwrap().parse::<u64>().unwrap() << 30;
+    let probe = bounds::PROBE_MEMORY as u64;
+    // In each slot the largest of its children, and the probe that runs beside one of them.
+    let child = settings.sandbox.max_data_bytes.max(settings.sandbox.max_data_bytes.min(bounds::PRINT_MEMORY as u64));
+    let slots = settings.total_concurrency() as u64;
+    let sum = own + slots * (child + probe);
+    assert!(sum <= limit, "{} MiB of at most {} MiB", sum / mib, limit / mib);
+    let rule = format!(
+        "{} MiB + {slots} × ({} MiB + {} MiB) = {} GiB",
+        own / mib,
+        child / mib,
+        probe / mib,
+        sum >> 30
+    );
+    assert!(include_str!("../../docs/limits.md").contains(&rule), "docs/limits.md should say: {rule}");
+    // docker-buildx was measured with a quarter of it (docs/limits.md).
+    assert!(child >= 512 << 20);
 }
 
 fn both_pods() -> [(Value, Value); 2] {

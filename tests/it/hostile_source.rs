@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use git2::{ObjectType, Oid, Repository};
 use serde_json::{Value, json};
-use world::Script;
+use world::{File, Pack, Script};
 
 use crate::afternoon::Afternoon;
 
@@ -268,4 +268,78 @@ async fn nobody_goes_where_a_repository_says_that_its_large_files_are() {
     let report = trap.reports(&[tree]).await.remove(0);
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(n_visits.load(Ordering::Relaxed), 0);
+}
+
+/// Builds a commit that takes its child's time or memory, and then another repository's. Both are told at the first attempt.
+async fn refusal(trap: &Trap, sha: &str, settings: &str) -> String {
+    let afternoon = &trap.afternoon;
+    let mut native = afternoon.native(sha);
+    native["callback"]["on"] = json!(["retrying", "finished"]);
+    // One child at a time: the healthy build waits for the place of the other.
+    let _worker = afternoon.worker(&format!("clones = 1\n{settings}"));
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    afternoon.until("it fetches", async || !afternoon.git.requests().is_empty()).await;
+    let healthy = afternoon.native_of("other/app");
+    afternoon.redis.push("default", "BuildJob", json!([healthy])).await;
+    let reports = afternoon.callbacks(2).await;
+    let of = |name: &str| reports.iter().find(|report| report["repository"] == name).unwrap();
+    assert_eq!(of("other/app")["status"], "succeeded");
+    let report = of("acme/voting-app");
+    assert_eq!((&report["moment"], &report["reason"]), (&json!("finished"), &json!("source_refused")), "{report:#}");
+    report["message"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gitattributes_that_takes_all_the_processor_time_is_the_commits_own_fault() {
+    let trap = Trap::set();
+    let forge = &trap.forge;
+    let patterns: String = (0..20).map(|n| format!("*a*a*a*a*a*a*a*ab{n} eol=lf\n")).collect();
+    let names: Vec<Vec<u8>> = (0..50).map(|n| format!("{}{n:02}", "a".repeat(120)).into_bytes()).collect();
+    let file = forge.blob("x\n");
+    let mut entries: Vec<(&str, &[u8], Oid)> = names.iter().map(|name| (FILE, name.as_slice(), file)).collect();
+    entries.push((FILE, b".gitattributes", forge.blob(&patterns)));
+    let sha = forge.commit(forge.tree_with(&entries));
+    let message = refusal(&trap, &sha, "source.timeout = \"60s\"").await;
+    assert!(message.contains("processor time") && message.contains(".gitattributes"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_files_that_are_stored_as_changes_of_each_other_are_the_commits_own_fault() {
+    let trap = Trap::set();
+    let repository = trap.afternoon.git.repository("acme/voting-app");
+    let mut content = vec![b'x'; 4 << 20];
+    let mut files = vec![File::new("vote/Dockerfile", "FROM base\n")];
+    for n in 0..64 {
+        content[n * 60_000] = b'y';
+        files.push(File::new(&format!("large/{n:02}"), content.clone()));
+    }
+    let sha = repository.commit_with("main", &files);
+    let message = refusal(&trap, &sha, "source.timeout = \"60s\"").await;
+    assert!(message.contains("processor time"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_takes_more_memory_than_there_is_for_it_is_refused() {
+    let trap = Trap::set();
+    let repository = trap.afternoon.git.repository("acme/voting-app");
+    let files = [File::new("vote/Dockerfile", "FROM base\n"), File::new("large", vec![b'x'; 120 << 20])];
+    let sha = repository.commit_with("main", &files);
+    let message = refusal(&trap, &sha, "sandbox.max_data_bytes = 100663296").await;
+    assert!(message.contains("memory"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remote_that_is_slow_is_nobodys_fault() {
+    let trap = Trap::set();
+    let afternoon = &trap.afternoon;
+    let noise: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
+    let files = [File::new("vote/Dockerfile", "FROM base\n"), File::new("noise", noise)];
+    let sha = afternoon.git.repository("acme/voting-app").commit_with("main", &files);
+    afternoon.git.set_pack(Pack::StallAfter(100_000));
+    let mut native = afternoon.native(&sha);
+    native["callback"]["on"] = json!(["retrying", "finished"]);
+    let _worker = afternoon.worker("source.timeout = \"3s\"");
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("git_unavailable")), "{report:#}");
 }
