@@ -364,11 +364,13 @@ async fn probe(processor: &Processor, running: &Running, payload: &Payload) -> R
             tokio::time::sleep(sleep).await;
         }
     };
+    // One that was cancelled before it began does not run, however short it is.
     tokio::select! {
-        () = slept => {}
+        biased;
         () = processor.kill.cancelled() => return Err(Failure::new(Reason::Interrupted, "the worker stops")),
         () = running.taken.cancelled() => return Err(Failure::new(Reason::Interrupted, "the job was given to another worker")),
         () = running.iteration.cancelled.cancelled() => return Err(Failure::new(Reason::Interrupted, "cancelled")),
+        () = slept => {}
     }
     match probe.outcome {
         ProbeOutcome::Succeed => Ok(()),

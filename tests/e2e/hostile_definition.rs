@@ -114,7 +114,8 @@ async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
         "/dev/zero",
         "/sys/kernel/notes",
     ];
-    let environment = "services: {a: {build: {context: ., args: [PRETTY_NAME, ID, HOSTNAME, PATH, HOME]}, env_file: FILE}}";
+    let environment =
+        "services: {a: {build: {context: ., args: [PRETTY_NAME, ID, HOSTNAME, PATH, HOME]}, env_file: FILE}}";
     let definitions = [
         environment,
         "include: [FILE]",
@@ -127,7 +128,8 @@ async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
         let link = tree.join("link");
         let _ = std::fs::remove_file(&link);
         std::os::unix::fs::symlink(file, &link).unwrap();
-        for (definition, path) in definitions.iter().flat_map(|definition| [(definition, file), (definition, "./link")]) {
+        for (definition, path) in definitions.iter().flat_map(|definition| [(definition, file), (definition, "./link")])
+        {
             std::fs::write(tree.join("compose.yaml"), definition.replace("FILE", path)).unwrap();
             let said = text(&house.run(&["build", "--print", tree.to_str().unwrap()]));
             // What the definition itself says does not count.

@@ -459,7 +459,7 @@ async fn without_buildx_the_job_is_kept_and_the_log_says_why() {
     afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
     let worker = afternoon.worker("");
     afternoon.until("it is retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-    assert!(worker.log().contains("docker-buildx cannot be executed"), "{}", worker.log());
+    world::wait_for("the log to say it", || worker.log().contains("docker-buildx cannot be executed")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

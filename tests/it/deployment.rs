@@ -85,13 +85,7 @@ fn all_children_at_their_limits_fit_into_the_pods_memory() {
     let slots = settings.total_concurrency() as u64;
     let sum = own + slots * (child + probe);
     assert!(sum <= limit, "{} MiB of at most {} MiB", sum / mib, limit / mib);
-    let rule = format!(
-        "{} MiB + {slots} × ({} MiB + {} MiB) = {} GiB",
-        own / mib,
-        child / mib,
-        probe / mib,
-        sum >> 30
-    );
+    let rule = format!("{} MiB + {slots} × ({} MiB + {} MiB) = {} GiB", own / mib, child / mib, probe / mib, sum >> 30);
     assert!(include_str!("../../docs/limits.md").contains(&rule), "docs/limits.md should say: {rule}");
     // docker-buildx was measured with a quarter of it (docs/limits.md).
     assert!(child >= 512 << 20);

@@ -39,7 +39,7 @@ async fn no_answer_of_github_takes_memory_without_end() {
         ("/app/installations", 422),
         ("/repos/acme/voting-app/installation", 200),
         ("/repos/acme/voting-app/installation", 301),
-        ("/repos/acme/voting-app/commits/heads", 200),
+        ("/repos/acme/voting-app/git/ref/heads", 200),
         ("/repos/acme/voting-app/compare", 200),
         ("/repos/acme/voting-app/compare", 500),
     ] {

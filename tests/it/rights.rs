@@ -272,8 +272,8 @@ fn the_list_of_commands_has_what_the_scripts_call_and_the_code_sends() {
     let listed: BTreeSet<&str> = rights::COMMANDS.iter().map(|form| form.split(' ').next().unwrap()).collect();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sidekiq");
     let mut used = BTreeSet::new();
-    for file in std::fs::read_dir(folder).unwrap() {
-        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+    for file in std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
+        let text = std::fs::read_to_string(file).unwrap();
         used.extend(commands(&text).into_iter().map(str::to_owned));
         let sent = text.split("cmd(\"").skip(1).map(|rest| rest.split('"').next().unwrap().to_owned());
         used.extend(sent);

@@ -127,7 +127,7 @@ async fn a_job_that_three_stops_have_killed_waits_in_the_retry_set() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_waits_for_github_ends_at_once_when_its_worker_does() {
-    for path in ["/app/installations", "/repos/acme/voting-app/commits"] {
+    for path in ["/app/installations", "/repos/acme/voting-app/git/ref"] {
         let afternoon = Afternoon::start();
         let (_, sha) = afternoon.voting_app();
         afternoon.github.faults().stall_next(path, 1);

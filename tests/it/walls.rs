@@ -10,6 +10,8 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use sidebake::state::StateDirectory;
+
 use crate::afternoon::{Afternoon, Worker, sidebake};
 
 /// A line for each attempt: what it is, which wall is in its way, and how it ends in each kind of child.
@@ -27,6 +29,8 @@ struct Prison {
     _listeners: [UnixListener; 2],
     /// On the allowed ports of another host.
     _elsewhere: [TcpListener; 2],
+    /// Of a process that lives, or the worker would sweep it away.
+    _other: StateDirectory,
     abstract_socket: String,
 }
 
@@ -39,6 +43,7 @@ impl Prison {
         assert!(Command::new("cp").arg(binary).arg(&installed).status().unwrap().success());
         std::fs::write(home.join("program"), "no program").unwrap();
         assert!(Command::new("chmod").arg("755").arg(home.join("program")).status().unwrap().success());
+        let other = StateDirectory::open(&home.join("state"), "other").unwrap();
         for directory in ["state/run/other/0/secrets", "state/mirrors/branch/host/7/mirror"] {
             std::fs::create_dir_all(home.join(directory)).unwrap();
         }
@@ -56,7 +61,15 @@ impl Prison {
             .map(|port| TcpListener::bind(("127.0.0.2", port)).unwrap());
         let worker = afternoon.worker(&more);
         let sibling = Command::new("sleep").arg("1000").spawn().unwrap();
-        Self { afternoon, worker, sibling, _listeners: listeners, _elsewhere: elsewhere, abstract_socket }
+        Self {
+            afternoon,
+            worker,
+            sibling,
+            _listeners: listeners,
+            _elsewhere: elsewhere,
+            _other: other,
+            abstract_socket,
+        }
     }
 
     fn ground(&self, stage: &str, allowed_port: u16) -> Value {
