@@ -97,6 +97,11 @@ fn nasty_word() -> impl Strategy<Value = String> {
     nasty().prop_map(|text| format!("r{}", text.replace(['\n', '\r', '"', ',', ' ', '\t', '='], "-")))
 }
 
+/// The same without what the names of arguments and contexts cannot have.
+fn nasty_name() -> impl Strategy<Value = String> {
+    nasty().prop_map(|text| text.replace(|c: char| c == '=' || c.is_control(), "-"))
+}
+
 fn texts() -> impl Strategy<Value = Value> {
     btree_map(nasty(), prop_oneof![9 => nasty(), 1 => Just(String::new())], 0..4).prop_map(|texts| json!(texts))
 }
@@ -107,14 +112,15 @@ fn list(of: impl Strategy<Value = String>) -> impl Strategy<Value = Value> {
 
 /// A target with fields that the platform's template has, too.
 fn target() -> impl Strategy<Value = Target> {
-    let contexts = btree_map(nasty(), nasty_word().prop_map(|image| format!("docker-image://{image}")), 0..3);
+    let contexts = btree_map(nasty_name(), nasty_word().prop_map(|image| format!("docker-image://{image}")), 0..3);
     let caches = |name: &'static str| {
         let entries = btree_set(nasty_word(), 0..2);
         entries.prop_map(move |places| {
             (name, places.iter().map(|place| json!({"type": "registry", "ref": place})).collect::<Value>())
         })
     };
-    let maps = (texts(), texts(), texts(), contexts);
+    let args = btree_map(nasty_name(), prop_oneof![9 => nasty(), 1 => Just(String::new())], 0..4);
+    let maps = (args.prop_map(|args| json!(args)), texts(), texts(), contexts);
     let lists = (list(nasty()), list(nasty()), caches("cache-from"), caches("cache-to"));
     (maps, lists, nasty(), proptest::option::of(nasty())).prop_map(|(maps, lists, target, inline)| {
         let (args, labels, hosts, contexts) = maps;

@@ -158,13 +158,14 @@ impl Ordinary {
     }
 
     /// The same checkout under the real buildx with nothing around it. What a worker decides is said in its place: names,
-    /// caches, and that images are pushed.
+    /// caches, that images are pushed, and that nothing is attested of them.
     fn bake_bare(&self, house: &House, sha: &str) {
         let tree = house.check_out(self.directory);
         let file = tree.join(self.file);
         // As `docker buildx bake` is called: a compose file in its directory, a bake file from the root.
         let directory = if self.file.ends_with("ml") { file.parent().unwrap() } else { &tree };
         let mut buildx = house.bare_buildx(directory);
+        buildx.env("BUILDX_NO_DEFAULT_ATTESTATIONS", "1");
         buildx.args(["bake", "--progress", "plain", "--allow", "fs=*", "--file"]).arg(&file).args(self.targets);
         buildx.args(["--set", "*.cache-from=", "--set", "*.cache-to="]).envs(self.variables.iter().copied());
         for image in self.images {

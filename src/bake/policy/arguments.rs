@@ -53,10 +53,7 @@ impl Rules<'_> {
                 continue;
             }
             let field = format!("args.{}", name.escape_debug());
-            // An external frontend gets each argument as the text NAME=VALUE, and splits it at the first "=".
-            if name.is_empty() || name.contains('=') || name.contains(char::is_control) {
-                return Err(self.refusal(&field, "the name of an argument is not empty and has no = in it"));
-            }
+            check_name(&name).map_err(|message| self.refusal(&field, message))?;
             let Some(text) = value.as_str() else { return Err(self.refusal(&field, "expected a string")) };
             if let Some(kind) = name.strip_prefix(ATTESTATION) {
                 let attestation = self.attestation_of(&field, kind, text)?;
@@ -129,6 +126,16 @@ impl Rules<'_> {
             }
         }
         target.insert("args".into(), arguments.into());
+    }
+}
+
+/// Refuses a name that means another one to BuildKit: an external frontend gets each argument and each named context as the
+/// text NAME=VALUE, and splits it at the first `=`.
+pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
+    let is_allowed = |c: char| c != '=' && !c.is_control();
+    match !name.is_empty() && name.chars().all(is_allowed) {
+        true => Ok(()),
+        false => Err("expected a name without = and control characters"),
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::arguments::check_name;
 use super::image_name::ImageName;
 use super::{Refusal, Rules};
 use crate::beneath::{Directory, leads_out};
@@ -48,13 +49,9 @@ impl Rules<'_> {
         contexts.into_iter().map(police_one).collect()
     }
 
-    /// An external frontend gets the name as a part of the text NAME=VALUE. A context of the frontend's own name takes its
-    /// place, also where the configuration pins it.
+    /// A context of the frontend's own name takes its place, also where the configuration pins it.
     fn check_context_name(&self, name: &str) -> Result<(), String> {
-        let is_allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@+".contains(c);
-        if name.is_empty() || !name.chars().all(is_allowed) {
-            return Err("the name may have letters, digits and . _ - / : @ +".into());
-        }
+        check_name(name)?;
         let frontend = self.grants.policy.frontend.as_deref().and_then(|frontend| frontend.split_whitespace().next());
         // It may be for one platform.
         let image = name.split("::").next().unwrap_or(name);

@@ -246,7 +246,7 @@ fn a_named_context_in_place_of_the_pinned_frontend_is_refused() {
     }
     assert_eq!(police(&pinned, "docker/dockerfile:2"), Ok(()));
     // To a frontend it would be the context "base" with another value.
-    for name in ["base=docker-image://evil", "a b", ""] {
+    for name in ["base=docker-image://evil", "a\nb", ""] {
         assert!(police(&settings::Accounts::default(), name).is_err(), "{name}");
     }
 }
