@@ -280,7 +280,7 @@ pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
     let (_, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
         .await
         .map_err(|_| BakeError::Launcher("version took more than 10 s".into()))??;
-    if let (true, launcher @ BakeError::Launcher(_)) = (out.is_empty(), failure(&err)) {
+    if let (true, launcher @ BakeError::Launcher(_)) = (out.is_empty(), failure(&err, &Places::default())) {
         return Err(launcher);
     }
     let line = String::from_utf8_lossy(&out);
