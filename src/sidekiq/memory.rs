@@ -23,6 +23,8 @@ pub(super) struct Memory {
     pub refused: Vec<(Settlement, String)>,
     /// Those of them that are pending again: their slots are not free before Redis has taken them.
     pub tried_again: Vec<Token>,
+    /// Texts of jobs that had ended here when the fence showed that they were lost.
+    pub lost: Vec<Vec<u8>>,
     /// Settlements that it has, in case it forgets.
     pub remembered: Remembered,
     /// Jobs that crashed workers before, or were there when one crashed.
@@ -50,6 +52,7 @@ impl Memory {
             killed: Vec::new(),
             refused: Vec::new(),
             tried_again: Vec::new(),
+            lost: Vec::new(),
             remembered: Remembered::default(),
             apart: Apart::default(),
             unheard: BTreeSet::new(),
@@ -77,6 +80,9 @@ impl Memory {
                 }
                 Settled::Fenced => {
                     tracing::debug!(token = %settlement.token, "the job was settled before, or is not owned any more");
+                    if !settlement.is_put_back() {
+                        self.lost.push(settlement.text.clone());
+                    }
                 }
                 Settled::Done => {}
             }
