@@ -3,6 +3,7 @@
 //! Knows no key of Sidekiq's. A command that fails leaves no connection behind, so that the next one starts afresh, with
 //! whoever is the master then; whoever needs a command to happen sends it again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -247,6 +248,24 @@ impl Complaint {
                 None
             }
         }
+    }
+}
+
+/// The same for several things at a time: each is news until it no longer happens.
+#[derive(Debug, Default)]
+pub struct Complaints(BTreeSet<String>);
+
+impl Complaints {
+    /// Takes what does not work now; returns what of it is new.
+    pub fn news(&mut self, now: BTreeSet<String>) -> Vec<String> {
+        let new = now.difference(&self.0).cloned().collect();
+        self.0 = now;
+        new
+    }
+
+    /// What did not work the last time.
+    pub fn last(&self) -> &BTreeSet<String> {
+        &self.0
     }
 }
 

@@ -160,14 +160,14 @@ impl Custody {
     /// What goes back to its queue with this turn.
     fn prepare(&self, memory: &mut Memory, is_open: bool) {
         memory.wake_at = None;
-        // They end one by one, and go back together, or their order would be that of their ends.
-        if !is_open || self.running.with(|running| running.is_empty()) {
-            memory.pending.append(&mut memory.killed);
-        }
         if self.quiet.is_cancelled() {
             for running in memory.apart.give_up() {
                 self.requeue(memory, &running);
             }
+        }
+        // They end one by one, and go back together, or their order would be that of their ends.
+        if !is_open || self.running.with(|running| running.is_empty()) {
+            memory.pending.append(&mut memory.killed);
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::apart::Apart;
 use super::remembered::Remembered;
 use super::turn::{Settled, Settlement, Token};
-use crate::redis::Complaint;
+use crate::redis::{Complaint, Complaints};
 
 /// What the loop keeps between turns.
 pub(super) struct Memory {
@@ -23,6 +23,8 @@ pub(super) struct Memory {
     pub refused: Vec<(Settlement, String)>,
     /// Those of them that are pending again: their slots are not free before Redis has taken them.
     pub tried_again: Vec<Token>,
+    /// Texts of jobs that had ended here when the fence showed that they were lost.
+    pub lost: Vec<Vec<u8>>,
     /// Settlements that it has, in case it forgets.
     pub remembered: Remembered,
     /// Jobs that crashed workers before, or were there when one crashed.
@@ -50,6 +52,7 @@ impl Memory {
             killed: Vec::new(),
             refused: Vec::new(),
             tried_again: Vec::new(),
+            lost: Vec::new(),
             remembered: Remembered::default(),
             apart: Apart::default(),
             unheard: BTreeSet::new(),
@@ -77,6 +80,9 @@ impl Memory {
                 }
                 Settled::Fenced => {
                     tracing::debug!(token = %settlement.token, "the job was settled before, or is not owned any more");
+                    if !settlement.is_put_back() {
+                        self.lost.push(settlement.text.clone());
+                    }
                 }
                 Settled::Done => {}
             }
@@ -89,40 +95,36 @@ impl Memory {
 /// What was logged, so that it is not logged each time that it is met.
 #[derive(Default)]
 pub(super) struct Told {
-    /// Why queues are passed over.
-    passed_over: Vec<String>,
-    /// Why results are refused.
-    refused: BTreeSet<String>,
+    passed_over: Complaints,
+    refused: Complaints,
     is_full: bool,
 }
 
 impl Told {
     /// Says what is wrong with queues, until a turn that has asked all of them finds it right.
     pub(super) fn hear_of_queues(&mut self, passed_over: Vec<String>, has_asked_all: bool) {
-        for why in &passed_over {
-            if !self.passed_over.contains(why) {
-                tracing::error!(why, "a queue is passed over");
-                self.passed_over.push(why.clone());
-            }
+        let mut now: BTreeSet<String> = passed_over.into_iter().collect();
+        if !has_asked_all {
+            now.extend(self.passed_over.last().iter().cloned());
         }
-        if has_asked_all {
-            self.passed_over = passed_over;
+        for why in self.passed_over.news(now) {
+            tracing::error!(why, "a queue is passed over");
         }
     }
 
     /// Says why results are refused, by what is refused now.
     pub(super) fn hear_of_results(&mut self, refused: &[(Settlement, String)]) {
-        let now: BTreeSet<String> = refused.iter().map(|(_, why)| why.clone()).collect();
-        for why in now.difference(&self.refused) {
-            let n_results = refused.iter().filter(|(_, other)| other == why).count();
+        let was_refused = !self.refused.last().is_empty();
+        for why in self.refused.news(refused.iter().map(|(_, why)| why.clone()).collect()) {
+            let n_results = refused.iter().filter(|(_, other)| *other == why).count();
             tracing::error!(why, n_results, "results are refused, and kept until Redis takes them");
         }
-        if now.is_empty() && !self.refused.is_empty() {
+        if was_refused && refused.is_empty() {
             tracing::info!("Redis has taken all results");
         }
-        self.refused = now;
     }
 
+    /// Says that Redis is full, and that it is no longer.
     pub(super) fn hear_of_memory(&mut self, is_full: bool) {
         match (self.is_full, is_full) {
             (false, true) => {

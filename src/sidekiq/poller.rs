@@ -3,6 +3,7 @@
 //! Rails' other jobs need Ruby's client middleware and are left to Ruby's pollers. Unlike Ruby's, which pops and then
 //! pushes, a crash in between loses nothing: one script moves one job. Timing follows Sidekiq 8.1.
 
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::iteration;
 use super::payload::Payload;
 use crate::clock::Epoch;
-use crate::redis::{Complaint, Redis, RedisError, Script};
+use crate::redis::{Complaint, Complaints, Redis, RedisError, Script};
 use crate::settings::Jobs;
 
 static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lua")));
@@ -27,14 +28,14 @@ type Members = Vec<(Vec<u8>, f64)>;
 /// Polls until the worker goes `quiet`, as Sidekiq's does.
 pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     let mut sets = [
-        ("retry", 0, Complaint::that("jobs of the retry set cannot be moved")),
-        ("schedule", 0, Complaint::that("jobs of the schedule cannot be moved")),
+        ("retry", Round::default(), Complaint::that("jobs of the retry set cannot be moved")),
+        ("schedule", Round::default(), Complaint::that("jobs of the schedule cannot be moved")),
     ];
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
     while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
-        for (set, cursor, complaint) in &mut sets {
+        for (set, round, complaint) in &mut sets {
             // There may be very many, and each is moved by a script of its own.
-            let polled = quiet.run_until_cancelled(poll(redis, jobs, set, cursor, Epoch::now())).await;
+            let polled = quiet.run_until_cancelled(poll(redis, jobs, set, round, Epoch::now())).await;
             let Some(polled) = polled else { return };
             complaint.hear(polled);
         }
@@ -46,18 +47,31 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     }
 }
 
+/// What is kept of a set between polls.
+#[derive(Debug, Default)]
+struct Round {
+    /// Where in the set cancelled jobs are looked for next.
+    cursor: u64,
+    /// Why due jobs cannot be moved.
+    stuck: Complaints,
+}
+
 /// One request where nothing is to be moved.
 ///
-/// Cancelled jobs are looked for everywhere in the set, a page each poll: `cursor` wanders, and Redis sees to it that it
+/// Cancelled jobs are looked for everywhere in the set, a page each poll: the cursor wanders, and Redis sees to it that it
 /// meets whatever waits for a whole round.
-async fn poll(redis: &Redis, jobs: &Jobs, set: &str, cursor: &mut u64, now: Epoch) -> Result<(), RedisError> {
+async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epoch) -> Result<(), RedisError> {
     let mut look = redis::pipe();
     look.cmd("ZRANGE").arg(set).arg("-inf").arg(now.as_secs_f64()).arg(&["BYSCORE", "LIMIT", "0", "1"]);
-    look.cmd("ZSCAN").arg(set).arg(*cursor).arg("COUNT").arg(PAGE);
+    look.cmd("ZSCAN").arg(set).arg(round.cursor).arg("COUNT").arg(PAGE);
     let (due, (next, waiting)): (Vec<Vec<u8>>, (u64, Members)) = redis.pipeline(&look).await?;
-    *cursor = next;
+    round.cursor = next;
+    let mut stuck = BTreeSet::new();
     if !due.is_empty() {
-        enqueue_due(redis, jobs, set, now).await?;
+        stuck = enqueue_due(redis, jobs, set, now).await?.stuck;
+    }
+    for why in round.stuck.news(stuck) {
+        tracing::error!(set, why, "due jobs cannot be moved");
     }
     enqueue_cancelled(redis, jobs, set, &waiting, now).await
 }
@@ -92,9 +106,18 @@ async fn prune(redis: &Redis) -> Result<(), RedisError> {
     Ok(())
 }
 
-/// Moves every job of ours in `set` that is due at `now`; returns how many.
-pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<usize, RedisError> {
-    let (mut n_moved, mut n_left) = (0, 0);
+/// What became of the due jobs of a set.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Enqueued {
+    /// How many are on their queues.
+    pub n_moved: usize,
+    /// Why others are not: a queue, and what Redis says of it.
+    pub stuck: BTreeSet<String>,
+}
+
+/// Moves every job of this worker's classes in `set` that is due at `now`.
+pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<Enqueued, RedisError> {
+    let (mut enqueued, mut n_left) = (Enqueued::default(), 0);
     loop {
         // By rank, which Redis finds at once. It would count off an offset into a range of scores, for each page anew.
         let mut range = redis::cmd("ZRANGE");
@@ -106,10 +129,10 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
             // What stays, others' jobs and what is no job at all, must not hide what comes after it.
             match moved_text(jobs, &member, now) {
                 Some((queue, text)) => match move_one(redis, set, &member, &queue, &text).await {
-                    Ok(n) => n_moved += n,
+                    Ok(n) => enqueued.n_moved += n,
                     // Such as a queue of the wrong type: it must not hold up the jobs behind it.
-                    Err(error) if matches!(error.code(), Some("WRONGTYPE" | "NOPERM")) => {
-                        tracing::error!(%error, queue, "a due job cannot be moved");
+                    Err(error) if matches!(error.code(), Some("REFUSED" | "NOPERM")) => {
+                        enqueued.stuck.insert(format!("queue:{queue}: {error}"));
                         n_left += 1;
                     }
                     Err(error) => return Err(error),
@@ -118,7 +141,7 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
             }
         }
         if is_last {
-            return Ok(n_moved);
+            return Ok(enqueued);
         }
     }
 }

@@ -36,7 +36,9 @@ impl Custody {
             tracing::warn!(token = %running.unit.token, "job reclaimed by another worker: killing the local build");
             running.taken.cancel();
         }
-        self.has_not_crashed(&lost).await;
+        let begun = lost.iter().filter(|running| !running.iteration.is_waiting());
+        memory.lost.extend(begun.map(|running| running.unit.text.clone()));
+        self.has_not_crashed(std::mem::take(&mut memory.lost)).await;
         memory.try_refused_again();
         memory.unheard = inflight.into_keys().collect();
         let settled = memory.pending.iter().chain(&memory.killed).map(|settlement| &settlement.token);
@@ -51,9 +53,7 @@ impl Custody {
     }
 
     /// Whoever reclaimed these jobs has counted a crash against those that had begun.
-    async fn has_not_crashed(&self, lost: &[&Running]) {
-        let begun = lost.iter().filter(|running| !running.iteration.is_waiting());
-        let texts: Vec<&[u8]> = begun.map(|running| running.unit.text.as_slice()).collect();
+    async fn has_not_crashed(&self, texts: Vec<Vec<u8>>) {
         if !texts.is_empty()
             && let Err(error) = withdraw(&self.redis, &texts).await
         {

@@ -104,12 +104,9 @@ pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, Re
 }
 
 /// Takes back what recovery counted against jobs of this process, which lives: all that had begun, by their texts.
-pub(super) async fn withdraw(redis: &Redis, texts: &[&[u8]]) -> Result<(), RedisError> {
+pub(super) async fn withdraw(redis: &Redis, texts: &[Vec<u8>]) -> Result<(), RedisError> {
     let mut script = WITHDRAW.key("sidebake:recoveries");
-    script.arg(u8::from(texts.len() == 1));
-    texts.iter().for_each(|text| {
-        script.arg(*text);
-    });
+    script.arg(u8::from(texts.len() == 1)).arg(texts);
     redis.script(&script).await
 }
 

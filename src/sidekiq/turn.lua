@@ -56,6 +56,11 @@ local function text_of(entry)
   return string.sub(entry, string.find(entry, '\n', 1, true) + 1)
 end
 
+-- Redis makes a text of each number that a script gives to a command, as of a float, which takes it ten times as long.
+local function digits(n)
+  return string.format('%d', n)
+end
+
 -- What Redis says when it refuses, or nil.
 local function refusal_of(reply)
   return type(reply) == 'table' and reply.err or nil
@@ -169,10 +174,10 @@ end
 -- Once a turn. A key of another type, or outside of the ACL, must cost no job its result.
 local function count(kind, n)
   if n == 0 then return end
-  local today = 'stat:' .. kind .. ':' .. ARGV[4]
-  redis.pcall('INCRBY', 'stat:' .. kind, n)
-  redis.pcall('INCRBY', today, n)
-  redis.pcall('EXPIRE', today, 157680000)
+  local total, today = 'stat:' .. kind, 'stat:' .. kind .. ':' .. ARGV[4]
+  redis.pcall('INCRBY', total, digits(n))
+  -- The first of the day, or what only this worker has counted.
+  if redis.pcall('INCRBY', today, digits(n)) == n then redis.pcall('EXPIRE', today, '157680000') end
 end
 
 local function settle_all(settlements)
@@ -237,10 +242,10 @@ end
 
 -- The next `n` texts of a list, the next one last, after `n_before` that are spoken for; none when they cannot be removed.
 local function peek(list, n, n_before)
-  local texts = redis.pcall('LRANGE', list, -(n_before + n), -(n_before + 1))
+  local texts = redis.pcall('LRANGE', list, digits(-n_before - n), digits(-n_before - 1))
   if #texts == 0 and not texts.err then return texts end
   -- Removes nothing.
-  local refusal = texts.err or refusal_of(redis.pcall('RPOP', list, 0))
+  local refusal = texts.err or refusal_of(redis.pcall('RPOP', list, '0'))
   if not refusal then return texts end
   passed_over = list .. ': ' .. refusal
   return {}
@@ -280,7 +285,7 @@ local function fetch(tokens, demands)
   end
   if #added > 0 then
     redis.call('HSET', inflight, unpack(added))
-    for list, n in pairs(n_taken) do redis.call('RPOP', list, n) end
+    for list, n in pairs(n_taken) do redis.call('RPOP', list, digits(n)) end
   end
   if is_short then
     for list in pairs(is_empty) do redis.pcall('LLEN', list) end

@@ -255,15 +255,22 @@ async fn a_worker_that_is_killed_after_it_was_told_to_stop_has_not_crashed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_stood_still_has_not_crashed() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push_raw("default", job("runs", 60.0)).await;
-    let first = afternoon.worker(QUICK);
-    world::wait_for("it to run", || has_begun(&first, "runs")).await;
-    first.signal("STOP");
-    let second = afternoon.worker(QUICK);
-    world::wait_for("another worker to have it", || has_begun(&second, "runs")).await;
-    let on_record = async || history(&afternoon, "sidebake:recoveries", &job("runs", 60.0)).await;
-    assert_eq!(on_record().await.as_deref(), Some("1 1"));
-    first.signal("CONT");
-    afternoon.until("nothing is on record", async || on_record().await.is_none()).await;
+    // One whose run goes on when the worker does, and one whose run is over by then.
+    for sleep_s in [60.0, 0.5] {
+        let afternoon = Afternoon::start();
+        let text = job("runs", sleep_s);
+        afternoon.redis.push_raw("default", &text).await;
+        let first = afternoon.worker(QUICK);
+        world::wait_for("it to run", || has_begun(&first, "runs")).await;
+        first.signal("STOP");
+        afternoon.until("its lease is gone", async || afternoon.redis.keys("sidebake:lease:*").await.is_empty()).await;
+        let recovered = async || {
+            let _ = afternoon.run(&["release", "--now"], QUICK);
+            history(&afternoon, "sidebake:recoveries", &text).await
+        };
+        assert_eq!(recovered().await.as_deref(), Some("1 1"));
+        first.signal("CONT");
+        let on_record = async || history(&afternoon, "sidebake:recoveries", &text).await;
+        afternoon.until("nothing is on record", async || on_record().await.is_none()).await;
+    }
 }

@@ -46,7 +46,7 @@ async fn cost_of_a_page(n: usize) -> f64 {
     add_others(&server, n).await;
     let mut connection = server.connection().await;
     redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut connection).await.unwrap();
-    assert_eq!(enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap(), 0);
+    assert_eq!(enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap().n_moved, 0);
     let statistics: String = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
     let line = statistics.lines().find(|line| line.starts_with("cmdstat_zrange:")).unwrap();
     line.split("usec_per_call=").nth(1).unwrap().split(',').next().unwrap().parse().unwrap()
@@ -69,6 +69,27 @@ async fn a_due_job_behind_others_of_the_same_time_is_moved() {
     }
     let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap();
     let queue = server.queue("default").await;
-    assert_eq!((moved, queue.len()), (3, 3), "{queue:?}");
+    assert_eq!((moved.n_moved, queue.len()), (3, 3), "{queue:?}");
     assert_eq!(server.sorted_set("retry").await.len(), 1_201, "others' and the one that is not due");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn why_due_jobs_cannot_be_moved_is_said_once() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    redis::cmd("SET").arg(&["queue:odd", "x"]).exec_async(&mut connection).await.unwrap();
+    for jid in ["a", "b"] {
+        let job = format!(r#"{{"class":"BuildJob","queue":"odd","jid":"{jid}"}}"#);
+        redis::cmd("ZADD").arg(&["retry", "1", &job]).exec_async(&mut connection).await.unwrap();
+    }
+    let worker = afternoon.worker("jobs.poll_interval = \"100ms\"");
+    let n_failed = async || {
+        let stats: String =
+            redis::cmd("INFO").arg("errorstats").query_async(&mut afternoon.redis.connection().await).await.unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("errorstat_WRONGTYPE:count="));
+        line.map_or(0, |count| count.parse::<usize>().unwrap())
+    };
+    afternoon.until("it was tried often", async || n_failed().await >= 8).await;
+    assert_eq!(worker.log().matches("due jobs cannot be moved").count(), 1, "{}", worker.log());
+    assert_eq!(afternoon.redis.sorted_set("retry").await.len(), 2);
 }
