@@ -1,7 +1,12 @@
-# Resident memory of a worker that has nothing to do: soon after its start, and after some jobs.
+# Resident memory of a worker that has nothing to do, soon after its start and after some jobs; and the most that it ever has
+# while three builds write as much as they can, with an innocent build beside them.
 
 class Memory
   BAR = 20 # MB of 1,000,000 bytes
+  PEAK_BAR = 100
+  N_FLOODS = 3
+  # An innocent build shares the processors with what the others run.
+  TIME_BAR = 0.33
   REST = 5 # seconds
   N_JOBS = 200
 
@@ -15,7 +20,7 @@ class Memory
     @ours, @theirs = Hash.new { |all, state| all[state] = [] }, Hash.new { |all, state| all[state] = [] }
     @runs.times { measure_once }
     print_figures
-    [bar('memory after the start', :started), bar("memory after #{N_JOBS} jobs", :worked)]
+    [bar('memory after the start', :started), bar("memory after #{N_JOBS} jobs", :worked), *measure_flood]
   end
 
   private
@@ -51,6 +56,31 @@ class Memory
       row['  of it without a file behind it', @ours, :last],
       row["Ruby's Sidekiq without an application", @theirs, :first]
     )
+  end
+
+  # The bars of a worker whose builds write as much as they can.
+  def measure_flood
+    flood = FloodingApp.new(@world)
+    floods = Array.new(N_FLOODS) { |n| @world.job(FloodingApp::NAME, flood.commit_that_is_new, "flood#{n}" => './flood') }
+    innocent = -> { @world.job(FloodingApp::NAME, flood.commit_that_is_new, 'innocent' => './innocent') }
+    @world.with(@world.start_worker) do |worker|
+      alone, = @world.build_beside([], innocent.call)
+      beside, = @world.build_beside(floods, innocent.call)
+      puts '', "memory: #{N_FLOODS} builds of a 60 kB step that prints 1,000,000 lines, and an innocent one",
+           Figures.table(['', 'alone', 'beside them'], ['innocent build, s', *[alone, beside].map { |time| format('%.2f', time) }],
+                         ['most memory, MB', '', format('%.1f', worker.peak)])
+      [peak_bar(worker.peak), time_bar(beside, alone)]
+    end
+  end
+
+  def peak_bar(peak)
+    Bar.new(name: "memory with #{N_FLOODS} floods", ours: format('%.1f MB', peak), theirs: '', ratio: '',
+            asked: "<= #{PEAK_BAR} MB", is_met: peak <= PEAK_BAR)
+  end
+
+  def time_bar(beside, alone)
+    Bar.new(name: 'a build beside them', ours: format('%.2f s', beside), theirs: format('alone %.2f s', alone),
+            ratio: Figures.times(beside, alone), asked: ">= #{TIME_BAR} x", is_met: alone >= TIME_BAR * beside)
   end
 
   def bar(name, state)

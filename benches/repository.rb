@@ -98,6 +98,27 @@ class VotingApp < Repository
   end
 end
 
+# An image whose step has a command of 60 kB and prints a million empty lines, slowly enough for BuildKit to pass them all on,
+# and an innocent image.
+class FloodingApp < Repository
+  NAME = 'acme/flood'
+  FLOOD = "for i in $(seq 20); do yes '' | head -n 50000; sleep 0.3; done; echo >/dev/null #{'word ' * 12_000}".freeze
+
+  def initialize(world)
+    super(world.path('git'), world.path('.'), NAME)
+    { 'flood' => FLOOD, 'innocent' => 'cat /once' }.each do |name, command|
+      FileUtils.mkdir_p(File.join(@tree, name))
+      write("#{name}/Dockerfile", "ARG BASE\nFROM $BASE\nCOPY once /once\nRUN #{command}\n")
+    end
+  end
+
+  # A commit of which no step is in any build cache.
+  def commit_that_is_new
+    %w[flood innocent].each { |name| write("#{name}/once", "at #{Time.now.to_f}\n") }
+    commit
+  end
+end
+
 # A product's repository, generated, and the same each time but for the commits that are added: 4,000 files of 47 MB, and
 # 600 commits that rewrite 20 of them each. All its history is four times as much to fetch as one commit. There are no deltas
 # in it, nor made of it: the server has the same processors as those whose time is measured, and should need little.

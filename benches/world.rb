@@ -64,6 +64,9 @@ class Service
     %w[VmRSS RssAnon].map { |field| status[/^#{field}:\s+(\d+) kB/, 1].to_i * 1024 / 1e6 }
   end
 
+  # The most megabytes that were ever resident.
+  def peak = File.read("/proc/#{@pid}/status")[/^VmHWM:\s+(\d+) kB/, 1].to_i * 1024 / 1e6
+
   # Seconds of the processors so far.
   def cpu
     user, system = File.read("/proc/#{@pid}/stat").rpartition(')').last.split.values_at(11, 12).map(&:to_f)
@@ -203,6 +206,24 @@ class World
       @callbacks.receive
     end
     seconds = Figures.now - started
+    failed = reports.find { |report| report['status'] != 'succeeded' }
+    raise Unmeasurable, "a build has #{failed['status']}: #{failed['message']}" if failed
+
+    [seconds, reports]
+  end
+
+  # Seconds from a job to its callback while other jobs run, which were pushed two seconds before it, and all reports.
+  def build_beside(others, job)
+    others.each { |other| push('BuildJob', other) }
+    sleep 2
+    started, seconds = Figures.now, nil
+    jid = push('BuildJob', job)
+    reports = Array.new(others.size + 1) do
+      @callbacks.listen
+      report = @callbacks.receive
+      seconds = Figures.now - started if report['jid'] == jid
+      report
+    end
     failed = reports.find { |report| report['status'] != 'succeeded' }
     raise Unmeasurable, "a build has #{failed['status']}: #{failed['message']}" if failed
 

@@ -17,8 +17,7 @@ use std::ops::Range;
 /// and characters that reorder or hide text (bidirectional controls, U+2028, U+2029) become U+FFFD. The result is never
 /// longer than three times `text`.
 pub fn plain(text: &str) -> Cow<'_, str> {
-    let is_printable = |byte: u8| matches!(byte, b'\n' | b'\t' | b' '..=b'~');
-    if text.bytes().all(is_printable) || !text.chars().any(is_hidden) {
+    if is_printable_ascii(text) || !text.chars().any(is_hidden) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len());
@@ -71,16 +70,25 @@ pub fn more(n_bytes: usize) -> String {
     format!("… ({n_bytes} more bytes)")
 }
 
-/// Where the terminal escape sequences of `text` are, from the first to the last.
+/// Where the terminal escape sequences of `text` are, from the first to the last. Takes time in proportion to the text.
 pub fn escapes(text: &str) -> impl Iterator<Item = Range<usize>> {
-    let mut from = 0;
+    let (mut from, mut unended_to) = (0, 0);
     std::iter::from_fn(move || {
         loop {
             let at = from + text.get(from..)?.find('\x1b')?;
             from = at + 1;
-            if let Some(length) = escape_sequence(&text[at..]) {
-                from = at + length;
-                return Some(at..from);
+            // Where one command has no end in its line, those after it have none either.
+            let is_command = text.as_bytes().get(at + 1) == Some(&b']');
+            if is_command && at < unended_to {
+                continue;
+            }
+            match escape_sequence(&text[at..]) {
+                Some(length) => {
+                    from = at + length;
+                    return Some(at..from);
+                }
+                None if is_command => unended_to = text[at..].find('\n').map_or(text.len(), |end| at + end),
+                None => {}
             }
         }
     })
@@ -89,11 +97,12 @@ pub fn escapes(text: &str) -> impl Iterator<Item = Range<usize>> {
 /// `text`, of which the rest is not known, without an escape sequence at its end that the rest may end.
 pub fn without_open_escape(text: &str) -> &str {
     let mut from = escapes(text).last().map_or(0, |escape| escape.end);
+    let last_line = text.rfind('\n').unwrap_or(0);
     while let Some(at) = text[from..].find('\x1b').map(|at| from + at) {
         let is_open = match text.as_bytes().get(at + 1) {
             None => true,
             Some(b'[') => text.bytes().skip(at + 2).all(|byte| (0x20..=0x3f).contains(&byte)),
-            Some(b']') => !text[at..].contains('\n'),
+            Some(b']') => at >= last_line,
             Some(_) => false,
         };
         if is_open {
@@ -131,6 +140,12 @@ fn escape_sequence(text: &str) -> Option<usize> {
         0x30..=0x5a | 0x5c | 0x5e..=0x7e => Some(2),
         _ => None,
     }
+}
+
+/// Whether nothing has to be looked at by the character. In blocks without a branch, which the compiler makes wide.
+fn is_printable_ascii(text: &str) -> bool {
+    let is_printable = |byte: u8| matches!(byte, b'\n' | b'\t' | b' '..=b'~');
+    text.as_bytes().chunks(64).all(|block| block.iter().fold(true, |all, byte| all & is_printable(*byte)))
 }
 
 fn is_hidden(c: char) -> bool {
@@ -187,6 +202,16 @@ mod tests {
         assert!(elided.starts_with("process \"xxx") && elided.ends_with("exit code: 137"), "{elided}");
         assert!(elided.contains(" more bytes) … ") && elided.len() <= 200, "{elided}");
         assert_eq!(elide("short", 5), "short");
+    }
+
+    #[test]
+    fn a_text_of_nothing_but_escapes_takes_no_longer_than_another() {
+        // Looked through to its end for each of them, it would take hours.
+        let text = "\x1b]0;".repeat(1 << 20);
+        assert_eq!(escapes(&text).count(), 0);
+        assert_eq!(escapes(&(text.clone() + "\n\x1b]0;x\x07")).count(), 1);
+        assert_eq!(without_open_escape(&text), "");
+        assert_eq!(without_open_escape(&format!("{text}\n")).len(), text.len() + 1);
     }
 
     #[test]

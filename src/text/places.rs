@@ -37,14 +37,15 @@ impl Places {
     /// - A path in a repository is relative to it; its root is `.`.
     /// - Another path in a state directory becomes "a file of the worker".
     /// - Credentials and the query of a URL, or of a path with one, are left out: the query of an upload holds its state.
-    /// - Go's source positions (`v2.go:105]`) and stack traces are left out. What is in double quotes is not Go's.
+    /// - Positions in Go's and Rust's source (`v2.go:105]`) and stack traces are left out. What is in double quotes is the
+    ///   customer's.
     pub fn hide<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
         for worktree in &self.worktrees {
-            replace_path(&mut text, worktree, |_| Some((0, ".")));
+            replace_path(&mut text, worktree, |_| (0, "."));
         }
         for state in &self.states {
-            replace_path(&mut text, state, |rest| Some(in_state(rest)));
+            replace_path(&mut text, state, in_state);
         }
         if text.lines().all(|line| is_plain(line)) { text } else { Cow::Owned(without_traces(&text)) }
     }
@@ -62,7 +63,7 @@ fn names(path: &Path) -> Vec<String> {
 
 /// Replaces a directory where a path begins with it. `of` answers for the text after it how much more of that belongs to
 /// the directory, and what it is called when the path ends there.
-fn replace_path(text: &mut Cow<'_, str>, directory: &str, of: impl Fn(&str) -> Option<(usize, &'static str)>) {
+fn replace_path(text: &mut Cow<'_, str>, directory: &str, of: impl Fn(&str) -> (usize, &'static str)) {
     if !text.contains(directory) {
         return;
     }
@@ -74,10 +75,11 @@ fn replace_path(text: &mut Cow<'_, str>, directory: &str, of: impl Fn(&str) -> O
         let ends = !after.starts_with(is_part_of_name);
         shown.push_str(&rest[..at]);
         rest = after;
-        let Some((length, name)) = of(after).filter(|_| begins && ends) else {
+        if !(begins && ends) {
             shown.push_str(directory);
             continue;
-        };
+        }
+        let (length, name) = of(after);
         rest = &rest[length..];
         match rest.strip_prefix('/').filter(|below| name == "." && below.starts_with(is_part_of_name)) {
             Some(below) => rest = below,
@@ -104,7 +106,7 @@ fn in_state(path: &str) -> (usize, &'static str) {
 
 /// Whether nothing of Go's and no query can be in a line.
 fn is_plain(line: &str) -> bool {
-    !line.contains(".go:") && !line.contains('?') && !line.contains('@') && !is_stack(line)
+    !line.contains(SOURCES[0]) && !line.contains(SOURCES[1]) && !line.contains(['?', '@']) && !is_stack(line)
 }
 
 fn without_traces(text: &str) -> String {
@@ -126,20 +128,29 @@ fn is_stack(line: &str) -> bool {
 
 /// A line of Kubernetes' client without its head: `E1124 04:18:04.264391    6145 v2.go:105] `.
 fn without_log_header(line: &str) -> &str {
-    if !is_log_line(line) {
+    if !is_of_kubernetes(line) {
         return line;
     }
     line.split_once("] ").map_or(line, |(_, said)| said)
 }
 
-/// Whether Kubernetes' client wrote the line: a severity, month and day, a time, and `]` after a source position.
+/// Whether a library in docker-buildx logs the line: Kubernetes' client, Go's own `log` or Logrus.
 pub fn is_log_line(line: &str) -> bool {
-    let head = line.as_bytes();
-    head.len() > 6
-        && b"IWEF".contains(&head[0])
-        && head[1..5].iter().all(u8::is_ascii_digit)
-        && head[5] == b' '
+    is_of_kubernetes(line) || has_form(line, "dddd/dd/dd dd:dd:dd ") || line.starts_with("time=\"")
+}
+
+/// A severity, month and day, a time, and `]` after a source position.
+fn is_of_kubernetes(line: &str) -> bool {
+    ["I", "W", "E", "F"]
+        .iter()
+        .any(|severity| line.strip_prefix(severity).is_some_and(|rest| has_form(rest, "dddd dd:dd:dd.")))
         && line.split_once("] ").is_some_and(|(head, _)| head.contains(".go:"))
+}
+
+/// Whether a line begins in a form, in which `d` is a digit.
+fn has_form(line: &str, form: &str) -> bool {
+    let is_same = |(byte, form): (u8, u8)| if form == b'd' { byte.is_ascii_digit() } else { byte == form };
+    line.len() >= form.len() && line.bytes().zip(form.bytes()).all(is_same)
 }
 
 /// Word by word: what is between blanks, quotes and brackets.
@@ -185,9 +196,12 @@ fn query(word: &str) -> Option<usize> {
     (word[..at].contains('/') && word[at..].contains('=')).then_some(at)
 }
 
-/// `file.go:105`, as Go names a line of its own source.
+/// How a file of Go's or Rust's source ends, before the number of a line.
+const SOURCES: [&str; 2] = [".go:", ".rs:"];
+
+/// `file.go:105`, `file.rs:105:7`, as programs name a line of their own source.
 fn is_source_position(word: &str) -> bool {
-    let Some((file, position)) = word.rsplit_once(".go:") else { return false };
+    let Some((file, position)) = SOURCES.iter().find_map(|end| word.rsplit_once(end)) else { return false };
     let digits = position.trim_end_matches([']', ':', ',']);
     !file.is_empty() && !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b':')
 }
@@ -264,6 +278,7 @@ mod tests {
                 "\"Copying stdin failed\" err=\"io\"",
             ),
             ("failed: client.go:12: cannot dial", "failed: cannot dial"),
+            ("panicked at src/source/lfs.rs:12:5: out of range", "panicked at out of range"),
             ("at github.com/moby/buildkit/solver/jobs.go:1234", "at "),
             ("panic: nil\n\ngoroutine 1 [running]:\nmain.main()\n\t/src/main.go:3 +0x1d", "panic: nil"),
             ("\"/main.go:12\": not found", "\"/main.go:12\": not found"),
@@ -271,6 +286,26 @@ mod tests {
         ] {
             assert_eq!(places().hide(text), expected);
         }
+    }
+
+    #[test]
+    fn lines_of_libraries_are_known() {
+        for line in [
+            "E1124 04:18:04.264391    6145 v2.go:105] \"x\"",
+            "2026/11/24 04:18:04 http2: x",
+            "time=\"2026-11-24T04:18:04Z\" level=warning",
+        ] {
+            assert!(is_log_line(line), "{line}");
+        }
+        for line in ["E1124 04:18:04.264391 x", "Dockerfile:2", "2026/11/24", "", "E1"] {
+            assert!(!is_log_line(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_text_of_nothing_but_a_directory_takes_no_longer_than_another() {
+        let text = "x/var/lib/sidebake".repeat(200_000);
+        assert_eq!(places().hide(&text), text);
     }
 
     proptest! {

@@ -127,6 +127,9 @@ impl Line {
 
 /// What a terminal shows of a line with carriage returns in it: what was written last.
 fn written_last(line: &[u8]) -> &[u8] {
+    if !line.contains(&b'\r') {
+        return line;
+    }
     let line = without_returns(line);
     line.iter().rposition(|byte| *byte == b'\r').map_or(line, |at| &line[at + 1..])
 }

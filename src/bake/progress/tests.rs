@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -154,6 +155,29 @@ fn a_secret_across_the_cut_of_a_long_line_is_masked() {
             assert!(!secret.as_bytes().windows(4).any(|part| shown.contains(std::str::from_utf8(part).expect("text"))));
             assert!(at > bounds::OUTPUT_LINE - 20 || shown.contains("***="), "at {at}, by {size}");
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_part_of_a_secret_is_shown_wherever_it_is_and_however_it_arrives(
+        secret in "[jkqvxz]{4,40}",
+        at in prop_oneof![0_usize..100, 8150_usize..8200, 65_450_usize..65_600],
+        size in prop_oneof![1_usize..60, 1000_usize..20_000],
+        has_end in any::<bool>(),
+    ) {
+        let line = format!("{}{secret}{}{}", ".".repeat(at), "=".repeat(200), if has_end { "\n" } else { "" });
+        let mut progress = progress_with(&["t"], &[&secret]);
+        // Small pieces only around the secret.
+        let (before, rest) = line.as_bytes().split_at(at.saturating_sub(30));
+        let chunks = before.chunks(20_000).chain(rest.chunks(size));
+        let mut events: Vec<Event> = chunks.flat_map(|chunk| said(&mut progress, &log("v", chunk))).collect();
+        progress.finish(&mut |event| events.push(event));
+        let shown = lines(&events).concat();
+        let part = secret.as_bytes().windows(4).find(|part| shown.contains(std::str::from_utf8(part).expect("text")));
+        prop_assert_eq!(part, None);
+        prop_assert!(at > bounds::OUTPUT_LINE - 40 || shown.contains("***="));
     }
 }
 
