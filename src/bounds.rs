@@ -75,7 +75,7 @@ bounds! {
     NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
     VARIABLE: 128 << 10, Bytes, "One variable with its name; Linux takes no more in one", "`invalid_arguments`";
     ENVIRONMENT: 512 << 10, Bytes, "All variables with their names; Linux takes 2 MiB with all arguments", "`invalid_arguments`";
-    TARGETS: 1000, Count, "Names in `targets`", "`invalid_arguments`";
+    TARGETS: 1000, Count, "Names in `targets`, and images of an Application Template", "`invalid_arguments`";
     ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
     MALFORMED: 64 << 10, Bytes, "The text in a `Sidebake::Malformed` entry that can be read", "cut, and all of it follows in Base64";
     ENVELOPE: 256 << 20, Bytes, "A text that a `Sidebake::Malformed` entry can hold", "goes to the dead set as it was";

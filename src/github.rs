@@ -18,11 +18,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::body::TooLong;
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
 use crate::reason::{Failure, Reason};
 use crate::secret::Secret;
 use crate::settings;
+use crate::text;
 
 use api::{Answer, Api, Bearer, Request};
 
@@ -289,7 +291,8 @@ impl App {
         };
         let present =
             Repository::parse(&granted.full_name).filter(|present| is_asked && present.is_of_owner(&token.repository));
-        token.repository = present.ok_or_else(|| not_found(format!("it is {} now", granted.full_name)))?;
+        token.repository = present
+            .ok_or_else(|| not_found(format!("it is {} now", text::shown(&granted.full_name, bounds::NOTICE))))?;
         token.repository_id = granted.id;
         Ok(token)
     }

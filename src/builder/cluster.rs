@@ -356,10 +356,11 @@ fn container_trouble(container: &ContainerStatus) -> Option<String> {
 }
 
 fn say(reason: &str, message: Option<&str>) -> String {
-    match message.map(str::trim).filter(|message| !message.is_empty()) {
+    let text = match message.map(str::trim).filter(|message| !message.is_empty()) {
         Some(message) => format!("{reason} ({message})"),
         None => reason.to_owned(),
-    }
+    };
+    text::shown(&text, bounds::NOTICE)
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The question, as a URL: there is no host to name.
 const WORKERS: &str = "http://buildkit/moby.buildkit.v1.Control/ListWorkers";
 
+/// No host has a longer name (RFC 1035).
+const MAX_HOSTNAME: usize = 253;
+
 /// Bytes of an answer's headers.
 const MAX_HEADERS: u32 = 16 << 10;
 
@@ -106,7 +109,7 @@ fn worker_hostname(response: &[u8]) -> Option<String> {
         }
         value.filter(|_| key == Some(HOSTNAME))
     })?;
-    String::from_utf8(hostname.to_owned()).ok()
+    String::from_utf8(hostname.to_owned()).ok().filter(|name| name.len() <= MAX_HOSTNAME)
 }
 
 /// The fields of a protobuf message that have a length (strings, messages), with their numbers; others are passed over.

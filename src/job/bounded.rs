@@ -16,9 +16,11 @@ use crate::bounds;
 pub(super) fn check(native: &Value) -> Result<(), JobError> {
     Walk { path: Vec::new() }.value(native)?;
     check_variables(native)?;
-    let n_targets = native.get("targets").and_then(Value::as_array).map_or(0, Vec::len);
-    if n_targets > bounds::TARGETS {
-        return Err(JobError::new("targets", format!("{n_targets} names; at most {} are allowed", bounds::TARGETS)));
+    for (path, pointer) in [("targets", "/targets"), ("application.images", "/application/images")] {
+        let n_items = native.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
+        if n_items > bounds::TARGETS {
+            return Err(JobError::new(path, format!("{n_items} items; at most {} are allowed", bounds::TARGETS)));
+        }
     }
     Ok(())
 }
@@ -155,7 +157,9 @@ mod tests {
         assert_eq!(refused(&args), "application.images[0].args.FOO: 3000000 bytes; at most 2097152 are allowed");
         assert_eq!(check(&json!({"application": {"images": [{"dockerfile_inline": long(1_000_000)}]}})), Ok(()));
         let many = json!({"targets": vec!["a"; 1001]});
-        assert_eq!(refused(&many), "targets: 1001 names; at most 1000 are allowed");
+        assert_eq!(refused(&many), "targets: 1001 items; at most 1000 are allowed");
+        let images = json!({"application": {"images": vec![json!({}); 1001]}});
+        assert_eq!(refused(&images), "application.images: 1001 items; at most 1000 are allowed");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! What is not changed is written back to the byte, so unknown fields, big integers and the form of floats survive.
 
+use std::ops::RangeInclusive;
+
 use serde::de::DeserializeOwned;
 
 use crate::clock::Epoch;
@@ -9,6 +11,9 @@ use crate::json;
 
 /// The largest integer that is taken for seconds: as milliseconds it would be a day of 1973.
 const MAX_SECONDS: f64 = 1e11;
+
+/// Times that every Sidekiq can show, from the epoch on, whether it takes them for seconds or for milliseconds.
+pub(super) const TIMES: RangeInclusive<f64> = 0.0..=1e14;
 
 /// The fields, with the text of each value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,9 +41,9 @@ impl Fields {
         self.read(name)
     }
 
-    /// Sidekiq 8 takes an integer for milliseconds and a float for seconds.
+    /// Sidekiq 8 takes an integer for milliseconds and a float for seconds. `None` for what is not a time that it can show.
     pub(super) fn timestamp(&self, name: &str) -> Option<Epoch> {
-        let number: f64 = self.read(name)?;
+        let number: f64 = self.read(name).filter(|number| TIMES.contains(number))?;
         let is_seconds = !is_integer(self.raw(name)?) || number < MAX_SECONDS;
         Some(Epoch::from_secs_f64(if is_seconds { number } else { number / 1000.0 }))
     }

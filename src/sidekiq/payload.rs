@@ -327,7 +327,8 @@ mod tests {
         };
         let forms = ["1795500000", "1795500000.0", "1795500000000"];
         assert_eq!(forms.map(expiry), [Some(1_795_500_000_000); 3]);
-        assert_eq!(expiry("null"), None);
+        // What no clock shows neither expires a job nor ends its retries.
+        assert_eq!(["null", "1e300", "-1", "1e400", "\"soon\""].map(expiry), [None; 5]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 use serde_json::{Value, json};
 
-use super::fields::{Fields, is_integer};
+use super::fields::{Fields, TIMES, is_integer};
 use super::payload::{Payload, error_class};
 use crate::bounds;
 use crate::clock::Epoch;
@@ -39,14 +39,14 @@ const MAX_NESTING: usize = 100;
 pub(super) const WRAPPERS: [&str; 2] =
     ["ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper", "Sidekiq::ActiveJob::Wrapper"];
 
-/// The oldest and the newest times that every Sidekiq can show, from the epoch on, whether taken for seconds or milliseconds.
-const MAX_TIME: f64 = 1e14;
-
 /// `retry_for` of a longer time is refused by Sidekiq's client, and so by Ruby's poller.
 const MAX_RETRY_FOR: f64 = 1e9;
 
+/// Whether the text of a value is of a type that Sidekiq expects.
+type Shape = fn(&str) -> bool;
+
 /// Fields that Sidekiq shows or checks, each with what it can be.
-const SHAPES: &[(&str, fn(&str) -> bool)] = &[
+const SHAPES: &[(&str, Shape)] = &[
     ("jid", is_named),
     ("queue", is_named),
     ("retry_queue", is_named),
@@ -82,7 +82,7 @@ fn number(text: &str) -> Option<f64> {
 }
 
 fn is_time(text: &str) -> bool {
-    number(text).is_some_and(|time| (0.0..=MAX_TIME).contains(&time))
+    number(text).is_some_and(|time| TIMES.contains(&time))
 }
 
 /// As Sidekiq compresses it: Base64 of a zlib stream of a JSON array of strings.
