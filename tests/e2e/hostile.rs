@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use sidebake::bake::{Bake, Order};
 use sidebake::job::BuildJob;
-use sidebake::settings::Settings;
+use sidebake::settings::{SandboxMode, Settings};
 use sidebake::state::StateDirectory;
 use tokio::sync::Semaphore;
 
@@ -86,7 +86,8 @@ async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
 
 /// Compares what was seen with the table; what is seen is shown where they differ.
 fn compare(rows: &[(String, Seen)]) {
-    let table = include_str!("hostile/walls.md");
+    // The second table is another test's.
+    let table = include_str!("hostile/walls.md").split("# What a child leaves behind").next().unwrap_or_default();
     let known: BTreeSet<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
     let seen: BTreeSet<&str> = rows.iter().map(|(row, _)| row.as_str()).collect();
     let all: Vec<&str> = rows.iter().map(|(row, _)| row.as_str()).collect();
@@ -174,6 +175,8 @@ async fn a_policy_beside_a_dockerfile_is_switched_off_where_buildx_would_evaluat
     std::fs::write(&newer, "#!/bin/sh\necho 'github.com/docker/buildx v0.31.0 0'\n").unwrap();
     std::fs::set_permissions(&newer, std::fs::Permissions::from_mode(0o755)).unwrap();
     let mut settings = Settings::load(&[house.config("")], None).unwrap();
+    // A shell may not run in it.
+    settings.sandbox.mode = SandboxMode::Off;
     let state = StateDirectory::open(&house.home.path().join("alone"), "alone").unwrap();
     let directory = state.job_directory().unwrap();
     let tree = house.home.path().join("tree");

@@ -619,11 +619,11 @@ fn of_others() -> Vec<Fixture> {
             "credentials_as_dockerfile",
             "the job's own registry credentials as Dockerfile, behind a link and `..`",
             Told,
-            json!({"dockerfile": "deep/../../../../solve/docker/config.json"}),
+            json!({"dockerfile": "deep/../../../../docker/config.json"}),
         )
         .link("app/deep", "a/b/c/d")
         .with("app/a/b/c/d/x", "")
-        .with("app/solve/docker/config.json", "FROM @BASE@\n"),
+        .with("app/docker/config.json", "FROM @BASE@\n"),
     ]
 }
 

@@ -135,7 +135,10 @@ impl Run<'_> {
         let place = self.range.builders.place(&self.build, &self.range.state, &self.directory, None).await.unwrap();
         let private = self.directory.subdirectory("solve").unwrap();
         make(&private);
-        fs::write(private.join("docker/config.json"), self.trap.credentials()).unwrap();
+        // Where the product has them.
+        let docker = private.with_file_name("docker");
+        fs::create_dir_all(&docker).unwrap();
+        fs::write(docker.join("config.json"), self.trap.credentials()).unwrap();
         let secrets = self.directory.join("secrets");
         let child = self.range.bake.solve_child(&self.tree, &secrets, &place.site, &private);
         let file = if input.is_some() { "-".to_owned() } else { file };

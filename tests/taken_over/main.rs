@@ -1,0 +1,91 @@
+//! Children that were taken over: what they leave behind, and which wall keeps the next build and the worker from it.
+//!
+//! A stranger's pack or a hostile builder may take over a source child or docker-buildx. Here a script has done so: it runs
+//! in the place of each, in the sandbox that the product makes, and leaves what would hurt. Each attack is tried on a
+//! careless worker without the kernel's walls, so that its harm is seen; on a careless one behind the kernel's walls alone;
+//! on the product's worker alone; and on the whole product. The second table of `tests/e2e/hostile/walls.md` is compared with
+//! what happens.
+//!
+//! This program is the worker and each of its children: the product starts its own binary again.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(clippy::disallowed_methods, reason = "tests run programs; the product has one place for that")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its table and its children's words are its interface")]
+#![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
+
+mod attacks;
+mod careless;
+mod case;
+mod product;
+mod roles;
+mod scripts;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use sidebake::{sandbox, source};
+
+use attacks::{Attack, attacks};
+use case::{Case, Range, Wall};
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let first = arguments.next().and_then(|first| first.into_string().ok()).unwrap_or_default();
+    match first.as_str() {
+        sandbox::LAUNCH => return roles::launch(arguments),
+        source::VERB => return roles::source_child(arguments),
+        "attack" => return roles::alone(arguments),
+        "bake" | "dial-stdio" | "version" => return roles::buildx(&first),
+        "remove" => return roles::remove_carelessly(arguments),
+        "read" => return roles::read_carelessly(arguments),
+        // Of libtest, which somebody may ask for the names of all tests.
+        "--list" => return ExitCode::SUCCESS,
+        _ => {}
+    }
+    // Anything else is a part of an attack's name, or an option of libtest's.
+    let part = if first.starts_with('-') { String::new() } else { first };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(try_all(&part))
+}
+
+async fn try_all(part: &str) -> ExitCode {
+    let range = Range::new();
+    let chosen: Vec<Attack> = attacks().into_iter().filter(|attack| attack.name.contains(part)).collect();
+    let (mut rows, mut wrong) = (Vec::new(), Vec::new());
+    for attack in &chosen {
+        let (mut stops, mut is_harmless) = (Vec::new(), Vec::new());
+        for wall in [Wall::None, Wall::Kernel, Wall::Worker, Wall::Both] {
+            let has_harm = Case::set(&range, attack, wall).has_harm().await;
+            is_harmless.push(!has_harm);
+            stops.push(if has_harm { "" } else { "stops" });
+        }
+        if is_harmless[0] {
+            wrong.push(format!("{}: the attack does no harm to a careless worker", attack.name));
+        }
+        if is_harmless[3] == attack.is_open {
+            wrong.push(format!("{}: in the product: {}", attack.name, if is_harmless[3] { "no harm" } else { "harm" }));
+        }
+        let product = if attack.is_open { "" } else { "stops" };
+        let (child, harm) = (attack.child.name(), attack.harm);
+        rows.push(format!(
+            "| `{}` | {child} | {} | {harm} | {} | {} | {product} |",
+            attack.name, attack.aim, stops[1], stops[2]
+        ));
+    }
+    println!("{} attacks by a child that was taken over", chosen.len());
+    let known = known(part);
+    let seen: BTreeSet<&str> = rows.iter().map(String::as_str).collect();
+    if known != seen {
+        wrong.push(format!("the table of tests/e2e/hostile/walls.md would be:\n{}", rows.join("\n")));
+    }
+    wrong.iter().for_each(|wrong| println!("{wrong}"));
+    if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The rows of the table, of attacks with `part` in their name.
+fn known(part: &str) -> BTreeSet<&'static str> {
+    let table = include_str!("../e2e/hostile/walls.md");
+    let second = table.split("# What a child leaves behind").nth(1).unwrap_or_default();
+    let name = |row: &str| row.split('`').nth(1).unwrap_or_default().to_owned();
+    second.lines().filter(|line| line.starts_with("| `") && name(line).contains(part)).collect()
+}

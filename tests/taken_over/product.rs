@@ -1,0 +1,223 @@
+//! The product's worker, with children that were taken over.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use sidebake::bake::{Bake, Definition, Goal, Order, Outcome, admit};
+use sidebake::builder::Builders;
+use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFile, Sha, Trust};
+use sidebake::journal::Journal;
+use sidebake::source::{Origin, Revision, Source, SourceError, Spent, Submodule, Worktree};
+use sidebake::state::{JobDirectory, StateDirectory};
+use tokio_util::sync::CancellationToken;
+
+use crate::careless::other_repository;
+use crate::case::{CANARY, CONTENT, Case, is_locked, is_source, read, until_there};
+use crate::roles::{MARK, give_up_capabilities};
+
+pub async fn has_harm(case: &Case<'_>) -> bool {
+    let worker = Worker::new(case);
+    if is_source(case.attack) { worker.source().await } else { worker.buildx().await }
+}
+
+struct Worker<'a> {
+    case: &'a Case<'a>,
+    state: Arc<StateDirectory>,
+    source: Source,
+    bake: Bake,
+    builders: Builders,
+    journal: Journal,
+}
+
+impl<'a> Worker<'a> {
+    fn new(case: &'a Case<'a>) -> Self {
+        let settings = case.settings();
+        Self {
+            case,
+            state: StateDirectory::open(&case.home.join("state"), "worker").unwrap().into(),
+            source: Source::new(&settings),
+            bake: Bake::new(&settings),
+            builders: Builders::new(&settings),
+            journal: Journal::to_log(Arc::default()),
+        }
+    }
+
+    fn job(&self) -> JobDirectory {
+        self.state.job_directory().unwrap()
+    }
+
+    /// Has a commit checked out, by a child that was taken over or by an honest one.
+    async fn check_out(&self, job: &JobDirectory, is_attack: bool, trust: Trust, sha: &str) -> Result<Worktree, SourceError> {
+        let mark = job.join(MARK);
+        if is_attack {
+            std::fs::write(&mark, serde_json::to_string(&self.case.ground).unwrap()).unwrap();
+        }
+        let worktree = job.vacancy("tree", "app").unwrap();
+        let origin = Origin {
+            url: self.case.url(),
+            token: None,
+            mirror: "7".into(),
+            trust,
+            directory: job,
+            worktree: &worktree,
+            revision: Revision::Sha(Sha::parse(sha).unwrap()),
+            mtimes_key: None,
+            spent: Spent::default(),
+        };
+        self.source.check_out(&origin, &self.state, &self.journal, &CancellationToken::new()).await
+    }
+
+    async fn source(&self) -> bool {
+        let (case, sha) = (self.case, self.case.range.sha.as_str());
+        match case.attack.name {
+            "mirror_lock" => return self.locks().await,
+            "mirror_alternates" => return self.reads_alternates().await,
+            name if name.starts_with("mirror_") => return self.poisons().await,
+            _ => {}
+        }
+        let job = self.job();
+        let made = self.check_out(&job, true, Trust::Branch, sha).await;
+        let tree = job.join("tree").join("app");
+        match case.attack.name {
+            "tree_link" => made.is_ok_and(|worktree| read(&worktree.path.join("canary")) == CANARY),
+            "parent_link" => {
+                let _ = job.subdirectory("secrets");
+                case.outside("secrets").exists()
+            }
+            "submodule_link" => {
+                let submodule: Submodule =
+                    serde_json::from_value(json!({"path": "libs/x", "sha": sha, "url": null})).unwrap();
+                let _ = made.unwrap().make_room(&submodule);
+                !case.outside("x").exists()
+            }
+            // A file that was left out by the patterns of a file of the host.
+            "ignore_link" | "ignore_fifo" | "ignore_sparse" => {
+                let definition = self.resolve(&job, &tree).await;
+                definition.inputs(&["file".into()]).is_empty()
+            }
+            "definition_link" | "definition_fifo" => {
+                let file = RepositoryFile { path: "compose.yaml".into(), naming: Naming::File };
+                let build = Build::new(repository(), Trust::Branch, Recipe::File(file));
+                // Under a link, buildx would show the lines of the file.
+                admit(&Order { build: &build, worktree: &tree, sha: None }).is_ok()
+            }
+            "claims_commit" => made.unwrap().sha.unwrap().to_string() != sha,
+            "endless_output" => made.is_ok(),
+            "nest" | "locked" | "odd_names" => {
+                let path = job.join("");
+                let remove = move || {
+                    give_up_capabilities();
+                    drop(job);
+                };
+                std::thread::spawn(remove).join().unwrap();
+                path.exists()
+            }
+            "setuid" => case.is_run_by_others(&tree.join("program")),
+            "outlive" => case.outlives(),
+            other => unreachable!("no case of {other}"),
+        }
+    }
+
+    /// Whether a child can hold the lock that others wait for.
+    async fn locks(&self) -> bool {
+        let job = self.job();
+        let mirror = self.state.mirror(Trust::Branch, &self.host(), "7").unwrap().path().to_owned();
+        let held = async {
+            until_there(&mirror.join("is-locked")).await;
+            is_locked(mirror.parent().unwrap())
+        };
+        // The child is killed when its future is dropped.
+        tokio::select! {
+            _ = self.check_out(&job, true, Trust::Branch, &self.case.range.sha) => panic!("it does not end"),
+            is_locked = held => is_locked,
+        }
+    }
+
+    fn host(&self) -> String {
+        self.case.url().split('/').nth(2).unwrap().to_owned()
+    }
+
+    async fn reads_alternates(&self) -> bool {
+        let other = other_repository(self.case).to_string();
+        for is_attack in [false, true] {
+            let _ = self.check_out(&self.job(), is_attack, Trust::Branch, &self.case.range.sha).await;
+        }
+        self.check_out(&self.job(), false, Trust::Branch, &other).await.is_ok()
+    }
+
+    /// What an honest child checks out after one that was taken over; nothing is no harm but when it stays so.
+    async fn poisons(&self) -> bool {
+        let sha = &self.case.range.sha;
+        let (theirs, next) = match self.case.attack.name {
+            "mirror_objects_fork" => (Trust::Fork, Trust::Fork),
+            "mirror_objects_trust" => (Trust::Fork, Trust::Branch),
+            _ => (Trust::Branch, Trust::Branch),
+        };
+        self.check_out(&self.job(), false, theirs, sha).await.unwrap();
+        let _ = self.check_out(&self.job(), true, theirs, sha).await;
+        for _ in 0..2 {
+            let job = self.job();
+            if let Ok(worktree) = self.check_out(&job, false, next, sha).await {
+                return read(&worktree.path.join("file")) != CONTENT;
+            }
+        }
+        true
+    }
+
+    async fn resolve(&self, job: &JobDirectory, tree: &Path) -> Definition {
+        let build = self.build();
+        let order = Order { build: &build, worktree: tree, sha: None };
+        self.bake.resolve(&order, job, &CancellationToken::new()).await.unwrap()
+    }
+
+    /// A build of one target, whose definition says what docker-buildx is to do.
+    fn build(&self) -> Build {
+        let ground = serde_json::to_string(&self.case.ground).unwrap();
+        let definition = json!({"target": {"app": {"context": ".", "args": {"ground": ground}}}});
+        let recipe = Recipe::Inline(definition.as_object().unwrap().clone());
+        Build { targets: vec!["app".into()], ..Build::new(repository(), Trust::Branch, recipe) }
+    }
+
+    async fn buildx(&self) -> bool {
+        let (case, job, build) = (self.case, self.job(), self.build());
+        let tree = case.home.join("tree");
+        std::fs::create_dir(&tree).unwrap();
+        let definition = self.resolve(&job, &tree).await;
+        if case.attack.name == "print_leftover" {
+            self.resolve(&job, &tree).await;
+            return job.join("print").join("tmp/seen").exists();
+        }
+        let place = self.builders.place(&build, &self.state, &job, None).await.unwrap();
+        let targets = definition.names();
+        let solve = async || -> Outcome {
+            let deadline = Instant::now() + Duration::from_secs(600);
+            let goal = Goal { definition: &definition, targets: &targets, deadline };
+            let stop = CancellationToken::new();
+            self.bake.solve(&build, goal, &place.site, &job, &self.journal, &stop).await.unwrap()
+        };
+        let outcome = solve().await;
+        match case.attack.name {
+            name if name.starts_with("metadata_") => outcome.targets.iter().any(|target| target.digest.is_some()),
+            "kubeconfig_plugin" | "kubeconfig_server" | "instance_endpoint" => {
+                // Its docker-buildx is nobody's who would answer.
+                let _ = place.dial().await;
+                case.has_run() || case.has_rung()
+            }
+            "credential_helper" => {
+                solve().await;
+                case.has_run()
+            }
+            "solve_leftover" => {
+                solve().await;
+                job.join("solve").join("tmp/seen").exists()
+            }
+            other => unreachable!("no case of {other}"),
+        }
+    }
+}
+
+fn repository() -> Repository {
+    Repository::parse("acme/app").unwrap()
+}
