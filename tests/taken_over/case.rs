@@ -95,7 +95,8 @@ fn forge(repository: &Path, sha: &str) -> (Vec<u8>, Vec<u8>) {
     builder.write(directory.path(), 0).unwrap();
     let read = |extension: &str| {
         let entries = fs::read_dir(directory.path()).unwrap().flatten().map(|entry| entry.path());
-        fs::read(entries.into_iter().find(|path| path.extension().is_some_and(|found| found == extension)).unwrap()).unwrap()
+        fs::read(entries.into_iter().find(|path| path.extension().is_some_and(|found| found == extension)).unwrap())
+            .unwrap()
     };
     (read("pack"), lying(&read("idx"), evil, named("file")))
 }
@@ -149,7 +150,8 @@ impl<'a> Case<'a> {
         }
         fs::write(outside.join("patterns"), "file\n").unwrap();
         let digest = format!("sha256:{}", "6".repeat(64));
-        fs::write(outside.join("metadata.json"), format!("{{\"app\": {{\"containerimage.digest\": \"{digest}\"}}}}")).unwrap();
+        fs::write(outside.join("metadata.json"), format!("{{\"app\": {{\"containerimage.digest\": \"{digest}\"}}}}"))
+            .unwrap();
         let program = outside.join("program");
         fs::write(&program, format!("#!/bin/sh\ntouch {}/ran\n", outside.display())).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();

@@ -72,13 +72,14 @@ async fn try_all(part: &str) -> ExitCode {
             attack.name, attack.aim, stops[1], stops[2]
         ));
     }
-    println!("{} attacks by a child that was taken over", chosen.len());
     let known = known(part);
     let seen: BTreeSet<&str> = rows.iter().map(String::as_str).collect();
     if known != seen {
         wrong.push(format!("the table of tests/e2e/hostile/walls.md would be:\n{}", rows.join("\n")));
     }
     wrong.iter().for_each(|wrong| println!("{wrong}"));
+    let (word, n_failed) = if wrong.is_empty() { ("ok", 0) } else { ("FAILED", wrong.len()) };
+    println!("\ntest result: {word}. {} passed; {n_failed} failed; 0 ignored; 0 measured; 0 filtered out", rows.len());
     if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -11,6 +11,7 @@ use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFile, Sha, Trus
 use sidebake::journal::Journal;
 use sidebake::source::{Origin, Revision, Source, SourceError, Spent, Submodule, Worktree};
 use sidebake::state::{JobDirectory, StateDirectory};
+use sidebake::text::places::Places;
 use tokio_util::sync::CancellationToken;
 
 use crate::careless::other_repository;
@@ -40,7 +41,7 @@ impl<'a> Worker<'a> {
             source: Source::new(&settings),
             bake: Bake::new(&settings),
             builders: Builders::new(&settings),
-            journal: Journal::to_log(Arc::default()),
+            journal: Journal::to_log(Arc::default(), Places::default()),
         }
     }
 
@@ -49,7 +50,13 @@ impl<'a> Worker<'a> {
     }
 
     /// Has a commit checked out, by a child that was taken over or by an honest one.
-    async fn check_out(&self, job: &JobDirectory, is_attack: bool, trust: Trust, sha: &str) -> Result<Worktree, SourceError> {
+    async fn check_out(
+        &self,
+        job: &JobDirectory,
+        is_attack: bool,
+        trust: Trust,
+        sha: &str,
+    ) -> Result<Worktree, SourceError> {
         let mark = job.join(MARK);
         if is_attack {
             std::fs::write(&mark, serde_json::to_string(&self.case.ground).unwrap()).unwrap();

@@ -80,7 +80,8 @@ fn mirror(ground: &Ground) -> Result<()> {
         fs::write(of(path), text)
     };
     let attributes = "* text eol=crlf\n";
-    let config = format!("[core]\nbare = true\nrepositoryformatversion = 0\nattributesFile = {}\n", of("planted").display());
+    let config =
+        format!("[core]\nbare = true\nrepositoryformatversion = 0\nattributesFile = {}\n", of("planted").display());
     match ground.attack.as_str() {
         "mirror_config" => {
             write("planted", attributes)?;
