@@ -35,6 +35,7 @@ pub struct Ending {
     /// What is left when all workers have ended.
     leftovers: Vec<String>,
     runs: Runs,
+    used_twice: Vec<String>,
     n_tracked_keys: u64,
     worker_megabytes: u64,
 }
@@ -57,6 +58,7 @@ impl Ending {
             stuck,
             leftovers: leftovers::find(redis, fleet, samples).await,
             runs: Runs::read(fleet).await,
+            used_twice: samples.used_twice(),
             n_tracked_keys: samples.n_tracked_keys(),
             worker_megabytes: samples.worker_megabytes(),
         };
@@ -84,15 +86,15 @@ impl Ending {
         }
     }
 
-    /// What happened, in two lines.
-    pub fn counts(&self, faults: &Counts, took: Duration) -> Vec<String> {
+    /// What happened, in two lines; with when everything was whole again, when the queues were dry, and when all was read.
+    pub fn counts(&self, faults: &Counts, until: [Duration; 3]) -> Vec<String> {
+        let [whole_s, dry_s, took_s] = until.map(|duration| duration.as_secs());
         let (n_jobs, n_faults) = (self.plan.healthy.len(), faults.values().sum::<usize>());
         let happened = format!(
-            "{n_jobs} jobs, {} culprits, {} strays, {n_faults} faults in {:.0} s: {} finished, {} of them poison, {} retried; \
+            "{n_jobs} jobs, {} culprits, {} strays, {n_faults} faults in {took_s} s (whole at {whole_s}, dry at {dry_s}): {} finished, {} of them poison, {} retried; \
              {} runs, {} of them beside another of the same job; {} keys tracked, {} MB at most",
             self.plan.culprits.len(),
             self.plan.strays.len(),
-            took.as_secs_f64(),
             self.finished.len(),
             self.poisoned.len(),
             self.n_retrying,
@@ -112,7 +114,7 @@ impl Ending {
         wrong
             .extend(told("jobs were settled twice", self.finished.iter().filter(|(_, n)| **n > 1).map(|(jid, _)| jid)));
         wrong.extend(told("callbacks came twice", self.repeated.iter()));
-        wrong.extend(told("tokens were used twice", self.runs.used_twice.iter()));
+        wrong.extend(told("tokens were used twice", self.used_twice.iter()));
         wrong.extend(self.miscounted());
         wrong.extend(self.misjudged());
         for overlap in self.runs.overlaps.iter().filter(|overlap| overlap.loser_lived_on > KILLED_WITHIN) {

@@ -9,8 +9,8 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use world::{Script, Step};
 
-use crate::Verdict;
 use crate::afternoon::{Afternoon, CALLBACKS, Worker};
+use crate::{Verdict, story};
 
 const N_FAULTS: usize = 20;
 const N_BUILDS: usize = 4 * N_FAULTS;
@@ -44,10 +44,11 @@ pub async fn run(seed: u64) -> Verdict {
     }
     let started = Instant::now();
     let mut n_finished = 0;
-    while n_finished < N_BUILDS && started.elapsed() < Duration::from_secs(60) {
+    while n_finished < N_BUILDS && started.elapsed() < Duration::from_secs(90) {
         tokio::time::sleep(Duration::from_millis(100)).await;
         n_finished = afternoon.redis.queue(CALLBACKS).await.len();
     }
+    let left = story::left(&afternoon.redis).await;
     for mut worker in workers {
         worker.signal("TERM");
         worker.ended().await;
@@ -66,7 +67,7 @@ pub async fn run(seed: u64) -> Verdict {
     let reports: Vec<Value> = afternoon.callbacks(n_finished).await;
     let bad: Vec<&Value> = reports.iter().filter(|report| report["status"] != "succeeded").collect();
     if n_finished != N_BUILDS {
-        wrong.push(format!("{n_finished} of {N_BUILDS} builds were finished"));
+        wrong.push(format!("{n_finished} of {N_BUILDS} builds were finished; {left:?}"));
     }
     if let Some(report) = bad.first() {
         wrong.push(format!("a build has failed: {report}"));

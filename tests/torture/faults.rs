@@ -36,7 +36,7 @@ pub enum Kind {
 }
 
 /// Every command without which a script would lose something if it had removed it before.
-const COMMANDS: [&str; 16] = [
+pub const COMMANDS: [&str; 16] = [
     "HSET", "LPUSH", "RPUSH", "SADD", "ZADD", "ZREM", "HDEL", "RPOP", "SET", "GET", "HGET", "HMGET", "PEXPIRE", "SREM",
     "UNLINK", "EXPIRE",
 ];
@@ -64,7 +64,7 @@ impl Kind {
 pub type Counts = BTreeMap<Kind, usize>;
 
 /// Breaks one thing, and returns when it is whole again, but for what the network holds.
-pub async fn one(kind: Kind, random: &mut StdRng, plan: &Plan, fleet: &Fleet, redis: &Redis) {
+pub async fn one(kind: Kind, commands: &[&str], random: &mut StdRng, plan: &Plan, fleet: &Fleet, redis: &Redis) {
     let i = victim(kind, random.random_range(0..fleet.n_workers()), plan, fleet, redis).await;
     let mut seconds = |least: f64, most: f64| Duration::from_secs_f64(random.random_range(least..most));
     if kind.is_crash() {
@@ -114,7 +114,7 @@ pub async fn one(kind: Kind, random: &mut StdRng, plan: &Plan, fleet: &Fleet, re
         Kind::HeldRenewal => fleet.relays[i].hold(Duration::from_secs(LEASE_S).mul_f64(1.8) + seconds(0.0, 2.0)),
         Kind::RefusedCommand => {
             let during = seconds(0.3, 4.0);
-            let command = COMMANDS[random.random_range(0..COMMANDS.len())];
+            let command = commands[random.random_range(0..commands.len())];
             configure(redis, "ACL", &["SETUSER", USER[0], &format!("-{command}")]).await;
             tokio::time::sleep(during).await;
             configure(redis, "ACL", &["SETUSER", USER[0], &format!("+{command}")]).await;

@@ -49,7 +49,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 use audit::Ending;
-use faults::Kind;
+use faults::{COMMANDS, Kind};
 use story::Story;
 
 /// The longest story: what it has to remember grows with its jobs.
@@ -128,6 +128,7 @@ async fn rounds(fsync: &'static str, judge: fn(&Ending) -> Verdict, options: &Op
             has_strays: true,
             seed,
             kinds: Kind::ALL.to_vec(),
+            commands: &COMMANDS,
             fsync,
             mutant: None,
         };

@@ -1,9 +1,11 @@
 //! Custody with one of its parts taken away. The product is not touched: the relay sends Redis another script under the
 //! name of the real one, or spoils a request.
 //!
-//! The numbers of turns are not among them: whoever takes a late turn finds out by the text of the job, so without them
-//! nothing is lost here. `tests/it/turn.rs` sees that they are compared.
+//! The numbers of turns are not among them: who takes a late turn finds out by the text of the job, so without them nothing
+//! is lost here. `tests/it/turn.rs` sees that they are compared. Likewise a comparison of texts only matters where a token
+//! can be filled twice.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,29 +15,85 @@ use crate::Verdict;
 use crate::audit::Ending;
 use crate::faults::Kind;
 use crate::relay::{Rewrite, is_command};
-use crate::scripts::{TURN, load};
+use crate::scripts::{RECOVER, RENEW, TURN, load};
 use crate::story::Story;
 
 /// Those that run one after the other, each list beside the others.
-const LANES: [&[Without]; 2] = [&[Without::Fence, Without::Resend], &[Without::Reconcile]];
+const LANES: [&[Without]; 4] = [
+    &[Without::Reconcile, Without::Order],
+    &[Without::Fence, Without::Resend],
+    &[Without::Incarnation, Without::Text],
+    &[Without::Blame],
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Without {
-    /// A settlement happens whether the token is ours or not.
+    /// A settlement happens whether the entry is owned or not.
     Fence,
+    /// A settlement compares the token and not the text; and leases as in [`Self::Incarnation`], without which no token is
+    /// filled twice.
+    Text,
+    /// A renewal that arrives late makes the lease again, as it was long before. The texts are compared, so nothing is lost.
+    Incarnation,
     /// A turn that is sent again fetches other jobs under the same tokens.
     Resend,
-    /// Nobody compares the in-flight hash with what runs.
+    /// The in-flight hash is not compared with what runs.
     Reconcile,
+    /// Entries are removed before they are written elsewhere.
+    Order,
+    /// Recovery counts everything in flight as what has crashed the worker.
+    Blame,
 }
 
+/// A script, and what of it becomes what.
+type Change = (&'static str, &'static str, &'static str);
+
+const OLD_LEASE: Change = (
+    RENEW,
+    "if not incarnation and ARGV[3] == '' then return '' end",
+    "local old = 'torture:' .. KEYS[1]
+    if incarnation then redis.call('SET', old, incarnation) end
+    if not incarnation and ARGV[3] == '' and redis.call('EXISTS', old) == 1 then
+        redis.call('SADD', KEYS[2], ARGV[1])
+        redis.call('SET', KEYS[1], redis.call('GET', old) .. ' 0', 'PX', ARGV[2])
+        return redis.call('GET', old)
+    end
+    if not incarnation and ARGV[3] == '' then return '' end",
+);
+
 impl Without {
-    /// What of `turn.lua` becomes what; nothing for the one that is no change of the script.
-    fn change(self) -> Option<(&'static str, &'static str)> {
+    /// What of the scripts becomes what; nothing for the one that is no change of a script.
+    fn changes(self) -> Vec<Change> {
+        const FENCE: &str = "if not entry or text_of(entry) ~= settlement.text then return 0 end";
         match self {
-            Self::Fence => Some(("if not entry or text_of(entry) ~= settlement.text then return 0 end", "")),
-            Self::Resend => Some(("if not slots[i] then free[#free + 1] = i end", "free[#free + 1] = i")),
-            Self::Reconcile => None,
+            Self::Fence => vec![(TURN, FENCE, "entry = entry or 'default\\n' .. settlement.text")],
+            Self::Text => vec![(TURN, FENCE, "if not entry then return 0 end"), OLD_LEASE],
+            Self::Incarnation => vec![OLD_LEASE],
+            Self::Resend => vec![(
+                TURN,
+                "local slots, is_paused, most = filled(tokens), paused(), tonumber(ARGV[7])",
+                "local slots, is_paused, most = {}, paused(), tonumber(ARGV[7])
+                for i = 1, #tokens do slots[i] = false end",
+            )],
+            Self::Reconcile => Vec::new(),
+            Self::Order => vec![
+                (
+                    RECOVER,
+                    "redis.call('RPUSH', list, text)\n    redis.call('HDEL', KEYS[4], ARGV[i])",
+                    "redis.call('HDEL', KEYS[4], ARGV[i])\n    redis.call('RPUSH', list, text)",
+                ),
+                (
+                    TURN,
+                    "redis.call('HSET', inflight, unpack(added))\n    \
+                     for list, n in pairs(n_taken) do redis.call('RPOP', list, n) end",
+                    "for list, n in pairs(n_taken) do redis.call('RPOP', list, n) end\n    \
+                     redis.call('HSET', inflight, unpack(added))",
+                ),
+            ],
+            Self::Blame => vec![
+                (RECOVER, "(n_begun == 1 and 1 or 0)", "1"),
+                (RECOVER, "if since > 0 and has_begun(ARGV[i]) then count(text) end", "count(text)"),
+            ],
         }
     }
 
@@ -43,18 +101,24 @@ impl Without {
     fn kinds(self) -> Vec<Kind> {
         match self {
             Self::Fence => vec![Kind::Freeze],
-            Self::Reconcile => vec![Kind::Freeze, Kind::LostReplies],
+            // The worker is cut off for longer than its lease lasts.
+            Self::Text | Self::Incarnation | Self::Reconcile => vec![Kind::HeldRenewal],
             Self::Resend => vec![Kind::LostReplies],
+            Self::Order => vec![Kind::RefusedCommand],
+            Self::Blame => vec![Kind::Kill],
         }
     }
 
-    /// What the audit has to say of it.
+    /// What the audit has to say of it, one of them.
     fn words(self) -> &'static [&'static str] {
         match self {
             Self::Fence => &["settled twice"],
-            Self::Resend => &["never finished"],
+            Self::Text => &["jobs were settled twice", "jobs were never finished"],
+            Self::Incarnation => &["tokens were used twice"],
+            Self::Resend | Self::Order => &["jobs were never finished"],
             // It runs on, or its worker has never heard of it.
             Self::Reconcile => &["on a worker that had lost it", "stuck: sidebake:inflight:"],
+            Self::Blame => &["healthy jobs were declared poison"],
         }
     }
 
@@ -69,39 +133,48 @@ impl Without {
             has_strays: false,
             seed,
             kinds: self.kinds(),
+            commands: &["HSET", "RPUSH"],
             fsync: "everysec",
             mutant: Some(self),
         };
         match self {
-            Self::Fence => whole,
+            Self::Fence | Self::Order => whole,
+            // More jobs than the workers have slots for, so that there is one for every turn, late ones too.
+            Self::Text | Self::Incarnation => Story { n_jobs: 700, n_long: 10, n_faults: 12, ..whole },
+            // Long jobs, that are hit again and again.
+            Self::Blame => Story { n_jobs: 100, n_long: 30, n_faults: 15, n_culprits: 1, ..whole },
             Self::Resend => Story { n_faults: 60, ..whole },
             // What is not killed has to live on beside the other run, so jobs are long, and slots are free for those that
             // are recovered.
-            Self::Reconcile => Story { duration: Duration::from_secs(45), n_jobs: 200, n_long: 40, ..whole },
+            Self::Reconcile => Story { duration: Duration::from_secs(40), n_jobs: 150, n_long: 40, ..whole },
         }
     }
 
-    /// Whether nobody reconciles. Who does may kill all that is lost before it ends, and then there is nothing to fence.
+    /// Whether nothing is reconciled. Who does may kill all that is lost before it ends, and then there is nothing to fence.
     fn is_blind(self) -> bool {
         matches!(self, Self::Fence | Self::Reconcile)
     }
 
     pub async fn rewrite(self, redis: &Redis) -> Rewrite {
-        let mut mutant = None;
-        if let Some((from, to)) = self.change() {
-            assert_eq!(TURN.matches(from).count(), 1, "turn.lua no longer has {from:?}");
-            mutant = Some((load(redis, TURN).await, load(redis, &TURN.replace(from, to)).await));
+        let mut mutated: BTreeMap<&str, String> = BTreeMap::new();
+        for (script, from, to) in self.changes() {
+            let mutant = mutated.entry(script).or_insert_with(|| script.to_owned());
+            assert_eq!(mutant.matches(from).count(), 1, "a script no longer has {from:?}");
+            *mutant = mutant.replace(from, to);
+        }
+        let mut digests = BTreeMap::new();
+        for (script, mutant) in mutated {
+            digests.insert(load(redis, script).await.into_bytes(), load(redis, &mutant).await.into_bytes());
         }
         Arc::new(move |request, is_custody| {
             if self.is_blind() && is_custody && is_command(request, b"HGETALL") {
                 // A set: Redis refuses, and the connection stays.
                 request[1] = b"queues".to_vec();
             }
-            if let Some((real, mutant)) = &mutant
-                && is_command(request, b"EVALSHA")
-                && request[1] == real.as_bytes()
+            if is_command(request, b"EVALSHA")
+                && let Some(mutant) = digests.get(&request[1])
             {
-                request[1] = mutant.clone().into_bytes();
+                request[1].clone_from(mutant);
             }
         })
     }

@@ -1,6 +1,6 @@
-//! What the logs say: of jobs that ran twice at a time, and of tokens that were used twice.
+//! What the logs say of jobs that ran twice at a time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -32,30 +32,14 @@ pub struct Overlap {
 pub struct Runs {
     pub n: usize,
     pub overlaps: Vec<Overlap>,
-    /// Tokens under which a worker had two jobs, one after the other, with the jid of the second.
-    pub used_twice: Vec<String>,
 }
 
 impl Runs {
     pub async fn read(fleet: &Fleet) -> Self {
         let (deaths, freezes) = fleet.records().await;
         let runs = runs(fleet, &deaths.into_iter().collect());
-        Self {
-            n: runs.values().map(Vec::len).sum(),
-            overlaps: overlaps(&runs, &freezes, &fleet.outages()),
-            used_twice: used_twice(&runs),
-        }
+        Self { n: runs.values().map(Vec::len).sum(), overlaps: overlaps(&runs, &freezes, &fleet.outages()) }
     }
-}
-
-fn used_twice(runs: &BTreeMap<String, Vec<Run>>) -> Vec<String> {
-    let (mut jids, mut found) = (HashMap::new(), Vec::new());
-    for (jid, run) in runs.iter().flat_map(|(jid, of_job)| of_job.iter().map(move |run| (jid, run))) {
-        if jids.insert((&run.log, &run.token), jid).is_some_and(|other| other != jid) {
-            found.push(format!("{} {jid}", run.token));
-        }
-    }
-    found
 }
 
 fn overlaps(runs: &BTreeMap<String, Vec<Run>>, freezes: &[(PathBuf, Span)], outages: &[Span]) -> Vec<Overlap> {

@@ -1,5 +1,8 @@
-//! What must not grow with the number of jobs, looked at all the time.
+//! What may never be, and what must not grow with the number of jobs, looked at all the time.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,18 +11,32 @@ use world::Redis;
 use crate::fleet::Fleet;
 use crate::look;
 
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(150);
 
-/// The most that was seen of each.
+/// A hash in flight, its field, and what that has.
+type Entry = (String, Vec<u8>, Vec<u8>);
+
+/// Every entry of every hash in flight, at one moment.
+const INFLIGHT: &str = "local all = {}
+    for _, key in ipairs(redis.call('KEYS', 'sidebake:inflight:*')) do
+        local fields = redis.call('HGETALL', key)
+        for i = 1, #fields, 2 do all[#all + 1] = { key, fields[i], fields[i + 1] } end
+    end
+    return all";
+
+/// What was seen.
 #[derive(Debug, Default)]
 pub struct Samples {
     n_tracked_keys: AtomicU64,
     worker_kilobytes: AtomicU64,
+    /// Fields that had two jobs, one after the other.
+    used_twice: Mutex<Vec<String>>,
 }
 
 impl Samples {
     /// Looks until it is dropped.
     pub async fn take(&self, fleet: &Fleet, redis: &Redis) {
+        let (hasher, mut seen) = (RandomState::new(), HashMap::new());
         loop {
             tokio::time::sleep(LOOK).await;
             if let Some(info) = look::ask::<String>(redis, redis::cmd("INFO").arg("stats")).await {
@@ -29,7 +46,19 @@ impl Samples {
             for i in 0..fleet.n_workers() {
                 self.worker_kilobytes.fetch_max(resident_kilobytes(fleet.pid(i)), Ordering::Relaxed);
             }
+            let inflight: Option<Vec<Entry>> = look::ask(redis, redis::cmd("EVAL").arg(INFLIGHT).arg(0)).await;
+            for (key, field, entry) in inflight.into_iter().flatten() {
+                let (field, entry) = (format!("{key} {}", String::from_utf8_lossy(&field)), hasher.hash_one(entry));
+                if seen.insert(field.clone(), entry).is_some_and(|before| before != entry) {
+                    self.used_twice.lock().unwrap().push(field);
+                }
+            }
         }
+    }
+
+    /// Tokens under which a worker had two jobs, one after the other, as far as they were seen.
+    pub fn used_twice(&self) -> Vec<String> {
+        self.used_twice.lock().unwrap().clone()
     }
 
     /// `tracking_total_keys` of Redis.

@@ -5,6 +5,7 @@ use world::Redis;
 use crate::relay::is_command;
 
 pub const TURN: &str = include_str!("../../src/sidekiq/turn.lua");
+pub const RECOVER: &str = include_str!("../../src/sidekiq/recover.lua");
 pub const RENEW: &str = include_str!("../../src/sidekiq/renew.lua");
 
 /// Digests of the scripts that custody's faults tell apart.

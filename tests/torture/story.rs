@@ -42,6 +42,8 @@ pub struct Story {
     pub has_strays: bool,
     pub seed: u64,
     pub kinds: Vec<Kind>,
+    /// Those of which [`Kind::RefusedCommand`] refuses one.
+    pub commands: &'static [&'static str],
     /// `appendfsync`.
     pub fsync: &'static str,
     pub mutant: Option<Without>,
@@ -65,9 +67,10 @@ impl Story {
         let work = async {
             let ((), counts) =
                 tokio::join!(push_all(self.duration, &plan, &redis), self.break_all(&plan, &redis, &fleet));
-            (counts, self.run_dry(&fleet, &redis).await)
+            let whole = started.elapsed();
+            (counts, self.run_dry(&fleet, &redis).await, [whole, started.elapsed()])
         };
-        let (counts, stuck) = tokio::select! {
+        let (counts, stuck, [whole, dry]) = tokio::select! {
             done = work => done,
             () = culprits::kill(&plan.culprits, self.seed, &fleet, &redis) => unreachable!("it goes on"),
             () = samples.take(&fleet, &redis) => unreachable!("it goes on"),
@@ -75,7 +78,7 @@ impl Story {
         stalls.end().into_iter().for_each(|(since, until)| fleet.was_out(since, until));
         let ending = Ending::read(&redis, &fleet, plan, stuck, &samples).await;
         let verdict = judge(&ending);
-        let mut counts = ending.counts(&counts, started.elapsed());
+        let mut counts = ending.counts(&counts, [whole, dry, started.elapsed()]);
         if verdict.is_err() && self.mutant.is_none() {
             counts.push(format!("the logs stay in {}", fleet.keep_logs().display()));
         }
@@ -106,7 +109,7 @@ impl Story {
             let due = self.duration.mul_f64(fraction);
             tokio::time::sleep(due.saturating_sub(started.elapsed())).await;
             let kind = self.kinds[random.random_range(0..self.kinds.len())];
-            faults::one(kind, &mut random, plan, fleet, redis).await;
+            faults::one(kind, self.commands, &mut random, plan, fleet, redis).await;
             *counts.entry(kind).or_default() += 1;
         }
         for relay in &fleet.relays {
@@ -196,7 +199,7 @@ async fn n_entries(redis: &Redis, keys: &[&str], pattern: &str) -> usize {
 }
 
 /// What is where nothing should be, each by its beginning.
-async fn left(redis: &Redis) -> Vec<String> {
+pub async fn left(redis: &Redis) -> Vec<String> {
     let mut left = Vec::new();
     for queue in ["default", "low"] {
         left.extend(redis.queue(queue).await.into_iter().map(|job| format!("queue:{queue} {job}")));

@@ -1,5 +1,7 @@
 //! Texts on a queue that are not jobs, or jobs with fields of odd types. Each has to end in the dead set, once, whole.
 
+use std::collections::BTreeSet;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rand::RngExt;
@@ -8,6 +10,8 @@ use serde_json::Value;
 
 /// Larger than what passes in one piece anywhere.
 const GIANT: usize = 3 << 20;
+/// What a marker begins with; 16 hexadecimal digits follow.
+const MARKER: &str = "stray-";
 /// Deeper than any parser goes.
 const DEEP: usize = 10_000;
 
@@ -28,8 +32,8 @@ pub struct Dead {
     raw: Vec<u8>,
     /// Nothing for a text that is not JSON.
     entry: Option<Value>,
-    /// Its text, every string in it, and what those that are Base64 stand for.
-    texts: Vec<String>,
+    /// Markers in its text, in every string in it, and in what those that are Base64 stand for.
+    markers: BTreeSet<String>,
     /// Strings among the arguments of an entry that wraps a text, and what those that are Base64 stand for.
     wrapped: Vec<Vec<u8>>,
 }
@@ -38,7 +42,7 @@ pub struct Dead {
 pub fn all(random: &mut StdRng) -> Vec<Stray> {
     let mut strays = bare(random);
     for (what, is_job, shape) in shapes() {
-        let marker = format!("stray-{:016x}", random.random::<u64>());
+        let marker = format!("{MARKER}{:016x}", random.random::<u64>());
         let text = shape.iter().flat_map(|part| part.fill(&marker)).collect();
         strays.push(Stray { what, text, marker: Some(marker), is_job });
     }
@@ -166,7 +170,7 @@ impl Stray {
     /// Whether this entry is what became of it.
     pub fn is_in(&self, dead: &Dead) -> bool {
         match &self.marker {
-            Some(marker) => dead.texts.iter().any(|text| text.contains(marker)),
+            Some(marker) => dead.markers.contains(marker),
             None => self.is_wrapped_in(dead),
         }
     }
@@ -185,11 +189,11 @@ impl Dead {
     pub fn read(raw: Vec<u8>) -> Self {
         let entry: Option<Value> = serde_json::from_slice(&raw).ok();
         let all = entry.iter().flat_map(|entry| strings(entry));
-        let texts = all.map(|text| String::from_utf8_lossy(&text).into_owned());
-        let texts = std::iter::once(String::from_utf8_lossy(&raw).into_owned()).chain(texts).collect();
+        // Each text is looked through once: some are giants, and there are as many markers as strays.
+        let markers = all.chain([raw.clone()]).flat_map(|text| markers(&text)).collect();
         let wrapper = entry.as_ref().filter(|entry| entry["class"] == MALFORMED);
         let wrapped = wrapper.map(|entry| strings(&entry["args"])).unwrap_or_default();
-        Self { raw, entry, texts, wrapped }
+        Self { raw, entry, markers, wrapped }
     }
 
     /// Its jid; empty without one.
@@ -214,8 +218,14 @@ impl Dead {
 
     /// Its beginning, for a person.
     pub fn shown(&self) -> String {
-        self.texts[0].chars().take(80).collect()
+        String::from_utf8_lossy(&self.raw[..self.raw.len().min(80)]).into_owned()
     }
+}
+
+fn markers(text: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(text);
+    let found = text.match_indices(MARKER).filter_map(|(at, _)| text.get(at..at + MARKER.len() + 16));
+    found.map(str::to_owned).collect()
 }
 
 /// Every string in a value, and what those that are Base64 stand for.
