@@ -463,7 +463,7 @@ mod tests {
         symlink(&outside, left.join("1/2/link")).expect("linked");
         mknodat(open(&left), "fifo", FileType::Fifo, Mode::RWXU, 0).expect("made");
         for locked in ["1/2", "1", "2/1", "."] {
-            fs::set_permissions(left.join(locked), fs::Permissions::from_mode(0)).expect("set");
+            fs::set_permissions(left.join(locked), fs::Permissions::from_mode(0o000)).expect("set");
         }
 
         without_capabilities(|| root.remove(OsStr::new("left"))).expect("removed");
@@ -504,7 +504,7 @@ mod tests {
         for name in ["link", "file", "none"] {
             assert!(stage.move_to(OsStr::new(name), &to("x")).is_err(), "{name}");
         }
-        fs::set_permissions(home.path().join("stage/tree"), fs::Permissions::from_mode(0)).expect("set");
+        fs::set_permissions(home.path().join("stage/tree"), fs::Permissions::from_mode(0o000)).expect("set");
         without_capabilities(|| stage.move_to(OsStr::new("tree"), &to("x"))).expect("moved");
         assert!(home.path().join("to/x/deep").is_dir());
         assert_eq!(fs::metadata(home.path().join("to/x")).expect("known").mode() & 0o777, 0o700);

@@ -363,7 +363,7 @@ impl Source {
             mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
             // Strangers write the mirror of forks, each for all others. It costs half of a checkout's processor time again.
             is_verified: origin.trust == Trust::Fork,
-            mirror: mirror.path().to_owned(),
+            mirror: mirror.content().to_owned(),
             stage: stage.clone(),
             limits: request::Limits { taken: origin.spent.size, ..(&self.settings).into() },
             ca_file: self.settings.ca_file.clone(),
@@ -440,10 +440,10 @@ impl Source {
 /// The mirror's directory, in a state that a child can use.
 async fn hold(origin: &Origin<'_>, host: &str, state: &StateDirectory) -> Result<MirrorDirectory, SourceError> {
     let held = state.mirror(origin.trust, host, &origin.mirror)?;
-    if mirror::is_sound(held.path()).unwrap_or(false) {
+    if mirror::is_sound(held.content()).unwrap_or(false) {
         return Ok(held);
     }
-    tracing::warn!(path = %held.path().display(), event = "mirror_discarded", "mirror discarded: a child left something else in it");
+    tracing::warn!(path = %held.content().display(), event = "mirror_discarded", "mirror discarded: a child left something else in it");
     held.discard(state).await?;
     Ok(state.mirror(origin.trust, host, &origin.mirror)?)
 }

@@ -43,10 +43,10 @@ pub fn clip(text: &str, max_bytes: usize) -> Cow<'_, str> {
     }
     // The mark for the whole text is the longest one.
     let room = max_bytes.saturating_sub(more(text.len()).len());
-    let kept = text.floor_char_boundary(room);
+    let kept = boundary(text, room);
     let mut clipped = text[..kept].to_owned();
     clipped.push_str(&more(text.len() - kept));
-    clipped.truncate(clipped.floor_char_boundary(max_bytes));
+    clipped.truncate(boundary(&clipped, max_bytes));
     Cow::Owned(clipped)
 }
 
@@ -60,9 +60,19 @@ pub fn elide(text: &str, max_bytes: usize) -> Cow<'_, str> {
     if room < 16 {
         return clip(text, max_bytes);
     }
-    let begin = text.floor_char_boundary(room - room / 4);
-    let end = text.ceil_char_boundary(text.len() - room / 4);
+    let begin = boundary(text, room - room / 4);
+    let end = text.len() - boundary_from_end(text, room / 4);
     Cow::Owned(format!("{}{} … {}", &text[..begin], more(end - begin), &text[end..]))
+}
+
+/// The last boundary between characters of `text` that is not behind byte `at`.
+pub fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+}
+
+/// The length of the longest end of `text` that has whole characters and at most `max_bytes` bytes.
+fn boundary_from_end(text: &str, max_bytes: usize) -> usize {
+    (0..=max_bytes.min(text.len())).rev().find(|length| text.is_char_boundary(text.len() - length)).unwrap_or(0)
 }
 
 /// What stands in the place of so many bytes.
@@ -247,7 +257,7 @@ mod tests {
             text in "[ab\x1b\\[\\]0-9;m\x07\\\\\\n]{0,40}",
             at in any::<prop::sample::Index>(),
         ) {
-            let beginning = without_open_escape(&text[..text.floor_char_boundary(at.index(text.len() + 1))]);
+            let beginning = without_open_escape(&text[..boundary(&text, at.index(text.len() + 1))]);
             prop_assert!(plain(&text).starts_with(&*plain(beginning)), "{:?} of {:?}", beginning, text);
         }
 

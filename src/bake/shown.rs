@@ -80,7 +80,7 @@ fn cut(text: String, mut on_piece: impl FnMut(String)) {
     }
     let mut rest = text.as_str();
     while !rest.is_empty() {
-        let (piece, after) = rest.split_at(rest.floor_char_boundary(bounds::OUTPUT_PIECE));
+        let (piece, after) = rest.split_at(text::boundary(rest, bounds::OUTPUT_PIECE));
         on_piece(piece.to_owned());
         rest = after;
     }

@@ -58,7 +58,7 @@ impl MirrorDirectory {
     }
 
     /// Where a child may write.
-    pub fn path(&self) -> &Path {
+    pub fn content(&self) -> &Path {
         &self.content
     }
 
@@ -209,7 +209,7 @@ mod tests {
     /// A mirror of 1 MiB and a little that was last used `used_s` seconds after the epoch.
     fn make(state: &StateDirectory, repository: &str, used_s: u64) -> PathBuf {
         let mirror = state.mirror(Trust::Branch, "github.com", repository).expect("made");
-        fs::write(mirror.path().join("pack"), vec![b'x'; MIB as usize]).expect("written");
+        fs::write(mirror.content().join("pack"), vec![b'x'; MIB as usize]).expect("written");
         let path = mirror.path.clone();
         drop(mirror);
         let used_at = SystemTime::UNIX_EPOCH + Duration::from_secs(used_s);
@@ -276,7 +276,7 @@ mod tests {
                     for _ in 0..300 {
                         let mirror =
                             user.mirror(Trust::Branch, "github.com", "1").map_err(|error| error.to_string())?;
-                        let file = mirror.path().join("file");
+                        let file = mirror.content().join("file");
                         fs::write(&file, "x").map_err(|error| format!("while it is held: {error}"))?;
                         std::thread::yield_now();
                         fs::read(&file).map_err(|error| format!("while it is held: {error}"))?;
@@ -321,13 +321,13 @@ mod tests {
         let [fork, branch] =
             [Trust::Fork, Trust::Branch].map(|trust| state.mirror(trust, "github.com", "1").expect("made"));
         for mirror in [&fork, &branch] {
-            fs::write(mirror.path().join("file"), "x").expect("written");
+            fs::write(mirror.content().join("file"), "x").expect("written");
         }
         let again = state.mirror(Trust::Fork, "github.com", "1").expect("held by two");
         again.discard(&state).await.expect("left");
-        assert!(fork.path().join("file").exists(), "others use it");
+        assert!(fork.content().join("file").exists(), "others use it");
         fork.discard(&state).await.expect("removed");
         let fork = state.mirror(Trust::Fork, "github.com", "1").expect("made");
-        assert_eq!([&fork, &branch].map(|mirror| mirror.path().join("file").exists()), [false, true]);
+        assert_eq!([&fork, &branch].map(|mirror| mirror.content().join("file").exists()), [false, true]);
     }
 }

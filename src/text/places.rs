@@ -47,7 +47,7 @@ impl Places {
         for state in &self.states {
             replace_path(&mut text, state, in_state);
         }
-        if text.lines().all(|line| is_plain(line)) { text } else { Cow::Owned(without_traces(&text)) }
+        if text.lines().all(is_plain) { text } else { Cow::Owned(without_traces(&text)) }
     }
 }
 

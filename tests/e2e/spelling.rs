@@ -125,7 +125,7 @@ async fn an_attestation_is_judged_the_same_in_every_shape_of_a_definition() {
         harness.of_template(json!({"args": {"BUIL\u{0044}\u{212a}IT_ATTEST_SBOM": foreign}})).await,
         harness.of_template(json!({"sbom": foreign})).await,
         harness.of_hcl(&format!("  attest = [\"type=sbom,{foreign}\"]")).await,
-        harness.of_hcl(&format!("  attest = [{{ type = \"sbom\", generator = \"evil/image\" }}]")).await,
+        harness.of_hcl("  attest = [{ type = \"sbom\", generator = \"evil/image\" }]").await,
         harness.of_hcl(&format!("  args = {{ BUILDKIT_ATTEST_SBOM = \"{foreign}\" }}")).await,
         harness.of_compose(&format!("      sbom: {foreign}")).await,
         harness.of_compose(&format!("      args: {{BUILDKIT_ATTEST_SBOM: {foreign}}}")).await,

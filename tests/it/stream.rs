@@ -103,7 +103,7 @@ async fn a_docker_buildx_that_was_taken_over_cannot_make_the_worker_large() {
     let (_, sha) = afternoon.voting_app();
     let (long, short) = ("x".repeat(40_000), "x".repeat(100));
     let failed = |n: usize| {
-        let name = if n % 50 == 0 { &long } else { &short };
+        let name = if n.is_multiple_of(50) { &long } else { &short };
         vertex(&format!("sha256:{n}"), &format!("[{n}/9] RUN {name}"), json!({"error": format!("process \"{name}\"")}))
     };
     let lines = |n: usize| events(&(n * 50..n * 50 + 50).map(failed).collect::<Vec<_>>());

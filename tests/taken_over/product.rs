@@ -130,7 +130,7 @@ impl<'a> Worker<'a> {
     /// Whether a child can hold the lock that others wait for.
     async fn locks(&self) -> bool {
         let job = self.job();
-        let mirror = self.state.mirror(Trust::Branch, &self.host(), "7").unwrap().path().to_owned();
+        let mirror = self.state.mirror(Trust::Branch, &self.host(), "7").unwrap().content().to_owned();
         let held = async {
             until_there(&mirror.join("is-locked")).await;
             is_locked(mirror.parent().unwrap())

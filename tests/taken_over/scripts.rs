@@ -129,7 +129,7 @@ fn mirror(ground: &Ground) -> Result<()> {
             for name in ["lock", "readers", "commits"] {
                 let _ = fs::remove_file(of(name));
                 fs::create_dir_all(of(name).join("deep"))?;
-                File::open(of(name))?.set_permissions(Permissions::from_mode(0))?;
+                File::open(of(name))?.set_permissions(Permissions::from_mode(0o000))?;
             }
             Ok(())
         }
@@ -197,7 +197,7 @@ fn locked(tree: &Path) -> Result<()> {
     fs::write(deep.join("file"), "")?;
     for path in [deep.as_path(), deep.parent().unwrap(), &tree.join("a"), tree] {
         // By its descriptor: the path's mode is the sandbox's business.
-        File::open(path)?.set_permissions(Permissions::from_mode(0))?;
+        File::open(path)?.set_permissions(Permissions::from_mode(0o000))?;
     }
     Ok(())
 }

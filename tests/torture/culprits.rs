@@ -53,10 +53,10 @@ async fn take_down(i: usize, pid: u32, jid: &str, moment: Duration, fleet: &Flee
 fn runs(log: &Path, jid: &str) -> bool {
     let content = std::fs::read_to_string(log).unwrap_or_default();
     let lines = content.lines().filter(|line| line.contains(jid));
-    let messages = lines.filter_map(|line| {
+    let mut messages = lines.filter_map(|line| {
         let entry: Value = serde_json::from_str(line).ok()?;
         let message = entry["fields"]["message"].as_str()?;
         message.starts_with("job ").then(|| message == "job begins")
     });
-    messages.last().unwrap_or(false)
+    messages.next_back().unwrap_or(false)
 }

@@ -205,7 +205,7 @@ async fn try_out(mutant: Without, seed: u64) -> (String, Verdict) {
     let mut counts = vec![format!("without {mutant:?}")];
     counts.extend(told.counts);
     let verdict = match told.verdict {
-        Err(sentences) if sentences.iter().any(|sentence| is_it(sentence)) => {
+        Err(sentences) if sentences.iter().any(is_it) => {
             let noticed = sentences.iter().find(|sentence| is_it(sentence)).map_or("", String::as_str);
             counts.push(format!("noticed: {}", noticed.chars().take(200).collect::<String>()));
             Ok(())

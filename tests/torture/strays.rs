@@ -188,7 +188,7 @@ impl Stray {
 impl Dead {
     pub fn read(raw: Vec<u8>) -> Self {
         let entry: Option<Value> = serde_json::from_slice(&raw).ok();
-        let all = entry.iter().flat_map(|entry| strings(entry));
+        let all = entry.iter().flat_map(strings);
         // Each text is looked through once: some are giants, and there are as many markers as strays.
         let markers = all.chain([raw.clone()]).flat_map(|text| markers(&text)).collect();
         let wrapper = entry.as_ref().filter(|entry| entry["class"] == MALFORMED);

@@ -101,7 +101,7 @@ impl Ending {
         self.block = Block::Name;
         let is_first = self.errors.is_empty() && !self.is_dockerfile(error);
         // The first after the first block; a second block is one that the error quotes.
-        if (after_block && !self.has_block) || (is_first && !self.has_block) {
+        if (after_block || is_first) && !self.has_block {
             self.errors.push(shown.error(error, is_whole));
         }
         self.has_block |= after_block;
