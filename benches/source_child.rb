@@ -9,14 +9,15 @@ require 'uri'
 
 class SourceChild
   # What the worker lets it read (src/sandbox.rs).
-  READ = %w[
-    /usr/lib /lib /lib64 /etc/ld.so.cache /etc/resolv.conf /etc/hosts /etc/nsswitch.conf /etc/host.conf /etc/gai.conf
-    /etc/services /etc/ssl/certs/ca-certificates.crt /dev/null /dev/urandom
+  READ = [
+    *Dir['/{lib64,lib/*-linux-gnu}/{libc.so.6,libgcc_s.so.1,libm.so.6,libresolv.so.2,libnss_*.so.2}'],
+    *%w[/etc/resolv.conf /etc/hosts /etc/nsswitch.conf /etc/host.conf /etc/gai.conf /etc/services
+        /etc/ssl/certs/ca-certificates.crt]
   ].freeze
   # The defaults of config/sidebake.toml.
   LIMITS = {
     connect_timeout_ms: 10_000, stall_timeout_ms: 30_000, max_entries: 500_000, max_tree_bytes: 8 << 30,
-    max_file_bytes: 2 << 30, max_fetch_bytes: 4 << 30, taken: { n_entries: 0, n_bytes: 0 }
+    max_file_bytes: 2 << 30, max_fetch_bytes: 4 << 30, timeout_s: 600, taken: { n_entries: 0, n_bytes: 0 }
   }.freeze
 
   def initialize(binary, token)
@@ -32,14 +33,18 @@ class SourceChild
   end
 
   def warm(home, url, sha)
-    mirror, tree = %w[mirror tree].map { |name| File.join(home, name) }
+    mirror, stage = %w[mirror stage].map { |name| File.join(home, name) }
+    FileUtils.mkdir(stage)
     request = {
-      url: url, token: @token, revision: { sha: sha }, mirror: mirror, worktree: tree, limits: LIMITS,
+      url: url, token: @token, revision: { sha: sha }, is_verified: false, mirror: mirror, stage: stage, limits: LIMITS,
       ca_file: '/etc/ssl/certs/ca-certificates.crt'
     }
-    arguments = ['source-child', JSON.generate(sandbox([mirror, home], URI(url).port)), Process.pid.to_s]
+    arguments = ['source-child', JSON.generate(sandbox([mirror, stage], URI(url).port)), Process.pid.to_s]
     output, status = Open3.capture2e({}, @binary, *arguments, stdin_data: JSON.generate(request), unsetenv_others: true)
     status.success? or raise Unmeasurable, "the source child has failed: #{output.lines.last}"
+    # As the worker does with what its child has made.
+    File.rename(File.join(stage, 'tree'), File.join(home, 'tree'))
+    FileUtils.rm_r(stage)
   end
 
   alias again warm
@@ -48,8 +53,8 @@ class SourceChild
 
   def sandbox(directories, port)
     {
-      enforcement: 'BestEffort', read: READ, execute: [], write: [*directories, '/dev/null'], sockets: { Tcp: [port] },
-      limits: { data_bytes: 4 << 30, cpu_seconds: nil, file_bytes: 4 << 30 }
+      enforcement: 'BestEffort', system: READ, execute: [], read: [], write: [*directories, '/dev/null'], sockets: { Tcp: [port] },
+      limits: { data_bytes: 4 << 30, cpu_seconds: 600, file_bytes: 4 << 30, stack_bytes: nil }
     }
   end
 end

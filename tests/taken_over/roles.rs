@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -109,7 +109,7 @@ pub fn dial() {
         let record: Value = serde_json::from_slice(&std::fs::read(record.path()).unwrap()).unwrap();
         let endpoint = record["Nodes"][0]["Endpoint"].as_str().unwrap_or_default().to_owned();
         if let Some(address) = endpoint.strip_prefix("tcp://") {
-            let _ = TcpStream::connect(address);
+            visit(address);
             continue;
         }
         let kubeconfig = std::fs::read(std::env::var_os("KUBECONFIG").unwrap_or_default()).unwrap_or_default();
@@ -118,7 +118,15 @@ pub fn dial() {
             let _ = Command::new(plugin).status();
         }
         let server = kubeconfig["clusters"][0]["cluster"]["server"].as_str().unwrap_or_default();
-        let _ = TcpStream::connect(server.trim_start_matches("http://").trim_end_matches('/'));
+        visit(server.trim_start_matches("http://").trim_end_matches('/'));
+    }
+}
+
+/// Comes to a port, and waits until it has been seen there.
+fn visit(address: &str) {
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = stream.read_to_end(&mut Vec::new());
     }
 }
 
