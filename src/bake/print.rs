@@ -32,8 +32,8 @@ const MAX_FILE: u64 = 1 << 20;
 /// How a Go program ends when the kernel gives it no more memory; docker-buildx itself ends with 1.
 const CRASHED: i32 = 2;
 
-/// Threads of Go's: a definition that takes time takes no more than two processors.
-const N_THREADS: u32 = 2;
+/// Threads of Go's: a definition that takes time takes one processor, so its time by the clock is over first.
+const N_THREADS: u32 = 1;
 
 /// From so many on, none is added for a secret.
 const MAX_VARIABLES: usize = 64;
@@ -234,8 +234,8 @@ fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
         sockets: Sockets::None,
         limits: Limits {
             data_bytes: memory(bake),
-            // The clock ends it before, and says why. This is for a worker that is too busy to look at the clock.
-            cpu_seconds: Some(u64::from(N_THREADS) * bake.limits.print_timeout.as_secs().max(1) + 1),
+            // The worker ends it before, and says why. This is for one that was taken over, and a worker that is too busy.
+            cpu_seconds: Some(bake.limits.print_timeout.as_secs() + 1),
             file_bytes: 64 << 20,
             stack_bytes: None,
         },

@@ -10,14 +10,11 @@ mod runs;
 mod trap;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use sidebake::bake::{Bake, Order};
-use sidebake::job::BuildJob;
-use sidebake::settings::{SandboxMode, Settings};
+use sidebake::settings::Settings;
 use sidebake::state::StateDirectory;
 use tokio::sync::Semaphore;
 
@@ -165,39 +162,6 @@ async fn no_attack_does_any_harm_to_a_worker() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_policy_beside_a_dockerfile_is_switched_off_where_buildx_would_evaluate_it() {
-    let house = House::open();
-    // No buildx of that age is here; of this one only the version is asked.
-    let newer = house.home.path().join("docker-buildx");
-    std::fs::write(&newer, "#!/bin/sh\necho 'github.com/docker/buildx v0.31.0 0'\n").unwrap();
-    std::fs::set_permissions(&newer, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let mut settings = Settings::load(&[house.config("")], None).unwrap();
-    // A shell may not run in it.
-    settings.sandbox.mode = SandboxMode::Off;
-    let state = StateDirectory::open(&house.home.path().join("alone"), "alone").unwrap();
-    let directory = state.job_directory().unwrap();
-    let tree = house.home.path().join("tree");
-    std::fs::create_dir(&tree).unwrap();
-    std::fs::write(tree.join("Dockerfile"), "FROM scratch\n").unwrap();
-    std::fs::write(tree.join("Dockerfile.rego"), "package docker\n").unwrap();
-    let native = json!({"repository": "acme/evil", "sha": "0".repeat(40), "bake": "docker-bake.hcl", "push": false});
-    let build = BuildJob::parse(&native).unwrap().build;
-    let order = Order { build: &build, worktree: &tree, sha: None };
-    let printed = json!({"target": {"a": {"context": "."}, "b": {"context": "."}}}).to_string();
-
-    let mut policies = Vec::new();
-    for buildx in [house.engine.buildx.clone(), newer] {
-        settings.buildx.binary = buildx;
-        let policed = Bake::new(&settings).police(printed.as_bytes(), &order, &directory).await.unwrap();
-        let definition: Value = serde_json::from_str(&policed.text).unwrap();
-        policies.push(["a", "b"].map(|target| definition["target"][target]["policy"].clone()));
-    }
-
-    assert_eq!(policies[0], [Value::Null, Value::Null], "0.29 does not know the field");
-    assert_eq!(policies[1], [json!([{"disabled": true}]), json!([{"disabled": true}])]);
 }
 
 fn set(house: &House, fixture: &Fixture, run: &str) -> Trap {

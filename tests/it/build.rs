@@ -270,3 +270,26 @@ async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
         assert_eq!(report["reason"], "definition_invalid", "{report:#}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_beside_a_dockerfile_is_switched_off_where_buildx_would_evaluate_it() {
+    let mut policies = Vec::new();
+    for version in ["", "-0.30.1", "-0.31.0"] {
+        let afternoon = Afternoon::start();
+        let files = [("vote/Dockerfile", "FROM base\n"), ("vote/Dockerfile.rego", "package docker\n")];
+        let sha = afternoon.git.repository("acme/voting-app").commit(&files);
+        afternoon.builder.script(Script::success(&["vote"]));
+        let usual = afternoon.home.path().join("docker-buildx");
+        let buildx = afternoon.home.path().join(format!("docker-buildx{version}"));
+        if buildx != usual {
+            std::fs::hard_link(&usual, &buildx).unwrap();
+        }
+        let variables = [("SIDEBAKE__BUILDX__BINARY", buildx)];
+        let _worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &variables);
+        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+        let definition: Value = serde_json::from_str(&afternoon.builder.runs()[0].stdin).unwrap();
+        policies.push(definition["target"]["vote"]["policy"].clone());
+    }
+    assert_eq!(policies, [Value::Null, Value::Null, json!([{"disabled": true}])]);
+}

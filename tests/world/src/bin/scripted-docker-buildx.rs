@@ -27,7 +27,10 @@ fn main() {
     let line = parse(&args);
     let result = match command {
         "version" => {
-            println!("github.com/docker/buildx 0.29.1+scripted 0");
+            // A copy called `docker-buildx-0.31.0` is of that version.
+            let name = std::env::args().next().unwrap();
+            let version = name.rsplit_once("docker-buildx-").map_or("0.29.1", |(_, version)| version);
+            println!("github.com/docker/buildx {version}+scripted 0");
             Ok(())
         }
         "bake" => line.and_then(|line| bake(&line)),
