@@ -212,7 +212,7 @@ impl Wake {
     fn concerns(&self, data: &[Value]) -> bool {
         data.iter().any(|value| match value {
             Value::Array(keys) => keys.iter().any(|key| match key {
-                Value::BulkString(key) => self.keys.iter().any(|ours| ours.as_bytes() == key),
+                Value::BulkString(key) => self.keys.iter().any(|wanted| wanted.as_bytes() == key),
                 _ => true,
             }),
             _ => true,

@@ -171,7 +171,7 @@ impl Custody {
         }
     }
 
-    /// Results that are refused to the end: their jobs go back to their queues, and run again. Nobody counts a crash.
+    /// Results that are refused to the end: their jobs go back to their queues, and run again. No crash is counted.
     async fn end(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
         memory.try_refused_again();
         self.turn(memory, units).await;

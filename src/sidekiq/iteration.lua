@@ -16,7 +16,7 @@ for i = 2, #KEYS do
   if shown ~= '' then
     local entry = redis.call('HGET', KEYS[1], token) or redis.call('HGET', KEYS[1], token .. ':idle')
     if entry and string.find(entry, jid, 1, true) then
-      -- A key of another type is nobody's but costs no job anything.
+      -- A key of another type costs no job anything.
       local written = redis.pcall('HSET', KEYS[i], 'ex', ARGV[first + 2], 'c', shown, 'rt', ARGV[first + 4])
       if type(written) == 'number' then redis.pcall('EXPIRE', KEYS[i], ARGV[1]) end
     end

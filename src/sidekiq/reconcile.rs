@@ -52,7 +52,7 @@ impl Custody {
         Ok(())
     }
 
-    /// Whoever reclaimed these jobs has counted a crash against those that had begun.
+    /// The worker that reclaimed these jobs has counted a crash against those that had begun.
     async fn has_not_crashed(&self, texts: Vec<Vec<u8>>) {
         if !texts.is_empty()
             && let Err(error) = withdraw(&self.redis, &texts).await

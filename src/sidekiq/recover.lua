@@ -8,7 +8,7 @@
 -- Returns "alive", "suspected", "expired" (call again with the fields), or the number of jobs requeued.
 --
 -- Invariant: nothing is taken from an owner that has a lease. A missing lease makes a suspect first, by Redis' own
--- clock, so an outage of Redis makes nobody's builds start again. An entry is removed after it was pushed, and that it
+-- clock, so an outage of Redis makes no builds start again. An entry is removed after it was pushed, and that it
 -- may be removed is tried out before.
 --
 -- A job that had begun when its worker died is counted: how often it was recovered, how often of that it was the only one that

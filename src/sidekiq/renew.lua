@@ -11,9 +11,9 @@
 -- was given up, has an incarnation that no turn was sent under.
 --
 -- It begins with HDEL, which Redis never refuses for lack of memory; after it a script may write at the memory limit as
--- well, and a full Redis takes nobody's lease away.
+-- well, and a full Redis takes no lease away.
 --
--- Invariant: whoever holds a lease is among the owners, and among the suspects only as 0: told to stop. A worker that dies
+-- Invariant: a process that holds a lease is among the owners, and among the suspects only as 0: told to stop. A worker that dies
 -- after that has not crashed (recover.lua).
 
 local incarnation = string.match(redis.call('GET', KEYS[1]) or '', '^(%x+) %d+$')
@@ -24,7 +24,7 @@ if incarnation then
   redis.call('PEXPIRE', KEYS[1], ARGV[2])
   return incarnation
 end
--- Before the lease: nobody would recover the jobs of one that is not an owner.
+-- Before the lease: the jobs of a process that is not an owner would not be recovered.
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SET', KEYS[1], ARGV[3] .. ' 0', 'PX', ARGV[2])
 return ARGV[3]

@@ -98,7 +98,7 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// Of a unit that nobody counts, and from which nothing follows yet.
+    /// Of a unit that counts in no statistic, and from which nothing follows yet.
     pub fn of(unit: &UnitOfWork) -> Self {
         let (token, queue, text) = (unit.token.clone(), unit.queue.clone(), unit.text.clone());
         Self { token, queue, text, is_processed: false, is_failed: false, effects: Vec::new() }
