@@ -1,7 +1,7 @@
 //! The body of an HTTP answer, read up to a bound.
 //!
-//! Nobody who answers the worker decides how much memory that takes: GitHub, Rails, API servers and BuildKit are read through
-//! here. How long an answer may take is the time limit of each client, which counts the body. Bodies follow RFC 9110.
+//! GitHub's, Rails', API servers' and BuildKit's answers pass through here, so none of them decides how much memory the worker
+//! takes. The time limit of each client counts the body as well. Bodies follow RFC 9110.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};

@@ -326,7 +326,7 @@ impl<'de> Deserialize<'de> for Sha {
 #[derive(Clone, Debug)]
 struct BuildId(Value);
 
-/// Whether a value can be Rails' id of a build, as it is given back with whatever else of the request is wrong.
+/// Whether a value can be Rails' id of a build. It is echoed even when the rest of the request is invalid.
 pub fn is_build_id(value: &Value) -> bool {
     match value {
         Value::String(text) => text.len() <= bounds::NAME && BuildId::deserialize(value).is_ok(),

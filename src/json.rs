@@ -24,7 +24,7 @@ pub fn is_json(text: &str) -> Result<(), serde_json::Error> {
 
 /// The fields of an object in order, each with its name and the text of its value; none for any other value.
 ///
-/// A name that has no Unicode text (a lone surrogate) stays as it is written.
+/// A name that has no Unicode text (a lone surrogate) keeps its escapes.
 pub fn fields(value: &str) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
     let mut tokens = Tokens::inside(value, b'{');
     std::iter::from_fn(move || {
@@ -160,7 +160,7 @@ fn path(open: &[Level<'_>]) -> String {
     if path.is_empty() { ".".into() } else { text::shown(&path, MAX_PATH) }
 }
 
-/// The text of a string token; `None` when it is no string, or has a lone surrogate.
+/// The text of a string token; `None` for any other token, and for a lone surrogate.
 fn string(token: &str) -> Option<Cow<'_, str>> {
     let inner = token.strip_prefix('"')?.strip_suffix('"')?;
     if inner.contains('\\') { serde_json::from_str(token).ok().map(Cow::Owned) } else { Some(Cow::Borrowed(inner)) }

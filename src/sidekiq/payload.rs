@@ -44,7 +44,7 @@ pub struct Payload {
     fields: Fields,
     /// The text; that in the envelope, when it came in one.
     original: Vec<u8>,
-    /// Why Sidekiq cannot show it, once somebody has asked.
+    /// Why Sidekiq cannot show it, once that was looked for.
     flaw: OnceLock<Option<String>>,
     /// The Ruby class whose job this is: the wrapped one for Active Job.
     pub class: String,

@@ -312,7 +312,7 @@ async fn whatever_is_pushed_sidekiq_6_7_and_8_can_show_what_becomes_of_it() {
     let mut connection = redis.connection().await;
     for (i, text) in texts.iter().enumerate() {
         redis.push_raw("default", text).await;
-        // The same from the schedule, by the poller, to a queue that nobody takes from.
+        // The same from the schedule, by the poller, to a queue without a worker.
         let parked = String::from_utf8_lossy(text).replacen('{', "{\"queue\":\"parked\",", 1);
         if i % 4 == 0 && parked.starts_with('{') {
             redis::cmd("ZADD").arg("schedule").arg(1 + i).arg(parked).exec_async(&mut connection).await.unwrap();

@@ -273,7 +273,7 @@ fn nested(depth: usize) -> String {
     format!("{}1{}", "[".repeat(depth), "]".repeat(depth))
 }
 
-/// A10: today some of them were retried, others went to the dead set, and nobody was notified.
+/// Before, some were retried, others went to the dead set, and no callback came.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_argument_that_nothing_can_take_is_invalid_and_rails_is_notified() {
     let afternoon = Afternoon::start();

@@ -1,4 +1,4 @@
-//! Answers without end: whoever answers the worker decides neither how much memory that takes nor how long.
+//! Answers without end: they cost neither memory nor time without end.
 
 use std::io::{Read, Write};
 use std::time::Duration;

@@ -110,7 +110,7 @@ fn an_envelope_is_opened_and_never_put_into_another_one() {
     assert_eq!(once, twice);
     let payload = Payload::parse(&twice).expect("a job");
     assert_eq!((payload.class.as_str(), payload.jid.as_str()), ("BuildJob", "j"));
-    // One that somebody wrote by hand is a job of an unknown class.
+    // One that was written by hand is a job of an unknown class.
     let by_hand = br#"{"class":"Sidebake::Malformed","args":[]}"#;
     assert_eq!(opened(by_hand), &by_hand[..]);
     assert_shown(&left_behind(by_hand));

@@ -57,7 +57,7 @@ def sorted_set(set, path)
     count += 1
     read(entry, set.name)
     attempt("#{set.name} #{entry.jid}") { [entry.at.iso8601, entry.error?, entry.score] }
-    # What else a jid has is not a part of a path in Sidekiq's router, whoever pushed the job.
+    # Sidekiq's router takes no other characters of a jid, in Ruby's own jobs neither.
     page("#{path}/#{entry.score}-#{entry.jid}") if /\A[\w.:~-]+\z/.match?(entry.jid.to_s)
   end
   pages(path, count)
@@ -71,7 +71,7 @@ def queue(queue)
     read(job, "queue #{queue.name}")
   end
   attempt("latency of #{queue.name}") { queue.latency }
-  # The Web UI has no page for queues of other names, whoever pushed to them.
+  # The Web UI has no page for queues of other names, Ruby's own neither.
   pages("/queues/#{queue.name}", count) if /\A[a-z_:.\-0-9]+\z/i.match?(queue.name)
   count
 end
