@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use sidebake::settings::Settings;
 use sidebake::state::StateDirectory;
 use tokio::sync::Semaphore;
