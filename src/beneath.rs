@@ -149,13 +149,23 @@ impl Directory {
             Err(error) => return Err(error.into()),
         }
         let top = self.usable(name)?;
-        let mut n_raised = 0;
-        while !top.empty(&mut n_raised)? {}
-        self.remove_empty(name)
+        let (mut n_raised, mut n_in_vain) = (0, 0);
+        loop {
+            let n_before = n_raised;
+            let (n_found, n_removed) = top.empty(&mut n_raised)?;
+            if n_found == 0 {
+                return self.remove_empty(name);
+            }
+            n_in_vain = if n_removed > 0 || n_raised > n_before { 0 } else { n_in_vain + 1 };
+            // A network file system brings files back that are open somewhere.
+            if n_in_vain == MAX_TRIES {
+                return Err(Errno::NOTEMPTY.into());
+            }
+        }
     }
 
-    /// Bytes on the disk of all that is below this directory; `None` when it is deeper than `max_depth` or has more than
-    /// `max_entries`.
+    /// Bytes on the disk of all that is below this directory; `None` when it is deeper than `max_depth`, has more than
+    /// `max_entries`, or a file with several names, which would count for each of them.
     pub fn size_bytes(&self, max_depth: usize, max_entries: usize) -> io::Result<Option<u64>> {
         let mut left = max_entries;
         self.size(max_depth, &mut left)
@@ -173,6 +183,9 @@ impl Directory {
                 Err(Errno::NOENT) => continue,
                 about => about?,
             };
+            if is(&about, FileType::RegularFile) && about.st_nlink > 1 {
+                return Ok(None);
+            }
             // The unit of `st_blocks` is 512 bytes whatever the file system's is.
             n_bytes += about.st_blocks.cast_unsigned() * 512;
             let Some(left) = n_left.checked_sub(1) else { return Ok(None) };
@@ -190,16 +203,20 @@ impl Directory {
         Ok(Some(n_bytes))
     }
 
-    /// The names, kinds and permissions of its entries, one more than `max` at most.
-    pub fn entries(&self, max: usize) -> io::Result<Vec<(OsString, FileType, Mode)>> {
+    /// What its entries are, one more than `max` at most.
+    pub fn entries(&self, max: usize) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for entry in self.list()? {
             let entry = entry?;
             let name = entry.file_name();
             if !is_dots(name) {
                 let about = statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                let (kind, mode) = (FileType::from_raw_mode(about.st_mode), Mode::from_raw_mode(about.st_mode));
-                entries.push((OsString::from_vec(name.to_bytes().to_vec()), kind, mode));
+                entries.push(Entry {
+                    name: OsString::from_vec(name.to_bytes().to_vec()),
+                    kind: FileType::from_raw_mode(about.st_mode),
+                    mode: Mode::from_raw_mode(about.st_mode),
+                    n_names: about.st_nlink,
+                });
             }
             if entries.len() > max {
                 break;
@@ -208,17 +225,21 @@ impl Directory {
         Ok(entries)
     }
 
-    /// Removes the entries, one pass over them. Returns whether there were none.
-    fn empty(&self, n_raised: &mut u64) -> io::Result<bool> {
-        let mut was_empty = true;
+    /// Removes the entries, one pass over them. Returns how many directories there were, and how many of them it removed.
+    fn empty(&self, n_raised: &mut u64) -> io::Result<(usize, usize)> {
+        let (mut n_found, mut n_removed) = (0, 0);
         self.unlink_each(|name| {
-            was_empty = false;
+            n_found += 1;
             self.usable(name)?.raise_to(self, n_raised)?;
-            // What came in between goes with the next pass.
-            let _ = unlinkat(&self.0, name, AtFlags::REMOVEDIR);
+            match unlinkat(&self.0, name, AtFlags::REMOVEDIR) {
+                // What came in between goes with the next pass.
+                Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+                Ok(()) | Err(Errno::NOENT) => n_removed += 1,
+                Err(error) => return Err(error.into()),
+            }
             Ok(())
         })?;
-        Ok(was_empty)
+        Ok((n_found, n_removed))
     }
 
     /// Removes the files, and moves the directories to `top`.
@@ -282,6 +303,19 @@ impl AsFd for Directory {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// An entry of a directory, links not followed.
+#[derive(Debug)]
+pub struct Entry {
+    /// Its name.
+    pub name: OsString,
+    /// What it is.
+    pub kind: FileType,
+    /// Its permissions.
+    pub mode: Mode,
+    /// Names that it has, in any directory.
+    pub n_names: u64,
 }
 
 /// A place for a directory that does not exist yet.

@@ -68,6 +68,9 @@ bounds! {
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
     TITLE: 160, Bytes, "A step in a log line or on the terminal", "cut, with a mark";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
+    JOB: 16 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
+    JOBS: 32 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
+    PAGE: 4 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
     STRING: 2 << 20, Bytes, "A text of an Application Template or a definition", "`invalid_arguments`";
@@ -78,7 +81,6 @@ bounds! {
     TARGETS: 1000, Count, "Names in `targets`, and images of an Application Template", "`invalid_arguments`";
     ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
     MALFORMED: 64 << 10, Bytes, "The text in a `Sidebake::Malformed` entry that can be read", "cut, and all of it follows in Base64";
-    ENVELOPE: 256 << 20, Bytes, "A text that a `Sidebake::Malformed` entry can hold", "goes to the dead set as it was";
     BACKTRACE: 4 << 20, Bytes, "An error's backtrace that came with a job, decompressed", "set aside: the Web UI does not show it";
     GITHUB: 4 << 20, Bytes, "An answer of GitHub's API", "`github_unavailable`";
     RESOLVED: 1 << 20, Bytes, "An answer of a resolver", "`resolver_unavailable`";

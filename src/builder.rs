@@ -190,7 +190,8 @@ impl Builders {
         let dial = Dial {
             buildx: &self.buildx,
             enforcement: self.enforcement,
-            directory: directory.subdirectory("dial")?,
+            // An earlier place of this job had one, in which its child could write.
+            directory: directory.fresh("dial").await?,
             n_runs: tokio::sync::Mutex::default(),
         };
         let occupied = Mutex::new(self.occupancy.occupy(&builder.name, ""));

@@ -13,15 +13,19 @@ use redis::aio::MultiplexedConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, ScriptInvocation, TlsCertificates, TlsMode,
-    Value,
+    IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, TlsCertificates, TlsMode, Value,
 };
 use tokio::sync::{Mutex, Notify};
 use tokio::time::timeout;
 
 use crate::settings;
 
-pub use redis::{RedisError, Script};
+pub use redis::{RedisError, Script, ScriptInvocation};
+
+/// Whether an ACL refused a script, or a command in it; what that did before is not done again.
+pub fn is_forbidden(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
+}
 
 /// A connection that many tasks may use.
 pub struct Redis {

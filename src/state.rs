@@ -17,7 +17,7 @@ mod mirrors;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -173,12 +173,15 @@ pub fn make_private(path: &Path) -> Result<(), StateError> {
     made.map_err(|source| StateError { path: path.to_owned(), source })
 }
 
-/// Writes a file that only this user can read.
+/// Writes a file that only this user can read, in the place of what is there. A link there is replaced, and not followed.
 pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), StateError> {
     let write = || -> io::Result<()> {
-        let file = File::create(path)?;
-        file.set_permissions(fs::Permissions::from_mode(0o600))?;
-        io::Write::write_all(&mut &file, contents)
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        io::Write::write_all(&mut file, contents)
     };
     write().map_err(|source| StateError { path: path.to_owned(), source })
 }
@@ -258,6 +261,19 @@ mod tests {
         assert!(root.path().join("run/web.1:7:first").exists(), "the living one keeps its place");
         drop(first);
         assert!(!root.path().join("run/web.1:7:first.lock").exists(), "one that ends takes its lock along");
+    }
+
+    #[test]
+    fn a_link_where_a_private_file_is_written_is_replaced_and_not_followed() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let [target, path] = ["target", "file"].map(|name| root.path().join(name));
+        fs::write(&target, "the worker's").expect("written");
+        for text in ["first", "2"] {
+            std::os::unix::fs::symlink(&target, &path).or_else(|_| fs::write(&path, "longer than that")).expect("made");
+            write_private(&path, text.as_bytes()).expect("written");
+            assert_eq!(fs::read_to_string(&path).expect("read"), text);
+        }
+        assert_eq!(fs::read_to_string(&target).expect("read"), "the worker's");
     }
 
     #[test]

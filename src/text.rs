@@ -142,10 +142,14 @@ fn escape_sequence(text: &str) -> Option<usize> {
             matches!(bytes.get(end), Some(0x40..=0x7e)).then_some(end + 1)
         }
         b']' => {
-            let line = bytes[2..].split(|byte| *byte == b'\n').next().unwrap_or_default();
-            let bell = line.iter().position(|byte| *byte == 0x07).map(|at| at + 1);
-            let terminator = line.windows(2).position(|two| two == b"\x1b\\").map(|at| at + 2);
-            [bell, terminator].into_iter().flatten().min().map(|length| 2 + length)
+            // The first of what may end it: a text of many such commands is looked through once.
+            let ends = |at: &usize| matches!(bytes[*at], 0x07 | b'\n') || bytes[*at..].starts_with(b"\x1b\\");
+            let end = (2..bytes.len()).find(ends)?;
+            match bytes[end] {
+                0x07 => Some(end + 1),
+                0x1b => Some(end + 2),
+                _ => None,
+            }
         }
         0x30..=0x5a | 0x5c | 0x5e..=0x7e => Some(2),
         _ => None,
@@ -222,6 +226,8 @@ mod tests {
         assert_eq!(escapes(&(text.clone() + "\n\x1b]0;x\x07")).count(), 1);
         assert_eq!(without_open_escape(&text), "");
         assert_eq!(without_open_escape(&format!("{text}\n")).len(), text.len() + 1);
+        let ended = "\x1b]\x07".repeat(1 << 20);
+        assert_eq!((escapes(&ended).count(), plain(&ended).len()), (1 << 20, 0));
     }
 
     #[test]

@@ -162,6 +162,10 @@ fn by_solve_error(line: &str, has_failed_vertex: bool) -> Reason {
     if is_ours { Reason::BuildFailed } else { Reason::DockerfileInvalid }
 }
 
+/// BuildKit did not begin the solve within the six seconds that it waits for one: a bake of very many targets, or a builder
+/// that has far too much to do (docker/buildx#3810).
+const NO_SUCH_JOB: &str = "failed to receive status: rpc error: code = NotFound";
+
 const SOLVE_ERRORS: &[(&str, Reason)] = &[
     ("process \"", Reason::StepFailed),
     ("failed to load cache key", Reason::StepFailed),
@@ -174,6 +178,7 @@ const SOLVE_ERRORS: &[(&str, Reason)] = &[
     ("tag is needed when pushing", Reason::DefinitionInvalid),
     ("rpc error: code = Unavailable", Reason::BuilderLost),
     ("Unavailable: ", Reason::BuilderLost),
+    (NO_SUCH_JOB, Reason::BuilderUnavailable),
     ("failed to receive status", Reason::BuilderLost),
     // BuildKit gave up on itself or on buildx' session, as it does when it has far too much to do.
     ("DeadlineExceeded: ", Reason::BuilderUnavailable),
@@ -229,6 +234,7 @@ const BUILDX: &[(&str, Reason)] = &[
     ("closing transport", Reason::BuilderLost),
     ("graceful_stop", Reason::BuilderLost),
     ("code = Unavailable", Reason::BuilderLost),
+    (NO_SUCH_JOB, Reason::BuilderUnavailable),
     ("context deadline exceeded", Reason::BuilderUnavailable),
     ("failed to dial", Reason::BuilderUnavailable),
     ("Cannot connect to the Docker daemon", Reason::BuilderUnavailable),
@@ -367,6 +373,14 @@ mod tests {
         let failure = diagnosis("0.36", "one-of-three-fails", &["api", "web", "broken"]).expect("a failure");
         assert!(failure.detail.starts_with("target broken, ["), "{failure}");
         assert!(failure.detail.contains("exit code: 3"), "{failure}");
+    }
+
+    #[test]
+    fn a_solve_that_buildkit_has_not_begun_in_time_is_not_the_customers_fault() {
+        let line = "failed to receive status: rpc error: code = NotFound desc = no such job xtcwi97x2fguo5z68ffeg6v5a";
+        for line in [line.to_owned(), format!("target web-58: {line}"), format!("failed to solve: {line}")] {
+            assert_eq!(by_error_line(&line, false), Reason::BuilderUnavailable, "{line}");
+        }
     }
 
     #[test]

@@ -205,10 +205,10 @@ impl Progress {
             return;
         }
         let vertex = &mut self.vertices[number as usize];
-        self.left.error_bytes += vertex.own_error().map_or(0, Said::size);
         if Vertex::is_echo(error) {
             return vertex.echo();
         }
+        self.left.error_bytes += vertex.own_error().map_or(0, Said::size);
         let said = self.shown.error(error, true);
         let room = self.left.error_bytes.checked_sub(said.size());
         vertex.fail(room.is_some().then_some(said));

@@ -93,7 +93,7 @@ mod tests {
         let unit = UnitOfWork {
             token: Token::nth(u64::from(n_recoveries), 0),
             queue: "default".into(),
-            text: Vec::new(),
+            text: Vec::new().into(),
             n_recoveries,
             n_crashes,
             n_interruptions: 0,

@@ -14,8 +14,8 @@ use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 use crate::settings::Jobs;
 
-/// Members looked at in one request.
-const PAGE: usize = 500;
+/// Members looked at in one request: each may be megabytes.
+const PAGE: usize = 50;
 
 /// Where a job is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -18,6 +18,7 @@ use super::iteration::Iteration;
 use super::memory::Memory;
 use super::turn::{Demand, Fetched, Reply, Settlement, Token, Turn, UnitOfWork};
 use super::{Identity, order};
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::{Capsule, Jobs};
@@ -253,6 +254,7 @@ impl Custody {
         let slots: Vec<Token> = memory.unheard.iter().chain(&memory.slots).cloned().collect();
         let unheard = Demand { n_slots: memory.unheard.len(), queues: Vec::new() };
         let demands: Vec<Demand> = [unheard].into_iter().chain(self.demands(&memory.slots)).collect();
+        let n_held_bytes = self.running.with(|running| running.values().map(|its| its.unit.text.len()).sum());
         let (started, mut complaint) = (Instant::now(), None);
         loop {
             let incarnation = self.signals.incarnation();
@@ -262,6 +264,7 @@ impl Custody {
                 settlements: &memory.pending,
                 slots: &slots,
                 demands: &demands,
+                max_bytes: bounds::JOBS.saturating_sub(n_held_bytes),
             };
             match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
                 Ok(reply) => {
@@ -288,6 +291,10 @@ impl Custody {
     fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> bool {
         memory.n_idlers = reply.n_idlers;
         memory.take_in_results(reply.settled);
+        for what in reply.oversized {
+            let max_bytes = bounds::JOB;
+            tracing::error!(event = "oversized_job", what, max_bytes, "oversized job moved to the dead set");
+        }
         let has_asked = !memory.slots.is_empty();
         let fetched = match reply.fetched {
             Fetched::Units(units) => units,

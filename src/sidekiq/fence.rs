@@ -14,7 +14,7 @@ static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("begi
 /// Whether the unit is still owned.
 pub async fn holds(redis: &Redis, identity: &Identity, unit: &UnitOfWork) -> Result<bool, RedisError> {
     let mut script = FENCE.key(identity.inflight_key());
-    script.arg(unit.token.to_string()).arg(&unit.text);
+    script.arg(unit.token.to_string()).arg(&*unit.text);
     redis.script(&script).await
 }
 
@@ -30,7 +30,7 @@ pub async fn announce(
 ) -> Result<bool, RedisError> {
     let mut script = FENCE.key(identity.inflight_key());
     script.key("queues").key(format!("queue:{queue}"));
-    script.arg(unit.token.to_string()).arg(&unit.text).arg(text);
+    script.arg(unit.token.to_string()).arg(&*unit.text).arg(text);
     redis.script(&script).await
 }
 
@@ -40,7 +40,7 @@ pub async fn announce(
 pub(super) async fn begin(redis: &Redis, identity: &Identity, units: &[&UnitOfWork]) -> Result<Vec<bool>, RedisError> {
     let mut script = BEGIN.key(identity.inflight_key());
     for unit in units {
-        script.arg(unit.token.to_string()).arg(&unit.text);
+        script.arg(unit.token.to_string()).arg(&*unit.text);
     }
     redis.script(&script).await
 }

@@ -12,8 +12,8 @@ for _, key in ipairs(KEYS) do
   if redis.call('TYPE', key).ok == 'hash' and redis.call('HLEN', key) > tonumber(ARGV[2]) then
     local all = redis.call('HGETALL', key)
     for i = 1, #all, 2 do
-      local at = tonumber(string.match(all[i + 1], ' (%d+)$') or 0)
-      if now - at >= tonumber(ARGV[1]) then n = n + redis.call('HDEL', key, all[i]) end
+      local at = string.match(all[i + 1], '^%d+ %d+ (%d+)') or string.match(all[i + 1], '^%d+ (%d+)$') or '0'
+      if now - tonumber(at) >= tonumber(ARGV[1]) then n = n + redis.call('HDEL', key, all[i]) end
     end
   end
 end

@@ -107,7 +107,8 @@ impl Lease {
     pub async fn give_up(self, redis: &Redis, identity: &Identity) -> Result<(), RedisError> {
         drop(self);
         let mut script = LEAVE.key(identity.lease_key());
-        script.key("sidebake:owners").key("sidebake:suspects").key(identity.inflight_key()).arg(identity.to_string());
+        script.key("sidebake:owners").key("sidebake:suspects").key(identity.inflight_key()).key("sidebake:apart");
+        script.arg(identity.to_string());
         redis.script(&script).await
     }
 

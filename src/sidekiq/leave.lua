@@ -1,6 +1,6 @@
 -- leave.lua: a process that has ended is an owner no more.
 --
--- KEYS  1 its lease   2 `sidebake:owners`   3 `sidebake:suspects`   4 its in-flight hash
+-- KEYS  1 its lease   2 `sidebake:owners`   3 `sidebake:suspects`   4 its in-flight hash   5 `sidebake:apart`
 -- ARGV  1 identity
 --
 -- Returns 1, or 0 when it has left jobs behind: then nothing was done, and recovery finds them when the lease has run out.
@@ -8,5 +8,6 @@
 if redis.call('HLEN', KEYS[4]) > 0 then return 0 end
 redis.call('SREM', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[3], ARGV[1])
+redis.pcall('SREM', KEYS[5], ARGV[1])
 redis.call('DEL', KEYS[1])
 return 1

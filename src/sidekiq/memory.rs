@@ -1,6 +1,7 @@
 //! What custody keeps between turns, and what it has said of it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
@@ -13,6 +14,7 @@ use crate::redis::{Complaint, Complaints};
 pub(super) struct Memory {
     pub complaint: Complaint,
     pub complaint_of_begin: Complaint,
+    pub complaint_of_counts: Complaint,
     pub n_tokens: u64,
     pub n_turns: u64,
     /// Settlements that Redis has not answered yet.
@@ -23,8 +25,8 @@ pub(super) struct Memory {
     pub refused: Vec<(Settlement, String)>,
     /// Those of them that are pending again: their slots are not free before Redis has taken them.
     pub tried_again: Vec<Token>,
-    /// Texts of jobs that had ended here when the fence showed that they were lost.
-    pub lost: Vec<Vec<u8>>,
+    /// Jobs that had ended here when the fence showed that they were lost.
+    pub lost: Vec<(Token, Arc<[u8]>)>,
     /// Settlements that it has, in case it forgets.
     pub remembered: Remembered,
     /// Jobs that crashed workers before, or were there when one crashed.
@@ -46,6 +48,7 @@ impl Memory {
         Self {
             complaint: Complaint::that("the in-flight hash cannot be read"),
             complaint_of_begin: Complaint::that("jobs that were recovered before cannot begin"),
+            complaint_of_counts: Complaint::that("crashes that were none stay counted"),
             n_tokens: 0,
             n_turns: 0,
             pending: Vec::new(),
@@ -80,8 +83,9 @@ impl Memory {
                 }
                 Settled::Fenced => {
                     tracing::debug!(token = %settlement.token, "the job was settled before, or is not owned any more");
-                    if !settlement.is_put_back() {
-                        self.lost.push(settlement.text.clone());
+                    // One that goes back unharmed has not begun.
+                    if !settlement.is_put_back() || settlement.is_interrupted() {
+                        self.lost.push((settlement.token.clone(), settlement.text.clone()));
                     }
                 }
                 Settled::Done => {}

@@ -30,8 +30,8 @@ pub enum PayloadError {
     /// JSON of another kind.
     #[error("the job is not a JSON object")]
     NotAnObject,
-    /// `class` is missing or not a string.
-    #[error("the job has no class")]
+    /// `class` is missing, or not a text that can be part of a key and of a line.
+    #[error("the job has no class that can be a name")]
     NoClass,
     /// `args` is not an array.
     #[error("args: expected an array")]
@@ -76,7 +76,7 @@ impl Payload {
         let readable = String::from_utf8_lossy(&original);
         json::is_json(&readable).map_err(PayloadError::NotJson)?;
         let fields = Fields::of(&readable).ok_or(PayloadError::NotAnObject)?;
-        let class = fields.string("class").filter(|class| !class.is_empty()).ok_or(PayloadError::NoClass)?;
+        let class = fields.string("class").filter(|class| shown::is_name(class)).ok_or(PayloadError::NoClass)?;
         let jid = fields.string("jid").filter(|jid| shown::is_name(jid)).unwrap_or_default();
         let mut payload = Self { fields, original, flaw: OnceLock::new(), class, jid };
         if payload.is_active_job() {
@@ -247,7 +247,7 @@ impl Payload {
 
     fn wrapped_class(&self) -> Option<String> {
         let inner = || serde_json::from_str(json::pointer(self.fields.raw("args")?, "/0/job_class")?).ok();
-        self.fields.string("wrapped").or_else(inner).filter(|class| !class.is_empty())
+        self.fields.string("wrapped").or_else(inner).filter(|class| shown::is_name(class))
     }
 }
 
@@ -403,7 +403,8 @@ mod tests {
         assert!(error(b"{").starts_with("the job is not a JSON object"));
         assert!(error(b"[1]").starts_with("the job is not a JSON object"));
         assert!(error(b"").starts_with("the job is not a JSON object"));
-        assert_eq!(error(b"{}"), "the job has no class");
+        assert_eq!(error(b"{}"), "the job has no class that can be a name");
+        assert_eq!(error(br#"{"class":"\u0000"}"#), error(b"{}"));
         assert!(Payload::parse(b"{\"class\":\"B\",\"x\":\"\xff\"}").is_ok(), "bytes that are not UTF-8 are replaced");
     }
 }

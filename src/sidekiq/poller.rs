@@ -13,14 +13,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::iteration;
 use super::payload::Payload;
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Complaints, Redis, RedisError, Script};
 use crate::settings::Jobs;
 
 static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lua")));
+static PAGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("page.lua")));
 
-/// Members looked at in one request.
-const PAGE: usize = 500;
+/// Members of a page, which takes more than one request when they are long.
+const MEMBERS: usize = 500;
 
 /// Members of a set, with their scores.
 type Members = Vec<(Vec<u8>, f64)>;
@@ -50,8 +52,9 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
 /// What is kept of a set between polls.
 #[derive(Debug, Default)]
 struct Round {
-    /// Where in the set cancelled jobs are looked for next.
+    /// Where in the set cancelled jobs are looked for next: a page, and how many of its members were looked at.
     cursor: u64,
+    n_seen: usize,
     /// Why due jobs cannot be moved.
     stuck: Complaints,
 }
@@ -61,19 +64,36 @@ struct Round {
 /// Cancelled jobs are looked for everywhere in the set, a page each poll: the cursor wanders, and Redis sees to it that it
 /// meets whatever waits for a whole round.
 async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epoch) -> Result<(), RedisError> {
-    let mut look = redis::pipe();
-    look.cmd("ZRANGE").arg(set).arg("-inf").arg(now.as_secs_f64()).arg(&["BYSCORE", "LIMIT", "0", "1"]);
-    look.cmd("ZSCAN").arg(set).arg(round.cursor).arg("COUNT").arg(PAGE);
-    let (due, (next, waiting)): (Vec<Vec<u8>>, (u64, Members)) = redis.pipeline(&look).await?;
-    round.cursor = next;
+    let waiting = page(redis, set, "scan", round.cursor, round.n_seen, now).await?;
+    (round.cursor, round.n_seen) =
+        if waiting.is_last { (waiting.cursor, 0) } else { (round.cursor, round.n_seen + waiting.members.len()) };
     let mut stuck = BTreeSet::new();
-    if !due.is_empty() {
+    if waiting.n_due > 0 {
         stuck = enqueue_due(redis, jobs, set, now).await?.stuck;
     }
     for why in round.stuck.news(stuck) {
         tracing::error!(set, why, "due jobs cannot be moved");
     }
-    enqueue_cancelled(redis, jobs, set, &waiting, now).await
+    enqueue_cancelled(redis, jobs, set, &waiting.members, now).await
+}
+
+/// Some members of a set.
+struct Page {
+    /// Where a scan goes on after the page.
+    cursor: u64,
+    /// Whether nothing more of the page follows.
+    is_last: bool,
+    /// How many members of the whole set are due.
+    n_due: usize,
+    members: Members,
+}
+
+/// What fits into one reply of a page that begins at a rank or a cursor, after `n_seen` members of it.
+async fn page(redis: &Redis, set: &str, by: &str, start: u64, n_seen: usize, now: Epoch) -> Result<Page, RedisError> {
+    let mut script = PAGE.key(set);
+    script.arg(by).arg(start).arg(MEMBERS).arg(n_seen).arg(bounds::PAGE).arg(now.as_secs_f64());
+    let (cursor, is_last, n_due, members) = redis.script(&script).await?;
+    Ok(Page { cursor, is_last, n_due, members })
 }
 
 /// Pause between polls, so that the fleet as a whole polls once per `interval` on average. `jitter` is in 0..1.
@@ -120,11 +140,9 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
     let (mut enqueued, mut n_left) = (Enqueued::default(), 0);
     loop {
         // By rank, which Redis finds at once. It would count off an offset into a range of scores, for each page anew.
-        let mut range = redis::cmd("ZRANGE");
-        range.arg(set).arg(n_left).arg(n_left + PAGE - 1).arg("WITHSCORES");
-        let members: Members = redis.query(&range).await?;
+        let Page { is_last, members, .. } = page(redis, set, "rank", n_left, 0, now).await?;
         let is_due = |score: f64| score <= now.as_secs_f64();
-        let is_last = members.len() < PAGE || members.last().is_some_and(|(_, score)| !is_due(*score));
+        let is_last = is_last && members.len() < MEMBERS || members.last().is_some_and(|(_, score)| !is_due(*score));
         for (member, _) in members.into_iter().take_while(|(_, score)| is_due(*score)) {
             // What stays, others' jobs and what is no job at all, must not hide what comes after it.
             match moved_text(jobs, &member, now) {

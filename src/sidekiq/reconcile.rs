@@ -11,6 +11,9 @@ use super::recovery::withdraw;
 use super::turn::{Settlement, Token, UnitOfWork, read_entry};
 use crate::redis::RedisError;
 
+/// Jobs whose false counts are to be taken back.
+const MAX_LOST: usize = 100;
+
 impl Custody {
     /// Soon again when it fails: builds whose jobs were reclaimed may be running.
     pub(super) async fn try_to_reconcile(&self, memory: &mut Memory, next: &mut Interval) {
@@ -29,7 +32,7 @@ impl Custody {
         let running = self.running.snapshot();
         let is_lost = |running: &&Running| {
             let text = inflight.get(&running.unit.token);
-            !running.taken.is_cancelled() && text.is_none_or(|text| *text != running.unit.text)
+            !running.taken.is_cancelled() && text.is_none_or(|text| *text != &*running.unit.text)
         };
         let lost: Vec<&Running> = running.iter().filter(is_lost).collect();
         for running in &lost {
@@ -37,8 +40,8 @@ impl Custody {
             running.taken.cancel();
         }
         let begun = lost.iter().filter(|running| !running.iteration.is_waiting());
-        memory.lost.extend(begun.map(|running| running.unit.text.clone()));
-        self.has_not_crashed(std::mem::take(&mut memory.lost)).await;
+        memory.lost.extend(begun.map(|running| (running.unit.token.clone(), running.unit.text.clone())));
+        self.has_not_crashed(memory).await;
         memory.try_refused_again();
         memory.unheard = inflight.into_keys().collect();
         let settled = memory.pending.iter().chain(&memory.killed).map(|settlement| &settlement.token);
@@ -53,12 +56,17 @@ impl Custody {
     }
 
     /// The worker that reclaimed these jobs has counted a crash against those that had begun.
-    async fn has_not_crashed(&self, texts: Vec<Vec<u8>>) {
-        if !texts.is_empty()
-            && let Err(error) = withdraw(&self.redis, &texts).await
-        {
-            tracing::debug!(%error, "a crash stays counted that was none");
+    async fn has_not_crashed(&self, memory: &mut Memory) {
+        if memory.lost.is_empty() {
+            return;
         }
+        let withdrawn = withdraw(&self.redis, &self.identity, &memory.lost).await;
+        if memory.complaint_of_counts.hear(withdrawn).is_some() {
+            memory.lost.clear();
+        }
+        // The newest, where Redis refuses for a long time.
+        let n_too_many = memory.lost.len().saturating_sub(MAX_LOST);
+        memory.lost.drain(..n_too_many);
     }
 
     /// A job in the in-flight hash that came with a lost reply, or whose result Redis forgot.

@@ -1,7 +1,7 @@
 -- recover.lua: requeues the jobs of a dead process at the head of their queues.
 --
 -- KEYS  1 `sidebake:owners`   2 `sidebake:suspects`   3 the lease of the owner   4 its in-flight hash
---       5 `sidebake:recoveries`   6 `queues`   7… the lists named by their place
+--       5 `sidebake:recoveries`   6 `queues`   7 `sidebake:apart`   8… the lists named by their place
 -- ARGV  1 the owner's identity   2 how long a suspect has to come back, ms
 --       3 seconds for which recoveries are counted   then pairs: field of the hash, place of its list; newest token first
 --
@@ -45,16 +45,19 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[4])) do
   if has_begun(field) then n_begun = n_begun + 1 end
 end
 
--- The values are read in turn.lua as well; earlier versions had no second number.
-local function count(text)
+-- The values are read in turn.lua, forget.lua and withdraw.lua as well; earlier versions had no second number. After the time
+-- comes the run that was counted last: whether it was alone, its worker, and its token.
+local function count(text, field)
   local digest, seconds = redis.sha1hex(text), math.floor(now / 1000)
   local value = redis.pcall('HGET', KEYS[5], digest)
   value = type(value) == 'string' and value or ''
-  local n, alone, at = string.match(value, '^(%d+) (%d+) (%d+)$')
+  local n, alone, at = string.match(value, '^(%d+) (%d+) (%d+)')
   if not n then n, at = string.match(value, '^(%d+) (%d+)$') end
   if not n or seconds - tonumber(at) >= tonumber(ARGV[3]) then n, alone = 0, 0 end
-  alone = (tonumber(alone) or 0) + (n_begun == 1 and 1 or 0)
-  redis.pcall('HSET', KEYS[5], digest, string.format('%d %d %d', tonumber(n) + 1, alone, seconds))
+  local is_alone = n_begun == 1 and 1 or 0
+  alone = (tonumber(alone) or 0) + is_alone
+  local run = string.format('%d %s %s', is_alone, ARGV[1], field)
+  redis.pcall('HSET', KEYS[5], digest, string.format('%d %d %d %s', tonumber(n) + 1, alone, seconds, run))
   redis.pcall('EXPIRE', KEYS[5], ARGV[3])
 end
 
@@ -68,7 +71,7 @@ for i = 4, #ARGV, 2 do
     redis.call('SADD', KEYS[6], string.sub(list, 7))
     redis.call('RPUSH', list, text)
     redis.call('HDEL', KEYS[4], ARGV[i])
-    if since > 0 and has_begun(ARGV[i]) then count(text) end
+    if since > 0 and has_begun(ARGV[i]) then count(text, ARGV[i]) end
     n = n + 1
   end
 end
@@ -79,4 +82,5 @@ if redis.call('HLEN', KEYS[4]) > 0 then
 end
 redis.call('SREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
+redis.pcall('SREM', KEYS[7], ARGV[1])
 return n

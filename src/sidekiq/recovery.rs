@@ -1,15 +1,16 @@
 //! Dead workers' jobs, brought back by any living one: no job needs the dead process to come back.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::Identity;
 use super::turn::{Token, read_entry};
-use crate::redis::{Complaint, Redis, RedisError, Script};
+use crate::redis::{Complaint, Redis, RedisError, Script, ScriptInvocation, is_forbidden};
 
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scan.lua")));
 static RECOVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("recover.lua")));
@@ -59,12 +60,37 @@ async fn recover_owner(redis: &Redis, owner: &str, grace: Duration) -> Result<()
     if recover(redis, owner, grace, &[]).await? != "expired" {
         return Ok(());
     }
-    let entries = inflight(redis, owner).await?;
+    let (answer, forbidden) = requeue(redis, owner, grace).await?;
     // It may have come back in between.
-    if let Ok(n_recovered) = recover(redis, owner, grace, &entries).await?.parse::<u64>() {
+    if let Some(n_recovered) = answer.parse::<u64>().ok().filter(|n| *n > 0 || forbidden.is_none()) {
         tracing::warn!(owner, n_recovered, "worker died; its jobs are back on their queues");
     }
-    Ok(())
+    forbidden.map_or(Ok(()), Err)
+}
+
+/// Requeues what an owner has in flight; with the script's answer, why some queues were left out.
+///
+/// An ACL refuses a script whole, for one of its keys, so each queue is tried by itself before: one that this user may not
+/// touch holds up no other.
+async fn requeue(redis: &Redis, owner: &str, grace: Duration) -> Result<(String, Option<RedisError>), RedisError> {
+    let mut entries = inflight(redis, owner).await?;
+    match recover(redis, owner, grace, &entries).await {
+        Err(error) if is_forbidden(&error) => {}
+        answer => return Ok((answer?, None)),
+    }
+    let queues: BTreeSet<String> = entries.iter().map(|(_, queue)| queue.clone()).collect();
+    let mut forbidden = None;
+    for queue in queues {
+        match probe(redis, owner, grace, &queue).await {
+            Err(error) if is_forbidden(&error) => {
+                entries.retain(|(_, other)| *other != queue);
+                let detail = format!("queue:{queue}: {error}");
+                forbidden = Some(RedisError::from((error.kind(), "jobs stay in flight", detail)));
+            }
+            answer => drop(answer?),
+        }
+    }
+    Ok((recover(redis, owner, grace, &entries).await?, forbidden))
 }
 
 /// What became of an owner's jobs.
@@ -89,11 +115,13 @@ pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, Re
             match recover(redis, &owner, grace, &[]).await?.as_str() {
                 "alive" => break None,
                 "suspected" => sleep(PAUSE).await,
-                "expired" => {
-                    let entries = inflight(redis, &owner).await?;
-                    let answer = recover(redis, &owner, grace, &entries).await?;
-                    break answer.parse().ok();
-                }
+                "expired" => match requeue(redis, &owner, grace).await? {
+                    (answer, None) => break answer.parse().ok(),
+                    (answer, Some(error)) => {
+                        tracing::error!(owner, %error, "not all jobs could be requeued");
+                        break answer.parse().ok();
+                    }
+                },
                 // It had nothing in flight.
                 n_jobs => break n_jobs.parse().ok(),
             }
@@ -103,10 +131,17 @@ pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, Re
     Ok(released)
 }
 
-/// Takes back what recovery counted against jobs of this process, which lives: all that had begun, by their texts.
-pub(super) async fn withdraw(redis: &Redis, texts: &[Vec<u8>]) -> Result<(), RedisError> {
+/// Takes back what recovery counted against jobs of this process, which lives: all that had begun, by token and text.
+pub(super) async fn withdraw(
+    redis: &Redis,
+    identity: &Identity,
+    jobs: &[(Token, Arc<[u8]>)],
+) -> Result<(), RedisError> {
     let mut script = WITHDRAW.key("sidebake:recoveries");
-    script.arg(u8::from(texts.len() == 1)).arg(texts);
+    script.arg(identity.to_string());
+    for (token, text) in jobs {
+        script.arg(token.to_string()).arg(&**text);
+    }
     redis.script(&script).await
 }
 
@@ -135,14 +170,7 @@ async fn recover(
     grace: Duration,
     entries: &[(String, String)],
 ) -> Result<String, RedisError> {
-    let mut script = RECOVER.key("sidebake:owners");
-    script
-        .key("sidebake:suspects")
-        .key(format!("sidebake:lease:{owner}"))
-        .key(format!("sidebake:inflight:{owner}"))
-        .key("sidebake:recoveries")
-        .key("queues");
-    script.arg(owner).arg(grace.as_millis() as u64).arg(COUNTED.as_secs());
+    let mut script = script(owner, grace);
     let mut queues: Vec<&str> = Vec::new();
     for (field, queue) in entries {
         let place = queues.iter().position(|other| other == queue).unwrap_or_else(|| {
@@ -150,8 +178,29 @@ async fn recover(
             queues.push(queue);
             queues.len() - 1
         });
-        // After the six fixed keys, counted from 1 as Lua does.
-        script.arg(field).arg(place + 7);
+        // After the seven fixed keys, counted from 1 as Lua does.
+        script.arg(field).arg(place + 8);
     }
     redis.script(&script).await
+}
+
+/// The same with a queue, and nothing to requeue on it.
+async fn probe(redis: &Redis, owner: &str, grace: Duration, queue: &str) -> Result<String, RedisError> {
+    let mut script = script(owner, grace);
+    script.key(format!("queue:{queue}"));
+    redis.script(&script).await
+}
+
+/// The script with what every call has.
+fn script(owner: &str, grace: Duration) -> ScriptInvocation<'static> {
+    let mut script = RECOVER.key("sidebake:owners");
+    script
+        .key("sidebake:suspects")
+        .key(format!("sidebake:lease:{owner}"))
+        .key(format!("sidebake:inflight:{owner}"))
+        .key("sidebake:recoveries")
+        .key("queues")
+        .key("sidebake:apart");
+    script.arg(owner).arg(grace.as_millis() as u64).arg(COUNTED.as_secs());
+    script
 }

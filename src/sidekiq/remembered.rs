@@ -62,7 +62,7 @@ mod tests {
         UnitOfWork {
             token: Token::nth(n, 0),
             queue: "default".into(),
-            text: text.to_vec(),
+            text: text.into(),
             n_recoveries: 0,
             n_crashes: 0,
             n_interruptions: 0,

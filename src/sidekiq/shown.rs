@@ -157,9 +157,6 @@ pub(super) fn flaw(text: &str, fields: &Fields) -> Option<String> {
 /// the second is all of it in Base64. A text that is an envelope already is not put into another one.
 pub fn envelope(text: &[u8], jid: &str, queue: &str, failure: &Failure, now: Epoch, form: Timestamps) -> Vec<u8> {
     let original = opened(text);
-    if original.len() > bounds::ENVELOPE {
-        return original.into_owned();
-    }
     let readable = String::from_utf8_lossy(&original);
     let is_whole = readable.len() <= bounds::MALFORMED && str::from_utf8(&original).is_ok();
     let args = match is_whole {

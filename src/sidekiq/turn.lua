@@ -1,14 +1,17 @@
 -- turn.lua: settles what has finished and fetches for the free slots, in one step.
 --
 -- KEYS  1 in-flight hash of this process   2 its lease   3 `queues`   4 `retry`   5 `dead`
---       6 `sidebake:recoveries`   7 `sidebake:interruptions`   8 `sidebake:owners`   9 `paused`
---       10… the lists that follow are named by their place in KEYS
---       Not declared, since Redis 6.2 and 7.0 track every declared key of a script that reads: `it-<jid>`, `stat:*`.
---       An ACL checks them all the same; without the right to them a settlement goes on.
+--       6 `sidebake:recoveries`   7 `sidebake:interruptions`   8 `sidebake:owners`   9 `paused`   10 `sidebake:apart`
+--       11… the lists to fetch from, named by their place in KEYS
+--       Not declared, since Redis 6.2 and 7.0 track every declared key of a script that reads: `it-<jid>`, `stat:*`, the lists
+--       that are pushed to, other leases. An ACL checks them all the same; without the right to the first two a settlement
+--       goes on.
 -- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`   4 the UTC day, for `stat:*`
 --       5 incarnation of the lease that the sender knows   6 number of this turn   7 recoveries that make no suspect yet
---       8 number of settlements, then each: token, text as it was fetched, processed (0/1), failed (0/1), number of effects,
---         then each effect: kind, place of a list in KEYS or score, text. One push, head or interrupted at most.
+--       8 crashes alone that make no poison yet   9 bytes of texts to fetch at most   10 bytes of the longest text that a worker
+--         takes; 9 is as much where it holds none
+--      11 number of settlements, then each: token, text as it was fetched, processed (0/1), failed (0/1), number of effects,
+--         then each effect: kind, list or score, text. One push, head or interrupted at most.
 --           push   LPUSH the text on the list
 --           head   RPUSH the text as it was fetched, on the list; the effect's text is not used
 --           interrupted   the same, and count it
@@ -18,13 +21,14 @@
 --         then the number of demands, then each: number of slots, and the places of the queues that are asked for them, in
 --         order, with spaces between; then the tokens of the free slots, demand by demand
 --
--- Returns {settlements, slots, passed over, idlers}. A settlement is 1: done; 0: token and text are not owned any more, and
+-- Returns {settlements, slots, passed over, idlers, oversized}. A settlement is 1: done; 0: token and text are not owned any more, and
 -- nothing was done; or the key that was refused and what Redis said, and nothing was done. A slot is false, or {queue, text,
 -- times recovered, times it crashed its worker alone, times interrupted, idle (0/1)}.
 -- `slots` is the text "no lease" when the lease is gone or another one: a process that others may take for dead must not
 -- fetch; and "full" when Redis is at its memory limit: results are settled, nothing is fetched.
 -- `passed over` says which queue cannot be fetched from, and why, or is false. `idlers` is how many processes may wait for
--- the same push, or 0 when this one was given all that it asked for.
+-- the same push, or 0 when this one was given all that it asked for. `oversized` names the queue and the bytes of each text
+-- that is too long for a worker; it went to `dead`.
 --
 -- Invariant: an entry is in exactly one place. Nothing is removed before the write that replaces it has happened, and that
 -- a removal is allowed is tried out before that write; so no refusal loses or doubles a job.
@@ -33,10 +37,11 @@
 -- turn, fetches nothing, or it would fill a token that was used already.
 --
 -- A job that does not run has `:idle` after its token: its result was refused, or it was recovered before and has not begun
--- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch: it runs apart from others.
+-- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch: it runs apart from others. `sidebake:apart`
+-- has the processes that hold one: a quarter of the fleet, and one at least. Others look past it, and leave it where it is.
 
 local inflight, now = KEYS[1], tonumber(ARGV[1])
-local next_argument = 8
+local next_argument = 11
 
 local function argument()
   local value = ARGV[next_argument]
@@ -69,14 +74,21 @@ end
 -- How long things that happened to a text are counted: three days, Sidekiq Pro's limit for poison pills.
 local counted_s = 259200
 
--- How often it happened, and how often of that to a job that ran alone. The value has both numbers and the time. Without
--- the second number: interruptions, and recoveries as earlier versions wrote them.
+-- By Redis' clock, as recovery counts: a worker's may be wrong by days.
+local server_s = nil
+local function server_time()
+  server_s = server_s or tonumber(redis.call('TIME')[1])
+  return server_s
+end
+
+-- How often it happened, and how often of that to a job that ran alone. The value has both numbers and the time, and what only
+-- withdraw.lua reads. Without the second number: interruptions, and recoveries as earlier versions wrote them.
 local function history(key, digest)
   local value = redis.pcall('HGET', key, digest)
   if type(value) ~= 'string' then return 0, 0 end
-  local n, alone, at = string.match(value, '^(%d+) (%d+) (%d+)$')
+  local n, alone, at = string.match(value, '^(%d+) (%d+) (%d+)')
   if not n then n, at = string.match(value, '^(%d+) (%d+)$') end
-  if not n or now - tonumber(at) >= counted_s then return 0, 0 end
+  if not n or server_time() - tonumber(at) >= counted_s then return 0, 0 end
   return tonumber(n), tonumber(alone) or 0
 end
 
@@ -93,8 +105,7 @@ local named = {}
 
 -- Pushes the text, and says what Redis says when it refuses. Only the name in `queues` may have been written then.
 local function push(effect, fetched_text)
-  local list = KEYS[tonumber(effect.place)]
-  local refusal = nil
+  local list, refusal = effect.place, nil
   if not named[list] then refusal = refusal_of(redis.pcall('SADD', KEYS[3], queue_name(list))) end
   if refusal then return KEYS[3] .. ': ' .. refusal end
   named[list] = true
@@ -123,7 +134,7 @@ end
 local function count_interruption(text)
   local digest = redis.sha1hex(text)
   local n = history(KEYS[7], digest) + 1
-  redis.pcall('HSET', KEYS[7], digest, string.format('%d %d', n, math.floor(now)))
+  redis.pcall('HSET', KEYS[7], digest, string.format('%d %d', n, server_time()))
   redis.pcall('EXPIRE', KEYS[7], counted_s)
 end
 
@@ -204,7 +215,7 @@ local function settle_all(settlements)
   return results
 end
 
-local passed_over, idlers = false, 0
+local passed_over, idlers, oversized = false, 0, {}
 
 -- What Sidekiq Pro has paused, by name. Reading it arms client-side tracking as well.
 local function paused()
@@ -231,11 +242,10 @@ end
 local function filled(tokens)
   local slots, names = redis.call('HMGET', inflight, unpack(tokens)), {}
   for i, entry in ipairs(slots) do slots[i] = slot_of(entry, 0) end
-  if has_past then
-    for i, token in ipairs(tokens) do names[i] = idle(token) end
-    for i, entry in ipairs(redis.call('HMGET', inflight, unpack(names))) do
-      slots[i] = slots[i] or slot_of(entry, 1)
-    end
+  -- The counts that made it idle may have gone since.
+  for i, token in ipairs(tokens) do names[i] = idle(token) end
+  for i, entry in ipairs(redis.call('HMGET', inflight, unpack(names))) do
+    slots[i] = slots[i] or slot_of(entry, 1)
   end
   return slots
 end
@@ -251,12 +261,84 @@ local function peek(list, n, n_before)
   return {}
 end
 
+-- Moves a text that no worker takes to the dead set, as an entry that every Sidekiq can show: sidekiq/shown.rs has the others. It
+-- is removed from its list with those that were fetched.
+local function bury_oversized(list, text)
+  local refusal = refusal_of(redis.pcall('ZADD', KEYS[5], 'XX', 'GT', '-inf', ''))
+  if refusal then
+    passed_over = KEYS[5] .. ': ' .. refusal
+    return false
+  end
+  local queue, time = queue_name(list), string.format('%.3f', now)
+  local class = '{"class":"Sidebake::Malformed"'
+  if string.sub(text, 1, #class) ~= class then
+    text = class .. ',"args":[' .. cjson.encode(text) .. '],"jid":"'
+      .. string.sub(redis.sha1hex(string.sub(text, 1, 4096) .. #text .. time), 1, 24) .. '","queue":' .. cjson.encode(queue)
+      .. ',"retry":0,"created_at":' .. time .. ',"enqueued_at":' .. time .. ',"failed_at":' .. time
+      .. ',"retry_count":0,"error_class":"Sidebake::InvalidArguments","error_message":"the job is longer than '
+      .. ARGV[10] .. ' bytes"}'
+  end
+  add(KEYS[5], ARGV[1], text)
+  trim_dead()
+  oversized[#oversized + 1] = queue .. ': ' .. #text .. ' bytes'
+  return true
+end
+
+-- Whether this process may take a suspect, which keeps it from fetching anything else until nothing else runs in it.
+local may_take_suspect = nil
+local function takes_suspect()
+  if may_take_suspect ~= nil then return may_take_suspect end
+  local holders, n_holders = redis.pcall('SMEMBERS', KEYS[10]), 0
+  for _, holder in ipairs(holders.err and {} or holders) do
+    local lease = 'sidebake:lease:' .. holder
+    if lease ~= KEYS[2] and redis.call('EXISTS', lease) == 1 then
+      n_holders = n_holders + 1
+    else
+      redis.call('SREM', KEYS[10], holder)
+    end
+  end
+  local n_owners = redis.pcall('SCARD', KEYS[8])
+  may_take_suspect = n_holders < math.max(1, math.floor((tonumber(n_owners) or 0) / 4))
+  return may_take_suspect
+end
+
+-- What is removed from the lists: so many from the end, and texts that have a suspect behind them which stays.
+local n_popped, n_seen, n_passed, behind = {}, {}, {}, {}
+
+-- How many suspects are looked past in one list.
+local most_passed = 100
+
+local function pass(list)
+  n_seen[list], n_passed[list] = (n_seen[list] or 0) + 1, (n_passed[list] or 0) + 1
+  return n_passed[list] < most_passed
+end
+
+-- Whether the next text may be removed; then it will be.
+local function remove(list, text)
+  if n_passed[list] then
+    local refusal = refusal_of(redis.pcall('LREM', 'sidebake:none', '1', ''))
+    if refusal then
+      passed_over = list .. ': ' .. refusal
+      return false
+    end
+    behind[#behind + 1] = { list, text }
+  else
+    n_popped[list] = (n_popped[list] or 0) + 1
+  end
+  n_seen[list] = (n_seen[list] or 0) + 1
+  return true
+end
+
 -- Fills the slots that are free, each from the queues of its demand in order. When there is too little, reading the lengths of
 -- the lists arms client-side tracking: the next push wakes us.
 local function fetch(tokens, demands)
   has_past = redis.call('EXISTS', KEYS[6], KEYS[7]) > 0
-  local slots, is_paused, most = filled(tokens), paused(), tonumber(ARGV[7])
-  local is_empty, n_taken, added, is_short, is_cut, i = {}, {}, {}, false, false, 0
+  local slots, is_paused = filled(tokens), paused()
+  local most, longest = tonumber(ARGV[7]), tonumber(ARGV[10])
+  local is_empty, added, is_short, is_cut, i = {}, {}, false, false, 0
+  local n_bytes, n_failed, identity = 0, 0, string.sub(KEYS[2], 16)
+  -- It asks for jobs, so it holds none.
+  if has_past then redis.pcall('SREM', KEYS[10], identity) end
   for _, taken in ipairs(slots) do is_cut = is_cut or taken and taken[3] > most end
   for _, demand in ipairs(demands) do
     local free, n_filled = {}, 0
@@ -267,26 +349,46 @@ local function fetch(tokens, demands)
     for _, list in ipairs(demand.lists) do
       if is_cut or n_filled == #free then break end
       local queue = queue_name(list)
-      if not is_empty[list] and not is_paused[queue] then
-        local texts = peek(list, #free - n_filled, n_taken[list] or 0)
+      while not is_empty[list] and not is_paused[queue] and not is_cut and n_filled < #free do
+        local n_asked = #free - n_filled
+        local texts, is_over = peek(list, n_asked, n_seen[list] or 0), false
         for j = #texts, 1, -1 do
-          n_filled, n_taken[list] = n_filled + 1, (n_taken[list] or 0) + 1
-          local place, taken = free[n_filled], slot(queue, texts[j], 0)
-          taken[6], is_cut = taken[3] > 0 and 1 or 0, taken[3] > most
-          slots[place] = taken
-          added[#added + 1] = taken[6] == 1 and idle(tokens[place]) or tokens[place]
-          added[#added + 1] = queue .. '\n' .. texts[j]
-          if is_cut then break end
+          local text = texts[j]
+          local taken = #text <= longest and slot(queue, text, 0)
+          local is_suspect = taken and taken[3] > most and taken[4] <= tonumber(ARGV[8])
+          if is_suspect and not takes_suspect() then
+            is_over = not pass(list)
+          elseif not taken then
+            is_cut = not (bury_oversized(list, text) and remove(list, text))
+            n_failed = n_failed + (is_cut and 0 or 1)
+          else
+            n_bytes = n_bytes + #text
+            is_cut = n_bytes > tonumber(ARGV[9]) or not remove(list, text)
+            if not is_cut then
+              n_filled = n_filled + 1
+              local place = free[n_filled]
+              taken[6] = taken[3] > 0 and 1 or 0
+              slots[place] = taken
+              added[#added + 1] = taken[6] == 1 and idle(tokens[place]) or tokens[place]
+              added[#added + 1] = queue .. '\n' .. text
+            end
+            if is_suspect and not is_cut then
+              is_cut = true
+              redis.pcall('SADD', KEYS[10], identity)
+            end
+          end
+          if is_cut or is_over then break end
         end
-        is_empty[list] = not is_cut and n_filled < #free
+        is_empty[list] = not is_cut and (#texts < n_asked or is_over)
       end
     end
     is_short = is_short or not is_cut and n_filled < #free
   end
-  if #added > 0 then
-    redis.call('HSET', inflight, unpack(added))
-    for list, n in pairs(n_taken) do redis.call('RPOP', list, digits(n)) end
-  end
+  if #added > 0 then redis.call('HSET', inflight, unpack(added)) end
+  for list, n in pairs(n_popped) do redis.call('RPOP', list, digits(n)) end
+  for _, removed in ipairs(behind) do redis.call('LREM', removed[1], '-1', removed[2]) end
+  count('processed', n_failed)
+  count('failed', n_failed)
   if is_short then
     for list in pairs(is_empty) do redis.pcall('LLEN', list) end
     local n = redis.pcall('SCARD', KEYS[8])
@@ -328,7 +430,7 @@ for i = 1, tonumber(argument()) do
   end
 end
 while next_argument <= #ARGV do tokens[#tokens + 1] = argument() end
-if #tokens == 0 then return { settled, {}, false, 0 } end
-if not has_lease then return { settled, 'no lease', false, 0 } end
-if is_full then return { settled, 'full', false, 0 } end
-return { settled, fetch(tokens, demands), passed_over, idlers }
+if #tokens == 0 then return { settled, {}, false, 0, oversized } end
+if not has_lease then return { settled, 'no lease', false, 0, oversized } end
+if is_full then return { settled, 'full', false, 0, oversized } end
+return { settled, fetch(tokens, demands), passed_over, idlers, oversized }

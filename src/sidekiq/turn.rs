@@ -4,14 +4,14 @@
 //! same tokens until it is answered.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use redis::{FromRedisValue, Value, from_redis_value};
 
 use super::Identity;
 use crate::bounds;
 use crate::clock::Epoch;
-use crate::redis::{Redis, RedisError, Script};
+use crate::redis::{Redis, RedisError, Script, is_forbidden};
 use crate::settings::Jobs;
 
 static TURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("turn.lua")));
@@ -56,8 +56,8 @@ pub struct UnitOfWork {
     pub token: Token,
     /// The queue it was fetched from.
     pub queue: String,
-    /// Its text as it was fetched.
-    pub text: Vec<u8>,
+    /// Its text as it was fetched. Everything that holds the job shares it.
+    pub text: Arc<[u8]>,
     /// How often it was recovered from a dead worker within three days.
     pub n_recoveries: u32,
     /// How often of that it was the only job that had begun: what it crashed, it crashed alone.
@@ -88,7 +88,7 @@ pub struct Settlement {
     /// The queue that the unit came from.
     pub queue: String,
     /// The unit's text: under the same token another job may have been put, by a Redis that forgot.
-    pub text: Vec<u8>,
+    pub text: Arc<[u8]>,
     /// Whether the attempt counts as processed.
     pub is_processed: bool,
     /// Whether it counts as failed.
@@ -133,13 +133,6 @@ impl Settlement {
     /// Whether it does so because it was killed: by a stop, or since the fence refused it.
     pub fn is_interrupted(&self) -> bool {
         self.effects.iter().any(|effect| matches!(effect, Effect::PutBack { is_interrupted: true, .. }))
-    }
-
-    /// The keys that other turns do not have.
-    fn keys(&self) -> Vec<String> {
-        let mut keys = Keys(Vec::new());
-        Arguments::default().settlement(self, &mut keys, Epoch::from_secs_f64(0.0));
-        keys.0
     }
 }
 
@@ -199,6 +192,8 @@ pub struct Reply {
     pub passed_over: Vec<String>,
     /// How many processes may be waiting for the same push as this one; 0 when it got all it asked for.
     pub n_idlers: u32,
+    /// Queue and length of texts that are too long for a worker: they are in the dead set.
+    pub oversized: Vec<String>,
     /// What was fetched.
     pub fetched: Fetched,
 }
@@ -227,6 +222,8 @@ pub struct Turn<'a> {
     pub slots: &'a [Token],
     /// What is asked for them, in the order of `slots`.
     pub demands: &'a [Demand],
+    /// Bytes of texts that may be fetched, up to [`bounds::JOBS`].
+    pub max_bytes: usize,
 }
 
 /// Jobs for some of the free slots.
@@ -253,7 +250,7 @@ impl Turn<'_> {
         for settlement in self.settlements {
             match send(Turn { settlements: std::slice::from_ref(settlement), ..part }).await {
                 Err(error) if is_forbidden(&error) => {
-                    settled.push(Settled::Refused(format!("{}: {error}", settlement.keys().join(", "))));
+                    settled.push(Settled::Refused(error.to_string()));
                 }
                 reply => settled.extend(reply?.settled),
             }
@@ -291,9 +288,12 @@ impl Turn<'_> {
         arguments.text(self.incarnation);
         arguments.number(self.number);
         arguments.number(bounds::RECOVERIES);
+        arguments.number(bounds::CRASHES);
+        arguments.number(self.max_bytes);
+        arguments.number(bounds::JOB);
         arguments.number(self.settlements.len());
         for settlement in self.settlements {
-            arguments.settlement(settlement, &mut keys, now);
+            arguments.settlement(settlement, now);
         }
         arguments.number(self.demands.len());
         for demand in self.demands {
@@ -309,11 +309,17 @@ impl Turn<'_> {
         arguments.0.iter().for_each(|argument| {
             script.arg(argument);
         });
-        let (settled, fetched, passed_over, n_idlers): (Vec<Value>, Value, Option<String>, u32) =
-            redis.script(&script).await?;
+        let (settled, fetched, passed_over, n_idlers, oversized): (
+            Vec<Value>,
+            Value,
+            Option<String>,
+            u32,
+            Vec<String>,
+        ) = redis.script(&script).await?;
         Ok(Reply {
             passed_over: passed_over.into_iter().collect(),
             n_idlers,
+            oversized,
             settled: settled.into_iter().map(read_settled).collect::<Result<_, _>>()?,
             fetched: self.read_fetched(fetched)?,
         })
@@ -329,7 +335,7 @@ impl Turn<'_> {
         let units = filled.map(|(token, slot)| {
             let slot: (String, Vec<u8>, u32, u32, u32, bool) = from_redis_value(slot)?;
             let (queue, text, n_recoveries, n_crashes, n_interruptions, is_idle) = slot;
-            let token = token.clone();
+            let (token, text) = (token.clone(), text.into());
             Ok(UnitOfWork { token, queue, text, n_recoveries, n_crashes, n_interruptions, is_idle })
         });
         units.collect::<Result<_, RedisError>>().map(Fetched::Units)
@@ -347,11 +353,6 @@ pub(super) fn read_entry(entry: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(&entry[..end]).ok()?, &entry[end + 1..]))
 }
 
-/// Whether an ACL refused the script, or a command in it; what that did before is not done again.
-fn is_forbidden(error: &RedisError) -> bool {
-    error.code() == Some("NOPERM")
-}
-
 fn read_settled(value: Value) -> Result<Settled, RedisError> {
     Ok(match value {
         Value::Int(1) => Settled::Done,
@@ -360,7 +361,12 @@ fn read_settled(value: Value) -> Result<Settled, RedisError> {
     })
 }
 
-/// The keys of a turn: the fixed ones, then the lists.
+/// The key of a queue's list.
+fn list(queue: &str) -> String {
+    format!("queue:{queue}")
+}
+
+/// The keys of a turn: the fixed ones, then the lists to fetch from.
 struct Keys(Vec<String>);
 
 impl Keys {
@@ -375,12 +381,13 @@ impl Keys {
             "sidebake:interruptions".into(),
             "sidebake:owners".into(),
             "paused".into(),
+            "sidebake:apart".into(),
         ])
     }
 
     /// The place of a queue's list, from 1 as Lua counts.
     fn queue(&mut self, name: &str) -> usize {
-        let key = format!("queue:{name}");
+        let key = list(name);
         let place = self.0.iter().position(|other| *other == key);
         place.unwrap_or_else(|| {
             self.0.push(key);
@@ -401,17 +408,17 @@ impl Arguments {
         self.0.push(text.as_bytes().to_vec());
     }
 
-    fn settlement(&mut self, settlement: &Settlement, keys: &mut Keys, now: Epoch) {
+    fn settlement(&mut self, settlement: &Settlement, now: Epoch) {
         self.text(&settlement.token.text);
-        self.0.push(settlement.text.clone());
+        self.0.push(settlement.text.to_vec());
         self.number(u8::from(settlement.is_processed));
         self.number(u8::from(settlement.is_failed));
         self.number(settlement.effects.len());
         for effect in &settlement.effects {
             match effect {
-                Effect::Push { queue, text } => self.effect("push", keys.queue(queue), text.as_bytes()),
-                Effect::PutBack { queue, is_interrupted: false } => self.effect("head", keys.queue(queue), b""),
-                Effect::PutBack { queue, is_interrupted: true } => self.effect("interrupted", keys.queue(queue), b""),
+                Effect::Push { queue, text } => self.effect("push", list(queue), text.as_bytes()),
+                Effect::PutBack { queue, is_interrupted: false } => self.effect("head", list(queue), b""),
+                Effect::PutBack { queue, is_interrupted: true } => self.effect("interrupted", list(queue), b""),
                 Effect::Retry { at, text } => self.effect("retry", at.as_secs_f64(), text.as_bytes()),
                 Effect::Bury { text } => self.effect("bury", now.as_secs_f64(), text),
                 Effect::Unlink { key } => self.effect("unlink", "", key.as_bytes()),

@@ -6,11 +6,14 @@ use git2::{ErrorCode, ObjectType, Odb, Oid, Repository};
 
 use super::Size;
 use super::request::{Failed, Fault, Limits};
+use crate::text;
 
 /// Directories in directories.
 const MAX_DEPTH: usize = 200;
 /// Bytes of a path, below the kernel's limit with room for the worktree's own.
 const MAX_PATH: usize = 3000;
+/// Bytes of a name: no file system of Linux' takes longer ones (`NAME_MAX`).
+const MAX_NAME: usize = 255;
 
 /// What a walk found.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,6 +76,9 @@ impl Walk<'_> {
             }
             if !names.insert(entry.name_bytes().to_vec()) {
                 return refused(format!("a directory has two entries called {name:?}"));
+            }
+            if entry.name_bytes().len() > MAX_NAME {
+                return refused(format!("the name {:?} is longer than {MAX_NAME} bytes", text::clip(&name, 40)));
             }
             let length = path_length + 1 + entry.name_bytes().len();
             if length > MAX_PATH {

@@ -18,11 +18,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use git2::{Oid, Repository, RepositoryInitOptions};
-use rustix::fs::{FileType, FlockOperation, Mode, flock};
+use rustix::fs::{FlockOperation, Mode, flock};
 
 use super::fetch::{self, Remote};
 use super::request::Failed;
-use crate::beneath::Directory;
+use crate::beneath::{Directory, Entry};
 
 /// Every fetch adds a pack and a commit, and nothing in libgit2 joins packs: a mirror with this many is made anew.
 ///
@@ -45,16 +45,16 @@ const READERS: &str = "readers";
 /// that another one may have left.
 pub(super) fn is_sound(directory: &Path) -> std::io::Result<bool> {
     let directory = Directory::open(directory)?;
-    let is_file = |kind: FileType, mode: Mode| kind.is_file() && mode.contains(Mode::RUSR);
+    // Of two names for one file, a child that waits for the one may hold the other.
+    let is_file = |entry: &Entry| entry.kind.is_file() && entry.mode.contains(Mode::RUSR) && entry.n_names == 1;
     let mut has_packs = false;
-    for (name, kind, mode) in directory.entries(8)? {
-        let name = name.to_string_lossy();
-        let is_known = match &*name {
+    for entry in directory.entries(8)? {
+        let is_known = match &*entry.name.to_string_lossy() {
             PACKS => {
                 has_packs = true;
-                kind.is_dir() && mode.contains(Mode::RWXU)
+                entry.kind.is_dir() && entry.mode.contains(Mode::RWXU)
             }
-            COMMITS | COMMITS_NEXT | LOCK | READERS => is_file(kind, mode) && mode.contains(Mode::WUSR),
+            COMMITS | COMMITS_NEXT | LOCK | READERS => is_file(&entry) && entry.mode.contains(Mode::WUSR),
             _ => false,
         };
         if !is_known {
@@ -65,7 +65,7 @@ pub(super) fn is_sound(directory: &Path) -> std::io::Result<bool> {
         return Ok(true);
     }
     let packs = directory.directory(Path::new(PACKS))?.entries(MAX_FILES)?;
-    Ok(packs.len() <= MAX_FILES && packs.iter().all(|(_, kind, mode)| is_file(*kind, *mode)))
+    Ok(packs.len() <= MAX_FILES && packs.iter().all(is_file))
 }
 
 /// A mirror that nobody else fetches into.
@@ -210,13 +210,14 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes all but packs and their indices: what a killed fetch left. Nobody else fetches: we hold the lock.
+/// Removes all but packs with their indices: what a killed fetch left. Nobody else fetches: we hold the lock.
 fn sweep(packs: &Path) {
     for entry in fs::read_dir(packs).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let is_pack = name.starts_with("pack-") && (name.ends_with(".pack") || name.ends_with(".idx"));
-        if !is_pack {
+        let path = entry.path();
+        let has_pack = name.ends_with(".pack") || name.ends_with(".idx") && path.with_extension("pack").exists();
+        if !(name.starts_with("pack-") && has_pack) {
             let _ = fs::remove_file(entry.path());
         }
     }
@@ -225,6 +226,16 @@ fn sweep(packs: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_killed_fetch_left_goes_and_whole_packs_stay() {
+        let packs = tempfile::tempdir().expect("made");
+        let all = ["pack-a.pack", "pack-a.idx", "pack-b.idx", "pack-c.pack", "moved", "tmp_pack"];
+        all.iter().for_each(|name| fs::write(packs.path().join(name), "x").expect("written"));
+        sweep(packs.path());
+        let is_left = |name: &&&str| packs.path().join(name).exists();
+        assert_eq!(Vec::from_iter(all.iter().filter(is_left)), [&"pack-a.pack", &"pack-a.idx", &"pack-c.pack"]);
+    }
 
     #[test]
     fn a_file_moves_to_another_file_system_whole() {

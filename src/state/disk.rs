@@ -19,6 +19,9 @@ const LOOK: Duration = Duration::from_secs(2);
 /// How often at most the mirrors are added up, which is one for each of their files.
 const SURVEY: Duration = Duration::from_secs(30);
 
+/// Files that a disk must have room for, where it counts them; of a small one, a twentieth.
+const MIN_FREE_FILES: u64 = 100_000;
+
 /// Keeps the mirrors within their budget and the disk above its watermark, until `ended`.
 ///
 /// `has_room` becomes true when the first look finds room, and false when there is too little even without the mirrors that
@@ -40,41 +43,70 @@ async fn look(
 ) {
     let (mut is_low, mut survey_at) = (false, Instant::now());
     loop {
-        let mut free_bytes = free(state);
-        let missing_bytes = limits.min_free_bytes.saturating_sub(free_bytes);
+        let mut free = Free::of(state);
+        let missing_bytes = limits.min_free_bytes.saturating_sub(free.n_bytes);
+        let is_short = missing_bytes > 0 || free.is_short_of_files();
         let is_due = Instant::now() >= survey_at;
         // Before the worker stops fetching, mirrors go.
-        if missing_bytes > 0 && (is_due || !is_low) || is_due && state.is_grown.swap(false, Ordering::Relaxed) {
+        if is_short && (is_due || !is_low) || is_due && state.is_grown.swap(false, Ordering::Relaxed) {
             let (state, max_bytes, stop) = (Arc::clone(state), limits.mirrors_max_bytes, ended.clone());
-            let removed = spawn_blocking(move || shrink(&state, max_bytes, missing_bytes, &stop)).await;
+            let is_short = {
+                let state = Arc::clone(&state);
+                move || Free::of(&state).is_short_of_files()
+            };
+            let removed = spawn_blocking(move || shrink(&state, max_bytes, missing_bytes, is_short, &stop)).await;
             removed.expect("removing mirrors does not panic");
             survey_at = Instant::now() + SURVEY;
         }
-        if missing_bytes > 0 {
-            free_bytes = free(state);
+        if is_short {
+            free = Free::of(state);
         }
-        let was_low = std::mem::replace(&mut is_low, free_bytes < limits.min_free_bytes);
+        let is_low_now = free.n_bytes < limits.min_free_bytes || free.is_short_of_files();
+        let was_low = std::mem::replace(&mut is_low, is_low_now);
         if is_low != was_low {
-            tell(state, is_low, free_bytes, limits.min_free_bytes);
+            tell(state, is_low, free, limits.min_free_bytes);
         }
         has_room.send_if_modified(|has_room| std::mem::replace(has_room, !is_low) == is_low);
         sleep(LOOK).await;
     }
 }
 
-fn tell(state: &StateDirectory, is_low: bool, free_bytes: u64, min_free_bytes: u64) {
+fn tell(state: &StateDirectory, is_low: bool, free: Free, min_free_bytes: u64) {
     let path = state.root.display();
+    let Free { n_bytes: free_bytes, n_files: free_files, .. } = free;
     if is_low {
         let what = "the disk is low: no jobs are fetched until it has room again; running builds go on";
-        tracing::error!(%path, free_bytes, min_free_bytes, "{what}");
+        tracing::error!(%path, free_bytes, min_free_bytes, free_files, "{what}");
     } else {
-        tracing::info!(%path, free_bytes, min_free_bytes, "the disk has room again: jobs are fetched");
+        tracing::info!(%path, free_bytes, min_free_bytes, free_files, "the disk has room again: jobs are fetched");
     }
 }
 
-/// Without an answer there is room: the jobs will say what is wrong with the disk.
-fn free(state: &StateDirectory) -> u64 {
-    state.free_bytes().unwrap_or(u64::MAX)
+/// What the file system of the state directory has room for yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Free {
+    n_bytes: u64,
+    n_files: u64,
+    /// Files that it can have in all; 0 where it counts none.
+    n_files_in_all: u64,
+}
+
+impl Free {
+    /// Without an answer there is room: the jobs will say what is wrong with the disk.
+    fn of(state: &StateDirectory) -> Self {
+        match rustix::fs::statvfs(&state.root) {
+            Ok(space) => Self {
+                n_bytes: space.f_bavail * space.f_frsize,
+                n_files: space.f_favail,
+                n_files_in_all: space.f_files,
+            },
+            Err(_) => Self { n_bytes: u64::MAX, n_files: 0, n_files_in_all: 0 },
+        }
+    }
+
+    fn is_short_of_files(self) -> bool {
+        self.n_files < MIN_FREE_FILES.min(self.n_files_in_all / 20)
+    }
 }
 
 impl StateDirectory {
@@ -83,5 +115,24 @@ impl StateDirectory {
         let found = rustix::fs::statvfs(&self.root);
         let space = found.map_err(|error| StateError { path: self.root.clone(), source: error.into() })?;
         Ok(space.f_bavail * space.f_frsize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_short_of_files_by_its_size_and_one_that_counts_none_never_is() {
+        for (n_files, n_files_in_all, is_short) in [
+            (99_999, 10_000_000, true),
+            (100_000, 10_000_000, false),
+            (149, 3_000, true),
+            (150, 3_000, false),
+            (0, 0, false),
+        ] {
+            let free = Free { n_bytes: 0, n_files, n_files_in_all };
+            assert_eq!(free.is_short_of_files(), is_short, "{free:?}");
+        }
     }
 }

@@ -70,7 +70,10 @@ impl MirrorDirectory {
         }
         // Nobody waited between the two locks, or it may have gone.
         if is_at(&self.path, &self.held).map_err(failed)? {
-            move_away(state, &self.path)?.remove().await;
+            let away = move_away(state, &self.path)?;
+            // Who waits for the lock may go on: removing takes longer than the rename.
+            drop(self);
+            away.remove().await;
         }
         Ok(())
     }
@@ -117,17 +120,24 @@ struct Found {
 }
 
 /// Removes what is not a mirror, and mirrors that nobody uses, the least recently used first, until all together have at most
-/// `max_bytes` and `missing_bytes` were freed, or none is left, or `stop` is cancelled.
+/// `max_bytes`, `missing_bytes` were freed and nothing `is_short`, or none is left, or `stop` is cancelled.
 ///
 /// Blocks: it reads the size of every file of every mirror.
-pub(super) fn shrink(state: &StateDirectory, max_bytes: u64, missing_bytes: u64, stop: &CancellationToken) {
+pub(super) fn shrink(
+    state: &StateDirectory,
+    max_bytes: u64,
+    missing_bytes: u64,
+    is_short: impl Fn() -> bool,
+    stop: &CancellationToken,
+) {
     let mut mirrors = survey(&state.root.join("mirrors"));
     mirrors.sort_by_key(|mirror| (mirror.size_bytes.is_some(), mirror.used_at));
     let total_bytes: u64 = mirrors.iter().filter_map(|mirror| mirror.size_bytes).sum();
     let excess_bytes = total_bytes.saturating_sub(max_bytes).max(missing_bytes);
     let (mut n_removed, mut freed_bytes) = (0, 0);
     for mirror in &mirrors {
-        if mirror.size_bytes.is_some() && freed_bytes >= excess_bytes || stop.is_cancelled() {
+        let is_enough = mirror.size_bytes.is_some() && freed_bytes >= excess_bytes && !is_short();
+        if is_enough || stop.is_cancelled() {
             break;
         }
         match remove_unused(state, mirror) {
@@ -218,7 +228,7 @@ mod tests {
     }
 
     fn shrink_to(state: &StateDirectory, max_bytes: u64, missing_bytes: u64) {
-        shrink(state, max_bytes, missing_bytes, &CancellationToken::new());
+        shrink(state, max_bytes, missing_bytes, || false, &CancellationToken::new());
     }
 
     #[test]

@@ -7,6 +7,11 @@
 use std::borrow::Cow;
 use std::path::Path;
 
+use crate::text;
+
+/// Bytes of a path: Linux takes no longer one (`PATH_MAX`).
+const MAX_PATH: usize = 4096;
+
 /// What stands in the place of a path that is the worker's own.
 const PRIVATE: &str = "a file of the worker";
 
@@ -93,6 +98,8 @@ fn replace_path(text: &mut Cow<'_, str>, directory: &str, of: impl Fn(&str) -> (
 /// Of a path in a state directory, given without that: `/run/IDENTITY/N/tree/NAME` is a repository's root, and all else is
 /// the worker's.
 fn in_state(path: &str) -> (usize, &'static str) {
+    // A word of a megabyte that names the directory many times is looked through once.
+    let path = &path[..text::boundary(path, MAX_PATH)];
     let whole = path.find(is_delimiter).unwrap_or(path.len());
     let whole = path[..whole].trim_end_matches(is_punctuation).len();
     let mut parts = path[..whole].splitn(7, '/');

@@ -180,7 +180,14 @@ async fn who_left_by_itself_is_no_suspect() {
     // It was listed, and left before it was looked at.
     let script = redis::Script::new(include_str!("../../src/sidekiq/recover.lua"));
     let mut recover = script.key("sidebake:owners");
-    for key in ["sidebake:suspects", "sidebake:lease:gone", "sidebake:inflight:gone", "sidebake:recoveries", "queues"] {
+    for key in [
+        "sidebake:suspects",
+        "sidebake:lease:gone",
+        "sidebake:inflight:gone",
+        "sidebake:recoveries",
+        "queues",
+        "sidebake:apart",
+    ] {
         recover.key(key);
     }
     let n_jobs: u32 = recover.arg("gone").arg(0).arg(1000).invoke_async(&mut connection).await.unwrap();
@@ -189,6 +196,34 @@ async fn who_left_by_itself_is_no_suspect() {
     redis::cmd("HSET").arg(&["sidebake:suspects", "gone", "1"]).exec_async(&mut connection).await.unwrap();
     let _worker = afternoon.worker(QUICK);
     afternoon.until("it is gone", async || afternoon.redis.hgetall("sidebake:suspects").await.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_workers_jobs_of_a_queue_outside_of_the_acl_hold_up_no_others() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    let rights = "on >secret +@all ~sidebake:* ~queues ~retry ~schedule ~dead ~processes ~process_cleanup ~paused ~it-* \
+                  ~stat:* ~j|* ~h|* ~Sidebake::Probe-* ~*:*:* ~queue:default ~queue:callbacks -@dangerous +info +client";
+    let mut user = redis::cmd("ACL");
+    user.arg("SETUSER").arg("narrow").arg(rights.split_whitespace().collect::<Vec<_>>());
+    user.exec_async(&mut connection).await.unwrap();
+    redis::cmd("SADD").arg(&["sidebake:owners", "gone"]).exec_async(&mut connection).await.unwrap();
+    redis::cmd("HSET").arg(&["sidebake:suspects", "gone", "1"]).exec_async(&mut connection).await.unwrap();
+    for (token, queue) in [("000000000001", "default"), ("000000000002", "forbidden"), ("000000000003", "default")] {
+        let entry = format!("{queue}\n{}", crate::poison::job(token, 0.0));
+        redis::cmd("HSET").arg(&["sidebake:inflight:gone", token, &entry]).exec_async(&mut connection).await.unwrap();
+    }
+    let url = afternoon.redis.url().replace("redis://", "redis://narrow:secret@");
+    let worker = afternoon.worker(&format!("redis.url = \"{url}\"\n{QUICK}"));
+    assert_eq!(afternoon.callbacks(2).await.len(), 2);
+    let left = afternoon.redis.hgetall("sidebake:inflight:gone").await;
+    assert_eq!(left.into_keys().collect::<Vec<_>>(), ["000000000002"]);
+    // Each of the others is counted as the crash says: two jobs had begun.
+    let told = || worker.log().matches("dead workers cannot be looked for").count();
+    world::wait_for("the log to say it", || told() > 0).await;
+    redis::cmd("ACL").arg(&["SETUSER", "narrow", "allkeys"]).exec_async(&mut connection).await.unwrap();
+    assert_eq!(afternoon.callbacks(3).await.len(), 3);
+    assert_eq!(told(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -151,7 +151,7 @@ fn jobs(numbers: impl IntoIterator<Item = u64>) -> Vec<Running> {
         unit: UnitOfWork {
             token: Token::nth(n, 0),
             queue: "default".into(),
-            text: text.clone(),
+            text: text.clone().into(),
             n_recoveries: 0,
             n_crashes: 0,
             is_idle: false,

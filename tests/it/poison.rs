@@ -9,7 +9,7 @@ use crate::afternoon::{Afternoon, CALLBACKS, Worker, probe};
 const QUICK: &str = "jobs.probe = true\nlease.ttl = \"1s\"";
 
 /// The text of a probe that succeeds after `sleep_s`.
-fn job(jid: &str, sleep_s: f64) -> String {
+pub(crate) fn job(jid: &str, sleep_s: f64) -> String {
     let args = probe("succeed", sleep_s);
     json!({"class": "Sidebake::Probe", "queue": "default", "jid": jid, "retry": true, "args": args}).to_string()
 }
@@ -29,7 +29,8 @@ async fn history(afternoon: &Afternoon, key: &str, text: &str) -> Option<String>
     let mut connection = afternoon.redis.connection().await;
     let command = redis::cmd("EVAL").arg(&[look, "1", key, text]).to_owned();
     let value: Option<String> = command.query_async(&mut connection).await.unwrap();
-    value.map(|value| value.rsplit_once(' ').unwrap().0.to_owned())
+    let n_numbers = if key == "sidebake:recoveries" { 2 } else { 1 };
+    value.map(|value| value.split(' ').take(n_numbers).collect::<Vec<_>>().join(" "))
 }
 
 /// What is in flight: field to jid.
@@ -272,5 +273,34 @@ async fn a_worker_that_stood_still_has_not_crashed() {
         first.signal("CONT");
         let on_record = async || history(&afternoon, "sidebake:recoveries", &text).await;
         afternoon.until("nothing is on record", async || on_record().await.is_none()).await;
+    }
+}
+
+#[tokio::test]
+async fn only_the_count_of_a_workers_own_run_is_taken_back() {
+    let server = world::Redis::start();
+    let mut connection = server.connection().await;
+    let withdraw = redis::Script::new(include_str!("../../src/sidekiq/withdraw.lua"));
+    let text = job("counted", 0.0);
+    for (value, left) in [
+        ("1 1 99 1 me 000000000001", None),
+        ("3 2 99 1 me 000000000001", Some("2 1 99")),
+        ("3 2 99 0 me 000000000001", Some("2 2 99")),
+        ("3 2 99 1 me 000000000002", Some("3 2 99 1 me 000000000002")),
+        ("1 1 99 1 another 000000000001", Some("1 1 99 1 another 000000000001")),
+        ("2 1 99", Some("2 1 99")),
+        ("2 99", Some("2 99")),
+    ] {
+        let note = "return redis.call('HSET', KEYS[1], redis.sha1hex(ARGV[1]), ARGV[2])";
+        let note = redis::cmd("EVAL").arg(&[note, "1", "sidebake:recoveries", &text, value]).to_owned();
+        note.exec_async(&mut connection).await.unwrap();
+        // The second time there is nothing left of it.
+        for _ in 0..2 {
+            let mut call = withdraw.key("sidebake:recoveries");
+            call.arg("me").arg("000000000001").arg(&text);
+            call.invoke_async::<u32>(&mut connection).await.unwrap();
+        }
+        let now: Vec<String> = server.hgetall("sidebake:recoveries").await.into_values().collect();
+        assert_eq!(now, Vec::from_iter(left.map(str::to_owned)), "{value}");
     }
 }

@@ -1,5 +1,6 @@
 //! The poller by itself, in sets that are large.
 
+use sidebake::bounds;
 use sidebake::clock::Epoch;
 use sidebake::settings::Jobs;
 use sidebake::sidekiq::poller::enqueue_due;
@@ -92,4 +93,59 @@ async fn why_due_jobs_cannot_be_moved_is_said_once() {
     afternoon.until("it was tried often", async || n_failed().await >= 8).await;
     assert_eq!(worker.log().matches("due jobs cannot be moved").count(), 1, "{}", worker.log());
     assert_eq!(afternoon.redis.sorted_set("retry").await.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_jobs_are_moved_and_cancelled_ones_among_them_found() {
+    let afternoon = Afternoon::start();
+    let mut connection = afternoon.redis.connection().await;
+    // Three replies are not enough for either.
+    let args = "x".repeat(bounds::PAGE / 3);
+    for n in 0..10 {
+        let job =
+            |jid: String| format!(r#"{{"class":"BuildJob","queue":"elsewhere","args":["{args}"],"jid":"{jid}"}}"#);
+        redis::cmd("ZADD").arg(&["retry", "1", &job(format!("due{n}"))]).exec_async(&mut connection).await.unwrap();
+        redis::cmd("ZADD").arg(&["retry", "4e9", &job(format!("late{n}"))]).exec_async(&mut connection).await.unwrap();
+    }
+    let now = Epoch::now();
+    let moved = enqueue_due(&client(&afternoon.redis.url()), &Jobs::default(), "retry", now).await.unwrap();
+    assert_eq!((moved.n_moved, afternoon.redis.queue("elsewhere").await.len()), (10, 10));
+
+    for n in 0..10 {
+        let mark = [&format!("it-late{n}"), "cancelled", "1"];
+        redis::cmd("HSET").arg(&mark).exec_async(&mut connection).await.unwrap();
+    }
+    let _worker = afternoon.worker("jobs.poll_interval = \"100ms\"");
+    let n_moved = async || afternoon.redis.queue("elsewhere").await.len();
+    afternoon.until("all that are cancelled are moved", async || n_moved().await == 20).await;
+}
+
+#[tokio::test]
+async fn a_page_has_no_more_members_than_fit_and_goes_on_where_it_ended() {
+    let server = world::Redis::start();
+    let mut connection = server.connection().await;
+    let texts: Vec<String> = (0..7).map(|n| format!("{n}{}", "x".repeat(99))).collect();
+    for (n, text) in texts.iter().enumerate() {
+        redis::cmd("ZADD").arg("retry").arg(n).arg(text).exec_async(&mut connection).await.unwrap();
+    }
+    let page = redis::Script::new(include_str!("../../src/sidekiq/page.lua"));
+    for (by, max_bytes, sizes) in
+        [("rank", 250, vec![2, 2, 2, 1]), ("scan", 250, vec![2, 2, 2, 1]), ("rank", 1, vec![1; 7])]
+    {
+        let (mut seen, mut replies) = (Vec::new(), Vec::new());
+        loop {
+            let mut call = page.key("retry");
+            call.arg(by).arg(0).arg(100).arg(seen.len()).arg(max_bytes).arg(3);
+            let (cursor, is_last, n_due, members): (u64, bool, usize, Vec<(String, f64)>) =
+                call.invoke_async(&mut connection).await.unwrap();
+            assert_eq!((cursor, n_due), (0, 4));
+            replies.push(members.len());
+            seen.extend(members.into_iter().map(|(text, _)| text));
+            if is_last {
+                break;
+            }
+        }
+        seen.sort();
+        assert_eq!((replies, seen), (sizes, texts.clone()), "by {by}, {max_bytes} bytes");
+    }
 }

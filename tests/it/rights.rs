@@ -115,12 +115,12 @@ impl Act {
             Self::MoveDue => (vec!["retry", "queues", "queue:default"], vec![TEXT, TEXT, "nothing"]),
             Self::Recover => {
                 let owners = ["sidebake:owners", "sidebake:suspects", &lease, &inflight];
-                let rest = ["sidebake:recoveries", "queues", "queue:default"];
-                ([owners.as_slice(), &rest].concat(), vec![&identity, "0", "1000", token, "7"])
+                let rest = ["sidebake:recoveries", "queues", "sidebake:apart", "queue:default"];
+                ([owners.as_slice(), &rest].concat(), vec![&identity, "0", "1000", token, "8"])
             }
             Self::Announce => (vec![&inflight, "queues", "queue:callbacks"], vec![token, TEXT, "{}"]),
             Self::Show => (vec![&inflight, "it-j"], vec!["9", token, "j", "1", "\"bake\"", "1"]),
-            _ => (vec![&lease, "sidebake:owners", "sidebake:suspects", &inflight], vec![&identity]),
+            _ => (vec![&lease, "sidebake:owners", "sidebake:suspects", &inflight, "sidebake:apart"], vec![&identity]),
         };
         let mut call = source.prepare_invoke();
         for key in keys {

@@ -1,5 +1,6 @@
 //! The script by itself: what it answers to turns that come late, to a server that refuses, and to keys of a wrong type.
 
+use sidebake::bounds;
 use sidebake::clock::Epoch;
 use sidebake::event::{Event, Phase};
 use sidebake::redis::{Redis, RedisError};
@@ -59,7 +60,7 @@ impl Hand {
         slots: &[Token],
         demands: &[Demand],
     ) -> Result<Reply, RedisError> {
-        let turn = Turn { incarnation: LEASE, number, settlements, slots, demands };
+        let turn = Turn { incarnation: LEASE, number, settlements, slots, demands, max_bytes: bounds::JOBS };
         turn.send(&self.redis, &self.identity, &Jobs::default(), Epoch::now()).await
     }
 
@@ -85,7 +86,7 @@ pub(crate) fn unit(token: u64) -> UnitOfWork {
     UnitOfWork {
         token: Token::nth(token, 0),
         queue: "default".into(),
-        text: TEXT.into(),
+        text: TEXT.as_bytes().into(),
         n_recoveries: 0,
         n_crashes: 0,
         n_interruptions: 0,
@@ -432,4 +433,78 @@ async fn a_late_renewal_makes_no_lease_and_one_that_is_made_late_lets_no_earlier
     }
     assert_eq!((hand.n_queued().await, hand.n_inflight().await), (1, 0));
     assert_eq!(hand.server.get(&format!("sidebake:lease:{}", hand.identity)).await.as_deref(), Some("bbbb 0"));
+}
+
+/// A turn with free slots that may fetch so many bytes of texts.
+async fn fetch_bytes(hand: &Hand, number: u64, n_slots: u64, max_bytes: usize) -> Reply {
+    let slots: Vec<Token> = (0..n_slots).map(|n| Token::nth(10 * number + n, 0)).collect();
+    let demands = [Demand { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
+    let turn = Turn { incarnation: LEASE, number, settlements: &[], slots: &slots, demands: &demands, max_bytes };
+    turn.send(&hand.redis, &hand.identity, &Jobs::default(), Epoch::now()).await.unwrap()
+}
+
+#[tokio::test]
+async fn texts_are_fetched_as_far_as_there_is_room_for_them_and_in_their_order() {
+    let hand = Hand::with("").await;
+    let texts = ["a", "b", "c", "d"].map(|jid| TEXT.replace("j", jid));
+    for text in &texts {
+        hand.run(&["LPUSH", "queue:default", text]).await;
+    }
+    let n_bytes = texts[0].len();
+    for (number, max_bytes, n_fetched) in [(1, n_bytes - 1, 0), (2, 2 * n_bytes + 1, 2), (3, bounds::JOBS, 2)] {
+        let units = units(fetch_bytes(&hand, number, 4, max_bytes).await);
+        assert_eq!(units.len(), n_fetched, "{max_bytes} bytes: {units:?}");
+    }
+    assert_eq!((hand.n_queued().await, hand.n_inflight().await), (0, 4));
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_for_a_worker_goes_to_the_dead_set_and_hides_nothing_behind_it() {
+    let hand = Hand::with("").await;
+    let long = format!(r#"{{"class":"BuildJob","args":["{}"]}}"#, "x".repeat(bounds::JOB));
+    for text in [&*long, TEXT, &long, &long, TEXT] {
+        hand.run(&["LPUSH", "queue:default", text]).await;
+    }
+    let reply = fetch_bytes(&hand, 1, 3, bounds::JOBS).await;
+    assert_eq!(reply.oversized, vec![format!("default: {} bytes", dead_texts(&hand).await[0].len()); 3]);
+    assert_eq!((units(reply).len(), hand.n_queued().await), (2, 0));
+    for entry in dead_texts(&hand).await {
+        let entry: serde_json::Value = serde_json::from_str(entry.trim_end()).unwrap();
+        assert_eq!((&entry["class"], &entry["queue"]), (&"Sidebake::Malformed".into(), &"default".into()));
+        assert!(entry["args"][0] == *long && entry["failed_at"].is_f64(), "something of it is lost");
+        assert!(entry["jid"].as_str().is_some_and(|jid| jid.len() == 24));
+    }
+    // One that comes back from there is not put into another entry.
+    let entry = dead_texts(&hand).await.remove(0);
+    hand.run(&["DEL", "dead"]).await;
+    hand.run(&["LPUSH", "queue:default", &entry]).await;
+    assert_eq!(fetch_bytes(&hand, 2, 1, bounds::JOBS).await.oversized.len(), 1);
+    assert!(dead_texts(&hand).await == [entry]);
+}
+
+async fn dead_texts(hand: &Hand) -> Vec<String> {
+    hand.server.sorted_set("dead").await.into_iter().map(|(text, _)| text).collect()
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_stays_where_it_is_when_it_cannot_be_moved() {
+    let hand = Hand::with("").await;
+    hand.run(&["SET", "dead", "x"]).await;
+    for text in ["x".repeat(bounds::JOB + 1), TEXT.to_owned()] {
+        hand.run(&["LPUSH", "queue:default", &text]).await;
+    }
+    let reply = fetch_bytes(&hand, 1, 2, bounds::JOBS).await;
+    assert!(reply.passed_over[0].starts_with("dead: WRONGTYPE"), "{:?}", reply.passed_over);
+    assert_eq!((units(reply).len(), hand.n_queued().await), (0, 2));
+}
+
+#[tokio::test]
+async fn a_job_that_has_not_begun_keeps_its_token_also_when_its_history_has_gone() {
+    let hand = Hand::with("").await;
+    let entry = format!("default\n{TEXT}");
+    hand.run(&["HSET", &hand.inflight(), "000000000001:idle", &entry]).await;
+    hand.push().await;
+    let units = units(hand.fetch(1, 1).await.unwrap());
+    assert_eq!((units.len(), units[0].is_idle), (1, true));
+    assert_eq!((hand.n_queued().await, hand.n_inflight().await), (1, 1), "the other one waits");
 }

@@ -71,8 +71,8 @@ impl Without {
             Self::Incarnation => vec![OLD_LEASE],
             Self::Resend => vec![(
                 TURN,
-                "local slots, is_paused, most = filled(tokens), paused(), tonumber(ARGV[7])",
-                "local slots, is_paused, most = {}, paused(), tonumber(ARGV[7])
+                "local slots, is_paused = filled(tokens), paused()",
+                "local slots, is_paused = {}, paused()
                 for i = 1, #tokens do slots[i] = false end",
             )],
             Self::Reconcile => Vec::new(),
@@ -84,15 +84,15 @@ impl Without {
                 ),
                 (
                     TURN,
-                    "redis.call('HSET', inflight, unpack(added))\n    \
-                     for list, n in pairs(n_taken) do redis.call('RPOP', list, n) end",
-                    "for list, n in pairs(n_taken) do redis.call('RPOP', list, n) end\n    \
-                     redis.call('HSET', inflight, unpack(added))",
+                    "if #added > 0 then redis.call('HSET', inflight, unpack(added)) end\n  \
+                     for list, n in pairs(n_popped) do redis.call('RPOP', list, digits(n)) end",
+                    "for list, n in pairs(n_popped) do redis.call('RPOP', list, digits(n)) end\n  \
+                     if #added > 0 then redis.call('HSET', inflight, unpack(added)) end",
                 ),
             ],
             Self::Blame => vec![
-                (RECOVER, "(n_begun == 1 and 1 or 0)", "1"),
-                (RECOVER, "if since > 0 and has_begun(ARGV[i]) then count(text) end", "count(text)"),
+                (RECOVER, "n_begun == 1 and 1 or 0", "1"),
+                (RECOVER, "if since > 0 and has_begun(ARGV[i]) then count(text, ARGV[i]) end", "count(text, ARGV[i])"),
             ],
         }
     }

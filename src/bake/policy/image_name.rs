@@ -42,8 +42,16 @@ fn split_host(text: &str) -> (String, &str) {
         return (HUB.to_owned(), text);
     };
     let host = host.to_lowercase();
-    let host = host.strip_suffix(":443").unwrap_or(&host).trim_end_matches('.');
-    (if ALSO_HUB.contains(&host) { HUB } else { host }.to_owned(), rest)
+    // A port may have zeros before it.
+    let (name, port) = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (name, port.trim_start_matches('0')),
+        _ => (&*host, "443"),
+    };
+    let host = match port {
+        "443" => name.trim_end_matches('.').to_owned(),
+        port => format!("{}:{port}", name.trim_end_matches('.')),
+    };
+    (if ALSO_HUB.contains(&&*host) { HUB.to_owned() } else { host }, rest)
 }
 
 #[cfg(test)]
@@ -70,8 +78,14 @@ mod tests {
             &["alpine:3", "library/alpine:3"],
             &["alpine:LATEST"],
             &["acme/app", "docker.io/acme/app", "docker.io:443/acme/app:latest"],
-            &["r.example/acme/app:1", "R.Example/acme/app:1", "r.example:443/acme/app:1", "r.example./acme/app:1"],
-            &["r.example:5000/acme/app:1"],
+            &[
+                "r.example/acme/app:1",
+                "R.Example/acme/app:1",
+                "r.example:443/acme/app:1",
+                "r.example:0443/acme/app:1",
+                "r.example./acme/app:1",
+            ],
+            &["r.example:5000/acme/app:1", "r.example.:05000/acme/app:1"],
             &["localhost/app", "localhost:443/app"],
             &["Acme/app", "acme:443/app"],
             &["[::1]:5000/app", "[::1]:5000/app:latest"],

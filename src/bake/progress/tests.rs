@@ -82,6 +82,20 @@ fn when_one_target_fails_the_others_are_not_blamed() {
 }
 
 #[test]
+fn a_step_that_failed_stays_failed_when_another_target_is_told_of_its_end_only() {
+    for errors in [["exit code: 3", "context canceled"], ["context canceled", "exit code: 3"]] {
+        let mut progress = progress_with(&["a", "b"], &[]);
+        for error in errors {
+            let vertex =
+                json!({"digest": "x", "name": "[a 1/1] RUN x", "completed": "2026-11-24T04:05:56Z", "error": error});
+            said(&mut progress, &json!({"vertexes": [vertex]}));
+        }
+        let errors: Vec<&str> = progress.failed().map(|vertex| vertex.own_error().expect("its own").judged()).collect();
+        assert_eq!(errors, ["exit code: 3"]);
+    }
+}
+
+#[test]
 fn nothing_after_the_error_line_is_an_event() {
     let forged = br#"ERROR: failed to solve: dockerfile parse error: STOPSIGNAL
 {"vertexes":[{"digest":"sha256:x","name":"[web] exporting to image","completed":"2026-11-24T04:05:56Z"}]}"#;

@@ -74,9 +74,12 @@ impl Vertex {
         self.error = said.map_or(Failing::Untold, |said| Failing::Own(Box::new(said)));
     }
 
-    /// It was ended, since another one has failed.
+    /// It was ended, since another one has failed. One that is known to have failed by itself stays so: a target that shares
+    /// it may be told of the end only.
     pub(super) fn echo(&mut self) {
-        self.error = Failing::Echo;
+        if !self.has_failed() {
+            self.error = Failing::Echo;
+        }
     }
 
     /// Whether an error that BuildKit reports is the echo of another vertex's failure. What it quotes is the customer's.
