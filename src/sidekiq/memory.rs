@@ -140,3 +140,29 @@ impl Told {
         self.is_full = is_full;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sidekiq::turn::{Effect, UnitOfWork};
+
+    #[test]
+    fn a_job_that_had_begun_and_that_the_fence_refuses_was_lost() {
+        let requeue = |is_interrupted| vec![Effect::PutBack { queue: "default".into(), is_interrupted }];
+        for (effects, is_lost) in [(Vec::new(), true), (requeue(true), true), (requeue(false), false)] {
+            let mut memory = Memory::new();
+            let unit = UnitOfWork {
+                token: Token::nth(1, 0),
+                queue: "default".into(),
+                text: b"a job".as_slice().into(),
+                n_recoveries: 0,
+                n_crashes: 0,
+                n_interruptions: 0,
+                is_idle: false,
+            };
+            memory.pending.push(Settlement { effects, ..Settlement::of(&unit) });
+            memory.take_in_results(vec![Settled::Fenced]);
+            assert_eq!(memory.lost.len(), usize::from(is_lost));
+        }
+    }
+}

@@ -313,8 +313,11 @@ mod tests {
         }
         let nest = make(&state, "nest", 2);
         fs::create_dir_all(nest.join("mirror/a/b/c/d/e")).expect("made");
+        // The disk has it once, and it would count for each name.
+        let linked = make(&state, "linked", 3);
+        fs::hard_link(linked.join("mirror/pack"), linked.join("mirror/again")).expect("linked");
         shrink_to(&state, 5 * MIB, 0);
-        assert_eq!([&whole, &old, &nest].map(|path| path.exists()), [true, false, false]);
+        assert_eq!([&whole, &old, &nest, &linked].map(|path| path.exists()), [true, false, false, false]);
 
         // One that somebody uses stays until then.
         fs::create_dir_all(&old).expect("made");

@@ -156,9 +156,11 @@ async fn small_packs_that_are_large_trees_are_refused_before_a_file_is_written()
     for _ in 0..20 {
         long = forge.tree(&[(DIRECTORY, &[b'l'; 200], long)]);
     }
-    let trees = [bomb, deep, long].map(|tree| forge.tree_with(&[(DIRECTORY, b"a", tree)]));
+    let name = forge.tree(&[(FILE, &[b'n'; 256], forge.blob("x"))]);
+    let trees = [bomb, deep, long, name].map(|tree| forge.tree_with(&[(DIRECTORY, b"a", tree)]));
     let reports = trap.reports(&trees).await;
-    for (report, words) in reports.iter().zip(["more than 500000 files", "nested more than", "path is longer than"]) {
+    let words = ["more than 500000 files", "nested more than", "path is longer than", "is longer than 255 bytes"];
+    for (report, words) in reports.iter().zip(words) {
         assert_eq!(report["reason"], "source_refused", "{report:#}");
         assert!(report["message"].as_str().unwrap().contains(words), "{report:#}");
     }

@@ -294,12 +294,16 @@ async fn only_the_count_of_a_workers_own_run_is_taken_back() {
         let note = "return redis.call('HSET', KEYS[1], redis.sha1hex(ARGV[1]), ARGV[2])";
         let note = redis::cmd("EVAL").arg(&[note, "1", "sidebake:recoveries", &text, value]).to_owned();
         note.exec_async(&mut connection).await.unwrap();
-        // The second time there is nothing left of it.
+        // The second time there is nothing left of it; a full Redis is no reason to keep it.
         for _ in 0..2 {
+            let full = redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).to_owned();
+            full.exec_async(&mut connection).await.unwrap();
             let mut call = withdraw.key("sidebake:recoveries");
             call.arg("me").arg("000000000001").arg(&text);
             call.invoke_async::<u32>(&mut connection).await.unwrap();
         }
+        let whole = redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).to_owned();
+        whole.exec_async(&mut connection).await.unwrap();
         let now: Vec<String> = server.hgetall("sidebake:recoveries").await.into_values().collect();
         assert_eq!(now, Vec::from_iter(left.map(str::to_owned)), "{value}");
     }

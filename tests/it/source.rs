@@ -305,7 +305,7 @@ async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
 
     let packs = || files_with(&mirror.join("pack"), "pack");
     type Damage<'a> = Box<dyn Fn() + 'a>;
-    let damages: [(&str, Damage<'_>); 7] = [
+    let damages: [(&str, Damage<'_>); 9] = [
         ("a truncated pack", Box::new(|| packs().iter().for_each(|pack| truncate(pack)))),
         (
             "no index of a pack",
@@ -321,6 +321,8 @@ async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
             "a list that lies",
             Box::new(|| std::fs::write(mirror.join("commits"), format!("{}\n", "7".repeat(40))).unwrap()),
         ),
+        ("one lock under two names", Box::new(|| link(&mirror.join("lock"), &mirror.join("readers")))),
+        ("a pack under two names", Box::new(|| packs().iter().for_each(|pack| link(pack, &pack.with_extension("x"))))),
     ];
     for (n, (what, damage)) in damages.iter().enumerate() {
         damage();
@@ -338,6 +340,11 @@ async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
 fn files_with(directory: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+}
+
+fn link(file: &Path, name: &Path) {
+    let _ = std::fs::remove_file(name);
+    std::fs::hard_link(file, name).unwrap();
 }
 
 /// Cuts a file in half; packs are read-only, which root does not mind.

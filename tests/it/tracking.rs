@@ -18,14 +18,17 @@ async fn n_tracked(afternoon: &Afternoon) -> [u32; 2] {
     ["tracking_total_keys", "tracking_total_items"].map(|name| stats[name].parse().unwrap())
 }
 
-/// Pushes so many probes with a callback, and waits until all of them have ended.
+/// Pushes so many probes with a callback, each hundredth to a queue of its own, and waits until all of them have ended.
 async fn run(afternoon: &Afternoon, n: usize, n_ended: usize) {
     let numbers: Vec<usize> = (n_ended..n_ended + n).collect();
     for numbers in numbers.chunks(1000) {
         let mut push = redis::cmd("LPUSH");
         push.arg("queue:default");
         for number in numbers {
-            let args = probe("succeed", 0.0);
+            let mut args = probe("succeed", 0.0);
+            if number % 100 == 99 {
+                args[0]["callback"]["queue"] = json!(format!("callbacks{number}"));
+            }
             push.arg(json!({"class": "Sidebake::Probe", "jid": format!("{number:024x}"), "args": args}).to_string());
         }
         push.exec_async(&mut afternoon.redis.connection().await).await.unwrap();

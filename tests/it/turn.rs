@@ -508,3 +508,79 @@ async fn a_job_that_has_not_begun_keeps_its_token_also_when_its_history_has_gone
     assert_eq!((units.len(), units[0].is_idle), (1, true));
     assert_eq!((hand.n_queued().await, hand.n_inflight().await), (1, 1), "the other one waits");
 }
+
+/// Another process of the fleet that asks for jobs of `default`, and what it gets.
+async fn fetch_as(hand: &Hand, identity: &Identity, number: u64, now: Epoch) -> Vec<String> {
+    let slots: Vec<Token> = (1..=4).map(|n| Token::nth(10 * number + n, 0)).collect();
+    let demands = [Demand { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
+    let max_bytes = bounds::JOBS;
+    let turn = Turn { incarnation: LEASE, number, settlements: &[], slots: &slots, demands: &demands, max_bytes };
+    let reply = turn.send(&hand.redis, identity, &Jobs::default(), now).await.unwrap();
+    units(reply).iter().map(|unit| String::from_utf8_lossy(&unit.text).into_owned()).collect()
+}
+
+/// A process of the fleet, with a lease.
+async fn join(hand: &Hand, host: &str) -> Identity {
+    let identity = Identity::new(host.into());
+    hand.run(&["SET", &format!("sidebake:lease:{identity}"), &format!("{LEASE} 0")]).await;
+    hand.run(&["SADD", "sidebake:owners", &identity.to_string()]).await;
+    identity
+}
+
+async fn holders(hand: &Hand) -> Vec<String> {
+    redis::cmd("SMEMBERS").arg("sidebake:apart").query_async(&mut hand.server.connection().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn one_process_in_four_has_a_suspect_and_others_look_past_it_to_what_is_behind() {
+    let hand = Hand::with("").await;
+    let texts = ["a", "b", "c", "d", "e"].map(|jid| TEXT.replace("j", jid));
+    let [suspect, healthy, other_suspect, healthy_too, last_suspect] = &texts;
+    for text in &texts {
+        hand.run(&["LPUSH", "queue:default", text]).await;
+    }
+    for text in [suspect, other_suspect, last_suspect] {
+        has_history(&hand, text, 2, Some(1)).await;
+    }
+    let (first, second) = (join(&hand, "first").await, join(&hand, "second").await);
+    let now = Epoch::now();
+    assert_eq!(fetch_as(&hand, &first, 1, now).await, [suspect.clone()]);
+    assert_eq!(fetch_as(&hand, &second, 1, now).await, [healthy.clone(), healthy_too.clone()]);
+    assert_eq!(hand.server.queue("default").await, [other_suspect.clone(), last_suspect.clone()]);
+    assert_eq!(holders(&hand).await, [first.to_string()]);
+
+    // One that has died holds nothing.
+    hand.run(&["DEL", &format!("sidebake:lease:{first}")]).await;
+    assert_eq!(fetch_as(&hand, &second, 2, now).await, [other_suspect.clone()]);
+    assert_eq!(holders(&hand).await, [second.to_string()]);
+    // Nor does one that asks for jobs again.
+    assert_eq!(fetch_as(&hand, &second, 3, now).await, [last_suspect.clone()]);
+
+    // Of eight, two may.
+    for text in [suspect, other_suspect, last_suspect] {
+        hand.run(&["LPUSH", "queue:default", text]).await;
+    }
+    let mut n_fetched = Vec::new();
+    let mut fleet = Vec::new();
+    for n in 0..7 {
+        fleet.push(join(&hand, &format!("more{n}")).await);
+    }
+    for identity in &fleet[..3] {
+        n_fetched.push(fetch_as(&hand, identity, 1, now).await.len());
+    }
+    assert_eq!(n_fetched, [1, 0, 0], "with the second one's");
+}
+
+#[tokio::test]
+async fn a_process_whose_clock_is_days_ahead_knows_what_has_happened_to_a_job() {
+    let hand = Hand::with("").await;
+    hand.push().await;
+    has_history(&hand, TEXT, 7, Some(3)).await;
+    let slots = [Token::nth(1, 0)];
+    let demands = [Demand { n_slots: 1, queues: vec!["default".to_owned()] }];
+    let max_bytes = bounds::JOBS;
+    let turn = Turn { incarnation: LEASE, number: 1, settlements: &[], slots: &slots, demands: &demands, max_bytes };
+    let ahead = Epoch::now().plus(std::time::Duration::from_secs(4 * 24 * 3600));
+    let units = units(turn.send(&hand.redis, &hand.identity, &Jobs::default(), ahead).await.unwrap());
+    assert!(units[0].is_poison(), "{units:?}");
+}
