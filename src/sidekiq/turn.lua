@@ -240,13 +240,15 @@ end
 
 -- What the same turn has filled before, or another one whose reply was lost.
 local function filled(tokens)
-  local slots, names = redis.call('HMGET', inflight, unpack(tokens)), {}
-  for i, entry in ipairs(slots) do slots[i] = slot_of(entry, 0) end
-  -- The counts that made it idle may have gone since.
-  for i, token in ipairs(tokens) do names[i] = idle(token) end
-  for i, entry in ipairs(redis.call('HMGET', inflight, unpack(names))) do
-    slots[i] = slots[i] or slot_of(entry, 1)
+  local slots, fields, n = {}, {}, #tokens
+  if redis.call('HLEN', inflight) == 0 then
+    for i = 1, n do slots[i] = false end
+    return slots
   end
+  -- Also where no job has a past: the counts that made one idle may have gone since.
+  for i, token in ipairs(tokens) do fields[i], fields[n + i] = token, idle(token) end
+  local entries = redis.call('HMGET', inflight, unpack(fields))
+  for i = 1, n do slots[i] = slot_of(entries[i], 0) or slot_of(entries[n + i], 1) end
   return slots
 end
 
