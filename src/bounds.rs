@@ -68,8 +68,8 @@ bounds! {
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
     TITLE: 160, Bytes, "A step in a log line or on the terminal", "cut, with a mark";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
-    JOB: 16 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
-    JOBS: 32 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
+    JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
+    JOBS: 16 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
     PAGE: 4 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
