@@ -7,11 +7,25 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde_json::Value;
+
 use crate::{bounds, text};
 
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
+    /// What Rails calls the build, as far as it is known; also when that changes.
+    BuildId(Option<Value>),
+    /// What will be built.
+    Commit {
+        /// `owner/name`.
+        repository: String,
+        /// The commit.
+        sha: String,
+        /// As in the job.
+        git_ref: Option<String>,
+    },
     /// A phase of the build began.
     PhaseStarted(Phase),
     /// A phase ended; how long it took on the monotonic clock.
@@ -20,6 +34,15 @@ pub enum Event {
     Targets(usize),
     /// A target is built, and pushed when asked.
     TargetDone(String),
+    /// What a run of docker-buildx made of a target, told when the run has ended.
+    TargetEnded(TargetReport),
+    /// Where it is built; told again when the pod is known.
+    Placed(Placement),
+    /// Bytes of build context that a run of docker-buildx sent.
+    ContextSent {
+        /// Of all contexts.
+        n_bytes: u64,
+    },
     /// Bytes of the repository received so far.
     Fetching {
         /// Bytes over the wire.
@@ -108,6 +131,52 @@ impl Phase {
             Self::Bake => "bake",
         }
     }
+}
+
+/// How a build ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Every target was built, and pushed when asked.
+    Succeeded,
+    /// Something failed; the reason says what.
+    Failed,
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+/// One image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TargetReport {
+    /// The target's name.
+    pub name: String,
+    /// `succeeded`, `failed`, or null when it was not reached.
+    pub status: Option<Status>,
+    /// What was pushed, `sha256:…`; null when nothing was.
+    pub digest: Option<String>,
+    /// Image references.
+    pub tags: Vec<String>,
+    /// From the first step of this target to the last, in milliseconds.
+    pub duration_ms: u64,
+    /// Steps of its Dockerfile that were reached.
+    pub steps_total: u32,
+    /// How many of those were cached.
+    pub steps_cached: u32,
+    /// BuildKit's error for this target.
+    pub error: Option<String>,
+}
+
+/// Which builder takes a build, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Placement {
+    /// The builder's name in the configuration.
+    pub builder: String,
+    /// One part of it, when it has parts that we choose among.
+    pub shard: Option<String>,
+    /// The BuildKit pod, where it is known.
+    pub pod: Option<String>,
+    /// In words.
+    pub why: String,
 }
 
 #[cfg(test)]

@@ -1,52 +1,41 @@
 //! Where everything that happens during a build is told.
 //!
-//! The one way to show progress: stations tell events, and the journal knows who is looking. A worker's journal is its
-//! log; `sidebake build` looks at a terminal. What has to be in the report is kept.
+//! The one way for events: integrations tell them, and the journal hands each to whoever listens, in turn. The log of a worker, a
+//! terminal, the progress that Sidekiq shows and the record that becomes the report are listeners.
 
 mod progress;
+mod record;
 mod terminal;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use crate::event::Event;
+use crate::event::{Event, Phase};
 use crate::text::places::Places;
 use crate::{bounds, text};
 
 pub use progress::Progress;
+pub use record::Record;
 pub use terminal::{Terminal, print_report};
+
+/// Who hears of all events of a build. It must not block for long: whoever tells an event waits.
+pub trait Listener: fmt::Debug + Send + Sync {
+    /// Hears one event.
+    fn hear(&self, event: &Event);
+}
 
 /// The journal of one build.
 #[derive(Debug)]
 pub struct Journal {
-    reader: Reader,
-    notices: Mutex<Notices>,
-    progress: Arc<Progress>,
+    listeners: Vec<Arc<dyn Listener>>,
     places: Places,
 }
 
-/// What the person who asked for the build should know.
-#[derive(Debug, Default)]
-struct Notices {
-    first: Vec<String>,
-    n_more: usize,
-}
-
-#[derive(Debug)]
-enum Reader {
-    Log,
-    Terminal(Box<Terminal>),
-}
-
 impl Journal {
-    /// For a worker: events go to its log, inside the span of the job, and `progress` follows them. No notice names `places`.
-    pub fn to_log(progress: Arc<Progress>, places: Places) -> Self {
-        Self { reader: Reader::Log, notices: Mutex::default(), progress, places }
-    }
-
-    /// For a person who waits.
-    pub fn to_terminal(terminal: Terminal, places: Places) -> Self {
-        let reader = Reader::Terminal(Box::new(terminal));
-        Self { reader, notices: Mutex::default(), progress: Arc::default(), places }
+    /// For these listeners. No notice names `places`.
+    pub fn new(listeners: Vec<Arc<dyn Listener>>, places: Places) -> Self {
+        Self { listeners, places }
     }
 
     /// Tells one event. A notice becomes plain and is cut here, for whoever looks.
@@ -58,74 +47,112 @@ impl Journal {
             }
             event => event,
         };
-        match &self.reader {
-            Reader::Log => log(&event),
-            Reader::Terminal(terminal) => terminal.show(&event),
-        }
-        self.progress.follow(&event);
-        if let Event::Notice(notice) = event {
-            self.notices.lock().unwrap_or_else(PoisonError::into_inner).add(notice);
-        }
+        self.listeners.iter().for_each(|listener| listener.hear(&event));
     }
 
-    /// What the person who asked for the build should know: at most [`bounds::NOTICES`] texts, the last of which says how many
-    /// there are more.
-    pub fn notices(&self) -> Vec<String> {
-        self.notices.lock().unwrap_or_else(PoisonError::into_inner).all()
+    /// Tells that a phase begins; that it ends is told when the guard is dropped, so also of a build that is killed.
+    pub fn begin(&self, phase: Phase) -> Begun<'_> {
+        self.tell(Event::PhaseStarted(phase));
+        Begun { phase, since: Instant::now(), journal: self }
     }
 }
 
-impl Notices {
-    fn add(&mut self, notice: String) {
-        if self.first.len() < bounds::NOTICES {
-            self.first.push(notice);
-        } else {
-            self.n_more += 1;
-        }
+/// A phase that has begun. Dropping it ends the phase.
+#[derive(Debug)]
+pub struct Begun<'a> {
+    phase: Phase,
+    since: Instant,
+    journal: &'a Journal,
+}
+
+impl Begun<'_> {
+    /// Ends the phase, and begins the next one.
+    pub fn turn_into(&mut self, phase: Phase) {
+        self.tell_end();
+        self.journal.tell(Event::PhaseStarted(phase));
+        (self.phase, self.since) = (phase, Instant::now());
     }
 
-    fn all(&self) -> Vec<String> {
-        let mut all = self.first.clone();
-        if self.n_more > 0 {
-            all.pop();
-            all.push(format!("and {} more notices", self.n_more + 1));
-        }
-        all
+    fn tell_end(&self) {
+        self.journal.tell(Event::PhaseEnded(self.phase, self.since.elapsed()));
     }
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.tell_end();
+    }
+}
+
+/// The log of a worker, inside the span of the job.
+#[derive(Clone, Copy, Debug)]
+pub struct Log;
+
+impl Listener for Log {
+    fn hear(&self, event: &Event) {
+        log(event);
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn log(event: &Event) {
     match event {
         Event::PhaseStarted(phase) => tracing::debug!(phase = phase.name(), "begins"),
         Event::PhaseEnded(phase, took) => {
-            tracing::debug!(phase = phase.name(), ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX), "done");
+            tracing::debug!(phase = phase.name(), ms = millis(*took), "done");
         }
         Event::Targets(n_targets) => tracing::debug!(n_targets, "will be built"),
         Event::TargetDone(target) => tracing::debug!(target, "is built"),
         Event::Fetching { received_bytes } => tracing::debug!(received_bytes, "fetching"),
         Event::StepStarted(step) => tracing::debug!(step = step.title(), "begins"),
         Event::StepEnded { step, is_cached, took, error } => {
-            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            let ms = millis(*took);
             tracing::debug!(step = step.title(), is_cached, ms, error, "done");
         }
         Event::StepOutput { step, line } => tracing::trace!(step = step.label(), line),
         Event::Notice(notice) => tracing::info!(notice),
+        Event::Placed(placement) => {
+            tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
+        }
+        // The end of the job has them.
+        Event::BuildId(_) | Event::Commit { .. } | Event::TargetEnded(_) | Event::ContextSent { .. } => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Report;
 
     #[test]
-    fn notices_are_plain_bounded_and_counted() {
-        let journal = Journal::to_log(Arc::default(), Places::default());
-        for n in 0..bounds::NOTICES + 9 {
-            journal.tell(Event::Notice(format!("{n}\0{}", "x".repeat(3000))));
-        }
-        let notices = journal.notices();
-        assert!(notices[0].starts_with("0␀xxx") && notices.iter().all(|notice| notice.len() <= bounds::NOTICE));
-        assert_eq!(notices.len(), bounds::NOTICES);
-        assert_eq!(notices.last().map(String::as_str), Some("and 10 more notices"));
+    fn notices_are_plain_bounded_and_without_the_workers_paths() {
+        let record = Arc::new(Record::new(Report::default()));
+        let journal = Journal::new(vec![record.clone()], Places::new(std::path::Path::new("/var/lib/worker")));
+        journal.tell(Event::Notice(format!("\0 /var/lib/worker/x {}", "x".repeat(3000))));
+        let notice = record.report().notices.remove(0);
+        assert!(notice.starts_with("␀ a file of the worker xxx") && notice.len() <= bounds::NOTICE, "{notice}");
+    }
+
+    #[test]
+    fn a_phase_ends_when_its_guard_is_dropped_whatever_drops_it() {
+        let record = Arc::new(Record::new(Report::default()));
+        let journal = Arc::new(Journal::new(vec![record.clone()], Places::default()));
+        let journal_of_panic = Arc::clone(&journal);
+        let panicked = std::thread::spawn(move || {
+            let mut phase = journal_of_panic.begin(Phase::Fetch);
+            std::thread::sleep(Duration::from_millis(2));
+            phase.turn_into(Phase::Checkout);
+            std::thread::sleep(Duration::from_millis(2));
+            panic!("in the middle of it");
+        });
+        assert!(panicked.join().is_err());
+        let timings = record.report().timings;
+        assert!(
+            timings.fetch >= Duration::from_millis(2) && timings.checkout >= Duration::from_millis(2),
+            "{timings:?}"
+        );
     }
 }

@@ -12,17 +12,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::bake::{Bake, Definition, Goal, Order, Outcome};
 use crate::builder::{Builders, Loss, Place};
-use crate::event::{Event, Phase};
+use crate::event::{Event, Phase, Status};
 use crate::github::App;
 use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
 use crate::reason::{Failure, Reason};
-use crate::report::Report;
 use crate::settings::Settings;
 use crate::source::{Source, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
 
-pub use worktree::{fetch, tell_of_submodules};
+pub use worktree::tell_of_submodules;
 
 use worktree::{check_out, mint};
 
@@ -74,19 +73,14 @@ pub trait Fence: std::fmt::Debug + Send + Sync {
     fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 }
 
-/// Builds what a job asks for. What is known is put into the report as soon as it is, so that a failure has it too.
-pub async fn perform(
-    stations: &Stations,
-    job: &BuildJob,
-    attempt: Attempt<'_>,
-    report: &mut Report,
-) -> Result<(), Failure> {
+/// Builds what a job asks for. What is known is told as soon as it is, so that the report of a failure has it too.
+pub async fn perform(stations: &Stations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), Failure> {
     job.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
-    let token = attempt.unless_stopped(mint(stations, job, &job.build.repository, attempt, report)).await??;
+    let token = attempt.unless_stopped(mint(stations, job, &job.build.repository, attempt)).await??;
     let directory = stations.state.job_directory()?;
     let built = async {
-        let worktree = check_out(stations, job, token, &directory, attempt, report).await?;
-        bake(stations, &job.build, &worktree, &directory, attempt, report).await
+        let worktree = check_out(stations, job, token, &directory, attempt).await?;
+        bake(stations, &job.build, &worktree, &directory, attempt).await
     }
     .await;
     directory.remove().await;
@@ -100,14 +94,11 @@ pub async fn bake(
     worktree: &Worktree,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-    report: &mut Report,
 ) -> Result<(), Failure> {
-    let definition = resolve(stations, build, worktree, directory, attempt, report).await?;
+    let definition = resolve(stations, build, worktree, directory, attempt).await?;
     attempt.journal.tell(Event::Targets(definition.names().len()));
-    let phase = attempt.begin(Phase::Bake);
-    let solved = solve(stations, build, &definition, directory, attempt, report).await;
-    report.timings.bake = phase.end();
-    solved
+    let _phase = attempt.journal.begin(Phase::Bake);
+    solve(stations, build, &definition, directory, attempt).await
 }
 
 /// The definition that a worktree is built by, once it is known to be allowed.
@@ -117,12 +108,11 @@ pub async fn resolve(
     worktree: &Worktree,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-    report: &mut Report,
 ) -> Result<Definition, Failure> {
-    let phase = attempt.begin(Phase::Print);
+    let phase = attempt.journal.begin(Phase::Print);
     let order = Order { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
     let definition = stations.bake.resolve(&order, directory, attempt.stop).await;
-    report.timings.print = phase.end();
+    drop(phase);
     let definition = refuse_pointers(definition?, worktree).await?;
     definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
     Ok(definition)
@@ -156,14 +146,14 @@ async fn solve(
     definition: &Definition,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-    report: &mut Report,
 ) -> Result<(), Failure> {
-    let (mut targets, mut lost, mut n_left) = (definition.names(), None::<Loss>, N_OTHER_PODS);
+    let (mut targets, mut unfinished) = (definition.names(), definition.names());
+    let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut time_left = stations.bake.time_limit(build);
     loop {
         // Waiting for a builder is not the build's time.
         let place = stations.builders.place(build, &stations.state, directory, lost.as_ref()).await?;
-        report.placement = Some(place.placement());
+        attempt.journal.tell(Event::Placed(place.placement()));
         // The push of a tag that moves cannot be taken back, so this is asked as late as can be.
         if let Some(fence) = attempt.fence
             && !fence.holds().await
@@ -174,9 +164,17 @@ async fn solve(
         let goal = Goal { definition, targets: &targets, deadline: started + time_left };
         let (outcome, loss) = solve_watched(stations, build, goal, &place, directory, attempt).await?;
         time_left = time_left.saturating_sub(started.elapsed());
-        report.placement = Some(place.placement());
-        report.context_bytes += outcome.context_bytes;
-        report.take_in(outcome.targets);
+        attempt.journal.tell(Event::Placed(place.placement()));
+        attempt.journal.tell(Event::ContextSent { n_bytes: outcome.context_bytes });
+        for target in outcome.targets {
+            let is_built = target.status == Some(Status::Succeeded);
+            if is_built {
+                unfinished.remove(&target.name)
+            } else {
+                unfinished.insert(target.name.clone())
+            };
+            attempt.journal.tell(Event::TargetEnded(target));
+        }
         let Some(loss) = loss.filter(|_| n_left > 0 && place.has_others() && !time_left.is_zero()) else {
             return match (outcome.failure, lost) {
                 // The time went with the pod.
@@ -184,7 +182,6 @@ async fn solve(
                 (failure, _) => failure.map_or(Ok(()), Err),
             };
         };
-        let unfinished = report.unfinished();
         let rest = if unfinished.is_empty() {
             "everything was built already"
         } else {
@@ -236,30 +233,10 @@ async fn solve_watched(
     Ok((outcome, loss))
 }
 
-/// A phase that has begun.
-struct Begun<'a> {
-    phase: Phase,
-    since: Instant,
-    journal: &'a Journal,
-}
-
-impl<'a> Attempt<'a> {
+impl Attempt<'_> {
     /// Waits for what does not listen to `stop` itself, and loses nothing when it is dropped.
     async fn unless_stopped<T>(self, asked: impl Future<Output = T>) -> Result<T, Failure> {
         let answer = self.stop.run_until_cancelled(asked).await;
         answer.ok_or_else(|| Failure::new(Reason::Interrupted, "the build was stopped"))
-    }
-
-    fn begin(self, phase: Phase) -> Begun<'a> {
-        self.journal.tell(Event::PhaseStarted(phase));
-        Begun { phase, since: Instant::now(), journal: self.journal }
-    }
-}
-
-impl Begun<'_> {
-    fn end(self) -> std::time::Duration {
-        let took = self.since.elapsed();
-        self.journal.tell(Event::PhaseEnded(self.phase, took));
-        took
     }
 }

@@ -4,7 +4,7 @@
 //! [`dispose`], from plain values.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -17,7 +17,7 @@ use crate::clock::Epoch;
 use crate::event::{Event, Phase};
 use crate::job::arguments::{self, Arguments, Request};
 use crate::job::{self, BuildJob, Callback, JobError, Moment};
-use crate::journal::Journal;
+use crate::journal::{Journal, Listener, Log, Record};
 use crate::perform::{Attempt, Fence, Stations, perform};
 use crate::rails;
 use crate::reason::{Class, Failure, Reason};
@@ -59,35 +59,56 @@ pub struct Processor {
     pub kill: CancellationToken,
 }
 
-/// What became of an attempt, with whom to tell.
+/// One attempt at a job, as far as it is known. It outlives a panic of the attempt.
 #[derive(Debug)]
-struct Attempted {
-    result: Result<(), Failure>,
-    report: Report,
-    callback: Option<Callback>,
+struct Job {
+    running: Running,
+    payload: Payload,
+    journal: Journal,
+    record: Arc<Record>,
+    /// Whom to notify.
+    callback: Mutex<Option<Callback>>,
 }
 
-impl Attempted {
-    /// Before anything has happened: what the job itself tells, without Rails.
-    fn new(jobs: &Jobs, payload: &Payload, running: &Running) -> Self {
-        let mut report =
-            Report { jid: payload.jid.clone(), attempt: payload.n_failures().saturating_add(1), ..Report::default() };
+impl Job {
+    /// With what the job itself tells, without Rails.
+    fn new(processor: &Processor, running: Running, payload: Payload) -> Self {
+        let (jid, attempt) = (payload.jid.clone(), payload.n_failures().saturating_add(1));
+        let mut report = Report { jid, attempt, ..Report::default() };
         report.timings.queued = payload.enqueued_at().map_or(Duration::ZERO, |enqueued| running.since.since(enqueued));
-        let mut attempted = Self { result: Ok(()), report, callback: None };
         let args = payload.arguments().unwrap_or_default();
-        if payload.class == PROBE {
-            attempted.take_in(&arguments::known(&JobClass::default(), &args));
-        } else if let Some(class) = jobs.classes.get(&payload.class) {
-            attempted.report.echo = arguments::echo(class, &args);
-            attempted.take_in(&arguments::known(class, &args));
-        }
-        attempted
+        let class = processor.jobs.classes.get(&payload.class);
+        let probe = JobClass::default();
+        let known = match class {
+            _ if payload.class == PROBE => arguments::known(&probe, &args),
+            Some(class) => {
+                report.echo = arguments::echo(class, &args);
+                arguments::known(class, &args)
+            }
+            None => Value::Null,
+        };
+        let record = Arc::new(Record::new(report));
+        let listeners: Vec<Arc<dyn Listener>> =
+            vec![Arc::new(Log), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
+        let journal = Journal::new(listeners, processor.stations.state.places());
+        let job = Self { running, payload, journal, record, callback: Mutex::default() };
+        job.learn(&known);
+        job
     }
 
-    /// Whom to tell, and of what, by the native object.
-    fn take_in(&mut self, native: &Value) {
-        self.callback = Callback::find(native);
-        self.report.build_id = native.get("build_id").filter(|id| job::is_build_id(id)).cloned();
+    /// Takes in whom to notify, and of what, by the native object.
+    fn learn(&self, native: &Value) {
+        *self.callback.lock().unwrap_or_else(PoisonError::into_inner) = Callback::find(native);
+        let build_id = native.get("build_id").filter(|id| job::is_build_id(id)).cloned();
+        self.journal.tell(Event::BuildId(build_id));
+    }
+
+    fn callback(&self) -> Option<Callback> {
+        self.callback.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn timestamps(&self, jobs: &Jobs) -> Timestamps {
+        self.payload.timestamps().unwrap_or(jobs.timestamps)
     }
 }
 
@@ -111,7 +132,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let (unit, started) = (running.unit.clone(), Instant::now());
     let promise = Promise { unit: Some(unit.clone()), settlements, timestamps: processor.jobs.timestamps };
     let payload = match Payload::parse(&unit.text) {
-        Ok(payload) => Arc::new(payload),
+        Ok(payload) => payload,
         Err(error) => {
             tracing::error!(event = "malformed_job", queue = unit.queue, %error, "malformed job moved to the dead set");
             let failure = Failure::new(Reason::InvalidArguments, error.to_string());
@@ -128,19 +149,18 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     if !running.iteration.is_waiting() {
         tracing::debug!(jid, token = %unit.token, "job begins");
     }
-    let attempt = attempt(Arc::clone(&processor), running.clone(), Arc::clone(&payload)).instrument(span);
-    let attempted = tokio::spawn(attempt).await.unwrap_or_else(|error| Attempted {
-        result: Err(Failure::new(Reason::Panicked, panic_message(error))),
-        ..Attempted::new(&processor.jobs, &payload, &running)
-    });
-    if running.taken.is_cancelled() {
+    let job = Arc::new(Job::new(&processor, running, payload));
+    let attempt = attempt(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
+    let result =
+        tokio::spawn(attempt).await.unwrap_or_else(|error| Err(Failure::new(Reason::Panicked, panic_message(error))));
+    if job.running.taken.is_cancelled() {
         // Somebody else has the job, and custody drops what we say of it. The slot is what is handed in.
         tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
     }
-    let settlement = settle(&processor.jobs, &running, &payload, attempted);
+    let settlement = settle(&processor.jobs, &job, result);
     // As in Ruby, where a class that is not known fails before anybody counts.
-    if settlement.is_processed && processor.jobs.is_ours(&payload.class) {
-        processor.metrics.record(&payload.class, started.elapsed(), settlement.is_failed);
+    if settlement.is_processed && processor.jobs.is_ours(&job.payload.class) {
+        processor.metrics.record(&job.payload.class, started.elapsed(), settlement.is_failed);
     }
     promise.keep(settlement);
 }
@@ -185,54 +205,43 @@ fn panic_message(error: tokio::task::JoinError) -> String {
     text.unwrap_or_else(|| "a panic without a message".into())
 }
 
-async fn attempt(processor: Arc<Processor>, running: Running, payload: Arc<Payload>) -> Attempted {
-    let mut attempted = Attempted::new(&processor.jobs, &payload, &running);
-    attempted.result = if running.unit.is_poison() {
-        let times = running.unit.n_crashes;
+async fn attempt(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), Failure> {
+    let (unit, payload) = (&job.running.unit, &job.payload);
+    let result = if unit.is_poison() {
+        let times = unit.n_crashes;
         Err(Failure::new(Reason::Poison, format!("crashed its worker {times} times while it ran alone")))
     } else if let Some(flaw) = payload.flaw() {
         Err(Failure::new(Reason::InvalidArguments, flaw))
     } else if payload.class == PROBE && processor.jobs.probe {
-        probe(&processor, &running, &payload).await
+        probe(&processor, &job).await
     } else {
         let stop = processor.kill.child_token();
         // On the heap: it is many kilobytes, which a job that builds nothing need not carry from task to task.
-        let work = Box::pin(build(&processor, &running, &payload, &mut attempted, &stop));
+        let work = Box::pin(build(&processor, &job, &stop));
         tokio::select! {
             built = work => built,
             // What does not listen to `stop`, a request to Rails or GitHub, is dropped.
-            () = given_up(&running, &stop) => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
+            () = given_up(&job.running, &stop) => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
         }
     };
-    let is_cancelled = running.iteration.cancelled.is_cancelled();
-    if is_cancelled && matches!(&attempted.result, Err(failure) if failure.reason == Reason::Interrupted) {
-        attempted.result = Err(Failure::new(Reason::Cancelled, ""));
+    let is_cancelled = job.running.iteration.cancelled.is_cancelled();
+    match result {
+        Err(failure) if is_cancelled && failure.reason == Reason::Interrupted => {
+            Err(Failure::new(Reason::Cancelled, ""))
+        }
+        result => result,
     }
-    attempted
 }
 
 /// A build job: its arguments, perhaps Rails, then the stations.
-async fn build(
-    processor: &Processor,
-    running: &Running,
-    payload: &Payload,
-    attempted: &mut Attempted,
-    stop: &CancellationToken,
-) -> Result<(), Failure> {
+async fn build(processor: &Processor, job: &Job, stop: &CancellationToken) -> Result<(), Failure> {
+    let (running, payload) = (&job.running, &job.payload);
     let Some(class) = processor.jobs.classes.get(&payload.class) else {
         let message = format!("{} is not a class of this worker's configuration", payload.class);
         return Err(Failure::new(Reason::WorkerFailed, message));
     };
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
-    running.iteration.progress.follow(&Event::PhaseStarted(Phase::Resolve));
-    let no_word = async {
-        stop.cancelled().await;
-        tokio::time::sleep(LAST_WORD).await;
-    };
-    let native = tokio::select! {
-        native = native(class, &args, &mut attempted.report) => native,
-        () = no_word => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
-    };
+    let native = ask_rails(class, &args, job, stop).await;
     // It may have been cancelled while it waited, also where Rails cannot be asked whom to tell of that. When Redis does not
     // answer, it is found out later.
     let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
@@ -240,25 +249,35 @@ async fn build(
         return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
     }
     let native = native?;
-    attempted.take_in(&native);
+    job.learn(&native);
     refuse_expired(payload)?;
     if running.iteration.cancelled.is_cancelled() {
         return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
     }
-    let job = BuildJob::parse(&native).map_err(invalid)?;
-    attempted.report.repository = Some(job.build.repository.to_string());
-    attempted.report.sha = Some(job.sha.to_string());
-    attempted.report.git_ref.clone_from(&job.git_ref);
-    let timestamps = payload.timestamps().unwrap_or(processor.jobs.timestamps);
-    tell_started(processor, running, attempted, timestamps).await;
-
-    let places = processor.stations.state.places();
-    let journal = Journal::to_log(Arc::clone(&running.iteration.progress), places.clone());
+    let build_job = BuildJob::parse(&native).map_err(invalid)?;
+    job.journal.tell(Event::Commit {
+        repository: build_job.build.repository.to_string(),
+        sha: build_job.sha.to_string(),
+        git_ref: build_job.git_ref.clone(),
+    });
+    notify_started(processor, job).await;
     let fence = InFlight { processor, unit: &running.unit };
-    let attempt = Attempt { journal: &journal, stop, fence: Some(&fence) };
-    let built = perform(&processor.stations, &job, attempt, &mut attempted.report).await;
-    attempted.report.notices = journal.notices();
-    built.map_err(|failure| for_customer(failure, &places))
+    let attempt = Attempt { journal: &job.journal, stop, fence: Some(&fence) };
+    let built = perform(&processor.stations, &build_job, attempt).await;
+    built.map_err(|failure| for_customer(failure, &processor.stations.state.places()))
+}
+
+/// The native object, as soon as it is there; a build that is stopped waits for Rails a moment longer.
+async fn ask_rails(class: &JobClass, args: &Arguments, job: &Job, stop: &CancellationToken) -> Result<Value, Failure> {
+    let _phase = job.journal.begin(Phase::Resolve);
+    let no_word = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_WORD).await;
+    };
+    tokio::select! {
+        native = native(class, args) => native,
+        () = no_word => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
+    }
 }
 
 /// A failure as the customer may read it. The log has all of it.
@@ -308,27 +327,23 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The native object, from the arguments or from Rails.
-async fn native(class: &JobClass, args: &Arguments, report: &mut Report) -> Result<Value, Failure> {
+async fn native(class: &JobClass, args: &Arguments) -> Result<Value, Failure> {
     match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
-        (Request::Resolve(url), Some(resolve)) => {
-            let started = Instant::now();
-            let native = rails::resolve(resolve, &url).await;
-            report.timings.resolve = started.elapsed();
-            Ok(native?)
-        }
+        (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
         (Request::Resolve(url), None) => Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}"))),
         (Request::Native(native), _) => Ok(native),
     }
 }
 
-async fn tell_started(processor: &Processor, running: &Running, attempted: &Attempted, timestamps: Timestamps) {
-    let Some(callback) = &attempted.callback else { return };
-    let report = Report { moment: Moment::Started, ..attempted.report.clone() };
-    let text = rails::callback_job(callback, &report, &running.unit.text, Epoch::now(), timestamps);
+async fn notify_started(processor: &Processor, job: &Job) {
+    let Some(callback) = job.callback() else { return };
+    let report = Report { moment: Moment::Started, ..job.record.report() };
+    let (unit, timestamps) = (&job.running.unit, job.timestamps(&processor.jobs));
+    let text = rails::callback_job(&callback, &report, &unit.text, Epoch::now(), timestamps);
     let Some(text) = text else { return };
     let (redis, identity) = (&processor.redis, &processor.identity);
-    if let Err(error) = announce(redis, identity, &running.unit, &callback.queue, &text).await {
-        tracing::warn!(%error, jid = attempted.report.jid, "Rails is not told that the build has started");
+    if let Err(error) = announce(redis, identity, unit, &callback.queue, &text).await {
+        tracing::warn!(%error, jid = report.jid, "Rails is not told that the build has started");
     }
 }
 
@@ -352,7 +367,8 @@ enum ProbeOutcome {
 }
 
 /// A job that goes through the whole runtime and builds nothing. Further fields and arguments are ignored.
-async fn probe(processor: &Processor, running: &Running, payload: &Payload) -> Result<(), Failure> {
+async fn probe(processor: &Processor, job: &Job) -> Result<(), Failure> {
+    let (running, payload) = (&job.running, &job.payload);
     refuse_expired(payload)?;
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let probe = Probe::deserialize(args.value(0).map_err(invalid)?)
@@ -422,12 +438,12 @@ pub fn dispose(
 }
 
 /// The settlement of an attempt: what becomes of the job, and what Rails is told, in one step.
-fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempted) -> Settlement {
-    let (unit, now) = (&running.unit, Epoch::now());
-    let Attempted { result, mut report, callback } = attempted;
+fn settle(jobs: &Jobs, job: &Job, result: Result<(), Failure>) -> Settlement {
+    let (unit, payload, now) = (&job.running.unit, &job.payload, Epoch::now());
+    let (mut report, callback) = (job.record.report(), job.callback());
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
     let disposition = dispose(&result, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
-    log_end(&result, &report, disposition, running);
+    log_end(&result, &report, disposition, &job.running);
 
     let failure = result.err();
     conclude(&mut report, failure.as_ref());
@@ -444,13 +460,12 @@ fn settle(jobs: &Jobs, running: &Running, payload: &Payload, attempted: Attempte
     };
     let told = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
-        let timestamps = payload.timestamps().unwrap_or(jobs.timestamps);
-        let text = rails::callback_job(callback, &report, &unit.text, now, timestamps)?;
+        let text = rails::callback_job(callback, &report, &unit.text, now, job.timestamps(jobs))?;
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
     // A mark that comes too late for this attempt is there for the next one.
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Bury | Disposition::Drop);
-    let ended = running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
+    let ended = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
         is_processed: disposition != Disposition::PutBack,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury | Disposition::Drop),

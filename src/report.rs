@@ -5,16 +5,19 @@
 
 mod bounded;
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
+use crate::bounds;
+use crate::event::{Event, Phase};
 use crate::job::Moment;
 use crate::reason::Reason;
 
-/// The result of one attempt.
+pub use crate::event::{Placement, Status, TargetReport};
+
+/// The result of one attempt: what the processor knows before it begins, and a fold over the events of the attempt.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     /// The moment that this report is about: `started`, `retrying` or `finished`.
@@ -48,60 +51,54 @@ pub struct Report {
     pub placement: Option<Placement>,
     /// What the person who asked should know, such as fields that were replaced.
     pub notices: Vec<String>,
+    /// How many of them the last one stands for, where there are too many.
+    #[serde(skip)]
+    pub n_more_notices: usize,
     /// Fields of the job that the configuration's `echo` names, unread.
     #[serde(flatten)]
     pub echo: Map<String, Value>,
 }
 
 impl Report {
-    /// Puts the targets of one more run of docker-buildx in the place of what an earlier run said of them.
-    pub fn take_in(&mut self, targets: Vec<TargetReport>) {
-        for target in targets {
-            match self.targets.iter_mut().find(|known| known.name == target.name) {
-                Some(known) => *known = target,
-                None => self.targets.push(target),
+    /// Takes in one event. What is not of the result changes nothing.
+    ///
+    /// A phase that comes twice counts together, such as the fetches of submodules. Of a target the last run of docker-buildx
+    /// counts, of a placement the last one. There are at most [`bounds::NOTICES`] notices, the last of which says how many there
+    /// are more.
+    pub fn take_in(&mut self, event: &Event) {
+        match event {
+            Event::Commit { repository, sha, git_ref } => {
+                self.repository = Some(repository.clone());
+                self.sha = Some(sha.clone());
+                self.git_ref.clone_from(git_ref);
             }
+            Event::BuildId(build_id) => self.build_id.clone_from(build_id),
+            Event::PhaseEnded(phase, took) => *self.timings.of(*phase) += *took,
+            Event::Placed(placement) => self.placement = Some(placement.clone()),
+            Event::ContextSent { n_bytes } => self.context_bytes += n_bytes,
+            Event::TargetEnded(target) => match self.targets.iter_mut().find(|known| known.name == target.name) {
+                Some(known) => known.clone_from(target),
+                None => self.targets.push(target.clone()),
+            },
+            Event::Notice(notice) => self.add_notice(notice),
+            Event::PhaseStarted(_)
+            | Event::Targets(_)
+            | Event::TargetDone(_)
+            | Event::Fetching { .. }
+            | Event::StepStarted(_)
+            | Event::StepEnded { .. }
+            | Event::StepOutput { .. } => {}
         }
     }
 
-    /// The names of the targets that were not built.
-    pub fn unfinished(&self) -> BTreeSet<String> {
-        let unfinished = self.targets.iter().filter(|target| target.status != Some(Status::Succeeded));
-        unfinished.map(|target| target.name.clone()).collect()
+    fn add_notice(&mut self, notice: &str) {
+        if self.notices.len() < bounds::NOTICES {
+            return self.notices.push(notice.to_owned());
+        }
+        self.n_more_notices += if self.n_more_notices == 0 { 2 } else { 1 };
+        self.notices.pop();
+        self.notices.push(format!("and {} more notices", self.n_more_notices));
     }
-}
-
-/// How a build ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Status {
-    /// Every target was built, and pushed when asked.
-    Succeeded,
-    /// Something failed; the reason says what.
-    Failed,
-    /// Somebody cancelled it.
-    Cancelled,
-}
-
-/// One image.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct TargetReport {
-    /// The target's name.
-    pub name: String,
-    /// `succeeded`, `failed`, or null when it was not reached.
-    pub status: Option<Status>,
-    /// What was pushed, `sha256:…`; null when nothing was.
-    pub digest: Option<String>,
-    /// Image references.
-    pub tags: Vec<String>,
-    /// From the first step of this target to the last, in milliseconds.
-    pub duration_ms: u64,
-    /// Steps of its Dockerfile that were reached.
-    pub steps_total: u32,
-    /// How many of those were cached.
-    pub steps_cached: u32,
-    /// BuildKit's error for this target.
-    pub error: Option<String>,
 }
 
 /// Where the time went, each in whole milliseconds of a monotonic clock.
@@ -130,19 +127,74 @@ pub struct Timings {
     pub bake: Duration,
 }
 
-/// Which builder takes a build, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Placement {
-    /// The builder's name in the configuration.
-    pub builder: String,
-    /// One part of it, when it has parts that we choose among.
-    pub shard: Option<String>,
-    /// The BuildKit pod, where it is known.
-    pub pod: Option<String>,
-    /// In words.
-    pub why: String,
+impl Timings {
+    fn of(&mut self, phase: Phase) -> &mut Duration {
+        match phase {
+            Phase::Resolve => &mut self.resolve,
+            Phase::Token => &mut self.token,
+            Phase::Fetch => &mut self.fetch,
+            Phase::Checkout => &mut self.checkout,
+            Phase::Print => &mut self.print,
+            Phase::Bake => &mut self.bake,
+        }
+    }
 }
 
 fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folded(events: impl IntoIterator<Item = Event>) -> Report {
+        let mut report = Report::default();
+        events.into_iter().for_each(|event| report.take_in(&event));
+        report
+    }
+
+    fn target(name: &str, status: Status) -> Event {
+        Event::TargetEnded(TargetReport { name: name.into(), status: Some(status), ..TargetReport::default() })
+    }
+
+    #[test]
+    fn each_fact_comes_from_the_events_of_its_kind() {
+        let placed = |pod: Option<&str>| {
+            let pod = pod.map(str::to_owned);
+            Event::Placed(Placement { builder: "default".into(), shard: None, pod, why: "any".into() })
+        };
+        let ms = Duration::from_millis;
+        let report = folded([
+            Event::BuildId(Some(7.into())),
+            Event::Commit { repository: "acme/app".into(), sha: "0".repeat(40), git_ref: None },
+            Event::PhaseStarted(Phase::Fetch),
+            Event::PhaseEnded(Phase::Fetch, ms(5)),
+            Event::PhaseEnded(Phase::Checkout, ms(1)),
+            Event::PhaseEnded(Phase::Fetch, ms(20)),
+            placed(None),
+            Event::ContextSent { n_bytes: 10 },
+            target("web", Status::Failed),
+            target("api", Status::Succeeded),
+            placed(Some("pod-1")),
+            Event::ContextSent { n_bytes: 3 },
+            target("web", Status::Succeeded),
+        ]);
+        assert_eq!((report.build_id, report.repository.as_deref()), (Some(7.into()), Some("acme/app")));
+        assert_eq!((report.timings.fetch, report.timings.checkout, report.timings.bake), (ms(25), ms(1), ms(0)));
+        assert_eq!((report.context_bytes, report.placement.and_then(|its| its.pod).as_deref()), (13, Some("pod-1")));
+        let targets: Vec<_> = report.targets.iter().map(|target| (&*target.name, target.status)).collect();
+        assert_eq!(targets, [("web", Some(Status::Succeeded)), ("api", Some(Status::Succeeded))]);
+    }
+
+    #[test]
+    fn notices_are_bounded_and_the_last_one_counts_the_rest() {
+        let notices = |n: usize| folded((0..n).map(|n| Event::Notice(n.to_string()))).notices;
+        assert_eq!(notices(bounds::NOTICES).last().map(String::as_str), Some("49"));
+        for n_more in [1, 9] {
+            let notices = notices(bounds::NOTICES + n_more);
+            assert_eq!((notices.len(), &*notices[0]), (bounds::NOTICES, "0"));
+            assert_eq!(notices.last(), Some(&format!("and {} more notices", n_more + 1)));
+        }
+    }
 }

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::beneath::{Destination, Directory};
 use crate::bounds;
-use crate::event::Event;
+use crate::event::{Event, Phase};
 use crate::job::{Build, Repository, Sha, Trust};
 use crate::journal::Journal;
 use crate::process::{self, Ended, ProcessError};
@@ -387,6 +387,7 @@ impl Source {
         journal: &Journal,
         stop: &CancellationToken,
     ) -> Result<Worktree, SourceError> {
+        let mut phase = journal.begin(Phase::Fetch);
         let entered = stop.run_until_cancelled(self.gate.enter(&request.mirror)).await;
         let Some(mut entry) = entered else {
             return Err(SourceError::cancelled(origin));
@@ -405,7 +406,11 @@ impl Source {
                 (process::Stream::Out, Ok(Message::Progress { received_bytes })) => {
                     journal.tell(Event::Fetching { received_bytes })
                 }
-                (process::Stream::Out, Ok(Message::Fetched)) => entry.turn = None,
+                (process::Stream::Out, Ok(Message::Fetched)) => {
+                    if entry.turn.take().is_some() {
+                        phase.turn_into(Phase::Checkout);
+                    }
+                }
                 (process::Stream::Out, Ok(message)) => said.last = Some(message),
                 // What a dying child says: a panic, or the launcher's error.
                 _ => said.noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),

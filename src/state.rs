@@ -53,6 +53,7 @@ impl From<StateError> for Failure {
 pub struct StateDirectory {
     root: PathBuf,
     run: PathBuf,
+    places: Places,
     n_jobs: AtomicU64,
     /// Whether a mirror was used since the mirrors were last added up.
     is_grown: Arc<AtomicBool>,
@@ -74,7 +75,15 @@ impl StateDirectory {
         let held = hold(&lock).map_err(|source| StateError { path: lock.clone(), source })?;
         let run = runs.join(name);
         make_private(&run)?;
-        Ok(Self { root, run, n_jobs: AtomicU64::new(0), is_grown: Arc::default(), lock, _held: held })
+        Ok(Self {
+            places: Places::new(&root),
+            root,
+            run,
+            n_jobs: AtomicU64::new(0),
+            is_grown: Arc::default(),
+            lock,
+            _held: held,
+        })
     }
 
     /// A new, empty directory that only this user can enter.
@@ -86,7 +95,7 @@ impl StateDirectory {
 
     /// What no customer should read of it.
     pub fn places(&self) -> Places {
-        Places::new(&self.root)
+        self.places.clone()
     }
 
     /// The directory of a repository's mirror for builds of this trust, made when it is missing, and not removed while it is

@@ -1,6 +1,7 @@
 //! `sidebake build`: one build here and now, on the same path as a worker's, without Redis and without GitHub.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Outcome, read_json};
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
-use crate::journal::{Journal, Terminal, print_report};
-use crate::perform::{Attempt, Stations, bake, fetch, resolve, tell_of_submodules};
+use crate::journal::{Journal, Record, Terminal, print_report};
+use crate::perform::{Attempt, Stations, bake, resolve, tell_of_submodules};
 use crate::reason::{Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
@@ -68,15 +69,15 @@ impl Build {
         let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
         let stations = Stations::new(&settings, state.into())?;
         let directory = stations.state.job_directory()?;
-        let journal = Journal::to_terminal(Terminal::default(), stations.state.places());
-        let mut report = Report::default();
+        let record = Arc::new(Record::new(Report::default()));
+        let journal = Journal::new(vec![Arc::new(Terminal::default()), record.clone()], stations.state.places());
         let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None };
 
-        let worktree = self.worktree(&stations, &directory, attempt, &mut report).await;
+        let worktree = self.worktree(&stations, &directory, attempt).await;
         let result = match worktree {
             Ok(worktree) => {
                 let build = self.build(&worktree.path)?;
-                self.bake(&stations, &build, &worktree, &directory, attempt, &mut report).await
+                self.bake(&stations, &build, &worktree, &directory, attempt).await
             }
             Err(failure) => Err(failure),
         };
@@ -84,7 +85,7 @@ impl Build {
         let result = result.map_err(|failure| failure.without(&stations.state.places()));
         match result {
             Ok(()) if self.print => Ok(Outcome::Good),
-            result => Ok(conclude(result, report)),
+            result => Ok(conclude(result, record.report())),
         }
     }
 
@@ -96,12 +97,11 @@ impl Build {
         worktree: &Worktree,
         directory: &JobDirectory,
         attempt: Attempt<'_>,
-        report: &mut Report,
     ) -> Result<(), Failure> {
         if !self.print {
-            return bake(stations, build, worktree, directory, attempt, report).await;
+            return bake(stations, build, worktree, directory, attempt).await;
         }
-        println!("{}", resolve(stations, build, worktree, directory, attempt, report).await?.text);
+        println!("{}", resolve(stations, build, worktree, directory, attempt).await?.text);
         Ok(())
     }
 
@@ -110,7 +110,6 @@ impl Build {
         stations: &Stations,
         directory: &JobDirectory,
         attempt: Attempt<'_>,
-        report: &mut Report,
     ) -> Result<Worktree, Failure> {
         if !self.is_url() {
             let path = Path::new(&self.source).canonicalize();
@@ -137,7 +136,7 @@ impl Build {
             mtimes_key: None,
             spent: Spent::default(),
         };
-        let worktree = fetch(stations, &origin, attempt, report).await?;
+        let worktree = stations.source.check_out(&origin, &stations.state, attempt.journal, attempt.stop).await?;
         tell_of_submodules(&worktree, attempt);
         Ok(worktree)
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
+use super::Listener;
 use crate::event::{Event, Phase};
 
 /// What the events so far amount to.
@@ -16,9 +17,8 @@ struct State {
     done: BTreeSet<String>,
 }
 
-impl Progress {
-    /// Takes in one event.
-    pub fn follow(&self, event: &Event) {
+impl Listener for Progress {
+    fn hear(&self, event: &Event) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::PhaseStarted(phase) => state.phase = Some(*phase),
@@ -27,7 +27,9 @@ impl Progress {
             _ => {}
         }
     }
+}
 
+impl Progress {
     /// Such as `fetch` or `bake, 1 of 3 targets`; `None` before anything has begun.
     pub fn text(&self) -> Option<String> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,13 +47,13 @@ mod tests {
     fn the_phase_and_the_targets_that_are_done_are_told() {
         let progress = Progress::default();
         assert_eq!(progress.text(), None);
-        progress.follow(&Event::PhaseStarted(Phase::Fetch));
+        progress.hear(&Event::PhaseStarted(Phase::Fetch));
         assert_eq!(progress.text().as_deref(), Some("fetch"));
-        progress.follow(&Event::PhaseStarted(Phase::Bake));
-        progress.follow(&Event::Targets(2));
+        progress.hear(&Event::PhaseStarted(Phase::Bake));
+        progress.hear(&Event::Targets(2));
         // After a lost pod the same target may be built once more.
         for _ in 0..2 {
-            progress.follow(&Event::TargetDone("web".into()));
+            progress.hear(&Event::TargetDone("web".into()));
         }
         assert_eq!(progress.text().as_deref(), Some("bake, 1 of 2 targets"));
     }

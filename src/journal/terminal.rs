@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::Listener;
 use crate::event::Event;
 use crate::report::{Report, Status, TargetReport};
 use crate::{bounds, text};
@@ -29,9 +30,8 @@ impl Default for Terminal {
     }
 }
 
-impl Terminal {
-    /// Shows one event.
-    pub(super) fn show(&self, event: &Event) {
+impl Listener for Terminal {
+    fn hear(&self, event: &Event) {
         match event {
             Event::PhaseStarted(phase) => self.begin(phase.name()),
             Event::PhaseEnded(phase, took) => self.end(phase.name(), &format!("{} {}", phase.name(), seconds(*took))),
@@ -49,10 +49,13 @@ impl Terminal {
             Event::StepOutput { step, line } => self.line(&format!("{} | {line}", step.label())),
             Event::Notice(notice) => self.line(&format!("note: {notice}")),
             // The table at the end has them.
-            Event::Targets(_) | Event::TargetDone(_) => {}
+            Event::Targets(_) | Event::TargetDone(_) | Event::TargetEnded(_) => {}
+            Event::BuildId(_) | Event::Commit { .. } | Event::Placed(_) | Event::ContextSent { .. } => {}
         }
     }
+}
 
+impl Terminal {
     fn begin(&self, key: &str) {
         let Some(bars) = &self.bars else { return };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);

@@ -6,9 +6,8 @@ use crate::event::{Event, Phase};
 use crate::github::{self, App, GithubError, InstallationToken};
 use crate::job::{Build, BuildJob, GitRef, Repository, Sha, Trust};
 use crate::reason::{Failure, Reason};
-use crate::report::Report;
 use crate::secret::Secret;
-use crate::source::{MAX_SUBMODULES, Origin, Revision, SourceError, Spent, Submodule, Worktree};
+use crate::source::{MAX_SUBMODULES, Origin, Revision, Spent, Submodule, Worktree};
 use crate::state::JobDirectory;
 
 /// Submodules in submodules.
@@ -28,12 +27,9 @@ pub(super) async fn mint(
     job: &BuildJob,
     repository: &Repository,
     attempt: Attempt<'_>,
-    report: &mut Report,
 ) -> Result<InstallationToken, GithubError> {
-    let phase = attempt.begin(Phase::Token);
-    let token = stations.github.installation_token(repository, job.installation_id).await;
-    report.timings.token += phase.end();
-    token
+    let _phase = attempt.journal.begin(Phase::Token);
+    stations.github.installation_token(repository, job.installation_id).await
 }
 
 /// Makes the worktree of the job's commit. Each token is given back at its end, whatever that is.
@@ -43,10 +39,9 @@ pub(super) async fn check_out(
     token: InstallationToken,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-    report: &mut Report,
 ) -> Result<Worktree, Failure> {
     let place = directory.vacancy("tree", &job.build.repository.name)?;
-    let mut checkout = Checkout { stations, job, directory, attempt, report, spent: Spent::default() };
+    let mut checkout = Checkout { stations, job, directory, attempt, spent: Spent::default() };
     let mut access = Access::Token(token);
     // A fork's commit is on none of this repository's branches, and is built as a stranger's.
     let is_checked = stations.github.checks_refs() && job.build.trust != Trust::Fork;
@@ -62,22 +57,6 @@ pub(super) async fn check_out(
     Ok(worktree)
 }
 
-/// Makes one worktree, and says how long that took, waiting for others included.
-pub async fn fetch(
-    stations: &Stations,
-    origin: &Origin<'_>,
-    attempt: Attempt<'_>,
-    report: &mut Report,
-) -> Result<Worktree, SourceError> {
-    let phase = attempt.begin(Phase::Fetch);
-    let worktree = stations.source.check_out(origin, &stations.state, attempt.journal, attempt.stop).await;
-    let elapsed = phase.end();
-    let checkout = worktree.as_ref().map(|worktree| worktree.checkout).unwrap_or_default();
-    report.timings.checkout += checkout;
-    report.timings.fetch += elapsed.saturating_sub(checkout);
-    worktree
-}
-
 /// Says that submodules are empty: a step that needs their files does not.
 pub fn tell_of_submodules(worktree: &Worktree, attempt: Attempt<'_>) {
     let Some(first) = worktree.submodules.first() else { return };
@@ -91,7 +70,6 @@ struct Checkout<'a> {
     job: &'a BuildJob,
     directory: &'a JobDirectory,
     attempt: Attempt<'a>,
-    report: &'a mut Report,
     /// By the commits that it has so far.
     spent: Spent,
 }
@@ -124,7 +102,7 @@ impl Checkout<'_> {
                 mtimes_key: source.mtimes_key(&self.job.build)?,
                 spent: self.spent,
             };
-            let fetched = fetch(self.stations, &origin, attempt, self.report);
+            let fetched = source.check_out(&origin, &self.stations.state, attempt.journal, attempt.stop);
             let belongs = attempt.unless_stopped(refuse_foreign(github, sha, git_ref, access.token()));
             let (fetched, belongs) = tokio::join!(fetched, belongs);
             match (fetched, pauses.next()) {
@@ -153,7 +131,7 @@ impl Checkout<'_> {
     /// Has a new token minted when this one is refused, or may end before the work does for which it is needed.
     async fn renew(&mut self, token: &mut InstallationToken, is_refused: bool) -> Result<(), Failure> {
         if is_refused || !token.outlives(self.stations.source.timeout()) {
-            let minted = mint(self.stations, self.job, &token.repository, self.attempt, self.report);
+            let minted = mint(self.stations, self.job, &token.repository, self.attempt);
             *token = self.attempt.unless_stopped(minted).await??;
         }
         Ok(())
@@ -212,7 +190,7 @@ impl Checkout<'_> {
         token: &'t mut InstallationToken,
     ) -> Result<Access<'t>, Failure> {
         if may_mint {
-            let minted = mint(self.stations, self.job, &repository, self.attempt, self.report);
+            let minted = mint(self.stations, self.job, &repository, self.attempt);
             match self.attempt.unless_stopped(minted).await? {
                 // The App may not be on a repository that everybody sees.
                 Err(GithubError::NotFound { .. }) => {}

@@ -3,6 +3,7 @@
 use sidebake::bounds;
 use sidebake::clock::Epoch;
 use sidebake::event::{Event, Phase};
+use sidebake::journal::Listener;
 use sidebake::redis::{Redis, RedisError};
 use sidebake::settings::Jobs;
 use sidebake::sidekiq::custody::Running;
@@ -304,7 +305,7 @@ async fn a_worker_that_has_lost_a_job_shows_nothing_of_it() {
     };
     running.iteration.begin("j", 1);
     for (phase, is_shown) in [(Phase::Fetch, true), (Phase::Bake, false)] {
-        running.iteration.progress.follow(&Event::PhaseStarted(phase));
+        running.iteration.progress.hear(&Event::PhaseStarted(phase));
         iteration::look(&hand.redis, &hand.identity, std::slice::from_ref(&running)).await.unwrap();
         assert_eq!(hand.server.hgetall("it-j").await.is_empty(), !is_shown);
         hand.run(&["DEL", "it-j", &hand.inflight()]).await;
@@ -342,7 +343,7 @@ async fn of_a_job_that_was_lost_nothing_is_announced_shown_or_solved() {
     let running =
         Running { unit: unit(1), since: Epoch::now(), taken: Default::default(), iteration: Default::default() };
     running.iteration.begin("j", 1);
-    running.iteration.progress.follow(&Event::PhaseStarted(Phase::Fetch));
+    running.iteration.progress.hear(&Event::PhaseStarted(Phase::Fetch));
     iteration::look(redis, identity, &[running]).await.unwrap();
     assert_eq!(hand.server.keys("*").await, [hand.inflight(), format!("sidebake:lease:{identity}")]);
 
@@ -544,17 +545,17 @@ async fn one_process_in_four_has_a_suspect_and_others_look_past_it_to_what_is_be
     }
     let (first, second) = (join(&hand, "first").await, join(&hand, "second").await);
     let now = Epoch::now();
-    assert_eq!(fetch_as(&hand, &first, 1, now).await, [suspect.clone()]);
+    assert_eq!(fetch_as(&hand, &first, 1, now).await, std::slice::from_ref(suspect));
     assert_eq!(fetch_as(&hand, &second, 1, now).await, [healthy.clone(), healthy_too.clone()]);
     assert_eq!(hand.server.queue("default").await, [other_suspect.clone(), last_suspect.clone()]);
     assert_eq!(holders(&hand).await, [first.to_string()]);
 
     // One that has died holds nothing.
     hand.run(&["DEL", &format!("sidebake:lease:{first}")]).await;
-    assert_eq!(fetch_as(&hand, &second, 2, now).await, [other_suspect.clone()]);
+    assert_eq!(fetch_as(&hand, &second, 2, now).await, std::slice::from_ref(other_suspect));
     assert_eq!(holders(&hand).await, [second.to_string()]);
     // Nor does one that asks for jobs again.
-    assert_eq!(fetch_as(&hand, &second, 3, now).await, [last_suspect.clone()]);
+    assert_eq!(fetch_as(&hand, &second, 3, now).await, std::slice::from_ref(last_suspect));
 
     // Of eight, two may.
     for text in [suspect, other_suspect, last_suspect] {

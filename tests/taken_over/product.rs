@@ -41,7 +41,7 @@ impl<'a> Worker<'a> {
             source: Source::new(&settings),
             bake: Bake::new(&settings),
             builders: Builders::new(&settings),
-            journal: Journal::to_log(Arc::default(), Places::default()),
+            journal: Journal::new(Vec::new(), Places::default()),
         }
     }
 
