@@ -32,7 +32,7 @@ use crate::beneath::Directory;
 use crate::job::{Build, Sha};
 use crate::journal::Journal;
 use crate::process::ProcessError;
-use crate::reason::{Failure, Reason};
+use crate::reason::{End, HasReason, Reason};
 use crate::report::TargetReport;
 use crate::sandbox::Sockets;
 use crate::secret::Secret;
@@ -87,27 +87,20 @@ pub enum BakeError {
         /// What is wrong, without anything of its content.
         message: String,
     },
-    /// Somebody cancelled it.
-    #[error("cancelled")]
+    /// It was stopped.
+    #[error("the build was stopped")]
     Stopped,
 }
 
-impl BakeError {
-    /// The entry of the closed list.
-    pub fn reason(&self) -> Reason {
-        match self {
+impl HasReason for BakeError {
+    fn reason(&self) -> Option<Reason> {
+        Some(match self {
             Self::Invalid(_) => Reason::DefinitionInvalid,
             Self::Refused(_) => Reason::PolicyRefused,
             Self::State(_) | Self::Process(_) | Self::Launcher(_) => Reason::WorkerFailed,
             Self::Credentials { .. } | Self::Secret { .. } => Reason::WorkerFailed,
-            Self::Stopped => Reason::Interrupted,
-        }
-    }
-}
-
-impl From<BakeError> for Failure {
-    fn from(error: BakeError) -> Self {
-        Self::new(error.reason(), error.to_string())
+            Self::Stopped => return None,
+        })
     }
 }
 
@@ -170,8 +163,8 @@ pub struct Outcome {
     pub targets: Vec<TargetReport>,
     /// Bytes of build context that were sent.
     pub context_bytes: u64,
-    /// Why it failed; `None` when it succeeded.
-    pub failure: Option<Failure>,
+    /// Why it did not succeed; `None` when it did.
+    pub end: Option<End>,
 }
 
 /// A resolved and policed definition: nothing is left to evaluate in it.

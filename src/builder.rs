@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::bake::{Configuration, Site};
 use crate::job::Build;
-use crate::reason::{Failure, Reason};
+use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::{Enforcement, Sockets};
 use crate::settings::{self, Balance, Driver};
@@ -79,20 +79,13 @@ pub enum BuilderError {
     State(#[from] StateError),
 }
 
-impl BuilderError {
-    /// The entry of the closed list.
-    pub fn reason(&self) -> Reason {
-        match self {
+impl HasReason for BuilderError {
+    fn reason(&self) -> Option<Reason> {
+        Some(match self {
             Self::Unknown(_) | Self::NotForAccount { .. } => Reason::InvalidArguments,
             Self::None(_) | Self::Cluster { .. } => Reason::BuilderUnavailable,
             Self::Config { .. } | Self::State(_) => Reason::WorkerFailed,
-        }
-    }
-}
-
-impl From<BuilderError> for Failure {
-    fn from(error: BuilderError) -> Self {
-        Self::new(error.reason(), error.to_string())
+        })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::body::TooLong;
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
-use crate::reason::{Failure, Reason};
+use crate::reason::{HasReason, Reason};
 use crate::secret::Secret;
 use crate::settings;
 use crate::text;
@@ -105,10 +105,9 @@ pub enum GithubError {
     },
 }
 
-impl GithubError {
-    /// The entry of the closed list.
-    pub fn reason(&self) -> Reason {
-        match self {
+impl HasReason for GithubError {
+    fn reason(&self) -> Option<Reason> {
+        Some(match self {
             Self::NotConfigured(_) | Self::KeyFile { .. } | Self::Key(_) | Self::Refused { .. } => {
                 Reason::GithubRefused
             }
@@ -116,16 +115,13 @@ impl GithubError {
             Self::Unreachable { .. } | Self::Limited { .. } | Self::TooLong(_) | Self::Unavailable { .. } => {
                 Reason::GithubUnavailable
             }
-        }
+        })
     }
-}
 
-impl From<GithubError> for Failure {
-    fn from(error: GithubError) -> Self {
-        let failure = Self::new(error.reason(), error.to_string());
-        match error {
-            GithubError::Limited { wait, .. } => failure.not_before(wait),
-            _ => failure,
+    fn wait(&self) -> Duration {
+        match self {
+            Self::Limited { wait, .. } => *wait,
+            _ => Duration::ZERO,
         }
     }
 }

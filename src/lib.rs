@@ -35,6 +35,7 @@ pub mod process;
 pub mod redis;
 pub mod sandbox;
 pub mod state;
+pub mod stop;
 pub mod systemd;
 
 // Everything that happens is told here.

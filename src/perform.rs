@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::task::spawn_blocking;
-use tokio_util::sync::CancellationToken;
 
 use crate::bake::{Bake, Definition, Goal, Order, Outcome};
 use crate::builder::{Builders, Loss, Place};
@@ -16,10 +15,11 @@ use crate::event::{Event, Phase, Status};
 use crate::github::App;
 use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
-use crate::reason::{Failure, Reason};
+use crate::reason::{Cause, End, Failure, Reason};
 use crate::settings::Settings;
 use crate::source::{Source, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
+use crate::stop::Stop;
 
 pub use worktree::tell_of_submodules;
 
@@ -62,7 +62,7 @@ pub struct Attempt<'a> {
     /// Where everything is told.
     pub journal: &'a Journal,
     /// Kills whatever runs.
-    pub stop: &'a CancellationToken,
+    pub stop: &'a Stop,
     /// Knows whether the job is still ours; none where nobody could take it.
     pub fence: Option<&'a dyn Fence>,
 }
@@ -74,7 +74,7 @@ pub trait Fence: std::fmt::Debug + Send + Sync {
 }
 
 /// Builds what a job asks for. What is known is told as soon as it is, so that the report of a failure has it too.
-pub async fn perform(stations: &Stations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), Failure> {
+pub async fn perform(stations: &Stations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), End> {
     job.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
     let token = attempt.unless_stopped(mint(stations, job, &job.build.repository, attempt)).await??;
     let directory = stations.state.job_directory()?;
@@ -94,7 +94,7 @@ pub async fn bake(
     worktree: &Worktree,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-) -> Result<(), Failure> {
+) -> Result<(), End> {
     let definition = resolve(stations, build, worktree, directory, attempt).await?;
     attempt.journal.tell(Event::Targets(definition.names().len()));
     let _phase = attempt.journal.begin(Phase::Bake);
@@ -108,10 +108,10 @@ pub async fn resolve(
     worktree: &Worktree,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-) -> Result<Definition, Failure> {
+) -> Result<Definition, End> {
     let phase = attempt.journal.begin(Phase::Print);
     let order = Order { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
-    let definition = stations.bake.resolve(&order, directory, attempt.stop).await;
+    let definition = stations.bake.resolve(&order, directory, attempt.stop.token()).await;
     drop(phase);
     let definition = refuse_pointers(definition?, worktree).await?;
     definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
@@ -119,7 +119,7 @@ pub async fn resolve(
 }
 
 /// An image would get the pointers' text in place of their files, and nobody would be told.
-async fn refuse_pointers(definition: Definition, worktree: &Worktree) -> Result<Definition, Failure> {
+async fn refuse_pointers(definition: Definition, worktree: &Worktree) -> Result<Definition, End> {
     if worktree.lfs_pointers.is_empty() {
         return Ok(definition);
     }
@@ -136,7 +136,7 @@ async fn refuse_pointers(definition: Definition, worktree: &Worktree) -> Result<
          context",
         first.display()
     );
-    Err(Failure::new(Reason::SourceRefused, detail))
+    Err(Failure::new(Reason::SourceRefused, detail).into())
 }
 
 /// Solves until the build's own result is known: when the builder fails, what is not built yet is tried on another pod.
@@ -146,7 +146,7 @@ async fn solve(
     definition: &Definition,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-) -> Result<(), Failure> {
+) -> Result<(), End> {
     let (mut targets, mut unfinished) = (definition.names(), definition.names());
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut time_left = stations.bake.time_limit(build);
@@ -158,7 +158,8 @@ async fn solve(
         if let Some(fence) = attempt.fence
             && !fence.holds().await
         {
-            return Err(Failure::new(Reason::Interrupted, "the job was given to another worker"));
+            attempt.stop.because(Cause::Reclaimed);
+            return Err(End::Stopped);
         }
         let started = Instant::now();
         let goal = Goal { definition, targets: &targets, deadline: started + time_left };
@@ -176,10 +177,12 @@ async fn solve(
             attempt.journal.tell(Event::TargetEnded(target));
         }
         let Some(loss) = loss.filter(|_| n_left > 0 && place.has_others() && !time_left.is_zero()) else {
-            return match (outcome.failure, lost) {
+            return match (outcome.end, lost) {
                 // The time went with the pod.
-                (Some(failure), Some(lost)) if failure.reason == Reason::TimedOut => Err(lost.failure),
-                (failure, _) => failure.map_or(Ok(()), Err),
+                (Some(End::Failed(failure)), Some(lost)) if failure.reason == Reason::TimedOut => {
+                    Err(lost.failure.into())
+                }
+                (end, _) => end.map_or(Ok(()), Err),
             };
         };
         let rest = if unfinished.is_empty() {
@@ -206,8 +209,8 @@ async fn solve_watched(
     place: &Place<'_>,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-) -> Result<(Outcome, Option<Loss>), Failure> {
-    let stop = attempt.stop.child_token();
+) -> Result<(Outcome, Option<Loss>), End> {
+    let stop = attempt.stop.token().child_token();
     let solve = stations.bake.solve(build, goal, &place.site, directory, attempt.journal, &stop);
     tokio::pin!(solve);
     // Dropping the watch loses nothing. The solve is never dropped: what it has learned is in its outcome.
@@ -222,21 +225,20 @@ async fn solve_watched(
             (solve.await?, Some(loss))
         }
     };
-    let Some(failure) = outcome.failure.take() else { return Ok((outcome, None)) };
-    let loss = match (lost, failure.reason) {
-        _ if attempt.stop.is_cancelled() => None,
+    let loss = match (&outcome.end, lost) {
+        (None, _) => return Ok((outcome, None)),
+        _ if attempt.stop.cause().is_some() => None,
         // Killed by us. When it ended by itself in the same moment, its own word counts.
-        (Some(loss), Reason::Interrupted) => Some(loss),
-        _ => place.post_mortem(&failure).await,
+        (Some(End::Stopped), lost) => lost,
+        (Some(End::Failed(failure)), _) => place.post_mortem(failure).await,
     };
-    outcome.failure = Some(loss.as_ref().map_or(failure, |loss| loss.failure.clone()));
+    outcome.end = loss.as_ref().map(|loss| loss.failure.clone().into()).or(outcome.end);
     Ok((outcome, loss))
 }
 
 impl Attempt<'_> {
     /// Waits for what does not listen to `stop` itself, and loses nothing when it is dropped.
-    async fn unless_stopped<T>(self, asked: impl Future<Output = T>) -> Result<T, Failure> {
-        let answer = self.stop.run_until_cancelled(asked).await;
-        answer.ok_or_else(|| Failure::new(Reason::Interrupted, "the build was stopped"))
+    async fn unless_stopped<T>(self, asked: impl Future<Output = T>) -> Result<T, End> {
+        self.stop.token().run_until_cancelled(asked).await.ok_or(End::Stopped)
     }
 }

@@ -20,7 +20,7 @@ use crate::job::{self, BuildJob, Callback, JobError, Moment};
 use crate::journal::{Journal, Listener, Log, Record};
 use crate::perform::{Attempt, Fence, Stations, perform};
 use crate::rails;
-use crate::reason::{Class, Failure, Reason};
+use crate::reason::{Cause, Class, End, Failure, Reason};
 use crate::redis::Redis;
 use crate::report::{Report, Status};
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
@@ -31,12 +31,13 @@ use crate::sidekiq::payload::Payload;
 use crate::sidekiq::retry::{self, Next};
 use crate::sidekiq::turn::{Effect, Settlement, UnitOfWork};
 use crate::sidekiq::{Identity, iteration, shown};
+use crate::stop::Stop;
 use crate::text::places::Places;
 
 /// A job interrupted this often waits its turn in the retry set.
 const MAX_INTERRUPTIONS: u32 = 3;
 
-/// How long a stopped build may take to end its child and remove its directory.
+/// How long a stopped build may take to end.
 const CLEAN_UP: Duration = Duration::from_secs(2);
 
 /// How long a stopped build may wait for Rails yet, which alone may know whom to tell.
@@ -66,6 +67,7 @@ struct Job {
     payload: Payload,
     journal: Journal,
     record: Arc<Record>,
+    stop: Stop,
     /// Whom to notify.
     callback: Mutex<Option<Callback>>,
 }
@@ -91,7 +93,8 @@ impl Job {
         let listeners: Vec<Arc<dyn Listener>> =
             vec![Arc::new(Log), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
         let journal = Journal::new(listeners, processor.stations.state.places());
-        let job = Self { running, payload, journal, record, callback: Mutex::default() };
+        let stop = Stop::with(&processor.kill);
+        let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };
         job.learn(&known);
         job
     }
@@ -103,12 +106,59 @@ impl Job {
         self.journal.tell(Event::BuildId(build_id));
     }
 
+    /// Stops the attempt when the job was cancelled or reclaimed; returns when it is stopped, also by the end of the worker.
+    async fn stopped(&self) {
+        tokio::select! {
+            biased;
+            () = self.running.iteration.cancelled.cancelled() => self.stop.because(Cause::Cancelled),
+            () = self.running.taken.cancelled() => self.stop.because(Cause::Reclaimed),
+            () = self.stop.token().cancelled() => {}
+        }
+    }
+
+    /// The end of a job that was cancelled before it began.
+    fn cancelled(&self) -> End {
+        self.stop.because(Cause::Cancelled);
+        End::Stopped
+    }
+
     fn callback(&self) -> Option<Callback> {
         self.callback.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn timestamps(&self, jobs: &Jobs) -> Timestamps {
         self.payload.timestamps().unwrap_or(jobs.timestamps)
+    }
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It did what it was to do.
+    Succeeded,
+    /// It failed.
+    Failed(Failure),
+    /// It was stopped.
+    Stopped(Cause),
+}
+
+impl Outcome {
+    fn of(result: Result<(), End>, stop: &Stop) -> Self {
+        match result {
+            Ok(()) => Self::Succeeded,
+            Err(End::Failed(failure)) => Self::Failed(failure),
+            // Nothing else stops a build without a word.
+            Err(End::Stopped) => Self::Stopped(stop.cause().unwrap_or(Cause::Shutdown)),
+        }
+    }
+
+    /// What is told of it; `None` when it succeeded.
+    fn failure(&self) -> Option<Failure> {
+        match self {
+            Self::Succeeded => None,
+            Self::Failed(failure) => Some(failure.clone()),
+            Self::Stopped(cause) => Some(cause.failure()),
+        }
     }
 }
 
@@ -151,13 +201,13 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     }
     let job = Arc::new(Job::new(&processor, running, payload));
     let attempt = attempt(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
-    let result =
-        tokio::spawn(attempt).await.unwrap_or_else(|error| Err(Failure::new(Reason::Panicked, panic_message(error))));
+    let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
+    let outcome = Outcome::of(tokio::spawn(attempt).await.unwrap_or_else(panicked), &job.stop);
     if job.running.taken.is_cancelled() {
         // Somebody else has the job, and custody drops what we say of it. The slot is what is handed in.
         tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
     }
-    let settlement = settle(&processor.jobs, &job, result);
+    let settlement = settle(&processor.jobs, &job, &outcome);
     // As in Ruby, where a class that is not known fails before anybody counts.
     if settlement.is_processed && processor.jobs.is_ours(&job.payload.class) {
         processor.metrics.record(&job.payload.class, started.elapsed(), settlement.is_failed);
@@ -205,54 +255,53 @@ fn panic_message(error: tokio::task::JoinError) -> String {
     text.unwrap_or_else(|| "a panic without a message".into())
 }
 
-async fn attempt(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), Failure> {
+async fn attempt(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
     let (unit, payload) = (&job.running.unit, &job.payload);
-    let result = if unit.is_poison() {
+    if unit.is_poison() {
         let times = unit.n_crashes;
-        Err(Failure::new(Reason::Poison, format!("crashed its worker {times} times while it ran alone")))
-    } else if let Some(flaw) = payload.flaw() {
-        Err(Failure::new(Reason::InvalidArguments, flaw))
-    } else if payload.class == PROBE && processor.jobs.probe {
-        probe(&processor, &job).await
-    } else {
-        let stop = processor.kill.child_token();
-        // On the heap: it is many kilobytes, which a job that builds nothing need not carry from task to task.
-        let work = Box::pin(build(&processor, &job, &stop));
-        tokio::select! {
-            built = work => built,
-            // What does not listen to `stop`, a request to Rails or GitHub, is dropped.
-            () = given_up(&job.running, &stop) => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
-        }
+        return Err(Failure::new(Reason::Poison, format!("crashed its worker {times} times while it ran alone")).into());
+    }
+    if let Some(flaw) = payload.flaw() {
+        return Err(Failure::new(Reason::InvalidArguments, flaw).into());
+    }
+    if payload.class == PROBE && processor.jobs.probe {
+        return probe(&job).await;
+    }
+    // On the heap: it is many kilobytes, which a job that builds nothing need not carry from task to task.
+    let work = Box::pin(build(&processor, &job));
+    let given_up = async {
+        job.stopped().await;
+        // To end its child and remove its directory.
+        tokio::time::sleep(CLEAN_UP).await;
     };
-    let is_cancelled = job.running.iteration.cancelled.is_cancelled();
-    match result {
-        Err(failure) if is_cancelled && failure.reason == Reason::Interrupted => {
-            Err(Failure::new(Reason::Cancelled, ""))
-        }
-        result => result,
+    tokio::select! {
+        built = work => built,
+        // What does not listen to the stop, a request to Rails or GitHub, is dropped.
+        () = given_up => Err(End::Stopped),
     }
 }
 
 /// A build job: its arguments, perhaps Rails, then the stations.
-async fn build(processor: &Processor, job: &Job, stop: &CancellationToken) -> Result<(), Failure> {
+async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
     let (running, payload) = (&job.running, &job.payload);
     let Some(class) = processor.jobs.classes.get(&payload.class) else {
         let message = format!("{} is not a class of this worker's configuration", payload.class);
-        return Err(Failure::new(Reason::WorkerFailed, message));
+        return Err(Failure::new(Reason::WorkerFailed, message).into());
     };
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
-    let native = ask_rails(class, &args, job, stop).await;
+    let native = ask_rails(class, &args, job).await;
     // It may have been cancelled while it waited, also where Rails cannot be asked whom to tell of that. When Redis does not
     // answer, it is found out later.
     let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
-    if native.is_err() && running.iteration.cancelled.is_cancelled() {
-        return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
+    let is_cancelled = running.iteration.cancelled.is_cancelled();
+    if native.is_err() && is_cancelled {
+        return Err(job.cancelled());
     }
     let native = native?;
     job.learn(&native);
     refuse_expired(payload)?;
-    if running.iteration.cancelled.is_cancelled() {
-        return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
+    if is_cancelled {
+        return Err(job.cancelled());
     }
     let build_job = BuildJob::parse(&native).map_err(invalid)?;
     job.journal.tell(Event::Commit {
@@ -262,21 +311,22 @@ async fn build(processor: &Processor, job: &Job, stop: &CancellationToken) -> Re
     });
     notify_started(processor, job).await;
     let fence = InFlight { processor, unit: &running.unit };
-    let attempt = Attempt { journal: &job.journal, stop, fence: Some(&fence) };
+    let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&fence) };
     let built = perform(&processor.stations, &build_job, attempt).await;
-    built.map_err(|failure| for_customer(failure, &processor.stations.state.places()))
+    let places = processor.stations.state.places();
+    built.map_err(|end| end.map(|failure| for_customer(failure, &places)))
 }
 
 /// The native object, as soon as it is there; a build that is stopped waits for Rails a moment longer.
-async fn ask_rails(class: &JobClass, args: &Arguments, job: &Job, stop: &CancellationToken) -> Result<Value, Failure> {
+async fn ask_rails(class: &JobClass, args: &Arguments, job: &Job) -> Result<Value, End> {
     let _phase = job.journal.begin(Phase::Resolve);
     let no_word = async {
-        stop.cancelled().await;
+        job.stop.token().cancelled().await;
         tokio::time::sleep(LAST_WORD).await;
     };
     tokio::select! {
         native = native(class, args) => native,
-        () = no_word => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
+        () = no_word => Err(End::Stopped),
     }
 }
 
@@ -304,16 +354,6 @@ impl Fence for InFlight<'_> {
     }
 }
 
-/// Stops the build when the worker ends, or the job was taken or cancelled; returns when it had time to clean up after itself.
-async fn given_up(running: &Running, stop: &CancellationToken) {
-    tokio::select! {
-        () = running.taken.cancelled() => stop.cancel(),
-        () = running.iteration.cancelled.cancelled() => stop.cancel(),
-        () = stop.cancelled() => {}
-    }
-    tokio::time::sleep(CLEAN_UP).await;
-}
-
 fn invalid(error: JobError) -> Failure {
     Failure::new(Reason::InvalidArguments, error.to_string())
 }
@@ -327,10 +367,12 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The native object, from the arguments or from Rails.
-async fn native(class: &JobClass, args: &Arguments) -> Result<Value, Failure> {
+async fn native(class: &JobClass, args: &Arguments) -> Result<Value, End> {
     match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
         (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
-        (Request::Resolve(url), None) => Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}"))),
+        (Request::Resolve(url), None) => {
+            Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}")).into())
+        }
         (Request::Native(native), _) => Ok(native),
     }
 }
@@ -367,8 +409,8 @@ enum ProbeOutcome {
 }
 
 /// A job that goes through the whole runtime and builds nothing. Further fields and arguments are ignored.
-async fn probe(processor: &Processor, job: &Job) -> Result<(), Failure> {
-    let (running, payload) = (&job.running, &job.payload);
+async fn probe(job: &Job) -> Result<(), End> {
+    let payload = &job.payload;
     refuse_expired(payload)?;
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let probe = Probe::deserialize(args.value(0).map_err(invalid)?)
@@ -383,15 +425,13 @@ async fn probe(processor: &Processor, job: &Job) -> Result<(), Failure> {
     // One that was cancelled before it began does not run, however short it is.
     tokio::select! {
         biased;
-        () = processor.kill.cancelled() => return Err(Failure::new(Reason::Interrupted, "the worker stops")),
-        () = running.taken.cancelled() => return Err(Failure::new(Reason::Interrupted, "the job was given to another worker")),
-        () = running.iteration.cancelled.cancelled() => return Err(Failure::new(Reason::Interrupted, "cancelled")),
+        () = job.stopped() => return Err(End::Stopped),
         () = slept => {}
     }
     match probe.outcome {
         ProbeOutcome::Succeed => Ok(()),
-        ProbeOutcome::User => Err(Failure::new(Reason::StepFailed, probe.message)),
-        ProbeOutcome::Infrastructure => Err(Failure::new(Reason::BuilderUnavailable, probe.message)),
+        ProbeOutcome::User => Err(Failure::new(Reason::StepFailed, probe.message).into()),
+        ProbeOutcome::Infrastructure => Err(Failure::new(Reason::BuilderUnavailable, probe.message).into()),
         ProbeOutcome::Panic => panic!("{}", probe.message),
     }
 }
@@ -401,7 +441,7 @@ async fn probe(processor: &Processor, job: &Job) -> Result<(), Failure> {
 /// A user failure is a finished job, when there is somebody to tell: without a callback nobody would see it, so it goes
 /// to the dead set. A control end never counts as a retry.
 pub fn dispose(
-    result: &Result<(), Failure>,
+    outcome: &Outcome,
     payload: &Payload,
     jobs: &Jobs,
     has_callback: bool,
@@ -409,15 +449,19 @@ pub fn dispose(
     now: Epoch,
     jitter: f64,
 ) -> Disposition {
-    let Err(failure) = result else { return Disposition::Acknowledge };
     let bury = if payload.may_die() { Disposition::Bury } else { Disposition::Drop };
-    match (failure.reason, failure.reason.class()) {
-        (Reason::Interrupted, _) if n_interruptions + 1 < MAX_INTERRUPTIONS => Disposition::PutBack,
+    let next = |wait| retry::next(payload, jobs, now, wait, jitter);
+    let failure = match outcome {
+        Outcome::Succeeded | Outcome::Stopped(Cause::Cancelled) => return Disposition::Acknowledge,
+        Outcome::Stopped(_) if n_interruptions + 1 < MAX_INTERRUPTIONS => return Disposition::PutBack,
         // It is always in the way of a stop. A job that has no retries goes on as it was: it has not failed.
-        (Reason::Interrupted, _) => match retry::next(payload, jobs, now, failure.wait, jitter) {
-            Next::RetryAt(at) => Disposition::RetryAt(at),
-            Next::Die | Next::Drop => Disposition::PutBack,
+        Outcome::Stopped(_) => match next(Duration::ZERO) {
+            Next::RetryAt(at) => return Disposition::RetryAt(at),
+            Next::Die | Next::Drop => return Disposition::PutBack,
         },
+        Outcome::Failed(failure) => failure,
+    };
+    match (failure.reason, failure.reason.class()) {
         (Reason::Poison, _) => bury,
         (_, Class::Control) => Disposition::Acknowledge,
         (_, Class::User) if !jobs.raise_user_failures => {
@@ -427,7 +471,7 @@ pub fn dispose(
                 bury
             }
         }
-        (_, Class::User | Class::Infrastructure) => match retry::next(payload, jobs, now, failure.wait, jitter) {
+        (_, Class::User | Class::Infrastructure) => match next(failure.wait) {
             // Sidekiq could not show it in the retry set, and another attempt would end in the same way.
             Next::RetryAt(_) if payload.flaw().is_some() => bury,
             Next::RetryAt(at) => Disposition::RetryAt(at),
@@ -438,14 +482,14 @@ pub fn dispose(
 }
 
 /// The settlement of an attempt: what becomes of the job, and what Rails is told, in one step.
-fn settle(jobs: &Jobs, job: &Job, result: Result<(), Failure>) -> Settlement {
+fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
     let (unit, payload, now) = (&job.running.unit, &job.payload, Epoch::now());
     let (mut report, callback) = (job.record.report(), job.callback());
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
-    let disposition = dispose(&result, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
-    log_end(&result, &report, disposition, &job.running);
+    let disposition = dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
+    log_end(outcome, &report, disposition, &job.running);
 
-    let failure = result.err();
+    let failure = outcome.failure();
     conclude(&mut report, failure.as_ref());
     let dead_or_due = || match &failure {
         Some(failure) => payload.after_failure(&unit.queue, failure, now, jobs.timestamps),
@@ -484,21 +528,21 @@ fn conclude(report: &mut Report, failure: Option<&Failure>) {
     report.message = failure.map(Failure::message);
 }
 
-fn log_end(result: &Result<(), Failure>, report: &Report, disposition: Disposition, running: &Running) {
+fn log_end(outcome: &Outcome, report: &Report, disposition: Disposition, running: &Running) {
     let took_s = Epoch::now().since(running.since).as_secs_f64();
     // One worker may run a job twice at a time, until it learns that it has lost the first of the two.
     let token = &running.unit.token;
     let (jid, repository, sha) = (&report.jid, report.repository.as_deref(), report.sha.as_deref());
-    match (result, disposition) {
-        (Ok(()), _) => tracing::info!(jid, %token, repository, sha, took_s, "job done"),
-        (Err(failure), Disposition::PutBack) => {
+    match (outcome.failure(), disposition) {
+        (None, _) => tracing::info!(jid, %token, repository, sha, took_s, "job done"),
+        (Some(failure), Disposition::PutBack) => {
             tracing::info!(jid, %token, repository, %failure, took_s, "job put back")
         }
-        (Err(failure), Disposition::RetryAt(at)) => {
+        (Some(failure), Disposition::RetryAt(at)) => {
             let retry_at_s = at.as_secs_f64();
             tracing::warn!(jid, %token, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, retry_at_s, "job failed, will be retried");
         }
-        (Err(failure), _) => {
+        (Some(failure), _) => {
             tracing::warn!(jid, %token, repository, sha, reason = %failure.reason, detail = failure.detail, took_s, "job failed");
         }
     }
@@ -510,8 +554,8 @@ mod tests {
 
     fn decide(reason: Option<Reason>, text: &str, has_callback: bool) -> Disposition {
         let payload = Payload::parse(text.as_bytes()).expect("a job");
-        let result = reason.map_or(Ok(()), |reason| Err(Failure::new(reason, "x")));
-        dispose(&result, &payload, &Jobs::default(), has_callback, 0, Epoch::from_secs_f64(100.0), 0.0)
+        let outcome = reason.map_or(Outcome::Succeeded, |reason| Outcome::Failed(Failure::new(reason, "x")));
+        dispose(&outcome, &payload, &Jobs::default(), has_callback, 0, Epoch::from_secs_f64(100.0), 0.0)
     }
 
     #[test]
@@ -539,8 +583,6 @@ mod tests {
                 true,
                 Disposition::Drop,
             ),
-            (Some(Reason::Interrupted), r#"{"class":"BuildJob","args":[],"retry":0}"#, true, Disposition::PutBack),
-            (Some(Reason::Cancelled), job, true, Disposition::Acknowledge),
             (Some(Reason::Expired), job, false, Disposition::Acknowledge),
             (Some(Reason::Poison), job, true, Disposition::Bury),
             (Some(Reason::Poison), r#"{"class":"BuildJob","args":[],"dead":false}"#, true, Disposition::Drop),
@@ -551,13 +593,17 @@ mod tests {
 
     #[test]
     fn the_third_interruption_is_a_retry_where_there_are_any() {
-        let stopped = Err(Failure::new(Reason::Interrupted, "x"));
-        let decide = |text: &str, n| {
+        let decide_for = |cause, text: &str, n| {
             let payload = Payload::parse(text.as_bytes()).expect("a job");
-            dispose(&stopped, &payload, &Jobs::default(), true, n, Epoch::from_secs_f64(100.0), 0.0)
+            dispose(&Outcome::Stopped(cause), &payload, &Jobs::default(), true, n, Epoch::from_secs_f64(100.0), 0.0)
         };
         let job = r#"{"class":"BuildJob","args":[]}"#;
-        assert_eq!([0, 1].map(|n| decide(job, n)), [Disposition::PutBack; 2]);
+        for cause in [Cause::Shutdown, Cause::Reclaimed] {
+            assert_eq!([0, 1].map(|n| decide_for(cause, job, n)), [Disposition::PutBack; 2]);
+        }
+        assert_eq!(decide_for(Cause::Cancelled, job, 0), Disposition::Acknowledge);
+        let decide = |text, n| decide_for(Cause::Shutdown, text, n);
+        assert_eq!(decide(r#"{"class":"BuildJob","args":[],"retry":0}"#, 0), Disposition::PutBack);
         assert_eq!(decide(job, 2), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
         assert_eq!(decide(r#"{"class":"BuildJob","args":[],"retry":false}"#, 2), Disposition::PutBack);
     }
@@ -566,7 +612,7 @@ mod tests {
     fn shops_that_count_on_sidekiqs_failure_path_get_it() {
         let jobs = Jobs { raise_user_failures: true, ..Jobs::default() };
         let payload = Payload::parse(br#"{"class":"BuildJob","args":[]}"#).expect("a job");
-        let failed = Err(Failure::new(Reason::StepFailed, "x"));
+        let failed = Outcome::Failed(Failure::new(Reason::StepFailed, "x"));
         let decide = |payload: &Payload| dispose(&failed, payload, &jobs, true, 0, Epoch::from_secs_f64(100.0), 0.0);
         assert_eq!(decide(&payload), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
         let malformed = Payload::parse(br#"{"class":"BuildJob","args":null}"#).expect("a job");

@@ -13,7 +13,7 @@ use crate::body::{self, BodyError, TooLong};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
-use crate::reason::{Failure, Reason};
+use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
 use crate::settings::{Resolve, Timestamps};
@@ -68,20 +68,13 @@ pub enum RailsError {
     },
 }
 
-impl RailsError {
-    /// The entry of the closed list.
-    pub fn reason(&self) -> Reason {
-        match self {
+impl HasReason for RailsError {
+    fn reason(&self) -> Option<Reason> {
+        Some(match self {
             Self::Gone { .. } => Reason::Gone,
             Self::Refused { .. } | Self::SecretFile { .. } => Reason::ResolverRefused,
             Self::Unreachable { .. } | Self::TooLong(_) | Self::Nonsense { .. } => Reason::ResolverUnavailable,
-        }
-    }
-}
-
-impl From<RailsError> for Failure {
-    fn from(error: RailsError) -> Self {
-        Self::new(error.reason(), error.to_string())
+        })
     }
 }
 

@@ -174,6 +174,74 @@ impl Failure {
     }
 }
 
+/// Why a build was stopped before it had ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The worker ends.
+    Shutdown,
+    /// The job was given to another worker.
+    Reclaimed,
+    /// The build was cancelled.
+    Cancelled,
+}
+
+impl Cause {
+    /// What is told of it, where anybody is told.
+    pub fn failure(self) -> Failure {
+        match self {
+            Self::Shutdown => Failure::new(Reason::Interrupted, "the worker stopped"),
+            Self::Reclaimed => Failure::new(Reason::Interrupted, "the job was given to another worker"),
+            Self::Cancelled => Failure::new(Reason::Cancelled, ""),
+        }
+    }
+}
+
+/// Why an attempt did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It failed.
+    Failed(Failure),
+    /// It was stopped. Why is known to whoever stopped it.
+    Stopped,
+}
+
+impl End {
+    /// The same, with a failure that `f` has made of its own.
+    #[must_use]
+    pub fn map(self, f: impl FnOnce(Failure) -> Failure) -> Self {
+        match self {
+            Self::Failed(failure) => Self::Failed(f(failure)),
+            Self::Stopped => Self::Stopped,
+        }
+    }
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// An error that ends an attempt. The reason is decided where the cause is known.
+pub trait HasReason: fmt::Display {
+    /// The entry of the closed list; `None` when the attempt was stopped.
+    fn reason(&self) -> Option<Reason>;
+
+    /// How long whoever failed us wants to be left alone.
+    fn wait(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+impl<E: HasReason> From<E> for End {
+    fn from(error: E) -> Self {
+        match error.reason() {
+            Some(reason) => Self::Failed(Failure::new(reason, error.to_string()).not_before(error.wait())),
+            None => Self::Stopped,
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.reason, self.detail)

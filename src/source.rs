@@ -35,7 +35,7 @@ use crate::event::{Event, Phase};
 use crate::job::{Build, Repository, Sha, Trust};
 use crate::journal::Journal;
 use crate::process::{self, Ended, ProcessError};
-use crate::reason::{Failure, Reason};
+use crate::reason::{HasReason, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
 use crate::settings::{self, MIN_MTIMES_KEY, Mtimes};
@@ -111,33 +111,13 @@ pub enum SourceError {
         url: String,
         /// Why.
         what: &'static str,
-        /// Whether somebody cancelled it.
-        is_stopped: bool,
     },
+    /// It was stopped.
+    #[error("the build was stopped")]
+    Stopped,
 }
 
 impl SourceError {
-    fn cancelled(origin: &Origin<'_>) -> Self {
-        Self::Killed { url: origin.url.clone(), what: "was cancelled", is_stopped: true }
-    }
-
-    /// The entry of the closed list.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::Url { .. } => Reason::RepositoryNotFound,
-            Self::Submodule { .. } => Reason::SourceRefused,
-            Self::MtimesKey(_) | Self::State(_) | Self::Process(_) | Self::Left { .. } => Reason::WorkerFailed,
-            Self::Killed { is_stopped: true, .. } => Reason::Interrupted,
-            Self::Killed { .. } => Reason::GitUnavailable,
-            Self::Fault { fault, .. } => match fault {
-                Fault::CommitNotFound => Reason::CommitNotFound,
-                Fault::Refused => Reason::SourceRefused,
-                Fault::Unavailable | Fault::Denied | Fault::Unclear | Fault::Damaged => Reason::GitUnavailable,
-                Fault::Full | Fault::Worker => Reason::WorkerFailed,
-            },
-        }
-    }
-
     /// Whether the commit may simply not be there: libgit2 reports that as a broken connection.
     pub fn is_unclear(&self) -> bool {
         matches!(self, Self::Fault { fault: Fault::Unclear, .. })
@@ -149,9 +129,21 @@ impl SourceError {
     }
 }
 
-impl From<SourceError> for Failure {
-    fn from(error: SourceError) -> Self {
-        Self::new(error.reason(), error.to_string())
+impl HasReason for SourceError {
+    fn reason(&self) -> Option<Reason> {
+        Some(match self {
+            Self::Url { .. } => Reason::RepositoryNotFound,
+            Self::Submodule { .. } => Reason::SourceRefused,
+            Self::MtimesKey(_) | Self::State(_) | Self::Process(_) | Self::Left { .. } => Reason::WorkerFailed,
+            Self::Stopped => return None,
+            Self::Killed { .. } => Reason::GitUnavailable,
+            Self::Fault { fault, .. } => match fault {
+                Fault::CommitNotFound => Reason::CommitNotFound,
+                Fault::Refused => Reason::SourceRefused,
+                Fault::Unavailable | Fault::Denied | Fault::Unclear | Fault::Damaged => Reason::GitUnavailable,
+                Fault::Full | Fault::Worker => Reason::WorkerFailed,
+            },
+        })
     }
 }
 
@@ -390,7 +382,7 @@ impl Source {
         let mut phase = journal.begin(Phase::Fetch);
         let entered = stop.run_until_cancelled(self.gate.enter(&request.mirror)).await;
         let Some(mut entry) = entered else {
-            return Err(SourceError::cancelled(origin));
+            return Err(SourceError::Stopped);
         };
         let command = self.sandbox(request, port).reexec(VERB);
         let input = serde_json::to_vec(request).expect("a request is plain data");
@@ -481,11 +473,9 @@ fn conclude(origin: &Origin<'_>, ended: Ended, said: Said, elapsed: Duration) ->
             })
         }
         (Some(Message::Failed { fault, message }), Ended::Exited(_)) => Err(SourceError::Fault { url, fault, message }),
-        (_, Ended::Stopped) => Err(SourceError::cancelled(origin)),
-        (_, Ended::TimedOut | Ended::Silent) => {
-            Err(SourceError::Killed { url, what: "took too long", is_stopped: false })
-        }
-        (_, Ended::TooMuchOutput) => Err(SourceError::Killed { url, what: "said too much", is_stopped: false }),
+        (_, Ended::Stopped) => Err(SourceError::Stopped),
+        (_, Ended::TimedOut | Ended::Silent) => Err(SourceError::Killed { url, what: "took too long" }),
+        (_, Ended::TooMuchOutput) => Err(SourceError::Killed { url, what: "said too much" }),
         (_, Ended::Exited(status)) => Err(died(url, status, said.has_fetched, &said.noise)),
     }
 }

@@ -26,7 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::beneath::{Destination, Directory};
 use crate::job::Trust;
-use crate::reason::{Failure, Reason};
+use crate::reason::{HasReason, Reason};
 use crate::text::places::Places;
 
 pub use disk::watch;
@@ -42,9 +42,9 @@ pub struct StateError {
     source: io::Error,
 }
 
-impl From<StateError> for Failure {
-    fn from(error: StateError) -> Self {
-        Self::new(Reason::WorkerFailed, error.to_string())
+impl HasReason for StateError {
+    fn reason(&self) -> Option<Reason> {
+        Some(Reason::WorkerFailed)
     }
 }
 

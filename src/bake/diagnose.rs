@@ -7,27 +7,28 @@
 use super::progress::{Progress, Vertex};
 use super::shown::Said;
 use crate::process::Ended;
-use crate::reason::{Class, Failure, Reason};
+use crate::reason::{Class, End, Failure, Reason};
 use crate::text;
 
 /// Bytes of a step's name and of its error in the detail of a failure, so that both are in it.
 const MAX_NAME: usize = 600;
 const MAX_ERROR: usize = 1100;
 
-/// Why the bake failed; `None` when it succeeded.
-pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<Failure> {
-    match ended {
-        Ended::Exited(status) if status.success() => None,
-        Ended::Exited(_) => Some(exited(progress)),
+/// Why the bake did not succeed; `None` when it did.
+pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<End> {
+    let failure = match ended {
+        Ended::Exited(status) if status.success() => return None,
+        Ended::Exited(_) => exited(progress),
         // buildx had given up already, and lingered.
-        Ended::Stopped if !progress.errors().is_empty() => Some(exited(progress)),
-        Ended::TimedOut => Some(Failure::new(Reason::TimedOut, "the build was stopped at its time limit")),
-        Ended::Silent => Some(Failure::new(Reason::Stalled, "docker-buildx said nothing for too long and was killed")),
+        Ended::Stopped if !progress.errors().is_empty() => exited(progress),
+        Ended::Stopped => return Some(End::Stopped),
+        Ended::TimedOut => Failure::new(Reason::TimedOut, "the build was stopped at its time limit"),
+        Ended::Silent => Failure::new(Reason::Stalled, "docker-buildx said nothing for too long and was killed"),
         Ended::TooMuchOutput => {
-            Some(Failure::new(Reason::BuildFailed, "docker-buildx wrote an image to its standard output"))
+            Failure::new(Reason::BuildFailed, "docker-buildx wrote an image to its standard output")
         }
-        Ended::Stopped => Some(Failure::new(Reason::Interrupted, "the build was stopped")),
-    }
+    };
+    Some(failure.into())
 }
 
 fn exited(progress: &Progress) -> Failure {
@@ -279,7 +280,11 @@ mod tests {
         let mut progress = progress(targets, "Dockerfile");
         let lines = stderr.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines.for_each(|line| progress.line(line, &mut |_| {}));
-        diagnose(Ended::Exited(ExitStatus::from_raw(exit << 8)), &progress)
+        match diagnose(Ended::Exited(ExitStatus::from_raw(exit << 8)), &progress) {
+            Some(End::Failed(failure)) => Some(failure),
+            Some(End::Stopped) => panic!("nobody stopped it"),
+            None => None,
+        }
     }
 
     fn progress(targets: &[&str], dockerfile: &str) -> Progress {
@@ -292,7 +297,7 @@ mod tests {
     fn ended_with(dockerfile: &str, text: &str) -> Failure {
         let mut progress = progress(&["web"], dockerfile);
         text.lines().for_each(|line| progress.line(line.as_bytes(), &mut |event| panic!("forged: {event:?}")));
-        diagnose(Ended::Exited(ExitStatus::from_raw(1 << 8)), &progress).expect("a failure")
+        exited(&progress)
     }
 
     #[test]
@@ -332,7 +337,7 @@ mod tests {
             "error": format!("process \"/bin/sh -c {command}\" did not complete successfully: exit code: 137")}]});
         let mut progress = progress(&["web"], "Dockerfile");
         progress.line(line.to_string().as_bytes(), &mut |_| {});
-        let failure = diagnose(Ended::Exited(ExitStatus::from_raw(1 << 8)), &progress).expect("a failure");
+        let failure = exited(&progress);
         assert!(failure.detail.ends_with("exit code: 137") && failure.detail.len() < 1900, "{failure}");
     }
 

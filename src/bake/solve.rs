@@ -104,7 +104,7 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
             target.digest = Some(digest.clone());
         }
     }
-    Outcome { targets, context_bytes: progress.context_bytes(), failure: diagnose::diagnose(ended, progress) }
+    Outcome { targets, context_bytes: progress.context_bytes(), end: diagnose::diagnose(ended, progress) }
 }
 
 /// The arguments after the binary and before the names of the targets. Nothing of a stranger's is among them.

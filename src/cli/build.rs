@@ -12,12 +12,13 @@ use super::{Outcome, read_json};
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, print_report};
 use crate::perform::{Attempt, Stations, bake, resolve, tell_of_submodules};
-use crate::reason::{Failure, Reason};
+use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
 use crate::sidekiq::random_hex;
 use crate::source::{Origin, Revision, Size, Spent, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
+use crate::stop::Stop;
 use crate::worker::Shutdown;
 
 /// The files that are looked for when there is no template, in the order of buildx's documentation.
@@ -71,7 +72,8 @@ impl Build {
         let directory = stations.state.job_directory()?;
         let record = Arc::new(Record::new(Report::default()));
         let journal = Journal::new(vec![Arc::new(Terminal::default()), record.clone()], stations.state.places());
-        let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None };
+        let stop = Stop::with(&shutdown.stop);
+        let attempt = Attempt { journal: &journal, stop: &stop, fence: None };
 
         let worktree = self.worktree(&stations, &directory, attempt).await;
         let result = match worktree {
@@ -82,7 +84,7 @@ impl Build {
             Err(failure) => Err(failure),
         };
         directory.remove().await;
-        let result = result.map_err(|failure| failure.without(&stations.state.places()));
+        let result = result.map_err(|end| end.map(|failure| failure.without(&stations.state.places())));
         match result {
             Ok(()) if self.print => Ok(Outcome::Good),
             result => Ok(conclude(result, record.report())),
@@ -97,7 +99,7 @@ impl Build {
         worktree: &Worktree,
         directory: &JobDirectory,
         attempt: Attempt<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), End> {
         if !self.print {
             return bake(stations, build, worktree, directory, attempt).await;
         }
@@ -110,7 +112,7 @@ impl Build {
         stations: &Stations,
         directory: &JobDirectory,
         attempt: Attempt<'_>,
-    ) -> Result<Worktree, Failure> {
+    ) -> Result<Worktree, End> {
         if !self.is_url() {
             let path = Path::new(&self.source).canonicalize();
             let path =
@@ -136,7 +138,8 @@ impl Build {
             mtimes_key: None,
             spent: Spent::default(),
         };
-        let worktree = stations.source.check_out(&origin, &stations.state, attempt.journal, attempt.stop).await?;
+        let worktree =
+            stations.source.check_out(&origin, &stations.state, attempt.journal, attempt.stop.token()).await?;
         tell_of_submodules(&worktree, attempt);
         Ok(worktree)
     }
@@ -187,8 +190,11 @@ fn soften(settings: &mut Settings) {
     settings.builders.entry("default".into()).or_insert_with(local);
 }
 
-fn conclude(result: Result<(), Failure>, mut report: Report) -> Outcome {
-    let failure = result.err();
+fn conclude(result: Result<(), End>, mut report: Report) -> Outcome {
+    let failure = result.err().map(|end| match end {
+        End::Failed(failure) => failure,
+        End::Stopped => Cause::Cancelled.failure(),
+    });
     report.status = Some(if failure.is_some() { Status::Failed } else { Status::Succeeded });
     report.reason = failure.as_ref().map(|failure| failure.reason);
     report.message = failure.as_ref().map(|failure| failure.detail.clone());

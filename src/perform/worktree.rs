@@ -5,7 +5,7 @@ use crate::beneath::Destination;
 use crate::event::{Event, Phase};
 use crate::github::{self, App, GithubError, InstallationToken};
 use crate::job::{Build, BuildJob, GitRef, Repository, Sha, Trust};
-use crate::reason::{Failure, Reason};
+use crate::reason::{End, Failure, Reason};
 use crate::secret::Secret;
 use crate::source::{MAX_SUBMODULES, Origin, Revision, Spent, Submodule, Worktree};
 use crate::state::JobDirectory;
@@ -39,7 +39,7 @@ pub(super) async fn check_out(
     token: InstallationToken,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
-) -> Result<Worktree, Failure> {
+) -> Result<Worktree, End> {
     let place = directory.vacancy("tree", &job.build.repository.name)?;
     let mut checkout = Checkout { stations, job, directory, attempt, spent: Spent::default() };
     let mut access = Access::Token(token);
@@ -82,7 +82,7 @@ impl Checkout<'_> {
         sha: &Sha,
         git_ref: Option<&GitRef>,
         place: &Destination,
-    ) -> Result<Worktree, Failure> {
+    ) -> Result<Worktree, End> {
         let (source, github, attempt) = (&self.stations.source, &self.stations.github, self.attempt);
         let mut pauses = github::LAG.iter();
         loop {
@@ -102,7 +102,7 @@ impl Checkout<'_> {
                 mtimes_key: source.mtimes_key(&self.job.build)?,
                 spent: self.spent,
             };
-            let fetched = source.check_out(&origin, &self.stations.state, attempt.journal, attempt.stop);
+            let fetched = source.check_out(&origin, &self.stations.state, attempt.journal, attempt.stop.token());
             let belongs = attempt.unless_stopped(refuse_foreign(github, sha, git_ref, access.token()));
             let (fetched, belongs) = tokio::join!(fetched, belongs);
             match (fetched, pauses.next()) {
@@ -116,7 +116,7 @@ impl Checkout<'_> {
                             .await?? =>
                 {
                     let message = format!("{} has no commit {sha}", access.repository());
-                    return Err(Failure::new(Reason::CommitNotFound, message));
+                    return Err(Failure::new(Reason::CommitNotFound, message).into());
                 }
                 (result, _) => {
                     let worktree = result?;
@@ -129,7 +129,7 @@ impl Checkout<'_> {
     }
 
     /// Has a new token minted when this one is refused, or may end before the work does for which it is needed.
-    async fn renew(&mut self, token: &mut InstallationToken, is_refused: bool) -> Result<(), Failure> {
+    async fn renew(&mut self, token: &mut InstallationToken, is_refused: bool) -> Result<(), End> {
         if is_refused || !token.outlives(self.stations.source.timeout()) {
             let minted = mint(self.stations, self.job, &token.repository, self.attempt);
             *token = self.attempt.unless_stopped(minted).await??;
@@ -138,8 +138,8 @@ impl Checkout<'_> {
     }
 
     /// Fills the submodules of a worktree of the token's repository, and theirs.
-    async fn fill_submodules(&mut self, worktree: &mut Worktree, token: &mut InstallationToken) -> Result<(), Failure> {
-        let refused = |what: String| Err(Failure::new(Reason::SourceRefused, what));
+    async fn fill_submodules(&mut self, worktree: &mut Worktree, token: &mut InstallationToken) -> Result<(), End> {
+        let refused = |what: String| Err(Failure::new(Reason::SourceRefused, what).into());
         let mut n_filled = 0;
         let mut level = within(&token.repository, &mut worktree.submodules);
         for _ in 0..MAX_NESTING {
@@ -150,7 +150,7 @@ impl Checkout<'_> {
             let mut next = Vec::new();
             for (parent, submodule) in level {
                 let filled = self.fill(worktree, &parent, &submodule, token).await;
-                let (repository, mut inner) = filled.map_err(|failure| failure.of(&submodule.path))?;
+                let (repository, mut inner) = filled.map_err(|end| end.map(|failure| failure.of(&submodule.path)))?;
                 inner.move_below(&submodule.path);
                 worktree.lfs_pointers.append(&mut inner.lfs_pointers);
                 next.append(&mut within(&repository, &mut inner.submodules));
@@ -171,7 +171,7 @@ impl Checkout<'_> {
         parent: &Repository,
         submodule: &Submodule,
         token: &mut InstallationToken,
-    ) -> Result<(Repository, Worktree), Failure> {
+    ) -> Result<(Repository, Worktree), End> {
         let repository = self.stations.source.repository_of(submodule, parent)?;
         let place = worktree.make_room(submodule)?;
         // What another owner's repository names is no wish of this one's, and a fork's author is a stranger.
@@ -188,7 +188,7 @@ impl Checkout<'_> {
         repository: Repository,
         may_mint: bool,
         token: &'t mut InstallationToken,
-    ) -> Result<Access<'t>, Failure> {
+    ) -> Result<Access<'t>, End> {
         if may_mint {
             let minted = mint(self.stations, self.job, &repository, self.attempt);
             match self.attempt.unless_stopped(minted).await? {
@@ -212,7 +212,7 @@ async fn refuse_foreign(
     sha: &Sha,
     git_ref: Option<&GitRef>,
     token: &InstallationToken,
-) -> Result<(), Failure> {
+) -> Result<(), End> {
     let Some(git_ref) = git_ref else { return Ok(()) };
     if github.is_on(sha, git_ref, token).await? {
         return Ok(());
@@ -221,7 +221,7 @@ async fn refuse_foreign(
         "{sha} is not on {git_ref} of {}: it may be on a fork only, or the branch has been rewritten or removed since",
         token.repository
     );
-    Err(Failure::new(Reason::CommitNotFound, message))
+    Err(Failure::new(Reason::CommitNotFound, message).into())
 }
 
 /// Submodules, each with the repository that it is in.

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 const WORDS: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
-const TOOLS: &[&str] = &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "systemd"];
+const TOOLS: &[&str] =
+    &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "stop", "systemd"];
 const STATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const LINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sidebake::bake::{Bake, Child, Order, admit};
 use sidebake::builder::Builders;
 use sidebake::job::{Build, BuildJob, Recipe, Trust};
-use sidebake::reason::Reason;
+use sidebake::reason::{HasReason, Reason};
 use sidebake::sandbox::LAUNCH;
 use sidebake::settings::Settings;
 use sidebake::state::{JobDirectory, StateDirectory};
@@ -161,7 +161,7 @@ impl Run<'_> {
         let build = Build { recipe: Recipe::Inline(serde_json::Map::new()), ..self.build.clone() };
         let order = Order { build: &build, worktree: &self.tree, sha: None };
         let refused = self.range.bake.police(printed, &order, &self.directory).await;
-        let is_policy = matches!(&refused, Err(error) if error.reason() == Reason::PolicyRefused);
+        let is_policy = matches!(&refused, Err(error) if error.reason() == Some(Reason::PolicyRefused));
         assert!(is_policy, "{}, as the platform's own: {refused:?}", self.fixture.name);
     }
 

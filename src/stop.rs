@@ -1,0 +1,56 @@
+//! Why a build is stopped: one value, set once by whoever stops it.
+
+use std::sync::{Arc, OnceLock};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::reason::Cause;
+
+/// Stops one build. Whoever runs a part of it listens to the token; whoever decides what becomes of the job asks for the cause.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    token: CancellationToken,
+    cause: Arc<OnceLock<Cause>>,
+}
+
+impl Stop {
+    /// For a build that also ends when `shutdown` is cancelled.
+    pub fn with(shutdown: &CancellationToken) -> Self {
+        Self { token: shutdown.child_token(), cause: Arc::default() }
+    }
+
+    /// Stops the build. The first cause counts.
+    pub fn because(&self, cause: Cause) {
+        // Set before anybody can see that the token is cancelled.
+        let _ = self.cause.set(if self.token.is_cancelled() { Cause::Shutdown } else { cause });
+        self.token.cancel();
+    }
+
+    /// Cancelled when the build is to end.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Why it was stopped; `None` while it may go on.
+    pub fn cause(&self) -> Option<Cause> {
+        self.token.is_cancelled().then(|| self.cause.get().copied().unwrap_or(Cause::Shutdown))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_cause_counts_and_a_shutdown_is_one() {
+        let shutdown = CancellationToken::new();
+        let [stop, other] = [Stop::with(&shutdown), Stop::with(&shutdown)];
+        assert_eq!(stop.cause(), None);
+        stop.because(Cause::Cancelled);
+        stop.because(Cause::Reclaimed);
+        assert!(stop.token().is_cancelled() && !other.token().is_cancelled());
+        shutdown.cancel();
+        other.because(Cause::Cancelled);
+        assert_eq!([stop.cause(), other.cause()], [Some(Cause::Cancelled), Some(Cause::Shutdown)]);
+    }
+}
