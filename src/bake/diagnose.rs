@@ -57,8 +57,9 @@ fn judge(vertex: &Vertex) -> Option<Reason> {
     }
     match vertex.instruction() {
         Some("FROM") => base_image(error),
+        Some("ADD") if ADD_ERRORS.iter().any(|begin| error.starts_with(begin)) => Some(Reason::StepFailed),
         Some(instruction) => is_mistake(instruction, error).then_some(Reason::StepFailed),
-        None if vertex.name.starts_with("[internal] load metadata for ") => base_image(error),
+        None if IMAGE_CHORES.iter().any(|begin| vertex.name.starts_with(begin)) => base_image(error),
         None if vertex.name.starts_with("exporting ") => registry(error),
         None => None,
     }
@@ -82,6 +83,12 @@ fn base_image(error: &str) -> Option<Reason> {
             .any(|words| error.contains(words));
     if is_missing { Some(Reason::BaseImageNotFound) } else { registry(error) }
 }
+
+/// What BuildKit calls the look at a base image or a frontend.
+const IMAGE_CHORES: &[&str] = &["[internal] load metadata for ", "resolve image config for "];
+
+/// How the error of an address begins that a Dockerfile adds.
+const ADD_ERRORS: &[&str] = &["Get \"", "digest mismatch ", "failed to fetch remote ", "invalid response status "];
 
 /// How the error of a step begins. What follows quotes the customer.
 const STEP_ERRORS: &[(&str, Reason)] = &[
@@ -174,13 +181,17 @@ fn by_solve_error(line: &str, has_failed_vertex: bool) -> Reason {
     if is_ours { Reason::BuildFailed } else { Reason::DockerfileInvalid }
 }
 
-/// What is said of a base image: its reference stands before. A reference has no blanks and no quotes, so no text in front of
-/// which the frontend says what it was doing.
+/// What is said of a base image, behind its reference, or of a frontend. A reference has no blanks and no quotes, so it is
+/// none of the frontend's own words.
 fn of_base_image(line: &str) -> Option<&str> {
+    const BEGIN: &str = "failed to resolve source metadata for ";
+    if line.starts_with(BEGIN) {
+        return Some(line);
+    }
     let (reference, error) = line.split_once(": ")?;
     let is_part = |c: char| c.is_ascii_alphanumeric() || "._-/:@[]".contains(c);
     let is_reference = !reference.is_empty() && reference.chars().all(is_part);
-    (is_reference && error.starts_with("failed to resolve source metadata for ")).then_some(error)
+    (is_reference && error.starts_with(BEGIN)).then_some(error)
 }
 
 /// Whether the system gave up on one of the builder's own files.
@@ -483,6 +494,16 @@ mod tests {
                 "[3/3] WORKDIR /x/context canceled",
                 "lstat /buildkit1768283894/x/context canceled: not a directory",
                 Reason::StepFailed,
+            ),
+            (
+                "[2/2] ADD http://127.0.0.1:1/x /",
+                "Get \"http://127.0.0.1:1/x\": dial tcp 127.0.0.1:1: connect: connection refused",
+                Reason::StepFailed,
+            ),
+            (
+                "resolve image config for docker-image://r.example/x:1",
+                "failed to do request: Head \"https://r.example/v2/x/manifests/1\": dial tcp: no such host",
+                Reason::RegistryUnavailable,
             ),
             ("[stage 1/2] FROM r.example/x:1", "r.example/x:1: not found", Reason::BaseImageNotFound),
             (
