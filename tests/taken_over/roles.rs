@@ -79,11 +79,9 @@ fn bake(is_print: bool) {
     let printed = definition::resolve(&text, &["app".to_owned()]).unwrap();
     let ground = printed["target"]["app"]["args"]["ground"].as_str().unwrap();
     let ground: Ground = serde_json::from_str(ground).unwrap();
-    // What resolves a definition is not told of its own directory.
-    let private = match is_print {
-        true => PathBuf::from(printed["target"]["app"]["args"]["print"].as_str().unwrap()),
-        false => variable("TMPDIR").parent().unwrap().to_owned(),
-    };
+    // The product's child that resolves a definition is not told of its own directory.
+    let told = std::env::var_os("TMPDIR").map(|tmp| Path::new(&tmp).parent().unwrap().to_owned());
+    let private = told.unwrap_or_else(|| printed["target"]["app"]["args"]["print"].as_str().unwrap().into());
     look_around(&private);
     if is_print == (ground.attack == "print_leftover") {
         let _ = scripts::buildx(&ground, &private);
