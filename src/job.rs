@@ -19,7 +19,7 @@ use serde_json::{Map, Value};
 
 use crate::{bounds, text};
 
-pub use attestation::{Asked, Attestation, By, Options, fields, is_true, pairs};
+pub use attestation::{Asked, Attestation, By, Options, fields, is_boolean, is_true, pairs};
 pub use git_ref::GitRef;
 pub use template::{Application, Image, ImageSecret, is_for_any_host};
 

@@ -172,7 +172,9 @@ fn visible(c: char) -> char {
         '\0'..='\x1f' => char::from_u32(0x2400 + u32::from(c)).unwrap_or(char::REPLACEMENT_CHARACTER),
         '\x7f' => '␡',
         '\u{80}'..='\u{9f}' | '\u{2028}' | '\u{2029}' => char::REPLACEMENT_CHARACTER,
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => char::REPLACEMENT_CHARACTER,
+        '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+            char::REPLACEMENT_CHARACTER
+        }
         _ => c,
     }
 }
@@ -198,6 +200,7 @@ mod tests {
             ("back\x08space\x7f", "back␈space␡"),
             ("50%\r100%", "50%␍100%"),
             ("a\u{202e}b\u{85}", "a\u{fffd}b\u{fffd}"),
+            ("a\u{61c}b\u{200e}c\u{200f}d\u{2069}", "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}"),
         ] {
             assert_eq!(plain(text), expected, "{text:?}");
         }

@@ -61,14 +61,19 @@ pub(super) fn make_directories(private: &Path) -> Result<(), StateError> {
     ["buildx", "tmp"].iter().try_for_each(|name| make_private(&private.join(name)))
 }
 
-/// What every run gets: nothing of the machine's, switches that keep buildx from running git, and one without which BuildKit
-/// would attest every build with its times, so that no commit had one digest. Go would start as many threads as the machine
-/// has processors.
+/// What a run with directories of its own gets: where they are, and [`switches`].
 pub(super) fn base_environment(directory: &Path, n_threads: u32) -> BTreeMap<String, String> {
     let path = |name: &str| directory.join(name).display().to_string();
+    let mut environment = switches(n_threads);
+    environment.extend([("BUILDX_CONFIG".into(), path("buildx")), ("TMPDIR".into(), path("tmp"))]);
+    environment
+}
+
+/// What every run gets, the same on every machine: switches that keep buildx from running git, and one without which BuildKit
+/// would attest every build with its times, so that no commit had one digest. Go would start as many threads as the machine
+/// has processors.
+pub(super) fn switches(n_threads: u32) -> BTreeMap<String, String> {
     BTreeMap::from([
-        ("BUILDX_CONFIG".into(), path("buildx")),
-        ("TMPDIR".into(), path("tmp")),
         // A repository may hold a directory that is a bare repository, whose configuration makes git run a shell.
         ("BUILDX_GIT_INFO".into(), "0".into()),
         ("BUILDX_GIT_LABELS".into(), "0".into()),

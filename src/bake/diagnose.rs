@@ -2,7 +2,8 @@
 //!
 //! Steps are judged first, by the vertex that failed; only then is the `ERROR:` line read. What a customer wrote is never
 //! matched: BuildKit quotes commands, names and messages in its errors, and `RUN false # connection refused` is no network
-//! failure. So an error is known by how it begins, and a registry's answer is read without references and URLs.
+//! failure. So an error is known by how it begins, and a registry's answer is read without references and URLs. How an error
+//! ends counts only where its beginning shows that no customer wrote the end.
 
 use super::progress::{Progress, Vertex};
 use super::shown::Said;
@@ -55,11 +56,24 @@ fn judge(vertex: &Vertex) -> Option<Reason> {
     if let Some((_, reason)) = STEP_ERRORS.iter().find(|(begin, _)| error.starts_with(begin)) {
         return Some(*reason);
     }
-    let is_base_image = vertex.name.starts_with("[internal] load metadata for ") || vertex.name.contains("] FROM ");
-    if is_base_image {
-        return base_image(error);
+    match vertex.instruction() {
+        Some("FROM") => base_image(error),
+        Some("ADD") if ADD_ERRORS.iter().any(|begin| error.starts_with(begin)) => Some(Reason::StepFailed),
+        Some(instruction) => is_mistake(instruction, error).then_some(Reason::StepFailed),
+        None if IMAGE_CHORES.iter().any(|begin| vertex.name.starts_with(begin)) => base_image(error),
+        None if vertex.name.starts_with("exporting ") => registry(error),
+        None => None,
     }
-    if vertex.name.starts_with("exporting ") { registry(error) } else { None }
+}
+
+/// Whether a step on files cannot be done in the image as it is: a path leads through a file, or a file is where a directory
+/// should be. The same words end errors of the system's, so they count for no other step.
+fn is_mistake(instruction: &str, error: &str) -> bool {
+    let ends = [": not a directory", ": is a directory", ": file exists", ": file name too long"];
+    let is_on_files = ["ADD", "COPY", "WORKDIR"].contains(&instruction);
+    is_on_files
+        && (Vertex::MISTAKES.iter().any(|begin| error.starts_with(begin))
+            || ends.iter().any(|end| error.ends_with(end)))
 }
 
 /// Why a base image cannot be had. Docker's own registry answers for an image that is not there as for a private one.
@@ -70,6 +84,12 @@ fn base_image(error: &str) -> Option<Reason> {
             .any(|words| error.contains(words));
     if is_missing { Some(Reason::BaseImageNotFound) } else { registry(error) }
 }
+
+/// What BuildKit calls the look at a base image or a frontend.
+const IMAGE_CHORES: &[&str] = &["[internal] load metadata for ", "resolve image config for "];
+
+/// How the error of an address begins that a Dockerfile adds.
+const ADD_ERRORS: &[&str] = &["Get \"", "digest mismatch ", "failed to fetch remote ", "invalid response status "];
 
 /// How the error of a step begins. What follows quotes the customer.
 const STEP_ERRORS: &[(&str, Reason)] = &[
@@ -120,7 +140,8 @@ const UNAVAILABLE: &[&str] = &[
     "dial tcp",
 ];
 
-/// The last resort: the line that buildx ends with, judged by how it begins.
+/// The last resort: the line that buildx ends with, judged by how it begins. Only a line that quotes no field of a definition
+/// is searched for words.
 fn by_error_line(error: &str, has_failed_vertex: bool) -> Reason {
     let line = match error.strip_prefix("target ").and_then(|rest| rest.split_once(": ")) {
         Some((name, rest)) if crate::job::is_target_name(name) => rest,
@@ -129,7 +150,9 @@ fn by_error_line(error: &str, has_failed_vertex: bool) -> Reason {
     match BUILDKIT.iter().find_map(|begin| line.strip_prefix(begin)) {
         Some(line) => by_solve_error(line, has_failed_vertex),
         None => {
-            BUILDX.iter().find(|(words, _)| line.contains(words)).map_or(Reason::BuildFailed, |(_, reason)| *reason)
+            let of_field = FIELD_ERRORS.iter().find(|(begin, _)| line.starts_with(begin));
+            let known = of_field.or_else(|| BUILDX.iter().find(|(words, _)| line.contains(words)));
+            known.map_or(Reason::BuildFailed, |(_, reason)| *reason)
         }
     }
 }
@@ -148,19 +171,33 @@ fn by_solve_error(line: &str, has_failed_vertex: bool) -> Reason {
     if line.starts_with("Internal: ") && line.contains("header key \"followpaths\"") {
         return Reason::FileNotFound;
     }
-    // It begins with the reference, which is the customer's.
-    let is_base_image =
-        line.split_once(": ").is_some_and(|(_, rest)| rest.starts_with("failed to resolve source metadata for "));
-    if is_base_image {
-        return base_image(line).unwrap_or(Reason::BuildFailed);
+    if let Some(error) = of_base_image(line) {
+        return base_image(error).unwrap_or(Reason::BuildFailed);
     }
     if REGISTRY_ERRORS.iter().any(|begin| line.starts_with(begin)) {
         return registry(line).unwrap_or(Reason::RegistryUnavailable);
     }
-    let is_ours = has_failed_vertex
-        || INFRASTRUCTURE_ERRORS.iter().any(|begin| line.starts_with(begin))
-        || DISK_ERRORS.iter().any(|end| line.ends_with(end));
+    let is_ours =
+        has_failed_vertex || INFRASTRUCTURE_ERRORS.iter().any(|begin| line.starts_with(begin)) || is_of_disk(line);
     if is_ours { Reason::BuildFailed } else { Reason::DockerfileInvalid }
+}
+
+/// What is said of a base image, behind its reference, or of a frontend. A reference has no blanks and no quotes, so it is
+/// none of the frontend's own words.
+fn of_base_image(line: &str) -> Option<&str> {
+    const BEGIN: &str = "failed to resolve source metadata for ";
+    if line.starts_with(BEGIN) {
+        return Some(line);
+    }
+    let (reference, error) = line.split_once(": ")?;
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "._-/:@[]".contains(c);
+    let is_reference = !reference.is_empty() && reference.chars().all(is_part);
+    (is_reference && error.starts_with(BEGIN)).then_some(error)
+}
+
+/// Whether the system gave up on one of the builder's own files.
+fn is_of_disk(line: &str) -> bool {
+    DISK_ERRORS.iter().any(|end| line.ends_with(end)) && FILE_OPERATIONS.iter().any(|begin| line.starts_with(begin))
 }
 
 /// BuildKit did not begin the solve within the six seconds that it waits for one: a bake of very many targets, or a builder
@@ -169,6 +206,15 @@ const NO_SUCH_JOB: &str = "failed to receive status: rpc error: code = NotFound"
 
 const SOLVE_ERRORS: &[(&str, Reason)] = &[
     ("process \"", Reason::StepFailed),
+    ("cannot copy to non-directory: ", Reason::StepFailed),
+    ("cannot replace to directory ", Reason::StepFailed),
+    // The frontend, about a customer's words and in them.
+    ("failed to process ", Reason::DockerfileInvalid),
+    ("failed to parse ", Reason::DockerfileInvalid),
+    ("target stage ", Reason::DockerfileInvalid),
+    ("invalid boolean value for ", Reason::DefinitionInvalid),
+    ("index annotations not supported ", Reason::DefinitionInvalid),
+    ("failed to configure registry cache ", Reason::DefinitionInvalid),
     ("failed to load cache key", Reason::StepFailed),
     ("failed to read dockerfile", Reason::DockerfileNotFound),
     ("dockerfile parse error", Reason::DockerfileInvalid),
@@ -204,6 +250,7 @@ const INFRASTRUCTURE_ERRORS: &[&str] = &[
     "Internal: ",
     "ResourceExhausted: ",
     "Unknown: ",
+    "context canceled",
     "error from sender",
     "failed to dial",
     "failed to mount",
@@ -213,16 +260,56 @@ const INFRASTRUCTURE_ERRORS: &[&str] = &[
     "rpc error",
 ];
 
-/// How the system's own errors end, wherever in BuildKit they came up.
+/// How the system's own errors end. A customer's words may end so as well.
 const DISK_ERRORS: &[&str] = &[": no space left on device", ": input/output error", ": read-only file system"];
 
-/// What buildx itself says, when BuildKit was not reached or went away. It quotes the policed definition at most.
-const BUILDX: &[(&str, Reason)] = &[
+/// How BuildKit begins to say what it did with a file of its own.
+const FILE_OPERATIONS: &[&str] = &[
+    "chmod /",
+    "chown /",
+    "failed to commit ",
+    "failed to compute ",
+    "failed to create lease",
+    "failed to create snapshot",
+    "failed to create temp",
+    "failed to extract ",
+    "failed to open ",
+    "failed to stat ",
+    "failed to sync ",
+    "failed to write ",
+    "link /",
+    "lstat /",
+    "mkdir /",
+    "open /",
+    "read /",
+    "rename /",
+    "stat /",
+    "symlink /",
+    "sync /",
+    "truncate /",
+    "write /",
+];
+
+/// How buildx begins to refuse a field of the definition, in the customer's words. Follows `build/opt.go`, `build/utils.go`
+/// and `build/build.go` of buildx 0.29 to 0.36.
+const FIELD_ERRORS: &[(&str, Reason)] = &[
     ("unable to prepare context", Reason::ContextNotFound),
+    ("failed to get build context ", Reason::ContextNotFound),
     ("resolve : lstat ", Reason::DockerfileNotFound),
+    ("failed to read dockerfile", Reason::DockerfileNotFound),
     ("failed to find target", Reason::DefinitionInvalid),
+    ("failed to use ", Reason::DefinitionInvalid),
+    ("invalid host ", Reason::DefinitionInvalid),
+    ("invalid tag ", Reason::DefinitionInvalid),
+    ("network mode ", Reason::DefinitionInvalid),
     ("tag is needed when pushing", Reason::DefinitionInvalid),
-    ("invalid reference format", Reason::DefinitionInvalid),
+    ("unable to derive the IP value for host-gateway: host-gateway is not supported", Reason::DefinitionInvalid),
+    // A file of the context.
+    ("error from sender: ", Reason::BuildFailed),
+];
+
+/// What buildx itself says, when BuildKit was not reached or went away.
+const BUILDX: &[(&str, Reason)] = &[
     ("granting entitlement", Reason::PolicyRefused),
     ("no builder ", Reason::BuilderUnavailable),
     ("no running buildkit pods", Reason::BuilderUnavailable),
@@ -388,6 +475,106 @@ mod tests {
         }
     }
 
+    /// Why a bake failed in which this step ended with this error, and nothing but the step said why.
+    fn failed_step(name: &str, error: &str) -> Reason {
+        let line = serde_json::json!({"vertexes": [{
+            "digest": "a", "name": name, "completed": "2026-11-24T04:05:56Z", "error": error}]});
+        let mut progress = progress(&["web"], "Dockerfile");
+        progress.line(line.to_string().as_bytes(), &mut |_| {});
+        progress.line(format!("ERROR: failed to solve: {error}").as_bytes(), &mut |_| {});
+        diagnose(Ended::Exited(ExitStatus::from_raw(1 << 8)), &progress).expect("a failure").reason
+    }
+
+    #[test]
+    fn what_a_step_is_called_makes_it_no_base_image_and_no_echo() {
+        let file = "lstat /root/buildkit/cachemounts/buildkit3359588902/x/] FROM connection refused: not a directory";
+        for (name, error, reason) in [
+            ("[3/3] WORKDIR /x/] FROM connection refused", file, Reason::StepFailed),
+            (
+                "[2/2] ADD [http://127.0.0.1:1/x] FROM y,/x]",
+                "failed to load cache key: Get \"http://127.0.0.1:1/x%5D%20FROM%20y\": dial tcp: connect: connection refused",
+                Reason::StepFailed,
+            ),
+            (
+                "[3/3] WORKDIR /x/context canceled",
+                "lstat /buildkit1768283894/x/context canceled: not a directory",
+                Reason::StepFailed,
+            ),
+            (
+                "[2/2] ADD http://127.0.0.1:1/x /",
+                "Get \"http://127.0.0.1:1/x\": dial tcp 127.0.0.1:1: connect: connection refused",
+                Reason::StepFailed,
+            ),
+            (
+                "resolve image config for docker-image://r.example/x:1",
+                "failed to do request: Head \"https://r.example/v2/x/manifests/1\": dial tcp: no such host",
+                Reason::RegistryUnavailable,
+            ),
+            ("[stage 1/2] FROM r.example/x:1", "r.example/x:1: not found", Reason::BaseImageNotFound),
+            (
+                "[1/2] FROM r.example/x:1",
+                "dial tcp 10.0.0.1:99: connect: connection refused",
+                Reason::RegistryUnavailable,
+            ),
+        ] {
+            assert_eq!(failed_step(name, error), reason, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_leads_through_a_file_is_the_customers() {
+        for (name, error) in [
+            ("[3/3] WORKDIR /x/y", "lstat /buildkit/buildkit680002012/x/y: not a directory"),
+            ("[3/3] COPY Dockerfile /x/y", "mkdir /buildkit/buildkit274374101/x: not a directory"),
+            ("[3/3] COPY . /x", "cannot copy to non-directory: /buildkit/buildkit4198201488/x"),
+            (
+                "[3/3] COPY Dockerfile /x/",
+                "cannot replace to directory /buildkit/buildkit3449644680/x/Dockerfile with file",
+            ),
+        ] {
+            assert_eq!(failed_step(name, error), Reason::StepFailed, "{name}");
+        }
+        for (name, error) in [
+            ("[3/3] WORKDIR /x/y", "mkdir /buildkit/buildkit680002012/x/y: no space left on device"),
+            ("[2/3] RUN make", "failed to mount /buildkit/buildkit1: not a directory"),
+        ] {
+            assert_eq!(failed_step(name, error), Reason::BuildFailed, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_bake_of_which_nothing_but_echoes_is_known_is_judged_by_its_error() {
+        for (error, reason) in
+            [("Canceled: context canceled", Reason::BuildFailed), ("context canceled", Reason::BuildFailed)]
+        {
+            assert_eq!(failed_step("[2/3] RUN make", error), reason, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_field_that_buildx_quotes_is_not_searched_for_words() {
+        for (line, reason) in [
+            ("invalid host foo=code = Unavailable", Reason::DefinitionInvalid),
+            ("invalid tag \"connection refused\": invalid reference format", Reason::DefinitionInvalid),
+            ("unable to prepare context: path \"code = Unavailable\" not found", Reason::ContextNotFound),
+            ("failed to get build context unexpected EOF: stat x: no such file or directory", Reason::ContextNotFound),
+            (
+                "network mode \"closing transport\" not supported by buildkit - you can define",
+                Reason::DefinitionInvalid,
+            ),
+            ("error from sender: open x/context deadline exceeded: permission denied", Reason::BuildFailed),
+            (
+                "unable to derive the IP value for host-gateway: host-gateway is not supported by the kubernetes driver",
+                Reason::DefinitionInvalid,
+            ),
+            ("failed to receive status: rpc error: code = Unavailable desc = EOF", Reason::BuilderLost),
+            ("listing workers for Build: failed to list workers: Unavailable: closing", Reason::BuilderUnavailable),
+        ] {
+            assert_eq!(by_error_line(line, false), reason, "{line}");
+            assert_eq!(by_error_line(&format!("target web: {line}"), false), reason, "{line}");
+        }
+    }
+
     #[test]
     fn a_customers_own_words_are_not_matched() {
         for (line, reason) in [
@@ -396,7 +583,21 @@ mod tests {
                 Reason::StepFailed,
             ),
             (r#"failed to process "${NOPE:?no": NOPE: connection refused"#, Reason::DockerfileInvalid),
+            (
+                r#"failed to process "\"${B:?x: no space left on device}\"": B: x: no space left on device"#,
+                Reason::DockerfileInvalid,
+            ),
+            (
+                r#"failed to process "${B:?a: failed to resolve source metadata for x: 503 service}": B: a: failed to resolve source metadata for x: 503 service"#,
+                Reason::DockerfileInvalid,
+            ),
             ("invalid signal: dial tcp: connection refused", Reason::DockerfileInvalid),
+            ("invalid signal: x: no space left on device", Reason::DockerfileInvalid),
+            (r#"target stage "x: no space left on device" could not be found"#, Reason::DockerfileInvalid),
+            ("invalid boolean value for multi-platform: x: no space left on device", Reason::DefinitionInvalid),
+            ("index annotations not supported for single platform export", Reason::DefinitionInvalid),
+            ("mkdir /var/lib/buildkit/snapshots/9: no space left on device", Reason::BuildFailed),
+            ("failed to prepare x: write /var/lib/buildkit/x: input/output error", Reason::BuildFailed),
             ("failed to parse platform dial tcp: connection refused: not an OS", Reason::DockerfileInvalid),
             ("Invalid containerPort: a", Reason::DockerfileInvalid),
             ("failed to load LLB: network.host is not allowed", Reason::PolicyRefused),

@@ -1,5 +1,7 @@
 //! What the configuration gives one build: names for its images and caches, secrets, and what its definition may ask for.
 
+use std::io::{ErrorKind, Read};
+
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -75,7 +77,8 @@ impl<'a> Grants<'a> {
     ///
     /// # Errors
     ///
-    /// `Secret` when it is granted, and cannot be read or is larger than BuildKit takes.
+    /// `Secret` when it is granted, and cannot be read or is larger than BuildKit takes. Where it is kept is told to the log
+    /// alone.
     pub(super) fn secret(&self, target: &str, id: &str) -> Result<Option<SecretBytes>, BakeError> {
         let build = self.order.build;
         let name = self.name_of_secret(target, id);
@@ -88,15 +91,23 @@ impl<'a> Grants<'a> {
         let variables = self.accounts.secret_variables.iter().filter(|(pattern, _)| pattern.matches(&full_name));
         if let Some((_, variable)) = variables.max_by_key(|(pattern, _)| pattern.closeness()) {
             let value = settings::secret_variable(variable);
-            return value.map(Some).ok_or_else(|| refused(format!("the variable {variable} is not set")));
+            return value.map(Some).ok_or_else(|| {
+                tracing::error!(secret = full_name, variable, "the variable of a build secret is not set");
+                refused("its variable is not set".into())
+            });
         }
         let Some(pattern) = &self.accounts.secrets else { return Ok(None) };
         let path = pattern.expand(&[&build.names()[..], &[("name", name)]].concat());
-        match std::fs::read(&path) {
-            Ok(bytes) if bytes.len() > MAX_SECRET => Err(refused(format!("{path} is larger than {MAX_SECRET} bytes"))),
-            Ok(bytes) => Ok(Some(SecretBytes::new(bytes))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(refused(format!("{path}: {error}"))),
+        match read_secret(&path) {
+            Ok(Some(bytes)) if bytes.len() > MAX_SECRET => {
+                tracing::error!(secret = full_name, path, "a build secret is too large");
+                Err(refused(format!("it is larger than {MAX_SECRET} bytes")))
+            }
+            Ok(bytes) => Ok(bytes.map(SecretBytes::new)),
+            Err(error) => {
+                tracing::error!(secret = full_name, path, %error, "a build secret cannot be read");
+                Err(refused("it cannot be read".into()))
+            }
         }
     }
 
@@ -126,6 +137,22 @@ impl<'a> Grants<'a> {
             .collect();
         patterns.iter().filter(is_known).map(|pattern| pattern.expand(&all)).collect()
     }
+}
+
+/// The content of a secret's file, or what is larger than a secret may be; none when the path is no regular file's. A name of
+/// the customer's may lead to a directory or through a file, and a pipe would never end.
+fn read_secret(path: &str) -> std::io::Result<Option<Vec<u8>>> {
+    let is_nothing = |error: &std::io::Error| {
+        matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
+    };
+    match std::fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => return Ok(None),
+        Err(error) if is_nothing(&error) => return Ok(None),
+        _ => {}
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MAX_SECRET as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// A branch's name as it may stand in a tag; one that had to be changed, or looks as if, stays different from all others.
@@ -160,6 +187,22 @@ mod tests {
         assert!(as_tag(&"x".repeat(300)).len() < 128);
         assert_ne!(as_tag(&slash), slash, "a branch cannot take the name that another was given");
         assert_eq!(as_tag("-x").chars().next(), Some('x'));
+    }
+
+    #[test]
+    fn a_secret_is_a_regular_file() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        std::fs::write(path("file"), "hunter2").expect("written");
+        std::os::unix::fs::symlink("file", path("link")).expect("linked");
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("made");
+        for name in ["file", "link"] {
+            assert_eq!(read_secret(&path(name)).expect("read").as_deref(), Some(&b"hunter2"[..]), "{name}");
+        }
+        for name in [".", "pipe", "nothing", "file/below", &"x".repeat(300)] {
+            assert_eq!(read_secret(&path(name)).expect("not an error"), None, "{name}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod arguments;
 pub(super) mod attestations;
+mod hosts;
 mod image_name;
 pub(super) mod paths;
 mod references;
@@ -174,7 +175,7 @@ impl Rules<'_> {
                     refuse("entitlements are not allowed")
                 }
             }
-            "extra-hosts" => Ok(value),
+            "extra-hosts" => self.extra_hosts(value),
             field if HARMLESS.contains(&field) => Ok(value),
             _ => refuse("this field is not allowed"),
         }

@@ -14,11 +14,11 @@ use serde_json::{Map, Value};
 use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
-use super::child::{base_environment, make_directories, programs, version_child};
+use super::child::{make_directories, programs, switches, version_child};
 use super::define::Source;
 use super::{Bake, BakeError, Child, Definition, Order, escape};
 use crate::beneath::{Directory, is_link, leads_out};
-use crate::job::{Recipe, RepositoryFile};
+use crate::job::{Build, Recipe, RepositoryFile};
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries};
 use crate::state::JobDirectory;
@@ -34,6 +34,9 @@ const CRASHED: i32 = 2;
 
 /// Threads of Go's: a definition that takes time takes one processor, so its time by the clock is over first.
 const N_THREADS: u32 = 1;
+
+/// A path of which every machine keeps that nothing is there.
+const NOWHERE: &str = "/nonexistent";
 
 /// From so many on, none is added for a secret.
 const MAX_VARIABLES: usize = 64;
@@ -56,29 +59,126 @@ pub(super) async fn print(
             ("", name, folder)
         }
     };
-    let mut arguments = vec!["--file".to_owned(), file];
-    arguments.extend(order.build.targets.iter().cloned());
+    let reading = Reading { bake, order, input, file, working_directory, directory, stop };
     let mut build = order.build.clone();
+    let mut overrides = Vec::new();
     let deadline = Instant::now() + bake.limits.print_timeout;
     loop {
-        let order = Order { build: &build, ..*order };
-        let message = match run(bake, input, &arguments, &working_directory, &order, directory, stop).await {
-            Err(BakeError::Invalid(message)) => message,
-            printed => return printed,
+        let mut message = match reading.print(&build, &overrides, &build.targets).await? {
+            Ok(printed) => return Ok(printed),
+            Err(message) => message,
         };
+        let is_in_time = Instant::now() < deadline;
+        if is_in_time && is_of_output(&message) {
+            match reading.replace_files(&build, &mut overrides, deadline).await? {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(other) => message = other,
+            }
+        }
         // A secret with nothing but an id is a variable of that name, or else a file, which has to be there even now.
         match missing_secret(&message) {
-            Some(id)
-                if Instant::now() < deadline
-                    && build.variables.len() < MAX_VARIABLES
-                    && !build.variables.contains_key(id) =>
-            {
+            Some(id) if is_in_time && build.variables.len() < MAX_VARIABLES && !build.variables.contains_key(id) => {
                 build.variables.insert(id.to_owned(), String::new());
             }
-            _ => return Err(BakeError::Invalid(message)),
+            _ => return Err(BakeError::Invalid(without_reason(message))),
         }
     }
 }
+
+/// One definition, read as often as it takes.
+struct Reading<'a> {
+    bake: &'a Bake,
+    order: &'a Order<'a>,
+    input: &'a str,
+    file: String,
+    working_directory: PathBuf,
+    directory: &'a JobDirectory,
+    stop: &'a CancellationToken,
+}
+
+impl Reading<'_> {
+    /// What buildx prints of these targets, or says of the definition.
+    async fn print(
+        &self,
+        build: &Build,
+        overrides: &[String],
+        targets: &[String],
+    ) -> Result<Result<Vec<u8>, String>, BakeError> {
+        let mut arguments = vec!["--file".to_owned(), self.file.clone()];
+        arguments.extend(overrides.iter().flat_map(|value| ["--set".to_owned(), value.clone()]));
+        arguments.extend_from_slice(targets);
+        let order = Order { build, ..*self.order };
+        let Self { bake, input, working_directory, directory, stop, .. } = self;
+        match run(bake, input, &arguments, working_directory, &order, directory, stop).await {
+            Ok(printed) => Ok(Ok(printed)),
+            Err(BakeError::Invalid(message)) => Ok(Err(message)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives each target that writes its output to a file a directory instead, which means the same to policy. buildx before
+    /// 0.36 opens such a file even now, and does not say which target's it is: so each one is read alone. Returns whether
+    /// there was one, or what buildx says of the definition without outputs.
+    ///
+    /// A target that is an image as well is then none: of two outputs buildx does not say which one it cannot open.
+    async fn replace_files(
+        &self,
+        build: &Build,
+        overrides: &mut Vec<String>,
+        deadline: Instant,
+    ) -> Result<Result<bool, String>, BakeError> {
+        let without_outputs = ["*.output=type=cacheonly".to_owned()];
+        let printed = match self.print(build, &without_outputs, &build.targets).await? {
+            Ok(printed) => printed,
+            Err(message) => return Ok(Err(message)),
+        };
+        let n_before = overrides.len();
+        for name in read(&printed)?.into_keys() {
+            if Instant::now() >= deadline {
+                break;
+            }
+            let alone = self.print(build, overrides, std::slice::from_ref(&name)).await?;
+            if alone.is_err_and(|message| is_of_output(&message)) {
+                overrides.push(format!("{name}.output=type=local,dest=."));
+            }
+        }
+        Ok(Ok(overrides.len() > n_before))
+    }
+}
+
+/// Whether buildx cannot open the file of an output.
+fn is_of_output(message: &str) -> bool {
+    ["failed to open open ", "invalid destination file: ", "invalid destination directory: "]
+        .iter()
+        .any(|begin| message.starts_with(begin))
+}
+
+/// Why a file cannot be read would tell what is there outside of the repository: "permission denied" is said of a file that
+/// is there, and "no such file" of one that is not. So every such message is the same but for the path.
+fn without_reason(message: String) -> String {
+    let Some(rest) = CANNOT_READ.iter().find_map(|end| message.strip_suffix(end)) else { return message };
+    let operation = FILE_OPERATIONS.iter().filter_map(|operation| {
+        let at = rest.rfind(operation)?;
+        let is_word = at == 0 || rest[..at].ends_with(' ');
+        is_word.then_some(at + operation.len())
+    });
+    let path = operation.max().map_or(rest, |at| &rest[at..]);
+    format!("{path} cannot be read: it is not a file of the repository")
+}
+
+/// What the kernel says of a file that cannot be read, or is not there.
+const CANNOT_READ: &[&str] = &[
+    ": file name too long",
+    ": is a directory",
+    ": no such file or directory",
+    ": not a directory",
+    ": permission denied",
+    ": too many levels of symbolic links",
+];
+
+/// How Go says what it tried, before the path.
+const FILE_OPERATIONS: &[&str] = &["lstat ", "open ", "read ", "readlink ", "stat "];
 
 /// The id of a secret whose file buildx has looked for in vain.
 fn missing_secret(message: &str) -> Option<&str> {
@@ -214,10 +314,20 @@ async fn collect(
 }
 
 pub(super) fn child(bake: &Bake, order: &Order<'_>, private: &Path) -> Child {
+    Child { sandbox: sandbox(bake, order.worktree, private), environment: environment(&order.build.variables) }
+}
+
+/// A definition reads the environment, and what it reads becomes part of images. So beside the job's own variables it has
+/// nothing of this machine or this job. buildx needs no file of its own to resolve a definition; where nothing told it
+/// otherwise, it would look for its configuration in the repository.
+fn environment(variables: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let nowhere = |name: &str| (name.to_owned(), NOWHERE.to_owned());
+    let mut environment = BTreeMap::from([nowhere("HOME")]);
+    environment.extend(variables.clone());
     // Ours after theirs: of two with one name the later counts.
-    let mut environment = order.build.variables.clone();
-    environment.extend(base_environment(private, N_THREADS));
-    Child { sandbox: sandbox(bake, order.worktree, private), environment }
+    environment.extend(switches(N_THREADS));
+    environment.extend([nowhere("BUILDX_CONFIG"), nowhere("DOCKER_CONFIG")]);
+    environment
 }
 
 fn memory(bake: &Bake) -> u64 {
@@ -288,4 +398,45 @@ pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
         .nth(1)
         .map(|version| version.split('+').next().unwrap_or(version).trim_start_matches('v').to_owned())
         .ok_or_else(|| BakeError::Launcher(format!("no version in {line:?} {:?}", err.last().unwrap_or_default())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_sees_nothing_of_the_machine_and_the_jobs_variables() {
+        let variables = BTreeMap::from([("TAG".to_owned(), "v1".to_owned())]);
+        let environment = environment(&variables);
+        let names: Vec<&str> = environment.keys().map(String::as_str).collect();
+        let expected = [
+            "BUILDX_CONFIG",
+            "BUILDX_GIT_INFO",
+            "BUILDX_GIT_LABELS",
+            "BUILDX_NO_DEFAULT_ATTESTATIONS",
+            "DOCKER_CONFIG",
+            "GOMAXPROCS",
+            "HOME",
+            "TAG",
+        ];
+        assert_eq!(names, expected);
+        let paths: Vec<&str> = environment.values().map(String::as_str).filter(|value| value.contains('/')).collect();
+        assert_eq!(paths, [NOWHERE; 3]);
+    }
+
+    #[test]
+    fn what_is_outside_of_the_repository_is_not_told_by_why_it_cannot_be_read() {
+        let expected = "/any/x cannot be read: it is not a file of the repository";
+        for message in [
+            "open /any/x: permission denied",
+            "open /any/x: no such file or directory",
+            "open /any/x: not a directory",
+            "env file /any/x not found: stat /any/x: no such file or directory",
+            "failed to stat /any/x: stat /any/x: permission denied",
+        ] {
+            assert_eq!(without_reason(message.into()), expected, "{message}");
+        }
+        let other = "docker-bake.hcl:1,40-2,1: Invalid expression";
+        assert_eq!(without_reason(other.into()), other);
+    }
 }

@@ -214,7 +214,8 @@ pub fn is_true(text: &str) -> bool {
     matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }
 
-fn is_boolean(text: &str) -> bool {
+/// Whether `strconv.ParseBool` reads a text at all.
+pub fn is_boolean(text: &str) -> bool {
     is_true(text) || matches!(text, "0" | "f" | "F" | "false" | "FALSE" | "False")
 }
 

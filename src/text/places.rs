@@ -12,6 +12,9 @@ use crate::text;
 /// Bytes of a path: Linux takes no longer one (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
+/// Bytes of a worker's identity: a host's name, and two numbers.
+const MAX_IDENTITY: usize = 300;
+
 /// What stands in the place of a path that is the worker's own.
 const PRIVATE: &str = "a file of the worker";
 
@@ -47,10 +50,10 @@ impl Places {
     pub fn hide<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
         for worktree in &self.worktrees {
-            replace_path(&mut text, worktree, |_| (0, "."));
+            replace_path(&mut text, worktree, false, |_| (0, "."));
         }
         for state in &self.states {
-            replace_path(&mut text, state, in_state);
+            replace_path(&mut text, state, is_of_state_alone(state), in_state);
         }
         if text.lines().all(is_plain) { text } else { Cow::Owned(without_traces(&text)) }
     }
@@ -66,9 +69,15 @@ fn names(path: &Path) -> Vec<String> {
     names
 }
 
-/// Replaces a directory where a path begins with it. `of` answers for the text after it how much more of that belongs to
-/// the directory, and what it is called when the path ends there.
-fn replace_path(text: &mut Cow<'_, str>, directory: &str, of: impl Fn(&str) -> (usize, &'static str)) {
+/// Whether a state directory's name is of so many parts that nothing else ends like it: `/data` ends a customer's `app/data`
+/// as well.
+fn is_of_state_alone(state: &str) -> bool {
+    state.matches('/').count() >= 2
+}
+
+/// Replaces a directory where a path begins with it, or `anywhere`: a customer may write a word before it. `of` answers for
+/// the text after it how much more of that belongs to the directory, and what it is called when the path ends there.
+fn replace_path(text: &mut Cow<'_, str>, directory: &str, anywhere: bool, of: impl Fn(&str) -> (usize, &'static str)) {
     if !text.contains(directory) {
         return;
     }
@@ -77,22 +86,30 @@ fn replace_path(text: &mut Cow<'_, str>, directory: &str, of: impl Fn(&str) -> (
     while let Some(at) = rest.find(directory) {
         let after = &rest[at + directory.len()..];
         let begins = !rest[..at].ends_with(is_part_of_name);
+        let may_begin = begins || anywhere || is_job(after);
         let ends = !after.starts_with(is_part_of_name);
         shown.push_str(&rest[..at]);
         rest = after;
-        if !(begins && ends) {
+        if !(may_begin && ends) {
             shown.push_str(directory);
             continue;
         }
         let (length, name) = of(after);
         rest = &rest[length..];
-        match rest.strip_prefix('/').filter(|below| name == "." && below.starts_with(is_part_of_name)) {
+        match rest.strip_prefix('/').filter(|below| begins && name == "." && below.starts_with(is_part_of_name)) {
             Some(below) => rest = below,
             None => shown.push_str(name),
         }
     }
     shown.push_str(rest);
     *text = Cow::Owned(shown);
+}
+
+/// Whether a path, given without its beginning, is that of a job's directory: `/run/HOST:PID:NONCE/N`. No other path has such
+/// a part.
+fn is_job(path: &str) -> bool {
+    let Some(identity) = path.strip_prefix("/run/").and_then(|path| path.split('/').next()) else { return false };
+    identity.len() <= MAX_IDENTITY && identity.matches(':').count() >= 2
 }
 
 /// Of a path in a state directory, given without that: `/run/IDENTITY/N/tree/NAME` is a repository's root, and all else is
@@ -250,13 +267,28 @@ mod tests {
             ("mkdir /var/lib/sidebake/sticky/acme/x.".into(), "mkdir a file of the worker."),
             ("/var/lib/sidebake: disk full".into(), "a file of the worker: disk full"),
             (
-                "/var/lib/sidebaker/x and /srv/var/lib/sidebake/x".into(),
-                "/var/lib/sidebaker/x and /srv/var/lib/sidebake/x",
+                "/var/lib/sidebaker/x and /home/me/shop/var/lib/sidebaker/x".into(),
+                "/var/lib/sidebaker/x and var/lib/sidebaker/x",
             ),
+            (format!("stage nosuch-{JOB}/print/buildx not found"), "stage nosuch-a file of the worker not found"),
+            (format!("x{JOB}/tree/shop/a: gone"), "x./a: gone"),
+            ("x/var/lib/sidebake/sticky".into(), "xa file of the worker"),
             ("/home/me/shop/a /home/me/shop2/a".into(), "a /home/me/shop2/a"),
             ("/home/me/shop/../x".into(), "../x"),
         ] {
             assert_eq!(places().hide(&text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_short_name_of_a_state_directory_is_no_part_of_a_customers_path() {
+        let places = Places::new(Path::new("/data"));
+        for (text, expected) in [
+            ("COPY app/data/x: not found", "COPY app/data/x: not found"),
+            ("x/data/run/vm:17827:c0ffee/8/print/tmp: gone", "xa file of the worker: gone"),
+            ("open /data/sticky/x: gone", "open a file of the worker: gone"),
+        ] {
+            assert_eq!(places.hide(text), expected);
         }
     }
 
@@ -311,17 +343,19 @@ mod tests {
 
     #[test]
     fn a_text_of_nothing_but_a_directory_takes_no_longer_than_another() {
-        let text = "x/var/lib/sidebake".repeat(200_000);
-        assert_eq!(places().hide(&text), text);
+        let text = "x/var/lib/sidebake".repeat(200_000) + "x";
+        assert!(places().hide(&text) == text);
+        let paths = places().hide(&"x/var/lib/sidebake/".repeat(200_000)).len();
+        assert!(paths < 200_000 * "xa file of the worker".len(), "{paths}");
     }
 
     proptest! {
         #[test]
         fn whatever_surrounds_it_no_path_of_the_worker_is_shown(
-            before in "[a-z \":(\n]{0,8}", name in "[a-z]{1,8}", after in "[ \":)\n][a-z \"]{0,8}",
+            before in "[a-z0-9._ \":(\n-]{0,8}", name in "[a-z]{1,8}", after in "[ \":)\n][a-z \"]{0,8}",
             below in prop_oneof![Just("solve/tmp/"), Just("secrets/"), Just("tree/shop/"), Just("print/buildx/a b/")],
         ) {
-            let text = format!("{before} {JOB}/{below}{name}{after}");
+            let text = format!("{before}{JOB}/{below}{name}{after}");
             let hidden = places().hide(&text).into_owned();
             prop_assert!(!hidden.contains("sidebake") && !hidden.contains("17827"), "{hidden}");
         }

@@ -36,6 +36,34 @@ async fn a_job_becomes_images_and_a_job_for_rails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_output_to_a_file_is_replaced_also_where_buildx_opens_it_too_early() {
+    let afternoon = Afternoon::start();
+    let target = |output: &str| json!({"context": ".", "output": [output]});
+    let definition = json!({
+        "group": {"default": {"targets": ["api", "docs"]}},
+        "target": {"api": {"context": "."}, "docs": target("type=tar,dest=docs.tar")}
+    });
+    let files = [("docker-bake.json", definition.to_string()), ("Dockerfile", "FROM base".to_owned())];
+    let files = files.each_ref().map(|(name, text)| (*name, text.as_str()));
+    let sha = afternoon.git.repository("acme/voting-app").commit(&files);
+    let mut native = afternoon.native(&sha);
+    native.as_object_mut().unwrap().remove("application");
+    native["bake"] = json!("docker-bake.json");
+    native["push"] = json!(true);
+    native["tags"] = json!({"api": ["registry.example/acme/api:1"]});
+    afternoon.builder.script(Script::success(&["api", "docs"]));
+    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = afternoon.worker("");
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    let expected = "target.docs.output: is not written: nothing but images leaves the builder";
+    assert_eq!(report["notices"], json!([expected]), "{report:#}");
+    let definition: Value = serde_json::from_str(&afternoon.builder.runs().remove(0).stdin).unwrap();
+    assert_eq!(definition["target"]["docs"]["output"], json!([{"type": "cacheonly"}]));
+    assert_eq!(definition["target"]["api"]["output"], json!([{"type": "registry"}]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
     let afternoon = Afternoon::start();
     let (_, sha) = afternoon.voting_app();

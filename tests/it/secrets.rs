@@ -143,8 +143,8 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
     let (_, sha) = afternoon.voting_app();
     let table = [
         ("large", "worker_failed", "the build secret large: ", "is larger than 512000 bytes"),
-        ("directory", "worker_failed", "the build secret directory: ", "Is a directory"),
-        ("unset", "worker_failed", "the build secret unset: ", "the variable NOT_THERE is not set"),
+        ("directory", "policy_refused", "target.vote.secret[0]: ", "no secret \"directory\" is granted to acme"),
+        ("unset", "worker_failed", "the build secret unset: ", "its variable is not set"),
         ("nobodys", "policy_refused", "target.vote.secret[0]: ", "no secret \"nobodys\" is granted to acme"),
     ];
     for (n, (name, reason, which, words)) in table.iter().enumerate() {
@@ -156,6 +156,7 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
         let message = report["message"].as_str().unwrap();
         assert_eq!(report["reason"], *reason, "{report:#}");
         assert!(message.contains(which) && message.contains(words), "{message}");
+        assert!(!message.contains("acme/branch") && !message.contains("NOT_THERE"), "{message}");
     }
     assert!(afternoon.builder.runs().is_empty());
     assert_eq!(afternoon.traces_of("hunter2").await, Vec::<String>::new());

@@ -175,21 +175,23 @@ impl<'a> Worker<'a> {
     }
 
     async fn resolve(&self, job: &JobDirectory, tree: &Path) -> Definition {
-        let build = self.build();
+        let build = self.build(job);
         let order = Order { build: &build, worktree: tree, sha: None };
         self.bake.resolve(&order, job, &CancellationToken::new()).await.unwrap()
     }
 
     /// A build of one target, whose definition says what docker-buildx is to do.
-    fn build(&self) -> Build {
+    fn build(&self, job: &JobDirectory) -> Build {
         let ground = serde_json::to_string(&self.case.ground).unwrap();
-        let definition = json!({"target": {"app": {"context": ".", "args": {"ground": ground}}}});
+        let definition =
+            json!({"target": {"app": {"context": ".", "args": {"ground": ground, "print": job.join("print")}}}});
         let recipe = Recipe::Inline(definition.as_object().unwrap().clone());
         Build { targets: vec!["app".into()], ..Build::new(repository(), Trust::Branch, recipe) }
     }
 
     async fn buildx(&self) -> bool {
-        let (case, job, build) = (self.case, self.job(), self.build());
+        let (case, job) = (self.case, self.job());
+        let build = self.build(&job);
         let tree = case.home.join("tree");
         std::fs::create_dir(&tree).unwrap();
         let definition = self.resolve(&job, &tree).await;

@@ -79,9 +79,12 @@ fn bake(is_print: bool) {
     let printed = definition::resolve(&text, &["app".to_owned()]).unwrap();
     let ground = printed["target"]["app"]["args"]["ground"].as_str().unwrap();
     let ground: Ground = serde_json::from_str(ground).unwrap();
-    look_around();
+    // The product's child that resolves a definition is not told of its own directory.
+    let told = std::env::var_os("TMPDIR").map(|tmp| Path::new(&tmp).parent().unwrap().to_owned());
+    let private = told.unwrap_or_else(|| printed["target"]["app"]["args"]["print"].as_str().unwrap().into());
+    look_around(&private);
     if is_print == (ground.attack == "print_leftover") {
-        let _ = scripts::buildx(&ground);
+        let _ = scripts::buildx(&ground, &private);
     }
     if is_print {
         println!("{printed}");
@@ -89,16 +92,19 @@ fn bake(is_print: bool) {
 }
 
 /// What an earlier run has left is used: a helper is run, and a configuration is seen.
-fn look_around() {
-    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).unwrap_or_default();
+fn look_around(private: &Path) {
     let config = std::fs::read(variable("DOCKER_CONFIG").join("config.json")).unwrap_or_default();
     let config: Value = serde_json::from_slice(&config).unwrap_or_default();
     if let Some(helper) = config["credHelpers"]["registry.example"].as_str() {
         let _ = Command::new(helper).arg("get").status();
     }
-    if variable("BUILDX_CONFIG").join("leftover").exists() {
-        std::fs::write(variable("TMPDIR").join("seen"), "").unwrap();
+    if private.join("buildx/leftover").exists() {
+        std::fs::write(private.join("tmp/seen"), "").unwrap();
     }
+}
+
+fn variable(name: &str) -> PathBuf {
+    std::env::var_os(name).map(PathBuf::from).unwrap_or_default()
 }
 
 /// As buildx's drivers find their builder: the record, and the kubeconfig that it names, plugins and all.

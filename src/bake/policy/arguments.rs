@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
 use super::{Refusal, Rules};
-use crate::job::{Asked, Attestation, fields, is_true};
+use crate::job::{Asked, Attestation, fields, is_boolean, is_true};
 
 /// Which frontend reads the Dockerfile.
 const FRONTEND: &str = "BUILDKIT_SYNTAX";
@@ -30,12 +30,15 @@ const OF_BUILDKIT: &str = "BUILDKIT_";
 /// Stands for an entry of `attest`; the kind follows.
 const ATTESTATION: &str = "BUILDKIT_ATTEST_";
 
-/// These concern only the steps, the image and the record of the build.
+/// Whether the image is an index, as a boolean. BuildKit quotes any other value in the error that the build ends with.
+const MULTI_PLATFORM: &str = "BUILDKIT_MULTI_PLATFORM";
+
+/// These concern only the steps, the image and the record of the build. BuildKit takes any text, or says in its own words what
+/// is wrong with it.
 const HARMLESS: &[&str] = &[
     "BUILDKIT_BUILD_NAME",
     "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
     "BUILDKIT_DOCKERFILE_CHECK",
-    "BUILDKIT_MULTI_PLATFORM",
     "BUILDKIT_SANDBOX_HOSTNAME",
     "BUILDKIT_SBOM_SCAN_CONTEXT",
     "BUILDKIT_SBOM_SCAN_STAGE",
@@ -60,6 +63,8 @@ impl Rules<'_> {
                 self.add(target, "attest", attestation)?;
             } else if name == INLINE_CACHE {
                 self.translate_inline_cache(&field, text, target)?;
+            } else if name == MULTI_PLATFORM && !is_boolean(text) {
+                return Err(self.refusal(&field, "expected true or false"));
             } else if name.starts_with(OF_BUILDKIT) && !is_known(&name) {
                 let message = "BuildKit reads arguments of such a name, and this one is not known here";
                 return Err(self.refusal(&field, message));
@@ -140,5 +145,5 @@ pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
 }
 
 fn is_known(name: &str) -> bool {
-    HARMLESS.contains(&name) || [FRONTEND, CACHE_NAMESPACE].contains(&name)
+    HARMLESS.contains(&name) || [FRONTEND, CACHE_NAMESPACE, MULTI_PLATFORM].contains(&name)
 }

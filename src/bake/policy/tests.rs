@@ -115,6 +115,48 @@ fn the_hosts_files_keys_network_and_entitlements_are_refused() {
 }
 
 #[test]
+fn a_name_for_what_is_no_address_is_refused_with_its_path() {
+    for (name, addresses) in [
+        ("a", json!("1.2.3.4")),
+        ("a.b-c_d", json!("1.2.3.4,::1,[::1],[1.2.3.4]")),
+        ("a", json!("host-gateway")),
+        ("a=", Value::Null),
+    ] {
+        let target = json!({"context": "app", "extra-hosts": {name: addresses}});
+        assert!(police_target(target, true).is_ok(), "{name} {addresses}");
+    }
+    for (name, addresses) in [
+        ("foo", json!("code = Unavailable")),
+        ("foo", json!("dial tcp connection refused")),
+        ("foo", json!("")),
+        ("foo", json!("1.2.3.4,")),
+        ("foo", json!("host-gateway,1.2.3.4")),
+        ("foo", json!("fe80::1%eth0")),
+        ("foo", json!("1.2.3")),
+        ("foo", json!("[1.2.3.4")),
+        ("foo", json!(["1.2.3.4"])),
+        ("f=o", json!("1.2.3.4")),
+        ("f\"o, x", json!("1.2.3.4")),
+        ("", json!("1.2.3.4")),
+    ] {
+        let message = refused(json!({"context": "app", "extra-hosts": {name: addresses}}));
+        assert!(message.starts_with(&format!("target.t.extra-hosts.{}: ", name.escape_debug())), "{message}");
+    }
+    assert!(refused(json!({"context": "app", "extra-hosts": ["a=1.2.3.4"]})).starts_with("target.t.extra-hosts: "));
+}
+
+#[test]
+fn an_argument_that_buildkit_reads_as_a_boolean_is_one() {
+    let target = |value: &str| json!({"context": "app", "args": {"BUILDKIT_MULTI_PLATFORM": value}});
+    for value in ["1", "true", "F"] {
+        assert!(police_target(target(value), true).is_ok(), "{value}");
+    }
+    for value in ["", "yes", "x: no space left on device"] {
+        assert!(refused(target(value)).starts_with("target.t.args.BUILDKIT_MULTI_PLATFORM: "), "{value}");
+    }
+}
+
+#[test]
 fn a_fork_writes_no_cache() {
     let target = json!({"context": "app", "cache-to": [{"type": "registry", "ref": "x"}]});
     assert!(police_as(Trust::Branch, target.clone(), false).expect("allowed").contains_key("cache-to"));

@@ -7,6 +7,9 @@ use jiff::Timestamp;
 use super::stream::VertexReport;
 use crate::bake::shown::Said;
 
+/// How an error ends that is none of the vertex's own.
+const CANCELED: &str = "context canceled";
+
 /// A step or chore.
 #[derive(Debug)]
 pub(in crate::bake) struct Vertex {
@@ -38,6 +41,9 @@ enum Failing {
 }
 
 impl Vertex {
+    /// How BuildKit's file operations begin to say that a step cannot be done. A path of the customer's ends the error.
+    pub(in crate::bake) const MISTAKES: &[&str] = &["cannot copy to non-directory: ", "cannot replace to directory "];
+
     pub(super) fn new(name: Arc<str>) -> Self {
         Self {
             name,
@@ -82,9 +88,20 @@ impl Vertex {
         }
     }
 
-    /// Whether an error that BuildKit reports is the echo of another vertex's failure. What it quotes is the customer's.
+    /// Whether an error that BuildKit reports is the echo of another vertex's failure: it ends with Go's `context.Canceled`.
+    /// Quoted or not, a path or name of the customer's may hold the same words, but does not end the error.
     pub(super) fn is_echo(error: &str) -> bool {
-        error.rsplit('"').next().is_some_and(|said| said.contains("context canceled"))
+        let said = error.rsplit('"').next().unwrap_or(error);
+        let ends_so = |before: &str| [": ", " desc = "].iter().any(|end| before.ends_with(end));
+        let is_echo = error == CANCELED || said.strip_suffix(CANCELED).is_some_and(ends_so);
+        is_echo && !Self::MISTAKES.iter().any(|begin| error.starts_with(begin))
+    }
+
+    /// The instruction of a step of a Dockerfile, such as `RUN`. What follows it is the customer's.
+    pub(in crate::bake) fn instruction(&self) -> Option<&str> {
+        self.position()?;
+        let (_, text) = self.name.split_once(']')?;
+        text.strip_prefix(' ')?.split(' ').next()
     }
 
     /// Stage and number of a step of a Dockerfile: its bracket ends in `n/m`.
@@ -135,5 +152,48 @@ impl Vertex {
     pub(super) fn pushed_as(&self, tag: &str) -> Option<&str> {
         let (_, digest) = self.pushed.iter().find(|(pushed, _)| **pushed == *tag)?;
         (!self.has_failed()).then_some(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_echo_ends_as_buildkit_says_it_and_no_name_of_the_customers_makes_one() {
+        for echo in [
+            "context canceled",
+            "context canceled: context canceled",
+            "Canceled: context canceled",
+            "rpc error: code = Canceled desc = context canceled",
+            "failed to copy: failed to do request: Get \"https://r.example/v2/x\": context canceled",
+            "process \"/bin/sh -c sleep 9\" did not complete successfully: exit code: 137: context canceled: context canceled",
+        ] {
+            assert!(Vertex::is_echo(echo), "{echo}");
+        }
+        for own in [
+            "lstat /buildkit/cachemounts/buildkit1768283894/x/context canceled: not a directory",
+            "process \"/nosuch context canceled\" did not complete successfully: exit code: 1",
+            "process \"/bin/sh -c true\" did not complete successfully: unable to find user context canceled: invalid argument",
+            "cannot copy to non-directory: /buildkit/cachemounts/buildkit1/x: context canceled",
+            "open /buildkit/my context canceled",
+            "",
+        ] {
+            assert!(!Vertex::is_echo(own), "{own}");
+        }
+    }
+
+    #[test]
+    fn the_instruction_of_a_step_is_the_one_that_buildkit_runs() {
+        for (name, instruction) in [
+            ("[2/3] RUN make", Some("RUN")),
+            ("[linux/amd64 deps 1/2] FROM base", Some("FROM")),
+            ("[3/3] WORKDIR /x/] FROM connection refused", Some("WORKDIR")),
+            ("[2/2] ADD [http://127.0.0.1:1/x] FROM y,/x]", Some("ADD")),
+            ("[internal] load metadata for x", None),
+            ("exporting to image", None),
+        ] {
+            assert_eq!(Vertex::new(name.into()).instruction(), instruction, "{name}");
+        }
     }
 }

@@ -77,13 +77,19 @@ fn bake(arguments: &[&str]) {
     let ground = Path::new(printed["target"][&names[0]]["context"].as_str().unwrap()).join("ground.json");
     let stage = read(&ground).stage;
     if stage == if is_print { "print" } else { "solve" } {
-        let table = Path::new(&std::env::var_os("TMPDIR").unwrap()).join("table");
+        let table = directory(&ground).join("table");
         probe(&ground, &table);
     }
     if !is_print {
         fail("it has nothing to do");
     }
     println!("{printed}");
+}
+
+/// The directory of its own. What resolves a definition is not told of it, but a job's directories are known.
+fn directory(ground: &Path) -> PathBuf {
+    let of_job = || ground.ancestors().nth(4).unwrap().join("print/tmp");
+    std::env::var_os("TMPDIR").map_or_else(of_job, PathBuf::from)
 }
 
 fn fail(message: &str) -> ! {
@@ -100,7 +106,7 @@ fn probe(ground_path: &Path, out: &Path) {
     let mut table = Table(File::create(out).unwrap());
     table.tell("a variable of the worker", std::env::var(&ground.variable).map(drop).map_err(|_| errno(libc::ENOENT)));
     table.tell("a file that the worker has open", inherited);
-    let own = ground.own.clone().unwrap_or_else(|| std::env::var_os("TMPDIR").unwrap().into());
+    let own = ground.own.clone().unwrap_or_else(|| directory(ground_path));
     files(&mut table, &ground, &own);
     programs(&mut table, &ground, &own);
     sockets(&mut table, &ground);

@@ -63,7 +63,7 @@ impl Line {
 }
 
 fn parse(args: &[String]) -> Result<Line, String> {
-    const VALUED: [&str; 6] = ["allow", "builder", "file", "format", "metadata-file", "progress"];
+    const VALUED: [&str; 7] = ["allow", "builder", "file", "format", "metadata-file", "progress", "set"];
     const SWITCHES: [&str; 3] = ["debug", "print", "quiet"];
     let mut line = Line { flags: HashMap::new(), rest: Vec::new() };
     let mut args = args.iter().skip(1);
@@ -104,6 +104,8 @@ fn bake(line: &Line) -> Result<(), String> {
     let text = read_definition(line)?;
     let printed = definition::resolve(&text, &line.rest)?;
     if line.is_set("print") {
+        let printed = with_outputs(printed, line.flags.get("set").map(Vec::as_slice).unwrap_or_default());
+        open_outputs(&printed)?;
         act_on_description(&printed);
         println!("{}", serde_json::to_string_pretty(&printed).unwrap());
         return Ok(());
@@ -138,6 +140,31 @@ fn read_definition(line: &Line) -> Result<String, String> {
         }
         path => std::fs::read_to_string(path).map_err(|_| "couldn't find a bake definition".into()),
     }
+}
+
+/// With the outputs of `--set`, the only field of it that is imitated.
+fn with_outputs(mut printed: Value, overrides: &[String]) -> Value {
+    let targets = printed["target"].as_object_mut().unwrap();
+    for (name, output) in overrides.iter().filter_map(|value| value.split_once(".output=")) {
+        let options = output.split(',').filter_map(|option| option.split_once('='));
+        let output: serde_json::Map<String, Value> =
+            options.map(|(option, value)| (option.to_owned(), json!(value))).collect();
+        for (_, target) in targets.iter_mut().filter(|(target, _)| name == "*" || name == target.as_str()) {
+            target["output"] = json!([output]);
+        }
+    }
+    printed
+}
+
+/// 0.29 opens the files of outputs whatever it is asked for.
+fn open_outputs(printed: &Value) -> Result<(), String> {
+    let targets = printed["target"].as_object().unwrap().values();
+    let outputs = targets.filter_map(|target| target["output"].as_array()).flatten();
+    for output in outputs.filter(|output| output["type"] == "tar") {
+        let file = output["dest"].as_str().unwrap_or_default();
+        std::fs::File::create(file).map_err(|_| format!("failed to open open {file}: permission denied"))?;
+    }
+    Ok(())
 }
 
 /// `--print` reaches no builder, so a fault of it travels in a target's description.
