@@ -482,7 +482,7 @@ mod tests {
         let mut progress = progress(&["web"], "Dockerfile");
         progress.line(line.to_string().as_bytes(), &mut |_| {});
         progress.line(format!("ERROR: failed to solve: {error}").as_bytes(), &mut |_| {});
-        diagnose(Ended::Exited(ExitStatus::from_raw(1 << 8)), &progress).expect("a failure").reason
+        exited(&progress).reason
     }
 
     #[test]
