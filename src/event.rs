@@ -1,7 +1,8 @@
 //! What happens during a build, as values.
 //!
-//! Stations hand these to the journal and do not care who looks. Events carry no secret of the worker's: none reaches a
-//! child whose output becomes one. Every text in an event is plain, masked and bounded by whoever makes it.
+//! Stations hand these to the journal and do not care who looks. A bake has the build's secrets and its registries' credentials,
+//! and a step may print them: so whoever makes an event masks every text in it (`bake::mask`), makes it plain and bounds it. The
+//! worker's own secrets reach no child whose output becomes an event.
 
 use std::borrow::Cow;
 use std::sync::Arc;

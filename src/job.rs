@@ -17,6 +17,7 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::settings::Queue;
 use crate::{bounds, text};
 
 pub use attestation::{Asked, Attestation, By, Options, fields, is_boolean, is_true, pairs};
@@ -211,9 +212,7 @@ impl Callback {
             let message = format!("expected the name of a job class, found {:?}", self.class);
             return Err(JobError::new("callback.class", message));
         }
-        let is_queue =
-            !self.queue.is_empty() && self.queue.len() <= bounds::NAME && !self.queue.contains(char::is_control);
-        if !is_queue {
+        if !Queue::is_name(&self.queue) {
             return Err(JobError::new(
                 "callback.queue",
                 format!("expected the name of a queue, found {:?}", self.queue),

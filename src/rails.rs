@@ -154,7 +154,7 @@ pub fn callback_job(
     if !callback.wants(report.moment) {
         return None;
     }
-    let report = report.to_json();
+    let report = if callback.active_job { report.to_json_as(with_symbol_marks) } else { report.to_json() };
     let jid = callback_jid(fetched_text, report["moment"].as_str().unwrap_or_default());
     let mut job = json!({
         "retry": true, "queue": callback.queue, "class": callback.class, "args": [report], "jid": jid,
@@ -168,11 +168,11 @@ pub fn callback_job(
     Some(job.to_string())
 }
 
-/// Active Job's envelope. The old wrapper name outside is accepted by all versions of Sidekiq.
+/// Active Job's envelope of a report with its marks. The old wrapper name outside is accepted by all versions of Sidekiq.
 fn active_job(callback: &Callback, jid: &str, report: Value, now: Epoch) -> Value {
     json!({
         "job_class": callback.class, "job_id": uuid_of(jid), "provider_job_id": null, "queue_name": callback.queue,
-        "priority": null, "arguments": [with_symbol_marks(report)], "executions": 0, "exception_executions": {},
+        "priority": null, "arguments": [report], "executions": 0, "exception_executions": {},
         "locale": "en", "timezone": "UTC", "enqueued_at": now.timestamp().to_string(), "scheduled_at": null,
     })
 }
@@ -248,5 +248,17 @@ mod tests {
         );
         assert_eq!(job["args"][0]["arguments"][0]["_aj_symbol_keys"], json!([]));
         assert_eq!(job["args"][0]["job_id"].as_str().map(str::len), Some(36));
+    }
+    #[test]
+    fn a_report_is_bounded_with_the_marks_that_active_job_wants() {
+        // 64 KiB are echoed at most; each of these objects gets a mark of 22 bytes.
+        let echo = json!({"whole": vec![json!({}); 20_000]}).as_object().cloned().expect("an object");
+        let report = Report { message: Some("x".repeat(2000)), echo, ..Report::default() };
+        assert!(report.to_json().to_string().len() < bounds::REPORT);
+        let text = text_of(&callback(true), &report).expect("asked for");
+        let job: Value = serde_json::from_str(&text).expect("JSON");
+        let argument = &job["args"][0]["arguments"][0];
+        assert!(argument.to_string().len() <= bounds::REPORT, "{} bytes", argument.to_string().len());
+        assert_eq!((&argument["whole"], &argument["moment"]), (&Value::Null, &json!("finished")));
     }
 }

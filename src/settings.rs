@@ -535,8 +535,7 @@ impl Settings {
             if capsule.queues.is_empty() {
                 return refuse(path("queues"), "must name at least one queue");
             }
-            let is_name = |name: &str| !name.is_empty() && !name.contains(char::is_control);
-            if let Some(queue) = capsule.queues.iter().find(|queue| !is_name(&queue.name)) {
+            if let Some(queue) = capsule.queues.iter().find(|queue| !Queue::is_name(&queue.name)) {
                 return refuse(path("queues"), &format!("{:?}: is no name of a queue", queue.name));
             }
         }

@@ -18,8 +18,9 @@
 //! | `sidebake:inflight:<identity>` | hash | turn, begin, recovery | token, with `:idle` while the job does not run → queue, newline, job text | – |
 //! | `sidebake:owners` | set | lease | identities that may hold jobs | – |
 //! | `sidebake:lease:<identity>` | string | lease, turn | incarnation, and number of the last turn | the lease |
-//! | `sidebake:suspects` | hash | recovery, lease | identity → ms since the epoch, Redis' clock; negative or 0: it was told to stop | – |
-//! | `sidebake:recoveries` | hash | recovery, which drops the old | sha1 of a job text → how often recovered, how often of that the only one that had begun, and when | 72 h |
+//! | `sidebake:suspects` | hash | recovery, lease | identity → ms since the epoch, Redis' clock; negative or 0: it was told to stop; -1 as well: it was counted already, and some of its jobs are left | – |
+//! | `sidebake:recoveries` | hash | recovery, which drops the old | sha1 of a job text → how often recovered, how often of that the only one that had begun, and when; then the run that was counted last: whether it was alone (0/1), identity, token | 72 h |
+//! | `sidebake:apart` | set | turn, which fetches and settles; recovery, lease | identities of the processes that hold a suspect job | – |
 //! | `sidebake:interruptions` | hash | settle; recovery drops the old | sha1 of a job text → how often killed by a stop, and when | 72 h |
 //! | `sidebake:scan` | string | recovery | one scanner at a time | a sixth of the lease |
 //!

@@ -6,6 +6,7 @@
 //! Arguments stay text until they are read: the callback of a job is found whatever the rest of it is.
 
 use std::borrow::Cow;
+use std::convert::Infallible;
 
 use serde_json::{Map, Value};
 
@@ -66,9 +67,25 @@ impl Arguments {
 
     fn read(&self, text: &str, path: impl Fn() -> String) -> Result<Value, JobError> {
         let value: Value = serde_json::from_str(text).map_err(|error| JobError::new(path(), error.to_string()))?;
-        Ok(match self.marks {
+        Ok(self.unmarked(value))
+    }
+
+    fn unmarked(&self, value: Value) -> Value {
+        match self.marks {
             Some(marks) => without(marks, value),
             None => value,
+        }
+    }
+
+    /// What can be read at a pointer; of an object that cannot be read as a whole, the fields that can.
+    fn readable(&self, pointer: &str) -> Option<Value> {
+        let text = self.text_at(pointer)?;
+        let read = |text: &str| self.read(text, String::new).ok();
+        read(&text).or_else(|| {
+            let is_own = |name: &str| !self.marks.is_some_and(|marks| name.starts_with(marks));
+            let own = json::fields(&text).filter(|(name, _)| is_own(name));
+            let fields = own.filter_map(|(name, value)| Some((name.into_owned(), read(value)?)));
+            text.starts_with('{').then(|| fields.collect())
         })
     }
 
@@ -108,7 +125,7 @@ pub fn read(class: &JobClass, args: &Arguments) -> Result<Request, JobError> {
     check_echo(class, args)?;
     match class.arguments {
         Shape::Native => native(args),
-        Shape::Mapped => mapped(class, args, |_| true).map(Request::Native),
+        Shape::Mapped => mapped(class, args).map(Request::Native),
         Shape::Resolved => {
             let resolve = class.resolve.as_ref().ok_or_else(|| JobError::new(".", "the class has no resolver"))?;
             url(resolve, args).map(Request::Resolve)
@@ -117,26 +134,56 @@ pub fn read(class: &JobClass, args: &Arguments) -> Result<Request, JobError> {
 }
 
 /// What can be known of a request that may otherwise be invalid: the fields `callback` and `build_id` of its native object.
+/// What cannot be read is left out, and hides nothing else.
 pub fn known(class: &JobClass, args: &Arguments) -> Value {
-    let is_known = |field: &str| KNOWN.contains(&field.split('.').next().unwrap_or(field));
+    let is_known = |field: &str| KNOWN.contains(&root(field));
     match class.arguments {
         Shape::Native => {
-            let found = |name: &str| Some((name.to_owned(), args.find(&format!("/0/{name}")).ok().flatten()?));
+            let found = |name: &str| Some((name.to_owned(), args.readable(&format!("/0/{name}"))?));
             Value::Object(KNOWN.into_iter().filter_map(found).collect())
         }
-        Shape::Mapped => mapped(class, args, is_known).unwrap_or_default(),
+        Shape::Mapped => {
+            let mut object = Value::Object(Map::new());
+            for (field, source) in sources(class).filter(|(field, _)| is_known(field)) {
+                let Ok(value) = source.value(|pointer| Ok::<_, Infallible>(args.readable(pointer)));
+                if let Some(value) = value {
+                    put_over(&mut object, field, &value);
+                }
+            }
+            object
+        }
         Shape::Resolved => Value::Null,
     }
 }
 
-/// The fields of the job that Rails wants back, unread; null in the place of one that is too long or too deep.
+/// The fields of the job that Rails wants back, unread; null in the place of one that is too long, too deep or no Unicode text.
 pub fn echo(class: &JobClass, args: &Arguments) -> Map<String, Value> {
     let is_short = |text: &str| text.len() <= bounds::ECHO && json::depth(text) <= bounds::ARGUMENT_DEPTH;
     let found = |pointer: &String| {
         let text = args.text_at(pointer).filter(|text| is_short(text))?;
-        args.read(&text, String::new).ok()
+        echoed(&text).map(|value| args.unmarked(value))
     };
     class.echo.iter().map(|(field, pointer)| (field.clone(), found(pointer).unwrap_or_default())).collect()
+}
+
+/// A value as it was written: a number that would become another one is its text.
+fn echoed(text: &str) -> Option<Value> {
+    Some(match text.as_bytes().first()? {
+        b'{' => {
+            let fields = json::fields(text).map(|(name, value)| Some((name.into_owned(), echoed(value)?)));
+            Value::Object(fields.collect::<Option<_>>()?)
+        }
+        b'[' => Value::Array(json::items(text).map(echoed).collect::<Option<_>>()?),
+        b'-' | b'0'..=b'9' => number(text),
+        _ => serde_json::from_str(text).ok()?,
+    })
+}
+
+/// A number that Ruby reads as the same one: an integer of 64 bits, or a float that a double can have. Any other is text.
+fn number(text: &str) -> Value {
+    let integer = text.parse::<i64>().map(Value::from).or_else(|_| text.parse::<u64>().map(Value::from));
+    let float = || serde_json::from_str(text).ok().filter(|_| text.contains(['.', 'e', 'E']));
+    integer.ok().or_else(float).unwrap_or_else(|| text.into())
 }
 
 fn check_echo(class: &JobClass, args: &Arguments) -> Result<(), JobError> {
@@ -158,20 +205,35 @@ fn native(args: &Arguments) -> Result<Request, JobError> {
     }
 }
 
-/// The fields that `is_wanted`, put together.
-fn mapped(class: &JobClass, args: &Arguments, is_wanted: impl Fn(&str) -> bool) -> Result<Value, JobError> {
-    let mut object = Value::Object(Map::new());
-    for (field, value) in class.defaults.iter().filter(|(field, _)| is_wanted(field)) {
-        put(&mut object, field, value.clone())?;
-    }
-    for (field, pointer) in class.map.iter().filter(|(field, _)| is_wanted(field)) {
-        match args.find(pointer)? {
-            None | Some(Value::Null) => {}
-            Some(value) => put(&mut object, field, value)?,
+/// Where the value of a field comes from.
+enum Source<'a> {
+    Configured(&'a Value),
+    Pointer(&'a str),
+}
+
+impl Source<'_> {
+    /// The value, if there is one: null in the arguments is none.
+    fn value<E>(&self, find: impl FnOnce(&str) -> Result<Option<Value>, E>) -> Result<Option<Value>, E> {
+        match self {
+            Self::Configured(value) => Ok(Some((*value).clone())),
+            Self::Pointer(pointer) => Ok(find(pointer)?.filter(|value| !value.is_null())),
         }
     }
-    for (field, value) in class.constants.iter().filter(|(field, _)| is_wanted(field)) {
-        put(&mut object, field, value.clone())?;
+}
+
+/// The fields of a mapped class; a later one wins.
+fn sources(class: &JobClass) -> impl Iterator<Item = (&str, Source<'_>)> {
+    let configured = |(field, value)| (String::as_str(field), Source::Configured(value));
+    let mapped = class.map.iter().map(|(field, pointer)| (field.as_str(), Source::Pointer(pointer)));
+    class.defaults.iter().map(configured).chain(mapped).chain(class.constants.iter().map(configured))
+}
+
+fn mapped(class: &JobClass, args: &Arguments) -> Result<Value, JobError> {
+    let mut object = Value::Object(Map::new());
+    for (field, source) in sources(class) {
+        if let Some(value) = source.value(|pointer| args.find(pointer))? {
+            put(&mut object, field, value)?;
+        }
     }
     Ok(object)
 }
@@ -187,6 +249,19 @@ fn put(object: &mut Value, field: &str, value: Value) -> Result<(), JobError> {
     }
     *place = value;
     Ok(())
+}
+
+/// The same, in the place of what is in the way.
+fn put_over(object: &mut Value, field: &str, value: &Value) {
+    if put(object, field, value.clone()).is_err() {
+        object[root(field)] = Value::Object(Map::new());
+        let _ = put(object, field, value.clone());
+    }
+}
+
+/// `a` of `a.b.c`.
+fn root(field: &str) -> &str {
+    field.split('.').next().unwrap_or(field)
 }
 
 /// Fills `{0}`, `{1}`… with strings and integers, percent-encoded so that none can leave its place.
@@ -332,6 +407,43 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_read_hides_nothing_else_in_any_shape() {
+        let mapped = |map: &[(&str, &str)]| JobClass {
+            arguments: Shape::Mapped,
+            map: map.iter().map(|(field, pointer)| ((*field).into(), (*pointer).into())).collect(),
+            constants: [("callback.class".into(), json!("Done"))].into(),
+            ..JobClass::default()
+        };
+        let apart = mapped(&[("callback.queue", "/1/q"), ("build_id", "/1/id")]);
+        let whole = mapped(&[("callback", "/1"), ("build_id", "/0")]);
+        let native = JobClass::default();
+        let resolved = JobClass { arguments: Shape::Resolved, ..JobClass::default() };
+        let done = json!({"queue": "q", "class": "Done"});
+        let table = [
+            (&apart, r#"["x", {"q": "q", "id": 1e400}]"#, json!({"callback": done})),
+            (&apart, r#"["x", {"q": "\ud800", "id": 7}]"#, json!({"callback": {"class": "Done"}, "build_id": 7})),
+            (&apart, r#"["x"]"#, json!({"callback": {"class": "Done"}})),
+            (&whole, r#"[7, {"queue": "q", "on": 1e400}]"#, json!({"callback": done, "build_id": 7})),
+            (&whole, r#"[7, 1e400]"#, json!({"callback": {"class": "Done"}, "build_id": 7})),
+            (&whole, r#"[7, "in the way"]"#, json!({"callback": {"class": "Done"}, "build_id": 7})),
+            (
+                &native,
+                r#"[{"callback": {"queue": "q", "class": "Done", "on": 1e400}, "build_id": 7}]"#,
+                json!({"callback": done, "build_id": 7}),
+            ),
+            (&native, r#"[{"callback": "\ud800", "build_id": 7}]"#, json!({"build_id": 7})),
+            (&resolved, "[1e400, 7]", Value::Null),
+        ];
+        for (class, text, expected) in table {
+            assert_eq!(known(class, &of_text(text)), expected, "{text}");
+            // The same in Active Job's envelope, whose marks nobody has written.
+            let marked = text.replace("{\"q", r#"{"_aj_symbol_keys": [1e400], "q"#);
+            let args = Arguments::new(json::items(&marked).map(str::to_owned).collect(), Some("_aj_"));
+            assert_eq!(known(class, &args), expected, "{marked}");
+        }
+    }
+
+    #[test]
     fn arguments_have_a_size_that_is_said() {
         let class = JobClass::default();
         let args = args(json!([{"sha": "x".repeat(3_000_000)}]));
@@ -346,12 +458,26 @@ mod tests {
             |args: &str| echo(&class, &Arguments::new(json::items(args).map(str::to_owned).collect(), Some("_aj_")));
         let expected = json!({"deploy": {"a": [{"b": 1}]}});
         assert_eq!(Value::Object(echo(r#"[{"deploy": {"_aj_x": [], "a": [{"_aj_y": 1, "b": 1}]}}]"#)), expected);
-        for long in [format!("\"{}\"", "x".repeat(70_000)), nested(65), "1e400".into()] {
+        for long in [format!("\"{}\"", "x".repeat(70_000)), nested(65), r#""\ud800""#.into()] {
             assert_eq!(Value::Object(echo(&format!(r#"[{{"deploy": {long}}}]"#))), json!({"deploy": null}));
         }
         let long = args(json!([{"deploy": "x".repeat(70_000)}]));
         let error = read(&class, &long).expect_err("refused").to_string();
         assert_eq!(error, "args/0/deploy: 70002 bytes for the echoed field deploy; at most 65536 are allowed");
+    }
+
+    #[test]
+    fn a_number_that_would_become_another_one_is_echoed_as_its_text() {
+        let class = JobClass { echo: [("deploy".into(), "/0".into())].into(), ..JobClass::default() };
+        let echo = |text: &str| echo(&class, &of_text(&format!("[{text}]")))["deploy"].to_string();
+        for same in ["0", "-1", "18446744073709551615", "-9223372036854775808", "1.5", "true", r#"{"a":[1,"x",null]}"#]
+        {
+            assert_eq!(echo(same), same);
+        }
+        for other in ["18446744073709551616", "-9223372036854775809", "123456789012345678901234567890", "1e400"] {
+            assert_eq!(echo(other), format!("{other:?}"));
+        }
+        assert_eq!(echo(r#"{"ids":[99999999999999999999]}"#), r#"{"ids":["99999999999999999999"]}"#);
     }
 
     #[test]

@@ -10,8 +10,7 @@ use super::Report;
 use crate::{bounds, text};
 
 /// What a program reads.
-const EXACT: [&str; 10] =
-    ["attempt", "moment", "status", "reason", "sha", "name", "digest", "image_digest", "tags", "timings"];
+const EXACT: [&str; 9] = ["attempt", "moment", "status", "reason", "sha", "name", "digest", "tags", "timings"];
 
 impl Report {
     /// The JSON object that Rails gets, of at most [`bounds::REPORT`] bytes.
@@ -20,6 +19,11 @@ impl Report {
     /// whole is too long, texts for people are cut first, with a mark; then tags are left out, the last ones first; then the
     /// platform's own texts are cut, and what is left of them becomes null. Names, digests and statuses stay.
     pub fn to_json(&self) -> Value {
+        self.to_json_as(|json| json)
+    }
+
+    /// The same in another form, which may be longer: it is that form that has at most [`bounds::REPORT`] bytes.
+    pub fn to_json_as(&self, form: impl Fn(Value) -> Value) -> Value {
         let mut json = serde_json::to_value(self).expect("a report is plain data");
         let is_own = |field: &str| matches!(field, "build_id" | "jid") || self.echo.contains_key(field);
         for (field, value) in json.as_object_mut().into_iter().flatten() {
@@ -29,12 +33,13 @@ impl Report {
             }
         }
         for cut in CUTS {
-            if fits(&json) {
-                break;
+            let formed = form(json.clone());
+            if fits(&formed) {
+                return formed;
             }
             cut.apply(&mut json, &is_own);
         }
-        json
+        form(json)
     }
 }
 

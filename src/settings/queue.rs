@@ -4,6 +4,11 @@
 
 use serde::{Deserialize, Deserializer};
 
+use crate::bounds;
+
+/// What ends a text or an attribute of a page. A lone `&` does not.
+const MARKUP: [char; 4] = ['<', '>', '"', '\''];
+
 /// A queue to take jobs from, written `name` or `name,weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
@@ -58,6 +63,13 @@ pub struct Capsule {
 }
 
 impl Queue {
+    /// Whether a text can be part of a key, of a line of the log and of a page: Sidekiq's Web UI puts names into its pages as
+    /// they are.
+    pub fn is_name(text: &str) -> bool {
+        let is_allowed = |c: char| !c.is_control() && !MARKUP.contains(&c);
+        !text.is_empty() && text.len() <= bounds::NAME && text.chars().all(is_allowed)
+    }
+
     /// Reads `name` or `name,weight`. `None` where the weight is no number.
     pub fn parse(text: &str) -> Option<Self> {
         let (name, weight) = match text.split_once(',') {

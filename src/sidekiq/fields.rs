@@ -57,10 +57,9 @@ impl Fields {
         }
     }
 
-    /// Takes a field out, and returns its text.
-    pub(super) fn remove(&mut self, name: &str) -> Option<String> {
-        let place = self.0.iter().rposition(|(field, _)| field == name)?;
-        Some(self.0.remove(place).1)
+    /// Takes the fields out for whose name and text `is_it` holds, and returns them.
+    pub(super) fn take(&mut self, is_it: impl Fn(&str, &str) -> bool) -> Vec<(String, String)> {
+        self.0.extract_if(.., |(name, text)| is_it(name, text)).collect()
     }
 
     /// The object as text.

@@ -30,7 +30,7 @@ pub enum PayloadError {
     /// JSON of another kind.
     #[error("the job is not a JSON object")]
     NotAnObject,
-    /// `class` is missing, or not a text that can be part of a key and of a line.
+    /// `class` is missing, or not a text that can be part of a key, of a line and of a page.
     #[error("the job has no class that can be a name")]
     NoClass,
     /// `args` is not an array.
@@ -48,7 +48,7 @@ pub struct Payload {
     flaw: OnceLock<Option<String>>,
     /// The Ruby class whose job this is: the wrapped one for Active Job.
     pub class: String,
-    /// Sidekiq's id; empty when the job has none that can be part of a key.
+    /// Sidekiq's id; empty when the job has none that can be part of a key and of a page.
     pub jid: String,
 }
 
@@ -100,7 +100,7 @@ impl Payload {
 
     /// Why Sidekiq cannot show the job in any set, if it cannot. Such a job is not run and not retried.
     pub fn flaw(&self) -> Option<&str> {
-        self.flaw.get_or_init(|| shown::flaw(&self.readable(), &self.fields)).as_deref()
+        self.flaw.get_or_init(|| shown::flaw(&self.readable(), &self.fields, &self.class)).as_deref()
     }
 
     /// The `retry` field.
@@ -211,15 +211,24 @@ impl Payload {
             let envelope = shown::envelope(&self.original, &self.jid, queue, &failure, now, form);
             return String::from_utf8_lossy(&envelope).into_owned();
         }
-        let mut fields = self.fields.clone();
-        shown::set_aside(&mut fields);
+        let fields = self.expected();
         if fields == self.fields { self.readable().into_owned() } else { fields.text() }
     }
 
-    /// The fields, in types that Sidekiq expects, and with a jid.
-    fn presentable(&self) -> Fields {
+    /// The fields, as Sidekiq expects them.
+    fn expected(&self) -> Fields {
         let mut fields = self.fields.clone();
         shown::set_aside(&mut fields);
+        // Without it, Sidekiq shows the whole argument in the place of the class, and unescaped.
+        if self.is_active_job() && fields.string("wrapped").is_none() {
+            fields.set("wrapped", &self.class);
+        }
+        fields
+    }
+
+    /// The same, with a jid and the bytes that are not UTF-8.
+    fn presentable(&self) -> Fields {
+        let mut fields = self.expected();
         shown::keep_original(&mut fields, &self.original);
         if fields.raw("jid").is_none() {
             fields.set("jid", &super::random_hex::<12>());

@@ -1,8 +1,10 @@
 //! What Sidekiq can show: the one place that decides whether an entry may go into a set, a queue or the list of running jobs.
 //!
-//! Sidekiq's API and Web UI (6.4, 7.3, 8.1) parse every entry of a page. One that they cannot read makes the whole page fail.
+//! Sidekiq's API and Web UI (6.4, 7.3, 8.1) parse every entry of a page. One that they cannot read makes the whole page fail,
+//! and much of what they read stands in the page as it is, with whatever markup it has.
 //!
-//! - A field of a type that they do not expect is *set aside*: it moves into `sidebake_set_aside`, as JSON text by its name.
+//! - A field of a type that they do not expect, or with markup that they do not escape, is *set aside*: it moves into
+//!   `sidebake_set_aside`, as JSON text by its name.
 //! - A text that is not a job, or that a JSON parser of Ruby's refuses, goes into an *envelope*: a job of the class
 //!   `Sidebake::Malformed` whose first argument is the text. The worker opens an envelope that comes back to a queue.
 
@@ -20,7 +22,7 @@ use crate::bounds;
 use crate::clock::Epoch;
 use crate::json;
 use crate::reason::{Failure, Reason};
-use crate::settings::Timestamps;
+use crate::settings::{Queue, Timestamps};
 use crate::text;
 
 /// The class of an envelope. No worker runs it; it has no retries, so every Sidekiq puts it into the dead set.
@@ -39,6 +41,19 @@ const MAX_NESTING: usize = 100;
 pub(super) const WRAPPERS: [&str; 2] =
     ["ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper", "Sidekiq::ActiveJob::Wrapper"];
 
+/// Action Mailer's jobs, which Sidekiq shows as the mail's class and method.
+const MAILS: [&str; 2] = ["ActionMailer::DeliveryJob", MAIL_DELIVERY];
+
+/// The one of them whose arguments are in a hash.
+const MAIL_DELIVERY: &str = "ActionMailer::MailDeliveryJob";
+
+/// How the classes of Sidekiq's delayed extensions begin.
+const DELAYED: &str = "Sidekiq::Extensions::Delayed";
+
+/// Fields that the page of a job does not list among all others, which stand there unescaped. `args` and `error_message` are
+/// escaped, `class` is a name, `error_class` is ours.
+const NOT_LISTED: [&str; 6] = ["class", "args", "error_class", "error_message", "backtrace", "retry"];
+
 /// `retry_for` of a longer time is refused by Sidekiq's client, and so by Ruby's poller.
 const MAX_RETRY_FOR: f64 = 1e9;
 
@@ -50,8 +65,11 @@ const SHAPES: &[(&str, Shape)] = &[
     ("jid", is_named),
     ("queue", is_named),
     ("retry_queue", is_named),
+    ("display_class", |text| is_null(text) || is_named(text)),
+    ("bid", |text| is_null(text) || is_named(text)),
     ("wrapped", |text| is_null(text) || text.starts_with('"')),
-    ("tags", |text| is_null(text) || text.starts_with('[')),
+    // 7.3 puts each one into an attribute as it is.
+    ("tags", |text| is_null(text) || (text.starts_with('[') && !has(text, b"'"))),
     ("cattr", |text| is_null(text) || text.starts_with(['[', '{'])),
     ("created_at", |text| is_null(text) || is_time(text)),
     ("enqueued_at", |text| is_null(text) || is_time(text)),
@@ -68,9 +86,32 @@ fn is_null(text: &str) -> bool {
     text == "null"
 }
 
-/// Whether a text can be part of a key and of a line.
+/// Whether a text can be the name of a queue, a class or a job. No name that Ruby has for one is refused.
 pub(super) fn is_name(text: &str) -> bool {
-    !text.is_empty() && text.len() <= bounds::NAME && !text.contains(char::is_control)
+    Queue::is_name(text)
+}
+
+/// Whether one of the ASCII characters is in a string of a JSON text, as it is or as an escape.
+fn has(text: &str, characters: &[u8]) -> bool {
+    let (bytes, mut at) = (text.as_bytes(), 0);
+    while let Some(&byte) = bytes.get(at) {
+        let escaped = || u8::from_str_radix(text.get(at + 2..at + 6)?, 16).ok();
+        let (character, length) = match (byte, bytes.get(at + 1)) {
+            (b'\\', Some(b'u')) => (escaped().unwrap_or_default(), 6),
+            (b'\\', _) => (0, 2),
+            _ => (byte, 1),
+        };
+        if characters.contains(&character) {
+            return true;
+        }
+        at += length;
+    }
+    false
+}
+
+/// The same JSON text without `<`, which it can have in strings alone.
+fn without_markup(text: &str) -> String {
+    text.replace('<', "\\u003c")
 }
 
 fn is_named(text: &str) -> bool {
@@ -85,7 +126,7 @@ fn is_time(text: &str) -> bool {
     number(text).is_some_and(|time| TIMES.contains(&time))
 }
 
-/// As Sidekiq compresses it: Base64 of a zlib stream of a JSON array of strings.
+/// As Sidekiq compresses it: Base64 of a zlib stream of a JSON array of strings. They stand in the page as they are.
 fn is_backtrace(text: &str) -> bool {
     let lines = || -> Option<Vec<String>> {
         let encoded: String = serde_json::from_str(text).ok()?;
@@ -94,33 +135,33 @@ fn is_backtrace(text: &str) -> bool {
         let json = decompress_to_vec_zlib_with_limit(&stream, bounds::BACKTRACE).ok()?;
         serde_json::from_slice(&json).ok()
     };
-    lines().is_some()
+    lines().is_some_and(|lines| lines.iter().all(|line| !line.contains('<')))
 }
 
-/// Moves every field of an unexpected type where it breaks no page. Nothing is lost.
+/// Moves every field of an unexpected type, or with markup, where it breaks no page. Nothing is lost.
 pub(super) fn set_aside(fields: &mut Fields) {
-    let mut aside = BTreeMap::new();
-    for (name, is_expected) in SHAPES {
-        if fields.raw(name).is_some_and(|text| !is_expected(text)) {
-            aside.extend(fields.remove(name).map(|text| ((*name).to_owned(), text)));
-        }
-    }
     // Sidekiq replaces the last argument by a note, where there is one.
-    if fields.raw("encrypt").is_some() && json::items(fields.raw("args").unwrap_or_default()).next().is_none() {
-        aside.extend(fields.remove("encrypt").map(|text| ("encrypt".to_owned(), text)));
-    }
+    let has_args = json::items(fields.raw("args").unwrap_or_default()).next().is_some();
+    let aside = fields.take(|name, text| is_odd(name, text) || (name == "encrypt" && !has_args));
     if aside.is_empty() {
         return;
     }
     let mut all: BTreeMap<String, String> = fields.read(SET_ASIDE).unwrap_or_default();
-    for (mut name, text) in aside {
+    for (name, text) in aside {
+        let mut name = without_markup(&name);
         // One of the same name may lie there from an earlier time.
         while all.contains_key(&name) {
             name.push('+');
         }
-        all.insert(name, text);
+        all.insert(name, without_markup(&text));
     }
     fields.set(SET_ASIDE, &all);
+}
+
+/// Whether a field cannot be shown as it is.
+fn is_odd(name: &str, text: &str) -> bool {
+    let is_unexpected = SHAPES.iter().any(|(field, is_expected)| *field == name && !is_expected(text));
+    is_unexpected || name.contains('<') || (!NOT_LISTED.contains(&name) && has(text, b"<"))
 }
 
 /// Keeps the bytes of a text that is shown with U+FFFD in the place of some of them.
@@ -130,8 +171,17 @@ pub(super) fn keep_original(fields: &mut Fields, original: &[u8]) {
     }
 }
 
-/// Why a job cannot be shown, whatever is set aside: a parser of Ruby's refuses it, or its arguments are not arguments.
-pub(super) fn flaw(text: &str, fields: &Fields) -> Option<String> {
+/// Why a job of this class cannot be shown, whatever is set aside: a parser of Ruby's refuses it, or its arguments are not
+/// arguments. `JobRecord#display_class` and `#display_args` raise, or show markup, where
+///
+/// - `args` is not an array;
+/// - the class is one of Sidekiq's delayed extensions: 6.4 does `YAML.load(args[0])`. Nested YAML exhausts its stack, `!binary`
+///   makes texts that no page can hold, and the names in it stand in the page as they are;
+/// - `args[0]["arguments"]` of Active Job is not an array;
+/// - the class or method of a mail, the first two of these, has markup;
+/// - the fourth of these, the arguments of a mail, is not a hash. 7.3 and 8.1 first put a global id in the place of each hash
+///   that has only `_aj_globalid`, and that is not a hash. They show any value in any other place.
+pub(super) fn flaw(text: &str, fields: &Fields, class: &str) -> Option<String> {
     if let Some(oddity) = json::oddity(text, MAX_NESTING) {
         return Some(oddity.to_string());
     }
@@ -139,16 +189,31 @@ pub(super) fn flaw(text: &str, fields: &Fields) -> Option<String> {
     if !args.starts_with('[') {
         return Some("args: expected an array".into());
     }
-    if !fields.string("class").is_some_and(|class| WRAPPERS.contains(&class.as_str())) {
+    let outer = fields.string("class").unwrap_or_default();
+    if outer.starts_with(DELAYED) {
+        return Some(format!("class: {DELAYED}…, whose arguments Sidekiq 6 reads as YAML to show them"));
+    }
+    if !WRAPPERS.contains(&outer.as_str()) {
         return None;
     }
     let Some(arguments) = json::pointer(args, "/0/arguments").filter(|arguments| arguments.starts_with('[')) else {
         return Some("args[0].arguments: expected an array, as Active Job writes it".into());
     };
-    // Shown as the mail's class and method, and the arguments of the method.
-    let is_mail = fields.string("wrapped").as_deref() == Some("ActionMailer::MailDeliveryJob");
-    let is_broken = is_mail && json::items(arguments).nth(3).is_none_or(|mail| !mail.starts_with('{'));
+    if !MAILS.contains(&class) {
+        return None;
+    }
+    if !json::items(arguments).take(2).all(is_named) {
+        return Some("args[0].arguments: expected a mailer's class and a method, as Action Mailer writes them".into());
+    }
+    let is_broken = class == MAIL_DELIVERY && !json::items(arguments).nth(3).is_some_and(is_hash);
     is_broken.then(|| "args[0].arguments[3]: expected an object, as Action Mailer writes it".into())
+}
+
+/// Whether Sidekiq takes an argument of Active Job for a hash.
+fn is_hash(argument: &str) -> bool {
+    let mut names = json::fields(argument).map(|(name, _)| name);
+    let is_global_id = names.next().as_deref() == Some("_aj_globalid") && names.next().is_none();
+    argument.starts_with('{') && !is_global_id
 }
 
 /// An entry that every Sidekiq can show, around any text. Nothing of the text is lost.

@@ -1,8 +1,9 @@
 //! Git LFS pointers: files of a commit whose content is kept elsewhere, and is not fetched.
 //!
-//! Only finds them; whether one matters is known when the build's contexts are. Follows the specification of Git LFS,
-//! version 1 (`docs/spec.md` of its repository).
+//! Only finds them; whether one matters is known when the build's contexts are. Follows git-lfs 3 itself, which takes more
+//! than its specification says (`lfs/pointer.go`: `decodeKV`).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -12,8 +13,12 @@ use git2::{AttrCheckFlags, Index, Odb, Oid, Repository};
 use super::attributes;
 use super::request::{Failed, Fault};
 
-const VERSION: &str = "version https://git-lfs.github.com/spec/v1";
-/// A pointer is smaller than this.
+/// The versions, which are all the same one: from before the release, and from before that.
+const VERSIONS: [&str; 3] =
+    ["https://git-lfs.github.com/spec/v1", "https://hawser.github.com/spec/v1", "http://git-media.io/v/2"];
+/// The lines of a pointer, in this order.
+const KEYS: [&str; 3] = ["version", "oid", "size"];
+/// A pointer is smaller than this. (Of a longer file git-lfs' filter reads only so much, its other commands nothing.)
 const MAX_POINTER: usize = 1024;
 /// Bytes of all paths together: they go to the worker in one line.
 const MAX_PATHS: usize = 512 << 10;
@@ -57,14 +62,40 @@ fn is_pointer(repository: &Repository, odb: &Odb<'_>, path: &Path, blob: Oid) ->
     Ok(filter == Some(b"lfs"))
 }
 
-/// The lines `version`, `oid` and `size`, the first one first; there may be lines of extensions between them.
+/// The lines `version`, `oid` and `size` in this order, and nothing after them; before each there may be lines of extensions.
+/// Empty lines, and white space around the whole, do not count.
 fn is_pointers_text(text: &[u8]) -> bool {
-    let Ok(text) = std::str::from_utf8(text) else { return false };
-    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
-    let is_oid = |oid: &str| oid.len() == 64 && oid.bytes().all(|digit| digit.is_ascii_hexdigit());
-    text.lines().next() == Some(VERSION)
-        && value("oid sha256:").is_some_and(is_oid)
-        && value("size ").is_some_and(|size| size.parse::<u64>().is_ok())
+    // The name of an extension may have any bytes.
+    let text = String::from_utf8_lossy(text);
+    let (mut values, mut extensions) = (Vec::new(), BTreeMap::new());
+    for line in text.trim().split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)) {
+        if line.is_empty() {
+            continue;
+        }
+        match (line.split_once(' '), KEYS.get(values.len())) {
+            (Some((key, value)), Some(expected)) if key == *expected => values.push(value),
+            (Some((key, value)), Some(_)) if is_extension(key) => drop(extensions.insert(key, value)),
+            _ => return false,
+        }
+    }
+    let priorities: BTreeSet<&str> = extensions.keys().map(|key| &key[..5]).collect();
+    let [version, oid, size] = values[..] else { return false };
+    VERSIONS.contains(&version)
+        && is_oid(oid)
+        && size.parse::<i64>().is_ok_and(|size| size >= 0)
+        && extensions.values().all(|oid| is_oid(oid))
+        && priorities.len() == extensions.len()
+}
+
+/// Begins like `ext-0-name`: a priority of one digit.
+fn is_extension(key: &str) -> bool {
+    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    matches!(key.as_bytes(), [b'e', b'x', b't', b'-', digit, b'-', first, ..] if digit.is_ascii_digit() && is_word(first))
+}
+
+fn is_oid(value: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    value.strip_prefix("sha256:").is_some_and(|oid| oid.len() == 64 && oid.bytes().all(is_digit))
 }
 
 fn is_file(mode: u32) -> bool {
@@ -75,24 +106,63 @@ fn is_file(mode: u32) -> bool {
 mod tests {
     use super::*;
 
+    const OID: &str = "sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393";
+
+    /// Each as `git lfs pointer --check` of git-lfs 3.3 judges it, but the first of the others: an empty file stands for itself.
     #[test]
-    fn a_pointer_has_a_version_an_oid_and_a_size() {
-        let oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393";
-        let table = [
-            (format!("{VERSION}\noid sha256:{oid}\nsize 12345\n"), true),
-            (format!("{VERSION}\next-0-case sha256:{oid}\noid sha256:{oid}\nsize 0\n"), true),
-            (format!("{VERSION}\r\noid sha256:{oid}\r\nsize 12345\r\n"), true),
-            (format!("{VERSION}\noid sha256:{oid}\n"), false),
-            (format!("{VERSION}\nsize 12345\n"), false),
-            (format!("{VERSION}\noid sha256:{}\nsize 12345\n", &oid[1..]), false),
-            (format!("{VERSION}\noid sha256:{oid}\nsize much\n"), false),
-            (format!("oid sha256:{oid}\nsize 12345\n{VERSION}\n"), false),
-            (format!("{VERSION}/\noid sha256:{oid}\nsize 12345\n"), false),
-            (String::new(), false),
+    fn a_pointer_is_what_git_lfs_takes_for_one() {
+        let version = "version https://git-lfs.github.com/spec/v1";
+        let rest = format!("oid {OID}\nsize 12345\n");
+        let (zero, one) = (format!("ext-0-case {OID}\n"), format!("ext-1-sign {OID}\n"));
+        let pointers = [
+            format!("{version}\n{rest}"),
+            format!("version https://hawser.github.com/spec/v1\n{rest}"),
+            format!("version http://git-media.io/v/2\n{rest}"),
+            format!("{version}\r\noid {OID}\r\nsize 12345\r\n"),
+            format!("\n\n{version}\n{rest}"),
+            format!("\u{a0} \t{version}\n\r\n\n{rest}\n \n"),
+            format!("{version}\noid {OID}\nsize 12345"),
+            format!("{version}\noid {OID}\nsize +0"),
+            format!("{version}\n{zero}{rest}"),
+            format!("{one}{version}\n{zero}{rest}"),
+            format!("{version}\noid {OID}\n{zero}size 1\n"),
+            format!("{version}\next-0-a/b {OID}\n{rest}"),
+            format!("{version}\next-0-a 7\next-0-a {OID}\n{rest}"),
         ];
-        for (text, expected) in table {
-            assert_eq!(is_pointers_text(text.as_bytes()), expected, "{text}");
+        let others = [
+            String::new(),
+            "\n".into(),
+            format!("{version}\noid {OID}\n"),
+            format!("{version}\nsize 12345\n"),
+            format!("{version}/\n{rest}"),
+            format!("version  https://git-lfs.github.com/spec/v1\n{rest}"),
+            format!("version https://git-lfs.github.com/spec/v2\n{rest}"),
+            format!("Version https://git-lfs.github.com/spec/v1\n{rest}"),
+            format!("{rest}{version}\n"),
+            format!("{version}\nsize 12345\noid {OID}\n"),
+            format!("{version} \n{rest}"),
+            format!("{version}\n \n{rest}"),
+            format!("{version}\n{rest}more\n"),
+            format!("{version}\n{rest}more and more\n"),
+            format!("{version}\n{rest}{zero}"),
+            format!("{version}\noid {}\nsize 12345\n", &OID[..70]),
+            format!("{version}\noid {}\nsize 12345\n", OID.replace("4d7a", "4D7A")),
+            format!("{version}\noid {}\nsize 12345\n", OID.replace("sha256", "sha512")),
+            format!("{version}\noid {OID}\nsize much\n"),
+            format!("{version}\noid {OID}\nsize -1\n"),
+            format!("{version}\noid {OID}\nsize 9223372036854775808\n"),
+            format!("{version}\next-0-case 7\n{rest}"),
+            format!("{version}\next-0- {OID}\n{rest}"),
+            format!("{version}\next-10-case {OID}\n{rest}"),
+            format!("{version}\n{zero}ext-0-other {OID}\n{rest}"),
+        ];
+        for (texts, expected) in [(&pointers[..], true), (&others[..], false)] {
+            for text in texts {
+                assert_eq!(is_pointers_text(text.as_bytes()), expected, "{text:?}");
+            }
         }
+        let odd = [version.as_bytes(), b"\next-0-a\xff ", OID.as_bytes(), b"\n", rest.as_bytes()].concat();
+        assert!(is_pointers_text(&odd));
         assert!(!is_pointers_text(b"\xff\xfe"));
     }
 }

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::house::{House, Worker};
-use crate::judged::made;
+use crate::peer::made;
 use crate::registry;
 
 const DOCUMENTS: [&str; 2] = ["README.md", "docs/coming-from-ruby.md"];

@@ -1,57 +1,25 @@
 //! What Sidekiq itself makes of a worker: its client, its API and its Web UI, in the versions 6.4, 7.3 and 8.1.
 
-use std::process::{Child, Command, Stdio};
-
 use serde_json::{Value, json};
 use world::{Redis, wait_for_within};
 
 use crate::house::PATIENCE;
+use crate::peer::{self, Watched};
 
-/// One of the Sidekiqs, and the worker that it judges; killed when it is dropped.
+/// A worker, and the Sidekiq that judges it.
 struct Court {
-    ruby: String,
-    redis: Redis,
-    worker: Child,
-    _home: tempfile::TempDir,
+    peer: Option<&'static str>,
+    watched: Watched,
 }
 
 impl Court {
-    /// `peer` is a name that `tests/peers` knows; without one it is this machine's own Sidekiq.
-    fn open(peer: Option<&str>) -> Self {
-        let ruby = peer.map_or_else(|| "ruby".to_owned(), made);
-        let (redis, home) = (Redis::start(), tempfile::tempdir().unwrap());
-        let config = home.path().join("sidebake.toml");
-        let text = format!(
-            "concurrency = 5\ntag = \"shop\"\nqueues = [\"default,3\", \"slow,1\"]\nredis.url = \"{}\"\n\
-             state.directory = \"{}/state\"\njobs.probe = true\njobs.poll_interval = \"200ms\"\n",
-            redis.url(),
-            home.path().display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let log = std::fs::File::create(home.path().join("log")).unwrap();
-        let worker = Command::new(env!("CARGO_BIN_EXE_sidebake"))
-            .args(["run", "-C"])
-            .arg(config)
-            .stdout(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { ruby, redis, worker, _home: home }
+    fn open(peer: Option<&'static str>) -> Self {
+        let more = "concurrency = 5\ntag = \"shop\"\nqueues = [\"default,3\", \"slow,1\"]";
+        Self { peer, watched: Watched::start(Redis::start(), more) }
     }
 
     fn run(&self, arguments: &[&str]) -> Vec<u8> {
-        let output = Command::new(&self.ruby)
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/e2e/ruby/judge.rb"))
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(arguments)
-            .env("REDIS_URL", self.redis.url())
-            .env("LANG", "C.UTF-8")
-            .env_remove("REDIS_PROVIDER")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap_or_else(|error| panic!("cannot run {} ({error}); get it: docker/install", self.ruby));
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
+        self.watched.ruby(self.peer, "judge.rb", arguments)
     }
 
     fn look(&self) -> Value {
@@ -70,30 +38,16 @@ impl Court {
     }
 }
 
-impl Drop for Court {
-    fn drop(&mut self) {
-        let _ = self.worker.kill();
-        let _ = self.worker.wait();
-    }
-}
-
-/// The Ruby of a peer, which is made when it is not there.
-pub fn made(peer: &str) -> String {
-    let output = Command::new("tests/peers").arg(peer).stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "tests/peers cannot make {peer}: it takes root and Debian 12");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 fn text<'a>(seen: &'a Value, page: &str) -> &'a str {
     assert_eq!(seen["pages"][page]["status"], 200, "{page}: {}", seen["pages"][page]["text"]);
     seen["pages"][page]["text"].as_str().unwrap()
 }
 
-async fn judge(peer: Option<&str>, version: &str) {
+async fn judge(peer: Option<&'static str>, version: &'static str) {
     let mut court = Court::open(peer);
     court.run(&["push", "long", "succeed", "600"]);
     court.run(&["push", "bad", "infrastructure", "0.1"]);
-    let mut connection = court.redis.connection().await;
+    let mut connection = court.watched.redis.connection().await;
     let progress = ["it-long", "ex", "1", "c", "\"bake, 1 of 3 targets\"", "rt", "2.5"];
     redis::cmd("HSET").arg(&progress).exec_async(&mut connection).await.unwrap();
 
@@ -129,7 +83,7 @@ async fn judge(peer: Option<&str>, version: &str) {
     court.until("it is dead", |seen| seen["dead"][0]["jid"] == "bad").await;
 
     court.run(&["cancel", "long"]);
-    let report = || async { court.redis.queue("callbacks").await.into_iter().next_back() };
+    let report = || async { court.watched.redis.queue("callbacks").await.into_iter().next_back() };
     while report().await.is_none() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
@@ -140,7 +94,7 @@ async fn judge(peer: Option<&str>, version: &str) {
     court.run(&["quiet"]);
     court.until("it is quiet", |seen| seen["processes"][0]["stopping"] == true).await;
     court.run(&["stop"]);
-    let worker = &mut court.worker;
+    let worker = &mut court.watched.worker;
     let mut status = None;
     wait_for_within(PATIENCE, "the worker to end", || {
         status = worker.try_wait().unwrap();
@@ -153,8 +107,7 @@ async fn judge(peer: Option<&str>, version: &str) {
 /// Each waits for four heartbeats, ten seconds apart: they do so at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn by_sidekiq_6_7_and_8() {
-    let courts = [(None, "6.4"), (Some("sidekiq-7"), "7.3"), (Some("sidekiq-8"), "8.1")];
-    let courts = courts.map(|(peer, version)| tokio::spawn(judge(peer, version)));
+    let courts = peer::ALL.map(|(peer, version)| tokio::spawn(judge(peer, version)));
     for court in courts {
         court.await.unwrap();
     }

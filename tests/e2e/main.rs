@@ -28,6 +28,7 @@ mod house;
 mod judged;
 mod make;
 mod ordinary;
+mod peer;
 mod processes;
 mod registry;
 mod repository_file;

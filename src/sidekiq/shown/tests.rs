@@ -35,7 +35,22 @@ fn assert_shown(entry: &[u8]) -> Fields {
     let count: i64 = fields.read("retry_count").expect("a number");
     assert!(fields.raw(if count > 0 { "retried_at" } else { "failed_at" }).is_some(), "{text}");
     assert!(fields.raw("tags").is_none_or(|tags| tags == "null" || tags.starts_with('[')), "{text}");
+    assert_no_markup(&fields);
     fields
+}
+
+/// What stands unescaped on a page of one of them, has no markup.
+fn assert_no_markup(fields: &Fields) {
+    for name in ["class", "jid", "queue", "retry_queue", "display_class", "bid", "wrapped"] {
+        assert!(fields.string(name).is_none_or(|text| !text.contains(['<', '>', '"', '\''])), "{name}: {fields:?}");
+    }
+    assert!(!has(fields.raw("tags").unwrap_or_default(), b"<'"), "{fields:?}");
+    let is_active_job = fields.string("class").is_some_and(|class| WRAPPERS.contains(&class.as_str()));
+    assert!(!is_active_job || fields.string("wrapped").is_some(), "the argument is shown: {fields:?}");
+    let text = fields.text();
+    for (name, value) in json::fields(&text).filter(|(name, _)| !NOT_LISTED.contains(&&**name)) {
+        assert!(!name.contains('<') && !has(value, b"<"), "{name}: {value}");
+    }
 }
 
 /// The entry that a failed text leaves behind, as the processor makes it.
@@ -60,14 +75,16 @@ fn assert_kept(text: &[u8], entry: &[u8]) {
     let of_failure =
         ["queue", "error_class", "error_message", "error_backtrace", "failed_at", "retried_at", "retry_count"];
     let aside: BTreeMap<String, String> = fields.read(SET_ASIDE).unwrap_or_default();
+    let same = |one: &str, other: &str| without_markup(one) == without_markup(other);
     let readable = String::from_utf8_lossy(text);
     for (name, value) in json::fields(&readable) {
-        let is_aside = || aside.values().any(|text| text == value);
+        let is_aside = || aside.values().any(|text| same(text, value));
         let is_merged = || {
             let before: BTreeMap<String, String> = serde_json::from_str(value).expect("it would be odd otherwise");
             before.iter().all(|(name, text)| aside.get(name) == Some(text))
         };
-        let is_there = fields.raw(&name) == Some(value) || is_aside() || name == ORIGINAL;
+        let is_filled = name == "wrapped" && value == "null";
+        let is_there = fields.raw(&name) == Some(value) || is_aside() || name == ORIGINAL || is_filled;
         let is_kept = is_there || of_failure.contains(&&*name) || (name == SET_ASIDE && is_merged());
         assert!(is_kept, "{name} of {readable} is not in {fields:?}");
     }
@@ -144,13 +161,140 @@ fn active_jobs_envelope_is_whole_or_a_flaw() {
     };
     let whole = r#"[{"job_class":"B","arguments":[1]}]"#;
     assert_eq!(flaw("B", whole), None);
+    assert_eq!(flaw("B", r#"[{"arguments":[{"_aj_globalid":"gid://app/User/1"},[{"_aj_globalid":[]}]]}]"#), None);
     for broken in ["[]", "[1]", "[null]", "[{}]", r#"[{"arguments":{}}]"#, r#"["x"]"#] {
         let expected = "args[0].arguments: expected an array, as Active Job writes it";
         assert_eq!(flaw("B", broken).as_deref(), Some(expected), "{broken}");
     }
-    let mail = "ActionMailer::MailDeliveryJob";
-    assert_eq!(flaw(mail, r#"[{"arguments":["M","m","deliver_now",{"args":[]}]}]"#), None);
-    assert!(flaw(mail, whole).is_some());
+}
+
+#[test]
+fn a_mail_has_a_class_a_method_and_arguments_or_a_flaw() {
+    let flaw = |wrapped: &str, arguments: &str| {
+        let class = WRAPPERS[0];
+        let text = format!(
+            r#"{{"class":"{class}",{wrapped}"args":[{{"job_class":"{MAIL_DELIVERY}","arguments":{arguments}}}]}}"#
+        );
+        Payload::parse(text.as_bytes()).expect("a job").flaw().map(str::to_owned)
+    };
+    let delivery = format!(r#""wrapped":"{MAIL_DELIVERY}","#);
+    let old = r#""wrapped":"ActionMailer::DeliveryJob","#;
+    for hash in [
+        "{}",
+        r#"{"args":[]}"#,
+        r#"{"params":7,"args":"x"}"#,
+        r#"{"_aj_globalid":1,"args":[]}"#,
+        r#"{"_aj_serialized":"X"}"#,
+        r#"{"args":{"_aj_globalid":"gid://app/User/1"}}"#,
+    ] {
+        assert_eq!(flaw(&delivery, &format!(r#"["M","m","deliver_now",{hash}]"#)), None, "{hash}");
+    }
+    // 7.3 and 8.1 make of the first what it stands for.
+    for other in [
+        r#"{"_aj_globalid":"gid://app/User/1"}"#,
+        r#"{ "_aj_globalid" : {} }"#,
+        r#"{"_aj_\u0067lobalid":1}"#,
+        "[]",
+        "null",
+        "1",
+        "\"x\"",
+    ] {
+        let arguments = format!(r#"["M","m","deliver_now",{other}]"#);
+        assert!(flaw(&delivery, &arguments).is_some(), "{other}");
+        assert!(flaw("", &arguments).is_some(), "the class that is not named outside: {other}");
+        assert_eq!(flaw(old, &arguments), None, "it has any arguments: {other}");
+    }
+    assert!(flaw(&delivery, r#"["M","m","deliver_now"]"#).is_some());
+    assert_eq!(flaw(old, r#"["M"]"#), None);
+    // Both are shown as they are.
+    for wrapped in [old, &delivery] {
+        for names in [r#""<b>","m""#, r#""M","<b>""#, r#""M",{"a":"<b>"}"#, r#"["<b>"],"m""#] {
+            assert!(flaw(wrapped, &format!(r#"[{names},"deliver_now",{{"args":[]}}]"#)).is_some(), "{names}");
+        }
+    }
+}
+
+#[test]
+fn what_sidekiq_6_reads_as_yaml_is_in_an_envelope() {
+    for class in ["DelayedMailer", "DelayedModel", "DelayedClass", "Delayed<"] {
+        for yaml in [nested(10_000), r#"--- [!binary \"/+4=\", m, [1]]"#.into(), "- !ruby/class 'A'\\n- :b".into()] {
+            let text = format!(r#"{{"class":"Sidekiq::Extensions::{class}","args":["{yaml}"],"jid":"j"}}"#);
+            for entry in [left_behind(text.as_bytes()), running(text.as_bytes(), "q", now()).into_bytes()] {
+                assert_eq!(assert_shown(&entry).string("class").as_deref(), Some(MALFORMED), "{class}");
+                assert_eq!(opened(&entry), text.as_bytes());
+            }
+        }
+    }
+    assert_eq!(Payload::parse(br#"{"class":"Sidekiq::Delayed","args":["[["]}"#).expect("a job").flaw(), None);
+}
+
+#[test]
+fn markup_is_in_no_place_that_a_page_shows_as_it_is() {
+    let markup = "<script>alert(1)</script>";
+    let names = [
+        "class",
+        "jid",
+        "queue",
+        "retry_queue",
+        "display_class",
+        "bid",
+        "wrapped",
+        "cattr",
+        "locale",
+        "at",
+        "x",
+        "sidebake_set_aside",
+        "zz<b>",
+    ];
+    let values = [json!(markup), json!([markup]), json!({markup: [1]}), json!({"a": {"b": markup}})];
+    for (name, value) in names.iter().flat_map(|name| values.iter().map(move |value| (name, value))) {
+        for value in [value.to_string(), value.to_string().replace('<', "\\u003C")] {
+            let mut text = format!(r#"{{"n":1,"args":["{markup}"],"{name}":{value}"#);
+            text.push_str(if *name == "class" { "}" } else { r#","class":"B"}"# });
+            assert_kept(text.as_bytes(), &left_behind(text.as_bytes()));
+            assert_no_markup(&Fields::of(&running(text.as_bytes(), "q", now())).expect("an object"));
+            let Ok(payload) = Payload::parse(text.as_bytes()) else { continue };
+            let queued = payload.enqueued("q", now(), Timestamps::Seconds);
+            assert_no_markup(&Fields::of(str::from_utf8(&queued).expect("UTF-8")).expect("an object"));
+        }
+    }
+    // A text of a job that has none is what it was; a lone `&` or quotation mark is none.
+    let plain =
+        r#"{"class":"B","args":["<b>"],"tags":["R&D","a\\u003cb"],"cattr":{"a":"it's \"x\" > y"},"queue":"R&D"}"#;
+    assert_eq!(running(plain.as_bytes(), "q", now()), plain);
+    let tags = r#"{"class":"B","args":[],"tags":["it's"]}"#;
+    assert!(running(tags.as_bytes(), "q", now()).contains(SET_ASIDE), "7.3 has it in an attribute");
+}
+
+#[test]
+fn an_argument_is_not_shown_in_the_place_of_a_class() {
+    for wrapped in ["", r#""wrapped":null,"#, r#""wrapped":7,"#] {
+        let args = r#"[{"job_class":"B","arguments":["<b>"]}]"#;
+        let text = format!(r#"{{"class":"{}",{wrapped}"args":{args}}}"#, WRAPPERS[0]);
+        let entry = left_behind(text.as_bytes());
+        assert_kept(text.as_bytes(), &entry);
+        assert_eq!(assert_shown(&entry).string("wrapped").as_deref(), Some("B"));
+    }
+}
+
+#[test]
+fn a_backtrace_of_another_with_markup_is_set_aside() {
+    let job = |lines: &[&str]| {
+        let stream = miniz_oxide::deflate::compress_to_vec_zlib(json!(lines).to_string().as_bytes(), 6);
+        format!(r#"{{"class":"B","args":[],"error_backtrace":"{}"}}"#, BASE64_STANDARD.encode(stream))
+    };
+    let plain = job(&["a.rb:1:in 'b'"]);
+    assert_eq!(running(plain.as_bytes(), "q", now()), plain);
+    assert!(running(job(&["a", "<script>"]).as_bytes(), "q", now()).contains(SET_ASIDE));
+}
+
+#[test]
+fn a_job_of_very_many_odd_fields_is_shown_soon() {
+    let fields: String = (0..300_000).map(|n| format!(r#","{n}":"<""#)).collect();
+    let text = format!(r#"{{"class":"B","args":[]{fields}}}"#);
+    let since = std::time::Instant::now();
+    running(text.as_bytes(), "q", now());
+    assert!(since.elapsed() < std::time::Duration::from_secs(30), "{:?}", since.elapsed());
 }
 
 #[test]
@@ -192,6 +336,8 @@ fn any_value() -> impl Strategy<Value = String> {
             "1.5",
             "\"\\ud800\"",
             "\"\\u0000\"",
+            "\"<script>\"",
+            "[\"'>\\u003cb\"]",
             "{\"a\":1,\"a\":2}"
         ])
         .prop_map(str::to_owned),
@@ -212,8 +358,13 @@ fn any_value() -> impl Strategy<Value = String> {
 
 fn any_text() -> impl Strategy<Value = Vec<u8>> {
     let names: Vec<&str> =
-        SHAPES.iter().map(|(name, _)| *name).chain(["encrypt", "backtrace", "x", ORIGINAL]).collect();
-    let class = prop_oneof![4 => Just("\"B\"".to_owned()), 1 => Just(format!("\"{}\"", WRAPPERS[0])), 1 => any_value()];
+        SHAPES.iter().map(|(name, _)| *name).chain(["encrypt", "backtrace", "x", "<x>", "locale", ORIGINAL]).collect();
+    let class = prop_oneof![
+        4 => Just("\"B\"".to_owned()),
+        1 => Just(format!("\"{}\"", WRAPPERS[0])),
+        1 => Just(format!("\"{DELAYED}Model\"")),
+        1 => any_value()
+    ];
     let args = prop_oneof![2 => Just("[1]".to_owned()), 1 => any_value()];
     let fields = (proptest::sample::subsequence(names, 0..8), proptest::collection::vec(any_value(), 8));
     let job = (class, args, fields).prop_map(|(class, args, (names, values))| {

@@ -3,23 +3,9 @@
 # usage: judge.rb look            what is known of processes, jobs and numbers, and the pages of the Web UI
 #        judge.rb push JID…       pushes probes that last a minute, one to be retried first
 #        judge.rb VERB [JID]      quiet or stop every process; cancel, kill or retry a job
-require "json"
-require "rack"
-require "rack/mock"
-require "sidekiq"
-require "sidekiq/api"
-require "sidekiq/web"
+require_relative "web"
 
-Sidekiq.logger.level = Logger::ERROR if Sidekiq.logger
-
-def page(path)
-  env = Rack::MockRequest.env_for(path)
-  env["rack.session"] = {}
-  status, _, body = Sidekiq::Web.call(env)
-  text = +""
-  body.each { |part| text << part }
-  {status: status, text: text}
-end
+def page(path) = %i[status text].zip(get(path)).to_h
 
 def entry(job)
   {jid: job.jid, queue: job.queue, class: job.klass, error_class: job["error_class"], at: job.at.to_f}
@@ -31,7 +17,6 @@ def look
      busy: process["busy"], queues: process["queues"], stopping: process.stopping?}
   end
   running = []
-  works = defined?(Sidekiq::WorkSet) ? Sidekiq::WorkSet.new : Sidekiq::Workers.new
   works.each do |_, _, work|
     payload = work.respond_to?(:payload) ? work.payload : work["payload"]
     payload = JSON.parse(payload) if payload.is_a?(String)
