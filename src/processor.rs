@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use crate::clock::Epoch;
 use crate::event::{Event, Phase};
-use crate::job::arguments::{self, Arguments, Request};
+use crate::job::arguments::{self, Request};
 use crate::job::{self, BuildJob, Callback, JobError, Moment};
 use crate::journal::Journal;
 use crate::perform::{Attempt, Fence, Stations, perform};
@@ -110,7 +110,7 @@ pub enum Disposition {
 pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
     let (unit, started) = (running.unit.clone(), Instant::now());
     let promise = Promise { unit: Some(unit.clone()), settlements, timestamps: processor.jobs.timestamps };
-    let payload = match Payload::parse(&unit.text) {
+    let payload = match Payload::parse_shared(&unit.text) {
         Ok(payload) => Arc::new(payload),
         Err(error) => {
             tracing::error!(event = "malformed_job", queue = unit.queue, %error, "malformed job moved to the dead set");
@@ -224,28 +224,34 @@ async fn build(
         return Err(Failure::new(Reason::WorkerFailed, message));
     };
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
+    let request = arguments::read(class, &args).map_err(invalid);
+    drop(args);
     running.iteration.progress.follow(&Event::PhaseStarted(Phase::Resolve));
     let no_word = async {
         stop.cancelled().await;
         tokio::time::sleep(LAST_WORD).await;
     };
     let native = tokio::select! {
-        native = native(class, &args, &mut attempted.report) => native,
+        native = native(class, request, &mut attempted.report) => native,
         () = no_word => Err(Failure::new(Reason::Interrupted, "the build was stopped")),
     };
+    // What is read of a job is not kept while the worker waits for anything.
+    let parsed = native.map(|native| {
+        attempted.take_in(&native);
+        BuildJob::parse(&native)
+    });
     // It may have been cancelled while it waited, also where Rails cannot be asked whom to tell of that. When Redis does not
     // answer, it is found out later.
     let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
-    if native.is_err() && running.iteration.cancelled.is_cancelled() {
+    if parsed.is_err() && running.iteration.cancelled.is_cancelled() {
         return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
     }
-    let native = native?;
-    attempted.take_in(&native);
+    let parsed = parsed?;
     refuse_expired(payload)?;
     if running.iteration.cancelled.is_cancelled() {
         return Err(Failure::new(Reason::Interrupted, "cancelled before it began"));
     }
-    let job = BuildJob::parse(&native).map_err(invalid)?;
+    let job = parsed.map_err(invalid)?;
     attempted.report.repository = Some(job.build.repository.to_string());
     attempted.report.sha = Some(job.sha.to_string());
     attempted.report.git_ref.clone_from(&job.git_ref);
@@ -308,8 +314,8 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The native object, from the arguments or from Rails.
-async fn native(class: &JobClass, args: &Arguments, report: &mut Report) -> Result<Value, Failure> {
-    match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
+async fn native(class: &JobClass, request: Result<Request, Failure>, report: &mut Report) -> Result<Value, Failure> {
+    match (request?, &class.resolve) {
         (Request::Resolve(url), Some(resolve)) => {
             let started = Instant::now();
             let native = rails::resolve(resolve, &url).await;

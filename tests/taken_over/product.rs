@@ -184,7 +184,7 @@ impl<'a> Worker<'a> {
     fn build(&self) -> Build {
         let ground = serde_json::to_string(&self.case.ground).unwrap();
         let definition = json!({"target": {"app": {"context": ".", "args": {"ground": ground}}}});
-        let recipe = Recipe::Inline(definition.as_object().unwrap().clone());
+        let recipe = Recipe::Inline(definition.to_string());
         Build { targets: vec!["app".into()], ..Build::new(repository(), Trust::Branch, recipe) }
     }
 
