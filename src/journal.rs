@@ -58,13 +58,16 @@ impl Journal {
             }
             event => event,
         };
+        self.progress.follow(&event);
+        // Of notices that are not kept only the number is told: a log has no bound of its own.
+        if let Event::Notice(notice) = &event
+            && !self.notices.lock().unwrap_or_else(PoisonError::into_inner).add(notice)
+        {
+            return;
+        }
         match &self.reader {
             Reader::Log => log(&event),
             Reader::Terminal(terminal) => terminal.show(&event),
-        }
-        self.progress.follow(&event);
-        if let Event::Notice(notice) = event {
-            self.notices.lock().unwrap_or_else(PoisonError::into_inner).add(notice);
         }
     }
 
@@ -75,13 +78,25 @@ impl Journal {
     }
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        let n_more = self.notices.get_mut().unwrap_or_else(PoisonError::into_inner).n_more;
+        if n_more > 0 && matches!(self.reader, Reader::Log) {
+            tracing::info!(n_more, "more notices than are shown");
+        }
+    }
+}
+
 impl Notices {
-    fn add(&mut self, notice: String) {
-        if self.first.len() < bounds::NOTICES {
-            self.first.push(notice);
+    /// Returns whether it is kept.
+    fn add(&mut self, notice: &str) -> bool {
+        let is_kept = self.first.len() < bounds::NOTICES;
+        if is_kept {
+            self.first.push(notice.to_owned());
         } else {
             self.n_more += 1;
         }
+        is_kept
     }
 
     fn all(&self) -> Vec<String> {
