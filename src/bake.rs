@@ -53,6 +53,9 @@ const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
 /// The directory of a job's build secrets, in the job's own.
 const SECRETS: &str = "secrets";
 
+/// The fields of a target that are looked at when it is built.
+const KEPT: [&str; 5] = ["context", "contexts", "dockerfile", "dockerfile-inline", "tags"];
+
 /// A definition that could not be resolved, is not allowed, or could not be handed to buildx.
 #[derive(Debug, thiserror::Error)]
 pub enum BakeError {
@@ -172,7 +175,7 @@ pub struct Outcome {
 pub struct Definition {
     /// The text for `bake -f -`: escaped, contexts absolute.
     pub text: String,
-    /// The same, unescaped, by target.
+    /// The same, unescaped, by target; once buildx has understood it, with no other fields than [`KEPT`].
     pub targets: BTreeMap<String, Map<String, Value>>,
     /// The tree in which all its contexts and Dockerfiles lie.
     pub worktree: PathBuf,
@@ -185,6 +188,17 @@ pub struct Definition {
 }
 
 impl Definition {
+    /// Without what nobody looks at once buildx has understood the text: values take many times the memory of their text.
+    fn understood(mut self) -> Self {
+        for fields in self.targets.values_mut() {
+            let kept = std::mem::take(fields).into_iter().filter(|(name, _)| KEPT.contains(&name.as_str()));
+            *fields = kept.collect();
+            // That it is there is all that matters.
+            fields.get_mut("dockerfile-inline").map(Value::take);
+        }
+        self
+    }
+
     /// The names of all targets.
     pub fn names(&self) -> BTreeSet<String> {
         self.targets.keys().cloned().collect()
@@ -286,7 +300,7 @@ impl Bake {
         if let Some(targets) = define::resolved(order) {
             let definition = self.police_targets(targets, order, directory).await?;
             if print::is_understood(self, &definition, order, directory, stop).await? {
-                return Ok(definition);
+                return Ok(definition.understood());
             }
         }
         admit(order)?;
@@ -294,7 +308,7 @@ impl Bake {
         let printed = print::print(self, &source, order, directory, stop).await?;
         let definition = self.police(&printed, order, directory).await?;
         match print::is_understood(self, &definition, order, directory, stop).await? {
-            true => Ok(definition),
+            true => Ok(definition.understood()),
             false => Err(BakeError::Launcher("it does not understand the definition in the way it was checked".into())),
         }
     }
@@ -328,7 +342,7 @@ impl Bake {
         if !policed.secrets.is_empty() {
             make_private(&secrets)?;
         }
-        for (path, secret) in &policed.secrets {
+        for (path, secret) in policed.secrets.values() {
             write_private(path, secret.expose())?;
         }
         Ok(Definition {
@@ -337,7 +351,7 @@ impl Bake {
             worktree: order.worktree.to_owned(),
             notices: policed.notices,
             secrets,
-            hidden: policed.secrets.iter().map(|(_, secret)| secret.to_text()).collect(),
+            hidden: policed.secrets.values().map(|(_, secret)| secret.to_text()).collect(),
         })
     }
 

@@ -3,6 +3,7 @@
 //! GitHub's, Rails', API servers' and BuildKit's answers pass through here, so none of them decides how much memory the worker
 //! takes. The time limit of each client counts the body as well. Bodies follow RFC 9110.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -63,6 +64,17 @@ pub async fn read(mut answer: reqwest::Response, url: &str, max_bytes: usize) ->
     while let Some(chunk) = answer.chunk().await? {
         room.take(chunk.len())?;
         bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// Reads a body to its end; it has a bound of its own.
+pub async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B) -> Result<Vec<u8>, B::Error> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        if let Ok(data) = frame?.into_data() {
+            bytes.extend_from_slice(&data);
+        }
     }
     Ok(bytes)
 }

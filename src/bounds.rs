@@ -69,10 +69,12 @@ bounds! {
     TITLE: 160, Bytes, "A step in a log line or on the terminal", "cut, with a mark";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
-    JOBS: 16 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
+    JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
     PAGE: 4 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
+    FIELDS: 1_000, Count, "Fields of a job, beside those in its arguments", "dead set, in a `Sidebake::Malformed` entry";
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
+    VALUES: 50_000, Count, "Names and values in one JSON text that is not the worker's own", "like a text that is too long";
     STRING: 2 << 20, Bytes, "A text of an Application Template or a definition", "`invalid_arguments`";
     PATH: 4095, Bytes, "A path in arguments: `compose`, `bake`, `context`, `dockerfile`", "`invalid_arguments`";
     NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
@@ -80,11 +82,13 @@ bounds! {
     ENVIRONMENT: 512 << 10, Bytes, "All variables with their names; Linux takes 2 MiB with all arguments", "`invalid_arguments`";
     TARGETS: 1000, Count, "Names in `targets`, and images of an Application Template", "`invalid_arguments`";
     ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
+    ECHO_VALUES: 2_000, Count, "Names and values in one echoed field", "`invalid_arguments`, and null in its place";
     MALFORMED: 64 << 10, Bytes, "The text in a `Sidebake::Malformed` entry that can be read", "cut, and all of it follows in Base64";
     BACKTRACE: 4 << 20, Bytes, "An error's backtrace that came with a job, decompressed", "set aside: the Web UI does not show it";
     GITHUB: 4 << 20, Bytes, "An answer of GitHub's API", "`github_unavailable`";
     RESOLVED: 1 << 20, Bytes, "An answer of a resolver", "`resolver_unavailable`";
     KUBERNETES: 8 << 20, Bytes, "An answer of a Kubernetes API server", "`builder_unavailable`";
+    PODS: 1_000, Count, "Pods of one builder", "`builder_unavailable`";
     WORKERS: 1 << 20, Bytes, "BuildKit's list of its workers", "the pod's name is not known";
     PLUGIN: 1 << 20, Bytes, "Output of an exec plugin of a kubeconfig", "`builder_unavailable`";
     CREDENTIAL: 256 << 10, Bytes, "Output of a credential helper", "`worker_failed`";

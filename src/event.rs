@@ -71,6 +71,8 @@ pub enum Event {
     },
     /// Something that the person who asked for the build should know.
     Notice(String),
+    /// One more notice than there may be.
+    NoticeLeftOut,
 }
 
 /// A step of a target, as BuildKit names it. A clone shares both texts: a step may print a million lines.

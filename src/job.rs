@@ -103,8 +103,8 @@ pub struct Build {
 pub enum Recipe {
     /// The platform's Application Template.
     Application(Application),
-    /// A bake definition that the platform made, as JSON.
-    Inline(Map<String, Value>),
+    /// A bake definition that the platform made: the text of a JSON object, which takes less memory than its values.
+    Inline(String),
     /// A file of the tree that buildx reads.
     File(RepositoryFile),
 }
@@ -503,7 +503,7 @@ impl Native {
         }
         let recipe = match (self.application, self.definition, self.compose, self.bake) {
             (Some(application), None, None, None) => Recipe::Application(application),
-            (None, Some(definition), None, None) => Recipe::Inline(definition),
+            (None, Some(definition), None, None) => Recipe::Inline(Value::Object(definition).to_string()),
             (None, None, Some(path), None) => repository_file("compose", path, &[".yml", ".yaml"], tags)?,
             (None, None, None, Some(path)) => repository_file("bake", path, &[".hcl", ".json"], tags)?,
             _ => return Err(JobError::new(".", "expected one of application, compose, bake and definition")),

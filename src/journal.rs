@@ -9,6 +9,7 @@ mod terminal;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::event::{Event, Phase};
@@ -30,17 +31,22 @@ pub trait Listener: fmt::Debug + Send + Sync {
 pub struct Journal {
     listeners: Vec<Arc<dyn Listener>>,
     places: Places,
+    n_notices: AtomicUsize,
 }
 
 impl Journal {
     /// For these listeners. No notice names `places`.
     pub fn new(listeners: Vec<Arc<dyn Listener>>, places: Places) -> Self {
-        Self { listeners, places }
+        Self { listeners, places, n_notices: AtomicUsize::new(0) }
     }
 
-    /// Tells one event. A notice becomes plain and is cut here, for whoever looks.
+    /// Tells one event. A notice becomes plain and is cut here, for whoever looks. After [`bounds::NOTICES`] only their number is
+    /// told: a log has no bound of its own.
     pub fn tell(&self, event: Event) {
         let event = match event {
+            Event::Notice(_) if self.n_notices.fetch_add(1, Ordering::Relaxed) >= bounds::NOTICES => {
+                Event::NoticeLeftOut
+            }
             Event::Notice(notice) => {
                 let notice = text::plain(&notice);
                 Event::Notice(text::clip(&self.places.hide(&notice), bounds::NOTICE).into_owned())
@@ -85,12 +91,18 @@ impl Drop for Begun<'_> {
 }
 
 /// The log of a worker, inside the span of the job.
-#[derive(Clone, Copy, Debug)]
-pub struct Log;
+#[derive(Debug, Default)]
+pub struct Log {
+    has_left_out: AtomicBool,
+}
 
 impl Listener for Log {
     fn hear(&self, event: &Event) {
-        log(event);
+        match event {
+            Event::NoticeLeftOut if self.has_left_out.swap(true, Ordering::Relaxed) => {}
+            Event::NoticeLeftOut => tracing::info!("there are more notices; the report has their number"),
+            event => log(event),
+        }
     }
 }
 
@@ -118,7 +130,11 @@ fn log(event: &Event) {
             tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
         }
         // The end of the job has them.
-        Event::BuildId(_) | Event::Commit { .. } | Event::TargetEnded(_) | Event::ContextSent { .. } => {}
+        Event::BuildId(_)
+        | Event::Commit { .. }
+        | Event::TargetEnded(_)
+        | Event::ContextSent { .. }
+        | Event::NoticeLeftOut => {}
     }
 }
 
@@ -134,6 +150,15 @@ mod tests {
         journal.tell(Event::Notice(format!("\0 /var/lib/worker/x {}", "x".repeat(3000))));
         let notice = record.report().notices.remove(0);
         assert!(notice.starts_with("␀ a file of the worker xxx") && notice.len() <= bounds::NOTICE, "{notice}");
+    }
+
+    #[test]
+    fn after_so_many_notices_only_their_number_is_told() {
+        let record = Arc::new(Record::new(Report::default()));
+        let journal = Journal::new(vec![record.clone()], Places::default());
+        (0..bounds::NOTICES + 9).for_each(|n| journal.tell(Event::Notice(n.to_string())));
+        let notices = record.report().notices;
+        assert_eq!((notices.len(), notices.last().map(String::as_str)), (bounds::NOTICES, Some("and 10 more notices")));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! JSON text as slices: what lies where in it, however deep, without reading it into values.
+//! JSON text as slices: what lies where in it, however deep, without reading it into values; and the one way to read a text
+//! into values that is not the worker's own.
 //!
 //! Every function takes text that is JSON (RFC 8259); [`is_json`] says so in constant stack space. Nothing here recurses, so
 //! a text of any depth is safe.
@@ -6,9 +7,9 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, Error, IgnoredAny};
 
-use crate::text;
+use crate::{bounds, text};
 
 /// Bytes of a path in a message.
 const MAX_PATH: usize = 120;
@@ -20,6 +21,39 @@ const MAX_PATH: usize = 120;
 /// The parser's own, with line and column.
 pub fn is_json(text: &str) -> Result<(), serde_json::Error> {
     serde_json::from_str::<IgnoredAny>(text).map(drop)
+}
+
+/// Reads a text that a job, a child process or a server has written.
+///
+/// A bound on the bytes of a text does not bound the memory that its values take: three bytes, `{},`, make a value of 72 bytes,
+/// and `{"":0},` makes one of more than 500. So names and values are counted before the first one is made. `tests/it/limits.rs`
+/// has the short list of what else may be read.
+///
+/// # Errors
+///
+/// The parser's own; or there are more than [`bounds::VALUES`] names and values.
+pub fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    if has_more_values(text, bounds::VALUES) {
+        return Err(Error::custom(format_args!("more than {} names and values", bounds::VALUES)));
+    }
+    serde_json::from_slice(text)
+}
+
+/// Whether a text has more than `max` names and values. Of a text that is not JSON a parser makes no more than are counted.
+pub fn has_more_values(text: &[u8], max: usize) -> bool {
+    n_values(text, max) > max
+}
+
+/// How many names and values a text has; past `max` it counts no further.
+pub fn n_values(text: &[u8], max: usize) -> usize {
+    let (mut at, mut n) = (0, 0);
+    while n <= max {
+        at += n_between(&text[at..]);
+        let Some(first) = text.get(at) else { break };
+        n += usize::from(!matches!(first, b'}' | b']'));
+        at += token_length(&text[at..]);
+    }
+    n
 }
 
 /// The fields of an object in order, each with its name and the text of its value; none for any other value.
@@ -69,6 +103,14 @@ pub fn depth(value: &str) -> usize {
 /// Why some parsers refuse a text that is JSON.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Oddity {
+    /// More names and values than allowed: to look for fields that are there twice takes memory for each.
+    #[error("{path}: more than {max} names and values")]
+    TooMany {
+        /// The first one too many.
+        path: String,
+        /// How many are allowed.
+        max: usize,
+    },
     /// More levels than allowed.
     #[error("{path}: nested deeper than {max} levels")]
     TooDeep {
@@ -93,7 +135,7 @@ pub enum Oddity {
 
 /// The first reason for which a parser that follows RFC 8259 strictly, or that allows `max_depth` levels, refuses the text.
 pub fn oddity(value: &str, max_depth: usize) -> Option<Oddity> {
-    let mut open: Vec<Level<'_>> = Vec::new();
+    let (mut open, mut n_values): (Vec<Level<'_>>, _) = (Vec::new(), 0);
     for token in Tokens::of(value) {
         if step(token) < 0 {
             open.pop();
@@ -106,6 +148,10 @@ pub fn oddity(value: &str, max_depth: usize) -> Option<Oddity> {
         }
         if !is_new {
             return Some(Oddity::Duplicate { path: path(&open) });
+        }
+        n_values += 1;
+        if n_values > bounds::VALUES {
+            return Some(Oddity::TooMany { path: path(&open), max: bounds::VALUES });
         }
         match token.as_bytes()[0] {
             b'{' => open.push(Level::Object { names: HashSet::new(), name: "", is_at_value: false }),
@@ -213,17 +259,29 @@ impl<'a> Iterator for Tokens<'a> {
 
     fn next(&mut self) -> Option<&'a str> {
         let bytes = self.text.as_bytes();
-        let is_between = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b',' | b':');
-        self.at += bytes[self.at..].iter().take_while(|byte| is_between(byte)).count();
-        let rest = &bytes[self.at..];
-        let length = match rest.first()? {
-            b'{' | b'}' | b'[' | b']' => 1,
-            b'"' => string_length(rest),
-            _ => rest.iter().take_while(|byte| !is_between(byte) && !matches!(byte, b'}' | b']')).count(),
-        };
-        let token = &self.text[self.at..self.at + length];
-        self.at += length;
+        self.at += n_between(&bytes[self.at..]);
+        let rest = bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
+        let token = &self.text[self.at..self.at + token_length(rest)];
+        self.at += token.len();
         Some(token)
+    }
+}
+
+fn is_between(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b',' | b':')
+}
+
+/// How many bytes there are before the next token.
+fn n_between(bytes: &[u8]) -> usize {
+    bytes.iter().take_while(|byte| is_between(byte)).count()
+}
+
+/// The length of the token that `bytes` begin with; there are some.
+fn token_length(bytes: &[u8]) -> usize {
+    match bytes[0] {
+        b'{' | b'}' | b'[' | b']' => 1,
+        b'"' => string_length(bytes),
+        _ => bytes.iter().take_while(|byte| !is_between(byte) && !matches!(byte, b'}' | b']')).count(),
     }
 }
 
@@ -284,6 +342,29 @@ mod tests {
         assert!(odd(&nested(1_000_000)).is_some());
     }
 
+    #[test]
+    fn values_are_counted_before_they_are_read() {
+        for (text, expected) in [
+            (r#"{"a": [1, "b}", {}], "c": null}"#, 8),
+            (r#" [[],[ ],"\"]",-1.5e3,true] "#, 6),
+            ("", 0),
+            ("[{},{},\"\u{fffd}", 4),
+            (r#"["a"#, 2),
+        ] {
+            assert_eq!(n_values(text.as_bytes(), 100), expected, "{text}");
+        }
+        assert_eq!(n_values(b"[1,2,3,4,5]", 2), 3, "it counts no further");
+        let list = |n: usize| format!("[{}0]", "{},".repeat(n));
+        assert!(read::<Value>(list(bounds::VALUES - 2).as_bytes()).is_ok());
+        for last in ["0]", "", "\u{0}", "0]]"] {
+            let text = list(bounds::VALUES - 1).replace("0]", last);
+            let error = read::<Value>(text.as_bytes()).err().filter(|error| last != "0]" || error.is_data());
+            assert!(error.is_some(), "{last:?}");
+        }
+        let odd = oddity(&list(bounds::VALUES), 3).map(|odd| odd.to_string());
+        assert_eq!(odd.as_deref(), Some("[49999]: more than 50000 names and values"));
+    }
+
     fn any_json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -307,12 +388,21 @@ mod tests {
         }
     }
 
+    fn n_of(value: &Value) -> usize {
+        match value {
+            Value::Array(items) => 1 + items.iter().map(n_of).sum::<usize>(),
+            Value::Object(fields) => 1 + fields.values().map(|value| 1 + n_of(value)).sum::<usize>(),
+            _ => 1,
+        }
+    }
+
     proptest! {
         #[test]
         fn slices_are_the_values_that_a_parser_reads(value in any_json(), is_pretty in any::<bool>()) {
             let text = if is_pretty { format!("{value:#}") } else { value.to_string() };
             prop_assert_eq!(depth(&text), depth_of(&value));
             prop_assert_eq!(oddity(&text, depth_of(&value)), None);
+            prop_assert_eq!(n_values(text.as_bytes(), usize::MAX - 1), n_of(&value));
             let read = |text: &str| serde_json::from_str::<Value>(text).expect("JSON");
             match &value {
                 Value::Object(expected) => {
@@ -328,6 +418,7 @@ mod tests {
         fn no_text_makes_it_panic_or_run_for_ever(text in any::<String>(), pointer_text in any::<String>()) {
             fields(&text).for_each(drop);
             items(&text).for_each(drop);
+            n_values(text.as_bytes(), usize::MAX - 1);
             let _ = (depth(&text.replace(['}', ']'], "")), pointer(&text, &pointer_text));
         }
     }

@@ -15,7 +15,7 @@ use tracing::Instrument;
 
 use crate::clock::Epoch;
 use crate::event::{Event, Phase};
-use crate::job::arguments::{self, Arguments, Request};
+use crate::job::arguments::{self, Request};
 use crate::job::{self, BuildJob, Callback, JobError, Moment};
 use crate::journal::{Journal, Listener, Log, Record};
 use crate::perform::{Attempt, Fence, Stations, perform};
@@ -91,7 +91,7 @@ impl Job {
         };
         let record = Arc::new(Record::new(report));
         let listeners: Vec<Arc<dyn Listener>> =
-            vec![Arc::new(Log), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
+            vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
         let journal = Journal::new(listeners, processor.stations.state.places());
         let stop = Stop::with(&processor.kill);
         let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };
@@ -181,7 +181,7 @@ pub enum Disposition {
 pub async fn process(processor: Arc<Processor>, running: Running, settlements: UnboundedSender<Settlement>) {
     let (unit, started) = (running.unit.clone(), Instant::now());
     let promise = Promise { unit: Some(unit.clone()), settlements, timestamps: processor.jobs.timestamps };
-    let payload = match Payload::parse(&unit.text) {
+    let payload = match Payload::parse_shared(&unit.text) {
         Ok(payload) => payload,
         Err(error) => {
             tracing::error!(event = "malformed_job", queue = unit.queue, %error, "malformed job moved to the dead set");
@@ -289,21 +289,27 @@ async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
         return Err(Failure::new(Reason::WorkerFailed, message).into());
     };
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
-    let native = ask_rails(class, &args, job).await;
+    let request = arguments::read(class, &args).map_err(invalid);
+    drop(args);
+    let native = ask_rails(class, request, job).await;
+    // What is read of a job is not kept while the worker waits for anything.
+    let parsed = native.map(|native| {
+        job.learn(&native);
+        BuildJob::parse(&native)
+    });
     // It may have been cancelled while it waited, also where Rails cannot be asked whom to tell of that. When Redis does not
     // answer, it is found out later.
     let _ = iteration::look(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
     let is_cancelled = running.iteration.cancelled.is_cancelled();
-    if native.is_err() && is_cancelled {
+    if parsed.is_err() && is_cancelled {
         return Err(job.cancelled());
     }
-    let native = native?;
-    job.learn(&native);
+    let parsed = parsed?;
     refuse_expired(payload)?;
     if is_cancelled {
         return Err(job.cancelled());
     }
-    let build_job = BuildJob::parse(&native).map_err(invalid)?;
+    let build_job = parsed.map_err(invalid)?;
     job.journal.tell(Event::Commit {
         repository: build_job.build.repository.to_string(),
         sha: build_job.sha.to_string(),
@@ -318,14 +324,14 @@ async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
 }
 
 /// The native object, as soon as it is there; a build that is stopped waits for Rails a moment longer.
-async fn ask_rails(class: &JobClass, args: &Arguments, job: &Job) -> Result<Value, End> {
+async fn ask_rails(class: &JobClass, request: Result<Request, Failure>, job: &Job) -> Result<Value, End> {
     let _phase = job.journal.begin(Phase::Resolve);
     let no_word = async {
         job.stop.token().cancelled().await;
         tokio::time::sleep(LAST_WORD).await;
     };
     tokio::select! {
-        native = native(class, args) => native,
+        native = native(class, request) => native,
         () = no_word => Err(End::Stopped),
     }
 }
@@ -367,8 +373,8 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The native object, from the arguments or from Rails.
-async fn native(class: &JobClass, args: &Arguments) -> Result<Value, End> {
-    match (arguments::read(class, args).map_err(invalid)?, &class.resolve) {
+async fn native(class: &JobClass, request: Result<Request, Failure>) -> Result<Value, End> {
+    match (request?, &class.resolve) {
         (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
         (Request::Resolve(url), None) => {
             Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}")).into())

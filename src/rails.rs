@@ -13,6 +13,7 @@ use crate::body::{self, BodyError, TooLong};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
+use crate::json;
 use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
@@ -109,7 +110,7 @@ pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> 
         BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
         BodyError::Broken(source) => unreachable(source),
     })?;
-    serde_json::from_slice(&body).map_err(|error| nonsense(format!("what is not JSON: {error}")))
+    json::read(&body).map_err(|error| nonsense(format!("what cannot be read as JSON: {error}")))
 }
 
 fn secret(resolve: &Resolve) -> Result<Secret, RailsError> {

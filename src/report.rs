@@ -10,7 +10,6 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::bounds;
 use crate::event::{Event, Phase};
 use crate::job::Moment;
 use crate::reason::Reason;
@@ -63,8 +62,7 @@ impl Report {
     /// Takes in one event. What is not of the result changes nothing.
     ///
     /// A phase that comes twice counts together, such as the fetches of submodules. Of a target the last run of docker-buildx
-    /// counts, of a placement the last one. There are at most [`bounds::NOTICES`] notices, the last of which says how many there
-    /// are more.
+    /// counts, of a placement the last one. The last notice says how many were left out by the journal.
     pub fn take_in(&mut self, event: &Event) {
         match event {
             Event::Commit { repository, sha, git_ref } => {
@@ -80,7 +78,8 @@ impl Report {
                 Some(known) => known.clone_from(target),
                 None => self.targets.push(target.clone()),
             },
-            Event::Notice(notice) => self.add_notice(notice),
+            Event::Notice(notice) => self.notices.push(notice.clone()),
+            Event::NoticeLeftOut => self.count_notice(),
             Event::PhaseStarted(_)
             | Event::Targets(_)
             | Event::TargetDone(_)
@@ -91,10 +90,7 @@ impl Report {
         }
     }
 
-    fn add_notice(&mut self, notice: &str) {
-        if self.notices.len() < bounds::NOTICES {
-            return self.notices.push(notice.to_owned());
-        }
+    fn count_notice(&mut self) {
         self.n_more_notices += if self.n_more_notices == 0 { 2 } else { 1 };
         self.notices.pop();
         self.notices.push(format!("and {} more notices", self.n_more_notices));
@@ -188,13 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn notices_are_bounded_and_the_last_one_counts_the_rest() {
-        let notices = |n: usize| folded((0..n).map(|n| Event::Notice(n.to_string()))).notices;
-        assert_eq!(notices(bounds::NOTICES).last().map(String::as_str), Some("49"));
-        for n_more in [1, 9] {
-            let notices = notices(bounds::NOTICES + n_more);
-            assert_eq!((notices.len(), &*notices[0]), (bounds::NOTICES, "0"));
-            assert_eq!(notices.last(), Some(&format!("and {} more notices", n_more + 1)));
-        }
+    fn the_last_notice_counts_those_that_were_left_out() {
+        let events = |n_left_out| {
+            let notices = ["a", "b"].map(|notice| Event::Notice(notice.into()));
+            notices.into_iter().chain(std::iter::repeat_n(Event::NoticeLeftOut, n_left_out))
+        };
+        assert_eq!(folded(events(0)).notices, ["a", "b"]);
+        assert_eq!(folded(events(1)).notices, ["a", "and 2 more notices"]);
+        assert_eq!(folded(events(9)).notices, ["a", "and 10 more notices"]);
     }
 }

@@ -34,6 +34,7 @@ use crate::bounds;
 use crate::event::{Event, Phase};
 use crate::job::{Build, Repository, Sha, Trust};
 use crate::journal::Journal;
+use crate::json;
 use crate::process::{self, Ended, ProcessError};
 use crate::reason::{HasReason, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
@@ -393,21 +394,20 @@ impl Source {
             stop: stop.clone(),
         };
         let (started, mut said) = (Instant::now(), Said::default());
-        let ended =
-            process::run(command, &input, &limits, |stream, line| match (stream, serde_json::from_slice(line)) {
-                (process::Stream::Out, Ok(Message::Progress { received_bytes })) => {
-                    journal.tell(Event::Fetching { received_bytes })
+        let ended = process::run(command, &input, &limits, |stream, line| match (stream, json::read(line)) {
+            (process::Stream::Out, Ok(Message::Progress { received_bytes })) => {
+                journal.tell(Event::Fetching { received_bytes })
+            }
+            (process::Stream::Out, Ok(Message::Fetched)) => {
+                if entry.turn.take().is_some() {
+                    phase.turn_into(Phase::Checkout);
                 }
-                (process::Stream::Out, Ok(Message::Fetched)) => {
-                    if entry.turn.take().is_some() {
-                        phase.turn_into(Phase::Checkout);
-                    }
-                }
-                (process::Stream::Out, Ok(message)) => said.last = Some(message),
-                // What a dying child says: a panic, or the launcher's error.
-                _ => said.noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),
-            })
-            .await?;
+            }
+            (process::Stream::Out, Ok(message)) => said.last = Some(message),
+            // What a dying child says: a panic, or the launcher's error.
+            _ => said.noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),
+        })
+        .await?;
         said.has_fetched = entry.turn.is_none();
         conclude(origin, ended, said, started.elapsed())
     }

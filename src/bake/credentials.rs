@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::BakeError;
 use crate::bounds;
 use crate::job::{Build, is_name};
+use crate::json;
 use crate::process::{self, Ended, Stream};
 use crate::secret::Secret;
 use crate::settings::{self, Accounts};
@@ -86,7 +87,7 @@ pub(super) async fn docker_config(
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Credentials::new(Map::new())),
         Err(error) => return Err(refused(error.to_string())),
     };
-    let config: Config = serde_json::from_slice(&text).map_err(|_| refused("expected a docker config.json".into()))?;
+    let config: Config = json::read(&text).map_err(|_| refused("expected a docker config.json".into()))?;
     let mut auths = config.auths;
     let asked = async {
         let mut helpers = config.cred_helpers;
@@ -126,7 +127,7 @@ fn secrets(entry: &Value) -> Vec<String> {
 /// The registries for which a store has credentials.
 async fn list(accounts: &Accounts, helper: &str, stop: &CancellationToken) -> Result<BTreeSet<String>, String> {
     let Some(answer) = ask(accounts, helper, "list", "", stop).await? else { return Ok(BTreeSet::new()) };
-    let known: BTreeMap<String, Value> = serde_json::from_slice(answer.expose().as_bytes())
+    let known: BTreeMap<String, Value> = json::read(answer.expose().as_bytes())
         .map_err(|_| format!("docker-credential-{helper} list answers what is no JSON object"))?;
     Ok(known.into_keys().take(MAX_REGISTRIES).collect())
 }
@@ -139,7 +140,7 @@ async fn get(
     stop: &CancellationToken,
 ) -> Result<Option<Value>, String> {
     let Some(answer) = ask(accounts, helper, "get", registry, stop).await? else { return Ok(None) };
-    let Answer { username, secret } = serde_json::from_slice(answer.expose().as_bytes())
+    let Answer { username, secret } = json::read(answer.expose().as_bytes())
         .map_err(|_| format!("docker-credential-{helper} answers what is no credential for {registry}"))?;
     Ok(Some(match username.as_str() {
         IDENTITY => json!({"identitytoken": secret.expose()}),

@@ -26,7 +26,7 @@ pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
             let without_secrets = |image: &Image| Image { secrets: Vec::new(), ..image.clone() };
             Source::Text(application(&Application { images: template.images.iter().map(without_secrets).collect() }))
         }
-        Recipe::Inline(definition) => Source::Text(Value::Object(definition.clone()).to_string()),
+        Recipe::Inline(definition) => Source::Text(definition.clone()),
         Recipe::File(file) => Source::File(file.path.clone()),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
 /// A text that evaluates to `text`, normalized as HCL does it with every text (Unicode's NFC).
@@ -38,15 +39,43 @@ pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
 ///
 /// `has_policies`: buildx would look for a `Dockerfile.rego` beside each Dockerfile and evaluate it, unless told not to.
 pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>, has_policies: bool) -> String {
-    let escaped = |target: &Map<String, Value>| {
-        let mut target = map_all(Value::Object(target.clone()), &literal);
-        if has_policies {
-            target[POLICY] = json!([{"disabled": true}]);
+    let policy = has_policies.then(|| json!([{"disabled": true}]));
+    let targets = targets.iter().map(|(name, target)| (name.as_str(), Target(target, policy.as_ref())));
+    let definition = BTreeMap::from([("target", BTreeMap::from_iter(targets))]);
+    serde_json::to_string(&definition).expect("a value is JSON")
+}
+
+/// A target as it is written, and what it says of policies. Written from the values, of which no copy is made.
+struct Target<'a>(&'a Map<String, Value>, Option<&'a Value>);
+
+impl Serialize for Target<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let own = self.0.iter().map(|(name, value)| (literal(name), Escaped(value)));
+        let mut fields = serializer.serialize_map(None)?;
+        for (name, value) in own {
+            fields.serialize_entry(&name, &value)?;
         }
-        target
-    };
-    let escaped: Map<String, Value> = targets.iter().map(|(name, target)| (name.clone(), escaped(target))).collect();
-    json!({"target": escaped}).to_string()
+        if let Some(policy) = self.1 {
+            fields.serialize_entry(POLICY, policy)?;
+        }
+        fields.end()
+    }
+}
+
+/// A value with every string escaped, keys included.
+struct Escaped<'a>(&'a Value);
+
+impl Serialize for Escaped<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Value::String(text) => serializer.serialize_str(&literal(text)),
+            Value::Array(values) => serializer.collect_seq(values.iter().map(Escaped)),
+            Value::Object(fields) => {
+                serializer.collect_map(fields.iter().map(|(name, value)| (literal(name), Escaped(value))))
+            }
+            other => other.serialize(serializer),
+        }
+    }
 }
 
 /// Applies `f` to every string that is a value. `--print` escapes values, and writes keys as they are.
@@ -55,16 +84,6 @@ fn map_values(value: Value, f: &impl Fn(&str) -> String) -> Value {
         Value::String(text) => Value::String(f(&text)),
         Value::Array(values) => values.into_iter().map(|value| map_values(value, f)).collect(),
         Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, map_values(value, f))).collect(),
-        other => other,
-    }
-}
-
-/// Applies `f` to every string, keys included.
-fn map_all(value: Value, f: &impl Fn(&str) -> String) -> Value {
-    match value {
-        Value::String(text) => Value::String(f(&text)),
-        Value::Array(values) => values.into_iter().map(|value| map_all(value, f)).collect(),
-        Value::Object(fields) => fields.into_iter().map(|(name, value)| (f(&name), map_all(value, f))).collect(),
         other => other,
     }
 }

@@ -73,15 +73,14 @@ impl<'a> Grants<'a> {
         self.named(&cache.to, target, build.branch.as_deref()).iter().map(|name| options(name)).collect()
     }
 
-    /// The secret that a target's Dockerfile calls `id`; none when it is not granted.
+    /// The secret that the configuration calls `name`; none when it is not granted.
     ///
     /// # Errors
     ///
     /// `Secret` when it is granted, and cannot be read or is larger than BuildKit takes. Where it is kept is told to the log
     /// alone.
-    pub(super) fn secret(&self, target: &str, id: &str) -> Result<Option<SecretBytes>, BakeError> {
+    pub(super) fn secret(&self, name: &str) -> Result<Option<SecretBytes>, BakeError> {
         let build = self.order.build;
-        let name = self.name_of_secret(target, id);
         // A name becomes part of a path.
         if self.is_fork() || !crate::job::is_name(name) {
             return Ok(None);
@@ -112,7 +111,7 @@ impl<'a> Grants<'a> {
     }
 
     /// What the configuration calls a secret of this id: only the platform's template can give it another name.
-    fn name_of_secret<'b>(&'b self, target: &str, id: &'b str) -> &'b str {
+    pub(super) fn name_of_secret<'b>(&'b self, target: &str, id: &'b str) -> &'b str {
         let Recipe::Application(template) = &self.order.build.recipe else { return id };
         let images = template.images.iter().filter(|image| image.name == target);
         let mut secrets = images.flat_map(|image| &image.secrets);

@@ -6,28 +6,31 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use crate::beneath::Directory;
-use crate::bounds;
+use crate::{bounds, json};
 
 /// Digest by target, from the file of this name in the run's own directory. Empty when there is none: buildx writes none
-/// when the bake failed.
-pub(super) fn digests(private: &Path, name: &str) -> BTreeMap<String, String> {
+/// when the bake failed. Of each target the digest alone is read, and nothing of what is not one.
+pub(super) fn digests(private: &Path, name: &str, is_target: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
     let read = || Directory::open(private)?.read(Path::new(name), bounds::METADATA);
     let text = match read() {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(%error, event = "metadata_refused", "metadata file of docker-buildx was not read");
             return BTreeMap::new();
         }
-        text => text.unwrap_or_default(),
+        text => String::from_utf8(text.unwrap_or_default()).unwrap_or_default(),
     };
-    let targets: Map<String, Value> = serde_json::from_slice(&text).unwrap_or_default();
-    let digest = |(name, target): (String, Value)| {
-        let digest = target.get("containerimage.digest")?.as_str().filter(|digest| is_digest(digest))?.to_owned();
-        Some((name, digest))
-    };
-    targets.into_iter().filter_map(digest).collect()
+    if json::is_json(&text).is_err() {
+        return BTreeMap::new();
+    }
+    let targets = json::fields(&text).filter(|(name, _)| is_target(name));
+    targets.filter_map(|(name, target)| Some((name.into_owned(), digest(target)?))).collect()
+}
+
+fn digest(target: &str) -> Option<String> {
+    let (_, digest) = json::fields(target).filter(|(name, _)| name == "containerimage.digest").last()?;
+    // It has no escapes, or is none.
+    digest.strip_prefix('"')?.strip_suffix('"').filter(|digest| is_digest(digest)).map(str::to_owned)
 }
 
 fn is_digest(text: &str) -> bool {
@@ -47,8 +50,8 @@ mod tests {
     #[test]
     fn digests_are_read_and_other_keys_skipped() {
         let path = Path::new(FIXTURE);
-        let digests = digests(path.parent().expect("a directory"), "success-push.metadata.json");
-        assert_eq!(digests.keys().map(String::as_str).collect::<Vec<_>>(), ["api", "web", "worker"]);
+        let digests = digests(path.parent().expect("a directory"), "success-push.metadata.json", |name| name != "web");
+        assert_eq!(digests.keys().map(String::as_str).collect::<Vec<_>>(), ["api", "worker"]);
         assert!(digests.values().all(|digest| digest.starts_with("sha256:")));
     }
 
@@ -65,8 +68,9 @@ mod tests {
         fs::write(path("deep"), "[".repeat(1 << 20)).expect("written");
         let forged = r#"{"a": {"containerimage.digest": "sha256:abc"}, "b": {"containerimage.digest": 1}, "c": []}"#;
         fs::write(path("forged"), forged).expect("written");
-        for name in ["zero", "link", "fifo", "directory", "sparse", "deep", "forged", "none"] {
-            assert_eq!(digests(home.path(), name), BTreeMap::new(), "{name}");
+        fs::write(path("text"), [&br#"{"a": ""#[..], &[0xff], b"\"}"].concat()).expect("written");
+        for name in ["zero", "link", "fifo", "directory", "sparse", "deep", "forged", "none", "text"] {
+            assert_eq!(digests(home.path(), name, |_| true), BTreeMap::new(), "{name}");
         }
     }
 }

@@ -13,6 +13,7 @@ mod image_name;
 pub(super) mod paths;
 mod references;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -58,8 +59,9 @@ pub(super) struct Policed {
     pub(super) targets: Targets,
     /// What was replaced, for the person who asked for the build.
     pub(super) notices: Vec<String>,
-    /// The secrets that are granted, with the file in which a target looks for each.
-    pub(super) secrets: Vec<(PathBuf, SecretBytes)>,
+    /// The secrets that are granted, by what the configuration calls them, each with the file in which targets look for it. A
+    /// definition can name one many times, in many targets.
+    pub(super) secrets: BTreeMap<String, (PathBuf, SecretBytes)>,
 }
 
 /// Checks a resolved definition. Its secrets are to be put below `secrets`.
@@ -200,7 +202,7 @@ impl Rules<'_> {
                 self.notice(&field, "a fork's build gets no build secrets");
                 continue;
             }
-            let Some(secret) = self.grants.secret(&self.target, id)? else {
+            let Some(path) = self.granted(id)? else {
                 let message = match has_source {
                     true => format!("host files and variables are not allowed, and no secret {id:?} is granted"),
                     false => format!("no secret {id:?} is granted to {}", self.order.build.account),
@@ -210,11 +212,21 @@ impl Rules<'_> {
             if has_source {
                 self.notice(&field, &format!("{id} is the worker's, and not a file or variable"));
             }
-            let path = self.secrets.join(self.policed.secrets.len().to_string());
             granted.push(json!({"id": id, "src": path}));
-            self.policed.secrets.push((path, secret));
         }
         Ok(granted)
+    }
+
+    /// The file of a secret that the target calls `id`, which is read at its first mention; none when it is not granted.
+    fn granted(&mut self, id: &str) -> Result<Option<PathBuf>, BakeError> {
+        let name = self.grants.name_of_secret(&self.target, id).to_owned();
+        if let Some((path, _)) = self.policed.secrets.get(&name) {
+            return Ok(Some(path.clone()));
+        }
+        let Some(secret) = self.grants.secret(&name)? else { return Ok(None) };
+        let path = self.secrets.join(self.policed.secrets.len().to_string());
+        self.policed.secrets.insert(name, (path.clone(), secret));
+        Ok(Some(path))
     }
 
     fn is_entitled(&self, entitlement: &str) -> bool {

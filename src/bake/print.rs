@@ -19,6 +19,7 @@ use super::define::Source;
 use super::{Bake, BakeError, Child, Definition, Order, escape};
 use crate::beneath::{Directory, is_link, leads_out};
 use crate::job::{Build, Recipe, RepositoryFile};
+use crate::json;
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries};
 use crate::state::JobDirectory;
@@ -377,7 +378,11 @@ pub(super) fn read(printed: &[u8]) -> Result<Targets, BakeError> {
         #[serde(default)]
         target: BTreeMap<String, Map<String, Value>>,
     }
-    let printed: Printed = serde_json::from_slice(printed)
+    if json::has_more_values(printed, bounds::VALUES) {
+        let message = format!("the definition has more than {} names and values when it is resolved", bounds::VALUES);
+        return Err(BakeError::Invalid(message));
+    }
+    let printed: Printed = json::read(printed)
         .map_err(|error| BakeError::Invalid(format!("buildx printed what is not a definition: {error}")))?;
     Ok(printed.target.into_iter().map(|(name, target)| (name, escape::unescape(target))).collect())
 }

@@ -97,8 +97,9 @@ fn baked(goal: Goal<'_>) -> Baked {
 }
 
 fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
-    let digests = metadata::digests(private, METADATA);
     let mut targets = progress.reports(ended.is_success());
+    let is_target = |name: &str| targets.iter().any(|target| target.name == name);
+    let digests = metadata::digests(private, METADATA, is_target);
     for target in &mut targets {
         if let Some(digest) = digests.get(&target.name) {
             target.digest = Some(digest.clone());

@@ -23,6 +23,7 @@ use tower::util::MapResponseLayer;
 use crate::body::{Bounded, Room};
 use crate::bounds;
 use crate::clock::Epoch;
+use crate::json;
 use crate::process::{self, Ended, Limits, ProcessError, Stream};
 use crate::secret::Secret;
 use crate::settings;
@@ -283,8 +284,7 @@ async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
         Ended::Exited(_) | Ended::Stopped => return Err(wrong(format!("it ended with an error: {last}"))),
     }
     // The error of a parser could quote what it read: a token.
-    let credential: ExecCredential =
-        serde_json::from_slice(&out).map_err(|_| wrong("its output is no ExecCredential".into()))?;
+    let credential: ExecCredential = json::read(&out).map_err(|_| wrong("its output is no ExecCredential".into()))?;
     credential.status.ok_or_else(|| wrong("its output has no status".into()))
 }
 

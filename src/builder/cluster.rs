@@ -1,17 +1,26 @@
 //! A builder's Deployment and pods, in Kubernetes' own words. The one file that speaks to the API server.
+//!
+//! Of an answer only what is asked for is read, pod by pod: a pod of the API's own type takes two kilobytes however little is
+//! said of it, and an answer of 8 MiB can hold millions.
 
 use std::time::Duration;
 
+use http::StatusCode;
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerState, ContainerStatus, Pod};
-use kube::Api;
-use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use serde_json::{Value, json};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::Resource;
+use kube::api::{GetParams, ListParams, Patch, PatchParams, PostParams, Request};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::access::{Access, AccessError};
 use super::deployment::{self, Ground};
+use crate::body;
 use crate::bounds;
+use crate::json;
 use crate::settings;
 use crate::text;
 
@@ -164,18 +173,21 @@ impl Cluster {
 
     /// The Deployment as JSON; `None` when there is none.
     async fn deployment(&self) -> Result<Option<Value>, ClusterError> {
-        let found = self.within("get the Deployment", self.deployments().get_opt(&self.deployment)).await?;
-        let found = found.map_err(|error| self.refused("get the Deployment", &error))?;
-        Ok(found.map(|deployment| json!(deployment)))
+        let request = Request::new(self.path::<Deployment>()).get(&self.deployment, &GetParams::default());
+        let answer = self.ask("get the Deployment", request).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        let body = self.good(answer)?;
+        json::read(&body).map(Some).map_err(|error| self.unread("get the Deployment", &error.to_string()))
     }
 
     /// The pods that buildx would choose among, and those that are starting or ending.
     pub(super) async fn pods(&self) -> Result<Vec<PodStatus>, ClusterError> {
-        let labelled = ListParams::default().labels(&format!("app={}", self.deployment));
-        let api = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
-        let pods = self.within("list the pods of", api.list(&labelled)).await?;
-        let pods = pods.map_err(|error| self.refused("list the pods of", &error))?;
-        Ok(pods.items.iter().map(PodStatus::of).collect())
+        const WHAT: &str = "list the pods of";
+        let labelled = ListParams::default().labels(&format!("app={}", self.deployment)).limit(MAX_PODS);
+        let answer = self.ask(WHAT, Request::new(self.path::<Pod>()).list(&labelled)).await?;
+        read_pods(&self.good(answer)?).map_err(|message| self.unread(WHAT, &message))
     }
 
     /// Makes the Deployment unless it is there, from any number of processes at once; returns whether this one made it.
@@ -188,13 +200,7 @@ impl Cluster {
         let whole: Deployment = serde_json::from_value(whole).map_err(|error| {
             self.wrong("create the Deployment", format!("the settings make no Deployment: {error}"))
         })?;
-        let (api, params) = (self.deployments(), PostParams::default());
-        match self.within("create the Deployment", api.create(&params, &whole)).await? {
-            Ok(_) => Ok(true),
-            // Somebody else was quicker.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-            Err(error) => Err(self.refused("create the Deployment", &error)),
-        }
+        self.make("create the Deployment", &PostParams::default(), &whole).await
     }
 
     /// Changes what the configuration names, and nothing else.
@@ -204,9 +210,9 @@ impl Cluster {
         let configured = deployment::configured(&self.deployment, builder, Ground::of(&live, text.as_deref()));
         let patch = Patch::Strategic(configured);
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
-        let api = self.deployments();
-        let patched = self.within("patch the Deployment", api.patch(&self.deployment, &params, &patch)).await?;
-        patched.map(drop).map_err(|error| self.refused("patch the Deployment", &error))
+        let request = Request::new(self.path::<Deployment>()).patch(&self.deployment, &params, &patch);
+        let patched = self.ask("patch the Deployment", request).await?;
+        self.good(patched).map(drop)
     }
 
     /// Puts the configured buildkitd.toml where pods find it, and returns it.
@@ -218,19 +224,30 @@ impl Cluster {
         let whole: ConfigMap = serde_json::from_value(map.clone()).map_err(|error| {
             self.wrong("create the ConfigMap of", format!("the settings make no ConfigMap: {error}"))
         })?;
-        let maps = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
         // An apply would do for both, but Kubernetes does not name the verb when one may not create.
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        match self.within("create the ConfigMap of", maps.create(&params, &whole)).await? {
-            Ok(_) => return Ok(Some(text)),
-            Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(self.refused("create the ConfigMap of", &error)),
+        if self.make("create the ConfigMap of", &params, &whole).await? {
+            return Ok(Some(text));
         }
         let name = deployment::config_map_name(&self.deployment);
         let (params, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(map));
-        let patched = self.within("patch the ConfigMap of", maps.patch(&name, &params, &patch)).await?;
-        patched.map_err(|error| self.refused("patch the ConfigMap of", &error))?;
+        let request = Request::new(self.path::<ConfigMap>()).patch(&name, &params, &patch);
+        let patched = self.ask("patch the ConfigMap of", request).await?;
+        self.good(patched)?;
         Ok(Some(text))
+    }
+
+    /// Creates an object; returns false when one of its name is there already: somebody else was quicker.
+    async fn make<K>(&self, what: &'static str, params: &PostParams, whole: &K) -> Result<bool, ClusterError>
+    where
+        K: Resource<DynamicType = ()> + serde::Serialize,
+    {
+        let data = serde_json::to_vec(whole).expect("an object of Kubernetes is JSON");
+        let answer = self.ask(what, Request::new(self.path::<K>()).create(params, data)).await?;
+        if answer.status == StatusCode::CONFLICT {
+            return Ok(false);
+        }
+        self.good(answer).map(|_| true)
     }
 
     /// Waits until so many pods are ready (`None`: as many as the Deployment wants).
@@ -263,26 +280,39 @@ impl Cluster {
         }
     }
 
-    fn deployments(&self) -> Api<Deployment> {
-        Api::namespaced(self.client.clone(), &self.namespace)
+    /// Where the objects of a kind are.
+    fn path<K: Resource<DynamicType = ()>>(&self) -> String {
+        K::url_path(&(), Some(&self.namespace))
     }
 
-    /// Waits for an answer; one that comes byte by byte would never end otherwise.
-    async fn within<T>(&self, what: &str, answer: impl Future<Output = T>) -> Result<T, ClusterError> {
-        timeout(PATIENCE, answer).await.map_err(|_| ClusterError::Api {
-            what: self.in_words(what),
-            message: format!("no whole answer within {} s", PATIENCE.as_secs()),
-            is_passing: true,
-        })
-    }
-
-    fn refused(&self, what: &str, error: &kube::Error) -> ClusterError {
-        let (message, is_passing) = match error {
-            kube::Error::Api(status) => (status.message.clone(), status.code == 429 || status.code >= 500),
-            other => (with_causes(other), true),
+    /// Asks, and reads the whole answer, which has a bound. What it says is not looked at here.
+    async fn ask(&self, what: &'static str, request: Asked) -> Result<Answer, ClusterError> {
+        let request = request.map_err(|error| self.wrong(what, error.to_string()))?;
+        let answer = async {
+            let answer = self.client.send(request.map(kube::client::Body::from)).await?;
+            Ok(Answer { what, status: answer.status(), body: body::collect(answer.into_body()).await? })
         };
-        let message = text::shown(&message, bounds::ERROR);
-        ClusterError::Api { what: self.in_words(what), message, is_passing }
+        // One that comes byte by byte would never end otherwise.
+        match timeout(PATIENCE, answer).await {
+            Ok(answer) => answer.map_err(|error: kube::Error| self.unread(what, &with_causes(&error))),
+            Err(_) => Err(self.unread(what, &format!("no whole answer within {} s", PATIENCE.as_secs()))),
+        }
+    }
+
+    /// The body of an answer that is no refusal.
+    fn good(&self, answer: Answer) -> Result<Vec<u8>, ClusterError> {
+        if answer.status.is_success() {
+            return Ok(answer.body);
+        }
+        let is_passing = answer.status == StatusCode::TOO_MANY_REQUESTS || answer.status.is_server_error();
+        let message = text::shown(&answer.message(), bounds::ERROR);
+        Err(ClusterError::Api { what: self.in_words(answer.what), message, is_passing })
+    }
+
+    /// Without an answer that can be read, it may be over when it is asked again.
+    fn unread(&self, what: &str, message: &str) -> ClusterError {
+        let message = text::shown(message, bounds::ERROR);
+        ClusterError::Api { what: self.in_words(what), message, is_passing: true }
     }
 
     fn wrong(&self, what: &str, message: String) -> ClusterError {
@@ -292,6 +322,53 @@ impl Cluster {
     fn in_words(&self, what: &str) -> String {
         format!("{what} {} in {}", self.deployment, self.namespace)
     }
+}
+
+/// A request of kube's, if it can be made.
+type Asked = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
+
+/// What the API server answers.
+struct Answer {
+    what: &'static str,
+    status: StatusCode,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// Its own words: those of a `Status`, else of whoever is between.
+    fn message(&self) -> String {
+        #[derive(Deserialize)]
+        struct Status {
+            message: String,
+        }
+        let status: Option<Status> = json::read(&self.body).ok().filter(|status: &Status| !status.message.is_empty());
+        status.map_or_else(
+            || format!("{} {}", self.status, String::from_utf8_lossy(&self.body[..self.body.len().min(bounds::ERROR)])),
+            |status| status.message,
+        )
+    }
+}
+
+/// As many as are asked for at once.
+const MAX_PODS: u32 = bounds::PODS as u32;
+
+/// The pods of a list, or why there are none to be had.
+fn read_pods(list: &[u8]) -> Result<Vec<PodStatus>, String> {
+    let too_many = || Err(format!("there are more than {} pods", bounds::PODS));
+    let list = std::str::from_utf8(list).map_err(|error| error.to_string())?;
+    json::is_json(list).map_err(|error| error.to_string())?;
+    // There is a token when there are more.
+    if json::pointer(list, "/metadata/continue").is_some_and(|token| !matches!(token, "null" | "\"\"")) {
+        return too_many();
+    }
+    let mut pods = Vec::new();
+    for pod in json::items(json::pointer(list, "/items").unwrap_or_default()) {
+        if pods.len() == bounds::PODS {
+            return too_many();
+        }
+        pods.push(PodStatus::of(json::read(pod.as_bytes()).map_err(|error| error.to_string())?));
+    }
+    Ok(pods)
 }
 
 /// The error and what it comes from, without saying the same twice.
@@ -308,14 +385,83 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What is read of a pod (`v1.Pod`). Go writes what is empty as null, or not at all.
+#[derive(Default, Deserialize)]
+struct LivePod {
+    metadata: Option<Metadata>,
+    spec: Option<Spec>,
+    status: Option<Status>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: Option<String>,
+    uid: Option<String>,
+    creation_timestamp: Option<Timestamp>,
+    deletion_timestamp: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Spec {
+    node_name: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    phase: Option<String>,
+    reason: Option<String>,
+    message: Option<String>,
+    conditions: Option<Vec<Condition>>,
+    container_statuses: Option<Vec<Container>>,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Container {
+    restart_count: Option<i32>,
+    state: Option<ContainerState>,
+    last_state: Option<ContainerState>,
+}
+
+#[derive(Deserialize)]
+struct ContainerState {
+    waiting: Option<Waiting>,
+    terminated: Option<Terminated>,
+}
+
+#[derive(Deserialize)]
+struct Waiting {
+    reason: Option<String>,
+    message: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Terminated {
+    reason: Option<String>,
+    message: Option<String>,
+    exit_code: Option<i32>,
+}
+
 impl PodStatus {
-    fn of(pod: &Pod) -> Self {
-        let status = pod.status.clone().unwrap_or_default();
+    fn of(pod: LivePod) -> Self {
+        let (metadata, status) = (pod.metadata.unwrap_or_default(), pod.status.unwrap_or_default());
         let containers = status.container_statuses.unwrap_or_default();
         let first = containers.first();
-        let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
         let now = crate::clock::Epoch::now().timestamp();
-        let condition = |kind: &str| status.conditions.iter().flatten().find(|one| one.type_ == kind);
+        let condition = |kind: &str| status.conditions.iter().flatten().find(|one| one.kind == kind);
         // Evicted, node lost: the pod's own reason. Unschedulable: its condition. Else the container's.
         let own = status.reason.as_ref().map(|reason| say(reason, status.message.as_deref()));
         let unscheduled = || {
@@ -323,28 +469,28 @@ impl PodStatus {
             Some(say(one.reason.as_deref().unwrap_or("not scheduled"), one.message.as_deref()))
         };
         Self {
-            name: pod.metadata.name.clone().unwrap_or_default(),
-            uid: pod.metadata.uid.clone().unwrap_or_default(),
-            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
-            age_s: created.map(|created| now.as_second() - created),
+            name: metadata.name.unwrap_or_default(),
+            uid: metadata.uid.unwrap_or_default(),
+            node: pod.spec.and_then(|spec| spec.node_name),
+            age_s: metadata.creation_timestamp.map(|created| now.as_second() - created.as_second()),
             is_running: status.phase.as_deref() == Some("Running"),
             is_ready: condition("Ready").is_some_and(|one| one.status == "True"),
-            is_going: pod.metadata.deletion_timestamp.is_some(),
-            n_restarts: first.map_or(0, |container| container.restart_count),
+            is_going: metadata.deletion_timestamp.is_some(),
+            n_restarts: first.and_then(|container| container.restart_count).unwrap_or(0),
             trouble: own.or_else(unscheduled).or_else(|| first.and_then(container_trouble)),
             n_builds: None,
         }
     }
 }
 
-fn container_trouble(container: &ContainerStatus) -> Option<String> {
+fn container_trouble(container: &Container) -> Option<String> {
     let of = |state: &ContainerState| {
         let waiting = state.waiting.as_ref().filter(|one| one.reason.as_deref() != Some("ContainerCreating"));
         let waiting = waiting.map(|one| say(one.reason.as_deref().unwrap_or("waiting"), one.message.as_deref()));
         let terminated = || {
             let one = state.terminated.as_ref()?;
             let reason = one.reason.as_deref().unwrap_or("ended");
-            let code = format!("exit code {}", one.exit_code);
+            let code = format!("exit code {}", one.exit_code.unwrap_or(0));
             Some(say(reason, Some(one.message.as_deref().unwrap_or(&code))))
         };
         waiting.or_else(terminated)
@@ -365,11 +511,27 @@ fn say(reason: &str, message: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn pod(status: Value) -> PodStatus {
         let pod = json!({"metadata": {"name": "d0-a", "uid": "1"}, "status": status});
-        PodStatus::of(&serde_json::from_value(pod).expect("a pod"))
+        let mut pods = read_pods(json!({"items": [pod]}).to_string().as_bytes()).expect("a pod");
+        pods.remove(0)
+    }
+
+    #[test]
+    fn pods_are_read_one_by_one_and_no_more_than_there_may_be() {
+        let list = |n: usize| format!(r#"{{"metadata":{{"continue":""}},"items":[{}{{}}]}}"#, "{},".repeat(n - 1));
+        assert_eq!(read_pods(list(1_000).as_bytes()).map(|pods| pods.len()), Ok(1_000));
+        let too_many = Err("there are more than 1000 pods".to_owned());
+        assert_eq!(read_pods(list(1_001).as_bytes()), too_many);
+        assert_eq!(read_pods(br#"{"metadata":{"continue":"x"},"items":[]}"#), too_many);
+        assert_eq!(read_pods(br#"{"items":null}"#), Ok(Vec::new()));
+        let conditions = format!(r#"{{"items":[{{"status":{{"conditions":[{}0]}}}}]}}"#, "{},".repeat(60_000));
+        assert_eq!(read_pods(conditions.as_bytes()), Err("more than 50000 names and values".to_owned()));
+        assert!(read_pods(br#"{"items":[{]}"#).is_err() && read_pods(b"\xff").is_err());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::json;
 use crate::redis::{Redis, RedisError};
 
 const PREFIX: &str = "sidebake:occupancy:";
@@ -105,7 +106,7 @@ pub async fn of_fleet(redis: &Redis) -> Result<Counts, RedisError> {
         for key in keys {
             let text: Option<String> = redis.query(redis::cmd("GET").arg(key)).await?;
             // What another version wrote in another form is passed over.
-            let counts: Counts = text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+            let counts: Counts = text.and_then(|text| json::read(text.as_bytes()).ok()).unwrap_or_default();
             for (builder, pods) in counts {
                 for (pod, n) in pods {
                     *sum.entry(builder.clone()).or_default().entry(pod).or_default() += n;

@@ -215,7 +215,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     let build = Build {
         account: account.map(|pattern| pattern.to_string().replace('*', "x")).unwrap_or_default(),
         builder: Some(name.to_owned()),
-        ..Build::new(repository, Trust::Fork, Recipe::Inline(serde_json::Map::new()))
+        ..Build::new(repository, Trust::Fork, Recipe::Inline("{}".into()))
     };
     let directory = state.job_directory()?;
     let place = own.place(&build, &state, &directory, None).await?;

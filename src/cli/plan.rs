@@ -82,7 +82,7 @@ fn attestations(settings: &Settings, job: &BuildJob) -> Value {
 fn definition(job: &BuildJob) -> anyhow::Result<Value> {
     Ok(match &job.build.recipe {
         Recipe::Application(template) => serde_json::from_str(&define_application(template))?,
-        Recipe::Inline(definition) => Value::Object(definition.clone()),
+        Recipe::Inline(definition) => serde_json::from_str(definition)?,
         Recipe::File(file) => {
             let targets = match job.build.targets.as_slice() {
                 [] => vec!["default".to_owned()],

@@ -19,6 +19,7 @@ use super::GithubError;
 use crate::body::{self, BodyError};
 use crate::bounds;
 use crate::clock::Epoch;
+use crate::json;
 use crate::secret::Secret;
 use crate::settings;
 
@@ -275,7 +276,7 @@ impl Api {
 impl Answer {
     /// Reads the body of a good answer.
     pub(super) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, GithubError> {
-        serde_json::from_slice(&self.body).map_err(|error| self.unavailable(error.to_string()))
+        json::read(&self.body).map_err(|error| self.unavailable(error.to_string()))
     }
 
     /// What an answer with an error status means.
@@ -293,7 +294,7 @@ impl Answer {
         struct Body {
             message: String,
         }
-        let body: Option<Body> = serde_json::from_slice(&self.body).ok();
+        let body: Option<Body> = json::read(&self.body).ok();
         body.map_or_else(
             || "no message".into(),
             |body| body.message.lines().next().unwrap_or_default().chars().take(300).collect(),

@@ -5,7 +5,6 @@
 //!
 //! Arguments stay text until they are read: the callback of a job is found whatever the rest of it is.
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 
 use serde_json::{Map, Value};
@@ -18,10 +17,10 @@ use crate::settings::{JobClass, Resolve, Shape};
 /// The fields that are known of any request: whom to notify, and of which build.
 const KNOWN: [&str; 2] = ["callback", "build_id"];
 
-/// The arguments of a job, each as its JSON text.
-#[derive(Clone, Debug, Default)]
+/// The arguments of a job as their JSON text: an array, of which no item is read before it is asked for.
+#[derive(Clone, Debug)]
 pub struct Arguments {
-    texts: Vec<String>,
+    array: String,
     /// How names begin that the job's envelope leaves in objects, and that its caller did not write.
     marks: Option<&'static str>,
 }
@@ -35,10 +34,21 @@ pub enum Request {
     Resolve(String),
 }
 
+impl Default for Arguments {
+    fn default() -> Self {
+        Self::new("[]", None)
+    }
+}
+
 impl Arguments {
-    /// Takes the text of each argument. Fields of objects whose names begin with `marks` are left out.
-    pub fn new(texts: Vec<String>, marks: Option<&'static str>) -> Self {
-        Self { texts, marks }
+    /// Takes the text of an array. Fields of objects whose names begin with `marks` are left out.
+    pub fn new(array: impl Into<String>, marks: Option<&'static str>) -> Self {
+        Self { array: array.into(), marks }
+    }
+
+    /// The text of each argument.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        json::items(&self.array)
     }
 
     /// Reads one argument; `Null` when there are fewer.
@@ -47,26 +57,21 @@ impl Arguments {
     ///
     /// Names the argument: a number that no double has, or more levels than can be read.
     pub fn value(&self, i: usize) -> Result<Value, JobError> {
-        let Some(text) = self.texts.get(i) else { return Ok(Value::Null) };
+        let Some(text) = self.texts().nth(i) else { return Ok(Value::Null) };
         self.read(text, || format!("args[{i}]"))
     }
 
     /// The value at a pointer into the array of arguments; `None` when there is nothing.
     fn find(&self, pointer: &str) -> Result<Option<Value>, JobError> {
-        self.text_at(pointer).map(|text| self.read(&text, || format!("args{pointer}"))).transpose()
+        self.text_at(pointer).map(|text| self.read(text, || format!("args{pointer}"))).transpose()
     }
 
-    fn text_at(&self, pointer: &str) -> Option<Cow<'_, str>> {
-        let Some(below) = pointer.strip_prefix('/') else {
-            // The pointer to the whole.
-            return pointer.is_empty().then(|| format!("[{}]", self.texts.join(",")).into());
-        };
-        let (first, rest) = below.split_at(below.find('/').unwrap_or(below.len()));
-        json::pointer(self.texts.get(first.parse::<usize>().ok()?)?, rest).map(Cow::Borrowed)
+    fn text_at(&self, pointer: &str) -> Option<&str> {
+        json::pointer(&self.array, pointer)
     }
 
     fn read(&self, text: &str, path: impl Fn() -> String) -> Result<Value, JobError> {
-        let value: Value = serde_json::from_str(text).map_err(|error| JobError::new(path(), error.to_string()))?;
+        let value: Value = json::read(text.as_bytes()).map_err(|error| JobError::new(path(), error.to_string()))?;
         Ok(self.unmarked(value))
     }
 
@@ -81,9 +86,9 @@ impl Arguments {
     fn readable(&self, pointer: &str) -> Option<Value> {
         let text = self.text_at(pointer)?;
         let read = |text: &str| self.read(text, String::new).ok();
-        read(&text).or_else(|| {
+        read(text).or_else(|| {
             let is_own = |name: &str| !self.marks.is_some_and(|marks| name.starts_with(marks));
-            let own = json::fields(&text).filter(|(name, _)| is_own(name));
+            let own = json::fields(text).filter(|(name, _)| is_own(name));
             let fields = own.filter_map(|(name, value)| Some((name.into_owned(), read(value)?)));
             text.starts_with('{').then(|| fields.collect())
         })
@@ -91,12 +96,15 @@ impl Arguments {
 
     /// Whether they may be read at all.
     fn check(&self) -> Result<(), JobError> {
-        let size: usize = self.texts.iter().map(String::len).sum();
+        let size: usize = self.texts().map(str::len).sum();
         if size > bounds::ARGUMENTS {
             let message = format!("{size} bytes; at most {} are allowed", bounds::ARGUMENTS);
             return Err(JobError::new("args", message));
         }
-        let too_deep = self.texts.iter().position(|text| json::depth(text) > bounds::ARGUMENT_DEPTH);
+        if json::has_more_values(self.array.as_bytes(), bounds::VALUES) {
+            return Err(JobError::new("args", format!("more than {} names and values", bounds::VALUES)));
+        }
+        let too_deep = self.texts().position(|text| json::depth(text) > bounds::ARGUMENT_DEPTH);
         match too_deep {
             Some(i) => {
                 let message = format!("nested deeper than {} levels", bounds::ARGUMENT_DEPTH);
@@ -158,10 +166,14 @@ pub fn known(class: &JobClass, args: &Arguments) -> Value {
 
 /// The fields of the job that Rails wants back, unread; null in the place of one that is too long, too deep or no Unicode text.
 pub fn echo(class: &JobClass, args: &Arguments) -> Map<String, Value> {
-    let is_short = |text: &str| text.len() <= bounds::ECHO && json::depth(text) <= bounds::ARGUMENT_DEPTH;
+    let is_short = |text: &str| {
+        text.len() <= bounds::ECHO
+            && json::depth(text) <= bounds::ARGUMENT_DEPTH
+            && !json::has_more_values(text.as_bytes(), bounds::ECHO_VALUES)
+    };
     let found = |pointer: &String| {
         let text = args.text_at(pointer).filter(|text| is_short(text))?;
-        echoed(&text).map(|value| args.unmarked(value))
+        echoed(text).map(|value| args.unmarked(value))
     };
     class.echo.iter().map(|(field, pointer)| (field.clone(), found(pointer).unwrap_or_default())).collect()
 }
@@ -188,7 +200,12 @@ fn number(text: &str) -> Value {
 
 fn check_echo(class: &JobClass, args: &Arguments) -> Result<(), JobError> {
     for (field, pointer) in &class.echo {
-        let size = args.text_at(pointer).map_or(0, |text| text.len());
+        let Some(text) = args.text_at(pointer) else { continue };
+        let size = text.len();
+        if json::has_more_values(text.as_bytes(), bounds::ECHO_VALUES) {
+            let message = format!("more than {} names and values in the echoed field {field}", bounds::ECHO_VALUES);
+            return Err(JobError::new(format!("args{pointer}"), message));
+        }
         if size > bounds::ECHO {
             let message = format!("{size} bytes for the echoed field {field}; at most {} are allowed", bounds::ECHO);
             return Err(JobError::new(format!("args{pointer}"), message));
@@ -198,10 +215,10 @@ fn check_echo(class: &JobClass, args: &Arguments) -> Result<(), JobError> {
 }
 
 fn native(args: &Arguments) -> Result<Request, JobError> {
-    match &args.texts[..] {
-        [object] if object.starts_with('{') => args.value(0).map(Request::Native),
-        [_] => Err(JobError::new("args[0]", "expected an object")),
-        texts => Err(JobError::new("args", format!("expected one object, found {} arguments", texts.len()))),
+    match (args.texts().next(), args.texts().count()) {
+        (Some(object), 1) if object.starts_with('{') => args.value(0).map(Request::Native),
+        (_, 1) => Err(JobError::new("args[0]", "expected an object")),
+        (_, n) => Err(JobError::new("args", format!("expected one object, found {n} arguments"))),
     }
 }
 
@@ -267,7 +284,7 @@ fn root(field: &str) -> &str {
 /// Fills `{0}`, `{1}`… with strings and integers, percent-encoded so that none can leave its place.
 fn url(resolve: &Resolve, args: &Arguments) -> Result<String, JobError> {
     let mut url = resolve.url.clone();
-    for i in 0..args.texts.len() {
+    for i in 0..args.texts().count() {
         let mark = format!("{{{i}}}");
         if !url.contains(&mark) {
             continue;
@@ -317,7 +334,7 @@ mod tests {
     }
 
     fn of_text(text: &str) -> Arguments {
-        Arguments::new(json::items(text).map(str::to_owned).collect(), None)
+        Arguments::new(text, None)
     }
 
     fn nested(depth: usize) -> String {
@@ -381,7 +398,9 @@ mod tests {
     fn the_callback_is_known_whatever_the_rest_is() {
         let callback = json!({"class": "Done", "queue": "q"});
         let class = JobClass::default();
-        for broken in [nested(100_000), "1e400".into(), r#""\ud800""#.into(), format!("\"{}\"", "x".repeat(3_000_000))]
+        let many = format!("[{}0]", r#"{"":0},"#.repeat(20_000));
+        for broken in
+            [many, nested(100_000), "1e400".into(), r#""\ud800""#.into(), format!("\"{}\"", "x".repeat(3_000_000))]
         {
             let args = of_text(&format!(r#"[{{"definition": {broken}, "callback": {callback}, "build_id": 7}}]"#));
             assert_eq!(known(&class, &args), json!({"callback": callback, "build_id": 7}));
@@ -438,7 +457,7 @@ mod tests {
             assert_eq!(known(class, &of_text(text)), expected, "{text}");
             // The same in Active Job's envelope, whose marks nobody has written.
             let marked = text.replace("{\"q", r#"{"_aj_symbol_keys": [1e400], "q"#);
-            let args = Arguments::new(json::items(&marked).map(str::to_owned).collect(), Some("_aj_"));
+            let args = Arguments::new(&*marked, Some("_aj_"));
             assert_eq!(known(class, &args), expected, "{marked}");
         }
     }
@@ -449,18 +468,26 @@ mod tests {
         let args = args(json!([{"sha": "x".repeat(3_000_000)}]));
         let error = read(&class, &args).expect_err("refused").to_string();
         assert_eq!(error, "args: 3000010 bytes; at most 2621440 are allowed");
+        // Bytes bound texts. A value of three bytes takes 72 in memory.
+        let many = of_text(&format!(r#"[{{"definition": {{"target": [{}0]}}}}]"#, "{},".repeat(49_995)));
+        let error = read(&class, &many).expect_err("refused").to_string();
+        assert_eq!(error, "args: more than 50000 names and values");
     }
 
     #[test]
     fn what_is_echoed_is_short_and_marks_are_not_the_callers() {
         let class = JobClass { echo: [("deploy".into(), "/0/deploy".into())].into(), ..JobClass::default() };
-        let echo =
-            |args: &str| echo(&class, &Arguments::new(json::items(args).map(str::to_owned).collect(), Some("_aj_")));
+        let echo = |args: &str| echo(&class, &Arguments::new(args, Some("_aj_")));
         let expected = json!({"deploy": {"a": [{"b": 1}]}});
         assert_eq!(Value::Object(echo(r#"[{"deploy": {"_aj_x": [], "a": [{"_aj_y": 1, "b": 1}]}}]"#)), expected);
         for long in [format!("\"{}\"", "x".repeat(70_000)), nested(65), r#""\ud800""#.into()] {
             assert_eq!(Value::Object(echo(&format!(r#"[{{"deploy": {long}}}]"#))), json!({"deploy": null}));
         }
+        let many = |n: usize| json!([{"deploy": vec![0; n]}]);
+        assert_eq!(Value::Object(echo(&many(3_000).to_string())), json!({"deploy": null}));
+        assert_eq!(Value::Object(echo(&many(1_999).to_string()))["deploy"][1_998], 0);
+        let error = read(&class, &args(many(3_000))).expect_err("refused").to_string();
+        assert_eq!(error, "args/0/deploy: more than 2000 names and values in the echoed field deploy");
         let long = args(json!([{"deploy": "x".repeat(70_000)}]));
         let error = read(&class, &long).expect_err("refused").to_string();
         assert_eq!(error, "args/0/deploy: 70002 bytes for the echoed field deploy; at most 65536 are allowed");

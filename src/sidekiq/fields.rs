@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde::de::DeserializeOwned;
 
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::json;
 
@@ -20,10 +21,10 @@ pub(super) const TIMES: RangeInclusive<f64> = 0.0..=1e14;
 pub(super) struct Fields(Vec<(String, String)>);
 
 impl Fields {
-    /// Takes a text that is JSON apart; `None` when it is not an object.
+    /// Takes a text that is JSON apart; `None` when it is not an object, or has more than [`bounds::FIELDS`].
     pub(super) fn of(text: &str) -> Option<Self> {
-        let is_object = text.trim_start().starts_with('{');
-        is_object.then(|| Self(json::fields(text).map(|(name, value)| (name.into_owned(), value.to_owned())).collect()))
+        let is_small = text.trim_start().starts_with('{') && json::fields(text).nth(bounds::FIELDS).is_none();
+        is_small.then(|| Self(json::fields(text).map(|(name, value)| (name.into_owned(), value.to_owned())).collect()))
     }
 
     /// The text of the last field of that name, as JSON has it for duplicates.
@@ -33,7 +34,7 @@ impl Fields {
 
     /// The field, when it is there and of that type.
     pub(super) fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
-        serde_json::from_str(self.raw(name)?).ok()
+        json::read(self.raw(name)?.as_bytes()).ok()
     }
 
     /// The same for a text.

@@ -5,7 +5,7 @@
 //! (6.4 to 8.1) and Active Job's envelope.
 
 use std::borrow::Cow;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use base64::Engine;
@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::fields::{Fields, is_integer};
 use super::shown;
+use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::arguments::Arguments;
 use crate::json;
@@ -30,6 +31,9 @@ pub enum PayloadError {
     /// JSON of another kind.
     #[error("the job is not a JSON object")]
     NotAnObject,
+    /// It has so many fields that they would take many times the memory of their text.
+    #[error("the job has more than {} fields", bounds::FIELDS)]
+    TooManyFields,
     /// `class` is missing, or not a text that can be part of a key, of a line and of a page.
     #[error("the job has no class that can be a name")]
     NoClass,
@@ -43,7 +47,7 @@ pub enum PayloadError {
 pub struct Payload {
     fields: Fields,
     /// The text; that in the envelope, when it came in one.
-    original: Vec<u8>,
+    original: Arc<[u8]>,
     /// Why Sidekiq cannot show it, once that was looked for.
     flaw: OnceLock<Option<String>>,
     /// The Ruby class whose job this is: the wrapped one for Active Job.
@@ -72,10 +76,24 @@ const LEVEL: u8 = 6;
 impl Payload {
     /// Reads a job's text, also from an envelope. Bytes that are not UTF-8 are replaced, as Ruby's Web UI does.
     pub fn parse(text: &[u8]) -> Result<Self, PayloadError> {
-        let original = shown::opened(text).into_owned();
+        Self::of(shown::opened(text).into())
+    }
+
+    /// The same of a text that others hold as well: what is kept of it is no copy.
+    pub fn parse_shared(text: &Arc<[u8]>) -> Result<Self, PayloadError> {
+        Self::of(match shown::opened(text) {
+            Cow::Borrowed(_) => Arc::clone(text),
+            Cow::Owned(opened) => opened.into(),
+        })
+    }
+
+    fn of(original: Arc<[u8]>) -> Result<Self, PayloadError> {
         let readable = String::from_utf8_lossy(&original);
         json::is_json(&readable).map_err(PayloadError::NotJson)?;
-        let fields = Fields::of(&readable).ok_or(PayloadError::NotAnObject)?;
+        let fields = Fields::of(&readable).ok_or_else(|| match readable.trim_start().starts_with('{') {
+            true => PayloadError::TooManyFields,
+            false => PayloadError::NotAnObject,
+        })?;
         let class = fields.string("class").filter(|class| shown::is_name(class)).ok_or(PayloadError::NoClass)?;
         let jid = fields.string("jid").filter(|jid| shown::is_name(jid)).unwrap_or_default();
         let mut payload = Self { fields, original, flaw: OnceLock::new(), class, jid };
@@ -95,7 +113,7 @@ impl Payload {
         if !args.starts_with('[') {
             return Err(PayloadError::Args);
         }
-        Ok(Arguments::new(json::items(args).map(str::to_owned).collect(), marks))
+        Ok(Arguments::new(args, marks))
     }
 
     /// Why Sidekiq cannot show the job in any set, if it cannot. Such a job is not run and not retried.
@@ -255,7 +273,7 @@ impl Payload {
     }
 
     fn wrapped_class(&self) -> Option<String> {
-        let inner = || serde_json::from_str(json::pointer(self.fields.raw("args")?, "/0/job_class")?).ok();
+        let inner = || json::read(json::pointer(self.fields.raw("args")?, "/0/job_class")?.as_bytes()).ok();
         self.fields.string("wrapped").or_else(inner).filter(|class| shown::is_name(class))
     }
 }

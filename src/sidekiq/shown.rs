@@ -79,7 +79,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("at", |text| number(text).is_some()),
     ("retry_for", |text| is_null(text) || number(text).is_some_and(|seconds| seconds <= MAX_RETRY_FOR)),
     ("error_backtrace", |text| is_null(text) || is_backtrace(text)),
-    (SET_ASIDE, |text| serde_json::from_str::<BTreeMap<String, String>>(text).is_ok()),
+    (SET_ASIDE, |text| json::read::<BTreeMap<String, String>>(text.as_bytes()).is_ok()),
 ];
 
 fn is_null(text: &str) -> bool {
@@ -115,11 +115,11 @@ fn without_markup(text: &str) -> String {
 }
 
 fn is_named(text: &str) -> bool {
-    serde_json::from_str::<String>(text).is_ok_and(|name| is_name(&name))
+    json::read::<String>(text.as_bytes()).is_ok_and(|name| is_name(&name))
 }
 
 fn number(text: &str) -> Option<f64> {
-    serde_json::from_str(text).ok()
+    json::read(text.as_bytes()).ok()
 }
 
 fn is_time(text: &str) -> bool {
@@ -129,11 +129,11 @@ fn is_time(text: &str) -> bool {
 /// As Sidekiq compresses it: Base64 of a zlib stream of a JSON array of strings. They stand in the page as they are.
 fn is_backtrace(text: &str) -> bool {
     let lines = || -> Option<Vec<String>> {
-        let encoded: String = serde_json::from_str(text).ok()?;
+        let encoded: String = json::read(text.as_bytes()).ok()?;
         // Before Sidekiq 7.2 in lines.
         let stream = BASE64_STANDARD.decode(encoded.replace('\n', "")).ok()?;
-        let json = decompress_to_vec_zlib_with_limit(&stream, bounds::BACKTRACE).ok()?;
-        serde_json::from_slice(&json).ok()
+        let lines = decompress_to_vec_zlib_with_limit(&stream, bounds::BACKTRACE).ok()?;
+        json::read(&lines).ok()
     };
     lines().is_some_and(|lines| lines.iter().all(|line| !line.contains('<')))
 }

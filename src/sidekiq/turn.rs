@@ -306,7 +306,8 @@ impl Turn<'_> {
         keys.0.iter().for_each(|key| {
             script.key(key);
         });
-        arguments.0.iter().for_each(|argument| {
+        // Texts are large, and each is in this many places once less.
+        arguments.0.into_iter().for_each(|argument| {
             script.arg(argument);
         });
         let (settled, fetched, passed_over, n_idlers, oversized): (

@@ -22,6 +22,8 @@ const KEYS: [&str; 3] = ["version", "oid", "size"];
 const MAX_POINTER: usize = 1024;
 /// Bytes of all paths together: they go to the worker in one line.
 const MAX_PATHS: usize = 512 << 10;
+/// What a path counts beside its own bytes: the worker reads no more than `bounds::VALUES` of them.
+const PER_PATH: usize = 12;
 
 /// The paths of the pointers in the commit that `index` was filled from; its attributes are read from there as well.
 ///
@@ -42,7 +44,7 @@ pub(super) fn pointers(repository: &Repository, index: &Index) -> Result<Vec<Str
         let path = Path::new(OsStr::from_bytes(&entry.path));
         if is_file(entry.mode) && is_pointer(repository, &odb, path, entry.id).map_err(Failed::worker)? {
             let path = path.to_string_lossy().into_owned();
-            n_bytes += path.len();
+            n_bytes += path.len() + PER_PATH;
             if n_bytes > MAX_PATHS {
                 let n = pointers.len();
                 return Err(Failed::new(Fault::Refused, format!("the commit has more than {n} Git LFS pointers")));

@@ -53,7 +53,7 @@ impl Harness {
                 file
             }
             Recipe::Inline(definition) => {
-                std::fs::write(&file, Value::Object(definition.clone()).to_string()).unwrap();
+                std::fs::write(&file, definition).unwrap();
                 file
             }
             Recipe::File(file) => self.tree.join(&file.path),

@@ -232,6 +232,13 @@ impl Worker {
         self.child.id()
     }
 
+    /// The most memory that the worker has had, in kB.
+    pub fn peak_kb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     /// The worker and all that descend from it.
     pub fn processes(&self) -> BTreeSet<u32> {
         let mut found = BTreeSet::from([self.pid()]);

@@ -387,7 +387,7 @@ async fn what_a_resolver_can_answer() {
         (Answer::Status(410), "dead", "answered 410"),
         (Answer::Status(500), "retry", "answered 500"),
         (Answer::Status(403), "retry", "refuses our signature with 403"),
-        (Answer::Text("<html>".into()), "retry", "what is not JSON"),
+        (Answer::Text("<html>".into()), "retry", "what cannot be read as JSON"),
         (Answer::Redirect("http://127.0.0.1:1/".into()), "retry", "answered 302"),
         (Answer::Padded(json!({}), 2 << 20), "retry", "answered with more than 1048576 bytes"),
         (Answer::Object(json!({"sha": 1})), "dead", "expected a string"),

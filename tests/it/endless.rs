@@ -6,19 +6,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use world::{Endless, Pace, Script};
 
-use crate::afternoon::{Afternoon, Worker, text};
+use crate::afternoon::{Afternoon, text};
 
 /// More than answers within their bounds take, four at once, and far less than an answer without end.
 const FLAT_KB: u64 = 80 << 10;
-
-impl Worker {
-    /// The most memory that the worker has had, in kB.
-    fn peak_kb(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
-    }
-}
 
 /// Enqueues `n` builds and returns how each has failed, once all wait for a retry.
 async fn failures_of(afternoon: &Afternoon, native: &Value, n: usize) -> Vec<Value> {

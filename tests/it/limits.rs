@@ -16,12 +16,17 @@ fn the_memory_of_a_build_is_the_sum_of_its_bounds() {
     const MIB: usize = 1 << 20;
     // A vector doubles when it grows; a step takes less than 768 bytes beside its texts (`bake::progress`).
     let steps = bounds::VERTICES * (768 + 64) + bounds::STEP_NAMES + bounds::ERRORS + bounds::PUSHES * 512;
+    // A value of kept fields takes 140 bytes; escapes make a text half as long again. Of a request, texts and lists are kept.
+    let definition = bounds::VALUES * 140 + (6 << 20);
+    let request = bounds::ARGUMENTS + bounds::VALUES * 64;
     let said = bounds::SAID + bounds::NOTICES * bounds::NOTICE + 2 * bounds::REPORT;
     let parts = [
         ("steps: 10,000 records, names, errors, pushed references", steps),
         ("lines of output that have not ended", 2 * bounds::OUTPUT_OPEN),
         ("one line of JSON, while it arrives", 2 * bounds::LINE),
         ("text, notices and the report", said),
+        ("the definition: its text, and the fields that are looked at later", definition),
+        ("what the job asks for", request),
     ];
     let rows = parts.map(|(what, bytes)| (what, bytes.div_ceil(MIB)));
     let total: usize = rows.iter().map(|(_, size)| size).sum();
@@ -30,4 +35,42 @@ fn the_memory_of_a_build_is_the_sum_of_its_bounds() {
     let document = include_str!("../../docs/limits.md");
     assert!(document.contains(&table), "docs/limits.md should have these rows:\n\n{table}");
     assert!(document.contains(&format!("take {} MiB at most", 10 * total)));
+    let texts = 10 * bounds::JOBS / MIB;
+    assert!(document.contains(&format!("{texts} MiB of texts")) && 10 * total + texts <= 512, "{total} {texts}");
+}
+
+/// Texts of the worker's own, and of whoever runs it: they may be read without being counted first.
+const OWN: [&str; 6] = [
+    "src/json.rs",
+    // Settings of the operator's, in the form of Kubernetes' objects.
+    "src/builder/cluster.rs",
+    // From the worker to its own children.
+    "src/sandbox.rs",
+    "src/source/child.rs",
+    // Files of the person at the command line.
+    "src/cli.rs",
+    "src/cli/plan.rs",
+];
+
+#[test]
+fn nothing_of_a_strangers_is_read_before_its_values_are_counted() {
+    let mut found = Vec::new();
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() {
+                folders.push(entry.path());
+                continue;
+            }
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            let path = entry.path().strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string();
+            let reads = ["from_str", "from_slice", "from_reader", "from_value"];
+            let is_read = reads.iter().any(|read| text.contains(&format!("serde_json::{read}")));
+            if is_read && !path.ends_with("tests.rs") && !OWN.contains(&path.as_str()) {
+                found.push(path);
+            }
+        }
+    }
+    assert_eq!(found, Vec::<String>::new(), "these should use `json::read`");
 }

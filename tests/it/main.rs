@@ -26,6 +26,7 @@ mod hostile_source;
 mod late;
 mod layers;
 mod limits;
+mod memory;
 mod poison;
 mod poller;
 mod queues;

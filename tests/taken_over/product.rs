@@ -185,7 +185,7 @@ impl<'a> Worker<'a> {
         let ground = serde_json::to_string(&self.case.ground).unwrap();
         let definition =
             json!({"target": {"app": {"context": ".", "args": {"ground": ground, "print": job.join("print")}}}});
-        let recipe = Recipe::Inline(definition.as_object().unwrap().clone());
+        let recipe = Recipe::Inline(definition.to_string());
         Build { targets: vec!["app".into()], ..Build::new(repository(), Trust::Branch, recipe) }
     }
 

@@ -46,7 +46,7 @@ fn worktree() -> tempfile::TempDir {
 /// A build by the repository's file, or by a definition of the platform's.
 fn build(trust: Trust, is_repositorys: bool) -> Build {
     let file = || RepositoryFile { path: "docker-bake.hcl".into(), naming: Naming::Job(BTreeMap::new()) };
-    let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline(Map::new()) };
+    let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline("{}".into()) };
     Build::new(Repository::parse("acme/app").expect("a repository"), trust, recipe)
 }
 

@@ -158,7 +158,7 @@ impl Run<'_> {
         if !self.fixture.is_dangerous || self.fixture.harm.is_err() || self.fixture.name.starts_with("git_") {
             return;
         }
-        let build = Build { recipe: Recipe::Inline(serde_json::Map::new()), ..self.build.clone() };
+        let build = Build { recipe: Recipe::Inline("{}".into()), ..self.build.clone() };
         let order = Order { build: &build, worktree: &self.tree, sha: None };
         let refused = self.range.bake.police(printed, &order, &self.directory).await;
         let is_policy = matches!(&refused, Err(error) if error.reason() == Some(Reason::PolicyRefused));

@@ -1,0 +1,244 @@
+//! Short texts of many values: a bound on the bytes of a text bounds nothing that is made of it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use world::{Script, Step};
+
+use crate::afternoon::{Afternoon, Worker, sidebake, text};
+
+/// What a worker may have had resident: 100 MB for strangers, and 64 MiB of its own (a debug build).
+const MEMORY_KB: u64 = 100_000 + (64 << 10);
+
+/// The same with some copies of one text of 8 MB, on its way from Redis to Redis.
+const FEW_COPIES_KB: u64 = MEMORY_KB + 30_000;
+
+/// Five bytes of text that take a hundred times as many as a value.
+const UNIT: &str = r#"{"":0}"#;
+
+/// Without the trace of each line: the log is not what is measured.
+const QUIET: [(&str, &str); 1] = [("SIDEBAKE__LOG__LEVEL", "info")];
+
+fn list(unit: &str, n: usize) -> String {
+    format!("[{}{unit}]", format!("{unit},").repeat(n - 1))
+}
+
+fn is_small(worker: &Worker) {
+    let peak_kb = worker.peak_kb();
+    assert!(peak_kb < MEMORY_KB, "{peak_kb} kB");
+}
+
+/// The configuration of a worker that runs ten jobs at once.
+fn ten_slots(afternoon: &Afternoon) -> std::path::PathBuf {
+    let config = afternoon.config("");
+    let text = std::fs::read_to_string(&config).unwrap().replace("concurrency = 4", "concurrency = 10");
+    std::fs::write(&config, text).unwrap();
+    config
+}
+
+/// Pushes the text of an argument, which no client of ours would write, and returns what the callbacks report.
+async fn reports_of(afternoon: &Afternoon, argument: &str, n: usize) -> Vec<Value> {
+    let mut redis = afternoon.redis.connection().await;
+    for i in 0..n {
+        let text = format!(
+            r#"{{"class":"BuildJob","queue":"default","retry":true,"jid":"{i:024x}","created_at":1,"args":[{argument}]}}"#
+        );
+        redis::cmd("LPUSH").arg("queue:default").arg(text).exec_async(&mut redis).await.unwrap();
+    }
+    afternoon.callbacks(n).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_many_values_are_refused_before_a_value_is_made() {
+    let afternoon = Afternoon::start();
+    let callback = r#""callback":{"class":"Done","queue":"callbacks"}"#;
+    let head = r#""repository":"acme/voting-app","sha":"0123456789abcdef0123456789abcdef01234567""#;
+    let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
+    let many = list(UNIT, 2_500_000 / 7);
+    let argument = format!(r#"{{{head},{callback},"definition":{{"target":{many}}}}}"#);
+    for report in reports_of(&afternoon, &argument, 3).await {
+        assert_eq!(report["reason"], "invalid_arguments");
+        let message = report["message"].as_str().unwrap();
+        assert!(message.contains("more than 50000 names and values"), "{message}");
+    }
+    is_small(&worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let worker = afternoon.worker_with_variables(&ten_slots(&afternoon), &[], &QUIET);
+    let callback = r#""callback":{"class":"Done","queue":"callbacks"}"#;
+    let labels = list(UNIT, 16_600);
+    let argument = format!(
+        r#"{{"repository":"acme/voting-app","sha":"{sha}",{callback},"definition":{{"target":{{"vote":{{"labels":{labels}}}}}}}}}"#
+    );
+    reports_of(&afternoon, &argument, 10).await;
+    is_small(&worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
+    let envelope = format!(r#"{{"class":"Sidebake::Malformed","queue":"default","args":{}}}"#, list("{}", 2_600_000));
+    let arguments = format!(r#"{{"class":"BuildJob","queue":"default","args":{}}}"#, list("1", 3_800_000));
+    let fields = format!(r#"{{"class":"BuildJob","queue":"default","args":[]{}}}"#, r#","":1"#.repeat(1_500_000));
+    let names: String = (0..750_000).map(|n| format!(r#""{n:x}":1,"#)).collect();
+    let names = format!(r#"{{"class":"BuildJob","queue":"default","args":[{{{names}"":1}}]}}"#);
+    for (what, text) in [("envelope", envelope), ("arguments", arguments), ("fields", fields), ("names", names)] {
+        let afternoon = Afternoon::start();
+        let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
+        let mut redis = afternoon.redis.connection().await;
+        redis::cmd("LPUSH").arg("queue:default").arg(text).exec_async(&mut redis).await.unwrap();
+        afternoon.until("it is dead", async || afternoon.redis.sorted_set("dead").await.len() == 1).await;
+        let peak_kb = worker.peak_kb();
+        assert!(peak_kb < FEW_COPIES_KB, "{what}: {peak_kb} kB");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_a_resolver_is_counted_as_well() {
+    let afternoon = Afternoon::start();
+    let url = afternoon.rails.url_pattern();
+    let class = format!(
+        r#"jobs.classes.ById = {{ arguments = "resolved", resolve = {{ url = "{url}", secret = "s3cret" }} }}"#
+    );
+    let worker = afternoon.worker_with_variables(&afternoon.config(&class), &[], &QUIET);
+    for id in 1..=4 {
+        afternoon.rails.answer(id, world::Answer::Text(list(UNIT, 145_000)));
+        afternoon.redis.push("default", "ById", json!([id])).await;
+    }
+    afternoon.until("all wait for a retry", async || afternoon.redis.sorted_set("retry").await.len() == 4).await;
+    let (job, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    assert!(job.contains("more than 50000 names and values"), "{job}");
+    is_small(&worker);
+}
+
+/// A job whose definition makes `--print` print so many times a unit in a field of each target.
+fn printing(afternoon: &Afternoon, sha: &str, targets: &[String], filling: &str) -> Value {
+    let mut native = afternoon.native(sha);
+    native.as_object_mut().unwrap().remove("application");
+    native["push"] = json!(false);
+    let description = format!("scripted: print fills {filling}");
+    let target = json!({"context": ".", "description": description});
+    let targets: serde_json::Map<_, _> = targets.iter().map(|name| (name.clone(), target.clone())).collect();
+    native["definition"] =
+        json!({"group": {"default": {"targets": targets.keys().collect::<Vec<_>>()}}, "target": targets});
+    native
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_print_prints_is_counted_before_it_is_read() {
+    for (n, unit) in [(1_300_000, "{}"), (580_000, UNIT)] {
+        let afternoon = Afternoon::start();
+        let (_, sha) = afternoon.voting_app();
+        let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
+        let native = printing(&afternoon, &sha, &["vote".into()], &format!("{n} labels {unit}"));
+        for _ in 0..4 {
+            afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        }
+        for report in afternoon.callbacks(4).await {
+            assert_eq!(report["reason"], "definition_invalid", "{report:#}");
+            let message = report["message"].as_str().unwrap();
+            assert!(message.contains("has more than 50000 names and values when it is resolved"), "{message}");
+        }
+        is_small(&worker);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_is_named_many_times_is_read_once() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let secrets = afternoon.home.path().join("secrets");
+    std::fs::create_dir_all(&secrets).unwrap();
+    let lines: String = (0..8_000).map(|n| format!("line-{n:06}-{}\n", "s".repeat(48))).collect();
+    std::fs::write(secrets.join("npm"), lines).unwrap();
+    let config = afternoon.config(&format!("accounts.secrets = \"{}/{{name}}\"", secrets.display()));
+    let worker = afternoon.worker_with_variables(&config, &[], &QUIET);
+    let many: Vec<String> = (0..90).map(|n| format!("t{n}")).collect();
+    for (targets, filling) in
+        [(vec!["vote".to_owned()], r#"9000 secret {"id":"npm"}"#), (many, r#"1 secret {"id":"npm"}"#)]
+    {
+        let native = printing(&afternoon, &sha, &targets, filling);
+        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    }
+    for report in afternoon.callbacks(2).await {
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+    }
+    is_small(&worker);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_docker_buildx_that_was_taken_over_makes_no_values_and_no_log() {
+    let afternoon = Afternoon::start();
+    let (_, sha) = afternoon.voting_app();
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let at = "2026-11-24T04:05:56Z";
+    let event = format!(r#"{{"vertexes":[{{"digest":"sha256:1","name":"[1/1] RUN x","started":"{at}"}}]}}"#);
+    let warnings = format!("WARNING: {}\n", "w".repeat(1000)).repeat(50) + &event + "\n";
+    let mut steps: Vec<Step> = (0..60).map(|_| Step::Stderr(warnings.clone())).collect();
+    for unit in ["{}", r#"{"digest":""}"#] {
+        steps.push(Step::Stderr(format!("{{\"vertexes\":{}}}\n", list(unit, (4 << 20) / (unit.len() + 2)))));
+    }
+    let many = vec![json!({"": 0}); 550_000];
+    steps.push(Step::Metadata(
+        json!({"vote": {"containerimage.digest": digest}, "a": many, "b": {"containerimage.digest": digest}}),
+    ));
+    steps.push(Step::Exit(0));
+    afternoon.builder.script(Script::steps(steps));
+    let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
+    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let report = afternoon.callbacks(1).await.remove(0);
+    assert_eq!(report["targets"][0]["digest"], json!(digest), "{report:#}");
+    is_small(&worker);
+    let log = worker.log();
+    assert!(log.len() < 200_000, "a log of {} bytes", log.len());
+    assert!(log.contains("more notices"), "{}", &log[..2000.min(log.len())]);
+}
+
+/// An API server with one Deployment and, whatever is asked for, this list of pods.
+fn api_server(pods: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            let deployment = r#"{"metadata":{"name":"d0"},"spec":{"replicas":1},"status":{}}"#;
+            let body = if head[0].contains("/deployments/") { deployment } else { &pods };
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length:";
+            let _ = stream.write_all(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_list_of_millions_of_pods_is_refused_in_little_memory() {
+    for unit in ["{}", r#"{"status":{"conditions":[{"type":"","status":""}]}}"#] {
+        let afternoon = Afternoon::start();
+        let url = api_server(format!(r#"{{"items":{}}}"#, list(unit, (8 << 20) / (unit.len() + 2))));
+        let kubeconfig = afternoon.home.path().join("kubeconfig");
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": url}}],
+            "users": [{"name": "c", "user": {"token": "t"}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c", "namespace": "builds"}}],
+        });
+        std::fs::write(&kubeconfig, config.to_string()).unwrap();
+        let builder =
+            format!("builders.pods = {{ driver = \"kubernetes\", kubeconfig = \"{}\" }}", kubeconfig.display());
+        let config = afternoon.config(&builder);
+        // 300 MB of data, of which stacks and reserves of threads take most; the API's own types took 6 GB.
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "ulimit -d 300000; exec \"$0\" builder status pods --config \"$1\""]);
+        command.arg(sidebake().get_program()).arg(config).stdin(Stdio::null());
+        let output = command.output().unwrap();
+        let said = text(&output);
+        assert!(said.contains("there are more than 1000 pods"), "{said}");
+        assert_eq!(output.status.code(), Some(1), "{said}");
+    }
+}
