@@ -106,19 +106,23 @@ pub fn escapes(text: &str) -> impl Iterator<Item = Range<usize>> {
 
 /// `text`, of which the rest is not known, without an escape sequence at its end that the rest may end.
 pub fn without_open_escape(text: &str) -> &str {
-    let mut from = escapes(text).last().map_or(0, |escape| escape.end);
-    let last_line = text.rfind('\n').unwrap_or(0);
-    while let Some(at) = text[from..].find('\x1b').map(|at| from + at) {
-        let is_open = match text.as_bytes().get(at + 1) {
-            None => true,
-            Some(b'[') => text.bytes().skip(at + 2).all(|byte| (0x20..=0x3f).contains(&byte)),
-            Some(b']') => at >= last_line,
-            Some(_) => false,
-        };
-        if is_open {
-            return &text[..at];
+    let last_line = text.rfind('\n').map_or(0, |at| at + 1);
+    let is_open = |at: usize| match text.as_bytes().get(at + 1) {
+        None => true,
+        Some(b'[') => text.bytes().skip(at + 2).all(|byte| (0x20..=0x3f).contains(&byte)),
+        // What looks like another sequence behind it is a part of it when it ends.
+        Some(b']') => at >= last_line,
+        Some(_) => false,
+    };
+    let mut from = 0;
+    for escape in escapes(text).chain(std::iter::once(text.len()..text.len())) {
+        while let Some(at) = text[from..escape.start].find('\x1b').map(|at| from + at) {
+            if is_open(at) {
+                return &text[..at];
+            }
+            from = at + 1;
         }
-        from = at + 1;
+        from = escape.end;
     }
     text
 }
@@ -243,6 +247,8 @@ mod tests {
             ("a\x1b]0;title\x07b\x1b]8;", "a\x1b]0;title\x07b"),
             ("a\x1b]0;x\nb", "a\x1b]0;x\nb"),
             ("a\x1b b\x1b", "a\x1b b"),
+            ("a\x1b]0\x1bcb", "a"),
+            ("a\x1b]0\n\x1bcb", "a\x1b]0\n\x1bcb"),
         ] {
             assert_eq!(without_open_escape(text), expected, "{text:?}");
         }

@@ -323,8 +323,7 @@ pub(super) fn child(bake: &Bake, order: &Order<'_>, private: &Path) -> Child {
 /// otherwise, it would look for its configuration in the repository.
 fn environment(variables: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let nowhere = |name: &str| (name.to_owned(), NOWHERE.to_owned());
-    let mut environment = BTreeMap::from([nowhere("HOME")]);
-    environment.extend(variables.clone());
+    let mut environment = variables.clone();
     // Ours after theirs: of two with one name the later counts.
     environment.extend(switches(N_THREADS));
     environment.extend([nowhere("BUILDX_CONFIG"), nowhere("DOCKER_CONFIG")]);
@@ -421,12 +420,11 @@ mod tests {
             "BUILDX_NO_DEFAULT_ATTESTATIONS",
             "DOCKER_CONFIG",
             "GOMAXPROCS",
-            "HOME",
             "TAG",
         ];
         assert_eq!(names, expected);
         let paths: Vec<&str> = environment.values().map(String::as_str).filter(|value| value.contains('/')).collect();
-        assert_eq!(paths, [NOWHERE; 3]);
+        assert_eq!(paths, [NOWHERE; 2]);
     }
 
     #[test]

@@ -67,7 +67,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("retry_queue", is_named),
     ("display_class", |text| is_null(text) || is_named(text)),
     ("bid", |text| is_null(text) || is_named(text)),
-    ("wrapped", |text| is_null(text) || text.starts_with('"')),
+    ("wrapped", |text| is_null(text) || is_named(text)),
     // 7.3 puts each one into an attribute as it is.
     ("tags", |text| is_null(text) || (text.starts_with('[') && !has(text, b"'"))),
     ("cattr", |text| is_null(text) || text.starts_with(['[', '{'])),

@@ -120,7 +120,9 @@ fn target() -> impl Strategy<Value = Target> {
         })
     };
     let args = btree_map(nasty_name(), prop_oneof![9 => nasty(), 1 => Just(String::new())], 0..4);
-    let maps = (args.prop_map(|args| json!(args)), texts(), texts(), contexts);
+    // Policy takes names and addresses only, which have nothing to escape.
+    let hosts = btree_map("[a-z][a-z0-9.-]{0,9}", "10\\.0\\.0\\.[1-9]", 0..3).prop_map(|hosts| json!(hosts));
+    let maps = (args.prop_map(|args| json!(args)), texts(), hosts, contexts);
     let lists = (list(nasty()), list(nasty()), caches("cache-from"), caches("cache-to"));
     (maps, lists, nasty(), proptest::option::of(nasty())).prop_map(|(maps, lists, target, inline)| {
         let (args, labels, hosts, contexts) = maps;
