@@ -175,7 +175,7 @@ pub struct Outcome {
 pub struct Definition {
     /// The text for `bake -f -`: escaped, contexts absolute.
     pub text: String,
-    /// The same, unescaped, by target; once buildx has understood it, with no other fields than [`KEPT`].
+    /// The same, unescaped, by target; once buildx has understood it, with no other fields than those that are read later.
     pub targets: BTreeMap<String, Map<String, Value>>,
     /// The tree in which all its contexts and Dockerfiles lie.
     pub worktree: PathBuf,

@@ -23,6 +23,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::job::{Asked, Attestation, By};
+use crate::json;
 use crate::report::Report;
 use crate::secret::{Secret, SecretBytes};
 
@@ -450,6 +451,12 @@ pub enum LogFormat {
     Json,
 }
 
+/// Levels of the log, the fewest lines first.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Settings that are lists, by their keys.
+type Lists = Vec<(String, Vec<config::Value>)>;
+
 impl Settings {
     /// Reads defaults, then `files`, then the environment, and checks the whole.
     ///
@@ -491,6 +498,7 @@ impl Settings {
         for path in ours {
             builder = builder.add_source(File::from(path.as_path()).format(FileFormat::Toml));
         }
+        let (lists, variables) = lists(variables)?;
         let environment = Environment::with_prefix("SIDEBAKE")
             .prefix_separator("__")
             .separator("__")
@@ -500,7 +508,11 @@ impl Settings {
             .with_list_parse_key("labels")
             .with_list_parse_key("sandbox.registry_ports")
             .source(Some(variables.into_iter().collect()));
-        let merged = builder.add_source(environment).build().map_err(SettingsError::Read)?;
+        builder = builder.add_source(environment);
+        for (key, list) in lists {
+            builder = builder.set_override(key, list).map_err(SettingsError::Read)?;
+        }
+        let merged = builder.build().map_err(SettingsError::Read)?;
         let settings: Self = serde_path_to_error::deserialize(merged).map_err(|error| SettingsError::Key {
             path: error.path().to_string(),
             message: error.inner().to_string(),
@@ -561,6 +573,13 @@ impl Settings {
             let keys = "jobs.poll_interval, jobs.poll_interval_average, redis.timeout";
             return refuse(keys.into(), "must be at least 50ms");
         }
+        if self.github.private_key.is_some() && self.github.private_key_file.is_some() {
+            return refuse("github".into(), "set either private_key or private_key_file, not both");
+        }
+        if let Some(unknown) = self.log.unknown_level() {
+            let known = LEVELS.join(", ");
+            return refuse("log.level".into(), &format!("unknown level {unknown:?}; known: {known}, TARGET=LEVEL"));
+        }
         if self.lease.ttl < Duration::from_secs(1) {
             return refuse("lease.ttl".into(), "must be at least 1s");
         }
@@ -589,6 +608,37 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+impl Log {
+    /// What is no level where one is expected. As a directive it would be a target, and nothing else would be logged.
+    fn unknown_level(&self) -> Option<&str> {
+        let levels = self.level.split(',').map(|directive| directive.rsplit('=').next().unwrap_or(directive).trim());
+        levels.into_iter().find(|level| !LEVELS.iter().any(|known| known.eq_ignore_ascii_case(level)))
+    }
+}
+
+/// Variables that are a list in JSON, by the keys of their settings, and all others.
+fn lists(variables: BTreeMap<String, String>) -> Result<(Lists, BTreeMap<String, String>), SettingsError> {
+    let is_list = |name: &str, text: &str| name.starts_with("SIDEBAKE__") && text.trim_start().starts_with('[');
+    let (lists, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        variables.into_iter().partition(|(name, text)| is_list(name, text));
+    let read = |(name, text): (String, String)| {
+        let key = name.trim_start_matches("SIDEBAKE__").to_lowercase().replace("__", ".");
+        let refuse = || SettingsError::Key {
+            path: name.clone(),
+            message: "not a list of texts or numbers; write a,b or [\"a\",\"b\"]".into(),
+        };
+        let items: Vec<serde_json::Value> = json::read(text.as_bytes()).map_err(|_| refuse())?;
+        let value = |item: serde_json::Value| match item {
+            serde_json::Value::String(text) => Some(config::Value::from(text)),
+            serde_json::Value::Number(number) => number.as_i64().map(config::Value::from),
+            _ => None,
+        };
+        let items: Option<Vec<config::Value>> = items.into_iter().map(value).collect();
+        Ok((key, items.ok_or_else(refuse)?))
+    };
+    Ok((lists.into_iter().map(read).collect::<Result<_, _>>()?, others))
 }
 
 /// What is wrong and where, without the lines of the file that a TOML error shows: there may be a secret in them.
@@ -758,6 +808,8 @@ mod tests {
         assert_eq!(message("bake.prints = 0"), "bake.prints: must be at least 1");
         assert_eq!(message("jobs.dead_max_jobs = 1"), "jobs.dead_max_jobs: must be at least 2");
         assert_eq!(message("queues = []"), "queues: must name at least one queue");
+        let keys = message("[github]\nprivate_key = \"x\"\nprivate_key_file = \"/x\"");
+        assert_eq!(keys, "github: set either private_key or private_key_file, not both");
         let attested = message("bake.provenance = \"mode=huge\"");
         assert_eq!(attested, "bake.provenance: unknown value \"huge\" of the option mode");
         let resolved = message("[jobs.classes.B]\narguments = \"resolved\"");
@@ -768,6 +820,34 @@ mod tests {
         assert_eq!(short, "source.mtimes_key: must have at least 32 characters");
         let remote = message("[builders.default]\ndriver = \"remote\"");
         assert_eq!(remote, "builders.default.endpoint: is needed for the remote driver: tcp://host:port");
+    }
+
+    #[test]
+    fn a_variable_may_be_a_list_in_json() {
+        let ports = |text: &str| read("", &[("SIDEBAKE__SANDBOX__REGISTRY_PORTS", text)]);
+        for text in ["443,5000", "[443,5000]", " [443, 5000]", "[\"443\",\"5000\"]"] {
+            assert_eq!(ports(text).expect("valid").sandbox.registry_ports, [443, 5000], "{text}");
+        }
+        let queues = read("", &[("SIDEBAKE__QUEUES", r#"["high,6","low"]"#)]).expect("valid").queues;
+        let queues: Vec<_> = queues.iter().map(|queue| (&*queue.name, queue.weight)).collect();
+        assert_eq!(queues[0], ("high", 6));
+        let accounts = read("", &[("SIDEBAKE__SOURCE__SUBMODULES", r#"["acme/*"]"#)]).expect("valid");
+        assert_eq!(accounts.source.submodules.len(), 1);
+        let expected = "SIDEBAKE__SANDBOX__REGISTRY_PORTS: not a list of texts or numbers; write a,b or [\"a\",\"b\"]";
+        for text in ["[443", "[[443]]", "[null]"] {
+            assert_eq!(ports(text).expect_err("refused").to_string(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_level_of_the_log_that_is_none_is_refused() {
+        let refused = "log.level: unknown level \"loud\"; known: off, error, warn, info, debug, trace, TARGET=LEVEL";
+        for level in ["loud", "info,loud", "sidebake=loud"] {
+            assert_eq!(message(&format!("log.level = \"{level}\"")), refused);
+        }
+        for level in ["info", "WARN", "sidebake=debug,info", "sidebake=trace, warn"] {
+            assert!(read(&format!("log.level = \"{level}\""), &[]).is_ok(), "{level}");
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     tracing::info!(%identity, capsules = ?process_info.capsules, "worker starts");
 
     let (ttl, stop) = (settings.lease.ttl, shutdown.stop.clone());
-    let lease = Lease::start(&settings.redis, ttl, Arc::clone(&identity), signals, stop)?;
+    let lease = Lease::start(&settings.redis, ttl, Arc::clone(&identity), signals.clone(), stop)?;
     let (settle, settlements) = mpsc::unbounded_channel();
     let (deliver, units) = mpsc::unbounded_channel();
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
@@ -163,7 +163,10 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         work.await.expect("taking units does not panic");
         // Custody ends when the last settlement is answered: every sender is gone by now.
         if timeout(FAREWELL, custody).await.is_err() {
-            tracing::error!("Redis did not take the last results: recovery brings those jobs back");
+            match signals.n_unsettled() + running.snapshot().len() {
+                0 => tracing::warn!("Redis does not answer; no result was waiting for it"),
+                n_jobs => tracing::error!(n_jobs, "Redis did not take the last results; recovery requeues these jobs"),
+            }
         }
         let _ = timeout(GOODBYE, processor.stations.github.finish()).await;
         ended.cancel();

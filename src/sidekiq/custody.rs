@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -72,10 +73,16 @@ pub struct Signals {
     pub work: Arc<Notify>,
     /// Notified when others may have reclaimed jobs.
     pub reconcile: Arc<Notify>,
+    n_unsettled: Arc<AtomicUsize>,
     incarnation: Arc<Mutex<String>>,
 }
 
 impl Signals {
+    /// Results that Redis has not taken yet, as of the last turn.
+    pub fn n_unsettled(&self) -> usize {
+        self.n_unsettled.load(Ordering::Relaxed)
+    }
+
     /// The incarnation of the lease, by the last renewal; empty before the first one.
     pub fn incarnation(&self) -> String {
         self.incarnation.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -210,8 +217,12 @@ impl Custody {
             .pending
             .sort_by_cached_key(|settlement| settlement.is_put_back().then(|| Reverse(settlement.token.clone())));
         memory.n_turns += 1;
+        let n_unsettled = &self.signals.n_unsettled;
+        n_unsettled.store(memory.pending.len() + memory.refused.len(), Ordering::Relaxed);
         let reply = self.send_until_answered(memory).await;
-        self.take_in(memory, reply, units)
+        let has_more = self.take_in(memory, reply, units);
+        n_unsettled.store(memory.pending.len() + memory.refused.len(), Ordering::Relaxed);
+        has_more
     }
 
     pub(super) fn takes_jobs(&self, memory: &Memory) -> bool {

@@ -164,3 +164,16 @@ async fn a_build_that_waits_for_rails_ends_soon_after_its_worker_is_to() {
     assert!(started.elapsed().as_secs_f64() < 1.5, "{:?}", started.elapsed());
     assert_eq!(afternoon.redis.queue("default").await.len(), 1, "the job is back");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_holds_no_job_loses_no_result_when_redis_is_away() {
+    let afternoon = Afternoon::start();
+    let mut worker = afternoon.worker("jobs.probe = true");
+    world::wait_for("it to start", || worker.log().contains("worker starts")).await;
+    afternoon.until("it polls", async || !afternoon.redis.smembers("processes").await.is_empty()).await;
+    afternoon.redis.freeze();
+    worker.signal("TERM");
+    worker.ended().await;
+    let log = worker.log();
+    assert!(!log.contains("did not take the last results"), "{log}");
+}
