@@ -187,14 +187,14 @@ fn echoed(text: &str) -> Option<Value> {
         }
         b'[' => Value::Array(json::items(text).map(echoed).collect::<Option<_>>()?),
         b'-' | b'0'..=b'9' => number(text),
-        _ => serde_json::from_str(text).ok()?,
+        _ => json::read(text.as_bytes()).ok()?,
     })
 }
 
 /// A number that Ruby reads as the same one: an integer of 64 bits, or a float that a double can have. Any other is text.
 fn number(text: &str) -> Value {
     let integer = text.parse::<i64>().map(Value::from).or_else(|_| text.parse::<u64>().map(Value::from));
-    let float = || serde_json::from_str(text).ok().filter(|_| text.contains(['.', 'e', 'E']));
+    let float = || json::read(text.as_bytes()).ok().filter(|_| text.contains(['.', 'e', 'E']));
     integer.ok().or_else(float).unwrap_or_else(|| text.into())
 }
 
