@@ -1,8 +1,8 @@
-//! One build with `docker-buildx bake`: define, resolve, police, solve, read.
+//! One build with `docker-buildx bake`: define, resolve, validate, solve, read.
 //!
-//! Owns the order of these and what each child gets. buildx trusts definitions and their directories; we do not: both
+//! Owns the request of these and what each child gets. buildx trusts definitions and their directories; we do not: both
 //! children run in a sandbox with an environment made from nothing and no PATH, so that nothing but buildx and its
-//! loader can be executed, and what is solved is exactly what was policed.
+//! loader can be executed, and what is solved is exactly what was validated.
 
 mod child;
 mod credentials;
@@ -109,7 +109,7 @@ impl HasReason for BakeError {
 
 /// What to build, and from where.
 #[derive(Clone, Copy, Debug)]
-pub struct Order<'a> {
+pub struct BakeRequest<'a> {
     /// What.
     pub build: &'a Build,
     /// Root of the worktree.
@@ -118,9 +118,9 @@ pub struct Order<'a> {
     pub sha: Option<&'a Sha>,
 }
 
-/// Where it is built, as the builder station gives it.
+/// Where it is built, as the builder integration gives it.
 #[derive(Clone, Debug)]
-pub struct Site {
+pub struct Location {
     /// Name for `--builder`.
     pub builder: String,
     /// The bake's working directory, by which the kubernetes driver chooses the pod.
@@ -170,7 +170,7 @@ pub struct Outcome {
     pub end: Option<End>,
 }
 
-/// A resolved and policed definition: nothing is left to evaluate in it.
+/// A resolved and validated definition: nothing is left to evaluate in it.
 #[derive(Clone, Debug)]
 pub struct Definition {
     /// The text for `bake -f -`: escaped, contexts absolute.
@@ -289,83 +289,83 @@ impl Bake {
         }
     }
 
-    /// Resolves and polices the definition.
+    /// Resolves and validates the definition.
     pub async fn resolve(
         &self,
-        order: &Order<'_>,
+        request: &BakeRequest<'_>,
         directory: &JobDirectory,
         stop: &CancellationToken,
     ) -> Result<Definition, BakeError> {
         // What we wrote ourselves needs nobody to resolve it, only to agree: one call of buildx instead of two.
-        if let Some(targets) = define::resolved(order) {
-            let definition = self.police_targets(targets, order, directory).await?;
-            if print::is_understood(self, &definition, order, directory, stop).await? {
+        if let Some(targets) = define::resolved(request) {
+            let definition = self.validate_targets(targets, request, directory).await?;
+            if print::is_understood(self, &definition, request, directory, stop).await? {
                 return Ok(definition.understood());
             }
         }
-        admit(order)?;
-        let source = define::source(order)?;
-        let printed = print::print(self, &source, order, directory, stop).await?;
-        let definition = self.police(&printed, order, directory).await?;
-        match print::is_understood(self, &definition, order, directory, stop).await? {
+        admit(request)?;
+        let source = define::source(request)?;
+        let printed = print::print(self, &source, request, directory, stop).await?;
+        let definition = self.validate(&printed, request, directory).await?;
+        match print::is_understood(self, &definition, request, directory, stop).await? {
             true => Ok(definition.understood()),
             false => Err(BakeError::Launcher("it does not understand the definition in the way it was checked".into())),
         }
     }
 
-    /// Polices what `--print` has printed of an order's definition.
+    /// Validates what `--print` has printed of a request's definition.
     ///
     /// # Errors
     ///
     /// `Refused` names the path of what is not allowed.
-    pub async fn police(
+    pub async fn validate(
         &self,
         printed: &[u8],
-        order: &Order<'_>,
+        request: &BakeRequest<'_>,
         directory: &JobDirectory,
     ) -> Result<Definition, BakeError> {
         let mut targets = print::read(printed)?;
-        define::add_secrets(order, &mut targets);
-        self.police_targets(targets, order, directory).await
+        define::add_secrets(request, &mut targets);
+        self.validate_targets(targets, request, directory).await
     }
 
-    async fn police_targets(
+    async fn validate_targets(
         &self,
         targets: print::Targets,
-        order: &Order<'_>,
+        request: &BakeRequest<'_>,
         directory: &JobDirectory,
     ) -> Result<Definition, BakeError> {
         let has_policies = self.has_policies().await?;
-        let grants = Grants::new(&self.accounts, order);
+        let grants = Grants::new(&self.accounts, request);
         let secrets = directory.join(SECRETS);
-        let policed = policy::police(targets, order, &grants, &self.limits, &secrets)?;
-        if !policed.secrets.is_empty() {
+        let validated = policy::validate(targets, request, &grants, &self.limits, &secrets)?;
+        if !validated.secrets.is_empty() {
             make_private(&secrets)?;
         }
-        for (path, secret) in policed.secrets.values() {
+        for (path, secret) in validated.secrets.values() {
             write_private(path, secret.expose())?;
         }
         Ok(Definition {
-            text: escape::definition(&policed.targets, has_policies),
-            targets: policed.targets,
-            worktree: order.worktree.to_owned(),
-            notices: policed.notices,
+            text: escape::definition(&validated.targets, has_policies),
+            targets: validated.targets,
+            worktree: request.worktree.to_owned(),
+            notices: validated.notices,
             secrets,
-            hidden: policed.secrets.values().map(|(_, secret)| secret.to_text()).collect(),
+            hidden: validated.secrets.values().map(|(_, secret)| secret.to_text()).collect(),
         })
     }
 
-    /// What the child may see and do that resolves the definition of an order; `private` is its own directory.
-    pub fn print_child(&self, order: &Order<'_>, private: &Path) -> Child {
-        print::child(self, order, private)
+    /// What the child may see and do that resolves the definition of a request; `private` is its own directory.
+    pub fn print_child(&self, request: &BakeRequest<'_>, private: &Path) -> Child {
+        print::child(self, request, private)
     }
 
-    /// What the child may see and do that builds from a worktree at a site; `private` is its own directory.
-    pub fn solve_child(&self, worktree: &Path, secrets: &Path, site: &Site, private: &Path) -> Child {
-        solve::child(self, worktree, secrets, site, private)
+    /// What the child may see and do that builds from a worktree at a location; `private` is its own directory.
+    pub fn solve_child(&self, worktree: &Path, secrets: &Path, location: &Location, private: &Path) -> Child {
+        solve::child(self, worktree, secrets, location, private)
     }
 
-    /// Builds a policed definition; everything that happens goes to the journal.
+    /// Builds a validated definition; everything that happens goes to the journal.
     ///
     /// # Errors
     ///
@@ -374,12 +374,12 @@ impl Bake {
         &self,
         build: &Build,
         goal: Goal<'_>,
-        site: &Site,
+        location: &Location,
         directory: &JobDirectory,
         journal: &Journal,
         stop: &CancellationToken,
     ) -> Result<Outcome, BakeError> {
-        solve::solve(self, build, goal, site, directory, journal, stop).await
+        solve::solve(self, build, goal, location, directory, journal, stop).await
     }
 
     /// How long the build may take in all.
@@ -388,10 +388,10 @@ impl Bake {
     }
 
     /// The names of the variables and the arguments of a solve, for `plan`.
-    pub fn describe(&self, site: &Site, directory: &Path) -> (Vec<String>, Vec<String>) {
-        let environment = solve::environment(site, directory);
+    pub fn describe(&self, location: &Location, directory: &Path) -> (Vec<String>, Vec<String>) {
+        let environment = solve::environment(location, directory);
         let mut arguments = vec![self.buildx.binary.display().to_string()];
-        arguments.extend(solve::arguments(site, &directory.join(solve::METADATA)));
+        arguments.extend(solve::arguments(location, &directory.join(solve::METADATA)));
         (environment.into_keys().collect(), arguments)
     }
 

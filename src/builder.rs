@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use crate::bake::{Configuration, Site};
+use crate::bake::{Configuration, Location};
 use crate::job::Build;
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
@@ -38,7 +38,7 @@ pub use access::AccessError;
 pub use cluster::PodStatus;
 pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
-pub use place::{Loss, Place};
+pub use place::{Loss, Session};
 pub use pod::PodError;
 
 /// There is no builder for a build.
@@ -163,22 +163,22 @@ impl Builders {
         state: &StateDirectory,
         directory: &JobDirectory,
         loss: Option<&Loss>,
-    ) -> Result<Place<'_>, BuilderError> {
+    ) -> Result<Session<'_>, BuilderError> {
         let (builder, why) = self.choose(build)?;
         let wedged = loss.filter(|loss| !loss.has_pod_gone);
         let balance = if wedged.is_some() { Balance::Sticky } else { builder.settings.balance };
-        let mut site = builder.site(builder.working_directory(build, state));
-        state::make_private(&site.working_directory)?;
-        site.configuration.node_id = node_id(build);
+        let mut location = builder.location(builder.working_directory(build, state));
+        state::make_private(&location.working_directory)?;
+        location.configuration.node_id = node_id(build);
         // No child writes here, and the worker's own docker-buildx reads it as well.
         let kubeconfig = directory.subdirectory("place")?.join("kubeconfig");
         let cluster = match builder.settings.driver {
-            Driver::Kubernetes => Some(builder.survey(&mut site, &kubeconfig).await?),
+            Driver::Kubernetes => Some(builder.survey(&mut location, &kubeconfig).await?),
             _ => None,
         };
         if builder.settings.driver != Driver::Docker {
             let record = builder.record(balance, cluster.is_some().then_some(&*kubeconfig))?;
-            site.configuration.record = Some((site.builder.clone(), record));
+            location.configuration.record = Some((location.builder.clone(), record));
         }
         let dial = Dial {
             buildx: &self.buildx,
@@ -189,19 +189,19 @@ impl Builders {
         };
         let occupied = Mutex::new(self.occupancy.occupy(&builder.name, ""));
         let pod = OnceLock::new();
-        let mut place = Place { site, builder, dial, why, balance, is_detour: false, cluster, pod, occupied };
+        let mut session = Session { location, builder, dial, why, balance, is_detour: false, cluster, pod, occupied };
         match wedged {
-            Some(loss) => place.detour(loss).await?,
-            None => place.recall_pod(),
+            Some(loss) => session.detour(loss).await?,
+            None => session.recall_pod(),
         }
-        Ok(place)
+        Ok(session)
     }
 
     /// Where a build would go, without preparing or asking anything: for `plan`.
-    pub fn plan(&self, build: &Build, state: &StateDirectory) -> Result<(Site, Placement), BuilderError> {
+    pub fn plan(&self, build: &Build, state: &StateDirectory) -> Result<(Location, Placement), BuilderError> {
         let (builder, why) = self.choose(build)?;
         let placement = Placement { builder: builder.name.clone(), shard: None, pod: None, why: why.into() };
-        Ok((builder.site(builder.working_directory(build, state)), placement))
+        Ok((builder.location(builder.working_directory(build, state)), placement))
     }
 
     /// The builder that the job names; else the one that is meant most closely for its account.
@@ -317,9 +317,9 @@ impl Builder {
         }
     }
 
-    fn site(&self, working_directory: PathBuf) -> Site {
+    fn location(&self, working_directory: PathBuf) -> Location {
         let endpoint = self.settings.endpoint.as_deref();
-        let mut site = Site {
+        let mut location = Location {
             builder: self.instance_name(),
             working_directory,
             configuration: Configuration::default(),
@@ -332,35 +332,35 @@ impl Builder {
         match self.settings.driver {
             Driver::Kubernetes => {}
             Driver::Remote => {
-                site.files =
+                location.files =
                     self.settings.options.values().map(PathBuf::from).filter(|path| path.is_absolute()).collect()
             }
             Driver::Docker | Driver::DockerContainer => {
                 let endpoint = endpoint.unwrap_or(DOCKER_SOCKET);
                 if endpoint.starts_with("unix:") {
-                    site.sockets = Sockets::TcpAndUnix(Vec::new());
+                    location.sockets = Sockets::TcpAndUnix(Vec::new());
                 }
                 if self.settings.driver == Driver::Docker {
                     // buildx's own name for the engine behind DOCKER_HOST.
-                    site.builder = "default".into();
+                    location.builder = "default".into();
                 }
-                site.environment.insert("DOCKER_HOST".into(), endpoint.to_owned());
+                location.environment.insert("DOCKER_HOST".into(), endpoint.to_owned());
             }
         }
-        site
+        location
     }
 
     /// Looks which pods there are, waits for one that is ready, and lets the bake reach the API server.
-    async fn survey(&self, site: &mut Site, kubeconfig: &Path) -> Result<Surveyed, BuilderError> {
+    async fn survey(&self, location: &mut Location, kubeconfig: &Path) -> Result<Surveyed, BuilderError> {
         let survey = self.ready(1).await?;
         // Only now: what was looked up before a long wait may have ended meanwhile.
         let access = self.access().await?;
         let api = access.addresses().await;
         let text = access.kubeconfig().map_err(|error| self.wrong(error.into()))?;
         state::write_private(kubeconfig, text.expose().as_bytes())?;
-        site.sockets = Sockets::Tcp(vec![access.port()]);
-        site.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
-        site.files.push(kubeconfig.to_owned());
+        location.sockets = Sockets::Tcp(vec![access.port()]);
+        location.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
+        location.files.push(kubeconfig.to_owned());
         Ok(Surveyed { pods: survey.pods, api })
     }
 

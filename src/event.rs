@@ -1,6 +1,6 @@
 //! What happens during a build, as values.
 //!
-//! Stations hand these to the journal and do not care who looks. A bake has the build's secrets and its registries' credentials,
+//! Integrations hand these to the journal and do not care who looks. A bake has the build's secrets and its registries' credentials,
 //! and a step may print them: so whoever makes an event masks every text in it (`bake::mask`), makes it plain and bounds it. The
 //! worker's own secrets reach no child whose output becomes an event.
 
@@ -116,7 +116,7 @@ pub enum Phase {
     Fetch,
     /// Writing the worktree.
     Checkout,
-    /// `docker-buildx bake --print` and policing.
+    /// `docker-buildx bake --print` and validating.
     Print,
     /// `docker-buildx bake`.
     Bake,

@@ -12,7 +12,7 @@
 //!    └──────────── settle: done │ retry │ dead │ requeue ◀── Report ──▶ callback, in the same step
 //! ```
 //!
-//! Start at [`worker`] (what starts and stops), then [`processor`] (one job), then [`perform`] (the stations in order).
+//! Start at [`worker`] (what starts and stops), then [`processor`] (one job), then [`perform`] (the integrations in order).
 //! `ARCHITECTURE.md` has the map.
 
 // Words.
@@ -41,7 +41,7 @@ pub mod systemd;
 // Everything that happens is told here.
 pub mod journal;
 
-// Stations: each knows exactly one outside world, and no other station.
+// Integrations: each knows exactly one outside world, and no other integration.
 pub mod bake;
 pub mod builder;
 pub mod github;

@@ -1,4 +1,4 @@
-//! One build: the stations in order.
+//! One build: the integrations in order.
 
 mod worktree;
 
@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use tokio::task::spawn_blocking;
 
-use crate::bake::{Bake, Definition, Goal, Order, Outcome};
-use crate::builder::{Builders, Loss, Place};
+use crate::bake::{Bake, BakeRequest, Definition, Goal, Outcome};
+use crate::builder::{Builders, Loss, Session};
 use crate::event::{Event, Phase, Status};
 use crate::github::App;
 use crate::job::{Build, BuildJob};
@@ -28,9 +28,9 @@ use worktree::{check_out, mint};
 /// How often a build whose builder fails is tried on another pod before it goes back to Sidekiq's retry set.
 const N_OTHER_PODS: u32 = 3;
 
-/// The stations that a build passes.
+/// The integrations that a build passes.
 #[derive(Debug)]
-pub struct Stations {
+pub struct Integrations {
     /// GitHub.
     pub github: App,
     /// git.
@@ -43,8 +43,8 @@ pub struct Stations {
     pub state: Arc<StateDirectory>,
 }
 
-impl Stations {
-    /// Makes the stations from the settings.
+impl Integrations {
+    /// Makes the integrations from the settings.
     pub fn new(settings: &Settings, state: Arc<StateDirectory>) -> Result<Self, reqwest::Error> {
         Ok(Self {
             github: App::new(settings.github.clone())?,
@@ -74,13 +74,13 @@ pub trait Fence: std::fmt::Debug + Send + Sync {
 }
 
 /// Builds what a job asks for. What is known is told as soon as it is, so that the report of a failure has it too.
-pub async fn perform(stations: &Stations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), End> {
+pub async fn perform(integrations: &Integrations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), End> {
     job.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
-    let token = attempt.unless_stopped(mint(stations, job, &job.build.repository, attempt)).await??;
-    let directory = stations.state.job_directory()?;
+    let token = attempt.unless_stopped(mint(integrations, job, &job.build.repository, attempt)).await??;
+    let directory = integrations.state.job_directory()?;
     let built = async {
-        let worktree = check_out(stations, job, token, &directory, attempt).await?;
-        bake(stations, &job.build, &worktree, &directory, attempt).await
+        let worktree = check_out(integrations, job, token, &directory, attempt).await?;
+        bake(integrations, &job.build, &worktree, &directory, attempt).await
     }
     .await;
     directory.remove().await;
@@ -89,29 +89,29 @@ pub async fn perform(stations: &Stations, job: &BuildJob, attempt: Attempt<'_>) 
 
 /// Bakes a worktree, wherever it came from.
 pub async fn bake(
-    stations: &Stations,
+    integrations: &Integrations,
     build: &Build,
     worktree: &Worktree,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<(), End> {
-    let definition = resolve(stations, build, worktree, directory, attempt).await?;
+    let definition = resolve(integrations, build, worktree, directory, attempt).await?;
     attempt.journal.tell(Event::Targets(definition.names().len()));
     let _phase = attempt.journal.begin(Phase::Bake);
-    solve(stations, build, &definition, directory, attempt).await
+    solve(integrations, build, &definition, directory, attempt).await
 }
 
 /// The definition that a worktree is built by, once it is known to be allowed.
 pub async fn resolve(
-    stations: &Stations,
+    integrations: &Integrations,
     build: &Build,
     worktree: &Worktree,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<Definition, End> {
     let phase = attempt.journal.begin(Phase::Print);
-    let order = Order { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
-    let definition = stations.bake.resolve(&order, directory, attempt.stop.token()).await;
+    let request = BakeRequest { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
+    let definition = integrations.bake.resolve(&request, directory, attempt.stop.token()).await;
     drop(phase);
     let definition = refuse_pointers(definition?, worktree).await?;
     definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
@@ -141,7 +141,7 @@ async fn refuse_pointers(definition: Definition, worktree: &Worktree) -> Result<
 
 /// Solves until the build's own result is known: when the builder fails, what is not built yet is tried on another pod.
 async fn solve(
-    stations: &Stations,
+    integrations: &Integrations,
     build: &Build,
     definition: &Definition,
     directory: &JobDirectory,
@@ -149,11 +149,11 @@ async fn solve(
 ) -> Result<(), End> {
     let (mut targets, mut unfinished) = (definition.names(), definition.names());
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
-    let mut time_left = stations.bake.time_limit(build);
+    let mut time_left = integrations.bake.time_limit(build);
     loop {
         // Waiting for a builder is not the build's time.
-        let place = stations.builders.place(build, &stations.state, directory, lost.as_ref()).await?;
-        attempt.journal.tell(Event::Placed(place.placement()));
+        let session = integrations.builders.place(build, &integrations.state, directory, lost.as_ref()).await?;
+        attempt.journal.tell(Event::Placed(session.placement()));
         // The push of a tag that moves cannot be taken back, so this is asked as late as can be.
         if let Some(fence) = attempt.fence
             && !fence.holds().await
@@ -163,9 +163,9 @@ async fn solve(
         }
         let started = Instant::now();
         let goal = Goal { definition, targets: &targets, deadline: started + time_left };
-        let (outcome, loss) = solve_watched(stations, build, goal, &place, directory, attempt).await?;
+        let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt).await?;
         time_left = time_left.saturating_sub(started.elapsed());
-        attempt.journal.tell(Event::Placed(place.placement()));
+        attempt.journal.tell(Event::Placed(session.placement()));
         attempt.journal.tell(Event::ContextSent { n_bytes: outcome.context_bytes });
         for target in outcome.targets {
             let is_built = target.status == Some(Status::Succeeded);
@@ -176,7 +176,7 @@ async fn solve(
             };
             attempt.journal.tell(Event::TargetEnded(target));
         }
-        let Some(loss) = loss.filter(|_| n_left > 0 && place.has_others() && !time_left.is_zero()) else {
+        let Some(loss) = loss.filter(|_| n_left > 0 && session.has_others() && !time_left.is_zero()) else {
             return match (outcome.end, lost) {
                 // The time went with the pod.
                 (Some(End::Failed(failure)), Some(lost)) if failure.reason == Reason::TimedOut => {
@@ -203,20 +203,20 @@ async fn solve(
 
 /// One run of docker-buildx, with the builder watched from the side: buildx itself may not notice that its pod has gone.
 async fn solve_watched(
-    stations: &Stations,
+    integrations: &Integrations,
     build: &Build,
     goal: Goal<'_>,
-    place: &Place<'_>,
+    session: &Session<'_>,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<(Outcome, Option<Loss>), End> {
     let stop = attempt.stop.token().child_token();
-    let solve = stations.bake.solve(build, goal, &place.site, directory, attempt.journal, &stop);
+    let solve = integrations.bake.solve(build, goal, &session.location, directory, attempt.journal, &stop);
     tokio::pin!(solve);
     // Dropping the watch loses nothing. The solve is never dropped: what it has learned is in its outcome.
     let lost = tokio::select! {
         outcome = &mut solve => Err(outcome),
-        loss = place.lost() => Ok(loss),
+        loss = session.lost() => Ok(loss),
     };
     let (mut outcome, lost) = match lost {
         Err(outcome) => (outcome?, None),
@@ -230,7 +230,7 @@ async fn solve_watched(
         _ if attempt.stop.cause().is_some() => None,
         // Killed by us. When it ended by itself in the same moment, its own word counts.
         (Some(End::Stopped), lost) => lost,
-        (Some(End::Failed(failure)), _) => place.post_mortem(failure).await,
+        (Some(End::Failed(failure)), _) => session.post_mortem(failure).await,
     };
     outcome.end = loss.as_ref().map(|loss| loss.failure.clone().into()).or(outcome.end);
     Ok((outcome, loss))

@@ -18,7 +18,7 @@ use crate::event::{Event, Phase};
 use crate::job::arguments::{self, Request};
 use crate::job::{self, BuildJob, Callback, JobError, Moment};
 use crate::journal::{Journal, Listener, Log, Record};
-use crate::perform::{Attempt, Fence, Stations, perform};
+use crate::perform::{Attempt, Fence, Integrations, perform};
 use crate::rails;
 use crate::reason::{Cause, Class, End, Failure, Reason};
 use crate::redis::Redis;
@@ -48,8 +48,8 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 pub struct Processor {
     /// Which jobs are taken, and how they are retried.
     pub jobs: Jobs,
-    /// The stations of a build.
-    pub stations: Stations,
+    /// The integrations of a build.
+    pub integrations: Integrations,
     /// For callbacks in the middle of a job.
     pub redis: Redis,
     /// Ours.
@@ -92,7 +92,7 @@ impl Job {
         let record = Arc::new(Record::new(report));
         let listeners: Vec<Arc<dyn Listener>> =
             vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
-        let journal = Journal::new(listeners, processor.stations.state.places());
+        let journal = Journal::new(listeners, processor.integrations.state.places());
         let stop = Stop::with(&processor.kill);
         let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };
         job.learn(&known);
@@ -111,7 +111,7 @@ impl Job {
         tokio::select! {
             biased;
             () = self.running.iteration.cancelled.cancelled() => self.stop.because(Cause::Cancelled),
-            () = self.running.taken.cancelled() => self.stop.because(Cause::Reclaimed),
+            () = self.running.reclaimed.cancelled() => self.stop.because(Cause::Reclaimed),
             () = self.stop.token().cancelled() => {}
         }
     }
@@ -170,11 +170,11 @@ pub enum Disposition {
     /// It runs again at this time.
     RetryAt(Epoch),
     /// To the dead set.
-    Bury,
+    Dead,
     /// It has failed, and goes nowhere: `retry: false`, or `dead: false`.
     Drop,
     /// Back to the head of its queue, as if it had never been fetched.
-    PutBack,
+    Requeue,
 }
 
 /// Processes one unit of work to its end, and hands in the settlement. A panic in it fails this job and no other.
@@ -203,7 +203,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let attempt = attempt(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
     let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
     let outcome = Outcome::of(tokio::spawn(attempt).await.unwrap_or_else(panicked), &job.stop);
-    if job.running.taken.is_cancelled() {
+    if job.running.reclaimed.is_cancelled() {
         // Somebody else has the job, and custody drops what we say of it. The slot is what is handed in.
         tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
     }
@@ -245,7 +245,7 @@ impl Drop for Promise {
 /// The settlement of a text that is not a job, or that cannot be settled in any other way.
 fn buried(unit: UnitOfWork, failure: &Failure, timestamps: Timestamps) -> Settlement {
     let text = shown::envelope(&unit.text, "", &unit.queue, failure, Epoch::now(), timestamps);
-    Settlement { effects: vec![Effect::Bury { text }], ..Settlement::of(&unit) }
+    Settlement { effects: vec![Effect::Dead { text }], ..Settlement::of(&unit) }
 }
 
 fn panic_message(error: tokio::task::JoinError) -> String {
@@ -281,7 +281,7 @@ async fn attempt(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
     }
 }
 
-/// A build job: its arguments, perhaps Rails, then the stations.
+/// A build job: its arguments, perhaps Rails, then the integrations.
 async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
     let (running, payload) = (&job.running, &job.payload);
     let Some(class) = processor.jobs.classes.get(&payload.class) else {
@@ -318,8 +318,8 @@ async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
     notify_started(processor, job).await;
     let fence = InFlight { processor, unit: &running.unit };
     let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&fence) };
-    let built = perform(&processor.stations, &build_job, attempt).await;
-    let places = processor.stations.state.places();
+    let built = perform(&processor.integrations, &build_job, attempt).await;
+    let places = processor.integrations.state.places();
     built.map_err(|end| end.map(|failure| for_customer(failure, &places)))
 }
 
@@ -455,33 +455,33 @@ pub fn dispose(
     now: Epoch,
     jitter: f64,
 ) -> Disposition {
-    let bury = if payload.may_die() { Disposition::Bury } else { Disposition::Drop };
+    let dead = if payload.may_die() { Disposition::Dead } else { Disposition::Drop };
     let next = |wait| retry::next(payload, jobs, now, wait, jitter);
     let failure = match outcome {
         Outcome::Succeeded | Outcome::Stopped(Cause::Cancelled) => return Disposition::Acknowledge,
-        Outcome::Stopped(_) if n_interruptions + 1 < MAX_INTERRUPTIONS => return Disposition::PutBack,
+        Outcome::Stopped(_) if n_interruptions + 1 < MAX_INTERRUPTIONS => return Disposition::Requeue,
         // It is always in the way of a stop. A job that has no retries goes on as it was: it has not failed.
         Outcome::Stopped(_) => match next(Duration::ZERO) {
             Next::RetryAt(at) => return Disposition::RetryAt(at),
-            Next::Die | Next::Drop => return Disposition::PutBack,
+            Next::Die | Next::Drop => return Disposition::Requeue,
         },
         Outcome::Failed(failure) => failure,
     };
     match (failure.reason, failure.reason.class()) {
-        (Reason::Poison, _) => bury,
+        (Reason::Poison, _) => dead,
         (_, Class::Control) => Disposition::Acknowledge,
         (_, Class::User) if !jobs.raise_user_failures => {
             if has_callback {
                 Disposition::Acknowledge
             } else {
-                bury
+                dead
             }
         }
         (_, Class::User | Class::Infrastructure) => match next(failure.wait) {
             // Sidekiq could not show it in the retry set, and another attempt would end in the same way.
-            Next::RetryAt(_) if payload.flaw().is_some() => bury,
+            Next::RetryAt(_) if payload.flaw().is_some() => dead,
             Next::RetryAt(at) => Disposition::RetryAt(at),
-            Next::Die => Disposition::Bury,
+            Next::Die => Disposition::Dead,
             Next::Drop => Disposition::Drop,
         },
     }
@@ -505,8 +505,8 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
     let (moment, effect) = match disposition {
         Disposition::Acknowledge | Disposition::Drop => (Some(Moment::Finished), None),
         Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: due() })),
-        Disposition::Bury => (Some(Moment::Finished), Some(Effect::Bury { text: dead_or_due() })),
-        Disposition::PutBack => (None, Some(Effect::PutBack { queue: unit.queue.clone(), is_interrupted: true })),
+        Disposition::Dead => (Some(Moment::Finished), Some(Effect::Dead { text: dead_or_due() })),
+        Disposition::Requeue => (None, Some(Effect::Requeue { queue: unit.queue.clone(), is_interrupted: true })),
     };
     let told = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
@@ -514,11 +514,11 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
     // A mark that comes too late for this attempt is there for the next one.
-    let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Bury | Disposition::Drop);
+    let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
     let ended = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
-        is_processed: disposition != Disposition::PutBack,
-        is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Bury | Disposition::Drop),
+        is_processed: disposition != Disposition::Requeue,
+        is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
         effects: effect.into_iter().chain(told).chain(ended).collect(),
         ..Settlement::of(unit)
     }
@@ -541,7 +541,7 @@ fn log_end(outcome: &Outcome, report: &Report, disposition: Disposition, running
     let (jid, repository, sha) = (&report.jid, report.repository.as_deref(), report.sha.as_deref());
     match (outcome.failure(), disposition) {
         (None, _) => tracing::info!(jid, %token, repository, sha, took_s, "job done"),
-        (Some(failure), Disposition::PutBack) => {
+        (Some(failure), Disposition::Requeue) => {
             tracing::info!(jid, %token, repository, %failure, took_s, "job put back")
         }
         (Some(failure), Disposition::RetryAt(at)) => {
@@ -571,7 +571,7 @@ mod tests {
         for (reason, text, has_callback, expected) in [
             (None, job, false, Disposition::Acknowledge),
             (Some(Reason::StepFailed), job, true, Disposition::Acknowledge),
-            (Some(Reason::StepFailed), job, false, Disposition::Bury),
+            (Some(Reason::StepFailed), job, false, Disposition::Dead),
             (Some(Reason::StepFailed), r#"{"class":"BuildJob","args":[],"dead":false}"#, false, Disposition::Drop),
             (
                 Some(Reason::StepFailed),
@@ -581,7 +581,7 @@ mod tests {
             ),
             (Some(Reason::GitUnavailable), job, true, retry_at),
             (Some(Reason::Panicked), job, false, retry_at),
-            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","args":[],"retry":0}"#, true, Disposition::Bury),
+            (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","args":[],"retry":0}"#, true, Disposition::Dead),
             (Some(Reason::GitUnavailable), r#"{"class":"BuildJob","args":[],"retry":false}"#, true, Disposition::Drop),
             (
                 Some(Reason::GitUnavailable),
@@ -590,7 +590,7 @@ mod tests {
                 Disposition::Drop,
             ),
             (Some(Reason::Expired), job, false, Disposition::Acknowledge),
-            (Some(Reason::Poison), job, true, Disposition::Bury),
+            (Some(Reason::Poison), job, true, Disposition::Dead),
             (Some(Reason::Poison), r#"{"class":"BuildJob","args":[],"dead":false}"#, true, Disposition::Drop),
         ] {
             assert_eq!(decide(reason, text, has_callback), expected, "{reason:?} {text} {has_callback}");
@@ -605,13 +605,13 @@ mod tests {
         };
         let job = r#"{"class":"BuildJob","args":[]}"#;
         for cause in [Cause::Shutdown, Cause::Reclaimed] {
-            assert_eq!([0, 1].map(|n| decide_for(cause, job, n)), [Disposition::PutBack; 2]);
+            assert_eq!([0, 1].map(|n| decide_for(cause, job, n)), [Disposition::Requeue; 2]);
         }
         assert_eq!(decide_for(Cause::Cancelled, job, 0), Disposition::Acknowledge);
         let decide = |text, n| decide_for(Cause::Shutdown, text, n);
-        assert_eq!(decide(r#"{"class":"BuildJob","args":[],"retry":0}"#, 0), Disposition::PutBack);
+        assert_eq!(decide(r#"{"class":"BuildJob","args":[],"retry":0}"#, 0), Disposition::Requeue);
         assert_eq!(decide(job, 2), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
-        assert_eq!(decide(r#"{"class":"BuildJob","args":[],"retry":false}"#, 2), Disposition::PutBack);
+        assert_eq!(decide(r#"{"class":"BuildJob","args":[],"retry":false}"#, 2), Disposition::Requeue);
     }
 
     #[test]
@@ -622,6 +622,6 @@ mod tests {
         let decide = |payload: &Payload| dispose(&failed, payload, &jobs, true, 0, Epoch::from_secs_f64(100.0), 0.0);
         assert_eq!(decide(&payload), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
         let malformed = Payload::parse(br#"{"class":"BuildJob","args":null}"#).expect("a job");
-        assert_eq!(decide(&malformed), Disposition::Bury, "the retry set could not show it");
+        assert_eq!(decide(&malformed), Disposition::Dead, "the retry set could not show it");
     }
 }

@@ -115,7 +115,7 @@ pub struct Timings {
     /// Writing the worktree.
     #[serde(rename = "checkout_ms", serialize_with = "millis")]
     pub checkout: Duration,
-    /// Resolving and policing the definition.
+    /// Resolving and validating the definition.
     #[serde(rename = "print_ms", serialize_with = "millis")]
     pub print: Duration,
     /// The bake itself.

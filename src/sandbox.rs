@@ -2,7 +2,7 @@
 //!
 //! Owns the walls of the kernel: Landlock (files and TCP ports), seccomp (sockets, and calls that no child needs), root's
 //! capabilities, and rlimits. The worker starts its own binary again, which lays the walls around itself and then executes
-//! the program; nothing is restricted in the worker. It refuses to know what the children are for: each station says what
+//! the program; nothing is restricted in the worker. It refuses to know what the children are for: each integration says what
 //! its own child needs. `tests/it/walls.txt` says of each attempt to get out which wall it meets, or that it meets none.
 //!
 //! A child makes threads and no processes. RLIMIT_NPROC could not say that: it counts all processes and threads of the

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::Epoch;
 use crate::health::{Health, HealthError};
-use crate::perform::Stations;
+use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
@@ -28,7 +28,7 @@ use crate::systemd::Systemd;
 /// Nothing waits for longer, whatever the settings say.
 const MAX_PATIENCE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// After KILL, how long killed builds may take to be put back.
+/// After KILL, how long killed builds may take to be requeued.
 const KILLED: Duration = Duration::from_secs(3);
 
 /// At the very end, how long Redis may take to learn the last results. What it does not learn, recovery brings back.
@@ -105,7 +105,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let custody = custody(&settings, &identity, &signals, &running, &shutdown, &has_room)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
-        stations: Stations::new(&settings, Arc::clone(&state))?,
+        integrations: Integrations::new(&settings, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
         metrics: Arc::default(),
@@ -138,7 +138,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             poller::run(&redis, &settings.jobs, &shutdown.quiet),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
-            processor.stations.builders.occupancy.run(&redis, &identity_text, &ended),
+            processor.integrations.builders.occupancy.run(&redis, &identity_text, &ended),
             health.run(probed, &shutdown.quiet, has_room, &ended),
             state::watch(state, &settings.state, &room, &ended),
             beat(&lease, &systemd, &ended),
@@ -168,7 +168,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
                 n_jobs => tracing::error!(n_jobs, "Redis did not take the last results; recovery requeues these jobs"),
             }
         }
-        let _ = timeout(GOODBYE, processor.stations.github.finish()).await;
+        let _ = timeout(GOODBYE, processor.integrations.github.finish()).await;
         ended.cancel();
     };
     let ((), (), has_lost_lease) = tokio::join!(side_tasks, end, watch);
@@ -223,7 +223,7 @@ fn custody(
     })
 }
 
-/// Processes what is fetched until the worker is told to stop; then waits for it, kills what is left, and sees it put back.
+/// Processes what is fetched until the worker is told to stop; then waits for it, kills what is left, and sees it requeued.
 ///
 /// Returning drops the slots, and with them the last senders of settlements: that is how custody knows that nothing more comes,
 /// not even from a slot that hangs.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::Site;
+use super::Location;
 use crate::bounds;
 use crate::sandbox::{Enforcement, Limits, Sandbox, Sockets, libraries, loaders, network_files};
 use crate::state::{StateError, make_private, write_private};
@@ -89,29 +89,34 @@ pub(super) fn programs(buildx: &Path) -> Vec<PathBuf> {
     programs
 }
 
-/// Sandbox and environment of `docker-buildx dial-stdio` at a site; `private` is its own directory, and new.
+/// Sandbox and environment of `docker-buildx dial-stdio` at a location; `private` is its own directory, and new.
 ///
 /// No stranger's bytes reach it, but those of a builder that runs strangers' steps do.
 ///
 /// # Errors
 ///
 /// When its directory cannot be made.
-pub fn dial_child(buildx: &Path, enforcement: Enforcement, site: &Site, private: &Path) -> Result<Child, StateError> {
+pub fn dial_child(
+    buildx: &Path,
+    enforcement: Enforcement,
+    location: &Location,
+    private: &Path,
+) -> Result<Child, StateError> {
     make_directories(private)?;
-    site.configuration.write(&private.join("buildx"))?;
+    location.configuration.write(&private.join("buildx"))?;
     let mut system = libraries();
     system.extend(network_files(Path::new(CERTIFICATES)));
-    system.extend(site.files.iter().cloned());
+    system.extend(location.files.iter().cloned());
     let mut environment = base_environment(private, 2);
     environment.insert("HOME".into(), private.display().to_string());
-    environment.extend(site.environment.clone());
+    environment.extend(location.environment.clone());
     let sandbox = Sandbox {
         enforcement,
         system,
         execute: programs(buildx),
         read: Vec::new(),
         write: vec![private.to_owned(), "/dev/null".into()],
-        sockets: site.sockets.clone(),
+        sockets: location.sockets.clone(),
         limits: probe_limits(),
     };
     Ok(Child { sandbox, environment })

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::escape::literal;
 use super::policy::attestations::entry;
 use super::print::Targets;
-use super::{BakeError, Order};
+use super::{BakeError, BakeRequest};
 use crate::job::{Application, Image, Recipe};
 
 /// What `--print` reads.
@@ -18,9 +18,9 @@ pub(super) enum Source {
     File(String),
 }
 
-/// The definition of an order, before buildx has resolved it.
-pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
-    Ok(match &order.build.recipe {
+/// The definition of a request, before buildx has resolved it.
+pub(super) fn source(request: &BakeRequest<'_>) -> Result<Source, BakeError> {
+    Ok(match &request.build.recipe {
         Recipe::Application(template) => {
             // buildx would look for the file of each secret, which only `add_secrets` and policy know.
             let without_secrets = |image: &Image| Image { secrets: Vec::new(), ..image.clone() };
@@ -32,8 +32,8 @@ pub(super) fn source(order: &Order<'_>) -> Result<Source, BakeError> {
 }
 
 /// Gives the printed targets of an Application Template the secrets that [`source`] has left out.
-pub(super) fn add_secrets(order: &Order<'_>, targets: &mut Targets) {
-    let Recipe::Application(template) = &order.build.recipe else { return };
+pub(super) fn add_secrets(request: &BakeRequest<'_>, targets: &mut Targets) {
+    let Recipe::Application(template) = &request.build.recipe else { return };
     for image in &template.images {
         if let (Some(secrets), Some(target)) = (secrets(image), targets.get_mut(&image.name)) {
             target.insert("secret".into(), secrets);
@@ -55,13 +55,13 @@ pub fn application(template: &Application) -> String {
 /// What buildx would make of an Application Template: it has no expressions, so only bake's defaults are missing.
 ///
 /// `None` where buildx has more to say: it writes caches and sizes in another form, and chooses targets.
-pub(super) fn resolved(order: &Order<'_>) -> Option<Targets> {
-    let Recipe::Application(template) = &order.build.recipe else { return None };
+pub(super) fn resolved(request: &BakeRequest<'_>) -> Option<Targets> {
+    let Recipe::Application(template) = &request.build.recipe else { return None };
     let has_more = |image: &Image| {
         let has_caches = !(image.cache_from.is_empty() && image.cache_to.is_empty());
         has_caches || !image.contexts.is_empty() || !image.ulimits.is_empty() || image.shm_size.is_some()
     };
-    if template.images.iter().any(has_more) || !order.build.targets.is_empty() {
+    if template.images.iter().any(has_more) || !request.build.targets.is_empty() {
         return None;
     }
     let resolve = |image: &Image| {

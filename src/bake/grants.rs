@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{BakeError, Order};
+use super::{BakeError, BakeRequest};
 use crate::job::{Naming, Recipe, Trust};
 use crate::secret::SecretBytes;
 use crate::settings::{self, Accounts, Pattern, Policy};
@@ -22,20 +22,20 @@ const MAX_SECRET: usize = 500 << 10;
 /// One build's share of the configuration.
 pub(super) struct Grants<'a> {
     accounts: &'a Accounts,
-    order: &'a Order<'a>,
+    request: &'a BakeRequest<'a>,
     pub(super) policy: &'a Policy,
 }
 
 impl<'a> Grants<'a> {
-    pub(super) fn new(accounts: &'a Accounts, order: &'a Order<'a>) -> Self {
-        Self { accounts, order, policy: accounts.policy_of(&order.build.account) }
+    pub(super) fn new(accounts: &'a Accounts, request: &'a BakeRequest<'a>) -> Self {
+        Self { accounts, request, policy: accounts.policy_of(&request.build.account) }
     }
 
     /// What an image of a repository's own definition is called: as the job says, else by the configuration.
     ///
     /// A fork's build has no names but those of the job: by any other it would overwrite an image that is somebody else's.
     pub(super) fn tags(&self, target: &str) -> Vec<String> {
-        let of_job = match &self.order.build.recipe {
+        let of_job = match &self.request.build.recipe {
             Recipe::File(file) => match &file.naming {
                 Naming::Job(tags) => tags.get(target),
                 Naming::File => None,
@@ -45,13 +45,13 @@ impl<'a> Grants<'a> {
         match of_job {
             Some(tags) => tags.clone(),
             None if self.is_fork() => Vec::new(),
-            None => self.named(&self.accounts.tags, target, self.order.build.branch.as_deref()),
+            None => self.named(&self.accounts.tags, target, self.request.build.branch.as_deref()),
         }
     }
 
     /// Where cached steps of a target are looked for: those of its own branch first, then those of the default one.
     pub(super) fn cache_from(&self, target: &str) -> Vec<Value> {
-        let build = self.order.build;
+        let build = self.request.build;
         let mut all = Vec::new();
         for branch in [build.branch.as_deref(), build.default_branch.as_deref()] {
             for name in self.named(&self.accounts.cache.from, target, branch) {
@@ -65,7 +65,7 @@ impl<'a> Grants<'a> {
 
     /// Where cached steps of a target are left.
     pub(super) fn cache_to(&self, target: &str) -> Vec<Value> {
-        let (build, cache) = (self.order.build, &self.accounts.cache);
+        let (build, cache) = (self.request.build, &self.accounts.cache);
         let is_default = build.branch.is_some() && build.branch == build.default_branch;
         if self.is_fork() || (cache.only_default_branch && !is_default) {
             return Vec::new();
@@ -80,7 +80,7 @@ impl<'a> Grants<'a> {
     /// `Secret` when it is granted, and cannot be read or is larger than BuildKit takes. Where it is kept is told to the log
     /// alone.
     pub(super) fn secret(&self, name: &str) -> Result<Option<SecretBytes>, BakeError> {
-        let build = self.order.build;
+        let build = self.request.build;
         // A name becomes part of a path.
         if self.is_fork() || !crate::job::is_name(name) {
             return Ok(None);
@@ -112,21 +112,21 @@ impl<'a> Grants<'a> {
 
     /// What the configuration calls a secret of this id: only the platform's template can give it another name.
     pub(super) fn name_of_secret<'b>(&'b self, target: &str, id: &'b str) -> &'b str {
-        let Recipe::Application(template) = &self.order.build.recipe else { return id };
+        let Recipe::Application(template) = &self.request.build.recipe else { return id };
         let images = template.images.iter().filter(|image| image.name == target);
         let mut secrets = images.flat_map(|image| &image.secrets);
         secrets.find(|secret| secret.id == id).and_then(|secret| secret.from.as_deref()).unwrap_or(id)
     }
 
     pub(super) fn is_fork(&self) -> bool {
-        self.order.build.trust == Trust::Fork
+        self.request.build.trust == Trust::Fork
     }
 
     /// The patterns for one target; those with a branch or a commit that is not known are left out.
     fn named(&self, patterns: &[Pattern], target: &str, branch: Option<&str>) -> Vec<String> {
-        let names = self.order.build.names().map(|(name, value)| (name, value.to_ascii_lowercase()));
+        let names = self.request.build.names().map(|(name, value)| (name, value.to_ascii_lowercase()));
         let branch = branch.map(as_tag);
-        let sha = self.order.sha.map(ToString::to_string);
+        let sha = self.request.sha.map(ToString::to_string);
         let of_target = [("target", Some(target.to_ascii_lowercase())), ("branch", branch), ("sha", sha)];
         let is_known = |pattern: &&Pattern| of_target.iter().all(|(name, value)| value.is_some() || !pattern.has(name));
         let all: Vec<(&str, &str)> = names

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 
 use super::grants::Grants;
 use super::print::{Targets, folder};
-use super::{BakeError, Order};
+use super::{BakeError, BakeRequest};
 use crate::job::{Naming, Recipe, RepositoryFile, is_for_any_host};
 use crate::secret::SecretBytes;
 use crate::settings;
@@ -54,7 +54,7 @@ const HARMLESS: &[&str] = &[
 
 /// A definition that may be built.
 #[derive(Debug, Default)]
-pub(super) struct Policed {
+pub(super) struct Validated {
     /// Contexts are absolute, and outputs set.
     pub(super) targets: Targets,
     /// What was replaced, for the person who asked for the build.
@@ -65,13 +65,13 @@ pub(super) struct Policed {
 }
 
 /// Checks a resolved definition. Its secrets are to be put below `secrets`.
-pub(super) fn police(
+pub(super) fn validate(
     targets: Targets,
-    order: &Order<'_>,
+    request: &BakeRequest<'_>,
     grants: &Grants<'_>,
     limits: &settings::Bake,
     secrets: &Path,
-) -> Result<Policed, BakeError> {
+) -> Result<Validated, BakeError> {
     if targets.is_empty() {
         return Err(Refusal::new("target", "the definition has no target").into());
     }
@@ -80,38 +80,38 @@ pub(super) fn police(
         return Err(Refusal::new("target", message).into());
     }
     let names: Vec<String> = targets.keys().cloned().collect();
-    let folder = folder(order);
-    let mut policed = Policed::default();
+    let folder = folder(request);
+    let mut validated = Validated::default();
     for (name, fields) in targets {
         if !crate::job::is_target_name(&name) {
             let message = "the name may have letters, digits, - and _, and begins with none of - and .";
             return Err(Refusal::new(format!("target.{name}"), message).into());
         }
         let mut rules = Rules {
-            order,
+            request,
             grants,
             limits,
             folder: &folder,
             names: &names,
             target: name,
             secrets,
-            policed: &mut policed,
+            validated: &mut validated,
         };
         let fields = rules.target(fields)?;
         let name = rules.target;
-        policed.targets.insert(name, fields);
+        validated.targets.insert(name, fields);
     }
-    references::check_caches(&policed.targets)?;
+    references::check_caches(&validated.targets)?;
     // The platform may tell its own images apart by their digests.
-    if order.build.push && repository_file(order).is_some() {
-        references::check_tags(&policed.targets)?;
+    if request.build.push && repository_file(request).is_some() {
+        references::check_tags(&validated.targets)?;
     }
-    Ok(policed)
+    Ok(validated)
 }
 
 /// The rules, for one target.
 struct Rules<'a> {
-    order: &'a Order<'a>,
+    request: &'a BakeRequest<'a>,
     grants: &'a Grants<'a>,
     limits: &'a settings::Bake,
     /// From which relative contexts start.
@@ -119,7 +119,7 @@ struct Rules<'a> {
     names: &'a [String],
     target: String,
     secrets: &'a Path,
-    policed: &'a mut Policed,
+    validated: &'a mut Validated,
 }
 
 impl Rules<'_> {
@@ -131,22 +131,22 @@ impl Rules<'_> {
         let secrets = self.granted_secrets(fields.remove("secret"))?;
         self.settle_references(&mut fields)?;
         self.settle_attestations(&mut fields)?;
-        let mut policed = Map::from_iter([("context".to_owned(), context.clone())]);
+        let mut validated = Map::from_iter([("context".to_owned(), context.clone())]);
         for (field, value) in fields {
             let value = self.field(&field, value, &context)?;
-            policed.insert(field, value);
+            validated.insert(field, value);
         }
         if !secrets.is_empty() {
-            policed.insert("secret".into(), secrets.into());
+            validated.insert("secret".into(), secrets.into());
         }
-        self.settle_arguments(&mut policed);
-        if self.order.build.no_cache {
-            policed.insert("no-cache".into(), json!(true));
+        self.settle_arguments(&mut validated);
+        if self.request.build.no_cache {
+            validated.insert("no-cache".into(), json!(true));
         }
-        if self.order.build.pull {
-            policed.insert("pull".into(), json!(true));
+        if self.request.build.pull {
+            validated.insert("pull".into(), json!(true));
         }
-        Ok(policed)
+        Ok(validated)
     }
 
     /// The value to build with, or why not.
@@ -195,7 +195,7 @@ impl Rules<'_> {
                 let message = format!("{id} would go to any git host: {id}.github.com goes to that one");
                 return Err(self.refusal(&field, message).into());
             }
-            if has_source && repository_file(self.order).is_none() {
+            if has_source && repository_file(self.request).is_none() {
                 return Err(self.refusal(&field, "host files and variables are not allowed").into());
             }
             if self.grants.is_fork() {
@@ -205,7 +205,7 @@ impl Rules<'_> {
             let Some(path) = self.granted(id)? else {
                 let message = match has_source {
                     true => format!("host files and variables are not allowed, and no secret {id:?} is granted"),
-                    false => format!("no secret {id:?} is granted to {}", self.order.build.account),
+                    false => format!("no secret {id:?} is granted to {}", self.request.build.account),
                 };
                 return Err(self.refusal(&field, message).into());
             };
@@ -220,12 +220,12 @@ impl Rules<'_> {
     /// The file of a secret that the target calls `id`, which is read at its first mention; none when it is not granted.
     fn granted(&mut self, id: &str) -> Result<Option<PathBuf>, BakeError> {
         let name = self.grants.name_of_secret(&self.target, id).to_owned();
-        if let Some((path, _)) = self.policed.secrets.get(&name) {
+        if let Some((path, _)) = self.validated.secrets.get(&name) {
             return Ok(Some(path.clone()));
         }
         let Some(secret) = self.grants.secret(&name)? else { return Ok(None) };
-        let path = self.secrets.join(self.policed.secrets.len().to_string());
-        self.policed.secrets.insert(name, (path.clone(), secret));
+        let path = self.secrets.join(self.validated.secrets.len().to_string());
+        self.validated.secrets.insert(name, (path.clone(), secret));
         Ok(Some(path))
     }
 
@@ -243,7 +243,7 @@ impl Rules<'_> {
     }
 
     fn notice(&mut self, field: &str, message: &str) {
-        self.policed.notices.push(format!("{}: {message}", self.path(field)));
+        self.validated.notices.push(format!("{}: {message}", self.path(field)));
     }
 
     /// Of a field in the definition.
@@ -253,8 +253,8 @@ impl Rules<'_> {
 }
 
 /// The repository's own file, when the definition comes from one and the worker names what it makes.
-fn repository_file<'a>(order: &Order<'a>) -> Option<&'a RepositoryFile> {
-    match &order.build.recipe {
+fn repository_file<'a>(request: &BakeRequest<'a>) -> Option<&'a RepositoryFile> {
+    match &request.build.recipe {
         Recipe::File(file) if matches!(file.naming, Naming::Job(_)) => Some(file),
         _ => None,
     }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{make_directories, programs, switches, version_child};
 use super::define::Source;
-use super::{Bake, BakeError, Child, Definition, Order, escape};
+use super::{Bake, BakeError, BakeRequest, Child, Definition, escape};
 use crate::beneath::{Directory, is_link, leads_out};
 use crate::job::{Build, Recipe, RepositoryFile};
 use crate::json;
@@ -49,19 +49,19 @@ pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
 pub(super) async fn print(
     bake: &Bake,
     source: &Source,
-    order: &Order<'_>,
+    request: &BakeRequest<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<Vec<u8>, BakeError> {
     let (input, file, working_directory) = match source {
-        Source::Text(text) => (text.as_str(), "-".to_owned(), order.worktree.to_owned()),
+        Source::Text(text) => (text.as_str(), "-".to_owned(), request.worktree.to_owned()),
         Source::File(path) => {
-            let (folder, name) = locate(order.worktree, path);
+            let (folder, name) = locate(request.worktree, path);
             ("", name, folder)
         }
     };
-    let reading = Reading { bake, order, input, file, working_directory, directory, stop };
-    let mut build = order.build.clone();
+    let reading = Reading { bake, request, input, file, working_directory, directory, stop };
+    let mut build = request.build.clone();
     let mut overrides = Vec::new();
     let deadline = Instant::now() + bake.limits.print_timeout;
     loop {
@@ -90,7 +90,7 @@ pub(super) async fn print(
 /// One definition, read as often as it takes.
 struct Reading<'a> {
     bake: &'a Bake,
-    order: &'a Order<'a>,
+    request: &'a BakeRequest<'a>,
     input: &'a str,
     file: String,
     working_directory: PathBuf,
@@ -109,9 +109,9 @@ impl Reading<'_> {
         let mut arguments = vec!["--file".to_owned(), self.file.clone()];
         arguments.extend(overrides.iter().flat_map(|value| ["--set".to_owned(), value.clone()]));
         arguments.extend_from_slice(targets);
-        let order = Order { build, ..*self.order };
+        let request = BakeRequest { build, ..*self.request };
         let Self { bake, input, working_directory, directory, stop, .. } = self;
-        match run(bake, input, &arguments, working_directory, &order, directory, stop).await {
+        match run(bake, input, &arguments, working_directory, &request, directory, stop).await {
             Ok(printed) => Ok(Ok(printed)),
             Err(BakeError::Invalid(message)) => Ok(Err(message)),
             Err(error) => Err(error),
@@ -187,31 +187,31 @@ fn missing_secret(message: &str) -> Option<&str> {
     crate::job::is_name(file).then_some(file)
 }
 
-/// Whether buildx understands the policed text as exactly the policed targets.
+/// Whether buildx understands the validated text as exactly the validated targets.
 pub(super) async fn is_understood(
     bake: &Bake,
-    policed: &Definition,
-    order: &Order<'_>,
+    validated: &Definition,
+    request: &BakeRequest<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<bool, BakeError> {
     let mut arguments = vec!["--file".to_owned(), "-".to_owned()];
-    arguments.extend(policed.targets.keys().cloned());
-    let printed = run(bake, &policed.text, &arguments, order.worktree, order, directory, stop).await?;
+    arguments.extend(validated.targets.keys().cloned());
+    let printed = run(bake, &validated.text, &arguments, request.worktree, request, directory, stop).await?;
     let mut understood = read(&printed)?;
     // Ours alone, and printed in another form.
     understood.values_mut().for_each(|target| drop(target.remove(escape::POLICY)));
-    Ok(understood == policed.targets)
+    Ok(understood == validated.targets)
 }
 
 /// Refuses a definition that buildx must not even read.
 ///
 /// It is a file of the repository, and no link to another one: buildx shows the lines that it cannot read. The `.env` that
 /// it reads with a compose file may be a link, but not out of the worktree.
-pub fn admit(order: &Order<'_>) -> Result<(), BakeError> {
-    let Recipe::File(RepositoryFile { path, .. }) = &order.build.recipe else { return Ok(()) };
+pub fn admit(request: &BakeRequest<'_>) -> Result<(), BakeError> {
+    let Recipe::File(RepositoryFile { path, .. }) = &request.build.recipe else { return Ok(()) };
     let refused = |what: &str| Err(BakeError::Invalid(format!("{path}: {what}")));
-    let Ok(root) = Directory::open(order.worktree) else { return refused("the repository cannot be read") };
+    let Ok(root) = Directory::open(request.worktree) else { return refused("the repository cannot be read") };
     let path = Path::new(path);
     match root.file_size(path) {
         Ok(size) if size > MAX_FILE => return refused("is larger than a mebibyte"),
@@ -227,11 +227,11 @@ pub fn admit(order: &Order<'_>) -> Result<(), BakeError> {
     Ok(())
 }
 
-/// The directory from which the paths of an order's definition start.
-pub(super) fn folder(order: &Order<'_>) -> PathBuf {
-    match &order.build.recipe {
-        Recipe::File(file) => locate(order.worktree, &file.path).0,
-        Recipe::Application(_) | Recipe::Inline(_) => order.worktree.to_owned(),
+/// The directory from which the paths of a request's definition start.
+pub(super) fn folder(request: &BakeRequest<'_>) -> PathBuf {
+    match &request.build.recipe {
+        Recipe::File(file) => locate(request.worktree, &file.path).0,
+        Recipe::Application(_) | Recipe::Inline(_) => request.worktree.to_owned(),
     }
 }
 
@@ -253,7 +253,7 @@ async fn run(
     input: &str,
     arguments: &[String],
     working_directory: &Path,
-    order: &Order<'_>,
+    request: &BakeRequest<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<Vec<u8>, BakeError> {
@@ -261,8 +261,8 @@ async fn run(
     let _turn = turn.expect("the semaphore is never closed");
     let private = directory.fresh("print").await?;
     make_directories(&private)?;
-    let places = directory.places().with_worktree(order.worktree);
-    let mut command = child(bake, order, &private).command(&bake.buildx.binary);
+    let places = directory.places().with_worktree(request.worktree);
+    let mut command = child(bake, request, &private).command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
     command.current_dir(working_directory);
     let (ended, out, err) = collect(bake, command, input, stop).await?;
@@ -314,8 +314,8 @@ async fn collect(
     Ok((ended, out, err))
 }
 
-pub(super) fn child(bake: &Bake, order: &Order<'_>, private: &Path) -> Child {
-    Child { sandbox: sandbox(bake, order.worktree, private), environment: environment(&order.build.variables) }
+pub(super) fn child(bake: &Bake, request: &BakeRequest<'_>, private: &Path) -> Child {
+    Child { sandbox: sandbox(bake, request.worktree, private), environment: environment(&request.build.variables) }
 }
 
 /// A definition reads the environment, and what it reads becomes part of images. So beside the job's own variables it has

@@ -1,4 +1,4 @@
-//! `docker-buildx bake` itself: the policed definition on its standard input, its events to the journal.
+//! `docker-buildx bake` itself: the validated definition on its standard input, its events to the journal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories
 use super::mask::Mask;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
-use super::{Bake, BakeError, Child, Goal, Outcome, Site, credentials, diagnose, metadata};
+use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagnose, metadata};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
@@ -29,14 +29,14 @@ pub(super) async fn solve(
     bake: &Bake,
     build: &Build,
     goal: Goal<'_>,
-    site: &Site,
+    location: &Location,
     directory: &JobDirectory,
     journal: &Journal,
     stop: &CancellationToken,
 ) -> Result<Outcome, BakeError> {
     let private = directory.fresh("solve").await?;
     make_directories(&private)?;
-    site.configuration.write(&private.join("buildx"))?;
+    location.configuration.write(&private.join("buildx"))?;
     let credentials = credentials::docker_config(&bake.accounts, build, stop).await?;
     let docker = docker_config(&private);
     state::make_private(&docker)?;
@@ -46,24 +46,24 @@ pub(super) async fn solve(
     let definition = goal.definition;
     let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
     let places = directory.places().with_worktree(&definition.worktree);
-    let child = child(bake, &definition.worktree, &definition.secrets, site, &private);
+    let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
     let mut command = child.command(&bake.buildx.binary);
-    command.args(arguments(site, &metadata_file)).args(goal.targets);
-    command.current_dir(&site.working_directory);
+    command.args(arguments(location, &metadata_file)).args(goal.targets);
+    command.current_dir(&location.working_directory);
     let timeout = goal.deadline.saturating_duration_since(Instant::now());
     let limits = process::Limits {
         timeout,
-        silence: if site.is_watched { timeout } else { bake.limits.silence },
+        silence: if location.is_watched { timeout } else { bake.limits.silence },
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
     let mut progress = Progress::new(baked(goal), Shown::new(mask, places));
     let mut tell = |event| journal.tell(event);
-    let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &site.run.pid, |stream, line| {
+    let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
             progress.line(line, &mut tell);
             if progress.has_begun() {
-                let _ = site.run.has_begun.set(());
+                let _ = location.run.has_begun.set(());
             }
         }
     })
@@ -109,23 +109,26 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
 }
 
 /// The arguments after the binary and before the names of the targets. Nothing of a stranger's is among them.
-pub(super) fn arguments(site: &Site, metadata_file: &Path) -> Vec<String> {
-    let fixed = ["bake", "--builder", &site.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
+pub(super) fn arguments(location: &Location, metadata_file: &Path) -> Vec<String> {
+    let fixed = ["bake", "--builder", &location.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
     fixed.into_iter().map(str::to_owned).chain([metadata_file.display().to_string()]).collect()
 }
 
-pub(super) fn environment(site: &Site, private: &Path) -> BTreeMap<String, String> {
+pub(super) fn environment(location: &Location, private: &Path) -> BTreeMap<String, String> {
     let mut environment = base_environment(private, N_THREADS);
     environment.insert("DOCKER_CONFIG".into(), docker_config(private).display().to_string());
     environment.insert("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into());
     // A copy of each image's provenance costs a round trip and may hold build arguments.
     environment.insert("BUILDX_METADATA_PROVENANCE".into(), "disabled".into());
-    environment.extend(site.environment.clone());
+    environment.extend(location.environment.clone());
     environment
 }
 
-pub(super) fn child(bake: &Bake, worktree: &Path, secrets: &Path, site: &Site, private: &Path) -> Child {
-    Child { sandbox: sandbox(bake, [worktree, secrets], site, private), environment: environment(site, private) }
+pub(super) fn child(bake: &Bake, worktree: &Path, secrets: &Path, location: &Location, private: &Path) -> Child {
+    Child {
+        sandbox: sandbox(bake, [worktree, secrets], location, private),
+        environment: environment(location, private),
+    }
 }
 
 /// Where the job's registry credentials are: beside the run's own directory, in which it can write.
@@ -134,10 +137,10 @@ fn docker_config(private: &Path) -> PathBuf {
 }
 
 /// The worktree, build secrets and credentials, read-only; its own directory; the builder's and the registries' ports.
-fn sandbox(bake: &Bake, inputs: [&Path; 2], site: &Site, private: &Path) -> Sandbox {
+fn sandbox(bake: &Bake, inputs: [&Path; 2], location: &Location, private: &Path) -> Sandbox {
     let mut system = libraries();
     system.extend(network_files(Path::new(CERTIFICATES)));
-    system.extend(site.files.iter().cloned());
+    system.extend(location.files.iter().cloned());
     let with_registries = |ports: &Vec<u16>| ports.iter().chain(&bake.sandbox.registry_ports).copied().collect();
     Sandbox {
         enforcement: bake.sandbox.mode.into(),
@@ -145,7 +148,7 @@ fn sandbox(bake: &Bake, inputs: [&Path; 2], site: &Site, private: &Path) -> Sand
         execute: programs(&bake.buildx.binary),
         read: inputs.map(Path::to_owned).into_iter().chain([docker_config(private)]).collect(),
         write: vec![private.to_owned(), "/dev/null".into()],
-        sockets: match &site.sockets {
+        sockets: match &location.sockets {
             Sockets::None => Sockets::None,
             Sockets::Tcp(ports) => Sockets::Tcp(with_registries(ports)),
             Sockets::TcpAndUnix(ports) => Sockets::TcpAndUnix(with_registries(ports)),

@@ -12,7 +12,7 @@ use super::line::{Line, Sign};
 use super::occupancy::Occupied;
 use super::pod::{self, PodError};
 use super::{Builder, BuilderError};
-use crate::bake::{self, Site};
+use crate::bake::{self, Location};
 use crate::reason::{Failure, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
@@ -39,9 +39,9 @@ const NOTICE: Duration = Duration::from_secs(2);
 
 /// A place for one bake: a builder prepared for it, and what was known of it then.
 #[derive(Debug)]
-pub struct Place<'a> {
+pub struct Session<'a> {
     /// What the bake needs.
-    pub site: Site,
+    pub location: Location,
     pub(super) builder: &'a Builder,
     pub(super) dial: Dial<'a>,
     pub(super) why: &'static str,
@@ -89,7 +89,7 @@ impl Loss {
     }
 }
 
-impl Place<'_> {
+impl Session<'_> {
     /// Which builder and pod, and why, as far as it is known by now.
     pub fn placement(&self) -> Placement {
         let why = match (&self.cluster, self.balance) {
@@ -113,10 +113,10 @@ impl Place<'_> {
     pub(super) async fn detour(&mut self, loss: &Loss) -> Result<(), BuilderError> {
         let Some(n_pods) = self.candidates().map(|pods| pods.len()) else { return Ok(()) };
         self.is_detour = true;
-        let usual = self.site.working_directory.clone();
+        let usual = self.location.working_directory.clone();
         for n in 0..N_DETOURS {
-            self.site.working_directory = usual.join(format!(".detour-{n}"));
-            state::make_private(&self.site.working_directory)?;
+            self.location.working_directory = usual.join(format!(".detour-{n}"));
+            state::make_private(&self.location.working_directory)?;
             let Ok(Ok(pod)) = timeout(ALIVE_WITHIN, self.dial()).await else { continue };
             if loss.pod.as_ref() != Some(&pod) || n_pods == 1 {
                 self.is_on(pod);
@@ -131,7 +131,7 @@ impl Place<'_> {
     /// Never returns while docker-buildx hears from its pod. Dropping it ends the watch.
     pub async fn lost(&self) -> Loss {
         let Some(cluster) = &self.cluster else { return std::future::pending().await };
-        let mut line = Line::new(&cluster.api, &self.site.run, self.builder.settings.stall_timeout);
+        let mut line = Line::new(&cluster.api, &self.location.run, self.builder.settings.stall_timeout);
         let learn = async {
             sleep(CURIOSITY).await;
             self.learn_pod().await;
@@ -267,7 +267,7 @@ impl Place<'_> {
             (_, Balance::Sticky) => {
                 let known = self.builder.known_pods();
                 known
-                    .get(&self.site.working_directory)
+                    .get(&self.location.working_directory)
                     .filter(|(among, _)| *among == candidates)
                     .map(|(_, pod)| pod.clone())
             }
@@ -298,7 +298,7 @@ impl Place<'_> {
             Ok(_) if !self.are_all_there(&candidates).await => {}
             // A BuildKit whose host has another name than its pod tells us nothing.
             Ok(pod) if candidates.contains(&pod) => {
-                self.builder.known_pods().insert(self.site.working_directory.clone(), (candidates, pod.clone()));
+                self.builder.known_pods().insert(self.location.working_directory.clone(), (candidates, pod.clone()));
                 self.is_on(pod);
             }
             Ok(hostname) => tracing::debug!(builder = self.builder.name, hostname, "the host is none of the pods"),
@@ -314,9 +314,9 @@ impl Place<'_> {
         let mut n_runs = self.dial.n_runs.lock().await;
         *n_runs += 1;
         let private = self.dial.directory.join(n_runs.to_string());
-        let child = bake::dial_child(self.dial.buildx, self.dial.enforcement, &self.site, &private)?;
+        let child = bake::dial_child(self.dial.buildx, self.dial.enforcement, &self.location, &private)?;
         let mut command = child.command(self.dial.buildx);
-        command.args(["dial-stdio", "--builder", &self.site.builder]).current_dir(&self.site.working_directory);
+        command.args(["dial-stdio", "--builder", &self.location.builder]).current_dir(&self.location.working_directory);
         pod::hostname(command).await
     }
 }

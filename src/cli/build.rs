@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{Outcome, read_json};
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, print_report};
-use crate::perform::{Attempt, Stations, bake, resolve, tell_of_submodules};
+use crate::perform::{Attempt, Integrations, bake, resolve, tell_of_submodules};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
@@ -68,23 +68,23 @@ impl Build {
             settings.state.directory = private.path().to_owned();
         }
         let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
-        let stations = Stations::new(&settings, state.into())?;
-        let directory = stations.state.job_directory()?;
+        let integrations = Integrations::new(&settings, state.into())?;
+        let directory = integrations.state.job_directory()?;
         let record = Arc::new(Record::new(Report::default()));
-        let journal = Journal::new(vec![Arc::new(Terminal::default()), record.clone()], stations.state.places());
+        let journal = Journal::new(vec![Arc::new(Terminal::default()), record.clone()], integrations.state.places());
         let stop = Stop::with(&shutdown.stop);
         let attempt = Attempt { journal: &journal, stop: &stop, fence: None };
 
-        let worktree = self.worktree(&stations, &directory, attempt).await;
+        let worktree = self.worktree(&integrations, &directory, attempt).await;
         let result = match worktree {
             Ok(worktree) => {
                 let build = self.build(&worktree.path)?;
-                self.bake(&stations, &build, &worktree, &directory, attempt).await
+                self.bake(&integrations, &build, &worktree, &directory, attempt).await
             }
             Err(failure) => Err(failure),
         };
         directory.remove().await;
-        let result = result.map_err(|end| end.map(|failure| failure.without(&stations.state.places())));
+        let result = result.map_err(|end| end.map(|failure| failure.without(&integrations.state.places())));
         match result {
             Ok(()) if self.print => Ok(Outcome::Good),
             result => Ok(conclude(result, record.report())),
@@ -94,22 +94,22 @@ impl Build {
     #[expect(clippy::print_stdout, reason = "the definition is the command's result")]
     async fn bake(
         &self,
-        stations: &Stations,
+        integrations: &Integrations,
         build: &job::Build,
         worktree: &Worktree,
         directory: &JobDirectory,
         attempt: Attempt<'_>,
     ) -> Result<(), End> {
         if !self.print {
-            return bake(stations, build, worktree, directory, attempt).await;
+            return bake(integrations, build, worktree, directory, attempt).await;
         }
-        println!("{}", resolve(stations, build, worktree, directory, attempt).await?.text);
+        println!("{}", resolve(integrations, build, worktree, directory, attempt).await?.text);
         Ok(())
     }
 
     async fn worktree(
         &self,
-        stations: &Stations,
+        integrations: &Integrations,
         directory: &JobDirectory,
         attempt: Attempt<'_>,
     ) -> Result<Worktree, End> {
@@ -139,7 +139,7 @@ impl Build {
             spent: Spent::default(),
         };
         let worktree =
-            stations.source.check_out(&origin, &stations.state, attempt.journal, attempt.stop.token()).await?;
+            integrations.source.check_out(&origin, &integrations.state, attempt.journal, attempt.stop.token()).await?;
         tell_of_submodules(&worktree, attempt);
         Ok(worktree)
     }

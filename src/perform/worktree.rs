@@ -1,6 +1,6 @@
 //! A job's worktree: its commit, and those of its submodules, each by the right that the job has to it.
 
-use super::{Attempt, Stations};
+use super::{Attempt, Integrations};
 use crate::beneath::Destination;
 use crate::event::{Event, Phase};
 use crate::github::{self, App, GithubError, InstallationToken};
@@ -23,32 +23,32 @@ enum Access<'a> {
 
 /// Asked for even when the mirror has everything: what lies on our disk is no authorization.
 pub(super) async fn mint(
-    stations: &Stations,
+    integrations: &Integrations,
     job: &BuildJob,
     repository: &Repository,
     attempt: Attempt<'_>,
 ) -> Result<InstallationToken, GithubError> {
     let _phase = attempt.journal.begin(Phase::Token);
-    stations.github.installation_token(repository, job.installation_id).await
+    integrations.github.installation_token(repository, job.installation_id).await
 }
 
 /// Makes the worktree of the job's commit. Each token is given back at its end, whatever that is.
 pub(super) async fn check_out(
-    stations: &Stations,
+    integrations: &Integrations,
     job: &BuildJob,
     token: InstallationToken,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<Worktree, End> {
     let place = directory.vacancy("tree", &job.build.repository.name)?;
-    let mut checkout = Checkout { stations, job, directory, attempt, spent: Spent::default() };
+    let mut checkout = Checkout { integrations, job, directory, attempt, spent: Spent::default() };
     let mut access = Access::Token(token);
     // A fork's commit is on none of this repository's branches, and is built as a stranger's.
-    let is_checked = stations.github.checks_refs() && job.build.trust != Trust::Fork;
+    let is_checked = integrations.github.checks_refs() && job.build.trust != Trust::Fork;
     let git_ref = job.branch_or_tag.as_ref().filter(|_| is_checked);
     let mut worktree = checkout.of_commit(&mut access, &job.sha, git_ref, &place).await?;
     if let Access::Token(token) = &mut access
-        && stations.source.takes_submodules_of(&job.build.repository)
+        && integrations.source.takes_submodules_of(&job.build.repository)
     {
         checkout.fill_submodules(&mut worktree, token).await?;
     } else {
@@ -66,7 +66,7 @@ pub fn tell_of_submodules(worktree: &Worktree, attempt: Attempt<'_>) {
 
 /// One job's way to its files.
 struct Checkout<'a> {
-    stations: &'a Stations,
+    integrations: &'a Integrations,
     job: &'a BuildJob,
     directory: &'a JobDirectory,
     attempt: Attempt<'a>,
@@ -83,7 +83,7 @@ impl Checkout<'_> {
         git_ref: Option<&GitRef>,
         place: &Destination,
     ) -> Result<Worktree, End> {
-        let (source, github, attempt) = (&self.stations.source, &self.stations.github, self.attempt);
+        let (source, github, attempt) = (&self.integrations.source, &self.integrations.github, self.attempt);
         let mut pauses = github::LAG.iter();
         loop {
             if let Access::Token(token) = access {
@@ -102,7 +102,7 @@ impl Checkout<'_> {
                 mtimes_key: source.mtimes_key(&self.job.build)?,
                 spent: self.spent,
             };
-            let fetched = source.check_out(&origin, &self.stations.state, attempt.journal, attempt.stop.token());
+            let fetched = source.check_out(&origin, &self.integrations.state, attempt.journal, attempt.stop.token());
             let belongs = attempt.unless_stopped(refuse_foreign(github, sha, git_ref, access.token()));
             let (fetched, belongs) = tokio::join!(fetched, belongs);
             match (fetched, pauses.next()) {
@@ -130,8 +130,8 @@ impl Checkout<'_> {
 
     /// Has a new token minted when this one is refused, or may end before the work does for which it is needed.
     async fn renew(&mut self, token: &mut InstallationToken, is_refused: bool) -> Result<(), End> {
-        if is_refused || !token.outlives(self.stations.source.timeout()) {
-            let minted = mint(self.stations, self.job, &token.repository, self.attempt);
+        if is_refused || !token.outlives(self.integrations.source.timeout()) {
+            let minted = mint(self.integrations, self.job, &token.repository, self.attempt);
             *token = self.attempt.unless_stopped(minted).await??;
         }
         Ok(())
@@ -172,7 +172,7 @@ impl Checkout<'_> {
         submodule: &Submodule,
         token: &mut InstallationToken,
     ) -> Result<(Repository, Worktree), End> {
-        let repository = self.stations.source.repository_of(submodule, parent)?;
+        let repository = self.integrations.source.repository_of(submodule, parent)?;
         let place = worktree.make_room(submodule)?;
         // What another owner's repository names is no wish of this one's, and a fork's author is a stranger.
         let is_theirs =
@@ -190,7 +190,7 @@ impl Checkout<'_> {
         token: &'t mut InstallationToken,
     ) -> Result<Access<'t>, End> {
         if may_mint {
-            let minted = mint(self.stations, self.job, &repository, self.attempt);
+            let minted = mint(self.integrations, self.job, &repository, self.attempt);
             match self.attempt.unless_stopped(minted).await? {
                 // The App may not be on a repository that everybody sees.
                 Err(GithubError::NotFound { .. }) => {}
@@ -199,7 +199,7 @@ impl Checkout<'_> {
         }
         // Some hundred of them may take longer than a token lasts.
         self.renew(token, false).await?;
-        let asked = self.stations.github.public_repository(&repository, token);
+        let asked = self.integrations.github.public_repository(&repository, token);
         let (repository, id) = self.attempt.unless_stopped(asked).await??;
         Ok(Access::Public { repository, id, token })
     }

@@ -58,7 +58,7 @@ impl Apart {
     pub(super) fn due(&mut self, n_running: usize) -> Due {
         let mut due = Due::default();
         for running in std::mem::take(&mut self.waiting) {
-            let place = if running.taken.is_cancelled() {
+            let place = if running.reclaimed.is_cancelled() {
                 &mut due.reclaimed
             } else if running.unit.is_poison() || running.iteration.cancelled.is_cancelled() {
                 &mut due.over
@@ -100,7 +100,7 @@ mod tests {
             is_idle: true,
         };
         let since = Epoch::from_secs_f64(0.0);
-        Running { unit, since, taken: CancellationToken::new(), iteration: Default::default() }
+        Running { unit, since, reclaimed: CancellationToken::new(), iteration: Default::default() }
     }
 
     fn recoveries(all: &[Running]) -> Vec<u32> {
@@ -127,7 +127,7 @@ mod tests {
         let mut apart = Apart::default();
         let (poison, cancelled, lost) = (running(5, 3), running(3, 0), running(2, 0));
         cancelled.iteration.cancelled.cancel();
-        lost.taken.cancel();
+        lost.reclaimed.cancel();
         [poison, cancelled, lost].into_iter().for_each(|one| apart.wait(one));
         let due = apart.due(9);
         assert_eq!((recoveries(&due.over), recoveries(&due.reclaimed)), (vec![5, 3], vec![2]));

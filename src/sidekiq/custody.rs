@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::fence::begin;
 use super::iteration::Iteration;
 use super::memory::Memory;
-use super::turn::{Demand, Fetched, Reply, Settlement, Token, Turn, UnitOfWork};
+use super::turn::{FetchRequest, Fetched, Reply, Settlement, Token, Turn, UnitOfWork};
 use super::{Identity, order};
 use crate::bounds;
 use crate::clock::Epoch;
@@ -46,7 +46,7 @@ pub struct Running {
     /// When it began, or began to wait until nothing else runs.
     pub since: Epoch,
     /// Cancelled when the job was reclaimed: whatever it does has no effect any more.
-    pub taken: CancellationToken,
+    pub reclaimed: CancellationToken,
     /// How far it is, and whether somebody has cancelled it.
     pub iteration: Arc<Iteration>,
 }
@@ -195,7 +195,7 @@ impl Custody {
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {
         memory.apart.end(&settlement.token);
         let running = self.running.with(|running| running.remove(&settlement.token));
-        if running.is_some_and(|running| running.taken.is_cancelled()) {
+        if running.is_some_and(|running| running.reclaimed.is_cancelled()) {
             return;
         }
         // Without a stop it is one that the fence has refused, and none will follow.
@@ -212,10 +212,10 @@ impl Custody {
         if memory.pending.is_empty() && memory.slots.is_empty() && memory.unheard.is_empty() {
             return false;
         }
-        // The newest first: what is put back last comes out next.
+        // The newest first: what is requeued last comes out next.
         memory
             .pending
-            .sort_by_cached_key(|settlement| settlement.is_put_back().then(|| Reverse(settlement.token.clone())));
+            .sort_by_cached_key(|settlement| settlement.is_requeue().then(|| Reverse(settlement.token.clone())));
         memory.n_turns += 1;
         let n_unsettled = &self.signals.n_unsettled;
         n_unsettled.store(memory.pending.len() + memory.refused.len(), Ordering::Relaxed);
@@ -255,16 +255,17 @@ impl Custody {
     }
 
     /// What is asked for the free slots, which are in the order of their capsules.
-    fn demands(&self, slots: &[Token]) -> Vec<Demand> {
+    fn fetch_requests(&self, slots: &[Token]) -> Vec<FetchRequest> {
         let capsules = self.capsules.iter().enumerate();
         let n_free = |place| slots.iter().filter(|token| token.capsule == place).count();
-        capsules.flat_map(|(place, capsule)| order::demands(capsule, n_free(place))).collect()
+        capsules.flat_map(|(place, capsule)| order::fetch_requests(capsule, n_free(place))).collect()
     }
 
     async fn send_until_answered(&self, memory: &Memory) -> Reply {
         let slots: Vec<Token> = memory.unheard.iter().chain(&memory.slots).cloned().collect();
-        let unheard = Demand { n_slots: memory.unheard.len(), queues: Vec::new() };
-        let demands: Vec<Demand> = [unheard].into_iter().chain(self.demands(&memory.slots)).collect();
+        let unheard = FetchRequest { n_slots: memory.unheard.len(), queues: Vec::new() };
+        let fetch_requests: Vec<FetchRequest> =
+            [unheard].into_iter().chain(self.fetch_requests(&memory.slots)).collect();
         let n_held_bytes = self.running.with(|running| running.values().map(|its| its.unit.text.len()).sum());
         let (started, mut complaint) = (Instant::now(), None);
         loop {
@@ -274,7 +275,7 @@ impl Custody {
                 number: memory.n_turns,
                 settlements: &memory.pending,
                 slots: &slots,
-                demands: &demands,
+                fetch_requests: &fetch_requests,
                 max_bytes: bounds::JOBS.saturating_sub(n_held_bytes),
             };
             match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
@@ -340,7 +341,8 @@ impl Custody {
             memory.pending.push(Settlement::requeue(&unit));
             return;
         }
-        let running = Running { unit, since: Epoch::now(), taken: CancellationToken::new(), iteration: Arc::default() };
+        let running =
+            Running { unit, since: Epoch::now(), reclaimed: CancellationToken::new(), iteration: Arc::default() };
         if !running.unit.is_idle && !running.unit.is_suspect() {
             return self.hand_over(memory, running, units);
         }

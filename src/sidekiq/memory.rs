@@ -84,7 +84,7 @@ impl Memory {
                 Settled::Fenced => {
                     tracing::debug!(token = %settlement.token, "the job was settled before, or is not owned any more");
                     // One that goes back unharmed has not begun.
-                    if !settlement.is_put_back() || settlement.is_interrupted() {
+                    if !settlement.is_requeue() || settlement.is_interrupted() {
                         self.lost.push((settlement.token.clone(), settlement.text.clone()));
                     }
                 }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_job_that_had_begun_and_that_the_fence_refuses_was_lost() {
-        let requeue = |is_interrupted| vec![Effect::PutBack { queue: "default".into(), is_interrupted }];
+        let requeue = |is_interrupted| vec![Effect::Requeue { queue: "default".into(), is_interrupted }];
         for (effects, is_lost) in [(Vec::new(), true), (requeue(true), true), (requeue(false), false)] {
             let mut memory = Memory::new();
             let unit = UnitOfWork {

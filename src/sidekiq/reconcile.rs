@@ -32,12 +32,12 @@ impl Custody {
         let running = self.running.snapshot();
         let is_lost = |running: &&Running| {
             let text = inflight.get(&running.unit.token);
-            !running.taken.is_cancelled() && text.is_none_or(|text| *text != &*running.unit.text)
+            !running.reclaimed.is_cancelled() && text.is_none_or(|text| *text != &*running.unit.text)
         };
         let lost: Vec<&Running> = running.iter().filter(is_lost).collect();
         for running in &lost {
             tracing::warn!(token = %running.unit.token, "job reclaimed by another worker: killing the local build");
-            running.taken.cancel();
+            running.reclaimed.cancel();
         }
         let begun = lost.iter().filter(|running| !running.iteration.is_waiting());
         memory.lost.extend(begun.map(|running| (running.unit.token.clone(), running.unit.text.clone())));

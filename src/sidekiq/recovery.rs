@@ -102,7 +102,7 @@ pub struct Released {
     pub n_jobs: Option<u64>,
 }
 
-/// Puts back what every dead owner has in flight. One that loses its lease only now is given `grace` to come back.
+/// Requeues what every dead owner has in flight. One that loses its lease only now is given `grace` to come back.
 pub async fn release(redis: &Redis, grace: Duration) -> Result<Vec<Released>, RedisError> {
     let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("sidebake:owners")).await?;
     // All are suspects from now on, and not each one after the other.

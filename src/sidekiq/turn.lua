@@ -18,8 +18,8 @@
 --           retry  ZADD the text with the score
 --           bury   ZADD the text to `dead` with the score, and trim
 --           unlink UNLINK the key that the text names
---         then the number of demands, then each: number of slots, and the places of the queues that are asked for them, in
---         order, with spaces between; then the tokens of the free slots, demand by demand
+--         then the number of fetch requests, then each: number of slots, and the places of the queues that are asked for them, in
+--         order, with spaces between; then the tokens of the free slots, fetch request by fetch request
 --
 -- Returns {settlements, slots, passed over, idlers, oversized}. A settlement is 1: done; 0: token and text are not owned any more, and
 -- nothing was done; or the key that was refused and what Redis said, and nothing was done. A slot is false, or {queue, text,
@@ -100,7 +100,7 @@ local function read_settlement()
   return settlement
 end
 
-local sorted_sets = { retry = KEYS[4], bury = KEYS[5] }
+local sorted_sets = { retry = KEYS[4], dead = KEYS[5] }
 local named = {}
 
 -- Pushes the text, and says what Redis says when it refuses. Only the name in `queues` may have been written then.
@@ -175,7 +175,7 @@ local function settle(settlement, field, entry)
   end
   redis.call('HDEL', inflight, field)
   for _, effect in ipairs(settlement.effects) do
-    if effect.kind == 'bury' then trim_dead() end
+    if effect.kind == 'dead' then trim_dead() end
     if effect.kind == 'interrupted' then count_interruption(settlement.text) end
     if effect.kind == 'unlink' then ended[#ended + 1] = effect.text end
   end
@@ -331,9 +331,9 @@ local function remove(list, text)
   return true
 end
 
--- Fills the slots that are free, each from the queues of its demand in order. When there is too little, reading the lengths of
+-- Fills the slots that are free, each from the queues of its fetch request in order. When there is too little, reading the lengths of
 -- the lists arms client-side tracking: the next push wakes us.
-local function fetch(tokens, demands)
+local function fetch(tokens, fetch_requests)
   has_past = redis.call('EXISTS', KEYS[6], KEYS[7]) > 0
   local slots, is_paused = filled(tokens), paused()
   local most, longest = tonumber(ARGV[7]), tonumber(ARGV[10])
@@ -342,13 +342,13 @@ local function fetch(tokens, demands)
   -- It asks for jobs, so it holds none.
   if has_past then redis.pcall('SREM', KEYS[10], identity) end
   for _, taken in ipairs(slots) do is_cut = is_cut or taken and taken[3] > most end
-  for _, demand in ipairs(demands) do
+  for _, fetch_request in ipairs(fetch_requests) do
     local free, n_filled = {}, 0
-    for _ = 1, demand.slots do
+    for _ = 1, fetch_request.slots do
       i = i + 1
       if not slots[i] then free[#free + 1] = i end
     end
-    for _, list in ipairs(demand.lists) do
+    for _, list in ipairs(fetch_request.lists) do
       if is_cut or n_filled == #free then break end
       local queue = queue_name(list)
       while not is_empty[list] and not is_paused[queue] and not is_cut and n_filled < #free do
@@ -424,15 +424,15 @@ local settled = settle_all(settlements)
 -- What was settled has made tokens free, so no turn before this one may be delivered any more.
 if is_full then note() end
 
-local demands, tokens = {}, {}
+local fetch_requests, tokens = {}, {}
 for i = 1, tonumber(argument()) do
-  demands[i] = { slots = tonumber(argument()), lists = {} }
+  fetch_requests[i] = { slots = tonumber(argument()), lists = {} }
   for place in string.gmatch(argument(), '%d+') do
-    table.insert(demands[i].lists, KEYS[tonumber(place)])
+    table.insert(fetch_requests[i].lists, KEYS[tonumber(place)])
   end
 end
 while next_argument <= #ARGV do tokens[#tokens + 1] = argument() end
 if #tokens == 0 then return { settled, {}, false, 0, oversized } end
 if not has_lease then return { settled, 'no lease', false, 0, oversized } end
 if is_full then return { settled, 'full', false, 0, oversized } end
-return { settled, fetch(tokens, demands), passed_over, idlers, oversized }
+return { settled, fetch(tokens, fetch_requests), passed_over, idlers, oversized }

@@ -111,7 +111,7 @@ impl Settlement {
 
     /// The same unit back at the head of its queue, whatever was to follow from its end.
     pub(super) fn requeued(self) -> Self {
-        let effects = vec![Effect::PutBack { queue: self.queue.clone(), is_interrupted: false }];
+        let effects = vec![Effect::Requeue { queue: self.queue.clone(), is_interrupted: false }];
         Self { is_processed: false, is_failed: false, effects, ..self }
     }
 
@@ -119,20 +119,20 @@ impl Settlement {
     pub fn size(&self) -> usize {
         let sizes = self.effects.iter().map(|effect| match effect {
             Effect::Push { text, .. } | Effect::Retry { text, .. } => text.len(),
-            Effect::Bury { text } => text.len(),
-            Effect::PutBack { .. } | Effect::Unlink { .. } => 0,
+            Effect::Dead { text } => text.len(),
+            Effect::Requeue { .. } | Effect::Unlink { .. } => 0,
         });
         self.text.len() + sizes.sum::<usize>()
     }
 
     /// Whether the unit goes back to the head of its queue.
-    pub fn is_put_back(&self) -> bool {
-        self.effects.iter().any(|effect| matches!(effect, Effect::PutBack { .. }))
+    pub fn is_requeue(&self) -> bool {
+        self.effects.iter().any(|effect| matches!(effect, Effect::Requeue { .. }))
     }
 
     /// Whether it does so because it was killed: by a stop, or since the fence refused it.
     pub fn is_interrupted(&self) -> bool {
-        self.effects.iter().any(|effect| matches!(effect, Effect::PutBack { is_interrupted: true, .. }))
+        self.effects.iter().any(|effect| matches!(effect, Effect::Requeue { is_interrupted: true, .. }))
     }
 }
 
@@ -147,7 +147,7 @@ pub enum Effect {
         text: String,
     },
     /// The unit's own text, back at the head of the queue it came from.
-    PutBack {
+    Requeue {
         /// That queue.
         queue: String,
         /// Whether it was killed on the way, which is counted.
@@ -161,7 +161,7 @@ pub enum Effect {
         text: String,
     },
     /// Into the dead set.
-    Bury {
+    Dead {
         /// The job's text, or the bytes that are no job.
         text: Vec<u8>,
     },
@@ -221,14 +221,14 @@ pub struct Turn<'a> {
     /// One token for each free slot.
     pub slots: &'a [Token],
     /// What is asked for them, in the order of `slots`.
-    pub demands: &'a [Demand],
+    pub fetch_requests: &'a [FetchRequest],
     /// Bytes of texts that may be fetched, up to [`bounds::JOBS`].
     pub max_bytes: usize,
 }
 
 /// Jobs for some of the free slots.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Demand {
+pub struct FetchRequest {
     /// How many.
     pub n_slots: usize,
     /// Queues to fetch from, the first one first. With none, the turn only says what the slots hold already.
@@ -243,7 +243,7 @@ impl Turn<'_> {
             Err(error) if is_forbidden(&error) => {}
             reply => return reply,
         }
-        let part = Turn { settlements: &[], slots: &[], demands: &[], ..*self };
+        let part = Turn { settlements: &[], slots: &[], fetch_requests: &[], ..*self };
         // Without the keys that every turn has, nothing can be done.
         send(part).await?;
         let mut settled = Vec::new();
@@ -255,19 +255,22 @@ impl Turn<'_> {
                 reply => settled.extend(reply?.settled),
             }
         }
-        let (mut demands, mut passed_over) = (self.demands.to_vec(), Vec::new());
-        let queues: BTreeSet<&String> = self.demands.iter().flat_map(|demand| &demand.queues).collect();
+        let (mut fetch_requests, mut passed_over) = (self.fetch_requests.to_vec(), Vec::new());
+        let queues: BTreeSet<&String> =
+            self.fetch_requests.iter().flat_map(|fetch_request| &fetch_request.queues).collect();
         for queue in queues {
-            let demand = Demand { n_slots: 0, queues: vec![queue.clone()] };
-            match send(Turn { demands: &[demand], ..part }).await {
+            let fetch_request = FetchRequest { n_slots: 0, queues: vec![queue.clone()] };
+            match send(Turn { fetch_requests: &[fetch_request], ..part }).await {
                 Err(error) if is_forbidden(&error) => {
-                    demands.iter_mut().for_each(|demand| demand.queues.retain(|other| other != queue));
+                    fetch_requests
+                        .iter_mut()
+                        .for_each(|fetch_request| fetch_request.queues.retain(|other| other != queue));
                     passed_over.push(format!("queue:{queue}: {error}"));
                 }
                 reply => drop(reply?),
             }
         }
-        let fetch = send(Turn { slots: self.slots, demands: &demands, ..part }).await?;
+        let fetch = send(Turn { slots: self.slots, fetch_requests: &fetch_requests, ..part }).await?;
         passed_over.extend(fetch.passed_over);
         Ok(Reply { settled, passed_over, ..fetch })
     }
@@ -295,10 +298,10 @@ impl Turn<'_> {
         for settlement in self.settlements {
             arguments.settlement(settlement, now);
         }
-        arguments.number(self.demands.len());
-        for demand in self.demands {
-            arguments.number(demand.n_slots);
-            let places: Vec<String> = demand.queues.iter().map(|queue| keys.queue(queue).to_string()).collect();
+        arguments.number(self.fetch_requests.len());
+        for fetch_request in self.fetch_requests {
+            arguments.number(fetch_request.n_slots);
+            let places: Vec<String> = fetch_request.queues.iter().map(|queue| keys.queue(queue).to_string()).collect();
             arguments.text(&places.join(" "));
         }
         self.slots.iter().for_each(|token| arguments.text(&token.text));
@@ -418,10 +421,10 @@ impl Arguments {
         for effect in &settlement.effects {
             match effect {
                 Effect::Push { queue, text } => self.effect("push", list(queue), text.as_bytes()),
-                Effect::PutBack { queue, is_interrupted: false } => self.effect("head", list(queue), b""),
-                Effect::PutBack { queue, is_interrupted: true } => self.effect("interrupted", list(queue), b""),
+                Effect::Requeue { queue, is_interrupted: false } => self.effect("head", list(queue), b""),
+                Effect::Requeue { queue, is_interrupted: true } => self.effect("interrupted", list(queue), b""),
                 Effect::Retry { at, text } => self.effect("retry", at.as_secs_f64(), text.as_bytes()),
-                Effect::Bury { text } => self.effect("bury", now.as_secs_f64(), text),
+                Effect::Dead { text } => self.effect("dead", now.as_secs_f64(), text),
                 Effect::Unlink { key } => self.effect("unlink", "", key.as_bytes()),
             }
         }

@@ -50,7 +50,7 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
     let mut index = Index::new()?;
     index.read_tree(&tree)?;
     repository.set_index(&mut index)?;
-    let site = Site { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
+    let site = Location { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
     let odb = repository.odb()?;
     let (mut files, mut rest, mut modules) = (Vec::new(), Vec::new(), Vec::new());
     for entry in index.iter().map(canonical) {
@@ -110,13 +110,13 @@ fn split(files: Vec<(IndexEntry, usize)>, max_threads: usize) -> Vec<Vec<IndexEn
 
 /// What all threads write from, and to.
 #[derive(Clone, Copy)]
-struct Site<'a> {
+struct Location<'a> {
     mirror: &'a Path,
     worktree: &'a Path,
     has_filters: bool,
 }
 
-impl Site<'_> {
+impl Location<'_> {
     /// Writes the parts and the rest, and `.gitmodules` after them: as long as it is not there, libgit2 makes a submodule's
     /// directory without reading it, which would be once for each of them, and with every file that it includes.
     fn write_all(

@@ -4,23 +4,23 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::house::{CALLBACKS, House, target};
+use crate::harness::{CALLBACKS, Harness, target};
 use crate::registry;
 use crate::ruby::{self, Sidekiq};
 
 const NAMES: [&str; 3] = ["vote", "result", "worker"];
 
 /// The voting app as a native object.
-fn voting_app(house: &House, sha: &str) -> Value {
-    house.native("voting-app", sha, &NAMES.map(|name| house.image(name, sha)))
+fn voting_app(harness: &Harness, sha: &str) -> Value {
+    harness.native("voting-app", sha, &NAMES.map(|name| harness.image(name, sha)))
 }
 
 /// The digest of each image, as the report and the registry agree on it.
-async fn digests(house: &House, report: &Value, sha: &str) -> Vec<String> {
-    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+async fn digests(harness: &Harness, report: &Value, sha: &str) -> Vec<String> {
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
     let mut digests = Vec::new();
     for name in NAMES {
-        let served = registry::digest(&house.reference(name, sha)).await;
+        let served = registry::digest(&harness.reference(name, sha)).await;
         assert_eq!(target(report, name)["digest"].as_str(), served.as_deref(), "{report:#}");
         digests.push(served.expect("the image is in the registry"));
     }
@@ -29,55 +29,55 @@ async fn digests(house: &House, report: &Value, sha: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_from_sidekiqs_client_becomes_three_images_and_a_callback_in_sidekiqs_worker() {
-    let house = House::open();
-    let sha = house.commit_voting_app();
-    let sidekiq = Sidekiq::start(&house);
-    let _worker = house.worker("");
+    let harness = Harness::open();
+    let sha = harness.commit_voting_app();
+    let sidekiq = Sidekiq::start(&harness);
+    let _worker = harness.worker("");
 
-    let jid = ruby::enqueue(&house, "BuildJob", json!([voting_app(&house, &sha)]));
+    let jid = ruby::enqueue(&harness, "BuildJob", json!([voting_app(&harness, &sha)]));
 
     let (class, report) = sidekiq.received(&jid).await;
     assert_eq!(class, "BuildFinishedJob");
-    assert_eq!(digests(&house, &report, &sha).await.iter().collect::<BTreeSet<_>>().len(), 3);
+    assert_eq!(digests(&harness, &report, &sha).await.iter().collect::<BTreeSet<_>>().len(), 3);
     assert_eq!((&report["build_id"], &report["sha"], &report["attempt"]), (&json!(42), &json!(sha), &json!(1)));
     for name in NAMES {
-        let reference = house.reference(name, &sha);
+        let reference = harness.reference(name, &sha);
         assert_eq!(registry::file(&reference, "srv/app.txt").await, Some(format!("{name}, first\n")));
         assert_eq!(target(&report, name)["tags"], json!([reference]));
         assert_eq!((&target(&report, name)["steps_total"], &target(&report, name)["error"]), (&json!(4), &Value::Null));
     }
     assert!(report["context_bytes"].as_u64().unwrap() > 0, "{report:#}");
-    house.nothing_is_left().await;
-    assert_eq!(house.redis.get("stat:failed").await.as_deref().unwrap_or("0"), "0");
+    harness.nothing_is_left().await;
+    assert_eq!(harness.redis.get("stat:failed").await.as_deref().unwrap_or("0"), "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_active_job_is_built_and_an_active_job_is_told() {
-    let house = House::open();
-    let sha = house.commit_voting_app();
-    let sidekiq = Sidekiq::start(&house);
-    let _worker = house.worker("jobs.classes.BuildApplicationJob.arguments = \"native\"");
-    let mut native = voting_app(&house, &sha);
+    let harness = Harness::open();
+    let sha = harness.commit_voting_app();
+    let sidekiq = Sidekiq::start(&harness);
+    let _worker = harness.worker("jobs.classes.BuildApplicationJob.arguments = \"native\"");
+    let mut native = voting_app(&harness, &sha);
     native["callback"] = json!({"class": "ApplicationBuiltJob", "queue": CALLBACKS, "active_job": true});
 
-    let jid = ruby::enqueue(&house, "BuildApplicationJob", json!([native]));
+    let jid = ruby::enqueue(&harness, "BuildApplicationJob", json!([native]));
 
     let (class, report) = sidekiq.received(&jid).await;
     assert_eq!(class, "ApplicationBuiltJob");
-    digests(&house, &report, &sha).await;
-    assert_eq!(target(&report, "vote")["tags"], json!([house.reference("vote", &sha)]));
-    house.nothing_is_left().await;
+    digests(&harness, &report, &sha).await;
+    assert_eq!(target(&report, "vote")["tags"], json!([harness.reference("vote", &sha)]));
+    harness.nothing_is_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_build_runs_only_what_a_changed_file_touches() {
-    let house = House::open();
-    let _worker = house.worker("");
-    let sha = house.commit_voting_app();
-    let report = house.build(voting_app(&house, &sha)).await;
-    let first = digests(&house, &report, &sha).await;
+    let harness = Harness::open();
+    let _worker = harness.worker("");
+    let sha = harness.commit_voting_app();
+    let report = harness.build(voting_app(&harness, &sha)).await;
+    let first = digests(&harness, &report, &sha).await;
 
-    let sha = house.commit(
+    let sha = harness.commit(
         "voting-app",
         &NAMES.map(|name| {
             (
@@ -86,63 +86,63 @@ async fn the_second_build_runs_only_what_a_changed_file_touches() {
             )
         }),
     );
-    let report = house.build(voting_app(&house, &sha)).await;
+    let report = harness.build(voting_app(&harness, &sha)).await;
 
-    let second = digests(&house, &report, &sha).await;
+    let second = digests(&harness, &report, &sha).await;
     for (i, name) in NAMES.into_iter().enumerate() {
         assert_ne!(first[i], second[i], "{name}");
         let target = target(&report, name);
         assert_eq!((&target["steps_total"], &target["steps_cached"]), (&json!(4), &json!(2)), "{report:#}");
-        let text = registry::file(&house.reference(name, &sha), "srv/app.txt").await;
+        let text = registry::file(&harness.reference(name, &sha), "srv/app.txt").await;
         assert_eq!(text.as_deref(), Some("tabs or spaces\n"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_times_that_come_from_content_a_builder_is_sent_only_what_changed() {
-    let house = House::open();
-    let _worker = house.worker(
+    let harness = Harness::open();
+    let _worker = harness.worker(
         "[source]\nmtimes_for = { \"acme/content\" = \"content\" }\nmtimes_key = \"a key that all workers of the fleet have\"",
     );
-    let (dockerfile, large) = (house.dockerfile("COPY . /srv"), house.nonce.repeat(100_000));
+    let (dockerfile, large) = (harness.dockerfile("COPY . /srv"), harness.nonce.repeat(100_000));
     let n_large = u64::try_from(large.len()).unwrap();
     for (repository, is_sent_again) in [("content", false), ("checkout", true)] {
         let files = [("app/Dockerfile", dockerfile.as_str()), ("app/large", &large), ("app/page.html", "cats\n")];
-        let sha = house.commit(repository, &files);
-        let first = house.build(house.native(repository, &sha, &[house.image("app", &sha)])).await;
+        let sha = harness.commit(repository, &files);
+        let first = harness.build(harness.native(repository, &sha, &[harness.image("app", &sha)])).await;
         // Of the same size, so that its time alone tells.
-        let sha = house.commit(repository, &[("app/page.html", "dogs\n")]);
-        let second = house.build(house.native(repository, &sha, &[house.image("app", &sha)])).await;
+        let sha = harness.commit(repository, &[("app/page.html", "dogs\n")]);
+        let second = harness.build(harness.native(repository, &sha, &[harness.image("app", &sha)])).await;
 
         let sent = [&first, &second].map(|report| report["context_bytes"].as_u64().unwrap() >= n_large);
         assert_eq!(sent, [true, is_sent_again], "{repository}: {first:#} {second:#}");
-        let page = registry::file(&house.reference("app", &sha), "srv/page.html").await;
+        let page = registry::file(&harness.reference("app", &sha), "srv/page.html").await;
         assert_eq!(page.as_deref(), Some("dogs\n"), "{repository}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_field_of_a_template_does_what_it_says() {
-    let house = House::open();
-    let dockerfile = house.dockerfile("RUN mkdir /srv && echo tool > /srv/which").replacen('\n', " AS tool\n", 1)
-        + &house.dockerfile("RUN mkdir /srv && echo last > /srv/which").replacen('\n', " AS last\n", 1);
-    let sha = house.commit("shop", &[("docker/Special", &dockerfile), ("web/page.html", "cats\n")]);
-    let _worker = house.worker("");
+    let harness = Harness::open();
+    let dockerfile = harness.dockerfile("RUN mkdir /srv && echo tool > /srv/which").replacen('\n', " AS tool\n", 1)
+        + &harness.dockerfile("RUN mkdir /srv && echo last > /srv/which").replacen('\n', " AS last\n", 1);
+    let sha = harness.commit("shop", &[("docker/Special", &dockerfile), ("web/page.html", "cats\n")]);
+    let _worker = harness.worker("");
     let (first, second, cache) =
-        (house.reference("web", "1"), house.reference("web", "2"), house.reference("cache", "1"));
+        (harness.reference("web", "1"), harness.reference("web", "2"), harness.reference("cache", "1"));
     let image = json!({
         "name": "web", "context": "web", "dockerfile": "../docker/Special", "target": "tool", "tags": [first, second],
         "labels": {"org.example.owner": "acme"}, "platforms": ["linux/amd64"],
         "cache_to": [format!("type=registry,ref={cache},mode=max")], "cache_from": [format!("type=registry,ref={cache}")],
     });
 
-    let mut fork = house.native("shop", &sha, std::slice::from_ref(&image));
+    let mut fork = harness.native("shop", &sha, std::slice::from_ref(&image));
     fork["trust"] = json!("fork");
-    let report = house.build(fork).await;
+    let report = harness.build(fork).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry::digest(&cache).await, None, "a fork wrote a cache that others read");
 
-    let report = house.build(house.native("shop", &sha, std::slice::from_ref(&image))).await;
+    let report = harness.build(harness.native("shop", &sha, std::slice::from_ref(&image))).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry::digest(&first).await, registry::digest(&second).await);
     assert_eq!(registry::file(&first, "srv/which").await.as_deref(), Some("tool\n"));
@@ -154,29 +154,29 @@ async fn every_field_of_a_template_does_what_it_says() {
     assert!(registry::digest(&cache).await.is_some());
     assert_eq!(target(&report, "web")["steps_cached"], target(&report, "web")["steps_total"], "{report:#}");
 
-    let unpushed = house.reference("web", "3");
-    let mut again = house.native("shop", &sha, &[image]);
+    let unpushed = harness.reference("web", "3");
+    let mut again = harness.native("shop", &sha, &[image]);
     again["application"]["images"][0]["tags"] = json!([unpushed]);
     (again["no_cache"], again["pull"], again["push"]) = (json!(true), json!(true), json!(false));
-    let report = house.build(again).await;
+    let report = harness.build(again).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(target(&report, "web")["steps_cached"], json!(0), "{report:#}");
     assert_eq!(registry::digest(&unpushed).await, None, "pushed, without having been asked to");
 }
 
 /// The job in each of the four shapes of a definition, of one image `app` with this reference.
-fn in_each_shape(house: &House, sha: &str, reference: &str) -> Vec<(&'static str, Value)> {
+fn in_each_shape(harness: &Harness, sha: &str, reference: &str) -> Vec<(&'static str, Value)> {
     let image = json!({"name": "app", "context": "./app", "tags": [reference]});
     let target = json!({"target": {"app": {"context": "./app", "tags": [reference]}}});
     let of_file = |field: &str, path: &str| {
-        let mut native = house.inline("shop", sha, json!({}), "app");
+        let mut native = harness.inline("shop", sha, json!({}), "app");
         native.as_object_mut().unwrap().remove("definition");
         (native[field], native["tags"]) = (json!(path), json!({"app": [reference]}));
         native
     };
     vec![
-        ("application", house.native("shop", sha, &[image])),
-        ("definition", house.inline("shop", sha, target, "app")),
+        ("application", harness.native("shop", sha, &[image])),
+        ("definition", harness.inline("shop", sha, target, "app")),
         ("compose", of_file("compose", "compose.yaml")),
         ("bake", of_file("bake", "docker-bake.hcl")),
     ]
@@ -184,18 +184,18 @@ fn in_each_shape(house: &House, sha: &str, reference: &str) -> Vec<(&'static str
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_attested() {
-    let house = House::open();
+    let harness = Harness::open();
     let compose = "services:\n  app:\n    build: {context: ./app, provenance: mode=max}\n";
     let bake = "target \"app\" {\n  context = \"./app\"\n  attest = [\"type=provenance,mode=max\"]\n}\n";
-    let dockerfile = house.dockerfile("RUN date > /when");
-    let sha =
-        house.commit("shop", &[("app/Dockerfile", &dockerfile), ("compose.yaml", compose), ("docker-bake.hcl", bake)]);
-    let _worker = house.worker("");
-    let reference = house.reference("app", &sha);
+    let dockerfile = harness.dockerfile("RUN date > /when");
+    let sha = harness
+        .commit("shop", &[("app/Dockerfile", &dockerfile), ("compose.yaml", compose), ("docker-bake.hcl", bake)]);
+    let _worker = harness.worker("");
+    let reference = harness.reference("app", &sha);
     let mut digests = BTreeSet::new();
-    for (shape, mut native) in in_each_shape(&house, &sha, &reference) {
+    for (shape, mut native) in in_each_shape(&harness, &sha, &reference) {
         for n in 0..3 {
-            let report = house.build(native.clone()).await;
+            let report = harness.build(native.clone()).await;
             assert_eq!(report["status"], "succeeded", "{shape} {n}: {report:#}");
             digests.insert(registry::digest(&reference).await.unwrap());
             let replaced = "target.app.attest: provenance is off in place of mode=max";
@@ -205,7 +205,7 @@ async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_atte
         assert_eq!(digests.len(), 1, "{shape}: the same commit, built again, has another digest: {digests:#?}");
         assert_eq!(registry::attestation(&reference).await, None, "{shape}");
         native["provenance"] = json!("mode=min");
-        let report = house.build(native).await;
+        let report = harness.build(native).await;
         let attested = registry::attestation(&reference).await.unwrap_or_else(|| panic!("{shape}: {report:#}"));
         assert!(
             attested["predicateType"].as_str().unwrap().starts_with("https://slsa.dev/provenance/"),
@@ -216,24 +216,24 @@ async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_atte
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_sbom_is_made_by_the_image_that_the_configuration_names() {
-    let house = House::open();
+    let harness = Harness::open();
     let sbom = r#"{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","subject":[],"predicate":{"name":"ours"}}"#;
-    let scanner = house.dockerfile(&format!(
+    let scanner = harness.dockerfile(&format!(
         "RUN printf '%s' '{sbom}' > /sbom\nCMD [\"/bin/sh\", \"-c\", \"cat /sbom > $BUILDKIT_SCAN_DESTINATION/app.spdx.json\"]"
     ));
-    let app = house.dockerfile("RUN echo app > /app");
-    let sha = house.commit("shop", &[("scanner/Dockerfile", &scanner), ("app/Dockerfile", &app)]);
-    let generator = house.reference("scanner", &sha);
-    let _worker = house.worker(&format!("bake.sbom = \"generator={generator},disabled=true\""));
-    let report = house.build(house.native("shop", &sha, &[house.image("scanner", &sha)])).await;
+    let app = harness.dockerfile("RUN echo app > /app");
+    let sha = harness.commit("shop", &[("scanner/Dockerfile", &scanner), ("app/Dockerfile", &app)]);
+    let generator = harness.reference("scanner", &sha);
+    let _worker = harness.worker(&format!("bake.sbom = \"generator={generator},disabled=true\""));
+    let report = harness.build(harness.native("shop", &sha, &[harness.image("scanner", &sha)])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry::attestation(&generator).await, None, "it was not asked for");
 
-    let mut native = house.native("shop", &sha, &[house.image("app", &sha)]);
+    let mut native = harness.native("shop", &sha, &[harness.image("app", &sha)]);
     native["sbom"] = json!(true);
-    let report = house.build(native).await;
+    let report = harness.build(native).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    let attested = registry::attestation(&house.reference("app", &sha)).await.expect("an SBOM");
+    let attested = registry::attestation(&harness.reference("app", &sha)).await.expect("an SBOM");
     assert_eq!(attested["predicate"]["name"], "ours", "{attested:#}");
 }

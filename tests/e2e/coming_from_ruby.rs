@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::house::{House, Worker};
+use crate::harness::{Harness, Worker};
 use crate::peer::made;
 use crate::registry;
 
@@ -58,9 +58,9 @@ fn every_piece_of_ruby_in_the_documents_is_run_here() {
     }
 }
 
-/// A Rails application of the documents' classes beside a house.
+/// A Rails application of the documents' classes beside a harness.
 struct Application {
-    house: House,
+    harness: Harness,
     /// The program: this machine's, or one with another Sidekiq.
     ruby: String,
     sha: String,
@@ -76,12 +76,12 @@ impl Application {
 
     /// The same in that Ruby.
     fn of(ruby: String) -> Self {
-        let house = House::open();
-        let sha =
-            house.commit("voting-app", &[("vote/Dockerfile", &house.dockerfile("COPY . /srv")), ("vote/a", "cats\n")]);
-        let home = house.home.path();
+        let harness = Harness::open();
+        let sha = harness
+            .commit("voting-app", &[("vote/Dockerfile", &harness.dockerfile("COPY . /srv")), ("vote/a", "cats\n")]);
+        let home = harness.home.path();
         std::fs::create_dir(home.join("application")).unwrap();
-        let application = Self { ruby, sha, processes: Vec::new(), n_files: Cell::new(0), house };
+        let application = Self { ruby, sha, processes: Vec::new(), n_files: Cell::new(0), harness };
         let tag = application.tag();
         let definition = json!({"target": {"default": {"context": "./vote", "tags": [tag]}}});
         let image = json!({"name": "vote", "context": "./vote", "args": {}, "tags": [tag], "position": 1});
@@ -96,11 +96,11 @@ impl Application {
     }
 
     fn tag(&self) -> String {
-        self.house.reference("vote", &self.sha)
+        self.harness.reference("vote", &self.sha)
     }
 
     fn rows(&self) -> PathBuf {
-        self.house.home.path().join("rows.json")
+        self.harness.home.path().join("rows.json")
     }
 
     fn keep(&self, rows: &Value) {
@@ -114,7 +114,7 @@ impl Application {
     /// Adds a file of the application.
     fn add(&self, text: &str) -> PathBuf {
         self.n_files.set(self.n_files.get() + 1);
-        let path = self.house.home.path().join(format!("application/{:02}.rb", self.n_files.get()));
+        let path = self.harness.home.path().join(format!("application/{:02}.rb", self.n_files.get()));
         std::fs::write(&path, text).unwrap();
         path
     }
@@ -122,8 +122,8 @@ impl Application {
     fn ruby(&self) -> Command {
         let mut ruby = Command::new(&self.ruby);
         ruby.current_dir(env!("CARGO_MANIFEST_DIR"));
-        ruby.env("REDIS_URL", self.house.redis.url()).env_remove("REDIS_PROVIDER").env("LANG", "C.UTF-8");
-        ruby.env("APPLICATION", self.house.home.path().join("application")).env("ROWS", self.rows());
+        ruby.env("REDIS_URL", self.harness.redis.url()).env_remove("REDIS_PROVIDER").env("LANG", "C.UTF-8");
+        ruby.env("APPLICATION", self.harness.home.path().join("application")).env("ROWS", self.rows());
         ruby.env("SIDEBAKE_SECRET", SECRET).env("BUILD", BUILD.to_string()).stdin(Stdio::null());
         ruby
     }
@@ -135,7 +135,7 @@ impl Application {
 
     /// The same where the call site has a `jid`.
     fn call_about(&self, site: &str, jid: &str) -> String {
-        let path = self.house.home.path().join("call-site");
+        let path = self.harness.home.path().join("call-site");
         std::fs::write(&path, site).unwrap();
         let output = self.ruby().arg(script()).arg("call").arg(&path).env("JID", jid).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
@@ -145,7 +145,7 @@ impl Application {
 
     /// Starts a Sidekiq worker, for the callbacks on `default`.
     fn work(&mut self) {
-        let log = std::fs::File::create(self.house.home.path().join("sidekiq.log")).unwrap();
+        let log = std::fs::File::create(self.harness.home.path().join("sidekiq.log")).unwrap();
         let mut ruby = self.ruby();
         ruby.args(["-S", "sidekiq", "-q", "default", "-c", "1", "-t", "1", "-r"]).arg(script());
         self.processes.push(ruby.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
@@ -153,11 +153,11 @@ impl Application {
 
     /// Serves the documents' endpoint and routes; returns the URL.
     fn serve(&mut self) -> String {
-        let endpoint = self.house.home.path().join("sidebake_builds_controller.rb");
+        let endpoint = self.harness.home.path().join("sidebake_builds_controller.rb");
         std::fs::write(&endpoint, snippet("class SidebakeBuildsController < ActionController::API")).unwrap();
-        let routes = self.house.home.path().join("routes.rb");
+        let routes = self.harness.home.path().join("routes.rb");
         std::fs::write(&routes, snippet("# config/routes.rb")).unwrap();
-        let log = std::fs::File::create(self.house.home.path().join("rails.log")).unwrap();
+        let log = std::fs::File::create(self.harness.home.path().join("rails.log")).unwrap();
         let mut ruby = self.ruby();
         let mut server = ruby
             .arg(script())
@@ -171,20 +171,20 @@ impl Application {
         let mut port = String::new();
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
         self.processes.push(server);
-        assert!(!port.is_empty(), "Rails serves nothing: {}", self.house.logs());
+        assert!(!port.is_empty(), "Rails serves nothing: {}", self.harness.logs());
         format!("http://127.0.0.1:{}", port.trim())
     }
 
     /// A worker that takes from these queues.
     fn worker(&self, queues: &str, more: &str) -> Worker {
-        self.house.worker_with(more, &[("SIDEBAKE__QUEUES", queues)])
+        self.harness.worker_with(more, &[("SIDEBAKE__QUEUES", queues)])
     }
 
     /// Waits until Ruby's callback has written the end into the row, and the image is in the registry.
     async fn is_built(&self, id: u64) {
-        self.house.until("the row has an end", async || self.row(id)["status"] != "queued").await;
+        self.harness.until("the row has an end", async || self.row(id)["status"] != "queued").await;
         let row = self.row(id);
-        assert_eq!(row["status"], "succeeded", "{row:#}\n{}", self.house.logs());
+        assert_eq!(row["status"], "succeeded", "{row:#}\n{}", self.harness.logs());
         let digest = registry::digest(&self.tag()).await.expect("the image is in the registry");
         assert!(row["digests"].as_object().unwrap().values().all(|it| *it == digest.as_str()), "{row:#}");
     }
@@ -254,7 +254,7 @@ async fn mapped_arguments_are_built_by_the_readmes_map() {
 
 /// The README's settings for a resolver, at this URL and with this secret.
 fn resolver(application: &Application, url: &str, secret: &str) -> String {
-    let file = application.house.home.path().join("resolver-secret");
+    let file = application.harness.home.path().join("resolver-secret");
     std::fs::write(&file, secret).unwrap();
     let settings = block("toml", "[jobs.classes.BuildByIdJob]");
     let here =
@@ -272,10 +272,10 @@ async fn an_id_is_resolved_by_the_endpoint_and_only_with_a_right_signature() {
     let call = snippet("BuildByIdJob.perform_async(build.id)");
     let jid = application.call(&call);
     let retry = async || {
-        let retries = application.house.redis.sorted_set("retry").await;
+        let retries = application.harness.redis.sorted_set("retry").await;
         retries.into_iter().map(|(job, _)| job).find(|job| job.contains(&jid))
     };
-    application.house.until("it is refused", async || retry().await.is_some()).await;
+    application.harness.until("it is refused", async || retry().await.is_some()).await;
     assert!(retry().await.unwrap().contains("Sidebake::ResolverRefused"), "{:?}", retry().await);
     drop(worker);
 
@@ -285,10 +285,10 @@ async fn an_id_is_resolved_by_the_endpoint_and_only_with_a_right_signature() {
 
     let nobody = application.call("BuildByIdJob.perform_async(4712)");
     let buried = async || {
-        let dead = application.house.redis.sorted_set("dead").await;
+        let dead = application.harness.redis.sorted_set("dead").await;
         dead.into_iter().any(|(job, _)| job.contains(&nobody) && job.contains("Sidebake::Gone"))
     };
-    application.house.until("a row that is not there is gone", buried).await;
+    application.harness.until("a row that is not there is gone", buried).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,12 +309,12 @@ async fn the_endpoint_refuses_what_is_not_signed_now() {
     let old = "Tue, 24 Nov 2020 12:00:00 GMT";
     let path = format!("/sidebake/builds/{BUILD}");
 
-    assert_eq!(ask(&now, &format!("GET\n{path}\n{now}")).await, 200, "{}", application.house.logs());
+    assert_eq!(ask(&now, &format!("GET\n{path}\n{now}")).await, 200, "{}", application.harness.logs());
     assert_eq!(ask(&now, &format!("GET\n{path}1\n{now}")).await, 401, "of another path");
     assert_eq!(ask(&now, &format!("GET\n{path}\n{old}")).await, 401, "of another time");
     assert_eq!(ask(old, &format!("GET\n{path}\n{old}")).await, 401, "of a time long ago");
     let bare = reqwest::get(format!("{url}{path}")).await.unwrap().status().as_u16();
-    assert_eq!(bare, 401, "not signed at all: {}", application.house.logs());
+    assert_eq!(bare, 401, "not signed at all: {}", application.harness.logs());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -343,7 +343,7 @@ async fn a_canary_account_goes_to_sidebake_and_another_stays_with_ruby() {
     application.is_built(BUILD).await;
 
     application.call("(1..100).each { |id| Build.find(id).enqueue }; nil");
-    let n_left = application.house.redis.queue("builds").await.len();
+    let n_left = application.harness.redis.queue("builds").await.len();
     assert_eq!(n_left, 95, "five percent of these accounts have such a hash");
 }
 
@@ -354,9 +354,9 @@ async fn an_older_sidekiq_cancels_by_two_lines() {
     let jid = application.call(&snippet("BuildJob.perform_async(build.to_sidebake)"));
     let cancel = snippet("Sidekiq.redis do |redis|");
     application.call_about(&cancel, &jid);
-    let mut connection = application.house.redis.connection().await;
+    let mut connection = application.harness.redis.connection().await;
     let ttl_s: i64 = redis::cmd("TTL").arg(format!("it-{jid}")).query_async(&mut connection).await.unwrap();
     assert!(ttl_s > 0, "a mark that comes too late does not stay");
     let _worker = application.worker("builds", "");
-    application.house.until("the row has an end", async || application.row(BUILD)["status"] == "cancelled").await;
+    application.harness.until("the row has an end", async || application.row(BUILD)["status"] == "cancelled").await;
 }

@@ -5,12 +5,12 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::house::{House, text};
+use crate::harness::{Harness, text};
 use crate::registry;
 
-/// Writes files into a new directory of the house.
-fn tree(house: &House, files: &[(&str, &str)]) -> String {
-    let root = house.home.path().join("tree");
+/// Writes files into a new directory of the harness.
+fn tree(harness: &Harness, files: &[(&str, &str)]) -> String {
+    let root = harness.home.path().join("tree");
     for (path, text) in files {
         let file = root.join(path);
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
@@ -20,9 +20,9 @@ fn tree(house: &House, files: &[(&str, &str)]) -> String {
 }
 
 /// What a container of an image in the engine's own store prints.
-fn run_image(house: &House, reference: &str, command: &[&str]) -> String {
+fn run_image(harness: &Harness, reference: &str, command: &[&str]) -> String {
     let mut docker = Command::new("docker");
-    docker.args(["-H", &house.engine.docker_host, "run", "--rm", "--network", "none", reference]).args(command);
+    docker.args(["-H", &harness.engine.docker_host, "run", "--rm", "--network", "none", reference]).args(command);
     let output = docker.output().unwrap();
     assert!(output.status.success(), "{reference}: {}", text(&output));
     String::from_utf8(output.stdout).unwrap()
@@ -30,20 +30,20 @@ fn run_image(house: &House, reference: &str, command: &[&str]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked() {
-    let house = House::open();
-    let (web, api) = (house.reference("web", "1"), house.reference("api", "1"));
+    let harness = Harness::open();
+    let (web, api) = (harness.reference("web", "1"), harness.reference("api", "1"));
     let compose = format!(
         "services:\n  web:\n    build: ./web\n    image: {web}\n  api:\n    image: {api}\n    profiles: [full]\n    \
          build:\n      context: ./api\n      dockerfile: ../docker/api.Dockerfile\n      args:\n        GREETING: \"good $$day\"\n  \
          redis:\n    image: redis:7\n"
     );
     let api_dockerfile =
-        house.dockerfile("ARG GREETING\nRUN mkdir /srv && echo \"$GREETING\" > /srv/greeting\nCOPY . /srv");
+        harness.dockerfile("ARG GREETING\nRUN mkdir /srv && echo \"$GREETING\" > /srv/greeting\nCOPY . /srv");
     let tree = tree(
-        &house,
+        &harness,
         &[
             ("docker-compose.yml", &compose),
-            ("web/Dockerfile", &house.dockerfile("COPY . /srv")),
+            ("web/Dockerfile", &harness.dockerfile("COPY . /srv")),
             ("web/page.html", "<h1>cats</h1>\n"),
             // Beside its context, as in many a repository.
             ("docker/api.Dockerfile", &api_dockerfile),
@@ -51,12 +51,12 @@ async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked()
         ],
     );
 
-    let output = house.run(&["build", &tree]);
+    let output = harness.run(&["build", &tree]);
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(registry::digest(&web).await, None, "pushed, without having been asked to");
-    assert_eq!(run_image(&house, &web, &["cat", "/srv/page.html"]), "<h1>cats</h1>\n");
+    assert_eq!(run_image(&harness, &web, &["cat", "/srv/page.html"]), "<h1>cats</h1>\n");
 
-    let output = house.run(&["build", &tree, "--push"]);
+    let output = harness.run(&["build", &tree, "--push"]);
     assert!(output.status.success(), "{}", text(&output));
     let (web_digest, api_digest) = (registry::digest(&web).await.unwrap(), registry::digest(&api).await.unwrap());
     for words in ["web", "api", "succeeded", &web_digest[..19], &api_digest[..19]] {
@@ -65,13 +65,13 @@ async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked()
     assert_eq!(registry::file(&web, "srv/page.html").await.as_deref(), Some("<h1>cats</h1>\n"));
     assert_eq!(registry::file(&api, "srv/api.txt").await.as_deref(), Some("api\n"));
     assert_eq!(registry::file(&api, "srv/greeting").await.as_deref(), Some("good $day\n"));
-    assert!(house.children().is_empty());
+    assert!(harness.children().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn build_takes_a_bake_file_with_all_that_hcl_can() {
-    let house = House::open();
-    let reference = |name: &str| house.reference(name, "1");
+    let harness = Harness::open();
+    let reference = |name: &str| harness.reference(name, "1");
     let bake = format!(
         r#"
 variable "PREFIX" {{ default = "{prefix}" }}
@@ -102,21 +102,21 @@ EOT
 }}
 "#,
         prefix = reference("x").rsplit_once("/x").unwrap().0,
-        base = house.engine.base_image,
+        base = harness.engine.base_image,
     );
     let app = "FROM common\nARG FLAVOUR\nARG WHOSE\nARG LITERAL\nRUN echo \"$FLAVOUR $WHOSE $LITERAL\" > /srv/args\nCOPY app.txt /srv/\n";
     let tree = tree(
-        &house,
+        &harness,
         &[
             ("docker-bake.hcl", &bake),
-            ("base/Dockerfile", &house.dockerfile("COPY base.txt /srv/")),
+            ("base/Dockerfile", &harness.dockerfile("COPY base.txt /srv/")),
             ("base/base.txt", "base\n"),
             ("app/Dockerfile", app),
             ("app/app.txt", "app\n"),
         ],
     );
 
-    let output = house.run(&["build", &tree, "--push"]);
+    let output = harness.run(&["build", &tree, "--push"]);
 
     assert!(output.status.success(), "{}", text(&output));
     for flavour in ["cats", "dogs"] {
@@ -136,23 +136,24 @@ EOT
 
 #[tokio::test(flavor = "multi_thread")]
 async fn build_takes_a_template_and_a_url_and_says_what_failed() {
-    let house = House::open();
+    let harness = Harness::open();
     let open = world::GitHost::open();
-    let dockerfile = house.dockerfile("COPY . /srv\nRUN exit 7");
+    let dockerfile = harness.dockerfile("COPY . /srv\nRUN exit 7");
     open.repository("acme/shop")
-        .commit(&[("fine/Dockerfile", &house.dockerfile("COPY . /srv")), ("broken/Dockerfile", &dockerfile)]);
-    let template = house.home.path().join("template.json");
-    let images = ["fine", "broken"].map(|name| house.image(name, "1"));
+        .commit(&[("fine/Dockerfile", &harness.dockerfile("COPY . /srv")), ("broken/Dockerfile", &dockerfile)]);
+    let template = harness.home.path().join("template.json");
+    let images = ["fine", "broken"].map(|name| harness.image(name, "1"));
     std::fs::write(&template, json!({"images": images}).to_string()).unwrap();
     let url = format!("{}/acme/shop.git", open.url());
 
-    let output = house.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "broken"]);
+    let output =
+        harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "broken"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     for words in ["step_failed", "broken", "RUN exit 7", "exit code: 7"] {
         assert!(text(&output).contains(words), "no {words} in {}", text(&output));
     }
-    let output = house.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "fine"]);
+    let output = harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "fine"]);
     assert!(output.status.success(), "{}", text(&output));
-    assert!(registry::digest(&house.reference("fine", "1")).await.is_some());
-    assert_eq!(registry::digest(&house.reference("broken", "1")).await, None);
+    assert!(registry::digest(&harness.reference("fine", "1")).await.is_some());
+    assert_eq!(registry::digest(&harness.reference("broken", "1")).await, None);
 }

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use reqwest::StatusCode;
 use serde_json::json;
 
-use crate::house::House;
+use crate::harness::Harness;
 
 const PASSWORD: &str = "pa55-of-robot";
 /// The line of `htpasswd -B` for it.
@@ -19,8 +19,8 @@ struct Registry {
 }
 
 impl Registry {
-    async fn start(house: &House) -> Self {
-        let home = house.home.path();
+    async fn start(harness: &Harness) -> Self {
+        let home = harness.home.path();
         std::fs::write(home.join("htpasswd"), ACCOUNT).unwrap();
         let settings = format!(
             "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: \"{0}/registry\"}}}}\n\
@@ -41,7 +41,7 @@ impl Registry {
             let address = text.split("listening on ").nth(1)?;
             Some(address.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect::<String>())
         };
-        house.until("the registry listens", async || find().is_some()).await;
+        harness.until("the registry listens", async || find().is_some()).await;
         Self { address: find().unwrap(), child }
     }
 
@@ -62,9 +62,9 @@ impl Drop for Registry {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_needs_the_credentials_that_a_helper_has() {
-    let house = House::open();
-    let registry = Registry::start(&house).await;
-    let home = house.home.path();
+    let harness = Harness::open();
+    let registry = Registry::start(&harness).await;
+    let home = harness.home.path();
     let helper = home.join("docker-credential-fake");
     let answer = json!({"ServerURL": registry.address, "Username": "robot", "Secret": PASSWORD});
     std::fs::write(&helper, format!("#!/bin/sh\ncat >/dev/null\necho '{answer}'\n")).unwrap();
@@ -72,25 +72,25 @@ async fn a_push_needs_the_credentials_that_a_helper_has() {
     let file = home.join("branch.json");
     let settings =
         format!("[accounts]\nregistries = \"{0}/{{trust}}.json\"\ncredential_helpers = \"{0}\"\n", home.display());
-    let _worker = house.worker(&settings);
-    let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("RUN true"))]);
-    let mut image = house.image("web", &sha);
+    let _worker = harness.worker(&settings);
+    let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN true"))]);
+    let mut image = harness.image("web", &sha);
     image["tags"] = json!([format!("{}/acme/web:1", registry.address)]);
-    let mut native = house.native("shop", &sha, &[image]);
+    let mut native = harness.native("shop", &sha, &[image]);
     native["callback"]["on"] = json!(["retrying", "finished"]);
 
-    house.redis.push("default", "BuildJob", json!([native])).await;
-    house.until("it is told that the registry refuses", async || !house.reports().await.is_empty()).await;
-    let report = house.reports().await.remove(0);
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    harness.until("it is told that the registry refuses", async || !harness.reports().await.is_empty()).await;
+    let report = harness.reports().await.remove(0);
     assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("registry_denied")), "{report:#}");
     assert_eq!(registry.has("acme/web").await, StatusCode::NOT_FOUND);
 
     std::fs::write(file, json!({"credHelpers": {&registry.address: "fake"}}).to_string()).unwrap();
-    house.redis.push("default", "BuildJob", json!([native])).await;
-    house.until("it is built", async || house.reports().await.len() > 1).await;
-    let report = house.reports().await.remove(1);
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    harness.until("it is built", async || harness.reports().await.len() > 1).await;
+    let report = harness.reports().await.remove(1);
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry.has("acme/web").await, StatusCode::OK);
-    house.nothing_is_left().await;
-    assert!(!house.logs().contains(PASSWORD));
+    harness.nothing_is_left().await;
+    assert!(!harness.logs().contains(PASSWORD));
 }

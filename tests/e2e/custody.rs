@@ -1,4 +1,4 @@
-//! A worker that dies, and a house full of jobs.
+//! A worker that dies, and a harness full of jobs.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use world::wait_for_within;
 
-use crate::house::{House, PATIENCE};
+use crate::harness::{Harness, PATIENCE};
 use crate::{processes, registry};
 
 /// How long a death may take to be felt.
@@ -20,21 +20,21 @@ struct Sleeper {
 }
 
 impl Sleeper {
-    fn new(house: &House, seconds: u32) -> Self {
-        let digits = house.nonce.bytes().fold(7, |number, byte| (number * 31 + u64::from(byte)) % 1_000_000_000);
+    fn new(harness: &Harness, seconds: u32) -> Self {
+        let digits = harness.nonce.bytes().fold(7, |number, byte| (number * 31 + u64::from(byte)) % 1_000_000_000);
         let step = format!("sleep {seconds}.{digits:09}");
-        let dockerfile = house.dockerfile(&format!("COPY . /srv\nRUN {step}"));
-        let sha = house.commit("shop", &[("web/Dockerfile", &dockerfile), ("web/app.txt", "survived\n")]);
-        let native = house.native("shop", &sha, &[house.image("web", &sha)]);
+        let dockerfile = harness.dockerfile(&format!("COPY . /srv\nRUN {step}"));
+        let sha = harness.commit("shop", &[("web/Dockerfile", &dockerfile), ("web/app.txt", "survived\n")]);
+        let native = harness.native("shop", &sha, &[harness.image("web", &sha)]);
         Self { step, sha, native }
     }
 
     /// Enqueues it and waits until BuildKit runs the step.
-    async fn running(&self, house: &House) -> String {
-        let jid = house.redis.push("default", "BuildJob", json!([self.native])).await;
+    async fn running(&self, harness: &Harness) -> String {
+        let jid = harness.redis.push("default", "BuildJob", json!([self.native])).await;
         wait_for_within(PATIENCE, "the step to run", || self.is_asleep()).await;
-        let buildx = format!("{} ", house.engine.buildx.display());
-        assert!(house.children().iter().any(|child| child.starts_with(&buildx)), "{:?}", house.children());
+        let buildx = format!("{} ", harness.engine.buildx.display());
+        assert!(harness.children().iter().any(|child| child.starts_with(&buildx)), "{:?}", harness.children());
         jid
     }
 
@@ -44,88 +44,88 @@ impl Sleeper {
     }
 
     /// Soon, and long before the step would have ended by itself.
-    async fn is_woken(&self, house: &House) {
-        wait_for_within(SOON, "every child to be gone", || house.children().is_empty()).await;
+    async fn is_woken(&self, harness: &Harness) {
+        wait_for_within(SOON, "every child to be gone", || harness.children().is_empty()).await;
         wait_for_within(SOON, "BuildKit to end the step", || !self.is_asleep()).await;
-        assert_eq!(registry::digest(&house.reference("web", &self.sha)).await, None);
+        assert_eq!(registry::digest(&harness.reference("web", &self.sha)).await, None);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_leaves_no_process_and_another_one_finishes_its_build() {
-    let house = House::open();
-    let sleeper = Sleeper::new(&house, 15);
-    let first = house.worker("lease.ttl = \"1s\"");
-    let jid = sleeper.running(&house).await;
+    let harness = Harness::open();
+    let sleeper = Sleeper::new(&harness, 15);
+    let first = harness.worker("lease.ttl = \"1s\"");
+    let jid = sleeper.running(&harness).await;
 
     first.kill();
 
-    sleeper.is_woken(&house).await;
-    let _second = house.worker("lease.ttl = \"1s\"");
-    let report = house.report(&jid).await;
+    sleeper.is_woken(&harness).await;
+    let _second = harness.worker("lease.ttl = \"1s\"");
+    let report = harness.report(&jid).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    let text = registry::file(&house.reference("web", &sleeper.sha), "srv/app.txt").await;
+    let text = registry::file(&harness.reference("web", &sleeper.sha), "srv/app.txt").await;
     assert_eq!(text.as_deref(), Some("survived\n"));
-    house.nothing_is_left().await;
-    assert_eq!(house.reports().await.len(), 1, "one job, one report");
-    assert_eq!(house.redis.get("stat:processed").await.as_deref(), Some("1"));
+    harness.nothing_is_left().await;
+    assert_eq!(harness.reports().await.len(), 1, "one job, one report");
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_told_to_stop_puts_its_build_back() {
-    let house = House::open();
-    let sleeper = Sleeper::new(&house, 30);
-    let mut worker = house.worker("shutdown.timeout = \"1s\"");
-    let jid = sleeper.running(&house).await;
+    let harness = Harness::open();
+    let sleeper = Sleeper::new(&harness, 30);
+    let mut worker = harness.worker("shutdown.timeout = \"1s\"");
+    let jid = sleeper.running(&harness).await;
 
     worker.terminate().await;
 
-    sleeper.is_woken(&house).await;
-    let queued = house.redis.queue("default").await;
+    sleeper.is_woken(&harness).await;
+    let queued = harness.redis.queue("default").await;
     assert!(queued.len() == 1 && queued[0].contains(&jid), "{queued:?}");
-    assert!(house.redis.keys("sidebake:inflight:*").await.is_empty() && house.reports().await.is_empty());
+    assert!(harness.redis.keys("sidebake:inflight:*").await.is_empty() && harness.reports().await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_is_stopped_at_its_time_limit() {
-    let house = House::open();
-    let mut sleeper = Sleeper::new(&house, 30);
+    let harness = Harness::open();
+    let mut sleeper = Sleeper::new(&harness, 30);
     sleeper.native["timeout_s"] = json!(4);
-    let _worker = house.worker("");
+    let _worker = harness.worker("");
 
-    let jid = sleeper.running(&house).await;
+    let jid = sleeper.running(&harness).await;
 
-    let report = house.report(&jid).await;
+    let report = harness.report(&jid).await;
     assert_eq!(report["reason"], "timed_out", "{report:#}");
-    sleeper.is_woken(&house).await;
-    house.nothing_is_left().await;
+    sleeper.is_woken(&harness).await;
+    harness.nothing_is_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn six_builds_at_once_of_two_repositories_get_each_its_own_files() {
-    let house = House::open();
-    let dockerfile = house.dockerfile("COPY . /srv\nRUN sleep 1 && cp /srv/app.txt /srv/built.txt");
+    let harness = Harness::open();
+    let dockerfile = harness.dockerfile("COPY . /srv\nRUN sleep 1 && cp /srv/app.txt /srv/built.txt");
     let mut jobs = Vec::new();
     // Equal names, equal sizes: BuildKit tells what was already sent by the name of the directory, sizes and times.
     for repository in ["cats", "dogs"] {
         for version in 1..=3 {
             let text = format!("{repository} {version}\n");
-            let sha = house.commit(repository, &[("app/Dockerfile", &dockerfile), ("app/app.txt", &text)]);
-            let reference = house.reference(repository, &sha);
+            let sha = harness.commit(repository, &[("app/Dockerfile", &dockerfile), ("app/app.txt", &text)]);
+            let reference = harness.reference(repository, &sha);
             let image = json!({"name": "app", "context": "./app", "tags": [reference]});
-            jobs.push((text, reference, house.native(repository, &sha, &[image])));
+            jobs.push((text, reference, harness.native(repository, &sha, &[image])));
         }
     }
     let mut jids = Vec::new();
     for (_, _, native) in &jobs {
-        jids.push(house.redis.push("default", "BuildJob", json!([native])).await);
+        jids.push(harness.redis.push("default", "BuildJob", json!([native])).await);
     }
 
-    let _worker = house.worker("");
+    let _worker = harness.worker("");
 
     let mut digests = BTreeSet::new();
     for ((text, reference, _), jid) in jobs.iter().zip(&jids) {
-        let report = house.report(jid).await;
+        let report = harness.report(jid).await;
         assert_eq!(report["status"], "succeeded", "{report:#}");
         for path in ["srv/app.txt", "srv/built.txt"] {
             assert_eq!(registry::file(reference, path).await.as_ref(), Some(text), "{path} of {reference}");
@@ -134,6 +134,6 @@ async fn six_builds_at_once_of_two_repositories_get_each_its_own_files() {
         assert_eq!(report["targets"][0]["digest"], json!(digest));
         digests.insert(digest);
     }
-    house.nothing_is_left().await;
+    harness.nothing_is_left().await;
     assert_eq!(digests.len(), 6, "{digests:?}");
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use world::File;
 
-use crate::house::House;
+use crate::harness::Harness;
 use crate::registry;
 
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
@@ -31,8 +31,8 @@ const TABLE: &[(&str, &str)] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pointer_stops_a_build_where_buildkit_would_have_put_it_into_the_image() {
-    let house = House::open();
-    let dockerfile = showing(&house);
+    let harness = Harness::open();
+    let dockerfile = showing(&harness);
     let (mut files, mut images) = (Vec::new(), Vec::new());
     for (n, (ignore, path)) in TABLE.iter().enumerate() {
         files.extend([
@@ -42,13 +42,13 @@ async fn a_pointer_stops_a_build_where_buildkit_would_have_put_it_into_the_image
         ]);
         images.push((format!("c{n}"), "Dockerfile"));
     }
-    is_judged_as_by_buildkit(&house, &files, &images).await;
+    is_judged_as_by_buildkit(&harness, &files, &images).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_file_beside_a_dockerfile_is_looked_for_where_buildx_looks_for_it() {
-    let house = House::open();
-    let dockerfile = showing(&house);
+    let harness = Harness::open();
+    let dockerfile = showing(&harness);
     let (mut files, mut images) = (Vec::new(), Vec::new());
     // Folded, the path is Dockerfile; followed, it is a/Dockerfile.
     for (n, (folded, followed)) in [("models", "#"), ("#", "models")].into_iter().enumerate() {
@@ -63,27 +63,27 @@ async fn the_file_beside_a_dockerfile_is_looked_for_where_buildx_looks_for_it() 
         ]);
         images.push((format!("c{n}"), "deep/../Dockerfile"));
     }
-    is_judged_as_by_buildkit(&house, &files, &images).await;
+    is_judged_as_by_buildkit(&harness, &files, &images).await;
 }
 
 /// A Dockerfile that shows what it is sent.
-fn showing(house: &House) -> String {
-    house.dockerfile("COPY . /context\nRUN cd /context && find * -name '*.bin' > /found")
+fn showing(harness: &Harness) -> String {
+    harness.dockerfile("COPY . /context\nRUN cd /context && find * -name '*.bin' > /found")
 }
 
 /// Builds images of contexts and their Dockerfiles twice: first pointers are just files, and BuildKit says which it is sent.
-async fn is_judged_as_by_buildkit(house: &House, files: &[File], images: &[(String, &str)]) {
-    let sha = house.commit_with("ignored", files);
-    let _worker = house.worker("");
-    let image = |(name, dockerfile): &(String, &str), sha: &str| json!({"name": name, "context": name, "dockerfile": dockerfile, "tags": [house.reference(name, sha)]});
+async fn is_judged_as_by_buildkit(harness: &Harness, files: &[File], images: &[(String, &str)]) {
+    let sha = harness.commit_with("ignored", files);
+    let _worker = harness.worker("");
+    let image = |(name, dockerfile): &(String, &str), sha: &str| json!({"name": name, "context": name, "dockerfile": dockerfile, "tags": [harness.reference(name, sha)]});
     let all: Vec<Value> = images.iter().map(|one| image(one, &sha)).collect();
-    let report = house.build(house.native("ignored", &sha, &all)).await;
+    let report = harness.build(harness.native("ignored", &sha, &all)).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
 
-    let lfs = house.commit("ignored", &[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
+    let lfs = harness.commit("ignored", &[(".gitattributes", "*.bin filter=lfs diff=lfs merge=lfs -text\n")]);
     for one in images {
-        let found = registry::file(&house.reference(&one.0, &sha), "found").await.unwrap();
-        let report = house.build(house.native("ignored", &lfs, &[image(one, &lfs)])).await;
+        let found = registry::file(&harness.reference(&one.0, &sha), "found").await.unwrap();
+        let report = harness.build(harness.native("ignored", &lfs, &[image(one, &lfs)])).await;
         let expected = if found.is_empty() { Value::Null } else { json!("source_refused") };
         assert_eq!(report["reason"], expected, "of {} BuildKit sends {found:?}: {report:#}", one.0);
     }

@@ -1,5 +1,5 @@
 //! What a definition says in text stays text, whatever bake would make of it: from the platform's template, or from a file of
-//! the tree, through the policed definition and the real `docker-buildx bake --print`.
+//! the tree, through the validated definition and the real `docker-buildx bake --print`.
 //!
 //! Each case is a definition of many targets with generated names and values. The truth is what was generated; ours is
 //! what buildx understands when it reads `sidebake build --print`. `PROPTEST_RNG_SEED` gives other ones.
@@ -15,7 +15,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use serde_json::{Map, Value, json};
 
-use crate::house::{House, text};
+use crate::harness::{Harness, text};
 
 /// Fields of a target by name, as `--print` has them when nothing in them is escaped.
 type Target = Map<String, Value>;
@@ -156,16 +156,17 @@ fn check(n_cases: u32, test: impl Fn(Vec<Target>) -> Result<(), String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_template_says_is_what_buildx_understands() {
-    let house = House::open();
-    let tree = house.home.path().join("tree");
+    let harness = Harness::open();
+    let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
-    let template = house.home.path().join("template.json");
+    let template = harness.home.path().join("template.json");
     let holds = |targets: Vec<Target>| {
         let targets = named(without_shared_caches(targets));
         let images: Vec<Value> = targets.iter().map(|(name, target)| image(name, target)).collect();
         std::fs::write(&template, json!({"images": images}).to_string()).unwrap();
-        let output = house.run(&["build", tree.to_str().unwrap(), "--print", "--template", template.to_str().unwrap()]);
-        is_understood(&house, &tree, &output, targets)
+        let output =
+            harness.run(&["build", tree.to_str().unwrap(), "--print", "--template", template.to_str().unwrap()]);
+        is_understood(&harness, &tree, &output, targets)
     };
     check(3, holds);
     // Without what buildx writes in another form, the template is not resolved by it first.
@@ -177,8 +178,8 @@ async fn what_a_template_says_is_what_buildx_understands() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_file_says_is_what_buildx_understands() {
-    let house = House::open();
-    let tree = house.home.path().join("tree");
+    let harness = Harness::open();
+    let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     check(3, |targets| {
         let mut targets = named(without_shared_caches(targets));
@@ -193,8 +194,8 @@ async fn what_a_file_says_is_what_buildx_understands() {
             "target": targets.iter().map(|(name, target)| (name.clone(), escaped(&json!(target)))).collect::<Value>(),
         });
         std::fs::write(tree.join("docker-bake.json"), definition.to_string()).unwrap();
-        let output = house.run(&["build", tree.to_str().unwrap(), "--print"]);
-        is_understood(&house, &tree, &output, targets)
+        let output = harness.run(&["build", tree.to_str().unwrap(), "--print"]);
+        is_understood(&harness, &tree, &output, targets)
     });
 }
 
@@ -231,7 +232,7 @@ fn image(name: &str, target: &Target) -> Value {
 
 /// Whether buildx, on its own, reads from the output of `sidebake build --print` what was generated.
 fn is_understood(
-    house: &House,
+    harness: &Harness,
     tree: &Path,
     output: &std::process::Output,
     targets: BTreeMap<String, Target>,
@@ -239,7 +240,7 @@ fn is_understood(
     if !output.status.success() {
         return Err(text(output));
     }
-    let mut buildx = house.bare_buildx(tree);
+    let mut buildx = harness.bare_buildx(tree);
     buildx.args(["bake", "--print", "--progress", "quiet", "--file", "-"]).args(targets.keys());
     let mut buildx = buildx.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     buildx.stdin.take().unwrap().write_all(&output.stdout).unwrap();

@@ -4,21 +4,21 @@ use std::net::TcpListener;
 
 use serde_json::json;
 
-use crate::house::{House, target};
+use crate::harness::{Harness, target};
 use crate::registry;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_step_is_named_and_its_siblings_are_reported() {
-    let house = House::open();
-    let fine = house.dockerfile("COPY . /srv");
+    let harness = Harness::open();
+    let fine = harness.dockerfile("COPY . /srv");
     // The siblings are pushed by the time it fails.
-    let broken = house.dockerfile("COPY . /srv\nRUN sleep 4 && echo no such flavour >&2 && exit 3");
+    let broken = harness.dockerfile("COPY . /srv\nRUN sleep 4 && echo no such flavour >&2 && exit 3");
     let sha =
-        house.commit("shop", &[("web/Dockerfile", &fine), ("api/Dockerfile", &fine), ("broken/Dockerfile", &broken)]);
-    let _worker = house.worker("");
+        harness.commit("shop", &[("web/Dockerfile", &fine), ("api/Dockerfile", &fine), ("broken/Dockerfile", &broken)]);
+    let _worker = harness.worker("");
 
-    let images = ["web", "api", "broken"].map(|name| house.image(name, &sha));
-    let report = house.build(house.native("shop", &sha, &images)).await;
+    let images = ["web", "api", "broken"].map(|name| harness.image(name, &sha));
+    let report = harness.build(harness.native("shop", &sha, &images)).await;
 
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("step_failed")), "{report:#}");
     let message = report["message"].as_str().unwrap();
@@ -29,102 +29,102 @@ async fn a_failing_step_is_named_and_its_siblings_are_reported() {
     let broken = target(&report, "broken");
     assert_eq!((&broken["status"], &broken["digest"]), (&json!("failed"), &json!(null)));
     assert!(broken["error"].as_str().unwrap().contains("exit code: 3"), "{broken:#}");
-    assert_eq!(registry::digest(&house.reference("broken", &sha)).await, None);
+    assert_eq!(registry::digest(&harness.reference("broken", &sha)).await, None);
     for name in ["web", "api"] {
-        let served = registry::digest(&house.reference(name, &sha)).await.expect("the sibling was pushed");
+        let served = registry::digest(&harness.reference(name, &sha)).await.expect("the sibling was pushed");
         assert_eq!(
             (&target(&report, name)["status"], &target(&report, name)["digest"]),
             (&json!("succeeded"), &json!(served)),
             "{report:#}"
         );
     }
-    house.nothing_is_left().await;
-    assert!(house.redis.sorted_set("retry").await.is_empty(), "a customer's mistake is not retried");
+    harness.nothing_is_left().await;
+    assert!(harness.redis.sorted_set("retry").await.is_empty(), "a customer's mistake is not retried");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_mistake_has_its_reason_and_is_not_retried() {
-    let house = House::open();
-    let (registry, nonce) = (&house.engine.registry, &house.nonce);
+    let harness = Harness::open();
+    let (registry, nonce) = (&harness.engine.registry, &harness.nonce);
     // The context, its Dockerfile, the reason, and what the message must name.
     let mistakes = [
-        ("syntax", house.dockerfile("RUNN echo hello"), "dockerfile_invalid", "RUNN"),
-        ("copy", house.dockerfile("COPY nowhere.txt /srv/"), "file_not_found", "nowhere.txt"),
+        ("syntax", harness.dockerfile("RUNN echo hello"), "dockerfile_invalid", "RUNN"),
+        ("copy", harness.dockerfile("COPY nowhere.txt /srv/"), "file_not_found", "nowhere.txt"),
         ("base", format!("FROM {registry}/{nonce}/nothing:1"), "base_image_not_found", "nothing:1"),
         // A reference that reads like a registry's complaint.
         ("limit", format!("FROM {registry}/{nonce}/toomanyrequests:1"), "base_image_not_found", "toomanyrequests:1"),
         ("empty", String::new(), "dockerfile_invalid", "empty"),
-        ("port", house.dockerfile("EXPOSE eighty"), "dockerfile_invalid", "eighty"),
-        ("signal", house.dockerfile("STOPSIGNAL louder"), "dockerfile_invalid", "louder"),
-        ("variable", house.dockerfile("ENV A=${B:?needed}"), "dockerfile_invalid", "needed"),
-        ("stage", house.dockerfile("COPY --from=UPPER /a /b"), "dockerfile_invalid", "UPPER"),
-        ("program", house.dockerfile("RUN [\"/no/such/program\"]"), "step_failed", "/no/such/program"),
-        ("user", house.dockerfile("USER nobody-knows\nRUN true"), "step_failed", "nobody-knows"),
-        ("secret", house.dockerfile("RUN --mount=type=secret,id=npm,required=true true"), "step_failed", "npm"),
-        ("download", house.dockerfile("ADD http://127.0.0.1:9/x /x"), "step_failed", "127.0.0.1:9"),
-        ("privilege", house.dockerfile("RUN --network=host true"), "policy_refused", "network.host"),
+        ("port", harness.dockerfile("EXPOSE eighty"), "dockerfile_invalid", "eighty"),
+        ("signal", harness.dockerfile("STOPSIGNAL louder"), "dockerfile_invalid", "louder"),
+        ("variable", harness.dockerfile("ENV A=${B:?needed}"), "dockerfile_invalid", "needed"),
+        ("stage", harness.dockerfile("COPY --from=UPPER /a /b"), "dockerfile_invalid", "UPPER"),
+        ("program", harness.dockerfile("RUN [\"/no/such/program\"]"), "step_failed", "/no/such/program"),
+        ("user", harness.dockerfile("USER nobody-knows\nRUN true"), "step_failed", "nobody-knows"),
+        ("secret", harness.dockerfile("RUN --mount=type=secret,id=npm,required=true true"), "step_failed", "npm"),
+        ("download", harness.dockerfile("ADD http://127.0.0.1:9/x /x"), "step_failed", "127.0.0.1:9"),
+        ("privilege", harness.dockerfile("RUN --network=host true"), "policy_refused", "network.host"),
     ];
     let paths = mistakes.iter().map(|(name, text, _, _)| (format!("{name}/Dockerfile"), text.as_str()));
     let paths: Vec<(String, &str)> = paths.chain([("missing/README".to_owned(), "no Dockerfile here")]).collect();
     let files: Vec<(&str, &str)> = paths.iter().map(|(path, text)| (path.as_str(), *text)).collect();
-    let sha = house.commit("shop", &files);
-    let _worker = house.worker("");
+    let sha = harness.commit("shop", &files);
+    let _worker = harness.worker("");
 
     let missing = ("missing", String::new(), "dockerfile_not_found", "Dockerfile");
     for (name, _, reason, words) in mistakes.iter().chain([&missing]) {
-        let report = house.build(house.native("shop", &sha, &[house.image(name, &sha)])).await;
+        let report = harness.build(harness.native("shop", &sha, &[harness.image(name, &sha)])).await;
         assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!(reason)), "{name}: {report:#}");
         assert!(report["message"].as_str().unwrap().contains(words), "{name}: {report:#}");
         assert_eq!(target(&report, name)["digest"], json!(null), "{name}: {report:#}");
-        assert_eq!(registry::digest(&house.reference(name, &sha)).await, None);
+        assert_eq!(registry::digest(&harness.reference(name, &sha)).await, None);
     }
-    house.nothing_is_left().await;
-    assert!(house.redis.sorted_set("retry").await.is_empty() && house.redis.sorted_set("dead").await.is_empty());
+    harness.nothing_is_left().await;
+    assert!(harness.redis.sorted_set("retry").await.is_empty() && harness.redis.sorted_set("dead").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_away_is_no_fault_of_the_customer() {
-    let house = House::open();
-    let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("COPY . /srv"))]);
+    let harness = Harness::open();
+    let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
     let closed_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let image = json!({"name": "web", "context": "./web", "tags": [format!("127.0.0.1:{closed_port}/shop/web:1")]});
-    let mut native = house.native("shop", &sha, &[image]);
+    let mut native = harness.native("shop", &sha, &[image]);
     native["callback"]["on"] = json!(["retrying"]);
-    let _worker = house.worker("");
+    let _worker = harness.worker("");
 
-    let jid = house.redis.push("default", "BuildJob", json!([native])).await;
+    let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
 
-    house.until("it is to be retried", async || house.redis.sorted_set("retry").await.len() == 1).await;
-    let (member, _) = house.redis.sorted_set("retry").await.remove(0);
+    harness.until("it is to be retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     let job: serde_json::Value = serde_json::from_str(&member).unwrap();
     assert_eq!((&job["jid"], &job["class"], &job["retry_count"]), (&json!(jid), &json!("BuildJob"), &json!(0)));
-    let told = house.redis.jobs_of_class("callbacks", "BuildFinishedJob").await.remove(0);
+    let told = harness.redis.jobs_of_class("callbacks", "BuildFinishedJob").await.remove(0);
     let report = &told["args"][0];
     assert_eq!(
         (&report["moment"], &report["reason"]),
         (&json!("retrying"), &json!("registry_unavailable")),
         "{report:#}"
     );
-    house.nothing_is_left().await;
+    harness.nothing_is_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_away_is_no_fault_of_the_customer() {
-    let house = House::open();
-    let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("COPY . /srv"))]);
-    let mut native = house.native("shop", &sha, &[house.image("web", &sha)]);
+    let harness = Harness::open();
+    let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
+    let mut native = harness.native("shop", &sha, &[harness.image("web", &sha)]);
     (native["builder"], native["callback"]["on"]) = (json!("gone"), json!(["retrying"]));
-    let _worker = house.worker("builders.gone = { driver = \"docker\", endpoint = \"unix:///nowhere/docker.sock\" }");
+    let _worker = harness.worker("builders.gone = { driver = \"docker\", endpoint = \"unix:///nowhere/docker.sock\" }");
 
-    house.redis.push("default", "BuildJob", json!([native])).await;
+    harness.redis.push("default", "BuildJob", json!([native])).await;
 
-    house.until("the attempt is over", async || !house.reports().await.is_empty()).await;
-    let report = house.reports().await.remove(0);
+    harness.until("the attempt is over", async || !harness.reports().await.is_empty()).await;
+    let report = harness.reports().await.remove(0);
     assert_eq!(
         (&report["moment"], &report["reason"]),
         (&json!("retrying"), &json!("builder_unavailable")),
         "{report:#}"
     );
-    assert_eq!(house.redis.sorted_set("retry").await.len(), 1);
-    house.nothing_is_left().await;
+    assert_eq!(harness.redis.sorted_set("retry").await.len(), 1);
+    harness.nothing_is_left().await;
 }

@@ -18,7 +18,7 @@ use sidebake::settings::Settings;
 use sidebake::state::StateDirectory;
 use tokio::sync::Semaphore;
 
-use crate::house::{CALLBACKS, House};
+use crate::harness::{CALLBACKS, Harness};
 use fixtures::Fixture;
 use runs::{Range, Wall};
 use trap::{Harm, Trap};
@@ -34,17 +34,17 @@ type Seen = BTreeMap<Wall, (BTreeSet<Harm>, String)>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
-    let house = Arc::new(House::open());
+    let harness = Arc::new(Harness::open());
     // A processor's second is enough for any other definition.
-    let config = house.config(&format!("bake.print_timeout = \"1s\"\n{}", accounts(&house)));
+    let config = harness.config(&format!("bake.print_timeout = \"1s\"\n{}", accounts(&harness)));
     let settings = Settings::load(&[config], None).unwrap();
-    let state = StateDirectory::open(&house.home.path().join("alone"), "alone").unwrap();
-    let range = Arc::new(Range::new(house.engine, &settings, state, home(&house)));
+    let state = StateDirectory::open(&harness.home.path().join("alone"), "alone").unwrap();
+    let range = Arc::new(Range::new(harness.engine, &settings, state, home(&harness)));
     let turns = Arc::new(Semaphore::new(N_AT_ONCE));
 
     let mut running = Vec::new();
     for fixture in fixtures::all() {
-        let (house, range, turns) = (house.clone(), range.clone(), turns.clone());
+        let (harness, range, turns) = (harness.clone(), range.clone(), turns.clone());
         running.push(tokio::spawn(async move {
             let mut seen = Seen::new();
             let walls: &[Wall] = match fixture.harm {
@@ -54,7 +54,7 @@ async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
             };
             for wall in walls {
                 let _turn = turns.acquire().await.unwrap();
-                let trap = set(&house, &fixture, &format!("{wall:?}"));
+                let trap = set(&harness, &fixture, &format!("{wall:?}"));
                 seen.insert(*wall, range.run(&fixture, &trap, *wall).await);
             }
             (fixture, seen)
@@ -109,19 +109,19 @@ fn row(fixture: &Fixture, seen: &Seen) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_attack_does_any_harm_to_a_worker() {
-    let house = House::open();
+    let harness = Harness::open();
     let fixtures = fixtures::all();
     let ordinary = fixtures::ordinary();
-    let accounts = accounts(&house);
+    let accounts = accounts(&harness);
     let mut jobs = Vec::new();
-    let mut variables = vec![("HOME".to_owned(), home(&house))];
+    let mut variables = vec![("HOME".to_owned(), home(&harness))];
     for fixture in fixtures.iter().chain([&ordinary]) {
-        let trap = set(&house, fixture, "product");
+        let trap = set(&harness, fixture, "product");
         if let Some(neighbour) = fixture.neighbour(&trap) {
-            let output = house.bare_bake(Path::new("/"), &neighbour);
+            let output = harness.bare_bake(Path::new("/"), &neighbour);
             assert!(output.status.success(), "{}: the neighbour: {output:?}", fixture.name);
         }
-        let sha = house.commit_with(&fixture.name.replace('_', "-"), &fixture.commit(&trap));
+        let sha = harness.commit_with(&fixture.name.replace('_', "-"), &fixture.commit(&trap));
         let mut native = fixture.native(&sha, &fixture.name.replace('_', "-"));
         native["callback"] = json!({"class": "BuildFinishedJob", "queue": CALLBACKS, "on": ["retrying", "finished"]});
         variables.extend(
@@ -130,25 +130,25 @@ async fn no_attack_does_any_harm_to_a_worker() {
         jobs.push((fixture, trap, native));
     }
     let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let _worker = house.worker_with(&format!("bake.print_timeout = \"5s\"\n{accounts}"), &variables);
+    let _worker = harness.worker_with(&format!("bake.print_timeout = \"5s\"\n{accounts}"), &variables);
     let mut pushed = Vec::new();
     for (fixture, trap, native) in jobs {
-        pushed.push((fixture, trap, house.redis.push("default", "BuildJob", json!([native])).await));
+        pushed.push((fixture, trap, harness.redis.push("default", "BuildJob", json!([native])).await));
     }
 
-    house
+    harness
         .until("every attempt is over", async || {
-            let reports = house.reports().await;
+            let reports = harness.reports().await;
             pushed.iter().all(|(_, _, jid)| reports.iter().any(|report| report["jid"] == *jid))
         })
         .await;
 
-    let (reports, logs) = (house.reports().await, house.logs());
+    let (reports, logs) = (harness.reports().await, harness.logs());
     let mut wrong = Vec::new();
     for (fixture, trap, jid) in &pushed {
         let report = reports.iter().find(|report| report["jid"] == *jid).unwrap();
         let said = format!("{report}\n{logs}");
-        let mut harms = trap.harms(said.as_bytes(), &[&home(&house)]).await;
+        let mut harms = trap.harms(said.as_bytes(), &[&home(&harness)]).await;
         if report["timings"]["print_ms"].as_u64().unwrap_or(0) > MAX_PRINT_MS {
             harms.insert(Harm::Exhausted);
         }
@@ -164,31 +164,31 @@ async fn no_attack_does_any_harm_to_a_worker() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn set(house: &House, fixture: &Fixture, run: &str) -> Trap {
-    let nonce = format!("{}-{}-{run}", house.nonce, fixture.name.replace('_', "-")).to_lowercase();
-    Trap::set(house.home.path().join("traps").join(&nonce), nonce, house.engine)
+fn set(harness: &Harness, fixture: &Fixture, run: &str) -> Trap {
+    let nonce = format!("{}-{}-{run}", harness.nonce, fixture.name.replace('_', "-")).to_lowercase();
+    Trap::set(harness.home.path().join("traps").join(&nonce), nonce, harness.engine)
 }
 
 /// HOME of whoever runs docker-buildx, and a secret of the account's: nobody should hear of either.
-fn home(house: &House) -> String {
-    format!("/home/HOME-{}", house.nonce)
+fn home(harness: &Harness) -> String {
+    format!("/home/HOME-{}", harness.nonce)
 }
 
 /// The operator's part of the configuration.
-fn accounts(house: &House) -> String {
-    let secrets = house.home.path().join("secrets/acme");
+fn accounts(harness: &Harness) -> String {
+    let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();
     // It is granted, and goes nowhere all the same.
-    std::fs::write(secrets.join("GIT_AUTH_TOKEN"), home(house)).unwrap();
-    std::fs::write(house.home.path().join("acme.json"), trap::credentials(&home(house))).unwrap();
+    std::fs::write(secrets.join("GIT_AUTH_TOKEN"), home(harness)).unwrap();
+    std::fs::write(harness.home.path().join("acme.json"), trap::credentials(&home(harness))).unwrap();
     format!(
         "[accounts]\ntags = [\"{0}\"]\nsecrets = \"{1}/secrets/{{account}}/{{name}}\"\n\
          registries = \"{1}/{{account}}.json\"\n\
          [accounts.policy_for.pinned]\nfrontend = \"{2}/frontend:1\"\n\
          [accounts.policy_for.entitled]\nremote_contexts = [\"http://*\"]\n\
          entitlements = [\"network.host\", \"security.insecure\"]\n",
-        house.reference("{repository}", "{target}"),
-        house.home.path().display(),
-        house.engine.registry,
+        harness.reference("{repository}", "{target}"),
+        harness.home.path().display(),
+        harness.engine.registry,
     )
 }

@@ -2,46 +2,46 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::bell::Bell;
-use crate::house::{House, text};
+use crate::canary_port::CanaryPort;
+use crate::harness::{Harness, text};
 use crate::registry;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_an_expression_is_a_name_and_loads_no_foreign_frontend() {
-    let house = House::open();
-    let bell = Bell::hanging_up();
-    let frontend = format!("127.0.0.1:{}/evil/frontend:1", bell.port);
-    let sha = house.commit("evil", &[("app/Dockerfile", &house.dockerfile("COPY . /srv"))]);
+    let harness = Harness::open();
+    let canary_port = CanaryPort::hanging_up();
+    let frontend = format!("127.0.0.1:{}/evil/frontend:1", canary_port.port);
+    let sha = harness.commit("evil", &[("app/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
 
     // The control: what `--print` makes of the name below, given to buildx once more.
-    let tree = house.check_out("evil");
+    let tree = harness.check_out("evil");
     let args = json!({"${upper(\"buildkit_syntax\")}": frontend});
-    house.bare_bake(
+    harness.bare_bake(
         &tree,
         &json!({"target": {"default": {"context": "./app", "args": args, "output": ["type=cacheonly"]}}}),
     );
-    assert!(bell.rung() > 0, "the trap does not work here: nobody asked for the frontend");
-    let rung_before = bell.rung();
+    assert!(canary_port.n_connections() > 0, "the trap does not work here: nobody asked for the frontend");
+    let rung_before = canary_port.n_connections();
 
-    let _worker = house.worker("");
+    let _worker = harness.worker("");
     let app = json!({
         "context": "./app",
-        "tags": [house.reference("app", &sha)],
+        "tags": [harness.reference("app", &sha)],
         "args": {"$${upper(\"buildkit_syntax\")}": frontend},
         "labels": {"$${upper(\"key\")}": "$${homedir()} %%{if}", "${upper(\"once\")}": "${upper(\"only\")}"},
     });
-    let report = house.build(house.inline("evil", &sha, json!({"target": {"app": app}}), "app")).await;
+    let report = harness.build(harness.inline("evil", &sha, json!({"target": {"app": app}}), "app")).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_eq!(bell.rung(), rung_before, "the name was evaluated after it had been policed");
-    let labels = registry::config(&house.reference("app", &sha)).await["config"]["Labels"].take();
+    assert_eq!(canary_port.n_connections(), rung_before, "the name was evaluated after it had been validated");
+    let labels = registry::config(&harness.reference("app", &sha)).await["config"]["Labels"].take();
     assert_eq!(labels["${upper(\"key\")}"], "${homedir()} %{if}", "{labels:#}");
     assert_eq!(labels["ONCE"], "ONLY", "a definition's own expressions are evaluated, once: {labels:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_templates_values_arrive_literally_in_the_image() {
-    let house = House::open();
+    let harness = Harness::open();
     let values = [
         ("DOLLAR", "${X} $${X} $$${X} $X $$"),
         ("PERCENT", "%{if true}x%{endif} %%{if} 100%"),
@@ -57,23 +57,23 @@ async fn a_templates_values_arrive_literally_in_the_image() {
         .collect();
     // Beside the directory of that name is the one that its evaluation would lead to.
     let (app, decoy) = ("a${upper(\"x\")}", "aX");
-    let sha = house.commit(
+    let sha = harness.commit(
         "shop",
         &[
-            (&format!("{app}/Dockerfile"), &house.dockerfile(&format!("{instructions}COPY whose /srv/whose"))),
+            (&format!("{app}/Dockerfile"), &harness.dockerfile(&format!("{instructions}COPY whose /srv/whose"))),
             (&format!("{app}/whose"), "ours\n"),
-            (&format!("{decoy}/Dockerfile"), &house.dockerfile("COPY whose /srv/whose")),
+            (&format!("{decoy}/Dockerfile"), &harness.dockerfile("COPY whose /srv/whose")),
             (&format!("{decoy}/whose"), "the decoy's\n"),
         ],
     );
     let args: Map<String, Value> = values.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
     let labels = json!({"${upper(\"key\")}": "${homedir()} %{if} \"x\"\n"});
-    let reference = house.reference("app", &sha);
+    let reference = harness.reference("app", &sha);
     let image =
         json!({"name": "app", "context": format!("./{app}"), "args": args, "labels": labels, "tags": [reference]});
-    let _worker = house.worker("");
+    let _worker = harness.worker("");
 
-    let report = house.build(house.native("shop", &sha, &[image])).await;
+    let report = harness.build(harness.native("shop", &sha, &[image])).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
     for (name, value) in values {
@@ -87,12 +87,12 @@ async fn a_templates_values_arrive_literally_in_the_image() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
-    let house = House::open();
-    let tree = house.home.path().join("tree");
+    let harness = Harness::open();
+    let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     std::fs::write(tree.join("Dockerfile"), "FROM scratch\n").unwrap();
     std::fs::write(tree.join("other.yaml"), "services: {}\n").unwrap();
-    let buildx = house.engine.buildx.to_str().unwrap();
+    let buildx = harness.engine.buildx.to_str().unwrap();
     let files = [
         "/usr/lib/os-release",
         "/etc/os-release",
@@ -131,9 +131,9 @@ async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
         for (definition, path) in definitions.iter().flat_map(|definition| [(definition, file), (definition, "./link")])
         {
             std::fs::write(tree.join("compose.yaml"), definition.replace("FILE", path)).unwrap();
-            let said = text(&house.run(&["build", "--print", tree.to_str().unwrap()]));
+            let said = text(&harness.run(&["build", "--print", tree.to_str().unwrap()]));
             // What the definition itself says does not count.
-            let heard = said.replace(file, "").replace(&*house.home.path().to_string_lossy(), "");
+            let heard = said.replace(file, "").replace(&*harness.home.path().to_string_lossy(), "");
             let is_told = [name, "ELF", "x7f", "glibc", "root:", "GOMAXPROCS", "Linux version"];
             assert!(is_told.iter().all(|byte| !heard.contains(byte)), "{definition} of {file} by {path}: {said}");
         }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use world::{Redis, wait_for_within};
 
-use crate::house::PATIENCE;
+use crate::harness::PATIENCE;
 use crate::peer::{self, Watched};
 
 /// A worker, and the Sidekiq that judges it.

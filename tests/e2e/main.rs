@@ -11,8 +11,8 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
-mod bell;
 mod build;
+mod canary_port;
 mod coming_from_ruby;
 mod commands;
 mod credentials;
@@ -21,10 +21,10 @@ mod dockerignore;
 mod engine;
 mod escaping;
 mod failures;
+mod harness;
 mod hostile;
 mod hostile_definition;
 mod hostile_repository;
-mod house;
 mod judged;
 mod make;
 mod ordinary;

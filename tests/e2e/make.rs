@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::json;
 use world::File;
 
-use crate::house::House;
+use crate::harness::Harness;
 use crate::registry;
 
 const MTIMES: &str = "[source]\nmtimes_for = { \"acme/content-*\" = \"content\" }\n\
@@ -48,14 +48,14 @@ enum Objects {
 
 /// Builds twice, with one of two files changed in between to something of the same size. Returns what the second image has
 /// made of both, and the names of the files that were compiled for it.
-async fn second_build(house: &House, repository: &str, objects: Objects) -> (String, String) {
-    let first_image = house.reference(repository, "first");
-    let id = format!("{}-{repository}", house.nonce);
+async fn second_build(harness: &Harness, repository: &str, objects: Objects) -> (String, String) {
+    let first_image = harness.reference(repository, "first");
+    let id = format!("{}-{repository}", harness.nonce);
     let make = |base: &str| match objects {
         Objects::Mounted => format!("{base}\nCOPY . /src\nRUN --mount=type=cache,id={id},target=/obj {MAKE}\n"),
         Objects::Nowhere | Objects::Below => format!("{base}\nCOPY . /src\nRUN {MAKE}\n"),
     };
-    let base = house.dockerfile("");
+    let base = harness.dockerfile("");
     let mut files = tools();
     let texts = [
         ("app/Dockerfile", make(&base)),
@@ -64,27 +64,27 @@ async fn second_build(house: &House, repository: &str, objects: Objects) -> (Str
         ("app/b.c", "same\n".into()),
     ];
     files.extend(texts.map(|(path, text)| File::new(path, text)));
-    let sha = house.commit_with(repository, &files);
+    let sha = harness.commit_with(repository, &files);
     let image = json!({"name": "app", "context": "./app", "tags": [first_image]});
-    let report = house.build(house.native(repository, &sha, &[image])).await;
+    let report = harness.build(harness.native(repository, &sha, &[image])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry::file(&first_image, "srv/app").await.as_deref(), Some("old\nsame\n"));
 
     let base = if matches!(objects, Objects::Below) { format!("FROM {first_image}") } else { base };
-    let sha = house.commit(repository, &[("app/a.c", "new\n"), ("app/Dockerfile", &make(&base))]);
-    let report = house.build(house.native(repository, &sha, &[house.image("app", &sha)])).await;
+    let sha = harness.commit(repository, &[("app/a.c", "new\n"), ("app/Dockerfile", &make(&base))]);
+    let report = harness.build(harness.native(repository, &sha, &[harness.image("app", &sha)])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    let made = registry::file(&house.reference("app", &sha), "srv/app").await.unwrap();
-    (made, registry::file(&house.reference("app", &sha), "srv/compiled").await.unwrap())
+    let made = registry::file(&harness.reference("app", &sha), "srv/app").await.unwrap();
+    (made, registry::file(&harness.reference("app", &sha), "srv/compiled").await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn make_compiles_what_has_changed_wherever_its_objects_are_when_times_are_those_of_the_checkout() {
-    let house = House::open();
-    let _worker = house.worker(MTIMES);
+    let harness = Harness::open();
+    let _worker = harness.worker(MTIMES);
     for objects in [Objects::Nowhere, Objects::Mounted, Objects::Below] {
         let repository = format!("checkout-{objects:?}").to_lowercase();
-        let (made, compiled) = second_build(&house, &repository, objects).await;
+        let (made, compiled) = second_build(&harness, &repository, objects).await;
         assert_eq!(made, "new\nsame\n", "{objects:?}");
         // Every file was written after whatever an earlier build has compiled.
         assert_eq!(compiled, "a.c\nb.c\n", "{objects:?}");
@@ -93,15 +93,15 @@ async fn make_compiles_what_has_changed_wherever_its_objects_are_when_times_are_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn times_of_content_are_for_builds_that_compile_everything() {
-    let house = House::open();
-    let _worker = house.worker(MTIMES);
-    let (made, compiled) = second_build(&house, "content-nowhere", Objects::Nowhere).await;
+    let harness = Harness::open();
+    let _worker = harness.worker(MTIMES);
+    let (made, compiled) = second_build(&harness, "content-nowhere", Objects::Nowhere).await;
     assert_eq!((made.as_str(), compiled.as_str()), ("new\nsame\n", "a.c\nb.c\n"));
     // The control, and the reason for which nobody gets them without having asked: what was compiled before looks newer than
     // any file. When this fails, the documentation may say something better of make.
     for objects in [Objects::Mounted, Objects::Below] {
         let repository = format!("content-{objects:?}").to_lowercase();
-        let (made, compiled) = second_build(&house, &repository, objects).await;
+        let (made, compiled) = second_build(&harness, &repository, objects).await;
         assert_eq!((made.as_str(), compiled.as_str()), ("old\nsame\n", ""), "{objects:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::house::{House, target, text};
+use crate::harness::{Harness, target, text};
 use crate::registry;
 
 /// What the fixtures stand on; the engine has its own.
@@ -98,25 +98,25 @@ const ALL: [Ordinary; 12] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ordinary_files_build_without_a_change_and_become_the_images_that_bare_buildx_makes() {
-    let house = House::open();
-    let _worker = house.worker(&format!("[accounts]\ntags = [\"{}\"]\n", house.reference("{target}", "{sha}")));
-    let (base, mut jobs) = (base_image(&house), Vec::new());
+    let harness = Harness::open();
+    let _worker = harness.worker(&format!("[accounts]\ntags = [\"{}\"]\n", harness.reference("{target}", "{sha}")));
+    let (base, mut jobs) = (base_image(&harness), Vec::new());
     for ordinary in &ALL {
-        let sha = commit(&house, ordinary, &base);
-        let jid = house.redis.push("default", "BuildJob", json!([ordinary.job(&house, &sha)])).await;
+        let sha = commit(&harness, ordinary, &base);
+        let jid = harness.redis.push("default", "BuildJob", json!([ordinary.job(&harness, &sha)])).await;
         jobs.push((ordinary, sha, jid));
     }
     let (mut n_same, n_images) = (0, ALL.iter().map(|ordinary| ordinary.images.len()).sum::<usize>());
     for (ordinary, sha, jid) in jobs {
-        let report = house.report(&jid).await;
+        let report = harness.report(&jid).await;
 
         let name = ordinary.directory;
-        assert_eq!(report["status"], "succeeded", "{name}: {report:#}\n{}", house.logs());
+        assert_eq!(report["status"], "succeeded", "{name}: {report:#}\n{}", harness.logs());
         assert_eq!(pushed(&report), ordinary.images, "{name}: {report:#}");
         only_references_were_replaced(&report);
-        ordinary.bake_bare(&house, &sha);
+        ordinary.bake_bare(&harness, &sha);
         for image in ordinary.images {
-            let (ours, bare) = (house.reference(image, &sha), house.reference(&format!("bare/{image}"), &sha));
+            let (ours, bare) = (harness.reference(image, &sha), harness.reference(&format!("bare/{image}"), &sha));
             assert_eq!(
                 target(&report, image)["digest"].as_str(),
                 registry::digest(&ours).await.as_deref(),
@@ -131,7 +131,7 @@ async fn ordinary_files_build_without_a_change_and_become_the_images_that_bare_b
         }
     }
     assert!(n_same > n_images / 2, "{n_same} of {n_images} images are the same to the last byte");
-    house.nothing_is_left().await;
+    harness.nothing_is_left().await;
 }
 
 /// The configuration of an image without its times, and without the digests of layers that have times in them.
@@ -146,8 +146,8 @@ async fn without_times(reference: &str) -> Value {
 }
 
 impl Ordinary {
-    fn job(&self, house: &House, sha: &str) -> Value {
-        let mut native = house.native(self.directory, sha, &[]);
+    fn job(&self, harness: &Harness, sha: &str) -> Value {
+        let mut native = harness.native(self.directory, sha, &[]);
         native.as_object_mut().unwrap().remove("application");
         let is_compose =
             Path::new(self.file).extension().is_some_and(|extension| extension == "yml" || extension == "yaml");
@@ -159,17 +159,17 @@ impl Ordinary {
 
     /// The same checkout under the real buildx with nothing around it. What a worker decides is said in its place: names,
     /// caches, that images are pushed, and that nothing is attested of them.
-    fn bake_bare(&self, house: &House, sha: &str) {
-        let tree = house.check_out(self.directory);
+    fn bake_bare(&self, harness: &Harness, sha: &str) {
+        let tree = harness.check_out(self.directory);
         let file = tree.join(self.file);
         // As `docker buildx bake` is called: a compose file in its directory, a bake file from the root.
         let directory = if self.file.ends_with("ml") { file.parent().unwrap() } else { &tree };
-        let mut buildx = house.bare_buildx(directory);
+        let mut buildx = harness.bare_buildx(directory);
         buildx.env("BUILDX_NO_DEFAULT_ATTESTATIONS", "1");
         buildx.args(["bake", "--progress", "plain", "--allow", "fs=*", "--file"]).arg(&file).args(self.targets);
         buildx.args(["--set", "*.cache-from=", "--set", "*.cache-to="]).envs(self.variables.iter().copied());
         for image in self.images {
-            let reference = house.reference(&format!("bare/{image}"), sha);
+            let reference = harness.reference(&format!("bare/{image}"), sha);
             buildx.args([
                 "--set",
                 &format!("{image}.tags={reference}"),
@@ -184,18 +184,18 @@ impl Ordinary {
 
 /// A base image of this test's own. On one that earlier runs had, BuildKit knows several results of a step, each with its
 /// times, and takes any of them.
-fn base_image(house: &House) -> String {
-    let reference = house.reference("base", "1");
-    let directory = house.home.path().join("base");
+fn base_image(harness: &Harness) -> String {
+    let reference = harness.reference("base", "1");
+    let directory = harness.home.path().join("base");
     std::fs::create_dir(&directory).unwrap();
-    let target = json!({"dockerfile-inline": house.dockerfile(""), "tags": [reference], "output": ["type=registry"]});
-    let output = house.bare_bake(&directory, &json!({"target": {"default": target}}));
+    let target = json!({"dockerfile-inline": harness.dockerfile(""), "tags": [reference], "output": ["type=registry"]});
+    let output = harness.bare_bake(&directory, &json!({"target": {"default": target}}));
     assert!(output.status.success(), "{}", text(&output));
     reference
 }
 
 /// Commits a fixture, with a base image in place of the fixtures' own.
-fn commit(house: &House, ordinary: &Ordinary, base: &str) -> String {
+fn commit(harness: &Harness, ordinary: &Ordinary, base: &str) -> String {
     let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/fixtures/ordinary", ordinary.directory].iter().collect();
     let files = files(&root).into_iter().map(|path| {
         let text = std::fs::read_to_string(root.join(&path)).unwrap();
@@ -203,7 +203,7 @@ fn commit(house: &House, ordinary: &Ordinary, base: &str) -> String {
     });
     let files: Vec<(String, String)> = files.collect();
     let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
-    house.commit(ordinary.directory, &files)
+    harness.commit(ordinary.directory, &files)
 }
 
 /// All files of a directory, by their paths in it.

@@ -4,43 +4,43 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use crate::house::{House, target};
+use crate::harness::{Harness, target};
 use crate::registry;
 
 /// A job that builds by a file of the repository.
-fn native(house: &House, repository: &str, sha: &str, field: &str, path: &str) -> Value {
-    let mut native = house.native(repository, sha, &[]);
+fn native(harness: &Harness, repository: &str, sha: &str, field: &str, path: &str) -> Value {
+    let mut native = harness.native(repository, sha, &[]);
     native.as_object_mut().unwrap().remove("application");
     native[field] = json!(path);
     native
 }
 
 /// Tags of `NONCE/TARGET:SHA` in the registry.
-fn tags(house: &House) -> String {
-    format!("[accounts]\ntags = [\"{}\"]\n", house.reference("{target}", "{sha}"))
+fn tags(harness: &Harness) -> String {
+    format!("[accounts]\ntags = [\"{}\"]\n", harness.reference("{target}", "{sha}"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compose_file_is_built_under_the_workers_names() {
-    let house = House::open();
+    let harness = Harness::open();
     let compose = "services:\n  \
         web:\n    build: {context: ./web, args: {VERSION: \"${VERSION:-none}\"}}\n    image: library/nginx:latest\n  \
         db:\n    image: postgres:16\n";
-    let sha = house.commit(
+    let sha = harness.commit(
         "shop",
         &[
             ("deploy/docker-compose.yml", compose),
-            ("deploy/web/Dockerfile", &house.dockerfile("ARG VERSION\nRUN printf '%s' \"$VERSION\" > /version")),
+            ("deploy/web/Dockerfile", &harness.dockerfile("ARG VERSION\nRUN printf '%s' \"$VERSION\" > /version")),
         ],
     );
-    let _worker = house.worker(&tags(&house));
-    let mut job = native(&house, "shop", &sha, "compose", "deploy/docker-compose.yml");
+    let _worker = harness.worker(&tags(&harness));
+    let mut job = native(&harness, "shop", &sha, "compose", "deploy/docker-compose.yml");
     job["variables"] = json!({"VERSION": "1.2"});
 
-    let report = house.build(job).await;
+    let report = harness.build(job).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    let ours = house.reference("web", &sha);
+    let ours = harness.reference("web", &sha);
     assert_eq!(target(&report, "web")["tags"], json!([ours]));
     assert_eq!(report["targets"].as_array().unwrap().len(), 1, "{report:#}");
     assert_eq!(report["notices"], json!([format!("target.web.tags: {ours} in place of library/nginx:latest")]));
@@ -49,7 +49,7 @@ async fn a_compose_file_is_built_under_the_workers_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_bake_file_the_job_chooses_targets_and_names() {
-    let house = House::open();
+    let harness = Harness::open();
     let bake = r#"
 variable "BASE" { default = "none" }
 group "default" { targets = ["app", "docs"] }
@@ -68,15 +68,15 @@ target "docs" {
   output            = ["type=local,dest=out"]
 }
 "#;
-    let app = format!("FROM base\nENV NONCE={}\nRUN cat /base > /app\n", house.nonce);
-    let sha = house.commit("shop", &[("docker-bake.hcl", bake), ("app.Dockerfile", &app)]);
-    let _worker = house.worker("");
-    let mut job = native(&house, "shop", &sha, "bake", "docker-bake.hcl");
-    let ours = house.reference("chosen", &sha);
-    job["variables"] = json!({"BASE": house.engine.base_image});
+    let app = format!("FROM base\nENV NONCE={}\nRUN cat /base > /app\n", harness.nonce);
+    let sha = harness.commit("shop", &[("docker-bake.hcl", bake), ("app.Dockerfile", &app)]);
+    let _worker = harness.worker("");
+    let mut job = native(&harness, "shop", &sha, "bake", "docker-bake.hcl");
+    let ours = harness.reference("chosen", &sha);
+    job["variables"] = json!({"BASE": harness.engine.base_image});
     job["tags"] = json!({"app": [ours]});
 
-    let report = house.build(job.clone()).await;
+    let report = harness.build(job.clone()).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(target(&report, "app")["digest"], json!(registry::digest(&ours).await), "{report:#}");
@@ -92,73 +92,75 @@ target "docs" {
     // A fork has no names but those of the job.
     job["tags"] = Value::Null;
     job["trust"] = json!("fork");
-    let report = house.build(job).await;
+    let report = harness.build(job).await;
     assert_eq!(report["reason"], "policy_refused", "{report:#}");
     assert!(report["message"].as_str().unwrap().contains("target.app.tags: a fork's build pushes only"), "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_of_any_bytes_reaches_its_step_as_it_is() {
-    let house = House::open();
-    let secrets = house.home.path().join("secrets/acme");
+    let harness = Harness::open();
+    let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();
     let keystore: Vec<u8> = (0..=255).cycle().take(2000).collect();
     std::fs::write(secrets.join("keystore"), &keystore).unwrap();
     let step = "RUN --mount=type=secret,id=keystore base64 /run/secrets/keystore | tr -d '\\n' > /seen";
-    let sha = house.commit("shop", &[("good/Dockerfile", &house.dockerfile(step))]);
-    let config = format!("[accounts]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n", house.home.path().display());
-    let _worker = house.worker(&config);
-    let mut image = house.image("good", &sha);
+    let sha = harness.commit("shop", &[("good/Dockerfile", &harness.dockerfile(step))]);
+    let config = format!("[accounts]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n", harness.home.path().display());
+    let _worker = harness.worker(&config);
+    let mut image = harness.image("good", &sha);
     image["secrets"] = json!([{"id": "keystore"}]);
 
-    let report = house.build(house.native("shop", &sha, &[image])).await;
+    let report = harness.build(harness.native("shop", &sha, &[image])).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    let seen = registry::file(&house.reference("good", &sha), "seen").await;
+    let seen = registry::file(&harness.reference("good", &sha), "seen").await;
     assert_eq!(seen, Some(BASE64_STANDARD.encode(keystore)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_granted_secret_reaches_its_step_and_nothing_else() {
-    let house = House::open();
-    let secrets = house.home.path().join("secrets/acme");
+    let harness = Harness::open();
+    let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();
     std::fs::write(secrets.join("npm-token"), "s3cret-of-acme\n").unwrap();
     // It prints what it was given, as somebody does once.
     let step = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size && cat /run/secrets/npm && false";
     let fine = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size";
-    let sha = house
-        .commit("shop", &[("bad/Dockerfile", &house.dockerfile(step)), ("good/Dockerfile", &house.dockerfile(fine))]);
-    let config = format!("[accounts]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n", house.home.path().display());
-    let _worker = house.worker(&config);
+    let sha = harness.commit(
+        "shop",
+        &[("bad/Dockerfile", &harness.dockerfile(step)), ("good/Dockerfile", &harness.dockerfile(fine))],
+    );
+    let config = format!("[accounts]\nsecrets = \"{}/secrets/{{account}}/{{name}}\"\n", harness.home.path().display());
+    let _worker = harness.worker(&config);
     let image = |name: &str| {
-        let mut image = house.image(name, &sha);
+        let mut image = harness.image(name, &sha);
         image["secrets"] = json!([{"id": "npm", "from": "npm-token"}]);
         image
     };
 
-    let report = house.build(house.native("shop", &sha, &[image("good")])).await;
+    let report = harness.build(harness.native("shop", &sha, &[image("good")])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_eq!(registry::file(&house.reference("good", &sha), "size").await.as_deref(), Some("15\n"));
+    assert_eq!(registry::file(&harness.reference("good", &sha), "size").await.as_deref(), Some("15\n"));
 
-    let report = house.build(house.native("shop", &sha, &[image("bad")])).await;
+    let report = harness.build(harness.native("shop", &sha, &[image("bad")])).await;
     assert_eq!(report["reason"], "step_failed", "{report:#}");
-    house.nothing_is_left().await;
-    for text in [report.to_string(), house.logs()] {
+    harness.nothing_is_left().await;
+    for text in [report.to_string(), harness.logs()] {
         assert!(!text.contains("s3cret-of-acme"), "{text}");
     }
 
-    let mut fork = house.native("shop", &sha, &[image("good")]);
+    let mut fork = harness.native("shop", &sha, &[image("good")]);
     fork["trust"] = json!("fork");
     // What a secret made is in the cache like anything else.
     fork["no_cache"] = json!(true);
-    let report = house.build(fork).await;
+    let report = harness.build(fork).await;
     assert_eq!(report["reason"], "step_failed", "without the secret there is no such file: {report:#}");
     assert_eq!(report["notices"], json!(["target.good.secret[0]: a fork's build gets no build secrets"]));
 
-    let mut other = house.native("shop", &sha, &[image("good")]);
+    let mut other = harness.native("shop", &sha, &[image("good")]);
     other["account"] = json!("umbrella");
-    let report = house.build(other).await;
+    let report = harness.build(other).await;
     assert_eq!(report["reason"], "policy_refused", "{report:#}");
     let message = report["message"].as_str().unwrap();
     assert!(message.contains("target.good.secret[0]: no secret \"npm\" is granted to umbrella"), "{message}");
@@ -166,21 +168,21 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
-    let house = House::open();
-    let secrets = house.home.path().join("secrets");
+    let harness = Harness::open();
+    let secrets = harness.home.path().join("secrets");
     std::fs::create_dir(&secrets).unwrap();
     std::fs::write(secrets.join("npm"), "12345").unwrap();
     std::fs::write(secrets.join("pip"), "123").unwrap();
     let bake = "target \"default\" { secret = [\"id=npm\", \"type=env,id=pip,env=PIP_TOKEN\"] }\n";
     let steps = "RUN --mount=type=secret,id=npm --mount=type=secret,id=pip cat /run/secrets/* | wc -c > /size";
-    let sha = house.commit("shop", &[("docker-bake.hcl", bake), ("Dockerfile", &house.dockerfile(steps))]);
+    let sha = harness.commit("shop", &[("docker-bake.hcl", bake), ("Dockerfile", &harness.dockerfile(steps))]);
     let config = format!("[accounts]\nsecrets = \"{}/{{name}}\"\n", secrets.display());
-    let _worker = house.worker(&config);
-    let mut job = native(&house, "shop", &sha, "bake", "docker-bake.hcl");
-    let ours = house.reference("app", &sha);
+    let _worker = harness.worker(&config);
+    let mut job = native(&harness, "shop", &sha, "bake", "docker-bake.hcl");
+    let ours = harness.reference("app", &sha);
     job["tags"] = json!({"default": [ours]});
 
-    let report = house.build(job).await;
+    let report = harness.build(job).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry::file(&ours, "size").await.as_deref(), Some("8\n"));
@@ -189,38 +191,38 @@ async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() {
-    let house = House::open();
-    let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("RUN echo slow > /slow"))]);
-    let place = house.reference("cache", "{target}.{branch}");
+    let harness = Harness::open();
+    let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN echo slow > /slow"))]);
+    let place = harness.reference("cache", "{target}.{branch}");
     let cache = format!(
         "[accounts.cache]\nfrom = [\"type=registry,ref={place}\"]\nto = [\"type=registry,ref={place},mode=max\"]\n"
     );
-    let _worker = house.worker(&cache);
-    let mut job = house.native("shop", &sha, &[house.image("web", &sha)]);
+    let _worker = harness.worker(&cache);
+    let mut job = harness.native("shop", &sha, &[harness.image("web", &sha)]);
     job["default_branch"] = json!("main");
-    let report = house.build(job.clone()).await;
+    let report = harness.build(job.clone()).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert!(registry::digest(&house.reference("cache", "web.main")).await.is_some());
+    assert!(registry::digest(&harness.reference("cache", "web.main")).await.is_some());
 
     job["ref"] = json!("refs/heads/feature");
     job["trust"] = json!("fork");
-    let report = house.build(job.clone()).await;
+    let report = harness.build(job.clone()).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert!(registry::digest(&house.reference("cache", "web.feature")).await.is_none(), "a fork writes no cache");
+    assert!(registry::digest(&harness.reference("cache", "web.feature")).await.is_none(), "a fork writes no cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_that_an_argument_asks_for_is_in_the_image_of_a_branch_and_not_of_a_fork() {
-    let house = House::open();
-    let sha = house.commit("shop", &[("web/Dockerfile", &house.dockerfile("RUN echo slow > /slow"))]);
-    let _worker = house.worker("");
+    let harness = Harness::open();
+    let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN echo slow > /slow"))]);
+    let _worker = harness.worker("");
     for (trust, tag, is_there) in [("branch", "1", true), ("fork", "2", false)] {
-        let reference = house.reference("web", tag);
+        let reference = harness.reference("web", tag);
         let mut image = json!({"name": "web", "context": "./web", "tags": [reference]});
         image["args"] = json!({"BUILDKIT_INLINE_CACHE": "1"});
-        let mut job = house.native("shop", &sha, &[image]);
+        let mut job = harness.native("shop", &sha, &[image]);
         job["trust"] = json!(trust);
-        let report = house.build(job).await;
+        let report = harness.build(job).await;
         assert_eq!(report["status"], "succeeded", "{report:#}");
         let config = registry::config(&reference).await;
         assert_eq!(config.get("moby.buildkit.cache.v0").is_some(), is_there, "{trust}: {config:#}");

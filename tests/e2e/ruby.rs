@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use world::wait_for_within;
 
-use crate::house::{CALLBACKS, House, PATIENCE};
+use crate::harness::{CALLBACKS, Harness, PATIENCE};
 
 /// A Sidekiq process; killed when it is dropped.
 pub struct Sidekiq {
@@ -16,8 +16,8 @@ pub struct Sidekiq {
 }
 
 /// Enqueues one job with Ruby's client and returns its jid.
-pub fn enqueue(house: &House, class: &str, arguments: Value) -> String {
-    let mut ruby = ruby(house);
+pub fn enqueue(harness: &Harness, class: &str, arguments: Value) -> String {
+    let mut ruby = ruby(harness);
     ruby.arg(script("enqueue.rb")).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut client = ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); get it: docker/install"));
     client.stdin.take().unwrap().write_all(json!([[class, arguments]]).to_string().as_bytes()).unwrap();
@@ -28,11 +28,11 @@ pub fn enqueue(house: &House, class: &str, arguments: Value) -> String {
 
 impl Sidekiq {
     /// Starts a worker for the callbacks.
-    pub fn start(house: &House) -> Self {
-        let reports = house.home.path().join("reports");
+    pub fn start(harness: &Harness) -> Self {
+        let reports = harness.home.path().join("reports");
         std::fs::create_dir(&reports).unwrap();
-        let log = std::fs::File::create(house.home.path().join("sidekiq.log")).unwrap();
-        let mut ruby = ruby(house);
+        let log = std::fs::File::create(harness.home.path().join("sidekiq.log")).unwrap();
+        let mut ruby = ruby(harness);
         ruby.args(["-S", "sidekiq", "-q", CALLBACKS, "-c", "2", "-t", "1", "-r"]).arg(script("jobs.rb"));
         ruby.env("REPORTS", &reports).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let child = ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); get it: docker/install"));
@@ -55,9 +55,9 @@ impl Drop for Sidekiq {
     }
 }
 
-fn ruby(house: &House) -> Command {
+fn ruby(harness: &Harness) -> Command {
     let mut ruby = Command::new("ruby");
-    ruby.env("REDIS_URL", house.redis.url()).env_remove("REDIS_PROVIDER");
+    ruby.env("REDIS_URL", harness.redis.url()).env_remove("REDIS_PROVIDER");
     ruby
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sidebake::json;
 use world::Redis;
 
-use crate::house::PATIENCE;
+use crate::harness::PATIENCE;
 use crate::peer::{self, Watched};
 
 /// Texts that are generated, always the same ones.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Map, Value, json};
-use sidebake::bake::{Bake, Order, define_application};
+use sidebake::bake::{Bake, BakeRequest, define_application};
 use sidebake::job::{BuildJob, Recipe};
 use sidebake::settings::Settings;
 use sidebake::state::StateDirectory;
@@ -16,14 +16,14 @@ use sidebake::state::StateDirectory;
 type Verdict = Option<Value>;
 
 /// A worktree, and the policy of the default settings.
-struct Harness {
+struct Checker {
     bake: Bake,
     state: StateDirectory,
     tree: PathBuf,
     _home: tempfile::TempDir,
 }
 
-impl Harness {
+impl Checker {
     fn open() -> Self {
         let home = tempfile::tempdir().unwrap();
         let tree = home.path().join("tree");
@@ -39,7 +39,7 @@ impl Harness {
         let mut native = json!({"repository": "acme/app", "sha": "0".repeat(40), "push": false});
         native.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let build = BuildJob::parse(&native).ok()?.build;
-        let order = Order { build: &build, worktree: &self.tree, sha: None };
+        let request = BakeRequest { build: &build, worktree: &self.tree, sha: None };
         let directory = self.state.job_directory().unwrap();
         let private = directory.subdirectory("print").unwrap();
         for name in ["buildx", "tmp"] {
@@ -59,11 +59,11 @@ impl Harness {
             Recipe::File(file) => self.tree.join(&file.path),
         };
         let mut buildx = Command::new(&Settings::default().buildx.binary);
-        buildx.env_clear().envs(&self.bake.print_child(&order, &private).environment).current_dir(&self.tree);
+        buildx.env_clear().envs(&self.bake.print_child(&request, &private).environment).current_dir(&self.tree);
         buildx.args(["bake", "--print", "--progress", "quiet", "--file"]).arg(file).args(&build.targets);
         let printed = buildx.output().unwrap();
         assert!(printed.status.success(), "{fields}: {}", String::from_utf8_lossy(&printed.stderr));
-        let judged = self.bake.police(&printed.stdout, &order, &directory).await;
+        let judged = self.bake.validate(&printed.stdout, &request, &directory).await;
         directory.remove().await;
         let targets = judged.ok()?.targets;
         Some(targets.into_iter().map(|(name, target)| (name, Value::Object(target))).collect::<Map<_, _>>().into())
@@ -112,70 +112,70 @@ fn agree(meaning: &str, is_allowed: bool, verdicts: &[Verdict]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_attestation_is_judged_the_same_in_every_shape_of_a_definition() {
-    let harness = Harness::open();
+    let checker = Checker::open();
     let foreign = "generator=evil/image";
     let verdicts = [
-        harness.of_json(json!({"attest": [format!("type=sbom,{foreign}")]})).await,
-        harness.of_json(json!({"attest": [{"type": "SBOM", "generator": "evil/image"}]})).await,
-        harness.of_json(json!({"attest": [format!("\"type=sbom\",\"{foreign}\"")]})).await,
-        harness.of_json(json!({"args": {"BUILDKIT_ATTEST_Sbom": foreign}})).await,
-        harness.of_json(json!({"args": {"${upper(\"buildkit_attest_sbom\")}": foreign}})).await,
-        harness.of_json(json!({"args": {"BUILDKIT_ATTEST_SBOM": "${format(\"generator=%s\", \"evil/image\")}"}})).await,
-        harness.of_template(json!({"args": {"BUILDKIT_ATTEST_SBOM": foreign}})).await,
-        harness.of_template(json!({"args": {"BUIL\u{0044}\u{212a}IT_ATTEST_SBOM": foreign}})).await,
-        harness.of_template(json!({"sbom": foreign})).await,
-        harness.of_hcl(&format!("  attest = [\"type=sbom,{foreign}\"]")).await,
-        harness.of_hcl("  attest = [{ type = \"sbom\", generator = \"evil/image\" }]").await,
-        harness.of_hcl(&format!("  args = {{ BUILDKIT_ATTEST_SBOM = \"{foreign}\" }}")).await,
-        harness.of_compose(&format!("      sbom: {foreign}")).await,
-        harness.of_compose(&format!("      args: {{BUILDKIT_ATTEST_SBOM: {foreign}}}")).await,
-        harness.of_compose(&format!("      args: [BUILDKIT_ATTEST_SBOM={foreign}]")).await,
+        checker.of_json(json!({"attest": [format!("type=sbom,{foreign}")]})).await,
+        checker.of_json(json!({"attest": [{"type": "SBOM", "generator": "evil/image"}]})).await,
+        checker.of_json(json!({"attest": [format!("\"type=sbom\",\"{foreign}\"")]})).await,
+        checker.of_json(json!({"args": {"BUILDKIT_ATTEST_Sbom": foreign}})).await,
+        checker.of_json(json!({"args": {"${upper(\"buildkit_attest_sbom\")}": foreign}})).await,
+        checker.of_json(json!({"args": {"BUILDKIT_ATTEST_SBOM": "${format(\"generator=%s\", \"evil/image\")}"}})).await,
+        checker.of_template(json!({"args": {"BUILDKIT_ATTEST_SBOM": foreign}})).await,
+        checker.of_template(json!({"args": {"BUIL\u{0044}\u{212a}IT_ATTEST_SBOM": foreign}})).await,
+        checker.of_template(json!({"sbom": foreign})).await,
+        checker.of_hcl(&format!("  attest = [\"type=sbom,{foreign}\"]")).await,
+        checker.of_hcl("  attest = [{ type = \"sbom\", generator = \"evil/image\" }]").await,
+        checker.of_hcl(&format!("  args = {{ BUILDKIT_ATTEST_SBOM = \"{foreign}\" }}")).await,
+        checker.of_compose(&format!("      sbom: {foreign}")).await,
+        checker.of_compose(&format!("      args: {{BUILDKIT_ATTEST_SBOM: {foreign}}}")).await,
+        checker.of_compose(&format!("      args: [BUILDKIT_ATTEST_SBOM={foreign}]")).await,
     ];
     agree("an SBOM by a foreign image", false, &verdicts);
 
     let verdicts = [
-        harness.of_json(json!({"attest": ["type=provenance,mode=max"]})).await,
-        harness.of_json(json!({"attest": [{"type": "provenance", "mode": "max"}]})).await,
-        harness.of_json(json!({"args": {"BUILDKIT_ATTEST_PROVENANCE": "mode=max"}})).await,
-        harness.of_template(json!({"provenance": "mode=max"})).await,
-        harness.of_template(json!({"args": {"BUILDKIT_ATTEST_Provenance": "\"mode=max\""}})).await,
-        harness
+        checker.of_json(json!({"attest": ["type=provenance,mode=max"]})).await,
+        checker.of_json(json!({"attest": [{"type": "provenance", "mode": "max"}]})).await,
+        checker.of_json(json!({"args": {"BUILDKIT_ATTEST_PROVENANCE": "mode=max"}})).await,
+        checker.of_template(json!({"provenance": "mode=max"})).await,
+        checker.of_template(json!({"args": {"BUILDKIT_ATTEST_Provenance": "\"mode=max\""}})).await,
+        checker
             .verdict(&json!({"provenance": "mode=max", "definition": {"target": {"default": {"context": "app"}}}}))
             .await,
     ];
     agree("all provenance", true, &verdicts);
 
-    let mut verdicts = vec![harness.of_hcl("").await];
+    let mut verdicts = vec![checker.of_hcl("").await];
     for value in ["false", "\"0\"", "true", "\"T\""] {
-        verdicts.push(harness.of_compose(&format!("      provenance: {value}\n      sbom: {value}")).await);
+        verdicts.push(checker.of_compose(&format!("      provenance: {value}\n      sbom: {value}")).await);
     }
     agree("what a repository's file says of attestations", true, &verdicts);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_is_judged_the_same_as_field_and_as_argument() {
-    let harness = Harness::open();
+    let checker = Checker::open();
     let inline = |value: Value| json!({"args": {"BUILDKIT_INLINE_CACHE": value}});
     let verdicts = [
-        harness.of_json(json!({"cache-to": ["type=inline"]})).await,
-        harness.of_json(json!({"cache-to": [{"type": "inline"}]})).await,
-        harness.of_json(inline(json!("1"))).await,
-        harness.of_json(inline(json!(1))).await,
-        harness.of_json(inline(json!(true))).await,
-        harness.of_json(inline(json!("T"))).await,
-        harness.of_template(json!({"cache_to": ["type=inline"]})).await,
-        harness.of_template(inline(json!("TRUE"))).await,
+        checker.of_json(json!({"cache-to": ["type=inline"]})).await,
+        checker.of_json(json!({"cache-to": [{"type": "inline"}]})).await,
+        checker.of_json(inline(json!("1"))).await,
+        checker.of_json(inline(json!(1))).await,
+        checker.of_json(inline(json!(true))).await,
+        checker.of_json(inline(json!("T"))).await,
+        checker.of_template(json!({"cache_to": ["type=inline"]})).await,
+        checker.of_template(inline(json!("TRUE"))).await,
     ];
     agree("a cache in the image", true, &verdicts);
     let verdicts = [
-        harness.of_json(json!({})).await,
-        harness.of_json(inline(json!("0"))).await,
-        harness.of_json(inline(json!(false))).await,
-        harness.of_json(inline(Value::Null)).await,
-        harness.of_json(inline(json!("tRUE"))).await,
-        harness.of_hcl("  args = { BUILDKIT_INLINE_CACHE = 1 }").await,
-        harness.of_compose("      args: {BUILDKIT_INLINE_CACHE: 1}").await,
-        harness.of_compose("      cache_to: [type=inline]").await,
+        checker.of_json(json!({})).await,
+        checker.of_json(inline(json!("0"))).await,
+        checker.of_json(inline(json!(false))).await,
+        checker.of_json(inline(Value::Null)).await,
+        checker.of_json(inline(json!("tRUE"))).await,
+        checker.of_hcl("  args = { BUILDKIT_INLINE_CACHE = 1 }").await,
+        checker.of_compose("      args: {BUILDKIT_INLINE_CACHE: 1}").await,
+        checker.of_compose("      cache_to: [type=inline]").await,
     ];
     agree("no cache in the image", true, &verdicts);
     let two = |one: &str, other: &str| {
@@ -189,7 +189,7 @@ async fn a_cache_is_judged_the_same_as_field_and_as_argument() {
         for other in
             ["type=registry,ref=index.docker.io/acme/cache", "\"type=registry\",\"ref=docker.io/acme/cache:latest\""]
         {
-            verdicts.push(harness.verdict(&two(one, other)).await);
+            verdicts.push(checker.verdict(&two(one, other)).await);
         }
     }
     agree("two caches in one place", false, &verdicts);
@@ -197,25 +197,25 @@ async fn a_cache_is_judged_the_same_as_field_and_as_argument() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_is_judged_by_where_it_leads() {
-    let harness = Harness::open();
+    let checker = Checker::open();
     let mut verdicts = Vec::new();
     for path in ["app", "./app", "app/", "app/.", ".//app", "app/../app", "cwd://app", "cwd://./app//"] {
-        verdicts.push(harness.of_json(json!({"context": path})).await);
-        verdicts.push(harness.of_template(json!({"context": path})).await);
+        verdicts.push(checker.of_json(json!({"context": path})).await);
+        verdicts.push(checker.of_template(json!({"context": path})).await);
     }
     agree("a context inside", true, &verdicts);
     let mut verdicts = Vec::new();
     for path in ["..", "./..", "app/../..", "cwd://..", "/etc", "//etc/", "cwd:///etc", "out", "out/.", "app/../out"] {
-        verdicts.push(harness.of_json(json!({"context": path})).await);
-        verdicts.push(harness.of_template(json!({"contexts": {"x": path}})).await);
-        verdicts.push(harness.of_hcl(&format!("  contexts = {{ x = \"{path}\" }}")).await);
-        verdicts.push(harness.of_compose(&format!("      additional_contexts: {{x: \"{path}\"}}")).await);
+        verdicts.push(checker.of_json(json!({"context": path})).await);
+        verdicts.push(checker.of_template(json!({"contexts": {"x": path}})).await);
+        verdicts.push(checker.of_hcl(&format!("  contexts = {{ x = \"{path}\" }}")).await);
+        verdicts.push(checker.of_compose(&format!("      additional_contexts: {{x: \"{path}\"}}")).await);
     }
     agree("a context outside", false, &verdicts);
     let verdicts = [
-        harness.of_json(json!({"dockerfile": "cwd://app/Dockerfile"})).await,
-        harness.of_json(json!({"dockerfile": "cwd://./app//Dockerfile"})).await,
-        harness.of_hcl("  dockerfile = \"cwd://app/../app/Dockerfile\"").await,
+        checker.of_json(json!({"dockerfile": "cwd://app/Dockerfile"})).await,
+        checker.of_json(json!({"dockerfile": "cwd://./app//Dockerfile"})).await,
+        checker.of_hcl("  dockerfile = \"cwd://app/../app/Dockerfile\"").await,
     ];
     agree("a Dockerfile from the working directory", true, &verdicts);
     assert!(is_there(&verdicts[0]), "{verdicts:#?}");
@@ -229,23 +229,23 @@ fn is_there(verdict: &Verdict) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_builders_network_is_refused_by_every_way_to_it() {
-    let harness = Harness::open();
+    let checker = Checker::open();
     let verdicts = [
-        harness.of_json(json!({"network": "host"})).await,
-        harness.of_json(json!({"network": "HOST"})).await,
-        harness.of_json(json!({"network": " host"})).await,
-        harness.of_json(json!({"network": "${lower(\"HOST\")}"})).await,
-        harness.of_json(json!({"entitlements": ["network.host"]})).await,
-        harness.of_template(json!({"network": "host"})).await,
-        harness.of_hcl("  network = \"host\"").await,
-        harness.of_compose("      network: host").await,
+        checker.of_json(json!({"network": "host"})).await,
+        checker.of_json(json!({"network": "HOST"})).await,
+        checker.of_json(json!({"network": " host"})).await,
+        checker.of_json(json!({"network": "${lower(\"HOST\")}"})).await,
+        checker.of_json(json!({"entitlements": ["network.host"]})).await,
+        checker.of_template(json!({"network": "host"})).await,
+        checker.of_hcl("  network = \"host\"").await,
+        checker.of_compose("      network: host").await,
     ];
     agree("the builder's network", false, &verdicts);
     let verdicts = [
-        harness.of_json(json!({})).await,
-        harness.of_json(json!({"network": null, "no-cache": null, "entitlements": []})).await,
-        harness.of_template(json!({"network": null})).await,
-        harness.of_hcl("").await,
+        checker.of_json(json!({})).await,
+        checker.of_json(json!({"network": null, "no-cache": null, "entitlements": []})).await,
+        checker.of_template(json!({"network": null})).await,
+        checker.of_hcl("").await,
     ];
     agree("the default network", true, &verdicts);
 }

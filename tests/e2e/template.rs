@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::house::{House, target, text};
+use crate::harness::{Harness, target, text};
 use crate::registry;
 
 /// Fields of an image, and what buildx gets for them.
@@ -51,18 +51,18 @@ fn table_in_other_forms() -> Vec<(Value, Value)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_field_is_in_the_definition_whether_buildx_resolves_it_or_only_agrees() {
-    let house = House::open();
-    let tree = house.home.path().join("tree");
+    let harness = Harness::open();
+    let tree = harness.home.path().join("tree");
     std::fs::create_dir_all(tree.join("app")).unwrap();
-    let secrets = house.home.path().join("secrets");
+    let secrets = harness.home.path().join("secrets");
     std::fs::create_dir(&secrets).unwrap();
     std::fs::write(secrets.join("npm-token"), "x").unwrap();
     let pattern = format!("{}/{{name}}", secrets.display());
-    let template = house.home.path().join("template.json");
+    let template = harness.home.path().join("template.json");
     let (tree, template) = (tree.to_str().unwrap(), template.to_str().unwrap());
     let print = |more: &[&str]| {
         let arguments = [&["build", tree, "--print", "--template", template], more].concat();
-        let output = house.run_with(&arguments, &[("SIDEBAKE__ACCOUNTS__SECRETS", &pattern)]);
+        let output = harness.run_with(&arguments, &[("SIDEBAKE__ACCOUNTS__SECRETS", &pattern)]);
         assert!(output.status.success(), "{}", text(&output));
         let mut definition: Value = serde_json::from_slice(&output.stdout).unwrap();
         // It is in the directory of this one build.
@@ -113,9 +113,9 @@ fn without_escapes(target: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_steps_see_is_what_the_fields_say() {
-    let house = House::open();
-    let sha = house.commit("shop", &[("tools/tool.txt", "hammer\n"), ("web/page.html", "cats\n")]);
-    let _worker = house.worker("");
+    let harness = Harness::open();
+    let sha = harness.commit("shop", &[("tools/tool.txt", "hammer\n"), ("web/page.html", "cats\n")]);
+    let _worker = harness.worker("");
     let dockerfile = format!(
         "FROM base AS stamp\nENV NONCE={}\nRUN cat /proc/uptime > /stamp\n\
          FROM base\nENV NONCE={}\nCOPY --from=tools tool.txt /srv/\nCOPY page.html /srv/\n\
@@ -124,16 +124,16 @@ async fn what_steps_see_is_what_the_fields_say() {
          RUN df -k /dev/shm | tail -n 1 | awk '{{print $2}}' > /srv/shm\n\
          RUN grep -c : /proc/net/dev > /srv/interfaces\n\
          COPY --from=stamp /stamp /srv/stamp\n",
-        house.nonce, house.nonce
+        harness.nonce, harness.nonce
     );
-    let reference = house.reference("web", "1");
+    let reference = harness.reference("web", "1");
     let mut image = json!({
         "name": "web", "context": "web", "dockerfile_inline": dockerfile, "tags": [reference],
-        "contexts": {"tools": "./tools", "base": format!("docker-image://{}", house.engine.base_image)},
+        "contexts": {"tools": "./tools", "base": format!("docker-image://{}", harness.engine.base_image)},
         "network": "none", "shm_size": "96m", "ulimits": ["nofile=777:1234"],
         "extra_hosts": {"files.internal": "10.9.8.7"}, "no_cache_filter": ["stamp"], "provenance": "mode=max", "sbom": false,
     });
-    let report = house.build(house.native("shop", &sha, std::slice::from_ref(&image))).await;
+    let report = harness.build(harness.native("shop", &sha, std::slice::from_ref(&image))).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     let file = async |name: &str| registry::file(&reference, &format!("srv/{name}")).await.unwrap_or_default();
     assert_eq!((&*file("tool.txt").await, &*file("page.html").await), ("hammer\n", "cats\n"));
@@ -145,7 +145,7 @@ async fn what_steps_see_is_what_the_fields_say() {
 
     let first = file("stamp").await;
     image["provenance"] = json!(false);
-    let report = house.build(house.native("shop", &sha, &[image])).await;
+    let report = harness.build(harness.native("shop", &sha, &[image])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_ne!(file("stamp").await, first, "its stage was cached");
     let target = target(&report, "web");

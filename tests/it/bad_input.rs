@@ -7,16 +7,16 @@ use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use world::{Answer, Script};
 
-use crate::afternoon::{Afternoon, sidebake, text};
+use crate::harness::{Harness, sidebake, text};
 
 /// Enqueues a job, waits for its report, and then sees the worker build another one.
-async fn report_of(afternoon: &Afternoon, native: Value, more: &str) -> Value {
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker(more);
-    let report = afternoon.callbacks(1).await.remove(0);
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    afternoon.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed"}])).await;
-    afternoon.idle().await;
+async fn report_of(harness: &Harness, native: Value, more: &str) -> Value {
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker(more);
+    let report = harness.callbacks(1).await.remove(0);
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    harness.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed"}])).await;
+    harness.idle().await;
     report
 }
 
@@ -36,35 +36,35 @@ fn opened(member: &[u8]) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_that_are_not_a_job_go_to_the_dead_set_in_an_entry_that_sidekiq_can_show() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let texts: [&[u8]; 6] = [b"{", b"[1]", b"42", b"", b"\xff\xfe", br#"{"args":[]}"#];
     for text in texts {
-        afternoon.redis.push_raw("default", text).await;
+        harness.redis.push_raw("default", text).await;
     }
-    let _worker = afternoon.worker("");
-    afternoon
-        .until("all are dead", async || afternoon.redis.keys("dead").await.len() == 1 && n_dead(&afternoon).await == 6)
+    let _worker = harness.worker("");
+    harness
+        .until("all are dead", async || harness.redis.keys("dead").await.len() == 1 && n_dead(&harness).await == 6)
         .await;
-    let log = afternoon.logs();
+    let log = harness.logs();
     assert!(log.contains("the job is not a JSON object") && log.contains("the job has no class"), "{log}");
     assert_eq!(log.matches("event=\"malformed_job\" queue=\"default\"").count(), 6, "{log}");
-    assert_eq!(afternoon.redis.get("stat:processed").await, None);
-    let mut originals: Vec<Vec<u8>> = kept(&afternoon).await.iter().map(|member| opened(member)).collect();
+    assert_eq!(harness.redis.get("stat:processed").await, None);
+    let mut originals: Vec<Vec<u8>> = kept(&harness).await.iter().map(|member| opened(member)).collect();
     originals.sort();
     let mut expected = texts.map(<[u8]>::to_vec);
     expected.sort();
     assert_eq!(originals, expected);
 }
 
-async fn n_dead(afternoon: &Afternoon) -> usize {
+async fn n_dead(harness: &Harness) -> usize {
     let count: usize =
-        redis::cmd("ZCARD").arg("dead").query_async(&mut afternoon.redis.connection().await).await.unwrap();
+        redis::cmd("ZCARD").arg("dead").query_async(&mut harness.redis.connection().await).await.unwrap();
     count
 }
 
 /// Every member of the dead and the retry set.
-async fn kept(afternoon: &Afternoon) -> Vec<Vec<u8>> {
-    let mut connection = afternoon.redis.connection().await;
+async fn kept(harness: &Harness) -> Vec<Vec<u8>> {
+    let mut connection = harness.redis.connection().await;
     let mut all = Vec::new();
     for set in ["dead", "retry"] {
         let members: Vec<Vec<u8>> =
@@ -102,19 +102,19 @@ fn jid(text: &str) -> Option<&str> {
 
 /// Runs a worker on these texts; every one has to be where the rules put it, and the next job is done.
 async fn none_is_lost(texts: &[Vec<u8>]) {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     for text in texts {
-        afternoon.redis.push_raw("default", text).await;
+        harness.redis.push_raw("default", text).await;
     }
-    let mut worker = afternoon.worker(PROBE);
-    afternoon.idle().await;
-    let kept = kept(&afternoon).await;
+    let mut worker = harness.worker(PROBE);
+    harness.idle().await;
+    let kept = kept(&harness).await;
     for text in texts.iter().filter(|text| !may_vanish(text)) {
         assert!(is_kept(text, &kept), "lost: {}", String::from_utf8_lossy(text));
     }
-    let callback = json!({"class": "Done", "queue": crate::afternoon::CALLBACKS});
-    afternoon.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed", "callback": callback}])).await;
-    afternoon.callbacks(1).await;
+    let callback = json!({"class": "Done", "queue": crate::harness::CALLBACKS});
+    harness.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed", "callback": callback}])).await;
+    harness.callbacks(1).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
 }
@@ -195,11 +195,11 @@ fn no_generated_payload_is_lost_or_stops_the_worker() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_class_that_is_not_configured_is_an_error_and_is_retried() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push("default", "MailJob", json!([1])).await;
-    let _worker = afternoon.worker("");
-    afternoon.until("it is in the retry set", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-    let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let harness = Harness::start();
+    harness.redis.push("default", "MailJob", json!([1])).await;
+    let _worker = harness.worker("");
+    harness.until("it is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!(job["error_message"], "MailJob is not a class of this worker's configuration");
     assert_eq!(job["retry_count"], 0);
@@ -207,17 +207,17 @@ async fn a_class_that_is_not_configured_is_an_error_and_is_retried() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_sha_and_an_unknown_field_are_named() {
-    let afternoon = Afternoon::start();
-    let mut native = afternoon.native("x");
+    let harness = Harness::start();
+    let mut native = harness.native("x");
     native.as_object_mut().unwrap().remove("sha");
-    let report = report_of(&afternoon, native, PROBE).await;
+    let report = report_of(&harness, native, PROBE).await;
     assert_eq!((&report["reason"], &report["build_id"]), (&json!("invalid_arguments"), &json!(42)));
     assert_eq!(report["message"], "The build request is not valid. .: missing field `sha`");
 
-    let afternoon = Afternoon::start();
-    let mut native = afternoon.native("0123456789abcdef0123456789abcdef01234567");
+    let harness = Harness::start();
+    let mut native = harness.native("0123456789abcdef0123456789abcdef01234567");
     native["application"]["images"][0]["contxt"] = json!("./vote");
-    let report = report_of(&afternoon, native, PROBE).await;
+    let report = report_of(&harness, native, PROBE).await;
     let message = report["message"].as_str().unwrap();
     assert!(message.contains("application.images[0].contxt: unknown field"), "{message}");
 }
@@ -276,15 +276,15 @@ fn nested(depth: usize) -> String {
 /// Before, some were retried, others went to the dead set, and no callback came.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_argument_that_nothing_can_take_is_invalid_and_rails_is_notified() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    let texts = impossible(&afternoon.native(&sha));
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    let texts = impossible(&harness.native(&sha));
     for (i, (_, native)) in texts.iter().enumerate() {
         let job = format!(r#"{{"class":"BuildJob","args":[{native}],"jid":"job-{i}","queue":"default"}}"#);
-        afternoon.redis.push_raw("default", job).await;
+        harness.redis.push_raw("default", job).await;
     }
-    let _worker = afternoon.worker("");
-    let mut reports = afternoon.callbacks(texts.len()).await;
+    let _worker = harness.worker("");
+    let mut reports = harness.callbacks(texts.len()).await;
     reports.sort_by_key(|report| report["jid"].as_str().unwrap().split('-').nth(1).unwrap().parse::<usize>().unwrap());
     for (report, (field, native)) in reports.iter().zip(&texts) {
         let what = format!("{field}, {}…", &native[native.len() - 40..]);
@@ -294,8 +294,8 @@ async fn an_argument_that_nothing_can_take_is_invalid_and_rails_is_notified() {
         let is_of_the_id = *field == "/build_id";
         assert!(is_of_the_id || report["build_id"] == 42, "{what}: {report:#}");
     }
-    assert!(afternoon.redis.sorted_set("retry").await.is_empty());
-    assert_eq!(n_dead(&afternoon).await, 0);
+    assert!(harness.redis.sorted_set("retry").await.is_empty());
+    assert_eq!(n_dead(&harness).await, 0);
     let nul = |field: &str| {
         let (report, _) = reports.iter().zip(&texts).find(|(_, (name, _))| *name == field).unwrap();
         report["message"].as_str().unwrap().to_owned()
@@ -310,12 +310,12 @@ async fn an_argument_that_nothing_can_take_is_invalid_and_rails_is_notified() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_path_that_no_file_has_is_invalid() {
     for (field, path) in [("compose", "a\0.yml".to_owned()), ("bake", format!("{}.hcl", "x".repeat(200_000)))] {
-        let afternoon = Afternoon::start();
-        let (_, sha) = afternoon.voting_app();
-        let mut native = afternoon.native(&sha);
+        let harness = Harness::start();
+        let (_, sha) = harness.voting_app();
+        let mut native = harness.native(&sha);
         native["application"] = Value::Null;
         native[field] = json!(path);
-        let report = report_of(&afternoon, native, PROBE).await;
+        let report = report_of(&harness, native, PROBE).await;
         assert_eq!(report["reason"], "invalid_arguments", "{report:#}");
         assert!(report["message"].as_str().unwrap().contains(&format!("{field}: ")), "{report:#}");
     }
@@ -323,27 +323,27 @@ async fn a_path_that_no_file_has_is_invalid() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_variables_as_are_allowed_reach_buildx() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let mut native = afternoon.native(&sha);
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let mut native = harness.native(&sha);
     let (large, small) = ("x".repeat((128 << 10) - "V0".len() - 2), "x".repeat(1000));
     let few = (0..3).map(|n| (format!("V{n}"), json!(large)));
     let many = (3..120).map(|n| (format!("V{n}"), json!(small)));
     native["variables"] = Value::Object(few.chain(many).collect());
-    let report = report_of(&afternoon, native, PROBE).await;
+    let report = report_of(&harness, native, PROBE).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_failure_that_nobody_would_see_goes_to_the_dead_set() {
-    let afternoon = Afternoon::start();
-    let mut native = afternoon.native("nonsense");
+    let harness = Harness::start();
+    let mut native = harness.native("nonsense");
     native.as_object_mut().unwrap().remove("callback");
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker("");
-    afternoon.until("it is dead", async || afternoon.redis.sorted_set("dead").await.len() == 1).await;
-    let (member, _) = afternoon.redis.sorted_set("dead").await.remove(0);
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker("");
+    harness.until("it is dead", async || harness.redis.sorted_set("dead").await.len() == 1).await;
+    let (member, _) = harness.redis.sorted_set("dead").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!(job["error_class"], "Sidebake::InvalidArguments");
     assert!(job["error_message"].as_str().unwrap().starts_with("sha: expected 40"), "{job:#}");
@@ -351,33 +351,33 @@ async fn a_user_failure_that_nobody_would_see_goes_to_the_dead_set() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_that_the_app_cannot_see_and_a_sha_that_is_not_there_are_user_failures() {
-    let afternoon = Afternoon::start();
-    afternoon.voting_app();
-    let missing = report_of(&afternoon, afternoon.native("0123456789abcdef0123456789abcdef01234567"), PROBE).await;
+    let harness = Harness::start();
+    harness.voting_app();
+    let missing = report_of(&harness, harness.native("0123456789abcdef0123456789abcdef01234567"), PROBE).await;
     assert_eq!(missing["reason"], "commit_not_found", "{missing:#}");
     assert!(missing["message"].as_str().unwrap().contains("acme/voting-app has no commit 0123456789abcdef"));
 
-    let afternoon = Afternoon::start();
-    let mut native = afternoon.native("0123456789abcdef0123456789abcdef01234567");
+    let harness = Harness::start();
+    let mut native = harness.native("0123456789abcdef0123456789abcdef01234567");
     native["repository"] = json!("stranger/secret");
-    let invisible = report_of(&afternoon, native, PROBE).await;
+    let invisible = report_of(&harness, native, PROBE).await;
     assert_eq!(invisible["reason"], "repository_not_found", "{invisible:#}");
     assert!(invisible["message"].as_str().unwrap().contains("stranger/secret"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_context_outside_of_the_repository_is_refused_by_its_path() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    let mut native = afternoon.native(&sha);
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    let mut native = harness.native(&sha);
     native["application"]["images"][0]["context"] = json!("../..");
-    let report = report_of(&afternoon, native, PROBE).await;
+    let report = report_of(&harness, native, PROBE).await;
     assert_eq!(report["reason"], "policy_refused");
     assert!(
         report["message"].as_str().unwrap().contains("target.vote.context: \"../..\" is outside of the repository"),
         "{report:#}"
     );
-    assert!(afternoon.builder.runs().is_empty());
+    assert!(harness.builder.runs().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -392,28 +392,28 @@ async fn what_a_resolver_can_answer() {
         (Answer::Padded(json!({}), 2 << 20), "retry", "answered with more than 1048576 bytes"),
         (Answer::Object(json!({"sha": 1})), "dead", "expected a string"),
     ] {
-        let afternoon = Afternoon::start();
-        afternoon.rails.answer(1, answer);
-        afternoon.redis.push("default", "ById", json!([1])).await;
-        let url = afternoon.rails.url_pattern();
-        let _worker = afternoon.worker(&format!(
+        let harness = Harness::start();
+        harness.rails.answer(1, answer);
+        harness.redis.push("default", "ById", json!([1])).await;
+        let url = harness.rails.url_pattern();
+        let _worker = harness.worker(&format!(
             r#"jobs.classes.ById = {{ arguments = "resolved", resolve = {{ url = "{url}", secret = "s3cret" }} }}"#
         ));
-        afternoon.until(place, async || afternoon.redis.sorted_set(place).await.len() == 1).await;
-        let (member, _) = afternoon.redis.sorted_set(place).await.remove(0);
+        harness.until(place, async || harness.redis.sorted_set(place).await.len() == 1).await;
+        let (member, _) = harness.redis.sorted_set(place).await.remove(0);
         assert!(member.contains(words), "{words}: {member}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resolver_that_is_not_there_is_infrastructure() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push("default", "ById", json!([1])).await;
-    let _worker = afternoon.worker(
+    let harness = Harness::start();
+    harness.redis.push("default", "ById", json!([1])).await;
+    let _worker = harness.worker(
         r#"jobs.classes.ById = { arguments = "resolved", resolve = { url = "http://127.0.0.1:9/builds/{0}", secret = "x" } }"#,
     );
-    afternoon.until("it is retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-    let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     assert!(member.contains("Sidebake::ResolverUnavailable") && member.contains("cannot be reached"), "{member}");
 }
 
@@ -422,17 +422,17 @@ async fn a_missing_and_a_wrong_private_key_are_said_loudly_and_the_job_is_kept()
     for (key, words) in
         [(None, "the App's private key cannot be read from"), (Some("nonsense"), "is not a PEM of an RSA key")]
     {
-        let afternoon = Afternoon::start();
-        let (_, sha) = afternoon.voting_app();
-        let path = afternoon.home.path().join("app.pem");
+        let harness = Harness::start();
+        let (_, sha) = harness.voting_app();
+        let path = harness.home.path().join("app.pem");
         match key {
             None => std::fs::remove_file(&path).unwrap(),
             Some(text) => std::fs::write(&path, text).unwrap(),
         }
-        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-        let worker = afternoon.worker("");
-        afternoon.until("it is retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-        let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+        harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+        let worker = harness.worker("");
+        harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+        let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
         assert!(member.contains(words) && member.contains("Sidebake::GithubRefused"), "{member}");
         assert!(worker.log().contains(words), "{}", worker.log());
     }
@@ -440,38 +440,38 @@ async fn a_missing_and_a_wrong_private_key_are_said_loudly_and_the_job_is_kept()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_apps_key_is_refused_by_github() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
     let other = world::App::generate(7).private_key_pem();
-    std::fs::write(afternoon.home.path().join("app.pem"), other).unwrap();
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let _worker = afternoon.worker("");
-    afternoon.until("it is retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-    let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    std::fs::write(harness.home.path().join("app.pem"), other).unwrap();
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let _worker = harness.worker("");
+    harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     assert!(member.contains("GitHub refuses the App") && member.contains("401"), "{member}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_buildx_the_job_is_kept_and_the_log_says_why() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    std::fs::remove_file(afternoon.home.path().join("docker-buildx")).unwrap();
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let worker = afternoon.worker("");
-    afternoon.until("it is retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    std::fs::remove_file(harness.home.path().join("docker-buildx")).unwrap();
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let worker = harness.worker("");
+    harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     world::wait_for("the log to say it", || worker.log().contains("docker-buildx cannot be executed")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_started_before_redis_waits_for_it() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.stop();
-    let worker = afternoon.worker(PROBE);
+    let harness = Harness::start();
+    harness.redis.stop();
+    let worker = harness.worker(PROBE);
     world::wait_for("the log to say it", || worker.log().contains("Redis does not take the turn")).await;
-    afternoon.redis.restart();
-    afternoon.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed"}])).await;
-    afternoon
-        .until("the probe has run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("1"))
+    harness.redis.restart();
+    harness.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed"}])).await;
+    harness
+        .until("the probe has run", async || harness.redis.get("stat:processed").await.as_deref() == Some("1"))
         .await;
 }
 

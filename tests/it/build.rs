@@ -3,21 +3,21 @@
 use serde_json::{Value, json};
 use world::{Answer, Script, Step};
 
-use crate::afternoon::{Afternoon, CALLBACKS};
+use crate::harness::{CALLBACKS, Harness};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_becomes_images_and_a_job_for_rails() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote", "result", "worker"]));
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote", "result", "worker"]));
     let image = |name: &str| json!({"name": name, "context": format!("./{name}"), "tags": [format!("registry.example/acme/{name}:{sha}")]});
-    let mut native = afternoon.native(&sha);
+    let mut native = harness.native(&sha);
     native["application"]["images"] = json!([image("vote"), image("result"), image("worker")]);
     native["callback"]["on"] = json!(["started", "finished"]);
-    let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker("");
+    let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker("");
 
-    let reports = afternoon.callbacks(2).await;
+    let reports = harness.callbacks(2).await;
     let (started, finished) = (&reports[0], &reports[1]);
     assert_eq!((&started["moment"], &started["status"]), (&json!("started"), &Value::Null));
     assert_eq!((&finished["moment"], &finished["status"]), (&json!("finished"), &json!("succeeded")), "{finished:#}");
@@ -29,15 +29,15 @@ async fn a_job_becomes_images_and_a_job_for_rails() {
     assert_eq!(finished["placement"]["builder"], "default");
     assert!(finished["timings"]["bake_ms"].as_u64().is_some() && finished["timings"]["token_ms"].as_u64().is_some());
 
-    afternoon.idle().await;
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
-    assert_eq!(afternoon.redis.get("stat:failed").await, None);
-    assert!(afternoon.job_directories().is_empty());
+    harness.idle().await;
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
+    assert_eq!(harness.redis.get("stat:failed").await, None);
+    assert!(harness.job_directories().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_output_to_a_file_is_replaced_also_where_buildx_opens_it_too_early() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let target = |output: &str| json!({"context": ".", "output": [output]});
     let definition = json!({
         "group": {"default": {"targets": ["api", "docs"]}},
@@ -45,34 +45,34 @@ async fn an_output_to_a_file_is_replaced_also_where_buildx_opens_it_too_early() 
     });
     let files = [("docker-bake.json", definition.to_string()), ("Dockerfile", "FROM base".to_owned())];
     let files = files.each_ref().map(|(name, text)| (*name, text.as_str()));
-    let sha = afternoon.git.repository("acme/voting-app").commit(&files);
-    let mut native = afternoon.native(&sha);
+    let sha = harness.git.repository("acme/voting-app").commit(&files);
+    let mut native = harness.native(&sha);
     native.as_object_mut().unwrap().remove("application");
     native["bake"] = json!("docker-bake.json");
     native["push"] = json!(true);
     native["tags"] = json!({"api": ["registry.example/acme/api:1"]});
-    afternoon.builder.script(Script::success(&["api", "docs"]));
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker("");
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.builder.script(Script::success(&["api", "docs"]));
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker("");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["status"], "succeeded", "{report:#}");
     let expected = "target.docs.output: is not written: nothing but images leaves the builder";
     assert_eq!(report["notices"], json!([expected]), "{report:#}");
-    let definition: Value = serde_json::from_str(&afternoon.builder.runs().remove(0).stdin).unwrap();
+    let definition: Value = serde_json::from_str(&harness.builder.runs().remove(0).stdin).unwrap();
     assert_eq!(definition["target"]["docs"]["output"], json!([{"type": "cacheonly"}]));
     assert_eq!(definition["target"]["api"]["output"], json!([{"type": "registry"}]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote"]));
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let _worker = afternoon.worker("");
-    afternoon.callbacks(1).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]));
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let _worker = harness.worker("");
+    harness.callbacks(1).await;
 
-    let run = afternoon.builder.runs().remove(0);
+    let run = harness.builder.runs().remove(0);
     let names: Vec<&str> = run.env.keys().map(String::as_str).collect();
     let expected = [
         "BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP",
@@ -96,66 +96,66 @@ async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_is_for_the_one_repository_and_is_nowhere_afterwards() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote"]));
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let worker = afternoon.worker("");
-    let callback = afternoon.callback_jobs(1).await.remove(0);
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]));
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let worker = harness.worker("");
+    let callback = harness.callback_jobs(1).await.remove(0);
 
-    let minted = afternoon.github.calls().into_iter().find(|call| call.path.ends_with("/access_tokens")).unwrap();
+    let minted = harness.github.calls().into_iter().find(|call| call.path.ends_with("/access_tokens")).unwrap();
     let body: Value = serde_json::from_str(&minted.body).unwrap();
     assert_eq!(body, json!({"repositories": ["voting-app"], "permissions": {"contents": "read"}}));
-    let (token, _) = afternoon.github.tokens().all().remove(0);
+    let (token, _) = harness.github.tokens().all().remove(0);
     assert!(!callback.to_string().contains(&token) && !worker.log().contains(&token));
     let found =
-        std::process::Command::new("grep").args(["-r", "-l", &token]).arg(afternoon.home.path()).output().unwrap();
+        std::process::Command::new("grep").args(["-r", "-l", &token]).arg(harness.home.path()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "", "the token is in a file");
     assert!(!worker.log().contains("PRIVATE KEY"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_build_of_a_commit_asks_for_a_token_and_fetches_nothing() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = afternoon.worker("");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    afternoon.callbacks(1).await;
-    let n_fetches = afternoon.git.n_fetches();
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    afternoon.callbacks(2).await;
-    assert_eq!(afternoon.git.n_fetches(), n_fetches);
-    assert_eq!(afternoon.github.tokens().all().len(), 2, "the authorization is asked for each time");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = harness.worker("");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    harness.callbacks(1).await;
+    let n_fetches = harness.git.n_fetches();
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    harness.callbacks(2).await;
+    assert_eq!(harness.git.n_fetches(), n_fetches);
+    assert_eq!(harness.github.tokens().all().len(), 2, "the authorization is asked for each time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_carries_only_an_id_is_resolved_by_rails() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote"]));
-    afternoon.rails.answer(4711, Answer::Object(afternoon.native(&sha)));
-    afternoon.redis.push("default", "BuildByIdJob", json!([4711])).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]));
+    harness.rails.answer(4711, Answer::Object(harness.native(&sha)));
+    harness.redis.push("default", "BuildByIdJob", json!([4711])).await;
     let resolve = format!(
         r#"jobs.classes.BuildByIdJob = {{ arguments = "resolved", resolve = {{ url = "{}", secret = "s3cret" }} }}"#,
-        afternoon.rails.url_pattern()
+        harness.rails.url_pattern()
     );
-    let _worker = afternoon.worker(&resolve);
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
-    assert!(afternoon.rails.requests()[0].is_authentic);
+    let _worker = harness.worker(&resolve);
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
+    assert!(harness.rails.requests()[0].is_authentic);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn positional_arguments_and_the_ruby_generators_definition_are_built() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote"]));
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]));
     let definition = json!({
         "group": {"default": {"targets": ["vote"]}},
         "target": {"vote": {"context": "./vote", "tags": [format!("registry.example/acme/vote:{sha}")]}}
     });
-    afternoon.redis.push("default", "LegacyBuildJob", json!(["acme/voting-app", sha, definition, {"deploy": 7}])).await;
-    let _worker = afternoon.worker(&format!(
+    harness.redis.push("default", "LegacyBuildJob", json!(["acme/voting-app", sha, definition, {"deploy": 7}])).await;
+    let _worker = harness.worker(&format!(
         r#"
 [jobs.classes.LegacyBuildJob]
 arguments = "mapped"
@@ -164,63 +164,61 @@ constants = {{ "callback.class" = "BuildFinishedJob", "callback.queue" = "{CALLB
 echo = {{ deploy_id = "/3/deploy" }}
 "#
     ));
-    let report = afternoon.callbacks(1).await.remove(0);
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["deploy_id"]), (&json!("succeeded"), &json!(7)), "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dockerfile_that_does_not_build_is_a_finished_job_with_a_sentence() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::fails_step("vote", "make", 2, "no rule to make target"));
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let _worker = afternoon.worker("");
-    let report = afternoon.callbacks(1).await.remove(0);
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::fails_step("vote", "make", 2, "no rule to make target"));
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let _worker = harness.worker("");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("step_failed")), "{report:#}");
     let message = report["message"].as_str().unwrap();
     assert!(message.starts_with("A step of the Dockerfile failed.") && message.contains("exit code: 2"), "{message}");
-    afternoon.idle().await;
-    assert!(
-        afternoon.redis.sorted_set("retry").await.is_empty() && afternoon.redis.sorted_set("dead").await.is_empty()
-    );
+    harness.idle().await;
+    assert!(harness.redis.sorted_set("retry").await.is_empty() && harness.redis.sorted_set("dead").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_builds_at_once_than_slots() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]).after(vec![Step::WaitMs(150)]));
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]).after(vec![Step::WaitMs(150)]));
     for _ in 0..9 {
-        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     }
-    let _worker = afternoon.worker("");
-    afternoon.callbacks(9).await;
-    assert!(afternoon.builder.most_at_once() <= 4, "{}", afternoon.builder.most_at_once());
-    assert!(afternoon.builder.most_at_once() >= 2, "they did run beside each other");
+    let _worker = harness.worker("");
+    harness.callbacks(9).await;
+    assert!(harness.builder.most_at_once() <= 4, "{}", harness.builder.most_at_once());
+    assert!(harness.builder.most_at_once() >= 2, "they did run beside each other");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    let key = afternoon.home.path().join("app.pem");
-    let socket = afternoon.home.path().join("engine.sock");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    let key = harness.home.path().join("app.pem");
+    let socket = harness.home.path().join("engine.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    let redis = format!("127.0.0.1:{}", afternoon.redis.port());
+    let redis = format!("127.0.0.1:{}", harness.redis.port());
     let looks = vec![
         Step::Read(key.clone()),
         Step::Read("/proc/self/environ".into()),
         Step::Read("/etc/passwd".into()),
-        Step::Write(afternoon.home.path().join("planted")),
+        Step::Write(harness.home.path().join("planted")),
         Step::Connect(redis),
         Step::ConnectUnix(socket),
         Step::Exec("/bin/sh".into()),
     ];
-    afternoon.builder.script(Script::success(&["vote"]).after(looks));
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let _worker = afternoon.worker("");
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
-    let reports = afternoon.builder.runs().remove(0).reports;
+    harness.builder.script(Script::success(&["vote"]).after(looks));
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let _worker = harness.worker("");
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
+    let reports = harness.builder.runs().remove(0).reports;
     // The last report is that of writing the metadata file, which is allowed.
     assert_eq!(reports.len(), 8, "{reports:#?}");
     for report in &reports[..7] {
@@ -231,17 +229,17 @@ async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
 #[tokio::test(flavor = "multi_thread")]
 async fn clones_have_a_bound_of_their_own() {
     for (bound, expected) in [(1, 1..=1), (3, 2..=3)] {
-        let afternoon = Afternoon::start();
-        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
+        let harness = Harness::start();
+        harness.builder.script_for_the_rest(Script::success(&["vote"]));
         // Long enough for all the children that may be there to be there at once.
-        afternoon.git.faults().delay("/", std::time::Duration::from_millis(300));
+        harness.git.faults().delay("/", std::time::Duration::from_millis(300));
         for n in 0..4 {
-            let native = afternoon.native_of(&format!("acme{n}/app"));
-            afternoon.redis.push("default", "BuildJob", json!([native])).await;
+            let native = harness.native_of(&format!("acme{n}/app"));
+            harness.redis.push("default", "BuildJob", json!([native])).await;
         }
-        let worker = afternoon.worker(&format!("clones = {bound}"));
+        let worker = harness.worker(&format!("clones = {bound}"));
         let mut most = 0;
-        while afternoon.redis.queue(CALLBACKS).await.len() < 4 {
+        while harness.redis.queue(CALLBACKS).await.len() < 4 {
             most = most.max(worker.source_children().len());
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
@@ -251,14 +249,14 @@ async fn clones_have_a_bound_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_mirror_heals() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = afternoon.worker("");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    afternoon.callbacks(1).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = harness.worker("");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    harness.callbacks(1).await;
     let packs = std::process::Command::new("find")
-        .arg(afternoon.home.path().join("state/mirrors"))
+        .arg(harness.home.path().join("state/mirrors"))
         .args(["-name", "*.pack"])
         .output();
     let packs = String::from_utf8(packs.unwrap().stdout).unwrap();
@@ -268,33 +266,33 @@ async fn a_damaged_mirror_heals() {
         std::process::Command::new("chmod").args(["u+w", pack]).status().unwrap();
         std::fs::write(pack, vec![b'x'; usize::try_from(length).unwrap()]).unwrap();
     }
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    assert_eq!(afternoon.callbacks(2).await[1]["status"], "succeeded");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    assert_eq!(harness.callbacks(2).await[1]["status"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
     for _ in 0..4 {
-        let mut native = afternoon.native(&sha);
+        let mut native = harness.native(&sha);
         let target = json!({"context": "./vote", "description": "scripted: print hangs"});
         native.as_object_mut().unwrap().remove("application");
         native["definition"] = json!({"target": {"default": target}});
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    let worker = afternoon.worker("bake.prints = 2\nbake.print_timeout = \"2s\"");
+    let worker = harness.worker("bake.prints = 2\nbake.print_timeout = \"2s\"");
     let is_print = |id: &u32| {
         let command_line = std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
         command_line.contains("--print")
     };
     let mut most = 0;
-    while afternoon.redis.queue(CALLBACKS).await.len() < 4 {
+    while harness.redis.queue(CALLBACKS).await.len() < 4 {
         most = most.max(worker.processes().iter().filter(|id| is_print(id)).count());
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     assert_eq!(most, 2);
-    for report in afternoon.callbacks(4).await {
+    for report in harness.callbacks(4).await {
         assert_eq!(report["reason"], "definition_invalid", "{report:#}");
     }
 }
@@ -303,20 +301,20 @@ async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
 async fn a_policy_beside_a_dockerfile_is_switched_off_where_buildx_would_evaluate_it() {
     let mut policies = Vec::new();
     for version in ["", "-0.30.1", "-0.31.0"] {
-        let afternoon = Afternoon::start();
+        let harness = Harness::start();
         let files = [("vote/Dockerfile", "FROM base\n"), ("vote/Dockerfile.rego", "package docker\n")];
-        let sha = afternoon.git.repository("acme/voting-app").commit(&files);
-        afternoon.builder.script(Script::success(&["vote"]));
-        let usual = afternoon.home.path().join("docker-buildx");
-        let buildx = afternoon.home.path().join(format!("docker-buildx{version}"));
+        let sha = harness.git.repository("acme/voting-app").commit(&files);
+        harness.builder.script(Script::success(&["vote"]));
+        let usual = harness.home.path().join("docker-buildx");
+        let buildx = harness.home.path().join(format!("docker-buildx{version}"));
         if buildx != usual {
             std::fs::hard_link(&usual, &buildx).unwrap();
         }
         let variables = [("SIDEBAKE__BUILDX__BINARY", buildx)];
-        let _worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &variables);
-        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-        assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
-        let definition: Value = serde_json::from_str(&afternoon.builder.runs()[0].stdin).unwrap();
+        let _worker = harness.worker_with_variables(&harness.config(""), &[], &variables);
+        harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+        assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
+        let definition: Value = serde_json::from_str(&harness.builder.runs()[0].stdin).unwrap();
         policies.push(definition["target"]["vote"]["policy"].clone());
     }
     assert_eq!(policies, [Value::Null, Value::Null, json!([{"disabled": true}])]);

@@ -8,11 +8,11 @@ use sidebake::sidekiq::cancel::{Place, find};
 use sidebake::sidekiq::payload::Payload;
 use world::{Answer, Script, Step};
 
-use crate::afternoon::{Afternoon, client, probe, text};
+use crate::harness::{Harness, client, probe, text};
 
 /// The mark that `Sidekiq::Client#cancel!` sets, and before 7.3.3 a line of Ruby.
-async fn mark(afternoon: &Afternoon, jid: &str) {
-    let mut connection = afternoon.redis.connection().await;
+async fn mark(harness: &Harness, jid: &str) {
+    let mut connection = harness.redis.connection().await;
     redis::cmd("HSETNX")
         .arg(&[&format!("it-{jid}"), "cancelled", "1795491695"])
         .exec_async(&mut connection)
@@ -20,8 +20,8 @@ async fn mark(afternoon: &Afternoon, jid: &str) {
         .unwrap();
 }
 
-async fn is_told(afternoon: &Afternoon, build_id: Value) {
-    let report = afternoon.callbacks(1).await.remove(0);
+async fn is_told(harness: &Harness, build_id: Value) {
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(
         (&report["moment"], &report["status"], &report["reason"]),
         (&json!("finished"), &json!("cancelled"), &json!("cancelled")),
@@ -29,123 +29,123 @@ async fn is_told(afternoon: &Afternoon, build_id: Value) {
     );
     assert_eq!(report["message"], "The build was cancelled.");
     assert_eq!(report["build_id"], build_id, "Rails knows which");
-    assert!(afternoon.redis.keys("it-*").await.is_empty(), "the mark goes with the job");
+    assert!(harness.redis.keys("it-*").await.is_empty(), "the mark goes with the job");
     for set in ["retry", "schedule", "dead"] {
-        assert!(afternoon.redis.sorted_set(set).await.is_empty(), "{set}");
+        assert!(harness.redis.sorted_set(set).await.is_empty(), "{set}");
     }
-    assert_eq!(afternoon.redis.get("stat:failed").await, None);
+    assert_eq!(harness.redis.get("stat:failed").await, None);
 }
 
 /// A job that waits in a set until the year 2100.
-async fn put(afternoon: &Afternoon, set: &str, jid: &str, native: &Value) {
+async fn put(harness: &Harness, set: &str, jid: &str, native: &Value) {
     let job = json!({"class": "BuildJob", "queue": "default", "jid": jid, "args": [native], "retry_count": 0});
-    let mut connection = afternoon.redis.connection().await;
+    let mut connection = harness.redis.connection().await;
     redis::cmd("ZADD").arg(set).arg(4e9).arg(job.to_string()).exec_async(&mut connection).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_build_is_stopped() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::hang());
-    let _worker = afternoon.worker("");
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::hang());
+    let _worker = harness.worker("");
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    world::wait_for("the build to run", || harness.builder.running() == 1).await;
     let since = Instant::now();
-    mark(&afternoon, &jid).await;
-    world::wait_for("the build to end", || afternoon.builder.ended() == 1).await;
+    mark(&harness, &jid).await;
+    world::wait_for("the build to end", || harness.builder.ended() == 1).await;
     // It looks two or three times a second; a machine may stand still meanwhile.
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
-    is_told(&afternoon, json!(42)).await;
-    assert!(afternoon.builder.runs()[0].was_killed());
-    assert!(afternoon.job_directories().is_empty());
+    is_told(&harness, json!(42)).await;
+    assert!(harness.builder.runs()[0].was_killed());
+    assert!(harness.job_directories().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queued_build_does_not_begin() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    mark(&afternoon, &jid).await;
-    let _worker = afternoon.worker("");
-    is_told(&afternoon, json!(42)).await;
-    assert!(afternoon.builder.runs().is_empty() && afternoon.github.calls().is_empty());
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    mark(&harness, &jid).await;
+    let _worker = harness.worker("");
+    is_told(&harness, json!(42)).await;
+    assert!(harness.builder.runs().is_empty() && harness.github.calls().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_waits_for_its_time_is_ended_without_waiting() {
     for set in ["schedule", "retry"] {
-        let afternoon = Afternoon::start();
-        put(&afternoon, set, "0123", &afternoon.native("x")).await;
-        mark(&afternoon, "0123").await;
-        let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
-        is_told(&afternoon, json!(42)).await;
+        let harness = Harness::start();
+        put(&harness, set, "0123", &harness.native("x")).await;
+        mark(&harness, "0123").await;
+        let _worker = harness.worker("jobs.poll_interval = \"200ms\"");
+        is_told(&harness, json!(42)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_build_far_behind_others_is_found() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let mut others = redis::cmd("ZADD");
     others.arg("retry");
     for n in 0..3_000 {
         others.arg(3e9).arg(json!({"class": "MailJob", "queue": "mails", "jid": format!("{n:024x}")}).to_string());
     }
-    others.exec_async(&mut afternoon.redis.connection().await).await.unwrap();
-    put(&afternoon, "retry", "0123", &afternoon.native("x")).await;
-    mark(&afternoon, "0123").await;
-    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
-    let report = afternoon.callbacks(1).await.remove(0);
+    others.exec_async(&mut harness.redis.connection().await).await.unwrap();
+    put(&harness, "retry", "0123", &harness.native("x")).await;
+    mark(&harness, "0123").await;
+    let _worker = harness.worker("jobs.poll_interval = \"200ms\"");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["jid"], &report["status"]), (&json!("0123"), &json!("cancelled")), "{report:#}");
-    assert_eq!(afternoon.redis.sorted_set("retry").await.len(), 3_000);
+    assert_eq!(harness.redis.sorted_set("retry").await.len(), 3_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_build_that_cannot_be_looked_at_or_moved_hides_no_other() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["it-odd", "x"]).exec_async(&mut connection).await.unwrap();
     redis::cmd("SET").arg(&["queue:odd", "x"]).exec_async(&mut connection).await.unwrap();
     let stuck = json!({"class": "BuildJob", "queue": "odd", "jid": "stuck", "args": []}).to_string();
     redis::cmd("ZADD").arg("retry").arg(3e9).arg(stuck).exec_async(&mut connection).await.unwrap();
     for jid in ["odd", "0123", "4567", "89ab"] {
-        put(&afternoon, "retry", jid, &afternoon.native("x")).await;
+        put(&harness, "retry", jid, &harness.native("x")).await;
     }
     for jid in ["stuck", "0123", "4567", "89ab"] {
-        mark(&afternoon, jid).await;
+        mark(&harness, jid).await;
     }
-    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
-    afternoon.callbacks(3).await;
-    assert_eq!(afternoon.redis.sorted_set("retry").await.len(), 2);
+    let _worker = harness.worker("jobs.poll_interval = \"200ms\"");
+    harness.callbacks(3).await;
+    assert_eq!(harness.redis.sorted_set("retry").await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_takes_a_build_id_or_a_jid() {
     for (set, build) in [("schedule", "42"), ("retry", "0123")] {
-        let afternoon = Afternoon::start();
-        put(&afternoon, set, "0123", &afternoon.native("x")).await;
-        let output = afternoon.run(&["cancel", build], "");
+        let harness = Harness::start();
+        put(&harness, set, "0123", &harness.native("x")).await;
+        let output = harness.run(&["cancel", build], "");
         assert!(output.status.success() && text(&output).starts_with("0123 "), "{}", text(&output));
-        let _worker = afternoon.worker("");
-        is_told(&afternoon, json!(42)).await;
+        let _worker = harness.worker("");
+        is_told(&harness, json!(42)).await;
     }
 
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::hang());
-    let worker = afternoon.worker("");
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
-    let unknown = afternoon.run(&["cancel", "41"], "");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::hang());
+    let worker = harness.worker("");
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    world::wait_for("the build to run", || harness.builder.running() == 1).await;
+    let unknown = harness.run(&["cancel", "41"], "");
     assert_eq!(unknown.status.code(), Some(1));
     assert!(text(&unknown).contains("no build 41 is queued"), "{}", text(&unknown));
-    let output = afternoon.run(&["cancel", "42"], "");
+    let output = harness.run(&["cancel", "42"], "");
     assert!(text(&output).contains(&format!("{jid} running in ")), "{}", text(&output));
-    is_told(&afternoon, json!(42)).await;
+    is_told(&harness, json!(42)).await;
     drop(worker);
 
-    let queued = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let output = afternoon.run(&["cancel", &queued], "");
+    let queued = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let output = harness.run(&["cancel", &queued], "");
     assert_eq!(text(&output), format!("{queued} queued on default\n"));
 }
 
@@ -197,74 +197,74 @@ async fn a_job_that_ends_while_it_is_looked_for_is_not_marked_for_whoever_retrie
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker() {
-    let afternoon = Afternoon::start();
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    let mut worker = afternoon.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
-    afternoon.until("it is in flight", async || !afternoon.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    let harness = Harness::start();
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
+    harness.until("it is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     worker.signal("TERM");
     worker.ended().await;
-    mark(&afternoon, &jid).await;
-    let _worker = afternoon.worker("jobs.probe = true");
-    is_told(&afternoon, Value::Null).await;
+    mark(&harness, &jid).await;
+    let _worker = harness.worker("jobs.probe = true");
+    is_told(&harness, Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mark_that_comes_too_late_goes_with_a_job_that_has_ended_and_stays_with_one_that_is_retried() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let mut jids = Vec::new();
     // Over before anybody looks whether they are cancelled.
     for outcome in ["succeed", "user", "infrastructure"] {
-        jids.push(afternoon.redis.push("default", "Sidebake::Probe", probe(outcome, 0.0)).await);
-        mark(&afternoon, jids.last().unwrap()).await;
+        jids.push(harness.redis.push("default", "Sidebake::Probe", probe(outcome, 0.0)).await);
+        mark(&harness, jids.last().unwrap()).await;
     }
-    let _worker = afternoon.worker("jobs.probe = true\njobs.poll_interval = \"1h\"");
-    afternoon.callbacks(2).await;
-    afternoon.until("one waits", async || !afternoon.redis.sorted_set("retry").await.is_empty()).await;
-    afternoon.idle().await;
-    assert_eq!(afternoon.redis.keys("it-*").await, [format!("it-{}", jids[2])]);
+    let _worker = harness.worker("jobs.probe = true\njobs.poll_interval = \"1h\"");
+    harness.callbacks(2).await;
+    harness.until("one waits", async || !harness.redis.sorted_set("retry").await.is_empty()).await;
+    harness.idle().await;
+    assert_eq!(harness.redis.keys("it-*").await, [format!("it-{}", jids[2])]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_busy_page_has_the_phase_and_the_targets_that_are_done() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
     let done = json!({"vertexes": [{
         "digest": "sha256:x", "name": "[vote] exporting to image",
         "started": "2026-11-24T04:05:55Z", "completed": "2026-11-24T04:05:56Z"
     }]});
-    afternoon.builder.script(Script::steps(vec![Step::Stderr(format!("{done}\n")), Step::Hold, Step::Exit(1)]));
-    let mut native = afternoon.native(&sha);
+    harness.builder.script(Script::steps(vec![Step::Stderr(format!("{done}\n")), Step::Hold, Step::Exit(1)]));
+    let mut native = harness.native(&sha);
     let images = native["application"]["images"].as_array_mut().unwrap();
     images.push(json!({"name": "result", "context": "./result", "tags": ["registry.example/acme/result:1"]}));
-    let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker("");
+    let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker("");
     let key = format!("it-{jid}");
-    afternoon
+    harness
         .until("one of two is done", async || {
-            let shown = afternoon.redis.hgetall(&key).await;
+            let shown = harness.redis.hgetall(&key).await;
             shown.get("c").map(String::as_str) == Some("\"bake, 1 of 2 targets\"")
         })
         .await;
-    let shown = afternoon.redis.hgetall(&key).await;
+    let shown = harness.redis.hgetall(&key).await;
     assert_eq!(shown["ex"], "1");
     assert!(shown["rt"].parse::<f64>().unwrap() < 60.0);
-    afternoon.builder.release();
-    afternoon.until("it is in the retry set", async || !afternoon.redis.sorted_set("retry").await.is_empty()).await;
-    assert_eq!(afternoon.redis.hgetall(&key).await["c"], shown["c"], "the Retries page shows how far it came");
+    harness.builder.release();
+    harness.until("it is in the retry set", async || !harness.redis.sorted_set("retry").await.is_empty()).await;
+    assert_eq!(harness.redis.hgetall(&key).await["c"], shown["c"], "the Retries page shows how far it came");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_build_that_only_rails_knows_it_is_rails_that_is_told() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.rails.answer(4711, Answer::Object(afternoon.native(&sha)));
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.rails.answer(4711, Answer::Object(harness.native(&sha)));
     let resolve = format!(
         r#"jobs.classes.BuildByIdJob = {{ arguments = "resolved", resolve = {{ url = "{}", secret = "s3cret" }} }}"#,
-        afternoon.rails.url_pattern()
+        harness.rails.url_pattern()
     );
-    let jid = afternoon.redis.push("default", "BuildByIdJob", json!([4711])).await;
-    let output = afternoon.run(&["cancel", "4711"], &resolve);
+    let jid = harness.redis.push("default", "BuildByIdJob", json!([4711])).await;
+    let output = harness.run(&["cancel", "4711"], &resolve);
     assert!(text(&output).starts_with(&jid), "{}", text(&output));
-    let _worker = afternoon.worker(&resolve);
-    is_told(&afternoon, json!(42)).await;
+    let _worker = harness.worker(&resolve);
+    is_told(&harness, json!(42)).await;
 }

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use crate::afternoon::{Afternoon, probe, sidebake, text};
+use crate::harness::{Harness, probe, sidebake, text};
 
 fn run(arguments: &[&str]) -> Output {
     sidebake().arg("run").args(arguments).output().unwrap()
@@ -31,20 +31,20 @@ fn what_keeps_it_from_starting_is_exit_status_1() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
-    let afternoon = Afternoon::start();
-    let config = afternoon.config("jobs.probe = true");
+    let harness = Harness::start();
+    let config = harness.config("jobs.probe = true");
     // What is set in our own file wins.
     let own = std::fs::read_to_string(&config).unwrap().replace("concurrency = 4\nqueues = [\"default\"]\n", "");
     std::fs::write(&config, own).unwrap();
-    let yml = afternoon.home.path().join("sidekiq.yml");
+    let yml = harness.home.path().join("sidekiq.yml");
     let text =
         ":concurrency: 3\n:queues:\n  - [critical, 2]\n  - default\n:pidfile: x\nstaging:\n  :labels: [canary]\n";
     std::fs::write(&yml, text).unwrap();
     let flags = ["-C", yml.to_str().unwrap(), "-e", "staging", "-r", "./config/environment.rb", "-g", "shop", "-v"];
-    let mut worker = afternoon.worker_with(&config, &flags);
-    afternoon.until("it is on the list", async || afternoon.redis.smembers("processes").await.len() == 1).await;
-    let identity = afternoon.redis.smembers("processes").await.remove(0);
-    let info: serde_json::Value = serde_json::from_str(&afternoon.redis.hgetall(&identity).await["info"]).unwrap();
+    let mut worker = harness.worker_with(&config, &flags);
+    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    let identity = harness.redis.smembers("processes").await.remove(0);
+    let info: serde_json::Value = serde_json::from_str(&harness.redis.hgetall(&identity).await["info"]).unwrap();
     assert_eq!((&info["concurrency"], &info["tag"], &info["labels"][0]), (&3.into(), &"shop".into(), &"canary".into()));
     assert_eq!(info["capsules"]["default"]["weights"], serde_json::json!({"critical": 2, "default": 0}));
     let log = worker.log();
@@ -55,18 +55,18 @@ async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ttin_says_what_runs_and_ends_nothing() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    afternoon.until("it is in flight", async || !afternoon.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    let harness = Harness::start();
+    let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    harness.until("it is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     let shown = || {
         let log = worker.log();
         log.lines().filter(|line| line.contains(" runs ") && line.contains(&jid)).count()
     };
     worker.signal("TTIN");
     world::wait_for("the log to say it", || shown() == 1).await;
-    let identity = afternoon.redis.smembers("processes").await.remove(0);
-    let mut connection = afternoon.redis.connection().await;
+    let identity = harness.redis.smembers("processes").await.remove(0);
+    let mut connection = harness.redis.connection().await;
     redis::cmd("LPUSH").arg(format!("{identity}-signals")).arg("TTIN").exec_async(&mut connection).await.unwrap();
     world::wait_for_within(Duration::from_secs(30), "the log to say it again", || shown() == 2).await;
     worker.signal("TERM");
@@ -76,8 +76,8 @@ async fn ttin_says_what_runs_and_ends_nothing() {
 /// Starts a worker under something that listens as systemd does, and stops it after `n_signs` of life, or after a second in
 /// which it should give none; returns what was told, without what came more than once in a row.
 fn told_to_systemd(watchdog_usec: &str, n_signs: usize) -> Vec<String> {
-    let afternoon = Afternoon::start();
-    let path = afternoon.home.path().join("notify");
+    let harness = Harness::start();
+    let path = harness.home.path().join("notify");
     let systemd = UnixDatagram::bind(&path).unwrap();
     systemd.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let heard = || {
@@ -88,7 +88,7 @@ fn told_to_systemd(watchdog_usec: &str, n_signs: usize) -> Vec<String> {
     let mut child = sidebake()
         .arg("run")
         .arg("--config")
-        .arg(afternoon.config(""))
+        .arg(harness.config(""))
         .env("NOTIFY_SOCKET", &path)
         .env("WATCHDOG_USEC", watchdog_usec)
         .stdout(std::process::Stdio::null())
@@ -122,8 +122,8 @@ async fn a_watchdog_of_no_time_or_that_is_no_number_is_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_too_few_open_files_a_worker_ends_with_a_sentence_and_with_enough_it_works() {
-    let afternoon = Afternoon::start();
-    let config = afternoon.config("jobs.probe = true");
+    let harness = Harness::start();
+    let config = harness.config("jobs.probe = true");
     for limit in [5, 6, 7, 8, 10, 12, 14, 16, 20, 32, 63] {
         let command = format!("ulimit -n {limit}; exec \"$0\" run --config \"$1\"");
         let mut shell = Command::new("sh");
@@ -133,12 +133,12 @@ async fn with_too_few_open_files_a_worker_ends_with_a_sentence_and_with_enough_i
         assert_eq!(output.status.code(), Some(1), "{limit}: {said}");
         assert!(said.contains(&format!("the limit of open files is {limit}")), "{limit}: {said}");
     }
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let command = "ulimit -n 64; exec \"$0\" run --config \"$1\"";
     let mut shell = Command::new("sh");
     shell.args(["-c", command, env!("CARGO_BIN_EXE_sidebake")]).arg(&config);
     let mut worker = shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
     worker.kill().unwrap();
     worker.wait().unwrap();
 }

@@ -3,19 +3,19 @@
 use serde_json::{Value, json};
 use world::{GitHost, Script};
 
-use crate::afternoon::{Afternoon, text};
+use crate::harness::{Harness, text};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn build_takes_a_directory_and_a_template() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let tree = tempfile::tempdir().unwrap();
     std::fs::create_dir(tree.path().join("web")).unwrap();
     std::fs::write(tree.path().join("web/Dockerfile"), "FROM scratch").unwrap();
     let template = tree.path().join("template.json");
     std::fs::write(&template, json!({"images": [{"name": "web", "context": "./web"}]}).to_string()).unwrap();
-    afternoon.builder.script(Script::success(&["web"]));
+    harness.builder.script(Script::success(&["web"]));
     let tree = tree.path().to_str().unwrap();
-    let output = afternoon.run(&["build", tree, "--template", template.to_str().unwrap()], "");
+    let output = harness.run(&["build", tree, "--template", template.to_str().unwrap()], "");
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("web     succeeded"), "{}", text(&output));
     assert!(text(&output).contains("web") && text(&output).contains("sha256:"));
@@ -23,25 +23,25 @@ async fn build_takes_a_directory_and_a_template() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn build_takes_a_url_and_the_trees_own_definition() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let host = GitHost::open();
     let definition = json!({"target": {"default": {"context": "app"}}});
     host.repository("acme/tool")
         .commit(&[("docker-bake.json", &definition.to_string()), ("app/Dockerfile", "FROM scratch")]);
-    afternoon.builder.script(Script::success(&["default"]));
-    let output = afternoon.run(&["build", &format!("{}/acme/tool.git", host.url())], "");
+    harness.builder.script(Script::success(&["default"]));
+    let output = harness.run(&["build", &format!("{}/acme/tool.git", host.url())], "");
     assert!(output.status.success(), "{}", text(&output));
-    afternoon.builder.script(Script::fails_step("default", "make", 2, ""));
-    let output = afternoon.run(&["build", &format!("{}/acme/tool.git", host.url()), "--revision", "main"], "");
+    harness.builder.script(Script::fails_step("default", "make", 2, ""));
+    let output = harness.run(&["build", &format!("{}/acme/tool.git", host.url()), "--revision", "main"], "");
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("step_failed"), "{}", text(&output));
 }
 
 #[test]
 fn build_says_what_it_looked_for() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let tree = tempfile::tempdir().unwrap();
-    let output = afternoon.run(&["build", tree.path().to_str().unwrap()], "");
+    let output = harness.run(&["build", tree.path().to_str().unwrap()], "");
     assert_eq!(output.status.code(), Some(1));
     assert!(
         text(&output).contains("there is no --template") && text(&output).contains("docker-bake.hcl"),
@@ -52,25 +52,25 @@ fn build_says_what_it_looked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_enqueue_pushes_is_built() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote"]));
-    let file = afternoon.home.path().join("job.json");
-    std::fs::write(&file, afternoon.native(&sha).to_string()).unwrap();
-    let output = afternoon.run(&["enqueue", file.to_str().unwrap()], "");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]));
+    let file = harness.home.path().join("job.json");
+    std::fs::write(&file, harness.native(&sha).to_string()).unwrap();
+    let output = harness.run(&["enqueue", file.to_str().unwrap()], "");
     let jid = String::from_utf8(output.stdout).unwrap().trim().to_owned();
     assert_eq!(jid.len(), 24);
-    let _worker = afternoon.worker("");
-    assert_eq!(afternoon.callbacks(1).await[0]["jid"], json!(jid));
+    let _worker = harness.worker("");
+    assert_eq!(harness.callbacks(1).await[0]["jid"], json!(jid));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plan_shows_what_would_run_and_runs_nothing() {
-    let afternoon = Afternoon::start();
-    let file = afternoon.home.path().join("job.json");
-    let native = afternoon.native("0123456789abcdef0123456789abcdef01234567");
+    let harness = Harness::start();
+    let file = harness.home.path().join("job.json");
+    let native = harness.native("0123456789abcdef0123456789abcdef01234567");
     std::fs::write(&file, json!({"class": "BuildJob", "args": [native]}).to_string()).unwrap();
-    let output = afternoon.run(&["plan", file.to_str().unwrap()], "");
+    let output = harness.run(&["plan", file.to_str().unwrap()], "");
     let plan: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
     assert_eq!(plan["definition"]["target"]["vote"]["context"], "./vote");
     assert_eq!(plan["placement"]["builder"], "default");
@@ -80,13 +80,13 @@ async fn plan_shows_what_would_run_and_runs_nothing() {
         plan["directories"]["working_directory"].as_str().unwrap().ends_with("/state/sticky/acme/acme/voting-app"),
         "{plan:#}"
     );
-    assert!(afternoon.github.calls().is_empty() && afternoon.builder.runs().is_empty());
+    assert!(harness.github.calls().is_empty() && harness.builder.runs().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn plan_shows_the_jobs_of_a_repositorys_own_file_and_no_secret() {
-    let afternoon = Afternoon::start();
-    let home = afternoon.home.path();
+    let harness = Harness::start();
+    let home = harness.home.path();
     for (directory, name, content) in
         [("secrets/acme", "npm", "s3cret"), ("registries", "acme.json", r#"{"auths":{"r.example":{"auth":"pa55"}}}"#)]
     {
@@ -98,13 +98,13 @@ async fn plan_shows_the_jobs_of_a_repositorys_own_file_and_no_secret() {
         home.display()
     );
     let plan = |field: &str, recipe: Value, targets: Value| -> Value {
-        let mut native = afternoon.native("0123456789abcdef0123456789abcdef01234567");
+        let mut native = harness.native("0123456789abcdef0123456789abcdef01234567");
         native.as_object_mut().unwrap().remove("application");
         native[field] = recipe;
         native["targets"] = targets;
         let file = home.join("job.json");
         std::fs::write(&file, json!({"class": "BuildJob", "args": [native]}).to_string()).unwrap();
-        let output = afternoon.run(&["plan", file.to_str().unwrap()], &more);
+        let output = harness.run(&["plan", file.to_str().unwrap()], &more);
         let shown = text(&output);
         assert!(!shown.contains("s3cret") && !shown.contains("pa55") && !shown.contains("PRIVATE"), "{shown}");
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{shown}"))
@@ -124,9 +124,9 @@ async fn plan_shows_the_jobs_of_a_repositorys_own_file_and_no_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_says_what_of_the_sandbox_the_kernel_has() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let line = |mode: &str| {
-        let output = afternoon.run(&["doctor"], &format!("sandbox.mode = \"{mode}\""));
+        let output = harness.run(&["doctor"], &format!("sandbox.mode = \"{mode}\""));
         text(&output).lines().find(|line| line.contains("sandbox")).unwrap().to_owned()
     };
     let required = line("required");
@@ -137,8 +137,8 @@ async fn doctor_says_what_of_the_sandbox_the_kernel_has() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_is_red_when_something_is() {
-    let afternoon = Afternoon::start();
-    let output = afternoon.run(&["doctor", "--json"], "");
+    let harness = Harness::start();
+    let output = harness.run(&["doctor", "--json"], "");
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
     let health =
         |name: &str| findings.iter().find(|finding| finding["name"] == name).map(|finding| finding["health"].clone());
@@ -148,20 +148,20 @@ async fn doctor_is_red_when_something_is() {
     assert_eq!(health("buildx"), Some(json!("yellow")), "0.29 hangs when its pod goes");
     assert!(output.status.success());
 
-    std::fs::remove_file(afternoon.home.path().join("app.pem")).unwrap();
-    let output = afternoon.run(&["doctor"], "");
+    std::fs::remove_file(harness.home.path().join("app.pem")).unwrap();
+    let output = harness.run(&["doctor"], "");
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("FAIL  github app"), "{}", text(&output));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_looks_at_the_key_of_times_where_it_is_needed() {
-    let afternoon = Afternoon::start();
-    let path = afternoon.home.path().join("times.key");
+    let harness = Harness::start();
+    let path = harness.home.path().join("times.key");
     let doctor = |mtimes: &str| {
         let more =
             format!("[source]\nmtimes_for = {{ \"acme/*\" = \"{mtimes}\" }}\nmtimes_key_file = \"{}\"", path.display());
-        let output = afternoon.run(&["doctor"], &more);
+        let output = harness.run(&["doctor"], &more);
         let line = text(&output).lines().find(|line| line.contains("times of files")).map(str::to_owned);
         (output.status.success(), line.unwrap_or_default())
     };

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use world::Script;
 
-use crate::afternoon::Afternoon;
+use crate::harness::Harness;
 
 /// What no helper may bring into a log, Redis or a callback.
 const PASSWORD: &str = "pa55-of-the-registry";
@@ -32,28 +32,28 @@ esac
 "#;
 
 struct Desk {
-    afternoon: Afternoon,
+    harness: Harness,
     helpers: PathBuf,
 }
 
 impl Desk {
     fn open() -> Self {
-        let afternoon = Afternoon::start();
-        let helpers = afternoon.home.path().join("helpers");
-        for directory in [&helpers, &afternoon.home.path().join("registries")] {
+        let harness = Harness::start();
+        let helpers = harness.home.path().join("helpers");
+        for directory in [&helpers, &harness.home.path().join("registries")] {
             std::fs::create_dir(directory).unwrap();
         }
         for name in ["helpers/docker-credential-fake", "docker-credential-evil"] {
-            let path = afternoon.home.path().join(name);
+            let path = harness.home.path().join(name);
             std::fs::write(&path, HELPER).unwrap();
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
-        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-        Self { afternoon, helpers }
+        harness.builder.script_for_the_rest(Script::success(&["vote"]));
+        Self { harness, helpers }
     }
 
     fn settings(&self) -> String {
-        let home = self.afternoon.home.path().display();
+        let home = self.harness.home.path().display();
         format!(
             "accounts.registries = \"{home}/registries/{{account}}.json\"\naccounts.credential_helpers = \"{}\"",
             self.helpers.display()
@@ -62,11 +62,11 @@ impl Desk {
 
     /// Puts an account's file in its place, and a job of the account on the queue.
     async fn push(&self, account: &str, config: &Value) {
-        let file = self.afternoon.home.path().join(format!("registries/{account}.json"));
+        let file = self.harness.home.path().join(format!("registries/{account}.json"));
         std::fs::write(file, config.to_string()).unwrap();
-        let mut native = self.afternoon.native_of(&format!("{account}/app"));
+        let mut native = self.harness.native_of(&format!("{account}/app"));
         native["callback"]["on"] = json!(["retrying", "finished"]);
-        self.afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        self.harness.redis.push("default", "BuildJob", json!([native])).await;
     }
 }
 
@@ -94,14 +94,14 @@ async fn a_build_gets_the_credentials_that_its_accounts_file_and_helpers_have_an
         ("token", helpers("token.example"), json!({"token.example": {"identitytoken": PASSWORD}})),
         ("none", helpers("none.example"), json!({})),
     ];
-    let config = desk.afternoon.config(&desk.settings());
+    let config = desk.harness.config(&desk.settings());
     let variables = [("REDIS_URL", "redis://:hunter2@nowhere"), ("CLOUD_REGION", "here")];
-    let _worker = desk.afternoon.worker_with_variables(&config, &[], &variables);
+    let _worker = desk.harness.worker_with_variables(&config, &[], &variables);
     for (n, (account, file, expected)) in table.iter().enumerate() {
         desk.push(account, file).await;
-        let report = desk.afternoon.callbacks(n + 1).await.remove(n);
+        let report = desk.harness.callbacks(n + 1).await.remove(n);
         assert_eq!(report["status"], "succeeded", "{account}: {report:#}");
-        let run = desk.afternoon.builder.runs().remove(n);
+        let run = desk.harness.builder.runs().remove(n);
         let config: Value = serde_json::from_str(&run.docker_config.unwrap()).unwrap();
         assert_eq!(config, json!({"auths": expected}), "{account}");
         assert!(!run.env.contains_key("CLOUD_REGION"), "the helper's environment is not the build's");
@@ -110,9 +110,9 @@ async fn a_build_gets_the_credentials_that_its_accounts_file_and_helpers_have_an
     assert!(environment.contains("CLOUD_REGION=here") && environment.contains("PATH="), "{environment}");
     assert!(!environment.contains("hunter2") && !environment.contains("SIDEBAKE_"), "{environment}");
     assert!(desk.helpers.join("place").exists(), "it runs outside of the sandbox");
-    desk.afternoon.idle().await;
+    desk.harness.idle().await;
     for secret in [PASSWORD, &BASE64_STANDARD.encode(format!("robot:{PASSWORD}"))] {
-        assert_eq!(desk.afternoon.traces_of(secret).await, Vec::<String>::new());
+        assert_eq!(desk.harness.traces_of(secret).await, Vec::<String>::new());
     }
 }
 
@@ -135,7 +135,7 @@ async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
         ("text", json!("credHelpers"), "expected a docker config.json"),
         ("hangs", helper("hangs.example", "fake"), "docker-credential-fake get for hangs.example took more than 15 s"),
     ];
-    let _worker = desk.afternoon.worker_with(&desk.afternoon.config(&desk.settings()), &["-c", "10"]);
+    let _worker = desk.harness.worker_with(&desk.harness.config(&desk.settings()), &["-c", "10"]);
     for (account, file, _) in &table {
         desk.push(account, file).await;
     }
@@ -145,7 +145,7 @@ async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
     let mut reports = Vec::new();
     // Some are tried again before the one that hangs is given up.
     while table.iter().any(|(account, ..)| of(&reports, account).is_none()) {
-        reports = desk.afternoon.callbacks(reports.len() + 1).await;
+        reports = desk.harness.callbacks(reports.len() + 1).await;
     }
     for (account, _, words) in &table {
         let report = of(&reports, account).unwrap();
@@ -153,18 +153,18 @@ async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
         assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("worker_failed")), "{report:#}");
         assert!(message.contains(words) && message.contains(&format!("registries/{account}.json")), "{message}");
     }
-    assert_eq!(desk.afternoon.traces_of(PASSWORD).await, Vec::<String>::new());
-    assert!(desk.afternoon.builder.runs().is_empty());
-    assert!(!desk.afternoon.home.path().join("environment").exists(), "no program outside of the directory is run");
+    assert_eq!(desk.harness.traces_of(PASSWORD).await, Vec::<String>::new());
+    assert!(desk.harness.builder.runs().is_empty());
+    assert!(!desk.harness.home.path().join("environment").exists(), "no program outside of the directory is run");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_helper_needs_a_directory_in_the_configuration() {
     let desk = Desk::open();
     let settings = desk.settings();
-    let _worker = desk.afternoon.worker(settings.lines().next().unwrap());
+    let _worker = desk.harness.worker(settings.lines().next().unwrap());
     desk.push("acme", &json!({"credsStore": "fake"})).await;
-    let report = desk.afternoon.callbacks(1).await.remove(0);
+    let report = desk.harness.callbacks(1).await.remove(0);
     assert_eq!(report["reason"], "worker_failed");
     assert!(report["message"].as_str().unwrap().contains("accounts.credential_helpers is not set"), "{report:#}");
 }

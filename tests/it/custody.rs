@@ -3,24 +3,24 @@
 use serde_json::{Value, json};
 use world::{Script, Step};
 
-use crate::afternoon::{Afternoon, CALLBACKS, probe};
+use crate::harness::{CALLBACKS, Harness, probe};
 
 const QUICK: &str = "jobs.probe = true\nlease.ttl = \"1s\"";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_of_every_outcome_end_as_the_rules_say() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     for outcome in ["succeed", "user", "infrastructure", "panic"] {
-        afternoon.redis.push("default", "Sidebake::Probe", probe(outcome, 0.0)).await;
+        harness.redis.push("default", "Sidebake::Probe", probe(outcome, 0.0)).await;
     }
-    let _worker = afternoon.worker("jobs.probe = true");
-    let reports = afternoon.callbacks(2).await;
+    let _worker = harness.worker("jobs.probe = true");
+    let reports = harness.callbacks(2).await;
     let mut ends: Vec<String> =
         reports.iter().map(|report| format!("{} {}", report["status"], report["reason"])).collect();
     ends.sort();
     assert_eq!(ends, [r#""failed" "step_failed""#, r#""succeeded" null"#]);
-    afternoon.until("the others are retried", async || afternoon.redis.sorted_set("retry").await.len() == 2).await;
-    let classes: Vec<Value> = afternoon
+    harness.until("the others are retried", async || harness.redis.sorted_set("retry").await.len() == 2).await;
+    let classes: Vec<Value> = harness
         .redis
         .sorted_set("retry")
         .await
@@ -31,100 +31,100 @@ async fn probes_of_every_outcome_end_as_the_rules_say() {
         classes.contains(&json!("Sidebake::Panicked")) && classes.contains(&json!("Sidebake::BuilderUnavailable")),
         "{classes:?}"
     );
-    afternoon.idle().await;
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("4"));
-    assert_eq!(afternoon.redis.get("stat:failed").await.as_deref(), Some("2"));
+    harness.idle().await;
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("4"));
+    assert_eq!(harness.redis.get("stat:failed").await.as_deref(), Some("2"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_active_job_probe_is_unwrapped() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let wrapped = json!([{"job_class": "Sidebake::Probe", "arguments": probe("succeed", 0.0)}]);
     let job = json!({"class": "Sidekiq::ActiveJob::Wrapper", "wrapped": "Sidebake::Probe", "args": wrapped, "jid": "a", "retry": true, "queue": "default"});
-    afternoon.redis.push_raw("default", job.to_string()).await;
-    let _worker = afternoon.worker("jobs.probe = true");
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    harness.redis.push_raw("default", job.to_string()).await;
+    let _worker = harness.worker("jobs.probe = true");
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_jobs_of_a_killed_worker_are_run_by_another() {
-    let afternoon = Afternoon::start();
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 3.0)).await;
-    let mut first = afternoon.worker(QUICK);
-    afternoon.is_in_flight().await;
+    let harness = Harness::start();
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 3.0)).await;
+    let mut first = harness.worker(QUICK);
+    harness.is_in_flight().await;
     first.signal("KILL");
     first.ended().await;
-    let _second = afternoon.worker(QUICK);
-    let reports = afternoon.callbacks(1).await;
+    let _second = harness.worker(QUICK);
+    let reports = harness.callbacks(1).await;
     assert_eq!(reports[0]["jid"], json!(jid));
-    afternoon.idle().await;
-    assert_eq!(afternoon.callbacks(1).await.len(), 1);
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
+    harness.idle().await;
+    assert_eq!(harness.callbacks(1).await.len(), 1);
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote"]).held());
-    let worker = afternoon.worker("redis.timeout = \"1s\"");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
-    afternoon.redis.freeze();
-    afternoon.builder.release();
-    world::wait_for("the build to end", || afternoon.builder.ended() == 1).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]).held());
+    let worker = harness.worker("redis.timeout = \"1s\"");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    world::wait_for("the build to run", || harness.builder.running() == 1).await;
+    harness.redis.freeze();
+    harness.builder.release();
+    world::wait_for("the build to end", || harness.builder.ended() == 1).await;
     world::wait_for("the log to say it", || worker.log().contains("does not take the turn")).await;
-    afternoon.redis.thaw();
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.redis.thaw();
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["status"], "succeeded");
-    afternoon.idle().await;
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
-    assert_eq!(afternoon.builder.runs().len(), 1);
+    harness.idle().await;
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
+    assert_eq!(harness.builder.runs().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_whose_job_was_taken_is_killed_and_says_nothing() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::hang());
-    let _worker = afternoon.worker("lease.ttl = \"3s\"");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
-    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
-    redis::cmd("DEL").arg(&key).exec_async(&mut afternoon.redis.connection().await).await.unwrap();
-    world::wait_for("the build to be killed", || afternoon.builder.ended() == 1).await;
-    assert!(afternoon.builder.runs()[0].was_killed());
-    world::wait_for("its directory to be gone", || afternoon.job_directories().is_empty()).await;
-    assert!(afternoon.redis.queue(CALLBACKS).await.is_empty());
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::hang());
+    let _worker = harness.worker("lease.ttl = \"3s\"");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    world::wait_for("the build to run", || harness.builder.running() == 1).await;
+    let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
+    redis::cmd("DEL").arg(&key).exec_async(&mut harness.redis.connection().await).await.unwrap();
+    world::wait_for("the build to be killed", || harness.builder.ended() == 1).await;
+    assert!(harness.builder.runs()[0].was_killed());
+    world::wait_for("its directory to be gone", || harness.job_directories().is_empty()).await;
+    assert!(harness.redis.queue(CALLBACKS).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_it_is_mended() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
     // One slot, so that how many end at a time is not up to chance.
-    let worker = afternoon.worker_with(&afternoon.config(QUICK), &["-c", "1"]);
+    let worker = harness.worker_with(&harness.config(QUICK), &["-c", "1"]);
     for _ in 0..7 {
-        afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+        harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     }
     // Often enough for each to have been tried again more than once.
-    afternoon.until("they were tried again", async || n_failed(&afternoon, "lpush").await >= 16).await;
+    harness.until("they were tried again", async || n_failed(&harness, "lpush").await >= 16).await;
     assert_eq!(worker.log().matches("results are refused").count(), 1, "{}", worker.log());
-    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
+    let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
     // The turn that hands in the first one fetches for its slot as well.
-    assert_eq!(afternoon.redis.hgetall(&key).await.len(), 2, "nothing of it has happened");
-    assert_eq!(afternoon.redis.queue("default").await.len(), 5, "and nothing more is taken");
+    assert_eq!(harness.redis.hgetall(&key).await.len(), 2, "nothing of it has happened");
+    assert_eq!(harness.redis.queue("default").await.len(), 5, "and nothing more is taken");
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
-    let reports = afternoon.callbacks(7).await;
+    let reports = harness.callbacks(7).await;
     assert!(reports.iter().all(|report| report["status"] == "succeeded"), "{reports:?}");
-    afternoon.idle().await;
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("7"));
+    harness.idle().await;
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("7"));
 }
 
 /// How often Redis has refused a command.
-async fn n_failed(afternoon: &Afternoon, command: &str) -> usize {
-    let mut connection = afternoon.redis.connection().await;
+async fn n_failed(harness: &Harness, command: &str) -> usize {
+    let mut connection = harness.redis.connection().await;
     let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
     let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
     let n = line.and_then(|line| line.split("failed_calls=").nth(1)?.parse().ok());
@@ -133,50 +133,47 @@ async fn n_failed(afternoon: &Afternoon, command: &str) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_clean_stops_with_a_refused_result_make_no_poison_and_lose_no_success() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     for _ in 0..3 {
-        let mut worker = afternoon.worker(QUICK);
+        let mut worker = harness.worker(QUICK);
         world::wait_for("the log to say it", || worker.log().contains("results are refused")).await;
         worker.signal("TERM");
         assert_eq!(worker.ended().await, Some(0));
-        let queue = afternoon.redis.queue("default").await;
+        let queue = harness.redis.queue("default").await;
         assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
-        assert!(
-            afternoon.redis.keys("sidebake:*").await.is_empty(),
-            "nothing is counted, and nobody waits for a lease"
-        );
+        assert!(harness.redis.keys("sidebake:*").await.is_empty(), "nothing is counted, and nobody waits for a lease");
     }
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
-    let _worker = afternoon.worker(QUICK);
-    let report = afternoon.callbacks(1).await.remove(0);
+    let _worker = harness.worker(QUICK);
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["jid"], &report["status"]), (&json!(jid), &json!("succeeded")), "{report:#}");
-    afternoon.idle().await;
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
+    harness.idle().await;
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_result_is_not_to_blame_for_a_crash() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    let mut worker = afternoon.worker(QUICK);
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    let mut worker = harness.worker(QUICK);
     world::wait_for("the log to say it", || worker.log().contains("results are refused")).await;
     worker.signal("KILL");
     worker.ended().await;
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
-    let _second = afternoon.worker(QUICK);
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
-    assert!(afternoon.redis.hgetall("sidebake:recoveries").await.is_empty());
+    let _second = harness.worker(QUICK);
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
+    assert!(harness.redis.hgetall("sidebake:recoveries").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_left_by_itself_is_no_suspect() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     // It was listed, and left before it was looked at.
     let script = redis::Script::new(include_str!("../../src/sidekiq/recover.lua"));
     let mut recover = script.key("sidebake:owners");
@@ -191,17 +188,17 @@ async fn who_left_by_itself_is_no_suspect() {
         recover.key(key);
     }
     let n_jobs: u32 = recover.arg("gone").arg(0).arg(1000).invoke_async(&mut connection).await.unwrap();
-    assert_eq!((n_jobs, afternoon.redis.keys("sidebake:*").await.len()), (0, 0));
+    assert_eq!((n_jobs, harness.redis.keys("sidebake:*").await.len()), (0, 0));
     // One that an earlier version has left there goes as well.
     redis::cmd("HSET").arg(&["sidebake:suspects", "gone", "1"]).exec_async(&mut connection).await.unwrap();
-    let _worker = afternoon.worker(QUICK);
-    afternoon.until("it is gone", async || afternoon.redis.hgetall("sidebake:suspects").await.is_empty()).await;
+    let _worker = harness.worker(QUICK);
+    harness.until("it is gone", async || harness.redis.hgetall("sidebake:suspects").await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_workers_jobs_of_a_queue_outside_of_the_acl_hold_up_no_others() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     let rights = "on >secret +@all ~sidebake:* ~queues ~retry ~schedule ~dead ~processes ~process_cleanup ~paused ~it-* \
                   ~stat:* ~j|* ~h|* ~Sidebake::Probe-* ~*:*:* ~queue:default ~queue:callbacks -@dangerous +info +client";
     let mut user = redis::cmd("ACL");
@@ -213,73 +210,70 @@ async fn a_dead_workers_jobs_of_a_queue_outside_of_the_acl_hold_up_no_others() {
         let entry = format!("{queue}\n{}", crate::poison::job(token, 0.0));
         redis::cmd("HSET").arg(&["sidebake:inflight:gone", token, &entry]).exec_async(&mut connection).await.unwrap();
     }
-    let url = afternoon.redis.url().replace("redis://", "redis://narrow:secret@");
+    let url = harness.redis.url().replace("redis://", "redis://narrow:secret@");
     let variables = [("SIDEBAKE__REDIS__URL", url.as_str())];
-    let worker = afternoon.worker_with_variables(&afternoon.config(QUICK), &[], &variables);
-    assert_eq!(afternoon.callbacks(2).await.len(), 2);
-    let left = afternoon.redis.hgetall("sidebake:inflight:gone").await;
+    let worker = harness.worker_with_variables(&harness.config(QUICK), &[], &variables);
+    assert_eq!(harness.callbacks(2).await.len(), 2);
+    let left = harness.redis.hgetall("sidebake:inflight:gone").await;
     assert_eq!(left.into_keys().collect::<Vec<_>>(), ["000000000002"]);
     let told = || {
         worker.log().lines().filter(|line| line.contains("dead workers") && line.contains("queue:forbidden")).count()
     };
     world::wait_for("the log to name it", || told() > 0).await;
     redis::cmd("ACL").arg(&["SETUSER", "narrow", "allkeys"]).exec_async(&mut connection).await.unwrap();
-    afternoon.until("it is back", async || afternoon.redis.queue("forbidden").await.len() == 1).await;
+    harness.until("it is back", async || harness.redis.queue("forbidden").await.len() == 1).await;
     assert_eq!(told(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_outside_of_the_acl_hold_up_no_other_jobs() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     let rights = "on >secret +@all ~sidebake:* ~queues ~retry ~schedule ~dead ~processes ~process_cleanup ~paused ~it-* \
                   ~stat:* ~j|* ~h|* ~Sidebake::Probe-* ~*:*:* ~queue:default ~queue:callbacks";
     let rights: Vec<&str> = rights.split(' ').collect();
     redis::cmd("ACL").arg(&["SETUSER", "narrow"]).arg(rights).exec_async(&mut connection).await.unwrap();
-    let url = afternoon.redis.url().replace("redis://", "redis://narrow:secret@");
+    let url = harness.redis.url().replace("redis://", "redis://narrow:secret@");
     let arguments = ["-c", "2", "-q", "elsewhere", "-q", "default"];
-    let worker = afternoon.worker_with_variables(
-        &afternoon.config(QUICK),
-        &arguments,
-        &[("SIDEBAKE__REDIS__URL", url.as_str())],
-    );
+    let worker =
+        harness.worker_with_variables(&harness.config(QUICK), &arguments, &[("SIDEBAKE__REDIS__URL", url.as_str())]);
     let told_to = |queue: &str| json!([{"outcome": "succeed", "callback": {"class": "Done", "queue": queue}}]);
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", told_to("forbidden")).await;
+    let jid = harness.redis.push("default", "Sidebake::Probe", told_to("forbidden")).await;
     world::wait_for("the log to name it", || worker.log().contains("queue:forbidden")).await;
     assert!(worker.log().contains("queue:elsewhere"));
     for _ in 0..5 {
-        afternoon.redis.push("default", "Sidebake::Probe", told_to(CALLBACKS)).await;
+        harness.redis.push("default", "Sidebake::Probe", told_to(CALLBACKS)).await;
     }
-    afternoon.callbacks(5).await;
-    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
-    assert!(afternoon.redis.hgetall(&key).await.values().any(|entry| entry.contains(&jid)), "its result is kept");
+    harness.callbacks(5).await;
+    let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
+    assert!(harness.redis.hgetall(&key).await.values().any(|entry| entry.contains(&jid)), "its result is kept");
 
     redis::cmd("ACL").arg(&["SETUSER", "narrow", "~queue:*"]).exec_async(&mut connection).await.unwrap();
-    afternoon.redis.push("elsewhere", "Sidebake::Probe", told_to(CALLBACKS)).await;
-    afternoon.callbacks(6).await;
-    afternoon.until("it is told", async || afternoon.redis.queue("forbidden").await.len() == 1).await;
-    afternoon.idle().await;
+    harness.redis.push("elsewhere", "Sidebake::Probe", told_to(CALLBACKS)).await;
+    harness.callbacks(6).await;
+    harness.until("it is told", async || harness.redis.queue("forbidden").await.len() == 1).await;
+    harness.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_build_leaves_no_child_and_no_directory() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
     let course = vec![Step::IgnoreTerm(true), Step::SpawnSleeper, Step::Hang];
-    afternoon.builder.script(Script::steps(course));
-    let mut native = afternoon.native(&sha);
+    harness.builder.script(Script::steps(course));
+    let mut native = harness.native(&sha);
     native["timeout_s"] = json!(1);
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
+    harness.redis.push("default", "BuildJob", json!([native])).await;
     // The sleeper is a program that the child executes, which the sandbox would not let it.
-    let _worker = afternoon.worker("sandbox.mode = \"off\"");
-    let report = afternoon.callbacks(1).await.remove(0);
+    let _worker = harness.worker("sandbox.mode = \"off\"");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["reason"], "timed_out", "{report:#}");
-    let run = afternoon.builder.runs().remove(0);
+    let run = harness.builder.runs().remove(0);
     let sleeper = run.reports[0].found.clone().unwrap();
     for pid in [run.pid.to_string(), sleeper] {
         world::wait_for("the process to be gone", || is_gone(&pid)).await;
     }
-    assert!(afternoon.job_directories().is_empty());
+    assert!(harness.job_directories().is_empty());
 }
 
 fn is_gone(pid: &str) -> bool {
@@ -288,85 +282,85 @@ fn is_gone(pid: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_is_not_a_list_is_passed_over_and_named() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:broken", "x"]).exec_async(&mut connection).await.unwrap();
-    let worker = afternoon.worker_with(&afternoon.config("jobs.probe = true"), &["-q", "broken", "-q", "default"]);
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    let worker = harness.worker_with(&harness.config("jobs.probe = true"), &["-q", "broken", "-q", "default"]);
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
     assert!(worker.log().contains("queue:broken"), "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn counts_of_long_ago_are_dropped_where_there_are_many() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     let fill = "local now = redis.call('TIME')[1] - 10
         for i = 1, 900 do redis.call('HSET', KEYS[1], 'old' .. i, '2 ' .. (now - 72 * 3600)) end
         for i = 1, 200 do redis.call('HSET', KEYS[1], 'new' .. i, '1 ' .. now) end";
     for key in ["sidebake:recoveries", "sidebake:interruptions"] {
         redis::cmd("EVAL").arg(&[fill, "1", key]).exec_async(&mut connection).await.unwrap();
     }
-    let _worker = afternoon.worker(QUICK);
+    let _worker = harness.worker(QUICK);
     for key in ["sidebake:recoveries", "sidebake:interruptions"] {
-        afternoon.until("the old ones are gone", async || afternoon.redis.hgetall(key).await.len() <= 200).await;
-        assert_eq!(afternoon.redis.hgetall(key).await.len(), 200);
+        harness.until("the old ones are gone", async || harness.redis.hgetall(key).await.len() <= 200).await;
+        assert_eq!(harness.redis.hgetall(key).await.len(), 200);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn when_redis_is_full_results_are_settled_and_nothing_is_fetched() {
-    let afternoon = Afternoon::start();
-    let worker = afternoon.worker_with(&afternoon.config("jobs.probe = true"), &["-c", "1"]);
+    let harness = Harness::start();
+    let worker = harness.worker_with(&harness.config("jobs.probe = true"), &["-c", "1"]);
     for sleep_s in [2.0, 0.0] {
-        afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", sleep_s)).await;
+        harness.redis.push("default", "Sidebake::Probe", probe("succeed", sleep_s)).await;
     }
-    afternoon.is_in_flight().await;
-    let mut connection = afternoon.redis.connection().await;
+    harness.is_in_flight().await;
+    let mut connection = harness.redis.connection().await;
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut connection).await.unwrap();
-    assert_eq!(afternoon.callbacks(1).await.len(), 1);
+    assert_eq!(harness.callbacks(1).await.len(), 1);
     world::wait_for("the log to say it", || worker.log().contains("at its memory limit")).await;
-    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+    assert_eq!(harness.redis.queue("default").await.len(), 1);
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec_async(&mut connection).await.unwrap();
-    afternoon.callbacks(2).await;
+    harness.callbacks(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_jobs_of_a_killed_worker_are_back_on_their_queue_when_redis_is_full() {
-    let afternoon = Afternoon::start();
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    let mut first = afternoon.worker(QUICK);
-    afternoon.is_in_flight().await;
-    let _second = afternoon.worker(QUICK);
-    afternoon.until("both are owners", async || afternoon.redis.smembers("sidebake:owners").await.len() == 2).await;
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    let mut first = harness.worker(QUICK);
+    harness.is_in_flight().await;
+    let _second = harness.worker(QUICK);
+    harness.until("both are owners", async || harness.redis.smembers("sidebake:owners").await.len() == 2).await;
+    let mut connection = harness.redis.connection().await;
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut connection).await.unwrap();
     first.signal("KILL");
     first.ended().await;
-    afternoon.until("it is back", async || afternoon.redis.queue("default").await.len() == 1).await;
-    assert!(afternoon.redis.queue("default").await[0].contains(&jid));
-    assert!(afternoon.redis.keys("sidebake:inflight:*").await.is_empty(), "and nowhere else");
+    harness.until("it is back", async || harness.redis.queue("default").await.len() == 1).await;
+    assert!(harness.redis.queue("default").await[0].contains(&jid));
+    assert!(harness.redis.keys("sidebake:inflight:*").await.is_empty(), "and nowhere else");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_whose_entry_was_gone_when_it_was_asked_for_is_not_forgotten_beside_another() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    afternoon.git.faults().delay("/", std::time::Duration::from_millis(500));
-    let worker = afternoon.worker("jobs.probe = true");
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 600.0)).await;
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    afternoon.until("it fetches", async || !worker.source_children().is_empty()).await;
-    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
-    let inflight = afternoon.redis.hgetall(&key).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    harness.git.faults().delay("/", std::time::Duration::from_millis(500));
+    let worker = harness.worker("jobs.probe = true");
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 600.0)).await;
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    harness.until("it fetches", async || !worker.source_children().is_empty()).await;
+    let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
+    let inflight = harness.redis.hgetall(&key).await;
     let (token, entry) = inflight.iter().find(|(_, entry)| entry.contains("BuildJob")).unwrap();
-    let mut connection = afternoon.redis.connection().await;
+    let mut connection = harness.redis.connection().await;
     redis::cmd("HDEL").arg(&[&key, token]).exec_async(&mut connection).await.unwrap();
-    afternoon
-        .until("it ends", async || ["job put back", "another worker"].iter().any(|end| afternoon.logs().contains(end)))
+    harness
+        .until("it ends", async || ["job put back", "another worker"].iter().any(|end| harness.logs().contains(end)))
         .await;
     redis::cmd("HSET").arg(&[&key, token, entry]).exec_async(&mut connection).await.unwrap();
-    let report = afternoon.callbacks(1).await.remove(0);
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["jid"], &report["status"]), (&json!(jid), &json!("succeeded")), "{report:#}");
 }

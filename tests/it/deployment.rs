@@ -127,14 +127,14 @@ fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names
     assert_eq!(builder.annotations["karpenter.sh/do-not-disrupt"], "true");
     assert_eq!((builder.kubeconfig.as_ref(), builder.namespace.as_deref()), (None, Some("release-builder")));
     let policies = documents().into_iter().filter(|one| one["kind"] == "NetworkPolicy");
-    let policed: BTreeSet<(String, String)> = policies
+    let validated: BTreeSet<(String, String)> = policies
         .filter_map(|mut policy| {
             let namespace = policy["metadata"]["namespace"].as_str()?.to_owned();
             Some((namespace, policy["spec"]["podSelector"]["matchLabels"]["app"].take().as_str()?.to_owned()))
         })
         .collect();
     let pods = [("sidebake", "sidebake"), ("release-builder", &builder.node_name("default"))];
-    assert_eq!(policed, pods.map(|(namespace, app)| (namespace.to_owned(), app.to_owned())).into());
+    assert_eq!(validated, pods.map(|(namespace, app)| (namespace.to_owned(), app.to_owned())).into());
 }
 
 #[test]

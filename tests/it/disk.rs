@@ -7,7 +7,7 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 use serde_json::json;
 use world::Script;
 
-use crate::afternoon::{Afternoon, probe};
+use crate::harness::{Harness, probe};
 
 /// What a test takes from the disk and gives back: far more than its neighbours write meanwhile.
 const BALLAST: u64 = 1 << 30;
@@ -19,53 +19,53 @@ fn free_bytes(path: &Path) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
-    let afternoon = Afternoon::start();
-    let home = afternoon.home.path();
+    let harness = Harness::start();
+    let home = harness.home.path();
     let mirror = home.join("state/mirrors/branch/github.com/1");
     std::fs::create_dir_all(&mirror).unwrap();
     let (port, min) = (world::free_port(), free_bytes(home).checked_sub(BALLAST / 2).expect("a disk with some room"));
     let settings = format!("jobs.probe = true\nhealth.listen = \"127.0.0.1:{port}\"\nstate.min_free_bytes = {min}\n");
-    let worker = afternoon.worker(&settings);
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 5.0)).await;
-    afternoon.is_in_flight().await;
+    let worker = harness.worker(&settings);
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 5.0)).await;
+    harness.is_in_flight().await;
     assert!(mirror.exists(), "there is room for it");
 
     let ballast = File::create(home.join("ballast")).unwrap();
     fallocate(&ballast, FallocateFlags::empty(), 0, BALLAST).unwrap();
-    afternoon.until("the log says it", async || worker.log().contains("the disk is low")).await;
+    harness.until("the log says it", async || worker.log().contains("the disk is low")).await;
     assert!(!mirror.exists(), "mirrors go before the worker stops fetching");
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let ready = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("disk"));
-    afternoon.callbacks(1).await;
+    harness.callbacks(1).await;
     // Its slot is free now. Longer than a worker needs for a push, and for the next look.
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+    assert_eq!(harness.redis.queue("default").await.len(), 1);
 
     drop(ballast);
     std::fs::remove_file(home.join("ballast")).unwrap();
-    afternoon.callbacks(2).await;
+    harness.callbacks(2).await;
     let log = worker.log();
     assert_eq!([log.matches("the disk is low").count(), log.matches("the disk has room").count()], [1, 1], "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_over_the_budget_goes_and_the_next_job_fetches_again() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = afternoon.worker("state.mirrors_max_bytes = 0");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    afternoon.callbacks(1).await;
-    let mirrors = afternoon.home.path().join("state/mirrors/branch");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = harness.worker("state.mirrors_max_bytes = 0");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    harness.callbacks(1).await;
+    let mirrors = harness.home.path().join("state/mirrors/branch");
     let n_mirrors = || {
         let hosts = std::fs::read_dir(&mirrors).unwrap().flatten();
         hosts.map(|host| std::fs::read_dir(host.path()).unwrap().count()).sum::<usize>()
     };
-    afternoon.until("the mirror has gone", async || n_mirrors() == 0).await;
-    assert_eq!(afternoon.git.n_fetches(), 1);
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    assert_eq!(afternoon.callbacks(2).await[1]["status"], "succeeded");
-    assert_eq!(afternoon.git.n_fetches(), 2);
+    harness.until("the mirror has gone", async || n_mirrors() == 0).await;
+    assert_eq!(harness.git.n_fetches(), 1);
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    assert_eq!(harness.callbacks(2).await[1]["status"], "succeeded");
+    assert_eq!(harness.git.n_fetches(), 2);
 }

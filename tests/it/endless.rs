@@ -6,18 +6,18 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use world::{Endless, Pace, Script};
 
-use crate::afternoon::{Afternoon, text};
+use crate::harness::{Harness, text};
 
 /// More than answers within their bounds take, four at once, and far less than an answer without end.
 const FLAT_KB: u64 = 80 << 10;
 
 /// Enqueues `n` builds and returns how each has failed, once all wait for a retry.
-async fn failures_of(afternoon: &Afternoon, native: &Value, n: usize) -> Vec<Value> {
+async fn failures_of(harness: &Harness, native: &Value, n: usize) -> Vec<Value> {
     for _ in 0..n {
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    afternoon.until("all wait for a retry", async || afternoon.redis.sorted_set("retry").await.len() == n).await;
-    let retries = afternoon.redis.sorted_set("retry").await;
+    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == n).await;
+    let retries = harness.redis.sorted_set("retry").await;
     retries.iter().map(|(job, _)| serde_json::from_str(job).unwrap()).collect()
 }
 
@@ -34,14 +34,14 @@ async fn no_answer_of_github_takes_memory_without_end() {
         ("/repos/acme/voting-app/compare", 200),
         ("/repos/acme/voting-app/compare", 500),
     ] {
-        let afternoon = Afternoon::start();
-        let (repository, sha) = afternoon.voting_app();
+        let harness = Harness::start();
+        let (repository, sha) = harness.voting_app();
         repository.commit(&[("vote/Dockerfile", "FROM base\n")]);
-        let mut native = afternoon.native(&sha);
+        let mut native = harness.native(&sha);
         native["ref"] = json!("refs/heads/main");
-        afternoon.github.faults().never_end(path, status, Pace::Flood);
-        let worker = afternoon.worker("");
-        let failures = failures_of(&afternoon, &native, 4).await;
+        harness.github.faults().never_end(path, status, Pace::Flood);
+        let worker = harness.worker("");
+        let failures = failures_of(&harness, &native, 4).await;
         for failure in &failures {
             assert_eq!(failure["error_class"], "Sidebake::GithubUnavailable", "{path}: {failure:#}");
             let message = failure["error_message"].as_str().unwrap();
@@ -54,14 +54,14 @@ async fn no_answer_of_github_takes_memory_without_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_drips_is_given_up_at_the_time_limit() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.github.faults().never_end("/app/installations", 201, Pace::Drip(Duration::from_millis(50)));
-    let config = afternoon.config("");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.github.faults().never_end("/app/installations", 201, Pace::Drip(Duration::from_millis(50)));
+    let config = harness.config("");
     let text = std::fs::read_to_string(&config).unwrap().replace("github = { ", "github = { timeout = \"300ms\", ");
     std::fs::write(&config, text).unwrap();
-    let _worker = afternoon.worker_with(&config, &[]);
-    let failures = failures_of(&afternoon, &afternoon.native(&sha), 1).await;
+    let _worker = harness.worker_with(&config, &[]);
+    let failures = failures_of(&harness, &harness.native(&sha), 1).await;
     assert_eq!(failures[0]["error_class"], "Sidebake::GithubUnavailable", "{:#}", failures[0]);
 }
 
@@ -87,16 +87,16 @@ async fn headers_without_end_take_no_memory_either() {
         ("HTTP/1.1 200 OK\r\n", "x-more: and more\r\n"),
         ("HTTP/1.1 200 OK\r\nx-long: ", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
     ] {
-        let afternoon = Afternoon::start();
-        let (_, sha) = afternoon.voting_app();
-        let config = afternoon.config("");
+        let harness = Harness::start();
+        let (_, sha) = harness.voting_app();
+        let config = harness.config("");
         let api = format!("github = {{ timeout = \"1s\", api_url = \"{}\"", pours(start, more));
         let text = std::fs::read_to_string(&config).unwrap();
-        let text = text.replace(&format!("github = {{ api_url = \"{}\"", afternoon.github.url()), &api);
+        let text = text.replace(&format!("github = {{ api_url = \"{}\"", harness.github.url()), &api);
         assert!(text.contains(&api), "{text}");
         std::fs::write(&config, text).unwrap();
-        let worker = afternoon.worker_with(&config, &[]);
-        let failures = failures_of(&afternoon, &afternoon.native(&sha), 4).await;
+        let worker = harness.worker_with(&config, &[]);
+        let failures = failures_of(&harness, &harness.native(&sha), 4).await;
         assert_eq!(failures[0]["error_class"], "Sidebake::GithubUnavailable", "{:#}", failures[0]);
         assert!(worker.peak_kb() < FLAT_KB, "{} kB", worker.peak_kb());
     }
@@ -104,29 +104,29 @@ async fn headers_without_end_take_no_memory_either() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_cannot_be_revoked_costs_no_memory_either() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    afternoon.github.faults().never_end("/installation/token", 200, Pace::Flood);
-    let worker = afternoon.worker("");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
-    afternoon.until("it was asked", async || afternoon.n_asked("/installation/token") > 0).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    harness.github.faults().never_end("/installation/token", 200, Pace::Flood);
+    let worker = harness.worker("");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
+    harness.until("it was asked", async || harness.n_asked("/installation/token") > 0).await;
     assert!(worker.peak_kb() < FLAT_KB, "{} kB", worker.peak_kb());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_of_a_resolver_takes_memory_without_end() {
-    let (afternoon, rails) = (Afternoon::start(), Endless::start(Pace::Flood));
+    let (harness, rails) = (Harness::start(), Endless::start(Pace::Flood));
     let url = format!("{}/builds/{{0}}", rails.url());
-    let worker = afternoon.worker(&format!(
+    let worker = harness.worker(&format!(
         r#"jobs.classes.ById = {{ arguments = "resolved", resolve = {{ url = "{url}", secret = "s3cret" }} }}"#
     ));
     for id in 1..=4 {
-        afternoon.redis.push("default", "ById", json!([id])).await;
+        harness.redis.push("default", "ById", json!([id])).await;
     }
-    afternoon.until("all wait for a retry", async || afternoon.redis.sorted_set("retry").await.len() == 4).await;
-    for (job, _) in afternoon.redis.sorted_set("retry").await {
+    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == 4).await;
+    for (job, _) in harness.redis.sorted_set("retry").await {
         assert!(job.contains("Sidebake::ResolverUnavailable"), "{job}");
         assert!(job.contains("answered with more than 1048576 bytes"), "{job}");
     }
@@ -135,8 +135,8 @@ async fn no_answer_of_a_resolver_takes_memory_without_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_of_an_api_server_takes_memory_without_end() {
-    let (afternoon, kubernetes) = (Afternoon::start(), Endless::start(Pace::Flood));
-    let kubeconfig = afternoon.home.path().join("kubeconfig");
+    let (harness, kubernetes) = (Harness::start(), Endless::start(Pace::Flood));
+    let kubeconfig = harness.home.path().join("kubeconfig");
     let config = json!({
         "apiVersion": "v1", "kind": "Config", "current-context": "c",
         "clusters": [{"name": "c", "cluster": {"server": kubernetes.url()}}],
@@ -145,7 +145,7 @@ async fn no_answer_of_an_api_server_takes_memory_without_end() {
     });
     std::fs::write(&kubeconfig, config.to_string()).unwrap();
     let builder = format!("builders.pods = {{ driver = \"kubernetes\", kubeconfig = \"{}\" }}", kubeconfig.display());
-    let output = afternoon.run(&["builder", "status", "pods"], &builder);
+    let output = harness.run(&["builder", "status", "pods"], &builder);
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let sentence = format!("{}/ answered with more than 8388608 bytes", kubernetes.url());

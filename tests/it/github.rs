@@ -5,23 +5,23 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use world::{Reach, Script, repository_id};
 
-use crate::afternoon::{Afternoon, Worker};
+use crate::harness::{Harness, Worker};
 
 const MINT: &str = "/app/installations";
 const LOOK_UP: &str = "/repos/acme/voting-app/installation";
 
-impl Afternoon {
+impl Harness {
     /// Requests of the API whose path starts like this.
     pub(crate) fn n_asked(&self, path: &str) -> usize {
         self.github.calls().iter().filter(|call| call.path.starts_with(path)).count()
     }
 
-    /// An afternoon on which every build succeeds.
+    /// An harness on which every build succeeds.
     fn good() -> (Self, String) {
-        let afternoon = Self::start();
-        let (_, sha) = afternoon.voting_app();
-        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-        (afternoon, sha)
+        let harness = Self::start();
+        let (_, sha) = harness.voting_app();
+        harness.builder.script_for_the_rest(Script::success(&["vote"]));
+        (harness, sha)
     }
 
     async fn push(&self, native: Value) {
@@ -39,81 +39,81 @@ impl Afternoon {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_given_back_when_the_source_is_there() {
-    let (afternoon, sha) = Afternoon::good();
-    afternoon.push(afternoon.native(&sha)).await;
-    let worker = afternoon.worker("");
-    afternoon.callbacks(1).await;
-    afternoon.until("the token is revoked", async || afternoon.github.tokens().all()[0].1.is_revoked).await;
+    let (harness, sha) = Harness::good();
+    harness.push(harness.native(&sha)).await;
+    let worker = harness.worker("");
+    harness.callbacks(1).await;
+    harness.until("the token is revoked", async || harness.github.tokens().all()[0].1.is_revoked).await;
 
     // Also where the build has come to nothing: there is no such commit.
-    afternoon.push(afternoon.native(&"0".repeat(40))).await;
-    assert_eq!(afternoon.callbacks(2).await[1]["reason"], "commit_not_found");
-    let tokens = afternoon.github.tokens();
-    afternoon.until("both are", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
+    harness.push(harness.native(&"0".repeat(40))).await;
+    assert_eq!(harness.callbacks(2).await[1]["reason"], "commit_not_found");
+    let tokens = harness.github.tokens();
+    harness.until("both are", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
     assert_eq!(tokens.all().len(), 2);
     drop(worker);
 
-    let _worker = afternoon.worker_with_github("revoke = false");
-    afternoon.push(afternoon.native(&sha)).await;
-    afternoon.callbacks(3).await;
+    let _worker = harness.worker_with_github("revoke = false");
+    harness.push(harness.native(&sha)).await;
+    harness.callbacks(3).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(tokens.all().iter().filter(|(_, grant)| !grant.is_revoked).count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_ends_has_given_its_tokens_back() {
-    let (afternoon, sha) = Afternoon::good();
-    afternoon.github.faults().delay("/installation/token", Duration::from_millis(500));
-    let mut worker = afternoon.worker("");
-    afternoon.push(afternoon.native(&sha)).await;
-    afternoon.callbacks(1).await;
+    let (harness, sha) = Harness::good();
+    harness.github.faults().delay("/installation/token", Duration::from_millis(500));
+    let mut worker = harness.worker("");
+    harness.push(harness.native(&sha)).await;
+    harness.callbacks(1).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert!(afternoon.github.tokens().all()[0].1.is_revoked);
+    assert!(harness.github.tokens().all()[0].1.is_revoked);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_the_git_host_does_not_know_yet_is_tried_again() {
     for status in [401, 404] {
-        let (afternoon, sha) = Afternoon::good();
+        let (harness, sha) = Harness::good();
         // Two requests: libgit2 asks again when it is refused for the first time.
         let n = if status == 401 { 2 } else { 1 };
         let headers = [("www-authenticate", "Basic realm=\"GitHub\"")];
-        afternoon.git.faults().fail_next("/acme", n, status, &headers, "Repository not found.");
-        afternoon.push(afternoon.native(&sha)).await;
-        let _worker = afternoon.worker("");
-        let report = afternoon.callbacks(1).await.remove(0);
+        harness.git.faults().fail_next("/acme", n, status, &headers, "Repository not found.");
+        harness.push(harness.native(&sha)).await;
+        let _worker = harness.worker("");
+        let report = harness.callbacks(1).await.remove(0);
         assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{status}: {report:#}");
-        assert_eq!(afternoon.n_asked(MINT), 1, "the same token");
+        assert_eq!(harness.n_asked(MINT), 1, "the same token");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_was_revoked_meanwhile_is_minted_anew() {
-    let (afternoon, sha) = Afternoon::good();
-    afternoon.git.faults().delay("/acme", Duration::from_millis(700));
-    afternoon.push(afternoon.native(&sha)).await;
-    let _worker = afternoon.worker("");
-    let tokens = afternoon.github.tokens();
-    afternoon.until("a token is minted", async || !tokens.all().is_empty()).await;
+    let (harness, sha) = Harness::good();
+    harness.git.faults().delay("/acme", Duration::from_millis(700));
+    harness.push(harness.native(&sha)).await;
+    let _worker = harness.worker("");
+    let tokens = harness.github.tokens();
+    harness.until("a token is minted", async || !tokens.all().is_empty()).await;
     tokens.revoke(&tokens.all()[0].0);
-    afternoon.git.faults().clear();
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.git.faults().clear();
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
-    assert_eq!(afternoon.n_asked(MINT), 2);
+    assert_eq!(harness.n_asked(MINT), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_limit_puts_jobs_off_and_nobody_asks_meanwhile() {
-    let (afternoon, sha) = Afternoon::good();
+    let (harness, sha) = Harness::good();
     let message = r#"{"message":"You have exceeded a secondary rate limit."}"#;
-    afternoon.github.faults().fail_next(MINT, 1, 403, &[("retry-after", "120")], message);
-    let mut native = afternoon.native(&sha);
+    harness.github.faults().fail_next(MINT, 1, 403, &[("retry-after", "120")], message);
+    let mut native = harness.native(&sha);
     native["installation_id"] = json!(7_000_001);
     native["callback"]["on"] = json!(["retrying", "finished"]);
-    let _worker = afternoon.worker("");
-    afternoon.push(native.clone()).await;
-    let report = afternoon.callbacks(1).await.remove(0);
+    let _worker = harness.worker("");
+    harness.push(native.clone()).await;
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(
         (&report["moment"], &report["reason"]),
         (&json!("retrying"), &json!("github_unavailable")),
@@ -121,104 +121,104 @@ async fn a_long_limit_puts_jobs_off_and_nobody_asks_meanwhile() {
     );
     assert!(report["message"].as_str().unwrap().contains("limits our rate for another 120 s"), "{report:#}");
     let now_s = jiff::Timestamp::now().as_second() as f64;
-    let (_, at) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let (_, at) = harness.redis.sorted_set("retry").await.remove(0);
     assert!((110.0..140.0).contains(&(at - now_s)), "again in {} s", at - now_s);
 
-    afternoon.push(native).await;
-    assert_eq!(afternoon.callbacks(2).await[1]["moment"], "retrying");
-    assert_eq!(afternoon.n_asked(""), 1, "GitHub is left alone");
+    harness.push(native).await;
+    assert_eq!(harness.callbacks(2).await[1]["moment"], "retrying");
+    assert_eq!(harness.n_asked(""), 1, "GitHub is left alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_short_limit_is_waited_for() {
-    let (afternoon, sha) = Afternoon::good();
-    afternoon.github.faults().fail_next(MINT, 1, 429, &[("retry-after", "1")], "{}");
-    afternoon.push(afternoon.native(&sha)).await;
-    let _worker = afternoon.worker("");
-    let report = afternoon.callbacks(1).await.remove(0);
+    let (harness, sha) = Harness::good();
+    harness.github.faults().fail_next(MINT, 1, 429, &[("retry-after", "1")], "{}");
+    harness.push(harness.native(&sha)).await;
+    let _worker = harness.worker("");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_wrong_costs_one_refusal() {
     for offset_s in [-3600, 3600] {
-        let (afternoon, sha) = Afternoon::good();
-        afternoon.github.set_clock_offset_s(offset_s);
-        let mut native = afternoon.native(&sha);
+        let (harness, sha) = Harness::good();
+        harness.github.set_clock_offset_s(offset_s);
+        let mut native = harness.native(&sha);
         native["installation_id"] = json!(7_000_001);
-        let worker = afternoon.worker("");
+        let worker = harness.worker("");
         for n in 1..=2 {
-            afternoon.push(native.clone()).await;
-            assert_eq!(afternoon.callbacks(n).await[n - 1]["attempt"], 1);
+            harness.push(native.clone()).await;
+            assert_eq!(harness.callbacks(n).await[n - 1]["attempt"], 1);
         }
-        assert_eq!(afternoon.n_asked(MINT), 3, "refused once");
+        assert_eq!(harness.n_asked(MINT), 3, "refused once");
         assert!(worker.log().contains("GitHub's clock is not ours"));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_installation_is_looked_up_once_and_again_when_it_is_gone() {
-    let (afternoon, sha) = Afternoon::good();
-    let _worker = afternoon.worker("");
+    let (harness, sha) = Harness::good();
+    let _worker = harness.worker("");
     for n in 1..=2 {
-        afternoon.push(afternoon.native(&sha)).await;
-        afternoon.callbacks(n).await;
+        harness.push(harness.native(&sha)).await;
+        harness.callbacks(n).await;
     }
-    assert_eq!((afternoon.n_asked(LOOK_UP), afternoon.n_asked(MINT)), (1, 2));
+    assert_eq!((harness.n_asked(LOOK_UP), harness.n_asked(MINT)), (1, 2));
 
-    afternoon.github.uninstall(7_000_001);
-    afternoon.github.install_as(7_000_099, "acme", Reach::Only(vec!["acme/voting-app".into()]));
+    harness.github.uninstall(7_000_001);
+    harness.github.install_as(7_000_099, "acme", Reach::Only(vec!["acme/voting-app".into()]));
     for n in 3..=4 {
-        afternoon.push(afternoon.native(&sha)).await;
-        assert_eq!(afternoon.callbacks(n).await[n - 1]["status"], "succeeded");
+        harness.push(harness.native(&sha)).await;
+        assert_eq!(harness.callbacks(n).await[n - 1]["status"], "succeeded");
     }
-    assert_eq!((afternoon.n_asked(LOOK_UP), afternoon.n_asked(MINT)), (2, 5));
+    assert_eq!((harness.n_asked(LOOK_UP), harness.n_asked(MINT)), (2, 5));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renamed_repository_is_built_under_its_old_name() {
-    let afternoon = Afternoon::start();
-    let sha = afternoon.git.repository("acme/polls").commit(&[("vote/Dockerfile", "FROM base\n")]);
-    afternoon.builder.script(Script::success(&["vote"]));
-    afternoon.github.uninstall(7_000_001);
-    let id = afternoon.github.install("acme", &["polls"]);
-    afternoon.github.moved("acme/voting-app", "acme/polls");
-    let mut native = afternoon.native(&sha);
+    let harness = Harness::start();
+    let sha = harness.git.repository("acme/polls").commit(&[("vote/Dockerfile", "FROM base\n")]);
+    harness.builder.script(Script::success(&["vote"]));
+    harness.github.uninstall(7_000_001);
+    let id = harness.github.install("acme", &["polls"]);
+    harness.github.moved("acme/voting-app", "acme/polls");
+    let mut native = harness.native(&sha);
     native["installation_id"] = json!(id);
-    afternoon.push(native).await;
-    let _worker = afternoon.worker("");
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.push(native).await;
+    let _worker = harness.worker("");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(
         (&report["status"], &report["repository"]),
         (&json!("succeeded"), &json!("acme/voting-app")),
         "{report:#}"
     );
-    let mirror = format!("state/mirrors/branch/127.0.0.1:{}/{}", afternoon.git.port(), repository_id("acme/polls"));
-    assert!(afternoon.home.path().join(&mirror).exists(), "{mirror}");
+    let mirror = format!("state/mirrors/branch/127.0.0.1:{}/{}", harness.git.port(), repository_id("acme/polls"));
+    assert!(harness.home.path().join(&mirror).exists(), "{mirror}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_that_another_account_has_now_is_not_built_for_the_old_one() {
-    let afternoon = Afternoon::start();
-    let sha = afternoon.git.repository("evil/voting-app").commit(&[("vote/Dockerfile", "FROM base\n")]);
-    afternoon.github.uninstall(7_000_001);
-    afternoon.github.install("evil", &["voting-app"]);
-    afternoon.github.moved("acme/voting-app", "evil/voting-app");
-    afternoon.push(afternoon.native(&sha)).await;
-    let _worker = afternoon.worker("");
-    let report = afternoon.callbacks(1).await.remove(0);
+    let harness = Harness::start();
+    let sha = harness.git.repository("evil/voting-app").commit(&[("vote/Dockerfile", "FROM base\n")]);
+    harness.github.uninstall(7_000_001);
+    harness.github.install("evil", &["voting-app"]);
+    harness.github.moved("acme/voting-app", "evil/voting-app");
+    harness.push(harness.native(&sha)).await;
+    let _worker = harness.worker("");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["reason"], "repository_not_found", "{report:#}");
     assert!(report["message"].as_str().unwrap().contains("it is evil/voting-app now"), "{report:#}");
-    assert_eq!(afternoon.git.n_fetches(), 0);
-    let tokens = afternoon.github.tokens();
-    afternoon.until("the token is given back", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
+    assert_eq!(harness.git.n_fetches(), 0);
+    let tokens = harness.github.tokens();
+    harness.until("the token is given back", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
-    let (afternoon, tip) = Afternoon::good();
-    let original = afternoon.git.repository("acme/voting-app");
-    let fork = afternoon.git.repository("eve/voting-app");
+    let (harness, tip) = Harness::good();
+    let original = harness.git.repository("acme/voting-app");
+    let fork = harness.git.repository("eve/voting-app");
     fork.fork(&original);
     let foreign = fork.commit(&[("vote/Dockerfile", "FROM base\nRUN steal\n")]);
     let newer = original.commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
@@ -229,7 +229,7 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
     assert_eq!(original.git(&["cat-file", "-t", &foreign]), "commit", "the original has what its forks have");
     let unrelated = original.commit_with("pages", &[world::File::new("vote/Dockerfile", "FROM base\n")]);
 
-    let _worker = afternoon.worker("");
+    let _worker = harness.worker("");
     let refused = Some("commit_not_found");
     let table = [
         (&foreign, json!("refs/heads/main"), "branch", refused),
@@ -247,11 +247,11 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
         (&tip, json!("refs/tags/of-a-tag"), "branch", None),
     ];
     for (n, (sha, reference, trust, _)) in table.iter().enumerate() {
-        let mut native = afternoon.native(sha);
+        let mut native = harness.native(sha);
         (native["build_id"], native["ref"], native["trust"]) = (json!(n), reference.clone(), json!(trust));
-        afternoon.push(native).await;
+        harness.push(native).await;
     }
-    for report in afternoon.callbacks(table.len()).await {
+    for report in harness.callbacks(table.len()).await {
         let n = usize::try_from(report["build_id"].as_u64().unwrap()).unwrap();
         let (sha, reference, trust, expected) = &table[n];
         assert_eq!(report["reason"].as_str(), *expected, "{sha} as {trust} of {reference}: {report:#}");
@@ -261,14 +261,14 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
         }
     }
     let n_allowed = table.iter().filter(|(.., expected)| expected.is_none()).count();
-    assert_eq!(afternoon.builder.runs().len(), n_allowed, "nothing is built of a commit that is refused");
+    assert_eq!(harness.builder.runs().len(), n_allowed, "nothing is built of a commit that is refused");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_is_the_one_of_exactly_that_name_whatever_else_github_could_take_it_for() {
-    let (afternoon, tip) = Afternoon::good();
-    let original = afternoon.git.repository("acme/voting-app");
-    let fork = afternoon.git.repository("eve/voting-app");
+    let (harness, tip) = Harness::good();
+    let original = harness.git.repository("acme/voting-app");
+    let fork = harness.git.repository("eve/voting-app");
     fork.fork(&original);
     let foreign = fork.commit(&[("vote/Dockerfile", "FROM base\nRUN steal\n")]);
     for (name, sha) in [
@@ -297,12 +297,12 @@ async fn a_branch_is_the_one_of_exactly_that_name_whatever_else_github_could_tak
         // On a tag of its own, it is what the tag's author pushed.
         (&foreign, "refs/tags/both", None),
     ];
-    let _worker = afternoon.worker("");
+    let _worker = harness.worker("");
     for (n, (sha, reference, expected)) in table.iter().enumerate() {
-        let mut native = afternoon.native(sha);
+        let mut native = harness.native(sha);
         (native["build_id"], native["ref"], native["trust"]) = (json!(n), json!(reference), json!("protected"));
-        afternoon.push(native).await;
-        let reports = afternoon.callbacks(n + 1).await;
+        harness.push(native).await;
+        let reports = harness.callbacks(n + 1).await;
         let report = reports.iter().find(|report| report["build_id"] == n).unwrap();
         assert_eq!(report["reason"].as_str(), *expected, "{sha} on {reference}: {report:#}");
     }
@@ -310,25 +310,25 @@ async fn a_branch_is_the_one_of_exactly_that_name_whatever_else_github_could_tak
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ref_in_any_other_form_makes_the_build_a_forks_and_the_report_says_so() {
-    let (afternoon, tip) = Afternoon::good();
-    let original = afternoon.git.repository("acme/voting-app");
-    let fork = afternoon.git.repository("eve/voting-app");
+    let (harness, tip) = Harness::good();
+    let original = harness.git.repository("acme/voting-app");
+    let fork = harness.git.repository("eve/voting-app");
     fork.fork(&original);
     let foreign = fork.commit(&[("vote/Dockerfile", "FROM base\nRUN steal\n")]);
     original.git(&["update-ref", "refs/pull/7/head", &foreign]);
     let references = ["pull/7/head", "refs/pull/7/head", "main", "heads/main", "HEAD", "eve:main", &*foreign, &*tip];
-    let _worker = afternoon.worker("");
+    let _worker = harness.worker("");
     for (n, reference) in references.iter().enumerate() {
-        let mut native = afternoon.native(&foreign);
+        let mut native = harness.native(&foreign);
         (native["ref"], native["trust"]) = (json!(reference), json!("protected"));
         native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
         native["application"]["images"][0]["cache_to"] = json!(["type=registry,ref=registry.example/acme/cache"]);
-        afternoon.push(native).await;
-        let report = afternoon.callbacks(n + 1).await.remove(n);
+        harness.push(native).await;
+        let report = harness.callbacks(n + 1).await.remove(n);
         assert_eq!((&report["status"], &report["ref"]), (&json!("succeeded"), &json!(reference)), "{report:#}");
         let notices = report["notices"].to_string();
         assert!(notices.contains("a fork's build: ") && notices.contains("refs/heads/"), "{report:#}");
-        let run = afternoon.builder.runs().remove(n);
+        let run = harness.builder.runs().remove(n);
         let definition: Value = serde_json::from_str(&run.stdin).unwrap();
         let vote = &definition["target"]["vote"];
         assert!(vote.get("secret").is_none() && vote.get("cache-to").is_none(), "{reference}: {vote:#}");
@@ -338,35 +338,35 @@ async fn a_ref_in_any_other_form_makes_the_build_a_forks_and_the_report_says_so(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_branch_of_which_github_has_not_heard_the_last_push_is_asked_for_again() {
-    let (afternoon, tip) = Afternoon::good();
-    afternoon.git.repository("acme/voting-app").commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
+    let (harness, tip) = Harness::good();
+    harness.git.repository("acme/voting-app").commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
     let compare = "/repos/acme/voting-app/compare";
-    afternoon.github.faults().fail_next(compare, 1, 200, &[], r#"{"status": "ahead"}"#);
+    harness.github.faults().fail_next(compare, 1, 200, &[], r#"{"status": "ahead"}"#);
     // Nor need every server know the token.
-    afternoon.github.faults().fail_next(compare, 1, 401, &[], r#"{"message": "Bad credentials"}"#);
-    let mut native = afternoon.native(&tip);
+    harness.github.faults().fail_next(compare, 1, 401, &[], r#"{"message": "Bad credentials"}"#);
+    let mut native = harness.native(&tip);
     native["ref"] = json!("refs/heads/main");
-    afternoon.push(native).await;
-    let _worker = afternoon.worker("");
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.push(native).await;
+    let _worker = harness.worker("");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
-    assert_eq!(afternoon.n_asked(compare), 3);
+    assert_eq!(harness.n_asked(compare), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_put_right_is_read_without_a_restart_in_either_form() {
-    let (afternoon, sha) = Afternoon::good();
-    let path = afternoon.home.path().join("app.pem");
-    let app = afternoon.github.app();
+    let (harness, sha) = Harness::good();
+    let path = harness.home.path().join("app.pem");
+    let app = harness.github.app();
     std::fs::write(&path, "nonsense").unwrap();
-    let _worker = afternoon.worker("");
-    afternoon.push(afternoon.native(&sha)).await;
-    afternoon.until("it is refused", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
+    let _worker = harness.worker("");
+    harness.push(harness.native(&sha)).await;
+    harness.until("it is refused", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     // The second with line ends as an environment variable has them.
     let forms = [app.private_key_pkcs1_pem(), app.private_key_pem().replace('\n', "\\n")];
     for (n, pem) in forms.into_iter().enumerate() {
         std::fs::write(&path, pem).unwrap();
-        afternoon.push(afternoon.native(&sha)).await;
-        assert_eq!(afternoon.callbacks(n + 1).await[n]["status"], "succeeded");
+        harness.push(harness.native(&sha)).await;
+        assert_eq!(harness.callbacks(n + 1).await[n]["status"], "succeeded");
     }
 }

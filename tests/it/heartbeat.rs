@@ -11,15 +11,15 @@ use sidebake::sidekiq::custody::Running;
 use sidebake::sidekiq::heartbeat::{Heart, Process};
 use sidebake::sidekiq::turn::{Token, UnitOfWork};
 
-use crate::afternoon::{Afternoon, client, probe};
+use crate::harness::{Harness, client, probe};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_process_is_on_sidekiqs_list_with_what_the_web_ui_reads() {
-    let afternoon = Afternoon::start();
-    let worker = afternoon.worker("tag = \"shop\"");
-    afternoon.until("it is on the list", async || afternoon.redis.smembers("processes").await.len() == 1).await;
-    let identity = afternoon.redis.smembers("processes").await.remove(0);
-    let fields = afternoon.redis.hgetall(&identity).await;
+    let harness = Harness::start();
+    let worker = harness.worker("tag = \"shop\"");
+    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    let identity = harness.redis.smembers("processes").await.remove(0);
+    let fields = harness.redis.hgetall(&identity).await;
     let info: Value = serde_json::from_str(&fields["info"]).unwrap();
     assert_eq!((&info["pid"], &info["tag"], &info["concurrency"]), (&json!(worker.pid()), &json!("shop"), &json!(4)));
     assert_eq!((&info["queues"], &info["identity"]), (&json!(["default"]), &json!(identity)));
@@ -33,24 +33,24 @@ async fn the_process_is_on_sidekiqs_list_with_what_the_web_ui_reads() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_told_to_stop_through_redis_stops() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("");
-    afternoon.until("it is on the list", async || afternoon.redis.smembers("processes").await.len() == 1).await;
-    let identity = afternoon.redis.smembers("processes").await.remove(0);
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut worker = harness.worker("");
+    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    let identity = harness.redis.smembers("processes").await.remove(0);
+    let mut connection = harness.redis.connection().await;
     redis::cmd("LPUSH").arg(format!("{identity}-signals")).arg("TERM").exec_async(&mut connection).await.unwrap();
     assert_eq!(worker.ended().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_has_gone_without_a_word_is_taken_off_the_list() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SADD").arg(&["processes", "gone:1:abcdef"]).exec_async(&mut connection).await.unwrap();
-    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
-    afternoon
+    let _worker = harness.worker("jobs.poll_interval = \"200ms\"");
+    harness
         .until("it is off and the living one is on", async || {
-            let processes = afternoon.redis.smembers("processes").await;
+            let processes = harness.redis.smembers("processes").await;
             processes.len() == 1 && processes[0] != "gone:1:abcdef"
         })
         .await;
@@ -58,14 +58,14 @@ async fn a_process_that_has_gone_without_a_word_is_taken_off_the_list() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_job_is_on_the_busy_page_of_every_generation() {
-    let afternoon = Afternoon::start();
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    let _worker = afternoon.worker("jobs.probe = true");
-    afternoon.until("it is on the list", async || afternoon.redis.smembers("processes").await.len() == 1).await;
-    let identity = afternoon.redis.smembers("processes").await.remove(0);
+    let harness = Harness::start();
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    let _worker = harness.worker("jobs.probe = true");
+    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    let identity = harness.redis.smembers("processes").await.remove(0);
     for key in [format!("{identity}:work"), format!("{identity}:workers")] {
-        afternoon.until("it is shown", async || !afternoon.redis.hgetall(&key).await.is_empty()).await;
-        let entry: Value = serde_json::from_str(afternoon.redis.hgetall(&key).await.values().next().unwrap()).unwrap();
+        harness.until("it is shown", async || !harness.redis.hgetall(&key).await.is_empty()).await;
+        let entry: Value = serde_json::from_str(harness.redis.hgetall(&key).await.values().next().unwrap()).unwrap();
         let job: Value = serde_json::from_str(entry["payload"].as_str().unwrap()).unwrap();
         assert_eq!((&entry["queue"], &job["jid"]), (&json!("default"), &json!(jid)));
         assert!(entry["run_at"].is_u64(), "{entry:#}");
@@ -74,17 +74,17 @@ async fn a_running_job_is_on_the_busy_page_of_every_generation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("jobs.probe = true");
+    let harness = Harness::start();
+    let mut worker = harness.worker("jobs.probe = true");
     for outcome in ["succeed", "succeed", "infrastructure"] {
-        afternoon.redis.push("default", "Sidebake::Probe", probe(outcome, 0.05)).await;
+        harness.redis.push("default", "Sidebake::Probe", probe(outcome, 0.05)).await;
     }
-    afternoon.until("all have run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("3")).await;
+    harness.until("all have run", async || harness.redis.get("stat:processed").await.as_deref() == Some("3")).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     // A beat may have come in between: what counts is the sum.
     let mut by_form = std::collections::BTreeMap::new();
-    for key in afternoon.redis.keys("j|*").await {
+    for key in harness.redis.keys("j|*").await {
         let (day, minute) = (key.split('|').nth(1).unwrap(), key.rsplit(':').next().unwrap());
         let form = match (day.len(), minute.len()) {
             (8, _) => "Sidekiq 7",
@@ -92,15 +92,14 @@ async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
             _ => "Sidekiq 8, ten minutes",
         };
         let sums: &mut [u64; 3] = by_form.entry(form).or_default();
-        let fields = afternoon.redis.hgetall(&key).await;
+        let fields = harness.redis.hgetall(&key).await;
         for (sum, field) in sums.iter_mut().zip(["p", "f", "ms"]) {
             let name = format!("Sidebake::Probe|{field}");
             *sum += fields.get(&name).map_or(0, |n| n.parse::<u64>().unwrap());
         }
     }
     assert!(by_form.len() == 3 && by_form.values().all(|[p, f, ms]| (*p, *f) == (3, 1) && *ms >= 100), "{by_form:?}");
-    let histograms =
-        [afternoon.redis.keys("h|Sidebake::Probe-*").await, afternoon.redis.keys("Sidebake::Probe-*").await];
+    let histograms = [harness.redis.keys("h|Sidebake::Probe-*").await, harness.redis.keys("Sidebake::Probe-*").await];
     assert!(histograms.iter().all(|keys| !keys.is_empty()), "{histograms:?}");
 }
 
@@ -158,7 +157,7 @@ fn jobs(numbers: impl IntoIterator<Item = u64>) -> Vec<Running> {
             n_interruptions: 0,
         },
         since: Epoch::now(),
-        taken: Default::default(),
+        reclaimed: Default::default(),
         iteration: Default::default(),
     };
     numbers.into_iter().map(job).collect()

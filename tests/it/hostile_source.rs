@@ -10,7 +10,7 @@ use git2::{ObjectType, Oid, Repository};
 use serde_json::{Value, json};
 use world::{File, Pack, Script};
 
-use crate::afternoon::Afternoon;
+use crate::harness::Harness;
 
 /// Writes objects that git would not make into the bare repository.
 struct Forge(Repository);
@@ -55,35 +55,35 @@ impl Forge {
 }
 
 struct Trap {
-    afternoon: Afternoon,
+    harness: Harness,
     forge: Forge,
 }
 
 impl Trap {
     fn set() -> Self {
-        let afternoon = Afternoon::start();
-        let forge = Forge(Repository::open_bare(&afternoon.git.repository("acme/voting-app").dir).unwrap());
-        afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-        std::fs::create_dir(afternoon.home.path().join("outside")).unwrap();
-        Self { afternoon, forge }
+        let harness = Harness::start();
+        let forge = Forge(Repository::open_bare(&harness.git.repository("acme/voting-app").dir).unwrap());
+        harness.builder.script_for_the_rest(Script::success(&["vote"]));
+        std::fs::create_dir(harness.home.path().join("outside")).unwrap();
+        Self { harness, forge }
     }
 
     fn outside(&self) -> std::path::PathBuf {
-        self.afternoon.home.path().join("outside")
+        self.harness.home.path().join("outside")
     }
 
     /// The reports of builds of these trees, in order.
     async fn reports(&self, trees: &[Oid]) -> Vec<Value> {
-        let _worker = self.afternoon.worker("");
+        let _worker = self.harness.worker("");
         let mut reports = Vec::new();
         for tree in trees {
-            let native = self.afternoon.native(&self.forge.commit(*tree));
-            self.afternoon.redis.push("default", "BuildJob", json!([native])).await;
-            reports.push(self.afternoon.callbacks(reports.len() + 1).await.pop().unwrap());
+            let native = self.harness.native(&self.forge.commit(*tree));
+            self.harness.redis.push("default", "BuildJob", json!([native])).await;
+            reports.push(self.harness.callbacks(reports.len() + 1).await.pop().unwrap());
         }
-        self.afternoon.idle().await;
+        self.harness.idle().await;
         assert!(is_empty(&self.outside()), "something was written out of the tree");
-        assert!(self.afternoon.job_directories().is_empty());
+        assert!(self.harness.job_directories().is_empty());
         reports
     }
 }
@@ -132,7 +132,7 @@ async fn names_that_lead_out_of_the_tree_or_into_git_are_refused() {
             "{n}: {report:#}"
         );
     }
-    assert!(trap.afternoon.builder.runs().is_empty(), "buildx has seen none of them");
+    assert!(trap.harness.builder.runs().is_empty(), "buildx has seen none of them");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -217,7 +217,7 @@ async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
     for report in trap.reports(&trees).await {
         assert_eq!(report["status"], "succeeded", "{report:#}");
     }
-    assert_eq!(trap.afternoon.git.n_fetches(), n_fetches, "no module is fetched");
+    assert_eq!(trap.harness.git.n_fetches(), n_fetches, "no module is fetched");
 }
 
 /// Who comes to another host at this port; the same one, or the sandbox alone would be in the way.
@@ -235,15 +235,15 @@ const ELSEWHERE: &str = "127.0.0.2";
 async fn a_token_does_not_follow_a_redirect_to_another_host() {
     for path in ["/acme/voting-app.git/info/refs", "/acme/voting-app.git/git-upload-pack"] {
         let trap = Trap::set();
-        let afternoon = &trap.afternoon;
-        let n_visits = visits(afternoon.git.port());
-        let location = format!("http://{ELSEWHERE}:{}{path}?service=git-upload-pack", afternoon.git.port());
-        afternoon.git.faults().fail_next(path, 1, 302, &[("location", &location)], "");
-        let mut native = afternoon.native(&trap.forge.commit(trap.forge.tree_with(&[])));
+        let harness = &trap.harness;
+        let n_visits = visits(harness.git.port());
+        let location = format!("http://{ELSEWHERE}:{}{path}?service=git-upload-pack", harness.git.port());
+        harness.git.faults().fail_next(path, 1, 302, &[("location", &location)], "");
+        let mut native = harness.native(&trap.forge.commit(trap.forge.tree_with(&[])));
         native["callback"]["on"] = json!(["retrying", "finished"]);
-        let _worker = afternoon.worker("");
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
-        let report = afternoon.callbacks(1).await.remove(0);
+        let _worker = harness.worker("");
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let report = harness.callbacks(1).await.remove(0);
         assert_eq!(
             (&report["moment"], &report["reason"]),
             (&json!("retrying"), &json!("git_unavailable")),
@@ -256,7 +256,7 @@ async fn a_token_does_not_follow_a_redirect_to_another_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_goes_where_a_repository_says_that_its_large_files_are() {
     let trap = Trap::set();
-    let (forge, port) = (&trap.forge, trap.afternoon.git.port());
+    let (forge, port) = (&trap.forge, trap.harness.git.port());
     let n_visits = visits(port);
     let elsewhere =
         format!("[lfs]\n\turl = http://{ELSEWHERE}:{port}/lfs\n[remote \"origin\"]\n\tlfsurl = file:///etc\n");
@@ -274,16 +274,16 @@ async fn nobody_goes_where_a_repository_says_that_its_large_files_are() {
 
 /// Builds a commit that takes its child's time or memory, and then another repository's. Both are told at the first attempt.
 async fn refusal(trap: &Trap, sha: &str, settings: &str) -> String {
-    let afternoon = &trap.afternoon;
-    let mut native = afternoon.native(sha);
+    let harness = &trap.harness;
+    let mut native = harness.native(sha);
     native["callback"]["on"] = json!(["retrying", "finished"]);
     // One child at a time: the healthy build waits for the place of the other.
-    let _worker = afternoon.worker(&format!("clones = 1\n{settings}"));
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    afternoon.until("it fetches", async || !afternoon.git.requests().is_empty()).await;
-    let healthy = afternoon.native_of("other/app");
-    afternoon.redis.push("default", "BuildJob", json!([healthy])).await;
-    let reports = afternoon.callbacks(2).await;
+    let _worker = harness.worker(&format!("clones = 1\n{settings}"));
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    harness.until("it fetches", async || !harness.git.requests().is_empty()).await;
+    let healthy = harness.native_of("other/app");
+    harness.redis.push("default", "BuildJob", json!([healthy])).await;
+    let reports = harness.callbacks(2).await;
     let of = |name: &str| reports.iter().find(|report| report["repository"] == name).unwrap();
     assert_eq!(of("other/app")["status"], "succeeded");
     let report = of("acme/voting-app");
@@ -308,7 +308,7 @@ async fn a_gitattributes_that_takes_all_the_processor_time_is_the_commits_own_fa
 #[tokio::test(flavor = "multi_thread")]
 async fn large_files_that_are_stored_as_changes_of_each_other_are_the_commits_own_fault() {
     let trap = Trap::set();
-    let repository = trap.afternoon.git.repository("acme/voting-app");
+    let repository = trap.harness.git.repository("acme/voting-app");
     let mut content = vec![b'x'; 4 << 20];
     let mut files = vec![File::new("vote/Dockerfile", "FROM base\n")];
     for n in 0..64 {
@@ -323,7 +323,7 @@ async fn large_files_that_are_stored_as_changes_of_each_other_are_the_commits_ow
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_takes_more_memory_than_there_is_for_it_is_refused() {
     let trap = Trap::set();
-    let repository = trap.afternoon.git.repository("acme/voting-app");
+    let repository = trap.harness.git.repository("acme/voting-app");
     let files = [File::new("vote/Dockerfile", "FROM base\n"), File::new("large", vec![b'x'; 120 << 20])];
     let sha = repository.commit_with("main", &files);
     let message = refusal(&trap, &sha, "sandbox.max_data_bytes = 100663296").await;
@@ -333,15 +333,15 @@ async fn a_commit_that_takes_more_memory_than_there_is_for_it_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_remote_that_is_slow_is_nobodys_fault() {
     let trap = Trap::set();
-    let afternoon = &trap.afternoon;
+    let harness = &trap.harness;
     let noise: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();
     let files = [File::new("vote/Dockerfile", "FROM base\n"), File::new("noise", noise)];
-    let sha = afternoon.git.repository("acme/voting-app").commit_with("main", &files);
-    afternoon.git.set_pack(Pack::StallAfter(100_000));
-    let mut native = afternoon.native(&sha);
+    let sha = harness.git.repository("acme/voting-app").commit_with("main", &files);
+    harness.git.set_pack(Pack::StallAfter(100_000));
+    let mut native = harness.native(&sha);
     native["callback"]["on"] = json!(["retrying", "finished"]);
-    let _worker = afternoon.worker("source.timeout = \"3s\"");
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let report = afternoon.callbacks(1).await.remove(0);
+    let _worker = harness.worker("source.timeout = \"3s\"");
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("git_unavailable")), "{report:#}");
 }

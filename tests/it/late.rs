@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::afternoon::{Afternoon, Worker, probe};
+use crate::harness::{Harness, Worker, probe};
 use crate::relay::{Relay, Rewrite, is_command};
 use crate::scripts::Scripts;
 
@@ -55,62 +55,61 @@ fn rewrite(held: &Arc<Mutex<Held>>) -> Rewrite {
     })
 }
 
-async fn deliver(afternoon: &Afternoon, request: &Request) {
+async fn deliver(harness: &Harness, request: &Request) {
     let mut command = redis::cmd(std::str::from_utf8(&request[0]).unwrap());
     command.arg(&request[1..]);
     // What Redis answers reaches nobody.
-    let _ = command.exec_async(&mut afternoon.redis.connection().await).await;
+    let _ = command.exec_async(&mut harness.redis.connection().await).await;
 }
 
-async fn has_in_flight(afternoon: &Afternoon, worker: &Worker, jid: &str) -> bool {
+async fn has_in_flight(harness: &Harness, worker: &Worker, jid: &str) -> bool {
     let pid = format!(":{}:", worker.pid());
     let mut is_there = false;
-    for key in afternoon.redis.keys("sidebake:inflight:*").await {
+    for key in harness.redis.keys("sidebake:inflight:*").await {
         is_there |=
-            key.contains(&pid) && afternoon.redis.hgetall(&key).await.into_values().any(|entry| entry.contains(jid));
+            key.contains(&pid) && harness.redis.hgetall(&key).await.into_values().any(|entry| entry.contains(jid));
     }
     is_there
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_turn_and_a_renewal_that_arrive_when_the_lease_was_lost_lose_and_double_nothing() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let held = Arc::new(Mutex::new(Held::default()));
-    let relay = Relay::to(afternoon.redis.port(), Scripts::load(&afternoon.redis).await, Some(rewrite(&held))).await;
-    let config = afternoon.config("jobs.probe = true\nlease.ttl = \"1s\"");
+    let relay = Relay::to(harness.redis.port(), Scripts::load(&harness.redis).await, Some(rewrite(&held))).await;
+    let config = harness.config("jobs.probe = true\nlease.ttl = \"1s\"");
     let url = format!("redis://127.0.0.1:{}/0", relay.port);
-    let first = afternoon.worker_with_variables(&config, &["-c", "1"], &[("SIDEBAKE__REDIS__URL", url.as_str())]);
-    afternoon.until("it has a lease", async || !afternoon.redis.keys("sidebake:lease:*").await.is_empty()).await;
+    let first = harness.worker_with_variables(&config, &["-c", "1"], &[("SIDEBAKE__REDIS__URL", url.as_str())]);
+    harness.until("it has a lease", async || !harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
 
     // The turn that asks for the job is sent again half a second later, and a renewal before that.
     held.lock().unwrap().is_armed = true;
-    let x = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", RUNS_S)).await;
+    let x = harness.redis.push("default", "Sidebake::Probe", probe("succeed", RUNS_S)).await;
     let is_kept = |held: &Held| held.turn.is_some() && held.renewal.is_some();
     world::wait_for("both to be kept", || is_kept(&held.lock().unwrap())).await;
-    afternoon.until("the job is in flight", async || has_in_flight(&afternoon, &first, &x).await).await;
+    harness.until("the job is in flight", async || has_in_flight(&harness, &first, &x).await).await;
 
     // It stands still until another worker has its job, and its own run is over as soon as it goes on.
     let over = tokio::time::Instant::now() + std::time::Duration::from_secs_f64(RUNS_S + 0.1);
     first.signal("STOP");
-    let second = afternoon.worker_with(&config, &["-c", "1"]);
-    afternoon.until("the job was recovered", async || has_in_flight(&afternoon, &second, &x).await).await;
+    let second = harness.worker_with(&config, &["-c", "1"]);
+    harness.until("the job was recovered", async || has_in_flight(&harness, &second, &x).await).await;
     tokio::time::sleep_until(over).await;
-    let y = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    let y = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let (turn, renewal) = {
         let mut held = held.lock().unwrap();
         held.is_armed = false;
         (held.turn.take().unwrap(), held.renewal.take().unwrap())
     };
-    deliver(&afternoon, &renewal).await;
-    deliver(&afternoon, &turn).await;
+    deliver(&harness, &renewal).await;
+    deliver(&harness, &turn).await;
     first.signal("CONT");
 
     world::wait_for("the first worker to have told its result", || first.log().contains("job done")).await;
-    let mut ended: Vec<Value> =
-        afternoon.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
+    let mut ended: Vec<Value> = harness.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
     ended.sort_by_key(|jid| *jid == y.as_str());
     assert_eq!(ended, [x, y], "each once");
-    afternoon.idle().await;
-    assert_eq!(afternoon.callbacks(2).await.len(), 2);
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("2"));
+    harness.idle().await;
+    assert_eq!(harness.callbacks(2).await.len(), 2);
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("2"));
 }

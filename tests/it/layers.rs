@@ -1,60 +1,84 @@
-//! The rule of the house: values go down the line, and no station knows another.
+//! Values go down the pipeline, and no integration knows another.
 //!
-//! Reads the `crate::` paths of every file and fails on an edge that `ARCHITECTURE.md` does not allow.
+//! Reads the tokens of every file and fails on a path or import of `crate::` that `ARCHITECTURE.md` does not allow, in whatever
+//! form it is written. Code that exists in tests only is not looked at.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const WORDS: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
-const TOOLS: &[&str] =
-    &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "stop", "systemd"];
-const STATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
-const LINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// What each room may use, besides itself and the words.
-fn may_use(room: &str, other: &str) -> bool {
-    let (room_is, other_is) = (|rooms: &[&str]| rooms.contains(&room), |rooms: &[&str]| rooms.contains(&other));
-    if room == other || other_is(WORDS) && !room_is(&["secret"]) {
+const DOMAIN_TYPES: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
+const INFRASTRUCTURE: &[&str] =
+    &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "stop", "systemd"];
+const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
+const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
+
+/// What each module may use, besides itself and the domain types.
+fn may_use(module: &str, other: &str) -> bool {
+    let is = |kind: &[&str]| kind.contains(&module);
+    let other_is = |kind: &[&str]| kind.contains(&other);
+    if module == other || other_is(DOMAIN_TYPES) && !is(&["secret"]) {
         return true;
     }
-    match room {
-        // A tool is of no particular trade. The journal is told by stations and knows none.
-        _ if room_is(WORDS) => false,
+    match module {
+        // The journal is told by integrations and knows none.
+        _ if is(DOMAIN_TYPES) => false,
         "sandbox" => ["beneath", "process"].contains(&other),
         "state" => other == "beneath",
-        _ if room_is(TOOLS) => false,
+        _ if is(INFRASTRUCTURE) => false,
         "journal" => false,
-        // What the builder station hands to the bake is the bake's own word.
-        "builder" => other_is(TOOLS) || other == "bake",
-        _ if room_is(STATIONS) => other_is(TOOLS) || other == "journal",
+        // What the builder hands to the bake is the bake's own type.
+        "builder" => other_is(INFRASTRUCTURE) || other == "bake",
+        _ if is(INTEGRATIONS) => other_is(INFRASTRUCTURE) || other == "journal",
         // Only the processor sees both queue and build.
         "perform" => {
-            (other_is(STATIONS) && !["sidekiq", "rails"].contains(&other)) || other_is(TOOLS) || other == "journal"
+            (other_is(INTEGRATIONS) && !["sidekiq", "rails"].contains(&other))
+                || other_is(INFRASTRUCTURE)
+                || other == "journal"
         }
-        "processor" => other_is(STATIONS) || other_is(TOOLS) || ["perform", "journal"].contains(&other),
-        "worker" => other_is(STATIONS) || other_is(TOOLS) || ["health", "perform", "processor"].contains(&other),
-        "health" => other_is(TOOLS),
+        "processor" => other_is(INTEGRATIONS) || other_is(INFRASTRUCTURE) || ["perform", "journal"].contains(&other),
+        "worker" => {
+            other_is(INTEGRATIONS) || other_is(INFRASTRUCTURE) || ["health", "perform", "processor"].contains(&other)
+        }
+        "health" => other_is(INFRASTRUCTURE),
         "cli" => true,
         _ => false,
     }
 }
 
 #[test]
-fn no_room_uses_what_it_may_not() {
+fn no_module_uses_what_it_may_not() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut forbidden = BTreeSet::new();
     let mut n_edges = 0;
     for file in rust_files(&source) {
-        let room = room_of(&source, &file);
-        for other in rooms_used(&std::fs::read_to_string(&file).unwrap()) {
+        let module = module_of(&source, &file);
+        for other in modules_used(&std::fs::read_to_string(&file).unwrap()) {
             n_edges += 1;
-            if !may_use(&room, &other) {
-                forbidden.insert(format!("{room} → {other} in {}", file.display()));
+            if !may_use(&module, &other) {
+                forbidden.insert(format!("{module} → {other} in {}", file.display()));
             }
         }
     }
     assert!(n_edges > 100, "only {n_edges} edges were found: the reading is broken");
     assert!(forbidden.is_empty(), "{forbidden:#?}");
+}
+
+#[test]
+fn an_import_is_seen_in_whatever_form_it_is_written() {
+    let text = r#"
+        use crate::{job, report::{Report, Status}};
+        pub use crate::secret::*;
+        #[cfg(test)]
+        mod tests { use crate::only_in_tests; }
+        fn f() -> crate::bake::Outcome { tracing::info!(x = crate::clock::now()); g::<crate::text::Clip>() }
+        #[cfg(test)]
+        use crate::also_only_in_tests;
+        pub(crate) mod inner { use super::super::not_a_module; fn h() { crate::source::fetch(); } }
+    "#;
+    let expected = ["bake", "clock", "job", "report", "secret", "source", "text"];
+    assert_eq!(modules_used(text).into_iter().collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -74,23 +98,72 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The first component below `src`, without `.rs`.
-fn room_of(source: &Path, file: &Path) -> String {
+fn module_of(source: &Path, file: &Path) -> String {
     let first = file.strip_prefix(source).unwrap().components().next().unwrap();
-    let room = first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned();
-    assert!(
-        [WORDS, TOOLS, STATIONS, LINE, &["journal", "lib", "main"]].concat().contains(&room.as_str()),
-        "{room} has no place in the house yet"
-    );
-    room
+    let module = first.as_os_str().to_string_lossy().trim_end_matches(".rs").to_owned();
+    let known = [DOMAIN_TYPES, INFRASTRUCTURE, INTEGRATIONS, PIPELINE, &["journal", "lib", "main"]].concat();
+    assert!(known.contains(&module.as_str()), "{module} has no kind yet");
+    module
 }
 
-/// The rooms after each `crate::`, outside of tests and comments. Groups are on one line in this house.
-fn rooms_used(text: &str) -> BTreeSet<String> {
-    let code = text.split("#[cfg(test)]").next().unwrap();
-    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
-    lines
-        .flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>())
-        .map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect())
-        .filter(|room: &String| !room.is_empty())
-        .collect()
+/// The modules after each `crate::`, outside of tests.
+fn modules_used(text: &str) -> BTreeSet<String> {
+    let mut used = BTreeSet::new();
+    look_through(text.parse::<TokenStream>().unwrap(), &mut used);
+    used
+}
+
+/// Reads Rust's tokens, so that no form of an import, and nothing that a macro is given, is overlooked.
+fn look_through(tokens: TokenStream, used: &mut BTreeSet<String>) {
+    let mut tokens = tokens.into_iter().peekable();
+    while let Some(token) = tokens.next() {
+        match token {
+            TokenTree::Punct(mark) if mark.as_char() == '#' => {
+                let attribute = tokens.peek().map(ToString::to_string).unwrap_or_default();
+                if attribute.replace(' ', "") == "[cfg(test)]" {
+                    skip_item(&mut tokens);
+                }
+            }
+            TokenTree::Ident(ident) if ident == "crate" => {
+                let path: Vec<TokenTree> = (0..3).map_while(|_| tokens.next()).collect();
+                match &path[..] {
+                    [_, _, TokenTree::Ident(module)] => drop(used.insert(module.to_string())),
+                    [_, _, TokenTree::Group(group)] => used.extend(firsts(group.stream())),
+                    [_, _, other] => panic!("crate::{other} is not looked at"),
+                    // `pub(crate)`, or the end of a group.
+                    rest => look_through(rest.iter().cloned().collect(), used),
+                }
+            }
+            TokenTree::Group(group) => look_through(group.stream(), used),
+            _ => {}
+        }
+    }
+}
+
+/// The first name of each path in an import's group.
+fn firsts(tokens: TokenStream) -> Vec<String> {
+    let mut is_first = true;
+    let mut firsts = Vec::new();
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) if is_first => firsts.push(ident.to_string()),
+            TokenTree::Punct(mark) if mark.as_char() == ',' => {
+                is_first = true;
+                continue;
+            }
+            _ => {}
+        }
+        is_first = false;
+    }
+    firsts
+}
+
+/// Skips an attribute's item: to its block or its semicolon.
+fn skip_item(tokens: &mut impl Iterator<Item = TokenTree>) {
+    let is_end = |token: &TokenTree| match token {
+        TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,
+        TokenTree::Punct(mark) => mark.as_char() == ';',
+        _ => false,
+    };
+    tokens.find(is_end);
 }

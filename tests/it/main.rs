@@ -1,6 +1,6 @@
 //! The worker as Rails, GitHub, git and buildx see it: the real binary between stand-ins on the wire and a real Redis.
 //!
-//! One module for each behaviour. Every test has a world of its own ([`afternoon::Afternoon`]), so they run in parallel.
+//! One module for each behaviour. Every test has a world of its own ([`harness::Harness`]), so they run in parallel.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
 #![allow(
@@ -9,7 +9,6 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
-mod afternoon;
 mod bad_input;
 mod build;
 mod cancel;
@@ -21,6 +20,7 @@ mod deployment;
 mod disk;
 mod endless;
 mod github;
+mod harness;
 mod heartbeat;
 mod hostile_source;
 mod late;

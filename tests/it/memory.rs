@@ -7,7 +7,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use world::{Script, Step};
 
-use crate::afternoon::{Afternoon, Worker, sidebake, text};
+use crate::harness::{Harness, Worker, sidebake, text};
 
 /// What a worker may have had resident: 100 MB for strangers, and 64 MiB of its own (a debug build).
 const MEMORY_KB: u64 = 100_000 + (64 << 10);
@@ -31,34 +31,34 @@ fn is_small(worker: &Worker) {
 }
 
 /// The configuration of a worker that runs ten jobs at once.
-fn ten_slots(afternoon: &Afternoon) -> std::path::PathBuf {
-    let config = afternoon.config("");
+fn ten_slots(harness: &Harness) -> std::path::PathBuf {
+    let config = harness.config("");
     let text = std::fs::read_to_string(&config).unwrap().replace("concurrency = 4", "concurrency = 10");
     std::fs::write(&config, text).unwrap();
     config
 }
 
 /// Pushes the text of an argument, which no client of ours would write, and returns what the callbacks report.
-async fn reports_of(afternoon: &Afternoon, argument: &str, n: usize) -> Vec<Value> {
-    let mut redis = afternoon.redis.connection().await;
+async fn reports_of(harness: &Harness, argument: &str, n: usize) -> Vec<Value> {
+    let mut redis = harness.redis.connection().await;
     for i in 0..n {
         let text = format!(
             r#"{{"class":"BuildJob","queue":"default","retry":true,"jid":"{i:024x}","created_at":1,"args":[{argument}]}}"#
         );
         redis::cmd("LPUSH").arg("queue:default").arg(text).exec_async(&mut redis).await.unwrap();
     }
-    afternoon.callbacks(n).await
+    harness.callbacks(n).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_many_values_are_refused_before_a_value_is_made() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let callback = r#""callback":{"class":"Done","queue":"callbacks"}"#;
     let head = r#""repository":"acme/voting-app","sha":"0123456789abcdef0123456789abcdef01234567""#;
-    let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
+    let worker = harness.worker_with_variables(&harness.config(""), &[], &QUIET);
     let many = list(UNIT, 2_500_000 / 7);
     let argument = format!(r#"{{{head},{callback},"definition":{{"target":{many}}}}}"#);
-    for report in reports_of(&afternoon, &argument, 3).await {
+    for report in reports_of(&harness, &argument, 3).await {
         assert_eq!(report["reason"], "invalid_arguments");
         let message = report["message"].as_str().unwrap();
         assert!(message.contains("more than 50000 names and values"), "{message}");
@@ -68,15 +68,15 @@ async fn jobs_of_many_values_are_refused_before_a_value_is_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    let worker = afternoon.worker_with_variables(&ten_slots(&afternoon), &[], &QUIET);
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    let worker = harness.worker_with_variables(&ten_slots(&harness), &[], &QUIET);
     let callback = r#""callback":{"class":"Done","queue":"callbacks"}"#;
     let labels = list(UNIT, 16_600);
     let argument = format!(
         r#"{{"repository":"acme/voting-app","sha":"{sha}",{callback},"definition":{{"target":{{"vote":{{"labels":{labels}}}}}}}}}"#
     );
-    reports_of(&afternoon, &argument, 10).await;
+    reports_of(&harness, &argument, 10).await;
     is_small(&worker);
 }
 
@@ -88,11 +88,11 @@ async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
     let names: String = (0..750_000).map(|n| format!(r#""{n:x}":1,"#)).collect();
     let names = format!(r#"{{"class":"BuildJob","queue":"default","args":[{{{names}"":1}}]}}"#);
     for (what, text) in [("envelope", envelope), ("arguments", arguments), ("fields", fields), ("names", names)] {
-        let afternoon = Afternoon::start();
-        let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
-        let mut redis = afternoon.redis.connection().await;
+        let harness = Harness::start();
+        let worker = harness.worker_with_variables(&harness.config(""), &[], &QUIET);
+        let mut redis = harness.redis.connection().await;
         redis::cmd("LPUSH").arg("queue:default").arg(text).exec_async(&mut redis).await.unwrap();
-        afternoon.until("it is dead", async || afternoon.redis.sorted_set("dead").await.len() == 1).await;
+        harness.until("it is dead", async || harness.redis.sorted_set("dead").await.len() == 1).await;
         let peak_kb = worker.peak_kb();
         assert!(peak_kb < FEW_COPIES_KB, "{what}: {peak_kb} kB");
     }
@@ -100,25 +100,25 @@ async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_a_resolver_is_counted_as_well() {
-    let afternoon = Afternoon::start();
-    let url = afternoon.rails.url_pattern();
+    let harness = Harness::start();
+    let url = harness.rails.url_pattern();
     let class = format!(
         r#"jobs.classes.ById = {{ arguments = "resolved", resolve = {{ url = "{url}", secret = "s3cret" }} }}"#
     );
-    let worker = afternoon.worker_with_variables(&afternoon.config(&class), &[], &QUIET);
+    let worker = harness.worker_with_variables(&harness.config(&class), &[], &QUIET);
     for id in 1..=4 {
-        afternoon.rails.answer(id, world::Answer::Text(list(UNIT, 145_000)));
-        afternoon.redis.push("default", "ById", json!([id])).await;
+        harness.rails.answer(id, world::Answer::Text(list(UNIT, 145_000)));
+        harness.redis.push("default", "ById", json!([id])).await;
     }
-    afternoon.until("all wait for a retry", async || afternoon.redis.sorted_set("retry").await.len() == 4).await;
-    let (job, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == 4).await;
+    let (job, _) = harness.redis.sorted_set("retry").await.remove(0);
     assert!(job.contains("more than 50000 names and values"), "{job}");
     is_small(&worker);
 }
 
 /// A job whose definition makes `--print` print so many times a unit in a field of each target.
-fn printing(afternoon: &Afternoon, sha: &str, targets: &[String], filling: &str) -> Value {
-    let mut native = afternoon.native(sha);
+fn printing(harness: &Harness, sha: &str, targets: &[String], filling: &str) -> Value {
+    let mut native = harness.native(sha);
     native.as_object_mut().unwrap().remove("application");
     native["push"] = json!(false);
     let description = format!("scripted: print fills {filling}");
@@ -132,14 +132,14 @@ fn printing(afternoon: &Afternoon, sha: &str, targets: &[String], filling: &str)
 #[tokio::test(flavor = "multi_thread")]
 async fn what_print_prints_is_counted_before_it_is_read() {
     for (n, unit) in [(1_300_000, "{}"), (580_000, UNIT)] {
-        let afternoon = Afternoon::start();
-        let (_, sha) = afternoon.voting_app();
-        let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
-        let native = printing(&afternoon, &sha, &["vote".into()], &format!("{n} labels {unit}"));
+        let harness = Harness::start();
+        let (_, sha) = harness.voting_app();
+        let worker = harness.worker_with_variables(&harness.config(""), &[], &QUIET);
+        let native = printing(&harness, &sha, &["vote".into()], &format!("{n} labels {unit}"));
         for _ in 0..4 {
-            afternoon.redis.push("default", "BuildJob", json!([native])).await;
+            harness.redis.push("default", "BuildJob", json!([native])).await;
         }
-        for report in afternoon.callbacks(4).await {
+        for report in harness.callbacks(4).await {
             assert_eq!(report["reason"], "definition_invalid", "{report:#}");
             let message = report["message"].as_str().unwrap();
             assert!(message.contains("has more than 50000 names and values when it is resolved"), "{message}");
@@ -150,22 +150,22 @@ async fn what_print_prints_is_counted_before_it_is_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_is_named_many_times_is_read_once() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    let secrets = afternoon.home.path().join("secrets");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    let secrets = harness.home.path().join("secrets");
     std::fs::create_dir_all(&secrets).unwrap();
     let lines: String = (0..8_000).map(|n| format!("line-{n:06}-{}\n", "s".repeat(48))).collect();
     std::fs::write(secrets.join("npm"), lines).unwrap();
-    let config = afternoon.config(&format!("accounts.secrets = \"{}/{{name}}\"", secrets.display()));
-    let worker = afternoon.worker_with_variables(&config, &[], &QUIET);
+    let config = harness.config(&format!("accounts.secrets = \"{}/{{name}}\"", secrets.display()));
+    let worker = harness.worker_with_variables(&config, &[], &QUIET);
     let many: Vec<String> = (0..90).map(|n| format!("t{n}")).collect();
     for (targets, filling) in
         [(vec!["vote".to_owned()], r#"9000 secret {"id":"npm"}"#), (many, r#"1 secret {"id":"npm"}"#)]
     {
-        let native = printing(&afternoon, &sha, &targets, filling);
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let native = printing(&harness, &sha, &targets, filling);
+        harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    for report in afternoon.callbacks(2).await {
+    for report in harness.callbacks(2).await {
         assert_eq!(report["status"], "succeeded", "{report:#}");
     }
     is_small(&worker);
@@ -173,8 +173,8 @@ async fn a_secret_that_is_named_many_times_is_read_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_docker_buildx_that_was_taken_over_makes_no_values_and_no_log() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
     let digest = format!("sha256:{}", "a".repeat(64));
     let at = "2026-11-24T04:05:56Z";
     let event = format!(r#"{{"vertexes":[{{"digest":"sha256:1","name":"[1/1] RUN x","started":"{at}"}}]}}"#);
@@ -188,10 +188,10 @@ async fn a_docker_buildx_that_was_taken_over_makes_no_values_and_no_log() {
         json!({"vote": {"containerimage.digest": digest}, "a": many, "b": {"containerimage.digest": digest}}),
     ));
     steps.push(Step::Exit(0));
-    afternoon.builder.script(Script::steps(steps));
-    let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.builder.script(Script::steps(steps));
+    let worker = harness.worker_with_variables(&harness.config(""), &[], &QUIET);
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["targets"][0]["digest"], json!(digest), "{report:#}");
     is_small(&worker);
     let log = worker.log();
@@ -219,9 +219,9 @@ fn api_server(pods: String) -> String {
 #[test]
 fn a_list_of_millions_of_pods_is_refused_in_little_memory() {
     for unit in ["{}", r#"{"status":{"conditions":[{"type":"","status":""}]}}"#] {
-        let afternoon = Afternoon::start();
+        let harness = Harness::start();
         let url = api_server(format!(r#"{{"items":{}}}"#, list(unit, (8 << 20) / (unit.len() + 2))));
-        let kubeconfig = afternoon.home.path().join("kubeconfig");
+        let kubeconfig = harness.home.path().join("kubeconfig");
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
             "clusters": [{"name": "c", "cluster": {"server": url}}],
@@ -231,7 +231,7 @@ fn a_list_of_millions_of_pods_is_refused_in_little_memory() {
         std::fs::write(&kubeconfig, config.to_string()).unwrap();
         let builder =
             format!("builders.pods = {{ driver = \"kubernetes\", kubeconfig = \"{}\" }}", kubeconfig.display());
-        let config = afternoon.config(&builder);
+        let config = harness.config(&builder);
         // 300 MB of data, of which stacks and reserves of threads take most; the API's own types took 6 GB.
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "ulimit -d 300000; exec \"$0\" builder status pods --config \"$1\""]);

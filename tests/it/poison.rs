@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::afternoon::{Afternoon, CALLBACKS, Worker, probe};
+use crate::harness::{CALLBACKS, Harness, Worker, probe};
 
 const QUICK: &str = "jobs.probe = true\nlease.ttl = \"1s\"";
 
@@ -15,18 +15,18 @@ pub(crate) fn job(jid: &str, sleep_s: f64) -> String {
 }
 
 /// Puts on record that a job was recovered; `numbers` as in the hash, without the time.
-async fn has_history(afternoon: &Afternoon, text: &str, numbers: &str) {
+async fn has_history(harness: &Harness, text: &str, numbers: &str) {
     let note = "local now = redis.call('TIME')[1]
         redis.call('HSET', KEYS[1], redis.sha1hex(ARGV[1]), ARGV[2] .. ' ' .. now)";
-    let mut connection = afternoon.redis.connection().await;
+    let mut connection = harness.redis.connection().await;
     let command = redis::cmd("EVAL").arg(&[note, "1", "sidebake:recoveries", text, numbers]).to_owned();
     command.exec_async(&mut connection).await.unwrap();
 }
 
 /// What is on record of a job: the numbers in the hash, without the time.
-async fn history(afternoon: &Afternoon, key: &str, text: &str) -> Option<String> {
+async fn history(harness: &Harness, key: &str, text: &str) -> Option<String> {
     let look = "return redis.call('HGET', KEYS[1], redis.sha1hex(ARGV[1]))";
-    let mut connection = afternoon.redis.connection().await;
+    let mut connection = harness.redis.connection().await;
     let command = redis::cmd("EVAL").arg(&[look, "1", key, text]).to_owned();
     let value: Option<String> = command.query_async(&mut connection).await.unwrap();
     let n_numbers = if key == "sidebake:recoveries" { 2 } else { 1 };
@@ -34,10 +34,10 @@ async fn history(afternoon: &Afternoon, key: &str, text: &str) -> Option<String>
 }
 
 /// What is in flight: field to jid.
-async fn inflight(afternoon: &Afternoon) -> BTreeMap<String, String> {
+async fn inflight(harness: &Harness) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
-    for key in afternoon.redis.keys("sidebake:inflight:*").await {
-        for (field, entry) in afternoon.redis.hgetall(&key).await {
+    for key in harness.redis.keys("sidebake:inflight:*").await {
+        for (field, entry) in harness.redis.hgetall(&key).await {
             let job: Value = serde_json::from_str(entry.split_once('\n').unwrap().1).unwrap();
             found.insert(field, job["jid"].as_str().unwrap().to_owned());
         }
@@ -50,14 +50,14 @@ fn has_begun(worker: &Worker, jid: &str) -> bool {
 }
 
 /// Starts workers one after another, each killed when this job begins in it, until it is over; how many died.
-async fn killed_by(afternoon: &Afternoon, jid: &str, arguments: &[&str], n_ends: usize) -> usize {
+async fn killed_by(harness: &Harness, jid: &str, arguments: &[&str], n_ends: usize) -> usize {
     let mut n_killed = 0;
     loop {
-        let mut worker = afternoon.worker_with(&afternoon.config(QUICK), arguments);
+        let mut worker = harness.worker_with(&harness.config(QUICK), arguments);
         let mut is_over = false;
-        afternoon
+        harness
             .until("it begins, or all are over", async || {
-                has_begun(&worker, jid) || afternoon.redis.queue(CALLBACKS).await.len() == n_ends
+                has_begun(&worker, jid) || harness.redis.queue(CALLBACKS).await.len() == n_ends
             })
             .await;
         if !has_begun(&worker, jid) {
@@ -74,205 +74,205 @@ async fn killed_by(afternoon: &Afternoon, jid: &str, arguments: &[&str], n_ends:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_ten_jobs_only_the_one_that_kills_its_worker_is_poison() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     for n in 0..10 {
         let (jid, sleep_s) = if n == 4 { ("killer".to_owned(), 60.0) } else { (format!("healthy{n}"), 0.5) };
-        afternoon.redis.push_raw("default", job(&jid, sleep_s)).await;
+        harness.redis.push_raw("default", job(&jid, sleep_s)).await;
     }
-    let n_killed = killed_by(&afternoon, "killer", &["-c", "10"], 10).await;
+    let n_killed = killed_by(&harness, "killer", &["-c", "10"], 10).await;
     // Beside others it can be twice, or it would be a suspect before.
     assert!((3..=5).contains(&n_killed), "{n_killed}");
-    let reports = afternoon.callbacks(10).await;
+    let reports = harness.callbacks(10).await;
     let ends: BTreeMap<&str, &Value> =
         reports.iter().map(|report| (report["jid"].as_str().unwrap(), &report["status"])).collect();
     assert_eq!((ends.len(), ends.values().filter(|status| **status == "succeeded").count()), (10, 9), "{reports:#?}");
     let poison = reports.iter().find(|report| report["jid"] == "killer").unwrap();
     assert_eq!((&poison["status"], &poison["reason"]), (&json!("failed"), &json!("poison")));
-    let dead = afternoon.redis.sorted_set("dead").await;
+    let dead = harness.redis.sorted_set("dead").await;
     assert_eq!(dead.len(), 1, "{dead:?}");
     let dead: Value = serde_json::from_str(&dead[0].0).unwrap();
     assert_eq!((&dead["jid"], &dead["error_class"]), (&json!("killer"), &json!("Sidebake::Poison")));
     for text in [&dead["error_message"], &poison["message"]] {
         assert!(text.as_str().unwrap().contains("crashed its worker 3 times while it ran alone"), "{text}");
     }
-    assert!(inflight(&afternoon).await.is_empty());
+    assert!(inflight(&harness).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_takes_down_three_workers_alone_is_poison() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push_raw("default", job("killer", 60.0)).await;
-    assert_eq!(killed_by(&afternoon, "killer", &[], 1).await, 3);
-    let report = afternoon.callbacks(1).await.remove(0);
+    let harness = Harness::start();
+    harness.redis.push_raw("default", job("killer", 60.0)).await;
+    assert_eq!(killed_by(&harness, "killer", &[], 1).await, 3);
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["reason"], "poison", "{report:#}");
-    assert_eq!(afternoon.redis.sorted_set("dead").await.len(), 1);
+    assert_eq!(harness.redis.sorted_set("dead").await.len(), 1);
 }
 
 /// A worker in which one job runs for a minute, and a suspect waits for its end.
-async fn waiting(more: &str) -> (Afternoon, Worker) {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push_raw("default", job("runs", 60.0)).await;
-    let worker = afternoon.worker(&format!("{QUICK}\n{more}"));
+async fn waiting(more: &str) -> (Harness, Worker) {
+    let harness = Harness::start();
+    harness.redis.push_raw("default", job("runs", 60.0)).await;
+    let worker = harness.worker(&format!("{QUICK}\n{more}"));
     world::wait_for("it to run", || has_begun(&worker, "runs")).await;
     let suspect = job("suspect", 0.0);
-    has_history(&afternoon, &suspect, "2 1").await;
-    afternoon.redis.push_raw("default", suspect).await;
-    afternoon.until("it is fetched", async || inflight(&afternoon).await.len() == 2).await;
-    (afternoon, worker)
+    has_history(&harness, &suspect, "2 1").await;
+    harness.redis.push_raw("default", suspect).await;
+    harness.until("it is fetched", async || inflight(&harness).await.len() == 2).await;
+    (harness, worker)
 }
 
-async fn cancel(afternoon: &Afternoon, jid: &str) {
+async fn cancel(harness: &Harness, jid: &str) {
     let mark = redis::cmd("HSETNX").arg(&[&format!("it-{jid}"), "cancelled", "1"]).to_owned();
-    mark.exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+    mark.exec_async(&mut harness.redis.connection().await).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspect_waits_until_nothing_else_runs_and_nothing_else_is_fetched_before_it_has_ended() {
-    let (afternoon, worker) = waiting("").await;
-    let fields: Vec<(String, String)> = inflight(&afternoon).await.into_iter().collect();
+    let (harness, worker) = waiting("").await;
+    let fields: Vec<(String, String)> = inflight(&harness).await.into_iter().collect();
     assert!(!fields[0].0.ends_with(":idle") && fields[1].0.ends_with(":idle"), "{fields:?}");
-    afternoon
+    harness
         .until("it is shown", async || {
-            let shown = afternoon.redis.hgetall("it-suspect").await;
+            let shown = harness.redis.hgetall("it-suspect").await;
             shown.get("c").is_some_and(|text| text.contains("waits to run alone"))
         })
         .await;
-    afternoon.redis.push_raw("default", job("later", 0.0)).await;
-    let output = afternoon.run(&["cancel", "suspect-that-is-not-there"], QUICK);
+    harness.redis.push_raw("default", job("later", 0.0)).await;
+    let output = harness.run(&["cancel", "suspect-that-is-not-there"], QUICK);
     assert!(!output.status.success());
-    cancel(&afternoon, "runs").await;
-    let ends: Vec<Value> = afternoon.callbacks(3).await.into_iter().map(|mut report| report["jid"].take()).collect();
+    cancel(&harness, "runs").await;
+    let ends: Vec<Value> = harness.callbacks(3).await.into_iter().map(|mut report| report["jid"].take()).collect();
     assert_eq!(ends, ["runs", "suspect", "later"]);
     let log = worker.log();
     let at = |what: &str, jid: &str| {
         log.lines().position(|line| line.contains(what) && line.contains(&format!("jid=\"{jid}\""))).unwrap()
     };
     assert!(at("job done", "suspect") < at("job begins", "later"), "{log}");
-    assert!(!afternoon.redis.keys("it-*").await.contains(&"it-suspect".to_owned()));
+    assert!(!harness.redis.keys("it-*").await.contains(&"it-suspect".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_is_not_counted_against_a_job_that_waited() {
-    let (afternoon, mut worker) = waiting("").await;
+    let (harness, mut worker) = waiting("").await;
     worker.signal("KILL");
     worker.ended().await;
-    afternoon.until("its lease has run out", async || afternoon.redis.keys("sidebake:lease:*").await.is_empty()).await;
-    assert!(afternoon.run(&["release", "--now"], QUICK).status.success());
-    assert_eq!(afternoon.redis.queue("default").await, [job("runs", 60.0), job("suspect", 0.0)]);
-    let on_record = async |text: String| history(&afternoon, "sidebake:recoveries", &text).await;
+    harness.until("its lease has run out", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
+    assert!(harness.run(&["release", "--now"], QUICK).status.success());
+    assert_eq!(harness.redis.queue("default").await, [job("runs", 60.0), job("suspect", 0.0)]);
+    let on_record = async |text: String| history(&harness, "sidebake:recoveries", &text).await;
     assert_eq!(on_record(job("suspect", 0.0)).await.as_deref(), Some("2 1"));
     assert_eq!(on_record(job("runs", 60.0)).await.as_deref(), Some("1 1"), "it ran alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stop_requeues_a_waiting_job_uncounted() {
-    let (afternoon, mut worker) = waiting("shutdown.timeout = \"0s\"").await;
+    let (harness, mut worker) = waiting("shutdown.timeout = \"0s\"").await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(afternoon.redis.queue("default").await, [job("runs", 60.0), job("suspect", 0.0)]);
-    let interrupted = async |text: String| history(&afternoon, "sidebake:interruptions", &text).await;
+    assert_eq!(harness.redis.queue("default").await, [job("runs", 60.0), job("suspect", 0.0)]);
+    let interrupted = async |text: String| history(&harness, "sidebake:interruptions", &text).await;
     assert_eq!(interrupted(job("suspect", 0.0)).await, None);
     assert_eq!(interrupted(job("runs", 60.0)).await.as_deref(), Some("1"));
-    assert!(inflight(&afternoon).await.is_empty());
+    assert!(inflight(&harness).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_worker_gives_back_what_waits() {
-    let (afternoon, worker) = waiting("").await;
+    let (harness, worker) = waiting("").await;
     worker.signal("TSTP");
-    afternoon.until("it is back", async || afternoon.redis.queue("default").await == [job("suspect", 0.0)]).await;
-    assert_eq!(inflight(&afternoon).await.into_values().collect::<Vec<_>>(), ["runs"]);
+    harness.until("it is back", async || harness.redis.queue("default").await == [job("suspect", 0.0)]).await;
+    assert_eq!(inflight(&harness).await.into_values().collect::<Vec<_>>(), ["runs"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_job_can_be_cancelled_while_others_run() {
-    let (afternoon, worker) = waiting("").await;
-    let output = afternoon.run(&["cancel", "suspect"], QUICK);
-    let said = crate::afternoon::text(&output);
+    let (harness, worker) = waiting("").await;
+    let output = harness.run(&["cancel", "suspect"], QUICK);
+    let said = crate::harness::text(&output);
     assert!(said.contains("which does not run it now"), "{said}");
-    let report = afternoon.callbacks(1).await.remove(0);
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["jid"], &report["status"]), (&json!("suspect"), &json!("cancelled")), "{report:#}");
     assert!(!has_begun(&worker, "suspect"));
     // And the worker takes jobs again.
-    afternoon.redis.push_raw("default", job("later", 0.0)).await;
-    afternoon.callbacks(2).await;
+    harness.redis.push_raw("default", job("later", 0.0)).await;
+    harness.callbacks(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_job_that_was_reclaimed_keeps_its_worker_from_nothing() {
-    let (afternoon, worker) = waiting("").await;
-    let key = afternoon.redis.keys("sidebake:inflight:*").await.remove(0);
-    let field = inflight(&afternoon).await.into_keys().find(|field| field.ends_with(":idle")).unwrap();
-    redis::cmd("HDEL").arg(&[&key, &field]).exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+    let (harness, worker) = waiting("").await;
+    let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
+    let field = inflight(&harness).await.into_keys().find(|field| field.ends_with(":idle")).unwrap();
+    redis::cmd("HDEL").arg(&[&key, &field]).exec_async(&mut harness.redis.connection().await).await.unwrap();
     world::wait_for("the log to say it", || worker.log().contains("job reclaimed by another worker")).await;
-    afternoon.redis.push_raw("default", job("later", 0.0)).await;
-    assert_eq!(afternoon.callbacks(1).await[0]["jid"], "later");
+    harness.redis.push_raw("default", job("later", 0.0)).await;
+    assert_eq!(harness.callbacks(1).await[0]["jid"], "later");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspect_waits_for_the_other_capsules_as_well() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push_raw("serial", job("runs", 60.0)).await;
+    let harness = Harness::start();
+    harness.redis.push_raw("serial", job("runs", 60.0)).await;
     let more = format!("{QUICK}\n[capsules.serial]\nconcurrency = 1\nqueues = [\"serial\"]\n");
-    let worker = afternoon.worker(&more);
+    let worker = harness.worker(&more);
     world::wait_for("it to run", || has_begun(&worker, "runs")).await;
     let suspect = job("suspect", 0.0);
-    has_history(&afternoon, &suspect, "2 0").await;
-    afternoon.redis.push_raw("default", suspect).await;
-    afternoon.until("it is fetched", async || inflight(&afternoon).await.len() == 2).await;
-    cancel(&afternoon, "runs").await;
-    let ends: Vec<Value> = afternoon.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
+    has_history(&harness, &suspect, "2 0").await;
+    harness.redis.push_raw("default", suspect).await;
+    harness.until("it is fetched", async || inflight(&harness).await.len() == 2).await;
+    cancel(&harness, "runs").await;
+    let ends: Vec<Value> = harness.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
     assert_eq!(ends, ["runs", "suspect"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_of_an_earlier_version_make_a_suspect_and_no_poison() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let suspect = job("suspect", 0.0);
-    has_history(&afternoon, &suspect, "7").await;
-    afternoon.redis.push_raw("default", suspect).await;
-    let _worker = afternoon.worker(QUICK);
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    has_history(&harness, &suspect, "7").await;
+    harness.redis.push_raw("default", suspect).await;
+    let _worker = harness.worker(QUICK);
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_after_it_was_told_to_stop_has_not_crashed() {
-    let afternoon = Afternoon::start();
-    afternoon.redis.push_raw("default", job("runs", 60.0)).await;
-    let mut worker = afternoon.worker(QUICK);
+    let harness = Harness::start();
+    harness.redis.push_raw("default", job("runs", 60.0)).await;
+    let mut worker = harness.worker(QUICK);
     world::wait_for("it to run", || has_begun(&worker, "runs")).await;
     worker.signal("TERM");
-    afternoon
+    harness
         .until("it is on record", async || {
-            afternoon.redis.hgetall("sidebake:suspects").await.into_values().any(|since| since == "0")
+            harness.redis.hgetall("sidebake:suspects").await.into_values().any(|since| since == "0")
         })
         .await;
     worker.signal("KILL");
     worker.ended().await;
-    let _second = afternoon.worker(QUICK);
-    afternoon.until("it runs again", async || afternoon.logs().matches("job begins").count() == 2).await;
-    assert!(afternoon.redis.hgetall("sidebake:recoveries").await.is_empty());
+    let _second = harness.worker(QUICK);
+    harness.until("it runs again", async || harness.logs().matches("job begins").count() == 2).await;
+    assert!(harness.redis.hgetall("sidebake:recoveries").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_stood_still_has_not_crashed() {
     // One whose run goes on when the worker does, and one whose run is over by then.
     for sleep_s in [60.0, 0.5] {
-        let afternoon = Afternoon::start();
+        let harness = Harness::start();
         let text = job("runs", sleep_s);
-        afternoon.redis.push_raw("default", &text).await;
-        let first = afternoon.worker(QUICK);
+        harness.redis.push_raw("default", &text).await;
+        let first = harness.worker(QUICK);
         world::wait_for("it to run", || has_begun(&first, "runs")).await;
         first.signal("STOP");
-        afternoon.until("its lease is gone", async || afternoon.redis.keys("sidebake:lease:*").await.is_empty()).await;
+        harness.until("its lease is gone", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
         let recovered = async || {
-            let _ = afternoon.run(&["release", "--now"], QUICK);
-            history(&afternoon, "sidebake:recoveries", &text).await
+            let _ = harness.run(&["release", "--now"], QUICK);
+            history(&harness, "sidebake:recoveries", &text).await
         };
         assert_eq!(recovered().await.as_deref(), Some("1 1"));
         first.signal("CONT");
-        let on_record = async || history(&afternoon, "sidebake:recoveries", &text).await;
-        afternoon.until("nothing is on record", async || on_record().await.is_none()).await;
+        let on_record = async || history(&harness, "sidebake:recoveries", &text).await;
+        harness.until("nothing is on record", async || on_record().await.is_none()).await;
     }
 }
 

@@ -5,7 +5,7 @@ use sidebake::clock::Epoch;
 use sidebake::settings::Jobs;
 use sidebake::sidekiq::poller::enqueue_due;
 
-use crate::afternoon::{Afternoon, client};
+use crate::harness::{Harness, client};
 
 /// Adds `n` jobs of another class to the retry set, all due at once.
 async fn add_others(server: &world::Redis, n: usize) {
@@ -23,20 +23,20 @@ async fn add_others(server: &world::Redis, n: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_stops_does_not_move_all_that_is_due_first() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     let mut add = redis::cmd("ZADD");
     add.arg("retry");
     for n in 0..30_000 {
         add.arg(1).arg(format!(r#"{{"class":"BuildJob","queue":"elsewhere","jid":"{n:024x}"}}"#));
     }
     add.exec_async(&mut connection).await.unwrap();
-    let mut worker = afternoon.worker("jobs.poll_interval = \"100ms\"");
-    let n_moved = async || afternoon.redis.queue("elsewhere").await.len();
-    afternoon.until("the first is moved", async || n_moved().await > 0).await;
+    let mut worker = harness.worker("jobs.poll_interval = \"100ms\"");
+    let n_moved = async || harness.redis.queue("elsewhere").await.len();
+    harness.until("the first is moved", async || n_moved().await > 0).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    let n_left = afternoon.redis.sorted_set("retry").await.len();
+    let n_left = harness.redis.sorted_set("retry").await.len();
     assert!(n_left > 0, "it has moved all of them first");
     assert_eq!(n_left + n_moved().await, 30_000);
 }
@@ -76,29 +76,29 @@ async fn a_due_job_behind_others_of_the_same_time_is_moved() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn why_due_jobs_cannot_be_moved_is_said_once() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:odd", "x"]).exec_async(&mut connection).await.unwrap();
     for jid in ["a", "b"] {
         let job = format!(r#"{{"class":"BuildJob","queue":"odd","jid":"{jid}"}}"#);
         redis::cmd("ZADD").arg(&["retry", "1", &job]).exec_async(&mut connection).await.unwrap();
     }
-    let worker = afternoon.worker("jobs.poll_interval = \"100ms\"");
+    let worker = harness.worker("jobs.poll_interval = \"100ms\"");
     let n_failed = async || {
         let stats: String =
-            redis::cmd("INFO").arg("errorstats").query_async(&mut afternoon.redis.connection().await).await.unwrap();
+            redis::cmd("INFO").arg("errorstats").query_async(&mut harness.redis.connection().await).await.unwrap();
         let line = stats.lines().find_map(|line| line.strip_prefix("errorstat_WRONGTYPE:count="));
         line.map_or(0, |count| count.parse::<usize>().unwrap())
     };
-    afternoon.until("it was tried often", async || n_failed().await >= 8).await;
+    harness.until("it was tried often", async || n_failed().await >= 8).await;
     assert_eq!(worker.log().matches("due jobs cannot be moved").count(), 1, "{}", worker.log());
-    assert_eq!(afternoon.redis.sorted_set("retry").await.len(), 2);
+    assert_eq!(harness.redis.sorted_set("retry").await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_jobs_are_moved_and_cancelled_ones_among_them_found() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     // Three replies are not enough for either.
     let args = "x".repeat(bounds::PAGE / 3);
     for n in 0..10 {
@@ -108,16 +108,16 @@ async fn long_jobs_are_moved_and_cancelled_ones_among_them_found() {
         redis::cmd("ZADD").arg(&["retry", "4e9", &job(format!("late{n}"))]).exec_async(&mut connection).await.unwrap();
     }
     let now = Epoch::now();
-    let moved = enqueue_due(&client(&afternoon.redis.url()), &Jobs::default(), "retry", now).await.unwrap();
-    assert_eq!((moved.n_moved, afternoon.redis.queue("elsewhere").await.len()), (10, 10));
+    let moved = enqueue_due(&client(&harness.redis.url()), &Jobs::default(), "retry", now).await.unwrap();
+    assert_eq!((moved.n_moved, harness.redis.queue("elsewhere").await.len()), (10, 10));
 
     for n in 0..10 {
         let mark = [&format!("it-late{n}"), "cancelled", "1"];
         redis::cmd("HSET").arg(&mark).exec_async(&mut connection).await.unwrap();
     }
-    let _worker = afternoon.worker("jobs.poll_interval = \"100ms\"");
-    let n_moved = async || afternoon.redis.queue("elsewhere").await.len();
-    afternoon.until("all that are cancelled are moved", async || n_moved().await == 20).await;
+    let _worker = harness.worker("jobs.poll_interval = \"100ms\"");
+    let n_moved = async || harness.redis.queue("elsewhere").await.len();
+    harness.until("all that are cancelled are moved", async || n_moved().await == 20).await;
 }
 
 #[tokio::test]

@@ -4,23 +4,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::afternoon::{Afternoon, CALLBACKS, probe};
+use crate::harness::{CALLBACKS, Harness, probe};
 
-async fn push(afternoon: &Afternoon, queue: &str, n: usize, sleep_s: f64) -> Vec<String> {
+async fn push(harness: &Harness, queue: &str, n: usize, sleep_s: f64) -> Vec<String> {
     let mut jids = Vec::new();
     for _ in 0..n {
-        jids.push(afternoon.redis.push(queue, "Sidebake::Probe", probe("succeed", sleep_s)).await);
+        jids.push(harness.redis.push(queue, "Sidebake::Probe", probe("succeed", sleep_s)).await);
     }
     jids
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn weights_are_shares() {
-    let afternoon = Afternoon::start();
-    let high = push(&afternoon, "high", 120, 0.0).await;
-    push(&afternoon, "low", 120, 0.0).await;
-    let _worker = afternoon.worker_with(&afternoon.config("jobs.probe = true"), &["-q", "high,3", "-q", "low,1"]);
-    let reports = afternoon.callbacks(240).await;
+    let harness = Harness::start();
+    let high = push(&harness, "high", 120, 0.0).await;
+    push(&harness, "low", 120, 0.0).await;
+    let _worker = harness.worker_with(&harness.config("jobs.probe = true"), &["-q", "high,3", "-q", "low,1"]);
+    let reports = harness.callbacks(240).await;
     let is_high = |report: &&Value| high.iter().any(|jid| report["jid"] == json!(jid));
     let n_high = reports.iter().take(80).filter(is_high).count();
     // Sixty, and five standard deviations of four; a strict list would have eighty.
@@ -29,44 +29,44 @@ async fn weights_are_shares() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capsule_has_slots_and_queues_of_its_own() {
-    let afternoon = Afternoon::start();
-    push(&afternoon, "serial", 2, 4.0).await;
-    push(&afternoon, "default", 1, 0.1).await;
-    push(&afternoon, "default", 5, 4.0).await;
+    let harness = Harness::start();
+    push(&harness, "serial", 2, 4.0).await;
+    push(&harness, "default", 1, 0.1).await;
+    push(&harness, "default", 5, 4.0).await;
     let more = "jobs.probe = true\n[capsules.serial]\nconcurrency = 1\nqueues = [\"serial,2\", \"other,1\"]\n";
-    let _worker = afternoon.worker(more);
-    afternoon
+    let _worker = harness.worker(more);
+    harness
         .until("the short one is done, and five of seven are in flight", async || {
-            let keys = afternoon.redis.keys("sidebake:inflight:*").await;
+            let keys = harness.redis.keys("sidebake:inflight:*").await;
             keys.len() == 1
-                && afternoon.redis.hgetall(&keys[0]).await.len() == 5
-                && !afternoon.redis.queue(CALLBACKS).await.is_empty()
+                && harness.redis.hgetall(&keys[0]).await.len() == 5
+                && !harness.redis.queue(CALLBACKS).await.is_empty()
         })
         .await;
-    let left = [afternoon.redis.queue("serial").await.len(), afternoon.redis.queue("default").await.len()];
+    let left = [harness.redis.queue("serial").await.len(), harness.redis.queue("default").await.len()];
     assert_eq!(left, [1, 1], "one of the capsule's, four of the rest");
-    let identity = afternoon.redis.smembers("processes").await.remove(0);
-    let fields = afternoon.redis.hgetall(&identity).await;
+    let identity = harness.redis.smembers("processes").await.remove(0);
+    let fields = harness.redis.hgetall(&identity).await;
     let info: Value = serde_json::from_str(&fields["info"]).unwrap();
     assert_eq!(fields["concurrency"], "5");
     assert_eq!(info["queues"], json!(["default", "serial", "other"]));
     let capsule = json!({"concurrency": 1, "mode": "weighted", "weights": {"serial": 2, "other": 1}});
     assert_eq!(info["capsules"]["serial"], capsule);
-    afternoon.callbacks(8).await;
+    harness.callbacks(8).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_queue_waits_and_goes_on_at_once() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     redis::cmd("SADD").arg(&["paused", "default"]).exec_async(&mut connection).await.unwrap();
-    let _worker = afternoon.worker("jobs.probe = true");
-    afternoon.until("it is on the list", async || afternoon.redis.smembers("processes").await.len() == 1).await;
-    push(&afternoon, "default", 1, 0.0).await;
+    let _worker = harness.worker("jobs.probe = true");
+    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    push(&harness, "default", 1, 0.0).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+    assert_eq!(harness.redis.queue("default").await.len(), 1);
     let since = Instant::now();
     redis::cmd("SREM").arg(&["paused", "default"]).exec_async(&mut connection).await.unwrap();
-    afternoon.callbacks(1).await;
+    harness.callbacks(1).await;
     assert!(since.elapsed() < Duration::from_secs(3), "the slow poll takes five seconds");
 }

@@ -3,19 +3,19 @@
 use serde_json::{Value, json};
 use world::Script;
 
-use crate::afternoon::{Afternoon, CALLBACKS, probe};
+use crate::harness::{CALLBACKS, Harness, probe};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_builder_is_retried_and_rails_is_told_when_it_wants_to_be() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::loses_builder());
-    afternoon.builder.script(Script::success(&["vote"]));
-    let mut native = afternoon.native(&sha);
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::loses_builder());
+    harness.builder.script(Script::success(&["vote"]));
+    let mut native = harness.native(&sha);
     native["callback"]["on"] = json!(["retrying", "finished"]);
-    let jid = afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker("jobs.poll_interval = \"200ms\"");
-    let retrying = afternoon.callbacks(1).await.remove(0);
+    let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker("jobs.poll_interval = \"200ms\"");
+    let retrying = harness.callbacks(1).await.remove(0);
     assert_eq!(
         (&retrying["moment"], &retrying["reason"]),
         (&json!("retrying"), &json!("builder_lost")),
@@ -23,30 +23,30 @@ async fn a_lost_builder_is_retried_and_rails_is_told_when_it_wants_to_be() {
     );
 
     // Nobody waits for fifteen seconds: the entry is made due, as "retry now" in the Web UI does.
-    let (member, score) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let (member, score) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!((&job["jid"], &job["retry_count"]), (&json!(jid), &json!(0)));
     assert!(score > job["failed_at"].as_f64().unwrap() / 1000.0 + 14.0, "Sidekiq's curve");
-    let mut connection = afternoon.redis.connection().await;
+    let mut connection = harness.redis.connection().await;
     redis::cmd("ZADD").arg("retry").arg(1).arg(&member).exec_async(&mut connection).await.unwrap();
 
-    let finished = afternoon.callbacks(2).await.remove(1);
+    let finished = harness.callbacks(2).await.remove(1);
     assert_eq!((&finished["status"], &finished["attempt"]), (&json!("succeeded"), &json!(2)), "{finished:#}");
-    assert!(afternoon.redis.sorted_set("retry").await.is_empty());
+    assert!(harness.redis.sorted_set("retry").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exhausted_job_dies_and_the_callback_says_so() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let job = json!({
         "class": "Sidebake::Probe", "retry": 0, "jid": "j", "queue": "default", "created_at": 1_795_491_695.5,
         "args": [{"outcome": "infrastructure", "message": "gone", "callback": {"class": "Done", "queue": CALLBACKS}}]
     });
-    afternoon.redis.push_raw("default", job.to_string()).await;
-    let _worker = afternoon.worker("jobs.probe = true");
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.redis.push_raw("default", job.to_string()).await;
+    let _worker = harness.worker("jobs.probe = true");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("builder_unavailable")));
-    let (member, _) = afternoon.redis.sorted_set("dead").await.remove(0);
+    let (member, _) = harness.redis.sorted_set("dead").await.remove(0);
     let dead: Value = serde_json::from_str(&member).unwrap();
     assert!(dead["failed_at"].is_f64(), "times are in the form of the job: {member}");
     assert_eq!(dead["error_message"], "gone");
@@ -54,43 +54,43 @@ async fn an_exhausted_job_dies_and_the_callback_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn others_due_jobs_are_left_to_ruby() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     for class in ["MailJob", "Sidebake::Probe"] {
         let job = json!({"class": class, "queue": "default", "args": [{"outcome": "succeed"}], "jid": class});
         redis::cmd("ZADD").arg("schedule").arg(1).arg(job.to_string()).exec_async(&mut connection).await.unwrap();
     }
-    let _worker = afternoon.worker("jobs.probe = true\njobs.poll_interval = \"100ms\"");
-    afternoon.until("ours has run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("1")).await;
-    let schedule = afternoon.redis.sorted_set("schedule").await;
+    let _worker = harness.worker("jobs.probe = true\njobs.poll_interval = \"100ms\"");
+    harness.until("ours has run", async || harness.redis.get("stat:processed").await.as_deref() == Some("1")).await;
+    let schedule = harness.redis.sorted_set("schedule").await;
     assert!(schedule.len() == 1 && schedule[0].0.contains("MailJob"), "{schedule:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_of_an_older_sidekiq_is_answered_in_the_times_that_it_understands() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let job =
         json!({"class": "Sidebake::Probe", "jid": "j", "created_at": 1_795_491_695.5, "args": probe("succeed", 0.0)});
-    afternoon.redis.push_raw("default", job.to_string()).await;
-    let _worker = afternoon.worker("jobs.probe = true");
-    let callback = afternoon.callback_jobs(1).await.remove(0);
+    harness.redis.push_raw("default", job.to_string()).await;
+    let _worker = harness.worker("jobs.probe = true");
+    let callback = harness.callback_jobs(1).await.remove(0);
     assert!(callback["created_at"].is_f64() && callback["enqueued_at"].is_f64(), "{callback:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_nobody_wants_any_more_is_not_run() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let job = json!({"class": "Sidebake::Probe", "jid": "j", "expiry": 1_795_491_695.5, "args": probe("succeed", 0.0)});
-    afternoon.redis.push_raw("default", job.to_string()).await;
-    let _worker = afternoon.worker("jobs.probe = true");
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.redis.push_raw("default", job.to_string()).await;
+    let _worker = harness.worker("jobs.probe = true");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["reason"]), (&json!("cancelled"), &json!("expired")));
-    assert_eq!(afternoon.redis.get("stat:failed").await, None);
+    assert_eq!(harness.redis.get("stat:failed").await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_that_is_dropped_is_counted_as_one() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     for (outcome, rules) in [
         ("succeed", json!({})),
         ("infrastructure", json!({"retry": false})),
@@ -99,20 +99,20 @@ async fn a_failure_that_is_dropped_is_counted_as_one() {
     ] {
         let mut job = json!({"class": "Sidebake::Probe", "jid": "j", "args": [{"outcome": outcome}]});
         job.as_object_mut().unwrap().extend(rules.as_object().unwrap().clone());
-        afternoon.redis.push_raw("default", job.to_string()).await;
+        harness.redis.push_raw("default", job.to_string()).await;
     }
-    let mut worker = afternoon.worker("jobs.probe = true");
-    afternoon.until("all have run", async || afternoon.redis.get("stat:processed").await.as_deref() == Some("4")).await;
+    let mut worker = harness.worker("jobs.probe = true");
+    harness.until("all have run", async || harness.redis.get("stat:processed").await.as_deref() == Some("4")).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(afternoon.redis.get("stat:failed").await.as_deref(), Some("3"));
+    assert_eq!(harness.redis.get("stat:failed").await.as_deref(), Some("3"));
     let mut n_in_metrics = 0;
-    for key in afternoon.redis.keys("j|????????|*").await {
-        let failed = afternoon.redis.hgetall(&key).await.remove("Sidebake::Probe|f");
+    for key in harness.redis.keys("j|????????|*").await {
+        let failed = harness.redis.hgetall(&key).await.remove("Sidebake::Probe|f");
         n_in_metrics += failed.map_or(0, |n| n.parse().unwrap());
     }
     assert_eq!(n_in_metrics, 3);
     for set in ["retry", "dead"] {
-        assert!(afternoon.redis.sorted_set(set).await.is_empty(), "nothing is left of them");
+        assert!(harness.redis.sorted_set(set).await.is_empty(), "nothing is left of them");
     }
 }

@@ -9,7 +9,7 @@ use sidebake::clock::Epoch;
 use sidebake::sidekiq::rights;
 use sidebake::sidekiq::turn::{Effect, Token};
 
-use crate::afternoon::Afternoon;
+use crate::harness::Harness;
 use crate::turn::{Hand, TEXT, end};
 
 /// The commands that a script calls.
@@ -32,7 +32,7 @@ enum Act {
     Requeue,
     Interrupt,
     Retry,
-    Bury,
+    Dead,
     MoveDue,
     Recover,
     Announce,
@@ -48,7 +48,7 @@ impl Act {
         Self::Requeue,
         Self::Interrupt,
         Self::Retry,
-        Self::Bury,
+        Self::Dead,
         Self::MoveDue,
         Self::Recover,
         Self::Announce,
@@ -90,13 +90,13 @@ impl Act {
     async fn perform(self, hand: &Hand, number: u64) {
         let push = Effect::Push { queue: "callbacks".into(), text: "{}".into() };
         let gone = Effect::Unlink { key: "it-j".into() };
-        let requeue = |is_interrupted| Effect::PutBack { queue: "default".into(), is_interrupted };
+        let requeue = |is_interrupted| Effect::Requeue { queue: "default".into(), is_interrupted };
         let effects = match self {
             Self::End => vec![push, gone],
             Self::Requeue => vec![requeue(false)],
             Self::Interrupt => vec![requeue(true)],
             Self::Retry => vec![Effect::Retry { at: Epoch::now(), text: TEXT.into() }, push],
-            Self::Bury => vec![Effect::Bury { text: TEXT.into() }, push, gone],
+            Self::Dead => vec![Effect::Dead { text: TEXT.into() }, push, gone],
             Self::Fetch => {
                 let _ = hand.turn(number, &[], &[Token::nth(1, 0)]).await;
                 return;
@@ -285,9 +285,9 @@ fn the_list_of_commands_has_what_the_scripts_call_and_the_code_sends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn doctor_names_the_commands_that_the_acl_lacks_and_writes_nothing() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
-    let url = afternoon.redis.url().replace("redis://", "redis://narrow:secret@");
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
+    let url = harness.redis.url().replace("redis://", "redis://narrow:secret@");
     for (lacking, expected) in [
         ("-hset -zadd -rpop", "lacks HSET, RPOP, ZADD;"),
         ("-multi", "lacks MULTI;"),
@@ -297,18 +297,18 @@ async fn doctor_names_the_commands_that_the_acl_lacks_and_writes_nothing() {
         let rights = format!("SETUSER narrow reset on >secret ~* +@all {lacking}");
         let rights: Vec<&str> = rights.split(' ').collect();
         redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
-        let found = doctor(&afternoon, &url);
+        let found = doctor(&harness, &url);
         let found =
             found.as_array().unwrap().iter().find(|finding| finding["name"] == "redis commands").unwrap().clone();
         assert!(found["detail"].as_str().unwrap().contains(expected), "{lacking}: {found:#}");
         assert_eq!(found["health"] == "green", lacking == "+ping");
-        assert!(afternoon.redis.keys("*").await.is_empty());
+        assert!(harness.redis.keys("*").await.is_empty());
     }
 }
 
-fn doctor(afternoon: &Afternoon, url: &str) -> Value {
-    let config = afternoon.config("");
-    let mut command = crate::afternoon::sidebake();
+fn doctor(harness: &Harness, url: &str) -> Value {
+    let config = harness.config("");
+    let mut command = crate::harness::sidebake();
     command.args(["doctor", "--json", "--config"]).arg(config).env("SIDEBAKE__REDIS__URL", url);
     let output = command.stdin(std::process::Stdio::null()).output().unwrap();
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))

@@ -10,11 +10,11 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use world::{Run, Script, Step};
 
-use crate::afternoon::Afternoon;
+use crate::harness::Harness;
 
 /// Files of secrets and credentials, by account and trust, and the settings that lead to them.
-fn store(afternoon: &Afternoon, files: &[(&str, &str)]) -> String {
-    let home = afternoon.home.path();
+fn store(harness: &Harness, files: &[(&str, &str)]) -> String {
+    let home = harness.home.path();
     for (path, content) in files {
         let path = home.join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -46,8 +46,8 @@ fn looks() -> Script {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_16_accounts_at_once_each_build_has_its_own_secrets_and_credentials() {
-    let afternoon = Afternoon::start();
-    afternoon.builder.script_for_the_rest(looks());
+    let harness = Harness::start();
+    harness.builder.script_for_the_rest(looks());
     let accounts: Vec<String> = (0..16).map(|n| format!("acme{n}")).collect();
     let mut settings = String::new();
     for account in &accounts {
@@ -56,18 +56,18 @@ async fn of_16_accounts_at_once_each_build_has_its_own_secrets_and_credentials()
             (format!("secrets/{account}/branch/npm"), secret),
             (format!("registries/{account}/branch.json"), password),
         ];
-        settings = store(&afternoon, &files.each_ref().map(|(path, content)| (path.as_str(), content.as_str())));
-        let mut native = afternoon.native_of(&format!("{account}/app"));
+        settings = store(&harness, &files.each_ref().map(|(path, content)| (path.as_str(), content.as_str())));
+        let mut native = harness.native_of(&format!("{account}/app"));
         native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    let _worker = afternoon.worker_with(&afternoon.config(&settings), &["-c", "16"]);
-    for report in afternoon.callbacks(16).await {
+    let _worker = harness.worker_with(&harness.config(&settings), &["-c", "16"]);
+    for report in harness.callbacks(16).await {
         assert_eq!(report["status"], "succeeded", "{report:#}");
     }
-    assert!(afternoon.builder.most_at_once() >= 4, "{} at once", afternoon.builder.most_at_once());
+    assert!(harness.builder.most_at_once() >= 4, "{} at once", harness.builder.most_at_once());
     let mut seen = BTreeMap::new();
-    for run in afternoon.builder.runs() {
+    for run in harness.builder.runs() {
         // The working directory ends with account, owner and name.
         let account = run.cwd.iter().nth_back(2).unwrap().to_str().unwrap().to_owned();
         let found = |n: usize| (run.reports[n].found.clone(), run.reports[n].errno);
@@ -77,19 +77,19 @@ async fn of_16_accounts_at_once_each_build_has_its_own_secrets_and_credentials()
         seen.insert(account, secret_file(&run).unwrap());
     }
     assert_eq!(seen.keys().collect::<Vec<_>>().len(), 16);
-    afternoon.idle().await;
+    harness.idle().await;
     assert!(seen.values().all(|file| !Path::new(file).exists()), "a secret outlives its job");
     for text in ["secret of acme", "password-of-acme"] {
-        assert_eq!(afternoon.traces_of(text).await, Vec::<String>::new());
+        assert_eq!(harness.traces_of(text).await, Vec::<String>::new());
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn trust_chooses_the_secret_and_a_fork_gets_none() {
-    let afternoon = Afternoon::start();
-    afternoon.builder.script_for_the_rest(looks());
+    let harness = Harness::start();
+    harness.builder.script_for_the_rest(looks());
     let mut settings = store(
-        &afternoon,
+        &harness,
         &[
             ("secrets/acme/branch/npm", "for branches"),
             ("secrets/acme/protected/npm", "for releases"),
@@ -99,9 +99,9 @@ async fn trust_chooses_the_secret_and_a_fork_gets_none() {
     );
     settings += "accounts.secret_variables = { \"acme/sentry\" = \"SENTRY\", \"*/sentry\" = \"OTHERS\" }\n";
     let variables = [("SENTRY", "of acme"), ("OTHERS", "of others")];
-    let config = afternoon.config(&settings);
-    let _worker = afternoon.worker_with_variables(&config, &[], &variables);
-    let (_, sha) = afternoon.voting_app();
+    let config = harness.config(&settings);
+    let _worker = harness.worker_with_variables(&config, &[], &variables);
+    let (_, sha) = harness.voting_app();
     let none = r#"{"auths":{}}"#;
     let (branch, pull) = (json!("refs/heads/main"), json!("refs/pull/7/merge"));
     let table = [
@@ -116,13 +116,13 @@ async fn trust_chooses_the_secret_and_a_fork_gets_none() {
         (json!("fork"), &branch, "sentry", None, none),
     ];
     for (n, (trust, reference, name, secret, docker_config)) in table.iter().enumerate() {
-        let mut native = afternoon.native(&sha);
+        let mut native = harness.native(&sha);
         (native["trust"], native["ref"]) = (trust.clone(), (*reference).clone());
         native["application"]["images"][0]["secrets"] = json!([{"id": "x", "from": name}]);
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
-        let report = afternoon.callbacks(n + 1).await.remove(n);
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let report = harness.callbacks(n + 1).await.remove(n);
         assert_eq!(report["status"], "succeeded", "{report:#}");
-        let run = afternoon.builder.runs().remove(n);
+        let run = harness.builder.runs().remove(n);
         let found = run.reports.first().and_then(|report| report.found.as_deref());
         assert_eq!(
             (found, run.docker_config.as_deref()),
@@ -134,13 +134,13 @@ async fn trust_chooses_the_secret_and_a_fork_gets_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let large = "hunter2 ".repeat(70_000);
-    let mut settings = store(&afternoon, &[("secrets/acme/branch/large", &large)]);
-    std::fs::create_dir(afternoon.home.path().join("secrets/acme/branch/directory")).unwrap();
+    let mut settings = store(&harness, &[("secrets/acme/branch/large", &large)]);
+    std::fs::create_dir(harness.home.path().join("secrets/acme/branch/directory")).unwrap();
     settings += "accounts.secret_variables = { \"acme/unset\" = \"NOT_THERE\" }\n";
-    let _worker = afternoon.worker(&settings);
-    let (_, sha) = afternoon.voting_app();
+    let _worker = harness.worker(&settings);
+    let (_, sha) = harness.voting_app();
     let table = [
         ("large", "worker_failed", "the build secret large: ", "is larger than 512000 bytes"),
         ("directory", "policy_refused", "target.vote.secret[0]: ", "no secret \"directory\" is granted to acme"),
@@ -148,49 +148,49 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
         ("nobodys", "policy_refused", "target.vote.secret[0]: ", "no secret \"nobodys\" is granted to acme"),
     ];
     for (n, (name, reason, which, words)) in table.iter().enumerate() {
-        let mut native = afternoon.native(&sha);
+        let mut native = harness.native(&sha);
         native["callback"]["on"] = json!(["retrying", "finished"]);
         native["application"]["images"][0]["secrets"] = json!([{"id": name}]);
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
-        let report = afternoon.callbacks(n + 1).await.remove(n);
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let report = harness.callbacks(n + 1).await.remove(n);
         let message = report["message"].as_str().unwrap();
         assert_eq!(report["reason"], *reason, "{report:#}");
         assert!(message.contains(which) && message.contains(words), "{message}");
         assert!(!message.contains("acme/branch") && !message.contains("NOT_THERE"), "{message}");
     }
-    assert!(afternoon.builder.runs().is_empty());
-    assert_eq!(afternoon.traces_of("hunter2").await, Vec::<String>::new());
+    assert!(harness.builder.runs().is_empty());
+    assert_eq!(harness.traces_of("hunter2").await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_of_any_bytes_reaches_the_build_as_it_is() {
-    let afternoon = Afternoon::start();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]).held());
+    let harness = Harness::start();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]).held());
     let (keystore, token) = ((0..=255).cycle().take(2000).collect::<Vec<u8>>(), b"of \xff\xfe\r\n".to_vec());
-    let mut settings = store(&afternoon, &[("secrets/acme/branch/npm", "a directory")]);
-    std::fs::write(afternoon.home.path().join("secrets/acme/branch/keystore"), &keystore).unwrap();
+    let mut settings = store(&harness, &[("secrets/acme/branch/npm", "a directory")]);
+    std::fs::write(harness.home.path().join("secrets/acme/branch/keystore"), &keystore).unwrap();
     settings += "accounts.secret_variables = { \"acme/token\" = \"TOKEN\" }\n";
     let variables = [("TOKEN", OsString::from_vec(token.clone()))];
-    let _worker = afternoon.worker_with_variables(&afternoon.config(&settings), &[], &variables);
-    let (_, sha) = afternoon.voting_app();
-    let mut native = afternoon.native(&sha);
+    let _worker = harness.worker_with_variables(&harness.config(&settings), &[], &variables);
+    let (_, sha) = harness.voting_app();
+    let mut native = harness.native(&sha);
     native["application"]["images"][0]["secrets"] = json!([{"id": "keystore"}, {"id": "token"}]);
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    afternoon.until("it bakes", async || afternoon.builder.running() == 1).await;
-    let secrets = afternoon.builder.runs()[0].definition["target"]["vote"]["secret"].clone();
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    harness.until("it bakes", async || harness.builder.running() == 1).await;
+    let secrets = harness.builder.runs()[0].definition["target"]["vote"]["secret"].clone();
     let given = |n: usize| std::fs::read(secrets[n]["src"].as_str().unwrap()).unwrap();
     assert_eq!((given(0), given(1)), (keystore, token));
-    afternoon.builder.release();
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.builder.release();
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["status"], "succeeded", "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_git_token_needs_the_host_that_it_is_for_and_a_fork_gets_none() {
-    let afternoon = Afternoon::start();
-    afternoon.builder.script_for_the_rest(looks());
+    let harness = Harness::start();
+    harness.builder.script_for_the_rest(looks());
     let settings = store(
-        &afternoon,
+        &harness,
         &[
             "branch/GIT_AUTH_TOKEN",
             "branch/GIT_AUTH_TOKEN.git.example",
@@ -203,15 +203,15 @@ async fn a_git_token_needs_the_host_that_it_is_for_and_a_fork_gets_none() {
         .each_ref()
         .map(|(path, content)| (path.as_str(), *content)),
     );
-    let _worker = afternoon.worker(&settings);
-    let (_, sha) = afternoon.voting_app();
+    let _worker = harness.worker(&settings);
+    let (_, sha) = harness.voting_app();
     let in_template = |id: &str| {
-        let mut native = afternoon.native(&sha);
+        let mut native = harness.native(&sha);
         native["application"]["images"][0]["secrets"] = json!([{"id": id}]);
         native
     };
     let inline = |id: &str| {
-        let mut native = afternoon.native(&sha);
+        let mut native = harness.native(&sha);
         native.as_object_mut().unwrap().remove("application");
         let target = json!({"context": "vote", "tags": ["registry.example/acme/vote:1"], "secret": [{"id": id}]});
         native["definition"] = json!({"target": {"vote": target}});
@@ -239,12 +239,12 @@ async fn a_git_token_needs_the_host_that_it_is_for_and_a_fork_gets_none() {
         (of_fork(renamed), None),
     ];
     for (n, (native, reason)) in table.iter().enumerate() {
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
-        let report = afternoon.callbacks(n + 1).await.remove(n);
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let report = harness.callbacks(n + 1).await.remove(n);
         assert_eq!(report["reason"], json!(reason), "{n}: {report:#}");
         assert!(reason.is_none() || report["message"].as_str().unwrap().contains(refused), "{report:#}");
     }
-    let runs = afternoon.builder.runs();
+    let runs = harness.builder.runs();
     let (of_branches, of_forks) = runs.split_at(3);
     for run in of_branches {
         let id = run.definition["target"]["vote"]["secret"][0]["id"].as_str().unwrap();
@@ -264,19 +264,19 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
     const PASSWORD: &str = "pa55-of-the-registry";
     let registry = BASE64_STANDARD.encode(format!("robot:{PASSWORD}"));
     const SECRET: &str = "s3cret-of-the-build";
-    let afternoon = Afternoon::start();
-    let mut redis = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut redis = harness.redis.connection().await;
     let user = ["SETUSER", "sidebake", "on", &format!(">{REDIS}"), "~*", "&*", "+@all"];
     redis::cmd("ACL").arg(&user).exec_async(&mut redis).await.unwrap();
     let settings = store(
-        &afternoon,
+        &harness,
         &[("secrets/acme/branch/npm", SECRET), ("registries/acme/branch.json", &credentials(&registry))],
     );
-    let url = format!("redis://sidebake:{REDIS}@127.0.0.1:{}/0", afternoon.redis.port());
+    let url = format!("redis://sidebake:{REDIS}@127.0.0.1:{}/0", harness.redis.port());
     let variables = [("SIDEBAKE__REDIS__URL", url.as_str()), ("SIDEBAKE__LOG__LEVEL", "trace")];
-    let config = afternoon.config(&settings);
-    let worker = afternoon.worker_with_variables(&config, &[], &variables);
-    let (_, sha) = afternoon.voting_app();
+    let config = harness.config(&settings);
+    let worker = harness.worker_with_variables(&config, &[], &variables);
+    let (_, sha) = harness.voting_app();
     let said = format!("npm was given {SECRET} and did not like it, nor {PASSWORD} in {registry}");
     let scripts = [
         Script::success(&["vote"]).held(),
@@ -285,17 +285,17 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
         Script::steps(vec![Step::Stderr(format!("{said}\n{{\"vertexes\":[{{\"name\":\"{said}\"}}\n")), Step::Exit(1)]),
         Script::loses_builder(),
     ];
-    let app_key = std::fs::read_to_string(afternoon.home.path().join("app.pem")).unwrap();
+    let app_key = std::fs::read_to_string(harness.home.path().join("app.pem")).unwrap();
     let app_key = app_key.lines().nth(5).unwrap().to_owned();
     for (n, script) in scripts.iter().enumerate() {
-        afternoon.builder.script(script.clone());
-        let mut native = afternoon.native(&sha);
+        harness.builder.script(script.clone());
+        let mut native = harness.native(&sha);
         native["callback"]["on"] = json!(["retrying", "finished"]);
         native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        harness.redis.push("default", "BuildJob", json!([native])).await;
         if n == 0 {
-            afternoon.until("it bakes", async || afternoon.builder.running() == 1).await;
-            let tokens: Vec<String> = afternoon.github.tokens().all().into_iter().map(|(token, _)| token).collect();
+            harness.until("it bakes", async || harness.builder.running() == 1).await;
+            let tokens: Vec<String> = harness.github.tokens().all().into_iter().map(|(token, _)| token).collect();
             let all = [tokens[0].as_str(), &app_key, REDIS, PASSWORD, &registry, SECRET];
             let children: Vec<u32> = worker.processes().into_iter().filter(|id| *id != worker.pid()).collect();
             assert!(!children.is_empty());
@@ -308,28 +308,26 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
             }
             // Two have to be there, each in one file that nobody else can read.
             for (secret, place) in [(SECRET, "/secrets/0"), (&registry, "/docker/config.json")] {
-                let traces = afternoon.traces_of(secret).await;
+                let traces = harness.traces_of(secret).await;
                 assert!(traces.len() == 1 && traces[0].ends_with(place), "{traces:?}");
                 use std::os::unix::fs::MetadataExt;
                 assert_eq!(std::fs::metadata(&traces[0]).unwrap().mode() & 0o777, 0o600);
             }
-            afternoon.builder.release();
+            harness.builder.release();
         }
-        let report = afternoon.callbacks(n + 1).await.remove(n);
+        let report = harness.callbacks(n + 1).await.remove(n);
         assert_eq!(report["status"] == "succeeded", n == 0, "{report:#}");
         assert!([SECRET, PASSWORD, &registry].iter().all(|text| !report.to_string().contains(text)), "{report:#}");
         if n == 1 || n == 2 {
             assert!(report.to_string().contains("***"), "what it said is told without the secret: {report:#}");
         }
     }
-    afternoon
-        .until("nothing is in flight", async || afternoon.redis.keys("sidebake:inflight:*").await.is_empty())
-        .await;
+    harness.until("nothing is in flight", async || harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     assert!(worker.log().contains("TRACE"), "the log tells all that there is");
-    let tokens = afternoon.github.tokens().all().into_iter().map(|(token, _)| token);
+    let tokens = harness.github.tokens().all().into_iter().map(|(token, _)| token);
     for secret in tokens.chain([app_key, REDIS.into(), PASSWORD.into(), registry, SECRET.into()]) {
-        assert_eq!(afternoon.traces_of(&secret).await, Vec::<String>::new(), "{secret}");
+        assert_eq!(harness.traces_of(&secret).await, Vec::<String>::new(), "{secret}");
     }
-    let jobs: Vec<Value> = afternoon.callback_jobs(scripts.len()).await;
+    let jobs: Vec<Value> = harness.callback_jobs(scripts.len()).await;
     assert_eq!(jobs.len(), scripts.len());
 }

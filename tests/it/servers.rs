@@ -7,11 +7,11 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 use world::{Redis, free_port};
 
-use crate::afternoon::{Afternoon, probe};
+use crate::harness::{Harness, probe};
 
-/// An afternoon whose Redis is this one.
-fn afternoon_with(redis: Redis) -> Afternoon {
-    Afternoon { redis, ..Afternoon::start() }
+/// An harness whose Redis is this one.
+fn afternoon_with(redis: Redis) -> Harness {
+    Harness { redis, ..Harness::start() }
 }
 
 /// A worker that reaches Redis in another way than the tests do.
@@ -20,28 +20,28 @@ fn settings(url: &str, more: &str) -> String {
 }
 
 /// The configuration, with other settings for Redis.
-fn config(afternoon: &Afternoon, more: &str) -> std::path::PathBuf {
-    let path = afternoon.config(more);
+fn config(harness: &Harness, more: &str) -> std::path::PathBuf {
+    let path = harness.config(more);
     let text = std::fs::read_to_string(&path).unwrap();
-    let plain = format!("redis.url = \"{}\"\n", afternoon.redis.url());
+    let plain = format!("redis.url = \"{}\"\n", harness.redis.url());
     std::fs::write(&path, text.replacen(&plain, "", 1)).unwrap();
     path
 }
 
 /// Two jobs come and go, and another one that is pushed while the worker is idle.
-async fn works(afternoon: &Afternoon, config: &Path) {
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    afternoon.redis.push("default", "Sidebake::Probe", probe("infrastructure", 0.0)).await;
-    let mut worker = afternoon.worker_with(config, &[]);
-    afternoon.callbacks(1).await;
-    afternoon.until("the other is retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-    afternoon.until("it is on the list", async || !afternoon.redis.smembers("processes").await.is_empty()).await;
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    afternoon.callbacks(2).await;
+async fn works(harness: &Harness, config: &Path) {
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("infrastructure", 0.0)).await;
+    let mut worker = harness.worker_with(config, &[]);
+    harness.callbacks(1).await;
+    harness.until("the other is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    harness.until("it is on the list", async || !harness.redis.smembers("processes").await.is_empty()).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.callbacks(2).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     assert!(!worker.log().contains("NOPERM"), "{}", worker.log());
-    afternoon.idle().await;
+    harness.idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,20 +71,20 @@ async fn over_tls_with_an_authority_and_certificates_of_ones_own() {
         "--tls-key-file",
         &path("server.key"),
     ]);
-    let afternoon = afternoon_with(redis);
+    let harness = afternoon_with(redis);
     let certificates = format!(
         "ca_file = \"{}\"\nclient_certificate_file = \"{}\"\nclient_key_file = \"{}\"",
         path("ca.pem"),
         path("client.pem"),
         path("client.key")
     );
-    let config = config(&afternoon, &settings(&format!("rediss://localhost:{port}/0"), &certificates));
-    works(&afternoon, &config).await;
+    let config = config(&harness, &settings(&format!("rediss://localhost:{port}/0"), &certificates));
+    works(&harness, &config).await;
 
     // Without its certificate a client is not let in, and without the authority the server is not believed.
     let ca = format!("ca_file = \"{}\"", path("ca.pem"));
     for lacking in [ca.as_str(), ""] {
-        let config = self::config(&afternoon, &settings(&format!("rediss://localhost:{port}/0"), lacking));
+        let config = self::config(&harness, &settings(&format!("rediss://localhost:{port}/0"), lacking));
         let refused = sidebake_doctor(&config);
         assert_eq!(refused[0]["health"], "red", "{refused:#}");
     }
@@ -94,22 +94,22 @@ async fn over_tls_with_an_authority_and_certificates_of_ones_own() {
 async fn with_the_least_rights_that_the_readme_gives() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let acl = readme.lines().find(|line| line.starts_with("ACL SETUSER sidebake ")).expect("the README has the ACL");
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     let mut words = acl.split(' ');
     redis::cmd(words.next().unwrap()).arg(words.collect::<Vec<_>>()).exec_async(&mut connection).await.unwrap();
-    let url = afternoon.redis.url().replace("redis://", "redis://sidebake:PASSWORD@");
-    let config = config(&afternoon, &settings(&url, ""));
-    works(&afternoon, &config).await;
+    let url = harness.redis.url().replace("redis://", "redis://sidebake:PASSWORD@");
+    let config = config(&harness, &settings(&url, ""));
+    works(&harness, &config).await;
 
     // Recovery needs rights of its own.
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 4.0)).await;
-    let mut first = afternoon.worker_with(&config, &[]);
-    afternoon.is_in_flight().await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 4.0)).await;
+    let mut first = harness.worker_with(&config, &[]);
+    harness.is_in_flight().await;
     first.signal("KILL");
     first.ended().await;
-    let second = afternoon.worker_with(&config, &[]);
-    afternoon.callbacks(3).await;
+    let second = harness.worker_with(&config, &[]);
+    harness.callbacks(3).await;
     assert!(!second.log().contains("NOPERM"), "{}", second.log());
     let findings = sidebake_doctor(&config);
     assert!(findings.as_array().unwrap().iter().all(|finding| finding["name"] != "redis tracking"), "{findings:#}");
@@ -117,7 +117,7 @@ async fn with_the_least_rights_that_the_readme_gives() {
     assert_eq!(commands.unwrap()["health"], "green", "{findings:#}");
     assert_eq!(findings[0]["health"], "green", "{findings:#}");
     // And an idle worker is woken, whatever the version.
-    assert!(!afternoon.logs().contains("refuses CLIENT TRACKING"), "{}", afternoon.logs());
+    assert!(!harness.logs().contains("refuses CLIENT TRACKING"), "{}", harness.logs());
     let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
     let flags = clients.lines().filter_map(|line| line.split("flags=").nth(1)?.split(' ').next());
     assert!(flags.filter(|flags| flags.contains('t')).count() >= 1, "{clients}");
@@ -127,33 +127,33 @@ async fn with_the_least_rights_that_the_readme_gives() {
 async fn through_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("redis.sock").display().to_string();
-    let afternoon = afternoon_with(Redis::start_with(&["--unixsocket", &socket]));
-    let config = config(&afternoon, &settings(&format!("unix://{socket}"), ""));
-    works(&afternoon, &config).await;
+    let harness = afternoon_with(Redis::start_with(&["--unixsocket", &socket]));
+    let config = config(&harness, &settings(&format!("unix://{socket}"), ""));
+    works(&harness, &config).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_refused_at_start_in_a_sentence() {
-    let afternoon = afternoon_with(Redis::start_with(&["--cluster-enabled", "yes"]));
-    let mut worker = afternoon.worker("");
+    let harness = afternoon_with(Redis::start_with(&["--cluster-enabled", "yes"]));
+    let mut worker = harness.worker("");
     assert_eq!(worker.ended().await, Some(1));
     assert!(worker.log().contains("Redis Cluster is not supported"), "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_tracking_new_jobs_are_found_all_the_same_and_the_log_and_doctor_say_so() {
-    let afternoon = Afternoon::start();
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
     // All of CLIENT: Redis 6 cannot take a part of a command away.
     let rights = ["SETUSER", "plain", "on", ">secret", "~*", "+@all", "-client"];
     redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
-    let url = afternoon.redis.url().replace("redis://", "redis://plain:secret@");
-    let config = config(&afternoon, &settings(&url, ""));
-    let worker = afternoon.worker_with(&config, &[]);
+    let url = harness.redis.url().replace("redis://", "redis://plain:secret@");
+    let config = config(&harness, &settings(&url, ""));
+    let worker = harness.worker_with(&config, &[]);
     world::wait_for("the log to say it", || worker.log().contains("refuses CLIENT TRACKING")).await;
     let since = std::time::Instant::now();
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    afternoon.callbacks(1).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.callbacks(1).await;
     assert!(since.elapsed() < std::time::Duration::from_secs(4), "the slow poll takes five seconds");
     let findings = sidebake_doctor(&config);
     let tracking = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "redis tracking");
@@ -161,29 +161,29 @@ async fn without_tracking_new_jobs_are_found_all_the_same_and_the_log_and_doctor
 }
 
 /// A job ends while Redis refuses; it is settled once when `mend` has let Redis take it again.
-async fn a_result_waits_out(afternoon: &Afternoon, refusal: &str, refuse: impl AsyncFn(), mend: impl AsyncFn()) {
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
-    let worker = afternoon.worker("jobs.probe = true");
-    afternoon.is_in_flight().await;
+async fn a_result_waits_out(harness: &Harness, refusal: &str, refuse: impl AsyncFn(), mend: impl AsyncFn()) {
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
+    let worker = harness.worker("jobs.probe = true");
+    harness.is_in_flight().await;
     refuse().await;
     let is_said = |line: &str| line.contains("does not take the turn") && line.contains(refusal);
     world::wait_for("the log to say it", || worker.log().lines().any(is_said)).await;
     mend().await;
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
-    afternoon.idle().await;
-    assert_eq!(afternoon.redis.get("stat:processed").await.as_deref(), Some("1"));
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
+    harness.idle().await;
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
     assert!(worker.log().contains("Redis is back"), "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_redis_is_read_only_results_wait() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let follow = async |whom: [String; 2]| {
-        redis::cmd("REPLICAOF").arg(&whom).exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+        redis::cmd("REPLICAOF").arg(&whom).exec_async(&mut harness.redis.connection().await).await.unwrap();
     };
     // Its master is not there, so it keeps what it has.
     let refuse = async || follow(["127.0.0.1".into(), world::free_port().to_string()]).await;
-    a_result_waits_out(&afternoon, "a read only replica", refuse, async || follow(["NO".into(), "ONE".into()]).await)
+    a_result_waits_out(&harness, "a read only replica", refuse, async || follow(["NO".into(), "ONE".into()]).await)
         .await;
 }
 
@@ -191,12 +191,12 @@ async fn while_redis_is_read_only_results_wait() {
 async fn while_redis_loads_its_file_results_wait() {
     // It lets clients in, to be refused, after every 1024 commands of the file.
     let slowly = ["--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "1000"];
-    let afternoon = afternoon_with(Redis::start_with(&slowly));
+    let harness = afternoon_with(Redis::start_with(&slowly));
     let script = "for i = 1, 4096 do redis.call('SET', 'other:' .. i, i) end";
     let fill = redis::cmd("EVAL").arg(&[script, "0"]).to_owned();
-    fill.exec_async(&mut afternoon.redis.connection().await).await.unwrap();
-    let refuse = async || tokio::task::block_in_place(|| afternoon.redis.restart());
-    a_result_waits_out(&afternoon, "is loading the dataset", refuse, async || {}).await;
+    fill.exec_async(&mut harness.redis.connection().await).await.unwrap();
+    let refuse = async || tokio::task::block_in_place(|| harness.redis.restart());
+    a_result_waits_out(&harness, "is loading the dataset", refuse, async || {}).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,15 +204,15 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
     let master = Redis::start();
     let mut replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
     let sentinel = Sentinel::watching(&master);
-    let mut afternoon = afternoon_with(master);
+    let mut harness = afternoon_with(master);
     let more = format!("sentinels = [\"redis://127.0.0.1:{}\"]\ntimeout = \"1s\"", sentinel.port);
     // A lease that outlives the failover, so that nobody takes the worker for dead.
     let settings = settings("redis://builds/0", &more).replace("lease.ttl = \"1s\"", "lease.ttl = \"60s\"");
-    let config = config(&afternoon, &settings);
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 8.0)).await;
-    let worker = afternoon.worker_with(&config, &[]);
-    afternoon.is_in_flight().await;
-    afternoon
+    let config = config(&harness, &settings);
+    let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 8.0)).await;
+    let worker = harness.worker_with(&config, &[]);
+    harness.is_in_flight().await;
+    harness
         .until("the replica has it", async || {
             let keys: Vec<String> = redis::cmd("KEYS")
                 .arg("sidebake:inflight:*")
@@ -223,22 +223,22 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
         })
         .await;
 
-    afternoon.redis.stop();
-    std::mem::swap(&mut afternoon.redis, &mut replica);
-    world::wait_for_within(crate::afternoon::PATIENCE, "the replica to be the master", || {
+    harness.redis.stop();
+    std::mem::swap(&mut harness.redis, &mut replica);
+    world::wait_for_within(crate::harness::PATIENCE, "the replica to be the master", || {
         let role = std::process::Command::new("redis-cli")
-            .args(["-p", &afternoon.redis.port().to_string(), "role"])
+            .args(["-p", &harness.redis.port().to_string(), "role"])
             .output()
             .unwrap();
         String::from_utf8_lossy(&role.stdout).starts_with("master")
     })
     .await;
-    let report = afternoon.callbacks(1).await.remove(0);
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((report["jid"].as_str(), report["status"].as_str()), (Some(jid.as_str()), Some("succeeded")));
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    afternoon.callbacks(2).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.callbacks(2).await;
     assert!(worker.log().contains("Redis is back"), "{}", worker.log());
-    afternoon.idle().await;
+    harness.idle().await;
 }
 
 /// What `sidebake doctor --json` finds, Redis first.

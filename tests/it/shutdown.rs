@@ -3,67 +3,67 @@
 use serde_json::{Value, json};
 use world::{Answer, Script};
 
-use crate::afternoon::{Afternoon, CALLBACKS, probe};
+use crate::harness::{CALLBACKS, Harness, probe};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("jobs.probe = true");
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
-    afternoon.is_in_flight().await;
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    afternoon.callbacks(1).await;
+    let harness = Harness::start();
+    let mut worker = harness.worker("jobs.probe = true");
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
+    harness.is_in_flight().await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.callbacks(1).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(afternoon.callbacks(2).await.len(), 2);
+    assert_eq!(harness.callbacks(2).await.len(), 2);
     for key in ["processes", "sidebake:owners"] {
-        assert!(afternoon.redis.smembers(key).await.is_empty(), "it has taken itself off {key}");
+        assert!(harness.redis.smembers(key).await.is_empty(), "it has taken itself off {key}");
     }
-    assert!(afternoon.redis.keys("sidebake:lease:*").await.is_empty(), "nobody waits until it has run out");
+    assert!(harness.redis.keys("sidebake:lease:*").await.is_empty(), "nobody waits until it has run out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn job_killed_at_the_deadline_is_back_on_its_queue() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::hang());
-    let mut worker = afternoon.worker_with(&afternoon.config(""), &["-t", "1"]);
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::hang());
+    let mut worker = harness.worker_with(&harness.config(""), &["-t", "1"]);
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    world::wait_for("the build to run", || harness.builder.running() == 1).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    let queue = afternoon.redis.queue("default").await;
+    let queue = harness.redis.queue("default").await;
     assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
     assert!(!queue[0].contains("retry_count"), "an interruption is no failure");
-    assert!(afternoon.redis.keys("sidebake:inflight:*").await.is_empty());
-    assert!(afternoon.builder.runs()[0].was_killed());
-    assert!(afternoon.job_directories().is_empty());
-    assert_eq!(afternoon.redis.get("stat:processed").await, None);
+    assert!(harness.redis.keys("sidebake:inflight:*").await.is_empty());
+    assert!(harness.builder.runs()[0].was_killed());
+    assert!(harness.job_directories().is_empty());
+    assert_eq!(harness.redis.get("stat:processed").await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_term_means_now() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("jobs.probe = true");
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    afternoon.is_in_flight().await;
+    let harness = Harness::start();
+    let mut worker = harness.worker("jobs.probe = true");
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    harness.is_in_flight().await;
     worker.signal("TERM");
     world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+    assert_eq!(harness.redis.queue("default").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_a_stop_puts_back_come_out_in_the_order_in_which_they_were_fetched() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker_with(&afternoon.config("jobs.probe = true"), &["-c", "10", "-t", "0"]);
+    let harness = Harness::start();
+    let mut worker = harness.worker_with(&harness.config("jobs.probe = true"), &["-c", "10", "-t", "0"]);
     for _ in 0..12 {
-        afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+        harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     }
-    let pushed = async || afternoon.redis.queue("default").await;
+    let pushed = async || harness.redis.queue("default").await;
     world::wait_for("ten to run", || worker.log().matches("job begins").count() == 10).await;
-    let inflight = afternoon.redis.hgetall(&afternoon.redis.keys("sidebake:inflight:*").await[0]).await;
+    let inflight = harness.redis.hgetall(&harness.redis.keys("sidebake:inflight:*").await[0]).await;
     let mut expected: Vec<_> = inflight.into_iter().collect();
     expected.sort();
     let expected = expected.iter().map(|(_, entry)| entry.strip_prefix("default\n").unwrap().to_owned());
@@ -75,103 +75,99 @@ async fn jobs_that_a_stop_puts_back_come_out_in_the_order_in_which_they_were_fet
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quiet_worker_finishes_and_takes_nothing_new() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("jobs.probe = true");
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.5)).await;
-    afternoon.is_in_flight().await;
+    let harness = Harness::start();
+    let mut worker = harness.worker("jobs.probe = true");
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.5)).await;
+    harness.is_in_flight().await;
     worker.signal("TSTP");
-    afternoon.callbacks(1).await;
-    afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.callbacks(1).await;
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    assert_eq!(afternoon.redis.queue("default").await.len(), 1);
+    assert_eq!(harness.redis.queue("default").await.len(), 1);
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_takes_its_children_with_it() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::hang());
-    let worker = afternoon.worker("");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    world::wait_for("the build to run", || afternoon.builder.running() == 1).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::hang());
+    let worker = harness.worker("");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    world::wait_for("the build to run", || harness.builder.running() == 1).await;
     worker.signal("KILL");
-    world::wait_for("the child to be gone", || afternoon.builder.ended() == 1).await;
+    world::wait_for("the child to be gone", || harness.builder.ended() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_three_stops_have_killed_waits_in_the_retry_set() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let args = json!([{"outcome": "succeed", "sleep_s": 60.0, "callback": {"class": "Done", "queue": CALLBACKS, "on": ["retrying", "finished"]}}]);
-    let jid = afternoon.redis.push("default", "Sidebake::Probe", args).await;
+    let jid = harness.redis.push("default", "Sidebake::Probe", args).await;
     for n in 1..=3 {
-        let mut worker = afternoon.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
-        afternoon
-            .until("it is in flight", async || !afternoon.redis.keys("sidebake:inflight:*").await.is_empty())
-            .await;
+        let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
+        harness.until("it is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
         worker.signal("TERM");
         assert_eq!(worker.ended().await, Some(0));
-        let n_queued = afternoon.redis.queue("default").await.len();
+        let n_queued = harness.redis.queue("default").await.len();
         assert_eq!((n, n_queued), (n, usize::from(n < 3)));
     }
-    let (retry, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let (retry, _) = harness.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
     assert_eq!(
         (retry["jid"].as_str(), retry["error_class"].as_str()),
         (Some(jid.as_str()), Some("Sidebake::Interrupted"))
     );
-    let report = afternoon.callbacks(1).await.remove(0);
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((report["moment"].as_str(), report["reason"].as_str()), (Some("retrying"), Some("interrupted")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_waits_for_github_ends_at_once_when_its_worker_does() {
     for path in ["/app/installations", "/repos/acme/voting-app/git/ref"] {
-        let afternoon = Afternoon::start();
-        let (_, sha) = afternoon.voting_app();
-        afternoon.github.faults().stall_next(path, 1);
-        let mut native = afternoon.native(&sha);
+        let harness = Harness::start();
+        let (_, sha) = harness.voting_app();
+        harness.github.faults().stall_next(path, 1);
+        let mut native = harness.native(&sha);
         native["ref"] = json!("refs/heads/main");
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
-        let mut worker = afternoon.worker("shutdown.timeout = \"1ms\"");
-        afternoon
-            .until("it waits", async || afternoon.github.calls().iter().any(|call| call.path.starts_with(path)))
-            .await;
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let mut worker = harness.worker("shutdown.timeout = \"1ms\"");
+        harness.until("it waits", async || harness.github.calls().iter().any(|call| call.path.starts_with(path))).await;
         let started = std::time::Instant::now();
         worker.signal("TERM");
         worker.ended().await;
         assert!(started.elapsed().as_secs_f64() < 1.0, "{path}: {:?}", started.elapsed());
-        assert_eq!(afternoon.redis.queue("default").await.len(), 1, "the job is back");
+        assert_eq!(harness.redis.queue("default").await.len(), 1, "the job is back");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_build_that_waits_for_rails_ends_soon_after_its_worker_is_to() {
-    let afternoon = Afternoon::start();
-    afternoon.rails.answer(4711, Answer::Hang);
+    let harness = Harness::start();
+    harness.rails.answer(4711, Answer::Hang);
     let resolve = format!(
         r#"jobs.classes.BuildByIdJob = {{ arguments = "resolved", resolve = {{ url = "{}", secret = "s3cret" }} }}"#,
-        afternoon.rails.url_pattern()
+        harness.rails.url_pattern()
     );
-    afternoon.redis.push("default", "BuildByIdJob", json!([4711])).await;
-    let mut worker = afternoon.worker(&format!("shutdown.timeout = \"1ms\"\n{resolve}"));
-    afternoon.until("it waits", async || !afternoon.rails.requests().is_empty()).await;
+    harness.redis.push("default", "BuildByIdJob", json!([4711])).await;
+    let mut worker = harness.worker(&format!("shutdown.timeout = \"1ms\"\n{resolve}"));
+    harness.until("it waits", async || !harness.rails.requests().is_empty()).await;
     let started = std::time::Instant::now();
     worker.signal("TERM");
     worker.ended().await;
     // Rails has half a second to say whom to tell.
     assert!(started.elapsed().as_secs_f64() < 1.5, "{:?}", started.elapsed());
-    assert_eq!(afternoon.redis.queue("default").await.len(), 1, "the job is back");
+    assert_eq!(harness.redis.queue("default").await.len(), 1, "the job is back");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_holds_no_job_loses_no_result_when_redis_is_away() {
-    let afternoon = Afternoon::start();
-    let mut worker = afternoon.worker("jobs.probe = true");
+    let harness = Harness::start();
+    let mut worker = harness.worker("jobs.probe = true");
     world::wait_for("it to start", || worker.log().contains("worker starts")).await;
-    afternoon.until("it polls", async || !afternoon.redis.smembers("processes").await.is_empty()).await;
-    afternoon.redis.freeze();
+    harness.until("it polls", async || !harness.redis.smembers("processes").await.is_empty()).await;
+    harness.redis.freeze();
     worker.signal("TERM");
     worker.ended().await;
     let log = worker.log();

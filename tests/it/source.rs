@@ -7,27 +7,27 @@ use std::time::Duration;
 use serde_json::json;
 use world::{File, GitRequest, Pack, Script, repository_id};
 
-use crate::afternoon::{Afternoon, CALLBACKS, Worker};
+use crate::harness::{CALLBACKS, Harness, Worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_32_accounts_at_once_each_repository_sees_only_its_own_token() {
-    let afternoon = Afternoon::start();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    afternoon.git.faults().delay("/", Duration::from_millis(20));
+    let harness = Harness::start();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    harness.git.faults().delay("/", Duration::from_millis(20));
     for n in 0..32 {
-        let native = afternoon.native_of(&format!("acme{n}/app"));
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        let native = harness.native_of(&format!("acme{n}/app"));
+        harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    let _worker = afternoon.worker_with(&afternoon.config("clones = 8"), &["-c", "32"]);
-    for report in afternoon.callbacks(32).await {
+    let _worker = harness.worker_with(&harness.config("clones = 8"), &["-c", "32"]);
+    for report in harness.callbacks(32).await {
         assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
     }
 
     let tokens: BTreeMap<String, Vec<String>> =
-        afternoon.github.tokens().all().into_iter().map(|(token, grant)| (token, grant.reach.full_names())).collect();
+        harness.github.tokens().all().into_iter().map(|(token, grant)| (token, grant.reach.full_names())).collect();
     assert_eq!(tokens.len(), 32);
     let mut seen = BTreeSet::new();
-    for request in afternoon.git.requests() {
+    for request in harness.git.requests() {
         let token = request.token.expect("every request has a token");
         let [repository] = tokens[&token].as_slice() else { panic!("a token for {:?}", tokens[&token]) };
         assert!(
@@ -42,14 +42,14 @@ async fn of_32_accounts_at_once_each_repository_sees_only_its_own_token() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(Script::success(&["vote"]));
-    afternoon.git.faults().delay("/acme", Duration::from_millis(400));
-    let worker = afternoon.worker("");
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let tokens = afternoon.github.tokens();
-    afternoon.until("git is asked", async || !afternoon.git.requests().is_empty()).await;
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]));
+    harness.git.faults().delay("/acme", Duration::from_millis(400));
+    let worker = harness.worker("");
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let tokens = harness.github.tokens();
+    harness.until("git is asked", async || !harness.git.requests().is_empty()).await;
     let (token, _) = tokens.all().remove(0);
     let processes = worker.processes();
     assert!(processes.len() >= 2, "the worker and its child: {processes:?}");
@@ -60,20 +60,20 @@ async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
         }
     }
     let found =
-        std::process::Command::new("grep").args(["-r", "-l", &token]).arg(afternoon.home.path()).output().unwrap();
+        std::process::Command::new("grep").args(["-r", "-l", &token]).arg(harness.home.path()).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "", "the token is in a file");
-    let mut redis = afternoon.redis.connection().await;
+    let mut redis = harness.redis.connection().await;
     // A dump is compressed otherwise.
     redis::cmd("CONFIG").arg(&["SET", "rdbcompression", "no"]).exec_async(&mut redis).await.unwrap();
-    for key in afternoon.redis.keys("*").await {
+    for key in harness.redis.keys("*").await {
         let dump: Option<Vec<u8>> = redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.unwrap();
         assert!(!String::from_utf8_lossy(&dump.unwrap_or_default()).contains(&token), "{key}");
     }
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
 }
 
 /// A repository whose pack takes a while: some megabytes that do not compress.
-fn large(afternoon: &Afternoon) -> String {
+fn large(harness: &Harness) -> String {
     let noise = |seed: u8| -> Vec<u8> {
         let mut state = u64::from(seed) + 1;
         let next = || {
@@ -84,19 +84,19 @@ fn large(afternoon: &Afternoon) -> String {
     };
     let mut files: Vec<File> = (0..40).map(|n| File::new(&format!("noise/{n}"), noise(n))).collect();
     files.push(File::new("vote/Dockerfile", "FROM base\n"));
-    afternoon.git.repository("acme/voting-app").commit_with("main", &files)
+    harness.git.repository("acme/voting-app").commit_with("main", &files)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
-    let afternoon = Afternoon::start();
-    let sha = large(&afternoon);
-    afternoon.builder.script(Script::success(&["vote"]));
-    afternoon.git.set_pack(Pack::StallAfter(1_000_000));
-    let mut worker = afternoon.worker("");
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+    let harness = Harness::start();
+    let sha = large(&harness);
+    harness.builder.script(Script::success(&["vote"]));
+    harness.git.set_pack(Pack::StallAfter(1_000_000));
+    let mut worker = harness.worker("");
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let is_sending = |request: &GitRequest| request.path.ends_with("/git-upload-pack") && request.status == 200;
-    afternoon.until("the pack comes", async || afternoon.git.requests().iter().any(is_sending)).await;
+    harness.until("the pack comes", async || harness.git.requests().iter().any(is_sending)).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let child = worker.source_children().remove(0);
     worker.signal("TERM");
@@ -107,103 +107,103 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
     // A tenth of a second here. What does not listen is dropped after two.
     assert!(told.elapsed() < Duration::from_millis(1900), "{:?}", told.elapsed());
     assert_eq!(worker.ended().await, Some(0));
-    assert!(afternoon.redis.queue("default").await[0].contains(&jid) && afternoon.job_directories().is_empty());
+    assert!(harness.redis.queue("default").await[0].contains(&jid) && harness.job_directories().is_empty());
 
-    afternoon.git.set_pack(Pack::Whole);
-    let _worker = afternoon.worker("");
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "succeeded");
-    assert_eq!(temporary_packs(&afternoon), Vec::<PathBuf>::new());
+    harness.git.set_pack(Pack::Whole);
+    let _worker = harness.worker("");
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
+    assert_eq!(temporary_packs(&harness), Vec::<PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
-    let afternoon = Afternoon::start();
-    let sha = large(&afternoon);
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let worker = afternoon.worker("");
+    let harness = Harness::start();
+    let sha = large(&harness);
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let worker = harness.worker("");
     let mut n_killed = 0;
     for n in 0..24 {
-        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
         let n_ended =
-            async || afternoon.redis.queue(CALLBACKS).await.len() + afternoon.redis.sorted_set("retry").await.len();
-        afternoon.until("a child", async || !worker.source_children().is_empty() || n_ended().await > n).await;
+            async || harness.redis.queue(CALLBACKS).await.len() + harness.redis.sorted_set("retry").await.len();
+        harness.until("a child", async || !worker.source_children().is_empty() || n_ended().await > n).await;
         let children = worker.source_children();
         tokio::time::sleep(Duration::from_millis(n as u64 * 15)).await;
         for child in children {
             let killed = std::process::Command::new("kill").args(["-9", &child.to_string()]).output().unwrap();
             n_killed += usize::from(killed.status.success());
         }
-        afternoon.until("that attempt is over", async || n_ended().await > n).await;
+        harness.until("that attempt is over", async || n_ended().await > n).await;
     }
     assert!(n_killed >= 3, "{n_killed} children were killed");
-    let n_told = afternoon.redis.queue(CALLBACKS).await.len();
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    assert_eq!(afternoon.callbacks(n_told + 1).await[n_told]["status"], "succeeded");
-    assert_eq!(temporary_packs(&afternoon), Vec::<PathBuf>::new());
+    let n_told = harness.redis.queue(CALLBACKS).await.len();
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    assert_eq!(harness.callbacks(n_told + 1).await[n_told]["status"], "succeeded");
+    assert_eq!(temporary_packs(&harness), Vec::<PathBuf>::new());
 }
 
 /// Starts a fetch that stalls in the middle of its pack; returns the worker and the job's jid.
-async fn half_fetched(afternoon: &Afternoon) -> (Worker, String) {
-    let sha = large(afternoon);
-    afternoon.git.set_pack(Pack::StallAfter(1_000_000));
-    let worker = afternoon.worker("");
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+async fn half_fetched(harness: &Harness) -> (Worker, String) {
+    let sha = large(harness);
+    harness.git.set_pack(Pack::StallAfter(1_000_000));
+    let worker = harness.worker("");
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let is_large = |pack: &PathBuf| pack.metadata().is_ok_and(|metadata| metadata.len() > 500_000);
-    afternoon.until("half of the pack is there", async || temporary_packs(afternoon).iter().any(is_large)).await;
+    harness.until("half of the pack is there", async || temporary_packs(harness).iter().any(is_large)).await;
     (worker, jid)
 }
 
 /// Waits until the job's directory has gone, and looks for files of more than 100 kB.
-async fn leaves_no_pack(afternoon: &Afternoon) {
-    afternoon.until("the job's directory has gone", async || afternoon.job_directories().is_empty()).await;
-    let state = afternoon.home.path().join("state");
+async fn leaves_no_pack(harness: &Harness) {
+    harness.until("the job's directory has gone", async || harness.job_directories().is_empty()).await;
+    let state = harness.home.path().join("state");
     let found = std::process::Command::new("find").arg(state).args(["-type", "f", "-size", "+100k"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
-    assert_eq!(temporary_packs(afternoon), Vec::<PathBuf>::new());
+    assert_eq!(temporary_packs(harness), Vec::<PathBuf>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_whose_child_is_killed_leaves_no_pack_though_nobody_fetches_again() {
-    let afternoon = Afternoon::start();
-    let (worker, _) = half_fetched(&afternoon).await;
+    let harness = Harness::start();
+    let (worker, _) = half_fetched(&harness).await;
     let child = worker.source_children().remove(0);
     assert!(std::process::Command::new("kill").args(["-9", &child.to_string()]).status().unwrap().success());
-    afternoon.until("it is to be retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-    leaves_no_pack(&afternoon).await;
+    harness.until("it is to be retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    leaves_no_pack(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_that_is_cancelled_leaves_no_pack_though_nobody_fetches_again() {
-    let afternoon = Afternoon::start();
-    let (_worker, jid) = half_fetched(&afternoon).await;
-    let mut redis = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let (_worker, jid) = half_fetched(&harness).await;
+    let mut redis = harness.redis.connection().await;
     redis::cmd("HSET").arg(&[&format!("it-{jid}"), "cancelled", "1"]).exec_async(&mut redis).await.unwrap();
-    assert_eq!(afternoon.callbacks(1).await[0]["status"], "cancelled");
-    leaves_no_pack(&afternoon).await;
+    assert_eq!(harness.callbacks(1).await[0]["status"], "cancelled");
+    leaves_no_pack(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fetch_whose_worker_is_killed_leaves_no_pack_though_nobody_fetches_again() {
-    let afternoon = Afternoon::start();
-    let (mut worker, _) = half_fetched(&afternoon).await;
+    let harness = Harness::start();
+    let (mut worker, _) = half_fetched(&harness).await;
     worker.signal("KILL");
     worker.ended().await;
-    let mut redis = afternoon.redis.connection().await;
+    let mut redis = harness.redis.connection().await;
     redis::cmd("FLUSHALL").exec_async(&mut redis).await.unwrap();
-    let _next = afternoon.worker("");
-    leaves_no_pack(&afternoon).await;
+    let _next = harness.worker("");
+    leaves_no_pack(&harness).await;
 }
 
 /// Starts a worker, kills it when its child `is_half_done`, and lets the next one do the job.
-async fn kill_when(afternoon: &Afternoon, sha: &str, is_half_done: impl Fn() -> bool) {
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let mut worker = afternoon.worker("lease.ttl = \"1s\"");
-    let jid = afternoon.redis.push("default", "BuildJob", json!([afternoon.native(sha)])).await;
-    afternoon.until("a child", async || !worker.source_children().is_empty()).await;
+async fn kill_when(harness: &Harness, sha: &str, is_half_done: impl Fn() -> bool) {
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let mut worker = harness.worker("lease.ttl = \"1s\"");
+    let jid = harness.redis.push("default", "BuildJob", json!([harness.native(sha)])).await;
+    harness.until("a child", async || !worker.source_children().is_empty()).await;
     let (child, worker_id) = (worker.source_children()[0], worker.pid());
     let shell = |script: String| std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
     // It stands still while it is looked at, or it could be through before the worker is killed.
-    afternoon
+    harness
         .until("it is half done", async || {
             shell(format!("kill -STOP {child}"));
             is_half_done() || {
@@ -212,7 +212,7 @@ async fn kill_when(afternoon: &Afternoon, sha: &str, is_half_done: impl Fn() -> 
             }
         })
         .await;
-    assert_eq!(afternoon.job_directories().len(), 1);
+    assert_eq!(harness.job_directories().len(), 1);
     shell(format!("kill -CONT {child}; kill -KILL {worker_id}"));
     let killed = std::time::Instant::now();
     world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
@@ -220,45 +220,45 @@ async fn kill_when(afternoon: &Afternoon, sha: &str, is_half_done: impl Fn() -> 
     assert!(is_half_done(), "it went on without its worker");
     worker.ended().await;
 
-    afternoon.git.set_pack(Pack::Whole);
-    let _worker = afternoon.worker("lease.ttl = \"1s\"");
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.git.set_pack(Pack::Whole);
+    let _worker = harness.worker("lease.ttl = \"1s\"");
+    let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["jid"], &report["status"]), (&json!(jid), &json!("succeeded")), "{report:#}");
-    afternoon.idle().await;
-    assert_eq!(afternoon.builder.runs().len(), 1);
-    assert_eq!(afternoon.job_directories(), Vec::<PathBuf>::new());
-    assert_eq!(temporary_packs(afternoon), Vec::<PathBuf>::new());
-    check(&mirror(afternoon));
+    harness.idle().await;
+    assert_eq!(harness.builder.runs().len(), 1);
+    assert_eq!(harness.job_directories(), Vec::<PathBuf>::new());
+    assert_eq!(temporary_packs(harness), Vec::<PathBuf>::new());
+    check(&mirror(harness));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_while_it_fetches_takes_its_child_with_it_and_leaves_no_harm() {
-    let afternoon = Afternoon::start();
-    let sha = large(&afternoon);
-    afternoon.git.set_pack(Pack::StallAfter(1_000_000));
-    kill_when(&afternoon, &sha, || !temporary_packs(&afternoon).is_empty()).await;
+    let harness = Harness::start();
+    let sha = large(&harness);
+    harness.git.set_pack(Pack::StallAfter(1_000_000));
+    kill_when(&harness, &sha, || !temporary_packs(&harness).is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_while_it_checks_out_takes_its_child_with_it_and_leaves_no_harm() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let n_folders = 200;
     let mut files: Vec<File> =
         (0..10_000).map(|n| File::new(&format!("vote/{}/{n}", n % n_folders), format!("file {n}\n"))).collect();
     files.push(File::new("vote/Dockerfile", "FROM base\n"));
-    let sha = afternoon.git.repository("acme/voting-app").commit_with("main", &files);
-    kill_when(&afternoon, &sha, || {
-        let folder = afternoon.job_directories().first().map(|directory| directory.join("source/tree/vote"));
+    let sha = harness.git.repository("acme/voting-app").commit_with("main", &files);
+    kill_when(&harness, &sha, || {
+        let folder = harness.job_directories().first().map(|directory| directory.join("source/tree/vote"));
         let n_there = folder.and_then(|folder| folder.read_dir().ok()).map_or(0, Iterator::count);
         (1..n_folders / 2).contains(&n_there)
     })
     .await;
 }
 
-fn mirror(afternoon: &Afternoon) -> PathBuf {
-    let host = format!("127.0.0.1:{}", afternoon.git.port());
+fn mirror(harness: &Harness) -> PathBuf {
+    let host = format!("127.0.0.1:{}", harness.git.port());
     let path = Path::new("state/mirrors/branch").join(host).join(repository_id("acme/voting-app").to_string());
-    afternoon.home.path().join(path).join("mirror")
+    harness.home.path().join(path).join("mirror")
 }
 
 /// What git thinks of a mirror's packs, as those of a repository with the mirror's commits.
@@ -279,9 +279,9 @@ fn check(mirror: &Path) {
     git(&["fsck", "--strict"]);
 }
 
-fn temporary_packs(afternoon: &Afternoon) -> Vec<PathBuf> {
+fn temporary_packs(harness: &Harness) -> Vec<PathBuf> {
     let found = std::process::Command::new("find")
-        .arg(afternoon.home.path().join("state"))
+        .arg(harness.home.path().join("state"))
         .args(["-name", "pack_git2_*", "-o", "-name", "*.lock", "-path", "*/mirrors/*"])
         .output();
     String::from_utf8(found.unwrap().stdout).unwrap().lines().map(PathBuf::from).collect()
@@ -289,16 +289,16 @@ fn temporary_packs(afternoon: &Afternoon) -> Vec<PathBuf> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
-    let afternoon = Afternoon::start();
-    let (repository, first) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = afternoon.worker("");
-    let mirror = mirror(&afternoon);
+    let harness = Harness::start();
+    let (repository, first) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = harness.worker("");
+    let mirror = mirror(&harness);
     let mut n_built = 0;
     let mut build = async |sha: &str, what: &str| {
-        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(sha)])).await;
+        harness.redis.push("default", "BuildJob", json!([harness.native(sha)])).await;
         n_built += 1;
-        let report = afternoon.callbacks(n_built).await.pop().unwrap();
+        let report = harness.callbacks(n_built).await.pop().unwrap();
         assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{what}: {report:#}");
     };
     build(&first, "new").await;
@@ -360,17 +360,17 @@ fn truncate(path: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_that_wait_for_one_repository_do_not_hold_up_another() {
-    let afternoon = Afternoon::start();
-    let (repository, _) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    afternoon.git.faults().delay("/acme", Duration::from_millis(800));
+    let harness = Harness::start();
+    let (repository, _) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    harness.git.faults().delay("/acme", Duration::from_millis(800));
     for n in 0..3 {
         let sha = repository.commit(&[("vote/Dockerfile", &format!("FROM base\n# {n}\n"))]);
-        afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+        harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     }
-    let native = afternoon.native_of("other/app");
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let _worker = afternoon.worker("clones = 2");
-    let order: Vec<_> = afternoon.callbacks(4).await.iter().map(|report| report["repository"].clone()).collect();
+    let native = harness.native_of("other/app");
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker("clones = 2");
+    let order: Vec<_> = harness.callbacks(4).await.iter().map(|report| report["repository"].clone()).collect();
     assert_eq!(order[0], "other/app", "{order:?}");
 }

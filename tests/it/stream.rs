@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use world::{Run, Script, Step};
 
-use crate::afternoon::{Afternoon, Worker, text};
+use crate::harness::{Harness, Worker, text};
 
 /// Bytes that a worker may have had resident, with three hostile builds and an innocent one.
 const MEMORY: u64 = 100_000_000;
@@ -56,15 +56,15 @@ async fn report_of(script: Script) -> (Value, String) {
 }
 
 async fn report_of_native(script: Script, change: impl FnOnce(&mut Value)) -> (Value, String) {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script(script);
-    let mut native = afternoon.native(&sha);
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(script);
+    let mut native = harness.native(&sha);
     native["callback"]["on"] = json!(["retrying", "finished"]);
     change(&mut native);
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let worker = afternoon.worker("");
-    let job = afternoon.callback_jobs(1).await.remove(0);
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let worker = harness.worker("");
+    let job = harness.callback_jobs(1).await.remove(0);
     let text = job.to_string();
     assert!(text.len() <= 300_000, "a callback of {} bytes", text.len());
     assert!(!text.contains("\\u0000"), "PostgreSQL refuses it");
@@ -73,25 +73,25 @@ async fn report_of_native(script: Script, change: impl FnOnce(&mut Value)) -> (V
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_builds_of_a_long_step_with_a_million_lines_leave_the_worker_small_and_an_innocent_build_in_time() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let flood = [million_lines(), vec![Step::Hold, Step::Exit(0)]].concat();
-    afternoon.builder.script_for_the_rest(Script::new(move |run| {
+    harness.builder.script_for_the_rest(Script::new(move |run| {
         if run.targets == ["vote"] { vec![Step::Exit(0)] } else { flood.clone() }
     }));
-    let (_, sha) = afternoon.voting_app();
+    let (_, sha) = harness.voting_app();
     for name in ["result", "worker", "result"] {
-        let mut native = afternoon.native(&sha);
+        let mut native = harness.native(&sha);
         native["application"]["images"][0]["name"] = json!(name);
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    let config = afternoon.config("");
-    let worker = afternoon.worker_with_variables(&config, &[], &QUIET);
-    afternoon.until("three builds run", async || afternoon.builder.running() == 3).await;
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let innocent = afternoon.callbacks(1).await.remove(0);
+    let config = harness.config("");
+    let worker = harness.worker_with_variables(&config, &[], &QUIET);
+    harness.until("three builds run", async || harness.builder.running() == 3).await;
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let innocent = harness.callbacks(1).await.remove(0);
     assert_eq!((&innocent["status"], &innocent["targets"][0]["name"]), (&json!("succeeded"), &json!("vote")));
-    (0..3).for_each(|_| afternoon.builder.release());
-    for report in afternoon.callbacks(4).await {
+    (0..3).for_each(|_| harness.builder.release());
+    for report in harness.callbacks(4).await {
         assert_eq!(report["status"], "succeeded", "{report:#}");
     }
     assert!(peak(&worker) <= MEMORY, "the worker took {} bytes", peak(&worker));
@@ -99,8 +99,8 @@ async fn three_builds_of_a_long_step_with_a_million_lines_leave_the_worker_small
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_docker_buildx_that_was_taken_over_cannot_make_the_worker_large() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
     let (long, short) = ("x".repeat(40_000), "x".repeat(100));
     let failed = |n: usize| {
         let name = if n.is_multiple_of(50) { &long } else { &short };
@@ -113,10 +113,10 @@ async fn a_docker_buildx_that_was_taken_over_cannot_make_the_worker_large() {
     steps.extend((0..12).map(|_| Step::Stderr("z".repeat(1 << 20))));
     steps.push(Step::Stderr("\nERROR: failed to solve: not found\n".into()));
     steps.push(Step::Exit(1));
-    afternoon.builder.script(Script::steps(steps));
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let worker = afternoon.worker_with_variables(&afternoon.config(""), &[], &QUIET);
-    let report = afternoon.callbacks(1).await.remove(0);
+    harness.builder.script(Script::steps(steps));
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let worker = harness.worker_with_variables(&harness.config(""), &[], &QUIET);
+    let report = harness.callbacks(1).await.remove(0);
     let notices = report["notices"].as_array().unwrap();
     let has = |words: &str| notices.iter().filter(|notice| notice.as_str().unwrap().contains(words)).count();
     assert_eq!((has("more than 10000 steps"), has("longer than 4194304 bytes")), (1, 1), "{notices:?}");
@@ -125,14 +125,14 @@ async fn a_docker_buildx_that_was_taken_over_cannot_make_the_worker_large() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_across_a_cut_and_the_last_line_of_a_step() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let secret = "q7Zp_XvK2_Wm9T_hR4d_Lc6Y_Ns8B";
-    std::fs::create_dir_all(afternoon.home.path().join("secrets")).unwrap();
-    std::fs::write(afternoon.home.path().join("secrets/npm"), secret).unwrap();
+    std::fs::create_dir_all(harness.home.path().join("secrets")).unwrap();
+    std::fs::write(harness.home.path().join("secrets/npm"), secret).unwrap();
     let line = format!("{}{secret}{}\n", ".".repeat(8192 - 20), "=".repeat(12_000));
     let colored = format!("the end\x1b[1m of \x1b[31m{}\x1b[0m{}", &secret[..7], &secret[7..]);
     let step = "[2/2] RUN --mount=type=secret,id=npm make";
-    afternoon.builder.script(Script::steps(vec![
+    harness.builder.script(Script::steps(vec![
         events(&[
             vertex("a", step, json!({})),
             log("a", line.as_bytes()),
@@ -141,13 +141,13 @@ async fn a_secret_across_a_cut_and_the_last_line_of_a_step() {
         ]),
         Step::Exit(0),
     ]));
-    let (_, sha) = afternoon.voting_app();
-    let mut native = afternoon.native(&sha);
+    let (_, sha) = harness.voting_app();
+    let mut native = harness.native(&sha);
     native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    let home = afternoon.home.path().display().to_string();
-    let worker = afternoon.worker(&format!("accounts.secrets = \"{home}/secrets/{{name}}\""));
-    afternoon.callbacks(1).await;
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let home = harness.home.path().display().to_string();
+    let worker = harness.worker(&format!("accounts.secrets = \"{home}/secrets/{{name}}\""));
+    harness.callbacks(1).await;
     let log = worker.log();
     for part in secret.as_bytes().windows(5).map(|part| std::str::from_utf8(part).unwrap()) {
         assert!(!log.contains(part), "{part:?} is in the log");
@@ -270,9 +270,9 @@ async fn a_dockerfile_that_is_called_like_an_error_or_a_warning_is_judged_by_its
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_terminal_shows_short_lines_and_obeys_no_stranger() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let name = format!("[2/2] RUN true {}", "word ".repeat(12_000));
-    afternoon.builder.script(Script::steps(vec![
+    harness.builder.script(Script::steps(vec![
         events(&[
             vertex("a", &name, json!({})),
             log("a", b"\x1b[2Jcleared\x07\nsecond\nlast"),
@@ -286,7 +286,7 @@ async fn the_terminal_shows_short_lines_and_obeys_no_stranger() {
     let template = tree.path().join("template.json");
     std::fs::write(&template, json!({"images": [{"name": "vote", "context": "."}]}).to_string()).unwrap();
     let arguments = ["build", tree.path().to_str().unwrap(), "--template", template.to_str().unwrap()];
-    let output = afternoon.run(&arguments, "");
+    let output = harness.run(&arguments, "");
     let text = text(&output);
     for line in ["vote 2/2 | cleared␇", "vote 2/2 | second", "vote 2/2 | last"] {
         assert!(text.lines().any(|shown| shown == line), "{line} is not in {text}");

@@ -7,25 +7,25 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use world::{File, Repository, Script};
 
-use crate::afternoon::{Afternoon, CALLBACKS};
+use crate::harness::{CALLBACKS, Harness};
 
 const ALLOWED: &str = "source.submodules = [\"acme/*\"]";
 
 /// The App's world with `acme/app`, `acme/lib` and `acme/deep` in it, and what was built of it.
 struct Yard {
-    afternoon: Afternoon,
+    harness: Harness,
 }
 
 impl Yard {
     fn open() -> Self {
-        let afternoon = Afternoon::start();
-        afternoon.github.install("acme", &["app", "lib", "deep"]);
-        Self { afternoon }
+        let harness = Harness::start();
+        harness.github.install("acme", &["app", "lib", "deep"]);
+        Self { harness }
     }
 
     /// A commit of a repository with one file, `lib.txt`, that holds its name.
     fn lib(&self, name: &str) -> (Repository, String) {
-        let repository = self.afternoon.git.repository(name);
+        let repository = self.harness.git.repository(name);
         let sha = repository.commit(&[("lib.txt", name)]);
         (repository, sha)
     }
@@ -34,7 +34,7 @@ impl Yard {
     fn with_submodule(&self, name: &str, url: &str, sha: &str) -> String {
         // The name has a dot, and the path stands after the URL.
         let modules = format!("[submodule \"some.lib\"]\n\turl = {url}\n\tpath = vote/lib\n");
-        self.afternoon.git.repository(name).commit_with(
+        self.harness.git.repository(name).commit_with(
             "main",
             &[
                 File::new("vote/Dockerfile", "FROM base\nCOPY . /srv\n"),
@@ -46,27 +46,27 @@ impl Yard {
 
     /// Builds a commit of `acme/app`: the report, and each file of the context with its content.
     async fn build(&self, config: &str, sha: &str, more: Value) -> (Value, BTreeMap<String, String>) {
-        let Self { afternoon } = self;
-        afternoon.builder.script(Script::success(&["vote"]).held());
-        let _worker = afternoon.worker(config);
-        let mut native = afternoon.native(sha);
+        let Self { harness } = self;
+        harness.builder.script(Script::success(&["vote"]).held());
+        let _worker = harness.worker(config);
+        let mut native = harness.native(sha);
         native["repository"] = json!("acme/app");
         native.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let n_before = afternoon.redis.queue(CALLBACKS).await.len();
-        afternoon.redis.push("default", "BuildJob", json!([native])).await;
-        let has_ended = async || afternoon.redis.queue(CALLBACKS).await.len() > n_before;
-        afternoon.until("it bakes or ends", async || afternoon.builder.running() > 0 || has_ended().await).await;
+        let n_before = harness.redis.queue(CALLBACKS).await.len();
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let has_ended = async || harness.redis.queue(CALLBACKS).await.len() > n_before;
+        harness.until("it bakes or ends", async || harness.builder.running() > 0 || has_ended().await).await;
         let mut files = BTreeMap::new();
-        for directory in afternoon.job_directories() {
+        for directory in harness.job_directories() {
             read(&directory.join("tree/app/vote"), "", &mut files);
         }
-        afternoon.builder.release();
-        (afternoon.callbacks(n_before + 1).await.pop().unwrap(), files)
+        harness.builder.release();
+        (harness.callbacks(n_before + 1).await.pop().unwrap(), files)
     }
 
     /// The tokens with which a repository was asked for.
     fn tokens_of(&self, name: &str) -> Vec<Option<String>> {
-        let requests = self.afternoon.git.requests().into_iter();
+        let requests = self.harness.git.requests().into_iter();
         requests
             .filter(|request| request.path.starts_with(&format!("/{name}.git/")))
             .map(|request| request.token)
@@ -95,7 +95,7 @@ async fn a_submodule_of_the_same_owner_is_fetched_by_a_token_of_its_own() {
     assert_eq!(files["lib/lib.txt"], "acme/lib", "{files:?}");
     assert!(!files.contains_key("lib/.git"), "{files:?}");
 
-    let grants: BTreeMap<_, _> = yard.afternoon.github.tokens().all().into_iter().collect();
+    let grants: BTreeMap<_, _> = yard.harness.github.tokens().all().into_iter().collect();
     for name in ["acme/app", "acme/lib"] {
         for token in yard.tokens_of(name) {
             let grant = &grants[&token.expect("a token")];
@@ -124,12 +124,12 @@ async fn a_public_submodule_of_another_owner_is_fetched_without_a_token_and_a_pr
     public.publish();
     let (_, hidden) = yard.lib("other/private");
     // The App is there as well: another customer's.
-    yard.afternoon.github.install("other", &["public", "private"]);
+    yard.harness.github.install("other", &["public", "private"]);
     // The server that is asked about it may not know the token yet.
     let message = r#"{"message": "Bad credentials"}"#;
-    yard.afternoon.github.faults().fail_next("/repos/other/public", 1, 401, &[], message);
+    yard.harness.github.faults().fail_next("/repos/other/public", 1, 401, &[], message);
 
-    let host = yard.afternoon.git.url();
+    let host = yard.harness.git.url();
     let sha = yard.with_submodule("acme/app", &format!("{host}/other/public"), &shown);
     let (report, files) = yard.build(ALLOWED, &sha, json!({})).await;
     assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
@@ -150,7 +150,7 @@ async fn a_forks_build_gets_no_token_for_a_submodule() {
     let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
     let (report, _) = yard.build(ALLOWED, &sha, json!({"trust": "fork"})).await;
     assert_eq!(report["reason"], "repository_not_found", "{report:#}");
-    assert_eq!(yard.afternoon.github.tokens().all().len(), 1, "that of the fork's own commit");
+    assert_eq!(yard.harness.github.tokens().all().len(), 1, "that of the fork's own commit");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,7 +200,7 @@ async fn what_is_no_repository_on_the_git_host_is_refused_by_name_and_not_asked_
 async fn a_gitmodules_that_is_a_link_or_that_git_cannot_read_is_refused_by_name() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
-    let repository = yard.afternoon.git.repository("acme/app");
+    let repository = yard.harness.git.repository("acme/app");
     let modules = "[submodule \"lib\"]\n\tpath = vote/lib\n\turl = ../lib\n";
     let [link, broken] =
         [File::symlink(".gitmodules", "real"), File::new(".gitmodules", "[submodule \"lib\n")].map(|file| {
@@ -224,7 +224,7 @@ async fn a_gitmodules_that_is_a_link_or_that_git_cannot_read_is_refused_by_name(
 async fn what_a_gitmodules_says_costs_nothing_where_submodules_stay_empty() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
-    let repository = yard.afternoon.git.repository("acme/app");
+    let repository = yard.harness.git.repository("acme/app");
     let section = |n: usize, url: &str| format!("[submodule \"lib{n}\"]\n\tpath = vote/lib{n}\n\turl = {url}\n");
     // Each file ten times the next one, nine deep.
     let includes = |n: usize| File::new(&format!("m{n}"), format!("[include]\n\tpath = m{}\n", n + 1).repeat(10));
@@ -264,7 +264,7 @@ async fn what_a_gitmodules_says_costs_nothing_where_submodules_stay_empty() {
 async fn of_two_urls_for_one_path_the_last_counts_as_it_does_to_git() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
-    let repository = yard.afternoon.git.repository("acme/app");
+    let repository = yard.harness.git.repository("acme/app");
     let section = |name: &str, url: &str| format!("[submodule \"{name}\"]\n\tpath = vote/lib\n\turl = {url}\n");
     let decoys: String = (0..20).map(|n| section(&format!("decoy{n}"), "../deep")).collect();
     let files = [
@@ -281,9 +281,8 @@ async fn of_two_urls_for_one_path_the_last_counts_as_it_does_to_git() {
 #[tokio::test(flavor = "multi_thread")]
 async fn submodules_share_the_limits_of_their_build() {
     let yard = Yard::open();
-    let lib =
-        yard.afternoon.git.repository("acme/lib").commit_with("main", &[File::new("lib.bin", vec![b'x'; 90_000])]);
-    let repository = yard.afternoon.git.repository("acme/app");
+    let lib = yard.harness.git.repository("acme/lib").commit_with("main", &[File::new("lib.bin", vec![b'x'; 90_000])]);
+    let repository = yard.harness.git.repository("acme/app");
     let of = |n_submodules: usize| {
         let section = |n| format!("[submodule \"lib{n}\"]\n\tpath = vote/lib{n}\n\turl = ../lib\n");
         let mut files = vec![
@@ -313,11 +312,11 @@ async fn a_token_that_ends_soon_is_minted_anew_before_github_is_asked_about_a_pu
     let yard = Yard::open();
     let (public, shown) = yard.lib("other/public");
     public.publish();
-    yard.afternoon.github.set_token_lifetime(Duration::from_secs(60));
-    let host = yard.afternoon.git.url();
+    yard.harness.github.set_token_lifetime(Duration::from_secs(60));
+    let host = yard.harness.git.url();
     let sha = yard.with_submodule("acme/app", &format!("{host}/other/public"), &shown);
     let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     // For the job, for the fetch, and for the question.
-    assert_eq!(yard.afternoon.n_asked("/app/installations"), 3);
+    assert_eq!(yard.harness.n_asked("/app/installations"), 3);
 }

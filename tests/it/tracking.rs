@@ -4,22 +4,22 @@ use std::collections::HashMap;
 
 use serde_json::json;
 
-use crate::afternoon::{Afternoon, CALLBACKS, probe};
+use crate::harness::{CALLBACKS, Harness, probe};
 
 /// A section of `INFO`.
-async fn info(afternoon: &Afternoon, section: &str) -> HashMap<String, String> {
-    let mut connection = afternoon.redis.connection().await;
+async fn info(harness: &Harness, section: &str) -> HashMap<String, String> {
+    let mut connection = harness.redis.connection().await;
     let text: String = redis::cmd("INFO").arg(section).query_async(&mut connection).await.unwrap();
     text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-async fn n_tracked(afternoon: &Afternoon) -> [u32; 2] {
-    let stats = info(afternoon, "stats").await;
+async fn n_tracked(harness: &Harness) -> [u32; 2] {
+    let stats = info(harness, "stats").await;
     ["tracking_total_keys", "tracking_total_items"].map(|name| stats[name].parse().unwrap())
 }
 
 /// Pushes so many probes with a callback, each hundredth to a queue of its own, and waits until all of them have ended.
-async fn run(afternoon: &Afternoon, n: usize, n_ended: usize) {
+async fn run(harness: &Harness, n: usize, n_ended: usize) {
     let numbers: Vec<usize> = (n_ended..n_ended + n).collect();
     for numbers in numbers.chunks(1000) {
         let mut push = redis::cmd("LPUSH");
@@ -31,27 +31,27 @@ async fn run(afternoon: &Afternoon, n: usize, n_ended: usize) {
             }
             push.arg(json!({"class": "Sidebake::Probe", "jid": format!("{number:024x}"), "args": args}).to_string());
         }
-        push.exec_async(&mut afternoon.redis.connection().await).await.unwrap();
+        push.exec_async(&mut harness.redis.connection().await).await.unwrap();
     }
     let expected = (n_ended + n).to_string();
     let limit = std::time::Duration::from_secs(180);
     let started = std::time::Instant::now();
-    while afternoon.redis.get("stat:processed").await.as_ref() != Some(&expected) {
-        assert!(started.elapsed() < limit, "{:?} of {expected}", afternoon.redis.get("stat:processed").await);
+    while harness.redis.get("stat:processed").await.as_ref() != Some(&expected) {
+        assert!(started.elapsed() < limit, "{:?} of {expected}", harness.redis.get("stat:processed").await);
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_redis_tracks_does_not_grow_with_the_jobs() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let variables = [("SIDEBAKE__LOG__LEVEL", "warn")];
-    let config = afternoon.config("jobs.probe = true");
-    let _worker = afternoon.worker_with_variables(&config, &["-c", "10"], &variables);
-    run(&afternoon, 200, 0).await;
-    let [n_keys, n_items] = n_tracked(&afternoon).await;
-    run(&afternoon, 19_800, 200).await;
-    let [n_keys_later, n_items_later] = n_tracked(&afternoon).await;
+    let config = harness.config("jobs.probe = true");
+    let _worker = harness.worker_with_variables(&config, &["-c", "10"], &variables);
+    run(&harness, 200, 0).await;
+    let [n_keys, n_items] = n_tracked(&harness).await;
+    run(&harness, 19_800, 200).await;
+    let [n_keys_later, n_items_later] = n_tracked(&harness).await;
     assert!(n_keys_later <= n_keys + 2, "{n_keys} keys became {n_keys_later}");
     assert!(n_items_later <= n_items + 2, "{n_items} items became {n_items_later}");
     assert!(n_keys_later < 20, "{n_keys_later}");
@@ -59,31 +59,31 @@ async fn what_redis_tracks_does_not_grow_with_the_jobs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callbacks_that_are_taken_wake_nobody() {
-    let afternoon = Afternoon::start();
-    let worker = afternoon.worker("jobs.probe = true\nlease.ttl = \"10m\"\njobs.poll_interval = \"1h\"");
-    let mut connection = afternoon.redis.connection().await;
+    let harness = Harness::start();
+    let worker = harness.worker("jobs.probe = true\nlease.ttl = \"10m\"\njobs.poll_interval = \"1h\"");
+    let mut connection = harness.redis.connection().await;
     let started = std::time::Instant::now();
     let (n_jobs, mut before) = (20, 0);
     for n in 0..=n_jobs {
-        afternoon.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-        afternoon.callbacks(1).await;
+        harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+        harness.callbacks(1).await;
         // Its turn for the next job has asked for none; then Ruby takes the callback.
         world::wait_for("it to be idle", || worker.log().matches("job done").count() == n + 1).await;
-        afternoon.idle().await;
+        harness.idle().await;
         redis::cmd("RPOP").arg(format!("queue:{CALLBACKS}")).exec_async(&mut connection).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         if n == 0 {
-            before = n_scripts(&afternoon).await;
+            before = n_scripts(&harness).await;
         }
     }
-    let n_scripts = n_scripts(&afternoon).await - before;
+    let n_scripts = n_scripts(&harness).await - before;
     // Two turns for each job, and what is asked from time to time. Redis 6 tells a script's own client what it has popped.
-    let is_6 = info(&afternoon, "server").await["redis_version"].starts_with("6.");
+    let is_6 = info(&harness, "server").await["redis_version"].starts_with("6.");
     let allowed = (if is_6 { 3 } else { 2 }) * n_jobs + 5 + usize::try_from(started.elapsed().as_secs()).unwrap();
     assert!(n_scripts <= allowed, "{n_scripts} scripts, where {allowed} would do");
 }
 
-async fn n_scripts(afternoon: &Afternoon) -> usize {
-    let line = info(afternoon, "commandstats").await.remove("cmdstat_evalsha").unwrap();
+async fn n_scripts(harness: &Harness) -> usize {
+    let line = info(harness, "commandstats").await.remove("cmdstat_evalsha").unwrap();
     line.strip_prefix("calls=").unwrap().split(',').next().unwrap().parse().unwrap()
 }

@@ -8,10 +8,10 @@ use sidebake::redis::{Redis, RedisError};
 use sidebake::settings::Jobs;
 use sidebake::sidekiq::custody::Running;
 use sidebake::sidekiq::fence::{announce, holds};
-use sidebake::sidekiq::turn::{Demand, Effect, Fetched, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use sidebake::sidekiq::turn::{Effect, FetchRequest, Fetched, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
 use sidebake::sidekiq::{Identity, iteration};
 
-use crate::afternoon::client;
+use crate::harness::client;
 
 pub(crate) const TEXT: &str = r#"{"class":"BuildJob","jid":"j"}"#;
 
@@ -50,8 +50,8 @@ impl Hand {
     }
 
     pub async fn turn(&self, number: u64, settlements: &[Settlement], slots: &[Token]) -> Result<Reply, RedisError> {
-        let demand = Demand { n_slots: slots.len(), queues: vec!["default".to_owned()] };
-        self.turn_with(number, settlements, slots, &[demand]).await
+        let fetch_request = FetchRequest { n_slots: slots.len(), queues: vec!["default".to_owned()] };
+        self.turn_with(number, settlements, slots, &[fetch_request]).await
     }
 
     async fn turn_with(
@@ -59,9 +59,9 @@ impl Hand {
         number: u64,
         settlements: &[Settlement],
         slots: &[Token],
-        demands: &[Demand],
+        fetch_requests: &[FetchRequest],
     ) -> Result<Reply, RedisError> {
-        let turn = Turn { incarnation: LEASE, number, settlements, slots, demands, max_bytes: bounds::JOBS };
+        let turn = Turn { incarnation: LEASE, number, settlements, slots, fetch_requests, max_bytes: bounds::JOBS };
         turn.send(&self.redis, &self.identity, &Jobs::default(), Epoch::now()).await
     }
 
@@ -144,10 +144,10 @@ async fn a_full_redis_takes_every_kind_of_result() {
     let (queue, text) = ("default".to_owned(), "{}".to_owned());
     let effects = [
         Effect::Push { queue: "callbacks".into(), text: text.clone() },
-        Effect::PutBack { queue: queue.clone(), is_interrupted: false },
-        Effect::PutBack { queue, is_interrupted: true },
+        Effect::Requeue { queue: queue.clone(), is_interrupted: false },
+        Effect::Requeue { queue, is_interrupted: true },
         Effect::Retry { at: Epoch::now(), text },
-        Effect::Bury { text: TEXT.into() },
+        Effect::Dead { text: TEXT.into() },
         Effect::Unlink { key: "it-j".into() },
     ];
     for _ in &effects {
@@ -174,13 +174,13 @@ async fn what_cannot_be_done_leaves_the_job_in_flight() {
     hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-zadd"]).await;
     hand.push().await;
     assert!(is_one_unit(&hand.fetch(1, 1).await.unwrap()));
-    let refused = hand.settle(2, 1, vec![Effect::Bury { text: TEXT.into() }]).await.unwrap();
+    let refused = hand.settle(2, 1, vec![Effect::Dead { text: TEXT.into() }]).await.unwrap();
     assert!(matches!(&refused.settled[..], [Settled::Refused(_)]), "{refused:?}");
     assert_eq!(hand.n_inflight().await, 1);
     assert_eq!(hand.server.get("stat:processed").await, None);
 
     hand.run(&["ACL", "SETUSER", "narrow", "+zadd"]).await;
-    let taken = hand.settle(3, 1, vec![Effect::Bury { text: TEXT.into() }]).await.unwrap();
+    let taken = hand.settle(3, 1, vec![Effect::Dead { text: TEXT.into() }]).await.unwrap();
     assert_eq!(taken.settled, [Settled::Done]);
     assert_eq!((hand.n_inflight().await, hand.server.sorted_set("dead").await.len()), (0, 1));
 }
@@ -201,8 +201,9 @@ async fn a_key_outside_of_the_acl_holds_up_what_needs_it_and_nothing_else() {
 
     let ends = ["forbidden", "callbacks"].map(|queue| Effect::Push { queue: queue.into(), text: "{}".into() });
     let ends: Vec<Settlement> = (1..).zip(ends).map(|(token, push)| end(token, vec![push])).collect();
-    let demand = Demand { n_slots: 1, queues: ["elsewhere", "nowhere", "default"].map(str::to_owned).to_vec() };
-    let reply = hand.turn_with(2, &ends, &slots[2..], &[demand]).await.unwrap();
+    let fetch_request =
+        FetchRequest { n_slots: 1, queues: ["elsewhere", "nowhere", "default"].map(str::to_owned).to_vec() };
+    let reply = hand.turn_with(2, &ends, &slots[2..], &[fetch_request]).await.unwrap();
     let [Settled::Refused(why), Settled::Done] = &reply.settled[..] else { panic!("{reply:?}") };
     assert!(why.contains("queue:forbidden") && !why.contains("queue:callbacks"), "{why}");
     assert!(is_one_unit(&reply), "{reply:?}");
@@ -260,11 +261,12 @@ async fn each_slot_is_filled_from_the_queues_that_are_asked_for_it() {
         }
     }
     let slots: Vec<Token> = (1..=6).map(|n| Token::nth(n, 0)).collect();
-    let demand = |n_slots, queues: [&str; 2]| Demand { n_slots, queues: queues.map(str::to_owned).to_vec() };
-    let demands = [demand(2, ["b", "a"]), demand(4, ["a", "b"])];
-    let reply = hand.turn_with(1, &[], &slots, &demands).await.unwrap();
+    let fetch_request =
+        |n_slots, queues: [&str; 2]| FetchRequest { n_slots, queues: queues.map(str::to_owned).to_vec() };
+    let fetch_requests = [fetch_request(2, ["b", "a"]), fetch_request(4, ["a", "b"])];
+    let reply = hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap();
     assert_eq!(queues(reply), ["b", "b", "a", "a", "a", "b"]);
-    let again = hand.turn_with(1, &[], &slots, &demands).await.unwrap();
+    let again = hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap();
     assert_eq!(queues(again), ["b", "b", "a", "a", "a", "b"], "what was lost is answered again");
     assert_eq!(hand.n_inflight().await, 6);
 }
@@ -274,12 +276,12 @@ async fn a_turn_that_is_sent_again_fills_what_was_left_from_the_right_queues() {
     let hand = Hand::with("").await;
     hand.run(&["LPUSH", "queue:b", "1"]).await;
     let slots = [Token::nth(1, 0), Token::nth(2, 1), Token::nth(3, 2)];
-    let demands = ["a", "b", "c"].map(|queue| Demand { n_slots: 1, queues: vec![queue.to_owned()] });
-    assert_eq!(queues(hand.turn_with(1, &[], &slots, &demands).await.unwrap()), ["b"]);
+    let fetch_requests = ["a", "b", "c"].map(|queue| FetchRequest { n_slots: 1, queues: vec![queue.to_owned()] });
+    assert_eq!(queues(hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap()), ["b"]);
     for queue in ["queue:a", "queue:b", "queue:c"] {
         hand.run(&["LPUSH", queue, "2"]).await;
     }
-    assert_eq!(queues(hand.turn_with(1, &[], &slots, &demands).await.unwrap()), ["a", "b", "c"]);
+    assert_eq!(queues(hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap()), ["a", "b", "c"]);
     assert_eq!(hand.server.queue("b").await, ["2"]);
 }
 
@@ -300,7 +302,7 @@ async fn a_worker_that_has_lost_a_job_shows_nothing_of_it() {
     let running = Running {
         unit: units(hand.fetch(1, 1).await.unwrap()).remove(0),
         since: Epoch::now(),
-        taken: Default::default(),
+        reclaimed: Default::default(),
         iteration: Default::default(),
     };
     running.iteration.begin("j", 1);
@@ -325,7 +327,7 @@ async fn with_another_text_under_the_token() -> (Hand, String) {
 async fn another_job_under_the_same_token_is_not_settled() {
     let (hand, other) = with_another_text_under_the_token().await;
     let retry = Effect::Retry { at: Epoch::now(), text: TEXT.into() };
-    let requeue = Effect::PutBack { queue: "default".into(), is_interrupted: false };
+    let requeue = Effect::Requeue { queue: "default".into(), is_interrupted: false };
     for effects in [vec![], vec![retry], vec![requeue]] {
         assert_eq!(hand.settle(2, 1, effects).await.unwrap().settled, [Settled::Fenced]);
     }
@@ -341,7 +343,7 @@ async fn of_a_job_that_was_lost_nothing_is_announced_shown_or_solved() {
     assert!(!holds(redis, identity, &unit(1)).await.unwrap());
     assert!(!announce(redis, identity, &unit(1), "callbacks", "{}").await.unwrap());
     let running =
-        Running { unit: unit(1), since: Epoch::now(), taken: Default::default(), iteration: Default::default() };
+        Running { unit: unit(1), since: Epoch::now(), reclaimed: Default::default(), iteration: Default::default() };
     running.iteration.begin("j", 1);
     running.iteration.progress.hear(&Event::PhaseStarted(Phase::Fetch));
     iteration::look(redis, identity, &[running]).await.unwrap();
@@ -364,7 +366,7 @@ async fn the_same_text_twice_is_two_entries_in_one_turn_and_in_two() {
     let at = Epoch::now();
     let effect = |token| match token % 2 {
         0 => Effect::Retry { at, text: TEXT.into() },
-        _ => Effect::Bury { text: TEXT.into() },
+        _ => Effect::Dead { text: TEXT.into() },
     };
     let ends: Vec<Settlement> = (1..=4).map(|token| end(token, vec![effect(token)])).collect();
     hand.turn(2, &ends, &[]).await.unwrap();
@@ -439,8 +441,15 @@ async fn a_late_renewal_makes_no_lease_and_one_that_is_made_late_lets_no_earlier
 /// A turn with free slots that may fetch so many bytes of texts.
 async fn fetch_bytes(hand: &Hand, number: u64, n_slots: u64, max_bytes: usize) -> Reply {
     let slots: Vec<Token> = (0..n_slots).map(|n| Token::nth(10 * number + n, 0)).collect();
-    let demands = [Demand { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
-    let turn = Turn { incarnation: LEASE, number, settlements: &[], slots: &slots, demands: &demands, max_bytes };
+    let fetch_requests = [FetchRequest { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
+    let turn = Turn {
+        incarnation: LEASE,
+        number,
+        settlements: &[],
+        slots: &slots,
+        fetch_requests: &fetch_requests,
+        max_bytes,
+    };
     turn.send(&hand.redis, &hand.identity, &Jobs::default(), Epoch::now()).await.unwrap()
 }
 
@@ -513,9 +522,16 @@ async fn a_job_that_has_not_begun_keeps_its_token_also_when_its_history_has_gone
 /// Another process of the fleet that asks for jobs of `default`, and what it gets.
 async fn fetch_as(hand: &Hand, identity: &Identity, number: u64, now: Epoch) -> Vec<String> {
     let slots: Vec<Token> = (1..=4).map(|n| Token::nth(10 * number + n, 0)).collect();
-    let demands = [Demand { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
+    let fetch_requests = [FetchRequest { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
     let max_bytes = bounds::JOBS;
-    let turn = Turn { incarnation: LEASE, number, settlements: &[], slots: &slots, demands: &demands, max_bytes };
+    let turn = Turn {
+        incarnation: LEASE,
+        number,
+        settlements: &[],
+        slots: &slots,
+        fetch_requests: &fetch_requests,
+        max_bytes,
+    };
     let reply = turn.send(&hand.redis, identity, &Jobs::default(), now).await.unwrap();
     units(reply).iter().map(|unit| String::from_utf8_lossy(&unit.text).into_owned()).collect()
 }
@@ -578,9 +594,16 @@ async fn a_process_whose_clock_is_days_ahead_knows_what_has_happened_to_a_job() 
     hand.push().await;
     has_history(&hand, TEXT, 7, Some(3)).await;
     let slots = [Token::nth(1, 0)];
-    let demands = [Demand { n_slots: 1, queues: vec!["default".to_owned()] }];
+    let fetch_requests = [FetchRequest { n_slots: 1, queues: vec!["default".to_owned()] }];
     let max_bytes = bounds::JOBS;
-    let turn = Turn { incarnation: LEASE, number: 1, settlements: &[], slots: &slots, demands: &demands, max_bytes };
+    let turn = Turn {
+        incarnation: LEASE,
+        number: 1,
+        settlements: &[],
+        slots: &slots,
+        fetch_requests: &fetch_requests,
+        max_bytes,
+    };
     let ahead = Epoch::now().plus(std::time::Duration::from_secs(4 * 24 * 3600));
     let units = units(turn.send(&hand.redis, &hand.identity, &Jobs::default(), ahead).await.unwrap());
     assert!(units[0].is_poison(), "{units:?}");

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use sidebake::state::StateDirectory;
 
-use crate::afternoon::{Afternoon, Worker, sidebake};
+use crate::harness::{Harness, Worker, sidebake};
 
 /// A line for each attempt: what it is, which wall is in its way, and how it ends in each kind of child.
 const TABLE: &str = include_str!("walls.txt");
@@ -23,7 +23,7 @@ const KINDS: [&str; 4] = ["source", "print", "solve", "unix"];
 type Outcomes = Vec<(String, String)>;
 
 struct Prison {
-    afternoon: Afternoon,
+    harness: Harness,
     worker: Worker,
     sibling: Child,
     _listeners: [UnixListener; 2],
@@ -36,8 +36,8 @@ struct Prison {
 
 impl Prison {
     fn build(binary: &Path) -> Self {
-        let afternoon = Afternoon::start();
-        let home = afternoon.home.path();
+        let harness = Harness::start();
+        let home = harness.home.path();
         let installed = home.join("docker-buildx");
         std::fs::remove_file(&installed).unwrap();
         assert!(Command::new("cp").arg(binary).arg(&installed).status().unwrap().success());
@@ -51,41 +51,33 @@ impl Prison {
         let socket = home.join("engine.sock");
         let more = format!(
             "sandbox.registry_ports = [{}]\nbuilders.local = {{ driver = \"docker\", endpoint = \"unix://{}\" }}",
-            afternoon.builder.port(),
+            harness.builder.port(),
             socket.display()
         );
         let abstract_socket = format!("sidebake-{}", home.file_name().unwrap().to_str().unwrap());
         let name = SocketAddr::from_abstract_name(&abstract_socket).unwrap();
         let listeners = [UnixListener::bind(socket).unwrap(), UnixListener::bind_addr(&name).unwrap()];
-        let elsewhere = [afternoon.builder.port(), afternoon.git.port()]
-            .map(|port| TcpListener::bind(("127.0.0.2", port)).unwrap());
-        let worker = afternoon.worker(&more);
+        let elsewhere =
+            [harness.builder.port(), harness.git.port()].map(|port| TcpListener::bind(("127.0.0.2", port)).unwrap());
+        let worker = harness.worker(&more);
         let sibling = Command::new("sleep").arg("1000").spawn().unwrap();
-        Self {
-            afternoon,
-            worker,
-            sibling,
-            _listeners: listeners,
-            _elsewhere: elsewhere,
-            _other: other,
-            abstract_socket,
-        }
+        Self { harness, worker, sibling, _listeners: listeners, _elsewhere: elsewhere, _other: other, abstract_socket }
     }
 
     fn ground(&self, stage: &str, allowed_port: u16) -> Value {
-        let home = self.afternoon.home.path();
+        let home = self.harness.home.path();
         json!({
             "stage": stage, "key": home.join("app.pem"), "configuration": home.join("sidebake.toml"),
             "other_job": home.join("state/run/other/0"), "other_mirror": home.join("state/mirrors/branch/host/7/mirror"),
             "program": home.join("program"), "worker": self.worker.pid(), "sibling": self.sibling.id(),
-            "allowed_port": allowed_port, "refused_port": self.afternoon.redis.port(), "socket": home.join("engine.sock"),
+            "allowed_port": allowed_port, "refused_port": self.harness.redis.port(), "socket": home.join("engine.sock"),
             "abstract_socket": self.abstract_socket, "variable": "SIDEBAKE__LOG__LEVEL", "loader_is_given": false, "inherited": inherited(),
         })
     }
 
     /// In the place of docker-buildx, in the sandbox that the worker makes for it.
     async fn as_buildx(&self, stage: &str, builder: &str) -> Outcomes {
-        let mut ground = self.ground(stage, self.afternoon.builder.port());
+        let mut ground = self.ground(stage, self.harness.builder.port());
         ground["source"] = json!("Dockerfile");
         if stage == "solve" {
             // It is not there yet, but its place is known: the first job has directory 0, the next one 1.
@@ -95,22 +87,22 @@ impl Prison {
             ground["source"] = json!("vote/Dockerfile");
         }
         let files = [("vote/Dockerfile", "FROM base"), ("vote/ground.json", &ground.to_string())];
-        let sha = self.afternoon.git.repository("acme/voting-app").commit(&files);
-        let mut native = self.afternoon.native(&sha);
+        let sha = self.harness.git.repository("acme/voting-app").commit(&files);
+        let mut native = self.harness.native(&sha);
         native["builder"] = json!(builder);
-        self.afternoon.redis.push("default", "BuildJob", json!([native])).await;
+        self.harness.redis.push("default", "BuildJob", json!([native])).await;
         self.table(&self.run_directory().join(format!("0/{stage}/tmp/table"))).await
     }
 
     fn run_directory(&self) -> PathBuf {
-        let runs = std::fs::read_dir(self.afternoon.home.path().join("state/run")).unwrap().flatten();
+        let runs = std::fs::read_dir(self.harness.home.path().join("state/run")).unwrap().flatten();
         let mut runs = runs.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.ends_with("other"));
         runs.next().expect("the worker has started")
     }
 
     async fn table(&self, path: &Path) -> Outcomes {
         let read = || std::fs::read_to_string(path).unwrap_or_default();
-        self.afternoon.until("the probe is through", async || read().ends_with("end\n")).await;
+        self.harness.until("the probe is through", async || read().ends_with("end\n")).await;
         let lines = read();
         let pairs = lines.lines().filter_map(|line| line.split_once(": "));
         pairs.map(|(name, outcome)| (name.to_owned(), outcome.to_owned())).collect()
@@ -118,10 +110,10 @@ impl Prison {
 
     /// The sandbox of a source child, as it is while one fetches.
     async fn source_sandbox(&self) -> Value {
-        let (_, sha) = self.afternoon.voting_app();
-        self.afternoon.git.faults().delay("/acme", std::time::Duration::from_secs(2));
-        self.afternoon.redis.push("default", "BuildJob", json!([self.afternoon.native(&sha)])).await;
-        self.afternoon.until("a child", async || !self.worker.source_children().is_empty()).await;
+        let (_, sha) = self.harness.voting_app();
+        self.harness.git.faults().delay("/acme", std::time::Duration::from_secs(2));
+        self.harness.redis.push("default", "BuildJob", json!([self.harness.native(&sha)])).await;
+        self.harness.until("a child", async || !self.worker.source_children().is_empty()).await;
         let child = self.worker.source_children()[0];
         let command_line = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap();
         serde_json::from_str(command_line.split('\0').nth(2).unwrap()).unwrap()
@@ -130,14 +122,14 @@ impl Prison {
     /// The probe in this sandbox, which lets it start and is the same but for that.
     async fn inside(&self, mut sandbox: Value) -> Outcomes {
         let own = sandbox["write"][0].as_str().unwrap().to_owned();
-        let own = if own == "/" { self.afternoon.home.path().join("own") } else { own.into() };
+        let own = if own == "/" { self.harness.home.path().join("own") } else { own.into() };
         let table = own.join("table");
         std::fs::create_dir_all(&own).unwrap();
         let _ = std::fs::remove_file(&table);
-        let mut ground = self.ground("", self.afternoon.git.port());
+        let mut ground = self.ground("", self.harness.git.port());
         ground["own"] = json!(own);
         ground["loader_is_given"] = json!(true);
-        let file = self.afternoon.home.path().join("ground.json");
+        let file = self.harness.home.path().join("ground.json");
         std::fs::write(&file, ground.to_string()).unwrap();
         sandbox["system"].as_array_mut().unwrap().push(json!(file));
         let execute = sandbox["execute"].as_array_mut().unwrap();
@@ -186,8 +178,8 @@ fn table() -> Vec<Vec<&'static str>> {
 }
 
 /// From this version on Landlock knows of abstract Unix sockets and signals.
-fn landlock_version(afternoon: &Afternoon) -> u32 {
-    let output = afternoon.run(&["doctor", "--json"], "");
+fn landlock_version(harness: &Harness) -> u32 {
+    let output = harness.run(&["doctor", "--json"], "");
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
     let sandbox = findings.iter().find(|finding| finding["name"] == "sandbox").unwrap();
     let detail = sandbox["detail"].as_str().unwrap();
@@ -201,7 +193,7 @@ async fn every_attempt_to_get_out_ends_in_each_kind_of_child_as_the_table_says()
     let mut attempts: Vec<String> = Vec::new();
     for kind in KINDS {
         let prison = Prison::build(&probe());
-        prison.afternoon.until("the worker has started", async || prison.started()).await;
+        prison.harness.until("the worker has started", async || prison.started()).await;
         let outcomes = match kind {
             "source" => {
                 let sandbox = prison.source_sandbox().await;
@@ -231,7 +223,7 @@ async fn every_attempt_to_get_out_ends_in_each_kind_of_child_as_the_table_says()
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_wall_an_attempt_has_another_end() {
     let prison = Prison::build(&probe());
-    prison.afternoon.until("the worker has started", async || prison.started()).await;
+    prison.harness.until("the worker has started", async || prison.started()).await;
     let sandbox = prison.source_sandbox().await;
     let mut off = sandbox.clone();
     off["enforcement"] = json!("Off");
@@ -239,7 +231,7 @@ async fn without_its_wall_an_attempt_has_another_end() {
     for right in ["system", "write", "execute"] {
         wide[right] = json!(["/"]);
     }
-    wide["sockets"] = json!({"Tcp": [prison.afternoon.git.port(), prison.afternoon.redis.port()]});
+    wide["sockets"] = json!({"Tcp": [prison.harness.git.port(), prison.harness.redis.port()]});
     let (off, wide) = (prison.inside(off).await, prison.inside(wide).await);
     let (off, wide): (BTreeMap<_, _>, BTreeMap<_, _>) = (off.into_iter().collect(), wide.into_iter().collect());
     let is_root = std::fs::metadata("/proc/self").unwrap().uid() == 0;
@@ -262,12 +254,12 @@ async fn without_its_wall_an_attempt_has_another_end() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(landlock_version(&prison.afternoon) >= 4);
+    assert!(landlock_version(&prison.harness) >= 4);
 }
 
 impl Prison {
     fn started(&self) -> bool {
-        let runs = std::fs::read_dir(self.afternoon.home.path().join("state/run")).into_iter().flatten().flatten();
+        let runs = std::fs::read_dir(self.harness.home.path().join("state/run")).into_iter().flatten().flatten();
         runs.filter(|entry| entry.path().is_dir()).count() == 2
     }
 }

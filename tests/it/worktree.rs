@@ -17,11 +17,11 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use serde_json::{Value, json};
 use world::{File, Repository, Script, Step};
 
-use crate::afternoon::{Afternoon, CALLBACKS, Worker};
+use crate::harness::{CALLBACKS, Harness, Worker};
 
 /// A build of the whole tree of a commit.
-fn native(afternoon: &Afternoon, sha: &str) -> Value {
-    let mut native = afternoon.native(sha);
+fn native(harness: &Harness, sha: &str) -> Value {
+    let mut native = harness.native(sha);
     native["application"]["images"] =
         json!([{"name": "app", "context": ".", "tags": [format!("registry.example/acme/app:{sha}")]}]);
     native
@@ -29,13 +29,13 @@ fn native(afternoon: &Afternoon, sha: &str) -> Value {
 
 /// Builds each, and returns what `look` sees in its worktree.
 async fn in_each_worktree<T: Send + 'static>(
-    afternoon: &Afternoon,
+    harness: &Harness,
     builds: &[Value],
     look: impl Fn(&Path) -> T + Send + Sync + 'static,
 ) -> Vec<T> {
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
-    let (sees, n_before) = (seen.clone(), afternoon.redis.queue(CALLBACKS).await.len());
-    afternoon.builder.script_for_the_rest(Script::new(move |run| {
+    let (sees, n_before) = (seen.clone(), harness.redis.queue(CALLBACKS).await.len());
+    harness.builder.script_for_the_rest(Script::new(move |run| {
         let definition: Value = serde_json::from_str(&run.stdin).unwrap();
         let app = &definition["target"]["app"];
         let n: usize = app["labels"]["n"].as_str().unwrap().parse().unwrap();
@@ -46,10 +46,10 @@ async fn in_each_worktree<T: Send + 'static>(
         // What tells the runs apart, since they come in any order.
         let mut build = build.clone();
         build["application"]["images"][0]["labels"] = json!({"n": n.to_string()});
-        afternoon.redis.push("default", "BuildJob", json!([build])).await;
+        harness.redis.push("default", "BuildJob", json!([build])).await;
     }
     for n in 0..builds.len() {
-        let report = afternoon.callbacks(n_before + n + 1).await.swap_remove(n_before + n);
+        let report = harness.callbacks(n_before + n + 1).await.swap_remove(n_before + n);
         assert_eq!(report["status"], "succeeded", "{report:#}");
     }
     let seen = std::mem::take(&mut *seen.lock().unwrap());
@@ -110,9 +110,9 @@ fn git_checkout(repository: &Repository, sha: &str) -> Listing {
 
 /// Builds the commits, and compares each worktree with what the git command checks out: the numbers of those that differ,
 /// and in what.
-async fn differences(afternoon: &Afternoon, repository: &Repository, shas: &[String]) -> BTreeMap<usize, String> {
-    let builds: Vec<Value> = shas.iter().map(|sha| native(afternoon, sha)).collect();
-    let worktrees = in_each_worktree(afternoon, &builds, listing).await;
+async fn differences(harness: &Harness, repository: &Repository, shas: &[String]) -> BTreeMap<usize, String> {
+    let builds: Vec<Value> = shas.iter().map(|sha| native(harness, sha)).collect();
+    let worktrees = in_each_worktree(harness, &builds, listing).await;
     let compare = |(n, ours): (usize, &Listing)| {
         let theirs = git_checkout(repository, &shas[n]);
         let paths: BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
@@ -215,8 +215,8 @@ fn always_the_same() -> Config {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn generated_trees_are_as_git_checks_them_out() {
-    let afternoon = Afternoon::start();
-    let repository = afternoon.git.repository("acme/voting-app");
+    let harness = Harness::start();
+    let repository = harness.git.repository("acme/voting-app");
     let mut runner = TestRunner::new(always_the_same());
     let trees: Vec<Node> = (0..24).map(|_| any_tree().new_tree(&mut runner).unwrap().current()).collect();
     let files = trees.iter().map(|tree| {
@@ -229,8 +229,8 @@ async fn generated_trees_are_as_git_checks_them_out() {
     assert!(n_large > trees.len() / 2, "only {n_large} of {} are large enough for several threads", trees.len());
     let commit = |(n, files): (usize, &Vec<File>)| repository.commit_with(&format!("tree-{n}"), files);
     let shas: Vec<String> = files.iter().enumerate().map(commit).collect();
-    let _worker = afternoon.worker("");
-    let differences = differences(&afternoon, &repository, &shas).await;
+    let _worker = harness.worker("");
+    let differences = differences(&harness, &repository, &shas).await;
     let told: Vec<String> =
         differences.iter().map(|(n, difference)| format!("{difference} in {:?}", trees[*n])).collect();
     assert!(told.is_empty(), "{}", told.join("\n"));
@@ -238,8 +238,8 @@ async fn generated_trees_are_as_git_checks_them_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_becomes_a_link_and_a_directory_again_is_as_git_checks_it_out() {
-    let afternoon = Afternoon::start();
-    let repository = afternoon.git.repository("acme/voting-app");
+    let harness = Harness::start();
+    let repository = harness.git.repository("acme/voting-app");
     let shas = [
         vec![File::new("a/b/file", "1"), File::executable("a/b/run", "1"), File::new("c/file", "1")],
         vec![File::removed("a/b"), File::symlink("a/b", "../c")],
@@ -248,8 +248,8 @@ async fn a_directory_that_becomes_a_link_and_a_directory_again_is_as_git_checks_
         vec![File::removed("a"), File::new("a", "3"), File::removed("c"), File::symlink("c", "a")],
     ]
     .map(|files| repository.commit_with("main", &files));
-    let _worker = afternoon.worker("");
-    assert_eq!(differences(&afternoon, &repository, &shas).await, BTreeMap::new());
+    let _worker = harness.worker("");
+    assert_eq!(differences(&harness, &repository, &shas).await, BTreeMap::new());
 }
 
 #[expect(clippy::print_stderr, reason = "a test that has nothing to look at says so")]
@@ -259,22 +259,22 @@ fn skipped(why: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn this_projects_own_history_is_as_git_checks_it_out() {
-    let afternoon = Afternoon::start();
+    let harness = Harness::start();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let is_shallow = git(here, &["rev-parse", "--is-shallow-repository"].map(OsStr::new));
     if !here.join(".git").exists() || String::from_utf8_lossy(&is_shallow.stdout).trim() != "false" {
         return skipped("this is no git repository with a history");
     }
-    let bare = afternoon.git.root().join("acme/voting-app.git");
+    let bare = harness.git.root().join("acme/voting-app.git");
     let words = ["clone", "--quiet", "--bare"].map(OsStr::new);
     git_succeeds(here, &[&words[..], &[here.as_os_str(), bare.as_os_str()]].concat());
-    let repository = afternoon.git.repository("acme/voting-app");
+    let repository = harness.git.repository("acme/voting-app");
     // Some of all times, the newest one among them: each is hundreds of files for an unoptimized libgit2.
     let history = repository.git(&["rev-list", "HEAD"]);
     let step = history.lines().count().div_ceil(8);
     let shas: Vec<String> = history.lines().step_by(step).map(str::to_owned).collect();
-    let _worker = afternoon.worker("");
-    assert_eq!(differences(&afternoon, &repository, &shas).await, BTreeMap::new());
+    let _worker = harness.worker("");
+    assert_eq!(differences(&harness, &repository, &shas).await, BTreeMap::new());
 }
 
 /// Seconds and nanoseconds of each file and link; directories are left out, as BuildKit leaves them out.
@@ -287,24 +287,24 @@ fn times(worktree: &Path) -> Times {
     files.map(|(metadata, path)| (path, (metadata.mtime(), metadata.mtime_nsec()))).collect()
 }
 
-async fn times_of(afternoon: &Afternoon, builds: &[Value]) -> Vec<Times> {
-    in_each_worktree(afternoon, builds, times).await
+async fn times_of(harness: &Harness, builds: &[Value]) -> Vec<Times> {
+    in_each_worktree(harness, builds, times).await
 }
 
 const KEY: &str = "a key that all workers of the fleet have";
 
 /// A worker whose mirrors and worktrees are its own, and which makes times from content.
-fn worker_of_its_own(afternoon: &Afternoon, name: &str, key: &str) -> Worker {
-    let key_file = afternoon.home.path().join(format!("{name}.key"));
+fn worker_of_its_own(harness: &Harness, name: &str, key: &str) -> Worker {
+    let key_file = harness.home.path().join(format!("{name}.key"));
     std::fs::write(&key_file, format!("{key}\n")).unwrap();
-    let config = afternoon.config(&format!(
+    let config = harness.config(&format!(
         "[source]\nmtimes_for = {{ \"acme/voting-app\" = \"content\" }}\nmtimes_key_file = \"{}\"",
         key_file.display()
     ));
     let text = std::fs::read_to_string(&config).unwrap().replace("/state\"", &format!("/state-{name}\""));
     let own = config.with_file_name(format!("{name}.toml"));
     std::fs::write(&own, text).unwrap();
-    afternoon.worker_with(&own, &[])
+    harness.worker_with(&own, &[])
 }
 
 /// How many files of both have the same time.
@@ -314,9 +314,9 @@ fn n_equal(one: &Times, other: &Times) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_with_their_file_only() {
-    let afternoon = Afternoon::start();
-    let repository = afternoon.git.repository("acme/voting-app");
-    let outside = afternoon.home.path().join("outside");
+    let harness = Harness::start();
+    let repository = harness.git.repository("acme/voting-app");
+    let outside = harness.home.path().join("outside");
     std::fs::write(&outside, "").unwrap();
     let time_outside = outside.metadata().unwrap().modified().unwrap();
     let first = repository.commit_with(
@@ -331,21 +331,21 @@ async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_wi
     );
     let second = repository.commit_with("main", &[File::new("a.txt", "two")]);
     let third = repository.commit_with("main", &[File::new(".gitattributes", "a.txt ident\n")]);
-    let builds = [&first, &second, &third].map(|sha| native(&afternoon, sha));
+    let builds = [&first, &second, &third].map(|sha| native(&harness, sha));
 
-    let mut worker = worker_of_its_own(&afternoon, "one", KEY);
-    let here = times_of(&afternoon, &builds).await;
-    let mut umbrellas = native(&afternoon, &first);
+    let mut worker = worker_of_its_own(&harness, "one", KEY);
+    let here = times_of(&harness, &builds).await;
+    let mut umbrellas = native(&harness, &first);
     umbrellas["account"] = json!("umbrella");
-    let umbrellas = times_of(&afternoon, &[umbrellas]).await.remove(0);
+    let umbrellas = times_of(&harness, &[umbrellas]).await.remove(0);
     worker.signal("TERM");
     worker.ended().await;
-    let mut worker = worker_of_its_own(&afternoon, "two", KEY);
-    let there = times_of(&afternoon, &builds).await;
+    let mut worker = worker_of_its_own(&harness, "two", KEY);
+    let there = times_of(&harness, &builds).await;
     worker.signal("TERM");
     worker.ended().await;
-    let _worker = worker_of_its_own(&afternoon, "three", "a key that was set by another operator");
-    let elsewhere = times_of(&afternoon, &builds[..1]).await.remove(0);
+    let _worker = worker_of_its_own(&harness, "three", "a key that was set by another operator");
+    let elsewhere = times_of(&harness, &builds[..1]).await.remove(0);
 
     assert_eq!(here[0].len(), 4);
     assert_eq!(here, there, "another worker, another directory, another moment");
@@ -358,19 +358,19 @@ async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_wi
     assert_eq!(n_equal(&here[0], &umbrellas), 0, "another account has other times");
     assert_eq!(n_equal(&here[0], &elsewhere), 0, "another key makes other times");
     assert_eq!(outside.metadata().unwrap().modified().unwrap(), time_outside, "a link was followed");
-    let found = Command::new("grep").args(["-r", "-l", KEY]).arg(afternoon.home.path()).output().unwrap();
+    let found = Command::new("grep").args(["-r", "-l", KEY]).arg(harness.home.path()).output().unwrap();
     let found = String::from_utf8(found.stdout).unwrap();
     assert!(found.lines().all(|path| path.ends_with(".key")), "the key is in {found}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_being_asked_for_times_are_those_of_the_checkout() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let more = format!("[source]\nmtimes_for = {{ \"acme/other\" = \"content\" }}\nmtimes_key = \"{KEY}\"");
-    let _worker = afternoon.worker(&more);
-    let times = times_of(&afternoon, &[native(&afternoon, &sha)]).await.remove(0);
+    let _worker = harness.worker(&more);
+    let times = times_of(&harness, &[native(&harness, &sha)]).await.remove(0);
     assert_eq!(times.len(), 3);
     // A file system's clock may be a tick behind.
     assert!(times.values().all(|(s, _)| *s + 2 >= i64::try_from(now).unwrap()), "{times:#?}");
@@ -378,20 +378,20 @@ async fn without_being_asked_for_times_are_those_of_the_checkout() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_could_be_guessed_makes_no_times() {
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
-    let key = afternoon.home.path().join("times.key");
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+    let key = harness.home.path().join("times.key");
     std::fs::write(&key, "hunter2\n").unwrap();
     let more = format!("[source]\nmtimes = \"content\"\nmtimes_key_file = \"{}\"", key.display());
-    let _worker = afternoon.worker(&more);
-    afternoon.until("it is to be retried", async || afternoon.redis.sorted_set("retry").await.len() == 1).await;
-    let (member, _) = afternoon.redis.sorted_set("retry").await.remove(0);
+    let _worker = harness.worker(&more);
+    harness.until("it is to be retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!(job["error_class"], "Sidebake::WorkerFailed");
     let message = job["error_message"].as_str().unwrap();
     assert!(message.contains("source.mtimes_key: is shorter than 32") && !message.contains("hunter2"), "{message}");
-    assert!(afternoon.builder.runs().is_empty());
+    assert!(harness.builder.runs().is_empty());
 }
 
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
@@ -400,19 +400,19 @@ const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
 const LFS: &str = "filter=lfs diff=lfs merge=lfs -text\n";
 
 /// Builds the image `vote` of these files, with its Dockerfile at `dockerfile`, and returns the report.
-async fn report_of(afternoon: &Afternoon, files: &[(&str, &str)], dockerfile: &str) -> Value {
-    let sha = afternoon.git.repository("acme/voting-app").commit(files);
-    let mut native = afternoon.native(&sha);
+async fn report_of(harness: &Harness, files: &[(&str, &str)], dockerfile: &str) -> Value {
+    let sha = harness.git.repository("acme/voting-app").commit(files);
+    let mut native = harness.native(&sha);
     native["application"]["images"][0]["dockerfile"] = json!(dockerfile);
-    let n_before = afternoon.redis.queue(CALLBACKS).await.len();
-    afternoon.redis.push("default", "BuildJob", json!([native])).await;
-    afternoon.callbacks(n_before + 1).await.remove(n_before)
+    let n_before = harness.redis.queue(CALLBACKS).await.len();
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    harness.callbacks(n_before + 1).await.remove(n_before)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
-    let afternoon = Afternoon::start();
-    let _worker = afternoon.worker("");
+    let harness = Harness::start();
+    let _worker = harness.worker("");
     let attributes = format!("*.bin {LFS}");
     let files = [
         (".gitattributes", attributes.as_str()),
@@ -420,7 +420,7 @@ async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
         ("vote/models/small.bin", POINTER),
         ("vote/models/tiny.bin", POINTER),
     ];
-    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    let report = report_of(&harness, &files, "Dockerfile").await;
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("source_refused")), "{report:#}");
     let message = report["message"].as_str().unwrap();
     let expected = "vote/models/small.bin, like 1 more, is a Git LFS pointer, and its content is not fetched";
@@ -433,17 +433,17 @@ async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
         ("vote/models/tiny.bin", "a file"),
         ("docker/Dockerfile.vote", POINTER),
     ];
-    let report = report_of(&afternoon, &files, "../docker/Dockerfile.vote").await;
+    let report = report_of(&harness, &files, "../docker/Dockerfile.vote").await;
     assert_eq!(report["reason"], "source_refused", "{report:#}");
     assert!(report["message"].as_str().unwrap().contains("docker/Dockerfile.vote is a Git LFS pointer"), "{report:#}");
-    assert!(afternoon.builder.runs().is_empty(), "nothing was built");
+    assert!(harness.builder.runs().is_empty(), "nothing was built");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pointer_that_no_build_reads_or_that_git_would_leave_as_it_is_does_not_matter() {
-    let afternoon = Afternoon::start();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = afternoon.worker("");
+    let harness = Harness::start();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = harness.worker("");
     let attributes = format!("*.bin {LFS}vote/models/small.bin -filter\n");
     let files = [
         (".gitattributes", attributes.as_str()),
@@ -453,15 +453,15 @@ async fn a_pointer_that_no_build_reads_or_that_git_would_leave_as_it_is_does_not
         ("vote/models/not-one.bin", "version https://git-lfs.github.com/spec/v1\n"),
         ("vote-assets/video.bin", POINTER),
     ];
-    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    let report = report_of(&harness, &files, "Dockerfile").await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pointer_that_dockerignore_leaves_out_does_not_matter() {
-    let afternoon = Afternoon::start();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = afternoon.worker("");
+    let harness = Harness::start();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let _worker = harness.worker("");
     let attributes = format!("*.bin {LFS}");
     let mut files = vec![
         (".gitattributes", attributes.as_str()),
@@ -470,11 +470,11 @@ async fn a_pointer_that_dockerignore_leaves_out_does_not_matter() {
         ("vote/models/deep/tiny.bin", POINTER),
         ("vote/.dockerignore", "# large ones\n**/*.bin\n"),
     ];
-    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    let report = report_of(&harness, &files, "Dockerfile").await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
 
     files.push(("vote/Dockerfile.dockerignore", "models\n!models/deep\n"));
-    let report = report_of(&afternoon, &files, "Dockerfile").await;
+    let report = report_of(&harness, &files, "Dockerfile").await;
     assert_eq!(report["reason"], "source_refused", "{report:#}");
     assert!(report["message"].as_str().unwrap().contains("vote/models/deep/tiny.bin is a Git LFS"), "{report:#}");
 }

@@ -1,25 +1,25 @@
-//! `sidebake builder`: made once, adopted, explained, compared, changed on demand.
+//! `sidebake builder`: made once, adopted, explained, compared, changed on fetch request.
 
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::engine::engine;
-use crate::house::{House, text};
+use crate::harness::{Harness, text};
 use crate::namespace::Namespace;
 
-/// A house with one builder, `default`, in a namespace of its own.
-fn house_with(more: &str) -> (House, Namespace) {
-    let mut house = House::open();
-    let namespace = Namespace::of(&house);
-    house.builders = namespace.builder("default", more);
-    (house, namespace)
+/// A harness with one builder, `default`, in a namespace of its own.
+fn house_with(more: &str) -> (Harness, Namespace) {
+    let mut harness = Harness::open();
+    let namespace = Namespace::of(&harness);
+    harness.builders = namespace.builder("default", more);
+    (harness, namespace)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_ensures_at_once_make_one_deployment() {
-    let (house, namespace) = house_with("replicas = 2");
-    let config = house.config("");
+    let (harness, namespace) = house_with("replicas = 2");
+    let config = harness.config("");
 
     let ensure = || {
         let mut sidebake = Command::new(env!("CARGO_BIN_EXE_sidebake"));
@@ -33,14 +33,14 @@ async fn twenty_ensures_at_once_make_one_deployment() {
         assert!(output.status.success(), "{}", text(output));
     }
     assert_eq!(outputs.iter().filter(|output| text(output).contains("was made")).count(), 1);
-    assert!(text(&house.run(&["builder", "ensure"])).contains("is there"), "and one that comes later finds it");
+    assert!(text(&harness.run(&["builder", "ensure"])).contains("is there"), "and one that comes later finds it");
     assert_eq!(namespace.pods().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_apply_alone() {
-    let mut house = House::open();
-    let namespace = Namespace::of(&house);
+    let mut harness = Harness::open();
+    let namespace = Namespace::of(&harness);
     // As the article made its own.
     let options = format!("image={},replicas=1,namespace={}", engine().told("BUILDKIT_IMAGE"), namespace.name);
     let mut create = Command::new(&engine().buildx);
@@ -55,12 +55,12 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
         "--bootstrap",
         "--use",
     ]);
-    create.args(["--driver-opt", &options]).envs(engine().environment()).env("BUILDX_CONFIG", house.home.path());
+    create.args(["--driver-opt", &options]).envs(engine().environment()).env("BUILDX_CONFIG", harness.home.path());
     assert!(create.output().unwrap().status.success());
     let before = namespace.json(&["get", "deployment", "development0"]);
-    house.builders = namespace.builder("development", "replicas = 2\nenvironment = { A = \"b\" }");
+    harness.builders = namespace.builder("development", "replicas = 2\nenvironment = { A = \"b\" }");
 
-    let ensured = house.run(&["builder", "ensure"]);
+    let ensured = harness.run(&["builder", "ensure"]);
     assert!(ensured.status.success(), "{}", text(&ensured));
     assert!(text(&ensured).contains("drift: spec.replicas is 1, configured is 2"), "{}", text(&ensured));
     let after = namespace.json(&["get", "deployment", "development0"]);
@@ -68,21 +68,21 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
     let current = Command::new(&engine().buildx)
         .arg("inspect")
         .envs(engine().environment())
-        .env("BUILDX_CONFIG", house.home.path())
+        .env("BUILDX_CONFIG", harness.home.path())
         .output()
         .unwrap();
     assert!(text(&current).contains("development"), "its owner's current builder stays: {}", text(&current));
 
-    let shown = house.run(&["builder", "status", "--json"]);
+    let shown = harness.run(&["builder", "status", "--json"]);
     assert!(shown.status.success(), "{}", text(&shown));
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     let pod = &shown[0]["pods"][0];
     assert_eq!((&pod["is_ready"], &pod["n_restarts"]), (&Value::Bool(true), &Value::from(0)), "{shown:#}");
     assert!(pod["node"].is_string() && pod["age_s"].is_number(), "{shown:#}");
-    let doctor = text(&house.run(&["doctor"]));
+    let doctor = text(&harness.run(&["doctor"]));
     assert!(doctor.contains("spec.replicas is 1, not 2"), "{doctor}");
 
-    let applied = house.run(&["builder", "apply"]);
+    let applied = harness.run(&["builder", "apply"]);
     assert!(applied.status.success(), "{}", text(&applied));
     let now = namespace.json(&["get", "deployment", "development0"]);
     assert_eq!(now["spec"]["replicas"], 2);
@@ -92,7 +92,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
         now["spec"]["template"]["spec"]["containers"][0]["readinessProbe"],
         "what is not configured is its owner's"
     );
-    let quiet = text(&house.run(&["builder", "ensure"]));
+    let quiet = text(&harness.run(&["builder", "ensure"]));
     assert!(!quiet.contains("drift"), "{quiet}");
 }
 
@@ -108,19 +108,19 @@ async fn a_builder_that_does_not_start_is_explained_in_kubernetes_words() {
         ),
     ];
     for (more, manifest, expected) in table {
-        let (mut house, namespace) = house_with("");
+        let (mut harness, namespace) = house_with("");
         let image = format!("image = \"{}\"\n", engine().told("BUILDKIT_IMAGE"));
         // A key may be there once.
         let builders =
-            if more.starts_with("image") { house.builders.replace(&image, "") } else { house.builders.clone() };
-        house.builders = format!("{builders}{more}\ntimeout = \"15s\"\n");
+            if more.starts_with("image") { harness.builders.replace(&image, "") } else { harness.builders.clone() };
+        harness.builders = format!("{builders}{more}\ntimeout = \"15s\"\n");
         if !manifest.is_empty() {
             namespace.apply(manifest);
             // Kubernetes counts first, and refuses then.
             let counts = || namespace.json(&["get", "resourcequota", "few"])["status"]["hard"].is_object();
             namespace.until("the quota to count", counts).await;
         }
-        let output = house.run(&["builder", "ensure"]);
+        let output = harness.run(&["builder", "ensure"]);
         let said = text(&output);
         assert!(!output.status.success() && said.contains("0 of 1 pods of default0"), "{said}");
         for words in expected {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use world::wait_for_within;
 
 use crate::engine::engine;
-use crate::house::{House, PATIENCE, text};
+use crate::harness::{Harness, PATIENCE, text};
 use crate::namespace::Namespace;
 use crate::relay::Relay;
 use crate::{processes, registry};
@@ -16,45 +16,45 @@ const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 
 /// A build whose step sleeps, and can be found among all processes of the machine.
 struct Sleeper {
-    house: House,
+    harness: Harness,
     namespace: Namespace,
     step: String,
     sha: String,
     jid: String,
     seconds: u64,
-    _worker: crate::house::Worker,
+    _worker: crate::harness::Worker,
 }
 
 impl Sleeper {
     /// Starts a builder and a build on it, and waits until the step runs.
     async fn start(n_pods: u32, seconds: u64, more: &str) -> Self {
-        let house = House::open();
-        let namespace = Namespace::of(&house);
+        let harness = Harness::open();
+        let namespace = Namespace::of(&harness);
         let builders = namespace.builder("default", &format!("replicas = {n_pods}\n{more}"));
-        Self::start_in(house, namespace, builders, seconds).await
+        Self::start_in(harness, namespace, builders, seconds).await
     }
 
     /// On one pod of a cluster that no other test uses meanwhile.
     async fn start_alone(seconds: u64) -> Self {
-        let house = House::open();
-        let namespace = Namespace::alone(&house);
+        let harness = Harness::open();
+        let namespace = Namespace::alone(&harness);
         let builders = namespace.builder("default", "replicas = 1");
-        Self::start_in(house, namespace, builders, seconds).await
+        Self::start_in(harness, namespace, builders, seconds).await
     }
 
-    async fn start_in(mut house: House, namespace: Namespace, builders: String, seconds: u64) -> Self {
-        house.builders = builders;
-        let ensured = house.run(&["builder", "ensure"]);
+    async fn start_in(mut harness: Harness, namespace: Namespace, builders: String, seconds: u64) -> Self {
+        harness.builders = builders;
+        let ensured = harness.run(&["builder", "ensure"]);
         assert!(ensured.status.success(), "{}", text(&ensured));
-        let digits = house.nonce.bytes().fold(7, |number, byte| (number * 31 + u64::from(byte)) % 1_000_000_000);
+        let digits = harness.nonce.bytes().fold(7, |number, byte| (number * 31 + u64::from(byte)) % 1_000_000_000);
         let step = format!("sleep {seconds}.{digits:09}");
-        let dockerfile = house.dockerfile(&format!("COPY . /srv\nRUN {step}"));
-        let sha = house.commit("shop", &[("web/Dockerfile", &dockerfile), ("web/app.txt", "survived\n")]);
-        let worker = house.worker("");
-        let native = house.native("shop", &sha, &[house.image("web", &sha)]);
-        let jid = house.redis.push("default", "BuildJob", json!([native])).await;
-        let sleeper = Self { house, namespace, step, sha, jid, seconds, _worker: worker };
-        sleeper.house.until("the step runs", async || sleeper.is_asleep()).await;
+        let dockerfile = harness.dockerfile(&format!("COPY . /srv\nRUN {step}"));
+        let sha = harness.commit("shop", &[("web/Dockerfile", &dockerfile), ("web/app.txt", "survived\n")]);
+        let worker = harness.worker("");
+        let native = harness.native("shop", &sha, &[harness.image("web", &sha)]);
+        let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
+        let sleeper = Self { harness, namespace, step, sha, jid, seconds, _worker: worker };
+        sleeper.harness.until("the step runs", async || sleeper.is_asleep()).await;
         sleeper
     }
 
@@ -69,19 +69,19 @@ impl Sleeper {
 
     /// The build has succeeded, in one attempt, with one sentence about what happened, within its own time and a little.
     async fn survives(&self, since: Instant, sentence: &str) -> Value {
-        let report = self.house.report(&self.jid).await;
+        let report = self.harness.report(&self.jid).await;
         let took = since.elapsed();
-        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", self.house.logs());
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", self.harness.logs());
         assert_eq!(report["attempt"], 1, "{report:#}");
         let notices = report["notices"].as_array().unwrap();
         let is_told = notices.iter().any(|notice| notice.as_str().unwrap().contains(sentence));
-        assert!(is_told, "{sentence:?} is not in {notices:?}\n{}", self.house.logs());
-        let file = registry::file(&self.house.reference("web", &self.sha), "srv/app.txt").await;
+        assert!(is_told, "{sentence:?} is not in {notices:?}\n{}", self.harness.logs());
+        let file = registry::file(&self.harness.reference("web", &self.sha), "srv/app.txt").await;
         assert_eq!(file.as_deref(), Some("survived\n"));
         let limit = Duration::from_secs(self.seconds) + NOTICED_WITHIN;
         println!("{sentence}: an image {:.1} s after the fault (limit {} s)", took.as_secs_f64(), limit.as_secs());
         assert!(took < limit, "it took {took:?}, more than {limit:?}");
-        self.house.nothing_is_left().await;
+        self.harness.nothing_is_left().await;
         report
     }
 }
@@ -124,8 +124,8 @@ async fn a_pod_that_is_told_to_go_costs_the_build_nothing_but_time() {
     let sleeper = Sleeper::start(2, 5, "").await;
     let pod = sleeper.pod();
     sleeper.namespace.kubectl(&["delete", "pod", &pod, "--grace-period=60", "--wait=false"]);
-    let report = sleeper.house.report(&sleeper.jid).await;
-    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.house.logs());
+    let report = sleeper.harness.report(&sleeper.jid).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.harness.logs());
     // BuildKit itself finishes first. The engine that is in its place here ends its steps and goes, which is a loss.
     assert_eq!(report["attempt"], 1, "{report:#}");
 }
@@ -136,7 +136,7 @@ async fn an_evicted_pod_costs_the_build_nothing_but_time() {
     let pod = sleeper.pod();
     let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": pod, "namespace": sleeper.namespace.name},
         "deleteOptions": {"gracePeriodSeconds": 0}});
-    let file = sleeper.house.home.path().join("eviction.json");
+    let file = sleeper.harness.home.path().join("eviction.json");
     std::fs::write(&file, eviction.to_string()).unwrap();
     let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", sleeper.namespace.name);
     let since = Instant::now();
@@ -165,10 +165,10 @@ async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
     sleeper.namespace.kubectl(&["delete", "deployment", "default0", "--wait=false"]);
     sleeper.namespace.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"]);
     sleeper
-        .house
-        .until("the job is to be retried", async || !sleeper.house.redis.sorted_set("retry").await.is_empty())
+        .harness
+        .until("the job is to be retried", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
         .await;
-    let (retry, _) = sleeper.house.redis.sorted_set("retry").await.remove(0);
+    let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
     assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
     let message = retry["error_message"].as_str().unwrap();
@@ -177,12 +177,12 @@ async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_is_cut_is_noticed_although_buildx_hangs() {
-    let house = House::open();
-    let namespace = Namespace::of(&house);
+    let harness = Harness::open();
+    let namespace = Namespace::of(&harness);
     let relay = Relay::to(engine().told("API")).await;
-    let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &house);
+    let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &harness);
     let builders = namespace.builder_by("default", &kubeconfig, "replicas = 2");
-    let sleeper = Sleeper::start_in(house, namespace, builders, 6).await;
+    let sleeper = Sleeper::start_in(harness, namespace, builders, 6).await;
     let since = Instant::now();
     relay.cut();
     sleeper.survives(since, "was cut").await;
@@ -190,22 +190,22 @@ async fn a_line_that_is_cut_is_noticed_although_buildx_hangs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
-    let house = House::open();
-    let namespace = Namespace::of(&house);
+    let harness = Harness::open();
+    let namespace = Namespace::of(&harness);
     let relay = Relay::to(engine().told("API")).await;
-    let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &house);
+    let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &harness);
     let builders =
         namespace.builder_by("default", &kubeconfig, "replicas = 2\nstall_timeout = \"12s\"\ntimeout = \"20s\"");
-    let sleeper = Sleeper::start_in(house, namespace, builders, 60).await;
+    let sleeper = Sleeper::start_in(harness, namespace, builders, 60).await;
     let since = Instant::now();
     relay.stall();
     sleeper
-        .house
-        .until("the job is to be retried", async || !sleeper.house.redis.sorted_set("retry").await.is_empty())
+        .harness
+        .until("the job is to be retried", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
         .await;
     // The line is given up after 12 s. Kubernetes is asked why, which takes 15 s, and for another pod, for 20 s and one more.
     assert!(since.elapsed() < Duration::from_secs(90), "{:?}", since.elapsed());
-    let (retry, _) = sleeper.house.redis.sorted_set("retry").await.remove(0);
+    let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
     assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
     relay.pass();
@@ -217,8 +217,8 @@ async fn an_api_server_that_is_frozen_for_a_moment_does_no_harm() {
     sleeper.namespace.part("freeze", "apiserver");
     tokio::time::sleep(Duration::from_secs(6)).await;
     sleeper.namespace.part("thaw", "apiserver");
-    let report = sleeper.house.report(&sleeper.jid).await;
-    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.house.logs());
+    let report = sleeper.harness.report(&sleeper.jid).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.harness.logs());
     assert_eq!(report["notices"], json!([]));
 }
 
@@ -233,10 +233,10 @@ async fn an_api_server_that_is_killed_takes_every_line_with_it_and_the_build_goe
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_never_ready_is_passed_by() {
     // One of two pods runs and is not ready: buildx chooses it all the same.
-    let mut house = House::open();
-    let namespace = Namespace::of(&house);
-    house.builders = namespace.builder("default", "replicas = 1");
-    assert!(house.run(&["builder", "ensure"]).status.success());
+    let mut harness = Harness::open();
+    let namespace = Namespace::of(&harness);
+    harness.builders = namespace.builder("default", "replicas = 1");
+    assert!(harness.run(&["builder", "ensure"]).status.success());
     let image = engine().told("BUILDKIT_IMAGE");
     namespace.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: default0-wedged, labels: {{app: default0}}}}\n\
@@ -244,16 +244,16 @@ async fn a_pod_that_is_never_ready_is_passed_by() {
          readinessProbe: {{exec: {{command: [/bin/busybox, \"false\"]}}}}}}\n"
     ));
     namespace.until("the pod to run", || namespace.pods().len() == 2).await;
-    let _worker = house.worker("");
-    let dockerfile = house.dockerfile("COPY . /srv");
+    let _worker = harness.worker("");
+    let dockerfile = harness.dockerfile("COPY . /srv");
     // Among so many repositories some have the wedged pod as their own.
     for n in 0..4 {
         let repository = format!("shop-{n}");
-        let sha = house.commit(&repository, &[("web/Dockerfile", &dockerfile)]);
-        let image = json!({"name": "web", "context": "./web", "tags": [house.reference(&repository, "1")]});
-        let jid = house.redis.push("default", "BuildJob", json!([house.native(&repository, &sha, &[image])])).await;
-        let report = house.report(&jid).await;
-        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+        let sha = harness.commit(&repository, &[("web/Dockerfile", &dockerfile)]);
+        let image = json!({"name": "web", "context": "./web", "tags": [harness.reference(&repository, "1")]});
+        let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&repository, &sha, &[image])])).await;
+        let report = harness.report(&jid).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use world::File;
 
 use crate::engine::engine;
-use crate::house::{House, target};
+use crate::harness::{Harness, target};
 use crate::manifests;
 use crate::namespace::Namespace;
 use crate::relay::Relay;
@@ -23,12 +23,12 @@ fn replaced(text: &str, changes: &[(&str, &str)]) -> String {
 }
 
 /// The worker's image, built by a worker on this machine from the three files of `docker/Dockerfile`; its reference.
-async fn worker_image(house: &mut House, namespace: &Namespace) -> String {
-    house.builders = namespace.builder("first", "replicas = 1");
-    let ensured = house.run(&["builder", "ensure"]);
-    assert!(ensured.status.success(), "{}", crate::house::text(&ensured));
+async fn worker_image(harness: &mut Harness, namespace: &Namespace) -> String {
+    harness.builders = namespace.builder("first", "replicas = 1");
+    let ensured = harness.run(&["builder", "ensure"]);
+    assert!(ensured.status.success(), "{}", crate::harness::text(&ensured));
 
-    let stripped = house.home.path().join("sidebake");
+    let stripped = harness.home.path().join("sidebake");
     let mut strip = Command::new("strip");
     strip.arg("-o").arg(&stripped).arg(env!("CARGO_BIN_EXE_sidebake"));
     assert!(strip.status().unwrap().success());
@@ -39,38 +39,38 @@ async fn worker_image(house: &mut House, namespace: &Namespace) -> String {
         File::executable("image/docker-buildx", std::fs::read(&engine().buildx).unwrap()),
         File::new("image/ca-certificates.crt", std::fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap()),
     ];
-    let sha = house.commit_with("sidebake", &files);
-    let mut image = house.image("image", &sha);
+    let sha = harness.commit_with("sidebake", &files);
+    let mut image = harness.image("image", &sha);
     image["args"] = json!({"BASE": engine().base_image});
-    let mut worker = house.worker("");
-    let report = house.build(house.native("sidebake", &sha, &[image])).await;
-    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+    let mut worker = harness.worker("");
+    let report = harness.build(harness.native("sidebake", &sha, &[image])).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
     worker.terminate().await;
-    house.reference("image", &sha)
+    harness.reference("image", &sha)
 }
 
 /// A build of one image whose step takes a while.
-fn application(house: &House, repository: &str, sleep_s: u32) -> Value {
-    let dockerfile = house.dockerfile(&format!("RUN sleep {sleep_s} && echo {repository} > /out.txt\nCOPY . /srv"));
-    let sha = house.commit(repository, &[("web/Dockerfile", &dockerfile)]);
-    house.native(repository, &sha, &[house.image("web", &sha)])
+fn application(harness: &Harness, repository: &str, sleep_s: u32) -> Value {
+    let dockerfile = harness.dockerfile(&format!("RUN sleep {sleep_s} && echo {repository} > /out.txt\nCOPY . /srv"));
+    let sha = harness.commit(repository, &[("web/Dockerfile", &dockerfile)]);
+    harness.native(repository, &sha, &[harness.image("web", &sha)])
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout() {
-    let mut house = House::open();
+    let mut harness = Harness::open();
     // Of the builder, and of the worker.
-    let (builders, namespace) = (Namespace::of(&house), Namespace::beside(&house, "worker"));
-    let image = worker_image(&mut house, &builders).await;
+    let (builders, namespace) = (Namespace::of(&harness), Namespace::beside(&harness, "worker"));
+    let image = worker_image(&mut harness, &builders).await;
 
     // The stand-ins listen on this machine alone; pods reach them through these.
     let host = engine().told("HOST_FROM_POD");
     let reach = async |port: u16| Relay::on(host, &format!("127.0.0.1:{port}")).await;
     let (redis, github, git) =
-        (reach(house.redis.port()).await, reach(house.github.port()).await, reach(house.git.port()).await);
+        (reach(harness.redis.port()).await, reach(harness.github.port()).await, reach(harness.git.port()).await);
     let app = format!(
         "app_id = \"{}\"\n    api_url = \"http://{}\"\n    git_url = \"http://{}\"",
-        house.github.app().id,
+        harness.github.app().id,
         github.address,
         git.address
     );
@@ -79,7 +79,7 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
         "secret",
         "generic",
         "sidebake",
-        &format!("--from-file=github-app.pem={}/app.pem", house.home.path().display()),
+        &format!("--from-file=github-app.pem={}/app.pem", harness.home.path().display()),
         &format!("--from-literal=redis-url=redis://{}/0", redis.address),
     ]);
     let in_namespace = format!("namespace: {}", namespace.name);
@@ -112,12 +112,12 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
         "/etc/sidebake/sidebake.toml",
     ]);
     println!("{said}");
-    let report = house.build(application(&house, "shop", 0)).await;
+    let report = harness.build(application(&harness, "shop", 0)).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(report["placement"]["builder"], "default", "{report:#}");
     // Sidekiq's page shows each worker under its pod's name.
     let hosts = async || -> BTreeSet<String> {
-        let identities = house.redis.smembers("processes").await;
+        let identities = harness.redis.smembers("processes").await;
         identities.iter().map(|identity| identity.split(':').next().unwrap().to_owned()).collect()
     };
     let workers = || -> BTreeSet<String> {
@@ -129,10 +129,10 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     assert_eq!((old.len(), hosts().await), (2, old.clone()));
 
     // New pods come while the old ones finish what they have begun.
-    let jid = house.redis.push("default", "BuildJob", json!([application(&house, "blog", 10)])).await;
-    house.until("the build is in flight", async || !house.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    let jid = harness.redis.push("default", "BuildJob", json!([application(&harness, "blog", 10)])).await;
+    harness.until("the build is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     namespace.kubectl(&["rollout", "restart", "deployment/sidebake"]);
-    let report = house.report(&jid).await;
+    let report = harness.report(&jid).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(report["attempt"], 1, "{report:#}");
     assert_eq!(target(&report, "web")["status"], "succeeded");

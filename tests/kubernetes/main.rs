@@ -11,10 +11,10 @@
 )]
 #![allow(clippy::print_stdout, reason = "figures are worth reading where a limit was kept")]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
-#![allow(dead_code, reason = "the house is shared with the other suites, which use more of it")]
+#![allow(dead_code, reason = "the harness is shared with the other suites, which use more of it")]
 
-#[path = "../e2e/house.rs"]
-mod house;
+#[path = "../e2e/harness.rs"]
+mod harness;
 #[path = "../e2e/processes.rs"]
 mod processes;
 #[path = "../e2e/registry.rs"]

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use world::wait_for_within;
 
 use crate::engine::{Engine, engine};
-use crate::house::{House, PATIENCE};
+use crate::harness::{Harness, PATIENCE};
 
 pub struct Namespace {
     pub name: String,
@@ -28,23 +28,23 @@ enum Turn {
 static TURNS: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
 
 impl Namespace {
-    /// A new namespace, named after the house.
-    pub fn of(house: &House) -> Self {
-        Self::with(house, Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
+    /// A new namespace, named after the harness.
+    pub fn of(harness: &Harness) -> Self {
+        Self::with(harness, Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
     }
 
     /// The same, and no other test runs.
-    pub fn alone(house: &House) -> Self {
-        Self::with(house, Turn::Alone { _guard: wait(TURNS.clone().write_owned()) })
+    pub fn alone(harness: &Harness) -> Self {
+        Self::with(harness, Turn::Alone { _guard: wait(TURNS.clone().write_owned()) })
     }
 
-    /// Another one of the same house.
-    pub fn beside(house: &House, name: &str) -> Self {
-        Self::named(format!("{}-{name}", house.nonce), Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
+    /// Another one of the same harness.
+    pub fn beside(harness: &Harness, name: &str) -> Self {
+        Self::named(format!("{}-{name}", harness.nonce), Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
     }
 
-    fn with(house: &House, turn: Turn) -> Self {
-        Self::named(house.nonce.clone(), turn)
+    fn with(harness: &Harness, turn: Turn) -> Self {
+        Self::named(harness.nonce.clone(), turn)
     }
 
     fn named(name: String, turn: Turn) -> Self {
@@ -127,11 +127,11 @@ impl Namespace {
     }
 
     /// A kubeconfig with another address of the API server.
-    pub fn kubeconfig_via(&self, address: &str, house: &House) -> PathBuf {
+    pub fn kubeconfig_via(&self, address: &str, harness: &Harness) -> PathBuf {
         let text = std::fs::read_to_string(self.engine.told("KUBECONFIG")).unwrap();
         let text = text.replace(&format!("https://{}", self.engine.told("API")), &format!("https://{address}"));
         assert!(text.contains(address), "{text}");
-        let path = house.home.path().join("relayed.conf");
+        let path = harness.home.path().join("relayed.conf");
         std::fs::write(&path, text).unwrap();
         path
     }
@@ -145,7 +145,7 @@ impl Namespace {
     pub fn part(&self, verb: &str, part: &str) {
         assert!(matches!(self._turn, Turn::Alone { .. }), "others are using it");
         let output = crate::engine::script(&[verb, part]);
-        assert!(output.status.success(), "{}", crate::house::text(&output));
+        assert!(output.status.success(), "{}", crate::harness::text(&output));
     }
 }
 

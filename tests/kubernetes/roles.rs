@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::house::{House, text};
+use crate::harness::{Harness, text};
 use crate::manifests;
 use crate::namespace::Namespace;
 
 /// A kubeconfig of a service account that may do exactly this.
-fn account(house: &House, namespace: &Namespace, name: &str, rules: &[(String, String, String)]) -> PathBuf {
+fn account(harness: &Harness, namespace: &Namespace, name: &str, rules: &[(String, String, String)]) -> PathBuf {
     let rules: Vec<String> = rules
         .iter()
         .map(|(group, resource, verb)| {
@@ -41,34 +41,34 @@ fn account(house: &House, namespace: &Namespace, name: &str, rules: &[(String, S
         "users": [{"name": "a", "user": {"token": token}}],
         "contexts": [{"name": "a", "context": {"cluster": admin["clusters"][0]["name"], "user": "a", "namespace": namespace.name}}],
     });
-    let path = house.home.path().join(format!("{name}.conf"));
+    let path = harness.home.path().join(format!("{name}.conf"));
     std::fs::write(&path, config.to_string()).unwrap();
     path
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_verb_that_is_taken_away_is_named_by_doctor_and_by_the_job() {
-    let mut house = House::open();
-    let namespace = Namespace::of(&house);
-    house.builders = namespace.builder("default", "replicas = 1");
-    assert!(house.run(&["builder", "ensure"]).status.success());
-    let dockerfile = house.dockerfile("COPY . /srv");
-    let sha = house.commit("shop", &[("web/Dockerfile", &dockerfile)]);
+    let mut harness = Harness::open();
+    let namespace = Namespace::of(&harness);
+    harness.builders = namespace.builder("default", "replicas = 1");
+    assert!(harness.run(&["builder", "ensure"]).status.success());
+    let dockerfile = harness.dockerfile("COPY . /srv");
+    let sha = harness.commit("shop", &[("web/Dockerfile", &dockerfile)]);
 
     let run = manifests::rules("sidebake-run");
-    let whole = account(&house, &namespace, "whole", &run);
-    house.builders = namespace.builder_by("default", &whole, "replicas = 1");
+    let whole = account(&harness, &namespace, "whole", &run);
+    harness.builders = namespace.builder_by("default", &whole, "replicas = 1");
     {
-        let _worker = house.worker("");
-        let report = house.build(house.native("shop", &sha, &[house.image("web", &sha)])).await;
-        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", house.logs());
+        let _worker = harness.worker("");
+        let report = harness.build(harness.native("shop", &sha, &[harness.image("web", &sha)])).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
     }
     for (i, (_, resource, verb)) in run.iter().enumerate() {
         let mut rules = run.clone();
         rules.remove(i);
-        let lacking = account(&house, &namespace, &format!("without-{i}"), &rules);
-        house.builders = namespace.builder_by("default", &lacking, "replicas = 1\ntimeout = \"5s\"");
-        let doctor = house.run(&["doctor"]);
+        let lacking = account(&harness, &namespace, &format!("without-{i}"), &rules);
+        harness.builders = namespace.builder_by("default", &lacking, "replicas = 1\ntimeout = \"5s\"");
+        let doctor = harness.run(&["doctor"]);
         let said = text(&doctor);
         let resource_only = resource.split('/').next().unwrap();
         assert!(!doctor.status.success(), "{said}");
@@ -77,11 +77,11 @@ async fn each_verb_that_is_taken_away_is_named_by_doctor_and_by_the_job() {
         println!("without {verb} {resource}: {line}");
         assert!(line.contains("forbidden") || line.contains(resource_only), "{resource} {verb}: {said}");
 
-        let _worker = house.worker("");
-        let native = house.native("shop", &sha, &[house.image("web", &sha)]);
-        let jid = house.redis.push("default", "BuildJob", json!([native])).await;
-        let retry = async || house.redis.sorted_set("retry").await.into_iter().find(|(job, _)| job.contains(&jid));
-        house.until("the job is to be retried", async || retry().await.is_some()).await;
+        let _worker = harness.worker("");
+        let native = harness.native("shop", &sha, &[harness.image("web", &sha)]);
+        let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
+        let retry = async || harness.redis.sorted_set("retry").await.into_iter().find(|(job, _)| job.contains(&jid));
+        harness.until("the job is to be retried", async || retry().await.is_some()).await;
         let retry: Value = serde_json::from_str(&retry().await.unwrap().0).unwrap();
         let message = retry["error_message"].as_str().unwrap();
         println!("  the job: {message}");
@@ -91,33 +91,33 @@ async fn each_verb_that_is_taken_away_is_named_by_doctor_and_by_the_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_makes_the_builder_and_changes_it_needs_each_verb_and_no_other() {
-    let mut house = House::open();
-    let namespace = Namespace::of(&house);
-    let config = house.home.path().join("buildkitd.toml");
+    let mut harness = Harness::open();
+    let namespace = Namespace::of(&harness);
+    let config = harness.home.path().join("buildkitd.toml");
     std::fs::write(&config, "debug = true\n").unwrap();
     // Makes a builder, then changes it; what was refused.
     let mut bootstrap = |name: &str, account: PathBuf| {
         for (verb, n) in [("ensure", 1), ("apply", 2)] {
             let more = format!("replicas = {n}\nbuildkitd_config = \"{}\"", config.display());
-            house.builders = namespace.builder_by(name, &account, &more);
-            let output = house.run(&["builder", verb]);
+            harness.builders = namespace.builder_by(name, &account, &more);
+            let output = harness.run(&["builder", verb]);
             if !output.status.success() {
                 return Err(format!("{verb}: {}", text(&output)));
             }
         }
         Ok(())
     };
-    let house = House::open();
+    let harness = Harness::open();
     let verbs = manifests::rules("sidebake-bootstrap");
     for (i, (_, resource, verb)) in verbs.iter().enumerate() {
         let mut rules = verbs.clone();
         rules.remove(i);
-        let lacking = account(&house, &namespace, &format!("without-{i}"), &rules);
+        let lacking = account(&harness, &namespace, &format!("without-{i}"), &rules);
         let refused = bootstrap(&format!("b{i}"), lacking);
         println!("without {verb} {resource}: {refused:?}");
         let refused = refused.expect_err("the verb is in the Role, so something should need it");
         assert!(refused.contains(&format!("cannot {verb} resource \"{resource}\"")), "{refused}");
     }
-    let whole = account(&house, &namespace, "whole", &verbs);
+    let whole = account(&harness, &namespace, "whole", &verbs);
     bootstrap("default", whole).unwrap();
 }

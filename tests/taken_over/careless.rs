@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use git2::build::CheckoutBuilder;
 use git2::{Index, Oid, Repository};
 use serde_json::{Value, json};
-use sidebake::bake::{Bake, Configuration, Site};
+use sidebake::bake::{Bake, Configuration, Location};
 use sidebake::sandbox::Sockets;
 
 use crate::case::{CANARY, CONTENT, Case, hangs, is_locked, is_source, read, this};
@@ -195,7 +195,7 @@ fn buildx(case: &Case<'_>) -> bool {
 
 /// Runs docker-buildx once, in the product's sandbox but for what it may write.
 fn run(case: &Case<'_>, private: &Path) {
-    let mut site = Site {
+    let mut location = Location {
         builder: "default".into(),
         working_directory: "/".into(),
         configuration: Configuration::default(),
@@ -205,9 +205,9 @@ fn run(case: &Case<'_>, private: &Path) {
         is_watched: false,
         run: Default::default(),
     };
-    site.environment.insert("DOCKER_CONFIG".into(), private.join("docker").display().to_string());
+    location.environment.insert("DOCKER_CONFIG".into(), private.join("docker").display().to_string());
     let settings = case.settings();
-    let child = Bake::new(&settings).solve_child(&case.home, &case.home.join("secrets"), &site, private);
+    let child = Bake::new(&settings).solve_child(&case.home, &case.home.join("secrets"), &location, private);
     let mut command = child.command(&settings.buildx.binary).into_std();
     command.arg("bake");
     if case.attack.name == "print_leftover" {

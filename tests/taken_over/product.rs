@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sidebake::bake::{Bake, Definition, Goal, Order, Outcome, admit};
+use sidebake::bake::{Bake, BakeRequest, Definition, Goal, Outcome, admit};
 use sidebake::builder::Builders;
 use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFile, Sha, Trust};
 use sidebake::journal::Journal;
@@ -108,7 +108,7 @@ impl<'a> Worker<'a> {
                 let file = RepositoryFile { path: "compose.yaml".into(), naming: Naming::File };
                 let build = Build::new(repository(), Trust::Branch, Recipe::File(file));
                 // Under a link, buildx would show the lines of the file.
-                admit(&Order { build: &build, worktree: &tree, sha: None }).is_ok()
+                admit(&BakeRequest { build: &build, worktree: &tree, sha: None }).is_ok()
             }
             "claims_commit" => made.unwrap().sha.unwrap().to_string() != sha,
             // Killed for it, and not at its time limit.
@@ -176,8 +176,8 @@ impl<'a> Worker<'a> {
 
     async fn resolve(&self, job: &JobDirectory, tree: &Path) -> Definition {
         let build = self.build(job);
-        let order = Order { build: &build, worktree: tree, sha: None };
-        self.bake.resolve(&order, job, &CancellationToken::new()).await.unwrap()
+        let request = BakeRequest { build: &build, worktree: tree, sha: None };
+        self.bake.resolve(&request, job, &CancellationToken::new()).await.unwrap()
     }
 
     /// A build of one target, whose definition says what docker-buildx is to do.
@@ -205,7 +205,7 @@ impl<'a> Worker<'a> {
             let deadline = Instant::now() + Duration::from_secs(600);
             let goal = Goal { definition: &definition, targets: &targets, deadline };
             let stop = CancellationToken::new();
-            self.bake.solve(&build, goal, &place.site, &job, &self.journal, &stop).await.unwrap()
+            self.bake.solve(&build, goal, &place.location, &job, &self.journal, &stop).await.unwrap()
         };
         let outcome = solve().await;
         match case.attack.name {

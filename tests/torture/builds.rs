@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 use world::{Script, Step};
 
-use crate::afternoon::{Afternoon, CALLBACKS, Worker};
+use crate::harness::{CALLBACKS, Harness, Worker};
 use crate::{Verdict, story};
 
 const N_FAULTS: usize = 20;
@@ -19,13 +19,13 @@ const SETTINGS: &str = "lease.ttl = \"2s\"\nshutdown.timeout = \"1s\"\nredis.tim
 
 pub async fn run(seed: u64) -> Verdict {
     let mut random = StdRng::seed_from_u64(seed);
-    let afternoon = Afternoon::start();
-    let (_, sha) = afternoon.voting_app();
-    afternoon.builder.script_for_the_rest(Script::success(&["vote"]).after(vec![Step::WaitMs(1000)]));
-    let mut workers: Vec<Worker> = (0..3).map(|_| afternoon.worker(SETTINGS)).collect();
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]).after(vec![Step::WaitMs(1000)]));
+    let mut workers: Vec<Worker> = (0..3).map(|_| harness.worker(SETTINGS)).collect();
     for _ in 0..N_FAULTS {
         for _ in 0..N_BUILDS / N_FAULTS {
-            afternoon.redis.push("default", "BuildJob", json!([afternoon.native(&sha)])).await;
+            harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(50..600))).await;
         let i = random.random_range(0..workers.len());
@@ -40,31 +40,28 @@ pub async fn run(seed: u64) -> Verdict {
             }
         }
         workers[i].ended().await;
-        workers[i] = afternoon.worker(SETTINGS);
+        workers[i] = harness.worker(SETTINGS);
     }
     let started = Instant::now();
     let mut n_finished = 0;
     while n_finished < N_BUILDS && started.elapsed() < Duration::from_secs(90) {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        n_finished = afternoon.redis.queue(CALLBACKS).await.len();
+        n_finished = harness.redis.queue(CALLBACKS).await.len();
     }
-    let left = story::left(&afternoon.redis).await;
+    let left = story::left(&harness.redis).await;
     for mut worker in workers {
         worker.signal("TERM");
         worker.ended().await;
     }
     // What a killed worker left goes with the next start on the machine.
-    let mut last = afternoon.worker(SETTINGS);
+    let mut last = harness.worker(SETTINGS);
     tokio::time::sleep(Duration::from_secs(1)).await;
     last.signal("TERM");
     last.ended().await;
 
-    println!(
-        "  {N_BUILDS} builds, {N_FAULTS} faults: {n_finished} finished in {} runs",
-        afternoon.builder.runs().len()
-    );
+    println!("  {N_BUILDS} builds, {N_FAULTS} faults: {n_finished} finished in {} runs", harness.builder.runs().len());
     let mut wrong = Vec::new();
-    let reports: Vec<Value> = afternoon.callbacks(n_finished).await;
+    let reports: Vec<Value> = harness.callbacks(n_finished).await;
     let bad: Vec<&Value> = reports.iter().filter(|report| report["status"] != "succeeded").collect();
     if n_finished != N_BUILDS {
         wrong.push(format!("{n_finished} of {N_BUILDS} builds were finished; {left:?}"));
@@ -72,17 +69,17 @@ pub async fn run(seed: u64) -> Verdict {
     if let Some(report) = bad.first() {
         wrong.push(format!("a build has failed: {report}"));
     }
-    if afternoon.builder.running() != 0 {
-        wrong.push(format!("{} builds still run", afternoon.builder.running()));
+    if harness.builder.running() != 0 {
+        wrong.push(format!("{} builds still run", harness.builder.running()));
     }
-    let left = processes_of(afternoon.home.path());
+    let left = processes_of(harness.home.path());
     if !left.is_empty() {
         wrong.push(format!("processes are left: {left:?}"));
     }
-    if !afternoon.job_directories().is_empty() {
-        wrong.push(format!("directories are left: {:?}", afternoon.job_directories()));
+    if !harness.job_directories().is_empty() {
+        wrong.push(format!("directories are left: {:?}", harness.job_directories()));
     }
-    let state = afternoon.home.path().join("state");
+    let state = harness.home.path().join("state");
     let run: Vec<_> = std::fs::read_dir(state.join("run")).unwrap().flatten().map(|entry| entry.path()).collect();
     if !run.is_empty() {
         wrong.push(format!("files of processes are left: {run:?}"));

@@ -23,14 +23,14 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
-#[allow(dead_code, reason = "shared with another suite, which uses more of it")]
-#[path = "../it/afternoon.rs"]
-mod afternoon;
 mod audit;
 mod builds;
 mod culprits;
 mod faults;
 mod fleet;
+#[allow(dead_code, reason = "shared with another suite, which uses more of it")]
+#[path = "../it/harness.rs"]
+mod harness;
 mod jobs;
 mod leftovers;
 mod look;

@@ -20,7 +20,7 @@ use crate::story::Story;
 
 /// Those that run one after the other, each list beside the others.
 const LANES: [&[Without]; 4] = [
-    &[Without::Reconcile, Without::Order],
+    &[Without::Reconcile, Without::BakeRequest],
     &[Without::Fence, Without::Resend],
     &[Without::Incarnation, Without::Text],
     &[Without::Blame],
@@ -40,7 +40,7 @@ pub enum Without {
     /// The in-flight hash is not compared with what runs.
     Reconcile,
     /// Entries are removed before they are written elsewhere.
-    Order,
+    BakeRequest,
     /// Recovery counts everything in flight as what has crashed the worker.
     Blame,
 }
@@ -76,7 +76,7 @@ impl Without {
                 for i = 1, #tokens do slots[i] = false end",
             )],
             Self::Reconcile => Vec::new(),
-            Self::Order => vec![
+            Self::BakeRequest => vec![
                 (
                     RECOVER,
                     "redis.call('RPUSH', list, text)\n    redis.call('HDEL', KEYS[4], ARGV[i])",
@@ -104,7 +104,7 @@ impl Without {
             // The worker is cut off for longer than its lease lasts.
             Self::Text | Self::Incarnation | Self::Reconcile => vec![Kind::HeldRenewal],
             Self::Resend => vec![Kind::LostReplies],
-            Self::Order => vec![Kind::RefusedCommand],
+            Self::BakeRequest => vec![Kind::RefusedCommand],
             Self::Blame => vec![Kind::Kill],
         }
     }
@@ -115,7 +115,7 @@ impl Without {
             Self::Fence => &["settled twice"],
             Self::Text => &["jobs were settled twice", "jobs were never finished"],
             Self::Incarnation => &["tokens were used twice"],
-            Self::Resend | Self::Order => &["jobs were never finished"],
+            Self::Resend | Self::BakeRequest => &["jobs were never finished"],
             // It runs on, or its worker has never heard of it.
             Self::Reconcile => &["on a worker that had lost it", "stuck: sidebake:inflight:"],
             Self::Blame => &["healthy jobs were declared poison"],
@@ -138,7 +138,7 @@ impl Without {
             mutant: Some(self),
         };
         match self {
-            Self::Fence | Self::Order => whole,
+            Self::Fence | Self::BakeRequest => whole,
             // More jobs than the workers have slots for, so that there is one for every turn, late ones too.
             Self::Text | Self::Incarnation => Story { n_jobs: 700, n_long: 10, n_faults: 12, ..whole },
             // Long jobs, that are hit again and again.

@@ -115,7 +115,7 @@ impl Rules<'_> {
 
     /// Sets the arguments that are the worker's.
     pub(super) fn settle_arguments(&mut self, target: &mut Map<String, Value>) {
-        let build = self.order.build;
+        let build = self.request.build;
         let namespace = format!("{}/{}", build.repository, build.trust.name());
         let ours = [(FRONTEND, self.grants.policy.frontend.clone()), (CACHE_NAMESPACE, Some(namespace))];
         let mut arguments = target.remove("args").and_then(|value| value.as_object().cloned()).unwrap_or_default();

@@ -15,12 +15,12 @@ impl Rules<'_> {
     /// Settles `attest`, after `output`.
     pub(super) fn settle_attestations(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
         let theirs = self.attestations(target.remove("attest"))?;
-        let is_file = repository_file(self.order).is_some();
+        let is_file = repository_file(self.request).is_some();
         let leaves_nothing = target.get("output").is_some_and(|output| list(output).iter().all(is_cache_only));
         let mut settled = Vec::new();
         for attestation in Attestation::ALL {
             let configured = self.limits.asked(attestation);
-            let ours = self.order.build.asked(attestation).unwrap_or(configured);
+            let ours = self.request.build.asked(attestation).unwrap_or(configured);
             let theirs = theirs.get(&attestation);
             let asked = match theirs {
                 Some(theirs) if !is_file => theirs,

@@ -116,7 +116,7 @@ impl Rules<'_> {
 
     /// Where a path leads by the links of the worktree. Nothing outside of it is looked at.
     fn resolve(&self, path: &str, file: &Path) -> Result<Place, Refusal> {
-        let root = self.order.worktree;
+        let root = self.request.worktree;
         let Ok(relative) = file.strip_prefix(root) else { return Ok(Place::Outside) };
         let directory = Directory::open(root)
             .map_err(|error| Refusal::new(path, format!("the worktree cannot be read: {error}")))?;

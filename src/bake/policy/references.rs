@@ -17,7 +17,7 @@ const NO_CACHE_OF_FORKS: &str = "a fork's build writes no cache";
 impl Rules<'_> {
     /// Settles tags, caches and outputs of a target.
     pub(super) fn settle_references(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
-        let is_file = repository_file(self.order).is_some();
+        let is_file = repository_file(self.request).is_some();
         let output = target.remove("output").unwrap_or_default();
         if !is_empty(&output) && !is_file {
             self.check_outputs(&output)?;
@@ -40,7 +40,7 @@ impl Rules<'_> {
         }
         if leaves_nothing {
             target.insert("output".into(), json!([{"type": "cacheonly"}]));
-        } else if self.order.build.push {
+        } else if self.request.build.push {
             if target.get("tags").is_none_or(is_empty) {
                 let message = match is_file && self.grants.is_fork() {
                     true => "a fork's build pushes only what the job names",
@@ -77,7 +77,7 @@ impl Rules<'_> {
 
     /// Why a cache that the definition itself writes is left out, if it is.
     pub(super) fn why_no_own_cache(&self) -> Option<&'static str> {
-        let of_file = repository_file(self.order).map(|_| CACHES_OF_WORKER);
+        let of_file = repository_file(self.request).map(|_| CACHES_OF_WORKER);
         if self.grants.is_fork() { Some(NO_CACHE_OF_FORKS) } else { of_file }
     }
 

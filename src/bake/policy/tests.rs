@@ -7,15 +7,15 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::job::{Asked, Build, Repository, Trust};
 
-/// Polices one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
-fn police_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
+/// Validates one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
+fn validate_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
     police_as(Trust::Branch, target, is_repositorys)
 }
 
 fn police_as(trust: Trust, target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
     let accounts = settings::Accounts::default();
-    let policed = police_all(&accounts, trust, false, json!({"t": target}), is_repositorys)?;
-    Ok(policed.targets["t"].clone())
+    let validated = police_all(&accounts, trust, false, json!({"t": target}), is_repositorys)?;
+    Ok(validated.targets["t"].clone())
 }
 
 fn police_all(
@@ -24,7 +24,7 @@ fn police_all(
     push: bool,
     targets: Value,
     is_repositorys: bool,
-) -> Result<Policed, String> {
+) -> Result<Validated, String> {
     let worktree = worktree();
     let build = Build { push, ..build(trust, is_repositorys) };
     police_in(worktree.path(), accounts, &build, targets)
@@ -50,22 +50,27 @@ fn build(trust: Trust, is_repositorys: bool) -> Build {
     Build::new(Repository::parse("acme/app").expect("a repository"), trust, recipe)
 }
 
-fn police_in(worktree: &Path, accounts: &settings::Accounts, build: &Build, targets: Value) -> Result<Policed, String> {
-    let order = Order { build, worktree, sha: None };
+fn police_in(
+    worktree: &Path,
+    accounts: &settings::Accounts,
+    build: &Build,
+    targets: Value,
+) -> Result<Validated, String> {
+    let request = BakeRequest { build, worktree, sha: None };
     let targets: Targets = serde_json::from_value(targets).expect("a target is an object");
-    let (grants, limits) = (Grants::new(accounts, &order), settings::Bake::default());
-    let policed = police(targets, &order, &grants, &limits, Path::new("/secrets"));
-    policed.map_err(|refusal| refusal.to_string())
+    let (grants, limits) = (Grants::new(accounts, &request), settings::Bake::default());
+    let validated = validate(targets, &request, &grants, &limits, Path::new("/secrets"));
+    validated.map_err(|refusal| refusal.to_string())
 }
 
 fn refused(target: Value) -> String {
-    police_target(target, false).expect_err("refused")
+    validate_target(target, false).expect_err("refused")
 }
 
 #[test]
 fn a_context_inside_the_worktree_becomes_absolute() {
-    let policed = police_target(json!({"context": "./app", "dockerfile": "Dockerfile"}), false).expect("allowed");
-    let context = policed["context"].as_str().expect("text");
+    let validated = validate_target(json!({"context": "./app", "dockerfile": "Dockerfile"}), false).expect("allowed");
+    let context = validated["context"].as_str().expect("text");
     assert!(context.starts_with('/') && context.ends_with("/app"), "{context}");
 }
 
@@ -84,7 +89,7 @@ fn what_reaches_out_of_the_worktree_is_refused_with_its_path() {
         let message = refused(json!({"context": "app", "dockerfile": missing}));
         assert!(message.contains("outside of the repository"), "{message}");
     }
-    assert!(police_target(json!({"context": "app", "dockerfile": "docker/Dockerfile"}), false).is_ok());
+    assert!(validate_target(json!({"context": "app", "dockerfile": "docker/Dockerfile"}), false).is_ok());
     assert!(refused(json!({"context": "app", "dockerfile": "Linked"})).contains("outside of the repository"));
     // Followed it is app/decoy; buildx folds it as text, and would read beside the worktree.
     let folded = refused(json!({"context": ".", "dockerfile": "deep/../../../decoy"}));
@@ -123,7 +128,7 @@ fn a_name_for_what_is_no_address_is_refused_with_its_path() {
         ("a=", Value::Null),
     ] {
         let target = json!({"context": "app", "extra-hosts": {name: addresses}});
-        assert!(police_target(target, true).is_ok(), "{name} {addresses}");
+        assert!(validate_target(target, true).is_ok(), "{name} {addresses}");
     }
     for (name, addresses) in [
         ("foo", json!("code = Unavailable")),
@@ -149,7 +154,7 @@ fn a_name_for_what_is_no_address_is_refused_with_its_path() {
 fn an_argument_that_buildkit_reads_as_a_boolean_is_one() {
     let target = |value: &str| json!({"context": "app", "args": {"BUILDKIT_MULTI_PLATFORM": value}});
     for value in ["1", "true", "F"] {
-        assert!(police_target(target(value), true).is_ok(), "{value}");
+        assert!(validate_target(target(value), true).is_ok(), "{value}");
     }
     for value in ["", "yes", "x: no space left on device"] {
         assert!(refused(target(value)).starts_with("target.t.args.BUILDKIT_MULTI_PLATFORM: "), "{value}");
@@ -170,11 +175,11 @@ fn what_the_repository_may_not_name_is_replaced() {
         "cache-to": [{"type": "registry", "ref": "x"}], "output": [{"type": "registry", "name": "x"}],
         "args": {"BUILDKIT_CACHE_MOUNT_NS": "another's"}
     });
-    let policed = police_target(target, true).expect("allowed");
-    assert_eq!(policed.keys().collect::<Vec<_>>(), ["context", "args"]);
-    assert_eq!(policed["args"], json!({"BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
+    let validated = validate_target(target, true).expect("allowed");
+    assert_eq!(validated.keys().collect::<Vec<_>>(), ["context", "args"]);
+    assert_eq!(validated["args"], json!({"BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
     let local = json!({"context": "app", "output": [{"type": "local", "dest": "/tmp/x"}]});
-    assert_eq!(police_target(local, true).expect("allowed")["output"], json!([{"type": "cacheonly"}]));
+    assert_eq!(validate_target(local, true).expect("allowed")["output"], json!([{"type": "cacheonly"}]));
 }
 
 #[test]
@@ -183,21 +188,21 @@ fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
     let tagged = settings::Accounts { tags: names("r"), ..settings::Accounts::default() };
     let mut cached = settings::Accounts::default();
     cached.cache.to = names("type=registry,ref=r");
-    let police = |accounts, push, targets: &Value, is_repositorys| {
+    let validate = |accounts, push, targets: &Value, is_repositorys| {
         police_all(accounts, Trust::Branch, push, targets.clone(), is_repositorys).map(drop)
     };
     let target = json!({"context": "app", "tags": ["x"]});
     let two = json!({"Api": target, "api": target});
     let message = "r/app/api is that of target.Api as well: the last one wins";
-    assert_eq!(police(&tagged, true, &two, true), Err(format!("target.api.tags: {message}")));
-    assert_eq!(police(&tagged, false, &two, true), Ok(()), "nothing is pushed");
-    assert_eq!(police(&tagged, true, &two, false), Ok(()), "the platform's own");
+    assert_eq!(validate(&tagged, true, &two, true), Err(format!("target.api.tags: {message}")));
+    assert_eq!(validate(&tagged, false, &two, true), Ok(()), "nothing is pushed");
+    assert_eq!(validate(&tagged, true, &two, false), Ok(()), "the platform's own");
     for is_repositorys in [true, false] {
-        let refused = police(&cached, false, &two, is_repositorys);
+        let refused = validate(&cached, false, &two, is_repositorys);
         assert_eq!(refused, Err(format!("target.api.cache-to: {message}")));
     }
     let unlike = json!({"Api": target, "web": target, "api": {"context": "app", "output": [{"type": "cacheonly"}]}});
-    assert_eq!(police(&tagged, true, &unlike, true), Ok(()), "the third is nobody's image");
+    assert_eq!(validate(&tagged, true, &unlike, true), Ok(()), "the third is nobody's image");
 }
 
 #[test]
@@ -207,8 +212,8 @@ fn a_repository_chooses_its_frontend_unless_it_is_pinned_also_for_a_fork() {
     let target = json!({"t": {"context": "app", "args": {"BUILDKIT_SYNTAX": "theirs"}}});
     for (accounts, expected) in [(settings::Accounts::default(), "theirs"), (pinned, "ours")] {
         for trust in [Trust::Branch, Trust::Fork] {
-            let policed = police_all(&accounts, trust, false, target.clone(), true).expect("allowed");
-            assert_eq!(policed.targets["t"]["args"]["BUILDKIT_SYNTAX"], expected, "{trust:?}");
+            let validated = police_all(&accounts, trust, false, target.clone(), true).expect("allowed");
+            assert_eq!(validated.targets["t"]["args"]["BUILDKIT_SYNTAX"], expected, "{trust:?}");
         }
     }
 }
@@ -239,22 +244,22 @@ fn an_argument_that_stands_for_a_field_is_judged_as_that_field() {
 #[test]
 fn an_inline_cache_is_a_cache_that_a_fork_does_not_write() {
     let target = json!({"context": "app", "args": {"BUILDKIT_INLINE_CACHE": "T", "A": "1"}});
-    let policed = police_as(Trust::Branch, target.clone(), false).expect("allowed");
-    assert_eq!(policed["cache-to"], json!([{"type": "inline"}]));
-    assert_eq!(policed["args"], json!({"A": "1", "BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
+    let validated = police_as(Trust::Branch, target.clone(), false).expect("allowed");
+    assert_eq!(validated["cache-to"], json!([{"type": "inline"}]));
+    assert_eq!(validated["args"], json!({"A": "1", "BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
     for (trust, is_repositorys) in [(Trust::Fork, false), (Trust::Fork, true), (Trust::Branch, true)] {
         let all = json!({"t": target});
-        let policed = police_all(&settings::Accounts::default(), trust, false, all, is_repositorys).expect("allowed");
-        assert!(!policed.targets["t"].contains_key("cache-to"));
-        assert!(!policed.targets["t"]["args"].to_string().contains("INLINE"), "{:#?}", policed.targets);
-        assert!(policed.notices[0].starts_with("target.t.args.BUILDKIT_INLINE_CACHE: "), "{:?}", policed.notices);
+        let validated = police_all(&settings::Accounts::default(), trust, false, all, is_repositorys).expect("allowed");
+        assert!(!validated.targets["t"].contains_key("cache-to"));
+        assert!(!validated.targets["t"]["args"].to_string().contains("INLINE"), "{:#?}", validated.targets);
+        assert!(validated.notices[0].starts_with("target.t.args.BUILDKIT_INLINE_CACHE: "), "{:?}", validated.notices);
     }
 }
 
 #[test]
 fn two_spellings_of_one_place_are_one_place() {
     let names = |name: &str| vec![settings::Pattern::new(name)];
-    let police = |accounts: &settings::Accounts, push, targets: Value, is_repositorys| {
+    let validate = |accounts: &settings::Accounts, push, targets: Value, is_repositorys| {
         police_all(accounts, Trust::Branch, push, targets, is_repositorys).map(drop)
     };
     let cache = |place: &str| json!({"context": "app", "cache-to": [{"type": "registry", "ref": place}]});
@@ -264,32 +269,32 @@ fn two_spellings_of_one_place_are_one_place() {
         ("R.Example/x:1", "r.example:443/x:1"),
     ] {
         let two = json!({"a": cache(one), "b": cache(other)});
-        let message = police(&settings::Accounts::default(), false, two, false).expect_err(one);
+        let message = validate(&settings::Accounts::default(), false, two, false).expect_err(one);
         assert!(message.contains("target.b.cache-to: "), "{message}");
     }
     let image_and_cache = json!({"a": {"context": "app", "tags": ["r.example/x"]}, "b": cache("R.example/x:latest")});
-    assert!(police(&settings::Accounts::default(), false, image_and_cache, false).is_err());
+    assert!(validate(&settings::Accounts::default(), false, image_and_cache, false).is_err());
     let tagged = settings::Accounts { tags: names("R.example/{target}"), ..settings::Accounts::default() };
     let two = json!({"api": {"context": "app"}, "API": {"context": "app"}});
-    assert!(police(&tagged, true, two, true).is_err());
+    assert!(validate(&tagged, true, two, true).is_err());
 }
 
 #[test]
 fn a_named_context_in_place_of_the_pinned_frontend_is_refused() {
     let pinned = settings::Policy { frontend: Some("docker/dockerfile:1".into()), ..settings::Policy::default() };
     let pinned = settings::Accounts { policy: pinned, ..settings::Accounts::default() };
-    let police = |accounts: &settings::Accounts, name: &str| {
+    let validate = |accounts: &settings::Accounts, name: &str| {
         let target = json!({"t": {"context": "app", "contexts": {name: "docker-image://evil/frontend"}}});
         police_all(accounts, Trust::Branch, false, target, true).map(drop)
     };
     for name in ["docker/dockerfile:1", "docker.io/docker/dockerfile:1", "docker/dockerfile:1::linux/amd64"] {
-        let message = police(&pinned, name).expect_err(name);
+        let message = validate(&pinned, name).expect_err(name);
         assert!(message.starts_with(&format!("target.t.contexts.{name}: ")), "{message}");
     }
-    assert_eq!(police(&pinned, "docker/dockerfile:2"), Ok(()));
+    assert_eq!(validate(&pinned, "docker/dockerfile:2"), Ok(()));
     // To a frontend it would be the context "base" with another value.
     for name in ["base=docker-image://evil", "a\nb", ""] {
-        assert!(police(&settings::Accounts::default(), name).is_err(), "{name}");
+        assert!(validate(&settings::Accounts::default(), name).is_err(), "{name}");
     }
 }
 
@@ -297,10 +302,12 @@ fn a_named_context_in_place_of_the_pinned_frontend_is_refused() {
 fn a_path_from_the_working_directory_is_checked_like_any_other() {
     let target =
         json!({"context": "cwd://app", "dockerfile": "cwd://app/Dockerfile", "contexts": {"s": "cwd://app/a"}});
-    let policed = police_target(target, true).expect("allowed");
+    let validated = validate_target(target, true).expect("allowed");
     let text = |value: &Value| value.as_str().expect("text").to_owned();
-    assert!(text(&policed["context"]).ends_with("/app") && text(&policed["contexts"]["s"]).ends_with("/app/a"));
-    assert!(text(&policed["dockerfile"]).starts_with('/') && text(&policed["dockerfile"]).ends_with("/app/Dockerfile"));
+    assert!(text(&validated["context"]).ends_with("/app") && text(&validated["contexts"]["s"]).ends_with("/app/a"));
+    assert!(
+        text(&validated["dockerfile"]).starts_with('/') && text(&validated["dockerfile"]).ends_with("/app/Dockerfile")
+    );
     for outside in ["cwd://..", "cwd:///etc", "cwd://out", "cwd://app/../.."] {
         assert!(refused(json!({"context": outside})).starts_with("target.t.context: "), "{outside}");
         assert!(refused(json!({"context": "app", "dockerfile": outside})).starts_with("target.t.dockerfile: "));
@@ -310,11 +317,12 @@ fn a_path_from_the_working_directory_is_checked_like_any_other() {
 /// What is attested of a target with these fields.
 fn attested(limits: &settings::Bake, build: &Build, target: Value) -> (Value, Vec<String>) {
     let worktree = worktree();
-    let (accounts, order) = (settings::Accounts::default(), Order { build, worktree: worktree.path(), sha: None });
+    let (accounts, request) =
+        (settings::Accounts::default(), BakeRequest { build, worktree: worktree.path(), sha: None });
     let targets: Targets = serde_json::from_value(json!({"t": target})).expect("a target is an object");
-    let policed = police(targets, &order, &Grants::new(&accounts, &order), limits, Path::new("/secrets"));
-    let policed = policed.expect("allowed");
-    (policed.targets["t"].get("attest").cloned().unwrap_or_default(), policed.notices)
+    let validated = validate(targets, &request, &Grants::new(&accounts, &request), limits, Path::new("/secrets"));
+    let validated = validated.expect("allowed");
+    (validated.targets["t"].get("attest").cloned().unwrap_or_default(), validated.notices)
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sidebake::bake::{Bake, Child, Order, admit};
+use sidebake::bake::{Bake, BakeRequest, Child, admit};
 use sidebake::builder::Builders;
 use sidebake::job::{Build, BuildJob, Recipe, Trust};
 use sidebake::reason::{HasReason, Reason};
@@ -32,7 +32,7 @@ const TOO_MUCH: u64 = 16 << 20;
 pub enum Wall {
     /// None: docker-buildx as a careless worker runs it.
     None,
-    /// What is admitted to `--print`, and what of it is policed; then run as carelessly.
+    /// What is admitted to `--print`, and what of it is validated; then run as carelessly.
     Policy,
     /// An environment made from nothing.
     Environment,
@@ -92,9 +92,9 @@ impl<'a> Range<'a> {
 impl Run<'_> {
     /// Returns why nothing was run, when nothing was.
     async fn behind(&mut self, wall: Wall) -> Option<String> {
-        let order = Order { build: &self.build, worktree: &self.tree, sha: None };
+        let request = BakeRequest { build: &self.build, worktree: &self.tree, sha: None };
         if wall == Wall::Policy
-            && let Err(refused) = admit(&order)
+            && let Err(refused) = admit(&request)
         {
             return Some(refused.to_string());
         }
@@ -110,7 +110,7 @@ impl Run<'_> {
         let private = self.directory.subdirectory("print").unwrap();
         make(&private);
         let child =
-            self.range.bake.print_child(&Order { build: &self.build, worktree: &self.tree, sha: None }, &private);
+            self.range.bake.print_child(&BakeRequest { build: &self.build, worktree: &self.tree, sha: None }, &private);
         let arguments = ["bake", "--print", "--progress", "quiet", "--file", &file].map(str::to_owned);
         let printed = self.finish(self.command(wall, &child, &private), &arguments, &folder, None);
         let mut input = None;
@@ -119,10 +119,10 @@ impl Run<'_> {
             if printed.is_empty() {
                 return Some("it is not printed".into());
             }
-            let order = Order { build: &self.build, worktree: &self.tree, sha: None };
+            let request = BakeRequest { build: &self.build, worktree: &self.tree, sha: None };
             self.is_refused_to_the_platform(&printed).await;
             self.is_allowed_to_a_branch(&printed).await;
-            match self.range.bake.police(&printed, &order, &self.directory).await {
+            match self.range.bake.validate(&printed, &request, &self.directory).await {
                 Ok(definition) => {
                     targets.extend(definition.names());
                     input = Some(definition.text);
@@ -141,7 +141,7 @@ impl Run<'_> {
         fs::create_dir_all(&docker).unwrap();
         fs::write(docker.join("config.json"), self.trap.credentials()).unwrap();
         let secrets = self.directory.join("secrets");
-        let child = self.range.bake.solve_child(&self.tree, &secrets, &place.site, &private);
+        let child = self.range.bake.solve_child(&self.tree, &secrets, &place.location, &private);
         let file = if input.is_some() { "-".to_owned() } else { file };
         let mut arguments = vec!["bake".into(), "--progress".into(), "rawjson".into(), "--file".into(), file];
         if !self.fixture.has_outputs {
@@ -159,8 +159,8 @@ impl Run<'_> {
             return;
         }
         let build = Build { recipe: Recipe::Inline("{}".into()), ..self.build.clone() };
-        let order = Order { build: &build, worktree: &self.tree, sha: None };
-        let refused = self.range.bake.police(printed, &order, &self.directory).await;
+        let request = BakeRequest { build: &build, worktree: &self.tree, sha: None };
+        let refused = self.range.bake.validate(printed, &request, &self.directory).await;
         let is_policy = matches!(&refused, Err(error) if error.reason() == Some(Reason::PolicyRefused));
         assert!(is_policy, "{}, as the platform's own: {refused:?}", self.fixture.name);
     }
@@ -169,8 +169,8 @@ impl Run<'_> {
     async fn is_allowed_to_a_branch(&self, printed: &[u8]) {
         if self.fixture.is_forks {
             let build = Build { trust: Trust::Branch, ..self.build.clone() };
-            let order = Order { build: &build, worktree: &self.tree, sha: None };
-            let allowed = self.range.bake.police(printed, &order, &self.directory).await;
+            let request = BakeRequest { build: &build, worktree: &self.tree, sha: None };
+            let allowed = self.range.bake.validate(printed, &request, &self.directory).await;
             assert!(allowed.is_ok(), "{}, as a branch's: {allowed:?}", self.fixture.name);
         }
     }

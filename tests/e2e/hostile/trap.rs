@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use crate::bell::Bell;
+use crate::canary_port::CanaryPort;
 use crate::engine::Engine;
 use crate::registry;
 
@@ -51,8 +51,8 @@ pub struct Trap {
     outside: PathBuf,
     /// By path: what was there before.
     before: BTreeMap<PathBuf, Vec<u8>>,
-    bell: Bell,
-    registry: Bell,
+    canary_port: CanaryPort,
+    registry: CanaryPort,
     _agent: Option<UnixListener>,
     words: BTreeMap<&'static str, String>,
     canaries: Vec<String>,
@@ -97,13 +97,13 @@ impl Trap {
             let times = FileTimes::new().set_accessed(long_ago());
             let _ = File::options().write(true).open(path).and_then(|file| file.set_times(times));
         }
-        let bell = Bell::asking_for_a_password();
-        let registry = Bell::sending_to(bell.port);
+        let canary_port = CanaryPort::asking_for_a_password();
+        let registry = CanaryPort::sending_to(canary_port.port);
         let words = BTreeMap::from([
             ("OUTSIDE", outside.display().to_string()),
             ("UP", "../".repeat(20)),
-            ("BELL", format!("127.0.0.1:{}", bell.port)),
-            ("BELL_PORT", bell.port.to_string()),
+            ("BELL", format!("127.0.0.1:{}", canary_port.port)),
+            ("BELL_PORT", canary_port.port.to_string()),
             ("EVIL_REGISTRY", format!("127.0.0.1:{}", registry.port)),
             ("FOREIGN", format!("{}/{nonce}/foreign:1", engine.registry)),
             ("BASE", engine.base_image.clone()),
@@ -111,7 +111,16 @@ impl Trap {
             ("NONCE", nonce.clone()),
             ("VARIABLE", format!("CANARY_{}", nonce.replace('-', "_"))),
         ]);
-        Self { home, outside, before, bell, registry, _agent: listener, words, canaries: vec![file, variable, mark] }
+        Self {
+            home,
+            outside,
+            before,
+            canary_port,
+            registry,
+            _agent: listener,
+            words,
+            canaries: vec![file, variable, mark],
+        }
     }
 
     /// A fixture's text, with `@WORD@` for what this trap has.
@@ -142,13 +151,14 @@ impl Trap {
         if snapshot(&self.outside) != self.before {
             harms.insert(Harm::Wrote);
         }
-        if self.bell.rung() > 0 {
+        if self.canary_port.n_connections() > 0 {
             harms.insert(Harm::Rang);
         }
         if registry::digest(&self.words["FOREIGN"]).await.is_some() {
             harms.insert(Harm::Pushed);
         }
-        let all = [said.to_vec(), decoded(said), decoded(&self.bell.heard()), decoded(&self.registry.heard())].concat();
+        let all = [said.to_vec(), decoded(said), decoded(&self.canary_port.heard()), decoded(&self.registry.heard())]
+            .concat();
         let all = String::from_utf8_lossy(&all);
         let canaries = self.canaries.iter().map(String::as_str).chain(more_canaries.iter().copied());
         if canaries.into_iter().any(|canary| all.contains(canary)) {

@@ -181,15 +181,15 @@ fn what_means_the_same_gets_the_same_verdict() {
     let accounts = settings::Accounts { policy: pinned, ..settings::Accounts::default() };
     let worktree = worktree();
     let verdict = |targets: &Value, build: &Build| {
-        let policed = police_in(worktree.path(), &accounts, build, targets.clone());
+        let validated = police_in(worktree.path(), &accounts, build, targets.clone());
         // Texts that are kept as they were written are left out.
-        let meant = |policed: Policed| {
-            policed.targets.into_values().map(|mut target| {
+        let meant = |validated: Validated| {
+            validated.targets.into_values().map(|mut target| {
                 target.remove("tags");
                 target
             })
         };
-        policed.map(|policed| meant(policed).collect::<Vec<_>>()).map_err(|_| "refused")
+        validated.map(|validated| meant(validated).collect::<Vec<_>>()).map_err(|_| "refused")
     };
     for meaning in [of_arguments(), of_attestations(), of_references(), of_paths()].into_iter().flatten() {
         let trust = select(&[Trust::Protected, Trust::Branch, Trust::Fork][..]);

@@ -1,4 +1,4 @@
-//! A house for one test: Redis, GitHub, a git host and workers, around the engine that all tests share: a Docker engine
+//! A harness for one test: Redis, GitHub, a git host and workers, around the engine that all tests share: a Docker engine
 //! here, a cluster in `tests/kubernetes`.
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub const PATIENCE: Duration = Duration::from_secs(600);
 /// The queue on which callbacks arrive.
 pub const CALLBACKS: &str = "callbacks";
 
-pub struct House {
+pub struct Harness {
     pub redis: Redis,
     pub github: GitHub,
     pub git: GitHost,
@@ -34,7 +34,7 @@ pub struct Worker {
     child: Child,
 }
 
-impl House {
+impl Harness {
     pub fn open() -> Self {
         let engine = engine();
         let github = GitHub::start();

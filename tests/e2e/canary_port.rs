@@ -7,20 +7,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A port that counts who comes, and tells everybody the same.
-pub struct Bell {
+pub struct CanaryPort {
     pub port: u16,
-    rung: Arc<AtomicUsize>,
+    n_connections: Arc<AtomicUsize>,
     heard: Arc<Mutex<Vec<u8>>>,
 }
 
-impl Bell {
+impl CanaryPort {
     pub fn answering(words: String) -> Self {
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
-        let bell = Self { port: door.local_addr().unwrap().port(), rung: Arc::default(), heard: Arc::default() };
-        let (rung, heard) = (bell.rung.clone(), bell.heard.clone());
+        let canary_port =
+            Self { port: door.local_addr().unwrap().port(), n_connections: Arc::default(), heard: Arc::default() };
+        let (n_connections, heard) = (canary_port.n_connections.clone(), canary_port.heard.clone());
         std::thread::spawn(move || {
             for mut visitor in door.incoming().flatten() {
-                rung.fetch_add(1, Ordering::SeqCst);
+                n_connections.fetch_add(1, Ordering::SeqCst);
                 // One that waits to be spoken to must not keep the others waiting.
                 let _ = visitor.set_read_timeout(Some(Duration::from_secs(1)));
                 let mut words_of_theirs = [0; 4096];
@@ -30,7 +31,7 @@ impl Bell {
                 let _ = visitor.write_all(words.as_bytes());
             }
         });
-        bell
+        canary_port
     }
 
     /// One that says it must know who comes.
@@ -53,8 +54,8 @@ impl Bell {
         ))
     }
 
-    pub fn rung(&self) -> usize {
-        self.rung.load(Ordering::SeqCst)
+    pub fn n_connections(&self) -> usize {
+        self.n_connections.load(Ordering::SeqCst)
     }
 
     /// The first words of everybody.

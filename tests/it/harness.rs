@@ -22,7 +22,7 @@ pub fn client(url: &str) -> sidebake::redis::Redis {
     sidebake::redis::Redis::new(&settings).unwrap()
 }
 
-pub struct Afternoon {
+pub struct Harness {
     pub redis: Redis,
     pub github: GitHub,
     pub git: GitHost,
@@ -37,7 +37,7 @@ pub struct Worker {
     log: PathBuf,
 }
 
-impl Afternoon {
+impl Harness {
     pub fn start() -> Self {
         let github = GitHub::start();
         let git = GitHost::start(github.tokens());
