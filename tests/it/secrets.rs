@@ -65,7 +65,7 @@ async fn of_16_accounts_at_once_each_build_has_its_own_secrets_and_credentials()
     for report in afternoon.callbacks(16).await {
         assert_eq!(report["status"], "succeeded", "{report:#}");
     }
-    assert!(afternoon.builder.most_at_once() >= 4, "{} at once", afternoon.builder.most_at_once());
+    assert!(afternoon.builder.most_at_once() >= 2, "{} at once", afternoon.builder.most_at_once());
     let mut seen = BTreeMap::new();
     for run in afternoon.builder.runs() {
         // The working directory ends with account, owner and name.
