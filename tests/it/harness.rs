@@ -11,7 +11,10 @@ use sidebake::settings::{self, Settings};
 use world::{Builder, GitHost, GitHub, Rails, Redis, Repository, wait_for_within};
 
 /// How long anything may take on a busy machine before a test gives up.
-pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
+
+/// Held by a test that keeps a processor busy for seconds: several at once starve all others.
+pub static HEAVY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The queue on which the callbacks of a test arrive.
 pub const CALLBACKS: &str = "callbacks";

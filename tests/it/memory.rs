@@ -7,7 +7,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use world::{Script, Step};
 
-use crate::harness::{Harness, Worker, sidebake, text};
+use crate::harness::{HEAVY, Harness, Worker, sidebake, text};
 
 /// What a worker may have had resident: 100 MB for strangers, and 64 MiB of its own (a debug build).
 const MEMORY_KB: u64 = 100_000 + (64 << 10);
@@ -52,6 +52,7 @@ async fn reports_of(harness: &Harness, argument: &str, n: usize) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_of_many_values_are_refused_before_a_value_is_made() {
+    let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let callback = r#""callback":{"class":"Done","queue":"callbacks"}"#;
     let head = r#""repository":"acme/voting-app","sha":"0123456789abcdef0123456789abcdef01234567""#;
@@ -68,6 +69,7 @@ async fn jobs_of_many_values_are_refused_before_a_value_is_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
+    let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let worker = harness.worker_with_variables(&ten_slots(&harness), &[], &QUIET);
@@ -82,6 +84,7 @@ async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
+    let _alone = HEAVY.lock().await;
     let envelope = format!(r#"{{"class":"Sidebake::Malformed","queue":"default","args":{}}}"#, list("{}", 2_600_000));
     let arguments = format!(r#"{{"class":"BuildJob","queue":"default","args":{}}}"#, list("1", 3_800_000));
     let fields = format!(r#"{{"class":"BuildJob","queue":"default","args":[]{}}}"#, r#","":1"#.repeat(1_500_000));
@@ -100,6 +103,7 @@ async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_a_resolver_is_counted_as_well() {
+    let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let url = harness.rails.url_pattern();
     let class = format!(
@@ -131,6 +135,7 @@ fn printing(harness: &Harness, sha: &str, targets: &[String], filling: &str) -> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_print_prints_is_counted_before_it_is_read() {
+    let _alone = HEAVY.lock().await;
     for (n, unit) in [(1_300_000, "{}"), (580_000, UNIT)] {
         let harness = Harness::start();
         let (_, sha) = harness.voting_app();
@@ -150,6 +155,7 @@ async fn what_print_prints_is_counted_before_it_is_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_is_named_many_times_is_read_once() {
+    let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let secrets = harness.home.path().join("secrets");
@@ -173,6 +179,7 @@ async fn a_secret_that_is_named_many_times_is_read_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_docker_buildx_that_was_taken_over_makes_no_values_and_no_log() {
+    let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let digest = format!("sha256:{}", "a".repeat(64));

@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use world::{Run, Script, Step};
 
-use crate::harness::{Harness, Worker, text};
+use crate::harness::{HEAVY, Harness, Worker, text};
 
 /// Bytes that a worker may have had resident, with three hostile builds and an innocent one.
 const MEMORY: u64 = 100_000_000;
@@ -73,6 +73,7 @@ async fn report_of_native(script: Script, change: impl FnOnce(&mut Value)) -> (V
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_builds_of_a_long_step_with_a_million_lines_leave_the_worker_small_and_an_innocent_build_in_time() {
+    let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let flood = [million_lines(), vec![Step::Hold, Step::Exit(0)]].concat();
     harness.builder.script_for_the_rest(Script::new(move |run| {
@@ -99,6 +100,7 @@ async fn three_builds_of_a_long_step_with_a_million_lines_leave_the_worker_small
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_docker_buildx_that_was_taken_over_cannot_make_the_worker_large() {
+    let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let (long, short) = ("x".repeat(40_000), "x".repeat(100));
