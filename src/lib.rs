@@ -1,21 +1,23 @@
 //! A Sidekiq-compatible build worker.
 //!
 //! ```text
-//! Redis list ──fetch──▶ UnitOfWork ──parse──▶ BuildJob
-//!    ▲                                            │  perform
-//!    │                       rails     ▶ the native object, when the job carries only an id
-//!    │                       github    ▶ InstallationToken
-//!    │                       source    ▶ Worktree
-//!    │                       builder   ▶ Placement
-//!    │                       bake      ▶ Outcome (steps, digests)       ──events──▶ journal ▶ terminal, log
-//!    │                                            ▼
+//! Redis list ──fetch──▶ UnitOfWork ──parse──▶ Payload
+//!    ▲                                           │  processor
+//!    │                       rails    ▶ the build request, when the job carries only an id
+//!    │                                           │  perform
+//!    │                       github   ▶ InstallationToken
+//!    │                       source   ▶ Worktree
+//!    │                       bake     ▶ Definition: resolved, and validated by policy
+//!    │                     ┌ builder  ▶ Session: one builder, one pod   ┐ once more on another pod,
+//!    │                     └ bake     ▶ Outcome: steps, digests         ┘ when the builder is lost
+//!    │                                           ▼          ──events──▶ journal ▶ log, terminal, progress, Report
 //!    └──────────── settle: done │ retry │ dead │ requeue ◀── Report ──▶ callback, in the same step
 //! ```
 //!
 //! Start at [`worker`] (what starts and stops), then [`processor`] (one job), then [`perform`] (the integrations in order).
 //! `ARCHITECTURE.md` has the map.
 
-// Words.
+// Domain types: no I/O, no clock.
 pub mod bounds;
 pub mod event;
 pub mod job;
@@ -26,7 +28,7 @@ pub mod secret;
 pub mod settings;
 pub mod text;
 
-// Tools.
+// Infrastructure: one mechanism each.
 pub mod beneath;
 pub mod body;
 pub mod clock;
@@ -38,10 +40,10 @@ pub mod state;
 pub mod stop;
 pub mod systemd;
 
-// Everything that happens is told here.
+// Events go here, and to whoever listens.
 pub mod journal;
 
-// Integrations: each knows exactly one outside world, and no other integration.
+// Integrations: one outside system each, and never another integration.
 pub mod bake;
 pub mod builder;
 pub mod github;
@@ -49,7 +51,7 @@ pub mod rails;
 pub mod sidekiq;
 pub mod source;
 
-// The line.
+// The pipeline: puts the integrations in order.
 pub mod cli;
 pub mod health;
 pub mod perform;
