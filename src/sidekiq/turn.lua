@@ -280,7 +280,8 @@ local function bury_oversized(list, text)
       .. ',"retry_count":0,"error_class":"Sidebake::InvalidArguments","error_message":"the job is longer than '
       .. ARGV[10] .. ' bytes"}'
   end
-  add(KEYS[5], ARGV[1], text)
+  -- Sidekiq finds an entry by its score and its jid.
+  add(KEYS[5], string.format('%.6f', now + #oversized * 1e-6), text)
   trim_dead()
   oversized[#oversized + 1] = queue .. ': ' .. #text .. ' bytes'
   return true

@@ -310,7 +310,7 @@ impl Turn<'_> {
             script.key(key);
         });
         // Texts are large, and each is in this many places once less.
-        arguments.0.into_iter().for_each(|argument| {
+        arguments.texts.into_iter().for_each(|argument| {
             script.arg(argument);
         });
         let (settled, fetched, passed_over, n_idlers, oversized): (
@@ -401,7 +401,10 @@ impl Keys {
 }
 
 #[derive(Default)]
-struct Arguments(Vec<Vec<u8>>);
+struct Arguments {
+    texts: Vec<Vec<u8>>,
+    n_dead: u32,
+}
 
 impl Arguments {
     fn number(&mut self, number: impl ToString) {
@@ -409,12 +412,12 @@ impl Arguments {
     }
 
     fn text(&mut self, text: &str) {
-        self.0.push(text.as_bytes().to_vec());
+        self.texts.push(text.as_bytes().to_vec());
     }
 
     fn settlement(&mut self, settlement: &Settlement, now: Epoch) {
         self.text(&settlement.token.text);
-        self.0.push(settlement.text.to_vec());
+        self.texts.push(settlement.text.to_vec());
         self.number(u8::from(settlement.is_processed));
         self.number(u8::from(settlement.is_failed));
         self.number(settlement.effects.len());
@@ -424,7 +427,12 @@ impl Arguments {
                 Effect::Requeue { queue, is_interrupted: false } => self.effect("head", list(queue), b""),
                 Effect::Requeue { queue, is_interrupted: true } => self.effect("interrupted", list(queue), b""),
                 Effect::Retry { at, text } => self.effect("retry", at.as_secs_f64(), text.as_bytes()),
-                Effect::Dead { text } => self.effect("dead", now.as_secs_f64(), text),
+                Effect::Dead { text } => {
+                    // Sidekiq finds an entry by its score and its jid, and drops the rest where both are the same.
+                    let score = now.as_secs_f64() + f64::from(self.n_dead) * 1e-6;
+                    self.n_dead += 1;
+                    self.effect("dead", score, text);
+                }
                 Effect::Unlink { key } => self.effect("unlink", "", key.as_bytes()),
             }
         }
@@ -433,6 +441,6 @@ impl Arguments {
     fn effect(&mut self, kind: &str, place: impl ToString, text: &[u8]) {
         self.text(kind);
         self.number(place);
-        self.0.push(text.to_vec());
+        self.texts.push(text.to_vec());
     }
 }
