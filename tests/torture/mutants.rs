@@ -19,12 +19,8 @@ use crate::scripts::{RECOVER, RENEW, TURN, load};
 use crate::story::Story;
 
 /// Those that run one after the other, each list beside the others.
-const LANES: [&[Without]; 4] = [
-    &[Without::Reconcile, Without::BakeRequest],
-    &[Without::Fence, Without::Resend],
-    &[Without::Incarnation, Without::Text],
-    &[Without::Blame],
-];
+const LANES: [&[Without]; 3] =
+    [&[Without::Reconcile, Without::Order], &[Without::Fence, Without::Resend], &[Without::Incarnation, Without::Text]];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Without {
@@ -40,9 +36,7 @@ pub enum Without {
     /// The in-flight hash is not compared with what runs.
     Reconcile,
     /// Entries are removed before they are written elsewhere.
-    BakeRequest,
-    /// Recovery counts everything in flight as what has crashed the worker.
-    Blame,
+    Order,
 }
 
 /// A script, and what of it becomes what.
@@ -76,7 +70,7 @@ impl Without {
                 for i = 1, #tokens do slots[i] = false end",
             )],
             Self::Reconcile => Vec::new(),
-            Self::BakeRequest => vec![
+            Self::Order => vec![
                 (
                     RECOVER,
                     "redis.call('RPUSH', list, text)\n    redis.call('HDEL', KEYS[4], ARGV[i])",
@@ -90,10 +84,6 @@ impl Without {
                      if #added > 0 then redis.call('HSET', inflight, unpack(added)) end",
                 ),
             ],
-            Self::Blame => vec![
-                (RECOVER, "n_begun == 1 and 1 or 0", "1"),
-                (RECOVER, "if since > 0 and has_begun(ARGV[i]) then count(text, ARGV[i]) end", "count(text, ARGV[i])"),
-            ],
         }
     }
 
@@ -104,8 +94,7 @@ impl Without {
             // The worker is cut off for longer than its lease lasts.
             Self::Text | Self::Incarnation | Self::Reconcile => vec![Kind::HeldRenewal],
             Self::Resend => vec![Kind::LostReplies],
-            Self::BakeRequest => vec![Kind::RefusedCommand],
-            Self::Blame => vec![Kind::Kill],
+            Self::Order => vec![Kind::RefusedCommand],
         }
     }
 
@@ -115,10 +104,9 @@ impl Without {
             Self::Fence => &["settled twice"],
             Self::Text => &["jobs were settled twice", "jobs were never finished"],
             Self::Incarnation => &["tokens were used twice"],
-            Self::Resend | Self::BakeRequest => &["jobs were never finished"],
+            Self::Resend | Self::Order => &["jobs were never finished"],
             // It runs on, or its worker has never heard of it.
             Self::Reconcile => &["on a worker that had lost it", "stuck: sidebake:inflight:"],
-            Self::Blame => &["healthy jobs were declared poison"],
         }
     }
 
@@ -138,11 +126,10 @@ impl Without {
             mutant: Some(self),
         };
         match self {
-            Self::Fence | Self::BakeRequest => whole,
+            Self::Fence | Self::Order => whole,
             // More jobs than the workers have slots for, so that there is one for every turn, late ones too.
             Self::Text | Self::Incarnation => Story { n_jobs: 700, n_long: 10, n_faults: 12, ..whole },
             // Long jobs, that are hit again and again.
-            Self::Blame => Story { n_jobs: 100, n_long: 30, n_faults: 15, n_culprits: 1, ..whole },
             Self::Resend => Story { n_faults: 60, ..whole },
             // What is not killed has to live on beside the other run, so jobs are long, and slots are free for those that
             // are recovered.
