@@ -11,8 +11,8 @@ mod deployment;
 mod instance;
 mod line;
 mod occupancy;
-mod place;
 mod pod;
+mod session;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,14 +32,14 @@ use crate::state::{self, JobDirectory, StateDirectory, StateError};
 use access::Access;
 use cluster::{Cluster, ClusterError, Survey};
 use deployment::Ground;
-use place::{Dial, Surveyed};
+use session::{Dial, Surveyed};
 
 pub use access::AccessError;
 pub use cluster::PodStatus;
 pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
-pub use place::{Loss, Session};
 pub use pod::PodError;
+pub use session::{Loss, Session};
 
 /// There is no builder for a build.
 #[derive(Debug, thiserror::Error)]

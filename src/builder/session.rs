@@ -1,4 +1,4 @@
-//! A place for one bake: on which pod it is, whether that is lost meanwhile, and which other one would do.
+//! A session for one bake: on which pod it is, whether that is lost meanwhile, and which other one would do.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ const N_PROBES: u32 = 3;
 /// After a pod has gone, how long buildx may take to notice and end by itself, with an error of its own.
 const NOTICE: Duration = Duration::from_secs(2);
 
-/// A place for one bake: a builder prepared for it, and what was known of it then.
+/// A session for one bake: a builder prepared for it, and what was known of it then.
 #[derive(Debug)]
 pub struct Session<'a> {
     /// What the bake needs.
