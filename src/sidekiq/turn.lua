@@ -18,8 +18,8 @@
 --           retry  ZADD the text with the score
 --           bury   ZADD the text to `dead` with the score, and trim
 --           unlink UNLINK the key that the text names
---         then the number of fetch requests, then each: number of slots, and the places of the queues that are asked for them, in
---         order, with spaces between; then the tokens of the free slots, fetch request by fetch request
+--         then the number of fetch requests, then each: number of slots, and the queues' positions in KEYS, in order, with
+--         spaces between; then the tokens of the free slots, fetch request by fetch request
 --
 -- Returns {settlements, slots, passed over, idlers, oversized}. A settlement is 1: done; 0: token and text are not owned any more, and
 -- nothing was done; or the key that was refused and what Redis said, and nothing was done. A slot is false, or {queue, text,
@@ -37,8 +37,8 @@
 -- turn, fetches nothing, or it would fill a token that was used already.
 --
 -- A job that does not run has `:idle` after its token: its result was refused, or it was recovered before and has not begun
--- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch: it runs apart from others. `sidebake:apart`
--- has the processes that hold one: a quarter of the fleet, and one at least. Others look past it, and leave it where it is.
+-- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch: it runs apart from others.
+-- `sidebake:apart` has the processes that hold one: a quarter of the fleet, and one at least. Others look past it, and leave it.
 
 local inflight, now = KEYS[1], tonumber(ARGV[1])
 local next_argument = 11
@@ -263,9 +263,9 @@ local function peek(list, n, n_before)
   return {}
 end
 
--- Moves a text that no worker takes to the dead set, as an entry that every Sidekiq can show: sidekiq/shown.rs has the others. It
--- is removed from its list with those that were fetched.
-local function bury_oversized(list, text)
+-- Adds a text that no worker takes to the dead set, as an entry that every Sidekiq can show: sidekiq/shown.rs has the others.
+-- Returns whether it is there, and then it has to be removed from its list.
+local function add_oversized(list, text)
   local refusal = refusal_of(redis.pcall('ZADD', KEYS[5], 'XX', 'GT', '-inf', ''))
   if refusal then
     passed_over = KEYS[5] .. ': ' .. refusal
@@ -316,24 +316,25 @@ local function pass(list)
   return n_passed[list] < most_passed
 end
 
--- Whether the next text may be removed; then it will be.
+-- Whether the next text of a list may be removed. That RPOP may, `peek` has tried out.
+local function may_remove(list)
+  local refusal = n_passed[list] and refusal_of(redis.pcall('LREM', 'sidebake:none', '1', ''))
+  if refusal then passed_over = list .. ': ' .. refusal end
+  return not refusal
+end
+
+-- Has the next text of a list removed at the end of the fetch.
 local function remove(list, text)
+  n_seen[list] = (n_seen[list] or 0) + 1
   if n_passed[list] then
-    local refusal = refusal_of(redis.pcall('LREM', 'sidebake:none', '1', ''))
-    if refusal then
-      passed_over = list .. ': ' .. refusal
-      return false
-    end
     behind[#behind + 1] = { list, text }
   else
     n_popped[list] = (n_popped[list] or 0) + 1
   end
-  n_seen[list] = (n_seen[list] or 0) + 1
-  return true
 end
 
--- Fills the slots that are free, each from the queues of its fetch request in order. When there is too little, reading the lengths of
--- the lists arms client-side tracking: the next push wakes us.
+-- Fills the slots that are free, each from the queues of its fetch request in order. When there is too little, reading the
+-- lengths of the lists arms client-side tracking: the next push wakes this worker.
 local function fetch(tokens, fetch_requests)
   has_past = redis.call('EXISTS', KEYS[6], KEYS[7]) > 0
   local slots, is_paused = filled(tokens), paused()
@@ -362,12 +363,16 @@ local function fetch(tokens, fetch_requests)
           if is_suspect and not takes_suspect() then
             is_over = not pass(list)
           elseif not taken then
-            is_cut = not (bury_oversized(list, text) and remove(list, text))
-            n_failed = n_failed + (is_cut and 0 or 1)
+            is_cut = not (may_remove(list) and add_oversized(list, text))
+            if not is_cut then
+              remove(list, text)
+              n_failed = n_failed + 1
+            end
           else
             n_bytes = n_bytes + #text
-            is_cut = n_bytes > tonumber(ARGV[9]) or not remove(list, text)
+            is_cut = n_bytes > tonumber(ARGV[9]) or not may_remove(list)
             if not is_cut then
+              remove(list, text)
               n_filled = n_filled + 1
               local place = free[n_filled]
               taken[6] = taken[3] > 0 and 1 or 0

@@ -441,8 +441,8 @@ async fn a_late_renewal_makes_no_lease_and_one_that_is_made_late_lets_no_earlier
     assert_eq!(hand.server.get(&format!("sidebake:lease:{}", hand.identity)).await.as_deref(), Some("bbbb 0"));
 }
 
-/// A turn with free slots that may fetch so many bytes of texts.
-async fn fetch_bytes(hand: &Hand, number: u64, n_slots: u64, max_bytes: usize) -> Reply {
+/// A turn in which a process asks for jobs of `default`, for so many slots and of so many bytes of texts.
+async fn ask(hand: &Hand, identity: &Identity, number: u64, n_slots: u64, max_bytes: usize, now: Epoch) -> Reply {
     let slots: Vec<Token> = (0..n_slots).map(|n| Token::nth(10 * number + n, 0)).collect();
     let fetch_requests = [FetchRequest { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
     let turn = Turn {
@@ -453,7 +453,11 @@ async fn fetch_bytes(hand: &Hand, number: u64, n_slots: u64, max_bytes: usize) -
         fetch_requests: &fetch_requests,
         max_bytes,
     };
-    turn.send(&hand.redis, &hand.identity, &Jobs::default(), Epoch::now()).await.unwrap()
+    turn.send(&hand.redis, identity, &Jobs::default(), now).await.unwrap()
+}
+
+async fn fetch_bytes(hand: &Hand, number: u64, n_slots: u64, max_bytes: usize) -> Reply {
+    ask(hand, &hand.identity, number, n_slots, max_bytes, Epoch::now()).await
 }
 
 #[tokio::test]
@@ -522,20 +526,9 @@ async fn a_job_that_has_not_begun_keeps_its_token_also_when_its_history_has_gone
     assert_eq!((hand.n_queued().await, hand.n_inflight().await), (1, 1), "the other one waits");
 }
 
-/// Another process of the fleet that asks for jobs of `default`, and what it gets.
+/// The texts that another process of the fleet gets for four slots.
 async fn fetch_as(hand: &Hand, identity: &Identity, number: u64, now: Epoch) -> Vec<String> {
-    let slots: Vec<Token> = (1..=4).map(|n| Token::nth(10 * number + n, 0)).collect();
-    let fetch_requests = [FetchRequest { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
-    let max_bytes = bounds::JOBS;
-    let turn = Turn {
-        incarnation: LEASE,
-        number,
-        settlements: &[],
-        slots: &slots,
-        fetch_requests: &fetch_requests,
-        max_bytes,
-    };
-    let reply = turn.send(&hand.redis, identity, &Jobs::default(), now).await.unwrap();
+    let reply = ask(hand, identity, number, 4, bounds::JOBS, now).await;
     units(reply).iter().map(|unit| String::from_utf8_lossy(&unit.text).into_owned()).collect()
 }
 
@@ -596,18 +589,26 @@ async fn a_process_whose_clock_is_days_ahead_knows_what_has_happened_to_a_job() 
     let hand = Hand::with("").await;
     hand.push().await;
     has_history(&hand, TEXT, 7, Some(3)).await;
-    let slots = [Token::nth(1, 0)];
-    let fetch_requests = [FetchRequest { n_slots: 1, queues: vec!["default".to_owned()] }];
-    let max_bytes = bounds::JOBS;
-    let turn = Turn {
-        incarnation: LEASE,
-        number: 1,
-        settlements: &[],
-        slots: &slots,
-        fetch_requests: &fetch_requests,
-        max_bytes,
-    };
     let ahead = Epoch::now().plus(std::time::Duration::from_secs(4 * 24 * 3600));
-    let units = units(turn.send(&hand.redis, &hand.identity, &Jobs::default(), ahead).await.unwrap());
+    let units = units(ask(&hand, &hand.identity, 1, 1, bounds::JOBS, ahead).await);
     assert!(units[0].is_poison(), "{units:?}");
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_and_cannot_be_removed_from_behind_a_suspect_is_in_one_place() {
+    let hand = Hand::with("narrow:secret@").await;
+    hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-lrem"]).await;
+    let (other, now) = (join(&hand, "other").await, Epoch::now());
+    hand.run(&["SADD", "sidebake:apart", &other.to_string()]).await;
+    has_history(&hand, TEXT, 2, Some(1)).await;
+    hand.push().await;
+    hand.run(&["LPUSH", "queue:default", &"x".repeat(bounds::JOB + 1)]).await;
+    for number in [1, 2] {
+        let reply = ask(&hand, &hand.identity, number, 2, bounds::JOBS, now).await;
+        assert!(reply.passed_over[0].starts_with("queue:default: "), "{:?}", reply.passed_over);
+        assert_eq!((hand.n_queued().await, dead_texts(&hand).await.len()), (2, 0));
+    }
+    hand.run(&["ACL", "SETUSER", "narrow", "+lrem"]).await;
+    ask(&hand, &hand.identity, 3, 2, bounds::JOBS, now).await;
+    assert_eq!((hand.n_queued().await, dead_texts(&hand).await.len()), (1, 1));
 }
