@@ -1,6 +1,6 @@
 //! One build with `docker-buildx bake`: define, resolve, validate, solve, read.
 //!
-//! Owns the request of these and what each child gets. buildx trusts definitions and their directories; we do not: both
+//! Owns the order of these and what each child gets. buildx trusts definitions and their directories; we do not: both
 //! children run in a sandbox with an environment made from nothing and no PATH, so that nothing but buildx and its
 //! loader can be executed, and what is solved is exactly what was validated.
 
@@ -188,7 +188,7 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// Without what nobody looks at once buildx has understood the text: values take many times the memory of their text.
+    /// Drops the fields that are not read again once buildx has understood the text: values take many times its memory.
     fn understood(mut self) -> Self {
         for fields in self.targets.values_mut() {
             let kept = std::mem::take(fields).into_iter().filter(|(name, _)| KEPT.contains(&name.as_str()));

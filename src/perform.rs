@@ -147,7 +147,8 @@ async fn solve(
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<(), End> {
-    let (mut targets, mut unfinished) = (definition.names(), definition.names());
+    let mut targets = definition.names();
+    let mut unfinished = targets.clone();
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut time_left = integrations.bake.time_limit(build);
     loop {

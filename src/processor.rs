@@ -186,7 +186,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         Err(error) => {
             tracing::error!(event = "malformed_job", queue = unit.queue, %error, "malformed job moved to the dead set");
             let failure = Failure::new(Reason::InvalidArguments, error.to_string());
-            return promise.keep(buried(unit, &failure, processor.jobs.timestamps));
+            return promise.keep(dead(unit, &failure, processor.jobs.timestamps));
         }
     };
     let jid = payload.jid.as_str();
@@ -204,7 +204,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
     let outcome = Outcome::of(tokio::spawn(attempt).await.unwrap_or_else(panicked), &job.stop);
     if job.running.reclaimed.is_cancelled() {
-        // Somebody else has the job, and custody drops what we say of it. The slot is what is handed in.
+        // Another worker has the job, and custody drops this settlement. It only frees the slot.
         tracing::warn!(token = %unit.token, "the build was killed, since the job belongs to another worker now");
     }
     let settlement = settle(&processor.jobs, &job, &outcome);
@@ -237,13 +237,13 @@ impl Drop for Promise {
         if std::thread::panicking() {
             tracing::error!(event = "unsettled_job", token = %unit.token, queue = unit.queue, "job not settled; moved to the dead set");
             let failure = Failure::new(Reason::Panicked, "the job's result could not be settled");
-            let _ = self.settlements.send(buried(unit, &failure, self.timestamps));
+            let _ = self.settlements.send(dead(unit, &failure, self.timestamps));
         }
     }
 }
 
 /// The settlement of a text that is not a job, or that cannot be settled in any other way.
-fn buried(unit: UnitOfWork, failure: &Failure, timestamps: Timestamps) -> Settlement {
+fn dead(unit: UnitOfWork, failure: &Failure, timestamps: Timestamps) -> Settlement {
     let text = shown::envelope(&unit.text, "", &unit.queue, failure, Epoch::now(), timestamps);
     Settlement { effects: vec![Effect::Dead { text }], ..Settlement::of(&unit) }
 }

@@ -1,7 +1,7 @@
 //! Why a build ended as it did: the closed list.
 //!
 //! Owns, for each reason, whose matter it is and the one sentence that a customer reads. Nothing else in the program
-//! decides whether a failure is retried: a integration's error answers `reason()`, and [`Reason::class`] says the rest.
+//! decides whether a failure is retried: an integration's error answers `reason()`, and [`Reason::class`] says the rest.
 
 use std::fmt;
 use std::time::Duration;

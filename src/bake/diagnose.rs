@@ -66,8 +66,7 @@ fn judge(vertex: &Vertex) -> Option<Reason> {
     }
 }
 
-/// Whether a step on files cannot be done in the image as it is: a path leads through a file, or a file is where a directory
-/// should be. The same words end errors of the system's, so they count for no other step.
+/// Whether a step on files does not fit the image: a path leads through a file, or a file is where a directory should be. The same words end errors of the system's, so they count for no other step.
 fn is_mistake(instruction: &str, error: &str) -> bool {
     let ends = [": not a directory", ": is a directory", ": file exists", ": file name too long"];
     let is_on_files = ["ADD", "COPY", "WORKDIR"].contains(&instruction);
@@ -369,7 +368,7 @@ mod tests {
         lines.for_each(|line| progress.line(line, &mut |_| {}));
         match diagnose(Ended::Exited(ExitStatus::from_raw(exit << 8)), &progress) {
             Some(End::Failed(failure)) => Some(failure),
-            Some(End::Stopped) => panic!("nobody stopped it"),
+            Some(End::Stopped) => panic!("no test stops a bake"),
             None => None,
         }
     }

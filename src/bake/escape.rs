@@ -45,7 +45,7 @@ pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>, has_pol
     serde_json::to_string(&definition).expect("a value is JSON")
 }
 
-/// A target as it is written, and what it says of policies. Written from the values, of which no copy is made.
+/// A target, and its entry for policies. Serialized from the values, without a copy of them.
 struct Target<'a>(&'a Map<String, Value>, Option<&'a Value>);
 
 impl Serialize for Target<'_> {

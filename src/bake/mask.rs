@@ -22,7 +22,7 @@ const MIN_LENGTH: usize = 4;
 
 /// Finds the lines of all secrets of a build: what a step prints arrives by the line.
 ///
-/// A line is known in three forms: as it is, without control characters, and with `\` before quotes, as Go quotes it.
+/// A line is known in three forms: unchanged, without control characters, and with `\` before quotes, as Go quotes it.
 pub(super) struct Mask {
     /// Nothing is searched for where there is nothing to find.
     automaton: Option<NFA>,

@@ -90,15 +90,8 @@ mod tests {
     use crate::sidekiq::turn::UnitOfWork;
 
     fn running(n_recoveries: u32, n_crashes: u32) -> Running {
-        let unit = UnitOfWork {
-            token: Token::nth(u64::from(n_recoveries), 0),
-            queue: "default".into(),
-            text: Vec::new().into(),
-            n_recoveries,
-            n_crashes,
-            n_interruptions: 0,
-            is_idle: true,
-        };
+        let unit =
+            UnitOfWork { n_recoveries, n_crashes, is_idle: true, ..UnitOfWork::fetched(u64::from(n_recoveries), b"") };
         let since = Epoch::from_secs_f64(0.0);
         Running { unit, since, reclaimed: CancellationToken::new(), iteration: Default::default() }
     }

@@ -217,11 +217,10 @@ impl Custody {
             .pending
             .sort_by_cached_key(|settlement| settlement.is_requeue().then(|| Reverse(settlement.token.clone())));
         memory.n_turns += 1;
-        let n_unsettled = &self.signals.n_unsettled;
-        n_unsettled.store(memory.pending.len() + memory.refused.len(), Ordering::Relaxed);
+        self.signals.n_unsettled.store(memory.n_unsettled(), Ordering::Relaxed);
         let reply = self.send_until_answered(memory).await;
         let has_more = self.take_in(memory, reply, units);
-        n_unsettled.store(memory.pending.len() + memory.refused.len(), Ordering::Relaxed);
+        self.signals.n_unsettled.store(memory.n_unsettled(), Ordering::Relaxed);
         has_more
     }
 

@@ -66,6 +66,11 @@ impl Memory {
         }
     }
 
+    /// Results that Redis has not taken.
+    pub(super) fn n_unsettled(&self) -> usize {
+        self.pending.len() + self.refused.len()
+    }
+
     pub(super) fn try_refused_again(&mut self) {
         self.tried_again.extend(self.refused.iter().map(|(settlement, _)| settlement.token.clone()));
         self.pending.extend(self.refused.drain(..).map(|(settlement, _)| settlement));
@@ -151,15 +156,7 @@ mod tests {
         let requeue = |is_interrupted| vec![Effect::Requeue { queue: "default".into(), is_interrupted }];
         for (effects, is_lost) in [(Vec::new(), true), (requeue(true), true), (requeue(false), false)] {
             let mut memory = Memory::new();
-            let unit = UnitOfWork {
-                token: Token::nth(1, 0),
-                queue: "default".into(),
-                text: b"a job".as_slice().into(),
-                n_recoveries: 0,
-                n_crashes: 0,
-                n_interruptions: 0,
-                is_idle: false,
-            };
+            let unit = UnitOfWork::fetched(1, b"a job");
             memory.pending.push(Settlement { effects, ..Settlement::of(&unit) });
             memory.take_in_results(vec![Settled::Fenced]);
             assert_eq!(memory.lost.len(), usize::from(is_lost));

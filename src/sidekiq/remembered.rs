@@ -54,29 +54,17 @@ impl Remembered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sidekiq::turn::{Effect, Token};
+    use crate::sidekiq::turn::Effect;
 
     const TEXT: &[u8] = b"a job";
 
-    fn unit(n: u64, text: &[u8]) -> UnitOfWork {
-        UnitOfWork {
-            token: Token::nth(n, 0),
-            queue: "default".into(),
-            text: text.into(),
-            n_recoveries: 0,
-            n_crashes: 0,
-            n_interruptions: 0,
-            is_idle: false,
-        }
-    }
-
     fn settlement(n: u64, text: &str) -> Settlement {
         let effects = vec![Effect::Push { queue: "done".into(), text: text.into() }];
-        Settlement { is_processed: true, effects, ..Settlement::of(&unit(n, TEXT)) }
+        Settlement { is_processed: true, effects, ..Settlement::of(&UnitOfWork::fetched(n, TEXT)) }
     }
 
     fn holds(remembered: &Remembered, n: u64) -> bool {
-        remembered.find(&unit(n, TEXT)).is_some()
+        remembered.find(&UnitOfWork::fetched(n, TEXT)).is_some()
     }
 
     #[test]
@@ -102,6 +90,6 @@ mod tests {
         let mut remembered = Remembered::default();
         remembered.add(settlement(1, "x"), Instant::now());
         assert!(holds(&remembered, 1));
-        assert_eq!(remembered.find(&unit(1, b"another job")), None);
+        assert_eq!(remembered.find(&UnitOfWork::fetched(1, b"another job")), None);
     }
 }

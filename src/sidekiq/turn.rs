@@ -69,6 +69,20 @@ pub struct UnitOfWork {
 }
 
 impl UnitOfWork {
+    /// A job to which nothing has happened, under the `n`th token.
+    #[cfg(test)]
+    pub(super) fn fetched(n: u64, text: &[u8]) -> Self {
+        Self {
+            token: Token::nth(n, 0),
+            queue: "default".into(),
+            text: text.into(),
+            n_recoveries: 0,
+            n_crashes: 0,
+            n_interruptions: 0,
+            is_idle: false,
+        }
+    }
+
     /// Whether it is to go to the dead set, and not to run again.
     pub fn is_poison(&self) -> bool {
         self.n_crashes as usize > bounds::CRASHES

@@ -94,14 +94,7 @@ struct Free {
 impl Free {
     /// Without an answer there is room: the jobs will say what is wrong with the disk.
     fn of(state: &StateDirectory) -> Self {
-        match rustix::fs::statvfs(&state.root) {
-            Ok(space) => Self {
-                n_bytes: space.f_bavail * space.f_frsize,
-                n_files: space.f_favail,
-                n_files_in_all: space.f_files,
-            },
-            Err(_) => Self { n_bytes: u64::MAX, n_files: 0, n_files_in_all: 0 },
-        }
+        state.free().unwrap_or(Self { n_bytes: u64::MAX, n_files: 0, n_files_in_all: 0 })
     }
 
     fn is_short_of_files(self) -> bool {
@@ -112,9 +105,14 @@ impl Free {
 impl StateDirectory {
     /// Bytes that this user may still write to the file system of the state directory.
     pub fn free_bytes(&self) -> Result<u64, StateError> {
+        Ok(self.free()?.n_bytes)
+    }
+
+    fn free(&self) -> Result<Free, StateError> {
         let found = rustix::fs::statvfs(&self.root);
         let space = found.map_err(|error| StateError { path: self.root.clone(), source: error.into() })?;
-        Ok(space.f_bavail * space.f_frsize)
+        let n_bytes = space.f_bavail * space.f_frsize;
+        Ok(Free { n_bytes, n_files: space.f_favail, n_files_in_all: space.f_files })
     }
 }
 

@@ -21,7 +21,7 @@ async fn a_name_that_is_an_expression_is_a_name_and_loads_no_foreign_frontend() 
         &json!({"target": {"default": {"context": "./app", "args": args, "output": ["type=cacheonly"]}}}),
     );
     assert!(canary_port.n_connections() > 0, "the trap does not work here: nobody asked for the frontend");
-    let rung_before = canary_port.n_connections();
+    let n_connections_before = canary_port.n_connections();
 
     let _worker = harness.worker("");
     let app = json!({
@@ -33,7 +33,7 @@ async fn a_name_that_is_an_expression_is_a_name_and_loads_no_foreign_frontend() 
     let report = harness.build(harness.inline("evil", &sha, json!({"target": {"app": app}}), "app")).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_eq!(canary_port.n_connections(), rung_before, "the name was evaluated after it had been validated");
+    assert_eq!(canary_port.n_connections(), n_connections_before, "the name was evaluated after it had been validated");
     let labels = registry::config(&harness.reference("app", &sha)).await["config"]["Labels"].take();
     assert_eq!(labels["${upper(\"key\")}"], "${homedir()} %{if}", "{labels:#}");
     assert_eq!(labels["ONCE"], "ONLY", "a definition's own expressions are evaluated, once: {labels:#}");

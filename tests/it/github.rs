@@ -16,7 +16,7 @@ impl Harness {
         self.github.calls().iter().filter(|call| call.path.starts_with(path)).count()
     }
 
-    /// An harness on which every build succeeds.
+    /// A harness on which every build succeeds.
     fn good() -> (Self, String) {
         let harness = Self::start();
         let (_, sha) = harness.voting_app();

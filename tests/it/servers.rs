@@ -9,7 +9,7 @@ use world::{Redis, free_port};
 
 use crate::harness::{Harness, probe};
 
-/// An harness whose Redis is this one.
+/// A harness whose Redis is this one.
 fn afternoon_with(redis: Redis) -> Harness {
     Harness { redis, ..Harness::start() }
 }

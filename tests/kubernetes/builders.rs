@@ -1,4 +1,4 @@
-//! `sidebake builder`: made once, adopted, explained, compared, changed on fetch request.
+//! `sidebake builder`: made once, adopted, explained, compared, changed on request.
 
 use std::process::{Command, Stdio};
 
