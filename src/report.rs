@@ -1,6 +1,6 @@
 //! What Rails is told at the end: the argument of the callback job.
 //!
-//! Owns the shape of the JSON (README, "Answers") and nothing of how it is delivered. Every field is always present,
+//! Owns the shape of the JSON (docs/callbacks.md) and nothing of how it is delivered. Every field is always present,
 //! so that the Ruby side can index without asking. How much of it is sent is the part of `bounded`.
 
 mod bounded;

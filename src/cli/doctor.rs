@@ -122,7 +122,7 @@ async fn commands(settings: &Settings) -> Finding {
     };
     let found = match missing.map_err(|error| error.to_string()) {
         Ok(missing) if missing.is_empty() => Ok("the user may use all that a worker needs".to_owned()),
-        Ok(missing) => Err(format!("the ACL of this user lacks {}; README.md has the whole line", missing.join(", "))),
+        Ok(missing) => Err(format!("the ACL of this user lacks {}; see docs/redis.md", missing.join(", "))),
         Err(error) => Err(error),
     };
     Finding::of("redis commands", found)

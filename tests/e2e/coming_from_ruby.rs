@@ -12,7 +12,7 @@ use crate::harness::{Harness, Worker};
 use crate::peer::made;
 use crate::registry;
 
-const DOCUMENTS: [&str; 2] = ["README.md", "docs/coming-from-ruby.md"];
+const DOCUMENTS: [&str; 3] = ["README.md", "docs/jobs.md", "docs/coming-from-ruby.md"];
 /// In the documents' place for a commit that the job names.
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 const SECRET: &str = "what Rails and sidebake know";
@@ -242,7 +242,7 @@ async fn an_active_job_is_built_in_every_sidekiq() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mapped_arguments_are_built_by_the_readmes_map() {
+async fn mapped_arguments_are_built_by_the_documents_map() {
     let mut application = Application::open();
     application.work();
     let class =
@@ -252,7 +252,7 @@ async fn mapped_arguments_are_built_by_the_readmes_map() {
     application.is_built(BUILD).await;
 }
 
-/// The README's settings for a resolver, at this URL and with this secret.
+/// The documents' settings for a resolver, at this URL and with this secret.
 fn resolver(application: &Application, url: &str, secret: &str) -> String {
     let file = application.harness.home.path().join("resolver-secret");
     std::fs::write(&file, secret).unwrap();

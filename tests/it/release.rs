@@ -1,6 +1,5 @@
 //! Going back to Ruby: what dead workers have left is put on its queues with no worker left to do it.
 
-use std::path::Path;
 use std::process::Command;
 
 use crate::harness::{Harness, probe, text};
@@ -58,10 +57,10 @@ async fn by_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn by_the_line_of_the_readme_without_sidebake() {
+async fn by_the_line_of_the_documents_without_sidebake() {
     let harness = left_behind().await;
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let line = readme.lines().find(|line| line.starts_with("redis-cli -u \"$REDIS_URL\" EVAL ")).expect("the line");
+    let document = include_str!("../../docs/operating.md");
+    let line = document.lines().find(|line| line.starts_with("redis-cli -u \"$REDIS_URL\" EVAL ")).expect("the line");
     let output = Command::new("sh").args(["-c", line]).env("REDIS_URL", harness.redis.url()).output().unwrap();
     assert_eq!(text(&output).trim(), "2");
     is_requeue(&harness).await;

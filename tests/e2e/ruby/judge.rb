@@ -43,7 +43,7 @@ end
 def cancel(jid)
   client = Sidekiq::Client.new
   return client.cancel!(jid) if client.respond_to?(:cancel!)
-  # README: the same before 7.3.3.
+  # docs/jobs.md: the same before 7.3.3.
   Sidekiq.redis { |redis| redis.hsetnx("it-#{jid}", "cancelled", Time.now.to_i) }
 end
 
