@@ -1,7 +1,7 @@
-//! How long and how many: every fixed bound on what a stranger can make long or many.
+//! Every fixed bound on the size or number of what a stranger sends.
 //!
-//! They stand together so that a reviewer sees what is multiplied by what. `docs/limits.md` shows the same table, and
-//! `tests/it/limits.rs` compares the two. Bounds that an operator may change are settings and stand in that document too.
+//! One table, so that a reviewer sees which bounds multiply. `docs/limits.md` shows the same table; `tests/it/limits.rs`
+//! compares the two. Bounds that an operator may change are settings.
 
 /// Declares the table once: constant, value, unit, what it bounds, what happens beyond it.
 macro_rules! bounds {
@@ -64,9 +64,9 @@ bounds! {
     OUTPUT_LINE: 64 << 10, Bytes, "A line that a step prints", "the rest of the line is dropped, with a mark";
     OUTPUT_PIECE: 8 << 10, Bytes, "A line of a step's output in the log", "continued in the next line of the log";
     OUTPUT_OPEN: 1 << 20, Bytes, "Lines of steps that have not ended yet, all together", "the rest of the line is dropped, with a mark";
-    SAID: 32 << 10, Bytes, "Text that docker-buildx writes beside its events, and that is kept", "the oldest lines are dropped";
+    SAID: 32 << 10, Bytes, "Text that docker-buildx writes beside its events", "the oldest lines are dropped";
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
-    TITLE: 160, Bytes, "A step in a log line or on the terminal", "cut, with a mark";
+    TITLE: 160, Bytes, "Name of a step in a log line or on the terminal", "cut, with a mark";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
@@ -74,7 +74,7 @@ bounds! {
     FIELDS: 1_000, Count, "Fields of a job, beside those in its arguments", "dead set, in a `Sidebake::Malformed` entry";
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
-    VALUES: 50_000, Count, "Names and values in one JSON text that is not the worker's own", "like a text that is too long";
+    VALUES: 50_000, Count, "Names and values in one JSON text from outside", "like a text that is too long";
     STRING: 2 << 20, Bytes, "A text of an Application Template or a definition", "`invalid_arguments`";
     PATH: 4095, Bytes, "A path in arguments: `compose`, `bake`, `context`, `dockerfile`", "`invalid_arguments`";
     NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
@@ -93,9 +93,9 @@ bounds! {
     PLUGIN: 1 << 20, Bytes, "Output of an exec plugin of a kubeconfig", "`builder_unavailable`";
     CREDENTIAL: 256 << 10, Bytes, "Output of a credential helper", "`worker_failed`";
     METADATA: 4 << 20, Bytes, "`metadata.json` of a bake", "not read: digests come from the progress stream";
-    PRINT_MEMORY: 512 << 20, Bytes, "Data of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
-    PROBE_MEMORY: 256 << 20, Bytes, "Data of one docker-buildx by which the worker asks a builder", "it ends with an error";
-    SOURCE_OUTPUT: 8 << 20, Bytes, "What a source child says", "the child is killed";
-    RECOVERIES: 1, Count, "Recoveries from dead workers, in three days, of a job that runs beside others", "it runs apart from others";
-    CRASHES: 2, Count, "Of these, crashes of a worker in which only this job ran, before it runs again", "dead set, with the reason `poison`";
+    PRINT_MEMORY: 512 << 20, Bytes, "Memory of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
+    PROBE_MEMORY: 256 << 20, Bytes, "Memory of one docker-buildx that asks a builder for its state", "it ends with an error";
+    SOURCE_OUTPUT: 8 << 20, Bytes, "Output of a source child", "the child is killed";
+    RECOVERIES: 1, Count, "Recoveries of a job from dead workers in three days, while it runs beside others", "it runs apart from others";
+    CRASHES: 2, Count, "Crashes among these in which only this job ran", "dead set, with the reason `poison`";
 }

@@ -209,20 +209,20 @@ impl Builders {
         let account = &build.account;
         if let Some(name) = &build.builder {
             let builder = self.builders.get(name).ok_or_else(|| BuilderError::Unknown(name.clone()))?;
-            return match builder.settings.takes(account) {
+            return match builder.settings.match_of(account) {
                 Some(_) => Ok((builder, "named by the job")),
                 None => Err(BuilderError::NotForAccount { builder: name.clone(), account: account.clone() }),
             };
         }
-        let taking = self.builders.values().filter_map(|builder| Some((builder.settings.takes(account)?, builder)));
+        let taking = self.builders.values().filter_map(|builder| Some((builder.settings.match_of(account)?, builder)));
         let is_default = |builder: &Builder| builder.name == "default";
         // Among equals the one called default; the first by name when there is none.
-        let best = taking.max_by(|(closeness, builder), (other_closeness, other)| {
+        let best = taking.max_by(|(specificity, builder), (other_specificity, other)| {
             let by_name = other.name.cmp(&builder.name);
-            closeness.cmp(other_closeness).then(is_default(builder).cmp(&is_default(other))).then(by_name)
+            specificity.cmp(other_specificity).then(is_default(builder).cmp(&is_default(other))).then(by_name)
         });
-        let (closeness, builder) = best.ok_or_else(|| BuilderError::None(account.clone()))?;
-        Ok((builder, if closeness == (false, 1) { "takes every account" } else { "takes this account" }))
+        let (specificity, builder) = best.ok_or_else(|| BuilderError::None(account.clone()))?;
+        Ok((builder, if specificity == (false, 1) { "takes every account" } else { "takes this account" }))
     }
 
     /// Gives the article's `docker buildx create` its effect: makes the Deployment unless it is there, and waits until its

@@ -23,6 +23,7 @@ use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
 use crate::reason::{HasReason, Reason};
 use crate::secret::Secret;
+use crate::secret_file::SecretError;
 use crate::settings;
 use crate::text;
 
@@ -46,13 +47,8 @@ pub enum GithubError {
     #[error("no GitHub App is configured: {0}")]
     NotConfigured(&'static str),
     /// The private key cannot be read.
-    #[error("the App's private key cannot be read from {path}: {source}")]
-    KeyFile {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error("the App's private key: {0}")]
+    KeyFile(#[from] SecretError),
     /// The private key is not a PEM of an RSA key.
     #[error("the App's private key is not a PEM of an RSA key: {0}")]
     Key(jsonwebtoken::errors::Error),
@@ -108,9 +104,7 @@ pub enum GithubError {
 impl HasReason for GithubError {
     fn reason(&self) -> Option<Reason> {
         Some(match self {
-            Self::NotConfigured(_) | Self::KeyFile { .. } | Self::Key(_) | Self::Refused { .. } => {
-                Reason::GithubRefused
-            }
+            Self::NotConfigured(_) | Self::KeyFile(_) | Self::Key(_) | Self::Refused { .. } => Reason::GithubRefused,
             Self::NotFound { .. } => Reason::RepositoryNotFound,
             Self::Unreachable { .. } | Self::Limited { .. } | Self::TooLong(_) | Self::Unavailable { .. } => {
                 Reason::GithubUnavailable

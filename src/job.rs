@@ -4,7 +4,6 @@
 //! fields are refused by name and path.
 
 pub mod arguments;
-mod attestation;
 mod bounded;
 mod git_ref;
 mod template;
@@ -17,10 +16,11 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::attestation::{Asked, Attestation, By};
+use crate::name::{is_name, is_target_name};
 use crate::settings::Queue;
 use crate::{bounds, text};
 
-pub use attestation::{Asked, Attestation, By, Options, fields, is_boolean, is_true, pairs};
 pub use git_ref::GitRef;
 pub use template::{Application, Image, ImageSecret, is_for_any_host};
 
@@ -262,19 +262,6 @@ impl Repository {
     pub fn is_of_owner(&self, other: &Self) -> bool {
         self.owner.eq_ignore_ascii_case(&other.owner)
     }
-}
-
-/// Whether a text is safe as one component of a path or URL.
-pub fn is_name(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !text.is_empty() && text.len() <= 100 && text.chars().all(allowed) && !text.starts_with('.') && text != ".git"
-}
-
-/// Whether a text can name a target: what bake allows, without the characters that select several, and not like an
-/// option of a command line.
-pub fn is_target_name(text: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    !text.is_empty() && text.len() <= 128 && !text.starts_with('-') && text.chars().all(allowed)
 }
 
 impl<'de> Deserialize<'de> for Repository {

@@ -18,10 +18,12 @@
 //! `ARCHITECTURE.md` has the map.
 
 // Domain types: no I/O, no clock.
+pub mod attestation;
 pub mod bounds;
 pub mod event;
 pub mod job;
 pub mod json;
+pub mod name;
 pub mod reason;
 pub mod report;
 pub mod secret;
@@ -32,10 +34,13 @@ pub mod text;
 pub mod beneath;
 pub mod body;
 pub mod clock;
+pub mod configuration;
 pub mod connections;
+pub mod environment;
 pub mod process;
 pub mod redis;
 pub mod sandbox;
+pub mod secret_file;
 pub mod state;
 pub mod stop;
 pub mod systemd;

@@ -1,4 +1,4 @@
-//! The binary: decides which of its roles it is in, and makes signals into values.
+//! The binary: picks its role by the first argument, and turns signals into values.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const LEAST_OPEN_FILES: u64 = 64;
 
 fn main() -> ExitCode {
-    // A child of ours is this binary again. It has one thread and must not get a runtime before it is restricted.
+    // Our children are this binary again. They must be restricted before a runtime starts threads.
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(verb) if verb == sandbox::LAUNCH => return launched(arguments),
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // As Sidekiq: 1 for whatever keeps it from starting.
+            // As in Sidekiq: 1 for anything that prevents the start.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
@@ -41,9 +41,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     check_open_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
-    runtime.context("the runtime cannot be started")?.block_on(async {
+    runtime.context("cannot start the runtime")?.block_on(async {
         let shutdown = Shutdown::default();
-        let signals = Signals::listen().context("signals cannot be listened to")?;
+        let signals = Signals::listen().context("cannot listen for signals")?;
         let signals = tokio::spawn(signals.obey(shutdown.clone()));
         let outcome = cli.run(shutdown).await;
         signals.abort();
@@ -51,7 +51,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     })
 }
 
-/// With fewer, threads of the runtime or of a library would panic, or nothing could be connected to.
+/// With fewer, threads panic and connections fail.
 fn check_open_files() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     ensure!(
@@ -67,7 +67,7 @@ fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// TSTP: quiet. TERM, INT: stop by the deadline; again: now. TTIN: say what runs. As Sidekiq.
+/// TSTP: quiet. TERM, INT: stop by the deadline; a second one: now. TTIN: log the running jobs. As in Sidekiq.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,

@@ -209,7 +209,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     }
     let settlement = settle(&processor.jobs, &job, &outcome);
     // As in Ruby, where a class that is not known fails before anybody counts.
-    if settlement.is_processed && processor.jobs.is_ours(&job.payload.class) {
+    if settlement.is_processed && processor.jobs.runs(&job.payload.class) {
         processor.metrics.record(&job.payload.class, started.elapsed(), settlement.is_failed);
     }
     promise.keep(settlement);

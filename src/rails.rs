@@ -17,6 +17,7 @@ use crate::json;
 use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
+use crate::secret_file::{self, SecretError};
 use crate::settings::{Resolve, Timestamps};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,13 +42,8 @@ pub enum RailsError {
         status: StatusCode,
     },
     /// The shared secret cannot be read.
-    #[error("the resolver's secret cannot be read from {path}: {source}")]
-    SecretFile {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error("the resolver's shared secret: {0}")]
+    Secret(#[from] SecretError),
     /// Rails cannot be reached in time.
     #[error("{url} cannot be reached: {source}")]
     Unreachable {
@@ -73,7 +69,7 @@ impl HasReason for RailsError {
     fn reason(&self) -> Option<Reason> {
         Some(match self {
             Self::Gone { .. } => Reason::Gone,
-            Self::Refused { .. } | Self::SecretFile { .. } => Reason::ResolverRefused,
+            Self::Refused { .. } | Self::Secret(_) => Reason::ResolverRefused,
             Self::Unreachable { .. } | Self::TooLong(_) | Self::Nonsense { .. } => Reason::ResolverUnavailable,
         })
     }
@@ -114,13 +110,8 @@ pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> 
 }
 
 fn secret(resolve: &Resolve) -> Result<Secret, RailsError> {
-    match (&resolve.secret, &resolve.secret_file) {
-        (Some(secret), _) => Ok(secret.clone()),
-        (None, Some(path)) => std::fs::read_to_string(path)
-            .map(|text| Secret::new(text.trim()))
-            .map_err(|source| RailsError::SecretFile { path: path.display().to_string(), source }),
-        (None, None) => Ok(Secret::new("")),
-    }
+    let source = resolve.secret().expect("the settings are checked");
+    Ok(secret_file::read(&source)?)
 }
 
 /// `v1=` and the HMAC-SHA256 in hexadecimal of `GET`, path with query, and date, joined by newlines.

@@ -39,6 +39,7 @@ use crate::process::{self, Ended, ProcessError};
 use crate::reason::{HasReason, Reason};
 use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
+use crate::secret_file;
 use crate::settings::{self, MIN_MTIMES_KEY, Mtimes};
 use crate::state::{JobDirectory, MirrorDirectory, StateDirectory, StateError};
 
@@ -300,19 +301,14 @@ impl Source {
         Ok(Some(mtimes::account_key(&self.configured_mtimes_key()?, &build.account)))
     }
 
-    /// The key of all accounts. Its file is read anew each time, so that it can be put right.
+    /// The key of all accounts. Its file is read for each job, so that it can be replaced.
     ///
     /// # Errors
     ///
     /// `MtimesKey` when its file cannot be read, or holds a key that could be guessed.
     pub fn configured_mtimes_key(&self) -> Result<Secret, SourceError> {
-        let key = match (&self.settings.mtimes_key, &self.settings.mtimes_key_file) {
-            (Some(key), _) => key.clone(),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map(|text| Secret::new(text.trim()))
-                .map_err(|error| SourceError::MtimesKey(format!("{}: {error}", path.display())))?,
-            (None, None) => Secret::new(""),
-        };
+        let source = self.settings.mtimes_key().ok_or_else(|| SourceError::MtimesKey("is not set".into()))?;
+        let key = secret_file::read(&source).map_err(|error| SourceError::MtimesKey(error.to_string()))?;
         if key.expose().len() < MIN_MTIMES_KEY {
             return Err(SourceError::MtimesKey(format!("is shorter than {MIN_MTIMES_KEY} characters")));
         }

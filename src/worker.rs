@@ -11,12 +11,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Epoch;
+use crate::environment;
 use crate::health::{Health, HealthError};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
-use crate::settings::{self, SandboxMode, Settings};
+use crate::settings::{SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Running, RunningJobs, Signals};
 use crate::sidekiq::heartbeat::{self, Process, Remote};
 use crate::sidekiq::lease::{Lease, LeaseError};
@@ -92,7 +93,7 @@ impl Shutdown {
 /// Runs until `shutdown` says otherwise, and returns when every task has ended.
 pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
     check_sandbox(settings.sandbox.mode)?;
-    let identity = Arc::new(Identity::new(settings::hostname()));
+    let identity = Arc::new(Identity::new(environment::hostname()));
     let state = Arc::new(StateDirectory::open(&settings.state.directory, &identity.to_string())?);
     let health = Health::bind(settings.health.listen).await?;
     let signals = Signals::default();
@@ -128,7 +129,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
     let custody = tokio::spawn(custody.run(settlements, deliver));
     let (probed, identity_text) = (Redis::new(&settings.redis)?, identity.to_string());
-    let (socket, watchdog) = settings::systemd().unzip();
+    let (socket, watchdog) = environment::notify().unzip();
     let systemd = Systemd::new(socket, watchdog.flatten());
     systemd.tell("READY=1");
     // They go on beside the last builds, and end with `ended`; what only brings new ones ends with `quiet`.

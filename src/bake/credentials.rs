@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::BakeError;
 use crate::bounds;
-use crate::job::{Build, is_name};
+use crate::environment;
+use crate::job::Build;
 use crate::json;
+use crate::name::is_name;
 use crate::process::{self, Ended, Stream};
 use crate::secret::Secret;
-use crate::settings::{self, Accounts};
+use crate::settings::Accounts;
 
 /// For one answer of a helper, which may ask a cloud.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -166,7 +168,7 @@ async fn ask(
         return Err(format!("{helper:?} is not the name of a credential helper"));
     }
     let mut command = process::command(Path::new(folder).join(&name));
-    command.arg(verb).envs(settings::plugin_environment());
+    command.arg(verb).envs(environment::of_plugins());
     let limits = process::Limits {
         timeout: PATIENCE,
         silence: PATIENCE,

@@ -143,7 +143,7 @@ const UNAVAILABLE: &[&str] = &[
 /// is searched for words.
 fn by_error_line(error: &str, has_failed_vertex: bool) -> Reason {
     let line = match error.strip_prefix("target ").and_then(|rest| rest.split_once(": ")) {
-        Some((name, rest)) if crate::job::is_target_name(name) => rest,
+        Some((name, rest)) if crate::name::is_target_name(name) => rest,
         _ => error,
     };
     match BUILDKIT.iter().find_map(|begin| line.strip_prefix(begin)) {

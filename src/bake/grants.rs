@@ -6,9 +6,11 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{BakeError, BakeRequest};
+use crate::environment;
 use crate::job::{Naming, Recipe, Trust};
+use crate::name::is_name;
 use crate::secret::SecretBytes;
-use crate::settings::{self, Accounts, Pattern, Policy};
+use crate::settings::{Accounts, NamePattern, Pattern, Policy};
 
 /// Characters of a branch that are kept in the name of an image or a cache.
 const MAX_BRANCH: usize = 80;
@@ -82,14 +84,13 @@ impl<'a> Grants<'a> {
     pub(super) fn secret(&self, name: &str) -> Result<Option<SecretBytes>, BakeError> {
         let build = self.request.build;
         // A name becomes part of a path.
-        if self.is_fork() || !crate::job::is_name(name) {
+        if self.is_fork() || !is_name(name) {
             return Ok(None);
         }
         let refused = |message: String| BakeError::Secret { name: name.to_owned(), message };
         let full_name = format!("{}/{name}", build.account);
-        let variables = self.accounts.secret_variables.iter().filter(|(pattern, _)| pattern.matches(&full_name));
-        if let Some((_, variable)) = variables.max_by_key(|(pattern, _)| pattern.closeness()) {
-            let value = settings::secret_variable(variable);
+        if let Some((_, variable)) = NamePattern::most_specific(&self.accounts.secret_variables, &full_name) {
+            let value = environment::secret(variable);
             return value.map(Some).ok_or_else(|| {
                 tracing::error!(secret = full_name, variable, "the variable of a build secret is not set");
                 refused("its variable is not set".into())

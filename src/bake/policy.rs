@@ -83,7 +83,7 @@ pub(super) fn validate(
     let folder = folder(request);
     let mut validated = Validated::default();
     for (name, fields) in targets {
-        if !crate::job::is_target_name(&name) {
+        if !crate::name::is_target_name(&name) {
             let message = "the name may have letters, digits, - and _, and begins with none of - and .";
             return Err(Refusal::new(format!("target.{name}"), message).into());
         }

@@ -184,7 +184,7 @@ const FILE_OPERATIONS: &[&str] = &["lstat ", "open ", "read ", "readlink ", "sta
 /// The id of a secret whose file buildx has looked for in vain.
 fn missing_secret(message: &str) -> Option<&str> {
     let (file, _) = message.strip_prefix("failed to stat ")?.split_once(": ")?;
-    crate::job::is_name(file).then_some(file)
+    crate::name::is_name(file).then_some(file)
 }
 
 /// Whether buildx understands the validated text as exactly the validated targets.

@@ -23,6 +23,7 @@ use tower::util::MapResponseLayer;
 use crate::body::{Bounded, Room};
 use crate::bounds;
 use crate::clock::Epoch;
+use crate::environment;
 use crate::json;
 use crate::process::{self, Ended, Limits, ProcessError, Stream};
 use crate::secret::Secret;
@@ -260,7 +261,7 @@ async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
     let name = exec.command.clone().unwrap_or_default();
     let wrong = |message: String| AccessError::Plugin { command: name.clone(), message };
     let mut command = process::command(&name);
-    command.args(exec.args.iter().flatten()).envs(settings::plugin_environment());
+    command.args(exec.args.iter().flatten()).envs(environment::of_plugins());
     for variable in exec.env.iter().flatten() {
         if let (Some(key), Some(value)) = (variable.get("name"), variable.get("value")) {
             command.env(key, value);

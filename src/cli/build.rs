@@ -1,4 +1,4 @@
-//! `sidebake build`: one build here and now, on the same path as a worker's, without Redis and without GitHub.
+//! `sidebake build`: one build on this machine, on the same path as a worker's, without Redis and GitHub.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,8 +9,10 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{Outcome, read_json};
+use crate::environment;
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, print_report};
+use crate::name::is_name;
 use crate::perform::{Attempt, Integrations, bake, resolve, tell_of_submodules};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
@@ -21,7 +23,7 @@ use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 use crate::worker::Shutdown;
 
-/// The files that are looked for when there is no template, in the order of buildx's documentation.
+/// Definitions that are tried without a template, in the order of buildx's documentation.
 const DEFINITIONS: &[&str] = &[
     "compose.yaml",
     "compose.yml",
@@ -33,28 +35,28 @@ const DEFINITIONS: &[&str] = &[
 
 #[derive(Debug, Args)]
 pub(super) struct Build {
-    /// A directory, or the URL of a repository.
+    /// Directory, or URL of a repository.
     #[arg(value_name = "PATH_OR_URL")]
     source: String,
-    /// An Application Template (JSON); without one, the tree's own bake or compose file is used.
+    /// Application Template (JSON). Default: the bake or compose file of the directory.
     #[arg(long, value_name = "FILE")]
     template: Option<String>,
     /// Branch, tag or commit of the repository.
     #[arg(long, default_value = "HEAD")]
     revision: String,
-    /// A target or group; repeat it for more.
+    /// Target or group to build; repeat for more.
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<String>,
-    /// Print the definition that would be built, as docker-buildx gets it, and build nothing.
+    /// Print the resolved definition instead of a build.
     #[arg(long)]
     print: bool,
     /// Push the images.
     #[arg(long)]
     push: bool,
-    /// Run cached steps again.
+    /// Run every step again, without the cache.
     #[arg(long)]
     no_cache: bool,
-    /// Which builder of the configuration.
+    /// Builder of the configuration. Default: the one for the account `local`.
     #[arg(long, value_name = "NAME")]
     builder: Option<String>,
 }
@@ -62,9 +64,9 @@ pub(super) struct Build {
 impl Build {
     pub(super) async fn run(self, mut settings: Settings, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
         soften(&mut settings);
-        let private = tempfile::tempdir().context("a temporary directory cannot be made")?;
+        let private = tempfile::tempdir().context("cannot create a temporary directory")?;
         if settings.state.directory == Settings::default().state.directory {
-            // Nobody configured a place, and the default one is a service's.
+            // The default is the directory of a service, which a person at a terminal may not write.
             settings.state.directory = private.path().to_owned();
         }
         let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
@@ -148,11 +150,11 @@ impl Build {
         self.source.contains("://")
     }
 
-    /// A name for what is built: the last part of the path or URL.
+    /// The repository's name: the last part of the path or URL.
     fn repository(&self) -> Repository {
         let last = self.source.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let name = last.strip_suffix(".git").unwrap_or(last);
-        let name = if job::is_name(name) { name } else { "build" };
+        let name = if is_name(name) { name } else { "build" };
         Repository { owner: "local".into(), name: name.into() }
     }
 
@@ -176,17 +178,19 @@ impl Build {
         let found = DEFINITIONS.iter().find(|name| worktree.join(name).is_file());
         match found {
             Some(name) => Ok(Recipe::File(RepositoryFile { path: (*name).to_owned(), naming: Naming::File })),
-            None => bail!("there is no --template, and {} has none of {}", worktree.display(), DEFINITIONS.join(", ")),
+            None => {
+                bail!("no --template given, and {} contains none of {}", worktree.display(), DEFINITIONS.join(", "))
+            }
         }
     }
 }
 
-/// Somebody who builds their own tree at a terminal need not have a new kernel, nor a configured builder.
+/// A build of one's own files needs neither a new kernel nor a configured builder.
 fn soften(settings: &mut Settings) {
     if settings.sandbox.mode == SandboxMode::Required {
         settings.sandbox.mode = SandboxMode::BestEffort;
     }
-    let local = || settings::Builder::new(Driver::Docker, settings::docker_host());
+    let local = || settings::Builder::new(Driver::Docker, environment::docker_host());
     settings.builders.entry("default".into()).or_insert_with(local);
 }
 

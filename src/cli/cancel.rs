@@ -1,4 +1,4 @@
-//! `sidebake cancel`: ends a build wherever it is; Rails is told by its callback.
+//! `sidebake cancel`: ends a build wherever it is. Rails gets its callback.
 
 use anyhow::bail;
 use clap::Args;
@@ -14,7 +14,7 @@ use crate::sidekiq::payload::Payload;
 
 #[derive(Debug, Args)]
 pub(super) struct Cancel {
-    /// The jid, or the build_id that Rails has given; of a class whose jobs carry only an id, that id.
+    /// Jid, or `build_id` of the build request, or the id that a `resolved` job carries.
     #[arg(value_name = "BUILD_ID|JID")]
     build: String,
 }
@@ -25,7 +25,7 @@ impl Cancel {
         let redis = Redis::new(&settings.redis)?;
         let found = find(&redis, |payload| is_meant(&settings.jobs, payload, &self.build)).await?;
         if found.is_empty() {
-            bail!("no build {} is queued, scheduled, waiting for a retry or running", self.build);
+            bail!("found no build {} that is queued, scheduled, waiting for a retry or running", self.build);
         }
         for job in &found {
             cancel(&redis, &settings.jobs, job, Epoch::now()).await?;
@@ -35,9 +35,9 @@ impl Cancel {
     }
 }
 
-/// Whether a job of ours has this jid, this `build_id`, or, where Rails knows the rest, this as its first argument.
+/// Whether this worker runs the job, and `build` is its jid, its `build_id`, or the id that a `resolved` job carries.
 fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
-    if !jobs.is_ours(&payload.class) {
+    if !jobs.runs(&payload.class) {
         return false;
     }
     if payload.jid == build {

@@ -1,4 +1,4 @@
-//! `sidebake doctor`: checks everything that a worker needs; a line each, non-zero when one is red.
+//! `sidebake doctor`: checks everything that a worker needs. One line for each check; the status is non-zero when one fails.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +19,14 @@ use crate::sidekiq::{random_hex, rights};
 use crate::source::Source;
 use crate::state::StateDirectory;
 
-/// From this version on buildx ends when its pod goes; before, only our time limits end it.
+/// From this version on, buildx ends when its pod is gone. Earlier versions hang until one of our timeouts ends them.
 const GOOD_BUILDX: (u32, u32) = (0, 36);
-/// Before this version the progress stream cannot be read.
+/// The oldest version whose progress stream we read.
 const LEAST_BUILDX: (u32, u32) = (0, 19);
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// One JSON array in place of lines.
+    /// Print a JSON array instead of lines.
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +51,7 @@ impl Finding {
         Self { name: name.into(), health, detail: detail.into() }
     }
 
-    /// Green with what was found, red with what was wrong.
+    /// Green with the answer, red with the error.
     fn of(name: &str, found: Result<String, impl std::fmt::Display>) -> Self {
         match found {
             Ok(detail) => Self::new(name, Health::Green, detail),
@@ -108,7 +108,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     }));
     findings.push(commands(settings).await);
     if let Err(error) = tracking(settings).await {
-        let message = format!("no CLIENT TRACKING ({error}): new jobs are found by polling twice a second");
+        let message = format!("no CLIENT TRACKING ({error}): the worker polls for new jobs twice a second");
         findings.push(Finding::new("redis tracking", Health::Yellow, message));
     }
     findings
@@ -121,14 +121,14 @@ async fn commands(settings: &Settings) -> Finding {
         Err(error) => Err(error),
     };
     let found = match missing.map_err(|error| error.to_string()) {
-        Ok(missing) if missing.is_empty() => Ok("the user may use all that a worker needs".to_owned()),
+        Ok(missing) if missing.is_empty() => Ok("this user may use every command that a worker needs".to_owned()),
         Ok(missing) => Err(format!("the ACL of this user lacks {}; see docs/redis.md", missing.join(", "))),
         Err(error) => Err(error),
     };
     Finding::of("redis commands", found)
 }
 
-/// Whether Redis tells an idle worker of a new job.
+/// Whether Redis notifies an idle worker of a new job.
 async fn tracking(settings: &Settings) -> Result<(), RedisError> {
     let redis = Redis::waking(&settings.redis, Vec::new(), Arc::default())?;
     redis.query(redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"])).await
@@ -145,10 +145,10 @@ async fn github(settings: &Settings) -> Finding {
     Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
 }
 
-/// Whether times can be made from content, where a repository wants them.
+/// Whether the key of `content` times can be used, if a repository needs it.
 fn mtimes(settings: &Settings) -> Option<Finding> {
     let key = settings.source.needs_mtimes_key().then(|| Source::new(settings).configured_mtimes_key())?;
-    Some(Finding::of("times of files", key.map(|_| "a key for those that come from content".to_owned())))
+    Some(Finding::of("source.mtimes_key", key.map(|_| "can be used".to_owned())))
 }
 
 async fn buildx(settings: &Settings) -> Finding {
@@ -159,19 +159,19 @@ async fn buildx(settings: &Settings) -> Finding {
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let (health, note) = if parsed < LEAST_BUILDX {
-        (Health::Red, ": too old to be read")
+        (Health::Red, ": too old; 0.19 is the oldest that works")
     } else if parsed < GOOD_BUILDX {
-        (Health::Yellow, ": before 0.36 it hangs when its pod goes, until a time limit ends it")
+        (Health::Yellow, ": before 0.36, it hangs when its pod is gone, until a timeout ends it")
     } else {
         (Health::Green, "")
     };
     Finding::new("buildx", health, format!("{version}{note}"))
 }
 
-/// What there is of each builder, and whether a build would get a place on it.
+/// Whether each builder is ready and a build could start on it.
 async fn builders(settings: &Settings) -> Vec<Finding> {
     if settings.builders.is_empty() {
-        return vec![Finding::new("builder", Health::Red, "none is configured")];
+        return vec![Finding::new("builder", Health::Red, "no builder is configured")];
     }
     let mut findings = Vec::new();
     let all = Builders::new(settings);
@@ -179,10 +179,11 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
         let label = format!("builder {name}");
         findings.push(Finding::of(&label, try_builder(settings, &all, name).await));
         if let Ok(status) = all.status(name).await {
-            let drift = status.drift.iter().map(|one| format!("{} is {}, not {}", one.path, one.live, one.configured));
+            let drift =
+                status.drift.iter().map(|one| format!("{} is {}; configured: {}", one.path, one.live, one.configured));
             let drift: Vec<String> = drift.collect();
             if !drift.is_empty() {
-                let detail = format!("{}; `sidebake builder apply` changes it", drift.join(", "));
+                let detail = format!("{}; run `sidebake builder apply` to change it", drift.join(", "));
                 findings.push(Finding::new(&label, Health::Yellow, detail));
             }
             if status.accounts != ["*"] || all.names().count() == 1 {
@@ -193,11 +194,11 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Who shares a builder's layers: a fact that an operator must know, and nobody can see.
+/// Which accounts share a builder's layers. An operator must know it, and nothing else shows it.
 fn sharing(label: &str, accounts: &[String]) -> Finding {
     let who = if accounts == ["*"] { "every account".to_owned() } else { accounts.join(", ") };
     let detail = match accounts {
-        [one] if !one.contains('*') => format!("for the account {one} alone"),
+        [one] if !one.contains('*') => format!("only for the account {one}"),
         _ => format!("shared by {who}: they can read each other's layers and cached files"),
     };
     Finding::new(label, Health::Green, detail)
@@ -205,7 +206,7 @@ fn sharing(label: &str, accounts: &[String]) -> Finding {
 
 async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> anyhow::Result<String> {
     let mut builder = settings.builders.get(name).context("it is configured")?.clone();
-    // Somebody waits for the answer, and a pod that is not ready now is worth a red line.
+    // A pod that is not ready now is a fault; do not wait for it.
     builder.timeout = Duration::ZERO;
     let own = Builders::new(&Settings { builders: [(name.to_owned(), builder)].into(), ..settings.clone() });
     let scratch = tempfile::tempdir()?;
@@ -243,7 +244,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
 fn kernel(mode: SandboxMode) -> Finding {
     match (sandbox::lacking(), mode) {
         (None, SandboxMode::Off) => {
-            Finding::new("sandbox", Health::Yellow, "switched off, although the kernel could enforce it")
+            Finding::new("sandbox", Health::Yellow, "off, although this kernel could enforce it")
         }
         (None, _) => Finding::new("sandbox", Health::Green, sandbox::enforced()),
         (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Health::Red, lack),
@@ -257,7 +258,7 @@ fn disk(settings: &Settings) -> Finding {
     match opened.and_then(|state| state.free_bytes()) {
         Ok(free) if free < min_free_bytes => {
             let (free, min) = (free >> 20, min_free_bytes >> 20);
-            let detail = format!("{free} MiB free in {}: a worker fetches no jobs below {min}", path.display());
+            let detail = format!("{free} MiB free in {}: the worker fetches no jobs below {min} MiB", path.display());
             Finding::new("disk", Health::Red, detail)
         }
         Ok(free) => Finding::new("disk", Health::Green, format!("{} MiB free in {}", free >> 20, path.display())),

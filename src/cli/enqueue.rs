@@ -14,13 +14,13 @@ use crate::sidekiq::random_hex;
 
 #[derive(Debug, Args)]
 pub(super) struct Enqueue {
-    /// The job's argument (the native object), or a whole Sidekiq payload; `-` is standard input.
+    /// Build request, or a whole Sidekiq payload (JSON); `-` is standard input.
     #[arg(value_name = "FILE")]
     file: String,
-    /// The job class, for an argument without payload.
+    /// Job class of a build request.
     #[arg(long, default_value = "BuildJob")]
     class: String,
-    /// The queue, for an argument without payload.
+    /// Queue of a build request.
     #[arg(long, default_value = "default")]
     queue: String,
 }

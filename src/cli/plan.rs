@@ -1,14 +1,15 @@
-//! `sidebake plan`: what a job would do. Asks Rails when the job carries only an id; fetches and builds nothing.
+//! `sidebake plan`: what a job would do. Asks Rails when the job carries only an id; neither fetches nor builds.
 
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Outcome, read_json};
+use crate::attestation::Attestation;
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
 use crate::job::arguments::{self, Request};
-use crate::job::{Attestation, BuildJob, Recipe};
+use crate::job::{BuildJob, Recipe};
 use crate::rails;
 use crate::settings::Settings;
 use crate::sidekiq::payload::Payload;
@@ -18,7 +19,7 @@ use crate::state::StateDirectory;
 
 #[derive(Debug, Args)]
 pub(super) struct Plan {
-    /// A Sidekiq payload (JSON); `-` is standard input.
+    /// Sidekiq payload (JSON); `-` is standard input.
     #[arg(value_name = "FILE")]
     file: String,
 }
@@ -36,7 +37,7 @@ impl Plan {
 
 async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value> {
     let Some(class) = settings.jobs.classes.get(&payload.class) else {
-        bail!("{} is not among jobs.classes", payload.class);
+        bail!("{} is not one of jobs.classes", payload.class);
     };
     match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
         (Request::Native(native), _) => Ok(native),
@@ -46,7 +47,7 @@ async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value>
 }
 
 fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<Value> {
-    let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
+    let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
     let state = StateDirectory::open(scratch.path(), &format!("plan:{}", random_hex::<6>()))?;
     let builders = Builders::new(settings);
     let source = Source::new(settings);
@@ -71,14 +72,13 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
     }))
 }
 
-/// What is attested of images of which the definition itself says nothing.
+/// Attestations of the images whose definition does not ask for any.
 fn attestations(settings: &Settings, job: &BuildJob) -> Value {
     let asked = |attestation| job.build.asked(attestation).unwrap_or(settings.bake.asked(attestation)).to_string();
     Attestation::ALL.map(|attestation| (attestation.name(), asked(attestation))).into_iter().collect()
 }
 
-/// The definition before buildx has resolved it; for a file of the repository, which is not fetched, where it lies and
-/// which of its targets are built.
+/// The definition before buildx resolves it. For a file of the repository, which is not fetched: its path and the targets.
 fn definition(job: &BuildJob) -> anyhow::Result<Value> {
     Ok(match &job.build.recipe {
         Recipe::Application(template) => serde_json::from_str(&define_application(template))?,

@@ -1,4 +1,4 @@
-//! `sidebake release`: puts what dead workers have left in flight back on its queues, where no worker is left to do it.
+//! `sidebake release`: requeues in-flight jobs of dead workers, where no living worker does it.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::recovery::{self, Released};
 
-/// In which a worker that lives tries twice to have its lease again, once Redis answers.
+/// Enough for a living worker to renew its lease twice, once Redis answers.
 const MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct Release {
-    /// Waits a second, and not half a lease, to see whether a worker comes back: where none is left. One that lives, and has
-    /// lost its lease by an outage that is not quite over, would have its builds started again by others, and kill its own.
+    /// Wait one second instead of half a lease for a worker to come back. Use it when no worker is left: a living worker that
+    /// lost its lease in an outage would kill its builds, and another worker would start them again.
     #[arg(long)]
     now: bool,
 }
@@ -27,12 +27,12 @@ impl Release {
         let released = recovery::release(&Redis::new(&settings.redis)?, grace).await?;
         for Released { owner, n_jobs } in &released {
             match n_jobs {
-                Some(n_jobs) => println!("{owner}: {n_jobs} jobs are back on their queues"),
-                None => println!("{owner}: is alive, and keeps its jobs"),
+                Some(n_jobs) => println!("{owner}: requeued {n_jobs} jobs"),
+                None => println!("{owner}: alive; keeps its jobs"),
             }
         }
         if released.is_empty() {
-            println!("no worker has left anything");
+            println!("found no job of a dead worker");
         }
         Ok(Outcome::Good)
     }

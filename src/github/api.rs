@@ -21,6 +21,7 @@ use crate::bounds;
 use crate::clock::Epoch;
 use crate::json;
 use crate::secret::Secret;
+use crate::secret_file;
 use crate::settings;
 
 /// Tries of one request, with a pause between them; what takes longer is the retry set's business.
@@ -256,17 +257,10 @@ impl Api {
         Ok(Secret::new(jwt))
     }
 
-    /// Reads the key anew each time, so that it can be rotated.
+    /// Reads the key for each signature, so that it can be rotated.
     fn key(&self) -> Result<EncodingKey, GithubError> {
-        let pem = match (&self.settings.private_key, &self.settings.private_key_file) {
-            (Some(key), _) => key.clone(),
-            (None, Some(path)) => std::fs::read_to_string(path)
-                .map(Secret::new)
-                .map_err(|source| GithubError::KeyFile { path: path.display().to_string(), source })?,
-            (None, None) => {
-                return Err(GithubError::NotConfigured("neither github.private_key nor private_key_file is set"));
-            }
-        };
+        let missing = GithubError::NotConfigured("neither github.private_key nor github.private_key_file is set");
+        let pem = secret_file::read(&self.settings.private_key().ok_or(missing)?)?;
         // A key in an environment variable often has its line ends as a backslash and an n.
         let pem = pem.expose().replace("\\n", "\n");
         EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(GithubError::Key)

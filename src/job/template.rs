@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Asked, Attestation, By, JobError, is_name, is_target_name, plain};
+use super::{JobError, plain};
+use crate::attestation::{Asked, Attestation, By};
+use crate::name::{is_name, is_target_name};
 
 /// Variables by which buildx would hand a secret of this id to any git host that a Dockerfile names.
 const FOR_ANY_HOST: &[&str] = &["GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"];

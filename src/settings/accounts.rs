@@ -1,46 +1,53 @@
-//! What accounts have and may: patterns for the many, and a few exceptions by name.
+//! `[accounts]`: what accounts have and may do, by patterns, so that a new account needs no deploy.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::pattern::JOB_NAMES;
 use super::{NamePattern, Pattern, SettingsError};
 
-/// What a name of an image or a cache may be made of, besides what every pattern may.
+/// Placeholders of a target's tags and caches, besides those of every pattern.
 const OF_TARGETS: &[&str] = &["target", "sha", "branch"];
 
-/// What accounts have, by pattern, and what they may.
+/// What accounts have and may do. Patterns contain `{account}`, `{owner}`, `{repository}` and `{trust}` (`protected`,
+/// `branch` or `fork`), which stand for those of the job.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Accounts {
-    /// File with the account's registry credentials, in the form of a docker `config.json`.
+    /// File with the account's registry credentials: a docker `config.json`. A fork's build has them too, and its Dockerfile can
+    /// begin `FROM` any image that they can read: with `{account}/{trust}.json`, forks have other credentials, or none.
     pub registries: Option<Pattern>,
-    /// Directory of the credential helpers (`docker-credential-…`) that such a file may name.
+    /// Directory of the credential helpers (`docker-credential-…`) that such a file may name. They run outside of the sandbox,
+    /// 15 seconds at most, with the worker's environment without `SIDEBAKE_…` and the URL of Redis.
     pub credential_helpers: Option<PathBuf>,
-    /// File with a build secret; `{name}` is what the job calls it. A secret is granted when its file is there.
+    /// File with a build secret; `{name}` is the name in the job. A build gets the secret when the file exists. A fork's build
+    /// gets none.
     pub secrets: Option<Pattern>,
-    /// Variables of the worker that hold build secrets, by `account/name`.
+    /// Environment variables of the worker that hold build secrets, by `account/name`; `*` matches anything.
     pub secret_variables: BTreeMap<NamePattern, String>,
-    /// What images of a repository's own definition are called, when the job does not say.
+    /// Tags of images whose definition is in the repository, when the job names none. Also `{target}`, `{sha}` and `{branch}`; a
+    /// pattern whose branch is unknown is left out. Accounts and repositories are in lower case. A fork's build pushes only the
+    /// tags of its job.
     pub tags: Vec<Pattern>,
-    /// Where cached steps are kept, when the job does not say.
+    /// Where cached steps are kept, when the definition does not say.
     pub cache: Cache,
-    /// What definitions may ask for.
+    /// What definitions may ask for beyond the strictest policy.
     pub policy: Policy,
-    /// The same for some accounts; the closest pattern counts, and counts alone.
+    /// The policy of some accounts, by account. The most specific pattern counts, alone.
     pub policy_for: BTreeMap<NamePattern, Policy>,
 }
 
-/// Where cached steps are looked for and left: `type=registry,ref=…`, as `docker buildx build` has it.
+/// Where cached steps are imported from and exported to, as in `docker buildx build`: `type=registry,ref=…`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
-    /// Looked for in all of these; one with `{branch}` also on the job's default branch.
+    /// Cache imports. One with `{branch}` is also tried with the job's `default_branch`.
     pub from: Vec<Pattern>,
-    /// Left in all of these, though never by a fork.
+    /// Cache exports. A fork's build exports none.
     pub to: Vec<Pattern>,
-    /// Whether only builds of the default branch leave any.
+    /// Whether only builds of the default branch export their cache.
     pub only_default_branch: bool,
 }
 
@@ -48,23 +55,22 @@ pub struct Cache {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Image of the Dockerfile frontend, whatever `# syntax=` says.
+    /// Image of the Dockerfile frontend, which replaces that of `# syntax=` and `BUILDKIT_SYNTAX`. Without it, the repository
+    /// chooses the image, a fork too; it runs as a RUN step does.
     pub frontend: Option<String>,
-    /// URLs that may be contexts; the builder fetches them.
+    /// URLs that may be contexts, such as `https://github.com/acme/*`. The builder fetches them.
     pub remote_contexts: Vec<NamePattern>,
-    /// Entitlements, such as `network.host`.
+    /// Entitlements of BuildKit, such as `network.host`.
     pub entitlements: Vec<String>,
 }
 
 impl Accounts {
     /// The policy of an account.
     pub fn policy_of(&self, account: &str) -> &Policy {
-        let meant = self.policy_for.iter().filter(|(pattern, _)| pattern.matches(account));
-        meant.max_by_key(|(pattern, _)| pattern.closeness()).map_or(&self.policy, |(_, policy)| policy)
+        NamePattern::most_specific(&self.policy_for, account).map_or(&self.policy, |(_, policy)| policy)
     }
 
     pub(super) fn check(&self) -> Result<(), SettingsError> {
-        let refuse = |key: &str, message: String| Err(SettingsError::Key { path: format!("accounts.{key}"), message });
         let of_targets = |key, patterns: &[Pattern]| {
             patterns.iter().try_for_each(|pattern| check_names(&format!("accounts.{key}"), pattern, OF_TARGETS))
         };
@@ -74,28 +80,26 @@ impl Accounts {
         self.registries.iter().try_for_each(|pattern| check_names("accounts.registries", pattern, &[]))?;
         self.secrets.iter().try_for_each(|pattern| check_names("accounts.secrets", pattern, &["name"]))?;
         if self.secrets.as_ref().is_some_and(|pattern| !pattern.has("name")) {
-            return refuse("secrets", "must have {name} in it".into());
+            return SettingsError::refuse("accounts.secrets", "must contain {name}");
         }
         if self.tags.iter().any(|pattern| !pattern.has("target")) {
-            return refuse("tags", "must have {target} in it, or two images have one name".into());
+            return SettingsError::refuse("accounts.tags", "must contain {target}, or two images get the same name");
         }
         if self.cache.to.iter().any(|pattern| !pattern.has("target")) {
-            return refuse(
-                "cache.to",
-                "must have {target} in it: of two targets in one place the last one wins".into(),
-            );
+            let message = "must contain {target}, or the last target overwrites the cache of the others";
+            return SettingsError::refuse("accounts.cache.to", message);
         }
         if self.credential_helpers.as_ref().is_some_and(|directory| !directory.is_absolute()) {
-            return refuse("credential_helpers", "must be an absolute path".into());
+            return SettingsError::refuse("accounts.credential_helpers", "must be an absolute path");
         }
         Ok(())
     }
 }
 
-/// Refuses a pattern that names what is not known where it is used.
+/// Refuses a pattern with a placeholder that has no value where it is used. `more` are those besides every job's.
 pub(super) fn check_names(path: &str, pattern: &Pattern, more: &[&str]) -> Result<(), SettingsError> {
     pattern.unknown(more).map_or(Ok(()), |name| {
-        let message = format!("{{{name}}} in {:?} is no name that is known here", pattern.to_string());
-        Err(SettingsError::Key { path: path.to_owned(), message })
+        let known: Vec<_> = JOB_NAMES.iter().chain(more).map(|name| format!("{{{name}}}")).collect();
+        SettingsError::refuse(path, format!("unknown placeholder {{{name}}}; known: {}", known.join(", ")))
     })
 }

@@ -1,14 +1,14 @@
-//! Settings for thousands of accounts: text with `{account}` and such in it, and names with `*` in them.
+//! Settings for thousands of accounts: text with placeholders such as `{account}`, and names with `*`.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 
-/// What a pattern may name, wherever it stands: it is known as soon as there is a job.
-const OF_JOBS: &[&str] = &["account", "owner", "repository", "trust"];
+/// Placeholders of every pattern: every job has a value for them.
+pub(super) const JOB_NAMES: &[&str] = &["account", "owner", "repository", "trust"];
 
-/// Text in which names in braces stand for what a job has: `{account}`, `{owner}`, `{repository}` and `{trust}`, and more
-/// where the setting says so.
+/// Text with placeholders for what a job has: `{account}`, `{owner}`, `{repository}` and `{trust}`, and more where the
+/// setting says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
 
@@ -18,10 +18,10 @@ impl Pattern {
         Self(text.into())
     }
 
-    /// The first name in braces that is neither every job's nor one of `more`.
+    /// The first placeholder that is neither every job's nor one of `more`.
     pub(super) fn unknown(&self, more: &[&str]) -> Option<&str> {
         let names = self.0.split('{').skip(1).map(|rest| rest.split('}').next().unwrap_or(rest));
-        names.into_iter().find(|name| !OF_JOBS.contains(name) && !more.contains(name))
+        names.into_iter().find(|name| !JOB_NAMES.contains(name) && !more.contains(name))
     }
 
     /// Whether `{name}` is in it.
@@ -29,8 +29,8 @@ impl Pattern {
         self.0.contains(&format!("{{{name}}}"))
     }
 
-    /// The text for these names. What a job calls account, owner, repository and trust can contain no slash and is not `..`:
-    /// they are checked when it is parsed.
+    /// The text with these values. The account, owner, repository and trust of a job contain no slash and are not `..`: the job
+    /// is refused otherwise.
     pub fn expand(&self, names: &[(&str, &str)]) -> String {
         names.iter().fold(self.0.clone(), |text, (name, value)| text.replace(&format!("{{{name}}}"), value))
     }
@@ -48,7 +48,7 @@ impl<'de> Deserialize<'de> for Pattern {
     }
 }
 
-/// Names of accounts or repositories: text in which `*` stands for anything.
+/// Names of accounts or repositories: text in which `*` matches anything.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NamePattern(String);
 
@@ -58,7 +58,7 @@ impl NamePattern {
         Self(text.into())
     }
 
-    /// Whether the name is meant; GitHub's names are the same in upper and lower case.
+    /// Whether the pattern matches. Case does not count, as in GitHub's names.
     pub fn matches(&self, name: &str) -> bool {
         let (pattern, name) = (self.0.to_ascii_lowercase(), name.to_ascii_lowercase());
         let mut parts = pattern.split('*');
@@ -71,9 +71,15 @@ impl NamePattern {
         rest.ends_with(last)
     }
 
-    /// How closely it says who is meant: a name more than any pattern, a longer pattern more than a shorter one.
-    pub fn closeness(&self) -> (bool, usize) {
+    /// Orders patterns: a name without `*` is more specific than any pattern, a longer pattern than a shorter one.
+    pub fn specificity(&self) -> (bool, usize) {
         (!self.0.contains('*'), self.0.len())
+    }
+
+    /// The entry whose pattern matches the name most specifically.
+    pub fn most_specific<'a, T>(entries: impl IntoIterator<Item = (&'a Self, T)>, name: &str) -> Option<(&'a Self, T)> {
+        let matching = entries.into_iter().filter(|(pattern, _)| pattern.matches(name));
+        matching.max_by_key(|(pattern, _)| pattern.specificity())
     }
 }
 
@@ -86,7 +92,7 @@ impl fmt::Display for NamePattern {
 impl<'de> Deserialize<'de> for NamePattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match String::deserialize(deserializer)? {
-            text if text.is_empty() => Err(serde::de::Error::custom("a name is not empty")),
+            text if text.is_empty() => Err(serde::de::Error::custom("a name must not be empty")),
             text => Ok(Self(text)),
         }
     }
@@ -103,7 +109,7 @@ mod tests {
         assert_eq!(pattern.unknown(&[]), None);
         assert_eq!(Pattern::new("/srv/{acount}").unknown(&["name"]), Some("acount"));
         assert_eq!(Pattern::new("{account}/{name}").unknown(&["name"]), None);
-        assert_eq!(Pattern::new("{account").unknown(&[]), None, "taken as it is");
+        assert_eq!(Pattern::new("{account").unknown(&[]), None, "plain text");
     }
 
     #[test]

@@ -1,31 +1,32 @@
-//! Queues with their weights, and capsules: which jobs a worker takes, and in which order.
+//! Queues with their weights, and capsules: which jobs a worker fetches, and in which order.
 //!
 //! Follows Sidekiq's `-q name,weight` and its capsules.
 
 use serde::{Deserialize, Deserializer};
 
+use super::SettingsError;
 use crate::bounds;
 
 /// What ends a text or an attribute of a page. A lone `&` does not.
 const MARKUP: [char; 4] = ['<', '>', '"', '\''];
 
-/// A queue to take jobs from, written `name` or `name,weight`.
+/// A queue that the worker fetches jobs from, written `name` or `name,weight`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
-    /// Without prefix.
+    /// The name, without the prefix `queue:`.
     pub name: String,
-    /// How often it comes first, in proportion to the others; 0 when none was given.
+    /// How often the queue comes first, in proportion to the others; 0 when it has no weight.
     pub weight: u32,
 }
 
-/// In which order queues are asked.
+/// The order in which the worker looks at its queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// As they are listed: no queue has a weight.
+    /// The order of the list: no queue has a weight.
     Strict,
-    /// By chance: each has the weight 1.
+    /// Random: each queue has the weight 1.
     Random,
-    /// By chance, in proportion to the weights.
+    /// Random, in proportion to the weights.
     Weighted,
 }
 
@@ -41,7 +42,7 @@ impl Mode {
         }
     }
 
-    /// As Sidekiq's API has it.
+    /// The name in Sidekiq's API.
     pub fn name(self) -> &'static str {
         match self {
             Self::Strict => "strict",
@@ -51,26 +52,25 @@ impl Mode {
     }
 }
 
-/// Slots with queues of their own.
+/// Slots with queues of their own, beside `concurrency` and `queues`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Capsule {
-    /// Jobs at once.
+    /// Builds at once in this capsule.
     pub concurrency: usize,
-    /// Its queues.
+    /// Queues of the capsule, in the form of the setting `queues`.
     #[serde(deserialize_with = "queues")]
     pub queues: Vec<Queue>,
 }
 
 impl Queue {
-    /// Whether a text can be part of a key, of a line of the log and of a page: Sidekiq's Web UI puts names into its pages as
-    /// they are.
+    /// Whether a text can be part of a Redis key, a log line and a page: Sidekiq's Web UI does not escape names of queues.
     pub fn is_name(text: &str) -> bool {
         let is_allowed = |c: char| !c.is_control() && !MARKUP.contains(&c);
         !text.is_empty() && text.len() <= bounds::NAME && text.chars().all(is_allowed)
     }
 
-    /// Reads `name` or `name,weight`. `None` where the weight is no number.
+    /// Reads `name` or `name,weight`. `None` when the weight is not a number.
     pub fn parse(text: &str) -> Option<Self> {
         let (name, weight) = match text.split_once(',') {
             Some((name, weight)) => (name, weight.trim().parse().ok()?),
@@ -80,15 +80,34 @@ impl Queue {
     }
 }
 
-/// A list of queues. In the environment, where a comma divides entries as well, a number is the weight of the name before it.
+impl Capsule {
+    /// `section` is empty, or ends with a dot.
+    pub(super) fn check(&self, section: &str) -> Result<(), SettingsError> {
+        if self.concurrency == 0 {
+            return SettingsError::refuse(format!("{section}concurrency"), "must be from 1 to 1000");
+        }
+        if self.queues.is_empty() {
+            return SettingsError::refuse(format!("{section}queues"), "must name at least one queue");
+        }
+        if let Some(queue) = self.queues.iter().find(|queue| !Queue::is_name(&queue.name)) {
+            let message = format!("{:?} is not a valid name of a queue", queue.name);
+            return SettingsError::refuse(format!("{section}queues"), message);
+        }
+        Ok(())
+    }
+}
+
+/// Reads a list of queues. In an environment variable, where a comma also separates entries, a number is the weight of the
+/// name before it.
 pub(super) fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Queue>, D::Error> {
     let mut queues: Vec<Queue> = Vec::new();
     for text in Vec::<String>::deserialize(deserializer)? {
         match (text.parse(), queues.last_mut()) {
             (Ok(weight), Some(queue)) if queue.weight == 0 => queue.weight = weight,
-            _ => queues.push(Queue::parse(&text).ok_or_else(|| {
-                serde::de::Error::custom(format!("{text:?}: expected a queue, or a queue, a comma and its weight"))
-            })?),
+            _ => queues
+                .push(Queue::parse(&text).ok_or_else(|| {
+                    serde::de::Error::custom(format!("expected NAME or NAME,WEIGHT, found {text:?}"))
+                })?),
         }
     }
     Ok(queues)

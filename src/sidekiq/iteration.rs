@@ -49,7 +49,7 @@ impl Iteration {
     /// From here on the job can be cancelled, if it is one of this worker's: another class may be Ruby's own iterable job,
     /// whose place is in the same hash.
     pub fn begin_job(&self, jobs: &Jobs, payload: &Payload) {
-        if jobs.is_ours(&payload.class) {
+        if jobs.runs(&payload.class) {
             self.begin(&payload.jid, payload.n_failures().saturating_add(1));
         }
     }

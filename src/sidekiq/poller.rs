@@ -175,7 +175,7 @@ async fn enqueue_cancelled(
 ) -> Result<(), RedisError> {
     let ours = members.iter().filter_map(|(member, _)| {
         let payload = Payload::parse(member).ok()?;
-        (jobs.is_ours(&payload.class) && !payload.jid.is_empty()).then_some((member, payload.jid))
+        (jobs.runs(&payload.class) && !payload.jid.is_empty()).then_some((member, payload.jid))
     });
     let ours: Vec<_> = ours.collect();
     if ours.is_empty() {
@@ -215,7 +215,7 @@ pub(super) async fn enqueue_member(
 /// Queue and text of a job of ours; `None` for anything else.
 fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, Vec<u8>)> {
     let payload = Payload::parse(member).ok()?;
-    jobs.is_ours(&payload.class).then(|| {
+    jobs.runs(&payload.class).then(|| {
         let queue = payload.queue().unwrap_or_else(|| "default".into());
         let text = payload.enqueued(&queue, now, jobs.timestamps);
         (queue, text)

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use sidebake::settings::Settings;
+use sidebake::configuration;
 use sidebake::state::StateDirectory;
 use tokio::sync::Semaphore;
 
@@ -37,7 +37,7 @@ async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
     let harness = Arc::new(Harness::open());
     // A processor's second is enough for any other definition.
     let config = harness.config(&format!("bake.print_timeout = \"1s\"\n{}", accounts(&harness)));
-    let settings = Settings::load(&[config], None).unwrap();
+    let settings = configuration::load(&[config], None).unwrap();
     let state = StateDirectory::open(&harness.home.path().join("alone"), "alone").unwrap();
     let range = Arc::new(Range::new(harness.engine, &settings, state, home(&harness)));
     let turns = Arc::new(Semaphore::new(N_AT_ONCE));

@@ -420,7 +420,7 @@ async fn a_resolver_that_is_not_there_is_infrastructure() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_and_a_wrong_private_key_are_said_loudly_and_the_job_is_kept() {
     for (key, words) in
-        [(None, "the App's private key cannot be read from"), (Some("nonsense"), "is not a PEM of an RSA key")]
+        [(None, "the App's private key: cannot read "), (Some("nonsense"), "is not a PEM of an RSA key")]
     {
         let harness = Harness::start();
         let (_, sha) = harness.voting_app();
@@ -482,5 +482,5 @@ fn a_typo_in_the_configuration_stops_the_start_and_is_named() {
     let output = sidebake().args(["run", "--config"]).arg(file.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = text(&output);
-    assert!(text.contains("the settings cannot be used") && text.contains("app_idd"), "{text}");
+    assert!(text.contains("cannot use the configuration") && text.contains("app_idd"), "{text}");
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sidebake::bounds;
+use sidebake::configuration;
 use sidebake::settings::Settings;
 
 #[path = "../kubernetes/manifests.rs"]
@@ -60,7 +61,7 @@ fn settings() -> Settings {
     let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
     let map = document("ConfigMap", "sidebake");
     std::fs::write(file.path(), map["data"]["sidebake.toml"].as_str().unwrap()).unwrap();
-    Settings::load(&[file.path().to_owned()], None).unwrap_or_else(|error| panic!("{error}"))
+    configuration::load(&[file.path().to_owned()], None).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The pod of a Deployment or Job, and its one container.

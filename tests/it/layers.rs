@@ -8,9 +8,23 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-const DOMAIN_TYPES: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
-const INFRASTRUCTURE: &[&str] =
-    &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "stop", "systemd"];
+const DOMAIN_TYPES: &[&str] =
+    &["attestation", "bounds", "event", "job", "json", "name", "reason", "report", "secret", "settings", "text"];
+const INFRASTRUCTURE: &[&str] = &[
+    "beneath",
+    "body",
+    "clock",
+    "configuration",
+    "connections",
+    "environment",
+    "process",
+    "redis",
+    "sandbox",
+    "secret_file",
+    "state",
+    "stop",
+    "systemd",
+];
 const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
@@ -26,6 +40,7 @@ fn may_use(module: &str, other: &str) -> bool {
         _ if is(DOMAIN_TYPES) => false,
         "sandbox" => ["beneath", "process"].contains(&other),
         "state" => other == "beneath",
+        "configuration" => other == "environment",
         _ if is(INFRASTRUCTURE) => false,
         "journal" => false,
         // What the builder hands to the bake is the bake's own type.

@@ -20,7 +20,7 @@ async fn left_behind() -> Harness {
         })
         .await;
     let alive = harness.run(&["release", "--now"], "");
-    assert!(text(&alive).contains("is alive, and keeps its jobs"), "{}", text(&alive));
+    assert!(text(&alive).contains("alive; keeps its jobs"), "{}", text(&alive));
     worker.signal("KILL");
     harness.until("its lease has run out", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
     harness
@@ -35,7 +35,7 @@ async fn a_worker_that_lives_and_has_just_lost_its_lease_keeps_its_jobs() {
     let lease = harness.redis.keys("sidebake:lease:*").await.remove(0);
     redis::cmd("DEL").arg(&lease).exec_async(&mut harness.redis.connection().await).await.unwrap();
     let output = harness.run(&["release", "--now"], "");
-    assert!(text(&output).contains("is alive, and keeps its jobs"), "{}", text(&output));
+    assert!(text(&output).contains("alive; keeps its jobs"), "{}", text(&output));
     assert!(harness.redis.queue("default").await.is_empty());
     assert!(!worker.log().contains("ours is killed"), "{}", worker.log());
 }
@@ -51,9 +51,9 @@ async fn is_requeue(harness: &Harness) {
 async fn by_the_command() {
     let harness = left_behind().await;
     let output = harness.run(&["release"], "lease.ttl = \"1s\"");
-    assert!(output.status.success() && text(&output).contains(": 2 jobs are back"), "{}", text(&output));
+    assert!(output.status.success() && text(&output).contains(": requeued 2 jobs"), "{}", text(&output));
     is_requeue(&harness).await;
-    assert_eq!(text(&harness.run(&["release"], "")), "no worker has left anything\n");
+    assert_eq!(text(&harness.run(&["release"], "")), "found no job of a dead worker\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -292,7 +292,7 @@ async fn doctor_names_the_commands_that_the_acl_lacks_and_writes_nothing() {
         ("-hset -zadd -rpop", "lacks HSET, RPOP, ZADD;"),
         ("-multi", "lacks MULTI;"),
         ("-exec", "lacks EXEC;"),
-        ("+ping", "all that a worker needs"),
+        ("+ping", "every command that a worker needs"),
     ] {
         let rights = format!("SETUSER narrow reset on >secret ~* +@all {lacking}");
         let rights: Vec<&str> = rights.split(' ').collect();

@@ -32,7 +32,7 @@ async fn twenty_ensures_at_once_make_one_deployment() {
     for output in &outputs {
         assert!(output.status.success(), "{}", text(output));
     }
-    assert_eq!(outputs.iter().filter(|output| text(output).contains("was made")).count(), 1);
+    assert_eq!(outputs.iter().filter(|output| text(output).contains("created and ready")).count(), 1);
     assert!(text(&harness.run(&["builder", "ensure"])).contains("is there"), "and one that comes later finds it");
     assert_eq!(namespace.pods().len(), 2);
 }
@@ -62,7 +62,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
 
     let ensured = harness.run(&["builder", "ensure"]);
     assert!(ensured.status.success(), "{}", text(&ensured));
-    assert!(text(&ensured).contains("drift: spec.replicas is 1, configured is 2"), "{}", text(&ensured));
+    assert!(text(&ensured).contains("drift: spec.replicas is 1; configured: 2"), "{}", text(&ensured));
     let after = namespace.json(&["get", "deployment", "development0"]);
     assert_eq!(before["spec"], after["spec"], "adopted, not changed");
     let current = Command::new(&engine().buildx)

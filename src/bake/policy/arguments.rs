@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
 use super::{Refusal, Rules};
-use crate::job::{Asked, Attestation, fields, is_boolean, is_true};
+use crate::attestation::{Asked, Attestation, fields, is_boolean, is_true};
 
 /// Which frontend reads the Dockerfile.
 const FRONTEND: &str = "BUILDKIT_SYNTAX";

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::references::is_cache_only;
 use super::{Refusal, Rules, list, repository_file};
-use crate::job::{Asked, Attestation, By, pairs};
+use crate::attestation::{Asked, Attestation, By, pairs};
 
 impl Rules<'_> {
     /// Settles `attest`, after `output`.

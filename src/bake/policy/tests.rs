@@ -5,7 +5,8 @@ mod spellings;
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::job::{Asked, Build, Repository, Trust};
+use crate::attestation::Asked;
+use crate::job::{Build, Repository, Trust};
 
 /// Validates one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
 fn validate_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {

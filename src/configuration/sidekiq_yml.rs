@@ -5,7 +5,7 @@
 use config::Value as Setting;
 use serde_json::{Map, Value};
 
-use super::DEFAULT;
+use crate::settings::DEFAULT_CAPSULE;
 
 /// The options of a capsule.
 type Capsule = config::Map<String, Setting>;
@@ -67,7 +67,7 @@ impl SidekiqYml {
             "capsules" => {
                 let mut capsules = capsules(value)?;
                 // Wherever they stand, it wins over `concurrency` and `queues`, which are its own.
-                let mut default = capsules.remove(DEFAULT).unwrap_or_default();
+                let mut default = capsules.remove(DEFAULT_CAPSULE).unwrap_or_default();
                 let own = ["concurrency", "queues"].into_iter().filter_map(|key| Some((key, default.remove(key)?)));
                 self.settings.extend(own);
                 let others = capsules.into_iter().map(|(name, capsule)| (name, Setting::from(capsule)));

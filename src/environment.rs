@@ -1,0 +1,52 @@
+//! The environment of this process: the one module that reads it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::Duration;
+
+use crate::secret::SecretBytes;
+
+/// Every variable whose name and value are UTF-8.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn variables() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+/// systemd's socket (`NOTIFY_SOCKET`) and the period of its watchdog (`WATCHDOG_USEC`, unless `WATCHDOG_PID` names another
+/// process). `None` without systemd.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn notify() -> Option<(OsString, Option<Duration>)> {
+    let socket = std::env::var_os("NOTIFY_SOCKET")?;
+    let variable = |name| std::env::var(name).ok();
+    let is_for_us = variable("WATCHDOG_PID").is_none_or(|pid| pid == std::process::id().to_string());
+    let period = variable("WATCHDOG_USEC").filter(|_| is_for_us).and_then(|text| text.parse().ok());
+    Some((socket, period.map(Duration::from_micros)))
+}
+
+/// The name of this host in Sidekiq's Web UI: `DYNO` if set, as in Sidekiq, otherwise the host name.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn hostname() -> String {
+    let node = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    std::env::var("DYNO").unwrap_or_else(|_| node())
+}
+
+/// `DOCKER_HOST`: the engine of the person at the terminal.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn docker_host() -> Option<String> {
+    std::env::var("DOCKER_HOST").ok()
+}
+
+/// The environment of credential helpers and of a kubeconfig's plugins: that of this process without our own secrets.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn of_plugins() -> impl Iterator<Item = (OsString, OsString)> {
+    let provider = std::env::var_os("REDIS_PROVIDER").unwrap_or_else(|| "REDIS_URL".into());
+    std::env::vars_os().filter(move |(name, _)| *name != provider && !name.as_encoded_bytes().starts_with(b"SIDEBAKE_"))
+}
+
+/// The value of a variable that holds a build secret. It may contain any byte but NUL.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn secret(name: &str) -> Option<SecretBytes> {
+    std::env::var_os(name).map(|value| SecretBytes::new(value.into_encoded_bytes()))
+}

@@ -1,0 +1,96 @@
+//! `[buildx]` and `[bake]`: the program that builds, and the limits of a build.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::SettingsError;
+use crate::attestation::{Asked, Attestation, By};
+
+/// The program that builds.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Buildx {
+    /// Absolute path of `docker-buildx`.
+    pub binary: PathBuf,
+}
+
+/// Limits and defaults of a build.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bake {
+    /// Timeout of `docker buildx bake --print`, which resolves the definition.
+    #[serde(with = "humantime_serde")]
+    pub print_timeout: Duration,
+    /// Definitions that are resolved at once. Each can use a whole CPU until its timeout.
+    pub prints: usize,
+    /// Bytes that `bake --print` may write.
+    pub max_print_bytes: usize,
+    /// Timeout of a build whose job has no `timeout_s`.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// How long `docker-buildx` may write nothing. Does not apply to the kubernetes driver, whose pods are watched.
+    #[serde(with = "humantime_serde")]
+    pub silence: Duration,
+    /// Targets of one definition.
+    pub max_targets: usize,
+    /// Provenance attestations of builds whose definition and job do not ask for any: `false`, `true`, or options as in
+    /// `docker buildx build --attest`, such as `"mode=min,builder-id=https://builds.example"`. Only this setting may set
+    /// `builder-id`. `disabled=true` keeps attestations off and sets the options of those that a job asks for. With an
+    /// attestation, no two builds of a commit have the same digest.
+    pub provenance: Asked,
+    /// SBOM attestations of builds whose definition and job do not ask for any, in the same form. Only this setting may set
+    /// `generator`, the image that reads what was built.
+    pub sbom: Asked,
+}
+
+impl Default for Buildx {
+    fn default() -> Self {
+        Self { binary: "/usr/libexec/docker/cli-plugins/docker-buildx".into() }
+    }
+}
+
+impl Default for Bake {
+    fn default() -> Self {
+        Self {
+            print_timeout: Duration::from_secs(30),
+            prints: 4,
+            max_print_bytes: 4 << 20,
+            timeout: Duration::from_secs(30 * 60),
+            silence: Duration::from_secs(15 * 60),
+            max_targets: 100,
+            provenance: Asked::default(),
+            sbom: Asked::default(),
+        }
+    }
+}
+
+impl Buildx {
+    pub(super) fn check(&self) -> Result<(), SettingsError> {
+        if !self.binary.is_absolute() {
+            return SettingsError::refuse("buildx.binary", "must be an absolute path");
+        }
+        Ok(())
+    }
+}
+
+impl Bake {
+    /// The setting of one kind of attestation.
+    pub fn asked(&self, attestation: Attestation) -> &Asked {
+        match attestation {
+            Attestation::Provenance => &self.provenance,
+            Attestation::Sbom => &self.sbom,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), SettingsError> {
+        if self.prints == 0 {
+            return SettingsError::refuse("bake.prints", "must be at least 1");
+        }
+        Attestation::ALL.into_iter().try_for_each(|attestation| {
+            let refused = |message| SettingsError::new(format!("bake.{}", attestation.name()), message);
+            self.asked(attestation).check(attestation, By::Configuration).map_err(refused)
+        })
+    }
+}

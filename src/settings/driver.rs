@@ -1,0 +1,68 @@
+//! buildx's drivers, and the options of them that have a fixed set of values.
+
+use serde::{Deserialize, Serialize};
+
+/// buildx's driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    /// BuildKit in pods.
+    Kubernetes,
+    /// A BuildKit that you run yourself.
+    Remote,
+    /// A BuildKit container on a Docker engine.
+    DockerContainer,
+    /// The BuildKit inside a Docker engine.
+    Docker,
+}
+
+impl Driver {
+    /// Its name for `docker buildx create --driver`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Remote => "remote",
+            Self::DockerContainer => "docker-container",
+            Self::Docker => "docker",
+        }
+    }
+}
+
+/// How the driver chooses a build's pod: its option `loadbalance`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// The pod that has the repository's cache: the same one as long as the pods stay the same.
+    #[default]
+    Sticky,
+    /// Any pod.
+    Random,
+}
+
+impl Balance {
+    /// The value of the driver option.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sticky => "sticky",
+            Self::Random => "random",
+        }
+    }
+}
+
+/// A taint that pods tolerate, with Kubernetes' own fields.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Toleration {
+    /// Key of the taint. Without it, every key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// `Exists` or `Equal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator: Option<String>,
+    /// Value of the taint, for `Equal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`. Without it, every effect.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    effect: Option<String>,
+}

@@ -1,0 +1,96 @@
+//! `[jobs.classes.NAME]`: how the arguments of one job class become a build.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{SecretSource, SettingsError};
+use crate::report::Report;
+use crate::secret::Secret;
+
+/// How the arguments of one job class become a build.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct JobClass {
+    /// The shape of `args`. Default: `native`.
+    pub arguments: Shape,
+    /// For `mapped`: a field of the build request (dots for nested fields) to a JSON Pointer (RFC 6901) into `args`.
+    pub map: BTreeMap<String, String>,
+    /// For `mapped`: fields with a fixed value.
+    pub constants: BTreeMap<String, Value>,
+    /// For `mapped`: values of fields whose pointer finds nothing.
+    pub defaults: BTreeMap<String, Value>,
+    /// A field of the callback to a JSON Pointer into `args`. The worker returns the value unread, an integer of more than 64 bits
+    /// as text.
+    pub echo: BTreeMap<String, String>,
+    /// For `resolved`: where the worker asks for the build request.
+    pub resolve: Option<Resolve>,
+}
+
+/// The shape of a job's `args`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// `args[0]` is the build request.
+    #[default]
+    Native,
+    /// Any arguments, read through `map`.
+    Mapped,
+    /// An id, for which Rails returns the build request.
+    Resolved,
+}
+
+/// Where the worker asks Rails for a build request, with a signed GET.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resolve {
+    /// URL in which `{0}` stands for the first argument, `{1}` for the second.
+    pub url: String,
+    /// Shared secret of the signature.
+    pub secret: Option<Secret>,
+    /// File that contains it. The worker reads it for each job, so that you can rotate it.
+    pub secret_file: Option<PathBuf>,
+}
+
+impl JobClass {
+    /// `path` is that of the class, such as `jobs.classes.BuildJob`.
+    pub(super) fn check(&self, path: &str) -> Result<(), SettingsError> {
+        for (field, pointer) in self.map.iter().chain(&self.echo) {
+            if !pointer.starts_with('/') {
+                let message = format!("the JSON Pointer of {field} must begin with /, found {pointer:?}");
+                return SettingsError::refuse(path, message);
+            }
+        }
+        let report = serde_json::to_value(Report::default()).unwrap_or_default();
+        if let Some(field) = self.echo.keys().find(|field| report.get(field.as_str()).is_some()) {
+            return SettingsError::refuse(format!("{path}.echo"), format!("the callback already has a field {field}"));
+        }
+        match (self.arguments, &self.resolve) {
+            (Shape::Mapped, _) if self.map.is_empty() => {
+                SettingsError::refuse(format!("{path}.map"), "required for mapped arguments")
+            }
+            (Shape::Resolved, None) => {
+                SettingsError::refuse(format!("{path}.resolve"), "required for resolved arguments")
+            }
+            (Shape::Resolved, Some(resolve)) => resolve.check(&format!("{path}.resolve")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Resolve {
+    /// Where the shared secret is.
+    pub fn secret(&self) -> Option<SecretSource> {
+        SecretSource::of(self.secret.as_ref(), self.secret_file.as_ref())
+    }
+
+    fn check(&self, path: &str) -> Result<(), SettingsError> {
+        SecretSource::check(path, "secret", self.secret.as_ref(), self.secret_file.as_ref())?;
+        if self.secret().is_none() {
+            return SettingsError::refuse(path, "set either secret or secret_file");
+        }
+        Ok(())
+    }
+}
