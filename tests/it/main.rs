@@ -18,6 +18,7 @@ mod credentials;
 mod custody;
 mod deployment;
 mod disk;
+mod docs;
 mod endless;
 mod github;
 mod harness;

@@ -1,0 +1,240 @@
+//! The documents tell the truth: every command, flag, setting, variable and link in them exists.
+
+mod settings;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::{Command, CommandFactory};
+use sidebake::cli::Cli;
+use sidebake::configuration;
+
+use settings::Section;
+
+/// Begins `docs/configuration.md`.
+const HEADER: &str = "\
+# Configuration
+
+<!-- Made from the comments in src/settings by `SIDEBAKE_WRITE_DOCS=1 cargo test --test it docs::`. Edit those. -->
+
+sidebake reads its settings in this order. A later one overrides an earlier one.
+
+1. The defaults below.
+2. A `sidekiq.yml`, if you pass one with `--config`.
+3. TOML files that you pass with `--config`. [`config/sidebake.toml`](../config/sidebake.toml) shows every setting.
+4. Environment variables: `SIDEBAKE__`, then the path in upper case with two underscores between its parts. \
+`SIDEBAKE__GITHUB__APP_ID` sets `github.app_id`. Write a list as `a,b` or `[\"a\",\"b\"]`.
+5. Flags of the command line.
+
+Unknown keys are refused. Durations are text, such as `\"30s\"`, `\"15m\"` or `\"2h\"`. Sizes are bytes. In the paths below, `NAME` is \
+a name that you choose. A setting without a default is not set.
+";
+
+#[test]
+fn the_page_of_the_settings_is_made_from_their_comments() {
+    let path = root().join("docs/configuration.md");
+    let page = page();
+    if std::env::var_os("SIDEBAKE_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &page).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(written == page, "write it anew: SIDEBAKE_WRITE_DOCS=1 cargo test --workspace --test it docs::");
+}
+
+fn page() -> String {
+    let defaults = settings::defaults();
+    let mut page = HEADER.to_owned();
+    for section in settings::sections() {
+        let title = if section.path.is_empty() { "Without a section".into() } else { format!("`{}`", section.path) };
+        let _ = write!(page, "\n## {title}\n\n{}\n\n| setting | default | meaning |\n|---|---|---|\n", section.doc);
+        for setting in &section.settings {
+            let path =
+                if section.path.is_empty() { setting.key.clone() } else { format!("{}.{}", section.path, setting.key) };
+            let default =
+                defaults.get::<config::Value>(&path).ok().map(|value| format!("`{}`", settings::toml(&value)));
+            let values = setting.values.iter().map(|(name, doc)| format!("<br>`{name}`: {doc}")).collect::<String>();
+            let meaning = format!("{}{values}", setting.doc).replace('|', "\\|");
+            let _ = writeln!(page, "| `{}` | {} | {meaning} |", setting.key, default.unwrap_or_default());
+        }
+    }
+    page
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let mut broken = Vec::new();
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for target in links(&text) {
+            let (file, anchor) = target.split_once('#').map_or((target, None), |(file, anchor)| (file, Some(anchor)));
+            let file = if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
+            let is_there = match anchor {
+                None => file.exists(),
+                Some(anchor) => std::fs::read_to_string(&file).is_ok_and(|text| anchors(&text).contains(anchor)),
+            };
+            if !is_there {
+                broken.push(format!("{}: {target}", document.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn every_command_and_flag_exists() {
+    let mut unknown = Vec::new();
+    let mut n_commands = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for line in spans(&text).into_iter().chain(fenced(&text, &["sh", "console", "bash"])) {
+            let Some(arguments) = line.trim_start_matches("$ ").strip_prefix("sidebake ") else { continue };
+            n_commands += 1;
+            if let Err(word) = follow(&Cli::command(), arguments) {
+                unknown.push(format!("{}: {line}: {word}", document.display()));
+            }
+        }
+    }
+    assert!(n_commands > 20, "only {n_commands} commands were found: the reading is broken");
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+/// Follows subcommands and flags as far as they are words of ours; what else is there are values.
+fn follow(command: &Command, arguments: &str) -> Result<(), String> {
+    let (mut command, mut has_positional) = (command.clone(), false);
+    command.build();
+    for word in arguments.split_whitespace().take_while(|word| !["#", "|", "&&", ">", "<", "\\"].contains(word)) {
+        let word = word.trim_matches(['[', ']', '`', ',', '.', '…']);
+        if let Some(flag) = word.strip_prefix("--") {
+            let flag = flag.split('=').next().unwrap_or_default();
+            let is_known = command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+            if !is_known && !["help", "version", ""].contains(&flag) {
+                return Err(word.to_owned());
+            }
+        } else if let Some(subcommand) = command.find_subcommand(word).filter(|_| !has_positional) {
+            command = subcommand.clone();
+        } else if command.has_subcommands() && !word.starts_with('-') && !has_positional {
+            return Err(word.to_owned());
+        } else {
+            has_positional = true;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_setting_and_variable_exists() {
+    let sections = settings::sections();
+    let mut unknown = Vec::new();
+    let mut n_settings = 0;
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for span in spans(&text) {
+            let path = span.split([' ', '=']).next().unwrap_or_default();
+            let path = match path.strip_prefix("SIDEBAKE__") {
+                Some(name) => name.to_lowercase().replace("__", "."),
+                None => path.to_owned(),
+            };
+            if !is_path_of_a_section(&sections, &path) {
+                continue;
+            }
+            n_settings += 1;
+            if !is_setting(&sections, &path) {
+                unknown.push(format!("{}: {span}", document.display()));
+            }
+        }
+    }
+    assert!(n_settings > 20, "only {n_settings} settings were found: the reading is broken");
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+#[test]
+fn every_piece_of_configuration_can_be_used() {
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for block in
+            lines.split(|line| line.starts_with("```")).skip(1).step_by(2).filter(|block| is_toml(&text, block))
+        {
+            let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
+            std::fs::write(file.path(), block.join("\n")).unwrap();
+            let read = configuration::load(&[file.path().to_owned()], None);
+            assert!(read.is_ok(), "{}: {}\n{}", document.display(), read.unwrap_err(), block.join("\n"));
+        }
+    }
+}
+
+/// Whether this block is fenced as TOML.
+fn is_toml(text: &str, block: &[&str]) -> bool {
+    text.contains(&format!("```toml\n{}\n```", block.join("\n")))
+}
+
+/// Such as `redis.url` or `builders.default.driver`: words that begin with a section, and are not a file or a method.
+fn is_path_of_a_section(sections: &[Section], path: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-*\"{}".contains(c);
+    let Some((first, rest)) = path.split_once('.').filter(|(first, _)| !first.is_empty()) else { return false };
+    let is_file = Path::new(rest)
+        .extension()
+        .is_some_and(|extension| ["rs", "md", "lua", "toml"].iter().any(|e| extension == *e));
+    let is_section = sections.iter().any(|section| section.path.split('.').next() == Some(first));
+    is_section && path.chars().all(is_word) && !is_file && !["rs", "md", "lua", "toml", "rb"].contains(&rest)
+}
+
+fn is_setting(sections: &[Section], path: &str) -> bool {
+    let matches = |known: &str| {
+        let (known, given): (Vec<_>, Vec<_>) = (known.split('.').collect(), path.split('.').collect());
+        known.len() == given.len() && known.iter().zip(&given).all(|(known, given)| *known == "NAME" || known == given)
+    };
+    sections.iter().any(|section| {
+        let settings = section.settings.iter().map(|setting| format!("{}.{}", section.path, setting.key));
+        matches(&section.path) || settings.into_iter().any(|setting| matches(&setting)) || is_map(section, path)
+    })
+}
+
+/// The map itself, such as `jobs.classes`.
+fn is_map(section: &Section, path: &str) -> bool {
+    section.path.strip_suffix(".NAME") == Some(path)
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn documents() -> Vec<PathBuf> {
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    ["README.md", "ARCHITECTURE.md"].iter().map(|name| root().join(name)).chain(docs).collect()
+}
+
+/// Targets of links and pictures to files of the repository.
+fn links(text: &str) -> Vec<&str> {
+    let marked = text.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next());
+    let attributes = ["src=\"", "srcset=\"", "href=\""].into_iter().flat_map(|name| text.split(name).skip(1));
+    let attributes = attributes.filter_map(|rest| rest.split('"').next());
+    marked.chain(attributes).filter(|target| !target.contains("://") && !target.starts_with("mailto:")).collect()
+}
+
+/// Ids of headings, as GitHub makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings =
+        text.lines().filter_map(|line| line.strip_prefix('#').map(|rest| rest.trim_start_matches('#').trim()));
+    let id = |heading: &str| {
+        let kept = heading.to_lowercase().replace(' ', "-");
+        kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
+    };
+    headings.map(id).collect()
+}
+
+/// Code spans of the prose.
+fn spans(text: &str) -> Vec<&str> {
+    let prose = text.split("\n```").step_by(2);
+    prose.flat_map(|prose| prose.split('`').skip(1).step_by(2)).collect()
+}
+
+/// Lines of the blocks in one of these languages.
+fn fenced<'a>(text: &'a str, languages: &[&str]) -> Vec<&'a str> {
+    let blocks = text.split("\n```").skip(1).step_by(2);
+    let blocks =
+        blocks.filter(|block| block.lines().next().is_some_and(|language| languages.contains(&language.trim())));
+    blocks.flat_map(|block| block.lines().skip(1)).collect()
+}
