@@ -2,11 +2,13 @@
 //! here, a cluster in `tests/kubernetes`.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use world::{File, GitHost, GitHub, Reach, Redis, wait_for_within};
+use world::{File, GitHost, GitHub, Home, Reach, Redis, wait_for_within};
+
+pub use world::{Worker, text};
 
 use crate::engine::{Engine, engine};
 use crate::processes;
@@ -22,16 +24,11 @@ pub struct Harness {
     pub github: GitHub,
     pub git: GitHost,
     pub engine: &'static Engine,
-    pub home: tempfile::TempDir,
+    pub home: Home,
     /// Names that no other test and no earlier run has used: nothing of theirs is in a registry or cache under it.
     pub nonce: String,
     /// The settings of `builders`, as TOML.
     pub builders: String,
-}
-
-/// A worker process; killed when it is dropped.
-pub struct Worker {
-    child: Child,
 }
 
 impl Harness {
@@ -41,7 +38,7 @@ impl Harness {
         let git = GitHost::start(github.tokens());
         github.serve_commits_from(git.root());
         github.install_as(7, "acme", Reach::Under(git.root().to_owned()));
-        let home = tempfile::Builder::new().prefix("sidebake-e2e-").tempdir().unwrap();
+        let home = Home::new(env!("CARGO_BIN_EXE_sidebake"), "sidebake-e2e-", PATIENCE);
         std::fs::write(home.path().join("app.pem"), github.app().private_key_pem()).unwrap();
         let nonce = format!("e2e-{}", home.path().display().to_string().rsplit('-').next().unwrap().to_lowercase());
         let builders = engine.builder();
@@ -111,8 +108,7 @@ impl Harness {
 
     /// Writes the configuration, with `more` at its end, and returns its path. The sandbox is the default one.
     pub fn config(&self, more: &str) -> PathBuf {
-        let path = self.home.path().join("sidebake.toml");
-        let text = format!(
+        self.home.write_config(&format!(
             r#"
 concurrency = 8
 queues = ["default"]
@@ -132,9 +128,7 @@ sandbox.registry_ports = [{port}]
             buildx = self.engine.buildx.display(),
             builder = self.builders,
             port = self.engine.registry_port(),
-        );
-        std::fs::write(&path, text).unwrap();
-        path
+        ))
     }
 
     /// Starts a worker with the configuration and `more` at its end.
@@ -144,13 +138,7 @@ sandbox.registry_ports = [{port}]
 
     /// The same with variables in its environment.
     pub fn worker_with(&self, more: &str, variables: &[(&str, &str)]) -> Worker {
-        let log = tempfile::Builder::new().prefix("worker-").suffix(".log").tempfile_in(self.home.path()).unwrap();
-        let (out, _) = log.keep().unwrap();
-        let mut sidebake = self.sidebake();
-        sidebake.args(["run", "--config"]).arg(self.config(more)).env("SIDEBAKE__LOG__LEVEL", "sidebake=trace,info");
-        sidebake.envs(variables.iter().copied());
-        let child = sidebake.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
-        Worker { child }
+        self.home.worker(&self.config(more), &[], variables)
     }
 
     /// Runs another command of the binary to its end.
@@ -160,17 +148,7 @@ sandbox.registry_ports = [{port}]
 
     /// The same with variables in its environment.
     pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-        let config = self.config("");
-        let mut sidebake = self.sidebake();
-        sidebake.args(arguments).arg("--config").arg(config).envs(variables.iter().copied());
-        sidebake.stdin(Stdio::null()).output().unwrap()
-    }
-
-    /// The binary, with nothing of the test's environment that could be a setting.
-    fn sidebake(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sidebake"));
-        command.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").env_remove("DOCKER_HOST");
-        command
+        self.home.run(arguments, &self.config(""), variables)
     }
 
     /// The tree of `main` without a `.git`, where the worker would put it in a job's directory; for control runs.
@@ -232,11 +210,7 @@ sandbox.registry_ports = [{port}]
 
     /// Waits for a condition; the log is shown when it never comes.
     pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
-        let started = std::time::Instant::now();
-        while !condition().await {
-            assert!(started.elapsed() < PATIENCE, "waited in vain until {what}; the log says:\n{}", self.logs());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        self.home.until(what, condition).await;
     }
 
     /// No job is in custody any more, and none has left a directory or a process.
@@ -246,7 +220,7 @@ sandbox.registry_ports = [{port}]
         })
         .await;
         wait_for_within(PATIENCE, "the jobs' processes to be gone", || self.children().is_empty()).await;
-        wait_for_within(PATIENCE, "the jobs' directories to be gone", || self.job_directories().is_empty()).await;
+        wait_for_within(PATIENCE, "the jobs' directories to be gone", || self.home.job_directories().is_empty()).await;
     }
 
     /// The children of this test's workers: each has a directory of its job in its arguments.
@@ -254,40 +228,9 @@ sandbox.registry_ports = [{port}]
         processes::with(&format!("{}/state/", self.home.path().display()))
     }
 
-    fn job_directories(&self) -> Vec<PathBuf> {
-        let runs = std::fs::read_dir(self.home.path().join("state/run")).into_iter().flatten().flatten();
-        runs.filter(|run| run.path().is_dir())
-            .flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten())
-            .map(|job| job.path())
-            .collect()
-    }
-
     /// All that the processes of this test have logged.
     pub fn logs(&self) -> String {
-        let entries = std::fs::read_dir(self.home.path()).unwrap().flatten();
-        let logs = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
-        logs.map(|entry| std::fs::read_to_string(entry.path()).unwrap_or_default()).collect()
-    }
-}
-
-impl Worker {
-    /// TERM, as Kubernetes does it; waits for the end.
-    pub async fn terminate(&mut self) {
-        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
-        wait_for_within(PATIENCE, "the worker to end", || self.child.try_wait().unwrap().is_some()).await;
-    }
-
-    /// KILL, as an out-of-memory killer does it.
-    pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.home.logs()
     }
 }
 
@@ -295,9 +238,4 @@ impl Drop for Worker {
 pub fn target<'a>(report: &'a Value, name: &str) -> &'a Value {
     let targets = report["targets"].as_array().unwrap();
     targets.iter().find(|target| target["name"] == name).unwrap_or_else(|| panic!("no {name} in {report:#}"))
-}
-
-/// Both streams of a command's output.
-pub fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

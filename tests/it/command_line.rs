@@ -48,7 +48,10 @@ async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
     assert_eq!((&info["concurrency"], &info["tag"], &info["labels"][0]), (&3.into(), &"shop".into(), &"canary".into()));
     assert_eq!(info["capsules"]["default"]["weights"], serde_json::json!({"critical": 2, "default": 0}));
     let log = worker.log();
-    assert!(log.contains("pidfile is not read") && log.contains("environment.rb: no Ruby is loaded"), "{log}");
+    assert!(
+        log.contains("pidfile is not read") && log.contains("environment.rb: ignored; sidebake loads no Ruby"),
+        "{log}"
+    );
     worker.signal("INT");
     assert_eq!(worker.ended().await, Some(0));
 }
@@ -73,9 +76,9 @@ async fn ttin_says_what_runs_and_ends_nothing() {
     assert_eq!(worker.ended().await, Some(0));
 }
 
-/// Starts a worker under something that listens as systemd does, and stops it after `n_signs` of life, or after a second in
-/// which it should give none; returns what was told, without what came more than once in a row.
-fn told_to_systemd(watchdog_usec: &str, n_signs: usize) -> Vec<String> {
+/// Starts a worker under a socket like systemd's, and stops it after `n_keepalives`, and after its first heartbeat. Returns the
+/// messages, those that came more than once in a row only once.
+async fn told_to_systemd(watchdog_usec: &str, n_keepalives: usize) -> Vec<String> {
     let harness = Harness::start();
     let path = harness.home.path().join("notify");
     let systemd = UnixDatagram::bind(&path).unwrap();
@@ -94,10 +97,8 @@ fn told_to_systemd(watchdog_usec: &str, n_signs: usize) -> Vec<String> {
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
-    let mut told: Vec<String> = (0..=n_signs).map(|_| heard()).collect();
-    if n_signs == 0 {
-        std::thread::sleep(Duration::from_secs(1));
-    }
+    let mut told: Vec<String> = (0..=n_keepalives).map(|_| heard()).collect();
+    harness.until("it beats", async || !harness.redis.smembers("processes").await.is_empty()).await;
     let stopped = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(stopped.success());
     while told.last().is_some_and(|state| state != "STOPPING=1") {
@@ -110,13 +111,13 @@ fn told_to_systemd(watchdog_usec: &str, n_signs: usize) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn systemd_is_told() {
-    assert_eq!(told_to_systemd("200000", 2), ["READY=1", "WATCHDOG=1", "STOPPING=1"]);
+    assert_eq!(told_to_systemd("200000", 2).await, ["READY=1", "WATCHDOG=1", "STOPPING=1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watchdog_of_no_time_or_that_is_no_number_is_none() {
     for none in ["0", "soon"] {
-        assert_eq!(told_to_systemd(none, 0), ["READY=1", "STOPPING=1"]);
+        assert_eq!(told_to_systemd(none, 0).await, ["READY=1", "STOPPING=1"]);
     }
 }
 

@@ -1,53 +1,70 @@
 //! A disk that fills up, and the mirrors on it.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
 
-use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::fs::{FallocateFlags, fallocate};
 use serde_json::json;
 use world::Script;
 
-use crate::harness::{Harness, probe};
+use crate::harness::{Harness, Worker, probe, sidebake};
 
-/// What a test takes from the disk and gives back: far more than its neighbours write meanwhile.
-const BALLAST: u64 = 1 << 30;
+/// Bytes of the worker's disk, of those that it keeps free, and of the file that takes some of them.
+const DISK: u64 = 64 << 20;
+const MIN_FREE: u64 = 32 << 20;
+const BALLAST: u64 = 48 << 20;
 
-fn free_bytes(path: &Path) -> u64 {
-    let space = statvfs(path).unwrap();
-    space.f_bavail * space.f_frsize
+/// Starts a worker whose state directory is a file system of its own. Returns the directory as this process sees it.
+async fn worker_on_a_small_disk(harness: &Harness, more: &str) -> (Worker, PathBuf) {
+    let (config, state) = (harness.config(more), harness.home.path().join("state"));
+    std::fs::create_dir(&state).unwrap();
+    let mount = format!("mount -t tmpfs -o size={DISK} none \"$1\" && exec \"$2\" run --config \"$3\"");
+    let may_mount = if rustix::process::geteuid().is_root() { "--mount" } else { "--map-root-user" };
+    let mut command = Command::new("unshare");
+    command.args([may_mount, "--mount", "sh", "-c", &mount, "sh"]);
+    command.arg(&state).arg(sidebake().get_program()).arg(config);
+    for (name, _) in sidebake().get_envs() {
+        command.env_remove(name);
+    }
+    let worker = harness.home.spawn(command);
+    let seen = PathBuf::from(format!("/proc/{}/root{}", worker.pid(), state.display()));
+    harness.until("it has opened its directory", async || seen.join("run").exists()).await;
+    (worker, seen)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     let harness = Harness::start();
-    let home = harness.home.path();
-    let mirror = home.join("state/mirrors/branch/github.com/1");
+    let port = world::free_port();
+    let settings =
+        format!("jobs.probe = true\nhealth.listen = \"127.0.0.1:{port}\"\nstate.min_free_bytes = {MIN_FREE}\n");
+    let (worker, state) = worker_on_a_small_disk(&harness, &settings).await;
+    let mirror = state.join("mirrors/branch/github.com/1");
     std::fs::create_dir_all(&mirror).unwrap();
-    let (port, min) = (world::free_port(), free_bytes(home).checked_sub(BALLAST / 2).expect("a disk with some room"));
-    let settings = format!("jobs.probe = true\nhealth.listen = \"127.0.0.1:{port}\"\nstate.min_free_bytes = {min}\n");
-    let worker = harness.worker(&settings);
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 5.0)).await;
     harness.is_in_flight().await;
     assert!(mirror.exists(), "there is room for it");
 
-    let ballast = File::create(home.join("ballast")).unwrap();
+    let ballast = File::create(state.join("ballast")).unwrap();
     fallocate(&ballast, FallocateFlags::empty(), 0, BALLAST).unwrap();
     harness.until("the log says it", async || worker.log().contains("the disk is low")).await;
     assert!(!mirror.exists(), "mirrors go before the worker stops fetching");
-    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    let second = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let ready = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("disk"));
+    // Its slot is free then.
     harness.callbacks(1).await;
-    // Its slot is free now. Longer than a worker needs for a push, and for the next look.
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    assert_eq!(harness.redis.queue("default").await.len(), 1);
 
     drop(ballast);
-    std::fs::remove_file(home.join("ballast")).unwrap();
+    std::fs::remove_file(state.join("ballast")).unwrap();
     harness.callbacks(2).await;
     let log = worker.log();
     assert_eq!([log.matches("the disk is low").count(), log.matches("the disk has room").count()], [1, 1], "{log}");
+    let begun = log.lines().position(|line| line.contains("job begins") && line.contains(&second));
+    let room = log.lines().position(|line| line.contains("the disk has room"));
+    assert!(room < begun, "the second job began on a full disk:\n{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,10 +53,11 @@ async fn a_token_is_given_back_when_the_source_is_there() {
     assert_eq!(tokens.all().len(), 2);
     drop(worker);
 
-    let _worker = harness.worker_with_github("revoke = false");
+    let mut worker = harness.worker_with_github("revoke = false");
     harness.push(harness.native(&sha)).await;
     harness.callbacks(3).await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // A worker revokes the tokens of its jobs before it ends.
+    worker.terminate().await;
     assert_eq!(tokens.all().iter().filter(|(_, grant)| !grant.is_revoked).count(), 1);
 }
 

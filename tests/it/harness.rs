@@ -1,14 +1,15 @@
 //! A world for one test: Redis, GitHub, a git host, Rails, a builder, and the worker between them.
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use sidebake::secret::Secret;
 use sidebake::settings::{self, Settings};
-use world::{Builder, GitHost, GitHub, Rails, Redis, Repository, wait_for_within};
+use world::{Builder, GitHost, GitHub, Home, Rails, Redis, Repository};
+
+pub use world::{Worker, text};
 
 /// How long anything may take on a busy machine before a test gives up.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
@@ -31,13 +32,7 @@ pub struct Harness {
     pub git: GitHost,
     pub rails: Rails,
     pub builder: Builder,
-    pub home: tempfile::TempDir,
-}
-
-/// A worker process; killed when it is dropped.
-pub struct Worker {
-    child: Child,
-    log: PathBuf,
+    pub home: Home,
 }
 
 impl Harness {
@@ -46,7 +41,7 @@ impl Harness {
         let git = GitHost::start(github.tokens());
         github.serve_commits_from(git.root());
         github.install("acme", &["voting-app"]);
-        let home = tempfile::tempdir().unwrap();
+        let home = Home::new(env!("CARGO_BIN_EXE_sidebake"), "sidebake-it-", PATIENCE);
         world::install(home.path());
         std::fs::write(home.path().join("app.pem"), github.app().private_key_pem()).unwrap();
         Self { redis: Redis::start(), github, git, rails: Rails::start("s3cret"), builder: Builder::start(), home }
@@ -85,8 +80,7 @@ impl Harness {
 
     /// Writes the configuration, with `more` at its end, and returns its path.
     pub fn config(&self, more: &str) -> PathBuf {
-        let path = self.home.path().join("sidebake.toml");
-        let text = format!(
+        self.home.write_config(&format!(
             r#"
 concurrency = 4
 queues = ["default"]
@@ -103,9 +97,7 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
             git = self.git.url(),
             app = self.app_id(),
             builder = self.builder.endpoint(),
-        );
-        std::fs::write(&path, text).unwrap();
-        path
+        ))
     }
 
     fn app_id(&self) -> u64 {
@@ -127,26 +119,12 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         arguments: &[&str],
         variables: &[(&str, V)],
     ) -> Worker {
-        let log = self.home.path().join(format!("worker-{}.log", rand_suffix()));
-        let out = std::fs::File::create(&log).unwrap();
-        let child = sidebake()
-            .args(["run", "--config"])
-            .arg(config)
-            .args(arguments)
-            .env("SIDEBAKE__LOG__LEVEL", "sidebake=trace,info")
-            .envs(variables.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().unwrap())
-            .stderr(out)
-            .spawn()
-            .unwrap();
-        Worker { child, log }
+        self.home.worker(config, arguments, variables)
     }
 
     /// Runs another command of the binary to its end.
     pub fn run(&self, arguments: &[&str], more: &str) -> Output {
-        let config = self.config(more);
-        sidebake().args(arguments).arg("--config").arg(config).stdin(Stdio::null()).output().unwrap()
+        self.home.run(arguments, &self.config(more), &[])
     }
 
     /// Waits for the next `n` callbacks and returns their reports, the earliest first.
@@ -155,18 +133,8 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
     }
 
     pub async fn callback_jobs(&self, n: usize) -> Vec<Value> {
-        let mut jobs = Vec::new();
-        let started = std::time::Instant::now();
-        while jobs.len() < n {
-            assert!(
-                started.elapsed() < PATIENCE,
-                "{} of {n} callbacks came; the log says:\n{}",
-                jobs.len(),
-                self.logs()
-            );
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            jobs = self.redis.queue(CALLBACKS).await;
-        }
+        self.until(&format!("{n} callbacks have come"), async || self.redis.queue(CALLBACKS).await.len() >= n).await;
+        let jobs = self.redis.queue(CALLBACKS).await;
         jobs.iter().map(|job| serde_json::from_str(job).unwrap()).collect()
     }
 
@@ -201,11 +169,7 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
 
     /// Waits for a condition on Redis.
     pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
-        let started = std::time::Instant::now();
-        while !condition().await {
-            assert!(started.elapsed() < PATIENCE, "waited in vain until {what}; the log says:\n{}", self.logs());
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
+        self.home.until(what, condition).await;
     }
 
     /// Waits until a worker has something in flight.
@@ -215,106 +179,21 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
 
     /// All that the workers of this test have logged.
     pub fn logs(&self) -> String {
-        let entries = std::fs::read_dir(self.home.path()).unwrap().flatten();
-        let logs = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
-        logs.map(|entry| std::fs::read_to_string(entry.path()).unwrap_or_default()).collect()
+        self.home.logs()
     }
 
     /// Directories that jobs have and that have not been removed.
     pub fn job_directories(&self) -> Vec<PathBuf> {
-        let runs = std::fs::read_dir(self.home.path().join("state/run")).into_iter().flatten().flatten();
-        runs.filter(|run| run.path().is_dir())
-            .flat_map(|run| std::fs::read_dir(run.path()).into_iter().flatten().flatten())
-            .map(|job| job.path())
-            .collect()
-    }
-}
-
-impl Worker {
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// The most memory that the worker has had, in kB.
-    pub fn peak_kb(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    /// The worker and all that descend from it.
-    pub fn processes(&self) -> BTreeSet<u32> {
-        let mut found = BTreeSet::from([self.pid()]);
-        loop {
-            let before = found.len();
-            for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-                let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-                let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-                let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse::<u32>().ok());
-                if parent.is_some_and(|parent| found.contains(&parent)) {
-                    found.insert(id);
-                }
-            }
-            if found.len() == before {
-                return found;
-            }
-        }
-    }
-
-    /// Those of them that fetch or check out.
-    pub fn source_children(&self) -> Vec<u32> {
-        let command_line = |id: &u32| std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
-        self.processes().into_iter().filter(|id| command_line(id).contains("source-child")).collect()
-    }
-
-    /// Sends a signal by its name, such as `TERM`.
-    pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([&format!("-{name}"), &self.pid().to_string()]).status().unwrap();
-        assert!(sent.success());
-    }
-
-    /// Waits for the end of the process and returns its exit status.
-    pub async fn ended(&mut self) -> Option<i32> {
-        let mut status = None;
-        wait_for_within(PATIENCE, "the worker to end", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
-        status.unwrap().code()
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.home.job_directories()
     }
 }
 
 /// The binary, with nothing of the test's environment that could be a setting.
 pub fn sidebake() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sidebake"));
-    command.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").env_remove("DOCKER_HOST");
-    command
-}
-
-fn rand_suffix() -> String {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static N: AtomicU32 = AtomicU32::new(0);
-    N.fetch_add(1, Ordering::Relaxed).to_string()
+    world::sidebake(env!("CARGO_BIN_EXE_sidebake"))
 }
 
 /// The arguments of a probe job with a callback.
 pub fn probe(outcome: &str, sleep_s: f64) -> Value {
     json!([{"outcome": outcome, "sleep_s": sleep_s, "message": "as asked", "callback": {"class": "Done", "queue": CALLBACKS}}])
-}
-
-/// Both streams of a command's output.
-pub fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

@@ -97,16 +97,13 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let is_sending = |request: &GitRequest| request.path.ends_with("/git-upload-pack") && request.status == 200;
     harness.until("the pack comes", async || harness.git.requests().iter().any(is_sending)).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
     let child = worker.source_children().remove(0);
     worker.signal("TERM");
     world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
-    let told = std::time::Instant::now();
     worker.signal("TERM");
     world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
-    // A tenth of a second here. What does not listen is dropped after two.
-    assert!(told.elapsed() < Duration::from_millis(1900), "{:?}", told.elapsed());
     assert_eq!(worker.ended().await, Some(0));
+    assert!(!worker.log().contains("stop_ignored"), "it ended by itself: {}", worker.log());
     assert!(harness.redis.queue("default").await[0].contains(&jid) && harness.job_directories().is_empty());
 
     harness.git.set_pack(Pack::Whole);
@@ -214,9 +211,7 @@ async fn kill_when(harness: &Harness, sha: &str, is_half_done: impl Fn() -> bool
         .await;
     assert_eq!(harness.job_directories().len(), 1);
     shell(format!("kill -CONT {child}; kill -KILL {worker_id}"));
-    let killed = std::time::Instant::now();
     world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
-    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
     assert!(is_half_done(), "it went on without its worker");
     worker.ended().await;
 

@@ -28,7 +28,7 @@ mod builds;
 mod culprits;
 mod faults;
 mod fleet;
-#[allow(dead_code, reason = "shared with another suite, which uses more of it")]
+#[allow(dead_code, unused_imports, reason = "shared with another suite, which uses more of it")]
 #[path = "../it/harness.rs"]
 mod harness;
 mod jobs;

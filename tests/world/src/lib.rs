@@ -22,6 +22,7 @@ mod rest;
 mod script;
 mod server;
 mod tokens;
+mod worker;
 
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,7 @@ pub use redis::{Redis, free_port, redis_server};
 pub use repository::{File, Repository};
 pub use script::{Script, Step, image_digest};
 pub use tokens::{Grant, Reach, Tokens};
+pub use worker::{Home, Worker, sidebake, text};
 
 /// Waits until `condition` holds, looking every 10 ms.
 ///
