@@ -9,7 +9,10 @@ Bar::HEAD = ['', 'sidebake', 'the other side', 'other / sidebake', 'bar', ''].fr
 module Figures
   module_function
 
-  # Seconds of a clock that nobody sets.
+  # How much is measured: `full`, or with benches/run --smoke `least`, which runs the same code and whose figures say nothing.
+  def sized(full, least) = ENV['BENCH_SMOKE'] ? least : full
+
+  # Seconds of the monotonic clock.
   def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
 
   # Seconds that the block took.

@@ -3,8 +3,8 @@
 require_relative 'overhead'
 
 class Kubernetes
-  N_BUILDS = 16
-  WAIT = 10 # seconds that the step of each build waits
+  N_BUILDS = Figures.sized(16, 3)
+  WAIT = Figures.sized(10, 4) # seconds that the step of each build waits
   BAR_TOGETHER = 1.1
   BAR_LOST = 20 # seconds more than a build
 

@@ -7,8 +7,8 @@ class Memory
   N_FLOODS = 3
   # An innocent build shares the processors with what the others run.
   TIME_BAR = 0.33
-  REST = 5 # seconds
-  N_JOBS = 200
+  REST = Figures.sized(5, 1) # seconds
+  N_JOBS = Figures.sized(200, 10)
 
   def initialize(world, runs)
     @world = world

@@ -3,7 +3,7 @@
 
 class Policy
   BAR = 10 # ms
-  N_EACH = 8 # in a run, since a definition is resolved in a tenth of a second
+  N_EACH = Figures.sized(8, 1) # in a run, since a definition is resolved in a tenth of a second
 
   NAME = 'acme/policy'
   DEFINITION = <<~HCL

@@ -50,9 +50,9 @@ end
 class VotingApp < Repository
   NAME = 'acme/voting-app'
   TEMPLATE = File.expand_path('../docker/quickstart.d/voting-app', __dir__)
-  SLOWNESS = 4
+  SLOWNESS = Figures.sized(4, 0.1)
   # Some years of a product: what a clone in full brings, and a fetch of one commit does not. 96 MB that do not compress.
-  N_PAST_COMMITS, PAST_BYTES = 3000, 32 << 10
+  N_PAST_COMMITS, PAST_BYTES = Figures.sized(3000, 50), 32 << 10
   SOURCES = %w[vote/app.py result/views/index.html worker/src/main/java/worker/Worker.java].freeze
 
   def initialize(root, directory)
@@ -102,7 +102,7 @@ end
 # and an innocent image.
 class FloodingApp < Repository
   NAME = 'acme/flood'
-  FLOOD = "for i in $(seq 20); do yes '' | head -n 50000; sleep 0.3; done; echo >/dev/null #{'word ' * 12_000}".freeze
+  FLOOD = "for i in $(seq #{Figures.sized(20, 2)}); do yes '' | head -n 50000; sleep 0.3; done; echo >/dev/null #{'word ' * 12_000}".freeze
 
   def initialize(world)
     super(world.path('git'), world.path('.'), NAME)
@@ -124,7 +124,7 @@ end
 # in it, nor made of it: the server has the same processors as those whose time is measured, and should need little.
 class LargeRepository < Repository
   NAME = 'acme/large'
-  N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = 4000, 400, 600, 20
+  N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = 4000, 400, Figures.sized(600, 5), 20
   SIZES = 8.0..16.0 # binary logarithms of bytes
   # What files are made of: lines and words that come again, so that they compress as code does.
   N_LINES, N_WORDS = 500, 300

@@ -22,7 +22,7 @@ class Source
   BARS = { cold: 1.15, warm: 1.5, again: 1.0, together: 1.5 }.freeze
   BAR_CLONE = 10
 
-  N_TOGETHER = 32
+  N_TOGETHER = Figures.sized(32, 4)
   # How many of them the worker does at the same time.
   CLONES = Integer(File.read(File.expand_path('../config/sidebake.toml', __dir__))[/^clones = (\d+)/, 1])
   TOGETHER = [[:sidebake, CLONES], [:git, CLONES], [:git, N_TOGETHER]].freeze

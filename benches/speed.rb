@@ -2,16 +2,16 @@
 # Sidekiq and rusty-sidekiq, which take jobs with BRPOP and lose them with their process.
 
 class Speed
-  SLOTS = [5, 10, 20].freeze
-  N_JOBS = { sidebake: 60_000, rusty: 60_000, ruby: 15_000 }.freeze
-  N_ARRIVALS = 200
-  N_IDLE = 100
+  SLOTS = [5, 10, 20].freeze # the bars take 10
+  N_JOBS = Figures.sized({ sidebake: 60_000, rusty: 60_000, ruby: 15_000 }, { sidebake: 2000, rusty: 2000, ruby: 1000 }).freeze
+  N_ARRIVALS = Figures.sized(200, 10)
+  N_IDLE = Figures.sized(100, 5)
   GAP = 0.01 # seconds between jobs that come alone
   LOOK = 0.02 # seconds
-  REST = 5 # seconds
+  REST = Figures.sized(5, 1) # seconds
   # What a worker asks comes in bursts: the poller's, every five seconds or so.
-  IDLE = 20 # s
-  N_MANY = 1_000_000
+  IDLE = Figures.sized(20, 1) # s
+  N_MANY = Figures.sized(1_000_000, 5000)
 
   # One run: jobs a second, microseconds of its processors for each, and requests that Redis read for each.
   Rate = Struct.new(:jobs, :cpu, :reads)
