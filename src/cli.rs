@@ -21,7 +21,7 @@ use crate::worker::{self, Shutdown};
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 pub struct Cli {
-    /// A settings file (config/sidebake.toml shows every setting), or a sidekiq.yml; repeat it for both.
+    /// A settings file (config/sidebake.toml shows every setting) or a sidekiq.yml; repeat for both
     #[arg(short = 'C', long, global = true, value_name = "FILE")]
     config: Vec<PathBuf>,
     #[command(subcommand)]
@@ -30,45 +30,45 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Takes build jobs from Redis until told to stop.
+    /// Run build jobs from Redis until a signal stops the worker
     Run(Run),
-    /// Builds one directory or repository here and now.
+    /// Build one directory or repository now
     Build(build::Build),
-    /// Puts a build job on its queue, as Rails would.
+    /// Enqueue a build job, as Rails does
     Enqueue(enqueue::Enqueue),
-    /// Ends a build wherever it is: queued, scheduled, waiting for a retry or running.
+    /// Cancel a build that is queued, scheduled, waiting for a retry or running
     Cancel(cancel::Cancel),
-    /// Puts the jobs of dead workers back on their queues, where no worker is left to do it.
+    /// Requeue in-flight jobs of dead workers
     Release(release::Release),
-    /// Shows what a job would do, and builds nothing.
+    /// Show what a job would do, without building
     Plan(plan::Plan),
-    /// Makes, shows and changes the builders.
+    /// Create, show and change builders
     Builder(builder::Builder),
-    /// Checks everything that a worker needs.
+    /// Check everything that a worker needs
     Doctor(doctor::Doctor),
 }
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Builds at once.
+    /// Number of concurrent builds
     #[arg(short, long, value_name = "N")]
     concurrency: Option<usize>,
-    /// A queue to take jobs from; repeat it for more: the first one first, or by weight.
+    /// A queue to fetch jobs from; repeat for more. Without weights, earlier queues come first
     #[arg(short, long = "queue", value_name = "QUEUE[,WEIGHT]", value_parser = queue)]
     queues: Vec<Queue>,
-    /// Seconds that running builds may go on after TERM.
+    /// Seconds to wait for running builds after TERM
     #[arg(short, long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Text beside the process in Sidekiq's Web UI.
+    /// Tag of the process in Sidekiq's Web UI
     #[arg(short = 'g', long, value_name = "TAG")]
     tag: Option<String>,
-    /// The section of a sidekiq.yml that counts; default: APP_ENV, RAILS_ENV, RACK_ENV or development.
+    /// The section of sidekiq.yml to use; default: APP_ENV, RAILS_ENV, RACK_ENV or development
     #[arg(short, long, value_name = "ENVIRONMENT")]
     environment: Option<String>,
-    /// Accepted for Sidekiq's sake: no Ruby is loaded.
+    /// Accepted for compatibility with Sidekiq; no Ruby is loaded
     #[arg(short, long, value_name = "PATH")]
     require: Option<PathBuf>,
-    /// Logs more.
+    /// Log at level debug
     #[arg(short, long)]
     verbose: bool,
 }
@@ -76,9 +76,9 @@ struct Run {
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As it should.
+    /// It succeeded.
     Good,
-    /// A build failed, or a check is red: exit status 1.
+    /// A build failed, or a check is red. The exit status is 1.
     Bad,
 }
 
@@ -87,22 +87,22 @@ impl Cli {
     ///
     /// # Errors
     ///
-    /// When it could not be run at all; the message is for a person.
+    /// When the command could not run. The message is for the user.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<Outcome> {
         let environment = match &self.command {
             Command::Run(run) => run.environment.as_deref(),
             _ => None,
         };
-        let mut settings = Settings::load(&self.config, environment).context("the settings cannot be used")?;
+        let mut settings = Settings::load(&self.config, environment).context("failed to load the settings")?;
         match self.command {
             Command::Run(run) => {
                 run.apply(&mut settings);
                 settings.check()?;
                 start_log(&settings);
                 for note in &settings.notes {
-                    tracing::warn!("{note}");
+                    tracing::warn!(event = "settings_note", "{note}");
                 }
-                tracing::info!(?settings, "settings");
+                tracing::info!(event = "settings_loaded", ?settings, "settings loaded");
                 worker::run(settings, shutdown).await?;
                 Ok(Outcome::Good)
             }
@@ -141,12 +141,12 @@ impl Run {
 }
 
 fn queue(text: &str) -> Result<Queue, &'static str> {
-    Queue::parse(text).ok_or("expected a queue, or a queue, a comma and its weight")
+    Queue::parse(text).ok_or("expected QUEUE or QUEUE,WEIGHT")
 }
 
 /// Logs to standard output, as Sidekiq does.
 fn start_log(settings: &Settings) {
-    // kube warns of an answer that it cannot read with the whole answer. The error itself is logged where it is handled.
+    // kube logs the whole text of an answer that it cannot read. The caller logs the error itself.
     let filter = |level: &str| EnvFilter::try_new(format!("kube_client=error,{level}"));
     let filter = filter(&settings.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
@@ -159,6 +159,6 @@ fn start_log(settings: &Settings) {
 /// Reads a JSON file, or standard input for `-`.
 fn read_json(file: &str) -> anyhow::Result<serde_json::Value> {
     let text = if file == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
-    let text = text.with_context(|| format!("{file} cannot be read"))?;
-    serde_json::from_str(&text).with_context(|| format!("{file} is not JSON"))
+    let text = text.with_context(|| format!("failed to read {file}"))?;
+    serde_json::from_str(&text).with_context(|| format!("{file} is not valid JSON"))
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{BakeError, BakeRequest};
+use crate::hex;
 use crate::job::{Naming, Recipe, Trust};
 use crate::secret::SecretBytes;
 use crate::settings::{self, Accounts, Pattern, Policy};
@@ -163,7 +164,7 @@ fn as_tag(branch: &str) -> String {
     if kept == branch && !kept.starts_with(['.', '-']) && !looks_changed {
         return kept;
     }
-    let hash: String = Sha256::digest(branch)[..HASH_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(&Sha256::digest(branch)[..HASH_BYTES]);
     format!("{}-{hash}", kept.trim_start_matches(['.', '-']))
 }
 

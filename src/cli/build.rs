@@ -1,4 +1,4 @@
-//! `sidebake build`: one build here and now, on the same path as a worker's, without Redis and without GitHub.
+//! `sidebake build`: one build now, as a worker runs it, without Redis and without GitHub.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,19 +9,19 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{Outcome, read_json};
+use crate::hex;
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, print_report};
 use crate::perform::{Attempt, Integrations, bake, resolve, tell_of_submodules};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
-use crate::sidekiq::random_hex;
 use crate::source::{Origin, Revision, Size, Spent, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 use crate::worker::Shutdown;
 
-/// The files that are looked for when there is no template, in the order of buildx's documentation.
+/// The files to look for without a template, in the order of buildx's documentation.
 const DEFINITIONS: &[&str] = &[
     "compose.yaml",
     "compose.yml",
@@ -33,28 +33,28 @@ const DEFINITIONS: &[&str] = &[
 
 #[derive(Debug, Args)]
 pub(super) struct Build {
-    /// A directory, or the URL of a repository.
+    /// A directory, or the URL of a repository
     #[arg(value_name = "PATH_OR_URL")]
     source: String,
-    /// An Application Template (JSON); without one, the tree's own bake or compose file is used.
+    /// An Application Template, as JSON; default: the repository's own bake or compose file
     #[arg(long, value_name = "FILE")]
     template: Option<String>,
-    /// Branch, tag or commit of the repository.
+    /// Branch, tag or commit of the repository
     #[arg(long, default_value = "HEAD")]
     revision: String,
-    /// A target or group; repeat it for more.
+    /// A target or group; repeat for more
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<String>,
-    /// Print the definition that would be built, as docker-buildx gets it, and build nothing.
+    /// Print the definition that docker-buildx would get, without building
     #[arg(long)]
     print: bool,
-    /// Push the images.
+    /// Push the images
     #[arg(long)]
     push: bool,
-    /// Run cached steps again.
+    /// Ignore the build cache
     #[arg(long)]
     no_cache: bool,
-    /// Which builder of the configuration.
+    /// The builder to use
     #[arg(long, value_name = "NAME")]
     builder: Option<String>,
 }
@@ -62,12 +62,12 @@ pub(super) struct Build {
 impl Build {
     pub(super) async fn run(self, mut settings: Settings, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
         soften(&mut settings);
-        let private = tempfile::tempdir().context("a temporary directory cannot be made")?;
+        let private = tempfile::tempdir().context("failed to make a temporary directory")?;
         if settings.state.directory == Settings::default().state.directory {
-            // Nobody configured a place, and the default one is a service's.
+            // The default directory belongs to a service.
             settings.state.directory = private.path().to_owned();
         }
-        let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
+        let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", hex::random::<6>()))?;
         let integrations = Integrations::new(&settings, state.into())?;
         let directory = integrations.state.job_directory()?;
         let record = Arc::new(Record::new(Report::default()));
@@ -125,15 +125,15 @@ impl Build {
             Some(sha) => Revision::Sha(sha),
             None => Revision::Name(self.revision.clone()),
         };
-        let mirror = Sha256::digest(&self.source)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let place = directory.vacancy("tree", &self.repository().name)?;
+        let mirror = hex::encode(&Sha256::digest(&self.source)[..16]);
+        let destination = directory.vacancy("tree", &self.repository().name)?;
         let origin = Origin {
             url: self.source.clone(),
             token: None,
             mirror,
             trust: Trust::Protected,
             directory,
-            worktree: &place,
+            worktree: &destination,
             revision,
             mtimes_key: None,
             spent: Spent::default(),
@@ -148,7 +148,7 @@ impl Build {
         self.source.contains("://")
     }
 
-    /// A name for what is built: the last part of the path or URL.
+    /// A name for the build: the last part of the path or URL.
     fn repository(&self) -> Repository {
         let last = self.source.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let name = last.strip_suffix(".git").unwrap_or(last);
@@ -176,12 +176,12 @@ impl Build {
         let found = DEFINITIONS.iter().find(|name| worktree.join(name).is_file());
         match found {
             Some(name) => Ok(Recipe::File(RepositoryFile { path: (*name).to_owned(), naming: Naming::File })),
-            None => bail!("there is no --template, and {} has none of {}", worktree.display(), DEFINITIONS.join(", ")),
+            None => bail!("no --template given, and {} has none of {}", worktree.display(), DEFINITIONS.join(", ")),
         }
     }
 }
 
-/// Somebody who builds their own tree at a terminal need not have a new kernel, nor a configured builder.
+/// At a terminal, a build of one's own tree needs neither a new kernel nor a configured builder.
 fn soften(settings: &mut Settings) {
     if settings.sandbox.mode == SandboxMode::Required {
         settings.sandbox.mode = SandboxMode::BestEffort;

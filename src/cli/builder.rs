@@ -7,6 +7,7 @@ use super::Outcome;
 use crate::builder::{Builders, Counts, PodStatus, Status, of_fleet};
 use crate::redis::Redis;
 use crate::settings::Settings;
+use crate::sidekiq::keys;
 
 #[derive(Debug, Args)]
 pub(super) struct Builder {
@@ -16,23 +17,23 @@ pub(super) struct Builder {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Makes what is missing and waits until it is ready; what exists is not changed.
+    /// Create missing builders and wait until they are ready; change nothing that exists
     Ensure(Names),
-    /// Shows each builder's pods, and where the live Deployment is not as configured.
+    /// Show each builder's pods, and the differences between its Deployment and the configuration
     Status {
         #[command(flatten)]
         names: Names,
-        /// One JSON array in place of a table.
+        /// Print a JSON array instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Changes live Deployments to what is configured, and waits until they are ready.
+    /// Change Deployments to the configuration, and wait until they are ready
     Apply(Names),
 }
 
 #[derive(Debug, Args)]
 struct Names {
-    /// Builders of the configuration; default: all.
+    /// Names of builders; default: all
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -103,9 +104,9 @@ async fn status(settings: &Settings, builders: &Builders, names: &[String], as_j
     Ok(if all.iter().all(is_good) { Outcome::Good } else { Outcome::Bad })
 }
 
-/// The running builds of the fleet; `None` when Redis cannot be asked.
+/// The running builds of the fleet; `None` when Redis does not answer.
 async fn running(settings: &Settings) -> Option<Counts> {
-    of_fleet(&Redis::new(&settings.redis).ok()?).await.ok()
+    of_fleet(&Redis::new(&settings.redis).ok()?, keys::OCCUPANCIES).await.ok()
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]

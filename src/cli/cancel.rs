@@ -1,4 +1,4 @@
-//! `sidebake cancel`: ends a build wherever it is; Rails is told by its callback.
+//! `sidebake cancel`: cancels a build wherever it is. The callback notifies Rails.
 
 use anyhow::bail;
 use clap::Args;
@@ -14,7 +14,7 @@ use crate::sidekiq::payload::Payload;
 
 #[derive(Debug, Args)]
 pub(super) struct Cancel {
-    /// The jid, or the build_id that Rails has given; of a class whose jobs carry only an id, that id.
+    /// The jid or the build_id; for a class whose jobs carry only an id, that id
     #[arg(value_name = "BUILD_ID|JID")]
     build: String,
 }
@@ -29,13 +29,14 @@ impl Cancel {
         }
         for job in &found {
             cancel(&redis, &settings.jobs, job, Epoch::now()).await?;
-            println!("{} {}", job.jid, job.place);
+            println!("{} {}", job.jid, job.location);
         }
         Ok(Outcome::Good)
     }
 }
 
-/// Whether a job of ours has this jid, this `build_id`, or, where Rails knows the rest, this as its first argument.
+/// Whether this is a job of this worker's classes with this jid or `build_id`. A job that carries only an id has it as its first
+/// argument.
 fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
     if !jobs.is_ours(&payload.class) {
         return false;

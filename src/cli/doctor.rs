@@ -1,4 +1,4 @@
-//! `sidebake doctor`: checks everything that a worker needs; a line each, non-zero when one is red.
+//! `sidebake doctor`: checks everything that a worker needs. Prints a line for each check; exits with 1 when one is red.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,22 +11,23 @@ use super::Outcome;
 use crate::bake::Bake;
 use crate::builder::Builders;
 use crate::github::App;
+use crate::hex;
 use crate::job::{Build, Recipe, Repository, Trust};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
-use crate::sidekiq::{random_hex, rights};
+use crate::sidekiq::rights;
 use crate::source::Source;
 use crate::state::StateDirectory;
 
-/// From this version on buildx ends when its pod goes; before, only our time limits end it.
+/// From this version on, buildx ends when its pod goes. An older one hangs until a time limit ends it.
 const GOOD_BUILDX: (u32, u32) = (0, 36);
-/// Before this version the progress stream cannot be read.
+/// Older versions have no progress stream that can be read.
 const LEAST_BUILDX: (u32, u32) = (0, 19);
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// One JSON array in place of lines.
+    /// Print a JSON array instead of lines
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +52,7 @@ impl Finding {
         Self { name: name.into(), health, detail: detail.into() }
     }
 
-    /// Green with what was found, red with what was wrong.
+    /// Green with the result, red with the error.
     fn of(name: &str, found: Result<String, impl std::fmt::Display>) -> Self {
         match found {
             Ok(detail) => Self::new(name, Health::Green, detail),
@@ -108,7 +109,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     }));
     findings.push(commands(settings).await);
     if let Err(error) = tracking(settings).await {
-        let message = format!("no CLIENT TRACKING ({error}): new jobs are found by polling twice a second");
+        let message = format!("no CLIENT TRACKING ({error}): workers poll for new jobs twice a second");
         findings.push(Finding::new("redis tracking", Health::Yellow, message));
     }
     findings
@@ -121,14 +122,16 @@ async fn commands(settings: &Settings) -> Finding {
         Err(error) => Err(error),
     };
     let found = match missing.map_err(|error| error.to_string()) {
-        Ok(missing) if missing.is_empty() => Ok("the user may use all that a worker needs".to_owned()),
-        Ok(missing) => Err(format!("the ACL of this user lacks {}; README.md has the whole line", missing.join(", "))),
+        Ok(missing) if missing.is_empty() => Ok("the user may use all commands that a worker needs".to_owned()),
+        Ok(missing) => {
+            Err(format!("the ACL of this user lacks {}; docs/redis.md has the complete ACL", missing.join(", ")))
+        }
         Err(error) => Err(error),
     };
     Finding::of("redis commands", found)
 }
 
-/// Whether Redis tells an idle worker of a new job.
+/// Whether Redis can push new jobs to an idle worker.
 async fn tracking(settings: &Settings) -> Result<(), RedisError> {
     let redis = Redis::waking(&settings.redis, Vec::new(), Arc::default())?;
     redis.query(redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"])).await
@@ -145,10 +148,10 @@ async fn github(settings: &Settings) -> Finding {
     Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
 }
 
-/// Whether times can be made from content, where a repository wants them.
+/// Whether there is a key for modification times from content, if a repository has them.
 fn mtimes(settings: &Settings) -> Option<Finding> {
     let key = settings.source.needs_mtimes_key().then(|| Source::new(settings).configured_mtimes_key())?;
-    Some(Finding::of("times of files", key.map(|_| "a key for those that come from content".to_owned())))
+    Some(Finding::of("times of files", key.map(|_| "a key for times from content".to_owned())))
 }
 
 async fn buildx(settings: &Settings) -> Finding {
@@ -159,19 +162,19 @@ async fn buildx(settings: &Settings) -> Finding {
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let (health, note) = if parsed < LEAST_BUILDX {
-        (Health::Red, ": too old to be read")
+        (Health::Red, ": too old, its progress cannot be read")
     } else if parsed < GOOD_BUILDX {
-        (Health::Yellow, ": before 0.36 it hangs when its pod goes, until a time limit ends it")
+        (Health::Yellow, ": before 0.36, buildx hangs when its pod goes, until a time limit ends it")
     } else {
         (Health::Green, "")
     };
     Finding::new("buildx", health, format!("{version}{note}"))
 }
 
-/// What there is of each builder, and whether a build would get a place on it.
+/// The state of each builder, and whether it would take a build.
 async fn builders(settings: &Settings) -> Vec<Finding> {
     if settings.builders.is_empty() {
-        return vec![Finding::new("builder", Health::Red, "none is configured")];
+        return vec![Finding::new("builder", Health::Red, "no builder is configured")];
     }
     let mut findings = Vec::new();
     let all = Builders::new(settings);
@@ -193,23 +196,23 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Who shares a builder's layers: a fact that an operator must know, and nobody can see.
+/// Which accounts share a builder's layers: an operator must know it, and nothing else shows it.
 fn sharing(label: &str, accounts: &[String]) -> Finding {
     let who = if accounts == ["*"] { "every account".to_owned() } else { accounts.join(", ") };
     let detail = match accounts {
-        [one] if !one.contains('*') => format!("for the account {one} alone"),
+        [one] if !one.contains('*') => format!("only for account {one}"),
         _ => format!("shared by {who}: they can read each other's layers and cached files"),
     };
     Finding::new(label, Health::Green, detail)
 }
 
 async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> anyhow::Result<String> {
-    let mut builder = settings.builders.get(name).context("it is configured")?.clone();
-    // Somebody waits for the answer, and a pod that is not ready now is worth a red line.
+    let mut builder = settings.builders.get(name).context("the builder is configured")?.clone();
+    // The user waits for the answer, and a pod that is not ready now is a failed check.
     builder.timeout = Duration::ZERO;
     let own = Builders::new(&Settings { builders: [(name.to_owned(), builder)].into(), ..settings.clone() });
     let scratch = tempfile::tempdir()?;
-    let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", random_hex::<6>()))?;
+    let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", hex::random::<6>()))?;
     let account = settings.builders.get(name).and_then(|builder| builder.accounts.first());
     let repository = Repository { owner: "doctor".into(), name: "doctor".into() };
     let build = Build {
@@ -218,9 +221,9 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
         ..Build::new(repository, Trust::Fork, Recipe::Inline("{}".into()))
     };
     let directory = state.job_directory()?;
-    let place = own.place(&build, &state, &directory, None).await?;
-    if place.has_others() {
-        let hostname = place.dial().await?;
+    let session = own.place(&build, &state, &directory, None).await?;
+    if session.has_others() {
+        let hostname = session.dial().await?;
         let status = builders.status(name).await?;
         let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
         return Ok(format!("{}: {n_ready} of {} pods ready; {hostname} answers", status.at, status.n_wanted));
@@ -243,7 +246,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
 fn kernel(mode: SandboxMode) -> Finding {
     match (sandbox::lacking(), mode) {
         (None, SandboxMode::Off) => {
-            Finding::new("sandbox", Health::Yellow, "switched off, although the kernel could enforce it")
+            Finding::new("sandbox", Health::Yellow, "switched off, although this kernel can enforce it")
         }
         (None, _) => Finding::new("sandbox", Health::Green, sandbox::enforced()),
         (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Health::Red, lack),
@@ -253,11 +256,11 @@ fn kernel(mode: SandboxMode) -> Finding {
 
 fn disk(settings: &Settings) -> Finding {
     let (path, min_free_bytes) = (&settings.state.directory, settings.state.min_free_bytes);
-    let opened = StateDirectory::open(path, &format!("doctor:{}", random_hex::<6>()));
+    let opened = StateDirectory::open(path, &format!("doctor:{}", hex::random::<6>()));
     match opened.and_then(|state| state.free_bytes()) {
         Ok(free) if free < min_free_bytes => {
             let (free, min) = (free >> 20, min_free_bytes >> 20);
-            let detail = format!("{free} MiB free in {}: a worker fetches no jobs below {min}", path.display());
+            let detail = format!("{free} MiB free in {}; a worker fetches no jobs below {min} MiB", path.display());
             Finding::new("disk", Health::Red, detail)
         }
         Ok(free) => Finding::new("disk", Health::Green, format!("{} MiB free in {}", free >> 20, path.display())),

@@ -1,4 +1,4 @@
-//! `sidebake release`: puts what dead workers have left in flight back on its queues, where no worker is left to do it.
+//! `sidebake release`: requeues the in-flight jobs of dead workers when no living worker can.
 
 use std::time::Duration;
 
@@ -9,13 +9,15 @@ use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::recovery::{self, Released};
 
-/// In which a worker that lives tries twice to have its lease again, once Redis answers.
+/// The grace period of `--now`. Once Redis answers, a living worker tries twice within it to make its lease.
 const MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct Release {
-    /// Waits a second, and not half a lease, to see whether a worker comes back: where none is left. One that lives, and has
-    /// lost its lease by an outage that is not quite over, would have its builds started again by others, and kill its own.
+    /// Wait one second for a worker to come back, instead of half a lease
+    ///
+    /// Use it only when no worker is left. Right after an outage of Redis, a living worker may have no lease yet. Other workers
+    /// would then start its builds again, and it would kill its own.
     #[arg(long)]
     now: bool,
 }
@@ -27,12 +29,12 @@ impl Release {
         let released = recovery::release(&Redis::new(&settings.redis)?, grace).await?;
         for Released { owner, n_jobs } in &released {
             match n_jobs {
-                Some(n_jobs) => println!("{owner}: {n_jobs} jobs are back on their queues"),
-                None => println!("{owner}: is alive, and keeps its jobs"),
+                Some(n_jobs) => println!("{owner}: requeued {n_jobs} jobs"),
+                None => println!("{owner}: alive, keeps its jobs"),
             }
         }
         if released.is_empty() {
-            println!("no worker has left anything");
+            println!("no worker has jobs in flight");
         }
         Ok(Outcome::Good)
     }

@@ -32,7 +32,7 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
 
     let ballast = File::create(home.join("ballast")).unwrap();
     fallocate(&ballast, FallocateFlags::empty(), 0, BALLAST).unwrap();
-    harness.until("the log says it", async || worker.log().contains("the disk is low")).await;
+    harness.until("the log says it", async || !worker.logged("disk_low").is_empty()).await;
     assert!(!mirror.exists(), "mirrors go before the worker stops fetching");
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let ready = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
@@ -46,8 +46,8 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     drop(ballast);
     std::fs::remove_file(home.join("ballast")).unwrap();
     harness.callbacks(2).await;
-    let log = worker.log();
-    assert_eq!([log.matches("the disk is low").count(), log.matches("the disk has room").count()], [1, 1], "{log}");
+    let counts = ["disk_low", "disk_has_room"].map(|event| worker.logged(event).len());
+    assert_eq!(counts, [1, 1], "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 const DOMAIN_TYPES: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
 const INFRASTRUCTURE: &[&str] =
-    &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "stop", "systemd"];
+    &["beneath", "body", "clock", "connections", "hex", "process", "redis", "sandbox", "state", "stop", "systemd"];
 const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 

@@ -100,7 +100,7 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let child = worker.source_children().remove(0);
     worker.signal("TERM");
-    world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
+    world::wait_for("the log to say it", || !worker.logged("worker_stopping").is_empty()).await;
     let told = std::time::Instant::now();
     worker.signal("TERM");
     world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
