@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
 use super::running::{Running, RunningJobs};
-use super::{Identity, keys, shown};
+use super::{Identity, keys, payload};
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError};
 use crate::settings::{Capsule, Mode};
@@ -211,7 +211,7 @@ fn work_field(job: &Running) -> String {
 
 /// The value of a field of `<identity>:work`: the job's text is a string in it, not an object.
 fn work_entry(job: &Running) -> String {
-    let text = shown::running(&job.unit.text, &job.unit.queue, job.since);
+    let text = payload::running(&job.unit.text, &job.unit.queue, job.since);
     let run_at = job.since.as_millis() / 1000;
     json!({"queue": job.unit.queue, "payload": text, "run_at": run_at}).to_string()
 }

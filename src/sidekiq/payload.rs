@@ -189,7 +189,7 @@ impl Payload {
         let queue = fields.string("retry_queue").unwrap_or_else(|| queue.to_owned());
         fields.set("queue", &queue);
         fields.set("error_message", &failure.detail);
-        fields.set("error_class", &error_class(failure));
+        fields.set("error_class", &shown::error_class(failure));
         let time = now.json(form);
         if fields.raw("failed_at").is_none() {
             fields.set("failed_at", &time);
@@ -277,10 +277,16 @@ impl Payload {
     }
 }
 
-/// The error class that Sidekiq's Web UI shows. Public: people alert on it.
-pub fn error_class(failure: &Failure) -> String {
-    let camel: String = failure.reason.name().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
-    format!("Sidebake::{camel}")
+/// The text of a running job in a form that Sidekiq's pages can show.
+pub(super) fn running(text: &[u8], queue: &str, now: Epoch) -> String {
+    match Payload::parse(text) {
+        Ok(payload) => payload.shown(queue, now),
+        Err(error) => {
+            let failure = Failure::new(Reason::InvalidArguments, error.to_string());
+            let envelope = shown::envelope(text, "", queue, &failure, now, Timestamps::Milliseconds);
+            String::from_utf8_lossy(&envelope).into_owned()
+        }
+    }
 }
 
 /// The lines that Ruby fills with its stack: the reason with its sentence, then the detail of the failure.

@@ -18,9 +18,8 @@ use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, TIMES, is_integer};
-use super::payload::{Payload, error_class};
 use crate::clock::Epoch;
-use crate::reason::{Failure, Reason};
+use crate::reason::Failure;
 use crate::settings::{Queue, Timestamps};
 use crate::{bounds, hex, json, text};
 
@@ -262,16 +261,10 @@ fn inner(text: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// The text of a running job in a form that Sidekiq's pages can show.
-pub(super) fn running(text: &[u8], queue: &str, now: Epoch) -> String {
-    match Payload::parse(text) {
-        Ok(payload) => payload.shown(queue, now),
-        Err(error) => {
-            let failure = Failure::new(Reason::InvalidArguments, error.to_string());
-            let envelope = envelope(text, "", queue, &failure, now, Timestamps::Milliseconds);
-            String::from_utf8_lossy(&envelope).into_owned()
-        }
-    }
+/// The error class that Sidekiq's Web UI shows. Public: people alert on it.
+pub fn error_class(failure: &Failure) -> String {
+    let camel: String = failure.reason.name().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+    format!("Sidebake::{camel}")
 }
 
 #[cfg(test)]

@@ -482,5 +482,5 @@ fn a_typo_in_the_configuration_stops_the_start_and_is_named() {
     let output = sidebake().args(["run", "--config"]).arg(file.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = text(&output);
-    assert!(text.contains("the settings cannot be used") && text.contains("app_idd"), "{text}");
+    assert!(text.contains("failed to load the settings") && text.contains("app_idd"), "{text}");
 }

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::reason::Reason;
+use crate::sidekiq::payload::{Payload, running};
 
 const NOW: f64 = 1_795_500_000.25;
 
