@@ -162,10 +162,10 @@ async fn finish_custody(custody: JoinHandle<()>, handle: &Handle, running: &Runn
         return;
     }
     match handle.n_unsettled() + running.n_jobs() {
-        0 => tracing::warn!(event = "redis_unavailable", "Redis does not answer; all results are settled"),
+        0 => tracing::warn!(event = "redis_unavailable_at_stop", "Redis does not answer; all results are settled"),
         n_jobs => {
             tracing::error!(
-                event = "results_lost",
+                event = "results_not_taken",
                 n_jobs,
                 "Redis did not take the last results; recovery requeues these jobs"
             );

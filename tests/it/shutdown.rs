@@ -170,5 +170,5 @@ async fn a_worker_that_holds_no_job_loses_no_result_when_redis_is_away() {
     harness.redis.freeze();
     worker.signal("TERM");
     worker.ended().await;
-    assert!(worker.logged("results_lost").is_empty(), "{}", worker.log());
+    assert!(worker.logged("results_not_taken").is_empty(), "{}", worker.log());
 }
