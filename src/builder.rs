@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use crate::bake::{Configuration, Location};
+use crate::hex;
 use crate::job::Build;
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
@@ -407,7 +408,7 @@ impl Builder {
 /// on whichever worker, so that equal directory names of different repositories do not disturb each other.
 fn node_id(build: &Build) -> String {
     let key = format!("{}\n{}\n{}", build.account, build.repository, build.trust.name());
-    Sha256::digest(key)[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(key)[..16])
 }
 
 fn port(endpoint: &str) -> Option<u16> {

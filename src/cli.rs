@@ -22,7 +22,7 @@ use crate::worker::{self, Shutdown};
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true)]
 pub struct Cli {
-    /// Settings file (TOML, see config/sidebake.toml) or sidekiq.yml; repeat for both.
+    /// A settings file (config/sidebake.toml shows every setting) or a sidekiq.yml; repeat for both
     #[arg(short = 'C', long, global = true, value_name = "FILE")]
     config: Vec<PathBuf>,
     #[command(subcommand)]
@@ -31,45 +31,45 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the worker: fetch build jobs from Redis until a signal stops it.
+    /// Run build jobs from Redis until a signal stops the worker
     Run(Run),
-    /// Build a directory or repository on this machine, without Redis and GitHub.
+    /// Build one directory or repository now
     Build(build::Build),
-    /// Push a build job to its queue, as Rails does.
+    /// Enqueue a build job, as Rails does
     Enqueue(enqueue::Enqueue),
-    /// Cancel a build that is queued, scheduled, waiting for a retry or running.
+    /// Cancel a build that is queued, scheduled, waiting for a retry or running
     Cancel(cancel::Cancel),
-    /// Requeue in-flight jobs of dead workers.
+    /// Requeue in-flight jobs of dead workers
     Release(release::Release),
-    /// Show what a job would do, without a build.
+    /// Show what a job would do, without building
     Plan(plan::Plan),
-    /// Create, show and change builders.
+    /// Create, show and change builders
     Builder(builder::Builder),
-    /// Check everything that a worker needs.
+    /// Check everything that a worker needs
     Doctor(doctor::Doctor),
 }
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Number of builds at once.
+    /// Number of concurrent builds
     #[arg(short, long, value_name = "N")]
     concurrency: Option<usize>,
-    /// Queue to fetch jobs from, with an optional weight; repeat for more. Without weights, the first one comes first.
+    /// A queue to fetch jobs from; repeat for more. Without weights, earlier queues come first
     #[arg(short, long = "queue", value_name = "QUEUE[,WEIGHT]", value_parser = queue)]
     queues: Vec<Queue>,
-    /// Seconds that running builds may continue after TERM.
+    /// Seconds to wait for running builds after TERM
     #[arg(short, long, value_name = "SECONDS")]
     timeout: Option<u64>,
-    /// Text beside the process in Sidekiq's Web UI.
+    /// Tag of the process in Sidekiq's Web UI
     #[arg(short = 'g', long, value_name = "TAG")]
     tag: Option<String>,
-    /// Section of a sidekiq.yml that counts. Default: APP_ENV, RAILS_ENV, RACK_ENV or development.
+    /// The section of sidekiq.yml to use; default: APP_ENV, RAILS_ENV, RACK_ENV or development
     #[arg(short, long, value_name = "ENVIRONMENT")]
     environment: Option<String>,
-    /// Ignored: accepted for compatibility with Sidekiq. sidebake loads no Ruby.
+    /// Accepted for compatibility with Sidekiq; no Ruby is loaded
     #[arg(short, long, value_name = "PATH")]
     require: Option<PathBuf>,
-    /// Log more (level debug).
+    /// Log at level debug
     #[arg(short, long)]
     verbose: bool,
 }
@@ -77,9 +77,9 @@ struct Run {
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It succeeded: exit status 0.
+    /// It succeeded.
     Good,
-    /// A build failed, or a check found a fault: exit status 1.
+    /// A build failed, or a check is red. The exit status is 1.
     Bad,
 }
 
@@ -88,22 +88,22 @@ impl Cli {
     ///
     /// # Errors
     ///
-    /// When the command could not run at all. The message is for a person.
+    /// When the command could not run. The message is for the user.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<Outcome> {
         let environment = match &self.command {
             Command::Run(run) => run.environment.as_deref(),
             _ => None,
         };
-        let mut settings = configuration::load(&self.config, environment).context("cannot use the configuration")?;
+        let mut settings = configuration::load(&self.config, environment).context("failed to load the settings")?;
         match self.command {
             Command::Run(run) => {
                 run.apply(&mut settings);
                 settings.check()?;
                 start_log(&settings);
                 for note in &settings.notes {
-                    tracing::warn!("{note}");
+                    tracing::warn!(event = "settings_note", "{note}");
                 }
-                tracing::info!(?settings, "settings");
+                tracing::info!(event = "settings_loaded", ?settings, "settings loaded");
                 worker::run(settings, shutdown).await?;
                 Ok(Outcome::Good)
             }
@@ -136,18 +136,18 @@ impl Run {
             settings.log.level = "debug".into();
         }
         if let Some(path) = self.require {
-            settings.notes.push(format!("-r {}: ignored; sidebake loads no Ruby", path.display()));
+            settings.notes.push(format!("-r {}: no Ruby is loaded", path.display()));
         }
     }
 }
 
 fn queue(text: &str) -> Result<Queue, &'static str> {
-    Queue::parse(text).ok_or("expected NAME or NAME,WEIGHT")
+    Queue::parse(text).ok_or("expected QUEUE or QUEUE,WEIGHT")
 }
 
 /// Logs to standard output, as Sidekiq does.
 fn start_log(settings: &Settings) {
-    // kube logs the whole of an answer that it cannot read. The error itself is logged where it is handled.
+    // kube logs the whole text of an answer that it cannot read. The caller logs the error itself.
     let filter = |level: &str| EnvFilter::try_new(format!("kube_client=error,{level}"));
     let filter = filter(&settings.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
@@ -160,6 +160,6 @@ fn start_log(settings: &Settings) {
 /// Reads a JSON file, or standard input for `-`.
 fn read_json(file: &str) -> anyhow::Result<serde_json::Value> {
     let text = if file == "-" { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
-    let text = text.with_context(|| format!("cannot read {file}"))?;
-    serde_json::from_str(&text).with_context(|| format!("{file} is not JSON"))
+    let text = text.with_context(|| format!("failed to read {file}"))?;
+    serde_json::from_str(&text).with_context(|| format!("{file} is not valid JSON"))
 }

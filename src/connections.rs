@@ -1,7 +1,7 @@
-//! The TCP connections of a process, as the kernel sees them: to whom, and when something last went either way.
+//! The TCP connections of a process as the kernel sees them: the peer, and when bytes were last sent and received.
 //!
-//! For watching a child that cannot be trusted to notice that its other end is gone. Follows `sock_diag(7)` for this
-//! network namespace, and `/proc/PID/fd` for which sockets are the child's.
+//! The worker watches a child that may not notice that its peer is gone. Follows `sock_diag(7)` for this network namespace, and
+//! `/proc/PID/fd` for the sockets of the child.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,11 +19,11 @@ use netlink_sys::{Socket, SocketAddr as Kernel};
 /// An established TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
-    /// The other end.
+    /// The peer's address.
     pub peer: SocketAddr,
-    /// Since bytes were last sent.
+    /// Time since bytes were last sent.
     pub since_sent: Duration,
-    /// Since bytes last arrived.
+    /// Time since bytes last arrived.
     pub since_received: Duration,
 }
 
@@ -58,7 +58,7 @@ fn connection(response: &InetResponse) -> Option<Connection> {
         _ => None,
     })?;
     Some(Connection {
-        // A client that speaks IPv6 sockets reaches IPv4 as ::ffff:a.b.c.d.
+        // A client with an IPv6 socket reaches IPv4 as ::ffff:a.b.c.d.
         peer: SocketAddr::new(id.destination_address.to_canonical(), id.destination_port),
         since_sent: Duration::from_millis(info.last_data_sent.into()),
         since_received: Duration::from_millis(info.last_data_recv.into()),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_not_there_has_none() {
+    fn a_process_that_does_not_exist_has_none() {
         assert_eq!(of(u32::MAX).expect("no error"), []);
     }
 }

@@ -1,7 +1,7 @@
-//! What Kubernetes asks of a worker: `/live` and `/ready`, in plain HTTP.
+//! The health endpoints for Kubernetes: `/live` and `/ready`, in plain HTTP.
 //!
-//! `/live` is answered by the runtime itself, so a runtime that is stuck does not answer, and nothing else makes it fail.
-//! `/ready` is 503 when the worker takes no jobs: it was told to be quiet, its disk is low, or Redis does not answer.
+//! `/live` fails only when the runtime is stuck: the runtime itself answers. `/ready` is 503 when the worker takes no jobs: it is
+//! quiet, its disk is low, or Redis does not answer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::redis::Redis;
 
-/// A probe's own limit is a second or more; a Redis that needs longer is away.
+/// How long `/ready` waits for Redis. A Kubernetes probe waits for a second or more.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The port cannot be listened on.
+/// The worker cannot listen on the port.
 #[derive(Debug, thiserror::Error)]
 #[error("health.listen: {address}: {source}")]
 pub struct HealthError {
@@ -33,7 +33,7 @@ pub struct HealthError {
 pub struct Health(Option<TcpListener>);
 
 impl Health {
-    /// Takes the port; without an address there is no listener.
+    /// Binds the port; without an address there is no listener.
     pub async fn bind(address: Option<SocketAddr>) -> Result<Self, HealthError> {
         let Some(address) = address else { return Ok(Self(None)) };
         let listener = TcpListener::bind(address).await.map_err(|source| HealthError { address, source })?;
@@ -54,10 +54,10 @@ impl Health {
             .route("/live", get(async || "alive\n"))
             .route("/ready", get(async |State(worker): State<Arc<Worker>>| worker.ready().await))
             .with_state(state);
-        // Nobody's connection is worth waiting for.
+        // Open connections do not delay the end.
         tokio::select! {
             served = axum::serve(listener, routes).into_future() => {
-                tracing::error!(?served, "the health listener has ended");
+                tracing::error!(event = "health_listener_ended", ?served, "the health listener ended");
             }
             () = ended.cancelled() => {}
         }
@@ -73,10 +73,10 @@ struct Worker {
 impl Worker {
     async fn ready(&self) -> (StatusCode, &'static str) {
         if self.quiet.is_cancelled() {
-            return (StatusCode::SERVICE_UNAVAILABLE, "quiet: takes no new jobs\n");
+            return (StatusCode::SERVICE_UNAVAILABLE, "quiet: fetching no jobs\n");
         }
         if !*self.has_room.borrow() {
-            return (StatusCode::SERVICE_UNAVAILABLE, "the disk is low: takes no new jobs\n");
+            return (StatusCode::SERVICE_UNAVAILABLE, "low disk space: fetching no jobs\n");
         }
         let ping = redis::cmd("PING");
         match tokio::time::timeout(PATIENCE, self.redis.query::<String>(&ping)).await {

@@ -16,6 +16,12 @@
 //!
 //! Start at [`worker`] (what starts and stops), then [`processor`] (one job), then [`perform`] (the integrations in order).
 //! `ARCHITECTURE.md` has the map.
+//!
+//! # Log messages
+//!
+//! A message is a short fact in the past or present tense; its values are fields. A message that a test or an alert relies on has
+//! a field `event` in snake case, which never changes. The words may change, so nothing matches them. `docs/operating.md` lists
+//! the events.
 
 // Domain types: no I/O, no clock.
 pub mod attestation;
@@ -37,6 +43,7 @@ pub mod clock;
 pub mod configuration;
 pub mod connections;
 pub mod environment;
+pub mod hex;
 pub mod process;
 pub mod redis;
 pub mod sandbox;

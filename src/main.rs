@@ -1,4 +1,4 @@
-//! The binary: picks its role by the first argument, and turns signals into values.
+//! The binary: chooses its role, and turns signals into values.
 
 use std::process::ExitCode;
 
@@ -9,11 +9,11 @@ use sidebake::cli::{Cli, Outcome};
 use sidebake::{sandbox, source, worker::Shutdown};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// An idle worker has some twenty files open, and each build some more.
+/// An idle worker has about twenty open files, and each build some more.
 const LEAST_OPEN_FILES: u64 = 64;
 
 fn main() -> ExitCode {
-    // Our children are this binary again. They must be restricted before a runtime starts threads.
+    // A child is this binary again. It has one thread, and must not get a runtime before it is sandboxed.
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(verb) if verb == sandbox::LAUNCH => return launched(arguments),
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print();
-            // As in Sidekiq: 1 for anything that prevents the start.
+            // As in Sidekiq, 1 for everything that prevents the start.
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
@@ -41,9 +41,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     check_open_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
-    runtime.context("cannot start the runtime")?.block_on(async {
+    runtime.context("failed to start the runtime")?.block_on(async {
         let shutdown = Shutdown::default();
-        let signals = Signals::listen().context("cannot listen for signals")?;
+        let signals = Signals::listen().context("failed to listen to signals")?;
         let signals = tokio::spawn(signals.obey(shutdown.clone()));
         let outcome = cli.run(shutdown).await;
         signals.abort();
@@ -51,7 +51,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     })
 }
 
-/// With fewer, threads panic and connections fail.
+/// With fewer, threads of the runtime or of a library panic, and connections fail.
 fn check_open_files() -> anyhow::Result<()> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     ensure!(
@@ -67,7 +67,7 @@ fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// TSTP: quiet. TERM, INT: stop by the deadline; a second one: now. TTIN: log the running jobs. As in Sidekiq.
+/// The process's signals, as in Sidekiq. TSTP: quiet. TERM, INT: stop by the deadline; a second one: now. TTIN: log what runs.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -81,7 +81,7 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             quiet: signal(SignalKind::from_raw(libc::SIGTSTP))?,
-            // Left alone, the signal would stop the process.
+            // By default, the signal stops the process.
             show: signal(SignalKind::from_raw(libc::SIGTTIN))?,
         })
     }
@@ -102,7 +102,7 @@ fn complain(message: &str) {
     complain_as("sidebake", message);
 }
 
-#[expect(clippy::print_stderr, reason = "there may be no log yet")]
+#[expect(clippy::print_stderr, reason = "the log may not have started")]
 fn complain_as(name: &str, message: &str) {
     eprintln!("{name}: {message}");
 }

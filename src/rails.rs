@@ -13,12 +13,12 @@ use crate::body::{self, BodyError, TooLong};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
-use crate::json;
 use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
 use crate::secret_file::{self, SecretError};
 use crate::settings::{Resolve, Timestamps};
+use crate::{hex, json};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -119,17 +119,13 @@ fn signature(secret: &Secret, url: &reqwest::Url, date: &str) -> String {
     let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).expect("a key of any length will do");
     mac.update(format!("GET\n{}{query}\n{date}", url.path()).as_bytes());
-    format!("v1={}", hex(&mac.finalize().into_bytes()))
+    format!("v1={}", hex::encode(mac.finalize().into_bytes()))
 }
 
 /// Now, as HTTP's `Date` has it (RFC 9110).
 fn http_date() -> String {
     let now = Epoch::now().timestamp();
     jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now).expect("the present is in range")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The Sidekiq job that tells Rails about a moment, as text; `None` when Rails did not ask for that moment.
@@ -186,12 +182,12 @@ fn with_symbol_marks(value: Value) -> Value {
 /// The first 24 hexadecimal digits of the SHA-256 of the fetched text and the moment.
 fn callback_jid(fetched_text: &[u8], moment: &str) -> String {
     let digest = Sha256::new().chain_update(fetched_text).chain_update(moment).finalize();
-    hex(&digest[..12])
+    hex::encode(&digest[..12])
 }
 
 /// A jid in the form of a UUID (RFC 9562, version 8: made by our own rule).
 fn uuid_of(jid: &str) -> String {
-    let digits = hex(&Sha256::digest(jid));
+    let digits = hex::encode(Sha256::digest(jid));
     format!("{}-{}-8{}-a{}-{}", &digits[..8], &digits[8..12], &digits[13..16], &digits[17..20], &digits[20..32])
 }
 

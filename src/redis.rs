@@ -1,7 +1,9 @@
-//! The connection to Redis: made again when it breaks, bounded in time, and woken by Redis' own pushes.
+//! The connection to Redis: reconnects after a failure, has a timeout, and wakes the worker on Redis' pushes.
 //!
-//! Knows no key of Sidekiq's. A command that fails leaves no connection behind, so that the next one starts afresh, with
-//! whoever is the master then; whoever needs a command to happen sends it again.
+//! Knows none of Sidekiq's keys. A failed command closes the connection, so that the next command connects to the current master.
+//! A caller that needs its command to happen sends it again.
+
+mod server;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,8 +23,9 @@ use tokio::time::timeout;
 use crate::settings;
 
 pub use redis::{RedisError, Script, ScriptInvocation};
+pub use server::{ServerInfo, Trouble};
 
-/// Whether an ACL refused a script, or a command in it; what that did before is not done again.
+/// Whether an ACL refused a script, or a command in it.
 pub fn is_forbidden(error: &RedisError) -> bool {
     error.code() == Some("NOPERM")
 }
@@ -32,12 +35,12 @@ pub struct Redis {
     server: Server,
     timeout: Duration,
     wake: Option<Wake>,
-    /// Whether the server pushes what changes.
-    is_told: AtomicBool,
+    /// Whether the server pushes changes of keys.
+    has_tracking: AtomicBool,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
-/// Who is told of changes to which keys.
+/// Notified of changes to these keys.
 #[derive(Clone)]
 struct Wake {
     notify: Arc<Notify>,
@@ -48,28 +51,8 @@ struct Wake {
 enum Server {
     /// At this address.
     Fixed(Box<Client>),
-    /// Whichever the sentinels call the master; everything but its address is known.
+    /// The sentinels know the address of the master; everything else is known here.
     Master { sentinels: Box<Mutex<SentinelClient>>, info: Box<ConnectionInfo> },
-}
-
-/// What the server says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerInfo {
-    /// `redis_version`, which Valkey keeps at 7.2.4, or its own name and version.
-    pub version: String,
-    /// What an operator should know before jobs depend on it; fatal ones first.
-    pub troubles: Vec<Trouble>,
-}
-
-/// Something about a server on which jobs would not be safe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
-    /// What it is about, for a list.
-    pub about: &'static str,
-    /// A sentence.
-    pub message: String,
-    /// Whether jobs are lost without any crash, or the worker cannot work at all.
-    pub is_fatal: bool,
 }
 
 impl Redis {
@@ -78,10 +61,10 @@ impl Redis {
         Self::with(settings, ProtocolVersion::RESP2, None)
     }
 
-    /// A connection with client-side tracking (RESP3): `notify` is notified when one of these keys, which a script has read,
-    /// is changed by another client, and when the connection is lost.
+    /// A connection with client-side tracking (RESP3). Notifies `notify` when another client changes one of these keys after a
+    /// script has read it, and when the connection is lost.
     ///
-    /// Before Redis 7.2 a script that reads has all its declared keys tracked: changes to others are not told.
+    /// Before Redis 7.2, tracking covers all declared keys of a script that reads, and no others.
     pub fn waking(settings: &settings::Redis, keys: Vec<String>, notify: Arc<Notify>) -> Result<Self, RedisError> {
         Self::with(settings, ProtocolVersion::RESP3, Some(Wake { notify, keys: keys.into() }))
     }
@@ -101,7 +84,7 @@ impl Redis {
             server,
             timeout: settings.timeout,
             wake,
-            is_told: AtomicBool::new(true),
+            has_tracking: AtomicBool::new(true),
             connection: Mutex::new(None),
         })
     }
@@ -127,18 +110,18 @@ impl Redis {
         self.keep_or_drop(reply).await
     }
 
-    /// What the server is, and what is wrong with it.
+    /// The server's version and problems.
     pub async fn server_info(&self) -> Result<ServerInfo, RedisError> {
         let info: String = self.query(&redis::cmd("INFO")).await?;
-        // A user without the right to see settings sees none.
+        // Without the right to CONFIG there is no answer.
         let fsync: Vec<String> =
             self.query(redis::cmd("CONFIG").arg(&["GET", "appendfsync"])).await.unwrap_or_default();
         Ok(ServerInfo::read(&info, fsync.get(1).map(String::as_str)))
     }
 
-    /// Whether a change wakes us, by what the last connection was told.
-    pub fn is_told(&self) -> bool {
-        self.is_told.load(Ordering::Relaxed)
+    /// Whether Redis pushes changes, as of the last connection.
+    pub fn has_tracking(&self) -> bool {
+        self.has_tracking.load(Ordering::Relaxed)
     }
 
     async fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
@@ -166,13 +149,13 @@ impl Redis {
             Ok::<(), redis::aio::SendError>(())
         });
         let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        // NOLOOP, or our own writes would wake us. Where tracking is refused, polling is what is left.
+        // NOLOOP, or this client's own writes would wake it. Where Redis refuses tracking, the worker polls.
         let tracking = redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"]).query_async::<()>(&mut connection).await;
-        self.is_told.store(tracking.is_ok(), Ordering::Relaxed);
+        self.has_tracking.store(tracking.is_ok(), Ordering::Relaxed);
         match tracking {
             Ok(()) => Ok(connection),
             Err(error) if error.code().is_some() => {
-                tracing::warn!(%error, "Redis refuses CLIENT TRACKING: new jobs are found by polling twice a second");
+                tracing::warn!(event = "tracking_refused", %error, "Redis refuses CLIENT TRACKING; polling for new jobs twice a second");
                 Ok(connection)
             }
             Err(error) => Err(error),
@@ -186,14 +169,13 @@ impl Redis {
         };
         let mut sentinels = sentinels.lock().await;
         let found = timeout(self.timeout, sentinels.async_get_client()).await;
-        let master = found.unwrap_or_else(|_| {
-            Err(RedisError::from((ErrorKind::Io, "no sentinel answered in time, or the master did not")))
-        })?;
+        let master = found
+            .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no sentinel or no master answered in time"))))?;
         Client::open(info.as_ref().clone().set_addr(master.get_connection_info().addr().clone()))
     }
 
-    /// A reply that says no leaves the connection usable; anything else may have left half a reply in it. A server that is
-    /// a replica now says no for ever: the next connection may find the new master.
+    /// After an error reply the connection stays usable; after any other error it may hold half a reply. A server that has become a
+    /// replica refuses every write: the next connection may find the new master.
     async fn keep_or_drop<T>(&self, reply: Result<T, RedisError>) -> Result<T, RedisError> {
         if let Err(error) = &reply
             && (error.code().is_none() || is_of_a_replica(error))
@@ -204,7 +186,7 @@ impl Redis {
     }
 }
 
-/// Redis 6 tells what a script met in the text of another error.
+/// Redis 6 has the error of a command in a script in the text of another error.
 fn is_of_a_replica(error: &RedisError) -> bool {
     let text = error.to_string();
     ["READONLY", "MASTERDOWN", "read only replica"].iter().any(|word| text.contains(word))
@@ -212,7 +194,7 @@ fn is_of_a_replica(error: &RedisError) -> bool {
 }
 
 impl Wake {
-    /// Whether a list of changed keys has one of these; no list means all of them.
+    /// Whether a list of changed keys contains one of these; no list means all keys.
     fn concerns(&self, data: &[Value]) -> bool {
         data.iter().any(|value| match value {
             Value::Array(keys) => keys.iter().any(|key| match key {
@@ -224,50 +206,51 @@ impl Wake {
     }
 }
 
-/// Says what does not work once, and not each time that it is tried.
+/// Logs a failure once, and not at each try.
 #[derive(Debug)]
 pub struct Complaint {
-    what: &'static str,
+    event: &'static str,
+    message: &'static str,
     is_made: bool,
 }
 
 impl Complaint {
-    /// About `what`, a sentence such as "the lease cannot be renewed".
-    pub fn that(what: &'static str) -> Self {
-        Self { what, is_made: false }
+    /// Logs `message`, such as "the lease cannot be renewed", with this `event`.
+    pub fn new(event: &'static str, message: &'static str) -> Self {
+        Self { event, message, is_made: false }
     }
 
-    /// Takes the value of a try; the first failure after a success is logged.
+    /// Returns the value of a try. Logs the first failure after a success.
     pub fn hear<T>(&mut self, result: Result<T, RedisError>) -> Option<T> {
-        let (what, was_made) = (self.what, self.is_made);
+        let (event, message, was_made) = (self.event, self.message, self.is_made);
         self.is_made = result.is_err();
         match result {
             Ok(value) => Some(value),
             Err(error) if was_made => {
-                tracing::trace!(%error, what, "still");
+                tracing::trace!(%error, message, "still failing");
                 None
             }
             Err(error) => {
-                tracing::warn!(%error, "{what}");
+                tracing::warn!(event, %error, "{message}");
                 None
             }
         }
     }
 }
 
-/// The same for several things at a time: each is news until it no longer happens.
+/// The same for several failures at a time: each is news until it no longer happens.
 #[derive(Debug, Default)]
 pub struct Complaints(BTreeSet<String>);
 
 impl Complaints {
-    /// Takes what does not work now; returns what of it is new.
+    /// Takes the present failures; returns the new ones.
     pub fn news(&mut self, now: BTreeSet<String>) -> Vec<String> {
         let new = now.difference(&self.0).cloned().collect();
         self.0 = now;
         new
     }
 
-    /// What did not work the last time.
+    /// The failures of the last time.
     pub fn last(&self) -> &BTreeSet<String> {
         &self.0
     }
@@ -280,7 +263,7 @@ fn fixed(info: ConnectionInfo, certificates: Option<TlsCertificates>) -> Result<
     }
 }
 
-/// As Ruby's redis-client: the host in `redis.url` is the name that the sentinels know the master by.
+/// As in Ruby's redis-client, the host in `redis.url` is the sentinels' name of the master.
 fn sentinels(
     settings: &settings::Redis,
     master: &ConnectionInfo,
@@ -290,7 +273,7 @@ fn sentinels(
     let (name, is_tls) = match master.addr() {
         ConnectionAddr::Tcp(name, _) => (name, false),
         ConnectionAddr::TcpTls { host, .. } => (host, true),
-        _ => return Err(wrong("a master behind sentinels has no Unix socket")),
+        _ => return Err(wrong("redis.url must not be a Unix socket when redis.sentinels is set")),
     };
     let infos = settings.sentinels.iter().map(|url| url.expose().into_connection_info());
     let infos = infos.collect::<Result<Vec<_>, _>>()?;
@@ -310,7 +293,7 @@ fn sentinels(
     if let (true, Some(certificates)) = (is_tls, certificates.clone()) {
         builder = builder.set_client_to_redis_certificates(certificates);
     }
-    // The library takes one user and password for all of them, which is what one has.
+    // The library takes one user and password for all sentinels, as is usual.
     let session = infos[0].redis_settings();
     if let Some(user) = session.username() {
         builder = builder.set_client_to_sentinel_username(user);
@@ -343,67 +326,8 @@ fn certificates(settings: &settings::Redis) -> Result<Option<TlsCertificates>, R
     Ok(is_given.then_some(TlsCertificates { client_tls, root_cert }))
 }
 
-impl ServerInfo {
-    /// Reads the answer to `INFO`, and the setting `appendfsync` where it could be seen.
-    fn read(info: &str, fsync: Option<&str>) -> Self {
-        let field = |name: &str| {
-            let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            value.unwrap_or("?").trim().to_owned()
-        };
-        let mut troubles = Vec::new();
-        let mut trouble = |about, is_fatal, message| troubles.push(Trouble { about, message, is_fatal });
-        if field("cluster_enabled") == "1" {
-            trouble("redis cluster", true, "Redis Cluster is not supported, by Sidekiq neither".into());
-        }
-        let policy = field("maxmemory_policy");
-        if policy != "noeviction" {
-            let message = format!("maxmemory-policy is {policy}: Redis may throw jobs away; set noeviction");
-            trouble("redis memory", true, message);
-        }
-        if field("aof_enabled") != "1" {
-            let message = "no append-only file: a crash of Redis loses jobs; set appendonly yes".into();
-            trouble("redis persistence", false, message);
-        } else if fsync == Some("no") {
-            let message = "appendfsync is no: a crash of the machine loses what the system had not written".into();
-            trouble("redis persistence", false, message);
-        }
-        let version = match field("server_name").as_str() {
-            "?" | "redis" => field("redis_version"),
-            name => format!("{name} {}", field(&format!("{name}_version"))),
-        };
-        Self { version, troubles }
-    }
-
-    /// Why no worker can run on this server.
-    pub fn refusal(&self) -> Option<&str> {
-        self.troubles.iter().find(|trouble| trouble.about == "redis cluster").map(|trouble| trouble.message.as_str())
-    }
-}
-
 impl std::fmt::Debug for Redis {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Redis(***)")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn troubles(info: &str, fsync: Option<&str>) -> Vec<&'static str> {
-        ServerInfo::read(info, fsync).troubles.iter().map(|trouble| trouble.about).collect()
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_server_is_said() {
-        let good = "redis_version:7.0.15\r\ncluster_enabled:0\r\nmaxmemory_policy:noeviction\r\naof_enabled:1\r\n";
-        assert_eq!(ServerInfo::read(good, Some("everysec")), ServerInfo { version: "7.0.15".into(), troubles: vec![] });
-        assert_eq!(troubles(good, Some("no")), ["redis persistence"]);
-        assert_eq!(troubles(&good.replace("aof_enabled:1", "aof_enabled:0"), None), ["redis persistence"]);
-        assert_eq!(troubles(&good.replace("noeviction", "allkeys-lru"), None), ["redis memory"]);
-        let cluster = ServerInfo::read(&good.replace("cluster_enabled:0", "cluster_enabled:1"), None);
-        assert!(cluster.refusal().is_some_and(|refusal| refusal.contains("Cluster")));
-        let valkey = format!("{good}server_name:valkey\r\nvalkey_version:8.0.1\r\n");
-        assert_eq!(ServerInfo::read(&valkey, None).version, "valkey 8.0.1");
     }
 }

@@ -3,13 +3,12 @@
 //! ```text
 //! mirrors/<trust>/<host>/<repository>/mirror/    mirrors, a cache with a budget; a child writes below `mirror`
 //! sticky/…                       empty directories whose names choose the pod
-//! run/<identity>.lock            held as long as that process lives
+//! run/<identity>.lock            held as long as that process is alive
 //! run/<identity>/<n>/            one job: worktree, buildx and docker configuration, temporary files
 //! ```
 //!
-//! All of it on one file system. Knows nothing of what the files are for. Whatever a dead process left is removed by the next
-//! one that starts. A child writes in some of a job's directories and in its mirror, so these are opened and removed by
-//! `beneath` alone.
+//! All of it is on one file system. The module does not know what the files are for. A process that starts removes what dead
+//! processes left. A child writes in some of a job's directories and in its mirror, so only `beneath` opens and removes these.
 
 mod disk;
 mod mirrors;
@@ -58,16 +57,16 @@ pub struct StateDirectory {
     /// Whether a mirror was used since the mirrors were last added up.
     is_grown: Arc<AtomicBool>,
     lock: PathBuf,
-    /// Held open: the lock says that this process lives.
+    /// Held open: the lock shows that this process is alive.
     _held: File,
 }
 
 impl StateDirectory {
-    /// Makes what is missing, removes what dead processes left, and takes a place for `name` (an identity).
+    /// Makes missing directories, removes what dead processes left, and makes a directory for `name` (an identity).
     pub fn open(root: &Path, name: &str) -> Result<Self, StateError> {
         let runs = root.join("run");
         make_private(&runs)?;
-        // No part of a path below is a link then, and the launcher of a child can insist on that.
+        // So no part of a path below is a link, and the launcher of a child can refuse links.
         let root = root.canonicalize().map_err(|source| StateError { path: root.to_owned(), source })?;
         let runs = root.join("run");
         sweep(&runs);
@@ -86,26 +85,26 @@ impl StateDirectory {
         })
     }
 
-    /// A new, empty directory that only this user can enter.
+    /// Makes an empty directory that only this user can enter.
     pub fn job_directory(&self) -> Result<JobDirectory, StateError> {
         let path = self.run.join(self.n_jobs.fetch_add(1, Ordering::Relaxed).to_string());
         make_private(&path)?;
         Ok(JobDirectory { path, places: self.places() })
     }
 
-    /// What no customer should read of it.
+    /// The paths that customers must not read.
     pub fn places(&self) -> Places {
         self.places.clone()
     }
 
-    /// The directory of a repository's mirror for builds of this trust, made when it is missing, and not removed while it is
+    /// The directory of a repository's mirror for builds of this trust. It is made when it is missing, and not removed while it is
     /// held.
     pub fn mirror(&self, trust: Trust, host: &str, repository: &str) -> Result<MirrorDirectory, StateError> {
         let path = self.root.join("mirrors").join(trust.name()).join(host).join(repository);
         MirrorDirectory::hold(path, Arc::clone(&self.is_grown))
     }
 
-    /// Where the working directories of bakes are by default.
+    /// The default parent of the working directories of bakes.
     pub fn sticky(&self) -> PathBuf {
         self.root.join("sticky")
     }
@@ -114,12 +113,12 @@ impl StateDirectory {
 impl Drop for StateDirectory {
     fn drop(&mut self) {
         remove(&self.run);
-        // The name is unique, so nobody waits for this lock.
+        // The name is unique, so no process waits for this lock.
         let _ = fs::remove_file(&self.lock);
     }
 }
 
-/// One job's directory. Removed, with all in it, when this is dropped.
+/// One job's directory. Dropping this removes it with everything in it.
 #[derive(Debug)]
 pub struct JobDirectory {
     path: PathBuf,
@@ -134,13 +133,13 @@ impl JobDirectory {
         Ok(path)
     }
 
-    /// The same, and empty: nothing is left of what a child has written there.
+    /// The same, emptied of what a child has written there.
     pub async fn fresh(&self, name: &str) -> Result<PathBuf, StateError> {
         self.clear(name).await?;
         self.subdirectory(name)
     }
 
-    /// Removes a subdirectory where that does not hold up the runtime.
+    /// Removes a subdirectory without blocking the runtime.
     pub async fn clear(&self, name: &str) -> Result<(), StateError> {
         let (path, of) = (self.path.clone(), name.to_owned());
         let clear = move || Directory::open(&path).and_then(|directory| directory.remove(OsStr::new(&of)));
@@ -148,23 +147,23 @@ impl JobDirectory {
         cleared.map_err(|source| StateError { path: self.path.join(name), source })
     }
 
-    /// A place in a subdirectory of its own, in which no child writes.
+    /// A destination in a subdirectory of its own, in which no child writes.
     pub fn vacancy(&self, name: &str, directory: &str) -> Result<Destination, StateError> {
         let parent = self.subdirectory(name)?;
         Destination::new(&parent, directory).map_err(|source| StateError { path: parent, source })
     }
 
-    /// What no customer should read of this directory and those around it.
+    /// The paths of this directory and its parents, which customers must not read.
     pub fn places(&self) -> Places {
         self.places.clone()
     }
 
-    /// A path in it.
+    /// A path in the directory.
     pub fn join(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// Removes it where that does not hold up the runtime: a tree can be large.
+    /// Removes the directory without blocking the runtime: a tree can be large.
     pub async fn remove(self) {
         let _ = tokio::task::spawn_blocking(move || drop(self)).await;
     }
@@ -176,13 +175,13 @@ impl Drop for JobDirectory {
     }
 }
 
-/// Makes a directory and those above it, each for this user only.
+/// Makes a directory and its parents, each for this user only.
 pub fn make_private(path: &Path) -> Result<(), StateError> {
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| StateError { path: path.to_owned(), source })
 }
 
-/// Writes a file that only this user can read, in the place of what is there. A link there is replaced, and not followed.
+/// Writes a file that only this user can read. It replaces an existing file or link, and follows no link.
 pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), StateError> {
     let write = || -> io::Result<()> {
         match fs::remove_file(path) {
@@ -199,18 +198,17 @@ fn remove(path: &Path) {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
     match Directory::open(parent).and_then(|parent| parent.remove(name)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "directory could not be removed");
+            tracing::warn!(event = "directory_not_removed", path = %path.display(), %error, "directory could not be removed");
         }
         _ => {}
     }
 }
 
-/// The lock file at `path`, made and held in one step as others see it: a sweep may find it before it is locked, and remove
-/// it. Then it is made again.
+/// Makes and locks the lock file at `path`. A sweep may find the file before it is locked, and remove it; then it is made again.
 fn hold(path: &Path) -> io::Result<File> {
     loop {
         let file = File::create(path)?;
-        // The name is unique. Only a sweep holds it as well, for a moment.
+        // The name is unique. Only a sweep may hold the lock too, for a moment.
         flock(&file, FlockOperation::LockExclusive)?;
         if is_at(path, &file)? {
             return Ok(file);
@@ -218,7 +216,7 @@ fn hold(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Removes the directories of processes that do not live: nobody holds their lock, or they have none.
+/// Removes the directories of dead processes: no process holds their lock, or they have none.
 fn sweep(runs: &Path) {
     for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
         let path = entry.path();
@@ -233,15 +231,14 @@ fn sweep(runs: &Path) {
                 remove(&run);
                 let _ = fs::remove_file(&lock);
             }
-            // A process makes its lock before its directory, and removes it after it.
+            // A process makes its lock before its directory, and removes it after the directory.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !is_lock => remove(&run),
             Err(_) => {}
         }
     }
 }
 
-/// The lock file of a process that does not live, held so that only one sweep takes it. Fails with `NotFound` when there is
-/// none.
+/// The lock file of a dead process, locked so that only one sweep takes it. Fails with `NotFound` when the file is missing.
 fn lock_of_dead(path: &Path) -> io::Result<File> {
     let file = File::open(path)?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)?;
@@ -253,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_jobs_directory_goes_with_it_and_a_dead_processes_with_the_next_start() {
+    fn a_jobs_directory_is_removed_with_it_and_a_dead_processes_at_the_next_start() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let first = StateDirectory::open(root.path(), "web.1:7:first").expect("opened");
         let job = first.job_directory().expect("made");
@@ -267,9 +264,9 @@ mod tests {
         fs::write(root.path().join("run/dead.lock"), "").expect("written");
         let _second = StateDirectory::open(root.path(), "second").expect("opened");
         assert!(!root.path().join("run/dead").exists() && !root.path().join("run/dead.lock").exists());
-        assert!(root.path().join("run/web.1:7:first").exists(), "the living one keeps its place");
+        assert!(root.path().join("run/web.1:7:first").exists(), "the living process keeps its directory");
         drop(first);
-        assert!(!root.path().join("run/web.1:7:first.lock").exists(), "one that ends takes its lock along");
+        assert!(!root.path().join("run/web.1:7:first.lock").exists(), "a process that ends removes its lock");
     }
 
     #[test]
@@ -286,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_that_start_at_once_sweep_the_dead_and_never_each_other() {
+    fn processes_that_start_together_sweep_the_dead_and_never_each_other() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let (root, runs) = (root.path(), root.path().join("run"));
         fs::create_dir(&runs).expect("made");
@@ -295,7 +292,7 @@ mod tests {
                 let runs = &runs;
                 scope.spawn(move || {
                     for n in 0..200 {
-                        // As a process of an older version left it, whose lock was swept.
+                        // As a process of an older version left it after a sweep of its lock.
                         fs::create_dir(runs.join(format!("dead:{thread}:{n}"))).expect("made");
                         let state = StateDirectory::open(root, &format!("web.1:{thread}:{n}")).expect("opened");
                         let job = state.job_directory().expect("made");

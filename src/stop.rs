@@ -1,4 +1,4 @@
-//! Why a build is stopped: one value, set once by whoever stops it.
+//! Why a build is stopped: one value, set once by the code that stops it.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::reason::Cause;
 
-/// Stops one build. Whoever runs a part of it listens to the token; whoever decides what becomes of the job asks for the cause.
+/// Stops one build. Each part of the build listens to the token; the processor reads the cause.
 #[derive(Clone, Debug)]
 pub struct Stop {
     token: CancellationToken,
@@ -14,14 +14,14 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// For a build that also ends when `shutdown` is cancelled.
+    /// For a build that also stops when `shutdown` is cancelled.
     pub fn with(shutdown: &CancellationToken) -> Self {
         Self { token: shutdown.child_token(), cause: Arc::default() }
     }
 
     /// Stops the build. The first cause counts.
     pub fn because(&self, cause: Cause) {
-        // Set before anybody can see that the token is cancelled.
+        // Set before the token is cancelled, so that every listener finds the cause.
         let _ = self.cause.set(if self.token.is_cancelled() { Cause::Shutdown } else { cause });
         self.token.cancel();
     }
@@ -31,7 +31,7 @@ impl Stop {
         &self.token
     }
 
-    /// Why it was stopped; `None` while it may go on.
+    /// Why the build was stopped; `None` while it may go on.
     pub fn cause(&self) -> Option<Cause> {
         self.token.is_cancelled().then(|| self.cause.get().copied().unwrap_or(Cause::Shutdown))
     }

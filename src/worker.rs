@@ -1,12 +1,12 @@
 //! The worker: starts everything, goes quiet, stops by a deadline.
 //!
-//! Read [`run`] from top to bottom and you know the process. Every task is owned and awaited here.
+//! [`run`] shows the whole process from top to bottom. This module owns and awaits every task.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -15,27 +15,28 @@ use crate::environment;
 use crate::health::{Health, HealthError};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Redis, RedisError, Trouble};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
-use crate::sidekiq::custody::{Custody, Running, RunningJobs, Signals};
+use crate::sidekiq::custody::{Custody, Handle};
 use crate::sidekiq::heartbeat::{self, Process, Remote};
 use crate::sidekiq::lease::{Lease, LeaseError};
-use crate::sidekiq::turn::Settlement;
-use crate::sidekiq::{Identity, iteration, poller, recovery};
+use crate::sidekiq::running::{Running, RunningJobs};
+use crate::sidekiq::settlement::Settlement;
+use crate::sidekiq::{Identity, iteration, keys, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
 use crate::systemd::Systemd;
 
-/// Nothing waits for longer, whatever the settings say.
+/// The longest wait for running builds, whatever the settings say.
 const MAX_PATIENCE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// After KILL, how long killed builds may take to be requeued.
 const KILLED: Duration = Duration::from_secs(3);
 
-/// At the very end, how long Redis may take to learn the last results. What it does not learn, recovery brings back.
+/// How long Redis may take for the last results. Recovery requeues the jobs of all others.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// And how long others may take to learn that we have gone, or need a token no more.
+/// How long each last message may take: that the worker is gone, that it no longer needs a token.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The worker cannot start.
@@ -43,39 +44,39 @@ const GOODBYE: Duration = Duration::from_secs(1);
 pub enum WorkerError {
     /// The kernel cannot enforce the sandbox, and it is required.
     #[error(
-        "the sandbox is required, and this kernel cannot enforce it: {0}; sandbox.mode = \"best effort\" starts all the same"
+        "this kernel cannot enforce the sandbox: {0}; set sandbox.mode = \"best effort\" to start without the full sandbox"
     )]
     Sandbox(String),
     /// The state directory cannot be used.
-    #[error("the state directory cannot be used: {0}")]
+    #[error("failed to use the state directory: {0}")]
     State(#[from] StateError),
-    /// The URL of Redis is wrong.
+    /// The Redis URL is not valid.
     #[error("redis.url: {0}")]
     Redis(#[from] RedisError),
-    /// The server is of a kind that Sidekiq does not work on.
+    /// Sidekiq does not work on this kind of server.
     #[error("{0}")]
     Cluster(String),
-    /// The health listener has no port.
+    /// The health listener cannot bind its port.
     #[error(transparent)]
     Health(#[from] HealthError),
-    /// Nothing would show that the worker is alive.
+    /// The thread that renews the lease cannot start, or ended.
     #[error(transparent)]
     Lease(#[from] LeaseError),
     /// The HTTP client cannot be made.
-    #[error("HTTP cannot be used: {0}")]
+    #[error("failed to make the HTTP client: {0}")]
     Http(#[from] reqwest::Error),
 }
 
-/// How a worker is told to end.
+/// The signals that end a worker.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     /// Fetch nothing more (TSTP).
     pub quiet: CancellationToken,
     /// Finish by the deadline (TERM).
     pub stop: CancellationToken,
-    /// Do not wait any longer (a second TERM).
+    /// End now (a second TERM).
     pub now: CancellationToken,
-    /// Notified when somebody wants to know what runs (TTIN); it ends nothing.
+    /// Notified by TTIN: log what runs. It ends nothing.
     pub show: Arc<Notify>,
 }
 
@@ -90,20 +91,18 @@ impl Shutdown {
     }
 }
 
-/// Runs until `shutdown` says otherwise, and returns when every task has ended.
+/// Runs until `shutdown` ends it, and returns when every task has ended.
 pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
     check_sandbox(settings.sandbox.mode)?;
     let identity = Arc::new(Identity::new(environment::hostname()));
     let state = Arc::new(StateDirectory::open(&settings.state.directory, &identity.to_string())?);
     let health = Health::bind(settings.health.listen).await?;
-    let signals = Signals::default();
     let redis = Redis::new(&settings.redis)?;
     check_server(&redis).await?;
-    let (ended, running) = (CancellationToken::new(), RunningJobs::default());
-    // Not known before the first look.
+    let (handle, running, ended) = (Handle::default(), RunningJobs::default(), CancellationToken::new());
+    // Unknown before the first look.
     let (room, has_room) = watch::channel(false);
-
-    let custody = custody(&settings, &identity, &signals, &running, &shutdown, &has_room)?;
+    let custody = custody(&settings, &identity, &handle, &running, &shutdown, &has_room)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
         integrations: Integrations::new(&settings, Arc::clone(&state))?,
@@ -112,79 +111,96 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         metrics: Arc::default(),
         kill: CancellationToken::new(),
     });
-    let metrics = Arc::clone(&processor.metrics);
-    let process_info = Process {
-        identity: Arc::clone(&identity),
-        started_at: Epoch::now(),
-        tag: settings.tag.clone(),
-        labels: settings.labels.clone(),
-        capsules: settings.capsules().into_iter().map(|(name, capsule)| (name.to_owned(), capsule)).collect(),
-    };
-    tracing::info!(%identity, capsules = ?process_info.capsules, "worker starts");
+    let process = process_shown(&settings, &identity);
+    tracing::info!(event = "worker_started", %identity, capsules = ?process.capsules, "worker started");
 
     let (ttl, stop) = (settings.lease.ttl, shutdown.stop.clone());
-    let lease = Lease::start(&settings.redis, ttl, Arc::clone(&identity), signals.clone(), stop)?;
+    let lease = Lease::start(&settings.redis, ttl, Arc::clone(&identity), handle.clone(), stop)?;
     let (settle, settlements) = mpsc::unbounded_channel();
     let (deliver, units) = mpsc::unbounded_channel();
     let (remote, mut remote_signals) = mpsc::unbounded_channel();
     let custody = tokio::spawn(custody.run(settlements, deliver));
-    let (probed, identity_text) = (Redis::new(&settings.redis)?, identity.to_string());
+    let (for_health, occupancy_key) = (Redis::new(&settings.redis)?, keys::occupancy(&identity));
     let (socket, watchdog) = environment::notify().unzip();
     let systemd = Systemd::new(socket, watchdog.flatten());
-    systemd.tell("READY=1");
-    // They go on beside the last builds, and end with `ended`; what only brings new ones ends with `quiet`.
+    systemd.notify("READY=1");
+    // Tasks that go on beside the last builds end with `ended`. Tasks that only bring new jobs end with `quiet`.
     let side_tasks = async {
         tokio::join!(
-            heartbeat::run(&redis, &process_info, &running, &shutdown.quiet, &ended, &metrics, &remote),
+            heartbeat::run(&redis, &process, &running, &shutdown.quiet, &ended, &processor.metrics, &remote),
             poller::run(&redis, &settings.jobs, &shutdown.quiet),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
-            processor.integrations.builders.occupancy.run(&redis, &identity_text, &ended),
-            health.run(probed, &shutdown.quiet, has_room, &ended),
+            processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),
+            health.run(for_health, &shutdown.quiet, has_room, &ended),
             state::watch(state, &settings.state, &room, &ended),
             beat(&lease, &systemd, &ended),
             show(&running, &shutdown.show, &ended),
-            say_goodbye(&systemd, &shutdown.stop, &ended),
+            notify_stop(&systemd, &shutdown.stop, &ended),
             obey(&mut remote_signals, &shutdown, &ended),
         );
     };
-    // A worker that takes nothing must not look alive.
-    let watch = async {
-        let is_lost = ended.run_until_cancelled(lease.lost()).await.is_some();
-        if is_lost {
-            tracing::error!("the thread that renews the lease has ended: stopping");
-            shutdown.stop();
-        }
-        is_lost
-    };
-    // A task of its own: each unit would wake all that is joined with it.
+    // A task of its own: joined with the others, each unit would wake all of them.
     let work =
         tokio::spawn(take_units(Arc::clone(&processor), units, settle, shutdown.clone(), settings.shutdown.timeout));
     let end = async {
         work.await.expect("taking units does not panic");
-        // Custody ends when the last settlement is answered: every sender is gone by now.
-        if timeout(FAREWELL, custody).await.is_err() {
-            match signals.n_unsettled() + running.snapshot().len() {
-                0 => tracing::warn!("Redis does not answer; no result was waiting for it"),
-                n_jobs => tracing::error!(n_jobs, "Redis did not take the last results; recovery requeues these jobs"),
-            }
-        }
+        finish_custody(custody, &handle, &running).await;
         let _ = timeout(GOODBYE, processor.integrations.github.finish()).await;
         ended.cancel();
     };
-    let ((), (), has_lost_lease) = tokio::join!(side_tasks, end, watch);
+    let ((), (), has_lost_lease) = tokio::join!(side_tasks, end, watch_lease(&lease, &shutdown, &ended));
     if !matches!(timeout(GOODBYE, lease.give_up(&redis, &identity)).await, Ok(Ok(()))) {
-        tracing::debug!("the lease runs out by itself");
+        tracing::debug!("the lease was not given up; it will expire");
     }
-    tracing::info!("worker has ended");
+    tracing::info!(event = "worker_ended", "worker ended");
     if has_lost_lease { Err(LeaseError::Lost.into()) } else { Ok(()) }
 }
 
-/// Says what is wrong with the server. One that is away or still loading is waited for later, like any outage.
+/// Waits for custody, which ends when Redis has answered the last settlement: every sender of settlements is gone.
+async fn finish_custody(custody: JoinHandle<()>, handle: &Handle, running: &RunningJobs) {
+    if timeout(FAREWELL, custody).await.is_ok() {
+        return;
+    }
+    match handle.n_unsettled() + running.n_jobs() {
+        0 => tracing::warn!(event = "redis_unavailable_at_stop", "Redis does not answer; all results are settled"),
+        n_jobs => {
+            tracing::error!(
+                event = "results_not_taken",
+                n_jobs,
+                "Redis did not take the last results; recovery requeues these jobs"
+            );
+        }
+    }
+}
+
+/// Stops the worker when the lease's thread ends: a worker without a lease must not look alive. Returns whether it ended.
+async fn watch_lease(lease: &Lease, shutdown: &Shutdown, ended: &CancellationToken) -> bool {
+    let is_lost = ended.run_until_cancelled(lease.lost()).await.is_some();
+    if is_lost {
+        tracing::error!(event = "lease_thread_ended", "the thread that renews the lease ended; stopping the worker");
+        shutdown.stop();
+    }
+    is_lost
+}
+
+/// What the Web UI shows of this process.
+fn process_shown(settings: &Settings, identity: &Arc<Identity>) -> Process {
+    Process {
+        identity: Arc::clone(identity),
+        started_at: Epoch::now(),
+        tag: settings.tag.clone(),
+        labels: settings.labels.clone(),
+        capsules: settings.capsules().into_iter().map(|(name, capsule)| (name.to_owned(), capsule)).collect(),
+    }
+}
+
+/// Logs the problems of the server. The worker waits later for a server that does not answer or still loads its data.
 async fn check_server(redis: &Redis) -> Result<(), WorkerError> {
     let Ok(info) = redis.server_info().await else { return Ok(()) };
     for trouble in &info.troubles {
-        tracing::warn!(version = info.version, trouble.message, "Redis");
+        let Trouble { about, message, .. } = trouble;
+        tracing::warn!(event = "redis_problem", version = info.version, about, "{message}");
     }
     info.refusal().map_or(Ok(()), |refusal| Err(WorkerError::Cluster(refusal.to_owned())))
 }
@@ -194,7 +210,7 @@ fn check_sandbox(mode: SandboxMode) -> Result<(), WorkerError> {
         (_, None) | (SandboxMode::Off, _) => Ok(()),
         (SandboxMode::Required, Some(lack)) => Err(WorkerError::Sandbox(lack)),
         (SandboxMode::BestEffort, Some(lack)) => {
-            tracing::warn!(lack, "this kernel cannot enforce the whole sandbox");
+            tracing::warn!(event = "sandbox_incomplete", lack, "this kernel cannot enforce the whole sandbox");
             Ok(())
         }
     }
@@ -203,31 +219,31 @@ fn check_sandbox(mode: SandboxMode) -> Result<(), WorkerError> {
 fn custody(
     settings: &Settings,
     identity: &Arc<Identity>,
-    signals: &Signals,
+    handle: &Handle,
     running: &RunningJobs,
     shutdown: &Shutdown,
     has_room: &watch::Receiver<bool>,
 ) -> Result<Custody, RedisError> {
     let capsules: Vec<_> = settings.capsules().into_iter().map(|(_, capsule)| capsule).collect();
-    let queues = capsules.iter().flat_map(|capsule| &capsule.queues).map(|queue| format!("queue:{}", queue.name));
-    let keys = queues.chain(["paused".to_owned()]).collect();
+    let queues = capsules.iter().flat_map(|capsule| &capsule.queues).map(|queue| keys::queue(&queue.name));
+    let keys = queues.chain([keys::PAUSED.to_owned()]).collect();
     Ok(Custody {
-        redis: Redis::waking(&settings.redis, keys, Arc::clone(&signals.work))?,
+        redis: Redis::waking(&settings.redis, keys, Arc::clone(&handle.work))?,
         identity: Arc::clone(identity),
         capsules,
         jobs: settings.jobs.clone(),
         reconcile_every: settings.lease.ttl / 6,
-        signals: signals.clone(),
+        handle: handle.clone(),
         running: running.clone(),
         quiet: shutdown.quiet.clone(),
         has_room: has_room.clone(),
     })
 }
 
-/// Processes what is fetched until the worker is told to stop; then waits for it, kills what is left, and sees it requeued.
+/// Processes fetched units until the worker stops. Then waits for running builds until the deadline, kills the rest, and
+/// requeues their jobs.
 ///
-/// Returning drops the slots, and with them the last senders of settlements: that is how custody knows that nothing more comes,
-/// not even from a slot that hangs.
+/// Returning drops the slots, and with them the last senders of settlements. So custody ends even when a slot hangs.
 async fn take_units(
     processor: Arc<Processor>,
     mut units: mpsc::UnboundedReceiver<Running>,
@@ -248,18 +264,23 @@ async fn take_units(
             Some(_) = slots.join_next() => {}
             () = shutdown.stop.cancelled(), if deadline.is_none() => {
                 deadline = Some(Instant::now() + patience.min(MAX_PATIENCE));
-                tracing::info!(n_running = slots.len(), patience_s = patience.as_secs(), "stopping: running builds may finish");
+                let (n_running, timeout_s) = (slots.len(), patience.as_secs());
+                tracing::info!(event = "worker_stopping", n_running, timeout_s, "stopping; waiting for running builds");
             }
             () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => break,
             () = shutdown.now.cancelled() => break,
         }
     }
     if !slots.is_empty() {
-        tracing::warn!(n_running = slots.len(), "stopping: the rest is killed and put back");
+        tracing::warn!(
+            event = "builds_killed",
+            n_running = slots.len(),
+            "killing running builds and requeueing their jobs"
+        );
         processor.kill.cancel();
         let _ = timeout(KILLED, drain(&mut slots)).await;
     }
-    // A unit that custody fetches from here on goes back on its queue by custody's own hand.
+    // From here on, custody itself requeues what it fetches.
     units.close();
     while let Some(unit) = units.recv().await {
         let _ = settle.send(Settlement::requeue(&unit.unit));
@@ -270,42 +291,42 @@ async fn drain(slots: &mut JoinSet<()>) {
     while slots.join_next().await.is_some() {}
 }
 
-/// Shows the lease's thread, and systemd's watchdog, that the runtime moves.
+/// Shows the lease's thread and systemd's watchdog that the runtime moves.
 async fn beat(lease: &Lease, systemd: &Systemd, ended: &CancellationToken) {
     let (pulse, second) = (lease.pulse(), Duration::from_secs(1));
     let period = systemd.period().map_or(second, |period| period.min(second));
     while ended.run_until_cancelled(sleep(period)).await.is_some() {
         pulse.beat();
         if systemd.period().is_some() {
-            systemd.tell("WATCHDOG=1");
+            systemd.notify("WATCHDOG=1");
         }
     }
 }
 
-/// Tells systemd of the stop when it begins.
-async fn say_goodbye(systemd: &Systemd, stop: &CancellationToken, ended: &CancellationToken) {
+/// Notifies systemd when the worker begins to stop.
+async fn notify_stop(systemd: &Systemd, stop: &CancellationToken, ended: &CancellationToken) {
     if ended.run_until_cancelled(stop.cancelled()).await.is_some() {
-        systemd.tell("STOPPING=1");
+        systemd.notify("STOPPING=1");
     }
 }
 
-/// Logs what runs, where Ruby's Sidekiq logs the stack of each thread.
+/// Logs running jobs, where Ruby's Sidekiq logs the stack of each thread.
 async fn show(running: &RunningJobs, asked: &Notify, ended: &CancellationToken) {
     while ended.run_until_cancelled(asked.notified()).await.is_some() {
         let (jobs, now) = (running.snapshot(), Epoch::now());
-        tracing::info!(n_running = jobs.len(), "TTIN: what runs");
+        tracing::info!(event = "running_jobs", n_running = jobs.len(), "TTIN: running jobs");
         for job in jobs {
             let running_s = now.since(job.since).as_secs();
             let (jid, progress) = (job.iteration.jid(), job.iteration.text());
-            tracing::info!(jid, token = %job.unit.token, queue = job.unit.queue, progress, running_s, "runs");
+            tracing::info!(event = "job_running", jid, token = %job.unit.token, queue = job.unit.queue, progress, running_s, "job is running");
         }
     }
 }
 
-/// Does what Sidekiq's Web UI asks for.
+/// Obeys the signals of Sidekiq's Web UI.
 async fn obey(signals: &mut mpsc::UnboundedReceiver<Remote>, shutdown: &Shutdown, ended: &CancellationToken) {
     while let Some(Some(signal)) = ended.run_until_cancelled(signals.recv()).await {
-        tracing::info!(?signal, "asked through Redis");
+        tracing::info!(event = "signal_received", ?signal, "signal received through Redis");
         match signal {
             Remote::Quiet => shutdown.quiet.cancel(),
             Remote::Stop => shutdown.stop(),

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::{BakeError, BakeRequest};
 use crate::environment;
+use crate::hex;
 use crate::job::{Naming, Recipe, Trust};
 use crate::name::is_name;
 use crate::secret::SecretBytes;
@@ -164,7 +165,7 @@ fn as_tag(branch: &str) -> String {
     if kept == branch && !kept.starts_with(['.', '-']) && !looks_changed {
         return kept;
     }
-    let hash: String = Sha256::digest(branch)[..HASH_BYTES].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(&Sha256::digest(branch)[..HASH_BYTES]);
     format!("{}-{hash}", kept.trim_start_matches(['.', '-']))
 }
 

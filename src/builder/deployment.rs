@@ -7,6 +7,7 @@
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::settings::Builder;
 
 /// The image of a builder that names none, as the driver's own default.
@@ -143,7 +144,7 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
 }
 
 fn digest(text: &str) -> String {
-    Sha256::digest(text)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(text)[..8])
 }
 
 /// Puts `upper` over `lower`: objects by key, lists of named things by name, all else replaced.

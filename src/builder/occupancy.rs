@@ -1,6 +1,6 @@
 //! How many builds run where: each worker tells Redis of its own, for `sidebake builder status`.
 //!
-//! `sidebake:occupancy:<identity>` is a string, JSON of builder → pod → number of builds, where the pod `""` is one that is
+//! A worker's key (`sidebake:occupancy:<identity>`) is a string, JSON of builder → pod → number of builds, where the pod `""` is one that is
 //! not known. Written when something changes and every 20 s, gone a minute after its worker. Read by nobody but people.
 
 use std::collections::BTreeMap;
@@ -13,7 +13,6 @@ use tokio_util::sync::CancellationToken;
 use crate::json;
 use crate::redis::{Redis, RedisError};
 
-const PREFIX: &str = "sidebake:occupancy:";
 const TTL_S: u64 = 60;
 const PERIOD: Duration = Duration::from_secs(20);
 
@@ -39,12 +38,11 @@ pub(super) struct Occupied {
 }
 
 impl Occupancy {
-    /// Tells Redis until `ended`, then takes back what it told.
-    pub async fn run(&self, redis: &Redis, identity: &str, ended: &CancellationToken) {
-        let key = format!("{PREFIX}{identity}");
+    /// Writes the running builds to `key` until `ended`, then removes the key.
+    pub async fn run(&self, redis: &Redis, key: &str, ended: &CancellationToken) {
         loop {
             let text = serde_json::to_string(&*self.counts()).expect("counts are JSON");
-            let told = redis.query::<()>(redis::cmd("SET").arg(&key).arg(text).arg("EX").arg(TTL_S)).await;
+            let told = redis.query::<()>(redis::cmd("SET").arg(key).arg(text).arg("EX").arg(TTL_S)).await;
             if let Err(error) = told {
                 tracing::debug!(%error, "running builds were not told");
             }
@@ -56,7 +54,7 @@ impl Occupancy {
                 break;
             }
         }
-        let _ = redis.query::<()>(redis::cmd("DEL").arg(&key)).await;
+        let _ = redis.query::<()>(redis::cmd("DEL").arg(key)).await;
     }
 
     pub(super) fn occupy(&self, builder: &str, pod: &str) -> Occupied {
@@ -95,13 +93,13 @@ impl Drop for Occupied {
     }
 }
 
-/// The running builds of the whole fleet.
-pub async fn of_fleet(redis: &Redis) -> Result<Counts, RedisError> {
+/// The running builds of the whole fleet, from all keys that match `pattern`.
+pub async fn of_fleet(redis: &Redis, pattern: &str) -> Result<Counts, RedisError> {
     let mut sum = Counts::new();
     let mut cursor = 0;
     loop {
         let mut scan = redis::cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg(format!("{PREFIX}*")).arg("COUNT").arg(1000);
+        scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1000);
         let (next, keys): (u64, Vec<String>) = redis.query(&scan).await?;
         for key in keys {
             let text: Option<String> = redis.query(redis::cmd("GET").arg(key)).await?;

@@ -1,4 +1,4 @@
-//! `sidebake build`: one build on this machine, on the same path as a worker's, without Redis and GitHub.
+//! `sidebake build`: one build now, as a worker runs it, without Redis and without GitHub.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Outcome, read_json};
 use crate::environment;
+use crate::hex;
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, print_report};
 use crate::name::is_name;
@@ -17,13 +18,12 @@ use crate::perform::{Attempt, Integrations, bake, resolve, tell_of_submodules};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
-use crate::sidekiq::random_hex;
 use crate::source::{Origin, Revision, Size, Spent, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 use crate::worker::Shutdown;
 
-/// Definitions that are tried without a template, in the order of buildx's documentation.
+/// The files to look for without a template, in the order of buildx's documentation.
 const DEFINITIONS: &[&str] = &[
     "compose.yaml",
     "compose.yml",
@@ -35,28 +35,28 @@ const DEFINITIONS: &[&str] = &[
 
 #[derive(Debug, Args)]
 pub(super) struct Build {
-    /// Directory, or URL of a repository.
+    /// A directory, or the URL of a repository
     #[arg(value_name = "PATH_OR_URL")]
     source: String,
-    /// Application Template (JSON). Default: the bake or compose file of the directory.
+    /// An Application Template, as JSON; default: the repository's own bake or compose file
     #[arg(long, value_name = "FILE")]
     template: Option<String>,
-    /// Branch, tag or commit of the repository.
+    /// Branch, tag or commit of the repository
     #[arg(long, default_value = "HEAD")]
     revision: String,
-    /// Target or group to build; repeat for more.
+    /// A target or group; repeat for more
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<String>,
-    /// Print the resolved definition instead of a build.
+    /// Print the definition that docker-buildx would get, without building
     #[arg(long)]
     print: bool,
-    /// Push the images.
+    /// Push the images
     #[arg(long)]
     push: bool,
-    /// Run every step again, without the cache.
+    /// Ignore the build cache
     #[arg(long)]
     no_cache: bool,
-    /// Builder of the configuration. Default: the one for the account `local`.
+    /// The builder to use
     #[arg(long, value_name = "NAME")]
     builder: Option<String>,
 }
@@ -64,12 +64,12 @@ pub(super) struct Build {
 impl Build {
     pub(super) async fn run(self, mut settings: Settings, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
         soften(&mut settings);
-        let private = tempfile::tempdir().context("cannot create a temporary directory")?;
+        let private = tempfile::tempdir().context("failed to make a temporary directory")?;
         if settings.state.directory == Settings::default().state.directory {
-            // The default is the directory of a service, which a person at a terminal may not write.
+            // The default directory belongs to a service.
             settings.state.directory = private.path().to_owned();
         }
-        let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", random_hex::<6>()))?;
+        let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", hex::random::<6>()))?;
         let integrations = Integrations::new(&settings, state.into())?;
         let directory = integrations.state.job_directory()?;
         let record = Arc::new(Record::new(Report::default()));
@@ -127,15 +127,15 @@ impl Build {
             Some(sha) => Revision::Sha(sha),
             None => Revision::Name(self.revision.clone()),
         };
-        let mirror = Sha256::digest(&self.source)[..16].iter().map(|byte| format!("{byte:02x}")).collect();
-        let place = directory.vacancy("tree", &self.repository().name)?;
+        let mirror = hex::encode(&Sha256::digest(&self.source)[..16]);
+        let destination = directory.vacancy("tree", &self.repository().name)?;
         let origin = Origin {
             url: self.source.clone(),
             token: None,
             mirror,
             trust: Trust::Protected,
             directory,
-            worktree: &place,
+            worktree: &destination,
             revision,
             mtimes_key: None,
             spent: Spent::default(),
@@ -150,7 +150,7 @@ impl Build {
         self.source.contains("://")
     }
 
-    /// The repository's name: the last part of the path or URL.
+    /// A name for the build: the last part of the path or URL.
     fn repository(&self) -> Repository {
         let last = self.source.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let name = last.strip_suffix(".git").unwrap_or(last);
@@ -178,14 +178,12 @@ impl Build {
         let found = DEFINITIONS.iter().find(|name| worktree.join(name).is_file());
         match found {
             Some(name) => Ok(Recipe::File(RepositoryFile { path: (*name).to_owned(), naming: Naming::File })),
-            None => {
-                bail!("no --template given, and {} contains none of {}", worktree.display(), DEFINITIONS.join(", "))
-            }
+            None => bail!("no --template given, and {} has none of {}", worktree.display(), DEFINITIONS.join(", ")),
         }
     }
 }
 
-/// A build of one's own files needs neither a new kernel nor a configured builder.
+/// At a terminal, a build of one's own tree needs neither a new kernel nor a configured builder.
 fn soften(settings: &mut Settings) {
     if settings.sandbox.mode == SandboxMode::Required {
         settings.sandbox.mode = SandboxMode::BestEffort;

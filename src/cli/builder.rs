@@ -1,4 +1,4 @@
-//! `sidebake builder ensure|status|apply`: create, show and change builders.
+//! `sidebake builder ensure|status|apply`: the builders themselves, for operators and for deployments.
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
@@ -7,6 +7,7 @@ use super::Outcome;
 use crate::builder::{Builders, Counts, PodStatus, Status, of_fleet};
 use crate::redis::Redis;
 use crate::settings::Settings;
+use crate::sidekiq::keys;
 
 #[derive(Debug, Args)]
 pub(super) struct Builder {
@@ -16,23 +17,23 @@ pub(super) struct Builder {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Create missing Deployments and wait until they are ready. Never changes an existing one.
+    /// Create missing builders and wait until they are ready; change nothing that exists
     Ensure(Names),
-    /// Show each builder's pods, and where the live Deployment differs from the configuration.
+    /// Show each builder's pods, and the differences between its Deployment and the configuration
     Status {
         #[command(flatten)]
         names: Names,
-        /// Print a JSON array instead of a table.
+        /// Print a JSON array instead of a table
         #[arg(long)]
         json: bool,
     },
-    /// Change live Deployments to match the configuration, and wait until they are ready.
+    /// Change Deployments to the configuration, and wait until they are ready
     Apply(Names),
 }
 
 #[derive(Debug, Args)]
 struct Names {
-    /// Builders of the configuration. Default: all.
+    /// Names of builders; default: all
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }
@@ -63,7 +64,7 @@ async fn ensure(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome
     for name in names {
         let is_new = builders.ensure(name).await?;
         let status = builders.status(name).await?;
-        println!("{name}: {} {}", status.at, if is_new { "created and ready" } else { "exists and is ready" });
+        println!("{name}: {} {}", status.at, if is_new { "was made; it is ready" } else { "is there and ready" });
         print_drift(&status);
     }
     Ok(Outcome::Good)
@@ -74,9 +75,9 @@ async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome>
     for name in names {
         let before = builders.status(name).await?;
         builders.apply(name).await?;
-        println!("{name}: {} matches the configuration and is ready", before.at);
+        println!("{name}: {} is as configured, and ready", before.at);
         for drift in &before.drift {
-            println!("  {}: changed from {} to {}", drift.path, drift.live, drift.configured);
+            println!("  {}: {} became {}", drift.path, drift.live, drift.configured);
         }
     }
     Ok(Outcome::Good)
@@ -103,18 +104,18 @@ async fn status(settings: &Settings, builders: &Builders, names: &[String], as_j
     Ok(if all.iter().all(is_good) { Outcome::Good } else { Outcome::Bad })
 }
 
-/// Running builds of all workers. `None` when Redis does not answer.
+/// The running builds of the fleet; `None` when Redis does not answer.
 async fn running(settings: &Settings) -> Option<Counts> {
-    of_fleet(&Redis::new(&settings.redis).ok()?).await.ok()
+    of_fleet(&Redis::new(&settings.redis).ok()?, keys::OCCUPANCIES).await.ok()
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 fn print_status(status: &Status) {
     let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
     let state = match (status.driver, status.exists) {
-        ("kubernetes", false) => "missing; `sidebake builder ensure` creates it".to_owned(),
+        ("kubernetes", false) => "not there; `sidebake builder ensure` makes it".to_owned(),
         ("kubernetes", true) => format!("{n_ready} of {} pods ready", status.n_wanted),
-        _ => "not managed by sidebake".to_owned(),
+        _ => "not managed here".to_owned(),
     };
     println!("{}  {}  {}  {state}  for {}", status.builder, status.driver, status.at, status.accounts.join(", "));
     if !status.pods.is_empty() {
@@ -132,7 +133,7 @@ fn print_status(status: &Status) {
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 fn print_pod(pod: &PodStatus) {
     let ready = match (pod.is_going, pod.is_ready) {
-        (true, _) => "stopping",
+        (true, _) => "going",
         (false, true) => "yes",
         (false, false) => "no",
     };
@@ -145,7 +146,7 @@ fn print_pod(pod: &PodStatus) {
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 fn print_drift(status: &Status) {
     for drift in &status.drift {
-        println!("  drift: {} is {}; configured: {}", drift.path, drift.live, drift.configured);
+        println!("  drift: {} is {}, configured is {}", drift.path, drift.live, drift.configured);
     }
 }
 

@@ -1,4 +1,4 @@
-//! `sidebake cancel`: ends a build wherever it is. Rails gets its callback.
+//! `sidebake cancel`: cancels a build wherever it is. The callback notifies Rails.
 
 use anyhow::bail;
 use clap::Args;
@@ -14,7 +14,7 @@ use crate::sidekiq::payload::Payload;
 
 #[derive(Debug, Args)]
 pub(super) struct Cancel {
-    /// Jid, or `build_id` of the build request, or the id that a `resolved` job carries.
+    /// The jid or the build_id; for a class whose jobs carry only an id, that id
     #[arg(value_name = "BUILD_ID|JID")]
     build: String,
 }
@@ -25,17 +25,18 @@ impl Cancel {
         let redis = Redis::new(&settings.redis)?;
         let found = find(&redis, |payload| is_meant(&settings.jobs, payload, &self.build)).await?;
         if found.is_empty() {
-            bail!("found no build {} that is queued, scheduled, waiting for a retry or running", self.build);
+            bail!("no build {} is queued, scheduled, waiting for a retry or running", self.build);
         }
         for job in &found {
             cancel(&redis, &settings.jobs, job, Epoch::now()).await?;
-            println!("{} {}", job.jid, job.place);
+            println!("{} {}", job.jid, job.location);
         }
         Ok(Outcome::Good)
     }
 }
 
-/// Whether this worker runs the job, and `build` is its jid, its `build_id`, or the id that a `resolved` job carries.
+/// Whether this is a job of this worker's classes with this jid or `build_id`. A job that carries only an id has it as its first
+/// argument.
 fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
     if !jobs.runs(&payload.class) {
         return false;

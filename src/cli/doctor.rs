@@ -1,4 +1,4 @@
-//! `sidebake doctor`: checks everything that a worker needs. One line for each check; the status is non-zero when one fails.
+//! `sidebake doctor`: checks everything that a worker needs. Prints a line for each check; exits with 1 when one is red.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,22 +11,23 @@ use super::Outcome;
 use crate::bake::Bake;
 use crate::builder::Builders;
 use crate::github::App;
+use crate::hex;
 use crate::job::{Build, Recipe, Repository, Trust};
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
-use crate::sidekiq::{random_hex, rights};
+use crate::sidekiq::rights;
 use crate::source::Source;
 use crate::state::StateDirectory;
 
-/// From this version on, buildx ends when its pod is gone. Earlier versions hang until one of our timeouts ends them.
+/// From this version on, buildx ends when its pod goes. An older one hangs until a time limit ends it.
 const GOOD_BUILDX: (u32, u32) = (0, 36);
-/// The oldest version whose progress stream we read.
+/// Older versions have no progress stream that can be read.
 const LEAST_BUILDX: (u32, u32) = (0, 19);
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
-    /// Print a JSON array instead of lines.
+    /// Print a JSON array instead of lines
     #[arg(long)]
     json: bool,
 }
@@ -51,7 +52,7 @@ impl Finding {
         Self { name: name.into(), health, detail: detail.into() }
     }
 
-    /// Green with the answer, red with the error.
+    /// Green with the result, red with the error.
     fn of(name: &str, found: Result<String, impl std::fmt::Display>) -> Self {
         match found {
             Ok(detail) => Self::new(name, Health::Green, detail),
@@ -108,7 +109,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     }));
     findings.push(commands(settings).await);
     if let Err(error) = tracking(settings).await {
-        let message = format!("no CLIENT TRACKING ({error}): the worker polls for new jobs twice a second");
+        let message = format!("no CLIENT TRACKING ({error}): workers poll for new jobs twice a second");
         findings.push(Finding::new("redis tracking", Health::Yellow, message));
     }
     findings
@@ -121,14 +122,16 @@ async fn commands(settings: &Settings) -> Finding {
         Err(error) => Err(error),
     };
     let found = match missing.map_err(|error| error.to_string()) {
-        Ok(missing) if missing.is_empty() => Ok("this user may use every command that a worker needs".to_owned()),
-        Ok(missing) => Err(format!("the ACL of this user lacks {}; see docs/redis.md", missing.join(", "))),
+        Ok(missing) if missing.is_empty() => Ok("the user may use all commands that a worker needs".to_owned()),
+        Ok(missing) => {
+            Err(format!("the ACL of this user lacks {}; docs/redis.md has the complete ACL", missing.join(", ")))
+        }
         Err(error) => Err(error),
     };
     Finding::of("redis commands", found)
 }
 
-/// Whether Redis notifies an idle worker of a new job.
+/// Whether Redis can push new jobs to an idle worker.
 async fn tracking(settings: &Settings) -> Result<(), RedisError> {
     let redis = Redis::waking(&settings.redis, Vec::new(), Arc::default())?;
     redis.query(redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"])).await
@@ -145,10 +148,10 @@ async fn github(settings: &Settings) -> Finding {
     Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
 }
 
-/// Whether the key of `content` times can be used, if a repository needs it.
+/// Whether there is a key for modification times from content, if a repository has them.
 fn mtimes(settings: &Settings) -> Option<Finding> {
     let key = settings.source.needs_mtimes_key().then(|| Source::new(settings).configured_mtimes_key())?;
-    Some(Finding::of("source.mtimes_key", key.map(|_| "can be used".to_owned())))
+    Some(Finding::of("source.mtimes_key", key.map(|_| "a key for times from content".to_owned())))
 }
 
 async fn buildx(settings: &Settings) -> Finding {
@@ -159,16 +162,16 @@ async fn buildx(settings: &Settings) -> Finding {
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let (health, note) = if parsed < LEAST_BUILDX {
-        (Health::Red, ": too old; 0.19 is the oldest that works")
+        (Health::Red, ": too old, its progress cannot be read")
     } else if parsed < GOOD_BUILDX {
-        (Health::Yellow, ": before 0.36, it hangs when its pod is gone, until a timeout ends it")
+        (Health::Yellow, ": before 0.36, buildx hangs when its pod goes, until a time limit ends it")
     } else {
         (Health::Green, "")
     };
     Finding::new("buildx", health, format!("{version}{note}"))
 }
 
-/// Whether each builder is ready and a build could start on it.
+/// The state of each builder, and whether it would take a build.
 async fn builders(settings: &Settings) -> Vec<Finding> {
     if settings.builders.is_empty() {
         return vec![Finding::new("builder", Health::Red, "no builder is configured")];
@@ -179,11 +182,10 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
         let label = format!("builder {name}");
         findings.push(Finding::of(&label, try_builder(settings, &all, name).await));
         if let Ok(status) = all.status(name).await {
-            let drift =
-                status.drift.iter().map(|one| format!("{} is {}; configured: {}", one.path, one.live, one.configured));
+            let drift = status.drift.iter().map(|one| format!("{} is {}, not {}", one.path, one.live, one.configured));
             let drift: Vec<String> = drift.collect();
             if !drift.is_empty() {
-                let detail = format!("{}; run `sidebake builder apply` to change it", drift.join(", "));
+                let detail = format!("{}; `sidebake builder apply` changes it", drift.join(", "));
                 findings.push(Finding::new(&label, Health::Yellow, detail));
             }
             if status.accounts != ["*"] || all.names().count() == 1 {
@@ -194,23 +196,23 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-/// Which accounts share a builder's layers. An operator must know it, and nothing else shows it.
+/// Which accounts share a builder's layers: an operator must know it, and nothing else shows it.
 fn sharing(label: &str, accounts: &[String]) -> Finding {
     let who = if accounts == ["*"] { "every account".to_owned() } else { accounts.join(", ") };
     let detail = match accounts {
-        [one] if !one.contains('*') => format!("only for the account {one}"),
+        [one] if !one.contains('*') => format!("only for account {one}"),
         _ => format!("shared by {who}: they can read each other's layers and cached files"),
     };
     Finding::new(label, Health::Green, detail)
 }
 
 async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> anyhow::Result<String> {
-    let mut builder = settings.builders.get(name).context("it is configured")?.clone();
-    // A pod that is not ready now is a fault; do not wait for it.
+    let mut builder = settings.builders.get(name).context("the builder is configured")?.clone();
+    // The user waits for the answer, and a pod that is not ready now is a failed check.
     builder.timeout = Duration::ZERO;
     let own = Builders::new(&Settings { builders: [(name.to_owned(), builder)].into(), ..settings.clone() });
     let scratch = tempfile::tempdir()?;
-    let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", random_hex::<6>()))?;
+    let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", hex::random::<6>()))?;
     let account = settings.builders.get(name).and_then(|builder| builder.accounts.first());
     let repository = Repository { owner: "doctor".into(), name: "doctor".into() };
     let build = Build {
@@ -219,9 +221,9 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
         ..Build::new(repository, Trust::Fork, Recipe::Inline("{}".into()))
     };
     let directory = state.job_directory()?;
-    let place = own.place(&build, &state, &directory, None).await?;
-    if place.has_others() {
-        let hostname = place.dial().await?;
+    let session = own.place(&build, &state, &directory, None).await?;
+    if session.has_others() {
+        let hostname = session.dial().await?;
         let status = builders.status(name).await?;
         let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
         return Ok(format!("{}: {n_ready} of {} pods ready; {hostname} answers", status.at, status.n_wanted));
@@ -244,7 +246,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
 fn kernel(mode: SandboxMode) -> Finding {
     match (sandbox::lacking(), mode) {
         (None, SandboxMode::Off) => {
-            Finding::new("sandbox", Health::Yellow, "off, although this kernel could enforce it")
+            Finding::new("sandbox", Health::Yellow, "switched off, although this kernel can enforce it")
         }
         (None, _) => Finding::new("sandbox", Health::Green, sandbox::enforced()),
         (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Health::Red, lack),
@@ -254,11 +256,11 @@ fn kernel(mode: SandboxMode) -> Finding {
 
 fn disk(settings: &Settings) -> Finding {
     let (path, min_free_bytes) = (&settings.state.directory, settings.state.min_free_bytes);
-    let opened = StateDirectory::open(path, &format!("doctor:{}", random_hex::<6>()));
+    let opened = StateDirectory::open(path, &format!("doctor:{}", hex::random::<6>()));
     match opened.and_then(|state| state.free_bytes()) {
         Ok(free) if free < min_free_bytes => {
             let (free, min) = (free >> 20, min_free_bytes >> 20);
-            let detail = format!("{free} MiB free in {}: the worker fetches no jobs below {min} MiB", path.display());
+            let detail = format!("{free} MiB free in {}; a worker fetches no jobs below {min} MiB", path.display());
             Finding::new("disk", Health::Red, detail)
         }
         Ok(free) => Finding::new("disk", Health::Green, format!("{} MiB free in {}", free >> 20, path.display())),

@@ -5,22 +5,22 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{Outcome, read_json};
-use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::Settings;
+use crate::sidekiq::keys;
 use crate::sidekiq::payload::Payload;
-use crate::sidekiq::random_hex;
+use crate::{bounds, hex};
 
 #[derive(Debug, Args)]
 pub(super) struct Enqueue {
-    /// Build request, or a whole Sidekiq payload (JSON); `-` is standard input.
+    /// A build request or a whole Sidekiq payload, as JSON; `-` reads standard input
     #[arg(value_name = "FILE")]
     file: String,
-    /// Job class of a build request.
+    /// The job class of a build request
     #[arg(long, default_value = "BuildJob")]
     class: String,
-    /// Queue of a build request.
+    /// The queue of a build request
     #[arg(long, default_value = "default")]
     queue: String,
 }
@@ -35,12 +35,12 @@ impl Enqueue {
             bail!("{flaw}");
         }
         if payload.jid.is_empty() {
-            bail!("jid: expected a text of at most {} bytes in one line", bounds::NAME);
+            bail!("jid: expected one line of at most {} bytes", bounds::NAME);
         }
         let queue = payload.queue().unwrap_or_else(|| "default".into());
         let text = payload.enqueued(&queue, now, form);
         let mut push = redis::pipe();
-        push.sadd("queues", &queue).ignore().lpush(format!("queue:{queue}"), text).ignore();
+        push.sadd(keys::QUEUES, &queue).ignore().lpush(keys::queue(&queue), text).ignore();
         Redis::new(&settings.redis)?.pipeline::<()>(&push).await?;
         println!("{}", payload.jid);
         Ok(Outcome::Good)
@@ -53,7 +53,7 @@ impl Enqueue {
         for (field, value) in [
             ("retry", json!(true)),
             ("queue", json!("default")),
-            ("jid", json!(random_hex::<12>())),
+            ("jid", json!(hex::random::<12>())),
             ("created_at", now.clone()),
             ("enqueued_at", now.clone()),
         ] {

@@ -1,4 +1,4 @@
-//! `sidebake plan`: what a job would do. Asks Rails when the job carries only an id; neither fetches nor builds.
+//! `sidebake plan`: what a job would do. Asks Rails when the job carries only an id; fetches and builds nothing.
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -8,18 +8,18 @@ use super::{Outcome, read_json};
 use crate::attestation::Attestation;
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
+use crate::hex;
 use crate::job::arguments::{self, Request};
 use crate::job::{BuildJob, Recipe};
 use crate::rails;
 use crate::settings::Settings;
 use crate::sidekiq::payload::Payload;
-use crate::sidekiq::random_hex;
 use crate::source::Source;
 use crate::state::StateDirectory;
 
 #[derive(Debug, Args)]
 pub(super) struct Plan {
-    /// Sidekiq payload (JSON); `-` is standard input.
+    /// A Sidekiq payload, as JSON; `-` reads standard input
     #[arg(value_name = "FILE")]
     file: String,
 }
@@ -28,16 +28,16 @@ impl Plan {
     #[expect(clippy::print_stdout, reason = "the plan is the command's result")]
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
         let payload = Payload::parse(read_json(&self.file)?.to_string().as_bytes())?;
-        let native = native(settings, &payload).await?;
-        let job = BuildJob::parse(&native)?;
-        println!("{:#}", plan(settings, &native, &job)?);
+        let request = build_request(settings, &payload).await?;
+        let job = BuildJob::parse(&request)?;
+        println!("{:#}", plan(settings, &request, &job)?);
         Ok(Outcome::Good)
     }
 }
 
-async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value> {
+async fn build_request(settings: &Settings, payload: &Payload) -> anyhow::Result<Value> {
     let Some(class) = settings.jobs.classes.get(&payload.class) else {
-        bail!("{} is not one of jobs.classes", payload.class);
+        bail!("class {} is not in jobs.classes", payload.class);
     };
     match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
         (Request::Native(native), _) => Ok(native),
@@ -46,20 +46,20 @@ async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value>
     }
 }
 
-fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<Value> {
-    let scratch = tempfile::tempdir().context("cannot create a temporary directory")?;
-    let state = StateDirectory::open(scratch.path(), &format!("plan:{}", random_hex::<6>()))?;
+fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<Value> {
+    let scratch = tempfile::tempdir().context("failed to make a temporary directory")?;
+    let state = StateDirectory::open(scratch.path(), &format!("plan:{}", hex::random::<6>()))?;
     let builders = Builders::new(settings);
     let source = Source::new(settings);
-    let (site, placement) = builders.plan(&job.build, &state)?;
+    let (location, placement) = builders.plan(&job.build, &state)?;
     let run = settings.state.directory.join("run/<process>/<job>");
-    let working_directory = site
+    let working_directory = location
         .working_directory
         .strip_prefix(scratch.path())
-        .map_or_else(|_| site.working_directory.clone(), |below| settings.state.directory.join(below));
-    let (environment, arguments) = Bake::new(settings).describe(&site, &run.join("solve"));
+        .map_or_else(|_| location.working_directory.clone(), |below| settings.state.directory.join(below));
+    let (environment, arguments) = Bake::new(settings).describe(&location, &run.join("solve"));
     Ok(json!({
-        "job": native,
+        "job": request,
         "trust": job.build.trust.name(),
         "notices": job.notices,
         "attestations": attestations(settings, job),
@@ -72,13 +72,13 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
     }))
 }
 
-/// Attestations of the images whose definition does not ask for any.
+/// The attestations of images whose definition sets none.
 fn attestations(settings: &Settings, job: &BuildJob) -> Value {
     let asked = |attestation| job.build.asked(attestation).unwrap_or(settings.bake.asked(attestation)).to_string();
     Attestation::ALL.map(|attestation| (attestation.name(), asked(attestation))).into_iter().collect()
 }
 
-/// The definition before buildx resolves it. For a file of the repository, which is not fetched: its path and the targets.
+/// The definition before buildx resolves it. For a file of the repository, which is not fetched, its path and its targets.
 fn definition(job: &BuildJob) -> anyhow::Result<Value> {
     Ok(match &job.build.recipe {
         Recipe::Application(template) => serde_json::from_str(&define_application(template))?,

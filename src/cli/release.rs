@@ -1,4 +1,4 @@
-//! `sidebake release`: requeues in-flight jobs of dead workers, where no living worker does it.
+//! `sidebake release`: requeues the in-flight jobs of dead workers when no living worker can.
 
 use std::time::Duration;
 
@@ -9,13 +9,15 @@ use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::recovery::{self, Released};
 
-/// Enough for a living worker to renew its lease twice, once Redis answers.
+/// The grace period of `--now`. Once Redis answers, a living worker tries twice within it to make its lease.
 const MOMENT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct Release {
-    /// Wait one second instead of half a lease for a worker to come back. Use it when no worker is left: a living worker that
-    /// lost its lease in an outage would kill its builds, and another worker would start them again.
+    /// Wait one second for a worker to come back, instead of half a lease
+    ///
+    /// Use it only when no worker is left. Right after an outage of Redis, a living worker may have no lease yet. Other workers
+    /// would then start its builds again, and it would kill its own.
     #[arg(long)]
     now: bool,
 }
@@ -28,11 +30,11 @@ impl Release {
         for Released { owner, n_jobs } in &released {
             match n_jobs {
                 Some(n_jobs) => println!("{owner}: requeued {n_jobs} jobs"),
-                None => println!("{owner}: alive; keeps its jobs"),
+                None => println!("{owner}: alive, keeps its jobs"),
             }
         }
         if released.is_empty() {
-            println!("found no job of a dead worker");
+            println!("no worker has jobs in flight");
         }
         Ok(Outcome::Good)
     }

@@ -1,31 +1,32 @@
-//! Jobs that were recovered from dead workers: they begin when Redis has that on record, and a suspect when nothing else runs.
+//! Jobs that were recovered from dead workers wait here until they may begin.
 //!
-//! Recovery counts a crash against jobs that had begun, so one that waits is never to blame. A suspect was recovered more than
-//! once: if it crashes its worker while it runs alone, it is the cause. A process holds one suspect at most.
+//! Recovery counts a crash against jobs that had begun. So each of these jobs begins only after Redis has recorded it. A
+//! *suspect* was recovered more than once. It begins only when nothing else runs: if its worker crashes then, the suspect is
+//! the cause. A process holds one suspect at most.
 
-use super::custody::Running;
-use super::turn::Token;
+use super::inflight::Token;
+use super::running::Running;
 
-/// What waits, and the suspect that waits or runs.
+/// The waiting jobs, and the suspect that waits or runs.
 #[derive(Debug, Default)]
 pub(super) struct Apart {
     waiting: Vec<Running>,
     suspect: Option<Token>,
 }
 
-/// What becomes of jobs that waited.
+/// Jobs that no longer wait.
 #[derive(Debug, Default)]
 pub(super) struct Due {
-    /// Another worker has them.
+    /// Another worker owns them.
     pub reclaimed: Vec<Running>,
-    /// They end without having begun: as poison, or cancelled.
+    /// They end without having begun, as poison or as cancelled.
     pub over: Vec<Running>,
     /// They may begin.
     pub ready: Vec<Running>,
 }
 
 impl Apart {
-    /// Takes in a job that is not on record as begun.
+    /// Adds a job that Redis has not recorded as begun.
     pub(super) fn wait(&mut self, running: Running) {
         if running.unit.is_suspect() {
             self.suspect = Some(running.unit.token.clone());
@@ -43,22 +44,22 @@ impl Apart {
         !self.waiting.is_empty()
     }
 
-    /// Whatever ran under this token has ended, or is not owned any more.
+    /// Notes that the job under this token has ended, or was reclaimed.
     pub(super) fn end(&mut self, token: &Token) {
         self.suspect.take_if(|suspect| suspect == token);
     }
 
-    /// All that waits, to be requeued.
+    /// Takes out all waiting jobs, to be requeued.
     pub(super) fn give_up(&mut self) -> Vec<Running> {
         self.suspect = None;
         std::mem::take(&mut self.waiting)
     }
 
-    /// What need not wait any longer, of `n_running` jobs in custody; the rest goes on waiting.
+    /// Takes out the jobs that need not wait any longer. `n_running` counts all jobs in custody, waiting ones included.
     pub(super) fn due(&mut self, n_running: usize) -> Due {
         let mut due = Due::default();
         for running in std::mem::take(&mut self.waiting) {
-            let place = if running.reclaimed.is_cancelled() {
+            let kind = if running.reclaimed.is_cancelled() {
                 &mut due.reclaimed
             } else if running.unit.is_poison() || running.iteration.cancelled.is_cancelled() {
                 &mut due.over
@@ -67,7 +68,7 @@ impl Apart {
             } else {
                 &mut self.waiting
             };
-            place.push(running);
+            kind.push(running);
         }
         due
     }
@@ -83,17 +84,14 @@ impl Apart {
 
 #[cfg(test)]
 mod tests {
-    use tokio_util::sync::CancellationToken;
-
     use super::*;
     use crate::clock::Epoch;
-    use crate::sidekiq::turn::UnitOfWork;
+    use crate::sidekiq::inflight::UnitOfWork;
 
     fn running(n_recoveries: u32, n_crashes: u32) -> Running {
         let unit =
             UnitOfWork { n_recoveries, n_crashes, is_idle: true, ..UnitOfWork::fetched(u64::from(n_recoveries), b"") };
-        let since = Epoch::from_secs_f64(0.0);
-        Running { unit, since, reclaimed: CancellationToken::new(), iteration: Default::default() }
+        Running::new(unit, Epoch::from_secs_f64(0.0))
     }
 
     fn recoveries(all: &[Running]) -> Vec<u32> {
@@ -116,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_poison_or_cancelled_ends_and_what_is_reclaimed_goes_whatever_else_runs() {
+    fn poison_and_cancelled_jobs_end_and_reclaimed_ones_leave_while_others_run() {
         let mut apart = Apart::default();
         let (poison, cancelled, lost) = (running(5, 3), running(3, 0), running(2, 0));
         cancelled.iteration.cancelled.cancel();

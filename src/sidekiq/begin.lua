@@ -1,13 +1,13 @@
--- begin.lua: puts on record that jobs begin which were recovered from dead workers before.
+-- begin.lua: records that jobs begin which were recovered from dead workers before.
 --
 -- KEYS  1 in-flight hash of this process
 -- ARGV  pairs: token, text of the job as it was fetched
 --
--- Returns a list: 1 for each job that may begin, 0 when token and text are not owned any more.
+-- Returns a list: 1 for each job that may begin, 0 for one that this process does not own any more, by token and text.
 --
--- Invariant: recovery counts a crash against jobs that are on record as begun, so no job with a history runs before it is.
--- The entry goes from `<token>:idle` to `<token>`, by a write before the removal, whose right is tried out before both; so the
--- script may be sent any number of times.
+-- Invariant: recovery counts a crash against jobs that are recorded as begun, so a job with a history is recorded before it
+-- runs. The entry moves from `<token>:idle` to `<token>`. The write comes before the removal, and the first HDEL tests the right
+-- to remove; so the script may be sent any number of times.
 
 redis.call('HDEL', KEYS[1], '')
 local may_begin = {}

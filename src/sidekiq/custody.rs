@@ -1,11 +1,9 @@
-//! The jobs in custody: one task that takes turns with Redis, and remembers.
+//! Custody of jobs between fetch and settlement: one task that takes turns with Redis.
 //!
-//! At most one turn is on its way, and it is sent again with the same tokens until it is answered; so a lost reply
-//! loses nothing. Every few seconds the memory is compared with the in-flight hash ("reconcile"): a job that came with a lost
-//! reply is adopted, a result that Redis forgot is settled again, and a build whose job was reclaimed is killed.
+//! At most one turn is on its way. It is sent again with the same tokens until Redis answers, so a lost reply loses nothing.
+//! Every few seconds custody compares its memory with the in-flight hash ("reconcile"). It adopts a job whose reply was lost,
+//! settles again a result that Redis lost, and kills a build whose job was reclaimed.
 
-use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,60 +13,34 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::fence::begin;
-use super::iteration::Iteration;
+use super::inflight::{Token, UnitOfWork};
 use super::memory::Memory;
-use super::turn::{FetchRequest, Fetched, Reply, Settlement, Token, Turn, UnitOfWork};
+use super::running::{Running, RunningJobs};
+use super::settlement::Settlement;
+use super::turn::{FetchRequest, Fetched, Reply, Turn};
 use super::{Identity, order};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::{Capsule, Jobs};
 
-/// The slow poll that guarantees progress when a push that should wake us is lost.
+/// The poll that guarantees progress when a push that should wake custody is lost.
 const POLL: Duration = Duration::from_secs(5);
 
-/// When many processes wait for the same push, each answers within this long for each of them, so that the first takes the
-/// job, and its result, to a Redis that is not busy telling all others that there is nothing left.
+/// The poll where Redis pushes nothing.
+const POLL_WITHOUT_PUSHES: Duration = Duration::from_millis(500);
+
+/// When many processes wait for the same push, each answers it within this time for each of them. So the first one takes the
+/// job and settles it before Redis is busy with answers to all others.
 const SPREAD: Duration = Duration::from_millis(1);
 const MAX_SPREAD: Duration = Duration::from_millis(100);
 
-/// How soon something that Redis did not answer is tried again.
+/// How soon a request that Redis did not answer is tried again.
 pub(super) const RETRY: Duration = Duration::from_millis(500);
 
-/// The poll where Redis pushes nothing.
-const POLL_UNTOLD: Duration = Duration::from_millis(500);
-
-/// A unit of work in custody, as the heartbeat shows it.
-#[derive(Clone, Debug)]
-pub struct Running {
-    /// The unit.
-    pub unit: UnitOfWork,
-    /// When it began, or began to wait until nothing else runs.
-    pub since: Epoch,
-    /// Cancelled when the job was reclaimed: whatever it does has no effect any more.
-    pub reclaimed: CancellationToken,
-    /// How far it is, and whether somebody has cancelled it.
-    pub iteration: Arc<Iteration>,
-}
-
-/// What is running, shared with the heartbeat.
+/// What custody's task shares with the tasks beside it.
 #[derive(Clone, Debug, Default)]
-pub struct RunningJobs(Arc<Mutex<BTreeMap<Token, Running>>>);
-
-impl RunningJobs {
-    /// A copy of the present state, in the order of fetching.
-    pub fn snapshot(&self) -> Vec<Running> {
-        self.with(|running| running.values().cloned().collect())
-    }
-
-    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Token, Running>) -> T) -> T {
-        f(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// What custody's task shares with those beside it.
-#[derive(Clone, Debug, Default)]
-pub struct Signals {
+pub struct Handle {
     /// Notified when a queue may have work.
     pub work: Arc<Notify>,
     /// Notified when others may have reclaimed jobs.
@@ -77,18 +49,18 @@ pub struct Signals {
     incarnation: Arc<Mutex<String>>,
 }
 
-impl Signals {
-    /// Results that Redis has not taken yet, as of the last turn.
+impl Handle {
+    /// Results that Redis does not have, as of the last turn.
     pub fn n_unsettled(&self) -> usize {
         self.n_unsettled.load(Ordering::Relaxed)
     }
 
-    /// The incarnation of the lease, by the last renewal; empty before the first one.
+    /// The incarnation of the lease at the last renewal; empty before the first one.
     pub fn incarnation(&self) -> String {
         self.incarnation.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Sets it; returns whether it is another one. Jobs may have been reclaimed before it was made.
+    /// Sets the incarnation; returns whether it is another one. Jobs may have been reclaimed before it was made.
     pub fn set_incarnation(&self, incarnation: String) -> bool {
         let mut known = self.incarnation.lock().unwrap_or_else(PoisonError::into_inner);
         let is_new = *known != incarnation;
@@ -102,7 +74,7 @@ impl Signals {
 pub struct Custody {
     /// A connection of its own, with tracking.
     pub redis: Redis,
-    /// Ours.
+    /// This process.
     pub identity: Arc<Identity>,
     /// Slots and their queues.
     pub capsules: Vec<Capsule>,
@@ -110,20 +82,20 @@ pub struct Custody {
     pub jobs: Jobs,
     /// How often to reconcile.
     pub reconcile_every: Duration,
-    /// What others tell it, and it them.
-    pub signals: Signals,
+    /// Shared with the tasks beside it.
+    pub handle: Handle,
     /// What is running.
     pub running: RunningJobs,
-    /// Cancelled when nothing more is to be fetched.
+    /// Cancelled when no more jobs are to be fetched.
     pub quiet: CancellationToken,
-    /// Whether the disk has room for more; while it has none, nothing is fetched.
+    /// Whether the disk has room. Without room, custody fetches nothing.
     pub has_room: watch::Receiver<bool>,
 }
 
 impl Custody {
-    /// Takes turns until `settlements` is closed and all of them are answered.
+    /// Takes turns until `settlements` is closed and Redis has answered all of them.
     ///
-    /// Fetched units go to `units`, never more than there are free slots.
+    /// Sends fetched units to `units`, never more than there are free slots.
     pub async fn run(
         self,
         mut settlements: mpsc::UnboundedReceiver<Settlement>,
@@ -134,14 +106,14 @@ impl Custody {
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut is_open, mut has_room) = (true, self.has_room.clone());
         while is_open {
-            let poll = if self.redis.is_told() { POLL } else { POLL_UNTOLD };
+            let poll = if self.redis.has_tracking() { POLL } else { POLL_WITHOUT_PUSHES };
             // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
             tokio::select! {
                 settlement = settlements.recv() => match settlement {
                     Some(settlement) => self.finish(&mut memory, settlement),
                     None => is_open = false,
                 },
-                () = self.signals.work.notified() => match spread(memory.n_idlers) {
+                () = self.handle.work.notified() => match spread(memory.n_idlers, rand::random()) {
                     Duration::ZERO => {}
                     delay => {
                         memory.wake_at.get_or_insert(Instant::now() + delay);
@@ -150,7 +122,7 @@ impl Custody {
                 },
                 () = sleep_until(memory.wake_at.unwrap_or_else(Instant::now)), if memory.wake_at.is_some() => {}
                 () = sleep(poll) => {}
-                () = self.signals.reconcile.notified() => self.try_to_reconcile(&mut memory, &mut reconcile).await,
+                () = self.handle.reconcile.notified() => self.try_to_reconcile(&mut memory, &mut reconcile).await,
                 _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &mut reconcile).await,
                 () = memory.apart.is_cancelled() => {}
                 () = self.quiet.cancelled(), if !memory.slots.is_empty() || memory.apart.is_waiting() => {}
@@ -165,7 +137,7 @@ impl Custody {
         self.end(&mut memory, &units).await;
     }
 
-    /// What goes back to its queue with this turn.
+    /// Adds what is requeued with this turn.
     fn prepare(&self, memory: &mut Memory, is_open: bool) {
         memory.wake_at = None;
         if self.quiet.is_cancelled() {
@@ -173,54 +145,54 @@ impl Custody {
                 self.requeue(memory, &running);
             }
         }
-        // They end one by one, and go back together, or their order would be that of their ends.
-        if !is_open || self.running.with(|running| running.is_empty()) {
-            memory.pending.append(&mut memory.killed);
+        // Killed builds end one by one. Their jobs are requeued together, or the queue would have the order of these ends.
+        if !is_open || self.running.n_jobs() == 0 {
+            memory.ledger.release_held();
         }
     }
 
-    /// Results that are refused to the end: their jobs go back to their queues, and run again. No crash is counted.
+    /// Requeues jobs whose results Redis refuses until the worker ends: they run again. No crash is counted.
     async fn end(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
-        memory.try_refused_again();
+        memory.ledger.retry_refused();
         self.turn(memory, units).await;
-        if !memory.refused.is_empty() {
-            let n_jobs = memory.refused.len();
-            tracing::error!(n_jobs, "results were refused to the end: their jobs go back to their queues");
-            memory.pending.extend(memory.refused.drain(..).map(|(settlement, _)| settlement.requeued()));
+        let n_jobs = memory.ledger.requeue_refused();
+        if n_jobs > 0 {
+            tracing::error!(
+                event = "refused_results_dropped",
+                n_jobs,
+                "Redis refused results until the worker ended; requeueing their jobs"
+            );
             self.turn(memory, units).await;
         }
     }
 
-    /// What the end of a run says whose job was reclaimed is dropped: its token may be another job's by now.
+    /// Takes the settlement of a run that has ended. That of a reclaimed job is dropped: its token may be another job's by now.
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {
         memory.apart.end(&settlement.token);
-        let running = self.running.with(|running| running.remove(&settlement.token));
+        let running = self.running.remove(&settlement.token);
         if running.is_some_and(|running| running.reclaimed.is_cancelled()) {
             return;
         }
-        // Without a stop it is one that the fence has refused, and none will follow.
+        // Without a stop, the fence has refused this one build, and no others follow.
         let is_killed = settlement.is_interrupted() && self.quiet.is_cancelled();
-        if is_killed { memory.killed.push(settlement) } else { memory.pending.push(settlement) }
+        if is_killed { memory.ledger.hold(settlement) } else { memory.ledger.add(settlement) }
     }
 
-    /// Takes a turn, when there is anything to say or to ask for; returns whether there is more to do at once.
+    /// Takes a turn if there is anything to settle or to fetch; returns whether there is more to do at once.
     ///
-    /// A token that a turn has settled is never filled again: turns before it are refused, since their numbers are lower, or
-    /// the lease that they were sent under is gone.
+    /// A token that a turn has settled is never filled again: Redis refuses earlier turns, since their numbers are lower or the
+    /// lease that they were sent under is gone.
     async fn turn(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> bool {
         self.assign_slots(memory);
-        if memory.pending.is_empty() && memory.slots.is_empty() && memory.unheard.is_empty() {
+        if !memory.ledger.has_due() && memory.slots.is_empty() && memory.unknown.is_empty() {
             return false;
         }
-        // The newest first: what is requeued last comes out next.
-        memory
-            .pending
-            .sort_by_cached_key(|settlement| settlement.is_requeue().then(|| Reverse(settlement.token.clone())));
+        memory.ledger.sort();
         memory.n_turns += 1;
-        self.signals.n_unsettled.store(memory.n_unsettled(), Ordering::Relaxed);
+        self.handle.n_unsettled.store(memory.ledger.n_unsettled(), Ordering::Relaxed);
         let reply = self.send_until_answered(memory).await;
         let has_more = self.take_in(memory, reply, units);
-        self.signals.n_unsettled.store(memory.n_unsettled(), Ordering::Relaxed);
+        self.handle.n_unsettled.store(memory.ledger.n_unsettled(), Ordering::Relaxed);
         has_more
     }
 
@@ -228,69 +200,67 @@ impl Custody {
         !self.quiet.is_cancelled() && *self.has_room.borrow() && !memory.apart.has_suspect()
     }
 
-    /// One token for each free slot, capsule by capsule; none when quiet, without room, or beside a suspect.
+    /// Assigns one token to each free slot, capsule by capsule; none when quiet, without room, or beside a suspect.
     fn assign_slots(&self, memory: &mut Memory) {
         let old = std::mem::take(&mut memory.slots);
         if !self.takes_jobs(memory) {
             return;
         }
-        for (place, capsule) in self.capsules.iter().enumerate() {
-            let is_here = |token: &&Token| token.capsule == place;
-            let refused = memory.refused.iter().map(|(settlement, _)| &settlement.token);
-            let n_taken = self.n_running(place) + refused.chain(&memory.tried_again).filter(is_here).count();
+        for (index, capsule) in self.capsules.iter().enumerate() {
+            let n_taken = self.running.n_jobs_of(index) + memory.ledger.n_slots_of(index);
             let n_free = capsule.concurrency.saturating_sub(n_taken);
-            let kept = old.iter().filter(is_here).take(n_free);
             let before = memory.slots.len();
-            memory.slots.extend(kept.cloned());
+            memory.slots.extend(old.iter().filter(|token| token.capsule == index).take(n_free).cloned());
             while memory.slots.len() < before + n_free {
                 memory.n_tokens += 1;
-                memory.slots.push(Token::nth(memory.n_tokens, place));
+                memory.slots.push(Token::nth(memory.n_tokens, index));
             }
         }
     }
 
-    pub(super) fn n_running(&self, capsule: usize) -> usize {
-        self.running.with(|running| running.keys().filter(|token| token.capsule == capsule).count())
-    }
-
-    /// What is asked for the free slots, which are in the order of their capsules.
+    /// What the turn asks for the free slots, which are in the order of their capsules.
     fn fetch_requests(&self, slots: &[Token]) -> Vec<FetchRequest> {
         let capsules = self.capsules.iter().enumerate();
-        let n_free = |place| slots.iter().filter(|token| token.capsule == place).count();
-        capsules.flat_map(|(place, capsule)| order::fetch_requests(capsule, n_free(place))).collect()
+        let n_free = |index| slots.iter().filter(|token| token.capsule == index).count();
+        capsules.flat_map(|(index, capsule)| order::fetch_requests(capsule, n_free(index))).collect()
     }
 
     async fn send_until_answered(&self, memory: &Memory) -> Reply {
-        let slots: Vec<Token> = memory.unheard.iter().chain(&memory.slots).cloned().collect();
-        let unheard = FetchRequest { n_slots: memory.unheard.len(), queues: Vec::new() };
+        let slots: Vec<Token> = memory.unknown.iter().chain(&memory.slots).cloned().collect();
+        let unknown = FetchRequest { n_slots: memory.unknown.len(), queues: Vec::new() };
         let fetch_requests: Vec<FetchRequest> =
-            [unheard].into_iter().chain(self.fetch_requests(&memory.slots)).collect();
-        let n_held_bytes = self.running.with(|running| running.values().map(|its| its.unit.text.len()).sum());
-        let (started, mut complaint) = (Instant::now(), None);
+            [unknown].into_iter().chain(self.fetch_requests(&memory.slots)).collect();
+        let settlements = memory.ledger.due();
+        let (started, mut logged) = (Instant::now(), None);
         loop {
-            let incarnation = self.signals.incarnation();
+            let incarnation = self.handle.incarnation();
             let turn = Turn {
                 incarnation: &incarnation,
                 number: memory.n_turns,
-                settlements: &memory.pending,
+                settlements: &settlements,
                 slots: &slots,
                 fetch_requests: &fetch_requests,
-                max_bytes: bounds::JOBS.saturating_sub(n_held_bytes),
+                max_bytes: bounds::JOBS.saturating_sub(self.running.size_bytes()),
             };
             match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
                 Ok(reply) => {
-                    if complaint.is_some() {
-                        tracing::info!(downtime_s = started.elapsed().as_secs_f64(), "Redis is back");
-                        self.signals.reconcile.notify_one();
+                    if logged.is_some() {
+                        let downtime_s = started.elapsed().as_secs_f64();
+                        tracing::info!(event = "redis_back", downtime_s, "Redis is back");
+                        self.handle.reconcile.notify_one();
                     }
                     return reply;
                 }
                 Err(error) => {
-                    // An outage has its stages: refused, not there, loading. Each is said once.
-                    let what = error.to_string();
-                    if complaint.as_ref() != Some(&what) {
-                        tracing::error!(error = what, "Redis does not take the turn; running builds go on");
-                        complaint = Some(what);
+                    // An outage has stages: connection refused, no answer, loading. Each is logged once.
+                    let error = error.to_string();
+                    if logged.as_ref() != Some(&error) {
+                        tracing::error!(
+                            event = "redis_unavailable",
+                            error,
+                            "Redis does not take the turn; running builds go on"
+                        );
+                        logged = Some(error);
                     }
                     sleep(RETRY).await;
                 }
@@ -298,10 +268,10 @@ impl Custody {
         }
     }
 
-    /// Brings the memory up to date with an answer; returns whether there is more to do at once.
+    /// Updates the memory with a reply; returns whether there is more to do at once.
     fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> bool {
         memory.n_idlers = reply.n_idlers;
-        memory.take_in_results(reply.settled);
+        memory.take_results(reply.settled);
         for what in reply.oversized {
             let max_bytes = bounds::JOB;
             tracing::error!(event = "oversized_job", what, max_bytes, "oversized job moved to the dead set");
@@ -310,48 +280,47 @@ impl Custody {
         let fetched = match reply.fetched {
             Fetched::Units(units) => units,
             Fetched::Full => {
-                memory.told.hear_of_memory(true);
+                memory.conditions.log_memory(true);
                 return false;
             }
-            // The lease's thread wakes us when it has made one; what others reclaimed meanwhile, reconcile will find.
+            // The lease's thread notifies custody when there is a lease. Reconcile finds what others reclaimed meanwhile.
             Fetched::NoLease => return false,
         };
         if has_asked {
-            memory.told.hear_of_memory(false);
+            memory.conditions.log_memory(false);
         }
-        let unheard = std::mem::take(&mut memory.unheard);
-        let (adopted, fetched): (Vec<_>, Vec<_>) = fetched.into_iter().partition(|unit| unheard.contains(&unit.token));
+        let unknown = std::mem::take(&mut memory.unknown);
+        let (adopted, fetched): (Vec<_>, Vec<_>) = fetched.into_iter().partition(|unit| unknown.contains(&unit.token));
         let (n_fetched, n_slots) = (fetched.len(), memory.slots.len());
-        // One that was given enough has not asked every queue, and a suspect is the last that is fetched.
+        // A turn that filled all slots has not asked every queue. A suspect ends the fetch as well.
         let is_cut = fetched.iter().any(|unit| unit.is_suspect() || unit.is_poison());
-        memory.told.hear_of_queues(reply.passed_over, n_fetched < n_slots && !is_cut);
+        memory.conditions.log_queues(reply.passed_over, n_fetched < n_slots && !is_cut);
         for unit in fetched {
             memory.slots.retain(|token| *token != unit.token);
             self.begin(memory, unit, units);
         }
         adopted.into_iter().for_each(|unit| self.adopt(memory, unit, units));
-        !memory.pending.is_empty() || n_fetched > 0 && n_fetched == n_slots
+        memory.ledger.has_due() || n_fetched > 0 && n_fetched == n_slots
     }
 
-    /// Hands a unit to the processors, or has it wait until it may begin; back on its queue, together with what came with it,
-    /// when they begin nothing more.
+    /// Sends a unit to the processors, or lets it wait until it may begin. A quiet worker requeues it, together with what was
+    /// fetched with it.
     pub(super) fn begin(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
         if self.quiet.is_cancelled() {
-            memory.pending.push(Settlement::requeue(&unit));
+            memory.ledger.add(Settlement::requeue(&unit));
             return;
         }
-        let running =
-            Running { unit, since: Epoch::now(), reclaimed: CancellationToken::new(), iteration: Arc::default() };
+        let running = Running::new(unit, Epoch::now());
         if !running.unit.is_idle && !running.unit.is_suspect() {
             return self.hand_over(memory, running, units);
         }
         running.iteration.wait(&self.jobs, &running.unit.text);
-        self.running.with(|all| all.insert(running.unit.token.clone(), running.clone()));
+        self.running.insert(running.clone());
         memory.apart.wait(running);
     }
 
     fn hand_over(&self, memory: &mut Memory, running: Running, units: &mpsc::UnboundedSender<Running>) {
-        self.running.with(|all| all.insert(running.unit.token.clone(), running.clone()));
+        self.running.insert(running.clone());
         if let Err(mpsc::error::SendError(running)) = units.send(running) {
             self.requeue(memory, &running);
         }
@@ -359,18 +328,18 @@ impl Custody {
 
     fn requeue(&self, memory: &mut Memory, running: &Running) {
         self.release(memory, running);
-        memory.pending.push(Settlement::requeue(&running.unit));
+        memory.ledger.add(Settlement::requeue(&running.unit));
     }
 
-    /// Its slot is free.
+    /// Frees the slot of a unit.
     fn release(&self, memory: &mut Memory, running: &Running) {
         memory.apart.end(&running.unit.token);
-        self.running.with(|all| all.remove(&running.unit.token));
+        self.running.remove(&running.unit.token);
     }
 
-    /// Begins what waits, as far as it may; returns whether there is more to do at once.
+    /// Begins the waiting units that may begin; returns whether there is more to do at once.
     async fn begin_waiting(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> bool {
-        let due = memory.apart.due(self.running.with(|running| running.len()));
+        let due = memory.apart.due(self.running.n_jobs());
         let mut is_free = !due.reclaimed.is_empty();
         due.reclaimed.iter().for_each(|running| self.release(memory, running));
         due.over.into_iter().for_each(|running| self.hand_over(memory, running, units));
@@ -393,14 +362,14 @@ impl Custody {
                 is_free = true;
             }
         }
-        is_free || !memory.pending.is_empty()
+        is_free || memory.ledger.has_due()
     }
 }
 
-/// How long to wait with the answer to a push that woke so many others as well.
-fn spread(n_idlers: u32) -> Duration {
+/// How long to wait before answering a push that woke so many processes. `jitter` is in 0..1.
+fn spread(n_idlers: u32, jitter: f64) -> Duration {
     let widest = SPREAD.saturating_mul(n_idlers.saturating_sub(1)).min(MAX_SPREAD);
-    widest.mul_f64(rand::random())
+    widest.mul_f64(jitter)
 }
 
 #[cfg(test)]
@@ -408,12 +377,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_alone_answers_a_push_at_once_and_a_herd_spreads() {
-        assert_eq!([0, 1].map(spread), [Duration::ZERO; 2]);
-        let delays: Vec<Duration> = (0..1000).map(|_| spread(100)).collect();
-        assert!(delays.iter().all(|delay| *delay < SPREAD * 99));
-        // The first of a hundred is as good as there at once.
-        assert!(delays.iter().any(|delay| *delay < SPREAD));
-        assert!((0..1000).all(|_| spread(u32::MAX) <= MAX_SPREAD));
+    fn a_single_process_answers_a_push_at_once_and_many_spread() {
+        for (n_idlers, jitter, delay) in [
+            (0, 0.9, Duration::ZERO),
+            (1, 0.9, Duration::ZERO),
+            (3, 0.0, Duration::ZERO),
+            (3, 0.5, SPREAD),
+            (u32::MAX, 0.5, MAX_SPREAD / 2),
+        ] {
+            assert_eq!(spread(n_idlers, jitter), delay, "{n_idlers} processes, {jitter}");
+        }
     }
 }

@@ -1,11 +1,11 @@
--- fence.lua: whether a running job is still owned, and a callback in the middle of it.
+-- fence.lua: whether this process still owns a running job; pushes a callback of that job.
 --
 -- KEYS  1 in-flight hash of this process   then, to push a callback: 2 `queues`   3 the list
 -- ARGV  1 token   2 text of the job as it was fetched   3 text of the callback
 --
--- Returns 1 when the entry under the token has the text, and the callback was pushed; 0 when it has not, and nothing was done.
+-- Returns 1 when the entry under the token has the text; then the callback was pushed. Returns 0 otherwise; nothing was done.
 --
--- Invariant: a worker that lost a job says nothing more about it. Nothing is removed.
+-- Invariant: a worker that lost a job sends no more callbacks for it. Nothing is removed.
 
 local entry = redis.call('HGET', KEYS[1], ARGV[1])
 if not entry or string.sub(entry, string.find(entry, '\n', 1, true) + 1) ~= ARGV[2] then return 0 end

@@ -1,26 +1,26 @@
-//! The fence: whether a job is still owned, asked where something follows that cannot be taken back.
+//! The fence: asks Redis whether this process still owns a job, before anything that cannot be taken back.
 //!
-//! Token and text together are the proof; Redis compares both. The end of a job has its fence in the turn.
+//! Redis compares token and text. A settlement needs no question: the turn compares them itself.
 
 use std::sync::LazyLock;
 
-use super::Identity;
-use super::turn::UnitOfWork;
+use super::inflight::UnitOfWork;
+use super::{Identity, keys};
 use crate::redis::{Redis, RedisError, Script};
 
 static FENCE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("fence.lua")));
 static BEGIN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("begin.lua")));
 
-/// Whether the unit is still owned.
+/// Whether this process still owns the unit.
 pub async fn holds(redis: &Redis, identity: &Identity, unit: &UnitOfWork) -> Result<bool, RedisError> {
-    let mut script = FENCE.key(identity.inflight_key());
-    script.arg(unit.token.to_string()).arg(&*unit.text);
+    let mut script = FENCE.key(keys::inflight(identity));
+    script.arg(unit.token.as_str()).arg(&*unit.text);
     redis.script(&script).await
 }
 
-/// Pushes a callback in the middle of a job; returns whether the job was still owned.
+/// Pushes a callback of a running job; returns whether this process still owned the job.
 ///
-/// Sent once: when the answer is lost, the moment may be lost with it, and the end is told all the same.
+/// It is sent once. When the answer is lost, this callback may be lost; the one at the end of the job is not.
 pub async fn announce(
     redis: &Redis,
     identity: &Identity,
@@ -28,19 +28,19 @@ pub async fn announce(
     queue: &str,
     text: &str,
 ) -> Result<bool, RedisError> {
-    let mut script = FENCE.key(identity.inflight_key());
-    script.key("queues").key(format!("queue:{queue}"));
-    script.arg(unit.token.to_string()).arg(&*unit.text).arg(text);
+    let mut script = FENCE.key(keys::inflight(identity));
+    script.key(keys::QUEUES).key(keys::queue(queue));
+    script.arg(unit.token.as_str()).arg(&*unit.text).arg(text);
     redis.script(&script).await
 }
 
-/// Puts on record that idle units begin; returns for each whether it is still owned, and so may begin.
+/// Records that idle units begin; returns for each whether this process still owns it, so that it may begin.
 ///
-/// May be sent any number of times.
+/// It may be sent any number of times.
 pub(super) async fn begin(redis: &Redis, identity: &Identity, units: &[&UnitOfWork]) -> Result<Vec<bool>, RedisError> {
-    let mut script = BEGIN.key(identity.inflight_key());
+    let mut script = BEGIN.key(keys::inflight(identity));
     for unit in units {
-        script.arg(unit.token.to_string()).arg(&*unit.text);
+        script.arg(unit.token.as_str()).arg(&*unit.text);
     }
     redis.script(&script).await
 }

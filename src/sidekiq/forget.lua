@@ -1,8 +1,8 @@
--- forget.lua: drops counts that do not count any more, so that what counts jobs does not grow for ever.
+-- forget.lua: drops counts that are too old, so that these hashes do not grow forever.
 --
--- KEYS  1… hashes of a job's digest to "number time", as turn.lua and recover.lua write them; each has a TTL, but one that
---       is written often never gets so old
--- ARGV  1 seconds for which they count   2 how many fields a hash may have before it is looked through
+-- KEYS  1… hashes of a job's digest to its counts and their time, as turn.lua and recover.lua write them. Each hash has a TTL,
+--       but one that is written often never expires.
+-- ARGV  1 seconds for which counts are valid   2 how many fields a hash may have before it is searched
 --
 -- Returns the number of fields dropped.
 

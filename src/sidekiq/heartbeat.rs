@@ -1,4 +1,6 @@
-//! What Sidekiq's API and Web UI know of this process: every ten seconds, and no longer than a minute after its death.
+//! The heartbeat: writes what Sidekiq's API and Web UI show of this process, every ten seconds.
+//!
+//! The keys expire a minute after the process dies.
 //!
 //! Follows Sidekiq 8.1 (`Launcher#beat`); `concurrency` is written in both places where generations read it.
 
@@ -11,10 +13,9 @@ use tokio::sync::mpsc;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
-use super::Identity;
-use super::custody::{Running, RunningJobs};
 use super::metrics::Metrics;
-use super::shown;
+use super::running::{Running, RunningJobs};
+use super::{Identity, keys, payload};
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError};
 use crate::settings::{Capsule, Mode};
@@ -22,10 +23,10 @@ use crate::settings::{Capsule, Mode};
 const PERIOD: Duration = Duration::from_secs(10);
 const TTL_S: u64 = 60;
 
-/// What of this process does not change.
+/// What does not change during the life of the process.
 #[derive(Clone, Debug)]
 pub struct Process {
-    /// Ours.
+    /// Its identity.
     pub identity: Arc<Identity>,
     /// When it started.
     pub started_at: Epoch,
@@ -43,20 +44,20 @@ impl Process {
     }
 }
 
-/// What somebody asks of this process through the Web UI or the API.
+/// A signal that arrives through Sidekiq's Web UI or API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Remote {
     /// `TSTP`: fetch nothing more.
     Quiet,
     /// `TERM`: stop.
     Stop,
-    /// `TTIN`: say what runs.
+    /// `TTIN`: log what runs.
     Show,
 }
 
 /// Beats until `stop`, then takes the process off the list.
 ///
-/// A beat after that would make the process reappear, so this is the last user of the keys.
+/// A later beat would make the process reappear, so nothing else writes these keys.
 pub async fn run(
     redis: &Redis,
     process: &Process,
@@ -68,8 +69,9 @@ pub async fn run(
 ) {
     let mut heart = Heart::new(redis, process);
     let mut ticks = interval(PERIOD);
-    let mut complaint = Complaint::that("there is no heartbeat");
-    let mut complaint_of_metrics = Complaint::that("the metrics of the last seconds cannot be written");
+    let mut complaint = Complaint::new("heartbeat_failed", "the heartbeat cannot be written");
+    let mut complaint_of_metrics =
+        Complaint::new("metrics_not_written", "the metrics of the last seconds cannot be written");
     loop {
         let is_over = stop.run_until_cancelled(ticks.tick()).await.is_none();
         if is_over {
@@ -81,7 +83,7 @@ pub async fn run(
     }
     complaint_of_metrics.hear(metrics.flush(redis, Epoch::now()).await);
     if let Err(error) = leave(redis, process).await {
-        tracing::warn!(%error, "the process stays on Sidekiq's list for a minute");
+        tracing::warn!(event = "process_not_removed", %error, "the process stays on Sidekiq's list for a minute");
     }
 }
 
@@ -91,35 +93,39 @@ fn read_signal(name: &str) -> Option<Remote> {
         "TERM" => Some(Remote::Stop),
         "TTIN" => Some(Remote::Show),
         other => {
-            tracing::info!(signal = other, "asked for something that only Ruby can do");
+            tracing::info!(
+                event = "unknown_signal",
+                signal = other,
+                "ignoring a signal that only Ruby's Sidekiq knows"
+            );
             None
         }
     }
 }
 
-/// Tells Redis of this process, and only what is new to it: the texts of running jobs are large.
+/// Writes the heartbeat. It sends only jobs that Redis does not have, since their texts are large.
 #[derive(Debug)]
 pub struct Heart<'a> {
     redis: &'a Redis,
     process: &'a Process,
     rtt: Duration,
-    /// The jobs that each of the [`work_keys`] has, by Redis' last word; none when an answer was lost.
+    /// The jobs in each of the [`keys::work`], as of the last answer; none when an answer was lost.
     shown: [BTreeSet<String>; 2],
 }
 
 impl<'a> Heart<'a> {
-    /// Of a process that is not on the list yet.
+    /// For a process that is not on the list yet.
     pub fn new(redis: &'a Redis, process: &'a Process) -> Self {
         Self { redis, process, rtt: Duration::ZERO, shown: Default::default() }
     }
 
-    /// Beats once; returns the name of the signal that somebody has sent.
+    /// Beats once; returns the name of a signal that has arrived.
     pub async fn beat(&mut self, running: &[Running], is_quiet: bool) -> Result<Option<String>, RedisError> {
         let identity = self.process.identity.to_string();
         let mut beat = redis::pipe();
         beat.atomic();
         let running_now: BTreeSet<String> = running.iter().map(work_field).collect();
-        for (work, shown) in work_keys(&identity).iter().zip(std::mem::take(&mut self.shown)) {
+        for (work, shown) in keys::work(&identity).iter().zip(std::mem::take(&mut self.shown)) {
             let jobs = running.iter().map(|job| (work_field(job), job));
             let new = jobs.filter(|(field, _)| !shown.contains(field)).map(|(field, job)| (field, work_entry(job)));
             let (new, ended): (Vec<_>, Vec<_>) = (new.collect(), shown.difference(&running_now).collect());
@@ -131,7 +137,7 @@ impl<'a> Heart<'a> {
             }
             beat.expire(work, TTL_S as i64).ignore().hkeys(work);
         }
-        beat.sadd("processes", &identity).ignore();
+        beat.sadd(keys::PROCESSES, &identity).ignore();
         let fields = [
             ("info", info(self.process)),
             ("concurrency", self.process.concurrency().to_string()),
@@ -143,7 +149,7 @@ impl<'a> Heart<'a> {
         ];
         beat.hset_multiple(&identity, &fields).ignore();
         beat.expire(&identity, TTL_S as i64).ignore();
-        beat.rpop(format!("{identity}-signals"), None);
+        beat.rpop(keys::signals(&identity), None);
         let sent = Instant::now();
         let (work, workers, signal): (BTreeSet<String>, BTreeSet<String>, Option<String>) =
             self.redis.pipeline(&beat).await?;
@@ -153,15 +159,10 @@ impl<'a> Heart<'a> {
     }
 }
 
-/// Where running jobs are looked for: from Sidekiq 6.4.2 on, and before.
-fn work_keys(identity: &str) -> [String; 2] {
-    [format!("{identity}:work"), format!("{identity}:workers")]
-}
-
 async fn leave(redis: &Redis, process: &Process) -> Result<(), RedisError> {
     let identity = process.identity.to_string();
     let mut goodbye = redis::pipe();
-    goodbye.atomic().srem("processes", &identity).ignore().cmd("UNLINK").arg(&work_keys(&identity)).ignore();
+    goodbye.atomic().srem(keys::PROCESSES, &identity).ignore().cmd("UNLINK").arg(&keys::work(&identity)).ignore();
     redis.pipeline(&goodbye).await
 }
 
@@ -203,15 +204,14 @@ fn info(process: &Process) -> String {
     .to_string()
 }
 
-/// The name of a job's field, which is another one while the job has not begun: the Web UI shows when it began.
+/// The field of a job in `<identity>:work`. It changes when the job begins, so that the new value with its `run_at` is sent.
 fn work_field(job: &Running) -> String {
-    let token = &job.unit.token;
-    if job.iteration.is_waiting() { format!("{token}:idle") } else { token.to_string() }
+    job.unit.token.field(job.iteration.is_waiting())
 }
 
 /// The value of a field of `<identity>:work`: the job's text is a string in it, not an object.
 fn work_entry(job: &Running) -> String {
-    let text = shown::running(&job.unit.text, &job.unit.queue, job.since);
+    let text = payload::running(&job.unit.text, &job.unit.queue, job.since);
     let run_at = job.since.as_millis() / 1000;
     json!({"queue": job.unit.queue, "payload": text, "run_at": run_at}).to_string()
 }

@@ -1,7 +1,7 @@
-//! The lease by which others know that this process is alive, renewed by a thread of its own.
+//! The lease that tells other workers that this process is alive, renewed by a separate thread.
 //!
-//! A stalled disk or a busy runtime must not lose a healthy job, so the thread has a runtime of its own. It stops renewing
-//! when the other one has not moved for a minute: then the process only looks alive.
+//! A stalled disk or a busy runtime must not cost a healthy job, so the thread has its own runtime. It stops renewing when the
+//! worker's runtime has not moved for a minute: then the process only looks alive.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -10,41 +10,41 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::custody::{RETRY, Signals};
-use super::{Identity, random_hex};
+use super::custody::{Handle, RETRY};
+use super::{Identity, keys};
 use crate::redis::{Complaint, Redis, RedisError, Script};
-use crate::settings;
+use crate::{hex, settings};
 
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
 static LEAVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("leave.lua")));
 
-/// A runtime that has not moved for this long is stuck.
+/// A runtime that has not moved for this long counts as stuck.
 const STUCK: Duration = Duration::from_secs(60);
 
-/// The thread. Ends when this is dropped; the lease then runs out.
+/// The thread. It ends when this is dropped; the lease then expires.
 #[derive(Debug)]
 pub struct Lease {
     pulse: Pulse,
     has_ended: CancellationToken,
-    // It may be waiting for a Redis that does not answer; leaving does not wait for that.
+    // The thread may wait for a Redis that does not answer; dropping this does not wait for the thread.
     _over: DropGuard,
 }
 
 /// The thread cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// The URL of Redis is wrong.
+    /// The Redis URL is not valid.
     #[error("redis.url: {0}")]
     Redis(#[from] RedisError),
-    /// The system gives no thread, or none of what its runtime needs.
-    #[error("the thread that renews the lease cannot be started: {0}")]
+    /// The system refused a thread, or a resource of its runtime.
+    #[error("failed to start the thread that renews the lease: {0}")]
     Thread(std::io::Error),
-    /// The thread has ended before the worker: the log has its panic.
-    #[error("the thread that renews the lease has ended")]
+    /// The thread ended before the worker; the log has its panic.
+    #[error("the thread that renews the lease ended")]
     Lost,
 }
 
-/// How the runtime shows that it moves.
+/// A heartbeat by which the runtime shows that it moves.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     started: Instant,
@@ -56,7 +56,7 @@ impl Pulse {
         Self { started: Instant::now(), last_ms: Arc::default() }
     }
 
-    /// To be called from a task, at least every few seconds.
+    /// Beats. A task must call this every few seconds.
     pub fn beat(&self) {
         self.last_ms.store(self.now_ms(), Ordering::Relaxed);
     }
@@ -72,18 +72,18 @@ impl Pulse {
 }
 
 impl Lease {
-    /// Starts the thread. Each time that the lease had to be made, the first time included, custody is notified to look what
-    /// others have reclaimed meanwhile. From `stop` on, Redis has it on record that the process was told to stop.
+    /// Starts the thread. Each time it makes a lease, the first time included, it notifies custody, which then looks for
+    /// reclaimed jobs. Once `stop` is cancelled, it records in Redis that the process is stopping.
     pub fn start(
         redis: &settings::Redis,
         ttl: Duration,
         identity: Arc<Identity>,
-        signals: Signals,
+        handle: Handle,
         stop: CancellationToken,
     ) -> Result<Self, LeaseError> {
         let (pulse, over) = (Pulse::new(), CancellationToken::new());
-        let renewal = Renewal { redis: Redis::new(redis)?, ttl, identity, signals, stop, pulse: pulse.clone() };
-        // Here, where the process can still end with a sentence.
+        let renewal = Renewal { redis: Redis::new(redis)?, ttl, identity, handle, stop, pulse: pulse.clone() };
+        // Here, where a failure still ends the process with an error.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
         let runtime = runtime.map_err(LeaseError::Thread)?;
         let (until, has_ended) = (over.clone(), CancellationToken::new());
@@ -97,22 +97,22 @@ impl Lease {
         Ok(Self { pulse, has_ended, _over: over.drop_guard() })
     }
 
-    /// Ends when the thread does: by a bug, since it goes on until the lease is given up.
+    /// Returns when the thread has ended. That is a bug: it runs until the lease is given up.
     pub async fn lost(&self) {
         self.has_ended.cancelled().await;
     }
 
-    /// Gives it up at the end of the process, so that nobody counts on it or waits until it has run out; not with jobs left
-    /// in flight, which recovery has to find.
+    /// Gives the lease up at the end of the process, so that no worker waits until it expires. With jobs left in flight the
+    /// lease stays: recovery has to find them.
     pub async fn give_up(self, redis: &Redis, identity: &Identity) -> Result<(), RedisError> {
         drop(self);
-        let mut script = LEAVE.key(identity.lease_key());
-        script.key("sidebake:owners").key("sidebake:suspects").key(identity.inflight_key()).key("sidebake:apart");
+        let mut script = LEAVE.key(keys::lease(identity));
+        script.key(keys::OWNERS).key(keys::SUSPECTS).key(keys::inflight(identity)).key(keys::APART);
         script.arg(identity.to_string());
         redis.script(&script).await
     }
 
-    /// What the runtime has to beat.
+    /// The pulse that the runtime has to beat.
     pub fn pulse(&self) -> Pulse {
         self.pulse.clone()
     }
@@ -122,14 +122,14 @@ struct Renewal {
     redis: Redis,
     ttl: Duration,
     identity: Arc<Identity>,
-    signals: Signals,
+    handle: Handle,
     stop: CancellationToken,
     pulse: Pulse,
 }
 
 impl Renewal {
     async fn run(&self) {
-        let mut complaint = Complaint::that("the lease cannot be renewed");
+        let mut complaint = Complaint::new("lease_not_renewed", "the lease cannot be renewed");
         loop {
             let is_stopping = self.stop.is_cancelled();
             if !self.pulse.is_stuck() && complaint.hear(self.hold(is_stopping).await).is_none() {
@@ -138,28 +138,28 @@ impl Renewal {
             }
             tokio::select! {
                 () = sleep(self.ttl / 6) => {}
-                // At once: what dies after that has not crashed.
+                // At once: a worker that dies after that has not crashed.
                 () = self.stop.cancelled(), if !is_stopping => {}
             }
         }
     }
 
-    /// Renews the lease, or makes one. Another incarnation, also one by a request whose answer was lost, is news to custody.
+    /// Renews the lease, or makes one. Notifies custody of another incarnation, also when the answer that made it was lost.
     async fn hold(&self, is_stopping: bool) -> Result<(), RedisError> {
         let mut incarnation = self.renew("", is_stopping).await?;
         if incarnation.is_empty() {
-            incarnation = self.renew(&random_hex::<8>(), is_stopping).await?;
+            incarnation = self.renew(&hex::random::<8>(), is_stopping).await?;
         }
-        if self.signals.set_incarnation(incarnation) {
-            self.signals.reconcile.notify_one();
+        if self.handle.set_incarnation(incarnation) {
+            self.handle.reconcile.notify_one();
         }
         Ok(())
     }
 
-    /// Returns the incarnation of the lease; an empty text when there is none, and `new` is empty.
+    /// Returns the incarnation of the lease, or an empty text when there is no lease and `new` is empty.
     async fn renew(&self, new: &str, is_stopping: bool) -> Result<String, RedisError> {
-        let mut script = RENEW.key(self.identity.lease_key());
-        script.key("sidebake:owners").key("sidebake:suspects");
+        let mut script = RENEW.key(keys::lease(&self.identity));
+        script.key(keys::OWNERS).key(keys::SUSPECTS);
         script.arg(self.identity.to_string()).arg(self.ttl.as_millis() as u64).arg(new).arg(u8::from(is_stopping));
         self.redis.script(&script).await
     }

@@ -1,4 +1,4 @@
-//! What custody keeps between turns, and what it has said of it.
+//! What custody keeps between turns, and which conditions it has logged.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,160 +6,109 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::apart::Apart;
-use super::remembered::Remembered;
-use super::turn::{Settled, Settlement, Token};
+use super::inflight::Token;
+use super::ledger::Ledger;
+use super::settlement::Settled;
 use crate::redis::{Complaint, Complaints};
 
 /// What the loop keeps between turns.
 pub(super) struct Memory {
-    pub complaint: Complaint,
+    pub complaint_of_reading: Complaint,
     pub complaint_of_begin: Complaint,
     pub complaint_of_counts: Complaint,
     pub n_tokens: u64,
     pub n_turns: u64,
-    /// Settlements that Redis has not answered yet.
-    pub pending: Vec<Settlement>,
-    /// Those of builds that a stop has killed, until the last one has ended.
-    pub killed: Vec<Settlement>,
-    /// Settlements that it refused, each with the reason; each keeps its slot, and is tried again at each reconcile.
-    pub refused: Vec<(Settlement, String)>,
-    /// Those of them that are pending again: their slots are not free before Redis has taken them.
-    pub tried_again: Vec<Token>,
-    /// Jobs that had ended here when the fence showed that they were lost.
+    /// Every settlement that Redis may not have.
+    pub ledger: Ledger,
+    /// Jobs that others reclaimed after they had begun here. A crash was counted against them, and there was none.
     pub lost: Vec<(Token, Arc<[u8]>)>,
-    /// Settlements that it has, in case it forgets.
-    pub remembered: Remembered,
-    /// Jobs that crashed workers before, or were there when one crashed.
+    /// Jobs that were recovered from dead workers, as long as they wait.
     pub apart: Apart,
-    /// Entries of the in-flight hash that came with a lost reply. The next turn says what they are.
-    pub unheard: BTreeSet<Token>,
-    /// What was logged, once for as long as it lasts.
-    pub told: Told,
-    /// How many processes may be waiting for the same push.
+    /// Entries of the in-flight hash that this process does not know: their reply was lost. The next turn reads them.
+    pub unknown: BTreeSet<Token>,
+    /// Conditions that are logged once for as long as they last.
+    pub conditions: Conditions,
+    /// How many processes may wait for the same push.
     pub n_idlers: u32,
-    /// Tokens of free slots; used again until one is filled.
+    /// Tokens of free slots. A token stays until a job fills its slot.
     pub slots: Vec<Token>,
-    /// When to go on although nothing happens.
+    /// When to take the next turn although nothing happens.
     pub wake_at: Option<Instant>,
 }
 
 impl Memory {
     pub(super) fn new() -> Self {
         Self {
-            complaint: Complaint::that("the in-flight hash cannot be read"),
-            complaint_of_begin: Complaint::that("jobs that were recovered before cannot begin"),
-            complaint_of_counts: Complaint::that("crashes that were none stay counted"),
+            complaint_of_reading: Complaint::new("inflight_not_read", "the in-flight hash cannot be read"),
+            complaint_of_begin: Complaint::new("recovered_jobs_wait", "recovered jobs cannot begin"),
+            complaint_of_counts: Complaint::new("crash_counts_not_corrected", "false crash counts cannot be corrected"),
             n_tokens: 0,
             n_turns: 0,
-            pending: Vec::new(),
-            killed: Vec::new(),
-            refused: Vec::new(),
-            tried_again: Vec::new(),
+            ledger: Ledger::default(),
             lost: Vec::new(),
-            remembered: Remembered::default(),
             apart: Apart::default(),
-            unheard: BTreeSet::new(),
-            told: Told::default(),
+            unknown: BTreeSet::new(),
+            conditions: Conditions::default(),
             n_idlers: 0,
             slots: Vec::new(),
             wake_at: None,
         }
     }
 
-    /// Results that Redis has not taken.
-    pub(super) fn n_unsettled(&self) -> usize {
-        self.pending.len() + self.refused.len()
-    }
-
-    pub(super) fn try_refused_again(&mut self) {
-        self.tried_again.extend(self.refused.iter().map(|(settlement, _)| settlement.token.clone()));
-        self.pending.extend(self.refused.drain(..).map(|(settlement, _)| settlement));
-    }
-
-    /// What became of the pending settlements, in their order.
-    pub(super) fn take_in_results(&mut self, settled: Vec<Settled>) {
-        let now = Instant::now();
-        self.tried_again.clear();
-        for (settlement, settled) in std::mem::take(&mut self.pending).into_iter().zip(settled) {
-            match settled {
-                Settled::Refused(why) => {
-                    self.refused.push((settlement, why));
-                    continue;
-                }
-                Settled::Fenced => {
-                    tracing::debug!(token = %settlement.token, "the job was settled before, or is not owned any more");
-                    // One that goes back unharmed has not begun.
-                    if !settlement.is_requeue() || settlement.is_interrupted() {
-                        self.lost.push((settlement.token.clone(), settlement.text.clone()));
-                    }
-                }
-                Settled::Done => {}
-            }
-            self.remembered.add(settlement, now);
-        }
-        self.told.hear_of_results(&self.refused);
+    /// Takes what Redis did with the settlements that were due.
+    pub(super) fn take_results(&mut self, settled: Vec<Settled>) {
+        self.lost.extend(self.ledger.take_results(settled, Instant::now()));
+        self.conditions.log_refusals(&self.ledger.refusals());
     }
 }
 
-/// What was logged, so that it is not logged each time that it is met.
+/// Conditions that are logged when they begin and when they end.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct Conditions {
     passed_over: Complaints,
     refused: Complaints,
     is_full: bool,
 }
 
-impl Told {
-    /// Says what is wrong with queues, until a turn that has asked all of them finds it right.
-    pub(super) fn hear_of_queues(&mut self, passed_over: Vec<String>, has_asked_all: bool) {
+impl Conditions {
+    /// Logs what is wrong with queues. A queue is right again only when a turn that asked all queues says so.
+    pub(super) fn log_queues(&mut self, passed_over: Vec<String>, has_asked_all: bool) {
         let mut now: BTreeSet<String> = passed_over.into_iter().collect();
         if !has_asked_all {
             now.extend(self.passed_over.last().iter().cloned());
         }
         for why in self.passed_over.news(now) {
-            tracing::error!(why, "a queue is passed over");
+            tracing::error!(event = "queue_skipped", why, "queue skipped: Redis refuses to fetch from it");
         }
     }
 
-    /// Says why results are refused, by what is refused now.
-    pub(super) fn hear_of_results(&mut self, refused: &[(Settlement, String)]) {
+    /// Logs why Redis refuses results; one reason for each refused result.
+    pub(super) fn log_refusals(&mut self, refusals: &[&str]) {
         let was_refused = !self.refused.last().is_empty();
-        for why in self.refused.news(refused.iter().map(|(_, why)| why.clone()).collect()) {
-            let n_results = refused.iter().filter(|(_, other)| *other == why).count();
-            tracing::error!(why, n_results, "results are refused, and kept until Redis takes them");
+        for why in self.refused.news(refusals.iter().map(|why| (*why).to_owned()).collect()) {
+            let n_results = refusals.iter().filter(|other| **other == why).count();
+            tracing::error!(
+                event = "results_refused",
+                why,
+                n_results,
+                "Redis refused results; keeping them for a retry"
+            );
         }
-        if was_refused && refused.is_empty() {
-            tracing::info!("Redis has taken all results");
+        if was_refused && refusals.is_empty() {
+            tracing::info!(event = "results_accepted", "Redis accepted all results that it had refused");
         }
     }
 
-    /// Says that Redis is full, and that it is no longer.
-    pub(super) fn hear_of_memory(&mut self, is_full: bool) {
+    /// Logs that Redis is full, and that it no longer is.
+    pub(super) fn log_memory(&mut self, is_full: bool) {
         match (self.is_full, is_full) {
-            (false, true) => {
-                tracing::error!("Redis is at its memory limit: results are settled, nothing is fetched");
-            }
-            (true, false) => tracing::info!("Redis has memory again"),
+            (false, true) => tracing::error!(
+                event = "redis_full",
+                "Redis is at its memory limit; settling results, fetching no jobs"
+            ),
+            (true, false) => tracing::info!(event = "redis_has_memory", "Redis has memory again; fetching jobs"),
             _ => {}
         }
         self.is_full = is_full;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sidekiq::turn::{Effect, UnitOfWork};
-
-    #[test]
-    fn a_job_that_had_begun_and_that_the_fence_refuses_was_lost() {
-        let requeue = |is_interrupted| vec![Effect::Requeue { queue: "default".into(), is_interrupted }];
-        for (effects, is_lost) in [(Vec::new(), true), (requeue(true), true), (requeue(false), false)] {
-            let mut memory = Memory::new();
-            let unit = UnitOfWork::fetched(1, b"a job");
-            memory.pending.push(Settlement { effects, ..Settlement::of(&unit) });
-            memory.take_in_results(vec![Settled::Fenced]);
-            assert_eq!(memory.lost.len(), usize::from(is_lost));
-        }
     }
 }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use redis::Pipeline;
 
+use super::keys;
 use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 
-/// Bounds of the histogram's buckets, ms; what is longer than the last is in a bucket of its own.
+/// Upper bounds of the histogram's buckets, ms. A last bucket has all longer runs.
 const BOUNDS: [u64; 25] = [
     20, 30, 45, 65, 100, 150, 225, 335, 500, 750, 1100, 1700, 2500, 3800, 5750, 8500, 13000, 20000, 30000, 45000,
     65000, 100_000, 150_000, 225_000, 335_000,
@@ -36,7 +37,7 @@ struct Class {
 impl Metrics {
     /// Counts one attempt.
     pub fn record(&self, class: &str, took: Duration, is_failed: bool) {
-        // Sidekiq divides its fields there.
+        // The separator in Sidekiq's fields.
         if class.contains('|') {
             return;
         }
@@ -52,28 +53,28 @@ impl Metrics {
         class.buckets[BOUNDS.partition_point(|bound| *bound <= millis)] += 1;
     }
 
-    /// Writes what has run since the last time; nothing when nothing has. What Redis does not take is lost, as in Ruby.
+    /// Writes what has run since the last flush. What Redis does not take is lost, as in Ruby.
     pub async fn flush(&self, redis: &Redis, now: Epoch) -> Result<(), RedisError> {
         let classes = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         if classes.is_empty() {
             return Ok(());
         }
-        let (mut pipe, keys) = (redis::pipe(), Keys::at(now));
+        let (mut pipe, counts) = (redis::pipe(), keys::class_counts(now));
         for (name, class) in &classes {
             let failed = (class.n_failed > 0).then(|| (format!("{name}|f"), class.n_failed));
             let millis = (class.n_failed < class.n_processed).then(|| (format!("{name}|ms"), class.millis));
             let processed = (format!("{name}|p"), class.n_processed);
             for (field, n) in [processed].into_iter().chain(failed).chain(millis) {
-                for (key, _) in &keys.counts {
+                for key in &counts {
                     pipe.hincr(key, &field, n).ignore();
                 }
             }
-            for key in keys.histograms(name) {
+            for key in keys::class_histograms(name, now) {
                 histogram(&mut pipe, &key, class);
             }
         }
-        for (key, ttl) in &keys.counts {
-            expire(&mut pipe, key, *ttl);
+        for (key, ttl) in counts.iter().zip([SHORT_TERM, SHORT_TERM, MID_TERM]) {
+            expire(&mut pipe, key, ttl);
         }
         redis.pipeline(&pipe).await
     }
@@ -95,44 +96,9 @@ fn expire(pipe: &mut Pipeline, key: &str, ttl: Duration) {
     pipe.cmd("EXPIRE").arg(key).arg(ttl.as_secs()).ignore();
 }
 
-/// The keys of a minute. In no two of them are day, hour and minute padded in the same way.
-struct Keys {
-    counts: Vec<(String, Duration)>,
-    now: jiff::civil::DateTime,
-}
-
-impl Keys {
-    fn at(now: Epoch) -> Self {
-        let now = jiff::tz::Offset::UTC.to_datetime(now.timestamp());
-        let (day, hour, minute) = (now.strftime("%Y%m%d").to_string(), now.hour(), now.minute());
-        let short_day = &day[2..];
-        let counts = vec![
-            (format!("j|{day}|{hour}:{minute}"), SHORT_TERM),
-            (format!("j|{short_day}|{hour}:{minute:02}"), SHORT_TERM),
-            (format!("j|{short_day}|{hour}:{}", minute / 10), MID_TERM),
-        ];
-        Self { counts, now }
-    }
-
-    /// Sidekiq 7's, then Sidekiq 8's.
-    fn histograms(&self, class: &str) -> [String; 2] {
-        let (day, hour, minute) = (self.now.day(), self.now.hour(), self.now.minute());
-        [format!("{class}-{day:02}-{hour:02}:{minute}"), format!("h|{class}-{day}-{hour}:{minute}")]
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_generation_has_keys_of_its_own() {
-        // 2026-11-07 08:04:59 UTC.
-        let keys = Keys::at(Epoch::from_secs_f64(1_794_038_699.0));
-        let counts: Vec<&str> = keys.counts.iter().map(|(key, _)| key.as_str()).collect();
-        assert_eq!(counts, ["j|20261107|8:4", "j|261107|8:04", "j|261107|8:0"]);
-        assert_eq!(keys.histograms("A::B"), ["A::B-07-08:4", "h|A::B-7-8:4"]);
-    }
 
     #[test]
     fn a_bucket_has_what_is_below_its_bound() {

@@ -1,11 +1,12 @@
-//! In which order a turn asks the queues: strict, random or weighted, as Sidekiq's `BasicFetch` does for each job.
+//! The order in which a turn asks the queues: strict, random or weighted, as Sidekiq's `BasicFetch` has it for each job.
 
 use super::turn::FetchRequest;
 use crate::settings::{Capsule, Mode, Queue};
 
 /// What a turn asks for the `n_slots` free slots of a capsule.
 ///
-/// With weights each slot has an order of its own, or a turn for many would empty one queue. Equal ones are asked together.
+/// With weights each slot draws its own order; with one order, a turn for many slots would empty one queue. Slots with equal
+/// orders share a fetch request.
 pub fn fetch_requests(capsule: &Capsule, n_slots: usize) -> Vec<FetchRequest> {
     if Mode::of(&capsule.queues) == Mode::Strict {
         let queues = capsule.queues.iter().map(|queue| queue.name.clone()).collect();
@@ -22,9 +23,9 @@ pub fn fetch_requests(capsule: &Capsule, n_slots: usize) -> Vec<FetchRequest> {
     fetch_requests
 }
 
-/// An order in which the first queue is each one with the probability of its share of the weights, and so on for the rest.
+/// Draws an order. Each queue comes first with a probability of its share of the weights, and so on for the rest.
 ///
-/// As Sidekiq's shuffle of a list that has each name as often as it weighs: the first of races whose times are exponential.
+/// Equals Sidekiq's shuffle of a list that has each name as often as its weight: it sorts by exponential random times.
 fn drawn(queues: &[Queue]) -> Vec<String> {
     let mut times: Vec<(f64, &Queue)> = queues
         .iter()
@@ -43,7 +44,7 @@ mod tests {
         Capsule { concurrency: 1000, queues }
     }
 
-    /// For how many slots each of `names` is asked first.
+    /// The number of slots for which each of `names` comes first.
     fn firsts(fetch_requests: &[FetchRequest], names: [&str; 3]) -> [usize; 3] {
         names.map(|name| {
             fetch_requests
@@ -55,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strict_list_is_asked_as_it_is() {
+    fn a_strict_list_keeps_its_order() {
         let queues = ["b", "a", "c"].map(str::to_owned).to_vec();
         assert_eq!(fetch_requests(&capsule(&["b", "a", "c"]), 7), [FetchRequest { n_slots: 7, queues }]);
     }

@@ -1,12 +1,12 @@
--- page.lua: some members of a sorted set, no more than fit into one reply.
+-- page.lua: reads members of a sorted set, as many as fit into one reply.
 --
 -- KEYS  1 the set
--- ARGV  1 `rank` or `scan`   2 the rank, or the cursor, to begin at   3 how many members to look at
---       4 how many of those were returned before   5 bytes of members to return; one member is returned whatever its size
+-- ARGV  1 `rank` or `scan`   2 the rank, or the cursor, to begin at   3 how many members to read
+--       4 how many of those were returned before   5 most bytes of members to return, but at least one member
 --       6 a score
 --
--- Returns {cursor, whether these are the last of the page (0/1), how many members of the set have at most that score, members and
--- scores by turns}. By `rank` the cursor is 0. By `scan` it is the one to go on with after the page, as ZSCAN gives it.
+-- Returns {cursor, whether these are the last of the page (0/1), how many members of the set have at most that score, a list of
+-- members each followed by its score}. By `rank` the cursor is 0. By `scan` it is ZSCAN's cursor of the next page.
 --
 -- Writes nothing. A set that changes between two replies of one page may hide a member until the next round.
 

@@ -1,8 +1,8 @@
-//! A job's text, read and edited without re-encoding what is not ours.
+//! A job's text: reads it, and edits it without encoding the rest again.
 //!
-//! Every field is kept as the slice of text it came as, so unknown fields, big integers and the form of floats survive
-//! retries and death. What goes back to Redis is in a form that Sidekiq can show (`shown`). Follows Sidekiq's job format
-//! (6.4 to 8.1) and Active Job's envelope.
+//! Each field keeps its text, so unknown fields, big integers and the form of floats survive retries and death. What goes
+//! back to Redis is in a form that Sidekiq can show (`shown`). Follows Sidekiq's job format (6.4 to 8.1) and Active Job's
+//! envelope.
 
 use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
@@ -15,12 +15,11 @@ use serde_json::Value;
 
 use super::fields::{Fields, is_integer};
 use super::shown;
-use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::arguments::Arguments;
-use crate::json;
 use crate::reason::{Failure, Reason};
 use crate::settings::Timestamps;
+use crate::{bounds, hex, json};
 
 /// A text that is not a job.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +27,14 @@ pub enum PayloadError {
     /// Not JSON.
     #[error("the job is not a JSON object: {0}")]
     NotJson(serde_json::Error),
-    /// JSON of another kind.
+    /// It is JSON, but not an object.
     #[error("the job is not a JSON object")]
     NotAnObject,
-    /// It has so many fields that they would take many times the memory of their text.
+    /// It has too many fields: they would take many times the memory of their text.
     #[error("the job has more than {} fields", bounds::FIELDS)]
     TooManyFields,
-    /// `class` is missing, or not a text that can be part of a key, of a line and of a page.
-    #[error("the job has no class that can be a name")]
+    /// `class` is missing, or not a name that fits into a key, a log line and a page.
+    #[error("the job has no class with a valid name")]
     NoClass,
     /// `args` is not an array.
     #[error("args: expected an array")]
@@ -46,40 +45,40 @@ pub enum PayloadError {
 #[derive(Debug)]
 pub struct Payload {
     fields: Fields,
-    /// The text; that in the envelope, when it came in one.
+    /// The text, without its envelope.
     original: Arc<[u8]>,
-    /// Why Sidekiq cannot show it, once that was looked for.
+    /// Why Sidekiq cannot show it; empty until the first question.
     flaw: OnceLock<Option<String>>,
-    /// The Ruby class whose job this is: the wrapped one for Active Job.
+    /// The Ruby class of the job; for Active Job the wrapped class.
     pub class: String,
-    /// Sidekiq's id; empty when the job has none that can be part of a key and of a page.
+    /// The jid; empty when the job has none that fits into a key and a page.
     pub jid: String,
 }
 
 /// The `retry` field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RetryRule {
-    /// `false`: dropped at the first failure, and not put into the dead set.
+    /// `false`: dropped at the first failure, without an entry in the dead set.
     Never,
-    /// `true`, absent, or anything that is not an integer: as often as the configuration says.
+    /// `true`, absent, or not an integer: as many times as the configuration says.
     Default,
-    /// That many times.
+    /// So many times.
     Times(u32),
 }
 
-/// How names begin that Active Job leaves in hashes, such as `_aj_symbol_keys`.
+/// The prefix of the names that Active Job adds to hashes, such as `_aj_symbol_keys`.
 const MARKS: &str = "_aj_";
 
-/// As Ruby's `Zlib::Deflate.deflate` compresses without being told how much.
+/// The default level of Ruby's `Zlib::Deflate.deflate`.
 const LEVEL: u8 = 6;
 
 impl Payload {
-    /// Reads a job's text, also from an envelope. Bytes that are not UTF-8 are replaced, as Ruby's Web UI does.
+    /// Reads a job's text, with or without an envelope. Replaces bytes that are not UTF-8, as Ruby's Web UI does.
     pub fn parse(text: &[u8]) -> Result<Self, PayloadError> {
         Self::of(shown::opened(text).into())
     }
 
-    /// The same of a text that others hold as well: what is kept of it is no copy.
+    /// The same for a shared text, which is kept without a copy.
     pub fn parse_shared(text: &Arc<[u8]>) -> Result<Self, PayloadError> {
         Self::of(match shown::opened(text) {
             Cow::Borrowed(_) => Arc::clone(text),
@@ -103,7 +102,7 @@ impl Payload {
         Ok(payload)
     }
 
-    /// The arguments that the job class sees. For Active Job these are the inner `arguments`.
+    /// The arguments of the job class. For Active Job these are the inner `arguments`.
     pub fn arguments(&self) -> Result<Arguments, PayloadError> {
         let args = self.fields.raw("args").unwrap_or_default();
         let (args, marks) = match self.is_active_job() {
@@ -116,7 +115,7 @@ impl Payload {
         Ok(Arguments::new(args, marks))
     }
 
-    /// Why Sidekiq cannot show the job in any set, if it cannot. Such a job is not run and not retried.
+    /// Why Sidekiq cannot show the job; `None` when it can. A job with a flaw is neither run nor retried.
     pub fn flaw(&self) -> Option<&str> {
         self.flaw.get_or_init(|| shown::flaw(&self.readable(), &self.fields, &self.class)).as_deref()
     }
@@ -126,7 +125,7 @@ impl Payload {
         match self.fields.raw("retry") {
             Some("false") => RetryRule::Never,
             Some(text) if is_integer(text) => {
-                // Ruby's have any size.
+                // Ruby's integers have any size.
                 let n = if text.starts_with('-') { 0 } else { text.parse().unwrap_or(u32::MAX) };
                 RetryRule::Times(n)
             }
@@ -134,18 +133,18 @@ impl Payload {
         }
     }
 
-    /// How long after its first failure the job may be retried, however often; from Sidekiq 7.1.3 on.
+    /// How long after its first failure the job may be retried any number of times; from Sidekiq 7.1.3 on.
     pub fn retry_for(&self) -> Option<Duration> {
         let seconds: f64 = self.fields.read("retry_for")?;
         Some(Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX))
     }
 
-    /// When the job is not wanted any more; Sidekiq Pro's `expires_in`.
+    /// When the job expires; Sidekiq Pro's `expires_in`.
     pub fn expiry(&self) -> Option<Epoch> {
         self.fields.timestamp("expiry")
     }
 
-    /// The form in which the job has its times: that of the first one it has.
+    /// The form of the job's times: that of the first one it has.
     pub fn timestamps(&self) -> Option<Timestamps> {
         let mut times = ["created_at", "enqueued_at", "failed_at"].into_iter().filter_map(|name| self.fields.raw(name));
         times
@@ -164,23 +163,23 @@ impl Payload {
         self.fields.timestamp("failed_at")
     }
 
-    /// When the job was put on its queue, by the clock of whoever did.
+    /// When the job was enqueued, by the client's clock.
     pub fn enqueued_at(&self) -> Option<Epoch> {
         self.fields.timestamp("enqueued_at").or_else(|| self.fields.timestamp("created_at"))
     }
 
-    /// Whether an exhausted job goes to the dead set.
+    /// Whether an exhausted job moves to the dead set.
     pub fn may_die(&self) -> bool {
         self.fields.read::<bool>("dead") != Some(false)
     }
 
-    /// The queue the job names, where it is a name; the one it is fetched from wins.
+    /// The queue that the job names, if it is a valid name. The queue that it is fetched from takes precedence.
     pub fn queue(&self) -> Option<String> {
         self.fields.string("queue").filter(|queue| shown::is_name(queue))
     }
 
-    /// The text of the job after a failed attempt on `queue`, as Sidekiq's `JobRetry` writes it; in an envelope when it has a
-    /// flaw. `unless_known` is the form of its times when it has none.
+    /// The text of the job after a failed attempt from `queue`, as Sidekiq's `JobRetry` writes it. A job with a flaw is put into
+    /// an envelope. `unless_known` is the form of the times of a job that has none.
     pub fn after_failure(&self, queue: &str, failure: &Failure, now: Epoch, unless_known: Timestamps) -> Vec<u8> {
         let form = self.timestamps().unwrap_or(unless_known);
         if self.flaw().is_some() {
@@ -190,7 +189,7 @@ impl Payload {
         let queue = fields.string("retry_queue").unwrap_or_else(|| queue.to_owned());
         fields.set("queue", &queue);
         fields.set("error_message", &failure.detail);
-        fields.set("error_class", &error_class(failure));
+        fields.set("error_class", &shown::error_class(failure));
         let time = now.json(form);
         if fields.raw("failed_at").is_none() {
             fields.set("failed_at", &time);
@@ -208,7 +207,7 @@ impl Payload {
         fields.text().into_bytes()
     }
 
-    /// The text of the job as it goes from the retry set or the schedule to `queue`.
+    /// The text of the job for its move from the retry set or the schedule to `queue`.
     pub fn enqueued(&self, queue: &str, now: Epoch, unless_known: Timestamps) -> Vec<u8> {
         let form = self.timestamps().unwrap_or(unless_known);
         if let Some(flaw) = self.flaw() {
@@ -221,7 +220,7 @@ impl Payload {
         fields.text().into_bytes()
     }
 
-    /// The text of the job as Sidekiq can show it while it runs.
+    /// The text of the running job in a form that Sidekiq can show.
     pub(super) fn shown(&self, queue: &str, now: Epoch) -> String {
         let form = self.timestamps().unwrap_or(Timestamps::Milliseconds);
         if let Some(flaw) = self.flaw() {
@@ -237,19 +236,19 @@ impl Payload {
     fn expected(&self) -> Fields {
         let mut fields = self.fields.clone();
         shown::set_aside(&mut fields);
-        // Without it, Sidekiq shows the whole argument in the place of the class, and unescaped.
+        // Without `wrapped`, Sidekiq shows the whole argument instead of the class, and unescaped.
         if self.is_active_job() && fields.string("wrapped").is_none() {
             fields.set("wrapped", &self.class);
         }
         fields
     }
 
-    /// The same, with a jid and the bytes that are not UTF-8.
+    /// The same, with a jid, and with the original text if some of its bytes are not UTF-8.
     fn presentable(&self) -> Fields {
         let mut fields = self.expected();
         shown::keep_original(&mut fields, &self.original);
         if fields.raw("jid").is_none() {
-            fields.set("jid", &super::random_hex::<12>());
+            fields.set("jid", &hex::random::<12>());
         }
         fields
     }
@@ -258,7 +257,7 @@ impl Payload {
         String::from_utf8_lossy(&self.original)
     }
 
-    /// How many lines of an error's backtrace are kept; `None` when the job does not want any.
+    /// How many lines of an error's backtrace the job keeps; `None` when it keeps none.
     fn backtrace(&self) -> Option<usize> {
         match self.fields.read::<Value>("backtrace")? {
             Value::Null | Value::Bool(false) => None,
@@ -278,15 +277,21 @@ impl Payload {
     }
 }
 
-/// The error class that Sidekiq's Web UI shows. Public: people alert on it.
-pub fn error_class(failure: &Failure) -> String {
-    let camel: String = failure.reason.name().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
-    format!("Sidebake::{camel}")
+/// The text of a running job in a form that Sidekiq's pages can show.
+pub(super) fn running(text: &[u8], queue: &str, now: Epoch) -> String {
+    match Payload::parse(text) {
+        Ok(payload) => payload.shown(queue, now),
+        Err(error) => {
+            let failure = Failure::new(Reason::InvalidArguments, error.to_string());
+            let envelope = shown::envelope(text, "", queue, &failure, now, Timestamps::Milliseconds);
+            String::from_utf8_lossy(&envelope).into_owned()
+        }
+    }
 }
 
-/// Where Ruby has the lines of its stack: whose matter the failure is, then what exactly happened.
+/// The lines that Ruby fills with its stack: the reason with its sentence, then the detail of the failure.
 ///
-/// Sidekiq's Web UI puts these lines into its page as they are, so markup in them is escaped here.
+/// Sidekiq's Web UI does not escape these lines, so this does.
 fn trace(failure: &Failure, n_lines: usize) -> Vec<String> {
     let first = format!("{}: {}", failure.reason, failure.reason.sentence());
     std::iter::once(first.as_str()).chain(failure.detail.lines()).map(escape_markup).take(n_lines).collect()
@@ -320,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ours_is_kept_to_the_byte() {
+    fn foreign_fields_are_kept_byte_for_byte() {
         let text = r#"{"class":"B","args":[1e400,1.10,123456789012345678901234567890,{"a":null}],"x":{"y":1.0},"jid":"j","created_at":1795491695123}"#;
         let after = failed(text);
         assert!(after.starts_with(text.trim_end_matches('}')), "{after}");
@@ -347,14 +352,14 @@ mod tests {
     }
 
     #[test]
-    fn an_integer_that_can_only_be_seconds_is() {
+    fn an_integer_too_small_for_milliseconds_counts_as_seconds() {
         let expiry = |text: &str| {
             let job = format!(r#"{{"class":"B","expiry":{text}}}"#);
             Payload::parse(job.as_bytes()).expect("a job").expiry().map(Epoch::as_millis)
         };
         let forms = ["1795500000", "1795500000.0", "1795500000000"];
         assert_eq!(forms.map(expiry), [Some(1_795_500_000_000); 3]);
-        // What no clock shows neither expires a job nor ends its retries.
+        // A value that is not a time neither expires a job nor ends its retries.
         assert_eq!(["null", "1e300", "-1", "1e400", "\"soon\""].map(expiry), [None; 5]);
     }
 
@@ -377,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backtrace_has_no_markup_that_the_web_ui_would_pass_on() {
+    fn a_backtrace_has_no_markup() {
         let failure = Failure::new(Reason::StepFailed, "<script>alert(1)</script> & more\n\u{1b}[1mbold");
         assert_eq!(trace(&failure, 9)[1..], ["&lt;script&gt;alert(1)&lt;/script&gt; &amp; more", "bold"]);
     }
@@ -425,12 +430,12 @@ mod tests {
     }
 
     #[test]
-    fn texts_that_are_not_a_job_say_what_is_wrong() {
+    fn an_error_names_what_is_wrong_with_a_text_that_is_not_a_job() {
         let error = |text: &[u8]| Payload::parse(text).expect_err("refused").to_string();
         assert!(error(b"{").starts_with("the job is not a JSON object"));
         assert!(error(b"[1]").starts_with("the job is not a JSON object"));
         assert!(error(b"").starts_with("the job is not a JSON object"));
-        assert_eq!(error(b"{}"), "the job has no class that can be a name");
+        assert_eq!(error(b"{}"), "the job has no class with a valid name");
         assert_eq!(error(br#"{"class":"\u0000"}"#), error(b"{}"));
         assert!(Payload::parse(b"{\"class\":\"B\",\"x\":\"\xff\"}").is_ok(), "bytes that are not UTF-8 are replaced");
     }

@@ -1,7 +1,7 @@
-//! Moves due jobs of our classes from the retry set and the schedule to their queues.
+//! Moves due jobs of this worker's classes from the retry set and the schedule to their queues.
 //!
-//! Rails' other jobs need Ruby's client middleware and are left to Ruby's pollers. Unlike Ruby's, which pops and then
-//! pushes, a crash in between loses nothing: one script moves one job. Timing follows Sidekiq 8.1.
+//! It leaves all other jobs to Ruby's pollers, since they need Ruby's client middleware. Ruby's poller pops and then pushes;
+//! here one script moves one job, so a crash in between loses nothing. Timing follows Sidekiq 8.1.
 
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
@@ -11,32 +11,40 @@ use redis::RedisResult;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::iteration;
+use super::keys;
 use super::payload::Payload;
-use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Complaints, Redis, RedisError, Script};
 use crate::settings::Jobs;
+use crate::{bounds, hex};
 
 static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lua")));
 static PAGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("page.lua")));
 
-/// Members of a page, which takes more than one request when they are long.
+/// Members of a page. A page of long members takes more than one request.
 const MEMBERS: usize = 500;
 
 /// Members of a set, with their scores.
 type Members = Vec<(Vec<u8>, f64)>;
 
-/// Polls until the worker goes `quiet`, as Sidekiq's does.
+/// Polls until the worker goes `quiet`, as Sidekiq's poller does.
 pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     let mut sets = [
-        ("retry", Round::default(), Complaint::that("jobs of the retry set cannot be moved")),
-        ("schedule", Round::default(), Complaint::that("jobs of the schedule cannot be moved")),
+        (
+            keys::RETRY,
+            Round::default(),
+            Complaint::new("retry_set_not_polled", "jobs of the retry set cannot be moved"),
+        ),
+        (
+            keys::SCHEDULE,
+            Round::default(),
+            Complaint::new("schedule_not_polled", "jobs of the schedule cannot be moved"),
+        ),
     ];
     let mut wait = jobs.poll_interval.mul_f64(rand::random());
     while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
         for (set, round, complaint) in &mut sets {
-            // There may be very many, and each is moved by a script of its own.
+            // A set may hold very many due jobs, and a script moves each of them.
             let polled = quiet.run_until_cancelled(poll(redis, jobs, set, round, Epoch::now())).await;
             let Some(polled) = polled else { return };
             complaint.hear(polled);
@@ -49,20 +57,20 @@ pub async fn run(redis: &Redis, jobs: &Jobs, quiet: &CancellationToken) {
     }
 }
 
-/// What is kept of a set between polls.
+/// What the poller keeps of a set between polls.
 #[derive(Debug, Default)]
 struct Round {
-    /// Where in the set cancelled jobs are looked for next: a page, and how many of its members were looked at.
+    /// Where the search for cancelled jobs goes on: a page, and how many of its members it has read.
     cursor: u64,
     n_seen: usize,
     /// Why due jobs cannot be moved.
     stuck: Complaints,
 }
 
-/// One request where nothing is to be moved.
+/// Polls one set. Sends one request when there is nothing to move.
 ///
-/// Cancelled jobs are looked for everywhere in the set, a page each poll: the cursor wanders, and Redis sees to it that it
-/// meets whatever waits for a whole round.
+/// Each poll reads one page of the whole set for cancelled jobs. ZSCAN guarantees that a round of pages meets every job that
+/// stays in the set that long.
 async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epoch) -> Result<(), RedisError> {
     let waiting = page(redis, set, "scan", round.cursor, round.n_seen, now).await?;
     (round.cursor, round.n_seen) =
@@ -72,23 +80,23 @@ async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epo
         stuck = enqueue_due(redis, jobs, set, now).await?.stuck;
     }
     for why in round.stuck.news(stuck) {
-        tracing::error!(set, why, "due jobs cannot be moved");
+        tracing::error!(event = "due_jobs_stuck", set, why, "due jobs cannot be moved");
     }
     enqueue_cancelled(redis, jobs, set, &waiting.members, now).await
 }
 
 /// Some members of a set.
 struct Page {
-    /// Where a scan goes on after the page.
+    /// The cursor of the next page.
     cursor: u64,
-    /// Whether nothing more of the page follows.
+    /// Whether these are the last members of the page.
     is_last: bool,
     /// How many members of the whole set are due.
     n_due: usize,
     members: Members,
 }
 
-/// What fits into one reply of a page that begins at a rank or a cursor, after `n_seen` members of it.
+/// Reads what fits into one reply of a page that begins at a rank or a cursor, after `n_seen` of its members.
 async fn page(redis: &Redis, set: &str, by: &str, start: u64, n_seen: usize, now: Epoch) -> Result<Page, RedisError> {
     let mut script = PAGE.key(set);
     script.arg(by).arg(start).arg(MEMBERS).arg(n_seen).arg(bounds::PAGE).arg(now.as_secs_f64());
@@ -104,34 +112,34 @@ fn pause(interval: Duration, n_processes: u32, jitter: f64) -> Duration {
 
 /// How many processes share the polling, at least one.
 async fn n_processes(redis: &Redis) -> u32 {
-    let mut look = redis::pipe();
-    look.cmd("SCARD").arg("processes");
-    look.cmd("SET").arg(&["process_cleanup", "1", "NX", "EX", "60"]);
-    let Ok((n_processes, is_our_turn)) = redis.pipeline::<(u32, bool)>(&look).await else { return 1 };
-    if is_our_turn && let Err(error) = prune(redis).await {
-        tracing::debug!(%error, "processes that have gone stay on the list");
+    let mut count = redis::pipe();
+    count.cmd("SCARD").arg(keys::PROCESSES);
+    count.cmd("SET").arg(&[keys::PROCESS_CLEANUP, "1", "NX", "EX", "60"]);
+    let Ok((n_processes, has_lock)) = redis.pipeline::<(u32, bool)>(&count).await else { return 1 };
+    if has_lock && let Err(error) = prune(redis).await {
+        tracing::debug!(%error, "dead processes stay on the list");
     }
     n_processes
 }
 
-/// Takes processes off the list that have not beaten for a minute, once a minute in the whole fleet: what Ruby's
-/// `ProcessSet#cleanup` does. Otherwise each one that was killed would make all others poll less often, for ever.
+/// Removes processes without a heartbeat for a minute from the list, once a minute in the whole fleet. Follows Ruby's
+/// `ProcessSet#cleanup`. Otherwise each killed process would make all others poll less often forever.
 async fn prune(redis: &Redis) -> Result<(), RedisError> {
-    let processes: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg("processes")).await?;
+    let processes: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg(keys::PROCESSES)).await?;
     for process in processes {
         if !redis.query::<bool>(redis::cmd("EXISTS").arg(&process)).await? {
-            redis.query::<()>(redis::cmd("SREM").arg("processes").arg(&process)).await?;
+            redis.query::<()>(redis::cmd("SREM").arg(keys::PROCESSES).arg(&process)).await?;
         }
     }
     Ok(())
 }
 
-/// What became of the due jobs of a set.
+/// What happened to the due jobs of a set.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Enqueued {
-    /// How many are on their queues.
+    /// How many moved to their queues.
     pub n_moved: usize,
-    /// Why others are not: a queue, and what Redis says of it.
+    /// Why others did not: a queue, and Redis' error.
     pub stuck: BTreeSet<String>,
 }
 
@@ -139,18 +147,18 @@ pub struct Enqueued {
 pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<Enqueued, RedisError> {
     let (mut enqueued, mut n_left) = (Enqueued::default(), 0);
     loop {
-        // By rank, which Redis finds at once. It would count off an offset into a range of scores, for each page anew.
+        // By rank, which Redis finds at once. It would count off an offset into a range of scores again for each page.
         let Page { is_last, members, .. } = page(redis, set, "rank", n_left, 0, now).await?;
         let is_due = |score: f64| score <= now.as_secs_f64();
         let is_last = is_last && members.len() < MEMBERS || members.last().is_some_and(|(_, score)| !is_due(*score));
         for (member, _) in members.into_iter().take_while(|(_, score)| is_due(*score)) {
-            // What stays, others' jobs and what is no job at all, must not hide what comes after it.
+            // Members that stay, such as other classes' jobs, must not hide what comes after them.
             match moved_text(jobs, &member, now) {
                 Some((queue, text)) => match move_one(redis, set, &member, &queue, &text).await {
                     Ok(n) => enqueued.n_moved += n,
-                    // Such as a queue of the wrong type: it must not hold up the jobs behind it.
+                    // A queue of the wrong type, for example, must not hold up the jobs behind it.
                     Err(error) if matches!(error.code(), Some("REFUSED" | "NOPERM")) => {
-                        enqueued.stuck.insert(format!("queue:{queue}: {error}"));
+                        enqueued.stuck.insert(format!("{}: {error}", keys::queue(&queue)));
                         n_left += 1;
                     }
                     Err(error) => return Err(error),
@@ -164,8 +172,8 @@ pub async fn enqueue_due(redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> R
     }
 }
 
-/// Moves jobs of ours among these members of `set` that are cancelled: their end need not wait for their time. The error is
-/// the first one; it hides no other job.
+/// Moves this worker's cancelled jobs among these members of `set` to their queues, whatever their time. Goes on after an
+/// error, and returns the first one.
 async fn enqueue_cancelled(
     redis: &Redis,
     jobs: &Jobs,
@@ -184,7 +192,7 @@ async fn enqueue_cancelled(
     let mut marks = redis::pipe();
     marks.ignore_errors();
     for (_, jid) in &ours {
-        marks.cmd("HEXISTS").arg(iteration::key(jid)).arg("cancelled");
+        marks.cmd("HEXISTS").arg(keys::iteration(jid)).arg("cancelled");
     }
     let marks: Vec<RedisResult<bool>> = redis.pipeline(&marks).await?;
     let mut result = Ok(());
@@ -198,7 +206,7 @@ async fn enqueue_cancelled(
     result
 }
 
-/// Moves one member of a set to its queue, when it is a job of ours and still there.
+/// Moves one member of a set to its queue, if it is one of this worker's jobs and still there.
 pub(super) async fn enqueue_member(
     redis: &Redis,
     jobs: &Jobs,
@@ -212,7 +220,7 @@ pub(super) async fn enqueue_member(
     }
 }
 
-/// Queue and text of a job of ours; `None` for anything else.
+/// Queue and text of one of this worker's jobs; `None` for anything else.
 fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, Vec<u8>)> {
     let payload = Payload::parse(member).ok()?;
     jobs.runs(&payload.class).then(|| {
@@ -224,7 +232,7 @@ fn moved_text(jobs: &Jobs, member: &[u8], now: Epoch) -> Option<(String, Vec<u8>
 
 async fn move_one(redis: &Redis, set: &str, member: &[u8], queue: &str, text: &[u8]) -> Result<usize, RedisError> {
     let mut script = DUE.key(set);
-    script.key("queues").key(format!("queue:{queue}")).arg(member).arg(text).arg(super::random_hex::<16>());
+    script.key(keys::QUEUES).key(keys::queue(queue)).arg(member).arg(text).arg(hex::random::<16>());
     redis.script(&script).await
 }
 

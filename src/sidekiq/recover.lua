@@ -1,28 +1,30 @@
 -- recover.lua: requeues the jobs of a dead process at the head of their queues.
 --
 -- KEYS  1 `sidebake:owners`   2 `sidebake:suspects`   3 the lease of the owner   4 its in-flight hash
---       5 `sidebake:recoveries`   6 `queues`   7 `sidebake:apart`   8… the lists named by their place
+--       5 `sidebake:recoveries`   6 `queues`   7 `sidebake:apart`   8… the lists to push to
 -- ARGV  1 the owner's identity   2 how long a suspect has to come back, ms
---       3 seconds for which recoveries are counted   then pairs: field of the hash, place of its list; newest token first
+--       3 seconds for which recoveries are counted   then pairs: field of the hash, index of its list in KEYS; newest token
+--         first
 --
 -- Returns "alive", "suspected", "expired" (call again with the fields), or the number of jobs requeued.
 --
--- Invariant: nothing is taken from an owner that has a lease. A missing lease makes a suspect first, by Redis' own
--- clock, so an outage of Redis makes no builds start again. An entry is removed after it was pushed, and that it
--- may be removed is tried out before.
+-- Invariant: nothing is taken from an owner that has a lease. A missing lease makes a suspect first, by Redis' clock, so an
+-- outage of Redis restarts no builds. An entry is pushed before it is removed, and a first HDEL tests the right to remove.
 --
--- A job that had begun when its worker died is counted: how often it was recovered, how often of that it was the only one that
--- had begun, and when. A job that was fetched, has no history and had not begun is taken for one that had. Jobs that are
--- `<token>:idle` are not counted, since they did not run; none of a worker that was told to stop is.
+-- `sidebake:recoveries` counts jobs that had begun when their worker died. The value is "recoveries, crashes alone, time, whether
+-- it was alone (0/1), identity, token": how often the job was recovered, how often of that it was the only job that had begun,
+-- when, and the run that was counted last. A fetched job without a history counts as begun. An entry `<token>:idle` did not run,
+-- so it is not counted. Jobs of a stopping worker are not counted.
 --
--- A suspect's value is ms since the epoch when it had no lease first; negative when it was told to stop; 0 while it is told to
--- stop and has a lease (renew.lua); -1 when its crash was counted, and jobs were left that could not be requeued.
+-- A suspect's value in `sidebake:suspects` is the time in ms at which it first had no lease. It is negative when the process was
+-- stopping. It is 0 while a stopping process has a lease (renew.lua). It is -1 when the crash was counted and some jobs could not
+-- be requeued.
 
 if redis.call('EXISTS', KEYS[3]) == 1 then return 'alive' end
--- A write that Redis never refuses for lack of memory: after it a script may write at the memory limit as well.
+-- Redis never refuses HDEL at its memory limit. After it, the script may write as well.
 redis.call('HDEL', KEYS[2], '')
 if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 0 and redis.call('HLEN', KEYS[4]) == 0 then
-  -- It left by itself, after it was listed.
+  -- It left in an orderly way after it was listed.
   redis.call('HDEL', KEYS[2], ARGV[1])
   return 0
 end
@@ -45,8 +47,7 @@ for _, field in ipairs(redis.call('HKEYS', KEYS[4])) do
   if has_begun(field) then n_begun = n_begun + 1 end
 end
 
--- The values are read in turn.lua, forget.lua and withdraw.lua as well; earlier versions had no second number. After the time
--- comes the run that was counted last: whether it was alone, its worker, and its token.
+-- turn.lua, forget.lua and withdraw.lua read these values as well. Earlier versions wrote no second number.
 local function count(text, field)
   local digest, seconds = redis.sha1hex(text), math.floor(now / 1000)
   local value = redis.pcall('HGET', KEYS[5], digest)

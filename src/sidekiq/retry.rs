@@ -1,4 +1,4 @@
-//! When a failed job runs again: Sidekiq's curve and Sidekiq's limits, with one of ours.
+//! When a failed job runs again: Sidekiq's curve and limits, and one limit more.
 
 use std::time::Duration;
 
@@ -18,20 +18,20 @@ pub fn jitter_bound(count: u32) -> u64 {
     10 * (u64::from(count) + 1)
 }
 
-/// What the rules of a job say after a failure.
+/// What follows a failure by the rules of a job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Next {
-    /// Again at this time.
+    /// Run again at this time.
     RetryAt(Epoch),
-    /// To the dead set.
+    /// Move to the dead set.
     Die,
-    /// Nowhere: `retry: false`, or `dead: false`.
+    /// Drop the job: `retry: false`, or `dead: false`.
     Drop,
 }
 
-/// Decides what follows a failure at `now`; a retry comes after `wait` at the earliest. `jitter` is a number in 0..1.
+/// Decides what follows a failure at `now`. A retry comes after `wait` at the earliest; `jitter` is in 0..1.
 ///
-/// Sidekiq's rules, and one more: no retry that would start later than `max_age` after the first failure.
+/// Sidekiq's rules, and one more: no retry starts later than `max_age` after the first failure.
 pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, wait: Duration, jitter: f64) -> Next {
     let exhausted = if payload.may_die() { Next::Die } else { Next::Drop };
     let maximum = match payload.retry_rule() {
@@ -49,7 +49,7 @@ pub fn next(payload: &Payload, jobs: &Jobs, now: Epoch, wait: Duration, jitter: 
     if is_exhausted {
         return exhausted;
     }
-    // The jitter's bound is far below 2⁵³, and a fraction of a second is no jitter of Sidekiq's.
+    // The bound is far below 2⁵³. Sidekiq's jitter has whole seconds.
     let jitter = Duration::from_secs((jitter * jitter_bound(count) as f64) as u64);
     let at = now.plus(retry_delay(count).max(wait)).plus(jitter);
     if at.since(first_failure) > jobs.max_age { exhausted } else { Next::RetryAt(at) }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_and_switches_of_the_job_are_honoured() {
+    fn retry_and_dead_of_the_job_decide() {
         assert_eq!(decide(r#"{"class":"B","retry":0}"#), Next::Die);
         assert_eq!(decide(r#"{"class":"B","retry":false}"#), Next::Drop);
         assert_eq!(decide(r#"{"class":"B","retry":1,"retry_count":0}"#), Next::Die);
@@ -81,21 +81,21 @@ mod tests {
     }
 
     #[test]
-    fn a_window_for_retries_counts_in_place_of_their_number() {
+    fn retry_for_replaces_the_number_of_retries() {
         let decide = |retry: &str, failed_at: &str| {
             decide(&format!(
                 r#"{{"class":"B","retry":{retry},"retry_for":600,"retry_count":3,"failed_at":{failed_at}}}"#
             ))
         };
-        assert!(matches!(decide("1", "400.0"), Next::RetryAt(_)), "the number is not looked at");
+        assert!(matches!(decide("1", "400.0"), Next::RetryAt(_)), "the number does not count");
         assert_eq!(decide("true", "399.0"), Next::Die);
         assert_eq!(decide("false", "999.0"), Next::Drop);
         let first = r#"{"class":"B","retry":0,"retry_for":1}"#;
-        assert!(matches!(super::tests::decide(first), Next::RetryAt(_)), "the first failure opens it");
+        assert!(matches!(super::tests::decide(first), Next::RetryAt(_)), "the first failure opens the window");
     }
 
     #[test]
-    fn nobody_wants_a_build_of_last_week() {
+    fn a_retry_beyond_the_age_limit_does_not_come() {
         let old = r#"{"class":"B","retry_count":3,"failed_at":1000.0}"#;
         let payload = Payload::parse(old.as_bytes()).expect("a job");
         let two_hours_later = Epoch::from_secs_f64(1000.0 + 7200.0);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_to_be_left_alone_for_longer_than_the_curve_is_and_the_age_limit_counts_it() {
+    fn a_requested_wait_longer_than_the_curve_is_kept_and_counts_against_the_age_limit() {
         let payload = Payload::parse(br#"{"class":"BuildJob"}"#).expect("a job");
         let decide =
             |wait| next(&payload, &Jobs::default(), Epoch::from_secs_f64(1000.0), Duration::from_secs(wait), 0.0);

@@ -1,13 +1,13 @@
-//! What a worker asks of Redis, for a user whose ACL may lack some of it.
+//! The Redis commands that a worker needs, and which of them an ACL refuses.
 
 use redis::Value;
 
-use super::random_hex;
+use super::keys;
 use crate::redis::{Redis, RedisError};
 
-/// Every command that a worker sends or that its scripts call, each in a form that Redis would take; `k` is a key.
+/// Every command that a worker sends or that its scripts call, each in a form that Redis accepts; `k` is a key.
 ///
-/// `tests/it/rights.rs` compares the list with the code. `CLIENT TRACKING` is not on it: without it a worker polls.
+/// `tests/it/rights.rs` compares the list with the code. It leaves out `CLIENT TRACKING`: without that command a worker polls.
 pub const COMMANDS: &[&str] = &[
     "BITFIELD k GET u8 0",
     "DEL k",
@@ -56,24 +56,26 @@ pub const COMMANDS: &[&str] = &[
     "ZSCORE k v",
 ];
 
-/// The commands that this user may not use, by name. Writes nothing: Redis checks the right to a command when a transaction
-/// queues it, and this one ends with its connection, before anything is executed.
+/// The names of the commands that this user may not use.
+///
+/// Writes nothing: Redis checks the right to a command when a transaction queues it. The connection of this transaction closes
+/// before anything is executed.
 pub async fn missing(redis: Redis) -> Result<Vec<&'static str>, RedisError> {
-    let key = format!("sidebake:doctor:{}", random_hex::<6>());
+    let key = keys::probe();
     let mut missing = Vec::new();
     for form in ["EXEC", "MULTI"].iter().chain(COMMANDS) {
         if !is_allowed(&redis, form, &key).await? {
             missing.extend(form.split(' ').next());
         }
         if missing.contains(&"MULTI") {
-            // Nothing else can be asked without it.
+            // Without it no other right can be checked.
             break;
         }
     }
     Ok(missing)
 }
 
-/// Whether the ACL has the command. Any other answer is one of a command that was let in.
+/// Whether the ACL allows the command. Any answer but NOPERM comes from a command that was allowed.
 async fn is_allowed(redis: &Redis, form: &str, key: &str) -> Result<bool, RedisError> {
     let mut words = form.split(' ');
     let mut command = redis::cmd(words.next().unwrap_or_default());
@@ -81,7 +83,7 @@ async fn is_allowed(redis: &Redis, form: &str, key: &str) -> Result<bool, RedisE
         command.arg(if word == "k" { key } else { word });
     }
     match redis.query::<Value>(&command).await {
-        // EXEC that is not allowed is answered by an EXECABORT, with the reason in its text.
+        // Redis answers a forbidden EXEC with EXECABORT, and the reason in its text.
         Err(error) if error.code() == Some("NOPERM") || error.to_string().contains("NOPERM") => Ok(false),
         Err(error) if error.code().is_none() => Err(error),
         _ => Ok(true),

@@ -1,12 +1,13 @@
-//! What Sidekiq can show: the one place that decides whether an entry may go into a set, a queue or the list of running jobs.
+//! What Sidekiq can show: this module alone decides whether an entry may go into a set, a queue or the list of running jobs.
 //!
-//! Sidekiq's API and Web UI (6.4, 7.3, 8.1) parse every entry of a page. One that they cannot read makes the whole page fail,
-//! and much of what they read stands in the page as it is, with whatever markup it has.
+//! Sidekiq's API and Web UI (6.4, 7.3, 8.1) parse every entry of a page. One entry that they cannot read makes the whole page
+//! fail, and they put many fields into the page unescaped.
 //!
 //! - A field of a type that they do not expect, or with markup that they do not escape, is *set aside*: it moves into
 //!   `sidebake_set_aside`, as JSON text by its name.
-//! - A text that is not a job, or that a JSON parser of Ruby's refuses, goes into an *envelope*: a job of the class
-//!   `Sidebake::Malformed` whose first argument is the text. The worker opens an envelope that comes back to a queue.
+//! - A text that is not a job, or that one of Ruby's JSON parsers refuses, goes into an *envelope*: a job of the class
+//!   `Sidebake::Malformed` whose first argument is the text. The worker opens an envelope that
+//!   comes back to a queue.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -17,21 +18,18 @@ use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 use serde_json::{Value, json};
 
 use super::fields::{Fields, TIMES, is_integer};
-use super::payload::{Payload, error_class};
-use crate::bounds;
 use crate::clock::Epoch;
-use crate::json;
-use crate::reason::{Failure, Reason};
+use crate::reason::Failure;
 use crate::settings::{Queue, Timestamps};
-use crate::text;
+use crate::{bounds, hex, json, text};
 
 /// The class of an envelope. No worker runs it; it has no retries, so every Sidekiq puts it into the dead set.
 pub const MALFORMED: &str = "Sidebake::Malformed";
 
-/// Where odd fields go: an object of JSON texts by name.
+/// The field for odd fields: an object of JSON texts by name.
 const SET_ASIDE: &str = "sidebake_set_aside";
 
-/// The text of a job as it was fetched, in Base64, where some of its bytes are not UTF-8.
+/// The field for the fetched text in Base64, when some of its bytes are not UTF-8.
 const ORIGINAL: &str = "sidebake_original";
 
 /// `max_nesting` of Ruby's JSON library, which counts the job's own object.
@@ -47,20 +45,20 @@ const MAILS: [&str; 2] = ["ActionMailer::DeliveryJob", MAIL_DELIVERY];
 /// The one of them whose arguments are in a hash.
 const MAIL_DELIVERY: &str = "ActionMailer::MailDeliveryJob";
 
-/// How the classes of Sidekiq's delayed extensions begin.
+/// The prefix of the classes of Sidekiq's delayed extensions.
 const DELAYED: &str = "Sidekiq::Extensions::Delayed";
 
-/// Fields that the page of a job does not list among all others, which stand there unescaped. `args` and `error_message` are
-/// escaped, `class` is a name, `error_class` is ours.
+/// Fields that the page of a job escapes or does not list. It lists all others unescaped. `class` is a valid name, and sidebake
+/// writes `error_class`.
 const NOT_LISTED: [&str; 6] = ["class", "args", "error_class", "error_message", "backtrace", "retry"];
 
-/// `retry_for` of a longer time is refused by Sidekiq's client, and so by Ruby's poller.
+/// Sidekiq's client, and so Ruby's poller, refuses a longer `retry_for`.
 const MAX_RETRY_FOR: f64 = 1e9;
 
 /// Whether the text of a value is of a type that Sidekiq expects.
 type Shape = fn(&str) -> bool;
 
-/// Fields that Sidekiq shows or checks, each with what it can be.
+/// Fields that Sidekiq shows or checks, each with the test of its value.
 const SHAPES: &[(&str, Shape)] = &[
     ("jid", is_named),
     ("queue", is_named),
@@ -68,7 +66,7 @@ const SHAPES: &[(&str, Shape)] = &[
     ("display_class", |text| is_null(text) || is_named(text)),
     ("bid", |text| is_null(text) || is_named(text)),
     ("wrapped", |text| is_null(text) || is_named(text)),
-    // 7.3 puts each one into an attribute as it is.
+    // 7.3 puts each one into an attribute unescaped.
     ("tags", |text| is_null(text) || (text.starts_with('[') && !has(text, b"'"))),
     ("cattr", |text| is_null(text) || text.starts_with(['[', '{'])),
     ("created_at", |text| is_null(text) || is_time(text)),
@@ -86,12 +84,12 @@ fn is_null(text: &str) -> bool {
     text == "null"
 }
 
-/// Whether a text can be the name of a queue, a class or a job. No name that Ruby has for one is refused.
+/// Whether a text can be the name of a queue, a class or a job. Every name that Ruby allows passes.
 pub(super) fn is_name(text: &str) -> bool {
     Queue::is_name(text)
 }
 
-/// Whether one of the ASCII characters is in a string of a JSON text, as it is or as an escape.
+/// Whether one of the ASCII characters is in a string of a JSON text, plain or as an escape.
 fn has(text: &str, characters: &[u8]) -> bool {
     let (bytes, mut at) = (text.as_bytes(), 0);
     while let Some(&byte) = bytes.get(at) {
@@ -109,7 +107,7 @@ fn has(text: &str, characters: &[u8]) -> bool {
     false
 }
 
-/// The same JSON text without `<`, which it can have in strings alone.
+/// The same JSON text without `<`, which only its strings can contain.
 fn without_markup(text: &str) -> String {
     text.replace('<', "\\u003c")
 }
@@ -126,11 +124,12 @@ fn is_time(text: &str) -> bool {
     number(text).is_some_and(|time| TIMES.contains(&time))
 }
 
-/// As Sidekiq compresses it: Base64 of a zlib stream of a JSON array of strings. They stand in the page as they are.
+/// Whether the text is a backtrace as Sidekiq compresses it, without markup: Base64 of a zlib stream of a JSON array of strings.
+/// The page shows them unescaped.
 fn is_backtrace(text: &str) -> bool {
     let lines = || -> Option<Vec<String>> {
         let encoded: String = json::read(text.as_bytes()).ok()?;
-        // Before Sidekiq 7.2 in lines.
+        // Before Sidekiq 7.2, Base64 has line breaks.
         let stream = BASE64_STANDARD.decode(encoded.replace('\n', "")).ok()?;
         let lines = decompress_to_vec_zlib_with_limit(&stream, bounds::BACKTRACE).ok()?;
         json::read(&lines).ok()
@@ -138,9 +137,9 @@ fn is_backtrace(text: &str) -> bool {
     lines().is_some_and(|lines| lines.iter().all(|line| !line.contains('<')))
 }
 
-/// Moves every field of an unexpected type, or with markup, where it breaks no page. Nothing is lost.
+/// Moves every field of an unexpected type or with markup into [`SET_ASIDE`], where it breaks no page. Nothing is lost.
 pub(super) fn set_aside(fields: &mut Fields) {
-    // Sidekiq replaces the last argument by a note, where there is one.
+    // Sidekiq replaces the last argument of an encrypted job by a note, so there has to be one.
     let has_args = json::items(fields.raw("args").unwrap_or_default()).next().is_some();
     let aside = fields.take(|name, text| is_odd(name, text) || (name == "encrypt" && !has_args));
     if aside.is_empty() {
@@ -149,7 +148,7 @@ pub(super) fn set_aside(fields: &mut Fields) {
     let mut all: BTreeMap<String, String> = fields.read(SET_ASIDE).unwrap_or_default();
     for (name, text) in aside {
         let mut name = without_markup(&name);
-        // One of the same name may lie there from an earlier time.
+        // A field of the same name may have been set aside before.
         while all.contains_key(&name) {
             name.push('+');
         }
@@ -158,29 +157,31 @@ pub(super) fn set_aside(fields: &mut Fields) {
     fields.set(SET_ASIDE, &all);
 }
 
-/// Whether a field cannot be shown as it is.
+/// Whether a field has to be set aside.
 fn is_odd(name: &str, text: &str) -> bool {
     let is_unexpected = SHAPES.iter().any(|(field, is_expected)| *field == name && !is_expected(text));
     is_unexpected || name.contains('<') || (!NOT_LISTED.contains(&name) && has(text, b"<"))
 }
 
-/// Keeps the bytes of a text that is shown with U+FFFD in the place of some of them.
+/// Keeps the original bytes of a text that shows U+FFFD for some of them.
 pub(super) fn keep_original(fields: &mut Fields, original: &[u8]) {
     if str::from_utf8(original).is_err() {
         fields.set(ORIGINAL, &BASE64_STANDARD.encode(original));
     }
 }
 
-/// Why a job of this class cannot be shown, whatever is set aside: a parser of Ruby's refuses it, or its arguments are not
-/// arguments. `JobRecord#display_class` and `#display_args` raise, or show markup, where
+/// Why a job of this class cannot be shown even with fields set aside; `None` when it can.
+///
+/// Either one of Ruby's parsers refuses it, or its arguments are not valid. `JobRecord#display_class` and `#display_args` raise, or
+/// show markup, where
 ///
 /// - `args` is not an array;
 /// - the class is one of Sidekiq's delayed extensions: 6.4 does `YAML.load(args[0])`. Nested YAML exhausts its stack, `!binary`
-///   makes texts that no page can hold, and the names in it stand in the page as they are;
+///   makes texts that no page can hold, and the page shows the names in it unescaped;
 /// - `args[0]["arguments"]` of Active Job is not an array;
 /// - the class or method of a mail, the first two of these, has markup;
-/// - the fourth of these, the arguments of a mail, is not a hash. 7.3 and 8.1 first put a global id in the place of each hash
-///   that has only `_aj_globalid`, and that is not a hash. They show any value in any other place.
+/// - the fourth of these, the arguments of a mail, is not a hash. 7.3 and 8.1 first replace each hash that has only
+///   `_aj_globalid` by a global id, which is not a hash. They show any other value.
 pub(super) fn flaw(text: &str, fields: &Fields, class: &str) -> Option<String> {
     if let Some(oddity) = json::oddity(text, MAX_NESTING) {
         return Some(oddity.to_string());
@@ -209,17 +210,17 @@ pub(super) fn flaw(text: &str, fields: &Fields, class: &str) -> Option<String> {
     is_broken.then(|| "args[0].arguments[3]: expected an object, as Action Mailer writes it".into())
 }
 
-/// Whether Sidekiq takes an argument of Active Job for a hash.
+/// Whether an argument of Active Job is a hash to Sidekiq.
 fn is_hash(argument: &str) -> bool {
     let mut names = json::fields(argument).map(|(name, _)| name);
     let is_global_id = names.next().as_deref() == Some("_aj_globalid") && names.next().is_none();
     argument.starts_with('{') && !is_global_id
 }
 
-/// An entry that every Sidekiq can show, around any text. Nothing of the text is lost.
+/// Puts any text into an entry that every Sidekiq can show. Nothing of the text is lost.
 ///
-/// Its first argument is the text. Where that is long or not UTF-8, the first argument is only what can be read of it, and
-/// the second is all of it in Base64. A text that is an envelope already is not put into another one.
+/// The first argument is the text. For a text that is long or not UTF-8, the first argument is its readable beginning, and the
+/// second is all of it in Base64. An envelope is not put into another one.
 pub fn envelope(text: &[u8], jid: &str, queue: &str, failure: &Failure, now: Epoch, form: Timestamps) -> Vec<u8> {
     let original = opened(text);
     let readable = String::from_utf8_lossy(&original);
@@ -228,10 +229,10 @@ pub fn envelope(text: &[u8], jid: &str, queue: &str, failure: &Failure, now: Epo
         true => json!([readable]),
         false => json!([text::clip(&readable, bounds::MALFORMED), BASE64_STANDARD.encode(&original)]),
     };
-    let jid = if jid.is_empty() { super::random_hex::<12>() } else { jid.to_owned() };
+    let jid = if jid.is_empty() { hex::random::<12>() } else { jid.to_owned() };
     let time = now.json(form);
     let job = json!({
-        // As Ruby reads it: the first failure is the last one.
+        // Ruby reads this as one failure, the first and the last.
         "class": MALFORMED, "args": args, "jid": jid, "queue": queue, "retry": 0,
         "created_at": time, "enqueued_at": time, "failed_at": time, "retry_count": 0,
         "error_class": error_class(failure), "error_message": text::shown(&failure.detail, bounds::MESSAGE),
@@ -249,7 +250,7 @@ pub(super) fn opened(text: &[u8]) -> Cow<'_, [u8]> {
 }
 
 fn inner(text: &[u8]) -> Option<Vec<u8>> {
-    // Most texts are not an envelope, and are not parsed for it.
+    // Most texts are not an envelope; this does not parse them.
     let text = str::from_utf8(text).ok().filter(|text| text.contains(MALFORMED) && json::is_json(text).is_ok())?;
     let fields = Fields::of(text).filter(|fields| fields.string("class").as_deref() == Some(MALFORMED))?;
     let args: Vec<Value> = fields.read("args")?;
@@ -260,16 +261,10 @@ fn inner(text: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// The text of a running job as Sidekiq's pages can show it.
-pub(super) fn running(text: &[u8], queue: &str, now: Epoch) -> String {
-    match Payload::parse(text) {
-        Ok(payload) => payload.shown(queue, now),
-        Err(error) => {
-            let failure = Failure::new(Reason::InvalidArguments, error.to_string());
-            let envelope = envelope(text, "", queue, &failure, now, Timestamps::Milliseconds);
-            String::from_utf8_lossy(&envelope).into_owned()
-        }
-    }
+/// The error class that Sidekiq's Web UI shows. Public: people alert on it.
+pub fn error_class(failure: &Failure) -> String {
+    let camel: String = failure.reason.name().split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect();
+    format!("Sidebake::{camel}")
 }
 
 #[cfg(test)]

@@ -2,43 +2,44 @@
 --
 -- KEYS  1 in-flight hash of this process   2 its lease   3 `queues`   4 `retry`   5 `dead`
 --       6 `sidebake:recoveries`   7 `sidebake:interruptions`   8 `sidebake:owners`   9 `paused`   10 `sidebake:apart`
---       11… the lists to fetch from, named by their place in KEYS
---       Not declared, since Redis 6.2 and 7.0 track every declared key of a script that reads: `it-<jid>`, `stat:*`, the lists
---       that are pushed to, other leases. An ACL checks them all the same; without the right to the first two a settlement
---       goes on.
+--       11… the lists to fetch from
+--       Not declared: `it-<jid>`, `stat:*`, the lists to push to, other leases. Redis 6.2 and 7.0 track every declared key of a
+--       script that reads. An ACL checks these keys nevertheless. A settlement succeeds without the right to the first two.
 -- ARGV  1 now, float seconds   2 oldest score kept in `dead`   3 entries kept in `dead`   4 the UTC day, for `stat:*`
 --       5 incarnation of the lease that the sender knows   6 number of this turn   7 recoveries that make no suspect yet
---       8 crashes alone that make no poison yet   9 bytes of texts to fetch at most   10 bytes of the longest text that a worker
---         takes; 9 is as much where it holds none
+--       8 crashes alone that make no poison yet   9 most bytes of texts to fetch   10 most bytes of one text; 9 is at least as
+--         large when the worker holds no job
 --      11 number of settlements, then each: token, text as it was fetched, processed (0/1), failed (0/1), number of effects,
---         then each effect: kind, list or score, text. One push, head or interrupted at most.
+--         then each effect: kind, list or score, text. At most one push, head or interrupted.
 --           push   LPUSH the text on the list
---           head   RPUSH the text as it was fetched, on the list; the effect's text is not used
---           interrupted   the same, and count it
+--           head   RPUSH the fetched text on the list; the effect's own text is not used
+--           interrupted   the same, and count an interruption
 --           retry  ZADD the text with the score
---           bury   ZADD the text to `dead` with the score, and trim
+--           dead   ZADD the text to `dead` with the score, and trim `dead`
 --           unlink UNLINK the key that the text names
---         then the number of fetch requests, then each: number of slots, and the queues' positions in KEYS, in order, with
+--         then the number of fetch requests, then each: number of slots, and the indices of its lists in KEYS, in order, with
 --         spaces between; then the tokens of the free slots, fetch request by fetch request
 --
--- Returns {settlements, slots, passed over, idlers, oversized}. A settlement is 1: done; 0: token and text are not owned any more, and
--- nothing was done; or the key that was refused and what Redis said, and nothing was done. A slot is false, or {queue, text,
--- times recovered, times it crashed its worker alone, times interrupted, idle (0/1)}.
--- `slots` is the text "no lease" when the lease is gone or another one: a process that others may take for dead must not
--- fetch; and "full" when Redis is at its memory limit: results are settled, nothing is fetched.
--- `passed over` says which queue cannot be fetched from, and why, or is false. `idlers` is how many processes may wait for
--- the same push, or 0 when this one was given all that it asked for. `oversized` names the queue and the bytes of each text
--- that is too long for a worker; it went to `dead`.
+-- Returns {settlements, slots, passed over, idlers, oversized}.
+--   settlements: for each, 1: done; 0: this process does not own token and text any more, nothing was done; or the refused key and
+--     Redis' error, nothing was done.
+--   slots: for each, false or {queue, text, times recovered, times it crashed its worker alone, times interrupted, idle (0/1)}.
+--     Instead of a list, "no lease" when the lease is gone or another one: a process that others may count as dead must not
+--     fetch. Or "full" when Redis is at its memory limit: results are settled, nothing is fetched.
+--   passed over: a queue that cannot be fetched from, with the reason; or false.
+--   idlers: how many processes may wait for the same push; 0 when this one got all that it asked for.
+--   oversized: queue and bytes of each text that is too long for a worker. It is in `dead` now.
 --
--- Invariant: an entry is in exactly one place. Nothing is removed before the write that replaces it has happened, and that
--- a removal is allowed is tried out before that write; so no refusal loses or doubles a job.
--- A slot that was filled before is answered again, so the script may be sent any number of times. The lease holds its
--- incarnation and the number of the last turn: a turn that was sent under an earlier incarnation, or arrives after a later
--- turn, fetches nothing, or it would fill a token that was used already.
+-- Invariant: a job is in exactly one place. The write that replaces an entry comes before its removal, and the right to remove is
+-- tested before that write; so no refusal loses or doubles a job.
+-- A slot that was filled before is returned again, so the script may be sent any number of times. The lease holds its
+-- incarnation and the number of the last turn. A turn that was sent under an earlier incarnation, or that arrives after a later
+-- turn, fetches nothing; otherwise it could fill a used token.
 --
--- A job that does not run has `:idle` after its token: its result was refused, or it was recovered before and has not begun
--- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch: it runs apart from others.
--- `sidebake:apart` has the processes that hold one: a quarter of the fleet, and one at least. Others look past it, and leave it.
+-- `:idle` follows the token of a job that does not run: its result was refused, or it was recovered before and has not begun
+-- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch, since it runs apart from others.
+-- `sidebake:apart` has the processes that hold a suspect: at most a quarter of the fleet, and at least one. Other processes look
+-- past a suspect and leave it in its queue.
 
 local inflight, now = KEYS[1], tonumber(ARGV[1])
 local next_argument = 11
@@ -61,28 +62,28 @@ local function text_of(entry)
   return string.sub(entry, string.find(entry, '\n', 1, true) + 1)
 end
 
--- Redis makes a text of each number that a script gives to a command, as of a float, which takes it ten times as long.
+-- Redis formats each number that a script passes to a command as a float, which takes ten times as long.
 local function digits(n)
   return string.format('%d', n)
 end
 
--- What Redis says when it refuses, or nil.
+-- The error of a refused command, or nil.
 local function refusal_of(reply)
   return type(reply) == 'table' and reply.err or nil
 end
 
--- How long things that happened to a text are counted: three days, Sidekiq Pro's limit for poison pills.
+-- How long recoveries and interruptions of a text count: three days, Sidekiq Pro's limit for poison pills.
 local counted_s = 259200
 
--- By Redis' clock, as recovery counts: a worker's may be wrong by days.
+-- By Redis' clock, as in recover.lua: a worker's clock may be wrong by days.
 local server_s = nil
 local function server_time()
   server_s = server_s or tonumber(redis.call('TIME')[1])
   return server_s
 end
 
--- How often it happened, and how often of that to a job that ran alone. The value has both numbers and the time, and what only
--- withdraw.lua reads. Without the second number: interruptions, and recoveries as earlier versions wrote them.
+-- Returns how often a job was recovered or interrupted, and how often of that it ran alone. recover.lua has the format of
+-- recoveries. Interruptions, and recoveries of earlier versions, have no second number.
 local function history(key, digest)
   local value = redis.pcall('HGET', key, digest)
   if type(value) ~= 'string' then return 0, 0 end
@@ -103,7 +104,7 @@ end
 local sorted_sets = { retry = KEYS[4], dead = KEYS[5] }
 local named = {}
 
--- Pushes the text, and says what Redis says when it refuses. Only the name in `queues` may have been written then.
+-- Pushes the text; returns the key and the error when Redis refuses. Then at most the name in `queues` was written.
 local function push(effect, fetched_text)
   local list, refusal = effect.place, nil
   if not named[list] then refusal = refusal_of(redis.pcall('SADD', KEYS[3], queue_name(list))) end
@@ -117,8 +118,7 @@ local function push(effect, fetched_text)
   return refusal and list .. ': ' .. refusal
 end
 
--- The same text twice, of a job that was pushed twice, is two members: white space after the JSON, which no other number has,
--- tells them apart.
+-- A job that was pushed twice has the same text twice. White space after the JSON, different for each number, makes two members.
 local function add(set, score, text)
   local member, n = text, nil
   while redis.call('ZADD', set, 'NX', score, member) == 0 do
@@ -130,7 +130,7 @@ local function add(set, score, text)
   end
 end
 
--- What may fail, and then costs no settlement.
+-- Counts an interruption. A failure here does not fail the settlement.
 local function count_interruption(text)
   local digest = redis.sha1hex(text)
   local n = history(KEYS[7], digest) + 1
@@ -143,7 +143,8 @@ local function trim_dead()
   redis.pcall('ZREMRANGEBYRANK', KEYS[5], 0, -(tonumber(ARGV[3])))
 end
 
--- Does what can only be tried by doing it, a push; or says why the effects cannot happen, and then none has happened.
+-- Checks whether all effects can happen, and does the push, which only a push can test. Returns why they cannot happen; then none
+-- has happened.
 local function refused(effects, fetched_text)
   for _, effect in ipairs(effects) do
     local set = sorted_sets[effect.kind]
@@ -165,7 +166,7 @@ local function settle(settlement, field, entry)
   if not entry or text_of(entry) ~= settlement.text then return 0 end
   local refusal = refused(settlement.effects, settlement.text)
   if refusal then
-    -- The job has ended, so it is to blame for no crash from here on.
+    -- The job has ended, so no later crash counts against it.
     local is_renamed = field == settlement.token and not refusal_of(redis.pcall('HSET', inflight, idle(field), entry))
     if is_renamed then redis.call('HDEL', inflight, field) end
     return refusal
@@ -182,12 +183,12 @@ local function settle(settlement, field, entry)
   return 1
 end
 
--- Once a turn. A key of another type, or outside of the ACL, must cost no job its result.
+-- Once per turn. A key of another type, or one that the ACL forbids, must not fail a settlement.
 local function count(kind, n)
   if n == 0 then return end
   local total, today = 'stat:' .. kind, 'stat:' .. kind .. ':' .. ARGV[4]
   redis.pcall('INCRBY', total, digits(n))
-  -- The first of the day, or what only this worker has counted.
+  -- The first count of the day, or one that only this worker has made.
   if redis.pcall('INCRBY', today, digits(n)) == n then redis.pcall('EXPIRE', today, '157680000') end
 end
 
@@ -195,7 +196,7 @@ local function settle_all(settlements)
   local results, tokens, entries, n_processed, n_failed = {}, {}, {}, 0, 0
   if #settlements == 0 then return results end
   for i, settlement in ipairs(settlements) do tokens[i] = settlement.token end
-  -- Of a field that is not there: shows that entries may be removed, and Redis refuses no write for lack of memory after it.
+  -- Removes nothing, but tests the right to remove entries. After it, Redis refuses no write at its memory limit.
   redis.call('HDEL', inflight, '')
   for i, entry in ipairs(redis.call('HMGET', inflight, unpack(tokens))) do entries[tokens[i]] = entry end
   for i, settlement in ipairs(settlements) do
@@ -217,14 +218,14 @@ end
 
 local passed_over, idlers, oversized = false, 0, {}
 
--- What Sidekiq Pro has paused, by name. Reading it arms client-side tracking as well.
+-- The names of the queues that Sidekiq Pro has paused. Reading the set also arms client-side tracking.
 local function paused()
   local names, is_paused = redis.pcall('SMEMBERS', KEYS[9]), {}
   for _, name in ipairs(names.err and {} or names) do is_paused[name] = true end
   return is_paused
 end
 
--- Nothing has happened to most jobs, and then there is nothing to look up.
+-- Whether any job has a history. Without one there is nothing to look up.
 local has_past = false
 
 local function slot(queue, text, is_idle)
@@ -238,21 +239,22 @@ local function slot_of(entry, is_idle)
   return entry and slot(string.sub(entry, 1, string.find(entry, '\n', 1, true) - 1), text_of(entry), is_idle)
 end
 
--- What the same turn has filled before, or another one whose reply was lost.
+-- The slots that the same turn has filled before, or another turn whose reply was lost.
 local function filled(tokens)
   local slots, fields, n = {}, {}, #tokens
   if redis.call('HLEN', inflight) == 0 then
     for i = 1, n do slots[i] = false end
     return slots
   end
-  -- Also where no job has a past: the counts that made one idle may have gone since.
+  -- Reads idle fields even when no job has a history: the counts that made a job idle may have expired.
   for i, token in ipairs(tokens) do fields[i], fields[n + i] = token, idle(token) end
   local entries = redis.call('HMGET', inflight, unpack(fields))
   for i = 1, n do slots[i] = slot_of(entries[i], 0) or slot_of(entries[n + i], 1) end
   return slots
 end
 
--- The next `n` texts of a list, the next one last, after `n_before` that are spoken for; none when they cannot be removed.
+-- The next `n` texts of a list, the next one last, after `n_before` that are already assigned; none when this user may not remove
+-- them.
 local function peek(list, n, n_before)
   local texts = redis.pcall('LRANGE', list, digits(-n_before - n), digits(-n_before - 1))
   if #texts == 0 and not texts.err then return texts end
@@ -263,8 +265,8 @@ local function peek(list, n, n_before)
   return {}
 end
 
--- Adds a text that no worker takes to the dead set, as an entry that every Sidekiq can show: sidekiq/shown.rs has the others.
--- Returns whether it is there, and then it has to be removed from its list.
+-- Adds a text that is too long to the dead set, as an entry that every Sidekiq can show (sidekiq/shown.rs makes the others).
+-- Returns whether it was added. Then the text has to be removed from its list.
 local function add_oversized(list, text)
   local refusal = refusal_of(redis.pcall('ZADD', KEYS[5], 'XX', 'GT', '-inf', ''))
   if refusal then
@@ -287,7 +289,7 @@ local function add_oversized(list, text)
   return true
 end
 
--- Whether this process may take a suspect, which keeps it from fetching anything else until nothing else runs in it.
+-- Whether this process may take a suspect. Then it fetches nothing more until the suspect has run alone.
 local may_take_suspect = nil
 local function takes_suspect()
   if may_take_suspect ~= nil then return may_take_suspect end
@@ -305,10 +307,10 @@ local function takes_suspect()
   return may_take_suspect
 end
 
--- What is removed from the lists: so many from the end, and texts that have a suspect behind them which stays.
+-- What is removed from each list: so many texts from its end, and texts in front of a suspect that stays.
 local n_popped, n_seen, n_passed, behind = {}, {}, {}, {}
 
--- How many suspects are looked past in one list.
+-- How many suspects of one list a fetch looks past.
 local most_passed = 100
 
 local function pass(list)
@@ -316,14 +318,14 @@ local function pass(list)
   return n_passed[list] < most_passed
 end
 
--- Whether the next text of a list may be removed. That RPOP may, `peek` has tried out.
+-- Whether this user may remove the next text of a list. `peek` has tested RPOP.
 local function may_remove(list)
   local refusal = n_passed[list] and refusal_of(redis.pcall('LREM', 'sidebake:none', '1', ''))
   if refusal then passed_over = list .. ': ' .. refusal end
   return not refusal
 end
 
--- Has the next text of a list removed at the end of the fetch.
+-- Notes the next text of a list for removal at the end of the fetch.
 local function remove(list, text)
   n_seen[list] = (n_seen[list] or 0) + 1
   if n_passed[list] then
@@ -333,15 +335,15 @@ local function remove(list, text)
   end
 end
 
--- Fills the slots that are free, each from the queues of its fetch request in order. When there is too little, reading the
--- lengths of the lists arms client-side tracking: the next push wakes this worker.
+-- Fills the free slots, each from the queues of its fetch request in order. When there are too few jobs, it reads the lengths of
+-- the lists. That arms client-side tracking: the next push wakes this worker.
 local function fetch(tokens, fetch_requests)
   has_past = redis.call('EXISTS', KEYS[6], KEYS[7]) > 0
   local slots, is_paused = filled(tokens), paused()
   local most, longest = tonumber(ARGV[7]), tonumber(ARGV[10])
   local is_empty, added, is_short, is_cut, i = {}, {}, false, false, 0
   local n_bytes, n_failed, identity = 0, 0, string.sub(KEYS[2], 16)
-  -- It asks for jobs, so it holds none.
+  -- A process that asks for jobs holds no suspect.
   if has_past then redis.pcall('SREM', KEYS[10], identity) end
   for _, taken in ipairs(slots) do is_cut = is_cut or taken and taken[3] > most end
   for _, fetch_request in ipairs(fetch_requests) do
@@ -411,7 +413,7 @@ if has_lease and tonumber(ARGV[6]) < tonumber(last_turn) then
   return redis.error_reply('STALE a later turn was taken already')
 end
 
--- Notes that this turn was taken. Returns whether Redis is at its memory limit, or what else it says, such as READONLY.
+-- Records the number of this turn. Returns whether Redis is at its memory limit, or another error, such as READONLY.
 local function note()
   if not has_lease then return false, nil end
   local noted = redis.pcall('SET', KEYS[2], incarnation .. ' ' .. ARGV[6], 'KEEPTTL')
@@ -420,14 +422,14 @@ local function note()
   return false, noted
 end
 
--- The first write: Redis refuses it at its memory limit, and then nothing may be fetched.
+-- The first write. Redis refuses it at its memory limit; then nothing may be fetched.
 local is_full, refusal = note()
 if refusal then return refusal end
 
 local settlements = {}
 for i = 1, tonumber(argument()) do settlements[i] = read_settlement() end
 local settled = settle_all(settlements)
--- What was settled has made tokens free, so no turn before this one may be delivered any more.
+-- The settlements have freed tokens, so no earlier turn may be accepted any more.
 if is_full then note() end
 
 local fetch_requests, tokens = {}, {}

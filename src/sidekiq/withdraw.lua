@@ -1,14 +1,14 @@
--- withdraw.lua: a worker that was taken for dead lives: the jobs that it lost crashed nothing.
+-- withdraw.lua: takes back crash counts of a worker that was declared dead and is alive: its jobs crashed nothing.
 --
 -- KEYS  1 `sidebake:recoveries`
 -- ARGV  1 the worker's identity   then pairs: token and text of each job
 --
 -- Returns how many counts were taken back.
 --
--- Invariant: only what recover.lua counted of this very run is taken back, and once, so a worker that stood still for a while
--- condemns no job, and clears none. The time stays as it is.
+-- Invariant: it takes back only what recover.lua counted of this very run, and once. So a worker that stood still for a while adds
+-- no crash to a job and removes none of another run. The time does not change.
 
--- Redis never refuses it for lack of memory; after it a script may write at the memory limit as well.
+-- Redis never refuses HDEL at its memory limit. After it, the script may write as well.
 redis.call('HDEL', KEYS[1], '')
 local n_withdrawn = 0
 for i = 2, #ARGV, 2 do

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::attributes;
 use super::request::Failed;
+use crate::hex;
 use crate::secret::Secret;
 
 /// The second day of 1980, in seconds since 1970: ZIP knows nothing earlier in any time zone, and what packs files (wheels,
@@ -31,7 +32,7 @@ pub(super) fn account_key(key: &Secret, account: &str) -> Secret {
     let mut mac = keyed(key.expose().as_bytes());
     mac.update(b"sidebake mtimes v1 ");
     mac.update(account.as_bytes());
-    Secret::new(mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    Secret::new(hex::encode(mac.finalize().into_bytes()))
 }
 
 /// Sets the time of each file and symbolic link that was just written from `index` into `worktree`.

@@ -1,4 +1,4 @@
-//! Room on the disk: looked at all the time, made by removing mirrors, and told when there is none.
+//! Room on the disk: watches the free space, removes mirrors to make room, and reports when there is none.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,19 +13,19 @@ use super::mirrors::shrink;
 use super::{StateDirectory, StateError};
 use crate::settings;
 
-/// How often the free space is looked at, which is one system call.
+/// How often the free space is read, with one system call.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// How often at most the mirrors are added up, which is one for each of their files.
+/// The shortest time between two surveys of the mirrors, which read the size of every file.
 const SURVEY: Duration = Duration::from_secs(30);
 
-/// Files that a disk must have room for, where it counts them; of a small one, a twentieth.
+/// Free inodes that a disk must have, where it counts them; on a small disk a twentieth of them.
 const MIN_FREE_FILES: u64 = 100_000;
 
 /// Keeps the mirrors within their budget and the disk above its watermark, until `ended`.
 ///
-/// `has_room` becomes true when the first look finds room, and false when there is too little even without the mirrors that
-/// nobody uses. There is no second, higher watermark: with room for one job, one job is taken.
+/// `has_room` becomes true when the first look finds room. It becomes false when there is too little even without the unused
+/// mirrors. There is no second, higher watermark: with room for one job, the worker fetches one job.
 pub async fn watch(
     state: Arc<StateDirectory>,
     limits: &settings::State,
@@ -47,7 +47,7 @@ async fn look(
         let missing_bytes = limits.min_free_bytes.saturating_sub(free.n_bytes);
         let is_short = missing_bytes > 0 || free.is_short_of_files();
         let is_due = Instant::now() >= survey_at;
-        // Before the worker stops fetching, mirrors go.
+        // Removes mirrors before the worker stops fetching.
         if is_short && (is_due || !is_low) || is_due && state.is_grown.swap(false, Ordering::Relaxed) {
             let (state, max_bytes, stop) = (Arc::clone(state), limits.mirrors_max_bytes, ended.clone());
             let is_short = {
@@ -64,35 +64,35 @@ async fn look(
         let is_low_now = free.n_bytes < limits.min_free_bytes || free.is_short_of_files();
         let was_low = std::mem::replace(&mut is_low, is_low_now);
         if is_low != was_low {
-            tell(state, is_low, free, limits.min_free_bytes);
+            log(state, is_low, free, limits.min_free_bytes);
         }
         has_room.send_if_modified(|has_room| std::mem::replace(has_room, !is_low) == is_low);
         sleep(LOOK).await;
     }
 }
 
-fn tell(state: &StateDirectory, is_low: bool, free: Free, min_free_bytes: u64) {
+fn log(state: &StateDirectory, is_low: bool, free: Free, min_free_bytes: u64) {
     let path = state.root.display();
     let Free { n_bytes: free_bytes, n_files: free_files, .. } = free;
     if is_low {
-        let what = "the disk is low: no jobs are fetched until it has room again; running builds go on";
-        tracing::error!(%path, free_bytes, min_free_bytes, free_files, "{what}");
+        let message = "low disk space; fetching no jobs until there is room, running builds go on";
+        tracing::error!(event = "disk_low", %path, free_bytes, min_free_bytes, free_files, "{message}");
     } else {
-        tracing::info!(%path, free_bytes, min_free_bytes, free_files, "the disk has room again: jobs are fetched");
+        tracing::info!(event = "disk_has_room", %path, free_bytes, min_free_bytes, free_files, "the disk has room again; fetching jobs");
     }
 }
 
-/// What the file system of the state directory has room for yet.
+/// The free space of the state directory's file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Free {
     n_bytes: u64,
     n_files: u64,
-    /// Files that it can have in all; 0 where it counts none.
+    /// All inodes; 0 where the file system counts none.
     n_files_in_all: u64,
 }
 
 impl Free {
-    /// Without an answer there is room: the jobs will say what is wrong with the disk.
+    /// An unknown amount counts as room: the jobs will report what is wrong with the disk.
     fn of(state: &StateDirectory) -> Self {
         state.free().unwrap_or(Self { n_bytes: u64::MAX, n_files: 0, n_files_in_all: 0 })
     }
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_is_short_of_files_by_its_size_and_one_that_counts_none_never_is() {
+    fn a_disk_is_short_of_inodes_by_its_size_and_never_where_it_counts_none() {
         for (n_files, n_files_in_all, is_short) in [
             (99_999, 10_000_000, true),
             (100_000, 10_000_000, false),

@@ -1,11 +1,11 @@
-//! The directories of mirrors: held by who uses them, and removed, the least recently used first, when there is no room.
+//! The directories of mirrors: locked while they are used, and removed, the least recently used first, when there is no room.
 //!
-//! Who uses one holds `flock(2)` on it, shared; who removes one holds it exclusively and without waiting, and moves it away
-//! before anything in it is deleted. A lock dies with its holder and is seen by every process on this machine. When a mirror
-//! was last used is its directory's modification time. A child writes in a directory below it, and cannot open the one
-//! that is locked: it would hold up everybody who waits for the lock.
+//! A user of a mirror holds a shared `flock(2)` on its directory. Removal takes the lock exclusively, without waiting, and moves
+//! the directory away before it deletes anything. A lock dies with its holder, and every process on this machine sees it. The
+//! directory's modification time is the time of the last use. A child writes in a subdirectory and cannot open the locked
+//! directory; otherwise it could block everyone who waits for the lock.
 //!
-//! Mirrors are apart by trust: what the child of a fork's build has written is read by builds of forks alone.
+//! Mirrors are separate by trust: only builds of forks read what the child of a fork's build has written.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,25 +22,25 @@ use super::{JobDirectory, StateDirectory, StateError, make_private};
 use crate::beneath::Directory;
 use crate::job::Trust;
 
-/// What a child writes in, in the directory of a mirror.
+/// The subdirectory of a mirror that a child writes in.
 const CONTENT: &str = "mirror";
 
-/// A mirror has fewer levels and entries; what has more is not one.
+/// The most levels and entries of a mirror. What has more is not a mirror.
 const MAX_DEPTH: usize = 4;
 const MAX_ENTRIES: usize = 100_000;
 
-/// The directory of a mirror. Nobody removes it as long as this lives.
+/// The directory of a mirror. No process removes it as long as this exists.
 #[derive(Debug)]
 pub struct MirrorDirectory {
     path: PathBuf,
     content: PathBuf,
     is_grown: Arc<AtomicBool>,
-    /// Held open: the lock says that the mirror is used.
+    /// Held open: the lock shows that the mirror is used.
     held: File,
 }
 
 impl MirrorDirectory {
-    /// Makes it when it is missing, and notes that it is used now. Dropping this sets `is_grown`.
+    /// Makes the directory when it is missing, and records the use. Dropping this sets `is_grown`.
     pub(super) fn hold(path: PathBuf, is_grown: Arc<AtomicBool>) -> Result<Self, StateError> {
         let content = path.join(CONTENT);
         loop {
@@ -50,7 +50,7 @@ impl MirrorDirectory {
                     make_private(&content)?;
                     return Ok(Self { path, content, is_grown, held });
                 }
-                // It was removed after we had made it.
+                // Another process removed it in between.
                 Ok(None) => {}
                 Err(source) => return Err(StateError { path, source }),
             }
@@ -62,16 +62,16 @@ impl MirrorDirectory {
         &self.content
     }
 
-    /// Removes it, unless others use it as well.
+    /// Removes the mirror, unless others use it as well.
     pub async fn discard(self, state: &StateDirectory) -> Result<(), StateError> {
         let failed = |source| StateError { path: self.path.clone(), source };
         if flock(&self.held, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Ok(());
         }
-        // Nobody waited between the two locks, or it may have gone.
+        // Changing the lock is not atomic: the mirror may be gone.
         if is_at(&self.path, &self.held).map_err(failed)? {
             let away = move_away(state, &self.path)?;
-            // Who waits for the lock may go on: removing takes longer than the rename.
+            // Frees the lock first: removing takes longer than the rename.
             drop(self);
             away.remove().await;
         }
@@ -85,13 +85,13 @@ impl Drop for MirrorDirectory {
     }
 }
 
-/// The directory at `path`, locked; none when it is not there any more.
+/// The directory at `path`, locked; `None` when it is gone.
 fn lock_shared(path: &Path) -> io::Result<Option<File>> {
     let held = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
-    // Whoever removes it holds its lock for no longer than a rename.
+    // Removal holds the lock for no longer than a rename.
     flock(&held, FlockOperation::LockShared)?;
     if !is_at(path, &held)? {
         return Ok(None);
@@ -101,7 +101,7 @@ fn lock_shared(path: &Path) -> io::Result<Option<File>> {
     Ok(Some(held))
 }
 
-/// Whether `path` leads to what is open: it may have been moved away before we had the lock.
+/// Whether `path` leads to the open file: it may have been moved away before it was locked.
 pub(super) fn is_at(path: &Path, held: &File) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(there) => Ok((there.dev(), there.ino()) == (held.metadata()?.dev(), held.metadata()?.ino())),
@@ -114,13 +114,12 @@ pub(super) fn is_at(path: &Path, held: &File) -> io::Result<bool> {
 struct Found {
     path: PathBuf,
     used_at: SystemTime,
-    /// On the disk, which is what its removal gives back. `None` when it is not a mirror: a child has made it into something
-    /// else, or it is of an older version, which nobody reads any more.
+    /// Its size on the disk. `None` when it is not a mirror: a child has left something else in it, or an older version made it.
     size_bytes: Option<u64>,
 }
 
-/// Removes what is not a mirror, and mirrors that nobody uses, the least recently used first, until all together have at most
-/// `max_bytes`, `missing_bytes` were freed and nothing `is_short`, or none is left, or `stop` is cancelled.
+/// Removes what is not a mirror, and then unused mirrors, the least recently used first. Stops when all together have at most
+/// `max_bytes`, `missing_bytes` were freed and nothing `is_short`; also when none is left, or `stop` is cancelled.
 ///
 /// Blocks: it reads the size of every file of every mirror.
 pub(super) fn shrink(
@@ -144,18 +143,24 @@ pub(super) fn shrink(
             Ok(true) => (n_removed, freed_bytes) = (n_removed + 1, freed_bytes + mirror.size_bytes.unwrap_or(0)),
             Ok(false) => {}
             Err(error) => {
-                // The next one would fail alike.
-                tracing::warn!(path = %mirror.path.display(), %error, "mirror could not be removed");
+                // The next one would fail in the same way.
+                tracing::warn!(event = "mirror_not_removed", path = %mirror.path.display(), %error, "mirror could not be removed");
                 break;
             }
         }
     }
     if n_removed > 0 {
-        tracing::info!(n_removed, freed_bytes, of_bytes = total_bytes, "least recently used mirrors were removed");
+        tracing::info!(
+            event = "mirrors_removed",
+            n_removed,
+            freed_bytes,
+            of_bytes = total_bytes,
+            "least recently used mirrors removed"
+        );
     }
 }
 
-/// Returns whether it did: not when the mirror is in use, or was used since the survey.
+/// Removes a mirror unless it is in use, or was used since the survey; returns whether it did.
 fn remove_unused(state: &StateDirectory, mirror: &Found) -> Result<bool, StateError> {
     let failed = |source| StateError { path: mirror.path.clone(), source };
     let Ok(held) = File::open(&mirror.path) else { return Ok(false) };
@@ -172,17 +177,18 @@ fn remove_unused(state: &StateDirectory, mirror: &Found) -> Result<bool, StateEr
     Ok(true)
 }
 
-/// Moves a mirror into a job's directory: if we are killed while it is deleted, the next start on this machine goes on with it.
+/// Moves a mirror into a job's directory. If the worker is killed while it deletes it, the next start on this machine deletes the
+/// rest.
 fn move_away(state: &StateDirectory, mirror: &Path) -> Result<JobDirectory, StateError> {
     let trash = state.job_directory()?;
     fs::rename(mirror, trash.join(CONTENT)).map_err(|source| StateError { path: mirror.to_owned(), source })?;
     Ok(trash)
 }
 
-/// What vanishes meanwhile is not counted.
+/// Finds all mirrors. Those that vanish meanwhile are left out.
 fn survey(mirrors: &Path) -> Vec<Found> {
     let is_trust = |path: &Path| Trust::ALL.iter().any(|trust| path.ends_with(trust.name()));
-    // Older versions had hosts where a trust is now.
+    // In older versions, the first level was the host.
     let (trusts, hosts): (Vec<_>, Vec<_>) = directories(mirrors).into_iter().partition(|path| is_trust(path));
     let mirrors = trusts.iter().flat_map(|trust| directories(trust)).flat_map(|host| directories(&host));
     let mirrors = mirrors.map(|path| (size_bytes(&path), path));
@@ -194,7 +200,7 @@ fn survey(mirrors: &Path) -> Vec<Found> {
     mirrors.chain(old).filter_map(found).collect()
 }
 
-/// The directories in one of the worker's own.
+/// The subdirectories of one of the worker's own directories.
 fn directories(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
@@ -269,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_is_held_is_there_although_others_remove_it_all_the_time() {
+    fn a_held_mirror_survives_constant_removals() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let (state, other) = (open(root.path(), "one"), open(root.path(), "two"));
         let over = CancellationToken::new();
@@ -301,11 +307,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_mirror_goes_within_the_budget_too() {
+    fn what_is_not_a_mirror_is_removed_within_the_budget_too() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let state = open(root.path(), "one");
         let whole = make(&state, "whole", 1);
-        // As older versions made them: the repository where a host is now.
+        // As in older versions, which had no level for the trust.
         let old = root.path().join("mirrors/github.com/7");
         fs::create_dir_all(old.join("repository.git/refs")).expect("made");
         for file in ["lock", "readers"] {
@@ -313,13 +319,13 @@ mod tests {
         }
         let nest = make(&state, "nest", 2);
         fs::create_dir_all(nest.join("mirror/a/b/c/d/e")).expect("made");
-        // The disk has it once, and it would count for each name.
+        // The disk stores it once, and each name would count.
         let linked = make(&state, "linked", 3);
         fs::hard_link(linked.join("mirror/pack"), linked.join("mirror/again")).expect("linked");
         shrink_to(&state, 5 * MIB, 0);
         assert_eq!([&whole, &old, &nest, &linked].map(|path| path.exists()), [true, false, false, false]);
 
-        // One that somebody uses stays until then.
+        // One that is in use stays.
         fs::create_dir_all(&old).expect("made");
         let held = File::open(&old).expect("opened");
         flock(&held, FlockOperation::LockShared).expect("locked");
@@ -328,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_mirror_is_discarded_by_its_only_user_and_apart_by_trust() {
+    async fn only_the_last_user_discards_a_mirror_and_mirrors_are_separate_by_trust() {
         let root = tempfile::tempdir().expect("a temporary directory");
         let state = open(root.path(), "one");
         let [fork, branch] =

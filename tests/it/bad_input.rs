@@ -467,7 +467,7 @@ async fn a_worker_that_is_started_before_redis_waits_for_it() {
     let harness = Harness::start();
     harness.redis.stop();
     let worker = harness.worker(PROBE);
-    world::wait_for("the log to say it", || worker.log().contains("Redis does not take the turn")).await;
+    world::wait_for("the log to say it", || !worker.logged("redis_unavailable").is_empty()).await;
     harness.redis.restart();
     harness.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed"}])).await;
     harness
@@ -482,5 +482,5 @@ fn a_typo_in_the_configuration_stops_the_start_and_is_named() {
     let output = sidebake().args(["run", "--config"]).arg(file.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = text(&output);
-    assert!(text.contains("cannot use the configuration") && text.contains("app_idd"), "{text}");
+    assert!(text.contains("failed to load the settings") && text.contains("app_idd"), "{text}");
 }

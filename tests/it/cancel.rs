@@ -1,10 +1,10 @@
-//! A build that somebody cancels ends, wherever it is, and the callback says so; until then its progress can be seen.
+//! A cancelled build ends wherever it is, with a callback. Until then Redis shows its progress.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sidebake::redis::Redis;
-use sidebake::sidekiq::cancel::{Place, find};
+use sidebake::sidekiq::cancel::{JobLocation, find};
 use sidebake::sidekiq::payload::Payload;
 use world::{Answer, Script, Step};
 
@@ -20,7 +20,7 @@ async fn mark(harness: &Harness, jid: &str) {
         .unwrap();
 }
 
-async fn is_told(harness: &Harness, build_id: Value) {
+async fn has_callback(harness: &Harness, build_id: Value) {
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!(
         (&report["moment"], &report["status"], &report["reason"]),
@@ -56,7 +56,7 @@ async fn a_running_build_is_stopped() {
     world::wait_for("the build to end", || harness.builder.ended() == 1).await;
     // It looks two or three times a second; a machine may stand still meanwhile.
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
-    is_told(&harness, json!(42)).await;
+    has_callback(&harness, json!(42)).await;
     assert!(harness.builder.runs()[0].was_killed());
     assert!(harness.job_directories().is_empty());
 }
@@ -68,18 +68,18 @@ async fn a_queued_build_does_not_begin() {
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     mark(&harness, &jid).await;
     let _worker = harness.worker("");
-    is_told(&harness, json!(42)).await;
+    has_callback(&harness, json!(42)).await;
     assert!(harness.builder.runs().is_empty() && harness.github.calls().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_waits_for_its_time_is_ended_without_waiting() {
+async fn a_scheduled_build_is_cancelled_before_its_time() {
     for set in ["schedule", "retry"] {
         let harness = Harness::start();
         put(&harness, set, "0123", &harness.native("x")).await;
         mark(&harness, "0123").await;
         let _worker = harness.worker("jobs.poll_interval = \"200ms\"");
-        is_told(&harness, json!(42)).await;
+        has_callback(&harness, json!(42)).await;
     }
 }
 
@@ -101,7 +101,7 @@ async fn a_cancelled_build_far_behind_others_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiting_build_that_cannot_be_looked_at_or_moved_hides_no_other() {
+async fn a_waiting_build_that_cannot_be_read_or_moved_hides_no_other() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["it-odd", "x"]).exec_async(&mut connection).await.unwrap();
@@ -127,7 +127,7 @@ async fn the_command_takes_a_build_id_or_a_jid() {
         let output = harness.run(&["cancel", build], "");
         assert!(output.status.success() && text(&output).starts_with("0123 "), "{}", text(&output));
         let _worker = harness.worker("");
-        is_told(&harness, json!(42)).await;
+        has_callback(&harness, json!(42)).await;
     }
 
     let harness = Harness::start();
@@ -141,7 +141,7 @@ async fn the_command_takes_a_build_id_or_a_jid() {
     assert!(text(&unknown).contains("no build 41 is queued"), "{}", text(&unknown));
     let output = harness.run(&["cancel", "42"], "");
     assert!(text(&output).contains(&format!("{jid} running in ")), "{}", text(&output));
-    is_told(&harness, json!(42)).await;
+    has_callback(&harness, json!(42)).await;
     drop(worker);
 
     let queued = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
@@ -149,7 +149,7 @@ async fn the_command_takes_a_build_id_or_a_jid() {
     assert_eq!(text(&output), format!("{queued} queued on default\n"));
 }
 
-/// A Redis with one job in flight, and a client of its own for those who look for it.
+/// A Redis with one job in flight, and a client for the search.
 async fn one_in_flight() -> (world::Redis, Redis) {
     let server = world::Redis::start();
     let redis = client(&server.url());
@@ -165,7 +165,7 @@ async fn one_in_flight() -> (world::Redis, Redis) {
 const MEANT: &str = r#"{"class":"BuildJob","queue":"default","jid":"0123"}"#;
 
 #[tokio::test]
-async fn a_job_that_moves_back_while_it_is_looked_for_is_found() {
+async fn a_job_that_moves_back_during_the_search_is_found() {
     let (server, redis) = one_in_flight().await;
     // The queues are looked at between the retry set and what is in flight.
     let fails_meanwhile = |payload: &Payload| {
@@ -178,11 +178,11 @@ async fn a_job_that_moves_back_while_it_is_looked_for_is_found() {
         payload.jid == "0123"
     };
     let found = find(&redis, fails_meanwhile).await.unwrap();
-    assert_eq!(found.iter().map(|job| &job.place).collect::<Vec<_>>(), [&Place::Retry]);
+    assert_eq!(found.iter().map(|job| &job.location).collect::<Vec<_>>(), [&JobLocation::Retry]);
 }
 
 #[tokio::test]
-async fn a_job_that_ends_while_it_is_looked_for_is_not_marked_for_whoever_retries_it() {
+async fn a_job_that_ends_during_the_search_is_not_marked() {
     let (server, redis) = one_in_flight().await;
     let ends_meanwhile = |payload: &Payload| {
         let is_meant = payload.jid == "0123";
@@ -205,11 +205,11 @@ async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker
     worker.ended().await;
     mark(&harness, &jid).await;
     let _worker = harness.worker("jobs.probe = true");
-    is_told(&harness, Value::Null).await;
+    has_callback(&harness, Value::Null).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mark_that_comes_too_late_goes_with_a_job_that_has_ended_and_stays_with_one_that_is_retried() {
+async fn a_late_mark_is_removed_with_an_ended_job_and_kept_for_a_retried_one() {
     let harness = Harness::start();
     let mut jids = Vec::new();
     // Over before anybody looks whether they are cancelled.
@@ -225,7 +225,7 @@ async fn a_mark_that_comes_too_late_goes_with_a_job_that_has_ended_and_stays_wit
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_busy_page_has_the_phase_and_the_targets_that_are_done() {
+async fn the_busy_page_shows_the_phase_and_the_finished_targets() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let done = json!({"vertexes": [{
@@ -254,7 +254,7 @@ async fn the_busy_page_has_the_phase_and_the_targets_that_are_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_build_that_only_rails_knows_it_is_rails_that_is_told() {
+async fn a_cancelled_build_of_an_id_has_the_callback_that_rails_names() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.rails.answer(4711, Answer::Object(harness.native(&sha)));
@@ -266,5 +266,5 @@ async fn of_a_build_that_only_rails_knows_it_is_rails_that_is_told() {
     let output = harness.run(&["cancel", "4711"], &resolve);
     assert!(text(&output).starts_with(&jid), "{}", text(&output));
     let _worker = harness.worker(&resolve);
-    is_told(&harness, json!(42)).await;
+    has_callback(&harness, json!(42)).await;
 }

@@ -62,10 +62,7 @@ async fn ttin_says_what_runs_and_ends_nothing() {
     let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     harness.until("it is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
-    let shown = || {
-        let log = worker.log();
-        log.lines().filter(|line| line.contains(" runs ") && line.contains(&jid)).count()
-    };
+    let shown = || worker.logged("job_running").iter().filter(|line| line.contains(&jid)).count();
     worker.signal("TTIN");
     world::wait_for("the log to say it", || shown() == 1).await;
     let identity = harness.redis.smembers("processes").await.remove(0);

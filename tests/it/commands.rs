@@ -38,7 +38,7 @@ async fn build_takes_a_url_and_the_trees_own_definition() {
 }
 
 #[test]
-fn build_says_what_it_looked_for() {
+fn build_without_a_definition_names_the_files_it_looked_for() {
     let harness = Harness::start();
     let tree = tempfile::tempdir().unwrap();
     let output = harness.run(&["build", tree.path().to_str().unwrap()], "");
@@ -51,7 +51,7 @@ fn build_says_what_it_looked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_enqueue_pushes_is_built() {
+async fn an_enqueued_job_is_built() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::success(&["vote"]));
@@ -84,7 +84,7 @@ async fn plan_shows_what_would_run_and_runs_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plan_shows_the_jobs_of_a_repositorys_own_file_and_no_secret() {
+async fn plan_shows_a_repositorys_own_file_and_no_secret() {
     let harness = Harness::start();
     let home = harness.home.path();
     for (directory, name, content) in
@@ -123,7 +123,7 @@ async fn plan_shows_the_jobs_of_a_repositorys_own_file_and_no_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_says_what_of_the_sandbox_the_kernel_has() {
+async fn doctor_reports_what_the_kernel_can_enforce() {
     let harness = Harness::start();
     let line = |mode: &str| {
         let output = harness.run(&["doctor"], &format!("sandbox.mode = \"{mode}\""));
@@ -136,7 +136,7 @@ async fn doctor_says_what_of_the_sandbox_the_kernel_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_is_red_when_something_is() {
+async fn doctor_fails_when_a_check_is_red() {
     let harness = Harness::start();
     let output = harness.run(&["doctor", "--json"], "");
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)));
@@ -155,7 +155,7 @@ async fn doctor_is_red_when_something_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn doctor_looks_at_the_key_of_times_where_it_is_needed() {
+async fn doctor_checks_the_key_of_times_where_it_is_needed() {
     let harness = Harness::start();
     let path = harness.home.path().join("times.key");
     let doctor = |mtimes: &str| {

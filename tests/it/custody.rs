@@ -1,4 +1,4 @@
-//! Custody: an entry is in exactly one place, whatever dies.
+//! Custody: a job is in exactly one of queue, in flight, retry and dead, whatever dies.
 
 use serde_json::{Value, json};
 use world::{Script, Step};
@@ -73,7 +73,7 @@ async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
     harness.redis.freeze();
     harness.builder.release();
     world::wait_for("the build to end", || harness.builder.ended() == 1).await;
-    world::wait_for("the log to say it", || worker.log().contains("does not take the turn")).await;
+    world::wait_for("the log to say it", || !worker.logged("redis_unavailable").is_empty()).await;
     harness.redis.thaw();
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["status"], "succeeded");
@@ -83,7 +83,7 @@ async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_whose_job_was_taken_is_killed_and_says_nothing() {
+async fn a_build_whose_job_was_reclaimed_is_killed_without_a_callback() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::hang());
@@ -99,18 +99,18 @@ async fn a_build_whose_job_was_taken_is_killed_and_says_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_it_is_mended() {
+async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_it_is_repaired() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
-    // One slot, so that how many end at a time is not up to chance.
+    // One slot, so that chance does not decide how many end at a time.
     let worker = harness.worker_with(&harness.config(QUICK), &["-c", "1"]);
     for _ in 0..7 {
         harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     }
-    // Often enough for each to have been tried again more than once.
+    // Each of them has been tried again more than once.
     harness.until("they were tried again", async || n_failed(&harness, "lpush").await >= 16).await;
-    assert_eq!(worker.log().matches("results are refused").count(), 1, "{}", worker.log());
+    assert_eq!(worker.logged("results_refused").len(), 1, "{}", worker.log());
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
     // The turn that hands in the first one fetches for its slot as well.
     assert_eq!(harness.redis.hgetall(&key).await.len(), 2, "nothing of it has happened");
@@ -139,12 +139,15 @@ async fn three_clean_stops_with_a_refused_result_make_no_poison_and_lose_no_succ
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     for _ in 0..3 {
         let mut worker = harness.worker(QUICK);
-        world::wait_for("the log to say it", || worker.log().contains("results are refused")).await;
+        world::wait_for("the log to say it", || !worker.logged("results_refused").is_empty()).await;
         worker.signal("TERM");
         assert_eq!(worker.ended().await, Some(0));
         let queue = harness.redis.queue("default").await;
         assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
-        assert!(harness.redis.keys("sidebake:*").await.is_empty(), "nothing is counted, and nobody waits for a lease");
+        assert!(
+            harness.redis.keys("sidebake:*").await.is_empty(),
+            "nothing is counted, and no worker waits for a lease"
+        );
     }
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
     let _worker = harness.worker(QUICK);
@@ -155,13 +158,13 @@ async fn three_clean_stops_with_a_refused_result_make_no_poison_and_lose_no_succ
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_result_is_not_to_blame_for_a_crash() {
+async fn no_crash_counts_against_a_job_whose_result_was_refused() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let mut worker = harness.worker(QUICK);
-    world::wait_for("the log to say it", || worker.log().contains("results are refused")).await;
+    world::wait_for("the log to say it", || !worker.logged("results_refused").is_empty()).await;
     worker.signal("KILL");
     worker.ended().await;
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
@@ -171,10 +174,10 @@ async fn a_refused_result_is_not_to_blame_for_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_left_by_itself_is_no_suspect() {
+async fn a_process_that_left_by_itself_is_not_a_suspect() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
-    // It was listed, and left before it was looked at.
+    // It was listed, and left before the scan reached it.
     let script = redis::Script::new(include_str!("../../src/sidekiq/recover.lua"));
     let mut recover = script.key("sidebake:owners");
     for key in [
@@ -189,14 +192,14 @@ async fn who_left_by_itself_is_no_suspect() {
     }
     let n_jobs: u32 = recover.arg("gone").arg(0).arg(1000).invoke_async(&mut connection).await.unwrap();
     assert_eq!((n_jobs, harness.redis.keys("sidebake:*").await.len()), (0, 0));
-    // One that an earlier version has left there goes as well.
+    // A suspect that an earlier version has left is removed as well.
     redis::cmd("HSET").arg(&["sidebake:suspects", "gone", "1"]).exec_async(&mut connection).await.unwrap();
     let _worker = harness.worker(QUICK);
     harness.until("it is gone", async || harness.redis.hgetall("sidebake:suspects").await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dead_workers_jobs_of_a_queue_outside_of_the_acl_hold_up_no_others() {
+async fn a_dead_workers_jobs_of_a_forbidden_queue_hold_up_no_others() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     let rights = "on >secret +@all ~sidebake:* ~queues ~retry ~schedule ~dead ~processes ~process_cleanup ~paused ~it-* \
@@ -216,17 +219,15 @@ async fn a_dead_workers_jobs_of_a_queue_outside_of_the_acl_hold_up_no_others() {
     assert_eq!(harness.callbacks(2).await.len(), 2);
     let left = harness.redis.hgetall("sidebake:inflight:gone").await;
     assert_eq!(left.into_keys().collect::<Vec<_>>(), ["000000000002"]);
-    let told = || {
-        worker.log().lines().filter(|line| line.contains("dead workers") && line.contains("queue:forbidden")).count()
-    };
-    world::wait_for("the log to name it", || told() > 0).await;
+    let n_logged = || worker.logged("recovery_failed").iter().filter(|line| line.contains("queue:forbidden")).count();
+    world::wait_for("the log to name it", || n_logged() > 0).await;
     redis::cmd("ACL").arg(&["SETUSER", "narrow", "allkeys"]).exec_async(&mut connection).await.unwrap();
     harness.until("it is back", async || harness.redis.queue("forbidden").await.len() == 1).await;
-    assert_eq!(told(), 1);
+    assert_eq!(n_logged(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn queues_outside_of_the_acl_hold_up_no_other_jobs() {
+async fn forbidden_queues_hold_up_no_other_jobs() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     let rights = "on >secret +@all ~sidebake:* ~queues ~retry ~schedule ~dead ~processes ~process_cleanup ~paused ~it-* \
@@ -251,7 +252,7 @@ async fn queues_outside_of_the_acl_hold_up_no_other_jobs() {
     redis::cmd("ACL").arg(&["SETUSER", "narrow", "~queue:*"]).exec_async(&mut connection).await.unwrap();
     harness.redis.push("elsewhere", "Sidebake::Probe", told_to(CALLBACKS)).await;
     harness.callbacks(6).await;
-    harness.until("it is told", async || harness.redis.queue("forbidden").await.len() == 1).await;
+    harness.until("the callback arrives", async || harness.redis.queue("forbidden").await.len() == 1).await;
     harness.idle().await;
 }
 
@@ -292,7 +293,7 @@ async fn a_queue_that_is_not_a_list_is_passed_over_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn counts_of_long_ago_are_dropped_where_there_are_many() {
+async fn old_counts_are_dropped_where_there_are_many() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     let fill = "local now = redis.call('TIME')[1] - 10
@@ -319,14 +320,14 @@ async fn when_redis_is_full_results_are_settled_and_nothing_is_fetched() {
     let mut connection = harness.redis.connection().await;
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut connection).await.unwrap();
     assert_eq!(harness.callbacks(1).await.len(), 1);
-    world::wait_for("the log to say it", || worker.log().contains("at its memory limit")).await;
+    world::wait_for("the log to say it", || !worker.logged("redis_full").is_empty()).await;
     assert_eq!(harness.redis.queue("default").await.len(), 1);
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec_async(&mut connection).await.unwrap();
     harness.callbacks(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_jobs_of_a_killed_worker_are_back_on_their_queue_when_redis_is_full() {
+async fn the_jobs_of_a_killed_worker_are_requeued_when_redis_is_full() {
     let harness = Harness::start();
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     let mut first = harness.worker(QUICK);
@@ -343,7 +344,7 @@ async fn the_jobs_of_a_killed_worker_are_back_on_their_queue_when_redis_is_full(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_whose_entry_was_gone_when_it_was_asked_for_is_not_forgotten_beside_another() {
+async fn a_build_whose_entry_comes_back_runs_again_beside_another() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -358,7 +359,9 @@ async fn a_build_whose_entry_was_gone_when_it_was_asked_for_is_not_forgotten_bes
     let mut connection = harness.redis.connection().await;
     redis::cmd("HDEL").arg(&[&key, token]).exec_async(&mut connection).await.unwrap();
     harness
-        .until("it ends", async || ["job put back", "another worker"].iter().any(|end| harness.logs().contains(end)))
+        .until("it ends", async || {
+            ["job_requeued", "job_reclaimed"].iter().any(|event| !harness.logged(event).is_empty())
+        })
         .await;
     redis::cmd("HSET").arg(&[&key, token, entry]).exec_async(&mut connection).await.unwrap();
     let report = harness.callbacks(1).await.remove(0);

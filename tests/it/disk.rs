@@ -48,7 +48,7 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
 
     let ballast = File::create(state.join("ballast")).unwrap();
     fallocate(&ballast, FallocateFlags::empty(), 0, BALLAST).unwrap();
-    harness.until("the log says it", async || worker.log().contains("the disk is low")).await;
+    harness.until("the log says it", async || !worker.logged("disk_low").is_empty()).await;
     assert!(!mirror.exists(), "mirrors go before the worker stops fetching");
     let second = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let ready = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
@@ -60,10 +60,11 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     drop(ballast);
     std::fs::remove_file(state.join("ballast")).unwrap();
     harness.callbacks(2).await;
+    let counts = ["disk_low", "disk_has_room"].map(|event| worker.logged(event).len());
+    assert_eq!(counts, [1, 1], "{}", worker.log());
     let log = worker.log();
-    assert_eq!([log.matches("the disk is low").count(), log.matches("the disk has room").count()], [1, 1], "{log}");
-    let begun = log.lines().position(|line| line.contains("job begins") && line.contains(&second));
-    let room = log.lines().position(|line| line.contains("the disk has room"));
+    let begun = log.lines().position(|line| line.contains("job_started") && line.contains(&second));
+    let room = log.lines().position(|line| line.contains("disk_has_room"));
     assert!(room < begun, "the second job began on a full disk:\n{log}");
 }
 

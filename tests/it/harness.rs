@@ -182,6 +182,11 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         self.home.logs()
     }
 
+    /// The lines with this event in the logs of all workers.
+    pub fn logged(&self, event: &str) -> Vec<String> {
+        self.home.logged(event)
+    }
+
     /// Directories that jobs have and that have not been removed.
     pub fn job_directories(&self) -> Vec<PathBuf> {
         self.home.job_directories()

@@ -1,4 +1,4 @@
-//! What Sidekiq's API reads about a worker.
+//! The heartbeat: what Sidekiq's API reads about a worker.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use sidebake::clock::Epoch;
 use sidebake::redis::Redis;
 use sidebake::sidekiq::Identity;
-use sidebake::sidekiq::custody::Running;
 use sidebake::sidekiq::heartbeat::{Heart, Process};
-use sidebake::sidekiq::turn::{Token, UnitOfWork};
+use sidebake::sidekiq::inflight::{Token, UnitOfWork};
+use sidebake::sidekiq::running::Running;
 
 use crate::harness::{Harness, client, probe};
 
@@ -32,7 +32,7 @@ async fn the_process_is_on_sidekiqs_list_with_what_the_web_ui_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_is_told_to_stop_through_redis_stops() {
+async fn a_stop_signal_through_redis_stops_the_process() {
     let harness = Harness::start();
     let mut worker = harness.worker("");
     harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
@@ -43,7 +43,7 @@ async fn a_process_that_is_told_to_stop_through_redis_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_has_gone_without_a_word_is_taken_off_the_list() {
+async fn a_dead_process_is_removed_from_the_list() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     redis::cmd("SADD").arg(&["processes", "gone:1:abcdef"]).exec_async(&mut connection).await.unwrap();
@@ -103,7 +103,7 @@ async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
     assert!(histograms.iter().all(|keys| !keys.is_empty()), "{histograms:?}");
 }
 
-/// A process without its tasks: a test beats by hand.
+/// A process without its tasks: the test beats.
 struct Hand {
     server: world::Redis,
     redis: Redis,
@@ -123,7 +123,7 @@ impl Hand {
         ["work", "workers"].map(|name| format!("{}:{name}", self.process.identity))
     }
 
-    /// Numbers of the jobs that both generations are shown.
+    /// The jobs that both generations of Sidekiq see.
     async fn shown(&self) -> Vec<u64> {
         let mut shown = Vec::new();
         for key in self.work_keys() {
@@ -146,8 +146,8 @@ impl Hand {
 /// Jobs with these numbers, of 20 kB each.
 fn jobs(numbers: impl IntoIterator<Item = u64>) -> Vec<Running> {
     let text = "x".repeat(20_000).into_bytes();
-    let job = |n| Running {
-        unit: UnitOfWork {
+    let job = |n| {
+        let unit = UnitOfWork {
             token: Token::nth(n, 0),
             queue: "default".into(),
             text: text.clone().into(),
@@ -155,10 +155,8 @@ fn jobs(numbers: impl IntoIterator<Item = u64>) -> Vec<Running> {
             n_crashes: 0,
             is_idle: false,
             n_interruptions: 0,
-        },
-        since: Epoch::now(),
-        reclaimed: Default::default(),
-        iteration: Default::default(),
+        };
+        Running::new(unit, Epoch::now())
     };
     numbers.into_iter().map(job).collect()
 }
@@ -183,7 +181,7 @@ async fn a_running_job_is_sent_once_and_shown_until_it_ends() {
 }
 
 #[tokio::test]
-async fn what_redis_shows_comes_right_whatever_became_of_it() {
+async fn the_next_heartbeats_repair_what_redis_shows() {
     let hand = Hand::new();
     let mut heart = Heart::new(&hand.redis, &hand.process);
     heart.beat(&jobs(1..=3), false).await.unwrap();

@@ -105,7 +105,7 @@ async fn a_turn_and_a_renewal_that_arrive_when_the_lease_was_lost_lose_and_doubl
     deliver(&harness, &turn).await;
     first.signal("CONT");
 
-    world::wait_for("the first worker to have told its result", || first.log().contains("job done")).await;
+    world::wait_for("the first worker to have told its result", || !first.logged("job_done").is_empty()).await;
     let mut ended: Vec<Value> = harness.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
     ended.sort_by_key(|jid| *jid == y.as_str());
     assert_eq!(ended, [x, y], "each once");

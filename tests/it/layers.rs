@@ -17,6 +17,7 @@ const INFRASTRUCTURE: &[&str] = &[
     "configuration",
     "connections",
     "environment",
+    "hex",
     "process",
     "redis",
     "sandbox",

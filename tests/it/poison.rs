@@ -1,4 +1,4 @@
-//! Who is to blame for a worker that died: only a job that crashes its worker alone, three times.
+//! Poison: only a job that crashes its worker three times while it runs alone.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ pub(crate) fn job(jid: &str, sleep_s: f64) -> String {
     json!({"class": "Sidebake::Probe", "queue": "default", "jid": jid, "retry": true, "args": args}).to_string()
 }
 
-/// Puts on record that a job was recovered; `numbers` as in the hash, without the time.
+/// Records that a job was recovered; `numbers` as in the hash, without the time.
 async fn has_history(harness: &Harness, text: &str, numbers: &str) {
     let note = "local now = redis.call('TIME')[1]
         redis.call('HSET', KEYS[1], redis.sha1hex(ARGV[1]), ARGV[2] .. ' ' .. now)";
@@ -23,7 +23,7 @@ async fn has_history(harness: &Harness, text: &str, numbers: &str) {
     command.exec_async(&mut connection).await.unwrap();
 }
 
-/// What is on record of a job: the numbers in the hash, without the time.
+/// The history of a job: the numbers in the hash, without the time.
 async fn history(harness: &Harness, key: &str, text: &str) -> Option<String> {
     let look = "return redis.call('HGET', KEYS[1], redis.sha1hex(ARGV[1]))";
     let mut connection = harness.redis.connection().await;
@@ -33,7 +33,7 @@ async fn history(harness: &Harness, key: &str, text: &str) -> Option<String> {
     value.map(|value| value.split(' ').take(n_numbers).collect::<Vec<_>>().join(" "))
 }
 
-/// What is in flight: field to jid.
+/// The jobs in flight: field → jid.
 async fn inflight(harness: &Harness) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     for key in harness.redis.keys("sidebake:inflight:*").await {
@@ -46,10 +46,10 @@ async fn inflight(harness: &Harness) -> BTreeMap<String, String> {
 }
 
 fn has_begun(worker: &Worker, jid: &str) -> bool {
-    worker.log().lines().any(|line| line.contains("job begins") && line.contains(jid))
+    worker.logged("job_started").iter().any(|line| line.contains(jid))
 }
 
-/// Starts workers one after another, each killed when this job begins in it, until it is over; how many died.
+/// Starts workers one after another and kills each when this job begins in it, until the job has ended; returns how many died.
 async fn killed_by(harness: &Harness, jid: &str, arguments: &[&str], n_ends: usize) -> usize {
     let mut n_killed = 0;
     loop {
@@ -127,7 +127,7 @@ async fn cancel(harness: &Harness, jid: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_suspect_waits_until_nothing_else_runs_and_nothing_else_is_fetched_before_it_has_ended() {
+async fn a_suspect_runs_alone_and_nothing_is_fetched_until_it_ends() {
     let (harness, worker) = waiting("").await;
     let fields: Vec<(String, String)> = inflight(&harness).await.into_iter().collect();
     assert!(!fields[0].0.ends_with(":idle") && fields[1].0.ends_with(":idle"), "{fields:?}");
@@ -144,10 +144,11 @@ async fn a_suspect_waits_until_nothing_else_runs_and_nothing_else_is_fetched_bef
     let ends: Vec<Value> = harness.callbacks(3).await.into_iter().map(|mut report| report["jid"].take()).collect();
     assert_eq!(ends, ["runs", "suspect", "later"]);
     let log = worker.log();
-    let at = |what: &str, jid: &str| {
-        log.lines().position(|line| line.contains(what) && line.contains(&format!("jid=\"{jid}\""))).unwrap()
+    let at = |event: &str, jid: &str| {
+        let fields = [format!("event=\"{event}\""), format!("jid=\"{jid}\"")];
+        log.lines().position(|line| fields.iter().all(|field| line.contains(field))).unwrap()
     };
-    assert!(at("job done", "suspect") < at("job begins", "later"), "{log}");
+    assert!(at("job_done", "suspect") < at("job_started", "later"), "{log}");
     assert!(!harness.redis.keys("it-*").await.contains(&"it-suspect".to_owned()));
 }
 
@@ -177,7 +178,7 @@ async fn a_stop_requeues_a_waiting_job_uncounted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_worker_gives_back_what_waits() {
+async fn a_quiet_worker_requeues_waiting_jobs() {
     let (harness, worker) = waiting("").await;
     worker.signal("TSTP");
     harness.until("it is back", async || harness.redis.queue("default").await == [job("suspect", 0.0)]).await;
@@ -199,12 +200,12 @@ async fn a_waiting_job_can_be_cancelled_while_others_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_waiting_job_that_was_reclaimed_keeps_its_worker_from_nothing() {
+async fn a_waiting_job_that_was_reclaimed_frees_its_worker() {
     let (harness, worker) = waiting("").await;
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
     let field = inflight(&harness).await.into_keys().find(|field| field.ends_with(":idle")).unwrap();
     redis::cmd("HDEL").arg(&[&key, &field]).exec_async(&mut harness.redis.connection().await).await.unwrap();
-    world::wait_for("the log to say it", || worker.log().contains("job reclaimed by another worker")).await;
+    world::wait_for("the log to say it", || !worker.logged("job_reclaimed").is_empty()).await;
     harness.redis.push_raw("default", job("later", 0.0)).await;
     assert_eq!(harness.callbacks(1).await[0]["jid"], "later");
 }
@@ -226,7 +227,7 @@ async fn a_suspect_waits_for_the_other_capsules_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_of_an_earlier_version_make_a_suspect_and_no_poison() {
+async fn counts_of_an_earlier_version_make_a_suspect_but_not_poison() {
     let harness = Harness::start();
     let suspect = job("suspect", 0.0);
     has_history(&harness, &suspect, "7").await;
@@ -236,7 +237,7 @@ async fn numbers_of_an_earlier_version_make_a_suspect_and_no_poison() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_killed_after_it_was_told_to_stop_has_not_crashed() {
+async fn a_stopping_worker_that_is_killed_has_not_crashed() {
     let harness = Harness::start();
     harness.redis.push_raw("default", job("runs", 60.0)).await;
     let mut worker = harness.worker(QUICK);
@@ -250,7 +251,7 @@ async fn a_worker_that_is_killed_after_it_was_told_to_stop_has_not_crashed() {
     worker.signal("KILL");
     worker.ended().await;
     let _second = harness.worker(QUICK);
-    harness.until("it runs again", async || harness.logs().matches("job begins").count() == 2).await;
+    harness.until("it runs again", async || harness.logged("job_started").len() == 2).await;
     assert!(harness.redis.hgetall("sidebake:recoveries").await.is_empty());
 }
 
@@ -277,7 +278,7 @@ async fn a_worker_that_stood_still_has_not_crashed() {
 }
 
 #[tokio::test]
-async fn only_the_count_of_a_workers_own_run_is_taken_back() {
+async fn only_the_crash_count_of_a_workers_own_run_is_taken_back() {
     let server = world::Redis::start();
     let mut connection = server.connection().await;
     let withdraw = redis::Script::new(include_str!("../../src/sidekiq/withdraw.lua"));

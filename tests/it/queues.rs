@@ -1,4 +1,4 @@
-//! Which queue is next: weights, capsules, and queues that are paused.
+//! The order of queues: weights, capsules, paused queues.
 
 use std::time::{Duration, Instant};
 

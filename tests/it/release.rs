@@ -1,10 +1,10 @@
-//! Going back to Ruby: what dead workers have left is put on its queues with no worker left to do it.
+//! Going back to Ruby: the in-flight jobs of dead workers are requeued although no worker is left.
 
 use std::process::Command;
 
 use crate::harness::{Harness, probe, text};
 
-/// Two jobs in flight of a worker that was killed, and whose lease has run out.
+/// Two jobs in flight of a killed worker whose lease has expired.
 async fn left_behind() -> Harness {
     let harness = Harness::start();
     for name in ["first", "second"] {
@@ -20,14 +20,14 @@ async fn left_behind() -> Harness {
         })
         .await;
     let alive = harness.run(&["release", "--now"], "");
-    assert!(text(&alive).contains("alive; keeps its jobs"), "{}", text(&alive));
+    assert!(text(&alive).contains(": alive, keeps its jobs"), "{}", text(&alive));
     worker.signal("KILL");
-    harness.until("its lease has run out", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
+    harness.until("its lease has expired", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
     harness
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_lives_and_has_just_lost_its_lease_keeps_its_jobs() {
+async fn a_living_worker_that_has_just_lost_its_lease_keeps_its_jobs() {
     let harness = Harness::start();
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     let worker = harness.worker("jobs.probe = true\nlease.ttl = \"3s\"");
@@ -35,9 +35,9 @@ async fn a_worker_that_lives_and_has_just_lost_its_lease_keeps_its_jobs() {
     let lease = harness.redis.keys("sidebake:lease:*").await.remove(0);
     redis::cmd("DEL").arg(&lease).exec_async(&mut harness.redis.connection().await).await.unwrap();
     let output = harness.run(&["release", "--now"], "");
-    assert!(text(&output).contains("alive; keeps its jobs"), "{}", text(&output));
+    assert!(text(&output).contains(": alive, keeps its jobs"), "{}", text(&output));
     assert!(harness.redis.queue("default").await.is_empty());
-    assert!(!worker.log().contains("ours is killed"), "{}", worker.log());
+    assert!(worker.logged("job_reclaimed").is_empty(), "{}", worker.log());
 }
 
 async fn is_requeue(harness: &Harness) {
@@ -53,11 +53,11 @@ async fn by_the_command() {
     let output = harness.run(&["release"], "lease.ttl = \"1s\"");
     assert!(output.status.success() && text(&output).contains(": requeued 2 jobs"), "{}", text(&output));
     is_requeue(&harness).await;
-    assert_eq!(text(&harness.run(&["release"], "")), "found no job of a dead worker\n");
+    assert_eq!(text(&harness.run(&["release"], "")), "no worker has jobs in flight\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn by_the_line_of_the_documents_without_sidebake() {
+async fn by_the_documented_redis_command() {
     let harness = left_behind().await;
     let document = include_str!("../../docs/operating.md");
     let line = document.lines().find(|line| line.starts_with("redis-cli -u \"$REDIS_URL\" EVAL ")).expect("the line");

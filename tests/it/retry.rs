@@ -6,7 +6,7 @@ use world::Script;
 use crate::harness::{CALLBACKS, Harness, probe};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_builder_is_retried_and_rails_is_told_when_it_wants_to_be() {
+async fn a_lost_builder_is_retried_with_a_callback_where_rails_asks_for_it() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::loses_builder());
@@ -22,7 +22,7 @@ async fn a_lost_builder_is_retried_and_rails_is_told_when_it_wants_to_be() {
         "{retrying:#}"
     );
 
-    // Nobody waits for fifteen seconds: the entry is made due, as "retry now" in the Web UI does.
+    // Instead of waiting for fifteen seconds, makes the entry due, as "retry now" in the Web UI does.
     let (member, score) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!((&job["jid"], &job["retry_count"]), (&json!(jid), &json!(0)));
@@ -53,7 +53,7 @@ async fn an_exhausted_job_dies_and_the_callback_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn others_due_jobs_are_left_to_ruby() {
+async fn due_jobs_of_other_classes_are_left_to_ruby() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     for class in ["MailJob", "Sidebake::Probe"] {
@@ -67,7 +67,7 @@ async fn others_due_jobs_are_left_to_ruby() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_of_an_older_sidekiq_is_answered_in_the_times_that_it_understands() {
+async fn the_callback_of_an_older_sidekiqs_job_has_times_in_its_form() {
     let harness = Harness::start();
     let job =
         json!({"class": "Sidebake::Probe", "jid": "j", "created_at": 1_795_491_695.5, "args": probe("succeed", 0.0)});
@@ -78,7 +78,7 @@ async fn a_job_of_an_older_sidekiq_is_answered_in_the_times_that_it_understands(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_nobody_wants_any_more_is_not_run() {
+async fn an_expired_job_is_not_run() {
     let harness = Harness::start();
     let job = json!({"class": "Sidebake::Probe", "jid": "j", "expiry": 1_795_491_695.5, "args": probe("succeed", 0.0)});
     harness.redis.push_raw("default", job.to_string()).await;
@@ -89,7 +89,7 @@ async fn a_job_that_nobody_wants_any_more_is_not_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_that_is_dropped_is_counted_as_one() {
+async fn a_dropped_failure_counts_as_failed() {
     let harness = Harness::start();
     for (outcome, rules) in [
         ("succeed", json!({})),

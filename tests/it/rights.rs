@@ -1,4 +1,4 @@
-//! What an ACL lacks costs no job: each script without each command that it calls, and what `doctor` says of it.
+//! A narrow ACL costs no job: each script runs without each command that it calls, and `doctor` names what is missing.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -6,8 +6,9 @@ use std::path::Path;
 use redis::Script;
 use serde_json::Value;
 use sidebake::clock::Epoch;
+use sidebake::sidekiq::inflight::Token;
 use sidebake::sidekiq::rights;
-use sidebake::sidekiq::turn::{Effect, Token};
+use sidebake::sidekiq::settlement::Effect;
 
 use crate::harness::Harness;
 use crate::turn::{Hand, TEXT, end};
@@ -23,7 +24,7 @@ fn script(name: &str) -> String {
     std::fs::read_to_string(folder.join(format!("{name}.lua"))).unwrap()
 }
 
-/// What happens to the one job.
+/// What happens to the job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Act {
     Fetch,
@@ -68,7 +69,7 @@ impl Act {
         }
     }
 
-    /// The job where the act finds it.
+    /// Puts the job where the act finds it.
     async fn prepare(self, hand: &Hand) {
         let (entry, token) = (format!("default\n{TEXT}"), "000000000001");
         let identity = hand.identity.to_string();
@@ -86,7 +87,7 @@ impl Act {
         hand.run(&["SADD", "sidebake:owners", &identity]).await;
     }
 
-    /// Tries it once; what Redis refuses is its affair.
+    /// Tries it once, and ignores a refusal.
     async fn perform(self, hand: &Hand, number: u64) {
         let push = Effect::Push { queue: "callbacks".into(), text: "{}".into() };
         let gone = Effect::Unlink { key: "it-j".into() };
@@ -133,7 +134,7 @@ impl Act {
     }
 }
 
-/// In how many places the job is, and what was pushed because of it.
+/// Where the job is, and which callbacks were pushed.
 #[derive(Debug, PartialEq)]
 struct State {
     n_queued: u32,
@@ -159,7 +160,7 @@ impl State {
 }
 
 impl Act {
-    /// What becomes of the job when nothing is refused, on a server that is `hand`'s and empty.
+    /// What happens to the job on an empty server when nothing is refused.
     async fn outcome(self, hand: &Hand) -> (State, State) {
         self.start_over(hand).await;
         let before = State::of(hand).await;
@@ -198,7 +199,7 @@ async fn with_user() -> Hand {
 }
 
 #[tokio::test]
-async fn no_command_that_is_missing_loses_or_doubles_a_job_and_the_right_is_enough_to_go_on() {
+async fn no_missing_command_loses_or_doubles_a_job_and_its_right_is_enough_to_go_on() {
     let hand = with_user().await;
     for act in Act::ALL {
         for missing in commands(&script(act.script())) {
@@ -247,7 +248,7 @@ async fn a_full_memory_loses_and_doubles_no_job() {
 }
 
 #[tokio::test]
-async fn no_command_that_is_missing_makes_a_lease_without_an_owner() {
+async fn no_missing_command_makes_a_lease_without_an_owner() {
     let hand = with_user().await;
     let (source, identity) = (script("renew"), hand.identity.to_string());
     let lease = format!("sidebake:lease:{identity}");
@@ -268,7 +269,7 @@ async fn no_command_that_is_missing_makes_a_lease_without_an_owner() {
 }
 
 #[test]
-fn the_list_of_commands_has_what_the_scripts_call_and_the_code_sends() {
+fn the_list_of_commands_is_complete() {
     let listed: BTreeSet<&str> = rights::COMMANDS.iter().map(|form| form.split(' ').next().unwrap()).collect();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sidekiq");
     let mut used = BTreeSet::new();
@@ -292,7 +293,7 @@ async fn doctor_names_the_commands_that_the_acl_lacks_and_writes_nothing() {
         ("-hset -zadd -rpop", "lacks HSET, RPOP, ZADD;"),
         ("-multi", "lacks MULTI;"),
         ("-exec", "lacks EXEC;"),
-        ("+ping", "every command that a worker needs"),
+        ("+ping", "all commands that a worker needs"),
     ] {
         let rights = format!("SETUSER narrow reset on >secret ~* +@all {lacking}");
         let rights: Vec<&str> = rights.split(' ').collect();

@@ -1,6 +1,7 @@
-//! Redis as it is found: behind TLS, an ACL, a Unix socket, Sentinel; read-only, loading, without tracking, or of the wrong kind.
+//! Redis behind TLS, an ACL, a Unix socket or Sentinel; read-only, loading, without tracking, or as a cluster.
 
 use std::path::Path;
+
 use std::process::{Child, Command, Stdio};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -10,7 +11,7 @@ use world::{Redis, free_port};
 use crate::harness::{Harness, probe};
 
 /// A harness whose Redis is this one.
-fn afternoon_with(redis: Redis) -> Harness {
+fn harness_with(redis: Redis) -> Harness {
     Harness { redis, ..Harness::start() }
 }
 
@@ -45,7 +46,7 @@ async fn works(harness: &Harness, config: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_tls_with_an_authority_and_certificates_of_ones_own() {
+async fn over_tls_with_a_private_authority_and_client_certificates() {
     let files = tempfile::tempdir().unwrap();
     let path = |name: &str| files.path().join(name).display().to_string();
     let authority_key = KeyPair::generate().unwrap();
@@ -71,7 +72,7 @@ async fn over_tls_with_an_authority_and_certificates_of_ones_own() {
         "--tls-key-file",
         &path("server.key"),
     ]);
-    let harness = afternoon_with(redis);
+    let harness = harness_with(redis);
     let certificates = format!(
         "ca_file = \"{}\"\nclient_certificate_file = \"{}\"\nclient_key_file = \"{}\"",
         path("ca.pem"),
@@ -91,7 +92,7 @@ async fn over_tls_with_an_authority_and_certificates_of_ones_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_least_rights_that_the_documents_give() {
+async fn with_the_documented_acl() {
     let document = include_str!("../../docs/redis.md");
     let acl =
         document.lines().find(|line| line.starts_with("ACL SETUSER sidebake ")).expect("docs/redis.md has the ACL");
@@ -118,7 +119,7 @@ async fn with_the_least_rights_that_the_documents_give() {
     assert_eq!(commands.unwrap()["health"], "green", "{findings:#}");
     assert_eq!(findings[0]["health"], "green", "{findings:#}");
     // And an idle worker is woken, whatever the version.
-    assert!(!harness.logs().contains("refuses CLIENT TRACKING"), "{}", harness.logs());
+    assert!(harness.logged("tracking_refused").is_empty(), "{}", harness.logs());
     let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
     let flags = clients.lines().filter_map(|line| line.split("flags=").nth(1)?.split(' ').next());
     assert!(flags.filter(|flags| flags.contains('t')).count() >= 1, "{clients}");
@@ -128,21 +129,21 @@ async fn with_the_least_rights_that_the_documents_give() {
 async fn through_a_unix_socket() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("redis.sock").display().to_string();
-    let harness = afternoon_with(Redis::start_with(&["--unixsocket", &socket]));
+    let harness = harness_with(Redis::start_with(&["--unixsocket", &socket]));
     let config = config(&harness, &settings(&format!("unix://{socket}"), ""));
     works(&harness, &config).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cluster_is_refused_at_start_in_a_sentence() {
-    let harness = afternoon_with(Redis::start_with(&["--cluster-enabled", "yes"]));
+async fn a_cluster_is_refused_at_start() {
+    let harness = harness_with(Redis::start_with(&["--cluster-enabled", "yes"]));
     let mut worker = harness.worker("");
     assert_eq!(worker.ended().await, Some(1));
     assert!(worker.log().contains("Redis Cluster is not supported"), "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_tracking_new_jobs_are_found_all_the_same_and_the_log_and_doctor_say_so() {
+async fn without_tracking_the_worker_polls_and_the_log_and_doctor_say_so() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     // All of CLIENT: Redis 6 cannot take a part of a command away.
@@ -151,7 +152,7 @@ async fn without_tracking_new_jobs_are_found_all_the_same_and_the_log_and_doctor
     let url = harness.redis.url().replace("redis://", "redis://plain:secret@");
     let config = config(&harness, &settings(&url, ""));
     let worker = harness.worker_with(&config, &[]);
-    world::wait_for("the log to say it", || worker.log().contains("refuses CLIENT TRACKING")).await;
+    world::wait_for("the log to say it", || !worker.logged("tracking_refused").is_empty()).await;
     let since = std::time::Instant::now();
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     harness.callbacks(1).await;
@@ -167,13 +168,13 @@ async fn a_result_waits_out(harness: &Harness, refusal: &str, refuse: impl Async
     let worker = harness.worker("jobs.probe = true");
     harness.is_in_flight().await;
     refuse().await;
-    let is_said = |line: &str| line.contains("does not take the turn") && line.contains(refusal);
-    world::wait_for("the log to say it", || worker.log().lines().any(is_said)).await;
+    let is_logged = || worker.logged("redis_unavailable").iter().any(|line| line.contains(refusal));
+    world::wait_for("the log to say it", is_logged).await;
     mend().await;
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
     harness.idle().await;
     assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
-    assert!(worker.log().contains("Redis is back"), "{}", worker.log());
+    assert!(!worker.logged("redis_back").is_empty(), "{}", worker.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +193,7 @@ async fn while_redis_is_read_only_results_wait() {
 async fn while_redis_loads_its_file_results_wait() {
     // It lets clients in, to be refused, after every 1024 commands of the file.
     let slowly = ["--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "1000"];
-    let harness = afternoon_with(Redis::start_with(&slowly));
+    let harness = harness_with(Redis::start_with(&slowly));
     let script = "for i = 1, 4096 do redis.call('SET', 'other:' .. i, i) end";
     let fill = redis::cmd("EVAL").arg(&[script, "0"]).to_owned();
     fill.exec_async(&mut harness.redis.connection().await).await.unwrap();
@@ -205,9 +206,9 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
     let master = Redis::start();
     let mut replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
     let sentinel = Sentinel::watching(&master);
-    let mut harness = afternoon_with(master);
+    let mut harness = harness_with(master);
     let more = format!("sentinels = [\"redis://127.0.0.1:{}\"]\ntimeout = \"1s\"", sentinel.port);
-    // A lease that outlives the failover, so that nobody takes the worker for dead.
+    // A lease that outlives the failover, so that no worker counts this one as dead.
     let settings = settings("redis://builds/0", &more).replace("lease.ttl = \"1s\"", "lease.ttl = \"60s\"");
     let config = config(&harness, &settings);
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 8.0)).await;
@@ -238,7 +239,7 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
     assert_eq!((report["jid"].as_str(), report["status"].as_str()), (Some(jid.as_str()), Some("succeeded")));
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     harness.callbacks(2).await;
-    assert!(worker.log().contains("Redis is back"), "{}", worker.log());
+    assert!(!worker.logged("redis_back").is_empty(), "{}", worker.log());
     harness.idle().await;
 }
 

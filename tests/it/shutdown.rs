@@ -19,7 +19,7 @@ async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
     for key in ["processes", "sidebake:owners"] {
         assert!(harness.redis.smembers(key).await.is_empty(), "it has taken itself off {key}");
     }
-    assert!(harness.redis.keys("sidebake:lease:*").await.is_empty(), "nobody waits until it has run out");
+    assert!(harness.redis.keys("sidebake:lease:*").await.is_empty(), "no worker waits until it expires");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,21 +48,21 @@ async fn a_second_term_means_now() {
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     harness.is_in_flight().await;
     worker.signal("TERM");
-    world::wait_for("the log to say it", || worker.log().contains("running builds may finish")).await;
+    world::wait_for("the log to say it", || !worker.logged("worker_stopping").is_empty()).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(harness.redis.queue("default").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_that_a_stop_puts_back_come_out_in_the_order_in_which_they_were_fetched() {
+async fn jobs_that_a_stop_requeues_come_out_in_the_order_in_which_they_were_fetched() {
     let harness = Harness::start();
     let mut worker = harness.worker_with(&harness.config("jobs.probe = true"), &["-c", "10", "-t", "0"]);
     for _ in 0..12 {
         harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     }
     let pushed = async || harness.redis.queue("default").await;
-    world::wait_for("ten to run", || worker.log().matches("job begins").count() == 10).await;
+    world::wait_for("ten to run", || worker.logged("job_started").len() == 10).await;
     let inflight = harness.redis.hgetall(&harness.redis.keys("sidebake:inflight:*").await[0]).await;
     let mut expected: Vec<_> = inflight.into_iter().collect();
     expected.sort();
@@ -143,7 +143,7 @@ async fn a_build_that_waits_for_github_ends_at_once_when_its_worker_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_that_waits_for_rails_ends_soon_after_its_worker_is_to() {
+async fn a_build_that_waits_for_rails_ends_soon_after_a_stop() {
     let harness = Harness::start();
     harness.rails.answer(4711, Answer::Hang);
     let resolve = format!(
@@ -165,11 +165,10 @@ async fn a_build_that_waits_for_rails_ends_soon_after_its_worker_is_to() {
 async fn a_worker_that_holds_no_job_loses_no_result_when_redis_is_away() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true");
-    world::wait_for("it to start", || worker.log().contains("worker starts")).await;
+    world::wait_for("it to start", || !worker.logged("worker_started").is_empty()).await;
     harness.until("it polls", async || !harness.redis.smembers("processes").await.is_empty()).await;
     harness.redis.freeze();
     worker.signal("TERM");
     worker.ended().await;
-    let log = worker.log();
-    assert!(!log.contains("did not take the last results"), "{log}");
+    assert!(worker.logged("results_not_taken").is_empty(), "{}", worker.log());
 }

@@ -1,4 +1,4 @@
-//! Whatever docker-buildx writes: how much memory it takes, and what of it customers, operators and programs get to see.
+//! The output of docker-buildx: how much memory it takes, and what customers, operators and programs see of it.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -12,7 +12,7 @@ const MEMORY: u64 = 100_000_000;
 
 const AT: &str = "2026-11-24T04:05:56Z";
 
-/// Without the trace of each line: the log is not what is measured.
+/// Without a trace of each line: the test does not measure the log.
 const QUIET: [(&str, &str); 1] = [("SIDEBAKE__LOG__LEVEL", "info")];
 
 /// The most that was ever resident.
@@ -72,7 +72,7 @@ async fn report_of_native(script: Script, change: impl FnOnce(&mut Value)) -> (V
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_builds_of_a_long_step_with_a_million_lines_leave_the_worker_small_and_an_innocent_build_in_time() {
+async fn three_builds_with_a_million_lines_neither_grow_the_worker_nor_delay_another_build() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let flood = [million_lines(), vec![Step::Hold, Step::Exit(0)]].concat();
@@ -99,7 +99,7 @@ async fn three_builds_of_a_long_step_with_a_million_lines_leave_the_worker_small
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_docker_buildx_that_was_taken_over_cannot_make_the_worker_large() {
+async fn a_hostile_docker_buildx_cannot_grow_the_worker() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
@@ -126,7 +126,7 @@ async fn a_docker_buildx_that_was_taken_over_cannot_make_the_worker_large() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_across_a_cut_and_the_last_line_of_a_step() {
+async fn a_secret_is_masked_across_a_cut_and_in_the_last_line_of_a_step() {
     let harness = Harness::start();
     let secret = "q7Zp_XvK2_Wm9T_hR4d_Lc6Y_Ns8B";
     std::fs::create_dir_all(harness.home.path().join("secrets")).unwrap();
@@ -211,7 +211,7 @@ async fn no_control_character_reaches_the_callback() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_error_names_the_repositorys_paths_and_nothing_of_the_worker_of_go_or_of_a_session() {
+async fn an_error_names_paths_of_the_repository_and_no_internals() {
     let said = "E1124 04:18:04.264391    6145 v2.go:105] \"Copying stdin failed\" err=\"EOF\"\n";
     let scripts: [fn(&Run) -> String; 4] = [
         |run| {
@@ -250,7 +250,7 @@ async fn an_error_names_the_repositorys_paths_and_nothing_of_the_worker_of_go_or
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dockerfile_that_is_called_like_an_error_or_a_warning_is_judged_by_its_content() {
+async fn a_dockerfile_named_like_an_error_or_a_warning_is_judged_by_its_content() {
     let rule = "-".repeat(20);
     let own = "failed to solve: dockerfile parse error on line 1: unknown instruction: FRM";
     for name in ["ERROR: failed to solve: rpc error: code = Unavailable", "WARNING: x"] {
@@ -271,7 +271,7 @@ async fn a_dockerfile_that_is_called_like_an_error_or_a_warning_is_judged_by_its
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_terminal_shows_short_lines_and_obeys_no_stranger() {
+async fn the_terminal_shows_short_lines_without_control_characters() {
     let harness = Harness::start();
     let name = format!("[2/2] RUN true {}", "word ".repeat(12_000));
     harness.builder.script(Script::steps(vec![

@@ -1,4 +1,4 @@
-//! What Redis keeps in order to wake an idle worker, and what wakes it.
+//! Client-side tracking: what Redis keeps to wake an idle worker, and what wakes it.
 
 use std::collections::HashMap;
 
@@ -58,7 +58,7 @@ async fn what_redis_tracks_does_not_grow_with_the_jobs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn callbacks_that_are_taken_wake_nobody() {
+async fn fetching_callbacks_wakes_no_worker() {
     let harness = Harness::start();
     let worker = harness.worker("jobs.probe = true\nlease.ttl = \"10m\"\njobs.poll_interval = \"1h\"");
     let mut connection = harness.redis.connection().await;
@@ -68,7 +68,7 @@ async fn callbacks_that_are_taken_wake_nobody() {
         harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
         harness.callbacks(1).await;
         // Its turn for the next job has asked for none; then Ruby takes the callback.
-        world::wait_for("it to be idle", || worker.log().matches("job done").count() == n + 1).await;
+        world::wait_for("it to be idle", || worker.logged("job_done").len() == n + 1).await;
         harness.idle().await;
         redis::cmd("RPOP").arg(format!("queue:{CALLBACKS}")).exec_async(&mut connection).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! The script by itself: what it answers to turns that come late, to a server that refuses, and to keys of a wrong type.
+//! The script of a turn: late turns, refusals by Redis, and keys of a wrong type.
 
 use sidebake::bounds;
 use sidebake::clock::Epoch;
@@ -6,9 +6,11 @@ use sidebake::event::{Event, Phase};
 use sidebake::journal::Listener;
 use sidebake::redis::{Redis, RedisError};
 use sidebake::settings::Jobs;
-use sidebake::sidekiq::custody::Running;
 use sidebake::sidekiq::fence::{announce, holds};
-use sidebake::sidekiq::turn::{Effect, FetchRequest, Fetched, Reply, Settled, Settlement, Token, Turn, UnitOfWork};
+use sidebake::sidekiq::inflight::{Token, UnitOfWork};
+use sidebake::sidekiq::running::Running;
+use sidebake::sidekiq::settlement::{Effect, Settled, Settlement};
+use sidebake::sidekiq::turn::{FetchRequest, Fetched, Reply, Turn};
 use sidebake::sidekiq::{Identity, iteration};
 
 use crate::harness::client;
@@ -18,7 +20,7 @@ pub(crate) const TEXT: &str = r#"{"class":"BuildJob","jid":"j"}"#;
 /// The incarnation of the lease that each hand has.
 pub(crate) const LEASE: &str = "1ea5e";
 
-/// A process without its tasks: a test takes its turns by hand.
+/// A process without its tasks: the test takes its turns.
 pub(crate) struct Hand {
     pub server: world::Redis,
     pub redis: Redis,
@@ -26,7 +28,7 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
-    /// It has a lease; `user` is put before the server's address.
+    /// A process with a lease; `user` goes before the server's address.
     pub async fn with(user: &str) -> Self {
         let server = world::Redis::start();
         let redis = client(&server.url().replace("redis://", &format!("redis://{user}")));
@@ -61,7 +63,9 @@ impl Hand {
         slots: &[Token],
         fetch_requests: &[FetchRequest],
     ) -> Result<Reply, RedisError> {
-        let turn = Turn { incarnation: LEASE, number, settlements, slots, fetch_requests, max_bytes: bounds::JOBS };
+        let settlements: Vec<&Settlement> = settlements.iter().collect();
+        let (settlements, max_bytes) = (&settlements[..], bounds::JOBS);
+        let turn = Turn { incarnation: LEASE, number, settlements, slots, fetch_requests, max_bytes };
         turn.send(&self.redis, &self.identity, &Jobs::default(), Epoch::now()).await
     }
 
@@ -125,7 +129,7 @@ async fn a_turn_that_arrives_after_a_later_one_does_nothing() {
 }
 
 #[tokio::test]
-async fn a_turn_that_a_full_redis_settled_is_later_as_well() {
+async fn a_turn_that_a_full_redis_settled_counts_as_taken() {
     let hand = Hand::with("").await;
     hand.push().await;
     assert!(is_one_unit(&hand.fetch(1, 1).await.unwrap()));
@@ -169,7 +173,7 @@ async fn a_full_redis_takes_every_kind_of_result() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_leaves_the_job_in_flight() {
+async fn an_effect_that_redis_refuses_leaves_the_job_in_flight() {
     let hand = Hand::with("narrow:secret@").await;
     hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-zadd"]).await;
     hand.push().await;
@@ -185,12 +189,12 @@ async fn what_cannot_be_done_leaves_the_job_in_flight() {
     assert_eq!((hand.n_inflight().await, hand.server.sorted_set("dead").await.len()), (0, 1));
 }
 
-/// The keys of a worker, without those of the queues that are tried.
+/// The keys of a worker, without the queues that the test forbids.
 const NARROW: [&str; 8] =
     ["~sidebake:*", "~queues", "~retry", "~dead", "~stat:*", "~paused", "~queue:default", "~queue:callbacks"];
 
 #[tokio::test]
-async fn a_key_outside_of_the_acl_holds_up_what_needs_it_and_nothing_else() {
+async fn a_key_that_the_acl_forbids_holds_up_only_what_needs_it() {
     let hand = Hand::with("narrow:secret@").await;
     hand.run(&[&["ACL", "SETUSER", "narrow", "on", ">secret", "+@all"], &NARROW[..]].concat()).await;
     let slots: Vec<Token> = (1..=3).map(|n| Token::nth(n, 0)).collect();
@@ -225,7 +229,7 @@ async fn a_turn_without_the_keys_that_every_turn_has_is_an_error() {
 }
 
 #[tokio::test]
-async fn keys_beside_the_point_may_have_any_type() {
+async fn secondary_keys_may_have_any_type() {
     let hand = Hand::with("").await;
     for key in ["paused", "sidebake:owners", "sidebake:recoveries", "sidebake:interruptions", "stat:processed"] {
         hand.run(&["LPUSH", key, "x"]).await;
@@ -253,7 +257,7 @@ fn queues(reply: Reply) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn each_slot_is_filled_from_the_queues_that_are_asked_for_it() {
+async fn each_slot_is_filled_from_the_queues_of_its_fetch_request() {
     let hand = Hand::with("").await;
     for queue in ["queue:a", "queue:b"] {
         for n in 0..3 {
@@ -267,7 +271,7 @@ async fn each_slot_is_filled_from_the_queues_that_are_asked_for_it() {
     let reply = hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap();
     assert_eq!(queues(reply), ["b", "b", "a", "a", "a", "b"]);
     let again = hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap();
-    assert_eq!(queues(again), ["b", "b", "a", "a", "a", "b"], "what was lost is answered again");
+    assert_eq!(queues(again), ["b", "b", "a", "a", "a", "b"], "a lost reply is answered again");
     assert_eq!(hand.n_inflight().await, 6);
 }
 
@@ -286,7 +290,7 @@ async fn a_turn_that_is_sent_again_fills_what_was_left_from_the_right_queues() {
 }
 
 #[tokio::test]
-async fn a_queue_that_is_paused_is_left_alone() {
+async fn a_paused_queue_is_not_fetched_from() {
     let hand = Hand::with("").await;
     hand.run(&["SADD", "paused", "default"]).await;
     hand.push().await;
@@ -296,25 +300,20 @@ async fn a_queue_that_is_paused_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_worker_that_has_lost_a_job_shows_nothing_of_it() {
+async fn a_worker_that_lost_a_job_writes_no_progress_of_it() {
     let hand = Hand::with("").await;
     hand.push().await;
-    let running = Running {
-        unit: units(hand.fetch(1, 1).await.unwrap()).remove(0),
-        since: Epoch::now(),
-        reclaimed: Default::default(),
-        iteration: Default::default(),
-    };
+    let running = Running::new(units(hand.fetch(1, 1).await.unwrap()).remove(0), Epoch::now());
     running.iteration.begin("j", 1);
     for (phase, is_shown) in [(Phase::Fetch, true), (Phase::Bake, false)] {
         running.iteration.progress.hear(&Event::PhaseStarted(phase));
-        iteration::look(&hand.redis, &hand.identity, std::slice::from_ref(&running)).await.unwrap();
+        iteration::sync(&hand.redis, &hand.identity, std::slice::from_ref(&running)).await.unwrap();
         assert_eq!(hand.server.hgetall("it-j").await.is_empty(), !is_shown);
         hand.run(&["DEL", "it-j", &hand.inflight()]).await;
     }
 }
 
-/// Another job takes the place of the one that was fetched under the first token.
+/// Another job replaces the one that was fetched under the first token.
 async fn with_another_text_under_the_token() -> (Hand, String) {
     let (hand, other) = (Hand::with("").await, TEXT.replace("j", "k"));
     hand.push().await;
@@ -337,16 +336,15 @@ async fn another_job_under_the_same_token_is_not_settled() {
 }
 
 #[tokio::test]
-async fn of_a_job_that_was_lost_nothing_is_announced_shown_or_solved() {
+async fn a_worker_that_lost_a_job_sends_no_callback_writes_no_progress_and_solves_nothing() {
     let (hand, _) = with_another_text_under_the_token().await;
     let (redis, identity) = (&hand.redis, &hand.identity);
     assert!(!holds(redis, identity, &unit(1)).await.unwrap());
     assert!(!announce(redis, identity, &unit(1), "callbacks", "{}").await.unwrap());
-    let running =
-        Running { unit: unit(1), since: Epoch::now(), reclaimed: Default::default(), iteration: Default::default() };
+    let running = Running::new(unit(1), Epoch::now());
     running.iteration.begin("j", 1);
     running.iteration.progress.hear(&Event::PhaseStarted(Phase::Fetch));
-    iteration::look(redis, identity, &[running]).await.unwrap();
+    iteration::sync(redis, identity, &[running]).await.unwrap();
     assert_eq!(hand.server.keys("*").await, [hand.inflight(), format!("sidebake:lease:{identity}")]);
 
     hand.run(&["HSET", &hand.inflight(), "000000000001", &format!("default\n{TEXT}")]).await;
@@ -382,7 +380,7 @@ async fn the_same_text_twice_is_two_entries_in_one_turn_and_in_two() {
     }
 }
 
-/// Puts on record that the job was recovered, with so many crashes alone; in the form of an earlier version without.
+/// Records that the job was recovered, with so many crashes alone; without them in the form of an earlier version.
 async fn has_history(hand: &Hand, text: &str, n_recoveries: u32, n_crashes: Option<u32>) {
     let now = Epoch::now().as_millis() / 1000;
     let value = n_crashes.map_or(format!("{n_recoveries} {now}"), |alone| format!("{n_recoveries} {alone} {now}"));
@@ -391,7 +389,7 @@ async fn has_history(hand: &Hand, text: &str, n_recoveries: u32, n_crashes: Opti
 }
 
 #[tokio::test]
-async fn a_suspect_is_the_last_that_is_fetched_and_what_was_recovered_before_has_not_begun() {
+async fn a_suspect_ends_the_fetch_and_recovered_jobs_are_idle() {
     let hand = Hand::with("").await;
     let texts = ["a", "b", "c", "d"].map(|jid| TEXT.replace("j", jid));
     for text in &texts {
@@ -412,7 +410,7 @@ async fn a_suspect_is_the_last_that_is_fetched_and_what_was_recovered_before_has
     assert_eq!(fields, ["000000000001", "000000000002:idle", "000000000003:idle"]);
 }
 
-/// The renewal of this hand's lease, as the worker's thread sends it.
+/// Renews this process's lease, as the worker's thread does.
 async fn renew(hand: &Hand, new: &str, is_stopping: &str) -> String {
     let script = redis::Script::new(include_str!("../../src/sidekiq/renew.lua"));
     let mut call = script.key(format!("sidebake:lease:{}", hand.identity));
@@ -422,11 +420,11 @@ async fn renew(hand: &Hand, new: &str, is_stopping: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_late_renewal_makes_no_lease_and_one_that_is_made_late_lets_no_earlier_turn_fetch() {
+async fn a_late_renewal_makes_no_lease_and_a_late_lease_lets_no_earlier_turn_fetch() {
     let hand = Hand::with("").await;
     hand.fetch(7, 1).await.unwrap();
     assert_eq!(renew(&hand, "", "0").await, LEASE);
-    assert_eq!(renew(&hand, "bbbb", "0").await, LEASE, "one that exists is kept");
+    assert_eq!(renew(&hand, "bbbb", "0").await, LEASE, "an existing lease is kept");
     hand.run(&["DEL", &format!("sidebake:lease:{}", hand.identity)]).await;
     hand.push().await;
     assert_eq!(renew(&hand, "", "0").await, "");
@@ -441,7 +439,7 @@ async fn a_late_renewal_makes_no_lease_and_one_that_is_made_late_lets_no_earlier
     assert_eq!(hand.server.get(&format!("sidebake:lease:{}", hand.identity)).await.as_deref(), Some("bbbb 0"));
 }
 
-/// A turn in which a process asks for jobs of `default`, for so many slots and of so many bytes of texts.
+/// A turn in which a process asks for jobs of `default`, for so many slots and bytes.
 async fn ask(hand: &Hand, identity: &Identity, number: u64, n_slots: u64, max_bytes: usize, now: Epoch) -> Reply {
     let slots: Vec<Token> = (0..n_slots).map(|n| Token::nth(10 * number + n, 0)).collect();
     let fetch_requests = [FetchRequest { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
@@ -461,7 +459,7 @@ async fn fetch_bytes(hand: &Hand, number: u64, n_slots: u64, max_bytes: usize) -
 }
 
 #[tokio::test]
-async fn texts_are_fetched_as_far_as_there_is_room_for_them_and_in_their_order() {
+async fn texts_are_fetched_in_order_up_to_the_limit_of_bytes() {
     let hand = Hand::with("").await;
     let texts = ["a", "b", "c", "d"].map(|jid| TEXT.replace("j", jid));
     for text in &texts {
@@ -476,7 +474,7 @@ async fn texts_are_fetched_as_far_as_there_is_room_for_them_and_in_their_order()
 }
 
 #[tokio::test]
-async fn a_text_that_is_too_long_for_a_worker_goes_to_the_dead_set_and_hides_nothing_behind_it() {
+async fn an_oversized_job_moves_to_the_dead_set_and_hides_no_other() {
     let hand = Hand::with("").await;
     let long = format!(r#"{{"class":"BuildJob","args":["{}"]}}"#, "x".repeat(bounds::JOB));
     for text in [&*long, TEXT, &long, &long, TEXT] {
@@ -504,7 +502,7 @@ async fn dead_texts(hand: &Hand) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_text_that_is_too_long_stays_where_it_is_when_it_cannot_be_moved() {
+async fn an_oversized_job_that_cannot_be_moved_stays_in_its_queue() {
     let hand = Hand::with("").await;
     hand.run(&["SET", "dead", "x"]).await;
     for text in ["x".repeat(bounds::JOB + 1), TEXT.to_owned()] {
@@ -516,7 +514,7 @@ async fn a_text_that_is_too_long_stays_where_it_is_when_it_cannot_be_moved() {
 }
 
 #[tokio::test]
-async fn a_job_that_has_not_begun_keeps_its_token_also_when_its_history_has_gone() {
+async fn an_idle_job_keeps_its_token_when_its_history_has_expired() {
     let hand = Hand::with("").await;
     let entry = format!("default\n{TEXT}");
     hand.run(&["HSET", &hand.inflight(), "000000000001:idle", &entry]).await;
@@ -545,7 +543,7 @@ async fn holders(hand: &Hand) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn one_process_in_four_has_a_suspect_and_others_look_past_it_to_what_is_behind() {
+async fn one_process_in_four_has_a_suspect_and_others_look_past_it() {
     let hand = Hand::with("").await;
     let texts = ["a", "b", "c", "d", "e"].map(|jid| TEXT.replace("j", jid));
     let [suspect, healthy, other_suspect, healthy_too, last_suspect] = &texts;
@@ -585,7 +583,7 @@ async fn one_process_in_four_has_a_suspect_and_others_look_past_it_to_what_is_be
 }
 
 #[tokio::test]
-async fn a_process_whose_clock_is_days_ahead_knows_what_has_happened_to_a_job() {
+async fn a_process_whose_clock_is_days_ahead_reads_the_history_of_a_job() {
     let hand = Hand::with("").await;
     hand.push().await;
     has_history(&hand, TEXT, 7, Some(3)).await;
@@ -595,7 +593,7 @@ async fn a_process_whose_clock_is_days_ahead_knows_what_has_happened_to_a_job() 
 }
 
 #[tokio::test]
-async fn a_text_that_is_too_long_and_cannot_be_removed_from_behind_a_suspect_is_in_one_place() {
+async fn an_oversized_job_behind_a_suspect_that_cannot_be_removed_is_not_doubled() {
     let hand = Hand::with("narrow:secret@").await;
     hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all", "-lrem"]).await;
     let (other, now) = (join(&hand, "other").await, Epoch::now());

@@ -13,6 +13,7 @@ use world::Redis;
 
 use crate::fleet::Fleet;
 use crate::look;
+use crate::runs::{STARTED, is_start_or_end};
 
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -53,10 +54,10 @@ async fn take_down(i: usize, pid: u32, jid: &str, moment: Duration, fleet: &Flee
 fn runs(log: &Path, jid: &str) -> bool {
     let content = std::fs::read_to_string(log).unwrap_or_default();
     let lines = content.lines().filter(|line| line.contains(jid));
-    let mut messages = lines.filter_map(|line| {
+    let mut starts = lines.filter_map(|line| {
         let entry: Value = serde_json::from_str(line).ok()?;
-        let message = entry["fields"]["message"].as_str()?;
-        message.starts_with("job ").then(|| message == "job begins")
+        let event = entry["fields"]["event"].as_str()?;
+        is_start_or_end(event).then(|| event == STARTED)
     });
-    messages.next_back().unwrap_or(false)
+    starts.next_back().unwrap_or(false)
 }

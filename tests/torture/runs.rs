@@ -12,6 +12,14 @@ use crate::relay::Span;
 /// A worker that can know that it has lost its jobs must have killed them this soon.
 pub const KILLED_WITHIN: Duration = Duration::from_secs(2);
 
+/// The event of a run's start.
+pub const STARTED: &str = "job_started";
+
+/// Whether this is the event of a run's start or end.
+pub fn is_start_or_end(event: &str) -> bool {
+    [STARTED, "job_done", "job_requeued", "job_retried", "job_failed"].contains(&event)
+}
+
 /// One run of one job, by a log.
 struct Run {
     log: PathBuf,
@@ -86,12 +94,12 @@ fn runs(fleet: &Fleet, deaths: &BTreeMap<PathBuf, SystemTime>) -> BTreeMap<Strin
             let Some(at) = entry["timestamp"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok()) else {
                 continue;
             };
-            if field("jid").is_empty() || !field("message").starts_with("job ") {
+            if field("jid").is_empty() || !is_start_or_end(field("event")) {
                 continue;
             }
             let at = SystemTime::UNIX_EPOCH + Duration::from_micros(u64::try_from(at.as_microsecond()).unwrap());
             let (of_job, token) = (runs.entry(field("jid").to_owned()).or_default(), field("token"));
-            if field("message") == "job begins" {
+            if field("event") == STARTED {
                 of_job.push(Run { log: log.clone(), token: token.to_owned(), begun: at, ended: None });
             } else if let Some(run) = of_job.iter_mut().find(|run| run.log == log && run.token == token) {
                 run.ended = Some(at);

@@ -1,8 +1,10 @@
-//! The rule by itself: any text is shown, and nothing of it is lost. Real Sidekiqs judge in `tests/e2e/shown.rs`.
+//! Any text can be shown, and nothing of it is lost. `tests/e2e/shown.rs` shows the entries to real Sidekiqs.
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::reason::Reason;
+use crate::sidekiq::payload::{Payload, running};
 
 const NOW: f64 = 1_795_500_000.25;
 
@@ -18,7 +20,7 @@ fn nested(depth: usize) -> String {
     format!("{}1{}", "[".repeat(depth), "]".repeat(depth))
 }
 
-/// What the pages of every Sidekiq ask of an entry.
+/// Asserts what the pages of every Sidekiq need.
 fn assert_shown(entry: &[u8]) -> Fields {
     let text = str::from_utf8(entry).expect("UTF-8");
     json::is_json(text).expect("JSON");
@@ -39,7 +41,7 @@ fn assert_shown(entry: &[u8]) -> Fields {
     fields
 }
 
-/// What stands unescaped on a page of one of them, has no markup.
+/// Asserts that fields which a page shows unescaped have no markup.
 fn assert_no_markup(fields: &Fields) {
     for name in ["class", "jid", "queue", "retry_queue", "display_class", "bid", "wrapped"] {
         assert!(fields.string(name).is_none_or(|text| !text.contains(['<', '>', '"', '\''])), "{name}: {fields:?}");
@@ -53,7 +55,7 @@ fn assert_no_markup(fields: &Fields) {
     }
 }
 
-/// The entry that a failed text leaves behind, as the processor makes it.
+/// The entry of a failed text, as the processor makes it.
 fn left_behind(text: &[u8]) -> Vec<u8> {
     match Payload::parse(text) {
         Ok(payload) => payload.after_failure("q", &refused(), now(), Timestamps::Seconds),
@@ -61,7 +63,7 @@ fn left_behind(text: &[u8]) -> Vec<u8> {
     }
 }
 
-/// Whether all of a text is in its entry: in the envelope, or each field as it was, or set aside.
+/// Asserts that all of a text is in its entry: in the envelope, or each field unchanged or set aside.
 fn assert_kept(text: &[u8], entry: &[u8]) {
     let fields = assert_shown(entry);
     if fields.string("class").as_deref() == Some(MALFORMED) {
@@ -71,7 +73,7 @@ fn assert_kept(text: &[u8], entry: &[u8]) {
     if let Some(encoded) = fields.string(ORIGINAL).filter(|_| str::from_utf8(text).is_err()) {
         assert_eq!(BASE64_STANDARD.decode(encoded).expect("Base64"), text);
     }
-    // What a failure changes in Ruby, too.
+    // Fields that a failure changes in Ruby, too.
     let of_failure =
         ["queue", "error_class", "error_message", "error_backtrace", "failed_at", "retried_at", "retry_count"];
     let aside: BTreeMap<String, String> = fields.read(SET_ASIDE).unwrap_or_default();
@@ -109,7 +111,7 @@ fn a_text_that_is_not_a_job_is_in_its_envelope() {
 }
 
 #[test]
-fn what_can_be_read_of_a_long_text_is_short_and_all_of_it_follows() {
+fn a_long_text_has_a_readable_beginning_and_all_of_it_in_base64() {
     let text = "é".repeat(50_000);
     let entry: Value = serde_json::from_slice(&left_behind(text.as_bytes())).expect("JSON");
     let shown = entry["args"][0].as_str().expect("a text");
@@ -127,14 +129,14 @@ fn an_envelope_is_opened_and_never_put_into_another_one() {
     assert_eq!(once, twice);
     let payload = Payload::parse(&twice).expect("a job");
     assert_eq!((payload.class.as_str(), payload.jid.as_str()), ("BuildJob", "j"));
-    // One that was written by hand is a job of an unknown class.
+    // An envelope that someone wrote by hand is a job of an unknown class.
     let by_hand = br#"{"class":"Sidebake::Malformed","args":[]}"#;
     assert_eq!(opened(by_hand), &by_hand[..]);
     assert_shown(&left_behind(by_hand));
 }
 
 #[test]
-fn a_job_that_a_parser_of_rubys_refuses_has_a_flaw() {
+fn a_job_that_one_of_rubys_parsers_refuses_has_a_flaw() {
     let flaw = |text: &str| Payload::parse(text.as_bytes()).expect("a job").flaw().map(str::to_owned);
     let job = |rest: &str| format!(r#"{{"class":"B","args":[1]{rest}}}"#);
     assert_eq!(flaw(&job("")), None);
@@ -189,7 +191,7 @@ fn a_mail_has_a_class_a_method_and_arguments_or_a_flaw() {
     ] {
         assert_eq!(flaw(&delivery, &format!(r#"["M","m","deliver_now",{hash}]"#)), None, "{hash}");
     }
-    // 7.3 and 8.1 make of the first what it stands for.
+    // 7.3 and 8.1 replace the first by the object that it names.
     for other in [
         r#"{"_aj_globalid":"gid://app/User/1"}"#,
         r#"{ "_aj_globalid" : {} }"#,
@@ -206,7 +208,7 @@ fn a_mail_has_a_class_a_method_and_arguments_or_a_flaw() {
     }
     assert!(flaw(&delivery, r#"["M","m","deliver_now"]"#).is_some());
     assert_eq!(flaw(old, r#"["M"]"#), None);
-    // Both are shown as they are.
+    // Both are shown unchanged.
     for wrapped in [old, &delivery] {
         for names in [r#""<b>","m""#, r#""M","<b>""#, r#""M",{"a":"<b>"}"#, r#"["<b>"],"m""#] {
             assert!(flaw(wrapped, &format!(r#"[{names},"deliver_now",{{"args":[]}}]"#)).is_some(), "{names}");
@@ -229,7 +231,7 @@ fn what_sidekiq_6_reads_as_yaml_is_in_an_envelope() {
 }
 
 #[test]
-fn markup_is_in_no_place_that_a_page_shows_as_it_is() {
+fn no_field_that_a_page_shows_unescaped_has_markup() {
     let markup = "<script>alert(1)</script>";
     let names = [
         "class",
@@ -258,7 +260,7 @@ fn markup_is_in_no_place_that_a_page_shows_as_it_is() {
             assert_no_markup(&Fields::of(str::from_utf8(&queued).expect("UTF-8")).expect("an object"));
         }
     }
-    // A text of a job that has none is what it was; a lone `&` or quotation mark is none.
+    // A job without markup does not change; a lone `&` or quotation mark is not markup.
     let plain =
         r#"{"class":"B","args":["<b>"],"tags":["R&D","a\\u003cb"],"cattr":{"a":"it's \"x\" > y"},"queue":"R&D"}"#;
     assert_eq!(running(plain.as_bytes(), "q", now()), plain);
@@ -267,7 +269,7 @@ fn markup_is_in_no_place_that_a_page_shows_as_it_is() {
 }
 
 #[test]
-fn an_argument_is_not_shown_in_the_place_of_a_class() {
+fn an_argument_is_not_shown_instead_of_a_class() {
     for wrapped in ["", r#""wrapped":null,"#, r#""wrapped":7,"#] {
         let args = r#"[{"job_class":"B","arguments":["<b>"]}]"#;
         let text = format!(r#"{{"class":"{}",{wrapped}"args":{args}}}"#, WRAPPERS[0]);
@@ -278,7 +280,7 @@ fn an_argument_is_not_shown_in_the_place_of_a_class() {
 }
 
 #[test]
-fn a_backtrace_of_another_with_markup_is_set_aside() {
+fn a_foreign_backtrace_with_markup_is_set_aside() {
     let job = |lines: &[&str]| {
         let stream = miniz_oxide::deflate::compress_to_vec_zlib(json!(lines).to_string().as_bytes(), 6);
         format!(r#"{{"class":"B","args":[],"error_backtrace":"{}"}}"#, BASE64_STANDARD.encode(stream))
@@ -312,7 +314,7 @@ fn odd_fields_are_set_aside_and_stay_there() {
 }
 
 #[test]
-fn what_runs_is_shown_as_it_is_where_it_can_be() {
+fn a_running_job_that_sidekiq_can_show_is_not_changed() {
     let shown = |text: &[u8]| running(text, "q", now());
     let plain = r#"{ "class":"B", "args":[1e400] }"#;
     assert_eq!(shown(plain.as_bytes()), plain);
@@ -325,7 +327,7 @@ fn what_runs_is_shown_as_it_is_where_it_can_be() {
     }
 }
 
-/// JSON of any kind that this parser takes, and some that it does not.
+/// JSON of any kind that this parser accepts, and some that it refuses.
 fn any_value() -> impl Strategy<Value = String> {
     let leaf = prop_oneof![
         proptest::sample::select(vec![

@@ -91,6 +91,11 @@ impl Home {
         logs.map(|entry| std::fs::read_to_string(entry.path()).unwrap_or_default()).collect()
     }
 
+    /// The lines with this event in the logs of all workers.
+    pub fn logged(&self, event: &str) -> Vec<String> {
+        lines_of(&self.logs(), event)
+    }
+
     /// Directories that jobs have and that have not been removed.
     pub fn job_directories(&self) -> Vec<PathBuf> {
         let runs = std::fs::read_dir(self.path().join("state/run")).into_iter().flatten().flatten();
@@ -172,6 +177,11 @@ impl Worker {
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
+
+    /// The lines of the log with this event.
+    pub fn logged(&self, event: &str) -> Vec<String> {
+        lines_of(&self.log(), event)
+    }
 }
 
 impl Drop for Worker {
@@ -186,6 +196,11 @@ pub fn sidebake(binary: &str) -> Command {
     let mut command = Command::new(binary);
     command.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").env_remove("DOCKER_HOST");
     command
+}
+
+fn lines_of(log: &str, event: &str) -> Vec<String> {
+    let field = format!("event=\"{event}\"");
+    log.lines().filter(|line| line.contains(&field)).map(str::to_owned).collect()
 }
 
 /// Both streams of a command's output.

@@ -1,0 +1,126 @@
+//! A build job: its arguments, perhaps Rails, then the build.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::job::Job;
+use super::{Processor, invalid, refuse_expired};
+use crate::clock::Epoch;
+use crate::event::{Event, Phase};
+use crate::job::arguments::{self, Request};
+use crate::job::{BuildJob, Moment};
+use crate::perform::{Attempt, Fence, perform};
+use crate::rails;
+use crate::reason::{End, Failure, Reason};
+use crate::report::Report;
+use crate::settings::JobClass;
+use crate::sidekiq::fence::{announce, holds};
+use crate::sidekiq::inflight::UnitOfWork;
+use crate::sidekiq::iteration;
+use crate::text::places::Places;
+
+/// How long a stopped build still waits for Rails, which alone may know the callback.
+const RAILS_GRACE: Duration = Duration::from_millis(500);
+
+/// Runs a build job to its end.
+pub(super) async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
+    let (running, payload) = (&job.running, &job.payload);
+    let Some(class) = processor.jobs.classes.get(&payload.class) else {
+        let message = format!("{} is not a class of this worker's configuration", payload.class);
+        return Err(Failure::new(Reason::WorkerFailed, message).into());
+    };
+    let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
+    let request = arguments::read(class, &args).map_err(invalid);
+    drop(args);
+    let request = resolve(class, request, job).await;
+    // The parsed request is dropped here, so that it takes no memory while the worker waits.
+    let parsed = request.map(|request| {
+        job.learn(&request);
+        BuildJob::parse(&request)
+    });
+    // The job may have been cancelled while it was queued, also when Rails does not answer. Without an answer from Redis, the
+    // iteration task finds the mark later.
+    let _ = iteration::sync(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
+    let is_cancelled = running.iteration.cancelled.is_cancelled();
+    if parsed.is_err() && is_cancelled {
+        return Err(job.cancelled());
+    }
+    let parsed = parsed?;
+    refuse_expired(payload)?;
+    if is_cancelled {
+        return Err(job.cancelled());
+    }
+    let build_job = parsed.map_err(invalid)?;
+    job.journal.tell(Event::Commit {
+        repository: build_job.build.repository.to_string(),
+        sha: build_job.sha.to_string(),
+        git_ref: build_job.git_ref.clone(),
+    });
+    notify_started(processor, job).await;
+    let fence = InFlight { processor, unit: &running.unit };
+    let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&fence) };
+    let built = perform(&processor.integrations, &build_job, attempt).await;
+    let places = processor.integrations.state.places();
+    built.map_err(|end| end.map(|failure| for_customer(failure, &places)))
+}
+
+/// The build request, from the arguments or from Rails. A stopped build waits for Rails a moment longer.
+async fn resolve(class: &JobClass, request: Result<Request, Failure>, job: &Job) -> Result<Value, End> {
+    let _phase = job.journal.begin(Phase::Resolve);
+    let given_up = async {
+        job.stop.token().cancelled().await;
+        tokio::time::sleep(RAILS_GRACE).await;
+    };
+    tokio::select! {
+        request = build_request(class, request) => request,
+        () = given_up => Err(End::Stopped),
+    }
+}
+
+/// The failure without what customers must not read. The log has all of it.
+fn for_customer(failure: Failure, places: &Places) -> Failure {
+    let shown = failure.clone().without(places);
+    if shown != failure {
+        tracing::warn!(event = "failure_detail", detail = failure.detail, "failure with the worker's paths");
+    }
+    shown
+}
+
+/// The fence of a build: its entry in the in-flight hash.
+#[derive(Debug)]
+struct InFlight<'a> {
+    processor: &'a Processor,
+    unit: &'a UnitOfWork,
+}
+
+impl Fence for InFlight<'_> {
+    /// While Redis does not answer, the build goes on like every running build.
+    fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
+        let Processor { redis, identity, .. } = self.processor;
+        Box::pin(async move { holds(redis, identity, self.unit).await.unwrap_or(true) })
+    }
+}
+
+async fn build_request(class: &JobClass, request: Result<Request, Failure>) -> Result<Value, End> {
+    match (request?, &class.resolve) {
+        (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (Request::Resolve(url), None) => {
+            Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}")).into())
+        }
+        (Request::Native(native), _) => Ok(native),
+    }
+}
+
+async fn notify_started(processor: &Processor, job: &Job) {
+    let Some(callback) = job.callback() else { return };
+    let report = Report { moment: Moment::Started, ..job.record.report() };
+    let (unit, timestamps) = (&job.running.unit, job.timestamps(&processor.jobs));
+    let text = rails::callback_job(&callback, &report, &unit.text, Epoch::now(), timestamps);
+    let Some(text) = text else { return };
+    let (redis, identity) = (&processor.redis, &processor.identity);
+    if let Err(error) = announce(redis, identity, unit, &callback.queue, &text).await {
+        tracing::warn!(event = "started_callback_lost", %error, jid = report.jid, "the callback `started` could not be pushed");
+    }
+}

@@ -1,0 +1,91 @@
+//! One attempt at a job, as far as it is known.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Processor;
+use crate::event::Event;
+use crate::job::arguments;
+use crate::job::{self, Callback};
+use crate::journal::{Journal, Listener, Log, Record};
+use crate::reason::{Cause, End};
+use crate::report::Report;
+use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
+use crate::sidekiq::payload::Payload;
+use crate::sidekiq::running::Running;
+use crate::stop::Stop;
+
+/// One attempt at a job. It outlives a panic of the attempt.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub running: Running,
+    pub payload: Payload,
+    pub journal: Journal,
+    pub record: Arc<Record>,
+    pub stop: Stop,
+    /// Set as soon as the build request is known.
+    callback: Mutex<Option<Callback>>,
+}
+
+impl Job {
+    /// An attempt with what the job itself says, before Rails is asked.
+    pub(super) fn new(processor: &Processor, running: Running, payload: Payload) -> Self {
+        let (jid, attempt) = (payload.jid.clone(), payload.n_failures().saturating_add(1));
+        let mut report = Report { jid, attempt, ..Report::default() };
+        report.timings.queued = payload.enqueued_at().map_or(Duration::ZERO, |enqueued| running.since.since(enqueued));
+        let args = payload.arguments().unwrap_or_default();
+        let class = processor.jobs.classes.get(&payload.class);
+        let probe = JobClass::default();
+        let known = match class {
+            _ if payload.class == PROBE => arguments::known(&probe, &args),
+            Some(class) => {
+                report.echo = arguments::echo(class, &args);
+                arguments::known(class, &args)
+            }
+            None => Value::Null,
+        };
+        let record = Arc::new(Record::new(report));
+        let listeners: Vec<Arc<dyn Listener>> =
+            vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
+        let journal = Journal::new(listeners, processor.integrations.state.places());
+        let stop = Stop::with(&processor.kill);
+        let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };
+        job.learn(&known);
+        job
+    }
+
+    /// Takes callback and build id from a build request.
+    pub(super) fn learn(&self, request: &Value) {
+        *self.callback.lock().unwrap_or_else(PoisonError::into_inner) = Callback::find(request);
+        let build_id = request.get("build_id").filter(|id| job::is_build_id(id)).cloned();
+        self.journal.tell(Event::BuildId(build_id));
+    }
+
+    /// Stops the attempt when the job is cancelled or reclaimed. Returns when the attempt is stopped, also by a shutdown.
+    pub(super) async fn stopped(&self) {
+        tokio::select! {
+            biased;
+            () = self.running.iteration.cancelled.cancelled() => self.stop.because(Cause::Cancelled),
+            () = self.running.reclaimed.cancelled() => self.stop.because(Cause::Reclaimed),
+            () = self.stop.token().cancelled() => {}
+        }
+    }
+
+    /// Ends an attempt at a job that was cancelled before its build began.
+    pub(super) fn cancelled(&self) -> End {
+        self.stop.because(Cause::Cancelled);
+        End::Stopped
+    }
+
+    /// The callback, once it is known.
+    pub(super) fn callback(&self) -> Option<Callback> {
+        self.callback.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The form of the times in callbacks of this job.
+    pub(super) fn timestamps(&self, jobs: &Jobs) -> Timestamps {
+        self.payload.timestamps().unwrap_or(jobs.timestamps)
+    }
+}

@@ -1,0 +1,161 @@
+//! Jobs in flight: the token that proves ownership, the entry in Redis, and the job as a worker holds it.
+//!
+//! `sidebake:inflight:<identity>` is a hash with one field per job. The field is the token; `:idle` follows it while the job
+//! does not run. The value is the name of the queue, a line feed, and the job's text as it was fetched. The scripts write
+//! entries (`turn.lua`, `begin.lua`); this module is the only one outside of them that reads their format.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::keys;
+use crate::bounds;
+use crate::redis::{Redis, RedisError};
+
+/// What follows a token while its job does not run: it has not begun, or Redis refused its result.
+const IDLE: &str = ":idle";
+
+/// The name of an entry in flight. Together with the job's text it is the fence: both are compared before anything is settled.
+///
+/// A process uses each of its tokens for one job only.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token {
+    text: String,
+    /// The index of the capsule whose slot the job fills.
+    pub capsule: usize,
+}
+
+impl Token {
+    /// The `n`th token of a process; later ones sort after earlier ones.
+    pub fn nth(n: u64, capsule: usize) -> Self {
+        // Only some processes have capsules, and every entry in flight has a token.
+        let text = if capsule == 0 { format!("{n:012x}") } else { format!("{n:012x}.{capsule}") };
+        Self { text, capsule }
+    }
+
+    /// The token as text, without `:idle`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The token in the name of a field.
+    pub(super) fn of_field(field: &str) -> Self {
+        let text = field.strip_suffix(IDLE).unwrap_or(field);
+        let capsule = text.split_once('.').and_then(|(_, capsule)| capsule.parse().ok());
+        Self { text: text.to_owned(), capsule: capsule.unwrap_or(0) }
+    }
+
+    /// The name of the field.
+    pub(super) fn field(&self, is_idle: bool) -> String {
+        format!("{}{}", self.text, if is_idle { IDLE } else { "" })
+    }
+}
+
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// One entry of an in-flight hash.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Its field.
+    pub field: String,
+    /// Whether the job does not run.
+    pub is_idle: bool,
+    /// The queue that the job was fetched from.
+    pub queue: String,
+    /// The job's text.
+    pub text: Vec<u8>,
+}
+
+impl Entry {
+    /// `None` when a value has no queue: sidebake writes no such entry.
+    fn read(field: String, mut value: Vec<u8>) -> Option<Self> {
+        let end = value.iter().position(|byte| *byte == b'\n')?;
+        let text = value.split_off(end + 1);
+        value.truncate(end);
+        Some(Self { is_idle: field.ends_with(IDLE), queue: String::from_utf8(value).ok()?, field, text })
+    }
+
+    /// Its token.
+    pub(super) fn token(&self) -> Token {
+        Token::of_field(&self.field)
+    }
+}
+
+/// All entries of a process, in no order.
+pub(super) async fn entries(redis: &Redis, owner: impl fmt::Display) -> Result<Vec<Entry>, RedisError> {
+    let entries: HashMap<String, Vec<u8>> = redis.query(redis::cmd("HGETALL").arg(keys::inflight(owner))).await?;
+    Ok(entries.into_iter().filter_map(|(field, value)| Entry::read(field, value)).collect())
+}
+
+/// A job in custody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitOfWork {
+    /// Proves, with the text, that this process owns the job.
+    pub token: Token,
+    /// The queue that it was fetched from.
+    pub queue: String,
+    /// The text as it was fetched, shared by everything that holds the job.
+    pub text: Arc<[u8]>,
+    /// How often it was recovered from a dead worker within three days.
+    pub n_recoveries: u32,
+    /// How often of that it was the only job that had begun, so that it alone can have crashed the worker.
+    pub n_crashes: u32,
+    /// How often a stopping worker killed it within three days.
+    pub n_interruptions: u32,
+    /// Whether its entry is idle, as that of each job that was recovered before.
+    pub is_idle: bool,
+}
+
+impl UnitOfWork {
+    /// A job without a history, under the `n`th token.
+    #[cfg(test)]
+    pub(super) fn fetched(n: u64, text: &[u8]) -> Self {
+        Self {
+            token: Token::nth(n, 0),
+            queue: "default".into(),
+            text: text.into(),
+            n_recoveries: 0,
+            n_crashes: 0,
+            n_interruptions: 0,
+            is_idle: false,
+        }
+    }
+
+    /// Whether it goes to the dead set without running again.
+    pub fn is_poison(&self) -> bool {
+        self.n_crashes as usize > bounds::CRASHES
+    }
+
+    /// Whether it may be the job that crashes its workers. Such a job runs apart from others.
+    pub fn is_suspect(&self) -> bool {
+        self.n_recoveries as usize > bounds::RECOVERIES && !self.is_poison()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_is_a_token_with_its_capsule_and_whether_the_job_runs() {
+        for (token, is_idle, field) in [
+            (Token::nth(10, 0), false, "00000000000a"),
+            (Token::nth(10, 0), true, "00000000000a:idle"),
+            (Token::nth(10, 1), true, "00000000000a.1:idle"),
+        ] {
+            assert_eq!((token.field(is_idle).as_str(), Token::of_field(field)), (field, token));
+        }
+    }
+
+    #[test]
+    fn an_entry_is_a_queue_a_line_feed_and_the_text() {
+        let read = |value: &[u8]| Entry::read("1:idle".into(), value.to_vec());
+        let entry = read(b"builds\n{\n}").expect("an entry");
+        assert_eq!((entry.queue.as_str(), &*entry.text, entry.is_idle), ("builds", &b"{\n}"[..], true));
+        assert_eq!([read(b"no line feed"), read(b"\xff\n{}")], [None, None]);
+    }
+}

@@ -1,0 +1,142 @@
+//! Every key in Redis: Sidekiq's own, and those that sidebake adds.
+//!
+//! | key | type | content | who writes | life |
+//! |---|---|---|---|---|
+//! | `queues` | set | queue names | clients, workers | – |
+//! | `queue:<q>` | list | job texts | clients push left, workers take right | – |
+//! | `paused` | set | names of queues that no worker fetches from | Sidekiq Pro | – |
+//! | `retry`, `schedule` | zset | job texts by due time, float seconds | workers; clients | – |
+//! | `dead` | zset | job texts by time of death | workers | trimmed by age and count |
+//! | `processes` | set | identities | heartbeat | – |
+//! | `<identity>` | hash | what the Web UI shows of a process | heartbeat | 60 s |
+//! | `<identity>:work`, `<identity>:workers` | hash | running jobs | heartbeat | 60 s |
+//! | `<identity>-signals` | list | `TSTP`, `TERM`, `TTIN` | the Web UI | 60 s |
+//! | `process_cleanup` | string | lock: one process at a time prunes `processes` | poller, Ruby | 60 s |
+//! | `it-<jid>` | hash | progress of a running job; `cancelled` | iteration, cancel, `cancel!` of Ruby's client | 30 days |
+//! | `stat:processed`, `stat:failed` | string | counters | turn | – |
+//! | `stat:processed:<UTC day>`, `stat:failed:<UTC day>` | string | counters | turn | 5 years |
+//! | `j\|…` | hash | runs, failures and milliseconds of each class | metrics | 8 hours, 3 days |
+//! | `<class>-…`, `h\|<class>-…` | string | histogram of run times, for Sidekiq 7 and 8 | metrics | 8 hours |
+//! | `sidebake:inflight:<identity>` | hash | jobs in flight; [`super::inflight`] has the format | turn, begin, recovery | – |
+//! | `sidebake:owners` | set | identities that may hold jobs | lease | – |
+//! | `sidebake:lease:<identity>` | string | incarnation, and number of the last turn | lease, turn | the lease |
+//! | `sidebake:suspects` | hash | identity → since when it has no lease; `recover.lua` has the values | recovery, lease | – |
+//! | `sidebake:recoveries` | hash | sha1 of a job text → its recoveries; `recover.lua` has the values | recovery | 72 h |
+//! | `sidebake:interruptions` | hash | sha1 of a job text → how often a stop killed it, and when | turn | 72 h |
+//! | `sidebake:apart` | set | identities of the processes that hold a suspect job | turn, recovery, lease | – |
+//! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
+//! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
+//!
+//! The key names in the scripts are arguments from here. Three are made in `turn.lua`, which says why: `stat:*`, the leases
+//! of other processes, and `sidebake:none`, which never exists.
+//!
+//! A job is in exactly one of queue, in flight, retry and dead. Every move is one script. A job's text stays as it is, with one
+//! exception: the second of two equal entries of a sorted set ends in white space. Follows Sidekiq 8.1.
+
+use std::fmt::Display;
+
+use crate::clock::Epoch;
+use crate::hex;
+
+/// Queue names.
+pub const QUEUES: &str = "queues";
+/// Names of paused queues.
+pub const PAUSED: &str = "paused";
+/// Jobs that wait for a retry.
+pub const RETRY: &str = "retry";
+/// Jobs that wait for their time.
+pub const SCHEDULE: &str = "schedule";
+/// Dead jobs.
+pub const DEAD: &str = "dead";
+/// Identities of the processes that Sidekiq's API lists.
+pub const PROCESSES: &str = "processes";
+/// The lock of the process that prunes [`PROCESSES`].
+pub const PROCESS_CLEANUP: &str = "process_cleanup";
+/// Identities of the processes that may hold jobs.
+pub const OWNERS: &str = "sidebake:owners";
+/// Owners without a lease.
+pub const SUSPECTS: &str = "sidebake:suspects";
+/// How often jobs were recovered.
+pub const RECOVERIES: &str = "sidebake:recoveries";
+/// How often stops killed jobs.
+pub const INTERRUPTIONS: &str = "sidebake:interruptions";
+/// Processes that hold a suspect job.
+pub const APART: &str = "sidebake:apart";
+/// The lock of the process that looks for dead owners.
+pub const SCAN: &str = "sidebake:scan";
+/// Matches [`occupancy`] of every process.
+pub const OCCUPANCIES: &str = "sidebake:occupancy:*";
+
+/// The list of a queue.
+pub fn queue(name: impl Display) -> String {
+    format!("queue:{name}")
+}
+
+/// The running jobs of a process: from Sidekiq 6.4.2 on, and before.
+pub fn work(identity: impl Display) -> [String; 2] {
+    [format!("{identity}:work"), format!("{identity}:workers")]
+}
+
+/// What the Web UI asks of a process.
+pub fn signals(identity: impl Display) -> String {
+    format!("{identity}-signals")
+}
+
+/// Progress and cancellation of a job.
+pub fn iteration(jid: impl Display) -> String {
+    format!("it-{jid}")
+}
+
+/// The jobs that a process holds.
+pub fn inflight(identity: impl Display) -> String {
+    format!("sidebake:inflight:{identity}")
+}
+
+/// The lease of a process.
+pub fn lease(identity: impl Display) -> String {
+    format!("sidebake:lease:{identity}")
+}
+
+/// The builds that a process runs, by builder and pod.
+pub fn occupancy(identity: impl Display) -> String {
+    format!("sidebake:occupancy:{identity}")
+}
+
+/// How often each class ran in a minute (Sidekiq 7, then 8), and in ten minutes (Sidekiq 8).
+///
+/// No two of them pad day, hour and minute in the same way.
+pub fn class_counts(now: Epoch) -> [String; 3] {
+    let now = jiff::tz::Offset::UTC.to_datetime(now.timestamp());
+    let (day, hour, minute) = (now.strftime("%Y%m%d").to_string(), now.hour(), now.minute());
+    let short_day = &day[2..];
+    [
+        format!("j|{day}|{hour}:{minute}"),
+        format!("j|{short_day}|{hour}:{minute:02}"),
+        format!("j|{short_day}|{hour}:{}", minute / 10),
+    ]
+}
+
+/// How long the runs of a class took in a minute: for Sidekiq 7, then 8.
+pub fn class_histograms(class: &str, now: Epoch) -> [String; 2] {
+    let now = jiff::tz::Offset::UTC.to_datetime(now.timestamp());
+    let (day, hour, minute) = (now.day(), now.hour(), now.minute());
+    [format!("{class}-{day:02}-{hour:02}:{minute}"), format!("h|{class}-{day}-{hour}:{minute}")]
+}
+
+/// A key that nothing else uses. `doctor` names it in commands that Redis never executes.
+pub fn probe() -> String {
+    format!("sidebake:doctor:{}", hex::random::<6>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_generation_has_its_own_keys_of_metrics() {
+        // 2026-11-07 08:04:59 UTC.
+        let now = Epoch::from_secs_f64(1_794_038_699.0);
+        assert_eq!(class_counts(now), ["j|20261107|8:4", "j|261107|8:04", "j|261107|8:0"]);
+        assert_eq!(class_histograms("A::B", now), ["A::B-07-08:4", "h|A::B-7-8:4"]);
+    }
+}
