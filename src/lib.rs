@@ -20,6 +20,7 @@
 // Domain types: no I/O, no clock.
 pub mod bounds;
 pub mod event;
+pub mod field_error;
 pub mod job;
 pub mod json;
 pub mod reason;

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::clock::Epoch;
-use crate::event::{Event, Phase};
-use crate::job::arguments::{self, Request};
-use crate::job::{self, BuildJob, Callback, JobError, Moment};
+use crate::event::{Event, Moment, Phase};
+use crate::field_error::FieldError;
+use crate::job::arguments::{self, RequestFrom};
+use crate::job::{self, BuildJob, Callback};
 use crate::journal::{Journal, Listener, Log, Record};
 use crate::perform::{Attempt, Fence, Integrations, perform};
 use crate::rails;
@@ -32,7 +33,7 @@ use crate::sidekiq::retry::{self, Next};
 use crate::sidekiq::turn::{Effect, Settlement, UnitOfWork};
 use crate::sidekiq::{Identity, iteration, shown};
 use crate::stop::Stop;
-use crate::text::places::Places;
+use crate::text::paths::WorkerPaths;
 
 /// A job interrupted this often waits its turn in the retry set.
 const MAX_INTERRUPTIONS: u32 = 3;
@@ -92,7 +93,7 @@ impl Job {
         let record = Arc::new(Record::new(report));
         let listeners: Vec<Arc<dyn Listener>> =
             vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
-        let journal = Journal::new(listeners, processor.integrations.state.places());
+        let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
         let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };
         job.learn(&known);
@@ -103,7 +104,7 @@ impl Job {
     fn learn(&self, native: &Value) {
         *self.callback.lock().unwrap_or_else(PoisonError::into_inner) = Callback::find(native);
         let build_id = native.get("build_id").filter(|id| job::is_build_id(id)).cloned();
-        self.journal.tell(Event::BuildId(build_id));
+        self.journal.emit(Event::BuildId(build_id));
     }
 
     /// Stops the attempt when the job was cancelled or reclaimed; returns when it is stopped, also by the end of the worker.
@@ -310,7 +311,7 @@ async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
         return Err(job.cancelled());
     }
     let build_job = parsed.map_err(invalid)?;
-    job.journal.tell(Event::Commit {
+    job.journal.emit(Event::Commit {
         repository: build_job.build.repository.to_string(),
         sha: build_job.sha.to_string(),
         git_ref: build_job.git_ref.clone(),
@@ -319,12 +320,12 @@ async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
     let fence = InFlight { processor, unit: &running.unit };
     let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&fence) };
     let built = perform(&processor.integrations, &build_job, attempt).await;
-    let places = processor.integrations.state.places();
-    built.map_err(|end| end.map(|failure| for_customer(failure, &places)))
+    let worker_paths = processor.integrations.state.worker_paths();
+    built.map_err(|end| end.map(|failure| for_customer(failure, &worker_paths)))
 }
 
 /// The native object, as soon as it is there; a build that is stopped waits for Rails a moment longer.
-async fn ask_rails(class: &JobClass, request: Result<Request, Failure>, job: &Job) -> Result<Value, End> {
+async fn ask_rails(class: &JobClass, request: Result<RequestFrom, Failure>, job: &Job) -> Result<Value, End> {
     let _phase = job.journal.begin(Phase::Resolve);
     let no_word = async {
         job.stop.token().cancelled().await;
@@ -337,8 +338,8 @@ async fn ask_rails(class: &JobClass, request: Result<Request, Failure>, job: &Jo
 }
 
 /// A failure as the customer may read it. The log has all of it.
-fn for_customer(failure: Failure, places: &Places) -> Failure {
-    let told = failure.clone().without(places);
+fn for_customer(failure: Failure, worker_paths: &WorkerPaths) -> Failure {
+    let told = failure.clone().without(worker_paths);
     if told != failure {
         tracing::warn!(detail = failure.detail, "the failure in full");
     }
@@ -360,7 +361,7 @@ impl Fence for InFlight<'_> {
     }
 }
 
-fn invalid(error: JobError) -> Failure {
+fn invalid(error: FieldError) -> Failure {
     Failure::new(Reason::InvalidArguments, error.to_string())
 }
 
@@ -373,13 +374,13 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The native object, from the arguments or from Rails.
-async fn native(class: &JobClass, request: Result<Request, Failure>) -> Result<Value, End> {
+async fn native(class: &JobClass, request: Result<RequestFrom, Failure>) -> Result<Value, End> {
     match (request?, &class.resolve) {
-        (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
-        (Request::Resolve(url), None) => {
+        (RequestFrom::Rails(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (RequestFrom::Rails(url), None) => {
             Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}")).into())
         }
-        (Request::Native(native), _) => Ok(native),
+        (RequestFrom::Arguments(native), _) => Ok(native),
     }
 }
 

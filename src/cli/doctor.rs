@@ -16,7 +16,7 @@ use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
 use crate::sidekiq::{random_hex, rights};
-use crate::source::Source;
+use crate::source::Worktrees;
 use crate::state::StateDirectory;
 
 /// From this version on buildx ends when its pod goes; before, only our time limits end it.
@@ -147,7 +147,7 @@ async fn github(settings: &Settings) -> Finding {
 
 /// Whether times can be made from content, where a repository wants them.
 fn mtimes(settings: &Settings) -> Option<Finding> {
-    let key = settings.source.needs_mtimes_key().then(|| Source::new(settings).configured_mtimes_key())?;
+    let key = settings.source.needs_mtimes_key().then(|| Worktrees::new(settings).configured_mtimes_key())?;
     Some(Finding::of("times of files", key.map(|_| "a key for those that come from content".to_owned())))
 }
 

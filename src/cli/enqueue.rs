@@ -14,7 +14,7 @@ use crate::sidekiq::random_hex;
 
 #[derive(Debug, Args)]
 pub(super) struct Enqueue {
-    /// The job's argument (the native object), or a whole Sidekiq payload; `-` is standard input.
+    /// The job's argument (the build request), or a whole Sidekiq payload; `-` is standard input.
     #[arg(value_name = "FILE")]
     file: String,
     /// The job class, for an argument without payload.

@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 use super::{Outcome, read_json};
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
-use crate::job::arguments::{self, Request};
+use crate::job::arguments::{self, RequestFrom};
 use crate::job::{Attestation, BuildJob, Recipe};
 use crate::rails;
 use crate::settings::Settings;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::random_hex;
-use crate::source::Source;
+use crate::source::Worktrees;
 use crate::state::StateDirectory;
 
 #[derive(Debug, Args)]
@@ -27,29 +27,29 @@ impl Plan {
     #[expect(clippy::print_stdout, reason = "the plan is the command's result")]
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
         let payload = Payload::parse(read_json(&self.file)?.to_string().as_bytes())?;
-        let native = native(settings, &payload).await?;
-        let job = BuildJob::parse(&native)?;
-        println!("{:#}", plan(settings, &native, &job)?);
+        let request = request(settings, &payload).await?;
+        let job = BuildJob::parse(&request)?;
+        println!("{:#}", plan(settings, &request, &job)?);
         Ok(Outcome::Good)
     }
 }
 
-async fn native(settings: &Settings, payload: &Payload) -> anyhow::Result<Value> {
+async fn request(settings: &Settings, payload: &Payload) -> anyhow::Result<Value> {
     let Some(class) = settings.jobs.classes.get(&payload.class) else {
         bail!("{} is not among jobs.classes", payload.class);
     };
     match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
-        (Request::Native(native), _) => Ok(native),
-        (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
-        (Request::Resolve(url), None) => bail!("no resolver for {url}"),
+        (RequestFrom::Arguments(request), _) => Ok(request),
+        (RequestFrom::Rails(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (RequestFrom::Rails(url), None) => bail!("no resolver for {url}"),
     }
 }
 
-fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<Value> {
+fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<Value> {
     let scratch = tempfile::tempdir().context("a temporary directory cannot be made")?;
     let state = StateDirectory::open(scratch.path(), &format!("plan:{}", random_hex::<6>()))?;
     let builders = Builders::new(settings);
-    let source = Source::new(settings);
+    let source = Worktrees::new(settings);
     let (site, placement) = builders.plan(&job.build, &state)?;
     let run = settings.state.directory.join("run/<process>/<job>");
     let working_directory = site
@@ -58,7 +58,7 @@ fn plan(settings: &Settings, native: &Value, job: &BuildJob) -> anyhow::Result<V
         .map_or_else(|_| site.working_directory.clone(), |below| settings.state.directory.join(below));
     let (environment, arguments) = Bake::new(settings).describe(&site, &run.join("solve"));
     Ok(json!({
-        "job": native,
+        "job": request,
         "trust": job.build.trust.name(),
         "notices": job.notices,
         "attestations": attestations(settings, job),

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-const DOMAIN_TYPES: &[&str] = &["bounds", "event", "job", "json", "reason", "report", "secret", "settings", "text"];
+const DOMAIN_TYPES: &[&str] =
+    &["bounds", "event", "field_error", "job", "json", "reason", "report", "secret", "settings", "text"];
 const INFRASTRUCTURE: &[&str] =
     &["beneath", "body", "clock", "connections", "process", "redis", "sandbox", "state", "stop", "systemd"];
 const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];

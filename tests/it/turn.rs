@@ -307,7 +307,7 @@ async fn a_worker_that_has_lost_a_job_shows_nothing_of_it() {
     };
     running.iteration.begin("j", 1);
     for (phase, is_shown) in [(Phase::Fetch, true), (Phase::Bake, false)] {
-        running.iteration.progress.hear(&Event::PhaseStarted(phase));
+        running.iteration.progress.on_event(&Event::PhaseStarted(phase));
         iteration::look(&hand.redis, &hand.identity, std::slice::from_ref(&running)).await.unwrap();
         assert_eq!(hand.server.hgetall("it-j").await.is_empty(), !is_shown);
         hand.run(&["DEL", "it-j", &hand.inflight()]).await;
@@ -345,7 +345,7 @@ async fn of_a_job_that_was_lost_nothing_is_announced_shown_or_solved() {
     let running =
         Running { unit: unit(1), since: Epoch::now(), reclaimed: Default::default(), iteration: Default::default() };
     running.iteration.begin("j", 1);
-    running.iteration.progress.hear(&Event::PhaseStarted(Phase::Fetch));
+    running.iteration.progress.on_event(&Event::PhaseStarted(Phase::Fetch));
     iteration::look(redis, identity, &[running]).await.unwrap();
     assert_eq!(hand.server.keys("*").await, [hand.inflight(), format!("sidebake:lease:{identity}")]);
 
