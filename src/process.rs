@@ -382,7 +382,7 @@ mod tests {
         wait_until(|| is_gone(&pid)).await;
     }
 
-    /// Gone, or dead and not yet reaped by whoever inherited it.
+    /// Gone, or dead and not yet reaped.
     fn is_gone(pid: &str) -> bool {
         std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
     }

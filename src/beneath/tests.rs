@@ -12,7 +12,7 @@ fn open(path: &Path) -> Directory {
     Directory::open(path).expect("opened")
 }
 
-/// Runs `work` as root without its capabilities, or as whoever runs the tests.
+/// Runs `work` as root without its capabilities, or as the user who runs the tests.
 fn without_capabilities<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let none = CapabilitySet::empty();
     let bare = move || {

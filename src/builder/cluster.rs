@@ -256,7 +256,7 @@ impl Cluster {
     }
 
     /// Sends a request and reads the whole answer, up to a bound. Does not look at its status.
-    async fn ask(&self, what: &'static str, request: Asked) -> Result<Answer, ClusterError> {
+    async fn ask(&self, what: &'static str, request: KubeRequest) -> Result<Answer, ClusterError> {
         let request = request.map_err(|error| self.wrong(what, error.to_string()))?;
         let answer = async {
             let answer = self.client.send(request.map(kube::client::Body::from)).await?;
@@ -295,7 +295,7 @@ impl Cluster {
 }
 
 /// A request of kube's, if it can be made.
-type Asked = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
+type KubeRequest = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
 
 /// An answer of the API server.
 struct Answer {

@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_builder_that_somebody_else_runs_is_reached_at_its_address() {
+    fn a_remote_builder_is_reached_at_its_address() {
         let mut builder = Builder::new(Driver::Remote, Some("tcp://b:1".into()));
         builder.options = [("key".into(), "/a".into())].into();
         let made = record("b", "b0", &builder, Balance::Sticky, None).expect("made");

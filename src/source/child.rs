@@ -161,7 +161,7 @@ mod tests {
     use crate::settings::Source;
 
     #[test]
-    fn a_mirror_of_many_packs_is_made_anew_by_the_next_fetch_and_by_nothing_else() {
+    fn a_mirror_of_many_packs_is_emptied_by_the_next_fetch_and_by_nothing_else() {
         let host = GitHost::open();
         let repository = host.repository("acme/busy");
         let [first, second, third] = ["1", "2", "3"].map(|text| repository.commit(&[("file", text)]));
@@ -183,7 +183,7 @@ mod tests {
         }
         assert_eq!(ask(&second), (MAX_PACKS, 2, 2), "a fetch adds one pack and one reference");
         assert_eq!(ask(&first), (MAX_PACKS, 2, 2), "what is there needs no fetch");
-        assert_eq!(ask(&third), (1, 1, 3), "anew, by one fetch");
+        assert_eq!(ask(&third), (1, 1, 3), "emptied, and filled by one fetch");
         assert_eq!(ask(&first), (2, 2, 4));
     }
 }

@@ -88,7 +88,7 @@ impl Mirror {
 
     /// Empties the mirror. Waits for its readers.
     pub(super) fn renew(self) -> Result<Self, Failed> {
-        let _nobody_reads = readers(&self.directory, FlockOperation::LockExclusive)?;
+        let _no_readers = readers(&self.directory, FlockOperation::LockExclusive)?;
         // The worker removes it with the stage.
         let packs = self.directory.join(PACKS);
         fs::rename(&packs, unused(&self.stage, "old")).and_then(|()| fs::create_dir(&packs)).map_err(Failed::worker)?;

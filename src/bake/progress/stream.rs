@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_come_one_by_one_and_what_nobody_reads_is_passed_over() {
+    fn reports_come_one_by_one_and_unused_fields_are_skipped() {
         let line = r#"{"vertexes":[{"digest":"a","inputs":["x"],"name":"x \u0026 y","progressGroup":{"id":"g"}},{"digest":"b"}],
             "statuses":[{"id":"i","vertex":"a","current":3}],"logs":null,"warnings":[{"vertex":"a","detail":["eA=="]}],"new":{"a":[{}]}}"#;
         assert_eq!(said(line), (vec!["vertex a x & y".into(), "vertex b ".into(), "status a 3".into()], true));

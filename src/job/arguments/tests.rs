@@ -128,7 +128,7 @@ fn what_cannot_be_read_hides_nothing_else_in_any_shape() {
     ];
     for (class, text, expected) in table {
         assert_eq!(known(class, &of_text(text)), expected, "{text}");
-        // The same in Active Job's envelope, whose marks nobody has written.
+        // The same in Active Job's envelope, whose marks the caller has not written.
         let marked = text.replace("{\"q", r#"{"_aj_symbol_keys": [1e400], "q"#);
         let args = Arguments::new(&*marked, Some("_aj_"));
         assert_eq!(known(class, &args), expected, "{marked}");
