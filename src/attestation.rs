@@ -1,7 +1,7 @@
-//! What BuildKit can attest of an image: how it was built (provenance) and what is in it (SBOM).
+//! What BuildKit can attest of an image: how it was built (provenance) and what it contains (SBOM).
 //!
-//! Owns the two kinds, the forms in which they are asked for, and the options that a definition may set. Follows
-//! BuildKit's `frontend/attestations` and buildx's `--attest`: comma-separated values (RFC 4180), booleans as Go reads them.
+//! Owns the two kinds, the forms of a request, and the options that a definition may set. Follows BuildKit's
+//! `frontend/attestations` and buildx's `--attest`: comma-separated values (RFC 4180), booleans as in Go.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,7 +29,7 @@ pub enum By {
 /// Options of an attestation, such as `mode` = `max`.
 pub type Options = BTreeMap<String, String>;
 
-/// Whether an attestation is asked for: `true`, `false`, or options such as `"mode=max"`.
+/// Whether an attestation is requested: `true`, `false`, or options such as `"mode=max"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Asked {
     /// Whether it is made.
@@ -50,12 +50,12 @@ impl Attestation {
         }
     }
 
-    /// The kind of this name, which BuildKit reads in upper and lower case.
+    /// The kind of this name. BuildKit ignores case.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|attestation| attestation.name().eq_ignore_ascii_case(name.trim()))
     }
 
-    /// The option that only the configuration sets: the id of the builder, and the image that makes an SBOM.
+    /// The option that only the configuration may set: the builder's id, and the SBOM generator.
     pub fn reserved_option(self) -> &'static str {
         match self {
             Self::Provenance => "builder-id",
@@ -63,7 +63,7 @@ impl Attestation {
         }
     }
 
-    /// Refuses an option that is not known, is not the setter's to set, or has a value that BuildKit does not take.
+    /// Refuses an option that is unknown, reserved, or has an invalid value.
     fn check(self, option: &str, value: &str, by: By) -> Result<(), String> {
         if option == self.reserved_option() {
             return match by {
@@ -88,7 +88,7 @@ impl Asked {
         Self { is_on: true, options: Options::new() }
     }
 
-    /// Reads `true`, `false`, or options as `--attest` has them, without the `type`.
+    /// Reads `true`, `false`, or options as for `--attest`, without the `type`.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Asked {
         Self::from_options(options)
     }
 
-    /// The same from options of which one may be `disabled`.
+    /// The same from options, which may include `disabled`.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Asked {
         Ok(asked)
     }
 
-    /// Refuses options that this setter may not set. Those of an attestation that is off have no effect.
+    /// Refuses options that this setter may not set. A disabled attestation's options have no effect.
     ///
     /// # Errors
     ///
@@ -167,7 +167,7 @@ pub fn pairs(line: &str) -> Option<Vec<(String, String)>> {
     fields(line)?.iter().map(pair).collect()
 }
 
-/// The fields of one line of comma-separated values; a field in quotes may have commas, and quotes that are doubled.
+/// The fields of one line of comma-separated values. A quoted field may contain commas and doubled quotes.
 pub fn fields(line: &str) -> Option<Vec<String>> {
     let (mut fields, mut rest) = (Vec::new(), line);
     loop {
@@ -193,7 +193,7 @@ pub fn fields(line: &str) -> Option<Vec<String>> {
     }
 }
 
-/// A field in quotes up to its end, and what follows.
+/// A quoted field up to its end, and the rest.
 fn until_quote(text: &str) -> Option<(String, &str)> {
     let (mut field, mut rest) = (String::new(), text);
     loop {

@@ -1,18 +1,19 @@
-//! The builders: which one takes a build, how buildx finds it, and what has become of it when a build fails.
+//! The builders: which one takes a build, how buildx reaches it, and what happened to it when a build fails.
 //!
-//! Owns the choice among the configured builders, buildx's record of the chosen one (written again for each run), and the
-//! two strings by which BuildKit finds what it has seen before: the working directory, by which the kubernetes driver
-//! chooses the pod, and the node id, by which contexts are transferred incrementally. Never changes anybody's current
-//! builder, nor a Deployment unless told to.
+//! Owns the choice among the configured builders, buildx's record of the chosen one (written again for each run), and two
+//! strings that make caches hit: the working directory, by which the kubernetes driver chooses the pod, and the node id, by
+//! which BuildKit transfers contexts incrementally. Never changes a user's current builder. Changes a Deployment only on
+//! request (`ensure`, `apply`).
 
 mod access;
 mod cluster;
 mod deployment;
 mod instance;
-mod line;
 mod occupancy;
 mod pod;
+mod pods;
 mod session;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,19 +37,19 @@ use deployment::Ground;
 use session::{Dial, Surveyed};
 
 pub use access::AccessError;
-pub use cluster::PodStatus;
 pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
 pub use pod::PodError;
+pub use pods::PodStatus;
 pub use session::{Loss, Session};
 
-/// There is no builder for a build.
+/// A build cannot be placed on a builder.
 #[derive(Debug, thiserror::Error)]
 pub enum BuilderError {
     /// The job names a builder that is not configured.
-    #[error("builder: there is no builder {0:?} in the configuration")]
+    #[error("builder: no builder {0:?} is configured")]
     Unknown(String),
-    /// The job names a builder that is not for its account.
+    /// The job names a builder that does not take its account's builds.
     #[error("builder: {builder:?} does not take builds of the account {account:?}")]
     NotForAccount {
         /// The builder.
@@ -57,7 +58,7 @@ pub enum BuilderError {
         account: String,
     },
     /// No configured builder takes the account's builds.
-    #[error("no builder is configured that takes builds of the account {0:?}")]
+    #[error("no configured builder takes builds of the account {0:?}")]
     None(String),
     /// The builder's buildkitd.toml cannot be read.
     #[error("the builder {name}: buildkitd_config: {error}")]
@@ -67,7 +68,7 @@ pub enum BuilderError {
         /// Why.
         error: std::io::Error,
     },
-    /// Kubernetes has no ready pod, or does not answer.
+    /// The builder has no ready pod, or Kubernetes does not answer.
     #[error("the builder {name}: {error}")]
     Cluster {
         /// Its name.
@@ -75,7 +76,7 @@ pub enum BuilderError {
         /// What Kubernetes says.
         error: ClusterError,
     },
-    /// A directory or file cannot be made.
+    /// A directory or file cannot be created.
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -93,7 +94,7 @@ impl HasReason for BuilderError {
 /// All configured builders.
 #[derive(Debug)]
 pub struct Builders {
-    /// The builds that run on them.
+    /// How many builds run on them.
     pub occupancy: Occupancy,
     buildx: PathBuf,
     enforcement: Enforcement,
@@ -104,13 +105,13 @@ pub struct Builders {
 struct Builder {
     name: String,
     settings: settings::Builder,
-    /// The API server and credentials for it, and since when.
+    /// The API server and its credentials, and when they were looked up.
     access: tokio::sync::Mutex<Option<(Arc<Access>, Instant)>>,
-    /// Which pod a working directory led to, and among which pods.
+    /// By working directory: the pods at that time, and the one to which it led.
     pods: Mutex<BTreeMap<PathBuf, (Vec<String>, String)>>,
 }
 
-/// What there is of a builder, for `sidebake builder` and `doctor`.
+/// The state of a builder, for `sidebake builder` and `doctor`.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Status {
     /// Its name in the configuration.
@@ -119,15 +120,15 @@ pub struct Status {
     pub driver: &'static str,
     /// The Deployment, or the address.
     pub at: String,
-    /// Whether the Deployment is there; `true` for other drivers.
+    /// Whether the Deployment exists; `true` for other drivers.
     pub exists: bool,
-    /// Pods that the Deployment wants, and its pods.
+    /// Replicas of the Deployment.
     pub n_wanted: usize,
     /// Each pod.
     pub pods: Vec<PodStatus>,
     /// Why pods are missing or not ready.
     pub why: Option<String>,
-    /// Where the live Deployment is not as configured.
+    /// Where the live Deployment differs from the configuration.
     #[serde(skip)]
     pub drift: Vec<Drift>,
     /// The accounts whose builds it takes.
@@ -135,7 +136,7 @@ pub struct Status {
 }
 
 impl Builders {
-    /// Takes the settings; nothing is created or asked yet.
+    /// Takes the settings. Creates and asks nothing yet.
     pub fn new(settings: &settings::Settings) -> Self {
         let builders = settings.builders.iter();
         Self {
@@ -153,7 +154,7 @@ impl Builders {
 
     /// Chooses the builder of a build and prepares the job's directory for it.
     ///
-    /// After a `loss` it is another pod than the usual one, when one answers.
+    /// After a `loss`, takes another pod than the usual one, if one answers.
     ///
     /// # Errors
     ///
@@ -172,7 +173,7 @@ impl Builders {
         state::make_private(&location.working_directory)?;
         location.configuration.node_id = node_id(build);
         // No child writes here, and the worker's own docker-buildx reads it as well.
-        let kubeconfig = directory.subdirectory("place")?.join("kubeconfig");
+        let kubeconfig = directory.subdirectory("builder")?.join("kubeconfig");
         let cluster = match builder.settings.driver {
             Driver::Kubernetes => Some(builder.survey(&mut location, &kubeconfig).await?),
             _ => None,
@@ -184,7 +185,7 @@ impl Builders {
         let dial = Dial {
             buildx: &self.buildx,
             enforcement: self.enforcement,
-            // An earlier place of this job had one, in which its child could write.
+            // An earlier session of this job had one, in which its child could write.
             directory: directory.fresh("dial").await?,
             n_runs: tokio::sync::Mutex::default(),
         };
@@ -198,14 +199,14 @@ impl Builders {
         Ok(session)
     }
 
-    /// Where a build would go, without preparing or asking anything: for `plan`.
+    /// Where a build would run, without preparing or asking anything: for `plan`.
     pub fn plan(&self, build: &Build, state: &StateDirectory) -> Result<(Location, Placement), BuilderError> {
         let (builder, why) = self.choose(build)?;
-        let placement = Placement { builder: builder.name.clone(), shard: None, pod: None, why: why.into() };
+        let placement = Placement { builder: builder.name.clone(), pod: None, why: why.into() };
         Ok((builder.location(builder.working_directory(build, state)), placement))
     }
 
-    /// The builder that the job names; else the one that is meant most closely for its account.
+    /// The builder that the job names; else the most specific match for its account.
     fn choose(&self, build: &Build) -> Result<(&Builder, &'static str), BuilderError> {
         let account = &build.account;
         if let Some(name) = &build.builder {
@@ -217,7 +218,7 @@ impl Builders {
         }
         let taking = self.builders.values().filter_map(|builder| Some((builder.settings.match_of(account)?, builder)));
         let is_default = |builder: &Builder| builder.name == "default";
-        // Among equals the one called default; the first by name when there is none.
+        // Among equals the one named default, else the first by name.
         let best = taking.max_by(|(specificity, builder), (other_specificity, other)| {
             let by_name = other.name.cmp(&builder.name);
             specificity.cmp(other_specificity).then(is_default(builder).cmp(&is_default(other))).then(by_name)
@@ -226,8 +227,8 @@ impl Builders {
         Ok((builder, if specificity == (false, 1) { "takes every account" } else { "takes this account" }))
     }
 
-    /// Gives the article's `docker buildx create` its effect: makes the Deployment unless it is there, and waits until its
-    /// pods are ready. What is there is never changed. Returns whether this call made it.
+    /// Creates the Deployment unless it exists, as `docker buildx create` does, and waits until its pods are ready. Never
+    /// changes an existing one. Returns whether this call created it.
     pub async fn ensure(&self, name: &str) -> Result<bool, BuilderError> {
         let builder = self.named(name)?;
         if builder.settings.driver != Driver::Kubernetes {
@@ -254,7 +255,7 @@ impl Builders {
         cluster.wait_until_ready(None, builder.settings.timeout).await.map(drop).map_err(wrong)
     }
 
-    /// What there is of a builder now.
+    /// The state of a builder now.
     pub async fn status(&self, name: &str) -> Result<Status, BuilderError> {
         let builder = self.named(name)?;
         let accounts = builder.settings.accounts.iter().map(ToString::to_string).collect();
@@ -291,7 +292,7 @@ impl Builders {
     }
 }
 
-/// Where an engine on this machine listens.
+/// Where a Docker engine on this machine listens.
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 
 impl Builder {
@@ -304,12 +305,12 @@ impl Builder {
         }
     }
 
-    /// buildx keeps the name `default` for itself. What others see, the node's name, is not this one.
+    /// buildx reserves the name `default`. The node has a name of its own.
     fn instance_name(&self) -> String {
         if self.name == "default" { "sidebake".into() } else { self.name.clone() }
     }
 
-    /// The directory from which every worker bakes for a repository. It exists for its name alone.
+    /// The directory from which every worker bakes for a repository. It is empty: only its path matters.
     fn working_directory(&self, build: &Build, state: &StateDirectory) -> PathBuf {
         let (account, repository) = (&build.account, &build.repository);
         match &self.settings.sticky_path {
@@ -351,10 +352,10 @@ impl Builder {
         location
     }
 
-    /// Looks which pods there are, waits for one that is ready, and lets the bake reach the API server.
+    /// Lists the pods, waits until one is ready, and gives the bake access to the API server.
     async fn survey(&self, location: &mut Location, kubeconfig: &Path) -> Result<Surveyed, BuilderError> {
         let survey = self.ready(1).await?;
-        // Only now: what was looked up before a long wait may have ended meanwhile.
+        // Looked up after the wait: credentials from before may have expired.
         let access = self.access().await?;
         let api = access.addresses().await;
         let text = access.kubeconfig().map_err(|error| self.wrong(error.into()))?;
@@ -376,7 +377,7 @@ impl Builder {
         record.map_err(|error| BuilderError::Config { name: self.name.clone(), error })
     }
 
-    /// The API server and credentials, looked up again when they may have changed.
+    /// The API server and its credentials, looked up again when they may have changed.
     async fn access(&self) -> Result<Arc<Access>, BuilderError> {
         let mut known = self.access.lock().await;
         if let Some((access, since)) = &*known
@@ -404,8 +405,8 @@ impl Builder {
     }
 }
 
-/// BuildKit keys the incremental transfer of a context by the client's node id: one for each repository and trust,
-/// on whichever worker, so that equal directory names of different repositories do not disturb each other.
+/// BuildKit keys the incremental transfer of a context by the client's node id. Each repository and trust has one, the same
+/// on every worker, so equal directory names of different repositories do not collide.
 fn node_id(build: &Build) -> String {
     let key = format!("{}\n{}\n{}", build.account, build.repository, build.trust.name());
     hex::encode(&Sha256::digest(key)[..16])

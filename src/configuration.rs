@@ -13,7 +13,8 @@ use config::builder::DefaultState;
 use config::{Config, ConfigBuilder, ConfigError, Environment, File, FileFormat};
 
 use crate::environment;
-use crate::settings::{Settings, SettingsError};
+use crate::field_error::FieldError;
+use crate::settings::Settings;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,7 +24,7 @@ pub enum ConfigurationError {
     Read(ConfigError),
     /// A key is unknown, or its value cannot be used.
     #[error(transparent)]
-    Setting(#[from] SettingsError),
+    Setting(#[from] FieldError),
 }
 
 type Builder = ConfigBuilder<DefaultState>;
@@ -48,7 +49,7 @@ fn read(
     let (sidekiqs, ours): (Vec<_>, Vec<_>) = files.iter().partition(|path| is_sidekiqs(path));
     let (mut builder, mut notes) = (sidekiqs_variables(&variables)?, Vec::new());
     for path in sidekiqs {
-        let refuse = |message| SettingsError::new(path.display().to_string(), message);
+        let refuse = |message| FieldError::new(path.display().to_string(), message);
         let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
         let yml = sidekiq_yml::read(&text, environment_of(environment, &variables)).map_err(refuse)?;
         for (key, value) in yml.settings {
@@ -92,7 +93,7 @@ fn with_variables(builder: Builder, variables: BTreeMap<String, String>) -> Resu
     })?;
     let merged = builder.build().map_err(ConfigurationError::Read)?;
     let refused = |error: serde_path_to_error::Error<ConfigError>| {
-        SettingsError::new(error.path().to_string(), error.inner().to_string())
+        FieldError::new(error.path().to_string(), error.inner().to_string())
     };
     Ok(serde_path_to_error::deserialize(merged).map_err(refused)?)
 }

@@ -1,14 +1,14 @@
 //! What happens during a build, as values.
 //!
-//! Integrations hand these to the journal and do not care who looks. A bake has the build's secrets and its registries' credentials,
-//! and a step may print them: so whoever makes an event masks every text in it (`bake::mask`), makes it plain and bounds it. The
-//! worker's own secrets reach no child whose output becomes an event.
+//! Integrations emit them to the journal and do not know its listeners. A bake has build secrets and registry credentials, and a
+//! step may print them. So the code that creates an event masks every text in it (`bake::mask`), makes it plain and bounds it.
+//! The worker's own secrets never reach a child whose output becomes an event.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{bounds, text};
@@ -16,9 +16,9 @@ use crate::{bounds, text};
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// What Rails calls the build, as far as it is known; also when that changes.
+    /// Rails' id of the build, as far as it is known; again when it changes.
     BuildId(Option<Value>),
-    /// What will be built.
+    /// The commit to build.
     Commit {
         /// `owner/name`.
         repository: String,
@@ -31,13 +31,13 @@ pub enum Event {
     PhaseStarted(Phase),
     /// A phase ended; how long it took on the monotonic clock.
     PhaseEnded(Phase, Duration),
-    /// So many targets will be built.
+    /// The number of targets to build.
     Targets(usize),
-    /// A target is built, and pushed when asked.
+    /// A target is built, and pushed if requested.
     TargetDone(String),
-    /// What a run of docker-buildx made of a target, told when the run has ended.
+    /// The result of a target in one run of docker-buildx, emitted at the end of the run.
     TargetEnded(TargetReport),
-    /// Where it is built; told again when the pod is known.
+    /// Where the build runs; again when the pod is known.
     Placed(Placement),
     /// Bytes of build context that a run of docker-buildx sent.
     ContextSent {
@@ -69,29 +69,29 @@ pub enum Event {
         /// The line, without its end.
         line: String,
     },
-    /// Something that the person who asked for the build should know.
+    /// A message for the customer.
     Notice(String),
-    /// One more notice than there may be.
+    /// One more notice than the limit.
     NoticeLeftOut,
 }
 
-/// A step of a target, as BuildKit names it. A clone shares both texts: a step may print a million lines.
+/// A step of a target, as BuildKit names it. Clones share both texts: a step may print a million lines.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Step {
-    /// The target, as far as the name tells.
+    /// The target, as far as the step's name shows it.
     pub target: Option<Arc<str>>,
     /// What the step does, such as `[2/3] RUN make`.
     pub name: Arc<str>,
 }
 
 impl Step {
-    /// Which step it is, in a few words: `vote 2/3`, `vote build 2/3`. At most [`bounds::LABEL`] bytes.
+    /// A short label: `vote 2/3`, `vote build 2/3`. At most [`bounds::LABEL`] bytes.
     pub fn label(&self) -> String {
         let bracket = self.name.strip_prefix('[').and_then(|rest| rest.split_once(']'));
         self.after_target(bracket.map_or(&self.name, |(inside, _)| inside), bounds::LABEL)
     }
 
-    /// The step as people read it: `vote [2/3] RUN make`. One line, at most [`bounds::TITLE`] bytes.
+    /// A title for people: `vote [2/3] RUN make`. One line, at most [`bounds::TITLE`] bytes.
     pub fn title(&self) -> String {
         self.after_target(&self.name, bounds::TITLE)
     }
@@ -108,7 +108,7 @@ impl Step {
 /// The phases of a build, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Asking Rails for the job's rows.
+    /// Asking Rails for the build request.
     Resolve,
     /// Minting the installation token.
     Token,
@@ -136,15 +136,39 @@ impl Phase {
     }
 }
 
+/// A moment of a build of which Rails can be notified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// An attempt began.
+    Started,
+    /// An attempt failed and will be retried.
+    Retrying,
+    /// The build is over.
+    #[default]
+    Finished,
+}
+
+impl Moment {
+    /// As in the job's `callback.on`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Retrying => "retrying",
+            Self::Finished => "finished",
+        }
+    }
+}
+
 /// How a build ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
-    /// Every target was built, and pushed when asked.
+    /// Every target was built, and pushed if requested.
     Succeeded,
-    /// Something failed; the reason says what.
+    /// It failed; the reason says why.
     Failed,
-    /// Somebody cancelled it.
+    /// It was cancelled.
     Cancelled,
 }
 
@@ -155,7 +179,7 @@ pub struct TargetReport {
     pub name: String,
     /// `succeeded`, `failed`, or null when it was not reached.
     pub status: Option<Status>,
-    /// What was pushed, `sha256:…`; null when nothing was.
+    /// The pushed digest, `sha256:…`; null without a push.
     pub digest: Option<String>,
     /// Image references.
     pub tags: Vec<String>,
@@ -169,16 +193,14 @@ pub struct TargetReport {
     pub error: Option<String>,
 }
 
-/// Which builder takes a build, and why.
+/// The builder and pod of a build, and why they were chosen.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Placement {
     /// The builder's name in the configuration.
     pub builder: String,
-    /// One part of it, when it has parts that we choose among.
-    pub shard: Option<String>,
-    /// The BuildKit pod, where it is known.
+    /// The BuildKit pod, if it is known.
     pub pod: Option<String>,
-    /// In words.
+    /// The reason, in words.
     pub why: String,
 }
 

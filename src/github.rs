@@ -1,7 +1,7 @@
-//! The GitHub App: one verb that returns a token for one repository.
+//! The GitHub App: returns a token for one repository.
 //!
-//! JWT, looking up the installation, renamed repositories, retries and GitHub's error codes hide behind it. A token is minted
-//! for each job, neither cached nor shared, and given back; its form is nobody's business but GitHub's.
+//! Hides the JWT, the look-up of the installation, renamed repositories, retries and GitHub's error codes. Each job gets a token of
+//! its own, which is neither cached nor shared, and is revoked afterwards.
 //! Follows GitHub's REST API, "Generating an installation access token for a GitHub App".
 
 mod api;
@@ -27,20 +27,20 @@ use crate::secret_file::SecretError;
 use crate::settings;
 use crate::text;
 
-use api::{Answer, Api, Bearer, Request};
+use api::{Answer, Api, ApiRequest, Bearer};
 
 pub use token::InstallationToken;
 
-/// Installations that are remembered; a fleet that builds for more accounts asks again.
+/// The most installations that are remembered; with more accounts, some are looked up again.
 const MAX_INSTALLATIONS: usize = 10_000;
 
-/// Pauses before a token that was minted this moment is tried again: GitHub's other servers may not know it yet.
+/// Pauses before a new token is tried again: GitHub's other servers may not know it yet.
 pub const LAG: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
-/// How long GitHub's tokens last, where an answer does not say.
+/// The lifetime of a token, if the answer does not state it.
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// GitHub's answer was not a token.
+/// GitHub did not return a token.
 #[derive(Debug, thiserror::Error)]
 pub enum GithubError {
     /// `github.app_id` or the private key is not set.
@@ -55,13 +55,13 @@ pub enum GithubError {
     /// GitHub cannot be reached.
     #[error("{url} cannot be reached: {source}")]
     Unreachable {
-        /// Without credentials: none of ours are in URLs.
+        /// The URL, which never contains credentials.
         url: String,
         /// Why.
         source: reqwest::Error,
     },
-    /// GitHub does not know the App, or the App may not do this.
-    #[error("GitHub refuses the App: {url} answered {status}: {message}")]
+    /// GitHub does not know the App, or does not allow it the request.
+    #[error("GitHub refused the App: {url} answered {status}: {message}")]
     Refused {
         /// What was asked.
         url: String,
@@ -70,26 +70,26 @@ pub enum GithubError {
         /// GitHub's own words.
         message: String,
     },
-    /// The App is not installed on the repository, or there is none of that name.
-    #[error("the App cannot see {repository}: {message}")]
+    /// The App is not installed on the repository, or the repository does not exist.
+    #[error("the App does not have access to {repository}: {message}")]
     NotFound {
         /// The repository.
         repository: Repository,
         /// GitHub's own words.
         message: String,
     },
-    /// GitHub does not want to be asked for a while.
-    #[error("{url}: GitHub limits our rate for another {} s", wait.as_secs())]
+    /// GitHub limits the request rate.
+    #[error("{url}: GitHub limits the request rate for another {} s", wait.as_secs())]
     Limited {
         /// What was asked.
         url: String,
         /// For how long.
         wait: Duration,
     },
-    /// An answer that is longer than allowed.
+    /// The answer is longer than allowed.
     #[error(transparent)]
     TooLong(#[from] TooLong),
-    /// An error of GitHub's, or an answer that makes no sense.
+    /// GitHub failed, or its answer is invalid.
     #[error("{url} answered {status}: {message}")]
     Unavailable {
         /// What was asked.
@@ -124,27 +124,27 @@ impl HasReason for GithubError {
 #[derive(Debug)]
 pub struct App {
     api: Arc<Api>,
-    /// Of repositories, by their names in lower case.
+    /// By repository, in lower case.
     installations: Mutex<HashMap<String, u64>>,
 }
 
-/// The App on a repository's account.
+/// The App's installation on a repository's account.
 struct Installation {
     id: u64,
-    /// Where GitHub sent us, when the repository has another name now.
+    /// Its number, when GitHub redirected us because it was renamed.
     repository_id: Option<u64>,
 }
 
 impl App {
-    /// Takes the settings; nothing is read or asked yet.
+    /// Takes the settings. Reads and asks nothing yet.
     pub fn new(settings: settings::Github) -> Result<Self, reqwest::Error> {
         Ok(Self { api: Arc::new(Api::new(settings)?), installations: Mutex::default() })
     }
 
     /// Mints a token for `repository` alone, with `contents: read`.
     ///
-    /// `installation_id` saves a request when Rails knows it; when GitHub does not know it any more (the App was
-    /// installed anew, the repository was renamed), it is looked up.
+    /// `installation_id` from Rails saves a request. It is looked up again when GitHub no longer knows it, because the App was
+    /// reinstalled or the repository was renamed.
     pub async fn installation_token(
         &self,
         repository: &Repository,
@@ -169,9 +169,9 @@ impl App {
         Ok(token)
     }
 
-    /// Whether the commit is in the repository. libgit2 cannot tell a missing commit from a broken connection.
+    /// Whether the commit is in the repository. libgit2 cannot distinguish a missing commit from a broken connection.
     ///
-    /// GitHub keeps a repository's commits and those of all its forks together: it also has what is in a fork only.
+    /// GitHub stores the commits of a repository and of all its forks together, so a fork's commits are found too.
     pub async fn has_commit(
         &self,
         repository: &Repository,
@@ -179,17 +179,17 @@ impl App {
         token: &InstallationToken,
     ) -> Result<bool, GithubError> {
         let path = format!("/repos/{repository}/commits/{sha}");
-        Ok(self.find(&Request::get_sha(&path, Bearer::Token(&token.secret)), &LAG).await?.is_some())
+        Ok(self.find(&ApiRequest::get_sha(&path, Bearer::Token(&token.secret)), &LAG).await?.is_some())
     }
 
-    /// Whether a commit has to be on the branch or tag that its job names.
+    /// Whether a commit must be on the branch or tag that its job names.
     pub fn checks_refs(&self) -> bool {
         self.api.checks_refs()
     }
 
-    /// Asks for something of a repository's by a token; `None` when there is no such thing, after each pause neither. A token
-    /// that is not taken may be too new for the server that was asked, whichever others took it.
-    async fn find(&self, request: &Request<'_>, pauses: &[Duration]) -> Result<Option<Answer>, GithubError> {
+    /// Asks for an object of a repository with a token; `None` when it is still missing after every pause. A server may refuse a token
+    /// that is too new for it, even after other servers accepted it.
+    async fn find(&self, request: &ApiRequest<'_>, pauses: &[Duration]) -> Result<Option<Answer>, GithubError> {
         let (mut pauses, mut lag) = (pauses.iter(), LAG.iter());
         loop {
             let answer = self.api.ask(request).await?;
@@ -203,33 +203,32 @@ impl App {
         }
     }
 
-    /// The present name and the number of a repository that anybody may read. The token is for any other one: with it GitHub
-    /// counts our requests as the installation's, and those of nobody are few.
+    /// The current name and number of a public repository. Any token will do: GitHub counts the request for its installation, and
+    /// allows only few requests without a token.
     pub async fn public_repository(
         &self,
         repository: &Repository,
         token: &InstallationToken,
     ) -> Result<(Repository, u64), GithubError> {
-        let find = async |path: &str| self.find(&Request::get(path, Bearer::Token(&token.secret)), &[]).await;
+        let find = async |path: &str| self.find(&ApiRequest::get(path, Bearer::Token(&token.secret)), &[]).await;
         let not_found =
             |message: &str| GithubError::NotFound { repository: repository.clone(), message: message.into() };
         let mut found = find(&format!("/repos/{repository}")).await?;
         if let Some(moved) = found.as_ref().and_then(Answer::location).and_then(|location| self.api.path_of(location)) {
             found = find(moved).await?;
         }
-        let found: Granted =
-            good(found.ok_or_else(|| not_found("there is none of this name that everybody may read"))?)?.read()?;
+        let found: Granted = good(found.ok_or_else(|| not_found("no public repository has this name"))?)?.read()?;
         let present = Repository::parse(&found.full_name).filter(|_| !found.private);
         Ok((present.ok_or_else(|| not_found("it is private"))?, found.id))
     }
 
-    /// Asks GitHub who the App is: for `doctor`.
+    /// The App's name, for `doctor`.
     pub async fn name(&self) -> Result<String, GithubError> {
-        let app: Named = good(self.api.ask(&Request::get("/app", Bearer::App)).await?)?.read()?;
+        let app: Named = good(self.api.ask(&ApiRequest::get("/app", Bearer::App)).await?)?.read()?;
         Ok(app.name)
     }
 
-    /// Waits until GitHub has heard of every token that is not needed any more.
+    /// Waits until all unneeded tokens are revoked.
     pub async fn finish(&self) {
         self.api.revocations.close();
         self.api.revocations.wait().await;
@@ -237,12 +236,12 @@ impl App {
 
     async fn installation_of(&self, repository: &Repository) -> Result<Installation, GithubError> {
         let path = format!("/repos/{repository}/installation");
-        let mut answer = self.api.ask(&Request::get(&path, Bearer::App)).await?;
+        let mut answer = self.api.ask(&ApiRequest::get(&path, Bearer::App)).await?;
         let mut repository_id = None;
         if let Some(moved) = answer.location().and_then(|location| self.api.path_of(location)) {
             let moved = moved.to_owned();
             repository_id = moved.strip_prefix("/repositories/").and_then(|rest| rest.split('/').next()?.parse().ok());
-            answer = self.api.ask(&Request::get(&moved, Bearer::App)).await?;
+            answer = self.api.ask(&ApiRequest::get(&moved, Bearer::App)).await?;
         }
         if answer.status == StatusCode::NOT_FOUND {
             return Err(GithubError::NotFound { repository: repository.clone(), message: answer.message() });
@@ -251,7 +250,7 @@ impl App {
         Ok(Installation { id: found.id, repository_id })
     }
 
-    /// Asks for a token of the installation, for the repository of this name or, when it was renamed, of this number.
+    /// Mints a token of the installation for a repository: by name, or by number after a rename.
     async fn mint(
         &self,
         installation: &Installation,
@@ -263,7 +262,7 @@ impl App {
             Some(id) => body["repository_ids"] = json!([id]),
             None => body["repositories"] = json!([repository.name]),
         }
-        let answer = self.api.ask(&Request::post(&path, Bearer::App, body)).await?;
+        let answer = self.api.ask(&ApiRequest::post(&path, Bearer::App, body)).await?;
         let not_found = |message| GithubError::NotFound { repository: repository.clone(), message };
         if matches!(answer.status, StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY) {
             return Err(not_found(answer.message()));
@@ -273,16 +272,18 @@ impl App {
         let expires_at = Epoch::now().plus(left_s.map_or(HOUR, Duration::from_secs));
         let (repository, api) = (repository.clone(), Arc::clone(&self.api));
         let mut token = InstallationToken { secret: minted.token, repository, repository_id: 0, expires_at, api };
-        // The customer of one account must not get what another account calls its own, even if it was a gift.
-        let granted = minted.repositories.first().ok_or_else(|| not_found("the token is for no repository".into()))?;
+        // A customer must not get another account's repository, even if it was transferred.
+        let granted =
+            minted.repositories.first().ok_or_else(|| not_found("GitHub's token covers no repository".into()))?;
         let is_asked = match installation.repository_id {
             Some(id) => granted.id == id,
             None => granted.full_name.eq_ignore_ascii_case(&token.repository.to_string()),
         };
         let present =
             Repository::parse(&granted.full_name).filter(|present| is_asked && present.is_of_owner(&token.repository));
-        token.repository = present
-            .ok_or_else(|| not_found(format!("it is {} now", text::shown(&granted.full_name, bounds::NOTICE))))?;
+        token.repository = present.ok_or_else(|| {
+            not_found(format!("it was renamed to {}", text::shown(&granted.full_name, bounds::NOTICE)))
+        })?;
         token.repository_id = granted.id;
         Ok(token)
     }
@@ -322,7 +323,7 @@ struct Granted {
     private: bool,
 }
 
-/// What is not known to be public is private.
+/// A repository is private unless GitHub says otherwise.
 fn yes() -> bool {
     true
 }

@@ -1,7 +1,7 @@
-//! Where everything that happens during a build is told.
+//! The journal of a build: receives all its events and passes them to listeners.
 //!
-//! The one way for events: integrations tell them, and the journal hands each to whoever listens, in turn. The log of a worker, a
-//! terminal, the progress that Sidekiq shows and the record that becomes the report are listeners.
+//! The only way for events: integrations emit them, and the journal passes each to every listener in turn. Listeners are the worker's
+//! log, the terminal, the progress in Sidekiq's Web UI, and the record from which the report is made.
 
 mod progress;
 mod record;
@@ -13,57 +13,57 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::event::{Event, Phase};
-use crate::text::places::Places;
+use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
 pub use progress::Progress;
 pub use record::Record;
 pub use terminal::{Terminal, print_report};
 
-/// Who hears of all events of a build. It must not block for long: whoever tells an event waits.
+/// Receives all events of a build. It must not block for long: the emitting code waits.
 pub trait Listener: fmt::Debug + Send + Sync {
-    /// Hears one event.
-    fn hear(&self, event: &Event);
+    /// Receives one event.
+    fn on_event(&self, event: &Event);
 }
 
 /// The journal of one build.
 #[derive(Debug)]
 pub struct Journal {
     listeners: Vec<Arc<dyn Listener>>,
-    places: Places,
+    worker_paths: WorkerPaths,
     n_notices: AtomicUsize,
 }
 
 impl Journal {
-    /// For these listeners. No notice names `places`.
-    pub fn new(listeners: Vec<Arc<dyn Listener>>, places: Places) -> Self {
-        Self { listeners, places, n_notices: AtomicUsize::new(0) }
+    /// A journal with these listeners. Its notices never show `worker_paths`.
+    pub fn new(listeners: Vec<Arc<dyn Listener>>, worker_paths: WorkerPaths) -> Self {
+        Self { listeners, worker_paths, n_notices: AtomicUsize::new(0) }
     }
 
-    /// Tells one event. A notice becomes plain and is cut here, for whoever looks. After [`bounds::NOTICES`] only their number is
-    /// told: a log has no bound of its own.
-    pub fn tell(&self, event: Event) {
+    /// Emits one event. Notices are made plain and cut here, for all listeners. After [`bounds::NOTICES`] of them, only their number is
+    /// emitted: a log has no bound of its own.
+    pub fn emit(&self, event: Event) {
         let event = match event {
             Event::Notice(_) if self.n_notices.fetch_add(1, Ordering::Relaxed) >= bounds::NOTICES => {
                 Event::NoticeLeftOut
             }
             Event::Notice(notice) => {
                 let notice = text::plain(&notice);
-                Event::Notice(text::clip(&self.places.hide(&notice), bounds::NOTICE).into_owned())
+                Event::Notice(text::clip(&self.worker_paths.hide(&notice), bounds::NOTICE).into_owned())
             }
             event => event,
         };
-        self.listeners.iter().for_each(|listener| listener.hear(&event));
+        self.listeners.iter().for_each(|listener| listener.on_event(&event));
     }
 
-    /// Tells that a phase begins; that it ends is told when the guard is dropped, so also of a build that is killed.
+    /// Begins a phase. Dropping the guard ends it, so the phase of a killed build ends too.
     pub fn begin(&self, phase: Phase) -> Begun<'_> {
-        self.tell(Event::PhaseStarted(phase));
+        self.emit(Event::PhaseStarted(phase));
         Begun { phase, since: Instant::now(), journal: self }
     }
 }
 
-/// A phase that has begun. Dropping it ends the phase.
+/// A running phase. Dropping it ends the phase.
 #[derive(Debug)]
 pub struct Begun<'a> {
     phase: Phase,
@@ -72,35 +72,35 @@ pub struct Begun<'a> {
 }
 
 impl Begun<'_> {
-    /// Ends the phase, and begins the next one.
+    /// Ends the phase and begins the next one.
     pub fn turn_into(&mut self, phase: Phase) {
-        self.tell_end();
-        self.journal.tell(Event::PhaseStarted(phase));
+        self.emit_end();
+        self.journal.emit(Event::PhaseStarted(phase));
         (self.phase, self.since) = (phase, Instant::now());
     }
 
-    fn tell_end(&self) {
-        self.journal.tell(Event::PhaseEnded(self.phase, self.since.elapsed()));
+    fn emit_end(&self) {
+        self.journal.emit(Event::PhaseEnded(self.phase, self.since.elapsed()));
     }
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        self.tell_end();
+        self.emit_end();
     }
 }
 
-/// The log of a worker, inside the span of the job.
+/// The log of a worker, inside the job's span.
 #[derive(Debug, Default)]
 pub struct Log {
     has_left_out: AtomicBool,
 }
 
 impl Listener for Log {
-    fn hear(&self, event: &Event) {
+    fn on_event(&self, event: &Event) {
         match event {
             Event::NoticeLeftOut if self.has_left_out.swap(true, Ordering::Relaxed) => {}
-            Event::NoticeLeftOut => tracing::info!("there are more notices; the report has their number"),
+            Event::NoticeLeftOut => tracing::info!("more notices left out; the report has their count"),
             event => log(event),
         }
     }
@@ -112,24 +112,24 @@ fn millis(duration: Duration) -> u64 {
 
 fn log(event: &Event) {
     match event {
-        Event::PhaseStarted(phase) => tracing::debug!(phase = phase.name(), "begins"),
+        Event::PhaseStarted(phase) => tracing::debug!(phase = phase.name(), "phase started"),
         Event::PhaseEnded(phase, took) => {
-            tracing::debug!(phase = phase.name(), ms = millis(*took), "done");
+            tracing::debug!(phase = phase.name(), ms = millis(*took), "phase ended");
         }
-        Event::Targets(n_targets) => tracing::debug!(n_targets, "will be built"),
-        Event::TargetDone(target) => tracing::debug!(target, "is built"),
+        Event::Targets(n_targets) => tracing::debug!(n_targets, "targets resolved"),
+        Event::TargetDone(target) => tracing::debug!(target, "target built"),
         Event::Fetching { received_bytes } => tracing::debug!(received_bytes, "fetching"),
-        Event::StepStarted(step) => tracing::debug!(step = step.title(), "begins"),
+        Event::StepStarted(step) => tracing::debug!(step = step.title(), "step started"),
         Event::StepEnded { step, is_cached, took, error } => {
             let ms = millis(*took);
-            tracing::debug!(step = step.title(), is_cached, ms, error, "done");
+            tracing::debug!(step = step.title(), is_cached, ms, error, "step ended");
         }
         Event::StepOutput { step, line } => tracing::trace!(step = step.label(), line),
         Event::Notice(notice) => tracing::info!(notice),
         Event::Placed(placement) => {
             tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
         }
-        // The end of the job has them.
+        // The log line at the end of the job has them.
         Event::BuildId(_)
         | Event::Commit { .. }
         | Event::TargetEnded(_)
@@ -146,8 +146,8 @@ mod tests {
     #[test]
     fn notices_are_plain_bounded_and_without_the_workers_paths() {
         let record = Arc::new(Record::new(Report::default()));
-        let journal = Journal::new(vec![record.clone()], Places::new(std::path::Path::new("/var/lib/worker")));
-        journal.tell(Event::Notice(format!("\0 /var/lib/worker/x {}", "x".repeat(3000))));
+        let journal = Journal::new(vec![record.clone()], WorkerPaths::new(std::path::Path::new("/var/lib/worker")));
+        journal.emit(Event::Notice(format!("\0 /var/lib/worker/x {}", "x".repeat(3000))));
         let notice = record.report().notices.remove(0);
         assert!(notice.starts_with("␀ a file of the worker xxx") && notice.len() <= bounds::NOTICE, "{notice}");
     }
@@ -155,8 +155,8 @@ mod tests {
     #[test]
     fn after_so_many_notices_only_their_number_is_told() {
         let record = Arc::new(Record::new(Report::default()));
-        let journal = Journal::new(vec![record.clone()], Places::default());
-        (0..bounds::NOTICES + 9).for_each(|n| journal.tell(Event::Notice(n.to_string())));
+        let journal = Journal::new(vec![record.clone()], WorkerPaths::default());
+        (0..bounds::NOTICES + 9).for_each(|n| journal.emit(Event::Notice(n.to_string())));
         let notices = record.report().notices;
         assert_eq!((notices.len(), notices.last().map(String::as_str)), (bounds::NOTICES, Some("and 10 more notices")));
     }
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn a_phase_ends_when_its_guard_is_dropped_whatever_drops_it() {
         let record = Arc::new(Record::new(Report::default()));
-        let journal = Arc::new(Journal::new(vec![record.clone()], Places::default()));
+        let journal = Arc::new(Journal::new(vec![record.clone()], WorkerPaths::default()));
         let journal_of_panic = Arc::clone(&journal);
         let panicked = std::thread::spawn(move || {
             let mut phase = journal_of_panic.begin(Phase::Fetch);

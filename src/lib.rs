@@ -27,6 +27,7 @@
 pub mod attestation;
 pub mod bounds;
 pub mod event;
+pub mod field_error;
 pub mod job;
 pub mod json;
 pub mod name;

@@ -2,6 +2,7 @@
 
 mod worktree;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,24 +18,24 @@ use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::settings::Settings;
-use crate::source::{Source, Worktree};
+use crate::source::{Worktree, Worktrees};
 use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 
-pub use worktree::tell_of_submodules;
+pub use worktree::notify_of_submodules;
 
 use worktree::{check_out, mint};
 
-/// How often a build whose builder fails is tried on another pod before it goes back to Sidekiq's retry set.
+/// How often a build is tried on another pod when its builder is lost, before it goes back to Sidekiq's retry set.
 const N_OTHER_PODS: u32 = 3;
 
-/// The integrations that a build passes.
+/// The integrations of a build.
 #[derive(Debug)]
 pub struct Integrations {
     /// GitHub.
     pub github: App,
     /// git.
-    pub source: Source,
+    pub source: Worktrees,
     /// The builders.
     pub builders: Builders,
     /// buildx.
@@ -44,11 +45,11 @@ pub struct Integrations {
 }
 
 impl Integrations {
-    /// Makes the integrations from the settings.
+    /// Creates the integrations from the settings.
     pub fn new(settings: &Settings, state: Arc<StateDirectory>) -> Result<Self, reqwest::Error> {
         Ok(Self {
             github: App::new(settings.github.clone())?,
-            source: Source::new(settings),
+            source: Worktrees::new(settings),
             builders: Builders::new(settings),
             bake: Bake::new(settings),
             state,
@@ -56,26 +57,26 @@ impl Integrations {
     }
 }
 
-/// Who is looking, and who may end it.
+/// What a build needs of its attempt: where to report, when to stop, whether the job is still owned.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt<'a> {
-    /// Where everything is told.
+    /// Receives all events.
     pub journal: &'a Journal,
-    /// Kills whatever runs.
+    /// Stops everything that runs.
     pub stop: &'a Stop,
-    /// Knows whether the job is still ours; none where nobody could take it.
+    /// Knows whether the job is still owned; `None` where no other worker can take it.
     pub fence: Option<&'a dyn Fence>,
 }
 
-/// What can tell that a job was given to another worker.
+/// Knows whether the job was reclaimed by another worker.
 pub trait Fence: std::fmt::Debug + Send + Sync {
-    /// Whether the job is ours, as far as can be known.
+    /// Whether the job is still owned, as far as is known.
     fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
 }
 
-/// Builds what a job asks for. What is known is told as soon as it is, so that the report of a failure has it too.
+/// Runs a build job. Facts are emitted as soon as they are known, so the report of a failure has them too.
 pub async fn perform(integrations: &Integrations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), End> {
-    job.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
+    job.notices.iter().for_each(|notice| attempt.journal.emit(Event::Notice(notice.clone())));
     let token = attempt.unless_stopped(mint(integrations, job, &job.build.repository, attempt)).await??;
     let directory = integrations.state.job_directory()?;
     let built = async {
@@ -87,7 +88,7 @@ pub async fn perform(integrations: &Integrations, job: &BuildJob, attempt: Attem
     built
 }
 
-/// Bakes a worktree, wherever it came from.
+/// Bakes a worktree, whatever its origin.
 pub async fn bake(
     integrations: &Integrations,
     build: &Build,
@@ -96,12 +97,12 @@ pub async fn bake(
     attempt: Attempt<'_>,
 ) -> Result<(), End> {
     let definition = resolve(integrations, build, worktree, directory, attempt).await?;
-    attempt.journal.tell(Event::Targets(definition.names().len()));
+    attempt.journal.emit(Event::Targets(definition.names().len()));
     let _phase = attempt.journal.begin(Phase::Bake);
     solve(integrations, build, &definition, directory, attempt).await
 }
 
-/// The definition that a worktree is built by, once it is known to be allowed.
+/// The resolved and validated definition of a worktree.
 pub async fn resolve(
     integrations: &Integrations,
     build: &Build,
@@ -114,11 +115,11 @@ pub async fn resolve(
     let definition = integrations.bake.resolve(&request, directory, attempt.stop.token()).await;
     drop(phase);
     let definition = refuse_pointers(definition?, worktree).await?;
-    definition.notices.iter().for_each(|notice| attempt.journal.tell(Event::Notice(notice.clone())));
+    definition.notices.iter().for_each(|notice| attempt.journal.emit(Event::Notice(notice.clone())));
     Ok(definition)
 }
 
-/// An image would get the pointers' text in place of their files, and nobody would be told.
+/// Refuses a build that reads Git LFS pointers: its image would get their text in place of the files.
 async fn refuse_pointers(definition: Definition, worktree: &Worktree) -> Result<Definition, End> {
     if worktree.lfs_pointers.is_empty() {
         return Ok(definition);
@@ -130,16 +131,18 @@ async fn refuse_pointers(definition: Definition, worktree: &Worktree) -> Result<
     };
     let (definition, inputs) = spawn_blocking(search).await.expect("the search does not panic");
     let Some(first) = inputs.first() else { return Ok(definition) };
-    let more = if inputs.len() > 1 { format!(", like {} more,", inputs.len() - 1) } else { String::new() };
-    let detail = format!(
-        "{}{more} is a Git LFS pointer, and its content is not fetched: commit the file itself, or keep it out of the build \
-         context",
-        first.display()
-    );
+    let file = first.display();
+    let subject = match inputs.len() - 1 {
+        0 => format!("{file} is a Git LFS pointer"),
+        1 => format!("{file} and 1 more file are Git LFS pointers"),
+        n => format!("{file} and {n} more files are Git LFS pointers"),
+    };
+    let remedy = "commit the file itself, or exclude it in .dockerignore";
+    let detail = format!("{subject}, whose content is not fetched; {remedy}");
     Err(Failure::new(Reason::SourceRefused, detail).into())
 }
 
-/// Solves until the build's own result is known: when the builder fails, what is not built yet is tried on another pod.
+/// Solves until the build itself succeeds or fails. When the builder is lost, unfinished targets are tried on another pod.
 async fn solve(
     integrations: &Integrations,
     build: &Build,
@@ -152,10 +155,10 @@ async fn solve(
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut time_left = integrations.bake.time_limit(build);
     loop {
-        // Waiting for a builder is not the build's time.
+        // Waiting for a builder does not count as the build's time.
         let session = integrations.builders.place(build, &integrations.state, directory, lost.as_ref()).await?;
-        attempt.journal.tell(Event::Placed(session.placement()));
-        // The push of a tag that moves cannot be taken back, so this is asked as late as can be.
+        attempt.journal.emit(Event::Placed(session.placement()));
+        // Asked as late as possible: the push of a moving tag cannot be undone.
         if let Some(fence) = attempt.fence
             && !fence.holds().await
         {
@@ -166,20 +169,11 @@ async fn solve(
         let goal = Goal { definition, targets: &targets, deadline: started + time_left };
         let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt).await?;
         time_left = time_left.saturating_sub(started.elapsed());
-        attempt.journal.tell(Event::Placed(session.placement()));
-        attempt.journal.tell(Event::ContextSent { n_bytes: outcome.context_bytes });
-        for target in outcome.targets {
-            let is_built = target.status == Some(Status::Succeeded);
-            if is_built {
-                unfinished.remove(&target.name)
-            } else {
-                unfinished.insert(target.name.clone())
-            };
-            attempt.journal.tell(Event::TargetEnded(target));
-        }
+        attempt.journal.emit(Event::Placed(session.placement()));
+        take_in(&outcome, &mut unfinished, attempt.journal);
         let Some(loss) = loss.filter(|_| n_left > 0 && session.has_others() && !time_left.is_zero()) else {
             return match (outcome.end, lost) {
-                // The time went with the pod.
+                // The lost pod used up the time.
                 (Some(End::Failed(failure)), Some(lost)) if failure.reason == Reason::TimedOut => {
                     Err(lost.failure.into())
                 }
@@ -187,22 +181,34 @@ async fn solve(
             };
         };
         let rest = if unfinished.is_empty() {
-            "everything was built already"
+            "all targets were already built"
         } else {
-            "what was not built yet is built again"
+            "the other targets are built on another pod"
         };
-        attempt.journal.tell(Event::Notice(format!("{}; {rest}", loss.failure.detail)));
+        attempt.journal.emit(Event::Notice(format!("{}; {rest}", loss.failure.detail)));
         if unfinished.is_empty() {
             return Ok(());
         }
         targets = definition.with_linked(&unfinished);
-        // A build that eats a pod's memory should not eat that of every other.
-        n_left = if loss.is_out_of_memory() { 0 } else { n_left - 1 };
+        // A build that exhausts a pod's memory must not exhaust all others'.
+        n_left = if loss.is_out_of_memory { 0 } else { n_left - 1 };
         lost = Some(loss);
     }
 }
 
-/// One run of docker-buildx, with the builder watched from the side: buildx itself may not notice that its pod has gone.
+/// Emits the results of a run, and keeps the targets that it did not build.
+fn take_in(outcome: &Outcome, unfinished: &mut BTreeSet<String>, journal: &Journal) {
+    journal.emit(Event::ContextSent { n_bytes: outcome.context_bytes });
+    for target in &outcome.targets {
+        match target.status {
+            Some(Status::Succeeded) => _ = unfinished.remove(&target.name),
+            _ => _ = unfinished.insert(target.name.clone()),
+        }
+        journal.emit(Event::TargetEnded(target.clone()));
+    }
+}
+
+/// One run of docker-buildx, with its builder watched: buildx itself may not notice that its pod is gone.
 async fn solve_watched(
     integrations: &Integrations,
     build: &Build,
@@ -214,7 +220,7 @@ async fn solve_watched(
     let stop = attempt.stop.token().child_token();
     let solve = integrations.bake.solve(build, goal, &session.location, directory, attempt.journal, &stop);
     tokio::pin!(solve);
-    // Dropping the watch loses nothing. The solve is never dropped: what it has learned is in its outcome.
+    // Dropping the watch loses nothing. The solve is never dropped: its outcome has what it learned.
     let lost = tokio::select! {
         outcome = &mut solve => Err(outcome),
         loss = session.lost() => Ok(loss),
@@ -229,7 +235,7 @@ async fn solve_watched(
     let loss = match (&outcome.end, lost) {
         (None, _) => return Ok((outcome, None)),
         _ if attempt.stop.cause().is_some() => None,
-        // Killed by us. When it ended by itself in the same moment, its own word counts.
+        // Killed by us. If it ended by itself at the same moment, its own error counts.
         (Some(End::Stopped), lost) => lost,
         (Some(End::Failed(failure)), _) => session.post_mortem(failure).await,
     };
@@ -238,7 +244,7 @@ async fn solve_watched(
 }
 
 impl Attempt<'_> {
-    /// Waits for what does not listen to `stop` itself, and loses nothing when it is dropped.
+    /// Waits for a future that does not check `stop` itself and that may be dropped.
     async fn unless_stopped<T>(self, asked: impl Future<Output = T>) -> Result<T, End> {
         self.stop.token().run_until_cancelled(asked).await.ok_or(End::Stopped)
     }

@@ -1,10 +1,10 @@
 //! One child process: started in a group of its own, read line by line, ended by its exit or by KILL.
 //!
-//! A pipe is read when the line before has been handled: nothing is queued, and the child waits meanwhile. So a child
-//! takes the memory of one line for each of its two pipes, whatever it writes.
+//! A pipe is read only when its last line was handled: nothing is queued, and the child waits meanwhile. So a child takes the memory
+//! of one line per pipe, whatever it writes.
 //!
-//! The one home of running children. Cancelling, time limits, silence and too much output are one mechanism: KILL to the
-//! whole group. A child that exits with an error is a value here, not an error; `Err` means that it could not be run.
+//! The only module that runs children. Cancelling, time limits, silence and too much output are one mechanism: KILL to the whole
+//! group. A child that exits with an error is a value, not an error; `Err` means that it could not be run.
 
 mod lines;
 
@@ -26,11 +26,11 @@ use crate::bounds;
 
 use lines::Lines;
 
-/// A line and all lines that are remembered of what a child says beside its work.
+/// Bytes of a line, and of all lines, that are kept of a child's standard error.
 const MAX_SAID_LINE: usize = 500;
 const MAX_SAID: usize = 2000;
 
-/// After the child's exit, how long its pipes may take to end.
+/// How long the pipes may stay open after the child's exit.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// A child that could not be run.
@@ -44,8 +44,8 @@ pub enum ProcessError {
         /// Why.
         source: std::io::Error,
     },
-    /// Its end could not be learned.
-    #[error("the end of {program} could not be learned: {source}")]
+    /// Waiting for it failed.
+    #[error("could not wait for {program}: {source}")]
     Wait {
         /// The program.
         program: String,
@@ -56,7 +56,7 @@ pub enum ProcessError {
 
 /// When a child is killed.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct RunLimits {
     /// After this long.
     pub timeout: Duration,
     /// After this long without a byte on either pipe.
@@ -78,7 +78,7 @@ pub enum Ended {
     Silent,
     /// Killed: it wrote too much.
     TooMuchOutput,
-    /// Killed: somebody cancelled it.
+    /// Killed: the build was stopped.
     Stopped,
 }
 
@@ -98,7 +98,7 @@ pub enum Stream {
     Err,
 }
 
-/// A command with an empty environment. For strangers' bytes there is `sandbox`, which starts from this.
+/// A command with an empty environment. Children that handle strangers' bytes go through `sandbox`, which uses this.
 #[expect(clippy::disallowed_methods, reason = "the one place that makes commands")]
 pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
@@ -106,24 +106,24 @@ pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Runs a child to its end, handing each line of its output, without the line's end, to `on_line`. A line is handed over
-/// up to [`bounds::LINE`] bytes; one of that length may be the beginning of a longer one.
+/// Runs a child to its end and passes each line of its output, without the line feed, to `on_line`. Lines are cut at
+/// [`bounds::LINE`] bytes.
 ///
-/// `input` goes to its standard input, which then ends. When the future is dropped, the group is killed.
+/// Writes `input` to its standard input and closes it. When the future is dropped, the group is killed.
 pub async fn run(
     command: Command,
     input: &[u8],
-    limits: &Limits,
+    limits: &RunLimits,
     on_line: impl FnMut(Stream, &[u8]),
 ) -> Result<Ended, ProcessError> {
     run_seen(command, input, limits, &OnceLock::new(), on_line).await
 }
 
-/// The same; `seen` gets the child's process id, for somebody who watches it from the side.
+/// The same; `seen` receives the child's process id, for the watch of a builder.
 pub async fn run_seen(
     mut command: Command,
     input: &[u8],
-    limits: &Limits,
+    limits: &RunLimits,
     seen: &OnceLock<u32>,
     mut on_line: impl FnMut(Stream, &[u8]),
 ) -> Result<Ended, ProcessError> {
@@ -134,7 +134,7 @@ pub async fn run_seen(
     let mut err = Lines::of(child.stderr.take().expect("standard error is a pipe"), bounds::LINE);
     let mut stdin = child.stdin.take().expect("standard input is a pipe");
     let write = async move {
-        // A child that does not read its input is no error: its exit says what was wrong.
+        // A child need not read its input: its exit reports the error.
         let _ = stdin.write_all(input).await;
     };
     tokio::pin!(write);
@@ -143,8 +143,7 @@ pub async fn run_seen(
     let (mut last_byte, mut n_bytes, mut is_written) = (started, 0, false);
     let (mut ended, mut drain_until) = (None, None);
     while ended.is_none() || out.is_open || err.is_open {
-        // Nothing is lost when a branch is dropped: bytes stay in the pipes, the write goes on where it was, `wait` and the
-        // timers are asked again.
+        // Dropping a branch loses nothing: bytes stay in the pipes, the write continues, and `wait` and the timers start again.
         tokio::select! {
             biased;
             () = limits.stop.cancelled(), if ended.is_none() => ended = Some(Ended::Stopped),
@@ -170,7 +169,7 @@ pub async fn run_seen(
             }
         }
         if ended.is_some() && drain_until.is_none() {
-            // The group goes with its leader, and with it whatever else holds the pipes.
+            // Killing the group also ends grandchildren that hold the pipes.
             group.kill();
             drain_until = Some(Instant::now() + DRAIN);
         }
@@ -179,8 +178,8 @@ pub async fn run_seen(
     Ok(ended.unwrap_or(Ended::Exited(status)))
 }
 
-/// Starts a child whose standard input and output are one pipe that is written and read. When the pipe is dropped, the
-/// group is killed. The second value gets what the child writes to its standard error.
+/// Starts a child and returns a pipe to its standard input and output. When the pipe is dropped, the group is killed. The second
+/// value receives the child's standard error.
 pub fn pipe(mut command: Command) -> Result<(Pipe, watch::Receiver<String>), ProcessError> {
     let (mut child, group) = spawn(&mut command, Stdio::piped())?;
     let stdout = child.stdout.take().expect("standard output is a pipe");
@@ -194,11 +193,11 @@ pub fn pipe(mut command: Command) -> Result<(Pipe, watch::Receiver<String>), Pro
             lines.hand_over(n, |line| add(&said, &String::from_utf8_lossy(line)));
         }
     });
-    // The runtime reaps a child that nobody waits for.
+    // The runtime reaps a child that is not waited for.
     Ok((Pipe { both: tokio::io::join(stdout, stdin), _group: group }, heard))
 }
 
-/// Adds a line to what a child has said, as long as there is room.
+/// Adds a line while there is room.
 fn add(said: &watch::Sender<String>, line: &str) {
     said.send_if_modified(|said| {
         let has_room = said.len() < MAX_SAID;
@@ -243,12 +242,12 @@ fn spawn(command: &mut Command, stderr: Stdio) -> Result<(Child, Group), Process
         let program = command.as_std().get_program().to_string_lossy().into_owned();
         ProcessError::Spawn { program, source }
     })?;
-    // Nobody has waited for it, so it has an id, and the id is not reused.
+    // It was not waited for, so it has an id that is not reused.
     let group = Group::of(child.id().expect("a child that was not waited for has an id"));
     Ok((child, group))
 }
 
-/// A process group that is killed when its owner goes.
+/// A process group that is killed when this is dropped.
 struct Group(Pid);
 
 impl Group {
@@ -261,7 +260,7 @@ impl Group {
     }
 
     fn kill(&self) {
-        // An empty group is what we want, so that error says nothing.
+        // An empty group is fine, so the error is ignored.
         let _ = kill_process_group(self.0, Signal::KILL);
     }
 }
@@ -276,8 +275,8 @@ impl Drop for Group {
 mod tests {
     use super::*;
 
-    fn limits() -> Limits {
-        Limits {
+    fn limits() -> RunLimits {
+        RunLimits {
             timeout: Duration::from_secs(20),
             silence: Duration::from_secs(20),
             max_output_bytes: 1 << 20,
@@ -291,7 +290,7 @@ mod tests {
         command
     }
 
-    async fn run_shell(script: &str, input: &[u8], limits: &Limits) -> (Ended, Vec<String>) {
+    async fn run_shell(script: &str, input: &[u8], limits: &RunLimits) -> (Ended, Vec<String>) {
         let mut lines = Vec::new();
         let ended = run(shell(script), input, limits, |stream, line| {
             lines.push(format!("{stream:?} {}", String::from_utf8_lossy(line)));
@@ -311,7 +310,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_ignores_term_and_has_children_is_killed_whole() {
-        let limits = Limits { timeout: Duration::from_millis(300), ..limits() };
+        let limits = RunLimits { timeout: Duration::from_millis(300), ..limits() };
         let script = "trap '' TERM; (sleep 60) & echo $!; wait; sleep 60";
         let (ended, lines) = run_shell(script, b"", &limits).await;
         assert_eq!(ended, Ended::TimedOut);
@@ -331,15 +330,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_closes_its_pipes_and_stays_is_killed_at_its_limit() {
-        let limits = Limits { timeout: Duration::from_millis(300), ..limits() };
+        let limits = RunLimits { timeout: Duration::from_millis(300), ..limits() };
         assert_eq!(run_shell("exec sleep 60 >&- 2>&-", b"", &limits).await.0, Ended::TimedOut);
     }
 
     #[tokio::test]
     async fn silence_output_and_cancelling_end_in_kill() {
-        let silent = Limits { silence: Duration::from_millis(200), ..limits() };
+        let silent = RunLimits { silence: Duration::from_millis(200), ..limits() };
         assert_eq!(run_shell("echo a; sleep 60", b"", &silent).await.0, Ended::Silent);
-        let small = Limits { max_output_bytes: 1000, ..limits() };
+        let small = RunLimits { max_output_bytes: 1000, ..limits() };
         assert_eq!(
             run_shell("while :; do echo xxxxxxxxxxxxxxxxxxxxx; done", b"", &small).await.0,
             Ended::TooMuchOutput
@@ -352,7 +351,7 @@ mod tests {
     #[tokio::test]
     async fn large_input_is_written_while_output_is_read() {
         let input = vec![b'x'; 4 << 20];
-        let limits = Limits { max_output_bytes: 16 << 20, ..limits() };
+        let limits = RunLimits { max_output_bytes: 16 << 20, ..limits() };
         let mut n_bytes = 0;
         let ended = run(shell("cat"), &input, &limits, |_, line| n_bytes += line.len()).await.expect("run");
         assert!(ended.is_success());
@@ -363,7 +362,7 @@ mod tests {
     async fn a_line_without_end_takes_the_memory_of_one_line_and_the_next_one_is_whole() {
         let script = "head -c 64m /dev/zero | tr '\\0' x >&2; echo >&2; echo next >&2; printf last >&2";
         let mut lines = Vec::new();
-        let limits = Limits { max_output_bytes: 0, ..limits() };
+        let limits = RunLimits { max_output_bytes: 0, ..limits() };
         let ended = run(shell(script), b"", &limits, |_, line| lines.push((line.len(), line[..4].to_vec()))).await;
         assert!(ended.expect("run").is_success());
         assert_eq!(lines, [(bounds::LINE, b"xxxx".to_vec()), (4, b"next".to_vec()), (4, b"last".to_vec())]);
@@ -383,7 +382,7 @@ mod tests {
         wait_until(|| is_gone(&pid)).await;
     }
 
-    /// Gone, or dead and not yet reaped by whoever inherited it.
+    /// Gone, or dead and not yet reaped.
     fn is_gone(pid: &str) -> bool {
         std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
     }

@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::clock::Epoch;
-use crate::job::{JobError, Moment};
+use crate::event::Moment;
+use crate::field_error::FieldError;
 use crate::perform::Integrations;
 use crate::rails;
 use crate::reason::{End, Failure, Reason};
@@ -163,7 +164,7 @@ async fn attempt(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
     }
 }
 
-fn invalid(error: JobError) -> Failure {
+fn invalid(error: FieldError) -> Failure {
     Failure::new(Reason::InvalidArguments, error.to_string())
 }
 

@@ -1,6 +1,6 @@
-//! Rails' two ends: the resolver that is asked for a build by its id, and the job that tells the result.
+//! The two connections to Rails: the resolver, which returns a build request by its id, and the job that reports the result.
 //!
-//! Owns the signature of the request and the form of the callback job; knows nothing of what a build is.
+//! Owns the signature of the request and the form of the callback job. Knows nothing of builds.
 
 use std::time::Duration;
 
@@ -22,10 +22,10 @@ use crate::{hex, json};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Rails did not give a build.
+/// Rails did not return a build request.
 #[derive(Debug, thiserror::Error)]
 pub enum RailsError {
-    /// Rails says that there is no such build (any more).
+    /// Rails answered that the build no longer exists.
     #[error("{url} answered {status}")]
     Gone {
         /// What was asked.
@@ -33,8 +33,8 @@ pub enum RailsError {
         /// 404 or 410.
         status: StatusCode,
     },
-    /// Rails does not accept our signature.
-    #[error("{url} refuses our signature with {status}")]
+    /// Rails refuses our signature.
+    #[error("{url} refused the signature: {status}")]
     Refused {
         /// What was asked.
         url: String,
@@ -55,12 +55,12 @@ pub enum RailsError {
     /// An answer that is longer than allowed.
     #[error(transparent)]
     TooLong(#[from] TooLong),
-    /// An answer that is not a build: another status, or not JSON.
-    #[error("{url} answered {what}")]
+    /// The answer is not a build request: another status, or not JSON.
+    #[error("{url} {what}")]
     Nonsense {
         /// What was asked.
         url: String,
-        /// What came.
+        /// What it did, such as `answered 500`.
         what: String,
     },
 }
@@ -75,13 +75,13 @@ impl HasReason for RailsError {
     }
 }
 
-/// Asks Rails for the native object at `url`, signed as the contract says; at most 1 MiB, ten seconds, no redirects.
+/// Asks Rails for the build request at `url`, with a signature; at most 1 MiB, 10 s, no redirects.
 pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
     let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
     let unreachable =
         |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
     let secret = secret(resolve)?;
-    let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("nothing: {error}")))?;
+    let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("is not a valid URL: {error}")))?;
     let date = http_date();
     let http = reqwest::Client::builder()
         .timeout(TIMEOUT)
@@ -100,13 +100,13 @@ pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> 
         status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
             return Err(RailsError::Refused { url: url.into(), status });
         }
-        status => return Err(nonsense(status.to_string())),
+        status => return Err(nonsense(format!("answered {status}"))),
     }
     let body = body::read(answer, url, bounds::RESOLVED).await.map_err(|error| match error {
         BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
         BodyError::Broken(source) => unreachable(source),
     })?;
-    json::read(&body).map_err(|error| nonsense(format!("what cannot be read as JSON: {error}")))
+    json::read(&body).map_err(|error| nonsense(format!("did not answer with valid JSON: {error}")))
 }
 
 fn secret(resolve: &Resolve) -> Result<Secret, RailsError> {
@@ -114,7 +114,7 @@ fn secret(resolve: &Resolve) -> Result<Secret, RailsError> {
     Ok(secret_file::read(&source)?)
 }
 
-/// `v1=` and the HMAC-SHA256 in hexadecimal of `GET`, path with query, and date, joined by newlines.
+/// `v1=` and the hexadecimal HMAC-SHA256 of `GET`, path with query, and date, joined by newlines.
 fn signature(secret: &Secret, url: &reqwest::Url, date: &str) -> String {
     let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).expect("a key of any length will do");
@@ -122,16 +122,16 @@ fn signature(secret: &Secret, url: &reqwest::Url, date: &str) -> String {
     format!("v1={}", hex::encode(mac.finalize().into_bytes()))
 }
 
-/// Now, as HTTP's `Date` has it (RFC 9110).
+/// The current time as an HTTP `Date` (RFC 9110).
 fn http_date() -> String {
     let now = Epoch::now().timestamp();
     jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&now).expect("the present is in range")
 }
 
-/// The Sidekiq job that tells Rails about a moment, as text; `None` when Rails did not ask for that moment.
+/// The Sidekiq job that notifies Rails of a moment, as text; `None` when the job does not ask for that moment.
 ///
-/// Its jid is made from the text of the build's job and the moment, so that a repeat is recognisable. Always with
-/// `retry: true`: without the field, a failure before the class is loaded would drop the job.
+/// Its jid derives from the text of the build's job and the moment, so a repeated job is recognizable. It always has `retry: true`:
+/// without the field, a failure before the class is loaded would drop the job.
 pub fn callback_job(
     callback: &Callback,
     report: &Report,
@@ -156,7 +156,7 @@ pub fn callback_job(
     Some(job.to_string())
 }
 
-/// Active Job's envelope of a report with its marks. The old wrapper name outside is accepted by all versions of Sidekiq.
+/// Active Job's envelope of a report with its marks. All versions of Sidekiq accept the old name of the outer wrapper.
 fn active_job(callback: &Callback, jid: &str, report: Value, now: Epoch) -> Value {
     json!({
         "job_class": callback.class, "job_id": uuid_of(jid), "provider_job_id": null, "queue_name": callback.queue,
@@ -165,7 +165,7 @@ fn active_job(callback: &Callback, jid: &str, report: Value, now: Epoch) -> Valu
     })
 }
 
-/// Active Job refuses a hash that does not say which of its keys were symbols: none of ours were.
+/// Adds the marks that Active Job requires: the keys of each hash that were symbols. None of ours were.
 fn with_symbol_marks(value: Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -185,7 +185,7 @@ fn callback_jid(fetched_text: &[u8], moment: &str) -> String {
     hex::encode(&digest[..12])
 }
 
-/// A jid in the form of a UUID (RFC 9562, version 8: made by our own rule).
+/// A jid in the form of a UUID (RFC 9562, version 8: a custom rule).
 fn uuid_of(jid: &str) -> String {
     let digits = hex::encode(Sha256::digest(jid));
     format!("{}-{}-8{}-a{}-{}", &digits[..8], &digits[8..12], &digits[13..16], &digits[17..20], &digits[20..32])
@@ -194,7 +194,7 @@ fn uuid_of(jid: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Moment;
+    use crate::event::Moment;
 
     fn callback(active_job: bool) -> Callback {
         Callback { class: "BuildFinishedJob".into(), queue: "default".into(), on: vec![Moment::Finished], active_job }

@@ -1,24 +1,24 @@
-//! Why a build ended as it did: the closed list.
+//! Why a build ended: the closed list of reasons.
 //!
-//! Owns, for each reason, whose matter it is and the one sentence that a customer reads. Nothing else in the program
-//! decides whether a failure is retried: an integration's error answers `reason()`, and [`Reason::class`] says the rest.
+//! Owns, for each reason, its class and the one sentence that a customer reads. An integration's error answers `reason()`, and
+//! [`Reason::class`] alone decides whether a failure is retried.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::text::places::Places;
+use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
-/// Whose matter a reason is, and so what becomes of the job.
+/// Whose matter a reason is, and so what happens to the job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The customer, or whoever wrote the job, must change something: finished, reported, not retried.
+    /// The customer, or the author of the job, must change something: finished, reported, not retried.
     User,
-    /// Something of ours or a third party's broke: retried.
+    /// A failure of ours or of a third party: retried.
     Infrastructure,
-    /// Somebody decided that the build should end: never counts as a retry.
+    /// The build was ended on purpose: never counts as a retry.
     Control,
 }
 
@@ -52,69 +52,69 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The arguments are not a build that this version understands.
+    /// The arguments are not a valid build request.
     InvalidArguments = "invalid_arguments", User, "The build request is not valid.";
     /// Rails answered that the build no longer exists (404 or 410).
     Gone = "gone", User, "The build no longer exists in the application.";
-    /// The App is not installed on the repository, or there is no such repository.
-    RepositoryNotFound = "repository_not_found", User, "The repository does not exist, or the GitHub App may not see it.";
-    /// The commit is not in the repository.
-    CommitNotFound = "commit_not_found", User, "The commit is not in the repository.";
-    /// The content of the repository cannot be checked out: a limit, or a name that git forbids.
-    SourceRefused = "source_refused", User, "The content of the repository cannot be checked out.";
-    /// buildx cannot make sense of the definition.
+    /// The App is not installed on the repository, or the repository does not exist.
+    RepositoryNotFound = "repository_not_found", User, "The repository does not exist, or the GitHub App does not have access to it.";
+    /// The commit is not in the repository, or not on the job's branch or tag.
+    CommitNotFound = "commit_not_found", User, "The commit was not found.";
+    /// The repository's content exceeds a limit, or git forbids it.
+    SourceRefused = "source_refused", User, "The repository's files cannot be checked out.";
+    /// buildx does not accept the definition.
     DefinitionInvalid = "definition_invalid", User, "The build definition is not valid.";
-    /// The definition asks for something that this account may not do.
+    /// The definition asks for something that the account is not allowed.
     PolicyRefused = "policy_refused", User, "The build definition asks for something that is not allowed.";
     /// The Dockerfile does not parse.
     DockerfileInvalid = "dockerfile_invalid", User, "The Dockerfile has an error.";
-    /// There is no Dockerfile at the given path.
+    /// The Dockerfile does not exist.
     DockerfileNotFound = "dockerfile_not_found", User, "The Dockerfile was not found.";
-    /// A build context is not there.
+    /// A build context does not exist.
     ContextNotFound = "context_not_found", User, "The build context was not found.";
     /// A file named in COPY or ADD is not in the context.
-    FileNotFound = "file_not_found", User, "A file that the Dockerfile copies was not found.";
+    FileNotFound = "file_not_found", User, "A file that the Dockerfile copies is not in the build context.";
     /// A step of the Dockerfile ended with an error.
     StepFailed = "step_failed", User, "A step of the Dockerfile failed.";
     /// The image named in FROM does not exist.
     BaseImageNotFound = "base_image_not_found", User, "The base image was not found.";
-    /// The build took longer than the job allows.
-    TimedOut = "timed_out", User, "The build took longer than allowed.";
+    /// The build exceeded the job's time limit.
+    TimedOut = "timed_out", User, "The build exceeded its time limit.";
 
-    /// Rails' resolver cannot be reached, or answers an error or nonsense.
-    ResolverUnavailable = "resolver_unavailable", Infrastructure, "The application could not be asked for the build.";
+    /// Rails' resolver cannot be reached, fails, or answers invalid data.
+    ResolverUnavailable = "resolver_unavailable", Infrastructure, "The application did not provide the build request.";
     /// Rails' resolver refuses our signature (401 or 403): configuration.
-    ResolverRefused = "resolver_refused", Infrastructure, "The application refused to describe the build.";
-    /// GitHub cannot be reached, is failing, or limits our rate.
+    ResolverRefused = "resolver_refused", Infrastructure, "The application refused the worker's request for the build.";
+    /// GitHub cannot be reached, fails, or limits the request rate.
     GithubUnavailable = "github_unavailable", Infrastructure, "GitHub is not answering.";
     /// GitHub refuses the App itself: wrong key, wrong id, suspended: configuration.
     GithubRefused = "github_refused", Infrastructure, "GitHub refused the App's credentials.";
-    /// The git host cannot be reached, stalls or breaks off.
+    /// The git host cannot be reached, stalls or disconnects.
     GitUnavailable = "git_unavailable", Infrastructure, "The repository could not be fetched.";
     /// The builder cannot be reached or has no ready pod.
     BuilderUnavailable = "builder_unavailable", Infrastructure, "The builder is not available.";
-    /// The builder went away in the middle of a build.
-    BuilderLost = "builder_lost", Infrastructure, "The builder went away during the build.";
-    /// There was no output for too long.
+    /// The builder was lost during a build.
+    BuilderLost = "builder_lost", Infrastructure, "The builder was lost during the build.";
+    /// The build printed nothing for too long.
     Stalled = "stalled", Infrastructure, "The build stopped making progress.";
-    /// A registry cannot be reached, is failing, or limits our rate.
+    /// A registry cannot be reached, fails, or limits the request rate.
     RegistryUnavailable = "registry_unavailable", Infrastructure, "The image registry is not answering.";
     /// A registry refuses the credentials: configuration.
     RegistryDenied = "registry_denied", Infrastructure, "The image registry refused access.";
-    /// buildx failed in a way that we do not know.
+    /// buildx failed in an unknown way.
     BuildFailed = "build_failed", Infrastructure, "The build failed for an unknown reason.";
     /// The worker itself failed: disk, process, sandbox.
-    WorkerFailed = "worker_failed", Infrastructure, "The build worker had a problem of its own.";
-    /// The job panicked: a bug of ours.
+    WorkerFailed = "worker_failed", Infrastructure, "The build worker failed.";
+    /// The job panicked: a bug.
     Panicked = "panicked", Infrastructure, "The build worker had an internal error.";
     /// The job crashed its worker three times while nothing else ran in it.
     Poison = "poison", Infrastructure, "The build repeatedly crashed the worker that ran it.";
 
-    /// Somebody cancelled the build.
+    /// The build was cancelled.
     Cancelled = "cancelled", Control, "The build was cancelled.";
     /// The job was fetched after its `expiry`.
-    Expired = "expired", Control, "The build request had expired before it could start.";
-    /// The worker was told to stop before the build had ended.
+    Expired = "expired", Control, "The build request expired before the build started.";
+    /// The worker stopped before the build ended.
     Interrupted = "interrupted", Control, "The build was interrupted and will start again.";
 }
 
@@ -130,63 +130,85 @@ impl Serialize for Reason {
     }
 }
 
-/// An attempt that did not succeed: the reason, and what exactly happened.
+/// What is known of a failure beside its reason. It decides whether another pod is tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// A signal ended the step, or its memory ran out. A pod that ends kills its steps first.
+    StepKilled,
+    /// Kubernetes forbids the request, whatever the pod.
+    Forbidden,
+}
+
+/// A failed attempt: the reason, and the details.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The entry of the closed list.
     pub reason: Reason,
     /// What happened, for a person: names the file, target, URL or field. Never contains a secret. Plain text of at most
-    /// [`bounds::MESSAGE`] bytes, since every failure is made here.
+    /// [`bounds::MESSAGE`] bytes.
     pub detail: String,
-    /// How long whoever failed us wants to be left alone; no retry comes sooner.
+    /// No retry comes sooner than this: the failed service asked for it.
     pub wait: Duration,
+    /// What else is known. No decision reads `detail`.
+    pub evidence: Option<Evidence>,
 }
 
 impl Failure {
-    /// A failure with its detail, of which the middle goes when it is too long.
+    /// A failure with its detail. A long detail loses its middle.
     pub fn new(reason: Reason, detail: impl AsRef<str>) -> Self {
-        let detail = text::elide(&text::plain(detail.as_ref()), bounds::MESSAGE).into_owned();
-        Self { reason, detail, wait: Duration::ZERO }
+        Self { reason, detail: String::new(), wait: Duration::ZERO, evidence: None }.with_detail(detail.as_ref())
     }
 
-    /// The same, of a part of the build that has a name.
+    fn with_detail(self, detail: &str) -> Self {
+        Self { detail: text::elide(&text::plain(detail), bounds::MESSAGE).into_owned(), ..self }
+    }
+
+    /// The same, with the name of a part of the build.
     #[must_use]
     pub fn of(self, part: &str) -> Self {
-        Self { wait: self.wait, ..Self::new(self.reason, format!("{part}: {}", self.detail)) }
+        let detail = format!("{part}: {}", self.detail);
+        self.with_detail(&detail)
     }
 
-    /// The same, without what a customer should not read of the worker.
+    /// The same, without the worker's paths.
     #[must_use]
-    pub fn without(self, places: &Places) -> Self {
-        Self { wait: self.wait, ..Self::new(self.reason, places.hide(&self.detail)) }
+    pub fn without(self, worker_paths: &WorkerPaths) -> Self {
+        let detail = worker_paths.hide(&self.detail).into_owned();
+        self.with_detail(&detail)
     }
 
-    /// The same, with the time before which a retry would be in vain.
+    /// The same, with the time before which a retry would fail again.
     #[must_use]
     pub fn not_before(self, wait: Duration) -> Self {
         Self { wait, ..self }
     }
 
-    /// For the customer: the sentence of the reason, and what exactly happened. At most [`bounds::MESSAGE`] bytes.
+    /// The same, with what else is known.
+    #[must_use]
+    pub fn with_evidence(self, evidence: Option<Evidence>) -> Self {
+        Self { evidence, ..self }
+    }
+
+    /// For the customer: the reason's sentence, and the detail. At most [`bounds::MESSAGE`] bytes.
     pub fn message(&self) -> String {
         let message = format!("{} {}", self.reason.sentence(), self.detail);
         text::elide(message.trim_end(), bounds::MESSAGE).into_owned()
     }
 }
 
-/// Why a build was stopped before it had ended by itself.
+/// Why a build was stopped before its own end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// The worker ends.
+    /// The worker stops.
     Shutdown,
-    /// The job was given to another worker.
+    /// The job was reclaimed by another worker.
     Reclaimed,
     /// The build was cancelled.
     Cancelled,
 }
 
 impl Cause {
-    /// What is told of it, where anybody is told.
+    /// The failure that is reported, where one is.
     pub fn failure(self) -> Failure {
         match self {
             Self::Shutdown => Failure::new(Reason::Interrupted, "the worker stopped"),
@@ -201,12 +223,12 @@ impl Cause {
 pub enum End {
     /// It failed.
     Failed(Failure),
-    /// It was stopped. Why is known to whoever stopped it.
+    /// It was stopped. Its cause is known to the code that stopped it.
     Stopped,
 }
 
 impl End {
-    /// The same, with a failure that `f` has made of its own.
+    /// The same, with its failure mapped by `f`.
     #[must_use]
     pub fn map(self, f: impl FnOnce(Failure) -> Failure) -> Self {
         match self {
@@ -227,7 +249,7 @@ pub trait HasReason: fmt::Display {
     /// The entry of the closed list; `None` when the attempt was stopped.
     fn reason(&self) -> Option<Reason>;
 
-    /// How long whoever failed us wants to be left alone.
+    /// How long the failed service asked to wait.
     fn wait(&self) -> Duration {
         Duration::ZERO
     }

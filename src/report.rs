@@ -1,7 +1,7 @@
-//! What Rails is told at the end: the argument of the callback job.
+//! The result of an attempt: the argument of the callback job.
 //!
-//! Owns the shape of the JSON (docs/callbacks.md) and nothing of how it is delivered. Every field is always present,
-//! so that the Ruby side can index without asking. How much of it is sent is the part of `bounded`.
+//! Owns the JSON's form (docs/callbacks.md), not its delivery. Every field is always present, so that Ruby code can index it without
+//! checks. `bounded` limits its size.
 
 mod bounded;
 
@@ -11,15 +11,14 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::event::{Event, Phase};
-use crate::job::Moment;
 use crate::reason::Reason;
 
-pub use crate::event::{Placement, Status, TargetReport};
+pub use crate::event::{Moment, Placement, Status, TargetReport};
 
-/// The result of one attempt: what the processor knows before it begins, and a fold over the events of the attempt.
+/// The result of one attempt: what the processor knows beforehand, and a fold over the attempt's events.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// The moment that this report is about: `started`, `retrying` or `finished`.
+    /// The moment of this report: `started`, `retrying` or `finished`.
     pub moment: Moment,
     /// As in the job: a string or a number, or null.
     pub build_id: Option<Value>,
@@ -29,9 +28,9 @@ pub struct Report {
     pub attempt: u32,
     /// How it ended; null in `started`.
     pub status: Option<Status>,
-    /// From the closed list; null on success.
+    /// The reason of the failure; null on success.
     pub reason: Option<Reason>,
-    /// One sentence for the customer, then what exactly happened; null on success.
+    /// One sentence for the customer, then the details; null on success.
     pub message: Option<String>,
     /// The repository, `owner/name`.
     pub repository: Option<String>,
@@ -44,13 +43,13 @@ pub struct Report {
     pub targets: Vec<TargetReport>,
     /// Where the time went, in milliseconds.
     pub timings: Timings,
-    /// Bytes of build context that went to the builder.
+    /// Bytes of build context that were sent to the builder.
     pub context_bytes: u64,
-    /// Which builder, and why.
+    /// Where it was built, and why.
     pub placement: Option<Placement>,
-    /// What the person who asked should know, such as fields that were replaced.
+    /// Messages for the customer, such as replaced fields.
     pub notices: Vec<String>,
-    /// How many of them the last one stands for, where there are too many.
+    /// How many further notices the last one counts.
     #[serde(skip)]
     pub n_more_notices: usize,
     /// Fields of the job that the configuration's `echo` names, unread.
@@ -59,10 +58,10 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes in one event. What is not of the result changes nothing.
+    /// Adds one event. Events that do not concern the result change nothing.
     ///
-    /// A phase that comes twice counts together, such as the fetches of submodules. Of a target the last run of docker-buildx
-    /// counts, of a placement the last one. The last notice says how many were left out by the journal.
+    /// The times of a repeated phase are summed, such as those of fetching submodules. The last run of docker-buildx decides a target,
+    /// the last placement counts, and the last notice counts those that the journal left out.
     pub fn take_in(&mut self, event: &Event) {
         match event {
             Event::Commit { repository, sha, git_ref } => {
@@ -97,10 +96,10 @@ impl Report {
     }
 }
 
-/// Where the time went, each in whole milliseconds of a monotonic clock.
+/// Durations, in whole milliseconds of a monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Timings {
-    /// From `enqueued_at` to the fetch, by the wall clocks of two machines: never negative.
+    /// From `enqueued_at` to the fetch, by the clocks of two machines: never negative.
     #[serde(rename = "queued_ms", serialize_with = "millis")]
     pub queued: Duration,
     /// Asking Rails.
@@ -109,7 +108,7 @@ pub struct Timings {
     /// Minting the token.
     #[serde(rename = "token_ms", serialize_with = "millis")]
     pub token: Duration,
-    /// Fetching, waiting for a clone slot included.
+    /// Fetching, including the wait for a clone slot.
     #[serde(rename = "fetch_ms", serialize_with = "millis")]
     pub fetch: Duration,
     /// Writing the worktree.
@@ -158,7 +157,7 @@ mod tests {
     fn each_fact_comes_from_the_events_of_its_kind() {
         let placed = |pod: Option<&str>| {
             let pod = pod.map(str::to_owned);
-            Event::Placed(Placement { builder: "default".into(), shard: None, pod, why: "any".into() })
+            Event::Placed(Placement { builder: "default".into(), pod, why: "any".into() })
         };
         let ms = Duration::from_millis;
         let report = folded([

@@ -25,6 +25,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::field_error::{FieldError, refuse};
+
 pub use accounts::{Accounts, Cache, Policy};
 pub use bake::{Bake, Buildx};
 pub use builder::Builder;
@@ -46,27 +48,6 @@ pub const DEFAULT_CAPSULE: &str = "default";
 
 /// The shortest period or timeout that leaves the worker time for its work.
 const SHORTEST: Duration = Duration::from_millis(50);
-
-/// A setting that the worker cannot use.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {message}")]
-pub struct SettingsError {
-    /// Dotted path of the setting, or the name of the file or variable.
-    pub path: String,
-    /// What is wrong with it.
-    pub message: String,
-}
-
-impl SettingsError {
-    /// A message about one setting.
-    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into() }
-    }
-
-    fn refuse(path: impl Into<String>, message: impl Into<String>) -> Result<(), Self> {
-        Err(Self::new(path, message))
-    }
-}
 
 /// Settings without a section.
 #[derive(Clone, Debug, Deserialize)]
@@ -165,10 +146,10 @@ impl Settings {
     /// # Errors
     ///
     /// The first setting that the worker cannot use.
-    pub fn check(&self) -> Result<(), SettingsError> {
+    pub fn check(&self) -> Result<(), FieldError> {
         self.check_capsules()?;
         if self.clones == 0 {
-            return SettingsError::refuse("clones", "must be at least 1");
+            return refuse("clones", "must be at least 1");
         }
         self.redis.check()?;
         self.state.check()?;
@@ -183,10 +164,10 @@ impl Settings {
         self.log.check()
     }
 
-    fn check_capsules(&self) -> Result<(), SettingsError> {
+    fn check_capsules(&self) -> Result<(), FieldError> {
         if self.capsules.contains_key(DEFAULT_CAPSULE) {
             let message = "set concurrency and queues instead: they are the capsule called default";
-            return SettingsError::refuse("capsules.default", message);
+            return refuse("capsules.default", message);
         }
         for (name, capsule) in self.capsules() {
             let section = if name == DEFAULT_CAPSULE { String::new() } else { format!("capsules.{name}.") };
@@ -194,7 +175,7 @@ impl Settings {
         }
         // A turn has an argument for each slot, and the stack of Redis' Lua has room for 8000.
         if self.total_concurrency() > 1000 {
-            return SettingsError::refuse("concurrency", "must be from 1 to 1000, with all capsules");
+            return refuse("concurrency", "must be from 1 to 1000, with all capsules");
         }
         Ok(())
     }

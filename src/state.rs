@@ -26,7 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::beneath::{Destination, Directory};
 use crate::job::Trust;
 use crate::reason::{HasReason, Reason};
-use crate::text::places::Places;
+use crate::text::paths::WorkerPaths;
 
 pub use disk::watch;
 pub use mirrors::MirrorDirectory;
@@ -52,7 +52,7 @@ impl HasReason for StateError {
 pub struct StateDirectory {
     root: PathBuf,
     run: PathBuf,
-    places: Places,
+    worker_paths: WorkerPaths,
     n_jobs: AtomicU64,
     /// Whether a mirror was used since the mirrors were last added up.
     is_grown: Arc<AtomicBool>,
@@ -75,7 +75,7 @@ impl StateDirectory {
         let run = runs.join(name);
         make_private(&run)?;
         Ok(Self {
-            places: Places::new(&root),
+            worker_paths: WorkerPaths::new(&root),
             root,
             run,
             n_jobs: AtomicU64::new(0),
@@ -89,12 +89,12 @@ impl StateDirectory {
     pub fn job_directory(&self) -> Result<JobDirectory, StateError> {
         let path = self.run.join(self.n_jobs.fetch_add(1, Ordering::Relaxed).to_string());
         make_private(&path)?;
-        Ok(JobDirectory { path, places: self.places() })
+        Ok(JobDirectory { path, worker_paths: self.worker_paths() })
     }
 
     /// The paths that customers must not read.
-    pub fn places(&self) -> Places {
-        self.places.clone()
+    pub fn worker_paths(&self) -> WorkerPaths {
+        self.worker_paths.clone()
     }
 
     /// The directory of a repository's mirror for builds of this trust. It is made when it is missing, and not removed while it is
@@ -122,7 +122,7 @@ impl Drop for StateDirectory {
 #[derive(Debug)]
 pub struct JobDirectory {
     path: PathBuf,
-    places: Places,
+    worker_paths: WorkerPaths,
 }
 
 impl JobDirectory {
@@ -154,8 +154,8 @@ impl JobDirectory {
     }
 
     /// The paths of this directory and its parents, which customers must not read.
-    pub fn places(&self) -> Places {
-        self.places.clone()
+    pub fn worker_paths(&self) -> WorkerPaths {
+        self.worker_paths.clone()
     }
 
     /// A path in the directory.

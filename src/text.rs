@@ -1,17 +1,16 @@
-//! Text that a stranger wrote and a person reads: bounded in bytes, without control characters.
+//! Strangers' text for people to read: bounded in bytes, without control characters.
 //!
-//! Owns the one form in which such a text is masked, stored and shown. A text passes in this order: [`plain`], the mask,
-//! [`clip`]. Masking after `plain` finds a secret that a step printed with colors in it; masking before `clip` finds one
-//! that lies across the cut. What a message says of the worker itself is [`places`]' part. ECMA-48 defines the escape
-//! sequences.
+//! Owns the form in which such a text is masked, stored and shown. A text goes through [`plain`], then the mask, then [`clip`].
+//! Masking after `plain` finds a secret that is printed with colors in it. Masking before `clip` finds one that lies across the
+//! cut. [`paths`] hides what a message reveals of the worker. ECMA-48 defines the escape sequences.
 
-pub mod places;
+pub mod paths;
 pub mod tail;
 
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// `text` without terminal escape sequences, every other control character replaced by a visible one.
+/// `text` without terminal escape sequences, with other control characters replaced by visible ones.
 ///
 /// Line feeds and tabs stay. C0 characters and DEL become their pictures (U+2400 to U+2421): NUL becomes `␀`. C1 characters
 /// and characters that reorder or hide text (bidirectional controls, U+2028, U+2029) become U+FFFD. The result is never
@@ -30,18 +29,18 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// The same in one line: line feeds and tabs become spaces.
+/// The same on one line: line feeds and tabs become spaces.
 pub fn one_line(text: &str) -> String {
     plain(text.trim()).replace(['\n', '\t'], " ")
 }
 
-/// The beginning of `text`, at most `max_bytes` bytes long, cut between characters. A text that is cut ends with a mark
-/// that says how many bytes are missing.
+/// The beginning of `text`, at most `max_bytes` bytes, cut between characters. A cut text ends with a mark that counts the missing
+/// bytes.
 pub fn clip(text: &str, max_bytes: usize) -> Cow<'_, str> {
     if text.len() <= max_bytes {
         return Cow::Borrowed(text);
     }
-    // The mark for the whole text is the longest one.
+    // The mark for the whole text is the longest.
     let room = max_bytes.saturating_sub(more(text.len()).len());
     let kept = boundary(text, room);
     let mut clipped = text[..kept].to_owned();
@@ -50,8 +49,8 @@ pub fn clip(text: &str, max_bytes: usize) -> Cow<'_, str> {
     Cow::Owned(clipped)
 }
 
-/// The beginning and the end of `text`, at most `max_bytes` bytes long, with a mark between them that says how many bytes
-/// are missing. For an error: it begins with what was tried and ends with the cause. A quarter of it is the end.
+/// The beginning and the end of `text`, at most `max_bytes` bytes, with a mark between them that counts the missing bytes. For errors,
+/// which begin with the operation and end with the cause. The end gets a quarter.
 pub fn elide(text: &str, max_bytes: usize) -> Cow<'_, str> {
     if text.len() <= max_bytes {
         return Cow::Borrowed(text);
@@ -65,29 +64,29 @@ pub fn elide(text: &str, max_bytes: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{} … {}", &text[..begin], more(end - begin), &text[end..]))
 }
 
-/// The last boundary between characters of `text` that is not behind byte `at`.
+/// The last boundary between characters of `text` up to byte `at`.
 pub fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
-/// The length of the longest end of `text` that has whole characters and at most `max_bytes` bytes.
+/// The length of the longest end of `text` with whole characters and at most `max_bytes` bytes.
 fn boundary_from_end(text: &str, max_bytes: usize) -> usize {
     (0..=max_bytes.min(text.len())).rev().find(|length| text.is_char_boundary(text.len() - length)).unwrap_or(0)
 }
 
-/// What stands in the place of so many bytes.
+/// The mark for missing bytes.
 pub fn more(n_bytes: usize) -> String {
     format!("… ({n_bytes} more bytes)")
 }
 
-/// Where the terminal escape sequences of `text` are, from the first to the last. Takes time in proportion to the text.
+/// The terminal escape sequences of `text`, in order. Takes linear time.
 pub fn escapes(text: &str) -> impl Iterator<Item = Range<usize>> {
     let (mut from, mut unended_to) = (0, 0);
     std::iter::from_fn(move || {
         loop {
             let at = from + text.get(from..)?.find('\x1b')?;
             from = at + 1;
-            // Where one command has no end in its line, those after it have none either.
+            // When one command is not terminated in its line, those after it are not either.
             let is_command = text.as_bytes().get(at + 1) == Some(&b']');
             if is_command && at < unended_to {
                 continue;
@@ -104,13 +103,13 @@ pub fn escapes(text: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// `text`, of which the rest is not known, without an escape sequence at its end that the rest may end.
+/// The beginning of a text, without an escape sequence at its end that the rest may complete.
 pub fn without_open_escape(text: &str) -> &str {
     let last_line = text.rfind('\n').map_or(0, |at| at + 1);
     let is_open = |at: usize| match text.as_bytes().get(at + 1) {
         None => true,
         Some(b'[') => text.bytes().skip(at + 2).all(|byte| (0x20..=0x3f).contains(&byte)),
-        // What looks like another sequence behind it is a part of it when it ends.
+        // Once it is terminated, sequences inside it are a part of it.
         Some(b']') => at >= last_line,
         Some(_) => false,
     };
@@ -132,7 +131,7 @@ pub fn shown(text: &str, max_bytes: usize) -> String {
     clip(&plain(text), max_bytes).into_owned()
 }
 
-/// The length of the escape sequence that `text` begins with: a control sequence (`ESC [ … final`), an operating system
+/// The length of the escape sequence at the beginning of `text`: a control sequence (`ESC [ … final`), an operating system
 /// command (`ESC ] … BEL` or `ESC ] … ESC \`) that ends in the same line, or a two-character escape.
 fn escape_sequence(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
@@ -146,7 +145,7 @@ fn escape_sequence(text: &str) -> Option<usize> {
             matches!(bytes.get(end), Some(0x40..=0x7e)).then_some(end + 1)
         }
         b']' => {
-            // The first of what may end it: a text of many such commands is looked through once.
+            // Stops at the first terminator, so a text of many commands is scanned once.
             let ends = |at: &usize| matches!(bytes[*at], 0x07 | b'\n') || bytes[*at..].starts_with(b"\x1b\\");
             let end = (2..bytes.len()).find(ends)?;
             match bytes[end] {
@@ -160,7 +159,7 @@ fn escape_sequence(text: &str) -> Option<usize> {
     }
 }
 
-/// Whether nothing has to be looked at by the character. In blocks without a branch, which the compiler makes wide.
+/// Whether all characters are printable ASCII. The inner loop has no branches, so the compiler vectorizes it.
 fn is_printable_ascii(text: &str) -> bool {
     let is_printable = |byte: u8| matches!(byte, b'\n' | b'\t' | b' '..=b'~');
     text.as_bytes().chunks(64).all(|block| block.iter().fold(true, |all, byte| all & is_printable(*byte)))

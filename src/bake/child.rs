@@ -1,26 +1,26 @@
-//! What each run of docker-buildx gets: a sandbox, an environment made from nothing, and directories of its own.
+//! What each run of docker-buildx gets: a sandbox, an environment made from nothing, and its own directories.
 //!
-//! Whatever it may write in is made new for each run. What it reads (the worktree, secrets, credentials, the kubeconfig)
-//! lies where no child can write, so a run that was taken over changes nothing for the next one, nor for the worker.
+//! Directories that it can write are new for each run. What it reads (worktree, secrets, credentials, kubeconfig) is where
+//! no child can write. So a run that was taken over changes nothing for the next run or for the worker.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::Location;
 use crate::bounds;
-use crate::sandbox::{Enforcement, Limits, Sandbox, Sockets, libraries, loaders, network_files};
+use crate::sandbox::{Enforcement, ResourceLimits, Sandbox, Sockets, libraries, loaders, network_files};
 use crate::state::{StateError, make_private, write_private};
 
-/// Certificates of public authorities.
+/// Certificates of public certificate authorities.
 pub(super) const CERTIFICATES: &str = "/etc/ssl/certs";
 
-/// Stack of a thread. Go starts one for each file that it waits for, and RLIMIT_DATA counts all of it.
+/// The stack of a thread. Go starts a thread for each file that it waits for, and RLIMIT_DATA counts all stacks.
 pub(super) const STACK_BYTES: u64 = 1 << 20;
 
-/// What one run of docker-buildx gets; nothing else of the machine reaches it.
+/// What one run of docker-buildx gets. Nothing else of the machine is visible to it.
 #[derive(Clone, Debug)]
 pub struct Child {
-    /// The kernel's walls around it.
+    /// Its sandbox.
     pub sandbox: Sandbox,
     /// Its environment.
     pub environment: BTreeMap<String, String>,
@@ -38,9 +38,9 @@ impl Child {
 /// buildx's own configuration, of which each run gets a copy.
 #[derive(Clone, Debug, Default)]
 pub struct Configuration {
-    /// By which BuildKit knows whose contexts it has seen.
+    /// The id by which BuildKit recognizes contexts that it has seen.
     pub node_id: String,
-    /// The builder's record, by its name; none for the builder that buildx has by itself.
+    /// The builder's record, by its name; none for buildx's own default builder.
     pub record: Option<(String, Vec<u8>)>,
 }
 
@@ -56,12 +56,12 @@ impl Configuration {
     }
 }
 
-/// The directories that a run writes in, in one that is its own.
+/// Creates the directories in which a run writes, in its own directory.
 pub(super) fn make_directories(private: &Path) -> Result<(), StateError> {
     ["buildx", "tmp"].iter().try_for_each(|name| make_private(&private.join(name)))
 }
 
-/// What a run with directories of its own gets: where they are, and [`switches`].
+/// The environment of a run with its own directories: their paths and [`switches`].
 pub(super) fn base_environment(directory: &Path, n_threads: u32) -> BTreeMap<String, String> {
     let path = |name: &str| directory.join(name).display().to_string();
     let mut environment = switches(n_threads);
@@ -69,12 +69,11 @@ pub(super) fn base_environment(directory: &Path, n_threads: u32) -> BTreeMap<Str
     environment
 }
 
-/// What every run gets, the same on every machine: switches that keep buildx from running git, and one without which BuildKit
-/// would attest every build with its times, so that no commit had one digest. Go would start as many threads as the machine
-/// has processors.
+/// The variables of every run, the same on every machine. They keep buildx from running git, and from attesting each build
+/// with its times, which would change the digest of every rebuild. They limit Go's threads, by default one per processor.
 pub(super) fn switches(n_threads: u32) -> BTreeMap<String, String> {
     BTreeMap::from([
-        // A repository may hold a directory that is a bare repository, whose configuration makes git run a shell.
+        // A repository can contain a bare repository whose configuration makes git run a shell.
         ("BUILDX_GIT_INFO".into(), "0".into()),
         ("BUILDX_GIT_LABELS".into(), "0".into()),
         ("BUILDX_NO_DEFAULT_ATTESTATIONS".into(), "1".into()),
@@ -82,20 +81,20 @@ pub(super) fn switches(n_threads: u32) -> BTreeMap<String, String> {
     ])
 }
 
-/// The loaders and docker-buildx: all that can be executed.
+/// The loaders and docker-buildx: all that may be executed.
 pub(super) fn programs(buildx: &Path) -> Vec<PathBuf> {
     let mut programs = loaders();
     programs.push(buildx.to_owned());
     programs
 }
 
-/// Sandbox and environment of `docker-buildx dial-stdio` at a location; `private` is its own directory, and new.
+/// Sandbox and environment of `docker-buildx dial-stdio` at a location; `private` is its own new directory.
 ///
-/// No stranger's bytes reach it, but those of a builder that runs strangers' steps do.
+/// It reads no stranger's bytes, except from a builder that runs strangers' steps.
 ///
 /// # Errors
 ///
-/// When its directory cannot be made.
+/// When its directory cannot be created.
 pub fn dial_child(
     buildx: &Path,
     enforcement: Enforcement,
@@ -136,9 +135,9 @@ pub(super) fn version_child(buildx: &Path, enforcement: Enforcement) -> Child {
     Child { sandbox, environment: BTreeMap::from([("GOMAXPROCS".into(), "2".into())]) }
 }
 
-/// For what the worker asks docker-buildx itself.
-fn probe_limits() -> Limits {
-    Limits {
+/// Limits of a docker-buildx that only answers the worker's own questions.
+fn probe_limits() -> ResourceLimits {
+    ResourceLimits {
         data_bytes: bounds::PROBE_MEMORY as u64,
         cpu_seconds: Some(60),
         file_bytes: 64 << 20,

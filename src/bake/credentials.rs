@@ -1,7 +1,7 @@
 //! The registry credentials of one account, for one job.
 //!
-//! A credential helper is a program of the operator's: it runs here, in the worker's trust, and only what it answers goes
-//! into the sandbox. Follows the credential helper protocol of Docker (`docker-credential-helpers`).
+//! A credential helper is the operator's program: it runs here, in the worker's trust, and only its answer enters the
+//! sandbox. Follows Docker's credential helper protocol (`docker-credential-helpers`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -23,16 +23,16 @@ use crate::process::{self, Ended, Stream};
 use crate::secret::Secret;
 use crate::settings::Accounts;
 
-/// For one answer of a helper, which may ask a cloud.
+/// The time limit of a helper, which may ask a cloud service.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Registries of a store that are asked for.
+/// The most registries of a store that are looked up.
 const MAX_REGISTRIES: usize = 50;
-/// The user name by which a helper says that its secret is an identity token.
+/// The user name by which a helper marks its secret as an identity token.
 const IDENTITY: &str = "<token>";
-/// How a helper that has no credentials for a registry begins what it says.
+/// How a helper's output begins when it has no credentials for a registry.
 const NOT_FOUND: &[u8] = b"credentials not found";
 
-/// The account's file: what of a docker `config.json` has to do with credentials.
+/// The account's file: the fields of a docker `config.json` that concern credentials.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Config {
@@ -49,14 +49,14 @@ struct Answer {
     secret: Secret,
 }
 
-/// The fields of an entry of `auths` that let somebody in; a user's name does not.
+/// The secret fields of an entry of `auths`. A user name is not secret.
 const SECRET_FIELDS: [&str; 4] = ["auth", "password", "identitytoken", "registrytoken"];
 
-/// What docker-buildx gets for a job's registries.
+/// The registry credentials of a job.
 pub(super) struct Credentials {
     /// The text of a docker `config.json`.
     pub(super) config: Secret,
-    /// What in it nobody else may read, in each form that it has on its way.
+    /// Its secrets, in each form in which they can appear, for masking.
     pub(super) secrets: Vec<Secret>,
 }
 
@@ -67,15 +67,15 @@ impl Credentials {
     }
 }
 
-/// The docker `config.json` of a job: credentials and nothing else.
+/// The docker `config.json` of a job, with credentials only.
 ///
-/// Whatever else such a file can hold (proxies become build arguments) is left out. An account without a file has no
+/// Leaves out everything else that such a file can hold (proxies become build arguments). An account without a file has no
 /// credentials.
 ///
 /// # Errors
 ///
-/// `Credentials` names the account's file, or the helper that failed; never what either holds or says. `Stopped` when
-/// somebody cancels it while a helper runs.
+/// `Credentials` names the account's file or the failed helper, never their content or output. `Stopped` when the build is
+/// stopped while a helper runs.
 pub(super) async fn docker_config(
     accounts: &Accounts,
     build: &Build,
@@ -112,14 +112,14 @@ pub(super) async fn docker_config(
     Ok(Credentials::new(auths))
 }
 
-/// Passwords and tokens of an entry of `auths`: as they stand there, alone, and as a request has them (RFC 7617).
+/// Passwords and tokens of an entry of `auths`: as written, decoded, and as sent in a request (RFC 7617).
 fn secrets(entry: &Value) -> Vec<String> {
     let text = |field: &str| entry.get(field).and_then(Value::as_str);
     let mut all: Vec<String> = SECRET_FIELDS.into_iter().filter_map(text).map(str::to_owned).collect();
     let decoded = text("auth").and_then(|auth| String::from_utf8(BASE64.decode(auth).ok()?).ok());
     let apart = || Some(format!("{}:{}", text("username")?, text("password")?));
     if let Some(pair) = decoded.or_else(apart) {
-        // Where it stands in a URL, it may have no padding.
+        // In a URL it may have no padding.
         all.push(BASE64.encode(&pair).trim_end_matches('=').to_owned());
         all.extend(pair.split_once(':').map(|(_, password)| password.to_owned()));
     }
@@ -130,7 +130,7 @@ fn secrets(entry: &Value) -> Vec<String> {
 async fn list(accounts: &Accounts, helper: &str, stop: &CancellationToken) -> Result<BTreeSet<String>, String> {
     let Some(answer) = ask(accounts, helper, "list", "", stop).await? else { return Ok(BTreeSet::new()) };
     let known: BTreeMap<String, Value> = json::read(answer.expose().as_bytes())
-        .map_err(|_| format!("docker-credential-{helper} list answers what is no JSON object"))?;
+        .map_err(|_| format!("docker-credential-{helper} list did not print a JSON object"))?;
     Ok(known.into_keys().take(MAX_REGISTRIES).collect())
 }
 
@@ -143,16 +143,16 @@ async fn get(
 ) -> Result<Option<Value>, String> {
     let Some(answer) = ask(accounts, helper, "get", registry, stop).await? else { return Ok(None) };
     let Answer { username, secret } = json::read(answer.expose().as_bytes())
-        .map_err(|_| format!("docker-credential-{helper} answers what is no credential for {registry}"))?;
+        .map_err(|_| format!("docker-credential-{helper} did not print a credential for {registry}"))?;
     Ok(Some(match username.as_str() {
         IDENTITY => json!({"identitytoken": secret.expose()}),
         _ => json!({"auth": BASE64.encode(format!("{username}:{}", secret.expose()))}),
     }))
 }
 
-/// Runs a helper: the verb is its argument, the registry its standard input. None when it has no credentials.
+/// Runs a helper with the verb as its argument and the registry on its standard input. `None` when it has no credentials.
 ///
-/// What it says when it fails is repeated nowhere: there may be a credential in it, and customers read it.
+/// Its output is never reported when it fails: it may contain a credential, and customers read the message.
 async fn ask(
     accounts: &Accounts,
     helper: &str,
@@ -162,14 +162,14 @@ async fn ask(
 ) -> Result<Option<Secret>, String> {
     let name = format!("docker-credential-{helper}");
     let folder = accounts.credential_helpers.as_deref();
-    let folder = folder.ok_or_else(|| format!("{name} is needed, and accounts.credential_helpers is not set"))?;
-    // What the account's file says becomes the name of a program.
+    let folder = folder.ok_or_else(|| format!("{name} is needed; set accounts.credential_helpers to its directory"))?;
+    // The name comes from the account's file and becomes the name of a program.
     if !is_name(helper) {
-        return Err(format!("{helper:?} is not the name of a credential helper"));
+        return Err(format!("{helper:?} is not a valid name of a credential helper"));
     }
     let mut command = process::command(Path::new(folder).join(&name));
     command.arg(verb).envs(environment::of_plugins());
-    let limits = process::Limits {
+    let limits = process::RunLimits {
         timeout: PATIENCE,
         silence: PATIENCE,
         max_output_bytes: bounds::CREDENTIAL,
@@ -186,13 +186,13 @@ async fn ask(
     let of = if input.is_empty() { String::new() } else { format!(" for {input}") };
     match ended {
         Ended::Exited(status) if status.success() => {
-            let answer = String::from_utf8(answer).map_err(|_| format!("{name} answers what is no text"))?;
+            let answer = String::from_utf8(answer).map_err(|_| format!("{name} printed bytes that are not UTF-8"))?;
             Ok(Some(Secret::new(answer)))
         }
-        // In the words of the protocol, which come on standard output.
+        // The protocol reports it on standard output.
         Ended::Exited(_) if answer.starts_with(NOT_FOUND) => Ok(None),
         Ended::Exited(status) => Err(format!("{name} {verb}{of} failed ({status}); run it by hand to see why")),
-        Ended::TooMuchOutput => Err(format!("{name} {verb}{of} answers more than {} bytes", bounds::CREDENTIAL)),
+        Ended::TooMuchOutput => Err(format!("{name} {verb}{of} printed more than {} bytes", bounds::CREDENTIAL)),
         Ended::TimedOut | Ended::Silent | Ended::Stopped => {
             Err(format!("{name} {verb}{of} took more than {} s", PATIENCE.as_secs()))
         }

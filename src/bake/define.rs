@@ -1,37 +1,29 @@
-//! From the platform's template to a bake definition of our own.
+//! Makes a bake definition from the platform's Application Template.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::BakeRequest;
 use super::escape::literal;
 use super::policy::attestations::entry;
-use super::print::Targets;
-use super::{BakeError, BakeRequest};
+use super::print::{Input, Targets};
 use crate::job::{Application, Image, Recipe};
 
-/// What `--print` reads.
-pub(super) enum Source {
-    /// A definition, on its standard input.
-    Text(String),
-    /// A file of the worktree, by its path in it.
-    File(String),
-}
-
-/// The definition of a request, before buildx has resolved it.
-pub(super) fn source(request: &BakeRequest<'_>) -> Result<Source, BakeError> {
-    Ok(match &request.build.recipe {
+/// The definition of a request, for buildx to resolve.
+pub(super) fn input(request: &BakeRequest<'_>) -> Input {
+    match &request.build.recipe {
         Recipe::Application(template) => {
             // buildx would look for the file of each secret, which only `add_secrets` and policy know.
             let without_secrets = |image: &Image| Image { secrets: Vec::new(), ..image.clone() };
-            Source::Text(application(&Application { images: template.images.iter().map(without_secrets).collect() }))
+            Input::Text(application(&Application { images: template.images.iter().map(without_secrets).collect() }))
         }
-        Recipe::Inline(definition) => Source::Text(definition.clone()),
-        Recipe::File(file) => Source::File(file.path.clone()),
-    })
+        Recipe::Inline(definition) => Input::Text(definition.clone()),
+        Recipe::File(file) => Input::File(file.path.clone()),
+    }
 }
 
-/// Gives the printed targets of an Application Template the secrets that [`source`] has left out.
+/// Adds the secrets that [`input`] has left out to the printed targets of an Application Template.
 pub(super) fn add_secrets(request: &BakeRequest<'_>, targets: &mut Targets) {
     let Recipe::Application(template) = &request.build.recipe else { return };
     for image in &template.images {
@@ -43,7 +35,7 @@ pub(super) fn add_secrets(request: &BakeRequest<'_>, targets: &mut Targets) {
 
 /// The bake definition of an Application Template: byte-stable JSON, with only the fields that the template sets.
 ///
-/// The template's values are text and not expressions, so what bake would evaluate in them is escaped.
+/// The template's values are plain text, so expressions of bake in them are escaped.
 pub fn application(template: &Application) -> String {
     let names: Vec<&str> = template.images.iter().map(|image| image.name.as_str()).collect();
     let targets: Map<String, Value> =
@@ -52,9 +44,9 @@ pub fn application(template: &Application) -> String {
     serde_json::to_string_pretty(&definition).expect("a value is JSON")
 }
 
-/// What buildx would make of an Application Template: it has no expressions, so only bake's defaults are missing.
+/// An Application Template as buildx would resolve it: it has no expressions, so only bake's defaults are added.
 ///
-/// `None` where buildx has more to say: it writes caches and sizes in another form, and chooses targets.
+/// `None` where buildx does more: it normalizes caches and sizes, and selects targets.
 pub(super) fn resolved(request: &BakeRequest<'_>) -> Option<Targets> {
     let Recipe::Application(template) = &request.build.recipe else { return None };
     let has_more = |image: &Image| {
@@ -73,7 +65,7 @@ pub(super) fn resolved(request: &BakeRequest<'_>) -> Option<Targets> {
     Some(template.images.iter().map(resolve).collect())
 }
 
-/// The fields that the image sets, each of its texts put through `write`.
+/// The fields that the image sets, each text passed through `write`.
 fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     let mut target = Map::new();
     let mut set = |name: &str, value: Option<Value>| {
@@ -107,13 +99,13 @@ fn target(image: &Image, write: impl Fn(&str) -> String) -> Map<String, Value> {
     target
 }
 
-/// Ids alone: what is granted for them is not the template's to say.
+/// Only ids: the worker's configuration decides what they grant.
 fn secrets(image: &Image) -> Option<Value> {
     let ids = image.secrets.iter().map(|secret| json!({"id": secret.id}));
     (!image.secrets.is_empty()).then(|| ids.collect())
 }
 
-/// Provenance and SBOM as `--attest` has them. One that is switched off is in it as well: it wins over the job's.
+/// Provenance and SBOM as `--attest` takes them. A disabled one is listed too: it overrides the job's.
 fn attestations(image: &Image) -> Option<Value> {
     let all: Vec<Value> = image.attestations().map(|(attestation, asked)| entry(attestation, asked)).collect();
     (!all.is_empty()).then(|| all.into())

@@ -1,21 +1,21 @@
-//! bake reads JSON as HCL templates: every string, keys included, is evaluated. Here is the way in and out of that.
+//! bake evaluates every string in JSON as an HCL template, keys included. This module escapes and unescapes them.
 
 use std::collections::BTreeMap;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
-/// A text that evaluates to `text`, normalized as HCL does it with every text (Unicode's NFC).
+/// Text that evaluates to `text`, in Unicode's NFC, to which HCL normalizes every text.
 pub(super) fn literal(text: &str) -> String {
     let escaped = text.replace("${", "$${").replace("%{", "%%{");
-    // HCL takes a byte order mark at the beginning for one of a file's, and drops it.
+    // HCL drops a byte order mark at the beginning.
     match escaped.strip_prefix('\u{feff}') {
         Some(rest) => format!(r#"${{"\ufeff"}}{rest}"#),
         None => escaped,
     }
 }
 
-/// Undoes [`literal`], as `--print` applies it to some fields.
+/// Reverses [`literal`] as `--print` applies it to some fields.
 fn plain(text: &str) -> String {
     text.replace("$${", "${").replace("%%{", "%{")
 }
@@ -23,10 +23,10 @@ fn plain(text: &str) -> String {
 /// The field of buildx's own policies.
 pub(super) const POLICY: &str = "policy";
 
-/// The fields that `--print` writes escaped (buildx 0.29 to 0.36); it writes all others as they are.
+/// The fields that `--print` escapes (buildx 0.29 to 0.36). It prints all others unescaped.
 const PRINTED_ESCAPED: &[&str] = &["args", "labels", "annotations", "dockerfile-inline", "extra-hosts"];
 
-/// What a printed target means: the escaped fields unescaped.
+/// The meaning of a printed target: its escaped fields unescaped.
 pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
     let unescaped = |name: String, value| {
         let value = if PRINTED_ESCAPED.contains(&name.as_str()) { map_values(value, &plain) } else { value };
@@ -35,9 +35,9 @@ pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
     target.into_iter().map(|(name, value)| unescaped(name, value)).collect()
 }
 
-/// The definition that evaluates to exactly these targets. There is no group: whoever runs it names the targets.
+/// The definition that evaluates to exactly these targets. It has no group: the command line names the targets.
 ///
-/// `has_policies`: buildx would look for a `Dockerfile.rego` beside each Dockerfile and evaluate it, unless told not to.
+/// `has_policies`: unless disabled, this buildx evaluates a `Dockerfile.rego` beside each Dockerfile.
 pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>, has_policies: bool) -> String {
     let policy = has_policies.then(|| json!([{"disabled": true}]));
     let targets = targets.iter().map(|(name, target)| (name.as_str(), Target(target, policy.as_ref())));
@@ -45,7 +45,7 @@ pub(super) fn definition(targets: &BTreeMap<String, Map<String, Value>>, has_pol
     serde_json::to_string(&definition).expect("a value is JSON")
 }
 
-/// A target, and its entry for policies. Serialized from the values, without a copy of them.
+/// A target and its policy entry, serialized without a copy of its values.
 struct Target<'a>(&'a Map<String, Value>, Option<&'a Value>);
 
 impl Serialize for Target<'_> {
@@ -78,7 +78,7 @@ impl Serialize for Escaped<'_> {
     }
 }
 
-/// Applies `f` to every string that is a value. `--print` escapes values, and writes keys as they are.
+/// Applies `f` to every string value. `--print` escapes values and prints keys unescaped.
 fn map_values(value: Value, f: &impl Fn(&str) -> String) -> Value {
     match value {
         Value::String(text) => Value::String(f(&text)),

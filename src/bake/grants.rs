@@ -1,4 +1,4 @@
-//! What the configuration gives one build: names for its images and caches, secrets, and what its definition may ask for.
+//! What the configuration grants one build: names of images and caches, secrets, and fields that its definition may use.
 
 use std::io::{ErrorKind, Read};
 
@@ -16,13 +16,13 @@ use crate::settings::{Accounts, NamePattern, Pattern, Policy};
 /// Characters of a branch that are kept in the name of an image or a cache.
 const MAX_BRANCH: usize = 80;
 
-/// Bytes of the hash by which a changed name is told from others.
+/// Bytes of the hash that makes a changed name unique.
 const HASH_BYTES: usize = 8;
 
-/// BuildKit takes no larger secret.
+/// The largest secret that BuildKit accepts.
 const MAX_SECRET: usize = 500 << 10;
 
-/// One build's share of the configuration.
+/// The part of the configuration that applies to one build.
 pub(super) struct Grants<'a> {
     accounts: &'a Accounts,
     request: &'a BakeRequest<'a>,
@@ -34,9 +34,9 @@ impl<'a> Grants<'a> {
         Self { accounts, request, policy: accounts.policy_of(&request.build.account) }
     }
 
-    /// What an image of a repository's own definition is called: as the job says, else by the configuration.
+    /// The tags of a target of a repository's own definition: the job's, else the configuration's.
     ///
-    /// A fork's build has no names but those of the job: by any other it would overwrite an image that is somebody else's.
+    /// A fork's build gets only the job's tags: any other would overwrite an image of the repository.
     pub(super) fn tags(&self, target: &str) -> Vec<String> {
         let of_job = match &self.request.build.recipe {
             Recipe::File(file) => match &file.naming {
@@ -52,7 +52,7 @@ impl<'a> Grants<'a> {
         }
     }
 
-    /// Where cached steps of a target are looked for: those of its own branch first, then those of the default one.
+    /// Where the cached steps of a target are imported from: first its own branch, then the default branch.
     pub(super) fn cache_from(&self, target: &str) -> Vec<Value> {
         let build = self.request.build;
         let mut all = Vec::new();
@@ -66,7 +66,7 @@ impl<'a> Grants<'a> {
         all.iter().map(|name| options(name)).collect()
     }
 
-    /// Where cached steps of a target are left.
+    /// Where the cached steps of a target are exported to.
     pub(super) fn cache_to(&self, target: &str) -> Vec<Value> {
         let (build, cache) = (self.request.build, &self.accounts.cache);
         let is_default = build.branch.is_some() && build.branch == build.default_branch;
@@ -76,12 +76,11 @@ impl<'a> Grants<'a> {
         self.named(&cache.to, target, build.branch.as_deref()).iter().map(|name| options(name)).collect()
     }
 
-    /// The secret that the configuration calls `name`; none when it is not granted.
+    /// The secret of this name; `None` when it is not granted.
     ///
     /// # Errors
     ///
-    /// `Secret` when it is granted, and cannot be read or is larger than BuildKit takes. Where it is kept is told to the log
-    /// alone.
+    /// `Secret` when it is granted but cannot be read, or is larger than BuildKit accepts. Only the log names its location.
     pub(super) fn secret(&self, name: &str) -> Result<Option<SecretBytes>, BakeError> {
         let build = self.request.build;
         // A name becomes part of a path.
@@ -93,26 +92,26 @@ impl<'a> Grants<'a> {
         if let Some((_, variable)) = NamePattern::most_specific(&self.accounts.secret_variables, &full_name) {
             let value = environment::secret(variable);
             return value.map(Some).ok_or_else(|| {
-                tracing::error!(secret = full_name, variable, "the variable of a build secret is not set");
-                refused("its variable is not set".into())
+                tracing::error!(secret = full_name, variable, "build secret refused: its variable is not set");
+                refused("its variable is not set in the worker's environment".into())
             });
         }
         let Some(pattern) = &self.accounts.secrets else { return Ok(None) };
         let path = pattern.expand(&[&build.names()[..], &[("name", name)]].concat());
         match read_secret(&path) {
             Ok(Some(bytes)) if bytes.len() > MAX_SECRET => {
-                tracing::error!(secret = full_name, path, "a build secret is too large");
+                tracing::error!(secret = full_name, path, "build secret refused: too large");
                 Err(refused(format!("it is larger than {MAX_SECRET} bytes")))
             }
             Ok(bytes) => Ok(bytes.map(SecretBytes::new)),
             Err(error) => {
-                tracing::error!(secret = full_name, path, %error, "a build secret cannot be read");
-                Err(refused("it cannot be read".into()))
+                tracing::error!(secret = full_name, path, %error, "build secret refused: its file cannot be read");
+                Err(refused("its file cannot be read".into()))
             }
         }
     }
 
-    /// What the configuration calls a secret of this id: only the platform's template can give it another name.
+    /// The configured name of a secret with this id: only the platform's template can map it to another name.
     pub(super) fn name_of_secret<'b>(&'b self, target: &str, id: &'b str) -> &'b str {
         let Recipe::Application(template) = &self.request.build.recipe else { return id };
         let images = template.images.iter().filter(|image| image.name == target);
@@ -124,7 +123,7 @@ impl<'a> Grants<'a> {
         self.request.build.trust == Trust::Fork
     }
 
-    /// The patterns for one target; those with a branch or a commit that is not known are left out.
+    /// The patterns for one target, without those that need an unknown branch or commit.
     fn named(&self, patterns: &[Pattern], target: &str, branch: Option<&str>) -> Vec<String> {
         let names = self.request.build.names().map(|(name, value)| (name, value.to_ascii_lowercase()));
         let branch = branch.map(as_tag);
@@ -140,8 +139,8 @@ impl<'a> Grants<'a> {
     }
 }
 
-/// The content of a secret's file, or what is larger than a secret may be; none when the path is no regular file's. A name of
-/// the customer's may lead to a directory or through a file, and a pipe would never end.
+/// The content of a secret's file, at most one byte more than allowed. `None` when the path is not a regular file: a
+/// customer's name may lead to a directory or through a file, and a pipe would never end.
 fn read_secret(path: &str) -> std::io::Result<Option<Vec<u8>>> {
     let is_nothing = |error: &std::io::Error| {
         matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
@@ -156,7 +155,7 @@ fn read_secret(path: &str) -> std::io::Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// A branch's name as it may stand in a tag; one that had to be changed, or looks as if, stays different from all others.
+/// A branch as part of a tag. A changed name gets a hash, so it differs from that of every other branch.
 fn as_tag(branch: &str) -> String {
     let is_kept = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let kept: String = branch.chars().map(|c| if is_kept(c) { c } else { '-' }).take(MAX_BRANCH).collect();

@@ -1,7 +1,7 @@
-//! What a `.dockerignore` leaves out of a build context.
+//! What a `.dockerignore` excludes from a build context.
 //!
-//! Follows moby's `ignorefile` and `patternmatcher`, by which BuildKit's transfer decides, with its ways: a directory's verdict
-//! on a pattern holds for all that is in it. Where we cannot say what that would do, nothing is left out.
+//! Follows moby's `ignorefile` and `patternmatcher`, which BuildKit uses: a match on a directory holds for everything in it.
+//! Where the result of a pattern is uncertain, nothing is excluded.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -11,27 +11,27 @@ use regex::Regex;
 
 use crate::beneath::Directory;
 
-/// Bytes of a file that is read. Longer ones are somebody's mistake, or an attempt on our time.
+/// The largest file that is read. A longer one is a mistake or an attack on the worker's time.
 const MAX_FILE: usize = 64 << 10;
-/// Each of them becomes a regular expression, of at most so many bytes.
+/// The most patterns, and the most bytes of the regular expression that each becomes.
 const MAX_PATTERNS: usize = 500;
 const MAX_REGEX: usize = 64 << 10;
-/// Bytes of patterns times bytes of paths, of their directories too, that one build may cost: a tenth of a second, and two for
-/// somebody who wants it to last.
+/// Bytes of patterns times bytes of paths that one build may cost, directories included: a tenth of a second of typical
+/// patterns, two seconds of malicious ones.
 const MAX_WORK: usize = 256 << 20;
-/// What making a pattern a regular expression costs, in bytes of paths.
+/// The cost of compiling a pattern, in bytes of paths.
 const MAKING: usize = 1 << 10;
 
-/// A search among files of a worktree for those that a builder is sent.
+/// A search for those files of a worktree that are sent to a builder.
 pub(super) struct Search<'a> {
-    /// Of the worktree.
+    /// The worktree.
     directory: &'a Directory,
     root: &'a Path,
-    /// Those that were not found, by their paths from the root.
+    /// Files that were not found yet, as paths from the root.
     left: BTreeSet<&'a Path>,
-    /// The contexts that were looked into, each with the file of its patterns.
+    /// The contexts that were searched, each with its ignore file.
     seen: BTreeSet<(PathBuf, Option<PathBuf>)>,
-    /// How much work may still be done. Once that is too much, nothing is left out.
+    /// Work that is left. When it is used up, nothing is excluded.
     work: usize,
 }
 
@@ -46,11 +46,10 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Finds what is sent with a context, a path after symbolic links; `dockerfile` is none where the definition has it in
-    /// itself.
+    /// Finds what is sent with a context, a path without symbolic links. `dockerfile` is `None` when it is inline.
     pub(super) fn look_into(&mut self, context: &Path, dockerfile: Option<&Path>) {
         let Ok(folder) = context.strip_prefix(self.root) else { return };
-        // They lie together.
+        // They are adjacent in the set.
         let from = self.left.range::<Path, _>((Bound::Included(folder), Bound::Unbounded)).copied();
         let inside: Vec<&Path> = from.take_while(|file| file.starts_with(folder)).collect();
         if inside.is_empty() {
@@ -63,7 +62,7 @@ impl<'a> Search<'a> {
         let path = |file: &'a Path| file.strip_prefix(folder).ok().and_then(Path::to_str);
         let n_bytes = inside.iter().copied().filter_map(path).flat_map(parts).map(str::len).sum::<usize>();
         let ignore = patterns.and_then(|file| {
-            // A file, and not what a link leads to: BuildKit would look for that in the context alone.
+            // A regular file only: BuildKit would resolve a link within the context.
             let text = String::from_utf8(self.directory.read_inside(&file, MAX_FILE).ok()?).ok()?;
             self.work = self.work.checked_sub(text.len().saturating_mul(n_bytes + MAKING))?;
             Ignore::parse(&text)
@@ -76,7 +75,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Finds one file, also by a path with symbolic links.
+    /// Finds one file. Its path may contain symbolic links.
     pub(super) fn find(&mut self, file: &Path) {
         let file = file.strip_prefix(self.root).ok().and_then(|file| self.directory.resolve(file).ok());
         if let Some(file) = file {
@@ -84,7 +83,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The file that counts, from the root: that beside the Dockerfile, else that of the context.
+    /// The ignore file that applies: the one beside the Dockerfile, else the one of the context.
     fn patterns(&self, context: &Path, dockerfile: Option<&Path>) -> Option<PathBuf> {
         let beside = dockerfile.map(|path| {
             let mut name = path.as_os_str().to_owned();
@@ -100,7 +99,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The patterns of one file, in its order.
+/// The patterns of one file, in order.
 #[derive(Debug, Default)]
 struct Ignore {
     patterns: Vec<Pattern>,
@@ -109,12 +108,12 @@ struct Ignore {
 #[derive(Debug)]
 struct Pattern {
     regex: Regex,
-    /// Whether it takes in what earlier ones have left out: `!pattern`.
+    /// Whether it includes again what earlier ones excluded: `!pattern`.
     is_exception: bool,
 }
 
 impl Ignore {
-    /// `None` when it has a pattern that we do not understand, which may mean that BuildKit fails.
+    /// `None` when a pattern is not understood: BuildKit may fail on it.
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::trim).filter(|line| !line.is_empty());
@@ -122,7 +121,7 @@ impl Ignore {
         for line in lines {
             let (is_exception, pattern) = line.strip_prefix('!').map_or((false, line), |rest| (true, rest.trim()));
             match clean(pattern) {
-                // The context itself, which cannot be left out.
+                // The context itself cannot be excluded.
                 cleaned if cleaned.is_empty() && !is_exception => {}
                 cleaned if cleaned.is_empty() => return None,
                 cleaned => patterns.push(Pattern { regex: regex(&cleaned)?, is_exception }),
@@ -140,7 +139,7 @@ impl Ignore {
         for part in parts(path) {
             is_out = false;
             for (pattern, has_matched) in self.patterns.iter().zip(&mut has_matched) {
-                // One that would change nothing is not asked, and so is not remembered for what lies below.
+                // moby does not try a pattern that would change nothing, so the pattern has no effect on what is below.
                 if !*has_matched && pattern.is_exception == is_out {
                     *has_matched = pattern.regex.is_match(part);
                 }
@@ -153,12 +152,12 @@ impl Ignore {
     }
 }
 
-/// The directories of a path, outermost first, and itself.
+/// The parent directories of a path, outermost first, and the path itself.
 fn parts(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(end, _)| end).chain([path.len()]).map(|end| &path[..end])
 }
 
-/// Without `.`, `..`, doubled slashes, and a slash at either end.
+/// Normalizes `.`, `..` and slashes.
 fn clean(pattern: &str) -> String {
     let mut parts = Vec::new();
     for part in pattern.split('/') {
@@ -172,10 +171,10 @@ fn clean(pattern: &str) -> String {
     parts.join("/")
 }
 
-/// The pattern as a regular expression, as moby makes it; `None` where the two of us would not mean the same by it.
+/// The pattern as a regular expression, as moby makes it; `None` where Go and Rust would read it differently.
 fn regex(pattern: &str) -> Option<Regex> {
     if let Some(suffix) = pattern.strip_prefix("**").filter(|suffix| !suffix.contains(['*', '?', '[', ']', '\\'])) {
-        // Not of a whole name: `**model` leaves out `a/small-model` as well.
+        // It matches the end of a name: `**model` also excludes `a/small-model`.
         let whole = suffix.strip_prefix('/').map(|whole| format!("^{}$|", regex::escape(whole))).unwrap_or_default();
         return compile(&format!("{whole}{}$", regex::escape(suffix)));
     }
@@ -190,7 +189,7 @@ fn regex(pattern: &str) -> Option<Regex> {
             }
             ('*', None) => text.push_str("[^/]*"),
             ('?', None) => text.push_str("[^/]"),
-            // Before a letter, it makes a class of characters to some and stands for the letter to others.
+            // Before a letter, Rust reads a class of characters and Go the letter.
             ('\\', _) => text.push_str(&literal(rest.next().filter(|next| !next.is_ascii_alphanumeric())?)),
             (']', _) | ('[', None) | ('^', None | Some('[')) | ('-', Some(_)) => text.push(character),
             _ => text.push_str(&literal(character)),
@@ -198,7 +197,7 @@ fn regex(pattern: &str) -> Option<Regex> {
         class = match character {
             '[' if class.is_none() => Some('['),
             ']' => None,
-            // What stands before, since it matters to some.
+            // The character before matters to some patterns.
             _ => class.map(|_| if character == '[' { 'x' } else { character }),
         };
     }

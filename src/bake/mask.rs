@@ -1,5 +1,5 @@
-//! Finds build secrets and registry credentials in what is said of a build: a step may print what it was given, and a
-//! registry's refusal what it was sent.
+//! Masks build secrets and registry credentials in all output of a build: a step may print its secrets, and a registry may
+//! quote what it was sent.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,20 +11,20 @@ use aho_corasick::nfa::contiguous::NFA;
 use crate::secret::Secret;
 use crate::text;
 
-/// What is shown instead.
+/// What replaces a secret.
 const SHOWN: &str = "***";
 
-/// What stands for it while escape sequences are still in the text: none of them goes on with it.
+/// Replaces a secret while escape sequences are still in the text: no escape sequence can absorb it.
 const MARK: &str = "\u{fffc}\u{fffc}\u{fffc}";
 
-/// A shorter text is in too much that is no secret, and so is one of replacement characters: bytes that are no text.
+/// Shorter texts are not masked: they appear in too much that is not secret. Replacement characters do not count.
 const MIN_LENGTH: usize = 4;
 
-/// Finds the lines of all secrets of a build: what a step prints arrives by the line.
+/// Finds each line of each secret: the output of a step arrives line by line.
 ///
-/// A line is known in three forms: unchanged, without control characters, and with `\` before quotes, as Go quotes it.
+/// A line is found in three forms: unchanged, without control characters, and quoted as Go quotes it.
 pub(super) struct Mask {
-    /// Nothing is searched for where there is nothing to find.
+    /// `None` when there is nothing to find.
     automaton: Option<NFA>,
     patterns: Vec<Secret>,
 }
@@ -36,13 +36,13 @@ impl Mask {
         let mut patterns: Vec<String> = lines.flat_map(forms).filter(|form| is_telling(form)).collect();
         patterns.sort_unstable();
         patterns.dedup();
-        // A contiguous automaton is the smallest kind by far for long lines. It has no limit that secrets could reach.
+        // For long lines, a contiguous automaton is by far the smallest kind. Secrets cannot reach its limits.
         let automaton = NFA::builder().build(&patterns).expect("secrets have less than two gibibytes");
         let automaton = (!patterns.is_empty()).then_some(automaton);
         Self { automaton, patterns: patterns.into_iter().map(Secret::new).collect() }
     }
 
-    /// A whole text, plain and without secrets.
+    /// A whole text, plain and masked.
     pub(super) fn plain(&self, text: &str) -> String {
         match text::plain(text) {
             Cow::Borrowed(text) => self.replace(text),
@@ -50,7 +50,7 @@ impl Mask {
         }
     }
 
-    /// The same of the beginning of a text whose rest is not known: without what the rest could complete to a secret.
+    /// The same for the beginning of a text: leaves out what its rest could complete to a secret.
     pub(super) fn plain_beginning(&self, text: &str) -> String {
         let text = text::without_open_escape(text);
         match text::plain(text) {
@@ -71,8 +71,8 @@ impl Mask {
         without(text, end, self.spans(text), SHOWN)
     }
 
-    /// The text up to `end`, with a mark for each secret that is cut by an escape sequence or has one, and so is another text
-    /// without them.
+    /// The text up to `end`, with a mark for each secret that overlaps an escape sequence: without the sequence it would be
+    /// another text.
     fn with_marks(&self, text: &str, end: usize) -> String {
         let mut spans = self.spans(text);
         let mut escapes = text::escapes(text).peekable();
@@ -83,12 +83,12 @@ impl Mask {
         without(text, end, spans, MARK)
     }
 
-    /// How many bytes at the end of a text may be the beginning of a secret.
+    /// How many bytes at the end of a text may begin a secret.
     fn pending(&self, text: &str) -> usize {
         self.patterns.iter().map(|pattern| pending(text, pattern.expose())).max().unwrap_or(0)
     }
 
-    /// Where secrets are, from the first to the last. Those that overlap are one: what is left of either would tell.
+    /// Where secrets are, in order. Overlapping ones are joined: the rest of either would reveal it.
     fn spans(&self, text: &str) -> Vec<Range<usize>> {
         let Some(automaton) = &self.automaton else { return Vec::new() };
         let mut spans: Vec<Range<usize>> = Vec::new();
@@ -98,7 +98,7 @@ impl Mask {
             if !automaton.is_match(state) {
                 continue;
             }
-            // Of those that end here the first is the longest.
+            // The first match that ends here is the longest.
             let mut start = at + 1 - automaton.pattern_len(automaton.match_pattern(state, 0));
             while let Some(last) = spans.pop_if(|last| last.end > start) {
                 start = start.min(last.start);
@@ -109,7 +109,7 @@ impl Mask {
     }
 }
 
-/// The text up to `end`, with each secret replaced that begins before it.
+/// The text up to `end`, without the secrets that begin before it.
 fn without(text: &str, end: usize, spans: Vec<Range<usize>>, shown: &str) -> String {
     let mut masked = String::with_capacity(end);
     let mut shown_to = 0;
@@ -124,7 +124,7 @@ fn without(text: &str, end: usize, spans: Vec<Range<usize>>, shown: &str) -> Str
     masked
 }
 
-/// A line of a secret as it may be printed or quoted.
+/// The forms in which a line of a secret may be printed or quoted.
 fn forms(line: &str) -> [String; 3] {
     let quoted = line.replace('\\', "\\\\").replace('"', "\\\"");
     [line.to_owned(), text::plain(line).trim().to_owned(), quoted]
@@ -134,7 +134,7 @@ fn is_telling(form: &str) -> bool {
     form.split(char::REPLACEMENT_CHARACTER).map(str::len).sum::<usize>() >= MIN_LENGTH
 }
 
-/// How many bytes at the end of `text` are the beginning of `pattern`, but not all of it (Knuth, Morris and Pratt).
+/// How many bytes at the end of `text` are a proper beginning of `pattern` (Knuth, Morris and Pratt).
 fn pending(text: &str, pattern: &str) -> usize {
     let pattern = pattern.as_bytes();
     let pattern = &pattern[..pattern.len().min(text.len() + 1)];

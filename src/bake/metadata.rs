@@ -1,7 +1,7 @@
 //! The file that `--metadata-file` leaves: digests of what a successful bake pushed.
 //!
-//! docker-buildx writes it, so it may be anything: only a regular file of a bounded size is read, and only what looks like a
-//! digest is taken for one.
+//! docker-buildx writes it, so its content is not trusted: only a regular file of bounded size is read, and only valid digests
+//! are accepted.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,8 +9,8 @@ use std::path::Path;
 use crate::beneath::Directory;
 use crate::{bounds, json};
 
-/// Digest by target, from the file of this name in the run's own directory. Empty when there is none: buildx writes none
-/// when the bake failed. Of each target the digest alone is read, and nothing of what is not one.
+/// Digests by target, from the file of this name in the run's directory. Empty when there is no file: buildx writes none
+/// after a failure. Only the digest of each target is read.
 pub(super) fn digests(private: &Path, name: &str, is_target: impl Fn(&str) -> bool) -> BTreeMap<String, String> {
     let read = || Directory::open(private)?.read(Path::new(name), bounds::METADATA);
     let text = match read() {
@@ -29,7 +29,7 @@ pub(super) fn digests(private: &Path, name: &str, is_target: impl Fn(&str) -> bo
 
 fn digest(target: &str) -> Option<String> {
     let (_, digest) = json::fields(target).filter(|(name, _)| name == "containerimage.digest").last()?;
-    // It has no escapes, or is none.
+    // A digest has no escapes.
     digest.strip_prefix('"')?.strip_suffix('"').filter(|digest| is_digest(digest)).map(str::to_owned)
 }
 

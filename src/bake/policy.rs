@@ -1,10 +1,9 @@
 //! What a resolved definition may ask for.
 //!
-//! buildx's own check of files and entitlements is off in the progress mode that we need, so this is the wall. Deny by
-//! default: a field that is not listed here is refused, since a newer buildx may give it a meaning. Names the path of
-//! what it refuses. What a repository may not decide (names of images and caches, outputs, attestations) is replaced and
-//! reported; what reaches for the host is refused. Judges what a definition means: whatever has the effect of a field, in
-//! whichever spelling, gets the answer of that field.
+//! buildx's own check of files and entitlements is off in the progress mode that we use, so this check is the only one. Deny
+//! by default: an unknown field is refused, since a newer buildx may give it a meaning. A refusal names the field's path.
+//! Fields that a repository may not decide (names of images and caches, outputs, attestations) are replaced and reported.
+//! Fields that reach for the host are refused. The meaning of a field decides, whatever its spelling.
 
 mod arguments;
 pub(super) mod attestations;
@@ -18,28 +17,16 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::definition_file::folder;
 use super::grants::Grants;
-use super::print::{Targets, folder};
+use super::print::Targets;
 use super::{BakeError, BakeRequest};
+use crate::field_error::FieldError;
 use crate::job::{Naming, Recipe, RepositoryFile, is_for_any_host};
 use crate::secret::SecretBytes;
 use crate::settings;
 
-/// Something that is not allowed. The message begins with the path in the definition.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {message}")]
-pub struct Refusal {
-    path: String,
-    message: String,
-}
-
-impl Refusal {
-    fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into() }
-    }
-}
-
-/// Fields whose value is the author's own business: they reach the builder and nothing else.
+/// Fields that affect only the build itself.
 const HARMLESS: &[&str] = &[
     "annotations",
     "description",
@@ -55,16 +42,16 @@ const HARMLESS: &[&str] = &[
 /// A definition that may be built.
 #[derive(Debug, Default)]
 pub(super) struct Validated {
-    /// Contexts are absolute, and outputs set.
+    /// The targets, with absolute contexts and with outputs.
     pub(super) targets: Targets,
-    /// What was replaced, for the person who asked for the build.
+    /// Fields that were replaced, as notices for the customer.
     pub(super) notices: Vec<String>,
-    /// The secrets that are granted, by what the configuration calls them, each with the file in which targets look for it. A
-    /// definition can name one many times, in many targets.
+    /// The granted secrets, by their configured name, each with the file where targets find it. A definition can name one many
+    /// times, in many targets.
     pub(super) secrets: BTreeMap<String, (PathBuf, SecretBytes)>,
 }
 
-/// Checks a resolved definition. Its secrets are to be put below `secrets`.
+/// Checks a resolved definition. Its secrets will be written to the directory `secrets`.
 pub(super) fn validate(
     targets: Targets,
     request: &BakeRequest<'_>,
@@ -73,19 +60,19 @@ pub(super) fn validate(
     secrets: &Path,
 ) -> Result<Validated, BakeError> {
     if targets.is_empty() {
-        return Err(Refusal::new("target", "the definition has no target").into());
+        return Err(FieldError::new("target", "the definition has no targets").into());
     }
     if targets.len() > limits.max_targets {
-        let message = format!("{} targets, at most {} are allowed", targets.len(), limits.max_targets);
-        return Err(Refusal::new("target", message).into());
+        let message = format!("{} targets; at most {} are allowed", targets.len(), limits.max_targets);
+        return Err(FieldError::new("target", message).into());
     }
     let names: Vec<String> = targets.keys().cloned().collect();
     let folder = folder(request);
     let mut validated = Validated::default();
     for (name, fields) in targets {
         if !crate::name::is_target_name(&name) {
-            let message = "the name may have letters, digits, - and _, and begins with none of - and .";
-            return Err(Refusal::new(format!("target.{name}"), message).into());
+            let message = "expected a name of letters, digits, - and _ that does not begin with -";
+            return Err(FieldError::new(format!("target.{name}"), message).into());
         }
         let mut rules = Rules {
             request,
@@ -102,19 +89,19 @@ pub(super) fn validate(
         validated.targets.insert(name, fields);
     }
     references::check_caches(&validated.targets)?;
-    // The platform may tell its own images apart by their digests.
+    // The platform may distinguish its own images by their digests.
     if request.build.push && repository_file(request).is_some() {
         references::check_tags(&validated.targets)?;
     }
     Ok(validated)
 }
 
-/// The rules, for one target.
+/// The rules applied to one target.
 struct Rules<'a> {
     request: &'a BakeRequest<'a>,
     grants: &'a Grants<'a>,
     limits: &'a settings::Bake,
-    /// From which relative contexts start.
+    /// The directory where relative contexts start.
     folder: &'a Path,
     names: &'a [String],
     target: String,
@@ -149,26 +136,26 @@ impl Rules<'_> {
         Ok(validated)
     }
 
-    /// The value to build with, or why not.
-    fn field(&self, field: &str, value: Value, context: &Value) -> Result<Value, Refusal> {
+    /// The value to build with, or a refusal.
+    fn field(&self, field: &str, value: Value, context: &Value) -> Result<Value, FieldError> {
         let refuse = |message: &str| Err(self.refusal(field, message));
         match field {
             "dockerfile" => self.dockerfile(&value, context),
             "contexts" => self.named_contexts(value),
-            // Settled before.
+            // Decided before.
             "args" | "attest" | "tags" | "cache-from" | "cache-to" | "output" => Ok(value),
             "network" => match value.as_str() {
                 Some("" | "default" | "none") => Ok(value),
                 Some("host") if self.is_entitled("network.host") => Ok(value),
-                _ => refuse("only default and none are allowed"),
+                _ => refuse("expected default or none"),
             },
             "pull" | "no-cache" => Ok(value),
             "call" => match value.as_str() {
                 Some("" | "build") => Ok(value),
-                _ => refuse("only build is allowed"),
+                _ => refuse("expected build"),
             },
             "ssh" if is_empty(&value) => Ok(value),
-            "ssh" => refuse("keys and agents of the host are not allowed"),
+            "ssh" => refuse("SSH keys and agents of the host are not allowed"),
             "entitlements" => {
                 let entitled = |name: &Value| name.as_str().is_some_and(|name| self.is_entitled(name));
                 if is_empty(&value) || value.as_array().is_some_and(|names| names.iter().all(entitled)) {
@@ -183,7 +170,7 @@ impl Rules<'_> {
         }
     }
 
-    /// Secrets by name only: where a definition says file or variable, it means the host's.
+    /// Grants secrets by id. A file or variable in a definition would be the host's.
     fn granted_secrets(&mut self, value: Option<Value>) -> Result<Vec<Value>, BakeError> {
         let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(Vec::new()) };
         let mut granted = Vec::new();
@@ -192,11 +179,11 @@ impl Rules<'_> {
             let has_source = secret.get("src").is_some() || secret.get("env").is_some();
             let id = secret.get("id").and_then(Value::as_str).ok_or_else(|| self.refusal(&field, "expected an id"))?;
             if is_for_any_host(id) {
-                let message = format!("{id} would go to any git host: {id}.github.com goes to that one");
+                let message = format!("{id} would go to any git host; name it {id}.github.com");
                 return Err(self.refusal(&field, message).into());
             }
             if has_source && repository_file(self.request).is_none() {
-                return Err(self.refusal(&field, "host files and variables are not allowed").into());
+                return Err(self.refusal(&field, "files and variables of the host are not allowed").into());
             }
             if self.grants.is_fork() {
                 self.notice(&field, "a fork's build gets no build secrets");
@@ -204,20 +191,20 @@ impl Rules<'_> {
             }
             let Some(path) = self.granted(id)? else {
                 let message = match has_source {
-                    true => format!("host files and variables are not allowed, and no secret {id:?} is granted"),
+                    true => format!("files and variables of the host are not allowed, and no secret {id:?} is granted"),
                     false => format!("no secret {id:?} is granted to {}", self.request.build.account),
                 };
                 return Err(self.refusal(&field, message).into());
             };
             if has_source {
-                self.notice(&field, &format!("{id} is the worker's, and not a file or variable"));
+                self.notice(&field, &format!("replaced by the worker's secret {id}"));
             }
             granted.push(json!({"id": id, "src": path}));
         }
         Ok(granted)
     }
 
-    /// The file of a secret that the target calls `id`, which is read at its first mention; none when it is not granted.
+    /// The file of the secret with this id, which is read when first mentioned; `None` when it is not granted.
     fn granted(&mut self, id: &str) -> Result<Option<PathBuf>, BakeError> {
         let name = self.grants.name_of_secret(&self.target, id).to_owned();
         if let Some((path, _)) = self.validated.secrets.get(&name) {
@@ -233,26 +220,26 @@ impl Rules<'_> {
         !self.grants.is_fork() && self.grants.policy.entitlements.iter().any(|known| known == entitlement)
     }
 
-    /// What is not a list would be read by nobody here, and by buildx in its own way.
-    fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], Refusal> {
+    /// Refuses a value that is not a list: buildx would interpret it in its own way.
+    fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], FieldError> {
         value.as_array().map(Vec::as_slice).ok_or_else(|| self.refusal(field, "expected a list"))
     }
 
-    fn refusal(&self, field: &str, message: impl Into<String>) -> Refusal {
-        Refusal::new(self.path(field), message)
+    fn refusal(&self, field: &str, message: impl AsRef<str>) -> FieldError {
+        FieldError::new(self.path(field), message)
     }
 
     fn notice(&mut self, field: &str, message: &str) {
         self.validated.notices.push(format!("{}: {message}", self.path(field)));
     }
 
-    /// Of a field in the definition.
+    /// The path of a field in the definition.
     fn path(&self, field: &str) -> String {
         format!("target.{}.{field}", self.target)
     }
 }
 
-/// The repository's own file, when the definition comes from one and the worker names what it makes.
+/// The repository's own file, if the definition comes from one and the worker names its images.
 fn repository_file<'a>(request: &BakeRequest<'a>) -> Option<&'a RepositoryFile> {
     match &request.build.recipe {
         Recipe::File(file) if matches!(file.naming, Naming::Job(_)) => Some(file),

@@ -1,11 +1,10 @@
 //! `docker-buildx bake --print`: the definition as buildx resolves it.
 //!
-//! Not harmless: it reads files that the definition names, follows links, burns processor time and ignores TERM. So it
-//! sees the worktree and its own directory, has no socket, a bound on time, memory and output, and ends in KILL. No more than
-//! `bake.prints` run at once.
+//! This is not harmless: it reads files that the definition names, follows links, uses processor time and ignores TERM. So it
+//! sees only the worktree and its own directory, has no socket, and is limited in time, memory and output. It ends by KILL.
+//! At most `bake.prints` run at once.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,47 +14,51 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::child::{make_directories, programs, switches, version_child};
-use super::define::Source;
+use super::definition_file::locate;
 use super::{Bake, BakeError, BakeRequest, Child, Definition, escape};
-use crate::beneath::{Directory, is_link, leads_out};
-use crate::job::{Build, Recipe, RepositoryFile};
+use crate::job::Build;
 use crate::json;
 use crate::process::{self, Ended, Stream};
-use crate::sandbox::{Limits, Sandbox, Sockets, libraries};
+use crate::sandbox::{ResourceLimits, Sandbox, Sockets, libraries};
 use crate::state::JobDirectory;
-use crate::text::places::Places;
+use crate::text::paths::WorkerPaths;
 use crate::text::tail::Tail;
 use crate::{bounds, text};
 
-/// Bytes of a definition.
-const MAX_FILE: u64 = 1 << 20;
-
-/// How a Go program ends when the kernel gives it no more memory; docker-buildx itself ends with 1.
+/// The exit code of a Go program that runs out of memory. docker-buildx's own is 1.
 const CRASHED: i32 = 2;
 
-/// Threads of Go's: a definition that takes time takes one processor, so its time by the clock is over first.
+/// Go threads: with one, the time limit by the clock is reached before the limit of processor time.
 const N_THREADS: u32 = 1;
 
-/// A path of which every machine keeps that nothing is there.
+/// A path that exists on no machine.
 const NOWHERE: &str = "/nonexistent";
 
-/// From so many on, none is added for a secret.
+/// The most variables, those added for secrets included.
 const MAX_VARIABLES: usize = 64;
 
 /// Targets by name, as printed and then unescaped.
 pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
 
-/// Resolves a definition that was admitted: the targets that were asked for, and those that they are linked to.
+/// What `--print` reads.
+pub(super) enum Input {
+    /// A definition, on its standard input.
+    Text(String),
+    /// A file of the worktree, by its path in it.
+    File(String),
+}
+
+/// Resolves an admitted definition: the requested targets and those linked to them.
 pub(super) async fn print(
     bake: &Bake,
-    source: &Source,
+    input: &Input,
     request: &BakeRequest<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<Vec<u8>, BakeError> {
-    let (input, file, working_directory) = match source {
-        Source::Text(text) => (text.as_str(), "-".to_owned(), request.worktree.to_owned()),
-        Source::File(path) => {
+    let (input, file, working_directory) = match input {
+        Input::Text(text) => (text.as_str(), "-".to_owned(), request.worktree.to_owned()),
+        Input::File(path) => {
             let (folder, name) = locate(request.worktree, path);
             ("", name, folder)
         }
@@ -77,7 +80,7 @@ pub(super) async fn print(
                 Err(other) => message = other,
             }
         }
-        // A secret with nothing but an id is a variable of that name, or else a file, which has to be there even now.
+        // A secret with only an id is a variable of that name, or else a file that must exist even now.
         match missing_secret(&message) {
             Some(id) if is_in_time && build.variables.len() < MAX_VARIABLES && !build.variables.contains_key(id) => {
                 build.variables.insert(id.to_owned(), String::new());
@@ -87,7 +90,7 @@ pub(super) async fn print(
     }
 }
 
-/// One definition, read as often as it takes.
+/// One definition, read as often as needed.
 struct Reading<'a> {
     bake: &'a Bake,
     request: &'a BakeRequest<'a>,
@@ -99,7 +102,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// What buildx prints of these targets, or says of the definition.
+    /// buildx's output for these targets, or its error message about the definition.
     async fn print(
         &self,
         build: &Build,
@@ -118,11 +121,11 @@ impl Reading<'_> {
         }
     }
 
-    /// Gives each target that writes its output to a file a directory instead, which means the same to policy. buildx before
-    /// 0.36 opens such a file even now, and does not say which target's it is: so each one is read alone. Returns whether
-    /// there was one, or what buildx says of the definition without outputs.
+    /// Replaces outputs to files by outputs to a directory, which policy judges the same. buildx before 0.36 opens such a file even
+    /// now and does not report which target's it is, so each target is read alone. Returns whether any was replaced, or buildx's
+    /// error message about the definition without outputs.
     ///
-    /// A target that is an image as well is then none: of two outputs buildx does not say which one it cannot open.
+    /// A target that is also an image then is not one: buildx does not report which of two outputs it cannot open.
     async fn replace_files(
         &self,
         build: &Build,
@@ -148,15 +151,15 @@ impl Reading<'_> {
     }
 }
 
-/// Whether buildx cannot open the file of an output.
+/// Whether buildx could not open the file of an output.
 fn is_of_output(message: &str) -> bool {
     ["failed to open open ", "invalid destination file: ", "invalid destination directory: "]
         .iter()
         .any(|begin| message.starts_with(begin))
 }
 
-/// Why a file cannot be read would tell what is there outside of the repository: "permission denied" is said of a file that
-/// is there, and "no such file" of one that is not. So every such message is the same but for the path.
+/// Hides why a file cannot be read: "permission denied" would reveal that a file exists outside of the repository, and "no such
+/// file" that it does not. All such messages become the same, except for the path.
 fn without_reason(message: String) -> String {
     let Some(rest) = CANNOT_READ.iter().find_map(|end| message.strip_suffix(end)) else { return message };
     let operation = FILE_OPERATIONS.iter().filter_map(|operation| {
@@ -168,7 +171,7 @@ fn without_reason(message: String) -> String {
     format!("{path} cannot be read: it is not a file of the repository")
 }
 
-/// What the kernel says of a file that cannot be read, or is not there.
+/// The kernel's errors for a file that cannot be read or does not exist.
 const CANNOT_READ: &[&str] = &[
     ": file name too long",
     ": is a directory",
@@ -178,16 +181,16 @@ const CANNOT_READ: &[&str] = &[
     ": too many levels of symbolic links",
 ];
 
-/// How Go says what it tried, before the path.
+/// How Go names the failed operation, before the path.
 const FILE_OPERATIONS: &[&str] = &["lstat ", "open ", "read ", "readlink ", "stat "];
 
-/// The id of a secret whose file buildx has looked for in vain.
+/// The id of a secret whose file buildx did not find.
 fn missing_secret(message: &str) -> Option<&str> {
     let (file, _) = message.strip_prefix("failed to stat ")?.split_once(": ")?;
     crate::name::is_name(file).then_some(file)
 }
 
-/// Whether buildx understands the validated text as exactly the validated targets.
+/// Whether buildx resolves the validated text to exactly the validated targets.
 pub(super) async fn is_understood(
     bake: &Bake,
     validated: &Definition,
@@ -199,53 +202,9 @@ pub(super) async fn is_understood(
     arguments.extend(validated.targets.keys().cloned());
     let printed = run(bake, &validated.text, &arguments, request.worktree, request, directory, stop).await?;
     let mut understood = read(&printed)?;
-    // Ours alone, and printed in another form.
+    // Added by us, and printed in another form.
     understood.values_mut().for_each(|target| drop(target.remove(escape::POLICY)));
     Ok(understood == validated.targets)
-}
-
-/// Refuses a definition that buildx must not even read.
-///
-/// It is a file of the repository, and no link to another one: buildx shows the lines that it cannot read. The `.env` that
-/// it reads with a compose file may be a link, but not out of the worktree.
-pub fn admit(request: &BakeRequest<'_>) -> Result<(), BakeError> {
-    let Recipe::File(RepositoryFile { path, .. }) = &request.build.recipe else { return Ok(()) };
-    let refused = |what: &str| Err(BakeError::Invalid(format!("{path}: {what}")));
-    let Ok(root) = Directory::open(request.worktree) else { return refused("the repository cannot be read") };
-    let path = Path::new(path);
-    match root.file_size(path) {
-        Ok(size) if size > MAX_FILE => return refused("is larger than a mebibyte"),
-        Ok(_) => {}
-        Err(error) if is_link(&error) => return refused("symbolic links are not followed to a definition"),
-        Err(error) if error.kind() == ErrorKind::InvalidInput => return refused("is not a file"),
-        Err(_) => return refused("there is no such file in the repository"),
-    }
-    let variables = root.resolve(&path.with_file_name(".env"));
-    if is_compose(path) && variables.is_err_and(|error| leads_out(&error)) {
-        return refused("the .env beside it is outside of the repository");
-    }
-    Ok(())
-}
-
-/// The directory from which the paths of a request's definition start.
-pub(super) fn folder(request: &BakeRequest<'_>) -> PathBuf {
-    match &request.build.recipe {
-        Recipe::File(file) => locate(request.worktree, &file.path).0,
-        Recipe::Application(_) | Recipe::Inline(_) => request.worktree.to_owned(),
-    }
-}
-
-/// A compose file is read in its own directory, as compose does; a bake file in the root, as bake does.
-fn locate(worktree: &Path, file: &str) -> (PathBuf, String) {
-    let path = Path::new(file);
-    match (is_compose(path), path.parent(), path.file_name()) {
-        (true, Some(folder), Some(name)) => (worktree.join(folder), name.to_string_lossy().into_owned()),
-        _ => (worktree.to_owned(), file.to_owned()),
-    }
-}
-
-fn is_compose(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml")
 }
 
 async fn run(
@@ -261,7 +220,7 @@ async fn run(
     let _turn = turn.expect("the semaphore is never closed");
     let private = directory.fresh("print").await?;
     make_directories(&private)?;
-    let places = directory.places().with_worktree(request.worktree);
+    let worker_paths = directory.worker_paths().with_worktree(request.worktree);
     let mut command = child(bake, request, &private).command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
     command.current_dir(working_directory);
@@ -275,27 +234,27 @@ async fn run(
             let limit = memory(bake) >> 20;
             Err(BakeError::Invalid(format!("the definition takes more than {limit} MiB of memory to evaluate")))
         }
-        Ended::Exited(status) if status.signal().is_none() => Err(failure(&err, &places)),
+        Ended::Exited(status) if status.signal().is_none() => Err(failure(&err, &worker_paths)),
         Ended::Exited(_) | Ended::TimedOut | Ended::Silent => {
             let limit = bake.limits.print_timeout.as_secs();
             Err(BakeError::Invalid(format!("the definition takes more than {limit} s to evaluate")))
         }
         Ended::TooMuchOutput => {
             let limit = bake.limits.max_print_bytes;
-            Err(BakeError::Invalid(format!("the definition is larger than {limit} bytes when it is resolved")))
+            Err(BakeError::Invalid(format!("the resolved definition is larger than {limit} bytes")))
         }
         Ended::Stopped => Err(BakeError::Stopped),
     }
 }
 
-/// Runs to the end; returns all of standard output, and the last lines of standard error.
+/// Runs a child to its end. Returns all of its standard output and the last lines of its standard error.
 async fn collect(
     bake: &Bake,
     command: Command,
     input: &str,
     stop: &CancellationToken,
 ) -> Result<(Ended, Vec<u8>, Tail), BakeError> {
-    let limits = process::Limits {
+    let limits = process::RunLimits {
         timeout: bake.limits.print_timeout,
         silence: bake.limits.print_timeout,
         max_output_bytes: bake.limits.max_print_bytes,
@@ -307,7 +266,7 @@ async fn collect(
             out.extend_from_slice(line);
             out.push(b'\n');
         }
-        // It quotes the lines of a file that does not parse.
+        // It quotes lines of a file that does not parse.
         Stream::Err => err.push(text::elide(&text::plain(&String::from_utf8_lossy(line)), bounds::ERROR).into_owned()),
     })
     .await?;
@@ -318,13 +277,12 @@ pub(super) fn child(bake: &Bake, request: &BakeRequest<'_>, private: &Path) -> C
     Child { sandbox: sandbox(bake, request.worktree, private), environment: environment(&request.build.variables) }
 }
 
-/// A definition reads the environment, and what it reads becomes part of images. So beside the job's own variables it has
-/// nothing of this machine or this job. buildx needs no file of its own to resolve a definition; where nothing told it
-/// otherwise, it would look for its configuration in the repository.
+/// The variables of `--print`. A definition reads them into images, so they hold nothing of this machine or this job except the
+/// job's own variables. buildx needs no configuration here; without these paths it would look for one in the repository.
 fn environment(variables: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let nowhere = |name: &str| (name.to_owned(), NOWHERE.to_owned());
     let mut environment = variables.clone();
-    // Ours after theirs: of two with one name the later counts.
+    // Ours come last: of two with one name the later one counts.
     environment.extend(switches(N_THREADS));
     environment.extend([nowhere("BUILDX_CONFIG"), nowhere("DOCKER_CONFIG")]);
     environment
@@ -342,9 +300,9 @@ fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
         read: vec![worktree.to_owned()],
         write: vec![private.to_owned(), "/dev/null".into()],
         sockets: Sockets::None,
-        limits: Limits {
+        limits: ResourceLimits {
             data_bytes: memory(bake),
-            // The worker ends it before, and says why. This is for one that was taken over, and a worker that is too busy.
+            // The worker's own limit comes first and reports why. This one is for a child that was taken over, or an overloaded worker.
             cpu_seconds: Some(bake.limits.print_timeout.as_secs() + 1),
             file_bytes: 64 << 20,
             stack_bytes: None,
@@ -352,23 +310,23 @@ fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
     }
 }
 
-/// What buildx, or the launcher, said before it gave up.
-fn failure(err: &Tail, places: &Places) -> BakeError {
+/// The error message of buildx or of the launcher.
+fn failure(err: &Tail, worker_paths: &WorkerPaths) -> BakeError {
     let said = |prefix: &str| err.lines().rev().find_map(|line| line.strip_prefix(prefix));
-    let hidden = |text: &str| places.hide(text).into_owned();
+    let hidden = |text: &str| worker_paths.hide(text).into_owned();
     if let Some(message) = said("ERROR: ") {
         return BakeError::Invalid(without_programs(hidden(message)));
     }
-    let last = err.last().unwrap_or("it ended without a word");
+    let last = err.last().unwrap_or("it ended without an error message");
     let launcher = said(&format!("{}: ", crate::sandbox::LAUNCH));
     launcher.map_or_else(|| BakeError::Invalid(hidden(last)), |message| BakeError::Launcher(hidden(message)))
 }
 
-/// Outside of the repository only docker-buildx and its libraries can be read. When a definition names one of them, by whatever
-/// path, buildx shows how it begins.
+/// Hides the content of programs. Outside of the repository only docker-buildx and its libraries are readable; when a definition
+/// names one, buildx quotes its beginning.
 fn without_programs(message: String) -> String {
     let shows_program = ["\\x7fELF", "\x7fELF"].iter().any(|beginning| message.contains(beginning));
-    if shows_program { "a file that it names is a program, and not one of the repository's".into() } else { message }
+    if shows_program { "it names a program that is not in the repository".into() } else { message }
 }
 
 pub(super) fn read(printed: &[u8]) -> Result<Targets, BakeError> {
@@ -378,11 +336,11 @@ pub(super) fn read(printed: &[u8]) -> Result<Targets, BakeError> {
         target: BTreeMap<String, Map<String, Value>>,
     }
     if json::has_more_values(printed, bounds::VALUES) {
-        let message = format!("the definition has more than {} names and values when it is resolved", bounds::VALUES);
+        let message = format!("the resolved definition has more than {} names and values", bounds::VALUES);
         return Err(BakeError::Invalid(message));
     }
     let printed: Printed = json::read(printed)
-        .map_err(|error| BakeError::Invalid(format!("buildx printed what is not a definition: {error}")))?;
+        .map_err(|error| BakeError::Invalid(format!("buildx printed an invalid definition: {error}")))?;
     Ok(printed.target.into_iter().map(|(name, target)| (name, escape::unescape(target))).collect())
 }
 
@@ -394,7 +352,7 @@ pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
     let (_, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
         .await
         .map_err(|_| BakeError::Launcher("version took more than 10 s".into()))??;
-    if let (true, launcher @ BakeError::Launcher(_)) = (out.is_empty(), failure(&err, &Places::default())) {
+    if let (true, launcher @ BakeError::Launcher(_)) = (out.is_empty(), failure(&err, &WorkerPaths::default())) {
         return Err(launcher);
     }
     let line = String::from_utf8_lossy(&out);

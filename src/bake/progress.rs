@@ -1,8 +1,8 @@
-//! Understands the stream of `--progress=rawjson`: which steps there are, for which targets, and how each ended.
+//! Reads the stream of `--progress=rawjson`: steps, their targets, and how each ended.
 //!
-//! The stream is JSON lines on standard error, mixed with text ([`ending`]). Events are told one by one while a line is
-//! read. What is kept of a build is bounded in number and in bytes, whatever it prints and however long its steps are
-//! called (`bounds`). Follows BuildKit's `client.SolveStatus`.
+//! The stream is JSON lines on standard error, mixed with text ([`ending`]). Events are emitted while a line is read. What is
+//! kept of a build is bounded in number and in bytes, whatever it prints and however long its step names are (`bounds`).
+//! Follows BuildKit's `client.SolveStatus`.
 
 mod ending;
 mod output;
@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::evidence;
 use super::shown::{Said, Shown};
 use crate::bounds;
 use crate::event::{Event, Step};
@@ -28,16 +29,16 @@ use stream::{LogReport, Report, StatusReport, VertexReport};
 
 pub(super) use vertex::Vertex;
 
-/// How a step is called when the names before it have used up the room.
+/// Bytes of a step's name once the earlier names have used up the room.
 const SHORT_NAME: usize = 64;
 
-/// A digest that is longer is not BuildKit's.
+/// A longer digest is not BuildKit's.
 const MAX_DIGEST: usize = 140;
 
-/// Who is told of what happens.
-pub(super) type Tell<'t> = &'t mut dyn FnMut(Event);
+/// Receives the events.
+pub(super) type Emit<'t> = &'t mut dyn FnMut(Event);
 
-/// What is baked.
+/// What is baked, as known before the bake begins.
 #[derive(Debug, Default)]
 pub(super) struct Baked {
     /// The tags of each target, linked targets included.
@@ -52,10 +53,10 @@ pub(super) struct Progress {
     tags: BTreeMap<String, Vec<String>>,
     shown: Shown,
     vertices: Vec<Vertex>,
-    /// Of a vertex whose name has not come yet.
+    /// The name of a vertex that is not named yet.
     no_name: Arc<str>,
     by_digest: HashMap<Box<str>, u32>,
-    /// Steps that have ended since the line began.
+    /// Steps that have ended since the beginning of the line.
     ended: Vec<u32>,
     output: Output,
     ending: Ending,
@@ -63,13 +64,13 @@ pub(super) struct Progress {
     has_begun: bool,
 }
 
-/// How much more is kept.
+/// The room that is left.
 #[derive(Debug)]
 struct Left {
     name_bytes: usize,
     error_bytes: usize,
     n_pushes: usize,
-    /// Reports of vertices for which there was no room.
+    /// Reports of vertices that were dropped for lack of room.
     n_left_out: usize,
     n_long_lines: usize,
 }
@@ -98,57 +99,57 @@ impl Progress {
         }
     }
 
-    /// Takes in one line of standard error and tells what happened.
-    pub(super) fn line(&mut self, line: &[u8], tell: Tell<'_>) {
+    /// Reads one line of standard error and emits its events.
+    pub(super) fn line(&mut self, line: &[u8], emit: Emit<'_>) {
         if line.len() >= bounds::LINE {
             self.left.n_long_lines += 1;
         }
         let looks_like_event = line.starts_with(b"{") && line.ends_with(b"}");
-        if looks_like_event && !self.ending.is_over && self.event(line, tell).is_ok() {
+        if looks_like_event && !self.ending.is_over && self.event(line, emit).is_ok() {
             return;
         }
-        // The cut beginning of an event says nothing as a text.
+        // The beginning of an event that was cut is not text.
         if !(line.starts_with(b"{") && line.len() >= bounds::LINE) {
             self.ending.line(line, &self.shown);
         }
     }
 
-    /// Tells what is left to tell when docker-buildx has ended: the last lines of steps that have not, and what was left out.
-    pub(super) fn finish(&mut self, tell: Tell<'_>) {
-        self.output.steps().into_iter().for_each(|step| self.end_output(step, tell));
+    /// Emits the rest when docker-buildx has ended: last lines without a line feed, and notices of what was dropped.
+    pub(super) fn finish(&mut self, emit: Emit<'_>) {
+        self.output.steps().into_iter().for_each(|step| self.end_output(step, emit));
         let Left { n_left_out, n_long_lines, .. } = self.left;
         if n_left_out > 0 {
             let message =
-                format!("the build has more than {} steps; {n_left_out} reports are left out", bounds::VERTICES);
-            tell(Event::Notice(message));
+                format!("the build has more than {} steps; {n_left_out} reports were left out", bounds::VERTICES);
+            emit(Event::Notice(message));
         }
         if n_long_lines > 0 {
             let message =
-                format!("{n_long_lines} lines of docker-buildx were longer than {} bytes and are cut", bounds::LINE);
-            tell(Event::Notice(message));
+                format!("{n_long_lines} lines of docker-buildx were longer than {} bytes and were cut", bounds::LINE);
+            emit(Event::Notice(message));
         }
     }
 
-    fn event(&mut self, line: &[u8], tell: Tell<'_>) -> serde_json::Result<()> {
+    fn event(&mut self, line: &[u8], emit: Emit<'_>) -> serde_json::Result<()> {
         let result = stream::read(line, &mut |report| match report {
-            Report::Vertex(report) => self.vertex(&report, tell),
+            Report::Vertex(report) => self.vertex(&report, emit),
             Report::Status(report) => self.progress(&report),
-            Report::Log(report) => self.log(&report, tell),
+            Report::Log(report) => self.log(&report, emit),
         });
-        // A line has the end of a step before what the step printed last.
+        // A line reports the end of a step before the step's last output.
         for number in std::mem::take(&mut self.ended) {
-            self.end_output(number, tell);
-            if self.vertices[number as usize].is_told() {
-                tell(self.step_ended(number));
+            self.end_output(number, emit);
+            if self.vertices[number as usize].is_shown() {
+                emit(self.step_ended(number));
             }
         }
         if result.is_ok() {
-            self.ending.event().into_iter().for_each(|warning| tell(Event::Notice(warning)));
+            self.ending.event().into_iter().for_each(|warning| emit(Event::Notice(warning)));
         }
         result
     }
 
-    fn vertex(&mut self, report: &VertexReport<'_>, tell: Tell<'_>) {
+    fn vertex(&mut self, report: &VertexReport<'_>, emit: Emit<'_>) {
         let (target, name) = self.split_name(&report.name);
         let Some(number) = self.find(&report.digest) else { return };
         self.name(number, name);
@@ -168,10 +169,10 @@ impl Progress {
             vertex
                 .targets
                 .iter()
-                .for_each(|target| tell(Event::TargetDone(self.targets[*target as usize].to_string())));
+                .for_each(|target| emit(Event::TargetDone(self.targets[*target as usize].to_string())));
         }
-        if begins && vertex.is_told() {
-            tell(Event::StepStarted(self.step(number)));
+        if begins && vertex.is_shown() {
+            emit(Event::StepStarted(self.step(number)));
         }
     }
 
@@ -200,7 +201,7 @@ impl Progress {
     }
 
     fn take_in_error(&mut self, number: u32, error: &str) {
-        // Among what may be forged, none decides.
+        // No error that may be forged decides anything.
         if error.is_empty() || self.ending.is_doubtful {
             return;
         }
@@ -209,7 +210,7 @@ impl Progress {
             return vertex.echo();
         }
         self.left.error_bytes += vertex.own_error().map_or(0, Said::size);
-        let said = self.shown.error(error, true);
+        let said = self.shown.error(error, true).with_evidence(evidence::of_step(error));
         let room = self.left.error_bytes.checked_sub(said.size());
         vertex.fail(room.is_some().then_some(said));
         self.left.error_bytes = room.unwrap_or(self.left.error_bytes);
@@ -227,7 +228,7 @@ impl Progress {
         }
     }
 
-    /// Docker's engine names a reference with its registry and tag in full.
+    /// Docker's engine reports a reference with its registry and tag.
     fn pushed(&mut self, number: u32, reference: &str, digest: &str) {
         let is_same = |tag: &&String| {
             reference == *tag
@@ -244,21 +245,21 @@ impl Progress {
         }
     }
 
-    fn log(&mut self, report: &LogReport<'_>, tell: Tell<'_>) {
+    fn log(&mut self, report: &LogReport<'_>, emit: Emit<'_>) {
         let Some(number) = self.find(&report.vertex) else { return };
         let step = self.step(number);
         let shown = &self.shown;
         self.output.take_in((number, report.stream == 2), &report.data, |line, n_dropped| {
-            shown.output(line, n_dropped, |line| tell(Event::StepOutput { step: step.clone(), line }));
+            shown.output(line, n_dropped, |line| emit(Event::StepOutput { step: step.clone(), line }));
         });
     }
 
-    /// Tells the last lines of a step, which have no end.
-    fn end_output(&mut self, number: u32, tell: Tell<'_>) {
+    /// Emits the last lines of a step, which have no line feed.
+    fn end_output(&mut self, number: u32, emit: Emit<'_>) {
         let step = self.step(number);
         let shown = &self.shown;
         self.output.end_of(number, |line, n_dropped| {
-            shown.output(line, n_dropped, |line| tell(Event::StepOutput { step: step.clone(), line }));
+            shown.output(line, n_dropped, |line| emit(Event::StepOutput { step: step.clone(), line }));
         });
     }
 
@@ -283,7 +284,7 @@ impl Progress {
         Some(number)
     }
 
-    /// Target and rest of a vertex's name: with several targets the bracket begins with one, with one it does not.
+    /// The target and the rest of a vertex's name. With several targets, the bracket begins with the target's name.
     fn split_name<'a>(&self, name: &'a str) -> (Option<u16>, Cow<'a, str>) {
         if self.targets.len() == 1 {
             return (Some(0), name.into());
@@ -300,24 +301,24 @@ impl Progress {
     }
 }
 
-/// What the whole stream says.
+/// The whole stream's results.
 impl Progress {
-    /// What may be the error that docker-buildx ends with.
+    /// The lines that may be the final error.
     pub(super) fn errors(&self) -> &[Said] {
         &self.ending.errors
     }
 
-    /// What docker-buildx said last, for an end without an error; `None` when it crashed.
+    /// The last text of docker-buildx, for an exit without an error; `None` when it crashed.
     pub(super) fn last_words(&self) -> Option<&str> {
         self.ending.last.last().filter(|_| !self.ending.has_crashed)
     }
 
-    /// The last lines that were no events, for the operator.
+    /// The last lines that were not events, for the operator.
     pub(super) fn said(&self) -> &Tail {
         &self.ending.last
     }
 
-    /// The steps that failed by themselves. A cache that cannot be imported fails nothing.
+    /// The steps that failed by themselves. A failed cache import fails nothing.
     pub(super) fn failed(&self) -> impl Iterator<Item = &Vertex> {
         self.vertices.iter().filter(|vertex| vertex.has_failed() && !vertex.name.starts_with("importing "))
     }
@@ -327,12 +328,12 @@ impl Progress {
         vertex.targets.first().map(|target| &*self.targets[*target as usize])
     }
 
-    /// Whether the builder has done something: buildx reads the definition before it connects.
+    /// Whether the builder has begun to work: before that, buildx only reads the definition.
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun
     }
 
-    /// The one line of a launcher that could not become buildx. A customer's text comes after events or an error.
+    /// The only line of a launcher that could not start buildx. A customer's text always comes after an event or an error.
     pub(super) fn launcher_error(&self) -> Option<&str> {
         let line = self.ending.only().filter(|_| self.vertices.is_empty() && self.ending.errors.is_empty())?;
         line.strip_prefix(crate::sandbox::LAUNCH)?.strip_prefix(": ")
@@ -344,7 +345,7 @@ impl Progress {
     }
 }
 
-/// A digest as registries write it, such as `sha256:…`.
+/// A digest as in registries, such as `sha256:…`.
 fn is_digest(text: &str) -> bool {
     let is_part = |part: &str, allowed: fn(&u8) -> bool| !part.is_empty() && part.as_bytes().iter().all(allowed);
     let parts = text.split_once(':').filter(|_| text.len() <= MAX_DIGEST);

@@ -1,63 +1,71 @@
-//! The form in which everything that is said of a build is shown: plain, then masked, then without the worker's own paths,
-//! then cut. In this order no cut leaves a part of a secret, and no color hides one.
+//! How everything that a build reports is shown: plain, then masked, then without the worker's own paths, then cut. In this order
+//! no cut leaves a part of a secret, and no color hides one.
 
 use super::mask::Mask;
-use crate::text::places::Places;
+use crate::reason::Evidence;
+use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
-/// What is left out of one build's texts.
+/// What is masked in the texts of one build.
 pub(super) struct Shown {
     mask: Mask,
-    places: Places,
+    worker_paths: WorkerPaths,
 }
 
-/// What BuildKit or buildx said went wrong: as it is shown, and for the diagnosis as it was, with secrets in it.
+/// An error of BuildKit or buildx: as shown, and for the diagnosis unmasked.
 #[derive(Debug)]
 pub(super) struct Said {
     pub(super) shown: String,
     /// Only where it differs.
     unmasked: Option<Box<str>>,
+    /// Evidence in the complete text.
+    pub(super) evidence: Option<Evidence>,
 }
 
 impl Said {
-    /// For the diagnosis alone: how it begins and ends, whatever a secret may be.
+    /// The same, with evidence from the complete text.
+    pub(super) fn with_evidence(self, evidence: Option<Evidence>) -> Self {
+        Self { evidence, ..self }
+    }
+
+    /// For the diagnosis only: unmasked.
     pub(super) fn judged(&self) -> &str {
         self.unmasked.as_deref().unwrap_or(&self.shown)
     }
 
-    /// Bytes that it holds.
+    /// Its size in bytes.
     pub(super) fn size(&self) -> usize {
         self.shown.len() + self.unmasked.as_ref().map_or(0, |text| text.len())
     }
 }
 
 impl Shown {
-    pub(super) fn new(mask: Mask, places: Places) -> Self {
-        Self { mask, places }
+    pub(super) fn new(mask: Mask, worker_paths: WorkerPaths) -> Self {
+        Self { mask, worker_paths }
     }
 
-    /// The name of a step, at most `max_bytes` long: the customer's own words.
+    /// The name of a step, at most `max_bytes` long. It contains customer's text.
     pub(super) fn name(&self, name: &str, max_bytes: usize) -> String {
         text::clip(&self.mask.plain(name), max_bytes).into_owned()
     }
 
     /// A warning of buildx.
     pub(super) fn notice(&self, said: &str) -> String {
-        text::clip(&self.places.hide(&self.mask.plain(said)), bounds::NOTICE).into_owned()
+        text::clip(&self.worker_paths.hide(&self.mask.plain(said)), bounds::NOTICE).into_owned()
     }
 
-    /// The first line of an error: its beginning and its end. `is_whole`: whether its rest is known.
+    /// The first line of an error: its beginning and its end. `is_whole`: whether all of it is known.
     pub(super) fn error(&self, said: &str, is_whole: bool) -> Said {
         let first = said.lines().next().unwrap_or_default();
         let is_whole = is_whole || first.len() < said.len();
         let masked = if is_whole { self.mask.plain(first) } else { self.mask.plain_beginning(first) };
-        let bounded = |text: &str| text::elide(&self.places.hide(text), bounds::ERROR).into_owned();
+        let bounded = |text: &str| text::elide(&self.worker_paths.hide(text), bounds::ERROR).into_owned();
         let (shown, unmasked) = (bounded(&masked), bounded(&text::plain(first)));
         let unmasked = (unmasked != shown).then(|| unmasked.into_boxed_str());
-        Said { shown, unmasked }
+        Said { shown, unmasked, evidence: None }
     }
 
-    /// A line of a step's output, of which `n_dropped` bytes at its end are missing, in pieces of [`bounds::OUTPUT_PIECE`].
+    /// A line of a step's output in pieces of [`bounds::OUTPUT_PIECE`]. `n_dropped` bytes at its end are missing.
     pub(super) fn output(&self, line: &[u8], n_dropped: usize, mut on_piece: impl FnMut(String)) {
         if n_dropped == 0 {
             return cut(self.mask.plain(&String::from_utf8_lossy(line)), on_piece);
@@ -86,12 +94,12 @@ fn cut(text: String, mut on_piece: impl FnMut(String)) {
     }
 }
 
-/// Without a character at the end that the missing bytes would end (RFC 3629).
+/// The line without an incomplete character at its end (RFC 3629).
 fn without_open_character(line: &[u8]) -> &[u8] {
     match std::str::from_utf8(line) {
         Err(error) if error.error_len().is_none() => &line[..error.valid_up_to()],
         _ => {
-            // Bytes that are no text come before: the last of them may be the beginning of a character all the same.
+            // Invalid bytes come before. The last bytes may still begin a character.
             let begin = line.iter().rposition(|byte| byte & 0xc0 != 0x80).unwrap_or(0);
             match std::str::from_utf8(&line[begin..]) {
                 Err(error) if error.error_len().is_none() => &line[..begin],
@@ -109,7 +117,7 @@ mod tests {
     use crate::secret::Secret;
 
     fn shown(secrets: &[&str]) -> Shown {
-        Shown::new(Mask::new(secrets.iter().map(|secret| Secret::new(*secret))), Places::default())
+        Shown::new(Mask::new(secrets.iter().map(|secret| Secret::new(*secret))), WorkerPaths::default())
     }
 
     fn pieces(secrets: &[&str], line: &[u8], n_dropped: usize) -> Vec<String> {

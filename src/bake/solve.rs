@@ -1,4 +1,4 @@
-//! `docker-buildx bake` itself: the validated definition on its standard input, its events to the journal.
+//! `docker-buildx bake` itself: reads the validated definition from standard input; its events go to the journal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,14 +15,14 @@ use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagno
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
-use crate::sandbox::{Limits, Sandbox, Sockets, libraries, network_files};
+use crate::sandbox::{ResourceLimits, Sandbox, Sockets, libraries, network_files};
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
 
-/// The file that buildx writes what it has made into, in the run's own directory.
+/// The file in the run's own directory where buildx writes its results.
 pub(super) const METADATA: &str = "metadata.json";
 
-/// Threads of Go's, on however large a machine: it mostly waits, and each has a stack.
+/// Go threads, independent of the machine: buildx mostly waits, and each thread has a stack.
 const N_THREADS: u32 = 4;
 
 pub(super) async fn solve(
@@ -45,36 +45,40 @@ pub(super) async fn solve(
 
     let definition = goal.definition;
     let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
-    let places = directory.places().with_worktree(&definition.worktree);
+    let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
     let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
     let mut command = child.command(&bake.buildx.binary);
     command.args(arguments(location, &metadata_file)).args(goal.targets);
     command.current_dir(&location.working_directory);
     let timeout = goal.deadline.saturating_duration_since(Instant::now());
-    let limits = process::Limits {
+    let limits = process::RunLimits {
         timeout,
         silence: if location.is_watched { timeout } else { bake.limits.silence },
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
-    let mut progress = Progress::new(baked(goal), Shown::new(mask, places));
-    let mut tell = |event| journal.tell(event);
+    let mut progress = Progress::new(baked(goal), Shown::new(mask, worker_paths));
+    let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
-            progress.line(line, &mut tell);
+            progress.line(line, &mut emit);
             if progress.has_begun() {
                 let _ = location.run.has_begun.set(());
             }
         }
     })
     .await?;
-    progress.finish(&mut tell);
+    progress.finish(&mut emit);
     if let (Some(message), false) = (progress.launcher_error(), ended.is_success()) {
         return Err(BakeError::Launcher(message.to_owned()));
     }
     if !ended.is_success() && progress.errors().is_empty() {
         let said: Vec<&str> = progress.said().lines().collect();
-        tracing::warn!(said = &*text::elide(&said.join("\n"), bounds::ERROR), "docker-buildx ended without an error");
+        tracing::warn!(
+            said = &*text::elide(&said.join("\n"), bounds::ERROR),
+            event = "buildx_ended_silently",
+            "docker-buildx failed without an error message"
+        );
     }
     Ok(conclude(&progress, ended, &private))
 }
@@ -108,7 +112,7 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
     Outcome { targets, context_bytes: progress.context_bytes(), end: diagnose::diagnose(ended, progress) }
 }
 
-/// The arguments after the binary and before the names of the targets. Nothing of a stranger's is among them.
+/// The arguments between the binary and the names of the targets. None contains a stranger's text.
 pub(super) fn arguments(location: &Location, metadata_file: &Path) -> Vec<String> {
     let fixed = ["bake", "--builder", &location.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
     fixed.into_iter().map(str::to_owned).chain([metadata_file.display().to_string()]).collect()
@@ -118,7 +122,7 @@ pub(super) fn environment(location: &Location, private: &Path) -> BTreeMap<Strin
     let mut environment = base_environment(private, N_THREADS);
     environment.insert("DOCKER_CONFIG".into(), docker_config(private).display().to_string());
     environment.insert("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into());
-    // A copy of each image's provenance costs a round trip and may hold build arguments.
+    // A copy of each image's provenance costs a round trip and may contain build arguments.
     environment.insert("BUILDX_METADATA_PROVENANCE".into(), "disabled".into());
     environment.extend(location.environment.clone());
     environment
@@ -131,12 +135,12 @@ pub(super) fn child(bake: &Bake, worktree: &Path, secrets: &Path, location: &Loc
     }
 }
 
-/// Where the job's registry credentials are: beside the run's own directory, in which it can write.
+/// The directory of the job's registry credentials: beside the run's own directory, which the child can write.
 fn docker_config(private: &Path) -> PathBuf {
     private.with_file_name("docker")
 }
 
-/// The worktree, build secrets and credentials, read-only; its own directory; the builder's and the registries' ports.
+/// Read-only: worktree, build secrets, credentials. Writable: its own directory. Ports: the builder's and the registries'.
 fn sandbox(bake: &Bake, inputs: [&Path; 2], location: &Location, private: &Path) -> Sandbox {
     let mut system = libraries();
     system.extend(network_files(Path::new(CERTIFICATES)));
@@ -153,7 +157,7 @@ fn sandbox(bake: &Bake, inputs: [&Path; 2], location: &Location, private: &Path)
             Sockets::Tcp(ports) => Sockets::Tcp(with_registries(ports)),
             Sockets::TcpAndUnix(ports) => Sockets::TcpAndUnix(with_registries(ports)),
         },
-        limits: Limits {
+        limits: ResourceLimits {
             data_bytes: bake.sandbox.max_data_bytes,
             cpu_seconds: None,
             file_bytes: 1 << 30,

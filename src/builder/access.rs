@@ -1,8 +1,8 @@
-//! How the API server of a builder is reached, and as whom: from a kubeconfig or from the worker's own pod.
+//! The API server of a builder and the credentials for it: from a kubeconfig or from the worker's own pod.
 //!
-//! Everything is looked up here, in the worker's trust: certificates and tokens are read from their files, an exec plugin
-//! is run. What leaves is complete in itself, so the docker-buildx that works on a stranger's build needs no other file
-//! and may run no plugin. Follows `client.authentication.k8s.io/v1` and the kubeconfig of `k8s.io/client-go`.
+//! Everything is looked up here, in the worker's trust: certificates and tokens are read from their files, and an exec plugin is
+//! run. The result is self-contained, so the docker-buildx of a stranger's build needs no other file and no plugin. Follows
+//! `client.authentication.k8s.io/v1` and the kubeconfig of `k8s.io/client-go`.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,7 +25,7 @@ use crate::bounds;
 use crate::clock::Epoch;
 use crate::environment;
 use crate::json;
-use crate::process::{self, Ended, Limits, ProcessError, Stream};
+use crate::process::{self, Ended, ProcessError, RunLimits, Stream};
 use crate::secret::Secret;
 use crate::settings;
 use crate::text;
@@ -33,13 +33,13 @@ use crate::text;
 /// How long an exec plugin may take.
 const PLUGIN: Duration = Duration::from_secs(30);
 
-/// For one request to the API server.
+/// The time limit of one request to the API server.
 const REQUEST: Duration = Duration::from_secs(15);
 
-/// The API server's address or our credentials for it cannot be had.
+/// The API server's address or the credentials for it are not available.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// The kubeconfig cannot be read, or lacks something.
+    /// The kubeconfig cannot be read, or is incomplete.
     #[error("the kubeconfig {path}: {message}")]
     Kubeconfig {
         /// The file.
@@ -47,8 +47,8 @@ pub enum AccessError {
         /// What is wrong with it.
         message: String,
     },
-    /// There is no kubeconfig and this is no pod with a service account.
-    #[error("there is no kubeconfig, and the service account of this pod cannot be used: {0}")]
+    /// No kubeconfig is configured, and the worker's pod has no usable service account.
+    #[error("no kubeconfig is configured, and this pod's service account cannot be used: {0}")]
     ServiceAccount(String),
     /// A certificate, key or token cannot be read.
     #[error("{path}: {source}")]
@@ -61,24 +61,24 @@ pub enum AccessError {
     /// The exec plugin cannot be run.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// The exec plugin did not give credentials.
+    /// The exec plugin did not return credentials.
     #[error("the kubeconfig's plugin {command}: {message}")]
     Plugin {
         /// Its command.
         command: String,
-        /// What it said, or lacks.
+        /// Its error, or what its output lacks.
         message: String,
     },
-    /// The client cannot be made.
+    /// The client cannot be created.
     #[error("{0}")]
     Client(String),
 }
 
-/// An API server and credentials that nobody has to look up any more.
+/// The address of an API server and complete credentials for it.
 #[derive(Clone, Debug)]
 pub(super) struct Access {
     config: Config,
-    /// When a plugin's credentials end.
+    /// When a plugin's credentials expire.
     pub(super) expires: Option<Timestamp>,
 }
 
@@ -89,7 +89,7 @@ impl Access {
             Some(path) => from_kubeconfig(path, builder.context.clone()).await?,
             None => Config::incluster_env().map_err(|error| AccessError::ServiceAccount(error.to_string()))?,
         };
-        // kube's own retries would only double ours, and its default waits for ever.
+        // kube's own retries would double ours, and its default timeout is none.
         config.default_retry = false;
         (config.connect_timeout, config.read_timeout, config.write_timeout) =
             (Some(REQUEST), Some(REQUEST), Some(REQUEST));
@@ -100,7 +100,7 @@ impl Access {
         Ok(Self { config, expires })
     }
 
-    /// Whether this is still to be used: files are read again each minute, a plugin is run again before its credentials end.
+    /// Whether it can still be used: files are read again every minute, and a plugin runs again before its credentials expire.
     pub(super) fn is_fresh(&self, age: Duration) -> bool {
         match self.expires {
             Some(end) => end.duration_since(Epoch::now().timestamp()).as_secs() > 60,
@@ -141,7 +141,7 @@ impl Access {
             .collect()
     }
 
-    /// A kubeconfig that names no other file and no plugin.
+    /// A kubeconfig that refers to no other file and no plugin.
     pub(super) fn kubeconfig(&self) -> Result<Secret, AccessError> {
         let mut cluster = Map::from_iter([("server".to_owned(), json!(self.config.cluster_url.to_string()))]);
         if self.config.accept_invalid_certs {
@@ -174,23 +174,23 @@ async fn from_kubeconfig(path: &Path, context: Option<String>) -> Result<Config,
         message: error.to_string(),
     };
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| match error {
-        // A parser's error quotes what it read, which can be a token.
-        KubeconfigError::Parse(_) => wrong(&"it is no kubeconfig"),
+        // A parser's error quotes its input, which can contain a token.
+        KubeconfigError::Parse(_) => wrong(&"not a valid kubeconfig"),
         error => wrong(&error),
     })?;
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
     let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?;
-    // buildx would go another way than we do, or as somebody else.
+    // buildx would connect in another way, or as another user.
     if config.proxy_url.is_some() {
-        return Err(wrong(&"proxy-url is not supported: the sandbox of a build knows the API server's port alone"));
+        return Err(wrong(&"proxy-url is not supported: a build's sandbox reaches only the API server's port"));
     }
     if config.auth_info.auth_provider.is_some() {
-        return Err(wrong(&"auth-provider is not supported; clients that can use it have an exec plugin by now"));
+        return Err(wrong(&"auth-provider is not supported; use an exec plugin"));
     }
     Ok(config)
 }
 
-/// Puts what a plugin gives in its place; returns when that ends.
+/// Runs the exec plugin, if there is one, and sets its credentials. Returns when they expire.
 async fn complete(user: &mut AuthInfo) -> Result<Option<Timestamp>, AccessError> {
     let Some(exec) = user.exec.take() else { return Ok(None) };
     let status = run_plugin(&exec).await?;
@@ -200,7 +200,7 @@ async fn complete(user: &mut AuthInfo) -> Result<Option<Timestamp>, AccessError>
     Ok(status.expiration_timestamp)
 }
 
-/// The user of a kubeconfig, with the content of every file that it names.
+/// The user of a kubeconfig, with the content of each file that it refers to.
 fn user(info: &AuthInfo) -> Result<Value, AccessError> {
     let mut user = Map::new();
     let mut set = |key: &str, value: Option<String>| {
@@ -256,7 +256,7 @@ struct ExecStatus {
     expiration_timestamp: Option<Timestamp>,
 }
 
-/// Runs the plugin with the environment that its kubeconfig gives it, and what every program of ours has.
+/// Runs the plugin with its kubeconfig's environment and with the variables that every program of ours gets.
 async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
     let name = exec.command.clone().unwrap_or_default();
     let wrong = |message: String| AccessError::Plugin { command: name.clone(), message };
@@ -271,7 +271,7 @@ async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
     let info = json!({"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": false}});
     command.env("KUBERNETES_EXEC_INFO", info.to_string());
     let stop = CancellationToken::new();
-    let limits = Limits { timeout: PLUGIN, silence: PLUGIN, max_output_bytes: bounds::PLUGIN, stop };
+    let limits = RunLimits { timeout: PLUGIN, silence: PLUGIN, max_output_bytes: bounds::PLUGIN, stop };
     let (mut out, mut last) = (Vec::new(), String::new());
     let ended = process::run(command, b"", &limits, |stream, line| match stream {
         Stream::Out => out.extend_from_slice(line),
@@ -284,8 +284,9 @@ async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
         Ended::TimedOut | Ended::Silent => return Err(wrong(format!("it took more than {} s", PLUGIN.as_secs()))),
         Ended::Exited(_) | Ended::Stopped => return Err(wrong(format!("it ended with an error: {last}"))),
     }
-    // The error of a parser could quote what it read: a token.
-    let credential: ExecCredential = json::read(&out).map_err(|_| wrong("its output is no ExecCredential".into()))?;
+    // A parser's error could quote a token.
+    let credential: ExecCredential =
+        json::read(&out).map_err(|_| wrong("its output is not an ExecCredential".into()))?;
     credential.status.ok_or_else(|| wrong("its output has no status".into()))
 }
 
@@ -347,6 +348,6 @@ mod tests {
         assert!(endless.ends_with("it printed more than 1048576 bytes"), "{endless}");
         let nonsense = write(directory.path(), "nonsense", &broken.replace("$0", "0"));
         let nonsense = Access::find(&builder(nonsense)).await.expect_err("refused").to_string();
-        assert!(nonsense.ends_with("its output is no ExecCredential"), "{nonsense}");
+        assert!(nonsense.ends_with("its output is not an ExecCredential"), "{nonsense}");
     }
 }

@@ -1,56 +1,52 @@
-//! A builder's Deployment and pods, in Kubernetes' own words. The one file that speaks to the API server.
-//!
-//! Of an answer only what is asked for is read, pod by pod: a pod of the API's own type takes two kilobytes however little is
-//! said of it, and an answer of 8 MiB can hold millions.
+//! A builder's Deployment and pods in Kubernetes. The only file that connects to the API server.
 
 use std::time::Duration;
 
 use http::StatusCode;
-use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::Resource;
 use kube::api::{GetParams, ListParams, Patch, PatchParams, PostParams, Request};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
 use super::access::{Access, AccessError};
 use super::deployment::{self, Ground};
+use super::pods::{self, PodStatus};
 use crate::body;
 use crate::bounds;
 use crate::json;
 use crate::settings;
 use crate::text;
 
-/// How often pods are looked at while they start.
+/// How often starting pods are checked.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// For one answer of the API server, its body included. The client's own limits are for each read.
+/// The time limit of one answer of the API server, body included. The client's own limits apply to each read.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Who Kubernetes is told changes the Deployment.
+/// The name under which Kubernetes records our changes.
 const FIELD_MANAGER: &str = "sidebake";
 
-/// Kubernetes does not do what was asked, or has no pod for a build.
+/// Kubernetes did not do what was asked, or has no pod for a build.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// The API server's address or credentials cannot be had.
+    /// The API server's address or the credentials are not available.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// The API server refuses or does not answer.
-    #[error("Kubernetes, asked to {what}: {message}")]
+    /// The API server refused or did not answer.
+    #[error("Kubernetes could not {what}: {message}")]
     Api {
-        /// What was asked, such as `get the Deployment development0 in release-builder`.
+        /// The request, such as `get the Deployment development0 in release-builder`.
         what: String,
-        /// Its answer, in its own words: a refusal names the verb and the resource.
+        /// Kubernetes' own message: a refusal names the verb and the resource.
         message: String,
-        /// Whether it may be over when it is asked again.
+        /// Whether a later request may succeed.
         is_passing: bool,
     },
-    /// There is no Deployment.
-    #[error("there is no Deployment {deployment} in the namespace {namespace}; `sidebake builder ensure` makes it")]
+    /// The Deployment does not exist.
+    #[error("no Deployment {deployment} in the namespace {namespace}; create it with `sidebake builder ensure`")]
     Missing {
         /// Its name.
         deployment: String,
@@ -87,33 +83,7 @@ impl ClusterError {
     }
 }
 
-/// One pod of a builder.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct PodStatus {
-    /// Its name.
-    pub name: String,
-    /// Tells two pods of one name apart.
-    #[serde(skip)]
-    pub uid: String,
-    /// The node it runs on.
-    pub node: Option<String>,
-    /// Seconds since it was made.
-    pub age_s: Option<i64>,
-    /// Whether builds may go there: phase `Running`, as buildx judges.
-    pub is_running: bool,
-    /// Whether BuildKit in it answers.
-    pub is_ready: bool,
-    /// Whether it has been told to go.
-    pub is_going: bool,
-    /// How often BuildKit was started anew in it.
-    pub n_restarts: i32,
-    /// Why it does not run, or last ended: Kubernetes' reason and message.
-    pub trouble: Option<String>,
-    /// Builds of the fleet that run there, as far as somebody has asked.
-    pub n_builds: Option<u32>,
-}
-
-/// What there is of a builder.
+/// The state of a builder.
 #[derive(Clone, Debug)]
 pub(super) struct Survey {
     pub(super) deployment: Value,
@@ -129,7 +99,7 @@ impl Survey {
         self.deployment["spec"]["replicas"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
     }
 
-    /// Whether Kubernetes has seen the last change, and every pod is of it.
+    /// Whether Kubernetes has processed the last change, and every pod has it.
     fn is_rolled_out(&self) -> bool {
         let (generation, status) = (&self.deployment["metadata"]["generation"], &self.deployment["status"]);
         let n = |field: &str| status[field].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
@@ -137,7 +107,7 @@ impl Survey {
         is_seen && n("updatedReplicas") >= self.n_wanted() && n("replicas") <= self.n_wanted()
     }
 
-    /// Why pods are missing or not ready: each pod's trouble, or the Deployment's (a quota, a forbidden verb).
+    /// Why pods are missing or not ready: the trouble of each pod, or of the Deployment (a quota, a forbidden verb).
     pub(super) fn why(&self) -> String {
         let of_pod = |pod: &PodStatus| Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?));
         let mut reasons: Vec<String> = self.pods.iter().filter(|pod| !pod.is_ready).filter_map(of_pod).collect();
@@ -145,8 +115,8 @@ impl Survey {
         let failing = conditions.iter().filter(|one| one["type"] == "ReplicaFailure" && one["status"] == "True");
         reasons.extend(failing.filter_map(|one| one["message"].as_str()).map(str::to_owned));
         match reasons.is_empty() {
-            true if self.pods.is_empty() => "it has no pods yet".into(),
-            true => "they are starting".into(),
+            true if self.pods.is_empty() => "no pods yet".into(),
+            true => "pods are starting".into(),
             false => reasons.join("; "),
         }
     }
@@ -165,13 +135,13 @@ impl Cluster {
         Ok(Self { client: access.client()?, namespace: access.namespace().to_owned(), deployment })
     }
 
-    /// The Deployment and its pods; `None` when there is no Deployment.
+    /// The Deployment and its pods; `None` when the Deployment does not exist.
     pub(super) async fn survey(&self) -> Result<Option<Survey>, ClusterError> {
         let Some(deployment) = self.deployment().await? else { return Ok(None) };
         Ok(Some(Survey { deployment, pods: self.pods().await? }))
     }
 
-    /// The Deployment as JSON; `None` when there is none.
+    /// The Deployment as JSON; `None` when it does not exist.
     async fn deployment(&self) -> Result<Option<Value>, ClusterError> {
         let request = Request::new(self.path::<Deployment>()).get(&self.deployment, &GetParams::default());
         let answer = self.ask("get the Deployment", request).await?;
@@ -182,15 +152,15 @@ impl Cluster {
         json::read(&body).map(Some).map_err(|error| self.unread("get the Deployment", &error.to_string()))
     }
 
-    /// The pods that buildx would choose among, and those that are starting or ending.
+    /// The pods among which buildx would choose, and those that are starting or ending.
     pub(super) async fn pods(&self) -> Result<Vec<PodStatus>, ClusterError> {
         const WHAT: &str = "list the pods of";
-        let labelled = ListParams::default().labels(&format!("app={}", self.deployment)).limit(MAX_PODS);
+        let labelled = ListParams::default().labels(&format!("app={}", self.deployment)).limit(pods::MAX_PODS);
         let answer = self.ask(WHAT, Request::new(self.path::<Pod>()).list(&labelled)).await?;
-        read_pods(&self.good(answer)?).map_err(|message| self.unread(WHAT, &message))
+        pods::read(&self.good(answer)?).map_err(|message| self.unread(WHAT, &message))
     }
 
-    /// Makes the Deployment unless it is there, from any number of processes at once; returns whether this one made it.
+    /// Creates the Deployment unless it exists. Safe to call from many processes at once. Returns whether this call created it.
     pub(super) async fn create(&self, builder: &settings::Builder) -> Result<bool, ClusterError> {
         if self.deployment().await?.is_some() {
             return Ok(false);
@@ -198,12 +168,12 @@ impl Cluster {
         let text = self.write_config(builder).await?;
         let whole = deployment::whole(&self.deployment, builder, text.as_deref());
         let whole: Deployment = serde_json::from_value(whole).map_err(|error| {
-            self.wrong("create the Deployment", format!("the settings make no Deployment: {error}"))
+            self.wrong("create the Deployment", format!("the settings do not make a valid Deployment: {error}"))
         })?;
         self.make("create the Deployment", &PostParams::default(), &whole).await
     }
 
-    /// Changes what the configuration names, and nothing else.
+    /// Applies the configured fields, and no others.
     pub(super) async fn apply(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
         let text = self.write_config(builder).await?;
         let live = self.deployment().await?.unwrap_or_default();
@@ -215,16 +185,16 @@ impl Cluster {
         self.good(patched).map(drop)
     }
 
-    /// Puts the configured buildkitd.toml where pods find it, and returns it.
+    /// Writes the configured buildkitd.toml to the ConfigMap, and returns it.
     async fn write_config(&self, builder: &settings::Builder) -> Result<Option<String>, ClusterError> {
         let Some(path) = &builder.buildkitd_config else { return Ok(None) };
         let text = std::fs::read_to_string(path)
             .map_err(|source| ClusterError::File { path: path.display().to_string(), source })?;
         let map = deployment::config_map(&self.deployment, &text);
         let whole: ConfigMap = serde_json::from_value(map.clone()).map_err(|error| {
-            self.wrong("create the ConfigMap of", format!("the settings make no ConfigMap: {error}"))
+            self.wrong("create the ConfigMap of", format!("the settings do not make a valid ConfigMap: {error}"))
         })?;
-        // An apply would do for both, but Kubernetes does not name the verb when one may not create.
+        // A server-side apply would do both, but its refusal does not name the verb when creating is not allowed.
         let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
         if self.make("create the ConfigMap of", &params, &whole).await? {
             return Ok(Some(text));
@@ -237,7 +207,7 @@ impl Cluster {
         Ok(Some(text))
     }
 
-    /// Creates an object; returns false when one of its name is there already: somebody else was quicker.
+    /// Creates an object. Returns false when it already exists: another process was faster.
     async fn make<K>(&self, what: &'static str, params: &PostParams, whole: &K) -> Result<bool, ClusterError>
     where
         K: Resource<DynamicType = ()> + serde::Serialize,
@@ -250,7 +220,7 @@ impl Cluster {
         self.good(answer).map(|_| true)
     }
 
-    /// Waits until so many pods are ready (`None`: as many as the Deployment wants).
+    /// Waits until `n` pods are ready (`None`: all replicas of the Deployment).
     pub(super) async fn wait_until_ready(&self, n: Option<usize>, patience: Duration) -> Result<Survey, ClusterError> {
         let started = Instant::now();
         loop {
@@ -258,7 +228,7 @@ impl Cluster {
             match self.survey().await {
                 Ok(Some(survey)) => {
                     let (n_ready, n_wanted) = (survey.n_ready(), n.unwrap_or_else(|| survey.n_wanted()));
-                    // Some of them for a build; all of them, as they are to be now, for whoever made or changed them.
+                    // A build needs some ready pods; after a create or an apply, all pods must have the change.
                     if n_ready >= n_wanted && (n.is_some() || survey.is_rolled_out()) {
                         return Ok(survey);
                     }
@@ -272,34 +242,34 @@ impl Cluster {
                     let (deployment, namespace) = (self.deployment.clone(), self.namespace.clone());
                     return Err(ClusterError::Missing { deployment, namespace });
                 }
-                // An API server that starts again is no reason to fail every build.
+                // A restart of the API server must not fail every build.
                 Err(error) if is_late || !error.is_passing() => return Err(error),
-                Err(error) => tracing::debug!(%error, "asked again"),
+                Err(error) => tracing::debug!(%error, "asking Kubernetes again"),
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// Where the objects of a kind are.
+    /// The URL path of a kind of object.
     fn path<K: Resource<DynamicType = ()>>(&self) -> String {
         K::url_path(&(), Some(&self.namespace))
     }
 
-    /// Asks, and reads the whole answer, which has a bound. What it says is not looked at here.
-    async fn ask(&self, what: &'static str, request: Asked) -> Result<Answer, ClusterError> {
+    /// Sends a request and reads the whole answer, up to a bound. Does not look at its status.
+    async fn ask(&self, what: &'static str, request: KubeRequest) -> Result<Answer, ClusterError> {
         let request = request.map_err(|error| self.wrong(what, error.to_string()))?;
         let answer = async {
             let answer = self.client.send(request.map(kube::client::Body::from)).await?;
             Ok(Answer { what, status: answer.status(), body: body::collect(answer.into_body()).await? })
         };
-        // One that comes byte by byte would never end otherwise.
+        // An answer that arrives byte by byte would never end otherwise.
         match timeout(PATIENCE, answer).await {
             Ok(answer) => answer.map_err(|error: kube::Error| self.unread(what, &with_causes(&error))),
-            Err(_) => Err(self.unread(what, &format!("no whole answer within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(self.unread(what, &format!("no complete answer within {} s", PATIENCE.as_secs()))),
         }
     }
 
-    /// The body of an answer that is no refusal.
+    /// The body of a successful answer.
     fn good(&self, answer: Answer) -> Result<Vec<u8>, ClusterError> {
         if answer.status.is_success() {
             return Ok(answer.body);
@@ -309,7 +279,7 @@ impl Cluster {
         Err(ClusterError::Api { what: self.in_words(answer.what), message, is_passing })
     }
 
-    /// Without an answer that can be read, it may be over when it is asked again.
+    /// The error of an answer that could not be read: a later request may succeed.
     fn unread(&self, what: &str, message: &str) -> ClusterError {
         let message = text::shown(message, bounds::ERROR);
         ClusterError::Api { what: self.in_words(what), message, is_passing: true }
@@ -325,9 +295,9 @@ impl Cluster {
 }
 
 /// A request of kube's, if it can be made.
-type Asked = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
+type KubeRequest = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
 
-/// What the API server answers.
+/// An answer of the API server.
 struct Answer {
     what: &'static str,
     status: StatusCode,
@@ -335,7 +305,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Its own words: those of a `Status`, else of whoever is between.
+    /// The message of a `Status`, else the text of a proxy in between.
     fn message(&self) -> String {
         #[derive(Deserialize)]
         struct Status {
@@ -349,29 +319,7 @@ impl Answer {
     }
 }
 
-/// As many as are asked for at once.
-const MAX_PODS: u32 = bounds::PODS as u32;
-
-/// The pods of a list, or why there are none to be had.
-fn read_pods(list: &[u8]) -> Result<Vec<PodStatus>, String> {
-    let too_many = || Err(format!("there are more than {} pods", bounds::PODS));
-    let list = std::str::from_utf8(list).map_err(|error| error.to_string())?;
-    json::is_json(list).map_err(|error| error.to_string())?;
-    // There is a token when there are more.
-    if json::pointer(list, "/metadata/continue").is_some_and(|token| !matches!(token, "null" | "\"\"")) {
-        return too_many();
-    }
-    let mut pods = Vec::new();
-    for pod in json::items(json::pointer(list, "/items").unwrap_or_default()) {
-        if pods.len() == bounds::PODS {
-            return too_many();
-        }
-        pods.push(PodStatus::of(json::read(pod.as_bytes()).map_err(|error| error.to_string())?));
-    }
-    Ok(pods)
-}
-
-/// The error and what it comes from, without saying the same twice.
+/// The error and its causes, without repetitions.
 fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -385,179 +333,11 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// What is read of a pod (`v1.Pod`). Go writes what is empty as null, or not at all.
-#[derive(Default, Deserialize)]
-struct LivePod {
-    metadata: Option<Metadata>,
-    spec: Option<Spec>,
-    status: Option<Status>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata {
-    name: Option<String>,
-    uid: Option<String>,
-    creation_timestamp: Option<Timestamp>,
-    deletion_timestamp: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Spec {
-    node_name: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Status {
-    phase: Option<String>,
-    reason: Option<String>,
-    message: Option<String>,
-    conditions: Option<Vec<Condition>>,
-    container_statuses: Option<Vec<Container>>,
-}
-
-#[derive(Deserialize)]
-struct Condition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-    reason: Option<String>,
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Container {
-    restart_count: Option<i32>,
-    state: Option<ContainerState>,
-    last_state: Option<ContainerState>,
-}
-
-#[derive(Deserialize)]
-struct ContainerState {
-    waiting: Option<Waiting>,
-    terminated: Option<Terminated>,
-}
-
-#[derive(Deserialize)]
-struct Waiting {
-    reason: Option<String>,
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Terminated {
-    reason: Option<String>,
-    message: Option<String>,
-    exit_code: Option<i32>,
-}
-
-impl PodStatus {
-    fn of(pod: LivePod) -> Self {
-        let (metadata, status) = (pod.metadata.unwrap_or_default(), pod.status.unwrap_or_default());
-        let containers = status.container_statuses.unwrap_or_default();
-        let first = containers.first();
-        let now = crate::clock::Epoch::now().timestamp();
-        let condition = |kind: &str| status.conditions.iter().flatten().find(|one| one.kind == kind);
-        // Evicted, node lost: the pod's own reason. Unschedulable: its condition. Else the container's.
-        let own = status.reason.as_ref().map(|reason| say(reason, status.message.as_deref()));
-        let unscheduled = || {
-            let one = condition("PodScheduled").filter(|one| one.status == "False")?;
-            Some(say(one.reason.as_deref().unwrap_or("not scheduled"), one.message.as_deref()))
-        };
-        Self {
-            name: metadata.name.unwrap_or_default(),
-            uid: metadata.uid.unwrap_or_default(),
-            node: pod.spec.and_then(|spec| spec.node_name),
-            age_s: metadata.creation_timestamp.map(|created| now.as_second() - created.as_second()),
-            is_running: status.phase.as_deref() == Some("Running"),
-            is_ready: condition("Ready").is_some_and(|one| one.status == "True"),
-            is_going: metadata.deletion_timestamp.is_some(),
-            n_restarts: first.and_then(|container| container.restart_count).unwrap_or(0),
-            trouble: own.or_else(unscheduled).or_else(|| first.and_then(container_trouble)),
-            n_builds: None,
-        }
-    }
-}
-
-fn container_trouble(container: &Container) -> Option<String> {
-    let of = |state: &ContainerState| {
-        let waiting = state.waiting.as_ref().filter(|one| one.reason.as_deref() != Some("ContainerCreating"));
-        let waiting = waiting.map(|one| say(one.reason.as_deref().unwrap_or("waiting"), one.message.as_deref()));
-        let terminated = || {
-            let one = state.terminated.as_ref()?;
-            let reason = one.reason.as_deref().unwrap_or("ended");
-            let code = format!("exit code {}", one.exit_code.unwrap_or(0));
-            Some(say(reason, Some(one.message.as_deref().unwrap_or(&code))))
-        };
-        waiting.or_else(terminated)
-    };
-    // What it says now, and why it ended before: CrashLoopBackOff alone explains nothing.
-    let texts = [container.state.as_ref().and_then(of), container.last_state.as_ref().and_then(of)];
-    let texts: Vec<String> = texts.into_iter().flatten().collect();
-    (!texts.is_empty()).then(|| texts.join(", before that "))
-}
-
-fn say(reason: &str, message: Option<&str>) -> String {
-    let text = match message.map(str::trim).filter(|message| !message.is_empty()) {
-        Some(message) => format!("{reason} ({message})"),
-        None => reason.to_owned(),
-    };
-    text::shown(&text, bounds::NOTICE)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    fn pod(status: Value) -> PodStatus {
-        let pod = json!({"metadata": {"name": "d0-a", "uid": "1"}, "status": status});
-        let mut pods = read_pods(json!({"items": [pod]}).to_string().as_bytes()).expect("a pod");
-        pods.remove(0)
-    }
-
-    #[test]
-    fn pods_are_read_one_by_one_and_no_more_than_there_may_be() {
-        let list = |n: usize| format!(r#"{{"metadata":{{"continue":""}},"items":[{}{{}}]}}"#, "{},".repeat(n - 1));
-        assert_eq!(read_pods(list(1_000).as_bytes()).map(|pods| pods.len()), Ok(1_000));
-        let too_many = Err("there are more than 1000 pods".to_owned());
-        assert_eq!(read_pods(list(1_001).as_bytes()), too_many);
-        assert_eq!(read_pods(br#"{"metadata":{"continue":"x"},"items":[]}"#), too_many);
-        assert_eq!(read_pods(br#"{"items":null}"#), Ok(Vec::new()));
-        let conditions = format!(r#"{{"items":[{{"status":{{"conditions":[{}0]}}}}]}}"#, "{},".repeat(60_000));
-        assert_eq!(read_pods(conditions.as_bytes()), Err("more than 50000 names and values".to_owned()));
-        assert!(read_pods(br#"{"items":[{]}"#).is_err() && read_pods(b"\xff").is_err());
-    }
-
-    #[test]
-    fn a_pod_that_does_not_start_says_why_in_kubernetes_words() {
-        let pull = pod(
-            json!({"phase": "Pending", "containerStatuses": [{"name": "b", "image": "x", "imageID": "", "ready": false,
-            "restartCount": 0, "state": {"waiting": {"reason": "ImagePullBackOff", "message": "Back-off pulling image \"x\""}}}]}),
-        );
-        assert_eq!(pull.trouble.as_deref(), Some("ImagePullBackOff (Back-off pulling image \"x\")"));
-        let unschedulable = pod(json!({"phase": "Pending", "conditions": [
-            {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes are available: 1 Insufficient cpu."}]}));
-        assert_eq!(
-            unschedulable.trouble.as_deref(),
-            Some("Unschedulable (0/1 nodes are available: 1 Insufficient cpu.)")
-        );
-        let crashing = pod(
-            json!({"phase": "Running", "containerStatuses": [{"name": "b", "image": "x", "imageID": "", "ready": false,
-            "restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-            "lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}]}),
-        );
-        assert_eq!(crashing.trouble.as_deref(), Some("CrashLoopBackOff, before that OOMKilled (exit code 137)"));
-        assert_eq!((crashing.n_restarts, crashing.is_running, crashing.is_ready), (4, true, false));
-        let evicted =
-            pod(json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}));
-        assert_eq!(evicted.trouble.as_deref(), Some("Evicted (The node was low on resource: memory.)"));
-    }
 
     #[test]
     fn a_quota_is_the_deployments_own_trouble() {

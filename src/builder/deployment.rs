@@ -1,8 +1,8 @@
-//! What a builder's Deployment should be, in the shape that buildx's kubernetes driver gives it, and how a live one differs.
+//! A builder's Deployment as configured, in the form that buildx's kubernetes driver expects, and how a live one differs.
 //!
-//! Pure. The driver attaches to any Deployment of the right name (the node's) whose pods have the label `app` and whose
-//! first container answers `buildctl dial-stdio`; so ours may be safer than what the driver itself would write: pods get
-//! no service account's token, time to finish what they build, and no entitlement for the host's network.
+//! Pure. The driver attaches to any Deployment with the node's name whose pods have the label `app` and whose first container
+//! answers `buildctl dial-stdio`. So ours can be safer than the driver's own: its pods get no service account token, get time
+//! to finish their builds, and get no entitlement for the host's network.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::hex;
 use crate::settings::Builder;
 
-/// The image of a builder that names none, as the driver's own default.
+/// The default image, as in the driver.
 const IMAGE: &str = "moby/buildkit:buildx-stable-1";
 const ROOTLESS_IMAGE: &str = "moby/buildkit:buildx-stable-1-rootless";
 
@@ -19,7 +19,7 @@ const CONTAINER: &str = "buildkitd";
 const CONFIG_FILE: &str = "buildkitd.toml";
 const CONFIG_DIGEST: &str = "sidebake/buildkitd-config";
 
-/// How long a pod that is told to go may finish its builds, where nothing is configured.
+/// How long a terminating pod may finish its builds, by default.
 const GRACE_PERIOD_S: u64 = 1800;
 
 /// The ConfigMap that holds a builder's buildkitd.toml.
@@ -37,7 +37,7 @@ pub(super) fn config_map(node: &str, buildkitd_toml: &str) -> Value {
     })
 }
 
-/// What the configuration is laid over.
+/// What the configuration is merged into.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ground<'a> {
     /// Name of the container in which BuildKit runs.
@@ -47,14 +47,14 @@ pub(super) struct Ground<'a> {
 }
 
 impl<'a> Ground<'a> {
-    /// A live Deployment, of which the driver takes the first container, whatever its name.
+    /// The ground of a live Deployment. The driver uses the first container, whatever its name.
     pub(super) fn of(live: &'a Value, buildkitd_toml: Option<&'a str>) -> Self {
         let container = live["spec"]["template"]["spec"]["containers"][0]["name"].as_str().unwrap_or(CONTAINER);
         Self { container, buildkitd_toml }
     }
 }
 
-/// The whole Deployment, for a builder that does not exist yet.
+/// The complete Deployment, for a builder that does not exist yet.
 pub(super) fn whole(node: &str, builder: &Builder, buildkitd_toml: Option<&str>) -> Value {
     let mut deployment = json!({
         "apiVersion": "apps/v1",
@@ -92,7 +92,7 @@ fn security(is_rootless: bool) -> Value {
     }
 }
 
-/// Only what the configuration says, as a strategic merge patch: the rest of a live Deployment is its owner's.
+/// Only the configured fields, as a strategic merge patch. The rest of a live Deployment belongs to its owner.
 pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> Value {
     let mut container = Map::from_iter([("name".to_owned(), json!(ground.container))]);
     if let Some(image) = &builder.image {
@@ -120,7 +120,7 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
         container.insert("volumeMounts".into(), json!([{"name": "config", "mountPath": folder}]));
     }
     if let Some(text) = ground.buildkitd_toml {
-        // BuildKit reads it once, so a changed file has to make new pods.
+        // BuildKit reads it once, so a changed file must start new pods.
         annotations[CONFIG_DIGEST] = json!(digest(text));
     }
     if let Some(grace_period) = builder.grace_period {
@@ -147,7 +147,7 @@ fn digest(text: &str) -> String {
     hex::encode(&Sha256::digest(text)[..8])
 }
 
-/// Puts `upper` over `lower`: objects by key, lists of named things by name, all else replaced.
+/// Merges `upper` into `lower`: objects by key, lists of named items by name; replaces everything else.
 fn lay_over(lower: &mut Value, upper: Value) {
     match (lower, upper) {
         (Value::Object(lower), Value::Object(upper)) => {
@@ -171,7 +171,7 @@ fn name(item: &Value) -> Option<&str> {
     item.get("name")?.as_str()
 }
 
-/// One field that is not as configured.
+/// A field that differs from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drift {
     /// Its path in the Deployment, such as `spec.replicas`.
@@ -182,7 +182,7 @@ pub struct Drift {
     pub configured: String,
 }
 
-/// Where the live Deployment is not what [`configured`] says. What the configuration does not mention is no drift.
+/// Where the live Deployment differs from [`configured`]. Fields that are not configured do not count.
 pub(super) fn drift(live: &Value, configured: &Value) -> Vec<Drift> {
     let mut found = Vec::new();
     compare("spec", &live["spec"], &configured["spec"], &mut found);

@@ -1,8 +1,8 @@
-//! buildx's own record of a builder, written anew for each job.
+//! buildx's own record of a builder, written again for each job.
 //!
-//! The record beside a job's other files is all that a bake needs, so jobs share no file and nobody's current builder
-//! changes. `docker-buildx create` would write the same, but it also connects to a pod, to any of them, and fails when that
-//! one does not answer. Follows the store of buildx 0.19 to 0.36: `BUILDX_CONFIG/instances/NAME`, JSON.
+//! A bake needs only this record beside its other files, so jobs share no file and no user's current builder changes.
+//! `docker-buildx create` writes the same record, but also connects to one of the pods, and fails when that pod does not answer.
+//! Follows the store of buildx 0.19 to 0.36: `BUILDX_CONFIG/instances/NAME`, JSON.
 
 use std::path::Path;
 
@@ -54,7 +54,7 @@ fn kubernetes_endpoint(name: &str, node: &str, kubeconfig: &Path) -> String {
     url.into()
 }
 
-/// The driver options, as `create --driver-opt` would have taken them.
+/// The driver options, as for `create --driver-opt`.
 fn driver_options(builder: &Builder, balance: Balance) -> Map<String, Value> {
     let mut options: Map<String, Value> =
         builder.options.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_builder_that_somebody_else_runs_is_reached_at_its_address() {
+    fn a_remote_builder_is_reached_at_its_address() {
         let mut builder = Builder::new(Driver::Remote, Some("tcp://b:1".into()));
         builder.options = [("key".into(), "/a".into())].into();
         let made = record("b", "b0", &builder, Balance::Sticky, None).expect("made");

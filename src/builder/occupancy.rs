@@ -1,7 +1,7 @@
-//! How many builds run where: each worker tells Redis of its own, for `sidebake builder status`.
+//! How many builds run on each pod: every worker writes its own count to Redis, for `sidebake builder status`.
 //!
-//! A worker's key (`sidebake:occupancy:<identity>`) is a string, JSON of builder → pod → number of builds, where the pod `""` is one that is
-//! not known. Written when something changes and every 20 s, gone a minute after its worker. Read by nobody but people.
+//! A worker's key (`sidebake:occupancy:<identity>`) is a string, JSON of builder → pod → number of builds. The pod `""` stands for an unknown
+//! one. Written after changes and every 20 s; expires a minute after its worker's last write. Only people read it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use crate::redis::{Redis, RedisError};
 const TTL_S: u64 = 60;
 const PERIOD: Duration = Duration::from_secs(20);
 
-/// Changes within this long are told together.
+/// Changes within this time are written together.
 const BREATH: Duration = Duration::from_millis(200);
 
 /// Builder → pod → builds.
@@ -38,13 +38,13 @@ pub(super) struct Occupied {
 }
 
 impl Occupancy {
-    /// Writes the running builds to `key` until `ended`, then removes the key.
+    /// Writes the counts to `key` until `ended`, then deletes it.
     pub async fn run(&self, redis: &Redis, key: &str, ended: &CancellationToken) {
         loop {
             let text = serde_json::to_string(&*self.counts()).expect("counts are JSON");
             let told = redis.query::<()>(redis::cmd("SET").arg(key).arg(text).arg("EX").arg(TTL_S)).await;
             if let Err(error) = told {
-                tracing::debug!(%error, "running builds were not told");
+                tracing::debug!(%error, "count of running builds not written");
             }
             let next = async {
                 let _ = tokio::time::timeout(PERIOD, self.changed.notified()).await;
@@ -69,7 +69,7 @@ impl Occupancy {
 }
 
 impl Occupied {
-    /// The build's pod has become known.
+    /// Sets the build's pod once it is known.
     pub(super) fn on(&mut self, pod: &str) {
         self.count(-1);
         pod.clone_into(&mut self.pod);
@@ -93,7 +93,7 @@ impl Drop for Occupied {
     }
 }
 
-/// The running builds of the whole fleet, from all keys that match `pattern`.
+/// The running builds of all workers, from all keys that match `pattern`.
 pub async fn of_fleet(redis: &Redis, pattern: &str) -> Result<Counts, RedisError> {
     let mut sum = Counts::new();
     let mut cursor = 0;
@@ -103,7 +103,7 @@ pub async fn of_fleet(redis: &Redis, pattern: &str) -> Result<Counts, RedisError
         let (next, keys): (u64, Vec<String>) = redis.query(&scan).await?;
         for key in keys {
             let text: Option<String> = redis.query(redis::cmd("GET").arg(key)).await?;
-            // What another version wrote in another form is passed over.
+            // A value of another version is ignored.
             let counts: Counts = text.and_then(|text| json::read(text.as_bytes()).ok()).unwrap_or_default();
             for (builder, pods) in counts {
                 for (pod, n) in pods {

@@ -1,8 +1,8 @@
-//! Which pod a working directory leads to, asked of BuildKit itself.
+//! Which pod a working directory leads to, asked of BuildKit.
 //!
-//! buildx chooses the pod and tells nobody. But `docker-buildx dial-stdio` chooses it in the same way, from its working
-//! directory, and BuildKit knows its host's name, which in a pod is the pod's. So nothing of buildx's choice has to be
-//! imitated, whose ring differs between builds of buildx. Follows `moby.buildkit.v1.Control/ListWorkers`.
+//! buildx chooses the pod and does not report it. `docker-buildx dial-stdio` makes the same choice from the same working
+//! directory, and BuildKit knows its host name, which is the pod's name. So the choice, which differs between builds of
+//! buildx, is never imitated. Follows `moby.buildkit.v1.Control/ListWorkers`.
 
 use std::time::Duration;
 
@@ -16,19 +16,19 @@ use crate::bounds;
 use crate::process::{self, ProcessError};
 use crate::state::StateError;
 
-/// How long the answer may take. buildx needs 20 s to say why it cannot connect.
+/// The time limit of the answer. buildx needs 20 s to report why it cannot connect.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The question, as a URL: there is no host to name.
+/// The request, as a URL with an arbitrary host.
 const WORKERS: &str = "http://buildkit/moby.buildkit.v1.Control/ListWorkers";
 
-/// No host has a longer name (RFC 1035).
+/// The longest host name (RFC 1035).
 const MAX_HOSTNAME: usize = 253;
 
 /// Bytes of an answer's headers.
 const MAX_HEADERS: u32 = 16 << 10;
 
-/// The label in which a worker has its host's name.
+/// The label of a worker that holds its host name.
 const HOSTNAME: &[u8] = b"org.mobyproject.buildkit.worker.hostname";
 
 /// An empty gRPC message: not compressed, of length 0.
@@ -43,16 +43,16 @@ pub enum PodError {
     /// A directory for it cannot be made.
     #[error(transparent)]
     State(#[from] StateError),
-    /// It does not speak HTTP/2.
-    #[error("asked for its workers: {0}")]
+    /// BuildKit did not answer in HTTP/2.
+    #[error("BuildKit did not list its workers: {0}")]
     Http(#[from] h2::Error),
-    /// It answers with something else, or not in time.
-    #[error("asked for its workers, BuildKit {0}")]
+    /// BuildKit answered something else, or too late.
+    #[error("asked to list its workers, BuildKit {0}")]
     Answer(&'static str),
     /// Its answer is longer than allowed.
     #[error(transparent)]
     TooLong(#[from] TooLong),
-    /// docker-buildx says why it is not reached.
+    /// docker-buildx reported why it cannot connect.
     #[error("{0}")]
     Unreached(String),
 }
@@ -71,7 +71,7 @@ async fn ask(pipe: impl AsyncRead + AsyncWrite + Unpin) -> Result<String, PodErr
     let mut http = h2::client::Builder::new();
     let (client, connection) = http.max_header_list_size(MAX_HEADERS).handshake(pipe).await?;
     tokio::select! {
-        // The connection moves the bytes of the request, and ends with an error or never: dropping it loses nothing.
+        // The connection moves the request's bytes and only ends with an error: dropping it loses nothing.
         ended = connection => Err(ended.err().map_or(PodError::Answer("closed the connection"), PodError::Http)),
         answer = list_workers(client) => answer,
     }
@@ -112,7 +112,7 @@ fn worker_hostname(response: &[u8]) -> Option<String> {
     String::from_utf8(hostname.to_owned()).ok().filter(|name| name.len() <= MAX_HOSTNAME)
 }
 
-/// The fields of a protobuf message that have a length (strings, messages), with their numbers; others are passed over.
+/// The length-delimited fields of a protobuf message (strings, messages), with their numbers. Others are skipped.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {

@@ -1,4 +1,4 @@
-//! A session for one bake: on which pod it is, whether that is lost meanwhile, and which other one would do.
+//! One bake on one builder: which pod runs it, whether that pod is lost meanwhile, and which other pod could take over.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -7,37 +7,37 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::cluster::PodStatus;
-use super::line::{Line, Sign};
 use super::occupancy::Occupied;
 use super::pod::{self, PodError};
+use super::pods::PodStatus;
+use super::watch::{Finding, Watch};
 use super::{Builder, BuilderError};
 use crate::bake::{self, Location};
-use crate::reason::{Failure, Reason};
+use crate::reason::{Evidence, Failure, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
 use crate::settings::Balance;
 use crate::state;
 
-/// How many other working directories are tried for one that leads to a living pod.
+/// How many other working directories are tried to reach a pod that answers.
 const N_DETOURS: u32 = 8;
 
-/// For a living pod's answer; a wedged one has none.
+/// For the answer of a healthy pod; a wedged one has none.
 const ALIVE_WITHIN: Duration = Duration::from_secs(4);
 
-/// Into a build, before its pod is asked for its name. It is asked once for each repository and set of pods.
-const CURIOSITY: Duration = Duration::from_millis(500);
+/// How far into a build its pod is asked for its name: once for each repository and set of pods.
+const ASK_NAME_AFTER: Duration = Duration::from_millis(500);
 
-/// How often BuildKit is asked whether it is there.
+/// How often BuildKit is asked whether it answers.
 const PROBE: Duration = Duration::from_secs(60);
 
-/// So many answers missed in a row are no coincidence.
+/// A builder is lost after this many unanswered probes in a row.
 const N_PROBES: u32 = 3;
 
-/// After a pod has gone, how long buildx may take to notice and end by itself, with an error of its own.
+/// After a pod is gone, how long buildx may take to notice and to exit with an error of its own.
 const NOTICE: Duration = Duration::from_secs(2);
 
-/// A session for one bake: a builder prepared for it, and what was known of it then.
+/// A builder that is prepared for one bake, and the state of its pods at that time.
 #[derive(Debug)]
 pub struct Session<'a> {
     /// What the bake needs.
@@ -53,14 +53,14 @@ pub struct Session<'a> {
     pub(super) occupied: Mutex<Occupied>,
 }
 
-/// How BuildKit is asked something beside a bake.
+/// How BuildKit is asked for its host name during a bake.
 #[derive(Debug)]
 pub(super) struct Dial<'a> {
     pub(super) buildx: &'a Path,
     pub(super) enforcement: Enforcement,
-    /// Of the job; each run gets a new directory in it.
+    /// A directory of the job; each run gets a new one in it.
     pub(super) directory: PathBuf,
-    /// How many runs there were. One at a time: the memory of a worker is counted so.
+    /// How many runs there were. One runs at a time: the worker's memory limit counts on that.
     pub(super) n_runs: tokio::sync::Mutex<u32>,
 }
 
@@ -76,21 +76,23 @@ pub(super) struct Surveyed {
 pub struct Loss {
     /// What happened, in a sentence.
     pub failure: Failure,
-    /// Whether the pod has gone for good, so that buildx chooses another by itself.
+    /// Whether the pod is gone for good: then buildx chooses another by itself.
     pub(super) has_pod_gone: bool,
-    /// The pod, when it was known.
+    /// Whether the pod's memory was used up, perhaps by this very build.
+    pub is_out_of_memory: bool,
+    /// The pod, if it was known.
     pod: Option<String>,
 }
 
 impl Loss {
-    /// Whether the pod's memory was all used, perhaps by this very build.
-    pub fn is_out_of_memory(&self) -> bool {
-        self.failure.detail.contains("OOMKilled")
+    /// A loss of a pod that still exists, as far as is known.
+    fn new(failure: Failure, pod: Option<String>) -> Self {
+        Self { failure, has_pod_gone: false, is_out_of_memory: false, pod }
     }
 }
 
 impl Session<'_> {
-    /// Which builder and pod, and why, as far as it is known by now.
+    /// Which builder and pod run the build, and why, as far as is known now.
     pub fn placement(&self) -> Placement {
         let why = match (&self.cluster, self.balance) {
             (None, _) => self.why.to_owned(),
@@ -100,7 +102,7 @@ impl Session<'_> {
             (Some(_), Balance::Sticky) => format!("{}; the pod of this repository", self.why),
             (Some(_), Balance::Random) => format!("{}; any pod", self.why),
         };
-        Placement { builder: self.builder.name.clone(), shard: None, pod: self.pod.get().cloned(), why }
+        Placement { builder: self.builder.name.clone(), pod: self.pod.get().cloned(), why }
     }
 
     /// Whether another pod could take the build.
@@ -108,8 +110,7 @@ impl Session<'_> {
         self.cluster.is_some()
     }
 
-    /// Takes another working directory, one that leads to a pod that answers: buildx also chooses pods that do not, and would
-    /// choose the same one again.
+    /// Finds a working directory that leads to a pod that answers. With the usual one, buildx would choose the lost pod again.
     pub(super) async fn detour(&mut self, loss: &Loss) -> Result<(), BuilderError> {
         let Some(n_pods) = self.candidates().map(|pods| pods.len()) else { return Ok(()) };
         self.is_detour = true;
@@ -126,41 +127,41 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Waits until the builder is lost, watching the bake from the side, and learns the pod's name meanwhile.
+    /// Watches a running bake until its builder is lost, and learns the pod's name meanwhile.
     ///
-    /// Never returns while docker-buildx hears from its pod. Dropping it ends the watch.
+    /// Does not return while docker-buildx receives data from its pod. Dropping it ends the watch.
     pub async fn lost(&self) -> Loss {
         let Some(cluster) = &self.cluster else { return std::future::pending().await };
-        let mut line = Line::new(&cluster.api, &self.location.run, self.builder.settings.stall_timeout);
+        let mut watch = Watch::new(&cluster.api, &self.location.run, self.builder.settings.stall_timeout);
         let learn = async {
-            sleep(CURIOSITY).await;
+            sleep(ASK_NAME_AFTER).await;
             self.learn_pod().await;
             std::future::pending::<()>().await;
         };
-        let watch = async {
+        let watched = async {
             loop {
-                match line.sign().await {
-                    // A connection that was not the line goes now and then; only the pod's own state tells.
-                    Sign::Dropped => {
+                match watch.next().await {
+                    // Other connections are closed now and then. Only the pod's own state shows a loss.
+                    Finding::Dropped => {
                         if let Some(loss) = self.pods_now().await.ok().and_then(|now| self.own_pod_gone(&now)) {
                             sleep(NOTICE).await;
                             return loss;
                         }
                     }
-                    sign => return self.explain(sign).await,
+                    finding => return self.explain(finding).await,
                 }
             }
         };
         tokio::select! {
-            () = learn => unreachable!("it waits for ever at its end"),
-            loss = watch => loss,
-            loss = self.mute() => loss,
+            () = learn => unreachable!("it ends by waiting forever"),
+            loss = watched => loss,
+            loss = self.unresponsive() => loss,
         }
     }
 
-    /// Waits until BuildKit does not answer any more although the line is there: the kubelet answers the signs of life on
-    /// it, also for a BuildKit that hangs.
-    async fn mute(&self) -> Loss {
+    /// Waits until BuildKit stops answering on an open connection: the kubelet answers keepalives also for a BuildKit that
+    /// hangs.
+    async fn unresponsive(&self) -> Loss {
         if self.balance != Balance::Sticky {
             return std::future::pending().await;
         }
@@ -176,41 +177,42 @@ impl Session<'_> {
         }
     }
 
-    /// Whether a failed bake was a lost builder: by buildx's own word, or because the pod has gone, whatever buildx made of
-    /// that. `None` when it was not, or when no other pod would help.
+    /// Whether a bake failed because its builder was lost: buildx says so, or the pod is gone, whatever error buildx made of
+    /// that. `None` when the builder was not lost, or when no other pod would help.
     pub async fn post_mortem(&self, failure: &Failure) -> Option<Loss> {
-        let is_told = matches!(failure.reason, Reason::BuilderLost | Reason::BuilderUnavailable);
-        // Kubernetes' own words for what no Role allows, on whichever pod.
-        if failure.detail.contains("is forbidden: User ") {
+        let is_reported = matches!(failure.reason, Reason::BuilderLost | Reason::BuilderUnavailable);
+        // No pod would help.
+        if failure.evidence == Some(Evidence::Forbidden) {
             return None;
         }
-        // What BuildKit proved of the customer's files stays so, wherever. A killed step is no proof: whoever ends the pod
-        // ends its steps first.
-        let is_killed = ["exit code: 137", "exit code: 143"].iter().any(|exit| failure.detail.contains(exit));
+        // A mistake in the customer's files fails on every pod. A killed step proves none: a pod that ends kills its steps
+        // first.
+        let is_killed = failure.evidence == Some(Evidence::StepKilled);
         let is_doubtful = matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid)
             || failure.reason == Reason::StepFailed && is_killed;
-        if self.cluster.is_none() || !(is_told || is_doubtful) {
-            return is_told.then(|| Loss { failure: failure.clone(), has_pod_gone: false, pod: None });
+        if self.cluster.is_none() || !(is_reported || is_doubtful) {
+            return is_reported.then(|| Loss::new(failure.clone(), None));
         }
         let now = self.pods_now().await.ok();
-        let loss = now.and_then(|now| if is_told { self.gone(&now) } else { self.own_pod_gone(&now) });
-        loss.or_else(|| is_told.then(|| Loss { failure: failure.clone(), ..self.loss(String::new()) }))
+        let loss = now.and_then(|now| if is_reported { self.gone(&now) } else { self.own_pod_gone(&now) });
+        loss.or_else(|| is_reported.then(|| Loss::new(failure.clone(), self.pod.get().cloned())))
     }
 
-    /// What a sign means. Kubernetes is asked once: when it does not answer, that takes its whole time.
-    async fn explain(&self, sign: Sign) -> Loss {
+    /// What a finding means. Kubernetes is asked once: when it does not answer, that takes the whole time limit of a request.
+    async fn explain(&self, finding: Finding) -> Loss {
         let now = self.pods_now().await;
         if let Some(loss) = now.as_ref().ok().and_then(|now| self.gone(now)) {
             return loss;
         }
-        match (sign, now) {
+        match (finding, now) {
             (_, Err(error)) => {
-                Loss { failure: Failure::new(Reason::BuilderLost, error.to_string()), ..self.loss(String::new()) }
+                let failure = Failure::new(Reason::BuilderLost, error.to_string());
+                Loss::new(failure, self.pod.get().cloned())
             }
-            (Sign::Stalled(silence), Ok(_)) => {
-                self.loss(format!("nothing has come from {} for {} s", self.pod_in_words(), silence.as_secs()))
+            (Finding::Stalled(silence), Ok(_)) => {
+                self.loss(format!("received nothing from {} for {} s", self.pod_in_words(), silence.as_secs()))
             }
-            (_, Ok(_)) => self.loss(format!("the connection to {} was cut", self.pod_in_words())),
+            (_, Ok(_)) => self.loss(format!("the connection to {} was lost", self.pod_in_words())),
         }
     }
 
@@ -218,40 +220,43 @@ impl Session<'_> {
         self.pod.get().map_or_else(|| "its pod".to_owned(), |pod| format!("the pod {pod}"))
     }
 
-    /// A pod that is there and of no use.
+    /// The loss of a pod that exists and is of no use.
     fn loss(&self, what: String) -> Loss {
         let sentence = format!("the builder {}: {what}", self.builder.name);
         let failure = Failure::new(Reason::BuilderLost, sentence);
-        Loss { failure, has_pod_gone: false, pod: self.pod.get().cloned() }
+        Loss::new(failure, self.pod.get().cloned())
     }
 
-    /// The same, but only what is certain: of the build's own pod, and not that it was told to go, since it may finish
-    /// what it builds.
+    /// The loss of the build's own pod, if that is certain. A pod that is terminating may still finish its builds.
     fn own_pod_gone(&self, now: &[PodStatus]) -> Option<Loss> {
         let own = self.pod.get()?;
         let is_there = now.iter().any(|pod| pod.name == *own && pod.is_running && pod.is_going);
         self.gone(now).filter(|_| !is_there)
     }
 
-    /// Whether the build's pod has gone, ended or been told to go; when it is not known, the one pod of which that is true.
+    /// The loss of the build's pod: it is gone, ended or terminating. When the build's pod is not known, the only pod that is.
     fn gone(&self, now: &[PodStatus]) -> Option<Loss> {
         let before = &self.cluster.as_ref()?.pods;
         let mut fates = before.iter().filter_map(|pod| Some((pod, fate(pod, now)?)));
-        let (pod, (fate, has_pod_gone)) = match self.pod.get() {
+        let (pod, fate) = match self.pod.get() {
             Some(own) => fates.find(|(pod, _)| pod.name == *own)?,
             None => fates.next().filter(|_| fates.next().is_none())?,
         };
         let node = pod.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
-        let sentence = format!("the builder {}: the pod {}{node} {fate}", self.builder.name, pod.name);
-        let pod = Some(pod.name.clone());
-        Some(Loss { failure: Failure::new(Reason::BuilderLost, sentence), has_pod_gone, pod })
+        let sentence = format!("the builder {}: the pod {}{node} {}", self.builder.name, pod.name, fate.sentence);
+        Some(Loss {
+            failure: Failure::new(Reason::BuilderLost, sentence),
+            has_pod_gone: fate.has_gone,
+            is_out_of_memory: fate.is_out_of_memory,
+            pod: Some(pod.name.clone()),
+        })
     }
 
     async fn pods_now(&self) -> Result<Vec<PodStatus>, BuilderError> {
         self.builder.cluster().await?.pods().await.map_err(|source| self.builder.wrong(source))
     }
 
-    /// The names of the pods that buildx chooses among.
+    /// The names of the pods among which buildx chooses.
     fn candidates(&self) -> Option<Vec<String>> {
         let running = self.cluster.as_ref()?.pods.iter().filter(|pod| pod.is_running);
         let mut names: Vec<String> = running.map(|pod| pod.name.clone()).collect();
@@ -259,7 +264,7 @@ impl Session<'_> {
         Some(names)
     }
 
-    /// The pod is known without asking when it is the only one, or when the same choice was made before.
+    /// Sets the pod without asking, when it is the only one or when the same choice was made before.
     pub(super) fn recall_pod(&self) {
         let Some(candidates) = self.candidates() else { return };
         let known = match (candidates.as_slice(), self.balance) {
@@ -294,22 +299,23 @@ impl Session<'_> {
             return;
         };
         match self.dial().await {
-            // Where one has gone meanwhile, it may be the bake's own, and this answer another one's.
+            // When a pod is gone, it may be the bake's own, and this answer another pod's.
             Ok(_) if !self.are_all_there(&candidates).await => {}
-            // A BuildKit whose host has another name than its pod tells us nothing.
             Ok(pod) if candidates.contains(&pod) => {
                 self.builder.known_pods().insert(self.location.working_directory.clone(), (candidates, pod.clone()));
                 self.is_on(pod);
             }
-            Ok(hostname) => tracing::debug!(builder = self.builder.name, hostname, "the host is none of the pods"),
+            Ok(hostname) => {
+                tracing::debug!(builder = self.builder.name, hostname, "BuildKit's host name is not one of the pods")
+            }
             Err(error) => {
-                tracing::debug!(builder = self.builder.name, %error, "the pod could not be asked for its name")
+                tracing::debug!(builder = self.builder.name, %error, "could not ask BuildKit for its pod's name")
             }
         }
     }
 
-    /// Asks the BuildKit that a bake would reach for its host's name, which is its pod's: by `docker-buildx dial-stdio` from
-    /// the bake's working directory.
+    /// Asks the BuildKit that a bake would reach for its host name, which is its pod's name. Runs `docker-buildx dial-stdio`
+    /// from the bake's working directory.
     pub async fn dial(&self) -> Result<String, PodError> {
         let mut n_runs = self.dial.n_runs.lock().await;
         *n_runs += 1;
@@ -321,18 +327,32 @@ impl Session<'_> {
     }
 }
 
-/// What has become of a pod, and whether it has gone for good; `None` when it is as it was.
-fn fate(before: &PodStatus, now: &[PodStatus]) -> Option<(String, bool)> {
+/// What has become of a pod during a build.
+#[derive(Debug, PartialEq, Eq)]
+struct Fate {
+    /// The end of a sentence that begins with the pod's name.
+    sentence: String,
+    /// Whether it is gone for good.
+    has_gone: bool,
+    is_out_of_memory: bool,
+}
+
+/// What has become of a pod; `None` when nothing has.
+fn fate(before: &PodStatus, now: &[PodStatus]) -> Option<Fate> {
+    let of = |sentence: &str, has_gone| Fate { sentence: sentence.to_owned(), has_gone, is_out_of_memory: false };
     let Some(pod) = now.iter().find(|pod| pod.uid == before.uid) else {
-        return Some(("was deleted during the build".into(), true));
+        return Some(of("was deleted during the build", true));
     };
-    let because = pod.trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+    let ended = |what: &str, has_gone| {
+        let because = pod.trouble.as_ref().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+        Fate { sentence: format!("{what}{because}"), has_gone, is_out_of_memory: pod.is_out_of_memory }
+    };
     if !pod.is_running {
-        Some((format!("does not run any more{because}"), true))
+        Some(ended("is not running any more", true))
     } else if pod.n_restarts > before.n_restarts {
-        Some((format!("lost its BuildKit during the build{because}"), false))
+        Some(ended("restarted BuildKit during the build", false))
     } else if pod.is_going && !before.is_going {
-        Some(("was told to go during the build".into(), false))
+        Some(of("is terminating since the build began", false))
     } else {
         None
     }
@@ -353,6 +373,7 @@ mod tests {
             is_going: false,
             n_restarts: 0,
             trouble: None,
+            is_out_of_memory: false,
             n_builds: None,
         }
     }
@@ -361,17 +382,19 @@ mod tests {
     fn a_pods_fate_is_told_in_a_sentence() {
         let before = status("d0-a");
         assert_eq!(fate(&before, &[status("d0-b"), status("d0-a")]), None);
-        let gone = |now: PodStatus| fate(&before, &[now]).expect("a fate");
-        assert_eq!(gone(status("d0-b")), ("was deleted during the build".into(), true));
-        let evicted = PodStatus { is_running: false, trouble: Some("Evicted (disk)".into()), ..before.clone() };
-        assert_eq!(gone(evicted), ("does not run any more: Evicted (disk)".into(), true));
-        let restarted =
-            PodStatus { n_restarts: 1, trouble: Some("OOMKilled (exit code 137)".into()), ..before.clone() };
-        assert_eq!(gone(restarted).0, "lost its BuildKit during the build: OOMKilled (exit code 137)");
-        assert_eq!(
-            gone(PodStatus { is_going: true, ..before.clone() }),
-            ("was told to go during the build".into(), false)
-        );
+        let gone = |now: PodStatus| {
+            let Fate { sentence, has_gone, is_out_of_memory } = fate(&before, &[now]).expect("a fate");
+            (sentence, has_gone, is_out_of_memory)
+        };
+        assert_eq!(gone(status("d0-b")), ("was deleted during the build".into(), true, false));
+        let evicted = PodStatus { is_running: false, trouble: Some("Evicted (OOMKilled)".into()), ..before.clone() };
+        assert_eq!(gone(evicted), ("is not running any more: Evicted (OOMKilled)".into(), true, false));
+        let trouble = Some("OOMKilled (exit code 137)".into());
+        let restarted = PodStatus { n_restarts: 1, trouble, is_out_of_memory: true, ..before.clone() };
+        let sentence = "restarted BuildKit during the build: OOMKilled (exit code 137)";
+        assert_eq!(gone(restarted), (sentence.into(), false, true));
+        let going = PodStatus { is_going: true, ..before.clone() };
+        assert_eq!(gone(going), ("is terminating since the build began".into(), false, false));
         // A new pod of the same name, as a StatefulSet makes them, is another pod.
         assert!(gone(PodStatus { uid: "other".into(), ..before.clone() }).1);
     }

@@ -14,7 +14,7 @@ use crate::hex;
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, print_report};
 use crate::name::is_name;
-use crate::perform::{Attempt, Integrations, bake, resolve, tell_of_submodules};
+use crate::perform::{Attempt, Integrations, bake, notify_of_submodules, resolve};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
@@ -73,7 +73,8 @@ impl Build {
         let integrations = Integrations::new(&settings, state.into())?;
         let directory = integrations.state.job_directory()?;
         let record = Arc::new(Record::new(Report::default()));
-        let journal = Journal::new(vec![Arc::new(Terminal::default()), record.clone()], integrations.state.places());
+        let journal =
+            Journal::new(vec![Arc::new(Terminal::default()), record.clone()], integrations.state.worker_paths());
         let stop = Stop::with(&shutdown.stop);
         let attempt = Attempt { journal: &journal, stop: &stop, fence: None };
 
@@ -86,7 +87,7 @@ impl Build {
             Err(failure) => Err(failure),
         };
         directory.remove().await;
-        let result = result.map_err(|end| end.map(|failure| failure.without(&integrations.state.places())));
+        let result = result.map_err(|end| end.map(|failure| failure.without(&integrations.state.worker_paths())));
         match result {
             Ok(()) if self.print => Ok(Outcome::Good),
             result => Ok(conclude(result, record.report())),
@@ -142,7 +143,7 @@ impl Build {
         };
         let worktree =
             integrations.source.check_out(&origin, &integrations.state, attempt.journal, attempt.stop.token()).await?;
-        tell_of_submodules(&worktree, attempt);
+        notify_of_submodules(&worktree, attempt);
         Ok(worktree)
     }
 

@@ -17,7 +17,7 @@ use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
 use crate::sidekiq::rights;
-use crate::source::Source;
+use crate::source::Worktrees;
 use crate::state::StateDirectory;
 
 /// From this version on, buildx ends when its pod goes. An older one hangs until a time limit ends it.
@@ -150,7 +150,7 @@ async fn github(settings: &Settings) -> Finding {
 
 /// Whether there is a key for modification times from content, if a repository has them.
 fn mtimes(settings: &Settings) -> Option<Finding> {
-    let key = settings.source.needs_mtimes_key().then(|| Source::new(settings).configured_mtimes_key())?;
+    let key = settings.source.needs_mtimes_key().then(|| Worktrees::new(settings).configured_mtimes_key())?;
     Some(Finding::of("source.mtimes_key", key.map(|_| "a key for times from content".to_owned())))
 }
 

@@ -9,12 +9,12 @@ use crate::attestation::Attestation;
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
 use crate::hex;
-use crate::job::arguments::{self, Request};
+use crate::job::arguments::{self, RequestFrom};
 use crate::job::{BuildJob, Recipe};
 use crate::rails;
 use crate::settings::Settings;
 use crate::sidekiq::payload::Payload;
-use crate::source::Source;
+use crate::source::Worktrees;
 use crate::state::StateDirectory;
 
 #[derive(Debug, Args)]
@@ -40,9 +40,9 @@ async fn build_request(settings: &Settings, payload: &Payload) -> anyhow::Result
         bail!("class {} is not in jobs.classes", payload.class);
     };
     match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
-        (Request::Native(native), _) => Ok(native),
-        (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
-        (Request::Resolve(url), None) => bail!("no resolver for {url}"),
+        (RequestFrom::Arguments(request), _) => Ok(request),
+        (RequestFrom::Rails(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (RequestFrom::Rails(url), None) => bail!("no resolver for {url}"),
     }
 }
 
@@ -50,7 +50,7 @@ fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<
     let scratch = tempfile::tempdir().context("failed to make a temporary directory")?;
     let state = StateDirectory::open(scratch.path(), &format!("plan:{}", hex::random::<6>()))?;
     let builders = Builders::new(settings);
-    let source = Source::new(settings);
+    let source = Worktrees::new(settings);
     let (location, placement) = builders.plan(&job.build, &state)?;
     let run = settings.state.directory.join("run/<process>/<job>");
     let working_directory = location

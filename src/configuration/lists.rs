@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::field_error::FieldError;
 use crate::json;
-use crate::settings::SettingsError;
 
 /// Lists by the dotted paths of their settings.
 pub(super) type Lists = Vec<(String, Vec<config::Value>)>;
@@ -13,14 +13,14 @@ pub(super) type Lists = Vec<(String, Vec<config::Value>)>;
 /// # Errors
 ///
 /// When a variable begins like a list and is not one of texts or numbers.
-pub(super) fn split(variables: BTreeMap<String, String>) -> Result<(Lists, BTreeMap<String, String>), SettingsError> {
+pub(super) fn split(variables: BTreeMap<String, String>) -> Result<(Lists, BTreeMap<String, String>), FieldError> {
     let is_list = |name: &str, text: &str| name.starts_with("SIDEBAKE__") && text.trim_start().starts_with('[');
     let (lists, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
         variables.into_iter().partition(|(name, text)| is_list(name, text));
     let read = |(name, text): (String, String)| {
         let key = name.trim_start_matches("SIDEBAKE__").to_lowercase().replace("__", ".");
         let message = "not a list of texts or numbers; write a,b or [\"a\",\"b\"]";
-        items(&text).map(|items| (key, items)).ok_or_else(|| SettingsError::new(name, message))
+        items(&text).map(|items| (key, items)).ok_or_else(|| FieldError::new(name, message))
     };
     Ok((lists.into_iter().map(read).collect::<Result<_, _>>()?, others))
 }

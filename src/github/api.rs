@@ -1,7 +1,7 @@
-//! GitHub's REST API: one request, with the App's signature or a token, and what its answer means.
+//! GitHub's REST API: one request, signed by the App or with a token, and the meaning of its answer.
 //!
-//! Knows how long to wait for a server that fails or limits us, and whose clock is wrong. Follows GitHub's REST API, "Rate
-//! limits" and "Generating a JSON Web Token for a GitHub App".
+//! Knows how long to wait after failures and rate limits, and corrects for a wrong clock. Follows GitHub's REST API, "Rate limits"
+//! and "Generating a JSON Web Token for a GitHub App".
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -24,40 +24,40 @@ use crate::secret::Secret;
 use crate::secret_file;
 use crate::settings;
 
-/// Tries of one request, with a pause between them; what takes longer is the retry set's business.
+/// Tries of one request, with pauses between them. Longer failures are left to the retry set.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// A limit that ends sooner than this is waited for in the slot.
+/// A shorter rate limit is waited for in the slot.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What GitHub asks for when a secondary limit does not say how long it lasts.
+/// How long to wait for a secondary rate limit that does not state its duration.
 const UNSAID: Duration = Duration::from_secs(60);
 
-/// No limit of GitHub's lasts longer.
+/// The longest rate limit of GitHub's.
 const MAX_WAIT: Duration = Duration::from_secs(60 * 60);
 
-/// Clocks that differ by less are no reason to sign anew; GitHub's dates are whole seconds.
+/// Smaller clock differences are ignored: GitHub's dates are whole seconds.
 const SKEW_S: i64 = 5;
 
-/// Who asks.
+/// Who sends the request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bearer<'a> {
-    /// The App itself.
+    /// The App.
     App,
-    /// Whoever has this token.
+    /// The holder of this token.
     Token(&'a Secret),
 }
 
-/// What the API answers in, where it is not asked for another form.
+/// The default media type of the API.
 const JSON: &str = "application/vnd.github+json";
 
-/// The form in which a commit is its id and nothing else: without it comes all that the commit changes, too.
+/// The media type of a commit's id alone: the default would include all its changes.
 const SHA: &str = "application/vnd.github.sha";
 
 /// One request.
 #[derive(Debug)]
-pub(super) struct Request<'a> {
+pub(super) struct ApiRequest<'a> {
     method: Method,
     path: &'a str,
     bearer: Bearer<'a>,
@@ -65,13 +65,13 @@ pub(super) struct Request<'a> {
     body: Option<Value>,
 }
 
-impl<'a> Request<'a> {
-    /// Asks for what is at `path`, below the base URL.
+impl<'a> ApiRequest<'a> {
+    /// Requests `path`, below the base URL.
     pub(super) fn get(path: &'a str, bearer: Bearer<'a>) -> Self {
         Self { method: Method::GET, path, bearer, accept: JSON, body: None }
     }
 
-    /// Asks for the id of the commit at `path`.
+    /// Requests the id of the commit at `path`.
     pub(super) fn get_sha(path: &'a str, bearer: Bearer<'a>) -> Self {
         Self { accept: SHA, ..Self::get(path, bearer) }
     }
@@ -85,7 +85,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// An answer, read to its end.
+/// A complete answer.
 #[derive(Debug)]
 pub(super) struct Answer {
     url: String,
@@ -99,9 +99,9 @@ pub(super) struct Answer {
 pub(super) struct Api {
     settings: settings::Github,
     http: reqwest::Client,
-    /// GitHub's clock minus ours, in seconds, as far as we had to learn it.
+    /// GitHub's clock minus ours, in seconds, as learned from an answer.
     skew_s: AtomicI64,
-    /// Until when the App itself is not to ask for anything.
+    /// Until when the App must not send requests.
     limited_until: Mutex<Option<Instant>>,
     pub(super) revocations: TaskTracker,
 }
@@ -117,22 +117,22 @@ impl Api {
         Ok(Self { settings, http, skew_s, limited_until, revocations: TaskTracker::new() })
     }
 
-    /// Whether tokens are given back.
+    /// Whether tokens are revoked.
     pub(super) fn revokes(&self) -> bool {
         self.settings.revoke
     }
 
-    /// Whether the branch or tag that a job names is asked for.
+    /// Whether the branch or tag that a job names is checked.
     pub(super) fn checks_refs(&self) -> bool {
         self.settings.check_ref
     }
 
-    /// Sends one request, again after a failure that may pass. Asking for a token twice harms nobody.
+    /// Sends one request, again after a transient failure. Requesting a token twice is harmless.
     ///
     /// # Errors
     ///
-    /// `Limited` when GitHub wants us to wait for longer than a slot should be held; what other answers mean is the caller's.
-    pub(super) async fn ask(&self, request: &Request<'_>) -> Result<Answer, GithubError> {
+    /// `Limited` when GitHub demands a wait longer than a slot should be held. Other statuses are left to the caller.
+    pub(super) async fn ask(&self, request: &ApiRequest<'_>) -> Result<Answer, GithubError> {
         let mut n_tries = 0;
         loop {
             n_tries += 1;
@@ -143,7 +143,7 @@ impl Api {
                 Err(_) => None,
             };
             match pause {
-                // A fleet that was refused together should not come back together.
+                // Workers that were refused together should not retry together.
                 Some(pause) if n_tries < TRIES => sleep(pause.mul_f64(1.0 + rand::random::<f64>() / 4.0)).await,
                 _ => return answer,
             }
@@ -151,7 +151,7 @@ impl Api {
     }
 
     /// Sends one request once, and reads the answer.
-    pub(super) async fn send(&self, request: &Request<'_>) -> Result<Answer, GithubError> {
+    pub(super) async fn send(&self, request: &ApiRequest<'_>) -> Result<Answer, GithubError> {
         let url = self.url(request.path);
         let credential = match request.bearer {
             Bearer::App => {
@@ -179,11 +179,11 @@ impl Api {
 
     /// The path below the base when `location` is a URL of this API.
     pub(super) fn path_of<'a>(&self, location: &'a str) -> Option<&'a str> {
-        // Without the slash, what follows could be the rest of another host's name.
+        // Without the slash, the rest could continue another host's name.
         location.strip_prefix(self.settings.api_url.trim_end_matches('/')).filter(|path| path.starts_with('/'))
     }
 
-    /// How long to wait before the same request may be answered better; none when this is the answer.
+    /// How long to wait before the request is sent again; `None` when this answer is final.
     fn pause_after(
         &self,
         answer: &Answer,
@@ -207,7 +207,7 @@ impl Api {
         }
     }
 
-    /// Asking on while limited makes GitHub's limits longer, for all jobs of this App.
+    /// Requests during a rate limit would extend it, for all jobs of this App.
     fn check_limit(&self, url: &str) -> Result<(), GithubError> {
         let left = self.limited_until().map(|until| until.saturating_duration_since(Instant::now()));
         match left {
@@ -220,19 +220,23 @@ impl Api {
         self.limited_until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether GitHub's clock is another than we thought: a signature from the future, or an old one, is refused.
+    /// Whether GitHub's clock differs from what we knew. GitHub refuses signatures that are old or from the future.
     fn learn_the_time(&self, answer: &Answer) -> bool {
         let Some(date) = answer.date() else { return false };
         let skew_s = date - Epoch::now().timestamp().as_second();
         let known_s = self.skew_s.swap(skew_s, Ordering::Relaxed);
         let is_news = (skew_s - known_s).abs() > SKEW_S;
         if is_news {
-            tracing::warn!(skew_s, "GitHub's clock is not ours: requests are signed by GitHub's");
+            tracing::warn!(
+                event = "clock_skew",
+                skew_s,
+                "clock differs from GitHub's; signing requests by GitHub's clock"
+            );
         }
         is_news
     }
 
-    /// Seconds since the epoch by GitHub's clock, as far as we know it.
+    /// The time by GitHub's clock, in seconds since the epoch, as far as known.
     pub(super) fn now_s(&self) -> i64 {
         Epoch::now().timestamp().as_second() + self.skew_s.load(Ordering::Relaxed)
     }
@@ -241,7 +245,7 @@ impl Api {
         format!("{}{path}", self.settings.api_url.trim_end_matches('/'))
     }
 
-    /// The App's own credential, good for ten minutes at most. A minute is allowed for clocks that differ.
+    /// The App's own credential, valid for at most ten minutes. It allows clocks that differ by a minute.
     fn jwt(&self) -> Result<Secret, GithubError> {
         #[derive(Serialize)]
         struct Claims<'a> {
@@ -259,21 +263,21 @@ impl Api {
 
     /// Reads the key for each signature, so that it can be rotated.
     fn key(&self) -> Result<EncodingKey, GithubError> {
-        let missing = GithubError::NotConfigured("neither github.private_key nor github.private_key_file is set");
+        let missing = GithubError::NotConfigured("set github.private_key or github.private_key_file");
         let pem = secret_file::read(&self.settings.private_key().ok_or(missing)?)?;
-        // A key in an environment variable often has its line ends as a backslash and an n.
+        // A key in an environment variable often has `\n` in place of line feeds.
         let pem = pem.expose().replace("\\n", "\n");
         EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(GithubError::Key)
     }
 }
 
 impl Answer {
-    /// Reads the body of a good answer.
+    /// Parses the body of a successful answer.
     pub(super) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, GithubError> {
         json::read(&self.body).map_err(|error| self.unavailable(error.to_string()))
     }
 
-    /// What an answer with an error status means.
+    /// The error of an unsuccessful answer.
     pub(super) fn error(&self) -> GithubError {
         let (url, status, message) = (self.url.clone(), self.status, self.message());
         match status {
@@ -282,7 +286,7 @@ impl Answer {
         }
     }
 
-    /// GitHub's own words, at most a line of them.
+    /// GitHub's message, at most one line.
     pub(super) fn message(&self) -> String {
         #[derive(Deserialize)]
         struct Body {
@@ -295,7 +299,7 @@ impl Answer {
         )
     }
 
-    /// Where a redirect leads.
+    /// The target of a redirect.
     pub(super) fn location(&self) -> Option<&str> {
         self.status.is_redirection().then(|| self.header("location")).flatten()
     }
@@ -304,7 +308,7 @@ impl Answer {
         GithubError::Unavailable { url: self.url.clone(), status: self.status, message }
     }
 
-    /// How long GitHub wants us to wait, when this is one of its limits. A 403 may be that or a real refusal.
+    /// How long GitHub demands a wait, if this is a rate limit. A 403 may be one or a real refusal.
     fn limit(&self, now: Epoch) -> Option<Duration> {
         let number = |name| self.header(name).and_then(|text| text.parse::<u64>().ok());
         let (retry_after, is_spent) = (number("retry-after"), number("x-ratelimit-remaining") == Some(0));
@@ -317,7 +321,7 @@ impl Answer {
         };
         let until_reset = || {
             let now = self.date().unwrap_or_else(|| now.timestamp().as_second());
-            // A second more, since both are whole ones.
+            // One second more, since both are whole seconds.
             number("x-ratelimit-reset").map(|at| at.saturating_sub(u64::try_from(now).unwrap_or(0)).saturating_add(1))
         };
         let seconds = retry_after.or_else(|| is_spent.then(until_reset).flatten());

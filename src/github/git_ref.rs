@@ -1,31 +1,31 @@
-//! Whether a commit is on a branch or tag, by GitHub's word.
+//! Whether a commit is on a branch or tag, according to GitHub.
 //!
-//! Asks only for the reference of exactly the job's name. Follows GitHub's REST API, "Git references", "Git tags" and
-//! "Compare two commits".
+//! Asks only for the reference of exactly the job's name. Follows GitHub's REST API, "Git references", "Git tags" and "Compare
+//! two commits".
 
 use serde::Deserialize;
 
-use super::api::{Bearer, Request};
+use super::api::{ApiRequest, Bearer};
 use super::{App, GithubError, InstallationToken, LAG};
 use crate::job::{GitRef, Sha};
 
-/// Annotated tags of annotated tags that are followed to a commit.
+/// The most nested annotated tags that are followed to a commit.
 const MAX_TAGS: usize = 5;
 
 impl App {
-    /// Whether the commit is on this branch or tag of the token's repository itself: it is its tip, or was before.
+    /// Whether the commit is, or was, on this branch or tag of the token's own repository.
     pub async fn is_on(&self, sha: &Sha, git_ref: &GitRef, token: &InstallationToken) -> Result<bool, GithubError> {
         let mut pauses = LAG.iter();
         loop {
             match (self.has_come_to(git_ref, sha, token).await?, pauses.next()) {
-                // Not every server of GitHub's has heard of a push of this moment.
+                // Some of GitHub's servers learn of a new push late.
                 (false, Some(pause)) => tokio::time::sleep(*pause).await,
                 (is_on, _) => return Ok(is_on),
             }
         }
     }
 
-    /// Whether a branch or tag is the commit, or has it behind itself.
+    /// Whether a branch or tag points to the commit or to one of its descendants.
     async fn has_come_to(&self, git_ref: &GitRef, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
         #[derive(Deserialize)]
         struct Comparison {
@@ -36,36 +36,36 @@ impl App {
             return Ok(true);
         }
         let path = format!("/repos/{}/compare/{tip}...{sha}?per_page=1", token.repository);
-        let compared = self.find(&Request::get(&path, Bearer::Token(&token.secret)), &[]).await?;
+        let compared = self.find(&ApiRequest::get(&path, Bearer::Token(&token.secret)), &[]).await?;
         let compared = compared.map(|answer| answer.read::<Comparison>()).transpose()?;
         Ok(compared.is_some_and(|compared| compared.status == "behind"))
     }
 
-    /// The commit of a branch or tag of exactly this name. The endpoint for commits would also take the name for that of
-    /// another reference, such as a tag `heads/main`.
+    /// The commit of a branch or tag of exactly this name. The endpoint for commits would also find other references of that name,
+    /// such as a tag `heads/main`.
     async fn tip(&self, git_ref: &GitRef, token: &InstallationToken) -> Result<Option<Sha>, GithubError> {
         let (repository, bearer) = (&token.repository, Bearer::Token(&token.secret));
         let path = format!("/repos/{repository}/git/ref/{}", in_url(git_ref));
-        let Some(answer) = self.find(&Request::get(&path, bearer), &LAG).await? else { return Ok(None) };
+        let Some(answer) = self.find(&ApiRequest::get(&path, bearer), &LAG).await? else { return Ok(None) };
         let found: Reference = answer.read()?;
         if found.name != git_ref.to_string() {
             return Ok(None);
         }
         let mut object = found.object;
-        // A tag may be of a tag.
+        // A tag may point to another tag.
         for _ in 0..MAX_TAGS {
             if object.kind != "tag" {
                 break;
             }
             let path = format!("/repos/{repository}/git/tags/{}", object.sha);
-            let Some(answer) = self.find(&Request::get(&path, bearer), &[]).await? else { return Ok(None) };
+            let Some(answer) = self.find(&ApiRequest::get(&path, bearer), &[]).await? else { return Ok(None) };
             object = answer.read::<Tag>()?.object;
         }
         Ok((object.kind == "commit").then_some(object.sha))
     }
 }
 
-/// The name below `refs/` as it stands in a URL. A branch or tag has no part that would lead elsewhere.
+/// The name below `refs/`, encoded for a URL.
 fn in_url(git_ref: &GitRef) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'-' | b'_' | b'.');
     let encoded = |byte| if is_plain(byte) { char::from(byte).into() } else { format!("%{byte:02X}") };

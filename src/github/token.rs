@@ -1,20 +1,20 @@
-//! The token of one job, given back when it is not needed any more.
+//! The token of one job, revoked when it is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::api::{Api, Bearer, Request};
+use super::api::{Api, ApiRequest, Bearer};
 use crate::clock::Epoch;
 use crate::job::Repository;
 use crate::secret::Secret;
 
-/// Longer than any phase needs a token for, and less than a new one lasts.
+/// Longer than any phase needs a token, and shorter than a token's lifetime.
 const LONG: Duration = Duration::from_secs(30 * 60);
 
-/// A token that reads the contents of one repository, for at most an hour. Revoked when this is dropped, in the background
-/// and once: what GitHub does not hear of expires by itself.
+/// A token that reads the contents of one repository, for at most an hour. Dropping it revokes it in the background, once. If that
+/// fails, it expires by itself.
 #[derive(Debug)]
 pub struct InstallationToken {
     /// The token.
@@ -29,7 +29,7 @@ pub struct InstallationToken {
 }
 
 impl InstallationToken {
-    /// Whether it works for that long yet, or for half an hour: a limit beyond a token's whole life would reject each new one.
+    /// Whether it is valid for that long, or for half an hour: a limit beyond a token's lifetime would reject each new one.
     pub fn outlives(&self, duration: Duration) -> bool {
         self.expires_at > Epoch::now().plus(duration.min(LONG))
     }
@@ -43,10 +43,12 @@ impl Drop for InstallationToken {
         }
         let (api, secret) = (Arc::clone(&self.api), self.secret.clone());
         let revoke = async move {
-            match api.send(&Request::delete("/installation/token", Bearer::Token(&secret))).await {
+            match api.send(&ApiRequest::delete("/installation/token", Bearer::Token(&secret))).await {
                 Ok(answer) if answer.status.is_success() => {}
-                Ok(answer) => tracing::debug!(status = %answer.status, "the token was not revoked, and expires"),
-                Err(error) => tracing::debug!(%error, "the token was not revoked, and expires"),
+                Ok(answer) => {
+                    tracing::debug!(status = %answer.status, "installation token not revoked; it expires within the hour")
+                }
+                Err(error) => tracing::debug!(%error, "installation token not revoked; it expires within the hour"),
             }
         };
         self.api.revocations.spawn_on(revoke, &runtime);

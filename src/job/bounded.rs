@@ -1,39 +1,39 @@
-//! How long the texts of a native object may be, and what none of them may contain.
+//! How long the texts of a build request may be, and which characters none may contain.
 //!
-//! A text of a job becomes a variable, an argument, a path, a key or a request further on. Linux, PostgreSQL and HTTP have
-//! bounds there; a text beyond one is the request's fault, and is refused here by its path, before anything is started.
+//! A text of a job becomes a variable, an argument, a path, a key or a request. Linux, PostgreSQL and HTTP have limits there. A text
+//! beyond one is refused here by its path, before anything starts.
 
 use serde_json::Value;
 
-use super::JobError;
 use crate::bounds;
+use crate::field_error::FieldError;
 
 /// Checks every text and name in the object.
 ///
 /// # Errors
 ///
-/// Names the path of the first text that is too long, has a NUL, or lies too deep.
-pub(super) fn check(native: &Value) -> Result<(), JobError> {
-    Walk { path: Vec::new() }.value(native)?;
-    check_variables(native)?;
+/// Names the path of the first text that is too long, contains a NUL, or is nested too deep.
+pub(super) fn check(request: &Value) -> Result<(), FieldError> {
+    Walk { path: Vec::new() }.value(request)?;
+    check_variables(request)?;
     for (path, pointer) in [("targets", "/targets"), ("application.images", "/application/images")] {
-        let n_items = native.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
+        let n_items = request.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
         if n_items > bounds::TARGETS {
-            return Err(JobError::new(path, format!("{n_items} items; at most {} are allowed", bounds::TARGETS)));
+            return Err(FieldError::new(path, format!("{n_items} items; at most {} are allowed", bounds::TARGETS)));
         }
     }
     Ok(())
 }
 
-/// Linux bounds all variables and arguments of a program together.
-fn check_variables(native: &Value) -> Result<(), JobError> {
-    let variables = native.get("variables").and_then(Value::as_object);
+/// Linux limits all variables and arguments of a program together.
+fn check_variables(request: &Value) -> Result<(), FieldError> {
+    let variables = request.get("variables").and_then(Value::as_object);
     let sizes =
         variables.into_iter().flatten().map(|(name, value)| name.len() + value.as_str().map_or(0, str::len) + 2);
     let size: usize = sizes.sum();
     if size > bounds::ENVIRONMENT {
         let message = format!("{size} bytes with their names; at most {} are allowed", bounds::ENVIRONMENT);
-        return Err(JobError::new("variables", message));
+        return Err(FieldError::new("variables", message));
     }
     Ok(())
 }
@@ -50,10 +50,10 @@ struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    fn value(&mut self, value: &'a Value) -> Result<(), JobError> {
+    fn value(&mut self, value: &'a Value) -> Result<(), FieldError> {
         match value {
             Value::String(text) => self.text(text),
-            // Before the level is entered, so the stack is bounded as well.
+            // Checked before descending, so the stack is bounded too.
             Value::Array(_) | Value::Object(_) if self.path.len() >= bounds::ARGUMENT_DEPTH => {
                 Err(self.refuse(format!("nested deeper than {} levels", bounds::ARGUMENT_DEPTH)))
             }
@@ -68,14 +68,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn step(&mut self, part: Part<'a>, value: &'a Value) -> Result<(), JobError> {
+    fn step(&mut self, part: Part<'a>, value: &'a Value) -> Result<(), FieldError> {
         self.path.push(part);
         self.value(value)?;
         self.path.pop();
         Ok(())
     }
 
-    fn text(&self, text: &str) -> Result<(), JobError> {
+    fn text(&self, text: &str) -> Result<(), FieldError> {
         if text.contains('\0') {
             return Err(self.refuse("contains a NUL"));
         }
@@ -83,7 +83,7 @@ impl<'a> Walk<'a> {
             && name.len() + text.len() + 2 > bounds::VARIABLE
         {
             let size = bounds::VARIABLE;
-            return Err(self.refuse(format!("longer than the {size} bytes, with its name, that Linux passes on")));
+            return Err(self.refuse(format!("longer with its name than the {size} bytes that Linux allows")));
         }
         let max = self.max_bytes();
         if text.len() > max {
@@ -92,7 +92,7 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// By what the text becomes.
+    /// The limit, by what the text becomes.
     fn max_bytes(&self) -> usize {
         use Part::{Field, Item};
         match self.path[..] {
@@ -103,12 +103,12 @@ impl<'a> Walk<'a> {
                 bounds::NAME
             }
             [Field("application" | "definition" | "variables"), ..] => bounds::STRING,
-            // In requests to GitHub, in keys of Redis, in the log.
+            // It appears in requests to GitHub, in Redis keys, or in the log.
             _ => bounds::NAME,
         }
     }
 
-    fn refuse(&self, message: impl Into<String>) -> JobError {
+    fn refuse(&self, message: impl AsRef<str>) -> FieldError {
         let mut path = String::new();
         for part in &self.path {
             match part {
@@ -117,7 +117,7 @@ impl<'a> Walk<'a> {
                 Part::Field(name) => path.push_str(&format!(".{name}")),
             }
         }
-        JobError::new(if path.is_empty() { ".".into() } else { path }, message)
+        FieldError::new(if path.is_empty() { ".".into() } else { path }, message)
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
         // With its name, the sign between them and the NUL at the end.
         let fits = bounds::VARIABLE - "FOO".len() - 2;
         assert_eq!(check(&json!({"variables": {"FOO": value(fits)}})), Ok(()));
-        let message = "variables.FOO: longer than the 131072 bytes, with its name, that Linux passes on";
+        let message = "variables.FOO: longer with its name than the 131072 bytes that Linux allows";
         assert_eq!(refused(&json!({"variables": {"FOO": value(fits + 1)}})), message);
         let five: serde_json::Map<_, _> = (0..5).map(|n| (format!("V{n}"), json!(value(110_000)))).collect();
         assert_eq!(

@@ -1,12 +1,12 @@
-//! The `ref` of a job: the full name of a branch or tag, or a text that is neither.
+//! The `ref` of a job: the full name of a branch or tag, or any other text.
 //!
-//! Owns the rules for names (git-check-ref-format(1)) and the trust that each form leaves to a build. It resolves nothing:
-//! git and GitHub's API read `main`, `heads/main`, `pull/7/head` or a commit id as they see fit, and what they find may be
-//! a stranger's.
+//! Owns the rules for names (git-check-ref-format(1)) and the trust that each form allows. Resolves nothing: git and GitHub's API
+//! interpret `main`, `heads/main`, `pull/7/head` or a commit id in their own ways, and may find a stranger's commit.
 
 use std::fmt;
 
-use super::{JobError, Trust};
+use super::Trust;
+use crate::field_error::FieldError;
 use crate::text::shown;
 
 /// Bytes of a `ref` that a notice or an error shows.
@@ -17,13 +17,13 @@ const MAX_SHOWN: usize = 200;
 pub struct GitRef(String);
 
 impl GitRef {
-    /// Reads the `ref` of a job. `None` for a text that is not the full name of a branch or tag.
+    /// Reads the `ref` of a job. `None` when it is not the full name of a branch or tag.
     ///
     /// # Errors
     ///
-    /// A name that git forbids, and control characters in any form.
-    pub(super) fn parse(text: &str) -> Result<Option<Self>, JobError> {
-        let refused = |what: &str| Err(JobError::new("ref", format!("{what}, found {}", quoted(text))));
+    /// A name that git forbids, or control characters.
+    pub(super) fn parse(text: &str) -> Result<Option<Self>, FieldError> {
+        let refused = |what: &str| Err(FieldError::new("ref", format!("{what}, found {}", quoted(text))));
         if text.contains(char::is_control) {
             return refused("expected no control characters");
         }
@@ -50,15 +50,15 @@ impl fmt::Display for GitRef {
     }
 }
 
-/// The trust of a build, and why it is less than the job states.
+/// The trust of a build, and a notice when it is less than the job states.
 ///
-/// A job without a `ref` keeps its stated trust. So does one whose `ref` is the full name of a branch or tag: GitHub is
-/// asked whether the commit is on it. Every other `ref` makes the build a fork's.
+/// A job keeps its stated trust without a `ref`, or with the full name of a branch or tag: GitHub is asked whether the commit is
+/// on it. With any other `ref`, the build is a fork's.
 pub(super) fn trust(stated: Option<Trust>, text: Option<&str>, git_ref: Option<&GitRef>) -> (Trust, Option<String>) {
     let stated = stated.unwrap_or_default();
     let Some(text) = text.filter(|_| git_ref.is_none() && stated != Trust::Fork) else { return (stated, None) };
     let notice = format!(
-        "a fork's build: ref {} is not the full name of a branch (refs/heads/…) or tag (refs/tags/…)",
+        "built as a fork's: ref {} is not the full name of a branch (refs/heads/…) or tag (refs/tags/…)",
         quoted(text)
     );
     (Trust::Fork, Some(notice))

@@ -1,4 +1,4 @@
-//! How far a build is, in one line, for whoever asks in the middle of it.
+//! The progress of a build in one line.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::Listener;
 use crate::event::{Event, Phase};
 
-/// What the events so far amount to.
+/// The progress so far.
 #[derive(Debug, Default)]
 pub struct Progress(Mutex<State>);
 
@@ -18,7 +18,7 @@ struct State {
 }
 
 impl Listener for Progress {
-    fn hear(&self, event: &Event) {
+    fn on_event(&self, event: &Event) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::PhaseStarted(phase) => state.phase = Some(*phase),
@@ -47,13 +47,13 @@ mod tests {
     fn the_phase_and_the_targets_that_are_done_are_told() {
         let progress = Progress::default();
         assert_eq!(progress.text(), None);
-        progress.hear(&Event::PhaseStarted(Phase::Fetch));
+        progress.on_event(&Event::PhaseStarted(Phase::Fetch));
         assert_eq!(progress.text().as_deref(), Some("fetch"));
-        progress.hear(&Event::PhaseStarted(Phase::Bake));
-        progress.hear(&Event::Targets(2));
-        // After a lost pod the same target may be built once more.
+        progress.on_event(&Event::PhaseStarted(Phase::Bake));
+        progress.on_event(&Event::Targets(2));
+        // After a lost pod, a target may be built again.
         for _ in 0..2 {
-            progress.hear(&Event::TargetDone("web".into()));
+            progress.on_event(&Event::TargetDone("web".into()));
         }
         assert_eq!(progress.text().as_deref(), Some("bake, 1 of 2 targets"));
     }

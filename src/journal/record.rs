@@ -1,4 +1,4 @@
-//! The record of a build: its report, as far as the events go.
+//! The record of a build: a report, built from its events.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use super::Listener;
 use crate::event::Event;
 use crate::report::Report;
 
-/// What all events so far amount to. It outlives a build that is dropped or panics.
+/// The report so far. It outlives a build that is dropped or panics.
 #[derive(Debug)]
 pub struct Record(Mutex<Report>);
 
@@ -16,14 +16,14 @@ impl Record {
         Self(Mutex::new(report))
     }
 
-    /// The report as it is now.
+    /// The current report.
     pub fn report(&self) -> Report {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Listener for Record {
-    fn hear(&self, event: &Event) {
+    fn on_event(&self, event: &Event) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take_in(event);
     }
 }

@@ -1,5 +1,5 @@
-//! A build as somebody at a terminal sees it: a spinner for each running step, a line for each finished one; plain lines
-//! where there is no terminal; at the end a table.
+//! A build on a terminal: a spinner per running step, a line per finished step, and a table at the end. Without a terminal, plain
+//! lines.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that speaks to a person")]
 
@@ -31,7 +31,7 @@ impl Default for Terminal {
 }
 
 impl Listener for Terminal {
-    fn hear(&self, event: &Event) {
+    fn on_event(&self, event: &Event) {
         match event {
             Event::PhaseStarted(phase) => self.begin(phase.name()),
             Event::PhaseEnded(phase, took) => self.end(phase.name(), &format!("{} {}", phase.name(), seconds(*took))),
@@ -48,7 +48,7 @@ impl Listener for Terminal {
             }
             Event::StepOutput { step, line } => self.line(&format!("{} | {line}", step.label())),
             Event::Notice(notice) => self.line(&format!("note: {notice}")),
-            // The table at the end has them.
+            // The table at the end shows them.
             Event::Targets(_) | Event::TargetDone(_) | Event::TargetEnded(_) => {}
             Event::BuildId(_) | Event::Commit { .. } | Event::Placed(_) | Event::ContextSent { .. } => {}
             Event::NoticeLeftOut => {}
@@ -60,7 +60,7 @@ impl Terminal {
     fn begin(&self, key: &str) {
         let Some(bars) = &self.bars else { return };
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // Each has a thread.
+        // Each spinner has a thread.
         if running.len() >= bounds::SPINNERS || running.contains_key(key) {
             return;
         }
@@ -83,11 +83,11 @@ impl Terminal {
         self.line(message);
     }
 
-    /// Control characters of strangers do nothing here.
+    /// Strangers' control characters must have no effect.
     fn line(&self, text: &str) {
         let text = text::plain(text);
         match &self.bars {
-            // A terminal that has gone away is no reason to fail a build.
+            // A closed terminal must not fail a build.
             Some(bars) => drop(bars.println(text)),
             None => eprintln!("{text}"),
         }
@@ -98,7 +98,7 @@ fn seconds(duration: Duration) -> String {
     format!("{:.1}s", duration.as_secs_f64())
 }
 
-/// Prints the result of a build: a table of its targets, then how it ended.
+/// Prints the result of a build: a table of its targets, then its status.
 pub fn print_report(report: &Report) {
     println!("{}", text::plain(&table(report)));
 }

@@ -1,4 +1,4 @@
-//! A job's worktree: its commit, and those of its submodules, each by the right that the job has to it.
+//! A job's worktree: its commit and those of its submodules, each with the access that the job has to it.
 
 use super::{Attempt, Integrations};
 use crate::beneath::Destination;
@@ -10,18 +10,18 @@ use crate::secret::Secret;
 use crate::source::{MAX_SUBMODULES, Origin, Revision, Spent, Submodule, Worktree};
 use crate::state::JobDirectory;
 
-/// Submodules in submodules.
+/// The deepest nesting of submodules.
 const MAX_NESTING: usize = 4;
 
-/// By what right a repository is read.
+/// How a repository is accessed.
 enum Access<'a> {
-    /// By a token for it alone.
+    /// With a token for it alone.
     Token(InstallationToken),
-    /// By everybody's; the token is another repository's, and only for asking GitHub.
+    /// As a public repository. The token belongs to another repository, and only authenticates requests to GitHub.
     Public { repository: Repository, id: u64, token: &'a InstallationToken },
 }
 
-/// Asked for even when the mirror has everything: what lies on our disk is no authorization.
+/// Mints a token, even when the mirror has everything: a mirror on disk is not an authorization.
 pub(super) async fn mint(
     integrations: &Integrations,
     job: &BuildJob,
@@ -32,7 +32,7 @@ pub(super) async fn mint(
     integrations.github.installation_token(repository, job.installation_id).await
 }
 
-/// Makes the worktree of the job's commit. Each token is given back at its end, whatever that is.
+/// Creates the worktree of the job's commit. Each token is revoked afterwards, whatever the result.
 pub(super) async fn check_out(
     integrations: &Integrations,
     job: &BuildJob,
@@ -40,54 +40,57 @@ pub(super) async fn check_out(
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<Worktree, End> {
-    let place = directory.vacancy("tree", &job.build.repository.name)?;
+    let destination = directory.vacancy("tree", &job.build.repository.name)?;
     let mut checkout = Checkout { integrations, job, directory, attempt, spent: Spent::default() };
     let mut access = Access::Token(token);
-    // A fork's commit is on none of this repository's branches, and is built as a stranger's.
+    // A fork's commit is on no branch of this repository, and its build is untrusted anyway.
     let is_checked = integrations.github.checks_refs() && job.build.trust != Trust::Fork;
     let git_ref = job.branch_or_tag.as_ref().filter(|_| is_checked);
-    let mut worktree = checkout.of_commit(&mut access, &job.sha, git_ref, &place).await?;
+    let mut worktree = checkout.of_commit(&mut access, &job.sha, git_ref, &destination).await?;
     if let Access::Token(token) = &mut access
         && integrations.source.takes_submodules_of(&job.build.repository)
     {
         checkout.fill_submodules(&mut worktree, token).await?;
     } else {
-        tell_of_submodules(&worktree, attempt);
+        notify_of_submodules(&worktree, attempt);
     }
     Ok(worktree)
 }
 
-/// Says that submodules are empty: a step that needs their files does not.
-pub fn tell_of_submodules(worktree: &Worktree, attempt: Attempt<'_>) {
+/// Notifies the customer that submodules are empty: a step that needs their files fails without saying so.
+pub fn notify_of_submodules(worktree: &Worktree, attempt: Attempt<'_>) {
     let Some(first) = worktree.submodules.first() else { return };
-    let others = if worktree.submodules.len() > 1 { ", like others," } else { "" };
-    attempt.journal.tell(Event::Notice(format!("{}{others} is a submodule, and is left empty", first.path)));
+    let notice = match worktree.submodules.len() {
+        1 => format!("{} is a submodule and stays empty", first.path),
+        _ => format!("{} and others are submodules and stay empty", first.path),
+    };
+    attempt.journal.emit(Event::Notice(notice));
 }
 
-/// One job's way to its files.
+/// The checkout of one job.
 struct Checkout<'a> {
     integrations: &'a Integrations,
     job: &'a BuildJob,
     directory: &'a JobDirectory,
     attempt: Attempt<'a>,
-    /// By the commits that it has so far.
+    /// What its commits have used so far.
     spent: Spent,
 }
 
 impl Checkout<'_> {
-    /// Makes the worktree of one commit, which has to be on the branch or tag, if there is one.
+    /// Creates the worktree of one commit. The commit must be on the branch or tag, if there is one.
     async fn of_commit(
         &mut self,
         access: &mut Access<'_>,
         sha: &Sha,
         git_ref: Option<&GitRef>,
-        place: &Destination,
+        destination: &Destination,
     ) -> Result<Worktree, End> {
         let (source, github, attempt) = (&self.integrations.source, &self.integrations.github, self.attempt);
         let mut pauses = github::LAG.iter();
         loop {
             if let Access::Token(token) = access {
-                // One that was refused twice may have been revoked.
+                // A token that was refused twice may have been revoked.
                 let is_refused = pauses.len() == 0;
                 self.renew(token, is_refused).await?;
             }
@@ -97,7 +100,7 @@ impl Checkout<'_> {
                 mirror: access.id().to_string(),
                 trust: access.trust(&self.job.build),
                 directory: self.directory,
-                worktree: place,
+                worktree: destination,
                 revision: Revision::Sha(sha.clone()),
                 mtimes_key: source.mtimes_key(&self.job.build)?,
                 spent: self.spent,
@@ -128,7 +131,7 @@ impl Checkout<'_> {
         }
     }
 
-    /// Has a new token minted when this one is refused, or may end before the work does for which it is needed.
+    /// Mints a new token when this one was refused, or may expire before the work is done.
     async fn renew(&mut self, token: &mut InstallationToken, is_refused: bool) -> Result<(), End> {
         if is_refused || !token.outlives(self.integrations.source.timeout()) {
             let minted = mint(self.integrations, self.job, &token.repository, self.attempt);
@@ -137,7 +140,7 @@ impl Checkout<'_> {
         Ok(())
     }
 
-    /// Fills the submodules of a worktree of the token's repository, and theirs.
+    /// Fills the submodules of a worktree of the token's repository, and nested ones.
     async fn fill_submodules(&mut self, worktree: &mut Worktree, token: &mut InstallationToken) -> Result<(), End> {
         let refused = |what: String| Err(Failure::new(Reason::SourceRefused, what).into());
         let mut n_filled = 0;
@@ -159,7 +162,7 @@ impl Checkout<'_> {
         }
         match level.first() {
             Some((_, submodule)) => {
-                refused(format!("{}: submodules are nested more than {MAX_NESTING} deep", submodule.path))
+                refused(format!("{}: submodules are nested more than {MAX_NESTING} levels deep", submodule.path))
             }
             None => Ok(()),
         }
@@ -173,13 +176,13 @@ impl Checkout<'_> {
         token: &mut InstallationToken,
     ) -> Result<(Repository, Worktree), End> {
         let repository = self.integrations.source.repository_of(submodule, parent)?;
-        let place = worktree.make_room(submodule)?;
-        // What another owner's repository names is no wish of this one's, and a fork's author is a stranger.
+        let destination = worktree.make_room(submodule)?;
+        // Another owner's repository must not request tokens, and neither must a fork.
         let is_theirs =
             [parent, &repository].iter().all(|repository| repository.is_of_owner(&self.job.build.repository));
         let may_mint = is_theirs && self.job.build.trust != Trust::Fork;
         let mut access = self.access(repository, may_mint, token).await?;
-        let inner = self.of_commit(&mut access, &submodule.sha, None, &place).await?;
+        let inner = self.of_commit(&mut access, &submodule.sha, None, &destination).await?;
         Ok((access.repository().clone(), inner))
     }
 
@@ -192,12 +195,12 @@ impl Checkout<'_> {
         if may_mint {
             let minted = mint(self.integrations, self.job, &repository, self.attempt);
             match self.attempt.unless_stopped(minted).await? {
-                // The App may not be on a repository that everybody sees.
+                // The App need not be installed on a public repository.
                 Err(GithubError::NotFound { .. }) => {}
                 minted => return Ok(Access::Token(minted?)),
             }
         }
-        // Some hundred of them may take longer than a token lasts.
+        // Some hundred submodules may take longer than a token's lifetime.
         self.renew(token, false).await?;
         let asked = self.integrations.github.public_repository(&repository, token);
         let (repository, id) = self.attempt.unless_stopped(asked).await??;
@@ -205,8 +208,8 @@ impl Checkout<'_> {
     }
 }
 
-/// What is on a fork only can be fetched from the repository as well: GitHub keeps the commits of both together. Nobody has
-/// read it who may write to the branch for which it would be built.
+/// Refuses a commit that is not on the job's branch or tag. GitHub stores a fork's commits with the repository's, so they can be
+/// fetched from it, although nobody with write access to the branch has reviewed them.
 async fn refuse_foreign(
     github: &App,
     sha: &Sha,
@@ -218,13 +221,13 @@ async fn refuse_foreign(
         return Ok(());
     }
     let message = format!(
-        "{sha} is not on {git_ref} of {}: it may be on a fork only, or the branch has been rewritten or removed since",
+        "{sha} is not on {git_ref} of {}: it is only on a fork, or the branch was rewritten or removed",
         token.repository
     );
     Err(Failure::new(Reason::CommitNotFound, message).into())
 }
 
-/// Submodules, each with the repository that it is in.
+/// The submodules, each with the repository that contains it.
 fn within(repository: &Repository, submodules: &mut Vec<Submodule>) -> Vec<(Repository, Submodule)> {
     submodules.drain(..).map(|submodule| (repository.clone(), submodule)).collect()
 }
@@ -245,7 +248,7 @@ impl Access<'_> {
         }
     }
 
-    /// How far the mirror is trusted. Anybody's job may have a public repository as a submodule, at a commit of anybody's.
+    /// The trust of the mirror. Any job may use a public repository as a submodule, at any commit, so it counts as a fork's.
     fn trust(&self, build: &Build) -> Trust {
         match self {
             Self::Token(_) => build.trust,
@@ -253,7 +256,7 @@ impl Access<'_> {
         }
     }
 
-    /// Who may ask GitHub about the repository.
+    /// The token for requests to GitHub.
     fn token(&self) -> &InstallationToken {
         match self {
             Self::Token(token) => token,
@@ -261,7 +264,7 @@ impl Access<'_> {
         }
     }
 
-    /// What the git host is shown.
+    /// The credential for the git host.
     fn credential(&self) -> Option<Secret> {
         match self {
             Self::Token(token) => Some(token.secret.clone()),

@@ -1,35 +1,35 @@
-//! The lines of a pipe, one at a time. Holds the beginning of one line, and nothing of what was handed over.
+//! The lines of a pipe, one at a time. Holds only the beginning of one line.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// What is read of a pipe at once: all that Linux keeps in it.
+/// The size of a read: the whole buffer of a pipe on Linux.
 const CHUNK: usize = 64 << 10;
 
-/// A pipe, cut into lines.
+/// A pipe, split into lines.
 pub(super) struct Lines<P> {
     pipe: P,
-    /// Until the pipe has ended.
+    /// Until the end of the pipe.
     pub(super) is_open: bool,
     chunk: Box<[u8]>,
-    /// The beginning of a line whose end has not come yet.
+    /// The beginning of an unfinished line.
     rest: Vec<u8>,
     max_line: usize,
 }
 
 impl<P: AsyncRead + Unpin> Lines<P> {
-    /// A line is cut at `max_line` bytes.
+    /// Cuts lines at `max_line` bytes.
     pub(super) fn of(pipe: P, max_line: usize) -> Self {
         Self { pipe, is_open: true, chunk: vec![0; CHUNK].into(), rest: Vec::new(), max_line }
     }
 
-    /// Waits for bytes and returns how many there are, none at the pipe's end. Dropped, it has read nothing.
+    /// Waits for bytes and returns their number, 0 at the end of the pipe. Dropping the future loses nothing.
     pub(super) async fn read(&mut self) -> usize {
         let n = self.pipe.read(&mut self.chunk).await.unwrap_or(0);
         self.is_open = n > 0;
         n
     }
 
-    /// Hands over the lines that the first `n` bytes of the chunk end; with none, what has no end.
+    /// Passes on the lines that the first `n` bytes of the chunk complete. With 0, passes on the unfinished line.
     pub(super) fn hand_over(&mut self, n: usize, mut on_line: impl FnMut(&[u8])) {
         for piece in self.chunk[..n].split_inclusive(|byte| *byte == b'\n') {
             let whole = piece.strip_suffix(b"\n");
@@ -49,7 +49,7 @@ impl<P: AsyncRead + Unpin> Lines<P> {
             on_line(&self.rest);
             self.rest.clear();
         }
-        // One long line does not keep its memory for the rest of the child's life.
+        // One long line must not keep its memory for the rest of the child's life.
         self.rest.shrink_to(self.rest.len().max(CHUNK));
     }
 }

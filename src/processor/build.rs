@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::job::Job;
 use super::{Processor, invalid, refuse_expired};
 use crate::clock::Epoch;
-use crate::event::{Event, Phase};
-use crate::job::arguments::{self, Request};
-use crate::job::{BuildJob, Moment};
+use crate::event::{Event, Moment, Phase};
+use crate::job::BuildJob;
+use crate::job::arguments::{self, RequestFrom};
 use crate::perform::{Attempt, Fence, perform};
 use crate::rails;
 use crate::reason::{End, Failure, Reason};
@@ -19,7 +19,7 @@ use crate::settings::JobClass;
 use crate::sidekiq::fence::{announce, holds};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::iteration;
-use crate::text::places::Places;
+use crate::text::paths::WorkerPaths;
 
 /// How long a stopped build still waits for Rails, which alone may know the callback.
 const RAILS_GRACE: Duration = Duration::from_millis(500);
@@ -53,7 +53,7 @@ pub(super) async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
         return Err(job.cancelled());
     }
     let build_job = parsed.map_err(invalid)?;
-    job.journal.tell(Event::Commit {
+    job.journal.emit(Event::Commit {
         repository: build_job.build.repository.to_string(),
         sha: build_job.sha.to_string(),
         git_ref: build_job.git_ref.clone(),
@@ -62,12 +62,12 @@ pub(super) async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
     let fence = InFlight { processor, unit: &running.unit };
     let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&fence) };
     let built = perform(&processor.integrations, &build_job, attempt).await;
-    let places = processor.integrations.state.places();
-    built.map_err(|end| end.map(|failure| for_customer(failure, &places)))
+    let worker_paths = processor.integrations.state.worker_paths();
+    built.map_err(|end| end.map(|failure| for_customer(failure, &worker_paths)))
 }
 
 /// The build request, from the arguments or from Rails. A stopped build waits for Rails a moment longer.
-async fn resolve(class: &JobClass, request: Result<Request, Failure>, job: &Job) -> Result<Value, End> {
+async fn resolve(class: &JobClass, request: Result<RequestFrom, Failure>, job: &Job) -> Result<Value, End> {
     let _phase = job.journal.begin(Phase::Resolve);
     let given_up = async {
         job.stop.token().cancelled().await;
@@ -80,8 +80,8 @@ async fn resolve(class: &JobClass, request: Result<Request, Failure>, job: &Job)
 }
 
 /// The failure without what customers must not read. The log has all of it.
-fn for_customer(failure: Failure, places: &Places) -> Failure {
-    let shown = failure.clone().without(places);
+fn for_customer(failure: Failure, worker_paths: &WorkerPaths) -> Failure {
+    let shown = failure.clone().without(worker_paths);
     if shown != failure {
         tracing::warn!(event = "failure_detail", detail = failure.detail, "failure with the worker's paths");
     }
@@ -103,13 +103,13 @@ impl Fence for InFlight<'_> {
     }
 }
 
-async fn build_request(class: &JobClass, request: Result<Request, Failure>) -> Result<Value, End> {
+async fn build_request(class: &JobClass, request: Result<RequestFrom, Failure>) -> Result<Value, End> {
     match (request?, &class.resolve) {
-        (Request::Resolve(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
-        (Request::Resolve(url), None) => {
+        (RequestFrom::Rails(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (RequestFrom::Rails(url), None) => {
             Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}")).into())
         }
-        (Request::Native(native), _) => Ok(native),
+        (RequestFrom::Arguments(native), _) => Ok(native),
     }
 }
 

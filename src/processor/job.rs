@@ -49,7 +49,7 @@ impl Job {
         let record = Arc::new(Record::new(report));
         let listeners: Vec<Arc<dyn Listener>> =
             vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
-        let journal = Journal::new(listeners, processor.integrations.state.places());
+        let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
         let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };
         job.learn(&known);
@@ -60,7 +60,7 @@ impl Job {
     pub(super) fn learn(&self, request: &Value) {
         *self.callback.lock().unwrap_or_else(PoisonError::into_inner) = Callback::find(request);
         let build_id = request.get("build_id").filter(|id| job::is_build_id(id)).cloned();
-        self.journal.tell(Event::BuildId(build_id));
+        self.journal.emit(Event::BuildId(build_id));
     }
 
     /// Stops the attempt when the job is cancelled or reclaimed. Returns when the attempt is stopped, also by a shutdown.

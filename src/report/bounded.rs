@@ -1,28 +1,28 @@
-//! A report as JSON that every reader takes: without control characters, and of bounded size.
+//! A report as JSON that every reader accepts: without control characters, and of bounded size.
 //!
-//! PostgreSQL refuses U+0000, a browser may obey U+202E, and a job of many megabytes stops Redis for everybody. So every
-//! text becomes plain, and the longest ones are cut until the whole has at most [`bounds::REPORT`] bytes. What a program
-//! reads is not cut: names, digests and statuses.
+//! PostgreSQL refuses U+0000, browsers may obey U+202E, and a job of many megabytes blocks Redis. So every text is made plain, and the
+//! longest are cut until the whole has at most [`bounds::REPORT`] bytes. Fields that programs read are not cut: names, digests
+//! and statuses.
 
 use serde_json::{Map, Value};
 
 use super::Report;
 use crate::{bounds, text};
 
-/// What a program reads.
+/// Fields that programs read.
 const EXACT: [&str; 9] = ["attempt", "moment", "status", "reason", "sha", "name", "digest", "tags", "timings"];
 
 impl Report {
-    /// The JSON object that Rails gets, of at most [`bounds::REPORT`] bytes.
+    /// The JSON object for Rails, of at most [`bounds::REPORT`] bytes.
     ///
-    /// Every text is plain. What the platform wrote for itself (`build_id`, `jid`, echoed fields) only loses U+0000. When the
-    /// whole is too long, texts for people are cut first, with a mark; then tags are left out, the last ones first; then the
-    /// platform's own texts are cut, and what is left of them becomes null. Names, digests and statuses stay.
+    /// Every text is plain. The platform's own values (`build_id`, `jid`, echoed fields) only lose U+0000. When the whole is too long,
+    /// texts for people are cut first, with a mark. Then the last tags are dropped. Then the platform's own texts are cut, and
+    /// finally replaced by null. Names, digests and statuses stay.
     pub fn to_json(&self) -> Value {
         self.to_json_as(|json| json)
     }
 
-    /// The same in another form, which may be longer: it is that form that has at most [`bounds::REPORT`] bytes.
+    /// The same after `form`, which may make it longer: the result has at most [`bounds::REPORT`] bytes.
     pub fn to_json_as(&self, form: impl Fn(Value) -> Value) -> Value {
         let mut json = serde_json::to_value(self).expect("a report is plain data");
         let is_own = |field: &str| matches!(field, "build_id" | "jid") || self.echo.contains_key(field);
@@ -43,20 +43,20 @@ impl Report {
     }
 }
 
-/// One way to make a report shorter.
+/// A way to shorten a report.
 #[derive(Clone, Copy)]
 enum Cut {
-    /// Texts for people, to this length.
+    /// Cuts texts for people to this length.
     Texts(usize),
-    /// The tags of each target, to this number.
+    /// Keeps this many tags of each target.
     Tags(usize),
-    /// The platform's own texts, to this length.
+    /// Cuts the platform's own texts to this length.
     Own(usize),
-    /// All that the platform wrote for itself.
+    /// Replaces all long values of the platform by null.
     AllOwn,
 }
 
-/// What is cut, one after the other, until the report fits.
+/// The cuts, applied in order until the report fits.
 const CUTS: [Cut; 14] = [
     Cut::Texts(bounds::ERROR),
     Cut::Texts(2048),
@@ -89,7 +89,7 @@ impl Cut {
     }
 }
 
-/// Cuts the texts in a field, and in the fields of what it holds, that no program reads.
+/// Cuts texts that no program reads, in a field and in the fields inside it.
 fn cut_texts(field: &str, value: &mut Value, length: usize) {
     match value {
         _ if EXACT.contains(&field) => {}
@@ -105,7 +105,7 @@ fn keep_tags(targets: &mut Value, n: usize) {
     targets.filter_map(|target| target.get_mut("tags")?.as_array_mut()).for_each(|tags| tags.truncate(n));
 }
 
-/// Rewrites every text and every name of a field in a value.
+/// Rewrites every text and every field name in a value.
 fn rewrite(value: &mut Value, write: &impl Fn(&str) -> String) {
     match value {
         Value::String(text) => *text = write(text),
@@ -202,7 +202,7 @@ mod tests {
         #[test]
         fn any_texts_become_plain_and_fit(text in any::<String>(), n in 1_usize..300) {
             let long = text.repeat(n);
-            let placement = Placement { builder: text.clone(), shard: None, pod: Some(text.clone()), why: long.clone() };
+            let placement = Placement { builder: text.clone(), pod: Some(text.clone()), why: long.clone() };
             let report = Report {
                 message: Some(long.clone()),
                 repository: Some(text.clone()),

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::pattern::JOB_NAMES;
-use super::{NamePattern, Pattern, SettingsError};
+use super::{NamePattern, Pattern};
+use crate::field_error::{FieldError, refuse};
 
 /// Placeholders of a target's tags and caches, besides those of every pattern.
 const OF_TARGETS: &[&str] = &["target", "sha", "branch"];
@@ -70,7 +71,7 @@ impl Accounts {
         NamePattern::most_specific(&self.policy_for, account).map_or(&self.policy, |(_, policy)| policy)
     }
 
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         let of_targets = |key, patterns: &[Pattern]| {
             patterns.iter().try_for_each(|pattern| check_names(&format!("accounts.{key}"), pattern, OF_TARGETS))
         };
@@ -80,26 +81,26 @@ impl Accounts {
         self.registries.iter().try_for_each(|pattern| check_names("accounts.registries", pattern, &[]))?;
         self.secrets.iter().try_for_each(|pattern| check_names("accounts.secrets", pattern, &["name"]))?;
         if self.secrets.as_ref().is_some_and(|pattern| !pattern.has("name")) {
-            return SettingsError::refuse("accounts.secrets", "must contain {name}");
+            return refuse("accounts.secrets", "must contain {name}");
         }
         if self.tags.iter().any(|pattern| !pattern.has("target")) {
-            return SettingsError::refuse("accounts.tags", "must contain {target}, or two images get the same name");
+            return refuse("accounts.tags", "must contain {target}, or two images get the same name");
         }
         if self.cache.to.iter().any(|pattern| !pattern.has("target")) {
             let message = "must contain {target}, or the last target overwrites the cache of the others";
-            return SettingsError::refuse("accounts.cache.to", message);
+            return refuse("accounts.cache.to", message);
         }
         if self.credential_helpers.as_ref().is_some_and(|directory| !directory.is_absolute()) {
-            return SettingsError::refuse("accounts.credential_helpers", "must be an absolute path");
+            return refuse("accounts.credential_helpers", "must be an absolute path");
         }
         Ok(())
     }
 }
 
 /// Refuses a pattern with a placeholder that has no value where it is used. `more` are those besides every job's.
-pub(super) fn check_names(path: &str, pattern: &Pattern, more: &[&str]) -> Result<(), SettingsError> {
+pub(super) fn check_names(path: &str, pattern: &Pattern, more: &[&str]) -> Result<(), FieldError> {
     pattern.unknown(more).map_or(Ok(()), |name| {
         let known: Vec<_> = JOB_NAMES.iter().chain(more).map(|name| format!("{{{name}}}")).collect();
-        SettingsError::refuse(path, format!("unknown placeholder {{{name}}}; known: {}", known.join(", ")))
+        refuse(path, format!("unknown placeholder {{{name}}}; known: {}", known.join(", ")))
     })
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::SettingsError;
 use crate::attestation::{Asked, Attestation, By};
+use crate::field_error::{FieldError, refuse};
 
 /// The program that builds.
 #[derive(Clone, Debug, Deserialize)]
@@ -67,9 +67,9 @@ impl Default for Bake {
 }
 
 impl Buildx {
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         if !self.binary.is_absolute() {
-            return SettingsError::refuse("buildx.binary", "must be an absolute path");
+            return refuse("buildx.binary", "must be an absolute path");
         }
         Ok(())
     }
@@ -84,12 +84,12 @@ impl Bake {
         }
     }
 
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         if self.prints == 0 {
-            return SettingsError::refuse("bake.prints", "must be at least 1");
+            return refuse("bake.prints", "must be at least 1");
         }
         Attestation::ALL.into_iter().try_for_each(|attestation| {
-            let refused = |message| SettingsError::new(format!("bake.{}", attestation.name()), message);
+            let refused = |message| FieldError::new(format!("bake.{}", attestation.name()), message);
             self.asked(attestation).check(attestation, By::Configuration).map_err(refused)
         })
     }

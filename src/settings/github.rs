@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{SecretSource, SettingsError};
+use super::SecretSource;
+use crate::field_error::FieldError;
 use crate::secret::Secret;
 
 /// The GitHub App whose installation tokens the worker uses.
@@ -54,7 +55,7 @@ impl Github {
         SecretSource::of(self.private_key.as_ref(), self.private_key_file.as_ref())
     }
 
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         SecretSource::check("github", "private_key", self.private_key.as_ref(), self.private_key_file.as_ref())
     }
 }

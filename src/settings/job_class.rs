@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{SecretSource, SettingsError};
+use super::SecretSource;
+use crate::field_error::{FieldError, refuse};
 use crate::report::Report;
 use crate::secret::Secret;
 
@@ -56,24 +57,20 @@ pub struct Resolve {
 
 impl JobClass {
     /// `path` is that of the class, such as `jobs.classes.BuildJob`.
-    pub(super) fn check(&self, path: &str) -> Result<(), SettingsError> {
+    pub(super) fn check(&self, path: &str) -> Result<(), FieldError> {
         for (field, pointer) in self.map.iter().chain(&self.echo) {
             if !pointer.starts_with('/') {
                 let message = format!("the JSON Pointer of {field} must begin with /, found {pointer:?}");
-                return SettingsError::refuse(path, message);
+                return refuse(path, message);
             }
         }
         let report = serde_json::to_value(Report::default()).unwrap_or_default();
         if let Some(field) = self.echo.keys().find(|field| report.get(field.as_str()).is_some()) {
-            return SettingsError::refuse(format!("{path}.echo"), format!("the callback already has a field {field}"));
+            return refuse(format!("{path}.echo"), format!("the callback already has a field {field}"));
         }
         match (self.arguments, &self.resolve) {
-            (Shape::Mapped, _) if self.map.is_empty() => {
-                SettingsError::refuse(format!("{path}.map"), "required for mapped arguments")
-            }
-            (Shape::Resolved, None) => {
-                SettingsError::refuse(format!("{path}.resolve"), "required for resolved arguments")
-            }
+            (Shape::Mapped, _) if self.map.is_empty() => refuse(format!("{path}.map"), "required for mapped arguments"),
+            (Shape::Resolved, None) => refuse(format!("{path}.resolve"), "required for resolved arguments"),
             (Shape::Resolved, Some(resolve)) => resolve.check(&format!("{path}.resolve")),
             _ => Ok(()),
         }
@@ -86,10 +83,10 @@ impl Resolve {
         SecretSource::of(self.secret.as_ref(), self.secret_file.as_ref())
     }
 
-    fn check(&self, path: &str) -> Result<(), SettingsError> {
+    fn check(&self, path: &str) -> Result<(), FieldError> {
         SecretSource::check(path, "secret", self.secret.as_ref(), self.secret_file.as_ref())?;
         if self.secret().is_none() {
-            return SettingsError::refuse(path, "set either secret or secret_file");
+            return refuse(path, "set either secret or secret_file");
         }
         Ok(())
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{JobClass, SHORTEST, SettingsError};
+use super::{JobClass, SHORTEST};
+use crate::field_error::{FieldError, refuse};
 
 /// The job class that tests the runtime without a build. The worker runs it when `jobs.probe` is on.
 pub const PROBE: &str = "Sidebake::Probe";
@@ -74,15 +75,15 @@ impl Jobs {
         self.classes.contains_key(class) || (self.probe && class == PROBE)
     }
 
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         if self.dead_max_jobs < 2 {
-            return SettingsError::refuse("jobs.dead_max_jobs", "must be at least 2");
+            return refuse("jobs.dead_max_jobs", "must be at least 2");
         }
         if self.poll_interval < SHORTEST {
-            return SettingsError::refuse("jobs.poll_interval", "must be at least 50ms");
+            return refuse("jobs.poll_interval", "must be at least 50ms");
         }
         if self.poll_interval_average.is_some_and(|average| average < SHORTEST) {
-            return SettingsError::refuse("jobs.poll_interval_average", "must be at least 50ms");
+            return refuse("jobs.poll_interval_average", "must be at least 50ms");
         }
         self.classes.iter().try_for_each(|(name, class)| class.check(&format!("jobs.classes.{name}")))
     }

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::SettingsError;
+use crate::field_error::{FieldError, refuse};
 
 /// Levels of the log, the fewest lines first.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -35,10 +35,10 @@ impl Default for Log {
 }
 
 impl Log {
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         let Some(unknown) = self.unknown_level() else { return Ok(()) };
         let known = LEVELS.join(", ");
-        SettingsError::refuse("log.level", format!("unknown level {unknown:?}; known: {known}, TARGET=LEVEL"))
+        refuse("log.level", format!("unknown level {unknown:?}; known: {known}, TARGET=LEVEL"))
     }
 
     /// A word where a level belongs. As a directive it would be a target, and nothing else would be logged.

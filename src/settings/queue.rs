@@ -4,8 +4,8 @@
 
 use serde::{Deserialize, Deserializer};
 
-use super::SettingsError;
 use crate::bounds;
+use crate::field_error::{FieldError, refuse};
 
 /// What ends a text or an attribute of a page. A lone `&` does not.
 const MARKUP: [char; 4] = ['<', '>', '"', '\''];
@@ -82,16 +82,16 @@ impl Queue {
 
 impl Capsule {
     /// `section` is empty, or ends with a dot.
-    pub(super) fn check(&self, section: &str) -> Result<(), SettingsError> {
+    pub(super) fn check(&self, section: &str) -> Result<(), FieldError> {
         if self.concurrency == 0 {
-            return SettingsError::refuse(format!("{section}concurrency"), "must be from 1 to 1000");
+            return refuse(format!("{section}concurrency"), "must be from 1 to 1000");
         }
         if self.queues.is_empty() {
-            return SettingsError::refuse(format!("{section}queues"), "must name at least one queue");
+            return refuse(format!("{section}queues"), "must name at least one queue");
         }
         if let Some(queue) = self.queues.iter().find(|queue| !Queue::is_name(&queue.name)) {
             let message = format!("{:?} is not a valid name of a queue", queue.name);
-            return SettingsError::refuse(format!("{section}queues"), message);
+            return refuse(format!("{section}queues"), message);
         }
         Ok(())
     }

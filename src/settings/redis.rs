@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{SHORTEST, SettingsError};
+use super::SHORTEST;
+use crate::field_error::{FieldError, refuse};
 use crate::secret::Secret;
 
 /// The connection to Sidekiq's Redis.
@@ -42,12 +43,12 @@ impl Default for Redis {
 }
 
 impl Redis {
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         if self.client_certificate_file.is_some() != self.client_key_file.is_some() {
-            return SettingsError::refuse("redis", "set both client_certificate_file and client_key_file, or neither");
+            return refuse("redis", "set both client_certificate_file and client_key_file, or neither");
         }
         if self.timeout < SHORTEST {
-            return SettingsError::refuse("redis.timeout", "must be at least 50ms");
+            return refuse("redis.timeout", "must be at least 50ms");
         }
         Ok(())
     }

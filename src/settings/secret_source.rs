@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::SettingsError;
+use crate::field_error::{FieldError, refuse};
 use crate::secret::Secret;
 
 /// Where a secret is: in the configuration, or in a file of its own. `secret_file::read` reads either.
@@ -26,12 +26,12 @@ impl SecretSource {
         key: &str,
         value: Option<&Secret>,
         file: Option<&PathBuf>,
-    ) -> Result<(), SettingsError> {
+    ) -> Result<(), FieldError> {
         if value.is_some() && file.is_some() {
-            return SettingsError::refuse(section, format!("set either {key} or {key}_file, not both"));
+            return refuse(section, format!("set either {key} or {key}_file, not both"));
         }
         if value.is_some_and(|secret| secret.expose().trim().is_empty()) {
-            return SettingsError::refuse(format!("{section}.{key}"), "must not be empty");
+            return refuse(format!("{section}.{key}"), "must not be empty");
         }
         Ok(())
     }

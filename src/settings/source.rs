@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{NamePattern, SecretSource, SettingsError};
+use super::{NamePattern, SecretSource};
+use crate::field_error::{FieldError, refuse};
 use crate::secret::Secret;
 
 /// Characters of the shortest `source.mtimes_key`. A build sees the times of its own files and could test guesses of the key
@@ -98,14 +99,14 @@ impl Source {
         SecretSource::of(self.mtimes_key.as_ref(), self.mtimes_key_file.as_ref())
     }
 
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         SecretSource::check("source", "mtimes_key", self.mtimes_key.as_ref(), self.mtimes_key_file.as_ref())?;
         match self.mtimes_key() {
             None if self.needs_mtimes_key() => {
-                SettingsError::refuse("source.mtimes_key_file", "required for times that come from content")
+                refuse("source.mtimes_key_file", "required for times that come from content")
             }
             Some(SecretSource::Value(key)) if key.expose().len() < MIN_MTIMES_KEY => {
-                SettingsError::refuse("source.mtimes_key", format!("must have at least {MIN_MTIMES_KEY} characters"))
+                refuse("source.mtimes_key", format!("must have at least {MIN_MTIMES_KEY} characters"))
             }
             _ => Ok(()),
         }

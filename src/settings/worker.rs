@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::SettingsError;
+use crate::field_error::{FieldError, refuse};
 
 /// Where the worker keeps files.
 #[derive(Clone, Debug, Deserialize)]
@@ -68,18 +68,18 @@ impl Default for Lease {
 }
 
 impl State {
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         if !self.directory.is_absolute() {
-            return SettingsError::refuse("state.directory", "must be an absolute path");
+            return refuse("state.directory", "must be an absolute path");
         }
         Ok(())
     }
 }
 
 impl Lease {
-    pub(super) fn check(&self) -> Result<(), SettingsError> {
+    pub(super) fn check(&self) -> Result<(), FieldError> {
         if self.ttl < Duration::from_secs(1) {
-            return SettingsError::refuse("lease.ttl", "must be at least 1s");
+            return refuse("lease.ttl", "must be at least 1s");
         }
         Ok(())
     }

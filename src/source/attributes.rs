@@ -1,4 +1,4 @@
-//! The files named `.gitattributes` in a commit, as its index has them.
+//! The `.gitattributes` files of a commit, as listed in its index.
 
 use git2::{Index, IndexEntry, Repository};
 
@@ -9,13 +9,12 @@ pub(super) fn files(index: &Index) -> impl Iterator<Item = IndexEntry> {
     index.iter().filter(is_named_so)
 }
 
-/// Whether an entry is one of them. Others whose names only end like that are taken for some: they cost time and change
-/// nothing.
+/// Whether an entry is one of them. Other files whose names end the same way also match: that costs time and changes nothing.
 pub(super) fn is_named_so(entry: &IndexEntry) -> bool {
     entry.path.ends_with(b".gitattributes")
 }
 
-/// Whether any of them has one of the words, wherever it stands.
+/// Whether any of them contains one of the words, anywhere.
 pub(super) fn mention(repository: &Repository, index: &Index, words: &[&str]) -> Result<bool, git2::Error> {
     for entry in files(index).filter(|entry| !submodules::is_one(entry)) {
         let blob = repository.find_blob(entry.id)?;

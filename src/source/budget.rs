@@ -1,36 +1,36 @@
-//! Walks a commit's tree before anything of it is written: is it complete, and within its limits?
+//! Walks a commit's tree before any of it is written: checks that it is complete and within the limits.
 
 use std::collections::HashSet;
 
 use git2::{ErrorCode, ObjectType, Odb, Oid, Repository};
 
 use super::Size;
-use super::request::{Failed, Fault, Limits};
+use super::request::{CheckoutLimits, Failed, Fault};
 use crate::text;
 
-/// Directories in directories.
+/// The deepest nesting of directories.
 const MAX_DEPTH: usize = 200;
-/// Bytes of a path, below the kernel's limit with room for the worktree's own.
+/// The longest path, in bytes: below the kernel's limit, with room for the worktree's own path.
 const MAX_PATH: usize = 3000;
-/// Bytes of a name: no file system of Linux' takes longer ones (`NAME_MAX`).
+/// The longest name, in bytes, on Linux file systems (`NAME_MAX`).
 const MAX_NAME: usize = 255;
 
-/// What a walk found.
+/// The result of a walk.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Everything is there, and so large.
+    /// Everything is there; its size.
     Complete(Size),
-    /// Something is not.
+    /// Something is missing.
     Missing,
 }
 
-/// Walks the tree of `commit`; about 5 µs an entry.
+/// Walks the tree of `commit`, in about 5 µs per entry.
 ///
 /// # Errors
 ///
-/// `Refused` when a limit is exceeded (a small pack can hold a tree of 10¹⁰ files), or a directory has a name twice
-/// or one with a slash; `Damaged` when what is there is no commit, or no tree.
-pub(super) fn walk(repository: &Repository, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
+/// `Refused` when a limit is exceeded (a small pack can hold a tree of 10¹⁰ files), or when a directory has a duplicate name or
+/// one with a slash. `Damaged` when the objects are not a commit or a tree.
+pub(super) fn walk(repository: &Repository, commit: Oid, limits: CheckoutLimits) -> Result<Verdict, Failed> {
     let tree = match repository.find_commit(commit).and_then(|commit| commit.tree()) {
         Ok(tree) => tree,
         Err(error) if error.code() == ErrorCode::NotFound => return Ok(Verdict::Missing),
@@ -48,16 +48,16 @@ fn damaged(what: &str, error: &git2::Error) -> Failed {
 struct Walk<'a> {
     repository: &'a Repository,
     odb: Odb<'a>,
-    limits: Limits,
+    limits: CheckoutLimits,
     size: Size,
 }
 
 impl Walk<'_> {
-    /// Whether all of it is there.
+    /// Whether the whole tree is there.
     fn tree(&mut self, tree: &git2::Tree<'_>, depth: usize, path_length: usize) -> Result<bool, Failed> {
         let refused = |what: String| Err(Failed::new(Fault::Refused, what));
         if depth > MAX_DEPTH {
-            return refused(format!("directories are nested more than {MAX_DEPTH} deep"));
+            return refused(format!("directories are nested more than {MAX_DEPTH} levels deep"));
         }
         let mut names = HashSet::new();
         for entry in tree {
@@ -69,16 +69,16 @@ impl Walk<'_> {
                     self.limits.max_entries
                 ));
             }
-            // Either way, the files of a directory could be meant to be written through a link.
+            // Both could make git write the files of a directory through a link.
             let name = String::from_utf8_lossy(entry.name_bytes());
             if name.contains('/') {
-                return refused(format!("the name {name:?} has a slash"));
+                return refused(format!("the file name {name:?} contains a slash"));
             }
             if !names.insert(entry.name_bytes().to_vec()) {
-                return refused(format!("a directory has two entries called {name:?}"));
+                return refused(format!("a directory has two entries named {name:?}"));
             }
             if entry.name_bytes().len() > MAX_NAME {
-                return refused(format!("the name {:?} is longer than {MAX_NAME} bytes", text::clip(&name, 40)));
+                return refused(format!("the file name {:?} is longer than {MAX_NAME} bytes", text::clip(&name, 40)));
             }
             let length = path_length + 1 + entry.name_bytes().len();
             if length > MAX_PATH {
@@ -119,8 +119,8 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// Whose size counts as well.
+    /// Mentions the build's other commits when they count too.
     fn others(&self) -> &'static str {
-        if self.limits.taken == Size::default() { "" } else { ", with what the build took before," }
+        if self.limits.taken == Size::default() { "" } else { ", together with the build's other commits," }
     }
 }

@@ -1,4 +1,4 @@
-//! Writes a commit's files into a new directory, as the git command would, on more than one processor.
+//! Writes a commit's files into a new directory, as the git command does, on several processors.
 
 use std::fs;
 use std::num::NonZero;
@@ -14,24 +14,24 @@ use super::attributes;
 use super::request::{Failed, Fault};
 use super::submodules;
 
-/// Threads that write files. More would wait for libgit2's locks, and several jobs are checked out at once.
+/// The most threads that write files. More would wait for libgit2's locks, and several jobs check out at once.
 const MAX_THREADS: usize = 4;
-/// Files that make a thread worth its while: its handle costs as much as a few of them.
+/// The fewest files for a thread: opening a repository handle costs as much as a few files.
 const MIN_FILES: usize = 8;
-/// Bytes that cost as much as what every file costs.
+/// The fixed cost of a file, in bytes.
 const FILE_BYTES: usize = 4 << 10;
-/// Bytes of a file that is not written beside others: libgit2 holds each in memory, whole.
+/// From this size, a file is written alone: libgit2 holds each file in memory as a whole.
 const LARGE_BYTES: usize = 32 << 20;
 
 const TYPE: u32 = 0o170000;
 const FILE: u32 = 0o100000;
 
-/// Checks `commit` out into `worktree`, which must not exist yet, and returns the index of what was written. There is no
-/// `.git` in it.
+/// Checks `commit` out into `worktree`, which must not exist yet, and returns the index of what was written. The worktree has no
+/// `.git`.
 ///
-/// The work tree is set on the handle only and the index, in memory, is filled first: the one recipe that honours
-/// `.gitattributes` and submodule entries as git does, refuses names that git forbids before a file exists, and writes
-/// nothing into the mirror. A reused directory would be a way out of it (libgit2 follows symlinks that lie there).
+/// Only the handle has the work tree, and the in-memory index is filled first. Only this way libgit2 honors `.gitattributes` and
+/// submodules as git does, refuses forbidden names before any file exists, and writes nothing into the mirror. The directory
+/// must be new, since libgit2 follows symlinks in it.
 pub(super) fn write(repository: &Repository, commit: Oid, worktree: &Path) -> Result<Index, Failed> {
     fs::create_dir(worktree).map_err(Failed::worker)?;
     write_files(repository, commit, worktree).map_err(|error| {
@@ -50,7 +50,7 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
     let mut index = Index::new()?;
     index.read_tree(&tree)?;
     repository.set_index(&mut index)?;
-    let site = Location { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
+    let location = Location { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
     let odb = repository.odb()?;
     let (mut files, mut rest, mut modules) = (Vec::new(), Vec::new(), Vec::new());
     for entry in index.iter().map(canonical) {
@@ -61,20 +61,20 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
         let n_bytes = if is_plain_file(&entry) { odb.read_header(entry.id)?.0 } else { LARGE_BYTES };
         if n_bytes < LARGE_BYTES { files.push((entry, n_bytes)) } else { rest.push(entry) }
     }
-    site.write_all(&split(files, n_processors()), &rest, &modules)?;
+    location.write_all(&split(files, n_processors()), &rest, &modules)?;
     Ok(index)
 }
 
-/// Whether any `.gitattributes` may change what is written. Where none does, each file's attributes need not be looked for,
-/// which takes libgit2 longer than writing it.
+/// Whether any `.gitattributes` may change a file's content. Otherwise no file's attributes are looked up: for libgit2 that takes
+/// longer than writing the file.
 ///
-/// Of all attributes it heeds `eol`, `crlf` and `ident` only, as the machine's configuration is not read and lines end here
-/// as they do in git (`text` alone says nothing then). A word that only looks like one of them costs time and nothing else.
+/// Only `eol`, `crlf` and `ident` matter: the machine's configuration is not read, so `text` alone changes nothing here. A word
+/// that only looks like one of them costs time and nothing else.
 fn has_filters(repository: &Repository, index: &Index) -> Result<bool, git2::Error> {
     attributes::mention(repository, index, &["eol", "crlf", "ident"])
 }
 
-/// With the mode that git would give it: an index has those of the tree, which old programs wrote in more ways.
+/// The entry with the mode that git gives it. An index keeps a tree's modes, of which old programs wrote more.
 fn canonical(entry: IndexEntry) -> IndexEntry {
     let mode = match entry.mode & TYPE {
         FILE if entry.mode & 0o100 != 0 => 0o100755,
@@ -84,7 +84,7 @@ fn canonical(entry: IndexEntry) -> IndexEntry {
     IndexEntry { mode, ..entry }
 }
 
-/// Neither link nor submodule, nor what says how other files are to be written.
+/// A regular file that does not control how others are written.
 fn is_plain_file(entry: &IndexEntry) -> bool {
     entry.mode & TYPE == FILE && !attributes::is_named_so(entry)
 }
@@ -93,7 +93,7 @@ fn n_processors() -> usize {
     thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS)
 }
 
-/// The files for each thread, of which there are at most so many: neighbours, and about as much work as any other's.
+/// Splits the files among at most `max_threads` threads: adjacent files together, with about equal work.
 fn split(files: Vec<(IndexEntry, usize)>, max_threads: usize) -> Vec<Vec<IndexEntry>> {
     let work = |n_bytes: usize| n_bytes + FILE_BYTES;
     let n_threads = files.len().div_ceil(MIN_FILES).min(max_threads);
@@ -101,14 +101,14 @@ fn split(files: Vec<(IndexEntry, usize)>, max_threads: usize) -> Vec<Vec<IndexEn
     let mut parts: Vec<_> = (0..n_threads).map(|_| Vec::new()).collect();
     let mut before = 0;
     for (entry, n_bytes) in files {
-        // By the middle of its work, so that a large file at an edge goes where most of it belongs.
+        // The middle of a file's work decides, so a large file goes to the part that holds most of it.
         parts[(before + work(n_bytes) / 2) * n_threads / all].push(entry);
         before += work(n_bytes);
     }
     parts
 }
 
-/// What all threads write from, and to.
+/// Where all threads read and write.
 #[derive(Clone, Copy)]
 struct Location<'a> {
     mirror: &'a Path,
@@ -117,8 +117,8 @@ struct Location<'a> {
 }
 
 impl Location<'_> {
-    /// Writes the parts and the rest, and `.gitmodules` after them: as long as it is not there, libgit2 makes a submodule's
-    /// directory without reading it, which would be once for each of them, and with every file that it includes.
+    /// Writes the parts and the rest, then `.gitmodules`. As long as that file is missing, libgit2 creates the directories of
+    /// submodules without reading it again for each of them, and every file that it includes.
     fn write_all(
         self,
         parts: &[Vec<IndexEntry>],
@@ -133,15 +133,14 @@ impl Location<'_> {
         others_written.and(modules_written)
     }
 
-    /// Writes each part by a thread, and then the rest.
+    /// Writes each part in a thread, then the rest.
     ///
-    /// Links come last: nothing is written through one, not even on a disk that takes two names for the same. So do the files
-    /// named `.gitattributes`: until then attributes are read from the index, as git reads them, and no thread finds a file
-    /// of which another one has written half.
+    /// Links come last, so nothing is written through one, even on a disk that ignores case. `.gitattributes` files come last too:
+    /// until then libgit2 reads attributes from the index, as git does, and no thread finds a half-written one.
     ///
-    /// What the threads share are directories; libgit2 takes one that another thread has just made for its own.
+    /// Threads share directories: libgit2 accepts one that another thread has just created.
     fn write(self, parts: &[Vec<IndexEntry>], rest: &[IndexEntry]) -> Result<(), git2::Error> {
-        // Nothing is sent: a channel tells that all who could have are through, be it by failing.
+        // The channel carries no message: it closes when every thread has looked or failed.
         let (looking, all_have_looked) = channel::<()>();
         thread::scope(|scope| {
             let (mut threads, mut starts) = (Vec::new(), Vec::new());
@@ -168,19 +167,19 @@ impl Location<'_> {
         })
     }
 
-    /// Writes entries, calling `before` when the directory has been looked at, and nothing was written.
+    /// Writes entries. Calls `before` when libgit2 has looked at the directory and written nothing.
     ///
-    /// It has to be empty then: libgit2 takes files that it finds for somebody's, and compares, or removes, those that its
-    /// handle's index has. That one holds of `rest` what libgit2 looks for in it: attributes and submodules.
+    /// The directory must be empty then: libgit2 treats existing files as a user's, and compares or removes those in its handle's
+    /// index. That index has only what libgit2 looks up in it: attributes and submodules.
     fn check_out(self, entries: &[IndexEntry], rest: &[IndexEntry], before: impl FnOnce()) -> Result<(), git2::Error> {
-        // A handle, and an index, is one thread's.
+        // Each thread needs its own handle and index.
         let repository = Repository::open_bare(self.mirror)?;
         repository.set_workdir(self.worktree, false)?;
         repository.set_index(&mut index_of(rest)?)?;
         let mut before = Some(before);
         let mut options = CheckoutBuilder::new();
         options.force().update_index(false).refresh(false).disable_filters(!self.has_filters).progress(|_, _, _| {
-            // Told before the first file and after each.
+            // Called before the first file and after each file.
             if let Some(before) = before.take() {
                 before();
             }

@@ -1,4 +1,4 @@
-//! The source child: reads the request, fetches, checks out, says how it went. Ordinary synchronous code.
+//! The source child: reads the request, fetches, checks out, reports the result. Ordinary synchronous code.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -14,11 +14,11 @@ use super::fetch::{self, Remote};
 use super::lfs;
 use super::mirror::Mirror;
 use super::mtimes;
-use super::request::{Asked, Failed, Fault, Limits, Message, Request, say};
-use super::{Size, submodules};
+use super::request::{CheckoutLimits, CheckoutRequest, Failed, Fault, Message, say};
+use super::{Revision, Size, submodules};
 use crate::sandbox::Sandbox;
 
-/// First argument of our own binary when it is started as a source child.
+/// The first argument of our own binary when it starts as a source child.
 pub const VERB: &str = "source-child";
 
 /// The child's `main`. Arguments: the sandbox and the worker's process id.
@@ -37,13 +37,13 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     code
 }
 
-fn read_request() -> Result<Request, Failed> {
+fn read_request() -> Result<CheckoutRequest, Failed> {
     let mut text = Vec::new();
     std::io::stdin().read_to_end(&mut text).map_err(Failed::worker)?;
     serde_json::from_slice(&text).map_err(Failed::worker)
 }
 
-fn acquire(request: &Request) -> Result<Message, Failed> {
+fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
     configure_libgit2(request)?;
     effort::allow_fetch(request.limits, 0);
     let started = Instant::now();
@@ -55,8 +55,8 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     let (token, limits) = (request.token.as_deref(), request.limits);
     let remote = Remote { url: &request.url, token, limits, on_progress: &on_progress };
     let commit = match &request.revision {
-        Asked::Sha(sha) => Oid::from_str(sha).map_err(Failed::worker)?,
-        Asked::Name(name) => fetch::resolve(&mirror.repository, &remote, name)?,
+        Revision::Sha(sha) => Oid::from_str(sha.as_str()).map_err(Failed::worker)?,
+        Revision::Name(name) => fetch::resolve(&mirror.repository, &remote, name)?,
     };
     let (mirror, size) = complete(mirror, &remote, commit, request.limits)?;
     let fetched = Instant::now();
@@ -69,7 +69,7 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
         Err(failed) => {
             drop(reading);
             if failed.fault == Fault::Damaged {
-                // The walk reads sizes only. The next attempt finds an empty mirror.
+                // The walk reads only sizes. The next attempt finds an empty mirror.
                 Mirror::lock(&request.mirror, &request.stage)?.renew()?;
             }
             return Err(failed);
@@ -90,10 +90,15 @@ fn acquire(request: &Request) -> Result<Message, Failed> {
     })
 }
 
-/// Makes sure that the commit and its whole tree are in the mirror, without the network when they are.
+/// Ensures that the commit and its whole tree are in the mirror. Uses no network when they already are.
 ///
-/// A mirror is a cache: when something in it is damaged, or missing after a fetch, or when it is worn, it is made anew, once.
-fn complete(mut mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<(Mirror, Size), Failed> {
+/// A mirror is a cache: it is emptied and filled again, once, when it is damaged or incomplete after a fetch, or has too many packs.
+fn complete(
+    mut mirror: Mirror,
+    remote: &Remote<'_>,
+    commit: Oid,
+    limits: CheckoutLimits,
+) -> Result<(Mirror, Size), Failed> {
     match fill(&mut mirror, remote, commit, limits) {
         Ok(Verdict::Complete(size)) => return Ok((mirror, size)),
         Ok(Verdict::Missing) | Err(Failed { fault: Fault::Damaged | Fault::Worker, .. }) => {}
@@ -104,13 +109,13 @@ fn complete(mut mirror: Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits
     match budget::walk(&mirror.repository, commit, limits) {
         Ok(Verdict::Complete(size)) => Ok((mirror, size)),
         Ok(Verdict::Missing) => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
-        // Hashed when it came, this moment: so it is everywhere.
+        // It was hashed on arrival, just now: so the remote's own object is invalid.
         Err(Failed { fault: Fault::Damaged, message }) => Err(Failed::new(Fault::Refused, message)),
         Err(failed) => Err(failed),
     }
 }
 
-fn fill(mirror: &mut Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -> Result<Verdict, Failed> {
+fn fill(mirror: &mut Mirror, remote: &Remote<'_>, commit: Oid, limits: CheckoutLimits) -> Result<Verdict, Failed> {
     if let found @ Verdict::Complete(_) = budget::walk(&mirror.repository, commit, limits)? {
         return Ok(found);
     }
@@ -121,12 +126,12 @@ fn fill(mirror: &mut Mirror, remote: &Remote<'_>, commit: Oid, limits: Limits) -
     budget::walk(&mirror.repository, commit, limits)
 }
 
-/// Settings of libgit2 that hold for the process: time limits, certificates, and no configuration of the machine's.
+/// Process-wide settings of libgit2: time limits, certificates, and none of the machine's configuration.
 #[expect(
     unsafe_code,
     reason = "libgit2's options are global; this process has one thread and has not used libgit2 yet"
 )]
-fn configure_libgit2(request: &Request) -> Result<(), Failed> {
+fn configure_libgit2(request: &CheckoutRequest) -> Result<(), Failed> {
     use git2::{ConfigLevel, opts};
     let configured = (|| {
         // SAFETY: no other thread exists that could use libgit2 meanwhile.
@@ -134,7 +139,7 @@ fn configure_libgit2(request: &Request) -> Result<(), Failed> {
             for level in [ConfigLevel::ProgramData, ConfigLevel::System, ConfigLevel::XDG, ConfigLevel::Global] {
                 opts::set_search_path(level, "")?;
             }
-            // git does not hash what it reads. What is fetched is hashed when it comes.
+            // git does not hash objects that it reads. Fetched objects are hashed on arrival.
             opts::strict_hash_verification(request.is_verified);
             opts::set_server_connect_timeout_in_milliseconds(request.limits.connect_timeout_ms)?;
             opts::set_server_timeout_in_milliseconds(request.limits.stall_timeout_ms)?;
@@ -156,14 +161,14 @@ mod tests {
     use crate::settings::Source;
 
     #[test]
-    fn a_mirror_of_many_packs_is_made_anew_by_the_next_fetch_and_by_nothing_else() {
+    fn a_mirror_of_many_packs_is_emptied_by_the_next_fetch_and_by_nothing_else() {
         let host = GitHost::open();
         let repository = host.repository("acme/busy");
         let [first, second, third] = ["1", "2", "3"].map(|text| repository.commit(&[("file", text)]));
         let [directory, stage] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary directory"));
         let url = format!("{}/acme/busy.git", host.url());
         let ask = |sha: &str| {
-            let limits = Limits::from(&Source::default());
+            let limits = CheckoutLimits::from(&Source::default());
             let remote = Remote { url: &url, token: None, limits, on_progress: &|_| () };
             let mirror = Mirror::lock(directory.path(), stage.path()).expect("locked");
             let (mirror, _) = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
@@ -178,7 +183,7 @@ mod tests {
         }
         assert_eq!(ask(&second), (MAX_PACKS, 2, 2), "a fetch adds one pack and one reference");
         assert_eq!(ask(&first), (MAX_PACKS, 2, 2), "what is there needs no fetch");
-        assert_eq!(ask(&third), (1, 1, 3), "anew, by one fetch");
+        assert_eq!(ask(&third), (1, 1, 3), "emptied, and filled by one fetch");
         assert_eq!(ask(&first), (2, 2, 4));
     }
 }

@@ -1,4 +1,4 @@
-//! Fetching exactly one commit. The one file that speaks git's protocol, through libgit2.
+//! Fetches exactly one commit. The only file that speaks git's protocol, through libgit2.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -10,27 +10,27 @@ use git2::{
     Repository,
 };
 
-use super::request::{Failed, Fault, Limits};
+use super::request::{CheckoutLimits, Failed, Fault};
 
-/// Progress is told at most this often.
+/// The shortest time between two progress messages.
 const PROGRESS: Duration = Duration::from_millis(200);
 
-/// What the kernel says of a disk that takes no more.
+/// The kernel's errors for a full disk.
 const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
-/// How libgit2 says the statuses of a token that is not taken, or that shows nothing.
+/// How libgit2's errors for a refused token, or one without access, end.
 const DENIED: [&str; 3] = ["http status code: 401", "http status code: 403", "http status code: 404"];
 
 /// Where to fetch from.
 pub(super) struct Remote<'a> {
     pub(super) url: &'a str,
     pub(super) token: Option<&'a str>,
-    pub(super) limits: Limits,
-    /// Gets the number of bytes that were received, now and then.
+    pub(super) limits: CheckoutLimits,
+    /// Receives the number of bytes so far, now and then.
     pub(super) on_progress: &'a dyn Fn(u64),
 }
 
-/// Fetches `commit`, its tree and its files, and nothing of its history.
+/// Fetches `commit` with its tree and files, without its history.
 pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
     let is_over_limit = Cell::new(false);
     let mut callbacks = credentials(remote);
@@ -53,9 +53,9 @@ pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -
         .depth(1)
         .download_tags(AutotagOption::None)
         .update_fetchhead(false)
-        // By default libgit2 would send the token to whatever host a redirect names.
+        // By default libgit2 would send the token to any host that a redirect names.
         .follow_redirects(RemoteRedirect::None);
-    // Anonymous: neither URL nor token is written to the mirror's configuration.
+    // Anonymous: neither URL nor token is written to the configuration.
     let mut anonymous = repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
     let refspec = format!("+{commit}:refs/jobs/{commit}");
     let fetched = anonymous.fetch(&[&refspec], Some(&mut options), None);
@@ -69,7 +69,7 @@ pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -
     })
 }
 
-/// What the remote's branch, tag or `HEAD` of this name points to.
+/// The commit of the remote's branch, tag or `HEAD` of this name.
 pub(super) fn resolve(repository: &Repository, remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
     let mut anonymous = repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
     let connection =
@@ -80,11 +80,10 @@ pub(super) fn resolve(repository: &Repository, remote: &Remote<'_>, name: &str) 
     let found = candidates.iter().find_map(|candidate| heads.iter().find(|head| head.name() == candidate.as_str()));
     found
         .map(git2::RemoteHead::oid)
-        .ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("there is no branch or tag {name:?}")))
+        .ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("no branch or tag {name:?}")))
 }
 
-/// With the token in the first request, the remote has nothing to ask: libgit2 would first send one without, be refused,
-/// and send it again.
+/// Sends the token with the first request. Otherwise libgit2 would send one without it, be refused, and send it again.
 fn authorization(token: &str) -> String {
     format!("Authorization: Basic {}", BASE64.encode(format!("x-access-token:{token}")))
 }
@@ -97,17 +96,17 @@ fn credentials<'a>(remote: &Remote<'a>) -> RemoteCallbacks<'a> {
         // libgit2 asks again and again while the answer is refused.
         Some(token) if !is_asked_again.replace(true) => Cred::userpass_plaintext("x-access-token", token),
         Some(_) => Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "the token was refused")),
-        None => Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "the repository asks for credentials")),
+        None => Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "the repository requires credentials")),
     });
     callbacks
 }
 
-/// libgit2's codes are coarse: the words of its messages are what is left.
+/// The kind of a libgit2 error. Its codes are coarse, so its messages decide: their texts are libgit2's and the kernel's.
 fn classify(error: &git2::Error) -> Failed {
     let fault = match (error.class(), error.message()) {
-        // The same class has what the network does.
+        // Network errors have the same class.
         (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Full,
-        // What remains of the remote's "not our ref" when a depth was asked for.
+        // libgit2's form of the remote's "not our ref" for a shallow fetch.
         (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
         (ErrorClass::Filesystem, _) => Fault::Worker,
         (ErrorClass::NoMemory, _) => Fault::Refused,
@@ -116,7 +115,7 @@ fn classify(error: &git2::Error) -> Failed {
         (ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os | ErrorClass::Ssh, _) => {
             Fault::Unavailable
         }
-        // Not the network: something of the mirror's, such as a list of shallow commits that makes no sense.
+        // Not the network: something in the mirror, such as an invalid list of shallow commits.
         _ => Fault::Damaged,
     };
     Failed::new(fault, error.message())

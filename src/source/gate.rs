@@ -1,7 +1,7 @@
-//! Who may start a source child: as many at once as the settings say, and one at a time for each mirror until it has fetched.
+//! Admits source children: as many at once as configured, and one at a time per mirror until it has fetched.
 //!
-//! A child that waits for another's lock on the mirror is no use, so those of the same mirror wait here and leave the places
-//! to other repositories. The mirror's own lock is for other processes.
+//! A child that waits for another's lock on the mirror wastes a slot. So jobs of the same mirror wait here and leave the slots to
+//! other repositories. The mirror's own lock is for other processes.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,28 +12,28 @@ use tokio::sync::{Mutex as Turns, OwnedMutexGuard, Semaphore, SemaphorePermit};
 /// Shared by all jobs of a process.
 #[derive(Debug)]
 pub(super) struct Gate {
-    places: Semaphore,
+    slots: Semaphore,
     turns: Mutex<HashMap<PathBuf, Weak<Turns<()>>>>,
 }
 
 /// What a child holds.
 #[derive(Debug)]
 pub(super) struct Entry<'a> {
-    /// To be dropped when it has fetched: then the next one may, while this one writes its files.
+    /// Dropped when the child has fetched: then the next one may fetch while this one writes its files.
     pub(super) turn: Option<OwnedMutexGuard<()>>,
-    _place: SemaphorePermit<'a>,
+    _slot: SemaphorePermit<'a>,
 }
 
 impl Gate {
-    pub(super) fn new(n_places: usize) -> Self {
-        Self { places: Semaphore::new(n_places), turns: Mutex::default() }
+    pub(super) fn new(n_slots: usize) -> Self {
+        Self { slots: Semaphore::new(n_slots), turns: Mutex::default() }
     }
 
-    /// Waits in the order of coming. Dropping the future loses the place in the line and nothing else.
+    /// Waits, first come, first served. Dropping the future only gives up its turn.
     pub(super) async fn enter(&self, mirror: &Path) -> Entry<'_> {
         let turn = self.turns_of(mirror).lock_owned().await;
-        let place = self.places.acquire().await.expect("the semaphore is never closed");
-        Entry { turn: Some(turn), _place: place }
+        let slot = self.slots.acquire().await.expect("the semaphore is never closed");
+        Entry { turn: Some(turn), _slot: slot }
     }
 
     fn turns_of(&self, mirror: &Path) -> Arc<Turns<()>> {
@@ -64,21 +64,24 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_mirror_takes_no_place_from_others() {
+    fn a_job_that_waits_for_a_mirror_takes_no_slot_from_others() {
         let gate = Gate::new(2);
         let (mirror, other) = (Path::new("a"), Path::new("b"));
-        let mut first = poll(pin!(gate.enter(mirror))).expect("a place is free");
+        let mut first = poll(pin!(gate.enter(mirror))).expect("a slot is free");
         let mut second = pin!(gate.enter(mirror));
         assert!(poll(second.as_mut()).is_none(), "the mirror is taken");
-        let third = poll(pin!(gate.enter(other))).expect("the second place is free");
+        let third = poll(pin!(gate.enter(other))).expect("the second slot is free");
 
         first.turn = None;
-        assert!(poll(second.as_mut()).is_none(), "it may fetch now, and there is no place");
+        assert!(poll(second.as_mut()).is_none(), "it may fetch now, and there is no slot");
         drop(third);
         assert!(poll(second.as_mut()).is_some());
         drop(first);
         assert_eq!(gate.turns.lock().expect("unpoisoned").len(), 2);
-        drop(poll(pin!(gate.enter(Path::new("c")))).expect("a place is free"));
-        assert!(!gate.turns.lock().expect("unpoisoned").contains_key(other), "what nobody waits for is forgotten");
+        drop(poll(pin!(gate.enter(Path::new("c")))).expect("a slot is free"));
+        assert!(
+            !gate.turns.lock().expect("unpoisoned").contains_key(other),
+            "a mirror without waiting jobs is forgotten"
+        );
     }
 }

@@ -1,7 +1,7 @@
-//! Git LFS pointers: files of a commit whose content is kept elsewhere, and is not fetched.
+//! Git LFS pointers: files of a commit whose content is stored elsewhere and is not fetched.
 //!
-//! Only finds them; whether one matters is known when the build's contexts are. Follows git-lfs 3 itself, which takes more
-//! than its specification says (`lfs/pointer.go`: `decodeKV`).
+//! Only finds them. Whether one matters depends on the build's contexts. Follows git-lfs 3, which accepts more than its
+//! specification (`lfs/pointer.go`: `decodeKV`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -13,29 +13,29 @@ use git2::{AttrCheckFlags, Index, Odb, Oid, Repository};
 use super::attributes;
 use super::request::{Failed, Fault};
 
-/// The versions, which are all the same one: from before the release, and from before that.
+/// The versions, all of the same format: the current one and two older names.
 const VERSIONS: [&str; 3] =
     ["https://git-lfs.github.com/spec/v1", "https://hawser.github.com/spec/v1", "http://git-media.io/v/2"];
 /// The lines of a pointer, in this order.
 const KEYS: [&str; 3] = ["version", "oid", "size"];
-/// A pointer is smaller than this. (Of a longer file git-lfs' filter reads only so much, its other commands nothing.)
+/// A pointer is smaller than this.
 const MAX_POINTER: usize = 1024;
 /// Bytes of all paths together: they go to the worker in one line.
 const MAX_PATHS: usize = 512 << 10;
-/// What a path counts beside its own bytes: the worker reads no more than `bounds::VALUES` of them.
+/// What a path counts in addition: the worker reads at most `bounds::VALUES` of them.
 const PER_PATH: usize = 12;
 
-/// The paths of the pointers in the commit that `index` was filled from; its attributes are read from there as well.
+/// The paths of the pointers in the commit of `index`, which also provides the attributes.
 ///
-/// A pointer is what git would have replaced if it had Git LFS: a file with the attribute `filter=lfs` that holds a
-/// pointer's text. Any other file with such a text is just that.
+/// A pointer is a file that git with LFS would have replaced: it has the attribute `filter=lfs` and a pointer's text. Any other
+/// file with such a text is an ordinary file.
 ///
 /// # Errors
 ///
-/// `Refused` when there are more than can be told, some ten thousand: better than to leave one out.
+/// `Refused` when there are too many to report, about ten thousand.
 pub(super) fn pointers(repository: &Repository, index: &Index) -> Result<Vec<String>, Failed> {
     let mut pointers = Vec::new();
-    // Without the word no file is a pointer, and none needs to be read.
+    // Without this word in any `.gitattributes`, no file is a pointer.
     if !attributes::mention(repository, index, &["lfs"]).map_err(Failed::worker)? {
         return Ok(pointers);
     }
@@ -64,10 +64,10 @@ fn is_pointer(repository: &Repository, odb: &Odb<'_>, path: &Path, blob: Oid) ->
     Ok(filter == Some(b"lfs"))
 }
 
-/// The lines `version`, `oid` and `size` in this order, and nothing after them; before each there may be lines of extensions.
-/// Empty lines, and white space around the whole, do not count.
+/// Whether a text has the lines `version`, `oid` and `size` in this order, with nothing after them and optional lines of extensions
+/// before each. Empty lines and surrounding white space are ignored.
 fn is_pointers_text(text: &[u8]) -> bool {
-    // The name of an extension may have any bytes.
+    // The name of an extension may contain any bytes.
     let text = String::from_utf8_lossy(text);
     let (mut values, mut extensions) = (Vec::new(), BTreeMap::new());
     for line in text.trim().split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line)) {
@@ -89,7 +89,7 @@ fn is_pointers_text(text: &[u8]) -> bool {
         && priorities.len() == extensions.len()
 }
 
-/// Begins like `ext-0-name`: a priority of one digit.
+/// Whether a key is like `ext-0-name`: a priority of one digit.
 fn is_extension(key: &str) -> bool {
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
     matches!(key.as_bytes(), [b'e', b'x', b't', b'-', digit, b'-', first, ..] if digit.is_ascii_digit() && is_word(first))

@@ -1,17 +1,15 @@
-//! A mirror: the packs of a repository's commits, a list of these, and the locks around them.
+//! A mirror: the packs of a repository's commits, a list of these commits, and locks.
 //!
-//! Nothing else of a mirror is read. Each child reads the packs through a repository of its own, made new in its stage: an
-//! earlier child that a stranger's pack took over may have left configuration, attributes, references, alternates or
-//! replacements, and none of them counts. What a pack has as the content of an object was hashed when it was received, and in
-//! builds of forks again when it is read.
+//! Nothing else of a mirror is read. Each child reads the packs through a new repository in its stage: an earlier child that a
+//! stranger's pack took over may have left configuration, attributes, references, alternates or replacements, and none of them
+//! applies. Objects were hashed when they were received, and in builds of forks are hashed again when they are read.
 //!
-//! A mirror holds whole packs only. A fetch writes into the stage, as `git receive-pack` writes into its quarantine. The
-//! stage goes with the job, so a fetch that is killed leaves no pack behind.
+//! A mirror holds only complete packs. A fetch writes into the stage, as `git receive-pack` writes into its quarantine. The stage
+//! is removed with the job, so a killed fetch leaves no pack behind.
 //!
-//! Two depth-1 fetches into one mirror at once destroy it, so every fetch holds `lock`. Whoever reads afterwards holds
-//! `readers`, shared, and whoever makes the mirror anew holds both for itself. The worker has a third one on the directory
-//! above, for as long as the child lives: see `state/mirrors.rs`. All are `flock(2)`: they die with their holder, and
-//! waiting does not poll.
+//! Two simultaneous depth-1 fetches destroy a mirror, so every fetch holds `lock`. Readers share `readers`; emptying a mirror takes
+//! both locks exclusively. The worker holds a third lock on the directory above while the child lives: see `state/mirrors.rs`.
+//! All are `flock(2)`: they end with their holder, and waiting does not poll.
 
 use std::fs::{self, File};
 use std::io;
@@ -24,15 +22,15 @@ use super::fetch::{self, Remote};
 use super::request::Failed;
 use crate::beneath::{Directory, Entry};
 
-/// Every fetch adds a pack and a commit, and nothing in libgit2 joins packs: a mirror with this many is made anew.
+/// Every fetch adds a pack and a commit, and libgit2 cannot join packs. A mirror with this many is emptied.
 ///
-/// A fetch of everything costs about as much as 15 of a few changes, and 500 packs make each of those dearer by two
-/// fifths. Spread over the fetches between two renewals, both together are least near 200.
+/// A full fetch costs about as much as 15 fetches of a few changes, and 500 packs make each of those two fifths slower. The
+/// total cost per fetch is lowest near 200 packs.
 pub(super) const MAX_PACKS: usize = 200;
 
-/// Bytes of the list of commits; a line has 41.
+/// The longest list of commits, in bytes. A line has 41.
 const MAX_COMMITS: usize = 64 << 10;
-/// Entries of a mirror's directory of packs: two for each pack, and what killed fetches left.
+/// The most entries of a mirror's directory of packs: two per pack, and leftovers of killed fetches.
 const MAX_FILES: usize = 2000;
 
 const PACKS: &str = "pack";
@@ -41,11 +39,11 @@ const COMMITS_NEXT: &str = "commits.next";
 const LOCK: &str = "lock";
 const READERS: &str = "readers";
 
-/// Whether a child can use what is in the directory of a mirror. Asked by the worker: a child could not remove everything
-/// that another one may have left.
+/// Whether a child can use the content of a mirror's directory. The worker checks it, since a child cannot remove everything that
+/// another child may leave.
 pub(super) fn is_sound(directory: &Path) -> std::io::Result<bool> {
     let directory = Directory::open(directory)?;
-    // Of two names for one file, a child that waits for the one may hold the other.
+    // A hard link could be locked by a child that waits under its other name.
     let is_file = |entry: &Entry| entry.kind.is_file() && entry.mode.contains(Mode::RUSR) && entry.n_names == 1;
     let mut has_packs = false;
     for entry in directory.entries(8)? {
@@ -68,7 +66,7 @@ pub(super) fn is_sound(directory: &Path) -> std::io::Result<bool> {
     Ok(packs.len() <= MAX_FILES && packs.iter().all(is_file))
 }
 
-/// A mirror that nobody else fetches into.
+/// A mirror that is locked for fetching.
 pub(super) struct Mirror {
     pub(super) repository: Repository,
     directory: PathBuf,
@@ -77,7 +75,7 @@ pub(super) struct Mirror {
 }
 
 impl Mirror {
-    /// Waits for the lock in `directory`, and opens its packs through a new repository in `stage`.
+    /// Waits for the lock in `directory`, and opens the packs through a new repository in `stage`.
     pub(super) fn lock(directory: &Path, stage: &Path) -> Result<Self, Failed> {
         let lock = File::create(directory.join(LOCK)).map_err(Failed::worker)?;
         flock(&lock, FlockOperation::LockExclusive).map_err(Failed::worker)?;
@@ -88,10 +86,10 @@ impl Mirror {
         Ok(Self { repository, directory: directory.to_owned(), stage: stage.to_owned(), lock })
     }
 
-    /// The same mirror, empty. Waits for those who read it.
+    /// Empties the mirror. Waits for its readers.
     pub(super) fn renew(self) -> Result<Self, Failed> {
-        let _nobody_reads = readers(&self.directory, FlockOperation::LockExclusive)?;
-        // The worker removes it with the stage, whatever is in it.
+        let _no_readers = readers(&self.directory, FlockOperation::LockExclusive)?;
+        // The worker removes it with the stage.
         let packs = self.directory.join(PACKS);
         fs::rename(&packs, unused(&self.stage, "old")).and_then(|()| fs::create_dir(&packs)).map_err(Failed::worker)?;
         write_commits(&self.directory, &[])?;
@@ -99,11 +97,11 @@ impl Mirror {
         Ok(Self { repository, ..self })
     }
 
-    /// Fetches one commit, with its tree and its files.
+    /// Fetches one commit with its tree and files.
     pub(super) fn fetch(&mut self, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
         fetch::fetch(&self.repository, remote, commit)?;
         self.take_in_packs().map_err(Failed::worker)?;
-        // The packs that it has open are no longer where they were.
+        // The open packs were moved.
         self.repository = Repository::open_bare(self.repository.path()).map_err(Failed::worker)?;
         let mut commits = commits(&self.directory);
         if !commits.contains(&commit) {
@@ -113,10 +111,10 @@ impl Mirror {
         Ok(())
     }
 
-    /// Moves what was fetched from the stage into the mirror.
+    /// Moves the fetched packs from the stage into the mirror.
     fn take_in_packs(&self) -> io::Result<()> {
         let (from, to) = (self.repository.path().join("objects/pack"), self.directory.join(PACKS));
-        // The index first, as libgit2 does: without its pack it is passed over.
+        // The index first, as in libgit2: without its pack it is ignored.
         for extension in ["idx", "pack"] {
             for entry in fs::read_dir(&from)? {
                 let name = entry?.file_name();
@@ -128,7 +126,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Whether it has so many packs that fetching everything again is cheaper in the long run.
+    /// Whether it has so many packs that emptying it is cheaper in the long run.
     pub(super) fn is_worn(&self) -> bool {
         self.n_packs() >= MAX_PACKS
     }
@@ -138,7 +136,7 @@ impl Mirror {
         entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "pack")).count()
     }
 
-    /// Lets others fetch, and goes on reading. That is safe beside a fetch: packs appear by rename.
+    /// Lets others fetch while this child reads. That is safe: new packs appear by rename.
     pub(super) fn read(self) -> Result<Reading, Failed> {
         let shared = readers(&self.directory, FlockOperation::LockShared)?;
         drop(self.lock);
@@ -146,7 +144,7 @@ impl Mirror {
     }
 }
 
-/// A mirror that is read, and not made anew meanwhile.
+/// A mirror that is being read: it is not emptied meanwhile.
 pub(super) struct Reading {
     pub(super) repository: Repository,
     _shared: File,
@@ -158,13 +156,13 @@ fn readers(directory: &Path, operation: FlockOperation) -> Result<File, Failed> 
     Ok(lock)
 }
 
-/// A new bare repository that has the mirror's packs. What it has of each commit is its depth-1 part.
+/// A new bare repository on the mirror's packs. It has the depth-1 part of each commit.
 fn open(directory: &Path, stage: &Path) -> Result<Repository, Failed> {
     let path = unused(stage, "repository");
     let mut options = RepositoryInitOptions::new();
     options.bare(true).external_template(false).mkdir(true);
     let made = Repository::init_opts(&path, &options).map_err(Failed::worker)?;
-    // libgit2 tries whether modes can be set by setting one, which the sandbox does not let it.
+    // libgit2 would test it by changing a file's mode, which the sandbox prevents.
     made.config().and_then(|mut config| config.set_bool("core.filemode", true)).map_err(Failed::worker)?;
     let commits = commits(directory);
     let lines = |suffix: fn(&Oid) -> String| -> String {
@@ -177,7 +175,7 @@ fn open(directory: &Path, stage: &Path) -> Result<Repository, Failed> {
     Repository::open_bare(&path).map_err(Failed::worker)
 }
 
-/// The commits that were fetched and that the remote need not send again. None when the list makes no sense.
+/// The fetched commits, which the remote need not send again. Empty when the list is invalid.
 fn commits(directory: &Path) -> Vec<Oid> {
     let read = || Directory::open(directory)?.read(Path::new(COMMITS), MAX_COMMITS);
     let text = read().ok().and_then(|text| String::from_utf8(text).ok()).unwrap_or_default();
@@ -191,17 +189,17 @@ fn write_commits(directory: &Path, commits: &[Oid]) -> Result<(), Failed> {
     fs::write(&next, text).and_then(|()| fs::rename(&next, directory.join(COMMITS))).map_err(Failed::worker)
 }
 
-/// A path in `stage` that is not used yet.
+/// An unused path in `stage`.
 fn unused(stage: &Path, name: &str) -> PathBuf {
     let numbered = (0..).map(|n| stage.join(format!("{name}{n}")));
     numbered.into_iter().find(|path| path.symlink_metadata().is_err()).expect("there are more numbers than files")
 }
 
-/// Moves a file, and copies it where a file cannot move to another directory: Landlock before Linux 5.19.
+/// Moves a file. Copies it where Landlock (before Linux 5.19) prevents moves between directories.
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            // The next fetch sweeps it when this one is killed here.
+            // The next fetch removes it when this one is killed here.
             let partial = to.with_file_name("moved");
             io::copy(&mut File::open(from)?, &mut File::create(&partial)?)?;
             fs::rename(&partial, to)
@@ -210,7 +208,7 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes all but packs with their indices: what a killed fetch left. Nobody else fetches: we hold the lock.
+/// Removes leftovers of a killed fetch: everything except packs with their indices. No fetch runs: we hold the lock.
 fn sweep(packs: &Path) {
     for entry in fs::read_dir(packs).into_iter().flatten().flatten() {
         let name = entry.file_name();

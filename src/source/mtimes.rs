@@ -1,8 +1,8 @@
-//! Modification times made from content: the same file has the same time in every build and on every worker.
+//! Modification times from content: the same file has the same time in every build and on every worker.
 //!
-//! BuildKit's transfer of a context takes a file for unchanged when name, mode, size, owner and time are the same, so two
-//! contents of one size must not have one time. An author who could work times out would find such a pair in minutes, or
-//! make one for a repository of somebody else's; so the hash has a key, and each account another one.
+//! BuildKit's transfer of a context skips files with unchanged name, mode, size, owner and time. So two contents of one size must
+//! have different times. An author who could compute times would find a collision in minutes, or make one for another
+//! repository. So the hash has a key per account.
 
 use std::fs::File;
 use std::path::Path;
@@ -17,14 +17,13 @@ use super::request::Failed;
 use crate::hex;
 use crate::secret::Secret;
 
-/// The second day of 1980, in seconds since 1970: ZIP knows nothing earlier in any time zone, and what packs files (wheels,
-/// jars) would refuse them.
+/// The second day of 1980, in seconds since 1970: ZIP cannot store earlier times, so tools that make wheels or jars would fail.
 const FIRST_S: u128 = 315_619_200;
-/// The end of 2024: past for every build, whose tools would loop on a file of the future.
+/// The end of 2024: in the past for every build. Tools loop on files from the future.
 const LAST_S: u128 = 1_735_689_600;
 const NANOS: u128 = 1_000_000_000;
 
-/// Mode of a submodule, which is an empty directory here.
+/// The mode of a submodule, here an empty directory.
 const SUBMODULE: u32 = 0o160000;
 
 /// The key of one account's times: HMAC-SHA256 over the account's name, as 64 hexadecimal digits.
@@ -35,16 +34,16 @@ pub(super) fn account_key(key: &Secret, account: &str) -> Secret {
     Secret::new(hex::encode(mac.finalize().into_bytes()))
 }
 
-/// Sets the time of each file and symbolic link that was just written from `index` into `worktree`.
+/// Sets the time of each file and link that was just written from `index` into `worktree`.
 ///
-/// Directories keep theirs, which BuildKit does not compare.
+/// Directories keep their times, which BuildKit does not compare.
 pub(super) fn set(worktree: &Path, index: &Index, account_key: &str) -> Result<(), Failed> {
     let directory = File::open(worktree).map_err(Failed::worker)?;
     let (keyed, attributes) = (keyed(account_key.as_bytes()), attributes_hash(index));
     for entry in index.iter().filter(|entry| entry.mode != SUBMODULE) {
         let time = time(keyed.clone(), &attributes, &entry.path, entry.id);
         let times = Timestamps { last_access: time, last_modification: time };
-        // No directory on the way is a link: libgit2 has just made them all, and fails where one name is both.
+        // No directory in the path is a link: libgit2 has just created them all, and fails when a name is both.
         utimensat(&directory, entry.path.as_slice(), &times, AtFlags::SYMLINK_NOFOLLOW).map_err(Failed::worker)?;
     }
     Ok(())
@@ -52,7 +51,7 @@ pub(super) fn set(worktree: &Path, index: &Index, account_key: &str) -> Result<(
 
 /// A time between [`FIRST_S`] and [`LAST_S`], of 2^60 possible ones.
 fn time(mut mac: Hmac<Sha256>, attributes: &[u8], path: &[u8], blob: Oid) -> Timespec {
-    // All but the last are of fixed length, so nothing can move from one to the other.
+    // All but the last have a fixed length, so no part can be read as another.
     mac.update(attributes);
     mac.update(blob.as_bytes());
     mac.update(path);
@@ -63,7 +62,7 @@ fn time(mut mac: Hmac<Sha256>, attributes: &[u8], path: &[u8], blob: Oid) -> Tim
     Timespec { tv_sec: bare(FIRST_S + moment / NANOS), tv_nsec: bare(moment % NANOS) }
 }
 
-/// What the files named `.gitattributes` say, as one hash: by them (`ident`, `eol`) the same blob becomes another file.
+/// A hash of all `.gitattributes` files: with `ident` or `eol` they change the file that a blob becomes.
 fn attributes_hash(index: &Index) -> [u8; 32] {
     let mut hash = Sha256::new();
     for entry in attributes::files(index) {

@@ -1,4 +1,4 @@
-//! What the worker and the source child say to each other: one JSON object in, lines of JSON out.
+//! The messages between the worker and the source child: one JSON object in, lines of JSON out.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,66 +8,50 @@ use serde::{Deserialize, Serialize};
 use super::{Revision, Size, Submodule};
 use crate::settings;
 
-/// What the child is asked, on its standard input.
+/// The request, on the child's standard input.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Request {
+pub(super) struct CheckoutRequest {
     pub(super) url: String,
-    /// In the clear: this object exists on a pipe only.
+    /// Not masked: this object exists only on a pipe.
     pub(super) token: Option<String>,
-    pub(super) revision: Asked,
-    /// The account's key, when times are to follow from content.
+    pub(super) revision: Revision,
+    /// The account's key, when times derive from content.
     pub(super) mtimes_key: Option<String>,
     /// Whether each object is hashed when it is read.
     pub(super) is_verified: bool,
     /// Directory of the mirror and its locks.
     pub(super) mirror: PathBuf,
-    /// An empty directory in which nobody else writes.
+    /// An empty directory that only this child writes.
     pub(super) stage: PathBuf,
-    pub(super) limits: Limits,
+    pub(super) limits: CheckoutLimits,
     pub(super) ca_file: PathBuf,
 }
 
-/// What the worktree is called in the stage.
+/// The worktree's name in the stage.
 pub(super) const WORKTREE: &str = "tree";
 
-impl Request {
+impl CheckoutRequest {
     pub(super) fn worktree(&self) -> PathBuf {
         self.stage.join(WORKTREE)
     }
 }
 
-/// [`Revision`] on the wire.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Asked {
-    Sha(String),
-    Name(String),
-}
-
-impl From<Revision> for Asked {
-    fn from(revision: Revision) -> Self {
-        match revision {
-            Revision::Sha(sha) => Self::Sha(sha.to_string()),
-            Revision::Name(name) => Self::Name(name),
-        }
-    }
-}
-
+/// The limits of fetch and checkout.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Limits {
+pub(super) struct CheckoutLimits {
     pub(super) connect_timeout_ms: i32,
     pub(super) stall_timeout_ms: i32,
     pub(super) max_entries: u64,
     pub(super) max_tree_bytes: u64,
     pub(super) max_file_bytes: u64,
     pub(super) max_fetch_bytes: u64,
-    /// For fetch and checkout together, of the clock; processor time is derived from it.
+    /// The time limit of fetch and checkout together. Limits of processor time derive from it.
     pub(super) timeout_s: u64,
-    /// What other commits of the build have taken of the entries and the bytes.
+    /// The entries and bytes that the build's other commits have taken.
     pub(super) taken: Size,
 }
 
-impl From<&settings::Source> for Limits {
+impl From<&settings::Source> for CheckoutLimits {
     fn from(settings: &settings::Source) -> Self {
         let millis = |duration: std::time::Duration| i32::try_from(duration.as_millis()).unwrap_or(i32::MAX);
         Self {
@@ -83,14 +67,14 @@ impl From<&settings::Source> for Limits {
     }
 }
 
-/// What the child says, a line each; the last one is `Done` or `Failed`.
+/// The child's messages, one per line. The last one is `Done` or `Failed`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Message {
     Progress {
         received_bytes: u64,
     },
-    /// All is here, and others may fetch.
+    /// The commit is complete, and others may fetch.
     Fetched,
     Done {
         sha: String,
@@ -106,29 +90,29 @@ pub(super) enum Message {
     },
 }
 
-/// The kinds of failure, as far as the child can tell.
+/// The kinds of failure that the child can distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// The remote has no such branch, tag or commit.
     CommitNotFound,
-    /// The content is over a limit, or something that git forbids.
+    /// The content exceeds a limit, or git forbids it.
     Refused,
-    /// The remote cannot be reached, refuses, stalls or breaks off.
+    /// The remote cannot be reached, refuses, stalls or disconnects.
     Unavailable,
-    /// The remote does not take the token, or shows it nothing.
+    /// The remote refuses the token, or shows nothing with it.
     Denied,
-    /// The commit is not there, or the connection broke: libgit2 does not say which.
+    /// The commit is missing, or the connection broke: libgit2 does not distinguish them.
     Unclear,
-    /// What git keeps on our disk is damaged; the mirror is made anew.
+    /// The mirror is damaged; it is emptied.
     Damaged,
-    /// The disk takes no more.
+    /// The disk is full.
     Full,
-    /// Anything else of this machine's.
+    /// Any other failure of this machine.
     Worker,
 }
 
-/// What went wrong, as it is told to the worker.
+/// A failure, as reported to the worker.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) fault: Fault,
@@ -140,8 +124,8 @@ impl Failed {
         Self { fault, message: message.into() }
     }
 
-    /// The same, with the paths of files as their owner knows them, and none of the worker's.
-    pub(super) fn without_paths(self, request: &Request) -> Self {
+    /// The same with the repository's relative paths, and without the worker's.
+    pub(super) fn without_paths(self, request: &CheckoutRequest) -> Self {
         let mut message = self.message;
         for (path, name) in [(&request.worktree(), ""), (&request.stage, ""), (&request.mirror, "mirror/")] {
             message = message.replace(&format!("{}/", path.display()), name);
@@ -155,7 +139,7 @@ impl Failed {
     }
 }
 
-/// Writes one line to the worker. When nobody reads it any more, the kernel is about to end us.
+/// Writes one line to the worker. When the worker is gone, the kernel is about to end this process.
 pub(super) fn say(message: &Message) {
     let line = serde_json::to_string(message).expect("a message is plain data");
     let _ = writeln!(std::io::stdout(), "{line}");

@@ -1,7 +1,7 @@
-//! Submodules: which a commit has, and which repositories their URLs mean.
+//! The submodules of a commit, and the repositories to which their URLs refer.
 //!
-//! A URL says no more to us than a repository on the git host; how that is reached is our own business. Follows
-//! gitmodules(5), and git-submodule(1) for relative URLs.
+//! A URL only identifies a repository on the git host, which is always reached in the configured way. Follows gitmodules(5), and
+//! git-submodule(1) for relative URLs.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,41 +12,41 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{Repository, Sha};
 
-/// As many of a build, those of submodules included.
+/// The most submodules of a build, nested ones included.
 pub const MAX_SUBMODULES: usize = 100;
 
-/// The file that says where they are to be had.
+/// The file that holds their URLs.
 pub(super) const FILE: &str = ".gitmodules";
-/// Bytes of that file which are read.
+/// The largest such file that is read, in bytes.
 const MAX_FILE: usize = 1 << 20;
-/// Bytes of a URL; a repository's is shorter. All of a commit's go to the worker in one line.
+/// The longest URL, in bytes. All URLs of a commit go to the worker in one line.
 const MAX_URL: usize = 1000;
-/// Mode of their entries.
+/// The mode of their entries.
 const MODE: u32 = 0o160000;
 
-/// A place in a worktree for a commit of another repository.
+/// A directory of a worktree for a commit of another repository.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Submodule {
     /// From the root of the worktree.
     pub path: String,
     /// The commit.
     pub sha: Sha,
-    /// As `.gitmodules` has it.
+    /// As in `.gitmodules`.
     url: Option<String>,
 }
 
-/// Whether an entry of an index is one.
+/// Whether an entry of an index is a submodule.
 pub(super) fn is_one(entry: &IndexEntry) -> bool {
     entry.mode == MODE
 }
 
-/// The submodules of a worktree, one more than [`MAX_SUBMODULES`] at most. One of which `.gitmodules` says nothing has no URL.
+/// The submodules of a worktree, at most one more than [`MAX_SUBMODULES`]. Those that `.gitmodules` does not name have no URL.
 pub(super) fn list(index: &Index, worktree: &Path) -> Vec<Submodule> {
     let entries: Vec<_> = index.iter().filter(is_one).take(MAX_SUBMODULES + 1).collect();
     if entries.is_empty() {
         return Vec::new();
     }
-    // A link would have us read another file.
+    // A link would lead to another file.
     let has_file = index.get_path(Path::new(FILE), 0).is_some_and(|entry| entry.mode & 0o170000 == 0o100000);
     let mut urls = if has_file { urls(&worktree.join(FILE)).unwrap_or_default() } else { HashMap::new() };
     let submodule = |entry: IndexEntry| {
@@ -57,8 +57,8 @@ pub(super) fn list(index: &Index, worktree: &Path) -> Vec<Submodule> {
     entries.into_iter().filter_map(submodule).collect()
 }
 
-/// URLs by path; of two sections with one path the last, as git has it. A file that git cannot read has none: whoever does not
-/// need them is not to fail for that. Neither has one that includes others, which git does not read, and libgit2 does.
+/// URLs by path. Of two sections with one path the last counts, as in git. A file that git cannot parse yields none: builds that do
+/// not need them must not fail. Neither does one with includes, which git ignores and libgit2 follows.
 fn urls(file: &Path) -> Result<HashMap<String, String>, git2::Error> {
     if !std::fs::read(file).is_ok_and(|text| text.len() <= MAX_FILE && !has_include(&text)) {
         return Ok(HashMap::new());
@@ -69,7 +69,7 @@ fn urls(file: &Path) -> Result<HashMap<String, String>, git2::Error> {
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let (Ok(key), Ok(value)) = (entry.name(), entry.value()) else { continue };
-        // A name can have dots.
+        // A name can contain dots.
         let Some((name, what)) = key.strip_prefix("submodule.").and_then(|rest| rest.rsplit_once('.')) else {
             continue;
         };
@@ -84,7 +84,7 @@ fn urls(file: &Path) -> Result<HashMap<String, String>, git2::Error> {
     Ok(paths.into_iter().filter_map(|(name, path)| Some((path, urls.get(&name)?.clone()))).collect())
 }
 
-/// Whether a line begins a section `include` or `includeIf`, and many another that would.
+/// Whether any line may begin a section `include` or `includeIf`.
 fn has_include(text: &[u8]) -> bool {
     let text = text.to_ascii_lowercase();
     let mut sections = text.split(|byte| *byte == b'[').skip(1);
@@ -92,7 +92,7 @@ fn has_include(text: &[u8]) -> bool {
 }
 
 impl Submodule {
-    /// The repository on `git_url` that it means, or what is wrong with it.
+    /// The repository on `git_url` to which it refers, or what is wrong with its URL.
     pub(super) fn repository(&self, parent: &Repository, git_url: &str) -> Result<Repository, String> {
         let url = self.url.as_deref().ok_or_else(|| format!("has no URL in {FILE}"))?;
         let path = match url.strip_prefix("./").or_else(|| url.starts_with("../").then_some(url)) {
@@ -100,14 +100,14 @@ impl Submodule {
             None => on_host(url, git_url),
         };
         path.and_then(|path| Repository::parse(&path)).ok_or_else(|| {
-            // What is before an @ may be a secret.
+            // The part before an @ may be a secret.
             let shown: String = url.rsplit('@').next().unwrap_or_default().chars().take(200).collect();
-            format!("has a URL that is no repository on {git_url}: {shown:?}")
+            format!("has a URL that is not a repository on {git_url}: {shown:?}")
         })
     }
 }
 
-/// `owner/name` of a URL that starts from the parent's: each `../` takes one component away.
+/// `owner/name` of a relative URL: each `../` removes a component of the parent's.
 fn beside(parent: &Repository, mut relative: &str) -> Option<String> {
     let mut components = vec![parent.owner.as_str(), parent.name.as_str()];
     loop {
@@ -123,13 +123,13 @@ fn beside(parent: &Repository, mut relative: &str) -> Option<String> {
     }
 }
 
-/// `owner/name` of a URL of this host, whichever protocol it names.
+/// `owner/name` of a URL of this host, whatever its protocol.
 fn on_host(url: &str, git_url: &str) -> Option<String> {
     let host = Url::parse(git_url).ok()?;
     if !url.contains("://") {
-        // As scp has it: git@host:owner/name.
-        let (place, path) = url.split_once(':')?;
-        let name = place.rsplit('@').next()?;
+        // In scp's form: git@host:owner/name.
+        let (user_and_host, path) = url.split_once(':')?;
+        let name = user_and_host.rsplit('@').next()?;
         return (host.host_str()? == name).then(|| path.trim_start_matches('/').to_owned());
     }
     let url = Url::parse(url).ok()?;

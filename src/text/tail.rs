@@ -1,10 +1,10 @@
-//! The last lines of what a child process says, bounded in bytes.
+//! The last lines of a child process's output, bounded in bytes.
 
 use std::collections::VecDeque;
 
 use crate::bounds;
 
-/// The lines, without their ends. The oldest go when there are more than [`bounds::SAID`] bytes.
+/// The lines, without line feeds. The oldest are dropped beyond [`bounds::SAID`] bytes.
 #[derive(Debug, Default)]
 pub struct Tail {
     lines: VecDeque<String>,
@@ -16,7 +16,7 @@ impl Tail {
     pub fn push(&mut self, line: String) {
         self.n_bytes += line.len();
         self.lines.push_back(line);
-        // An empty line takes memory as well.
+        // Empty lines take memory too.
         while self.n_bytes > bounds::SAID || self.lines.len() > bounds::SAID / 64 {
             self.n_bytes -= self.lines.pop_front().map_or(0, |line| line.len());
         }

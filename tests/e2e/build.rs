@@ -198,7 +198,7 @@ async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_atte
             let report = harness.build(native.clone()).await;
             assert_eq!(report["status"], "succeeded", "{shape} {n}: {report:#}");
             digests.insert(registry::digest(&reference).await.unwrap());
-            let replaced = "target.app.attest: provenance is off in place of mode=max";
+            let replaced = "target.app.attest: provenance set to off in place of mode=max";
             let is_file = ["compose", "bake"].contains(&shape);
             assert_eq!(report["notices"].to_string().contains(replaced), is_file, "{shape}: {report:#}");
         }

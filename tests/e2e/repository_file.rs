@@ -43,7 +43,7 @@ async fn a_compose_file_is_built_under_the_workers_names() {
     let ours = harness.reference("web", &sha);
     assert_eq!(target(&report, "web")["tags"], json!([ours]));
     assert_eq!(report["targets"].as_array().unwrap().len(), 1, "{report:#}");
-    assert_eq!(report["notices"], json!([format!("target.web.tags: {ours} in place of library/nginx:latest")]));
+    assert_eq!(report["notices"], json!([format!("target.web.tags: set to {ours} in place of library/nginx:latest")]));
     assert_eq!(registry::file(&ours, "version").await.as_deref(), Some("1.2"));
 }
 
@@ -83,9 +83,9 @@ target "docs" {
     assert_eq!(registry::file(&ours, "app").await.as_deref(), Some("base\n"));
     let notices: Vec<&str> = report["notices"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let expected = [
-        format!("target.app.tags: {ours} in place of evil/app"),
-        "target.app.cache-to: caches are the worker's".into(),
-        "target.docs.output: is not written: nothing but images leaves the builder".into(),
+        format!("target.app.tags: set to {ours} in place of evil/app"),
+        "target.app.cache-to: ignored: the worker sets caches".into(),
+        "target.docs.output: not written: only images leave the builder".into(),
     ];
     assert_eq!(notices, expected, "{report:#}");
 
@@ -186,7 +186,7 @@ async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry::file(&ours, "size").await.as_deref(), Some("8\n"));
-    assert_eq!(report["notices"], json!(["target.default.secret[1]: pip is the worker's, and not a file or variable"]));
+    assert_eq!(report["notices"], json!(["target.default.secret[1]: replaced by the worker's secret pip"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -386,8 +386,8 @@ async fn what_a_resolver_can_answer() {
         (Answer::Status(404), "dead", "answered 404"),
         (Answer::Status(410), "dead", "answered 410"),
         (Answer::Status(500), "retry", "answered 500"),
-        (Answer::Status(403), "retry", "refuses our signature with 403"),
-        (Answer::Text("<html>".into()), "retry", "what cannot be read as JSON"),
+        (Answer::Status(403), "retry", "refused the signature: 403"),
+        (Answer::Text("<html>".into()), "retry", "did not answer with valid JSON"),
         (Answer::Redirect("http://127.0.0.1:1/".into()), "retry", "answered 302"),
         (Answer::Padded(json!({}), 2 << 20), "retry", "answered with more than 1048576 bytes"),
         (Answer::Object(json!({"sha": 1})), "dead", "expected a string"),
@@ -448,7 +448,7 @@ async fn another_apps_key_is_refused_by_github() {
     let _worker = harness.worker("");
     harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
-    assert!(member.contains("GitHub refuses the App") && member.contains("401"), "{member}");
+    assert!(member.contains("GitHub refused the App") && member.contains("401"), "{member}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,7 +56,7 @@ async fn an_output_to_a_file_is_replaced_also_where_buildx_opens_it_too_early() 
     let _worker = harness.worker("");
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    let expected = "target.docs.output: is not written: nothing but images leaves the builder";
+    let expected = "target.docs.output: not written: only images leave the builder";
     assert_eq!(report["notices"], json!([expected]), "{report:#}");
     let definition: Value = serde_json::from_str(&harness.builder.runs().remove(0).stdin).unwrap();
     assert_eq!(definition["target"]["docs"]["output"], json!([{"type": "cacheonly"}]));

@@ -126,12 +126,12 @@ async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
             helper("fails.example", "fake"),
             "docker-credential-fake get for fails.example failed (exit status: 1)",
         ),
-        ("nonsense", helper("nonsense.example", "fake"), "answers what is no credential for nonsense.example"),
-        ("half", helper("half.example", "fake"), "answers what is no credential for half.example"),
-        ("floods", helper("floods.example", "fake"), "answers more than 262144 bytes"),
+        ("nonsense", helper("nonsense.example", "fake"), "did not print a credential for nonsense.example"),
+        ("half", helper("half.example", "fake"), "did not print a credential for half.example"),
+        ("floods", helper("floods.example", "fake"), "printed more than 262144 bytes"),
         ("missing", helper("a.example", "nobody"), "docker-credential-nobody could not be started"),
-        ("slash", helper("a.example", "x/../../docker-credential-evil"), "is not the name of a credential helper"),
-        ("dots", helper("a.example", ".."), "is not the name of a credential helper"),
+        ("slash", helper("a.example", "x/../../docker-credential-evil"), "is not a valid name of a credential helper"),
+        ("dots", helper("a.example", ".."), "is not a valid name of a credential helper"),
         ("text", json!("credHelpers"), "expected a docker config.json"),
         ("hangs", helper("hangs.example", "fake"), "docker-credential-fake get for hangs.example took more than 15 s"),
     ];
@@ -166,5 +166,8 @@ async fn a_helper_needs_a_directory_in_the_configuration() {
     desk.push("acme", &json!({"credsStore": "fake"})).await;
     let report = desk.harness.callbacks(1).await.remove(0);
     assert_eq!(report["reason"], "worker_failed");
-    assert!(report["message"].as_str().unwrap().contains("accounts.credential_helpers is not set"), "{report:#}");
+    assert!(
+        report["message"].as_str().unwrap().contains("set accounts.credential_helpers to its directory"),
+        "{report:#}"
+    );
 }

@@ -8,8 +8,20 @@ use std::path::{Path, PathBuf};
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-const DOMAIN_TYPES: &[&str] =
-    &["attestation", "bounds", "event", "job", "json", "name", "reason", "report", "secret", "settings", "text"];
+const DOMAIN_TYPES: &[&str] = &[
+    "attestation",
+    "bounds",
+    "event",
+    "field_error",
+    "job",
+    "json",
+    "name",
+    "reason",
+    "report",
+    "secret",
+    "settings",
+    "text",
+];
 const INFRASTRUCTURE: &[&str] = &[
     "beneath",
     "body",

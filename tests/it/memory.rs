@@ -147,7 +147,7 @@ async fn what_print_prints_is_counted_before_it_is_read() {
         for report in harness.callbacks(4).await {
             assert_eq!(report["reason"], "definition_invalid", "{report:#}");
             let message = report["message"].as_str().unwrap();
-            assert!(message.contains("has more than 50000 names and values when it is resolved"), "{message}");
+            assert!(message.contains("the resolved definition has more than 50000 names and values"), "{message}");
         }
         is_small(&worker);
     }

@@ -142,9 +142,9 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
     let _worker = harness.worker(&settings);
     let (_, sha) = harness.voting_app();
     let table = [
-        ("large", "worker_failed", "the build secret large: ", "is larger than 512000 bytes"),
+        ("large", "worker_failed", "build secret large: ", "is larger than 512000 bytes"),
         ("directory", "policy_refused", "target.vote.secret[0]: ", "no secret \"directory\" is granted to acme"),
-        ("unset", "worker_failed", "the build secret unset: ", "its variable is not set"),
+        ("unset", "worker_failed", "build secret unset: ", "its variable is not set in the worker's environment"),
         ("nobodys", "policy_refused", "target.vote.secret[0]: ", "no secret \"nobodys\" is granted to acme"),
     ];
     for (n, (name, reason, which, words)) in table.iter().enumerate() {

@@ -113,7 +113,7 @@ async fn submodules_stay_empty_unless_the_operator_allows_them_and_the_report_sa
     let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
     let (report, files) = yard.build("source.submodules = [\"other/*\"]", &sha, json!({})).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_eq!(report["notices"], json!(["vote/lib is a submodule, and is left empty"]));
+    assert_eq!(report["notices"], json!(["vote/lib is a submodule and stays empty"]));
     assert_eq!(files.keys().collect::<Vec<_>>(), ["Dockerfile"]);
     assert_eq!(yard.tokens_of("acme/lib"), []);
 }

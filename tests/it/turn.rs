@@ -306,7 +306,7 @@ async fn a_worker_that_lost_a_job_writes_no_progress_of_it() {
     let running = Running::new(units(hand.fetch(1, 1).await.unwrap()).remove(0), Epoch::now());
     running.iteration.begin("j", 1);
     for (phase, is_shown) in [(Phase::Fetch, true), (Phase::Bake, false)] {
-        running.iteration.progress.hear(&Event::PhaseStarted(phase));
+        running.iteration.progress.on_event(&Event::PhaseStarted(phase));
         iteration::sync(&hand.redis, &hand.identity, std::slice::from_ref(&running)).await.unwrap();
         assert_eq!(hand.server.hgetall("it-j").await.is_empty(), !is_shown);
         hand.run(&["DEL", "it-j", &hand.inflight()]).await;
@@ -343,7 +343,7 @@ async fn a_worker_that_lost_a_job_sends_no_callback_writes_no_progress_and_solve
     assert!(!announce(redis, identity, &unit(1), "callbacks", "{}").await.unwrap());
     let running = Running::new(unit(1), Epoch::now());
     running.iteration.begin("j", 1);
-    running.iteration.progress.hear(&Event::PhaseStarted(Phase::Fetch));
+    running.iteration.progress.on_event(&Event::PhaseStarted(Phase::Fetch));
     iteration::sync(redis, identity, &[running]).await.unwrap();
     assert_eq!(hand.server.keys("*").await, [hand.inflight(), format!("sidebake:lease:{identity}")]);
 

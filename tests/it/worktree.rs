@@ -423,7 +423,7 @@ async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
     let report = report_of(&harness, &files, "Dockerfile").await;
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("source_refused")), "{report:#}");
     let message = report["message"].as_str().unwrap();
-    let expected = "vote/models/small.bin, like 1 more, is a Git LFS pointer, and its content is not fetched";
+    let expected = "vote/models/small.bin and 1 more file are Git LFS pointers, whose content is not fetched";
     assert!(message.contains(expected) && message.contains("commit the file itself"), "{message}");
 
     let attributes = format!("Dockerfile.vote {LFS}");

@@ -41,7 +41,7 @@ async fn twenty_ensures_at_once_make_one_deployment() {
 async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_apply_alone() {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
-    // As the article made its own.
+    // As `docker buildx create` makes one.
     let options = format!("image={},replicas=1,namespace={}", engine().told("BUILDKIT_IMAGE"), namespace.name);
     let mut create = Command::new(&engine().buildx);
     create.args([

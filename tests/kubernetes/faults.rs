@@ -172,7 +172,7 @@ async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
     let retry: Value = serde_json::from_str(&retry).unwrap();
     assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
     let message = retry["error_message"].as_str().unwrap();
-    assert!(message.contains("there is no Deployment default0"), "{message}");
+    assert!(message.contains("no Deployment default0"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,9 +9,9 @@ use sidebake::bake::{Bake, BakeRequest, Definition, Goal, Outcome, admit};
 use sidebake::builder::Builders;
 use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFile, Sha, Trust};
 use sidebake::journal::Journal;
-use sidebake::source::{Origin, Revision, Source, SourceError, Spent, Submodule, Worktree};
+use sidebake::source::{Origin, Revision, SourceError, Spent, Submodule, Worktree, Worktrees};
 use sidebake::state::{JobDirectory, StateDirectory};
-use sidebake::text::places::Places;
+use sidebake::text::paths::WorkerPaths;
 use tokio_util::sync::CancellationToken;
 
 use crate::careless::other_repository;
@@ -26,7 +26,7 @@ pub async fn has_harm(case: &Case<'_>) -> bool {
 struct Worker<'a> {
     case: &'a Case<'a>,
     state: Arc<StateDirectory>,
-    source: Source,
+    source: Worktrees,
     bake: Bake,
     builders: Builders,
     journal: Journal,
@@ -38,10 +38,10 @@ impl<'a> Worker<'a> {
         Self {
             case,
             state: StateDirectory::open(&case.home.join("state"), "worker").unwrap().into(),
-            source: Source::new(&settings),
+            source: Worktrees::new(&settings),
             bake: Bake::new(&settings),
             builders: Builders::new(&settings),
-            journal: Journal::new(Vec::new(), Places::default()),
+            journal: Journal::new(Vec::new(), WorkerPaths::default()),
         }
     }
 
@@ -112,7 +112,7 @@ impl<'a> Worker<'a> {
             }
             "claims_commit" => made.unwrap().sha.unwrap().to_string() != sha,
             // Killed for it, and not at its time limit.
-            "endless_output" => !made.is_err_and(|error| error.to_string().contains("said too much")),
+            "endless_output" => !made.is_err_and(|error| error.to_string().contains("printed too much")),
             "nest" | "locked" | "odd_names" => {
                 let path = job.join("");
                 let remove = move || {

@@ -1,40 +1,38 @@
 //! Build arguments that buildx, BuildKit or the Dockerfile frontend read themselves.
 //!
-//! Each is judged as the field that it stands for. Deny by default: an argument of BuildKit's that is not listed here is
-//! refused by name, since a newer BuildKit may give it a meaning. Names are compared in their exact case, except for the kind
-//! of an attestation. Follows buildx's `build/opt.go` (`toSolveOpt`), BuildKit's `frontend/dockerui/config.go` and
-//! `frontend/attestations/parse.go`.
+//! Each is judged as the field with the same effect. Deny by default: an unknown argument of BuildKit's is refused by name,
+//! since a newer BuildKit may give it a meaning. Names are case-sensitive, except for the kind of an attestation. Follows
+//! buildx's `build/opt.go` (`toSolveOpt`), BuildKit's `frontend/dockerui/config.go` and `frontend/attestations/parse.go`.
 //!
-//! What a Dockerfile says for itself is not seen here. `# syntax=` loses against a pinned frontend. `# check=` and an `ARG`
-//! with a default concern only the build itself.
+//! What a Dockerfile itself sets is not visible here. A pinned frontend overrides `# syntax=`. `# check=` and an `ARG` with a
+//! default affect only the build itself.
 
 use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
-use super::{Refusal, Rules};
+use super::{FieldError, Rules};
 use crate::attestation::{Asked, Attestation, fields, is_boolean, is_true};
 
-/// Which frontend reads the Dockerfile.
+/// Selects the frontend that reads the Dockerfile.
 const FRONTEND: &str = "BUILDKIT_SYNTAX";
 
-/// Whose cached directories the steps of a build see.
+/// The namespace of cache mounts.
 const CACHE_NAMESPACE: &str = "BUILDKIT_CACHE_MOUNT_NS";
 
-/// Stands for `cache-to` of the type `inline`.
+/// The same as `cache-to` with the type `inline`.
 const INLINE_CACHE: &str = "BUILDKIT_INLINE_CACHE";
 
-/// The names of all other arguments that BuildKit reads begin with this. Outside of it are `SOURCE_DATE_EPOCH` and proxies,
-/// which concern only the times and steps of the image.
+/// The prefix of all other arguments that BuildKit reads. Without it are only `SOURCE_DATE_EPOCH` and proxies, which affect
+/// just the times and steps of the image.
 const OF_BUILDKIT: &str = "BUILDKIT_";
 
-/// Stands for an entry of `attest`; the kind follows.
+/// The same as an entry of `attest`; the kind follows.
 const ATTESTATION: &str = "BUILDKIT_ATTEST_";
 
-/// Whether the image is an index, as a boolean. BuildKit quotes any other value in the error that the build ends with.
+/// Whether the image is an index: a boolean. BuildKit quotes any other value in its error.
 const MULTI_PLATFORM: &str = "BUILDKIT_MULTI_PLATFORM";
 
-/// These concern only the steps, the image and the record of the build. BuildKit takes any text, or says in its own words what
-/// is wrong with it.
+/// These affect only the steps, the image and the record of the build. BuildKit accepts any text, or reports what is wrong.
 const HARMLESS: &[&str] = &[
     "BUILDKIT_BUILD_NAME",
     "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
@@ -45,13 +43,13 @@ const HARMLESS: &[&str] = &[
 ];
 
 impl Rules<'_> {
-    /// Replaces arguments that stand for a field by that field, for its own rules to judge.
-    pub(super) fn translate_arguments(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
+    /// Replaces arguments by the fields that have the same effect, so that those fields' rules apply.
+    pub(super) fn translate_arguments(&mut self, target: &mut Map<String, Value>) -> Result<(), FieldError> {
         let Some(arguments) = target.remove("args") else { return Ok(()) };
         let Value::Object(arguments) = arguments else { return Err(self.refusal("args", "expected an object")) };
         let mut kept = Map::new();
         for (name, value) in arguments {
-            // buildx gives a Dockerfile no argument without a value.
+            // buildx does not pass on an argument without a value.
             if value.is_null() {
                 continue;
             }
@@ -66,7 +64,7 @@ impl Rules<'_> {
             } else if name == MULTI_PLATFORM && !is_boolean(text) {
                 return Err(self.refusal(&field, "expected true or false"));
             } else if name.starts_with(OF_BUILDKIT) && !is_known(&name) {
-                let message = "BuildKit reads arguments of such a name, and this one is not known here";
+                let message = "BuildKit reads arguments with this prefix itself, and this one is not allowed";
                 return Err(self.refusal(&field, message));
             } else {
                 kept.insert(name, value);
@@ -77,9 +75,10 @@ impl Rules<'_> {
     }
 
     /// The entry of `attest` that BuildKit makes of an argument: a field without `=` is an option without a value.
-    fn attestation_of(&self, field: &str, kind: &str, value: &str) -> Result<Value, Refusal> {
+    fn attestation_of(&self, field: &str, kind: &str, value: &str) -> Result<Value, FieldError> {
         let attestation = Attestation::parse(kind);
-        let attestation = attestation.ok_or_else(|| self.refusal(field, "unknown kind of attestation"))?;
+        let attestation =
+            attestation.ok_or_else(|| self.refusal(field, "unknown attestation; known: provenance, sbom"))?;
         let options = if value.is_empty() { Some(Vec::new()) } else { fields(value) };
         let options = options.ok_or_else(|| self.refusal(field, "expected name=value,…"))?;
         let pairs = options.iter().map(|option| option.split_once('=').unwrap_or((option, "")));
@@ -94,7 +93,7 @@ impl Rules<'_> {
         field: &str,
         value: &str,
         target: &mut Map<String, Value>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), FieldError> {
         if !is_true(value) {
             return Ok(());
         }
@@ -105,15 +104,15 @@ impl Rules<'_> {
         Ok(())
     }
 
-    /// Puts an entry before those of a list, which may not be there yet.
-    fn add(&self, target: &mut Map<String, Value>, field: &str, entry: Value) -> Result<(), Refusal> {
+    /// Puts an entry at the front of a list, which may not exist yet.
+    fn add(&self, target: &mut Map<String, Value>, field: &str, entry: Value) -> Result<(), FieldError> {
         let list = target.entry(field).or_insert_with(|| json!([]));
         let list = list.as_array_mut().ok_or_else(|| self.refusal(field, "expected a list"))?;
         list.insert(0, entry);
         Ok(())
     }
 
-    /// Sets the arguments that are the worker's.
+    /// Sets the arguments that the worker decides.
     pub(super) fn settle_arguments(&mut self, target: &mut Map<String, Value>) {
         let build = self.request.build;
         let namespace = format!("{}/{}", build.repository, build.trust.name());
@@ -127,14 +126,14 @@ impl Rules<'_> {
                 _ => theirs == value,
             };
             if theirs.as_ref().and_then(Value::as_str).is_some_and(|theirs| !is_same(theirs)) {
-                self.notice(&format!("args.{name}"), &format!("is {value}"));
+                self.notice(&format!("args.{name}"), &format!("set to {value}"));
             }
         }
         target.insert("args".into(), arguments.into());
     }
 }
 
-/// Refuses a name that means another one to BuildKit: an external frontend gets each argument and each named context as the
+/// Refuses a name that BuildKit would read as another one: an external frontend gets each argument and named context as the
 /// text NAME=VALUE, and splits it at the first `=`.
 pub(super) fn check_name(name: &str) -> Result<(), &'static str> {
     let is_allowed = |c: char| c != '=' && !c.is_control();

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::references::is_cache_only;
-use super::{Refusal, Rules, list, repository_file};
+use super::{FieldError, Rules, list, repository_file};
 use crate::attestation::{Asked, Attestation, By, pairs};
 
 impl Rules<'_> {
-    /// Settles `attest`, after `output`.
-    pub(super) fn settle_attestations(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
+    /// Decides `attest`, after `output`.
+    pub(super) fn settle_attestations(&mut self, target: &mut Map<String, Value>) -> Result<(), FieldError> {
         let theirs = self.attestations(target.remove("attest"))?;
         let is_file = repository_file(self.request).is_some();
         let leaves_nothing = target.get("output").is_some_and(|output| list(output).iter().all(is_cache_only));
@@ -29,7 +29,7 @@ impl Rules<'_> {
                 _ => ours,
             };
             if let Some(theirs) = theirs.filter(|theirs| is_file && !means_the_same(theirs, ours)) {
-                let message = format!("{} is {ours} in place of {theirs}", attestation.name());
+                let message = format!("{} set to {ours} in place of {theirs}", attestation.name());
                 self.notice("attest", &message);
             }
             if asked.is_on {
@@ -42,19 +42,19 @@ impl Rules<'_> {
         Ok(())
     }
 
-    /// The entries of `attest`, as objects or as text. Of two of one kind the later counts, as for buildx.
-    fn attestations(&self, value: Option<Value>) -> Result<BTreeMap<Attestation, Asked>, Refusal> {
+    /// The entries of `attest`, as objects or as text. Of two of one kind the later one counts, as in buildx.
+    fn attestations(&self, value: Option<Value>) -> Result<BTreeMap<Attestation, Asked>, FieldError> {
         let Some(value) = value else { return Ok(BTreeMap::new()) };
         let mut all = BTreeMap::new();
         for (i, attestation) in self.list("attest", &value)?.iter().enumerate() {
             let field = format!("attest[{i}]");
             let refused = |message: &str| self.refusal(&field, message);
             let mut options =
-                options(attestation).ok_or_else(|| refused("expected name=value,… or an object of texts"))?;
+                options(attestation).ok_or_else(|| refused("expected name=value,… or an object of strings"))?;
             let kind = options.iter().position(|(name, _)| name.eq_ignore_ascii_case("type"));
             let kind = kind.map(|at| options.remove(at).1).unwrap_or_default();
             let kind = Attestation::parse(&kind);
-            let kind = kind.ok_or_else(|| refused("only provenance and sbom of BuildKit's own are allowed"))?;
+            let kind = kind.ok_or_else(|| refused("expected the type provenance or sbom"))?;
             let asked = Asked::from_options(options).map_err(|message| refused(&message))?;
             self.check_attestation(&field, kind, &asked)?;
             all.insert(kind, asked);
@@ -62,13 +62,13 @@ impl Rules<'_> {
         Ok(all)
     }
 
-    /// A generator is a program that the definition would choose; a builder id would claim another builder.
+    /// Refuses reserved options: a generator is a program that the definition would choose; a builder id would name another builder.
     pub(super) fn check_attestation(
         &self,
         field: &str,
         attestation: Attestation,
         asked: &Asked,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), FieldError> {
         asked.check(attestation, By::Definition).map_err(|message| self.refusal(field, message))
     }
 }
@@ -84,7 +84,7 @@ pub(in crate::bake) fn entry(attestation: Attestation, asked: &Asked) -> Value {
     entry.into()
 }
 
-/// The option that only the configuration sets, in whatever is asked for.
+/// Adds the option that only the configuration sets.
 fn with_reserved(asked: &Asked, configured: &Asked, attestation: Attestation) -> Asked {
     let mut asked = asked.clone();
     if let Some((name, value)) = configured.options.get_key_value(attestation.reserved_option()) {

@@ -1,23 +1,23 @@
 //! Names that a definition gives to addresses.
 //!
-//! buildx reads them only when it builds, and quotes the field in the error that it ends with. So each is checked before, in
-//! the way of buildx's `toBuildkitExtraHosts`.
+//! buildx reads them only during the build, and quotes the field in its error. So each is checked before, as buildx's
+//! `toBuildkitExtraHosts` does.
 
 use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::{Refusal, Rules};
+use super::{FieldError, Rules};
 
-/// Stands for the address of the builder's host.
+/// The address of the builder's host.
 const GATEWAY: &str = "host-gateway";
 
 impl Rules<'_> {
-    pub(super) fn extra_hosts(&self, value: Value) -> Result<Value, Refusal> {
+    pub(super) fn extra_hosts(&self, value: Value) -> Result<Value, FieldError> {
         let Value::Object(hosts) = &value else { return Err(self.refusal("extra-hosts", "expected an object")) };
         for (name, addresses) in hosts {
             let refused = |message: &str| self.refusal(&format!("extra-hosts.{}", name.escape_debug()), message);
-            // buildx leaves out a name without a value.
+            // buildx ignores a name without a value.
             if addresses.is_null() {
                 continue;
             }
@@ -26,7 +26,7 @@ impl Rules<'_> {
             }
             let text = addresses.as_str().ok_or_else(|| refused("expected a string"))?;
             if text != GATEWAY && !text.split(',').all(is_address) {
-                return Err(refused(&format!("{text:?} is neither an IP address nor {GATEWAY}")));
+                return Err(refused(&format!("expected an IP address or {GATEWAY}, found {text:?}")));
             }
         }
         Ok(value)

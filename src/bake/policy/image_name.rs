@@ -1,15 +1,15 @@
-//! References of images in the one form in which two that mean the same are equal.
+//! Image references in a normal form: two references to the same image are equal.
 //!
-//! Follows github.com/distribution/reference (`ParseNormalizedNamed`, `TagNameOnly`), and what registries make of a host:
-//! its case and the default port do not matter. It does not know which hosts are one machine.
+//! Follows github.com/distribution/reference (`ParseNormalizedNamed`, `TagNameOnly`) and how registries read a host: its case
+//! and the default port do not matter. Two hosts of the same machine stay different.
 
-/// The host of Docker Hub, which references leave out.
+/// The host of Docker Hub, which references omit.
 const HUB: &str = "docker.io";
 
 /// Other names of the same host.
 const ALSO_HUB: &[&str] = &["index.docker.io", "registry-1.docker.io"];
 
-/// What a reference names. Parsed of any text: one that is not a reference equals only itself.
+/// The image that a reference names. Any text can be parsed: one that is not a reference equals only itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ImageName {
     host: String,

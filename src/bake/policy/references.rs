@@ -1,22 +1,22 @@
-//! Names of images and caches, and what becomes of what is built.
+//! Tags, caches and outputs of targets.
 //!
-//! The platform's own definitions say them; in a repository's file they are replaced, and outputs are the worker's everywhere.
+//! The platform's own definitions choose them. In a repository's file they are replaced. Outputs are always the worker's.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
-use super::{Refusal, Rules, is_empty, list, repository_file};
+use super::{FieldError, Rules, is_empty, list, repository_file};
 use crate::bake::print::Targets;
 
-const CACHES_OF_WORKER: &str = "caches are the worker's";
+const CACHES_OF_WORKER: &str = "ignored: the worker sets caches";
 
 const NO_CACHE_OF_FORKS: &str = "a fork's build writes no cache";
 
 impl Rules<'_> {
-    /// Settles tags, caches and outputs of a target.
-    pub(super) fn settle_references(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
+    /// Decides tags, caches and outputs of a target.
+    pub(super) fn settle_references(&mut self, target: &mut Map<String, Value>) -> Result<(), FieldError> {
         let is_file = repository_file(self.request).is_some();
         let output = target.remove("output").unwrap_or_default();
         if !is_empty(&output) && !is_file {
@@ -27,7 +27,7 @@ impl Rules<'_> {
             self.replace_tags(target, leaves_nothing);
             self.replace_caches(target);
             if leaves_nothing && !list(&output).iter().all(is_cache_only) {
-                self.notice("output", "is not written: nothing but images leaves the builder");
+                self.notice("output", "not written: only images leave the builder");
             }
         } else {
             self.check_cache("cache-from", target)?;
@@ -43,8 +43,8 @@ impl Rules<'_> {
         } else if self.request.build.push {
             if target.get("tags").is_none_or(is_empty) {
                 let message = match is_file && self.grants.is_fork() {
-                    true => "a fork's build pushes only what the job names",
-                    false => "expected at least one, since the images are pushed",
+                    true => "a fork's build pushes only the tags that the job lists",
+                    false => "expected at least one tag, since the image is pushed",
                 };
                 return Err(self.refusal("tags", message));
             }
@@ -59,7 +59,7 @@ impl Rules<'_> {
         let names: Vec<&str> = list(&theirs).iter().filter_map(Value::as_str).collect();
         let is_same = names.iter().map(|name| ImageName::parse(name)).eq(tags.iter().map(|tag| ImageName::parse(tag)));
         if !is_empty(&theirs) && !is_same && !leaves_nothing {
-            self.notice("tags", &format!("{} in place of {}", tags.join(", "), names.join(", ")));
+            self.notice("tags", &format!("set to {} in place of {}", tags.join(", "), names.join(", ")));
         }
         if !tags.is_empty() {
             target.insert("tags".into(), json!(tags));
@@ -75,13 +75,13 @@ impl Rules<'_> {
         self.add_caches(target);
     }
 
-    /// Why a cache that the definition itself writes is left out, if it is.
+    /// Why a cache that the definition exports itself is dropped, if it is.
     pub(super) fn why_no_own_cache(&self) -> Option<&'static str> {
         let of_file = repository_file(self.request).map(|_| CACHES_OF_WORKER);
         if self.grants.is_fork() { Some(NO_CACHE_OF_FORKS) } else { of_file }
     }
 
-    /// The configuration's, where the definition has none.
+    /// Adds the configured caches where the definition has none.
     fn add_caches(&self, target: &mut Map<String, Value>) {
         for (field, ours) in
             [("cache-from", self.grants.cache_from(&self.target)), ("cache-to", self.grants.cache_to(&self.target))]
@@ -92,43 +92,50 @@ impl Rules<'_> {
         }
     }
 
-    /// Any other kind would read or write the host, or use its credentials.
-    fn check_cache(&self, field: &str, target: &Map<String, Value>) -> Result<(), Refusal> {
+    /// Refuses any other type: it would read or write the host, or use its credentials.
+    fn check_cache(&self, field: &str, target: &Map<String, Value>) -> Result<(), FieldError> {
         let Some(value) = target.get(field) else { return Ok(()) };
         for (i, entry) in self.list(field, value)?.iter().enumerate() {
             if !matches!(kind(entry), Some("inline" | "registry")) {
-                return Err(self.refusal(&format!("{field}[{i}]"), "only caches in a registry are allowed"));
+                return Err(self.refusal(
+                    &format!("{field}[{i}]"),
+                    "expected a cache in a registry (type=registry or type=inline)",
+                ));
             }
         }
         Ok(())
     }
 
-    /// Outputs reach registries only: `local`, `tar` and `oci` write to the host.
-    fn check_outputs(&self, value: &Value) -> Result<(), Refusal> {
+    /// Refuses outputs other than images: `local`, `tar` and `oci` write to the host.
+    fn check_outputs(&self, value: &Value) -> Result<(), FieldError> {
         for (i, output) in self.list("output", value)?.iter().enumerate() {
             if !matches!(kind(output), Some("image" | "registry" | "cacheonly")) || output.get("dest").is_some() {
-                return Err(self.refusal(&format!("output[{i}]"), "only images in a registry are allowed"));
+                return Err(self.refusal(
+                    &format!("output[{i}]"),
+                    "expected an image in a registry (type=image or type=registry)",
+                ));
             }
         }
         Ok(())
     }
 }
 
-/// Refuses a cache that two targets write, or that is written over an image: only the last one would be left.
-pub(super) fn check_caches(targets: &Targets) -> Result<(), Refusal> {
-    let images = places(targets, "tags").map(|(place, target, _)| (place, format!("target.{target}.tags"))).collect();
-    let caches = places(targets, "cache-to").collect::<Vec<_>>();
-    check_places(images, &caches, "cache-to")?;
-    check_places(BTreeMap::new(), &caches, "cache-to")
+/// Refuses a cache that two targets write, or that overwrites an image: only the last one would remain.
+pub(super) fn check_caches(targets: &Targets) -> Result<(), FieldError> {
+    let images =
+        image_names(targets, "tags").map(|(name, target, _)| (name, format!("target.{target}.tags"))).collect();
+    let caches = image_names(targets, "cache-to").collect::<Vec<_>>();
+    check_unique(images, &caches, "cache-to")?;
+    check_unique(BTreeMap::new(), &caches, "cache-to")
 }
 
-/// Refuses an image that two targets are: names that we give are in lower case, and those of targets need not be.
-pub(super) fn check_tags(targets: &Targets) -> Result<(), Refusal> {
-    check_places(BTreeMap::new(), &places(targets, "tags").collect::<Vec<_>>(), "tags")
+/// Refuses an image that two targets write: configured tags are in lower case, names of targets need not be.
+pub(super) fn check_tags(targets: &Targets) -> Result<(), FieldError> {
+    check_unique(BTreeMap::new(), &image_names(targets, "tags").collect::<Vec<_>>(), "tags")
 }
 
-/// What a field of all targets names, with the target and the text.
-fn places<'a>(targets: &'a Targets, field: &'a str) -> impl Iterator<Item = (ImageName, &'a str, &'a str)> {
+/// The image names in a field of all targets, each with its target and its text.
+fn image_names<'a>(targets: &'a Targets, field: &'a str) -> impl Iterator<Item = (ImageName, &'a str, &'a str)> {
     let text = |entry: &'a Value| entry.as_str().or_else(|| entry.get("ref")?.as_str());
     let entries = targets.iter().flat_map(move |(name, target)| {
         target.get(field).map(list).unwrap_or_default().iter().map(move |entry| (name.as_str(), entry))
@@ -136,20 +143,20 @@ fn places<'a>(targets: &'a Targets, field: &'a str) -> impl Iterator<Item = (Ima
     entries.filter_map(move |(name, entry)| Some((ImageName::parse(text(entry)?), name, text(entry)?)))
 }
 
-/// Refuses a place of one target that is taken by another.
-fn check_places(
+/// Refuses an image name of one target that another target already has.
+fn check_unique(
     mut taken: BTreeMap<ImageName, String>,
-    places: &[(ImageName, &str, &str)],
+    names: &[(ImageName, &str, &str)],
     field: &str,
-) -> Result<(), Refusal> {
-    for (place, target, text) in places {
+) -> Result<(), FieldError> {
+    for (name, target, text) in names {
         let mine = format!("target.{target}");
-        match taken.get(place) {
+        match taken.get(name) {
             Some(other) if *other != mine => {
-                let message = format!("{text} is that of {other} as well: the last one wins");
-                return Err(Refusal::new(format!("{mine}.{field}"), message));
+                let message = format!("{text} is also written by {other}; give each its own name");
+                return Err(FieldError::new(format!("{mine}.{field}"), message));
             }
-            _ => drop(taken.insert(place.clone(), mine)),
+            _ => drop(taken.insert(name.clone(), mine)),
         }
     }
     Ok(())
@@ -163,10 +170,10 @@ pub(super) fn is_cache_only(output: &Value) -> bool {
     kind(output) == Some("cacheonly")
 }
 
-/// Whether an output makes files where buildx runs, or nothing at all.
+/// Whether an output creates files where buildx runs, or nothing.
 fn leaves_no_image(output: &Value) -> bool {
     match kind(output) {
-        // Without a destination it is an image for the local engine, as `--load` makes: ordinary files have it.
+        // Without a destination it loads an image into the local engine, like `--load`. Many repositories' files have it.
         Some("docker") => output.get("dest").is_some(),
         kind => matches!(kind, Some("cacheonly" | "local" | "tar" | "oci")),
     }

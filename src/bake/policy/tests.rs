@@ -96,7 +96,9 @@ fn what_reaches_out_of_the_worktree_is_refused_with_its_path() {
     let folded = refused(json!({"context": ".", "dockerfile": "deep/../../../decoy"}));
     assert!(folded.contains("outside of the repository"), "{folded}");
     assert!(refused(json!({"context": "app", "contexts": {"x": "/"}})).starts_with("target.t.contexts.x: "));
-    assert!(refused(json!({"context": "app", "contexts": {"x": "target:y"}})).contains("there is no such target"));
+    assert!(
+        refused(json!({"context": "app", "contexts": {"x": "target:y"}})).contains("no target \"y\" in the definition")
+    );
 }
 
 #[test]
@@ -194,7 +196,7 @@ fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
     };
     let target = json!({"context": "app", "tags": ["x"]});
     let two = json!({"Api": target, "api": target});
-    let message = "r/app/api is that of target.Api as well: the last one wins";
+    let message = "r/app/api is also written by target.Api; give each its own name";
     assert_eq!(validate(&tagged, true, &two, true), Err(format!("target.api.tags: {message}")));
     assert_eq!(validate(&tagged, false, &two, true), Ok(()), "nothing is pushed");
     assert_eq!(validate(&tagged, true, &two, false), Ok(()), "the platform's own");
@@ -360,8 +362,10 @@ fn a_repositorys_file_does_not_decide_what_is_attested() {
     let file = build(Trust::Branch, true);
     let (attest, notices) = attested(&none, &file, theirs.clone());
     assert_eq!(attest, Value::Null);
-    let expected =
-        ["target.t.attest: provenance is off in place of mode=max", "target.t.attest: sbom is off in place of on"];
+    let expected = [
+        "target.t.attest: provenance set to off in place of mode=max",
+        "target.t.attest: sbom set to off in place of on",
+    ];
     assert_eq!(notices, expected);
     let asked = Build { provenance: Some(Asked::parse("mode=max").expect("options")), sbom: Some(Asked::on()), ..file };
     let (attest, notices) = attested(&none, &asked, theirs);

@@ -1,7 +1,7 @@
-//! What docker-buildx says beside its events, in plain text: warnings, the lines of the customer's file that is wrong, and
-//! the error that it ends with.
+//! The plain text that docker-buildx writes beside its events: warnings, the lines of a customer's invalid file, and the final
+//! error.
 //!
-//! After the last event the text is
+//! After the last event, the text is
 //!
 //! ```text
 //! WARNING: …                 buildx's own, any number
@@ -12,39 +12,40 @@
 //! ERROR: …                   the message, in which the customer is quoted, also over several lines
 //! ```
 //!
-//! A file may be called `ERROR: x`, and a message may quote such a block. So the error is the first line that begins with
-//! `ERROR: ` after the first whole block; where no block is before, it is the first one of all, unless that is the name of a
-//! Dockerfile. Follows buildx 0.29 to 0.36 and BuildKit's `errdefs.Source`.
+//! A file may be named `ERROR: x`, and a message may quote such a block. So the error is the first line that begins with
+//! `ERROR: ` after the first complete block. Without a block before it, the error is the first such line, unless it is the
+//! name of a Dockerfile. Follows buildx 0.29 to 0.36 and BuildKit's `errdefs.Source`.
 
 use std::collections::BTreeSet;
 
+use crate::bake::evidence::Line;
 use crate::bake::shown::{Said, Shown};
 use crate::bounds;
-use crate::text::places::is_log_line;
+use crate::text::paths::is_log_line;
 use crate::text::tail::Tail;
 
-/// Above and below a customer's lines.
+/// The rule above and below a customer's lines.
 const RULE: &[u8] = b"--------------------";
 
 /// How the line of the error begins.
 const ERROR: &str = "ERROR: ";
 
-/// How Go's runtime begins to say that it gives up.
+/// How a crash of Go's runtime begins.
 const CRASHES: [&str; 3] = ["panic: ", "fatal error: ", "runtime: "];
 
 /// The text so far.
 #[derive(Debug, Default)]
 pub(super) struct Ending {
-    /// Names of the Dockerfiles, by which a block may begin.
+    /// Names of the Dockerfiles, with which a block may begin.
     dockerfiles: BTreeSet<String>,
-    /// What may be the error: a later one is it, or the first one quotes a customer who writes such lines.
+    /// Lines that may be the error. When there are two, one of them quotes a customer.
     pub(super) errors: Vec<Said>,
     block: Block,
-    /// Whether a whole block has come.
+    /// Whether a complete block was read.
     has_block: bool,
-    /// Whether a line has come that begins as an error does: what follows is no event.
+    /// Whether a line began as an error: no event follows.
     pub(super) is_over: bool,
-    /// Whether text has come that buildx does not say among its events: what looks like an event may be a customer's.
+    /// Whether text came that buildx does not write among its events: then an event may be a customer's imitation.
     pub(super) is_doubtful: bool,
     pub(super) has_crashed: bool,
     /// Warnings since the last event.
@@ -52,16 +53,16 @@ pub(super) struct Ending {
     pub(super) last: Tail,
 }
 
-/// Where in a block the last line was.
+/// The kind of the last line in a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Block {
-    /// It may be the name that a block begins with.
+    /// Perhaps the name with which a block begins.
     #[default]
     Name,
     /// The rule above the lines.
     Rule,
     Lines,
-    /// The rule below them.
+    /// The rule below the lines.
     End,
 }
 
@@ -70,12 +71,12 @@ impl Ending {
         Self { dockerfiles, ..Self::default() }
     }
 
-    /// An event has come: the warnings before it were buildx's own.
+    /// Called for an event: the warnings before it were buildx's own.
     pub(super) fn event(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
 
-    /// Takes in one line that is no event.
+    /// Reads one line that is not an event.
     pub(super) fn line(&mut self, line: &[u8], shown: &Shown) {
         let is_whole = line.len() < bounds::LINE;
         let text = String::from_utf8_lossy(line);
@@ -100,14 +101,14 @@ impl Ending {
         let after_block = self.block == Block::End;
         self.block = Block::Name;
         let is_first = self.errors.is_empty() && !self.is_dockerfile(error);
-        // The first after the first block; a second block is one that the error quotes.
+        // The first one after the first block. A second block is quoted by the error.
         if (after_block || is_first) && !self.has_block {
-            self.errors.push(shown.error(error, is_whole));
+            self.errors.push(shown.error(error, is_whole).with_evidence(Line::parse(error).evidence()));
         }
         self.has_block |= after_block;
     }
 
-    /// Whether a line, without `ERROR: `, is the name of one of the Dockerfiles and a number.
+    /// Whether a line, without `ERROR: `, is the name of a Dockerfile and a line number.
     fn is_dockerfile(&self, line: &str) -> bool {
         let Some((name, number)) = line.rsplit_once(':') else { return false };
         !number.is_empty()
@@ -124,14 +125,14 @@ impl Ending {
         };
     }
 
-    /// The only line.
+    /// The only line, if there is exactly one.
     pub(super) fn only(&self) -> Option<&str> {
         let mut lines = self.last.lines();
         lines.next().filter(|_| lines.next().is_none())
     }
 }
 
-/// Whether a line is one of a file's, with its number: `   3 | >>> RUN make`.
+/// Whether a line is a numbered line of a file: `   3 | >>> RUN make`.
 fn is_numbered(line: &[u8]) -> bool {
     let Some(bar) = line.windows(3).position(|three| three == b" | ") else { return false };
     let number = line[..bar].trim_ascii_start();
@@ -142,10 +143,10 @@ fn is_numbered(line: &[u8]) -> bool {
 mod tests {
     use super::*;
     use crate::bake::mask::Mask;
-    use crate::text::places::Places;
+    use crate::text::paths::WorkerPaths;
 
     fn read(dockerfile: &str, text: &str) -> Ending {
-        let shown = Shown::new(Mask::new([]), Places::default());
+        let shown = Shown::new(Mask::new([]), WorkerPaths::default());
         let mut ending = Ending::new([dockerfile.to_owned()].into());
         text.lines().for_each(|line| ending.line(line.as_bytes(), &shown));
         ending

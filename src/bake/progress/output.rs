@@ -1,6 +1,6 @@
-//! Puts the lines together that steps print: BuildKit sends bytes that end anywhere, also inside a line or a character.
+//! Joins the output of steps into lines: BuildKit sends chunks that end anywhere, also inside a line or a character.
 //!
-//! Only the beginning of a line that has not ended is kept, for each step and pipe, and all together are bounded.
+//! Keeps only the beginning of each unfinished line, bounded per line and in total.
 
 use std::collections::HashMap;
 
@@ -9,17 +9,17 @@ use base64::prelude::BASE64_STANDARD;
 
 use crate::bounds;
 
-/// So much Base64 is decoded at once: a multiple of four.
+/// How much Base64 is decoded at once: a multiple of four.
 const BLOCK: usize = 64 << 10;
 
 /// One pipe of a step: the step's number, and whether it is standard error.
 pub(super) type Pipe = (u32, bool);
 
-/// The lines that have not ended.
+/// The unfinished lines.
 #[derive(Debug, Default)]
 pub(super) struct Output {
     open: HashMap<Pipe, Line>,
-    /// Bytes in all of them.
+    /// Bytes of all of them.
     n_bytes: usize,
     decoded: Vec<u8>,
 }
@@ -28,15 +28,15 @@ pub(super) struct Output {
 #[derive(Debug, Default)]
 struct Line {
     text: Vec<u8>,
-    /// Bytes after it that were not kept.
+    /// Bytes that were dropped after it.
     n_dropped: usize,
-    /// Whether it ends in a carriage return: what comes next is written over it.
+    /// Whether it ends with a carriage return: the next bytes overwrite it.
     has_returned: bool,
 }
 
 impl Output {
-    /// Takes in Base64 of one pipe, and hands over the lines that it ends: each with the number of bytes that are missing at
-    /// its end. What is not Base64 ends it.
+    /// Reads Base64 of one pipe and passes on each finished line, with the number of bytes that were dropped at its end. Stops at
+    /// invalid Base64.
     pub(super) fn take_in(&mut self, pipe: Pipe, base64: &str, mut on_line: impl FnMut(&[u8], usize)) {
         let mut decoded = std::mem::take(&mut self.decoded);
         for block in base64.as_bytes().chunks(BLOCK) {
@@ -55,7 +55,7 @@ impl Output {
                 self.begin(pipe, piece);
                 continue;
             };
-            // Most lines come whole.
+            // Most lines arrive whole.
             if end.len() <= bounds::OUTPUT_LINE && !self.open.contains_key(&pipe) {
                 on_line(written_last(end), 0);
                 continue;
@@ -65,7 +65,7 @@ impl Output {
         }
     }
 
-    /// Hands over the last lines of a step, which have no end.
+    /// Passes on the last lines of a step, which have no line feed.
     pub(super) fn end_of(&mut self, step: u32, mut on_line: impl FnMut(&[u8], usize)) {
         // Carriage returns alone are not a line.
         let mut on_text = |line: &[u8], n_dropped| {
@@ -78,7 +78,7 @@ impl Output {
         }
     }
 
-    /// The steps that have such lines, in order.
+    /// The steps that have unfinished lines, in order.
     pub(super) fn steps(&self) -> Vec<u32> {
         let mut steps: Vec<u32> = self.open.keys().map(|(step, _)| *step).collect();
         steps.sort_unstable();
@@ -106,7 +106,7 @@ impl Output {
 }
 
 impl Line {
-    /// Adds bytes without a line feed. The whole line may have `room`.
+    /// Adds bytes without a line feed, up to `room` bytes in the whole line.
     fn add(&mut self, bytes: &[u8], room: usize) {
         let text = without_returns(bytes);
         if !text.is_empty() {
@@ -115,7 +115,7 @@ impl Line {
                 *self = Self::default();
             }
             let room = room.min(bounds::OUTPUT_LINE).saturating_sub(self.text.len());
-            // A line that was cut is not continued after the cut.
+            // A line that was cut stays cut.
             let room = if self.n_dropped > 0 { 0 } else { room };
             let kept = last.len().min(room);
             self.text.extend_from_slice(&last[..kept]);
@@ -125,7 +125,7 @@ impl Line {
     }
 }
 
-/// What a terminal shows of a line with carriage returns in it: what was written last.
+/// What a terminal shows of a line with carriage returns: the last part.
 fn written_last(line: &[u8]) -> &[u8] {
     if !line.contains(&b'\r') {
         return line;
@@ -134,7 +134,7 @@ fn written_last(line: &[u8]) -> &[u8] {
     line.iter().rposition(|byte| *byte == b'\r').map_or(line, |at| &line[at + 1..])
 }
 
-/// Without carriage returns at the end.
+/// The line without carriage returns at its end.
 fn without_returns(line: &[u8]) -> &[u8] {
     &line[..line.iter().rposition(|byte| *byte != b'\r').map_or(0, |at| at + 1)]
 }

@@ -1,7 +1,7 @@
 //! Reads one JSON line of `--progress=rawjson`: BuildKit's `client.SolveStatus`.
 //!
-//! Each report is handed over while the line is read, and borrows from it: whatever a line holds, only one report of it is
-//! in memory. What nobody asks for, such as warnings with whole Dockerfiles, is passed over.
+//! Reports are passed on while the line is read, and borrow from it: only one report is in memory at a time. Unused fields, such
+//! as warnings with whole Dockerfiles, are skipped.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,7 +17,7 @@ pub(super) enum Report<'a> {
     Log(LogReport<'a>),
 }
 
-/// A step or chore: that it is planned, has begun, or has ended.
+/// A step or chore that is planned, has begun or has ended.
 #[derive(Deserialize)]
 pub(super) struct VertexReport<'a> {
     #[serde(borrow)]
@@ -32,7 +32,7 @@ pub(super) struct VertexReport<'a> {
     pub(super) error: Cow<'a, str>,
 }
 
-/// How far a part of a vertex is, such as a transfer.
+/// The progress of a part of a vertex, such as a transfer.
 #[derive(Deserialize)]
 pub(super) struct StatusReport<'a> {
     #[serde(borrow, default)]
@@ -44,7 +44,7 @@ pub(super) struct StatusReport<'a> {
     pub(super) completed: Option<Timestamp>,
 }
 
-/// Bytes that a step printed, in Base64. They end anywhere, also inside a line or a character.
+/// Output of a step, in Base64. It ends anywhere, also inside a line or a character.
 #[derive(Deserialize)]
 pub(super) struct LogReport<'a> {
     #[serde(borrow)]
@@ -55,11 +55,11 @@ pub(super) struct LogReport<'a> {
     pub(super) data: Cow<'a, str>,
 }
 
-/// Hands over all reports of a line.
+/// Passes on all reports of a line.
 ///
 /// # Errors
 ///
-/// The line is not a status. What was handed over before the error was found stays.
+/// The line is not a status. Reports before the error were passed on.
 pub(super) fn read(line: &[u8], take: &mut dyn FnMut(Report<'_>)) -> serde_json::Result<()> {
     let mut deserializer = serde_json::Deserializer::from_slice(line);
     deserializer.deserialize_map(Status(take))?;
@@ -99,7 +99,7 @@ enum Field {
     Other,
 }
 
-/// A list of one kind of report; Go writes an empty one as null.
+/// A list of reports of one kind. Go writes an empty list as null.
 struct Reports<'t> {
     field: Field,
     take: Take<'t>,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_come_one_by_one_and_what_nobody_reads_is_passed_over() {
+    fn reports_come_one_by_one_and_unused_fields_are_skipped() {
         let line = r#"{"vertexes":[{"digest":"a","inputs":["x"],"name":"x \u0026 y","progressGroup":{"id":"g"}},{"digest":"b"}],
             "statuses":[{"id":"i","vertex":"a","current":3}],"logs":null,"warnings":[{"vertex":"a","detail":["eA=="]}],"new":{"a":[{}]}}"#;
         assert_eq!(said(line), (vec!["vertex a x & y".into(), "vertex b ".into(), "status a 3".into()], true));

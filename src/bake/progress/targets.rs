@@ -1,4 +1,4 @@
-//! What became of each target of a bake: a fold of its vertices.
+//! The result of each target of a bake: a fold of its vertices.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,7 +6,7 @@ use super::{Progress, Vertex, millis};
 use crate::report::{Status, TargetReport};
 
 impl Progress {
-    /// What became of each target. `is_success`: whether the bake as a whole succeeded.
+    /// The result of each target. `is_success`: whether the whole bake succeeded.
     pub(in crate::bake) fn reports(&self, is_success: bool) -> Vec<TargetReport> {
         let ran: HashSet<&str> =
             self.vertices.iter().filter(|vertex| vertex.has_run).map(|vertex| &*vertex.name).collect();
@@ -40,12 +40,12 @@ impl Progress {
     }
 }
 
-/// The steps of a target that were reached, by name, and whether each has run. `ran`: the names of all steps that have.
+/// The steps of a target that were reached, by name, and whether each has run. `ran`: the names of all steps that have run.
 ///
-/// BuildKit reports a step that a sibling has just run once more, as cached and under another digest: a step is its
-/// name, and has run when any vertex of that name has. And when a later step comes from the cache, those before it are
-/// planned but never completed: they were reached all the same.
-/// A FROM that needs no pull is flagged as cached at BuildKit's whim, and is not counted.
+/// A step that a sibling has just run is reported again, as cached and under another digest. So a step is identified by its
+/// name, and has run when any vertex of that name has. When a later step comes from the cache, the steps before it are
+/// planned and never completed: they were reached all the same. A FROM without a pull is sometimes reported as cached, so it
+/// does not count.
 fn steps<'a>(own: &[&'a Vertex], ran: &HashSet<&str>) -> BTreeMap<&'a str, bool> {
     let counted = || own.iter().filter(|vertex| vertex.is_step() && !vertex.name.contains("] FROM "));
     let mut last_completed: BTreeMap<&str, u32> = BTreeMap::new();

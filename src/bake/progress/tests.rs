@@ -10,13 +10,13 @@ use crate::bake::mask::Mask;
 use crate::report::{Status, TargetReport};
 use crate::secret::Secret;
 use crate::text;
-use crate::text::places::Places;
+use crate::text::paths::WorkerPaths;
 
 fn progress_with(targets: &[&str], secrets: &[&str]) -> Progress {
     let tags = |name: &str| vec![format!("registry.example.test/shop/{name}:dev")];
     let targets = targets.iter().map(|name| ((*name).to_owned(), tags(name))).collect();
     let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
-    Progress::new(Baked { targets, ..Baked::default() }, Shown::new(mask, Places::default()))
+    Progress::new(Baked { targets, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
 }
 
 fn said(progress: &mut Progress, line: &Value) -> Vec<Event> {
@@ -228,7 +228,10 @@ fn whatever_is_printed_and_however_steps_are_called_what_is_kept_is_bounded() {
     assert_eq!((progress.vertices.len(), progress.failed().count()), (bounds::VERTICES, bounds::VERTICES));
     let mut notices = Vec::new();
     progress.finish(&mut |event| notices.push(event));
-    assert!(matches!(&notices[..], [Event::Notice(text)] if text.contains("2000 reports are left out")), "{notices:?}");
+    assert!(
+        matches!(&notices[..], [Event::Notice(text)] if text.contains("2000 reports were left out")),
+        "{notices:?}"
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What is known of one step, or of one of BuildKit's own chores: whatever was reported under one digest.
+//! The state of one vertex: a step, or one of BuildKit's chores.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::stream::VertexReport;
 use crate::bake::shown::Said;
 
-/// How an error ends that is none of the vertex's own.
+/// How an error ends that another vertex's failure caused.
 const CANCELED: &str = "context canceled";
 
 /// A step or chore.
@@ -15,7 +15,7 @@ const CANCELED: &str = "context canceled";
 pub(in crate::bake) struct Vertex {
     /// The name without the target, such as `[2/3] RUN make`.
     pub(in crate::bake) name: Arc<str>,
-    /// The targets it was reported for, by their number, in order. A guess for shared steps.
+    /// The targets for which it was reported, by number, in order. For shared steps this is a guess.
     pub(super) targets: Vec<u16>,
     pub(super) started: Option<Timestamp>,
     pub(super) completed: Option<Timestamp>,
@@ -24,24 +24,24 @@ pub(in crate::bake) struct Vertex {
     is_cached: bool,
     error: Failing,
     pub(super) context_bytes: u64,
-    /// Tags that were pushed, and the digests of their manifests.
+    /// Pushed tags, with the digests of their manifests.
     pub(super) pushed: Vec<(Box<str>, Box<str>)>,
 }
 
-/// Whether and how a vertex has failed.
+/// Whether and how a vertex failed.
 #[derive(Debug, Default)]
 enum Failing {
     #[default]
     No,
-    /// Another one has, and this one was ended for it.
+    /// It was canceled because another vertex failed.
     Echo,
     Own(Box<Said>),
-    /// Too many have failed before.
+    /// It failed, and there was no room for its error.
     Untold,
 }
 
 impl Vertex {
-    /// How BuildKit's file operations begin to say that a step cannot be done. A path of the customer's ends the error.
+    /// How BuildKit's file operations begin when a step cannot be done. The rest is a path of the customer's.
     pub(in crate::bake) const MISTAKES: &[&str] = &["cannot copy to non-directory: ", "cannot replace to directory "];
 
     pub(super) fn new(name: Arc<str>) -> Self {
@@ -59,13 +59,13 @@ impl Vertex {
     }
 
     pub(super) fn is_for(&mut self, target: u16) {
-        if let Err(place) = self.targets.binary_search(&target) {
-            self.targets.insert(place, target);
+        if let Err(index) = self.targets.binary_search(&target) {
+            self.targets.insert(index, target);
         }
     }
 
-    /// Takes in when it began and ended. A vertex is reported once per target that shares it, and a local source runs
-    /// twice: the widest span counts.
+    /// Reads when it began and ended. A vertex is reported once per target that shares it, and a local source runs twice: the widest
+    /// span counts.
     pub(super) fn take_in(&mut self, report: &VertexReport<'_>) {
         self.started = [self.started, report.started].into_iter().flatten().min();
         self.completed = self.completed.max(report.completed);
@@ -75,21 +75,21 @@ impl Vertex {
         }
     }
 
-    /// It has failed, as this says; `None` when nothing more can be kept of errors.
+    /// Sets its error; `None` when there is no room for more errors.
     pub(super) fn fail(&mut self, said: Option<Said>) {
         self.error = said.map_or(Failing::Untold, |said| Failing::Own(Box::new(said)));
     }
 
-    /// It was ended, since another one has failed. One that is known to have failed by itself stays so: a target that shares
-    /// it may be told of the end only.
+    /// Notes that it was canceled because another vertex failed. Its own failure stays: a target that shares the vertex may be
+    /// notified only of the cancellation.
     pub(super) fn echo(&mut self) {
         if !self.has_failed() {
             self.error = Failing::Echo;
         }
     }
 
-    /// Whether an error that BuildKit reports is the echo of another vertex's failure: it ends with Go's `context.Canceled`.
-    /// Quoted or not, a path or name of the customer's may hold the same words, but does not end the error.
+    /// Whether an error only echoes another vertex's failure: it ends with Go's `context.Canceled`. A customer's path or name may
+    /// contain the same words, but does not end the error.
     pub(super) fn is_echo(error: &str) -> bool {
         let said = error.rsplit('"').next().unwrap_or(error);
         let ends_so = |before: &str| [": ", " desc = "].iter().any(|end| before.ends_with(end));
@@ -97,14 +97,14 @@ impl Vertex {
         is_echo && !Self::MISTAKES.iter().any(|begin| error.starts_with(begin))
     }
 
-    /// The instruction of a step of a Dockerfile, such as `RUN`. What follows it is the customer's.
+    /// The instruction of a Dockerfile step, such as `RUN`. The rest of the name is the customer's.
     pub(in crate::bake) fn instruction(&self) -> Option<&str> {
         self.position()?;
         let (_, text) = self.name.split_once(']')?;
         text.strip_prefix(' ')?.split(' ').next()
     }
 
-    /// Stage and number of a step of a Dockerfile: its bracket ends in `n/m`.
+    /// Stage and number of a Dockerfile step: its bracket ends with `n/m`.
     pub(super) fn position(&self) -> Option<(&str, u32)> {
         let (bracket, _) = self.name.strip_prefix('[')?.split_once(']')?;
         let (stage, step) = bracket.rsplit_once(' ').unwrap_or(("", bracket));
@@ -117,12 +117,12 @@ impl Vertex {
         self.position().is_some()
     }
 
-    /// Whether people are told of it: chores are BuildKit's own business until one fails.
-    pub(super) fn is_told(&self) -> bool {
+    /// Whether its events are emitted: a chore's are, once it fails.
+    pub(super) fn is_shown(&self) -> bool {
         self.is_step() || self.has_error()
     }
 
-    /// The last of a target.
+    /// Whether it is the last vertex of a target.
     pub(super) fn is_export(&self) -> bool {
         self.name.starts_with("exporting to ")
     }
@@ -135,12 +135,12 @@ impl Vertex {
         !matches!(self.error, Failing::No)
     }
 
-    /// Whether it failed by itself, and was not ended for another one.
+    /// Whether it failed by itself and was not canceled for another vertex.
     pub(super) fn has_failed(&self) -> bool {
         matches!(self.error, Failing::Own(_) | Failing::Untold)
     }
 
-    /// A failure of its own, in BuildKit's words where they were kept.
+    /// Its own error, if there was room for it.
     pub(in crate::bake) fn own_error(&self) -> Option<&Said> {
         match &self.error {
             Failing::Own(said) => Some(said),

@@ -23,7 +23,7 @@ pub struct Rails {
 /// What an id is answered with, once the signature is right.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// 200 with this native object.
+    /// 200 with this build request.
     Object(Value),
     /// This status and an empty JSON object: 404, 410, 500, …
     Status(u16),
@@ -105,7 +105,7 @@ async fn front_door(State(shared): State<Arc<Shared>>, request: Request) -> Resp
     }
 }
 
-/// `DESIGN.md` §2: `v1=` and the hex HMAC-SHA256 over method, path with query and date; a date is good for 5 minutes.
+/// Checks the signature: `v1=` and the hex HMAC-SHA256 over method, path with query and date; a date is good for 5 minutes.
 fn is_authentic(secret: &str, path: &str, headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     let date = text("date");

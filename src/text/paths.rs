@@ -1,52 +1,51 @@
-//! What a message says of the worker, of Go and of a registry's session, and no customer should read.
+//! Hides what a message reveals of the worker, of Go and of registry sessions.
 //!
-//! buildx, BuildKit and the kernel name paths, URLs and their own source files in errors. Paths of the repository become
-//! relative to it. What else lies in the worker's directories is not named. Knows the layout of the state directory
-//! ([`crate::state`]), and nothing of what the message means.
+//! Errors of buildx, BuildKit and the kernel contain paths, URLs and source positions. Paths in the repository become relative to it,
+//! and other paths of the worker are hidden. Knows the layout of the state directory ([`crate::state`]), not the meaning of
+//! messages.
 
 use std::borrow::Cow;
 use std::path::Path;
 
 use crate::text;
 
-/// Bytes of a path: Linux takes no longer one (`PATH_MAX`).
+/// The longest path on Linux, in bytes (`PATH_MAX`).
 const MAX_PATH: usize = 4096;
 
-/// Bytes of a worker's identity: a host's name, and two numbers.
+/// The longest identity of a worker, in bytes: a host name and two numbers.
 const MAX_IDENTITY: usize = 300;
 
-/// What stands in the place of a path that is the worker's own.
+/// Replaces a path of the worker.
 const PRIVATE: &str = "a file of the worker";
 
-/// The directories of the worker, as messages name them.
+/// The worker's directories, as they appear in messages.
 #[derive(Clone, Debug, Default)]
-pub struct Places {
+pub struct WorkerPaths {
     /// Roots of repositories.
     worktrees: Vec<String>,
     /// State directories.
     states: Vec<String>,
 }
 
-impl Places {
-    /// Of a worker whose state directory is `state`, under this name and after symbolic links.
+impl WorkerPaths {
+    /// The paths of a worker with this state directory, as configured and with links resolved.
     pub fn new(state: &Path) -> Self {
         Self { worktrees: Vec::new(), states: names(state) }
     }
 
-    /// The same, with a repository that lies at `worktree`.
+    /// The same with a repository at `worktree`.
     #[must_use]
     pub fn with_worktree(mut self, worktree: &Path) -> Self {
         self.worktrees.extend(names(worktree));
         self
     }
 
-    /// The message as a customer reads it. Without a match it is the text itself.
+    /// The message as a customer reads it; unchanged when nothing matches.
     ///
-    /// - A path in a repository is relative to it; its root is `.`.
+    /// - A path in a repository becomes relative to it; its root is `.`.
     /// - Another path in a state directory becomes "a file of the worker".
-    /// - Credentials and the query of a URL, or of a path with one, are left out: the query of an upload holds its state.
-    /// - Positions in Go's and Rust's source (`v2.go:105]`) and stack traces are left out. What is in double quotes is the
-    ///   customer's.
+    /// - Credentials and queries of URLs are removed, and queries of paths: the query of an upload holds its state.
+    /// - Source positions of Go and Rust (`v2.go:105]`) and stack traces are removed. Text in double quotes is the customer's and stays.
     pub fn hide<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
         for worktree in &self.worktrees {
@@ -59,24 +58,23 @@ impl Places {
     }
 }
 
-/// A directory's names: as it was configured, and after symbolic links.
+/// A directory as configured, and with links resolved.
 fn names(path: &Path) -> Vec<String> {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let mut names = vec![canonical.display().to_string(), path.display().to_string()];
     names.dedup();
-    // The root of everything would be found in every path.
+    // Every path would match the root directory.
     names.retain(|name| name.len() > 1);
     names
 }
 
-/// Whether a state directory's name is of so many parts that nothing else ends like it: `/data` ends a customer's `app/data`
-/// as well.
+/// Whether a state directory has enough components to be unique: a customer's path `app/data` ends like `/data`.
 fn is_of_state_alone(state: &str) -> bool {
     state.matches('/').count() >= 2
 }
 
-/// Replaces a directory where a path begins with it, or `anywhere`: a customer may write a word before it. `of` answers for
-/// the text after it how much more of that belongs to the directory, and what it is called when the path ends there.
+/// Replaces a directory at the beginning of a path, or `anywhere`: a customer may write a word before it. `of` gets the text after it
+/// and returns how many more bytes belong to the directory, and its replacement.
 fn replace_path(text: &mut Cow<'_, str>, directory: &str, anywhere: bool, of: impl Fn(&str) -> (usize, &'static str)) {
     if !text.contains(directory) {
         return;
@@ -105,17 +103,15 @@ fn replace_path(text: &mut Cow<'_, str>, directory: &str, anywhere: bool, of: im
     *text = Cow::Owned(shown);
 }
 
-/// Whether a path, given without its beginning, is that of a job's directory: `/run/HOST:PID:NONCE/N`. No other path has such
-/// a part.
+/// Whether a path without its beginning is that of a job's directory: `/run/HOST:PID:NONCE/N`. No other path has such a component.
 fn is_job(path: &str) -> bool {
     let Some(identity) = path.strip_prefix("/run/").and_then(|path| path.split('/').next()) else { return false };
     identity.len() <= MAX_IDENTITY && identity.matches(':').count() >= 2
 }
 
-/// Of a path in a state directory, given without that: `/run/IDENTITY/N/tree/NAME` is a repository's root, and all else is
-/// the worker's.
+/// Classifies a path below a state directory: `/run/IDENTITY/N/tree/NAME` is a repository's root, everything else is the worker's.
 fn in_state(path: &str) -> (usize, &'static str) {
-    // A word of a megabyte that names the directory many times is looked through once.
+    // Bounded, so that a long text that names the directory many times is scanned once.
     let path = &path[..text::boundary(path, MAX_PATH)];
     let whole = path.find(is_delimiter).unwrap_or(path.len());
     let whole = path[..whole].trim_end_matches(is_punctuation).len();
@@ -128,7 +124,7 @@ fn in_state(path: &str) -> (usize, &'static str) {
     (whole, PRIVATE)
 }
 
-/// Whether nothing of Go's and no query can be in a line.
+/// Whether a line can contain nothing of Go and no query.
 fn is_plain(line: &str) -> bool {
     !line.contains(SOURCES[0]) && !line.contains(SOURCES[1]) && !line.contains(['?', '@']) && !is_stack(line)
 }
@@ -137,7 +133,7 @@ fn without_traces(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
         if is_stack(line) {
-            // What follows are frames.
+            // Stack frames follow.
             break;
         }
         push_line(&mut shown, without_log_header(line));
@@ -145,12 +141,12 @@ fn without_traces(text: &str) -> String {
     if text.ends_with('\n') { shown } else { shown.trim_end_matches('\n').to_owned() }
 }
 
-/// Whether Go's runtime begins to describe a crash.
+/// Whether a description of a crash of Go's runtime begins.
 fn is_stack(line: &str) -> bool {
     ["goroutine ", "[signal ", "runtime stack:"].iter().any(|begin| line.starts_with(begin))
 }
 
-/// A line of Kubernetes' client without its head: `E1124 04:18:04.264391    6145 v2.go:105] `.
+/// A log line of Kubernetes' client without its header: `E1124 04:18:04.264391    6145 v2.go:105] `.
 fn without_log_header(line: &str) -> &str {
     if !is_of_kubernetes(line) {
         return line;
@@ -158,12 +154,12 @@ fn without_log_header(line: &str) -> &str {
     line.split_once("] ").map_or(line, |(_, said)| said)
 }
 
-/// Whether a library in docker-buildx logs the line: Kubernetes' client, Go's own `log` or Logrus.
+/// Whether a library in docker-buildx logged the line: Kubernetes' client, Go's `log` or Logrus.
 pub fn is_log_line(line: &str) -> bool {
     is_of_kubernetes(line) || has_form(line, "dddd/dd/dd dd:dd:dd ") || line.starts_with("time=\"")
 }
 
-/// A severity, month and day, a time, and `]` after a source position.
+/// Whether a line has a severity, a date, a time, and `]` after a source position.
 fn is_of_kubernetes(line: &str) -> bool {
     ["I", "W", "E", "F"]
         .iter()
@@ -171,13 +167,13 @@ fn is_of_kubernetes(line: &str) -> bool {
         && line.split_once("] ").is_some_and(|(head, _)| head.contains(".go:"))
 }
 
-/// Whether a line begins in a form, in which `d` is a digit.
+/// Whether a line begins with a pattern, in which `d` is a digit.
 fn has_form(line: &str, form: &str) -> bool {
     let is_same = |(byte, form): (u8, u8)| if form == b'd' { byte.is_ascii_digit() } else { byte == form };
     line.len() >= form.len() && line.bytes().zip(form.bytes()).all(is_same)
 }
 
-/// Word by word: what is between blanks, quotes and brackets.
+/// Copies a line word by word. Spaces, quotes and brackets separate words.
 fn push_line(shown: &mut String, line: &str) {
     let (mut rest, mut is_quoted) = (line, false);
     while !rest.is_empty() {
@@ -220,10 +216,10 @@ fn query(word: &str) -> Option<usize> {
     (word[..at].contains('/') && word[at..].contains('=')).then_some(at)
 }
 
-/// How a file of Go's or Rust's source ends, before the number of a line.
+/// How a source file of Go or Rust ends, before the line number.
 const SOURCES: [&str; 2] = [".go:", ".rs:"];
 
-/// `file.go:105`, `file.rs:105:7`, as programs name a line of their own source.
+/// Whether a word is a source position: `file.go:105`, `file.rs:105:7`.
 fn is_source_position(word: &str) -> bool {
     let Some((file, position)) = SOURCES.iter().find_map(|end| word.rsplit_once(end)) else { return false };
     let digits = position.trim_end_matches([']', ':', ',']);
@@ -250,8 +246,8 @@ mod tests {
 
     const JOB: &str = "/var/lib/sidebake/run/vm:17827:c0ffee/8";
 
-    fn places() -> Places {
-        Places::new(Path::new("/var/lib/sidebake")).with_worktree(Path::new("/home/me/shop"))
+    fn places() -> WorkerPaths {
+        WorkerPaths::new(Path::new("/var/lib/sidebake")).with_worktree(Path::new("/home/me/shop"))
     }
 
     #[test]
@@ -282,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_short_name_of_a_state_directory_is_no_part_of_a_customers_path() {
-        let places = Places::new(Path::new("/data"));
+        let places = WorkerPaths::new(Path::new("/data"));
         for (text, expected) in [
             ("COPY app/data/x: not found", "COPY app/data/x: not found"),
             ("x/data/run/vm:17827:c0ffee/8/print/tmp: gone", "xa file of the worker: gone"),

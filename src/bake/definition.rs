@@ -1,0 +1,187 @@
+//! A resolved and validated definition: its targets, the links between them, and their input files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::ignore::Search;
+use super::policy;
+use crate::beneath::Directory;
+use crate::secret::Secret;
+
+/// The fields of a target that are read again later.
+const KEPT: [&str; 5] = ["context", "contexts", "dockerfile", "dockerfile-inline", "tags"];
+
+/// A resolved and validated definition. Nothing in it is left to evaluate.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    /// The text for `bake -f -`: escaped, with absolute contexts.
+    pub text: String,
+    /// The same by target, unescaped. Once buildx has confirmed the text, only the fields that are read later.
+    pub targets: BTreeMap<String, Map<String, Value>>,
+    /// The tree that contains all contexts and Dockerfiles.
+    pub worktree: PathBuf,
+    /// Fields that were replaced, as notices for the customer.
+    pub notices: Vec<String>,
+    /// The directory of its build secrets.
+    pub(super) secrets: PathBuf,
+    /// Secrets to mask in everything that is reported of the build.
+    pub(super) hidden: Vec<Secret>,
+}
+
+impl Definition {
+    /// Drops the fields that are not read again: as values they take many times the memory of the text.
+    pub(super) fn understood(mut self) -> Self {
+        for fields in self.targets.values_mut() {
+            let kept = std::mem::take(fields).into_iter().filter(|(name, _)| KEPT.contains(&name.as_str()));
+            *fields = kept.collect();
+            // Only its presence matters.
+            fields.get_mut("dockerfile-inline").map(Value::take);
+        }
+        self
+    }
+
+    /// The names of all targets.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.targets.keys().cloned().collect()
+    }
+
+    /// Those of the worktree's files that a target may read: they are in a context and not excluded by its `.dockerignore`, or
+    /// are a Dockerfile.
+    ///
+    /// Paths start at the worktree's root. Many patterns and files can take a second: do not call it on a runtime thread.
+    pub fn inputs<'a>(&self, files: &'a [PathBuf]) -> Vec<&'a Path> {
+        // If the worktree cannot be opened, every file counts; the build fails anyway.
+        let Ok(root) = Directory::open(&self.worktree) else { return files.iter().map(PathBuf::as_path).collect() };
+        let mut search = Search::new(&root, &self.worktree, files);
+        self.targets.values().for_each(|fields| look_into(fields, &mut search));
+        files.iter().map(PathBuf::as_path).filter(|file| search.has_found(file)).collect()
+    }
+
+    /// These targets and all targets linked to them, in both directions. A target that is built again changes its dependents:
+    /// without a new build they would stand on an image that was never pushed.
+    pub fn with_linked(&self, targets: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut linked = targets.clone();
+        loop {
+            let before = linked.len();
+            for (name, fields) in &self.targets {
+                let bases: Vec<&str> = bases(fields).collect();
+                if linked.contains(name) {
+                    linked.extend(bases.iter().map(|base| (*base).to_owned()));
+                } else if bases.iter().any(|base| linked.contains(*base)) {
+                    linked.insert(name.clone());
+                }
+            }
+            if linked.len() == before {
+                return linked;
+            }
+        }
+    }
+}
+
+/// Looks into everything that a target reads.
+fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
+    let text = |field: &str| fields.get(field).and_then(Value::as_str);
+    let context = PathBuf::from(text("context").unwrap_or_default());
+    let dockerfile = policy::paths::dockerfile(&context, text("dockerfile").unwrap_or("Dockerfile"));
+    let beside = fields.get("dockerfile-inline").is_none().then_some(&*dockerfile);
+    search.look_into(&context, beside);
+    // Other targets and images are in the same list; they are not absolute paths.
+    let named = named_contexts(fields).map(Path::new).filter(|named| named.is_absolute());
+    named.for_each(|named| search.look_into(named, None));
+    // BuildKit reads it even when it is excluded from the context.
+    if let Some(dockerfile) = beside {
+        search.find(dockerfile);
+    }
+}
+
+/// The targets on which a target is based: its named contexts `target:NAME`.
+fn bases(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    named_contexts(fields).filter_map(|context| context.strip_prefix("target:"))
+}
+
+fn named_contexts(fields: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    let contexts = fields.get("contexts").and_then(Value::as_object);
+    contexts.into_iter().flat_map(Map::values).filter_map(Value::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn definition(targets: BTreeMap<String, Map<String, Value>>, worktree: PathBuf) -> Definition {
+        Definition {
+            text: String::new(),
+            targets,
+            worktree,
+            notices: Vec::new(),
+            secrets: PathBuf::new(),
+            hidden: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_linked_to_a_target_is_built_again_with_it() {
+        let on = |base: &str| json!({"contexts": {"base": base}}).as_object().cloned().expect("an object");
+        let targets = BTreeMap::from([
+            ("base".to_owned(), Map::new()),
+            ("app".to_owned(), on("target:base")),
+            ("test".to_owned(), on("target:app")),
+            ("docs".to_owned(), on("docker-image://base")),
+        ]);
+        let definition = definition(targets, PathBuf::new());
+        let again = |name: &str| Vec::from_iter(definition.with_linked(&BTreeSet::from([name.to_owned()])));
+        assert_eq!(again("base"), ["app", "base", "test"]);
+        assert_eq!(again("test"), ["app", "base", "test"]);
+        assert_eq!(again("docs"), ["docs"]);
+    }
+
+    #[test]
+    fn a_file_is_an_input_of_the_contexts_it_lies_in_and_of_the_dockerfile_it_is() {
+        let worktree = tempfile::tempdir().expect("a temporary directory");
+        let root = worktree.path().canonicalize().expect("it is there");
+        for folder in ["docker", "app"] {
+            std::fs::create_dir(root.join(folder)).expect("made");
+        }
+        std::fs::write(root.join("docker/Dockerfile"), "").expect("written");
+        std::os::unix::fs::symlink("../docker/Dockerfile", root.join("docker/linked")).expect("linked");
+        std::fs::write(root.join("app/.dockerignore"), "out.*").expect("written");
+        let target = json!({
+            "context": root.join("docker"), "dockerfile": "linked",
+            "contexts": {"assets": root.join("assets"), "base": "target:docs", "image": "docker-image://tools"}
+        });
+        let other = json!({"context": root.join("app"), "dockerfile": "../docker/Dockerfile"});
+        let inputs = |target: &Value, file: &str| {
+            let targets = BTreeMap::from([("t".to_owned(), target.as_object().cloned().expect("an object"))]);
+            let definition = definition(targets, worktree.path().to_owned());
+            definition.inputs(&[PathBuf::from(file)]).len()
+        };
+        // Followed, `deep/..` is app/a; buildx reads app/Dockerfile, and what is beside that.
+        std::fs::create_dir_all(root.join("app/a/b")).expect("made");
+        std::os::unix::fs::symlink("a/b", root.join("app/deep")).expect("linked");
+        std::fs::write(root.join("app/a/Dockerfile.dockerignore"), "*").expect("written");
+        std::fs::write(root.join("app/Dockerfile"), "").expect("written");
+        let folded = json!({"context": root.join("app"), "dockerfile": "deep/../Dockerfile"});
+        assert_eq!((inputs(&folded, "app/Dockerfile"), inputs(&folded, "app/x.bin")), (1, 1));
+        assert_eq!(inputs(&folded, "app/out.bin"), 0);
+        std::fs::write(root.join("app/Dockerfile.dockerignore"), "x.*\nDocker*").expect("written");
+        assert_eq!((inputs(&folded, "app/Dockerfile"), inputs(&folded, "app/x.bin")), (1, 0));
+        std::fs::remove_file(root.join("app/Dockerfile.dockerignore")).expect("removed");
+        for (file, of_target, of_other) in [
+            ("docker/Dockerfile", 1, 1),
+            ("docker/x", 1, 0),
+            ("assets/deep/x.bin", 1, 0),
+            ("app/x.bin", 0, 1),
+            ("app/out.bin", 0, 0),
+            ("docker/out.bin", 1, 0),
+            ("app-assets/x.bin", 0, 0),
+            ("tools/x.bin", 0, 0),
+            ("docs", 0, 0),
+        ] {
+            assert_eq!((inputs(&target, file), inputs(&other, file)), (of_target, of_other), "{file}");
+        }
+    }
+}
