@@ -124,7 +124,7 @@ end
 # in it, nor made of it: the server has the same processors as those whose time is measured, and should need little.
 class LargeRepository < Repository
   NAME = 'acme/large'
-  N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = 4000, 400, Figures.sized(600, 5), 20
+  N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = Figures.sized(4000, 100), 400, Figures.sized(600, 5), 20
   SIZES = 8.0..16.0 # binary logarithms of bytes
   # What files are made of: lines and words that come again, so that they compress as code does.
   N_LINES, N_WORDS = 500, 300
@@ -139,7 +139,7 @@ class LargeRepository < Repository
   # A commit with another line in ten files.
   def commit_of_changes
     @n += 1
-    10.times { |i| File.write(File.join(@tree, path(i * 399)), "changed for the #{@n}. time\n", mode: 'a') }
+    10.times { |i| File.write(File.join(@tree, path(i * (N_FILES / 10 - 1))), "changed for the #{@n}. time\n", mode: 'a') }
     commit
   end
 

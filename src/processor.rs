@@ -18,7 +18,7 @@ use crate::clock::Epoch;
 use crate::event::Moment;
 use crate::field_error::FieldError;
 use crate::perform::Integrations;
-use crate::rails;
+use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
 use crate::redis::Redis;
 use crate::report::{Report, Status};
@@ -42,6 +42,8 @@ const CLEAN_UP: Duration = Duration::from_secs(2);
 pub struct Processor {
     /// Which jobs are taken, and how they are retried.
     pub jobs: Jobs,
+    /// Asks Rails for the builds of jobs that carry only an id.
+    pub resolver: Resolver,
     /// The integrations of a build.
     pub integrations: Integrations,
     /// For callbacks of running jobs.

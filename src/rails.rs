@@ -75,38 +75,54 @@ impl HasReason for RailsError {
     }
 }
 
-/// Asks Rails for the build request at `url`, with a signature; at most 1 MiB, 10 s, no redirects.
-pub async fn resolve(resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
-    let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
-    let unreachable =
-        |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
-    let secret = secret(resolve)?;
-    let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("is not a valid URL: {error}")))?;
-    let date = http_date();
-    let http = reqwest::Client::builder()
-        .timeout(TIMEOUT)
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(unreachable)?;
-    let signature = signature(&secret, &target, &date);
-    let request = http.get(target).header("date", &date).header("x-sidebake-signature", signature);
-    let answer = request.send().await.map_err(unreachable)?;
-    match answer.status() {
-        StatusCode::OK => {}
-        status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
-            return Err(RailsError::Gone { url: url.into(), status });
-        }
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-            return Err(RailsError::Refused { url: url.into(), status });
-        }
-        status => return Err(nonsense(format!("answered {status}"))),
+/// Asks Rails for build requests.
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    http: reqwest::Client,
+}
+
+impl Resolver {
+    /// A client that follows no redirects and waits 10 s for an answer.
+    ///
+    /// # Errors
+    ///
+    /// When the system's certificates cannot be read.
+    pub fn new() -> Result<Self, reqwest::Error> {
+        let http = reqwest::Client::builder()
+            .timeout(TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
+            .build()?;
+        Ok(Self { http })
     }
-    let body = body::read(answer, url, bounds::RESOLVED).await.map_err(|error| match error {
-        BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
-        BodyError::Broken(source) => unreachable(source),
-    })?;
-    json::read(&body).map_err(|error| nonsense(format!("did not answer with valid JSON: {error}")))
+
+    /// The build request at `url`, at most 1 MiB. The request has a signature.
+    pub async fn ask(&self, resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
+        let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
+        let unreachable =
+            |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
+        let secret = secret(resolve)?;
+        let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("is not a valid URL: {error}")))?;
+        let date = http_date();
+        let signature = signature(&secret, &target, &date);
+        let request = self.http.get(target).header("date", &date).header("x-sidebake-signature", signature);
+        let answer = request.send().await.map_err(unreachable)?;
+        match answer.status() {
+            StatusCode::OK => {}
+            status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                return Err(RailsError::Gone { url: url.into(), status });
+            }
+            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
+                return Err(RailsError::Refused { url: url.into(), status });
+            }
+            status => return Err(nonsense(format!("answered {status}"))),
+        }
+        let body = body::read(answer, url, bounds::RESOLVED).await.map_err(|error| match error {
+            BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
+            BodyError::Broken(source) => unreachable(source),
+        })?;
+        json::read(&body).map_err(|error| nonsense(format!("did not answer with valid JSON: {error}")))
+    }
 }
 
 fn secret(resolve: &Resolve) -> Result<Secret, RailsError> {

@@ -15,6 +15,7 @@ use crate::environment;
 use crate::health::{Health, HealthError};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
+use crate::rails::Resolver;
 use crate::redis::{Redis, RedisError, Trouble};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
@@ -105,6 +106,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let custody = custody(&settings, &identity, &handle, &running, &shutdown, &has_room)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
+        resolver: Resolver::new()?,
         integrations: Integrations::new(&settings, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),

@@ -11,7 +11,7 @@ use crate::builder::Builders;
 use crate::hex;
 use crate::job::arguments::{self, RequestFrom};
 use crate::job::{BuildJob, Recipe};
-use crate::rails;
+use crate::rails::Resolver;
 use crate::settings::Settings;
 use crate::sidekiq::payload::Payload;
 use crate::source::Worktrees;
@@ -41,7 +41,7 @@ async fn build_request(settings: &Settings, payload: &Payload) -> anyhow::Result
     };
     match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
         (RequestFrom::Arguments(request), _) => Ok(request),
-        (RequestFrom::Rails(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (RequestFrom::Rails(url), Some(resolve)) => Ok(Resolver::new()?.ask(resolve, &url).await?),
         (RequestFrom::Rails(url), None) => bail!("no resolver for {url}"),
     }
 }

@@ -12,7 +12,7 @@ use crate::event::{Event, Moment, Phase};
 use crate::job::BuildJob;
 use crate::job::arguments::{self, RequestFrom};
 use crate::perform::{Attempt, Fence, perform};
-use crate::rails;
+use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
 use crate::report::Report;
 use crate::settings::JobClass;
@@ -34,7 +34,7 @@ pub(super) async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let request = arguments::read(class, &args).map_err(invalid);
     drop(args);
-    let request = resolve(class, request, job).await;
+    let request = resolve(&processor.resolver, class, request, job).await;
     // The parsed request is dropped here, so that it takes no memory while the worker waits.
     let parsed = request.map(|request| {
         job.learn(&request);
@@ -67,14 +67,19 @@ pub(super) async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
 }
 
 /// The build request, from the arguments or from Rails. A stopped build waits for Rails a moment longer.
-async fn resolve(class: &JobClass, request: Result<RequestFrom, Failure>, job: &Job) -> Result<Value, End> {
+async fn resolve(
+    resolver: &Resolver,
+    class: &JobClass,
+    request: Result<RequestFrom, Failure>,
+    job: &Job,
+) -> Result<Value, End> {
     let _phase = job.journal.begin(Phase::Resolve);
     let given_up = async {
         job.stop.token().cancelled().await;
         tokio::time::sleep(RAILS_GRACE).await;
     };
     tokio::select! {
-        request = build_request(class, request) => request,
+        request = build_request(resolver, class, request) => request,
         () = given_up => Err(End::Stopped),
     }
 }
@@ -103,9 +108,13 @@ impl Fence for InFlight<'_> {
     }
 }
 
-async fn build_request(class: &JobClass, request: Result<RequestFrom, Failure>) -> Result<Value, End> {
+async fn build_request(
+    resolver: &Resolver,
+    class: &JobClass,
+    request: Result<RequestFrom, Failure>,
+) -> Result<Value, End> {
     match (request?, &class.resolve) {
-        (RequestFrom::Rails(url), Some(resolve)) => Ok(rails::resolve(resolve, &url).await?),
+        (RequestFrom::Rails(url), Some(resolve)) => Ok(resolver.ask(resolve, &url).await?),
         (RequestFrom::Rails(url), None) => {
             Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}")).into())
         }

@@ -1,7 +1,5 @@
 //! A cancelled build ends wherever it is, with a callback. Until then Redis shows its progress.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use sidebake::redis::Redis;
 use sidebake::sidekiq::cancel::{JobLocation, find};
@@ -51,11 +49,8 @@ async fn a_running_build_is_stopped() {
     let _worker = harness.worker("");
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     world::wait_for("the build to run", || harness.builder.running() == 1).await;
-    let since = Instant::now();
     mark(&harness, &jid).await;
     world::wait_for("the build to end", || harness.builder.ended() == 1).await;
-    // It looks two or three times a second; a machine may stand still meanwhile.
-    assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
     has_callback(&harness, json!(42)).await;
     assert!(harness.builder.runs()[0].was_killed());
     assert!(harness.job_directories().is_empty());

@@ -169,6 +169,26 @@ fn is_toml(text: &str, block: &[&str]) -> bool {
     text.contains(&format!("```toml\n{}\n```", block.join("\n")))
 }
 
+#[test]
+fn the_table_of_log_events_is_that_of_the_code() {
+    let text = std::fs::read_to_string(root().join("docs/operating.md")).unwrap();
+    let rows = text.lines().skip_while(|line| *line != "## Log events").take_while(|line| *line != "## Alerts");
+    let cells = rows.filter_map(|line| line.strip_prefix("| ")?.split(" |").next());
+    let documented: BTreeSet<String> =
+        cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
+    let source: String =
+        sources(&root().join("src")).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let named = ["event = \"", "Complaint::new(\""].into_iter().flat_map(|begin| source.split(begin).skip(1));
+    let named: BTreeSet<String> = named.filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect();
+    assert_eq!(documented, named, "docs/operating.md, \"Log events\"");
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
 /// Such as `redis.url` or `builders.default.driver`: words that begin with a section, and are not a file or a method.
 fn is_path_of_a_section(sections: &[Section], path: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-*\"{}".contains(c);

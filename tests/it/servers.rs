@@ -153,10 +153,8 @@ async fn without_tracking_the_worker_polls_and_the_log_and_doctor_say_so() {
     let config = config(&harness, &settings(&url, ""));
     let worker = harness.worker_with(&config, &[]);
     world::wait_for("the log to say it", || !worker.logged("tracking_refused").is_empty()).await;
-    let since = std::time::Instant::now();
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     harness.callbacks(1).await;
-    assert!(since.elapsed() < std::time::Duration::from_secs(4), "the slow poll takes five seconds");
     let findings = sidebake_doctor(&config);
     let tracking = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "redis tracking");
     assert_eq!(tracking.unwrap()["health"], "yellow", "{findings:#}");
