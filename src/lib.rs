@@ -1,17 +1,24 @@
 //! A Sidekiq-compatible build worker.
 //!
 //! ```text
-//! Redis list ──fetch──▶ UnitOfWork ──parse──▶ Payload
-//!    ▲                                           │  processor
-//!    │                       rails    ▶ the build request, when the job carries only an id
-//!    │                                           │  perform
-//!    │                       github   ▶ InstallationToken
-//!    │                       source   ▶ Worktree
-//!    │                       bake     ▶ Definition: resolved, and validated by policy
-//!    │                     ┌ builder  ▶ Session: one builder, one pod   ┐ once more on another pod,
-//!    │                     └ bake     ▶ Outcome: steps, digests         ┘ when the builder is lost
-//!    │                                           ▼          ──events──▶ journal ▶ log, terminal, progress, Report
-//!    └──────────── settle: done │ retry │ dead │ requeue ◀── Report ──▶ callback, in the same step
+//! Rails ──perform_async──▶ queue in Redis
+//!                             │ sidekiq     fetch under a token of custody
+//!                             ▼
+//!                          in flight: sidebake:inflight:<identity>
+//!                             │ processor   payload, arguments
+//!                             │ rails       build request, when the job carries only an id
+//!                             │
+//!                             │ perform     puts these in order:
+//!                             │   github      installation token                     each of them
+//!                             │   source      worktree                               emits events
+//!                             │   bake        definition, resolved and validated         │
+//!                             │ ┌ builder     session: one pod ◀─┐ again on another pod,  ▼
+//!                             │ └ bake        images             ┘ up to three times    journal
+//!                             │                                                          │
+//!                             │ processor   disposition            Report ◀── record ◀───┼─▶ log, terminal,
+//!                             ▼                                      │                      progress
+//!                          settled by sidekiq in one script ◀────────┘ callback job
+//!                            done │ retry set │ dead set │ requeued
 //! ```
 //!
 //! Start at [`worker`] (what starts and stops), then [`processor`] (one job), then [`perform`] (the integrations in order).
@@ -53,7 +60,7 @@ pub mod state;
 pub mod stop;
 pub mod systemd;
 
-// Events go here, and to whoever listens.
+// Events go here, and to every listener.
 pub mod journal;
 
 // Integrations: one outside system each, and never another integration.

@@ -49,7 +49,7 @@ async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
     assert_eq!(info["capsules"]["default"]["weights"], serde_json::json!({"critical": 2, "default": 0}));
     let log = worker.log();
     assert!(
-        log.contains("pidfile is not read") && log.contains("environment.rb: ignored; sidebake loads no Ruby"),
+        log.contains("pidfile is not read") && log.contains("environment.rb: no Ruby is loaded"),
         "{log}"
     );
     worker.signal("INT");
