@@ -38,7 +38,8 @@ pub fn docker_host() -> Option<String> {
     std::env::var("DOCKER_HOST").ok()
 }
 
-/// The environment of credential helpers and of a kubeconfig's plugins: that of this process without our own secrets.
+/// The environment of credential helpers and of a kubeconfig's plugins: that of this process without `SIDEBAKE_…` and without
+/// the variable of Redis' URL.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
 pub fn of_plugins() -> impl Iterator<Item = (OsString, OsString)> {
     let provider = std::env::var_os("REDIS_PROVIDER").unwrap_or_else(|| "REDIS_URL".into());

@@ -122,7 +122,7 @@ fn log(event: &Event) {
         Event::StepStarted(step) => tracing::debug!(step = step.title(), "step started"),
         Event::StepEnded { step, is_cached, took, error } => {
             let ms = millis(*took);
-            tracing::debug!(step = step.title(), is_cached, ms, error, "step ended");
+            tracing::debug!(event = "step_ended", step = step.title(), is_cached, ms, error, "step ended");
         }
         Event::StepOutput { step, line } => tracing::trace!(step = step.label(), line),
         Event::Notice(notice) => tracing::info!(notice),

@@ -90,6 +90,8 @@ impl Resolver {
     pub fn new() -> Result<Self, reqwest::Error> {
         let http = reqwest::Client::builder()
             .timeout(TIMEOUT)
+            // Rails may close an idle connection at the moment of the next request, which would count as a failed attempt.
+            .pool_max_idle_per_host(0)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
             .build()?;

@@ -22,14 +22,14 @@ pub enum SecretError {
     },
 }
 
-/// The secret, without white space around it. A file is read at each call, so that it can be rotated.
+/// The secret. A file is read at each call, so that it can be rotated; white space around its content is dropped.
 ///
 /// # Errors
 ///
 /// When the file cannot be read or is empty. The messages contain its path and nothing of its content.
 pub fn read(source: &SecretSource) -> Result<Secret, SecretError> {
     let path = match source {
-        SecretSource::Value(secret) => return Ok(Secret::new(secret.expose().trim())),
+        SecretSource::Value(secret) => return Ok(secret.clone()),
         SecretSource::File(path) => path,
     };
     let shown = || path.display().to_string();

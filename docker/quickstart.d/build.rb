@@ -40,7 +40,7 @@ class Steps
     @rest << @log.read.to_s
     while (line = @rest.slice!(/\A.*\n/))
       fields = JSON.parse(line)['fields']
-      show_one(*fields.values_at('step', 'ms', 'is_cached')) if fields['message'] == 'done' && fields['step'] =~ %r{/\d+\] RUN }
+      show_one(*fields.values_at('step', 'ms', 'is_cached')) if fields['event'] == 'step_ended' && fields['step'] =~ %r{/\d+\] RUN }
     end
   end
 

@@ -8,6 +8,7 @@
 mod error_line;
 mod registry;
 
+use super::evidence;
 use super::progress::{Progress, Vertex};
 use super::shown::Said;
 use crate::process::Ended;
@@ -55,7 +56,10 @@ fn exited(progress: &Progress) -> Failure {
         return failure;
     }
     match progress.last_words() {
-        Some(words) => Failure::new(by_error_line(words, has_failed_vertex), words),
+        Some(words) => {
+            let evidence = evidence::Line::parse(words).evidence();
+            Failure::new(by_error_line(words, has_failed_vertex), words).with_evidence(evidence)
+        }
         None => Failure::new(Reason::BuildFailed, "docker-buildx ended without an error message"),
     }
 }

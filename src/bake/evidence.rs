@@ -57,6 +57,8 @@ impl<'a> Line<'a> {
 
 /// The evidence in a step's error: `process "…" did not complete successfully: exit code: 137`.
 pub(super) fn of_step(error: &str) -> Option<Evidence> {
+    // BuildKit puts the gRPC code in front of some.
+    let error = error.strip_prefix("ResourceExhausted: ").unwrap_or(error);
     let after_command = after_quoted(error.strip_prefix("process ")?)?;
     let ended = after_command.strip_prefix(" did not complete successfully: ")?;
     let exit_code = ended.strip_prefix("exit code: ").map(|code| code.split(':').next().unwrap_or(code));
@@ -105,6 +107,8 @@ mod tests {
                 assert_eq!(of_line(&format!("failed to solve: {error}")), Some(Evidence::StepKilled), "{error}");
                 assert_eq!(of_line(&format!("target web: failed to solve: {error}")), Some(Evidence::StepKilled));
                 assert_eq!(of_line(&error), None, "{error}");
+                let exhausted = format!("failed to solve: ResourceExhausted: {error}");
+                assert_eq!(of_line(&exhausted), Some(Evidence::StepKilled), "{exhausted}");
             }
         }
     }

@@ -92,7 +92,12 @@ impl<'a> Grants<'a> {
         if let Some((_, variable)) = NamePattern::most_specific(&self.accounts.secret_variables, &full_name) {
             let value = environment::secret(variable);
             return value.map(Some).ok_or_else(|| {
-                tracing::error!(secret = full_name, variable, "build secret refused: its variable is not set");
+                tracing::error!(
+                    event = "build_secret_refused",
+                    secret = full_name,
+                    variable,
+                    "build secret refused: its variable is not set"
+                );
                 refused("its variable is not set in the worker's environment".into())
             });
         }
@@ -100,12 +105,17 @@ impl<'a> Grants<'a> {
         let path = pattern.expand(&[&build.names()[..], &[("name", name)]].concat());
         match read_secret(&path) {
             Ok(Some(bytes)) if bytes.len() > MAX_SECRET => {
-                tracing::error!(secret = full_name, path, "build secret refused: too large");
+                tracing::error!(
+                    event = "build_secret_refused",
+                    secret = full_name,
+                    path,
+                    "build secret refused: too large"
+                );
                 Err(refused(format!("it is larger than {MAX_SECRET} bytes")))
             }
             Ok(bytes) => Ok(bytes.map(SecretBytes::new)),
             Err(error) => {
-                tracing::error!(secret = full_name, path, %error, "build secret refused: its file cannot be read");
+                tracing::error!(event = "build_secret_refused", secret = full_name, path, %error, "build secret refused: its file cannot be read");
                 Err(refused("its file cannot be read".into()))
             }
         }

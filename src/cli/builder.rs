@@ -64,7 +64,7 @@ async fn ensure(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome
     for name in names {
         let is_new = builders.ensure(name).await?;
         let status = builders.status(name).await?;
-        println!("{name}: {} {}", status.at, if is_new { "was made; it is ready" } else { "is there and ready" });
+        println!("{name}: {} {}", status.at, if is_new { "created and ready" } else { "exists and is ready" });
         print_drift(&status);
     }
     Ok(Outcome::Good)
@@ -75,9 +75,9 @@ async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome>
     for name in names {
         let before = builders.status(name).await?;
         builders.apply(name).await?;
-        println!("{name}: {} is as configured, and ready", before.at);
+        println!("{name}: {} matches the configuration and is ready", before.at);
         for drift in &before.drift {
-            println!("  {}: {} became {}", drift.path, drift.live, drift.configured);
+            println!("  {}: changed from {} to {}", drift.path, drift.live, drift.configured);
         }
     }
     Ok(Outcome::Good)
@@ -113,9 +113,9 @@ async fn running(settings: &Settings) -> Option<Counts> {
 fn print_status(status: &Status) {
     let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
     let state = match (status.driver, status.exists) {
-        ("kubernetes", false) => "not there; `sidebake builder ensure` makes it".to_owned(),
+        ("kubernetes", false) => "missing; `sidebake builder ensure` creates it".to_owned(),
         ("kubernetes", true) => format!("{n_ready} of {} pods ready", status.n_wanted),
-        _ => "not managed here".to_owned(),
+        _ => "not managed by sidebake".to_owned(),
     };
     println!("{}  {}  {}  {state}  for {}", status.builder, status.driver, status.at, status.accounts.join(", "));
     if !status.pods.is_empty() {
@@ -133,7 +133,7 @@ fn print_status(status: &Status) {
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 fn print_pod(pod: &PodStatus) {
     let ready = match (pod.is_going, pod.is_ready) {
-        (true, _) => "going",
+        (true, _) => "stopping",
         (false, true) => "yes",
         (false, false) => "no",
     };
@@ -146,7 +146,7 @@ fn print_pod(pod: &PodStatus) {
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 fn print_drift(status: &Status) {
     for drift in &status.drift {
-        println!("  drift: {} is {}, configured is {}", drift.path, drift.live, drift.configured);
+        println!("  drift: {} is {}; configured: {}", drift.path, drift.live, drift.configured);
     }
 }
 

@@ -15,7 +15,8 @@ pub const PROBE: &str = "Sidebake::Probe";
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Jobs {
-    /// The job classes that are builds, by their Ruby names.
+    /// The job classes that are builds, by their Ruby names. Default: `BuildJob` with native arguments. A configuration that names
+    /// classes replaces the default.
     pub classes: BTreeMap<String, JobClass>,
     /// Whether the worker runs `Sidebake::Probe` jobs, for benchmarks and monitoring.
     pub probe: bool,

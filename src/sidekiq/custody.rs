@@ -106,7 +106,7 @@ impl Custody {
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut is_open, mut has_room) = (true, self.has_room.clone());
         while is_open {
-            let poll = if self.redis.has_tracking() { POLL } else { POLL_WITHOUT_PUSHES };
+            let poll = poll_period(self.redis.has_tracking());
             // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
             tokio::select! {
                 settlement = settlements.recv() => match settlement {
@@ -372,6 +372,11 @@ fn spread(n_idlers: u32, jitter: f64) -> Duration {
     widest.mul_f64(jitter)
 }
 
+/// How long an idle worker waits for a push before it looks by itself.
+fn poll_period(has_tracking: bool) -> Duration {
+    if has_tracking { POLL } else { POLL_WITHOUT_PUSHES }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,5 +392,11 @@ mod tests {
         ] {
             assert_eq!(spread(n_idlers, jitter), delay, "{n_idlers} processes, {jitter}");
         }
+    }
+
+    #[test]
+    fn a_worker_that_redis_does_not_wake_looks_twice_a_second() {
+        assert_eq!(poll_period(false), Duration::from_millis(500));
+        assert!(poll_period(true) > poll_period(false));
     }
 }

@@ -21,7 +21,7 @@ const HEADER: &str = "\
 sidebake reads its settings in this order. A later one overrides an earlier one.
 
 1. The defaults below.
-2. A `sidekiq.yml`, if you pass one with `--config`.
+2. `REDIS_URL` and `RAILS_MAX_THREADS`, as Sidekiq reads them; then a `sidekiq.yml`, if you pass one with `--config`.
 3. TOML files that you pass with `--config`. [`config/sidebake.toml`](../config/sidebake.toml) shows every setting.
 4. Environment variables: `SIDEBAKE__`, then the path in upper case with two underscores between its parts. \
 `SIDEBAKE__GITHUB__APP_ID` sets `github.app_id`. Write a list as `a,b` or `[\"a\",\"b\"]`.
@@ -39,7 +39,7 @@ fn the_page_of_the_settings_is_made_from_their_comments() {
         std::fs::write(&path, &page).unwrap();
     }
     let written = std::fs::read_to_string(&path).unwrap();
-    assert!(written == page, "write it anew: SIDEBAKE_WRITE_DOCS=1 cargo test --workspace --test it docs::");
+    assert!(written == page, "generate it again: SIDEBAKE_WRITE_DOCS=1 cargo test --workspace --test it docs::");
 }
 
 fn page() -> String {
@@ -63,10 +63,11 @@ fn page() -> String {
 
 #[test]
 fn every_link_leads_somewhere() {
-    let mut broken = Vec::new();
+    let (mut broken, mut n_links) = (Vec::new(), 0);
     for document in documents() {
         let text = std::fs::read_to_string(&document).unwrap();
         for target in links(&text) {
+            n_links += 1;
             let (file, anchor) = target.split_once('#').map_or((target, None), |(file, anchor)| (file, Some(anchor)));
             let file = if file.is_empty() { document.clone() } else { document.parent().unwrap().join(file) };
             let is_there = match anchor {
@@ -78,6 +79,7 @@ fn every_link_leads_somewhere() {
             }
         }
     }
+    assert!(n_links > 50, "only {n_links} links were found: the reading is broken");
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
@@ -150,18 +152,21 @@ fn every_setting_and_variable_exists() {
 
 #[test]
 fn every_piece_of_configuration_can_be_used() {
+    let mut n_pieces = 0;
     for document in documents() {
         let text = std::fs::read_to_string(&document).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         for block in
             lines.split(|line| line.starts_with("```")).skip(1).step_by(2).filter(|block| is_toml(&text, block))
         {
+            n_pieces += 1;
             let file = tempfile::NamedTempFile::with_suffix(".toml").unwrap();
             std::fs::write(file.path(), block.join("\n")).unwrap();
             let read = configuration::load(&[file.path().to_owned()], None);
             assert!(read.is_ok(), "{}: {}\n{}", document.display(), read.unwrap_err(), block.join("\n"));
         }
     }
+    assert!(n_pieces > 5, "only {n_pieces} pieces were found: the reading is broken");
 }
 
 /// Whether this block is fenced as TOML.

@@ -33,7 +33,10 @@ async fn twenty_ensures_at_once_make_one_deployment() {
         assert!(output.status.success(), "{}", text(output));
     }
     assert_eq!(outputs.iter().filter(|output| text(output).contains("created and ready")).count(), 1);
-    assert!(text(&harness.run(&["builder", "ensure"])).contains("is there"), "and one that comes later finds it");
+    assert!(
+        text(&harness.run(&["builder", "ensure"])).contains("exists and is ready"),
+        "and one that comes later finds it"
+    );
     assert_eq!(namespace.pods().len(), 2);
 }
 

@@ -185,7 +185,7 @@ async fn a_line_that_is_cut_is_noticed_although_buildx_hangs() {
     let sleeper = Sleeper::start_in(harness, namespace, builders, 6).await;
     let since = Instant::now();
     relay.cut();
-    sleeper.survives(since, "was cut").await;
+    sleeper.survives(since, "was lost").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
