@@ -1,6 +1,6 @@
-//! The API as a client meets it: which JWTs pass, what a token request may ask, what calls and faults leave behind.
+//! The API as a client sees it: valid JWTs, token requests, recorded calls and faults.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};

@@ -1,6 +1,6 @@
-//! The resolver endpoint as a worker meets it.
+//! The resolver endpoint as a worker sees it.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;

@@ -1,6 +1,6 @@
-//! A Redis of one's own, in Sidekiq's words.
+//! A Redis for one test, in Sidekiq's terms.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use redis::AsyncCommands;
 use serde_json::{Value, json};
