@@ -1,4 +1,5 @@
-//! Compose and bake files of a repository: theirs is what is built, ours are names, caches, secrets and where it goes.
+//! Compose and bake files of a repository. The repository decides what to build. The worker decides names, caches,
+//! secrets and destinations.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Harness, target};
 use crate::registry;
 
-/// A job that builds by a file of the repository.
+/// A build request that uses a file of the repository.
 fn native(harness: &Harness, repository: &str, sha: &str, field: &str, path: &str) -> Value {
     let mut native = harness.native(repository, sha, &[]);
     native.as_object_mut().unwrap().remove("application");
@@ -89,7 +90,7 @@ target "docs" {
     ];
     assert_eq!(notices, expected, "{report:#}");
 
-    // A fork has no names but those of the job.
+    // In a fork, only the job gives names.
     job["tags"] = Value::Null;
     job["trust"] = json!("fork");
     let report = harness.build(job).await;
@@ -124,7 +125,7 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
     let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();
     std::fs::write(secrets.join("npm-token"), "s3cret-of-acme\n").unwrap();
-    // It prints what it was given, as somebody does once.
+    // Prints its secret, as a careless build does.
     let step = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size && cat /run/secrets/npm && false";
     let fine = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size";
     let sha = harness.commit(
@@ -152,10 +153,10 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
 
     let mut fork = harness.native("shop", &sha, &[image("good")]);
     fork["trust"] = json!("fork");
-    // What a secret made is in the cache like anything else.
+    // The cache contains a result that used a secret like any other result.
     fork["no_cache"] = json!(true);
     let report = harness.build(fork).await;
-    assert_eq!(report["reason"], "step_failed", "without the secret there is no such file: {report:#}");
+    assert_eq!(report["reason"], "step_failed", "without the secret the file does not exist: {report:#}");
     assert_eq!(report["notices"], json!(["target.good.secret[0]: a fork's build gets no build secrets"]));
 
     let mut other = harness.native("shop", &sha, &[image("good")]);

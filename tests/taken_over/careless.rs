@@ -179,7 +179,7 @@ fn buildx(case: &Case<'_>) -> bool {
             let mut dial = this();
             dial.arg("dial-stdio").env("BUILDX_CONFIG", private.join("buildx"));
             dial.env("KUBECONFIG", private.join("kubeconfig")).status().unwrap();
-            case.has_run() || case.has_rung()
+            case.has_run() || case.has_connected()
         }
         "credential_helper" => {
             run(case, &private);

@@ -205,7 +205,7 @@ impl<'a> Case<'a> {
     }
 
     /// Whether somebody came to the port.
-    pub fn has_rung(&self) -> bool {
+    pub fn has_connected(&self) -> bool {
         self.range.visits.load(Ordering::SeqCst) > self.n_visits
     }
 

@@ -213,7 +213,7 @@ impl<'a> Worker<'a> {
             "kubeconfig_plugin" | "kubeconfig_server" | "instance_endpoint" => {
                 // Its docker-buildx is nobody's who would answer.
                 let _ = place.dial().await;
-                case.has_run() || case.has_rung()
+                case.has_run() || case.has_connected()
             }
             "credential_helper" => {
                 solve().await;
