@@ -52,7 +52,7 @@ async fn a_build_from_sidekiqs_client_becomes_three_images_and_a_callback_in_sid
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_active_job_is_built_and_an_active_job_is_told() {
+async fn an_active_job_is_built_and_an_active_job_gets_the_report() {
     let harness = Harness::open();
     let sha = harness.commit_voting_app();
     let sidekiq = Sidekiq::start(&harness);

@@ -204,7 +204,7 @@ fn script() -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_native_object_is_built_and_the_row_is_told_in_every_sidekiq() {
+async fn a_build_request_is_built_and_updates_the_row_in_every_sidekiq() {
     for ruby in ["ruby".into(), made("sidekiq-7"), made("sidekiq-8")] {
         let mut application = Application::of(ruby);
         application.work();

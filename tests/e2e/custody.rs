@@ -72,7 +72,7 @@ async fn a_killed_worker_leaves_no_process_and_another_one_finishes_its_build() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_told_to_stop_puts_its_build_back() {
+async fn a_stopping_worker_requeues_its_build() {
     let harness = Harness::open();
     let sleeper = Sleeper::new(&harness, 30);
     let mut worker = harness.worker("shutdown.timeout = \"1s\"");

@@ -156,7 +156,7 @@ fn check(n_cases: u32, test: impl Fn(Vec<Target>) -> Result<(), String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_template_says_is_what_buildx_understands() {
+async fn buildx_reads_a_templates_text_unchanged() {
     let harness = Harness::open();
     let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
@@ -178,7 +178,7 @@ async fn what_a_template_says_is_what_buildx_understands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_file_says_is_what_buildx_understands() {
+async fn buildx_reads_a_files_text_unchanged() {
     let harness = Harness::open();
     let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();

@@ -83,7 +83,7 @@ async fn each_mistake_has_its_reason_and_is_not_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_away_is_no_fault_of_the_customer() {
+async fn an_unreachable_registry_is_not_the_customers_mistake() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
     let closed_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -109,7 +109,7 @@ async fn a_registry_that_is_away_is_no_fault_of_the_customer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_is_away_is_no_fault_of_the_customer() {
+async fn an_unreachable_engine_is_not_the_customers_mistake() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
     let mut native = harness.native("shop", &sha, &[harness.image("web", &sha)]);

@@ -107,7 +107,7 @@ fn row(fixture: &Fixture, seen: &Seen) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_attack_does_any_harm_to_a_worker() {
+async fn no_attack_harms_a_worker() {
     let harness = Harness::open();
     let fixtures = fixtures::all();
     let ordinary = fixtures::ordinary();

@@ -7,7 +7,7 @@ use crate::harness::{Harness, text};
 use crate::registry;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_an_expression_is_a_name_and_loads_no_foreign_frontend() {
+async fn a_name_that_is_an_expression_loads_no_foreign_frontend() {
     let harness = Harness::open();
     let canary_port = CanaryPort::hanging_up();
     let frontend = format!("127.0.0.1:{}/evil/frontend:1", canary_port.port);
@@ -86,7 +86,7 @@ async fn a_templates_values_arrive_literally_in_the_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
+async fn a_built_definition_contains_no_byte_of_this_machine() {
     let harness = Harness::open();
     let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();

@@ -7,7 +7,7 @@ use crate::harness::{Harness, target};
 use crate::registry;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dockerfile_cannot_forge_what_the_builder_says() {
+async fn a_dockerfile_cannot_forge_the_builders_output() {
     let harness = Harness::open();
     let (reference, forged) = (harness.reference("web", "1"), format!("sha256:{}", "0".repeat(64)));
     let event = json!({
@@ -70,7 +70,7 @@ async fn a_dockerfile_cannot_choose_its_error_by_its_name_or_its_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_step_prints_is_whole_and_tells_no_secret_and_moves_no_cursor() {
+async fn a_steps_output_is_complete_hides_secrets_and_moves_no_cursor() {
     let harness = Harness::open();
     let secret = "q7Zp_XvK2_Wm9T_hR4d_Lc6Y_Ns8B";
     std::fs::write(harness.home.path().join("npm"), secret).unwrap();

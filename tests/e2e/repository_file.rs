@@ -49,7 +49,7 @@ async fn a_compose_file_is_built_under_the_workers_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_bake_file_the_job_chooses_targets_and_names() {
+async fn the_job_chooses_targets_and_names_of_a_bake_file() {
     let harness = Harness::open();
     let bake = r#"
 variable "BASE" { default = "none" }
@@ -99,7 +99,7 @@ target "docs" {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_of_any_bytes_reaches_its_step_as_it_is() {
+async fn a_secret_of_any_bytes_reaches_its_step_unchanged() {
     let harness = Harness::open();
     let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();

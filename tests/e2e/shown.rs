@@ -314,7 +314,7 @@ const RUNNING: &str = r#"{"class":"Sidebake::Probe","args":[{"outcome":"succeed"
     "display_class":"<script>alert(1)</script>","bid":"<script>alert(1)</script>","locale":"<script>alert(1)</script>"}"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_pushed_sidekiq_6_7_and_8_can_show_what_becomes_of_it() {
+async fn sidekiq_6_7_and_8_can_show_the_outcome_of_any_text() {
     let redis = Redis::start();
     let texts: Vec<Vec<u8>> = [listed(), marked(), unwrapped(), generated()].concat();
     redis.push_raw("default", RUNNING).await;

@@ -112,7 +112,7 @@ fn without_escapes(target: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_steps_see_is_what_the_fields_say() {
+async fn steps_see_the_values_of_the_fields() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("tools/tool.txt", "hammer\n"), ("web/page.html", "cats\n")]);
     let _worker = harness.worker("");

@@ -1,16 +1,16 @@
-//! The attacks: by which child, after what, and the harm that shows it.
+//! The attacks: the child that each takes over, its target, and the harm that shows it.
 
-/// One attack; what is done is in `scripts.rs`, how a worker is hurt in `careless.rs` and `product.rs`.
+/// One attack. `scripts.rs` performs it; `careless.rs` and `product.rs` check the harm to a worker.
 pub struct Attack {
     pub name: &'static str,
     pub child: Child,
     pub aim: &'static str,
     pub harm: &'static str,
-    /// Whether the product has no wall against it; `walls.md` says why.
+    /// Whether the product has no wall against it. `walls.md` explains why.
     pub is_open: bool,
 }
 
-/// Who was taken over.
+/// The child that the attack takes over.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Child {
     Source,

@@ -119,7 +119,7 @@ async fn scripts_are_taken_in_turn_and_fail_like_buildx() {
 }
 
 #[tokio::test]
-async fn a_killed_group_ends_the_connection_without_a_word() {
+async fn a_killed_group_ends_the_connection_without_an_exit() {
     let desk = Desk::new();
     // The sleeper's report shows that the child already ignores TERM.
     desk.builder.script(Script::steps(vec![Step::IgnoreTerm(true), Step::SpawnSleeper, Step::Hang]));
@@ -195,7 +195,7 @@ async fn probes_report_what_they_found() {
 }
 
 #[test]
-fn mistakes_have_buildxs_texts() {
+fn mistakes_have_the_messages_of_buildx() {
     let desk = Desk::new();
     let definition = definition().to_string();
     for (args, error) in [

@@ -90,7 +90,7 @@ fn the_same_history_has_the_same_shas() {
 }
 
 #[test]
-fn packs_end_early_or_stop_and_requests_fail_as_a_test_wants() {
+fn packs_end_early_or_stall_and_requests_fail_on_request() {
     let host = GitHost::open();
     host.repository("acme/voting-app").commit(&[("a", &"many words ".repeat(10_000))]);
     let url = format!("{}/acme/voting-app.git", host.url());

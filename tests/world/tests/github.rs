@@ -63,7 +63,7 @@ async fn the_pkcs1_form_of_the_key_signs_too() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_off_refuses_and_says_its_date() {
+async fn a_wrong_clock_refuses_and_reports_its_date() {
     let github = GitHub::start();
     github.set_clock_offset_s(-3600);
     let response = ask(Method::GET, &github, "/app", &good_jwt(github.app()), &json!({})).await;
@@ -119,7 +119,7 @@ async fn the_installation_of_a_repository_is_found_until_it_is_gone() {
 }
 
 #[tokio::test]
-async fn a_revoked_token_is_worth_nothing() {
+async fn a_revoked_token_is_refused() {
     let github = GitHub::start();
     let token = github.tokens().issue(&["acme/voting-app"]);
     for status in [204, 401] {
