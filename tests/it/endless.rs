@@ -1,4 +1,4 @@
-//! Answers without end: they cost neither memory nor time without end.
+//! Endless answers use neither unlimited memory nor unlimited time.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -8,22 +8,22 @@ use world::{Endless, Pace, Script};
 
 use crate::harness::{Harness, text};
 
-/// More than answers within their bounds take, four at once, and far less than an answer without end.
+/// More than four limited answers take at once, and far less than an endless answer.
 const FLAT_KB: u64 = 80 << 10;
 
-/// Enqueues `n` builds and returns how each has failed, once all wait for a retry.
+/// Enqueues `n` builds, waits until all are in the retry set, and returns their failures.
 async fn failures_of(harness: &Harness, native: &Value, n: usize) -> Vec<Value> {
     for _ in 0..n {
         harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == n).await;
+    harness.until("all jobs are in the retry set", async || harness.redis.sorted_set("retry").await.len() == n).await;
     let retries = harness.redis.sorted_set("retry").await;
     retries.iter().map(|(job, _)| serde_json::from_str(job).unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_answer_of_github_takes_memory_without_end() {
-    // Every question that a build asks, and every kind of answer to it.
+    // Every request that a build makes, and every kind of answer to it.
     for (path, status) in [
         ("/app/installations", 201),
         ("/app/installations", 403),
@@ -65,7 +65,7 @@ async fn an_answer_that_drips_is_given_up_at_the_time_limit() {
     assert_eq!(failures[0]["error_class"], "Sidebake::GithubUnavailable", "{:#}", failures[0]);
 }
 
-/// A server that answers every connection with `start`, and then with `more` without end.
+/// A server that answers every connection with `start`, then endlessly with `more`.
 fn pours(start: &'static str, more: &'static str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -111,7 +111,7 @@ async fn a_token_that_cannot_be_revoked_costs_no_memory_either() {
     let worker = harness.worker("");
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
-    harness.until("it was asked", async || harness.n_asked("/installation/token") > 0).await;
+    harness.until("the worker sends the request", async || harness.n_asked("/installation/token") > 0).await;
     assert!(worker.peak_kb() < FLAT_KB, "{} kB", worker.peak_kb());
 }
 
@@ -125,7 +125,7 @@ async fn no_answer_of_a_resolver_takes_memory_without_end() {
     for id in 1..=4 {
         harness.redis.push("default", "ById", json!([id])).await;
     }
-    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == 4).await;
+    harness.until("all jobs are in the retry set", async || harness.redis.sorted_set("retry").await.len() == 4).await;
     for (job, _) in harness.redis.sorted_set("retry").await {
         assert!(job.contains("Sidebake::ResolverUnavailable"), "{job}");
         assert!(job.contains("answered with more than 1048576 bytes"), "{job}");

@@ -55,7 +55,7 @@ pub async fn wait_for(what: &str, condition: impl FnMut() -> bool) {
 pub async fn wait_for_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        assert!(started.elapsed() < limit, "timed out after {limit:?} waiting for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

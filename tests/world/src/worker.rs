@@ -79,7 +79,7 @@ impl Home {
     pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let started = Instant::now();
         while !condition().await {
-            assert!(started.elapsed() < self.patience, "waited in vain until {what}; the log says:\n{}", self.logs());
+            assert!(started.elapsed() < self.patience, "timed out waiting until {what}; the log:\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
