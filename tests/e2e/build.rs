@@ -99,7 +99,7 @@ async fn the_second_build_runs_only_what_a_changed_file_touches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_times_that_come_from_content_a_builder_is_sent_only_what_changed() {
+async fn with_times_from_content_a_builder_receives_only_changed_files() {
     let harness = Harness::open();
     let _worker = harness.worker(
         "[source]\nmtimes_for = { \"acme/content\" = \"content\" }\nmtimes_key = \"a key that all workers of the fleet have\"",
@@ -122,7 +122,7 @@ async fn with_times_that_come_from_content_a_builder_is_sent_only_what_changed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_field_of_a_template_does_what_it_says() {
+async fn every_field_of_a_template_has_its_effect() {
     let harness = Harness::open();
     let dockerfile = harness.dockerfile("RUN mkdir /srv && echo tool > /srv/which").replacen('\n', " AS tool\n", 1)
         + &harness.dockerfile("RUN mkdir /srv && echo last > /srv/which").replacen('\n', " AS last\n", 1);
@@ -183,7 +183,7 @@ fn in_each_shape(harness: &Harness, sha: &str, reference: &str) -> Vec<(&'static
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_attested() {
+async fn cached_builds_of_a_commit_have_one_digest_and_the_requested_attestations() {
     let harness = Harness::open();
     let compose = "services:\n  app:\n    build: {context: ./app, provenance: mode=max}\n";
     let bake = "target \"app\" {\n  context = \"./app\"\n  attest = [\"type=provenance,mode=max\"]\n}\n";
@@ -215,7 +215,7 @@ async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_atte
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_sbom_is_made_by_the_image_that_the_configuration_names() {
+async fn the_configured_image_makes_an_sbom() {
     let harness = Harness::open();
     let sbom = r#"{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","subject":[],"predicate":{"name":"ours"}}"#;
     let scanner = harness.dockerfile(&format!(

@@ -292,7 +292,7 @@ async fn an_id_is_resolved_by_the_endpoint_and_only_with_a_right_signature() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_endpoint_refuses_what_is_not_signed_now() {
+async fn the_endpoint_refuses_a_request_without_a_current_signature() {
     use hmac::{Hmac, KeyInit, Mac};
 
     let mut application = Application::open();

@@ -29,7 +29,7 @@ fn run_image(harness: &Harness, reference: &str, command: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked() {
+async fn build_makes_the_services_of_a_compose_file_and_pushes_them_on_request() {
     let harness = Harness::open();
     let (web, api) = (harness.reference("web", "1"), harness.reference("api", "1"));
     let compose = format!(
@@ -69,7 +69,7 @@ async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn build_takes_a_bake_file_with_all_that_hcl_can() {
+async fn build_accepts_a_bake_file_with_any_hcl() {
     let harness = Harness::open();
     let reference = |name: &str| harness.reference(name, "1");
     let bake = format!(
@@ -135,7 +135,7 @@ EOT
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn build_takes_a_template_and_a_url_and_says_what_failed() {
+async fn build_accepts_a_template_and_a_url_and_reports_a_failure() {
     let harness = Harness::open();
     let open = world::GitHost::open();
     let dockerfile = harness.dockerfile("COPY . /srv\nRUN exit 7");

@@ -102,7 +102,7 @@ async fn a_build_is_stopped_at_its_time_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn six_builds_at_once_of_two_repositories_get_each_its_own_files() {
+async fn each_of_six_builds_of_two_repositories_gets_its_own_files() {
     let harness = Harness::open();
     let dockerfile = harness.dockerfile("COPY . /srv\nRUN sleep 1 && cp /srv/app.txt /srv/built.txt");
     let mut jobs = Vec::new();

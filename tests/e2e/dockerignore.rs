@@ -46,7 +46,7 @@ async fn a_pointer_stops_a_build_where_buildkit_would_have_put_it_into_the_image
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_file_beside_a_dockerfile_is_looked_for_where_buildx_looks_for_it() {
+async fn the_dockerignore_of_a_dockerfile_is_read_from_the_path_that_buildx_uses() {
     let harness = Harness::open();
     let dockerfile = showing(&harness);
     let (mut files, mut images) = (Vec::new(), Vec::new());

@@ -32,7 +32,7 @@ const MAX_PRINT_MS: u64 = 15_000;
 type Seen = BTreeMap<Wall, (BTreeSet<Harm>, String)>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
-async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
+async fn every_attack_does_harm_and_is_stopped_by_the_walls_in_the_table() {
     let harness = Arc::new(Harness::open());
     // One second of processor time is enough for any other definition.
     let config = harness.config(&format!("bake.print_timeout = \"1s\"\n{}", accounts(&harness)));

@@ -79,7 +79,7 @@ async fn second_build(harness: &Harness, repository: &str, objects: Objects) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn make_compiles_what_has_changed_wherever_its_objects_are_when_times_are_those_of_the_checkout() {
+async fn make_compiles_changed_files_with_times_of_the_checkout_wherever_its_objects_are() {
     let harness = Harness::open();
     let _worker = harness.worker(MTIMES);
     for objects in [Objects::Nowhere, Objects::Mounted, Objects::Below] {

@@ -97,7 +97,7 @@ const ALL: [Ordinary; 12] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ordinary_files_build_without_a_change_and_become_the_images_that_bare_buildx_makes() {
+async fn ordinary_files_build_unchanged_into_the_images_of_bare_buildx() {
     let harness = Harness::open();
     let _worker = harness.worker(&format!("[accounts]\ntags = [\"{}\"]\n", harness.reference("{target}", "{sha}")));
     let (base, mut jobs) = (base_image(&harness), Vec::new());

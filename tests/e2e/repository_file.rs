@@ -168,7 +168,7 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
+async fn a_bake_file_names_secrets_in_any_form_without_a_file() {
     let harness = Harness::open();
     let secrets = harness.home.path().join("secrets");
     std::fs::create_dir(&secrets).unwrap();
@@ -191,7 +191,7 @@ async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() {
+async fn caches_are_written_by_target_and_branch_and_read_from_the_default_branch() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN echo slow > /slow"))]);
     let place = harness.reference("cache", "{target}.{branch}");
@@ -213,7 +213,7 @@ async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_an_argument_asks_for_is_in_the_image_of_a_branch_and_not_of_a_fork() {
+async fn a_cache_requested_by_an_argument_is_in_the_image_of_a_branch_and_not_of_a_fork() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN echo slow > /slow"))]);
     let _worker = harness.worker("");

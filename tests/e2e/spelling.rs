@@ -111,7 +111,7 @@ fn agree(meaning: &str, is_allowed: bool, verdicts: &[Verdict]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attestation_is_judged_the_same_in_every_shape_of_a_definition() {
+async fn an_attestation_gets_the_same_verdict_in_every_form_of_a_definition() {
     let checker = Checker::open();
     let foreign = "generator=evil/image";
     let verdicts = [
@@ -153,7 +153,7 @@ async fn an_attestation_is_judged_the_same_in_every_shape_of_a_definition() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_is_judged_the_same_as_field_and_as_argument() {
+async fn a_cache_gets_the_same_verdict_as_field_and_as_argument() {
     let checker = Checker::open();
     let inline = |value: Value| json!({"args": {"BUILDKIT_INLINE_CACHE": value}});
     let verdicts = [

@@ -122,7 +122,7 @@ async fn none_is_lost(texts: &[Vec<u8>]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_odd_payload_that_sidekiq_was_fed_ends_in_a_known_place() {
+async fn every_unusual_payload_of_sidekiq_ends_at_a_known_location() {
     let fixtures = [
         include_str!("../fixtures/sidekiq/6.4.1-edge-input.jsonl"),
         include_str!("../fixtures/sidekiq/7.3.2-edge-input.jsonl"),
@@ -324,7 +324,7 @@ async fn a_path_that_no_file_has_is_invalid() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn as_many_variables_as_are_allowed_reach_buildx() {
+async fn the_maximum_number_of_variables_reaches_buildx() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -383,7 +383,7 @@ async fn a_context_outside_of_the_repository_is_refused_by_its_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_resolver_can_answer() {
+async fn each_answer_of_a_resolver_has_its_outcome() {
     for (answer, place, words) in [
         (Answer::Status(404), "dead", "answered 404"),
         (Answer::Status(410), "dead", "answered 410"),
@@ -408,7 +408,7 @@ async fn what_a_resolver_can_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resolver_that_is_not_there_is_infrastructure() {
+async fn an_unreachable_resolver_is_an_infrastructure_failure() {
     let harness = Harness::start();
     harness.redis.push("default", "ById", json!([1])).await;
     let _worker = harness.worker(
@@ -454,7 +454,7 @@ async fn another_apps_key_is_refused_by_github() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_buildx_the_job_is_kept_and_the_log_says_why() {
+async fn without_buildx_the_job_is_kept_and_the_log_has_the_cause() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     std::fs::remove_file(harness.home.path().join("docker-buildx")).unwrap();

@@ -36,7 +36,7 @@ async fn a_job_becomes_images_and_a_job_for_rails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_output_to_a_file_is_replaced_also_where_buildx_opens_it_too_early() {
+async fn an_output_to_a_file_is_replaced_even_where_buildx_opens_it_too_early() {
     let harness = Harness::start();
     let target = |output: &str| json!({"context": ".", "output": [output]});
     let definition = json!({
@@ -95,7 +95,7 @@ async fn buildx_gets_the_validated_definition_and_nothing_of_the_machine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_token_is_for_the_one_repository_and_is_nowhere_afterwards() {
+async fn the_token_is_for_one_repository_and_appears_nowhere_afterwards() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::success(&["vote"]));
@@ -115,7 +115,7 @@ async fn the_token_is_for_the_one_repository_and_is_nowhere_afterwards() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_second_build_of_a_commit_asks_for_a_token_and_fetches_nothing() {
+async fn the_second_build_of_a_commit_requests_a_token_and_fetches_nothing() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -227,7 +227,7 @@ async fn the_workers_secrets_are_unreachable_from_the_sandbox() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clones_have_a_bound_of_their_own() {
+async fn clones_have_their_own_limit() {
     for (bound, expected) in [(1, 1..=1), (3, 2..=3)] {
         let harness = Harness::start();
         harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -271,7 +271,7 @@ async fn a_damaged_mirror_heals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
+async fn slow_definitions_are_resolved_two_at_a_time() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     for _ in 0..4 {
@@ -298,7 +298,7 @@ async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_beside_a_dockerfile_is_switched_off_where_buildx_would_evaluate_it() {
+async fn a_policy_beside_a_dockerfile_is_disabled_where_buildx_would_evaluate_it() {
     let mut policies = Vec::new();
     for version in ["", "-0.30.1", "-0.31.0"] {
         let harness = Harness::start();

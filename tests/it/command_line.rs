@@ -119,7 +119,7 @@ async fn a_zero_or_invalid_watchdog_time_is_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_too_few_open_files_a_worker_ends_with_a_sentence_and_with_enough_it_works() {
+async fn a_worker_with_too_few_open_files_ends_with_an_error_and_works_with_enough() {
     let harness = Harness::start();
     let config = harness.config("jobs.probe = true");
     for limit in [5, 6, 7, 8, 10, 12, 14, 16, 20, 32, 63] {

@@ -63,7 +63,7 @@ async fn the_jobs_of_a_killed_worker_are_run_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
+async fn a_build_continues_while_redis_is_down_and_is_settled_afterwards() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::success(&["vote"]).held());
@@ -174,7 +174,7 @@ async fn no_crash_counts_against_a_job_whose_result_was_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_left_by_itself_is_not_a_suspect() {
+async fn a_process_that_ended_normally_is_not_a_suspect() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     // Its entry was listed, but the process left before the scan reached it.
@@ -285,7 +285,7 @@ fn is_gone(pid: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_is_not_a_list_is_passed_over_and_named() {
+async fn a_queue_that_is_not_a_list_is_skipped_and_named() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:broken", "x"]).exec_async(&mut connection).await.unwrap();

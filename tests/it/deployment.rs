@@ -98,7 +98,7 @@ fn both_pods() -> [(Value, Value); 2] {
 }
 
 #[test]
-fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names() {
+fn the_worker_accepts_its_configuration_and_the_pod_mounts_its_files() {
     let (settings, (pod, container)) = (settings(), pod("Deployment", "sidebake"));
 
     let grace_s = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
@@ -140,7 +140,7 @@ fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names
 }
 
 #[test]
-fn the_pods_have_no_privileges_and_nothing_of_their_node() {
+fn the_pods_have_no_privileges_and_no_access_to_their_node() {
     let mut images = BTreeSet::new();
     for (pod, container) in both_pods() {
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
@@ -174,7 +174,7 @@ fn the_pod_that_runs_hostile_builds_can_change_nothing() {
 }
 
 #[test]
-fn the_image_has_everything_where_the_worker_looks_for_it() {
+fn the_image_has_every_file_at_the_path_that_the_worker_uses() {
     let dockerfile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/Dockerfile")).unwrap();
     let settings = settings();
     let ends_with = |path: &Path| {

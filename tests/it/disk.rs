@@ -35,7 +35,7 @@ async fn worker_on_a_small_disk(harness: &Harness, more: &str) -> (Worker, PathB
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
+async fn a_worker_on_a_full_disk_fetches_nothing_until_space_is_free() {
     let harness = Harness::start();
     let port = world::free_port();
     let settings =
@@ -70,7 +70,7 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_over_the_budget_goes_and_the_next_job_fetches_again() {
+async fn a_mirror_over_the_budget_is_removed_and_the_next_job_fetches_again() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));

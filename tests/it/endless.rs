@@ -22,7 +22,7 @@ async fn failures_of(harness: &Harness, native: &Value, n: usize) -> Vec<Value> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_of_github_takes_memory_without_end() {
+async fn no_answer_of_github_takes_unlimited_memory() {
     // Every request that a build makes, and every kind of answer to it.
     for (path, status) in [
         ("/app/installations", 201),
@@ -53,7 +53,7 @@ async fn no_answer_of_github_takes_memory_without_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_drips_is_given_up_at_the_time_limit() {
+async fn a_slow_answer_is_given_up_at_the_time_limit() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.github.faults().never_end("/app/installations", 201, Pace::Drip(Duration::from_millis(50)));
@@ -82,7 +82,7 @@ fn pours(start: &'static str, more: &'static str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_without_end_take_no_memory_either() {
+async fn endless_headers_take_no_memory_either() {
     for (start, more) in [
         ("HTTP/1.1 200 OK\r\n", "x-more: and more\r\n"),
         ("HTTP/1.1 200 OK\r\nx-long: ", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
@@ -116,7 +116,7 @@ async fn a_token_that_cannot_be_revoked_costs_no_memory_either() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_of_a_resolver_takes_memory_without_end() {
+async fn no_answer_of_a_resolver_takes_unlimited_memory() {
     let (harness, rails) = (Harness::start(), Endless::start(Pace::Flood));
     let url = format!("{}/builds/{{0}}", rails.url());
     let worker = harness.worker(&format!(
@@ -134,7 +134,7 @@ async fn no_answer_of_a_resolver_takes_memory_without_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_of_an_api_server_takes_memory_without_end() {
+async fn no_answer_of_an_api_server_takes_unlimited_memory() {
     let (harness, kubernetes) = (Harness::start(), Endless::start(Pace::Flood));
     let kubeconfig = harness.home.path().join("kubeconfig");
     let config = json!({

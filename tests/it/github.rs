@@ -74,7 +74,7 @@ async fn a_worker_revokes_its_tokens_before_it_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_the_git_host_does_not_know_yet_is_tried_again() {
+async fn a_token_that_the_git_host_does_not_know_yet_is_retried() {
     for status in [401, 404] {
         let (harness, sha) = Harness::good();
         // Two requests, because libgit2 repeats a request after its first refusal.
@@ -141,7 +141,7 @@ async fn a_build_waits_for_a_short_rate_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_wrong_costs_one_refusal() {
+async fn a_wrong_clock_costs_one_refusal() {
     for offset_s in [-3600, 3600] {
         let (harness, sha) = Harness::good();
         harness.github.set_clock_offset_s(offset_s);
@@ -158,7 +158,7 @@ async fn a_clock_that_is_wrong_costs_one_refusal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_installation_is_looked_up_once_and_again_when_it_is_gone() {
+async fn an_installation_is_looked_up_once_and_again_after_its_removal() {
     let (harness, sha) = Harness::good();
     let _worker = harness.worker("");
     for n in 1..=2 {
@@ -199,7 +199,7 @@ async fn a_renamed_repository_is_built_under_its_old_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repository_that_another_account_has_now_is_not_built_for_the_old_one() {
+async fn a_repository_moved_to_another_account_is_not_built_for_the_old_one() {
     let harness = Harness::start();
     let sha = harness.git.repository("evil/voting-app").commit(&[("vote/Dockerfile", "FROM base\n")]);
     harness.github.uninstall(7_000_001);
@@ -266,7 +266,7 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_branch_is_the_one_of_exactly_that_name_whatever_else_github_could_take_it_for() {
+async fn a_branch_matches_only_its_exact_name_whatever_else_github_resolves() {
     let (harness, tip) = Harness::good();
     let original = harness.git.repository("acme/voting-app");
     let fork = harness.git.repository("eve/voting-app");

@@ -167,7 +167,7 @@ async fn small_packs_that_are_large_trees_are_refused_before_a_file_is_written()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tree_that_git_reads_and_libgit2_does_not_is_refused_and_not_tried_again() {
+async fn a_tree_that_git_reads_and_libgit2_does_not_is_refused_without_a_retry() {
     let trap = Trap::set();
     let forge = &trap.forge;
     // Git ignores the higher bits.
@@ -181,7 +181,7 @@ async fn a_tree_that_git_reads_and_libgit2_does_not_is_refused_and_not_tried_aga
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
+async fn unusual_names_and_modules_that_lead_elsewhere_are_only_files() {
     let trap = Trap::set();
     let forge = &trap.forge;
     let file = forge.blob("x");
@@ -293,7 +293,7 @@ async fn refusal(trap: &Trap, sha: &str, settings: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gitattributes_that_takes_all_the_processor_time_is_the_commits_own_fault() {
+async fn a_gitattributes_that_exhausts_processor_time_is_a_failure_of_the_commit() {
     let trap = Trap::set();
     let forge = &trap.forge;
     let patterns: String = (0..20).map(|n| format!("*a*a*a*a*a*a*a*ab{n} eol=lf\n")).collect();
@@ -307,7 +307,7 @@ async fn a_gitattributes_that_takes_all_the_processor_time_is_the_commits_own_fa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_files_that_are_stored_as_changes_of_each_other_are_the_commits_own_fault() {
+async fn large_files_stored_as_deltas_of_each_other_are_a_failure_of_the_commit() {
     let trap = Trap::set();
     let repository = trap.harness.git.repository("acme/voting-app");
     let mut content = vec![b'x'; 4 << 20];
@@ -322,7 +322,7 @@ async fn large_files_that_are_stored_as_changes_of_each_other_are_the_commits_ow
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_takes_more_memory_than_there_is_for_it_is_refused() {
+async fn a_commit_that_exceeds_its_memory_limit_is_refused() {
     let trap = Trap::set();
     let repository = trap.harness.git.repository("acme/voting-app");
     let files = [File::new("vote/Dockerfile", "FROM base\n"), File::new("large", vec![b'x'; 120 << 20])];

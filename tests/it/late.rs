@@ -73,7 +73,7 @@ async fn has_in_flight(harness: &Harness, worker: &Worker, jid: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_and_a_renewal_that_arrive_when_the_lease_was_lost_lose_and_double_nothing() {
+async fn a_turn_and_a_renewal_after_the_loss_of_the_lease_lose_and_double_no_job() {
     let harness = Harness::start();
     let held = Arc::new(Mutex::new(Held::default()));
     let relay = Relay::to(harness.redis.port(), Scripts::load(&harness.redis).await, Some(rewrite(&held))).await;

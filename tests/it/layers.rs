@@ -76,7 +76,7 @@ fn may_use(module: &str, other: &str) -> bool {
 }
 
 #[test]
-fn no_module_uses_what_it_may_not() {
+fn no_module_uses_a_forbidden_module() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut forbidden = BTreeSet::new();
     let mut n_edges = 0;

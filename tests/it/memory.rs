@@ -68,7 +68,7 @@ async fn jobs_of_many_values_are_refused_before_a_value_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
+async fn ten_jobs_with_the_maximum_of_values_leave_the_worker_small() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
@@ -83,7 +83,7 @@ async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
+async fn a_text_of_many_fields_or_arguments_is_not_parsed() {
     let _alone = HEAVY.lock().await;
     let envelope = format!(r#"{{"class":"Sidebake::Malformed","queue":"default","args":{}}}"#, list("{}", 2_600_000));
     let arguments = format!(r#"{{"class":"BuildJob","queue":"default","args":{}}}"#, list("1", 3_800_000));
@@ -102,7 +102,7 @@ async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_of_a_resolver_is_counted_as_well() {
+async fn the_values_of_a_resolvers_answer_are_counted_too() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let url = harness.rails.url_pattern();
@@ -134,7 +134,7 @@ fn printing(harness: &Harness, sha: &str, targets: &[String], filling: &str) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_print_prints_is_counted_before_it_is_read() {
+async fn the_output_of_print_is_counted_before_it_is_parsed() {
     let _alone = HEAVY.lock().await;
     for (n, unit) in [(1_300_000, "{}"), (580_000, UNIT)] {
         let harness = Harness::start();
@@ -178,7 +178,7 @@ async fn a_secret_that_is_named_many_times_is_read_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_docker_buildx_that_was_taken_over_makes_no_values_and_no_log() {
+async fn a_taken_over_docker_buildx_makes_no_values_and_no_log() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();

@@ -96,7 +96,7 @@ async fn the_reason_that_due_jobs_cannot_be_moved_is_logged_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn long_jobs_are_moved_and_cancelled_ones_among_them_found() {
+async fn long_jobs_are_moved_and_cancelled_ones_are_found() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     // Three replies are not enough for either.
@@ -121,7 +121,7 @@ async fn long_jobs_are_moved_and_cancelled_ones_among_them_found() {
 }
 
 #[tokio::test]
-async fn a_page_has_no_more_members_than_fit_and_goes_on_where_it_ended() {
+async fn a_page_has_no_more_members_than_fit_and_continues_where_it_ended() {
     let server = world::Redis::start();
     let mut connection = server.connection().await;
     let texts: Vec<String> = (0..7).map(|n| format!("{n}{}", "x".repeat(99))).collect();

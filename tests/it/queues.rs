@@ -26,7 +26,7 @@ async fn weights_are_shares() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_capsule_has_slots_and_queues_of_its_own() {
+async fn a_capsule_has_its_own_slots_and_queues() {
     let harness = Harness::start();
     push(&harness, "serial", 2, 4.0).await;
     push(&harness, "default", 1, 0.1).await;

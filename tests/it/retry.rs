@@ -36,7 +36,7 @@ async fn a_lost_builder_is_retried_with_a_callback_where_rails_asks_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exhausted_job_dies_and_the_callback_says_so() {
+async fn an_exhausted_job_dies_and_the_callback_reports_it() {
     let harness = Harness::start();
     let job = json!({
         "class": "Sidebake::Probe", "retry": 0, "jid": "j", "queue": "default", "created_at": 1_795_491_695.5,

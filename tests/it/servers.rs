@@ -145,7 +145,7 @@ async fn a_cluster_is_refused_at_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_tracking_the_worker_polls_and_the_log_and_doctor_say_so() {
+async fn without_tracking_the_worker_polls_and_the_log_and_doctor_report_it() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     // All of CLIENT, because Redis 6 cannot forbid a subcommand alone.

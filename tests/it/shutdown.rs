@@ -55,7 +55,7 @@ async fn a_second_term_means_now() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_that_a_stop_requeues_come_out_in_the_order_in_which_they_were_fetched() {
+async fn jobs_requeued_by_a_stop_keep_the_order_of_their_fetch() {
     let harness = Harness::start();
     let mut worker = harness.worker_with(&harness.config("jobs.probe = true"), &["-c", "10", "-t", "0"]);
     for _ in 0..12 {
@@ -163,7 +163,7 @@ async fn a_build_that_waits_for_rails_ends_soon_after_a_stop() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_holds_no_job_loses_no_result_when_redis_is_away() {
+async fn an_idle_worker_loses_no_result_when_redis_is_down() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true");
     world::wait_for("the worker to start", || !worker.logged("worker_started").is_empty()).await;

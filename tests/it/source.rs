@@ -113,7 +113,7 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
+async fn children_killed_at_any_moment_leave_a_mirror_that_heals() {
     let harness = Harness::start();
     let sha = large(&harness);
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -227,7 +227,7 @@ async fn kill_when(harness: &Harness, sha: &str, is_half_done: impl Fn() -> bool
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_killed_while_it_fetches_takes_its_child_with_it_and_leaves_no_harm() {
+async fn a_worker_killed_during_a_fetch_takes_its_child_with_it_and_leaves_no_damage() {
     let harness = Harness::start();
     let sha = large(&harness);
     harness.git.set_pack(Pack::StallAfter(1_000_000));
@@ -235,7 +235,7 @@ async fn a_worker_that_is_killed_while_it_fetches_takes_its_child_with_it_and_le
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_killed_while_it_checks_out_takes_its_child_with_it_and_leaves_no_harm() {
+async fn a_worker_killed_during_a_checkout_takes_its_child_with_it_and_leaves_no_damage() {
     let harness = Harness::start();
     let n_folders = 200;
     let mut files: Vec<File> =

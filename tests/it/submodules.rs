@@ -89,7 +89,7 @@ fn read(directory: &Path, above: &str, files: &mut BTreeMap<String, String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submodule_of_the_same_owner_is_fetched_by_a_token_of_its_own() {
+async fn a_submodule_of_the_same_owner_is_fetched_with_its_own_token() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
     let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
@@ -224,7 +224,7 @@ async fn a_gitmodules_that_is_a_link_or_that_git_cannot_read_is_refused_by_name(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_gitmodules_says_costs_nothing_where_submodules_stay_empty() {
+async fn a_gitmodules_costs_nothing_where_submodules_stay_empty() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
     let repository = yard.harness.git.repository("acme/app");

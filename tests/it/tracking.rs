@@ -43,7 +43,7 @@ async fn run(harness: &Harness, n: usize, n_ended: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_redis_tracks_does_not_grow_with_the_jobs() {
+async fn the_keys_that_redis_tracks_do_not_grow_with_the_jobs() {
     let harness = Harness::start();
     let variables = [("SIDEBAKE__LOG__LEVEL", "warn")];
     let config = harness.config("jobs.probe = true");

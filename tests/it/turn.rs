@@ -276,7 +276,7 @@ async fn each_slot_is_filled_from_the_queues_of_its_fetch_request() {
 }
 
 #[tokio::test]
-async fn a_turn_that_is_sent_again_fills_what_was_left_from_the_right_queues() {
+async fn a_resent_turn_fills_the_remaining_slots_from_the_right_queues() {
     let hand = Hand::with("").await;
     hand.run(&["LPUSH", "queue:b", "1"]).await;
     let slots = [Token::nth(1, 0), Token::nth(2, 1), Token::nth(3, 2)];
@@ -336,7 +336,7 @@ async fn another_job_under_the_same_token_is_not_settled() {
 }
 
 #[tokio::test]
-async fn a_worker_that_lost_a_job_sends_no_callback_writes_no_progress_and_solves_nothing() {
+async fn a_worker_that_lost_a_job_sends_no_callback_writes_no_progress_and_starts_no_solve() {
     let (hand, _) = with_another_text_under_the_token().await;
     let (redis, identity) = (&hand.redis, &hand.identity);
     assert!(!holds(redis, identity, &unit(1)).await.unwrap());
@@ -544,7 +544,7 @@ async fn holders(hand: &Hand) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn one_process_in_four_has_a_suspect_and_others_look_past_it() {
+async fn one_process_in_four_has_a_suspect_and_others_skip_it() {
     let hand = Hand::with("").await;
     let texts = ["a", "b", "c", "d", "e"].map(|jid| TEXT.replace("j", jid));
     let [suspect, healthy, other_suspect, healthy_too, last_suspect] = &texts;

@@ -247,7 +247,7 @@ async fn without_its_wall_an_attempt_ends_differently() {
             // Root with all its capabilities may raise them, so not without walls.
             "limits" => wide == with,
             "environment" | "kernel" | "nothing" => off == with,
-            other => panic!("{other:?} is no wall"),
+            other => panic!("unknown wall {other:?}"),
         };
         if !is_right {
             wrong.push(format!("{attempt}: {with} by {wall}; {wide} without Landlock's rules, {off} without walls"));

@@ -263,7 +263,7 @@ async fn this_projects_own_history_is_as_git_checks_it_out() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let is_shallow = git(here, &["rev-parse", "--is-shallow-repository"].map(OsStr::new));
     if !here.join(".git").exists() || String::from_utf8_lossy(&is_shallow.stdout).trim() != "false" {
-        return skipped("this is no git repository with a history");
+        return skipped("this is not a git repository with a history");
     }
     let bare = harness.git.root().join("acme/voting-app.git");
     let words = ["clone", "--quiet", "--bare"].map(OsStr::new);
@@ -313,7 +313,7 @@ fn n_equal(one: &Times, other: &Times) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_with_their_file_only() {
+async fn times_from_content_are_equal_on_every_worker_and_change_only_with_their_file() {
     let harness = Harness::start();
     let repository = harness.git.repository("acme/voting-app");
     let outside = harness.home.path().join("outside");

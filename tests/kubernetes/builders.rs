@@ -38,7 +38,7 @@ async fn twenty_ensures_at_once_make_one_deployment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_apply_alone() {
+async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_only_by_apply() {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     // Like a builder that `docker buildx create` makes.

@@ -161,7 +161,7 @@ async fn a_pod_removed_by_scaling_down_moves_the_build() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
+async fn a_deleted_builder_ends_in_a_retry_that_names_it() {
     let sleeper = Sleeper::start(1, 20, "timeout = \"20s\"").await;
     sleeper.namespace.kubectl(&["delete", "deployment", "default0", "--wait=false"]);
     sleeper.namespace.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"]);

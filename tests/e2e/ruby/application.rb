@@ -2,8 +2,8 @@
 # where the test writes the documents' classes.
 #
 # usage: application.rb call FILE     runs a call site, which may use `build` and `jid`; prints the jid of what it enqueued
-#        application.rb serve FILE…   serves the controllers and routes of these on a port of its own, which it prints
-#        sidekiq -r application.rb    the worker that takes callbacks
+#        application.rb serve FILE…   serves the controllers and routes of these on a free port, and prints it
+#        sidekiq -r application.rb    the worker that runs the callbacks
 #
 # Environment: ROWS, a file with the rows of `builds`, as JSON by id; BUILD, the id of the row for a call site; JID.
 
@@ -28,7 +28,7 @@ class ApplicationRecord
     row && new(row)
   end
 
-  def self.find(id) = find_by(id: id) || raise("there is no row #{id.inspect}")
+  def self.find(id) = find_by(id: id) || raise("row #{id.inspect} does not exist")
 
   def initialize(row) = @row = row
 

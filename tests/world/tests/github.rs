@@ -74,7 +74,7 @@ async fn a_wrong_clock_refuses_and_reports_its_date() {
 }
 
 #[tokio::test]
-async fn a_token_is_narrowed_to_what_was_asked() {
+async fn a_token_is_narrowed_to_the_request() {
     let github = GitHub::start();
     let id = github.install("acme", &["voting-app", "other"]);
     let body = json!({"repositories": ["voting-app"], "permissions": {"contents": "read"}});
