@@ -5,9 +5,9 @@
 //! usage: cargo test --test torture -- [--seconds N] [--jobs N] [--faults N] [--seed N] [MODE]...
 //!
 //! MODE  always    Redis writes every command to disk before it answers, so nothing may be lost; the default
-//!       everysec  Redis is killed as well, and may forget a second: nothing may be stuck; what was lost is printed
-//!       builds    real builds, with a scripted docker-buildx: no child, directory or lock may be left
-//!       mutants   custody with one of its parts taken away, on the wire: the torture has to notice each
+//!       everysec  kills Redis too, which may forget a second: nothing may be stuck; prints the lost jobs
+//!       builds    real builds, with a scripted docker-buildx: no child, directory or lock may remain
+//!       mutants   custody without one of its parts, on the wire: the audit must notice each
 //!
 //! A long run is a series of rounds of five minutes, each with its own Redis, fleet and seed. So an hour needs no
 //! more memory than one round: `--seconds 3600 --jobs 150000 --faults 1500`.
