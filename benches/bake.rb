@@ -1,8 +1,8 @@
-# docker-buildx bake by hand, without sidebake around it: the definition that sidebake makes, the same switches and form of
-# output, and a copy of the tree that has no .git, as a worktree of sidebake's.
+# Runs docker-buildx bake without sidebake. Uses sidebake's definition, switches and output format, and a copy of the
+# tree without .git, like a worktree of sidebake.
 
 class Bake
-  # `images`: which directory of the repository becomes which image.
+  # `images` maps directories of the repository to images.
   def initialize(world, repository = world.repository, images = World::IMAGES.to_h { |name| [name, name] })
     @world = world
     @repository = repository
@@ -12,7 +12,7 @@ class Bake
     FileUtils.mkdir_p([@home, @cwd])
   end
 
-  # Takes the tree as it is now, to be pushed under tags with this sha.
+  # Copies the current tree, to be pushed under tags with this sha.
   def take(sha)
     Dir.children(@repository.tree).reject { |name| name == '.git' }.each do |name|
       FileUtils.cp_r(File.join(@repository.tree, name), @home)
@@ -20,12 +20,12 @@ class Bake
     @definition = JSON.generate(definition(sha))
   end
 
-  # Seconds, and how many steps had to run.
+  # Returns seconds, and the number of steps that ran.
   def run
     events = nil
     seconds = Figures.seconds do
       events, status = Open3.capture2e(environment, *arguments, stdin_data: @definition, chdir: @cwd, unsetenv_others: true)
-      status.success? or raise Unmeasurable, "docker-buildx bake has failed: #{events.lines.last}"
+      status.success? or raise Unmeasurable, "docker-buildx bake failed: #{events.lines.last}"
     end
     [seconds, n_uncached(events)]
   end

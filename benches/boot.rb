@@ -1,4 +1,4 @@
-# From the start of the process to the callback of a job that was waiting in the queue.
+# From the start of the process to the callback of a job that waits in the queue.
 
 class Boot
   BAR = 100 # ms
@@ -10,7 +10,7 @@ class Boot
 
   # The bars.
   def measure
-    # The first start of each finds its file on the disk, and in Redis no script; it does not count.
+    # Ignores the first start of each, because it reads its file from disk and finds no script in Redis.
     once(:start_worker)
     once(:start_ruby)
     ours, theirs = [], []

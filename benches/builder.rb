@@ -1,5 +1,5 @@
-# What builds: a Docker engine on this machine, or BuildKit pods on a Kubernetes. The same for sidebake and for the bake by
-# hand that it is compared with.
+# The builder: a Docker engine on this machine, or BuildKit pods on a Kubernetes. sidebake and the manual bake use the
+# same one.
 
 class Engine
   DOCKER_HOST = ENV['DOCKER_HOST']
@@ -11,7 +11,7 @@ class Engine
 
   def stop = nil
 
-  # buildx's name for it, what buildx has to know, and the directory from which a repository is baked.
+  # The name of the builder in buildx, the settings of buildx, and the directory to bake a repository from.
   def name = 'default'
 
   def environment = { 'DOCKER_HOST' => DOCKER_HOST }
@@ -19,7 +19,8 @@ class Engine
   def working_directory(_repository) = nil
 end
 
-# Three pods in a namespace of their own. By hand, one bakes from the same directory as sidebake, to be on the same pod.
+# Three pods in their own namespace. The manual bake runs in the same directory as sidebake's, so that buildx chooses
+# the same pod.
 class Cluster
   NAMESPACE, NAME, N_PODS = 'sidebake-benches', 'benches', 3
 
@@ -56,10 +57,10 @@ class Cluster
 
   def working_directory(repository) = File.join(@directory, 'sticky', repository)
 
-  # Deletes a pod at once, as a node that dies does.
+  # Deletes a pod at once, as the death of its node does.
   def kill(pod) = kubectl('delete', 'pod', pod, '--namespace', NAMESPACE, '--grace-period=0', '--force', '--wait=false')
 
-  # Until as many pods as at the start are ready again.
+  # Waits until as many pods as at the start are ready again.
   def wait_for_pods = kubectl('rollout', 'status', "deployment/#{NAME}0", '--namespace', NAMESPACE, '--timeout=120s')
 
   private

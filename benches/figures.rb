@@ -1,6 +1,6 @@
-# Numbers in words: medians, tables, bars. Knows nothing of what they are numbers of.
+# Formats numbers: medians, tables, bars. Does not know what the numbers measure.
 
-# One bar: both sides, how many times ours theirs is, what is asked, and whether it is so. All but `is_met` are text.
+# One bar: both sides, their ratio, the requirement, and whether it is met. All fields except `is_met` are text.
 Bar = Struct.new(:name, :ours, :theirs, :ratio, :asked, :is_met, keyword_init: true) do
   def row = [name, ours, theirs, ratio, asked, is_met ? 'met' : 'NOT MET']
 end
@@ -9,13 +9,14 @@ Bar::HEAD = ['', 'sidebake', 'the other side', 'other / sidebake', 'bar', ''].fr
 module Figures
   module_function
 
-  # How much is measured: `full`, or with benches/run --smoke `least`, which runs the same code and whose figures say nothing.
+  # The size of a measurement: `full`, or `least` with benches/run --smoke, which runs the same code for meaningless
+  # figures.
   def sized(full, least) = ENV['BENCH_SMOKE'] ? least : full
 
   # Seconds of the monotonic clock.
   def now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
 
-  # Seconds that the block took.
+  # The duration of the block in seconds.
   def seconds
     started = now
     yield
@@ -27,19 +28,19 @@ module Figures
     (sorted[(sorted.size - 1) / 2] + sorted[sorted.size / 2]) / 2.0
   end
 
-  # The median of the numbers that the block makes of each.
+  # The median of the block's numbers.
   def median_of(values, &) = median(values.map(&))
 
-  # `411 (402-530)`: the median, and within what the runs were, since that tells how far it can be trusted.
+  # `411 (402-530)`: the median and the range of the runs. The range shows how reliable the median is.
   def spread(values, decimals = 0)
     median, least, most = [median(values), *values.minmax].map { |value| format("%.#{decimals}f", value) }
     "#{median} (#{least}-#{most})"
   end
 
-  # How many times ours theirs is: `2.28 x`.
+  # The ratio of ours to theirs: `2.28 x`.
   def times(ours, theirs) = format('%.2f x', theirs.fdiv(ours))
 
-  # Lines of aligned columns; the first is text, the others stand at their right.
+  # Lines of aligned columns. The first column is text; the others align right.
   def table(*rows)
     widths = rows.transpose.map { |column| column.map(&:size).max }
     rows.map do |first, *rest|

@@ -1,12 +1,12 @@
-# The git command line's ways to a commit's files, at git's defaults, each as fast as it honestly can be.
+# Ways of the git command line to get a commit's files, with git's defaults, each as fast as possible without tricks.
 #
-# What it keeps is in the directory `home`: its own bare mirror, and the tree of one call.
+# Keeps its own bare mirror and the tree of one call in the directory `home`.
 
 require 'base64'
 require 'open3'
 
 class Git
-  # Nothing is there yet, and one commit is fetched.
+  # Fetches one commit into an empty mirror.
   COLD = <<~SH
     git init --quiet tree
     cd tree
@@ -16,11 +16,11 @@ class Git
 
   MIRROR = 'git init --quiet --bare mirror'
 
-  # The ref tells the server next time what is there already.
+  # The ref tells the server in the next fetch which commits the mirror has.
   FETCH = 'git -C mirror fetch --quiet --depth 1 "$URL" "+$SHA:refs/jobs/$SHA"'
 
-  # As fast as `git worktree add`, `git checkout`, and read-tree with checkout-index, and leaves nothing in the mirror. The
-  # index is the tree's own, since others can be at work in the same mirror.
+  # As fast as `git worktree add`, `git checkout`, and read-tree with checkout-index, and leaves nothing in the mirror.
+  # The tree has its own index, because other calls can use the same mirror.
   CHECKOUT = <<~SH
     mkdir tree
     GIT_INDEX_FILE=$PWD/tree.index git --git-dir=mirror --work-tree=tree read-tree --reset -u "$SHA"
@@ -56,6 +56,6 @@ class Git
   def run(home, script, url = '', sha = '')
     environment = @environment.merge('URL' => url, 'SHA' => sha)
     output, status = Open3.capture2e(environment, 'sh', '-ec', script, chdir: home, unsetenv_others: true)
-    status.success? or raise Unmeasurable, "git has failed: #{output.lines.last(3).join}"
+    status.success? or raise Unmeasurable, "git failed: #{output.lines.last(3).join}"
   end
 end

@@ -1,4 +1,4 @@
-# On BuildKit pods: the time around a bake, many builds at once, and a pod that goes in the middle of one.
+# On BuildKit pods: the time around a bake, many builds at once, and the loss of a pod in the middle of a build.
 
 require_relative 'overhead'
 
@@ -19,7 +19,7 @@ class Kubernetes
     @applications = Array.new(N_BUILDS) { |n| Repository.new(@world.path('git'), @world.path('.'), "acme/app#{n}") }
     @together, @by_hand, @whole, @lost = [], [], [], []
     @world.with(@world.start_worker) do
-      # The kubeconfig is read, the base image is on every pod, and the trees are mirrored.
+      # Reads the kubeconfig, loads the base image on every pod, and mirrors the trees.
       2.times { build_together }
       @runs.times { |turn| [-> { @together << build_together }, -> { @by_hand << bake_together }].rotate(turn).each(&:call) }
       @runs.times { lose_a_pod }
@@ -30,13 +30,13 @@ class Kubernetes
 
   private
 
-  # Seconds until the last of all is called back.
+  # Seconds until the last callback arrives.
   def build_together
     jobs = @applications.map { |application| job(application) }
     @world.build_together(jobs).first
   end
 
-  # The same as so many processes.
+  # The same with one process for each build.
   def bake_together
     bakes = @applications.map do |application|
       sha = new_commit(application)
@@ -45,7 +45,7 @@ class Kubernetes
     Figures.seconds { bakes.map { |bake| Thread.new { bake.run } }.each(&:value) }
   end
 
-  # A build that nothing happens to, and one that loses its pod when half of its step is over.
+  # A build without a fault, and a build that loses its pod halfway through its step.
   def lose_a_pod
     application = @applications.first
     seconds, (report,) = @world.build_together([job(application)])
@@ -67,7 +67,7 @@ class Kubernetes
 
   def image(application) = { File.basename(application.name) => '.' }
 
-  # Its step is in no cache.
+  # No cache has its step.
   def new_commit(application)
     dockerfile = "ARG BASE\nFROM ${BASE}\nENV NOW=#{Figures.now}\nRUN sleep #{WAIT}\nCOPY . /srv\n"
     application.write('Dockerfile', dockerfile)

@@ -1,8 +1,8 @@
-# A network between a client and a port of this machine: a relay that hands everything on later, and only so much of it in a
-# second. The kernel's netem would do the same, but not every kernel has it, and it is root's.
+# A network between a client and a port of this machine: a relay that adds delay and limits bandwidth. The kernel's
+# netem would do the same, but it needs root, and not every kernel has it.
 #
-# All connections share the line, which is as wide in both directions. The round trip by which TCP makes a connection is in
-# it; lost packets and TCP's slow start are not.
+# All connections share the bandwidth, which is the same in both directions. The model includes the round trip of a TCP
+# handshake, but no lost packets and no TCP slow start.
 
 require 'socket'
 require_relative 'figures'
@@ -11,10 +11,10 @@ class Link
   ROUND_TRIP = 0.02 # seconds
   RATE = 100e6 / 8 # bytes a second
   WORDS = '20 ms and 100 Mbit/s'.freeze
-  QUEUE = 0.02 # seconds of the line that may be taken in advance, since nobody here is woken in time
+  QUEUE = 0.02 # seconds of bandwidth to use in advance, because threads wake up late
   CHUNK = 16 << 10
 
-  # One direction of the line.
+  # One direction of the network.
   class Lane
     attr_reader :n_bytes
 
@@ -24,7 +24,7 @@ class Link
       @n_bytes = 0
     end
 
-    # When the last of so many bytes leaves, if they are there at `ready`.
+    # When the last of this many bytes leaves, if they arrive at `ready`.
     def take(n_bytes, ready)
       @mutex.synchronize do
         @n_bytes += n_bytes
@@ -61,7 +61,7 @@ class Link
     [client, server].compact.each(&:close)
   end
 
-  # The threads of one direction: much can be on its way when more leaves.
+  # The threads of one direction. Bytes can leave while earlier ones are on their way.
   def carry(from, to, lane, connected_at)
     on_its_way = Queue.new
     [Thread.new { leave(from, lane, connected_at, on_its_way) }, Thread.new { arrive(on_its_way, to) }]
@@ -85,7 +85,7 @@ class Link
     end
     to.close_write
   rescue SystemCallError
-    # Whoever does not listen any more has what he wanted.
+    # The receiver has closed the connection, so it has everything it needs.
   end
 
   def sleep_until(at)

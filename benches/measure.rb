@@ -1,7 +1,7 @@
-# Runs the parts that were asked for, one after the other, and ends with one table of all bars.
+# Runs the requested parts one after the other, and ends with one table of all bars.
 #
 # usage: measure.rb DIRECTORY RUNS PART...      (the environment is benches/run's)
-# DIRECTORY holds the binaries and receives everything else. Exit 1 with a sentence when something cannot be measured.
+# DIRECTORY contains the binaries and receives everything else. Exits 1 with a sentence when a measurement fails.
 
 require 'etc'
 require_relative 'figures'
@@ -21,7 +21,7 @@ PARTS = {
   'source' => Source, 'policy' => Policy
 }.freeze
 
-# Which part of the processors' time goes to something else, in percent; looked at for a second in which we do nothing.
+# The percentage of processor time that other processes use, measured for one idle second.
 def busy
   before, after = Array.new(2) do |n|
     sleep n
@@ -45,9 +45,9 @@ ensure
 end
 
 $stdout.sync = true
-# Whoever waits for a thread gets its exception; it need not be printed as well.
+# The thread that waits for another one gets its exception, so Ruby need not print it as well.
 Thread.report_on_exception = false
-# As exceptions, so that what was started is ended.
+# As exceptions, so that the `ensure` blocks stop all services.
 %w[INT TERM HUP].each { |name| trap(name) { exit 130 } }
 directory, runs, *parts = ARGV
 begin

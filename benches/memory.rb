@@ -1,11 +1,11 @@
-# Resident memory of a worker that has nothing to do, soon after its start and after some jobs; and the most that it ever has
-# while three builds write as much as they can, with an innocent build beside them.
+# Resident memory of an idle worker, soon after its start and after some jobs. Also its peak while three builds write as
+# much as they can, with a harmless build beside them.
 
 class Memory
   BAR = 20 # MB of 1,000,000 bytes
   PEAK_BAR = 100
   N_FLOODS = 3
-  # An innocent build shares the processors with what the others run.
+  # A harmless build shares the processors with the other builds.
   TIME_BAR = 0.33
   REST = Figures.sized(5, 1) # seconds
   N_JOBS = Figures.sized(200, 10)
@@ -25,7 +25,7 @@ class Memory
 
   private
 
-  # Both at the same time: they take nothing from each other, since they have queues of their own.
+  # Both at the same time. They do not affect each other, because they have separate queues.
   def measure_once
     @world.with(@world.start_worker) do |worker|
       @world.with(@world.start_ruby(queue: 'ruby')) do |ruby|

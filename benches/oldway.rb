@@ -1,9 +1,9 @@
-# The whole build of three images against the way it replaces: clone in full, then docker build and docker push for each
+# The whole build of three images against the way it replaces: a full clone, then docker build and docker push for each
 # image, one after the other or in three threads.
 #
-# The steps wait and do not compute, so that two processors can show it. All sides are given commits of their own, so
-# nothing that one of them built is in another's cache. First nothing is cached; then a source file of each image has
-# changed. A bare bake of a tree that is already there is beside them: what of sidebake's time is not its own.
+# The steps wait and do not compute, so that two processors suffice. Each side gets its own commits, so that no side
+# uses the cache of another. First nothing is cached; then a source file of each image has changed. A bare bake of an
+# existing tree shows the part of sidebake's time that is not its own.
 
 require 'tmpdir'
 require_relative 'bake'
@@ -11,7 +11,7 @@ require_relative 'token'
 
 class OldWay
   KINDS = %i[uncached cached].freeze
-  # How many times faster than each of the old ways, and the steps' own floor in seconds.
+  # The minimum ratio to each of the old ways, and the minimum time of the steps in seconds.
   BARS = { uncached: { sequential: 2.0, threads: 1.0 }, cached: { sequential: 3.0, threads: 1.0 } }.freeze
   FLOOR = { uncached: 5.5, cached: 1.5 }.transform_values { |seconds| seconds * VotingApp::SLOWNESS }.freeze
   NAMES = { sequential: 'one after the other', threads: 'three threads' }.freeze
@@ -28,7 +28,7 @@ class OldWay
     @seconds = Hash.new { |all, side| all[side] = KINDS.to_h { |kind| [kind, []] } }
     @n_repeated = 0
     @world.with(@world.start_worker) do
-      # Not counted: the mirror is made, and the base image pulled.
+      # Not counted: makes the mirror and pulls the base image.
       @world.build(@world.repository.commit_that_is_new)
       @runs.times { |turn| measure_once(turn) }
     end
@@ -45,8 +45,8 @@ class OldWay
     end
   end
 
-  # The seconds of one side for a commit of the block's. A run that meets the engine's bug is repeated, with a new
-  # commit, and counted.
+  # The seconds of one side for a commit of the block. Repeats a run that meets the engine's bug with a new commit, and
+  # counts it.
   def time(side)
     sha = yield
     case side
@@ -83,7 +83,7 @@ class OldWay
 
   # What a container of the old way does with a job.
   class Script
-    # A bug of the containerd image store when several builds go on at once.
+    # A bug of the containerd image store with several builds at once.
     class SnapshotLost < StandardError; end
     SNAPSHOT_LOST = /snapshot.*(does not exist|not found)/
 
@@ -106,7 +106,7 @@ class OldWay
 
     private
 
-    # A failure is told when all three have ended.
+    # Reports a failure after all three have ended.
     def in_three_threads
       threads = World::IMAGES.map { |image| Thread.new { failure { yield image } } }
       failure = threads.filter_map(&:value).first
@@ -120,7 +120,7 @@ class OldWay
       e
     end
 
-    # In full, as it was; the newest commit of main is the one to build.
+    # A full clone, as in the old way; builds the newest commit of main.
     def clone
       tree = Dir.mktmpdir('clone', @home)
       url = @world.git_host.sub('://', "://x-access-token:#{Token.mint(@world)}@")

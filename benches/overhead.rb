@@ -1,7 +1,7 @@
-# All that sidebake does around a bake: the job in Redis to the callback in Redis, less a bare bake of the same tree.
+# sidebake's own time around a bake: from the job in Redis to the callback in Redis, minus a bare bake of the same tree.
 #
-# Everything is cached, so that both sides are as short as they can be and the difference stands out. Two kinds of warm
-# jobs: one for a commit that was built before, and one for a new commit, which has to be fetched.
+# Everything is cached, so that both sides are short and the difference is clear. There are two kinds of warm jobs: one
+# for a commit that sidebake built before, and one for a new commit, which it has to fetch.
 
 require_relative 'bake'
 
@@ -9,7 +9,7 @@ class Overhead
   BAR = 300 # ms
   PHASES = %w[token_ms fetch_ms checkout_ms print_ms bake_ms].freeze
 
-  # One job: milliseconds to the callback, and where sidebake says that they went.
+  # One job: milliseconds to the callback, and how sidebake reports their use.
   Job = Struct.new(:total, :timings) do
     def own = total - timings['bake_ms']
     def rest = total - timings.values_at(*PHASES).sum
@@ -42,7 +42,7 @@ class Overhead
     @bake.run
   end
 
-  # All three in each run, so that they share its noise, and each of them first in turn.
+  # All three in each run, so that they share its noise. Each goes first in turn.
   def measure_once(turn)
     sides = [-> { @again << job(@sha) }, -> { @fresh << job(@new) }, -> { @bare << bare }]
     @new = @world.repository.commit_beside_the_images
@@ -81,11 +81,11 @@ class Overhead
     puts format('  After these builds the worker has %.1f MB resident, %.1f MB of it without a file behind it.', *@resident)
   end
 
-  # Within a run, since all of a run meets the same noise.
+  # Compares within a run, because everything in a run meets the same noise.
   def differences(jobs) = jobs.zip(@bare).map { |job, bare| job.total - bare }
 
-  # Both ways to see it have to be within the bar: one has the noise of two bakes in it, the other trusts sidebake's own
-  # word and leaves out the start of docker-buildx through the launcher.
+  # Both methods must be within the bar. One includes the noise of two bakes. The other trusts sidebake's own report and
+  # omits the start of docker-buildx through the launcher.
   def bar(name, jobs)
     total, bare = Figures.median_of(jobs, &:total), Figures.median(@bare)
     difference, own = Figures.median(differences(jobs)), Figures.median_of(jobs, &:own)

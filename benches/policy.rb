@@ -1,5 +1,5 @@
-# What policy and sandbox cost a build by a repository's file: the phase in which sidebake resolves it, less the two
-# `docker-buildx bake --print` that are in it, by hand and in the same moment.
+# The cost of policy and sandbox for a build by a repository's file. Measures the phase in which sidebake resolves the
+# file, minus its two `docker-buildx bake --print`, run by hand at the same time.
 
 class Policy
   BAR = 10 # ms
@@ -56,20 +56,20 @@ class Policy
     @sha = @repository.commit
   end
 
-  # The policed definition, with which buildx is asked for the second time.
+  # The validated definition, the input of the second `docker-buildx bake --print`.
   def take_definition
     output, status = Open3.capture2(Service::CLEAN, @world.path('sidebake'), 'build', @repository.tree, '--print',
                                     '--config', @world.path('sidebake.toml'), unsetenv_others: true, err: File::NULL)
     status.success? or raise Unmeasurable, 'sidebake build --print has failed'
-    File.write(@policed = @world.path('policed.json'), output)
+    File.write(@validated = @world.path('validated.json'), output)
     @names = JSON.parse(output)['target'].keys
     @home = @world.path('policy').tap { |home| FileUtils.mkdir_p(home) }
   end
 
-  # Milliseconds of the phase, with the same by hand beside each.
+  # Milliseconds of the phase, with the manual calls beside each.
   def builds(times, environment)
     @world.with(@world.start_worker(**environment)) do
-      # The commit is fetched, and buildx asked for its version.
+      # Fetches the commit, and queries the version of buildx.
       resolve
       N_EACH.times do
         times << resolve
@@ -89,7 +89,7 @@ class Policy
   def print_twice
     1000 * Figures.seconds do
       print('--file', 'docker-bake.hcl')
-      print('--file', '-', *@names, input: @policed)
+      print('--file', '-', *@names, input: @validated)
     end
   end
 

@@ -1,9 +1,9 @@
-# The other side of `boot` and `memory`: Ruby's Sidekiq with one job class, and no Rails around it. Does what sidebake
-# does with a Sidebake::Probe: nothing, and then the callback.
+# The other side of `boot` and `memory`: Ruby's Sidekiq with one job class, without Rails. Does what sidebake does with
+# a Sidebake::Probe: nothing, and then the callback.
 
 require 'sidekiq'
 
-# Debian 12's Redis client announces a change of its own on every push.
+# Debian 12's Redis client otherwise prints a deprecation warning on every push.
 Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
 
 module Sidebake

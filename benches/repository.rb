@@ -1,19 +1,19 @@
-# Git repositories on the host of GitHub's stand-in, each with a tree to make commits in.
+# Git repositories on the host of GitHub's stand-in, each with a tree for new commits.
 
 require 'fileutils'
 require 'json'
 require 'open3'
 
-# Something did not do what it has to do before it can be measured; the message is for a person.
+# A failure that prevents the measurement. The message is for the user.
 class Unmeasurable < StandardError; end
 
 class Repository
   attr_reader :name, :tree
 
-  # The settings of the person at the keyboard (hooks, signing) are none of our business.
+  # Ignores the user's git settings: hooks and signing could make these commands fail.
   UNCONFIGURED = { 'GIT_CONFIG_GLOBAL' => '/dev/null', 'GIT_CONFIG_NOSYSTEM' => '1' }.freeze
 
-  # `name` with its owner. `past`: commits that it begins with, as `git fast-import` reads them.
+  # `name` includes the owner. `past`: the first commits, as input of `git fast-import`.
   def initialize(root, directory, name, past: '')
     @name = name
     @bare = File.join(root, "#{name}.git")
@@ -27,7 +27,7 @@ class Repository
 
   def write(file, text) = File.write(File.join(@tree, file), text)
 
-  # The sha of a commit of the tree as it is.
+  # Commits the current tree and returns the sha.
   def commit
     git('-C', @tree, 'add', '.')
     git('-C', @tree, 'commit', '-m', 'A commit')
@@ -45,13 +45,14 @@ class Repository
   end
 end
 
-# The application of docker/quickstart, with a past, and with steps that wait SLOWNESS times as long: 8 s (shared by the
-# images), 8 s and 6 s. Its 90 seconds would be more like the article's, but nobody would wait for five runs of each side.
+# The application of docker/quickstart, with a history and with steps that wait SLOWNESS times as long: 8 s (shared by
+# the images), 8 s and 6 s. The article's 90 seconds would be more realistic, but five runs of each side would take too
+# long.
 class VotingApp < Repository
   NAME = 'acme/voting-app'
   TEMPLATE = File.expand_path('../docker/quickstart.d/voting-app', __dir__)
   SLOWNESS = Figures.sized(4, 0.1)
-  # Some years of a product: what a clone in full brings, and a fetch of one commit does not. 96 MB that do not compress.
+  # Some years of history, which a full clone fetches and a fetch of one commit does not. 96 MB that do not compress.
   N_PAST_COMMITS, PAST_BYTES = Figures.sized(3000, 50), 32 << 10
   SOURCES = %w[vote/app.py result/views/index.html worker/src/main/java/worker/Worker.java].freeze
 
@@ -61,7 +62,7 @@ class VotingApp < Repository
     slow_down
   end
 
-  # A commit of which no step is in any build cache: its first step copies a file that has never been.
+  # A commit without any cached step: its first step copies a new file.
   def commit_that_is_new
     Dir[File.join(@tree, '*/packages.txt')].each { |file| File.write(file, "locked at #{Time.now.to_f}\n") }
     commit
@@ -73,7 +74,7 @@ class VotingApp < Repository
     commit
   end
 
-  # A commit with a change that is in no image.
+  # A commit with a change outside the images.
   def commit_beside_the_images
     write('README', "written at #{Time.now.to_f}\n")
     commit
@@ -98,8 +99,8 @@ class VotingApp < Repository
   end
 end
 
-# An image whose step has a command of 60 kB and prints a million empty lines, slowly enough for BuildKit to pass them all on,
-# and an innocent image.
+# An image with a step whose command has 60 kB and prints a million empty lines, slowly enough for BuildKit to forward
+# them all, and a harmless image.
 class FloodingApp < Repository
   NAME = 'acme/flood'
   FLOOD = "for i in $(seq #{Figures.sized(20, 2)}); do yes '' | head -n 50000; sleep 0.3; done; echo >/dev/null #{'word ' * 12_000}".freeze
@@ -112,21 +113,21 @@ class FloodingApp < Repository
     end
   end
 
-  # A commit of which no step is in any build cache.
+  # A commit without any cached step.
   def commit_that_is_new
     %w[flood innocent].each { |name| write("#{name}/once", "at #{Time.now.to_f}\n") }
     commit
   end
 end
 
-# A product's repository, generated, and the same each time but for the commits that are added: 4,000 files of 47 MB, and
-# 600 commits that rewrite 20 of them each. All its history is four times as much to fetch as one commit. There are no deltas
-# in it, nor made of it: the server has the same processors as those whose time is measured, and should need little.
+# A generated product repository, the same in every run except for the added commits: 4,000 files of 47 MB, and 600
+# commits that rewrite 20 of them each. Its history is four times as large as one commit. It has no deltas, and the
+# server makes none: the server shares the processors with the measured processes and should use little of them.
 class LargeRepository < Repository
   NAME = 'acme/large'
   N_FILES, N_DIRECTORIES, N_COMMITS, N_CHANGES = Figures.sized(4000, 100), 400, Figures.sized(600, 5), 20
   SIZES = 8.0..16.0 # binary logarithms of bytes
-  # What files are made of: lines and words that come again, so that they compress as code does.
+  # The content of files: repeated lines and words, so that they compress like code.
   N_LINES, N_WORDS = 500, 300
 
   def initialize(root, directory)
@@ -136,7 +137,7 @@ class LargeRepository < Repository
     git('-C', @bare, 'config', 'pack.window', '0')
   end
 
-  # A commit with another line in ten files.
+  # A commit with a new line in ten files.
   def commit_of_changes
     @n += 1
     10.times { |i| File.write(File.join(@tree, path(i * (N_FILES / 10 - 1))), "changed for the #{@n}. time\n", mode: 'a') }
@@ -152,7 +153,7 @@ class LargeRepository < Repository
     ['option git depth=0', first, *rest].join("\n")
   end
 
-  # One for `git fast-import`.
+  # A commit for `git fast-import`.
   def commit_of(n, files)
     changes = files.map do |file|
       text = text_of(2**@random.rand(SIZES))

@@ -1,9 +1,9 @@
-# How soon a commit's files are there: sidebake's source child against the git command line, and against a clone in full
-# each time, which is what the Ruby builder did. Both from the same server, over loopback and over a slower network.
+# The time until a commit's files are in a directory: sidebake's source child against the git command line, and against
+# a full clone each time, as in the Ruby builder. All use the same server, over loopback and over a slower network.
 #
-# The clock runs from the start of the processes to their end. On our side that is all but what the worker itself does: it
-# gets the token, which both sides have beforehand, and makes jobs wait for a free clone slot, which is here where 32 are
-# asked for at once.
+# The clock runs from the start of the processes to their end. It excludes two tasks of the worker: it gets the token,
+# which both sides have beforehand, and it makes jobs wait for a free clone slot, which this script does when 32 start
+# at once.
 
 require_relative 'git'
 require_relative 'link'
@@ -11,19 +11,19 @@ require_relative 'source_child'
 require_relative 'token'
 
 class Source
-  # What they add to a name.
+  # The suffix of each in names.
   NETWORKS = { loopback: '', slow: ', slow' }.freeze
   SIDES = %i[sidebake git].freeze
-  # In an order in which they can be done: `again` needs what `warm` fetched.
+  # In an order that works: `again` needs the fetch of `warm`.
   WAYS = {
     cold: 'nothing there yet', warm: 'new commit of ten changes', again: 'same commit again', clone: 'clone in full'
   }.freeze
-  # At most so many times git's own time; and so many times faster than a clone in full.
+  # The maximum ratio to git's own time, and the minimum ratio to a full clone.
   BARS = { cold: 1.15, warm: 1.5, again: 1.0, together: 1.5 }.freeze
   BAR_CLONE = 10
 
   N_TOGETHER = Figures.sized(32, 4)
-  # How many of them the worker does at the same time.
+  # How many of them the worker runs at the same time.
   CLONES = Integer(File.read(File.expand_path('../config/sidebake.toml', __dir__))[/^clones = (\d+)/, 1])
   TOGETHER = [[:sidebake, CLONES], [:git, CLONES], [:git, N_TOGETHER]].freeze
 
@@ -59,7 +59,7 @@ class Source
 
   def home(*names) = @world.path(File.join('source', *names))
 
-  # With a mirror in each: the first for what is done alone, and the others as of so many repositories of this size.
+  # Each has a mirror. The first is for the single calls, and the others stand for as many repositories of this size.
   def homes(side, sha)
     first, *others = (0..N_TOGETHER).map { |n| home("#{side}-#{n}") }
     FileUtils.mkdir_p(first)
@@ -69,7 +69,7 @@ class Source
     [first, others]
   end
 
-  # The sides have to do the same work.
+  # Checks that both sides do the same work.
   def compare(sha)
     trees = @homes.map do |side, (home, _)|
       @sides[side].again(home, @urls[:loopback], sha)
@@ -79,7 +79,7 @@ class Source
     remove(*trees)
   end
 
-  # Both sides in each run, and each of them first in turn.
+  # Both sides in each run. Each goes first in turn.
   def measure_once(network, turn)
     sha = @repository.commit_of_changes
     WAYS.keys.product(SIDES.rotate(turn)).each do |way, side|
@@ -97,14 +97,14 @@ class Source
     remove(home('new'))
   end
 
-  # Seconds until the tree is there. It is not kept.
+  # Seconds until the tree is complete. Removes the tree.
   def take(way, side, network, home, sha)
     seconds = Figures.seconds { @sides[side].public_send(way, home, @urls[network], sha) }
     remove(File.join(home, 'tree'))
     seconds
   end
 
-  # Seconds until the last of all is there, and those of the processors that each of them took.
+  # Seconds until the last tree is complete, and the processor seconds of each.
   def together(side, network, width)
     homes = @homes[side].last
     sha = @repository.commit_of_changes
@@ -115,7 +115,7 @@ class Source
     [seconds, cpu]
   end
 
-  # Calls the block with each of them, and `width` times at the same time.
+  # Calls the block with each of them, up to `width` at the same time.
   def at_once(things, width)
     waiting = Queue.new(things).close
     threads = Array.new(width) do
@@ -128,10 +128,10 @@ class Source
     threads.each(&:value)
   end
 
-  # Some hundred thousand files, for which Ruby takes a minute.
+  # Some hundred thousand files, which take Ruby a minute.
   def remove(*paths) = system('rm', '-rf', *paths)
 
-  # Of those that have ended, and theirs. The server has not.
+  # Of the ended children and their children. Excludes the server, which still runs.
   def cpu_of_children = Process.times.then { |times| times.cutime + times.cstime }
 
   def print_figures
@@ -153,7 +153,7 @@ class Source
     seconds.empty? ? '' : Figures.spread(seconds.map { |value| value * 1000 })
   end
 
-  # What went over the slow network.
+  # The bytes on the slow network.
   def kilobytes(way, side)
     bytes = @bytes[[:slow, way, side]]
     bytes.empty? ? '' : format('%.1f', Figures.median(bytes) / 1000)

@@ -1,14 +1,14 @@
-# sidebake's way to a commit's files: its source child, started as the worker does (src/source.rs): the sandbox as an
-# argument, the request and the token on its standard input, and nothing in its environment.
+# sidebake's way to a commit's files: its source child, started as the worker does (src/source.rs). The sandbox is an
+# argument, standard input has the request and the token, and the environment is empty.
 #
-# From outside it is always the same call; what is in the mirror decides what has to be done.
+# The call is always the same. The content of the mirror decides what the child has to do.
 
 require 'json'
 require 'open3'
 require 'uri'
 
 class SourceChild
-  # What the worker lets it read (src/sandbox.rs).
+  # The files that the worker lets it read (src/sandbox.rs).
   READ = [
     *Dir['/{lib64,lib/*-linux-gnu}/{libc.so.6,libgcc_s.so.1,libm.so.6,libresolv.so.2,libnss_*.so.2}'],
     *%w[/etc/resolv.conf /etc/hosts /etc/nsswitch.conf /etc/host.conf /etc/gai.conf /etc/services
@@ -41,8 +41,8 @@ class SourceChild
     }
     arguments = ['source-child', JSON.generate(sandbox([mirror, stage], URI(url).port)), Process.pid.to_s]
     output, status = Open3.capture2e({}, @binary, *arguments, stdin_data: JSON.generate(request), unsetenv_others: true)
-    status.success? or raise Unmeasurable, "the source child has failed: #{output.lines.last}"
-    # As the worker does with what its child has made.
+    status.success? or raise Unmeasurable, "the source child failed: #{output.lines.last}"
+    # As the worker does with the files of its child.
     File.rename(File.join(stage, 'tree'), File.join(home, 'tree'))
     FileUtils.rm_r(stage)
   end

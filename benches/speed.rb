@@ -1,5 +1,5 @@
-# How many empty jobs a worker gets through, at what cost, and how soon it begins one that comes alone: against Ruby's
-# Sidekiq and rusty-sidekiq, which take jobs with BRPOP and lose them with their process.
+# How many empty jobs a worker completes, at what cost, and how soon it starts a single job. Compares Ruby's Sidekiq and
+# rusty-sidekiq, which take jobs with BRPOP and lose them when their process dies.
 
 class Speed
   SLOTS = [5, 10, 20].freeze # the bars take 10
@@ -9,11 +9,11 @@ class Speed
   GAP = 0.01 # seconds between jobs that come alone
   LOOK = 0.02 # seconds
   REST = Figures.sized(5, 1) # seconds
-  # What a worker asks comes in bursts: the poller's, every five seconds or so.
+  # A worker's requests come in bursts, such as those of the poller every five seconds.
   IDLE = Figures.sized(20, 1) # s
   N_MANY = Figures.sized(1_000_000, 5000)
 
-  # One run: jobs a second, microseconds of its processors for each, and requests that Redis read for each.
+  # One run: jobs per second, processor microseconds per job, and requests to Redis per job.
   Rate = Struct.new(:jobs, :cpu, :reads)
 
   def initialize(world, runs)
@@ -43,7 +43,7 @@ class Speed
     end
   end
 
-  # All jobs are there before the worker is; the clock runs from the first that is taken to the last.
+  # All jobs are queued before the worker starts. The clock runs from the first fetch to the last.
   def rate(side, slots, n)
     @world.push_many('speed', n)
     @world.with(start(side, slots)) do |worker|
@@ -60,8 +60,7 @@ class Speed
     end
   end
 
-  # Milliseconds from the push of a job to its callback, with one idle worker; and the requests of a second in which
-  # nothing comes.
+  # Milliseconds from the push of a job to its callback, with one idle worker, and its requests in an idle second.
   def alone(side)
     @world.with(start(side, 10)) do
       arrivals(20) # the first ones find no script in Redis, and no code in the cache

@@ -1,4 +1,4 @@
-# Installation tokens for those who do without sidebake, as GitHub's documentation has it.
+# Installation tokens without sidebake, as in GitHub's documentation.
 
 require 'base64'
 require 'json'

@@ -1,6 +1,6 @@
-# What the measured things stand in: Redis, GitHub's stand-in, a repository, the workers, and Rails' two ends of a job.
+# The environment of the measurements: Redis, GitHub's stand-in, a repository, the workers, and the Rails side of a job.
 #
-# Every process has its log in the directory and is ended by `stop`. What is measured is not decided here.
+# Every process logs to the directory, and `stop` ends it. Other files decide what to measure.
 
 require 'etc'
 require 'sidekiq'
@@ -9,7 +9,7 @@ require 'timeout'
 require_relative 'figures'
 require_relative 'repository'
 
-# The queue that callbacks arrive on. Redis keeps the order in which clients began to wait, so the answer comes at once.
+# The queue of callbacks. Redis serves clients in the order in which they began to wait, so the answer comes at once.
 class Callbacks
   PATIENCE = 300 # seconds
 
@@ -18,25 +18,25 @@ class Callbacks
     @socket.setsockopt(Socket::IPPROTO_TCP, Socket::TCP_NODELAY, 1)
   end
 
-  # Begins to wait. To be called before that which leads to the callback.
+  # Starts to wait. Call it before the action that leads to the callback.
   def listen
     @socket.write("BRPOP queue:callbacks #{PATIENCE}\r\n")
   end
 
   # The argument of the callback.
   def receive
-    raise Unmeasurable, "there was no callback within #{PATIENCE} s" unless @socket.gets == "*2\r\n"
+    raise Unmeasurable, "no callback arrived within #{PATIENCE} s" unless @socket.gets == "*2\r\n"
 
     _queue, text = Array.new(2) { @socket.read(Integer(@socket.gets.delete_prefix('$')) + 2) }
     JSON.parse(text)['args'].first
   end
 end
 
-# A process with a log of its own; ended with its group.
+# A process with its own log. `stop` ends its process group.
 class Service
   attr_reader :pid, :log
 
-  # Nothing of the caller's environment could be a setting.
+  # Removes variables of the caller that could be settings.
   CLEAN = { 'PATH' => ENV.fetch('PATH'), 'HOME' => ENV.fetch('HOME'), 'LANG' => 'C.UTF-8' }.freeze
 
   def initialize(log, *command, **environment)
@@ -58,16 +58,16 @@ class Service
     nil
   end
 
-  # Megabytes of 1,000,000 bytes: all that is resident, and the part of it that no file backs.
+  # Megabytes of 1,000,000 bytes: all resident memory, and the part that no file backs.
   def resident
     status = File.read("/proc/#{@pid}/status")
     %w[VmRSS RssAnon].map { |field| status[/^#{field}:\s+(\d+) kB/, 1].to_i * 1024 / 1e6 }
   end
 
-  # The most megabytes that were ever resident.
+  # The peak of resident megabytes.
   def peak = File.read("/proc/#{@pid}/status")[/^VmHWM:\s+(\d+) kB/, 1].to_i * 1024 / 1e6
 
-  # Seconds of the processors so far.
+  # Processor seconds so far.
   def cpu
     user, system = File.read("/proc/#{@pid}/stat").rpartition(')').last.split.values_at(11, 12).map(&:to_f)
     (user + system) / Etc.sysconf(Etc::SC_CLK_TCK)
@@ -82,7 +82,7 @@ class World
   IMAGES = %w[vote result worker].freeze
   INSTALLATION = 7
 
-  # What benches/run set up.
+  # benches/run sets these.
   REGISTRY, BASE_IMAGE, BUILDX = %w[REGISTRY BASE_IMAGE BUILDX].map { |name| ENV.fetch(name) }
 
   attr_reader :repository, :builder, :github_api, :git_host
@@ -102,7 +102,7 @@ class World
     @builder.start(self)
   end
 
-  # Ends whatever was started, also after half a start.
+  # Ends every started process, even after a failed start.
   def stop
     @services.reverse_each(&:stop)
     @builder.stop
@@ -116,18 +116,18 @@ class World
     spawn('sidebake', path('sidebake'), 'run', '--config', path('sidebake.toml'), *options, **environment)
   end
 
-  # What sidebake replaces, without the application that it would load. `ruby`: one that has Sidekiq.
+  # The worker that sidebake replaces, without an application. `ruby`: a Ruby with Sidekiq.
   def start_ruby(ruby: RbConfig.ruby, queue: 'default', concurrency: 10)
     command = [ruby, '-S', 'sidekiq', '-r', File.join(__dir__, 'probe.rb'), '-q', queue, '-c', concurrency.to_s, '-t', '1']
     spawn('ruby', *command, REDIS_URL: redis_url)
   end
 
-  # The Rust worker of others.
+  # The Rust worker of another project.
   def start_rusty(concurrency, queue)
     spawn('rusty', path('rusty'), redis_url, concurrency.to_s, queue)
   end
 
-  # Runs the block with the service, and ends it.
+  # Runs the block with the service, then ends the service.
   def with(service)
     yield service
   ensure
@@ -141,7 +141,7 @@ class World
 
   # ---------------------------------------------------------------- Redis
 
-  # Pushes probes that are done at once and tell nobody.
+  # Pushes probes that end at once and have no callback.
   def push_many(queue, n)
     script = <<~LUA
       redis.call('SADD', 'queues', ARGV[1])
@@ -154,12 +154,12 @@ class World
 
   def length(queue) = redis('LLEN', "queue:#{queue}")
 
-  # Reads from sockets so far: the round trips, since nobody here sends a second request before the first is answered; what
-  # is pipelined counts once.
+  # Reads from sockets so far. They equal round trips, because no client here sends a second request before the first
+  # reply. A pipeline counts once.
   def reads = redis('INFO', 'stats')[/^total_reads_processed:(\d+)/, 1].to_i
 
-  # Milliseconds of a request and its reply that come alone, as the jobs of Speed do: after a rest a processor has to wake up
-  # first, which takes longer than all else.
+  # Milliseconds of a single request and its reply, as for the jobs of Speed. After a rest a processor first has to wake
+  # up, which takes longer than everything else.
   def round_trip(rest)
     times = Array.new(200) do
       sleep rest
@@ -168,7 +168,7 @@ class World
     Figures.median(times) * 1000
   end
 
-  # Elements that redis-benchmark can pop in a second.
+  # Elements that redis-benchmark can pop per second.
   def pops
     output, = Open3.capture2e('redis-benchmark', '-p', @port.to_s, '-c', '10', '-n', '200000', '-q', 'rpop', 'nothing')
     output[/([\d.]+) requests per second/, 1].to_f
@@ -176,20 +176,20 @@ class World
 
   # ---------------------------------------------------------------- Rails' two ends
 
-  # Seconds from the call of the block to the callback of the last job pushed, and what the callback says.
+  # Seconds from the call of the block to the callback of the last pushed job, and the callback.
   def until_callback
     @callbacks.listen
     started = Figures.now
     yield
     report = @callbacks.receive
     seconds = Figures.now - started
-    # rusty-sidekiq does not tell a job its jid.
-    raise Unmeasurable, "the callback is of another job: #{report}" unless [@jid, nil].include?(report['jid'])
+    # rusty-sidekiq does not give a job its jid.
+    raise Unmeasurable, "the callback belongs to another job: #{report}" unless [@jid, nil].include?(report['jid'])
 
     [seconds, report]
   end
 
-  # Seconds of a build from the job to its callback, and the report.
+  # Seconds from a build job to its callback, and the report.
   def build(sha)
     seconds, report = until_callback { push('BuildJob', build_job(sha)) }
     return [seconds, report] if report['status'] == 'succeeded'
@@ -197,7 +197,7 @@ class World
     raise Unmeasurable, "a build has #{report['status']}: #{report['message']}"
   end
 
-  # The reports of jobs that are pushed together, and the seconds until the last of them was here.
+  # The reports of jobs pushed together, and the seconds until the last report.
   def build_together(jobs)
     started = Figures.now
     jobs.each { |job| push('BuildJob', job) }
@@ -212,7 +212,7 @@ class World
     [seconds, reports]
   end
 
-  # Seconds from a job to its callback while other jobs run, which were pushed two seconds before it, and all reports.
+  # Seconds from a job to its callback while other jobs run, which were pushed two seconds earlier, and all reports.
   def build_beside(others, job)
     others.each { |other| push('BuildJob', other) }
     sleep 2
@@ -237,7 +237,7 @@ class World
 
   def tag(image, sha) = "#{REGISTRY}/acme/#{image}:#{sha}"
 
-  # The argument of a job. `images`: which directory becomes which image.
+  # The argument of a job. `images` maps directories to images.
   def job(repository, sha, images)
     images = images.map do |name, context|
       { 'name' => name, 'context' => context, 'args' => { 'BASE' => BASE_IMAGE }, 'tags' => [tag(name, sha)] }
@@ -248,7 +248,7 @@ class World
     }
   end
 
-  # Runs a command of sidebake to its end.
+  # Runs a command of sidebake and waits for it.
   def sidebake(*arguments)
     output, status = Open3.capture2e(Service::CLEAN, path('sidebake'), *arguments, '--config', path('sidebake.toml'), unsetenv_others: true)
     status.success? or raise Unmeasurable, "sidebake #{arguments.join(' ')}: #{output}"
@@ -258,7 +258,7 @@ class World
 
   def redis_url = "redis://127.0.0.1:#{@port}/0"
 
-  # One command on a connection of its own.
+  # Sends one command on its own connection.
   def redis(*words)
     @redis ||= TCPSocket.new('127.0.0.1', @port).tap { |socket| socket.setsockopt(Socket::IPPROTO_TCP, Socket::TCP_NODELAY, 1) }
     @redis.write("*#{words.size}\r\n#{words.map { |word| "$#{word.bytesize}\r\n#{word}\r\n" }.join}")
@@ -282,7 +282,7 @@ class World
     Service.new(path("#{name}.log"), *command, **environment).tap { |service| @services << service }
   end
 
-  # Somebody may take the port before Redis does; then it ends, and the next port is tried.
+  # Another process may take the port first. Redis then exits, and the loop tries the next port.
   def start_redis
     FileUtils.mkdir(path('redis'))
     5.times do
@@ -303,7 +303,7 @@ class World
   end
 
   def connect
-    # Debian 12's Redis client announces a change of its own on every push.
+    # Debian 12's Redis client otherwise prints a deprecation warning on every push.
     Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
     Sidekiq.configure_client { |config| config.redis = { url: redis_url } }
     @callbacks = Callbacks.new(@port)
@@ -328,7 +328,7 @@ class World
     true
   end
 
-  # The defaults but for where things are, and one that a laptop's kernel may need.
+  # The defaults, except for the locations of things and one setting that a laptop's kernel may need.
   def write_settings
     File.write(path('sidebake.toml'), <<~TOML)
       redis.url = "#{redis_url}"

@@ -1,5 +1,5 @@
-# Builds one commit of each of three applications on Kubernetes, all at once, and shows where each was built. After the
-# second time: application, pod, and both builds side by side.
+# Builds one commit of each of three applications on Kubernetes, all at once, and prints the pod of each build. The
+# second run prints a table: application, pod, and both builds side by side.
 #
 # usage: applications.rb QUEUE RESULT_FILE [FIRST_RESULT_FILE] < "APPLICATION SHA" lines
 # (the environment is docker/quickstart's)
@@ -18,17 +18,17 @@ def build(application, sha)
   }
 end
 
-# The report about a job, and the seconds until it was here.
+# The report about a job, and the seconds until it arrived.
 def wait_for(jid, started)
   path = File.join(ENV.fetch('REPORTS'), "#{jid}.json")
   until File.exist?(path)
-    abort "There was no callback within #{PATIENCE} s." if now > started + PATIENCE
+    abort "No callback arrived within #{PATIENCE} s." if now > started + PATIENCE
     sleep 0.02
   end
   [JSON.parse(File.read(path)), now - started]
 end
 
-# What the table says of one build.
+# The table's entry for one build.
 def result(sha, report, seconds)
   abort "The build has #{report['status']}: #{report['message']}" unless report['status'] == 'succeeded'
   target = report['targets'].first
@@ -52,7 +52,7 @@ jobs = $stdin.each_line.to_h do |line|
   application, sha = line.split
   [application, [sha, BuildJob.set(queue: queue).perform_async(build(application, sha))]]
 end
-# Each thread notes the time at which its callback came.
+# One thread for each job, so that each measures when its own callback arrived.
 waiting = jobs.to_h { |application, (sha, jid)| [application, Thread.new { result(sha, *wait_for(jid, started)) }] }
 results = waiting.transform_values(&:value)
 File.write(result_file, JSON.generate(results))

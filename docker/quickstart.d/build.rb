@@ -1,9 +1,9 @@
-# Builds one commit of the voting application, as an application's Rails would have it built: enqueues the job with
-# Sidekiq's own client, shows the steps while they run, waits for the callback, and asks the registry for the images.
+# Builds one commit of the voting application, as a Rails application does. Enqueues the job with Sidekiq's own client,
+# shows the steps while they run, waits for the callback, and checks the images in the registry.
 #
 # usage: build.rb SHA RESULT_FILE [brief]      (the environment is docker/quickstart's)
-# RESULT_FILE receives: seconds, steps cached, steps. Exit 1 with one sentence when the images are not there.
-# Brief: the callback is one line in place of its whole argument.
+# Writes seconds, steps cached and steps to RESULT_FILE. Exits 1 with one sentence when an image is missing.
+# brief: prints one line of the callback instead of its whole argument.
 
 require_relative 'jobs'
 require_relative 'registry'
@@ -11,7 +11,7 @@ require_relative 'registry'
 IMAGES = %w[vote result worker].freeze
 PATIENCE = 300 # seconds
 
-# What `docker/quickstart` set up.
+# `docker/quickstart` sets these.
 REGISTRY, BASE, REPORTS, WORKER_LOG, WORKER_PID =
   %w[REGISTRY BASE_IMAGE REPORTS WORKER_LOG WORKER_PID].map { |name| ENV.fetch(name) }
 
@@ -26,7 +26,7 @@ def build(sha)
   }
 end
 
-# The steps of a build in the worker's log, which is one JSON object a line.
+# The steps of a build in the worker's log, which has one JSON object per line.
 class Steps
   def initialize(log)
     @log = File.open(log)
@@ -35,7 +35,7 @@ class Steps
     @seen = {}
   end
 
-  # Shows those that ended since the last call.
+  # Prints the steps that ended since the last call.
   def show
     @rest << @log.read.to_s
     while (line = @rest.slice!(/\A.*\n/))
@@ -44,9 +44,11 @@ class Steps
     end
   end
 
+  def none? = @seen.empty?
+
   private
 
-  # A step that images share is told for each of them, and only the first time is news.
+  # The log reports a shared step once for each image. Prints only the first report.
   def show_one(step, milliseconds, is_cached)
     return if @seen[step[/\[.*/]]
 
@@ -59,7 +61,7 @@ def wait_for(path, steps)
   deadline = now + PATIENCE
   until File.exist?(path)
     steps.show
-    abort "There was no callback within #{PATIENCE} s." if now > deadline
+    abort "No callback arrived within #{PATIENCE} s." if now > deadline
     abort "The worker has ended: #{File.readlines(WORKER_LOG).last}" unless File.exist?("/proc/#{WORKER_PID}")
     sleep 0.02
   end
@@ -67,7 +69,7 @@ def wait_for(path, steps)
   JSON.parse(File.read(path))
 end
 
-# JSON with one line for each field and each target.
+# Prints JSON with one line for each field and each target.
 def print_report(report)
   lines = report.map do |name, value|
     value = "[\n      #{value.map { |target| JSON.generate(target) }.join(",\n      ")}\n    ]" if name == 'targets'
@@ -97,6 +99,7 @@ seconds = now - started
 puts '', 'The callback, as BuildFinishedJob received it'
 brief ? puts("  #{JSON.generate(report.slice('build_id', 'jid', 'status', 'reason', 'message', 'sha'))}") : print_report(report)
 abort "The build has #{report['status']}: #{report['message']}" unless report['status'] == 'succeeded'
+abort 'The worker logged no step of the build.' if steps.none?
 puts '', 'The images, as the registry lists them'
 print_images(report, sha)
 cached, total = %w[steps_cached steps_total].map { |field| report['targets'].sum { |target| target[field] } }

@@ -1,10 +1,10 @@
-# The two classes that an application has: the job that asks for a build, and the job that is told how it ended.
-# Loaded by the client (build.rb) and by the Sidekiq worker that takes the callbacks.
+# The two job classes of an application: one requests a build, the other receives its report.
+# The client (build.rb) and the Sidekiq worker that runs the callbacks load them.
 
 require 'json'
 require 'sidekiq'
 
-# Debian 12's Redis client announces a change of its own on every push.
+# Debian 12's Redis client otherwise prints a deprecation warning on every push.
 Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
 
 class BuildJob
@@ -17,7 +17,7 @@ class BuildFinishedJob
   # A queue that sidebake does not take from.
   sidekiq_options queue: 'callbacks'
 
-  # An application would update its rows; here the report becomes a file, which build.rb waits for.
+  # An application would update its database. Here the report becomes a file, which build.rb waits for.
   def perform(report)
     path = File.join(ENV.fetch('REPORTS'), "#{report.fetch('jid')}.json")
     File.write("#{path}.new", JSON.generate(report))

@@ -1,8 +1,8 @@
-# The story of `docker/quickstart --kubernetes`; sourced by it.
+# The stages of `docker/quickstart --kubernetes`, which sources this file.
 #
-# The article's builder, five BuildKit pods in the namespace release-builder, and three applications that are built
-# twice: first by one worker, then, after a change, by another one with an empty disk. That the second build finds what
-# the first one left is the pods' doing alone.
+# Uses the article's builder: five BuildKit pods in the namespace release-builder. Builds each of three applications
+# twice: by one worker, and after a change by another worker with an empty disk. So only the pods can provide the cache
+# that the second build finds.
 
 readonly BUILDERS=release-builder APPLICATIONS=(vote result worker)
 CLUSTER_IS_OURS=0
@@ -18,14 +18,14 @@ build_on_kubernetes() {
   write_worker_settings one
   write_worker_settings two
 
-  section "sidebake builder ensure: what \`docker buildx create --driver kubernetes --driver-opt replicas=5,…\` did"
+  section "sidebake builder ensure (replaces \`docker buildx create --driver kubernetes --driver-opt replicas=5,…\`)"
   ensure_builder
   section "kubectl get pods --namespace $BUILDERS"
   "$KUBECTL" get pods --namespace $BUILDERS --output wide | cut -c1-110 | indent
   section "Three new applications, built at once by worker one"
   start_worker_on one
   build_applications one "$WORK/first"
-  section "A change in each, built by worker two, which has a disk of its own"
+  section "A change in each, built by worker two, which has its own disk"
   local application
   for application in "${APPLICATIONS[@]}"; do change "$application"; done
   start_worker_on two
@@ -35,8 +35,8 @@ build_on_kubernetes() {
 build_applications() {
   local application
   for application in "${APPLICATIONS[@]}"; do echo "$application ${NEWEST[$application]}"; done >"$WORK/commits"
-  # In the foreground, for its input: it is the client, and ends with its terminal.
-  "$RUBY" "$HERE/quickstart.d/applications.rb" "$@" <"$WORK/commits" || fail "the builds did not come out right" "$1"
+  # In the foreground, because it reads stdin. Ctrl-C ends this client along with the script.
+  "$RUBY" "$HERE/quickstart.d/applications.rb" "$@" <"$WORK/commits" || fail "a build did not produce the expected image" "$1"
 }
 
 # ---------------------------------------------------------------- services
@@ -52,17 +52,18 @@ start_cluster() {
   export KUBECONFIG REGISTRY BASE_IMAGE
 }
 
-# An earlier run's namespace may still be on its way out.
+# Kubernetes may still be deleting an earlier run's namespace.
 ensure_builder() {
   "$KUBECTL" wait --for=delete namespace/$BUILDERS --timeout=60s >/dev/null 2>&1 || true
-  "$KUBECTL" create namespace $BUILDERS >/dev/null || fail "the namespace $BUILDERS cannot be made; is it in use?"
+  "$KUBECTL" create namespace $BUILDERS >/dev/null || fail "cannot create the namespace $BUILDERS; is it in use?"
   NAMESPACE_IS_OURS=1
   run "$BIN/sidebake" builder ensure --config "$WORK/one.toml" >"$WORK/ensure" 2>&1 ||
-    { indent <"$WORK/ensure"; fail "there is no builder"; }
+    { indent <"$WORK/ensure"; fail "sidebake builder ensure failed"; }
   indent <"$WORK/ensure"
 }
 
-# write_worker_settings NAME: a queue and a disk of its own. The path by which buildx chooses the pod is the same.
+# write_worker_settings NAME: the worker has its own queue and disk. Both workers share `sticky_path`, by which buildx
+# chooses the pod.
 write_worker_settings() {
   { worker_settings "$1" "$WORK/$1"; cat <<TOML; } >"$WORK/$1.toml"
 [builders.development]
@@ -88,12 +89,12 @@ stop_cluster() {
 
 # ---------------------------------------------------------------- the applications
 
-# Each directory of the voting application as a repository of its own.
+# Makes each directory of the voting application a separate repository.
 new_applications() {
   local application
   for application in "${APPLICATIONS[@]}"; do
     cp -R "$HERE/quickstart.d/voting-app/$application" "$WORK/app-$application"
-    # New to every build cache.
+    # So that no build cache knows it.
     echo "# locked at $(date +%s.%N)" >>"$WORK/app-$application/packages.txt"
     git_quietly init "$WORK/app-$application"
     commit_application "$application" "The first commit"

@@ -10,19 +10,19 @@ use crate::ruby::{self, Sidekiq};
 
 const NAMES: [&str; 3] = ["vote", "result", "worker"];
 
-/// The voting app as a native object.
+/// The build request of the voting app.
 fn voting_app(harness: &Harness, sha: &str) -> Value {
     harness.native("voting-app", sha, &NAMES.map(|name| harness.image(name, sha)))
 }
 
-/// The digest of each image, as the report and the registry agree on it.
+/// The digest of each image, after checking that the report and the registry agree.
 async fn digests(harness: &Harness, report: &Value, sha: &str) -> Vec<String> {
     assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
     let mut digests = Vec::new();
     for name in NAMES {
         let served = registry::digest(&harness.reference(name, sha)).await;
         assert_eq!(target(report, name)["digest"].as_str(), served.as_deref(), "{report:#}");
-        digests.push(served.expect("the image is in the registry"));
+        digests.push(served.expect("the registry has the image"));
     }
     digests
 }
@@ -52,7 +52,7 @@ async fn a_build_from_sidekiqs_client_becomes_three_images_and_a_callback_in_sid
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_active_job_is_built_and_an_active_job_is_told() {
+async fn an_active_job_is_built_and_an_active_job_gets_the_report() {
     let harness = Harness::open();
     let sha = harness.commit_voting_app();
     let sidekiq = Sidekiq::start(&harness);
@@ -99,7 +99,7 @@ async fn the_second_build_runs_only_what_a_changed_file_touches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_times_that_come_from_content_a_builder_is_sent_only_what_changed() {
+async fn with_times_from_content_a_builder_receives_only_changed_files() {
     let harness = Harness::open();
     let _worker = harness.worker(
         "[source]\nmtimes_for = { \"acme/content\" = \"content\" }\nmtimes_key = \"a key that all workers of the fleet have\"",
@@ -110,7 +110,7 @@ async fn with_times_that_come_from_content_a_builder_is_sent_only_what_changed()
         let files = [("app/Dockerfile", dockerfile.as_str()), ("app/large", &large), ("app/page.html", "cats\n")];
         let sha = harness.commit(repository, &files);
         let first = harness.build(harness.native(repository, &sha, &[harness.image("app", &sha)])).await;
-        // Of the same size, so that its time alone tells.
+        // The same size, so that only the time differs.
         let sha = harness.commit(repository, &[("app/page.html", "dogs\n")]);
         let second = harness.build(harness.native(repository, &sha, &[harness.image("app", &sha)])).await;
 
@@ -122,7 +122,7 @@ async fn with_times_that_come_from_content_a_builder_is_sent_only_what_changed()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_field_of_a_template_does_what_it_says() {
+async fn every_field_of_a_template_has_its_effect() {
     let harness = Harness::open();
     let dockerfile = harness.dockerfile("RUN mkdir /srv && echo tool > /srv/which").replacen('\n', " AS tool\n", 1)
         + &harness.dockerfile("RUN mkdir /srv && echo last > /srv/which").replacen('\n', " AS last\n", 1);
@@ -140,7 +140,7 @@ async fn every_field_of_a_template_does_what_it_says() {
     fork["trust"] = json!("fork");
     let report = harness.build(fork).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_eq!(registry::digest(&cache).await, None, "a fork wrote a cache that others read");
+    assert_eq!(registry::digest(&cache).await, None, "a fork wrote a cache that other builds read");
 
     let report = harness.build(harness.native("shop", &sha, std::slice::from_ref(&image))).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
@@ -161,10 +161,10 @@ async fn every_field_of_a_template_does_what_it_says() {
     let report = harness.build(again).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(target(&report, "web")["steps_cached"], json!(0), "{report:#}");
-    assert_eq!(registry::digest(&unpushed).await, None, "pushed, without having been asked to");
+    assert_eq!(registry::digest(&unpushed).await, None, "pushed without a request");
 }
 
-/// The job in each of the four shapes of a definition, of one image `app` with this reference.
+/// The job in each of the four forms of a definition, with one image `app` under this reference.
 fn in_each_shape(harness: &Harness, sha: &str, reference: &str) -> Vec<(&'static str, Value)> {
     let image = json!({"name": "app", "context": "./app", "tags": [reference]});
     let target = json!({"target": {"app": {"context": "./app", "tags": [reference]}}});
@@ -183,7 +183,7 @@ fn in_each_shape(harness: &Harness, sha: &str, reference: &str) -> Vec<(&'static
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_attested() {
+async fn cached_builds_of_a_commit_have_one_digest_and_the_requested_attestations() {
     let harness = Harness::open();
     let compose = "services:\n  app:\n    build: {context: ./app, provenance: mode=max}\n";
     let bake = "target \"app\" {\n  context = \"./app\"\n  attest = [\"type=provenance,mode=max\"]\n}\n";
@@ -202,7 +202,7 @@ async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_atte
             let is_file = ["compose", "bake"].contains(&shape);
             assert_eq!(report["notices"].to_string().contains(replaced), is_file, "{shape}: {report:#}");
         }
-        assert_eq!(digests.len(), 1, "{shape}: the same commit, built again, has another digest: {digests:#?}");
+        assert_eq!(digests.len(), 1, "{shape}: a second build of the commit has another digest: {digests:#?}");
         assert_eq!(registry::attestation(&reference).await, None, "{shape}");
         native["provenance"] = json!("mode=min");
         let report = harness.build(native).await;
@@ -215,7 +215,7 @@ async fn cached_builds_of_a_commit_have_one_digest_and_what_is_asked_for_is_atte
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_sbom_is_made_by_the_image_that_the_configuration_names() {
+async fn the_configured_image_makes_an_sbom() {
     let harness = Harness::open();
     let sbom = r#"{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","subject":[],"predicate":{"name":"ours"}}"#;
     let scanner = harness.dockerfile(&format!(
@@ -227,7 +227,7 @@ async fn an_sbom_is_made_by_the_image_that_the_configuration_names() {
     let _worker = harness.worker(&format!("bake.sbom = \"generator={generator},disabled=true\""));
     let report = harness.build(harness.native("shop", &sha, &[harness.image("scanner", &sha)])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_eq!(registry::attestation(&generator).await, None, "it was not asked for");
+    assert_eq!(registry::attestation(&generator).await, None, "the job did not request an attestation");
 
     let mut native = harness.native("shop", &sha, &[harness.image("app", &sha)]);
     native["sbom"] = json!(true);

@@ -1,4 +1,4 @@
-//! A port that an attack would ring.
+//! A port that an attack would connect to.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// A port that counts who comes, and tells everybody the same.
+/// A port that counts its connections and gives each the same answer.
 pub struct CanaryPort {
     pub port: u16,
     n_connections: Arc<AtomicUsize>,
@@ -22,10 +22,10 @@ impl CanaryPort {
         std::thread::spawn(move || {
             for mut visitor in door.incoming().flatten() {
                 n_connections.fetch_add(1, Ordering::SeqCst);
-                // One that waits to be spoken to must not keep the others waiting.
+                // In its own thread, because a client that waits for the first word must not block the others.
                 let _ = visitor.set_read_timeout(Some(Duration::from_secs(1)));
                 let mut words_of_theirs = [0; 4096];
-                // A visitor that has not said all before it hears the answer may miss it.
+                // A client that receives the answer before it has sent everything may miss it.
                 let n_bytes = visitor.read(&mut words_of_theirs).unwrap_or(0);
                 heard.lock().unwrap().extend_from_slice(&words_of_theirs[..n_bytes]);
                 let _ = visitor.write_all(words.as_bytes());
@@ -34,12 +34,12 @@ impl CanaryPort {
         canary_port
     }
 
-    /// One that says it must know who comes.
+    /// A port that requires a password.
     pub fn asking_for_a_password() -> Self {
         Self::refusing("Basic realm=\"x\"")
     }
 
-    /// A registry that sends whoever comes for a token to this port of the machine.
+    /// A registry that sends its clients to this port of the machine for a token.
     pub fn sending_to(port: u16) -> Self {
         Self::refusing(&format!("Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"x\""))
     }
@@ -58,7 +58,7 @@ impl CanaryPort {
         self.n_connections.load(Ordering::SeqCst)
     }
 
-    /// The first words of everybody.
+    /// The first bytes of every connection.
     pub fn heard(&self) -> Vec<u8> {
         self.heard.lock().unwrap().clone()
     }

@@ -1,5 +1,5 @@
-//! What the documents say in Ruby and in settings, taken from their text and run: Rails' side by real Sidekiq, Active Job
-//! and Action Controller, and ours by a worker that really builds.
+//! Extracts the Ruby and the settings from the documents and runs them: the Rails side by real Sidekiq, Active Job and
+//! Action Controller, and sidebake's side by a worker that really builds.
 
 use std::cell::Cell;
 use std::io::{BufRead, BufReader};
@@ -13,10 +13,10 @@ use crate::peer::made;
 use crate::registry;
 
 const DOCUMENTS: [&str; 3] = ["README.md", "docs/jobs.md", "docs/coming-from-ruby.md"];
-/// In the documents' place for a commit that the job names.
+/// Replaces a commit that a job in the documents names.
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 const SECRET: &str = "what Rails and sidebake know";
-/// The id of the application's one row.
+/// The id of the application's only row.
 const BUILD: u64 = 4711;
 
 /// The text of each fenced block of a language, without the fences.
@@ -36,7 +36,7 @@ fn blocks(language: &str) -> Vec<String> {
     blocks
 }
 
-/// The one block of the documents that begins with this line.
+/// The only block of the documents that begins with this line.
 fn block(language: &str, first_line: &str) -> String {
     let mut found: Vec<String> = blocks(language);
     found.retain(|block| block.lines().next() == Some(first_line));
@@ -54,14 +54,14 @@ fn every_piece_of_ruby_in_the_documents_is_run_here() {
     for block in blocks("ruby") {
         let first_line = block.lines().next().expect("a block has lines");
         let asked = format!("snippet({first_line:?})");
-        assert!(tests.contains(&asked), "no test asks for {asked}");
+        assert!(tests.contains(&asked), "no test uses {asked}");
     }
 }
 
-/// A Rails application of the documents' classes beside a harness.
+/// A Rails application with the documents' classes, and a harness.
 struct Application {
     harness: Harness,
-    /// The program: this machine's, or one with another Sidekiq.
+    /// The program: this machine's Ruby, or one with another Sidekiq.
     ruby: String,
     sha: String,
     processes: Vec<Child>,
@@ -69,12 +69,12 @@ struct Application {
 }
 
 impl Application {
-    /// With the model and the callback, and a commit that its one row is about.
+    /// With the model, the callback, and a commit for its only row.
     fn open() -> Self {
         Self::of("ruby".into())
     }
 
-    /// The same in that Ruby.
+    /// The same in another Ruby.
     fn of(ruby: String) -> Self {
         let harness = Harness::open();
         let sha = harness
@@ -133,17 +133,17 @@ impl Application {
         self.call_about(site, "")
     }
 
-    /// The same where the call site has a `jid`.
+    /// The same for a call site that has a `jid`.
     fn call_about(&self, site: &str, jid: &str) -> String {
         let path = self.harness.home.path().join("call-site");
         std::fs::write(&path, site).unwrap();
         let output = self.ruby().arg(script()).arg("call").arg(&path).env("JID", jid).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{site}: {said}\nGet what is missing: docker/install ruby rails");
+        assert!(output.status.success(), "{site}: {said}\nInstall what is missing: docker/install ruby rails");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// Starts a Sidekiq worker, for the callbacks on `default`.
+    /// Starts a Sidekiq worker for the callbacks on `default`.
     fn work(&mut self) {
         let log = std::fs::File::create(self.harness.home.path().join("sidekiq.log")).unwrap();
         let mut ruby = self.ruby();
@@ -151,7 +151,7 @@ impl Application {
         self.processes.push(ruby.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
     }
 
-    /// Serves the documents' endpoint and routes; returns the URL.
+    /// Serves the documents' endpoint and routes, and returns the URL.
     fn serve(&mut self) -> String {
         let endpoint = self.harness.home.path().join("sidebake_builds_controller.rb");
         std::fs::write(&endpoint, snippet("class SidebakeBuildsController < ActionController::API")).unwrap();
@@ -171,21 +171,21 @@ impl Application {
         let mut port = String::new();
         BufReader::new(server.stdout.take().unwrap()).read_line(&mut port).unwrap();
         self.processes.push(server);
-        assert!(!port.is_empty(), "Rails serves nothing: {}", self.harness.logs());
+        assert!(!port.is_empty(), "Rails did not start: {}", self.harness.logs());
         format!("http://127.0.0.1:{}", port.trim())
     }
 
-    /// A worker that takes from these queues.
+    /// A worker that fetches from these queues.
     fn worker(&self, queues: &str, more: &str) -> Worker {
         self.harness.worker_with(more, &[("SIDEBAKE__QUEUES", queues)])
     }
 
-    /// Waits until Ruby's callback has written the end into the row, and the image is in the registry.
+    /// Waits until Ruby's callback writes the end into the row, and checks that the registry has the image.
     async fn is_built(&self, id: u64) {
-        self.harness.until("the row has an end", async || self.row(id)["status"] != "queued").await;
+        self.harness.until("the row has a final status", async || self.row(id)["status"] != "queued").await;
         let row = self.row(id);
         assert_eq!(row["status"], "succeeded", "{row:#}\n{}", self.harness.logs());
-        let digest = registry::digest(&self.tag()).await.expect("the image is in the registry");
+        let digest = registry::digest(&self.tag()).await.expect("the registry has the image");
         assert!(row["digests"].as_object().unwrap().values().all(|it| *it == digest.as_str()), "{row:#}");
     }
 }
@@ -204,7 +204,7 @@ fn script() -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_native_object_is_built_and_the_row_is_told_in_every_sidekiq() {
+async fn a_build_request_is_built_and_updates_the_row_in_every_sidekiq() {
     for ruby in ["ruby".into(), made("sidekiq-7"), made("sidekiq-8")] {
         let mut application = Application::of(ruby);
         application.work();
@@ -268,14 +268,14 @@ async fn an_id_is_resolved_by_the_endpoint_and_only_with_a_right_signature() {
     let mut application = Application::open();
     application.work();
     let url = application.serve();
-    let worker = application.worker("builds", &resolver(&application, &url, "what somebody else knows"));
+    let worker = application.worker("builds", &resolver(&application, &url, "the secret of another application"));
     let call = snippet("BuildByIdJob.perform_async(build.id)");
     let jid = application.call(&call);
     let retry = async || {
         let retries = application.harness.redis.sorted_set("retry").await;
         retries.into_iter().map(|(job, _)| job).find(|job| job.contains(&jid))
     };
-    application.harness.until("it is refused", async || retry().await.is_some()).await;
+    application.harness.until("the resolver refuses it", async || retry().await.is_some()).await;
     assert!(retry().await.unwrap().contains("Sidebake::ResolverRefused"), "{:?}", retry().await);
     drop(worker);
 
@@ -283,16 +283,16 @@ async fn an_id_is_resolved_by_the_endpoint_and_only_with_a_right_signature() {
     application.call(&call);
     application.is_built(BUILD).await;
 
-    let nobody = application.call("BuildByIdJob.perform_async(4712)");
-    let buried = async || {
+    let missing = application.call("BuildByIdJob.perform_async(4712)");
+    let is_dead = async || {
         let dead = application.harness.redis.sorted_set("dead").await;
-        dead.into_iter().any(|(job, _)| job.contains(&nobody) && job.contains("Sidebake::Gone"))
+        dead.into_iter().any(|(job, _)| job.contains(&missing) && job.contains("Sidebake::Gone"))
     };
-    application.harness.until("a row that is not there is gone", buried).await;
+    application.harness.until("the job without a row is dead", is_dead).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_endpoint_refuses_what_is_not_signed_now() {
+async fn the_endpoint_refuses_a_request_without_a_current_signature() {
     use hmac::{Hmac, KeyInit, Mac};
 
     let mut application = Application::open();
@@ -310,11 +310,11 @@ async fn the_endpoint_refuses_what_is_not_signed_now() {
     let path = format!("/sidebake/builds/{BUILD}");
 
     assert_eq!(ask(&now, &format!("GET\n{path}\n{now}")).await, 200, "{}", application.harness.logs());
-    assert_eq!(ask(&now, &format!("GET\n{path}1\n{now}")).await, 401, "of another path");
-    assert_eq!(ask(&now, &format!("GET\n{path}\n{old}")).await, 401, "of another time");
-    assert_eq!(ask(old, &format!("GET\n{path}\n{old}")).await, 401, "of a time long ago");
+    assert_eq!(ask(&now, &format!("GET\n{path}1\n{now}")).await, 401, "a signature of another path");
+    assert_eq!(ask(&now, &format!("GET\n{path}\n{old}")).await, 401, "a signature of another time");
+    assert_eq!(ask(old, &format!("GET\n{path}\n{old}")).await, 401, "a signature of a time long ago");
     let bare = reqwest::get(format!("{url}{path}")).await.unwrap().status().as_u16();
-    assert_eq!(bare, 401, "not signed at all: {}", application.harness.logs());
+    assert_eq!(bare, 401, "no signature: {}", application.harness.logs());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -344,7 +344,7 @@ async fn a_canary_account_goes_to_sidebake_and_another_stays_with_ruby() {
 
     application.call("(1..100).each { |id| Build.find(id).enqueue }; nil");
     let n_left = application.harness.redis.queue("builds").await.len();
-    assert_eq!(n_left, 95, "five percent of these accounts have such a hash");
+    assert_eq!(n_left, 95, "the hash selects five percent of these accounts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -356,7 +356,10 @@ async fn an_older_sidekiq_cancels_by_two_lines() {
     application.call_about(&cancel, &jid);
     let mut connection = application.harness.redis.connection().await;
     let ttl_s: i64 = redis::cmd("TTL").arg(format!("it-{jid}")).query_async(&mut connection).await.unwrap();
-    assert!(ttl_s > 0, "a mark that comes too late does not stay");
+    assert!(ttl_s > 0, "a mark without a job expires");
     let _worker = application.worker("builds", "");
-    application.harness.until("the row has an end", async || application.row(BUILD)["status"] == "cancelled").await;
+    application
+        .harness
+        .until("the row has a final status", async || application.row(BUILD)["status"] == "cancelled")
+        .await;
 }

@@ -1,4 +1,4 @@
-//! `sidebake build`: a tree with a definition of its own, here and now.
+//! `sidebake build`: builds a local tree by its own definition.
 
 use std::path::Path;
 use std::process::Command;
@@ -19,7 +19,7 @@ fn tree(harness: &Harness, files: &[(&str, &str)]) -> String {
     root.to_str().unwrap().to_owned()
 }
 
-/// What a container of an image in the engine's own store prints.
+/// The output of a container of an image in the engine's own store.
 fn run_image(harness: &Harness, reference: &str, command: &[&str]) -> String {
     let mut docker = Command::new("docker");
     docker.args(["-H", &harness.engine.docker_host, "run", "--rm", "--network", "none", reference]).args(command);
@@ -29,7 +29,7 @@ fn run_image(harness: &Harness, reference: &str, command: &[&str]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked() {
+async fn build_makes_the_services_of_a_compose_file_and_pushes_them_on_request() {
     let harness = Harness::open();
     let (web, api) = (harness.reference("web", "1"), harness.reference("api", "1"));
     let compose = format!(
@@ -45,7 +45,7 @@ async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked()
             ("docker-compose.yml", &compose),
             ("web/Dockerfile", &harness.dockerfile("COPY . /srv")),
             ("web/page.html", "<h1>cats</h1>\n"),
-            // Beside its context, as in many a repository.
+            // Outside its context, as in many repositories.
             ("docker/api.Dockerfile", &api_dockerfile),
             ("api/api.txt", "api\n"),
         ],
@@ -53,7 +53,7 @@ async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked()
 
     let output = harness.run(&["build", &tree]);
     assert!(output.status.success(), "{}", text(&output));
-    assert_eq!(registry::digest(&web).await, None, "pushed, without having been asked to");
+    assert_eq!(registry::digest(&web).await, None, "pushed without a request");
     assert_eq!(run_image(&harness, &web, &["cat", "/srv/page.html"]), "<h1>cats</h1>\n");
 
     let output = harness.run(&["build", &tree, "--push"]);
@@ -69,7 +69,7 @@ async fn build_makes_the_services_of_a_compose_file_and_pushes_them_when_asked()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn build_takes_a_bake_file_with_all_that_hcl_can() {
+async fn build_accepts_a_bake_file_with_any_hcl() {
     let harness = Harness::open();
     let reference = |name: &str| harness.reference(name, "1");
     let bake = format!(
@@ -124,18 +124,18 @@ EOT
         assert_eq!(
             registry::file(&app, "srv/base.txt").await.as_deref(),
             Some("base\n"),
-            "built upon its linked target"
+            "builds on its linked target"
         );
         let args = registry::file(&app, "srv/args").await;
-        assert_eq!(args, Some(format!("{flavour} nobody's ${{WHOSE}}\n")), "nothing of the environment's");
+        assert_eq!(args, Some(format!("{flavour} nobody's ${{WHOSE}}\n")), "no value comes from the environment");
         assert!(text(&output).contains(&registry::digest(&app).await.unwrap()[..19]), "{}", text(&output));
     }
     assert_eq!(registry::file(&reference("tool"), "srv/app.txt").await.as_deref(), Some("app\n"));
-    assert!(Path::new(&tree).join("docker-bake.hcl").exists(), "the tree is the owner's");
+    assert!(Path::new(&tree).join("docker-bake.hcl").exists(), "the command leaves the tree unchanged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn build_takes_a_template_and_a_url_and_says_what_failed() {
+async fn build_accepts_a_template_and_a_url_and_reports_a_failure() {
     let harness = Harness::open();
     let open = world::GitHost::open();
     let dockerfile = harness.dockerfile("COPY . /srv\nRUN exit 7");

@@ -1,4 +1,4 @@
-//! A registry that asks who it is: real buildx, BuildKit and registry, with what a credential helper answers.
+//! A registry that requires credentials: real buildx, BuildKit and registry, with the answers of a credential helper.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
@@ -9,10 +9,10 @@ use serde_json::json;
 use crate::harness::Harness;
 
 const PASSWORD: &str = "pa55-of-robot";
-/// The line of `htpasswd -B` for it.
+/// Its line of `htpasswd -B`.
 const ACCOUNT: &str = "robot:$2y$05$abcdefghijklmnopqrstuu8ur5UHBRIJ84lPWAr3x2BGWNEgz6eAy";
 
-/// A registry for one account; dropping it ends it.
+/// A registry for one account. Dropping it stops the registry.
 struct Registry {
     child: Child,
     address: String,
@@ -80,14 +80,14 @@ async fn a_push_needs_the_credentials_that_a_helper_has() {
     native["callback"]["on"] = json!(["retrying", "finished"]);
 
     harness.redis.push("default", "BuildJob", json!([native])).await;
-    harness.until("it is told that the registry refuses", async || !harness.reports().await.is_empty()).await;
+    harness.until("the report says that the registry refuses", async || !harness.reports().await.is_empty()).await;
     let report = harness.reports().await.remove(0);
     assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("registry_denied")), "{report:#}");
     assert_eq!(registry.has("acme/web").await, StatusCode::NOT_FOUND);
 
     std::fs::write(file, json!({"credHelpers": {&registry.address: "fake"}}).to_string()).unwrap();
     harness.redis.push("default", "BuildJob", json!([native])).await;
-    harness.until("it is built", async || harness.reports().await.len() > 1).await;
+    harness.until("the second build ends", async || harness.reports().await.len() > 1).await;
     let report = harness.reports().await.remove(1);
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(registry.has("acme/web").await, StatusCode::OK);

@@ -1,4 +1,4 @@
-//! A worker that dies, and a harness full of jobs.
+//! A worker that dies, and a worker with many jobs.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use world::wait_for_within;
 use crate::harness::{Harness, PATIENCE};
 use crate::{processes, registry};
 
-/// How long a death may take to be felt.
+/// How long other processes may take to notice a death.
 const SOON: Duration = Duration::from_secs(5);
 
-/// A build whose only step sleeps, and can be found among all processes of the machine.
+/// A build whose only step sleeps. The test can find the step among all processes of the machine.
 struct Sleeper {
     step: String,
     sha: String,
@@ -29,7 +29,7 @@ impl Sleeper {
         Self { step, sha, native }
     }
 
-    /// Enqueues it and waits until BuildKit runs the step.
+    /// Enqueues the build and waits until BuildKit runs the step.
     async fn running(&self, harness: &Harness) -> String {
         let jid = harness.redis.push("default", "BuildJob", json!([self.native])).await;
         wait_for_within(PATIENCE, "the step to run", || self.is_asleep()).await;
@@ -38,14 +38,14 @@ impl Sleeper {
         jid
     }
 
-    /// Not counting the shell, which was given the whole line.
+    /// Excludes the shell, whose arguments contain the whole line.
     fn is_asleep(&self) -> bool {
         processes::with(&self.step).iter().any(|line| line.starts_with("sleep "))
     }
 
-    /// Soon, and long before the step would have ended by itself.
+    /// Waits until the step ends, long before it would end on its own.
     async fn is_woken(&self, harness: &Harness) {
-        wait_for_within(SOON, "every child to be gone", || harness.children().is_empty()).await;
+        wait_for_within(SOON, "every child to end", || harness.children().is_empty()).await;
         wait_for_within(SOON, "BuildKit to end the step", || !self.is_asleep()).await;
         assert_eq!(registry::digest(&harness.reference("web", &self.sha)).await, None);
     }
@@ -72,7 +72,7 @@ async fn a_killed_worker_leaves_no_process_and_another_one_finishes_its_build() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_told_to_stop_puts_its_build_back() {
+async fn a_stopping_worker_requeues_its_build() {
     let harness = Harness::open();
     let sleeper = Sleeper::new(&harness, 30);
     let mut worker = harness.worker("shutdown.timeout = \"1s\"");
@@ -102,11 +102,11 @@ async fn a_build_is_stopped_at_its_time_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn six_builds_at_once_of_two_repositories_get_each_its_own_files() {
+async fn each_of_six_builds_of_two_repositories_gets_its_own_files() {
     let harness = Harness::open();
     let dockerfile = harness.dockerfile("COPY . /srv\nRUN sleep 1 && cp /srv/app.txt /srv/built.txt");
     let mut jobs = Vec::new();
-    // Equal names, equal sizes: BuildKit tells what was already sent by the name of the directory, sizes and times.
+    // The same names and sizes: BuildKit identifies files that it already has by directory name, size and time.
     for repository in ["cats", "dogs"] {
         for version in 1..=3 {
             let text = format!("{repository} {version}\n");

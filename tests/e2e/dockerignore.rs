@@ -1,4 +1,4 @@
-//! Whether a file that a `.dockerignore` may leave out is an input of the build: BuildKit's answer, and ours.
+//! Whether a file that a `.dockerignore` may exclude is an input of the build: BuildKit's answer and sidebake's.
 
 use serde_json::{Value, json};
 use world::File;
@@ -9,7 +9,7 @@ use crate::registry;
 const POINTER: &str = "version https://git-lfs.github.com/spec/v1\n\
     oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n";
 
-/// What the file says, and a path in the context.
+/// The content of the file, and a path in the context.
 const TABLE: &[(&str, &str)] = &[
     ("models", "models/deep/x.bin"),
     ("/models/", "models/x.bin"),
@@ -46,11 +46,11 @@ async fn a_pointer_stops_a_build_where_buildkit_would_have_put_it_into_the_image
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_file_beside_a_dockerfile_is_looked_for_where_buildx_looks_for_it() {
+async fn the_dockerignore_of_a_dockerfile_is_read_from_the_path_that_buildx_uses() {
     let harness = Harness::open();
     let dockerfile = showing(&harness);
     let (mut files, mut images) = (Vec::new(), Vec::new());
-    // Folded, the path is Dockerfile; followed, it is a/Dockerfile.
+    // Folded, the path is Dockerfile. Followed, it is a/Dockerfile.
     for (n, (folded, followed)) in [("models", "#"), ("#", "models")].into_iter().enumerate() {
         files.extend([
             File::new(&format!("c{n}/Dockerfile"), dockerfile.as_str()),
@@ -66,12 +66,13 @@ async fn the_file_beside_a_dockerfile_is_looked_for_where_buildx_looks_for_it() 
     is_judged_as_by_buildkit(&harness, &files, &images).await;
 }
 
-/// A Dockerfile that shows what it is sent.
+/// A Dockerfile that prints the files that it receives.
 fn showing(harness: &Harness) -> String {
     harness.dockerfile("COPY . /context\nRUN cd /context && find * -name '*.bin' > /found")
 }
 
-/// Builds images of contexts and their Dockerfiles twice: first pointers are just files, and BuildKit says which it is sent.
+/// Builds images of contexts and their Dockerfiles twice. In the first build pointers are plain files, and BuildKit
+/// shows which ones it receives.
 async fn is_judged_as_by_buildkit(harness: &Harness, files: &[File], images: &[(String, &str)]) {
     let sha = harness.commit_with("ignored", files);
     let _worker = harness.worker("");

@@ -1,4 +1,4 @@
-//! The real engine with its registry and base image, started once for all tests by `docker/engine`.
+//! The real engine with its registry and base image. `docker/engine` starts it once for all tests.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ pub struct Engine {
     pub docker_host: String,
     /// `127.0.0.1:PORT`
     pub registry: String,
-    /// A shell and its tools, as a reference to pull.
+    /// An image with a shell and its tools, as a reference to pull.
     pub base_image: String,
     /// Path of `docker-buildx`.
     pub buildx: PathBuf,
@@ -18,7 +18,7 @@ pub struct Engine {
     _leash: Option<ChildStdin>,
 }
 
-/// The engine, which is started when it does not run, and then stopped at the end.
+/// The engine. Starts it when it does not run, and then stops it at the end.
 pub fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
@@ -27,7 +27,7 @@ pub fn engine() -> &'static Engine {
         assert!(started.status.success(), "no engine. {}", hint(&started));
         let leash = is_ours.then(stop_with_this_process);
         let status = script("status");
-        assert!(status.status.success(), "the engine went away. {}", hint(&status));
+        assert!(status.status.success(), "the engine has stopped. {}", hint(&status));
         Engine::read(&String::from_utf8_lossy(&status.stdout), leash)
     })
 }
@@ -37,7 +37,7 @@ impl Engine {
     fn read(assignments: &str, leash: Option<ChildStdin>) -> Self {
         let value = |name: &str| {
             let found = assignments.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            found.unwrap_or_else(|| panic!("docker/engine tells no {name}: {assignments}")).to_owned()
+            found.unwrap_or_else(|| panic!("docker/engine prints no {name}: {assignments}")).to_owned()
         };
         Self {
             docker_host: value("DOCKER_HOST"),
@@ -48,12 +48,12 @@ impl Engine {
         }
     }
 
-    /// Settings of `builders.default`, unless a test has its own.
+    /// Settings of `builders.default`, unless a test has other ones.
     pub fn builder(&self) -> String {
         format!("builders.default = {{ driver = \"docker\", endpoint = \"{}\" }}", self.docker_host)
     }
 
-    /// What leads a bare docker-buildx to the engine.
+    /// The environment that connects a bare docker-buildx to the engine.
     pub fn environment(&self) -> [(&str, &str); 1] {
         [("DOCKER_HOST", &self.docker_host)]
     }
@@ -73,14 +73,14 @@ fn path() -> PathBuf {
 
 fn hint(output: &Output) -> String {
     let said = [&output.stdout[..], &output.stderr[..]].concat();
-    format!("docker/engine said: {}\nGet what it needs: docker/install", String::from_utf8_lossy(&said).trim())
+    format!("docker/engine said: {}\nInstall what it needs: docker/install", String::from_utf8_lossy(&said).trim())
 }
 
-/// A shell that waits for the end of a pipe, which comes when this process ends, in whatever way.
+/// Starts a shell that waits for the end of a pipe. The pipe ends with this process, however it ends.
 fn stop_with_this_process() -> ChildStdin {
     let mut shell = Command::new("sh");
     shell.args(["-c", "cat; exec \"$0\" stop"]).arg(path());
-    // A group of its own, since Ctrl-C would otherwise end it first.
+    // In its own process group, because Ctrl-C would otherwise end it first.
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     shell.spawn().unwrap().stdin.take().unwrap()
 }

@@ -1,8 +1,9 @@
-//! What a definition says in text stays text, whatever bake would make of it: from the platform's template, or from a file of
-//! the tree, through the validated definition and the real `docker-buildx bake --print`.
+//! Text in a definition stays text, even when bake could evaluate it. The text comes from the platform's template or
+//! from a file of the tree. It passes through the validated definition and the real `docker-buildx bake --print`.
 //!
-//! Each case is a definition of many targets with generated names and values. The truth is what was generated; ours is
-//! what buildx understands when it reads `sidebake build --print`. `PROPTEST_RNG_SEED` gives other ones.
+//! Each case is a definition of many targets with generated names and values. The expected result is what the generator
+//! produced. The actual result is what buildx reads from the output of `sidebake build --print`. `PROPTEST_RNG_SEED`
+//! selects other cases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -17,10 +18,10 @@ use serde_json::{Map, Value, json};
 
 use crate::harness::{Harness, text};
 
-/// Fields of a target by name, as `--print` has them when nothing in them is escaped.
+/// Fields of a target by name, as in `--print` when no field needs escapes.
 type Target = Map<String, Value>;
 
-/// What bake, JSON, CSV, shells or Dockerfiles could take for something else.
+/// Text that bake, JSON, CSV, shells or Dockerfiles could interpret.
 const FRAGMENTS: &[&str] = &[
     "${",
     "%{",
@@ -92,12 +93,12 @@ fn nasty() -> impl Strategy<Value = String> {
     prop_oneof![60 => short, 1 => long]
 }
 
-/// The same, in one line and without what a list of options is written with.
+/// The same on one line, without the syntax of a list of options.
 fn nasty_word() -> impl Strategy<Value = String> {
     nasty().prop_map(|text| format!("r{}", text.replace(['\n', '\r', '"', ',', ' ', '\t', '='], "-")))
 }
 
-/// The same without what the names of arguments and contexts cannot have.
+/// The same without characters that names of arguments and contexts cannot have.
 fn nasty_name() -> impl Strategy<Value = String> {
     nasty().prop_map(|text| text.replace(|c: char| c == '=' || c.is_control(), "-"))
 }
@@ -110,7 +111,7 @@ fn list(of: impl Strategy<Value = String>) -> impl Strategy<Value = Value> {
     btree_set(of, 0..3).prop_map(|texts| json!(texts))
 }
 
-/// A target with fields that the platform's template has, too.
+/// A target with fields that the platform's template also has.
 fn target() -> impl Strategy<Value = Target> {
     let contexts = btree_map(nasty_name(), nasty_word().prop_map(|image| format!("docker-image://{image}")), 0..3);
     let caches = |name: &'static str| {
@@ -120,7 +121,7 @@ fn target() -> impl Strategy<Value = Target> {
         })
     };
     let args = btree_map(nasty_name(), prop_oneof![9 => nasty(), 1 => Just(String::new())], 0..4);
-    // Policy takes names and addresses only, which have nothing to escape.
+    // Policy accepts only names and addresses, which need no escapes.
     let hosts = btree_map("[a-z][a-z0-9.-]{0,9}", "10\\.0\\.0\\.[1-9]", 0..3).prop_map(|hosts| json!(hosts));
     let maps = (args.prop_map(|args| json!(args)), texts(), hosts, contexts);
     let lists = (list(nasty()), list(nasty()), caches("cache-from"), caches("cache-to"));
@@ -155,7 +156,7 @@ fn check(n_cases: u32, test: impl Fn(Vec<Target>) -> Result<(), String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_template_says_is_what_buildx_understands() {
+async fn buildx_reads_a_templates_text_unchanged() {
     let harness = Harness::open();
     let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
@@ -169,7 +170,7 @@ async fn what_a_template_says_is_what_buildx_understands() {
         is_understood(&harness, &tree, &output, targets)
     };
     check(3, holds);
-    // Without what buildx writes in another form, the template is not resolved by it first.
+    // Without fields that buildx writes in another form, because then buildx does not resolve the template first.
     check(3, |targets| {
         let keep = |(name, _): &(String, Value)| !["contexts", "cache-from", "cache-to"].contains(&name.as_str());
         holds(targets.into_iter().map(|target| target.into_iter().filter(keep).collect()).collect())
@@ -177,14 +178,14 @@ async fn what_a_template_says_is_what_buildx_understands() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_file_says_is_what_buildx_understands() {
+async fn buildx_reads_a_files_text_unchanged() {
     let harness = Harness::open();
     let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
     check(3, |targets| {
         let mut targets = named(without_shared_caches(targets));
         for target in targets.values_mut() {
-            // The template does not have these. What is generated for one place will do for another.
+            // The template does not have these fields. Text generated for one of them works for another.
             let label = target.get("target").cloned().unwrap_or_default();
             target.insert("annotations".into(), json!([format!("key={}", label.as_str().unwrap())]));
             target.insert("description".into(), label);
@@ -203,7 +204,7 @@ fn named(targets: Vec<Target>) -> BTreeMap<String, Target> {
     targets.into_iter().enumerate().map(|(n, target)| (format!("t{n}"), target)).collect()
 }
 
-/// Two targets may not leave their cache in one place.
+/// Two targets must not write their cache to the same location.
 fn without_shared_caches(mut targets: Vec<Target>) -> Vec<Target> {
     let mut taken = BTreeSet::new();
     for target in &mut targets {
@@ -230,7 +231,7 @@ fn image(name: &str, target: &Target) -> Value {
     image.into()
 }
 
-/// Whether buildx, on its own, reads from the output of `sidebake build --print` what was generated.
+/// Whether buildx alone reads the generated values from the output of `sidebake build --print`.
 fn is_understood(
     harness: &Harness,
     tree: &Path,
@@ -265,7 +266,7 @@ fn is_understood(
     Ok(())
 }
 
-/// The field's texts as `--print` means them. It escapes values of some fields, and keys of none.
+/// The meaning of a field in `--print`, which escapes values of some fields and no keys.
 fn plain(target: &Value) -> Target {
     let is_escaped =
         |field: &str| ["args", "labels", "annotations", "dockerfile-inline", "extra-hosts"].contains(&field);
@@ -276,11 +277,11 @@ fn plain(target: &Value) -> Target {
         .collect()
 }
 
-/// As the author of a bake file in JSON has to write it.
+/// The form that the author of a bake file in JSON has to write.
 fn escaped(value: &Value) -> Value {
     let escape = |text: &str| {
         let text = text.replace("${", "$${").replace("%{", "%%{");
-        // HCL drops a byte order mark where a text begins, unless an expression makes it.
+        // HCL drops a byte order mark at the start of a text, unless an expression produces it.
         text.strip_prefix('\u{feff}').map_or(text.clone(), |rest| format!("${{\"\\ufeff\"}}{rest}"))
     };
     match value {

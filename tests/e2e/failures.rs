@@ -1,4 +1,4 @@
-//! Builds that fail: the reason, the message and the retry that each mistake gets from the real builder.
+//! Builds that fail: the reason, message and retry for each mistake on the real builder.
 
 use std::net::TcpListener;
 
@@ -11,7 +11,7 @@ use crate::registry;
 async fn a_failing_step_is_named_and_its_siblings_are_reported() {
     let harness = Harness::open();
     let fine = harness.dockerfile("COPY . /srv");
-    // The siblings are pushed by the time it fails.
+    // The build pushes the siblings before this step fails.
     let broken = harness.dockerfile("COPY . /srv\nRUN sleep 4 && echo no such flavour >&2 && exit 3");
     let sha =
         harness.commit("shop", &[("web/Dockerfile", &fine), ("api/Dockerfile", &fine), ("broken/Dockerfile", &broken)]);
@@ -31,7 +31,7 @@ async fn a_failing_step_is_named_and_its_siblings_are_reported() {
     assert!(broken["error"].as_str().unwrap().contains("exit code: 3"), "{broken:#}");
     assert_eq!(registry::digest(&harness.reference("broken", &sha)).await, None);
     for name in ["web", "api"] {
-        let served = registry::digest(&harness.reference(name, &sha)).await.expect("the sibling was pushed");
+        let served = registry::digest(&harness.reference(name, &sha)).await.expect("the registry has the sibling");
         assert_eq!(
             (&target(&report, name)["status"], &target(&report, name)["digest"]),
             (&json!("succeeded"), &json!(served)),
@@ -39,19 +39,19 @@ async fn a_failing_step_is_named_and_its_siblings_are_reported() {
         );
     }
     harness.nothing_is_left().await;
-    assert!(harness.redis.sorted_set("retry").await.is_empty(), "a customer's mistake is not retried");
+    assert!(harness.redis.sorted_set("retry").await.is_empty(), "sidebake does not retry a customer's mistake");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_mistake_has_its_reason_and_is_not_retried() {
     let harness = Harness::open();
     let (registry, nonce) = (&harness.engine.registry, &harness.nonce);
-    // The context, its Dockerfile, the reason, and what the message must name.
+    // The context, its Dockerfile, the reason, and the text that the message must contain.
     let mistakes = [
         ("syntax", harness.dockerfile("RUNN echo hello"), "dockerfile_invalid", "RUNN"),
         ("copy", harness.dockerfile("COPY nowhere.txt /srv/"), "file_not_found", "nowhere.txt"),
         ("base", format!("FROM {registry}/{nonce}/nothing:1"), "base_image_not_found", "nothing:1"),
-        // A reference that reads like a registry's complaint.
+        // A reference that resembles a registry's error.
         ("limit", format!("FROM {registry}/{nonce}/toomanyrequests:1"), "base_image_not_found", "toomanyrequests:1"),
         ("empty", String::new(), "dockerfile_invalid", "empty"),
         ("port", harness.dockerfile("EXPOSE eighty"), "dockerfile_invalid", "eighty"),
@@ -83,7 +83,7 @@ async fn each_mistake_has_its_reason_and_is_not_retried() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_that_is_away_is_no_fault_of_the_customer() {
+async fn an_unreachable_registry_is_not_the_customers_mistake() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
     let closed_port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -94,7 +94,7 @@ async fn a_registry_that_is_away_is_no_fault_of_the_customer() {
 
     let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
 
-    harness.until("it is to be retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     let job: serde_json::Value = serde_json::from_str(&member).unwrap();
     assert_eq!((&job["jid"], &job["class"], &job["retry_count"]), (&json!(jid), &json!("BuildJob"), &json!(0)));
@@ -109,7 +109,7 @@ async fn a_registry_that_is_away_is_no_fault_of_the_customer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_engine_that_is_away_is_no_fault_of_the_customer() {
+async fn an_unreachable_engine_is_not_the_customers_mistake() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
     let mut native = harness.native("shop", &sha, &[harness.image("web", &sha)]);
@@ -118,7 +118,7 @@ async fn an_engine_that_is_away_is_no_fault_of_the_customer() {
 
     harness.redis.push("default", "BuildJob", json!([native])).await;
 
-    harness.until("the attempt is over", async || !harness.reports().await.is_empty()).await;
+    harness.until("the attempt ends", async || !harness.reports().await.is_empty()).await;
     let report = harness.reports().await.remove(0);
     assert_eq!(
         (&report["moment"], &report["reason"]),

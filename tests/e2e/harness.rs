@@ -1,5 +1,5 @@
-//! A harness for one test: Redis, GitHub, a git host and workers, around the engine that all tests share: a Docker engine
-//! here, a cluster in `tests/kubernetes`.
+//! A harness for one test: Redis, GitHub, a git host and workers, around the engine that all tests share. The engine is
+//! Docker here, and a cluster in `tests/kubernetes`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -13,7 +13,7 @@ pub use world::{Worker, text};
 use crate::engine::{Engine, engine};
 use crate::processes;
 
-/// How long a build may take before a test gives up: on a machine that others keep busy, minutes.
+/// How long a build may take before a test fails. On a busy machine, a build takes minutes.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
 /// The queue on which callbacks arrive.
@@ -25,7 +25,7 @@ pub struct Harness {
     pub git: GitHost,
     pub engine: &'static Engine,
     pub home: Home,
-    /// Names that no other test and no earlier run has used: nothing of theirs is in a registry or cache under it.
+    /// A prefix for names that no other test and no earlier run uses, so the registry and caches have nothing under it.
     pub nonce: String,
     /// The settings of `builders`, as TOML.
     pub builders: String,
@@ -45,22 +45,23 @@ impl Harness {
         Self { redis: Redis::start(), github, git, engine, home, nonce, builders }
     }
 
-    /// Commits files on `main` of a repository of acme's, and returns the sha.
+    /// Commits files on `main` of a repository of acme and returns the sha.
     pub fn commit(&self, repository: &str, files: &[(&str, &str)]) -> String {
         self.git.repository(&format!("acme/{repository}")).commit(files)
     }
 
-    /// The same with links and other special entries.
+    /// Commits files, links and other special entries.
     pub fn commit_with(&self, repository: &str, files: &[File]) -> String {
         self.git.repository(&format!("acme/{repository}")).commit_with("main", files)
     }
 
-    /// A Dockerfile on the base image. No cache knows its RUN steps, which see the variable.
+    /// A Dockerfile on the base image. The variable makes its RUN steps new to every cache.
     pub fn dockerfile(&self, instructions: &str) -> String {
         format!("FROM {}\nENV NONCE={}\n{instructions}\n", self.engine.base_image, self.nonce)
     }
 
-    /// Three images in the directories `vote`, `result` and `worker`, each of four steps, two of them before its sources.
+    /// Three images in the directories `vote`, `result` and `worker`, each with four steps, two of them before its
+    /// sources.
     pub fn commit_voting_app(&self) -> String {
         let dockerfile = self.dockerfile(
             "COPY packages.txt /etc/packages.txt\nRUN cp /etc/packages.txt /etc/installed.txt\n\
@@ -78,7 +79,7 @@ impl Harness {
         self.commit("voting-app", &files)
     }
 
-    /// A reference in the registry that is this test's own.
+    /// A reference in the registry that only this test uses.
     pub fn reference(&self, name: &str, tag: &str) -> String {
         format!("{}/{}/{name}:{tag}", self.engine.registry, self.nonce)
     }
@@ -88,7 +89,7 @@ impl Harness {
         json!({"name": name, "context": format!("./{name}"), "tags": [self.reference(name, sha)]})
     }
 
-    /// The native object of a build with a callback.
+    /// The build request of a build with a callback.
     pub fn native(&self, repository: &str, sha: &str, images: &[Value]) -> Value {
         json!({
             "build_id": 42, "repository": format!("acme/{repository}"), "sha": sha, "ref": "refs/heads/main",
@@ -97,7 +98,7 @@ impl Harness {
         })
     }
 
-    /// The native object of a build by an inline definition, of one of its targets.
+    /// The build request of one target of an inline definition.
     pub fn inline(&self, repository: &str, sha: &str, definition: Value, target: &str) -> Value {
         let mut native = self.native(repository, sha, &[]);
         native.as_object_mut().unwrap().remove("application");
@@ -106,7 +107,7 @@ impl Harness {
         native
     }
 
-    /// Writes the configuration, with `more` at its end, and returns its path. The sandbox is the default one.
+    /// Writes the configuration, with `more` at its end, and returns its path. Uses the default sandbox.
     pub fn config(&self, more: &str) -> PathBuf {
         self.home.write_config(&format!(
             r#"
@@ -136,7 +137,7 @@ sandbox.registry_ports = [{port}]
         self.worker_with(more, &[])
     }
 
-    /// The same with variables in its environment.
+    /// Starts a worker with variables in its environment.
     pub fn worker_with(&self, more: &str, variables: &[(&str, &str)]) -> Worker {
         self.home.worker(&self.config(more), &[], variables)
     }
@@ -146,12 +147,12 @@ sandbox.registry_ports = [{port}]
         self.run_with(arguments, &[])
     }
 
-    /// The same with variables in its environment.
+    /// Runs another command with variables in its environment.
     pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
         self.home.run(arguments, &self.config(""), variables)
     }
 
-    /// The tree of `main` without a `.git`, where the worker would put it in a job's directory; for control runs.
+    /// The tree of `main` without `.git`, where the worker would check it out in a job's directory; for control runs.
     pub fn check_out(&self, repository: &str) -> PathBuf {
         let tree = self.home.path().join(format!("control-{repository}"));
         std::fs::create_dir(&tree).unwrap();
@@ -160,14 +161,14 @@ sandbox.registry_ports = [{port}]
         tree
     }
 
-    /// Runs the real `docker-buildx` as a careless worker would.
+    /// Runs the real `docker-buildx` without the worker's checks.
     pub fn bare_bake(&self, tree: &Path, definition: &Value) -> Output {
         let file = self.home.path().join("bare-bake.json");
         std::fs::write(&file, definition.to_string()).unwrap();
         self.bare_buildx(tree).args(["bake", "--progress", "rawjson", "--file"]).arg(file).output().unwrap()
     }
 
-    /// The real `docker-buildx` in a directory: unpoliced, with the machine's PATH.
+    /// The real `docker-buildx` in a directory, without validation and with the machine's PATH.
     pub fn bare_buildx(&self, directory: &Path) -> Command {
         let mut buildx = Command::new(&self.engine.buildx);
         buildx.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
@@ -175,28 +176,28 @@ sandbox.registry_ports = [{port}]
         buildx
     }
 
-    /// Enqueues a build with the worker of `more` running, and returns the report of its callback.
+    /// Starts a worker with `more`, enqueues a build, and returns the report of its callback.
     pub async fn build(&self, native: Value) -> Value {
         let jid = self.redis.push("default", "BuildJob", json!([native])).await;
         self.report(&jid).await
     }
 
-    /// Waits for the report about a job's end.
+    /// Waits for a job's report.
     ///
     /// # Panics
-    /// When the job is in the retry set: the test counts on its end.
+    /// When the job is in the retry set, because the test expects its end.
     pub async fn report(&self, jid: &str) -> Value {
-        self.until(&format!("the callback of {jid} has come"), async || {
+        self.until(&format!("the callback of {jid} arrives"), async || {
             let retries = self.redis.sorted_set("retry").await;
             let retry = retries.iter().find(|(job, _)| job.contains(jid));
-            assert!(retry.is_none(), "the job is to be retried: {retry:?}");
+            assert!(retry.is_none(), "the job is in the retry set: {retry:?}");
             self.find_report(jid).await.is_some()
         })
         .await;
         self.find_report(jid).await.unwrap()
     }
 
-    /// The report about a job's end, once it is there.
+    /// A job's report, if it has arrived.
     pub async fn find_report(&self, jid: &str) -> Option<Value> {
         let mut reports = self.reports().await.into_iter();
         reports.find(|report| report["jid"] == jid && report["moment"] == "finished")
@@ -208,27 +209,28 @@ sandbox.registry_ports = [{port}]
         jobs.iter().map(|job| serde_json::from_str::<Value>(job).unwrap()["args"][0].take()).collect()
     }
 
-    /// Waits for a condition; the log is shown when it never comes.
+    /// Waits for a condition, and prints the log when it never holds.
     pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         self.home.until(what, condition).await;
     }
 
-    /// No job is in custody any more, and none has left a directory or a process.
+    /// Waits until no job is in custody, and none has left a directory or a process.
     pub async fn nothing_is_left(&self) {
-        self.until("nothing is queued or in flight", async || {
+        self.until("no job is queued or in flight", async || {
             self.redis.queue("default").await.is_empty() && self.redis.keys("sidebake:inflight:*").await.is_empty()
         })
         .await;
-        wait_for_within(PATIENCE, "the jobs' processes to be gone", || self.children().is_empty()).await;
-        wait_for_within(PATIENCE, "the jobs' directories to be gone", || self.home.job_directories().is_empty()).await;
+        wait_for_within(PATIENCE, "the jobs' processes to end", || self.children().is_empty()).await;
+        wait_for_within(PATIENCE, "the removal of the jobs' directories", || self.home.job_directories().is_empty())
+            .await;
     }
 
-    /// The children of this test's workers: each has a directory of its job in its arguments.
+    /// The children of this test's workers: each has its job's directory in its arguments.
     pub fn children(&self) -> Vec<String> {
         processes::with(&format!("{}/state/", self.home.path().display()))
     }
 
-    /// All that the processes of this test have logged.
+    /// The logs of this test's processes.
     pub fn logs(&self) -> String {
         self.home.logs()
     }

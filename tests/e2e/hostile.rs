@@ -1,9 +1,8 @@
-//! Definitions and repositories of an enemy, on the real buildx and BuildKit: first as a careless worker would run them,
-//! so that the harm is seen; then behind each wall alone, and in the whole product. Judged by canaries, and not by what
-//! anybody says.
+//! Hostile definitions and repositories on the real buildx and BuildKit. A careless worker runs each one first, to show
+//! the harm. Then each wall alone runs it, then the whole product. Canaries detect harm, whatever a build says.
 //!
-//! `walls.md` is the table of which wall stops what. It is compared with what happens, in both directions: a wall that
-//! holds less than is written there is a hole, and one that holds more is not known well enough.
+//! `walls.md` is the table of which wall stops which attack. The test compares it with the results in both directions.
+//! A wall that stops less than the table says has a hole. A wall that stops more needs a new row.
 
 mod fixtures;
 mod runs;
@@ -23,19 +22,19 @@ use fixtures::Fixture;
 use runs::{Range, Wall};
 use trap::{Harm, Trap};
 
-/// At a time; the engine has more to do than we.
+/// The number of fixtures at a time, because the engine also has other work.
 const N_AT_ONCE: usize = 4;
 
-/// Of a definition that is no bomb, with seven others at the same time.
+/// The time for a definition that is not a bomb, while seven others run.
 const MAX_PRINT_MS: u64 = 15_000;
 
-/// What was seen of a fixture, and what was said.
+/// For each wall, the harm of a fixture and the output.
 type Seen = BTreeMap<Wall, (BTreeSet<Harm>, String)>;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
-async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
+async fn every_attack_does_harm_and_is_stopped_by_the_walls_in_the_table() {
     let harness = Arc::new(Harness::open());
-    // A processor's second is enough for any other definition.
+    // One second of processor time is enough for any other definition.
     let config = harness.config(&format!("bake.print_timeout = \"1s\"\n{}", accounts(&harness)));
     let settings = configuration::load(&[config], None).unwrap();
     let state = StateDirectory::open(&harness.home.path().join("alone"), "alone").unwrap();
@@ -49,7 +48,7 @@ async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
             let mut seen = Seen::new();
             let walls: &[Wall] = match fixture.harm {
                 Ok(_) => &[Wall::None, Wall::Policy, Wall::Environment, Wall::Kernel],
-                // Walls before nothing prove nothing.
+                // Without harm in a careless worker, the walls prove nothing.
                 Err(_) => &[Wall::None],
             };
             for wall in walls {
@@ -81,9 +80,9 @@ async fn every_attack_does_harm_and_meets_the_walls_that_the_table_names() {
     compare(&rows);
 }
 
-/// Compares what was seen with the table; what is seen is shown where they differ.
+/// Compares the results with the table, and prints the results that differ.
 fn compare(rows: &[(String, Seen)]) {
-    // The second table is another test's.
+    // Another test uses the second table.
     let table = include_str!("hostile/walls.md").split("# What a child leaves behind").next().unwrap_or_default();
     let known: BTreeSet<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
     let seen: BTreeSet<&str> = rows.iter().map(|(row, _)| row.as_str()).collect();
@@ -108,7 +107,7 @@ fn row(fixture: &Fixture, seen: &Seen) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_attack_does_any_harm_to_a_worker() {
+async fn no_attack_harms_a_worker() {
     let harness = Harness::open();
     let fixtures = fixtures::all();
     let ordinary = fixtures::ordinary();
@@ -137,7 +136,7 @@ async fn no_attack_does_any_harm_to_a_worker() {
     }
 
     harness
-        .until("every attempt is over", async || {
+        .until("every attempt ends", async || {
             let reports = harness.reports().await;
             pushed.iter().all(|(_, _, jid)| reports.iter().any(|report| report["jid"] == *jid))
         })
@@ -153,8 +152,8 @@ async fn no_attack_does_any_harm_to_a_worker() {
             harms.insert(Harm::Exhausted);
         }
         let is_as_expected = match fixture.name == ordinary.name {
-            // So that it is known that steps are heard here.
-            true => harms == BTreeSet::from([Harm::Told]) && report["status"] == "succeeded",
+            // Shows that the trap detects the output of steps.
+            true => harms == BTreeSet::from([Harm::Leaked]) && report["status"] == "succeeded",
             false => harms.is_empty(),
         };
         if !is_as_expected {
@@ -169,7 +168,7 @@ fn set(harness: &Harness, fixture: &Fixture, run: &str) -> Trap {
     Trap::set(harness.home.path().join("traps").join(&nonce), nonce, harness.engine)
 }
 
-/// HOME of whoever runs docker-buildx, and a secret of the account's: nobody should hear of either.
+/// The HOME of the process that runs docker-buildx, with a secret of the account. No build should see either.
 fn home(harness: &Harness) -> String {
     format!("/home/HOME-{}", harness.nonce)
 }
@@ -178,7 +177,7 @@ fn home(harness: &Harness) -> String {
 fn accounts(harness: &Harness) -> String {
     let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();
-    // It is granted, and goes nowhere all the same.
+    // The configuration grants this secret, but no build receives it.
     std::fs::write(secrets.join("GIT_AUTH_TOKEN"), home(harness)).unwrap();
     std::fs::write(harness.home.path().join("acme.json"), trap::credentials(&home(harness))).unwrap();
     format!(

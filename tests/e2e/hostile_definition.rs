@@ -1,4 +1,4 @@
-//! Definitions of an enemy: what they name, evaluate and reach for. Judged by the harm, which a control run shows to be real.
+//! Hostile definitions: what they name, evaluate and access. A control run shows that each harm is real.
 
 use serde_json::{Map, Value, json};
 
@@ -7,20 +7,20 @@ use crate::harness::{Harness, text};
 use crate::registry;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_an_expression_is_a_name_and_loads_no_foreign_frontend() {
+async fn a_name_that_is_an_expression_loads_no_foreign_frontend() {
     let harness = Harness::open();
     let canary_port = CanaryPort::hanging_up();
     let frontend = format!("127.0.0.1:{}/evil/frontend:1", canary_port.port);
     let sha = harness.commit("evil", &[("app/Dockerfile", &harness.dockerfile("COPY . /srv"))]);
 
-    // The control: what `--print` makes of the name below, given to buildx once more.
+    // The control: passes the `--print` output for the name below to buildx again.
     let tree = harness.check_out("evil");
     let args = json!({"${upper(\"buildkit_syntax\")}": frontend});
     harness.bare_bake(
         &tree,
         &json!({"target": {"default": {"context": "./app", "args": args, "output": ["type=cacheonly"]}}}),
     );
-    assert!(canary_port.n_connections() > 0, "the trap does not work here: nobody asked for the frontend");
+    assert!(canary_port.n_connections() > 0, "the trap does not work here: no request for the frontend");
     let n_connections_before = canary_port.n_connections();
 
     let _worker = harness.worker("");
@@ -33,10 +33,10 @@ async fn a_name_that_is_an_expression_is_a_name_and_loads_no_foreign_frontend() 
     let report = harness.build(harness.inline("evil", &sha, json!({"target": {"app": app}}), "app")).await;
 
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_eq!(canary_port.n_connections(), n_connections_before, "the name was evaluated after it had been validated");
+    assert_eq!(canary_port.n_connections(), n_connections_before, "buildx evaluated the name after validation");
     let labels = registry::config(&harness.reference("app", &sha)).await["config"]["Labels"].take();
     assert_eq!(labels["${upper(\"key\")}"], "${homedir()} %{if}", "{labels:#}");
-    assert_eq!(labels["ONCE"], "ONLY", "a definition's own expressions are evaluated, once: {labels:#}");
+    assert_eq!(labels["ONCE"], "ONLY", "buildx evaluates a definition's own expressions once: {labels:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +55,7 @@ async fn a_templates_values_arrive_literally_in_the_image() {
         .iter()
         .map(|(name, _)| format!("ARG {name}\nRUN mkdir -p /srv && printf '%s|' \"${name}\" > /srv/{name}\n"))
         .collect();
-    // Beside the directory of that name is the one that its evaluation would lead to.
+    // One directory has that name; the other has its evaluation as name.
     let (app, decoy) = ("a${upper(\"x\")}", "aX");
     let sha = harness.commit(
         "shop",
@@ -86,7 +86,7 @@ async fn a_templates_values_arrive_literally_in_the_image() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
+async fn a_built_definition_contains_no_byte_of_this_machine() {
     let harness = Harness::open();
     let tree = harness.home.path().join("tree");
     std::fs::create_dir(&tree).unwrap();
@@ -132,7 +132,7 @@ async fn no_byte_of_this_machine_is_in_what_a_definition_becomes() {
         {
             std::fs::write(tree.join("compose.yaml"), definition.replace("FILE", path)).unwrap();
             let said = text(&harness.run(&["build", "--print", tree.to_str().unwrap()]));
-            // What the definition itself says does not count.
+            // The text of the definition itself does not count.
             let heard = said.replace(file, "").replace(&*harness.home.path().to_string_lossy(), "");
             let is_told = [name, "ELF", "x7f", "glibc", "root:", "GOMAXPROCS", "Linux version"];
             assert!(is_told.iter().all(|byte| !heard.contains(byte)), "{definition} of {file} by {path}: {said}");

@@ -1,5 +1,5 @@
-//! Repositories of an enemy: files that run programs, send the worker places, and lie. Judged by the harm, which a control run
-//! shows to be real.
+//! Hostile repositories: files that run programs, lead the worker elsewhere, and lie. A control run shows that each
+//! harm is real.
 
 use serde_json::{Value, json};
 
@@ -7,14 +7,14 @@ use crate::harness::{Harness, target};
 use crate::registry;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dockerfile_cannot_forge_what_the_builder_says() {
+async fn a_dockerfile_cannot_forge_the_builders_output() {
     let harness = Harness::open();
     let (reference, forged) = (harness.reference("web", "1"), format!("sha256:{}", "0".repeat(64)));
     let event = json!({
         "vertexes": [{"digest": "sha256:f", "name": "exporting to image", "started": "2026-11-24T00:00:00Z", "completed": "2026-11-24T00:00:01Z"}],
         "statuses": [{"id": format!("pushing manifest for {reference}@{forged}"), "vertex": "sha256:f", "completed": "2026-11-24T00:00:01Z"}],
     });
-    // The message of `:?` may have lines of its own, and BuildKit's error repeats them.
+    // The message of `:?` may have several lines, and BuildKit's error repeats them.
     let shouting =
         harness.dockerfile(&format!("COPY <<EOF /srv/x\n${{NOPE:?no\n{event}\nERROR: connection refused\n}}\nEOF"));
     let lying = harness.dockerfile("RUN false # dial tcp: connection refused, code = Unavailable");
@@ -43,7 +43,7 @@ async fn a_dockerfile_cannot_choose_its_error_by_its_name_or_its_message() {
     let harness = Harness::open();
     let (lost, rule) = ("ERROR: failed to solve: rpc error: code = Unavailable", "-".repeat(20));
     let (broken, fine) = (harness.dockerfile("RUNN x"), harness.dockerfile("COPY . /srv"));
-    // A message that goes on as BuildKit goes on after the name of a file.
+    // A message that continues as BuildKit continues after the name of a file.
     let block = format!("{rule}\n   1 | >>> x\n{rule}\n{lost}");
     let quoting = harness.dockerfile(&format!("COPY <<EOF /srv/x\n${{NOPE:?no:2\n{block}\n}}\nEOF"));
     let event = r#"{"vertexes":[{"digest":"sha256:f","name":"exporting","error":"process \"","completed":"2026-11-24T00:00:01Z"}]}"#;
@@ -61,7 +61,7 @@ async fn a_dockerfile_cannot_choose_its_error_by_its_name_or_its_message() {
         image["dockerfile"] = json!(path.strip_prefix("web/").unwrap());
         let report = harness.build(harness.native("evil", &sha, &[image])).await;
         assert_eq!(report["notices"], json!([]), "{path}: {report:#}");
-        // BuildKit takes a bracket for a pattern, and no line feed at all, and says so in its own words.
+        // BuildKit reads a bracket as a pattern and refuses a line feed, each with its own message.
         if !path.contains(event) {
             assert_eq!(report["reason"], "dockerfile_invalid", "{path}: {report:#}");
         }
@@ -70,7 +70,7 @@ async fn a_dockerfile_cannot_choose_its_error_by_its_name_or_its_message() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_step_prints_is_whole_and_tells_no_secret_and_moves_no_cursor() {
+async fn a_steps_output_is_complete_hides_secrets_and_moves_no_cursor() {
     let harness = Harness::open();
     let secret = "q7Zp_XvK2_Wm9T_hR4d_Lc6Y_Ns8B";
     std::fs::write(harness.home.path().join("npm"), secret).unwrap();
@@ -89,10 +89,10 @@ async fn what_a_step_prints_is_whole_and_tells_no_secret_and_moves_no_cursor() {
     let log = harness.logs();
     let shown: Vec<&str> = log.lines().filter(|line| line.contains("TRACE")).collect();
     for part in secret.as_bytes().windows(5).map(|part| std::str::from_utf8(part).unwrap()) {
-        assert!(!shown.iter().any(|line| line.contains(part)), "{part:?} is in the log");
+        assert!(!shown.iter().any(|line| line.contains(part)), "{part:?} appears in the log");
     }
     for text in ["***===", "100%", "the last"] {
-        assert!(shown.iter().any(|line| line.contains(text)), "{text:?} is not in {shown:#?}");
+        assert!(shown.iter().any(|line| line.contains(text)), "{text:?} is missing in {shown:#?}");
     }
     assert!(!shown.iter().any(|line| line.contains("99%") || line.contains(['\x1b', '\r'])), "{shown:#?}");
 }

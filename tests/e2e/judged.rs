@@ -1,4 +1,4 @@
-//! What Sidekiq itself makes of a worker: its client, its API and its Web UI, in the versions 6.4, 7.3 and 8.1.
+//! Checks how Sidekiq itself sees a worker: its client, its API and its Web UI, in versions 6.4, 7.3 and 8.1.
 
 use serde_json::{Value, json};
 use world::{Redis, wait_for_within};
@@ -6,7 +6,7 @@ use world::{Redis, wait_for_within};
 use crate::harness::PATIENCE;
 use crate::peer::{self, Watched};
 
-/// A worker, and the Sidekiq that judges it.
+/// A worker, and the Sidekiq that inspects it.
 struct Court {
     peer: Option<&'static str>,
     watched: Watched,
@@ -33,7 +33,7 @@ impl Court {
             if is_so(&seen) {
                 return seen;
             }
-            assert!(since.elapsed() < PATIENCE, "waited in vain until {what}: {seen:#}");
+            assert!(since.elapsed() < PATIENCE, "timed out waiting until {what}: {seen:#}");
         }
     }
 }
@@ -63,7 +63,7 @@ async fn judge(peer: Option<&'static str>, version: &'static str) {
     assert!(busy.contains("shop") && busy.contains(process["identity"].as_str().unwrap()) && busy.contains("long"));
     let retries = text(&seen, "/retries");
     assert!(retries.contains("Sidebake::Probe") && retries.contains("as asked"));
-    assert!(text(&seen, "entry").contains("builder_unavailable: "), "the backtrace is read");
+    assert!(text(&seen, "entry").contains("builder_unavailable: "), "Sidekiq reads the backtrace");
     for page in ["/", "/queues", "/scheduled", "/morgue"] {
         text(&seen, page);
     }
@@ -89,7 +89,7 @@ async fn judge(peer: Option<&'static str>, version: &'static str) {
     }
     let job: Value = serde_json::from_str(&report().await.unwrap()).unwrap();
     assert_eq!((&job["args"][0]["jid"], &job["args"][0]["status"]), (&json!("long"), &json!("cancelled")), "{job:#}");
-    assert_eq!(job["created_at"].is_f64(), version != "8.1", "in the form of that Sidekiq");
+    assert_eq!(job["created_at"].is_f64(), version != "8.1", "each Sidekiq has its own form");
 
     court.run(&["quiet"]);
     court.until("it is quiet", |seen| seen["processes"][0]["stopping"] == true).await;
@@ -104,7 +104,7 @@ async fn judge(peer: Option<&'static str>, version: &'static str) {
     assert_eq!(status.unwrap().code(), Some(0));
 }
 
-/// Each waits for four heartbeats, ten seconds apart: they do so at once.
+/// Each version waits for four heartbeats, ten seconds apart, so the versions run at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn by_sidekiq_6_7_and_8() {
     let courts = peer::ALL.map(|(peer, version)| tokio::spawn(judge(peer, version)));

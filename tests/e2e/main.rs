@@ -1,13 +1,13 @@
-//! The program end to end on real parts: BuildKit, a registry, Redis, Ruby's Sidekiq, and docker-buildx in its sandbox.
+//! Runs the program end to end on real parts: BuildKit, a registry, Redis, Ruby's Sidekiq, and docker-buildx in its
+//! sandbox.
 //!
-//! Only GitHub is a stand-in. The tests look at what is in the registry, in Redis and on the disk, and at the files that
-//! an attack would have left. They share one engine, so they run one after the other:
-//! `cargo test --test e2e -- --test-threads=1`.
+//! Only GitHub is a stand-in. The tests inspect the registry, Redis, the disk, and the files that an attack would
+//! leave. They share one engine, so they run one after the other: `cargo test --test e2e -- --test-threads=1`.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(clippy::unwrap_used, reason = "a failed expectation must end the test")]
 #![allow(
     clippy::disallowed_methods,
-    reason = "tests run programs and read the environment; the product has one place for each"
+    reason = "tests run programs and read the environment; the product has one module for each"
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 

@@ -1,6 +1,6 @@
-//! What a build that compares times makes of a changed file, with times of the checkout and with those of content.
+//! How a build that compares times handles a changed file, with times of the checkout and with times of the content.
 //!
-//! The real `make` of this machine, with a compiler that only copies. What it does is read in the image.
+//! Uses the real `make` of this machine, with a compiler that only copies. The image shows the result.
 
 use std::process::Command;
 
@@ -16,16 +16,16 @@ const MTIMES: &str = "[source]\nmtimes_for = { \"acme/content-*\" = \"content\" 
 const MAKEFILE: &str = "/obj/app: /obj/a.o /obj/b.o\n\tcat $^ > $@\n\
                         /obj/%.o: %.c\n\tcp $< $@\n\techo $< >> /srv/compiled\n";
 
-/// Empties the list of what was compiled, and makes.
+/// Empties the list of compiled files, then runs make.
 const MAKE: &str = "cd /src && mkdir -p /srv /obj && : > /srv/compiled && tools/ld.so --library-path tools tools/make && \
                     cp /obj/app /srv/app";
 
-/// `make`, the loader and its libraries, in the directory `tools`: the base image has none of them.
+/// `make`, the loader and its libraries, in the directory `tools`, because the base image has none of them.
 fn tools() -> Vec<File> {
     let output = Command::new("sh").args(["-c", "command -v make && ldd \"$(command -v make)\""]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "no make here, which building sidebake needs as well: {text}");
-    // Such as `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`; the first line is the path of make alone.
+    assert!(output.status.success(), "make is not installed; building sidebake needs it too: {text}");
+    // Such as `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`. The first line is only the path of make.
     let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
     let tool = |path: &str| {
         let name = path.rsplit('/').next().unwrap();
@@ -35,19 +35,19 @@ fn tools() -> Vec<File> {
     paths.map(tool).collect()
 }
 
-/// Where what was compiled before is found by the second build.
+/// Where the second build finds the compiled objects.
 #[derive(Clone, Copy, Debug)]
 enum Objects {
     /// Nowhere.
     Nowhere,
     /// In a cache mount.
     Mounted,
-    /// In the image on which it is built.
+    /// In the base image of the build.
     Below,
 }
 
-/// Builds twice, with one of two files changed in between to something of the same size. Returns what the second image has
-/// made of both, and the names of the files that were compiled for it.
+/// Builds twice. In between, changes one of two files to content of the same size. Returns the content of both in the
+/// second image, and the names of the files compiled for it.
 async fn second_build(harness: &Harness, repository: &str, objects: Objects) -> (String, String) {
     let first_image = harness.reference(repository, "first");
     let id = format!("{}-{repository}", harness.nonce);
@@ -79,14 +79,14 @@ async fn second_build(harness: &Harness, repository: &str, objects: Objects) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn make_compiles_what_has_changed_wherever_its_objects_are_when_times_are_those_of_the_checkout() {
+async fn make_compiles_changed_files_with_times_of_the_checkout_wherever_its_objects_are() {
     let harness = Harness::open();
     let _worker = harness.worker(MTIMES);
     for objects in [Objects::Nowhere, Objects::Mounted, Objects::Below] {
         let repository = format!("checkout-{objects:?}").to_lowercase();
         let (made, compiled) = second_build(&harness, &repository, objects).await;
         assert_eq!(made, "new\nsame\n", "{objects:?}");
-        // Every file was written after whatever an earlier build has compiled.
+        // The checkout writes every file after any earlier compilation.
         assert_eq!(compiled, "a.c\nb.c\n", "{objects:?}");
     }
 }
@@ -97,8 +97,8 @@ async fn times_of_content_are_for_builds_that_compile_everything() {
     let _worker = harness.worker(MTIMES);
     let (made, compiled) = second_build(&harness, "content-nowhere", Objects::Nowhere).await;
     assert_eq!((made.as_str(), compiled.as_str()), ("new\nsame\n", "a.c\nb.c\n"));
-    // The control, and the reason for which nobody gets them without having asked: what was compiled before looks newer than
-    // any file. When this fails, the documentation may say something better of make.
+    // The control, and the reason why times of content are opt-in: objects of an earlier build look newer than any
+    // file. When this fails, update what the documentation says about make.
     for objects in [Objects::Mounted, Objects::Below] {
         let repository = format!("content-{objects:?}").to_lowercase();
         let (made, compiled) = second_build(&harness, &repository, objects).await;

@@ -1,5 +1,5 @@
-//! Twelve definitions in the styles of public projects, `tests/fixtures/ordinary`: they build without a change, and what
-//! they make is what bare buildx makes of them.
+//! Twelve definitions in the styles of public projects, `tests/fixtures/ordinary`. They build unchanged, and the images
+//! equal those of bare buildx.
 
 use std::path::{Path, PathBuf};
 
@@ -8,16 +8,16 @@ use serde_json::{Value, json};
 use crate::harness::{Harness, target, text};
 use crate::registry;
 
-/// What the fixtures stand on; the engine has its own.
+/// The base images of the fixtures; the engine has its own.
 const BASE_IMAGE: &str = "registry.example/base:1";
 
-/// One of them, and the job that builds it.
+/// One definition, and the job that builds it.
 struct Ordinary {
     directory: &'static str,
     file: &'static str,
     targets: &'static [&'static str],
     variables: &'static [(&'static str, &'static str)],
-    /// The targets whose images are pushed.
+    /// The targets whose images the build pushes.
     images: &'static [&'static str],
 }
 
@@ -97,7 +97,7 @@ const ALL: [Ordinary; 12] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ordinary_files_build_without_a_change_and_become_the_images_that_bare_buildx_makes() {
+async fn ordinary_files_build_unchanged_into_the_images_of_bare_buildx() {
     let harness = Harness::open();
     let _worker = harness.worker(&format!("[accounts]\ntags = [\"{}\"]\n", harness.reference("{target}", "{sha}")));
     let (base, mut jobs) = (base_image(&harness), Vec::new());
@@ -122,19 +122,19 @@ async fn ordinary_files_build_without_a_change_and_become_the_images_that_bare_b
                 registry::digest(&ours).await.as_deref(),
                 "{name}: {image}"
             );
-            // The digest of a manifest has those of the configuration and of all layers in it. bare buildx finds the steps
-            // in the cache, but for one now and then that BuildKit runs again: then the files that it makes have other times.
+            // A manifest's digest covers the digests of the configuration and of all layers. bare buildx finds the
+            // steps in the cache. BuildKit sometimes runs one of them again, and then its files have other times.
             let digests = [registry::image_digest(&ours).await, registry::image_digest(&bare).await];
             n_same += usize::from(digests[0].is_some() && digests[0] == digests[1]);
             let [ours, bare] = [without_times(&ours).await, without_times(&bare).await];
             assert_eq!(ours, bare, "{name}: {image}");
         }
     }
-    assert!(n_same > n_images / 2, "{n_same} of {n_images} images are the same to the last byte");
+    assert!(n_same > n_images / 2, "{n_same} of {n_images} images are identical");
     harness.nothing_is_left().await;
 }
 
-/// The configuration of an image without its times, and without the digests of layers that have times in them.
+/// The configuration of an image without its times, and without the digests of layers that contain times.
 async fn without_times(reference: &str) -> Value {
     let mut config = registry::config(reference).await;
     config.as_object_mut().unwrap().remove("created");
@@ -157,12 +157,12 @@ impl Ordinary {
         native
     }
 
-    /// The same checkout under the real buildx with nothing around it. What a worker decides is said in its place: names,
-    /// caches, that images are pushed, and that nothing is attested of them.
+    /// Builds the same checkout with the real buildx alone. The command line replaces what a worker decides: names,
+    /// caches, that buildx pushes images, and that it attests nothing.
     fn bake_bare(&self, harness: &Harness, sha: &str) {
         let tree = harness.check_out(self.directory);
         let file = tree.join(self.file);
-        // As `docker buildx bake` is called: a compose file in its directory, a bake file from the root.
+        // As users call `docker buildx bake`: a compose file in its directory, a bake file from the root.
         let directory = if self.file.ends_with("ml") { file.parent().unwrap() } else { &tree };
         let mut buildx = harness.bare_buildx(directory);
         buildx.env("BUILDX_NO_DEFAULT_ATTESTATIONS", "1");
@@ -182,8 +182,8 @@ impl Ordinary {
     }
 }
 
-/// A base image of this test's own. On one that earlier runs had, BuildKit knows several results of a step, each with its
-/// times, and takes any of them.
+/// A base image for this test only. On a base image of earlier runs, BuildKit knows several results of a step, each
+/// with its own times, and uses any of them.
 fn base_image(harness: &Harness) -> String {
     let reference = harness.reference("base", "1");
     let directory = harness.home.path().join("base");
@@ -194,7 +194,7 @@ fn base_image(harness: &Harness) -> String {
     reference
 }
 
-/// Commits a fixture, with a base image in place of the fixtures' own.
+/// Commits a fixture, and replaces its base image.
 fn commit(harness: &Harness, ordinary: &Ordinary, base: &str) -> String {
     let root: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests/fixtures/ordinary", ordinary.directory].iter().collect();
     let files = files(&root).into_iter().map(|path| {
@@ -206,7 +206,7 @@ fn commit(harness: &Harness, ordinary: &Ordinary, base: &str) -> String {
     harness.commit(ordinary.directory, &files)
 }
 
-/// All files of a directory, by their paths in it.
+/// All files below a directory, as relative paths.
 fn files(directory: &Path) -> Vec<String> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).unwrap().flatten() {
@@ -220,7 +220,7 @@ fn files(directory: &Path) -> Vec<String> {
     files
 }
 
-/// The targets that have become an image.
+/// The targets that produced an image.
 fn pushed(report: &Value) -> Vec<&str> {
     let targets = report["targets"].as_array().unwrap().iter();
     let pushed = targets.filter(|target| target["tags"].as_array().is_some_and(|tags| !tags.is_empty()));

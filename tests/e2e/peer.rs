@@ -1,13 +1,13 @@
-//! A worker that does probes, and the Sidekiqs that look at it: this machine's own one, and those of `tests/peers`.
+//! A worker that runs probes, and the Sidekiqs that inspect it: this machine's own, and those of `tests/peers`.
 
 use std::process::{Child, Command, Stdio};
 
 use world::Redis;
 
-/// This machine's own Sidekiq and two others: the peer's name, and how its version begins.
+/// This machine's own Sidekiq and two others: the peer's name, and the prefix of its version.
 pub const ALL: [(Option<&str>, &str); 3] = [(None, "6.4"), (Some("sidekiq-7"), "7.3"), (Some("sidekiq-8"), "8.1")];
 
-/// A Redis and the worker at it; killed when it is dropped.
+/// A Redis and its worker. Dropping it kills both.
 pub struct Watched {
     pub redis: Redis,
     pub worker: Child,
@@ -15,7 +15,7 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// `more` follows in the configuration.
+    /// Appends `more` to the configuration.
     pub fn start(redis: Redis, more: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
         let (config, state) = (home.path().join("sidebake.toml"), home.path().join("state"));
@@ -36,7 +36,7 @@ impl Watched {
         std::fs::read_to_string(self.home.path().join("log")).unwrap()
     }
 
-    /// What a script of `tests/e2e/ruby` prints. `peer` is a name that `tests/peers` knows.
+    /// The output of a script of `tests/e2e/ruby`. `peer` is a name that `tests/peers` knows.
     pub fn ruby(&self, peer: Option<&str>, script: &str, arguments: &[&str]) -> Vec<u8> {
         let ruby = peer.map_or_else(|| "ruby".to_owned(), made);
         let output = Command::new(&ruby)
@@ -48,7 +48,7 @@ impl Watched {
             .env_remove("REDIS_PROVIDER")
             .stdin(Stdio::null())
             .output()
-            .unwrap_or_else(|error| panic!("cannot run {ruby} ({error}); get it: docker/install"));
+            .unwrap_or_else(|error| panic!("cannot run {ruby} ({error}); install it: docker/install"));
         assert!(output.status.success(), "{script} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
     }
@@ -61,9 +61,9 @@ impl Drop for Watched {
     }
 }
 
-/// The Ruby of a peer, which is made when it is not there.
+/// The Ruby of a peer. Makes the peer when it is missing.
 pub fn made(peer: &str) -> String {
     let output = Command::new("tests/peers").arg(peer).stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "tests/peers cannot make {peer}: it takes root and Debian 12");
+    assert!(output.status.success(), "tests/peers cannot make {peer}: this needs root and Debian 12");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }

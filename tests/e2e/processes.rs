@@ -1,6 +1,6 @@
-//! Which processes there are, by `/proc`.
+//! Finds processes in `/proc`.
 
-/// The command lines that contain `text`, arguments separated by spaces; zombies have none.
+/// The command lines that contain `text`, with arguments separated by spaces. Zombies have none.
 pub fn with(text: &str) -> Vec<String> {
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());

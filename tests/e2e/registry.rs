@@ -1,4 +1,4 @@
-//! What is in the registry, by its HTTP API and nobody's word.
+//! Reads the registry through its HTTP API, independently of what reports say.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::Value;
 
-/// Indexes first: an image with its provenance is one.
+/// Indexes first, because an image with its provenance is one.
 const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
@@ -21,7 +21,7 @@ pub async fn digest(reference: &str) -> Option<String> {
     Some(answer.headers()["docker-content-digest"].to_str().unwrap().to_owned())
 }
 
-/// The digest of the image itself, that of its manifest. Beside it in an index is what attests how it was built, and when.
+/// The digest of the image's own manifest. An index also has attestations, which contain the time of the build.
 pub async fn image_digest(reference: &str) -> Option<String> {
     let digest = digest(reference).await?;
     let (repository, tag) = split(reference);
@@ -29,7 +29,7 @@ pub async fn image_digest(reference: &str) -> Option<String> {
     Some(found["manifests"][0]["digest"].as_str().map_or(digest, str::to_owned))
 }
 
-/// The first statement about an image that lies beside it in its index.
+/// The first attestation of an image in its index.
 pub async fn attestation(reference: &str) -> Option<Value> {
     let (repository, tag) = split(reference);
     let index = json(ask(Method::GET, &repository, &format!("manifests/{tag}")).await).await;
@@ -39,7 +39,7 @@ pub async fn attestation(reference: &str) -> Option<Value> {
     Some(json(ask(Method::GET, &repository, &blob).await).await)
 }
 
-/// A text file of an image, from the uppermost layer that has it.
+/// A text file of an image, from the top layer that has it.
 pub async fn file(reference: &str, path: &str) -> Option<String> {
     let (repository, _) = split(reference);
     let manifest = manifest(reference).await;
@@ -60,7 +60,7 @@ pub async fn config(reference: &str) -> Value {
         .await
 }
 
-/// The manifest of the image itself, which an index names first.
+/// The manifest of the image itself, which an index lists first.
 async fn manifest(reference: &str) -> Value {
     let (repository, tag) = split(reference);
     let found = json(ask(Method::GET, &repository, &format!("manifests/{tag}")).await).await;
@@ -92,7 +92,7 @@ fn unpack(layer: &[u8], path: &str) -> Option<String> {
     let mut tar = Command::new("tar");
     tar.args(["-xzOf", "-", path]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut tar = tar.spawn().unwrap();
-    // tar may have found the file and gone before it has read all.
+    // tar may find the file and exit before it reads everything.
     let _ = tar.stdin.take().unwrap().write_all(layer);
     let output = tar.wait_with_output().unwrap();
     output.status.success().then(|| String::from_utf8(output.stdout).unwrap())

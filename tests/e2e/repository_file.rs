@@ -1,4 +1,5 @@
-//! Compose and bake files of a repository: theirs is what is built, ours are names, caches, secrets and where it goes.
+//! Compose and bake files of a repository. The repository decides what to build. The worker decides names, caches,
+//! secrets and destinations.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use crate::harness::{Harness, target};
 use crate::registry;
 
-/// A job that builds by a file of the repository.
+/// A build request that uses a file of the repository.
 fn native(harness: &Harness, repository: &str, sha: &str, field: &str, path: &str) -> Value {
     let mut native = harness.native(repository, sha, &[]);
     native.as_object_mut().unwrap().remove("application");
@@ -48,7 +49,7 @@ async fn a_compose_file_is_built_under_the_workers_names() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_bake_file_the_job_chooses_targets_and_names() {
+async fn the_job_chooses_targets_and_names_of_a_bake_file() {
     let harness = Harness::open();
     let bake = r#"
 variable "BASE" { default = "none" }
@@ -89,7 +90,7 @@ target "docs" {
     ];
     assert_eq!(notices, expected, "{report:#}");
 
-    // A fork has no names but those of the job.
+    // In a fork, only the job gives names.
     job["tags"] = Value::Null;
     job["trust"] = json!("fork");
     let report = harness.build(job).await;
@@ -98,7 +99,7 @@ target "docs" {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_of_any_bytes_reaches_its_step_as_it_is() {
+async fn a_secret_of_any_bytes_reaches_its_step_unchanged() {
     let harness = Harness::open();
     let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();
@@ -124,7 +125,7 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
     let secrets = harness.home.path().join("secrets/acme");
     std::fs::create_dir_all(&secrets).unwrap();
     std::fs::write(secrets.join("npm-token"), "s3cret-of-acme\n").unwrap();
-    // It prints what it was given, as somebody does once.
+    // Prints its secret, as a careless build does.
     let step = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size && cat /run/secrets/npm && false";
     let fine = "RUN --mount=type=secret,id=npm wc -c < /run/secrets/npm > /size";
     let sha = harness.commit(
@@ -152,10 +153,10 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
 
     let mut fork = harness.native("shop", &sha, &[image("good")]);
     fork["trust"] = json!("fork");
-    // What a secret made is in the cache like anything else.
+    // The cache contains a result that used a secret like any other result.
     fork["no_cache"] = json!(true);
     let report = harness.build(fork).await;
-    assert_eq!(report["reason"], "step_failed", "without the secret there is no such file: {report:#}");
+    assert_eq!(report["reason"], "step_failed", "without the secret the file does not exist: {report:#}");
     assert_eq!(report["notices"], json!(["target.good.secret[0]: a fork's build gets no build secrets"]));
 
     let mut other = harness.native("shop", &sha, &[image("good")]);
@@ -167,7 +168,7 @@ async fn a_granted_secret_reaches_its_step_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
+async fn a_bake_file_names_secrets_in_any_form_without_a_file() {
     let harness = Harness::open();
     let secrets = harness.home.path().join("secrets");
     std::fs::create_dir(&secrets).unwrap();
@@ -190,7 +191,7 @@ async fn a_bake_file_names_secrets_in_any_form_that_asks_for_no_file() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() {
+async fn caches_are_written_by_target_and_branch_and_read_from_the_default_branch() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN echo slow > /slow"))]);
     let place = harness.reference("cache", "{target}.{branch}");
@@ -212,7 +213,7 @@ async fn caches_are_left_by_target_and_branch_and_found_on_the_default_branch() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_that_an_argument_asks_for_is_in_the_image_of_a_branch_and_not_of_a_fork() {
+async fn a_cache_requested_by_an_argument_is_in_the_image_of_a_branch_and_not_of_a_fork() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN echo slow > /slow"))]);
     let _worker = harness.worker("");

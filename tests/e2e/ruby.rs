@@ -1,4 +1,4 @@
-//! Rails' side in Ruby: Sidekiq's real client, and a real Sidekiq worker that takes the callbacks.
+//! The Rails side in Ruby: Sidekiq's real client, and a real Sidekiq worker that runs the callbacks.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use world::wait_for_within;
 
 use crate::harness::{CALLBACKS, Harness, PATIENCE};
 
-/// A Sidekiq process; killed when it is dropped.
+/// A Sidekiq process. Dropping it kills the process.
 pub struct Sidekiq {
     child: Child,
     reports: PathBuf,
@@ -19,10 +19,11 @@ pub struct Sidekiq {
 pub fn enqueue(harness: &Harness, class: &str, arguments: Value) -> String {
     let mut ruby = ruby(harness);
     ruby.arg(script("enqueue.rb")).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut client = ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); get it: docker/install"));
+    let mut client =
+        ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); install it: docker/install"));
     client.stdin.take().unwrap().write_all(json!([[class, arguments]]).to_string().as_bytes()).unwrap();
     let output = client.wait_with_output().unwrap();
-    assert!(output.status.success(), "Ruby's Sidekiq did not enqueue; get it: docker/install");
+    assert!(output.status.success(), "Ruby's Sidekiq did not enqueue; install it: docker/install");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
@@ -35,11 +36,12 @@ impl Sidekiq {
         let mut ruby = ruby(harness);
         ruby.args(["-S", "sidekiq", "-q", CALLBACKS, "-c", "2", "-t", "1", "-r"]).arg(script("jobs.rb"));
         ruby.env("REPORTS", &reports).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let child = ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); get it: docker/install"));
+        let child =
+            ruby.spawn().unwrap_or_else(|error| panic!("cannot run ruby ({error}); install it: docker/install"));
         Self { child, reports }
     }
 
-    /// Waits for the callback about a job: the class that received it, and the report.
+    /// Waits for the callback about a job. Returns the class that received it, and the report.
     pub async fn received(&self, jid: &str) -> (String, Value) {
         let path = self.reports.join(format!("{jid}.json"));
         wait_for_within(PATIENCE, "Ruby's worker to receive the callback", || path.exists()).await;

@@ -1,4 +1,4 @@
-//! Whatever is pushed on a queue, Sidekiq's own API and Web UI (6.4, 7.3, 8.1) can show what sidebake makes of it.
+//! Checks that Sidekiq's own API and Web UI (6.4, 7.3, 8.1) can show what sidebake makes of any text on a queue.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -10,13 +10,13 @@ use world::Redis;
 use crate::harness::PATIENCE;
 use crate::peer::{self, Watched};
 
-/// Texts that are generated, always the same ones.
+/// Generated texts. Every run generates the same ones.
 const N_GENERATED: usize = 2000;
 
-/// What is markup wherever it stands unescaped: in a page, and in an attribute.
+/// Text that is markup wherever it appears unescaped: in a page, and in an attribute.
 const MARKUP: [&str; 2] = [r#""<script>alert(1)</script>""#, r#""x'onx=1 \"onx=2""#];
 
-/// Fields that some page shows, and some that none knows.
+/// Fields that some page shows, and some that no page shows.
 const FIELDS: [&str; 26] = [
     "jid",
     "queue",
@@ -46,7 +46,7 @@ const FIELDS: [&str; 26] = [
     "'onx=",
 ];
 
-/// As JSON.
+/// Values, as JSON.
 const CLASSES: [&str; 10] = [
     "\"BuildJob\"",
     "\"EchoJob\"",
@@ -60,7 +60,7 @@ const CLASSES: [&str; 10] = [
     "\"Sidekiq::Extensions::DelayedModel\"",
 ];
 
-/// The classes in a wrapper, as JSON.
+/// Classes in a wrapper, as JSON.
 const WRAPPED: [&str; 7] = [
     "\"BuildJob\"",
     "\"MailJob\"",
@@ -71,7 +71,7 @@ const WRAPPED: [&str; 7] = [
     "null",
 ];
 
-/// A Redis with odd texts and the worker that takes them.
+/// A Redis with unusual texts, and the worker that fetches them.
 struct Counter(Watched);
 
 impl Counter {
@@ -88,14 +88,14 @@ jobs.classes.EchoJob = { arguments = "mapped", map = { sha = "/0/sha" }, echo = 
     async fn until(&self, what: &str, is_so: impl AsyncFn() -> bool) {
         let since = std::time::Instant::now();
         while !is_so().await {
-            assert!(since.elapsed() < PATIENCE, "waited in vain until {what}; the log says:\n{}", self.0.log());
+            assert!(since.elapsed() < PATIENCE, "timed out waiting until {what}; the log:\n{}", self.0.log());
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
     }
 
-    /// Waits until only the job that sleeps is in flight.
+    /// Waits until only the sleeping job is in flight.
     async fn idle(&self) {
-        self.until("nothing is queued or in flight", async || {
+        self.until("no other job is queued or in flight", async || {
             let mut n_in_flight = 0;
             for key in self.0.redis.keys("sidebake:inflight:*").await {
                 let mut connection = self.0.redis.connection().await;
@@ -106,10 +106,10 @@ jobs.classes.EchoJob = { arguments = "mapped", map = { sha = "/0/sha" }, echo = 
         .await;
     }
 
-    /// The originals of all malformed entries of the dead set.
+    /// The originals of all malformed entries in the dead set.
     async fn malformed(&self) -> Vec<String> {
         let dead = self.0.redis.sorted_set("dead").await.into_iter().map(|(entry, _)| entry);
-        // Others have numbers that not every parser reads.
+        // Other entries have numbers that not every parser reads.
         let malformed = dead.filter(|entry| json::pointer(entry, "/class") == Some("\"Sidebake::Malformed\""));
         let mut originals: Vec<String> =
             malformed.map(|entry| json::pointer(&entry, "/args").unwrap().into()).collect();
@@ -122,12 +122,12 @@ fn nested(depth: usize) -> String {
     format!("{}1{}", "[".repeat(depth), "]".repeat(depth))
 }
 
-/// A value by itself, and where else it can stand.
+/// A value alone, and in every other position.
 fn around(value: &str) -> [String; 4] {
     [value.into(), format!("[{value}]"), format!(r#"{{"a":{value}}}"#), format!("{{{value}:1}}")]
 }
 
-/// Every field with markup, in jobs that go to the retry set.
+/// Jobs with markup in every field, which go to the retry set.
 fn marked() -> Vec<Vec<u8>> {
     let values: Vec<String> = MARKUP.into_iter().flat_map(around).collect();
     let jobs = FIELDS.iter().flat_map(|field| {
@@ -138,7 +138,7 @@ fn marked() -> Vec<Vec<u8>> {
     jobs.collect()
 }
 
-/// Each of the arguments, in each class that Sidekiq shows in a way of its own.
+/// Each of the arguments, in each class that Sidekiq displays differently.
 fn unwrapped() -> Vec<Vec<u8>> {
     let outer = CLASSES.into_iter().filter(|class| class.contains("::"));
     let jobs = outer.flat_map(|class| {
@@ -150,7 +150,7 @@ fn unwrapped() -> Vec<Vec<u8>> {
     jobs.collect()
 }
 
-/// Values that some field has somewhere, as JSON text that every parser reads.
+/// Values of various fields, as JSON text that every parser reads.
 fn odd_values() -> Vec<String> {
     let mut values: Vec<String> = [
         "null",
@@ -186,7 +186,7 @@ fn odd_values() -> Vec<String> {
     values
 }
 
-/// Those and a few that some parser refuses, with the whole text.
+/// The same and a few that some parser refuses, with the whole text.
 fn any_value() -> impl Strategy<Value = String> {
     let refused = [r#""\ud800""#, r#"{"a":1,"a":2}"#, r#"{"\udc00":1}"#].map(str::to_owned);
     let refused: Vec<String> = refused.into_iter().chain([nested(101), nested(10_000)]).collect();
@@ -232,7 +232,7 @@ fn odd_args() -> Vec<String> {
     args
 }
 
-/// Texts that need no generator.
+/// Texts that do not need a generator.
 fn listed() -> Vec<Vec<u8>> {
     let mut texts: Vec<Vec<u8>> = [
         "null",
@@ -269,13 +269,13 @@ fn listed() -> Vec<Vec<u8>> {
     texts
 }
 
-/// A job with odd fields, or what is left of one.
+/// A job with unusual fields, or a part of one.
 fn any_text() -> impl Strategy<Value = Vec<u8>> {
     let fields = proptest::sample::subsequence(&FIELDS[..], 0..7);
     let values = proptest::collection::vec(any_value(), 7);
     let args = prop_oneof![4 => Just("[1]".to_owned()), 3 => proptest::sample::select(odd_args()), 1 => any_value()];
     let job = (
-        // An unknown class goes to the retry set, with all its fields.
+        // A job of an unknown class goes to the retry set with all its fields.
         prop_oneof![1 => Just("\"MailJob\""), 2 => proptest::sample::select(&CLASSES[..])],
         proptest::option::of(proptest::sample::select(&WRAPPED[..])),
         args,
@@ -308,20 +308,20 @@ fn generated() -> Vec<Vec<u8>> {
     (0..N_GENERATED).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect()
 }
 
-/// Runs for as long as the test does, with fields that no page of Sidekiq's expects.
+/// A job that runs as long as the test, with fields that no page of Sidekiq expects.
 const RUNNING: &str = r#"{"class":"Sidebake::Probe","args":[{"outcome":"succeed","sleep_s":3600}],"jid":42,"tags":"x",
     "created_at":"yesterday","enqueued_at":{},"cattr":7,"wrapped":[],"error_backtrace":1,"encrypt":true,
     "display_class":"<script>alert(1)</script>","bid":"<script>alert(1)</script>","locale":"<script>alert(1)</script>"}"#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_is_pushed_sidekiq_6_7_and_8_can_show_what_becomes_of_it() {
+async fn sidekiq_6_7_and_8_can_show_the_outcome_of_any_text() {
     let redis = Redis::start();
     let texts: Vec<Vec<u8>> = [listed(), marked(), unwrapped(), generated()].concat();
     redis.push_raw("default", RUNNING).await;
     let mut connection = redis.connection().await;
     for (i, text) in texts.iter().enumerate() {
         redis.push_raw("default", text).await;
-        // The same from the schedule, by the poller, to a queue without a worker.
+        // The same from the schedule: the poller moves them to a queue without a worker.
         let parked = String::from_utf8_lossy(text).replacen('{', "{\"queue\":\"parked\",", 1);
         if i % 4 == 0 && parked.starts_with('{') {
             redis::cmd("ZADD").arg("schedule").arg(1 + i).arg(parked).exec_async(&mut connection).await.unwrap();
@@ -329,9 +329,11 @@ async fn whatever_is_pushed_sidekiq_6_7_and_8_can_show_what_becomes_of_it() {
     }
     let counter = Counter::open(redis);
     counter.idle().await;
-    counter.until("the poller has moved what is due", async || !counter.0.redis.queue("parked").await.is_empty()).await;
-    counter.until("the heartbeat shows what runs", async || !counter.0.redis.keys("*:work").await.is_empty()).await;
-    // What others pushed into the schedule, and is not a job of this worker's, stays as they pushed it.
+    counter.until("the poller moves the due jobs", async || !counter.0.redis.queue("parked").await.is_empty()).await;
+    counter
+        .until("the heartbeat shows the running job", async || !counter.0.redis.keys("*:work").await.is_empty())
+        .await;
+    // The poller leaves entries in the schedule that are not jobs of this worker unchanged.
     redis::cmd("DEL").arg("schedule").exec_async(&mut connection).await.unwrap();
 
     for (peer, version) in peer::ALL {
@@ -344,7 +346,7 @@ async fn whatever_is_pushed_sidekiq_6_7_and_8_can_show_what_becomes_of_it() {
         assert!(n("queue:parked") > 10 && n("work") == 1, "{counts:#}");
     }
 
-    // "Retry now" opens the envelope; what is in it is as malformed as it was, and nothing of it is lost.
+    // "Retry now" removes the envelope. The content is as malformed as before, and none of it is lost.
     let before = counter.malformed().await;
     assert!(before.len() > 50, "{} malformed entries", before.len());
     counter.0.ruby(None, "shown.rb", &["retry"]);

@@ -1,7 +1,7 @@
-//! Spellings of one meaning, printed by the real buildx and then judged: they get one verdict.
+//! Spellings of one meaning, printed by the real buildx and then validated. They get the same verdict.
 //!
-//! buildx prints a definition before policy judges it, so what it makes of a spelling is part of the verdict. The rules by
-//! themselves have a property test in `src/bake/policy/tests/spellings.rs`. Nothing is built here.
+//! buildx prints a definition before policy validates it, so its treatment of a spelling is part of the verdict.
+//! `src/bake/policy/tests/spellings.rs` has a property test of the rules alone. These tests build nothing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,7 +12,7 @@ use sidebake::job::{BuildJob, Recipe};
 use sidebake::settings::Settings;
 use sidebake::state::StateDirectory;
 
-/// The verdict on a definition: the targets that would be built, or none.
+/// The verdict on a definition: the targets to build, or none.
 type Verdict = Option<Value>;
 
 /// A worktree, and the policy of the default settings.
@@ -34,7 +34,7 @@ impl Checker {
         Self { bake: Bake::new(&Settings::default()), state, tree, _home: home }
     }
 
-    /// The verdict on a job with these fields; which definition it is by is one of them.
+    /// The verdict on a job with these fields. One of them selects the definition.
     async fn verdict(&self, fields: &Value) -> Verdict {
         let mut native = json!({"repository": "acme/app", "sha": "0".repeat(40), "push": false});
         native.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -45,7 +45,7 @@ impl Checker {
         for name in ["buildx", "tmp"] {
             std::fs::create_dir(private.join(name)).unwrap();
         }
-        // With a name that buildx does not take for compose.
+        // With a name that buildx does not treat as compose.
         let file = private.join("definition.json");
         let file = match &build.recipe {
             Recipe::Application(template) => {
@@ -102,7 +102,7 @@ fn with_context(fields: Value) -> Value {
     target
 }
 
-/// Whether all are allowed and the same, or all refused.
+/// Checks that all are allowed and equal, or that all are refused.
 fn agree(meaning: &str, is_allowed: bool, verdicts: &[Verdict]) {
     for (n, verdict) in verdicts.iter().enumerate() {
         assert_eq!(verdict.is_some(), is_allowed, "{meaning}, spelling {n}: {verdict:#?}");
@@ -111,7 +111,7 @@ fn agree(meaning: &str, is_allowed: bool, verdicts: &[Verdict]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_attestation_is_judged_the_same_in_every_shape_of_a_definition() {
+async fn an_attestation_gets_the_same_verdict_in_every_form_of_a_definition() {
     let checker = Checker::open();
     let foreign = "generator=evil/image";
     let verdicts = [
@@ -153,7 +153,7 @@ async fn an_attestation_is_judged_the_same_in_every_shape_of_a_definition() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_is_judged_the_same_as_field_and_as_argument() {
+async fn a_cache_gets_the_same_verdict_as_field_and_as_argument() {
     let checker = Checker::open();
     let inline = |value: Value| json!({"args": {"BUILDKIT_INLINE_CACHE": value}});
     let verdicts = [
@@ -221,7 +221,7 @@ async fn a_path_is_judged_by_where_it_leads() {
     assert!(is_there(&verdicts[0]), "{verdicts:#?}");
 }
 
-/// Whether the Dockerfile of a target is where its definition says.
+/// Whether the Dockerfile of a target exists where its definition says.
 fn is_there(verdict: &Verdict) -> bool {
     let dockerfile = verdict.as_ref().and_then(|targets| targets["default"]["dockerfile"].as_str());
     dockerfile.is_some_and(|path| Path::new(path).is_absolute() && Path::new(path).is_file())

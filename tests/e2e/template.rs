@@ -1,11 +1,11 @@
-//! The fields of the platform's Application Template: what each becomes in the definition, and does to the image.
+//! The fields of the platform's Application Template: the definition that each produces, and its effect on the image.
 
 use serde_json::{Value, json};
 
 use crate::harness::{Harness, target, text};
 use crate::registry;
 
-/// Fields of an image, and what buildx gets for them.
+/// Fields of an image, and the field that buildx receives.
 fn table() -> Vec<(Value, Value)> {
     let provenance = |options: Value| json!({"attest": [options]});
     vec![
@@ -33,7 +33,7 @@ fn table() -> Vec<(Value, Value)> {
     ]
 }
 
-/// The same for those that buildx writes in another form than they have in the template.
+/// Fields that buildx writes in another form than the template.
 fn table_in_other_forms() -> Vec<(Value, Value)> {
     let cache = |place: &str| json!({"type": "registry", "ref": place});
     vec![
@@ -65,7 +65,7 @@ async fn each_field_is_in_the_definition_whether_buildx_resolves_it_or_only_agre
         let output = harness.run_with(&arguments, &[("SIDEBAKE__ACCOUNTS__SECRETS", &pattern)]);
         assert!(output.status.success(), "{}", text(&output));
         let mut definition: Value = serde_json::from_slice(&output.stdout).unwrap();
-        // It is in the directory of this one build.
+        // The directory of this build differs from that of the next.
         if let Some(file) = definition.pointer_mut("/target/i17/secret/0/src") {
             *file = json!(file.as_str().unwrap().rsplit_once("/secrets").unwrap().1);
         }
@@ -83,14 +83,14 @@ async fn each_field_is_in_the_definition_whether_buildx_resolves_it_or_only_agre
             let expected = full(expected, tree);
             assert_eq!(without_escapes(&definition["target"][format!("i{n}")]), expected, "{fields}");
         }
-        // With targets chosen, it is buildx that finds them.
+        // With selected targets, buildx finds them.
         let names: Vec<String> = (0..table.len()).map(|n| format!("--target=i{n}")).collect();
         let resolved = print(&names.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(definition, resolved);
     }
 }
 
-/// What a target has besides what its image says.
+/// The whole target, with the fields that every target has.
 fn full(expected: &Value, tree: &str) -> Value {
     let mut full = json!({"context": "", "dockerfile": "Dockerfile", "args": {}});
     for (field, value) in expected.as_object().unwrap() {
@@ -104,7 +104,7 @@ fn full(expected: &Value, tree: &str) -> Value {
     full
 }
 
-/// A target as it is meant: of the table's texts only this one is escaped. Newer versions of buildx get a field more.
+/// A target without escapes; only this text in the table needs them. Newer versions of buildx add a field.
 fn without_escapes(target: &Value) -> Value {
     let mut target: Value = serde_json::from_str(&target.to_string().replace("$${v}", "${v}")).unwrap();
     target.as_object_mut().unwrap().remove("policy");
@@ -112,7 +112,7 @@ fn without_escapes(target: &Value) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_steps_see_is_what_the_fields_say() {
+async fn steps_see_the_values_of_the_fields() {
     let harness = Harness::open();
     let sha = harness.commit("shop", &[("tools/tool.txt", "hammer\n"), ("web/page.html", "cats\n")]);
     let _worker = harness.worker("");
@@ -139,7 +139,7 @@ async fn what_steps_see_is_what_the_fields_say() {
     assert_eq!((&*file("tool.txt").await, &*file("page.html").await), ("hammer\n", "cats\n"));
     assert_eq!((&*file("files").await, &*file("shm").await), ("777\n1234\n", "98304\n"));
     assert_eq!(file("hosts").await.split_whitespace().collect::<Vec<_>>(), ["10.9.8.7", "files.internal"]);
-    assert_eq!(file("interfaces").await, "1\n", "there is more than the loopback");
+    assert_eq!(file("interfaces").await, "1\n", "the step sees more than the loopback");
     let predicate = registry::attestation(&reference).await.expect("its provenance")["predicate"].take();
     assert!(predicate.to_string().contains("\"buildConfig\""), "of mode max: {predicate:#}");
 
@@ -147,9 +147,9 @@ async fn what_steps_see_is_what_the_fields_say() {
     image["provenance"] = json!(false);
     let report = harness.build(harness.native("shop", &sha, &[image])).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    assert_ne!(file("stamp").await, first, "its stage was cached");
+    assert_ne!(file("stamp").await, first, "the stage comes from the cache");
     let target = target(&report, "web");
-    // Of the stage's step and the copy from it.
+    // For the stage's step and the copy from it.
     let n_run = target["steps_total"].as_u64().unwrap() - target["steps_cached"].as_u64().unwrap();
     assert_eq!(n_run, 2, "{report:#}");
     assert_eq!(registry::attestation(&reference).await, None);

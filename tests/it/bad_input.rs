@@ -1,4 +1,4 @@
-//! Bad input is a normal day: a clear message that names the thing, nothing lost, the worker stays up.
+//! Bad input gets a clear message that names the cause. No job is lost, and the worker keeps running.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -9,7 +9,7 @@ use world::{Answer, Script};
 
 use crate::harness::{Harness, sidebake, text};
 
-/// Enqueues a job, waits for its report, and then sees the worker build another one.
+/// Enqueues a job, waits for its report, and checks that the worker then builds another one.
 async fn report_of(harness: &Harness, native: Value, more: &str) -> Value {
     harness.redis.push("default", "BuildJob", json!([native])).await;
     let _worker = harness.worker(more);
@@ -22,7 +22,7 @@ async fn report_of(harness: &Harness, native: Value, more: &str) -> Value {
 
 const PROBE: &str = "jobs.probe = true";
 
-/// The text in an entry of the class `Sidebake::Malformed`; any other entry itself.
+/// The text in an entry of the class `Sidebake::Malformed`, or any other entry itself.
 fn opened(member: &[u8]) -> Vec<u8> {
     let entry: Value = serde_json::from_slice(member).unwrap_or_default();
     if entry["class"] != "Sidebake::Malformed" {
@@ -43,7 +43,9 @@ async fn texts_that_are_not_a_job_go_to_the_dead_set_in_an_entry_that_sidekiq_ca
     }
     let _worker = harness.worker("");
     harness
-        .until("all are dead", async || harness.redis.keys("dead").await.len() == 1 && n_dead(&harness).await == 6)
+        .until("all texts are in the dead set", async || {
+            harness.redis.keys("dead").await.len() == 1 && n_dead(&harness).await == 6
+        })
         .await;
     let log = harness.logs();
     assert!(log.contains("the job is not a JSON object") && log.contains("the job has no class"), "{log}");
@@ -74,15 +76,15 @@ async fn kept(harness: &Harness) -> Vec<Vec<u8>> {
     all
 }
 
-/// Whether Sidekiq's own rules let a job that has failed vanish: `retry: false`, or `dead: false`.
+/// Whether Sidekiq's own rules let a failed job vanish: `retry: false`, or `dead: false`.
 fn may_vanish(text: &[u8]) -> bool {
     let job: Value = serde_json::from_slice(text).unwrap_or_default();
     job["retry"] == json!(false) || job["dead"] == json!(false)
 }
 
-/// Whether a set has the text as it was, or a job with its jid, or a job of its class with its arguments.
+/// Whether a set has the text unchanged, a job with its jid, or a job of its class with its arguments.
 fn is_kept(text: &[u8], kept: &[Vec<u8>]) -> bool {
-    // Bytes that are no UTF-8 are replaced, as Ruby's parser takes them too.
+    // Replaces bytes that are not UTF-8, because Ruby's parser accepts them.
     let text = &*String::from_utf8_lossy(text);
     let job: Value = serde_json::from_str(text).unwrap_or_default();
     kept.iter().any(|member| {
@@ -90,7 +92,7 @@ fn is_kept(text: &[u8], kept: &[Vec<u8>]) -> bool {
         let member = &*String::from_utf8_lossy(&member);
         let other: Value = serde_json::from_str(member).unwrap_or_default();
         let is_same_job = job.is_object() && job["args"] == other["args"] && job["class"] == other["class"];
-        // Not by a parser, which does not know every number that Ruby takes.
+        // Searches the text, because the parser does not accept every number that Ruby accepts.
         let has_its_jid = jid(text).is_some_and(|own| jid(member) == Some(own));
         member == text || has_its_jid || is_same_job
     })
@@ -100,7 +102,7 @@ fn jid(text: &str) -> Option<&str> {
     text.split_once("\"jid\":\"")?.1.split('"').next()
 }
 
-/// Runs a worker on these texts; every one has to be where the rules put it, and the next job is done.
+/// Runs a worker on these texts, checks the location of each, and checks that the worker runs the next job.
 async fn none_is_lost(texts: &[Vec<u8>]) {
     let harness = Harness::start();
     for text in texts {
@@ -120,7 +122,7 @@ async fn none_is_lost(texts: &[Vec<u8>]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_odd_payload_that_sidekiq_was_fed_ends_in_a_known_place() {
+async fn every_unusual_payload_of_sidekiq_ends_at_a_known_location() {
     let fixtures = [
         include_str!("../fixtures/sidekiq/6.4.1-edge-input.jsonl"),
         include_str!("../fixtures/sidekiq/7.3.2-edge-input.jsonl"),
@@ -139,7 +141,7 @@ async fn every_odd_payload_that_sidekiq_was_fed_ends_in_a_known_place() {
     }
 }
 
-/// Any JSON, not deep.
+/// Any JSON of small depth.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -156,7 +158,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Something like a job: the fields that Sidekiq has, with values that they sometimes have.
+/// Almost a job: the fields of a Sidekiq job, with values that they sometimes have.
 fn any_job() -> impl Strategy<Value = Vec<u8>> {
     let class = prop_oneof![
         Just(json!("BuildJob")),
@@ -182,7 +184,7 @@ fn no_generated_payload_is_lost_or_stops_the_worker() {
         1 => proptest::collection::vec(any::<u8>(), 0..80),
     ];
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    // Hundreds of texts at once, a few times: a worker is started for each time.
+    // Hundreds of texts at once and few cases, because each case starts a worker.
     let config =
         ProptestConfig { cases: 4, max_shrink_iters: 0, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
@@ -198,7 +200,7 @@ async fn a_class_that_is_not_configured_is_an_error_and_is_retried() {
     let harness = Harness::start();
     harness.redis.push("default", "MailJob", json!([1])).await;
     let _worker = harness.worker("");
-    harness.until("it is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!(job["error_message"], "MailJob is not a class of this worker's configuration");
@@ -222,7 +224,7 @@ async fn a_missing_sha_and_an_unknown_field_are_named() {
     assert!(message.contains("application.images[0].contxt: unknown field"), "{message}");
 }
 
-/// Texts of a native object, as the JSON text of their values, that no program, key or path can take.
+/// Invalid values of a build request, as JSON text: no program, key or path can use them.
 fn impossible(native: &Value) -> Vec<(&'static str, String)> {
     let long = format!("\"{}\"", "x".repeat(3_000_000));
     let fields: [&'static str; 14] = [
@@ -260,7 +262,7 @@ fn impossible(native: &Value) -> Vec<(&'static str, String)> {
     texts
 }
 
-/// Sets the value at a JSON Pointer; only the last part may be missing.
+/// Sets the value at a JSON Pointer. Only its last part may be missing.
 fn put(object: &mut Value, pointer: &str, value: Value) {
     let (parent, name) = pointer.rsplit_once('/').unwrap();
     match object.pointer_mut(parent).unwrap() {
@@ -273,9 +275,9 @@ fn nested(depth: usize) -> String {
     format!("{}1{}", "[".repeat(depth), "]".repeat(depth))
 }
 
-/// Before, some were retried, others went to the dead set, and no callback came.
+/// An earlier version retried some of these jobs and moved others to the dead set without a callback.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_argument_that_nothing_can_take_is_invalid_and_rails_is_notified() {
+async fn an_unusable_argument_is_invalid_and_rails_is_notified() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let texts = impossible(&harness.native(&sha));
@@ -322,7 +324,7 @@ async fn a_path_that_no_file_has_is_invalid() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn as_many_variables_as_are_allowed_reach_buildx() {
+async fn the_maximum_number_of_variables_reaches_buildx() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -336,13 +338,13 @@ async fn as_many_variables_as_are_allowed_reach_buildx() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_failure_that_nobody_would_see_goes_to_the_dead_set() {
+async fn a_user_failure_without_a_callback_goes_to_the_dead_set() {
     let harness = Harness::start();
     let mut native = harness.native("nonsense");
     native.as_object_mut().unwrap().remove("callback");
     harness.redis.push("default", "BuildJob", json!([native])).await;
     let _worker = harness.worker("");
-    harness.until("it is dead", async || harness.redis.sorted_set("dead").await.len() == 1).await;
+    harness.until("the job is in the dead set", async || harness.redis.sorted_set("dead").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("dead").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!(job["error_class"], "Sidebake::InvalidArguments");
@@ -381,7 +383,7 @@ async fn a_context_outside_of_the_repository_is_refused_by_its_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_resolver_can_answer() {
+async fn each_answer_of_a_resolver_has_its_outcome() {
     for (answer, place, words) in [
         (Answer::Status(404), "dead", "answered 404"),
         (Answer::Status(410), "dead", "answered 410"),
@@ -406,19 +408,19 @@ async fn what_a_resolver_can_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_resolver_that_is_not_there_is_infrastructure() {
+async fn an_unreachable_resolver_is_an_infrastructure_failure() {
     let harness = Harness::start();
     harness.redis.push("default", "ById", json!([1])).await;
     let _worker = harness.worker(
         r#"jobs.classes.ById = { arguments = "resolved", resolve = { url = "http://127.0.0.1:9/builds/{0}", secret = "x" } }"#,
     );
-    harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     assert!(member.contains("Sidebake::ResolverUnavailable") && member.contains("cannot be reached"), "{member}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_and_a_wrong_private_key_are_said_loudly_and_the_job_is_kept() {
+async fn a_missing_or_invalid_private_key_is_reported_and_the_job_is_kept() {
     for (key, words) in
         [(None, "the App's private key: cannot read "), (Some("nonsense"), "is not a PEM of an RSA key")]
     {
@@ -431,7 +433,7 @@ async fn a_missing_and_a_wrong_private_key_are_said_loudly_and_the_job_is_kept()
         }
         harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
         let worker = harness.worker("");
-        harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+        harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
         let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
         assert!(member.contains(words) && member.contains("Sidebake::GithubRefused"), "{member}");
         assert!(worker.log().contains(words), "{}", worker.log());
@@ -446,20 +448,20 @@ async fn another_apps_key_is_refused_by_github() {
     std::fs::write(harness.home.path().join("app.pem"), other).unwrap();
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let _worker = harness.worker("");
-    harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     assert!(member.contains("GitHub refused the App") && member.contains("401"), "{member}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_buildx_the_job_is_kept_and_the_log_says_why() {
+async fn without_buildx_the_job_is_kept_and_the_log_has_the_cause() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     std::fs::remove_file(harness.home.path().join("docker-buildx")).unwrap();
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let worker = harness.worker("");
-    harness.until("it is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
-    world::wait_for("the log to say it", || worker.log().contains("docker-buildx cannot be executed")).await;
+    harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    world::wait_for("the log message", || worker.log().contains("docker-buildx cannot be executed")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -467,12 +469,10 @@ async fn a_worker_that_is_started_before_redis_waits_for_it() {
     let harness = Harness::start();
     harness.redis.stop();
     let worker = harness.worker(PROBE);
-    world::wait_for("the log to say it", || !worker.logged("redis_unavailable").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("redis_unavailable").is_empty()).await;
     harness.redis.restart();
     harness.redis.push("default", "Sidebake::Probe", json!([{"outcome": "succeed"}])).await;
-    harness
-        .until("the probe has run", async || harness.redis.get("stat:processed").await.as_deref() == Some("1"))
-        .await;
+    harness.until("the probe ends", async || harness.redis.get("stat:processed").await.as_deref() == Some("1")).await;
 }
 
 #[test]

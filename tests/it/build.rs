@@ -1,4 +1,4 @@
-//! A build job, from the queue to the callback.
+//! Build jobs, from the queue to the callback.
 
 use serde_json::{Value, json};
 use world::{Answer, Script, Step};
@@ -36,7 +36,7 @@ async fn a_job_becomes_images_and_a_job_for_rails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_output_to_a_file_is_replaced_also_where_buildx_opens_it_too_early() {
+async fn an_output_to_a_file_is_replaced_even_where_buildx_opens_it_too_early() {
     let harness = Harness::start();
     let target = |output: &str| json!({"context": ".", "output": [output]});
     let definition = json!({
@@ -64,7 +64,7 @@ async fn an_output_to_a_file_is_replaced_also_where_buildx_opens_it_too_early() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
+async fn buildx_gets_the_validated_definition_and_nothing_of_the_machine() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::success(&["vote"]));
@@ -85,7 +85,7 @@ async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
         "GOMAXPROCS",
         "TMPDIR",
     ];
-    assert_eq!(names, expected, "an environment made from nothing");
+    assert_eq!(names, expected, "the environment has exactly these variables");
     assert_eq!(run.env["BUILDX_GIT_INFO"], "0");
     let definition: Value = serde_json::from_str(&run.stdin).unwrap();
     let vote = &definition["target"]["vote"];
@@ -95,7 +95,7 @@ async fn buildx_gets_the_policed_definition_and_nothing_of_the_machines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_token_is_for_the_one_repository_and_is_nowhere_afterwards() {
+async fn the_token_is_for_one_repository_and_appears_nowhere_afterwards() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::success(&["vote"]));
@@ -110,12 +110,12 @@ async fn the_token_is_for_the_one_repository_and_is_nowhere_afterwards() {
     assert!(!callback.to_string().contains(&token) && !worker.log().contains(&token));
     let found =
         std::process::Command::new("grep").args(["-r", "-l", &token]).arg(harness.home.path()).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "the token is in a file");
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "a file contains the token");
     assert!(!worker.log().contains("PRIVATE KEY"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_second_build_of_a_commit_asks_for_a_token_and_fetches_nothing() {
+async fn the_second_build_of_a_commit_requests_a_token_and_fetches_nothing() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -126,7 +126,7 @@ async fn the_second_build_of_a_commit_asks_for_a_token_and_fetches_nothing() {
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     harness.callbacks(2).await;
     assert_eq!(harness.git.n_fetches(), n_fetches);
-    assert_eq!(harness.github.tokens().all().len(), 2, "the authorization is asked for each time");
+    assert_eq!(harness.github.tokens().all().len(), 2, "each build requests authorization");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,7 +169,7 @@ echo = {{ deploy_id = "/3/deploy" }}
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dockerfile_that_does_not_build_is_a_finished_job_with_a_sentence() {
+async fn a_dockerfile_that_does_not_build_is_a_finished_job_with_a_message() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::fails_step("vote", "make", 2, "no rule to make target"));
@@ -194,11 +194,11 @@ async fn no_more_builds_at_once_than_slots() {
     let _worker = harness.worker("");
     harness.callbacks(9).await;
     assert!(harness.builder.most_at_once() <= 4, "{}", harness.builder.most_at_once());
-    assert!(harness.builder.most_at_once() >= 2, "they did run beside each other");
+    assert!(harness.builder.most_at_once() >= 2, "at least two run at the same time");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
+async fn the_workers_secrets_are_unreachable_from_the_sandbox() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let key = harness.home.path().join("app.pem");
@@ -219,7 +219,7 @@ async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
     let _worker = harness.worker("");
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
     let reports = harness.builder.runs().remove(0).reports;
-    // The last report is that of writing the metadata file, which is allowed.
+    // The last report is about the write of the metadata file, which the sandbox allows.
     assert_eq!(reports.len(), 8, "{reports:#?}");
     for report in &reports[..7] {
         assert_eq!(report.errno, Some(libc::EACCES), "{report:?}");
@@ -227,11 +227,11 @@ async fn from_inside_the_sandbox_the_workers_secrets_are_out_of_reach() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clones_have_a_bound_of_their_own() {
+async fn clones_have_their_own_limit() {
     for (bound, expected) in [(1, 1..=1), (3, 2..=3)] {
         let harness = Harness::start();
         harness.builder.script_for_the_rest(Script::success(&["vote"]));
-        // Long enough for all the children that may be there to be there at once.
+        // Long enough for all possible children to run at the same time.
         harness.git.faults().delay("/", std::time::Duration::from_millis(300));
         for n in 0..4 {
             let native = harness.native_of(&format!("acme{n}/app"));
@@ -271,7 +271,7 @@ async fn a_damaged_mirror_heals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
+async fn slow_definitions_are_resolved_two_at_a_time() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     for _ in 0..4 {
@@ -298,7 +298,7 @@ async fn definitions_that_take_their_time_are_resolved_two_at_a_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_beside_a_dockerfile_is_switched_off_where_buildx_would_evaluate_it() {
+async fn a_policy_beside_a_dockerfile_is_disabled_where_buildx_would_evaluate_it() {
     let mut policies = Vec::new();
     for version in ["", "-0.30.1", "-0.31.0"] {
         let harness = Harness::start();

@@ -1,4 +1,4 @@
-//! A cancelled build ends wherever it is, with a callback. Until then Redis shows its progress.
+//! A cancelled build ends in any state, with a callback. Until then, Redis shows its progress.
 
 use serde_json::{Value, json};
 use sidebake::redis::Redis;
@@ -8,7 +8,7 @@ use world::{Answer, Script, Step};
 
 use crate::harness::{Harness, client, probe, text};
 
-/// The mark that `Sidekiq::Client#cancel!` sets, and before 7.3.3 a line of Ruby.
+/// The mark that `Sidekiq::Client#cancel!` sets, or a line of Ruby before 7.3.3.
 async fn mark(harness: &Harness, jid: &str) {
     let mut connection = harness.redis.connection().await;
     redis::cmd("HSETNX")
@@ -26,8 +26,8 @@ async fn has_callback(harness: &Harness, build_id: Value) {
         "{report:#}"
     );
     assert_eq!(report["message"], "The build was cancelled.");
-    assert_eq!(report["build_id"], build_id, "Rails knows which");
-    assert!(harness.redis.keys("it-*").await.is_empty(), "the mark goes with the job");
+    assert_eq!(report["build_id"], build_id, "the callback identifies the build");
+    assert!(harness.redis.keys("it-*").await.is_empty(), "the end of the job removes the mark");
     for set in ["retry", "schedule", "dead"] {
         assert!(harness.redis.sorted_set(set).await.is_empty(), "{set}");
     }
@@ -162,7 +162,7 @@ const MEANT: &str = r#"{"class":"BuildJob","queue":"default","jid":"0123"}"#;
 #[tokio::test]
 async fn a_job_that_moves_back_during_the_search_is_found() {
     let (server, redis) = one_in_flight().await;
-    // The queues are looked at between the retry set and what is in flight.
+    // The search reads the queues after the retry set and before the in-flight hashes.
     let fails_meanwhile = |payload: &Payload| {
         if payload.class == "MailJob" {
             let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
@@ -195,7 +195,7 @@ async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker
     let harness = Harness::start();
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
-    harness.until("it is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    harness.until("the job is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     worker.signal("TERM");
     worker.ended().await;
     mark(&harness, &jid).await;
@@ -207,14 +207,14 @@ async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker
 async fn a_late_mark_is_removed_with_an_ended_job_and_kept_for_a_retried_one() {
     let harness = Harness::start();
     let mut jids = Vec::new();
-    // Over before anybody looks whether they are cancelled.
+    // The job ends before the worker checks for cancelled jobs.
     for outcome in ["succeed", "user", "infrastructure"] {
         jids.push(harness.redis.push("default", "Sidebake::Probe", probe(outcome, 0.0)).await);
         mark(&harness, jids.last().unwrap()).await;
     }
     let _worker = harness.worker("jobs.probe = true\njobs.poll_interval = \"1h\"");
     harness.callbacks(2).await;
-    harness.until("one waits", async || !harness.redis.sorted_set("retry").await.is_empty()).await;
+    harness.until("one job is in the retry set", async || !harness.redis.sorted_set("retry").await.is_empty()).await;
     harness.idle().await;
     assert_eq!(harness.redis.keys("it-*").await, [format!("it-{}", jids[2])]);
 }
@@ -235,7 +235,7 @@ async fn the_busy_page_shows_the_phase_and_the_finished_targets() {
     let _worker = harness.worker("");
     let key = format!("it-{jid}");
     harness
-        .until("one of two is done", async || {
+        .until("one of two targets is done", async || {
             let shown = harness.redis.hgetall(&key).await;
             shown.get("c").map(String::as_str) == Some("\"bake, 1 of 2 targets\"")
         })
@@ -244,8 +244,8 @@ async fn the_busy_page_shows_the_phase_and_the_finished_targets() {
     assert_eq!(shown["ex"], "1");
     assert!(shown["rt"].parse::<f64>().unwrap() < 60.0);
     harness.builder.release();
-    harness.until("it is in the retry set", async || !harness.redis.sorted_set("retry").await.is_empty()).await;
-    assert_eq!(harness.redis.hgetall(&key).await["c"], shown["c"], "the Retries page shows how far it came");
+    harness.until("the job is in the retry set", async || !harness.redis.sorted_set("retry").await.is_empty()).await;
+    assert_eq!(harness.redis.hgetall(&key).await["c"], shown["c"], "the Retries page shows its progress");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! What an operator of Sidekiq has in their fingers: its flags, its file, its signals and its exit statuses.
+//! The parts of Sidekiq that operators know: flags, configuration file, signals and exit statuses.
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Output, Stdio};
@@ -11,7 +11,7 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn what_keeps_it_from_starting_is_exit_status_1() {
+fn a_failed_start_exits_with_status_1() {
     assert_eq!(run(&["-V"]).status.code(), Some(0));
     let home = tempfile::tempdir().unwrap();
     let yml = home.path().join("sidekiq.yml");
@@ -30,10 +30,10 @@ fn what_keeps_it_from_starting_is_exit_status_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
+async fn sidekiqs_file_and_flags_are_accepted_unchanged() {
     let harness = Harness::start();
     let config = harness.config("jobs.probe = true");
-    // What is set in our own file wins.
+    // A setting in sidebake's own file takes precedence.
     let own = std::fs::read_to_string(&config).unwrap().replace("concurrency = 4\nqueues = [\"default\"]\n", "");
     std::fs::write(&config, own).unwrap();
     let yml = harness.home.path().join("sidekiq.yml");
@@ -42,7 +42,7 @@ async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
     std::fs::write(&yml, text).unwrap();
     let flags = ["-C", yml.to_str().unwrap(), "-e", "staging", "-r", "./config/environment.rb", "-g", "shop", "-v"];
     let mut worker = harness.worker_with(&config, &flags);
-    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    harness.until("the process is listed", async || harness.redis.smembers("processes").await.len() == 1).await;
     let identity = harness.redis.smembers("processes").await.remove(0);
     let info: serde_json::Value = serde_json::from_str(&harness.redis.hgetall(&identity).await["info"]).unwrap();
     assert_eq!((&info["concurrency"], &info["tag"], &info["labels"][0]), (&3.into(), &"shop".into(), &"canary".into()));
@@ -54,24 +54,24 @@ async fn sidekiqs_file_and_flags_are_taken_as_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ttin_says_what_runs_and_ends_nothing() {
+async fn ttin_logs_the_running_jobs_and_ends_none() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    harness.until("it is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    harness.until("the job is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     let shown = || worker.logged("job_running").iter().filter(|line| line.contains(&jid)).count();
     worker.signal("TTIN");
-    world::wait_for("the log to say it", || shown() == 1).await;
+    world::wait_for("the log message", || shown() == 1).await;
     let identity = harness.redis.smembers("processes").await.remove(0);
     let mut connection = harness.redis.connection().await;
     redis::cmd("LPUSH").arg(format!("{identity}-signals")).arg("TTIN").exec_async(&mut connection).await.unwrap();
-    world::wait_for_within(Duration::from_secs(30), "the log to say it again", || shown() == 2).await;
+    world::wait_for_within(Duration::from_secs(30), "the second log message", || shown() == 2).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
 }
 
-/// Starts a worker under a socket like systemd's, and stops it after `n_keepalives`, and after its first heartbeat. Returns the
-/// messages, those that came more than once in a row only once.
+/// Starts a worker under a socket like that of systemd. Stops it after `n_keepalives` and after its first heartbeat.
+/// Returns its messages without immediate repetitions.
 async fn told_to_systemd(watchdog_usec: &str, n_keepalives: usize) -> Vec<String> {
     let harness = Harness::start();
     let path = harness.home.path().join("notify");
@@ -106,19 +106,19 @@ async fn told_to_systemd(watchdog_usec: &str, n_keepalives: usize) -> Vec<String
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn systemd_is_told() {
+async fn systemd_gets_the_states_of_a_worker() {
     assert_eq!(told_to_systemd("200000", 2).await, ["READY=1", "WATCHDOG=1", "STOPPING=1"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_watchdog_of_no_time_or_that_is_no_number_is_none() {
+async fn a_zero_or_invalid_watchdog_time_is_ignored() {
     for none in ["0", "soon"] {
         assert_eq!(told_to_systemd(none, 0).await, ["READY=1", "STOPPING=1"]);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_too_few_open_files_a_worker_ends_with_a_sentence_and_with_enough_it_works() {
+async fn a_worker_with_too_few_open_files_ends_with_an_error_and_works_with_enough() {
     let harness = Harness::start();
     let config = harness.config("jobs.probe = true");
     for limit in [5, 6, 7, 8, 10, 12, 14, 16, 20, 32, 63] {

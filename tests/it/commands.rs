@@ -145,7 +145,7 @@ async fn doctor_fails_when_a_check_is_red() {
     for name in ["redis", "redis memory", "github app", "builder default", "disk"] {
         assert_eq!(health(name), Some(json!("green")), "{name}: {findings:#?}");
     }
-    assert_eq!(health("buildx"), Some(json!("yellow")), "0.29 hangs when its pod goes");
+    assert_eq!(health("buildx"), Some(json!("yellow")), "0.29 hangs when it loses its pod");
     assert!(output.status.success());
 
     std::fs::remove_file(harness.home.path().join("app.pem")).unwrap();

@@ -1,4 +1,4 @@
-//! Registry credentials of an account: what its file says, and what the helpers answer that it names.
+//! Registry credentials of an account, from its file and from the helpers that the file names.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use world::Script;
 
 use crate::harness::Harness;
 
-/// What no helper may bring into a log, Redis or a callback.
+/// A text that no helper may bring into a log, Redis or a callback.
 const PASSWORD: &str = "pa55-of-the-registry";
 
-/// Follows the protocol, and misbehaves for some registries.
+/// A helper that follows the protocol, except for some registries.
 const HELPER: &str = r#"#!/bin/sh
 env >"$(dirname "$0")/environment"
 test -w / && test -r /etc/passwd && echo outside >"$(dirname "$0")/place"
@@ -60,7 +60,7 @@ impl Desk {
         )
     }
 
-    /// Puts an account's file in its place, and a job of the account on the queue.
+    /// Writes an account's file, and enqueues a job of the account.
     async fn push(&self, account: &str, config: &Value) {
         let file = self.harness.home.path().join(format!("registries/{account}.json"));
         std::fs::write(file, config.to_string()).unwrap();
@@ -104,12 +104,12 @@ async fn a_build_gets_the_credentials_that_its_accounts_file_and_helpers_have_an
         let run = desk.harness.builder.runs().remove(n);
         let config: Value = serde_json::from_str(&run.docker_config.unwrap()).unwrap();
         assert_eq!(config, json!({"auths": expected}), "{account}");
-        assert!(!run.env.contains_key("CLOUD_REGION"), "the helper's environment is not the build's");
+        assert!(!run.env.contains_key("CLOUD_REGION"), "the build does not get the helper's environment");
     }
     let environment = std::fs::read_to_string(desk.helpers.join("environment")).unwrap();
     assert!(environment.contains("CLOUD_REGION=here") && environment.contains("PATH="), "{environment}");
     assert!(!environment.contains("hunter2") && !environment.contains("SIDEBAKE_"), "{environment}");
-    assert!(desk.helpers.join("place").exists(), "it runs outside of the sandbox");
+    assert!(desk.helpers.join("place").exists(), "the helper runs outside the sandbox");
     desk.harness.idle().await;
     for secret in [PASSWORD, &BASE64_STANDARD.encode(format!("robot:{PASSWORD}"))] {
         assert_eq!(desk.harness.traces_of(secret).await, Vec::<String>::new());
@@ -143,7 +143,7 @@ async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
         reports.iter().find(|report| report["repository"] == format!("{account}/app")).cloned()
     };
     let mut reports = Vec::new();
-    // Some are tried again before the one that hangs is given up.
+    // The worker retries some of them before it gives up the helper that hangs.
     while table.iter().any(|(account, ..)| of(&reports, account).is_none()) {
         reports = desk.harness.callbacks(reports.len() + 1).await;
     }
@@ -155,7 +155,7 @@ async fn a_helper_that_cannot_be_used_is_named_and_not_quoted() {
     }
     assert_eq!(desk.harness.traces_of(PASSWORD).await, Vec::<String>::new());
     assert!(desk.harness.builder.runs().is_empty());
-    assert!(!desk.harness.home.path().join("environment").exists(), "no program outside of the directory is run");
+    assert!(!desk.harness.home.path().join("environment").exists(), "the worker runs no program outside the directory");
 }
 
 #[tokio::test(flavor = "multi_thread")]

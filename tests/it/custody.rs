@@ -1,4 +1,4 @@
-//! Custody: a job is in exactly one of queue, in flight, retry and dead, whatever dies.
+//! Custody: a job is in exactly one of queue, in-flight hash, retry set and dead set, whatever process dies.
 
 use serde_json::{Value, json};
 use world::{Script, Step};
@@ -19,7 +19,7 @@ async fn probes_of_every_outcome_end_as_the_rules_say() {
         reports.iter().map(|report| format!("{} {}", report["status"], report["reason"])).collect();
     ends.sort();
     assert_eq!(ends, [r#""failed" "step_failed""#, r#""succeeded" null"#]);
-    harness.until("the others are retried", async || harness.redis.sorted_set("retry").await.len() == 2).await;
+    harness.until("the others are in the retry set", async || harness.redis.sorted_set("retry").await.len() == 2).await;
     let classes: Vec<Value> = harness
         .redis
         .sorted_set("retry")
@@ -63,7 +63,7 @@ async fn the_jobs_of_a_killed_worker_are_run_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
+async fn a_build_continues_while_redis_is_down_and_is_settled_afterwards() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::success(&["vote"]).held());
@@ -73,7 +73,7 @@ async fn a_build_goes_on_while_redis_is_away_and_is_settled_when_it_is_back() {
     harness.redis.freeze();
     harness.builder.release();
     world::wait_for("the build to end", || harness.builder.ended() == 1).await;
-    world::wait_for("the log to say it", || !worker.logged("redis_unavailable").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("redis_unavailable").is_empty()).await;
     harness.redis.thaw();
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["status"], "succeeded");
@@ -94,7 +94,7 @@ async fn a_build_whose_job_was_reclaimed_is_killed_without_a_callback() {
     redis::cmd("DEL").arg(&key).exec_async(&mut harness.redis.connection().await).await.unwrap();
     world::wait_for("the build to be killed", || harness.builder.ended() == 1).await;
     assert!(harness.builder.runs()[0].was_killed());
-    world::wait_for("its directory to be gone", || harness.job_directories().is_empty()).await;
+    world::wait_for("the removal of its directory", || harness.job_directories().is_empty()).await;
     assert!(harness.redis.queue(CALLBACKS).await.is_empty());
 }
 
@@ -103,18 +103,18 @@ async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
-    // One slot, so that chance does not decide how many end at a time.
+    // With one slot, the number of jobs that end at the same time does not depend on chance.
     let worker = harness.worker_with(&harness.config(QUICK), &["-c", "1"]);
     for _ in 0..7 {
         harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     }
-    // Each of them has been tried again more than once.
-    harness.until("they were tried again", async || n_failed(&harness, "lpush").await >= 16).await;
+    // Each of them has been retried more than once.
+    harness.until("the results were retried", async || n_failed(&harness, "lpush").await >= 16).await;
     assert_eq!(worker.logged("results_refused").len(), 1, "{}", worker.log());
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
-    // The turn that hands in the first one fetches for its slot as well.
-    assert_eq!(harness.redis.hgetall(&key).await.len(), 2, "nothing of it has happened");
-    assert_eq!(harness.redis.queue("default").await.len(), 5, "and nothing more is taken");
+    // The turn that delivers the first result also fetches for its slot.
+    assert_eq!(harness.redis.hgetall(&key).await.len(), 2, "none of its effects happened");
+    assert_eq!(harness.redis.queue("default").await.len(), 5, "no more jobs are fetched");
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
     let reports = harness.callbacks(7).await;
     assert!(reports.iter().all(|report| report["status"] == "succeeded"), "{reports:?}");
@@ -122,7 +122,7 @@ async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_
     assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("7"));
 }
 
-/// How often Redis has refused a command.
+/// How many times Redis refused a command.
 async fn n_failed(harness: &Harness, command: &str) -> usize {
     let mut connection = harness.redis.connection().await;
     let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.unwrap();
@@ -139,14 +139,14 @@ async fn three_clean_stops_with_a_refused_result_make_no_poison_and_lose_no_succ
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     for _ in 0..3 {
         let mut worker = harness.worker(QUICK);
-        world::wait_for("the log to say it", || !worker.logged("results_refused").is_empty()).await;
+        world::wait_for("the log message", || !worker.logged("results_refused").is_empty()).await;
         worker.signal("TERM");
         assert_eq!(worker.ended().await, Some(0));
         let queue = harness.redis.queue("default").await;
         assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
         assert!(
             harness.redis.keys("sidebake:*").await.is_empty(),
-            "nothing is counted, and no worker waits for a lease"
+            "no stop is counted, and no worker waits for a lease"
         );
     }
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
@@ -164,7 +164,7 @@ async fn no_crash_counts_against_a_job_whose_result_was_refused() {
     redis::cmd("SET").arg(&["queue:callbacks", "x"]).exec_async(&mut connection).await.unwrap();
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let mut worker = harness.worker(QUICK);
-    world::wait_for("the log to say it", || !worker.logged("results_refused").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("results_refused").is_empty()).await;
     worker.signal("KILL");
     worker.ended().await;
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
@@ -174,10 +174,10 @@ async fn no_crash_counts_against_a_job_whose_result_was_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_process_that_left_by_itself_is_not_a_suspect() {
+async fn a_process_that_ended_normally_is_not_a_suspect() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
-    // It was listed, and left before the scan reached it.
+    // Its entry was listed, but the process left before the scan reached it.
     let script = redis::Script::new(include_str!("../../src/sidekiq/recover.lua"));
     let mut recover = script.key("sidebake:owners");
     for key in [
@@ -192,10 +192,10 @@ async fn a_process_that_left_by_itself_is_not_a_suspect() {
     }
     let n_jobs: u32 = recover.arg("gone").arg(0).arg(1000).invoke_async(&mut connection).await.unwrap();
     assert_eq!((n_jobs, harness.redis.keys("sidebake:*").await.len()), (0, 0));
-    // A suspect that an earlier version has left is removed as well.
+    // The scan also removes a suspect of an earlier version.
     redis::cmd("HSET").arg(&["sidebake:suspects", "gone", "1"]).exec_async(&mut connection).await.unwrap();
     let _worker = harness.worker(QUICK);
-    harness.until("it is gone", async || harness.redis.hgetall("sidebake:suspects").await.is_empty()).await;
+    harness.until("the suspect is removed", async || harness.redis.hgetall("sidebake:suspects").await.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,9 +220,9 @@ async fn a_dead_workers_jobs_of_a_forbidden_queue_hold_up_no_others() {
     let left = harness.redis.hgetall("sidebake:inflight:gone").await;
     assert_eq!(left.into_keys().collect::<Vec<_>>(), ["000000000002"]);
     let n_logged = || worker.logged("recovery_failed").iter().filter(|line| line.contains("queue:forbidden")).count();
-    world::wait_for("the log to name it", || n_logged() > 0).await;
+    world::wait_for("the log message with its name", || n_logged() > 0).await;
     redis::cmd("ACL").arg(&["SETUSER", "narrow", "allkeys"]).exec_async(&mut connection).await.unwrap();
-    harness.until("it is back", async || harness.redis.queue("forbidden").await.len() == 1).await;
+    harness.until("the job is on its queue", async || harness.redis.queue("forbidden").await.len() == 1).await;
     assert_eq!(n_logged(), 1);
 }
 
@@ -240,14 +240,17 @@ async fn forbidden_queues_hold_up_no_other_jobs() {
         harness.worker_with_variables(&harness.config(QUICK), &arguments, &[("SIDEBAKE__REDIS__URL", url.as_str())]);
     let told_to = |queue: &str| json!([{"outcome": "succeed", "callback": {"class": "Done", "queue": queue}}]);
     let jid = harness.redis.push("default", "Sidebake::Probe", told_to("forbidden")).await;
-    world::wait_for("the log to name it", || worker.log().contains("queue:forbidden")).await;
+    world::wait_for("the log message with its name", || worker.log().contains("queue:forbidden")).await;
     assert!(worker.log().contains("queue:elsewhere"));
     for _ in 0..5 {
         harness.redis.push("default", "Sidebake::Probe", told_to(CALLBACKS)).await;
     }
     harness.callbacks(5).await;
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
-    assert!(harness.redis.hgetall(&key).await.values().any(|entry| entry.contains(&jid)), "its result is kept");
+    assert!(
+        harness.redis.hgetall(&key).await.values().any(|entry| entry.contains(&jid)),
+        "the worker keeps its result"
+    );
 
     redis::cmd("ACL").arg(&["SETUSER", "narrow", "~queue:*"]).exec_async(&mut connection).await.unwrap();
     harness.redis.push("elsewhere", "Sidebake::Probe", told_to(CALLBACKS)).await;
@@ -265,14 +268,14 @@ async fn a_hanging_build_leaves_no_child_and_no_directory() {
     let mut native = harness.native(&sha);
     native["timeout_s"] = json!(1);
     harness.redis.push("default", "BuildJob", json!([native])).await;
-    // The sleeper is a program that the child executes, which the sandbox would not let it.
+    // The child executes the sleeper as a program, which the sandbox would forbid.
     let _worker = harness.worker("sandbox.mode = \"off\"");
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!(report["reason"], "timed_out", "{report:#}");
     let run = harness.builder.runs().remove(0);
     let sleeper = run.reports[0].found.clone().unwrap();
     for pid in [run.pid.to_string(), sleeper] {
-        world::wait_for("the process to be gone", || is_gone(&pid)).await;
+        world::wait_for("the process to end", || is_gone(&pid)).await;
     }
     assert!(harness.job_directories().is_empty());
 }
@@ -282,7 +285,7 @@ fn is_gone(pid: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_is_not_a_list_is_passed_over_and_named() {
+async fn a_queue_that_is_not_a_list_is_skipped_and_named() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     redis::cmd("SET").arg(&["queue:broken", "x"]).exec_async(&mut connection).await.unwrap();
@@ -304,7 +307,7 @@ async fn old_counts_are_dropped_where_there_are_many() {
     }
     let _worker = harness.worker(QUICK);
     for key in ["sidebake:recoveries", "sidebake:interruptions"] {
-        harness.until("the old ones are gone", async || harness.redis.hgetall(key).await.len() <= 200).await;
+        harness.until("the old counts are removed", async || harness.redis.hgetall(key).await.len() <= 200).await;
         assert_eq!(harness.redis.hgetall(key).await.len(), 200);
     }
 }
@@ -320,7 +323,7 @@ async fn when_redis_is_full_results_are_settled_and_nothing_is_fetched() {
     let mut connection = harness.redis.connection().await;
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut connection).await.unwrap();
     assert_eq!(harness.callbacks(1).await.len(), 1);
-    world::wait_for("the log to say it", || !worker.logged("redis_full").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("redis_full").is_empty()).await;
     assert_eq!(harness.redis.queue("default").await.len(), 1);
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).exec_async(&mut connection).await.unwrap();
     harness.callbacks(2).await;
@@ -338,9 +341,9 @@ async fn the_jobs_of_a_killed_worker_are_requeued_when_redis_is_full() {
     redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).exec_async(&mut connection).await.unwrap();
     first.signal("KILL");
     first.ended().await;
-    harness.until("it is back", async || harness.redis.queue("default").await.len() == 1).await;
+    harness.until("the job is on its queue", async || harness.redis.queue("default").await.len() == 1).await;
     assert!(harness.redis.queue("default").await[0].contains(&jid));
-    assert!(harness.redis.keys("sidebake:inflight:*").await.is_empty(), "and nowhere else");
+    assert!(harness.redis.keys("sidebake:inflight:*").await.is_empty(), "the job is nowhere else");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -352,14 +355,14 @@ async fn a_build_whose_entry_comes_back_runs_again_beside_another() {
     let worker = harness.worker("jobs.probe = true");
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 600.0)).await;
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
-    harness.until("it fetches", async || !worker.source_children().is_empty()).await;
+    harness.until("the worker fetches the source", async || !worker.source_children().is_empty()).await;
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
     let inflight = harness.redis.hgetall(&key).await;
     let (token, entry) = inflight.iter().find(|(_, entry)| entry.contains("BuildJob")).unwrap();
     let mut connection = harness.redis.connection().await;
     redis::cmd("HDEL").arg(&[&key, token]).exec_async(&mut connection).await.unwrap();
     harness
-        .until("it ends", async || {
+        .until("the build ends", async || {
             ["job_requeued", "job_reclaimed"].iter().any(|event| !harness.logged(event).is_empty())
         })
         .await;

@@ -1,6 +1,7 @@
-//! `docker/`: what is written there for operators is what Kubernetes and the worker itself understand.
+//! Checks that Kubernetes and the worker accept the files in `docker/`.
 //!
-//! `tests/kubernetes/in_cluster.rs` applies it to a real cluster. Here it is only read, so that it cannot rot unseen.
+//! `tests/kubernetes/in_cluster.rs` applies them to a real cluster. These tests only read the files, so they run
+//! everywhere.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +23,7 @@ mod manifests;
 
 use manifests::{document, documents, rules};
 
-/// What is left of a document when it is read as one of Kubernetes' own types.
+/// A document after a round trip through Kubernetes' own types.
 fn understood(document: &Value) -> Value {
     fn through<T: DeserializeOwned + Serialize>(document: &Value) -> Value {
         let typed: T = serde_json::from_value(document.clone()).unwrap_or_else(|error| panic!("{error}: {document:#}"));
@@ -45,7 +46,7 @@ fn understood(document: &Value) -> Value {
 fn every_field_of_the_manifests_is_one_that_kubernetes_knows() {
     for document in documents() {
         assert_eq!(understood(&document), document);
-        // Nothing but rights and BuildKit's pods lives where the worker may exec.
+        // The namespace where the worker may exec contains only roles and BuildKit's pods.
         let (kind, namespace) = (document["kind"].as_str().unwrap(), &document["metadata"]["namespace"]);
         match kind {
             "Namespace" => assert_eq!(*namespace, Value::Null),
@@ -81,14 +82,14 @@ fn all_children_at_their_limits_fit_into_the_pods_memory() {
     let limit = container["resources"]["limits"]["memory"].as_str().unwrap();
     let limit = limit.strip_suffix("Gi").unwrap().parse::<u64>().unwrap() << 30;
     let probe = bounds::PROBE_MEMORY as u64;
-    // In each slot the largest of its children, and the probe that runs beside one of them.
+    // Each slot counts its largest child, and the probe that runs beside it.
     let child = settings.sandbox.max_data_bytes.max(settings.sandbox.max_data_bytes.min(bounds::PRINT_MEMORY as u64));
     let slots = settings.total_concurrency() as u64;
     let sum = own + slots * (child + probe);
     assert!(sum <= limit, "{} MiB of at most {} MiB", sum / mib, limit / mib);
     let rule = format!("{} MiB + {slots} × ({} MiB + {} MiB) = {} GiB", own / mib, child / mib, probe / mib, sum >> 30);
     assert!(include_str!("../../docs/limits.md").contains(&rule), "docs/limits.md should say: {rule}");
-    // docker-buildx was measured with a quarter of it (docs/limits.md).
+    // Measurements of docker-buildx show a quarter of this (docs/limits.md).
     assert!(child >= 512 << 20);
 }
 
@@ -97,11 +98,11 @@ fn both_pods() -> [(Value, Value); 2] {
 }
 
 #[test]
-fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names() {
+fn the_worker_accepts_its_configuration_and_the_pod_mounts_its_files() {
     let (settings, (pod, container)) = (settings(), pod("Deployment", "sidebake"));
 
     let grace_s = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
-    assert!(grace_s >= settings.shutdown.timeout.as_secs() + 30, "killed while it puts its jobs back");
+    assert!(grace_s >= settings.shutdown.timeout.as_secs() + 30, "Kubernetes kills it while it requeues its jobs");
     let port = settings.health.listen.unwrap().port();
     assert_eq!(container["ports"], json!([{"name": "health", "containerPort": port}]));
     for (probe, path) in [("livenessProbe", "/live"), ("readinessProbe", "/ready")] {
@@ -115,14 +116,14 @@ fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names
     let builder = &settings.builders["default"];
     let key = settings.github.private_key_file.as_ref().unwrap();
     for path in [key, &settings.state.directory, builder.buildkitd_config.as_ref().unwrap()] {
-        assert!(is_mounted(path), "{} is in no volume", path.display());
+        assert!(is_mounted(path), "no volume contains {}", path.display());
     }
     let secret = pod["volumes"].as_array().unwrap().iter().find(|volume| volume["secret"].is_object()).unwrap();
     assert_eq!(secret["secret"]["items"][0]["path"], json!(key.file_name().unwrap().to_str()));
     let config = document("ConfigMap", "sidebake");
     assert!(config["data"]["buildkitd.toml"].as_str().unwrap().contains("maxUsedSpace"));
 
-    // Both sides of the same builds: a pod may not be taken away before they end.
+    // Both settings describe the same builds: a pod must not end before its builds.
     assert!(builder.grace_period.unwrap() >= settings.bake.timeout);
     assert!(builder.limits.contains_key("memory") && builder.requests.contains_key("cpu"));
     assert_eq!(builder.annotations["karpenter.sh/do-not-disrupt"], "true");
@@ -139,7 +140,7 @@ fn the_worker_understands_its_configuration_and_the_pod_gives_it_what_that_names
 }
 
 #[test]
-fn the_pods_have_no_privileges_and_nothing_of_their_node() {
+fn the_pods_have_no_privileges_and_no_access_to_their_node() {
     let mut images = BTreeSet::new();
     for (pod, container) in both_pods() {
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
@@ -158,7 +159,7 @@ fn the_pods_have_no_privileges_and_nothing_of_their_node() {
 }
 
 #[test]
-fn whoever_runs_strangers_builds_can_change_nothing() {
+fn the_pod_that_runs_hostile_builds_can_change_nothing() {
     let (run, bootstrap) = (rules("sidebake-run"), rules("sidebake-bootstrap"));
     let changing: Vec<_> =
         run.iter().filter(|(_, _, verb)| !["get", "list", "watch"].contains(&verb.as_str())).collect();
@@ -173,7 +174,7 @@ fn whoever_runs_strangers_builds_can_change_nothing() {
 }
 
 #[test]
-fn the_image_has_everything_where_the_worker_looks_for_it() {
+fn the_image_has_every_file_at_the_path_that_the_worker_uses() {
     let dockerfile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docker/Dockerfile")).unwrap();
     let settings = settings();
     let ends_with = |path: &Path| {
@@ -184,5 +185,5 @@ fn the_image_has_everything_where_the_worker_looks_for_it() {
     ends_with(&settings.source.ca_file);
     ends_with(&settings.state.directory);
     let is_step = |line: &&str| !line.starts_with('#') && line.split(' ').next() == Some("RUN");
-    assert_eq!(dockerfile.lines().find(is_step), None, "a step would need the network, or a shell");
+    assert_eq!(dockerfile.lines().find(is_step), None, "a step needs the network or a shell");
 }

@@ -10,12 +10,13 @@ use world::Script;
 
 use crate::harness::{Harness, Worker, probe, sidebake};
 
-/// Bytes of the worker's disk, of those that it keeps free, and of the file that takes some of them.
+/// The bytes of the worker's disk, of the space that it keeps free, and of the file that fills some of it.
 const DISK: u64 = 64 << 20;
 const MIN_FREE: u64 = 32 << 20;
 const BALLAST: u64 = 48 << 20;
 
-/// Starts a worker whose state directory is a file system of its own. Returns the directory as this process sees it.
+/// Starts a worker whose state directory is a separate file system. Returns the path at which this process sees the
+/// directory.
 async fn worker_on_a_small_disk(harness: &Harness, more: &str) -> (Worker, PathBuf) {
     let (config, state) = (harness.config(more), harness.home.path().join("state"));
     std::fs::create_dir(&state).unwrap();
@@ -29,12 +30,12 @@ async fn worker_on_a_small_disk(harness: &Harness, more: &str) -> (Worker, PathB
     }
     let worker = harness.home.spawn(command);
     let seen = PathBuf::from(format!("/proc/{}/root{}", worker.pid(), state.display()));
-    harness.until("it has opened its directory", async || seen.join("run").exists()).await;
+    harness.until("the worker opens its directory", async || seen.join("run").exists()).await;
     (worker, seen)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
+async fn a_worker_on_a_full_disk_fetches_nothing_until_space_is_free() {
     let harness = Harness::start();
     let port = world::free_port();
     let settings =
@@ -44,17 +45,17 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
     std::fs::create_dir_all(&mirror).unwrap();
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 5.0)).await;
     harness.is_in_flight().await;
-    assert!(mirror.exists(), "there is room for it");
+    assert!(mirror.exists(), "the disk has room for the mirror");
 
     let ballast = File::create(state.join("ballast")).unwrap();
     fallocate(&ballast, FallocateFlags::empty(), 0, BALLAST).unwrap();
-    harness.until("the log says it", async || !worker.logged("disk_low").is_empty()).await;
-    assert!(!mirror.exists(), "mirrors go before the worker stops fetching");
+    harness.until("the log has the message", async || !worker.logged("disk_low").is_empty()).await;
+    assert!(!mirror.exists(), "the worker removes mirrors before it stops fetching");
     let second = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let ready = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("disk"));
-    // Its slot is free then.
+    // The job's slot is free by then.
     harness.callbacks(1).await;
 
     drop(ballast);
@@ -69,7 +70,7 @@ async fn a_worker_on_a_full_disk_fetches_nothing_until_there_is_room_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mirror_over_the_budget_goes_and_the_next_job_fetches_again() {
+async fn a_mirror_over_the_budget_is_removed_and_the_next_job_fetches_again() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -81,7 +82,7 @@ async fn a_mirror_over_the_budget_goes_and_the_next_job_fetches_again() {
         let hosts = std::fs::read_dir(&mirrors).unwrap().flatten();
         hosts.map(|host| std::fs::read_dir(host.path()).unwrap().count()).sum::<usize>()
     };
-    harness.until("the mirror has gone", async || n_mirrors() == 0).await;
+    harness.until("the mirror is removed", async || n_mirrors() == 0).await;
     assert_eq!(harness.git.n_fetches(), 1);
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     assert_eq!(harness.callbacks(2).await[1]["status"], "succeeded");

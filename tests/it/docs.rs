@@ -1,4 +1,4 @@
-//! The documents tell the truth: every command, flag, setting, variable and link in them exists.
+//! The documents match the program: every command, flag, setting, variable and link in them exists.
 
 mod settings;
 
@@ -12,7 +12,7 @@ use sidebake::configuration;
 
 use settings::Section;
 
-/// Begins `docs/configuration.md`.
+/// The start of `docs/configuration.md`.
 const HEADER: &str = "\
 # Configuration
 
@@ -101,7 +101,7 @@ fn every_command_and_flag_exists() {
     assert!(unknown.is_empty(), "{unknown:#?}");
 }
 
-/// Follows subcommands and flags as far as they are words of ours; what else is there are values.
+/// Follows subcommands and flags as far as the program defines them. The rest are values.
 fn follow(command: &Command, arguments: &str) -> Result<(), String> {
     let (mut command, mut has_positional) = (command.clone(), false);
     command.build();
@@ -194,7 +194,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
-/// Such as `redis.url` or `builders.default.driver`: words that begin with a section, and are not a file or a method.
+/// A path such as `redis.url` or `builders.default.driver`: it begins with a section, and is not a file or a method.
 fn is_path_of_a_section(sections: &[Section], path: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-*\"{}".contains(c);
     let Some((first, rest)) = path.split_once('.').filter(|(first, _)| !first.is_empty()) else { return false };
@@ -231,7 +231,7 @@ fn documents() -> Vec<PathBuf> {
     ["README.md", "ARCHITECTURE.md"].iter().map(|name| root().join(name)).chain(docs).collect()
 }
 
-/// Targets of links and pictures to files of the repository.
+/// Targets of links and images that are files of the repository.
 fn links(text: &str) -> Vec<&str> {
     let marked = text.split("](").skip(1).filter_map(|rest| rest.split([')', ' ']).next());
     let attributes = ["src=\"", "srcset=\"", "href=\""].into_iter().flat_map(|name| text.split(name).skip(1));
@@ -239,7 +239,7 @@ fn links(text: &str) -> Vec<&str> {
     marked.chain(attributes).filter(|target| !target.contains("://") && !target.starts_with("mailto:")).collect()
 }
 
-/// Ids of headings, as GitHub makes them.
+/// Ids of headings, as GitHub creates them.
 fn anchors(text: &str) -> BTreeSet<String> {
     let headings =
         text.lines().filter_map(|line| line.strip_prefix('#').map(|rest| rest.trim_start_matches('#').trim()));
@@ -250,13 +250,13 @@ fn anchors(text: &str) -> BTreeSet<String> {
     headings.map(id).collect()
 }
 
-/// Code spans of the prose.
+/// Code spans in the text.
 fn spans(text: &str) -> Vec<&str> {
     let prose = text.split("\n```").step_by(2);
     prose.flat_map(|prose| prose.split('`').skip(1).step_by(2)).collect()
 }
 
-/// Lines of the blocks in one of these languages.
+/// The lines of all blocks in one of these languages.
 fn fenced<'a>(text: &'a str, languages: &[&str]) -> Vec<&'a str> {
     let blocks = text.split("\n```").skip(1).step_by(2);
     let blocks =

@@ -1,4 +1,4 @@
-//! Answers without end: they cost neither memory nor time without end.
+//! Endless answers use neither unlimited memory nor unlimited time.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -8,22 +8,22 @@ use world::{Endless, Pace, Script};
 
 use crate::harness::{Harness, text};
 
-/// More than answers within their bounds take, four at once, and far less than an answer without end.
+/// More than four limited answers take at once, and far less than an endless answer.
 const FLAT_KB: u64 = 80 << 10;
 
-/// Enqueues `n` builds and returns how each has failed, once all wait for a retry.
+/// Enqueues `n` builds, waits until all are in the retry set, and returns their failures.
 async fn failures_of(harness: &Harness, native: &Value, n: usize) -> Vec<Value> {
     for _ in 0..n {
         harness.redis.push("default", "BuildJob", json!([native])).await;
     }
-    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == n).await;
+    harness.until("all jobs are in the retry set", async || harness.redis.sorted_set("retry").await.len() == n).await;
     let retries = harness.redis.sorted_set("retry").await;
     retries.iter().map(|(job, _)| serde_json::from_str(job).unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_of_github_takes_memory_without_end() {
-    // Every question that a build asks, and every kind of answer to it.
+async fn no_answer_of_github_takes_unlimited_memory() {
+    // Every request that a build makes, and every kind of answer to it.
     for (path, status) in [
         ("/app/installations", 201),
         ("/app/installations", 403),
@@ -53,7 +53,7 @@ async fn no_answer_of_github_takes_memory_without_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_drips_is_given_up_at_the_time_limit() {
+async fn a_slow_answer_is_given_up_at_the_time_limit() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.github.faults().never_end("/app/installations", 201, Pace::Drip(Duration::from_millis(50)));
@@ -65,7 +65,7 @@ async fn an_answer_that_drips_is_given_up_at_the_time_limit() {
     assert_eq!(failures[0]["error_class"], "Sidebake::GithubUnavailable", "{:#}", failures[0]);
 }
 
-/// A server that answers every connection with `start`, and then with `more` without end.
+/// A server that answers every connection with `start`, then endlessly with `more`.
 fn pours(start: &'static str, more: &'static str) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -82,7 +82,7 @@ fn pours(start: &'static str, more: &'static str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_without_end_take_no_memory_either() {
+async fn endless_headers_take_no_memory_either() {
     for (start, more) in [
         ("HTTP/1.1 200 OK\r\n", "x-more: and more\r\n"),
         ("HTTP/1.1 200 OK\r\nx-long: ", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
@@ -111,12 +111,12 @@ async fn a_token_that_cannot_be_revoked_costs_no_memory_either() {
     let worker = harness.worker("");
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
-    harness.until("it was asked", async || harness.n_asked("/installation/token") > 0).await;
+    harness.until("the worker sends the request", async || harness.n_asked("/installation/token") > 0).await;
     assert!(worker.peak_kb() < FLAT_KB, "{} kB", worker.peak_kb());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_of_a_resolver_takes_memory_without_end() {
+async fn no_answer_of_a_resolver_takes_unlimited_memory() {
     let (harness, rails) = (Harness::start(), Endless::start(Pace::Flood));
     let url = format!("{}/builds/{{0}}", rails.url());
     let worker = harness.worker(&format!(
@@ -125,7 +125,7 @@ async fn no_answer_of_a_resolver_takes_memory_without_end() {
     for id in 1..=4 {
         harness.redis.push("default", "ById", json!([id])).await;
     }
-    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == 4).await;
+    harness.until("all jobs are in the retry set", async || harness.redis.sorted_set("retry").await.len() == 4).await;
     for (job, _) in harness.redis.sorted_set("retry").await {
         assert!(job.contains("Sidebake::ResolverUnavailable"), "{job}");
         assert!(job.contains("answered with more than 1048576 bytes"), "{job}");
@@ -134,7 +134,7 @@ async fn no_answer_of_a_resolver_takes_memory_without_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_answer_of_an_api_server_takes_memory_without_end() {
+async fn no_answer_of_an_api_server_takes_unlimited_memory() {
     let (harness, kubernetes) = (Harness::start(), Endless::start(Pace::Flood));
     let kubeconfig = harness.home.path().join("kubeconfig");
     let config = json!({

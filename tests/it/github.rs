@@ -1,4 +1,4 @@
-//! Tokens: asked for, waited for, given back; and GitHub on a bad day.
+//! Requests, waits and revocations of tokens, and failures of GitHub.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const MINT: &str = "/app/installations";
 const LOOK_UP: &str = "/repos/acme/voting-app/installation";
 
 impl Harness {
-    /// Requests of the API whose path starts like this.
+    /// The number of API requests whose path starts with this.
     pub(crate) fn n_asked(&self, path: &str) -> usize {
         self.github.calls().iter().filter(|call| call.path.starts_with(path)).count()
     }
@@ -28,7 +28,7 @@ impl Harness {
         self.redis.push("default", "BuildJob", json!([native])).await;
     }
 
-    /// A worker whose part `[github]` says this as well.
+    /// A worker with more settings in its section `[github]`.
     fn worker_with_github(&self, more: &str) -> Worker {
         let config = self.config("");
         let text = std::fs::read_to_string(&config).unwrap().replace("github = { ", &format!("github = {{ {more}, "));
@@ -38,18 +38,18 @@ impl Harness {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_is_given_back_when_the_source_is_there() {
+async fn a_token_is_revoked_after_the_checkout() {
     let (harness, sha) = Harness::good();
     harness.push(harness.native(&sha)).await;
     let worker = harness.worker("");
     harness.callbacks(1).await;
     harness.until("the token is revoked", async || harness.github.tokens().all()[0].1.is_revoked).await;
 
-    // Also where the build has come to nothing: there is no such commit.
+    // The same after a failure: this commit does not exist.
     harness.push(harness.native(&"0".repeat(40))).await;
     assert_eq!(harness.callbacks(2).await[1]["reason"], "commit_not_found");
     let tokens = harness.github.tokens();
-    harness.until("both are", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
+    harness.until("both tokens are revoked", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
     assert_eq!(tokens.all().len(), 2);
     drop(worker);
 
@@ -62,7 +62,7 @@ async fn a_token_is_given_back_when_the_source_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_ends_has_given_its_tokens_back() {
+async fn a_worker_revokes_its_tokens_before_it_ends() {
     let (harness, sha) = Harness::good();
     harness.github.faults().delay("/installation/token", Duration::from_millis(500));
     let mut worker = harness.worker("");
@@ -74,10 +74,10 @@ async fn a_worker_that_ends_has_given_its_tokens_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_the_git_host_does_not_know_yet_is_tried_again() {
+async fn a_token_that_the_git_host_does_not_know_yet_is_retried() {
     for status in [401, 404] {
         let (harness, sha) = Harness::good();
-        // Two requests: libgit2 asks again when it is refused for the first time.
+        // Two requests, because libgit2 repeats a request after its first refusal.
         let n = if status == 401 { 2 } else { 1 };
         let headers = [("www-authenticate", "Basic realm=\"GitHub\"")];
         harness.git.faults().fail_next("/acme", n, status, &headers, "Repository not found.");
@@ -90,7 +90,7 @@ async fn a_token_that_the_git_host_does_not_know_yet_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_was_revoked_meanwhile_is_minted_anew() {
+async fn a_revoked_token_is_minted_again() {
     let (harness, sha) = Harness::good();
     harness.git.faults().delay("/acme", Duration::from_millis(700));
     harness.push(harness.native(&sha)).await;
@@ -105,7 +105,7 @@ async fn a_token_that_was_revoked_meanwhile_is_minted_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_long_limit_puts_jobs_off_and_nobody_asks_meanwhile() {
+async fn a_long_rate_limit_delays_jobs_without_requests() {
     let (harness, sha) = Harness::good();
     let message = r#"{"message":"You have exceeded a secondary rate limit."}"#;
     harness.github.faults().fail_next(MINT, 1, 403, &[("retry-after", "120")], message);
@@ -127,11 +127,11 @@ async fn a_long_limit_puts_jobs_off_and_nobody_asks_meanwhile() {
 
     harness.push(native).await;
     assert_eq!(harness.callbacks(2).await[1]["moment"], "retrying");
-    assert_eq!(harness.n_asked(""), 1, "GitHub is left alone");
+    assert_eq!(harness.n_asked(""), 1, "the worker sends GitHub no more requests");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_short_limit_is_waited_for() {
+async fn a_build_waits_for_a_short_rate_limit() {
     let (harness, sha) = Harness::good();
     harness.github.faults().fail_next(MINT, 1, 429, &[("retry-after", "1")], "{}");
     harness.push(harness.native(&sha)).await;
@@ -141,7 +141,7 @@ async fn a_short_limit_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_wrong_costs_one_refusal() {
+async fn a_wrong_clock_costs_one_refusal() {
     for offset_s in [-3600, 3600] {
         let (harness, sha) = Harness::good();
         harness.github.set_clock_offset_s(offset_s);
@@ -158,7 +158,7 @@ async fn a_clock_that_is_wrong_costs_one_refusal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_installation_is_looked_up_once_and_again_when_it_is_gone() {
+async fn an_installation_is_looked_up_once_and_again_after_its_removal() {
     let (harness, sha) = Harness::good();
     let _worker = harness.worker("");
     for n in 1..=2 {
@@ -199,7 +199,7 @@ async fn a_renamed_repository_is_built_under_its_old_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_repository_that_another_account_has_now_is_not_built_for_the_old_one() {
+async fn a_repository_moved_to_another_account_is_not_built_for_the_old_one() {
     let harness = Harness::start();
     let sha = harness.git.repository("evil/voting-app").commit(&[("vote/Dockerfile", "FROM base\n")]);
     harness.github.uninstall(7_000_001);
@@ -212,7 +212,7 @@ async fn a_repository_that_another_account_has_now_is_not_built_for_the_old_one(
     assert!(report["message"].as_str().unwrap().contains("it was renamed to evil/voting-app"), "{report:#}");
     assert_eq!(harness.git.n_fetches(), 0);
     let tokens = harness.github.tokens();
-    harness.until("the token is given back", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
+    harness.until("the token is revoked", async || tokens.all().iter().all(|(_, grant)| grant.is_revoked)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -227,7 +227,7 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
     let who = who.as_flattened();
     original.git(&[who, &["tag", "-a", "v1#1", "-m", "one", &tip]].concat());
     original.git(&[who, &["tag", "-a", "of-a-tag", "-m", "two", "v1#1"]].concat());
-    assert_eq!(original.git(&["cat-file", "-t", &foreign]), "commit", "the original has what its forks have");
+    assert_eq!(original.git(&["cat-file", "-t", &foreign]), "commit", "the original has the commits of its forks");
     let unrelated = original.commit_with("pages", &[world::File::new("vote/Dockerfile", "FROM base\n")]);
 
     let _worker = harness.worker("");
@@ -239,7 +239,7 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
         (&unrelated, json!("refs/heads/main"), "branch", refused),
         (&tip, json!("refs/heads/gone"), "branch", refused),
         (&newer, json!("refs/tags/v1#1"), "branch", refused),
-        // Whose job it is to know: Rails says that it is a fork's, or does not say where it was pushed to.
+        // Rails is responsible for these: it says that a fork built it, or gives no ref.
         (&foreign, json!("refs/heads/main"), "fork", None),
         (&foreign, Value::Null, "branch", None),
         (&newer, json!("refs/heads/main"), "protected", None),
@@ -262,11 +262,11 @@ async fn a_commit_that_only_a_fork_has_is_not_built_for_a_branch() {
         }
     }
     let n_allowed = table.iter().filter(|(.., expected)| expected.is_none()).count();
-    assert_eq!(harness.builder.runs().len(), n_allowed, "nothing is built of a commit that is refused");
+    assert_eq!(harness.builder.runs().len(), n_allowed, "no build runs for a refused commit");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_branch_is_the_one_of_exactly_that_name_whatever_else_github_could_take_it_for() {
+async fn a_branch_matches_only_its_exact_name_whatever_else_github_resolves() {
     let (harness, tip) = Harness::good();
     let original = harness.git.repository("acme/voting-app");
     let fork = harness.git.repository("eve/voting-app");
@@ -295,7 +295,7 @@ async fn a_branch_is_the_one_of_exactly_that_name_whatever_else_github_could_tak
         (&tip, "refs/heads/odd?", Some("invalid_arguments")),
         (&foreign, "refs/heads/%2e%2e/tags/both", refused),
         (&tip, "refs/heads/%2e%2e/tags/both", None),
-        // On a tag of its own, it is what the tag's author pushed.
+        // On its own tag, the commit is what the tag's author pushed.
         (&foreign, "refs/tags/both", None),
     ];
     let _worker = harness.worker("");
@@ -338,12 +338,12 @@ async fn a_ref_in_any_other_form_makes_the_build_a_forks_and_the_report_says_so(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_branch_of_which_github_has_not_heard_the_last_push_is_asked_for_again() {
+async fn a_branch_whose_last_push_github_does_not_know_yet_is_requested_again() {
     let (harness, tip) = Harness::good();
     harness.git.repository("acme/voting-app").commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
     let compare = "/repos/acme/voting-app/compare";
     harness.github.faults().fail_next(compare, 1, 200, &[], r#"{"status": "ahead"}"#);
-    // Nor need every server know the token.
+    // A server may not know the token yet either.
     harness.github.faults().fail_next(compare, 1, 401, &[], r#"{"message": "Bad credentials"}"#);
     let mut native = harness.native(&tip);
     native["ref"] = json!("refs/heads/main");
@@ -355,15 +355,15 @@ async fn a_branch_of_which_github_has_not_heard_the_last_push_is_asked_for_again
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_that_is_put_right_is_read_without_a_restart_in_either_form() {
+async fn a_corrected_key_is_read_without_a_restart_in_either_form() {
     let (harness, sha) = Harness::good();
     let path = harness.home.path().join("app.pem");
     let app = harness.github.app();
     std::fs::write(&path, "nonsense").unwrap();
     let _worker = harness.worker("");
     harness.push(harness.native(&sha)).await;
-    harness.until("it is refused", async || harness.redis.sorted_set("retry").await.len() == 1).await;
-    // The second with line ends as an environment variable has them.
+    harness.until("the key is refused", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    // The second form has line ends as in an environment variable.
     let forms = [app.private_key_pkcs1_pem(), app.private_key_pem().replace('\n', "\\n")];
     for (n, pem) in forms.into_iter().enumerate() {
         std::fs::write(&path, pem).unwrap();

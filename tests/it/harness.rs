@@ -1,4 +1,4 @@
-//! A world for one test: Redis, GitHub, a git host, Rails, a builder, and the worker between them.
+//! A harness for one test: Redis, GitHub, a git host, Rails, a builder, and the worker between them.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use world::{Builder, GitHost, GitHub, Home, Rails, Redis, Repository};
 
 pub use world::{Worker, text};
 
-/// How long anything may take on a busy machine before a test gives up.
+/// How long a condition may take on a busy machine before a test fails.
 pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(90);
 
-/// Held by a test that keeps a processor busy for seconds: several at once starve all others.
+/// A test that keeps a processor busy for seconds holds this lock. Several at once would starve all others.
 pub static HEAVY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// The queue on which the callbacks of a test arrive.
+/// The queue of a test's callbacks.
 pub const CALLBACKS: &str = "callbacks";
 
-/// The product's own client of a Redis, for tests of one part of it.
+/// The product's own Redis client, for tests of one of its parts.
 pub fn client(url: &str) -> sidebake::redis::Redis {
     let settings = settings::Redis { url: Secret::new(url), ..Settings::default().redis };
     sidebake::redis::Redis::new(&settings).unwrap()
@@ -47,7 +47,7 @@ impl Harness {
         Self { redis: Redis::start(), github, git, rails: Rails::start("s3cret"), builder: Builder::start(), home }
     }
 
-    /// The repository of most tests, with a Dockerfile in each of `vote`, `result` and `worker`; and its commit.
+    /// The repository of most tests, with a Dockerfile in each of `vote`, `result` and `worker`, and its commit.
     pub fn voting_app(&self) -> (Repository, String) {
         let repository = self.git.repository("acme/voting-app");
         let sha = repository.commit(&[
@@ -58,7 +58,7 @@ impl Harness {
         (repository, sha)
     }
 
-    /// A native object that builds one image of the voting app, with a callback.
+    /// A build request for one image of the voting app, with a callback.
     pub fn native(&self, sha: &str) -> Value {
         json!({
             "build_id": 42, "repository": "acme/voting-app", "sha": sha,
@@ -67,7 +67,8 @@ impl Harness {
         })
     }
 
-    /// The same for a repository (`owner/name`) of another account, which is made, with the App on it.
+    /// A build request for a repository (`owner/name`) of another account. Makes the repository and installs the App on
+    /// it.
     pub fn native_of(&self, repository: &str) -> Value {
         let content = format!("FROM base\n# {repository}\n");
         let sha = self.git.repository(repository).commit(&[("vote/Dockerfile", &content)]);
@@ -127,18 +128,18 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         self.home.run(arguments, &self.config(more), &[])
     }
 
-    /// Waits for the next `n` callbacks and returns their reports, the earliest first.
+    /// Waits for the next `n` callbacks and returns their reports, with the earliest first.
     pub async fn callbacks(&self, n: usize) -> Vec<Value> {
         self.callback_jobs(n).await.into_iter().map(|mut job| job["args"][0].take()).collect()
     }
 
     pub async fn callback_jobs(&self, n: usize) -> Vec<Value> {
-        self.until(&format!("{n} callbacks have come"), async || self.redis.queue(CALLBACKS).await.len() >= n).await;
+        self.until(&format!("{n} callbacks arrive"), async || self.redis.queue(CALLBACKS).await.len() >= n).await;
         let jobs = self.redis.queue(CALLBACKS).await;
         jobs.iter().map(|job| serde_json::from_str(job).unwrap()).collect()
     }
 
-    /// Where a text is that should be nowhere: in a log, in Redis, or in a file of the state directory.
+    /// The locations of a text that must appear nowhere: in a log, in Redis, or in a file of the state directory.
     pub async fn traces_of(&self, text: &str) -> Vec<String> {
         let mut traces = Vec::new();
         if self.logs().contains(text) {
@@ -148,7 +149,7 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         let found = Command::new("grep").args(["-r", "-l", "-a", "-F", "--", text]).arg(state).output().unwrap();
         traces.extend(String::from_utf8_lossy(&found.stdout).lines().map(str::to_owned));
         let mut redis = self.redis.connection().await;
-        // A dump is compressed otherwise.
+        // Redis would otherwise compress the dump.
         redis::cmd("CONFIG").arg(&["SET", "rdbcompression", "no"]).exec_async(&mut redis).await.unwrap();
         for key in self.redis.keys("*").await {
             let dump: Option<Vec<u8>> = redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.unwrap();
@@ -159,9 +160,9 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         traces
     }
 
-    /// Waits until nothing is queued or in flight.
+    /// Waits until no job is queued or in flight.
     pub async fn idle(&self) {
-        self.until("nothing is queued or in flight", async || {
+        self.until("no job is queued or in flight", async || {
             self.redis.queue("default").await.is_empty() && self.redis.keys("sidebake:inflight:*").await.is_empty()
         })
         .await;
@@ -172,12 +173,12 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         self.home.until(what, condition).await;
     }
 
-    /// Waits until a worker has something in flight.
+    /// Waits until a worker has a job in flight.
     pub async fn is_in_flight(&self) {
-        self.until("it is in flight", async || self.redis.keys("sidebake:inflight:*").await.len() == 1).await;
+        self.until("the job is in flight", async || self.redis.keys("sidebake:inflight:*").await.len() == 1).await;
     }
 
-    /// All that the workers of this test have logged.
+    /// The logs of all workers of this test.
     pub fn logs(&self) -> String {
         self.home.logs()
     }
@@ -187,13 +188,13 @@ builders.default = {{ driver = "remote", endpoint = "{builder}" }}
         self.home.logged(event)
     }
 
-    /// Directories that jobs have and that have not been removed.
+    /// The directories of jobs that still exist.
     pub fn job_directories(&self) -> Vec<PathBuf> {
         self.home.job_directories()
     }
 }
 
-/// The binary, with nothing of the test's environment that could be a setting.
+/// The binary, without variables of the test's environment that could be settings.
 pub fn sidebake() -> Command {
     world::sidebake(env!("CARGO_BIN_EXE_sidebake"))
 }

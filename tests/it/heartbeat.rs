@@ -1,4 +1,4 @@
-//! The heartbeat: what Sidekiq's API reads about a worker.
+//! The heartbeat: the data about a worker that Sidekiq's API reads.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::harness::{Harness, client, probe};
 async fn the_process_is_on_sidekiqs_list_with_what_the_web_ui_reads() {
     let harness = Harness::start();
     let worker = harness.worker("tag = \"shop\"");
-    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    harness.until("the process is listed", async || harness.redis.smembers("processes").await.len() == 1).await;
     let identity = harness.redis.smembers("processes").await.remove(0);
     let fields = harness.redis.hgetall(&identity).await;
     let info: Value = serde_json::from_str(&fields["info"]).unwrap();
@@ -35,7 +35,7 @@ async fn the_process_is_on_sidekiqs_list_with_what_the_web_ui_reads() {
 async fn a_stop_signal_through_redis_stops_the_process() {
     let harness = Harness::start();
     let mut worker = harness.worker("");
-    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    harness.until("the process is listed", async || harness.redis.smembers("processes").await.len() == 1).await;
     let identity = harness.redis.smembers("processes").await.remove(0);
     let mut connection = harness.redis.connection().await;
     redis::cmd("LPUSH").arg(format!("{identity}-signals")).arg("TERM").exec_async(&mut connection).await.unwrap();
@@ -49,7 +49,7 @@ async fn a_dead_process_is_removed_from_the_list() {
     redis::cmd("SADD").arg(&["processes", "gone:1:abcdef"]).exec_async(&mut connection).await.unwrap();
     let _worker = harness.worker("jobs.poll_interval = \"200ms\"");
     harness
-        .until("it is off and the living one is on", async || {
+        .until("only the living process is listed", async || {
             let processes = harness.redis.smembers("processes").await;
             processes.len() == 1 && processes[0] != "gone:1:abcdef"
         })
@@ -61,10 +61,10 @@ async fn a_running_job_is_on_the_busy_page_of_every_generation() {
     let harness = Harness::start();
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     let _worker = harness.worker("jobs.probe = true");
-    harness.until("it is on the list", async || harness.redis.smembers("processes").await.len() == 1).await;
+    harness.until("the process is listed", async || harness.redis.smembers("processes").await.len() == 1).await;
     let identity = harness.redis.smembers("processes").await.remove(0);
     for key in [format!("{identity}:work"), format!("{identity}:workers")] {
-        harness.until("it is shown", async || !harness.redis.hgetall(&key).await.is_empty()).await;
+        harness.until("the job is shown", async || !harness.redis.hgetall(&key).await.is_empty()).await;
         let entry: Value = serde_json::from_str(harness.redis.hgetall(&key).await.values().next().unwrap()).unwrap();
         let job: Value = serde_json::from_str(entry["payload"].as_str().unwrap()).unwrap();
         assert_eq!((&entry["queue"], &job["jid"]), (&json!("default"), &json!(jid)));
@@ -79,10 +79,10 @@ async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
     for outcome in ["succeed", "succeed", "infrastructure"] {
         harness.redis.push("default", "Sidebake::Probe", probe(outcome, 0.05)).await;
     }
-    harness.until("all have run", async || harness.redis.get("stat:processed").await.as_deref() == Some("3")).await;
+    harness.until("all jobs end", async || harness.redis.get("stat:processed").await.as_deref() == Some("3")).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
-    // A beat may have come in between: what counts is the sum.
+    // Another heartbeat may happen in between, so the test compares the sum.
     let mut by_form = std::collections::BTreeMap::new();
     for key in harness.redis.keys("j|*").await {
         let (day, minute) = (key.split('|').nth(1).unwrap(), key.rsplit(':').next().unwrap());
@@ -103,7 +103,7 @@ async fn metrics_are_written_for_the_web_uis_of_7_and_8() {
     assert!(histograms.iter().all(|keys| !keys.is_empty()), "{histograms:?}");
 }
 
-/// A process without its tasks: the test beats.
+/// A process without its tasks. The test sends its heartbeats.
 struct Hand {
     server: world::Redis,
     redis: Redis,
@@ -169,7 +169,7 @@ async fn a_running_job_is_sent_once_and_shown_until_it_ends() {
     let before = hand.n_bytes_received().await;
     heart.beat(&jobs(1..=100), false).await.unwrap();
     let n_bytes = hand.n_bytes_received().await - before;
-    assert!(n_bytes < 5_000, "{n_bytes} bytes for a hundred jobs that were known");
+    assert!(n_bytes < 5_000, "{n_bytes} bytes for a hundred known jobs");
     assert_eq!(hand.shown().await, (1..=100).collect::<Vec<_>>());
 
     heart.beat(&jobs(100..=101), false).await.unwrap();
@@ -186,11 +186,11 @@ async fn the_next_heartbeats_repair_what_redis_shows() {
     let mut heart = Heart::new(&hand.redis, &hand.process);
     heart.beat(&jobs(1..=3), false).await.unwrap();
     for key in hand.work_keys() {
-        // Gone, and then as after a beat that Redis took and whose answer was lost.
+        // First removes the keys, then repeats a heartbeat whose reply was lost.
         let mut connection = hand.server.connection().await;
         redis::cmd("DEL").arg(&key).exec_async(&mut connection).await.unwrap();
         redis::cmd("HSET").arg(&[key.as_str(), "000000000063", "{}"]).exec_async(&mut connection).await.unwrap();
-        // The one that finds it out, and the next one.
+        // The heartbeat that detects the difference, and the next one.
         heart.beat(&jobs(1..=4), false).await.unwrap();
         heart.beat(&jobs(1..=4), false).await.unwrap();
         assert_eq!(hand.shown().await, [1, 2, 3, 4]);
@@ -200,5 +200,5 @@ async fn the_next_heartbeats_repair_what_redis_shows() {
     heart.beat(&jobs(2..=5), false).await.unwrap_err();
     hand.server.restart();
     heart.beat(&jobs(2..=5), false).await.unwrap();
-    assert_eq!(hand.shown().await, [2, 3, 4, 5], "all at once, where nothing is known of what is there");
+    assert_eq!(hand.shown().await, [2, 3, 4, 5], "one heartbeat writes all jobs when the state of Redis is unknown");
 }

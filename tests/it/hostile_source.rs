@@ -1,5 +1,5 @@
-//! Repositories whose trees are made to hurt whoever checks them out. Git's own tools refuse to make most of them, so the objects
-//! are written by hand.
+//! Repositories with trees that harm a checkout. Git's own tools refuse to make most of them, so the tests write the
+//! objects directly.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -12,7 +12,7 @@ use world::{File, Pack, Script};
 
 use crate::harness::Harness;
 
-/// Writes objects that git would not make into the bare repository.
+/// Writes objects that git would refuse to make into the bare repository.
 struct Forge(Repository);
 
 const FILE: &str = "100644";
@@ -34,17 +34,17 @@ impl Forge {
         self.0.odb().unwrap().write(ObjectType::Tree, &bytes).unwrap()
     }
 
-    /// A tree with a Dockerfile that builds, and these entries after it.
+    /// A tree with a Dockerfile that builds, followed by these entries.
     fn tree_with(&self, entries: &[(&str, &[u8], Oid)]) -> Oid {
         let context = self.tree(&[(FILE, b"Dockerfile", self.blob("FROM base\n"))]);
         let mut all = entries.to_vec();
         all.push((DIRECTORY, b"vote", context));
-        // Git's order, or the tree would not be found to be what it is.
+        // Git's order, because git could not find the entries otherwise.
         all.sort_by_key(|(_, name, _)| name.to_vec());
         self.tree(&all)
     }
 
-    /// A commit of the tree; its sha.
+    /// Commits the tree and returns the sha.
     fn commit(&self, tree: Oid) -> String {
         let who = "Eve Example <eve@example.test> 1700000000 +0000";
         let text = format!("tree {tree}\nauthor {who}\ncommitter {who}\n\nhurt\n");
@@ -82,7 +82,7 @@ impl Trap {
             reports.push(self.harness.callbacks(reports.len() + 1).await.pop().unwrap());
         }
         self.harness.idle().await;
-        assert!(is_empty(&self.outside()), "something was written out of the tree");
+        assert!(is_empty(&self.outside()), "the checkout wrote outside the tree");
         assert!(self.harness.job_directories().is_empty());
         reports
     }
@@ -120,7 +120,7 @@ async fn names_that_lead_out_of_the_tree_or_into_git_are_refused() {
     }
     trees.push(forge.tree_with(&[(DIRECTORY, b"deep", forge.tree(&[(DIRECTORY, b".git", inside)]))]));
     trees.push(forge.tree_with(&[(FILE, b"../hurt", payload)]));
-    // First a link, then a directory of its name: what comes into the second would go through the first.
+    // First a link, then a directory with the same name: a file in the directory would go through the link.
     trees.push(forge.tree_with(&[(LINK, b"a", outside), (DIRECTORY, b"a", inside)]));
     trees.push(forge.tree_with(&[(DIRECTORY, b"a", inside), (LINK, b"a", outside)]));
     trees.push(forge.tree_with(&[(LINK, b"a", outside), (FILE, b"a/b", payload)]));
@@ -132,7 +132,7 @@ async fn names_that_lead_out_of_the_tree_or_into_git_are_refused() {
             "{n}: {report:#}"
         );
     }
-    assert!(trap.harness.builder.runs().is_empty(), "buildx has seen none of them");
+    assert!(trap.harness.builder.runs().is_empty(), "buildx receives none of them");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,10 +167,10 @@ async fn small_packs_that_are_large_trees_are_refused_before_a_file_is_written()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tree_that_git_reads_and_libgit2_does_not_is_refused_and_not_tried_again() {
+async fn a_tree_that_git_reads_and_libgit2_does_not_is_refused_without_a_retry() {
     let trap = Trap::set();
     let forge = &trap.forge;
-    // Git takes no notice of the bits above.
+    // Git ignores the higher bits.
     let odd = forge.tree(&[("1100644", b"odd", forge.blob("x"))]);
     let reports = trap.reports(&[forge.tree_with(&[(DIRECTORY, b"a", odd)]), odd]).await;
     for report in reports {
@@ -181,7 +181,7 @@ async fn a_tree_that_git_reads_and_libgit2_does_not_is_refused_and_not_tried_aga
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
+async fn unusual_names_and_modules_that_lead_elsewhere_are_only_files() {
     let trap = Trap::set();
     let forge = &trap.forge;
     let file = forge.blob("x");
@@ -200,7 +200,7 @@ async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
             (FILE, b"--upload-pack=x", file),
             (FILE, b"a\nb", file),
             (FILE, b"\xff\xfe", file),
-            // Where zero-width characters are not seen, this is `.git`; here it is a name like any other.
+            // A file system that ignores zero-width characters reads this as `.git`. Here it is an ordinary name.
             (FILE, ".g\u{200c}it".as_bytes(), file),
             (FILE, b"back\\slash", file),
             (FILE, b"CON", file),
@@ -217,10 +217,10 @@ async fn odd_names_and_modules_that_lead_elsewhere_are_only_files() {
     for report in trap.reports(&trees).await {
         assert_eq!(report["status"], "succeeded", "{report:#}");
     }
-    assert_eq!(trap.harness.git.n_fetches(), n_fetches, "no module is fetched");
+    assert_eq!(trap.harness.git.n_fetches(), n_fetches, "the worker fetches no submodule");
 }
 
-/// Who comes to another host at this port; the same one, or the sandbox alone would be in the way.
+/// Counts connections to another host at the same port. At another port, the sandbox alone would stop them.
 fn visits(port: u16) -> Arc<AtomicUsize> {
     let elsewhere = TcpListener::bind((ELSEWHERE, port)).unwrap();
     let n_visits = Arc::new(AtomicUsize::new(0));
@@ -254,7 +254,7 @@ async fn a_token_does_not_follow_a_redirect_to_another_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_goes_where_a_repository_says_that_its_large_files_are() {
+async fn large_files_are_not_fetched_from_the_address_in_a_repository() {
     let trap = Trap::set();
     let (forge, port) = (&trap.forge, trap.harness.git.port());
     let n_visits = visits(port);
@@ -272,15 +272,16 @@ async fn nobody_goes_where_a_repository_says_that_its_large_files_are() {
     assert_eq!(n_visits.load(Ordering::Relaxed), 0);
 }
 
-/// Builds a commit that takes its child's time or memory, and then another repository's. Both are told at the first attempt.
+/// Builds a commit that exhausts its child's time or memory, then one of another repository. Both end at the first
+/// attempt.
 async fn refusal(trap: &Trap, sha: &str, settings: &str) -> String {
     let harness = &trap.harness;
     let mut native = harness.native(sha);
     native["callback"]["on"] = json!(["retrying", "finished"]);
-    // One child at a time: the healthy build waits for the place of the other.
+    // One child at a time, so the healthy build waits for the other.
     let _worker = harness.worker(&format!("clones = 1\n{settings}"));
     harness.redis.push("default", "BuildJob", json!([native])).await;
-    harness.until("it fetches", async || !harness.git.requests().is_empty()).await;
+    harness.until("the worker fetches", async || !harness.git.requests().is_empty()).await;
     let healthy = harness.native_of("other/app");
     harness.redis.push("default", "BuildJob", json!([healthy])).await;
     let reports = harness.callbacks(2).await;
@@ -292,7 +293,7 @@ async fn refusal(trap: &Trap, sha: &str, settings: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_gitattributes_that_takes_all_the_processor_time_is_the_commits_own_fault() {
+async fn a_gitattributes_that_exhausts_processor_time_is_a_failure_of_the_commit() {
     let trap = Trap::set();
     let forge = &trap.forge;
     let patterns: String = (0..20).map(|n| format!("*a*a*a*a*a*a*a*ab{n} eol=lf\n")).collect();
@@ -306,7 +307,7 @@ async fn a_gitattributes_that_takes_all_the_processor_time_is_the_commits_own_fa
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn large_files_that_are_stored_as_changes_of_each_other_are_the_commits_own_fault() {
+async fn large_files_stored_as_deltas_of_each_other_are_a_failure_of_the_commit() {
     let trap = Trap::set();
     let repository = trap.harness.git.repository("acme/voting-app");
     let mut content = vec![b'x'; 4 << 20];
@@ -321,7 +322,7 @@ async fn large_files_that_are_stored_as_changes_of_each_other_are_the_commits_ow
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_takes_more_memory_than_there_is_for_it_is_refused() {
+async fn a_commit_that_exceeds_its_memory_limit_is_refused() {
     let trap = Trap::set();
     let repository = trap.harness.git.repository("acme/voting-app");
     let files = [File::new("vote/Dockerfile", "FROM base\n"), File::new("large", vec![b'x'; 120 << 20])];
@@ -331,7 +332,7 @@ async fn a_commit_that_takes_more_memory_than_there_is_for_it_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_remote_that_is_slow_is_nobodys_fault() {
+async fn a_slow_remote_is_an_infrastructure_failure() {
     let trap = Trap::set();
     let harness = &trap.harness;
     let noise: Vec<u8> = (0..2_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()).collect();

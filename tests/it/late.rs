@@ -1,4 +1,4 @@
-//! What the network delivers late, when its sender has long sent it again: a turn and a renewal.
+//! Requests that the network delivers late, after their sender has sent them again: a turn and a renewal.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,13 +8,13 @@ use crate::harness::{Harness, Worker, probe};
 use crate::relay::{Relay, Rewrite, is_command};
 use crate::scripts::Scripts;
 
-/// How long the first job takes: less than it takes to recover it, or the second worker would be free too soon.
+/// The duration of the first job. It is shorter than the time to recover the job, so that the second worker stays busy.
 const RUNS_S: f64 = 2.0;
 
-/// A request, one text an argument.
+/// A request, one text per argument.
 type Request = Vec<Vec<u8>>;
 
-/// Requests that the network keeps.
+/// Requests that the network holds.
 #[derive(Default)]
 struct Held {
     is_armed: bool,
@@ -23,7 +23,7 @@ struct Held {
 }
 
 impl Held {
-    /// Keeps the first turn and the first renewal from now on; their sender gets an error.
+    /// Holds the first turn and the first renewal from now on. Their sender gets an error.
     fn take(&mut self, request: &mut Request) {
         let has_keys = |number: &[u8], first: [&str; 2]| {
             let starts = |(key, start): (&Vec<u8>, &str)| key.starts_with(start.as_bytes());
@@ -42,7 +42,7 @@ impl Held {
     }
 }
 
-/// Keeps what `held` wants, and leaves custody without reconcile, so that nothing but the fence is in the way.
+/// Holds what `held` wants. Disables reconcile in custody, so that only the fence protects the job.
 fn rewrite(held: &Arc<Mutex<Held>>) -> Rewrite {
     let held = Arc::clone(held);
     Arc::new(move |request, is_custody| {
@@ -58,7 +58,7 @@ fn rewrite(held: &Arc<Mutex<Held>>) -> Rewrite {
 async fn deliver(harness: &Harness, request: &Request) {
     let mut command = redis::cmd(std::str::from_utf8(&request[0]).unwrap());
     command.arg(&request[1..]);
-    // What Redis answers reaches nobody.
+    // Drops the reply of Redis.
     let _ = command.exec_async(&mut harness.redis.connection().await).await;
 }
 
@@ -73,27 +73,27 @@ async fn has_in_flight(harness: &Harness, worker: &Worker, jid: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_and_a_renewal_that_arrive_when_the_lease_was_lost_lose_and_double_nothing() {
+async fn a_turn_and_a_renewal_after_the_loss_of_the_lease_lose_and_double_no_job() {
     let harness = Harness::start();
     let held = Arc::new(Mutex::new(Held::default()));
     let relay = Relay::to(harness.redis.port(), Scripts::load(&harness.redis).await, Some(rewrite(&held))).await;
     let config = harness.config("jobs.probe = true\nlease.ttl = \"1s\"");
     let url = format!("redis://127.0.0.1:{}/0", relay.port);
     let first = harness.worker_with_variables(&config, &["-c", "1"], &[("SIDEBAKE__REDIS__URL", url.as_str())]);
-    harness.until("it has a lease", async || !harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
+    harness.until("the worker has a lease", async || !harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
 
-    // The turn that asks for the job is sent again half a second later, and a renewal before that.
+    // The worker resends the turn for the job half a second later, and a renewal before that.
     held.lock().unwrap().is_armed = true;
     let x = harness.redis.push("default", "Sidebake::Probe", probe("succeed", RUNS_S)).await;
     let is_kept = |held: &Held| held.turn.is_some() && held.renewal.is_some();
-    world::wait_for("both to be kept", || is_kept(&held.lock().unwrap())).await;
+    world::wait_for("the relay to hold both", || is_kept(&held.lock().unwrap())).await;
     harness.until("the job is in flight", async || has_in_flight(&harness, &first, &x).await).await;
 
-    // It stands still until another worker has its job, and its own run is over as soon as it goes on.
+    // The worker stops until another worker has its job. Its own run ends as soon as it continues.
     let over = tokio::time::Instant::now() + std::time::Duration::from_secs_f64(RUNS_S + 0.1);
     first.signal("STOP");
     let second = harness.worker_with(&config, &["-c", "1"]);
-    harness.until("the job was recovered", async || has_in_flight(&harness, &second, &x).await).await;
+    harness.until("the second worker has the job", async || has_in_flight(&harness, &second, &x).await).await;
     tokio::time::sleep_until(over).await;
     let y = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let (turn, renewal) = {
@@ -105,7 +105,7 @@ async fn a_turn_and_a_renewal_that_arrive_when_the_lease_was_lost_lose_and_doubl
     deliver(&harness, &turn).await;
     first.signal("CONT");
 
-    world::wait_for("the first worker to have told its result", || !first.logged("job_done").is_empty()).await;
+    world::wait_for("the first worker to report its result", || !first.logged("job_done").is_empty()).await;
     let mut ended: Vec<Value> = harness.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
     ended.sort_by_key(|jid| *jid == y.as_str());
     assert_eq!(ended, [x, y], "each once");

@@ -1,7 +1,7 @@
-//! Values go down the pipeline, and no integration knows another.
+//! Checks the layers: values go down the pipeline, and no integration knows another.
 //!
-//! Reads the tokens of every file and fails on a path or import of `crate::` that `ARCHITECTURE.md` does not allow, in whatever
-//! form it is written. Code that exists in tests only is not looked at.
+//! Reads the tokens of every file. Fails on a path or import of `crate::` that `ARCHITECTURE.md` does not allow, in any
+//! form. Ignores code that exists only in tests.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ const INFRASTRUCTURE: &[&str] = &[
 const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
-/// What each module may use, besides itself and the domain types.
+/// Which modules each module may use, besides itself and the domain types.
 fn may_use(module: &str, other: &str) -> bool {
     let is = |kind: &[&str]| kind.contains(&module);
     let other_is = |kind: &[&str]| kind.contains(&other);
@@ -49,14 +49,14 @@ fn may_use(module: &str, other: &str) -> bool {
         return true;
     }
     match module {
-        // The journal is told by integrations and knows none.
+        // Integrations send events to the journal. The journal knows no integration.
         _ if is(DOMAIN_TYPES) => false,
         "sandbox" => ["beneath", "process"].contains(&other),
         "state" => other == "beneath",
         "configuration" => other == "environment",
         _ if is(INFRASTRUCTURE) => false,
         "journal" => false,
-        // What the builder hands to the bake is the bake's own type.
+        // The bake declares the type that the builder passes to it.
         "builder" => other_is(INFRASTRUCTURE) || other == "bake",
         _ if is(INTEGRATIONS) => other_is(INFRASTRUCTURE) || other == "journal",
         // Only the processor sees both queue and build.
@@ -76,7 +76,7 @@ fn may_use(module: &str, other: &str) -> bool {
 }
 
 #[test]
-fn no_module_uses_what_it_may_not() {
+fn no_module_uses_a_forbidden_module() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut forbidden = BTreeSet::new();
     let mut n_edges = 0;
@@ -89,12 +89,12 @@ fn no_module_uses_what_it_may_not() {
             }
         }
     }
-    assert!(n_edges > 100, "only {n_edges} edges were found: the reading is broken");
+    assert!(n_edges > 100, "only {n_edges} edges were found: the parser is broken");
     assert!(forbidden.is_empty(), "{forbidden:#?}");
 }
 
 #[test]
-fn an_import_is_seen_in_whatever_form_it_is_written() {
+fn an_import_is_found_in_any_form() {
     let text = r#"
         use crate::{job, report::{Report, Status}};
         pub use crate::secret::*;
@@ -134,14 +134,14 @@ fn module_of(source: &Path, file: &Path) -> String {
     module
 }
 
-/// The modules after each `crate::`, outside of tests.
+/// The modules after each `crate::`, outside tests.
 fn modules_used(text: &str) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
     look_through(text.parse::<TokenStream>().unwrap(), &mut used);
     used
 }
 
-/// Reads Rust's tokens, so that no form of an import, and nothing that a macro is given, is overlooked.
+/// Reads Rust's tokens, so that it finds every form of an import, and every argument of a macro.
 fn look_through(tokens: TokenStream, used: &mut BTreeSet<String>) {
     let mut tokens = tokens.into_iter().peekable();
     while let Some(token) = tokens.next() {
@@ -157,7 +157,7 @@ fn look_through(tokens: TokenStream, used: &mut BTreeSet<String>) {
                 match &path[..] {
                     [_, _, TokenTree::Ident(module)] => drop(used.insert(module.to_string())),
                     [_, _, TokenTree::Group(group)] => used.extend(firsts(group.stream())),
-                    [_, _, other] => panic!("crate::{other} is not looked at"),
+                    [_, _, other] => panic!("crate::{other} has no rule here"),
                     // `pub(crate)`, or the end of a group.
                     rest => look_through(rest.iter().cloned().collect(), used),
                 }
@@ -168,7 +168,7 @@ fn look_through(tokens: TokenStream, used: &mut BTreeSet<String>) {
     }
 }
 
-/// The first name of each path in an import's group.
+/// The first name of each path in an import group.
 fn firsts(tokens: TokenStream) -> Vec<String> {
     let mut is_first = true;
     let mut firsts = Vec::new();
@@ -186,7 +186,7 @@ fn firsts(tokens: TokenStream) -> Vec<String> {
     firsts
 }
 
-/// Skips an attribute's item: to its block or its semicolon.
+/// Skips the item of an attribute, up to its block or semicolon.
 fn skip_item(tokens: &mut impl Iterator<Item = TokenTree>) {
     let is_end = |token: &TokenTree| match token {
         TokenTree::Group(group) => group.delimiter() == Delimiter::Brace,

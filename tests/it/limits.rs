@@ -1,4 +1,4 @@
-//! The documents state the limits that the code has.
+//! Checks that the documents state the limits of the code.
 
 use sidebake::bounds;
 
@@ -14,9 +14,9 @@ fn the_table_of_limits_in_the_documents_is_the_one_in_the_code() {
 #[test]
 fn the_memory_of_a_build_is_the_sum_of_its_bounds() {
     const MIB: usize = 1 << 20;
-    // A vector doubles when it grows; a step takes less than 768 bytes beside its texts (`bake::progress`).
+    // A vector doubles its capacity when it grows. A step takes less than 768 bytes plus its texts (`bake::progress`).
     let steps = bounds::VERTICES * (768 + 64) + bounds::STEP_NAMES + bounds::ERRORS + bounds::PUSHES * 512;
-    // A value of kept fields takes 140 bytes; escapes make a text half as long again. Of a request, texts and lists are kept.
+    // A value of a kept field takes 140 bytes. Escapes make a text 1.5 times as long. A request keeps texts and lists.
     let definition = bounds::VALUES * 140 + (6 << 20);
     let request = bounds::ARGUMENTS + bounds::VALUES * 64;
     let said = bounds::SAID + bounds::NOTICES * bounds::NOTICE + 2 * bounds::REPORT;
@@ -39,21 +39,21 @@ fn the_memory_of_a_build_is_the_sum_of_its_bounds() {
     assert!(document.contains(&format!("{texts} MiB of texts")) && 10 * total + texts <= 512, "{total} {texts}");
 }
 
-/// Texts of the worker's own, and of whoever runs it: they may be read without being counted first.
+/// Texts of the worker and its operator. The worker may parse them without counting first.
 const OWN: [&str; 6] = [
     "src/json.rs",
-    // Settings of the operator's, in the form of Kubernetes' objects.
+    // Settings of the operator, in the form of Kubernetes' objects.
     "src/builder/cluster.rs",
     // From the worker to its own children.
     "src/sandbox.rs",
     "src/source/child.rs",
-    // Files of the person at the command line.
+    // Files of the user at the command line.
     "src/cli.rs",
     "src/cli/plan.rs",
 ];
 
 #[test]
-fn nothing_of_a_strangers_is_read_before_its_values_are_counted() {
+fn no_customers_text_is_parsed_before_its_values_are_counted() {
     let mut found = Vec::new();
     let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
     while let Some(folder) = folders.pop() {

@@ -1,11 +1,12 @@
-//! The worker as Rails, GitHub, git and buildx see it: the real binary between stand-ins on the wire and a real Redis.
+//! Tests the worker from the outside, as Rails, GitHub, git and buildx see it: the real binary between stand-ins and a
+//! real Redis.
 //!
-//! One module for each behaviour. Every test has a world of its own ([`harness::Harness`]), so they run in parallel.
+//! One module for each behavior. Every test has its own [`harness::Harness`], so tests run in parallel.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(clippy::unwrap_used, reason = "a failed expectation must end the test")]
 #![allow(
     clippy::disallowed_methods,
-    reason = "tests run programs and read the environment; the product has one place for each"
+    reason = "tests run programs and read the environment; the product has one module for each"
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 

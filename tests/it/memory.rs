@@ -1,4 +1,4 @@
-//! Short texts of many values: a bound on the bytes of a text bounds nothing that is made of it.
+//! Short texts with many values: a limit on the bytes of a text does not limit the memory of its parsed values.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
@@ -9,16 +9,16 @@ use world::{Script, Step};
 
 use crate::harness::{HEAVY, Harness, Worker, sidebake, text};
 
-/// What a worker may have had resident: 100 MB for strangers, and 64 MiB of its own (a debug build).
+/// The limit of a worker's resident memory: 100 MB for customers' data, and 64 MiB of its own (a debug build).
 const MEMORY_KB: u64 = 100_000 + (64 << 10);
 
-/// The same with some copies of one text of 8 MB, on its way from Redis to Redis.
+/// The same plus some copies of one text of 8 MB that passes from Redis to Redis.
 const FEW_COPIES_KB: u64 = MEMORY_KB + 30_000;
 
-/// Five bytes of text that take a hundred times as many as a value.
+/// Five bytes of text that take a hundred times as much memory as a parsed value.
 const UNIT: &str = r#"{"":0}"#;
 
-/// Without the trace of each line: the log is not what is measured.
+/// Without a trace of each line, because the test does not measure the log.
 const QUIET: [(&str, &str); 1] = [("SIDEBAKE__LOG__LEVEL", "info")];
 
 fn list(unit: &str, n: usize) -> String {
@@ -38,7 +38,7 @@ fn ten_slots(harness: &Harness) -> std::path::PathBuf {
     config
 }
 
-/// Pushes the text of an argument, which no client of ours would write, and returns what the callbacks report.
+/// Pushes the text of an argument that no client would write, and returns the reports of the callbacks.
 async fn reports_of(harness: &Harness, argument: &str, n: usize) -> Vec<Value> {
     let mut redis = harness.redis.connection().await;
     for i in 0..n {
@@ -68,7 +68,7 @@ async fn jobs_of_many_values_are_refused_before_a_value_is_made() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
+async fn ten_jobs_with_the_maximum_of_values_leave_the_worker_small() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
@@ -83,7 +83,7 @@ async fn ten_jobs_of_as_many_values_as_are_allowed_leave_the_worker_small() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
+async fn a_text_of_many_fields_or_arguments_is_not_parsed() {
     let _alone = HEAVY.lock().await;
     let envelope = format!(r#"{{"class":"Sidebake::Malformed","queue":"default","args":{}}}"#, list("{}", 2_600_000));
     let arguments = format!(r#"{{"class":"BuildJob","queue":"default","args":{}}}"#, list("1", 3_800_000));
@@ -95,14 +95,14 @@ async fn a_text_of_many_fields_or_arguments_is_not_taken_apart() {
         let worker = harness.worker_with_variables(&harness.config(""), &[], &QUIET);
         let mut redis = harness.redis.connection().await;
         redis::cmd("LPUSH").arg("queue:default").arg(text).exec_async(&mut redis).await.unwrap();
-        harness.until("it is dead", async || harness.redis.sorted_set("dead").await.len() == 1).await;
+        harness.until("the job is in the dead set", async || harness.redis.sorted_set("dead").await.len() == 1).await;
         let peak_kb = worker.peak_kb();
         assert!(peak_kb < FEW_COPIES_KB, "{what}: {peak_kb} kB");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_of_a_resolver_is_counted_as_well() {
+async fn the_values_of_a_resolvers_answer_are_counted_too() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let url = harness.rails.url_pattern();
@@ -114,13 +114,13 @@ async fn an_answer_of_a_resolver_is_counted_as_well() {
         harness.rails.answer(id, world::Answer::Text(list(UNIT, 145_000)));
         harness.redis.push("default", "ById", json!([id])).await;
     }
-    harness.until("all wait for a retry", async || harness.redis.sorted_set("retry").await.len() == 4).await;
+    harness.until("all jobs are in the retry set", async || harness.redis.sorted_set("retry").await.len() == 4).await;
     let (job, _) = harness.redis.sorted_set("retry").await.remove(0);
     assert!(job.contains("more than 50000 names and values"), "{job}");
     is_small(&worker);
 }
 
-/// A job whose definition makes `--print` print so many times a unit in a field of each target.
+/// A job whose definition makes `--print` repeat a unit this many times in a field of each target.
 fn printing(harness: &Harness, sha: &str, targets: &[String], filling: &str) -> Value {
     let mut native = harness.native(sha);
     native.as_object_mut().unwrap().remove("application");
@@ -134,7 +134,7 @@ fn printing(harness: &Harness, sha: &str, targets: &[String], filling: &str) -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_print_prints_is_counted_before_it_is_read() {
+async fn the_output_of_print_is_counted_before_it_is_parsed() {
     let _alone = HEAVY.lock().await;
     for (n, unit) in [(1_300_000, "{}"), (580_000, UNIT)] {
         let harness = Harness::start();
@@ -178,7 +178,7 @@ async fn a_secret_that_is_named_many_times_is_read_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_docker_buildx_that_was_taken_over_makes_no_values_and_no_log() {
+async fn a_taken_over_docker_buildx_makes_no_values_and_no_log() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
@@ -206,7 +206,7 @@ async fn a_docker_buildx_that_was_taken_over_makes_no_values_and_no_log() {
     assert!(log.contains("more notices"), "{}", &log[..2000.min(log.len())]);
 }
 
-/// An API server with one Deployment and, whatever is asked for, this list of pods.
+/// An API server with one Deployment that answers every request for pods with this list.
 fn api_server(pods: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -239,7 +239,7 @@ fn a_list_of_millions_of_pods_is_refused_in_little_memory() {
         let builder =
             format!("builders.pods = {{ driver = \"kubernetes\", kubeconfig = \"{}\" }}", kubeconfig.display());
         let config = harness.config(&builder);
-        // 300 MB of data, of which stacks and reserves of threads take most; the API's own types took 6 GB.
+        // 300 MB of data, mostly stacks and reserves of threads. Parsing into the API's own types took 6 GB.
         let mut command = std::process::Command::new("sh");
         command.args(["-c", "ulimit -d 300000; exec \"$0\" builder status pods --config \"$1\""]);
         command.arg(sidebake().get_program()).arg(config).stdin(Stdio::null());

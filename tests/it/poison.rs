@@ -14,7 +14,7 @@ pub(crate) fn job(jid: &str, sleep_s: f64) -> String {
     json!({"class": "Sidebake::Probe", "queue": "default", "jid": jid, "retry": true, "args": args}).to_string()
 }
 
-/// Records that a job was recovered; `numbers` as in the hash, without the time.
+/// Records that a job was recovered. `numbers` has the form of the hash, without the time.
 async fn has_history(harness: &Harness, text: &str, numbers: &str) {
     let note = "local now = redis.call('TIME')[1]
         redis.call('HSET', KEYS[1], redis.sha1hex(ARGV[1]), ARGV[2] .. ' ' .. now)";
@@ -49,14 +49,15 @@ fn has_begun(worker: &Worker, jid: &str) -> bool {
     worker.logged("job_started").iter().any(|line| line.contains(jid))
 }
 
-/// Starts workers one after another and kills each when this job begins in it, until the job has ended; returns how many died.
+/// Starts workers one after another and kills each when this job starts in it, until the job has ended. Returns the
+/// number of kills.
 async fn killed_by(harness: &Harness, jid: &str, arguments: &[&str], n_ends: usize) -> usize {
     let mut n_killed = 0;
     loop {
         let mut worker = harness.worker_with(&harness.config(QUICK), arguments);
         let mut is_over = false;
         harness
-            .until("it begins, or all are over", async || {
+            .until("the job starts, or all jobs end", async || {
                 has_begun(&worker, jid) || harness.redis.queue(CALLBACKS).await.len() == n_ends
             })
             .await;
@@ -73,14 +74,14 @@ async fn killed_by(harness: &Harness, jid: &str, arguments: &[&str], n_ends: usi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_ten_jobs_only_the_one_that_kills_its_worker_is_poison() {
+async fn only_the_one_of_ten_jobs_that_kills_its_worker_is_poison() {
     let harness = Harness::start();
     for n in 0..10 {
         let (jid, sleep_s) = if n == 4 { ("killer".to_owned(), 60.0) } else { (format!("healthy{n}"), 0.5) };
         harness.redis.push_raw("default", job(&jid, sleep_s)).await;
     }
     let n_killed = killed_by(&harness, "killer", &["-c", "10"], 10).await;
-    // Beside others it can be twice, or it would be a suspect before.
+    // The job may crash twice beside others. With fewer crashes, it would already be a suspect.
     assert!((3..=5).contains(&n_killed), "{n_killed}");
     let reports = harness.callbacks(10).await;
     let ends: BTreeMap<&str, &Value> =
@@ -108,16 +109,16 @@ async fn a_job_that_takes_down_three_workers_alone_is_poison() {
     assert_eq!(harness.redis.sorted_set("dead").await.len(), 1);
 }
 
-/// A worker in which one job runs for a minute, and a suspect waits for its end.
+/// A worker in which one job runs for a minute while a suspect waits for its end.
 async fn waiting(more: &str) -> (Harness, Worker) {
     let harness = Harness::start();
     harness.redis.push_raw("default", job("runs", 60.0)).await;
     let worker = harness.worker(&format!("{QUICK}\n{more}"));
-    world::wait_for("it to run", || has_begun(&worker, "runs")).await;
+    world::wait_for("the job to run", || has_begun(&worker, "runs")).await;
     let suspect = job("suspect", 0.0);
     has_history(&harness, &suspect, "2 1").await;
     harness.redis.push_raw("default", suspect).await;
-    harness.until("it is fetched", async || inflight(&harness).await.len() == 2).await;
+    harness.until("the suspect is fetched", async || inflight(&harness).await.len() == 2).await;
     (harness, worker)
 }
 
@@ -132,7 +133,7 @@ async fn a_suspect_runs_alone_and_nothing_is_fetched_until_it_ends() {
     let fields: Vec<(String, String)> = inflight(&harness).await.into_iter().collect();
     assert!(!fields[0].0.ends_with(":idle") && fields[1].0.ends_with(":idle"), "{fields:?}");
     harness
-        .until("it is shown", async || {
+        .until("Redis shows the wait", async || {
             let shown = harness.redis.hgetall("it-suspect").await;
             shown.get("c").is_some_and(|text| text.contains("waits to run alone"))
         })
@@ -157,12 +158,12 @@ async fn a_crash_is_not_counted_against_a_job_that_waited() {
     let (harness, mut worker) = waiting("").await;
     worker.signal("KILL");
     worker.ended().await;
-    harness.until("its lease has run out", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
+    harness.until("its lease expires", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
     assert!(harness.run(&["release", "--now"], QUICK).status.success());
     assert_eq!(harness.redis.queue("default").await, [job("runs", 60.0), job("suspect", 0.0)]);
     let on_record = async |text: String| history(&harness, "sidebake:recoveries", &text).await;
     assert_eq!(on_record(job("suspect", 0.0)).await.as_deref(), Some("2 1"));
-    assert_eq!(on_record(job("runs", 60.0)).await.as_deref(), Some("1 1"), "it ran alone");
+    assert_eq!(on_record(job("runs", 60.0)).await.as_deref(), Some("1 1"), "the job ran alone");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,7 +182,9 @@ async fn a_stop_requeues_a_waiting_job_uncounted() {
 async fn a_quiet_worker_requeues_waiting_jobs() {
     let (harness, worker) = waiting("").await;
     worker.signal("TSTP");
-    harness.until("it is back", async || harness.redis.queue("default").await == [job("suspect", 0.0)]).await;
+    harness
+        .until("the job is on its queue", async || harness.redis.queue("default").await == [job("suspect", 0.0)])
+        .await;
     assert_eq!(inflight(&harness).await.into_values().collect::<Vec<_>>(), ["runs"]);
 }
 
@@ -194,7 +197,7 @@ async fn a_waiting_job_can_be_cancelled_while_others_run() {
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["jid"], &report["status"]), (&json!("suspect"), &json!("cancelled")), "{report:#}");
     assert!(!has_begun(&worker, "suspect"));
-    // And the worker takes jobs again.
+    // The worker then fetches jobs again.
     harness.redis.push_raw("default", job("later", 0.0)).await;
     harness.callbacks(2).await;
 }
@@ -205,22 +208,22 @@ async fn a_waiting_job_that_was_reclaimed_frees_its_worker() {
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
     let field = inflight(&harness).await.into_keys().find(|field| field.ends_with(":idle")).unwrap();
     redis::cmd("HDEL").arg(&[&key, &field]).exec_async(&mut harness.redis.connection().await).await.unwrap();
-    world::wait_for("the log to say it", || !worker.logged("job_reclaimed").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("job_reclaimed").is_empty()).await;
     harness.redis.push_raw("default", job("later", 0.0)).await;
     assert_eq!(harness.callbacks(1).await[0]["jid"], "later");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_suspect_waits_for_the_other_capsules_as_well() {
+async fn a_suspect_also_waits_for_the_other_capsules() {
     let harness = Harness::start();
     harness.redis.push_raw("serial", job("runs", 60.0)).await;
     let more = format!("{QUICK}\n[capsules.serial]\nconcurrency = 1\nqueues = [\"serial\"]\n");
     let worker = harness.worker(&more);
-    world::wait_for("it to run", || has_begun(&worker, "runs")).await;
+    world::wait_for("the job to run", || has_begun(&worker, "runs")).await;
     let suspect = job("suspect", 0.0);
     has_history(&harness, &suspect, "2 0").await;
     harness.redis.push_raw("default", suspect).await;
-    harness.until("it is fetched", async || inflight(&harness).await.len() == 2).await;
+    harness.until("the suspect is fetched", async || inflight(&harness).await.len() == 2).await;
     cancel(&harness, "runs").await;
     let ends: Vec<Value> = harness.callbacks(2).await.into_iter().map(|mut report| report["jid"].take()).collect();
     assert_eq!(ends, ["runs", "suspect"]);
@@ -241,31 +244,31 @@ async fn a_stopping_worker_that_is_killed_has_not_crashed() {
     let harness = Harness::start();
     harness.redis.push_raw("default", job("runs", 60.0)).await;
     let mut worker = harness.worker(QUICK);
-    world::wait_for("it to run", || has_begun(&worker, "runs")).await;
+    world::wait_for("the job to run", || has_begun(&worker, "runs")).await;
     worker.signal("TERM");
     harness
-        .until("it is on record", async || {
+        .until("the run is recorded", async || {
             harness.redis.hgetall("sidebake:suspects").await.into_values().any(|since| since == "0")
         })
         .await;
     worker.signal("KILL");
     worker.ended().await;
     let _second = harness.worker(QUICK);
-    harness.until("it runs again", async || harness.logged("job_started").len() == 2).await;
+    harness.until("the job runs again", async || harness.logged("job_started").len() == 2).await;
     assert!(harness.redis.hgetall("sidebake:recoveries").await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_stood_still_has_not_crashed() {
-    // One whose run goes on when the worker does, and one whose run is over by then.
+async fn a_stopped_and_continued_worker_has_not_crashed() {
+    // One job continues with its worker, and one has ended by then.
     for sleep_s in [60.0, 0.5] {
         let harness = Harness::start();
         let text = job("runs", sleep_s);
         harness.redis.push_raw("default", &text).await;
         let first = harness.worker(QUICK);
-        world::wait_for("it to run", || has_begun(&first, "runs")).await;
+        world::wait_for("the job to run", || has_begun(&first, "runs")).await;
         first.signal("STOP");
-        harness.until("its lease is gone", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
+        harness.until("its lease expires", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
         let recovered = async || {
             let _ = harness.run(&["release", "--now"], QUICK);
             history(&harness, "sidebake:recoveries", &text).await
@@ -273,12 +276,12 @@ async fn a_worker_that_stood_still_has_not_crashed() {
         assert_eq!(recovered().await.as_deref(), Some("1 1"));
         first.signal("CONT");
         let on_record = async || history(&harness, "sidebake:recoveries", &text).await;
-        harness.until("nothing is on record", async || on_record().await.is_none()).await;
+        harness.until("no crash is recorded", async || on_record().await.is_none()).await;
     }
 }
 
 #[tokio::test]
-async fn only_the_crash_count_of_a_workers_own_run_is_taken_back() {
+async fn only_the_crash_count_of_a_workers_own_run_is_removed() {
     let server = world::Redis::start();
     let mut connection = server.connection().await;
     let withdraw = redis::Script::new(include_str!("../../src/sidekiq/withdraw.lua"));
@@ -295,7 +298,7 @@ async fn only_the_crash_count_of_a_workers_own_run_is_taken_back() {
         let note = "return redis.call('HSET', KEYS[1], redis.sha1hex(ARGV[1]), ARGV[2])";
         let note = redis::cmd("EVAL").arg(&[note, "1", "sidebake:recoveries", &text, value]).to_owned();
         note.exec_async(&mut connection).await.unwrap();
-        // The second time there is nothing left of it; a full Redis is no reason to keep it.
+        // The second time, the record is already gone. A full Redis is no reason to keep it.
         for _ in 0..2 {
             let full = redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).to_owned();
             full.exec_async(&mut connection).await.unwrap();

@@ -1,4 +1,4 @@
-//! The poller, on large sets.
+//! The poller on large sets.
 
 use sidebake::bounds;
 use sidebake::clock::Epoch;
@@ -7,7 +7,7 @@ use sidebake::sidekiq::poller::enqueue_due;
 
 use crate::harness::{Harness, client};
 
-/// Adds `n` jobs of another class to the retry set, all due at once.
+/// Adds `n` jobs of another class to the retry set, all due.
 async fn add_others(server: &world::Redis, n: usize) {
     let mut connection = server.connection().await;
     let numbers: Vec<usize> = (0..n).collect();
@@ -33,15 +33,15 @@ async fn a_stopping_worker_does_not_move_all_due_jobs_first() {
     add.exec_async(&mut connection).await.unwrap();
     let mut worker = harness.worker("jobs.poll_interval = \"100ms\"");
     let n_moved = async || harness.redis.queue("elsewhere").await.len();
-    harness.until("the first is moved", async || n_moved().await > 0).await;
+    harness.until("the first job moves", async || n_moved().await > 0).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     let n_left = harness.redis.sorted_set("retry").await.len();
-    assert!(n_left > 0, "it has moved all of them first");
+    assert!(n_left > 0, "the poller moved all jobs before it stopped");
     assert_eq!(n_left + n_moved().await, 30_000);
 }
 
-/// Microseconds that Redis takes for one page of `n` due jobs of others, on average.
+/// The average time in microseconds that Redis needs for one page among `n` due jobs of others.
 async fn cost_of_a_page(n: usize) -> f64 {
     let server = world::Redis::start();
     add_others(&server, n).await;
@@ -71,7 +71,7 @@ async fn a_due_job_behind_foreign_jobs_of_the_same_time_is_moved() {
     let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap();
     let queue = server.queue("default").await;
     assert_eq!((moved.n_moved, queue.len()), (3, 3), "{queue:?}");
-    assert_eq!(server.sorted_set("retry").await.len(), 1_201, "others' and the one that is not due");
+    assert_eq!(server.sorted_set("retry").await.len(), 1_201, "only jobs of others and the job that is not due stay");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,13 +90,13 @@ async fn the_reason_that_due_jobs_cannot_be_moved_is_logged_once() {
         let line = stats.lines().find_map(|line| line.strip_prefix("errorstat_WRONGTYPE:count="));
         line.map_or(0, |count| count.parse::<usize>().unwrap())
     };
-    harness.until("it was tried often", async || n_failed().await >= 8).await;
+    harness.until("the poller tries several times", async || n_failed().await >= 8).await;
     assert_eq!(worker.logged("due_jobs_stuck").len(), 1, "{}", worker.log());
     assert_eq!(harness.redis.sorted_set("retry").await.len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn long_jobs_are_moved_and_cancelled_ones_among_them_found() {
+async fn long_jobs_are_moved_and_cancelled_ones_are_found() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     // Three replies are not enough for either.
@@ -117,11 +117,11 @@ async fn long_jobs_are_moved_and_cancelled_ones_among_them_found() {
     }
     let _worker = harness.worker("jobs.poll_interval = \"100ms\"");
     let n_moved = async || harness.redis.queue("elsewhere").await.len();
-    harness.until("all that are cancelled are moved", async || n_moved().await == 20).await;
+    harness.until("all cancelled jobs are moved", async || n_moved().await == 20).await;
 }
 
 #[tokio::test]
-async fn a_page_has_no_more_members_than_fit_and_goes_on_where_it_ended() {
+async fn a_page_has_no_more_members_than_fit_and_continues_where_it_ended() {
     let server = world::Redis::start();
     let mut connection = server.connection().await;
     let texts: Vec<String> = (0..7).map(|n| format!("{n}{}", "x".repeat(99))).collect();

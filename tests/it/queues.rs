@@ -21,12 +21,12 @@ async fn weights_are_shares() {
     let reports = harness.callbacks(240).await;
     let is_high = |report: &&Value| high.iter().any(|jid| report["jid"] == json!(jid));
     let n_high = reports.iter().take(80).filter(is_high).count();
-    // Sixty, and five standard deviations of four; a strict list would have eighty.
+    // The expected number is sixty, with a standard deviation of four. A strict order would give eighty.
     assert!((40..80).contains(&n_high), "{n_high} of the first 80");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_capsule_has_slots_and_queues_of_its_own() {
+async fn a_capsule_has_its_own_slots_and_queues() {
     let harness = Harness::start();
     push(&harness, "serial", 2, 4.0).await;
     push(&harness, "default", 1, 0.1).await;
@@ -34,7 +34,7 @@ async fn a_capsule_has_slots_and_queues_of_its_own() {
     let more = "jobs.probe = true\n[capsules.serial]\nconcurrency = 1\nqueues = [\"serial,2\", \"other,1\"]\n";
     let _worker = harness.worker(more);
     harness
-        .until("the short one is done, and five of seven are in flight", async || {
+        .until("the short job is done, and five of seven are in flight", async || {
             let keys = harness.redis.keys("sidebake:inflight:*").await;
             keys.len() == 1
                 && harness.redis.hgetall(&keys[0]).await.len() == 5
@@ -42,7 +42,7 @@ async fn a_capsule_has_slots_and_queues_of_its_own() {
         })
         .await;
     let left = [harness.redis.queue("serial").await.len(), harness.redis.queue("default").await.len()];
-    assert_eq!(left, [1, 1], "one of the capsule's, four of the rest");
+    assert_eq!(left, [1, 1], "one job in the capsule, four in the rest");
     let identity = harness.redis.smembers("processes").await.remove(0);
     let fields = harness.redis.hgetall(&identity).await;
     let info: Value = serde_json::from_str(&fields["info"]).unwrap();

@@ -1,10 +1,10 @@
-//! Going back to Ruby: the in-flight jobs of dead workers are requeued although no worker is left.
+//! Returning to Ruby: `release` requeues the in-flight jobs of dead workers when no worker runs.
 
 use std::process::Command;
 
 use crate::harness::{Harness, probe, text};
 
-/// Two jobs in flight of a killed worker whose lease has expired.
+/// Two jobs in flight of a killed worker with an expired lease.
 async fn left_behind() -> Harness {
     let harness = Harness::start();
     for name in ["first", "second"] {
@@ -14,7 +14,7 @@ async fn left_behind() -> Harness {
     }
     let worker = harness.worker("jobs.probe = true\nlease.ttl = \"1s\"");
     harness
-        .until("both are in flight", async || {
+        .until("both jobs are in flight", async || {
             let keys = harness.redis.keys("sidebake:inflight:*").await;
             keys.len() == 1 && harness.redis.hgetall(&keys[0]).await.len() == 2
         })
@@ -22,7 +22,7 @@ async fn left_behind() -> Harness {
     let alive = harness.run(&["release", "--now"], "");
     assert!(text(&alive).contains(": alive, keeps its jobs"), "{}", text(&alive));
     worker.signal("KILL");
-    harness.until("its lease has expired", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
+    harness.until("its lease expires", async || harness.redis.keys("sidebake:lease:*").await.is_empty()).await;
     harness
 }
 

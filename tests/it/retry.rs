@@ -1,4 +1,4 @@
-//! Infrastructure failures are retried by Sidekiq's rules.
+//! The worker retries infrastructure failures by Sidekiq's rules.
 
 use serde_json::{Value, json};
 use world::Script;
@@ -22,7 +22,7 @@ async fn a_lost_builder_is_retried_with_a_callback_where_rails_asks_for_it() {
         "{retrying:#}"
     );
 
-    // Instead of waiting for fifteen seconds, makes the entry due, as "retry now" in the Web UI does.
+    // Makes the entry due, as "retry now" in the Web UI does, instead of waiting fifteen seconds.
     let (member, score) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!((&job["jid"], &job["retry_count"]), (&json!(jid), &json!(0)));
@@ -36,7 +36,7 @@ async fn a_lost_builder_is_retried_with_a_callback_where_rails_asks_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_exhausted_job_dies_and_the_callback_says_so() {
+async fn an_exhausted_job_dies_and_the_callback_reports_it() {
     let harness = Harness::start();
     let job = json!({
         "class": "Sidebake::Probe", "retry": 0, "jid": "j", "queue": "default", "created_at": 1_795_491_695.5,
@@ -48,7 +48,7 @@ async fn an_exhausted_job_dies_and_the_callback_says_so() {
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("builder_unavailable")));
     let (member, _) = harness.redis.sorted_set("dead").await.remove(0);
     let dead: Value = serde_json::from_str(&member).unwrap();
-    assert!(dead["failed_at"].is_f64(), "times are in the form of the job: {member}");
+    assert!(dead["failed_at"].is_f64(), "times have the form of the job: {member}");
     assert_eq!(dead["error_message"], "gone");
 }
 
@@ -61,7 +61,9 @@ async fn due_jobs_of_other_classes_are_left_to_ruby() {
         redis::cmd("ZADD").arg("schedule").arg(1).arg(job.to_string()).exec_async(&mut connection).await.unwrap();
     }
     let _worker = harness.worker("jobs.probe = true\njobs.poll_interval = \"100ms\"");
-    harness.until("ours has run", async || harness.redis.get("stat:processed").await.as_deref() == Some("1")).await;
+    harness
+        .until("the worker's own job ends", async || harness.redis.get("stat:processed").await.as_deref() == Some("1"))
+        .await;
     let schedule = harness.redis.sorted_set("schedule").await;
     assert!(schedule.len() == 1 && schedule[0].0.contains("MailJob"), "{schedule:?}");
 }
@@ -102,7 +104,7 @@ async fn a_dropped_failure_counts_as_failed() {
         harness.redis.push_raw("default", job.to_string()).await;
     }
     let mut worker = harness.worker("jobs.probe = true");
-    harness.until("all have run", async || harness.redis.get("stat:processed").await.as_deref() == Some("4")).await;
+    harness.until("all jobs end", async || harness.redis.get("stat:processed").await.as_deref() == Some("4")).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(harness.redis.get("stat:failed").await.as_deref(), Some("3"));
@@ -113,6 +115,6 @@ async fn a_dropped_failure_counts_as_failed() {
     }
     assert_eq!(n_in_metrics, 3);
     for set in ["retry", "dead"] {
-        assert!(harness.redis.sorted_set(set).await.is_empty(), "nothing is left of them");
+        assert!(harness.redis.sorted_set(set).await.is_empty(), "no set has them");
     }
 }

@@ -1,4 +1,5 @@
-//! A narrow ACL costs no job: each script runs without each command that it calls, and `doctor` names what is missing.
+//! A missing right in the ACL never loses a job: the tests run each script without each command that it calls. `doctor`
+//! names what is missing.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,7 +25,7 @@ fn script(name: &str) -> String {
     std::fs::read_to_string(folder.join(format!("{name}.lua"))).unwrap()
 }
 
-/// What happens to the job.
+/// The act on the job.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Act {
     Fetch,
@@ -87,7 +88,7 @@ impl Act {
         hand.run(&["SADD", "sidebake:owners", &identity]).await;
     }
 
-    /// Tries it once, and ignores a refusal.
+    /// Tries the act once, and ignores a refusal.
     async fn perform(self, hand: &Hand, number: u64) {
         let push = Effect::Push { queue: "callbacks".into(), text: "{}".into() };
         let gone = Effect::Unlink { key: "it-j".into() };
@@ -134,7 +135,7 @@ impl Act {
     }
 }
 
-/// Where the job is, and which callbacks were pushed.
+/// The location of the job, and the pushed callbacks.
 #[derive(Debug, PartialEq)]
 struct State {
     n_queued: u32,
@@ -152,7 +153,7 @@ impl State {
         look.cmd("ZCARD").arg("dead").cmd("LLEN").arg("queue:callbacks");
         look.ignore_errors();
         let counts: Vec<redis::RedisResult<u32>> = look.query_async(&mut hand.server.connection().await).await.unwrap();
-        // A key of another type holds no job.
+        // A key of another type cannot hold a job.
         let counts: Vec<u32> = counts.into_iter().map(Result::unwrap_or_default).collect();
         let [n_queued, n_held, n_due, n_dead, n_callbacks] = counts[..] else { panic!("{counts:?}") };
         Self { n_queued, n_held, n_due, n_dead, n_callbacks }
@@ -160,7 +161,7 @@ impl State {
 }
 
 impl Act {
-    /// What happens to the job on an empty server when nothing is refused.
+    /// The result of the act on an empty server when Redis refuses nothing.
     async fn outcome(self, hand: &Hand) -> (State, State) {
         self.start_over(hand).await;
         let before = State::of(hand).await;
@@ -174,7 +175,7 @@ impl Act {
         self.prepare(hand).await;
     }
 
-    /// Tries it while something is refused, and once more.
+    /// Tries the act while Redis refuses something, and once more afterwards.
     async fn survives(self, hand: &Hand, what: &str, refuse: &[&str], allow: &[&str]) {
         let (before, after) = self.outcome(hand).await;
         self.start_over(hand).await;
@@ -183,7 +184,7 @@ impl Act {
         let then = State::of(hand).await;
         assert!(then == before || then == after, "{self:?} {what}: {before:?} became {then:?}");
         hand.run(allow).await;
-        // An announcement is not tried again.
+        // The worker does not repeat an announcement.
         if self != Self::Announce || then == before {
             self.perform(hand, 2).await;
         }
@@ -191,7 +192,7 @@ impl Act {
     }
 }
 
-/// A server whose user `narrow` may do everything.
+/// A server with a user `narrow` that may do everything.
 async fn with_user() -> Hand {
     let hand = Hand::with("narrow:secret@").await;
     hand.run(&["ACL", "SETUSER", "narrow", "on", ">secret", "~*", "+@all"]).await;
@@ -281,7 +282,7 @@ fn the_list_of_commands_is_complete() {
     }
     let unlisted: Vec<&String> = used.iter().filter(|name| !listed.contains(name.as_str())).collect();
     assert!(unlisted.is_empty(), "{unlisted:?}");
-    assert!(used.len() > 30, "the reading is broken: {used:?}");
+    assert!(used.len() > 30, "the parser is broken: {used:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! Build secrets and credentials of many accounts at once, and that no secret of anybody is ever seen where it should not be.
+//! Build secrets and credentials of many accounts at once. No secret may appear where it does not belong.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -35,7 +35,7 @@ fn secret_file(run: &Run) -> Option<String> {
     run.definition["target"]["vote"]["secret"][0]["src"].as_str().map(str::to_owned)
 }
 
-/// Reads its secret and the directories of all jobs, and then takes a while.
+/// Reads its secret and the directories of all jobs, then waits.
 fn looks() -> Script {
     Script::new(|run| {
         let Some(file) = secret_file(run) else { return vec![Step::Exit(0)] };
@@ -45,7 +45,7 @@ fn looks() -> Script {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_16_accounts_at_once_each_build_has_its_own_secrets_and_credentials() {
+async fn each_of_16_accounts_at_once_has_its_own_secrets_and_credentials() {
     let harness = Harness::start();
     harness.builder.script_for_the_rest(looks());
     let accounts: Vec<String> = (0..16).map(|n| format!("acme{n}")).collect();
@@ -163,7 +163,7 @@ async fn a_secret_that_cannot_be_used_is_named_and_not_quoted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_secret_of_any_bytes_reaches_the_build_as_it_is() {
+async fn a_secret_of_any_bytes_reaches_the_build_unchanged() {
     let harness = Harness::start();
     harness.builder.script_for_the_rest(Script::success(&["vote"]).held());
     let (keystore, token) = ((0..=255).cycle().take(2000).collect::<Vec<u8>>(), b"of \xff\xfe\r\n".to_vec());
@@ -176,7 +176,7 @@ async fn a_secret_of_any_bytes_reaches_the_build_as_it_is() {
     let mut native = harness.native(&sha);
     native["application"]["images"][0]["secrets"] = json!([{"id": "keystore"}, {"id": "token"}]);
     harness.redis.push("default", "BuildJob", json!([native])).await;
-    harness.until("it bakes", async || harness.builder.running() == 1).await;
+    harness.until("the bake runs", async || harness.builder.running() == 1).await;
     let secrets = harness.builder.runs()[0].definition["target"]["vote"]["secret"].clone();
     let given = |n: usize| std::fs::read(secrets[n]["src"].as_str().unwrap()).unwrap();
     assert_eq!((given(0), given(1)), (keystore, token));
@@ -231,7 +231,7 @@ async fn a_git_token_needs_the_host_that_it_is_for_and_a_fork_gets_none() {
         (in_template("GIT_AUTH_TOKEN.git.example"), None),
         (in_template("GIT_AUTH_HEADER.git.example"), None),
         (inline("GIT_AUTH_TOKEN.git.example"), None),
-        // A fork's build gets none, whatever it is called.
+        // A fork's build gets no token, whatever its name.
         (of_fork(in_template("GIT_AUTH_TOKEN")), Some("invalid_arguments")),
         (of_fork(inline("GIT_AUTH_TOKEN")), Some("policy_refused")),
         (of_fork(in_template("GIT_AUTH_TOKEN.git.example")), None),
@@ -259,7 +259,7 @@ async fn a_git_token_needs_the_host_that_it_is_for_and_a_fork_gets_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_arguments() {
+async fn no_secret_is_in_a_log_a_callback_redis_a_file_or_a_childs_arguments() {
     const REDIS: &str = "pa55-of-redis";
     const PASSWORD: &str = "pa55-of-the-registry";
     let registry = BASE64_STANDARD.encode(format!("robot:{PASSWORD}"));
@@ -294,7 +294,7 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
         native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}]);
         harness.redis.push("default", "BuildJob", json!([native])).await;
         if n == 0 {
-            harness.until("it bakes", async || harness.builder.running() == 1).await;
+            harness.until("the bake runs", async || harness.builder.running() == 1).await;
             let tokens: Vec<String> = harness.github.tokens().all().into_iter().map(|(token, _)| token).collect();
             let all = [tokens[0].as_str(), &app_key, REDIS, PASSWORD, &registry, SECRET];
             let children: Vec<u32> = worker.processes().into_iter().filter(|id| *id != worker.pid()).collect();
@@ -306,7 +306,7 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
                     assert!(all.iter().all(|secret| !text.contains(secret)), "{name} of a child: {text}");
                 }
             }
-            // Two have to be there, each in one file that nobody else can read.
+            // Both secrets must be there, each in one file that no other user can read.
             for (secret, place) in [(SECRET, "/secrets/0"), (&registry, "/docker/config.json")] {
                 let traces = harness.traces_of(secret).await;
                 assert!(traces.len() == 1 && traces[0].ends_with(place), "{traces:?}");
@@ -319,11 +319,11 @@ async fn no_secret_of_anybody_is_in_a_log_a_callback_redis_a_file_or_a_childs_ar
         assert_eq!(report["status"] == "succeeded", n == 0, "{report:#}");
         assert!([SECRET, PASSWORD, &registry].iter().all(|text| !report.to_string().contains(text)), "{report:#}");
         if n == 1 || n == 2 {
-            assert!(report.to_string().contains("***"), "what it said is told without the secret: {report:#}");
+            assert!(report.to_string().contains("***"), "the report shows its output without the secret: {report:#}");
         }
     }
-    harness.until("nothing is in flight", async || harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
-    assert!(worker.log().contains("TRACE"), "the log tells all that there is");
+    harness.until("no job is in flight", async || harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    assert!(worker.log().contains("TRACE"), "the log has the most detailed level");
     let tokens = harness.github.tokens().all().into_iter().map(|(token, _)| token);
     for secret in tokens.chain([app_key, REDIS.into(), PASSWORD.into(), registry, SECRET.into()]) {
         assert_eq!(harness.traces_of(&secret).await, Vec::<String>::new(), "{secret}");

@@ -10,12 +10,12 @@ use world::{Redis, free_port};
 
 use crate::harness::{Harness, probe};
 
-/// A harness whose Redis is this one.
+/// A harness with this Redis.
 fn harness_with(redis: Redis) -> Harness {
     Harness { redis, ..Harness::start() }
 }
 
-/// A worker that reaches Redis in another way than the tests do.
+/// A worker that connects to Redis in another way than the tests do.
 fn settings(url: &str, more: &str) -> String {
     format!("jobs.probe = true\nlease.ttl = \"1s\"\n[redis]\nurl = \"{url}\"\n{more}\n")
 }
@@ -29,14 +29,16 @@ fn config(harness: &Harness, more: &str) -> std::path::PathBuf {
     path
 }
 
-/// Two jobs come and go, and another one that is pushed while the worker is idle.
+/// Runs two jobs, and another one that is pushed while the worker is idle.
 async fn works(harness: &Harness, config: &Path) {
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     harness.redis.push("default", "Sidebake::Probe", probe("infrastructure", 0.0)).await;
     let mut worker = harness.worker_with(config, &[]);
     harness.callbacks(1).await;
-    harness.until("the other is retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
-    harness.until("it is on the list", async || !harness.redis.smembers("processes").await.is_empty()).await;
+    harness
+        .until("the other job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1)
+        .await;
+    harness.until("the process is listed", async || !harness.redis.smembers("processes").await.is_empty()).await;
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     harness.callbacks(2).await;
     worker.signal("TERM");
@@ -82,7 +84,7 @@ async fn over_tls_with_a_private_authority_and_client_certificates() {
     let config = config(&harness, &settings(&format!("rediss://localhost:{port}/0"), &certificates));
     works(&harness, &config).await;
 
-    // Without its certificate a client is not let in, and without the authority the server is not believed.
+    // Without its certificate, the server refuses the client. Without the authority, the client refuses the server.
     let ca = format!("ca_file = \"{}\"", path("ca.pem"));
     for lacking in [ca.as_str(), ""] {
         let config = self::config(&harness, &settings(&format!("rediss://localhost:{port}/0"), lacking));
@@ -104,7 +106,7 @@ async fn with_the_documented_acl() {
     let config = config(&harness, &settings(&url, ""));
     works(&harness, &config).await;
 
-    // Recovery needs rights of its own.
+    // Recovery needs additional rights.
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 4.0)).await;
     let mut first = harness.worker_with(&config, &[]);
     harness.is_in_flight().await;
@@ -118,7 +120,7 @@ async fn with_the_documented_acl() {
     let commands = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "redis commands");
     assert_eq!(commands.unwrap()["health"], "green", "{findings:#}");
     assert_eq!(findings[0]["health"], "green", "{findings:#}");
-    // And an idle worker is woken, whatever the version.
+    // An idle worker wakes up, whatever the version.
     assert!(harness.logged("tracking_refused").is_empty(), "{}", harness.logs());
     let clients: String = redis::cmd("CLIENT").arg("LIST").query_async(&mut connection).await.unwrap();
     let flags = clients.lines().filter_map(|line| line.split("flags=").nth(1)?.split(' ').next());
@@ -143,16 +145,16 @@ async fn a_cluster_is_refused_at_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_tracking_the_worker_polls_and_the_log_and_doctor_say_so() {
+async fn without_tracking_the_worker_polls_and_the_log_and_doctor_report_it() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
-    // All of CLIENT: Redis 6 cannot take a part of a command away.
+    // All of CLIENT, because Redis 6 cannot forbid a subcommand alone.
     let rights = ["SETUSER", "plain", "on", ">secret", "~*", "+@all", "-client"];
     redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
     let url = harness.redis.url().replace("redis://", "redis://plain:secret@");
     let config = config(&harness, &settings(&url, ""));
     let worker = harness.worker_with(&config, &[]);
-    world::wait_for("the log to say it", || !worker.logged("tracking_refused").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("tracking_refused").is_empty()).await;
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     harness.callbacks(1).await;
     let findings = sidebake_doctor(&config);
@@ -160,14 +162,14 @@ async fn without_tracking_the_worker_polls_and_the_log_and_doctor_say_so() {
     assert_eq!(tracking.unwrap()["health"], "yellow", "{findings:#}");
 }
 
-/// A job ends while Redis refuses; it is settled once when `mend` has let Redis take it again.
+/// A job ends while Redis refuses commands. After `mend`, the worker settles it exactly once.
 async fn a_result_waits_out(harness: &Harness, refusal: &str, refuse: impl AsyncFn(), mend: impl AsyncFn()) {
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
     let worker = harness.worker("jobs.probe = true");
     harness.is_in_flight().await;
     refuse().await;
     let is_logged = || worker.logged("redis_unavailable").iter().any(|line| line.contains(refusal));
-    world::wait_for("the log to say it", is_logged).await;
+    world::wait_for("the log message", is_logged).await;
     mend().await;
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
     harness.idle().await;
@@ -181,7 +183,7 @@ async fn while_redis_is_read_only_results_wait() {
     let follow = async |whom: [String; 2]| {
         redis::cmd("REPLICAOF").arg(&whom).exec_async(&mut harness.redis.connection().await).await.unwrap();
     };
-    // Its master is not there, so it keeps what it has.
+    // Its master does not exist, so the replica keeps its data.
     let refuse = async || follow(["127.0.0.1".into(), world::free_port().to_string()]).await;
     a_result_waits_out(&harness, "a read only replica", refuse, async || follow(["NO".into(), "ONE".into()]).await)
         .await;
@@ -189,7 +191,7 @@ async fn while_redis_is_read_only_results_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_redis_loads_its_file_results_wait() {
-    // It lets clients in, to be refused, after every 1024 commands of the file.
+    // While it loads the file, Redis answers clients with a refusal after every 1024 commands.
     let slowly = ["--appendonly", "yes", "--appendfsync", "always", "--key-load-delay", "1000"];
     let harness = harness_with(Redis::start_with(&slowly));
     let script = "for i = 1, 4096 do redis.call('SET', 'other:' .. i, i) end";
@@ -206,14 +208,14 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
     let sentinel = Sentinel::watching(&master);
     let mut harness = harness_with(master);
     let more = format!("sentinels = [\"redis://127.0.0.1:{}\"]\ntimeout = \"1s\"", sentinel.port);
-    // A lease that outlives the failover, so that no worker counts this one as dead.
+    // A lease longer than the failover, so that no worker treats this one as dead.
     let settings = settings("redis://builds/0", &more).replace("lease.ttl = \"1s\"", "lease.ttl = \"60s\"");
     let config = config(&harness, &settings);
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 8.0)).await;
     let worker = harness.worker_with(&config, &[]);
     harness.is_in_flight().await;
     harness
-        .until("the replica has it", async || {
+        .until("the replica has the job", async || {
             let keys: Vec<String> = redis::cmd("KEYS")
                 .arg("sidebake:inflight:*")
                 .query_async(&mut replica.connection().await)
@@ -225,7 +227,7 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
 
     harness.redis.stop();
     std::mem::swap(&mut harness.redis, &mut replica);
-    world::wait_for_within(crate::harness::PATIENCE, "the replica to be the master", || {
+    world::wait_for_within(crate::harness::PATIENCE, "the replica to become the master", || {
         let role = std::process::Command::new("redis-cli")
             .args(["-p", &harness.redis.port().to_string(), "role"])
             .output()
@@ -241,7 +243,7 @@ async fn a_failover_by_sentinel_loses_neither_the_worker_nor_its_result() {
     harness.idle().await;
 }
 
-/// What `sidebake doctor --json` finds, Redis first.
+/// The findings of `sidebake doctor --json`, with Redis first.
 fn sidebake_doctor(config: &Path) -> Value {
     let mut doctor = Command::new(env!("CARGO_BIN_EXE_sidebake"));
     doctor.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").args(["doctor", "--json", "--config"]).arg(config);
@@ -249,7 +251,7 @@ fn sidebake_doctor(config: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// A Redis Sentinel that knows a master by the name of `builds`.
+/// A Redis Sentinel that knows a master named `builds`.
 struct Sentinel {
     port: u16,
     child: Child,

@@ -1,4 +1,4 @@
-//! Quiet, stop, now.
+//! Quiet, stop, and immediate stop.
 
 use serde_json::{Value, json};
 use world::{Answer, Script};
@@ -17,9 +17,9 @@ async fn a_build_that_fits_into_the_time_is_finished_and_settled() {
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(harness.callbacks(2).await.len(), 2);
     for key in ["processes", "sidebake:owners"] {
-        assert!(harness.redis.smembers(key).await.is_empty(), "it has taken itself off {key}");
+        assert!(harness.redis.smembers(key).await.is_empty(), "the worker removes itself from {key}");
     }
-    assert!(harness.redis.keys("sidebake:lease:*").await.is_empty(), "no worker waits until it expires");
+    assert!(harness.redis.keys("sidebake:lease:*").await.is_empty(), "the worker removes its lease");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -34,7 +34,7 @@ async fn job_killed_at_the_deadline_is_back_on_its_queue() {
     assert_eq!(worker.ended().await, Some(0));
     let queue = harness.redis.queue("default").await;
     assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
-    assert!(!queue[0].contains("retry_count"), "an interruption is no failure");
+    assert!(!queue[0].contains("retry_count"), "an interruption does not count as a failure");
     assert!(harness.redis.keys("sidebake:inflight:*").await.is_empty());
     assert!(harness.builder.runs()[0].was_killed());
     assert!(harness.job_directories().is_empty());
@@ -48,21 +48,21 @@ async fn a_second_term_means_now() {
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     harness.is_in_flight().await;
     worker.signal("TERM");
-    world::wait_for("the log to say it", || !worker.logged("worker_stopping").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("worker_stopping").is_empty()).await;
     worker.signal("TERM");
     assert_eq!(worker.ended().await, Some(0));
     assert_eq!(harness.redis.queue("default").await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn jobs_that_a_stop_requeues_come_out_in_the_order_in_which_they_were_fetched() {
+async fn jobs_requeued_by_a_stop_keep_the_order_of_their_fetch() {
     let harness = Harness::start();
     let mut worker = harness.worker_with(&harness.config("jobs.probe = true"), &["-c", "10", "-t", "0"]);
     for _ in 0..12 {
         harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     }
     let pushed = async || harness.redis.queue("default").await;
-    world::wait_for("ten to run", || worker.logged("job_started").len() == 10).await;
+    world::wait_for("ten jobs to run", || worker.logged("job_started").len() == 10).await;
     let inflight = harness.redis.hgetall(&harness.redis.keys("sidebake:inflight:*").await[0]).await;
     let mut expected: Vec<_> = inflight.into_iter().collect();
     expected.sort();
@@ -74,7 +74,7 @@ async fn jobs_that_a_stop_requeues_come_out_in_the_order_in_which_they_were_fetc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quiet_worker_finishes_and_takes_nothing_new() {
+async fn a_quiet_worker_finishes_and_fetches_nothing_new() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true");
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.5)).await;
@@ -97,7 +97,7 @@ async fn a_killed_worker_takes_its_children_with_it() {
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     world::wait_for("the build to run", || harness.builder.running() == 1).await;
     worker.signal("KILL");
-    world::wait_for("the child to be gone", || harness.builder.ended() == 1).await;
+    world::wait_for("the child to end", || harness.builder.ended() == 1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,7 +107,9 @@ async fn a_job_that_three_stops_have_killed_waits_in_the_retry_set() {
     let jid = harness.redis.push("default", "Sidebake::Probe", args).await;
     for n in 1..=3 {
         let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
-        harness.until("it is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+        harness
+            .until("the job is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty())
+            .await;
         worker.signal("TERM");
         assert_eq!(worker.ended().await, Some(0));
         let n_queued = harness.redis.queue("default").await.len();
@@ -133,11 +135,13 @@ async fn a_build_that_waits_for_github_ends_at_once_when_its_worker_does() {
         native["ref"] = json!("refs/heads/main");
         harness.redis.push("default", "BuildJob", json!([native])).await;
         let mut worker = harness.worker("shutdown.timeout = \"1ms\"");
-        harness.until("it waits", async || harness.github.calls().iter().any(|call| call.path.starts_with(path))).await;
+        harness
+            .until("the build waits", async || harness.github.calls().iter().any(|call| call.path.starts_with(path)))
+            .await;
         worker.signal("TERM");
         worker.ended().await;
         assert!(worker.logged("stop_ignored").is_empty(), "{path}: {}", worker.log());
-        assert_eq!(harness.redis.queue("default").await.len(), 1, "the job is back");
+        assert_eq!(harness.redis.queue("default").await.len(), 1, "the job is on its queue");
     }
 }
 
@@ -151,19 +155,21 @@ async fn a_build_that_waits_for_rails_ends_soon_after_a_stop() {
     );
     harness.redis.push("default", "BuildByIdJob", json!([4711])).await;
     let mut worker = harness.worker(&format!("shutdown.timeout = \"1ms\"\n{resolve}"));
-    harness.until("it waits", async || !harness.rails.requests().is_empty()).await;
+    harness.until("the build waits", async || !harness.rails.requests().is_empty()).await;
     worker.signal("TERM");
     worker.ended().await;
     assert!(worker.logged("stop_ignored").is_empty(), "{}", worker.log());
-    assert_eq!(harness.redis.queue("default").await.len(), 1, "the job is back");
+    assert_eq!(harness.redis.queue("default").await.len(), 1, "the job is on its queue");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_holds_no_job_loses_no_result_when_redis_is_away() {
+async fn an_idle_worker_loses_no_result_when_redis_is_down() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true");
-    world::wait_for("it to start", || !worker.logged("worker_started").is_empty()).await;
-    harness.until("it polls", async || !harness.redis.smembers("processes").await.is_empty()).await;
+    world::wait_for("the worker to start", || !worker.logged("worker_started").is_empty()).await;
+    harness
+        .until("the worker sends its first heartbeat", async || !harness.redis.smembers("processes").await.is_empty())
+        .await;
     harness.redis.freeze();
     worker.signal("TERM");
     worker.ended().await;

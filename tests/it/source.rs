@@ -1,4 +1,4 @@
-//! Many customers' repositories at once, each with its own token, which is nowhere to be seen.
+//! Repositories of many customers at once, each with its own token. No token may appear anywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use world::{File, GitRequest, Pack, Script, repository_id};
 use crate::harness::{CALLBACKS, Harness, Worker};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_32_accounts_at_once_each_repository_sees_only_its_own_token() {
+async fn each_of_32_repositories_at_once_sees_only_its_own_token() {
     let harness = Harness::start();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
     harness.git.faults().delay("/", Duration::from_millis(20));
@@ -41,7 +41,7 @@ async fn of_32_accounts_at_once_each_repository_sees_only_its_own_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
+async fn during_a_fetch_the_token_is_in_no_argument_environment_or_file() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::success(&["vote"]));
@@ -49,7 +49,7 @@ async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
     let worker = harness.worker("");
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let tokens = harness.github.tokens();
-    harness.until("git is asked", async || !harness.git.requests().is_empty()).await;
+    harness.until("the git host gets a request", async || !harness.git.requests().is_empty()).await;
     let (token, _) = tokens.all().remove(0);
     let processes = worker.processes();
     assert!(processes.len() >= 2, "the worker and its child: {processes:?}");
@@ -61,9 +61,9 @@ async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
     }
     let found =
         std::process::Command::new("grep").args(["-r", "-l", &token]).arg(harness.home.path()).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "the token is in a file");
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "", "a file contains the token");
     let mut redis = harness.redis.connection().await;
-    // A dump is compressed otherwise.
+    // Redis would otherwise compress the dump.
     redis::cmd("CONFIG").arg(&["SET", "rdbcompression", "no"]).exec_async(&mut redis).await.unwrap();
     for key in harness.redis.keys("*").await {
         let dump: Option<Vec<u8>> = redis::cmd("DUMP").arg(&key).query_async(&mut redis).await.unwrap();
@@ -72,7 +72,7 @@ async fn while_it_fetches_the_token_is_in_no_argument_environment_or_file() {
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
 }
 
-/// A repository whose pack takes a while: some megabytes that do not compress.
+/// A repository whose pack takes a while: a few megabytes that do not compress.
 fn large(harness: &Harness) -> String {
     let noise = |seed: u8| -> Vec<u8> {
         let mut state = u64::from(seed) + 1;
@@ -96,12 +96,12 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
     let mut worker = harness.worker("");
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let is_sending = |request: &GitRequest| request.path.ends_with("/git-upload-pack") && request.status == 200;
-    harness.until("the pack comes", async || harness.git.requests().iter().any(is_sending)).await;
+    harness.until("the pack arrives", async || harness.git.requests().iter().any(is_sending)).await;
     let child = worker.source_children().remove(0);
     worker.signal("TERM");
-    world::wait_for("the log to say it", || !worker.logged("worker_stopping").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("worker_stopping").is_empty()).await;
     worker.signal("TERM");
-    world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
+    world::wait_for("the child to end", || !Path::new(&format!("/proc/{child}")).exists()).await;
     assert_eq!(worker.ended().await, Some(0));
     assert!(worker.logged("stop_ignored").is_empty(), "{}", worker.log());
     assert!(harness.redis.queue("default").await[0].contains(&jid) && harness.job_directories().is_empty());
@@ -113,7 +113,7 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
+async fn children_killed_at_any_moment_leave_a_mirror_that_heals() {
     let harness = Harness::start();
     let sha = large(&harness);
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -123,14 +123,14 @@ async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
         harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
         let n_ended =
             async || harness.redis.queue(CALLBACKS).await.len() + harness.redis.sorted_set("retry").await.len();
-        harness.until("a child", async || !worker.source_children().is_empty() || n_ended().await > n).await;
+        harness.until("a child runs", async || !worker.source_children().is_empty() || n_ended().await > n).await;
         let children = worker.source_children();
         tokio::time::sleep(Duration::from_millis(n as u64 * 15)).await;
         for child in children {
             let killed = std::process::Command::new("kill").args(["-9", &child.to_string()]).output().unwrap();
             n_killed += usize::from(killed.status.success());
         }
-        harness.until("that attempt is over", async || n_ended().await > n).await;
+        harness.until("the attempt ends", async || n_ended().await > n).await;
     }
     assert!(n_killed >= 3, "{n_killed} children were killed");
     let n_told = harness.redis.queue(CALLBACKS).await.len();
@@ -139,20 +139,20 @@ async fn children_that_are_killed_at_any_moment_leave_a_mirror_that_heals() {
     assert_eq!(temporary_packs(&harness), Vec::<PathBuf>::new());
 }
 
-/// Starts a fetch that stalls in the middle of its pack; returns the worker and the job's jid.
+/// Starts a fetch that stalls in the middle of its pack. Returns the worker and the job's jid.
 async fn half_fetched(harness: &Harness) -> (Worker, String) {
     let sha = large(harness);
     harness.git.set_pack(Pack::StallAfter(1_000_000));
     let worker = harness.worker("");
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let is_large = |pack: &PathBuf| pack.metadata().is_ok_and(|metadata| metadata.len() > 500_000);
-    harness.until("half of the pack is there", async || temporary_packs(harness).iter().any(is_large)).await;
+    harness.until("half of the pack arrives", async || temporary_packs(harness).iter().any(is_large)).await;
     (worker, jid)
 }
 
-/// Waits until the job's directory has gone, and looks for files of more than 100 kB.
+/// Waits for the removal of the job's directory, and checks that no file is larger than 100 kB.
 async fn leaves_no_pack(harness: &Harness) {
-    harness.until("the job's directory has gone", async || harness.job_directories().is_empty()).await;
+    harness.until("the job's directory is removed", async || harness.job_directories().is_empty()).await;
     let state = harness.home.path().join("state");
     let found = std::process::Command::new("find").arg(state).args(["-type", "f", "-size", "+100k"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&found.stdout), "");
@@ -160,17 +160,17 @@ async fn leaves_no_pack(harness: &Harness) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_whose_child_is_killed_leaves_no_pack_though_nobody_fetches_again() {
+async fn a_fetch_whose_child_is_killed_leaves_no_pack_even_without_another_fetch() {
     let harness = Harness::start();
     let (worker, _) = half_fetched(&harness).await;
     let child = worker.source_children().remove(0);
     assert!(std::process::Command::new("kill").args(["-9", &child.to_string()]).status().unwrap().success());
-    harness.until("it is to be retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     leaves_no_pack(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_that_is_cancelled_leaves_no_pack_though_nobody_fetches_again() {
+async fn a_cancelled_fetch_leaves_no_pack_even_without_another_fetch() {
     let harness = Harness::start();
     let (_worker, jid) = half_fetched(&harness).await;
     let mut redis = harness.redis.connection().await;
@@ -180,7 +180,7 @@ async fn a_fetch_that_is_cancelled_leaves_no_pack_though_nobody_fetches_again() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_whose_worker_is_killed_leaves_no_pack_though_nobody_fetches_again() {
+async fn a_fetch_whose_worker_is_killed_leaves_no_pack_even_without_another_fetch() {
     let harness = Harness::start();
     let (mut worker, _) = half_fetched(&harness).await;
     worker.signal("KILL");
@@ -191,17 +191,17 @@ async fn a_fetch_whose_worker_is_killed_leaves_no_pack_though_nobody_fetches_aga
     leaves_no_pack(&harness).await;
 }
 
-/// Starts a worker, kills it when its child `is_half_done`, and lets the next one do the job.
+/// Starts a worker, kills it when its child `is_half_done`, and lets the next worker run the job.
 async fn kill_when(harness: &Harness, sha: &str, is_half_done: impl Fn() -> bool) {
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
     let mut worker = harness.worker("lease.ttl = \"1s\"");
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(sha)])).await;
-    harness.until("a child", async || !worker.source_children().is_empty()).await;
+    harness.until("a child runs", async || !worker.source_children().is_empty()).await;
     let (child, worker_id) = (worker.source_children()[0], worker.pid());
     let shell = |script: String| std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
-    // It stands still while it is looked at, or it could be through before the worker is killed.
+    // Stops the child for each check, because it could finish before the worker is killed.
     harness
-        .until("it is half done", async || {
+        .until("the child is half done", async || {
             shell(format!("kill -STOP {child}"));
             is_half_done() || {
                 shell(format!("kill -CONT {child}"));
@@ -211,8 +211,8 @@ async fn kill_when(harness: &Harness, sha: &str, is_half_done: impl Fn() -> bool
         .await;
     assert_eq!(harness.job_directories().len(), 1);
     shell(format!("kill -CONT {child}; kill -KILL {worker_id}"));
-    world::wait_for("the child's end", || !Path::new(&format!("/proc/{child}")).exists()).await;
-    assert!(is_half_done(), "it went on without its worker");
+    world::wait_for("the child to end", || !Path::new(&format!("/proc/{child}")).exists()).await;
+    assert!(is_half_done(), "the child continued without its worker");
     worker.ended().await;
 
     harness.git.set_pack(Pack::Whole);
@@ -227,7 +227,7 @@ async fn kill_when(harness: &Harness, sha: &str, is_half_done: impl Fn() -> bool
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_killed_while_it_fetches_takes_its_child_with_it_and_leaves_no_harm() {
+async fn a_worker_killed_during_a_fetch_takes_its_child_with_it_and_leaves_no_damage() {
     let harness = Harness::start();
     let sha = large(&harness);
     harness.git.set_pack(Pack::StallAfter(1_000_000));
@@ -235,7 +235,7 @@ async fn a_worker_that_is_killed_while_it_fetches_takes_its_child_with_it_and_le
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_killed_while_it_checks_out_takes_its_child_with_it_and_leaves_no_harm() {
+async fn a_worker_killed_during_a_checkout_takes_its_child_with_it_and_leaves_no_damage() {
     let harness = Harness::start();
     let n_folders = 200;
     let mut files: Vec<File> =
@@ -256,7 +256,7 @@ fn mirror(harness: &Harness) -> PathBuf {
     harness.home.path().join(path).join("mirror")
 }
 
-/// What git thinks of a mirror's packs, as those of a repository with the mirror's commits.
+/// Git's verdict about a mirror's packs, as part of a repository with the mirror's commits.
 fn check(mirror: &Path) {
     let repository = tempfile::tempdir().unwrap();
     let git = |arguments: &[&str]| {
@@ -283,7 +283,7 @@ fn temporary_packs(harness: &Harness) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
+async fn the_next_job_succeeds_after_any_damage_to_a_mirror() {
     let harness = Harness::start();
     let (repository, first) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
@@ -309,11 +309,11 @@ async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
             }),
         ),
         ("no pack", Box::new(|| packs().iter().for_each(|path| std::fs::remove_file(path).unwrap()))),
-        ("files of nobody's", Box::new(|| std::fs::write(mirror.join("config"), "[core]\n").unwrap())),
-        ("no list of commits", Box::new(|| std::fs::remove_file(mirror.join("commits")).unwrap())),
-        ("a list that is none", Box::new(|| std::fs::write(mirror.join("commits"), "nonsense\n").unwrap())),
+        ("an unknown file", Box::new(|| std::fs::write(mirror.join("config"), "[core]\n").unwrap())),
+        ("a missing list of commits", Box::new(|| std::fs::remove_file(mirror.join("commits")).unwrap())),
+        ("an invalid list of commits", Box::new(|| std::fs::write(mirror.join("commits"), "nonsense\n").unwrap())),
         (
-            "a list that lies",
+            "a false list of commits",
             Box::new(|| std::fs::write(mirror.join("commits"), format!("{}\n", "7".repeat(40))).unwrap()),
         ),
         ("one lock under two names", Box::new(|| link(&mirror.join("lock"), &mirror.join("readers")))),
@@ -326,7 +326,7 @@ async fn whatever_of_a_mirror_is_damaged_or_gone_the_next_job_succeeds() {
         build(&first, what).await;
     }
 
-    // A rewritten history: what the branch was is nowhere any more but here.
+    // After a rewrite of the history, only the mirror has the old commits.
     repository.git(&["update-ref", "-d", "refs/heads/main"]);
     let other = repository.commit(&[("vote/Dockerfile", "FROM base\n# anew\n")]);
     build(&other, "a rewritten history").await;
@@ -342,7 +342,7 @@ fn link(file: &Path, name: &Path) {
     std::fs::hard_link(file, name).unwrap();
 }
 
-/// Cuts a file in half; packs are read-only, which root does not mind.
+/// Cuts a file in half. Packs are read-only, but root can write to them.
 fn truncate(path: &Path) {
     let file = std::fs::OpenOptions::new().write(true).open(path);
     let file = file.or_else(|_| {

@@ -1,4 +1,4 @@
-//! The output of docker-buildx: how much memory it takes, and what customers, operators and programs see of it.
+//! The output of docker-buildx: its memory, and how customers, operators and programs see it.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -7,7 +7,7 @@ use world::{Run, Script, Step};
 
 use crate::harness::{HEAVY, Harness, Worker, text};
 
-/// Bytes that a worker may have had resident, with three hostile builds and an innocent one.
+/// The limit of a worker's resident memory in bytes, with three hostile builds and a harmless one.
 const MEMORY: u64 = 100_000_000;
 
 const AT: &str = "2026-11-24T04:05:56Z";
@@ -15,7 +15,7 @@ const AT: &str = "2026-11-24T04:05:56Z";
 /// Without a trace of each line: the test does not measure the log.
 const QUIET: [(&str, &str); 1] = [("SIDEBAKE__LOG__LEVEL", "info")];
 
-/// The most that was ever resident.
+/// The peak of resident memory.
 fn peak(worker: &Worker) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", worker.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -36,7 +36,7 @@ fn events(events: &[Value]) -> Step {
     Step::Stderr(events.iter().map(|event| format!("{event}\n")).collect())
 }
 
-/// What a `RUN` of 60 kB writes that prints a million empty lines, without its end.
+/// The output of a `RUN` of 60 kB that prints a million empty lines, without its end.
 fn million_lines() -> Vec<Step> {
     let name = format!("[2/2] RUN yes '' | head -n 1000000; true >/dev/null {}", "word ".repeat(12_000));
     let mut steps = vec![events(&[vertex("sha256:a", &name, json!({}))])];
@@ -45,12 +45,12 @@ fn million_lines() -> Vec<Step> {
     steps
 }
 
-/// Where the context is, as the worker calls it.
+/// The path of the context, as the worker names it.
 fn context(run: &Run) -> String {
     run.definition["target"]["vote"]["context"].as_str().unwrap().to_owned()
 }
 
-/// The report of a build of the voting app that ends as the script says, and the worker's log.
+/// The report of a build of the voting app with this script, and the worker's log.
 async fn report_of(script: Script) -> (Value, String) {
     report_of_native(script, |_| {}).await
 }
@@ -152,9 +152,12 @@ async fn a_secret_is_masked_across_a_cut_and_in_the_last_line_of_a_step() {
     harness.callbacks(1).await;
     let log = worker.log();
     for part in secret.as_bytes().windows(5).map(|part| std::str::from_utf8(part).unwrap()) {
-        assert!(!log.contains(part), "{part:?} is in the log");
+        assert!(!log.contains(part), "{part:?} appears in the log");
     }
-    assert!(log.contains("***====") && log.contains("the end of ***"), "the whole line is shown, and the last one");
+    assert!(
+        log.contains("***====") && log.contains("the end of ***"),
+        "the log shows the whole line and the last line"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,7 +294,7 @@ async fn the_terminal_shows_short_lines_without_control_characters() {
     let output = harness.run(&arguments, "");
     let text = text(&output);
     for line in ["vote 2/2 | cleared␇", "vote 2/2 | second", "vote 2/2 | last"] {
-        assert!(text.lines().any(|shown| shown == line), "{line} is not in {text}");
+        assert!(text.lines().any(|shown| shown == line), "{line} is missing in {text}");
     }
     assert!(!text.contains('\x1b') && text.lines().all(|line| line.len() < 2500), "{text:?}");
 }

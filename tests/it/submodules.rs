@@ -1,4 +1,4 @@
-//! Submodules: fetched where the operator says so, each by the right that the job has to it.
+//! Submodules: the worker fetches them where the operator allows it, each with the rights that the job has to it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::harness::{CALLBACKS, Harness};
 
 const ALLOWED: &str = "source.submodules = [\"acme/*\"]";
 
-/// The App's world with `acme/app`, `acme/lib` and `acme/deep` in it, and what was built of it.
+/// A harness with the repositories `acme/app`, `acme/lib` and `acme/deep`.
 struct Yard {
     harness: Harness,
 }
@@ -23,7 +23,7 @@ impl Yard {
         Self { harness }
     }
 
-    /// A commit of a repository with one file, `lib.txt`, that holds its name.
+    /// A commit of a repository with one file, `lib.txt`, that contains its name.
     fn lib(&self, name: &str) -> (Repository, String) {
         let repository = self.harness.git.repository(name);
         let sha = repository.commit(&[("lib.txt", name)]);
@@ -32,7 +32,7 @@ impl Yard {
 
     /// A commit of a repository with a submodule in `vote/lib`.
     fn with_submodule(&self, name: &str, url: &str, sha: &str) -> String {
-        // The name has a dot, and the path stands after the URL.
+        // The name contains a dot, and the path follows the URL.
         let modules = format!("[submodule \"some.lib\"]\n\turl = {url}\n\tpath = vote/lib\n");
         self.harness.git.repository(name).commit_with(
             "main",
@@ -44,7 +44,7 @@ impl Yard {
         )
     }
 
-    /// Builds a commit of `acme/app`: the report, and each file of the context with its content.
+    /// Builds a commit of `acme/app`. Returns the report, and each file of the context with its content.
     async fn build(&self, config: &str, sha: &str, more: Value) -> (Value, BTreeMap<String, String>) {
         let Self { harness } = self;
         harness.builder.script(Script::success(&["vote"]).held());
@@ -55,7 +55,9 @@ impl Yard {
         let n_before = harness.redis.queue(CALLBACKS).await.len();
         harness.redis.push("default", "BuildJob", json!([native])).await;
         let has_ended = async || harness.redis.queue(CALLBACKS).await.len() > n_before;
-        harness.until("it bakes or ends", async || harness.builder.running() > 0 || has_ended().await).await;
+        harness
+            .until("the bake runs or the job ends", async || harness.builder.running() > 0 || has_ended().await)
+            .await;
         let mut files = BTreeMap::new();
         for directory in harness.job_directories() {
             read(&directory.join("tree/app/vote"), "", &mut files);
@@ -64,7 +66,7 @@ impl Yard {
         (harness.callbacks(n_before + 1).await.pop().unwrap(), files)
     }
 
-    /// The tokens with which a repository was asked for.
+    /// The tokens in the requests for a repository.
     fn tokens_of(&self, name: &str) -> Vec<Option<String>> {
         let requests = self.harness.git.requests().into_iter();
         requests
@@ -80,14 +82,14 @@ fn read(directory: &Path, above: &str, files: &mut BTreeMap<String, String>) {
         if entry.path().is_dir() {
             read(&entry.path(), &format!("{name}/"), files);
         } else {
-            // One of a job before this one may be going away.
+            // The previous job's directory may still be there.
             files.extend(std::fs::read_to_string(entry.path()).ok().map(|text| (name, text)));
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submodule_of_the_same_owner_is_fetched_by_a_token_of_its_own() {
+async fn a_submodule_of_the_same_owner_is_fetched_with_its_own_token() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
     let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
@@ -101,7 +103,7 @@ async fn a_submodule_of_the_same_owner_is_fetched_by_a_token_of_its_own() {
         for token in yard.tokens_of(name) {
             let grant = &grants[&token.expect("a token")];
             assert_eq!(grant.reach.full_names(), [name]);
-            assert!(grant.is_revoked, "it was given back");
+            assert!(grant.is_revoked, "the token is revoked");
         }
     }
 }
@@ -124,9 +126,9 @@ async fn a_public_submodule_of_another_owner_is_fetched_without_a_token_and_a_pr
     let (public, shown) = yard.lib("other/public");
     public.publish();
     let (_, hidden) = yard.lib("other/private");
-    // The App is there as well: another customer's.
+    // The App is also installed there, for another customer.
     yard.harness.github.install("other", &["public", "private"]);
-    // The server that is asked about it may not know the token yet.
+    // The server that answers for it may not know the token yet.
     let message = r#"{"message": "Bad credentials"}"#;
     yard.harness.github.faults().fail_next("/repos/other/public", 1, 401, &[], message);
 
@@ -151,7 +153,7 @@ async fn a_forks_build_gets_no_token_for_a_submodule() {
     let sha = yard.with_submodule("acme/app", "../lib.git", &lib);
     let (report, _) = yard.build(ALLOWED, &sha, json!({"trust": "fork"})).await;
     assert_eq!(report["reason"], "repository_not_found", "{report:#}");
-    assert_eq!(yard.harness.github.tokens().all().len(), 1, "that of the fork's own commit");
+    assert_eq!(yard.harness.github.tokens().all().len(), 1, "only the token of the fork's own commit");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,7 +177,7 @@ async fn submodules_in_submodules_are_filled_up_to_a_depth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_repository_on_the_git_host_is_refused_by_name_and_not_asked_for() {
+async fn a_submodule_outside_the_git_host_is_refused_by_name_without_a_request() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
     let elsewhere = world::GitHost::open();
@@ -222,12 +224,12 @@ async fn a_gitmodules_that_is_a_link_or_that_git_cannot_read_is_refused_by_name(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_gitmodules_says_costs_nothing_where_submodules_stay_empty() {
+async fn a_gitmodules_costs_nothing_where_submodules_stay_empty() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
     let repository = yard.harness.git.repository("acme/app");
     let section = |n: usize, url: &str| format!("[submodule \"lib{n}\"]\n\tpath = vote/lib{n}\n\turl = {url}\n");
-    // Each file ten times the next one, nine deep.
+    // Each file includes the next one ten times, nine levels deep.
     let includes = |n: usize| File::new(&format!("m{n}"), format!("[include]\n\tpath = m{}\n", n + 1).repeat(10));
     let many: String = (0..4000).map(|n| section(n, "../lib")).collect();
     let table = [
@@ -262,7 +264,7 @@ async fn what_a_gitmodules_says_costs_nothing_where_submodules_stay_empty() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_urls_for_one_path_the_last_counts_as_it_does_to_git() {
+async fn the_last_of_two_urls_for_one_path_counts_as_in_git() {
     let yard = Yard::open();
     let (_, lib) = yard.lib("acme/lib");
     let repository = yard.harness.git.repository("acme/app");
@@ -298,7 +300,7 @@ async fn submodules_share_the_limits_of_their_build() {
         ("max_entries = 8", "more than 8 files and directories"),
     ] {
         let config = format!("{ALLOWED}\nsource.{limit}");
-        // Three entries, one for each submodule, and one in it.
+        // Three entries, one for each submodule, and one inside.
         let (report, _) = yard.build(&config, &of(2), json!({})).await;
         assert_eq!(report["status"], "succeeded", "{report:#}");
         let (report, _) = yard.build(&config, &of(3), json!({})).await;
@@ -309,7 +311,7 @@ async fn submodules_share_the_limits_of_their_build() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_token_that_ends_soon_is_minted_anew_before_github_is_asked_about_a_public_submodule() {
+async fn a_token_near_its_expiry_is_minted_again_before_a_public_submodule_is_requested() {
     let yard = Yard::open();
     let (public, shown) = yard.lib("other/public");
     public.publish();
@@ -318,6 +320,6 @@ async fn a_token_that_ends_soon_is_minted_anew_before_github_is_asked_about_a_pu
     let sha = yard.with_submodule("acme/app", &format!("{host}/other/public"), &shown);
     let (report, _) = yard.build(ALLOWED, &sha, json!({})).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
-    // For the job, for the fetch, and for the question.
+    // One token for the job, one for the fetch, and one for the request.
     assert_eq!(yard.harness.n_asked("/app/installations"), 3);
 }

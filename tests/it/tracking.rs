@@ -1,4 +1,4 @@
-//! Client-side tracking: what Redis keeps to wake an idle worker, and what wakes it.
+//! Client-side tracking: the state that Redis keeps to wake an idle worker, and the events that wake it.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,7 @@ async fn n_tracked(harness: &Harness) -> [u32; 2] {
     ["tracking_total_keys", "tracking_total_items"].map(|name| stats[name].parse().unwrap())
 }
 
-/// Pushes so many probes with a callback, each hundredth to a queue of its own, and waits until all of them have ended.
+/// Pushes this many probes with a callback, every hundredth to its own queue, and waits until all have ended.
 async fn run(harness: &Harness, n: usize, n_ended: usize) {
     let numbers: Vec<usize> = (n_ended..n_ended + n).collect();
     for numbers in numbers.chunks(1000) {
@@ -43,7 +43,7 @@ async fn run(harness: &Harness, n: usize, n_ended: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_redis_tracks_does_not_grow_with_the_jobs() {
+async fn the_keys_that_redis_tracks_do_not_grow_with_the_jobs() {
     let harness = Harness::start();
     let variables = [("SIDEBAKE__LOG__LEVEL", "warn")];
     let config = harness.config("jobs.probe = true");
@@ -67,8 +67,8 @@ async fn fetching_callbacks_wakes_no_worker() {
     for n in 0..=n_jobs {
         harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
         harness.callbacks(1).await;
-        // Its turn for the next job has asked for none; then Ruby takes the callback.
-        world::wait_for("it to be idle", || worker.logged("job_done").len() == n + 1).await;
+        // The turn after the last job found no job; then Ruby fetches the callback.
+        world::wait_for("the worker to be idle", || worker.logged("job_done").len() == n + 1).await;
         harness.idle().await;
         redis::cmd("RPOP").arg(format!("queue:{CALLBACKS}")).exec_async(&mut connection).await.unwrap();
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -77,7 +77,7 @@ async fn fetching_callbacks_wakes_no_worker() {
         }
     }
     let n_scripts = n_scripts(&harness).await - before;
-    // Two turns for each job, and what is asked from time to time. Redis 6 tells a script's own client what it has popped.
+    // Two turns for each job, plus periodic requests. Redis 6 also notifies a script's own client of what it popped.
     let is_6 = info(&harness, "server").await["redis_version"].starts_with("6.");
     let allowed = (if is_6 { 3 } else { 2 }) * n_jobs + 5 + usize::try_from(started.elapsed().as_secs()).unwrap();
     assert!(n_scripts <= allowed, "{n_scripts} scripts, where {allowed} would do");

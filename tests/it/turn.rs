@@ -1,4 +1,4 @@
-//! The script of a turn: late turns, refusals by Redis, and keys of a wrong type.
+//! The script of a turn: late turns, refusals by Redis, and keys with a wrong type.
 
 use sidebake::bounds;
 use sidebake::clock::Epoch;
@@ -17,10 +17,10 @@ use crate::harness::client;
 
 pub(crate) const TEXT: &str = r#"{"class":"BuildJob","jid":"j"}"#;
 
-/// The incarnation of the lease that each hand has.
+/// The incarnation of each hand's lease.
 pub(crate) const LEASE: &str = "1ea5e";
 
-/// A process without its tasks: the test takes its turns.
+/// A process without its tasks. The test sends its turns.
 pub(crate) struct Hand {
     pub server: world::Redis,
     pub redis: Redis,
@@ -28,7 +28,7 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
-    /// A process with a lease; `user` goes before the server's address.
+    /// A process with a lease. `user` precedes the server's address in the URL.
     pub async fn with(user: &str) -> Self {
         let server = world::Redis::start();
         let redis = client(&server.url().replace("redis://", &format!("redis://{user}")));
@@ -86,7 +86,7 @@ impl Hand {
     }
 }
 
-/// The job as it is fetched under a token.
+/// The job as fetched under a token.
 pub(crate) fn unit(token: u64) -> UnitOfWork {
     UnitOfWork {
         token: Token::nth(token, 0),
@@ -122,9 +122,9 @@ async fn a_turn_that_arrives_after_a_later_one_does_nothing() {
     hand.fetch(2, 1).await.unwrap();
     hand.push().await;
     assert!(is_stale(hand.fetch(1, 1).await));
-    assert_eq!(hand.n_queued().await, 1, "the job is still where it was");
-    assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()), "the same turn may be sent again");
-    assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()), "and is answered the same");
+    assert_eq!(hand.n_queued().await, 1, "the job stays on its queue");
+    assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()), "the worker may resend a turn");
+    assert!(is_one_unit(&hand.fetch(2, 1).await.unwrap()), "a resent turn gets the same reply");
     assert_eq!((hand.n_queued().await, hand.n_inflight().await), (0, 1));
 }
 
@@ -138,7 +138,7 @@ async fn a_turn_that_a_full_redis_settled_counts_as_taken() {
     assert_eq!(hand.fetch(3, 2).await.unwrap().fetched, Fetched::Full);
     hand.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
     hand.push().await;
-    assert!(is_stale(hand.fetch(1, 1).await), "it would fill a token that was settled");
+    assert!(is_stale(hand.fetch(1, 1).await), "the turn would fill a settled token");
     assert_eq!(hand.n_queued().await, 1);
 }
 
@@ -251,7 +251,7 @@ async fn a_replica_is_not_taken_for_a_full_redis() {
     assert!(error.to_string().contains("read only replica"), "{error}");
 }
 
-/// The queues of what was fetched, in the order of the slots.
+/// The queues of the fetched jobs, in the order of the slots.
 fn queues(reply: Reply) -> Vec<String> {
     units(reply).into_iter().map(|unit| unit.queue).collect()
 }
@@ -271,12 +271,12 @@ async fn each_slot_is_filled_from_the_queues_of_its_fetch_request() {
     let reply = hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap();
     assert_eq!(queues(reply), ["b", "b", "a", "a", "a", "b"]);
     let again = hand.turn_with(1, &[], &slots, &fetch_requests).await.unwrap();
-    assert_eq!(queues(again), ["b", "b", "a", "a", "a", "b"], "a lost reply is answered again");
+    assert_eq!(queues(again), ["b", "b", "a", "a", "a", "b"], "a resent turn gets the lost reply");
     assert_eq!(hand.n_inflight().await, 6);
 }
 
 #[tokio::test]
-async fn a_turn_that_is_sent_again_fills_what_was_left_from_the_right_queues() {
+async fn a_resent_turn_fills_the_remaining_slots_from_the_right_queues() {
     let hand = Hand::with("").await;
     hand.run(&["LPUSH", "queue:b", "1"]).await;
     let slots = [Token::nth(1, 0), Token::nth(2, 1), Token::nth(3, 2)];
@@ -313,7 +313,7 @@ async fn a_worker_that_lost_a_job_writes_no_progress_of_it() {
     }
 }
 
-/// Another job replaces the one that was fetched under the first token.
+/// Another job replaces the job that was fetched under the first token.
 async fn with_another_text_under_the_token() -> (Hand, String) {
     let (hand, other) = (Hand::with("").await, TEXT.replace("j", "k"));
     hand.push().await;
@@ -336,7 +336,7 @@ async fn another_job_under_the_same_token_is_not_settled() {
 }
 
 #[tokio::test]
-async fn a_worker_that_lost_a_job_sends_no_callback_writes_no_progress_and_solves_nothing() {
+async fn a_worker_that_lost_a_job_sends_no_callback_writes_no_progress_and_starts_no_solve() {
     let (hand, _) = with_another_text_under_the_token().await;
     let (redis, identity) = (&hand.redis, &hand.identity);
     assert!(!holds(redis, identity, &unit(1)).await.unwrap());
@@ -373,14 +373,15 @@ async fn the_same_text_twice_is_two_entries_in_one_turn_and_in_two() {
     for set in ["retry", "dead"] {
         let members = hand.server.sorted_set(set).await;
         assert_eq!(members.len(), 3, "{members:?}");
-        // Sidekiq finds a dead job by its score and its jid.
+        // Sidekiq finds a dead job by its score and jid.
         let scores: std::collections::BTreeSet<u64> = members.iter().map(|(_, score)| score.to_bits()).collect();
         assert!(set == "retry" || scores.len() == 3, "{members:?}");
         assert!(members.iter().all(|(member, _)| member.trim_end() == TEXT), "{members:?}");
     }
 }
 
-/// Records that the job was recovered, with so many crashes alone; without them in the form of an earlier version.
+/// Records that the job was recovered, with this many crashes while alone, or in the form of an earlier version without
+/// them.
 async fn has_history(hand: &Hand, text: &str, n_recoveries: u32, n_crashes: Option<u32>) {
     let now = Epoch::now().as_millis() / 1000;
     let value = n_crashes.map_or(format!("{n_recoveries} {now}"), |alone| format!("{n_recoveries} {alone} {now}"));
@@ -401,7 +402,7 @@ async fn a_suspect_ends_the_fetch_and_recovered_jobs_are_idle() {
     for _ in 0..2 {
         let units = units(hand.turn(1, &[], &slots).await.unwrap());
         let seen: Vec<_> = units.iter().map(|unit| (unit.n_recoveries, unit.n_crashes, unit.is_idle)).collect();
-        assert_eq!(seen, [(0, 0, false), (1, 1, true), (2, 0, true)], "also when the turn is sent again");
+        assert_eq!(seen, [(0, 0, false), (1, 1, true), (2, 0, true)], "a resent turn gets the same jobs");
         assert!(units[2].is_suspect() && !units[1].is_suspect());
     }
     assert_eq!(hand.server.queue("default").await, [texts[3].clone()]);
@@ -439,7 +440,7 @@ async fn a_late_renewal_makes_no_lease_and_a_late_lease_lets_no_earlier_turn_fet
     assert_eq!(hand.server.get(&format!("sidebake:lease:{}", hand.identity)).await.as_deref(), Some("bbbb 0"));
 }
 
-/// A turn in which a process asks for jobs of `default`, for so many slots and bytes.
+/// A turn that requests jobs of `default` for this many slots and bytes.
 async fn ask(hand: &Hand, identity: &Identity, number: u64, n_slots: u64, max_bytes: usize, now: Epoch) -> Reply {
     let slots: Vec<Token> = (0..n_slots).map(|n| Token::nth(10 * number + n, 0)).collect();
     let fetch_requests = [FetchRequest { n_slots: slots.len(), queues: vec!["default".to_owned()] }];
@@ -486,10 +487,10 @@ async fn an_oversized_job_moves_to_the_dead_set_and_hides_no_other() {
     for entry in dead_texts(&hand).await {
         let entry: serde_json::Value = serde_json::from_str(entry.trim_end()).unwrap();
         assert_eq!((&entry["class"], &entry["queue"]), (&"Sidebake::Malformed".into(), &"default".into()));
-        assert!(entry["args"][0] == *long && entry["failed_at"].is_f64(), "something of it is lost");
+        assert!(entry["args"][0] == *long && entry["failed_at"].is_f64(), "the entry keeps the whole job");
         assert!(entry["jid"].as_str().is_some_and(|jid| jid.len() == 24));
     }
-    // One that comes back from there is not put into another entry.
+    // A job that returns from there is not wrapped again.
     let entry = dead_texts(&hand).await.remove(0);
     hand.run(&["DEL", "dead"]).await;
     hand.run(&["LPUSH", "queue:default", &entry]).await;
@@ -521,10 +522,10 @@ async fn an_idle_job_keeps_its_token_when_its_history_has_expired() {
     hand.push().await;
     let units = units(hand.fetch(1, 1).await.unwrap());
     assert_eq!((units.len(), units[0].is_idle), (1, true));
-    assert_eq!((hand.n_queued().await, hand.n_inflight().await), (1, 1), "the other one waits");
+    assert_eq!((hand.n_queued().await, hand.n_inflight().await), (1, 1), "the other job waits");
 }
 
-/// The texts that another process of the fleet gets for four slots.
+/// The texts that another process of the fleet fetches for four slots.
 async fn fetch_as(hand: &Hand, identity: &Identity, number: u64, now: Epoch) -> Vec<String> {
     let reply = ask(hand, identity, number, 4, bounds::JOBS, now).await;
     units(reply).iter().map(|unit| String::from_utf8_lossy(&unit.text).into_owned()).collect()
@@ -543,7 +544,7 @@ async fn holders(hand: &Hand) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn one_process_in_four_has_a_suspect_and_others_look_past_it() {
+async fn one_process_in_four_has_a_suspect_and_others_skip_it() {
     let hand = Hand::with("").await;
     let texts = ["a", "b", "c", "d", "e"].map(|jid| TEXT.replace("j", jid));
     let [suspect, healthy, other_suspect, healthy_too, last_suspect] = &texts;
@@ -560,14 +561,14 @@ async fn one_process_in_four_has_a_suspect_and_others_look_past_it() {
     assert_eq!(hand.server.queue("default").await, [other_suspect.clone(), last_suspect.clone()]);
     assert_eq!(holders(&hand).await, [first.to_string()]);
 
-    // One that has died holds nothing.
+    // A dead process holds nothing.
     hand.run(&["DEL", &format!("sidebake:lease:{first}")]).await;
     assert_eq!(fetch_as(&hand, &second, 2, now).await, std::slice::from_ref(other_suspect));
     assert_eq!(holders(&hand).await, [second.to_string()]);
-    // Nor does one that asks for jobs again.
+    // A process that requests jobs again holds nothing either.
     assert_eq!(fetch_as(&hand, &second, 3, now).await, std::slice::from_ref(last_suspect));
 
-    // Of eight, two may.
+    // Of eight processes, two may have one.
     for text in [suspect, other_suspect, last_suspect] {
         hand.run(&["LPUSH", "queue:default", text]).await;
     }
@@ -579,7 +580,7 @@ async fn one_process_in_four_has_a_suspect_and_others_look_past_it() {
     for identity in &fleet[..3] {
         n_fetched.push(fetch_as(&hand, identity, 1, now).await.len());
     }
-    assert_eq!(n_fetched, [1, 0, 0], "with the second one's");
+    assert_eq!(n_fetched, [1, 0, 0], "the count includes the second process");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What each kind of child can get at: all that `sandbox-probe` tries, in the sandboxes that the product makes.
+//! What each kind of child can reach: the test runs all attempts of `sandbox-probe` in the product's sandboxes.
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -14,12 +14,12 @@ use sidebake::state::StateDirectory;
 
 use crate::harness::{Harness, Worker, sidebake};
 
-/// A line for each attempt: what it is, which wall is in its way, and how it ends in each kind of child.
+/// A line for each attempt: its name, the wall that stops it, and its outcome in each kind of child.
 const TABLE: &str = include_str!("walls.txt");
 
 const KINDS: [&str; 4] = ["source", "print", "solve", "unix"];
 
-/// Attempts and how they ended, in their order.
+/// Attempts and their outcomes, in order.
 type Outcomes = Vec<(String, String)>;
 
 struct Prison {
@@ -29,7 +29,7 @@ struct Prison {
     _listeners: [UnixListener; 2],
     /// On the allowed ports of another host.
     _elsewhere: [TcpListener; 2],
-    /// Of a process that lives, or the worker would sweep it away.
+    /// The id of a running process, because the worker would remove the directory of another.
     _other: StateDirectory,
     abstract_socket: String,
 }
@@ -75,12 +75,12 @@ impl Prison {
         })
     }
 
-    /// In the place of docker-buildx, in the sandbox that the worker makes for it.
+    /// Runs in place of docker-buildx, in the sandbox that the worker makes for it.
     async fn as_buildx(&self, stage: &str, builder: &str) -> Outcomes {
         let mut ground = self.ground(stage, self.harness.builder.port());
         ground["source"] = json!("Dockerfile");
         if stage == "solve" {
-            // It is not there yet, but its place is known: the first job has directory 0, the next one 1.
+            // The directory does not exist yet, but its path is known: the first job has directory 0, the next one 1.
             let job = self.run_directory().join("0/tree/voting-app/vote/Dockerfile");
             ground["source"] = json!(job);
         } else {
@@ -102,24 +102,24 @@ impl Prison {
 
     async fn table(&self, path: &Path) -> Outcomes {
         let read = || std::fs::read_to_string(path).unwrap_or_default();
-        self.harness.until("the probe is through", async || read().ends_with("end\n")).await;
+        self.harness.until("the probe ends", async || read().ends_with("end\n")).await;
         let lines = read();
         let pairs = lines.lines().filter_map(|line| line.split_once(": "));
         pairs.map(|(name, outcome)| (name.to_owned(), outcome.to_owned())).collect()
     }
 
-    /// The sandbox of a source child, as it is while one fetches.
+    /// The sandbox of a source child during its fetch.
     async fn source_sandbox(&self) -> Value {
         let (_, sha) = self.harness.voting_app();
         self.harness.git.faults().delay("/acme", std::time::Duration::from_secs(2));
         self.harness.redis.push("default", "BuildJob", json!([self.harness.native(&sha)])).await;
-        self.harness.until("a child", async || !self.worker.source_children().is_empty()).await;
+        self.harness.until("a child runs", async || !self.worker.source_children().is_empty()).await;
         let child = self.worker.source_children()[0];
         let command_line = std::fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap();
         serde_json::from_str(command_line.split('\0').nth(2).unwrap()).unwrap()
     }
 
-    /// The probe in this sandbox, which lets it start and is the same but for that.
+    /// Runs the probe in this sandbox, with the one change that lets it start.
     async fn inside(&self, mut sandbox: Value) -> Outcomes {
         let own = sandbox["write"][0].as_str().unwrap().to_owned();
         let own = if own == "/" { self.harness.home.path().join("own") } else { own.into() };
@@ -155,7 +155,7 @@ impl Drop for Prison {
     }
 }
 
-/// Descriptors of this process that every program started from it gets: those of whoever started the tests.
+/// Descriptors that every child of this process inherits from the process that started the tests.
 fn inherited() -> Vec<u32> {
     const CLOEXEC: u32 = 0o2_000_000;
     let is_for_all = |number: &u32| {
@@ -171,13 +171,13 @@ fn probe() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_sidebake")).with_file_name("sandbox-probe")
 }
 
-/// The lines of the table: attempt, wall, an outcome for each kind.
+/// The lines of the table: attempt, wall, and an outcome for each kind of child.
 fn table() -> Vec<Vec<&'static str>> {
     let lines = TABLE.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
     lines.map(|line| line.split('|').map(str::trim).collect()).collect()
 }
 
-/// From this version on Landlock knows of abstract Unix sockets and signals.
+/// The Landlock version that first restricts abstract Unix sockets and signals.
 fn landlock_version(harness: &Harness) -> u32 {
     let output = harness.run(&["doctor", "--json"], "");
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
@@ -188,7 +188,7 @@ fn landlock_version(harness: &Harness) -> u32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_attempt_to_get_out_ends_in_each_kind_of_child_as_the_table_says() {
+async fn every_escape_attempt_ends_as_the_table_says() {
     let mut found: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
     let mut attempts: Vec<String> = Vec::new();
     for kind in KINDS {
@@ -203,7 +203,7 @@ async fn every_attempt_to_get_out_ends_in_each_kind_of_child_as_the_table_says()
             "solve" => prison.as_buildx("solve", "default").await,
             _ => prison.as_buildx("solve", "local").await,
         };
-        // A solve tries all that there is.
+        // A solve makes all attempts.
         attempts = outcomes.iter().map(|(attempt, _)| attempt.clone()).collect();
         found.insert(kind, outcomes.into_iter().collect());
     }
@@ -221,7 +221,7 @@ async fn every_attempt_to_get_out_ends_in_each_kind_of_child_as_the_table_says()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_wall_an_attempt_has_another_end() {
+async fn without_its_wall_an_attempt_ends_differently() {
     let prison = Prison::build(&probe());
     prison.harness.until("the worker has started", async || prison.started()).await;
     let sandbox = prison.source_sandbox().await;
@@ -247,7 +247,7 @@ async fn without_its_wall_an_attempt_has_another_end() {
             // Root with all its capabilities may raise them, so not without walls.
             "limits" => wide == with,
             "environment" | "kernel" | "nothing" => off == with,
-            other => panic!("{other:?} is no wall"),
+            other => panic!("unknown wall {other:?}"),
         };
         if !is_right {
             wrong.push(format!("{attempt}: {with} by {wall}; {wide} without Landlock's rules, {off} without walls"));

@@ -1,6 +1,6 @@
-//! The worktree of a build: what git checks out, with times that can be chosen, and without pointers in place of files.
+//! The worktree of a build: git's checkout, with configurable times, and without pointers in place of files.
 //!
-//! A worktree is looked at from outside, by the builder, while its bake waits for an answer.
+//! The tests read a worktree from outside, in the builder, while its bake waits for an answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -27,7 +27,7 @@ fn native(harness: &Harness, sha: &str) -> Value {
     native
 }
 
-/// Builds each, and returns what `look` sees in its worktree.
+/// Builds each job, and returns what `look` reads in its worktree.
 async fn in_each_worktree<T: Send + 'static>(
     harness: &Harness,
     builds: &[Value],
@@ -43,7 +43,7 @@ async fn in_each_worktree<T: Send + 'static>(
         vec![Step::Exit(0)]
     }));
     for (n, build) in builds.iter().enumerate() {
-        // What tells the runs apart, since they come in any order.
+        // Identifies the runs, which come in any order.
         let mut build = build.clone();
         build["application"]["images"][0]["labels"] = json!({"n": n.to_string()});
         harness.redis.push("default", "BuildJob", json!([build])).await;
@@ -57,10 +57,10 @@ async fn in_each_worktree<T: Send + 'static>(
     seen.into_values().collect()
 }
 
-/// Type and permissions of each path, and a file's content or a link's target.
+/// The type and permissions of each path, with a file's content or a link's target.
 type Listing = BTreeMap<PathBuf, (String, Bytes)>;
 
-/// Everything below a directory but `.git`.
+/// Everything below a directory except `.git`.
 fn listing(root: &Path) -> Listing {
     let mut found = BTreeMap::new();
     let mut folders = vec![root.to_owned()];
@@ -85,7 +85,7 @@ fn listing(root: &Path) -> Listing {
     found
 }
 
-/// The git command line, blind to the machine's configuration.
+/// The git command line, without the machine's configuration.
 fn git(directory: &Path, arguments: &[&OsStr]) -> std::process::Output {
     let mut git = Command::new("git");
     git.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", directory).env("LC_ALL", "C");
@@ -98,7 +98,7 @@ fn git_succeeds(directory: &Path, arguments: &[&OsStr]) {
     assert!(output.status.success(), "git {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What the git command makes of a commit in a new clone.
+/// The git command's checkout of a commit in a new clone.
 fn git_checkout(repository: &Repository, sha: &str) -> Listing {
     let clone = tempfile::tempdir().unwrap();
     let tree = clone.path().join("tree");
@@ -108,8 +108,8 @@ fn git_checkout(repository: &Repository, sha: &str) -> Listing {
     listing(&tree)
 }
 
-/// Builds the commits, and compares each worktree with what the git command checks out: the numbers of those that differ,
-/// and in what.
+/// Builds the commits, and compares each worktree with the git command's checkout. Returns the indexes of different
+/// commits with their differences.
 async fn differences(harness: &Harness, repository: &Repository, shas: &[String]) -> BTreeMap<usize, String> {
     let builds: Vec<Value> = shas.iter().map(|sha| native(harness, sha)).collect();
     let worktrees = in_each_worktree(harness, &builds, listing).await;
@@ -133,13 +133,13 @@ enum Node {
 }
 
 impl Node {
-    /// The entries of a commit, `path` being that of this node.
+    /// The entries of a commit; `path` is the path of this node.
     fn files(&self, path: &str, files: &mut Vec<File>) {
         match self {
             Self::File(content) => files.push(File::new(path, content.clone())),
             Self::Executable(content) => files.push(File::executable(path, content.clone())),
             Self::Link(target) => files.push(File::symlink(path, target)),
-            // libgit2 asks for its configuration, and refuses the commit, since no such name can be in it.
+            // libgit2 checks its configuration for the name, and refuses the commit because the name is invalid there.
             Self::Submodule if path.contains('\n') => {}
             Self::Submodule => files.push(File::submodule(path, "0123456789012345678901234567890123456789")),
             Self::Directory(attributes, nodes) => {
@@ -160,18 +160,18 @@ fn one_of(texts: &'static str) -> impl Strategy<Value = String> {
     prop::sample::select(texts.split('|').collect::<Vec<_>>()).prop_map(str::to_owned)
 }
 
-/// Few names, so that what is a directory in one commit is a link or a file in another; some that sort before
-/// `.gitattributes`, and some that programs stumble over.
+/// Few names, so that a directory in one commit is a link or a file in another. Some sort before `.gitattributes`, and
+/// some are difficult for programs.
 fn any_name() -> impl Strategy<Value = String> {
     let odd = "two words|back\\slash|colon:|line\nfeed|tab\t|quote\"'|naïve.txt|日本| |*|[ab]|~|%s|con|nul.txt|a.|--force|\
                HEAD|git|.git.txt|#a|\u{1}";
     prop_oneof![4 => one_of("a|b|A|src|x.txt|b.sh|-a.txt|!x|.hidden|+.txt"), 1 => one_of(odd)]
 }
 
-/// Content on which attributes have an effect.
+/// Content that attributes affect.
 ///
-/// Where libgit2 expands `ident` in another way than git it is left alone: in a binary file, a second time in a file, and
-/// where something else has expanded it before.
+/// Omits `ident` where libgit2 expands it differently from git: in a binary file, a second time in a file, and after
+/// another expansion.
 fn any_content() -> impl Strategy<Value = Bytes> {
     let text = |piece| prop::collection::vec(one_of(piece), 0..4).prop_map(|pieces| pieces.concat());
     let plain = "line\n|line\r\n|no end|\n|é";
@@ -196,7 +196,7 @@ fn any_tree() -> impl Strategy<Value = Node> {
         3 => one_of("a|..|/etc|nowhere|src/x.txt|.|b\\c|line\nfeed|.git").prop_map(Node::Link),
         1 => Just(Node::Submodule),
     ];
-    // Most have enough files for several threads.
+    // Most trees have enough files for several threads.
     any_directory(leaf.prop_recursive(3, 30, 8, |entry| any_directory(entry, 1..8)), 8..16)
 }
 
@@ -205,8 +205,8 @@ fn any_directory(entry: impl Strategy<Value = Node>, size: Range<usize>) -> impl
         .prop_map(|(attributes, entries)| Node::Directory(attributes, entries))
 }
 
-/// The same trees each time, or others with `PROPTEST_RNG_SEED`: a difference that libgit2 has had for years should be found by
-/// who looks for it, and not by whoever changes something else that day.
+/// The same trees in every run, or others with `PROPTEST_RNG_SEED`. So an old difference in libgit2 fails only a search
+/// for it, not an unrelated change.
 fn always_the_same() -> Config {
     let config = Config::default();
     let rng_seed = if config.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { config.rng_seed };
@@ -263,13 +263,13 @@ async fn this_projects_own_history_is_as_git_checks_it_out() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let is_shallow = git(here, &["rev-parse", "--is-shallow-repository"].map(OsStr::new));
     if !here.join(".git").exists() || String::from_utf8_lossy(&is_shallow.stdout).trim() != "false" {
-        return skipped("this is no git repository with a history");
+        return skipped("this is not a git repository with a history");
     }
     let bare = harness.git.root().join("acme/voting-app.git");
     let words = ["clone", "--quiet", "--bare"].map(OsStr::new);
     git_succeeds(here, &[&words[..], &[here.as_os_str(), bare.as_os_str()]].concat());
     let repository = harness.git.repository("acme/voting-app");
-    // Some of all times, the newest one among them: each is hundreds of files for an unoptimized libgit2.
+    // A sample of all commits, including the newest. Each is hundreds of files for an unoptimized libgit2.
     let history = repository.git(&["rev-list", "HEAD"]);
     let step = history.lines().count().div_ceil(8);
     let shas: Vec<String> = history.lines().step_by(step).map(str::to_owned).collect();
@@ -277,7 +277,7 @@ async fn this_projects_own_history_is_as_git_checks_it_out() {
     assert_eq!(differences(&harness, &repository, &shas).await, BTreeMap::new());
 }
 
-/// Seconds and nanoseconds of each file and link; directories are left out, as BuildKit leaves them out.
+/// Seconds and nanoseconds of each file and link. Excludes directories, as BuildKit does.
 type Times = BTreeMap<PathBuf, (i64, i64)>;
 
 fn times(worktree: &Path) -> Times {
@@ -293,7 +293,7 @@ async fn times_of(harness: &Harness, builds: &[Value]) -> Vec<Times> {
 
 const KEY: &str = "a key that all workers of the fleet have";
 
-/// A worker whose mirrors and worktrees are its own, and which makes times from content.
+/// A worker with its own mirrors and worktrees that derives times from content.
 fn worker_of_its_own(harness: &Harness, name: &str, key: &str) -> Worker {
     let key_file = harness.home.path().join(format!("{name}.key"));
     std::fs::write(&key_file, format!("{key}\n")).unwrap();
@@ -307,13 +307,13 @@ fn worker_of_its_own(harness: &Harness, name: &str, key: &str) -> Worker {
     harness.worker_with(&own, &[])
 }
 
-/// How many files of both have the same time.
+/// How many files have the same time in both.
 fn n_equal(one: &Times, other: &Times) -> usize {
     one.iter().filter(|(path, time)| other.get(*path) == Some(time)).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_with_their_file_only() {
+async fn times_from_content_are_equal_on_every_worker_and_change_only_with_their_file() {
     let harness = Harness::start();
     let repository = harness.git.repository("acme/voting-app");
     let outside = harness.home.path().join("outside");
@@ -350,21 +350,21 @@ async fn times_that_come_from_content_are_the_same_on_every_worker_and_change_wi
     assert_eq!(here[0].len(), 4);
     assert_eq!(here, there, "another worker, another directory, another moment");
     let distinct: BTreeSet<_> = here[0].values().collect();
-    assert_eq!(distinct.len(), 4, "neither another path nor another kind of file has the same time");
+    assert_eq!(distinct.len(), 4, "another path or file type has another time");
     let year_2025 = 1_735_689_600;
     assert!(here.iter().flat_map(BTreeMap::values).all(|(s, _)| (315_532_800..year_2025).contains(s)), "{here:#?}");
     assert_eq!(n_equal(&here[0], &here[1]), 3, "only a.txt changed: {here:#?}");
     assert_eq!(n_equal(&here[1], &here[2]), 0, "attributes can make another file of the same blob");
     assert_eq!(n_equal(&here[0], &umbrellas), 0, "another account has other times");
     assert_eq!(n_equal(&here[0], &elsewhere), 0, "another key makes other times");
-    assert_eq!(outside.metadata().unwrap().modified().unwrap(), time_outside, "a link was followed");
+    assert_eq!(outside.metadata().unwrap().modified().unwrap(), time_outside, "the worker followed a link");
     let found = Command::new("grep").args(["-r", "-l", KEY]).arg(harness.home.path()).output().unwrap();
     let found = String::from_utf8(found.stdout).unwrap();
-    assert!(found.lines().all(|path| path.ends_with(".key")), "the key is in {found}");
+    assert!(found.lines().all(|path| path.ends_with(".key")), "{found} contains the key");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_being_asked_for_times_are_those_of_the_checkout() {
+async fn by_default_times_are_those_of_the_checkout() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
@@ -385,7 +385,7 @@ async fn a_key_that_could_be_guessed_makes_no_times() {
     std::fs::write(&key, "hunter2\n").unwrap();
     let more = format!("[source]\nmtimes = \"content\"\nmtimes_key_file = \"{}\"", key.display());
     let _worker = harness.worker(&more);
-    harness.until("it is to be retried", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!(job["error_class"], "Sidebake::WorkerFailed");
@@ -436,11 +436,11 @@ async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
     let report = report_of(&harness, &files, "../docker/Dockerfile.vote").await;
     assert_eq!(report["reason"], "source_refused", "{report:#}");
     assert!(report["message"].as_str().unwrap().contains("docker/Dockerfile.vote is a Git LFS pointer"), "{report:#}");
-    assert!(harness.builder.runs().is_empty(), "nothing was built");
+    assert!(harness.builder.runs().is_empty(), "no build runs");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pointer_that_no_build_reads_or_that_git_would_leave_as_it_is_does_not_matter() {
+async fn a_pointer_that_no_build_reads_or_git_keeps_does_not_matter() {
     let harness = Harness::start();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
     let _worker = harness.worker("");

@@ -1,10 +1,10 @@
 /*
- * buildkitd and buildctl for a pod that has a Docker engine instead. Debian has no package of BuildKit, but its dockerd
- * contains one, and speaks BuildKit's protocol on its socket after an HTTP upgrade.
+ * buildkitd and buildctl for a pod with a Docker engine. Debian has no package of BuildKit, but its dockerd contains
+ * BuildKit, and serves BuildKit's protocol on its socket after an HTTP upgrade.
  *
- *   buildkitd ...            becomes dockerd; the arguments, meant for BuildKit, are ignored
- *   buildctl dial-stdio      joins standard input and output to that BuildKit: this is how buildx speaks to a pod
- *   buildctl debug workers   succeeds when that BuildKit answers: this is how the kubelet asks whether the pod is ready
+ *   buildkitd ...            executes dockerd and ignores the arguments for BuildKit
+ *   buildctl dial-stdio      connects standard input and output to BuildKit; buildx uses this to connect to a pod
+ *   buildctl debug workers   succeeds when BuildKit answers; the kubelet uses this as readiness probe
  */
 #include <poll.h>
 #include <stdio.h>
@@ -17,14 +17,14 @@ static const char SOCKET[] = "/var/run/docker.sock";
 static const char UPGRADE[] =
     "POST /grpc HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n";
 
-/* No iptables in the image, and nothing in a pod to publish a port to. */
+/* Without iptables, because the image has none, and a pod publishes no port. */
 static int become_dockerd(void) {
   execlp("dockerd", "dockerd", "--iptables=false", "--ip6tables=false", "--userland-proxy=false", NULL);
   perror("dockerd");
   return 127;
 }
 
-/* 0 when all of it could be written. */
+/* Returns 0 after writing everything. */
 static int write_all(int to, const char *bytes, ssize_t n) {
   while (n > 0) {
     ssize_t written = write(to, bytes, n);
@@ -35,7 +35,7 @@ static int write_all(int to, const char *bytes, ssize_t n) {
   return 0;
 }
 
-/* A connection to BuildKit, or -1. The answer is read byte by byte: what follows it is BuildKit's already. */
+/* A connection to BuildKit, or -1. Reads the answer byte by byte, because BuildKit's own data follows it. */
 static int dial(void) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   memcpy(address.sun_path, SOCKET, sizeof SOCKET);
@@ -55,7 +55,7 @@ static int dial(void) {
   return buildkit;
 }
 
-/* Until BuildKit hangs up. The end of our input is passed on to it, and its last words are still passed back. */
+/* Relays until BuildKit closes the connection. Passes the end of the input on, and still relays BuildKit's output. */
 static int relay(int buildkit) {
   static char bytes[1 << 16];
   struct pollfd ends[2] = {{STDIN_FILENO, POLLIN, 0}, {buildkit, POLLIN, 0}};

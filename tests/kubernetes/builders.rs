@@ -1,4 +1,4 @@
-//! `sidebake builder`: made once, adopted, explained, compared, changed on request.
+//! `sidebake builder`: creates once, adopts, explains, compares, and changes on request.
 
 use std::process::{Command, Stdio};
 
@@ -8,8 +8,8 @@ use crate::engine::engine;
 use crate::harness::{Harness, text};
 use crate::namespace::Namespace;
 
-/// A harness with one builder, `default`, in a namespace of its own.
-fn house_with(more: &str) -> (Harness, Namespace) {
+/// A harness with one builder, `default`, in its own namespace.
+fn harness_with(more: &str) -> (Harness, Namespace) {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     harness.builders = namespace.builder("default", more);
@@ -18,7 +18,7 @@ fn house_with(more: &str) -> (Harness, Namespace) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn twenty_ensures_at_once_make_one_deployment() {
-    let (harness, namespace) = house_with("replicas = 2");
+    let (harness, namespace) = harness_with("replicas = 2");
     let config = harness.config("");
 
     let ensure = || {
@@ -26,7 +26,7 @@ async fn twenty_ensures_at_once_make_one_deployment() {
         sidebake.args(["builder", "ensure", "--config"]).arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
         sidebake.spawn().unwrap()
     };
-    // All of them are started before the first is waited for.
+    // Starts all of them before it waits for the first.
     let running: Vec<_> = (0..20).map(|_| ensure()).collect();
     let outputs: Vec<_> = running.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
     for output in &outputs {
@@ -41,10 +41,10 @@ async fn twenty_ensures_at_once_make_one_deployment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_apply_alone() {
+async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_only_by_apply() {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
-    // As `docker buildx create` makes one.
+    // Like a builder that `docker buildx create` makes.
     let options = format!("image={},replicas=1,namespace={}", engine().told("BUILDKIT_IMAGE"), namespace.name);
     let mut create = Command::new(&engine().buildx);
     create.args([
@@ -74,7 +74,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
         .env("BUILDX_CONFIG", harness.home.path())
         .output()
         .unwrap();
-    assert!(text(&current).contains("development"), "its owner's current builder stays: {}", text(&current));
+    assert!(text(&current).contains("development"), "the owner's current builder stays selected: {}", text(&current));
 
     let shown = harness.run(&["builder", "status", "--json"]);
     assert!(shown.status.success(), "{}", text(&shown));
@@ -93,7 +93,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_by_appl
     assert_eq!(
         before["spec"]["template"]["spec"]["containers"][0]["readinessProbe"],
         now["spec"]["template"]["spec"]["containers"][0]["readinessProbe"],
-        "what is not configured is its owner's"
+        "apply keeps what the configuration does not set"
     );
     let quiet = text(&harness.run(&["builder", "ensure"]));
     assert!(!quiet.contains("drift"), "{quiet}");
@@ -111,15 +111,15 @@ async fn a_builder_that_does_not_start_is_explained_in_kubernetes_words() {
         ),
     ];
     for (more, manifest, expected) in table {
-        let (mut harness, namespace) = house_with("");
+        let (mut harness, namespace) = harness_with("");
         let image = format!("image = \"{}\"\n", engine().told("BUILDKIT_IMAGE"));
-        // A key may be there once.
+        // TOML allows a key only once.
         let builders =
             if more.starts_with("image") { harness.builders.replace(&image, "") } else { harness.builders.clone() };
         harness.builders = format!("{builders}{more}\ntimeout = \"15s\"\n");
         if !manifest.is_empty() {
             namespace.apply(manifest);
-            // Kubernetes counts first, and refuses then.
+            // Kubernetes counts before it refuses.
             let counts = || namespace.json(&["get", "resourcequota", "few"])["status"]["hard"].is_object();
             namespace.until("the quota to count", counts).await;
         }
@@ -127,7 +127,7 @@ async fn a_builder_that_does_not_start_is_explained_in_kubernetes_words() {
         let said = text(&output);
         assert!(!output.status.success() && said.contains("0 of 1 pods of default0"), "{said}");
         for words in expected {
-            // A pull is tried again with back-off, under another name.
+            // Kubernetes retries a pull with back-off, under another name.
             assert!(said.contains(words) || said.contains("ImagePullBackOff"), "{words}: {said}");
         }
     }

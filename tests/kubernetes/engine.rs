@@ -1,4 +1,4 @@
-//! The cluster, made once for all tests by `tests/kubernetes/cluster`.
+//! The cluster. `tests/kubernetes/cluster` makes it once for all tests.
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -7,19 +7,19 @@ use std::process::{ChildStdin, Command, Output, Stdio};
 use std::sync::OnceLock;
 
 pub struct Engine {
-    /// Under the same name from pods and from here.
+    /// The registry. Pods and this machine use the same name.
     pub registry: String,
-    /// A shell and its tools, as a reference to pull.
+    /// An image with a shell and its tools, as a reference to pull.
     pub base_image: String,
     /// Path of `docker-buildx`.
     pub buildx: PathBuf,
-    /// Everything that the script told.
+    /// All output of the script.
     told: BTreeMap<String, String>,
     /// Held open until this process ends; see [`stop_with_this_process`].
     _leash: Option<ChildStdin>,
 }
 
-/// The cluster, which is started when it does not run, and then stopped at the end.
+/// The cluster. Starts it when it does not run, and then stops it at the end.
 pub fn engine() -> &'static Engine {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     ENGINE.get_or_init(|| {
@@ -36,7 +36,7 @@ impl Engine {
         let pairs = assignments.lines().filter_map(|line| line.split_once('='));
         let told: BTreeMap<String, String> =
             pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned())).collect();
-        let value = |name: &str| told.get(name).unwrap_or_else(|| panic!("the cluster tells no {name}")).clone();
+        let value = |name: &str| told.get(name).unwrap_or_else(|| panic!("the cluster prints no {name}")).clone();
         Self {
             registry: value("REGISTRY"),
             base_image: value("BASE_IMAGE"),
@@ -48,10 +48,10 @@ impl Engine {
 
     /// One of the script's assignments.
     pub fn told(&self, name: &str) -> &str {
-        self.told.get(name).unwrap_or_else(|| panic!("the cluster tells no {name}"))
+        self.told.get(name).unwrap_or_else(|| panic!("the cluster prints no {name}"))
     }
 
-    /// Each test has builders of its own.
+    /// Each test has its own builders.
     pub fn builder(&self) -> String {
         String::new()
     }
@@ -78,11 +78,11 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr[..]].concat()).into_owned()
 }
 
-/// A shell that waits for the end of a pipe, which comes when this process ends, in whatever way.
+/// Starts a shell that waits for the end of a pipe. The pipe ends with this process, however it ends.
 fn stop_with_this_process() -> ChildStdin {
     let mut shell = Command::new("sh");
     shell.args(["-c", "cat; exec \"$0\" down"]).arg(path());
-    // A group of its own, since Ctrl-C would otherwise end it first.
+    // In its own process group, because Ctrl-C would otherwise end it first.
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     shell.spawn().unwrap().stdin.take().unwrap()
 }

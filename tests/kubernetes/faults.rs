@@ -1,4 +1,4 @@
-//! What goes wrong with pods, and with the line to them, in the middle of a build.
+//! Faults of pods, and of the connections to them, in the middle of a build.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use crate::namespace::Namespace;
 use crate::relay::Relay;
 use crate::{processes, registry};
 
-/// What a lost builder may cost above the build itself: until it is noticed, and until the next one has begun.
+/// The cost of a lost builder beyond the build itself: the time to notice it and to start the next attempt.
 const NOTICED_WITHIN: Duration = Duration::from_secs(20);
 
-/// A build whose step sleeps, and can be found among all processes of the machine.
+/// A build whose step sleeps. The test can find the step among all processes of the machine.
 struct Sleeper {
     harness: Harness,
     namespace: Namespace,
@@ -34,7 +34,7 @@ impl Sleeper {
         Self::start_in(harness, namespace, builders, seconds).await
     }
 
-    /// On one pod of a cluster that no other test uses meanwhile.
+    /// Starts one pod in a cluster that no other test uses meanwhile.
     async fn start_alone(seconds: u64) -> Self {
         let harness = Harness::open();
         let namespace = Namespace::alone(&harness);
@@ -67,7 +67,8 @@ impl Sleeper {
         self.namespace.execs().pop().unwrap()
     }
 
-    /// The build has succeeded, in one attempt, with one sentence about what happened, within its own time and a little.
+    /// Checks that the build succeeds in one attempt, with one notice about the fault, within its own time and a
+    /// margin.
     async fn survives(&self, since: Instant, sentence: &str) -> Value {
         let report = self.harness.report(&self.jid).await;
         let took = since.elapsed();
@@ -106,7 +107,7 @@ async fn a_pod_whose_buildkit_dies_costs_the_build_nothing_but_time() {
     sleeper.survives(since, &format!("the pod {pod}")).await;
 }
 
-/// KILL to every process of a pod but the one that holds its network.
+/// Sends KILL to every process of a pod except the one that holds its network.
 fn kill_all_of(pod: &str) {
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let path = process.path();
@@ -120,13 +121,13 @@ fn kill_all_of(pod: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_is_told_to_go_costs_the_build_nothing_but_time() {
+async fn a_deleted_pod_costs_the_build_nothing_but_time() {
     let sleeper = Sleeper::start(2, 5, "").await;
     let pod = sleeper.pod();
     sleeper.namespace.kubectl(&["delete", "pod", &pod, "--grace-period=60", "--wait=false"]);
     let report = sleeper.harness.report(&sleeper.jid).await;
     assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.harness.logs());
-    // BuildKit itself finishes first. The engine that is in its place here ends its steps and goes, which is a loss.
+    // BuildKit would finish first. The engine that replaces it here ends its steps and exits, so the build loses it.
     assert_eq!(report["attempt"], 1, "{report:#}");
 }
 
@@ -145,11 +146,11 @@ async fn an_evicted_pod_costs_the_build_nothing_but_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_goes_with_its_replica_moves_the_build() {
+async fn a_pod_removed_by_scaling_down_moves_the_build() {
     let sleeper = Sleeper::start(3, 6, "").await;
     let pod = sleeper.pod();
     let others: Vec<String> = sleeper.namespace.pods().into_iter().filter(|other| *other != pod).collect();
-    // Kubernetes takes the pods that are not ready first, then the youngest: make ours the one to go.
+    // Kubernetes removes unready pods first, then the youngest. Makes the build's pod the first candidate.
     for other in &others {
         sleeper.namespace.kubectl(&["annotate", "pod", other, "controller.kubernetes.io/pod-deletion-cost=1000"]);
     }
@@ -160,13 +161,13 @@ async fn a_pod_that_goes_with_its_replica_moves_the_build() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
+async fn a_deleted_builder_ends_in_a_retry_that_names_it() {
     let sleeper = Sleeper::start(1, 20, "timeout = \"20s\"").await;
     sleeper.namespace.kubectl(&["delete", "deployment", "default0", "--wait=false"]);
     sleeper.namespace.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"]);
     sleeper
         .harness
-        .until("the job is to be retried", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
+        .until("the job is in the retry set", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
         .await;
     let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
@@ -176,7 +177,7 @@ async fn a_deleted_builder_ends_in_a_retry_that_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_is_cut_is_noticed_although_buildx_hangs() {
+async fn a_cut_connection_is_noticed_although_buildx_hangs() {
     let harness = Harness::open();
     let namespace = Namespace::of(&harness);
     let relay = Relay::to(engine().told("API")).await;
@@ -189,7 +190,7 @@ async fn a_line_that_is_cut_is_noticed_although_buildx_hangs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
+async fn a_stalled_connection_is_given_up_after_the_configured_time() {
     let harness = Harness::open();
     let namespace = Namespace::of(&harness);
     let relay = Relay::to(engine().told("API")).await;
@@ -201,9 +202,10 @@ async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
     relay.stall();
     sleeper
         .harness
-        .until("the job is to be retried", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
+        .until("the job is in the retry set", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
         .await;
-    // The line is given up after 12 s. Kubernetes is asked why, which takes 15 s, and for another pod, for 20 s and one more.
+    // The worker gives up the connection after 12 s. It then asks Kubernetes for the cause (15 s) and for another pod
+    // (20 s), plus one second.
     assert!(since.elapsed() < Duration::from_secs(90), "{:?}", since.elapsed());
     let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
@@ -212,7 +214,7 @@ async fn a_line_that_stalls_is_given_up_after_the_configured_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_that_is_frozen_for_a_moment_does_no_harm() {
+async fn a_briefly_frozen_api_server_does_no_harm() {
     let sleeper = Sleeper::start_alone(12).await;
     sleeper.namespace.part("freeze", "apiserver");
     tokio::time::sleep(Duration::from_secs(6)).await;
@@ -223,7 +225,7 @@ async fn an_api_server_that_is_frozen_for_a_moment_does_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_api_server_that_is_killed_takes_every_line_with_it_and_the_build_goes_on_with_the_next() {
+async fn a_killed_api_server_cuts_every_connection_and_the_build_continues_on_the_next() {
     let sleeper = Sleeper::start_alone(6).await;
     let since = Instant::now();
     sleeper.namespace.part("restart", "apiserver");
@@ -231,8 +233,8 @@ async fn an_api_server_that_is_killed_takes_every_line_with_it_and_the_build_goe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_is_never_ready_is_passed_by() {
-    // One of two pods runs and is not ready: buildx chooses it all the same.
+async fn a_pod_that_is_never_ready_is_skipped() {
+    // One of two pods runs and is not ready. buildx selects it anyway.
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     harness.builders = namespace.builder("default", "replicas = 1");
@@ -246,7 +248,7 @@ async fn a_pod_that_is_never_ready_is_passed_by() {
     namespace.until("the pod to run", || namespace.pods().len() == 2).await;
     let _worker = harness.worker("");
     let dockerfile = harness.dockerfile("COPY . /srv");
-    // Among so many repositories some have the wedged pod as their own.
+    // With this many repositories, some prefer the wedged pod.
     for n in 0..4 {
         let repository = format!("shop-{n}");
         let sha = harness.commit(&repository, &[("web/Dockerfile", &dockerfile)]);
@@ -257,12 +259,12 @@ async fn a_pod_that_is_never_ready_is_passed_by() {
     }
 }
 
-/// The child is gone, whatever the fault was.
+/// The child ends, whatever the fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_takes_its_buildx_and_the_step_with_it() {
     let sleeper = Sleeper::start(1, 60, "").await;
     let Sleeper { _worker: worker, ref step, .. } = sleeper;
     worker.kill();
     let is_asleep = || processes::with(step).iter().any(|line| line.starts_with("sleep "));
-    wait_for_within(PATIENCE, "the step to be gone", || !is_asleep()).await;
+    wait_for_within(PATIENCE, "the step to end", || !is_asleep()).await;
 }

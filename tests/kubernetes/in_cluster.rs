@@ -1,6 +1,6 @@
-//! The worker in a pod: its image built by sidebake itself, and `docker/kubernetes` applied as it is written.
+//! The worker in a pod, with an image that sidebake itself builds, and with `docker/kubernetes` applied.
 //!
-//! What is replaced is what an operator replaces: names, addresses, sizes.
+//! Replaces only what an operator replaces: names, addresses, sizes.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -14,7 +14,7 @@ use crate::manifests;
 use crate::namespace::Namespace;
 use crate::relay::Relay;
 
-/// Replaces each of `changes`, every one of which has to be there.
+/// Replaces each of `changes`, and fails when one is missing.
 fn replaced(text: &str, changes: &[(&str, &str)]) -> String {
     changes.iter().fold(text.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "docker/kubernetes no longer has {from:?}");
@@ -22,7 +22,8 @@ fn replaced(text: &str, changes: &[(&str, &str)]) -> String {
     })
 }
 
-/// The worker's image, built by a worker on this machine from the three files of `docker/Dockerfile`; its reference.
+/// The worker's image. A worker on this machine builds it from the three files of `docker/Dockerfile`. Returns its
+/// reference.
 async fn worker_image(harness: &mut Harness, namespace: &Namespace) -> String {
     harness.builders = namespace.builder("first", "replicas = 1");
     let ensured = harness.run(&["builder", "ensure"]);
@@ -59,11 +60,11 @@ fn application(harness: &Harness, repository: &str, sleep_s: u32) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout() {
     let mut harness = Harness::open();
-    // Of the builder, and of the worker.
+    // The namespaces of the builder and the worker.
     let (builders, namespace) = (Namespace::of(&harness), Namespace::beside(&harness, "worker"));
     let image = worker_image(&mut harness, &builders).await;
 
-    // The stand-ins listen on this machine alone; pods reach them through these.
+    // The stand-ins listen only on this machine, so pods reach them through these relays.
     let host = engine().told("HOST_FROM_POD");
     let reach = async |port: u16| Relay::on(host, &format!("127.0.0.1:{port}")).await;
     let (redis, github, git) =
@@ -93,7 +94,7 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
         ("grace_period = \"30m\"", "grace_period = \"1s\""),
     ];
     let roles = replaced(&manifests::text("roles.yaml"), &whose);
-    // The namespaces themselves are there, under other names.
+    // The namespaces already exist under other names.
     let roles: Vec<&str> = roles.split("\n---\n").filter(|document| !document.contains("kind: Namespace")).collect();
     namespace.apply_anywhere(&roles.join("\n---\n"));
     namespace.apply_anywhere(&replaced(&manifests::text("network-policy.yaml"), &whose));
@@ -115,7 +116,7 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     let report = harness.build(application(&harness, "shop", 0)).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");
     assert_eq!(report["placement"]["builder"], "default", "{report:#}");
-    // Sidekiq's page shows each worker under its pod's name.
+    // Sidekiq's page shows each worker under the name of its pod.
     let hosts = async || -> BTreeSet<String> {
         let identities = harness.redis.smembers("processes").await;
         identities.iter().map(|identity| identity.split(':').next().unwrap().to_owned()).collect()
@@ -128,7 +129,7 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     let old = workers();
     assert_eq!((old.len(), hosts().await), (2, old.clone()));
 
-    // New pods come while the old ones finish what they have begun.
+    // New pods start while the old ones finish their builds.
     let jid = harness.redis.push("default", "BuildJob", json!([application(&harness, "blog", 10)])).await;
     harness.until("the build is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
     namespace.kubectl(&["rollout", "restart", "deployment/sidebake"]);
@@ -137,6 +138,6 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
     assert_eq!(report["attempt"], 1, "{report:#}");
     assert_eq!(target(&report, "web")["status"], "succeeded");
     namespace.kubectl(&["rollout", "status", "deployment/sidebake", "--timeout=600s"]);
-    namespace.until("the old workers to be gone", || workers().len() == 2 && workers().is_disjoint(&old)).await;
-    assert_eq!(hosts().await, workers(), "the old ones have signed off");
+    namespace.until("the old workers to end", || workers().len() == 2 && workers().is_disjoint(&old)).await;
+    assert_eq!(hosts().await, workers(), "the old workers have removed their heartbeats");
 }

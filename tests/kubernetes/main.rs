@@ -1,15 +1,15 @@
-//! The program on a real Kubernetes, with buildx's own kubernetes driver and real BuildKit pods.
+//! Runs the program on a real Kubernetes, with buildx's own kubernetes driver and real BuildKit pods.
 //!
-//! `tests/kubernetes/cluster up` makes the cluster, unless `KUBECONFIG` names another one. The tests share it, each in a
-//! namespace of its own; those that stop its parts have it alone. They mostly wait:
-//! `cargo test --test kubernetes -- --test-threads=3`.
+//! `tests/kubernetes/cluster up` makes the cluster, unless `KUBECONFIG` names another one. The tests share it, each in
+//! its own namespace. Tests that stop parts of the cluster run alone. The tests mostly wait, so run several: `cargo
+//! test --test kubernetes -- --test-threads=3`.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(clippy::unwrap_used, reason = "a failed expectation must end the test")]
 #![allow(
     clippy::disallowed_methods,
-    reason = "tests run programs and read the environment; the product has one place for each"
+    reason = "tests run programs and read the environment; the product has one module for each"
 )]
-#![allow(clippy::print_stdout, reason = "figures are worth reading where a limit was kept")]
+#![allow(clippy::print_stdout, reason = "the figures show the margin to each limit")]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 #![allow(dead_code, reason = "the harness is shared with the other suites, which use more of it")]
 

@@ -1,4 +1,4 @@
-//! What is in `docker/kubernetes`, as data.
+//! The content of `docker/kubernetes`, as data.
 
 use std::path::PathBuf;
 
@@ -33,7 +33,7 @@ pub fn document(kind: &str, name: &str) -> Value {
     found.unwrap_or_else(|| panic!("docker/kubernetes has no {kind} {name}"))
 }
 
-/// What a Role allows: group, resource and verb, one by one.
+/// The rules of a Role: group, resource and verb, one by one.
 pub fn rules(role: &str) -> Vec<(String, String, String)> {
     let mut all = Vec::new();
     for rule in document("Role", role)["rules"].as_array().unwrap() {

@@ -1,4 +1,4 @@
-//! A namespace of one test's own, with what kubectl and the audit log say of it.
+//! The namespace of one test, with kubectl and the audit log.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct Namespace {
     _turn: Turn,
 }
 
-/// Who stops parts of the cluster has it alone.
+/// A test that stops parts of the cluster runs alone.
 enum Turn {
     Shared { _guard: OwnedRwLockReadGuard<()> },
     Alone { _guard: OwnedRwLockWriteGuard<()> },
@@ -33,12 +33,12 @@ impl Namespace {
         Self::with(harness, Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
     }
 
-    /// The same, and no other test runs.
+    /// A new namespace, while no other test runs.
     pub fn alone(harness: &Harness) -> Self {
         Self::with(harness, Turn::Alone { _guard: wait(TURNS.clone().write_owned()) })
     }
 
-    /// Another one of the same harness.
+    /// Another namespace of the same harness.
     pub fn beside(harness: &Harness, name: &str) -> Self {
         Self::named(format!("{}-{name}", harness.nonce), Turn::Shared { _guard: wait(TURNS.clone().read_owned()) })
     }
@@ -53,12 +53,12 @@ impl Namespace {
         namespace
     }
 
-    /// The settings of a builder in this namespace, with `more` in it.
+    /// The settings of a builder in this namespace, with `more` added.
     pub fn builder(&self, name: &str, more: &str) -> String {
         self.builder_by(name, Path::new(self.engine.told("KUBECONFIG")), more)
     }
 
-    /// The same through another kubeconfig.
+    /// The same with another kubeconfig.
     pub fn builder_by(&self, name: &str, kubeconfig: &Path, more: &str) -> String {
         format!(
             "[builders.{name}]\ndriver = \"kubernetes\"\nkubeconfig = \"{}\"\nnamespace = \"{}\"\nimage = \"{}\"\n\
@@ -70,10 +70,10 @@ impl Namespace {
         )
     }
 
-    /// Runs kubectl in this namespace; what it wrote.
+    /// Runs kubectl in this namespace and returns its output.
     ///
     /// # Panics
-    /// When it fails.
+    /// When kubectl fails.
     pub fn kubectl(&self, arguments: &[&str]) -> String {
         self.kubectl_anywhere(&[&["-n", &self.name], arguments].concat())
     }
@@ -109,14 +109,14 @@ impl Namespace {
         serde_json::from_str(&self.kubectl(&[arguments, &["-o", "json"]].concat())).unwrap()
     }
 
-    /// The names of the pods that run.
+    /// The names of the running pods.
     pub fn pods(&self) -> Vec<String> {
         let pods = self.json(&["get", "pods", "--field-selector", "status.phase=Running"]);
         let pods = pods["items"].as_array().unwrap();
         pods.iter().map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// The pods that a client was connected to, in order, by the API server's own log.
+    /// The pods of all exec connections, in order, from the API server's audit log.
     pub fn execs(&self) -> Vec<String> {
         let log = std::fs::read_to_string(self.engine.told("AUDIT")).unwrap();
         let here = format!("\"namespace\":\"{}\"", self.name);
@@ -141,9 +141,9 @@ impl Namespace {
         wait_for_within(PATIENCE, what, condition).await;
     }
 
-    /// Does something to a part of the cluster, such as `apiserver`: `freeze`, `thaw`, `restart`. One has to be alone.
+    /// Acts on a part of the cluster, such as `apiserver`: `freeze`, `thaw`, `restart`. The test must run alone.
     pub fn part(&self, verb: &str, part: &str) {
-        assert!(matches!(self._turn, Turn::Alone { .. }), "others are using it");
+        assert!(matches!(self._turn, Turn::Alone { .. }), "other tests use the cluster");
         let output = crate::engine::script(&[verb, part]);
         assert!(output.status.success(), "{}", crate::harness::text(&output));
     }
@@ -157,7 +157,7 @@ impl Drop for Namespace {
     fn drop(&mut self) {
         let arguments = ["delete", "namespace", &self.name, "--wait=false"];
         self.kubectl_command(&arguments, "");
-        // Its pods make room for those of the next test.
+        // Deletes the namespace, to free its pods' resources for the next test.
         let _ = self.kubectl_command(&["-n", &self.name, "delete", "pods", "--all", "--grace-period=0", "--force"], "");
         let _ = std::fs::remove_dir_all(format!("/tmp/sidebake-sticky/{}", self.name));
         std::thread::sleep(Duration::from_millis(200));

@@ -1,4 +1,4 @@
-//! Builds go where their cache is, and say where that was.
+//! Builds run where their cache is, and their reports name the pod.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::harness::{Harness, target, text};
 use crate::namespace::Namespace;
 use crate::registry;
 
-fn house_with_pods(n: u32, more: &str) -> (Harness, Namespace) {
+fn harness_with_pods(n: u32, more: &str) -> (Harness, Namespace) {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     harness.builders = namespace.builder("default", &format!("replicas = {n}\n{more}"));
@@ -17,7 +17,7 @@ fn house_with_pods(n: u32, more: &str) -> (Harness, Namespace) {
     (harness, namespace)
 }
 
-/// One image of a repository, with two steps, of which the second sees the tag.
+/// One image of a repository with two steps. Only the second sees the tag.
 fn application(harness: &Harness, repository: &str, tag: &str) -> Value {
     let dockerfile =
         harness.dockerfile("RUN sleep 1 && echo base > /base.txt\nCOPY . /srv\nRUN cat /srv/app.txt > /out.txt");
@@ -28,8 +28,8 @@ fn application(harness: &Harness, repository: &str, tag: &str) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_meets_the_same_pod_over_twenty_builds_two_workers_and_a_restart() {
-    let (harness, namespace) = house_with_pods(3, "");
+async fn an_application_gets_the_same_pod_over_twenty_builds_two_workers_and_a_restart() {
+    let (harness, namespace) = harness_with_pods(3, "");
     let disks = ["one", "two"].map(|name| harness.home.path().join(name).display().to_string());
     let start = |disk: &str| harness.worker_with("", &[("SIDEBAKE__STATE__DIRECTORY", disk)]);
     let (mut first, _second) = (start(&disks[0]), start(&disks[1]));
@@ -56,8 +56,8 @@ async fn an_application_meets_the_same_pod_over_twenty_builds_two_workers_and_a_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_pod_of_a_build_is_named_and_it_is_the_one_that_the_api_server_saw() {
-    let (harness, namespace) = house_with_pods(3, "");
+async fn the_report_names_the_pod_that_the_api_server_saw() {
+    let (harness, namespace) = harness_with_pods(3, "");
     let _worker = harness.worker("");
     for repository in ["shop", "blog", "wiki"] {
         let n_before = namespace.execs().len();
@@ -68,7 +68,7 @@ async fn the_pod_of_a_build_is_named_and_it_is_the_one_that_the_api_server_saw()
         assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
         let named =
             report["placement"]["pod"].as_str().unwrap_or_else(|| panic!("no pod in {report:#}\n{}", harness.logs()));
-        // The solve's, and that of the question for the name.
+        // One exec of the solve, and one of the query for the pod's name.
         let execs = namespace.execs().split_off(n_before);
         assert!(execs.len() >= 2 && execs.iter().all(|pod| pod == named), "{named}: {execs:?}");
         assert!(report["placement"]["why"].as_str().unwrap().contains("the pod of this repository"), "{report:#}");
@@ -77,19 +77,20 @@ async fn the_pod_of_a_build_is_named_and_it_is_the_one_that_the_api_server_saw()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_two_builds_at_once_on_one_worker_do_not_touch_each_other() {
-    let (harness, _namespace) = house_with_pods(2, "");
+    let (harness, _namespace) = harness_with_pods(2, "");
     let _worker = harness.worker_with("", &[("SIDEBAKE__CONCURRENCY", "32")]);
     let mut jobs = Vec::new();
     for n in 0..32 {
-        // Equal names of directories and files in different repositories, and the same repository twice.
+        // The same names of directories and files in different repositories, and one repository twice.
         let repository = format!("shop-{}", n / 2);
         let native = application(&harness, &repository, &n.to_string());
         jobs.push((n, repository, harness.redis.push("default", "BuildJob", json!([native])).await));
     }
     for (n, repository, jid) in &jobs {
-        // Not `report`, which forbids a retry: for this many builds on a small machine BuildKit's own time limits are short.
+        // Not `report`, which forbids a retry: BuildKit's own time limits are short for this many builds on a small
+        // machine.
         harness
-            .until(&format!("the callback of {jid} has come"), async || harness.find_report(jid).await.is_some())
+            .until(&format!("the callback of {jid} arrives"), async || harness.find_report(jid).await.is_some())
             .await;
         let report = harness.find_report(jid).await.unwrap();
         assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());

@@ -1,4 +1,4 @@
-//! A byte relay, which can be cut and stalled: in front of the API server, and between pods and what runs here.
+//! A byte relay that a test can cut and stall: in front of the API server, and between pods and this machine.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Pass,
-    /// Connections stay open, and nothing goes through them.
+    /// Keeps connections open and forwards nothing.
     Stall,
 }
 
@@ -21,12 +21,12 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Listens on a port of this machine, for itself alone, and passes on to `target`.
+    /// Listens on a loopback port and forwards to `target`.
     pub async fn to(target: &str) -> Self {
         Self::on("127.0.0.1", target).await
     }
 
-    /// The same on another address of this machine.
+    /// Listens on another address of this machine.
     pub async fn on(address: &str, target: &str) -> Self {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -52,17 +52,17 @@ impl Relay {
         relay
     }
 
-    /// Ends every connection; new ones are passed on.
+    /// Ends every connection. Forwards new ones.
     pub fn cut(&self) {
         self.cut.send_modify(|n| *n += 1);
     }
 
-    /// Lets nothing through any more, in old connections and new ones.
+    /// Stops forwarding, on old connections and new ones.
     pub fn stall(&self) {
         self.mode.send_replace(Mode::Stall);
     }
 
-    /// Lets everything through again.
+    /// Forwards again.
     pub fn pass(&self) {
         self.mode.send_replace(Mode::Pass);
     }

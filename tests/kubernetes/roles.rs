@@ -1,4 +1,4 @@
-//! Least privilege: what each Role is for, proven by taking one verb away at a time.
+//! Least privilege: removes one verb of each Role at a time, and checks what fails.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use crate::harness::{Harness, text};
 use crate::manifests;
 use crate::namespace::Namespace;
 
-/// A kubeconfig of a service account that may do exactly this.
+/// A kubeconfig of a service account with exactly these rules.
 fn account(harness: &Harness, namespace: &Namespace, name: &str, rules: &[(String, String, String)]) -> PathBuf {
     let rules: Vec<String> = rules
         .iter()
@@ -47,7 +47,7 @@ fn account(harness: &Harness, namespace: &Namespace, name: &str, rules: &[(Strin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_verb_that_is_taken_away_is_named_by_doctor_and_by_the_job() {
+async fn each_missing_verb_is_named_by_doctor_and_by_the_job() {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     harness.builders = namespace.builder("default", "replicas = 1");
@@ -90,12 +90,12 @@ async fn each_verb_that_is_taken_away_is_named_by_doctor_and_by_the_job() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_makes_the_builder_and_changes_it_needs_each_verb_and_no_other() {
+async fn the_builders_administrator_needs_each_verb_and_no_other() {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     let config = harness.home.path().join("buildkitd.toml");
     std::fs::write(&config, "debug = true\n").unwrap();
-    // Makes a builder, then changes it; what was refused.
+    // Makes a builder, then changes it. Returns the refusal.
     let mut bootstrap = |name: &str, account: PathBuf| {
         for (verb, n) in [("ensure", 1), ("apply", 2)] {
             let more = format!("replicas = {n}\nbuildkitd_config = \"{}\"", config.display());
@@ -115,7 +115,7 @@ async fn who_makes_the_builder_and_changes_it_needs_each_verb_and_no_other() {
         let lacking = account(&harness, &namespace, &format!("without-{i}"), &rules);
         let refused = bootstrap(&format!("b{i}"), lacking);
         println!("without {verb} {resource}: {refused:?}");
-        let refused = refused.expect_err("the verb is in the Role, so something should need it");
+        let refused = refused.expect_err("the verb is in the Role, so a command should need it");
         assert!(refused.contains(&format!("cannot {verb} resource \"{resource}\"")), "{refused}");
     }
     let whole = account(&harness, &namespace, "whole", &verbs);

@@ -1,7 +1,7 @@
-//! A worker that trusts what its children leave, as this one did.
+//! A worker that trusts what its children leave, as an earlier version did.
 //!
-//! Its job's directory, mirror and configuration are where its children write; it reads by path, follows links and asks
-//! for no size. Each attack is judged by what that leads to.
+//! Its children can write to its job's directory, mirror and configuration. It reads by path, follows links and checks
+//! no size. The consequence decides whether an attack does harm.
 
 use std::fs;
 use std::io::Read;
@@ -87,7 +87,7 @@ fn source(case: &Case<'_>) -> bool {
     }
 }
 
-/// The product's, around directories of its own.
+/// The product's source sandbox around other directories.
 fn source_sandbox(case: &Case<'_>, mirror: &Path, stage: &Path) -> String {
     let enforcement = if case.wall.is_sandboxed() { "Required" } else { "Off" };
     json!({
@@ -129,9 +129,9 @@ fn reads_alternates(case: &Case<'_>, mirror: &Path) -> bool {
     mirror.find_commit(id).is_ok()
 }
 
-/// What the commit's file is, checked out of the mirror as it was left.
+/// The content of the commit's file, checked out of the mirror after the attack.
 fn check_out(case: &Case<'_>, mirror: &Path) -> String {
-    // As the product's child does, which reads no configuration of the machine's; and without hashing.
+    // Like the product's child, reads no configuration of the machine. Unlike it, does not hash objects.
     git2::opts::strict_hash_verification(false);
     let directory = case.home.join("checkout");
     fs::create_dir(&directory).unwrap();
@@ -152,7 +152,7 @@ fn reads_too_much(path: &Path) -> bool {
     !this().arg("read").arg(path).status().unwrap().success()
 }
 
-/// Its docker-buildx has the kubeconfig, the credentials and the configuration in one directory, run after run.
+/// Its docker-buildx keeps the kubeconfig, the credentials and the configuration in one directory across runs.
 fn buildx(case: &Case<'_>) -> bool {
     let private = case.home.join("job/solve");
     for name in ["buildx/instances", "tmp", "docker"] {
@@ -179,7 +179,7 @@ fn buildx(case: &Case<'_>) -> bool {
             let mut dial = this();
             dial.arg("dial-stdio").env("BUILDX_CONFIG", private.join("buildx"));
             dial.env("KUBECONFIG", private.join("kubeconfig")).status().unwrap();
-            case.has_run() || case.has_rung()
+            case.has_run() || case.has_connected()
         }
         "credential_helper" => {
             run(case, &private);
@@ -193,7 +193,7 @@ fn buildx(case: &Case<'_>) -> bool {
     }
 }
 
-/// Runs docker-buildx once, in the product's sandbox but for what it may write.
+/// Runs docker-buildx once, in the product's sandbox but with other writable directories.
 fn run(case: &Case<'_>, private: &Path) {
     let mut location = Location {
         builder: "default".into(),

@@ -1,4 +1,4 @@
-//! One attack on one worker: where it takes place, and what everybody can see of its harm.
+//! One attack on one worker: its environment, and the harm that any process can see.
 
 use std::cell::Cell;
 use std::fs::{self, File};
@@ -21,19 +21,19 @@ use crate::attacks::{self, Attack};
 use crate::scripts::Ground;
 use crate::{careless, product};
 
-/// Words that nobody else should read.
+/// Text that only the host should read.
 pub const CANARY: &str = "canary-of-the-host";
 
-/// What the file of the commit has in it.
+/// The content of the commit's file.
 pub const CONTENT: &str = "one\n";
 
-/// What stands between a child that was taken over and the worker.
+/// The protection between a taken-over child and the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wall {
     None,
     /// The kernel's walls around the child.
     Kernel,
-    /// The way in which this worker handles what a child leaves.
+    /// The worker's careful handling of what a child leaves.
     Worker,
     Both,
 }
@@ -48,14 +48,14 @@ impl Wall {
     }
 }
 
-/// What all cases share.
+/// The environment that all cases share.
 pub struct Range {
     home: TempDir,
     git: GitHost,
     kubernetes: Kubernetes,
     elsewhere: u16,
     visits: Arc<AtomicUsize>,
-    /// The commit of `acme/app`, its objects and those of a pack that lies about its file.
+    /// The commit of `acme/app`, its objects, and those of a pack with a false file.
     pub sha: String,
     forged: (Vec<u8>, Vec<u8>),
     n_cases: Cell<usize>,
@@ -72,14 +72,14 @@ impl Range {
         let counted = Arc::clone(&visits);
         std::thread::spawn(move || listener.incoming().for_each(|_| _ = counted.fetch_add(1, Ordering::SeqCst)));
         let home = tempfile::tempdir().unwrap();
-        // Anybody may look in here: what keeps others from a job's files is the product's own.
+        // Any process may read this directory, so only the product's own measures protect a job's files.
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let kubernetes = Kubernetes::start();
         Self { home, git, kubernetes, elsewhere, visits, sha, forged, n_cases: Cell::new(0) }
     }
 }
 
-/// A pack with the commit, its tree and another file, and an index that calls this one by the name of the commit's.
+/// A pack with the commit, its tree and another file. Its index gives this file the id of the commit's file.
 fn forge(repository: &Path, sha: &str) -> (Vec<u8>, Vec<u8>) {
     let repository = Repository::open_bare(repository).unwrap();
     let odb = repository.odb().unwrap();
@@ -101,7 +101,7 @@ fn forge(repository: &Path, sha: &str) -> (Vec<u8>, Vec<u8>) {
     (read("pack"), lying(&read("idx"), evil, named("file")))
 }
 
-/// An index (version 2, gitformat-pack(5)) in which one object has another's name.
+/// An index (version 2, gitformat-pack(5)) in which one object has the id of another.
 fn lying(index: &[u8], object: Oid, name: Oid) -> Vec<u8> {
     const HEAD: usize = 8 + 256 * 4;
     let n = u32::from_be_bytes(index[HEAD - 4..HEAD].try_into().unwrap()) as usize;
@@ -122,7 +122,7 @@ fn lying(index: &[u8], object: Oid, name: Oid) -> Vec<u8> {
     entries.iter().for_each(|(id, ..)| forged.extend(id));
     entries.iter().for_each(|(_, crc, _)| forged.extend(*crc));
     entries.iter().for_each(|(.., offset)| forged.extend(*offset));
-    // Nobody looks at the sums after them.
+    // git does not check the checksums after them.
     forged.extend(&index[offsets + n * 4..]);
     forged
 }
@@ -133,7 +133,7 @@ pub struct Case<'a> {
     pub attack: &'a Attack,
     pub wall: Wall,
     pub ground: Ground,
-    /// Its own directory.
+    /// The directory of this case.
     pub home: PathBuf,
     n_visits: usize,
 }
@@ -167,7 +167,7 @@ impl<'a> Case<'a> {
         Self { range, attack, wall, ground, home, n_visits }
     }
 
-    /// Tries the attack, and looks whether it has done harm.
+    /// Runs the attack and checks whether it does harm.
     pub async fn has_harm(self) -> bool {
         let has_harm = if self.wall.is_products() { product::has_harm(&self).await } else { careless::has_harm(&self) };
         let _ = Command::new("chmod").args(["-R", "u+rwx"]).arg(&self.home).stderr(Stdio::null()).status();
@@ -199,17 +199,17 @@ impl<'a> Case<'a> {
         self.ground.outside.join(name)
     }
 
-    /// Whether a program of the attack's was run by somebody else.
+    /// Whether another process ran a program of the attack.
     pub fn has_run(&self) -> bool {
         self.outside("ran").exists()
     }
 
-    /// Whether somebody came to the port.
-    pub fn has_rung(&self) -> bool {
+    /// Whether a client connected to the port.
+    pub fn has_connected(&self) -> bool {
         self.range.visits.load(Ordering::SeqCst) > self.n_visits
     }
 
-    /// Whether a process of the child's is still there; it is not afterwards.
+    /// Whether a process of the child still runs. Ends it.
     pub fn outlives(&self) -> bool {
         let entries = fs::read_dir("/proc").unwrap().flatten();
         let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -231,19 +231,19 @@ impl<'a> Case<'a> {
         if rustix::process::geteuid().is_root() {
             return Command::new(program).uid(NOBODY).gid(NOBODY).stdout(Stdio::null()).status().is_ok();
         }
-        // Who is not root cannot become somebody else, and looks at what would keep them out.
+        // Without root, this process cannot become another user, so it checks the permissions instead.
         let is_open = |path: &Path| fs::metadata(path).is_ok_and(|about| about.permissions().mode() & 0o001 != 0);
         program.ancestors().take_while(|path| path.starts_with(&self.home)).all(is_open)
     }
 }
 
-/// Whether a reader waits for somebody who writes into a FIFO, until its end.
+/// Whether a reader waits for a writer of a FIFO. Ends the reader.
 pub fn hangs(mut reader: Child, fifo: &Path) -> bool {
     loop {
         if reader.try_wait().unwrap().is_some() {
             return false;
         }
-        // Somebody has it open for reading, or waits for that.
+        // This succeeds only when a reader has the FIFO open or waits in open.
         let writer = open_for_writing(fifo);
         if writer.is_some() {
             reader.kill().unwrap();
@@ -262,12 +262,12 @@ fn open_for_writing(fifo: &Path) -> Option<OwnedFd> {
     is_fifo.then(|| open(fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).ok()).flatten()
 }
 
-/// Waits until a child has done what it says by making a file.
+/// Waits until a child makes a file to report progress.
 pub async fn until_there(path: &Path) {
     wait_for("the child", || path.exists()).await;
 }
 
-/// Whether somebody holds a directory's lock.
+/// Whether a process holds a directory's lock.
 pub fn is_locked(directory: &Path) -> bool {
     let file = File::open(directory).unwrap();
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared).is_err()
@@ -282,7 +282,7 @@ pub fn is_source(attack: &Attack) -> bool {
     attack.child == attacks::Child::Source
 }
 
-/// Nothing of a path that is not there.
+/// The content of a file, or empty when the file is missing.
 pub fn read(path: &Path) -> String {
     String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }

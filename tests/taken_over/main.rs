@@ -1,16 +1,16 @@
-//! Children that were taken over: what they leave behind, and which wall keeps the next build and the worker from it.
+//! Checks what taken-over children leave behind, and which wall protects the next build and the worker.
 //!
-//! A stranger's pack or a hostile builder may take over a source child or docker-buildx. Here a script has done so: it runs
-//! in the place of each, in the sandbox that the product makes, and leaves what would hurt. Each attack is tried on a
-//! careless worker without the kernel's walls, so that its harm is seen; on a careless one behind the kernel's walls alone;
-//! on the product's worker alone; and on the whole product. The second table of `tests/e2e/hostile/walls.md` is compared with
-//! what happens.
+//! A hostile pack may take over a source child, and a hostile builder may take over docker-buildx. Here a script replaces
+//! the child, in the product's sandbox, and leaves harmful files. The test tries each attack four ways: on a careless
+//! worker without the kernel's walls, to show the harm; on a careless worker behind the kernel's walls alone; on the
+//! product's worker alone; and on the whole product. It compares the results with the second table of
+//! `tests/e2e/hostile/walls.md`.
 //!
-//! This program is the worker and each of its children: the product starts its own binary again.
+//! This program is the worker and each of its children, because the product starts its own binary again.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
-#![allow(clippy::disallowed_methods, reason = "tests run programs; the product has one place for that")]
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its table and its children's words are its interface")]
+#![allow(clippy::unwrap_used, reason = "a failed expectation must end the test")]
+#![allow(clippy::disallowed_methods, reason = "tests run programs; the product has one module for that")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its interface is its table and its children's output")]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
 mod attacks;
@@ -38,11 +38,11 @@ fn main() -> ExitCode {
         "bake" | "dial-stdio" | "version" => return roles::buildx(&first),
         "remove" => return roles::remove_carelessly(arguments),
         "read" => return roles::read_carelessly(arguments),
-        // Of libtest, which somebody may ask for the names of all tests.
+        // An option of libtest, with which tools list all tests.
         "--list" => return ExitCode::SUCCESS,
         _ => {}
     }
-    // Anything else is a part of an attack's name, or an option of libtest's.
+    // Any other argument is a part of an attack's name, or an option of libtest.
     let part = if first.starts_with('-') { String::new() } else { first };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(try_all(&part))
@@ -83,7 +83,7 @@ async fn try_all(part: &str) -> ExitCode {
     if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The rows of the table, of attacks with `part` in their name.
+/// The rows of the table for attacks with `part` in their name.
 fn known(part: &str) -> BTreeSet<&'static str> {
     let table = include_str!("../e2e/hostile/walls.md");
     let second = table.split("# What a child leaves behind").nth(1).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The product's worker, with children that were taken over.
+//! The product's worker with taken-over children.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl<'a> Worker<'a> {
         self.state.job_directory().unwrap()
     }
 
-    /// Has a commit checked out, by a child that was taken over or by an honest one.
+    /// Checks out a commit, by a taken-over child or by an honest one.
     async fn check_out(
         &self,
         job: &JobDirectory,
@@ -99,7 +99,7 @@ impl<'a> Worker<'a> {
                 let _ = made.unwrap().make_room(&submodule);
                 !case.outside("x").exists()
             }
-            // A file that was left out by the patterns of a file of the host.
+            // The patterns of a file of the host excluded a file.
             "ignore_link" | "ignore_fifo" | "ignore_sparse" => {
                 let definition = self.resolve(&job, &tree).await;
                 definition.inputs(&["file".into()]).is_empty()
@@ -107,11 +107,11 @@ impl<'a> Worker<'a> {
             "definition_link" | "definition_fifo" => {
                 let file = RepositoryFile { path: "compose.yaml".into(), naming: Naming::File };
                 let build = Build::new(repository(), Trust::Branch, Recipe::File(file));
-                // Under a link, buildx would show the lines of the file.
+                // Through a link, buildx would print the lines of the file.
                 admit(&BakeRequest { build: &build, worktree: &tree, sha: None }).is_ok()
             }
             "claims_commit" => made.unwrap().sha.unwrap().to_string() != sha,
-            // Killed for it, and not at its time limit.
+            // Checks that the worker kills it for its output, not at its time limit.
             "endless_output" => !made.is_err_and(|error| error.to_string().contains("printed too much")),
             "nest" | "locked" | "odd_names" => {
                 let path = job.join("");
@@ -128,7 +128,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether a child can hold the lock that others wait for.
+    /// Whether a child can hold the lock that other children wait for.
     async fn locks(&self) -> bool {
         let job = self.job();
         let mirror = self.state.mirror(Trust::Branch, &self.host(), "7").unwrap().content().to_owned();
@@ -136,9 +136,9 @@ impl<'a> Worker<'a> {
             until_there(&mirror.join("is-locked")).await;
             is_locked(mirror.parent().unwrap())
         };
-        // The child is killed when its future is dropped.
+        // Dropping the future kills the child.
         tokio::select! {
-            _ = self.check_out(&job, true, Trust::Branch, &self.case.range.sha) => panic!("it does not end"),
+            _ = self.check_out(&job, true, Trust::Branch, &self.case.range.sha) => panic!("the child ended"),
             is_locked = held => is_locked,
         }
     }
@@ -155,7 +155,7 @@ impl<'a> Worker<'a> {
         self.check_out(&self.job(), false, Trust::Branch, &other).await.is_ok()
     }
 
-    /// What an honest child checks out after one that was taken over; nothing is no harm but when it stays so.
+    /// What an honest child checks out after a taken-over one. A failure counts as harm only when it persists.
     async fn poisons(&self) -> bool {
         let sha = &self.case.range.sha;
         let (theirs, next) = match self.case.attack.name {
@@ -180,7 +180,7 @@ impl<'a> Worker<'a> {
         self.bake.resolve(&request, job, &CancellationToken::new()).await.unwrap()
     }
 
-    /// A build of one target, whose definition says what docker-buildx is to do.
+    /// A build of one target, whose definition tells docker-buildx what to do.
     fn build(&self, job: &JobDirectory) -> Build {
         let ground = serde_json::to_string(&self.case.ground).unwrap();
         let definition =
@@ -211,9 +211,9 @@ impl<'a> Worker<'a> {
         match case.attack.name {
             name if name.starts_with("metadata_") => outcome.targets.iter().any(|target| target.digest.is_some()),
             "kubeconfig_plugin" | "kubeconfig_server" | "instance_endpoint" => {
-                // Its docker-buildx is nobody's who would answer.
+                // Its docker-buildx has no builder that would answer.
                 let _ = place.dial().await;
-                case.has_run() || case.has_rung()
+                case.has_run() || case.has_connected()
             }
             "credential_helper" => {
                 solve().await;

@@ -1,4 +1,4 @@
-//! The children that this program is: the product's launcher, and those that were taken over.
+//! The children that this program plays: the product's launcher, and taken-over children.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -14,10 +14,10 @@ use world::definition;
 
 use crate::scripts::{self, Ground};
 
-/// A file in a job's directory that says that its source child was taken over, and by which attack.
+/// A file in a job's directory that marks its source child as taken over, and names the attack.
 pub const MARK: &str = "attack";
 
-/// More than this is no file for a worker.
+/// More than a worker should ever read.
 pub const TOO_MUCH: u64 = 16 << 20;
 
 pub fn launch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -40,19 +40,19 @@ pub fn source_child(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let request: Value = serde_json::from_reader(std::io::stdin()).unwrap();
     let path = |name: &str| PathBuf::from(request[name].as_str().unwrap());
     (ground.mirror, ground.stage) = (path("mirror"), path("stage"));
-    // What fails was stopped.
+    // Ignores an error, because then a wall stopped the attack.
     let _ = scripts::source(&ground);
     println!("{}", done());
     ExitCode::SUCCESS
 }
 
-/// The last word of a source child that claims to have made another commit.
+/// The last message of a source child that claims another commit.
 fn done() -> Value {
     let size = json!({"n_entries": 2, "n_bytes": 10});
     json!({"done": {"sha": "7".repeat(40), "fetch_ms": 1, "checkout_ms": 1, "size": size, "lfs_pointers": [], "submodules": []}})
 }
 
-/// A source child without its worker: sandbox, the worker's process id, ground.
+/// A source child without a worker. Arguments: sandbox, the worker's process id, ground.
 pub fn alone(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<String> = arguments.map(|argument| argument.into_string().unwrap()).collect();
     Sandbox::enter(&arguments[0], &arguments[1]).unwrap();
@@ -62,7 +62,7 @@ pub fn alone(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// docker-buildx: resolves JSON as the scripted one of `tests/world`, and does what the ground in the first target says.
+/// docker-buildx: resolves JSON like the scripted one of `tests/world`, and follows the ground in the first target.
 pub fn buildx(command: &str) -> ExitCode {
     let is_print = std::env::args().any(|argument| argument == "--print");
     match command {
@@ -79,7 +79,7 @@ fn bake(is_print: bool) {
     let printed = definition::resolve(&text, &["app".to_owned()]).unwrap();
     let ground = printed["target"]["app"]["args"]["ground"].as_str().unwrap();
     let ground: Ground = serde_json::from_str(ground).unwrap();
-    // The product's child that resolves a definition is not told of its own directory.
+    // The product does not tell the child that resolves a definition its own directory.
     let told = std::env::var_os("TMPDIR").map(|tmp| Path::new(&tmp).parent().unwrap().to_owned());
     let private = told.unwrap_or_else(|| printed["target"]["app"]["args"]["print"].as_str().unwrap().into());
     look_around(&private);
@@ -91,7 +91,7 @@ fn bake(is_print: bool) {
     }
 }
 
-/// What an earlier run has left is used: a helper is run, and a configuration is seen.
+/// Uses what an earlier run left: runs a helper and shows a configuration.
 fn look_around(private: &Path) {
     let config = std::fs::read(variable("DOCKER_CONFIG").join("config.json")).unwrap_or_default();
     let config: Value = serde_json::from_slice(&config).unwrap_or_default();
@@ -107,7 +107,7 @@ fn variable(name: &str) -> PathBuf {
     std::env::var_os(name).map(PathBuf::from).unwrap_or_default()
 }
 
-/// As buildx's drivers find their builder: the record, and the kubeconfig that it names, plugins and all.
+/// Connects as buildx's drivers do: reads the instance and the kubeconfig that it names, including plugins.
 pub fn dial() {
     let config = PathBuf::from(std::env::var_os("BUILDX_CONFIG").unwrap());
     let records = std::fs::read_dir(config.join("instances")).into_iter().flatten().flatten();
@@ -128,7 +128,7 @@ pub fn dial() {
     }
 }
 
-/// Comes to a port, and waits until it has been seen there.
+/// Connects to a port, and waits until the listener has recorded it.
 fn visit(address: &str) {
     if let Ok(mut stream) = TcpStream::connect(address) {
         let _ = stream.shutdown(Shutdown::Write);
@@ -136,7 +136,7 @@ fn visit(address: &str) {
     }
 }
 
-/// Removes a tree as most programs do, without root's capabilities and with as many files open as usual.
+/// Removes a tree as most programs do: without root's capabilities and with the usual limit of open files.
 pub fn remove_carelessly(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     give_up_capabilities();
     setrlimit(Resource::Nofile, Rlimit { current: Some(1024), maximum: Some(1024) }).unwrap();
@@ -151,7 +151,7 @@ pub fn give_up_capabilities() {
     set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
 }
 
-/// Reads a file to its end, or until it is too much: exit 1.
+/// Reads a file to its end. Exits 1 when the file is too large.
 pub fn read_carelessly(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let Ok(file) = std::fs::File::open(arguments.next().unwrap()) else { return ExitCode::SUCCESS };
     let n_bytes = std::io::copy(&mut file.take(TOO_MUCH + 1), &mut std::io::sink()).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! What each attack does, in the child.
+//! The actions of each attack in the child.
 
 use std::fs::{self, File, Permissions};
 use std::io::{Result, Write};
@@ -12,20 +12,20 @@ use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-/// What a script knows of where it is.
+/// The environment of a script.
 #[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Ground {
     pub attack: String,
-    /// Where a source child may write.
+    /// The directory that a source child may write to.
     pub mirror: PathBuf,
     pub stage: PathBuf,
-    /// A directory of the host's, with canaries.
+    /// A directory of the host with canaries.
     pub outside: PathBuf,
-    /// A port that nobody should come to.
+    /// A port that no process should connect to.
     pub elsewhere: u16,
-    /// A pack and its index, which lies.
+    /// A pack and its false index.
     pub forged: (Vec<u8>, Vec<u8>),
-    /// In the arguments of every process of this case.
+    /// A text in the arguments of every process of this case.
     pub nonce: String,
 }
 
@@ -35,7 +35,7 @@ impl Ground {
     }
 }
 
-/// What a source child does. What fails was stopped.
+/// The actions of a source child. An error means that a wall stopped it.
 pub fn source(ground: &Ground) -> Result<()> {
     let tree = ground.tree();
     if ground.attack != "tree_link" {
@@ -72,7 +72,7 @@ pub fn source(ground: &Ground) -> Result<()> {
     }
 }
 
-/// What it does to its mirror: the one of this product, and the repository that a careless worker keeps.
+/// The actions on its mirror: the product's mirror, and the repository of a careless worker.
 fn mirror(ground: &Ground) -> Result<()> {
     let of = |path: &str| ground.mirror.join(path);
     let write = |path: &str, text: &str| {
@@ -113,7 +113,7 @@ fn mirror(ground: &Ground) -> Result<()> {
             Ok(())
         }
         "mirror_lock" => {
-            // The directory itself, and then the one above, on which the worker has its lock.
+            // The directory itself, and the one above, which the worker locks.
             let locked: Vec<File> = [ground.mirror.as_path(), ground.mirror.parent().unwrap()]
                 .iter()
                 .filter_map(|path| File::open(path).ok())
@@ -138,7 +138,7 @@ fn mirror(ground: &Ground) -> Result<()> {
     }
 }
 
-/// What docker-buildx does when it resolves or bakes.
+/// The actions of docker-buildx when it resolves or bakes.
 pub fn buildx(ground: &Ground, private: &Path) -> Result<()> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).unwrap_or_default();
     let config = private.join("buildx");
@@ -182,8 +182,8 @@ fn fifo(path: &Path) -> Result<()> {
 
 fn nest(tree: &Path) -> Result<()> {
     std::env::set_current_dir(tree)?;
-    // More than there are descriptors. The units of `beneath` remove a nest of ten thousand, which takes Landlock a minute to
-    // let be made.
+    // More levels than the limit of descriptors. The unit tests of `beneath` remove ten thousand levels, which take a
+    // minute to make under Landlock.
     for _ in 0..2000 {
         fs::create_dir("nest")?;
         std::env::set_current_dir("nest")?;
@@ -196,7 +196,7 @@ fn locked(tree: &Path) -> Result<()> {
     fs::create_dir_all(&deep)?;
     fs::write(deep.join("file"), "")?;
     for path in [deep.as_path(), deep.parent().unwrap(), &tree.join("a"), tree] {
-        // By its descriptor: the path's mode is the sandbox's business.
+        // By its descriptor, because the sandbox decides about modes by path.
         File::open(path)?.set_permissions(Permissions::from_mode(0o000))?;
     }
     Ok(())
@@ -208,7 +208,7 @@ fn odd_names(tree: &Path) -> Result<()> {
         let directory = tree.join(std::ffi::OsStr::from_bytes(name));
         fs::create_dir(&directory)?;
         fs::write(directory.join(std::ffi::OsStr::from_bytes(name)), "")?;
-        // Careless tools stop at the first that they may not enter.
+        // Careless tools stop at the first directory without permission to enter.
         File::open(&directory)?.set_permissions(Permissions::from_mode(0o100))?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What Redis says at the end of each job.
+//! Judges the end of each job by the content of Redis.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::runs::{KILLED_WITHIN, Runs};
 use crate::samples::Samples;
 use crate::strays::Dead;
 
-/// Sentences of one kind that are told.
+/// How many jobs each kind of failure lists.
 const MANY: usize = 5;
 
-/// Everything that is to be judged.
+/// All data for the verdict.
 pub struct Ending {
     plan: Plan,
-    /// How often each job was told to be finished.
+    /// How many callbacks report the end of each job.
     finished: BTreeMap<String, usize>,
     /// jids of callbacks that came more than once.
     repeated: Vec<String>,
@@ -30,9 +30,9 @@ pub struct Ending {
     n_processed: usize,
     poisoned: BTreeSet<String>,
     dead: Vec<Dead>,
-    /// What the queues, the retry set and the hashes in flight had when they should have been empty.
+    /// Entries of the queues, the retry set and the in-flight hashes when they should have been empty.
     stuck: Vec<String>,
-    /// What is left when all workers have ended.
+    /// Leftovers after the end of all workers.
     leftovers: Vec<String>,
     runs: Runs,
     used_twice: Vec<String>,
@@ -41,10 +41,10 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Ends the workers, and reads what there is to be read.
+    /// Stops the workers and reads all data.
     pub async fn read(redis: &Redis, fleet: &Fleet, plan: Plan, mut stuck: Vec<String>, samples: &Samples) -> Self {
         let ended = fleet.ended_by_itself().await;
-        stuck.extend(ended.iter().map(|log| format!("a worker has ended by itself: {}", log.display())));
+        stuck.extend(ended.iter().map(|log| format!("a worker ended unexpectedly: {}", log.display())));
         fleet.end().await;
         let members: Vec<Vec<u8>> = look::ask(redis, redis::cmd("ZRANGE").arg(&["dead", "0", "-1"])).await.unwrap();
         let mut ending = Self {
@@ -86,7 +86,8 @@ impl Ending {
         }
     }
 
-    /// What happened, in two lines; with when everything was whole again, when the queues were dry, and when all was read.
+    /// Two lines of counts, with three times: the end of the last fault, the end of the last job, and the end of the
+    /// audit.
     pub fn counts(&self, faults: &Counts, until: [Duration; 3]) -> Vec<String> {
         let [whole_s, dry_s, took_s] = until.map(|duration| duration.as_secs());
         let (n_jobs, n_faults) = (self.plan.healthy.len(), faults.values().sum::<usize>());
@@ -106,7 +107,7 @@ impl Ending {
         vec![happened, format!("faults: {faults:?}")]
     }
 
-    /// Nothing lost, nothing twice, nothing left.
+    /// The verdict when every job must be settled exactly once.
     pub fn verdict(&self) -> Verdict {
         let mut wrong = self.left();
         let all = || self.plan.healthy.iter().chain(&self.plan.culprits);
@@ -124,11 +125,11 @@ impl Ending {
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
-    /// Nothing left; what Redis forgot is only counted.
+    /// The verdict when Redis may forget. Only counts lost and repeated jobs.
     pub fn verdict_when_redis_forgets(&self) -> Verdict {
         let n_lost = self.plan.healthy.iter().filter(|jid| !self.finished.contains_key(*jid)).count();
         let n_twice = self.finished.values().filter(|n| **n > 1).count();
-        println!("  Redis forgot: {n_lost} jobs without an end, {n_twice} with two");
+        println!("  Redis forgot: {n_lost} jobs never ended, {n_twice} ended twice");
         let wrong = self.left();
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
@@ -138,7 +139,7 @@ impl Ending {
         stuck.chain(self.leftovers.iter().cloned()).collect()
     }
 
-    /// Strays have no callback, and some of them are processed.
+    /// Compares the number of processed jobs. Strays have no callback, and workers process some of them.
     fn miscounted(&self) -> Option<String> {
         let n_told = self.finished.values().sum::<usize>() + self.n_retrying;
         let most = n_told + self.plan.strays.len();
@@ -146,7 +147,7 @@ impl Ending {
         (!is_right).then(|| format!("stat:processed is {}, and {n_told} ends were told", self.n_processed))
     }
 
-    /// Only a job that takes its worker down is poison, and each such job is.
+    /// Every job that takes its worker down is poison, and no other job is.
     fn misjudged(&self) -> Vec<String> {
         let dead: BTreeSet<&str> = self.dead.iter().map(Dead::jid).collect();
         let mut wrong = leftovers::of_dead(&self.dead, &self.plan);
@@ -164,7 +165,7 @@ impl Ending {
     }
 }
 
-/// "3 jobs …" with the first few of them; nothing when there are none.
+/// "3 jobs …" with the first few of them, or none when there are no jobs.
 fn told<'a>(what: &str, jids: impl Iterator<Item = &'a String>) -> Option<String> {
     let jids: Vec<&String> = jids.collect();
     (!jids.is_empty()).then(|| format!("{} {what}: {:?}", jids.len(), &jids[..jids.len().min(MANY)]))

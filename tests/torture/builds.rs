@@ -1,4 +1,4 @@
-//! Real builds, as far as a scripted docker-buildx is one: whatever is killed, no child, directory or lock is left.
+//! Builds by a scripted docker-buildx: after any kill, no child, directory or lock may remain.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -53,7 +53,7 @@ pub async fn run(seed: u64) -> Verdict {
         worker.signal("TERM");
         worker.ended().await;
     }
-    // What a killed worker left goes with the next start on the machine.
+    // The next start on the machine removes the leftovers of a killed worker.
     let mut last = harness.worker(SETTINGS);
     tokio::time::sleep(Duration::from_secs(1)).await;
     last.signal("TERM");
@@ -64,7 +64,7 @@ pub async fn run(seed: u64) -> Verdict {
     let reports: Vec<Value> = harness.callbacks(n_finished).await;
     let bad: Vec<&Value> = reports.iter().filter(|report| report["status"] != "succeeded").collect();
     if n_finished != N_BUILDS {
-        wrong.push(format!("{n_finished} of {N_BUILDS} builds were finished; {left:?}"));
+        wrong.push(format!("{n_finished} of {N_BUILDS} builds ended; {left:?}"));
     }
     if let Some(report) = bad.first() {
         wrong.push(format!("a build has failed: {report}"));
@@ -91,7 +91,7 @@ pub async fn run(seed: u64) -> Verdict {
     if wrong.is_empty() { Ok(()) } else { Err(wrong) }
 }
 
-/// Command lines that name the directory.
+/// Command lines that contain the directory.
 fn processes_of(home: &Path) -> Vec<String> {
     let home = home.display().to_string();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -102,7 +102,7 @@ fn processes_of(home: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Files below a directory that somebody holds an `flock` on.
+/// Files below a directory that a process has locked by `flock`.
 fn locked_files(directory: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {

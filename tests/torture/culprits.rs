@@ -1,4 +1,4 @@
-//! Jobs that take their worker down whenever they run, as a build does that makes the kernel kill it at its memory limit.
+//! Jobs that take their worker down on every run, like a build whose worker the kernel kills at its memory limit.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::runs::{STARTED, is_start_or_end};
 
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Kills each worker in which one of them runs, a moment after it began; goes on until it is dropped.
+/// Kills each worker that runs one of them, a moment after its start. Continues until it is dropped.
 pub async fn kill(culprits: &BTreeSet<String>, seed: u64, fleet: &Fleet, redis: &Redis) {
     let mut random = StdRng::seed_from_u64(seed ^ 0xc0);
     loop {
@@ -36,7 +36,7 @@ pub async fn kill(culprits: &BTreeSet<String>, seed: u64, fleet: &Fleet, redis: 
     }
 }
 
-/// In flight is not yet running: a worker may let it wait.
+/// An entry in flight may not run yet, because a worker may let it wait.
 async fn take_down(i: usize, pid: u32, jid: &str, moment: Duration, fleet: &Fleet) {
     let mut worker = fleet.worker(i).await;
     if fleet.pid(i) != pid || !runs(&worker.log(), jid) {
@@ -50,7 +50,7 @@ async fn take_down(i: usize, pid: u32, jid: &str, moment: Duration, fleet: &Flee
     }
 }
 
-/// Whether a process runs a job, by its log.
+/// Whether a process runs a job, according to its log.
 fn runs(log: &Path, jid: &str) -> bool {
     let content = std::fs::read_to_string(log).unwrap_or_default();
     let lines = content.lines().filter(|line| line.contains(jid));

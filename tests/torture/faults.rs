@@ -1,4 +1,4 @@
-//! What breaks.
+//! The faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -15,27 +15,27 @@ use crate::look;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// A worker is killed, and another one started.
+    /// Kills a worker and starts another.
     Kill,
-    /// A worker is stopped for longer than its lease, or shorter, and goes on.
+    /// Stops a worker for a time longer or shorter than its lease, then continues it.
     Freeze,
-    /// A worker is told to end within a second, and another one started. One that holds a refused result comes first.
+    /// Terminates a worker with one second of grace and starts another. Prefers a worker that holds a refused result.
     Term,
-    /// Redis is killed, and started again.
+    /// Kills Redis and starts it again.
     RedisKill,
-    /// Redis takes nothing for a while.
+    /// Makes Redis refuse all writes for a while.
     RedisFull,
-    /// A worker's requests arrive, and their replies do not.
+    /// Delivers a worker's requests but not their replies.
     LostReplies,
-    /// A worker's request arrives seconds after it was given up.
+    /// Delivers a worker's request seconds after the worker gave it up.
     LateRequest,
-    /// A renewal and a turn arrive when their worker has lost its lease and its jobs.
+    /// Delivers a renewal and a turn after their worker has lost its lease and its jobs.
     HeldRenewal,
-    /// Redis refuses one command to the workers for a while.
+    /// Makes Redis refuse one command from the workers for a while.
     RefusedCommand,
 }
 
-/// Every command without which a script would lose something if it had removed it before.
+/// Every command that a script must run before it removes an entry, because otherwise a failure would lose the entry.
 pub const COMMANDS: [&str; 16] = [
     "HSET", "LPUSH", "RPUSH", "SADD", "ZADD", "ZREM", "HDEL", "RPOP", "SET", "GET", "HGET", "HMGET", "PEXPIRE", "SREM",
     "UNLINK", "EXPIRE",
@@ -54,16 +54,16 @@ impl Kind {
         Self::RefusedCommand,
     ];
 
-    /// Whether what the worker has in flight looks as if it had crashed it.
+    /// Whether the worker's jobs in flight appear to have crashed it.
     fn is_crash(self) -> bool {
         matches!(self, Self::Kill | Self::Freeze | Self::HeldRenewal)
     }
 }
 
-/// How often each thing has broken.
+/// How many times each fault happened.
 pub type Counts = BTreeMap<Kind, usize>;
 
-/// Breaks one thing, and returns when it is whole again, but for what the network holds.
+/// Causes one fault, and returns when it is repaired, except for requests that the network still holds.
 pub async fn one(kind: Kind, commands: &[&str], random: &mut StdRng, plan: &Plan, fleet: &Fleet, redis: &Redis) {
     let i = victim(kind, random.random_range(0..fleet.n_workers()), plan, fleet, redis).await;
     let mut seconds = |least: f64, most: f64| Duration::from_secs_f64(random.random_range(least..most));
@@ -110,7 +110,8 @@ pub async fn one(kind: Kind, commands: &[&str], random: &mut StdRng, plan: &Plan
             fleet.was_out(since, since + during);
         }
         Kind::LateRequest => fleet.relays[i].deliver_late(seconds(1.5, 6.0)),
-        // Until its jobs are with others: a lease, half a lease for a suspect, and a look at the owners or two.
+        // Until other workers have its jobs: one lease, half a lease for a suspect, and one or two checks of the
+        // owners.
         Kind::HeldRenewal => fleet.relays[i].hold(Duration::from_secs(LEASE_S).mul_f64(1.8) + seconds(0.0, 2.0)),
         Kind::RefusedCommand => {
             let during = seconds(0.3, 4.0);
@@ -123,7 +124,8 @@ pub async fn one(kind: Kind, commands: &[&str], random: &mut StdRng, plan: &Plan
     }
 }
 
-/// The worker that it happens to. A crash does not happen to one healthy job alone: nobody could tell it from a culprit.
+/// The worker to break. A crash never hits a worker with a single healthy job, because that job would look like a
+/// culprit.
 async fn victim(kind: Kind, drawn: usize, plan: &Plan, fleet: &Fleet, redis: &Redis) -> usize {
     if !kind.is_crash() && kind != Kind::Term {
         return drawn;

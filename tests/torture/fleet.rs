@@ -1,4 +1,4 @@
-//! The workers: each behind a relay of its own, started again when it has ended, all on one state directory.
+//! The workers. Each has its own relay and restarts after its end. All share one state directory.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,34 +13,34 @@ use crate::relay::{Relay, Span};
 
 pub const LEASE_S: u64 = 3;
 pub const CONCURRENCY: usize = 10;
-/// The user that workers are for Redis, with all rights.
+/// The Redis user of the workers, with all rights.
 pub const USER: [&str; 6] = ["worker", "on", ">secret", "~*", "&*", "+@all"];
 
 pub struct Fleet {
-    /// Who breaks one or kills it holds it.
+    /// The lock to hold while breaking or killing a worker.
     workers: Vec<Mutex<Worker>>,
     pub relays: Vec<Relay>,
-    /// Ids of the processes that run now, or ran last.
+    /// The id of each worker's current or last process.
     pids: Vec<AtomicU32>,
-    /// How many times a worker was killed, frozen or cut off, each with what it had in flight.
+    /// How many times a kill, freeze or cut hit a worker, each with its jobs in flight.
     pub n_crashes: AtomicUsize,
-    /// How many times one was told to end.
+    /// How many times a worker was terminated.
     pub n_stops: AtomicUsize,
-    /// When Redis was not there or refused something, or the machine stood still.
+    /// When Redis was down or refused something, or the machine stalled.
     outages: Lock<Vec<Span>>,
     home: tempfile::TempDir,
 }
 
-/// One worker after another under the same name, each with a log of its own.
+/// A sequence of worker processes under one name, each with its own log.
 pub struct Worker {
     name: String,
     home: PathBuf,
     child: Child,
     has_ended: bool,
     n_starts: usize,
-    /// When processes of this worker ended, by their logs.
+    /// When each process of this worker ended, by log.
     pub deaths: Vec<(PathBuf, SystemTime)>,
-    /// When it was stopped and went on again.
+    /// When it was stopped and continued.
     pub freezes: Vec<(PathBuf, Span)>,
 }
 
@@ -68,7 +68,7 @@ impl Fleet {
         self.workers[i].lock().await
     }
 
-    /// Which worker has this process.
+    /// The worker that has this process.
     pub fn of_process(&self, pid: u32) -> Option<usize> {
         self.pids.iter().position(|its| its.load(Ordering::Relaxed) == pid)
     }
@@ -77,7 +77,7 @@ impl Fleet {
         self.pids[i].load(Ordering::Relaxed)
     }
 
-    /// Waits for the end of worker `i`, and starts the next one.
+    /// Waits for the end of worker `i` and starts the next process.
     pub async fn again(&self, i: usize, worker: &mut Worker) {
         worker.ended().await;
         worker.child = spawn(&worker.home, &worker.name, worker.n_starts);
@@ -90,7 +90,7 @@ impl Fleet {
         self.outages.lock().unwrap().push((since, until));
     }
 
-    /// When a worker could not know what Redis knows, the earliest first.
+    /// When a worker could not read Redis, with the earliest first.
     pub fn outages(&self) -> Vec<Span> {
         let mut outages = self.outages.lock().unwrap().clone();
         outages.extend(self.relays.iter().flat_map(Relay::cuts));
@@ -98,7 +98,7 @@ impl Fleet {
         outages
     }
 
-    /// The logs of workers that have ended by themselves.
+    /// The logs of workers that ended unexpectedly.
     pub async fn ended_by_itself(&self) -> Vec<PathBuf> {
         let mut ended = Vec::new();
         for worker in &self.workers {
@@ -111,7 +111,7 @@ impl Fleet {
         ended
     }
 
-    /// Ends all workers, and waits until they have.
+    /// Terminates all workers and waits for their end.
     pub async fn end(&self) {
         for worker in &self.workers {
             worker.lock().await.signal(Signal::TERM);
@@ -144,13 +144,13 @@ impl Fleet {
         self.home.path().join("state")
     }
 
-    /// Leaves the directory there, and names it.
+    /// Keeps the directory and returns its path.
     pub fn keep_logs(&mut self) -> PathBuf {
         self.home.disable_cleanup(true);
         self.home.path().to_owned()
     }
 
-    /// Every log of every process.
+    /// The logs of all processes.
     pub fn logs(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.home.path()).unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect()
@@ -180,13 +180,13 @@ impl Worker {
         }
     }
 
-    /// Of the process that runs now.
+    /// The log of the current process.
     pub fn log(&self) -> PathBuf {
         log(&self.home, &self.name, self.n_starts - 1)
     }
 
     pub fn signal(&self, signal: Signal) {
-        // One that has ended and was waited for is sent nothing, since its id may be another's by now.
+        // Sends nothing to a process that was waited for, because another process may have its id.
         if !self.has_ended {
             let _ = kill_process(Pid::from_child(&self.child), signal);
         }

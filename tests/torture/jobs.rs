@@ -1,4 +1,5 @@
-//! What is pushed, and when: healthy jobs, jobs that take their worker down, jobs whose result is refused, and strays.
+//! The jobs and the times of their pushes: healthy jobs, jobs that take their worker down, jobs with a refused result,
+//! and strays.
 
 use std::collections::BTreeSet;
 
@@ -9,41 +10,41 @@ use serde_json::{Value, json};
 use crate::story::Story;
 use crate::strays::{self, Stray};
 
-/// Where callbacks go.
+/// The queue of callbacks.
 pub const CALLBACKS: &str = "callbacks";
-/// A queue for callbacks that is not a list at first, so that results which need it are refused.
+/// A callback queue that is not a list at first, so that Redis refuses results that need it.
 pub const REFUSED: &str = "refused";
 
-/// Jobs whose result is refused for a while.
+/// Jobs whose result Redis refuses for a while.
 const N_REFUSED: usize = 2;
-/// When they are pushed, and when their queue becomes a list, as parts of the whole time.
+/// When they are pushed, and when their queue becomes a list, as fractions of the whole time.
 const REFUSED_FROM: f64 = 0.02;
 const REFUSED_UNTIL: f64 = 0.6;
-/// Until when culprits come.
+/// When the last culprit is pushed.
 const CULPRITS_UNTIL: f64 = 0.4;
 
-/// One thing to do to Redis.
+/// One action on Redis.
 pub enum Deed {
     Push {
         queue: &'static str,
         id: String,
         text: Vec<u8>,
     },
-    /// The queue [`REFUSED`] is not a list from here on.
+    /// From here on, the queue [`REFUSED`] is not a list.
     Refuse,
-    /// Now it is.
+    /// From here on, it is a list.
     Accept,
 }
 
-/// Everything that happens to the queues from outside.
+/// All actions on the queues.
 pub struct Plan {
-    /// The earliest first, by the part of the whole time that has passed.
+    /// The earliest first, by the elapsed fraction of the whole time.
     pub deeds: Vec<(f64, Deed)>,
-    /// jids of those that have to be finished.
+    /// jids of jobs that must end.
     pub healthy: BTreeSet<String>,
-    /// jids of those that take their worker down whenever they run.
+    /// jids of jobs that take their worker down on every run.
     pub culprits: BTreeSet<String>,
-    /// jids of those whose result is refused for a while; they are healthy.
+    /// jids of healthy jobs whose result Redis refuses for a while.
     pub refused: BTreeSet<String>,
     pub strays: Vec<Stray>,
 }
@@ -68,7 +69,7 @@ impl Plan {
         for n in 0..story.n_culprits {
             let jid = format!("{:08x}c{n:015x}", story.seed);
             let at = CULPRITS_UNTIL * n as f64 / story.n_culprits as f64;
-            // Longer than any run.
+            // Longer than any run of the torture.
             plan.push(at, "default", jid.clone(), job(&jid, "default", "succeed", 3600.0, json!(true), CALLBACKS));
             plan.culprits.insert(jid);
         }
@@ -105,7 +106,7 @@ impl Plan {
     }
 }
 
-/// Most are short, some outlive every fault; most succeed, some are the customer's mistake, a few die.
+/// Most are short; some outlast every fault. Most succeed, some have a customer's mistake, and a few die.
 fn healthy(random: &mut StdRng, jid: &str, queue: &str, n_long: u32) -> Value {
     let sleep_s: f64 = match random.random_range(0..100_u32) {
         n if n < n_long => random.random_range(8.0..14.0),

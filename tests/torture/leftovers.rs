@@ -1,4 +1,4 @@
-//! What a story leaves behind, in Redis and on the disk, when all of its workers have ended.
+//! Leftovers of a story in Redis and on the disk, after the end of all its workers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -11,14 +11,14 @@ use crate::look;
 use crate::samples::Samples;
 use crate::strays::Dead;
 
-/// Keys that one worker's connection may track: its queues, its own keys, those that all workers have.
+/// The keys that one worker's connection may track: its queues, its own keys, and the keys of all workers.
 const TRACKED_BY_WORKER: u64 = 20;
 
-/// Everything that should not be there, in sentences.
+/// Everything that should not exist, in sentences.
 pub async fn find(redis: &Redis, fleet: &Fleet, samples: &Samples) -> Vec<String> {
     let mut wrong = Vec::new();
     for key in redis.keys("it-*").await {
-        wrong.push(format!("{key} is left of a job that has ended"));
+        wrong.push(format!("{key} remains after the end of its job"));
     }
     for key in redis.keys("sidebake:*").await {
         wrong.extend(growth(redis, fleet, &key).await);
@@ -29,12 +29,12 @@ pub async fn find(redis: &Redis, fleet: &Fleet, samples: &Samples) -> Vec<String
     }
     let run = fleet.state_directory().join("run");
     for entry in std::fs::read_dir(run).into_iter().flatten().flatten() {
-        wrong.push(format!("{} is left in the state directory", entry.path().display()));
+        wrong.push(format!("{} remains in the state directory", entry.path().display()));
     }
     wrong
 }
 
-/// What is wrong with a key of ours: only what ends by itself may stay, and counts of what has crashed or was stopped.
+/// Checks one of sidebake's keys. Only keys with an expiry may remain, and counts of crashes and stops.
 async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
     let n_jobs = |n_times: usize| n_times * CONCURRENCY;
     let most = match key {
@@ -49,15 +49,15 @@ async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
     (n > most).then(|| format!("{key} has {n} fields, more than {most}"))
 }
 
-/// Whether a key is a string that Redis removes within a minute.
+/// Whether a key is a string that expires within a minute.
 async fn ends_soon(redis: &Redis, key: &str) -> bool {
     let kind: String = look::ask(redis, redis::cmd("TYPE").arg(key)).await.unwrap_or_default();
     let ttl_s: i64 = look::ask(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1);
-    // It may have gone meanwhile.
+    // The key may have expired meanwhile.
     kind == "none" || kind == "string" && (-2..=60).contains(&ttl_s) && ttl_s != -1
 }
 
-/// What is wrong with the entries of the dead set.
+/// Checks the entries of the dead set.
 pub fn of_dead(dead: &[Dead], plan: &Plan) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut lacking: BTreeMap<&str, Vec<String>> = BTreeMap::new();

@@ -1,13 +1,13 @@
-//! Redis as one looks at it in the middle of a story, when it may be away.
+//! Reads Redis in the middle of a story, when it may be down.
 
 use redis::{Cmd, FromRedisValue};
 use std::time::Duration;
 use world::Redis;
 
-/// Longer than Redis takes for anything here, unless it is away.
+/// Longer than any reply takes while Redis runs.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The answer to one command; nothing when there is none.
+/// The reply to one command, or none without a reply.
 pub async fn ask<T: FromRedisValue>(redis: &Redis, command: &Cmd) -> Option<T> {
     let answer = async {
         let client = redis::Client::open(redis.url())?;
@@ -17,7 +17,7 @@ pub async fn ask<T: FromRedisValue>(redis: &Redis, command: &Cmd) -> Option<T> {
     tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
 }
 
-/// What each process has in flight: its id, and the entries of its hash. Nothing is known of tokens.
+/// Each process with its entries in flight: its id, and the values of its hash, without the tokens.
 pub async fn inflight(redis: &Redis) -> Vec<(u32, Vec<Vec<u8>>)> {
     let keys: Vec<String> = ask(redis, redis::cmd("KEYS").arg("sidebake:inflight:*")).await.unwrap_or_default();
     let mut found = Vec::new();
@@ -30,12 +30,12 @@ pub async fn inflight(redis: &Redis) -> Vec<(u32, Vec<Vec<u8>>)> {
     found
 }
 
-/// Whether an entry is of the job with this jid.
+/// Whether an entry belongs to the job with this jid.
 pub fn is_of(entry: &[u8], jid: &str) -> bool {
     String::from_utf8_lossy(entry).contains(jid)
 }
 
-/// The field of `INFO`.
+/// A field of `INFO`.
 pub fn field(info: &str, name: &str) -> Option<u64> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
 }

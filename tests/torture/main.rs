@@ -1,25 +1,25 @@
-//! Torture: three workers, thousands of short jobs, and every few seconds something breaks. Some jobs take their worker down
-//! whenever they run, some texts are not jobs, some results are refused. At the end Redis alone is asked whether each job was
-//! settled, and settled once, and what is left.
+//! Torture: three workers, thousands of short jobs, and a fault every few seconds. Some jobs take their worker down on
+//! every run, some texts are not jobs, and Redis refuses some results. At the end, the audit reads Redis alone: it
+//! checks that each job was settled exactly once, and that nothing else remains.
 //!
 //! usage: cargo test --test torture -- [--seconds N] [--jobs N] [--faults N] [--seed N] [MODE]...
 //!
 //! MODE  always    Redis writes every command to disk before it answers, so nothing may be lost; the default
-//!       everysec  Redis is killed as well, and may forget a second: nothing may be stuck; what was lost is printed
-//!       builds    real builds, with a scripted docker-buildx: no child, directory or lock may be left
-//!       mutants   custody with one of its parts taken away, on the wire: the torture has to notice each
+//!       everysec  kills Redis too, which may forget a second: nothing may be stuck; prints the lost jobs
+//!       builds    real builds, with a scripted docker-buildx: no child, directory or lock may remain
+//!       mutants   custody without one of its parts, on the wire: the audit must notice each
 //!
-//! A long run is a row of rounds of five minutes, each with a Redis and a fleet of its own, and the next seed; so an hour
-//! (`--seconds 3600 --jobs 150000 --faults 1500`) needs no more memory than one round.
+//! A long run is a series of rounds of five minutes, each with its own Redis, fleet and seed. So an hour needs no
+//! more memory than one round: `--seconds 3600 --jobs 150000 --faults 1500`.
 //!
-//! Prints its counts. Exit status 1 and a sentence when an assertion fails; the same seed breaks the same things at the
-//! same times, as far as the machine is as quick.
+//! Prints its counts. Exits 1 with a sentence when an assertion fails. The same seed causes the same faults at the same
+//! times, as far as the machine keeps up.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on must end where it stands")]
+#![allow(clippy::unwrap_used, reason = "a failed expectation must end the test")]
 #![allow(clippy::print_stdout, reason = "its counts are its result")]
 #![allow(
     clippy::disallowed_methods,
-    reason = "tests run programs and look at the clock; the product has one place for each"
+    reason = "tests run programs and read the clock; the product has one module for each"
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
@@ -52,9 +52,9 @@ use audit::Ending;
 use faults::{COMMANDS, Kind};
 use story::Story;
 
-/// The longest story: what it has to remember grows with its jobs.
+/// The longest story. Its memory grows with its jobs.
 const ROUND_S: u64 = 300;
-/// One culprit for so many seconds: each takes five workers down before it is poison.
+/// The seconds per culprit. Each culprit takes five workers down before it is poison.
 const CULPRIT_S: usize = 60;
 
 #[derive(Debug, Parser)]
@@ -79,7 +79,7 @@ enum Mode {
     Mutants,
 }
 
-/// What is wrong, in sentences; nothing when all is well.
+/// The failures, in sentences. Empty when everything is correct.
 type Verdict = Result<(), Vec<String>>;
 
 fn main() -> ExitCode {
@@ -113,7 +113,7 @@ async fn run(mode: Mode, options: &Options) -> Vec<(String, Verdict)> {
     }
 }
 
-/// One story after another, until the time is over or one is bad.
+/// Runs one story after another, until the time is over or a story fails.
 async fn rounds(fsync: &'static str, judge: fn(&Ending) -> Verdict, options: &Options) -> Vec<(String, Verdict)> {
     let n_rounds = options.seconds.div_ceil(ROUND_S).max(1);
     let mut verdicts = Vec::new();

@@ -1,9 +1,9 @@
-//! Custody with one of its parts taken away. The product is not touched: the relay sends Redis another script under the
-//! name of the real one, or spoils a request.
+//! Custody without one of its parts. The product stays unchanged. The relay sends Redis another script under the name
+//! of the real one, or changes a request.
 //!
-//! The numbers of turns are not among them: who takes a late turn finds out by the text of the job, so without them nothing
-//! is lost here. `tests/it/turn.rs` sees that they are compared. Likewise a comparison of texts only matters where a token
-//! can be filled twice.
+//! The turn numbers are not among them. The text of the job also reveals a late turn, so nothing would be lost without
+//! the numbers. `tests/it/turn.rs` checks the comparison. The comparison of texts matters only where a token can be
+//! filled twice.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,28 +18,29 @@ use crate::relay::{Rewrite, is_command};
 use crate::scripts::{RECOVER, RENEW, TURN, load};
 use crate::story::Story;
 
-/// Those that run one after the other, each list beside the others.
+/// The lists run one after the other. The mutants of a list run in parallel.
 const LANES: [&[Without]; 3] =
     [&[Without::Reconcile, Without::Order], &[Without::Fence, Without::Resend], &[Without::Incarnation, Without::Text]];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Without {
-    /// A settlement happens whether the entry is owned or not.
+    /// A settlement happens even when the worker does not own the entry.
     Fence,
-    /// A settlement compares the token and not the text; and leases as in [`Self::Incarnation`], without which no token is
-    /// filled twice.
+    /// A settlement compares the token but not the text. Leases behave as in [`Self::Incarnation`], because otherwise
+    /// no token is filled twice.
     Text,
-    /// A renewal that arrives late makes the lease again, as it was long before. The texts are compared, so nothing is lost.
+    /// A late renewal creates the lease again, as in an early version. The settlement compares texts, so no job is
+    /// lost.
     Incarnation,
-    /// A turn that is sent again fetches other jobs under the same tokens.
+    /// A resent turn fetches other jobs under the same tokens.
     Resend,
-    /// The in-flight hash is not compared with what runs.
+    /// The worker does not compare the in-flight hash with its running jobs.
     Reconcile,
-    /// Entries are removed before they are written elsewhere.
+    /// A script removes entries before it writes them elsewhere.
     Order,
 }
 
-/// A script, and what of it becomes what.
+/// A script, the text to replace, and the replacement.
 type Change = (&'static str, &'static str, &'static str);
 
 const OLD_LEASE: Change = (
@@ -56,7 +57,7 @@ const OLD_LEASE: Change = (
 );
 
 impl Without {
-    /// What of the scripts becomes what; nothing for the one that is no change of a script.
+    /// The replacements in scripts. Empty for the mutant that changes a request.
     fn changes(self) -> Vec<Change> {
         const FENCE: &str = "if not entry or text_of(entry) ~= settlement.text then return 0 end";
         match self {
@@ -87,30 +88,30 @@ impl Without {
         }
     }
 
-    /// The faults that the part is there for.
+    /// The faults that make the part necessary.
     fn kinds(self) -> Vec<Kind> {
         match self {
             Self::Fence => vec![Kind::Freeze],
-            // The worker is cut off for longer than its lease lasts.
+            // Cuts the worker off for longer than its lease.
             Self::Text | Self::Incarnation | Self::Reconcile => vec![Kind::HeldRenewal],
             Self::Resend => vec![Kind::LostReplies],
             Self::Order => vec![Kind::RefusedCommand],
         }
     }
 
-    /// What the audit has to say of it, one of them.
+    /// Texts of the audit, one of which must appear.
     fn words(self) -> &'static [&'static str] {
         match self {
             Self::Fence => &["settled twice"],
             Self::Text => &["jobs were settled twice", "jobs were never finished"],
             Self::Incarnation => &["tokens were used twice"],
             Self::Resend | Self::Order => &["jobs were never finished"],
-            // It runs on, or its worker has never heard of it.
+            // The job keeps running, or its worker never learns of it.
             Self::Reconcile => &["on a worker that had lost it", "stuck: sidebake:inflight:"],
         }
     }
 
-    /// A run in which the part is needed.
+    /// A run that needs the part.
     fn story(self, seed: u64) -> Story {
         let whole = Story {
             duration: Duration::from_secs(20),
@@ -127,17 +128,18 @@ impl Without {
         };
         match self {
             Self::Fence | Self::Order => whole,
-            // More jobs than the workers have slots for, so that there is one for every turn, late ones too.
+            // More jobs than the workers have slots, so that every turn gets one, even a late turn.
             Self::Text | Self::Incarnation => Story { n_jobs: 700, n_long: 10, n_faults: 12, ..whole },
-            // Long jobs, that are hit again and again.
+            // Long jobs, which several faults hit.
             Self::Resend => Story { n_faults: 60, ..whole },
-            // What is not killed has to live on beside the other run, so jobs are long, and slots are free for those that
-            // are recovered.
+            // A job that no worker kills must survive beside its second run. So jobs are long, and slots stay free for
+            // recovered jobs.
             Self::Reconcile => Story { duration: Duration::from_secs(40), n_jobs: 150, n_long: 40, ..whole },
         }
     }
 
-    /// Whether nothing is reconciled. Who does may kill all that is lost before it ends, and then there is nothing to fence.
+    /// Whether the worker does not reconcile. Reconciling could kill every lost job before its end, and then no
+    /// settlement needs the fence.
     fn is_blind(self) -> bool {
         matches!(self, Self::Fence | Self::Reconcile)
     }
@@ -155,7 +157,7 @@ impl Without {
         }
         Arc::new(move |request, is_custody| {
             if self.is_blind() && is_custody && is_command(request, b"HGETALL") {
-                // A set: Redis refuses, and the connection stays.
+                // A set makes Redis refuse the command and keep the connection.
                 request[1] = b"queues".to_vec();
             }
             if is_command(request, b"EVALSHA")
@@ -167,8 +169,8 @@ impl Without {
     }
 }
 
-/// Each mutant has to be noticed, and what it is a mutant of must pass under the same faults. They mostly wait, so several run
-/// at a time.
+/// The audit must notice each mutant, and the unchanged product must pass under the same faults. The runs mostly wait,
+/// so several run at a time.
 pub async fn run(seed: u64) -> Vec<(String, Verdict)> {
     let lanes = LANES.map(|lane| {
         tokio::spawn(async move {
@@ -186,7 +188,7 @@ pub async fn run(seed: u64) -> Vec<(String, Verdict)> {
     verdicts
 }
 
-/// How many seeds a mutant may need. What has to go wrong is a coincidence of faults, which a busy machine can miss.
+/// How many seeds to try for a mutant. Its failure needs a coincidence of faults, which a busy machine can miss.
 const SEEDS: u64 = 4;
 
 async fn try_out(mutant: Without, seed: u64) -> (String, Verdict) {
@@ -214,7 +216,7 @@ async fn try_once(mutant: Without, seed: u64) -> Result<(), String> {
         }
         None => {
             let seen = sentences.join("; ");
-            Err(format!("seed {seed}: nothing was noticed of {:?}: {seen:?}", mutant.words()))
+            Err(format!("seed {seed}: the audit reports none of {:?}: {seen:?}", mutant.words()))
         }
     };
     println!("  {}", counts.join("\n  "));

@@ -1,4 +1,5 @@
-//! A relay between one worker and Redis that understands requests: it can lose replies, deliver late, hold, and rewrite.
+//! A relay between one worker and Redis that understands requests. It can lose replies, deliver late, hold, and
+//! rewrite.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,43 +13,44 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::scripts::Scripts;
 
-/// From and until.
+/// Start and end.
 pub type Span = (SystemTime, SystemTime);
 
-/// Changes a request, one text an argument. `is_custody`: on the connection that takes turns.
+/// Changes a request, given as one text per argument. `is_custody`: on the connection that sends turns.
 pub type Rewrite = Arc<dyn Fn(&mut Vec<Vec<u8>>, bool) + Send + Sync>;
 
-/// Between two requests that are delivered late, and until the end of what cut the worker off.
+/// The delay between two late requests, and after the end of the cut.
 const APART: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     None,
-    /// Requests arrive, replies do not; the connection ends at the first one.
+    /// Delivers requests but no replies. Ends the connection at the first reply.
     LoseReplies {
         until: Instant,
     },
-    /// The next script that arrives is held back for so long, and its connection cut at once.
+    /// Holds the next script for this long, and cuts its connection at once.
     DeliverLate {
         after: Duration,
     },
 }
 
-/// One renewal and the turn after it are held, their connections cut, and both are sent again. When the turn is answered,
-/// the worker is cut off for longer than its lease lasts. Then both arrive, before anything newer of the worker.
+/// Holds one renewal and the turn after it, and cuts their connections, so the worker sends both again. After the reply
+/// to the turn, cuts the worker off for longer than its lease. Then delivers both before anything newer from the
+/// worker.
 enum Hold {
     Off,
-    /// The next renewal is held, and the worker will be cut off for so long.
+    /// Holds the next renewal, then cuts the worker off for this long.
     Renewal(Duration),
-    /// The next turn is held.
+    /// Holds the next turn.
     Turn(Duration, Held),
-    /// The turn is sent again and answered.
+    /// Waits for the reply to the resent turn.
     Answer(Duration, Held, Held),
-    /// Nothing passes.
+    /// Lets nothing pass.
     Cut,
 }
 
-/// A request with its way to Redis.
+/// A request with its connection to Redis.
 struct Held {
     bytes: Vec<u8>,
     to: OwnedWriteHalf,
@@ -70,14 +72,14 @@ struct Shared {
     rewrite: Option<Rewrite>,
 }
 
-/// What becomes of a request.
+/// What happens to a request.
 enum Fate {
     Passes,
-    /// Its connection is cut.
+    /// Cuts its connection.
     Lost,
     Late(Duration),
     Held,
-    /// It passes, and its reply ends what [`Hold::Answer`] waits for.
+    /// Passes it on. Its reply ends the wait of [`Hold::Answer`].
     Awaited,
 }
 
@@ -97,17 +99,17 @@ impl Relay {
         relay
     }
 
-    /// For so long every reply is lost, and its connection with it.
+    /// Loses every reply and its connection for this long.
     pub fn lose_replies(&self, during: Duration) {
         self.set(Trouble::LoseReplies { until: Instant::now() + during });
     }
 
-    /// The next script reaches Redis so much later, when its sender has long given it up.
+    /// Delivers the next script late, long after its sender gave it up.
     pub fn deliver_late(&self, after: Duration) {
         self.set(Trouble::DeliverLate { after });
     }
 
-    /// Holds a renewal and a turn, and cuts the worker off for so long. One at a time.
+    /// Holds a renewal and a turn, and cuts the worker off for this long. Only one at a time.
     pub fn hold(&self, cut: Duration) {
         let mut hold = self.shared.hold.lock().unwrap();
         if matches!(*hold, Hold::Off) {
@@ -115,7 +117,7 @@ impl Relay {
         }
     }
 
-    /// Waits until nothing is held any more. What has not begun does not begin.
+    /// Waits until the relay holds nothing. Cancels faults that have not begun.
     pub async fn is_whole(&self) {
         self.set(Trouble::None);
         let started = Instant::now();
@@ -188,7 +190,7 @@ impl Shared {
         };
     }
 
-    /// The turn was answered: cuts the worker off, and lets go of what was held at the end.
+    /// Handles the reply to the turn: cuts the worker off, and delivers the held requests at the end.
     fn cut_off(self: &Arc<Self>) {
         let mut hold = self.hold.lock().unwrap();
         let (cut, renewal, turn) = match std::mem::replace(&mut *hold, Hold::Cut) {
@@ -214,7 +216,7 @@ impl Shared {
 impl Held {
     async fn deliver(mut self) {
         let _ = self.to.write_all(&self.bytes).await;
-        // Redis reads it before it sees the end.
+        // Redis reads the request before it sees the end.
         tokio::time::sleep(APART).await;
     }
 }
@@ -226,14 +228,14 @@ async fn relay_one(shared: Arc<Shared>, client: TcpStream) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let is_awaited = AtomicBool::new(false);
-    // The client is cut off by the drop of its halves; what it sent last goes on without it.
+    // Dropping its halves cuts the client off. Its last request continues without it.
     tokio::select! {
         () = requests(&shared, from_client, to_server, &is_awaited) => {}
         () = replies(&shared, from_server, to_client, &is_awaited) => {}
     }
 }
 
-/// Passes requests on, one at a time, until one is not to arrive now.
+/// Passes requests on, one at a time, until one has to wait.
 async fn requests(shared: &Shared, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_awaited: &AtomicBool) {
     let (mut reader, mut is_custody) = (Requests::default(), false);
     let mut chunk = vec![0; 64 << 10];
@@ -291,7 +293,7 @@ fn is_word(request: &[Vec<u8>], i: usize, word: &[u8]) -> bool {
     request.get(i).is_some_and(|text| text.eq_ignore_ascii_case(word))
 }
 
-/// Requests as they are on the wire: arrays of bulk strings.
+/// Requests on the wire: arrays of bulk strings.
 #[derive(Default)]
 struct Requests {
     bytes: VecDeque<u8>,

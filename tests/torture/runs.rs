@@ -1,4 +1,4 @@
-//! What the logs say of jobs that ran twice at a time.
+//! Finds jobs that ran twice at the same time, in the logs.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::fleet::Fleet;
 use crate::relay::Span;
 
-/// A worker that can know that it has lost its jobs must have killed them this soon.
+/// A worker must kill lost jobs within this time after it can know of the loss.
 pub const KILLED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The event of a run's start.
@@ -20,23 +20,23 @@ pub fn is_start_or_end(event: &str) -> bool {
     [STARTED, "job_done", "job_requeued", "job_retried", "job_failed"].contains(&event)
 }
 
-/// One run of one job, by a log.
+/// One run of one job, according to a log.
 struct Run {
     log: PathBuf,
-    /// Of its entry in flight: a worker that has lost a job may take it up again before it knows.
+    /// The token of its entry in flight. A worker may fetch a lost job again before it knows of the loss.
     token: String,
     begun: SystemTime,
     ended: Option<SystemTime>,
 }
 
-/// A job that ran twice at a time.
+/// A job that ran twice at the same time.
 pub struct Overlap {
     pub jid: String,
-    /// From the moment that the first one could know, to its end.
+    /// From the moment when the first worker could know, to the end of its run.
     pub loser_lived_on: Duration,
 }
 
-/// What the logs say.
+/// The overlaps and counts from the logs.
 pub struct Runs {
     pub n: usize,
     pub overlaps: Vec<Overlap>,
@@ -65,7 +65,7 @@ fn overlaps(runs: &BTreeMap<String, Vec<Run>>, freezes: &[(PathBuf, Span)], outa
     found
 }
 
-/// It can only know when it runs, and when there is something to know.
+/// A worker can know only while it runs, and only after the loss.
 fn could_know(
     loser: &Run,
     winner: &Run,
@@ -84,7 +84,7 @@ fn could_know(
     could_know
 }
 
-/// Every run of every job, in the order of their beginnings.
+/// Every run of every job, in the order of their starts.
 fn runs(fleet: &Fleet, deaths: &BTreeMap<PathBuf, SystemTime>) -> BTreeMap<String, Vec<Run>> {
     let mut runs: BTreeMap<String, Vec<Run>> = BTreeMap::new();
     for log in fleet.logs() {

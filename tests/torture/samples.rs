@@ -1,4 +1,5 @@
-//! What may never be, and what must not grow with the number of jobs, looked at all the time.
+//! Samples Redis and the workers all the time. Detects states that must never occur, and values that must not grow with
+//! the number of jobs.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -13,10 +14,10 @@ use crate::look;
 
 const LOOK: Duration = Duration::from_millis(150);
 
-/// A hash in flight, its field, and what that has.
+/// An in-flight hash, its field, and the value.
 type Entry = (String, Vec<u8>, Vec<u8>);
 
-/// Every entry of every hash in flight, at one moment.
+/// Every entry of every in-flight hash, at one moment.
 const INFLIGHT: &str = "local all = {}
     for _, key in ipairs(redis.call('KEYS', 'sidebake:inflight:*')) do
         local fields = redis.call('HGETALL', key)
@@ -24,17 +25,17 @@ const INFLIGHT: &str = "local all = {}
     end
     return all";
 
-/// What was seen.
+/// The samples.
 #[derive(Debug, Default)]
 pub struct Samples {
     n_tracked_keys: AtomicU64,
     worker_kilobytes: AtomicU64,
-    /// Fields that had two jobs, one after the other.
+    /// Fields that held two jobs, one after the other.
     used_twice: Mutex<Vec<String>>,
 }
 
 impl Samples {
-    /// Looks until it is dropped.
+    /// Samples until it is dropped.
     pub async fn take(&self, fleet: &Fleet, redis: &Redis) {
         let (hasher, mut seen) = (RandomState::new(), HashMap::new());
         loop {
@@ -56,7 +57,7 @@ impl Samples {
         }
     }
 
-    /// Tokens under which a worker had two jobs, one after the other, as far as they were seen.
+    /// The tokens under which a sample shows two jobs of a worker, one after the other.
     pub fn used_twice(&self) -> Vec<String> {
         self.used_twice.lock().unwrap().clone()
     }
@@ -66,7 +67,7 @@ impl Samples {
         self.n_tracked_keys.load(Ordering::Relaxed)
     }
 
-    /// Of the largest worker.
+    /// The memory of the largest worker.
     pub fn worker_megabytes(&self) -> u64 {
         self.worker_kilobytes.load(Ordering::Relaxed) >> 10
     }

@@ -1,4 +1,4 @@
-//! The product's scripts as they are on the wire: by their digests.
+//! The product's scripts on the wire, by their digests.
 
 use world::Redis;
 
@@ -8,7 +8,7 @@ pub const TURN: &str = include_str!("../../src/sidekiq/turn.lua");
 pub const RECOVER: &str = include_str!("../../src/sidekiq/recover.lua");
 pub const RENEW: &str = include_str!("../../src/sidekiq/renew.lua");
 
-/// Digests of the scripts that custody's faults tell apart.
+/// Digests of the scripts that the faults of custody distinguish.
 #[derive(Clone, Debug)]
 pub struct Scripts {
     turn: Vec<u8>,
@@ -29,7 +29,7 @@ impl Scripts {
     }
 }
 
-/// Makes a script known to Redis; its digest.
+/// Loads a script into Redis and returns its digest.
 pub async fn load(redis: &Redis, script: &str) -> String {
     let mut connection = redis.connection().await;
     redis::cmd("SCRIPT").arg(&["LOAD", script]).query_async(&mut connection).await.unwrap()

@@ -1,4 +1,4 @@
-//! When this machine stood still: what shares it can keep every process here from running for seconds.
+//! Detects when this machine stalled. Other users of a shared machine can stop every process here for seconds.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,10 +6,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 const TICK: Duration = Duration::from_millis(50);
-/// A tick that comes later than this was held up.
+/// A tick with a longer delay is a stall.
 const LATE: Duration = Duration::from_millis(250);
 
-/// A thread that only sleeps, and notes when it was not woken.
+/// A thread that only sleeps, and records when it wakes late.
 pub struct Stalls {
     is_over: Arc<AtomicBool>,
     thread: JoinHandle<Vec<(SystemTime, SystemTime)>>,
@@ -34,7 +34,7 @@ impl Stalls {
         Self { is_over, thread }
     }
 
-    /// Each time it stood still, from and until.
+    /// Each stall, with start and end.
     pub fn end(self) -> Vec<(SystemTime, SystemTime)> {
         self.is_over.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()

@@ -1,4 +1,4 @@
-//! One run: jobs come, things break, everything is mended, and the queues run dry.
+//! One run: pushes jobs, causes faults, repairs everything, and waits until the queues are empty.
 
 use std::time::{Duration, Instant};
 
@@ -21,42 +21,42 @@ use crate::samples::Samples;
 use crate::scripts::Scripts;
 use crate::stalls::Stalls;
 
-/// When nothing breaks any more and no job ends for this long, what is left is stuck. The longest wait there may be is that for
-/// a second retry.
+/// When no fault happens and no job ends for this long, the rest is stuck. The longest legitimate wait is that for a
+/// second retry.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// The same for a mutant, which is expected to get stuck.
+/// The same for a mutant, which the test expects to get stuck.
 const PATIENCE_WITH_MUTANT: Duration = Duration::from_secs(25);
 
 const N_WORKERS: usize = 3;
 
 pub struct Story {
-    /// How long jobs come and things break.
+    /// How long the story pushes jobs and causes faults.
     pub duration: Duration,
     pub n_jobs: usize,
-    /// How many of a hundred jobs outlive every fault.
+    /// How many of a hundred jobs outlast every fault.
     pub n_long: u32,
     pub n_faults: usize,
-    /// Jobs that take their worker down whenever they run.
+    /// The number of jobs that take their worker down on every run.
     pub n_culprits: usize,
-    /// Whether there are texts that are not jobs, and results that are refused for a while.
+    /// Whether there are texts that are not jobs, and results that Redis refuses for a while.
     pub has_strays: bool,
     pub seed: u64,
     pub kinds: Vec<Kind>,
-    /// Those of which [`Kind::RefusedCommand`] refuses one.
+    /// The commands that [`Kind::RefusedCommand`] may refuse.
     pub commands: &'static [&'static str],
     /// `appendfsync`.
     pub fsync: &'static str,
     pub mutant: Option<Without>,
 }
 
-/// The judgment about a run, and its counts.
+/// The verdict about a run, and its counts.
 pub struct Told {
     pub verdict: Verdict,
     pub counts: Vec<String>,
 }
 
 impl Story {
-    /// Runs it to its end; when it is bad and custody was whole, the logs are kept.
+    /// Runs the story to its end. Keeps the logs when it fails with unchanged custody.
     pub async fn tell(&self, judge: fn(&Ending) -> Verdict) -> Told {
         let mut arguments = vec!["--appendonly", "yes", "--appendfsync", self.fsync, "--user"];
         arguments.extend(USER);
@@ -98,7 +98,7 @@ impl Story {
         Fleet::start(relays)
     }
 
-    /// Breaks one thing after another, at times that the seed gives; at the end everything is whole.
+    /// Causes one fault after another at the times of the seed, and repairs everything at the end.
     async fn break_all(&self, plan: &Plan, redis: &Redis, fleet: &Fleet) -> Counts {
         let mut random = StdRng::seed_from_u64(self.seed ^ 0xfa);
         let started = Instant::now();
@@ -118,7 +118,8 @@ impl Story {
         counts
     }
 
-    /// Waits until nothing is queued, due or in flight, and every dead worker is forgotten; what is left when nothing ends any more.
+    /// Waits until nothing is queued, due or in flight, and no dead worker has keys. When no more jobs end, returns the
+    /// rest.
     async fn run_dry(&self, fleet: &Fleet, redis: &Redis) -> Vec<String> {
         let patience = if self.mutant.is_none() { PATIENCE } else { PATIENCE_WITH_MUTANT };
         let (mut last, mut since) = (None, Instant::now());
@@ -147,7 +148,7 @@ impl Story {
     }
 }
 
-/// Does everything that is planned, each deed once, however often that has to be tried.
+/// Performs every planned action once, and tries it as often as necessary.
 async fn push_all(duration: Duration, plan: &Plan, redis: &Redis) {
     let (started, mut connection) = (Instant::now(), None);
     for (at, deed) in &plan.deeds {
@@ -170,7 +171,7 @@ async fn push_all(duration: Duration, plan: &Plan, redis: &Redis) {
 }
 
 async fn act(deed: &Deed, connection: &mut MultiplexedConnection) -> redis::RedisResult<()> {
-    // What was pushed is on record in the same step, so that it can be tried again.
+    // The same script records the push, so that a second attempt pushes nothing.
     const PUSH: &str =
         "if redis.call('SADD', KEYS[1], ARGV[1]) == 1 then redis.call('LPUSH', KEYS[2], ARGV[2]) end return 1";
     const ACCEPT: &str = "if redis.call('TYPE', KEYS[1]).ok == 'string' then redis.call('DEL', KEYS[1]) end return 1";
@@ -185,7 +186,7 @@ async fn act(deed: &Deed, connection: &mut MultiplexedConnection) -> redis::Redi
     }
 }
 
-/// How many entries these lists and sets have, and the hashes of a pattern.
+/// How many entries these lists and sets have, and the hashes that match a pattern.
 async fn n_entries(redis: &Redis, keys: &[&str], pattern: &str) -> usize {
     const COUNT: &str = "local n = 0
         for _, key in ipairs(KEYS) do
@@ -198,7 +199,7 @@ async fn n_entries(redis: &Redis, keys: &[&str], pattern: &str) -> usize {
     script.key(keys).arg(pattern).invoke_async(&mut redis.connection().await).await.unwrap()
 }
 
-/// What is where nothing should be, each by its beginning.
+/// The entries that should not exist, each with its beginning.
 pub async fn left(redis: &Redis) -> Vec<String> {
     let mut left = Vec::new();
     for queue in ["default", "low"] {

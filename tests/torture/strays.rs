@@ -1,4 +1,5 @@
-//! Texts on a queue that are not jobs, or jobs with fields of odd types. Each has to end in the dead set, once, whole.
+//! Texts on a queue that are not jobs, or jobs with fields of unusual types. Each must appear in the dead set exactly
+//! once, complete.
 
 use std::collections::BTreeSet;
 
@@ -8,33 +9,33 @@ use rand::RngExt;
 use rand::rngs::StdRng;
 use serde_json::Value;
 
-/// Larger than what passes in one piece anywhere.
+/// Larger than any text that passes in one piece.
 const GIANT: usize = 3 << 20;
-/// What a marker begins with; 16 hexadecimal digits follow.
+/// The prefix of a marker; 16 hexadecimal digits follow.
 const MARKER: &str = "stray-";
-/// Deeper than any parser goes.
+/// Deeper than any parser supports.
 const DEEP: usize = 10_000;
 
 pub struct Stray {
     pub what: &'static str,
     pub text: Vec<u8>,
-    /// In it and in nothing else, where it has room.
+    /// Appears only in this stray, if the stray has room for it.
     marker: Option<String>,
-    /// It names a class, so that it may die as the job that it is.
+    /// It names a class, so it may die as that job.
     is_job: bool,
 }
 
-/// The class of the entry that a text is wrapped in which is not a job.
+/// The class of the entry that wraps a text that is not a job.
 const MALFORMED: &str = "Sidebake::Malformed";
 
-/// An entry of the dead set, read once.
+/// An entry of the dead set, parsed once.
 pub struct Dead {
     raw: Vec<u8>,
-    /// Nothing for a text that is not JSON.
+    /// None for a text that is not JSON.
     entry: Option<Value>,
-    /// Markers in its text, in every string in it, and in what those that are Base64 stand for.
+    /// Markers in its text and in all its strings, including decoded Base64.
     markers: BTreeSet<String>,
-    /// Strings among the arguments of an entry that wraps a text, and what those that are Base64 stand for.
+    /// Strings in the arguments of an entry that wraps a text, including decoded Base64.
     wrapped: Vec<Vec<u8>>,
 }
 
@@ -49,7 +50,7 @@ pub fn all(random: &mut StdRng) -> Vec<Stray> {
     strays
 }
 
-/// Those that have no room for a marker.
+/// Strays without room for a marker.
 fn bare(random: &mut StdRng) -> Vec<Stray> {
     let mut number = || random.random_range(1_000_000_000_u64..9_000_000_000);
     let texts = [
@@ -70,7 +71,7 @@ fn bare(random: &mut StdRng) -> Vec<Stray> {
     texts.map(|(what, text)| Stray { what, text: text.into_bytes(), marker: None, is_job: false }).into()
 }
 
-/// A piece of a text.
+/// A part of a text.
 enum Part {
     Marker,
     Bytes(&'static [u8]),
@@ -87,7 +88,7 @@ impl Part {
     }
 }
 
-/// What each is, whether it names a class, and its parts.
+/// Each stray's description, whether it names a class, and its parts.
 fn shapes() -> Vec<(&'static str, bool, Vec<Part>)> {
     use Part::{Bytes, Marker, Repeated};
     let around =
@@ -127,7 +128,7 @@ fn shapes() -> Vec<(&'static str, bool, Vec<Part>)> {
     shapes
 }
 
-/// Objects that have one field of an odd type.
+/// Objects with one field of an unusual type.
 fn odd_fields() -> Vec<(&'static str, bool, Vec<Part>)> {
     let tail = |before: &'static str| vec![Part::Bytes(before.as_bytes()), Part::Marker, Part::Bytes(b"\"}")];
     vec![
@@ -167,7 +168,7 @@ fn odd_fields() -> Vec<(&'static str, bool, Vec<Part>)> {
 }
 
 impl Stray {
-    /// Whether this entry is what became of it.
+    /// Whether this entry is the result of the stray.
     pub fn is_in(&self, dead: &Dead) -> bool {
         match &self.marker {
             Some(marker) => dead.markers.contains(marker),
@@ -175,7 +176,7 @@ impl Stray {
         }
     }
 
-    /// Whether all of it can be had from the entry.
+    /// Whether the entry contains the complete stray.
     pub fn is_whole_in(&self, dead: &Dead) -> bool {
         self.is_job || self.is_wrapped_in(dead)
     }
@@ -189,19 +190,19 @@ impl Dead {
     pub fn read(raw: Vec<u8>) -> Self {
         let entry: Option<Value> = serde_json::from_slice(&raw).ok();
         let all = entry.iter().flat_map(strings);
-        // Each text is looked through once: some are giants, and there are as many markers as strays.
+        // Scans each text once, because some are very large and there are as many markers as strays.
         let markers = all.chain([raw.clone()]).flat_map(|text| markers(&text)).collect();
         let wrapper = entry.as_ref().filter(|entry| entry["class"] == MALFORMED);
         let wrapped = wrapper.map(|entry| strings(&entry["args"])).unwrap_or_default();
         Self { raw, entry, markers, wrapped }
     }
 
-    /// Its jid; empty without one.
+    /// Its jid, or empty without one.
     pub fn jid(&self) -> &str {
         self.entry.as_ref().and_then(|entry| entry["jid"].as_str()).unwrap_or_default()
     }
 
-    /// What Sidekiq's Web UI needs and it does not have: it is not an object, or the object has no such field.
+    /// What it lacks for Sidekiq's Web UI: a field, or the form of an object.
     pub fn lacks(&self) -> Option<&'static str> {
         let Some(Value::Object(entry)) = &self.entry else { return Some("object") };
         let is_string = |name: &str| entry.get(name).is_some_and(Value::is_string);
@@ -216,7 +217,7 @@ impl Dead {
         }
     }
 
-    /// Its beginning, for a person.
+    /// Its beginning, for an assertion message.
     pub fn shown(&self) -> String {
         String::from_utf8_lossy(&self.raw[..self.raw.len().min(80)]).into_owned()
     }
@@ -228,7 +229,7 @@ fn markers(text: &[u8]) -> Vec<String> {
     found.map(str::to_owned).collect()
 }
 
-/// Every string in a value, and what those that are Base64 stand for.
+/// Every string in a value, including decoded Base64.
 fn strings(value: &Value) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut rest = vec![value];

@@ -1,5 +1,5 @@
-//! A worker of rusty-sidekiq that does what sidebake does with a `Sidebake::Probe`: nothing, and then the callback if there
-//! is one.
+//! A worker of rusty-sidekiq that does what sidebake does with a `Sidebake::Probe`: nothing, and then the callback if
+//! there is one.
 //!
 //! usage: rusty REDIS_URL CONCURRENCY QUEUE
 

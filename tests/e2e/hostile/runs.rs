@@ -1,4 +1,4 @@
-//! One fixture under a careless worker, and behind one wall at a time.
+//! Runs one fixture under a careless worker, and behind one wall at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -20,33 +20,33 @@ use super::fixtures::{Fixture, Kind};
 use super::trap::{Harm, Trap};
 use crate::engine::Engine;
 
-/// Nothing that works takes longer, also on a machine that others keep busy.
+/// A longer run is a failure, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Processor time, in hundredths of a second, of what is called a bomb; others need a tenth of it.
+/// The processor time of a bomb, in hundredths of a second. Other definitions need a tenth of it.
 const BOMB: u64 = 250;
-/// Nobody's definition is so large.
+/// Larger than any real definition.
 const TOO_MUCH: u64 = 16 << 20;
 
-/// What stands between a definition and the machine.
+/// The protection between a definition and the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Wall {
-    /// None: docker-buildx as a careless worker runs it.
+    /// None: docker-buildx without the worker's checks.
     None,
-    /// What is admitted to `--print`, and what of it is validated; then run as carelessly.
+    /// Policy decides what it admits to `--print`, and validates the result. Then bare docker-buildx runs it.
     Policy,
-    /// An environment made from nothing.
+    /// An empty environment.
     Environment,
-    /// The kernel's: files, ports, sockets, limits; with the whole environment.
+    /// The kernel's walls: files, ports, sockets and limits, with the whole environment.
     Kernel,
 }
 
-/// Runs fixtures, with the product's own policy, environments and sandboxes.
+/// Runs fixtures with the product's own policy, environments and sandboxes.
 pub struct Range<'a> {
     pub engine: &'a Engine,
     pub bake: Bake,
     pub builders: Builders,
     pub state: StateDirectory,
-    /// A variable that every careless run has as HOME.
+    /// The HOME variable of every careless run.
     pub home: String,
 }
 
@@ -63,17 +63,17 @@ struct Run<'a> {
 }
 
 impl<'a> Range<'a> {
-    /// Of its version docker-buildx is asked in vain: this program is no launcher. So it counts as a new one.
+    /// This program is not a launcher, so the query for the version of docker-buildx fails and it counts as new.
     pub fn new(engine: &'a Engine, settings: &Settings, state: StateDirectory, home: String) -> Self {
         let builders = Builders::new(settings);
         Self { engine, bake: Bake::new(settings), builders, state, home }
     }
 
-    /// What happens behind a wall, and what was said.
+    /// Runs a fixture behind a wall. Returns the harm and the output.
     pub async fn run(&self, fixture: &Fixture, trap: &Trap, wall: Wall) -> (BTreeSet<Harm>, String) {
         let build = BuildJob::parse(&fixture.native(&"0".repeat(40), fixture.name)).unwrap().build;
         let directory = self.state.job_directory().unwrap();
-        // Where the product has it.
+        // The same path as in the product.
         let tree = directory.join("tree").join(fixture.name);
         fixture.write(&tree, trap);
         let mut run = Run { range: self, fixture, trap, tree, build, directory, said: Vec::new(), is_exhausted: false };
@@ -90,7 +90,7 @@ impl<'a> Range<'a> {
 }
 
 impl Run<'_> {
-    /// Returns why nothing was run, when nothing was.
+    /// Returns a reason when the wall stopped the run.
     async fn behind(&mut self, wall: Wall) -> Option<String> {
         let request = BakeRequest { build: &self.build, worktree: &self.tree, sha: None };
         if wall == Wall::Policy
@@ -117,7 +117,7 @@ impl Run<'_> {
         if wall == Wall::Policy {
             let printed = fs::read(printed).unwrap();
             if printed.is_empty() {
-                return Some("it is not printed".into());
+                return Some("buildx did not print it".into());
             }
             let request = BakeRequest { build: &self.build, worktree: &self.tree, sha: None };
             self.is_refused_to_the_platform(&printed).await;
@@ -136,7 +136,7 @@ impl Run<'_> {
         let place = self.range.builders.place(&self.build, &self.range.state, &self.directory, None).await.unwrap();
         let private = self.directory.subdirectory("solve").unwrap();
         make(&private);
-        // Where the product has them.
+        // The same paths as in the product.
         let docker = private.with_file_name("docker");
         fs::create_dir_all(&docker).unwrap();
         fs::write(docker.join("config.json"), self.trap.credentials()).unwrap();
@@ -152,9 +152,10 @@ impl Run<'_> {
         None
     }
 
-    /// What a repository's file has replaced is refused where the platform's own definition has it.
+    /// Policy replaces some fields in a repository's file. It must refuse the same fields in the platform's own
+    /// definition.
     async fn is_refused_to_the_platform(&self, printed: &[u8]) {
-        // Repositories are dangerous by their content as well.
+        // The content of a repository is dangerous too.
         if !self.fixture.is_dangerous || self.fixture.harm.is_err() || self.fixture.name.starts_with("git_") {
             return;
         }
@@ -165,7 +166,7 @@ impl Run<'_> {
         assert!(is_policy, "{}, as the platform's own: {refused:?}", self.fixture.name);
     }
 
-    /// What a fork may not ask for, its account's own branches may.
+    /// An account's own branches may request what a fork may not.
     async fn is_allowed_to_a_branch(&self, printed: &[u8]) {
         if self.fixture.is_forks {
             let build = Build { trust: Trust::Branch, ..self.build.clone() };
@@ -194,7 +195,7 @@ impl Run<'_> {
         }
     }
 
-    /// With all that the machine has.
+    /// docker-buildx with all variables of the machine.
     fn bare(&self) -> Command {
         let mut command = Command::new(&self.range.engine.buildx);
         let private = self.trap.home.join("private");
@@ -211,7 +212,7 @@ impl Run<'_> {
         command.envs(self.range.engine.environment()).envs(self.trap.variables());
     }
 
-    /// Runs it to its end, or until it is a bomb; returns the file with its standard output.
+    /// Runs docker-buildx until it ends or proves to be a bomb. Returns the file with its standard output.
     fn finish(&mut self, mut command: Command, arguments: &[String], folder: &Path, input: Option<String>) -> PathBuf {
         let path = |name: &str| self.trap.home.join(format!("{name}-{}", self.said.len()));
         let (out, err) = (path("out"), path("err"));
@@ -243,7 +244,7 @@ impl Run<'_> {
     }
 }
 
-/// Processor time of a process, in hundredths of a second.
+/// The processor time of a process, in hundredths of a second.
 fn used(id: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
     let after_name = stat.rsplit(')').next().unwrap_or_default();
@@ -257,25 +258,25 @@ fn make(private: &Path) {
 }
 
 impl Fixture {
-    /// The native object of the job.
+    /// The build request of the job.
     pub fn native(&self, sha: &str, repository: &str) -> Value {
         let field = if self.file.ends_with(".yml") || self.file.ends_with(".yaml") { "compose" } else { "bake" };
         let is_said = self.is_forks && self.reference == "refs/heads/main";
         json!({
             "repository": format!("acme/{repository}"), "account": self.account, "sha": sha, "ref": self.reference,
             "trust": if is_said { "fork" } else { "branch" }, field: self.file, "no_cache": true,
-            // A fork has no names for its images, which is refused as well.
+            // Policy also refuses a fork's names for its images.
             "push": !self.is_forks,
         })
     }
 
-    /// The definition of what somebody else has built before.
+    /// The definition that another account built before.
     pub fn neighbour(&self, trap: &Trap) -> Option<Value> {
         let definition = json!({"target": {"default": self.neighbour.as_ref()?}}).to_string();
         Some(serde_json::from_str(&trap.fill(&definition)).unwrap())
     }
 
-    /// The files of its repository.
+    /// The files of the fixture's repository.
     pub fn commit(&self, trap: &Trap) -> Vec<world::File> {
         let filled = self.filled(trap);
         let files = filled.into_iter().map(|(path, kind, content)| match kind {
@@ -313,7 +314,7 @@ impl Fixture {
         }
     }
 
-    /// Where the definition is read, and its name there.
+    /// The directory in which the definition is read, and its name there.
     fn place(&self, tree: &Path) -> (PathBuf, String) {
         let path = Path::new(self.file);
         (tree.join(path.parent().unwrap()), path.file_name().unwrap().to_str().unwrap().to_owned())

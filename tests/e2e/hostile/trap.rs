@@ -1,4 +1,4 @@
-//! What an attack finds, and how it is seen that it did: canary files, variables and ports, one set for each run.
+//! What an attack can reach, and how the test detects it: canary files, variables and ports, one set for each run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, FileTimes};
@@ -15,41 +15,41 @@ use crate::canary_port::CanaryPort;
 use crate::engine::Engine;
 use crate::registry;
 
-/// What has happened to the worker's machine, or to what is somebody else's.
+/// Harm to the worker's machine or to other accounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Harm {
-    /// The content of a file or variable came out: in an image, a message, a request.
-    Told,
-    /// A file was read.
+    /// The content of a file or variable appeared in an image, a message or a request.
+    Leaked,
+    /// The attack read a file.
     Read,
-    /// Something was made, changed or removed; a program that is run makes a file.
+    /// The attack made, changed or removed a file. A program that the attack runs makes a file.
     Wrote,
-    /// Somebody came to the port.
-    Rang,
+    /// The attack connected to the port.
+    Connected,
     /// An image or cache has a name that the repository chose.
     Pushed,
-    /// It took more time or output than anybody needs.
+    /// The attack used too much time or output.
     Exhausted,
 }
 
 impl Harm {
     pub fn name(self) -> &'static str {
         match self {
-            Self::Told => "told",
+            Self::Leaked => "leaked",
             Self::Read => "read",
             Self::Wrote => "wrote",
-            Self::Rang => "rang",
+            Self::Connected => "connected",
             Self::Pushed => "pushed",
             Self::Exhausted => "exhausted",
         }
     }
 }
 
-/// The surroundings of one run of one fixture.
+/// The environment of one run of one fixture.
 pub struct Trap {
     pub home: PathBuf,
     outside: PathBuf,
-    /// By path: what was there before.
+    /// The files before the run, by path.
     before: BTreeMap<PathBuf, Vec<u8>>,
     canary_port: CanaryPort,
     registry: CanaryPort,
@@ -58,13 +58,13 @@ pub struct Trap {
     canaries: Vec<String>,
 }
 
-/// Whose access time is this is read by nobody since.
+/// An access time so old that any read changes it.
 fn long_ago() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)
 }
 
 impl Trap {
-    /// Sets it in a directory of its own; `nonce` is part of every canary.
+    /// Sets a trap in its own directory. `nonce` is part of every canary.
     pub fn set(home: PathBuf, nonce: String, engine: &Engine) -> Self {
         let outside = home.join("outside");
         fs::create_dir_all(outside.join("sub")).unwrap();
@@ -89,7 +89,7 @@ impl Trap {
         ] {
             fs::write(outside.join(path), text).unwrap();
         }
-        // A socket's path may have 107 bytes.
+        // A socket's path is limited to 107 bytes.
         let agent = outside.join("agent");
         let listener = UnixListener::bind(&agent).ok();
         let before = snapshot(&outside);
@@ -102,8 +102,8 @@ impl Trap {
         let words = BTreeMap::from([
             ("OUTSIDE", outside.display().to_string()),
             ("UP", "../".repeat(20)),
-            ("BELL", format!("127.0.0.1:{}", canary_port.port)),
-            ("BELL_PORT", canary_port.port.to_string()),
+            ("CANARY", format!("127.0.0.1:{}", canary_port.port)),
+            ("CANARY_PORT", canary_port.port.to_string()),
             ("EVIL_REGISTRY", format!("127.0.0.1:{}", registry.port)),
             ("FOREIGN", format!("{}/{nonce}/foreign:1", engine.registry)),
             ("BASE", engine.base_image.clone()),
@@ -123,26 +123,27 @@ impl Trap {
         }
     }
 
-    /// A fixture's text, with `@WORD@` for what this trap has.
+    /// A fixture's text, with this trap's value for each `@WORD@`.
     pub fn fill(&self, text: &str) -> String {
         self.words.iter().fold(text.to_owned(), |text, (word, value)| text.replace(&format!("@{word}@"), value))
     }
 
-    /// The variables that nobody should see.
+    /// The variables that no build should see.
     pub fn variables(&self) -> Vec<(String, String)> {
         let agent = self.outside.join("agent").display().to_string();
         vec![(self.words["VARIABLE"].clone(), self.canaries[1].clone()), ("SSH_AUTH_SOCK".into(), agent)]
     }
 
-    /// The docker `config.json` of the job: its registry is a canary, so that it can be told from what hides passwords.
+    /// The docker `config.json` of the job. Its registry is a canary, so that the test can tell it from the code that
+    /// hides passwords.
     pub fn credentials(&self) -> String {
         credentials(&self.canaries[0])
     }
 
-    /// What has happened since, by the canaries and by what was said.
+    /// The harm since the trap was set, by its canaries and the output.
     pub async fn harms(&self, said: &[u8], more_canaries: &[&str]) -> BTreeSet<Harm> {
         let mut harms = BTreeSet::new();
-        // Before anybody here reads them.
+        // Before this process reads the files itself.
         let is_read =
             |path: &PathBuf| fs::metadata(path).is_ok_and(|file| file.is_file() && file.atime() > 1_000_000_000);
         if self.before.keys().any(is_read) {
@@ -152,7 +153,7 @@ impl Trap {
             harms.insert(Harm::Wrote);
         }
         if self.canary_port.n_connections() > 0 {
-            harms.insert(Harm::Rang);
+            harms.insert(Harm::Connected);
         }
         if registry::digest(&self.words["FOREIGN"]).await.is_some() {
             harms.insert(Harm::Pushed);
@@ -162,7 +163,7 @@ impl Trap {
         let all = String::from_utf8_lossy(&all);
         let canaries = self.canaries.iter().map(String::as_str).chain(more_canaries.iter().copied());
         if canaries.into_iter().any(|canary| all.contains(canary)) {
-            harms.insert(Harm::Told);
+            harms.insert(Harm::Leaked);
         }
         harms
     }
@@ -187,7 +188,7 @@ fn snapshot(tree: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     all
 }
 
-/// What is written in Base64 in it: the output of steps in events, and passwords in requests.
+/// The decoded Base64 in a text: the output of steps in events, and passwords in requests.
 fn decoded(text: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(text);
     let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());

@@ -1,18 +1,18 @@
-# A Rails application around what the documents show: rows, Active Job and a router, and whatever lies in `APPLICATION`,
-# where the test has put the documents' classes.
+# A Rails application around the Ruby of the documents: rows, Active Job and a router. Loads all files in `APPLICATION`,
+# where the test writes the documents' classes.
 #
 # usage: application.rb call FILE     runs a call site, which may use `build` and `jid`; prints the jid of what it enqueued
-#        application.rb serve FILE…   serves the controllers and routes of these on a port of its own, which it prints
-#        sidekiq -r application.rb    the worker that takes callbacks
+#        application.rb serve FILE…   serves the controllers and routes of these on a free port, and prints it
+#        sidekiq -r application.rb    the worker that runs the callbacks
 #
-# Environment: ROWS, a file with the rows of `builds`, as JSON by id; BUILD, the id of the one that a call site has; JID.
+# Environment: ROWS, a file with the rows of `builds`, as JSON by id; BUILD, the id of the row for a call site; JID.
 
 require "json"
 require "zlib" # as Active Record does
 require "sidekiq"
 require "active_job"
 
-# Debian 12's Redis client announces a change of its own on every push.
+# Debian 12's Redis client otherwise prints a deprecation warning on every push.
 Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
 
 ActiveJob::Base.queue_adapter = :sidekiq
@@ -28,7 +28,7 @@ class ApplicationRecord
     row && new(row)
   end
 
-  def self.find(id) = find_by(id: id) || raise("there is no row #{id.inspect}")
+  def self.find(id) = find_by(id: id) || raise("row #{id.inspect} does not exist")
 
   def initialize(row) = @row = row
 
@@ -45,7 +45,7 @@ class ApplicationRecord
   def method_missing(name, *) = @row.fetch(name.to_s) { super }
 end
 
-# The application's own, which the documents leave as they are.
+# The application's own class, which the documents leave unchanged.
 class LegacyBuildJob
   include Sidekiq::Job
   sidekiq_options queue: "builds"
@@ -67,7 +67,7 @@ when "serve"
   require "action_controller"
   require "ostruct"
   require "rack/handler/webrick"
-  # Here only: Sidekiq would take it for all of Rails.
+  # Only here, because Sidekiq would otherwise detect all of Rails.
   module Rails
     def self.application = @application ||= OpenStruct.new(routes: ActionDispatch::Routing::RouteSet.new)
   end

@@ -1,4 +1,5 @@
-# Enqueues the jobs on standard input, a JSON array of [class, arguments], as an application does; prints a jid a line.
+# Enqueues the jobs from standard input, a JSON array of [class, arguments], as an application does. Prints one jid per
+# line.
 
 require_relative 'jobs'
 

@@ -1,18 +1,18 @@
-# What a Rails application has: jobs that ask for a build, and jobs that are told how it ended, in both of its ways.
-# Loaded by the client (enqueue.rb) and by the Sidekiq worker that takes the callbacks.
+# The jobs of a Rails application: two request a build, and two receive its report, through Sidekiq and through Active
+# Job. The client (enqueue.rb) and the Sidekiq worker that runs the callbacks load them.
 
 require 'json'
 require 'logger'
 require 'sidekiq'
 require 'active_job'
 
-# Debian 12's Redis client announces a change of its own on every push.
+# Debian 12's Redis client otherwise prints a deprecation warning on every push.
 Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
 
 ActiveJob::Base.queue_adapter = :sidekiq
 ActiveJob::Base.logger = nil
 
-# Keeps what a callback was given, for the test.
+# Writes the arguments of a callback to a file for the test.
 module Reports
   def self.keep(job, report)
     path = File.join(ENV.fetch('REPORTS'), "#{report.fetch('jid')}.json")

@@ -1,6 +1,6 @@
-# What Sidekiq itself makes of a worker: its API and its Web UI, as JSON. Works in Sidekiq 6.4, 7.3 and 8.1.
+# Prints how Sidekiq itself sees a worker: its API and its Web UI, as JSON. Works in Sidekiq 6.4, 7.3 and 8.1.
 #
-# usage: judge.rb look            what is known of processes, jobs and numbers, and the pages of the Web UI
+# usage: judge.rb look            prints processes, jobs, counts, and the pages of the Web UI
 #        judge.rb push JID…       pushes probes that last a minute, one to be retried first
 #        judge.rb VERB [JID]      quiet or stop every process; cancel, kill or retry a job
 require_relative "web"
@@ -43,7 +43,7 @@ end
 def cancel(jid)
   client = Sidekiq::Client.new
   return client.cancel!(jid) if client.respond_to?(:cancel!)
-  # docs/jobs.md: the same before 7.3.3.
+  # docs/jobs.md has the same for versions before 7.3.3.
   Sidekiq.redis { |redis| redis.hsetnx("it-#{jid}", "cancelled", Time.now.to_i) }
 end
 

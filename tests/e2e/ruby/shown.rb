@@ -1,5 +1,5 @@
-# Whether Sidekiq can show everything that lies in Redis: every entry by its API, every page of its Web UI.
-# Works in Sidekiq 6.4, 7.3 and 8.1.
+# Checks that Sidekiq can show everything in Redis: every entry by its API, every page of its Web UI. Works in Sidekiq
+# 6.4, 7.3 and 8.1.
 #
 # usage: shown.rb        prints JSON: the version, how many entries each set and queue has, and every failure
 #        shown.rb retry  retries every malformed entry of the dead set, as the button of the Web UI does
@@ -16,7 +16,8 @@ rescue Exception => error # rubocop:disable Lint/RescueException
   nil
 end
 
-# No page has markup of an entry: the tests' own script, or an attribute that one of their texts has begun.
+# A page must contain no markup of an entry: neither the script of the tests, nor an attribute that one of their texts
+# begins.
 def page(path)
   attempt("GET #{path}") do
     status, text = get(path)
@@ -27,7 +28,7 @@ def page(path)
   end
 end
 
-# What scripts and other pages ask of an entry.
+# Fields of an entry that scripts and other pages read.
 def read(job, what)
   attempt("#{what} #{job.value.to_s[0, 300].inspect}") do
     raise "class #{job.klass.inspect}" unless job.klass.is_a?(String)
@@ -45,7 +46,7 @@ def sorted_set(set, path)
     count += 1
     read(entry, set.name)
     attempt("#{set.name} #{entry.jid}") { [entry.at.iso8601, entry.error?, entry.score] }
-    # Sidekiq's router takes no other characters of a jid, in Ruby's own jobs neither.
+    # Sidekiq's router accepts no other characters in a jid, even for Ruby's own jobs.
     page("#{path}/#{entry.score}-#{entry.jid}") if /\A[\w.:~-]+\z/.match?(entry.jid.to_s)
   end
   pages(path, count)
@@ -59,7 +60,7 @@ def queue(queue)
     read(job, "queue #{queue.name}")
   end
   attempt("latency of #{queue.name}") { queue.latency }
-  # The Web UI has no page for queues of other names, Ruby's own neither.
+  # The Web UI has no page for queues with other names, even for Ruby's own queues.
   pages("/queues/#{queue.name}", count) if /\A[a-z_:.\-0-9]+\z/i.match?(queue.name)
   count
 end

@@ -8,10 +8,10 @@ require "sidekiq/api"
 require "sidekiq/web"
 
 Sidekiq.logger.level = Logger::ERROR if Sidekiq.logger
-# Debian 12's Redis client announces a change of its own on every push.
+# Debian 12's Redis client otherwise prints a deprecation warning on every push.
 Redis.sadd_returns_boolean = false if defined?(Redis) && Redis.respond_to?(:sadd_returns_boolean=)
 
-# Status and text of a page.
+# The status and text of a page.
 def get(path)
   env = Rack::MockRequest.env_for(path)
   env["rack.session"] = {}

@@ -1,4 +1,4 @@
-//! The tree of settings, as `src/settings` declares it: structs and fields with their comments, by the tokens of the source.
+//! The tree of settings from the source of `src/settings`: structs and fields with their comments.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use syn::{Attribute, Fields, GenericArgument, Item, PathArguments, Type};
 
 /// A table of settings.
 pub(super) struct Section {
-    /// Dotted path, with `NAME` for each name that the operator chooses; empty for settings without a section.
+    /// Dotted path, with `NAME` for each name that the operator chooses. Empty for settings without a section.
     pub(super) path: String,
     pub(super) doc: String,
     pub(super) settings: Vec<Setting>,
@@ -27,7 +27,7 @@ struct Struct {
     fields: Vec<(String, String, Type)>,
 }
 
-/// What the files declare, by the name of the type.
+/// The declarations in the files, by type name.
 struct Declared {
     structs: BTreeMap<String, Struct>,
     enums: BTreeMap<String, Vec<(String, String)>>,
@@ -41,7 +41,7 @@ pub(super) fn sections() -> Vec<Section> {
     sections
 }
 
-/// The defaults, from the example file; a test of `configuration` keeps it equal to the defaults of the code.
+/// The defaults from the example file. A test of `configuration` keeps it equal to the defaults of the code.
 pub(super) fn defaults() -> Config {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("config/sidebake.toml");
     Config::builder().add_source(File::from(example)).build().unwrap()
@@ -112,7 +112,7 @@ impl Declared {
     }
 }
 
-/// The name of the type inside `Option`, `Vec` and the values of a map, and whether there is a map.
+/// The name of the type inside `Option`, `Vec` and map values, and whether there is a map.
 fn innermost(declared: &Type) -> (String, bool) {
     let Type::Path(path) = declared else { panic!("a setting of an unusual type") };
     let last = path.path.segments.last().unwrap();

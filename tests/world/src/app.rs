@@ -1,4 +1,4 @@
-//! A GitHub App's identity: its ids, its RSA key pair, and the judgement of the JWTs it signs.
+//! A GitHub App's identity: its ids, its RSA key pair, and the verification of its JWTs.
 
 use std::sync::LazyLock;
 
@@ -26,7 +26,7 @@ impl App {
         App::new(id, &KeyPair::generate(KeySize::Rsa2048).unwrap())
     }
 
-    /// An App with this process's key: making one takes half a second in a debug build.
+    /// An App with one key per process, because generating a key takes half a second in a debug build.
     pub(crate) fn of_this_process(id: u64) -> App {
         static PAIR: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).unwrap());
         App::new(id, &PAIR)
@@ -46,18 +46,18 @@ impl App {
         pem("PRIVATE KEY", &self.pkcs8)
     }
 
-    /// The private key as `BEGIN RSA PRIVATE KEY` (PKCS#1), the form in which GitHub hands it out.
+    /// The private key as `BEGIN RSA PRIVATE KEY` (PKCS#1), the form that GitHub provides.
     pub fn private_key_pkcs1_pem(&self) -> String {
-        // PKCS#8 of an RSA key is a fixed frame of 26 bytes around PKCS#1, at this key size.
+        // At this key size, PKCS#8 of an RSA key is a fixed frame of 26 bytes around PKCS#1.
         let (frame, pkcs1) = self.pkcs8.split_at(26);
         assert_eq!((frame[22], pkcs1[0]), (0x04, 0x30), "an octet string that holds a sequence");
         pem("RSA PRIVATE KEY", pkcs1)
     }
 
-    /// Whether GitHub accepts this JWT at `now_s`; otherwise its message for the 401.
+    /// Verifies the JWT as GitHub does at `now_s`; the error is GitHub's message for the 401.
     pub(crate) fn verify(&self, jwt: &str, now_s: i64) -> Result<(), &'static str> {
         let mut validation = Validation::new(Algorithm::RS256);
-        // The times are judged below, by GitHub's rules and by the stand-in's own clock.
+        // `judge_times` checks the times, by GitHub's rules and the stand-in's own clock.
         validation.validate_exp = false;
         validation.validate_aud = false;
         validation.set_required_spec_claims::<&str>(&[]);

@@ -1,7 +1,8 @@
-//! The builder's side of a scripted bake: a listening port that `docker-buildx`'s `remote` driver connects to.
+//! The builder's side of a scripted bake: a listening port that the `remote` driver of `docker-buildx` connects to.
 //!
-//! The worker gives its child an environment made from nothing and one TCP port; so the port is the only way in for a script.
-//! One JSON line arrives, what was asked ([`Run`]); JSON lines go back ([`Step`]); reports and the end arrive.
+//! The worker gives its child an empty environment and one TCP port, so a script can reach the child only through that
+//! port. The child sends one JSON line with its request ([`Run`]). The builder answers with JSON lines ([`Step`]). The
+//! child then sends reports and its exit code.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +17,7 @@ use serde_json::Value;
 
 use crate::script::{Script, Step};
 
-/// A running builder; dropping it ends the connections, and with them the scripted children.
+/// A running builder. Dropping it ends the connections, and with them the scripted children.
 pub struct Builder {
     port: u16,
     shared: Arc<Shared>,
@@ -25,7 +26,7 @@ pub struct Builder {
 /// One bake that reached the builder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
-    /// The whole command line, the program first.
+    /// The whole command line, with the program first.
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: BTreeMap<String, String>,
@@ -33,25 +34,25 @@ pub struct Run {
     pub cwd: PathBuf,
     /// The name of the builder.
     pub builder: String,
-    /// The definition as it was sent, mostly on stdin.
+    /// The definition that it received, mostly on stdin.
     pub stdin: String,
     /// The definition as `--print` would show it.
     pub definition: Value,
-    /// The targets that get built, groups resolved.
+    /// The targets that it builds, with groups resolved.
     pub targets: Vec<String>,
-    /// `config.json` in `DOCKER_CONFIG`, when there is one.
+    /// `config.json` in `DOCKER_CONFIG`, if there is one.
     pub docker_config: Option<String>,
     /// The argument of `--metadata-file`.
     pub metadata_file: Option<PathBuf>,
     /// The pid of the child.
     pub pid: u32,
-    /// What the reporting steps found, in their order.
+    /// What the reporting steps found, in order.
     #[serde(skip)]
     pub reports: Vec<Report>,
     /// The exit code that the child announced; none when it was killed.
     #[serde(skip)]
     pub exit: Option<i32>,
-    /// When it connected.
+    /// When the child connected.
     #[serde(skip, default = "Instant::now")]
     pub started: Instant,
     /// When its connection ended.
@@ -59,12 +60,12 @@ pub struct Run {
     pub ended: Option<Instant>,
 }
 
-/// What a step found, looking out from inside the sandbox.
+/// What a step found inside the sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// The step, as it was sent.
+    /// The step that the builder sent.
     pub step: Value,
-    /// What it read, or the pid it started; none when it failed.
+    /// What the step read, or the pid it started; none when it failed.
     pub found: Option<String>,
     /// The error's text.
     pub error: Option<String>,
@@ -72,7 +73,7 @@ pub struct Report {
     pub errno: Option<i32>,
 }
 
-/// A line from the child after the first one.
+/// A line from the child after the first.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Word {
@@ -96,7 +97,7 @@ struct State {
 }
 
 impl Builder {
-    /// A builder on a free port that builds whatever it is asked for.
+    /// A builder on a free port that builds every request.
     pub fn start() -> Builder {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -128,17 +129,17 @@ impl Builder {
         format!("tcp://127.0.0.1:{}", self.port)
     }
 
-    /// The port of the endpoint, which the sandbox has to let through.
+    /// The port of the endpoint, which the sandbox must allow.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Adds a script for one run, after those that were added before.
+    /// Adds a script for one run to the end of the queue.
     pub fn script(&self, script: Script) {
         self.state().queue.push_back(script);
     }
 
-    /// The script of every run that finds none in the queue.
+    /// Sets the script of every run that finds none in the queue.
     pub fn script_for_the_rest(&self, script: Script) {
         self.state().default = script;
     }
@@ -153,24 +154,24 @@ impl Builder {
         self.state().running()
     }
 
-    /// How many runs were connected at the same time at most.
+    /// The highest number of runs connected at the same time.
     pub fn most_at_once(&self) -> usize {
         self.state().most_at_once
     }
 
-    /// How many runs have ended, by themselves or not.
+    /// How many runs have ended, on their own or killed.
     pub fn ended(&self) -> usize {
         let state = self.state();
         state.runs.len() - state.running()
     }
 
-    /// Lets one more held run go on; one that comes later finds it too.
+    /// Lets one more held run continue. A run that is held later finds the release too.
     pub fn release(&self) {
         self.state().n_released += 1;
         self.shared.released.notify_all();
     }
 
-    /// Ends every connection: the builder's pod is gone. New ones are served.
+    /// Ends every connection, as when the builder's pod is lost. Serves new ones.
     pub fn drop_connections(&self) {
         for connection in self.state().connections.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
@@ -187,24 +188,24 @@ impl Drop for Builder {
         self.state().is_over = true;
         self.shared.released.notify_all();
         self.drop_connections();
-        // Wakes the accepting thread, so that it sees the end and closes the port.
+        // Wakes the accepting thread, so that it stops and closes the port.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 
 impl Run {
-    /// The definition's tags of a target.
+    /// The tags of a target in the definition.
     pub fn tags(&self, target: &str) -> Vec<String> {
         let tags = self.definition["target"][target]["tags"].as_array();
         tags.into_iter().flatten().filter_map(|tag| tag.as_str().map(str::to_owned)).collect()
     }
 
-    /// Whether the connection ended without a word: the child was killed.
+    /// Whether the connection ended without an exit code, because the child was killed.
     pub fn was_killed(&self) -> bool {
         self.ended.is_some() && self.exit.is_none()
     }
 
-    /// `target ` when vertices carry it: with several targets.
+    /// `target `, which vertices carry when there are several targets.
     pub(crate) fn prefix(&self, target: &str) -> String {
         if self.targets.len() > 1 { format!("{target} ") } else { String::new() }
     }
@@ -228,7 +229,7 @@ impl Shared {
 
     fn converse(self: Arc<Shared>, connection: TcpStream) {
         let mut lines = BufReader::new(connection.try_clone().unwrap()).lines();
-        // Whoever connects and says nothing, a probe of the port, is no run.
+        // A connection that sends nothing probes the port and is not a run.
         let Some(Ok(first)) = lines.next() else {
             return;
         };
@@ -273,7 +274,7 @@ impl Shared {
         while state.n_released == 0 && state.runs[n].ended.is_none() && !state.is_over {
             state = self.released.wait(state).unwrap();
         }
-        // One that ended while it was held leaves the release to another.
+        // A run that ended while held leaves the release to another.
         if state.runs[n].ended.is_none() {
             state.n_released = state.n_released.saturating_sub(1);
         }
@@ -284,13 +285,13 @@ impl Shared {
         match serde_json::from_str(line) {
             Ok(Word::Report(report)) => run.reports.push(report),
             Ok(Word::Exit(code)) => run.exit = Some(code),
-            // It was killed in the middle of a word.
+            // KILL can cut a line in the middle.
             Err(error) => eprintln!("scripted docker-buildx said {line:?}: {error}"),
         }
     }
 }
 
-/// Places the scripted `docker-buildx` into `dir` and returns its path.
+/// Installs the scripted `docker-buildx` into `dir` and returns its path.
 ///
 /// # Panics
 /// When it has not been built; the message says how.
@@ -301,8 +302,8 @@ pub fn install(dir: &Path) -> PathBuf {
     let built =
         built.unwrap_or_else(|| panic!("no scripted-docker-buildx near {}; run: cargo build -p world", test.display()));
     let placed = dir.join("docker-buildx");
-    // Never a copy of our own: a child that another thread forks meanwhile would inherit the open file,
-    // and the program would be "Text file busy".
+    // Never copies it in this process: a child that another thread forks meanwhile would inherit the open file, and
+    // executing the program would fail with "Text file busy".
     if std::fs::hard_link(&built, &placed).is_err() {
         let copied = Command::new("cp").args([&built, &placed]).status().unwrap();
         assert!(copied.success(), "cannot copy {} to {}", built.display(), placed.display());

@@ -1,18 +1,18 @@
 //! JSON bake definitions, resolved as `docker-buildx bake --print` (0.29) resolves them in the simple case.
 //!
-//! Evaluated are the escapes `$${` and `%%{`. Templates, variables, inheritance and matrices are refused rather than done wrong.
+//! Evaluates only the escapes `$${` and `%%{`. Refuses templates, variables, inheritance and matrices.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-/// Fields whose values are printed with their escapes.
+/// Fields whose values keep their escapes in the output.
 const ESCAPED: [&str; 5] = ["args", "labels", "annotations", "dockerfile-inline", "extra-hosts"];
 
-/// Lists that are printed as objects although they may be written as `key=value,…`.
+/// Lists that the output shows as objects although a definition may write them as `key=value,…`.
 const CSV: [&str; 6] = ["attest", "cache-from", "cache-to", "secret", "ssh", "output"];
 
-/// The fields of a target in the order of buildx; others are ignored, as it does.
+/// The fields of a target in the order of buildx. Ignores others, as buildx does.
 const FIELDS: [&str; 25] = [
     "description",
     "annotations",
@@ -41,7 +41,7 @@ const FIELDS: [&str; 25] = [
     "extra-hosts",
 ];
 
-/// What `--print` shows for the asked targets (`default` when none), or the text after `ERROR: `.
+/// The output of `--print` for the requested targets (`default` when none), or the text after `ERROR: `.
 pub fn resolve(text: &str, asked: &[String]) -> Result<Value, String> {
     let definition: Value = serde_json::from_str(text)
         .map_err(|error| format!("the scripted docker-buildx reads JSON definitions only: {error}"))?;
@@ -56,7 +56,7 @@ pub fn resolve(text: &str, asked: &[String]) -> Result<Value, String> {
     for name in &built {
         add_linked(&definition, name, &mut targets)?;
     }
-    // Alone, `default` is its own group; anything else becomes the group's content.
+    // Alone, `default` is its own group. A longer request becomes the group's content.
     if asked != ["default"] || !groups.contains_key("default") {
         groups.insert("default".into(), json!({"targets": asked}));
     }
@@ -67,7 +67,7 @@ pub fn resolve(text: &str, asked: &[String]) -> Result<Value, String> {
     Ok(json!({"group": groups, "target": printed}))
 }
 
-/// The targets that are built for their own sake: those of the group `default` of a printed definition.
+/// The requested targets: those of the group `default` of a printed definition.
 pub fn built_targets(printed: &Value) -> Vec<String> {
     let mut targets = BTreeSet::new();
     let mut names = vec!["default".to_owned()];
@@ -138,7 +138,7 @@ fn print(target: &Value, is_linked_only: bool) -> Result<Value, String> {
             (_, Some(value)) if ESCAPED.contains(&field) => escape(value),
             (_, Some(value)) => value.clone(),
         };
-        // Empty lists and maps are left out.
+        // The output omits empty lists and maps.
         let is_empty = value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
         if !is_empty {
             printed.insert(field.into(), value);
@@ -181,7 +181,7 @@ fn sorted(object: &Value) -> Value {
     json!(fields)
 }
 
-/// Writes the escapes again, in values only; an argument without a value is left out.
+/// Writes the escapes again, in values only. Omits an argument without a value.
 fn escape(value: &Value) -> Value {
     match value {
         Value::String(text) => text.replace("${", "$${").replace("%{", "%%{").into(),
@@ -194,7 +194,7 @@ fn escape(value: &Value) -> Value {
     }
 }
 
-/// Takes the escapes out of every key and value, and refuses what would be an expression.
+/// Removes the escapes from every key and value, and refuses expressions.
 fn evaluate(value: Value) -> Result<Value, String> {
     Ok(match value {
         Value::String(text) => unescape(&text)?.into(),
@@ -229,7 +229,7 @@ fn unescape(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    /// In: what Debian's buildx 0.29.1 was given on stdin. Out: what its `--print all` showed.
+    /// `given` is the stdin of Debian's buildx 0.29.1; the expected text is the output of its `--print all`.
     #[test]
     fn a_definition_is_printed_as_buildx_0_29_printed_it() {
         let given = r#"{"group": {"all": {"targets": ["vote", "result"]}}, "target": {
@@ -258,7 +258,7 @@ mod tests {
             },
         });
         let resolved = resolve(given, &["all".into()]).unwrap();
-        // As text, since the order of the fields is buildx's too.
+        // As text, because the order of the fields is buildx's too.
         assert_eq!(resolved.to_string(), printed.to_string());
         assert_eq!(built_targets(&resolved), ["result", "vote"]);
     }

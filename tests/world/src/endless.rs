@@ -1,4 +1,4 @@
-//! Answers that have no end: as fast as they are read, or a byte now and then.
+//! Answers without end, either as fast as the client reads or one byte at a time.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use tokio_util::io::ReaderStream;
 
 use crate::server::Server;
 
-/// How fast an answer without end comes.
+/// The speed of an answer without end.
 #[derive(Clone, Copy, Debug)]
 pub enum Pace {
-    /// As fast as it is read.
+    /// As fast as the client reads.
     Flood,
     /// A byte after each pause.
     Drip(Duration),
 }
 
-/// A server that answers every request with the beginning of a JSON text that has no end.
+/// A server that answers every request with the beginning of a JSON text without end.
 pub struct Endless {
     server: Server,
 }
@@ -40,7 +40,7 @@ impl Endless {
 /// An answer with this status whose body never ends.
 pub(crate) fn response(status: u16, pace: Pace) -> Response<Body> {
     let body = match pace {
-        // White space may stand before any JSON.
+        // JSON allows white space before any value.
         Pace::Flood => Body::from_stream(ReaderStream::new(tokio::io::repeat(b' '))),
         Pace::Drip(pause) => {
             let (mut writer, reader) = tokio::io::duplex(1);

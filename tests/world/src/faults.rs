@@ -1,4 +1,4 @@
-//! Faults that a test asks for: the next requests of a path get a given answer, a late one, or none.
+//! Faults that a test requests: the next requests of a path get a given answer, a late one, or none.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::endless::{self, Pace};
 
-/// The faults of one server, shared with it.
+/// The faults of one server, which shares them with the test.
 #[derive(Clone, Default)]
 pub struct Faults(Arc<Mutex<Vec<Fault>>>);
 
@@ -27,33 +27,33 @@ enum Kind {
 }
 
 impl Faults {
-    /// The next `n` requests whose path starts with `prefix` are answered with this and do nothing else.
+    /// Answers the next `n` requests whose path starts with `prefix` with this response, without any other effect.
     pub fn fail_next(&self, prefix: &str, n: u32, status: u16, headers: &[(&str, &str)], body: &str) {
         let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
         self.add(prefix, n, Kind::Answer { status, headers, body: body.into() });
     }
 
-    /// Every request whose path starts with `prefix` waits this long first, until [`Faults::clear`].
+    /// Delays every request whose path starts with `prefix`, until [`Faults::clear`].
     pub fn delay(&self, prefix: &str, delay: Duration) {
         self.add(prefix, u32::MAX, Kind::Delay(delay));
     }
 
-    /// The next `n` requests whose path starts with `prefix` are never answered.
+    /// Never answers the next `n` requests whose path starts with `prefix`.
     pub fn stall_next(&self, prefix: &str, n: u32) {
         self.add(prefix, n, Kind::Stall);
     }
 
-    /// Every request whose path starts with `prefix` gets an answer without end, until [`Faults::clear`].
+    /// Gives every request whose path starts with `prefix` an answer without end, until [`Faults::clear`].
     pub fn never_end(&self, prefix: &str, status: u16, pace: Pace) {
         self.add(prefix, u32::MAX, Kind::Endless { status, pace });
     }
 
-    /// Forgets every fault; a request that stalls already goes on stalling.
+    /// Removes every fault. A request that stalls already continues to stall.
     pub fn clear(&self) {
         self.0.lock().unwrap().clear();
     }
 
-    /// The answer that a fault gives to this request, after its delay; none when it is to be served as usual.
+    /// The faulty answer to this request, or none after a delay or without a fault.
     pub(crate) async fn strike(&self, path: &str) -> Option<Response<Body>> {
         match self.take(path)? {
             Kind::Delay(delay) => {

@@ -29,7 +29,7 @@ pub struct GitHost {
     _dir: Option<TempDir>,
 }
 
-/// One request as it arrived.
+/// One request.
 #[derive(Clone, Debug)]
 pub struct GitRequest {
     /// Path with query.
@@ -38,25 +38,25 @@ pub struct GitRequest {
     pub token: Option<String>,
     /// The `Git-Protocol` header, `version=2` from any recent client.
     pub protocol: Option<String>,
-    /// The status of the answer; 0 when there was none.
+    /// The status of the answer; 0 without an answer.
     pub status: u16,
 }
 
-/// What becomes of the packs that are sent.
+/// What the host does with the packs that it sends.
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Pack {
-    /// They arrive.
+    /// Sends them complete.
     #[default]
     Whole,
-    /// Those that are longer stop after so many bytes, and the connection stays open.
+    /// Stops longer packs after this many bytes and keeps the connection open.
     StallAfter(u64),
-    /// They end after so many bytes.
+    /// Ends longer packs after this many bytes.
     CutAfter(u64),
 }
 
 struct Shared {
     root: PathBuf,
-    /// None when the host is open to everyone.
+    /// None when every client may read.
     tokens: Option<Tokens>,
     faults: Faults,
     pack: Mutex<Pack>,
@@ -64,7 +64,7 @@ struct Shared {
 }
 
 impl GitHost {
-    /// A host that opens its repositories to these tokens.
+    /// A host that serves its repositories to these tokens.
     pub fn start(tokens: Tokens) -> GitHost {
         let dir = tempfile::tempdir().unwrap();
         let mut host = GitHost::serve(dir.path(), Some(tokens), 0);
@@ -80,7 +80,8 @@ impl GitHost {
         host
     }
 
-    /// Serves the bare repositories `OWNER/NAME.git` below `root`, also those made later; open to everyone without `tokens`.
+    /// Serves the bare repositories `OWNER/NAME.git` below `root`, including later ones. Without `tokens`, every client
+    /// may read.
     pub fn serve(root: &Path, tokens: Option<Tokens>, port: u16) -> GitHost {
         let shared = Arc::new(Shared {
             root: root.canonicalize().unwrap(),
@@ -108,7 +109,7 @@ impl GitHost {
         &self.shared.root
     }
 
-    /// The repository `owner/name`, made empty when there is none.
+    /// The repository `owner/name`, which this makes if it is missing.
     pub fn repository(&self, full_name: &str) -> Repository {
         let dir = self.shared.root.join(format!("{full_name}.git"));
         if !dir.exists() {
@@ -122,18 +123,18 @@ impl GitHost {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// How many fetches began and were let in. A warm mirror begins none.
+    /// How many fetches were authorized. A warm mirror begins none.
     pub fn n_fetches(&self) -> usize {
         let requests = self.requests();
         requests.iter().filter(|request| request.status == 200 && request.path.contains("/info/refs")).count()
     }
 
-    /// Answers that a test wants instead of the usual ones.
+    /// The faults of this host.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
     }
 
-    /// What becomes of packs from now on.
+    /// Sets what the host does with packs from now on.
     pub fn set_pack(&self, pack: Pack) {
         *self.shared.pack.lock().unwrap() = pack;
     }
@@ -181,7 +182,7 @@ fn admit(shared: &Shared, head: &Parts) -> Result<String, Refusal> {
             Ok(format!("/{owner}/{name}.git/{service}"))
         }
         ("info/refs", "service=git-receive-pack") | ("git-receive-pack", _) => Err(NO_ACCESS),
-        // The dumb protocol was switched off in 2011.
+        // GitHub does not serve the dumb protocol.
         _ => Err(Refusal(403, "Please upgrade your git client.")),
     }
 }
@@ -215,7 +216,7 @@ fn authenticate(shared: &Shared, headers: &HeaderMap, full_name: &str) -> Result
 struct Refusal(u16, &'static str);
 
 const NOT_FOUND: Refusal = Refusal(404, "Repository not found.");
-/// Said of reading too, when a token lacks `contents`.
+/// Also GitHub's answer to reading, when a token lacks `contents`.
 const NO_ACCESS: Refusal = Refusal(403, "Write access to repository not granted.");
 
 impl Refusal {
@@ -235,7 +236,7 @@ fn basic_token(headers: &HeaderMap) -> Option<String> {
     Some(credentials.split_once(':')?.1.to_owned())
 }
 
-/// Runs `git http-backend` for one request: the body in, headers and body out, neither held in memory.
+/// Runs `git http-backend` for one request. Streams the body in, and headers and body out.
 async fn backend(shared: &Shared, head: &Parts, path_info: &str, mut body: Body) -> Response<Body> {
     let mut child = tokio::process::Command::from(cgi(shared, head, path_info))
         .stdin(Stdio::piped())
@@ -256,7 +257,7 @@ async fn backend(shared: &Shared, head: &Parts, path_info: &str, mut body: Body)
     });
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     let response = cgi_headers(&mut stdout).await;
-    // It ends with its work, or by SIGPIPE when the client has gone.
+    // It ends when it is done, or by SIGPIPE when the client has closed the connection.
     tokio::spawn(async move { child.wait().await });
     let pack = match path_info.ends_with("/git-upload-pack") {
         true => *shared.pack.lock().unwrap(),
@@ -331,7 +332,7 @@ fn spoil(stdout: impl AsyncRead + Unpin + Send + 'static, pack: Pack) -> Body {
         Pack::StallAfter(n_bytes) => {
             let (reader, mut writer) = tokio::io::duplex(1 << 16);
             tokio::spawn(async move {
-                // What comes before the pack is shorter, and ends.
+                // The responses before the pack are shorter, and end.
                 if tokio::io::copy(&mut stdout.take(n_bytes), &mut writer).await.is_ok_and(|n| n == n_bytes) {
                     std::future::pending::<()>().await;
                 }

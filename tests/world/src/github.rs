@@ -1,4 +1,4 @@
-//! GitHub for one App: its installations, its clock, the tokens it gave out, the calls it got. What it answers is in `rest`.
+//! GitHub for one App: its installations, clock, tokens and recorded calls. `rest` has the endpoints.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,14 +20,14 @@ pub struct GitHub {
     server: Server,
 }
 
-/// One request as it arrived.
+/// One request.
 #[derive(Clone, Debug)]
 pub struct Call {
     /// `GET`, `POST`, …
     pub method: String,
     /// Path with query.
     pub path: String,
-    /// The body, which is JSON for every endpoint here.
+    /// The body, which is JSON at every endpoint here.
     pub body: String,
     /// The `User-Agent` header.
     pub user_agent: Option<String>,
@@ -35,7 +35,7 @@ pub struct Call {
     pub authorization: Option<String>,
 }
 
-/// What the API and its endpoints share.
+/// What the endpoints share.
 pub(crate) struct Shared {
     pub(crate) app: App,
     pub(crate) tokens: Tokens,
@@ -47,7 +47,7 @@ pub(crate) struct Shared {
 pub(crate) struct Mutable {
     pub(crate) installations: BTreeMap<u64, Installation>,
     pub(crate) calls: Vec<Call>,
-    /// Present names of repositories, by their old ones in lower case.
+    /// The current names of moved repositories, by their old names in lower case.
     pub(crate) moved: BTreeMap<String, String>,
     pub(crate) clock_offset_s: i64,
     pub(crate) token_lifetime: Duration,
@@ -55,7 +55,7 @@ pub(crate) struct Mutable {
     is_logging: bool,
 }
 
-/// The App on one account.
+/// The App's installation on one account.
 pub(crate) struct Installation {
     pub(crate) account: String,
     pub(crate) reach: Reach,
@@ -64,12 +64,12 @@ pub(crate) struct Installation {
 }
 
 impl GitHub {
-    /// An API on a free port, with App 12345; all of a process have one key.
+    /// An API on a free port, with App 12345. All APIs of a process have one key.
     pub fn start() -> GitHub {
         GitHub::start_with(App::of_this_process(12345), 0)
     }
 
-    /// An API for this App on this port, or on a free one when it is 0.
+    /// An API for this App on this port, or on a free one when `port` is 0.
     pub fn start_with(app: App, port: u16) -> GitHub {
         let shared =
             Arc::new(Shared { app, tokens: Tokens::default(), faults: Faults::default(), state: Mutex::default() });
@@ -93,14 +93,14 @@ impl GitHub {
         &self.shared.app
     }
 
-    /// Every token issued here; give it to [`crate::GitHost::start`].
+    /// Every token that this API has issued; give it to [`crate::GitHost::start`].
     pub fn tokens(&self) -> Tokens {
         self.shared.tokens.clone()
     }
 
     /// Installs the App on these repositories (names without the owner) and returns the installation id.
     ///
-    /// It is granted `contents: read`, `statuses: write` and `checks: write`.
+    /// Grants it `contents: read`, `statuses: write` and `checks: write`.
     pub fn install(&self, account: &str, repositories: &[&str]) -> u64 {
         let names = repositories.iter().map(|name| format!("{account}/{name}")).collect();
         let id = 7_000_001 + self.state().installations.len() as u64;
@@ -125,7 +125,7 @@ impl GitHub {
         self.state().installations.get_mut(&id).unwrap().is_suspended = is_suspended;
     }
 
-    /// Removes an installation. Its tokens are revoked, as GitHub does.
+    /// Removes an installation and revokes its tokens, as GitHub does.
     pub fn uninstall(&self, id: u64) {
         self.state().installations.remove(&id);
         for (token, grant) in self.shared.tokens.all() {
@@ -135,27 +135,27 @@ impl GitHub {
         }
     }
 
-    /// Says of a repository (`owner/name`) that it has another name now; where it is installed and kept is the caller's.
+    /// Renames a repository (`owner/name`) in the API. The caller moves its installation and its directory.
     pub fn moved(&self, old: &str, new: &str) {
         self.state().moved.insert(old.to_ascii_lowercase(), new.into());
     }
 
-    /// Serves commits from the bare repositories `OWNER/NAME.git` below `root` (that of a `GitHost`).
+    /// Serves commits from the bare repositories `OWNER/NAME.git` below `root` (the root of a `GitHost`).
     pub fn serve_commits_from(&self, root: &Path) {
         self.state().repositories_root = Some(root.into());
     }
 
-    /// How long tokens last that are minted from now on; GitHub's last an hour.
+    /// Sets the lifetime of new tokens; GitHub's is an hour.
     pub fn set_token_lifetime(&self, lifetime: Duration) {
         self.state().token_lifetime = lifetime;
     }
 
-    /// Moves the server's clock: JWTs are judged, and answers dated, by it.
+    /// Moves the server's clock, by which it judges JWTs and dates answers.
     pub fn set_clock_offset_s(&self, offset_s: i64) {
         self.state().clock_offset_s = offset_s;
     }
 
-    /// Says on stderr which JWTs were verified and what tokens were minted for, never the tokens.
+    /// Logs to stderr which JWTs it verified and what it minted tokens for, but never the tokens.
     pub fn log_to_stderr(&self) {
         self.state().is_logging = true;
     }
@@ -165,7 +165,7 @@ impl GitHub {
         self.state().calls.clone()
     }
 
-    /// Answers that a test wants instead of the usual ones.
+    /// The faults of this API.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
     }
@@ -175,7 +175,7 @@ impl GitHub {
     }
 }
 
-/// The numeric id of `owner/name`: the same everywhere, derived from the name.
+/// The numeric id of `owner/name`, derived from the name so that it is the same everywhere.
 pub fn repository_id(full_name: &str) -> u64 {
     let hash = Sha256::digest(full_name.to_ascii_lowercase());
     100_000_000 + u64::from(u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]))

@@ -1,6 +1,6 @@
-//! A Kubernetes that has one Deployment with one pod, both ready, whatever it is asked for.
+//! A Kubernetes that always has one Deployment with one pod, both ready.
 //!
-//! It answers what a worker asks before a build: the Deployment and its pods. No pod can be entered.
+//! Answers what a worker requests before a build: the Deployment and its pods. Allows no exec into a pod.
 
 use axum::extract::Path;
 use axum::routing::get;

@@ -1,10 +1,10 @@
-//! The stand-ins: what sidebake talks to and a test machine cannot have, imitated on the wire, with state that a test reads afterwards.
+//! Stand-ins for the systems that sidebake talks to and a test machine cannot have, imitated on the wire.
 //!
-//! Every stand-in has its own loopback port and its own threads, so a test body may block, and ends when its value is dropped.
-//! What each one imitates, and what it does not, is in `README.md`.
+//! Each stand-in has its own loopback port and threads, so a test body may block. It stops when its value is dropped.
+//! `README.md` lists what each one imitates and what it does not.
 
 #![forbid(unsafe_code)]
-// A stand-in that cannot do its part must end the test where it stands; nobody handles its errors.
+// A stand-in that fails must end the test at once, because no code handles its errors.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 mod app;
@@ -40,7 +40,7 @@ pub use script::{Script, Step, image_digest};
 pub use tokens::{Grant, Reach, Tokens};
 pub use worker::{Home, Worker, sidebake, text};
 
-/// Waits until `condition` holds, looking every 10 ms.
+/// Waits until `condition` holds, and checks it every 10 ms.
 ///
 /// # Panics
 /// After 10 s, naming `what` was waited for.
@@ -55,7 +55,7 @@ pub async fn wait_for(what: &str, condition: impl FnMut() -> bool) {
 pub async fn wait_for_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(started.elapsed() < limit, "waited {limit:?} in vain for {what}");
+        assert!(started.elapsed() < limit, "timed out after {limit:?} waiting for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

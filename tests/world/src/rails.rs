@@ -1,4 +1,4 @@
-//! The resolver endpoint of the customer's Rails, `GET /builds/{id}`: it checks the signature and answers what the test told it.
+//! The resolver endpoint of the customer's Rails, `GET /builds/{id}`. Checks the signature and gives the test's answer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ pub struct Rails {
     server: Server,
 }
 
-/// What an id is answered with, once the signature is right.
+/// The answer to an id in a request with a valid signature.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// 200 with this build request.
@@ -31,18 +31,18 @@ pub enum Answer {
     Text(String),
     /// 302 to this location.
     Redirect(String),
-    /// 200 with valid JSON of so many bytes at least.
+    /// 200 with valid JSON of at least this many bytes.
     Padded(Value, usize),
-    /// Nothing, on an open connection.
+    /// Nothing, with the connection open.
     Hang,
 }
 
-/// One request as it arrived.
+/// One request.
 #[derive(Clone, Debug)]
 pub struct RailsRequest {
     /// Path with query.
     pub path: String,
-    /// Whether `Date` and signature were right.
+    /// Whether `Date` and signature are valid.
     pub is_authentic: bool,
 }
 
@@ -53,7 +53,7 @@ struct Shared {
 }
 
 impl Rails {
-    /// An endpoint that knows no build yet.
+    /// An endpoint without builds.
     pub fn start(secret: &str) -> Rails {
         let shared = Arc::new(Shared { secret: secret.into(), answers: Mutex::default(), requests: Mutex::default() });
         let router = Router::new().fallback(front_door).with_state(shared.clone());
@@ -70,7 +70,7 @@ impl Rails {
         self.server.port()
     }
 
-    /// Tells what `GET /builds/{id}` answers from now on.
+    /// Sets the answer to `GET /builds/{id}` from now on.
     pub fn answer(&self, id: impl ToString, answer: Answer) {
         self.shared.answers.lock().unwrap().insert(id.to_string(), answer);
     }
@@ -94,7 +94,7 @@ async fn front_door(State(shared): State<Arc<Shared>>, request: Request) -> Resp
         Answer::Object(object) => respond(200, object.to_string()),
         Answer::Status(status) => respond(status, "{}".into()),
         Answer::Text(text) => respond(200, text),
-        // White space is JSON too, so only the size is wrong.
+        // White space is valid JSON, so only the size is wrong.
         Answer::Padded(object, n_bytes) => respond(200, format!("{object}{}", " ".repeat(n_bytes))),
         Answer::Redirect(location) => {
             let mut response = respond(302, String::new());
@@ -105,7 +105,8 @@ async fn front_door(State(shared): State<Arc<Shared>>, request: Request) -> Resp
     }
 }
 
-/// Checks the signature: `v1=` and the hex HMAC-SHA256 over method, path with query and date; a date is good for 5 minutes.
+/// Checks the signature: `v1=` and the hex HMAC-SHA256 over method, path with query and date. A date is valid for 5
+/// minutes.
 fn is_authentic(secret: &str, path: &str, headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
     let date = text("date");

@@ -1,6 +1,6 @@
-//! A real `redis-server` for one test, on a free port, and Sidekiq's words for looking at it.
+//! A real `redis-server` for one test, on a free port, with Sidekiq's terms for inspecting it.
 //!
-//! The key layout is Sidekiq 8's (`sidekiq-wire.md` §1, §4); the verbs write what its client writes.
+//! The key layout is that of Sidekiq 8 (`sidekiq-wire.md` §1, §4); the pushes write what its client writes.
 
 use std::collections::HashMap;
 use std::net::{TcpListener, TcpStream};
@@ -28,9 +28,10 @@ impl Redis {
         Redis::start_with(&[])
     }
 
-    /// A server with more arguments of `redis-server`, which win over ours: `["--appendonly", "yes"]` to survive [`Redis::stop`].
+    /// A server with more `redis-server` arguments, which override the defaults: `["--appendonly", "yes"]` to survive
+    /// [`Redis::stop`].
     pub fn start_with(args: &[&str]) -> Redis {
-        // Between finding a free port and the server's bind another process may take it; then try another.
+        // Another process may take the port before the server binds it; then tries another port.
         for _ in 0..5 {
             let redis = Redis {
                 port: free_port(),
@@ -50,12 +51,12 @@ impl Redis {
         format!("redis://127.0.0.1:{}/0", self.port)
     }
 
-    /// The port it listens on, the same after a restart.
+    /// The port, which stays the same after a restart.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// KILLs the server: what it did not write to disk is lost.
+    /// Kills the server. It loses what it has not written to disk.
     pub fn stop(&self) {
         if let Some(mut child) = self.child.lock().unwrap().take() {
             let _ = child.kill();
@@ -63,18 +64,18 @@ impl Redis {
         }
     }
 
-    /// Starts it again on the same port and directory, after killing it if it runs.
+    /// Starts it again with the same port and directory, and kills it first if it runs.
     pub fn restart(&self) {
         self.stop();
-        assert!(self.spawn(), "redis-server does not come back on port {}", self.port);
+        assert!(self.spawn(), "redis-server does not restart on port {}", self.port);
     }
 
-    /// STOPs the process: connections stay open and nothing answers, as behind a dead network.
+    /// Sends STOP: connections stay open and nothing answers, as behind a network that drops packets.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets a frozen server go on.
+    /// Sends CONT to a frozen server.
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
@@ -82,7 +83,7 @@ impl Redis {
     /// A new connection.
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
-        // The library's own are half a second, which a busy machine can take.
+        // The library's own limits are half a second, which a busy machine can exceed.
         let patience = Some(Duration::from_secs(20));
         let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
@@ -100,26 +101,26 @@ impl Redis {
         jid
     }
 
-    /// Pushes any bytes the way a client pushes a job.
+    /// Pushes any bytes as a client pushes a job.
     pub async fn push_raw(&self, queue: &str, payload: impl AsRef<[u8]>) {
         let mut push = redis::pipe();
         push.sadd("queues", queue).ignore().lpush(format!("queue:{queue}"), payload.as_ref()).ignore();
         push.exec_async(&mut self.connection().await).await.unwrap();
     }
 
-    /// The payloads of a queue, the next job first.
+    /// The payloads of a queue, with the next job first.
     pub async fn queue(&self, name: &str) -> Vec<String> {
         let payloads: Vec<Vec<u8>> = self.connection().await.lrange(format!("queue:{name}"), 0, -1).await.unwrap();
         payloads.iter().rev().map(|text| String::from_utf8_lossy(text).into_owned()).collect()
     }
 
-    /// The jobs of one class in a queue, the next one first.
+    /// The jobs of one class in a queue, with the next job first.
     pub async fn jobs_of_class(&self, queue: &str, class: &str) -> Vec<Value> {
         let jobs = self.queue(queue).await.into_iter().filter_map(|payload| serde_json::from_str(&payload).ok());
         jobs.filter(|job: &Value| job["class"] == class).collect()
     }
 
-    /// Members and scores of `retry`, `schedule` or `dead`, the earliest first.
+    /// Members and scores of `retry`, `schedule` or `dead`, with the earliest first.
     pub async fn sorted_set(&self, name: &str) -> Vec<(String, f64)> {
         self.connection().await.zrange_withscores(name, 0, -1).await.unwrap()
     }
@@ -129,7 +130,7 @@ impl Redis {
         self.connection().await.get(key).await.unwrap()
     }
 
-    /// The hash at a key, empty when there is none.
+    /// The hash at a key, or an empty one.
     pub async fn hgetall(&self, key: &str) -> HashMap<String, String> {
         self.connection().await.hgetall(key).await.unwrap()
     }
@@ -154,13 +155,13 @@ impl Redis {
         }
     }
 
-    /// Whether the server answers on its port; it has ended otherwise.
+    /// Starts the server. Returns whether it answers on its port; otherwise it has ended.
     fn spawn(&self) -> bool {
         let child = Command::new(redis_server())
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string()])
             .args(["--save", "", "--appendonly", "no", "--dir"])
             .arg(self.dir.path())
-            // Not every version looks for it in that directory.
+            // Some versions look elsewhere by default.
             .arg("--logfile")
             .arg(self.dir.path().join("redis.log"))
             .args(&self.args)
@@ -174,7 +175,7 @@ impl Redis {
     fn answers(&self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
-            // An appendonly file is loaded before commands are served, so a PING decides and not the open port.
+            // The server accepts connections while it loads an append-only file, so only a PING shows that it is ready.
             if ping(self.port) == Some(true) {
                 return true;
             }
@@ -192,7 +193,7 @@ impl Redis {
     }
 }
 
-/// The server that tests run on: `redis-server`, or what `SIDEBAKE_REDIS_SERVER` names, such as a Valkey.
+/// The server of the tests: `redis-server`, or the program in `SIDEBAKE_REDIS_SERVER`, such as a Valkey.
 pub fn redis_server() -> String {
     std::env::var("SIDEBAKE_REDIS_SERVER").unwrap_or_else(|_| "redis-server".into())
 }
@@ -203,7 +204,7 @@ impl Drop for Redis {
     }
 }
 
-/// A port that nobody listened on a moment ago.
+/// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -215,7 +216,7 @@ fn ping(port: u16) -> Option<bool> {
     stream.write_all(b"PING\r\n").ok()?;
     let mut answer = [0; 5];
     stream.read_exact(&mut answer).ok()?;
-    // With a password set it refuses, but it is there.
+    // A server with a password refuses, but it runs.
     Some(&answer == b"+PONG" || answer.starts_with(b"-NOA"))
 }
 

@@ -1,4 +1,4 @@
-//! Repositories with a history made by the test: commits go in through `git fast-import`, one process each.
+//! Repositories with a history that the test makes. Each commit goes in through one `git fast-import`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -39,12 +39,12 @@ impl File {
         File { mode: "120000", ..File::new(path, target) }
     }
 
-    /// A submodule at this commit; `.gitmodules` is yours to add.
+    /// A submodule at this commit. The caller adds `.gitmodules`.
     pub fn submodule(path: &str, sha: &str) -> File {
         File { mode: "160000", ..File::new(path, sha) }
     }
 
-    /// A file that is there no more.
+    /// Removes a file.
     pub fn removed(path: &str) -> File {
         File { mode: "D", ..File::new(path, "") }
     }
@@ -63,7 +63,7 @@ impl File {
     }
 }
 
-/// Whether anybody may read the bare repository in `dir`.
+/// Whether any client may read the bare repository in `dir`.
 pub(crate) fn is_public(dir: &Path) -> bool {
     dir.join(PUBLIC).exists()
 }
@@ -74,18 +74,18 @@ impl Repository {
         run(git(dir).args(["init", "--quiet", "--bare", "--initial-branch=main"]), b"");
     }
 
-    /// Lets anybody read it, with or without a token.
+    /// Lets any client read it, with or without a token.
     pub fn publish(&self) {
         std::fs::write(self.dir.join(PUBLIC), "").unwrap();
     }
 
-    /// Commits these files on `main`, over what is there, and returns the sha.
+    /// Commits these files on top of `main` and returns the sha.
     pub fn commit(&self, files: &[(&str, &str)]) -> String {
         let files: Vec<File> = files.iter().map(|(path, text)| File::new(path, *text)).collect();
         self.commit_with("main", &files)
     }
 
-    /// Commits on a branch, which starts from nothing when it is new, and returns the sha.
+    /// Commits on a branch and returns the sha. A new branch starts empty.
     ///
     /// Author and dates are fixed, so the same history has the same shas everywhere.
     pub fn commit_with(&self, branch: &str, files: &[File]) -> String {
@@ -111,7 +111,7 @@ impl Repository {
         (!tip.is_empty()).then_some(tip)
     }
 
-    /// Makes a fork of the other, as GitHub has them: either one serves the commits of both by their shas.
+    /// Makes this a fork of the other, as on GitHub: each serves the commits of both by their shas.
     pub fn fork(&self, original: &Repository) {
         for (reader, other) in [(self, original), (original, self)] {
             let objects = other.dir.join("objects");
@@ -121,14 +121,14 @@ impl Repository {
         self.git(&["update-ref", "refs/heads/main", &tip]);
     }
 
-    /// Runs git in the repository and returns its output, trimmed: for what the verbs above cannot say.
+    /// Runs git in the repository and returns its trimmed output, for anything that the methods above cannot do.
     pub fn git(&self, args: &[&str]) -> String {
         let output = run(git(&self.dir).args(args), b"");
         String::from_utf8(output).unwrap().trim_end().into()
     }
 }
 
-/// The git command line in `dir`, blind to the machine's configuration.
+/// The git command line in `dir`, without the machine's configuration.
 pub(crate) fn git(dir: &Path) -> Command {
     let mut git = Command::new("git");
     git.current_dir(dir).env_clear().env("HOME", dir).env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");

@@ -1,6 +1,6 @@
-//! The endpoints of GitHub's REST API that a worker uses, and the rules by which they refuse.
+//! The endpoints of GitHub's REST API that a worker uses, and their rules for refusing.
 //!
-//! Statuses and messages follow `git-and-github.md` §10; what is not served answers 404 like a path that does not exist.
+//! Statuses and messages follow `git-and-github.md` §10. Other paths answer 404, as at GitHub.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -38,7 +38,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// What every request passes: the record, the faults, the mandatory headers; and what every answer carries.
+/// Records every request, applies faults, checks the mandatory headers, and adds the headers of every answer.
 async fn front_door(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap_or_default();
@@ -75,7 +75,7 @@ fn authenticate_app(shared: &Shared, headers: &HeaderMap) -> Result<(), Refusal>
     judgement.map_err(|message| Refusal(401, message))
 }
 
-/// The installation token in the header, with what it may do.
+/// The installation token in the header, with its grant.
 fn authenticate_token(shared: &Shared, headers: &HeaderMap) -> Result<(String, Grant), Refusal> {
     let token = credentials(headers).ok_or(Refusal(401, "Requires authentication"))?;
     let grant = shared.tokens.grant(token).filter(Grant::is_valid);
@@ -165,7 +165,7 @@ async fn mint(
     Ok((StatusCode::CREATED, Json(token_answer(&token, &grant, offset_s, is_narrowed))))
 }
 
-/// What the token may do, and whether the body named repositories.
+/// The new token's grant, and whether the body names repositories.
 fn decide(shared: &Shared, id: u64, body: &Value) -> Result<(Grant, bool), Refusal> {
     let state = shared.state.lock().unwrap();
     let installation = state.installations.get(&id).ok_or(NOT_FOUND)?;
@@ -186,7 +186,7 @@ fn decide(shared: &Shared, id: u64, body: &Value) -> Result<(Grant, bool), Refus
 fn token_answer(token: &str, grant: &Grant, offset_s: i64, is_narrowed: bool) -> Value {
     let mut answer = json!({
         "token": token,
-        // GitHub writes whole seconds, by its own clock.
+        // GitHub writes whole seconds by its own clock.
         "expires_at": Timestamp::from_second(grant.expires_at.as_second() + offset_s).unwrap().to_string(),
         "permissions": grant.permissions, "repository_selection": selection(&grant.reach),
     });
@@ -201,7 +201,7 @@ fn repository(full_name: &str) -> Value {
     json!({"id": repository_id(full_name), "name": name, "full_name": full_name})
 }
 
-/// The repositories that the body asks for, and whether it asks for any.
+/// The repositories that the body names, and whether it names any.
 fn narrow(body: &Value, installation: &Installation) -> Result<(Reach, bool), Refusal> {
     const FOREIGN: Refusal = Refusal(
         422,
@@ -275,7 +275,7 @@ async fn commit(
     Ok(Json(json!({"sha": sha, "commit": {"tree": {"sha": tree}}, "parents": parents})).into_response())
 }
 
-/// The reference of exactly this name below `refs/`, with what it points to. Unlike `commits`, it resolves nothing.
+/// The reference with exactly this name below `refs/`, with its target. Unlike `commits`, it resolves nothing.
 async fn reference(
     State(shared): State<Arc<Shared>>,
     Path((owner, repo, name)): Path<(String, String, String)>,
@@ -288,7 +288,7 @@ async fn reference(
     Ok(Json(json!({"ref": name, "object": {"type": kind, "sha": sha}})))
 }
 
-/// An annotated tag: what the object with this id points to.
+/// The target of the annotated tag with this id.
 async fn tag(
     State(shared): State<Arc<Shared>>,
     Path((owner, repo, sha)): Path<(String, String, String)>,
@@ -302,13 +302,13 @@ async fn tag(
     })))
 }
 
-/// What git prints, trimmed; nothing when it fails.
+/// The trimmed output of git, or none when it fails.
 fn output(dir: &std::path::Path, arguments: &[&str]) -> Option<String> {
     let output = git(dir).args(arguments).output().unwrap();
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
-/// How the second of `BASE...HEAD` is to be reached from the first. The commits themselves are left out.
+/// How to reach the second of `BASE...HEAD` from the first. Omits the commits themselves.
 async fn compare(
     State(shared): State<Arc<Shared>>,
     Path((owner, repo, range)): Path<(String, String, String)>,
@@ -336,7 +336,7 @@ async fn compare(
     Ok(Json(json!({"status": status, "ahead_by": ahead_by, "behind_by": behind_by})))
 }
 
-/// The repository, which the token in the headers may read.
+/// The repository, if the token in the headers may read it.
 fn readable(shared: &Shared, headers: &HeaderMap, owner: &str, repo: &str) -> Result<PathBuf, Refusal> {
     let (_, grant) = authenticate_token(shared, headers)?;
     let full_name = format!("{owner}/{repo}");

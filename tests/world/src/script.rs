@@ -1,4 +1,4 @@
-//! What a scripted bake does: the steps that a builder sends to its `docker-buildx`, and constructors for the usual courses.
+//! What a scripted bake does: the steps that a builder sends to its `docker-buildx`, and constructors for common runs.
 //!
 //! The streams follow what buildx 0.29 writes under `--progress=rawjson` (`buildx-notes.md` §3, fixtures/buildx).
 
@@ -18,17 +18,17 @@ use crate::builder::Run;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// Writes this to stderr, as it is.
+    /// Writes this to stderr unchanged.
     Stderr(String),
-    /// Writes this to stdout, as it is.
+    /// Writes this to stdout unchanged.
     Stdout(String),
     /// Waits.
     WaitMs(u64),
     /// Writes the file of `--metadata-file`.
     Metadata(Value),
-    /// Whether TERM and INT are ignored from now on; otherwise they end it with 130.
+    /// Whether to ignore TERM and INT from now on. By default they end the child with 130.
     IgnoreTerm(bool),
-    /// Starts a child in the same process group, which sleeps and holds stdout and stderr open. Reports its pid.
+    /// Starts a child in the same process group that sleeps and holds stdout and stderr open. Reports its pid.
     SpawnSleeper,
     /// Connects to this `host:port`. Reports the outcome.
     Connect(String),
@@ -36,42 +36,42 @@ pub enum Step {
     ConnectUnix(PathBuf),
     /// Reads this file or directory. Reports the outcome and the content.
     Read(PathBuf),
-    /// Writes a byte into this file. Reports the outcome.
+    /// Writes a byte to this file. Reports the outcome.
     Write(PathBuf),
     /// Runs this program without arguments. Reports the outcome.
     Exec(PathBuf),
     /// Ends with this code.
     Exit(i32),
-    /// Does nothing, for ever.
+    /// Does nothing forever.
     Hang,
-    /// The builder sends nothing more until [`crate::Builder::release`].
+    /// Makes the builder wait for [`crate::Builder::release`].
     Hold,
 }
 
-/// The steps of one bake, made when its run is known.
+/// The steps of one bake, computed from its run.
 #[derive(Clone)]
 pub struct Script(Arc<Course>);
 
 type Course = dyn Fn(&Run) -> Vec<Step> + Send + Sync;
 
 impl Script {
-    /// Any course, from what was asked.
+    /// Computes the steps from the run.
     pub fn new(steps: impl Fn(&Run) -> Vec<Step> + Send + Sync + 'static) -> Script {
         Script(Arc::new(steps))
     }
 
-    /// These steps, whatever was asked.
+    /// The same steps for every run.
     pub fn steps(steps: Vec<Step>) -> Script {
         Script::new(move |_| steps.clone())
     }
 
-    /// Builds and pushes these targets under the tags of the definition; all that the run asks for when there are none.
+    /// Builds and pushes these targets under the tags of the definition. With none, it builds all targets of the run.
     pub fn success(targets: &[&str]) -> Script {
         let targets = owned(targets);
         Script::new(move |run| success(run, &targets, false))
     }
 
-    /// [`Script::success`] with every step out of the cache.
+    /// [`Script::success`] with every step from the cache.
     pub fn cached(targets: &[&str]) -> Script {
         let targets = owned(targets);
         Script::new(move |run| success(run, &targets, true))
@@ -87,7 +87,7 @@ impl Script {
         Script::steps(vec![Step::Stderr(stderr.into()), Step::Metadata(metadata), Step::Exit(0)])
     }
 
-    /// Begins the targets that the run asks for and goes on for ever.
+    /// Starts the targets of the run, then hangs.
     pub fn hang() -> Script {
         Script::new(|run| {
             let mut stream = Stream::default();
@@ -99,19 +99,19 @@ impl Script {
         })
     }
 
-    /// Hangs, and TERM does not end it.
+    /// Hangs, and ignores TERM.
     pub fn ignores_term() -> Script {
         let hang = Script::hang();
         Script::new(move |run| [vec![Step::IgnoreTerm(true)], hang.steps_for(run)].concat())
     }
 
-    /// The `RUN command` of `target` ends with `exit_code`, after its log `output`; the other targets are pushed first.
+    /// The `RUN command` of `target` logs `output` and ends with `exit_code`, after the push of the other targets.
     pub fn fails_step(target: &str, command: &str, exit_code: i32, output: &str) -> Script {
         let (target, command, output) = (target.to_owned(), command.to_owned(), output.to_owned());
         Script::new(move |run| fails_step(run, &target, &command, exit_code, &output))
     }
 
-    /// BuildKit is gone in the middle: exit 1 with buildx's text.
+    /// Loses BuildKit in the middle of a build: exit 1 with buildx's text.
     pub fn loses_builder() -> Script {
         Script::new(|run| {
             let mut stream = Stream::default();
@@ -126,12 +126,12 @@ impl Script {
         })
     }
 
-    /// The same course, but after [`crate::Builder::release`].
+    /// Waits for [`crate::Builder::release`] first.
     pub fn held(self) -> Script {
         Script::new(move |run| [vec![Step::Hold], self.steps_for(run)].concat())
     }
 
-    /// The same course, after these steps.
+    /// Runs these steps first.
     pub fn after(self, steps: Vec<Step>) -> Script {
         Script::new(move |run| [steps.clone(), self.steps_for(run)].concat())
     }
@@ -141,7 +141,7 @@ impl Script {
     }
 }
 
-/// The digest under which [`Script::success`] pushes `target`.
+/// The digest that [`Script::success`] reports for `target`.
 pub fn image_digest(target: &str) -> String {
     digest(&["image", target])
 }
@@ -195,14 +195,14 @@ fn metadata(run: &Run, targets: &[String]) -> Value {
     metadata
 }
 
-/// The steps so far, with the words for the next ones.
+/// The steps so far.
 #[derive(Default)]
 struct Stream {
     steps: Vec<Step>,
 }
 
 impl Stream {
-    /// From loading the Dockerfile to the last step; `prefix` is empty or `target `.
+    /// From the load of the Dockerfile to the last step; `prefix` is empty or `target `.
     fn begin(&mut self, prefix: &str, target: &str, is_cached: bool) {
         let load = Vertex::new(&["load", target], format!("[{prefix}internal] load build definition from Dockerfile"));
         self.vertex(&load.started());
@@ -266,7 +266,7 @@ struct Vertex {
 
 impl Vertex {
     fn new(identity: &[&str], name: String) -> Vertex {
-        // Started a little ago, so that durations are not zero.
+        // Starts in the past, so that durations are not zero.
         let started = Timestamp::now() - SignedDuration::from_millis(40);
         Vertex { digest: digest(identity), name, started: started.to_string() }
     }

@@ -1,4 +1,4 @@
-//! One HTTP server on its own loopback port and its own thread; dropping it closes the port and every connection.
+//! One HTTP server with its own loopback port and thread. Dropping it closes the port and every connection.
 
 use std::net::TcpListener;
 use std::thread::JoinHandle;
@@ -13,7 +13,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Serves `router` on `port`, or on a free one when it is 0. The port answers when this returns.
+    /// Serves `router` on `port`, or on a free one when `port` is 0. The port accepts connections when this returns.
     pub(crate) fn start(router: Router, port: u16) -> Server {
         let listener = TcpListener::bind(("127.0.0.1", port))
             .unwrap_or_else(|error| panic!("cannot listen on 127.0.0.1:{port}: {error}"));
@@ -33,8 +33,8 @@ impl Server {
     }
 }
 
-// A runtime per server: dropping it ends the connections too, which axum's own shutdown would wait for,
-// and a test that blocks its thread (on a child, say) is still answered.
+// One runtime per server, because dropping a runtime ends its connections, and axum's own shutdown would wait for them.
+// Its own thread serves requests even while a test blocks its thread, such as on a child.
 fn serve(listener: TcpListener, router: Router, stopped: oneshot::Receiver<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! Installation tokens, known to both of GitHub's halves: the API mints and revokes them, the git host judges by them.
+//! Installation tokens, shared by both halves of GitHub: the API mints and revokes them, the git host checks them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,22 +9,22 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 
-/// Every token that was ever issued, shared between `GitHub` and `GitHost`.
+/// Every issued token, shared between `GitHub` and `GitHost`.
 #[derive(Clone, Default)]
 pub struct Tokens(Arc<Mutex<BTreeMap<String, Grant>>>);
 
 /// What one token may do.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// The installation it acts for.
+    /// The installation of the token.
     pub installation_id: u64,
-    /// The repositories it opens.
+    /// The repositories that the token can read.
     pub reach: Reach,
     /// Permission name to level, `contents` to `read`.
     pub permissions: BTreeMap<String, String>,
-    /// When it stops working; the API gives one hour.
+    /// When it expires; the API grants one hour.
     pub expires_at: Timestamp,
-    /// Whether `DELETE /installation/token` was called with it.
+    /// Whether a client called `DELETE /installation/token` with it.
     pub is_revoked: bool,
 }
 
@@ -33,17 +33,17 @@ pub struct Grant {
 pub enum Reach {
     /// These, as `owner/name`.
     Only(Vec<String>),
-    /// Every bare repository `OWNER/NAME.git` below this directory, also those made later.
+    /// Every bare repository `OWNER/NAME.git` below this directory, including later ones.
     Under(PathBuf),
 }
 
 impl Reach {
-    /// Whether `full_name` (`owner/name`) is one of them. GitHub does not mind upper and lower case.
+    /// Whether `full_name` (`owner/name`) is one of them. As on GitHub, case does not matter.
     pub fn covers(&self, full_name: &str) -> bool {
         self.full_names().iter().any(|name| name.eq_ignore_ascii_case(full_name))
     }
 
-    /// All of them, as `owner/name`.
+    /// All names, as `owner/name`.
     pub fn full_names(&self) -> Vec<String> {
         match self {
             Reach::Only(names) => names.clone(),
@@ -72,7 +72,7 @@ impl Grant {
 }
 
 impl Tokens {
-    /// Issues a token without asking the API: `contents: read` on these repositories for one hour.
+    /// Issues a token without the API: `contents: read` on these repositories for one hour.
     pub fn issue(&self, repositories: &[&str]) -> String {
         self.mint(
             1,
@@ -86,7 +86,7 @@ impl Tokens {
         )
     }
 
-    /// What this token may do, unless it was never issued.
+    /// What this token may do; none when it was never issued.
     pub fn grant(&self, token: &str) -> Option<Grant> {
         self.0.lock().unwrap().get(token).cloned()
     }
@@ -96,17 +96,17 @@ impl Tokens {
         self.0.lock().unwrap().iter().map(|(token, grant)| (token.clone(), grant.clone())).collect()
     }
 
-    /// Revokes a token; whether it was known.
+    /// Revokes a token and returns whether it exists.
     pub fn revoke(&self, token: &str) -> bool {
         self.0.lock().unwrap().get_mut(token).map(|grant| grant.is_revoked = true).is_some()
     }
 
-    /// Lets a token's hour be over.
+    /// Expires a token.
     pub fn expire(&self, token: &str) {
         self.0.lock().unwrap().get_mut(token).unwrap().expires_at = Timestamp::UNIX_EPOCH;
     }
 
-    /// A token in the stateless form of 2026: `ghs_`, the App id, and three base64url parts, some 520 characters.
+    /// A token in the stateless form of 2026: `ghs_`, the App id, and three base64url parts, about 520 characters.
     pub(crate) fn mint(&self, app_id: u64, grant: Grant) -> String {
         let part = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
         let header = part(br#"{"alg":"ES256","typ":"JWT"}"#);

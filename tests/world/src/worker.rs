@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use crate::wait_for_within;
 
-/// The directory of one test: configuration, state directory and logs of its workers.
+/// The directory of one test: the configuration, state directory and logs of its workers.
 pub struct Home {
     directory: tempfile::TempDir,
     binary: &'static str,
     patience: Duration,
 }
 
-/// A worker process; killed when it is dropped.
+/// A worker process. Dropping it kills the process.
 pub struct Worker {
     child: Child,
     log: PathBuf,
@@ -23,7 +23,7 @@ pub struct Worker {
 }
 
 impl Home {
-    /// A new directory whose name begins with `prefix`. `patience` is how long anything may take before a test gives up.
+    /// A new directory whose name begins with `prefix`. A test fails when a condition takes longer than `patience`.
     pub fn new(binary: &'static str, prefix: &str, patience: Duration) -> Self {
         let directory = tempfile::Builder::new().prefix(prefix).tempdir().unwrap();
         Self { directory, binary, patience }
@@ -41,7 +41,7 @@ impl Home {
         path
     }
 
-    /// The binary, with nothing of the test's environment that could be a setting.
+    /// The binary, without variables of the test's environment that could be settings.
     pub fn sidebake(&self) -> Command {
         sidebake(self.binary)
     }
@@ -54,7 +54,7 @@ impl Home {
         self.spawn(command)
     }
 
-    /// Starts a command that becomes a worker. Its output is a log of this test.
+    /// Starts a command that becomes a worker, and logs its output in this directory.
     pub fn spawn(&self, mut command: Command) -> Worker {
         let log = tempfile::Builder::new().prefix("worker-").suffix(".log").tempfile_in(self.path()).unwrap();
         let (out, log) = log.keep().unwrap();
@@ -65,7 +65,7 @@ impl Home {
         Worker { child, log, patience: self.patience }
     }
 
-    /// Runs another command of the binary to its end.
+    /// Runs another command of the binary and waits for it.
     pub fn run(&self, arguments: &[&str], config: &Path, variables: &[(&str, &str)]) -> Output {
         let mut command = self.sidebake();
         command.args(arguments).arg("--config").arg(config).envs(variables.iter().copied());
@@ -75,16 +75,16 @@ impl Home {
     /// Waits for a condition.
     ///
     /// # Panics
-    /// After the test's patience, with all that its workers have logged.
+    /// After the test's patience, with the logs of all its workers.
     pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
         let started = Instant::now();
         while !condition().await {
-            assert!(started.elapsed() < self.patience, "waited in vain until {what}; the log says:\n{}", self.logs());
+            assert!(started.elapsed() < self.patience, "timed out waiting until {what}; the log:\n{}", self.logs());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    /// All that the workers of this test have logged.
+    /// The logs of all workers of this test.
     pub fn logs(&self) -> String {
         let entries = std::fs::read_dir(self.path()).unwrap().flatten();
         let logs = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
@@ -96,7 +96,7 @@ impl Home {
         lines_of(&self.logs(), event)
     }
 
-    /// Directories that jobs have and that have not been removed.
+    /// The directories of jobs that still exist.
     pub fn job_directories(&self) -> Vec<PathBuf> {
         let runs = std::fs::read_dir(self.path().join("state/run")).into_iter().flatten().flatten();
         runs.filter(|run| run.path().is_dir())
@@ -112,7 +112,7 @@ impl Worker {
         self.child.id()
     }
 
-    /// The most memory that the worker has had, in kB.
+    /// The peak memory of the worker, in kB.
     pub fn peak_kb(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -138,7 +138,7 @@ impl Worker {
         }
     }
 
-    /// Those of them that fetch or check out.
+    /// The descendants that fetch or check out.
     pub fn source_children(&self) -> Vec<u32> {
         let command_line = |id: &u32| std::fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
         self.processes().into_iter().filter(|id| command_line(id).contains("source-child")).collect()
@@ -150,13 +150,13 @@ impl Worker {
         assert!(sent.success());
     }
 
-    /// TERM, as Kubernetes sends it; waits for the end.
+    /// Sends TERM, as Kubernetes does, and waits for the end.
     pub async fn terminate(&mut self) {
         self.signal("TERM");
         self.ended().await;
     }
 
-    /// KILL, as the kernel's out-of-memory killer sends it.
+    /// Sends KILL, as the kernel's out-of-memory killer does.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -173,7 +173,7 @@ impl Worker {
         status.unwrap().code()
     }
 
-    /// What this worker has logged.
+    /// The log of this worker.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
@@ -191,7 +191,7 @@ impl Drop for Worker {
     }
 }
 
-/// The binary, with nothing of the test's environment that could be a setting.
+/// The binary, without variables of the test's environment that could be settings.
 pub fn sidebake(binary: &str) -> Command {
     let mut command = Command::new(binary);
     command.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").env_remove("DOCKER_HOST");

@@ -1,6 +1,6 @@
 //! The scripted `docker-buildx` and its builder, end to end, as a worker would drive them.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use std::io::Write;
 use std::path::Path;
@@ -43,7 +43,7 @@ impl Desk {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // One that ends before it reads, at a missing builder, breaks the pipe.
+        // A child that ends before it reads breaks the pipe, such as with a missing builder.
         let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
         child
     }
@@ -119,9 +119,9 @@ async fn scripts_are_taken_in_turn_and_fail_like_buildx() {
 }
 
 #[tokio::test]
-async fn a_killed_group_ends_the_connection_without_a_word() {
+async fn a_killed_group_ends_the_connection_without_an_exit() {
     let desk = Desk::new();
-    // The sleeper's report says that TERM is ignored by then.
+    // The sleeper's report shows that the child already ignores TERM.
     desk.builder.script(Script::steps(vec![Step::IgnoreTerm(true), Step::SpawnSleeper, Step::Hang]));
     let mut child = desk.spawn_bake();
     wait_for("the sleeper", || desk.builder.runs().first().is_some_and(|run| !run.reports.is_empty())).await;
@@ -134,7 +134,7 @@ async fn a_killed_group_ends_the_connection_without_a_word() {
     wait_for("the end of the run", || desk.builder.ended() == 1).await;
     assert!(desk.run(0).was_killed());
     let sleeper = desk.run(0).reports[0].found.clone().unwrap().parse().unwrap();
-    // Nobody may wait for it here, so a zombie counts as gone.
+    // No process may wait for it here, so a zombie counts as ended.
     wait_for("the sleeper's death", || {
         let stat = std::fs::read_to_string(format!("/proc/{sleeper}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z") || test_kill_process(Pid::from_raw(sleeper).unwrap()).is_err()
@@ -195,7 +195,7 @@ async fn probes_report_what_they_found() {
 }
 
 #[test]
-fn mistakes_have_buildxs_texts() {
+fn mistakes_have_the_messages_of_buildx() {
     let desk = Desk::new();
     let definition = definition().to_string();
     for (args, error) in [

@@ -1,6 +1,6 @@
-//! The git host as the real git meets it.
+//! The git host against the real git.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -90,7 +90,7 @@ fn the_same_history_has_the_same_shas() {
 }
 
 #[test]
-fn packs_end_early_or_stop_and_requests_fail_as_a_test_wants() {
+fn packs_end_early_or_stall_and_requests_fail_on_request() {
     let host = GitHost::open();
     host.repository("acme/voting-app").commit(&[("a", &"many words ".repeat(10_000))]);
     let url = format!("{}/acme/voting-app.git", host.url());
@@ -106,7 +106,7 @@ fn packs_end_early_or_stop_and_requests_fail_as_a_test_wants() {
         Command::new("git").args(["clone", "-q", &url, "stalled"]).current_dir(dir.path()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(300));
     assert!(stalled.try_wait().unwrap().is_none());
-    // A host that goes ends its connections, and the client with them.
+    // A host that stops ends its connections, and so the client.
     drop(host);
     assert!(!stalled.wait().unwrap().success());
 }

@@ -1,6 +1,6 @@
-//! The API as a client meets it: which JWTs pass, what a token request may ask, what calls and faults leave behind.
+//! The API as a client sees it: valid JWTs, token requests, recorded calls and faults.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use jiff::Timestamp;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
@@ -63,7 +63,7 @@ async fn the_pkcs1_form_of_the_key_signs_too() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_off_refuses_and_says_its_date() {
+async fn a_wrong_clock_refuses_and_reports_its_date() {
     let github = GitHub::start();
     github.set_clock_offset_s(-3600);
     let response = ask(Method::GET, &github, "/app", &good_jwt(github.app()), &json!({})).await;
@@ -74,7 +74,7 @@ async fn a_clock_that_is_off_refuses_and_says_its_date() {
 }
 
 #[tokio::test]
-async fn a_token_is_narrowed_to_what_was_asked() {
+async fn a_token_is_narrowed_to_the_request() {
     let github = GitHub::start();
     let id = github.install("acme", &["voting-app", "other"]);
     let body = json!({"repositories": ["voting-app"], "permissions": {"contents": "read"}});
@@ -119,7 +119,7 @@ async fn the_installation_of_a_repository_is_found_until_it_is_gone() {
 }
 
 #[tokio::test]
-async fn a_revoked_token_is_worth_nothing() {
+async fn a_revoked_token_is_refused() {
     let github = GitHub::start();
     let token = github.tokens().issue(&["acme/voting-app"]);
     for status in [204, 401] {

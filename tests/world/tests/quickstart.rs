@@ -1,6 +1,6 @@
 //! `world-github` as the quick start runs it.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};

@@ -1,6 +1,6 @@
-//! The resolver endpoint as a worker meets it.
+//! The resolver endpoint as a worker sees it.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ async fn resolve(rails: &Rails, id: &str, secret: &str, at: Timestamp) -> Respon
 }
 
 #[tokio::test]
-async fn a_signed_request_is_answered_as_the_test_told() {
+async fn a_signed_request_gets_the_tests_answer() {
     let rails = Rails::start("s3cret");
     let now = Timestamp::now();
     rails.answer(4711, Answer::Object(json!({"build_id": 4711})));

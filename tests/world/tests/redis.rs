@@ -1,6 +1,6 @@
-//! A Redis of one's own, in Sidekiq's words.
+//! A Redis for one test, in Sidekiq's terms.
 
-#![allow(clippy::unwrap_used)] // A test ends where its expectation does.
+#![allow(clippy::unwrap_used)] // A failed expectation ends the test.
 
 use redis::AsyncCommands;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ async fn a_pushed_job_is_on_its_queue_the_next_one_first() {
 }
 
 #[tokio::test]
-async fn a_restart_is_on_the_same_port_and_keeps_what_was_asked_to_be_kept() {
+async fn a_restart_keeps_the_port_and_the_appended_commands() {
     let volatile = Redis::start();
     let durable = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"]);
     for redis in [&volatile, &durable] {
@@ -36,7 +36,7 @@ async fn a_restart_is_on_the_same_port_and_keeps_what_was_asked_to_be_kept() {
 }
 
 #[tokio::test]
-async fn a_frozen_server_answers_nobody_until_it_is_thawed() {
+async fn a_frozen_server_answers_no_client_until_it_is_thawed() {
     let redis = Redis::start();
     let mut connection = redis.connection().await;
     connection.set_response_timeout(std::time::Duration::from_millis(500));

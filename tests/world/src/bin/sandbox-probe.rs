@@ -1,8 +1,8 @@
-//! Tries to get out of the sandbox in every way that we know of, and says how each attempt ended.
+//! Tries every known way out of the sandbox and records how each attempt ends.
 //!
-//! It is started as `sandbox-probe GROUND OUT`, or in the place of `docker-buildx`: then the ground lies in the context of
-//! the first target, and the table goes into its `TMPDIR`. The ground is JSON ([`Ground`]); the table has a line for each
-//! attempt, `name: outcome`. What could do harm is tried with arguments that nothing would come of.
+//! Runs as `sandbox-probe GROUND OUT`, or in place of `docker-buildx`. In place of `docker-buildx`, it finds the ground
+//! in the context of the first target and writes the table into its `TMPDIR`. The ground is JSON ([`Ground`]); the
+//! table has a line for each attempt, `name: outcome`. Attempts that could do harm use arguments that have no effect.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
@@ -20,14 +20,14 @@ use std::process::{Command, exit};
 use serde::Deserialize;
 use world::definition;
 
-/// What is tried out, and where it is.
+/// What the probe tries, and where it finds it.
 #[derive(Deserialize)]
 struct Ground {
-    /// `print` or `solve`, in the place of `docker-buildx`.
+    /// `print` or `solve`, when it runs in place of `docker-buildx`.
     stage: String,
-    /// A directory of its own.
+    /// The probe's own directory.
     own: Option<PathBuf>,
-    /// A file of the repository that is built.
+    /// A file of the repository that the job builds.
     source: Option<PathBuf>,
     key: PathBuf,
     configuration: PathBuf,
@@ -41,9 +41,9 @@ struct Ground {
     socket: PathBuf,
     abstract_socket: String,
     variable: String,
-    /// Whether the loader was let through for the probe's own sake.
+    /// Whether the sandbox lets the loader through for the probe.
     loader_is_given: bool,
-    /// Descriptors that whoever started the worker had left open for all.
+    /// Descriptors that the parent of the worker left open for all its children.
     inherited: Vec<usize>,
 }
 
@@ -63,7 +63,7 @@ fn read(ground: &Path) -> Ground {
     serde_json::from_slice(&fs::read(ground).unwrap()).unwrap()
 }
 
-/// As `docker-buildx`: resolves by the rules of the scripted one, and looks around at the stage that is asked for.
+/// As `docker-buildx`: resolves by the rules of the scripted one, and probes at the requested stage.
 fn bake(arguments: &[&str]) {
     let text = std::io::read_to_string(std::io::stdin()).unwrap();
     let is_print = arguments.contains(&"--print");
@@ -86,7 +86,8 @@ fn bake(arguments: &[&str]) {
     println!("{printed}");
 }
 
-/// The directory of its own. What resolves a definition is not told of it, but a job's directories are known.
+/// The probe's own directory. A child that resolves a definition does not receive it, but a job's directories are
+/// known.
 fn directory(ground: &Path) -> PathBuf {
     let of_job = || ground.ancestors().nth(4).unwrap().join("print/tmp");
     std::env::var_os("TMPDIR").map_or_else(of_job, PathBuf::from)
@@ -97,7 +98,7 @@ fn fail(message: &str) -> ! {
     exit(1)
 }
 
-/// Fills the table, and then waits to be killed: a directory that goes with its job must be read before.
+/// Fills the table, then waits for KILL: the job removes its directory at the end, so the test reads the table first.
 fn probe(ground_path: &Path, out: &Path) {
     let open = open_files();
     let ground = read(ground_path);
@@ -112,7 +113,7 @@ fn probe(ground_path: &Path, out: &Path) {
     sockets(&mut table, &ground);
     processes(&mut table, &ground);
     system(&mut table, &own);
-    // What is left may replace this process.
+    // The remaining attempts may replace this process.
     let copy = own.join("probe");
     if ground.loader_is_given {
         table.end(&out.to_string_lossy());
@@ -143,7 +144,7 @@ impl Table {
         writeln!(self.0, "{name}: {outcome}").unwrap();
     }
 
-    /// A shell, at the very end: when it is there, it says so itself.
+    /// Tries a shell last, because it replaces this process. A shell that starts reports itself.
     fn end(mut self, out: &str) -> ! {
         let script = format!("echo 'become a shell: ok' >>'{out}'; echo end >>'{out}'; exec sleep 100");
         let error = Command::new("/bin/sh").args(["-c", &script]).exec();
@@ -187,9 +188,9 @@ fn other(words: &str) -> Result<()> {
     Err(Error::other(words.to_owned()))
 }
 
-/// Any system call; what it returns.
+/// Makes any system call and returns its result.
 fn call(number: i64, a: [usize; 6]) -> Result<i64> {
-    // SAFETY: the arguments are numbers, null, or pointers to what lives as long as the call.
+    // SAFETY: the arguments are numbers, null, or pointers to values that live as long as the call.
     #[allow(unsafe_code)]
     let returned = unsafe { libc::syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]) };
     if returned < 0 { Err(Error::last_os_error()) } else { Ok(returned) }
@@ -201,7 +202,7 @@ fn tried(number: i64, a: [usize; 6]) -> Result<()> {
 
 fn opened(number: i64, a: [usize; 6]) -> Result<OwnedFd> {
     let file = i32::try_from(call(number, a)?).unwrap();
-    // SAFETY: the kernel has just given it to us.
+    // SAFETY: the kernel has just returned it, and nothing else owns it.
     #[allow(unsafe_code)]
     Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }
@@ -212,7 +213,7 @@ fn c_path(path: &Path) -> std::ffi::CString {
 
 const HERE: usize = libc::AT_FDCWD as usize;
 
-/// All that is open but the standard streams; asked for before the probe opens something itself.
+/// All open files except the standard streams. Call it before the probe opens a file itself.
 fn open_files() -> Vec<usize> {
     (3..1024).filter(|file| call(libc::SYS_fcntl, [*file, libc::F_GETFD as usize, 0, 0, 0, 0]).is_ok()).collect()
 }
@@ -261,7 +262,7 @@ fn files(table: &mut Table, ground: &Ground, own: &Path) {
         "set the attributes of another's file",
         tried(libc::SYS_removexattr, [key, name.as_ptr() as usize, 0, 0, 0, 0]),
     );
-    // Both left as they are: UTIME_OMIT.
+    // UTIME_OMIT leaves both times unchanged.
     let omitted = [0_i64, libc::UTIME_OMIT, 0, libc::UTIME_OMIT];
     table.tell(
         "set the times of another's file",
@@ -285,14 +286,14 @@ fn files(table: &mut Table, ground: &Ground, own: &Path) {
     table.tell("open a file by its number", tried(libc::SYS_open_by_handle_at, [HERE, 0, 0, 0, 0, 0]));
 }
 
-/// The C library, where this machine has it.
+/// The C library of this machine.
 fn library() -> Result<File> {
     let folders = ["/lib64", "/lib/x86_64-linux-gnu", "/lib/aarch64-linux-gnu"];
     let opened = folders.map(|folder| File::open(Path::new(folder).join("libc.so.6")));
     opened.into_iter().find(|opened| !opened.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound)).unwrap()
 }
 
-/// To another mode, and back: the call says that it has done so, which may not be true.
+/// Sets another mode and restores the first. Checks the mode, because the call can succeed without effect.
 fn set_mode(path: &Path) -> Result<()> {
     let mode = || Ok::<_, Error>(fs::metadata(path)?.mode() as usize & 0o777);
     let name = c_path(path);
@@ -303,7 +304,7 @@ fn set_mode(path: &Path) -> Result<()> {
     if before == after { other("no effect") } else { Ok(()) }
 }
 
-/// Programs are only begun: a file that is no program is executed up to the point where that is noticed.
+/// Only starts programs. The kernel executes a file without a valid format up to the point where it notices.
 fn programs(table: &mut Table, ground: &Ground, own: &Path) {
     let execute = |path: &Path| {
         let path = c_path(path);
@@ -313,7 +314,7 @@ fn programs(table: &mut Table, ground: &Ground, own: &Path) {
     table.tell("execute another program", execute(&ground.program));
     let planted = own.join("planted");
     fs::write(&planted, "no program").unwrap();
-    // By its descriptor: this is its own.
+    // By its descriptor, because this program is its own.
     let file = File::options().write(true).open(&planted).unwrap();
     tried(libc::SYS_fchmod, [file.as_raw_fd() as usize, 0o700, 0, 0, 0, 0]).unwrap();
     drop(file);
@@ -368,7 +369,7 @@ fn reach(ground: &Ground, protocol: i32) -> Result<()> {
     tried(libc::SYS_connect, [socket.as_raw_fd() as usize, (&raw const address) as usize, size, 0, 0, 0])
 }
 
-/// Connects with the first bytes, by a call that is no `connect`.
+/// Connects with the first bytes, by a call other than `connect`.
 fn fast_open(ground: &Ground) -> Result<()> {
     let socket = socket(libc::AF_INET, libc::SOCK_STREAM, 0)?;
     let (address, words) = (address(ground), b"PING\r\n");
@@ -438,7 +439,7 @@ fn system(table: &mut Table, own: &Path) {
     table.tell("make a namespace", tried(libc::SYS_unshare, [1, 0, 0, 0, 0, 0]));
     table.tell("enter a namespace", tried(libc::SYS_setns, [usize::MAX, 0, 0, 0, 0, 0]));
     table.tell("use the kernel's keyring", tried(libc::SYS_keyctl, [usize::MAX, 0, 0, 0, 0, 0]));
-    // The same calls by other numbers, which no filter of ours knows; kernels have them off.
+    // The same calls by other numbers, which no filter knows. Kernels have them off.
     table.tell("make calls of another ABI", tried(0x4000_0000 + libc::SYS_getuid, [0; 6]));
     table.tell(
         "gain rights by a program",
@@ -450,7 +451,7 @@ fn system(table: &mut Table, own: &Path) {
     table.tell("use root's capabilities", capabilities());
 }
 
-/// Whether any is left but the one for files of other users.
+/// Whether any capability is left except the one for files of other users.
 fn capabilities() -> Result<()> {
     let header = [0x2008_0522_u32, 0];
     let mut sets = [0_u32; 6];

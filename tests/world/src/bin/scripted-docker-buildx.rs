@@ -1,10 +1,10 @@
-//! A `docker-buildx` that builds nothing: it reads builder instances and resolves definitions as the real one does, and
+//! A `docker-buildx` that builds nothing. It reads builder instances and resolves definitions as the real one does. It
 //! bakes by the script of the builder that it connects to (`world::Builder`).
 //!
-//! It runs in the worker's sandbox, so it asks little of the system: blocking I/O, no Unix sockets, no `/proc`.
+//! It runs in the worker's sandbox, so it uses little of the system: blocking I/O, no Unix sockets, no `/proc`.
 
 #![forbid(unsafe_code)]
-// It is a program whose interface is stdout, stderr and an exit code; a bug in it should be loud.
+// Its interface is stdout, stderr and an exit code, and a bug in it should panic.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)]
 
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ fn main() {
     let line = parse(&args);
     let result = match command {
         "version" => {
-            // A copy called `docker-buildx-0.31.0` is of that version.
+            // A copy called `docker-buildx-0.31.0` reports that version.
             let name = std::env::args().next().unwrap();
             let version = name.rsplit_once("docker-buildx-").map_or("0.29.1", |(_, version)| version);
             println!("github.com/docker/buildx {version}+scripted 0");
@@ -46,7 +46,7 @@ fn main() {
     }
 }
 
-/// A command line after the command: `--flag value`, `--flag=value`, `--switch`, `-f value`, and the rest.
+/// The arguments after the command: `--flag value`, `--flag=value`, `--switch`, `-f value`, and the rest.
 struct Line {
     flags: HashMap<String, Vec<String>>,
     rest: Vec<String>,
@@ -99,7 +99,7 @@ fn instance(name: &str) -> Result<Value, String> {
 }
 
 fn bake(line: &Line) -> Result<(), String> {
-    // A missing builder is said before the definition is read.
+    // Reports a missing builder before it reads the definition.
     let instance = line.flag("builder").map(instance).transpose()?;
     let text = read_definition(line)?;
     let printed = definition::resolve(&text, &line.rest)?;
@@ -142,7 +142,7 @@ fn read_definition(line: &Line) -> Result<String, String> {
     }
 }
 
-/// With the outputs of `--set`, the only field of it that is imitated.
+/// Applies the outputs of `--set`, the only field of it that this program imitates.
 fn with_outputs(mut printed: Value, overrides: &[String]) -> Value {
     let targets = printed["target"].as_object_mut().unwrap();
     for (name, output) in overrides.iter().filter_map(|value| value.split_once(".output=")) {
@@ -156,7 +156,7 @@ fn with_outputs(mut printed: Value, overrides: &[String]) -> Value {
     printed
 }
 
-/// 0.29 opens the files of outputs whatever it is asked for.
+/// 0.29 opens the files of outputs even with `--print`.
 fn open_outputs(printed: &Value) -> Result<(), String> {
     let targets = printed["target"].as_object().unwrap().values();
     let outputs = targets.filter_map(|target| target["output"].as_array()).flatten();
@@ -167,7 +167,7 @@ fn open_outputs(printed: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// `--print` reaches no builder, so a fault of it travels in a target's description.
+/// `--print` reaches no builder, so a target's description carries its fault.
 fn act_on_description(printed: &Value) {
     for target in printed["target"].as_object().unwrap().values() {
         match target["description"].as_str() {
@@ -185,7 +185,7 @@ fn act_on_description(printed: &Value) {
     }
 }
 
-/// Prints every target with a field of `N FIELD UNIT`: a list of N times the unit.
+/// Prints a field of `N FIELD UNIT` in every target: a list of N times the unit.
 fn fill(printed: &Value, filling: &str) -> ! {
     let mut words = filling.splitn(3, ' ');
     let (n, field, unit) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
@@ -199,7 +199,7 @@ fn fill(printed: &Value, filling: &str) -> ! {
 }
 
 fn connect(address: &str) -> Result<TcpStream, String> {
-    // The real one tries for 20 s, and then says the same.
+    // The real one tries for 20 s, then reports the same error.
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
         match TcpStream::connect(address) {
@@ -216,7 +216,7 @@ fn docker_config() -> Option<String> {
 }
 
 fn obey(mut builder: TcpStream, metadata_file: Option<&str>) -> Result<(), String> {
-    // TERM and INT end it with 130, as the remote driver does, until the script says otherwise.
+    // TERM and INT end it with 130, as with the remote driver, unless the script says otherwise.
     let is_ended_by_term = Arc::new(AtomicBool::new(true));
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register_conditional_shutdown(signal, 130, is_ended_by_term.clone()).unwrap();
@@ -258,10 +258,10 @@ fn obey(mut builder: TcpStream, metadata_file: Option<&str>) -> Result<(), Strin
     Err("failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF".into())
 }
 
-/// What the sandbox lets it do.
+/// Tries the step inside the sandbox and returns what it finds.
 fn look(step: &Step) -> std::io::Result<String> {
     match step {
-        // It holds stdout and stderr open, as an unwanted grandchild does.
+        // The child holds stdout and stderr open, as an unwanted grandchild does.
         Step::SpawnSleeper => {
             Command::new(std::env::current_exe()?).arg("sleep").spawn().map(|child| child.id().to_string())
         }
@@ -291,12 +291,12 @@ fn report(step: &Step, found: std::io::Result<String>) -> Report {
     }
 }
 
-/// Says a line to the builder; whether it listens is its own affair.
+/// Sends a line to the builder, and ignores a builder that does not read it.
 fn say(builder: &mut TcpStream, word: &Value) {
     let _ = builder.write_all(format!("{word}\n").as_bytes());
 }
 
-/// Writes without caring for a reader that has gone, as the real one does with its progress.
+/// Writes, and ignores a reader that has closed, as the real one does with its progress.
 fn write_out(mut out: impl Write, text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

@@ -1,7 +1,8 @@
-//! GitHub for the quick start: one process that serves the API and git over a directory of bare repositories, until TERM.
+//! GitHub for the quick start: one process that serves the API and git over a directory of bare repositories, until
+//! TERM.
 
 #![forbid(unsafe_code)]
-// Its interface is stderr, and a mistake in its arguments should end it.
+// Its interface is stderr, and invalid arguments should end it.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::fs;
@@ -33,7 +34,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = parse(std::env::args().skip(1).collect())?;
-    // Caught from the start, so that a TERM during the start is not lost.
+    // Catches TERM from the start, so that a TERM during the start is not lost.
     let mut signals = Signals::new([SIGTERM, SIGINT])?;
     fs::create_dir_all(&args.root).context("the root")?;
     let root = args.root.canonicalize()?;
@@ -73,12 +74,12 @@ fn parse(args: Vec<String>) -> Result<Args> {
 }
 
 fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
-    // An old file would keep its old mode.
+    // Removes an old file first, because it would keep its old mode.
     let _ = fs::remove_file(path);
     fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?.write_all(text.as_bytes())
 }
 
-/// A script that waits for the file finds it whole.
+/// Renames the file into place, so that a script that waits for it finds it complete.
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
     let unfinished = path.with_extension("unfinished");
     fs::write(&unfinished, text)?;
