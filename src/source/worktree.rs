@@ -51,7 +51,7 @@ pub struct Worktree {
     pub size: Size,
     /// Files that are Git LFS pointers, by their paths from the root.
     pub lfs_pointers: Vec<PathBuf>,
-    /// Its submodules, as empty directories: at most one more than [`MAX_SUBMODULES`].
+    /// Its submodules, as empty directories: at most one more than [`super::submodules::MAX_SUBMODULES`].
     pub submodules: Vec<Submodule>,
 }
 
