@@ -100,7 +100,9 @@ impl Listener for Log {
     fn on_event(&self, event: &Event) {
         match event {
             Event::NoticeLeftOut if self.has_left_out.swap(true, Ordering::Relaxed) => {}
-            Event::NoticeLeftOut => tracing::info!("more notices left out; the report has their count"),
+            Event::NoticeLeftOut => {
+                tracing::info!(event = "notices_left_out", "more notices left out; the report has their count")
+            }
             event => log(event),
         }
     }

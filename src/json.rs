@@ -120,7 +120,7 @@ pub enum Oddity {
         max: usize,
     },
     /// An object has two fields of one name.
-    #[error("{path}: the field is there twice")]
+    #[error("{path}: duplicate field")]
     Duplicate {
         /// The field.
         path: String,
@@ -335,7 +335,7 @@ mod tests {
         };
         assert_eq!(odd(r#"{"a": [{"b": 1}], "c": "\ud83d\ude00 \\ud800"}"#), None);
         assert_eq!(odd(r#"{"a": [1, {"b": []}]}"#).as_deref(), Some("a[1].b: nested deeper than 3 levels"));
-        assert_eq!(odd(r#"{"a": {"b": 1, "\u0062": 2}}"#).as_deref(), Some("a.\\u0062: the field is there twice"));
+        assert_eq!(odd(r#"{"a": {"b": 1, "\u0062": 2}}"#).as_deref(), Some("a.\\u0062: duplicate field"));
         assert_eq!(odd(r#"["x", ["\ud800"]]"#).as_deref(), Some("[1][0]: a string with half of a surrogate pair"));
         assert_eq!(odd(r#"{"\udc00": 1}"#).as_deref(), Some("\\udc00: a string with half of a surrogate pair"));
         assert_eq!(odd(&nested(4)).as_deref(), Some("[0][0][0]: nested deeper than 3 levels"));

@@ -9,8 +9,8 @@
 //!                             │ rails       build request, when the job carries only an id
 //!                             │
 //!                             │ perform     puts these in order:
-//!                             │   github      installation token                     each of them
-//!                             │   source      worktree                               emits events
+//!                             │   github      installation token
+//!                             │   source      worktree                               emit events
 //!                             │   bake        definition, resolved and validated         │
 //!                             │ ┌ builder     session: one pod ◀─┐ again on another pod,  ▼
 //!                             │ └ bake        images             ┘ up to three times    journal

@@ -7,18 +7,22 @@
 mod accounts;
 mod bake;
 mod builder;
+mod buildx;
 mod driver;
 mod github;
+mod health;
 mod job_class;
 mod jobs;
+mod lease;
 mod log;
 mod pattern;
 mod queue;
 mod redis;
 mod sandbox;
 mod secret_source;
+mod shutdown;
 mod source;
-mod worker;
+mod state;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,20 +32,24 @@ use serde::Deserialize;
 use crate::field_error::{FieldError, refuse};
 
 pub use accounts::{Accounts, Cache, Policy};
-pub use bake::{Bake, Buildx};
+pub use bake::Bake;
 pub use builder::Builder;
+pub use buildx::Buildx;
 pub use driver::{Balance, Driver, Toleration};
 pub use github::Github;
+pub use health::Health;
 pub use job_class::{JobClass, Resolve, Shape};
 pub use jobs::{Jobs, PROBE, Timestamps};
+pub use lease::Lease;
 pub use log::{Log, LogFormat};
 pub use pattern::{NamePattern, Pattern};
 pub use queue::{Capsule, Mode, Queue};
 pub use redis::Redis;
 pub use sandbox::{Sandbox, SandboxMode};
 pub use secret_source::SecretSource;
+pub use shutdown::Shutdown;
 pub use source::{MIN_MTIMES_KEY, Mtimes, Source};
-pub use worker::{Health, Lease, Shutdown, State};
+pub use state::State;
 
 /// The capsule of `concurrency` and `queues`, by Sidekiq's name.
 pub const DEFAULT_CAPSULE: &str = "default";

@@ -10,7 +10,7 @@ use crate::settings::DEFAULT_CAPSULE;
 /// The options of a capsule.
 type Capsule = config::Map<String, Setting>;
 
-/// What of the file is ours.
+/// What sidebake reads of the file.
 #[derive(Debug, Default)]
 pub(super) struct SidekiqYml {
     /// Paths of settings with their values.
@@ -138,7 +138,7 @@ fn capsules(value: Value) -> Result<config::Map<String, Capsule>, String> {
             let setting = match key.as_str() {
                 "concurrency" => number(&value)?.into(),
                 "queues" => queues(&value)?,
-                _ => return Err(format!("{name}: {key} is no option of a capsule")),
+                _ => return Err(format!("{name}: unknown option {key} of a capsule")),
             };
             capsule.insert(key, setting);
         }
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(message("concurrency: many"), "concurrency: expected a number, found \"many\"");
         assert_eq!(message("queues: [[a, b]]"), "queues: expected a number, found \"b\"");
         assert_eq!(message("- a"), "expected keys and values");
-        assert_eq!(message("capsules: {one: {threads: 1}}"), "capsules: one: threads is no option of a capsule");
+        assert_eq!(message("capsules: {one: {threads: 1}}"), "capsules: one: unknown option threads of a capsule");
         assert!(read("", "production").expect("an empty file").settings.is_empty());
     }
 }

@@ -1,20 +1,11 @@
-//! `[buildx]` and `[bake]`: the program that builds, and the limits of a build.
+//! `[bake]`: limits and defaults of a build.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::attestation::{Asked, Attestation, By};
 use crate::field_error::{FieldError, refuse};
-
-/// The program that builds.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Buildx {
-    /// Absolute path of `docker-buildx`.
-    pub binary: PathBuf,
-}
 
 /// Limits and defaults of a build.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,12 +36,6 @@ pub struct Bake {
     pub sbom: Asked,
 }
 
-impl Default for Buildx {
-    fn default() -> Self {
-        Self { binary: "/usr/libexec/docker/cli-plugins/docker-buildx".into() }
-    }
-}
-
 impl Default for Bake {
     fn default() -> Self {
         Self {
@@ -63,15 +48,6 @@ impl Default for Bake {
             provenance: Asked::default(),
             sbom: Asked::default(),
         }
-    }
-}
-
-impl Buildx {
-    pub(super) fn check(&self) -> Result<(), FieldError> {
-        if !self.binary.is_absolute() {
-            return refuse("buildx.binary", "must be an absolute path");
-        }
-        Ok(())
     }
 }
 

@@ -128,7 +128,8 @@ impl Builder {
 
     /// How specifically `accounts` matches the account; `None` when it does not.
     pub fn match_of(&self, account: &str) -> Option<(bool, usize)> {
-        self.accounts.iter().filter(|pattern| pattern.matches(account)).map(NamePattern::specificity).max()
+        let accounts = self.accounts.iter().map(|pattern| (pattern, ()));
+        NamePattern::most_specific(accounts, account).map(|(pattern, ())| pattern.specificity())
     }
 }
 

@@ -97,8 +97,23 @@ fn every_command_and_flag_exists() {
             }
         }
     }
+    let known = flags(&Cli::command());
+    for document in documents().iter().filter(|document| document.ends_with("docs/commands.md")) {
+        let text = std::fs::read_to_string(document).unwrap();
+        let named = spans(&text).into_iter().filter_map(|span| span.strip_prefix("--")?.split([' ', '=']).next());
+        unknown.extend(
+            named.filter(|flag| !known.contains(*flag)).map(|flag| format!("{}: --{flag}", document.display())),
+        );
+    }
     assert!(n_commands > 20, "only {n_commands} commands were found: the reading is broken");
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+/// The long flags of a command and its subcommands.
+fn flags(command: &Command) -> BTreeSet<String> {
+    let own = command.get_arguments().filter_map(|argument| argument.get_long().map(str::to_owned));
+    let builtin = ["help", "version"].map(str::to_owned);
+    own.chain(builtin).chain(command.get_subcommands().flat_map(flags)).collect()
 }
 
 /// Follows subcommands and flags as far as the program defines them. The rest are values.
