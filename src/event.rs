@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::reason::Reason;
 use crate::{bounds, text};
 
 /// One thing that happened.
@@ -73,6 +74,15 @@ pub enum Event {
     Notice(String),
     /// One more notice than the limit.
     NoticeLeftOut,
+    /// The attempt ended.
+    Ended {
+        /// How.
+        status: Status,
+        /// Why, unless it succeeded.
+        reason: Option<Reason>,
+        /// The same as a sentence for the customer.
+        message: Option<String>,
+    },
 }
 
 /// A step of a target, as BuildKit names it. Clones share both texts: a step may print a million lines.

@@ -136,7 +136,8 @@ fn log(event: &Event) {
         | Event::Commit { .. }
         | Event::TargetEnded(_)
         | Event::ContextSent { .. }
-        | Event::NoticeLeftOut => {}
+        | Event::NoticeLeftOut
+        | Event::Ended { .. } => {}
     }
 }
 

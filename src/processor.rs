@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::clock::Epoch;
-use crate::event::Moment;
+use crate::event::{Event, Moment};
 use crate::field_error::FieldError;
 use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
@@ -181,13 +181,13 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 /// The settlement of an attempt: what happens to the job, and the callback to Rails, in one step.
 fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
     let (unit, payload, now) = (&job.running.unit, &job.payload, Epoch::now());
-    let (mut report, callback) = (job.record.report(), job.callback());
+    let callback = job.callback();
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
     let disposition = dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
-    log_end(outcome, &report, disposition, &job.running);
-
     let failure = outcome.failure();
-    conclude(&mut report, failure.as_ref());
+    job.journal.emit(ended(failure.as_ref()));
+    let report = job.record.report();
+    log_end(outcome, &report, disposition, &job.running);
     let dead_or_due = || match &failure {
         Some(failure) => payload.after_failure(&unit.queue, failure, now, jobs.timestamps),
         None => Vec::new(),
@@ -206,23 +206,22 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
     });
     // A cancellation that comes too late for this attempt stays for the next one.
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
-    let ended = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
+    let unlink = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
         is_processed: disposition != Disposition::Requeue,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
-        effects: effect.into_iter().chain(push).chain(ended).collect(),
+        effects: effect.into_iter().chain(push).chain(unlink).collect(),
         ..Settlement::of(unit)
     }
 }
 
-fn conclude(report: &mut Report, failure: Option<&Failure>) {
-    report.status = Some(match failure.map(|failure| failure.reason) {
+fn ended(failure: Option<&Failure>) -> Event {
+    let status = match failure.map(|failure| failure.reason) {
         None => Status::Succeeded,
         Some(Reason::Cancelled | Reason::Expired) => Status::Cancelled,
         Some(_) => Status::Failed,
-    });
-    report.reason = failure.map(|failure| failure.reason);
-    report.message = failure.map(Failure::message);
+    };
+    Event::Ended { status, reason: failure.map(|failure| failure.reason), message: failure.map(Failure::message) }
 }
 
 fn log_end(outcome: &Outcome, report: &Report, disposition: Disposition, running: &Running) {

@@ -79,6 +79,10 @@ impl Report {
             },
             Event::Notice(notice) => self.notices.push(notice.clone()),
             Event::NoticeLeftOut => self.count_notice(),
+            Event::Ended { status, reason, message } => {
+                (self.status, self.reason) = (Some(*status), *reason);
+                self.message.clone_from(message);
+            }
             Event::PhaseStarted(_)
             | Event::Targets(_)
             | Event::TargetDone(_)
@@ -174,7 +178,10 @@ mod tests {
             placed(Some("pod-1")),
             Event::ContextSent { n_bytes: 3 },
             target("web", Status::Succeeded),
+            Event::Ended { status: Status::Failed, reason: Some(Reason::StepFailed), message: Some("a step".into()) },
         ]);
+        let end = (report.status, report.reason, report.message.as_deref());
+        assert_eq!(end, (Some(Status::Failed), Some(Reason::StepFailed), Some("a step")));
         assert_eq!((report.build_id, report.repository.as_deref()), (Some(7.into()), Some("acme/app")));
         assert_eq!((report.timings.fetch, report.timings.checkout, report.timings.bake), (ms(25), ms(1), ms(0)));
         assert_eq!((report.context_bytes, report.placement.and_then(|its| its.pod).as_deref()), (13, Some("pod-1")));

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Outcome, read_json};
 use crate::environment;
+use crate::event::Event;
 use crate::hex;
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, print_report};
@@ -90,7 +91,7 @@ impl Build {
         let result = result.map_err(|end| end.map(|failure| failure.without(&integrations.state.worker_paths())));
         match result {
             Ok(()) if self.print => Ok(Outcome::Good),
-            result => Ok(conclude(result, record.report())),
+            result => Ok(conclude(result, &journal, &record)),
         }
     }
 
@@ -193,14 +194,15 @@ fn soften(settings: &mut Settings) {
     settings.builders.entry("default".into()).or_insert_with(local);
 }
 
-fn conclude(result: Result<(), End>, mut report: Report) -> Outcome {
+/// The person at the terminal is the only one who stops this build.
+fn conclude(result: Result<(), End>, journal: &Journal, record: &Record) -> Outcome {
     let failure = result.err().map(|end| match end {
         End::Failed(failure) => failure,
         End::Stopped => Cause::Cancelled.failure(),
     });
-    report.status = Some(if failure.is_some() { Status::Failed } else { Status::Succeeded });
-    report.reason = failure.as_ref().map(|failure| failure.reason);
-    report.message = failure.as_ref().map(|failure| failure.detail.clone());
-    print_report(&report);
-    if failure.is_some() { Outcome::Bad } else { Outcome::Good }
+    let status = if failure.is_some() { Status::Failed } else { Status::Succeeded };
+    let (reason, message) = failure.map(|failure| (failure.reason, failure.detail)).unzip();
+    journal.emit(Event::Ended { status, reason, message });
+    print_report(&record.report());
+    if status == Status::Succeeded { Outcome::Good } else { Outcome::Bad }
 }

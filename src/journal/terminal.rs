@@ -51,7 +51,7 @@ impl Listener for Terminal {
             // The table at the end shows them.
             Event::Targets(_) | Event::TargetDone(_) | Event::TargetEnded(_) => {}
             Event::BuildId(_) | Event::Commit { .. } | Event::Placed(_) | Event::ContextSent { .. } => {}
-            Event::NoticeLeftOut => {}
+            Event::NoticeLeftOut | Event::Ended { .. } => {}
         }
     }
 }
