@@ -64,7 +64,7 @@ fn check_open_files() -> anyhow::Result<()> {
 fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let Err(error) = sandbox::launch(arguments);
     complain_as(sandbox::LAUNCH, &error.to_string());
-    ExitCode::FAILURE
+    ExitCode::from(sandbox::NOT_LAUNCHED)
 }
 
 /// The process's signals, as in Sidekiq. TSTP: quiet. TERM, INT: stop by the deadline; a second one: now. TTIN: log what runs.

@@ -31,11 +31,19 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 use serde::{Deserialize, Serialize};
 
 use crate::beneath;
-use crate::process;
+use crate::process::{self, Ended};
 use crate::settings::SandboxMode;
 
 /// The first argument of our own binary when it starts as a launcher.
 pub const LAUNCH: &str = "sandboxed-exec";
+
+/// The exit status of a launcher that could not start its program, as a shell has it. docker-buildx ends with 0 or 1.
+pub const NOT_LAUNCHED: u8 = 126;
+
+/// Whether the child is a launcher that could not start its program.
+pub fn is_not_launched(ended: Ended) -> bool {
+    matches!(ended, Ended::Exited(status) if status.code() == Some(NOT_LAUNCHED.into()))
+}
 
 /// The first version of Landlock that restricts both files and TCP ports: Linux 6.7.
 const NEEDED: ABI = ABI::V4;

@@ -19,7 +19,7 @@ use super::{Bake, BakeError, BakeRequest, Child, Definition, escape};
 use crate::job::Build;
 use crate::json;
 use crate::process::{self, Ended, Stream};
-use crate::sandbox::{ResourceLimits, Sandbox, Sockets, libraries};
+use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries};
 use crate::state::JobDirectory;
 use crate::text::paths::WorkerPaths;
 use crate::text::tail::Tail;
@@ -234,6 +234,7 @@ async fn run(
             let limit = memory(bake) >> 20;
             Err(BakeError::Invalid(format!("the definition takes more than {limit} MiB of memory to evaluate")))
         }
+        Ended::Exited(_) if is_not_launched(ended) => Err(BakeError::Launcher(last_line(&err, &worker_paths))),
         Ended::Exited(status) if status.signal().is_none() => Err(failure(&err, &worker_paths)),
         Ended::Exited(_) | Ended::TimedOut | Ended::Silent => {
             let limit = bake.limits.print_timeout.as_secs();
@@ -310,16 +311,16 @@ fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
     }
 }
 
-/// The error message of buildx or of the launcher.
+/// The error message of buildx.
 fn failure(err: &Tail, worker_paths: &WorkerPaths) -> BakeError {
-    let said = |prefix: &str| err.lines().rev().find_map(|line| line.strip_prefix(prefix));
-    let hidden = |text: &str| worker_paths.hide(text).into_owned();
-    if let Some(message) = said("ERROR: ") {
-        return BakeError::Invalid(without_programs(hidden(message)));
+    match err.lines().rev().find_map(|line| line.strip_prefix("ERROR: ")) {
+        Some(message) => BakeError::Invalid(without_programs(worker_paths.hide(message).into_owned())),
+        None => BakeError::Invalid(last_line(err, worker_paths)),
     }
-    let last = err.last().unwrap_or("it ended without an error message");
-    let launcher = said(&format!("{}: ", crate::sandbox::LAUNCH));
-    launcher.map_or_else(|| BakeError::Invalid(hidden(last)), |message| BakeError::Launcher(hidden(message)))
+}
+
+fn last_line(err: &Tail, worker_paths: &WorkerPaths) -> String {
+    worker_paths.hide(err.last().unwrap_or("it ended without an error message")).into_owned()
 }
 
 /// Hides the content of programs. Outside of the repository only docker-buildx and its libraries are readable; when a definition
@@ -349,11 +350,11 @@ pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
     let mut command = version_child(&bake.buildx.binary, bake.sandbox.mode.into()).command(&bake.buildx.binary);
     command.arg("version");
     let stop = CancellationToken::new();
-    let (_, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
+    let (ended, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
         .await
         .map_err(|_| BakeError::Launcher("version took more than 10 s".into()))??;
-    if let (true, launcher @ BakeError::Launcher(_)) = (out.is_empty(), failure(&err, &WorkerPaths::default())) {
-        return Err(launcher);
+    if is_not_launched(ended) {
+        return Err(BakeError::Launcher(last_line(&err, &WorkerPaths::default())));
     }
     let line = String::from_utf8_lossy(&out);
     line.split_whitespace()

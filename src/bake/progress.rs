@@ -333,12 +333,6 @@ impl Progress {
         self.has_begun
     }
 
-    /// The only line of a launcher that could not start buildx. A customer's text always comes after an event or an error.
-    pub(super) fn launcher_error(&self) -> Option<&str> {
-        let line = self.ending.only().filter(|_| self.vertices.is_empty() && self.ending.errors.is_empty())?;
-        line.strip_prefix(crate::sandbox::LAUNCH)?.strip_prefix(": ")
-    }
-
     /// Bytes of build context that were sent.
     pub(super) fn context_bytes(&self) -> u64 {
         self.vertices.iter().map(|vertex| vertex.context_bytes).sum()

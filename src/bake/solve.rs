@@ -15,7 +15,7 @@ use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagno
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
-use crate::sandbox::{ResourceLimits, Sandbox, Sockets, libraries, network_files};
+use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries, network_files};
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
 
@@ -69,8 +69,8 @@ pub(super) async fn solve(
     })
     .await?;
     progress.finish(&mut emit);
-    if let (Some(message), false) = (progress.launcher_error(), ended.is_success()) {
-        return Err(BakeError::Launcher(message.to_owned()));
+    if is_not_launched(ended) {
+        return Err(BakeError::Launcher(progress.last_words().unwrap_or_default().to_owned()));
     }
     if !ended.is_success() && progress.errors().is_empty() {
         let said: Vec<&str> = progress.said().lines().collect();

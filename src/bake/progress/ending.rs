@@ -124,12 +124,6 @@ impl Ending {
             _ => Block::Name,
         };
     }
-
-    /// The only line, if there is exactly one.
-    pub(super) fn only(&self) -> Option<&str> {
-        let mut lines = self.last.lines();
-        lines.next().filter(|_| lines.next().is_none())
-    }
 }
 
 /// Whether a line is a numbered line of a file: `   3 | >>> RUN make`.
