@@ -177,8 +177,18 @@ impl Drop for JobDirectory {
 
 /// Makes a directory and its parents, each for this user only.
 pub fn make_private(path: &Path) -> Result<(), StateError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| StateError { path: path.to_owned(), source })
+    loop {
+        match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
+            // It existed, and another process moved it away before std could see that it is a directory.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_other(path) => {}
+            made => return made.map_err(|source| StateError { path: path.to_owned(), source }),
+        }
+    }
+}
+
+/// Whether there is something at `path` that is not a directory.
+fn is_other(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| !metadata.is_dir())
 }
 
 /// Writes a file that only this user can read. It replaces an existing file or link, and follows no link.
@@ -248,6 +258,25 @@ fn lock_of_dead(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_that_others_keep_moving_away_is_made() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let (path, away) = (root.path().join("a"), root.path().join("b"));
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = fs::rename(&path, &away).and_then(|()| fs::remove_dir(&away));
+                }
+            });
+            let made: Vec<_> = (0..20_000).map(|_| make_private(&path)).filter(Result::is_err).collect();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(made.is_empty(), "{:?}", made[0]);
+        });
+        fs::write(root.path().join("file"), "").expect("written");
+        assert!(make_private(&root.path().join("file")).is_err());
+    }
 
     #[test]
     fn a_jobs_directory_is_removed_with_it_and_a_dead_processes_at_the_next_start() {

@@ -230,6 +230,9 @@ mod tests {
         drop(mirror);
         let used_at = SystemTime::UNIX_EPOCH + Duration::from_secs(used_s);
         File::open(&path).expect("opened").set_modified(used_at).expect("set");
+        // A process that another test starts has a copy of the lock until it executes its program.
+        let unused = File::open(&path).expect("opened");
+        flock(&unused, FlockOperation::LockExclusive).expect("locked");
         path
     }
 
