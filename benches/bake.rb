@@ -55,7 +55,9 @@ class Bake
   end
 
   def n_uncached(events)
-    vertices = events.lines.flat_map { |line| JSON.parse(line)['vertexes'] || [] }
+    # On Kubernetes, client-go logs lines of its own between the events.
+    lines = events.lines.select { |line| line.start_with?('{') }
+    vertices = lines.flat_map { |line| JSON.parse(line)['vertexes'] || [] }
     steps = vertices.select { |vertex| vertex['completed'] && vertex['name'] =~ %r{/\d+\] RUN } }
     steps.uniq { |vertex| vertex['digest'] }.count { |vertex| !vertex['cached'] }
   end
