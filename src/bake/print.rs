@@ -283,7 +283,7 @@ pub(super) fn child(bake: &Bake, request: &BakeRequest<'_>, private: &Path) -> C
 fn environment(variables: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let nowhere = |name: &str| (name.to_owned(), NOWHERE.to_owned());
     let mut environment = variables.clone();
-    // Ours come last: of two with one name the later one counts.
+    // The worker's come last: of two with one name, the later one counts.
     environment.extend(switches(N_THREADS));
     environment.extend([nowhere("BUILDX_CONFIG"), nowhere("DOCKER_CONFIG")]);
     environment

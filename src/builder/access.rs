@@ -89,7 +89,7 @@ impl Access {
             Some(path) => from_kubeconfig(path, builder.context.clone()).await?,
             None => Config::incluster_env().map_err(|error| AccessError::ServiceAccount(error.to_string()))?,
         };
-        // kube's own retries would double ours, and its default timeout is none.
+        // kube's retries would multiply the worker's own, and kube has no default timeout.
         config.default_retry = false;
         (config.connect_timeout, config.read_timeout, config.write_timeout) =
             (Some(REQUEST), Some(REQUEST), Some(REQUEST));
@@ -256,7 +256,7 @@ struct ExecStatus {
     expiration_timestamp: Option<Timestamp>,
 }
 
-/// Runs the plugin with its kubeconfig's environment and with the variables that every program of ours gets.
+/// Runs the plugin with its kubeconfig's environment and with the variables of `environment::of_plugins`.
 async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
     let name = exec.command.clone().unwrap_or_default();
     let wrong = |message: String| AccessError::Plugin { command: name.clone(), message };

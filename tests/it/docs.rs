@@ -10,6 +10,7 @@ use clap::{Command, CommandFactory};
 use sidebake::cli::Cli;
 use sidebake::configuration;
 
+use crate::layers::rust_files;
 use settings::Section;
 
 /// The start of `docs/configuration.md`.
@@ -64,8 +65,7 @@ fn page() -> String {
 #[test]
 fn every_link_leads_somewhere() {
     let (mut broken, mut n_links) = (Vec::new(), 0);
-    for document in documents() {
-        let text = std::fs::read_to_string(&document).unwrap();
+    for (document, text) in documents() {
         for target in links(&text) {
             n_links += 1;
             let (file, anchor) = target.split_once('#').map_or((target, None), |(file, anchor)| (file, Some(anchor)));
@@ -87,8 +87,7 @@ fn every_link_leads_somewhere() {
 fn every_command_and_flag_exists() {
     let mut unknown = Vec::new();
     let mut n_commands = 0;
-    for document in documents() {
-        let text = std::fs::read_to_string(&document).unwrap();
+    for (document, text) in documents() {
         for line in spans(&text).into_iter().chain(fenced(&text, &["sh", "console", "bash"])) {
             let Some(arguments) = line.trim_start_matches("$ ").strip_prefix("sidebake ") else { continue };
             n_commands += 1;
@@ -98,9 +97,8 @@ fn every_command_and_flag_exists() {
         }
     }
     let known = flags(&Cli::command());
-    for document in documents().iter().filter(|document| document.ends_with("docs/commands.md")) {
-        let text = std::fs::read_to_string(document).unwrap();
-        let named = spans(&text).into_iter().filter_map(|span| span.strip_prefix("--")?.split([' ', '=']).next());
+    for (document, text) in documents().iter().filter(|(document, _)| document.ends_with("docs/commands.md")) {
+        let named = spans(text).into_iter().filter_map(|span| span.strip_prefix("--")?.split([' ', '=']).next());
         unknown.extend(
             named.filter(|flag| !known.contains(*flag)).map(|flag| format!("{}: --{flag}", document.display())),
         );
@@ -144,8 +142,7 @@ fn every_setting_and_variable_exists() {
     let sections = settings::sections();
     let mut unknown = Vec::new();
     let mut n_settings = 0;
-    for document in documents() {
-        let text = std::fs::read_to_string(&document).unwrap();
+    for (document, text) in documents() {
         for span in spans(&text) {
             let path = span.split([' ', '=']).next().unwrap_or_default();
             let path = match path.strip_prefix("SIDEBAKE__") {
@@ -168,8 +165,7 @@ fn every_setting_and_variable_exists() {
 #[test]
 fn every_piece_of_configuration_can_be_used() {
     let mut n_pieces = 0;
-    for document in documents() {
-        let text = std::fs::read_to_string(&document).unwrap();
+    for (document, text) in documents() {
         let lines: Vec<&str> = text.lines().collect();
         for block in
             lines.split(|line| line.starts_with("```")).skip(1).step_by(2).filter(|block| is_toml(&text, block))
@@ -197,16 +193,10 @@ fn the_table_of_log_events_is_that_of_the_code() {
     let documented: BTreeSet<String> =
         cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
     let source: String =
-        sources(&root().join("src")).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        rust_files(&root().join("src")).iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let named = ["event = \"", "Complaint::new(\""].into_iter().flat_map(|begin| source.split(begin).skip(1));
     let named: BTreeSet<String> = named.filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect();
     assert_eq!(documented, named, "docs/operating.md, \"Log events\"");
-}
-
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let files = entries.flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] });
-    files.filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
 }
 
 /// A path such as `redis.url` or `builders.default.driver`: it begins with a section, and is not a file or a method.
@@ -240,10 +230,12 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-fn documents() -> Vec<PathBuf> {
+/// Each document with its text.
+fn documents() -> Vec<(PathBuf, String)> {
     let docs = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path());
     let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
-    ["README.md", "ARCHITECTURE.md"].iter().map(|name| root().join(name)).chain(docs).collect()
+    let paths = ["README.md", "ARCHITECTURE.md"].iter().map(|name| root().join(name)).chain(docs);
+    paths.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
 }
 
 /// Targets of links and images that are files of the repository.

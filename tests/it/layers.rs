@@ -117,7 +117,8 @@ fn every_file_says_what_it_owns() {
     }
 }
 
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
+/// The Rust files in a folder and below.
+pub(crate) fn rust_files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries
         .flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] })

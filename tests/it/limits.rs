@@ -2,6 +2,8 @@
 
 use sidebake::bounds;
 
+use crate::layers::rust_files;
+
 #[test]
 fn the_table_of_limits_in_the_documents_is_the_one_in_the_code() {
     let rows: Vec<String> =
@@ -55,21 +57,14 @@ const OWN: [&str; 6] = [
 #[test]
 fn no_customers_text_is_parsed_before_its_values_are_counted() {
     let mut found = Vec::new();
-    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap().flatten() {
-            if entry.file_type().unwrap().is_dir() {
-                folders.push(entry.path());
-                continue;
-            }
-            let text = std::fs::read_to_string(entry.path()).unwrap();
-            let text = text.split("#[cfg(test)]").next().unwrap();
-            let path = entry.path().strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string();
-            let reads = ["from_str", "from_slice", "from_reader", "from_value"];
-            let is_read = reads.iter().any(|read| text.contains(&format!("serde_json::{read}")));
-            if is_read && !path.ends_with("tests.rs") && !OWN.contains(&path.as_str()) {
-                found.push(path);
-            }
+    for file in rust_files(concat!(env!("CARGO_MANIFEST_DIR"), "/src").as_ref()) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let path = file.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string();
+        let reads = ["from_str", "from_slice", "from_reader", "from_value"];
+        let is_read = reads.iter().any(|read| text.contains(&format!("serde_json::{read}")));
+        if is_read && !path.ends_with("tests.rs") && !OWN.contains(&path.as_str()) {
+            found.push(path);
         }
     }
     assert_eq!(found, Vec::<String>::new(), "these should use `json::read`");
