@@ -16,8 +16,10 @@ for i = 2, #KEYS do
   if shown ~= '' then
     local entry = redis.call('HGET', KEYS[1], token) or redis.call('HGET', KEYS[1], token .. ':idle')
     if entry and string.find(entry, jid, 1, true) then
-      -- A key of another type must not fail a job.
-      local written = redis.pcall('HSET', KEYS[i], 'ex', ARGV[first + 2], 'c', shown, 'rt', ARGV[first + 4])
+      -- A key of another type must not fail a job. The first EXPIRE tests the right to limit its life: settling a job may fail to
+      -- remove the hash, and nothing else removes it then.
+      local may_expire = type(redis.pcall('EXPIRE', KEYS[i], ARGV[1])) == 'number'
+      local written = may_expire and redis.pcall('HSET', KEYS[i], 'ex', ARGV[first + 2], 'c', shown, 'rt', ARGV[first + 4])
       if type(written) == 'number' then redis.pcall('EXPIRE', KEYS[i], ARGV[1]) end
     end
   end

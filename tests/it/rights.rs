@@ -269,6 +269,22 @@ async fn no_missing_command_makes_a_lease_without_an_owner() {
     }
 }
 
+#[tokio::test]
+async fn no_missing_command_leaves_a_hash_of_progress_that_never_expires() {
+    let hand = with_user().await;
+    for missing in commands(&script("iteration")).into_iter().chain(["EXPIRE"]) {
+        Act::Show.start_over(&hand).await;
+        hand.run(&["ACL", "SETUSER", "narrow", &format!("-{}", missing.to_lowercase())]).await;
+        Act::Show.perform(&hand, 1).await;
+        hand.run(&["ACL", "SETUSER", "narrow", "+@all"]).await;
+        let mut connection = hand.server.connection().await;
+        let ttl_s: i64 = redis::cmd("TTL").arg("it-j").query_async(&mut connection).await.unwrap();
+        assert_ne!(ttl_s, -1, "without {missing}");
+    }
+    Act::Show.perform(&hand, 1).await;
+    assert_eq!(hand.server.hgetall("it-j").await["c"], "\"bake\"", "with every right again");
+}
+
 #[test]
 fn the_list_of_commands_is_complete() {
     let listed: BTreeSet<&str> = rights::COMMANDS.iter().map(|form| form.split(' ').next().unwrap()).collect();

@@ -116,6 +116,9 @@ pub async fn one(kind: Kind, commands: &[&str], random: &mut StdRng, plan: &Plan
         Kind::RefusedCommand => {
             let during = seconds(0.3, 4.0);
             let command = commands[random.random_range(0..commands.len())];
+            if command == "UNLINK" {
+                fleet.n_unlinks_refused.fetch_add(1, Ordering::Relaxed);
+            }
             configure(redis, "ACL", &["SETUSER", USER[0], &format!("-{command}")]).await;
             tokio::time::sleep(during).await;
             configure(redis, "ACL", &["SETUSER", USER[0], &format!("+{command}")]).await;

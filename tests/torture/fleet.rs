@@ -26,6 +26,8 @@ pub struct Fleet {
     pub n_crashes: AtomicUsize,
     /// How many times a worker was terminated.
     pub n_stops: AtomicUsize,
+    /// How many times Redis refused UNLINK for a while.
+    pub n_unlinks_refused: AtomicUsize,
     /// When Redis was down or refused something, or the machine stalled.
     outages: Lock<Vec<Span>>,
     home: tempfile::TempDir,
@@ -55,6 +57,7 @@ impl Fleet {
             relays,
             n_crashes: AtomicUsize::new(0),
             n_stops: AtomicUsize::new(0),
+            n_unlinks_refused: AtomicUsize::new(0),
             outages: Lock::default(),
             home,
         }

@@ -17,9 +17,7 @@ const TRACKED_BY_WORKER: u64 = 20;
 /// Everything that should not exist, in sentences.
 pub async fn find(redis: &Redis, fleet: &Fleet, samples: &Samples) -> Vec<String> {
     let mut wrong = Vec::new();
-    for key in redis.keys("it-*").await {
-        wrong.push(format!("{key} remains after the end of its job"));
-    }
+    wrong.extend(of_progress(redis, fleet).await);
     for key in redis.keys("sidebake:*").await {
         wrong.extend(growth(redis, fleet, &key).await);
     }
@@ -30,6 +28,24 @@ pub async fn find(redis: &Redis, fleet: &Fleet, samples: &Samples) -> Vec<String
     let run = fleet.state_directory().join("run");
     for entry in std::fs::read_dir(run).into_iter().flatten().flatten() {
         wrong.push(format!("{} remains in the state directory", entry.path().display()));
+    }
+    wrong
+}
+
+/// Checks the hashes of progress. One that Redis refused to remove must expire; no other may remain.
+async fn of_progress(redis: &Redis, fleet: &Fleet) -> Vec<String> {
+    let (mut wrong, mut expiring) = (Vec::new(), Vec::new());
+    for key in redis.keys("it-*").await {
+        let ttl_s: i64 = look::ask(redis, redis::cmd("TTL").arg(&key)).await.unwrap_or(-1);
+        if ttl_s < 0 {
+            wrong.push(format!("{key} remains after the end of its job, and does not expire"));
+        } else {
+            expiring.push(key);
+        }
+    }
+    let most = fleet.n_unlinks_refused.load(Ordering::Relaxed) * fleet.n_workers() * CONCURRENCY;
+    if expiring.len() > most {
+        wrong.push(format!("{expiring:?} remain after the end of their jobs, more than {most}"));
     }
     wrong
 }
