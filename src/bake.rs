@@ -25,17 +25,17 @@ mod solve;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::event::{Event, Phase};
 use crate::field_error::FieldError;
 use crate::job::{Build, Sha};
 use crate::journal::Journal;
 use crate::process::ProcessError;
 use crate::reason::{End, HasReason, Reason};
-use crate::report::TargetReport;
 use crate::sandbox::Sockets;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
@@ -145,24 +145,20 @@ pub struct Run {
     pub has_begun: OnceLock<()>,
 }
 
-/// What one run of docker-buildx builds, and its deadline.
+/// What one run of docker-buildx builds.
 #[derive(Clone, Copy, Debug)]
 pub struct Goal<'a> {
     /// The definition.
     pub definition: &'a Definition,
     /// Names of targets in it.
     pub targets: &'a BTreeSet<String>,
-    /// When the build's time limit ends.
-    pub deadline: Instant,
 }
 
-/// The result of a bake. It is read from the events, so it is known also when the bake failed.
+/// The result of a bake, for the decision whether another pod is tried. The journal has all else.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// Each target of the definition.
-    pub targets: Vec<TargetReport>,
-    /// Bytes of build context that were sent to the builder.
-    pub context_bytes: u64,
+    /// Names of the targets that were built, also when the bake failed.
+    pub built: BTreeSet<String>,
     /// Why it did not succeed; `None` when it did.
     pub end: Option<End>,
 }
@@ -193,8 +189,22 @@ impl Bake {
         }
     }
 
-    /// Resolves and validates the definition.
+    /// Resolves and validates the definition, and emits what policy replaced in it.
     pub async fn resolve(
+        &self,
+        request: &BakeRequest<'_>,
+        directory: &JobDirectory,
+        journal: &Journal,
+        stop: &CancellationToken,
+    ) -> Result<Definition, BakeError> {
+        let _phase = journal.begin(Phase::Print);
+        let definition = self.understood(request, directory, stop).await?;
+        definition.notices.iter().for_each(|notice| journal.emit(Event::Notice(notice.clone())));
+        Ok(definition)
+    }
+
+    /// The validated definition, once buildx reads it exactly as it was validated.
+    async fn understood(
         &self,
         request: &BakeRequest<'_>,
         directory: &JobDirectory,

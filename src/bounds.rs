@@ -52,6 +52,10 @@ impl Bound {
 bounds! {
     MESSAGE: 2 << 10, Bytes, "`message` of a report, and the error message in Redis", "cut, with a mark";
     ERROR: 4 << 10, Bytes, "`error` of a target", "cut, with a mark";
+    LOG_TAIL: 8 << 10, Bytes, "`log_tail` of a failed target", "lines are left out, with a mark";
+    LOG_TAIL_LINES: 60, Count, "Lines of `log_tail`", "left out, with a mark";
+    LOG_TAILS: 1 << 20, Bytes, "Output that is kept of running steps, all together", "the longest lose their oldest lines";
+    WARNINGS: 50, Count, "Warnings of BuildKit about a build's Dockerfiles", "counted in a notice";
     NOTICE: 1 << 10, Bytes, "One notice", "cut, with a mark";
     NOTICES: 50, Count, "Notices of a build", "counted, and the count is the last notice";
     REPORT: 256 << 10, Bytes, "A report as JSON: the argument of a callback job", "the longest texts are cut further";

@@ -5,6 +5,7 @@
 //! The worker's own secrets never reach a child whose output becomes an event.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +71,8 @@ pub enum Event {
         /// The line, without its end.
         line: String,
     },
+    /// BuildKit warns about a Dockerfile.
+    Warning(Warning),
     /// A message for the customer.
     Notice(String),
     /// One more notice than the limit.
@@ -199,8 +202,47 @@ pub struct TargetReport {
     pub steps_total: u32,
     /// How many of those were cached.
     pub steps_cached: u32,
-    /// BuildKit's error for this target.
+    /// The step that failed.
+    pub failed_step: Option<FailedStep>,
+    /// The output of this step that explains the failure: its last lines, and earlier ones that look like an error. At most
+    /// [`bounds::LOG_TAIL_LINES`] lines and [`bounds::LOG_TAIL`] bytes.
+    pub log_tail: Option<String>,
+    /// Why this target failed, without the step's instruction.
     pub error: Option<String>,
+}
+
+/// A step of a Dockerfile that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct FailedStep {
+    /// Its number in its stage, from 1.
+    pub number: u32,
+    /// How many steps the stage has.
+    pub total: u32,
+    /// The stage's name, when it is not the last one or the Dockerfile has several.
+    pub stage: Option<String>,
+    /// The instruction as BuildKit shows it, such as `RUN npm ci`.
+    pub instruction: String,
+    /// Path of the Dockerfile from the root of the repository; null for an inline one.
+    pub dockerfile: Option<String>,
+    /// The instruction's first line in the Dockerfile, from 1. BuildKit tells it for the first failure of a build.
+    pub line: Option<u32>,
+    /// How the step's process ended; null when the step has none, or it was not started.
+    pub exit_code: Option<i32>,
+}
+
+/// A warning of BuildKit about a Dockerfile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// The target.
+    pub target: Option<String>,
+    /// What is wrong, and the name of the rule.
+    pub message: String,
+    /// Path of the Dockerfile from the root of the repository; null for an inline one.
+    pub dockerfile: Option<String>,
+    /// The first line that it is about, from 1.
+    pub line: Option<u32>,
+    /// Where the rule is explained.
+    pub url: Option<String>,
 }
 
 /// The builder and pod of a build, and why they were chosen.
@@ -212,6 +254,19 @@ pub struct Placement {
     pub pod: Option<String>,
     /// The reason, in words.
     pub why: String,
+}
+
+impl fmt::Display for Warning {
+    /// `warning: web/Dockerfile:3: MESSAGE`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("warning: ")?;
+        if let Some(dockerfile) = &self.dockerfile {
+            f.write_str(dockerfile)?;
+            self.line.map_or(Ok(()), |line| write!(f, ":{line}"))?;
+            f.write_str(": ")?;
+        }
+        f.write_str(&self.message)
+    }
 }
 
 #[cfg(test)]

@@ -128,6 +128,7 @@ fn log(event: &Event) {
         }
         Event::StepOutput { step, line } => tracing::trace!(step = step.label(), line),
         Event::Notice(notice) => tracing::info!(notice),
+        Event::Warning(warning) => tracing::debug!(%warning),
         Event::Placed(placement) => {
             tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
         }

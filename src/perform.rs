@@ -2,17 +2,16 @@
 
 mod worktree;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use crate::bake::{Bake, BakeRequest, Definition, Goal, Outcome};
 use crate::builder::{Builders, Loss, Session};
-use crate::event::{Event, Phase, Status};
+use crate::event::{Event, Phase};
 use crate::github::App;
 use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
@@ -58,21 +57,18 @@ impl Integrations {
 }
 
 /// What a build needs of its attempt: where to report, when to stop, whether the job is still owned.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Attempt<'a> {
     /// Receives all events.
     pub journal: &'a Journal,
     /// Stops everything that runs.
     pub stop: &'a Stop,
-    /// Knows whether the job is still owned; `None` where no other worker can take it.
-    pub fence: Option<&'a dyn Fence>,
+    /// `None` where no other worker can take the job.
+    pub fence: Option<&'a Fence>,
 }
 
-/// Knows whether the job was reclaimed by another worker.
-pub trait Fence: std::fmt::Debug + Send + Sync {
-    /// Whether the job is still owned, as far as is known.
-    fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>>;
-}
+/// Asks whether the job is still owned, as far as is known.
+pub type Fence = dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync;
 
 /// Runs a build job. Facts are emitted as soon as they are known, so the report of a failure has them too.
 pub async fn perform(integrations: &Integrations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), End> {
@@ -110,13 +106,9 @@ pub async fn resolve(
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<Definition, End> {
-    let phase = attempt.journal.begin(Phase::Print);
     let request = BakeRequest { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
-    let definition = integrations.bake.resolve(&request, directory, attempt.stop.token()).await;
-    drop(phase);
-    let definition = refuse_pointers(definition?, worktree).await?;
-    definition.notices.iter().for_each(|notice| attempt.journal.emit(Event::Notice(notice.clone())));
-    Ok(definition)
+    let definition = integrations.bake.resolve(&request, directory, attempt.journal, attempt.stop.token()).await?;
+    refuse_pointers(definition, worktree).await
 }
 
 /// Refuses a build that reads Git LFS pointers: its image would get their text in place of the files.
@@ -153,32 +145,23 @@ async fn solve(
     let mut targets = definition.names();
     let mut unfinished = targets.clone();
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
-    let mut time_left = integrations.bake.time_limit(build);
     loop {
-        // Waiting for a builder does not count as the build's time.
         let session = integrations.builders.place(build, &integrations.state, directory, lost.as_ref()).await?;
         attempt.journal.emit(Event::Placed(session.placement()));
         // Asked as late as possible: the push of a moving tag cannot be undone.
         if let Some(fence) = attempt.fence
-            && !fence.holds().await
+            && !fence().await
         {
             attempt.stop.because(Cause::Reclaimed);
             return Err(End::Stopped);
         }
-        let started = Instant::now();
-        let goal = Goal { definition, targets: &targets, deadline: started + time_left };
+        let goal = Goal { definition, targets: &targets };
         let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt).await?;
-        time_left = time_left.saturating_sub(started.elapsed());
         attempt.journal.emit(Event::Placed(session.placement()));
-        take_in(&outcome, &mut unfinished, attempt.journal);
-        let Some(loss) = loss.filter(|_| n_left > 0 && session.has_others() && !time_left.is_zero()) else {
-            return match (outcome.end, lost) {
-                // The lost pod used up the time.
-                (Some(End::Failed(failure)), Some(lost)) if failure.reason == Reason::TimedOut => {
-                    Err(lost.failure.into())
-                }
-                (end, _) => end.map_or(Ok(()), Err),
-            };
+        // A target that was built before may have been built again, for one that is linked to it.
+        unfinished = &(&unfinished | &targets) - &outcome.built;
+        let Some(loss) = loss.filter(|_| n_left > 0 && session.has_others()) else {
+            return outcome.end.map_or(Ok(()), Err);
         };
         let rest = if unfinished.is_empty() {
             "all targets were already built"
@@ -196,19 +179,9 @@ async fn solve(
     }
 }
 
-/// Emits the results of a run, and keeps the targets that it did not build.
-fn take_in(outcome: &Outcome, unfinished: &mut BTreeSet<String>, journal: &Journal) {
-    journal.emit(Event::ContextSent { n_bytes: outcome.context_bytes });
-    for target in &outcome.targets {
-        match target.status {
-            Some(Status::Succeeded) => _ = unfinished.remove(&target.name),
-            _ => _ = unfinished.insert(target.name.clone()),
-        }
-        journal.emit(Event::TargetEnded(target.clone()));
-    }
-}
-
-/// One run of docker-buildx, with its builder watched: buildx itself may not notice that its pod is gone.
+/// One run of docker-buildx, with its time limit and its builder watched: buildx itself may not notice that its pod is gone.
+///
+/// The limit is per run: neither the wait for a builder nor the time on a lost pod counts as the build's.
 async fn solve_watched(
     integrations: &Integrations,
     build: &Build,
@@ -218,12 +191,17 @@ async fn solve_watched(
     attempt: Attempt<'_>,
 ) -> Result<(Outcome, Option<Loss>), End> {
     let stop = attempt.stop.token().child_token();
+    let limit = integrations.bake.time_limit(build);
     let solve = integrations.bake.solve(build, goal, &session.location, directory, attempt.journal, &stop);
     tokio::pin!(solve);
     // Dropping the watch loses nothing. The solve is never dropped: its outcome has what it learned.
     let lost = tokio::select! {
         outcome = &mut solve => Err(outcome),
         loss = session.lost() => Ok(loss),
+        () = sleep(limit) => {
+            attempt.stop.because(Cause::TimedOut { limit });
+            Err((&mut solve).await)
+        }
     };
     let (mut outcome, lost) = match lost {
         Err(outcome) => (outcome?, None),

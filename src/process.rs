@@ -57,10 +57,10 @@ pub enum ProcessError {
 /// When a child is killed.
 #[derive(Clone, Debug)]
 pub struct RunLimits {
-    /// After this long.
-    pub timeout: Duration,
-    /// After this long without a byte on either pipe.
-    pub silence: Duration,
+    /// After this long, if at all.
+    pub timeout: Option<Duration>,
+    /// After this long without a byte on either pipe, if at all.
+    pub silence: Option<Duration>,
     /// After this many bytes on its standard output.
     pub max_output_bytes: usize,
     /// When this is cancelled.
@@ -147,8 +147,8 @@ pub async fn run_seen(
         tokio::select! {
             biased;
             () = limits.stop.cancelled(), if ended.is_none() => ended = Some(Ended::Stopped),
-            () = sleep_until(started + limits.timeout), if ended.is_none() => ended = Some(Ended::TimedOut),
-            () = sleep_until(last_byte + limits.silence), if ended.is_none() => ended = Some(Ended::Silent),
+            () = expired(started, limits.timeout), if ended.is_none() => ended = Some(Ended::TimedOut),
+            () = expired(last_byte, limits.silence), if ended.is_none() => ended = Some(Ended::Silent),
             () = sleep_until(drain_until.unwrap_or(started)), if drain_until.is_some() => break,
             n = out.read(), if out.is_open => {
                 last_byte = Instant::now();
@@ -176,6 +176,14 @@ pub async fn run_seen(
     }
     let status = child.wait().await.map_err(|source| ProcessError::Wait { program, source })?;
     Ok(ended.unwrap_or(Ended::Exited(status)))
+}
+
+/// Returns when a time since an instant is over; never without one.
+async fn expired(since: Instant, limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep_until(since + limit).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Starts a child and returns a pipe to its standard input and output. When the pipe is dropped, the group is killed. The second
@@ -277,8 +285,8 @@ mod tests {
 
     fn limits() -> RunLimits {
         RunLimits {
-            timeout: Duration::from_secs(20),
-            silence: Duration::from_secs(20),
+            timeout: Some(Duration::from_secs(20)),
+            silence: Some(Duration::from_secs(20)),
             max_output_bytes: 1 << 20,
             stop: CancellationToken::new(),
         }
@@ -310,7 +318,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_ignores_term_and_has_children_is_killed_whole() {
-        let limits = RunLimits { timeout: Duration::from_millis(300), ..limits() };
+        let limits = RunLimits { timeout: Some(Duration::from_millis(300)), ..limits() };
         let script = "trap '' TERM; (sleep 60) & echo $!; wait; sleep 60";
         let (ended, lines) = run_shell(script, b"", &limits).await;
         assert_eq!(ended, Ended::TimedOut);
@@ -330,13 +338,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_closes_its_pipes_and_stays_is_killed_at_its_limit() {
-        let limits = RunLimits { timeout: Duration::from_millis(300), ..limits() };
+        let limits = RunLimits { timeout: Some(Duration::from_millis(300)), ..limits() };
         assert_eq!(run_shell("exec sleep 60 >&- 2>&-", b"", &limits).await.0, Ended::TimedOut);
     }
 
     #[tokio::test]
     async fn silence_output_and_cancelling_end_in_kill() {
-        let silent = RunLimits { silence: Duration::from_millis(200), ..limits() };
+        let silent = RunLimits { silence: Some(Duration::from_millis(200)), ..limits() };
         assert_eq!(run_shell("echo a; sleep 60", b"", &silent).await.0, Ended::Silent);
         let small = RunLimits { max_output_bytes: 1000, ..limits() };
         assert_eq!(

@@ -151,12 +151,20 @@ pub struct Failure {
     pub wait: Duration,
     /// What else is known. No decision reads `detail`.
     pub evidence: Option<Evidence>,
+    /// Whether the detail says all that the reason's sentence does.
+    is_sentence: bool,
 }
 
 impl Failure {
     /// A failure with its detail. A long detail loses its middle.
     pub fn new(reason: Reason, detail: impl AsRef<str>) -> Self {
-        Self { reason, detail: String::new(), wait: Duration::ZERO, evidence: None }.with_detail(detail.as_ref())
+        let failure = Self { reason, detail: String::new(), wait: Duration::ZERO, evidence: None, is_sentence: false };
+        failure.with_detail(detail.as_ref())
+    }
+
+    /// A failure whose detail is a sentence that says all: the message does not repeat the reason's own.
+    pub fn saying(reason: Reason, sentence: impl AsRef<str>) -> Self {
+        Self { is_sentence: true, ..Self::new(reason, sentence) }
     }
 
     fn with_detail(self, detail: &str) -> Self {
@@ -191,8 +199,9 @@ impl Failure {
 
     /// For the customer: the reason's sentence, and the detail. At most [`bounds::MESSAGE`] bytes.
     pub fn message(&self) -> String {
-        let message = format!("{} {}", self.reason.sentence(), self.detail);
-        text::elide(message.trim_end(), bounds::MESSAGE).into_owned()
+        let sentence = if self.is_sentence { "" } else { self.reason.sentence() };
+        let message = format!("{sentence} {}", self.detail);
+        text::elide(message.trim(), bounds::MESSAGE).into_owned()
     }
 }
 
@@ -205,6 +214,11 @@ pub enum Cause {
     Reclaimed,
     /// The build was cancelled.
     Cancelled,
+    /// The build reached its time limit.
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+    },
 }
 
 impl Cause {
@@ -214,6 +228,7 @@ impl Cause {
             Self::Shutdown => Failure::new(Reason::Interrupted, "the worker stopped"),
             Self::Reclaimed => Failure::new(Reason::Interrupted, "the job was given to another worker"),
             Self::Cancelled => Failure::new(Reason::Cancelled, ""),
+            Self::TimedOut { limit } => Failure::new(Reason::TimedOut, format!("the limit is {} s", limit.as_secs())),
         }
     }
 }

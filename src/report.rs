@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::event::{Event, Phase};
+use crate::event::{Event, Phase, Warning};
 use crate::reason::Reason;
 
 pub use crate::event::{Moment, Placement, Status, TargetReport};
@@ -47,6 +47,8 @@ pub struct Report {
     pub context_bytes: u64,
     /// Where it was built, and why.
     pub placement: Option<Placement>,
+    /// BuildKit's warnings about the Dockerfiles.
+    pub warnings: Vec<Warning>,
     /// Messages for the customer, such as replaced fields.
     pub notices: Vec<String>,
     /// How many further notices the last one counts.
@@ -77,6 +79,7 @@ impl Report {
                 Some(known) => known.clone_from(target),
                 None => self.targets.push(target.clone()),
             },
+            Event::Warning(warning) if !self.warnings.contains(warning) => self.warnings.push(warning.clone()),
             Event::Notice(notice) => self.notices.push(notice.clone()),
             Event::NoticeLeftOut => self.count_notice(),
             Event::Ended { status, reason, message } => {
@@ -89,7 +92,8 @@ impl Report {
             | Event::Fetching { .. }
             | Event::StepStarted(_)
             | Event::StepEnded { .. }
-            | Event::StepOutput { .. } => {}
+            | Event::StepOutput { .. }
+            | Event::Warning(_) => {}
         }
     }
 

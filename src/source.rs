@@ -222,8 +222,8 @@ impl Worktrees {
         let command = self.sandbox(request, port).reexec(VERB);
         let input = serde_json::to_vec(request).expect("a request is plain data");
         let limits = process::RunLimits {
-            timeout: self.settings.timeout.saturating_sub(origin.spent.time),
-            silence: self.settings.timeout,
+            timeout: Some(self.settings.timeout.saturating_sub(origin.spent.time)),
+            silence: None,
             max_output_bytes: bounds::SOURCE_OUTPUT,
             stop: stop.clone(),
         };
@@ -291,7 +291,7 @@ struct Said {
 fn conclude(origin: &Origin<'_>, ended: Ended, said: Said, elapsed: Duration) -> Result<Worktree, SourceError> {
     let url = origin.url.clone();
     match (said.last, ended) {
-        (Some(Message::Done { sha, fetch_ms, checkout_ms, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
+        (Some(Message::Done { sha, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
             let sha = match &origin.revision {
                 Revision::Sha(sha) => Some(sha.clone()),
                 Revision::Name(_) => Sha::parse(&sha),
@@ -299,8 +299,7 @@ fn conclude(origin: &Origin<'_>, ended: Ended, said: Said, elapsed: Duration) ->
             Ok(Worktree {
                 path: origin.worktree.path.clone(),
                 sha,
-                fetch: Duration::from_millis(fetch_ms).min(elapsed),
-                checkout: Duration::from_millis(checkout_ms).min(elapsed),
+                took: elapsed,
                 size,
                 lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
                 submodules,

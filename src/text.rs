@@ -4,6 +4,7 @@
 //! Masking after `plain` finds a secret that is printed with colors in it. Masking before `clip` finds one that lies across the
 //! cut. [`paths`] hides what a message reveals of the worker. ECMA-48 defines the escape sequences.
 
+pub mod excerpt;
 pub mod paths;
 pub mod tail;
 

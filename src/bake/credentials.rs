@@ -170,8 +170,8 @@ async fn ask(
     let mut command = process::command(Path::new(folder).join(&name));
     command.arg(verb).envs(environment::of_plugins());
     let limits = process::RunLimits {
-        timeout: PATIENCE,
-        silence: PATIENCE,
+        timeout: Some(PATIENCE),
+        silence: None,
         max_output_bytes: bounds::CREDENTIAL,
         stop: stop.clone(),
     };

@@ -59,6 +59,15 @@ impl Definition {
         files.iter().map(PathBuf::as_path).filter(|file| search.has_found(file)).collect()
     }
 
+    /// Path of a target's Dockerfile from the root of the worktree; `None` for an inline one.
+    pub fn dockerfile(&self, target: &str) -> Option<String> {
+        let fields = self.targets.get(target)?;
+        let text = |field: &str| fields.get(field).and_then(Value::as_str);
+        let path = policy::paths::dockerfile(Path::new(text("context")?), text("dockerfile").unwrap_or("Dockerfile"));
+        let path = path.strip_prefix(&self.worktree).ok().filter(|_| !fields.contains_key("dockerfile-inline"))?;
+        Some(path.to_string_lossy().into_owned())
+    }
+
     /// These targets and all targets linked to them, in both directions. A target that is built again changes its dependents:
     /// without a new build they would stand on an image that was never pushed.
     pub fn with_linked(&self, targets: &BTreeSet<String>) -> BTreeSet<String> {

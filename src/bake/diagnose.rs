@@ -30,8 +30,10 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<End> {
         // buildx had already failed and did not exit.
         Ended::Stopped if !progress.errors().is_empty() => exited(progress),
         Ended::Stopped => return Some(End::Stopped),
-        Ended::TimedOut => Failure::new(Reason::TimedOut, "the build reached its time limit"),
-        Ended::Silent => Failure::new(Reason::Stalled, "docker-buildx printed nothing for too long and was killed"),
+        // It has no time limit of its own.
+        Ended::TimedOut | Ended::Silent => {
+            Failure::new(Reason::Stalled, "docker-buildx printed nothing for too long and was killed")
+        }
         Ended::TooMuchOutput => {
             Failure::new(Reason::BuildFailed, "docker-buildx wrote an image to its standard output")
         }
@@ -42,7 +44,12 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<End> {
 fn exited(progress: &Progress) -> Failure {
     if let Some((reason, vertex)) = progress.failed().find_map(|vertex| Some((judge(vertex)?, vertex))) {
         let evidence = vertex.own_error().and_then(|said| said.evidence);
-        return Failure::new(reason, describe(progress, vertex)).with_evidence(evidence);
+        let failure = match progress.step_failure(vertex) {
+            Some(step) if reason == Reason::StepFailed => Failure::saying(reason, step.sentence()),
+            Some(step) => Failure::new(reason, step.sentence()),
+            None => Failure::new(reason, describe(progress, vertex)),
+        };
+        return failure.with_evidence(evidence);
     }
     let has_failed_vertex = progress.failed().next().is_some();
     let judged = |said: &Said| {

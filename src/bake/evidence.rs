@@ -55,12 +55,34 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The evidence in a step's error: `process "…" did not complete successfully: exit code: 137`.
-pub(super) fn of_step(error: &str) -> Option<Evidence> {
+/// How the process of a step ended: the rest of `process "…" did not complete successfully: `. `None` for another error.
+pub(super) fn ended(error: &str) -> Option<&str> {
     // BuildKit puts the gRPC code in front of some.
     let error = error.strip_prefix("ResourceExhausted: ").unwrap_or(error);
-    let after_command = after_quoted(error.strip_prefix("process ")?)?;
-    let ended = after_command.strip_prefix(" did not complete successfully: ")?;
+    after_quoted(error.strip_prefix("process ")?)?.strip_prefix(" did not complete successfully: ")
+}
+
+/// The exit code in [`ended`].
+pub(super) fn exit_code(ended: &str) -> Option<i32> {
+    let code = ended.strip_prefix("exit code: ")?;
+    code.split(':').next()?.parse().ok()
+}
+
+/// An error about a file, without BuildKit's reference of its layer: `failed to calculate checksum of ref X::Y: "/a": not found`.
+pub(super) fn without_reference(error: &str) -> &str {
+    let begins =
+        ["failed to compute cache key: failed to calculate checksum of ref ", "failed to calculate checksum of ref "];
+    let rest = begins.iter().find_map(|begin| error.strip_prefix(begin));
+    let is_reference = |word: &str| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':');
+    match rest.and_then(|rest| rest.split_once(": ")) {
+        Some((reference, rest)) if is_reference(reference) => rest,
+        _ => error,
+    }
+}
+
+/// The evidence in a step's error: `process "…" did not complete successfully: exit code: 137`.
+pub(super) fn of_step(error: &str) -> Option<Evidence> {
+    let ended = ended(error)?;
     let exit_code = ended.strip_prefix("exit code: ").map(|code| code.split(':').next().unwrap_or(code));
     let is_killed = exit_code.map_or(ended == NO_MEMORY, |code| KILLED.contains(&code));
     is_killed.then_some(Evidence::StepKilled)

@@ -256,8 +256,8 @@ async fn collect(
     stop: &CancellationToken,
 ) -> Result<(Ended, Vec<u8>, Tail), BakeError> {
     let limits = process::RunLimits {
-        timeout: bake.limits.print_timeout,
-        silence: bake.limits.print_timeout,
+        timeout: Some(bake.limits.print_timeout),
+        silence: None,
         max_output_bytes: bake.limits.max_print_bytes,
         stop: stop.clone(),
     };

@@ -5,27 +5,33 @@
 //! Follows BuildKit's `client.SolveStatus`.
 
 mod ending;
+mod failure;
 mod output;
 mod stream;
+mod tails;
 mod targets;
 mod vertex;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 
 use super::evidence;
 use super::shown::{Said, Shown};
 use crate::bounds;
-use crate::event::{Event, Step};
+use crate::event::{Event, Step, Warning};
 use crate::text::tail::Tail;
 
 use ending::Ending;
 use output::Output;
-use stream::{LogReport, Report, StatusReport, VertexReport};
+use stream::{LogReport, Report, StatusReport, VertexReport, WarningReport};
+use tails::Tails;
 
 pub(super) use vertex::Vertex;
 
@@ -43,8 +49,8 @@ pub(super) type Emit<'t> = &'t mut dyn FnMut(Event);
 pub(super) struct Baked {
     /// The tags of each target, linked targets included.
     pub(super) targets: BTreeMap<String, Vec<String>>,
-    /// The names of their Dockerfiles, without directories.
-    pub(super) dockerfiles: BTreeSet<String>,
+    /// Paths of their Dockerfiles from the root of the repository, by target.
+    pub(super) dockerfiles: BTreeMap<String, String>,
 }
 
 /// Everything known of one bake.
@@ -59,6 +65,8 @@ pub(super) struct Progress {
     /// Steps that have ended since the beginning of the line.
     ended: Vec<u32>,
     output: Output,
+    tails: Tails,
+    dockerfiles: BTreeMap<String, String>,
     ending: Ending,
     left: Left,
     has_begun: bool,
@@ -70,8 +78,10 @@ struct Left {
     name_bytes: usize,
     error_bytes: usize,
     n_pushes: usize,
+    n_warnings: usize,
     /// Reports of vertices that were dropped for lack of room.
     n_left_out: usize,
+    n_warnings_left_out: usize,
     n_long_lines: usize,
 }
 
@@ -87,12 +97,16 @@ impl Progress {
             by_digest: HashMap::new(),
             ended: Vec::new(),
             output: Output::default(),
-            ending: Ending::new(baked.dockerfiles),
+            tails: Tails::default(),
+            ending: Ending::new(names_of(baked.dockerfiles.values())),
+            dockerfiles: baked.dockerfiles,
             left: Left {
                 name_bytes: bounds::STEP_NAMES,
                 error_bytes: bounds::ERRORS,
                 n_pushes: bounds::PUSHES,
+                n_warnings: bounds::WARNINGS,
                 n_left_out: 0,
+                n_warnings_left_out: 0,
                 n_long_lines: 0,
             },
             has_begun: false,
@@ -117,11 +131,14 @@ impl Progress {
     /// Emits the rest when docker-buildx has ended: last lines without a line feed, and notices of what was dropped.
     pub(super) fn finish(&mut self, emit: Emit<'_>) {
         self.output.steps().into_iter().for_each(|step| self.end_output(step, emit));
-        let Left { n_left_out, n_long_lines, .. } = self.left;
+        let Left { n_left_out, n_warnings_left_out, n_long_lines, .. } = self.left;
         if n_left_out > 0 {
             let message =
                 format!("the build has more than {} steps; {n_left_out} reports were left out", bounds::VERTICES);
             emit(Event::Notice(message));
+        }
+        if n_warnings_left_out > 0 {
+            emit(Event::Notice(format!("{n_warnings_left_out} more warnings about the Dockerfiles were left out")));
         }
         if n_long_lines > 0 {
             let message =
@@ -135,10 +152,14 @@ impl Progress {
             Report::Vertex(report) => self.vertex(&report, emit),
             Report::Status(report) => self.progress(&report),
             Report::Log(report) => self.log(&report, emit),
+            Report::Warning(report) => self.warning(&report, emit),
         });
         // A line reports the end of a step before the step's last output.
         for number in std::mem::take(&mut self.ended) {
             self.end_output(number, emit);
+            if !self.vertices[number as usize].has_failed() {
+                self.tails.forget(number);
+            }
             if self.vertices[number as usize].is_shown() {
                 emit(self.step_ended(number));
             }
@@ -248,18 +269,43 @@ impl Progress {
     fn log(&mut self, report: &LogReport<'_>, emit: Emit<'_>) {
         let Some(number) = self.find(&report.vertex) else { return };
         let step = self.step(number);
-        let shown = &self.shown;
+        let (shown, tails) = (&self.shown, &mut self.tails);
         self.output.take_in((number, report.stream == 2), &report.data, |line, n_dropped| {
-            shown.output(line, n_dropped, |line| emit(Event::StepOutput { step: step.clone(), line }));
+            shown.output(line, n_dropped, |line| {
+                tails.push(number, &line);
+                emit(Event::StepOutput { step: step.clone(), line });
+            });
         });
+    }
+
+    fn warning(&mut self, report: &WarningReport<'_>, emit: Emit<'_>) {
+        let Some(number) = self.find(&report.vertex) else { return };
+        if self.left.n_warnings == 0 {
+            self.left.n_warnings_left_out += 1;
+            return;
+        }
+        self.left.n_warnings -= 1;
+        let target = self.target_of(&self.vertices[number as usize]).map(str::to_owned);
+        let message = BASE64_STANDARD.decode(&*report.short).unwrap_or_default();
+        let url = self.shown.notice(&report.url);
+        emit(Event::Warning(Warning {
+            message: self.shown.notice(&String::from_utf8_lossy(&message)),
+            dockerfile: target.as_ref().and_then(|target| self.dockerfiles.get(target)).cloned(),
+            target,
+            line: report.range.first().map(|range| range.start.line),
+            url: (!url.is_empty()).then_some(url),
+        }));
     }
 
     /// Emits the last lines of a step, which have no line feed.
     fn end_output(&mut self, number: u32, emit: Emit<'_>) {
         let step = self.step(number);
-        let shown = &self.shown;
+        let (shown, tails) = (&self.shown, &mut self.tails);
         self.output.end_of(number, |line, n_dropped| {
-            shown.output(line, n_dropped, |line| emit(Event::StepOutput { step: step.clone(), line }));
+            shown.output(line, n_dropped, |line| {
+                tails.push(number, &line);
+                emit(Event::StepOutput { step: step.clone(), line });
+            });
         });
     }
 
@@ -280,7 +326,7 @@ impl Progress {
         }
         let number = u32::try_from(self.vertices.len()).ok()?;
         self.by_digest.insert(digest.into(), number);
-        self.vertices.push(Vertex::new(Arc::clone(&self.no_name)));
+        self.vertices.push(Vertex::new(number, Arc::clone(&self.no_name)));
         Some(number)
     }
 
@@ -347,6 +393,12 @@ fn is_digest(text: &str) -> bool {
         is_part(algorithm, |byte| byte.is_ascii_alphanumeric() || b"+._-".contains(byte))
             && is_part(hash, u8::is_ascii_hexdigit)
     })
+}
+
+/// The names of files.
+fn names_of<'a>(paths: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
+    let name = |path: &String| Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
+    paths.filter_map(name).collect()
 }
 
 fn millis(from: Timestamp, to: Timestamp) -> u64 {

@@ -1,6 +1,7 @@
 //! How everything that a build reports is shown: plain, then masked, then without the worker's own paths, then cut. In this order
 //! no cut leaves a part of a secret, and no color hides one.
 
+use super::evidence;
 use super::mask::Mask;
 use crate::reason::Evidence;
 use crate::text::paths::WorkerPaths;
@@ -20,6 +21,8 @@ pub(super) struct Said {
     unmasked: Option<Box<str>>,
     /// Evidence in the complete text.
     pub(super) evidence: Option<Evidence>,
+    /// How the step's process ended, when it is a step's error: as shown, without the command.
+    pub(super) ended: Option<Box<str>>,
 }
 
 impl Said {
@@ -35,7 +38,8 @@ impl Said {
 
     /// Its size in bytes.
     pub(super) fn size(&self) -> usize {
-        self.shown.len() + self.unmasked.as_ref().map_or(0, |text| text.len())
+        let others = [&self.unmasked, &self.ended];
+        self.shown.len() + others.into_iter().flatten().map(|text| text.len()).sum::<usize>()
     }
 }
 
@@ -62,7 +66,9 @@ impl Shown {
         let bounded = |text: &str| text::elide(&self.worker_paths.hide(text), bounds::ERROR).into_owned();
         let (shown, unmasked) = (bounded(&masked), bounded(&text::plain(first)));
         let unmasked = (unmasked != shown).then(|| unmasked.into_boxed_str());
-        Said { shown, unmasked, evidence: None }
+        let ended = is_whole.then(|| evidence::ended(first)).flatten();
+        let ended = ended.map(|ended| bounded(&self.mask.plain(ended)).into_boxed_str());
+        Said { shown, unmasked, evidence: None, ended }
     }
 
     /// A line of a step's output in pieces of [`bounds::OUTPUT_PIECE`]. `n_dropped` bytes at its end are missing.

@@ -1,8 +1,7 @@
 //! `docker-buildx bake` itself: reads the validated definition from standard input; its events go to the journal.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +11,7 @@ use super::mask::Mask;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
 use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagnose, metadata};
+use crate::event::{Event, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
@@ -50,10 +50,9 @@ pub(super) async fn solve(
     let mut command = child.command(&bake.buildx.binary);
     command.args(arguments(location, &metadata_file)).args(goal.targets);
     command.current_dir(&location.working_directory);
-    let timeout = goal.deadline.saturating_duration_since(Instant::now());
     let limits = process::RunLimits {
-        timeout,
-        silence: if location.is_watched { timeout } else { bake.limits.silence },
+        timeout: None,
+        silence: (!location.is_watched).then_some(bake.limits.silence),
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
@@ -80,7 +79,7 @@ pub(super) async fn solve(
             "docker-buildx failed without an error message"
         );
     }
-    Ok(conclude(&progress, ended, &private))
+    Ok(conclude(&progress, ended, &private, journal))
 }
 
 /// What is known of a bake before it begins.
@@ -90,17 +89,16 @@ fn baked(goal: Goal<'_>) -> Baked {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         tags.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
-    let dockerfile = |fields: &Map<String, Value>| {
-        let path = fields.get("dockerfile").and_then(Value::as_str).unwrap_or_default();
-        Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned())
-    };
     Baked {
         targets: of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect(),
-        dockerfiles: of_goal().filter_map(|(_, fields)| dockerfile(fields)).collect::<BTreeSet<_>>(),
+        dockerfiles: of_goal()
+            .filter_map(|(name, _)| Some((name.clone(), goal.definition.dockerfile(name)?)))
+            .collect(),
     }
 }
 
-fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
+/// Emits the result of each target and of the whole run.
+fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal) -> Outcome {
     let mut targets = progress.reports(ended.is_success());
     let is_target = |name: &str| targets.iter().any(|target| target.name == name);
     let digests = metadata::digests(private, METADATA, is_target);
@@ -109,7 +107,11 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
             target.digest = Some(digest.clone());
         }
     }
-    Outcome { targets, context_bytes: progress.context_bytes(), end: diagnose::diagnose(ended, progress) }
+    journal.emit(Event::ContextSent { n_bytes: progress.context_bytes() });
+    let is_built = |target: &&TargetReport| target.status == Some(Status::Succeeded);
+    let built = targets.iter().filter(is_built).map(|target| target.name.clone()).collect();
+    targets.into_iter().for_each(|target| journal.emit(Event::TargetEnded(target)));
+    Outcome { built, end: diagnose::diagnose(ended, progress) }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.

@@ -271,7 +271,7 @@ async fn run_plugin(exec: &ExecConfig) -> Result<ExecStatus, AccessError> {
     let info = json!({"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": false}});
     command.env("KUBERNETES_EXEC_INFO", info.to_string());
     let stop = CancellationToken::new();
-    let limits = RunLimits { timeout: PLUGIN, silence: PLUGIN, max_output_bytes: bounds::PLUGIN, stop };
+    let limits = RunLimits { timeout: Some(PLUGIN), silence: None, max_output_bytes: bounds::PLUGIN, stop };
     let (mut out, mut last) = (Vec::new(), String::new());
     let ended = process::run(command, b"", &limits, |stream, line| match stream {
         Stream::Out => out.extend_from_slice(line),

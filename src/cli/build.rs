@@ -121,9 +121,15 @@ impl Build {
             let path = Path::new(&self.source).canonicalize();
             let path =
                 path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
-            let (fetch, checkout) = (Duration::ZERO, Duration::ZERO);
             let (lfs_pointers, submodules) = (Vec::new(), Vec::new());
-            return Ok(Worktree { path, sha: None, fetch, checkout, size: Size::default(), lfs_pointers, submodules });
+            return Ok(Worktree {
+                path,
+                sha: None,
+                took: Duration::ZERO,
+                size: Size::default(),
+                lfs_pointers,
+                submodules,
+            });
         }
         let revision = match job::Sha::parse(&self.revision) {
             Some(sha) => Revision::Sha(sha),

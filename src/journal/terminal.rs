@@ -47,6 +47,7 @@ impl Listener for Terminal {
                 self.end(&title, &format!("{title} {result}"));
             }
             Event::StepOutput { step, line } => self.line(&format!("{} | {line}", step.label())),
+            Event::Warning(warning) => self.line(&warning.to_string()),
             Event::Notice(notice) => self.line(&format!("note: {notice}")),
             // The table at the end shows them.
             Event::Targets(_) | Event::TargetDone(_) | Event::TargetEnded(_) => {}

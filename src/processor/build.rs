@@ -1,6 +1,6 @@
 //! A build job: its arguments, perhaps Rails, then the build.
 
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -25,7 +25,7 @@ use crate::text::paths::WorkerPaths;
 const RAILS_GRACE: Duration = Duration::from_millis(500);
 
 /// Runs a build job to its end.
-pub(super) async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
+pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), End> {
     let (running, payload) = (&job.running, &job.payload);
     let Some(class) = processor.jobs.classes.get(&payload.class) else {
         let message = format!("{} is not a class of this worker's configuration", payload.class);
@@ -59,8 +59,8 @@ pub(super) async fn build(processor: &Processor, job: &Job) -> Result<(), End> {
         git_ref: build_job.git_ref.clone(),
     });
     notify_started(processor, job).await;
-    let fence = InFlight { processor, unit: &running.unit };
-    let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&fence) };
+    let fence = fence(processor, &running.unit);
+    let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&*fence) };
     let built = perform(&processor.integrations, &build_job, attempt).await;
     let worker_paths = processor.integrations.state.worker_paths();
     built.map_err(|end| end.map(|failure| for_customer(failure, &worker_paths)))
@@ -93,19 +93,14 @@ fn for_customer(failure: Failure, worker_paths: &WorkerPaths) -> Failure {
     shown
 }
 
-/// The fence of a build: its entry in the in-flight hash.
-#[derive(Debug)]
-struct InFlight<'a> {
-    processor: &'a Processor,
-    unit: &'a UnitOfWork,
-}
-
-impl Fence for InFlight<'_> {
-    /// While Redis does not answer, the build goes on like every running build.
-    fn holds(&self) -> Pin<Box<dyn Future<Output = bool> + Send + '_>> {
-        let Processor { redis, identity, .. } = self.processor;
-        Box::pin(async move { holds(redis, identity, self.unit).await.unwrap_or(true) })
-    }
+/// Asks whether the job's entry is still in the in-flight hash. While Redis does not answer, the build goes on like every running
+/// build.
+fn fence(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fence> {
+    let (processor, unit) = (Arc::clone(processor), unit.clone());
+    Box::new(move || {
+        let (processor, unit) = (Arc::clone(&processor), unit.clone());
+        Box::pin(async move { holds(&processor.redis, &processor.identity, &unit).await.unwrap_or(true) })
+    })
 }
 
 async fn build_request(

@@ -19,7 +19,7 @@ pub enum Outcome {
     Succeeded,
     /// It failed.
     Failed(Failure),
-    /// It was stopped.
+    /// It was stopped, by no fault of its own.
     Stopped(Cause),
 }
 
@@ -29,7 +29,10 @@ impl Outcome {
             Ok(()) => Self::Succeeded,
             Err(End::Failed(failure)) => Self::Failed(failure),
             // Only a shutdown stops a build without setting a cause.
-            Err(End::Stopped) => Self::Stopped(stop.cause().unwrap_or(Cause::Shutdown)),
+            Err(End::Stopped) => match stop.cause().unwrap_or(Cause::Shutdown) {
+                cause @ Cause::TimedOut { .. } => Self::Failed(cause.failure()),
+                cause => Self::Stopped(cause),
+            },
         }
     }
 

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::process::ExitCode;
-use std::time::Instant;
 
 use git2::Oid;
 
@@ -46,7 +45,6 @@ fn read_request() -> Result<CheckoutRequest, Failed> {
 fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
     configure_libgit2(request)?;
     effort::allow_fetch(request.limits, 0);
-    let started = Instant::now();
     let mirror = Mirror::lock(&request.mirror, &request.stage)?;
     let on_progress = |received_bytes| {
         effort::allow_fetch(request.limits, received_bytes);
@@ -59,7 +57,6 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
         Revision::Name(name) => fetch::resolve(&mirror.repository, &remote, name)?,
     };
     let (mirror, size) = complete(mirror, &remote, commit, request.limits)?;
-    let fetched = Instant::now();
     let reading = mirror.read()?;
     say(&Message::Fetched);
     effort::allow_checkout(request.limits, size);
@@ -79,15 +76,7 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
         mtimes::set(&worktree, &index, key)?;
     }
     let lfs_pointers = lfs::pointers(&reading.repository, &index)?;
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    Ok(Message::Done {
-        sha: commit.to_string(),
-        fetch_ms: millis(fetched - started),
-        checkout_ms: millis(fetched.elapsed()),
-        size,
-        lfs_pointers,
-        submodules: submodules::list(&index, &worktree),
-    })
+    Ok(Message::Done { sha: commit.to_string(), size, lfs_pointers, submodules: submodules::list(&index, &worktree) })
 }
 
 /// Ensures that the commit and its whole tree are in the mirror. Uses no network when they already are.

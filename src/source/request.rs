@@ -78,8 +78,6 @@ pub(super) enum Message {
     Fetched,
     Done {
         sha: String,
-        fetch_ms: u64,
-        checkout_ms: u64,
         size: Size,
         lfs_pointers: Vec<String>,
         submodules: Vec<Submodule>,

@@ -23,7 +23,7 @@ impl Spent {
     pub fn add(&mut self, worktree: &Worktree) {
         self.size.n_entries = self.size.n_entries.saturating_add(worktree.size.n_entries);
         self.size.n_bytes = self.size.n_bytes.saturating_add(worktree.size.n_bytes);
-        self.time += worktree.fetch + worktree.checkout;
+        self.time += worktree.took;
     }
 }
 
@@ -43,10 +43,8 @@ pub struct Worktree {
     pub path: PathBuf,
     /// The commit.
     pub sha: Option<Sha>,
-    /// How long fetching took; zero without a fetch.
-    pub fetch: Duration,
-    /// How long writing the files took.
-    pub checkout: Duration,
+    /// How long the child ran that created it: it counts against the build's limit.
+    pub took: Duration,
     /// How large the commit is, without its submodules.
     pub size: Size,
     /// Files that are Git LFS pointers, by their paths from the root.

@@ -149,7 +149,7 @@ async fn build_accepts_a_template_and_a_url_and_reports_a_failure() {
     let output =
         harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "broken"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    for words in ["step_failed", "broken", "RUN exit 7", "exit code: 7"] {
+    for words in ["step_failed", "broken", "RUN exit 7", "exited with 7"] {
         assert!(text(&output).contains(words), "no {words} in {}", text(&output));
     }
     let output = harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "fine"]);

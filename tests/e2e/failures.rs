@@ -22,13 +22,20 @@ async fn a_failing_step_is_named_and_its_siblings_are_reported() {
 
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("step_failed")), "{report:#}");
     let message = report["message"].as_str().unwrap();
-    assert!(
-        message.contains("broken") && message.contains("RUN sleep 4") && message.contains("exit code: 3"),
-        "{message}"
+    assert_eq!(
+        message,
+        "Step 3/3 of `broken` failed: `RUN sleep 4 && echo no such flavour >&2 && exit 3` (broken/Dockerfile:3) \
+         exited with 3: `no such flavour`"
     );
     let broken = target(&report, "broken");
     assert_eq!((&broken["status"], &broken["digest"]), (&json!("failed"), &json!(null)));
-    assert!(broken["error"].as_str().unwrap().contains("exit code: 3"), "{broken:#}");
+    assert_eq!(broken["error"], "exited with 3: `no such flavour`");
+    assert_eq!(broken["log_tail"], "no such flavour");
+    assert_eq!(
+        broken["failed_step"],
+        json!({"number": 3, "total": 3, "stage": null, "exit_code": 3, "line": 3, "dockerfile": "broken/Dockerfile",
+            "instruction": "RUN sleep 4 && echo no such flavour >&2 && exit 3"})
+    );
     assert_eq!(registry::digest(&harness.reference("broken", &sha)).await, None);
     for name in ["web", "api"] {
         let served = registry::digest(&harness.reference(name, &sha)).await.expect("the registry has the sibling");

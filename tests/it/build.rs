@@ -178,7 +178,10 @@ async fn a_dockerfile_that_does_not_build_is_a_finished_job_with_a_message() {
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["status"], &report["reason"]), (&json!("failed"), &json!("step_failed")), "{report:#}");
     let message = report["message"].as_str().unwrap();
-    assert!(message.starts_with("A step of the Dockerfile failed.") && message.contains("exit code: 2"), "{message}");
+    let target = &report["targets"][0];
+    assert!(message.starts_with("Step ") && message.contains(" exited with 2: `"), "{message}");
+    assert_eq!(target["failed_step"]["exit_code"], 2, "{report:#}");
+    assert!(target["log_tail"].as_str().unwrap().contains("no rule to make target"), "{report:#}");
     harness.idle().await;
     assert!(harness.redis.sorted_set("retry").await.is_empty() && harness.redis.sorted_set("dead").await.is_empty());
 }

@@ -21,10 +21,11 @@ fn the_memory_of_a_build_is_the_sum_of_its_bounds() {
     // A value of a kept field takes 140 bytes. Escapes make a text 1.5 times as long. A request keeps texts and lists.
     let definition = bounds::VALUES * 140 + (6 << 20);
     let request = bounds::ARGUMENTS + bounds::VALUES * 64;
-    let said = bounds::SAID + bounds::NOTICES * bounds::NOTICE + 2 * bounds::REPORT;
+    let said = bounds::SAID + (bounds::NOTICES + 2 * bounds::WARNINGS) * bounds::NOTICE + 2 * bounds::REPORT;
     let parts = [
         ("steps: 10,000 records, names, errors, pushed references", steps),
         ("lines of output that have not ended", 2 * bounds::OUTPUT_OPEN),
+        ("output of running steps", 2 * bounds::LOG_TAILS),
         ("one line of JSON, while it arrives", 2 * bounds::LINE),
         ("text, notices and the report", said),
         ("the definition: its text, and the fields that are looked at later", definition),

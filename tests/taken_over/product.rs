@@ -2,13 +2,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
-use sidebake::bake::{Bake, BakeRequest, Definition, Goal, Outcome, admit};
+use sidebake::bake::{Bake, BakeRequest, Definition, Goal, admit};
 use sidebake::builder::Builders;
 use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFile, Sha, Trust};
-use sidebake::journal::Journal;
+use sidebake::journal::{Journal, Record};
+use sidebake::report::Report;
 use sidebake::source::{Origin, Revision, SourceError, Spent, Submodule, Worktree, Worktrees};
 use sidebake::state::{JobDirectory, StateDirectory};
 use sidebake::text::paths::WorkerPaths;
@@ -29,19 +29,22 @@ struct Worker<'a> {
     source: Worktrees,
     bake: Bake,
     builders: Builders,
+    record: Arc<Record>,
     journal: Journal,
 }
 
 impl<'a> Worker<'a> {
     fn new(case: &'a Case<'a>) -> Self {
         let settings = case.settings();
+        let record = Arc::new(Record::new(Report::default()));
         Self {
             case,
             state: StateDirectory::open(&case.home.join("state"), "worker").unwrap().into(),
             source: Worktrees::new(&settings),
             bake: Bake::new(&settings),
             builders: Builders::new(&settings),
-            journal: Journal::new(Vec::new(), WorkerPaths::default()),
+            journal: Journal::new(vec![record.clone()], WorkerPaths::default()),
+            record,
         }
     }
 
@@ -177,7 +180,7 @@ impl<'a> Worker<'a> {
     async fn resolve(&self, job: &JobDirectory, tree: &Path) -> Definition {
         let build = self.build(job);
         let request = BakeRequest { build: &build, worktree: tree, sha: None };
-        self.bake.resolve(&request, job, &CancellationToken::new()).await.unwrap()
+        self.bake.resolve(&request, job, &self.journal, &CancellationToken::new()).await.unwrap()
     }
 
     /// A build of one target, whose definition tells docker-buildx what to do.
@@ -201,15 +204,16 @@ impl<'a> Worker<'a> {
         }
         let place = self.builders.place(&build, &self.state, &job, None).await.unwrap();
         let targets = definition.names();
-        let solve = async || -> Outcome {
-            let deadline = Instant::now() + Duration::from_secs(600);
-            let goal = Goal { definition: &definition, targets: &targets, deadline };
+        let solve = async || {
+            let goal = Goal { definition: &definition, targets: &targets };
             let stop = CancellationToken::new();
-            self.bake.solve(&build, goal, &place.location, &job, &self.journal, &stop).await.unwrap()
+            self.bake.solve(&build, goal, &place.location, &job, &self.journal, &stop).await.unwrap();
         };
-        let outcome = solve().await;
+        solve().await;
         match case.attack.name {
-            name if name.starts_with("metadata_") => outcome.targets.iter().any(|target| target.digest.is_some()),
+            name if name.starts_with("metadata_") => {
+                self.record.report().targets.iter().any(|target| target.digest.is_some())
+            }
             "kubeconfig_plugin" | "kubeconfig_server" | "instance_endpoint" => {
                 // Its docker-buildx has no builder that would answer.
                 let _ = place.dial().await;

@@ -43,6 +43,10 @@ pub(super) struct Ending {
     block: Block,
     /// Whether a complete block was read.
     has_block: bool,
+    /// The last line, perhaps the name with which a block begins.
+    name: String,
+    /// The first line of the place that the first block before the error shows.
+    pub(super) line: Option<u32>,
     /// Whether a line began as an error: no event follows.
     pub(super) is_over: bool,
     /// Whether text came that buildx does not write among its events: then an event may be a customer's imitation.
@@ -117,6 +121,13 @@ impl Ending {
     }
 
     fn follow_block(&mut self, line: &[u8]) {
+        match self.block {
+            Block::Name if line != RULE => self.name = String::from_utf8_lossy(line).into_owned(),
+            Block::Rule if !self.has_block => {
+                self.line = self.name.rsplit_once(':').and_then(|(_, number)| number.parse().ok());
+            }
+            _ => {}
+        }
         self.block = match self.block {
             Block::Name if line == RULE => Block::Rule,
             Block::Rule | Block::Lines if is_numbered(line) => Block::Lines,

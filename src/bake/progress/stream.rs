@@ -1,7 +1,7 @@
 //! Reads one JSON line of `--progress=rawjson`: BuildKit's `client.SolveStatus`.
 //!
 //! Reports are passed on while the line is read, and borrow from it: only one report is in memory at a time. Unused fields, such
-//! as warnings with whole Dockerfiles, are skipped.
+//! as the whole Dockerfile in each warning, are skipped.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,6 +15,7 @@ pub(super) enum Report<'a> {
     Vertex(VertexReport<'a>),
     Status(StatusReport<'a>),
     Log(LogReport<'a>),
+    Warning(WarningReport<'a>),
 }
 
 /// A step or chore that is planned, has begun or has ended.
@@ -53,6 +54,38 @@ pub(super) struct LogReport<'a> {
     pub(super) stream: u32,
     #[serde(borrow, default)]
     pub(super) data: Cow<'a, str>,
+}
+
+/// A warning about a Dockerfile. Texts are in Base64.
+#[derive(Deserialize)]
+pub(super) struct WarningReport<'a> {
+    #[serde(borrow)]
+    pub(super) vertex: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) short: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) url: Cow<'a, str>,
+    /// The lines that it is about.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub(super) range: Vec<Range>,
+}
+
+/// Lines of a Dockerfile.
+#[derive(Deserialize)]
+pub(super) struct Range {
+    pub(super) start: Position,
+}
+
+/// A place in a Dockerfile.
+#[derive(Deserialize)]
+pub(super) struct Position {
+    #[serde(default)]
+    pub(super) line: u32,
+}
+
+/// Go writes an empty list as null.
+fn null_as_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Range>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Passes on all reports of a line.
@@ -95,6 +128,7 @@ enum Field {
     Vertexes,
     Statuses,
     Logs,
+    Warnings,
     #[serde(other)]
     Other,
 }
@@ -130,6 +164,7 @@ impl<'de> Visitor<'de> for Reports<'_> {
                 Field::Vertexes => list.next_element()?.map(Report::Vertex),
                 Field::Statuses => list.next_element()?.map(Report::Status),
                 Field::Logs => list.next_element()?.map(Report::Log),
+                Field::Warnings => list.next_element()?.map(Report::Warning),
                 Field::Other => None,
             })
         };
@@ -151,6 +186,7 @@ mod tests {
                 Report::Vertex(report) => format!("vertex {} {}", report.digest, report.name),
                 Report::Status(report) => format!("status {} {}", report.vertex, report.current),
                 Report::Log(report) => format!("log {} {}", report.vertex, report.data),
+                Report::Warning(report) => format!("warning {} {}", report.vertex, report.short),
             });
         });
         (said, result.is_ok())
@@ -159,8 +195,9 @@ mod tests {
     #[test]
     fn reports_come_one_by_one_and_unused_fields_are_skipped() {
         let line = r#"{"vertexes":[{"digest":"a","inputs":["x"],"name":"x \u0026 y","progressGroup":{"id":"g"}},{"digest":"b"}],
-            "statuses":[{"id":"i","vertex":"a","current":3}],"logs":null,"warnings":[{"vertex":"a","detail":["eA=="]}],"new":{"a":[{}]}}"#;
-        assert_eq!(said(line), (vec!["vertex a x & y".into(), "vertex b ".into(), "status a 3".into()], true));
+            "statuses":[{"id":"i","vertex":"a","current":3}],"logs":null,"warnings":[{"vertex":"a","short":"eA==","detail":["eA=="],"range":null}],"new":{"a":[{}]}}"#;
+        let reports = ["vertex a x & y", "vertex b ", "status a 3", "warning a eA=="];
+        assert_eq!(said(line), (reports.map(str::to_owned).to_vec(), true));
         let line = r#"{"logs":[{"vertex":"a","stream":1,"data":"eA=="}]}"#;
         assert_eq!(said(line), (vec!["log a eA==".into()], true));
     }

@@ -21,6 +21,7 @@ impl Progress {
         let started = own.iter().filter_map(|vertex| vertex.started).min();
         let completed = own.iter().filter_map(|vertex| vertex.completed).max();
         let has_failed = own.iter().any(|vertex| vertex.has_failed());
+        let failed = own.iter().find_map(|vertex| self.step_failure(vertex));
         let digest = tags.iter().find_map(|tag| own.iter().find_map(|vertex| vertex.pushed_as(tag)));
         let status = match (is_success, has_failed, digest) {
             (true, _, _) | (false, false, Some(_)) => Some(Status::Succeeded),
@@ -35,7 +36,12 @@ impl Progress {
             duration_ms: started.zip(completed).map_or(0, |(from, to)| millis(from, to)),
             steps_total: count(steps.len()),
             steps_cached: count(steps.values().filter(|has_run| !**has_run).count()),
-            error: own.iter().find_map(|vertex| vertex.own_error()).map(|said| said.shown.clone()),
+            failed_step: failed.as_ref().map(|failure| failure.step.clone()),
+            log_tail: failed.as_ref().and_then(|failure| failure.log_tail.clone()),
+            error: match &failed {
+                Some(failure) => Some(failure.ending.clone()),
+                None => own.iter().find_map(|vertex| vertex.own_error()).map(|said| said.shown.clone()),
+            },
         }
     }
 }
@@ -49,14 +55,14 @@ impl Progress {
 fn steps<'a>(own: &[&'a Vertex], ran: &HashSet<&str>) -> BTreeMap<&'a str, bool> {
     let counted = || own.iter().filter(|vertex| vertex.is_step() && !vertex.name.contains("] FROM "));
     let mut last_completed: BTreeMap<&str, u32> = BTreeMap::new();
-    for (stage, n) in counted().filter(|vertex| vertex.completed.is_some()).filter_map(|vertex| vertex.position()) {
+    for (stage, n, _) in counted().filter(|vertex| vertex.completed.is_some()).filter_map(|vertex| vertex.position()) {
         let last = last_completed.entry(stage).or_default();
         *last = n.max(*last);
     }
     let mut steps = BTreeMap::new();
     for vertex in counted() {
         let is_passed =
-            vertex.position().is_some_and(|(stage, n)| last_completed.get(stage).is_some_and(|last| n < *last));
+            vertex.position().is_some_and(|(stage, n, _)| last_completed.get(stage).is_some_and(|last| n < *last));
         let has_run = match vertex.completed {
             Some(_) => !vertex.was_cached(),
             None if is_passed => ran.contains(&*vertex.name),

@@ -16,7 +16,9 @@ fn progress_with(targets: &[&str], secrets: &[&str]) -> Progress {
     let tags = |name: &str| vec![format!("registry.example.test/shop/{name}:dev")];
     let targets = targets.iter().map(|name| ((*name).to_owned(), tags(name))).collect();
     let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
-    Progress::new(Baked { targets, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
+    let dockerfiles = [("a", "a.Dockerfile"), ("b", "b.Dockerfile"), ("web", "web/Dockerfile")];
+    let dockerfiles = dockerfiles.map(|(name, path)| (name.to_owned(), path.to_owned())).into();
+    Progress::new(Baked { targets, dockerfiles }, Shown::new(mask, WorkerPaths::default()))
 }
 
 fn said(progress: &mut Progress, line: &Value) -> Vec<Event> {
@@ -72,11 +74,68 @@ fn a_step_that_ran_for_a_sibling_does_not_count_as_cached() {
 }
 
 #[test]
+fn each_failed_target_names_its_step_and_shows_what_it_printed() {
+    let (progress, _) = replay(stream!("0.36/two-targets-fail"), &["a", "b", "c"]);
+    let a = report(&progress, "a", false);
+    let step = a.failed_step.expect("a step");
+    assert_eq!((step.number, step.total, &*step.instruction, step.exit_code), (3, 3, "RUN exit 3", Some(3)));
+    assert_eq!((step.dockerfile.as_deref(), step.line), (Some("a.Dockerfile"), Some(3)));
+    assert_eq!((a.log_tail, a.error.as_deref()), (None, Some("exited with 3 and printed nothing")));
+    // BuildKit canceled them.
+    assert_eq!(["b", "c"].map(|name| report(&progress, name, false).failed_step), [None, None]);
+
+    let (progress, _) = replay(stream!("0.36/failing-run"), &["web"]);
+    let web = report(&progress, "web", false);
+    // BuildKit sends both pipes in its own order.
+    assert_eq!(web.log_tail.as_deref(), Some("boom on stderr\nabout to fail"));
+    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex)).expect("a failed step");
+    assert_eq!(
+        failed.sentence(),
+        "Step 3/3 of `web` failed: `RUN echo \"about to fail\" && echo \"boom on stderr\" >&2 && exit 7` (web/Dockerfile:3) \
+         exited with 7: `about to fail`"
+    );
+
+    let (progress, _) = replay(stream!("0.36/missing-copy-source"), &["web"]);
+    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex)).expect("a failed step");
+    assert_eq!(
+        failed.sentence(),
+        "Step 2/2 of `web` failed: `COPY nothere /x` (web/Dockerfile:2): \"/nothere\": not found"
+    );
+}
+
+#[test]
+fn warnings_about_a_dockerfile_have_their_lines() {
+    let (_, events) = replay(stream!("0.36/lint-warnings"), &["web"]);
+    let warnings: Vec<&Warning> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Warning(warning) => Some(warning),
+            _ => None,
+        })
+        .collect();
+    let first = warnings[0];
+    assert_eq!(first.message, "FromAsCasing: 'as' and 'FROM' keywords' casing do not match (line 1)");
+    assert_eq!((first.dockerfile.as_deref(), first.line), (Some("web/Dockerfile"), Some(1)));
+    assert_eq!(first.url.as_deref(), Some("https://docs.docker.com/go/dockerfile/rule/from-as-casing/"));
+    assert_eq!(warnings.len(), 5, "{warnings:?}");
+
+    let mut progress = progress_with(&["web"], &["hunter2"]);
+    let warning = |n: u32| json!({"vertex": "sha256:0a", "short": BASE64_STANDARD.encode(format!("x{n} hunter2")), "range": [{"start": {"line": n}}]});
+    let many: Vec<Value> = (0..300).map(warning).collect();
+    let mut events = said(&mut progress, &json!({"warnings": many}));
+    assert!(events.iter().all(|event| !format!("{event:?}").contains("hunter2")));
+    assert_eq!(events.len(), bounds::WARNINGS);
+    events.clear();
+    progress.finish(&mut |event| events.push(event));
+    assert_eq!(events, [Event::Notice("250 more warnings about the Dockerfiles were left out".into())]);
+}
+
+#[test]
 fn when_one_target_fails_the_others_are_not_blamed() {
     let (progress, _) = replay(stream!("0.36/one-of-three-fails"), &["api", "web", "broken"]);
     let broken = report(&progress, "broken", false);
     assert_eq!(broken.status, Some(Status::Failed));
-    assert!(broken.error.is_some_and(|error| error.contains("exit code: 3")));
+    assert!(broken.error.is_some_and(|error| error.starts_with("exited with 3")));
     assert_ne!(report(&progress, "web", false).status, Some(Status::Failed));
     assert_eq!(progress.failed().count(), 1);
 }

@@ -13,6 +13,8 @@ const CANCELED: &str = "context canceled";
 /// A step or chore.
 #[derive(Debug)]
 pub(in crate::bake) struct Vertex {
+    /// Its number in the build, in the order of the stream.
+    pub(super) number: u32,
     /// The name without the target, such as `[2/3] RUN make`.
     pub(in crate::bake) name: Arc<str>,
     /// The targets for which it was reported, by number, in order. For shared steps this is a guess.
@@ -44,8 +46,9 @@ impl Vertex {
     /// How BuildKit's file operations begin when a step cannot be done. The rest is a path of the customer's.
     pub(in crate::bake) const MISTAKES: &[&str] = &["cannot copy to non-directory: ", "cannot replace to directory "];
 
-    pub(super) fn new(name: Arc<str>) -> Self {
+    pub(super) fn new(number: u32, name: Arc<str>) -> Self {
         Self {
+            number,
             name,
             targets: Vec::new(),
             started: None,
@@ -104,13 +107,12 @@ impl Vertex {
         text.strip_prefix(' ')?.split(' ').next()
     }
 
-    /// Stage and number of a Dockerfile step: its bracket ends with `n/m`.
-    pub(super) fn position(&self) -> Option<(&str, u32)> {
+    /// Stage and number of a Dockerfile step, and the number of the stage's steps: its bracket ends with `n/m`.
+    pub(super) fn position(&self) -> Option<(&str, u32, u32)> {
         let (bracket, _) = self.name.strip_prefix('[')?.split_once(']')?;
         let (stage, step) = bracket.rsplit_once(' ').unwrap_or(("", bracket));
         let (n, m) = step.split_once('/')?;
-        m.parse::<u32>().ok()?;
-        Some((stage, n.parse().ok()?))
+        Some((stage, n.parse().ok()?, m.parse().ok()?))
     }
 
     pub(super) fn is_step(&self) -> bool {
@@ -193,7 +195,7 @@ mod tests {
             ("[internal] load metadata for x", None),
             ("exporting to image", None),
         ] {
-            assert_eq!(Vertex::new(name.into()).instruction(), instruction, "{name}");
+            assert_eq!(Vertex::new(0, name.into()).instruction(), instruction, "{name}");
         }
     }
 }

@@ -1,0 +1,81 @@
+//! A failed step of a Dockerfile, as its customer reads it: which one, where, how it ended, and what it printed.
+
+use super::{Progress, Vertex};
+use crate::bake::evidence::{self, Line};
+use crate::event::FailedStep;
+use crate::text;
+
+/// Bytes of an instruction and of a line of output in a sentence. Both fit into a report's `message`.
+const MAX_INSTRUCTION: usize = 300;
+const MAX_CAUSE: usize = 700;
+const MAX_ERROR: usize = 1000;
+
+/// A failed step and what is known of its failure.
+#[derive(Clone, Debug)]
+pub(in crate::bake) struct StepFailure {
+    pub(in crate::bake) step: FailedStep,
+    /// The target, as far as the step's name shows it.
+    target: Option<String>,
+    pub(in crate::bake) log_tail: Option<String>,
+    /// How it ended, such as "exited with 1: `npm ERR! missing script: build`".
+    pub(in crate::bake) ending: String,
+}
+
+impl StepFailure {
+    /// One sentence: "Step 4/7 of `vote` failed: `RUN npm ci` (vote/Dockerfile:12) exited with 1: `npm ERR! …`".
+    pub(in crate::bake) fn sentence(&self) -> String {
+        let FailedStep { number, total, stage, instruction, dockerfile, line, exit_code } = &self.step;
+        let stage = stage.as_ref().map(|stage| format!(" of stage `{stage}`")).unwrap_or_default();
+        let target = self.target.as_ref().map(|target| format!(" of `{target}`")).unwrap_or_default();
+        let place = match (dockerfile, line) {
+            (Some(path), Some(line)) => format!(" ({path}:{line})"),
+            (Some(path), None) => format!(" ({path})"),
+            (None, Some(line)) => format!(" (line {line})"),
+            (None, None) => String::new(),
+        };
+        let joined = if exit_code.is_some() { " " } else { ": " };
+        let instruction = text::clip(instruction, MAX_INSTRUCTION);
+        format!("Step {number}/{total}{stage}{target} failed: `{instruction}`{place}{joined}{}", self.ending)
+    }
+}
+
+impl Progress {
+    /// What is known of a failed step; `None` for a vertex that has not failed by itself or is not a step.
+    pub(in crate::bake) fn step_failure(&self, vertex: &Vertex) -> Option<StepFailure> {
+        let said = vertex.own_error()?;
+        let (stage, n, total) = vertex.position()?;
+        let (_, instruction) = vertex.name.split_once("] ")?;
+        let target = self.target_of(vertex);
+        let dockerfile = target.and_then(|target| self.dockerfiles.get(target));
+        let line = self.line_of(vertex);
+        let excerpt = self.tails.of(vertex.number);
+        let exit_code = said.ended.as_deref().and_then(evidence::exit_code);
+        let ending = match (exit_code, &said.ended) {
+            (Some(code), _) => match excerpt.and_then(|excerpt| excerpt.cause()) {
+                Some(cause) => format!("exited with {code}: `{}`", text::elide(cause, MAX_CAUSE)),
+                None => format!("exited with {code} and printed nothing"),
+            },
+            (None, Some(ended)) => text::elide(ended, MAX_ERROR).into_owned(),
+            (None, None) => text::elide(evidence::without_reference(&said.shown), MAX_ERROR).into_owned(),
+        };
+        let step = FailedStep {
+            number: n,
+            total,
+            stage: (!stage.is_empty()).then(|| stage.to_owned()),
+            instruction: text::one_line(instruction),
+            dockerfile: dockerfile.cloned(),
+            line,
+            exit_code,
+        };
+        let log_tail = excerpt.and_then(|excerpt| excerpt.text());
+        Some(StepFailure { step, target: target.map(str::to_owned), log_tail, ending })
+    }
+
+    /// The line of a failed step in its Dockerfile. docker-buildx shows it for the error that it reports last.
+    fn line_of(&self, vertex: &Vertex) -> Option<u32> {
+        let (reported, line) = (self.errors().first()?, self.ending.line?);
+        let Line::BuildKit(answer) = Line::parse(reported.judged()) else { return None };
+        let is_only = self.failed().count() == 1;
+        (is_only || answer.ends_with(vertex.own_error()?.judged())).then_some(line)
+    }
+}
