@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::{Args, Subcommand};
 
 use super::Outcome;
-use crate::builder::{Builders, Counts, PodStatus, Status, of_fleet};
+use crate::builder::{BuilderStatus, Builders, Counts, PodStatus, of_fleet};
 use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::keys;
@@ -100,7 +100,7 @@ async fn status(settings: &Settings, builders: &Builders, names: &[String], as_j
     } else {
         all.iter().for_each(print_status);
     }
-    let is_good = |status: &Status| status.exists && status.why.is_none();
+    let is_good = |status: &BuilderStatus| status.exists && status.why.is_none();
     Ok(if all.iter().all(is_good) { Outcome::Good } else { Outcome::Bad })
 }
 
@@ -110,7 +110,7 @@ async fn running(settings: &Settings) -> Option<Counts> {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
-fn print_status(status: &Status) {
+fn print_status(status: &BuilderStatus) {
     let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
     let state = match (status.driver, status.exists) {
         ("kubernetes", false) => "missing; `sidebake builder ensure` creates it".to_owned(),
@@ -144,7 +144,7 @@ fn print_pod(pod: &PodStatus) {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
-fn print_drift(status: &Status) {
+fn print_drift(status: &BuilderStatus) {
     for drift in &status.drift {
         println!("  drift: {} is {}; configured: {}", drift.path, drift.live, drift.configured);
     }
