@@ -9,7 +9,7 @@ use crate::attestation::Attestation;
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
 use crate::hex;
-use crate::job::arguments::{self, RequestFrom};
+use crate::job::arguments;
 use crate::job::{BuildJob, Recipe};
 use crate::rails::Resolver;
 use crate::settings::Settings;
@@ -39,11 +39,8 @@ async fn build_request(settings: &Settings, payload: &Payload) -> anyhow::Result
     let Some(class) = settings.jobs.classes.get(&payload.class) else {
         bail!("class {} is not in jobs.classes", payload.class);
     };
-    match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
-        (RequestFrom::Arguments(request), _) => Ok(request),
-        (RequestFrom::Rails(url), Some(resolve)) => Ok(Resolver::new()?.ask(resolve, &url).await?),
-        (RequestFrom::Rails(url), None) => bail!("no resolver for {url}"),
-    }
+    let from = arguments::read(class, &payload.arguments()?)?;
+    Ok(Resolver::new()?.build_request(from).await?)
 }
 
 fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<Value> {
