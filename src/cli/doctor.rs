@@ -1,5 +1,6 @@
 //! `sidebake doctor`: checks everything that a worker needs. Prints a line for each check; exits with 1 when one is red.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,6 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::Outcome;
 use crate::bake::Bake;
 use crate::builder::Builders;
 use crate::github::App;
@@ -63,7 +63,7 @@ impl Finding {
 
 impl Doctor {
     #[expect(clippy::print_stdout, reason = "the findings are the command's result")]
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let mut findings = redis(settings).await;
         findings.push(github(settings).await);
         findings.extend(mtimes(settings));
@@ -84,7 +84,7 @@ impl Doctor {
             }
         }
         let is_red = findings.iter().any(|finding| finding.health == Color::Red);
-        Ok(if is_red { Outcome::Bad } else { Outcome::Good })
+        Ok(if is_red { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 

@@ -3,8 +3,9 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
+use std::process::ExitCode;
 
-use super::{Outcome, read_json};
+use super::read_json;
 use crate::attestation::Attestation;
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
@@ -26,12 +27,12 @@ pub(super) struct Plan {
 
 impl Plan {
     #[expect(clippy::print_stdout, reason = "the plan is the command's result")]
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let payload = Payload::parse(read_json(&self.file)?.to_string().as_bytes())?;
         let request = build_request(settings, &payload).await?;
         let job = BuildJob::parse(&request)?;
         println!("{:#}", plan(settings, &request, &job)?);
-        Ok(Outcome::Good)
+        Ok(ExitCode::SUCCESS)
     }
 }
 
