@@ -144,8 +144,8 @@ impl fmt::Display for Asked {
 
 impl<'de> Deserialize<'de> for Asked {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Written;
-        impl Visitor<'_> for Written {
+        struct AskedVisitor;
+        impl Visitor<'_> for AskedVisitor {
             type Value = Asked;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("true, false or options such as \"mode=max\"")
@@ -157,7 +157,7 @@ impl<'de> Deserialize<'de> for Asked {
                 Asked::parse(text).map_err(E::custom)
             }
         }
-        deserializer.deserialize_any(Written)
+        deserializer.deserialize_any(AskedVisitor)
     }
 }
 

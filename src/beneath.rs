@@ -30,7 +30,7 @@ const OWNER: Mode = Mode::RWXU;
 
 /// What a path leads to.
 #[derive(Debug)]
-pub struct Found {
+pub struct ResolvedPath {
     /// The path from the starting directory, without links.
     pub path: PathBuf,
     /// Whether it is a directory.
@@ -107,13 +107,13 @@ impl Directory {
     /// # Errors
     ///
     /// [`leads_out`] recognizes a path that leads out. `NotFound` when nothing is there.
-    pub fn resolve(&self, path: &Path) -> io::Result<Found> {
+    pub fn resolve(&self, path: &Path) -> io::Result<ResolvedPath> {
         let path = if path == Path::new("") { Path::new(".") } else { path };
         let found = self.at(path, OFlags::PATH, LINKS_BENEATH)?;
         let is_directory = is(&fstat(&found)?, FileType::Directory);
         let (root, path) = (path_of(&self.0)?, path_of(&found)?);
         let path = path.strip_prefix(root).map_err(|_| Errno::XDEV)?.to_owned();
-        Ok(Found { path, is_directory })
+        Ok(ResolvedPath { path, is_directory })
     }
 
     /// Moves a directory that a child has created to `destination`.
@@ -202,14 +202,14 @@ impl Directory {
     }
 
     /// Its entries, at most one more than `max`.
-    pub fn entries(&self, max: usize) -> io::Result<Vec<Entry>> {
+    pub fn entries(&self, max: usize) -> io::Result<Vec<DirectoryEntry>> {
         let mut entries = Vec::new();
         for entry in self.list()? {
             let entry = entry?;
             let name = entry.file_name();
             if !is_dots(name) {
                 let about = statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                entries.push(Entry {
+                entries.push(DirectoryEntry {
                     name: OsString::from_vec(name.to_bytes().to_vec()),
                     kind: FileType::from_raw_mode(about.st_mode),
                     mode: Mode::from_raw_mode(about.st_mode),
@@ -305,7 +305,7 @@ impl AsFd for Directory {
 
 /// An entry of a directory. Links are not followed.
 #[derive(Debug)]
-pub struct Entry {
+pub struct DirectoryEntry {
     /// Its name.
     pub name: OsString,
     /// What it is.

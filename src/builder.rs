@@ -31,7 +31,7 @@ use crate::sandbox::{Enforcement, Sockets};
 use crate::settings::{self, Balance, Driver};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
 
-use access::Access;
+use access::KubeAccess;
 use cluster::{Cluster, ClusterError, Survey};
 use deployment::Ground;
 use session::{Dial, Surveyed};
@@ -106,14 +106,14 @@ struct Builder {
     name: String,
     settings: settings::Builder,
     /// The API server and its credentials, and when they were looked up.
-    access: tokio::sync::Mutex<Option<(Arc<Access>, Instant)>>,
+    access: tokio::sync::Mutex<Option<(Arc<KubeAccess>, Instant)>>,
     /// By working directory: the pods at that time, and the one to which it led.
     pods: Mutex<BTreeMap<PathBuf, (Vec<String>, String)>>,
 }
 
 /// The state of a builder, for `sidebake builder` and `doctor`.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Status {
+pub struct BuilderStatus {
     /// Its name in the configuration.
     pub builder: String,
     /// buildx's driver.
@@ -256,14 +256,24 @@ impl Builders {
     }
 
     /// The state of a builder now.
-    pub async fn status(&self, name: &str) -> Result<Status, BuilderError> {
+    pub async fn status(&self, name: &str) -> Result<BuilderStatus, BuilderError> {
         let builder = self.named(name)?;
         let accounts = builder.settings.accounts.iter().map(ToString::to_string).collect();
         let driver = builder.settings.driver.name();
         if builder.settings.driver != Driver::Kubernetes {
             let at = builder.settings.endpoint.clone().unwrap_or_else(|| DOCKER_SOCKET.into());
             let (builder, pods, drift) = (name.to_owned(), Vec::new(), Vec::new());
-            return Ok(Status { builder, driver, at, exists: true, n_wanted: 0, pods, why: None, drift, accounts });
+            return Ok(BuilderStatus {
+                builder,
+                driver,
+                at,
+                exists: true,
+                n_wanted: 0,
+                pods,
+                why: None,
+                drift,
+                accounts,
+            });
         }
         let survey = builder.cluster().await?.survey().await.map_err(|source| builder.wrong(source))?;
         let node = builder.settings.node_name(name);
@@ -274,7 +284,7 @@ impl Builders {
         let ground = Ground::of(&survey.deployment, text.as_deref());
         let configured = deployment::configured(&node, &builder.settings, ground);
         let is_short = exists && survey.n_ready() < survey.n_wanted();
-        Ok(Status {
+        Ok(BuilderStatus {
             builder: name.to_owned(),
             driver,
             at,
@@ -378,14 +388,14 @@ impl Builder {
     }
 
     /// The API server and its credentials, looked up again when they may have changed.
-    async fn access(&self) -> Result<Arc<Access>, BuilderError> {
+    async fn access(&self) -> Result<Arc<KubeAccess>, BuilderError> {
         let mut known = self.access.lock().await;
         if let Some((access, since)) = &*known
             && access.is_fresh(since.elapsed())
         {
             return Ok(Arc::clone(access));
         }
-        let access = Access::find(&self.settings).await.map_err(|error| self.wrong(error.into()))?;
+        let access = KubeAccess::find(&self.settings).await.map_err(|error| self.wrong(error.into()))?;
         let access = Arc::new(access);
         *known = Some((Arc::clone(&access), Instant::now()));
         Ok(access)

@@ -9,6 +9,7 @@ mod plan;
 mod release;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -74,22 +75,13 @@ struct Run {
     verbose: bool,
 }
 
-/// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It succeeded.
-    Good,
-    /// A build failed, or a check is red. The exit status is 1.
-    Bad,
-}
-
 impl Cli {
-    /// Runs the command.
+    /// Runs the command; returns 1 when a build failed or was stopped, or a check is red.
     ///
     /// # Errors
     ///
     /// When the command could not run. The message is for the user.
-    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<Outcome> {
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<ExitCode> {
         let environment = match &self.command {
             Command::Run(run) => run.environment.as_deref(),
             _ => None,
@@ -105,7 +97,7 @@ impl Cli {
                 }
                 tracing::info!(event = "settings_loaded", ?settings, "settings loaded");
                 worker::run(settings, shutdown).await?;
-                Ok(Outcome::Good)
+                Ok(ExitCode::SUCCESS)
             }
             Command::Build(build) => build.run(settings, &shutdown).await,
             Command::Enqueue(enqueue) => enqueue.run(&settings).await,

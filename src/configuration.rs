@@ -27,7 +27,8 @@ pub enum ConfigurationError {
     Setting(#[from] FieldError),
 }
 
-type Builder = ConfigBuilder<DefaultState>;
+/// The sources of settings, as far as they are known.
+type Sources = ConfigBuilder<DefaultState>;
 
 /// Reads and checks the settings.
 ///
@@ -47,37 +48,37 @@ fn read(
     variables: BTreeMap<String, String>,
 ) -> Result<Settings, ConfigurationError> {
     let (sidekiqs, ours): (Vec<_>, Vec<_>) = files.iter().partition(|path| is_sidekiqs(path));
-    let (mut builder, mut notes) = (sidekiqs_variables(&variables)?, Vec::new());
+    let (mut sources, mut notes) = (sidekiqs_variables(&variables)?, Vec::new());
     for path in sidekiqs {
         let refuse = |message| FieldError::new(path.display().to_string(), message);
         let text = std::fs::read_to_string(path).map_err(|error| refuse(error.to_string()))?;
         let yml = sidekiq_yml::read(&text, environment_of(environment, &variables)).map_err(refuse)?;
         for (key, value) in yml.settings {
-            builder = default(builder, key, value)?;
+            sources = default(sources, key, value)?;
         }
         notes.extend(yml.notes.into_iter().map(|note| format!("{}: {note}", path.display())));
     }
     for path in ours {
-        builder = builder.add_source(File::from(path.as_path()).format(FileFormat::Toml));
+        sources = sources.add_source(File::from(path.as_path()).format(FileFormat::Toml));
     }
-    let settings = with_variables(builder, variables)?;
+    let settings = with_variables(sources, variables)?;
     settings.check()?;
     Ok(Settings { notes, ..settings })
 }
 
-fn default(builder: Builder, path: &str, value: config::Value) -> Result<Builder, ConfigurationError> {
-    builder.set_default(path, value).map_err(ConfigurationError::Read)
+fn default(sources: Sources, path: &str, value: config::Value) -> Result<Sources, ConfigurationError> {
+    sources.set_default(path, value).map_err(ConfigurationError::Read)
 }
 
 /// The variables that Sidekiq reads too, as defaults.
-fn sidekiqs_variables(variables: &BTreeMap<String, String>) -> Result<Builder, ConfigurationError> {
+fn sidekiqs_variables(variables: &BTreeMap<String, String>) -> Result<Sources, ConfigurationError> {
     let url = variables.get(variables.get("REDIS_PROVIDER").map_or("REDIS_URL", String::as_str));
     let given = [("redis.url", url), ("concurrency", variables.get("RAILS_MAX_THREADS"))];
     let given = given.into_iter().filter_map(|(path, value)| Some((path, value?.as_str().into())));
-    given.into_iter().try_fold(Config::builder(), |builder, (path, value)| default(builder, path, value))
+    given.into_iter().try_fold(Config::builder(), |sources, (path, value)| default(sources, path, value))
 }
 
-fn with_variables(builder: Builder, variables: BTreeMap<String, String>) -> Result<Settings, ConfigurationError> {
+fn with_variables(sources: Sources, variables: BTreeMap<String, String>) -> Result<Settings, ConfigurationError> {
     let (lists, variables) = lists::split(variables)?;
     let environment = Environment::with_prefix("SIDEBAKE")
         .prefix_separator("__")
@@ -88,10 +89,10 @@ fn with_variables(builder: Builder, variables: BTreeMap<String, String>) -> Resu
         .with_list_parse_key("labels")
         .with_list_parse_key("sandbox.registry_ports")
         .source(Some(variables.into_iter().collect()));
-    let builder = lists.into_iter().try_fold(builder.add_source(environment), |builder, (key, list)| {
-        builder.set_override(key, list).map_err(ConfigurationError::Read)
+    let sources = lists.into_iter().try_fold(sources.add_source(environment), |sources, (key, list)| {
+        sources.set_override(key, list).map_err(ConfigurationError::Read)
     })?;
-    let merged = builder.build().map_err(ConfigurationError::Read)?;
+    let merged = sources.build().map_err(ConfigurationError::Read)?;
     let refused = |error: serde_path_to_error::Error<ConfigError>| {
         FieldError::new(error.path().to_string(), error.inner().to_string())
     };

@@ -27,7 +27,7 @@ use crate::secret_file::SecretError;
 use crate::settings;
 use crate::text;
 
-use api::{Answer, Api, ApiRequest, Bearer};
+use api::{Api, ApiAnswer, ApiRequest, Bearer};
 
 pub use token::InstallationToken;
 
@@ -189,7 +189,7 @@ impl App {
 
     /// Asks for an object of a repository with a token; `None` when it is still missing after every pause. A server may refuse a token
     /// that is too new for it, even after other servers accepted it.
-    async fn find(&self, request: &ApiRequest<'_>, pauses: &[Duration]) -> Result<Option<Answer>, GithubError> {
+    async fn find(&self, request: &ApiRequest<'_>, pauses: &[Duration]) -> Result<Option<ApiAnswer>, GithubError> {
         let (mut pauses, mut lag) = (pauses.iter(), LAG.iter());
         loop {
             let answer = self.api.ask(request).await?;
@@ -214,7 +214,9 @@ impl App {
         let not_found =
             |message: &str| GithubError::NotFound { repository: repository.clone(), message: message.into() };
         let mut found = find(&format!("/repos/{repository}")).await?;
-        if let Some(moved) = found.as_ref().and_then(Answer::location).and_then(|location| self.api.path_of(location)) {
+        if let Some(moved) =
+            found.as_ref().and_then(ApiAnswer::location).and_then(|location| self.api.path_of(location))
+        {
             found = find(moved).await?;
         }
         let found: Granted = good(found.ok_or_else(|| not_found("no public repository has this name"))?)?.read()?;
@@ -293,7 +295,7 @@ impl App {
     }
 }
 
-fn good(answer: Answer) -> Result<Answer, GithubError> {
+fn good(answer: ApiAnswer) -> Result<ApiAnswer, GithubError> {
     if answer.status.is_success() { Ok(answer) } else { Err(answer.error()) }
 }
 

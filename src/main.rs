@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use anyhow::{Context, ensure};
 use clap::Parser;
 use rustix::process::{Resource, getrlimit};
-use sidebake::cli::{Cli, Outcome};
+use sidebake::cli::Cli;
+use sidebake::reason::Cause;
 use sidebake::{sandbox, source, worker::Shutdown};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -29,8 +30,7 @@ fn main() -> ExitCode {
         }
     };
     match run(cli) {
-        Ok(Outcome::Good) => ExitCode::SUCCESS,
-        Ok(Outcome::Bad) => ExitCode::FAILURE,
+        Ok(status) => status,
         Err(error) => {
             complain(&format!("{error:#}"));
             ExitCode::FAILURE
@@ -38,16 +38,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<Outcome> {
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     check_open_files()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build();
     runtime.context("failed to start the runtime")?.block_on(async {
         let shutdown = Shutdown::default();
         let signals = Signals::listen().context("failed to listen to signals")?;
         let signals = tokio::spawn(signals.obey(shutdown.clone()));
-        let outcome = cli.run(shutdown).await;
+        let status = cli.run(shutdown).await;
         signals.abort();
-        outcome
+        status
     })
 }
 
@@ -68,6 +68,8 @@ fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
 }
 
 /// The process's signals, as in Sidekiq. TSTP: quiet. TERM, INT: stop by the deadline; a second one: now. TTIN: log what runs.
+///
+/// INT comes from the person at the terminal, and so cancels the build that runs there. For a worker it is a TERM.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -89,8 +91,8 @@ impl Signals {
     async fn obey(mut self, shutdown: Shutdown) {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => shutdown.stop(),
-                _ = self.interrupt.recv() => shutdown.stop(),
+                _ = self.terminate.recv() => shutdown.stop(Cause::Shutdown),
+                _ = self.interrupt.recv() => shutdown.stop(Cause::Cancelled),
                 _ = self.quiet.recv() => shutdown.quiet.cancel(),
                 _ = self.show.recv() => shutdown.show.notify_one(),
             }

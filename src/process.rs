@@ -188,7 +188,7 @@ async fn expired(since: Instant, limit: Option<Duration>) {
 
 /// Starts a child and returns a pipe to its standard input and output. When the pipe is dropped, the group is killed. The second
 /// value receives the child's standard error.
-pub fn pipe(mut command: Command) -> Result<(Pipe, watch::Receiver<String>), ProcessError> {
+pub fn pipe(mut command: Command) -> Result<(ChildPipe, watch::Receiver<String>), ProcessError> {
     let (mut child, group) = spawn(&mut command, Stdio::piped())?;
     let stdout = child.stdout.take().expect("standard output is a pipe");
     let stdin = child.stdin.take().expect("standard input is a pipe");
@@ -202,7 +202,7 @@ pub fn pipe(mut command: Command) -> Result<(Pipe, watch::Receiver<String>), Pro
         }
     });
     // The runtime reaps a child that is not waited for.
-    Ok((Pipe { both: tokio::io::join(stdout, stdin), _group: group }, heard))
+    Ok((ChildPipe { both: tokio::io::join(stdout, stdin), _group: group }, heard))
 }
 
 /// Adds a line while there is room.
@@ -219,18 +219,18 @@ fn add(said: &watch::Sender<String>, line: &str) {
 }
 
 /// Both ends of a child.
-pub struct Pipe {
+pub struct ChildPipe {
     both: tokio::io::Join<ChildStdout, ChildStdin>,
     _group: Group,
 }
 
-impl AsyncRead for Pipe {
+impl AsyncRead for ChildPipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.both).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Pipe {
+impl AsyncWrite for ChildPipe {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.both).poll_write(cx, bytes)
     }

@@ -21,18 +21,19 @@ use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
 use crate::redis::Redis;
-use crate::report::{Report, Status};
+use crate::report::Report;
 use crate::settings::{Jobs, PROBE, Timestamps};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::metrics::Metrics;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
-use crate::sidekiq::settlement::{Effect, Settlement};
+use crate::sidekiq::settlement::{Effect, RunEnd, Settlement};
 use crate::sidekiq::{Identity, shown};
 
+use disposition::run_end;
 use job::Job;
 
-pub use disposition::{Disposition, Outcome, dispose};
+pub use disposition::{AttemptOutcome, Disposition, dispose};
 
 /// How long a stopped build may take to end.
 const CLEAN_UP: Duration = Duration::from_secs(2);
@@ -79,15 +80,14 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         tracing::debug!(event = "job_started", jid, token = %unit.token, "job started");
     }
     let job = Arc::new(Job::new(&processor, running, payload));
-    let attempt = attempt(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
+    let run = run_job(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
     let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
-    let outcome = Outcome::of(tokio::spawn(attempt).await.unwrap_or_else(panicked), &job.stop);
-    if job.running.reclaimed.is_cancelled() {
-        // Another worker owns the job, and custody drops this settlement. It only frees the slot.
+    let outcome = AttemptOutcome::of(tokio::spawn(run).await.unwrap_or_else(panicked), &job.stop);
+    let settlement = settle(&processor.jobs, &job, &outcome);
+    if settlement.run_end == RunEnd::Reclaimed {
         let jid = job.payload.jid.as_str();
         tracing::warn!(event = "reclaimed_build_killed", jid, token = %unit.token, "local build of a reclaimed job killed");
     }
-    let settlement = settle(&processor.jobs, &job, &outcome);
     // As in Ruby, where an unknown class fails before the metrics count the job.
     if settlement.is_processed && processor.jobs.runs(&job.payload.class) {
         processor.metrics.record(&job.payload.class, started.elapsed(), settlement.is_failed);
@@ -135,7 +135,8 @@ fn panic_message(error: tokio::task::JoinError) -> String {
     text.unwrap_or_else(|| "a panic without a message".into())
 }
 
-async fn attempt(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
+/// Runs a job until it ends or was stopped. A job that is poison or malformed fails without a run.
+async fn run_job(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
     let (unit, payload) = (&job.running.unit, &job.payload);
     if unit.is_poison() {
         let times = unit.n_crashes;
@@ -179,13 +180,14 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The settlement of an attempt: what happens to the job, and the callback to Rails, in one step.
-fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
+fn settle(jobs: &Jobs, job: &Job, outcome: &AttemptOutcome) -> Settlement {
     let (unit, payload, now) = (&job.running.unit, &job.payload, Epoch::now());
     let callback = job.callback();
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
     let disposition = dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
     let failure = outcome.failure();
-    job.journal.emit(ended(failure.as_ref()));
+    let (reason, message) = failure.as_ref().map(|failure| (failure.reason, failure.message())).unzip();
+    job.journal.emit(Event::Ended { status: outcome.status(), reason, message });
     let report = job.record.report();
     log_end(outcome, &report, disposition, &job.running);
     let dead_or_due = || match &failure {
@@ -208,6 +210,7 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
     let unlink = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
+        run_end: run_end(outcome, disposition, job.running.reclaimed.is_cancelled()),
         is_processed: disposition != Disposition::Requeue,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
         effects: effect.into_iter().chain(push).chain(unlink).collect(),
@@ -215,16 +218,7 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &Outcome) -> Settlement {
     }
 }
 
-fn ended(failure: Option<&Failure>) -> Event {
-    let status = match failure.map(|failure| failure.reason) {
-        None => Status::Succeeded,
-        Some(Reason::Cancelled | Reason::Expired) => Status::Cancelled,
-        Some(_) => Status::Failed,
-    };
-    Event::Ended { status, reason: failure.map(|failure| failure.reason), message: failure.map(Failure::message) }
-}
-
-fn log_end(outcome: &Outcome, report: &Report, disposition: Disposition, running: &Running) {
+fn log_end(outcome: &AttemptOutcome, report: &Report, disposition: Disposition, running: &Running) {
     let took_s = Epoch::now().since(running.since).as_secs_f64();
     // The token tells two runs of one job apart: a worker may fetch a job again before it notices that it lost it.
     let token = &running.unit.token;

@@ -13,6 +13,7 @@ use crate::body::{self, BodyError, TooLong};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
+use crate::job::arguments::RequestFrom;
 use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
@@ -98,8 +99,16 @@ impl Resolver {
         Ok(Self { http })
     }
 
+    /// The build request of a job: from its arguments, or from Rails.
+    pub async fn build_request(&self, from: RequestFrom<'_>) -> Result<Value, RailsError> {
+        match from {
+            RequestFrom::Arguments(request) => Ok(request),
+            RequestFrom::Rails { resolve, url } => self.ask(resolve, &url).await,
+        }
+    }
+
     /// The build request at `url`, at most 1 MiB. The request has a signature.
-    pub async fn ask(&self, resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
+    async fn ask(&self, resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
         let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
         let unreachable =
             |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };

@@ -42,7 +42,7 @@ pub use job_class::{JobClass, Resolve, Shape};
 pub use jobs::{Jobs, PROBE, Timestamps};
 pub use lease::Lease;
 pub use log::{Log, LogFormat};
-pub use pattern::{NamePattern, Pattern};
+pub use pattern::{NamePattern, TextPattern};
 pub use queue::{Capsule, Mode, Queue};
 pub use redis::Redis;
 pub use sandbox::{Sandbox, SandboxMode};

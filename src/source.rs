@@ -216,7 +216,7 @@ impl Worktrees {
     ) -> Result<Worktree, SourceError> {
         let mut phase = journal.begin(Phase::Fetch);
         let entered = stop.run_until_cancelled(self.gate.enter(&request.mirror)).await;
-        let Some(mut entry) = entered else {
+        let Some(mut admission) = entered else {
             return Err(SourceError::Stopped);
         };
         let command = self.sandbox(request, port).reexec(VERB);
@@ -227,23 +227,23 @@ impl Worktrees {
             max_output_bytes: bounds::SOURCE_OUTPUT,
             stop: stop.clone(),
         };
-        let (started, mut said) = (Instant::now(), Said::default());
+        let (started, mut output) = (Instant::now(), ChildOutput::default());
         let ended = process::run(command, &input, &limits, |stream, line| match (stream, json::read(line)) {
             (process::Stream::Out, Ok(Message::Progress { received_bytes })) => {
                 journal.emit(Event::Fetching { received_bytes })
             }
             (process::Stream::Out, Ok(Message::Fetched)) => {
-                if entry.turn.take().is_some() {
+                if admission.turn.take().is_some() {
                     phase.turn_into(Phase::Checkout);
                 }
             }
-            (process::Stream::Out, Ok(message)) => said.last = Some(message),
+            (process::Stream::Out, Ok(message)) => output.last = Some(message),
             // Last output of a dying child: a panic, or the launcher's error.
-            _ => said.noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),
+            _ => output.noise = String::from_utf8_lossy(line).chars().take(MAX_NOISE).collect(),
         })
         .await?;
-        said.has_fetched = entry.turn.is_none();
-        conclude(origin, ended, said, started.elapsed())
+        output.has_fetched = admission.turn.is_none();
+        conclude(origin, ended, output, started.elapsed())
     }
 
     fn sandbox(&self, request: &CheckoutRequest, port: u16) -> Sandbox {
@@ -281,16 +281,21 @@ async fn hold(origin: &Origin<'_>, host: &str, state: &StateDirectory) -> Result
 
 /// What a child has reported.
 #[derive(Default)]
-struct Said {
+struct ChildOutput {
     last: Option<Message>,
     has_fetched: bool,
     noise: String,
 }
 
 /// The result of a child, from its messages and its end. A message that it could forge counts only where that harms no other build.
-fn conclude(origin: &Origin<'_>, ended: Ended, said: Said, elapsed: Duration) -> Result<Worktree, SourceError> {
+fn conclude(
+    origin: &Origin<'_>,
+    ended: Ended,
+    output: ChildOutput,
+    elapsed: Duration,
+) -> Result<Worktree, SourceError> {
     let url = origin.url.clone();
-    match (said.last, ended) {
+    match (output.last, ended) {
         (Some(Message::Done { sha, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
             let sha = match &origin.revision {
                 Revision::Sha(sha) => Some(sha.clone()),
@@ -309,7 +314,7 @@ fn conclude(origin: &Origin<'_>, ended: Ended, said: Said, elapsed: Duration) ->
         (_, Ended::Stopped) => Err(SourceError::Stopped),
         (_, Ended::TimedOut | Ended::Silent) => Err(SourceError::Killed { url, what: "took too long" }),
         (_, Ended::TooMuchOutput) => Err(SourceError::Killed { url, what: "printed too much" }),
-        (_, Ended::Exited(status)) => Err(died(url, status, said.has_fetched, &said.noise)),
+        (_, Ended::Exited(status)) => Err(died(url, status, output.has_fetched, &output.noise)),
     }
 }
 

@@ -16,16 +16,18 @@ use crate::health::{Health, HealthError};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
+use crate::reason::Cause;
 use crate::redis::{Redis, RedisError, Trouble};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Handle};
-use crate::sidekiq::heartbeat::{self, Process, Remote};
+use crate::sidekiq::heartbeat::{self, Process, RemoteSignal};
 use crate::sidekiq::lease::{Lease, LeaseError};
 use crate::sidekiq::running::{Running, RunningJobs};
 use crate::sidekiq::settlement::Settlement;
 use crate::sidekiq::{Identity, iteration, keys, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
+use crate::stop::Stop;
 use crate::systemd::Systemd;
 
 /// The longest wait for running builds, whatever the settings say.
@@ -69,26 +71,33 @@ pub enum WorkerError {
 }
 
 /// The signals that end a worker.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Shutdown {
     /// Fetch nothing more (TSTP).
     pub quiet: CancellationToken,
-    /// Finish by the deadline (TERM).
-    pub stop: CancellationToken,
+    /// Finish by the deadline (TERM, INT). A worker does not read the cause: its jobs are interrupted, whatever the signal.
+    pub stop: Stop,
     /// End now (a second TERM).
     pub now: CancellationToken,
     /// Notified by TTIN: log what runs. It ends nothing.
     pub show: Arc<Notify>,
 }
 
+impl Default for Shutdown {
+    fn default() -> Self {
+        let [root, quiet, now] = std::array::from_fn(|_| CancellationToken::new());
+        Self { quiet, stop: Stop::with(&root), now, show: Arc::default() }
+    }
+}
+
 impl Shutdown {
-    /// The first call stops by the deadline, the second at once.
-    pub fn stop(&self) {
-        if self.stop.is_cancelled() {
+    /// The first call stops by the deadline, the second at once. The cause of the first one counts.
+    pub fn stop(&self, cause: Cause) {
+        if self.stop.token().is_cancelled() {
             self.now.cancel();
         }
         self.quiet.cancel();
-        self.stop.cancel();
+        self.stop.because(cause);
     }
 }
 
@@ -116,7 +125,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let process = process_shown(&settings, &identity);
     tracing::info!(event = "worker_started", %identity, capsules = ?process.capsules, "worker started");
 
-    let (ttl, stop) = (settings.lease.ttl, shutdown.stop.clone());
+    let (ttl, stop) = (settings.lease.ttl, shutdown.stop.token().clone());
     let lease = Lease::start(&settings.redis, ttl, Arc::clone(&identity), handle.clone(), stop)?;
     let (settle, settlements) = mpsc::unbounded_channel();
     let (deliver, units) = mpsc::unbounded_channel();
@@ -138,7 +147,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             state::watch(state, &settings.state, &room, &ended),
             beat(&lease, &systemd, &ended),
             show(&running, &shutdown.show, &ended),
-            notify_stop(&systemd, &shutdown.stop, &ended),
+            notify_stop(&systemd, shutdown.stop.token(), &ended),
             obey(&mut remote_signals, &shutdown, &ended),
         );
     };
@@ -181,7 +190,7 @@ async fn watch_lease(lease: &Lease, shutdown: &Shutdown, ended: &CancellationTok
     let is_lost = ended.run_until_cancelled(lease.lost()).await.is_some();
     if is_lost {
         tracing::error!(event = "lease_thread_ended", "the thread that renews the lease ended; stopping the worker");
-        shutdown.stop();
+        shutdown.stop(Cause::Shutdown);
     }
     is_lost
 }
@@ -264,7 +273,7 @@ async fn take_units(
                 None => break,
             },
             Some(_) = slots.join_next() => {}
-            () = shutdown.stop.cancelled(), if deadline.is_none() => {
+            () = shutdown.stop.token().cancelled(), if deadline.is_none() => {
                 deadline = Some(Instant::now() + patience.min(MAX_PATIENCE));
                 let (n_running, timeout_s) = (slots.len(), patience.as_secs());
                 tracing::info!(event = "worker_stopping", n_running, timeout_s, "stopping; waiting for running builds");
@@ -326,13 +335,28 @@ async fn show(running: &RunningJobs, asked: &Notify, ended: &CancellationToken) 
 }
 
 /// Obeys the signals of Sidekiq's Web UI.
-async fn obey(signals: &mut mpsc::UnboundedReceiver<Remote>, shutdown: &Shutdown, ended: &CancellationToken) {
+async fn obey(signals: &mut mpsc::UnboundedReceiver<RemoteSignal>, shutdown: &Shutdown, ended: &CancellationToken) {
     while let Some(Some(signal)) = ended.run_until_cancelled(signals.recv()).await {
         tracing::info!(event = "signal_received", ?signal, "signal received through Redis");
         match signal {
-            Remote::Quiet => shutdown.quiet.cancel(),
-            Remote::Stop => shutdown.stop(),
-            Remote::Show => shutdown.show.notify_one(),
+            RemoteSignal::Quiet => shutdown.quiet.cancel(),
+            RemoteSignal::Stop => shutdown.stop(Cause::Shutdown),
+            RemoteSignal::Show => shutdown.show.notify_one(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_signal_means_now_and_leaves_the_first_cause() {
+        let shutdown = Shutdown::default();
+        shutdown.stop(Cause::Cancelled);
+        assert!(shutdown.quiet.is_cancelled() && shutdown.stop.token().is_cancelled() && !shutdown.now.is_cancelled());
+        shutdown.stop(Cause::Shutdown);
+        assert!(shutdown.now.is_cancelled());
+        assert_eq!(shutdown.stop.cause(), Some(Cause::Cancelled));
     }
 }

@@ -11,7 +11,7 @@ use crate::hex;
 use crate::job::{Naming, Recipe, Trust};
 use crate::name::is_name;
 use crate::secret::SecretBytes;
-use crate::settings::{Accounts, NamePattern, Pattern, Policy};
+use crate::settings::{Accounts, NamePattern, Policy, TextPattern};
 
 /// Characters of a branch that are kept in the name of an image or a cache.
 const MAX_BRANCH: usize = 80;
@@ -134,12 +134,13 @@ impl<'a> Grants<'a> {
     }
 
     /// The patterns for one target, without those that need an unknown branch or commit.
-    fn named(&self, patterns: &[Pattern], target: &str, branch: Option<&str>) -> Vec<String> {
+    fn named(&self, patterns: &[TextPattern], target: &str, branch: Option<&str>) -> Vec<String> {
         let names = self.request.build.names().map(|(name, value)| (name, value.to_ascii_lowercase()));
         let branch = branch.map(as_tag);
         let sha = self.request.sha.map(ToString::to_string);
         let of_target = [("target", Some(target.to_ascii_lowercase())), ("branch", branch), ("sha", sha)];
-        let is_known = |pattern: &&Pattern| of_target.iter().all(|(name, value)| value.is_some() || !pattern.has(name));
+        let is_known =
+            |pattern: &&TextPattern| of_target.iter().all(|(name, value)| value.is_some() || !pattern.has(name));
         let all: Vec<(&str, &str)> = names
             .iter()
             .map(|(name, value)| (*name, value.as_str()))

@@ -76,13 +76,13 @@ pub enum AccessError {
 
 /// The address of an API server and complete credentials for it.
 #[derive(Clone, Debug)]
-pub(super) struct Access {
+pub(super) struct KubeAccess {
     config: Config,
     /// When a plugin's credentials expire.
     pub(super) expires: Option<Timestamp>,
 }
 
-impl Access {
+impl KubeAccess {
     /// Looks everything up.
     pub(super) async fn find(builder: &settings::Builder) -> Result<Self, AccessError> {
         let mut config = match &builder.kubeconfig {
@@ -320,12 +320,12 @@ mod tests {
 
         let mut of_file = builder(kubeconfig.clone());
         of_file.context = Some("a".into());
-        let access = Access::find(&of_file).await.expect("found");
+        let access = KubeAccess::find(&of_file).await.expect("found");
         let made: Value = serde_json::from_str(access.kubeconfig().expect("made").expose()).expect("JSON");
         assert_eq!(made["users"][0]["user"], json!({"token": "from-a-file"}));
         assert_eq!((access.namespace(), access.port()), ("builds", 6443));
 
-        let of_plugin = Access::find(&builder(kubeconfig)).await.expect("found");
+        let of_plugin = KubeAccess::find(&builder(kubeconfig)).await.expect("found");
         let made: Value = serde_json::from_str(of_plugin.kubeconfig().expect("made").expose()).expect("JSON");
         assert_eq!(made["users"][0]["user"], json!({"token": "plug-in"}));
         assert!(of_plugin.is_fresh(Duration::from_secs(3600)), "the plugin's word counts");
@@ -334,20 +334,20 @@ mod tests {
     #[tokio::test]
     async fn what_is_wrong_is_named() {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let missing = Access::find(&builder(directory.path().join("none"))).await.expect_err("refused");
+        let missing = KubeAccess::find(&builder(directory.path().join("none"))).await.expect_err("refused");
         assert!(missing.to_string().contains("/none"), "{missing}");
         let broken = "{users: [{name: u, user: {exec: {command: /bin/sh, args: ['-c', 'echo s3cret; echo no >&2; exit $0']}}}], \
              clusters: [{name: c, cluster: {server: 'https://k'}}], contexts: [{name: x, context: {cluster: c, user: u}}], current-context: x}";
         let failed = write(directory.path(), "fails", &broken.replace("$0", "3"));
-        let failed = Access::find(&builder(failed)).await.expect_err("refused").to_string();
+        let failed = KubeAccess::find(&builder(failed)).await.expect_err("refused").to_string();
         assert!(failed.contains("/bin/sh") && failed.contains(": no") && !failed.contains("s3cret"), "{failed}");
         let endless = "{users: [{name: u, user: {exec: {command: /bin/sh, args: ['-c', 'while :; do echo xxxxxxxxxxxxxxxx; done']}}}], \
              clusters: [{name: c, cluster: {server: 'https://k'}}], contexts: [{name: x, context: {cluster: c, user: u}}], current-context: x}";
         let endless = write(directory.path(), "endless", endless);
-        let endless = Access::find(&builder(endless)).await.expect_err("refused").to_string();
+        let endless = KubeAccess::find(&builder(endless)).await.expect_err("refused").to_string();
         assert!(endless.ends_with("it printed more than 1048576 bytes"), "{endless}");
         let nonsense = write(directory.path(), "nonsense", &broken.replace("$0", "0"));
-        let nonsense = Access::find(&builder(nonsense)).await.expect_err("refused").to_string();
+        let nonsense = KubeAccess::find(&builder(nonsense)).await.expect_err("refused").to_string();
         assert!(nonsense.ends_with("its output is not an ExecCredential"), "{nonsense}");
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
-use super::access::{Access, AccessError};
+use super::access::{AccessError, KubeAccess};
 use super::deployment::{self, Ground};
 use super::pods::{self, PodStatus};
 use crate::body;
@@ -131,7 +131,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    pub(super) fn new(access: &Access, deployment: String) -> Result<Self, AccessError> {
+    pub(super) fn new(access: &KubeAccess, deployment: String) -> Result<Self, AccessError> {
         Ok(Self { client: access.client()?, namespace: access.namespace().to_owned(), deployment })
     }
 
@@ -256,11 +256,11 @@ impl Cluster {
     }
 
     /// Sends a request and reads the whole answer, up to a bound. Does not look at its status.
-    async fn ask(&self, what: &'static str, request: KubeRequest) -> Result<Answer, ClusterError> {
+    async fn ask(&self, what: &'static str, request: KubeRequest) -> Result<KubeAnswer, ClusterError> {
         let request = request.map_err(|error| self.wrong(what, error.to_string()))?;
         let answer = async {
             let answer = self.client.send(request.map(kube::client::Body::from)).await?;
-            Ok(Answer { what, status: answer.status(), body: body::collect(answer.into_body()).await? })
+            Ok(KubeAnswer { what, status: answer.status(), body: body::collect(answer.into_body()).await? })
         };
         // An answer that arrives byte by byte would never end otherwise.
         match timeout(PATIENCE, answer).await {
@@ -270,7 +270,7 @@ impl Cluster {
     }
 
     /// The body of a successful answer.
-    fn good(&self, answer: Answer) -> Result<Vec<u8>, ClusterError> {
+    fn good(&self, answer: KubeAnswer) -> Result<Vec<u8>, ClusterError> {
         if answer.status.is_success() {
             return Ok(answer.body);
         }
@@ -298,20 +298,21 @@ impl Cluster {
 type KubeRequest = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
 
 /// An answer of the API server.
-struct Answer {
+struct KubeAnswer {
     what: &'static str,
     status: StatusCode,
     body: Vec<u8>,
 }
 
-impl Answer {
+impl KubeAnswer {
     /// The message of a `Status`, else the text of a proxy in between.
     fn message(&self) -> String {
         #[derive(Deserialize)]
-        struct Status {
+        struct KubeStatus {
             message: String,
         }
-        let status: Option<Status> = json::read(&self.body).ok().filter(|status: &Status| !status.message.is_empty());
+        let status: Option<KubeStatus> =
+            json::read(&self.body).ok().filter(|status: &KubeStatus| !status.message.is_empty());
         status.map_or_else(
             || format!("{} {}", self.status, String::from_utf8_lossy(&self.body[..self.body.len().min(bounds::ERROR)])),
             |status| status.message,

@@ -100,11 +100,11 @@ async fn list_workers(client: h2::client::SendRequest<Bytes>) -> Result<String, 
 /// The host name in `ListWorkersResponse { repeated WorkerRecord record = 1 }`, where
 /// `WorkerRecord { string ID = 1; map<string, string> Labels = 2; … }`.
 fn worker_hostname(response: &[u8]) -> Option<String> {
-    let labels = Fields(response).filter(|field| field.0 == 1).flat_map(|(_, record)| Fields(record));
+    let labels = ProtobufFields(response).filter(|field| field.0 == 1).flat_map(|(_, record)| ProtobufFields(record));
     let hostname = labels.filter(|field| field.0 == 2).find_map(|(_, label)| {
         let mut key = None;
         let mut value = None;
-        for (number, text) in Fields(label) {
+        for (number, text) in ProtobufFields(label) {
             *(if number == 1 { &mut key } else { &mut value }) = Some(text);
         }
         value.filter(|_| key == Some(HOSTNAME))
@@ -113,9 +113,9 @@ fn worker_hostname(response: &[u8]) -> Option<String> {
 }
 
 /// The length-delimited fields of a protobuf message (strings, messages), with their numbers. Others are skipped.
-struct Fields<'a>(&'a [u8]);
+struct ProtobufFields<'a>(&'a [u8]);
 
-impl<'a> Iterator for Fields<'a> {
+impl<'a> Iterator for ProtobufFields<'a> {
     type Item = (u64, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {

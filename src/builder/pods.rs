@@ -65,7 +65,7 @@ pub(super) fn read(list: &[u8]) -> Result<Vec<PodStatus>, String> {
 struct LivePod {
     metadata: Option<Metadata>,
     spec: Option<Spec>,
-    status: Option<Status>,
+    status: Option<LiveStatus>,
 }
 
 #[derive(Default, Deserialize)]
@@ -85,7 +85,7 @@ struct Spec {
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
+struct LiveStatus {
     phase: Option<String>,
     reason: Option<String>,
     message: Option<String>,

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::occupancy::Occupied;
 use super::pod::{self, PodError};
 use super::pods::PodStatus;
-use super::watch::{Finding, Watch};
+use super::watch::{Symptom, Watch};
 use super::{Builder, BuilderError};
 use crate::bake::{self, Location};
 use crate::reason::{Evidence, Failure, Reason};
@@ -142,13 +142,13 @@ impl Session<'_> {
             loop {
                 match watch.next().await {
                     // Other connections are closed now and then. Only the pod's own state shows a loss.
-                    Finding::Dropped => {
+                    Symptom::Dropped => {
                         if let Some(loss) = self.pods_now().await.ok().and_then(|now| self.own_pod_gone(&now)) {
                             sleep(NOTICE).await;
                             return loss;
                         }
                     }
-                    finding => return self.explain(finding).await,
+                    symptom => return self.explain(symptom).await,
                 }
             }
         };
@@ -198,18 +198,18 @@ impl Session<'_> {
         loss.or_else(|| is_reported.then(|| Loss::new(failure.clone(), self.pod.get().cloned())))
     }
 
-    /// What a finding means. Kubernetes is asked once: when it does not answer, that takes the whole time limit of a request.
-    async fn explain(&self, finding: Finding) -> Loss {
+    /// What a symptom means. Kubernetes is asked once: when it does not answer, that takes the whole time limit of a request.
+    async fn explain(&self, symptom: Symptom) -> Loss {
         let now = self.pods_now().await;
         if let Some(loss) = now.as_ref().ok().and_then(|now| self.gone(now)) {
             return loss;
         }
-        match (finding, now) {
+        match (symptom, now) {
             (_, Err(error)) => {
                 let failure = Failure::new(Reason::BuilderLost, error.to_string());
                 Loss::new(failure, self.pod.get().cloned())
             }
-            (Finding::Stalled(silence), Ok(_)) => {
+            (Symptom::Stalled(silence), Ok(_)) => {
                 self.loss(format!("received nothing from {} for {} s", self.pod_in_words(), silence.as_secs()))
             }
             (_, Ok(_)) => self.loss(format!("the connection to {} was lost", self.pod_in_words())),

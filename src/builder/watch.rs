@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(3);
 
 /// What the kernel says of the connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Finding {
+pub(super) enum Symptom {
     /// A connection to the API server was closed: the exec connection, or one that was no longer used.
     Dropped,
     /// The exec connection is gone, and buildx did not notice.
@@ -51,21 +51,21 @@ impl<'a> Watch<'a> {
         Self { api, run, patience, n_before: 0, gone_since: None }
     }
 
-    /// Waits for the next finding. Nothing is lost when this is dropped and called again.
-    pub(super) async fn next(&mut self) -> Finding {
+    /// Waits for the next symptom. Nothing is lost when this is dropped and called again.
+    pub(super) async fn next(&mut self) -> Symptom {
         loop {
             sleep(LOOK).await;
             let Some(pid) = self.run.pid.get() else { continue };
             // Without them, the session's probe of BuildKit and the time limit remain.
             let Ok(connections) = connections::of(*pid) else { continue };
             let to_api: Vec<_> = connections.into_iter().filter(|one| self.api.contains(&one.peer)).collect();
-            if let Some(finding) = self.judge(&to_api, Instant::now()) {
-                return finding;
+            if let Some(symptom) = self.judge(&to_api, Instant::now()) {
+                return symptom;
             }
         }
     }
 
-    fn judge(&mut self, connections: &[Connection], now: Instant) -> Option<Finding> {
+    fn judge(&mut self, connections: &[Connection], now: Instant) -> Option<Symptom> {
         let n_before = self.n_before;
         self.n_before = connections.len().max(n_before.min(1));
         let Some(exec) = connections.iter().min_by_key(|one| one.since_sent) else {
@@ -75,18 +75,18 @@ impl<'a> Watch<'a> {
             }
             let Some(since) = self.gone_since else {
                 self.gone_since = Some(now);
-                return Some(Finding::Dropped);
+                return Some(Symptom::Dropped);
             };
-            return (now - since >= GRACE).then_some(Finding::Cut);
+            return (now - since >= GRACE).then_some(Symptom::Cut);
         };
         self.gone_since = None;
         let silence = if self.run.has_begun.get().is_some() { KEEPALIVE_MISSED } else { NOT_BEGUN };
         if exec.since_sent > silence {
-            Some(Finding::Cut)
+            Some(Symptom::Cut)
         } else if exec.since_received > self.patience {
-            Some(Finding::Stalled(exec.since_received))
+            Some(Symptom::Stalled(exec.since_received))
         } else {
-            (connections.len() < n_before).then_some(Finding::Dropped)
+            (connections.len() < n_before).then_some(Symptom::Dropped)
         }
     }
 }
@@ -110,14 +110,14 @@ mod tests {
         let (idle, live) = (connection(60, 60), connection(4, 4));
         assert_eq!(watch.judge(&[], start), None, "not connected yet");
         assert_eq!(watch.judge(&[idle, live], start), None, "an idle connection beside the exec connection");
-        assert_eq!(watch.judge(&[idle, connection(4, 21)], start), Some(Finding::Stalled(Duration::from_secs(21))));
-        assert_eq!(watch.judge(&[live], start), Some(Finding::Dropped));
+        assert_eq!(watch.judge(&[idle, connection(4, 21)], start), Some(Symptom::Stalled(Duration::from_secs(21))));
+        assert_eq!(watch.judge(&[live], start), Some(Symptom::Dropped));
         assert_eq!(watch.judge(&[live], start), None, "reported once");
         assert_eq!(watch.judge(&[connection(12, 12)], start), None, "there may be no exec connection yet");
         run.has_begun.set(()).expect("once");
-        assert_eq!(watch.judge(&[connection(12, 12)], start), Some(Finding::Cut), "no keepalive is sent any more");
-        assert_eq!(watch.judge(&[], at(1)), Some(Finding::Dropped), "buildx may notice by itself");
+        assert_eq!(watch.judge(&[connection(12, 12)], start), Some(Symptom::Cut), "no keepalive is sent any more");
+        assert_eq!(watch.judge(&[], at(1)), Some(Symptom::Dropped), "buildx may notice by itself");
         assert_eq!(watch.judge(&[], at(3)), None);
-        assert_eq!(watch.judge(&[], at(4)), Some(Finding::Cut));
+        assert_eq!(watch.judge(&[], at(4)), Some(Symptom::Cut));
     }
 }

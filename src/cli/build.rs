@@ -1,6 +1,7 @@
 //! `sidebake build`: one build now, as a worker runs it, without Redis and without GitHub.
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use sha2::{Digest, Sha256};
 
-use super::{Outcome, read_json};
+use super::read_json;
 use crate::environment;
 use crate::event::Event;
 use crate::hex;
@@ -16,12 +17,12 @@ use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, 
 use crate::journal::{Journal, Record, Terminal, print_report};
 use crate::name::is_name;
 use crate::perform::{Attempt, Integrations, bake, notify_of_submodules, resolve};
+use crate::processor::AttemptOutcome;
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
 use crate::settings::{self, Driver, SandboxMode, Settings};
 use crate::source::{Origin, Revision, Size, Spent, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
-use crate::stop::Stop;
 use crate::worker::Shutdown;
 
 /// The files to look for without a template, in the order of buildx's documentation.
@@ -63,7 +64,7 @@ pub(super) struct Build {
 }
 
 impl Build {
-    pub(super) async fn run(self, mut settings: Settings, shutdown: &Shutdown) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, mut settings: Settings, shutdown: &Shutdown) -> anyhow::Result<ExitCode> {
         soften(&mut settings);
         let private = tempfile::tempdir().context("failed to make a temporary directory")?;
         if settings.state.directory == Settings::default().state.directory {
@@ -76,8 +77,7 @@ impl Build {
         let record = Arc::new(Record::new(Report::default()));
         let journal =
             Journal::new(vec![Arc::new(Terminal::default()), record.clone()], integrations.state.worker_paths());
-        let stop = Stop::with(&shutdown.stop);
-        let attempt = Attempt { journal: &journal, stop: &stop, fence: None };
+        let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None };
 
         let worktree = self.worktree(&integrations, &directory, attempt).await;
         let result = match worktree {
@@ -90,8 +90,8 @@ impl Build {
         directory.remove().await;
         let result = result.map_err(|end| end.map(|failure| failure.without(&integrations.state.worker_paths())));
         match result {
-            Ok(()) if self.print => Ok(Outcome::Good),
-            result => Ok(conclude(result, &journal, &record)),
+            Ok(()) if self.print => Ok(ExitCode::SUCCESS),
+            result => Ok(conclude(AttemptOutcome::of(result, &shutdown.stop), &journal, &record)),
         }
     }
 
@@ -200,15 +200,20 @@ fn soften(settings: &mut Settings) {
     settings.builders.entry("default".into()).or_insert_with(local);
 }
 
-/// The person at the terminal is the only one who stops this build.
-fn conclude(result: Result<(), End>, journal: &Journal, record: &Record) -> Outcome {
-    let failure = result.err().map(|end| match end {
-        End::Failed(failure) => failure,
-        End::Stopped => Cause::Cancelled.failure(),
-    });
-    let status = if failure.is_some() { Status::Failed } else { Status::Succeeded };
-    let (reason, message) = failure.map(|failure| (failure.reason, failure.detail)).unzip();
+/// Reports how the build ended.
+fn conclude(outcome: AttemptOutcome, journal: &Journal, record: &Record) -> ExitCode {
+    let status = outcome.status();
+    let (reason, message) = failure(outcome).map(|failure| (failure.reason, failure.detail)).unzip();
     journal.emit(Event::Ended { status, reason, message });
     print_report(&record.report());
-    if status == Status::Succeeded { Outcome::Good } else { Outcome::Bad }
+    if status == Status::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The failure in the words of this command: a signal stops it, and no worker stops.
+fn failure(outcome: AttemptOutcome) -> Option<Failure> {
+    match outcome {
+        AttemptOutcome::Stopped(Cause::Cancelled) => Some(Failure::new(Reason::Cancelled, "stopped by INT")),
+        AttemptOutcome::Stopped(Cause::Shutdown) => Some(Failure::new(Reason::Interrupted, "stopped by TERM")),
+        outcome => outcome.failure(),
+    }
 }

@@ -2,9 +2,9 @@
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
+use std::process::ExitCode;
 
-use super::Outcome;
-use crate::builder::{Builders, Counts, PodStatus, Status, of_fleet};
+use crate::builder::{BuilderStatus, Builders, Counts, PodStatus, of_fleet};
 use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::keys;
@@ -39,7 +39,7 @@ struct Names {
 }
 
 impl Builder {
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let builders = Builders::new(settings);
         match self.verb {
             Verb::Ensure(names) => ensure(&builders, &names.of(&builders)?).await,
@@ -60,18 +60,18 @@ impl Names {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
-async fn ensure(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome> {
+async fn ensure(builders: &Builders, names: &[String]) -> anyhow::Result<ExitCode> {
     for name in names {
         let is_new = builders.ensure(name).await?;
         let status = builders.status(name).await?;
         println!("{name}: {} {}", status.at, if is_new { "created and ready" } else { "exists and is ready" });
         print_drift(&status);
     }
-    Ok(Outcome::Good)
+    Ok(ExitCode::SUCCESS)
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
-async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome> {
+async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<ExitCode> {
     for name in names {
         let before = builders.status(name).await?;
         builders.apply(name).await?;
@@ -80,11 +80,11 @@ async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<Outcome>
             println!("  {}: changed from {} to {}", drift.path, drift.live, drift.configured);
         }
     }
-    Ok(Outcome::Good)
+    Ok(ExitCode::SUCCESS)
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
-async fn status(settings: &Settings, builders: &Builders, names: &[String], as_json: bool) -> anyhow::Result<Outcome> {
+async fn status(settings: &Settings, builders: &Builders, names: &[String], as_json: bool) -> anyhow::Result<ExitCode> {
     let running = running(settings).await;
     let mut all = Vec::new();
     for name in names {
@@ -100,8 +100,8 @@ async fn status(settings: &Settings, builders: &Builders, names: &[String], as_j
     } else {
         all.iter().for_each(print_status);
     }
-    let is_good = |status: &Status| status.exists && status.why.is_none();
-    Ok(if all.iter().all(is_good) { Outcome::Good } else { Outcome::Bad })
+    let is_good = |status: &BuilderStatus| status.exists && status.why.is_none();
+    Ok(if all.iter().all(is_good) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The running builds of the fleet; `None` when Redis does not answer.
@@ -110,7 +110,7 @@ async fn running(settings: &Settings) -> Option<Counts> {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
-fn print_status(status: &Status) {
+fn print_status(status: &BuilderStatus) {
     let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
     let state = match (status.driver, status.exists) {
         ("kubernetes", false) => "missing; `sidebake builder ensure` creates it".to_owned(),
@@ -144,7 +144,7 @@ fn print_pod(pod: &PodStatus) {
 }
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
-fn print_drift(status: &Status) {
+fn print_drift(status: &BuilderStatus) {
     for drift in &status.drift {
         println!("  drift: {} is {}; configured: {}", drift.path, drift.live, drift.configured);
     }

@@ -3,8 +3,8 @@
 use anyhow::bail;
 use clap::Args;
 use serde_json::Value;
+use std::process::ExitCode;
 
-use super::Outcome;
 use crate::clock::Epoch;
 use crate::job::arguments;
 use crate::redis::Redis;
@@ -21,7 +21,7 @@ pub(super) struct Cancel {
 
 impl Cancel {
     #[expect(clippy::print_stdout, reason = "what was cancelled is the command's result")]
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let redis = Redis::new(&settings.redis)?;
         let found = find(&redis, |payload| is_meant(&settings.jobs, payload, &self.build)).await?;
         if found.is_empty() {
@@ -31,7 +31,7 @@ impl Cancel {
             cancel(&redis, &settings.jobs, job, Epoch::now()).await?;
             println!("{} {}", job.jid, job.location);
         }
-        Ok(Outcome::Good)
+        Ok(ExitCode::SUCCESS)
     }
 }
 

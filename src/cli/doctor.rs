@@ -1,5 +1,6 @@
 //! `sidebake doctor`: checks everything that a worker needs. Prints a line for each check; exits with 1 when one is red.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,6 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use super::Outcome;
 use crate::bake::Bake;
 use crate::builder::Builders;
 use crate::github::App;
@@ -35,35 +35,35 @@ pub(super) struct Doctor {
 #[derive(Debug, Serialize)]
 struct Finding {
     name: String,
-    health: Health,
+    health: Color,
     detail: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Health {
+enum Color {
     Green,
     Yellow,
     Red,
 }
 
 impl Finding {
-    fn new(name: &str, health: Health, detail: impl Into<String>) -> Self {
+    fn new(name: &str, health: Color, detail: impl Into<String>) -> Self {
         Self { name: name.into(), health, detail: detail.into() }
     }
 
     /// Green with the result, red with the error.
     fn of(name: &str, found: Result<String, impl std::fmt::Display>) -> Self {
         match found {
-            Ok(detail) => Self::new(name, Health::Green, detail),
-            Err(error) => Self::new(name, Health::Red, error.to_string()),
+            Ok(detail) => Self::new(name, Color::Green, detail),
+            Err(error) => Self::new(name, Color::Red, error.to_string()),
         }
     }
 }
 
 impl Doctor {
     #[expect(clippy::print_stdout, reason = "the findings are the command's result")]
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let mut findings = redis(settings).await;
         findings.push(github(settings).await);
         findings.extend(mtimes(settings));
@@ -76,41 +76,41 @@ impl Doctor {
         } else {
             for finding in &findings {
                 let mark = match finding.health {
-                    Health::Green => "ok  ",
-                    Health::Yellow => "warn",
-                    Health::Red => "FAIL",
+                    Color::Green => "ok  ",
+                    Color::Yellow => "warn",
+                    Color::Red => "FAIL",
                 };
                 println!("{mark}  {:<18} {}", finding.name, finding.detail);
             }
         }
-        let is_red = findings.iter().any(|finding| finding.health == Health::Red);
-        Ok(if is_red { Outcome::Bad } else { Outcome::Good })
+        let is_red = findings.iter().any(|finding| finding.health == Color::Red);
+        Ok(if is_red { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 
 async fn redis(settings: &Settings) -> Vec<Finding> {
     let redis = match Redis::new(&settings.redis) {
         Ok(redis) => redis,
-        Err(error) => return vec![Finding::new("redis", Health::Red, error.to_string())],
+        Err(error) => return vec![Finding::new("redis", Color::Red, error.to_string())],
     };
     let info = match redis.server_info().await {
         Ok(info) => info,
-        Err(error) => return vec![Finding::new("redis", Health::Red, error.to_string())],
+        Err(error) => return vec![Finding::new("redis", Color::Red, error.to_string())],
     };
-    let mut findings = vec![Finding::new("redis", Health::Green, format!("version {}", info.version))];
+    let mut findings = vec![Finding::new("redis", Color::Green, format!("version {}", info.version))];
     for (about, good) in [("redis memory", "noeviction"), ("redis persistence", "append-only file")] {
         if info.troubles.iter().all(|trouble| trouble.about != about) {
-            findings.push(Finding::new(about, Health::Green, good));
+            findings.push(Finding::new(about, Color::Green, good));
         }
     }
     findings.extend(info.troubles.into_iter().map(|trouble| {
-        let health = if trouble.is_fatal { Health::Red } else { Health::Yellow };
+        let health = if trouble.is_fatal { Color::Red } else { Color::Yellow };
         Finding::new(trouble.about, health, trouble.message)
     }));
     findings.push(commands(settings).await);
     if let Err(error) = tracking(settings).await {
         let message = format!("no CLIENT TRACKING ({error}): workers poll for new jobs twice a second");
-        findings.push(Finding::new("redis tracking", Health::Yellow, message));
+        findings.push(Finding::new("redis tracking", Color::Yellow, message));
     }
     findings
 }
@@ -157,16 +157,16 @@ fn mtimes(settings: &Settings) -> Option<Finding> {
 async fn buildx(settings: &Settings) -> Finding {
     let version = match Bake::new(settings).version().await {
         Ok(version) => version,
-        Err(error) => return Finding::new("buildx", Health::Red, error.to_string()),
+        Err(error) => return Finding::new("buildx", Color::Red, error.to_string()),
     };
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
     let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     let (health, note) = if parsed < LEAST_BUILDX {
-        (Health::Red, ": too old, its progress cannot be read")
+        (Color::Red, ": too old, its progress cannot be read")
     } else if parsed < GOOD_BUILDX {
-        (Health::Yellow, ": before 0.36, buildx hangs when its pod goes, until a time limit ends it")
+        (Color::Yellow, ": before 0.36, buildx hangs when its pod goes, until a time limit ends it")
     } else {
-        (Health::Green, "")
+        (Color::Green, "")
     };
     Finding::new("buildx", health, format!("{version}{note}"))
 }
@@ -174,7 +174,7 @@ async fn buildx(settings: &Settings) -> Finding {
 /// The state of each builder, and whether it would take a build.
 async fn builders(settings: &Settings) -> Vec<Finding> {
     if settings.builders.is_empty() {
-        return vec![Finding::new("builder", Health::Red, "no builder is configured")];
+        return vec![Finding::new("builder", Color::Red, "no builder is configured")];
     }
     let mut findings = Vec::new();
     let all = Builders::new(settings);
@@ -186,7 +186,7 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
             let drift: Vec<String> = drift.collect();
             if !drift.is_empty() {
                 let detail = format!("{}; `sidebake builder apply` changes it", drift.join(", "));
-                findings.push(Finding::new(&label, Health::Yellow, detail));
+                findings.push(Finding::new(&label, Color::Yellow, detail));
             }
             if status.accounts != ["*"] || all.names().count() == 1 {
                 findings.push(sharing(&label, &status.accounts));
@@ -203,7 +203,7 @@ fn sharing(label: &str, accounts: &[String]) -> Finding {
         [one] if !one.contains('*') => format!("only for account {one}"),
         _ => format!("shared by {who}: they can read each other's layers and cached files"),
     };
-    Finding::new(label, Health::Green, detail)
+    Finding::new(label, Color::Green, detail)
 }
 
 async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> anyhow::Result<String> {
@@ -246,11 +246,11 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
 fn kernel(mode: SandboxMode) -> Finding {
     match (sandbox::lacking(), mode) {
         (None, SandboxMode::Off) => {
-            Finding::new("sandbox", Health::Yellow, "switched off, although this kernel can enforce it")
+            Finding::new("sandbox", Color::Yellow, "switched off, although this kernel can enforce it")
         }
-        (None, _) => Finding::new("sandbox", Health::Green, sandbox::enforced()),
-        (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Health::Red, lack),
-        (Some(lack), _) => Finding::new("sandbox", Health::Yellow, format!("{lack}: {}", sandbox::enforced())),
+        (None, _) => Finding::new("sandbox", Color::Green, sandbox::enforced()),
+        (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Color::Red, lack),
+        (Some(lack), _) => Finding::new("sandbox", Color::Yellow, format!("{lack}: {}", sandbox::enforced())),
     }
 }
 
@@ -261,9 +261,9 @@ fn disk(settings: &Settings) -> Finding {
         Ok(free) if free < min_free_bytes => {
             let (free, min) = (free >> 20, min_free_bytes >> 20);
             let detail = format!("{free} MiB free in {}; a worker fetches no jobs below {min} MiB", path.display());
-            Finding::new("disk", Health::Red, detail)
+            Finding::new("disk", Color::Red, detail)
         }
-        Ok(free) => Finding::new("disk", Health::Green, format!("{} MiB free in {}", free >> 20, path.display())),
-        Err(error) => Finding::new("disk", Health::Red, error.to_string()),
+        Ok(free) => Finding::new("disk", Color::Green, format!("{} MiB free in {}", free >> 20, path.display())),
+        Err(error) => Finding::new("disk", Color::Red, error.to_string()),
     }
 }

@@ -3,8 +3,9 @@
 use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
+use std::process::ExitCode;
 
-use super::{Outcome, read_json};
+use super::read_json;
 use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::Settings;
@@ -27,7 +28,7 @@ pub(super) struct Enqueue {
 
 impl Enqueue {
     #[expect(clippy::print_stdout, reason = "the jid is the command's result")]
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let given = read_json(&self.file)?;
         let (now, form) = (Epoch::now(), settings.jobs.timestamps);
         let payload = Payload::parse(self.payload(given, &now.json(form)).to_string().as_bytes())?;
@@ -43,7 +44,7 @@ impl Enqueue {
         push.sadd(keys::QUEUES, &queue).ignore().lpush(keys::queue(&queue), text).ignore();
         Redis::new(&settings.redis)?.pipeline::<()>(&push).await?;
         println!("{}", payload.jid);
-        Ok(Outcome::Good)
+        Ok(ExitCode::SUCCESS)
     }
 
     fn payload(&self, given: Value, now: &Value) -> Value {

@@ -3,13 +3,14 @@
 use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Value, json};
+use std::process::ExitCode;
 
-use super::{Outcome, read_json};
+use super::read_json;
 use crate::attestation::Attestation;
 use crate::bake::{Bake, define_application};
 use crate::builder::Builders;
 use crate::hex;
-use crate::job::arguments::{self, RequestFrom};
+use crate::job::arguments;
 use crate::job::{BuildJob, Recipe};
 use crate::rails::Resolver;
 use crate::settings::Settings;
@@ -26,12 +27,12 @@ pub(super) struct Plan {
 
 impl Plan {
     #[expect(clippy::print_stdout, reason = "the plan is the command's result")]
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let payload = Payload::parse(read_json(&self.file)?.to_string().as_bytes())?;
         let request = build_request(settings, &payload).await?;
         let job = BuildJob::parse(&request)?;
         println!("{:#}", plan(settings, &request, &job)?);
-        Ok(Outcome::Good)
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -39,11 +40,8 @@ async fn build_request(settings: &Settings, payload: &Payload) -> anyhow::Result
     let Some(class) = settings.jobs.classes.get(&payload.class) else {
         bail!("class {} is not in jobs.classes", payload.class);
     };
-    match (arguments::read(class, &payload.arguments()?)?, &class.resolve) {
-        (RequestFrom::Arguments(request), _) => Ok(request),
-        (RequestFrom::Rails(url), Some(resolve)) => Ok(Resolver::new()?.ask(resolve, &url).await?),
-        (RequestFrom::Rails(url), None) => bail!("no resolver for {url}"),
-    }
+    let from = arguments::read(class, &payload.arguments()?)?;
+    Ok(Resolver::new()?.build_request(from).await?)
 }
 
 fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<Value> {

@@ -1,10 +1,10 @@
 //! `sidebake release`: requeues the in-flight jobs of dead workers when no living worker can.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
-use super::Outcome;
 use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::recovery::{self, Released};
@@ -24,7 +24,7 @@ pub(super) struct Release {
 
 impl Release {
     #[expect(clippy::print_stdout, reason = "what was released is the command's result")]
-    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<Outcome> {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let grace = if self.now { MOMENT } else { settings.lease.ttl / 2 };
         let released = recovery::release(&Redis::new(&settings.redis)?, grace).await?;
         for Released { owner, n_jobs } in &released {
@@ -36,6 +36,6 @@ impl Release {
         if released.is_empty() {
             println!("no worker has jobs in flight");
         }
-        Ok(Outcome::Good)
+        Ok(ExitCode::SUCCESS)
     }
 }

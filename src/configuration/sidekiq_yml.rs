@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::settings::DEFAULT_CAPSULE;
 
 /// The options of a capsule.
-type Capsule = config::Map<String, Setting>;
+type CapsuleOptions = config::Map<String, Setting>;
 
 /// What sidebake reads of the file.
 #[derive(Debug, Default)]
@@ -129,11 +129,11 @@ fn queues(value: &Value) -> Result<Setting, String> {
     Ok(list(value)?.iter().map(one).collect::<Result<Vec<_>, _>>()?.into())
 }
 
-fn capsules(value: Value) -> Result<config::Map<String, Capsule>, String> {
+fn capsules(value: Value) -> Result<config::Map<String, CapsuleOptions>, String> {
     let Value::Object(capsules) = value else { return Err(format!("expected keys and values, found {value}")) };
     let one = |(name, value)| {
         let Value::Object(options) = value else { return Err(format!("{name}: expected keys and values")) };
-        let mut capsule = Capsule::new();
+        let mut capsule = CapsuleOptions::new();
         for (key, value) in without_colons(options) {
             let setting = match key.as_str() {
                 "concurrency" => number(&value)?.into(),

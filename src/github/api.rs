@@ -87,7 +87,7 @@ impl<'a> ApiRequest<'a> {
 
 /// A complete answer.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct ApiAnswer {
     url: String,
     pub(super) status: StatusCode,
     headers: HeaderMap,
@@ -132,7 +132,7 @@ impl Api {
     /// # Errors
     ///
     /// `Limited` when GitHub demands a wait longer than a slot should be held. Other statuses are left to the caller.
-    pub(super) async fn ask(&self, request: &ApiRequest<'_>) -> Result<Answer, GithubError> {
+    pub(super) async fn ask(&self, request: &ApiRequest<'_>) -> Result<ApiAnswer, GithubError> {
         let mut n_tries = 0;
         loop {
             n_tries += 1;
@@ -151,7 +151,7 @@ impl Api {
     }
 
     /// Sends one request once, and reads the answer.
-    pub(super) async fn send(&self, request: &ApiRequest<'_>) -> Result<Answer, GithubError> {
+    pub(super) async fn send(&self, request: &ApiRequest<'_>) -> Result<ApiAnswer, GithubError> {
         let url = self.url(request.path);
         let credential = match request.bearer {
             Bearer::App => {
@@ -171,7 +171,7 @@ impl Api {
             Ok((status, headers, body::read(answer, &url, bounds::GITHUB).await?))
         };
         match read.await {
-            Ok((status, headers, body)) => Ok(Answer { url, status, headers, body }),
+            Ok((status, headers, body)) => Ok(ApiAnswer { url, status, headers, body }),
             Err(BodyError::TooLong(too_long)) => Err(GithubError::TooLong(too_long)),
             Err(BodyError::Broken(error)) => Err(GithubError::Unreachable { url, source: error.without_url() }),
         }
@@ -186,7 +186,7 @@ impl Api {
     /// How long to wait before the request is sent again; `None` when this answer is final.
     fn pause_after(
         &self,
-        answer: &Answer,
+        answer: &ApiAnswer,
         bearer: Bearer<'_>,
         pause: Duration,
     ) -> Result<Option<Duration>, GithubError> {
@@ -221,7 +221,7 @@ impl Api {
     }
 
     /// Whether GitHub's clock differs from what we knew. GitHub refuses signatures that are old or from the future.
-    fn learn_the_time(&self, answer: &Answer) -> bool {
+    fn learn_the_time(&self, answer: &ApiAnswer) -> bool {
         let Some(date) = answer.date() else { return false };
         let skew_s = date - Epoch::now().timestamp().as_second();
         let known_s = self.skew_s.swap(skew_s, Ordering::Relaxed);
@@ -271,7 +271,7 @@ impl Api {
     }
 }
 
-impl Answer {
+impl ApiAnswer {
     /// Parses the body of a successful answer.
     pub(super) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, GithubError> {
         json::read(&self.body).map_err(|error| self.unavailable(error.to_string()))
@@ -362,7 +362,7 @@ mod tests {
             let name = reqwest::header::HeaderName::from_bytes(name.as_bytes()).expect("a name");
             (name, reqwest::header::HeaderValue::from_str(value).expect("a value"))
         });
-        let answer = Answer {
+        let answer = ApiAnswer {
             url: String::new(),
             status: StatusCode::from_u16(status).expect("a status"),
             headers: headers.collect(),

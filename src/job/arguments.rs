@@ -26,12 +26,17 @@ pub struct Arguments {
 }
 
 /// Where the build request is.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RequestFrom {
+#[derive(Clone, Debug)]
+pub enum RequestFrom<'a> {
     /// In the arguments.
     Arguments(Value),
-    /// In Rails, at this URL of the resolver.
-    Rails(String),
+    /// In Rails.
+    Rails {
+        /// The resolver of the job class.
+        resolve: &'a Resolve,
+        /// Its URL, filled with the arguments.
+        url: String,
+    },
 }
 
 impl Default for Arguments {
@@ -128,15 +133,15 @@ fn without(marks: &str, value: Value) -> Value {
 }
 
 /// Reads `args` in the configured shape of their class.
-pub fn read(class: &JobClass, args: &Arguments) -> Result<RequestFrom, FieldError> {
+pub fn read<'a>(class: &'a JobClass, args: &Arguments) -> Result<RequestFrom<'a>, FieldError> {
     args.check()?;
     check_echo(class, args)?;
     match class.arguments {
-        Shape::Native => native(args),
+        Shape::Native => native(args).map(RequestFrom::Arguments),
         Shape::Mapped => mapped(class, args).map(RequestFrom::Arguments),
         Shape::Resolved => {
             let resolve = class.resolve.as_ref().ok_or_else(|| FieldError::new(".", "the class has no resolver"))?;
-            url(resolve, args).map(RequestFrom::Rails)
+            Ok(RequestFrom::Rails { resolve, url: url(resolve, args)? })
         }
     }
 }
@@ -213,9 +218,9 @@ fn check_echo(class: &JobClass, args: &Arguments) -> Result<(), FieldError> {
     Ok(())
 }
 
-fn native(args: &Arguments) -> Result<RequestFrom, FieldError> {
+fn native(args: &Arguments) -> Result<Value, FieldError> {
     match (args.texts().next(), args.texts().count()) {
-        (Some(object), 1) if object.starts_with('{') => args.value(0).map(RequestFrom::Arguments),
+        (Some(object), 1) if object.starts_with('{') => args.value(0),
         (_, 1) => Err(FieldError::new("args[0]", "expected an object")),
         (_, n) => Err(FieldError::new("args", format!("expected one object, found {n} arguments"))),
     }

@@ -14,7 +14,7 @@ use crate::field_error::FieldError;
 ///
 /// Names the path of the first text that is too long, contains a NUL, or is nested too deep.
 pub(super) fn check(request: &Value) -> Result<(), FieldError> {
-    Walk { path: Vec::new() }.value(request)?;
+    RequestWalk { path: Vec::new() }.value(request)?;
     check_variables(request)?;
     for (path, pointer) in [("targets", "/targets"), ("application.images", "/application/images")] {
         let n_items = request.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
@@ -45,11 +45,11 @@ enum Part<'a> {
     Item(usize),
 }
 
-struct Walk<'a> {
+struct RequestWalk<'a> {
     path: Vec<Part<'a>>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> RequestWalk<'a> {
     fn value(&mut self, value: &'a Value) -> Result<(), FieldError> {
         match value {
             Value::String(text) => self.text(text),

@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for BuildId {
 /// A build request as it is written. Optional fields may also be null, as Ruby writes them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct WrittenRequest {
     build_id: Option<BuildId>,
     account: Option<String>,
     repository: Repository,
@@ -90,7 +90,7 @@ impl BuildJob {
     /// Names the path of the first field that is unknown, missing, of the wrong type or out of range.
     pub fn parse(request: &Value) -> Result<Self, FieldError> {
         bounded::check(request)?;
-        let written: Written = serde_path_to_error::deserialize(request)
+        let written: WrittenRequest = serde_path_to_error::deserialize(request)
             .map_err(|error| FieldError::new(error.path().to_string(), plain(&error.inner().to_string())))?;
         let job = written.into_job()?;
         job.build.check()?;
@@ -114,7 +114,7 @@ fn repository_file(
     Ok(Recipe::File(RepositoryFile { path, naming: Naming::Job(tags) }))
 }
 
-impl Written {
+impl WrittenRequest {
     fn into_job(self) -> Result<BuildJob, FieldError> {
         let tags = self.tags.unwrap_or_default();
         let has_file = self.compose.is_some() || self.bake.is_some();

@@ -15,7 +15,6 @@ use crate::perform::{Attempt, Fence, perform};
 use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
 use crate::report::Report;
-use crate::settings::JobClass;
 use crate::sidekiq::fence::{announce, holds};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::iteration;
@@ -34,7 +33,7 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let request = arguments::read(class, &args).map_err(invalid);
     drop(args);
-    let request = resolve(&processor.resolver, class, request, job).await;
+    let request = resolve(&processor.resolver, request, job).await;
     // The parsed request is dropped here, so that it takes no memory while the worker waits.
     let parsed = request.map(|request| {
         job.learn(&request);
@@ -67,19 +66,15 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
 }
 
 /// The build request, from the arguments or from Rails. A stopped build waits for Rails a moment longer.
-async fn resolve(
-    resolver: &Resolver,
-    class: &JobClass,
-    request: Result<RequestFrom, Failure>,
-    job: &Job,
-) -> Result<Value, End> {
+async fn resolve(resolver: &Resolver, request: Result<RequestFrom<'_>, Failure>, job: &Job) -> Result<Value, End> {
     let _phase = job.journal.begin(Phase::Resolve);
+    let resolved = async { Ok(resolver.build_request(request?).await?) };
     let given_up = async {
         job.stop.token().cancelled().await;
         tokio::time::sleep(RAILS_GRACE).await;
     };
     tokio::select! {
-        request = build_request(resolver, class, request) => request,
+        request = resolved => request,
         () = given_up => Err(End::Stopped),
     }
 }
@@ -101,20 +96,6 @@ fn fence(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fence> {
         let (processor, unit) = (Arc::clone(&processor), unit.clone());
         Box::pin(async move { holds(&processor.redis, &processor.identity, &unit).await.unwrap_or(true) })
     })
-}
-
-async fn build_request(
-    resolver: &Resolver,
-    class: &JobClass,
-    request: Result<RequestFrom, Failure>,
-) -> Result<Value, End> {
-    match (request?, &class.resolve) {
-        (RequestFrom::Rails(url), Some(resolve)) => Ok(resolver.ask(resolve, &url).await?),
-        (RequestFrom::Rails(url), None) => {
-            Err(Failure::new(Reason::WorkerFailed, format!("no resolver for {url}")).into())
-        }
-        (RequestFrom::Arguments(native), _) => Ok(native),
-    }
 }
 
 async fn notify_started(processor: &Processor, job: &Job) {

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use crate::clock::Epoch;
 use crate::reason::{Cause, Class, End, Failure, Reason};
+use crate::report::Status;
 use crate::settings::Jobs;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::retry::{self, Next};
+use crate::sidekiq::settlement::RunEnd;
 use crate::stop::Stop;
 
 /// From this interruption on, a job waits in the retry set.
@@ -14,7 +16,7 @@ const MAX_INTERRUPTIONS: u32 = 3;
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum AttemptOutcome {
     /// The build succeeded.
     Succeeded,
     /// It failed.
@@ -23,8 +25,9 @@ pub enum Outcome {
     Stopped(Cause),
 }
 
-impl Outcome {
-    pub(super) fn of(result: Result<(), End>, stop: &Stop) -> Self {
+impl AttemptOutcome {
+    /// What the result of a build means, with the cause of its stop.
+    pub fn of(result: Result<(), End>, stop: &Stop) -> Self {
         match result {
             Ok(()) => Self::Succeeded,
             Err(End::Failed(failure)) => Self::Failed(failure),
@@ -37,11 +40,20 @@ impl Outcome {
     }
 
     /// The failure to report; `None` after a success.
-    pub(super) fn failure(&self) -> Option<Failure> {
+    pub fn failure(&self) -> Option<Failure> {
         match self {
             Self::Succeeded => None,
             Self::Failed(failure) => Some(failure.clone()),
             Self::Stopped(cause) => Some(cause.failure()),
+        }
+    }
+
+    /// The status to report.
+    pub fn status(&self) -> Status {
+        match self.failure().map(|failure| failure.reason) {
+            None => Status::Succeeded,
+            Some(Reason::Cancelled | Reason::Expired) => Status::Cancelled,
+            Some(_) => Status::Failed,
         }
     }
 }
@@ -66,7 +78,7 @@ pub enum Disposition {
 /// A user failure finishes the job when a callback reports it. Without a callback nobody would see the failure, so the job
 /// moves to the dead set. A control end never counts as a retry.
 pub fn dispose(
-    outcome: &Outcome,
+    outcome: &AttemptOutcome,
     payload: &Payload,
     jobs: &Jobs,
     has_callback: bool,
@@ -77,14 +89,14 @@ pub fn dispose(
     let dead = if payload.may_die() { Disposition::Dead } else { Disposition::Drop };
     let next = |wait| retry::next(payload, jobs, now, wait, jitter);
     let failure = match outcome {
-        Outcome::Succeeded | Outcome::Stopped(Cause::Cancelled) => return Disposition::Acknowledge,
-        Outcome::Stopped(_) if n_interruptions + 1 < MAX_INTERRUPTIONS => return Disposition::Requeue,
+        AttemptOutcome::Succeeded | AttemptOutcome::Stopped(Cause::Cancelled) => return Disposition::Acknowledge,
+        AttemptOutcome::Stopped(_) if n_interruptions + 1 < MAX_INTERRUPTIONS => return Disposition::Requeue,
         // Each stop interrupts this job. A job without retries is requeued once more: it has not failed.
-        Outcome::Stopped(_) => match next(Duration::ZERO) {
+        AttemptOutcome::Stopped(_) => match next(Duration::ZERO) {
             Next::RetryAt(at) => return Disposition::RetryAt(at),
             Next::Die | Next::Drop => return Disposition::Requeue,
         },
-        Outcome::Failed(failure) => failure,
+        AttemptOutcome::Failed(failure) => failure,
     };
     match (failure.reason, failure.reason.class()) {
         (Reason::Poison, _) => dead,
@@ -106,13 +118,24 @@ pub fn dispose(
     }
 }
 
+/// How the run of a unit ended, for custody.
+pub(super) fn run_end(outcome: &AttemptOutcome, disposition: Disposition, is_reclaimed: bool) -> RunEnd {
+    match (outcome, disposition) {
+        _ if is_reclaimed => RunEnd::Reclaimed,
+        (AttemptOutcome::Stopped(Cause::Shutdown), Disposition::Requeue) => RunEnd::Killed,
+        // Also a build that its fence refused: the turn compares token and text once more.
+        _ => RunEnd::Ended,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn decide(reason: Option<Reason>, text: &str, has_callback: bool) -> Disposition {
         let payload = Payload::parse(text.as_bytes()).expect("a job");
-        let outcome = reason.map_or(Outcome::Succeeded, |reason| Outcome::Failed(Failure::new(reason, "x")));
+        let outcome =
+            reason.map_or(AttemptOutcome::Succeeded, |reason| AttemptOutcome::Failed(Failure::new(reason, "x")));
         dispose(&outcome, &payload, &Jobs::default(), has_callback, 0, Epoch::from_secs_f64(100.0), 0.0)
     }
 
@@ -153,7 +176,15 @@ mod tests {
     fn the_third_interruption_is_a_retry_where_there_are_any() {
         let decide_for = |cause, text: &str, n| {
             let payload = Payload::parse(text.as_bytes()).expect("a job");
-            dispose(&Outcome::Stopped(cause), &payload, &Jobs::default(), true, n, Epoch::from_secs_f64(100.0), 0.0)
+            dispose(
+                &AttemptOutcome::Stopped(cause),
+                &payload,
+                &Jobs::default(),
+                true,
+                n,
+                Epoch::from_secs_f64(100.0),
+                0.0,
+            )
         };
         let job = r#"{"class":"BuildJob","args":[]}"#;
         for cause in [Cause::Shutdown, Cause::Reclaimed] {
@@ -167,10 +198,25 @@ mod tests {
     }
 
     #[test]
+    fn only_a_build_that_a_stop_requeues_is_killed() {
+        let stopped = AttemptOutcome::Stopped;
+        for (outcome, disposition, expected) in [
+            (stopped(Cause::Shutdown), Disposition::Requeue, RunEnd::Killed),
+            (stopped(Cause::Shutdown), Disposition::RetryAt(Epoch::from_secs_f64(1.0)), RunEnd::Ended),
+            (stopped(Cause::Reclaimed), Disposition::Requeue, RunEnd::Ended),
+            (stopped(Cause::Cancelled), Disposition::Acknowledge, RunEnd::Ended),
+            (AttemptOutcome::Succeeded, Disposition::Acknowledge, RunEnd::Ended),
+        ] {
+            assert_eq!(run_end(&outcome, disposition, false), expected, "{outcome:?}");
+            assert_eq!(run_end(&outcome, disposition, true), RunEnd::Reclaimed, "{outcome:?}");
+        }
+    }
+
+    #[test]
     fn user_failures_are_raised_where_the_configuration_says_so() {
         let jobs = Jobs { raise_user_failures: true, ..Jobs::default() };
         let payload = Payload::parse(br#"{"class":"BuildJob","args":[]}"#).expect("a job");
-        let failed = Outcome::Failed(Failure::new(Reason::StepFailed, "x"));
+        let failed = AttemptOutcome::Failed(Failure::new(Reason::StepFailed, "x"));
         let decide = |payload: &Payload| dispose(&failed, payload, &jobs, true, 0, Epoch::from_secs_f64(100.0), 0.0);
         assert_eq!(decide(&payload), Disposition::RetryAt(Epoch::from_secs_f64(115.0)));
         let malformed = Payload::parse(br#"{"class":"BuildJob","args":null}"#).expect("a job");

@@ -16,7 +16,7 @@ pub(super) fn filters(sockets: &Sockets) -> Result<[BpfProgram; 3], seccompiler:
         let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
         SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(answer), architecture)?.try_into()
     };
-    let whole = |calls: &[i64]| -> Rules { calls.iter().map(|call| (*call, Vec::new())).collect() };
+    let whole = |calls: &[i64]| -> SyscallRules { calls.iter().map(|call| (*call, Vec::new())).collect() };
     let mut refused = whole(NEVER_NEEDED);
     refused.extend(refused_by_arguments(sockets)?);
     Ok([
@@ -29,7 +29,7 @@ pub(super) fn filters(sockets: &Sockets) -> Result<[BpfProgram; 3], seccompiler:
 }
 
 /// Calls that are refused for some arguments only.
-fn refused_by_arguments(sockets: &Sockets) -> Result<Rules, seccompiler::BackendError> {
+fn refused_by_arguments(sockets: &Sockets) -> Result<SyscallRules, seccompiler::BackendError> {
     let other_than = |argument, allowed: &[u32]| {
         let all: Result<_, _> =
             allowed.iter().map(|value| compare(argument, SeccompCmpOp::Ne, u64::from(*value))).collect();
@@ -93,7 +93,7 @@ fn refused_sockets(sockets: &Sockets) -> Result<Vec<SeccompRule>, seccompiler::B
 }
 
 /// System calls, each with the rules that refuse it: any of them, or always when there are none.
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+type SyscallRules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn compare(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::pattern::JOB_NAMES;
-use super::{NamePattern, Pattern};
+use super::{NamePattern, TextPattern};
 use crate::field_error::{FieldError, refuse};
 
 /// Placeholders of a target's tags and caches, besides those of every pattern.
@@ -19,19 +19,19 @@ const OF_TARGETS: &[&str] = &["target", "sha", "branch"];
 pub struct Accounts {
     /// File with the account's registry credentials: a docker `config.json`. A fork's build has them too, and its Dockerfile can
     /// begin `FROM` any image that they can read: with `{account}/{trust}.json`, forks have other credentials, or none.
-    pub registries: Option<Pattern>,
+    pub registries: Option<TextPattern>,
     /// Directory of the credential helpers (`docker-credential-…`) that such a file may name. They run outside of the sandbox,
     /// 15 seconds at most, with the worker's environment without `SIDEBAKE_…` and the URL of Redis.
     pub credential_helpers: Option<PathBuf>,
     /// File with a build secret; `{name}` is the name in the job. A build gets the secret when the file exists. A fork's build
     /// gets none.
-    pub secrets: Option<Pattern>,
+    pub secrets: Option<TextPattern>,
     /// Environment variables of the worker that hold build secrets, by `account/name`; `*` matches anything.
     pub secret_variables: BTreeMap<NamePattern, String>,
     /// Tags of images whose definition is in the repository, when the job names none. Also `{target}`, `{sha}` and `{branch}`; a
     /// pattern whose branch is unknown is left out. Accounts and repositories are in lower case. A fork's build pushes only the
     /// tags of its job.
-    pub tags: Vec<Pattern>,
+    pub tags: Vec<TextPattern>,
     /// Where cached steps are kept, when the definition does not say.
     pub cache: Cache,
     /// What definitions may ask for beyond the strictest policy.
@@ -45,9 +45,9 @@ pub struct Accounts {
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
     /// Cache imports. One with `{branch}` is also tried with the job's `default_branch`.
-    pub from: Vec<Pattern>,
+    pub from: Vec<TextPattern>,
     /// Cache exports. A fork's build exports none.
-    pub to: Vec<Pattern>,
+    pub to: Vec<TextPattern>,
     /// Whether only builds of the default branch export their cache.
     pub only_default_branch: bool,
 }
@@ -72,7 +72,7 @@ impl Accounts {
     }
 
     pub(super) fn check(&self) -> Result<(), FieldError> {
-        let of_targets = |key, patterns: &[Pattern]| {
+        let of_targets = |key, patterns: &[TextPattern]| {
             patterns.iter().try_for_each(|pattern| check_names(&format!("accounts.{key}"), pattern, OF_TARGETS))
         };
         of_targets("tags", &self.tags)?;
@@ -98,7 +98,7 @@ impl Accounts {
 }
 
 /// Refuses a pattern with a placeholder that has no value where it is used. `more` are those besides every job's.
-pub(super) fn check_names(path: &str, pattern: &Pattern, more: &[&str]) -> Result<(), FieldError> {
+pub(super) fn check_names(path: &str, pattern: &TextPattern, more: &[&str]) -> Result<(), FieldError> {
     pattern.unknown(more).map_or(Ok(()), |name| {
         let known: Vec<_> = JOB_NAMES.iter().chain(more).map(|name| format!("{{{name}}}")).collect();
         refuse(path, format!("unknown placeholder {{{name}}}; known: {}", known.join(", ")))

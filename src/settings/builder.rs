@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Balance, Driver, NamePattern, Pattern, Toleration};
+use super::{Balance, Driver, NamePattern, TextPattern, Toleration};
 
 pub(super) use check::check_all;
 
@@ -33,7 +33,7 @@ pub struct Builder {
     /// `kubernetes`: working directory of the bake, by which the driver chooses the pod. It must be the same on every worker.
     /// Default: a directory below `state.directory`.
     #[serde(default)]
-    pub sticky_path: Option<Pattern>,
+    pub sticky_path: Option<TextPattern>,
     /// `kubernetes`: how the driver chooses a build's pod. Default: `sticky`.
     #[serde(default)]
     pub balance: Balance,

@@ -10,9 +10,9 @@ pub(super) const JOB_NAMES: &[&str] = &["account", "owner", "repository", "trust
 /// Text with placeholders for what a job has: `{account}`, `{owner}`, `{repository}` and `{trust}`, and more where the
 /// setting says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(String);
+pub struct TextPattern(String);
 
-impl Pattern {
+impl TextPattern {
     /// Takes the text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
@@ -36,13 +36,13 @@ impl Pattern {
     }
 }
 
-impl fmt::Display for Pattern {
+impl fmt::Display for TextPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl<'de> Deserialize<'de> for Pattern {
+impl<'de> Deserialize<'de> for TextPattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self(String::deserialize(deserializer)?))
     }
@@ -104,12 +104,12 @@ mod tests {
 
     #[test]
     fn names_are_filled_in_and_unknown_ones_refused() {
-        let pattern = Pattern::new("/srv/{account}/{repository}");
+        let pattern = TextPattern::new("/srv/{account}/{repository}");
         assert_eq!(pattern.expand(&[("account", "acme"), ("repository", "voting-app")]), "/srv/acme/voting-app");
         assert_eq!(pattern.unknown(&[]), None);
-        assert_eq!(Pattern::new("/srv/{acount}").unknown(&["name"]), Some("acount"));
-        assert_eq!(Pattern::new("{account}/{name}").unknown(&["name"]), None);
-        assert_eq!(Pattern::new("{account").unknown(&[]), None, "plain text");
+        assert_eq!(TextPattern::new("/srv/{acount}").unknown(&["name"]), Some("acount"));
+        assert_eq!(TextPattern::new("{account}/{name}").unknown(&["name"]), None);
+        assert_eq!(TextPattern::new("{account").unknown(&[]), None, "plain text");
     }
 
     #[test]

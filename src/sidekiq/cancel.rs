@@ -46,7 +46,7 @@ impl fmt::Display for JobLocation {
 
 /// A job that was found.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundJob {
     /// Where it is.
     pub location: JobLocation,
     /// Its jid.
@@ -58,21 +58,21 @@ pub struct Found {
 ///
 /// Searches twice: a job that moves back during a search, from in flight to the retry set or to its queue, is where the search
 /// has been. Searches a third time when a job of the first search is missing in the second: it has ended, or moved again.
-pub async fn find(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<Found>, RedisError> {
+pub async fn find(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<FoundJob>, RedisError> {
     let first = search(redis, &is_meant).await?;
     let mut found = search(redis, &is_meant).await?;
-    let is_in = |found: &[Found], job: &Found| found.iter().any(|known| known.jid == job.jid);
+    let is_in = |found: &[FoundJob], job: &FoundJob| found.iter().any(|known| known.jid == job.jid);
     if !first.iter().all(|job| is_in(&found, job)) {
         let third = search(redis, &is_meant).await?;
-        let missed: Vec<Found> = third.into_iter().filter(|job| !is_in(&found, job)).collect();
+        let missed: Vec<FoundJob> = third.into_iter().filter(|job| !is_in(&found, job)).collect();
         found.extend(missed);
     }
     Ok(found)
 }
 
 /// Searches everywhere, in the order in which jobs move, so that it meets a job that moves meanwhile.
-async fn search(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<Found>, RedisError> {
-    let mut search = Search { is_meant, found: Vec::new() };
+async fn search(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Vec<FoundJob>, RedisError> {
+    let mut search = JobSearch { is_meant, found: Vec::new() };
     for (location, set) in [(JobLocation::Schedule, keys::SCHEDULE), (JobLocation::Retry, keys::RETRY)] {
         search.sorted_set(redis, &location, set).await?;
     }
@@ -92,12 +92,12 @@ async fn search(redis: &Redis, is_meant: impl Fn(&Payload) -> bool) -> Result<Ve
     Ok(search.found)
 }
 
-struct Search<F> {
+struct JobSearch<F> {
     is_meant: F,
-    found: Vec<Found>,
+    found: Vec<FoundJob>,
 }
 
-impl<F: Fn(&Payload) -> bool> Search<F> {
+impl<F: Fn(&Payload) -> bool> JobSearch<F> {
     fn look_at(&mut self, location: &JobLocation, text: &[u8]) {
         let Ok(payload) = Payload::parse(text) else { return };
         if payload.jid.is_empty() || !(self.is_meant)(&payload) {
@@ -105,7 +105,7 @@ impl<F: Fn(&Payload) -> bool> Search<F> {
         }
         // A push moves the rest of a list to the right, so one text may be seen on two pages.
         if !self.found.iter().any(|known| known.jid == payload.jid && known.location == *location) {
-            self.found.push(Found { location: location.clone(), jid: payload.jid, text: text.to_vec() });
+            self.found.push(FoundJob { location: location.clone(), jid: payload.jid, text: text.to_vec() });
         }
     }
 
@@ -141,7 +141,7 @@ impl<F: Fn(&Payload) -> bool> Search<F> {
 }
 
 /// Marks a job as cancelled. One that waits for its time moves to its queue.
-pub async fn cancel(redis: &Redis, jobs: &Jobs, found: &Found, now: Epoch) -> Result<(), RedisError> {
+pub async fn cancel(redis: &Redis, jobs: &Jobs, found: &FoundJob, now: Epoch) -> Result<(), RedisError> {
     let key = keys::iteration(&found.jid);
     let mut mark = redis::pipe();
     mark.cmd("HSETNX").arg(&key).arg("cancelled").arg(now.as_millis() / 1000).ignore();

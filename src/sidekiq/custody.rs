@@ -16,7 +16,7 @@ use super::fence::begin;
 use super::inflight::{Token, UnitOfWork};
 use super::memory::Memory;
 use super::running::{Running, RunningJobs};
-use super::settlement::Settlement;
+use super::settlement::{RunEnd, Settlement};
 use super::turn::{FetchRequest, Fetched, Reply, Turn};
 use super::{Identity, order};
 use crate::bounds;
@@ -166,16 +166,16 @@ impl Custody {
         }
     }
 
-    /// Takes the settlement of a run that has ended. That of a reclaimed job is dropped: its token may be another job's by now.
+    /// Takes the settlement of a run that has ended.
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {
         memory.apart.end(&settlement.token);
-        let running = self.running.remove(&settlement.token);
-        if running.is_some_and(|running| running.reclaimed.is_cancelled()) {
-            return;
+        self.running.remove(&settlement.token);
+        match settlement.run_end {
+            RunEnd::Returned | RunEnd::Ended => memory.ledger.add(settlement),
+            RunEnd::Killed => memory.ledger.hold(settlement),
+            // Its token may be another job's by now.
+            RunEnd::Reclaimed => {}
         }
-        // Without a stop, the fence has refused this one build, and no others follow.
-        let is_killed = settlement.is_interrupted() && self.quiet.is_cancelled();
-        if is_killed { memory.ledger.hold(settlement) } else { memory.ledger.add(settlement) }
     }
 
     /// Takes a turn if there is anything to settle or to fetch; returns whether there is more to do at once.

@@ -46,7 +46,7 @@ impl Process {
 
 /// A signal that arrives through Sidekiq's Web UI or API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Remote {
+pub enum RemoteSignal {
     /// `TSTP`: fetch nothing more.
     Quiet,
     /// `TERM`: stop.
@@ -65,7 +65,7 @@ pub async fn run(
     quiet: &CancellationToken,
     stop: &CancellationToken,
     metrics: &Metrics,
-    remote: &mpsc::UnboundedSender<Remote>,
+    remote: &mpsc::UnboundedSender<RemoteSignal>,
 ) {
     let mut heart = Heart::new(redis, process);
     let mut ticks = interval(PERIOD);
@@ -87,11 +87,11 @@ pub async fn run(
     }
 }
 
-fn read_signal(name: &str) -> Option<Remote> {
+fn read_signal(name: &str) -> Option<RemoteSignal> {
     match name {
-        "TSTP" => Some(Remote::Quiet),
-        "TERM" => Some(Remote::Stop),
-        "TTIN" => Some(Remote::Show),
+        "TSTP" => Some(RemoteSignal::Quiet),
+        "TERM" => Some(RemoteSignal::Stop),
+        "TTIN" => Some(RemoteSignal::Show),
         other => {
             tracing::info!(
                 event = "unknown_signal",

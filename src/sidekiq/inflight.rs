@@ -12,7 +12,8 @@ use super::keys;
 use crate::bounds;
 use crate::redis::{Redis, RedisError};
 
-/// What follows a token while its job does not run: it has not begun, or Redis refused its result.
+/// What follows a token while its job does not run: it has not begun, or Redis refused its result. The scripts spell it too; as an
+/// argument it would be sent with every turn.
 const IDLE: &str = ":idle";
 
 /// The name of an entry in flight. Together with the job's text it is the fence: both are compared before anything is settled.

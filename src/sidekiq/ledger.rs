@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::inflight::{Token, UnitOfWork};
-use super::settlement::{Settled, Settlement};
+use super::settlement::{RunEnd, Settled, Settlement};
 
 /// How long a settlement is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);
@@ -33,11 +33,11 @@ pub(super) struct Ledger {
 #[derive(Debug)]
 struct Unsettled {
     settlement: Settlement,
-    state: State,
+    state: SettlementState,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum State {
+enum SettlementState {
     /// It goes with the next turn, which may fill its slot again.
     Due,
     /// The same, after a refusal: its slot is not free before Redis has taken it.
@@ -50,38 +50,41 @@ enum State {
 
 impl Unsettled {
     fn is_due(&self) -> bool {
-        matches!(self.state, State::Due | State::DueAgain)
+        matches!(self.state, SettlementState::Due | SettlementState::DueAgain)
     }
 
     fn has_slot(&self) -> bool {
-        matches!(self.state, State::DueAgain | State::Refused(_))
+        matches!(self.state, SettlementState::DueAgain | SettlementState::Refused(_))
     }
 }
 
 impl Ledger {
     /// Adds a settlement that is due with the next turn.
     pub(super) fn add(&mut self, settlement: Settlement) {
-        self.unsettled.push(Unsettled { settlement, state: State::Due });
+        self.unsettled.push(Unsettled { settlement, state: SettlementState::Due });
     }
 
     /// Adds a settlement that waits for [`Self::release_held`].
     pub(super) fn hold(&mut self, settlement: Settlement) {
-        self.unsettled.push(Unsettled { settlement, state: State::Held });
+        self.unsettled.push(Unsettled { settlement, state: SettlementState::Held });
     }
 
     /// Makes all held settlements due.
     pub(super) fn release_held(&mut self) {
-        self.unsettled.iter_mut().filter(|one| one.state == State::Held).for_each(|one| one.state = State::Due);
+        self.unsettled
+            .iter_mut()
+            .filter(|one| one.state == SettlementState::Held)
+            .for_each(|one| one.state = SettlementState::Due);
     }
 
     /// Makes all refused settlements due again.
     pub(super) fn retry_refused(&mut self) {
-        self.unsettled.iter_mut().filter(|one| one.has_slot()).for_each(|one| one.state = State::DueAgain);
+        self.unsettled.iter_mut().filter(|one| one.has_slot()).for_each(|one| one.state = SettlementState::DueAgain);
     }
 
     /// Requeues the jobs of all refused settlements; returns how many there are.
     pub(super) fn requeue_refused(&mut self) -> usize {
-        let is_refused = |one: &mut Unsettled| matches!(one.state, State::Refused(_));
+        let is_refused = |one: &mut Unsettled| matches!(one.state, SettlementState::Refused(_));
         let refused: Vec<Unsettled> = self.unsettled.extract_if(.., is_refused).collect();
         let n_jobs = refused.len();
         refused.into_iter().for_each(|one| self.add(one.settlement.requeued()));
@@ -127,13 +130,12 @@ impl Ledger {
             match result {
                 None => self.unsettled.push(one),
                 Some(Settled::Refused(why)) => {
-                    self.unsettled.push(Unsettled { state: State::Refused(why), ..one });
+                    self.unsettled.push(Unsettled { state: SettlementState::Refused(why), ..one });
                 }
                 Some(Settled::Done) => self.remember(one.settlement, now),
                 Some(Settled::Fenced) => {
                     tracing::debug!(token = %one.settlement.token, "job settled before, or reclaimed");
-                    // A unit that goes back without an interruption has not begun.
-                    if !one.settlement.is_requeue() || one.settlement.is_interrupted() {
+                    if one.settlement.run_end != RunEnd::Returned {
                         fenced.push((one.settlement.token.clone(), one.settlement.text.clone()));
                     }
                     self.remember(one.settlement, now);
@@ -147,7 +149,7 @@ impl Ledger {
     pub(super) fn refusals(&self) -> Vec<&str> {
         let states = self.unsettled.iter().map(|one| &one.state);
         let whys = states.filter_map(|state| match state {
-            State::Refused(why) => Some(why.as_str()),
+            SettlementState::Refused(why) => Some(why.as_str()),
             _ => None,
         });
         whys.collect()
@@ -204,7 +206,8 @@ mod tests {
 
     fn requeue(n: u64, is_interrupted: bool) -> Settlement {
         let effects = vec![Effect::Requeue { queue: "default".into(), is_interrupted }];
-        Settlement { effects, ..Settlement::of(&UnitOfWork::fetched(n, TEXT)) }
+        let run_end = if is_interrupted { RunEnd::Killed } else { RunEnd::Returned };
+        Settlement { run_end, effects, ..Settlement::of(&UnitOfWork::fetched(n, TEXT)) }
     }
 
     fn has(ledger: &Ledger, n: u64) -> bool {

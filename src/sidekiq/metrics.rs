@@ -23,10 +23,10 @@ const MID_TERM: Duration = Duration::from_secs(3 * 24 * 60 * 60);
 
 /// What has run since the last flush.
 #[derive(Debug, Default)]
-pub struct Metrics(Mutex<BTreeMap<String, Class>>);
+pub struct Metrics(Mutex<BTreeMap<String, ClassCounts>>);
 
 #[derive(Debug, Default)]
-struct Class {
+struct ClassCounts {
     n_processed: u64,
     n_failed: u64,
     /// Of runs that did not fail.
@@ -80,7 +80,7 @@ impl Metrics {
     }
 }
 
-fn histogram(pipe: &mut Pipeline, key: &str, class: &Class) {
+fn histogram(pipe: &mut Pipeline, key: &str, class: &ClassCounts) {
     if class.buckets.iter().all(|n| *n == 0) {
         return;
     }

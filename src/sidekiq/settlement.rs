@@ -14,6 +14,8 @@ pub struct Settlement {
     pub queue: String,
     /// The unit's text. A Redis that lost data may have given the same token to another job.
     pub text: Arc<[u8]>,
+    /// How this worker's run of the unit ended.
+    pub run_end: RunEnd,
     /// Whether the attempt counts as processed.
     pub is_processed: bool,
     /// Whether it counts as failed.
@@ -23,10 +25,11 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// Of a unit that counts in no statistic, without effects yet.
+    /// Of a unit that ended and counts in no statistic, without effects yet.
     pub fn of(unit: &UnitOfWork) -> Self {
         let (token, queue, text) = (unit.token.clone(), unit.queue.clone(), unit.text.clone());
-        Self { token, queue, text, is_processed: false, is_failed: false, effects: Vec::new() }
+        let (run_end, effects) = (RunEnd::Ended, Vec::new());
+        Self { token, queue, text, run_end, is_processed: false, is_failed: false, effects }
     }
 
     /// Requeues a unit at the head of its queue, as if it had never been fetched.
@@ -37,7 +40,7 @@ impl Settlement {
     /// Requeues the same unit at the head of its queue, in place of all other effects.
     pub(super) fn requeued(self) -> Self {
         let effects = vec![Effect::Requeue { queue: self.queue.clone(), is_interrupted: false }];
-        Self { is_processed: false, is_failed: false, effects, ..self }
+        Self { run_end: RunEnd::Returned, is_processed: false, is_failed: false, effects, ..self }
     }
 
     /// Bytes of the texts in it.
@@ -54,11 +57,19 @@ impl Settlement {
     pub fn is_requeue(&self) -> bool {
         self.effects.iter().any(|effect| matches!(effect, Effect::Requeue { .. }))
     }
+}
 
-    /// Whether it does so because its build was killed: by a stop, or because the fence refused it.
-    pub fn is_interrupted(&self) -> bool {
-        self.effects.iter().any(|effect| matches!(effect, Effect::Requeue { is_interrupted: true, .. }))
-    }
+/// How a worker's run of a unit ended. Redis does not see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunEnd {
+    /// It returns to its queue as if it had never been fetched: it has not begun, or Redis refused its result.
+    Returned,
+    /// It ended, and its settlement is due.
+    Ended,
+    /// A stop of the worker killed it. All killed units are settled together.
+    Killed,
+    /// Another worker owns the unit, so nothing is settled. Only the slot becomes free.
+    Reclaimed,
 }
 
 /// One thing that follows from the end of a unit of work.

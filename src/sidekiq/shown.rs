@@ -56,10 +56,10 @@ const NOT_LISTED: [&str; 6] = ["class", "args", "error_class", "error_message", 
 const MAX_RETRY_FOR: f64 = 1e9;
 
 /// Whether the text of a value is of a type that Sidekiq expects.
-type Shape = fn(&str) -> bool;
+type FieldTest = fn(&str) -> bool;
 
 /// Fields that Sidekiq shows or checks, each with the test of its value.
-const SHAPES: &[(&str, Shape)] = &[
+const FIELD_TESTS: &[(&str, FieldTest)] = &[
     ("jid", is_named),
     ("queue", is_named),
     ("retry_queue", is_named),
@@ -159,7 +159,7 @@ pub(super) fn set_aside(fields: &mut Fields) {
 
 /// Whether a field has to be set aside.
 fn is_odd(name: &str, text: &str) -> bool {
-    let is_unexpected = SHAPES.iter().any(|(field, is_expected)| *field == name && !is_expected(text));
+    let is_unexpected = FIELD_TESTS.iter().any(|(field, is_expected)| *field == name && !is_expected(text));
     is_unexpected || name.contains('<') || (!NOT_LISTED.contains(&name) && has(text, b"<"))
 }
 

@@ -36,12 +36,15 @@
 -- incarnation and the number of the last turn. A turn that was sent under an earlier incarnation, or that arrives after a later
 -- turn, fetches nothing; otherwise it could fill a used token.
 --
--- `:idle` follows the token of a job that does not run: its result was refused, or it was recovered before and has not begun
--- (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch, since it runs apart from others.
+-- `:idle` (inflight.rs) follows the token of a job that does not run: its result was refused, or it was recovered before and has
+-- not begun (begin.lua). Recovery counts a crash against the others only. A suspect ends the fetch: it runs apart from others.
 -- `sidebake:apart` has the processes that hold a suspect: at most a quarter of the fleet, and at least one. Other processes look
 -- past a suspect and leave it in its queue.
 
 local inflight, now = KEYS[1], tonumber(ARGV[1])
+-- As in keys.rs. The script itself builds the names of other leases, since only `sidebake:apart` knows their processes.
+local lease_prefix = 'sidebake:lease:'
+local identity = string.sub(KEYS[2], #lease_prefix + 1)
 local next_argument = 11
 
 local function argument()
@@ -295,8 +298,7 @@ local function takes_suspect()
   if may_take_suspect ~= nil then return may_take_suspect end
   local holders, n_holders = redis.pcall('SMEMBERS', KEYS[10]), 0
   for _, holder in ipairs(holders.err and {} or holders) do
-    local lease = 'sidebake:lease:' .. holder
-    if lease ~= KEYS[2] and redis.call('EXISTS', lease) == 1 then
+    if holder ~= identity and redis.call('EXISTS', lease_prefix .. holder) == 1 then
       n_holders = n_holders + 1
     else
       redis.call('SREM', KEYS[10], holder)
@@ -342,7 +344,7 @@ local function fetch(tokens, fetch_requests)
   local slots, is_paused = filled(tokens), paused()
   local most, longest = tonumber(ARGV[7]), tonumber(ARGV[10])
   local is_empty, added, is_short, is_cut, i = {}, {}, false, false, 0
-  local n_bytes, n_failed, identity = 0, 0, string.sub(KEYS[2], 16)
+  local n_bytes, n_failed = 0, 0
   -- A process that asks for jobs holds no suspect.
   if has_past then redis.pcall('SREM', KEYS[10], identity) end
   for _, taken in ipairs(slots) do is_cut = is_cut or taken and taken[3] > most end

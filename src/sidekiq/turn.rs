@@ -143,7 +143,7 @@ impl Turn<'_> {
     /// KEYS and ARGV of the script.
     fn encode(&self, identity: &Identity, jobs: &Jobs, now: Epoch) -> (Vec<String>, Vec<Vec<u8>>) {
         let mut keys = Keys::fixed(identity);
-        let mut arguments = Arguments::default();
+        let mut arguments = Argv::default();
         arguments.number(now.as_secs_f64());
         arguments.number(now.as_secs_f64() - jobs.dead_timeout.as_secs_f64());
         arguments.number(jobs.dead_max_jobs);
@@ -225,12 +225,12 @@ impl Keys {
 
 /// ARGV.
 #[derive(Default)]
-struct Arguments {
+struct Argv {
     texts: Vec<Vec<u8>>,
     n_dead: u32,
 }
 
-impl Arguments {
+impl Argv {
     fn number(&mut self, number: impl ToString) {
         self.text(&number.to_string());
     }

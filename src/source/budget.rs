@@ -37,7 +37,7 @@ pub(super) fn walk(repository: &Repository, commit: Oid, limits: CheckoutLimits)
         Err(error) => return Err(damaged("the commit", &error)),
     };
     let odb = repository.odb().map_err(Failed::worker)?;
-    let mut walk = Walk { repository, odb, limits, size: Size::default() };
+    let mut walk = TreeWalk { repository, odb, limits, size: Size::default() };
     Ok(if walk.tree(&tree, 0, 0)? { Verdict::Complete(walk.size) } else { Verdict::Missing })
 }
 
@@ -45,14 +45,14 @@ fn damaged(what: &str, error: &git2::Error) -> Failed {
     Failed::new(Fault::Damaged, format!("{what} cannot be read: {}", error.message()))
 }
 
-struct Walk<'a> {
+struct TreeWalk<'a> {
     repository: &'a Repository,
     odb: Odb<'a>,
     limits: CheckoutLimits,
     size: Size,
 }
 
-impl Walk<'_> {
+impl TreeWalk<'_> {
     /// Whether the whole tree is there.
     fn tree(&mut self, tree: &git2::Tree<'_>, depth: usize, path_length: usize) -> Result<bool, Failed> {
         let refused = |what: String| Err(Failed::new(Fault::Refused, what));

@@ -50,7 +50,8 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
     let mut index = Index::new()?;
     index.read_tree(&tree)?;
     repository.set_index(&mut index)?;
-    let location = Location { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
+    let directories =
+        CheckoutDirectories { mirror: repository.path(), worktree, has_filters: has_filters(repository, &index)? };
     let odb = repository.odb()?;
     let (mut files, mut rest, mut modules) = (Vec::new(), Vec::new(), Vec::new());
     for entry in index.iter().map(canonical) {
@@ -61,7 +62,7 @@ fn write_files(repository: &Repository, commit: Oid, worktree: &Path) -> Result<
         let n_bytes = if is_plain_file(&entry) { odb.read_header(entry.id)?.0 } else { LARGE_BYTES };
         if n_bytes < LARGE_BYTES { files.push((entry, n_bytes)) } else { rest.push(entry) }
     }
-    location.write_all(&split(files, n_processors()), &rest, &modules)?;
+    directories.write_all(&split(files, n_processors()), &rest, &modules)?;
     Ok(index)
 }
 
@@ -110,13 +111,13 @@ fn split(files: Vec<(IndexEntry, usize)>, max_threads: usize) -> Vec<Vec<IndexEn
 
 /// Where all threads read and write.
 #[derive(Clone, Copy)]
-struct Location<'a> {
+struct CheckoutDirectories<'a> {
     mirror: &'a Path,
     worktree: &'a Path,
     has_filters: bool,
 }
 
-impl Location<'_> {
+impl CheckoutDirectories<'_> {
     /// Writes the parts and the rest, then `.gitmodules`. As long as that file is missing, libgit2 creates the directories of
     /// submodules without reading it again for each of them, and every file that it includes.
     fn write_all(
@@ -212,12 +213,12 @@ mod tests {
 
     use super::*;
 
-    struct Mirror {
+    struct TestMirror {
         directory: TempDir,
         repository: Repository,
     }
 
-    impl Mirror {
+    impl TestMirror {
         fn new() -> Self {
             let directory = tempfile::tempdir().expect("a temporary directory");
             let mut options = RepositoryInitOptions::new();
@@ -297,7 +298,7 @@ mod tests {
 
     #[test]
     fn threads_that_need_the_same_directories_all_find_them() {
-        let mirror = Mirror::new();
+        let mirror = TestMirror::new();
         let deep = ["deep"; 40].join("/");
         let paths: Vec<String> = (0..64).map(|n| format!("{deep}/file{n}")).collect();
         let commit = mirror.commit_of(&paths);
@@ -312,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_file_that_one_thread_cannot_read_fails_the_whole_in_its_own_words() {
-        let mirror = Mirror::new();
+        let mirror = TestMirror::new();
         let paths: Vec<String> = (0..64).map(|n| format!("file{n:02}")).collect();
         for (n, path) in paths.iter().enumerate().step_by(21) {
             let commit = mirror.commit_of(&paths);
@@ -332,7 +333,7 @@ mod tests {
 
     #[test]
     fn modes_of_old_programs_become_gits() {
-        let mirror = Mirror::new();
+        let mirror = TestMirror::new();
         let table = [("100600", 0o644), ("100644", 0o644), ("100664", 0o644), ("100700", 0o755), ("100777", 0o755)];
         let mut tree = Vec::new();
         for (mode, _) in table {

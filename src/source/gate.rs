@@ -18,7 +18,7 @@ pub(super) struct Gate {
 
 /// What a child holds.
 #[derive(Debug)]
-pub(super) struct Entry<'a> {
+pub(super) struct Admission<'a> {
     /// Dropped when the child has fetched: then the next one may fetch while this one writes its files.
     pub(super) turn: Option<OwnedMutexGuard<()>>,
     _slot: SemaphorePermit<'a>,
@@ -30,10 +30,10 @@ impl Gate {
     }
 
     /// Waits, first come, first served. Dropping the future only gives up its turn.
-    pub(super) async fn enter(&self, mirror: &Path) -> Entry<'_> {
+    pub(super) async fn enter(&self, mirror: &Path) -> Admission<'_> {
         let turn = self.turns_of(mirror).lock_owned().await;
         let slot = self.slots.acquire().await.expect("the semaphore is never closed");
-        Entry { turn: Some(turn), _slot: slot }
+        Admission { turn: Some(turn), _slot: slot }
     }
 
     fn turns_of(&self, mirror: &Path) -> Arc<Turns<()>> {

@@ -20,7 +20,7 @@ use rustix::fs::{FlockOperation, Mode, flock};
 
 use super::fetch::{self, Remote};
 use super::request::Failed;
-use crate::beneath::{Directory, Entry};
+use crate::beneath::{Directory, DirectoryEntry};
 
 /// Every fetch adds a pack and a commit, and libgit2 cannot join packs. A mirror with this many is emptied.
 ///
@@ -44,7 +44,8 @@ const READERS: &str = "readers";
 pub(super) fn is_sound(directory: &Path) -> std::io::Result<bool> {
     let directory = Directory::open(directory)?;
     // A hard link could be locked by a child that waits under its other name.
-    let is_file = |entry: &Entry| entry.kind.is_file() && entry.mode.contains(Mode::RUSR) && entry.n_names == 1;
+    let is_file =
+        |entry: &DirectoryEntry| entry.kind.is_file() && entry.mode.contains(Mode::RUSR) && entry.n_names == 1;
     let mut has_packs = false;
     for entry in directory.entries(8)? {
         let is_known = match &*entry.name.to_string_lossy() {
@@ -137,15 +138,15 @@ impl Mirror {
     }
 
     /// Lets others fetch while this child reads. That is safe: new packs appear by rename.
-    pub(super) fn read(self) -> Result<Reading, Failed> {
+    pub(super) fn read(self) -> Result<SharedMirror, Failed> {
         let shared = readers(&self.directory, FlockOperation::LockShared)?;
         drop(self.lock);
-        Ok(Reading { repository: self.repository, _shared: shared })
+        Ok(SharedMirror { repository: self.repository, _shared: shared })
     }
 }
 
 /// A mirror that is being read: it is not emptied meanwhile.
-pub(super) struct Reading {
+pub(super) struct SharedMirror {
     pub(super) repository: Repository,
     _shared: File,
 }

@@ -111,7 +111,7 @@ pub(super) fn is_at(path: &Path, held: &File) -> io::Result<bool> {
 }
 
 /// A mirror as the survey found it.
-struct Found {
+struct FoundMirror {
     path: PathBuf,
     used_at: SystemTime,
     /// Its size on the disk. `None` when it is not a mirror: a child has left something else in it, or an older version made it.
@@ -161,7 +161,7 @@ pub(super) fn shrink(
 }
 
 /// Removes a mirror unless it is in use, or was used since the survey; returns whether it did.
-fn remove_unused(state: &StateDirectory, mirror: &Found) -> Result<bool, StateError> {
+fn remove_unused(state: &StateDirectory, mirror: &FoundMirror) -> Result<bool, StateError> {
     let failed = |source| StateError { path: mirror.path.clone(), source };
     let Ok(held) = File::open(&mirror.path) else { return Ok(false) };
     if flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -186,7 +186,7 @@ fn move_away(state: &StateDirectory, mirror: &Path) -> Result<JobDirectory, Stat
 }
 
 /// Finds all mirrors. Those that vanish meanwhile are left out.
-fn survey(mirrors: &Path) -> Vec<Found> {
+fn survey(mirrors: &Path) -> Vec<FoundMirror> {
     let is_trust = |path: &Path| Trust::ALL.iter().any(|trust| path.ends_with(trust.name()));
     // In older versions, the first level was the host.
     let (trusts, hosts): (Vec<_>, Vec<_>) = directories(mirrors).into_iter().partition(|path| is_trust(path));
@@ -195,7 +195,7 @@ fn survey(mirrors: &Path) -> Vec<Found> {
     let old = hosts.iter().flat_map(|host| directories(host)).map(|path| (None, path));
     let found = |(size_bytes, path): (Option<u64>, PathBuf)| {
         let used_at = path.symlink_metadata().and_then(|metadata| metadata.modified()).ok()?;
-        Some(Found { path, used_at, size_bytes })
+        Some(FoundMirror { path, used_at, size_bytes })
     };
     mirrors.chain(old).filter_map(found).collect()
 }

@@ -187,7 +187,7 @@ fn what_the_repository_may_not_name_is_replaced() {
 
 #[test]
 fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
-    let names = |name: &str| vec![settings::Pattern::new(format!("{name}/{{repository}}/{{target}}"))];
+    let names = |name: &str| vec![settings::TextPattern::new(format!("{name}/{{repository}}/{{target}}"))];
     let tagged = settings::Accounts { tags: names("r"), ..settings::Accounts::default() };
     let mut cached = settings::Accounts::default();
     cached.cache.to = names("type=registry,ref=r");
@@ -261,7 +261,7 @@ fn an_inline_cache_is_a_cache_that_a_fork_does_not_write() {
 
 #[test]
 fn two_spellings_of_one_place_are_one_place() {
-    let names = |name: &str| vec![settings::Pattern::new(name)];
+    let names = |name: &str| vec![settings::TextPattern::new(name)];
     let validate = |accounts: &settings::Accounts, push, targets: Value, is_repositorys| {
         police_all(accounts, Trust::Branch, push, targets, is_repositorys).map(drop)
     };

@@ -359,8 +359,11 @@ fn any_value() -> impl Strategy<Value = String> {
 }
 
 fn any_text() -> impl Strategy<Value = Vec<u8>> {
-    let names: Vec<&str> =
-        SHAPES.iter().map(|(name, _)| *name).chain(["encrypt", "backtrace", "x", "<x>", "locale", ORIGINAL]).collect();
+    let names: Vec<&str> = FIELD_TESTS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(["encrypt", "backtrace", "x", "<x>", "locale", ORIGINAL])
+        .collect();
     let class = prop_oneof![
         4 => Just("\"B\"".to_owned()),
         1 => Just(format!("\"{}\"", WRAPPERS[0])),
