@@ -26,8 +26,8 @@ impl Watched {
         );
         std::fs::write(&config, text).unwrap();
         let log = std::fs::File::create(home.path().join("log")).unwrap();
-        let mut run = Command::new(env!("CARGO_BIN_EXE_sidebake"));
-        run.args(["run", "-C"]).arg(config).env_remove("REDIS_URL").env_remove("REDIS_PROVIDER");
+        let mut run = world::sidebake(env!("CARGO_BIN_EXE_sidebake"));
+        run.args(["run", "-C"]).arg(config);
         let worker = run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).spawn().unwrap();
         Self { redis, worker, home }
     }
