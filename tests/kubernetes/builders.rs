@@ -22,7 +22,7 @@ async fn twenty_ensures_at_once_make_one_deployment() {
     let config = harness.config("");
 
     let ensure = || {
-        let mut sidebake = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+        let mut sidebake = harness.home.sidebake();
         sidebake.args(["builder", "ensure", "--config"]).arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
         sidebake.spawn().unwrap()
     };

@@ -194,7 +194,7 @@ async fn a_stalled_connection_is_given_up_after_the_configured_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_briefly_frozen_api_server_does_no_harm() {
-    let sleeper = Sleeper::start_alone(6).await;
+    let sleeper = Sleeper::start_alone(8).await;
     sleeper.namespace.part("freeze", "apiserver");
     sleeper.harness.until("the step ends", async || !sleeper.is_asleep()).await;
     sleeper.namespace.part("thaw", "apiserver");
