@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use world::{File, Reach, wait_for_within};
 
-pub use world::{CALLBACKS, Worker, text};
+pub use world::{Worker, text};
 
 use crate::engine::{Engine, engine};
 use crate::processes;

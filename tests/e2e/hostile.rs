@@ -16,8 +16,9 @@ use serde_json::json;
 use sidebake::configuration;
 use sidebake::state::StateDirectory;
 use tokio::sync::Semaphore;
+use world::CALLBACKS;
 
-use crate::harness::{CALLBACKS, Harness};
+use crate::harness::Harness;
 use fixtures::Fixture;
 use runs::{Range, Wall};
 use trap::{Harm, Trap};

@@ -171,11 +171,9 @@ fn look_through(tokens: TokenStream, used: &mut BTreeSet<String>) {
                     skip_item(&mut tokens);
                 }
             }
-            TokenTree::Ident(ident) if ident == "crate" => {
-                // Not so in `pub(crate)`.
-                if skip_separator(&mut tokens) {
-                    follow(&mut tokens, &[], used);
-                }
+            // Not that of `pub(crate)`.
+            TokenTree::Ident(ident) if ident == "crate" && skip_separator(&mut tokens) => {
+                follow(&mut tokens, &[], used);
             }
             TokenTree::Group(group) => look_through(group.stream(), used),
             _ => {}
