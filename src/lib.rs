@@ -10,14 +10,16 @@
 //!                             │
 //!                             │ perform     puts these in order:
 //!                             │   github      installation token
-//!                             │   source      worktree                               emit events
-//!                             │   bake        definition, resolved and validated         │
-//!                             │ ┌ builder     session: one pod ◀─┐ again on another pod,  ▼
-//!                             │ └ bake        images             ┘ up to three times    journal
-//!                             │                                                          │
-//!                             │ processor   disposition            Report ◀── record ◀───┼─▶ log, terminal,
-//!                             ▼                                      │                      progress
-//!                          settled by sidekiq in one script ◀────────┘ callback job
+//!                             │   source      worktree, while github checks the ref   emit events
+//!                             │   bake        definition, resolved and validated       │
+//!                             │ ┌ builder     session: one pod ◀─┐                     ▼
+//!                             │ │ fence       still owned?       │ another pod, up    journal
+//!                             │ └ bake        images ────────────┘ to three times      │
+//!                             │                                                        │
+//!                             │ processor   disposition                                │
+//!                             │ rails       callback job ◀── Report ◀── record ◀───────┼─▶ log, terminal,
+//!                             ▼                                                            progress
+//!                          settled by sidekiq in one script
 //!                            done │ retry set │ dead set │ requeued
 //! ```
 //!

@@ -12,7 +12,7 @@ use super::pod::{self, PodError};
 use super::pods::PodStatus;
 use super::watch::{Symptom, Watch};
 use super::{Builder, BuilderError};
-use crate::bake::{self, Location};
+use crate::bake::{Location, dial_child};
 use crate::reason::{Evidence, Failure, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
@@ -320,7 +320,7 @@ impl Session<'_> {
         let mut n_runs = self.dial.n_runs.lock().await;
         *n_runs += 1;
         let private = self.dial.directory.join(n_runs.to_string());
-        let child = bake::dial_child(self.dial.buildx, self.dial.enforcement, &self.location, &private)?;
+        let child = dial_child(self.dial.buildx, self.dial.enforcement, &self.location, &private)?;
         let mut command = child.command(self.dial.buildx);
         command.args(["dial-stdio", "--builder", &self.location.builder]).current_dir(&self.location.working_directory);
         pod::hostname(command).await

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use world::CALLBACKS;
 
-use crate::harness::{CALLBACKS, Harness, target};
+use crate::harness::{Harness, target};
 use crate::registry;
 use crate::ruby::{self, Sidekiq};
 

@@ -177,7 +177,7 @@ impl Application {
 
     /// A worker that fetches from these queues.
     fn worker(&self, queues: &str, more: &str) -> Worker {
-        self.harness.worker_with(more, &[("SIDEBAKE__QUEUES", queues)])
+        self.harness.worker_with_variables(&self.harness.config(more), &[], &[("SIDEBAKE__QUEUES", queues)])
     }
 
     /// Waits until Ruby's callback writes the end into the row, and checks that the registry has the image.
@@ -300,7 +300,7 @@ async fn the_endpoint_refuses_a_request_without_a_current_signature() {
     let ask = async |date: &str, signed: &str| {
         let mut mac = Hmac::<sha2::Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
         mac.update(signed.as_bytes());
-        let mac: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let mac = world::hex(&mac.finalize().into_bytes());
         let request = reqwest::Client::new().get(format!("{url}/sidebake/builds/{BUILD}")).header("date", date);
         request.header("x-sidebake-signature", format!("v1={mac}")).send().await.unwrap().status().as_u16()
     };

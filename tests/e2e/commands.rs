@@ -51,12 +51,12 @@ async fn build_makes_the_services_of_a_compose_file_and_pushes_them_on_request()
         ],
     );
 
-    let output = harness.run(&["build", &tree]);
+    let output = harness.run(&["build", &tree], "");
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(registry::digest(&web).await, None, "pushed without a request");
     assert_eq!(run_image(&harness, &web, &["cat", "/srv/page.html"]), "<h1>cats</h1>\n");
 
-    let output = harness.run(&["build", &tree, "--push"]);
+    let output = harness.run(&["build", &tree, "--push"], "");
     assert!(output.status.success(), "{}", text(&output));
     let (web_digest, api_digest) = (registry::digest(&web).await.unwrap(), registry::digest(&api).await.unwrap());
     for words in ["web", "api", "succeeded", &web_digest[..19], &api_digest[..19]] {
@@ -116,7 +116,7 @@ EOT
         ],
     );
 
-    let output = harness.run(&["build", &tree, "--push"]);
+    let output = harness.run(&["build", &tree, "--push"], "");
 
     assert!(output.status.success(), "{}", text(&output));
     for flavour in ["cats", "dogs"] {
@@ -147,12 +147,13 @@ async fn build_accepts_a_template_and_a_url_and_reports_a_failure() {
     let url = format!("{}/acme/shop.git", open.url());
 
     let output =
-        harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "broken"]);
+        harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "broken"], "");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     for words in ["step_failed", "broken", "RUN exit 7", "exited with 7"] {
         assert!(text(&output).contains(words), "no {words} in {}", text(&output));
     }
-    let output = harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "fine"]);
+    let output =
+        harness.run(&["build", &url, "--template", template.to_str().unwrap(), "--push", "--target", "fine"], "");
     assert!(output.status.success(), "{}", text(&output));
     assert!(registry::digest(&harness.reference("fine", "1")).await.is_some());
     assert_eq!(registry::digest(&harness.reference("broken", "1")).await, None);

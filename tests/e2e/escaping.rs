@@ -166,7 +166,7 @@ async fn buildx_reads_a_templates_text_unchanged() {
         let images: Vec<Value> = targets.iter().map(|(name, target)| image(name, target)).collect();
         std::fs::write(&template, json!({"images": images}).to_string()).unwrap();
         let output =
-            harness.run(&["build", tree.to_str().unwrap(), "--print", "--template", template.to_str().unwrap()]);
+            harness.run(&["build", tree.to_str().unwrap(), "--print", "--template", template.to_str().unwrap()], "");
         is_understood(&harness, &tree, &output, targets)
     };
     check(3, holds);
@@ -195,7 +195,7 @@ async fn buildx_reads_a_files_text_unchanged() {
             "target": targets.iter().map(|(name, target)| (name.clone(), escaped(&json!(target)))).collect::<Value>(),
         });
         std::fs::write(tree.join("docker-bake.json"), definition.to_string()).unwrap();
-        let output = harness.run(&["build", tree.to_str().unwrap(), "--print"]);
+        let output = harness.run(&["build", tree.to_str().unwrap(), "--print"], "");
         is_understood(&harness, &tree, &output, targets)
     });
 }

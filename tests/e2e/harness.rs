@@ -1,12 +1,13 @@
-//! A harness for one test: Redis, GitHub, a git host and workers, around the engine that all tests share. The engine is
-//! Docker here, and a cluster in `tests/kubernetes`.
+//! A harness for one test: what all suites share, with the engine that all tests share. The engine is Docker here, and a
+//! cluster in `tests/kubernetes`.
 
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use world::{File, GitHost, GitHub, Home, Reach, Redis, wait_for_within};
+use world::{File, Reach, wait_for_within};
 
 pub use world::{Worker, text};
 
@@ -16,33 +17,42 @@ use crate::processes;
 /// How long a build may take before a test fails. On a busy machine, a build takes minutes.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The queue on which callbacks arrive.
-pub const CALLBACKS: &str = "callbacks";
-
 pub struct Harness {
-    pub redis: Redis,
-    pub github: GitHub,
-    pub git: GitHost,
+    shared: world::Harness,
     pub engine: &'static Engine,
-    pub home: Home,
     /// A prefix for names that no other test and no earlier run uses, so the registry and caches have nothing under it.
     pub nonce: String,
-    /// The settings of `builders`, as TOML.
-    pub builders: String,
+}
+
+impl Deref for Harness {
+    type Target = world::Harness;
+
+    fn deref(&self) -> &world::Harness {
+        &self.shared
+    }
+}
+
+impl DerefMut for Harness {
+    fn deref_mut(&mut self) -> &mut world::Harness {
+        &mut self.shared
+    }
 }
 
 impl Harness {
+    /// Uses the default sandbox.
     pub fn open() -> Self {
         let engine = engine();
-        let github = GitHub::start();
-        let git = GitHost::start(github.tokens());
-        github.serve_commits_from(git.root());
-        github.install_as(7, "acme", Reach::Under(git.root().to_owned()));
-        let home = Home::new(env!("CARGO_BIN_EXE_sidebake"), "sidebake-e2e-", PATIENCE);
-        std::fs::write(home.path().join("app.pem"), github.app().private_key_pem()).unwrap();
-        let nonce = format!("e2e-{}", home.path().display().to_string().rsplit('-').next().unwrap().to_lowercase());
-        let builders = engine.builder();
-        Self { redis: Redis::start(), github, git, engine, home, nonce, builders }
+        let mut shared = world::Harness::start(env!("CARGO_BIN_EXE_sidebake"), "sidebake-e2e-", PATIENCE);
+        shared.github.install_as(7, "acme", Reach::Under(shared.git.root().to_owned()));
+        shared.settings = format!(
+            "concurrency = 8\nbuildx.binary = \"{}\"\nsandbox.registry_ports = [{}]",
+            engine.buildx.display(),
+            engine.registry_port()
+        );
+        shared.builders = engine.builder();
+        let home = shared.home.path().display().to_string();
+        let nonce = format!("e2e-{}", home.rsplit('-').next().unwrap().to_lowercase());
+        Self { shared, engine, nonce }
     }
 
     /// Commits files on `main` of a repository of acme and returns the sha.
@@ -89,13 +99,11 @@ impl Harness {
         json!({"name": name, "context": format!("./{name}"), "tags": [self.reference(name, sha)]})
     }
 
-    /// The build request of a build with a callback.
+    /// The build request of a commit on `main`, with a callback.
     pub fn native(&self, repository: &str, sha: &str, images: &[Value]) -> Value {
-        json!({
-            "build_id": 42, "repository": format!("acme/{repository}"), "sha": sha, "ref": "refs/heads/main",
-            "application": {"images": images},
-            "callback": {"class": "BuildFinishedJob", "queue": CALLBACKS},
-        })
+        let mut native = world::build_request(&format!("acme/{repository}"), sha, images);
+        native["ref"] = json!("refs/heads/main");
+        native
     }
 
     /// The build request of one target of an inline definition.
@@ -105,51 +113,6 @@ impl Harness {
         native["definition"] = definition;
         native["targets"] = json!([target]);
         native
-    }
-
-    /// Writes the configuration, with `more` at its end, and returns its path. Uses the default sandbox.
-    pub fn config(&self, more: &str) -> PathBuf {
-        self.home.write_config(&format!(
-            r#"
-concurrency = 8
-queues = ["default"]
-redis.url = "{redis}"
-state.directory = "{home}/state"
-github = {{ api_url = "{api}", git_url = "{git}", app_id = "{app}", private_key_file = "{home}/app.pem" }}
-buildx.binary = "{buildx}"
-sandbox.registry_ports = [{port}]
-{builder}
-{more}
-"#,
-            redis = self.redis.url(),
-            home = self.home.path().display(),
-            api = self.github.url(),
-            git = self.git.url(),
-            app = self.github.app().id,
-            buildx = self.engine.buildx.display(),
-            builder = self.builders,
-            port = self.engine.registry_port(),
-        ))
-    }
-
-    /// Starts a worker with the configuration and `more` at its end.
-    pub fn worker(&self, more: &str) -> Worker {
-        self.worker_with(more, &[])
-    }
-
-    /// Starts a worker with variables in its environment.
-    pub fn worker_with(&self, more: &str, variables: &[(&str, &str)]) -> Worker {
-        self.home.worker(&self.config(more), &[], variables)
-    }
-
-    /// Runs another command of the binary to its end.
-    pub fn run(&self, arguments: &[&str]) -> Output {
-        self.run_with(arguments, &[])
-    }
-
-    /// Runs another command with variables in its environment.
-    pub fn run_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-        self.home.run(arguments, &self.config(""), variables)
     }
 
     /// The tree of `main` without `.git`, where the worker would check it out in a job's directory; for control runs.
@@ -203,36 +166,16 @@ sandbox.registry_ports = [{port}]
         reports.find(|report| report["jid"] == jid && report["moment"] == "finished")
     }
 
-    /// Every report so far.
-    pub async fn reports(&self) -> Vec<Value> {
-        let jobs = self.redis.queue(CALLBACKS).await;
-        jobs.iter().map(|job| serde_json::from_str::<Value>(job).unwrap()["args"][0].take()).collect()
-    }
-
-    /// Waits for a condition, and prints the log when it never holds.
-    pub async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
-        self.home.until(what, condition).await;
-    }
-
     /// Waits until no job is in custody, and none has left a directory or a process.
     pub async fn nothing_is_left(&self) {
-        self.until("no job is queued or in flight", async || {
-            self.redis.queue("default").await.is_empty() && self.redis.keys("sidebake:inflight:*").await.is_empty()
-        })
-        .await;
+        self.idle().await;
         wait_for_within(PATIENCE, "the jobs' processes to end", || self.children().is_empty()).await;
-        wait_for_within(PATIENCE, "the removal of the jobs' directories", || self.home.job_directories().is_empty())
-            .await;
+        wait_for_within(PATIENCE, "the removal of the jobs' directories", || self.job_directories().is_empty()).await;
     }
 
     /// The children of this test's workers: each has its job's directory in its arguments.
     pub fn children(&self) -> Vec<String> {
         processes::with(&format!("{}/state/", self.home.path().display()))
-    }
-
-    /// The logs of this test's processes.
-    pub fn logs(&self) -> String {
-        self.home.logs()
     }
 }
 

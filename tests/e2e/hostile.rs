@@ -16,8 +16,9 @@ use serde_json::json;
 use sidebake::configuration;
 use sidebake::state::StateDirectory;
 use tokio::sync::Semaphore;
+use world::CALLBACKS;
 
-use crate::harness::{CALLBACKS, Harness};
+use crate::harness::Harness;
 use fixtures::Fixture;
 use runs::{Range, Wall};
 use trap::{Harm, Trap};
@@ -129,7 +130,11 @@ async fn no_attack_harms_a_worker() {
         jobs.push((fixture, trap, native));
     }
     let variables: Vec<(&str, &str)> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let _worker = harness.worker_with(&format!("bake.print_timeout = \"5s\"\n{accounts}"), &variables);
+    let _worker = harness.worker_with_variables(
+        &harness.config(&format!("bake.print_timeout = \"5s\"\n{accounts}")),
+        &[],
+        &variables,
+    );
     let mut pushed = Vec::new();
     for (fixture, trap, native) in jobs {
         pushed.push((fixture, trap, harness.redis.push("default", "BuildJob", json!([native])).await));

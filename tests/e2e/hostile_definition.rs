@@ -131,7 +131,7 @@ async fn a_built_definition_contains_no_byte_of_this_machine() {
         for (definition, path) in definitions.iter().flat_map(|definition| [(definition, file), (definition, "./link")])
         {
             std::fs::write(tree.join("compose.yaml"), definition.replace("FILE", path)).unwrap();
-            let said = text(&harness.run(&["build", "--print", tree.to_str().unwrap()]));
+            let said = text(&harness.run(&["build", "--print", tree.to_str().unwrap()], ""));
             // The text of the definition itself does not count.
             let heard = said.replace(file, "").replace(&*harness.home.path().to_string_lossy(), "");
             let is_told = [name, "ELF", "x7f", "glibc", "root:", "GOMAXPROCS", "Linux version"];

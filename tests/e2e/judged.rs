@@ -1,7 +1,7 @@
 //! Checks how Sidekiq itself sees a worker: its client, its API and its Web UI, in versions 6.4, 7.3 and 8.1.
 
 use serde_json::{Value, json};
-use world::{Redis, wait_for_within};
+use world::Redis;
 
 use crate::harness::PATIENCE;
 use crate::peer::{self, Watched};
@@ -84,9 +84,12 @@ async fn judge(peer: Option<&'static str>, version: &'static str) {
 
     court.run(&["cancel", "long"]);
     let report = || async { court.watched.redis.queue("callbacks").await.into_iter().next_back() };
-    while report().await.is_none() {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let arrival = async {
+        while report().await.is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, arrival).await.expect("the callback");
     let job: Value = serde_json::from_str(&report().await.unwrap()).unwrap();
     assert_eq!((&job["args"][0]["jid"], &job["args"][0]["status"]), (&json!("long"), &json!("cancelled")), "{job:#}");
     assert_eq!(job["created_at"].is_f64(), version != "8.1", "each Sidekiq has its own form");
@@ -94,14 +97,7 @@ async fn judge(peer: Option<&'static str>, version: &'static str) {
     court.run(&["quiet"]);
     court.until("it is quiet", |seen| seen["processes"][0]["stopping"] == true).await;
     court.run(&["stop"]);
-    let worker = &mut court.watched.worker;
-    let mut status = None;
-    wait_for_within(PATIENCE, "the worker to end", || {
-        status = worker.try_wait().unwrap();
-        status.is_some()
-    })
-    .await;
-    assert_eq!(status.unwrap().code(), Some(0));
+    assert_eq!(court.watched.worker.ended().await, Some(0));
 }
 
 /// Each version waits for four heartbeats, ten seconds apart, so the versions run at once.

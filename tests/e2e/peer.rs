@@ -1,39 +1,32 @@
 //! A worker that runs probes, and the Sidekiqs that inspect it: this machine's own, and those of `tests/peers`.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use world::Redis;
+use world::{Home, Redis, Worker};
+
+use crate::harness::PATIENCE;
 
 /// This machine's own Sidekiq and two others: the peer's name, and the prefix of its version.
 pub const ALL: [(Option<&str>, &str); 3] = [(None, "6.4"), (Some("sidekiq-7"), "7.3"), (Some("sidekiq-8"), "8.1")];
 
-/// A Redis and its worker. Dropping it kills both.
+/// A Redis and its worker.
 pub struct Watched {
+    pub worker: Worker,
+    pub home: Home,
     pub redis: Redis,
-    pub worker: Child,
-    home: tempfile::TempDir,
 }
 
 impl Watched {
     /// Appends `more` to the configuration.
     pub fn start(redis: Redis, more: &str) -> Self {
-        let home = tempfile::tempdir().unwrap();
-        let (config, state) = (home.path().join("sidebake.toml"), home.path().join("state"));
-        let text = format!(
-            "redis.url = \"{}\"\nstate.directory = \"{}\"\njobs.probe = true\njobs.poll_interval = \"200ms\"\n{more}\n",
+        let home = Home::new(env!("CARGO_BIN_EXE_sidebake"), "sidebake-peer-", PATIENCE);
+        let config = home.write_config(&format!(
+            "redis.url = \"{}\"\nstate.directory = \"{}/state\"\njobs.probe = true\njobs.poll_interval = \"200ms\"\n{more}\n",
             redis.url(),
-            state.display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let log = std::fs::File::create(home.path().join("log")).unwrap();
-        let mut run = Command::new(env!("CARGO_BIN_EXE_sidebake"));
-        run.args(["run", "-C"]).arg(config).env_remove("REDIS_URL").env_remove("REDIS_PROVIDER");
-        let worker = run.stdout(log.try_clone().unwrap()).stderr(log).stdin(Stdio::null()).spawn().unwrap();
-        Self { redis, worker, home }
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.home.path().join("log")).unwrap()
+            home.path().display()
+        ));
+        let worker = home.worker::<&str>(&config, &[], &[]);
+        Self { worker, home, redis }
     }
 
     /// The output of a script of `tests/e2e/ruby`. `peer` is a name that `tests/peers` knows.
@@ -51,13 +44,6 @@ impl Watched {
             .unwrap_or_else(|error| panic!("cannot run {ruby} ({error}); install it: docker/install"));
         assert!(output.status.success(), "{script} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         output.stdout
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        let _ = self.worker.kill();
-        let _ = self.worker.wait();
     }
 }
 

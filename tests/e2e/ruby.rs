@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
-use world::wait_for_within;
+use world::{CALLBACKS, wait_for_within};
 
-use crate::harness::{CALLBACKS, Harness, PATIENCE};
+use crate::harness::{Harness, PATIENCE};
 
 /// A Sidekiq process. Dropping it kills the process.
 pub struct Sidekiq {

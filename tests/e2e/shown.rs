@@ -7,7 +7,6 @@ use serde_json::Value;
 use sidebake::json;
 use world::Redis;
 
-use crate::harness::PATIENCE;
 use crate::peer::{self, Watched};
 
 /// Generated texts. Every run generates the same ones.
@@ -86,11 +85,7 @@ jobs.classes.EchoJob = { arguments = "mapped", map = { sha = "/0/sha" }, echo = 
     }
 
     async fn until(&self, what: &str, is_so: impl AsyncFn() -> bool) {
-        let since = std::time::Instant::now();
-        while !is_so().await {
-            assert!(since.elapsed() < PATIENCE, "timed out waiting until {what}; the log:\n{}", self.0.log());
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
+        self.0.home.until(what, is_so).await;
     }
 
     /// Waits until only the sleeping job is in flight.

@@ -62,7 +62,7 @@ async fn each_field_is_in_the_definition_whether_buildx_resolves_it_or_only_agre
     let (tree, template) = (tree.to_str().unwrap(), template.to_str().unwrap());
     let print = |more: &[&str]| {
         let arguments = [&["build", tree, "--print", "--template", template], more].concat();
-        let output = harness.run_with(&arguments, &[("SIDEBAKE__ACCOUNTS__SECRETS", &pattern)]);
+        let output = harness.home.run(&arguments, &harness.config(""), &[("SIDEBAKE__ACCOUNTS__SECRETS", &pattern)]);
         assert!(output.status.success(), "{}", text(&output));
         let mut definition: Value = serde_json::from_slice(&output.stdout).unwrap();
         // The directory of this build differs from that of the next.

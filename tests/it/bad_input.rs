@@ -47,9 +47,9 @@ async fn texts_that_are_not_a_job_go_to_the_dead_set_in_an_entry_that_sidekiq_ca
             harness.redis.keys("dead").await.len() == 1 && n_dead(&harness).await == 6
         })
         .await;
-    let log = harness.logs();
-    assert!(log.contains("the job is not a JSON object") && log.contains("the job has no class"), "{log}");
-    assert_eq!(log.matches("event=\"malformed_job\" queue=\"default\"").count(), 6, "{log}");
+    let logged = harness.logged("malformed_job");
+    assert!(logged.iter().all(|line| line.contains("queue=\"default\" error=")), "{logged:?}");
+    assert_eq!(logged.len(), 6, "{logged:?}");
     assert_eq!(harness.redis.get("stat:processed").await, None);
     let mut originals: Vec<Vec<u8>> = kept(&harness).await.iter().map(|member| opened(member)).collect();
     originals.sort();
@@ -203,7 +203,8 @@ async fn a_class_that_is_not_configured_is_an_error_and_is_retried() {
     harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
-    assert_eq!(job["error_message"], "MailJob is not a class of this worker's configuration");
+    assert_eq!(job["error_class"], "Sidebake::WorkerFailed");
+    assert!(job["error_message"].as_str().unwrap().contains("MailJob"), "{job:#}");
     assert_eq!(job["retry_count"], 0);
 }
 
@@ -214,14 +215,14 @@ async fn a_missing_sha_and_an_unknown_field_are_named() {
     native.as_object_mut().unwrap().remove("sha");
     let report = report_of(&harness, native, PROBE).await;
     assert_eq!((&report["reason"], &report["build_id"]), (&json!("invalid_arguments"), &json!(42)));
-    assert_eq!(report["message"], "The build request is not valid. .: missing field `sha`");
+    assert!(report["message"].as_str().unwrap().contains("`sha`"), "{report:#}");
 
     let harness = Harness::start();
     let mut native = harness.native("0123456789abcdef0123456789abcdef01234567");
     native["application"]["images"][0]["contxt"] = json!("./vote");
     let report = report_of(&harness, native, PROBE).await;
     let message = report["message"].as_str().unwrap();
-    assert!(message.contains("application.images[0].contxt: unknown field"), "{message}");
+    assert!(message.contains("application.images[0].contxt: "), "{message}");
 }
 
 /// Invalid values of a build request, as JSON text: no program, key or path can use them.
@@ -298,15 +299,12 @@ async fn an_unusable_argument_is_invalid_and_rails_is_notified() {
     }
     assert!(harness.redis.sorted_set("retry").await.is_empty());
     assert_eq!(n_dead(&harness).await, 0);
-    let nul = |field: &str| {
+    for (field, path) in
+        [("/variables/FOO", " variables.FOO: "), ("/application/images/0/tags/0", " application.images[0].tags[0]: ")]
+    {
         let (report, _) = reports.iter().zip(&texts).find(|(_, (name, _))| *name == field).unwrap();
-        report["message"].as_str().unwrap().to_owned()
-    };
-    assert_eq!(nul("/variables/FOO"), "The build request is not valid. variables.FOO: contains a NUL");
-    assert_eq!(
-        nul("/application/images/0/tags/0"),
-        "The build request is not valid. application.images[0].tags[0]: contains a NUL"
-    );
+        assert!(report["message"].as_str().unwrap().contains(path), "{report:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -348,7 +346,7 @@ async fn a_user_failure_without_a_callback_goes_to_the_dead_set() {
     let (member, _) = harness.redis.sorted_set("dead").await.remove(0);
     let job: Value = serde_json::from_str(&member).unwrap();
     assert_eq!(job["error_class"], "Sidebake::InvalidArguments");
-    assert!(job["error_message"].as_str().unwrap().starts_with("sha: expected 40"), "{job:#}");
+    assert!(job["error_message"].as_str().unwrap().starts_with("sha: "), "{job:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -357,7 +355,9 @@ async fn a_repository_that_the_app_cannot_see_and_a_sha_that_is_not_there_are_us
     harness.voting_app();
     let missing = report_of(&harness, harness.native("0123456789abcdef0123456789abcdef01234567"), PROBE).await;
     assert_eq!(missing["reason"], "commit_not_found", "{missing:#}");
-    assert!(missing["message"].as_str().unwrap().contains("acme/voting-app has no commit 0123456789abcdef"));
+    for name in ["acme/voting-app", "0123456789abcdef0123456789abcdef01234567"] {
+        assert!(missing["message"].as_str().unwrap().contains(name), "{missing:#}");
+    }
 
     let harness = Harness::start();
     let mut native = harness.native("0123456789abcdef0123456789abcdef01234567");
@@ -375,24 +375,21 @@ async fn a_context_outside_of_the_repository_is_refused_by_its_path() {
     native["application"]["images"][0]["context"] = json!("../..");
     let report = report_of(&harness, native, PROBE).await;
     assert_eq!(report["reason"], "policy_refused");
-    assert!(
-        report["message"].as_str().unwrap().contains("target.vote.context: \"../..\" is outside of the repository"),
-        "{report:#}"
-    );
+    assert!(report["message"].as_str().unwrap().contains("target.vote.context: \"../..\""), "{report:#}");
     assert!(harness.builder.runs().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_answer_of_a_resolver_has_its_outcome() {
-    for (answer, place, words) in [
-        (Answer::Status(404), "dead", "answered 404"),
-        (Answer::Status(410), "dead", "answered 410"),
-        (Answer::Status(500), "retry", "answered 500"),
-        (Answer::Status(403), "retry", "refused the signature: 403"),
-        (Answer::Text("<html>".into()), "retry", "did not answer with valid JSON"),
-        (Answer::Redirect("http://127.0.0.1:1/".into()), "retry", "answered 302"),
-        (Answer::Padded(json!({}), 2 << 20), "retry", "answered with more than 1048576 bytes"),
-        (Answer::Object(json!({"sha": 1})), "dead", "expected a string"),
+    for (answer, place, class, name) in [
+        (Answer::Status(404), "dead", "Gone", "404"),
+        (Answer::Status(410), "dead", "Gone", "410"),
+        (Answer::Status(500), "retry", "ResolverUnavailable", "500"),
+        (Answer::Status(403), "retry", "ResolverRefused", "403"),
+        (Answer::Text("<html>".into()), "retry", "ResolverUnavailable", "JSON"),
+        (Answer::Redirect("http://127.0.0.1:1/".into()), "retry", "ResolverUnavailable", "302"),
+        (Answer::Padded(json!({}), 2 << 20), "retry", "ResolverUnavailable", "1048576"),
+        (Answer::Object(json!({"sha": 1})), "dead", "InvalidArguments", "sha: "),
     ] {
         let harness = Harness::start();
         harness.rails.answer(1, answer);
@@ -403,7 +400,9 @@ async fn each_answer_of_a_resolver_has_its_outcome() {
         ));
         harness.until(place, async || harness.redis.sorted_set(place).await.len() == 1).await;
         let (member, _) = harness.redis.sorted_set(place).await.remove(0);
-        assert!(member.contains(words), "{words}: {member}");
+        let job: Value = serde_json::from_str(&member).unwrap();
+        assert_eq!(job["error_class"], format!("Sidebake::{class}"), "{name}: {job:#}");
+        assert!(job["error_message"].as_str().unwrap().contains(name), "{name}: {job:#}");
     }
 }
 
@@ -416,14 +415,12 @@ async fn an_unreachable_resolver_is_an_infrastructure_failure() {
     );
     harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
-    assert!(member.contains("Sidebake::ResolverUnavailable") && member.contains("cannot be reached"), "{member}");
+    assert!(member.contains("Sidebake::ResolverUnavailable") && member.contains("127.0.0.1:9"), "{member}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_or_invalid_private_key_is_reported_and_the_job_is_kept() {
-    for (key, words) in
-        [(None, "the App's private key: cannot read "), (Some("nonsense"), "is not a PEM of an RSA key")]
-    {
+    for (key, name) in [(None, "os error 2"), (Some("nonsense"), "PEM")] {
         let harness = Harness::start();
         let (_, sha) = harness.voting_app();
         let path = harness.home.path().join("app.pem");
@@ -435,8 +432,9 @@ async fn a_missing_or_invalid_private_key_is_reported_and_the_job_is_kept() {
         let worker = harness.worker("");
         harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
         let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
-        assert!(member.contains(words) && member.contains("Sidebake::GithubRefused"), "{member}");
-        assert!(worker.log().contains(words), "{}", worker.log());
+        assert!(member.contains(name) && member.contains("Sidebake::GithubRefused"), "{member}");
+        let logged = worker.logged("job_retried");
+        assert!(logged.len() == 1 && logged[0].contains(name), "{}", worker.log());
     }
 }
 
@@ -450,7 +448,7 @@ async fn another_apps_key_is_refused_by_github() {
     let _worker = harness.worker("");
     harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
     let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
-    assert!(member.contains("GitHub refused the App") && member.contains("401"), "{member}");
+    assert!(member.contains("Sidebake::GithubRefused") && member.contains("401"), "{member}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -461,7 +459,8 @@ async fn without_buildx_the_job_is_kept_and_the_log_has_the_cause() {
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let worker = harness.worker("");
     harness.until("the job is in the retry set", async || harness.redis.sorted_set("retry").await.len() == 1).await;
-    world::wait_for("the log message", || worker.log().contains("docker-buildx cannot be executed")).await;
+    let is_named = |line: &String| line.contains("reason=worker_failed") && line.contains("docker-buildx");
+    world::wait_for("the log message", || worker.logged("job_retried").iter().any(is_named)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -482,5 +481,5 @@ fn a_typo_in_the_configuration_stops_the_start_and_is_named() {
     let output = sidebake().args(["run", "--config"]).arg(file.path()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = text(&output);
-    assert!(text.contains("failed to load the settings") && text.contains("app_idd"), "{text}");
+    assert!(text.contains("app_idd"), "{text}");
 }

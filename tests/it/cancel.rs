@@ -195,7 +195,7 @@ async fn a_job_that_is_interrupted_and_cancelled_is_cancelled_by_the_next_worker
     let harness = Harness::start();
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
     let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
-    harness.until("the job is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    harness.is_in_flight().await;
     worker.signal("TERM");
     worker.ended().await;
     mark(&harness, &jid).await;

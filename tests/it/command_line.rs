@@ -16,16 +16,19 @@ fn a_failed_start_exits_with_status_1() {
     let home = tempfile::tempdir().unwrap();
     let yml = home.path().join("sidekiq.yml");
     std::fs::write(&yml, "---\n:concurrency: <%= ENV['N'] %>\n").unwrap();
-    for (arguments, message) in [
-        (vec!["--daemon"], "--daemon"),
-        (vec!["-c", "0"], "concurrency: must be from 1 to 1000"),
-        (vec!["-q", "a,often"], "a,often"),
-        (vec!["-C", "/nowhere/sidekiq.yml"], "/nowhere/sidekiq.yml: No such file"),
-        (vec!["-C", yml.to_str().unwrap()], "line 2 has ERB"),
+    let yml = yml.to_str().unwrap();
+    for (arguments, names) in [
+        (vec!["--daemon"], vec!["--daemon"]),
+        (vec!["-c", "0"], vec!["concurrency: ", "1000"]),
+        (vec!["-q", "a,often"], vec!["a,often"]),
+        (vec!["-C", "/nowhere/sidekiq.yml"], vec!["/nowhere/sidekiq.yml"]),
+        (vec!["-C", yml], vec![yml, "line 2", "ERB"]),
     ] {
         let output = run(&arguments);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        assert!(text(&output).contains(message), "{arguments:?}: {}", text(&output));
+        for name in names {
+            assert!(text(&output).contains(name), "{arguments:?}: {}", text(&output));
+        }
     }
 }
 
@@ -34,8 +37,8 @@ async fn sidekiqs_file_and_flags_are_accepted_unchanged() {
     let harness = Harness::start();
     let config = harness.config("jobs.probe = true");
     // A setting in sidebake's own file takes precedence.
-    let own = std::fs::read_to_string(&config).unwrap().replace("concurrency = 4\nqueues = [\"default\"]\n", "");
-    std::fs::write(&config, own).unwrap();
+    let own = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, own.replace("concurrency = 4\n", "").replace("queues = [\"default\"]\n", "")).unwrap();
     let yml = harness.home.path().join("sidekiq.yml");
     let text =
         ":concurrency: 3\n:queues:\n  - [critical, 2]\n  - default\n:pidfile: x\nstaging:\n  :labels: [canary]\n";
@@ -47,8 +50,10 @@ async fn sidekiqs_file_and_flags_are_accepted_unchanged() {
     let info: serde_json::Value = serde_json::from_str(&harness.redis.hgetall(&identity).await["info"]).unwrap();
     assert_eq!((&info["concurrency"], &info["tag"], &info["labels"][0]), (&3.into(), &"shop".into(), &"canary".into()));
     assert_eq!(info["capsules"]["default"]["weights"], serde_json::json!({"critical": 2, "default": 0}));
-    let log = worker.log();
-    assert!(log.contains("pidfile is not read") && log.contains("environment.rb: no Ruby is loaded"), "{log}");
+    let notes = worker.logged("settings_note");
+    for ignored in ["pidfile", "./config/environment.rb"] {
+        assert!(notes.iter().any(|note| note.contains(ignored)), "{ignored}: {notes:?}");
+    }
     worker.signal("INT");
     assert_eq!(worker.ended().await, Some(0));
 }
@@ -58,7 +63,7 @@ async fn ttin_logs_the_running_jobs_and_ends_none() {
     let harness = Harness::start();
     let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
     let jid = harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
-    harness.until("the job is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    harness.is_in_flight().await;
     let shown = || worker.logged("job_running").iter().filter(|line| line.contains(&jid)).count();
     worker.signal("TTIN");
     world::wait_for("the log message", || shown() == 1).await;
@@ -130,7 +135,7 @@ async fn a_worker_with_too_few_open_files_ends_with_an_error_and_works_with_enou
         let output = shell.stdin(Stdio::null()).output().unwrap();
         let said = text(&output);
         assert_eq!(output.status.code(), Some(1), "{limit}: {said}");
-        assert!(said.contains(&format!("the limit of open files is {limit}")), "{limit}: {said}");
+        assert!(said.contains("open files"), "{limit}: {said}");
     }
     harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
     let command = "ulimit -n 64; exec \"$0\" run --config \"$1\"";

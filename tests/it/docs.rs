@@ -4,7 +4,7 @@ mod settings;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Command, CommandFactory};
 use sidebake::cli::Cli;
@@ -50,8 +50,7 @@ fn page() -> String {
         let title = if section.path.is_empty() { "Without a section".into() } else { format!("`{}`", section.path) };
         let _ = write!(page, "\n## {title}\n\n{}\n\n| setting | default | meaning |\n|---|---|---|\n", section.doc);
         for setting in &section.settings {
-            let path =
-                if section.path.is_empty() { setting.key.clone() } else { format!("{}.{}", section.path, setting.key) };
+            let path = section.path_of(setting);
             let default =
                 defaults.get::<config::Value>(&path).ok().map(|value| format!("`{}`", settings::toml(&value)));
             let values = setting.values.iter().map(|(name, doc)| format!("<br>`{name}`: {doc}")).collect::<String>();
@@ -145,20 +144,53 @@ fn every_setting_and_variable_exists() {
     for (document, text) in documents() {
         for span in spans(&text) {
             let path = span.split([' ', '=']).next().unwrap_or_default();
-            let path = match path.strip_prefix("SIDEBAKE__") {
-                Some(name) => name.to_lowercase().replace("__", "."),
-                None => path.to_owned(),
+            let (path, is_variable) = match path.strip_prefix("SIDEBAKE__") {
+                Some(name) => (name.to_lowercase().replace("__", "."), true),
+                None => (path.to_owned(), false),
             };
-            if !is_path_of_a_section(&sections, &path) {
+            let is_assigned = span.contains(" = ") && path.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            if !is_variable && !is_assigned && !is_path_of_a_section(&sections, &path) {
                 continue;
             }
             n_settings += 1;
-            if !is_setting(&sections, &path) {
+            // Only a text about a section may leave the section out.
+            let is_known = is_setting(&sections, &path) || is_assigned && is_key(&sections, &path);
+            if !is_known {
                 unknown.push(format!("{}: {span}", document.display()));
             }
         }
     }
     assert!(n_settings > 20, "only {n_settings} settings were found: the reading is broken");
+    assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+/// Names of Sidekiq and Active Job.
+const OF_RUBY: [&str; 6] =
+    ["around_perform", "discard_on", "retry_on", "sidekiq_options", "sidekiq_retries_exhausted", "sidekiq_retry_in"];
+
+/// A setting, field, reason or event can be named alone, without a section.
+#[test]
+fn every_name_in_snake_case_is_one_of_the_program() {
+    let texts = rust_files(&root().join("src")).into_iter().map(|path| std::fs::read_to_string(path).unwrap());
+    let code: String = texts.collect::<Vec<_>>().join("\n");
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let known: BTreeSet<&str> = lines.flat_map(|line| line.split(|c| !is_of_a_name(c))).chain(OF_RUBY).collect();
+    let (mut unknown, mut n_names) = (Vec::new(), 0);
+    for (document, text) in documents() {
+        for span in spans(&text) {
+            let name = span.split([' ', '=']).next().unwrap_or_default();
+            let is_lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if !name.contains('_') || name.starts_with('_') || !name.chars().all(is_lower) {
+                continue;
+            }
+            n_names += 1;
+            if !known.contains(name) {
+                unknown.push(format!("{}: {span}", document.display()));
+            }
+        }
+    }
+    assert!(n_names > 200, "only {n_names} names were found: the reading is broken");
     assert!(unknown.is_empty(), "{unknown:#?}");
 }
 
@@ -199,15 +231,16 @@ fn the_table_of_log_events_is_that_of_the_code() {
     assert_eq!(documented, named, "docs/operating.md, \"Log events\"");
 }
 
+/// Endings of files, which are not keys of a section.
+const FILES: [&str; 5] = ["rs", "md", "lua", "toml", "rb"];
+
 /// A path such as `redis.url` or `builders.default.driver`: it begins with a section, and is not a file or a method.
 fn is_path_of_a_section(sections: &[Section], path: &str) -> bool {
     let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-*\"{}".contains(c);
-    let Some((first, rest)) = path.split_once('.').filter(|(first, _)| !first.is_empty()) else { return false };
-    let is_file = Path::new(rest)
-        .extension()
-        .is_some_and(|extension| ["rs", "md", "lua", "toml"].iter().any(|e| extension == *e));
+    let Some((first, _)) = path.split_once('.').filter(|(first, _)| !first.is_empty()) else { return false };
+    let is_file = path.rsplit('.').next().is_some_and(|ending| FILES.contains(&ending));
     let is_section = sections.iter().any(|section| section.path.split('.').next() == Some(first));
-    is_section && path.chars().all(is_word) && !is_file && !["rs", "md", "lua", "toml", "rb"].contains(&rest)
+    is_section && path.chars().all(is_word) && !is_file
 }
 
 fn is_setting(sections: &[Section], path: &str) -> bool {
@@ -216,9 +249,13 @@ fn is_setting(sections: &[Section], path: &str) -> bool {
         known.len() == given.len() && known.iter().zip(&given).all(|(known, given)| *known == "NAME" || known == given)
     };
     sections.iter().any(|section| {
-        let settings = section.settings.iter().map(|setting| format!("{}.{}", section.path, setting.key));
+        let settings = section.settings.iter().map(|setting| section.path_of(setting));
         matches(&section.path) || settings.into_iter().any(|setting| matches(&setting)) || is_map(section, path)
     })
+}
+
+fn is_key(sections: &[Section], key: &str) -> bool {
+    sections.iter().flat_map(|section| &section.settings).any(|setting| setting.key == key)
 }
 
 /// The map itself, such as `jobs.classes`.

@@ -4,9 +4,11 @@
 //! form. Ignores code that exists only in tests.
 
 use std::collections::BTreeSet;
+use std::iter::Peekable;
 use std::path::{Path, PathBuf};
 
-use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use proc_macro2::token_stream::IntoIter;
+use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 
 const DOMAIN_TYPES: &[&str] = &[
     "attestation",
@@ -41,8 +43,12 @@ const INFRASTRUCTURE: &[&str] = &[
 const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
-/// Which modules each module may use, besides itself and the domain types.
-fn may_use(module: &str, other: &str) -> bool {
+/// What the builder may use of the bake: the type that it fills in, with its parts, and the child that dials a pod.
+const OF_BAKE_FOR_BUILDER: &[&str] = &["bake::Location", "bake::Configuration", "bake::Run", "bake::dial_child"];
+
+/// Which paths each module may use, besides its own and the domain types.
+fn may_use(module: &str, path: &str) -> bool {
+    let other = path.split("::").next().unwrap_or_default();
     let is = |kind: &[&str]| kind.contains(&module);
     let other_is = |kind: &[&str]| kind.contains(&other);
     if module == other || other_is(DOMAIN_TYPES) && !is(&["secret"]) {
@@ -56,8 +62,7 @@ fn may_use(module: &str, other: &str) -> bool {
         "configuration" => other == "environment",
         _ if is(INFRASTRUCTURE) => false,
         "journal" => false,
-        // The bake declares the type that the builder passes to it.
-        "builder" => other_is(INFRASTRUCTURE) || other == "bake",
+        "builder" => other_is(INFRASTRUCTURE) || OF_BAKE_FOR_BUILDER.contains(&path),
         _ if is(INTEGRATIONS) => other_is(INFRASTRUCTURE) || other == "journal",
         // Only the processor sees both queue and build.
         "perform" => {
@@ -82,10 +87,10 @@ fn no_module_uses_a_forbidden_module() {
     let mut n_edges = 0;
     for file in rust_files(&source) {
         let module = module_of(&source, &file);
-        for other in modules_used(&std::fs::read_to_string(&file).unwrap()) {
+        for path in paths_used(&std::fs::read_to_string(&file).unwrap()) {
             n_edges += 1;
-            if !may_use(&module, &other) {
-                forbidden.insert(format!("{module} → {other} in {}", file.display()));
+            if !may_use(&module, &path) {
+                forbidden.insert(format!("{module} → {path} in {}", file.display()));
             }
         }
     }
@@ -96,17 +101,30 @@ fn no_module_uses_a_forbidden_module() {
 #[test]
 fn an_import_is_found_in_any_form() {
     let text = r#"
-        use crate::{job, report::{Report, Status}};
+        use crate::{job, report::{Report, Status}, bake::{self, child::Child as Process}};
         pub use crate::secret::*;
         #[cfg(test)]
         mod tests { use crate::only_in_tests; }
-        fn f() -> crate::bake::Outcome { tracing::info!(x = crate::clock::now()); g::<crate::text::Clip>() }
+        fn f(x: &crate::stop::Stop) -> crate::bake::Outcome { tracing::info!(x = crate::clock::now()); g::<crate::text::Clip>() }
         #[cfg(test)]
         use crate::also_only_in_tests;
-        pub(crate) mod inner { use super::super::not_a_module; fn h() { crate::source::fetch(); } }
+        pub(crate) mod inner { use super::super::not_a_module; fn h() { crate::source::fetch::<crate::name::X>(); } }
     "#;
-    let expected = ["bake", "clock", "job", "report", "secret", "source", "text"];
-    assert_eq!(modules_used(text).into_iter().collect::<Vec<_>>(), expected);
+    let expected = [
+        "bake::Outcome",
+        "bake::child",
+        "bake::self",
+        "clock::now",
+        "job",
+        "name::X",
+        "report::Report",
+        "report::Status",
+        "secret::*",
+        "source::fetch",
+        "stop::Stop",
+        "text::Clip",
+    ];
+    assert_eq!(paths_used(text).into_iter().collect::<Vec<_>>(), expected);
 }
 
 #[test]
@@ -135,8 +153,8 @@ fn module_of(source: &Path, file: &Path) -> String {
     module
 }
 
-/// The modules after each `crate::`, outside tests.
-fn modules_used(text: &str) -> BTreeSet<String> {
+/// The first two names of each path after `crate::`, outside tests.
+fn paths_used(text: &str) -> BTreeSet<String> {
     let mut used = BTreeSet::new();
     look_through(text.parse::<TokenStream>().unwrap(), &mut used);
     used
@@ -153,15 +171,9 @@ fn look_through(tokens: TokenStream, used: &mut BTreeSet<String>) {
                     skip_item(&mut tokens);
                 }
             }
-            TokenTree::Ident(ident) if ident == "crate" => {
-                let path: Vec<TokenTree> = (0..3).map_while(|_| tokens.next()).collect();
-                match &path[..] {
-                    [_, _, TokenTree::Ident(module)] => drop(used.insert(module.to_string())),
-                    [_, _, TokenTree::Group(group)] => used.extend(firsts(group.stream())),
-                    [_, _, other] => panic!("crate::{other} has no rule here"),
-                    // `pub(crate)`, or the end of a group.
-                    rest => look_through(rest.iter().cloned().collect(), used),
-                }
+            // Not that of `pub(crate)`.
+            TokenTree::Ident(ident) if ident == "crate" && skip_separator(&mut tokens) => {
+                follow(&mut tokens, &[], used);
             }
             TokenTree::Group(group) => look_through(group.stream(), used),
             _ => {}
@@ -169,22 +181,42 @@ fn look_through(tokens: TokenStream, used: &mut BTreeSet<String>) {
     }
 }
 
-/// The first name of each path in an import group.
-fn firsts(tokens: TokenStream) -> Vec<String> {
-    let mut is_first = true;
-    let mut firsts = Vec::new();
-    for token in tokens {
-        match token {
-            TokenTree::Ident(ident) if is_first => firsts.push(ident.to_string()),
-            TokenTree::Punct(mark) if mark.as_char() == ',' => {
-                is_first = true;
-                continue;
-            }
-            _ => {}
-        }
-        is_first = false;
+type Tokens = Peekable<IntoIter>;
+
+/// Follows a path, and each path of an import group, as far as its second name.
+fn follow(tokens: &mut Tokens, names: &[String], used: &mut BTreeSet<String>) {
+    if names.len() == 2 {
+        used.insert(names.join("::"));
+        return;
     }
-    firsts
+    match tokens.next() {
+        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
+            let mut branches = group.stream().into_iter().peekable();
+            while branches.peek().is_some() {
+                follow(&mut branches, names, used);
+                branches.find(|token| matches!(token, TokenTree::Punct(mark) if mark.as_char() == ','));
+            }
+        }
+        Some(name) => {
+            let names = [names, &[name.to_string()]].concat();
+            if skip_separator(tokens) {
+                follow(tokens, &names, used);
+            } else {
+                used.insert(names.join("::"));
+            }
+        }
+        None => panic!("a path ends with ::"),
+    }
+}
+
+/// Skips `::`, and returns whether it was there.
+fn skip_separator(tokens: &mut Tokens) -> bool {
+    let is_mark = |token: &TokenTree| matches!(token, TokenTree::Punct(mark) if mark.as_char() == ':' && mark.spacing() == Spacing::Joint);
+    let is_there = tokens.peek().is_some_and(is_mark);
+    if is_there {
+        tokens.nth(1);
+    }
+    is_there
 }
 
 /// Skips the item of an attribute, up to its block or semicolon.

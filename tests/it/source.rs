@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::json;
 use world::{File, GitRequest, Pack, Script, repository_id};
 
-use crate::harness::{CALLBACKS, Harness, Worker};
+use crate::harness::{Harness, Worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_32_repositories_at_once_sees_only_its_own_token() {
@@ -72,8 +72,24 @@ async fn during_a_fetch_the_token_is_in_no_argument_environment_or_file() {
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
 }
 
-/// A repository whose pack takes a while: a few megabytes that do not compress.
+/// A repository whose pack takes a while.
 fn large(harness: &Harness) -> String {
+    let mut files = noise();
+    files.push(File::new("vote/Dockerfile", "FROM base\n"));
+    harness.git.repository("acme/voting-app").commit_with("main", &files)
+}
+
+/// The number of folders of [`many_files`].
+const N_FOLDERS: usize = 200;
+
+/// Files whose checkout takes a while.
+fn many_files() -> Vec<File> {
+    let file = |n: usize| File::new(&format!("vote/{}/{n}", n % N_FOLDERS), format!("file {n}\n"));
+    (0..10_000).map(file).chain([File::new("vote/Dockerfile", "FROM base\n")]).collect()
+}
+
+/// A few megabytes that do not compress.
+fn noise() -> Vec<File> {
     let noise = |seed: u8| -> Vec<u8> {
         let mut state = u64::from(seed) + 1;
         let next = || {
@@ -82,9 +98,7 @@ fn large(harness: &Harness) -> String {
         };
         std::iter::repeat_with(next).take(200_000).collect()
     };
-    let mut files: Vec<File> = (0..40).map(|n| File::new(&format!("noise/{n}"), noise(n))).collect();
-    files.push(File::new("vote/Dockerfile", "FROM base\n"));
-    harness.git.repository("acme/voting-app").commit_with("main", &files)
+    (0..40).map(|n| File::new(&format!("noise/{n}"), noise(n))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,28 +129,71 @@ async fn a_fetch_that_stalls_ends_at_once_when_its_worker_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn children_killed_at_any_moment_leave_a_mirror_that_heals() {
     let harness = Harness::start();
-    let sha = large(&harness);
+    let mut files = noise();
+    files.extend(many_files());
+    let sha = harness.git.repository("acme/voting-app").commit_with("main", &files);
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
-    let worker = harness.worker("");
-    let mut n_killed = 0;
-    for n in 0..24 {
-        harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
-        let n_ended =
-            async || harness.redis.queue(CALLBACKS).await.len() + harness.redis.sorted_set("retry").await.len();
-        harness.until("a child runs", async || !worker.source_children().is_empty() || n_ended().await > n).await;
-        let children = worker.source_children();
-        tokio::time::sleep(Duration::from_millis(n as u64 * 15)).await;
-        for child in children {
-            let killed = std::process::Command::new("kill").args(["-9", &child.to_string()]).output().unwrap();
-            n_killed += usize::from(killed.status.success());
-        }
-        harness.until("the attempt ends", async || n_ended().await > n).await;
+    // Failed jobs stay in the retry set.
+    let worker = harness.worker("jobs.poll_interval = \"1h\"");
+    for n_bytes in [0, 1, 100, 10_000, 1_000_000, 4_000_000, 7_000_000] {
+        harness.git.set_pack(Pack::StallAfter(n_bytes));
+        let n_before = n_packs_sent(&harness);
+        kill_child_when(&harness, &worker, &sha, || {
+            let is_here = |pack: &PathBuf| pack.metadata().is_ok_and(|metadata| metadata.len() > n_bytes / 2);
+            n_packs_sent(&harness) > n_before && (n_bytes < 1_000_000 || temporary_packs(&harness).iter().any(is_here))
+        })
+        .await;
     }
-    assert!(n_killed >= 3, "{n_killed} children were killed");
-    let n_told = harness.redis.queue(CALLBACKS).await.len();
+    harness.git.set_pack(Pack::Whole);
+    kill_child_when(&harness, &worker, &sha, || is_checking_out(&harness)).await;
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
-    assert_eq!(harness.callbacks(n_told + 1).await[n_told]["status"], "succeeded");
+    assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
     assert_eq!(temporary_packs(&harness), Vec::<PathBuf>::new());
+    check(&mirror(&harness));
+}
+
+fn n_packs_sent(harness: &Harness) -> usize {
+    let is_sending = |request: &&GitRequest| request.path.ends_with("/git-upload-pack") && request.status == 200;
+    harness.git.requests().iter().filter(is_sending).count()
+}
+
+/// Enqueues a build, kills its child when it `is_half_done`, and waits until the job is in the retry set.
+async fn kill_child_when(harness: &Harness, worker: &Worker, sha: &str, is_half_done: impl Fn() -> bool) {
+    let n_failed = async || harness.redis.sorted_set("retry").await.len();
+    let n_before = n_failed().await;
+    harness.redis.push("default", "BuildJob", json!([harness.native(sha)])).await;
+    let child = stopped_child(harness, worker, is_half_done).await;
+    send("KILL", child);
+    harness.until("the job is in the retry set", async || n_failed().await > n_before).await;
+}
+
+/// Waits until a child `is_half_done` and stops it.
+async fn stopped_child(harness: &Harness, worker: &Worker, is_half_done: impl Fn() -> bool) -> u32 {
+    harness.until("a child runs", async || !worker.source_children().is_empty()).await;
+    let child = worker.source_children()[0];
+    // Stops the child for each check, because it could finish before it is killed.
+    harness
+        .until("the child is half done", async || {
+            send("STOP", child);
+            is_half_done() || {
+                send("CONT", child);
+                false
+            }
+        })
+        .await;
+    child
+}
+
+fn send(signal: &str, process: u32) {
+    let sent = std::process::Command::new("kill").args([&format!("-{signal}"), &process.to_string()]).status().unwrap();
+    assert!(sent.success(), "{signal}");
+}
+
+/// Whether a child has written less than half of [`many_files`].
+fn is_checking_out(harness: &Harness) -> bool {
+    let folder = harness.job_directories().first().map(|directory| directory.join("source/tree/vote"));
+    let n_there = folder.and_then(|folder| folder.read_dir().ok()).map_or(0, Iterator::count);
+    (1..N_FOLDERS / 2).contains(&n_there)
 }
 
 /// Starts a fetch that stalls in the middle of its pack. Returns the worker and the job's jid.
@@ -196,21 +253,10 @@ async fn kill_when(harness: &Harness, sha: &str, is_half_done: impl Fn() -> bool
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
     let mut worker = harness.worker("lease.ttl = \"1s\"");
     let jid = harness.redis.push("default", "BuildJob", json!([harness.native(sha)])).await;
-    harness.until("a child runs", async || !worker.source_children().is_empty()).await;
-    let (child, worker_id) = (worker.source_children()[0], worker.pid());
-    let shell = |script: String| std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
-    // Stops the child for each check, because it could finish before the worker is killed.
-    harness
-        .until("the child is half done", async || {
-            shell(format!("kill -STOP {child}"));
-            is_half_done() || {
-                shell(format!("kill -CONT {child}"));
-                false
-            }
-        })
-        .await;
+    let child = stopped_child(harness, &worker, &is_half_done).await;
     assert_eq!(harness.job_directories().len(), 1);
-    shell(format!("kill -CONT {child}; kill -KILL {worker_id}"));
+    send("CONT", child);
+    worker.signal("KILL");
     world::wait_for("the child to end", || !Path::new(&format!("/proc/{child}")).exists()).await;
     assert!(is_half_done(), "the child continued without its worker");
     worker.ended().await;
@@ -237,17 +283,8 @@ async fn a_worker_killed_during_a_fetch_takes_its_child_with_it_and_leaves_no_da
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_during_a_checkout_takes_its_child_with_it_and_leaves_no_damage() {
     let harness = Harness::start();
-    let n_folders = 200;
-    let mut files: Vec<File> =
-        (0..10_000).map(|n| File::new(&format!("vote/{}/{n}", n % n_folders), format!("file {n}\n"))).collect();
-    files.push(File::new("vote/Dockerfile", "FROM base\n"));
-    let sha = harness.git.repository("acme/voting-app").commit_with("main", &files);
-    kill_when(&harness, &sha, || {
-        let folder = harness.job_directories().first().map(|directory| directory.join("source/tree/vote"));
-        let n_there = folder.and_then(|folder| folder.read_dir().ok()).map_or(0, Iterator::count);
-        (1..n_folders / 2).contains(&n_there)
-    })
-    .await;
+    let sha = harness.git.repository("acme/voting-app").commit_with("main", &many_files());
+    kill_when(&harness, &sha, || is_checking_out(&harness)).await;
 }
 
 fn mirror(harness: &Harness) -> PathBuf {

@@ -1,10 +1,20 @@
 //! Client-side tracking: the state that Redis keeps to wake an idle worker, and the events that wake it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
+use sidebake::redis::Redis;
+use sidebake::secret::Secret;
+use sidebake::settings::{self, Settings};
+use sidebake::sidekiq::keys;
+use sidebake::sidekiq::settlement::Effect;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use crate::harness::{CALLBACKS, Harness, probe};
+use crate::turn::Hand;
 
 /// A section of `INFO`.
 async fn info(harness: &Harness, section: &str) -> HashMap<String, String> {
@@ -57,33 +67,31 @@ async fn the_keys_that_redis_tracks_do_not_grow_with_the_jobs() {
     assert!(n_keys_later < 20, "{n_keys_later}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn fetching_callbacks_wakes_no_worker() {
-    let harness = Harness::start();
-    let worker = harness.worker("jobs.probe = true\nlease.ttl = \"10m\"\njobs.poll_interval = \"1h\"");
-    let mut connection = harness.redis.connection().await;
-    let started = std::time::Instant::now();
-    let (n_jobs, mut before) = (20, 0);
-    for n in 0..=n_jobs {
-        harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-        harness.callbacks(1).await;
-        // The turn after the last job found no job; then Ruby fetches the callback.
-        world::wait_for("the worker to be idle", || worker.logged("job_done").len() == n + 1).await;
-        harness.idle().await;
-        redis::cmd("RPOP").arg(format!("queue:{CALLBACKS}")).exec_async(&mut connection).await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-        if n == 0 {
-            before = n_scripts(&harness).await;
-        }
-    }
-    let n_scripts = n_scripts(&harness).await - before;
-    // Two turns for each job, plus periodic requests. Redis 6 also notifies a script's own client of what it popped.
-    let is_6 = info(&harness, "server").await["redis_version"].starts_with("6.");
-    let allowed = (if is_6 { 3 } else { 2 }) * n_jobs + 5 + usize::try_from(started.elapsed().as_secs()).unwrap();
-    assert!(n_scripts <= allowed, "{n_scripts} scripts, where {allowed} would do");
+/// A process whose connection notifies `Notify` as a worker's does.
+async fn waking() -> (Hand, Arc<Notify>) {
+    let mut hand = Hand::with("").await;
+    let settings = settings::Redis { url: Secret::new(hand.server.url()), ..Settings::default().redis };
+    let (woken, keys) = (Arc::<Notify>::default(), vec![keys::queue("default"), keys::PAUSED.to_owned()]);
+    hand.redis = Redis::waking(&settings, keys, Arc::clone(&woken)).unwrap();
+    (hand, woken)
 }
 
-async fn n_scripts(harness: &Harness) -> usize {
-    let line = info(harness, "commandstats").await.remove("cmdstat_evalsha").unwrap();
-    line.strip_prefix("calls=").unwrap().split(',').next().unwrap().parse().unwrap()
+/// Whether Redis has notified the process since the last call. Redis sends each notification before the answer to PING.
+async fn is_woken(hand: &Hand, woken: &Notify) -> bool {
+    let _: String = hand.redis.query(&redis::cmd("PING")).await.unwrap();
+    timeout(Duration::ZERO, woken.notified()).await.is_ok()
+}
+
+#[tokio::test]
+async fn fetching_callbacks_wakes_no_worker() {
+    let (hand, woken) = waking().await;
+    hand.push().await;
+    hand.fetch(1, 1).await.unwrap();
+    hand.settle(2, 1, vec![Effect::Push { queue: CALLBACKS.into(), text: "{}".into() }]).await.unwrap();
+    hand.fetch(3, 2).await.unwrap();
+    is_woken(&hand, &woken).await;
+    hand.run(&["RPOP", &keys::queue(CALLBACKS)]).await;
+    assert!(!is_woken(&hand, &woken).await, "by the callback");
+    hand.push().await;
+    assert!(is_woken(&hand, &woken).await, "by the job");
 }

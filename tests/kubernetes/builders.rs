@@ -22,7 +22,7 @@ async fn twenty_ensures_at_once_make_one_deployment() {
     let config = harness.config("");
 
     let ensure = || {
-        let mut sidebake = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+        let mut sidebake = harness.home.sidebake();
         sidebake.args(["builder", "ensure", "--config"]).arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
         sidebake.spawn().unwrap()
     };
@@ -34,7 +34,7 @@ async fn twenty_ensures_at_once_make_one_deployment() {
     }
     assert_eq!(outputs.iter().filter(|output| text(output).contains("created and ready")).count(), 1);
     assert!(
-        text(&harness.run(&["builder", "ensure"])).contains("exists and is ready"),
+        text(&harness.run(&["builder", "ensure"], "")).contains("exists and is ready"),
         "and one that comes later finds it"
     );
     assert_eq!(namespace.pods().len(), 2);
@@ -63,7 +63,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_only_by
     let before = namespace.json(&["get", "deployment", "development0"]);
     harness.builders = namespace.builder("development", "replicas = 2\nenvironment = { A = \"b\" }");
 
-    let ensured = harness.run(&["builder", "ensure"]);
+    let ensured = harness.run(&["builder", "ensure"], "");
     assert!(ensured.status.success(), "{}", text(&ensured));
     assert!(text(&ensured).contains("drift: spec.replicas is 1; configured: 2"), "{}", text(&ensured));
     let after = namespace.json(&["get", "deployment", "development0"]);
@@ -76,16 +76,16 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_only_by
         .unwrap();
     assert!(text(&current).contains("development"), "the owner's current builder stays selected: {}", text(&current));
 
-    let shown = harness.run(&["builder", "status", "--json"]);
+    let shown = harness.run(&["builder", "status", "--json"], "");
     assert!(shown.status.success(), "{}", text(&shown));
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     let pod = &shown[0]["pods"][0];
     assert_eq!((&pod["is_ready"], &pod["n_restarts"]), (&Value::Bool(true), &Value::from(0)), "{shown:#}");
     assert!(pod["node"].is_string() && pod["age_s"].is_number(), "{shown:#}");
-    let doctor = text(&harness.run(&["doctor"]));
+    let doctor = text(&harness.run(&["doctor"], ""));
     assert!(doctor.contains("spec.replicas is 1, not 2"), "{doctor}");
 
-    let applied = harness.run(&["builder", "apply"]);
+    let applied = harness.run(&["builder", "apply"], "");
     assert!(applied.status.success(), "{}", text(&applied));
     let now = namespace.json(&["get", "deployment", "development0"]);
     assert_eq!(now["spec"]["replicas"], 2);
@@ -95,7 +95,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_only_by
         now["spec"]["template"]["spec"]["containers"][0]["readinessProbe"],
         "apply keeps what the configuration does not set"
     );
-    let quiet = text(&harness.run(&["builder", "ensure"]));
+    let quiet = text(&harness.run(&["builder", "ensure"], ""));
     assert!(!quiet.contains("drift"), "{quiet}");
 }
 
@@ -123,7 +123,7 @@ async fn a_builder_that_does_not_start_is_explained_in_kubernetes_words() {
             let counts = || namespace.json(&["get", "resourcequota", "few"])["status"]["hard"].is_object();
             namespace.until("the quota to count", counts).await;
         }
-        let output = harness.run(&["builder", "ensure"]);
+        let output = harness.run(&["builder", "ensure"], "");
         let said = text(&output);
         assert!(!output.status.success() && said.contains("0 of 1 pods of default0"), "{said}");
         for words in expected {

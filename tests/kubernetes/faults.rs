@@ -1,7 +1,5 @@
 //! Faults of pods, and of the connections to them, in the middle of a build.
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use world::wait_for_within;
 
@@ -11,9 +9,6 @@ use crate::namespace::Namespace;
 use crate::relay::Relay;
 use crate::{processes, registry};
 
-/// The cost of a lost builder beyond the build itself: the time to notice it and to start the next attempt.
-const NOTICED_WITHIN: Duration = Duration::from_secs(20);
-
 /// A build whose step sleeps. The test can find the step among all processes of the machine.
 struct Sleeper {
     harness: Harness,
@@ -21,7 +16,6 @@ struct Sleeper {
     step: String,
     sha: String,
     jid: String,
-    seconds: u64,
     _worker: crate::harness::Worker,
 }
 
@@ -44,7 +38,7 @@ impl Sleeper {
 
     async fn start_in(mut harness: Harness, namespace: Namespace, builders: String, seconds: u64) -> Self {
         harness.builders = builders;
-        let ensured = harness.run(&["builder", "ensure"]);
+        let ensured = harness.run(&["builder", "ensure"], "");
         assert!(ensured.status.success(), "{}", text(&ensured));
         let digits = harness.nonce.bytes().fold(7, |number, byte| (number * 31 + u64::from(byte)) % 1_000_000_000);
         let step = format!("sleep {seconds}.{digits:09}");
@@ -53,7 +47,7 @@ impl Sleeper {
         let worker = harness.worker("");
         let native = harness.native("shop", &sha, &[harness.image("web", &sha)]);
         let jid = harness.redis.push("default", "BuildJob", json!([native])).await;
-        let sleeper = Self { harness, namespace, step, sha, jid, seconds, _worker: worker };
+        let sleeper = Self { harness, namespace, step, sha, jid, _worker: worker };
         sleeper.harness.until("the step runs", async || sleeper.is_asleep()).await;
         sleeper
     }
@@ -67,21 +61,16 @@ impl Sleeper {
         self.namespace.execs().pop().unwrap()
     }
 
-    /// Checks that the build succeeds in one attempt, with one notice about the fault, within its own time and a
-    /// margin.
-    async fn survives(&self, since: Instant, sentence: &str) -> Value {
+    /// Checks that the build succeeds in one attempt, with a notice that names what was lost.
+    async fn survives(&self, name: &str) -> Value {
         let report = self.harness.report(&self.jid).await;
-        let took = since.elapsed();
         assert_eq!(report["status"], "succeeded", "{report:#}\n{}", self.harness.logs());
         assert_eq!(report["attempt"], 1, "{report:#}");
         let notices = report["notices"].as_array().unwrap();
-        let is_told = notices.iter().any(|notice| notice.as_str().unwrap().contains(sentence));
-        assert!(is_told, "{sentence:?} is not in {notices:?}\n{}", self.harness.logs());
+        let is_told = notices.iter().any(|notice| notice.as_str().unwrap().contains(name));
+        assert!(is_told, "{name:?} is not in {notices:?}\n{}", self.harness.logs());
         let file = registry::file(&self.harness.reference("web", &self.sha), "srv/app.txt").await;
         assert_eq!(file.as_deref(), Some("survived\n"));
-        let limit = Duration::from_secs(self.seconds) + NOTICED_WITHIN;
-        println!("{sentence}: an image {:.1} s after the fault (limit {} s)", took.as_secs_f64(), limit.as_secs());
-        assert!(took < limit, "it took {took:?}, more than {limit:?}");
         self.harness.nothing_is_left().await;
         report
     }
@@ -91,9 +80,8 @@ impl Sleeper {
 async fn a_pod_killed_at_once_costs_the_build_nothing_but_time() {
     let sleeper = Sleeper::start(2, 6, "").await;
     let pod = sleeper.pod();
-    let since = Instant::now();
     sleeper.namespace.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force", "--wait=false"]);
-    let report = sleeper.survives(since, &format!("the pod {pod}")).await;
+    let report = sleeper.survives(&pod).await;
     assert_ne!(report["placement"]["pod"], json!(pod), "{report:#}");
 }
 
@@ -102,9 +90,8 @@ async fn a_pod_whose_buildkit_dies_costs_the_build_nothing_but_time() {
     let sleeper = Sleeper::start(2, 6, "").await;
     let pod = sleeper.pod();
     let id = sleeper.namespace.json(&["get", "pod", &pod])["metadata"]["uid"].as_str().unwrap().to_owned();
-    let since = Instant::now();
     kill_all_of(&id);
-    sleeper.survives(since, &format!("the pod {pod}")).await;
+    sleeper.survives(&pod).await;
 }
 
 /// Sends KILL to every process of a pod except the one that holds its network.
@@ -140,9 +127,8 @@ async fn an_evicted_pod_costs_the_build_nothing_but_time() {
     let file = sleeper.harness.home.path().join("eviction.json");
     std::fs::write(&file, eviction.to_string()).unwrap();
     let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", sleeper.namespace.name);
-    let since = Instant::now();
     sleeper.namespace.kubectl(&["create", "--raw", &path, "-f", file.to_str().unwrap()]);
-    sleeper.survives(since, &format!("the pod {pod}")).await;
+    sleeper.survives(&pod).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,10 +140,9 @@ async fn a_pod_removed_by_scaling_down_moves_the_build() {
     for other in &others {
         sleeper.namespace.kubectl(&["annotate", "pod", other, "controller.kubernetes.io/pod-deletion-cost=1000"]);
     }
-    let since = Instant::now();
     sleeper.namespace.kubectl(&["delete", "pod", &pod, "--grace-period=0", "--force", "--wait=false"]);
     sleeper.namespace.kubectl(&["scale", "deployment", "default0", "--replicas=2"]);
-    sleeper.survives(since, &format!("the pod {pod}")).await;
+    sleeper.survives(&pod).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,8 +157,7 @@ async fn a_deleted_builder_ends_in_a_retry_that_names_it() {
     let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
     assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
-    let message = retry["error_message"].as_str().unwrap();
-    assert!(message.contains("no Deployment default0"), "{message}");
+    assert!(retry["error_message"].as_str().unwrap().contains("default0"), "{retry:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,9 +168,8 @@ async fn a_cut_connection_is_noticed_although_buildx_hangs() {
     let kubeconfig = namespace.kubeconfig_via(&relay.address.to_string(), &harness);
     let builders = namespace.builder_by("default", &kubeconfig, "replicas = 2");
     let sleeper = Sleeper::start_in(harness, namespace, builders, 6).await;
-    let since = Instant::now();
     relay.cut();
-    sleeper.survives(since, "was lost").await;
+    sleeper.survives("default").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,15 +181,11 @@ async fn a_stalled_connection_is_given_up_after_the_configured_time() {
     let builders =
         namespace.builder_by("default", &kubeconfig, "replicas = 2\nstall_timeout = \"12s\"\ntimeout = \"20s\"");
     let sleeper = Sleeper::start_in(harness, namespace, builders, 60).await;
-    let since = Instant::now();
     relay.stall();
     sleeper
         .harness
         .until("the job is in the retry set", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
         .await;
-    // The worker gives up the connection after 12 s. It then asks Kubernetes for the cause (15 s) and for another pod
-    // (20 s), plus one second.
-    assert!(since.elapsed() < Duration::from_secs(90), "{:?}", since.elapsed());
     let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
     let retry: Value = serde_json::from_str(&retry).unwrap();
     assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
@@ -215,9 +194,9 @@ async fn a_stalled_connection_is_given_up_after_the_configured_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_briefly_frozen_api_server_does_no_harm() {
-    let sleeper = Sleeper::start_alone(12).await;
+    let sleeper = Sleeper::start_alone(8).await;
     sleeper.namespace.part("freeze", "apiserver");
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    sleeper.harness.until("the step ends", async || !sleeper.is_asleep()).await;
     sleeper.namespace.part("thaw", "apiserver");
     let report = sleeper.harness.report(&sleeper.jid).await;
     assert_eq!(report["status"], "succeeded", "{report:#}\n{}", sleeper.harness.logs());
@@ -227,9 +206,8 @@ async fn a_briefly_frozen_api_server_does_no_harm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_api_server_cuts_every_connection_and_the_build_continues_on_the_next() {
     let sleeper = Sleeper::start_alone(6).await;
-    let since = Instant::now();
     sleeper.namespace.part("restart", "apiserver");
-    sleeper.survives(since, "the builder default").await;
+    sleeper.survives("default").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -238,7 +216,7 @@ async fn a_pod_that_is_never_ready_is_skipped() {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     harness.builders = namespace.builder("default", "replicas = 1");
-    assert!(harness.run(&["builder", "ensure"]).status.success());
+    assert!(harness.run(&["builder", "ensure"], "").status.success());
     let image = engine().told("BUILDKIT_IMAGE");
     namespace.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: default0-wedged, labels: {{app: default0}}}}\n\

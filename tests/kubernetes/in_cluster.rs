@@ -26,7 +26,7 @@ fn replaced(text: &str, changes: &[(&str, &str)]) -> String {
 /// reference.
 async fn worker_image(harness: &mut Harness, namespace: &Namespace) -> String {
     harness.builders = namespace.builder("first", "replicas = 1");
-    let ensured = harness.run(&["builder", "ensure"]);
+    let ensured = harness.run(&["builder", "ensure"], "");
     assert!(ensured.status.success(), "{}", crate::harness::text(&ensured));
 
     let stripped = harness.home.path().join("sidebake");
@@ -131,7 +131,7 @@ async fn workers_in_pods_build_with_their_service_account_and_outlive_a_rollout(
 
     // New pods start while the old ones finish their builds.
     let jid = harness.redis.push("default", "BuildJob", json!([application(&harness, "blog", 10)])).await;
-    harness.until("the build is in flight", async || !harness.redis.keys("sidebake:inflight:*").await.is_empty()).await;
+    harness.is_in_flight().await;
     namespace.kubectl(&["rollout", "restart", "deployment/sidebake"]);
     let report = harness.report(&jid).await;
     assert_eq!(report["status"], "succeeded", "{report:#}");

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
@@ -160,6 +159,5 @@ impl Drop for Namespace {
         // Deletes the namespace, to free its pods' resources for the next test.
         let _ = self.kubectl_command(&["-n", &self.name, "delete", "pods", "--all", "--grace-period=0", "--force"], "");
         let _ = std::fs::remove_dir_all(format!("/tmp/sidebake-sticky/{}", self.name));
-        std::thread::sleep(Duration::from_millis(200));
     }
 }

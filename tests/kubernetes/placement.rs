@@ -12,7 +12,7 @@ fn harness_with_pods(n: u32, more: &str) -> (Harness, Namespace) {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     harness.builders = namespace.builder("default", &format!("replicas = {n}\n{more}"));
-    let ensured = harness.run(&["builder", "ensure"]);
+    let ensured = harness.run(&["builder", "ensure"], "");
     assert!(ensured.status.success(), "{}", text(&ensured));
     (harness, namespace)
 }
@@ -31,7 +31,8 @@ fn application(harness: &Harness, repository: &str, tag: &str) -> Value {
 async fn an_application_gets_the_same_pod_over_twenty_builds_two_workers_and_a_restart() {
     let (harness, namespace) = harness_with_pods(3, "");
     let disks = ["one", "two"].map(|name| harness.home.path().join(name).display().to_string());
-    let start = |disk: &str| harness.worker_with("", &[("SIDEBAKE__STATE__DIRECTORY", disk)]);
+    let start =
+        |disk: &str| harness.worker_with_variables(&harness.config(""), &[], &[("SIDEBAKE__STATE__DIRECTORY", disk)]);
     let (mut first, _second) = (start(&disks[0]), start(&disks[1]));
 
     let mut pods: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -78,7 +79,7 @@ async fn the_report_names_the_pod_that_the_api_server_saw() {
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_two_builds_at_once_on_one_worker_do_not_touch_each_other() {
     let (harness, _namespace) = harness_with_pods(2, "");
-    let _worker = harness.worker_with("", &[("SIDEBAKE__CONCURRENCY", "32")]);
+    let _worker = harness.worker_with_variables(&harness.config(""), &[], &[("SIDEBAKE__CONCURRENCY", "32")]);
     let mut jobs = Vec::new();
     for n in 0..32 {
         // The same names of directories and files in different repositories, and one repository twice.

@@ -51,7 +51,7 @@ async fn each_missing_verb_is_named_by_doctor_and_by_the_job() {
     let mut harness = Harness::open();
     let namespace = Namespace::of(&harness);
     harness.builders = namespace.builder("default", "replicas = 1");
-    assert!(harness.run(&["builder", "ensure"]).status.success());
+    assert!(harness.run(&["builder", "ensure"], "").status.success());
     let dockerfile = harness.dockerfile("COPY . /srv");
     let sha = harness.commit("shop", &[("web/Dockerfile", &dockerfile)]);
 
@@ -68,7 +68,7 @@ async fn each_missing_verb_is_named_by_doctor_and_by_the_job() {
         rules.remove(i);
         let lacking = account(&harness, &namespace, &format!("without-{i}"), &rules);
         harness.builders = namespace.builder_by("default", &lacking, "replicas = 1\ntimeout = \"5s\"");
-        let doctor = harness.run(&["doctor"]);
+        let doctor = harness.run(&["doctor"], "");
         let said = text(&doctor);
         let resource_only = resource.split('/').next().unwrap();
         assert!(!doctor.status.success(), "{said}");
@@ -100,7 +100,7 @@ async fn the_builders_administrator_needs_each_verb_and_no_other() {
         for (verb, n) in [("ensure", 1), ("apply", 2)] {
             let more = format!("replicas = {n}\nbuildkitd_config = \"{}\"", config.display());
             harness.builders = namespace.builder_by(name, &account, &more);
-            let output = harness.run(&["builder", verb]);
+            let output = harness.run(&["builder", verb], "");
             if !output.status.success() {
                 return Err(format!("{verb}: {}", text(&output)));
             }

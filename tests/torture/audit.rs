@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde_json::Value;
-use world::Redis;
+use world::{CALLBACKS, Redis};
 
 use crate::Verdict;
 use crate::faults::Counts;
 use crate::fleet::Fleet;
-use crate::jobs::{CALLBACKS, Plan, REFUSED};
+use crate::jobs::{Plan, REFUSED};
 use crate::leftovers;
 use crate::look;
 use crate::runs::{KILLED_WITHIN, Runs};

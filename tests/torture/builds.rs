@@ -55,7 +55,7 @@ pub async fn run(seed: u64) -> Verdict {
     }
     // The next start on the machine removes the leftovers of a killed worker.
     let mut last = harness.worker(SETTINGS);
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    harness.until("the worker starts", async || !last.logged("worker_started").is_empty()).await;
     last.signal("TERM");
     last.ended().await;
 

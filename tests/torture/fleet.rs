@@ -1,7 +1,7 @@
 //! The workers. Each has its own relay and restarts after its end. All share one state directory.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Mutex as Lock;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -210,9 +210,8 @@ fn log(home: &Path, name: &str, n: usize) -> PathBuf {
 
 fn spawn(home: &Path, name: &str, n: usize) -> Child {
     let log = std::fs::File::create(log(home, name, n)).unwrap();
-    let mut sidebake = Command::new(env!("CARGO_BIN_EXE_sidebake"));
+    let mut sidebake = world::sidebake(env!("CARGO_BIN_EXE_sidebake"));
     sidebake.args(["run", "--config"]).arg(home.join(format!("{name}.toml")));
-    sidebake.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER");
     sidebake.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
 }
 

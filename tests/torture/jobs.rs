@@ -6,12 +6,11 @@ use std::collections::BTreeSet;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
+use world::CALLBACKS;
 
 use crate::story::Story;
 use crate::strays::{self, Stray};
 
-/// The queue of callbacks.
-pub const CALLBACKS: &str = "callbacks";
 /// A callback queue that is not a list at first, so that Redis refuses results that need it.
 pub const REFUSED: &str = "refused";
 

@@ -22,6 +22,13 @@ pub(super) struct Setting {
     pub(super) values: Vec<(String, String)>,
 }
 
+impl Section {
+    /// The whole path of one of its settings.
+    pub(super) fn path_of(&self, setting: &Setting) -> String {
+        if self.path.is_empty() { setting.key.clone() } else { format!("{}.{}", self.path, setting.key) }
+    }
+}
+
 struct Struct {
     doc: String,
     fields: Vec<(String, String, Type)>,

@@ -12,6 +12,7 @@ use jiff::{Timestamp, fmt::rfc2822};
 use serde_json::{Value, json};
 use sha2::Sha256;
 
+use crate::hex;
 use crate::server::Server;
 
 /// A running endpoint with a shared secret.
@@ -118,9 +119,7 @@ fn is_authentic(secret: &str, path: &str, headers: &HeaderMap) -> bool {
     }
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(format!("GET\n{path}\n{date}").as_bytes());
-    let digest = mac.finalize().into_bytes();
-    let expected: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    text("x-sidebake-signature") == format!("v1={expected}")
+    text("x-sidebake-signature") == format!("v1={}", hex(&mac.finalize().into_bytes()))
 }
 
 fn respond(status: u16, body: String) -> Response<Body> {

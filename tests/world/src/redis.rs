@@ -14,6 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::hex;
+
 /// A running `redis-server`; dropping it kills the server and removes its directory.
 pub struct Redis {
     port: u16,
@@ -218,8 +220,4 @@ fn ping(port: u16) -> Option<bool> {
     stream.read_exact(&mut answer).ok()?;
     // A server with a password refuses, but it runs.
     Some(&answer == b"+PONG" || answer.starts_with(b"-NOA"))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

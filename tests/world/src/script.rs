@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::builder::Run;
+use crate::hex;
 
 /// One step, a JSON line on the wire: `{"wait_ms": 5}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -300,7 +301,5 @@ fn owned(targets: &[&str]) -> Vec<String> {
 }
 
 fn digest(identity: &[&str]) -> String {
-    let hash = Sha256::digest(identity.join("\0"));
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{hex}")
+    format!("sha256:{}", hex(&Sha256::digest(identity.join("\0"))))
 }

@@ -121,13 +121,21 @@ async fn scripts_are_taken_in_turn_and_fail_like_buildx() {
 #[tokio::test]
 async fn a_killed_group_ends_the_connection_without_an_exit() {
     let desk = Desk::new();
-    // The sleeper's report shows that the child already ignores TERM.
-    desk.builder.script(Script::steps(vec![Step::IgnoreTerm(true), Step::SpawnSleeper, Step::Hang]));
+    // The sleeper's report shows that the child already ignores TERM. The other one shows that it outlived TERM.
+    let outlived = Step::Read("/etc/hostname".into());
+    desk.builder.script(Script::steps(vec![
+        Step::IgnoreTerm(true),
+        Step::SpawnSleeper,
+        Step::Hold,
+        outlived,
+        Step::Hang,
+    ]));
     let mut child = desk.spawn_bake();
     wait_for("the sleeper", || desk.builder.runs().first().is_some_and(|run| !run.reports.is_empty())).await;
     let pid = Pid::from_child(&child);
     kill_process(pid, Signal::TERM).unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    desk.builder.release();
+    wait_for("the report after TERM", || desk.run(0).reports.len() == 2).await;
     assert_eq!(desk.builder.running(), 1);
     kill_process_group(pid, Signal::KILL).unwrap();
     child.wait().unwrap();
@@ -168,8 +176,11 @@ async fn held_runs_go_on_one_release_at_a_time() {
     wait_for("both runs", || desk.builder.running() == 2).await;
     desk.builder.release();
     wait_for("the end of one", || desk.builder.ended() == 1).await;
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    assert_eq!(desk.builder.ended(), 1);
+    // A whole run passes meanwhile.
+    desk.builder.script(Script::cached(&[]));
+    assert!(desk.bake().status.success());
+    wait_for("the end of the run between", || desk.builder.ended() == 2).await;
+    assert_eq!(desk.builder.running(), 1);
     desk.builder.release();
     for child in children {
         assert!(child.wait_with_output().unwrap().status.success());

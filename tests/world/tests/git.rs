@@ -4,9 +4,8 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Duration;
 
-use world::{File, GitHost, Pack, Tokens};
+use world::{File, GitHost, GitRequest, Pack, Tokens, wait_for};
 
 /// git in an empty home.
 fn git(dir: &Path, args: &[&str]) -> Output {
@@ -89,8 +88,8 @@ fn the_same_history_has_the_same_shas() {
     assert_eq!(tips[0], tips[1]);
 }
 
-#[test]
-fn packs_end_early_or_stall_and_requests_fail_on_request() {
+#[tokio::test]
+async fn packs_end_early_or_stall_and_requests_fail_on_request() {
     let host = GitHost::open();
     host.repository("acme/voting-app").commit(&[("a", &"many words ".repeat(10_000))]);
     let url = format!("{}/acme/voting-app.git", host.url());
@@ -102,9 +101,12 @@ fn packs_end_early_or_stall_and_requests_fail_on_request() {
     assert!(!git(dir.path(), &["clone", "-q", &url, "cut"]).status.success());
 
     host.set_pack(Pack::StallAfter(100));
+    let is_answered = |request: &&GitRequest| request.path.ends_with("/git-upload-pack") && request.status == 200;
+    let n_answered = || host.requests().iter().filter(is_answered).count();
+    let n_before = n_answered();
     let mut stalled =
         Command::new("git").args(["clone", "-q", &url, "stalled"]).current_dir(dir.path()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for("an answer that stalls", || n_answered() > n_before).await;
     assert!(stalled.try_wait().unwrap().is_none());
     // A host that stops ends its connections, and so the client.
     drop(host);

@@ -8,7 +8,7 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
-use world::{Answer, Rails};
+use world::{Answer, Rails, hex};
 
 async fn resolve(rails: &Rails, id: &str, secret: &str, at: Timestamp) -> Response {
     let date = DateTimePrinter::new().timestamp_to_rfc9110_string(&at).unwrap();
@@ -16,9 +16,9 @@ async fn resolve(rails: &Rails, id: &str, secret: &str, at: Timestamp) -> Respon
     let path = url.split_once(&rails.port().to_string()).unwrap().1;
     let mut mac = Hmac::<sha2::Sha256>::new_from_slice(secret.as_bytes()).unwrap();
     mac.update(format!("GET\n{path}\n{date}").as_bytes());
-    let hex: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    let signature = format!("v1={}", hex(&mac.finalize().into_bytes()));
     let client = Client::builder().redirect(Policy::none()).build().unwrap();
-    let request = client.get(&url).header("date", date).header("x-sidebake-signature", format!("v1={hex}"));
+    let request = client.get(&url).header("date", date).header("x-sidebake-signature", signature);
     request.send().await.unwrap()
 }
 
