@@ -199,7 +199,8 @@ async fn solve_watched(
         outcome = &mut solve => Err(outcome),
         loss = session.lost() => Ok(loss),
         () = sleep(limit) => {
-            attempt.stop.because(Cause::TimedOut { limit });
+            attempt.stop.note(Cause::TimedOut { limit });
+            stop.cancel();
             Err((&mut solve).await)
         }
     };

@@ -44,7 +44,7 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<End> {
 fn exited(progress: &Progress) -> Failure {
     if let Some((reason, vertex)) = progress.failed().find_map(|vertex| Some((judge(vertex)?, vertex))) {
         let evidence = vertex.own_error().and_then(|said| said.evidence);
-        let failure = match progress.step_failure(vertex) {
+        let failure = match progress.step_failure(vertex, None) {
             Some(step) if reason == Reason::StepFailed => Failure::saying(reason, step.sentence()),
             Some(step) => Failure::new(reason, step.sentence()),
             None => Failure::new(reason, describe(progress, vertex)),

@@ -15,6 +15,7 @@ use crate::event::{Event, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
+use crate::reason::{Class, End, Failure, Reason};
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries, network_files};
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
@@ -89,7 +90,14 @@ fn baked(goal: Goal<'_>) -> Baked {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         tags.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
+    // A name may contain line feeds; each of its lines then begins a line of buildx.
+    let names = |fields: &Map<String, Value>| {
+        let path = fields.get("dockerfile").and_then(Value::as_str).unwrap_or_default();
+        let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
+        name.iter().flat_map(|name| name.lines()).map(str::to_owned).collect::<Vec<_>>()
+    };
     Baked {
+        dockerfile_names: of_goal().flat_map(|(_, fields)| names(fields)).collect(),
         targets: of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect(),
         dockerfiles: of_goal()
             .filter_map(|(name, _)| Some((name.clone(), goal.definition.dockerfile(name)?)))
@@ -107,11 +115,30 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal
             target.digest = Some(digest.clone());
         }
     }
+    let end = diagnose::diagnose(ended, progress);
+    if let Some(End::Failed(failure)) = &end {
+        blame(&mut targets, failure, progress.blamed());
+    }
     journal.emit(Event::ContextSent { n_bytes: progress.context_bytes() });
     let is_built = |target: &&TargetReport| target.status == Some(Status::Succeeded);
     let built = targets.iter().filter(is_built).map(|target| target.name.clone()).collect();
     targets.into_iter().for_each(|target| journal.emit(Event::TargetEnded(target)));
-    Outcome { built, end: diagnose::diagnose(ended, progress) }
+    Outcome { built, end }
+}
+
+/// Blames a failure without a failed step on the target that buildx names, and on no target when the builder is at fault.
+fn blame(targets: &mut [TargetReport], failure: &Failure, named: Option<&str>) {
+    let is_failed = |target: &TargetReport| target.status == Some(Status::Failed);
+    if [Reason::BuilderUnavailable, Reason::BuilderLost, Reason::Stalled].contains(&failure.reason) {
+        for target in targets.iter_mut().filter(|target| is_failed(target) && target.failed_step.is_none()) {
+            (target.status, target.error) = (None, None);
+        }
+    } else if failure.reason.class() == Class::User && !targets.iter().any(is_failed) {
+        let is_only = targets.len() == 1;
+        for target in targets.iter_mut().filter(|target| is_only || named == Some(&target.name)) {
+            (target.status, target.error) = (Some(Status::Failed), Some(failure.detail.clone()));
+        }
+    }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.
@@ -165,5 +192,33 @@ fn sandbox(bake: &Bake, inputs: [&Path; 2], location: &Location, private: &Path)
             file_bytes: 1 << 30,
             stack_bytes: Some(STACK_BYTES),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blamed(reason: Reason, named: Option<&str>, targets: &[(&str, Option<Status>)]) -> Vec<Option<Status>> {
+        let target = |(name, status): &(&str, Option<Status>)| TargetReport {
+            name: (*name).to_owned(),
+            status: *status,
+            ..TargetReport::default()
+        };
+        let mut targets: Vec<TargetReport> = targets.iter().map(target).collect();
+        blame(&mut targets, &Failure::new(reason, "x"), named);
+        targets.into_iter().map(|target| target.status).collect()
+    }
+
+    #[test]
+    fn a_failure_is_blamed_on_the_target_that_it_is_about() {
+        let (failed, reached) = (Some(Status::Failed), Some(Status::Succeeded));
+        let two = [("api", reached), ("web", None)];
+        assert_eq!(blamed(Reason::DockerfileInvalid, Some("web"), &two), [reached, failed]);
+        assert_eq!(blamed(Reason::DockerfileInvalid, None, &two), [reached, None]);
+        assert_eq!(blamed(Reason::DockerfileInvalid, None, &[("web", None)]), [failed]);
+        assert_eq!(blamed(Reason::StepFailed, Some("web"), &[("api", failed), ("web", None)]), [failed, None]);
+        assert_eq!(blamed(Reason::BuilderUnavailable, None, &[("web", failed)]), [None]);
+        assert_eq!(blamed(Reason::RegistryUnavailable, None, &[("web", None)]), [None]);
     }
 }

@@ -28,7 +28,7 @@ fn diagnosis(version: &str, case: &str, targets: &[&str]) -> Option<Failure> {
 
 fn progress(targets: &[&str], dockerfile: &str) -> Progress {
     let targets = targets.iter().map(|target| ((*target).to_owned(), Vec::new())).collect();
-    let baked = Baked { targets, dockerfiles: [("a".to_owned(), dockerfile.to_owned())].into() };
+    let baked = Baked { targets, dockerfile_names: [dockerfile.to_owned()].into(), ..Baked::default() };
     Progress::new(baked, Shown::new(Mask::new([]), WorkerPaths::default()))
 }
 

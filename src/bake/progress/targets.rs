@@ -21,7 +21,7 @@ impl Progress {
         let started = own.iter().filter_map(|vertex| vertex.started).min();
         let completed = own.iter().filter_map(|vertex| vertex.completed).max();
         let has_failed = own.iter().any(|vertex| vertex.has_failed());
-        let failed = own.iter().find_map(|vertex| self.step_failure(vertex));
+        let failed = own.iter().find_map(|vertex| self.step_failure(vertex, Some(name)));
         let digest = tags.iter().find_map(|tag| own.iter().find_map(|vertex| vertex.pushed_as(tag)));
         let status = match (is_success, has_failed, digest) {
             (true, _, _) | (false, false, Some(_)) => Some(Status::Succeeded),

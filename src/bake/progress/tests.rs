@@ -18,7 +18,7 @@ fn progress_with(targets: &[&str], secrets: &[&str]) -> Progress {
     let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
     let dockerfiles = [("a", "a.Dockerfile"), ("b", "b.Dockerfile"), ("web", "web/Dockerfile")];
     let dockerfiles = dockerfiles.map(|(name, path)| (name.to_owned(), path.to_owned())).into();
-    Progress::new(Baked { targets, dockerfiles }, Shown::new(mask, WorkerPaths::default()))
+    Progress::new(Baked { targets, dockerfiles, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
 }
 
 fn said(progress: &mut Progress, line: &Value) -> Vec<Event> {
@@ -88,7 +88,7 @@ fn each_failed_target_names_its_step_and_shows_what_it_printed() {
     let web = report(&progress, "web", false);
     // BuildKit sends both pipes in its own order.
     assert_eq!(web.log_tail.as_deref(), Some("boom on stderr\nabout to fail"));
-    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex)).expect("a failed step");
+    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex, None)).expect("a failed step");
     assert_eq!(
         failed.sentence(),
         "Step 3/3 of `web` failed: `RUN echo \"about to fail\" && echo \"boom on stderr\" >&2 && exit 7` (web/Dockerfile:3) \
@@ -96,7 +96,7 @@ fn each_failed_target_names_its_step_and_shows_what_it_printed() {
     );
 
     let (progress, _) = replay(stream!("0.36/missing-copy-source"), &["web"]);
-    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex)).expect("a failed step");
+    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex, None)).expect("a failed step");
     assert_eq!(
         failed.sentence(),
         "Step 2/2 of `web` failed: `COPY nothere /x` (web/Dockerfile:2): \"/nothere\": not found"
