@@ -24,7 +24,7 @@ async fn a_failing_step_is_named_and_its_siblings_are_reported() {
     let message = report["message"].as_str().unwrap();
     assert_eq!(
         message,
-        "Step 3/3 of `broken` failed: `RUN sleep 4 && echo no such flavour >&2 && exit 3` (broken/Dockerfile:3) \
+        "Step 3/3 of `broken` failed: `RUN sleep 4 && echo no such flavour >&2 && exit 3` (broken/Dockerfile:4) \
          exited with 3: `no such flavour`"
     );
     let broken = target(&report, "broken");
@@ -33,7 +33,7 @@ async fn a_failing_step_is_named_and_its_siblings_are_reported() {
     assert_eq!(broken["log_tail"], "no such flavour");
     assert_eq!(
         broken["failed_step"],
-        json!({"number": 3, "total": 3, "stage": null, "exit_code": 3, "line": 3, "dockerfile": "broken/Dockerfile",
+        json!({"number": 3, "total": 3, "stage": null, "exit_code": 3, "line": 4, "dockerfile": "broken/Dockerfile",
             "instruction": "RUN sleep 4 && echo no such flavour >&2 && exit 3"})
     );
     assert_eq!(registry::digest(&harness.reference("broken", &sha)).await, None);
