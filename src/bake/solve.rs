@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
 use super::mask::Mask;
+use super::own_registries::OwnRegistries;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
 use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagnose, metadata};
@@ -44,7 +45,7 @@ pub(super) async fn solve(
     let metadata_file = private.join(METADATA);
 
     let definition = goal.definition;
-    let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
+    let mask = Mask::new(definition.hidden.iter().chain(&credentials.secrets).cloned());
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
     let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
     let mut command = child.command(&bake.buildx.binary);
@@ -57,7 +58,7 @@ pub(super) async fn solve(
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
-    let mut progress = Progress::new(baked(goal), Shown::new(mask, worker_paths));
+    let mut progress = Progress::new(baked(goal, &credentials.registries), Shown::new(mask, worker_paths));
     let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
@@ -84,19 +85,22 @@ pub(super) async fn solve(
 }
 
 /// What is known of a bake before it begins.
-fn baked(goal: Goal<'_>) -> Baked {
+fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     let of_goal = || goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
-    let tags = |fields: &Map<String, Value>| {
+    let tags = |fields: &Map<String, Value>| -> Vec<String> {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         tags.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
+    let targets: BTreeMap<String, Vec<String>> = of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect();
     let dockerfile = |fields: &Map<String, Value>| {
         let path = fields.get("dockerfile").and_then(Value::as_str).unwrap_or_default();
         Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned())
     };
+    let pushed = targets.values().flatten().map(String::as_str);
     Baked {
-        targets: of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect(),
+        own_registries: OwnRegistries::new(credentials.iter().map(String::as_str), pushed),
         dockerfiles: of_goal().filter_map(|(_, fields)| dockerfile(fields)).collect::<BTreeSet<_>>(),
+        targets,
     }
 }
 
@@ -109,7 +113,9 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
             target.digest = Some(digest.clone());
         }
     }
-    Outcome { targets, context_bytes: progress.context_bytes(), end: diagnose::diagnose(ended, progress) }
+    let end = diagnose::diagnose(ended, progress);
+    diagnose::blame(end.as_ref(), progress, &mut targets);
+    Outcome { targets, context_bytes: progress.context_bytes(), end }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.

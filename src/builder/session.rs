@@ -187,15 +187,25 @@ impl Session<'_> {
         }
         // A mistake in the customer's files fails on every pod. A killed step proves none: a pod that ends kills its steps
         // first.
-        let is_killed = failure.evidence == Some(Evidence::StepKilled);
-        let is_doubtful = matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid)
-            || failure.reason == Reason::StepFailed && is_killed;
+        let is_killed = matches!(failure.evidence, Some(Evidence::StepKilled | Evidence::OutOfMemory));
+        let is_doubtful = is_killed || matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid);
         if self.cluster.is_none() || !(is_reported || is_doubtful) {
             return is_reported.then(|| Loss::new(failure.clone(), None));
         }
         let now = self.pods_now().await.ok();
         let loss = now.and_then(|now| if is_reported { self.gone(&now) } else { self.own_pod_gone(&now) });
         loss.or_else(|| is_reported.then(|| Loss::new(failure.clone(), self.pod.get().cloned())))
+    }
+
+    /// The failure, with the builder's memory limit when a step exceeded it.
+    pub fn with_memory_limit(&self, failure: Failure) -> Failure {
+        match self.builder.settings.limits.get("memory") {
+            Some(limit) if failure.reason == Reason::OutOfMemory => {
+                let detail = format!("{} (the memory limit of the builder is {limit})", failure.detail);
+                Failure { detail: Failure::new(failure.reason, detail).detail, ..failure }
+            }
+            _ => failure,
+        }
     }
 
     /// What a finding means. Kubernetes is asked once: when it does not answer, that takes the whole time limit of a request.
