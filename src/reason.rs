@@ -201,6 +201,8 @@ pub enum Evidence {
     StepKilled,
     /// KILL ended the step, or the kernel reported that its memory ran out.
     OutOfMemory,
+    /// The error of a step is not a known one. A builder that ends may cause it.
+    UnknownError,
     /// Kubernetes forbids the request, whatever the pod.
     Forbidden,
 }

@@ -17,7 +17,7 @@ use super::evidence;
 use super::progress::{Progress, Vertex, Work};
 use super::shown::Said;
 use crate::process::Ended;
-use crate::reason::{Class, End, Failure, Reason};
+use crate::reason::{Class, End, Evidence, Failure, Reason};
 use crate::report::{Status, TargetReport};
 use crate::text;
 
@@ -54,35 +54,33 @@ struct Verdict {
     wait: Duration,
     /// What a customer cannot read in the error.
     advice: Option<String>,
+    evidence: Option<Evidence>,
 }
 
 impl From<Reason> for Verdict {
     fn from(reason: Reason) -> Self {
-        Self { reason, wait: Duration::ZERO, advice: None }
+        Self { reason, wait: Duration::ZERO, advice: None, evidence: None }
     }
 }
 
 impl Verdict {
     fn failure(self, detail: &str) -> Failure {
         let advice = self.advice.map(|advice| format!(": {advice}")).unwrap_or_default();
-        Failure::new(self.reason, format!("{detail}{advice}")).not_before(self.wait)
+        let failure = Failure::new(self.reason, format!("{detail}{advice}")).not_before(self.wait);
+        failure.with_evidence(self.evidence)
     }
 }
 
 fn exited(progress: &Progress) -> Failure {
     if let Some((verdict, vertex)) = progress.failed().find_map(|vertex| Some((judge(progress, vertex)?, vertex))) {
-        let evidence = vertex.own_error().and_then(|said| said.evidence);
-        let verdict = with_near_name(progress, verdict);
-        return verdict.failure(&describe(progress, vertex)).with_evidence(evidence);
+        return with_near_name(progress, verdict).failure(&describe(progress, vertex));
     }
     let seen = Seen {
         has_failed_vertex: progress.failed().next().is_some(),
         has_steps: progress.has_steps(),
         own: progress.own_registries(),
     };
-    let judged = |said: &Said| {
-        by_error_line(said.judged(), said.evidence, &seen).failure(&said.shown).with_evidence(said.evidence)
-    };
+    let judged = |said: &Said| by_error_line(said.judged(), said.evidence, &seen).failure(&said.shown);
     let mut errors: Vec<Failure> = progress.errors().iter().map(judged).collect();
     // When two lines may be the error, one is a customer's imitation. Then an error that the customer can fix wins.
     let own = errors.iter().position(|failure| failure.reason.class() == Class::User);
@@ -92,7 +90,7 @@ fn exited(progress: &Progress) -> Failure {
     match progress.last_words() {
         Some(words) => {
             let evidence = evidence::Line::parse(words).evidence();
-            by_error_line(words, evidence, &seen).failure(words).with_evidence(evidence)
+            by_error_line(words, evidence, &seen).failure(words)
         }
         None => Failure::new(Reason::BuildFailed, "docker-buildx ended without an error message"),
     }

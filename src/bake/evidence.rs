@@ -66,9 +66,12 @@ pub(super) fn split_target(line: &str) -> (Option<&str>, &str) {
     }
 }
 
-/// An error without the gRPC code that buildx puts in front of some.
-pub(super) fn without_code(error: &str) -> &str {
-    CODES.iter().find_map(|code| error.strip_prefix(code)).unwrap_or(error)
+/// An error without the gRPC codes that buildx puts in front of some. Each process that passes an error on may add one.
+pub(super) fn without_code(mut error: &str) -> &str {
+    while let Some(rest) = CODES.iter().find_map(|code| error.strip_prefix(code)) {
+        error = rest;
+    }
+    error
 }
 
 /// The evidence in a step's error: `process "…" did not complete successfully: exit code: 137`.
@@ -130,7 +133,7 @@ mod tests {
                 assert_eq!(of_line(&format!("failed to solve: {error}")), Some(evidence), "{error}");
                 assert_eq!(of_line(&format!("target web: failed to solve: {error}")), Some(evidence));
                 assert_eq!(of_line(&error), None, "{error}");
-                let exhausted = format!("failed to solve: ResourceExhausted: {error}");
+                let exhausted = format!("failed to solve: ResourceExhausted: ResourceExhausted: {error}");
                 assert_eq!(of_line(&exhausted), Some(evidence), "{exhausted}");
             }
         }

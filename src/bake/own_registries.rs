@@ -24,12 +24,17 @@ impl OwnRegistries {
 /// The registry of Docker Hub, in references and in errors.
 pub(super) const DOCKER_HUB: &str = "docker.io";
 
-/// The registry of a reference: its first part when that can be a host, else Docker Hub.
+/// The registry of a reference: its first part when that can be a host, else Docker Hub. A repository has no upper case. Follows
+/// `distribution/reference`.
 pub(super) fn host_of(reference: &str) -> &str {
     match reference.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => canonical(host),
+        Some((host, _)) if host == "localhost" || host.contains(is_of_host) => canonical(host),
         _ => DOCKER_HUB,
     }
+}
+
+fn is_of_host(c: char) -> bool {
+    c == '.' || c == ':' || c.is_ascii_uppercase()
 }
 
 /// The registry of a key of docker's `auths`, such as `https://index.docker.io/v1/`.
@@ -65,7 +70,7 @@ mod tests {
         ] {
             assert!(own.has(host_of(reference)), "{reference}");
         }
-        for reference in ["a.example/x", "localhost/x", "sub.b.example/x"] {
+        for reference in ["a.example/x", "localhost/x", "sub.b.example/x", "Shop/x"] {
             assert!(!own.has(host_of(reference)), "{reference}");
         }
     }

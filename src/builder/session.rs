@@ -186,9 +186,9 @@ impl Session<'_> {
             return None;
         }
         // A mistake in the customer's files fails on every pod. A killed step proves none: a pod that ends kills its steps
-        // first.
-        let is_killed = matches!(failure.evidence, Some(Evidence::StepKilled | Evidence::OutOfMemory));
-        let is_doubtful = is_killed || matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid);
+        // first. Nor does an error that is not known.
+        let is_doubtful =
+            failure.evidence.is_some() || matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid);
         if self.cluster.is_none() || !(is_reported || is_doubtful) {
             return is_reported.then(|| Loss::new(failure.clone(), None));
         }

@@ -29,7 +29,8 @@ pub(super) fn by_error_line(error: &str, evidence: Option<Evidence>, seen: &Seen
         Line::Buildx(line) => {
             let of_field = FIELD_ERRORS.iter().find(|(begin, _)| line.starts_with(begin));
             let known = of_field.or_else(|| BUILDX.iter().find(|(words, _)| line.contains(words)));
-            known.map_or(Reason::BuildFailed, |(_, reason)| *reason).into()
+            let reason = known.map_or(Reason::BuildFailed, |(_, reason)| *reason);
+            Verdict { evidence, ..reason.into() }
         }
     }
 }
@@ -70,16 +71,20 @@ fn by_solve_error(answer: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> 
 /// the whole Dockerfile, so many of them exceed the limit too.
 fn too_large(line: &str) -> Option<Verdict> {
     let line = line.strip_prefix("failed to receive status: ").unwrap_or(line);
-    let message = TOO_LARGE.iter().find_map(|begin| line.strip_prefix(begin))?;
-    let (_, sizes) = message.split_once(" larger than max (")?;
+    let mut message = EXHAUSTED.iter().find_map(|code| line.strip_prefix(code))?;
+    // Each process that passes it on may add the code again.
+    while let Some(rest) = EXHAUSTED.iter().find_map(|code| message.strip_prefix(code)) {
+        message = rest;
+    }
+    let (_, sizes) = message.strip_prefix("grpc: ")?.split_once(" larger than max (")?;
     let (size, limit) = sizes.strip_suffix(')')?.split_once(" vs. ")?;
     let (size, limit): (u64, u64) = (size.parse().ok()?, limit.parse().ok()?);
     let advice = format!("a message of the build has {size} bytes; the limit is {limit}");
     Some(Verdict { advice: Some(advice), ..Reason::BuildTooLarge.into() })
 }
 
-/// How gRPC begins to refuse a message.
-const TOO_LARGE: &[&str] = &["ResourceExhausted: grpc: ", "rpc error: code = ResourceExhausted desc = grpc: "];
+/// How gRPC writes the code with which it refuses a message.
+const EXHAUSTED: &[&str] = &["ResourceExhausted: ", "rpc error: code = ResourceExhausted desc = "];
 
 /// Whether gRPC could not carry a text of the Dockerfile. A field of its messages is UTF-8.
 fn is_not_utf8(answer: &str) -> bool {

@@ -40,7 +40,10 @@ pub(super) fn step(instruction: &str, error: &str, evidence: Option<Evidence>, o
     }
     let is_missing = [" not found", ": no such file or directory"].iter().any(|end| cause.ends_with(end));
     let is_copied = ["COPY", "ADD"].contains(&instruction) || cause.len() < error.len();
-    Some(if is_missing && is_copied { Reason::FileNotFound } else { Reason::StepFailed }.into())
+    if is_missing && is_copied {
+        return Some(Reason::FileNotFound.into());
+    }
+    Some(Verdict { evidence: Some(Evidence::UnknownError), ..Reason::StepFailed.into() })
 }
 
 /// How BuildKit begins the error of a command. The command follows in Go's quotes, and then how it ended.
@@ -53,7 +56,7 @@ pub(super) fn process(error: &str, evidence: Option<Evidence>) -> Verdict {
         _ if DISK_FULL.iter().any(|end| error.ends_with(end)) => Reason::BuilderDiskFull,
         _ => Reason::StepFailed,
     };
-    reason.into()
+    Verdict { evidence, ..reason.into() }
 }
 
 /// The reason when the operating system failed on one of the builder's own files.

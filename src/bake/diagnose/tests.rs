@@ -130,6 +130,7 @@ fn every_failure_of_a_real_engine_has_its_reason() {
         ("syntax-away", Reason::RegistryUnavailable),
         ("syntax-not-frontend", Reason::FrontendNotFound),
         ("utf16", Reason::DockerfileInvalid),
+        ("dockerfile-too-large", Reason::BuildTooLarge),
         ("stage-typo", Reason::BaseImageNotFound),
         ("from-nohost", Reason::BaseImageNotFound),
         ("push400", Reason::RegistryRejected),
@@ -161,6 +162,7 @@ fn every_failure_of_a_real_engine_has_its_reason() {
     assert!(detail("stage-typo").ends_with("no stage or image is called biuld; did you mean build?"));
     assert!(detail("ssh-required").ends_with("builds get no SSH agent; use a build secret"));
     assert!(detail("from-nohost").ends_with("no registry is called no-such-host.invalid"));
+    assert!(detail("dockerfile-too-large").ends_with("has 17512501 bytes; the limit is 16777216"));
     assert!(detail("utf16").ends_with("the Dockerfile is not UTF-8"));
     let killed = diagnosis("0.36", "memory-limited-step-killed", &["mem"]).expect("a failure");
     assert_eq!((killed.reason, killed.evidence), (Reason::OutOfMemory, Some(Evidence::OutOfMemory)));
@@ -335,6 +337,15 @@ fn a_step_is_the_customers_unless_its_cause_is_known_to_be_the_builders() {
     ] {
         assert_eq!(failed_step(name, error), reason, "{name}: {error}");
     }
+}
+
+#[test]
+fn an_error_that_is_not_known_does_not_prove_that_the_builder_was_there() {
+    let evidence = |name: &str, error: &str| failure_of_step(name, error).evidence;
+    assert_eq!(evidence("[2/2] COPY a /x", "something new"), Some(Evidence::UnknownError));
+    assert_eq!(evidence("[2/2] COPY a /x", "lstat /a: no such file or directory"), None);
+    let exited = "process \"/bin/sh -c make\" did not complete successfully: exit code: 2";
+    assert_eq!(evidence("[2/2] RUN make", exited), None);
 }
 
 #[test]

@@ -16,6 +16,9 @@ const BEFORE_TARGETS: &[&str] =
 const FRONTENDS: &[&str] =
     &["resolve image config for docker-image://", "resolve image config for ", "docker-image://"];
 
+/// How buildx and BuildKit name the writing and pushing of an image. `exporting cache to registry` is not one: it may fail.
+const EXPORTS: &[&str] = &["exporting to ", "pushing "];
+
 /// How an error ends that another vertex's failure caused.
 const CANCELED: &str = "context canceled";
 
@@ -149,7 +152,7 @@ impl Vertex {
             Work::Base(reference)
         } else if let Some(reference) = after(FRONTENDS) {
             Work::Frontend(reference)
-        } else if after(&["exporting ", "pushing "]).is_some() {
+        } else if after(EXPORTS).is_some() {
             Work::Export
         } else {
             Work::Other
@@ -249,6 +252,7 @@ mod tests {
             ("resolve image config for r.example/x:1", Work::Frontend("r.example/x:1")),
             ("exporting to image", Work::Export),
             ("pushing layers", Work::Export),
+            ("exporting cache to registry", Work::Other),
             ("[internal] load build context", Work::Other),
         ] {
             assert_eq!(vertex(name).work(), work, "{name}");
