@@ -16,6 +16,8 @@ mod grants;
 mod ignore;
 mod mask;
 mod metadata;
+mod noise;
+mod own_registries;
 mod policy;
 mod print;
 mod progress;

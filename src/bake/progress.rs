@@ -22,6 +22,7 @@ use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 
 use super::evidence;
+use super::own_registries::OwnRegistries;
 use super::shown::{Said, Shown};
 use crate::bounds;
 use crate::event::{Event, Step, Warning};
@@ -33,7 +34,8 @@ use output::Output;
 use stream::{LogReport, Report, StatusReport, VertexReport, WarningReport};
 use tails::Tails;
 
-pub(super) use vertex::Vertex;
+pub(super) use failure::StepFailure;
+pub(super) use vertex::{Vertex, Work};
 
 /// Bytes of a step's name once the earlier names have used up the room.
 const SHORT_NAME: usize = 64;
@@ -56,12 +58,15 @@ pub(super) struct Baked {
     pub(super) dockerfiles: BTreeMap<String, String>,
     /// The names of all their Dockerfiles, without directories.
     pub(super) dockerfile_names: BTreeSet<String>,
+    /// The registries that the platform pushes to or has credentials for.
+    pub(super) own_registries: OwnRegistries,
 }
 
 /// Everything known of one bake.
 pub(super) struct Progress {
     targets: Vec<Arc<str>>,
     tags: BTreeMap<String, Vec<String>>,
+    own_registries: OwnRegistries,
     shown: Shown,
     vertices: Vec<Vertex>,
     /// The name of a vertex that is not named yet.
@@ -99,6 +104,7 @@ impl Progress {
             targets: baked.targets.keys().map(|name| Arc::from(name.as_str())).collect(),
             tags: baked.targets,
             dockerfiles: baked.dockerfiles.into_iter().map(path).collect(),
+            own_registries: baked.own_registries,
             shown,
             vertices: Vec::new(),
             no_name: Arc::default(),
@@ -396,6 +402,16 @@ impl Progress {
     /// The first of a vertex's targets.
     pub(super) fn target_of(&self, vertex: &Vertex) -> Option<&str> {
         vertex.targets.first().map(|target| &*self.targets[*target as usize])
+    }
+
+    /// Whether any step of a Dockerfile is known: then the frontend has read its Dockerfile.
+    pub(super) fn has_steps(&self) -> bool {
+        self.vertices.iter().any(Vertex::is_step)
+    }
+
+    /// The registries that the platform pushes to or has credentials for.
+    pub(super) fn own_registries(&self) -> &OwnRegistries {
+        &self.own_registries
     }
 
     /// Whether the builder has begun to work: before that, buildx only reads the definition.

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
 use super::mask::Mask;
+use super::own_registries::OwnRegistries;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
 use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagnose, metadata};
@@ -45,7 +46,7 @@ pub(super) async fn solve(
     let metadata_file = private.join(METADATA);
 
     let definition = goal.definition;
-    let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
+    let mask = Mask::new(definition.hidden.iter().chain(&credentials.secrets).cloned());
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
     let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
     let mut command = child.command(&bake.buildx.binary);
@@ -57,7 +58,7 @@ pub(super) async fn solve(
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
-    let mut progress = Progress::new(baked(goal), Shown::new(mask, worker_paths));
+    let mut progress = Progress::new(baked(goal, &credentials.registries), Shown::new(mask, worker_paths));
     let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
@@ -84,24 +85,27 @@ pub(super) async fn solve(
 }
 
 /// What is known of a bake before it begins.
-fn baked(goal: Goal<'_>) -> Baked {
+fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     let of_goal = || goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
-    let tags = |fields: &Map<String, Value>| {
+    let tags = |fields: &Map<String, Value>| -> Vec<String> {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         tags.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
+    let targets: BTreeMap<String, Vec<String>> = of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect();
     // A name may contain line feeds; each of its lines then begins a line of buildx.
     let names = |fields: &Map<String, Value>| {
         let path = fields.get("dockerfile").and_then(Value::as_str).unwrap_or_default();
         let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
         name.iter().flat_map(|name| name.lines()).map(str::to_owned).collect::<Vec<_>>()
     };
+    let pushed = targets.values().flatten().map(String::as_str);
     Baked {
+        own_registries: OwnRegistries::new(credentials.iter().map(String::as_str), pushed),
         dockerfile_names: of_goal().flat_map(|(_, fields)| names(fields)).collect(),
-        targets: of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect(),
         dockerfiles: of_goal()
             .filter_map(|(name, _)| Some((name.clone(), goal.definition.dockerfile(name)?)))
             .collect(),
+        targets,
     }
 }
 

@@ -30,6 +30,7 @@ mod make;
 mod ordinary;
 mod peer;
 mod processes;
+mod reasons;
 mod registry;
 mod repository_file;
 mod ruby;

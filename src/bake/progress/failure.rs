@@ -60,7 +60,7 @@ impl Progress {
                 None => format!("exited with {code}"),
             },
             (None, Some(ended)) => text::elide(ended, MAX_ERROR).into_owned(),
-            (None, None) => text::elide(evidence::without_reference(&said.shown), MAX_ERROR).into_owned(),
+            (None, None) => text::elide(&said.shown, MAX_ERROR).into_owned(),
         };
         let step = FailedStep {
             number: n,
