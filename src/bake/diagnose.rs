@@ -1,7 +1,7 @@
 //! Why a bake failed: its reason, from the exit and the events.
 //!
 //! The failed vertex is judged first, and the `ERROR:` line only when no vertex says why. A failed step of the Dockerfile is the
-//! customer's, unless its cause is a known one of the infrastructure ([`step`]). Customers' text never decides:
+//! customer's, unless its cause is a known one of the infrastructure ([`mod@step`]). Customers' text never decides:
 //! BuildKit quotes commands, names and messages in its errors, and `RUN false # connection refused` is not a network failure.
 //! So an error is recognized by how it begins, and a registry's answer is read without references and URLs. The end of an
 //! error counts only where its beginning shows that no customer wrote the end.
