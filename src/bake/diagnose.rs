@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::evidence;
 use super::progress::{Progress, StepFailure, Vertex, Work};
 use super::shown::Said;
+use crate::event::{Status, TargetReport};
 use crate::process::Ended;
 use crate::reason::{Class, End, Evidence, Failure, Reason};
 use crate::text;
@@ -104,6 +105,21 @@ fn exited(progress: &Progress) -> Failure {
             by_error_line(words, evidence, &seen).failure(words)
         }
         None => Failure::new(Reason::BuildFailed, "docker-buildx ended without an error message"),
+    }
+}
+
+/// Blames a failure without a failed step on the target that buildx names, and on no target when the builder is at fault.
+pub(super) fn blame(targets: &mut [TargetReport], failure: &Failure, named: Option<&str>) {
+    let is_failed = |target: &TargetReport| target.status == Some(Status::Failed);
+    if [Reason::BuilderUnavailable, Reason::BuilderLost, Reason::Stalled].contains(&failure.reason) {
+        for target in targets.iter_mut().filter(|target| is_failed(target) && target.failed_step.is_none()) {
+            (target.status, target.error) = (None, None);
+        }
+    } else if failure.reason.class() == Class::User && !targets.iter().any(is_failed) {
+        let is_only = targets.len() == 1;
+        for target in targets.iter_mut().filter(|target| is_only || named == Some(&target.name)) {
+            (target.status, target.error) = (Some(Status::Failed), Some(failure.detail.clone()));
+        }
     }
 }
 

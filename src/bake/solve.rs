@@ -16,7 +16,7 @@ use crate::event::{Event, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
-use crate::reason::{Class, End, Failure, Reason};
+use crate::reason::End;
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries, network_files};
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
@@ -121,28 +121,13 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal
     }
     let end = diagnose::diagnose(ended, progress);
     if let Some(End::Failed(failure)) = &end {
-        blame(&mut targets, failure, progress.blamed());
+        diagnose::blame(&mut targets, failure, progress.blamed());
     }
     journal.emit(Event::ContextSent { n_bytes: progress.context_bytes() });
     let is_built = |target: &&TargetReport| target.status == Some(Status::Succeeded);
     let built = targets.iter().filter(is_built).map(|target| target.name.clone()).collect();
     targets.into_iter().for_each(|target| journal.emit(Event::TargetEnded(target)));
     Outcome { built, end }
-}
-
-/// Blames a failure without a failed step on the target that buildx names, and on no target when the builder is at fault.
-fn blame(targets: &mut [TargetReport], failure: &Failure, named: Option<&str>) {
-    let is_failed = |target: &TargetReport| target.status == Some(Status::Failed);
-    if [Reason::BuilderUnavailable, Reason::BuilderLost, Reason::Stalled].contains(&failure.reason) {
-        for target in targets.iter_mut().filter(|target| is_failed(target) && target.failed_step.is_none()) {
-            (target.status, target.error) = (None, None);
-        }
-    } else if failure.reason.class() == Class::User && !targets.iter().any(is_failed) {
-        let is_only = targets.len() == 1;
-        for target in targets.iter_mut().filter(|target| is_only || named == Some(&target.name)) {
-            (target.status, target.error) = (Some(Status::Failed), Some(failure.detail.clone()));
-        }
-    }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.
@@ -196,33 +181,5 @@ fn sandbox(bake: &Bake, inputs: [&Path; 2], location: &Location, private: &Path)
             file_bytes: 1 << 30,
             stack_bytes: Some(STACK_BYTES),
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn blamed(reason: Reason, named: Option<&str>, targets: &[(&str, Option<Status>)]) -> Vec<Option<Status>> {
-        let target = |(name, status): &(&str, Option<Status>)| TargetReport {
-            name: (*name).to_owned(),
-            status: *status,
-            ..TargetReport::default()
-        };
-        let mut targets: Vec<TargetReport> = targets.iter().map(target).collect();
-        blame(&mut targets, &Failure::new(reason, "x"), named);
-        targets.into_iter().map(|target| target.status).collect()
-    }
-
-    #[test]
-    fn a_failure_is_blamed_on_the_target_that_it_is_about() {
-        let (failed, reached) = (Some(Status::Failed), Some(Status::Succeeded));
-        let two = [("api", reached), ("web", None)];
-        assert_eq!(blamed(Reason::DockerfileInvalid, Some("web"), &two), [reached, failed]);
-        assert_eq!(blamed(Reason::DockerfileInvalid, None, &two), [reached, None]);
-        assert_eq!(blamed(Reason::DockerfileInvalid, None, &[("web", None)]), [failed]);
-        assert_eq!(blamed(Reason::StepFailed, Some("web"), &[("api", failed), ("web", None)]), [failed, None]);
-        assert_eq!(blamed(Reason::BuilderUnavailable, None, &[("web", failed)]), [None]);
-        assert_eq!(blamed(Reason::RegistryUnavailable, None, &[("web", None)]), [None]);
     }
 }

@@ -156,7 +156,8 @@ fn every_failure_of_a_real_engine_has_its_reason() {
     let detail = |case: &str| diagnosis("engine-26.1", case, &["web"]).expect("a failure").detail;
     assert_eq!(
         detail("copy-from-missing"),
-        "target web, [stage-0 2/2] COPY --from=registry.example.test/base:1 /missing /x: lstat /missing: no such file or directory"
+        "Step 2/2 of `web` failed: `COPY --from=registry.example.test/base:1 /missing /x` (line 3): \
+         lstat /missing: no such file or directory"
     );
     assert_eq!(detail("copy-selflink"), "target web, [2/2] COPY a /x: too many symlinks: /a");
     assert!(detail("stage-typo").ends_with("no stage or image is called biuld; did you mean build?"));
@@ -432,7 +433,7 @@ fn the_target_whose_dockerfile_does_not_parse_has_failed_and_the_others_have_no_
         let mut progress = progress(names, "Dockerfile");
         progress.line(line.as_bytes(), &mut |_| {});
         let mut targets: Vec<TargetReport> = names.iter().map(|name| report(name)).collect();
-        blame(Some(&exited(&progress).into()), &progress, &mut targets);
+        blame(&mut targets, &exited(&progress), progress.blamed());
         let failed = targets.into_iter().filter(|target| target.status == Some(Status::Failed));
         failed.map(|target| (target.name, target.error)).collect::<Vec<_>>()
     };
@@ -543,4 +544,27 @@ fn a_customers_own_words_are_not_matched() {
             assert_eq!(of_line(&format!("target web: {begin}{line}")), reason, "{line}");
         }
     }
+}
+
+fn statuses(reason: Reason, named: Option<&str>, targets: &[(&str, Option<Status>)]) -> Vec<Option<Status>> {
+    let target = |(name, status): &(&str, Option<Status>)| TargetReport {
+        name: (*name).to_owned(),
+        status: *status,
+        ..TargetReport::default()
+    };
+    let mut targets: Vec<TargetReport> = targets.iter().map(target).collect();
+    blame(&mut targets, &Failure::new(reason, "x"), named);
+    targets.into_iter().map(|target| target.status).collect()
+}
+
+#[test]
+fn a_failure_is_blamed_on_the_target_that_it_is_about() {
+    let (failed, reached) = (Some(Status::Failed), Some(Status::Succeeded));
+    let two = [("api", reached), ("web", None)];
+    assert_eq!(statuses(Reason::DockerfileInvalid, Some("web"), &two), [reached, failed]);
+    assert_eq!(statuses(Reason::DockerfileInvalid, None, &two), [reached, None]);
+    assert_eq!(statuses(Reason::DockerfileInvalid, None, &[("web", None)]), [failed]);
+    assert_eq!(statuses(Reason::StepFailed, Some("web"), &[("api", failed), ("web", None)]), [failed, None]);
+    assert_eq!(statuses(Reason::BuilderUnavailable, None, &[("web", failed)]), [None]);
+    assert_eq!(statuses(Reason::RegistryUnavailable, None, &[("web", None)]), [None]);
 }

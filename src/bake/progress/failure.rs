@@ -89,7 +89,8 @@ impl Progress {
     }
 }
 
-/// The name of a stage in a step's bracket. BuildKit puts the platform before it, and pads numbers with spaces.
+/// The name of a stage in a step's bracket. BuildKit puts the platform before it, and pads numbers with spaces. It calls a stage
+/// without a name `stage-0`.
 fn stage_name(bracket: &str) -> Option<&str> {
     let stage = bracket.trim_end();
     let stage = match stage.split_once(' ') {
@@ -97,7 +98,8 @@ fn stage_name(bracket: &str) -> Option<&str> {
         None if stage.contains('/') => "",
         _ => stage,
     };
-    (!stage.is_empty()).then_some(stage)
+    let is_made_up = stage.strip_prefix("stage-").is_some_and(|number| number.parse::<u32>().is_ok());
+    (!stage.is_empty() && !is_made_up).then_some(stage)
 }
 
 #[cfg(test)]
@@ -111,6 +113,7 @@ mod tests {
             ("build", Some("build")),
             ("build ", Some("build")),
             ("linux/amd64", None),
+            ("linux/amd64 stage-1", None),
             ("linux/amd64 build ", Some("build")),
         ] {
             assert_eq!(stage_name(bracket), name, "{bracket}");

@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn a_vertex_names_the_image_that_it_needs() {
-        let vertex = |name: &str| Vertex::new(name.into());
+        let vertex = |name: &str| Vertex::new(0, name.into());
         let from = vertex("[linux/amd64 deps 1/2] FROM r.example/x:1@sha256:12");
         assert_eq!((from.image(), from.work()), (Some("r.example/x:1"), Work::Other));
         assert_eq!(vertex("[2/2] COPY a] FROM b /x").image(), None);
@@ -266,7 +266,7 @@ mod tests {
         for (name, targets) in
             [("[internal] waiting for connection", vec![]), ("[internal] load build context", vec![0])]
         {
-            let mut vertex = Vertex::new(name.into());
+            let mut vertex = Vertex::new(0, name.into());
             vertex.is_for(0);
             assert_eq!(vertex.targets, targets, "{name}");
         }
