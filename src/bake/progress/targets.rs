@@ -20,7 +20,7 @@ impl Progress {
         let steps = steps(&own, ran);
         let started = own.iter().filter_map(|vertex| vertex.started).min();
         let completed = own.iter().filter_map(|vertex| vertex.completed).max();
-        let has_failed = own.iter().any(|vertex| vertex.has_failed());
+        let has_failed = own.iter().any(|vertex| vertex.breaks_build());
         let digest = tags.iter().find_map(|tag| own.iter().find_map(|vertex| vertex.pushed_as(tag)));
         let status = match (is_success, has_failed, digest) {
             (true, _, _) | (false, false, Some(_)) => Some(Status::Succeeded),
@@ -35,7 +35,11 @@ impl Progress {
             duration_ms: started.zip(completed).map_or(0, |(from, to)| millis(from, to)),
             steps_total: count(steps.len()),
             steps_cached: count(steps.values().filter(|has_run| !**has_run).count()),
-            error: own.iter().find_map(|vertex| vertex.own_error()).map(|said| said.shown.clone()),
+            error: own
+                .iter()
+                .filter(|vertex| vertex.breaks_build())
+                .find_map(|vertex| vertex.own_error())
+                .map(|said| said.shown.clone()),
         }
     }
 }
