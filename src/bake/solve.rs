@@ -11,7 +11,7 @@ use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories
 use super::mask::Mask;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
-use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagnose, metadata};
+use super::{Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, metadata};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
@@ -46,9 +46,10 @@ pub(super) async fn solve(
     let definition = goal.definition;
     let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
-    let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
+    let mut child = child(bake, &definition.worktree, &definition.secrets, location, &private);
+    child.sandbox.read.extend(definition.compose.clone());
     let mut command = child.command(&bake.buildx.binary);
-    command.args(arguments(location, &metadata_file)).args(goal.targets);
+    command.args(arguments(location, &metadata_file, &definition.files())).args(goal.targets);
     command.current_dir(&location.working_directory);
     let timeout = goal.deadline.saturating_duration_since(Instant::now());
     let limits = process::RunLimits {
@@ -80,7 +81,7 @@ pub(super) async fn solve(
             "docker-buildx failed without an error message"
         );
     }
-    Ok(conclude(&progress, ended, &private))
+    Ok(conclude(&progress, ended, &private, definition))
 }
 
 /// What is known of a bake before it begins.
@@ -100,7 +101,7 @@ fn baked(goal: Goal<'_>) -> Baked {
     }
 }
 
-fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
+fn conclude(progress: &Progress, ended: Ended, private: &Path, definition: &Definition) -> Outcome {
     let mut targets = progress.reports(ended.is_success());
     let is_target = |name: &str| targets.iter().any(|target| target.name == name);
     let digests = metadata::digests(private, METADATA, is_target);
@@ -109,13 +110,16 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path) -> Outcome {
             target.digest = Some(digest.clone());
         }
     }
-    Outcome { targets, context_bytes: progress.context_bytes(), end: diagnose::diagnose(ended, progress) }
+    let end = diagnose::diagnose(ended, progress);
+    let end = end.map(|end| end.map(|failure| explain::explain(failure, progress, definition)));
+    Outcome { targets, context_bytes: progress.context_bytes(), end }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.
-pub(super) fn arguments(location: &Location, metadata_file: &Path) -> Vec<String> {
-    let fixed = ["bake", "--builder", &location.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
-    fixed.into_iter().map(str::to_owned).chain([metadata_file.display().to_string()]).collect()
+pub(super) fn arguments(location: &Location, metadata_file: &Path, files: &[String]) -> Vec<String> {
+    let before = ["bake", "--builder", &location.builder].map(str::to_owned);
+    let after = ["--progress", "rawjson", "--metadata-file"].map(str::to_owned);
+    before.into_iter().chain(files.iter().cloned()).chain(after).chain([metadata_file.display().to_string()]).collect()
 }
 
 pub(super) fn environment(location: &Location, private: &Path) -> BTreeMap<String, String> {

@@ -62,6 +62,9 @@ fn is_of_disk(line: &str) -> bool {
 const NO_SUCH_JOB: &str = "failed to receive status: rpc error: code = NotFound";
 
 const SOLVE_ERRORS: &[(&str, Reason)] = &[
+    // BuildKit repeats a Dockerfile in each of its messages about it.
+    ("ResourceExhausted: grpc: received message larger than max ", Reason::DockerfileInvalid),
+    ("ResourceExhausted: ResourceExhausted: grpc: received message larger than max ", Reason::DockerfileInvalid),
     ("process \"", Reason::StepFailed),
     ("cannot copy to non-directory: ", Reason::StepFailed),
     ("cannot replace to directory ", Reason::StepFailed),
