@@ -394,9 +394,9 @@ impl Progress {
         &self.ending.last
     }
 
-    /// The steps that failed by themselves. A failed cache import fails nothing.
+    /// The steps and chores that broke the build.
     pub(super) fn failed(&self) -> impl Iterator<Item = &Vertex> {
-        self.vertices.iter().filter(|vertex| vertex.has_failed() && !vertex.name.starts_with("importing "))
+        self.vertices.iter().filter(|vertex| vertex.breaks_build())
     }
 
     /// The first of a vertex's targets.

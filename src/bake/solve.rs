@@ -11,7 +11,7 @@ use super::mask::Mask;
 use super::own_registries::OwnRegistries;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
-use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagnose, metadata};
+use super::{Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, metadata};
 use crate::event::{Event, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
@@ -48,9 +48,10 @@ pub(super) async fn solve(
     let definition = goal.definition;
     let mask = Mask::new(definition.hidden.iter().chain(&credentials.secrets).cloned());
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
-    let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
+    let mut child = child(bake, &definition.worktree, &definition.secrets, location, &private);
+    child.sandbox.read.extend(definition.compose.clone());
     let mut command = child.command(&bake.buildx.binary);
-    command.args(arguments(location, &metadata_file)).args(goal.targets);
+    command.args(arguments(location, &metadata_file, &definition.files())).args(goal.targets);
     command.current_dir(&location.working_directory);
     let limits = process::RunLimits {
         timeout: None,
@@ -81,7 +82,7 @@ pub(super) async fn solve(
             "docker-buildx failed without an error message"
         );
     }
-    Ok(conclude(&progress, ended, &private, journal))
+    Ok(conclude(&progress, ended, &private, definition, journal))
 }
 
 /// What is known of a bake before it begins.
@@ -110,7 +111,7 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
 }
 
 /// Emits the result of each target and of the whole run.
-fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal) -> Outcome {
+fn conclude(progress: &Progress, ended: Ended, private: &Path, definition: &Definition, journal: &Journal) -> Outcome {
     let mut targets = progress.reports(ended.is_success());
     let is_target = |name: &str| targets.iter().any(|target| target.name == name);
     let digests = metadata::digests(private, METADATA, is_target);
@@ -120,6 +121,7 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal
         }
     }
     let end = diagnose::diagnose(ended, progress);
+    let end = end.map(|end| end.map(|failure| explain::explain(failure, progress, definition)));
     if let Some(End::Failed(failure)) = &end {
         diagnose::blame(&mut targets, failure, progress.blamed());
     }
@@ -131,9 +133,10 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.
-pub(super) fn arguments(location: &Location, metadata_file: &Path) -> Vec<String> {
-    let fixed = ["bake", "--builder", &location.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
-    fixed.into_iter().map(str::to_owned).chain([metadata_file.display().to_string()]).collect()
+pub(super) fn arguments(location: &Location, metadata_file: &Path, files: &[String]) -> Vec<String> {
+    let before = ["bake", "--builder", &location.builder].map(str::to_owned);
+    let after = ["--progress", "rawjson", "--metadata-file"].map(str::to_owned);
+    before.into_iter().chain(files.iter().cloned()).chain(after).chain([metadata_file.display().to_string()]).collect()
 }
 
 pub(super) fn environment(location: &Location, private: &Path) -> BTreeMap<String, String> {

@@ -27,6 +27,7 @@ mod hostile_definition;
 mod hostile_repository;
 mod judged;
 mod make;
+mod mistakes;
 mod ordinary;
 mod peer;
 mod processes;

@@ -56,8 +56,14 @@ async fn report_of(script: Script) -> (Value, String) {
 }
 
 async fn report_of_native(script: Script, change: impl FnOnce(&mut Value)) -> (Value, String) {
+    report_of_files(&[], script, change).await
+}
+
+/// The same, with more files in the repository.
+async fn report_of_files(files: &[(&str, &str)], script: Script, change: impl FnOnce(&mut Value)) -> (Value, String) {
     let harness = Harness::start();
-    let (_, sha) = harness.voting_app();
+    let (repository, sha) = harness.voting_app();
+    let sha = if files.is_empty() { sha } else { repository.commit(files) };
     harness.builder.script(script);
     let mut native = harness.native(&sha);
     native["callback"]["on"] = json!(["retrying", "finished"]);
@@ -264,7 +270,8 @@ async fn a_dockerfile_named_like_an_error_or_a_warning_is_judged_by_its_content(
             Step::Stderr(text),
             Step::Exit(1),
         ]);
-        let (report, _) = report_of_native(script, |native| {
+        let files = [(&*format!("vote/{name}"), "FRM base\n")];
+        let (report, _) = report_of_files(&files, script, |native| {
             native["application"]["images"][0]["dockerfile"] = json!(name);
         })
         .await;

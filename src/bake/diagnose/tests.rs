@@ -524,6 +524,7 @@ fn a_customers_own_words_are_not_matched() {
             r#"failed to push r.example/x:1: failed to do request: Head "http://r.example/v2": dial tcp r.example: connect: connection refused"#,
             Reason::RegistryUnavailable,
         ),
+        ("ResourceExhausted: grpc: received message larger than max (7531213 vs. 4194304)", Reason::DockerfileInvalid),
         ("Internal: something broke", Reason::BuildFailed),
         ("DeadlineExceeded: context deadline exceeded", Reason::BuilderUnavailable),
         (

@@ -131,6 +131,31 @@ fn warnings_about_a_dockerfile_have_their_lines() {
 }
 
 #[test]
+fn a_cache_that_is_not_there_yet_fails_no_target() {
+    let (mut progress, at) = (progress_with(&["api", "web"], &[]), "2026-11-29T20:00:00Z");
+    let vertex = |digest: &str, name: &str, error: &str| json!({"digest": digest, "name": name, "started": at, "completed": at, "error": error});
+    let missing = "failed to configure registry cache importer: r.example/cache:web: not found";
+    said(
+        &mut progress,
+        &json!({"vertexes": [
+            vertex("sha256:1", "[web] importing cache manifest from r.example/cache:web", missing),
+            vertex("sha256:2", "[web] exporting to image", ""),
+            vertex("sha256:3", "[api 2/2] RUN false", "process \"/bin/sh -c false\" did not complete successfully: exit code: 1"),
+        ]}),
+    );
+    let pushed = format!("pushing manifest for registry.example.test/shop/web:dev@sha256:{}", "0".repeat(64));
+    said(
+        &mut progress,
+        &json!({"statuses": [{"id": pushed, "vertex": "sha256:2", "timestamp": at, "started": at, "completed": at}]}),
+    );
+    let web = report(&progress, "web", false);
+    assert_eq!((web.status, web.error), (Some(Status::Succeeded), None));
+    assert!(web.digest.is_some());
+    assert_eq!(report(&progress, "api", false).status, Some(Status::Failed));
+    assert_eq!(progress.failed().count(), 1);
+}
+
+#[test]
 fn when_one_target_fails_the_others_are_not_blamed() {
     let (progress, _) = replay(stream!("0.36/one-of-three-fails"), &["api", "web", "broken"]);
     let broken = report(&progress, "broken", false);

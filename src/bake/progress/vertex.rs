@@ -197,6 +197,11 @@ impl Vertex {
         matches!(self.error, Failing::Own(_) | Failing::Untold)
     }
 
+    /// Whether it failed by itself and the build with it. A cache that cannot be imported breaks nothing.
+    pub(in crate::bake) fn breaks_build(&self) -> bool {
+        self.has_failed() && !self.name.starts_with("importing ")
+    }
+
     /// Its own error, if there was room for it.
     pub(in crate::bake) fn own_error(&self) -> Option<&Said> {
         match &self.error {
