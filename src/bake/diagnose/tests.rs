@@ -159,7 +159,7 @@ fn every_failure_of_a_real_engine_has_its_reason() {
         "Step 2/2 of `web` failed: `COPY --from=registry.example.test/base:1 /missing /x` (line 3): \
          lstat /missing: no such file or directory"
     );
-    assert_eq!(detail("copy-selflink"), "target web, [2/2] COPY a /x: too many symlinks: /a");
+    assert_eq!(detail("copy-selflink"), "Step 2/2 of `web` failed: `COPY a /x` (line 3): too many symlinks: /a");
     assert!(detail("stage-typo").ends_with("no stage or image is called biuld; did you mean build?"));
     assert!(detail("ssh-required").ends_with("builds get no SSH agent; use a build secret"));
     assert!(detail("from-nohost").ends_with("no registry is called no-such-host.invalid"));
@@ -524,7 +524,7 @@ fn a_customers_own_words_are_not_matched() {
             r#"failed to push r.example/x:1: failed to do request: Head "http://r.example/v2": dial tcp r.example: connect: connection refused"#,
             Reason::RegistryUnavailable,
         ),
-        ("ResourceExhausted: grpc: received message larger than max (7531213 vs. 4194304)", Reason::DockerfileInvalid),
+        ("ResourceExhausted: grpc: received message larger than max (7531213 vs. 4194304)", Reason::BuildTooLarge),
         ("Internal: something broke", Reason::BuildFailed),
         ("DeadlineExceeded: context deadline exceeded", Reason::BuilderUnavailable),
         (
