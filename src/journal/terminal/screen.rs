@@ -23,6 +23,9 @@ const MAX_OUTPUT: usize = 1 << 10;
 const NO_WRAP: &str = "\x1b[?7l";
 const WRAP: &str = "\x1b[?7h";
 
+/// Clear the row, and go to the next one without scrolling.
+const CLEAR_ROW: &str = "\x1b[2K\x1b[B";
+
 /// Rows and columns of the terminal.
 pub(super) fn size() -> (usize, usize) {
     let (n_rows, n_columns) = Term::stderr().size();
@@ -155,7 +158,8 @@ impl Screen {
         // A terminal that became narrower has wrapped them.
         let n_up: usize = self.drawn.iter().map(|width| width.div_ceil(n_columns.max(1)).max(1)).sum();
         if n_up > 0 {
-            let _ = write!(drawing, "\r\x1b[{n_up}A\x1b[J");
+            // Row by row: tmux keeps a copy of what is cleared from the first row of the screen on.
+            let _ = write!(drawing, "\r\x1b[{n_up}A{}\x1b[{n_up}A", CLEAR_ROW.repeat(n_up));
         }
         for row in std::mem::take(&mut self.finished) {
             let _ = writeln!(drawing, "{}", row.painted(&row.fitted(n_columns), self.has_colors));
@@ -264,7 +268,8 @@ mod tests {
     /// The rows that one drawing adds or draws again.
     fn drawn(screen: &mut Screen, now: Instant, size: (usize, usize)) -> Vec<String> {
         let drawing = screen.redrawn(now, size).replace(NO_WRAP, "").replace(WRAP, "");
-        let rows = drawing.rsplit_once("\x1b[J").map_or(drawing.as_str(), |(_, rows)| rows);
+        let last_move = drawing.rfind("\x1b[").and_then(|at| drawing[at..].split_once('A'));
+        let rows = last_move.map_or(drawing.as_str(), |(_, rows)| rows);
         rows.lines().map(|row| row.trim_end().to_owned()).collect()
     }
 
@@ -318,9 +323,11 @@ mod tests {
         let now = Instant::now();
         let (mut screen, make) = (screen(now), step("[2/3] RUN make"));
         screen.take_in(&Event::StepStarted(make.clone()), now);
-        assert!(!screen.redrawn(now, (24, 40)).contains("\x1b[J"));
-        assert!(screen.redrawn(now, (24, 40)).starts_with("\r\x1b[2A\x1b[J"));
-        assert!(screen.redrawn(now, (24, 20)).starts_with("\r\x1b[4A\x1b[J"));
+        assert!(!screen.redrawn(now, (24, 40)).contains(CLEAR_ROW));
+        for (n_columns, n_rows) in [(40, 2), (20, 4), (20, 2)] {
+            let cleared = format!("\r\x1b[{n_rows}A{}\x1b[{n_rows}A{NO_WRAP}", CLEAR_ROW.repeat(n_rows));
+            assert!(screen.redrawn(now, (24, n_columns)).starts_with(&cleared), "{n_columns}");
+        }
     }
 
     #[test]
