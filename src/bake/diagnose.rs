@@ -14,7 +14,7 @@ mod step;
 use std::time::Duration;
 
 use super::evidence;
-use super::progress::{Progress, StepFailure, Vertex, Work};
+use super::progress::{BakeProgress, StepFailure, Vertex, Work};
 use super::shown::Said;
 use crate::event::{Status, TargetReport};
 use crate::process::Ended;
@@ -30,7 +30,7 @@ const MAX_NAME: usize = 600;
 const MAX_ERROR: usize = 1100;
 
 /// Why the bake failed; `None` when it succeeded.
-pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<End> {
+pub(super) fn diagnose(ended: Ended, progress: &BakeProgress) -> Option<End> {
     let failure = match ended {
         Ended::Exited(status) if status.success() => return None,
         Ended::Exited(_) => exited(progress),
@@ -79,7 +79,7 @@ impl Verdict {
     }
 }
 
-fn exited(progress: &Progress) -> Failure {
+fn exited(progress: &BakeProgress) -> Failure {
     if let Some((verdict, vertex)) = progress.failed().find_map(|vertex| Some((judge(progress, vertex)?, vertex))) {
         let verdict = with_near_name(progress, verdict);
         return match progress.step_failure(vertex, None) {
@@ -124,7 +124,7 @@ pub(super) fn blame(targets: &mut [TargetReport], failure: &Failure, named: Opti
 }
 
 /// What a failed vertex says: a step of the Dockerfile, a base image or an export.
-fn judge(progress: &Progress, vertex: &Vertex) -> Option<Verdict> {
+fn judge(progress: &BakeProgress, vertex: &Vertex) -> Option<Verdict> {
     let said = vertex.own_error()?;
     let (error, own) = (said.judged(), progress.own_registries());
     let of_disk = || step::disk(error).map(Verdict::from);
@@ -142,7 +142,7 @@ fn judge(progress: &Progress, vertex: &Vertex) -> Option<Verdict> {
 
 /// The same, with the stage that BuildKit supposes was meant. A name without a registry and a tag is a stage before it is an
 /// image, so a registry that does not answer is not the cause.
-fn with_near_name(progress: &Progress, verdict: Verdict) -> Verdict {
+fn with_near_name(progress: &BakeProgress, verdict: Verdict) -> Verdict {
     let [said] = progress.errors() else { return verdict };
     match near_name(said.judged()) {
         Some((name, near)) if matches!(verdict.reason, Reason::RegistryUnavailable | Reason::BaseImageNotFound) => {
@@ -153,7 +153,7 @@ fn with_near_name(progress: &Progress, verdict: Verdict) -> Verdict {
     }
 }
 
-fn describe(progress: &Progress, vertex: &Vertex) -> String {
+fn describe(progress: &BakeProgress, vertex: &Vertex) -> String {
     let target = progress.target_of(vertex).map(|target| format!("target {target}, ")).unwrap_or_default();
     let error = vertex.own_error().map_or("", |said| &said.shown);
     format!("{target}{}: {}", text::clip(&vertex.name, MAX_NAME), text::elide(error, MAX_ERROR))

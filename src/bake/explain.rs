@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use super::Definition;
 use super::evidence::Line;
 use super::ignore::Excluded;
-use super::progress::{Progress, Vertex};
+use super::progress::{BakeProgress, Vertex};
 use crate::reason::{Failure, Reason};
 
 /// The failure, with the file and the line that explain it.
-pub(super) fn explain(failure: Failure, progress: &Progress, definition: &Definition) -> Failure {
+pub(super) fn explain(failure: Failure, progress: &BakeProgress, definition: &Definition) -> Failure {
     match failure.reason {
         Reason::FileNotFound => with_excluding_line(failure, progress, definition),
         Reason::BuildFailed | Reason::DockerfileInvalid if is_internal(progress) => match definition.not_utf8() {
@@ -24,13 +24,13 @@ pub(super) fn explain(failure: Failure, progress: &Progress, definition: &Defini
 }
 
 /// Whether BuildKit could not even say what failed: gRPC does not transfer an error with text that is not UTF-8.
-fn is_internal(progress: &Progress) -> bool {
+fn is_internal(progress: &BakeProgress) -> bool {
     let is_internal = |line: &str| matches!(Line::parse(line), Line::BuildKit(said) if said.starts_with("Internal: "));
     progress.failed().next().is_none() && progress.errors().iter().any(|said| is_internal(said.judged()))
 }
 
 /// Names the line of the ignore file that excludes a missing file.
-fn with_excluding_line(failure: Failure, progress: &Progress, definition: &Definition) -> Failure {
+fn with_excluding_line(failure: Failure, progress: &BakeProgress, definition: &Definition) -> Failure {
     let excluded = progress.failed().find_map(|vertex| {
         let path = missing(vertex)?;
         definition.excluded_by(progress.target_of(vertex)?, &path)

@@ -31,7 +31,7 @@ use crate::text::tail::Tail;
 
 use ending::Ending;
 use output::Output;
-use stream::{LogReport, Report, StatusReport, VertexReport, WarningReport};
+use stream::{LogReport, StatusReport, StreamReport, VertexReport, WarningReport};
 use tails::Tails;
 
 pub(super) use failure::StepFailure;
@@ -63,7 +63,7 @@ pub(super) struct Baked {
 }
 
 /// Everything known of one bake.
-pub(super) struct Progress {
+pub(super) struct BakeProgress {
     targets: Vec<Arc<str>>,
     tags: BTreeMap<String, Vec<String>>,
     own_registries: OwnRegistries,
@@ -96,7 +96,7 @@ struct Left {
     n_long_lines: usize,
 }
 
-impl Progress {
+impl BakeProgress {
     /// For a bake of these targets.
     pub(super) fn new(baked: Baked, shown: Shown) -> Self {
         let path = |(target, path): (String, String)| (target, shown.name(&one_line(&path), MAX_PATH));
@@ -162,10 +162,10 @@ impl Progress {
 
     fn event(&mut self, line: &[u8], emit: Emit<'_>) -> serde_json::Result<()> {
         let result = stream::read(line, &mut |report| match report {
-            Report::Vertex(report) => self.vertex(&report, emit),
-            Report::Status(report) => self.progress(&report),
-            Report::Log(report) => self.log(&report, emit),
-            Report::Warning(report) => self.warning(&report, emit),
+            StreamReport::Vertex(report) => self.vertex(&report, emit),
+            StreamReport::Status(report) => self.progress(&report),
+            StreamReport::Log(report) => self.log(&report, emit),
+            StreamReport::Warning(report) => self.warning(&report, emit),
         });
         // A line reports the end of a step before the step's last output.
         for number in std::mem::take(&mut self.ended) {
@@ -370,7 +370,7 @@ impl Progress {
 }
 
 /// The whole stream's results.
-impl Progress {
+impl BakeProgress {
     /// The lines that may be the final error.
     pub(super) fn errors(&self) -> &[Said] {
         &self.ending.errors

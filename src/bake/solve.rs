@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
 use super::mask::Mask;
 use super::own_registries::OwnRegistries;
-use super::progress::{Baked, Progress};
+use super::progress::{BakeProgress, Baked};
 use super::shown::Shown;
 use super::{Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, metadata};
 use crate::event::{Event, Status, TargetReport};
@@ -59,7 +59,7 @@ pub(super) async fn solve(
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
-    let mut progress = Progress::new(baked(goal, &credentials.registries), Shown::new(mask, worker_paths));
+    let mut progress = BakeProgress::new(baked(goal, &credentials.registries), Shown::new(mask, worker_paths));
     let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
@@ -111,7 +111,13 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
 }
 
 /// Emits the result of each target and of the whole run.
-fn conclude(progress: &Progress, ended: Ended, private: &Path, definition: &Definition, journal: &Journal) -> Outcome {
+fn conclude(
+    progress: &BakeProgress,
+    ended: Ended,
+    private: &Path,
+    definition: &Definition,
+    journal: &Journal,
+) -> Outcome {
     let mut targets = progress.reports(ended.is_success());
     let is_target = |name: &str| targets.iter().any(|target| target.name == name);
     let digests = metadata::digests(private, METADATA, is_target);

@@ -8,10 +8,10 @@ use crate::event::{Event, Phase};
 
 /// The progress so far.
 #[derive(Debug, Default)]
-pub struct Progress(Mutex<State>);
+pub struct Progress(Mutex<ProgressState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ProgressState {
     phase: Option<Phase>,
     n_targets: usize,
     done: BTreeSet<String>,

@@ -27,11 +27,11 @@ fn diagnosis(version: &str, case: &str, targets: &[&str]) -> Option<Failure> {
     }
 }
 
-fn progress(targets: &[&str], dockerfile: &str) -> Progress {
+fn progress(targets: &[&str], dockerfile: &str) -> BakeProgress {
     let targets = targets.iter().map(|target| ((*target).to_owned(), Vec::new())).collect();
     let own_registries = OwnRegistries::new([], ["pushed.example/shop/web:1"]);
     let baked = Baked { targets, dockerfile_names: [dockerfile.to_owned()].into(), own_registries, ..Baked::default() };
-    Progress::new(baked, Shown::new(Mask::new([]), WorkerPaths::default()))
+    BakeProgress::new(baked, Shown::new(Mask::new([]), WorkerPaths::default()))
 }
 
 /// Why a bake failed that ended with this text.

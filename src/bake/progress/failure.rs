@@ -1,6 +1,6 @@
 //! A failed step of a Dockerfile, as its customer reads it: which one, where, how it ended, and what it printed.
 
-use super::{Progress, Vertex};
+use super::{BakeProgress, Vertex};
 use crate::bake::evidence::{self, Line};
 use crate::event::FailedStep;
 use crate::text;
@@ -40,7 +40,7 @@ impl StepFailure {
     }
 }
 
-impl Progress {
+impl BakeProgress {
     /// What is known of a failed step of a target; `None` for a vertex that has not failed by itself or is not a step. Without a
     /// name, the target is the one that buildx blames, or the first one.
     pub(in crate::bake) fn step_failure(&self, vertex: &Vertex, target: Option<&str>) -> Option<StepFailure> {

@@ -13,12 +13,12 @@ use crate::bounds;
 const BLOCK: usize = 64 << 10;
 
 /// One pipe of a step: the step's number, and whether it is standard error.
-pub(super) type Pipe = (u32, bool);
+pub(super) type StepPipe = (u32, bool);
 
 /// The unfinished lines.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    open: HashMap<Pipe, Line>,
+    open: HashMap<StepPipe, OpenLine>,
     /// Bytes of all of them.
     n_bytes: usize,
     decoded: Vec<u8>,
@@ -26,7 +26,7 @@ pub(super) struct Output {
 
 /// The beginning of a line.
 #[derive(Debug, Default)]
-struct Line {
+struct OpenLine {
     text: Vec<u8>,
     /// Bytes that were dropped after it.
     n_dropped: usize,
@@ -37,7 +37,7 @@ struct Line {
 impl Output {
     /// Reads Base64 of one pipe and passes on each finished line, with the number of bytes that were dropped at its end. Stops at
     /// invalid Base64.
-    pub(super) fn take_in(&mut self, pipe: Pipe, base64: &str, mut on_line: impl FnMut(&[u8], usize)) {
+    pub(super) fn take_in(&mut self, pipe: StepPipe, base64: &str, mut on_line: impl FnMut(&[u8], usize)) {
         let mut decoded = std::mem::take(&mut self.decoded);
         for block in base64.as_bytes().chunks(BLOCK) {
             decoded.clear();
@@ -49,7 +49,7 @@ impl Output {
         self.decoded = decoded;
     }
 
-    fn bytes(&mut self, pipe: Pipe, bytes: &[u8], on_line: &mut impl FnMut(&[u8], usize)) {
+    fn bytes(&mut self, pipe: StepPipe, bytes: &[u8], on_line: &mut impl FnMut(&[u8], usize)) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let Some(end) = piece.strip_suffix(b"\n") else {
                 self.begin(pipe, piece);
@@ -86,14 +86,14 @@ impl Output {
         steps
     }
 
-    fn begin(&mut self, pipe: Pipe, bytes: &[u8]) {
+    fn begin(&mut self, pipe: StepPipe, bytes: &[u8]) {
         let line = self.open.entry(pipe).or_default();
         self.n_bytes -= line.text.len();
         line.add(bytes, bounds::OUTPUT_OPEN - self.n_bytes);
         self.n_bytes += line.text.len();
     }
 
-    fn end(&mut self, pipe: Pipe, on_line: &mut impl FnMut(&[u8], usize)) {
+    fn end(&mut self, pipe: StepPipe, on_line: &mut impl FnMut(&[u8], usize)) {
         let Some(line) = self.open.remove(&pipe) else { return };
         self.n_bytes -= line.text.len();
         on_line(&line.text, line.n_dropped);
@@ -105,7 +105,7 @@ impl Output {
     }
 }
 
-impl Line {
+impl OpenLine {
     /// Adds bytes without a line feed, up to `room` bytes in the whole line.
     fn add(&mut self, bytes: &[u8], room: usize) {
         let text = without_returns(bytes);

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 /// One thing that BuildKit reports.
-pub(super) enum Report<'a> {
+pub(super) enum StreamReport<'a> {
     Vertex(VertexReport<'a>),
     Status(StatusReport<'a>),
     Log(LogReport<'a>),
@@ -97,18 +97,18 @@ struct Position {
 /// # Errors
 ///
 /// The line is not a status. Reports before the error were passed on.
-pub(super) fn read(line: &[u8], take: &mut dyn FnMut(Report<'_>)) -> serde_json::Result<()> {
+pub(super) fn read(line: &[u8], take: &mut dyn FnMut(StreamReport<'_>)) -> serde_json::Result<()> {
     let mut deserializer = serde_json::Deserializer::from_slice(line);
-    deserializer.deserialize_map(Status(take))?;
+    deserializer.deserialize_map(StatusVisitor(take))?;
     deserializer.end()
 }
 
-type Take<'t> = &'t mut dyn FnMut(Report<'_>);
+type Take<'t> = &'t mut dyn FnMut(StreamReport<'_>);
 
 /// The whole line.
-struct Status<'t>(Take<'t>);
+struct StatusVisitor<'t>(Take<'t>);
 
-impl<'de> Visitor<'de> for Status<'_> {
+impl<'de> Visitor<'de> for StatusVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,12 +163,12 @@ impl<'de> Visitor<'de> for Reports<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
-        let mut next = || -> Result<Option<Report<'de>>, A::Error> {
+        let mut next = || -> Result<Option<StreamReport<'de>>, A::Error> {
             Ok(match self.field {
-                Field::Vertexes => list.next_element()?.map(Report::Vertex),
-                Field::Statuses => list.next_element()?.map(Report::Status),
-                Field::Logs => list.next_element()?.map(Report::Log),
-                Field::Warnings => list.next_element()?.map(Report::Warning),
+                Field::Vertexes => list.next_element()?.map(StreamReport::Vertex),
+                Field::Statuses => list.next_element()?.map(StreamReport::Status),
+                Field::Logs => list.next_element()?.map(StreamReport::Log),
+                Field::Warnings => list.next_element()?.map(StreamReport::Warning),
                 Field::Other => None,
             })
         };
@@ -187,10 +187,10 @@ mod tests {
         let mut said = Vec::new();
         let result = read(line.as_bytes(), &mut |report| {
             said.push(match report {
-                Report::Vertex(report) => format!("vertex {} {}", report.digest, report.name),
-                Report::Status(report) => format!("status {} {}", report.vertex, report.current),
-                Report::Log(report) => format!("log {} {}", report.vertex, report.data),
-                Report::Warning(report) => format!("warning {} {}", report.vertex, report.short),
+                StreamReport::Vertex(report) => format!("vertex {} {}", report.digest, report.name),
+                StreamReport::Status(report) => format!("status {} {}", report.vertex, report.current),
+                StreamReport::Log(report) => format!("log {} {}", report.vertex, report.data),
+                StreamReport::Warning(report) => format!("warning {} {}", report.vertex, report.short),
             });
         });
         (said, result.is_ok())

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Progress, Vertex, millis};
+use super::{BakeProgress, Vertex, millis};
 use crate::report::{Status, TargetReport};
 
-impl Progress {
+impl BakeProgress {
     /// The result of each target. `is_success`: whether the whole bake succeeded.
     pub(in crate::bake) fn reports(&self, is_success: bool) -> Vec<TargetReport> {
         let ran: HashSet<&str> =

@@ -12,22 +12,22 @@ use crate::secret::Secret;
 use crate::text;
 use crate::text::paths::WorkerPaths;
 
-fn progress_with(targets: &[&str], secrets: &[&str]) -> Progress {
+fn progress_with(targets: &[&str], secrets: &[&str]) -> BakeProgress {
     let tags = |name: &str| vec![format!("registry.example.test/shop/{name}:dev")];
     let targets = targets.iter().map(|name| ((*name).to_owned(), tags(name))).collect();
     let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
     let dockerfiles = [("a", "a.Dockerfile"), ("b", "b.Dockerfile"), ("web", "web/Dockerfile")];
     let dockerfiles = dockerfiles.map(|(name, path)| (name.to_owned(), path.to_owned())).into();
-    Progress::new(Baked { targets, dockerfiles, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
+    BakeProgress::new(Baked { targets, dockerfiles, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
 }
 
-fn said(progress: &mut Progress, line: &Value) -> Vec<Event> {
+fn said(progress: &mut BakeProgress, line: &Value) -> Vec<Event> {
     let mut events = Vec::new();
     progress.line(line.to_string().as_bytes(), &mut |event| events.push(event));
     events
 }
 
-fn replay(stream: &[u8], targets: &[&str]) -> (Progress, Vec<Event>) {
+fn replay(stream: &[u8], targets: &[&str]) -> (BakeProgress, Vec<Event>) {
     let (mut progress, mut events) = (progress_with(targets, &[]), Vec::new());
     for line in stream.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         progress.line(line, &mut |event| events.push(event));
@@ -42,7 +42,7 @@ macro_rules! stream {
     };
 }
 
-fn report(progress: &Progress, name: &str, is_success: bool) -> TargetReport {
+fn report(progress: &BakeProgress, name: &str, is_success: bool) -> TargetReport {
     progress.reports(is_success).into_iter().find(|report| report.name == name).expect("a target")
 }
 
