@@ -218,7 +218,7 @@ impl BakeProgress {
             step: self.step(number),
             is_cached: vertex.was_cached(),
             took: Duration::from_millis(took),
-            error: vertex.own_error().map(|said| said.shown.clone()),
+            error: vertex.shown_error().map(str::to_owned),
         }
     }
 

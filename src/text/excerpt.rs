@@ -21,6 +21,9 @@ const MAX_FOLLOWING: usize = 2;
 /// Bytes of these lines, all together.
 const MAX_EARLIER: usize = 3 << 10;
 
+/// What a line takes beside its text.
+const LINE_COST: usize = 64;
+
 /// From this weight on, a line is kept that is not among the last ones.
 const MIN_WEIGHT: u8 = 3;
 
@@ -33,8 +36,9 @@ pub struct Excerpt {
     last: VecDeque<String>,
     /// Earlier lines, in order.
     earlier: Vec<Block>,
-    /// Bytes of all kept lines.
-    n_bytes: usize,
+    /// Bytes of the last lines and of the earlier ones.
+    last_bytes: usize,
+    earlier_bytes: usize,
 }
 
 /// An error-like line and the lines after it.
@@ -56,17 +60,18 @@ impl Excerpt {
     /// Adds a plain line without a line feed.
     pub fn push(&mut self, line: &str) {
         let line = text::clip(line, MAX_LINE);
-        self.n_bytes += line.len();
+        self.last_bytes += line.len();
         self.n_lines += 1;
         self.last.push_back(line.into_owned());
-        while self.last.len() > bounds::LOG_TAIL_LINES || self.last_bytes() > bounds::LOG_TAIL {
+        while self.last.len() > bounds::LOG_TAIL_LINES || self.last_bytes > bounds::LOG_TAIL {
             self.set_aside();
         }
     }
 
-    /// Bytes that it takes.
+    /// Bytes of memory that it takes, nearly.
     pub fn size(&self) -> usize {
-        self.n_bytes
+        let n_lines = self.last.len() + self.earlier.len() * (1 + MAX_FOLLOWING);
+        self.last_bytes + self.earlier_bytes + n_lines * LINE_COST
     }
 
     /// Drops the older half of its last lines, to make room for other excerpts.
@@ -75,33 +80,29 @@ impl Excerpt {
             self.set_aside();
         }
         if self.last.is_empty() {
-            self.n_bytes = 0;
+            self.earlier_bytes = 0;
             self.earlier.clear();
         }
-    }
-
-    fn last_bytes(&self) -> usize {
-        self.n_bytes - self.earlier.iter().map(Block::size).sum::<usize>()
     }
 
     /// Takes the oldest of the last lines, and keeps it if it looks like an error or follows one.
     fn set_aside(&mut self) {
         let at = self.n_lines - self.last.len();
         let Some(line) = self.last.pop_front() else { return };
-        self.n_bytes -= line.len();
+        self.last_bytes -= line.len();
         let weight = weight(&line);
         if let Some(block) = self.earlier.last_mut()
             && at == block.at + block.lines.len()
             && block.lines.len() <= MAX_FOLLOWING
             && weight <= block.weight
         {
-            self.n_bytes += line.len();
+            self.earlier_bytes += line.len();
             block.lines.push(line);
         } else if weight >= MIN_WEIGHT {
-            self.n_bytes += line.len();
+            self.earlier_bytes += line.len();
             self.earlier.push(Block { at, weight, lines: vec![line] });
         }
-        while self.earlier.len() > MAX_BLOCKS || self.earlier.iter().map(Block::size).sum::<usize>() > MAX_EARLIER {
+        while self.earlier.len() > MAX_BLOCKS || self.earlier_bytes > MAX_EARLIER {
             self.drop_block();
         }
     }
@@ -110,7 +111,7 @@ impl Excerpt {
     fn drop_block(&mut self) {
         let least = (0..self.earlier.len()).rev().min_by_key(|index| self.earlier[*index].weight);
         if let Some(index) = least {
-            self.n_bytes -= self.earlier.remove(index).size();
+            self.earlier_bytes -= self.earlier.remove(index).size();
         }
     }
 

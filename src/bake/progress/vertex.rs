@@ -210,6 +210,16 @@ impl Vertex {
         }
     }
 
+    /// Its error as shown, also when it is not its own or there was no room for it.
+    pub(super) fn shown_error(&self) -> Option<&str> {
+        match &self.error {
+            Failing::No => None,
+            Failing::Own(said) => Some(&said.shown),
+            Failing::Echo => Some("canceled"),
+            Failing::Untold => Some("failed"),
+        }
+    }
+
     /// The digest that was pushed under this tag.
     pub(super) fn pushed_as(&self, tag: &str) -> Option<&str> {
         let (_, digest) = self.pushed.iter().find(|(pushed, _)| **pushed == *tag)?;

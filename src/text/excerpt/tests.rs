@@ -117,7 +117,8 @@ proptest! {
         let excerpt = of(&lines);
         let text = excerpt.text().unwrap_or_default();
         prop_assert!(text.len() <= bounds::LOG_TAIL && text.lines().count() <= bounds::LOG_TAIL_LINES);
-        prop_assert!(excerpt.size() <= bounds::LOG_TAIL + MAX_EARLIER);
+        let most_lines = bounds::LOG_TAIL_LINES + MAX_BLOCKS * (1 + MAX_FOLLOWING);
+            prop_assert!(excerpt.size() <= bounds::LOG_TAIL + MAX_EARLIER + most_lines * LINE_COST);
     }
 
     #[test]
@@ -125,6 +126,6 @@ proptest! {
         let mut excerpt = of(&lines);
         (0..n).for_each(|_| excerpt.shrink());
         let kept = excerpt.last.iter().chain(excerpt.earlier.iter().flat_map(|block| &block.lines));
-        prop_assert_eq!(excerpt.size(), kept.map(String::len).sum::<usize>());
+        prop_assert_eq!(excerpt.last_bytes + excerpt.earlier_bytes, kept.map(String::len).sum::<usize>());
     }
 }
