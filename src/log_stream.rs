@@ -5,6 +5,8 @@
 //! `docs/logs.md` describes the format.
 
 mod buffer;
+mod position;
+mod reader;
 mod record;
 mod writer;
 
@@ -22,6 +24,7 @@ use crate::settings::Settings;
 
 use buffer::{Buffer, Limits, Pool};
 
+pub use reader::{LogPage, LogRead, LogReader};
 pub use record::{Record, StepOf};
 pub use writer::COMMANDS;
 

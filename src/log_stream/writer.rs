@@ -1,8 +1,7 @@
 //! Writes the log streams to Redis: one transaction for each build that has something new, at most one in 150 ms.
 //!
-//! An entry has two fields. `records` is a JSON array. `position` is the writer, the entry's number and the bytes of the stream
-//! so far: `1f2e3d4c5b6a 7 40321`. After a lost reply, the last entry's position tells what Redis has, so no line is written
-//! twice.
+//! An entry has two fields: `records`, a JSON array, and its `position`. After a lost reply, the last entry's position tells what
+//! Redis has, so no line is written twice.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +11,8 @@ use redis::Pipeline;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::buffer::Entry;
+use super::position::Position;
 use super::record::Record;
 use super::{End, LogStream, LogStreams, Shared, State};
 use crate::redis::{Complaint, RedisError};
@@ -39,21 +40,6 @@ const RUNNING: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How much longer than the stream Redis knows that there was one.
 const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// The `position` of an entry.
-struct Position {
-    writer: String,
-    number: u64,
-    total_bytes: usize,
-}
-
-impl Position {
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let (writer, number, total) = (words.next()?, words.next()?, words.next()?);
-        Some(Self { writer: writer.to_owned(), number: number.parse().ok()?, total_bytes: total.parse().ok()? })
-    }
-}
 
 impl LogStreams {
     /// Writes the streams until `ended`, and then what is left.
@@ -153,7 +139,8 @@ impl Shared {
         let entries = state.buffer.fill(WRITE);
         let last = entries.back()?.number;
         for entry in entries {
-            let position = format!("{} {} {}", stream.writer, entry.number, entry.total_bytes);
+            let Entry { number, total_bytes, .. } = *entry;
+            let position = Position { writer: stream.writer.clone(), number, total_bytes }.to_string();
             pipeline.cmd("XADD").arg(key).arg(&["*", "records", &entry.records, "position", &position]).ignore();
         }
         let is_over = state.end.is_some_and(|End { is_over }| is_over) && state.buffer.is_filled();

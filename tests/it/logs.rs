@@ -287,6 +287,87 @@ async fn streams_can_be_on_another_redis() {
     assert!(harness.redis.keys("sidebake:build:*").await.is_empty());
 }
 
+/// Runs `sidebake logs` while the test goes on.
+async fn logs(harness: &Harness, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = crate::harness::sidebake();
+    command.arg("logs").args(arguments).arg("--config").arg(harness.config("journal.ttl = \"90s\""));
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_follows_a_build_from_its_queue_to_its_end() {
+    let harness = Harness::start();
+    let line = |n: usize| vec![prints(&format!("line {n}\n")), Step::WaitMs(100)];
+    harness.builder.script(step_of((0..10).flat_map(line).collect()));
+    push(&harness).await;
+    let (code, out, err) = logs(&harness, &["42"]).await;
+    assert_eq!((code, out.as_str()), (Some(2), ""));
+    assert!(err.contains("build 42 has no log yet; it is queued on default"), "{err}");
+    let start = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        harness.worker("")
+    };
+    let ((code, out, err), _worker) = tokio::join!(logs(&harness, &["42", "--follow"]), start);
+    let printed: Vec<&str> = out.lines().filter_map(|line| line.strip_prefix("vote 2/2 | line ")).collect();
+    assert_eq!((code, printed), (Some(0), vec!["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]), "{out}{err}");
+    assert_eq!(out.lines().last(), Some("build | succeeded"));
+    for needed in
+        ["build | attempt 1 of job ", "build | acme/voting-app at ", "vote 2/2 | [2/2] RUN make", "vote | succeeded"]
+    {
+        assert!(out.contains(needed), "{needed} is not in {out}");
+    }
+
+    let jid = harness.redis.keys("sidebake:build:*:log").await.into_iter().find(|key| !key.contains(":42:")).unwrap();
+    let (code, by_jid, _) = logs(&harness, &[jid.split(':').nth(2).unwrap()]).await;
+    assert_eq!((code, by_jid), (Some(0), out));
+    let (code, out, _) = logs(&harness, &["42", "--json", "--target", "vote"]).await;
+    let records: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(code == Some(0) && !records.is_empty(), "{out}");
+    assert!(records.iter().all(|record| record["id"].as_str().unwrap().contains('-')));
+    assert_eq!(
+        (lines(&records).len(), of_type(&records, "target_end").len(), of_type(&records, "phase").len()),
+        (10, 1, 0)
+    );
+    let (code, out, err) = logs(&harness, &["42", "--target", "web"]).await;
+    assert!(
+        code == Some(1) && out.is_empty() && err.contains("build 42 has no target web; its targets: vote"),
+        "{err}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_tells_unknown_expired_deleted_and_trimmed_logs_apart() {
+    let harness = Harness::start();
+    let (code, _, err) = logs(&harness, &["42", "--follow"]).await;
+    assert!(code == Some(2) && err.contains("no build 42 is known"), "{code:?} {err}");
+
+    let line = |n: usize| vec![prints(&format!("line {n}\n")), Step::WaitMs(200)];
+    harness.builder.script(step_of([(0..5).flat_map(line).collect(), vec![Step::Hold]].concat()));
+    let _worker = harness.worker("");
+    let key = push(&harness).await;
+    harness.until("the lines are there", async || lines(&records(&harness.redis, &key).await).len() == 5).await;
+    let delete = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        run(&harness.redis, &["DEL", &key]).await;
+    };
+    let ((code, out, err), ()) = tokio::join!(logs(&harness, &["42", "--follow"]), delete);
+    assert!(code == Some(4) && out.contains("line 4"), "{code:?} {out}");
+    assert!(err.contains("the log of build 42 was deleted while it was read"), "{err}");
+
+    harness.builder.release();
+    wait_for_end(&harness, &harness.redis, &key).await;
+    let (code, out, err) = logs(&harness, &["42", "--follow"]).await;
+    assert!(code == Some(4) && out.ends_with("build | succeeded\n"), "{code:?} {out}");
+    assert!(err.contains("entries of the log of build 42 were removed before they were read"), "{err}");
+
+    run(&harness.redis, &["PEXPIRE", &key, "0"]).await;
+    let (code, out, err) = logs(&harness, &["42"]).await;
+    assert!(code == Some(3) && out.is_empty(), "{code:?} {out}");
+    assert!(err.contains("the log of build 42 has expired; journal.ttl is 1m 30s"), "{err}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_written_without_the_setting() {
     let harness = Harness::start();
