@@ -71,6 +71,7 @@ bounds! {
     SAID: 32 << 10, Bytes, "Text that docker-buildx writes beside its events", "the oldest lines are dropped";
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
     TITLE: 160, Bytes, "Name of a step in a log line or on the terminal", "cut, with a mark";
+    LOG_ENTRY: 32 << 10, Bytes, "One entry of a log stream, without its last record", "continued in the next entry";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";

@@ -5,6 +5,7 @@ mod builder;
 mod cancel;
 mod doctor;
 mod enqueue;
+mod logs;
 mod plan;
 mod release;
 
@@ -40,6 +41,8 @@ enum Command {
     Enqueue(enqueue::Enqueue),
     /// Cancel a build that is queued, scheduled, waiting for a retry or running
     Cancel(cancel::Cancel),
+    /// Print the live log of a build
+    Logs(logs::Logs),
     /// Requeue in-flight jobs of dead workers
     Release(release::Release),
     /// Show what a job would do, without building
@@ -102,6 +105,7 @@ impl Cli {
             Command::Build(build) => build.run(settings, &shutdown).await,
             Command::Enqueue(enqueue) => enqueue.run(&settings).await,
             Command::Cancel(cancel) => cancel.run(&settings).await,
+            Command::Logs(logs) => logs.run(&settings).await,
             Command::Release(release) => release.run(&settings).await,
             Command::Plan(plan) => plan.run(&settings).await,
             Command::Builder(builder) => builder.run(&settings).await,

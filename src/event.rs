@@ -85,6 +85,8 @@ pub enum Event {
         reason: Option<Reason>,
         /// The same as a sentence for the customer.
         message: Option<String>,
+        /// Whether the build is over: no other attempt follows.
+        is_over: bool,
     },
 }
 
@@ -188,6 +190,17 @@ pub enum Status {
     Failed,
     /// It was cancelled.
     Cancelled,
+}
+
+impl Status {
+    /// As in a report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// One image.

@@ -69,6 +69,7 @@ pub mod journal;
 pub mod bake;
 pub mod builder;
 pub mod github;
+pub mod log_stream;
 pub mod rails;
 pub mod sidekiq;
 pub mod source;

@@ -17,6 +17,7 @@ use tracing::Instrument;
 use crate::clock::Epoch;
 use crate::event::{Event, Moment};
 use crate::field_error::FieldError;
+use crate::log_stream::LogStreams;
 use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
@@ -51,6 +52,8 @@ pub struct Processor {
     pub redis: Redis,
     /// This process.
     pub identity: Arc<Identity>,
+    /// The live logs of builds.
+    pub log_streams: LogStreams,
     /// Sidekiq's metrics.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the worker stops waiting for running builds.
@@ -187,7 +190,9 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &AttemptOutcome) -> Settlement {
     let disposition = dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
     let failure = outcome.failure();
     let (reason, message) = failure.as_ref().map(|failure| (failure.reason, failure.message())).unzip();
-    job.journal.emit(Event::Ended { status: outcome.status(), reason, message });
+    let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
+    let is_reclaimed = job.running.reclaimed.is_cancelled();
+    job.journal.emit(Event::Ended { status: outcome.status(), reason, message, is_over: is_over && !is_reclaimed });
     let report = job.record.report();
     log_end(outcome, &report, disposition, &job.running);
     let dead_or_due = || match &failure {
@@ -207,10 +212,9 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &AttemptOutcome) -> Settlement {
         Some(Effect::Push { queue: callback.queue.clone(), text })
     });
     // A cancellation that comes too late for this attempt stays for the next one.
-    let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
     let unlink = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
-        run_end: run_end(outcome, disposition, job.running.reclaimed.is_cancelled()),
+        run_end: run_end(outcome, disposition, is_reclaimed),
         is_processed: disposition != Disposition::Requeue,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
         effects: effect.into_iter().chain(push).chain(unlink).collect(),

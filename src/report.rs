@@ -82,7 +82,7 @@ impl Report {
             Event::Warning(warning) if !self.warnings.contains(warning) => self.warnings.push(warning.clone()),
             Event::Notice(notice) => self.notices.push(notice.clone()),
             Event::NoticeLeftOut => self.count_notice(),
-            Event::Ended { status, reason, message } => {
+            Event::Ended { status, reason, message, .. } => {
                 (self.status, self.reason) = (Some(*status), *reason);
                 self.message.clone_from(message);
             }
@@ -182,7 +182,12 @@ mod tests {
             placed(Some("pod-1")),
             Event::ContextSent { n_bytes: 3 },
             target("web", Status::Succeeded),
-            Event::Ended { status: Status::Failed, reason: Some(Reason::StepFailed), message: Some("a step".into()) },
+            Event::Ended {
+                status: Status::Failed,
+                reason: Some(Reason::StepFailed),
+                message: Some("a step".into()),
+                is_over: true,
+            },
         ]);
         let end = (report.status, report.reason, report.message.as_deref());
         assert_eq!(end, (Some(Status::Failed), Some(Reason::StepFailed), Some("a step")));

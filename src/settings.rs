@@ -13,6 +13,7 @@ mod github;
 mod health;
 mod job_class;
 mod jobs;
+mod journal;
 mod lease;
 mod log;
 mod pattern;
@@ -40,6 +41,7 @@ pub use github::Github;
 pub use health::Health;
 pub use job_class::{JobClass, Resolve, Shape};
 pub use jobs::{Jobs, PROBE, Timestamps};
+pub use journal::Journal;
 pub use lease::Lease;
 pub use log::{Log, LogFormat};
 pub use pattern::{NamePattern, TextPattern};
@@ -87,6 +89,8 @@ pub struct Settings {
     pub lease: Lease,
     /// Which jobs the worker runs, and how it retries them.
     pub jobs: Jobs,
+    /// The live log of each build: a Redis Stream.
+    pub journal: Journal,
     /// The GitHub App.
     pub github: Github,
     /// Fetch and checkout.
@@ -123,6 +127,7 @@ impl Default for Settings {
             health: Health::default(),
             lease: Lease::default(),
             jobs: Jobs::default(),
+            journal: Journal::default(),
             github: Github::default(),
             source: Source::default(),
             buildx: Buildx::default(),
@@ -149,6 +154,14 @@ impl Settings {
         self.capsules().iter().map(|(_, capsule)| capsule.concurrency).sum()
     }
 
+    /// The connection to the Redis of the live logs. Without `journal.redis_url`, it is Sidekiq's.
+    pub fn redis_of_logs(&self) -> Redis {
+        match &self.journal.redis_url {
+            Some(url) => Redis { url: url.clone(), sentinels: Vec::new(), ..self.redis.clone() },
+            None => self.redis.clone(),
+        }
+    }
+
     /// Checks what the types cannot express. Call it again after a command line has changed a setting.
     ///
     /// # Errors
@@ -163,6 +176,7 @@ impl Settings {
         self.state.check()?;
         self.lease.check()?;
         self.jobs.check()?;
+        self.journal.check()?;
         self.github.check()?;
         self.source.check()?;
         self.buildx.check()?;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Epoch;
 use crate::environment;
 use crate::health::{Health, HealthError};
+use crate::log_stream::LogStreams;
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
@@ -56,6 +57,9 @@ pub enum WorkerError {
     /// The Redis URL is not valid.
     #[error("redis.url: {0}")]
     Redis(#[from] RedisError),
+    /// The Redis URL of the live logs is not valid.
+    #[error("journal.redis_url: {0}")]
+    LogStreams(RedisError),
     /// Sidekiq does not work on this kind of server.
     #[error("{0}")]
     Cluster(String),
@@ -119,6 +123,8 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         integrations: Integrations::new(&settings, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
+        log_streams: LogStreams::new(&settings, keys::build_events, keys::build_log)
+            .map_err(WorkerError::LogStreams)?,
         metrics: Arc::default(),
         kill: CancellationToken::new(),
     });
@@ -143,6 +149,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),
+            processor.log_streams.run(&ended),
             health.run(for_health, &shutdown.quiet, has_room, &ended),
             state::watch(state, &settings.state, &room, &ended),
             beat(&lease, &systemd, &ended),

@@ -37,7 +37,7 @@ impl Cancel {
 
 /// Whether this is a job of this worker's classes with this jid or `build_id`. A job that carries only an id has it as its first
 /// argument.
-fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
+pub(super) fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
     if !jobs.runs(&payload.class) {
         return false;
     }

@@ -13,6 +13,7 @@ use crate::builder::Builders;
 use crate::github::App;
 use crate::hex;
 use crate::job::{Build, Recipe, Repository, Trust};
+use crate::log_stream;
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
 use crate::settings::{SandboxMode, Settings};
@@ -108,6 +109,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
         Finding::new(trouble.about, health, trouble.message)
     }));
     findings.push(commands(settings).await);
+    findings.extend(log_stream(settings).await);
     if let Err(error) = tracking(settings).await {
         let message = format!("no CLIENT TRACKING ({error}): workers poll for new jobs twice a second");
         findings.push(Finding::new("redis tracking", Color::Yellow, message));
@@ -118,7 +120,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
 /// Whether the user may use every command that a worker sends.
 async fn commands(settings: &Settings) -> Finding {
     let missing = match Redis::new(&settings.redis) {
-        Ok(redis) => rights::missing(redis).await,
+        Ok(redis) => rights::missing(redis, rights::COMMANDS).await,
         Err(error) => Err(error),
     };
     let found = match missing.map_err(|error| error.to_string()) {
@@ -129,6 +131,25 @@ async fn commands(settings: &Settings) -> Finding {
         Err(error) => Err(error),
     };
     Finding::of("redis commands", found)
+}
+
+/// Whether the live logs can be written. Builds do not need them, so this is never red.
+async fn log_stream(settings: &Settings) -> Option<Finding> {
+    if !settings.journal.stream {
+        return None;
+    }
+    let missing = match Redis::new(&settings.redis_of_logs()) {
+        Ok(redis) => rights::missing(redis, log_stream::COMMANDS).await,
+        Err(error) => Err(error),
+    };
+    let (health, detail) = match missing {
+        Ok(missing) if missing.is_empty() => (Color::Green, "the user may write live logs".to_owned()),
+        Ok(missing) => {
+            (Color::Yellow, format!("the ACL of this user lacks {}: builds have no live log", missing.join(", ")))
+        }
+        Err(error) => (Color::Yellow, format!("builds have no live log: {error}")),
+    };
+    Some(Finding::new("live log", health, detail))
 }
 
 /// Whether Redis can push new jobs to an idle worker.

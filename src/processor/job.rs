@@ -47,8 +47,12 @@ impl Job {
             None => Value::Null,
         };
         let record = Arc::new(Record::new(report));
-        let listeners: Vec<Arc<dyn Listener>> =
+        let mut listeners: Vec<Arc<dyn Listener>> =
             vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
+        // A probe builds nothing.
+        if class.is_some() && payload.class != PROBE {
+            listeners.extend(processor.log_streams.begin(&payload.jid, attempt).map(|stream| stream as _));
+        }
         let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
         let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };

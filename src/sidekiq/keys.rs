@@ -26,6 +26,8 @@
 //! | `sidebake:apart` | set | identities of the processes that hold a suspect job | turn, recovery, lease | – |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
+//! | `sidebake:build:<build_id or jid>:events` | stream | events and output of a build; `docs/logs.md` has the format | log stream | `journal.ttl` after the end; a day while it runs |
+//! | `sidebake:build:<build_id or jid>:log` | string | the id in the stream's key | log stream | 7 days longer than the stream |
 //!
 //! The key names in the scripts are arguments from here. Three are made in `turn.lua`, which says why: `stat:*`, the leases
 //! of other processes, and `sidebake:none`, which never exists.
@@ -100,6 +102,16 @@ pub fn lease(identity: impl Display) -> String {
 /// The builds that a process runs, by builder and pod.
 pub fn occupancy(identity: impl Display) -> String {
     format!("sidebake:occupancy:{identity}")
+}
+
+/// The events and output of a build.
+pub fn build_events(id: &str) -> String {
+    format!("sidebake:build:{id}:events")
+}
+
+/// Under a `build_id` or a jid, the id in the key of the build's stream.
+pub fn build_log(id: &str) -> String {
+    format!("sidebake:build:{id}:log")
 }
 
 /// How often each class ran in a minute (Sidekiq 7, then 8), and in ten minutes (Sidekiq 8).

@@ -40,7 +40,7 @@ const INFRASTRUCTURE: &[&str] = &[
     "stop",
     "systemd",
 ];
-const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder"];
+const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder", "log_stream"];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
 /// What the builder may use of the bake: the type that it fills in, with its parts, and the child that dials a pod.

@@ -28,6 +28,7 @@ mod hostile_source;
 mod late;
 mod layers;
 mod limits;
+mod logs;
 mod memory;
 mod poison;
 mod poller;

@@ -324,6 +324,26 @@ async fn doctor_names_the_commands_that_the_acl_lacks_and_writes_nothing() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_warns_when_the_acl_lacks_a_command_of_the_live_log() {
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
+    let url = harness.redis.url().replace("redis://", "redis://narrow:secret@");
+    for (lacking, health, expected) in
+        [("-xadd -xtrim", "yellow", "lacks XADD, XTRIM:"), ("+ping", "green", "may write live logs")]
+    {
+        let rights = format!("SETUSER narrow reset on >secret ~* +@all {lacking}");
+        let rights: Vec<&str> = rights.split(' ').collect();
+        redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
+        let findings = doctor(&harness, &url);
+        let of = |name: &str| findings.as_array().unwrap().iter().find(|finding| finding["name"] == name).unwrap();
+        let (log, worker) = (of("live log"), of("redis commands"));
+        assert!(log["health"] == health && log["detail"].as_str().unwrap().contains(expected), "{log:#}");
+        assert_eq!(worker["health"], "green");
+        assert!(harness.redis.keys("*").await.is_empty());
+    }
+}
+
 fn doctor(harness: &Harness, url: &str) -> Value {
     let config = harness.config("");
     let mut command = crate::harness::sidebake();

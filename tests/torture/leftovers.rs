@@ -50,7 +50,7 @@ async fn of_progress(redis: &Redis, fleet: &Fleet) -> Vec<String> {
     wrong
 }
 
-/// Checks one of sidebake's keys. Only keys with an expiry may remain, and counts of crashes and stops.
+/// Checks one of sidebake's keys. Only keys that expire soon may remain, logs of builds, and counts of crashes and stops.
 async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
     let n_jobs = |n_times: usize| n_times * CONCURRENCY;
     let most = match key {
@@ -58,7 +58,7 @@ async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
             n_jobs(fleet.n_crashes.load(Ordering::Relaxed) + fleet.n_stops.load(Ordering::Relaxed))
         }
         "sidebake:interruptions" => n_jobs(fleet.n_stops.load(Ordering::Relaxed)),
-        _ if ends_soon(redis, key).await => return None,
+        _ if ends_soon(redis, key).await || is_log(redis, key).await => return None,
         _ => return Some(format!("{key} is left")),
     };
     let n: usize = look::ask(redis, redis::cmd("HLEN").arg(key)).await.unwrap_or(0);
@@ -71,6 +71,13 @@ async fn ends_soon(redis: &Redis, key: &str) -> bool {
     let ttl_s: i64 = look::ask(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1);
     // The key may have expired meanwhile.
     kind == "none" || kind == "string" && (-2..=60).contains(&ttl_s) && ttl_s != -1
+}
+
+/// Whether a key is of the log of an ended build: it has a TTL.
+async fn is_log(redis: &Redis, key: &str) -> bool {
+    let is_named = key.starts_with("sidebake:build:") && (key.ends_with(":events") || key.ends_with(":log"));
+    let ttl_s: i64 = look::ask(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1);
+    is_named && ttl_s != -1
 }
 
 /// Checks the entries of the dead set.

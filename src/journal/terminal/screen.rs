@@ -337,7 +337,10 @@ mod tests {
         screen.take_in(&Event::StepStarted(make.clone()), now);
         screen.take_in(&Event::PhaseEnded(Phase::Bake, SECOND), now);
         assert!(!screen.is_idle());
-        screen.take_in(&Event::Ended { status: Status::Cancelled, reason: None, message: None }, now + SECOND);
+        screen.take_in(
+            &Event::Ended { status: Status::Cancelled, reason: None, message: None, is_over: true },
+            now + SECOND,
+        );
         assert!(screen.is_idle());
         let expected = ["[+] bake                            1.0s", " => CANCELED vote [2/3] RUN make    1.0s"];
         assert_eq!(drawn(&mut screen, now, (24, 40)), expected);
