@@ -4,6 +4,7 @@
 //! not. Each child runs in a sandbox with an environment made from nothing and no PATH, so nothing but buildx and its loader
 //! can be executed. What is solved is exactly what was validated.
 
+mod as_written;
 mod child;
 mod credentials;
 mod define;
@@ -12,10 +13,13 @@ mod definition_file;
 mod diagnose;
 mod escape;
 mod evidence;
+mod explain;
 mod grants;
 mod ignore;
 mod mask;
 mod metadata;
+mod noise;
+mod own_registries;
 mod policy;
 mod print;
 mod progress;
@@ -31,7 +35,6 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::{Event, Phase};
-use crate::field_error::FieldError;
 use crate::job::{Build, Sha};
 use crate::journal::Journal;
 use crate::process::ProcessError;
@@ -46,6 +49,8 @@ pub use child::{Child, Configuration, dial_child};
 pub use define::application as define_application;
 pub use definition::Definition;
 pub use definition_file::admit;
+pub use ignore::Excluded;
+pub use policy::Refusal;
 
 /// The first version of buildx that evaluates a repository's `Dockerfile.rego`.
 const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
@@ -59,9 +64,9 @@ pub enum BakeError {
     /// `--print` refuses the definition.
     #[error("{0}")]
     Invalid(String),
-    /// The definition asks for something that is not allowed.
-    #[error("{0}")]
-    Refused(#[from] FieldError),
+    /// A field of the definition is not allowed, not valid, or names something that does not exist.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// A directory or file of the job cannot be created.
     #[error(transparent)]
     State(#[from] StateError),
@@ -96,7 +101,7 @@ impl HasReason for BakeError {
     fn reason(&self) -> Option<Reason> {
         Some(match self {
             Self::Invalid(_) => Reason::DefinitionInvalid,
-            Self::Refused(_) => Reason::PolicyRefused,
+            Self::Refused(refusal) => refusal.reason,
             Self::State(_) | Self::Process(_) | Self::Launcher(_) => Reason::WorkerFailed,
             Self::Credentials { .. } | Self::Secret { .. } => Reason::WorkerFailed,
             Self::Stopped => return None,
@@ -213,18 +218,38 @@ impl Bake {
         // Our own template has nothing to resolve: buildx only has to confirm it, in one call instead of two.
         if let Some(targets) = define::resolved(request) {
             let definition = self.validate_targets(targets, request, directory).await?;
-            if print::is_understood(self, &definition, request, directory, stop).await? {
-                return Ok(definition.understood());
+            if let Some(definition) = self.confirmed(definition, request, directory, stop).await? {
+                return Ok(definition);
             }
         }
         admit(request)?;
         let input = define::input(request);
         let printed = print::print(self, &input, request, directory, stop).await?;
         let definition = self.validate(&printed, request, directory).await?;
-        match print::is_understood(self, &definition, request, directory, stop).await? {
-            true => Ok(definition.understood()),
-            false => Err(BakeError::Launcher("buildx resolved the checked definition differently".into())),
+        let refusal = as_written::refusal(&definition.targets);
+        let confirmed = self.confirmed(definition, request, directory, stop).await?;
+        let differs = || BakeError::Launcher("buildx resolved the checked definition differently".into());
+        confirmed.ok_or_else(|| refusal.map_or_else(differs, BakeError::Refused))
+    }
+
+    /// The definition that buildx resolves to exactly the validated targets; `None` when there is none.
+    async fn confirmed(
+        &self,
+        definition: Definition,
+        request: &BakeRequest<'_>,
+        directory: &JobDirectory,
+        stop: &CancellationToken,
+    ) -> Result<Option<Definition>, BakeError> {
+        if print::is_understood(self, &definition, request, directory, stop).await? {
+            return Ok(Some(definition.understood()));
         }
+        let Some((rest, compose)) = as_written::split(&definition.targets) else { return Ok(None) };
+        let file = directory.join(as_written::FILE);
+        write_private(&file, compose.as_bytes())?;
+        let text = escape::definition(&rest, self.has_policies().await?);
+        let definition = Definition { text, compose: Some(file), ..definition };
+        let is_understood = print::is_understood(self, &definition, request, directory, stop).await?;
+        Ok(is_understood.then(|| definition.understood()))
     }
 
     /// Validates what `--print` has printed of a request's definition.
@@ -239,7 +264,7 @@ impl Bake {
         directory: &JobDirectory,
     ) -> Result<Definition, BakeError> {
         let mut targets = print::read(printed)?;
-        define::add_secrets(request, &mut targets);
+        define::restore(request, &mut targets);
         self.validate_targets(targets, request, directory).await
     }
 
@@ -264,6 +289,8 @@ impl Bake {
             targets: validated.targets,
             worktree: request.worktree.to_owned(),
             notices: validated.notices,
+            compose: None,
+            local: validated.local,
             secrets,
             hidden: validated.secrets.values().map(|(_, secret)| secret.to_text()).collect(),
         })
@@ -283,7 +310,7 @@ impl Bake {
     ///
     /// # Errors
     ///
-    /// Only when buildx could not be run. A build that fails is an [`Outcome`].
+    /// When buildx could not be run, or this builder cannot build the definition. A build that fails is an [`Outcome`].
     pub async fn solve(
         &self,
         build: &Build,
@@ -293,6 +320,10 @@ impl Bake {
         journal: &Journal,
         stop: &CancellationToken,
     ) -> Result<Outcome, BakeError> {
+        // The docker driver has no record.
+        if let (Some(refusal), Some(_)) = (&goal.definition.local, &location.configuration.record) {
+            return Err(refusal.clone().into());
+        }
         solve::solve(self, build, goal, location, directory, journal, stop).await
     }
 
@@ -305,7 +336,11 @@ impl Bake {
     pub fn describe(&self, location: &Location, directory: &Path) -> (Vec<String>, Vec<String>) {
         let environment = solve::environment(location, directory);
         let mut arguments = vec![self.buildx.binary.display().to_string()];
-        arguments.extend(solve::arguments(location, &directory.join(solve::METADATA)));
+        arguments.extend(solve::arguments(
+            location,
+            &directory.join(solve::METADATA),
+            &["--file", "-"].map(str::to_owned),
+        ));
         (environment.into_keys().collect(), arguments)
     }
 

@@ -80,6 +80,7 @@ bounds! {
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
     VALUES: 50_000, Count, "Names and values in one JSON text from outside", "like a text that is too long";
+    DOCKERFILE: 512 << 10, Bytes, "A Dockerfile, also an inline one", "`dockerfile_invalid`";
     STRING: 2 << 20, Bytes, "A text of an Application Template or a definition", "`invalid_arguments`";
     PATH: 4095, Bytes, "A path in arguments: `compose`, `bake`, `context`, `dockerfile`", "`invalid_arguments`";
     NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";

@@ -38,6 +38,18 @@ pub fn docker_host() -> Option<String> {
     std::env::var("DOCKER_HOST").ok()
 }
 
+/// Whether a terminal may get colors: `NO_COLOR` is empty or not set (<https://no-color.org>).
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn wants_colors() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Whether the terminal can move its cursor: `TERM` is set, and not to `dumb`.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn has_cursor() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term != "dumb" && !term.is_empty())
+}
+
 /// The environment of credential helpers and of a kubeconfig's plugins: that of this process without `SIDEBAKE_…` and without
 /// the variable of Redis' URL.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]

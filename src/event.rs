@@ -100,6 +100,11 @@ pub struct Step {
 }
 
 impl Step {
+    /// Whether `other` is an event's clone of the same step. Its target may differ: targets share steps, and BuildKit names them in turn.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.name, &other.name)
+    }
+
     /// A short label: `vote 2/3`, `vote build 2/3`. At most [`bounds::LABEL`] bytes.
     pub fn label(&self) -> String {
         let bracket = self.name.strip_prefix('[').and_then(|rest| rest.split_once(']'));

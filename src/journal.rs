@@ -18,7 +18,7 @@ use crate::{bounds, text};
 
 pub use progress::Progress;
 pub use record::Record;
-pub use terminal::{Terminal, print_report};
+pub use terminal::{Terminal, Wishes, print_report};
 
 /// Receives all events of a build. It must not block for long: the emitting code waits.
 pub trait Listener: fmt::Debug + Send + Sync {

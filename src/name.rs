@@ -1,4 +1,6 @@
-//! Names that are safe as one component of a path or URL.
+//! Names that are safe as one component of a path or URL, and the grammar of image references.
+
+pub mod reference;
 
 /// Whether a text is safe as one component of a path or URL: letters, digits, `-`, `_` and `.`, at most 100 of them, the first
 /// one not a dot.

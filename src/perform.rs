@@ -199,7 +199,8 @@ async fn solve_watched(
         outcome = &mut solve => Err(outcome),
         loss = session.lost() => Ok(loss),
         () = sleep(limit) => {
-            attempt.stop.because(Cause::TimedOut { limit });
+            attempt.stop.note(Cause::TimedOut { limit });
+            stop.cancel();
             Err((&mut solve).await)
         }
     };
@@ -217,7 +218,8 @@ async fn solve_watched(
         (Some(End::Stopped), lost) => lost,
         (Some(End::Failed(failure)), _) => session.post_mortem(failure).await,
     };
-    outcome.end = loss.as_ref().map(|loss| loss.failure.clone().into()).or(outcome.end);
+    let end = loss.as_ref().map(|loss| loss.failure.clone().into()).or(outcome.end);
+    outcome.end = end.map(|end: End| end.map(|failure| session.with_memory_limit(failure)));
     Ok((outcome, loss))
 }
 

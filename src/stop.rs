@@ -22,8 +22,13 @@ impl Stop {
     /// Stops the build. The first cause counts.
     pub fn because(&self, cause: Cause) {
         // Set before the token is cancelled, so that every listener finds the cause.
-        let _ = self.cause.set(if self.token.is_cancelled() { Cause::Shutdown } else { cause });
+        self.note(cause);
         self.token.cancel();
+    }
+
+    /// Notes the cause of a stop whose last part the caller stops by itself: the rest of the build may clean up in peace.
+    pub fn note(&self, cause: Cause) {
+        let _ = self.cause.set(if self.token.is_cancelled() { Cause::Shutdown } else { cause });
     }
 
     /// Cancelled when the build is to end.
@@ -33,12 +38,14 @@ impl Stop {
 
     /// Why the build was stopped; `None` while it may go on.
     pub fn cause(&self) -> Option<Cause> {
-        self.token.is_cancelled().then(|| self.cause.get().copied().unwrap_or(Cause::Shutdown))
+        self.cause.get().copied().or_else(|| self.token.is_cancelled().then_some(Cause::Shutdown))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -49,6 +56,10 @@ mod tests {
         stop.because(Cause::Cancelled);
         stop.because(Cause::Reclaimed);
         assert!(stop.token().is_cancelled() && !other.token().is_cancelled());
+        let late = Stop::with(&shutdown);
+        late.note(Cause::TimedOut { limit: Duration::ZERO });
+        late.because(Cause::Cancelled);
+        assert_eq!(late.cause(), Some(Cause::TimedOut { limit: Duration::ZERO }));
         shutdown.cancel();
         other.because(Cause::Cancelled);
         assert_eq!([stop.cause(), other.cause()], [Some(Cause::Cancelled), Some(Cause::Shutdown)]);

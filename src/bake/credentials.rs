@@ -58,12 +58,15 @@ pub(super) struct Credentials {
     pub(super) config: Secret,
     /// Its secrets, in each form in which they can appear, for masking.
     pub(super) secrets: Vec<Secret>,
+    /// The registries that they are for, as in `auths`.
+    pub(super) registries: Vec<String>,
 }
 
 impl Credentials {
     fn new(auths: Map<String, Value>) -> Self {
         let secrets = auths.values().flat_map(secrets).map(Secret::new).collect();
-        Self { config: Secret::new(json!({"auths": auths}).to_string()), secrets }
+        let registries = auths.keys().cloned().collect();
+        Self { registries, config: Secret::new(json!({"auths": auths}).to_string()), secrets }
     }
 }
 

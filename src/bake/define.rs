@@ -14,7 +14,7 @@ use crate::job::{Application, Image, Recipe};
 pub(super) fn input(request: &BakeRequest<'_>) -> Input {
     match &request.build.recipe {
         Recipe::Application(template) => {
-            // buildx would look for the file of each secret, which only `add_secrets` and policy know.
+            // buildx would look for the file of each secret, which only `restore` and policy know.
             let without_secrets = |image: &Image| Image { secrets: Vec::new(), ..image.clone() };
             Input::Text(application(&Application { images: template.images.iter().map(without_secrets).collect() }))
         }
@@ -23,13 +23,17 @@ pub(super) fn input(request: &BakeRequest<'_>) -> Input {
     }
 }
 
-/// Adds the secrets that [`input`] has left out to the printed targets of an Application Template.
-pub(super) fn add_secrets(request: &BakeRequest<'_>, targets: &mut Targets) {
+/// Fields that bake resolves to themselves, but for the text that it normalizes.
+const WRITTEN: [&str; 6] = ["args", "context", "contexts", "dockerfile", "dockerfile-inline", "labels"];
+
+/// Restores in the printed targets of an Application Template what is as it was written, and the secrets that [`input`] has left
+/// out.
+pub(super) fn restore(request: &BakeRequest<'_>, targets: &mut Targets) {
     let Recipe::Application(template) = &request.build.recipe else { return };
     for image in &template.images {
-        if let (Some(secrets), Some(target)) = (secrets(image), targets.get_mut(&image.name)) {
-            target.insert("secret".into(), secrets);
-        }
+        let Some(printed) = targets.get_mut(&image.name) else { continue };
+        let own = target(image, str::to_owned).into_iter();
+        printed.extend(own.filter(|(field, _)| field == "secret" || WRITTEN.contains(&field.as_str())));
     }
 }
 

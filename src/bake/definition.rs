@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::ignore::Search;
-use super::policy;
+use super::ignore::{self, Excluded, Search};
+use super::policy::{self, Refusal};
 use crate::beneath::Directory;
+use crate::bounds;
 use crate::secret::Secret;
 
 /// The fields of a target that are read again later.
@@ -24,6 +25,10 @@ pub struct Definition {
     pub worktree: PathBuf,
     /// Fields that were replaced, as notices for the customer.
     pub notices: Vec<String>,
+    /// A compose file with text that bake would change. buildx merges it with `text`.
+    pub(super) compose: Option<PathBuf>,
+    /// The refusal on a builder that is not the engine of this machine.
+    pub(super) local: Option<Refusal>,
     /// The directory of its build secrets.
     pub(super) secrets: PathBuf,
     /// Secrets to mask in everything that is reported of the build.
@@ -40,6 +45,12 @@ impl Definition {
             fields.get_mut("dockerfile-inline").map(Value::take);
         }
         self
+    }
+
+    /// The arguments of bake that name its files: standard input comes last, and counts where two set one field.
+    pub(super) fn files(&self) -> Vec<String> {
+        let compose = self.compose.iter().map(|file| file.display().to_string());
+        compose.chain(["-".to_owned()]).flat_map(|file| ["--file".to_owned(), file]).collect()
     }
 
     /// The names of all targets.
@@ -61,11 +72,27 @@ impl Definition {
 
     /// Path of a target's Dockerfile from the root of the worktree; `None` for an inline one.
     pub fn dockerfile(&self, target: &str) -> Option<String> {
-        let fields = self.targets.get(target)?;
-        let text = |field: &str| fields.get(field).and_then(Value::as_str);
-        let path = policy::paths::dockerfile(Path::new(text("context")?), text("dockerfile").unwrap_or("Dockerfile"));
-        let path = path.strip_prefix(&self.worktree).ok().filter(|_| !fields.contains_key("dockerfile-inline"))?;
-        Some(path.to_string_lossy().into_owned())
+        let path = context(self.targets.get(target)?).1?;
+        Some(path.strip_prefix(&self.worktree).ok()?.to_string_lossy().into_owned())
+    }
+
+    /// Why a path from a target's context is not sent to the builder, although the repository has it.
+    pub fn excluded_by(&self, target: &str, path: &Path) -> Option<Excluded> {
+        let root = Directory::open(&self.worktree).ok()?;
+        let (context, dockerfile) = context(self.targets.get(target)?);
+        ignore::excluded(&root, &self.worktree, &context, dockerfile.as_deref(), path)
+    }
+
+    /// The first line that is not UTF-8 in a Dockerfile of the repository, and that file's path from the worktree's root.
+    pub fn not_utf8(&self) -> Option<(PathBuf, usize)> {
+        let root = Directory::open(&self.worktree).ok()?;
+        self.targets.values().filter_map(|fields| context(fields).1).find_map(|dockerfile| {
+            let found = root.resolve(dockerfile.strip_prefix(&self.worktree).ok()?).ok()?;
+            let content = root.read(&found.path, bounds::DOCKERFILE).ok()?;
+            let error = std::str::from_utf8(&content).err()?;
+            let n_before = content[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+            Some((found.path, n_before + 1))
+        })
     }
 
     /// These targets and all targets linked to them, in both directions. A target that is built again changes its dependents:
@@ -91,18 +118,23 @@ impl Definition {
 
 /// Looks into everything that a target reads.
 fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
-    let text = |field: &str| fields.get(field).and_then(Value::as_str);
-    let context = PathBuf::from(text("context").unwrap_or_default());
-    let dockerfile = policy::paths::dockerfile(&context, text("dockerfile").unwrap_or("Dockerfile"));
-    let beside = fields.get("dockerfile-inline").is_none().then_some(&*dockerfile);
-    search.look_into(&context, beside);
+    let (context, dockerfile) = context(fields);
+    search.look_into(&context, dockerfile.as_deref());
     // Other targets and images are in the same list; they are not absolute paths.
     let named = named_contexts(fields).map(Path::new).filter(|named| named.is_absolute());
     named.for_each(|named| search.look_into(named, None));
     // BuildKit reads it even when it is excluded from the context.
-    if let Some(dockerfile) = beside {
-        search.find(dockerfile);
+    if let Some(dockerfile) = dockerfile {
+        search.find(&dockerfile);
     }
+}
+
+/// The context of a target, and its Dockerfile unless that is inline.
+fn context(fields: &Map<String, Value>) -> (PathBuf, Option<PathBuf>) {
+    let text = |field: &str| fields.get(field).and_then(Value::as_str);
+    let context = PathBuf::from(text("context").unwrap_or_default());
+    let dockerfile = policy::paths::dockerfile(&context, text("dockerfile").unwrap_or("Dockerfile"));
+    (context, fields.get("dockerfile-inline").is_none().then_some(dockerfile))
 }
 
 /// The targets on which a target is based: its named contexts `target:NAME`.
@@ -127,6 +159,8 @@ mod tests {
             targets,
             worktree,
             notices: Vec::new(),
+            compose: None,
+            local: None,
             secrets: PathBuf::new(),
             hidden: Vec::new(),
         }
@@ -146,6 +180,22 @@ mod tests {
         assert_eq!(again("base"), ["app", "base", "test"]);
         assert_eq!(again("test"), ["app", "base", "test"]);
         assert_eq!(again("docs"), ["docs"]);
+    }
+
+    #[test]
+    fn the_first_line_that_is_not_utf8_is_known() {
+        let worktree = tempfile::tempdir().expect("a temporary directory");
+        let root = worktree.path();
+        let target = |dockerfile: &str| {
+            json!({"context": root, "dockerfile": dockerfile}).as_object().cloned().expect("an object")
+        };
+        let targets = BTreeMap::from([("a".to_owned(), target("A")), ("b".to_owned(), target("linked"))]);
+        std::fs::write(root.join("A"), "FROM caf\u{e9}\n").expect("written");
+        std::fs::write(root.join("B"), b"FROM x\n\nEXPOSE caf\xe9\n").expect("written");
+        std::os::unix::fs::symlink("B", root.join("linked")).expect("linked");
+        assert_eq!(definition(targets.clone(), root.to_owned()).not_utf8(), Some(("B".into(), 3)));
+        std::fs::remove_file(root.join("B")).expect("removed");
+        assert_eq!(definition(targets, root.to_owned()).not_utf8(), None);
     }
 
     #[test]

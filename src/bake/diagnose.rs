@@ -1,22 +1,29 @@
 //! Why a bake failed: its reason, from the exit and the events.
 //!
-//! The failed vertex is judged first, and the `ERROR:` line only when no vertex says why. Customers' text never decides:
+//! The failed vertex is judged first, and the `ERROR:` line only when no vertex says why. A failed step of the Dockerfile is the
+//! customer's, unless its cause is a known one of the infrastructure ([`mod@step`]). Customers' text never decides:
 //! BuildKit quotes commands, names and messages in its errors, and `RUN false # connection refused` is not a network failure.
 //! So an error is recognized by how it begins, and a registry's answer is read without references and URLs. The end of an
 //! error counts only where its beginning shows that no customer wrote the end.
 
+mod answer;
 mod error_line;
 mod registry;
+mod step;
+
+use std::time::Duration;
 
 use super::evidence;
-use super::progress::{Progress, Vertex};
+use super::progress::{Progress, StepFailure, Vertex, Work};
 use super::shown::Said;
+use crate::event::{Status, TargetReport};
 use crate::process::Ended;
-use crate::reason::{Class, End, Failure, Reason};
+use crate::reason::{Class, End, Evidence, Failure, Reason};
 use crate::text;
 
-use error_line::by_error_line;
-use registry::{base_image, registry};
+use error_line::{Seen, by_error_line, near_name};
+use registry::{Wanted, registry};
+use step::step;
 
 /// Bytes of a step's name and error in a failure's detail: both fit.
 const MAX_NAME: usize = 600;
@@ -41,21 +48,51 @@ pub(super) fn diagnose(ended: Ended, progress: &Progress) -> Option<End> {
     Some(failure.into())
 }
 
-fn exited(progress: &Progress) -> Failure {
-    if let Some((reason, vertex)) = progress.failed().find_map(|vertex| Some((judge(vertex)?, vertex))) {
-        let evidence = vertex.own_error().and_then(|said| said.evidence);
-        let failure = match progress.step_failure(vertex) {
-            Some(step) if reason == Reason::StepFailed => Failure::saying(reason, step.sentence()),
-            Some(step) => Failure::new(reason, step.sentence()),
-            None => Failure::new(reason, describe(progress, vertex)),
-        };
-        return failure.with_evidence(evidence);
+/// What an error means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verdict {
+    reason: Reason,
+    /// How long the failed service asked to wait.
+    wait: Duration,
+    /// What a customer cannot read in the error.
+    advice: Option<String>,
+    evidence: Option<Evidence>,
+}
+
+impl From<Reason> for Verdict {
+    fn from(reason: Reason) -> Self {
+        Self { reason, wait: Duration::ZERO, advice: None, evidence: None }
     }
-    let has_failed_vertex = progress.failed().next().is_some();
-    let judged = |said: &Said| {
-        let reason = by_error_line(said.judged(), has_failed_vertex);
-        Failure::new(reason, &said.shown).with_evidence(said.evidence)
+}
+
+impl Verdict {
+    fn failure(self, detail: &str) -> Failure {
+        let advice = self.advice.map(|advice| format!(": {advice}")).unwrap_or_default();
+        let failure = Failure::new(self.reason, format!("{detail}{advice}")).not_before(self.wait);
+        failure.with_evidence(self.evidence)
+    }
+
+    fn of_step(self, step: &StepFailure) -> Failure {
+        let says_all = self.reason == Reason::StepFailed;
+        let failure = self.failure(&step.sentence());
+        if says_all { failure.as_sentence() } else { failure }
+    }
+}
+
+fn exited(progress: &Progress) -> Failure {
+    if let Some((verdict, vertex)) = progress.failed().find_map(|vertex| Some((judge(progress, vertex)?, vertex))) {
+        let verdict = with_near_name(progress, verdict);
+        return match progress.step_failure(vertex, None) {
+            Some(step) => verdict.of_step(&step),
+            None => verdict.failure(&describe(progress, vertex)),
+        };
+    }
+    let seen = Seen {
+        has_failed_vertex: progress.failed().next().is_some(),
+        has_steps: progress.has_steps(),
+        own: progress.own_registries(),
     };
+    let judged = |said: &Said| by_error_line(said.judged(), said.evidence, &seen).failure(&said.shown);
     let mut errors: Vec<Failure> = progress.errors().iter().map(judged).collect();
     // When two lines may be the error, one is a customer's imitation. Then an error that the customer can fix wins.
     let own = errors.iter().position(|failure| failure.reason.class() == Class::User);
@@ -65,50 +102,56 @@ fn exited(progress: &Progress) -> Failure {
     match progress.last_words() {
         Some(words) => {
             let evidence = evidence::Line::parse(words).evidence();
-            Failure::new(by_error_line(words, has_failed_vertex), words).with_evidence(evidence)
+            by_error_line(words, evidence, &seen).failure(words)
         }
         None => Failure::new(Reason::BuildFailed, "docker-buildx ended without an error message"),
     }
 }
 
-/// The reason in a failed vertex: a step of the Dockerfile, a base image or an export.
-fn judge(vertex: &Vertex) -> Option<Reason> {
-    let error = vertex.own_error()?.judged();
-    if let Some((_, reason)) = STEP_ERRORS.iter().find(|(begin, _)| error.starts_with(begin)) {
-        return Some(*reason);
+/// Blames a failure without a failed step on the target that buildx names, and on no target when the builder is at fault.
+pub(super) fn blame(targets: &mut [TargetReport], failure: &Failure, named: Option<&str>) {
+    let is_failed = |target: &TargetReport| target.status == Some(Status::Failed);
+    if [Reason::BuilderUnavailable, Reason::BuilderLost, Reason::Stalled].contains(&failure.reason) {
+        for target in targets.iter_mut().filter(|target| is_failed(target) && target.failed_step.is_none()) {
+            (target.status, target.error) = (None, None);
+        }
+    } else if failure.reason.class() == Class::User && !targets.iter().any(is_failed) {
+        let is_only = targets.len() == 1;
+        for target in targets.iter_mut().filter(|target| is_only || named == Some(&target.name)) {
+            (target.status, target.error) = (Some(Status::Failed), Some(failure.detail.clone()));
+        }
     }
+}
+
+/// What a failed vertex says: a step of the Dockerfile, a base image or an export.
+fn judge(progress: &Progress, vertex: &Vertex) -> Option<Verdict> {
+    let said = vertex.own_error()?;
+    let (error, own) = (said.judged(), progress.own_registries());
+    let of_disk = || step::disk(error).map(Verdict::from);
     match vertex.instruction() {
-        Some("FROM") => base_image(error),
-        Some("ADD") if ADD_ERRORS.iter().any(|begin| error.starts_with(begin)) => Some(Reason::StepFailed),
-        Some(instruction) => is_mistake(instruction, error).then_some(Reason::StepFailed),
-        None if IMAGE_CHORES.iter().any(|begin| vertex.name.starts_with(begin)) => base_image(error),
-        None if vertex.name.starts_with("exporting ") => registry(error),
-        None => None,
+        Some("FROM") => registry(error, Wanted::Base(vertex.image()), own).or_else(|| step("FROM", error, None, own)),
+        Some(instruction) => step(instruction, error, said.evidence, own),
+        None => match vertex.work() {
+            Work::Base(reference) => registry(error, Wanted::Base(Some(reference)), own).or_else(of_disk),
+            Work::Frontend(reference) => registry(error, Wanted::Frontend(reference), own).or_else(of_disk),
+            Work::Export => of_disk().or_else(|| registry(error, Wanted::Push, own)),
+            Work::Other => of_disk(),
+        },
     }
 }
 
-/// Whether a step on files does not fit the image: a path leads through a file, or a file is in the place of a directory.
-/// Errors of the operating system end the same way, so no other step is judged by them.
-fn is_mistake(instruction: &str, error: &str) -> bool {
-    let ends = [": not a directory", ": is a directory", ": file exists", ": file name too long"];
-    let is_on_files = ["ADD", "COPY", "WORKDIR"].contains(&instruction);
-    is_on_files
-        && (Vertex::MISTAKES.iter().any(|begin| error.starts_with(begin))
-            || ends.iter().any(|end| error.ends_with(end)))
+/// The same, with the stage that BuildKit supposes was meant. A name without a registry and a tag is a stage before it is an
+/// image, so a registry that does not answer is not the cause.
+fn with_near_name(progress: &Progress, verdict: Verdict) -> Verdict {
+    let [said] = progress.errors() else { return verdict };
+    match near_name(said.judged()) {
+        Some((name, near)) if matches!(verdict.reason, Reason::RegistryUnavailable | Reason::BaseImageNotFound) => {
+            let advice = format!("no stage or image is called {name}; did you mean {near}?");
+            Verdict { advice: Some(advice), ..Reason::BaseImageNotFound.into() }
+        }
+        _ => verdict,
+    }
 }
-
-/// How BuildKit names the look-up of a base image or a frontend.
-const IMAGE_CHORES: &[&str] = &["[internal] load metadata for ", "resolve image config for "];
-
-/// How the error of an ADD from a URL begins.
-const ADD_ERRORS: &[&str] = &["Get \"", "digest mismatch ", "failed to fetch remote ", "invalid response status "];
-
-/// How the error of a step begins. The rest quotes the customer.
-const STEP_ERRORS: &[(&str, Reason)] = &[
-    ("process \"", Reason::StepFailed),
-    ("secret ", Reason::StepFailed),
-    ("failed to calculate checksum of ref", Reason::FileNotFound),
-];
 
 fn describe(progress: &Progress, vertex: &Vertex) -> String {
     let target = progress.target_of(vertex).map(|target| format!("target {target}, ")).unwrap_or_default();

@@ -7,11 +7,17 @@
 use crate::name::is_target_name;
 use crate::reason::Evidence;
 
-/// Exit codes of a process that was ended by KILL or TERM.
-const KILLED: [&str; 2] = ["137", "143"];
+/// Exit code of a process that KILL ended: the kernel's, when memory runs out, or the step's own.
+const KILL: &str = "137";
 
-/// What BuildKit reports in place of an exit code when the step ran out of memory.
+/// Exit code of a process that TERM ended.
+const TERM: &str = "143";
+
+/// What BuildKit reports in place of an exit code when the kernel reported that the step ran out of memory (cgroup v2).
 const NO_MEMORY: &str = "cannot allocate memory";
+
+/// gRPC codes that buildx puts in front of a step's own error.
+const CODES: &[&str] = &["ResourceExhausted: ", "NotFound: ", "InvalidArgument: ", "FailedPrecondition: ", "Unknown: "];
 
 /// How buildx begins to pass on BuildKit's answer: from the status of the solve, or from its own request, whichever ends first.
 pub(super) const BUILDKIT: &[&str] = &["failed to solve: ", "failed to run Build function: "];
@@ -38,10 +44,7 @@ pub(super) enum Line<'a> {
 impl<'a> Line<'a> {
     /// Parses the line without `ERROR: `. It may begin with the name of its target.
     pub(super) fn parse(line: &'a str) -> Self {
-        let line = match line.strip_prefix("target ").and_then(|rest| rest.split_once(": ")) {
-            Some((name, rest)) if is_target_name(name) => rest,
-            _ => line,
-        };
+        let (_, line) = split_target(line);
         let answer = BUILDKIT.iter().find_map(|begin| line.strip_prefix(begin));
         answer.map_or(Self::Buildx(line), Self::BuildKit)
     }
@@ -55,11 +58,25 @@ impl<'a> Line<'a> {
     }
 }
 
+/// The target in the last line of buildx, and the rest. A bake of one target names none.
+pub(super) fn split_target(line: &str) -> (Option<&str>, &str) {
+    match line.strip_prefix("target ").and_then(|rest| rest.split_once(": ")) {
+        Some((name, rest)) if is_target_name(name) => (Some(name), rest),
+        _ => (None, line),
+    }
+}
+
+/// An error without the gRPC codes that buildx puts in front of some. Each process that passes an error on may add one.
+pub(super) fn without_code(mut error: &str) -> &str {
+    while let Some(rest) = CODES.iter().find_map(|code| error.strip_prefix(code)) {
+        error = rest;
+    }
+    error
+}
+
 /// How the process of a step ended: the rest of `process "…" did not complete successfully: `. `None` for another error.
 pub(super) fn ended(error: &str) -> Option<&str> {
-    // BuildKit puts the gRPC code in front of some.
-    let error = error.strip_prefix("ResourceExhausted: ").unwrap_or(error);
-    after_quoted(error.strip_prefix("process ")?)?.strip_prefix(" did not complete successfully: ")
+    after_quoted(without_code(error).strip_prefix("process ")?)?.strip_prefix(" did not complete successfully: ")
 }
 
 /// The exit code in [`ended`].
@@ -68,24 +85,16 @@ pub(super) fn exit_code(ended: &str) -> Option<i32> {
     code.split(':').next()?.parse().ok()
 }
 
-/// An error about a file, without BuildKit's reference of its layer: `failed to calculate checksum of ref X::Y: "/a": not found`.
-pub(super) fn without_reference(error: &str) -> &str {
-    let begins =
-        ["failed to compute cache key: failed to calculate checksum of ref ", "failed to calculate checksum of ref "];
-    let rest = begins.iter().find_map(|begin| error.strip_prefix(begin));
-    let is_reference = |word: &str| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':');
-    match rest.and_then(|rest| rest.split_once(": ")) {
-        Some((reference, rest)) if is_reference(reference) => rest,
-        _ => error,
-    }
-}
-
 /// The evidence in a step's error: `process "…" did not complete successfully: exit code: 137`.
 pub(super) fn of_step(error: &str) -> Option<Evidence> {
     let ended = ended(error)?;
     let exit_code = ended.strip_prefix("exit code: ").map(|code| code.split(':').next().unwrap_or(code));
-    let is_killed = exit_code.map_or(ended == NO_MEMORY, |code| KILLED.contains(&code));
-    is_killed.then_some(Evidence::StepKilled)
+    match exit_code {
+        Some(KILL) => Some(Evidence::OutOfMemory),
+        Some(TERM) => Some(Evidence::StepKilled),
+        None if ended == NO_MEMORY => Some(Evidence::OutOfMemory),
+        _ => None,
+    }
 }
 
 /// The rest after a text in Go's quotes.
@@ -122,15 +131,20 @@ mod tests {
 
     #[test]
     fn a_step_that_was_killed_is_known_by_what_stands_after_its_command() {
-        for end in ["exit code: 137", "exit code: 143", "exit code: 137: context canceled", "cannot allocate memory"] {
+        for (end, evidence) in [
+            ("exit code: 137", Evidence::OutOfMemory),
+            ("exit code: 137: context canceled", Evidence::OutOfMemory),
+            ("cannot allocate memory", Evidence::OutOfMemory),
+            ("exit code: 143", Evidence::StepKilled),
+        ] {
             for command in ["make", r#"echo \"hi\" \\"#, r"a\nb"] {
                 let error = format!("process \"/bin/sh -c {command}\" did not complete successfully: {end}");
-                assert_eq!(of_step(&error), Some(Evidence::StepKilled), "{error}");
-                assert_eq!(of_line(&format!("failed to solve: {error}")), Some(Evidence::StepKilled), "{error}");
-                assert_eq!(of_line(&format!("target web: failed to solve: {error}")), Some(Evidence::StepKilled));
+                assert_eq!(of_step(&error), Some(evidence), "{error}");
+                assert_eq!(of_line(&format!("failed to solve: {error}")), Some(evidence), "{error}");
+                assert_eq!(of_line(&format!("target web: failed to solve: {error}")), Some(evidence));
                 assert_eq!(of_line(&error), None, "{error}");
-                let exhausted = format!("failed to solve: ResourceExhausted: {error}");
-                assert_eq!(of_line(&exhausted), Some(Evidence::StepKilled), "{exhausted}");
+                let exhausted = format!("failed to solve: ResourceExhausted: ResourceExhausted: {error}");
+                assert_eq!(of_line(&exhausted), Some(evidence), "{exhausted}");
             }
         }
     }

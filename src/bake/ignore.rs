@@ -1,4 +1,4 @@
-//! What a `.dockerignore` excludes from a build context.
+//! What a `.dockerignore` excludes from a build context, and which of its lines does.
 //!
 //! Follows moby's `ignorefile` and `patternmatcher`, which BuildKit uses: a match on a directory holds for everything in it.
 //! Where the result of a pattern is uncertain, nothing is excluded.
@@ -19,6 +19,9 @@ const MAX_REGEX: usize = 64 << 10;
 /// Bytes of patterns times bytes of paths that one build may cost, directories included: a tenth of a second of typical
 /// patterns, two seconds of malicious ones.
 const MAX_WORK: usize = 256 << 20;
+/// How far into a directory an excluded file is looked for, and the most entries that are compared there.
+const MAX_DEPTH: usize = 8;
+const MAX_ENTRIES: usize = 1_000;
 /// The cost of compiling a pattern, in bytes of paths.
 const MAKING: usize = 1 << 10;
 
@@ -55,7 +58,8 @@ impl<'a> Search<'a> {
         if inside.is_empty() {
             return;
         }
-        let patterns = self.patterns(folder, dockerfile.and_then(|path| path.strip_prefix(self.root).ok()));
+        let dockerfile = dockerfile.and_then(|path| path.strip_prefix(self.root).ok());
+        let patterns = ignore_file(self.directory, folder, dockerfile);
         if !self.seen.insert((context.to_owned(), patterns.clone())) {
             return;
         }
@@ -69,7 +73,7 @@ impl<'a> Search<'a> {
         });
         let ignore = ignore.unwrap_or_default();
         for file in inside {
-            if path(file).is_none_or(|path| !ignore.leaves_out(path)) {
+            if path(file).is_none_or(|path| ignore.excluding_line(path).is_none()) {
                 self.left.remove(file);
             }
         }
@@ -83,20 +87,59 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The ignore file that applies: the one beside the Dockerfile, else the one of the context.
-    fn patterns(&self, context: &Path, dockerfile: Option<&Path>) -> Option<PathBuf> {
-        let beside = dockerfile.map(|path| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(".dockerignore");
-            name.into()
-        });
-        let mut paths = beside.into_iter().chain([context.join(".dockerignore")]);
-        paths.find(|path| self.directory.is_there(path))
-    }
-
     pub(super) fn has_found(&self, file: &Path) -> bool {
         !self.left.contains(file)
     }
+}
+
+/// The ignore file that applies: the one beside the Dockerfile, else the one of the context. All paths start at the root.
+fn ignore_file(root: &Directory, context: &Path, dockerfile: Option<&Path>) -> Option<PathBuf> {
+    let beside = dockerfile.map(|path| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".dockerignore");
+        name.into()
+    });
+    let mut paths = beside.into_iter().chain([context.join(".dockerignore")]);
+    paths.find(|path| root.is_there(path))
+}
+
+/// A file that an ignore file excludes from a context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Excluded {
+    /// Its path from the context.
+    pub path: PathBuf,
+    /// The ignore file, from the root of the worktree.
+    pub by: PathBuf,
+    /// The number of the line.
+    pub line: usize,
+}
+
+/// Why a path from a context is not sent to the builder, although it exists. A directory is not sent when everything in it is
+/// excluded.
+pub(super) fn excluded(
+    directory: &Directory,
+    root: &Path,
+    context: &Path,
+    dockerfile: Option<&Path>,
+    path: &Path,
+) -> Option<Excluded> {
+    let folder = context.strip_prefix(root).ok()?;
+    if !directory.is_there(&folder.join(path)) {
+        return None;
+    }
+    let by = ignore_file(directory, folder, dockerfile.and_then(|path| path.strip_prefix(root).ok()))?;
+    let text = String::from_utf8(directory.read_inside(&by, MAX_FILE).ok()?).ok()?;
+    let ignore = Ignore::parse(&text)?;
+    let mut path = path.to_owned();
+    for _ in 0..MAX_DEPTH {
+        if let Some(line) = ignore.excluding_line(path.to_str()?) {
+            return Some(Excluded { path, by, line });
+        }
+        let mut entries = directory.directory(&folder.join(&path)).and_then(|inner| inner.entries(MAX_ENTRIES)).ok()?;
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        path.push(&entries.first()?.name);
+    }
+    None
 }
 
 /// The patterns of one file, in order.
@@ -107,6 +150,8 @@ struct Ignore {
 
 #[derive(Debug)]
 struct Pattern {
+    /// The number of its line.
+    line: usize,
     regex: Regex,
     /// Whether it includes again what earlier ones excluded: `!pattern`.
     is_exception: bool,
@@ -116,15 +161,16 @@ impl Ignore {
     /// `None` when a pattern is not understood: BuildKit may fail on it.
     fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let lines = text.lines().filter(|line| !line.starts_with('#')).map(str::trim).filter(|line| !line.is_empty());
+        let lines = text.lines().zip(1..).filter(|(text, _)| !text.starts_with('#') && !text.trim().is_empty());
         let mut patterns = Vec::new();
-        for line in lines {
-            let (is_exception, pattern) = line.strip_prefix('!').map_or((false, line), |rest| (true, rest.trim()));
+        for (text, line) in lines {
+            let text = text.trim();
+            let (is_exception, pattern) = text.strip_prefix('!').map_or((false, text), |rest| (true, rest.trim()));
             match clean(pattern) {
                 // The context itself cannot be excluded.
                 cleaned if cleaned.is_empty() && !is_exception => {}
                 cleaned if cleaned.is_empty() => return None,
-                cleaned => patterns.push(Pattern { regex: regex(&cleaned)?, is_exception }),
+                cleaned => patterns.push(Pattern { line, regex: regex(&cleaned)?, is_exception }),
             }
             if patterns.len() > MAX_PATTERNS {
                 return None;
@@ -133,22 +179,23 @@ impl Ignore {
         Some(Self { patterns })
     }
 
-    fn leaves_out(&self, path: &str) -> bool {
+    /// The line of the pattern that leaves a path out; `None` when it is not left out.
+    fn excluding_line(&self, path: &str) -> Option<usize> {
         let mut has_matched = vec![false; self.patterns.len()];
-        let mut is_out = false;
+        let mut excluding = None;
         for part in parts(path) {
-            is_out = false;
+            excluding = None;
             for (pattern, has_matched) in self.patterns.iter().zip(&mut has_matched) {
                 // moby does not try a pattern that would change nothing, so the pattern has no effect on what is below.
-                if !*has_matched && pattern.is_exception == is_out {
+                if !*has_matched && pattern.is_exception == excluding.is_some() {
                     *has_matched = pattern.regex.is_match(part);
                 }
                 if *has_matched {
-                    is_out = !pattern.is_exception;
+                    excluding = (!pattern.is_exception).then_some(pattern.line);
                 }
             }
         }
-        is_out
+        excluding
     }
 }
 
@@ -219,7 +266,7 @@ mod tests {
     use super::*;
 
     fn leaves_out(text: &str, path: &str) -> bool {
-        Ignore::parse(text).expect("understood").leaves_out(path)
+        Ignore::parse(text).expect("understood").excluding_line(path).is_some()
     }
 
     /// Patterns that leave everything out, of so many bytes.
@@ -307,6 +354,30 @@ mod tests {
         for (text, path, expected) in table {
             assert_eq!(leaves_out(text, path), expected, "{path} by {text:?}");
         }
+    }
+
+    #[test]
+    fn the_line_that_excludes_an_existing_file_is_known() {
+        let worktree = tempfile::tempdir().expect("a temporary directory");
+        let root = worktree.path();
+        fs::create_dir_all(root.join("app/dist")).expect("made");
+        fs::write(root.join("app/dist/a.js"), "").expect("written");
+        fs::write(root.join("app/.dockerignore"), "# built\n\nnode\ndist\n!dist/a.js\n*.js\n**/*.js\n")
+            .expect("written");
+        let directory = Directory::open(root).expect("opened");
+        let line = |excluded: Excluded| {
+            (excluded.path.display().to_string(), excluded.by.display().to_string(), excluded.line)
+        };
+        let by = |path: &str| excluded(&directory, root, &root.join("app"), None, Path::new(path)).map(line);
+        assert_eq!(by("dist"), Some(("dist".into(), "app/.dockerignore".into(), 4)));
+        assert_eq!(by("dist/a.js"), Some(("dist/a.js".into(), "app/.dockerignore".into(), 7)));
+        assert_eq!((by("node"), by(".dockerignore")), (None, None), "one is not there, the other is not excluded");
+        fs::write(root.join("app/Dockerfile.dockerignore"), "x\ndist/*").expect("written");
+        let dockerfile = root.join("app/Dockerfile");
+        let by =
+            |path: &str| excluded(&directory, root, &root.join("app"), Some(&dockerfile), Path::new(path)).map(line);
+        let beside = Some(("dist/a.js".to_owned(), "app/Dockerfile.dockerignore".to_owned(), 2));
+        assert_eq!((by("dist"), by("dist/a.js")), (beside.clone(), beside));
     }
 
     #[test]

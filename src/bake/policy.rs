@@ -1,16 +1,20 @@
 //! What a resolved definition may ask for.
 //!
 //! buildx's own check of files and entitlements is off in the progress mode that we use, so this check is the only one. Deny
-//! by default: an unknown field is refused, since a newer buildx may give it a meaning. A refusal names the field's path.
+//! by default: an unknown field is refused, since a newer buildx may give it a meaning. A refusal names the field's path, and
+//! says whether the field is not allowed, not valid, or names something that does not exist.
 //! Fields that a repository may not decide (names of images and caches, outputs, attestations) are replaced and reported.
 //! Fields that reach for the host are refused. The meaning of a field decides, whatever its spelling.
 
 mod arguments;
 pub(super) mod attestations;
+mod dockerfile;
 mod hosts;
 mod image_name;
+mod near;
 pub(super) mod paths;
 mod references;
+mod refusal;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,23 +25,16 @@ use super::definition_file::folder;
 use super::grants::Grants;
 use super::print::Targets;
 use super::{BakeError, BakeRequest};
-use crate::field_error::FieldError;
 use crate::job::{Naming, Recipe, RepositoryFile, is_for_any_host};
+use crate::reason::Reason;
 use crate::secret::SecretBytes;
 use crate::settings;
 
+pub use refusal::Refusal;
+
 /// Fields that affect only the build itself.
-const HARMLESS: &[&str] = &[
-    "annotations",
-    "description",
-    "dockerfile-inline",
-    "labels",
-    "no-cache-filter",
-    "platforms",
-    "target",
-    "ulimits",
-    "shm-size",
-];
+const HARMLESS: &[&str] =
+    &["annotations", "description", "labels", "no-cache-filter", "platforms", "target", "ulimits", "shm-size"];
 
 /// A definition that may be built.
 #[derive(Debug, Default)]
@@ -49,6 +46,8 @@ pub(super) struct Validated {
     /// The granted secrets, by their configured name, each with the file where targets find it. A definition can name one many
     /// times, in many targets.
     pub(super) secrets: BTreeMap<String, (PathBuf, SecretBytes)>,
+    /// The first field that only a local engine can build.
+    pub(super) local: Option<Refusal>,
 }
 
 /// Checks a resolved definition. Its secrets will be written to the directory `secrets`.
@@ -60,11 +59,11 @@ pub(super) fn validate(
     secrets: &Path,
 ) -> Result<Validated, BakeError> {
     if targets.is_empty() {
-        return Err(FieldError::new("target", "the definition has no targets").into());
+        return Err(Refusal::invalid("target", "the definition has no targets").into());
     }
     if targets.len() > limits.max_targets {
         let message = format!("{} targets; at most {} are allowed", targets.len(), limits.max_targets);
-        return Err(FieldError::new("target", message).into());
+        return Err(Refusal::not_allowed("target", message).into());
     }
     let names: Vec<String> = targets.keys().cloned().collect();
     let folder = folder(request);
@@ -72,7 +71,7 @@ pub(super) fn validate(
     for (name, fields) in targets {
         if !crate::name::is_target_name(&name) {
             let message = "expected a name of letters, digits, - and _ that does not begin with -";
-            return Err(FieldError::new(format!("target.{name}"), message).into());
+            return Err(Refusal::invalid(format!("target.{name}"), message).into());
         }
         let mut rules = Rules {
             request,
@@ -119,8 +118,12 @@ impl Rules<'_> {
         self.settle_references(&mut fields)?;
         self.settle_attestations(&mut fields)?;
         let mut validated = Map::from_iter([("context".to_owned(), context.clone())]);
+        let is_inline = fields.contains_key("dockerfile-inline");
         for (field, value) in fields {
-            let value = self.field(&field, value, &context)?;
+            let value = match &*field {
+                "dockerfile" => self.dockerfile(&value, &context, is_inline)?,
+                _ => self.field(&field, value)?,
+            };
             validated.insert(field, value);
         }
         if !secrets.is_empty() {
@@ -137,36 +140,41 @@ impl Rules<'_> {
     }
 
     /// The value to build with, or a refusal.
-    fn field(&self, field: &str, value: Value, context: &Value) -> Result<Value, FieldError> {
-        let refuse = |message: &str| Err(self.refusal(field, message));
+    fn field(&mut self, field: &str, value: Value) -> Result<Value, Refusal> {
+        let refuse = |rules: &Self, message: &str| Err(rules.refusal(field, message));
         match field {
-            "dockerfile" => self.dockerfile(&value, context),
             "contexts" => self.named_contexts(value),
             // Decided before.
             "args" | "attest" | "tags" | "cache-from" | "cache-to" | "output" => Ok(value),
             "network" => match value.as_str() {
                 Some("" | "default" | "none") => Ok(value),
                 Some("host") if self.is_entitled("network.host") => Ok(value),
-                _ => refuse("expected default or none"),
+                _ => refuse(self, "expected default or none"),
             },
             "pull" | "no-cache" => Ok(value),
             "call" => match value.as_str() {
                 Some("" | "build") => Ok(value),
-                _ => refuse("expected build"),
+                _ => refuse(self, "expected build"),
             },
             "ssh" if is_empty(&value) => Ok(value),
-            "ssh" => refuse("SSH keys and agents of the host are not allowed"),
+            "ssh" => refuse(self, "SSH keys and agents of the host are not allowed"),
             "entitlements" => {
                 let entitled = |name: &Value| name.as_str().is_some_and(|name| self.is_entitled(name));
                 if is_empty(&value) || value.as_array().is_some_and(|names| names.iter().all(entitled)) {
                     Ok(value)
                 } else {
-                    refuse("entitlements are not allowed")
+                    refuse(self, "entitlements are not allowed")
                 }
             }
             "extra-hosts" => self.extra_hosts(value),
+            "dockerfile-inline" => {
+                let text = value.as_str().ok_or_else(|| self.invalid(field, "expected a string"))?;
+                let checked = dockerfile::check(text.as_bytes());
+                checked.map_err(|message| Refusal::new(Reason::DockerfileInvalid, self.path(field), message))?;
+                Ok(value)
+            }
             field if HARMLESS.contains(&field) => Ok(value),
-            _ => refuse("this field is not allowed"),
+            _ => refuse(self, "this field is not allowed"),
         }
     }
 
@@ -177,7 +185,7 @@ impl Rules<'_> {
         for (i, secret) in self.list("secret", &value)?.iter().enumerate() {
             let field = format!("secret[{i}]");
             let has_source = secret.get("src").is_some() || secret.get("env").is_some();
-            let id = secret.get("id").and_then(Value::as_str).ok_or_else(|| self.refusal(&field, "expected an id"))?;
+            let id = secret.get("id").and_then(Value::as_str).ok_or_else(|| self.invalid(&field, "expected an id"))?;
             if is_for_any_host(id) {
                 let message = format!("{id} would go to any git host; name it {id}.github.com");
                 return Err(self.refusal(&field, message).into());
@@ -221,12 +229,18 @@ impl Rules<'_> {
     }
 
     /// Refuses a value that is not a list: buildx would interpret it in its own way.
-    fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], FieldError> {
-        value.as_array().map(Vec::as_slice).ok_or_else(|| self.refusal(field, "expected a list"))
+    fn list<'a>(&self, field: &str, value: &'a Value) -> Result<&'a [Value], Refusal> {
+        value.as_array().map(Vec::as_slice).ok_or_else(|| self.invalid(field, "expected a list"))
     }
 
-    fn refusal(&self, field: &str, message: impl AsRef<str>) -> FieldError {
-        FieldError::new(self.path(field), message)
+    /// Of a field that the account may not use, or not with this value.
+    fn refusal(&self, field: &str, message: impl AsRef<str>) -> Refusal {
+        Refusal::not_allowed(self.path(field), message)
+    }
+
+    /// Of a field that nobody may write like this.
+    fn invalid(&self, field: &str, message: impl AsRef<str>) -> Refusal {
+        Refusal::invalid(self.path(field), message)
     }
 
     fn notice(&mut self, field: &str, message: &str) {

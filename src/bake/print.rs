@@ -114,7 +114,8 @@ impl Reading<'_> {
         arguments.extend_from_slice(targets);
         let request = BakeRequest { build, ..*self.request };
         let Self { bake, input, working_directory, directory, stop, .. } = self;
-        match run(bake, input, &arguments, working_directory, &request, directory, stop).await {
+        let given = Given { text: input, compose: None };
+        match run(bake, given, &arguments, working_directory, &request, directory, stop).await {
             Ok(printed) => Ok(Ok(printed)),
             Err(BakeError::Invalid(message)) => Ok(Err(message)),
             Err(error) => Err(error),
@@ -198,18 +199,28 @@ pub(super) async fn is_understood(
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<bool, BakeError> {
-    let mut arguments = vec!["--file".to_owned(), "-".to_owned()];
+    let mut arguments = validated.files();
     arguments.extend(validated.targets.keys().cloned());
-    let printed = run(bake, &validated.text, &arguments, request.worktree, request, directory, stop).await?;
+    let given = Given { text: &validated.text, compose: validated.compose.as_deref() };
+    let printed = run(bake, given, &arguments, request.worktree, request, directory, stop).await?;
     let mut understood = read(&printed)?;
     // Added by us, and printed in another form.
     understood.values_mut().for_each(|target| drop(target.remove(escape::POLICY)));
     Ok(understood == validated.targets)
 }
 
+/// What a run of `--print` gets beside the worktree.
+#[derive(Clone, Copy)]
+struct Given<'a> {
+    /// Its standard input.
+    text: &'a str,
+    /// A file outside of the worktree.
+    compose: Option<&'a Path>,
+}
+
 async fn run(
     bake: &Bake,
-    input: &str,
+    given: Given<'_>,
     arguments: &[String],
     working_directory: &Path,
     request: &BakeRequest<'_>,
@@ -221,10 +232,12 @@ async fn run(
     let private = directory.fresh("print").await?;
     make_directories(&private)?;
     let worker_paths = directory.worker_paths().with_worktree(request.worktree);
-    let mut command = child(bake, request, &private).command(&bake.buildx.binary);
+    let mut child = child(bake, request, &private);
+    child.sandbox.read.extend(given.compose.map(Path::to_owned));
+    let mut command = child.command(&bake.buildx.binary);
     command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
     command.current_dir(working_directory);
-    let (ended, out, err) = collect(bake, command, input, stop).await?;
+    let (ended, out, err) = collect(bake, command, given.text, stop).await?;
     match ended {
         Ended::Exited(status) if status.success() => Ok(out),
         Ended::Exited(status) if status.signal().is_some_and(|signal| signal != libc::SIGXCPU) => {

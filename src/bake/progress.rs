@@ -14,7 +14,6 @@ mod vertex;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +22,11 @@ use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 
 use super::evidence;
+use super::own_registries::OwnRegistries;
 use super::shown::{Said, Shown};
 use crate::bounds;
 use crate::event::{Event, Step, Warning};
+use crate::text::one_line;
 use crate::text::tail::Tail;
 
 use ending::Ending;
@@ -33,10 +34,14 @@ use output::Output;
 use stream::{LogReport, Report, StatusReport, VertexReport, WarningReport};
 use tails::Tails;
 
-pub(super) use vertex::Vertex;
+pub(super) use failure::StepFailure;
+pub(super) use vertex::{Vertex, Work};
 
 /// Bytes of a step's name once the earlier names have used up the room.
 const SHORT_NAME: usize = 64;
+
+/// Bytes of a Dockerfile's path.
+const MAX_PATH: usize = 500;
 
 /// A longer digest is not BuildKit's.
 const MAX_DIGEST: usize = 140;
@@ -51,12 +56,17 @@ pub(super) struct Baked {
     pub(super) targets: BTreeMap<String, Vec<String>>,
     /// Paths of their Dockerfiles from the root of the repository, by target.
     pub(super) dockerfiles: BTreeMap<String, String>,
+    /// The names of all their Dockerfiles, without directories.
+    pub(super) dockerfile_names: BTreeSet<String>,
+    /// The registries that the platform pushes to or has credentials for.
+    pub(super) own_registries: OwnRegistries,
 }
 
 /// Everything known of one bake.
 pub(super) struct Progress {
     targets: Vec<Arc<str>>,
     tags: BTreeMap<String, Vec<String>>,
+    own_registries: OwnRegistries,
     shown: Shown,
     vertices: Vec<Vertex>,
     /// The name of a vertex that is not named yet.
@@ -66,7 +76,9 @@ pub(super) struct Progress {
     ended: Vec<u32>,
     output: Output,
     tails: Tails,
+    /// Paths of Dockerfiles as shown, by target.
     dockerfiles: BTreeMap<String, String>,
+    warnings: Vec<Warning>,
     ending: Ending,
     left: Left,
     has_begun: bool,
@@ -78,7 +90,6 @@ struct Left {
     name_bytes: usize,
     error_bytes: usize,
     n_pushes: usize,
-    n_warnings: usize,
     /// Reports of vertices that were dropped for lack of room.
     n_left_out: usize,
     n_warnings_left_out: usize,
@@ -88,9 +99,12 @@ struct Left {
 impl Progress {
     /// For a bake of these targets.
     pub(super) fn new(baked: Baked, shown: Shown) -> Self {
+        let path = |(target, path): (String, String)| (target, shown.name(&one_line(&path), MAX_PATH));
         Self {
             targets: baked.targets.keys().map(|name| Arc::from(name.as_str())).collect(),
             tags: baked.targets,
+            dockerfiles: baked.dockerfiles.into_iter().map(path).collect(),
+            own_registries: baked.own_registries,
             shown,
             vertices: Vec::new(),
             no_name: Arc::default(),
@@ -98,13 +112,12 @@ impl Progress {
             ended: Vec::new(),
             output: Output::default(),
             tails: Tails::default(),
-            ending: Ending::new(names_of(baked.dockerfiles.values())),
-            dockerfiles: baked.dockerfiles,
+            ending: Ending::new(baked.dockerfile_names),
+            warnings: Vec::new(),
             left: Left {
                 name_bytes: bounds::STEP_NAMES,
                 error_bytes: bounds::ERRORS,
                 n_pushes: bounds::PUSHES,
-                n_warnings: bounds::WARNINGS,
                 n_left_out: 0,
                 n_warnings_left_out: 0,
                 n_long_lines: 0,
@@ -157,7 +170,8 @@ impl Progress {
         // A line reports the end of a step before the step's last output.
         for number in std::mem::take(&mut self.ended) {
             self.end_output(number, emit);
-            if !self.vertices[number as usize].has_failed() {
+            // A target that shares the step may report its failure later.
+            if !self.vertices[number as usize].has_error() {
                 self.tails.forget(number);
             }
             if self.vertices[number as usize].is_shown() {
@@ -269,10 +283,14 @@ impl Progress {
     fn log(&mut self, report: &LogReport<'_>, emit: Emit<'_>) {
         let Some(number) = self.find(&report.vertex) else { return };
         let step = self.step(number);
+        let vertex = &self.vertices[number as usize];
+        let may_fail = vertex.completed.is_none() || vertex.has_error();
         let (shown, tails) = (&self.shown, &mut self.tails);
         self.output.take_in((number, report.stream == 2), &report.data, |line, n_dropped| {
             shown.output(line, n_dropped, |line| {
-                tails.push(number, &line);
+                if may_fail {
+                    tails.push(number, &line);
+                }
                 emit(Event::StepOutput { step: step.clone(), line });
             });
         });
@@ -280,21 +298,25 @@ impl Progress {
 
     fn warning(&mut self, report: &WarningReport<'_>, emit: Emit<'_>) {
         let Some(number) = self.find(&report.vertex) else { return };
-        if self.left.n_warnings == 0 {
-            self.left.n_warnings_left_out += 1;
-            return;
-        }
-        self.left.n_warnings -= 1;
         let target = self.target_of(&self.vertices[number as usize]).map(str::to_owned);
         let message = BASE64_STANDARD.decode(&*report.short).unwrap_or_default();
         let url = self.shown.notice(&report.url);
-        emit(Event::Warning(Warning {
+        let warning = Warning {
             message: self.shown.notice(&String::from_utf8_lossy(&message)),
             dockerfile: target.as_ref().and_then(|target| self.dockerfiles.get(target)).cloned(),
             target,
-            line: report.range.first().map(|range| range.start.line),
+            line: report.line(),
             url: (!url.is_empty()).then_some(url),
-        }));
+        };
+        if self.warnings.contains(&warning) {
+            return;
+        }
+        if self.warnings.len() == bounds::WARNINGS {
+            self.left.n_warnings_left_out += 1;
+            return;
+        }
+        self.warnings.push(warning.clone());
+        emit(Event::Warning(warning));
     }
 
     /// Emits the last lines of a step, which have no line feed.
@@ -354,6 +376,14 @@ impl Progress {
         &self.ending.errors
     }
 
+    /// The target that the final error names. buildx does so when it builds several.
+    pub(super) fn blamed(&self) -> Option<&str> {
+        // When two lines may be the error, one is a customer's imitation.
+        let [error] = self.errors() else { return None };
+        let (name, _) = error.judged().strip_prefix("target ")?.split_once(": ")?;
+        self.targets.iter().map(|target| &**target).find(|target| *target == name)
+    }
+
     /// The last text of docker-buildx, for an exit without an error; `None` when it crashed.
     pub(super) fn last_words(&self) -> Option<&str> {
         self.ending.last.last().filter(|_| !self.ending.has_crashed)
@@ -364,14 +394,24 @@ impl Progress {
         &self.ending.last
     }
 
-    /// The steps that failed by themselves. A failed cache import fails nothing.
+    /// The steps and chores that broke the build.
     pub(super) fn failed(&self) -> impl Iterator<Item = &Vertex> {
-        self.vertices.iter().filter(|vertex| vertex.has_failed() && !vertex.name.starts_with("importing "))
+        self.vertices.iter().filter(|vertex| vertex.breaks_build())
     }
 
     /// The first of a vertex's targets.
     pub(super) fn target_of(&self, vertex: &Vertex) -> Option<&str> {
         vertex.targets.first().map(|target| &*self.targets[*target as usize])
+    }
+
+    /// Whether any step of a Dockerfile is known: then the frontend has read its Dockerfile.
+    pub(super) fn has_steps(&self) -> bool {
+        self.vertices.iter().any(Vertex::is_step)
+    }
+
+    /// The registries that the platform pushes to or has credentials for.
+    pub(super) fn own_registries(&self) -> &OwnRegistries {
+        &self.own_registries
     }
 
     /// Whether the builder has begun to work: before that, buildx only reads the definition.
@@ -393,12 +433,6 @@ fn is_digest(text: &str) -> bool {
         is_part(algorithm, |byte| byte.is_ascii_alphanumeric() || b"+._-".contains(byte))
             && is_part(hash, u8::is_ascii_hexdigit)
     })
-}
-
-/// The names of files.
-fn names_of<'a>(paths: impl Iterator<Item = &'a String>) -> BTreeSet<String> {
-    let name = |path: &String| Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
-    paths.filter_map(name).collect()
 }
 
 fn millis(from: Timestamp, to: Timestamp) -> u64 {

@@ -1,8 +1,11 @@
 //! How everything that a build reports is shown: plain, then masked, then without the worker's own paths, then cut. In this order
 //! no cut leaves a part of a secret, and no color hides one.
 
+use std::borrow::Cow;
+
 use super::evidence;
 use super::mask::Mask;
+use super::noise;
 use crate::reason::Evidence;
 use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
@@ -58,15 +61,15 @@ impl Shown {
         text::clip(&self.worker_paths.hide(&self.mask.plain(said)), bounds::NOTICE).into_owned()
     }
 
-    /// The first line of an error: its beginning and its end. `is_whole`: whether all of it is known.
+    /// An error's beginning and end, in one line and without BuildKit's noise. `is_whole`: whether all of it is known.
     pub(super) fn error(&self, said: &str, is_whole: bool) -> Said {
-        let first = said.lines().next().unwrap_or_default();
-        let is_whole = is_whole || first.len() < said.len();
-        let masked = if is_whole { self.mask.plain(first) } else { self.mask.plain_beginning(first) };
+        let said_lines = lines(said);
+        let is_whole = is_whole || said_lines.len() < said.len();
+        let masked = if is_whole { self.mask.plain(&said_lines) } else { self.mask.plain_beginning(&said_lines) };
         let bounded = |text: &str| text::elide(&self.worker_paths.hide(text), bounds::ERROR).into_owned();
-        let (shown, unmasked) = (bounded(&masked), bounded(&text::plain(first)));
+        let (shown, unmasked) = (bounded(&noise::without(&masked)), bounded(&text::plain(&said_lines)));
         let unmasked = (unmasked != shown).then(|| unmasked.into_boxed_str());
-        let ended = is_whole.then(|| evidence::ended(first)).flatten();
+        let ended = is_whole.then(|| evidence::ended(&said_lines)).flatten();
         let ended = ended.map(|ended| bounded(&self.mask.plain(ended)).into_boxed_str());
         Said { shown, unmasked, evidence: None, ended }
     }
@@ -84,6 +87,16 @@ impl Shown {
         }
         cut(beginning, &mut on_piece);
         on_piece(more);
+    }
+}
+
+/// The first line of an error; of a registry's answer, also the second, where containerd writes the registry's own words.
+fn lines(said: &str) -> Cow<'_, str> {
+    let mut lines = said.lines();
+    let first = lines.next().unwrap_or_default();
+    match lines.next().map(str::trim).filter(|second| !second.is_empty()) {
+        Some(second) if first.contains("unexpected status from ") => format!("{first}: {second}").into(),
+        _ => first.into(),
     }
 }
 
@@ -158,6 +171,15 @@ mod tests {
         assert!(said.shown.starts_with("*** \"é") && said.shown.ends_with("exit code: 137"), "{said:?}");
         assert!(said.judged().starts_with("process \"") && said.size() <= 2 * bounds::ERROR, "{said:?}");
         assert_eq!(shown(&["hunter2"]).error("it is hunt", false).shown, "it is ");
+    }
+
+    #[test]
+    fn an_error_is_its_first_line_and_a_registrys_own_words() {
+        let said = |error: &str| shown(&[]).error(error, true).shown;
+        assert_eq!(said("git error: exit status 128\nstderr:\nfatal: x"), "git error: exit status 128");
+        let answer = "unexpected status from PUT request to http://r/v2/x/manifests/1: 400 Bad Request";
+        assert_eq!(said(&format!("{answer}\ntag invalid: it exists")), format!("{answer}: tag invalid: it exists"));
+        assert_eq!(said(&format!("{answer}\n")), answer);
     }
 
     proptest! {

@@ -8,13 +8,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
 use super::mask::Mask;
+use super::own_registries::OwnRegistries;
 use super::progress::{Baked, Progress};
 use super::shown::Shown;
-use super::{Bake, BakeError, Child, Goal, Location, Outcome, credentials, diagnose, metadata};
+use super::{Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, metadata};
 use crate::event::{Event, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
+use crate::reason::End;
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries, network_files};
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
@@ -44,11 +46,12 @@ pub(super) async fn solve(
     let metadata_file = private.join(METADATA);
 
     let definition = goal.definition;
-    let mask = Mask::new(definition.hidden.iter().cloned().chain(credentials.secrets));
+    let mask = Mask::new(definition.hidden.iter().chain(&credentials.secrets).cloned());
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
-    let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
+    let mut child = child(bake, &definition.worktree, &definition.secrets, location, &private);
+    child.sandbox.read.extend(definition.compose.clone());
     let mut command = child.command(&bake.buildx.binary);
-    command.args(arguments(location, &metadata_file)).args(goal.targets);
+    command.args(arguments(location, &metadata_file, &definition.files())).args(goal.targets);
     command.current_dir(&location.working_directory);
     let limits = process::RunLimits {
         timeout: None,
@@ -56,7 +59,7 @@ pub(super) async fn solve(
         max_output_bytes: 64 << 10,
         stop: stop.clone(),
     };
-    let mut progress = Progress::new(baked(goal), Shown::new(mask, worker_paths));
+    let mut progress = Progress::new(baked(goal, &credentials.registries), Shown::new(mask, worker_paths));
     let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
@@ -79,26 +82,36 @@ pub(super) async fn solve(
             "docker-buildx failed without an error message"
         );
     }
-    Ok(conclude(&progress, ended, &private, journal))
+    Ok(conclude(&progress, ended, &private, definition, journal))
 }
 
 /// What is known of a bake before it begins.
-fn baked(goal: Goal<'_>) -> Baked {
+fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     let of_goal = || goal.definition.targets.iter().filter(|(name, _)| goal.targets.contains(*name));
-    let tags = |fields: &Map<String, Value>| {
+    let tags = |fields: &Map<String, Value>| -> Vec<String> {
         let tags = fields.get("tags").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         tags.iter().filter_map(Value::as_str).map(str::to_owned).collect()
     };
+    let targets: BTreeMap<String, Vec<String>> = of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect();
+    // A name may contain line feeds; each of its lines then begins a line of buildx.
+    let names = |fields: &Map<String, Value>| {
+        let path = fields.get("dockerfile").and_then(Value::as_str).unwrap_or_default();
+        let name = Path::new(path).file_name().map(|name| name.to_string_lossy().into_owned());
+        name.iter().flat_map(|name| name.lines()).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let pushed = targets.values().flatten().map(String::as_str);
     Baked {
-        targets: of_goal().map(|(name, fields)| (name.clone(), tags(fields))).collect(),
+        own_registries: OwnRegistries::new(credentials.iter().map(String::as_str), pushed),
+        dockerfile_names: of_goal().flat_map(|(_, fields)| names(fields)).collect(),
         dockerfiles: of_goal()
             .filter_map(|(name, _)| Some((name.clone(), goal.definition.dockerfile(name)?)))
             .collect(),
+        targets,
     }
 }
 
 /// Emits the result of each target and of the whole run.
-fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal) -> Outcome {
+fn conclude(progress: &Progress, ended: Ended, private: &Path, definition: &Definition, journal: &Journal) -> Outcome {
     let mut targets = progress.reports(ended.is_success());
     let is_target = |name: &str| targets.iter().any(|target| target.name == name);
     let digests = metadata::digests(private, METADATA, is_target);
@@ -107,17 +120,23 @@ fn conclude(progress: &Progress, ended: Ended, private: &Path, journal: &Journal
             target.digest = Some(digest.clone());
         }
     }
+    let end = diagnose::diagnose(ended, progress);
+    let end = end.map(|end| end.map(|failure| explain::explain(failure, progress, definition)));
+    if let Some(End::Failed(failure)) = &end {
+        diagnose::blame(&mut targets, failure, progress.blamed());
+    }
     journal.emit(Event::ContextSent { n_bytes: progress.context_bytes() });
     let is_built = |target: &&TargetReport| target.status == Some(Status::Succeeded);
     let built = targets.iter().filter(is_built).map(|target| target.name.clone()).collect();
     targets.into_iter().for_each(|target| journal.emit(Event::TargetEnded(target)));
-    Outcome { built, end: diagnose::diagnose(ended, progress) }
+    Outcome { built, end }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.
-pub(super) fn arguments(location: &Location, metadata_file: &Path) -> Vec<String> {
-    let fixed = ["bake", "--builder", &location.builder, "--file", "-", "--progress", "rawjson", "--metadata-file"];
-    fixed.into_iter().map(str::to_owned).chain([metadata_file.display().to_string()]).collect()
+pub(super) fn arguments(location: &Location, metadata_file: &Path, files: &[String]) -> Vec<String> {
+    let before = ["bake", "--builder", &location.builder].map(str::to_owned);
+    let after = ["--progress", "rawjson", "--metadata-file"].map(str::to_owned);
+    before.into_iter().chain(files.iter().cloned()).chain(after).chain([metadata_file.display().to_string()]).collect()
 }
 
 pub(super) fn environment(location: &Location, private: &Path) -> BTreeMap<String, String> {

@@ -186,16 +186,26 @@ impl Session<'_> {
             return None;
         }
         // A mistake in the customer's files fails on every pod. A killed step proves none: a pod that ends kills its steps
-        // first.
-        let is_killed = failure.evidence == Some(Evidence::StepKilled);
-        let is_doubtful = matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid)
-            || failure.reason == Reason::StepFailed && is_killed;
+        // first. Nor does an error that is not known.
+        let is_doubtful =
+            failure.evidence.is_some() || matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid);
         if self.cluster.is_none() || !(is_reported || is_doubtful) {
             return is_reported.then(|| Loss::new(failure.clone(), None));
         }
         let now = self.pods_now().await.ok();
         let loss = now.and_then(|now| if is_reported { self.gone(&now) } else { self.own_pod_gone(&now) });
         loss.or_else(|| is_reported.then(|| Loss::new(failure.clone(), self.pod.get().cloned())))
+    }
+
+    /// The failure, with the builder's memory limit when a step exceeded it.
+    pub fn with_memory_limit(&self, failure: Failure) -> Failure {
+        match self.builder.settings.limits.get("memory") {
+            Some(limit) if failure.reason == Reason::OutOfMemory => {
+                let detail = format!("{} (the memory limit of the builder is {limit})", failure.detail);
+                failure.with_detail(&detail)
+            }
+            _ => failure,
+        }
     }
 
     /// What a symptom means. Kubernetes is asked once: when it does not answer, that takes the whole time limit of a request.

@@ -14,7 +14,7 @@ use crate::environment;
 use crate::event::Event;
 use crate::hex;
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
-use crate::journal::{Journal, Record, Terminal, print_report};
+use crate::journal::{Journal, Record, Terminal, Wishes, print_report};
 use crate::name::is_name;
 use crate::perform::{Attempt, Integrations, bake, notify_of_submodules, resolve};
 use crate::processor::AttemptOutcome;
@@ -75,8 +75,8 @@ impl Build {
         let integrations = Integrations::new(&settings, state.into())?;
         let directory = integrations.state.job_directory()?;
         let record = Arc::new(Record::new(Report::default()));
-        let journal =
-            Journal::new(vec![Arc::new(Terminal::default()), record.clone()], integrations.state.worker_paths());
+        let terminal = Arc::new(Terminal::new(wishes()));
+        let journal = Journal::new(vec![terminal, record.clone()], integrations.state.worker_paths());
         let attempt = Attempt { journal: &journal, stop: &shutdown.stop, fence: None };
 
         let worktree = self.worktree(&integrations, &directory, attempt).await;
@@ -200,12 +200,16 @@ fn soften(settings: &mut Settings) {
     settings.builders.entry("default".into()).or_insert_with(local);
 }
 
+fn wishes() -> Wishes {
+    Wishes { colors: environment::wants_colors(), redrawing: environment::has_cursor() }
+}
+
 /// Reports how the build ended.
 fn conclude(outcome: AttemptOutcome, journal: &Journal, record: &Record) -> ExitCode {
     let status = outcome.status();
     let (reason, message) = failure(outcome).map(|failure| (failure.reason, failure.detail)).unzip();
     journal.emit(Event::Ended { status, reason, message, is_over: true });
-    print_report(&record.report());
+    print_report(&record.report(), wishes().colors);
     if status == Status::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::bounds;
 use crate::field_error::FieldError;
+use crate::name::reference;
 
 /// Rails' id of a build.
 #[derive(Clone, Debug)]
@@ -106,6 +107,11 @@ fn repository_file(
     endings: &[&str],
     tags: BTreeMap<String, Vec<String>>,
 ) -> Result<Recipe, FieldError> {
+    for (target, tags) in &tags {
+        for (i, tag) in tags.iter().enumerate() {
+            reference::check_tag(tag).map_err(|message| FieldError::new(format!("tags.{target}[{i}]"), message))?;
+        }
+    }
     let is_inside = path.split('/').all(|part| !matches!(part, "" | "." | ".." | "-"));
     if !is_inside || !endings.iter().any(|ending| path.ends_with(ending)) {
         let message = format!("expected the path of a file in the repository that ends in {}", endings.join(" or "));

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::request::plain;
 use crate::attestation::{Asked, Attestation, By};
 use crate::field_error::FieldError;
-use crate::name::{is_name, is_target_name};
+use crate::name::{is_name, is_target_name, reference};
 
 /// Secret ids that buildx would send to any git host that a Dockerfile names.
 const FOR_ANY_HOST: &[&str] = &["GIT_AUTH_TOKEN", "GIT_AUTH_HEADER"];
@@ -92,7 +92,7 @@ impl Application {
             return Err(FieldError::new("application.images", "expected at least one image"));
         }
         for (i, image) in self.images.iter().enumerate() {
-            let path = |field| format!("application.images[{i}].{field}");
+            let path = |field: &str| format!("application.images[{i}].{field}");
             if !is_target_name(&image.name) {
                 return Err(FieldError::new(path("name"), format!("{:?} is not a valid target name", image.name)));
             }
@@ -101,6 +101,9 @@ impl Application {
             }
             if push && image.tags.is_empty() {
                 return Err(FieldError::new(path("tags"), "expected at least one tag, since the image is pushed"));
+            }
+            for (j, tag) in image.tags.iter().enumerate() {
+                reference::check_tag(tag).map_err(|message| FieldError::new(path(&format!("tags[{j}]")), message))?;
             }
             if image.dockerfile.is_some() && image.dockerfile_inline.is_some() {
                 return Err(FieldError::new(

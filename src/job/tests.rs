@@ -163,6 +163,21 @@ fn a_definition_in_the_repository_is_a_path_in_it() {
 }
 
 #[test]
+fn a_tag_that_no_registry_accepts_is_refused_by_its_path() {
+    let of_image =
+        refused(|job| job["application"]["images"][0]["tags"] = json!(["r.example/x:1", "r.example/Acme/x:V1"]));
+    assert!(
+        of_image.starts_with("application.images[0].tags[1]: \"r.example/Acme/x:V1\" has upper-case"),
+        "{of_image}"
+    );
+    let of_file = refused(|job| {
+        job["application"] = Value::Null;
+        (job["compose"], job["tags"]) = (json!("compose.yml"), json!({"web": ["x:a b"]}));
+    });
+    assert!(of_file.starts_with("tags.web[0]: \"x:a b\" has an invalid tag"), "{of_file}");
+}
+
+#[test]
 fn a_secret_that_would_go_to_any_git_host_is_refused() {
     let secret = |id: &str| refused(|job| job["application"]["images"][0]["secrets"] = json!([{"id": id}]));
     assert!(secret("GIT_AUTH_TOKEN").contains("name it GIT_AUTH_TOKEN.github.com"));

@@ -1,165 +1,151 @@
-//! A build on a terminal: a spinner per running step, a line per finished step, and a table at the end. Without a terminal, plain
-//! lines.
+//! A build for a person: its progress on standard error, its result on standard output.
+//!
+//! On a terminal, `screen` draws what runs now. Elsewhere each event is a plain line. Strangers' control characters have no effect,
+//! and a closed terminal or pipe fails nothing.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that speaks to a person")]
+mod result;
+mod screen;
 
-use std::collections::HashMap;
-use std::fmt::Write as _;
-use std::io::IsTerminal;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::Listener;
 use crate::event::Event;
-use crate::report::{Report, Status, TargetReport};
-use crate::{bounds, text};
+use crate::text;
 
-/// Progress on standard error, the result on standard output.
-#[derive(Debug)]
-pub struct Terminal {
-    bars: Option<MultiProgress>,
-    running: Mutex<HashMap<String, ProgressBar>>,
+pub use result::print_report;
+use screen::Screen;
+
+/// How often the screen is drawn.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What a person's terminal wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Wishes {
+    /// Colors, where a terminal shows them.
+    pub colors: bool,
+    /// Rows that are drawn again, where a terminal shows them.
+    pub redrawing: bool,
 }
 
-impl Default for Terminal {
-    fn default() -> Self {
-        let bars = std::io::stderr().is_terminal().then(MultiProgress::new);
-        Self { bars, running: Mutex::default() }
+/// Progress on standard error.
+#[derive(Debug)]
+pub struct Terminal {
+    /// `None`: plain lines.
+    screen: Option<Arc<Mutex<Screen>>>,
+}
+
+impl Terminal {
+    /// Draws a screen if standard error is a terminal that wants it, and writes plain lines otherwise.
+    pub fn new(wishes: Wishes) -> Self {
+        let is_drawn = wishes.redrawing && std::io::stderr().is_terminal();
+        let screen = is_drawn.then(|| Arc::new(Mutex::new(Screen::new(wishes.colors))));
+        screen.iter().for_each(keep_drawing);
+        Self { screen }
     }
 }
 
 impl Listener for Terminal {
     fn on_event(&self, event: &Event) {
-        match event {
-            Event::PhaseStarted(phase) => self.begin(phase.name()),
-            Event::PhaseEnded(phase, took) => self.end(phase.name(), &format!("{} {}", phase.name(), seconds(*took))),
-            Event::Fetching { received_bytes } => self.update("fetch", &format!("fetch {} KiB", received_bytes / 1024)),
-            Event::StepStarted(step) => self.begin(&step.title()),
-            Event::StepEnded { step, is_cached, took, error } => {
-                let result = match (error, is_cached) {
-                    (Some(error), _) => format!("failed: {error}"),
-                    (None, true) => "cached".into(),
-                    (None, false) => seconds(*took),
-                };
-                let title = step.title();
-                self.end(&title, &format!("{title} {result}"));
-            }
-            Event::StepOutput { step, line } => self.line(&format!("{} | {line}", step.label())),
-            Event::Warning(warning) => self.line(&warning.to_string()),
-            Event::Notice(notice) => self.line(&format!("note: {notice}")),
-            // The table at the end shows them.
-            Event::Targets(_) | Event::TargetDone(_) | Event::TargetEnded(_) => {}
-            Event::BuildId(_) | Event::Commit { .. } | Event::Placed(_) | Event::ContextSent { .. } => {}
-            Event::NoticeLeftOut | Event::Ended { .. } => {}
+        let Some(screen) = &self.screen else {
+            return plain(event).into_iter().for_each(|line| write(&format!("{line}\n")));
+        };
+        let mut screen = lock(screen);
+        screen.take_in(event, Instant::now());
+        if screen.is_idle() {
+            // What the command prints next stands below it.
+            write(&screen.redrawn(Instant::now(), screen::size()));
         }
     }
 }
 
-impl Terminal {
-    fn begin(&self, key: &str) {
-        let Some(bars) = &self.bars else { return };
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // Each spinner has a thread.
-        if running.len() >= bounds::SPINNERS || running.contains_key(key) {
-            return;
+/// Draws the screen until its terminal is dropped.
+fn keep_drawing(screen: &Arc<Mutex<Screen>>) {
+    let screen = Arc::downgrade(screen);
+    let draw = move || {
+        while let Some(screen) = screen.upgrade() {
+            let mut drawn = lock(&screen);
+            write(&drawn.redrawn(Instant::now(), screen::size()));
+            drop(drawn);
+            drop(screen);
+            std::thread::sleep(TICK);
         }
-        let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}").expect("the template is valid");
-        let bar = bars.add(ProgressBar::new_spinner().with_style(style).with_message(key.to_owned()));
-        bar.enable_steady_tick(Duration::from_millis(100));
-        running.insert(key.to_owned(), bar);
-    }
+    };
+    // Without the thread, the screen is drawn when a phase ends.
+    drop(std::thread::Builder::new().name("terminal".into()).spawn(draw));
+}
 
-    fn update(&self, key: &str, message: &str) {
-        if let Some(bar) = self.running.lock().unwrap_or_else(PoisonError::into_inner).get(key) {
-            bar.set_message(message.to_owned());
-        }
-    }
+fn lock(screen: &Mutex<Screen>) -> MutexGuard<'_, Screen> {
+    screen.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn end(&self, key: &str, message: &str) {
-        if let Some(bar) = self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(key) {
-            bar.finish_and_clear();
-        }
-        self.line(message);
+/// A closed terminal must not fail a build.
+fn write(text: &str) {
+    if !text.is_empty() {
+        drop(std::io::stderr().lock().write_all(text.as_bytes()));
     }
+}
 
-    /// Strangers' control characters must have no effect.
-    fn line(&self, text: &str) {
-        let text = text::plain(text);
-        match &self.bars {
-            // A closed terminal must not fail a build.
-            Some(bars) => drop(bars.println(text)),
-            None => eprintln!("{text}"),
+/// An event as a plain line.
+fn plain(event: &Event) -> Option<String> {
+    let line = match event {
+        Event::PhaseEnded(phase, took) => format!("{} {}", phase.name(), seconds(*took)),
+        Event::StepEnded { step, is_cached, took, error } => {
+            let result = match (error, is_cached) {
+                (Some(error), _) => format!("failed: {error}"),
+                (None, true) => "cached".into(),
+                (None, false) => seconds(*took),
+            };
+            format!("{} {result}", step.title())
         }
-    }
+        Event::StepOutput { step, line } => format!("{} | {line}", step.label()),
+        Event::Warning(warning) => warning.to_string(),
+        Event::Notice(notice) => note(notice),
+        Event::PhaseStarted(_)
+        | Event::Fetching { .. }
+        | Event::StepStarted(_)
+        | Event::Targets(_)
+        | Event::TargetDone(_)
+        | Event::TargetEnded(_)
+        | Event::BuildId(_)
+        | Event::Commit { .. }
+        | Event::Placed(_)
+        | Event::ContextSent { .. }
+        | Event::NoticeLeftOut
+        | Event::Ended { .. } => return None,
+    };
+    Some(text::plain(&line).into_owned())
+}
+
+fn note(notice: &str) -> String {
+    format!("note: {notice}")
 }
 
 fn seconds(duration: Duration) -> String {
     format!("{:.1}s", duration.as_secs_f64())
 }
 
-/// Prints the result of a build: a table of its targets, then its status.
-pub fn print_report(report: &Report) {
-    println!("{}", text::plain(&table(report)));
+/// A color of the terminal's own palette.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Color {
+    Red,
+    Green,
+    Yellow,
+    Blue,
+    Gray,
 }
 
-fn table(report: &Report) -> String {
-    let header = ["target", "result", "time", "cached", "digest"].map(str::to_owned);
-    let mut rows = vec![header];
-    rows.extend(report.targets.iter().map(row));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..5).map(width).collect();
-    let mut text = String::new();
-    for row in &rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
-    }
-    match (&report.reason, &report.message) {
-        (Some(reason), Some(message)) => {
-            let _ = write!(text, "\n{reason}: {message}");
-        }
-        _ => text.push_str("\nsucceeded"),
-    }
-    text
-}
-
-fn row(target: &TargetReport) -> [String; 5] {
-    let result = match target.status {
-        Some(Status::Succeeded) => "succeeded",
-        Some(Status::Failed) => "failed",
-        Some(Status::Cancelled) => "cancelled",
-        None => "not reached",
-    };
-    [
-        target.name.clone(),
-        result.to_owned(),
-        seconds(Duration::from_millis(target.duration_ms)),
-        format!("{}/{}", target.steps_cached, target.steps_total),
-        target.digest.clone().unwrap_or_else(|| "-".into()),
-    ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_lines_up() {
-        let vote = TargetReport {
-            name: "vote".into(),
-            status: Some(Status::Succeeded),
-            digest: Some("sha256:abc".into()),
-            duration_ms: 1234,
-            steps_total: 3,
-            steps_cached: 1,
-            ..TargetReport::default()
+impl Color {
+    /// A plain text in this color.
+    fn paint(self, text: &str) -> String {
+        let code = match self {
+            Self::Red => 31,
+            Self::Green => 32,
+            Self::Yellow => 33,
+            Self::Blue => 34,
+            Self::Gray => 90,
         };
-        let worker = TargetReport { name: "worker".into(), ..TargetReport::default() };
-        let report = Report { targets: vec![vote, worker], ..Report::default() };
-        let expected = "target  result       time  cached  digest\n\
-                        vote    succeeded    1.2s  1/3     sha256:abc\n\
-                        worker  not reached  0.0s  0/0     -\n\nsucceeded";
-        assert_eq!(table(&report), expected);
+        format!("\x1b[{code}m{text}\x1b[0m")
     }
 }

@@ -64,6 +64,9 @@ impl Bake {
         if self.prints == 0 {
             return refuse("bake.prints", "must be at least 1");
         }
+        if self.timeout.is_zero() {
+            return refuse("bake.timeout", "must be longer than 0");
+        }
         Attestation::ALL.into_iter().try_for_each(|attestation| {
             let refused = |message| FieldError::new(format!("bake.{}", attestation.name()), message);
             self.asked(attestation).check(attestation, By::Configuration).map_err(refused)

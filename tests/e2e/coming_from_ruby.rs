@@ -230,6 +230,26 @@ async fn the_readmes_call_is_built() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_failed_build_is_explained_by_its_row() {
+    let mut application = Application::open();
+    application.add(&snippet("# app/models/build.rb, for the page of a build"));
+    let dockerfile = application.harness.dockerfile("RUN echo please install libpq-dev; exit 3");
+    let sha = application.harness.commit("voting-app", &[("vote/Dockerfile", &dockerfile)]);
+    let mut row = application.row(BUILD);
+    row["sha"] = json!(sha);
+    application.keep(&json!({"4711": row}));
+    application.work();
+    let _worker = application.worker("builds", "");
+    application.call(&snippet("BuildJob.perform_async(build.to_sidebake)"));
+    let has_failed = async || application.row(BUILD)["status"] == "failed";
+    application.harness.until("the row has a final status", has_failed).await;
+    let explanation = application.call("build.explanation");
+    let (message, output) = explanation.split_once("\n\n").unwrap_or_else(|| panic!("{explanation}"));
+    assert!(message.ends_with("exited with 3: `please install libpq-dev`"), "{explanation}");
+    assert_eq!(output, "Output of vote:\nplease install libpq-dev", "{explanation}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_active_job_is_built_in_every_sidekiq() {
     for ruby in ["ruby".into(), made("sidekiq-7"), made("sidekiq-8")] {
         let mut application = Application::of(ruby);

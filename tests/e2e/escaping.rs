@@ -93,9 +93,9 @@ fn nasty() -> impl Strategy<Value = String> {
     prop_oneof![60 => short, 1 => long]
 }
 
-/// The same on one line, without the syntax of a list of options.
-fn nasty_word() -> impl Strategy<Value = String> {
-    nasty().prop_map(|text| format!("r{}", text.replace(['\n', '\r', '"', ',', ' ', '\t', '='], "-")))
+/// Policy accepts only references of images, which need no escapes.
+fn reference() -> impl Strategy<Value = String> {
+    "r\\.example/[a-z]{1,9}:[A-Za-z0-9_][A-Za-z0-9_.-]{0,9}"
 }
 
 /// The same without characters that names of arguments and contexts cannot have.
@@ -113,9 +113,9 @@ fn list(of: impl Strategy<Value = String>) -> impl Strategy<Value = Value> {
 
 /// A target with fields that the platform's template also has.
 fn target() -> impl Strategy<Value = Target> {
-    let contexts = btree_map(nasty_name(), nasty_word().prop_map(|image| format!("docker-image://{image}")), 0..3);
+    let contexts = btree_map(nasty_name(), reference().prop_map(|image| format!("docker-image://{image}")), 0..3);
     let caches = |name: &'static str| {
-        let entries = btree_set(nasty_word(), 0..2);
+        let entries = btree_set(reference(), 0..2);
         entries.prop_map(move |places| {
             (name, places.iter().map(|place| json!({"type": "registry", "ref": place})).collect::<Value>())
         })
@@ -124,7 +124,7 @@ fn target() -> impl Strategy<Value = Target> {
     // Policy accepts only names and addresses, which need no escapes.
     let hosts = btree_map("[a-z][a-z0-9.-]{0,9}", "10\\.0\\.0\\.[1-9]", 0..3).prop_map(|hosts| json!(hosts));
     let maps = (args.prop_map(|args| json!(args)), texts(), hosts, contexts);
-    let lists = (list(nasty()), list(nasty()), caches("cache-from"), caches("cache-to"));
+    let lists = (list(reference()), list(nasty()), caches("cache-from"), caches("cache-to"));
     (maps, lists, nasty(), proptest::option::of(nasty())).prop_map(|(maps, lists, target, inline)| {
         let (args, labels, hosts, contexts) = maps;
         let (tags, filter, from, to) = lists;
@@ -158,8 +158,7 @@ fn check(n_cases: u32, test: impl Fn(Vec<Target>) -> Result<(), String>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn buildx_reads_a_templates_text_unchanged() {
     let harness = Harness::open();
-    let tree = harness.home.path().join("tree");
-    std::fs::create_dir(&tree).unwrap();
+    let tree = tree(&harness);
     let template = harness.home.path().join("template.json");
     let holds = |targets: Vec<Target>| {
         let targets = named(without_shared_caches(targets));
@@ -180,8 +179,7 @@ async fn buildx_reads_a_templates_text_unchanged() {
 #[tokio::test(flavor = "multi_thread")]
 async fn buildx_reads_a_files_text_unchanged() {
     let harness = Harness::open();
-    let tree = harness.home.path().join("tree");
-    std::fs::create_dir(&tree).unwrap();
+    let tree = tree(&harness);
     check(3, |targets| {
         let mut targets = named(without_shared_caches(targets));
         for target in targets.values_mut() {
@@ -198,6 +196,14 @@ async fn buildx_reads_a_files_text_unchanged() {
         let output = harness.run(&["build", tree.to_str().unwrap(), "--print"], "");
         is_understood(&harness, &tree, &output, targets)
     });
+}
+
+/// A tree with a Dockerfile.
+fn tree(harness: &Harness) -> std::path::PathBuf {
+    let tree = harness.home.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("Dockerfile"), "FROM scratch\n").unwrap();
+    tree
 }
 
 fn named(targets: Vec<Target>) -> BTreeMap<String, Target> {

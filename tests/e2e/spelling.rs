@@ -122,7 +122,7 @@ async fn an_attestation_gets_the_same_verdict_in_every_form_of_a_definition() {
         checker.of_json(json!({"args": {"${upper(\"buildkit_attest_sbom\")}": foreign}})).await,
         checker.of_json(json!({"args": {"BUILDKIT_ATTEST_SBOM": "${format(\"generator=%s\", \"evil/image\")}"}})).await,
         checker.of_template(json!({"args": {"BUILDKIT_ATTEST_SBOM": foreign}})).await,
-        checker.of_template(json!({"args": {"BUIL\u{0044}\u{212a}IT_ATTEST_SBOM": foreign}})).await,
+        checker.of_json(json!({"args": {"BUIL\u{0044}\u{212a}IT_ATTEST_SBOM": foreign}})).await,
         checker.of_template(json!({"sbom": foreign})).await,
         checker.of_hcl(&format!("  attest = [\"type=sbom,{foreign}\"]")).await,
         checker.of_hcl("  attest = [{ type = \"sbom\", generator = \"evil/image\" }]").await,
@@ -132,6 +132,9 @@ async fn an_attestation_gets_the_same_verdict_in_every_form_of_a_definition() {
         checker.of_compose(&format!("      args: [BUILDKIT_ATTEST_SBOM={foreign}]")).await,
     ];
     agree("an SBOM by a foreign image", false, &verdicts);
+    // bake would normalize this name. A template's text reaches BuildKit as it was written, and BuildKit reads another name.
+    let written = checker.of_template(json!({"args": {"BUILD\u{212a}IT_ATTEST_SBOM": foreign}})).await.unwrap();
+    assert_eq!(written["default"]["args"]["BUILD\u{212a}IT_ATTEST_SBOM"], foreign);
 
     let verdicts = [
         checker.of_json(json!({"attest": ["type=provenance,mode=max"]})).await,

@@ -54,6 +54,9 @@ async fn each_field_is_in_the_definition_whether_buildx_resolves_it_or_only_agre
     let harness = Harness::open();
     let tree = harness.home.path().join("tree");
     std::fs::create_dir_all(tree.join("app")).unwrap();
+    for dockerfile in ["Dockerfile", "Special", "app/Dockerfile"] {
+        std::fs::write(tree.join(dockerfile), "FROM scratch\n").unwrap();
+    }
     let secrets = harness.home.path().join("secrets");
     std::fs::create_dir(&secrets).unwrap();
     std::fs::write(secrets.join("npm-token"), "x").unwrap();

@@ -33,6 +33,7 @@ mod memory;
 mod poison;
 mod poller;
 mod queues;
+mod reasons;
 #[allow(dead_code, reason = "shared with another suite, which uses more of it")]
 #[path = "../torture/relay.rs"]
 mod relay;

@@ -157,7 +157,7 @@ async fn the_output_of_print_is_counted_before_it_is_parsed() {
 async fn a_secret_that_is_named_many_times_is_read_once() {
     let _alone = HEAVY.lock().await;
     let harness = Harness::start();
-    let (_, sha) = harness.voting_app();
+    let sha = harness.voting_app().0.commit(&[("Dockerfile", "FROM base\n")]);
     let secrets = harness.home.path().join("secrets");
     std::fs::create_dir_all(&secrets).unwrap();
     let lines: String = (0..8_000).map(|n| format!("line-{n:06}-{}\n", "s".repeat(48))).collect();

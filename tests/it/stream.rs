@@ -56,8 +56,14 @@ async fn report_of(script: Script) -> (Value, String) {
 }
 
 async fn report_of_native(script: Script, change: impl FnOnce(&mut Value)) -> (Value, String) {
+    report_of_files(&[], script, change).await
+}
+
+/// The same, with more files in the repository.
+async fn report_of_files(files: &[(&str, &str)], script: Script, change: impl FnOnce(&mut Value)) -> (Value, String) {
     let harness = Harness::start();
-    let (_, sha) = harness.voting_app();
+    let (repository, sha) = harness.voting_app();
+    let sha = if files.is_empty() { sha } else { repository.commit(files) };
     harness.builder.script(script);
     let mut native = harness.native(&sha);
     native["callback"]["on"] = json!(["retrying", "finished"]);
@@ -264,13 +270,31 @@ async fn a_dockerfile_named_like_an_error_or_a_warning_is_judged_by_its_content(
             Step::Stderr(text),
             Step::Exit(1),
         ]);
-        let (report, _) = report_of_native(script, |native| {
+        let files = [(&*format!("vote/{name}"), "FRM base\n")];
+        let (report, _) = report_of_files(&files, script, |native| {
             native["application"]["images"][0]["dockerfile"] = json!(name);
         })
         .await;
         assert_eq!((&report["reason"], &report["notices"]), (&json!("dockerfile_invalid"), &json!([])), "{report:#}");
         assert!(report["message"].as_str().unwrap().ends_with(own), "{report:#}");
     }
+}
+
+/// A directory with one image and the template of it.
+fn tree_of_vote() -> tempfile::TempDir {
+    let tree = tempfile::tempdir().unwrap();
+    std::fs::write(tree.path().join("Dockerfile"), "FROM base\n").unwrap();
+    let template = json!({"images": [{"name": "vote", "context": "."}]});
+    std::fs::write(tree.path().join("template.json"), template.to_string()).unwrap();
+    tree
+}
+
+/// The command that builds such a directory.
+fn build(harness: &Harness, tree: &tempfile::TempDir) -> std::process::Command {
+    let mut command = harness.home.sidebake();
+    command.arg("build").arg(tree.path()).arg("--template").arg(tree.path().join("template.json"));
+    command.arg("--config").arg(harness.config("")).stdin(std::process::Stdio::null());
+    command
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,15 +310,22 @@ async fn the_terminal_shows_short_lines_without_control_characters() {
         Step::Stderr("ERROR: failed\n".into()),
         Step::Exit(1),
     ]));
-    let tree = tempfile::tempdir().unwrap();
-    std::fs::write(tree.path().join("Dockerfile"), "FROM base\n").unwrap();
-    let template = tree.path().join("template.json");
-    std::fs::write(&template, json!({"images": [{"name": "vote", "context": "."}]}).to_string()).unwrap();
-    let arguments = ["build", tree.path().to_str().unwrap(), "--template", template.to_str().unwrap()];
-    let output = harness.run(&arguments, "");
+    let tree = tree_of_vote();
+    let output = build(&harness, &tree).output().unwrap();
     let text = text(&output);
     for line in ["vote 2/2 | cleared␇", "vote 2/2 | second", "vote 2/2 | last"] {
         assert!(text.lines().any(|shown| shown == line), "{line} is missing in {text}");
     }
     assert!(!text.contains('\x1b') && text.lines().all(|line| line.len() < 2500), "{text:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_whose_outputs_are_closed_succeeds() {
+    let harness = Harness::start();
+    harness.builder.script(Script::success(&["vote"]));
+    let tree = tree_of_vote();
+    let closed = || std::io::pipe().unwrap().1;
+    let status = build(&harness, &tree).stdout(closed()).stderr(closed()).status().unwrap();
+    assert!(status.success(), "{status}");
+    assert_eq!(harness.builder.runs().len(), 1);
 }

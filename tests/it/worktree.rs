@@ -22,8 +22,7 @@ use crate::harness::{CALLBACKS, Harness, Worker};
 /// A build of the whole tree of a commit.
 fn native(harness: &Harness, sha: &str) -> Value {
     let mut native = harness.native(sha);
-    native["application"]["images"] =
-        json!([{"name": "app", "context": ".", "tags": [format!("registry.example/acme/app:{sha}")]}]);
+    native["application"]["images"] = json!([{"name": "app", "context": ".", "dockerfile_inline": "FROM base", "tags": [format!("registry.example/acme/app:{sha}")]}]);
     native
 }
 

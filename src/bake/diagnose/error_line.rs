@@ -2,59 +2,123 @@
 //!
 //! It decides only where no step says why a bake failed. The tables follow buildx 0.29 to 0.36.
 
-use super::registry::{base_image, registry};
-use crate::bake::evidence::Line;
-use crate::reason::Reason;
+use super::Verdict;
+use super::registry::{Wanted, registry};
+use super::step;
+use crate::bake::evidence::{Line, without_code};
+use crate::bake::own_registries::OwnRegistries;
+use crate::reason::{Evidence, Reason};
+
+/// What the events say beside the line.
+pub(super) struct Seen<'a> {
+    /// Whether a vertex failed and did not say why.
+    pub(super) has_failed_vertex: bool,
+    /// Whether the frontend has read a Dockerfile.
+    pub(super) has_steps: bool,
+    pub(super) own: &'a OwnRegistries,
+}
 
 /// The reason that the last line gives. Only a line that does not quote a field of the definition is searched for words.
-pub(super) fn by_error_line(error: &str, has_failed_vertex: bool) -> Reason {
+pub(super) fn by_error_line(error: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> Verdict {
+    let (Line::BuildKit(line) | Line::Buildx(line)) = Line::parse(error);
+    if let Some(verdict) = too_large(line) {
+        return verdict;
+    }
     match Line::parse(error) {
-        Line::BuildKit(answer) => by_solve_error(answer, has_failed_vertex),
+        Line::BuildKit(answer) => by_solve_error(answer, evidence, seen),
         Line::Buildx(line) => {
             let of_field = FIELD_ERRORS.iter().find(|(begin, _)| line.starts_with(begin));
             let known = of_field.or_else(|| BUILDX.iter().find(|(words, _)| line.contains(words)));
-            known.map_or(Reason::BuildFailed, |(_, reason)| *reason)
+            let reason = known.map_or(Reason::BuildFailed, |(_, reason)| *reason);
+            Verdict { evidence, ..reason.into() }
         }
     }
 }
 
 /// The reason in BuildKit's answer. An unknown line without a failed step comes from the Dockerfile frontend: it quotes the
 /// customer, and the customer can fix it.
-fn by_solve_error(line: &str, has_failed_vertex: bool) -> Reason {
+fn by_solve_error(answer: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> Verdict {
+    if !seen.has_steps && is_not_utf8(answer) {
+        return Verdict { advice: Some("the Dockerfile is not UTF-8".into()), ..Reason::DockerfileInvalid.into() };
+    }
+    let line = without_code(answer);
+    if line.starts_with(step::PROCESS) {
+        return step::process(line, evidence);
+    }
     if let Some((_, reason)) = SOLVE_ERRORS.iter().find(|(begin, _)| line.starts_with(begin)) {
-        return *reason;
+        return (*reason).into();
     }
     // A file name that cannot be sent to the builder, which answers with the name of its own header.
     if line.starts_with("Internal: ") && line.contains("header key \"followpaths\"") {
-        return Reason::FileNotFound;
+        return Reason::FileNotFound.into();
     }
-    if let Some(error) = of_base_image(line) {
-        return base_image(error).unwrap_or(Reason::BuildFailed);
+    if let Some((reference, error)) = of_base_image(line) {
+        let wanted = Wanted::Base(Some(reference));
+        return registry(error, wanted, seen.own).unwrap_or_else(|| Reason::BuildFailed.into());
     }
     if REGISTRY_ERRORS.iter().any(|begin| line.starts_with(begin)) {
-        return registry(line).unwrap_or(Reason::RegistryUnavailable);
+        let wanted = if line.starts_with(PUSH) { Wanted::Push } else { Wanted::Base(None) };
+        return registry(line, wanted, seen.own).unwrap_or_else(|| Reason::RegistryUnavailable.into());
     }
-    let is_ours =
-        has_failed_vertex || INFRASTRUCTURE_ERRORS.iter().any(|begin| line.starts_with(begin)) || is_of_disk(line);
-    if is_ours { Reason::BuildFailed } else { Reason::DockerfileInvalid }
+    if let Some(reason) = step::disk(line) {
+        return reason.into();
+    }
+    let is_ours = seen.has_failed_vertex || INFRASTRUCTURE_ERRORS.iter().any(|begin| answer.starts_with(begin));
+    if is_ours { Reason::BuildFailed } else { Reason::DockerfileInvalid }.into()
 }
 
-/// The part that is about a base image or a frontend, after its reference. A reference has no spaces and no quotes, so the
+/// A message that gRPC refuses for its size: `… received message larger than max (18874368 vs. 16777216)`. Lint warnings carry
+/// the whole Dockerfile, so many of them exceed the limit too.
+fn too_large(line: &str) -> Option<Verdict> {
+    let line = line.strip_prefix("failed to receive status: ").unwrap_or(line);
+    let mut message = EXHAUSTED.iter().find_map(|code| line.strip_prefix(code))?;
+    // Each process that passes it on may add the code again.
+    while let Some(rest) = EXHAUSTED.iter().find_map(|code| message.strip_prefix(code)) {
+        message = rest;
+    }
+    let (_, sizes) = message.strip_prefix("grpc: ")?.split_once(" larger than max (")?;
+    let (size, limit) = sizes.strip_suffix(')')?.split_once(" vs. ")?;
+    let (size, limit): (u64, u64) = (size.parse().ok()?, limit.parse().ok()?);
+    let advice = format!("a message of the build has {size} bytes; the limit is {limit}");
+    Some(Verdict { advice: Some(advice), ..Reason::BuildTooLarge.into() })
+}
+
+/// How gRPC writes the code with which it refuses a message.
+const EXHAUSTED: &[&str] = &["ResourceExhausted: ", "rpc error: code = ResourceExhausted desc = "];
+
+/// Whether gRPC could not carry a text of the Dockerfile. A field of its messages is UTF-8.
+fn is_not_utf8(answer: &str) -> bool {
+    let internal =
+        answer.strip_prefix("Internal: ").or_else(|| answer.strip_prefix("rpc error: code = Internal desc = "));
+    internal.is_some_and(|error| {
+        error.ends_with("string field contains invalid UTF-8")
+            || error.ends_with("stream terminated by RST_STREAM with error code: INTERNAL_ERROR")
+    })
+}
+
+/// The reference that a base image or a frontend has, and the error about it. A reference has no spaces and no quotes, so the
 /// frontend's own messages do not match.
-fn of_base_image(line: &str) -> Option<&str> {
-    const BEGIN: &str = "failed to resolve source metadata for ";
-    if line.starts_with(BEGIN) {
-        return Some(line);
-    }
-    let (reference, error) = line.split_once(": ")?;
-    let is_part = |c: char| c.is_ascii_alphanumeric() || "._-/:@[]".contains(c);
-    let is_reference = !reference.is_empty() && reference.chars().all(is_part);
-    (is_reference && error.starts_with(BEGIN)).then_some(error)
+fn of_base_image(line: &str) -> Option<(&str, &str)> {
+    let line = match line.split_once(": ") {
+        Some((name, rest)) if is_reference(name) => rest,
+        _ => line,
+    };
+    line.strip_prefix("failed to resolve source metadata for ")?.split_once(": ")
 }
 
-/// Whether the operating system failed on one of the builder's own files.
-fn is_of_disk(line: &str) -> bool {
-    DISK_ERRORS.iter().any(|end| line.ends_with(end)) && FILE_OPERATIONS.iter().any(|begin| line.starts_with(begin))
+fn is_reference(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@[]".contains(c))
+}
+
+/// A name that is neither a stage nor an image, and the stage or image that BuildKit supposes was meant:
+/// `biuld: failed to resolve source metadata for docker.io/library/biuld:latest: … (did you mean build?)`. Only a name without
+/// registry and tag: it can be a stage. BuildKit supposes nothing for the name of a stage or of a popular image.
+pub(super) fn near_name(error: &str) -> Option<(&str, &str)> {
+    let Line::BuildKit(answer) = Line::parse(error) else { return None };
+    let (name, rest) = answer.split_once(": ")?;
+    let (_, near) = rest.strip_suffix("?)")?.rsplit_once(" (did you mean ")?;
+    let is_name = |name: &str| is_reference(name) && !name.contains(['/', ':', '@']);
+    (is_name(name) && is_name(near) && of_base_image(answer).is_some()).then_some((name, near))
 }
 
 /// BuildKit did not begin the solve within six seconds: a bake of very many targets, or an overloaded builder
@@ -62,7 +126,8 @@ fn is_of_disk(line: &str) -> bool {
 const NO_SUCH_JOB: &str = "failed to receive status: rpc error: code = NotFound";
 
 const SOLVE_ERRORS: &[(&str, Reason)] = &[
-    ("process \"", Reason::StepFailed),
+    // The image of `# syntax=` is a program that is not a frontend.
+    ("exit code: ", Reason::FrontendNotFound),
     ("cannot copy to non-directory: ", Reason::StepFailed),
     ("cannot replace to directory ", Reason::StepFailed),
     // From the frontend; the rest quotes the customer.
@@ -90,8 +155,10 @@ const SOLVE_ERRORS: &[(&str, Reason)] = &[
     ("exporter \"", Reason::BuilderUnavailable),
 ];
 
+const PUSH: &str = "failed to push ";
+
 const REGISTRY_ERRORS: &[&str] = &[
-    "failed to push ",
+    PUSH,
     "failed to do request",
     "failed to authorize",
     "failed to fetch ",
@@ -115,36 +182,6 @@ const INFRASTRUCTURE_ERRORS: &[&str] = &[
     "frontend grpc server closed",
     "mount callback failed",
     "rpc error",
-];
-
-/// How errors of the operating system end. A customer's text may end the same way.
-const DISK_ERRORS: &[&str] = &[": no space left on device", ": input/output error", ": read-only file system"];
-
-/// How BuildKit's errors about its own files begin.
-const FILE_OPERATIONS: &[&str] = &[
-    "chmod /",
-    "chown /",
-    "failed to commit ",
-    "failed to compute ",
-    "failed to create lease",
-    "failed to create snapshot",
-    "failed to create temp",
-    "failed to extract ",
-    "failed to open ",
-    "failed to stat ",
-    "failed to sync ",
-    "failed to write ",
-    "link /",
-    "lstat /",
-    "mkdir /",
-    "open /",
-    "read /",
-    "rename /",
-    "stat /",
-    "symlink /",
-    "sync /",
-    "truncate /",
-    "write /",
 ];
 
 /// How buildx begins to refuse a field of the definition; the rest quotes the customer. Follows `build/opt.go`,

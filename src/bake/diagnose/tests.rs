@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use super::*;
 use crate::bake::evidence::BUILDKIT;
 use crate::bake::mask::Mask;
+use crate::bake::own_registries::OwnRegistries;
 use crate::bake::progress::Baked;
 use crate::bake::shown::Shown;
 use crate::reason::Evidence;
@@ -28,7 +29,8 @@ fn diagnosis(version: &str, case: &str, targets: &[&str]) -> Option<Failure> {
 
 fn progress(targets: &[&str], dockerfile: &str) -> Progress {
     let targets = targets.iter().map(|target| ((*target).to_owned(), Vec::new())).collect();
-    let baked = Baked { targets, dockerfiles: [("a".to_owned(), dockerfile.to_owned())].into() };
+    let own_registries = OwnRegistries::new([], ["pushed.example/shop/web:1"]);
+    let baked = Baked { targets, dockerfile_names: [dockerfile.to_owned()].into(), own_registries, ..Baked::default() };
     Progress::new(baked, Shown::new(Mask::new([]), WorkerPaths::default()))
 }
 
@@ -114,6 +116,60 @@ fn every_recorded_failure_has_its_reason() {
 }
 
 #[test]
+fn every_failure_of_a_real_engine_has_its_reason() {
+    for (case, reason) in [
+        ("copy-selflink", Reason::StepFailed),
+        ("workdir-on-file", Reason::StepFailed),
+        ("copy-into-file", Reason::StepFailed),
+        ("copy-from-missing", Reason::FileNotFound),
+        ("add-checksum", Reason::StepFailed),
+        ("add-truncated", Reason::StepFailed),
+        ("ssh-required", Reason::StepFailed),
+        ("exit137", Reason::OutOfMemory),
+        ("syntax-nosuch", Reason::FrontendNotFound),
+        ("syntax-away", Reason::RegistryUnavailable),
+        ("syntax-not-frontend", Reason::FrontendNotFound),
+        ("utf16", Reason::DockerfileInvalid),
+        ("dockerfile-too-large", Reason::BuildTooLarge),
+        ("stage-typo", Reason::BaseImageNotFound),
+        ("from-nohost", Reason::BaseImageNotFound),
+        ("push400", Reason::RegistryRejected),
+        ("push404", Reason::RegistryRejected),
+        ("push405", Reason::RegistryRejected),
+        ("push412", Reason::RegistryRejected),
+        ("push413", Reason::RegistryRejected),
+        ("push415", Reason::RegistryRejected),
+        ("push429", Reason::RegistryRateLimited),
+        ("push403", Reason::RegistryDenied),
+        ("push500", Reason::RegistryUnavailable),
+        ("pull400", Reason::RegistryRejected),
+        ("pull403", Reason::BaseImageDenied),
+        ("pull429", Reason::RegistryRateLimited),
+        ("from-truncated", Reason::RegistryUnavailable),
+        ("from-wrongdigest", Reason::RegistryUnavailable),
+        ("from-html", Reason::RegistryUnavailable),
+        ("from-blob429", Reason::RegistryRateLimited),
+    ] {
+        let failure = diagnosis("engine-26.1", case, &["web"]).expect("a failure");
+        assert_eq!(failure.reason, reason, "{case}: {failure}");
+    }
+    let detail = |case: &str| diagnosis("engine-26.1", case, &["web"]).expect("a failure").detail;
+    assert_eq!(
+        detail("copy-from-missing"),
+        "Step 2/2 of `web` failed: `COPY --from=registry.example.test/base:1 /missing /x` (line 3): \
+         lstat /missing: no such file or directory"
+    );
+    assert_eq!(detail("copy-selflink"), "Step 2/2 of `web` failed: `COPY a /x` (line 3): too many symlinks: /a");
+    assert!(detail("stage-typo").ends_with("no stage or image is called biuld; did you mean build?"));
+    assert!(detail("ssh-required").ends_with("builds get no SSH agent; use a build secret"));
+    assert!(detail("from-nohost").ends_with("no registry is called no-such-host.invalid"));
+    assert!(detail("dockerfile-too-large").ends_with("has 17512501 bytes; the limit is 16777216"));
+    assert!(detail("utf16").ends_with("the Dockerfile is not UTF-8"));
+    let killed = diagnosis("0.36", "memory-limited-step-killed", &["mem"]).expect("a failure");
+    assert_eq!((killed.reason, killed.evidence), (Reason::OutOfMemory, Some(Evidence::OutOfMemory)));
+}
+
+#[test]
 fn the_detail_names_target_and_step() {
     let failure = diagnosis("0.36", "one-of-three-fails", &["api", "web", "broken"]).expect("a failure");
     assert_eq!(
@@ -126,8 +182,14 @@ fn the_detail_names_target_and_step() {
 fn a_solve_that_buildkit_has_not_begun_in_time_is_not_the_customers_fault() {
     let line = "failed to receive status: rpc error: code = NotFound desc = no such job xtcwi97x2fguo5z68ffeg6v5a";
     for line in [line.to_owned(), format!("target web-58: {line}"), format!("failed to solve: {line}")] {
-        assert_eq!(by_error_line(&line, false), Reason::BuilderUnavailable, "{line}");
+        assert_eq!(of_line(&line), Reason::BuilderUnavailable, "{line}");
     }
+}
+
+/// The reason that buildx's last line gives, when no vertex says why.
+fn of_line(line: &str) -> Reason {
+    let seen = Seen { has_failed_vertex: false, has_steps: false, own: &OwnRegistries::default() };
+    by_error_line(line, evidence::Line::parse(line).evidence(), &seen).reason
 }
 
 /// Why a bake failed in which this step ended with this error, and nothing but the step said why.
@@ -149,21 +211,26 @@ fn a_killed_step_is_evidence_and_a_customers_text_about_one_is_not() {
     let ended = |command: &str, end: &str| {
         let error = format!("process \"/bin/sh -c {command}\" did not complete successfully: {end}");
         let failure = failure_of_step(&format!("[2/2] RUN {command}"), &error);
-        assert_eq!(failure.reason, Reason::StepFailed, "{failure}");
-        failure.evidence
+        (failure.reason, failure.evidence)
     };
     let long = "x ".repeat(30_000);
     for command in ["make", &long] {
-        assert_eq!(ended(command, "exit code: 137"), Some(Evidence::StepKilled));
-        assert_eq!(ended(command, "exit code: 1"), None);
+        assert_eq!(ended(command, "exit code: 137"), (Reason::OutOfMemory, Some(Evidence::OutOfMemory)));
+        assert_eq!(ended(command, "cannot allocate memory"), (Reason::OutOfMemory, Some(Evidence::OutOfMemory)));
+        assert_eq!(ended(command, "exit code: 143"), (Reason::StepFailed, Some(Evidence::StepKilled)));
+        assert_eq!(ended(command, "exit code: 1"), (Reason::StepFailed, None));
+        let full = "failed to create shim task: mkdir /run/x: no space left on device";
+        assert_eq!(ended(command, full), (Reason::BuilderDiskFull, None));
     }
     for command in [
         "echo exit code: 137",
         "echo exit code: 143",
         "echo OOMKilled",
+        "echo mkdir /x: no space left on device",
+        "echo unexpected status from PUT request to https://r/v2/: 429 Too Many Requests",
         "echo pods is forbidden: User \\\"me\\\" cannot list",
     ] {
-        assert_eq!(ended(command, "exit code: 1"), None, "{command}");
+        assert_eq!(ended(command, "exit code: 1"), (Reason::StepFailed, None), "{command}");
     }
 }
 
@@ -190,7 +257,7 @@ fn what_a_step_is_called_makes_it_no_base_image_and_no_echo() {
         (
             "resolve image config for docker-image://r.example/x:1",
             "failed to do request: Head \"https://r.example/v2/x/manifests/1\": dial tcp: no such host",
-            Reason::RegistryUnavailable,
+            Reason::FrontendNotFound,
         ),
         ("[stage 1/2] FROM r.example/x:1", "r.example/x:1: not found", Reason::BaseImageNotFound),
         ("[1/2] FROM r.example/x:1", "dial tcp 10.0.0.1:99: connect: connection refused", Reason::RegistryUnavailable),
@@ -212,12 +279,185 @@ fn a_path_that_leads_through_a_file_is_the_customers() {
     ] {
         assert_eq!(failed_step(name, error), Reason::StepFailed, "{name}");
     }
-    for (name, error) in [
-        ("[3/3] WORKDIR /x/y", "mkdir /buildkit/buildkit680002012/x/y: no space left on device"),
-        ("[2/3] RUN make", "failed to mount /buildkit/buildkit1: not a directory"),
+}
+
+#[test]
+fn a_step_is_the_customers_unless_its_cause_is_known_to_be_the_builders() {
+    let copy = "[3/3] COPY a /x";
+    let checksum = "failed to calculate checksum of ref vn7i::qmx: ";
+    for (name, error, reason) in [
+        ("[3/3] WORKDIR /w/x", "too many links", Reason::StepFailed),
+        (copy, "too many links", Reason::StepFailed),
+        (copy, "can't find uid for user nobody-here: no such user: nobody-here", Reason::StepFailed),
+        (copy, "invalid user index: -1", Reason::StepFailed),
+        ("[2/2] ADD a.tar.gz /x", "unexpected EOF", Reason::StepFailed),
+        ("[2/2] ADD a.tar.gz /x", "archive/tar: invalid tar header", Reason::StepFailed),
+        ("[2/2] ADD https://x.example/a /x", "digest mismatch sha256:1: sha256:2", Reason::StepFailed),
+        ("[2/2] ADD https://x.example/a /x", "invalid response status 404", Reason::StepFailed),
+        (
+            "[2/2] ADD https://x.example/a.git /x",
+            "failed to fetch remote https://x.example/a.git: not found",
+            Reason::StepFailed,
+        ),
+        ("[2/2] RUN --mount=type=ssh true", "no SSH key \"x\" forwarded from the client", Reason::StepFailed),
+        ("[2/2] RUN --mount=type=secret,id=x true", "secret x: not found", Reason::StepFailed),
+        (copy, "lstat /tmp/buildkit-mount38/a: no such file or directory", Reason::FileNotFound),
+        (copy, "/a not found", Reason::FileNotFound),
+        ("[2/2] RUN --mount=from=x,source=/a true", &format!("{checksum}\"/a\": not found"), Reason::FileNotFound),
+        (copy, &format!("{checksum}lstat /a: no such file or directory"), Reason::FileNotFound),
+        (copy, "write /var/lib/buildkit/x: no space left on device", Reason::BuilderDiskFull),
+        (
+            copy,
+            "failed to copy files: userspace copy failed: write /x: no space left on device",
+            Reason::BuilderDiskFull,
+        ),
+        ("[2/2] WORKDIR /x", "mkdir /x: disk quota exceeded", Reason::BuilderDiskFull),
+        (copy, &format!("{checksum}failed to prepare x: no space left on device"), Reason::BuilderDiskFull),
+        (copy, "write /var/lib/buildkit/x: input/output error", Reason::BuildFailed),
+        ("[2/3] RUN make", "failed to mount /buildkit/buildkit1: not a directory", Reason::BuildFailed),
+        ("[2/3] RUN make", "unexpected EOF", Reason::BuildFailed),
+        ("[2/3] RUN make", "rpc error: code = Unavailable desc = error reading from server: EOF", Reason::BuilderLost),
+        (
+            "[1/2] FROM r.example/x:1",
+            "failed to extract layer sha256:1: mount callback failed on /x: write /y: no space left on device",
+            Reason::BuilderDiskFull,
+        ),
+        ("exporting to image", "write /var/lib/docker/x: no space left on device", Reason::BuilderDiskFull),
+        // A layer that is pulled only when a step needs it.
+        (
+            "[2/3] RUN make",
+            "failed to copy: httpReadSeeker: failed open: unexpected status code https://r.example/v2/x/blobs/sha256:1: 429 Too Many Requests",
+            Reason::RegistryRateLimited,
+        ),
+        (
+            copy,
+            &format!(
+                "{checksum}failed to copy: httpReadSeeker: failed open: unexpected status code https://r.example/v2/x/blobs/sha256:1: 403 Forbidden"
+            ),
+            Reason::BaseImageDenied,
+        ),
+        (copy, "failed to read expected number of bytes: unexpected EOF", Reason::RegistryUnavailable),
     ] {
-        assert_eq!(failed_step(name, error), Reason::BuildFailed, "{name}");
+        assert_eq!(failed_step(name, error), reason, "{name}: {error}");
     }
+}
+
+#[test]
+fn an_error_that_is_not_known_does_not_prove_that_the_builder_was_there() {
+    let evidence = |name: &str, error: &str| failure_of_step(name, error).evidence;
+    assert_eq!(evidence("[2/2] COPY a /x", "something new"), Some(Evidence::UnknownError));
+    assert_eq!(evidence("[2/2] COPY a /x", "lstat /a: no such file or directory"), None);
+    let exited = "process \"/bin/sh -c make\" did not complete successfully: exit code: 2";
+    assert_eq!(evidence("[2/2] RUN make", exited), None);
+}
+
+#[test]
+fn a_path_or_a_name_that_imitates_a_cause_is_the_customers() {
+    let checksum = "failed to calculate checksum of ref vn7i::qmx: ";
+    for imitated in [
+        "no space left on device",
+        "unexpected status from PUT request to https://r/v2/: 429 Too Many Requests",
+        "rpc error: code = Unavailable",
+        "context canceled",
+        "connection refused",
+    ] {
+        for error in [
+            format!("lstat /buildkit/buildkit1/x: {imitated}: not a directory"),
+            format!("cannot copy to non-directory: /buildkit/buildkit1/x: {imitated}"),
+            format!("cannot replace to directory /buildkit/buildkit1/x: {imitated} with file"),
+            format!("{checksum}too many symlinks: /x: {imitated}"),
+            format!("unset ssh forward key x: {imitated}"),
+            format!("Get \"https://x.example/{imitated}\": EOF"),
+        ] {
+            assert_eq!(failed_step("[2/2] ADD x /x", &error), Reason::StepFailed, "{error}");
+        }
+        for error in [
+            format!("lstat /tmp/buildkit-mount1/x: {imitated}: no such file or directory"),
+            format!("{checksum}\"/x: {imitated}\": not found"),
+        ] {
+            assert_eq!(failed_step("[2/2] COPY x /x", &error), Reason::FileNotFound, "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_message_that_is_too_large_is_the_customers_and_has_its_limit() {
+    for line in [
+        "failed to solve: ResourceExhausted: grpc: received message larger than max (18874368 vs. 16777216)",
+        "failed to receive status: rpc error: code = ResourceExhausted desc = grpc: trying to send message larger than max (18874368 vs. 16777216)",
+        "target web: failed to solve: rpc error: code = ResourceExhausted desc = grpc: received message larger than max (18874368 vs. 16777216)",
+    ] {
+        let failure = ended_with("Dockerfile", &format!("ERROR: {line}"));
+        assert_eq!(failure.reason, Reason::BuildTooLarge, "{line}");
+        assert!(failure.detail.ends_with("18874368 bytes; the limit is 16777216"), "{failure}");
+    }
+    for line in [
+        "failed to solve: dockerfile parse error on line 1: grpc: received message larger than max (2 vs. 1)",
+        "failed to solve: process \"ResourceExhausted: grpc: received message larger than max (2 vs. 1)",
+    ] {
+        assert_ne!(of_line(line), Reason::BuildTooLarge, "{line}");
+    }
+}
+
+#[test]
+fn a_stream_that_breaks_is_the_dockerfiles_only_before_it_was_read() {
+    let error = "Internal: Internal: stream terminated by RST_STREAM with error code: INTERNAL_ERROR";
+    assert_eq!(of_line(&format!("failed to solve: {error}")), Reason::DockerfileInvalid);
+    let marshal =
+        "Internal: rpc error: code = Internal desc = grpc: error while marshaling: string field contains invalid UTF-8";
+    assert_eq!(of_line(&format!("failed to solve: {marshal}")), Reason::DockerfileInvalid);
+    assert_eq!(failed_step("[2/2] RUN make", error), Reason::BuildFailed);
+    assert_eq!(of_line("failed to solve: Internal: something broke"), Reason::BuildFailed);
+}
+
+#[test]
+fn only_a_name_that_can_be_a_stage_has_a_near_one() {
+    let away = "failed to resolve source metadata for docker.io/library/biuld:latest: failed to do request: Head \"https://registry-1.docker.io/v2/\": dial tcp: no such host";
+    let line = format!("failed to solve: biuld: {away} (did you mean build?)");
+    assert_eq!(near_name(&line), Some(("biuld", "build")));
+    for other in [
+        format!("failed to solve: biuld: {away}"),
+        format!("failed to solve: biuld:1: {away} (did you mean build?)"),
+        format!("failed to solve: r.example/biuld: {away} (did you mean build?)"),
+        format!("biuld: {away} (did you mean build?)"),
+        "failed to solve: dockerfile parse error on line 2: unknown instruction: RUNN (did you mean RUN?)".into(),
+    ] {
+        assert_eq!(near_name(&other), None, "{other}");
+    }
+}
+
+#[test]
+fn the_target_whose_dockerfile_does_not_parse_has_failed_and_the_others_have_no_result() {
+    let report = |name: &str| TargetReport { name: name.to_owned(), ..TargetReport::default() };
+    let blamed = |names: &[&str], line: &str| {
+        let mut progress = progress(names, "Dockerfile");
+        progress.line(line.as_bytes(), &mut |_| {});
+        let mut targets: Vec<TargetReport> = names.iter().map(|name| report(name)).collect();
+        blame(&mut targets, &exited(&progress), progress.blamed());
+        let failed = targets.into_iter().filter(|target| target.status == Some(Status::Failed));
+        failed.map(|target| (target.name, target.error)).collect::<Vec<_>>()
+    };
+    let line = "target b: failed to solve: dockerfile parse error on line 2: unknown instruction: RUNN";
+    let failed = vec![("b".to_owned(), Some(line.to_owned()))];
+    assert_eq!(blamed(&["a", "b", "c"], &format!("ERROR: {line}")), failed);
+    let (_, unnamed) = evidence::split_target(line);
+    assert_eq!(blamed(&["a", "b", "c"], &format!("ERROR: {unnamed}")), []);
+    assert_eq!(blamed(&["a"], &format!("ERROR: {unnamed}")), [("a".to_owned(), Some(unnamed.to_owned()))]);
+    for lost in ["target b: failed to solve: rpc error: code = Unavailable", "context deadline exceeded"] {
+        assert_eq!(blamed(&["b"], &format!("ERROR: {lost}")), [], "{lost}");
+    }
+}
+
+#[test]
+fn a_builder_that_is_away_fails_no_target() {
+    let line = serde_json::json!({"vertexes": [{
+        "digest": "a", "name": "[internal] waiting for connection", "started": "2026-11-24T04:05:36Z",
+        "completed": "2026-11-24T04:05:56Z", "error": "context deadline exceeded"}]});
+    let mut progress = progress(&["web"], "Dockerfile");
+    progress.line(line.to_string().as_bytes(), &mut |_| {});
+    progress.line(b"ERROR: context deadline exceeded", &mut |_| {});
+    assert_eq!(exited(&progress).reason, Reason::BuilderUnavailable);
+    assert_eq!(progress.reports(false)[0].status, None);
 }
 
 #[test]
@@ -245,8 +485,8 @@ fn a_field_that_buildx_quotes_is_not_searched_for_words() {
         ("failed to receive status: rpc error: code = Unavailable desc = EOF", Reason::BuilderLost),
         ("listing workers for Build: failed to list workers: Unavailable: closing", Reason::BuilderUnavailable),
     ] {
-        assert_eq!(by_error_line(line, false), reason, "{line}");
-        assert_eq!(by_error_line(&format!("target web: {line}"), false), reason, "{line}");
+        assert_eq!(of_line(line), reason, "{line}");
+        assert_eq!(of_line(&format!("target web: {line}")), reason, "{line}");
     }
 }
 
@@ -271,7 +511,7 @@ fn a_customers_own_words_are_not_matched() {
         (r#"target stage "x: no space left on device" could not be found"#, Reason::DockerfileInvalid),
         ("invalid boolean value for multi-platform: x: no space left on device", Reason::DefinitionInvalid),
         ("index annotations not supported for single platform export", Reason::DefinitionInvalid),
-        ("mkdir /var/lib/buildkit/snapshots/9: no space left on device", Reason::BuildFailed),
+        ("mkdir /var/lib/buildkit/snapshots/9: no space left on device", Reason::BuilderDiskFull),
         ("failed to prepare x: write /var/lib/buildkit/x: input/output error", Reason::BuildFailed),
         ("failed to parse platform dial tcp: connection refused: not an OS", Reason::DockerfileInvalid),
         ("Invalid containerPort: a", Reason::DockerfileInvalid),
@@ -284,6 +524,7 @@ fn a_customers_own_words_are_not_matched() {
             r#"failed to push r.example/x:1: failed to do request: Head "http://r.example/v2": dial tcp r.example: connect: connection refused"#,
             Reason::RegistryUnavailable,
         ),
+        ("ResourceExhausted: grpc: received message larger than max (7531213 vs. 4194304)", Reason::BuildTooLarge),
         ("Internal: something broke", Reason::BuildFailed),
         ("DeadlineExceeded: context deadline exceeded", Reason::BuilderUnavailable),
         (
@@ -300,8 +541,31 @@ fn a_customers_own_words_are_not_matched() {
         ),
     ] {
         for begin in BUILDKIT {
-            assert_eq!(by_error_line(&format!("{begin}{line}"), false), reason, "{line}");
-            assert_eq!(by_error_line(&format!("target web: {begin}{line}"), false), reason, "{line}");
+            assert_eq!(of_line(&format!("{begin}{line}")), reason, "{line}");
+            assert_eq!(of_line(&format!("target web: {begin}{line}")), reason, "{line}");
         }
     }
+}
+
+fn statuses(reason: Reason, named: Option<&str>, targets: &[(&str, Option<Status>)]) -> Vec<Option<Status>> {
+    let target = |(name, status): &(&str, Option<Status>)| TargetReport {
+        name: (*name).to_owned(),
+        status: *status,
+        ..TargetReport::default()
+    };
+    let mut targets: Vec<TargetReport> = targets.iter().map(target).collect();
+    blame(&mut targets, &Failure::new(reason, "x"), named);
+    targets.into_iter().map(|target| target.status).collect()
+}
+
+#[test]
+fn a_failure_is_blamed_on_the_target_that_it_is_about() {
+    let (failed, reached) = (Some(Status::Failed), Some(Status::Succeeded));
+    let two = [("api", reached), ("web", None)];
+    assert_eq!(statuses(Reason::DockerfileInvalid, Some("web"), &two), [reached, failed]);
+    assert_eq!(statuses(Reason::DockerfileInvalid, None, &two), [reached, None]);
+    assert_eq!(statuses(Reason::DockerfileInvalid, None, &[("web", None)]), [failed]);
+    assert_eq!(statuses(Reason::StepFailed, Some("web"), &[("api", failed), ("web", None)]), [failed, None]);
+    assert_eq!(statuses(Reason::BuilderUnavailable, None, &[("web", failed)]), [None]);
+    assert_eq!(statuses(Reason::RegistryUnavailable, None, &[("web", None)]), [None]);
 }

@@ -10,7 +10,7 @@
 use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
-use super::{FieldError, Rules};
+use super::{Refusal, Rules};
 use crate::attestation::{Asked, Attestation, fields, is_boolean, is_true};
 
 /// Selects the frontend that reads the Dockerfile.
@@ -44,9 +44,9 @@ const HARMLESS: &[&str] = &[
 
 impl Rules<'_> {
     /// Replaces arguments by the fields that have the same effect, so that those fields' rules apply.
-    pub(super) fn translate_arguments(&mut self, target: &mut Map<String, Value>) -> Result<(), FieldError> {
+    pub(super) fn translate_arguments(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
         let Some(arguments) = target.remove("args") else { return Ok(()) };
-        let Value::Object(arguments) = arguments else { return Err(self.refusal("args", "expected an object")) };
+        let Value::Object(arguments) = arguments else { return Err(self.invalid("args", "expected an object")) };
         let mut kept = Map::new();
         for (name, value) in arguments {
             // buildx does not pass on an argument without a value.
@@ -54,15 +54,15 @@ impl Rules<'_> {
                 continue;
             }
             let field = format!("args.{}", name.escape_debug());
-            check_name(&name).map_err(|message| self.refusal(&field, message))?;
-            let Some(text) = value.as_str() else { return Err(self.refusal(&field, "expected a string")) };
+            check_name(&name).map_err(|message| self.invalid(&field, message))?;
+            let Some(text) = value.as_str() else { return Err(self.invalid(&field, "expected a string")) };
             if let Some(kind) = name.strip_prefix(ATTESTATION) {
                 let attestation = self.attestation_of(&field, kind, text)?;
                 self.add(target, "attest", attestation)?;
             } else if name == INLINE_CACHE {
                 self.translate_inline_cache(&field, text, target)?;
             } else if name == MULTI_PLATFORM && !is_boolean(text) {
-                return Err(self.refusal(&field, "expected true or false"));
+                return Err(self.invalid(&field, "expected true or false"));
             } else if name.starts_with(OF_BUILDKIT) && !is_known(&name) {
                 let message = "BuildKit reads arguments with this prefix itself, and this one is not allowed";
                 return Err(self.refusal(&field, message));
@@ -75,12 +75,12 @@ impl Rules<'_> {
     }
 
     /// The entry of `attest` that BuildKit makes of an argument: a field without `=` is an option without a value.
-    fn attestation_of(&self, field: &str, kind: &str, value: &str) -> Result<Value, FieldError> {
+    fn attestation_of(&self, field: &str, kind: &str, value: &str) -> Result<Value, Refusal> {
         let attestation = Attestation::parse(kind);
         let attestation =
             attestation.ok_or_else(|| self.refusal(field, "unknown attestation; known: provenance, sbom"))?;
         let options = if value.is_empty() { Some(Vec::new()) } else { fields(value) };
-        let options = options.ok_or_else(|| self.refusal(field, "expected name=value,…"))?;
+        let options = options.ok_or_else(|| self.invalid(field, "expected name=value,…"))?;
         let pairs = options.iter().map(|option| option.split_once('=').unwrap_or((option, "")));
         let options = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let asked = Asked { is_on: true, options };
@@ -93,7 +93,7 @@ impl Rules<'_> {
         field: &str,
         value: &str,
         target: &mut Map<String, Value>,
-    ) -> Result<(), FieldError> {
+    ) -> Result<(), Refusal> {
         if !is_true(value) {
             return Ok(());
         }
@@ -105,9 +105,9 @@ impl Rules<'_> {
     }
 
     /// Puts an entry at the front of a list, which may not exist yet.
-    fn add(&self, target: &mut Map<String, Value>, field: &str, entry: Value) -> Result<(), FieldError> {
+    fn add(&self, target: &mut Map<String, Value>, field: &str, entry: Value) -> Result<(), Refusal> {
         let list = target.entry(field).or_insert_with(|| json!([]));
-        let list = list.as_array_mut().ok_or_else(|| self.refusal(field, "expected a list"))?;
+        let list = list.as_array_mut().ok_or_else(|| self.invalid(field, "expected a list"))?;
         list.insert(0, entry);
         Ok(())
     }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::references::is_cache_only;
-use super::{FieldError, Rules, list, repository_file};
+use super::{Refusal, Rules, list, repository_file};
 use crate::attestation::{Asked, Attestation, By, pairs};
 
 impl Rules<'_> {
     /// Decides `attest`, after `output`.
-    pub(super) fn settle_attestations(&mut self, target: &mut Map<String, Value>) -> Result<(), FieldError> {
+    pub(super) fn settle_attestations(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
         let theirs = self.attestations(target.remove("attest"))?;
         let is_file = repository_file(self.request).is_some();
         let leaves_nothing = target.get("output").is_some_and(|output| list(output).iter().all(is_cache_only));
@@ -43,12 +43,12 @@ impl Rules<'_> {
     }
 
     /// The entries of `attest`, as objects or as text. Of two of one kind the later one counts, as in buildx.
-    fn attestations(&self, value: Option<Value>) -> Result<BTreeMap<Attestation, Asked>, FieldError> {
+    fn attestations(&self, value: Option<Value>) -> Result<BTreeMap<Attestation, Asked>, Refusal> {
         let Some(value) = value else { return Ok(BTreeMap::new()) };
         let mut all = BTreeMap::new();
         for (i, attestation) in self.list("attest", &value)?.iter().enumerate() {
             let field = format!("attest[{i}]");
-            let refused = |message: &str| self.refusal(&field, message);
+            let refused = |message: &str| self.invalid(&field, message);
             let mut options =
                 options(attestation).ok_or_else(|| refused("expected name=value,… or an object of strings"))?;
             let kind = options.iter().position(|(name, _)| name.eq_ignore_ascii_case("type"));
@@ -68,7 +68,7 @@ impl Rules<'_> {
         field: &str,
         attestation: Attestation,
         asked: &Asked,
-    ) -> Result<(), FieldError> {
+    ) -> Result<(), Refusal> {
         asked.check(attestation, By::Definition).map_err(|message| self.refusal(field, message))
     }
 }

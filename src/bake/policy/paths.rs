@@ -2,14 +2,19 @@
 //!
 //! `cwd://` is a path from the directory where buildx reads the definition. It gets the same check.
 
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
 
 use super::arguments::check_name;
 use super::image_name::ImageName;
-use super::{FieldError, Rules};
-use crate::beneath::{Directory, leads_out};
+use super::near::near;
+use super::{Refusal, Rules, dockerfile};
+use crate::beneath::{Directory, ResolvedPath, leads_out};
+use crate::bounds;
+use crate::name::reference;
+use crate::reason::Reason;
 
 /// The prefix of a path from buildx's working directory.
 const FROM_HERE: &str = "cwd://";
@@ -19,7 +24,7 @@ const MAX_CONTEXTS: usize = 50;
 
 impl Rules<'_> {
     /// A build context: a directory of the worktree as an absolute path, or a URL that the account may use.
-    pub(super) fn context(&self, context: &str) -> Result<Value, FieldError> {
+    pub(super) fn context(&self, context: &str) -> Result<Value, Refusal> {
         let path = self.path("context");
         if self.is_remote_allowed(context) {
             return Ok(json!(context));
@@ -27,24 +32,28 @@ impl Rules<'_> {
         Ok(json!(self.inside(&path, self.folder, context)?))
     }
 
-    pub(super) fn named_contexts(&self, value: Value) -> Result<Value, FieldError> {
-        let Value::Object(contexts) = value else { return Err(self.refusal("contexts", "expected an object")) };
+    pub(super) fn named_contexts(&self, value: Value) -> Result<Value, Refusal> {
+        let Value::Object(contexts) = value else { return Err(self.invalid("contexts", "expected an object")) };
         if contexts.len() > MAX_CONTEXTS {
             return Err(self.refusal("contexts", format!("at most {MAX_CONTEXTS} are allowed")));
         }
         let validate_one = |(name, value): (String, Value)| {
             let path = self.path(&format!("contexts.{}", name.escape_debug()));
-            self.check_context_name(&name).map_err(|message| FieldError::new(&path, message))?;
-            let text = value.as_str().ok_or_else(|| FieldError::new(&path, "expected a string"))?;
+            self.check_context_name(&name).map_err(|message| Refusal::not_allowed(&path, message))?;
+            let text = value.as_str().ok_or_else(|| Refusal::invalid(&path, "expected a string"))?;
             if let Some(target) = text.strip_prefix("target:") {
                 let is_known = self.names.iter().any(|name| name == target);
                 return if is_known {
                     Ok((name, value))
                 } else {
-                    Err(FieldError::new(path, format!("no target {target:?} in the definition")))
+                    Err(Refusal::invalid(path, format!("no target {target:?} in the definition")))
                 };
             }
-            if text.starts_with("docker-image://") || self.is_remote_allowed(text) {
+            if let Some(image) = text.strip_prefix("docker-image://") {
+                reference::check_reference(image).map_err(|message| Refusal::invalid(&path, message))?;
+                return Ok((name, value));
+            }
+            if self.is_remote_allowed(text) {
                 return Ok((name, value));
             }
             let inside = self.inside(&path, self.folder, text)?;
@@ -68,10 +77,10 @@ impl Rules<'_> {
     }
 
     /// A Dockerfile, relative to its context. It may be a link and may lie outside of the context, but not of the worktree.
-    pub(super) fn dockerfile(&self, value: &Value, context: &Value) -> Result<Value, FieldError> {
+    pub(super) fn dockerfile(&self, value: &Value, context: &Value, is_inline: bool) -> Result<Value, Refusal> {
         let path = self.path("dockerfile");
-        let text = value.as_str().ok_or_else(|| FieldError::new(&path, "expected a string"))?;
-        let refused = |area: &str| Err(FieldError::new(&path, format!("{text:?} is outside of the {area}")));
+        let text = value.as_str().ok_or_else(|| Refusal::invalid(&path, "expected a string"))?;
+        let refused = |area: &str| Err(Refusal::not_allowed(&path, format!("{text:?} is outside of the {area}")));
         let context = context.as_str().unwrap_or_default();
         if self.is_remote_allowed(context) {
             // A path in the source that the builder fetches.
@@ -90,9 +99,50 @@ impl Rules<'_> {
         };
         match self.resolve(&path, &file)? {
             Resolved::Outside => refused("repository"),
-            // BuildKit reports a missing Dockerfile better than this check could.
-            Resolved::Inside(_) | Resolved::Nowhere => Ok(value),
+            // The field is a default without meaning.
+            _ if is_inline => Ok(value),
+            Resolved::Inside { is_directory: true, .. } => {
+                Err(Refusal::new(Reason::DockerfileNotFound, path, format!("{text:?} is a directory")))
+            }
+            Resolved::Inside { path: found, .. } => self.check_dockerfile(&path, text, &found).map(|()| value),
+            Resolved::Nowhere if self.has_lower_case(&file) => Ok(value),
+            Resolved::Nowhere => Err(self.missing(Reason::DockerfileNotFound, &path, text, &file)),
         }
+    }
+
+    /// Checks the text of a Dockerfile, which BuildKit reads up to a size.
+    fn check_dockerfile(&self, path: &str, text: &str, found: &Path) -> Result<(), Refusal> {
+        let invalid = |message: String| Refusal::new(Reason::DockerfileInvalid, path, format!("{text:?}: {message}"));
+        let root = self.request.worktree;
+        let (Ok(directory), Ok(found)) = (Directory::open(root), found.strip_prefix(root)) else { return Ok(()) };
+        // The instruction that makes a file too large is named up to some size.
+        match directory.read(found, 4 * bounds::DOCKERFILE) {
+            Ok(content) => dockerfile::check(&content).map_err(invalid),
+            Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                let size = directory.file_size(found).unwrap_or_default();
+                Err(invalid(dockerfile::too_large(size, "")))
+            }
+            // BuildKit reports it.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether BuildKit takes `dockerfile` in place of `Dockerfile`.
+    fn has_lower_case(&self, file: &Path) -> bool {
+        let root = self.request.worktree;
+        let other = file.with_file_name("dockerfile");
+        let (Ok(directory), Ok(other)) = (Directory::open(root), other.strip_prefix(root)) else { return false };
+        file.file_name().is_some_and(|name| name == "Dockerfile") && directory.is_there(other)
+    }
+
+    /// The refusal of a path to nothing, with the name that it probably means.
+    fn missing(&self, reason: Reason, field: &str, text: &str, file: &Path) -> Refusal {
+        let root = self.request.worktree;
+        let file = fold(file);
+        let inside = Directory::open(root).ok().zip(file.strip_prefix(root).ok());
+        let other = inside.and_then(|(root, file)| near(&root, file, reason == Reason::ContextNotFound));
+        let hint = other.map(|other| format!(", but {other:?} is")).unwrap_or_default();
+        Refusal::new(reason, field, format!("{text:?} is not in the repository{hint}"))
     }
 
     fn is_remote_allowed(&self, text: &str) -> bool {
@@ -104,30 +154,37 @@ impl Rules<'_> {
     }
 
     /// A path below `base` that is inside the worktree, with symbolic links resolved.
-    fn inside(&self, path: &str, base: &Path, text: &str) -> Result<PathBuf, FieldError> {
+    fn inside(&self, path: &str, base: &Path, text: &str) -> Result<PathBuf, Refusal> {
         let text = text.strip_prefix(FROM_HERE).unwrap_or(text);
         // Not paths for buildx, so not paths here.
         let is_remote = text.contains("://") || text.starts_with("git@") || text.starts_with("oci-layout:");
         if is_remote || text == "-" || text.starts_with("target:") {
-            return Err(FieldError::new(path, format!("{text:?} is not a directory of the repository")));
+            return Err(Refusal::not_allowed(path, format!("{text:?} is not a directory of the repository")));
         }
-        match self.resolve(path, &base.join(text))? {
-            Resolved::Inside(found) => Ok(found),
-            Resolved::Outside => Err(FieldError::new(path, format!("{text:?} is outside of the repository"))),
-            Resolved::Nowhere => Err(FieldError::new(path, format!("{text:?} is not in the repository"))),
+        let file = base.join(text);
+        match self.resolve(path, &file)? {
+            Resolved::Inside { path: found, is_directory: true } => Ok(found),
+            Resolved::Inside { .. } => {
+                Err(Refusal::new(Reason::ContextNotFound, path, format!("{text:?} is a file; expected a directory")))
+            }
+            Resolved::Outside => Err(Refusal::not_allowed(path, format!("{text:?} is outside of the repository"))),
+            Resolved::Nowhere => Err(self.missing(Reason::ContextNotFound, path, text, &file)),
         }
     }
 
     /// Resolves a path through the worktree's links. Never looks outside of the worktree.
-    fn resolve(&self, path: &str, file: &Path) -> Result<Resolved, FieldError> {
+    fn resolve(&self, path: &str, file: &Path) -> Result<Resolved, Refusal> {
         let root = self.request.worktree;
         let Ok(relative) = file.strip_prefix(root) else { return Ok(Resolved::Outside) };
-        let directory = Directory::open(root)
-            .map_err(|error| FieldError::new(path, format!("the worktree cannot be read: {error}")))?;
+        let directory = Directory::open(root).map_err(|error| {
+            Refusal::new(Reason::WorkerFailed, path, format!("the worktree cannot be read: {error}"))
+        })?;
         Ok(match directory.resolve(relative) {
             // Joining an empty path would add a slash.
-            Ok(found) if found.path == Path::new("") => Resolved::Inside(root.to_owned()),
-            Ok(found) => Resolved::Inside(root.join(found.path)),
+            Ok(ResolvedPath { path, .. }) if path == Path::new("") => {
+                Resolved::Inside { path: root.to_owned(), is_directory: true }
+            }
+            Ok(ResolvedPath { path, is_directory }) => Resolved::Inside { path: root.join(path), is_directory },
             Err(error) if leads_out(&error) => Resolved::Outside,
             Err(_) => Resolved::Nowhere,
         })
@@ -136,8 +193,11 @@ impl Rules<'_> {
 
 /// The result of resolving a path.
 enum Resolved {
-    /// A path in the worktree without links.
-    Inside(PathBuf),
+    /// Its path has no links.
+    Inside {
+        path: PathBuf,
+        is_directory: bool,
+    },
     Outside,
     Nowhere,
 }

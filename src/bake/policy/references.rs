@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
-use super::{FieldError, Rules, is_empty, list, repository_file};
+use super::{Refusal, Rules, is_empty, list, repository_file};
 use crate::bake::print::Targets;
+use crate::name::reference;
 
 const CACHES_OF_WORKER: &str = "ignored: the worker sets caches";
 
@@ -16,7 +17,7 @@ const NO_CACHE_OF_FORKS: &str = "a fork's build writes no cache";
 
 impl Rules<'_> {
     /// Decides tags, caches and outputs of a target.
-    pub(super) fn settle_references(&mut self, target: &mut Map<String, Value>) -> Result<(), FieldError> {
+    pub(super) fn settle_references(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
         let is_file = repository_file(self.request).is_some();
         let output = target.remove("output").unwrap_or_default();
         if !is_empty(&output) && !is_file {
@@ -38,15 +39,16 @@ impl Rules<'_> {
         if self.grants.is_fork() && target.remove("cache-to").is_some_and(|theirs| !is_empty(&theirs)) {
             self.notice("cache-to", NO_CACHE_OF_FORKS);
         }
+        self.check_tags(target)?;
         if leaves_nothing {
             target.insert("output".into(), json!([{"type": "cacheonly"}]));
         } else if self.request.build.push {
             if target.get("tags").is_none_or(is_empty) {
-                let message = match is_file && self.grants.is_fork() {
-                    true => "a fork's build pushes only the tags that the job lists",
-                    false => "expected at least one tag, since the image is pushed",
+                let refusal = match is_file && self.grants.is_fork() {
+                    true => self.refusal("tags", "a fork's build pushes only the tags that the job lists"),
+                    false => self.invalid("tags", "expected at least one tag, since the image is pushed"),
                 };
-                return Err(self.refusal("tags", message));
+                return Err(refusal);
             }
             target.insert("output".into(), json!([{"type": "registry"}]));
         }
@@ -92,22 +94,39 @@ impl Rules<'_> {
         }
     }
 
+    /// Refuses a tag that BuildKit would refuse only after it has built the image.
+    fn check_tags(&self, target: &Map<String, Value>) -> Result<(), Refusal> {
+        let Some(tags) = target.get("tags") else { return Ok(()) };
+        for (i, tag) in self.list("tags", tags)?.iter().enumerate() {
+            let refused = |message: String| self.invalid(&format!("tags[{i}]"), message);
+            let text = tag.as_str().ok_or_else(|| refused("expected a string".into()))?;
+            reference::check_tag(text).map_err(refused)?;
+        }
+        Ok(())
+    }
+
     /// Refuses any other type: it would read or write the host, or use its credentials.
-    fn check_cache(&self, field: &str, target: &Map<String, Value>) -> Result<(), FieldError> {
+    fn check_cache(&self, field: &str, target: &Map<String, Value>) -> Result<(), Refusal> {
         let Some(value) = target.get(field) else { return Ok(()) };
         for (i, entry) in self.list(field, value)?.iter().enumerate() {
-            if !matches!(kind(entry), Some("inline" | "registry")) {
-                return Err(self.refusal(
-                    &format!("{field}[{i}]"),
-                    "expected a cache in a registry (type=registry or type=inline)",
-                ));
+            let path = format!("{field}[{i}]");
+            match kind(entry) {
+                Some("inline") => {}
+                Some("registry") => {
+                    let text = entry.get("ref").and_then(Value::as_str).unwrap_or_default();
+                    reference::check_reference(text).map_err(|message| self.invalid(&path, message))?;
+                }
+                _ => {
+                    let message = "expected a cache in a registry (type=registry or type=inline)";
+                    return Err(self.refusal(&path, message));
+                }
             }
         }
         Ok(())
     }
 
     /// Refuses outputs other than images: `local`, `tar` and `oci` write to the host.
-    fn check_outputs(&self, value: &Value) -> Result<(), FieldError> {
+    fn check_outputs(&self, value: &Value) -> Result<(), Refusal> {
         for (i, output) in self.list("output", value)?.iter().enumerate() {
             if !matches!(kind(output), Some("image" | "registry" | "cacheonly")) || output.get("dest").is_some() {
                 return Err(self.refusal(
@@ -121,7 +140,7 @@ impl Rules<'_> {
 }
 
 /// Refuses a cache that two targets write, or that overwrites an image: only the last one would remain.
-pub(super) fn check_caches(targets: &Targets) -> Result<(), FieldError> {
+pub(super) fn check_caches(targets: &Targets) -> Result<(), Refusal> {
     let images =
         image_names(targets, "tags").map(|(name, target, _)| (name, format!("target.{target}.tags"))).collect();
     let caches = image_names(targets, "cache-to").collect::<Vec<_>>();
@@ -130,7 +149,7 @@ pub(super) fn check_caches(targets: &Targets) -> Result<(), FieldError> {
 }
 
 /// Refuses an image that two targets write: configured tags are in lower case, names of targets need not be.
-pub(super) fn check_tags(targets: &Targets) -> Result<(), FieldError> {
+pub(super) fn check_tags(targets: &Targets) -> Result<(), Refusal> {
     check_unique(BTreeMap::new(), &image_names(targets, "tags").collect::<Vec<_>>(), "tags")
 }
 
@@ -148,13 +167,13 @@ fn check_unique(
     mut taken: BTreeMap<ImageName, String>,
     names: &[(ImageName, &str, &str)],
     field: &str,
-) -> Result<(), FieldError> {
+) -> Result<(), Refusal> {
     for (name, target, text) in names {
         let mine = format!("target.{target}");
         match taken.get(name) {
             Some(other) if *other != mine => {
                 let message = format!("{text} is also written by {other}; give each its own name");
-                return Err(FieldError::new(format!("{mine}.{field}"), message));
+                return Err(Refusal::invalid(format!("{mine}.{field}"), message));
             }
             _ => drop(taken.insert(name.clone(), mine)),
         }

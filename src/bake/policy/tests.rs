@@ -64,6 +64,18 @@ fn police_in(
     validated.map_err(|refusal| refusal.to_string())
 }
 
+/// The reason of the refusal of a target in a worktree, and its message.
+fn refusal(worktree: &Path, target: Value) -> (Reason, String) {
+    let build = build(Trust::Branch, false);
+    let request = BakeRequest { build: &build, worktree, sha: None };
+    let (accounts, limits) = (settings::Accounts::default(), settings::Bake::default());
+    let targets: Targets = serde_json::from_value(json!({"t": target})).expect("a target is an object");
+    match validate(targets, &request, &Grants::new(&accounts, &request), &limits, Path::new("/secrets")) {
+        Err(BakeError::Refused(refusal)) => (refusal.reason, refusal.to_string()),
+        other => panic!("{other:?}"),
+    }
+}
+
 fn refused(target: Value) -> String {
     validate_target(target, false).expect_err("refused")
 }
@@ -90,7 +102,6 @@ fn what_reaches_out_of_the_worktree_is_refused_with_its_path() {
         let message = refused(json!({"context": "app", "dockerfile": missing}));
         assert!(message.contains("outside of the repository"), "{message}");
     }
-    assert!(validate_target(json!({"context": "app", "dockerfile": "docker/Dockerfile"}), false).is_ok());
     assert!(refused(json!({"context": "app", "dockerfile": "Linked"})).contains("outside of the repository"));
     // Followed it is app/decoy; buildx folds it as text, and would read beside the worktree.
     let folded = refused(json!({"context": ".", "dockerfile": "deep/../../../decoy"}));
@@ -99,6 +110,99 @@ fn what_reaches_out_of_the_worktree_is_refused_with_its_path() {
     assert!(
         refused(json!({"context": "app", "contexts": {"x": "target:y"}})).contains("no target \"y\" in the definition")
     );
+}
+
+#[test]
+fn a_refusal_says_whether_a_field_is_forbidden_or_wrong_or_names_nothing() {
+    let worktree = worktree();
+    let with = |field: &str, value: Value| json!({"context": "app", field: value});
+    for (target, reason) in [
+        (with("ssh", json!([{"id": "default"}])), Reason::PolicyRefused),
+        (with("network", json!("host")), Reason::PolicyRefused),
+        (json!({"context": ".."}), Reason::PolicyRefused),
+        (with("dockerfile", json!("../../Dockerfile")), Reason::PolicyRefused),
+        (with("tags", json!(["acme/App:1"])), Reason::DefinitionInvalid),
+        (with("tags", json!("x")), Reason::DefinitionInvalid),
+        (with("cache-from", json!([{"type": "registry", "ref": "r.example/App"}])), Reason::DefinitionInvalid),
+        (with("cache-to", json!([{"type": "registry"}])), Reason::DefinitionInvalid),
+        (with("contexts", json!({"x": "docker-image://App"})), Reason::DefinitionInvalid),
+        (with("contexts", json!({"x": "target:y"})), Reason::DefinitionInvalid),
+        (with("extra-hosts", json!({"db": "other"})), Reason::DefinitionInvalid),
+        (with("args", json!({"A": 1})), Reason::DefinitionInvalid),
+        (json!({"context": "nowhere"}), Reason::ContextNotFound),
+        (json!({"context": "app/Dockerfile"}), Reason::ContextNotFound),
+        (with("contexts", json!({"x": "nowhere"})), Reason::ContextNotFound),
+        (with("dockerfile", json!("nowhere")), Reason::DockerfileNotFound),
+        (with("dockerfile", json!("a")), Reason::DockerfileNotFound),
+        (with("dockerfile-inline", json!("x".repeat(70_000))), Reason::DockerfileInvalid),
+    ] {
+        let text = target.to_string();
+        assert_eq!(refusal(worktree.path(), target).0, reason, "{text}");
+    }
+}
+
+#[test]
+fn a_path_to_nothing_is_refused_with_the_near_name() {
+    let worktree = worktree();
+    for (target, message) in [
+        (json!({"context": "./App"}), "target.t.context: \"./App\" is not in the repository, but \"app\" is"),
+        (
+            json!({"context": "app", "dockerfile": "Dockerfle"}),
+            "target.t.dockerfile: \"Dockerfle\" is not in the repository, but \"app/Dockerfile\" is",
+        ),
+        (
+            json!({"context": ".", "contexts": {"x": "App/A"}}),
+            "target.t.contexts.x: \"App/A\" is not in the repository, but \"app/a\" is",
+        ),
+    ] {
+        assert_eq!(refusal(worktree.path(), target).1, message);
+    }
+    // Nothing is read of what lies outside.
+    assert_eq!(refusal(worktree.path(), json!({"context": "out/Hosts"})).0, Reason::PolicyRefused);
+    std::fs::rename(worktree.path().join("app/Dockerfile"), worktree.path().join("app/dockerfile")).expect("moved");
+    assert!(
+        police_in(
+            worktree.path(),
+            &settings::Accounts::default(),
+            &build(Trust::Branch, false),
+            json!({"t": {"context": "app", "dockerfile": "Dockerfile"}})
+        )
+        .is_ok(),
+        "BuildKit takes it"
+    );
+    let inline = json!({"t": {"context": ".", "dockerfile": "Dockerfile", "dockerfile-inline": "FROM scratch"}});
+    assert!(police_in(worktree.path(), &settings::Accounts::default(), &build(Trust::Branch, false), inline).is_ok());
+}
+
+#[test]
+fn a_dockerfile_that_buildkit_cannot_read_is_refused_with_its_line() {
+    let worktree = worktree();
+    let refusal_of = |text: &[u8]| {
+        std::fs::write(worktree.path().join("app/Dockerfile"), text).expect("written");
+        refusal(worktree.path(), json!({"context": "app", "dockerfile": "Dockerfile"}))
+    };
+    let prefix = "target.t.dockerfile: \"Dockerfile\": ";
+    assert_eq!(
+        refusal_of(b"FROM x\nR\xdcN y\n"),
+        (Reason::DockerfileInvalid, format!("{prefix}line 2 is not UTF-8; save the file as UTF-8"))
+    );
+    for size in [600 << 10, 3 << 20] {
+        let (reason, message) = refusal_of(&vec![b'\n'; size]);
+        assert_eq!(reason, Reason::DockerfileInvalid);
+        assert!(message.starts_with(&format!("{prefix}{size} bytes; at most 524288 are allowed")), "{message}");
+    }
+}
+
+#[test]
+fn only_the_engine_of_this_machine_knows_its_own_address() {
+    let target = |address: &str| json!({"t": {"context": "app", "extra-hosts": {"db": address}}});
+    let local = |address| {
+        police_all(&settings::Accounts::default(), Trust::Branch, false, target(address), true).expect("allowed").local
+    };
+    assert_eq!(local("10.0.0.7"), None);
+    let refusal = local("host-gateway").expect("refused elsewhere");
+    assert_eq!(refusal.reason, Reason::DefinitionInvalid);
+    assert!(refusal.to_string().starts_with("target.t.extra-hosts.db: host-gateway is not known on this builder"));
 }
 
 #[test]

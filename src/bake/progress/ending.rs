@@ -43,8 +43,8 @@ pub(super) struct Ending {
     block: Block,
     /// Whether a complete block was read.
     has_block: bool,
-    /// The last line, perhaps the name with which a block begins.
-    name: String,
+    /// The number at the end of the last line outside of a block: perhaps the line with which a block begins.
+    place: Option<u32>,
     /// The first line of the place that the first block before the error shows.
     pub(super) line: Option<u32>,
     /// Whether a line began as an error: no event follows.
@@ -121,20 +121,24 @@ impl Ending {
     }
 
     fn follow_block(&mut self, line: &[u8]) {
-        match self.block {
-            Block::Name if line != RULE => self.name = String::from_utf8_lossy(line).into_owned(),
-            Block::Rule if !self.has_block => {
-                self.line = self.name.rsplit_once(':').and_then(|(_, number)| number.parse().ok());
-            }
-            _ => {}
-        }
         self.block = match self.block {
             Block::Name if line == RULE => Block::Rule,
             Block::Rule | Block::Lines if is_numbered(line) => Block::Lines,
             Block::Lines if line == RULE => Block::End,
             _ => Block::Name,
         };
+        match self.block {
+            Block::Name => self.place = number_at_end(line),
+            Block::Lines if !self.has_block => self.line = self.place,
+            Block::Rule | Block::Lines | Block::End => {}
+        }
     }
+}
+
+/// The number of `NAME:LINE`.
+fn number_at_end(line: &[u8]) -> Option<u32> {
+    let number = &line[line.iter().rposition(|byte| *byte == b':')? + 1..];
+    std::str::from_utf8(number).ok()?.parse().ok()
 }
 
 /// Whether a line is a numbered line of a file: `   3 | >>> RUN make`.
@@ -159,6 +163,19 @@ mod tests {
 
     fn block(name: &str) -> String {
         format!("{name}:2\n{0}\n   1 |     FROM base\n   2 | >>> ERROR: x\n   3 |     \n{0}\n", "-".repeat(20))
+    }
+
+    #[test]
+    fn the_place_of_an_error_is_the_one_above_its_lines() {
+        let rule = "-".repeat(20);
+        for (line, text) in [
+            (Some(2), format!("{}{OWN}\n", block("Dockerfile"))),
+            (Some(2), format!("x:77\n{rule}\n{}{OWN}\n", block("Dockerfile"))),
+            (Some(2), format!("x:77\n{}{OWN}\n{}", block("Dockerfile"), block("y:9"))),
+            (None, format!("{OWN}\n")),
+        ] {
+            assert_eq!(read("Dockerfile", &text).line, line, "{text}");
+        }
     }
 
     const LOST: &str = "ERROR: failed to solve: rpc error: code = Unavailable";

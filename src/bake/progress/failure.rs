@@ -9,6 +9,7 @@ use crate::text;
 const MAX_INSTRUCTION: usize = 300;
 const MAX_CAUSE: usize = 700;
 const MAX_ERROR: usize = 1000;
+const MAX_STAGE: usize = 100;
 
 /// A failed step and what is known of its failure.
 #[derive(Clone, Debug)]
@@ -40,28 +41,31 @@ impl StepFailure {
 }
 
 impl Progress {
-    /// What is known of a failed step; `None` for a vertex that has not failed by itself or is not a step.
-    pub(in crate::bake) fn step_failure(&self, vertex: &Vertex) -> Option<StepFailure> {
+    /// What is known of a failed step of a target; `None` for a vertex that has not failed by itself or is not a step. Without a
+    /// name, the target is the one that buildx blames, or the first one.
+    pub(in crate::bake) fn step_failure(&self, vertex: &Vertex, target: Option<&str>) -> Option<StepFailure> {
         let said = vertex.own_error()?;
         let (stage, n, total) = vertex.position()?;
         let (_, instruction) = vertex.name.split_once("] ")?;
-        let target = self.target_of(vertex);
+        let blamed = || self.blamed().filter(|blamed| self.is_of(vertex, blamed));
+        let target = target.or_else(blamed).or_else(|| self.target_of(vertex));
         let dockerfile = target.and_then(|target| self.dockerfiles.get(target));
-        let line = self.line_of(vertex);
+        let line = self.line_of(vertex, target);
         let excerpt = self.tails.of(vertex.number);
         let exit_code = said.ended.as_deref().and_then(evidence::exit_code);
         let ending = match (exit_code, &said.ended) {
             (Some(code), _) => match excerpt.and_then(|excerpt| excerpt.cause()) {
                 Some(cause) => format!("exited with {code}: `{}`", text::elide(cause, MAX_CAUSE)),
-                None => format!("exited with {code} and printed nothing"),
+                None if excerpt.is_none() => format!("exited with {code} and printed nothing"),
+                None => format!("exited with {code}"),
             },
             (None, Some(ended)) => text::elide(ended, MAX_ERROR).into_owned(),
-            (None, None) => text::elide(evidence::without_reference(&said.shown), MAX_ERROR).into_owned(),
+            (None, None) => text::elide(&said.shown, MAX_ERROR).into_owned(),
         };
         let step = FailedStep {
             number: n,
             total,
-            stage: (!stage.is_empty()).then(|| stage.to_owned()),
+            stage: stage_name(stage).map(|name| text::clip(name, MAX_STAGE).into_owned()),
             instruction: text::one_line(instruction),
             dockerfile: dockerfile.cloned(),
             line,
@@ -72,10 +76,47 @@ impl Progress {
     }
 
     /// The line of a failed step in its Dockerfile. docker-buildx shows it for the error that it reports last.
-    fn line_of(&self, vertex: &Vertex) -> Option<u32> {
-        let (reported, line) = (self.errors().first()?, self.ending.line?);
+    fn line_of(&self, vertex: &Vertex, target: Option<&str>) -> Option<u32> {
+        let [reported] = self.errors() else { return None };
         let Line::BuildKit(answer) = Line::parse(reported.judged()) else { return None };
-        let is_only = self.failed().count() == 1;
-        (is_only || answer.ends_with(vertex.own_error()?.judged())).then_some(line)
+        let is_this_target = self.targets.len() == 1 || target.is_some() && self.blamed() == target;
+        let is_this_error = answer.ends_with(vertex.own_error()?.judged());
+        self.ending.line.filter(|_| is_this_target && is_this_error)
+    }
+
+    fn is_of(&self, vertex: &Vertex, target: &str) -> bool {
+        vertex.targets.iter().any(|number| *self.targets[usize::from(*number)] == *target)
+    }
+}
+
+/// The name of a stage in a step's bracket. BuildKit puts the platform before it, and pads numbers with spaces. It calls a stage
+/// without a name `stage-0`.
+fn stage_name(bracket: &str) -> Option<&str> {
+    let stage = bracket.trim_end();
+    let stage = match stage.split_once(' ') {
+        Some((platform, stage)) if platform.contains('/') => stage,
+        None if stage.contains('/') => "",
+        _ => stage,
+    };
+    let is_made_up = stage.strip_prefix("stage-").is_some_and(|number| number.parse::<u32>().is_ok());
+    (!stage.is_empty() && !is_made_up).then_some(stage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_is_named_without_its_platform() {
+        for (bracket, name) in [
+            ("", None),
+            ("build", Some("build")),
+            ("build ", Some("build")),
+            ("linux/amd64", None),
+            ("linux/amd64 stage-1", None),
+            ("linux/amd64 build ", Some("build")),
+        ] {
+            assert_eq!(stage_name(bracket), name, "{bracket}");
+        }
     }
 }

@@ -59,33 +59,37 @@ pub(super) struct LogReport<'a> {
 /// A warning about a Dockerfile. Texts are in Base64.
 #[derive(Deserialize)]
 pub(super) struct WarningReport<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default)]
     pub(super) vertex: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) short: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) url: Cow<'a, str>,
-    /// The lines that it is about.
-    #[serde(default, deserialize_with = "null_as_empty")]
-    pub(super) range: Vec<Range>,
+    /// The lines that it is about. A frontend of the customer's choice writes them, so every part may be missing.
+    #[serde(default)]
+    range: Option<Vec<Option<Range>>>,
+}
+
+impl WarningReport<'_> {
+    /// The first line that it is about, from 1.
+    pub(super) fn line(&self) -> Option<u32> {
+        let first = self.range.as_ref()?.first()?.as_ref()?;
+        first.start.as_ref()?.line.and_then(|line| u32::try_from(line).ok()).filter(|line| *line > 0)
+    }
 }
 
 /// Lines of a Dockerfile.
 #[derive(Deserialize)]
-pub(super) struct Range {
-    pub(super) start: Position,
+struct Range {
+    #[serde(default)]
+    start: Option<Position>,
 }
 
 /// A place in a Dockerfile.
 #[derive(Deserialize)]
-pub(super) struct Position {
+struct Position {
     #[serde(default)]
-    pub(super) line: u32,
-}
-
-/// Go writes an empty list as null.
-fn null_as_empty<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Range>, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+    line: Option<i64>,
 }
 
 /// Passes on all reports of a line.
@@ -198,6 +202,10 @@ mod tests {
             "statuses":[{"id":"i","vertex":"a","current":3}],"logs":null,"warnings":[{"vertex":"a","short":"eA==","detail":["eA=="],"range":null}],"new":{"a":[{}]}}"#;
         let reports = ["vertex a x & y", "vertex b ", "status a 3", "warning a eA=="];
         assert_eq!(said(line), (reports.map(str::to_owned).to_vec(), true));
+        for range in ["null", "[]", "[null]", "[{}]", r#"[{"start":null}]"#, r#"[{"start":{"line":-1}}]"#] {
+            let line = format!(r#"{{"warnings":[{{"range":{range}}}]}}"#);
+            assert_eq!(said(&line), (vec!["warning  ".into()], true));
+        }
         let line = r#"{"logs":[{"vertex":"a","stream":1,"data":"eA=="}]}"#;
         assert_eq!(said(line), (vec!["log a eA==".into()], true));
     }

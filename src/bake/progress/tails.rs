@@ -19,11 +19,22 @@ impl Tails {
         self.n_bytes -= excerpt.size();
         excerpt.push(line);
         self.n_bytes += excerpt.size();
-        while self.n_bytes > bounds::LOG_TAILS {
-            let Some(longest) = self.of_steps.values_mut().max_by_key(|excerpt| excerpt.size()) else { return };
-            self.n_bytes -= longest.size();
-            longest.shrink();
-            self.n_bytes += longest.size();
+        if self.n_bytes > bounds::LOG_TAILS {
+            self.make_room();
+        }
+    }
+
+    /// Shrinks the longest excerpts. There is room for many lines afterwards, so that few lines look at all excerpts.
+    fn make_room(&mut self) {
+        let mut longest: Vec<&mut Excerpt> = self.of_steps.values_mut().collect();
+        longest.sort_unstable_by_key(|excerpt| std::cmp::Reverse(excerpt.size()));
+        for excerpt in longest {
+            if self.n_bytes <= bounds::LOG_TAILS / 2 {
+                return;
+            }
+            self.n_bytes -= excerpt.size();
+            excerpt.shrink();
+            self.n_bytes += excerpt.size();
         }
     }
 

@@ -20,8 +20,9 @@ impl Progress {
         let steps = steps(&own, ran);
         let started = own.iter().filter_map(|vertex| vertex.started).min();
         let completed = own.iter().filter_map(|vertex| vertex.completed).max();
-        let has_failed = own.iter().any(|vertex| vertex.has_failed());
-        let failed = own.iter().find_map(|vertex| self.step_failure(vertex));
+        let has_failed = own.iter().any(|vertex| vertex.breaks_build());
+        let failed = own.iter().find_map(|vertex| self.step_failure(vertex, Some(name)));
+        let error = own.iter().filter(|vertex| vertex.breaks_build()).find_map(|vertex| vertex.own_error());
         let digest = tags.iter().find_map(|tag| own.iter().find_map(|vertex| vertex.pushed_as(tag)));
         let status = match (is_success, has_failed, digest) {
             (true, _, _) | (false, false, Some(_)) => Some(Status::Succeeded),
@@ -40,7 +41,7 @@ impl Progress {
             log_tail: failed.as_ref().and_then(|failure| failure.log_tail.clone()),
             error: match &failed {
                 Some(failure) => Some(failure.ending.clone()),
-                None => own.iter().find_map(|vertex| vertex.own_error()).map(|said| said.shown.clone()),
+                None => error.map(|said| said.shown.clone()),
             },
         }
     }

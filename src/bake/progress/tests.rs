@@ -18,7 +18,7 @@ fn progress_with(targets: &[&str], secrets: &[&str]) -> Progress {
     let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
     let dockerfiles = [("a", "a.Dockerfile"), ("b", "b.Dockerfile"), ("web", "web/Dockerfile")];
     let dockerfiles = dockerfiles.map(|(name, path)| (name.to_owned(), path.to_owned())).into();
-    Progress::new(Baked { targets, dockerfiles }, Shown::new(mask, WorkerPaths::default()))
+    Progress::new(Baked { targets, dockerfiles, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
 }
 
 fn said(progress: &mut Progress, line: &Value) -> Vec<Event> {
@@ -88,7 +88,7 @@ fn each_failed_target_names_its_step_and_shows_what_it_printed() {
     let web = report(&progress, "web", false);
     // BuildKit sends both pipes in its own order.
     assert_eq!(web.log_tail.as_deref(), Some("boom on stderr\nabout to fail"));
-    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex)).expect("a failed step");
+    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex, None)).expect("a failed step");
     assert_eq!(
         failed.sentence(),
         "Step 3/3 of `web` failed: `RUN echo \"about to fail\" && echo \"boom on stderr\" >&2 && exit 7` (web/Dockerfile:3) \
@@ -96,7 +96,7 @@ fn each_failed_target_names_its_step_and_shows_what_it_printed() {
     );
 
     let (progress, _) = replay(stream!("0.36/missing-copy-source"), &["web"]);
-    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex)).expect("a failed step");
+    let failed = progress.failed().find_map(|vertex| progress.step_failure(vertex, None)).expect("a failed step");
     assert_eq!(
         failed.sentence(),
         "Step 2/2 of `web` failed: `COPY nothere /x` (web/Dockerfile:2): \"/nothere\": not found"
@@ -128,6 +128,31 @@ fn warnings_about_a_dockerfile_have_their_lines() {
     events.clear();
     progress.finish(&mut |event| events.push(event));
     assert_eq!(events, [Event::Notice("250 more warnings about the Dockerfiles were left out".into())]);
+}
+
+#[test]
+fn a_cache_that_is_not_there_yet_fails_no_target() {
+    let (mut progress, at) = (progress_with(&["api", "web"], &[]), "2026-11-29T20:00:00Z");
+    let vertex = |digest: &str, name: &str, error: &str| json!({"digest": digest, "name": name, "started": at, "completed": at, "error": error});
+    let missing = "failed to configure registry cache importer: r.example/cache:web: not found";
+    said(
+        &mut progress,
+        &json!({"vertexes": [
+            vertex("sha256:1", "[web] importing cache manifest from r.example/cache:web", missing),
+            vertex("sha256:2", "[web] exporting to image", ""),
+            vertex("sha256:3", "[api 2/2] RUN false", "process \"/bin/sh -c false\" did not complete successfully: exit code: 1"),
+        ]}),
+    );
+    let pushed = format!("pushing manifest for registry.example.test/shop/web:dev@sha256:{}", "0".repeat(64));
+    said(
+        &mut progress,
+        &json!({"statuses": [{"id": pushed, "vertex": "sha256:2", "timestamp": at, "started": at, "completed": at}]}),
+    );
+    let web = report(&progress, "web", false);
+    assert_eq!((web.status, web.error), (Some(Status::Succeeded), None));
+    assert!(web.digest.is_some());
+    assert_eq!(report(&progress, "api", false).status, Some(Status::Failed));
+    assert_eq!(progress.failed().count(), 1);
 }
 
 #[test]

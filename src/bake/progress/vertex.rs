@@ -5,7 +5,19 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::stream::VertexReport;
+use crate::bake::noise;
 use crate::bake::shown::Said;
+
+/// How buildx names what it does before a builder works on a target.
+const BEFORE_TARGETS: &[&str] =
+    &["[internal] load local bake definitions", "[internal] waiting for connection", "[internal] booting buildkit"];
+
+/// How BuildKit names its work with the image of a Dockerfile frontend.
+const FRONTENDS: &[&str] =
+    &["resolve image config for docker-image://", "resolve image config for ", "docker-image://"];
+
+/// How buildx and BuildKit name the writing and pushing of an image. `exporting cache to registry` is not one: it may fail.
+const EXPORTS: &[&str] = &["exporting to ", "pushing "];
 
 /// How an error ends that another vertex's failure caused.
 const CANCELED: &str = "context canceled";
@@ -30,6 +42,18 @@ pub(in crate::bake) struct Vertex {
     pub(super) pushed: Vec<(Box<str>, Box<str>)>,
 }
 
+/// What a vertex does that is not a step of the Dockerfile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::bake) enum Work<'a> {
+    /// Looks up a base image.
+    Base(&'a str),
+    /// Looks up or pulls the image of a Dockerfile frontend.
+    Frontend(&'a str),
+    /// Writes or pushes the image.
+    Export,
+    Other,
+}
+
 /// Whether and how a vertex failed.
 #[derive(Debug, Default)]
 enum Failing {
@@ -43,8 +67,14 @@ enum Failing {
 }
 
 impl Vertex {
-    /// How BuildKit's file operations begin when a step cannot be done. The rest is a path of the customer's.
-    pub(in crate::bake) const MISTAKES: &[&str] = &["cannot copy to non-directory: ", "cannot replace to directory "];
+    /// How BuildKit begins the error of a step that cannot be done. The rest is a path or a name of the customer's.
+    pub(in crate::bake) const MISTAKES: &[&str] = &[
+        "cannot copy to non-directory: ",
+        "cannot replace to directory ",
+        "too many symlinks: ",
+        "unset ssh forward key ",
+        "no SSH key ",
+    ];
 
     pub(super) fn new(number: u32, name: Arc<str>) -> Self {
         Self {
@@ -61,7 +91,11 @@ impl Vertex {
         }
     }
 
+    /// Notes that it was reported for a target. What buildx does before is no target's, also where there is only one.
     pub(super) fn is_for(&mut self, target: u16) {
+        if BEFORE_TARGETS.contains(&&*self.name) {
+            return;
+        }
         if let Err(index) = self.targets.binary_search(&target) {
             self.targets.insert(index, target);
         }
@@ -97,6 +131,7 @@ impl Vertex {
         let said = error.rsplit('"').next().unwrap_or(error);
         let ends_so = |before: &str| [": ", " desc = "].iter().any(|end| before.ends_with(end));
         let is_echo = error == CANCELED || said.strip_suffix(CANCELED).is_some_and(ends_so);
+        let error = noise::of_checksum(error).unwrap_or(error);
         is_echo && !Self::MISTAKES.iter().any(|begin| error.starts_with(begin))
     }
 
@@ -105,6 +140,26 @@ impl Vertex {
         self.position()?;
         let (_, text) = self.name.split_once(']')?;
         text.strip_prefix(' ')?.split(' ').next()
+    }
+
+    /// The image of a FROM step, without its digest.
+    pub(in crate::bake) fn image(&self) -> Option<&str> {
+        let (_, rest) = self.name.split_once("] FROM ").filter(|_| self.instruction() == Some("FROM"))?;
+        rest.split(['@', ' ']).next()
+    }
+
+    /// What a vertex does that is not a step of the Dockerfile.
+    pub(in crate::bake) fn work(&self) -> Work<'_> {
+        let after = |begins: &[&str]| begins.iter().find_map(|begin| self.name.strip_prefix(begin));
+        if let Some(reference) = after(&["[internal] load metadata for "]) {
+            Work::Base(reference)
+        } else if let Some(reference) = after(FRONTENDS) {
+            Work::Frontend(reference)
+        } else if after(EXPORTS).is_some() {
+            Work::Export
+        } else {
+            Work::Other
+        }
     }
 
     /// Stage and number of a Dockerfile step, and the number of the stage's steps: its bracket ends with `n/m`.
@@ -142,6 +197,11 @@ impl Vertex {
         matches!(self.error, Failing::Own(_) | Failing::Untold)
     }
 
+    /// Whether it failed by itself and the build with it. A cache that cannot be imported breaks nothing.
+    pub(in crate::bake) fn breaks_build(&self) -> bool {
+        self.has_failed() && !self.name.starts_with("importing ")
+    }
+
     /// Its own error, if there was room for it.
     pub(in crate::bake) fn own_error(&self) -> Option<&Said> {
         match &self.error {
@@ -175,6 +235,8 @@ mod tests {
         }
         for own in [
             "lstat /buildkit/cachemounts/buildkit1768283894/x/context canceled: not a directory",
+            "failed to calculate checksum of ref ab::cd: too many symlinks: /x: context canceled",
+            "unset ssh forward key x: context canceled",
             "process \"/nosuch context canceled\" did not complete successfully: exit code: 1",
             "process \"/bin/sh -c true\" did not complete successfully: unable to find user context canceled: invalid argument",
             "cannot copy to non-directory: /buildkit/cachemounts/buildkit1/x: context canceled",
@@ -182,6 +244,36 @@ mod tests {
             "",
         ] {
             assert!(!Vertex::is_echo(own), "{own}");
+        }
+    }
+
+    #[test]
+    fn a_vertex_names_the_image_that_it_needs() {
+        let vertex = |name: &str| Vertex::new(0, name.into());
+        let from = vertex("[linux/amd64 deps 1/2] FROM r.example/x:1@sha256:12");
+        assert_eq!((from.image(), from.work()), (Some("r.example/x:1"), Work::Other));
+        assert_eq!(vertex("[2/2] COPY a] FROM b /x").image(), None);
+        for (name, work) in [
+            ("[internal] load metadata for r.example/x:1", Work::Base("r.example/x:1")),
+            ("resolve image config for docker-image://r.example/x:1", Work::Frontend("r.example/x:1")),
+            ("resolve image config for r.example/x:1", Work::Frontend("r.example/x:1")),
+            ("exporting to image", Work::Export),
+            ("pushing layers", Work::Export),
+            ("exporting cache to registry", Work::Other),
+            ("[internal] load build context", Work::Other),
+        ] {
+            assert_eq!(vertex(name).work(), work, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_buildx_does_before_it_has_a_builder_is_no_targets() {
+        for (name, targets) in
+            [("[internal] waiting for connection", vec![]), ("[internal] load build context", vec![0])]
+        {
+            let mut vertex = Vertex::new(0, name.into());
+            vertex.is_for(0);
+            assert_eq!(vertex.targets, targets, "{name}");
         }
     }
 

@@ -1,0 +1,266 @@
+//! What a registry answered, read from the error that containerd or BuildKit made of it.
+//!
+//! An HTTP status is read at its place after the URL, so no reference and none of the registry's own words imitates it. Only an
+//! error without a status is searched for words, without references and URLs: a customer chooses those. Follows containerd 1.7
+//! to 2.2, `core/remotes/docker`.
+
+use std::time::Duration;
+
+/// The longest wait that a registry's words can ask for.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+
+/// What became of a request to a registry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// The image does not exist. Docker Hub says the same of a private one.
+    Missing,
+    /// 401, 403, or a refused token.
+    Denied,
+    /// Our own sandbox refused the port: it is not in `sandbox.registry_ports`.
+    PortRefused,
+    /// 429, and how long the registry's words ask to wait.
+    TooMany(Duration),
+    /// Another 4xx: the same request gets the same answer.
+    Rejected,
+    /// The host does not exist.
+    NoHost,
+    /// No valid HTTPS.
+    Insecure,
+    /// It failed, did not answer, or sent something else than was asked for.
+    Away,
+}
+
+impl Answer {
+    /// Reads an error about a registry; `None` when it says nothing of one.
+    pub(super) fn read(error: &str) -> Option<Self> {
+        match status(error) {
+            Some((status, words)) => Self::of_status(status, words),
+            None => Self::of_words(error),
+        }
+    }
+
+    fn of_status(status: u16, words: &str) -> Option<Self> {
+        Some(match status {
+            401 | 403 => Self::Denied,
+            404 => Self::Missing,
+            429 => Self::TooMany(retry_after(words)),
+            408 | 500.. => Self::Away,
+            400..500 => Self::Rejected,
+            // A redirect that leads nowhere.
+            _ => Self::Away,
+        })
+    }
+
+    fn of_words(error: &str) -> Option<Self> {
+        // Content that the registry's own manifest lists.
+        if error.contains("could not fetch content descriptor ") {
+            return Some(Self::Away);
+        }
+        let is_missing = error == "not found" || error.ends_with(": not found");
+        if is_missing && !error.contains(" snapshot ") {
+            return Some(Self::Missing);
+        }
+        let words: Vec<&str> = error.split_whitespace().filter(|word| !word.contains('/')).collect();
+        let said = words.join(" ").to_ascii_lowercase();
+        let known = WORDS.iter().find(|(words, _)| said.contains(words)).map(|(_, answer)| answer.clone());
+        known.or_else(|| error.contains("failed to do request: ").then_some(Self::Away))
+    }
+}
+
+/// The registry that an error's URL names.
+pub(super) fn host(error: &str) -> Option<&str> {
+    let (_, rest) = ["https://", "http://"].iter().find_map(|scheme| error.split_once(scheme))?;
+    rest.split('/').next().filter(|host| !host.contains([' ', '"', '@']))
+}
+
+/// How containerd begins to name a status. A method and a URL may follow, which have no space before a colon.
+const BEFORE_STATUS: &[&str] =
+    &["unexpected status from ", "unexpected status code ", "unexpected HEAD status code ", "unexpected status: "];
+
+/// The first HTTP status, and the registry's words after it.
+fn status(error: &str) -> Option<(u16, &str)> {
+    let (at, begin) = BEFORE_STATUS.iter().filter_map(|begin| Some((error.find(begin)?, begin))).min()?;
+    let after = &error[at + begin.len()..];
+    let code = if begin.ends_with(": ") { after } else { after.split_once(": ")?.1 };
+    let (digits, words) = code.split_at_checked(3)?;
+    Some((digits.parse().ok()?, words))
+}
+
+/// How long a registry's words ask to wait, such as `retry-after: 735.834µs, allowed: 44000/minute`.
+fn retry_after(words: &str) -> Duration {
+    let words = words.to_lowercase();
+    let value =
+        words.split_once("retry-after: ").map(|(_, rest)| rest.split([',', ' ', ';']).next().unwrap_or_default());
+    value.and_then(duration).unwrap_or_default().min(MAX_WAIT)
+}
+
+/// Seconds, as in HTTP, or a duration in Go's form: `1m30.5s`.
+fn duration(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let (mut rest, mut seconds) = (text, 0.0);
+    while !rest.is_empty() {
+        let n_digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, unit) = rest.split_at(n_digits);
+        let (unit, in_seconds) = UNITS.iter().find(|(name, _)| unit.starts_with(name))?;
+        seconds += number.parse::<f64>().ok()? * in_seconds;
+        rest = &rest[n_digits + unit.len()..];
+    }
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// Go's units. A longer name comes first.
+const UNITS: &[(&str, f64)] =
+    &[("ns", 1e-9), ("µs", 1e-6), ("us", 1e-6), ("ms", 1e-3), ("h", 3600.0), ("m", 60.0), ("s", 1.0)];
+
+/// Words of an error without a status, in lower case. The first one found counts.
+const WORDS: &[(&str, Answer)] = &[
+    ("pull access denied, repository does not exist", Answer::Missing),
+    ("manifest unknown", Answer::Missing),
+    ("push access denied", Answer::Denied),
+    ("authorization failed", Answer::Denied),
+    ("insufficient_scope", Answer::Denied),
+    ("access denied", Answer::Denied),
+    ("401 unauthorized", Answer::Denied),
+    ("403 forbidden", Answer::Denied),
+    ("no basic auth", Answer::Denied),
+    // The token server's own words.
+    ("token: denied", Answer::Denied),
+    ("token: unauthorized", Answer::Denied),
+    ("connect: permission denied", Answer::PortRefused),
+    ("429 too many requests", Answer::TooMany(Duration::ZERO)),
+    ("toomanyrequests", Answer::TooMany(Duration::ZERO)),
+    ("no such host", Answer::NoHost),
+    ("x509: ", Answer::Insecure),
+    ("server gave http response to https client", Answer::Insecure),
+    ("first record does not look like a tls handshake", Answer::Insecure),
+    ("500 internal", Answer::Away),
+    ("502 bad", Answer::Away),
+    ("503 service", Answer::Away),
+    ("504 gateway", Answer::Away),
+    ("connection refused", Answer::Away),
+    ("connection reset", Answer::Away),
+    ("broken pipe", Answer::Away),
+    ("i/o timeout", Answer::Away),
+    ("client.timeout exceeded", Answer::Away),
+    ("no route to host", Answer::Away),
+    ("network is unreachable", Answer::Away),
+    ("server misbehaving", Answer::Away),
+    ("tls handshake", Answer::Away),
+    ("tls: ", Answer::Away),
+    ("dial tcp", Answer::Away),
+    // Content that ended early, or is not what the manifest lists.
+    ("failed to read expected number of bytes", Answer::Away),
+    ("unexpected commit digest", Answer::Away),
+    ("failed size validation", Answer::Away),
+    ("short read: ", Answer::Away),
+    ("unexpected eof", Answer::Away),
+    // A page of a portal or a proxy in place of a manifest.
+    ("invalid character '<'", Answer::Away),
+    ("unexpected media type", Answer::Away),
+    ("not a valid digest", Answer::Away),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_read_at_its_place_whatever_the_reference_and_the_words_say() {
+        let url = "http://r.example/v2/503/429-too-many-requests/manifests/403";
+        for (status, answer) in [
+            ("400 Bad Request", Answer::Rejected),
+            ("401 Unauthorized", Answer::Denied),
+            ("403 Forbidden", Answer::Denied),
+            ("404 Not Found", Answer::Missing),
+            ("405 Method Not Allowed", Answer::Rejected),
+            ("408 Request Timeout", Answer::Away),
+            ("412 Precondition Failed", Answer::Rejected),
+            ("413 Request Entity Too Large", Answer::Rejected),
+            ("415 Unsupported Media Type", Answer::Rejected),
+            ("429 Too Many Requests", Answer::TooMany(Duration::ZERO)),
+            ("500 Internal Server Error", Answer::Away),
+            ("503 Service Unavailable", Answer::Away),
+            ("507 Insufficient Storage", Answer::Away),
+        ] {
+            for words in
+                ["", ": denied: 503 service, connection refused", " - Server message: x: 401 unauthorized: not found"]
+            {
+                for error in [
+                    format!("unexpected status from PUT request to {url}: {status}{words}"),
+                    format!(
+                        "failed to copy: httpReadSeeker: failed open: unexpected status code {url}: {status}{words}"
+                    ),
+                    format!(
+                        "failed to push r.example/x:1: failed commit on ref \"manifest-sha256:1\": unexpected status: {status}{words}"
+                    ),
+                    format!(
+                        "unexpected status from HEAD request to {url}: {status}{words}\nunexpected status code x: 200"
+                    ),
+                ] {
+                    assert_eq!(Answer::read(&error), Some(answer.clone()), "{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_registrys_words_say_how_long_to_wait() {
+        let url = "https://r.example/v2/x/blobs/sha256:1";
+        for (words, wait) in [
+            (" - Server message: toomanyrequests: retry-after: 7, allowed: 1/minute", Duration::from_secs(7)),
+            (
+                " - Server message: toomanyrequests: Retry-After: 735.834µs, allowed: 44000/minute",
+                Duration::from_nanos(735_834),
+            ),
+            (": retry-after: 1m30.5s", Duration::from_millis(90_500)),
+            (": retry-after: 999999h", MAX_WAIT),
+            (": retry-after: soon", Duration::ZERO),
+            (": retry-after: 9e999s", Duration::ZERO),
+            ("", Duration::ZERO),
+        ] {
+            let error = format!("unexpected status code {url}: 429 Too Many Requests{words}");
+            assert_eq!(Answer::read(&error), Some(Answer::TooMany(wait)), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_without_a_status_is_read_by_its_words() {
+        for (error, answer) in [
+            ("r.example/x:1: not found", Some(Answer::Missing)),
+            (
+                "failed to copy: httpReadSeeker: failed open: could not fetch content descriptor sha256:1 (text/html) from remote: not found",
+                Some(Answer::Away),
+            ),
+            ("failed to read expected number of bytes: unexpected EOF", Some(Answer::Away)),
+            (
+                "failed commit on ref \"layer-sha256:7\": commit failed: unexpected commit digest sha256:0, expected sha256:7: failed precondition",
+                Some(Answer::Away),
+            ),
+            (
+                "failed to do request: Head \"https://r/v2\": dial tcp: lookup r on 10.0.0.1:53: no such host",
+                Some(Answer::NoHost),
+            ),
+            (
+                "failed to do request: Head \"https://r/v2\": dial tcp 10.0.0.1:9: connect: connection refused",
+                Some(Answer::Away),
+            ),
+            (
+                "failed to do request: Head \"https://r/v2\": x509: certificate signed by unknown authority",
+                Some(Answer::Insecure),
+            ),
+            (
+                "failed to fetch anonymous token: dial tcp 10.0.0.1:99: connect: permission denied",
+                Some(Answer::PortRefused),
+            ),
+            ("failed to prepare extraction snapshot \"x\": parent snapshot y does not exist: not found", None),
+            ("failed to do request: Head \"https://r/v2\": context deadline exceeded", Some(Answer::Away)),
+            ("context deadline exceeded", None),
+        ] {
+            assert_eq!(Answer::read(error), answer, "{error}");
+        }
+        assert_eq!(host("Head \"https://r.example:5000/v2/x\": EOF"), Some("r.example:5000"));
+        assert_eq!(host("dial tcp"), None);
+    }
+}

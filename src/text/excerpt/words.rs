@@ -1,0 +1,427 @@
+//! Which words in a line show that it names the cause of a failure.
+//!
+//! The words are those of compilers, package managers, test runners and shells, and of the messages of an operating system.
+
+use std::sync::LazyLock;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Match};
+
+use super::MAX_LINE;
+use crate::text;
+
+/// The weight of a line that only says that something failed.
+pub(super) const GENERIC: u8 = 1;
+
+/// The least weight of a line after a heading: that of a report at the margin.
+const EXPLANATION: u8 = 4;
+
+/// How much a line looks like the cause of a failure: 0 not at all, [`GENERIC`], 2 names a cause, 3 reports an error, 5 both. A line
+/// that begins at the margin counts one more: an indented one usually quotes source code.
+pub(super) fn weight(line: &str) -> u8 {
+    let line = &line[..text::boundary(line, MAX_LINE)];
+    let margin = margin(line);
+    let (mut is_generic, mut is_harmless, mut reports, mut names) = (false, false, 0, 0);
+    for found in WORDS.automaton.find_overlapping_iter(line) {
+        let (kind, is_at_margin) = WORDS.kinds[found.pattern().as_usize()];
+        match kind {
+            _ if is_at_margin && found.start() != margin => {}
+            Kind::Harmless => is_harmless = true,
+            Kind::Generic => is_generic = true,
+            Kind::Report => reports = 3,
+            Kind::Cause => names = 2,
+            Kind::Both => (reports, names) = (3, 2),
+        }
+    }
+    match reports + names {
+        _ if is_harmless => 0,
+        _ if is_generic => GENERIC,
+        0 => 0,
+        weight => weight + u8::from(margin == 0),
+    }
+}
+
+/// What a line with a colon at its end says of the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lead {
+    /// Nothing.
+    None,
+    /// The next line tells what failed. This one is a mere "Failures:", or the place of a panic.
+    Heading,
+    /// This line, of this weight and margin, reports what failed, and an indented one may go into detail.
+    Report(u8, usize),
+}
+
+impl Lead {
+    pub(super) fn of(line: &str, weight: u8) -> Self {
+        let line = &line[..text::boundary(line, MAX_LINE)];
+        match line.trim_end().ends_with(':') {
+            true if is_heading(line) => Self::Heading,
+            true if weight > GENERIC => Self::Report(weight, margin(line)),
+            _ => Self::None,
+        }
+    }
+
+    /// The weight of the next line.
+    pub(super) fn weight_of(self, line: &str) -> u8 {
+        match (self, weight(line)) {
+            (_, GENERIC) => GENERIC,
+            (Self::Heading, own) => own.max(EXPLANATION),
+            (Self::Report(weight, margin_before), own) if own > GENERIC && margin(line) > margin_before => {
+                own.max(weight + 1)
+            }
+            (_, own) => own,
+        }
+    }
+}
+
+fn margin(line: &str) -> usize {
+    line.len() - line.trim_start().len()
+}
+
+/// Whether a line with a colon at its end only says that something failed, or where.
+fn is_heading(line: &str) -> bool {
+    let line = line.trim_end();
+    let is_lead = |found: Match| {
+        let word = &line[found.range()];
+        HEADINGS.iter().any(|heading| word.eq_ignore_ascii_case(heading))
+            || (found.end() == line.len() && is_report(found) && !line.trim().contains(' '))
+    };
+    WORDS.automaton.find_overlapping_iter(line).any(is_lead)
+}
+
+fn is_report(found: Match) -> bool {
+    WORDS.kinds[found.pattern().as_usize()].0 == Kind::Report
+}
+
+/// What a word in a line shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// The line is a warning, a comment, a check, or counts no errors.
+    Harmless,
+    /// It only says that something failed, or where to read more.
+    Generic,
+    /// It reports an error.
+    Report,
+    /// It names what is wrong.
+    Cause,
+    /// It reports an error and names where: a compiler's diagnostic, a failed test.
+    Both,
+}
+
+/// The words, ready to be found in one pass over a line.
+struct Words {
+    automaton: AhoCorasick,
+    /// By pattern: what it shows, and whether only at the beginning of a line.
+    kinds: Vec<(Kind, bool)>,
+}
+
+static WORDS: LazyLock<Words> = LazyLock::new(|| {
+    let words = || TABLE.iter().flat_map(|(kind, words)| words.iter().map(move |word| (*kind, *word)));
+    let automaton = AhoCorasick::builder()
+        .ascii_case_insensitive(true)
+        .kind(Some(AhoCorasickKind::DFA))
+        .build(words().map(|(_, word)| word.trim_start_matches('^')))
+        .expect("the words are few and short");
+    Words { automaton, kinds: words().map(|(kind, word)| (kind, word.starts_with('^'))).collect() }
+});
+
+/// Words of the table that a line with a colon at its end explains in the next line.
+const HEADINGS: [&str; 3] = ["cmake error at", "panicked at", "what went wrong"];
+
+/// The words, without regard to case. A `^` stands for the beginning of the line.
+const TABLE: [(Kind, &[&str]); 5] = [
+    (
+        Kind::Harmless,
+        &[
+            "^# ",
+            "(0 errors",
+            "^+ ",
+            "^++ ",
+            ", 0 error",
+            "^-- ",
+            "... no",
+            "... ok",
+            "... yes",
+            "^// ",
+            " 0 error(s)",
+            " 0 errors",
+            " 0 failed",
+            " 0 failures",
+            " 0 problems",
+            "^[info]",
+            "[warn]",
+            "[warning]",
+            "debconf:",
+            "errors: 0",
+            "failed: 0",
+            "failures: 0",
+            "^info: ",
+            "no errors",
+            "^note: ",
+            "npm warn",
+            "^pass ",
+            "^warn ",
+            "warn:",
+            "warning ",
+            "warning:",
+            "warning[",
+        ],
+    ),
+    (
+        Kind::Generic,
+        &[
+            "]: *** [",
+            "a complete log of this run",
+            "aborted!",
+            "aborting due to",
+            "an error occurred while",
+            "build failed",
+            "build failure",
+            "build stopped",
+            "cannot continue",
+            "child returned status",
+            "cmake error at",
+            "command failed",
+            "compilation error",
+            "compilation failed",
+            "compilation terminated",
+            "could not build",
+            "could not compile",
+            "could not create makefile",
+            "could not read from remote",
+            "could not resolve all",
+            "did not run successfully",
+            "due to previous",
+            "elifecycle",
+            "entering directory",
+            "err! code",
+            "err! cwd",
+            "err! errno",
+            "err! path",
+            "err! syscall",
+            "error cwd",
+            "error errno",
+            "error originates",
+            "error path",
+            "error syscall",
+            "errors occurred",
+            "execution failed for task",
+            "exit code",
+            "exit status",
+            "exited with",
+            "exiting now",
+            "exiting with failure",
+            "failed building",
+            "failed examples",
+            "failed tests",
+            "failed to build",
+            "failed to compile",
+            "failed to execute goal",
+            "failed with code",
+            "failed with error",
+            "failed with exit",
+            "failing tests",
+            "for more information",
+            "full stack trace",
+            "giving up",
+            "had errors",
+            "help 1",
+            "is not recoverable",
+            "leaving directory",
+            "lifecycle script",
+            "likely not a problem with pip",
+            "logs can be found",
+            "make: *** [",
+            "must be fixed",
+            "non-zero",
+            "nonzero",
+            "npm error code",
+            "problem (",
+            "problems (",
+            "process completed",
+            "re-run maven",
+            "resolutionimpossible",
+            "returned 1 exit",
+            "run with --",
+            "see above",
+            "subprocess-exited",
+            "test failed.",
+            "test suites:",
+            "tests failed",
+            "tests:  ",
+            "the command '",
+            "there was 1",
+            "there were ",
+            "traceback (most recent",
+            "waiting for unfinished jobs",
+            "what went wrong",
+        ],
+    ),
+    (
+        Kind::Report,
+        &[
+            "(error)",
+            ": error ",
+            ": failed",
+            "> error ",
+            "[error] ",
+            "] error ",
+            "^abort",
+            "assertion `",
+            "assertion failed",
+            "assertionerror",
+            "core dumped",
+            "^e/",
+            "^e: ",
+            "err! ",
+            " err:",
+            "^err_",
+            " err_pnpm",
+            "^error ",
+            " error  ",
+            "error -",
+            " error 4",
+            " error 5",
+            "error:",
+            "error[",
+            "exception in",
+            "exception:",
+            "^fail ",
+            "^failed ",
+            "failed:",
+            "failure:",
+            "^fatal ",
+            "fatal error",
+            "fatal:",
+            " killed",
+            "^killed",
+            "npm error ",
+            "panic:",
+            "panicked at",
+            "segmentation fault",
+            "| error ",
+        ],
+    ),
+    (
+        Kind::Cause,
+        &[
+            "already exists",
+            "already in use",
+            "ambiguous",
+            "authentication failed",
+            "bad interpreter",
+            "can't ",
+            "cannot ",
+            "caused by:",
+            "certificate has",
+            "certificate is",
+            "certificate problem",
+            "certificate verif",
+            "checksum does",
+            "checksum fail",
+            "checksum mis",
+            "conflict",
+            "connection reset",
+            "could not ",
+            "couldn't ",
+            "deadline exceeded",
+            "denied",
+            "does not exist",
+            "does not satisfy",
+            "doesn't exist",
+            "duplicate",
+            "exec format error",
+            "failed to ",
+            "forbidden",
+            "has no ",
+            "illegal",
+            "in json at",
+            "incompatible",
+            "integrity check",
+            "invalid",
+            "is a directory",
+            "is missing",
+            "is not a ",
+            "is not in ",
+            "is not set",
+            "is required",
+            "mismatch",
+            "missing",
+            "must be",
+            "no matching",
+            "no module",
+            "no rule to make",
+            "no space left",
+            "no such",
+            "no version",
+            "not a directory",
+            "not a git",
+            "not allowed",
+            "not assignable",
+            "not defined",
+            "not find",
+            "not found",
+            "not in gzip format",
+            "not installed",
+            "not permitted",
+            "not recognized",
+            "not satisfiable",
+            "not supported",
+            "not writable",
+            "only install with",
+            "outdated",
+            "parse error",
+            "please install",
+            "please set",
+            "read-only file",
+            "redefinition",
+            "refused",
+            "requires",
+            "self signed certificate",
+            "self-signed certificate",
+            "syntax error",
+            "timed out",
+            "timeout",
+            "too large",
+            "too many",
+            "too old",
+            "unable to",
+            "unauthorized",
+            "unbound variable",
+            "undeclared",
+            "undefined",
+            "unexpected",
+            "uninitialized",
+            "unknown ",
+            "unmet",
+            "unrecognized",
+            "unresolved",
+            "unsatisf",
+            "unsupported",
+            "unterminated",
+            "verification failed",
+        ],
+    ),
+    (
+        Kind::Both,
+        &[
+            "): error",
+            "^--- fail",
+            ": error:",
+            ":error:",
+            "curl: (",
+            "^e   ",
+            "error [err",
+            "error[e",
+            "^fail: ",
+            "failure/error:",
+            "fatal error:",
+            "^not ok ",
+            "out of memory",
+            "\u{2715} ",
+            "\u{2716} ",
+            "\u{2717} ",
+            "\u{2718} ",
+        ],
+    ),
+];
