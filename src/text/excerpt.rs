@@ -1,7 +1,7 @@
 //! The lines of a step's output that explain its failure: the last ones, and earlier ones that look like an error.
 //!
 //! A compiler, a package manager or a test runner often reports the cause hundreds of lines before the end. Which words report an
-//! error is a list ([`words`]); a wrong guess costs some lines of the excerpt, and decides nothing.
+//! error is a list (`words`); a wrong guess costs some lines of the excerpt, and decides nothing.
 
 mod words;
 
