@@ -126,7 +126,7 @@ async fn each_mistake_of_a_step_is_the_customers() {
         ("loop", step("RUN ln -s /w /w\nWORKDIR /w/x"), "step_failed", "WORKDIR /w/x"),
         ("archive", step("ADD a.tar /x"), "step_failed", "ADD a.tar /x"),
         ("from", step(&format!("COPY --from={base} /missing /x")), "file_not_found", "lstat /missing: no such file"),
-        ("dist", step("COPY dist /x"), "file_not_found", "COPY dist /x: \"/dist\": not found"),
+        ("dist", step("COPY dist /x"), "file_not_found", "`COPY dist /x` (dist/Dockerfile:3): \"/dist\": not found"),
         ("ssh", step("RUN --mount=type=ssh,required=true true"), "step_failed", "builds get no SSH agent"),
         (
             "sum",
@@ -134,7 +134,7 @@ async fn each_mistake_of_a_step_is_the_customers() {
             "step_failed",
             "digest mismatch",
         ),
-        ("killed", step("RUN exit 137"), "out_of_memory", "exit code: 137"),
+        ("killed", step("RUN exit 137"), "out_of_memory", " exited with 137"),
         ("syntax", format!("# syntax={registry}/{nonce}/nothing:1\n{}", step("")), "frontend_not_found", "nothing:1"),
         ("program", format!("# syntax={base}\n{}", step("")), "frontend_not_found", "exit code"),
         ("host", format!("FROM {nonce}.invalid/x:1\n"), "base_image_not_found", "no registry is called"),
@@ -149,7 +149,7 @@ async fn each_mistake_of_a_step_is_the_customers() {
             "words",
             step("RUN echo 'x: no space left on device' >&2; exit 1 # exit code: 137"),
             "step_failed",
-            "exit code: 1",
+            " exited with 1: `x: no space left on device`",
         ),
         ("link", step("COPY [\"x: no space left on device\", \"/x\"]"), "step_failed", "too many symlinks"),
     ];
