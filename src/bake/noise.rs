@@ -41,7 +41,7 @@ fn is_id(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':')
 }
 
-/// The error with the first path as it is in the image.
+/// The error without a mount directory at the beginning of its first path.
 fn without_mount(error: &str) -> Cow<'_, str> {
     let Some(path) = error.find(" /").map(|space| space + 1) else { return error.into() };
     let end = MOUNTS.iter().find_map(|name| mount(&error[path..], name));

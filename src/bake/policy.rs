@@ -238,7 +238,7 @@ impl Rules<'_> {
         Refusal::not_allowed(self.path(field), message)
     }
 
-    /// Of a field that nobody may write like this.
+    /// A refusal of a field that no account may write in this form.
     fn invalid(&self, field: &str, message: impl AsRef<str>) -> Refusal {
         Refusal::invalid(self.path(field), message)
     }

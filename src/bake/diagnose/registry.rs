@@ -40,7 +40,7 @@ pub(super) fn registry(error: &str, wanted: Wanted<'_>, own: &OwnRegistries) -> 
         Wanted::Base(Some(reference)) | Wanted::Frontend(reference) => Some(host_of(reference)),
         Wanted::Base(None) | Wanted::Push => answer::host(error).map(canonical),
     };
-    // Where the host is not known, nobody else's fault is certain.
+    // Without a known host, the registry counts as the platform's.
     let is_own = wanted == Wanted::Push || host.is_none_or(|host| own.has(host));
     let is_public = host.is_some_and(|host| PUBLIC.contains(&host));
     let not_found = if let Wanted::Frontend(_) = wanted { Reason::FrontendNotFound } else { Reason::BaseImageNotFound };

@@ -22,7 +22,7 @@ impl Refusal {
         Self::new(Reason::PolicyRefused, path, message)
     }
 
-    /// Nobody may write this: buildx or BuildKit could not read it.
+    /// No account may write this: buildx or BuildKit could not read it.
     pub(in crate::bake) fn invalid(path: impl AsRef<str>, message: impl AsRef<str>) -> Self {
         Self::new(Reason::DefinitionInvalid, path, message)
     }

@@ -91,7 +91,7 @@ impl Vertex {
         }
     }
 
-    /// Notes that it was reported for a target. What buildx does before is no target's, also where there is only one.
+    /// Notes that it was reported for a target. buildx's work before it connects belongs to no target, even if there is only one.
     pub(super) fn is_for(&mut self, target: u16) {
         if BEFORE_TARGETS.contains(&&*self.name) {
             return;

@@ -1,6 +1,6 @@
 //! An image registry over HTTP (OCI distribution 1.1), for answers that a real one gives rarely.
 //!
-//! Accepts every push. Serves images of one layer that nobody has pulled before, so an engine must fetch it.
+//! Accepts every push. Serves images of one layer that no engine has pulled before, so it must be fetched.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
