@@ -10,9 +10,9 @@ mod terminal;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::event::{Event, Phase};
+use crate::event::{Event, Phase, millis};
 use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
@@ -108,10 +108,6 @@ impl Listener for Log {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn log(event: &Event) {
     match event {
         Event::PhaseStarted(phase) => tracing::debug!(phase = phase.name(), "phase started"),
@@ -144,6 +140,8 @@ fn log(event: &Event) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::report::Report;
 

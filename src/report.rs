@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::event::{Event, Phase, Warning};
+use crate::event::{Event, Phase, Warning, millis};
 use crate::reason::Reason;
 
 pub use crate::event::{Moment, Placement, Status, TargetReport};
@@ -108,25 +108,25 @@ impl Report {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Timings {
     /// From `enqueued_at` to the fetch, by the clocks of two machines: never negative.
-    #[serde(rename = "queued_ms", serialize_with = "millis")]
+    #[serde(rename = "queued_ms", serialize_with = "as_millis")]
     pub queued: Duration,
     /// Asking Rails.
-    #[serde(rename = "resolve_ms", serialize_with = "millis")]
+    #[serde(rename = "resolve_ms", serialize_with = "as_millis")]
     pub resolve: Duration,
     /// Minting the token.
-    #[serde(rename = "token_ms", serialize_with = "millis")]
+    #[serde(rename = "token_ms", serialize_with = "as_millis")]
     pub token: Duration,
     /// Fetching, including the wait for a clone slot.
-    #[serde(rename = "fetch_ms", serialize_with = "millis")]
+    #[serde(rename = "fetch_ms", serialize_with = "as_millis")]
     pub fetch: Duration,
     /// Writing the worktree.
-    #[serde(rename = "checkout_ms", serialize_with = "millis")]
+    #[serde(rename = "checkout_ms", serialize_with = "as_millis")]
     pub checkout: Duration,
     /// Resolving and validating the definition.
-    #[serde(rename = "print_ms", serialize_with = "millis")]
+    #[serde(rename = "print_ms", serialize_with = "as_millis")]
     pub print: Duration,
     /// The bake itself.
-    #[serde(rename = "bake_ms", serialize_with = "millis")]
+    #[serde(rename = "bake_ms", serialize_with = "as_millis")]
     pub bake: Duration,
 }
 
@@ -143,8 +143,8 @@ impl Timings {
     }
 }
 
-fn millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+fn as_millis<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(millis(*duration))
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use crate::name::is_target_name;
 use crate::reason::Evidence;
 
 /// Exit code of a process that KILL ended: the kernel's, when memory runs out, or the step's own.
-const KILL: &str = "137";
+const KILL: i32 = 137;
 
 /// Exit code of a process that TERM ended.
-const TERM: &str = "143";
+const TERM: i32 = 143;
 
 /// What BuildKit reports in place of an exit code when the kernel reported that the step ran out of memory (cgroup v2).
 const NO_MEMORY: &str = "cannot allocate memory";
@@ -67,8 +67,13 @@ pub(super) fn split_target(line: &str) -> (Option<&str>, &str) {
 }
 
 /// An error without the gRPC codes that buildx puts in front of some. Each process that passes an error on may add one.
-pub(super) fn without_code(mut error: &str) -> &str {
-    while let Some(rest) = CODES.iter().find_map(|code| error.strip_prefix(code)) {
+pub(super) fn without_code(error: &str) -> &str {
+    without(error, CODES)
+}
+
+/// An error without these beginnings, however often they are repeated.
+pub(super) fn without<'a>(mut error: &'a str, begins: &[&str]) -> &'a str {
+    while let Some(rest) = begins.iter().find_map(|begin| error.strip_prefix(begin)) {
         error = rest;
     }
     error
@@ -88,8 +93,7 @@ pub(super) fn exit_code(ended: &str) -> Option<i32> {
 /// The evidence in a step's error: `process "…" did not complete successfully: exit code: 137`.
 pub(super) fn of_step(error: &str) -> Option<Evidence> {
     let ended = ended(error)?;
-    let exit_code = ended.strip_prefix("exit code: ").map(|code| code.split(':').next().unwrap_or(code));
-    match exit_code {
+    match exit_code(ended) {
         Some(KILL) => Some(Evidence::OutOfMemory),
         Some(TERM) => Some(Evidence::StepKilled),
         None if ended == NO_MEMORY => Some(Evidence::OutOfMemory),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::name::reference::is_host_like;
+
 /// The hosts of these registries.
 #[derive(Clone, Debug, Default)]
 pub(super) struct OwnRegistries(BTreeSet<String>);
@@ -28,13 +30,9 @@ pub(super) const DOCKER_HUB: &str = "docker.io";
 /// `distribution/reference`.
 pub(super) fn host_of(reference: &str) -> &str {
     match reference.split_once('/') {
-        Some((host, _)) if host == "localhost" || host.contains(is_of_host) => canonical(host),
+        Some((host, _)) if is_host_like(host) => canonical(host),
         _ => DOCKER_HUB,
     }
-}
-
-fn is_of_host(c: char) -> bool {
-    c == '.' || c == ':' || c.is_ascii_uppercase()
 }
 
 /// The registry of a key of docker's `auths`, such as `https://index.docker.io/v1/`.

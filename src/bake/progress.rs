@@ -282,18 +282,8 @@ impl BakeProgress {
 
     fn log(&mut self, report: &LogReport<'_>, emit: Emit<'_>) {
         let Some(number) = self.find(&report.vertex) else { return };
-        let step = self.step(number);
-        let vertex = &self.vertices[number as usize];
-        let may_fail = vertex.completed.is_none() || vertex.has_error();
-        let (shown, tails) = (&self.shown, &mut self.tails);
-        self.output.take_in((number, report.stream == 2), &report.data, |line, n_dropped| {
-            shown.output(line, n_dropped, |line| {
-                if may_fail {
-                    tails.push(number, &line);
-                }
-                emit(Event::StepOutput { step: step.clone(), line });
-            });
-        });
+        let (output, mut printed) = self.printed(number);
+        output.take_in((number, report.stream == 2), &report.data, |line, n| printed.line(line, n, &mut *emit));
     }
 
     fn warning(&mut self, report: &WarningReport<'_>, emit: Emit<'_>) {
@@ -321,14 +311,17 @@ impl BakeProgress {
 
     /// Emits the last lines of a step, which have no line feed.
     fn end_output(&mut self, number: u32, emit: Emit<'_>) {
+        let (output, mut printed) = self.printed(number);
+        output.end_of(number, |line, n| printed.line(line, n, &mut *emit));
+    }
+
+    /// The unfinished lines, and what becomes of a step's finished ones.
+    fn printed(&mut self, number: u32) -> (&mut Output, Printed<'_>) {
         let step = self.step(number);
-        let (shown, tails) = (&self.shown, &mut self.tails);
-        self.output.end_of(number, |line, n_dropped| {
-            shown.output(line, n_dropped, |line| {
-                tails.push(number, &line);
-                emit(Event::StepOutput { step: step.clone(), line });
-            });
-        });
+        let vertex = &self.vertices[number as usize];
+        let may_fail = vertex.completed.is_none() || vertex.has_error();
+        let tails = may_fail.then_some(&mut self.tails);
+        (&mut self.output, Printed { number, step, shown: &self.shown, tails })
     }
 
     fn step(&self, number: u32) -> Step {
@@ -380,7 +373,7 @@ impl BakeProgress {
     pub(super) fn blamed(&self) -> Option<&str> {
         // When two lines may be the error, one is a customer's imitation.
         let [error] = self.errors() else { return None };
-        let (name, _) = error.judged().strip_prefix("target ")?.split_once(": ")?;
+        let name = evidence::split_target(error.judged()).0?;
         self.targets.iter().map(|target| &**target).find(|target| *target == name)
     }
 
@@ -433,6 +426,27 @@ fn is_digest(text: &str) -> bool {
         is_part(algorithm, |byte| byte.is_ascii_alphanumeric() || b"+._-".contains(byte))
             && is_part(hash, u8::is_ascii_hexdigit)
     })
+}
+
+/// What becomes of the lines that a step prints.
+struct Printed<'p> {
+    number: u32,
+    step: Step,
+    shown: &'p Shown,
+    /// Where they are kept; `None` for a step that has succeeded.
+    tails: Option<&'p mut Tails>,
+}
+
+impl Printed<'_> {
+    /// Emits a line, and keeps it in case that the step fails. `n_dropped` bytes at its end are missing.
+    fn line(&mut self, line: &[u8], n_dropped: usize, emit: Emit<'_>) {
+        self.shown.output(line, n_dropped, |line| {
+            if let Some(tails) = &mut self.tails {
+                tails.push(self.number, &line);
+            }
+            emit(Event::StepOutput { step: self.step.clone(), line });
+        });
+    }
 }
 
 fn millis(from: Timestamp, to: Timestamp) -> u64 {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::cancel::is_meant;
-use crate::event::Step;
+use crate::event::{Step, Warning};
 use crate::log_stream::{LogRead, LogReader, Record, StepOf};
 use crate::redis::{Redis, RedisError};
 use crate::settings::Settings;
@@ -216,9 +216,8 @@ fn line_of(record: Record) -> Option<(String, String)> {
             Some((target, digest.map_or(status.clone(), |digest| format!("{status}, {digest}"))))
         }
         Record::Warning { target, message, dockerfile, line } => {
-            let at = dockerfile
-                .map_or(String::new(), |file| line.map_or(format!("{file}: "), |line| format!("{file}:{line}: ")));
-            Some((target.unwrap_or_else(|| "build".into()), format!("warning: {at}{message}")))
+            let warning = Warning { target: None, message, dockerfile, line, url: None };
+            Some((target.unwrap_or_else(|| "build".into()), warning.to_string()))
         }
         Record::Notice { message } => of_build(format!("notice: {message}")),
         Record::LeftOut { records, lines } => {

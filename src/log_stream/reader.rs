@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::position::Position;
+use crate::event::millis;
 use crate::json;
 use crate::redis::{Redis, RedisError};
 
@@ -53,7 +54,7 @@ impl<'r> LogReader<'r> {
         let mut command = redis::cmd("XREAD");
         command.arg(&["COUNT", PAGE]);
         if !wait.is_zero() {
-            command.arg("BLOCK").arg(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+            command.arg("BLOCK").arg(millis(wait));
         }
         command.arg("STREAMS").arg(&self.key).arg(&self.last_id);
         type Streams = Vec<(String, Vec<(String, HashMap<String, String>)>)>;

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, Step};
+use crate::event::{Event, Step, millis};
 use crate::{bounds, text};
 
 /// One record.
@@ -182,16 +182,15 @@ impl StepOf {
 }
 
 impl Record {
-    /// The record of an event. `None` for an event that is no record of its own: the build's id, and a line of output.
+    /// The record of an event. `None` for events without one: such as the build's id, and a line of output.
     pub(super) fn of(event: &Event) -> Option<Self> {
-        let ms = |took: &std::time::Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let name = |name: &str| cut(name, bounds::NAME);
         Some(match event {
             Event::Commit { repository, sha, git_ref } => {
                 Self::Commit { repository: name(repository), sha: name(sha), r#ref: git_ref.as_deref().map(name) }
             }
             Event::PhaseStarted(phase) => Self::Phase { phase: phase.name().into() },
-            Event::PhaseEnded(phase, took) => Self::PhaseEnd { phase: phase.name().into(), ms: ms(took) },
+            Event::PhaseEnded(phase, took) => Self::PhaseEnd { phase: phase.name().into(), ms: millis(*took) },
             Event::Targets(count) => Self::Targets { count: *count },
             Event::Placed(at) => {
                 Self::Placed { builder: name(&at.builder), pod: at.pod.as_deref().map(name), why: name(&at.why) }
@@ -199,7 +198,7 @@ impl Record {
             Event::StepStarted(step) => Self::Step { of: StepOf::new(step) },
             Event::StepEnded { step, is_cached, took, error } => {
                 let error = error.as_deref().map(|error| cut(error, bounds::NOTICE));
-                Self::StepEnd { of: StepOf::new(step), is_cached: *is_cached, ms: ms(took), error }
+                Self::StepEnd { of: StepOf::new(step), is_cached: *is_cached, ms: millis(*took), error }
             }
             Event::TargetDone(target) => Self::TargetDone { target: name(target) },
             Event::TargetEnded(target) => Self::TargetEnd {

@@ -62,7 +62,7 @@ fn check(text: &str) -> Result<(), String> {
 }
 
 /// Whether the part before the first slash is a host and not a user name.
-fn is_host_like(first: &str) -> bool {
+pub fn is_host_like(first: &str) -> bool {
     first == "localhost" || first.contains(['.', ':']) || first.contains(|c: char| c.is_ascii_uppercase())
 }
 

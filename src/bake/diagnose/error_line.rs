@@ -5,7 +5,7 @@
 use super::Verdict;
 use super::registry::{Wanted, registry};
 use super::step;
-use crate::bake::evidence::{Line, without_code};
+use crate::bake::evidence::{Line, without, without_code};
 use crate::bake::own_registries::OwnRegistries;
 use crate::reason::{Evidence, Reason};
 
@@ -71,10 +71,10 @@ fn by_solve_error(answer: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> 
 /// the whole Dockerfile, so many of them exceed the limit too.
 fn too_large(line: &str) -> Option<Verdict> {
     let line = line.strip_prefix("failed to receive status: ").unwrap_or(line);
-    let mut message = EXHAUSTED.iter().find_map(|code| line.strip_prefix(code))?;
     // Each process that passes it on may add the code again.
-    while let Some(rest) = EXHAUSTED.iter().find_map(|code| message.strip_prefix(code)) {
-        message = rest;
+    let message = without(line, EXHAUSTED);
+    if message.len() == line.len() {
+        return None;
     }
     let (_, sizes) = message.strip_prefix("grpc: ")?.split_once(" larger than max (")?;
     let (size, limit) = sizes.strip_suffix(')')?.split_once(" vs. ")?;
