@@ -12,12 +12,12 @@ use crate::harness::{Harness, Worker};
 use crate::peer::made;
 use crate::registry;
 
-const DOCUMENTS: [&str; 3] = ["README.md", "docs/jobs.md", "docs/coming-from-ruby.md"];
+const DOCUMENTS: [&str; 4] = ["README.md", "docs/jobs.md", "docs/coming-from-ruby.md", "docs/logs-in-rails.md"];
 /// Replaces a commit that a job in the documents names.
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 const SECRET: &str = "what Rails and sidebake know";
 /// The id of the application's only row.
-const BUILD: u64 = 4711;
+pub const BUILD: u64 = 4711;
 
 /// The text of each fenced block of a language, without the fences.
 fn blocks(language: &str) -> Vec<String> {
@@ -37,20 +37,20 @@ fn blocks(language: &str) -> Vec<String> {
 }
 
 /// The only block of the documents that begins with this line.
-fn block(language: &str, first_line: &str) -> String {
+pub fn block(language: &str, first_line: &str) -> String {
     let mut found: Vec<String> = blocks(language);
     found.retain(|block| block.lines().next() == Some(first_line));
     assert_eq!(found.len(), 1, "the documents have {} blocks that begin with {first_line:?}", found.len());
     found.remove(0)
 }
 
-fn snippet(first_line: &str) -> String {
+pub fn snippet(first_line: &str) -> String {
     block("ruby", first_line)
 }
 
 #[test]
 fn every_piece_of_ruby_in_the_documents_is_run_here() {
-    let tests = include_str!("coming_from_ruby.rs");
+    let tests = concat!(include_str!("coming_from_ruby.rs"), include_str!("logs_in_rails.rs"));
     for block in blocks("ruby") {
         let first_line = block.lines().next().expect("a block has lines");
         let asked = format!("snippet({first_line:?})");
@@ -59,18 +59,18 @@ fn every_piece_of_ruby_in_the_documents_is_run_here() {
 }
 
 /// A Rails application with the documents' classes, and a harness.
-struct Application {
-    harness: Harness,
+pub struct Application {
+    pub harness: Harness,
     /// The program: this machine's Ruby, or one with another Sidekiq.
     ruby: String,
-    sha: String,
-    processes: Vec<Child>,
+    pub sha: String,
+    pub processes: Vec<Child>,
     n_files: Cell<usize>,
 }
 
 impl Application {
     /// With the model, the callback, and a commit for its only row.
-    fn open() -> Self {
+    pub fn open() -> Self {
         Self::of("ruby".into())
     }
 
@@ -103,23 +103,23 @@ impl Application {
         self.harness.home.path().join("rows.json")
     }
 
-    fn keep(&self, rows: &Value) {
+    pub fn keep(&self, rows: &Value) {
         std::fs::write(self.rows(), rows.to_string()).unwrap();
     }
 
-    fn row(&self, id: u64) -> Value {
+    pub fn row(&self, id: u64) -> Value {
         serde_json::from_slice::<Value>(&std::fs::read(self.rows()).unwrap()).unwrap()[id.to_string()].take()
     }
 
     /// Adds a file of the application.
-    fn add(&self, text: &str) -> PathBuf {
+    pub fn add(&self, text: &str) -> PathBuf {
         self.n_files.set(self.n_files.get() + 1);
         let path = self.harness.home.path().join(format!("application/{:02}.rb", self.n_files.get()));
         std::fs::write(&path, text).unwrap();
         path
     }
 
-    fn ruby(&self) -> Command {
+    pub fn ruby(&self) -> Command {
         let mut ruby = Command::new(&self.ruby);
         ruby.current_dir(env!("CARGO_MANIFEST_DIR"));
         ruby.env("REDIS_URL", self.harness.redis.url()).env_remove("REDIS_PROVIDER").env("LANG", "C.UTF-8");
@@ -129,7 +129,7 @@ impl Application {
     }
 
     /// Runs a call site and returns the jid of the job that it enqueued.
-    fn call(&self, site: &str) -> String {
+    pub fn call(&self, site: &str) -> String {
         self.call_about(site, "")
     }
 
@@ -176,7 +176,7 @@ impl Application {
     }
 
     /// A worker that fetches from these queues.
-    fn worker(&self, queues: &str, more: &str) -> Worker {
+    pub fn worker(&self, queues: &str, more: &str) -> Worker {
         self.harness.worker_with_variables(&self.harness.config(more), &[], &[("SIDEBAKE__QUEUES", queues)])
     }
 
@@ -199,7 +199,7 @@ impl Drop for Application {
     }
 }
 
-fn script() -> PathBuf {
+pub fn script() -> PathBuf {
     [env!("CARGO_MANIFEST_DIR"), "tests", "e2e", "ruby", "application.rb"].iter().collect()
 }
 

@@ -26,6 +26,7 @@ mod hostile;
 mod hostile_definition;
 mod hostile_repository;
 mod judged;
+mod logs_in_rails;
 mod make;
 mod mistakes;
 mod ordinary;

@@ -3,6 +3,7 @@
 #
 # usage: application.rb call FILE     runs a call site, which may use `build` and `jid`; prints the jid of what it enqueued
 #        application.rb serve FILE…   serves the controllers and routes of these on a free port, and prints it
+#        application.rb cable PORT FILE…  serves the channels of these on this port, to a user of acme
 #        sidekiq -r application.rb    the worker that runs the callbacks
 #
 # Environment: ROWS, a file with the rows of `builds`, as JSON by id; BUILD, the id of the row for a call site; JID.
@@ -56,6 +57,21 @@ class BuildByIdJob
   sidekiq_options queue: "builds"
 end
 
+if ARGV[0] == "cable"
+  require "action_cable"
+  require "puma"
+  module ApplicationCable
+    class Connection < ActionCable::Connection::Base
+      identified_by :current_user
+      def connect = self.current_user = User.new
+    end
+    class Channel < ActionCable::Channel::Base; end
+  end
+  class User
+    def can_see?(build) = build.account == "acme"
+  end
+end
+
 Dir[File.join(ENV.fetch("APPLICATION"), "*.rb")].sort.each { |file| require file }
 
 case ARGV[0]
@@ -77,4 +93,15 @@ when "serve"
     puts server.listeners[0].addr[1]
     $stdout.flush
   end
+when "cable"
+  ActionCable::Server::Base.config.tap do |config|
+    config.cable = {"adapter" => "async"}
+    config.logger = Logger.new($stderr)
+    config.disable_request_forgery_protection = true
+    config.connection_class = -> { ApplicationCable::Connection }
+  end
+  ARGV[2..].each { |file| load file }
+  server = Puma::Server.new(ActionCable.server, Puma::Events.stdio)
+  server.add_tcp_listener("127.0.0.1", Integer(ARGV[1]))
+  server.run.join
 end
