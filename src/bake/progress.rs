@@ -26,6 +26,7 @@ use super::own_registries::OwnRegistries;
 use super::shown::{Said, Shown};
 use crate::bounds;
 use crate::event::{Event, Step, Warning};
+use crate::reason::Evidence;
 use crate::text::one_line;
 use crate::text::tail::Tail;
 
@@ -35,7 +36,7 @@ use stream::{LogReport, StatusReport, StreamReport, VertexReport, WarningReport}
 use tails::Tails;
 
 pub(super) use failure::StepFailure;
-pub(super) use vertex::{Vertex, Work};
+pub(super) use vertex::{PROCESS, Vertex, Work};
 
 /// Bytes of a step's name once the earlier names have used up the room.
 const SHORT_NAME: usize = 64;
@@ -143,6 +144,7 @@ impl BakeProgress {
 
     /// Emits the rest when docker-buildx has ended: last lines without a line feed, and notices of what was dropped.
     pub(super) fn finish(&mut self, emit: Emit<'_>) {
+        self.fail_running_step(emit);
         self.output.steps().into_iter().for_each(|step| self.end_output(step, emit));
         let Left { n_left_out, n_warnings_left_out, n_long_lines, .. } = self.left;
         if n_left_out > 0 {
@@ -158,6 +160,24 @@ impl BakeProgress {
                 format!("{n_long_lines} lines of docker-buildx were longer than {} bytes and were cut", bounds::LINE);
             emit(Event::Notice(message));
         }
+    }
+
+    /// Gives the final error to the step that was running. buildx drops what BuildKit has not sent three seconds after the failure:
+    /// the end of a long output, and the step's error.
+    fn fail_running_step(&mut self, emit: Emit<'_>) {
+        let [reported] = self.ending.errors.as_slice() else { return };
+        let evidence::Line::BuildKit(answer) = evidence::Line::parse(reported.judged()) else { return };
+        if self.failed().next().is_some() {
+            return;
+        }
+        let is_meant = |vertex: &&Vertex| vertex.is_running() && vertex.runs(answer);
+        let meant: Vec<u32> = self.vertices.iter().filter(is_meant).map(|vertex| vertex.number).collect();
+        let &[number] = meant.as_slice() else { return };
+        let (answer, evidence) = (answer.to_owned(), reported.evidence);
+        self.fail(number, &answer, evidence);
+        let step = self.step(number).title();
+        emit(Event::Notice(format!("the end of the output of {step} is missing: docker-buildx did not report it")));
+        emit(self.step_ended(number));
     }
 
     fn event(&mut self, line: &[u8], emit: Emit<'_>) -> serde_json::Result<()> {
@@ -188,7 +208,10 @@ impl BakeProgress {
         let (target, name) = self.split_name(&report.name);
         let Some(number) = self.find(&report.digest) else { return };
         self.name(number, name);
-        self.take_in_error(number, &report.error);
+        // No error that may be forged decides anything.
+        if !report.error.is_empty() && !self.ending.is_doubtful {
+            self.fail(number, &report.error, evidence::of_step(&report.error));
+        }
         let vertex = &mut self.vertices[number as usize];
         if let Some(target) = target {
             vertex.is_for(target);
@@ -235,17 +258,13 @@ impl BakeProgress {
         vertex.name = name.into();
     }
 
-    fn take_in_error(&mut self, number: u32, error: &str) {
-        // No error that may be forged decides anything.
-        if error.is_empty() || self.ending.is_doubtful {
-            return;
-        }
+    fn fail(&mut self, number: u32, error: &str, evidence: Option<Evidence>) {
         let vertex = &mut self.vertices[number as usize];
         if Vertex::is_echo(error) {
             return vertex.echo();
         }
         self.left.error_bytes += vertex.own_error().map_or(0, Said::size);
-        let said = self.shown.error(error, true).with_evidence(evidence::of_step(error));
+        let said = self.shown.error(error, true).with_evidence(evidence);
         let room = self.left.error_bytes.checked_sub(said.size());
         vertex.fail(room.is_some().then_some(said));
         self.left.error_bytes = room.unwrap_or(self.left.error_bytes);

@@ -4,6 +4,7 @@
 //! answers `buildctl dial-stdio`. So ours can be safer than the driver's own: its pods get no service account token, get time
 //! to finish their builds, and get no entitlement for the host's network.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
@@ -18,6 +19,11 @@ const ROOTLESS_IMAGE: &str = "moby/buildkit:buildx-stable-1-rootless";
 const CONTAINER: &str = "buildkitd";
 const CONFIG_FILE: &str = "buildkitd.toml";
 const CONFIG_DIGEST: &str = "sidebake/buildkitd-config";
+
+/// BuildKit's limits on a step's output, in bytes and bytes a second. By default it passes on the first 2 MiB alone, and the end of a
+/// log says why a step failed. The worker has limits of its own.
+const STEP_LOG: [(&str, &str); 2] =
+    [("BUILDKIT_STEP_LOG_MAX_SIZE", "268435456"), ("BUILDKIT_STEP_LOG_MAX_SPEED", "-1")];
 
 /// How long a terminating pod may finish its builds, by default.
 const GRACE_PERIOD_S: u64 = 1800;
@@ -73,6 +79,7 @@ pub(super) fn whole(node: &str, builder: &Builder, buildkitd_toml: Option<&str>)
                         "image": if builder.rootless { ROOTLESS_IMAGE } else { IMAGE },
                         "readinessProbe": {"exec": {"command": ["buildctl", "debug", "workers"]}},
                         "securityContext": security(builder.rootless),
+                        "env": variables(STEP_LOG),
                     }],
                 },
             },
@@ -83,6 +90,11 @@ pub(super) fn whole(node: &str, builder: &Builder, buildkitd_toml: Option<&str>)
     }
     lay_over(&mut deployment, configured(node, builder, Ground { container: CONTAINER, buildkitd_toml }));
     deployment
+}
+
+/// A container's `env`.
+fn variables(variables: impl IntoIterator<Item = (impl Serialize, impl Serialize)>) -> Value {
+    variables.into_iter().map(|(name, value)| json!({"name": name, "value": value})).collect()
 }
 
 fn security(is_rootless: bool) -> Value {
@@ -108,9 +120,7 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
         container.insert("resources".into(), Value::Object(resources));
     }
     if !builder.environment.is_empty() {
-        let variables: Vec<_> =
-            builder.environment.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
-        container.insert("env".into(), json!(variables));
+        container.insert("env".into(), variables(&builder.environment));
     }
     let mut annotations = json!(builder.annotations);
     let mut pod = Map::new();
@@ -273,7 +283,9 @@ mod tests {
         assert_eq!(spec["selector"]["matchLabels"], spec["template"]["metadata"]["labels"]);
         let container = &spec["template"]["spec"]["containers"][0];
         assert_eq!(container["image"], IMAGE);
-        assert_eq!(container["env"], json!([{"name": "A", "value": "b"}]));
+        let names: Vec<&Value> =
+            container["env"].as_array().unwrap().iter().map(|variable| &variable["name"]).collect();
+        assert_eq!(names, ["BUILDKIT_STEP_LOG_MAX_SIZE", "BUILDKIT_STEP_LOG_MAX_SPEED", "A"]);
         assert_eq!(container["resources"], json!({"requests": {"cpu": "1"}}));
         assert_eq!(spec["template"]["spec"]["automountServiceAccountToken"], false);
         assert_eq!(drift(&made, &configured("development0", &builder(), Ground::of(&made, None))), []);

@@ -70,7 +70,7 @@ pub struct Builder {
     /// `kubernetes`: annotations of the pods, such as `{ "karpenter.sh/do-not-disrupt" = "true" }`.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
-    /// `kubernetes`: environment variables of BuildKit, such as `{ BUILDKIT_STEP_LOG_MAX_SIZE = "10485760" }`.
+    /// `kubernetes`: environment variables of BuildKit, such as `{ HTTPS_PROXY = "http://proxy:3128" }`.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
     /// `kubernetes` and `docker-container`: path of BuildKit's configuration, a `buildkitd.toml`.

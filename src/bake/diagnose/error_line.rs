@@ -7,6 +7,7 @@ use super::registry::{Wanted, registry};
 use super::step;
 use crate::bake::evidence::{Line, without, without_code};
 use crate::bake::own_registries::OwnRegistries;
+use crate::bake::progress::PROCESS;
 use crate::reason::{Evidence, Reason};
 
 /// What the events say beside the line.
@@ -42,7 +43,7 @@ fn by_solve_error(answer: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> 
         return Verdict { advice: Some("the Dockerfile is not UTF-8".into()), ..Reason::DockerfileInvalid.into() };
     }
     let line = without_code(answer);
-    if line.starts_with(step::PROCESS) {
+    if line.starts_with(PROCESS) {
         return step::process(line, evidence);
     }
     if let Some((_, reason)) = SOLVE_ERRORS.iter().find(|(begin, _)| line.starts_with(begin)) {

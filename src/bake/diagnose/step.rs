@@ -7,7 +7,7 @@ use super::registry::{Wanted, registry};
 use crate::bake::evidence::without_code;
 use crate::bake::noise;
 use crate::bake::own_registries::OwnRegistries;
-use crate::bake::progress::Vertex;
+use crate::bake::progress::{PROCESS, Vertex};
 use crate::reason::{Evidence, Reason};
 
 /// Why a step failed; `None` when the builder was lost, or its own work failed.
@@ -45,9 +45,6 @@ pub(super) fn step(instruction: &str, error: &str, evidence: Option<Evidence>, o
     }
     Some(Verdict { evidence: Some(Evidence::UnknownError), ..Reason::StepFailed.into() })
 }
-
-/// How BuildKit begins the error of a command. The command follows in Go's quotes, and then how it ended.
-pub(super) const PROCESS: &str = "process \"";
 
 /// Why a command failed: how it ended stands after the command.
 pub(super) fn process(error: &str, evidence: Option<Evidence>) -> Verdict {

@@ -46,6 +46,45 @@ fn report(progress: &BakeProgress, name: &str, is_success: bool) -> TargetReport
     progress.reports(is_success).into_iter().find(|report| report.name == name).expect("a target")
 }
 
+/// A step that prints, and buildx's final error without the step's own end.
+fn without_the_end(name: &str, error: &str) -> (BakeProgress, Vec<Event>) {
+    let at = "2026-11-24T04:05:56Z";
+    let lines = [
+        json!({"vertexes": [{"digest": "sha256:0", "name": "[1/3] RUN true", "started": at, "completed": at}]}).to_string(),
+        json!({"vertexes": [{"digest": "sha256:a", "name": name, "started": at}]}).to_string(),
+        json!({"logs": [{"vertex": "sha256:a", "stream": 1, "data": BASE64_STANDARD.encode("one\n"), "timestamp": at}]})
+            .to_string(),
+        format!("ERROR: failed to solve: {error}"),
+    ];
+    replay(lines.join("\n").as_bytes(), &["web"])
+}
+
+#[test]
+fn a_running_step_takes_the_final_error_when_its_own_end_is_missing() {
+    let error = r#"process "/bin/sh -c echo \"a\\n\"; exit 4" did not complete successfully: exit code: 4"#;
+    let (progress, events) = without_the_end(r#"[2/3] RUN --mount=type=tmpfs,target=/t echo "a\n"; exit 4"#, error);
+    let web = report(&progress, "web", false);
+    let step = web.failed_step.expect("a step");
+    assert_eq!((step.number, step.exit_code, web.log_tail.as_deref()), (2, Some(4), Some("one")), "{step:?}");
+    let notice =
+        |event: &Event| matches!(event, Event::Notice(notice) if notice.starts_with("the end of the output of"));
+    assert!(
+        events.iter().any(notice) && events.iter().any(|event| matches!(event, Event::StepEnded { .. })),
+        "{events:?}"
+    );
+
+    for (name, error) in [
+        // Another step's command, and another kind of failure.
+        ("[2/3] RUN make", error),
+        ("[2/3] COPY echo /x", r#"process "/bin/sh -c echo" did not complete successfully: exit code: 4"#),
+        ("[2/3] RUN make", "rpc error: code = Unavailable desc = process \"make\""),
+    ] {
+        let (progress, events) = without_the_end(name, error);
+        assert_eq!(report(&progress, "web", false).failed_step, None, "{name}");
+        assert!(!events.iter().any(notice), "{name}");
+    }
+}
+
 #[test]
 fn digests_and_steps_of_each_target_are_known() {
     for stream in [&stream!("0.29/success-push")[..], &stream!("0.36/success-push")[..]] {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::stream::VertexReport;
 use crate::bake::noise;
 use crate::bake::shown::Said;
+use crate::text;
 
 /// How buildx names what it does before a builder works on a target.
 const BEFORE_TARGETS: &[&str] =
@@ -18,6 +19,12 @@ const FRONTENDS: &[&str] =
 
 /// How buildx and BuildKit name the writing and pushing of an image. `exporting cache to registry` is not one: it may fail.
 const EXPORTS: &[&str] = &["exporting to ", "pushing "];
+
+/// How BuildKit begins the error of a command. The command follows in Go's quotes, and then how it ended.
+pub(in crate::bake) const PROCESS: &str = "process \"";
+
+/// Bytes of a command that identify it.
+const QUOTED: usize = 300;
 
 /// How an error ends that another vertex's failure caused.
 const CANCELED: &str = "context canceled";
@@ -182,6 +189,22 @@ impl Vertex {
     /// Whether it is the last vertex of a target.
     pub(super) fn is_export(&self) -> bool {
         self.name.starts_with("exporting to ")
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.started.is_some() && self.completed.is_none()
+    }
+
+    /// Whether it is a RUN step whose command BuildKit quotes in this error, in Go's form (`%q`).
+    pub(super) fn runs(&self, error: &str) -> bool {
+        let Some((_, run)) = self.name.split_once("] RUN ").filter(|_| self.instruction() == Some("RUN")) else {
+            return false;
+        };
+        let flags = run.split_inclusive(' ').take_while(|word| word.starts_with("--")).map(str::len).sum();
+        let command = &run[flags..];
+        let beginning = &command[..text::boundary(command, QUOTED)];
+        let quoted = beginning.replace('\\', "\\\\").replace('"', "\\\"");
+        error.starts_with(PROCESS) && error.contains(&quoted)
     }
 
     pub(super) fn was_cached(&self) -> bool {
