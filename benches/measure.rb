@@ -15,10 +15,11 @@ require_relative 'kubernetes'
 require_relative 'speed'
 require_relative 'source'
 require_relative 'policy'
+require_relative 'logs'
 
 PARTS = {
   'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed,
-  'source' => Source, 'policy' => Policy
+  'source' => Source, 'policy' => Policy, 'logs' => Logs
 }.freeze
 
 # The percentage of processor time that other processes use, measured for one idle second.

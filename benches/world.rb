@@ -168,6 +168,12 @@ class World
     Figures.median(times) * 1000
   end
 
+  # The entries of a build's log: their ids and records.
+  def entries(key)
+    entries = Sidekiq.redis { |redis| redis.call('XRANGE', key, '-', '+') }
+    entries.map { |id, fields| [id, JSON.parse(Hash[*fields]['records'])] }
+  end
+
   # Elements that redis-benchmark can pop per second.
   def pops
     output, = Open3.capture2e('redis-benchmark', '-p', @port.to_s, '-c', '10', '-n', '200000', '-q', 'rpop', 'nothing')
@@ -190,8 +196,11 @@ class World
   end
 
   # Seconds from a build job to its callback, and the report.
-  def build(sha)
-    seconds, report = until_callback { push('BuildJob', build_job(sha)) }
+  def build(sha) = build_of(build_job(sha))
+
+  # The same for the argument of a job.
+  def build_of(job)
+    seconds, report = until_callback { push('BuildJob', job) }
     return [seconds, report] if report['status'] == 'succeeded'
 
     raise Unmeasurable, "a build has #{report['status']}: #{report['message']}"
