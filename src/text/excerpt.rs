@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use crate::{bounds, text};
 
-use words::{GENERIC, Lead, weight};
+use words::{CAUSED_BY, GENERIC, Lead, is_harmless, is_place, is_warning, makes_warnings_errors, weight};
 
 /// Bytes of one line.
 const MAX_LINE: usize = 1 << 10;
@@ -20,6 +20,9 @@ const MAX_FOLLOWING: usize = 2;
 
 /// Bytes of these lines, all together.
 const MAX_EARLIER: usize = 3 << 10;
+
+/// How Java begins the lines of a stack trace.
+const IN_TRACE: [&str; 2] = ["\tat ", "\t... "];
 
 /// What a line takes beside its text.
 const LINE_COST: usize = 64;
@@ -39,18 +42,60 @@ pub struct Excerpt {
     /// Bytes of the last lines and of the earlier ones.
     last_bytes: usize,
     earlier_bytes: usize,
+    /// The last line that was set aside, unless it was kept.
+    before: Option<String>,
+    trace: Trace,
 }
 
-/// An error-like line and the lines after it.
+/// The stack trace of which the last lines were.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Trace {
+    #[default]
+    None,
+    /// Of an exception that is harmless, such as one that a test expects.
+    Harmless,
+    /// Of an exception whose cause was kept.
+    Kept,
+}
+
+impl Trace {
+    fn weight(self, line: &str) -> u8 {
+        if self == Self::Harmless && line.starts_with(CAUSED_BY) { 0 } else { weight(line) }
+    }
+
+    fn after(self, line: &str) -> Self {
+        match self {
+            Self::Harmless if line.starts_with(CAUSED_BY) => self,
+            _ if line.starts_with(CAUSED_BY) => Self::Kept,
+            _ if IN_TRACE.iter().any(|begin| line.starts_with(begin)) => self,
+            _ if is_harmless(line) => Self::Harmless,
+            _ => Self::None,
+        }
+    }
+}
+
+/// An error-like line and the lines beside it.
 #[derive(Clone, Debug)]
 struct Block {
     /// The number of its first line, from 0.
     at: usize,
+    /// Lines before the error-like one.
+    n_before: usize,
     weight: u8,
     lines: Vec<String>,
 }
 
 impl Block {
+    fn error(&self) -> &String {
+        &self.lines[self.n_before]
+    }
+
+    /// Whether line number `at` follows the block and belongs to it.
+    fn is_continued(&self, at: usize, weight: u8) -> bool {
+        let n_following = self.lines.len() - self.n_before - 1;
+        at == self.at + self.lines.len() && n_following < MAX_FOLLOWING && weight <= self.weight
+    }
+
     fn size(&self) -> usize {
         self.lines.iter().map(String::len).sum()
     }
@@ -70,7 +115,7 @@ impl Excerpt {
 
     /// Bytes of memory that it takes, nearly.
     pub fn size(&self) -> usize {
-        let n_lines = self.last.len() + self.earlier.len() * (1 + MAX_FOLLOWING);
+        let n_lines = self.last.len() + self.earlier.len() * (2 + MAX_FOLLOWING);
         self.last_bytes + self.earlier_bytes + n_lines * LINE_COST
     }
 
@@ -85,26 +130,41 @@ impl Excerpt {
         }
     }
 
-    /// Takes the oldest of the last lines, and keeps it if it looks like an error or follows one.
+    /// Takes the oldest of the last lines, and keeps it if it looks like an error or stands beside one.
     fn set_aside(&mut self) {
         let at = self.n_lines - self.last.len();
         let Some(line) = self.last.pop_front() else { return };
         self.last_bytes -= line.len();
-        let weight = weight(&line);
-        if let Some(block) = self.earlier.last_mut()
-            && at == block.at + block.lines.len()
-            && block.lines.len() <= MAX_FOLLOWING
-            && weight <= block.weight
-        {
+        let weight = self.trace.weight(&line);
+        let follows = self.earlier.last().is_some_and(|block| block.is_continued(at, weight));
+        let trace = self.trace.after(&line);
+        let is_root = self.trace == Trace::Kept && trace == Trace::Kept && line.starts_with(CAUSED_BY);
+        self.trace = trace;
+        if follows && !is_root {
             self.earlier_bytes += line.len();
-            block.lines.push(line);
-        } else if weight >= MIN_WEIGHT {
-            self.earlier_bytes += line.len();
-            self.earlier.push(Block { at, weight, lines: vec![line] });
+            self.earlier.last_mut().into_iter().for_each(|block| block.lines.push(line.clone()));
+            self.before = None;
+        } else if weight >= MIN_WEIGHT && !self.earlier.iter().any(|block| *block.error() == line) {
+            // The last cause of an exception is the root of the others.
+            if is_root {
+                self.earlier_bytes -= self.earlier.pop().map_or(0, |block| block.size());
+            }
+            self.keep(at, weight, line);
+        } else {
+            self.before = Some(line);
         }
         while self.earlier.len() > MAX_BLOCKS || self.earlier_bytes > MAX_EARLIER {
             self.drop_block();
         }
+    }
+
+    /// Keeps an error-like line. Some tools print what it is about in the indented line before.
+    fn keep(&mut self, at: usize, weight: u8, line: String) {
+        let before = self.before.take().filter(|before| before.starts_with([' ', '\t']) && !before.trim().is_empty());
+        let n_before = usize::from(before.is_some());
+        let block = Block { at: at - n_before, n_before, weight, lines: before.into_iter().chain([line]).collect() };
+        self.earlier_bytes += block.size();
+        self.earlier.push(block);
     }
 
     /// Drops the block of the least weight. Of equal ones the last goes: the first error is usually the cause.
@@ -146,6 +206,7 @@ impl Excerpt {
     /// output.
     pub fn cause(&self) -> Option<&str> {
         let (mut best, mut last, mut last_other) = ((GENERIC, None), None, None);
+        let (mut warning, mut is_strict) = (None, false);
         // What the line before says of the next one.
         let mut before = Lead::None;
         for line in self.earlier.iter().flat_map(|block| &block.lines).chain(&self.last) {
@@ -158,13 +219,18 @@ impl Excerpt {
             if weight > best.0 {
                 best = (weight, Some(line));
             }
-            if weight != GENERIC {
+            if is_warning(line) {
+                warning = Some(line);
+            }
+            is_strict |= makes_warnings_errors(line);
+            if weight != GENERIC && !is_place(line) {
                 last_other = Some(line);
             }
             last = Some(line);
         }
-        // Nothing looks like an error: the last line that does not only repeat that something failed.
-        best.1.or(last_other).or(last).map(|line| line.trim())
+        // Nothing looks like an error: a warning that counts as one, or the last line that does not only repeat that something failed.
+        let warning = warning.filter(|_| is_strict);
+        best.1.or(warning).or(last_other).or(last).map(|line| line.trim())
     }
 }
 

@@ -117,7 +117,7 @@ proptest! {
         let excerpt = of(&lines);
         let text = excerpt.text().unwrap_or_default();
         prop_assert!(text.len() <= bounds::LOG_TAIL && text.lines().count() <= bounds::LOG_TAIL_LINES);
-        let most_lines = bounds::LOG_TAIL_LINES + MAX_BLOCKS * (1 + MAX_FOLLOWING);
+        let most_lines = bounds::LOG_TAIL_LINES + MAX_BLOCKS * (2 + MAX_FOLLOWING);
             prop_assert!(excerpt.size() <= bounds::LOG_TAIL + MAX_EARLIER + most_lines * LINE_COST);
     }
 

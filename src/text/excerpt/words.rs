@@ -15,28 +15,79 @@ pub(super) const GENERIC: u8 = 1;
 /// The least weight of a line after a heading: that of a report at the margin.
 const EXPLANATION: u8 = 4;
 
-/// How much a line looks like the cause of a failure: 0 not at all, [`GENERIC`], 2 names a cause, 3 reports an error, 5 both. A line
-/// that begins at the margin counts one more: an indented one usually quotes source code.
+/// The weight of the mark of a failed test, and of the root of an exception. What passed tests print is noise.
+const TEST: u8 = 7;
+
+/// The weight of a line that names an exhausted resource: every other error may follow from it.
+const DECISIVE: u8 = 8;
+
+/// How Java begins the cause of an exception.
+pub(super) const CAUSED_BY: &str = "Caused by: ";
+
+/// How much a line looks like the cause of a failure: 0 not at all, [`GENERIC`], 2 names a cause, 3 reports an error, 5 both,
+/// [`TEST`], [`DECISIVE`]. A line that begins at the margin counts one more: an indented one usually quotes source code.
 pub(super) fn weight(line: &str) -> u8 {
-    let line = &line[..text::boundary(line, MAX_LINE)];
-    let margin = margin(line);
-    let (mut is_generic, mut is_harmless, mut reports, mut names) = (false, false, 0, 0);
-    for found in WORDS.automaton.find_overlapping_iter(line) {
-        let (kind, is_at_margin) = WORDS.kinds[found.pattern().as_usize()];
-        match kind {
-            _ if is_at_margin && found.start() != margin => {}
-            Kind::Harmless => is_harmless = true,
-            Kind::Generic => is_generic = true,
-            Kind::Report => reports = 3,
-            Kind::Cause => names = 2,
-            Kind::Both => (reports, names) = (3, 2),
-        }
-    }
-    match reports + names {
+    let Words { is_harmless, is_generic, is_decisive, is_test, reports, names } = Words::of(line);
+    match 3 * u8::from(reports) + 2 * u8::from(names) {
         _ if is_harmless => 0,
+        _ if is_decisive => DECISIVE,
         _ if is_generic => GENERIC,
+        _ if is_test || line.starts_with(CAUSED_BY) => TEST,
         0 => 0,
-        weight => weight + u8::from(margin == 0),
+        weight => weight + u8::from(margin(line) == 0),
+    }
+}
+
+/// Whether the line is a warning, a comment or a check, or says that its error is expected.
+pub(super) fn is_harmless(line: &str) -> bool {
+    Words::of(line).is_harmless
+}
+
+/// Whether the line says that warnings made the command fail.
+pub(super) fn makes_warnings_errors(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    line.contains("warning") && STRICT.iter().any(|words| line.contains(words))
+}
+
+/// Whether the line is a warning with a text.
+pub(super) fn is_warning(line: &str) -> bool {
+    line.trim_start().to_ascii_lowercase().starts_with("warning: ")
+}
+
+/// Whether the line only points to a place, or goes on with a stack trace.
+pub(super) fn is_place(line: &str) -> bool {
+    PLACES.iter().any(|begin| line.trim_start().starts_with(begin))
+}
+
+/// What the words of a line show.
+#[derive(Default)]
+struct Words {
+    is_harmless: bool,
+    is_generic: bool,
+    is_decisive: bool,
+    is_test: bool,
+    reports: bool,
+    names: bool,
+}
+
+impl Words {
+    fn of(line: &str) -> Self {
+        let line = &line[..text::boundary(line, MAX_LINE)];
+        let (margin, mut words) = (margin(line), Self::default());
+        for found in LIST.automaton.find_overlapping_iter(line) {
+            let (kind, is_at_margin) = LIST.kinds[found.pattern().as_usize()];
+            match kind {
+                _ if is_at_margin && found.start() != margin => {}
+                Kind::Harmless => words.is_harmless = true,
+                Kind::Generic => words.is_generic = true,
+                Kind::Report => words.reports = true,
+                Kind::Cause => words.names = true,
+                Kind::Both => (words.reports, words.names) = (true, true),
+                Kind::Test => words.is_test = true,
+                Kind::Decisive => words.is_decisive = true,
+            }
+        }
+        words
     }
 }
 
@@ -49,6 +100,8 @@ pub(super) enum Lead {
     Heading,
     /// This line, of this weight and margin, reports what failed, and an indented one may go into detail.
     Report(u8, usize),
+    /// This line, of this weight, reports an error that the next line names.
+    Nameless(u8),
 }
 
 impl Lead {
@@ -56,6 +109,7 @@ impl Lead {
         let line = &line[..text::boundary(line, MAX_LINE)];
         match line.trim_end().ends_with(':') {
             true if is_heading(line) => Self::Heading,
+            true if weight > GENERIC && !Words::of(line).names => Self::Nameless(weight),
             true if weight > GENERIC => Self::Report(weight, margin(line)),
             _ => Self::None,
         }
@@ -69,6 +123,7 @@ impl Lead {
             (Self::Report(weight, margin_before), own) if own > GENERIC && margin(line) > margin_before => {
                 own.max(weight + 1)
             }
+            (Self::Nameless(weight), own) if own > GENERIC => own.max(weight + 1),
             (_, own) => own,
         }
     }
@@ -86,11 +141,11 @@ fn is_heading(line: &str) -> bool {
         HEADINGS.iter().any(|heading| word.eq_ignore_ascii_case(heading))
             || (found.end() == line.len() && is_report(found) && !line.trim().contains(' '))
     };
-    WORDS.automaton.find_overlapping_iter(line).any(is_lead)
+    LIST.automaton.find_overlapping_iter(line).any(is_lead)
 }
 
 fn is_report(found: Match) -> bool {
-    WORDS.kinds[found.pattern().as_usize()].0 == Kind::Report
+    LIST.kinds[found.pattern().as_usize()].0 == Kind::Report
 }
 
 /// What a word in a line shows.
@@ -106,30 +161,40 @@ enum Kind {
     Cause,
     /// It reports an error and names where: a compiler's diagnostic, a failed test.
     Both,
+    /// It marks a failed test.
+    Test,
+    /// A resource of the machine is exhausted.
+    Decisive,
 }
 
 /// The words, ready to be found in one pass over a line.
-struct Words {
+struct List {
     automaton: AhoCorasick,
     /// By pattern: what it shows, and whether only at the beginning of a line.
     kinds: Vec<(Kind, bool)>,
 }
 
-static WORDS: LazyLock<Words> = LazyLock::new(|| {
+static LIST: LazyLock<List> = LazyLock::new(|| {
     let words = || TABLE.iter().flat_map(|(kind, words)| words.iter().map(move |word| (*kind, *word)));
     let automaton = AhoCorasick::builder()
         .ascii_case_insensitive(true)
         .kind(Some(AhoCorasickKind::DFA))
         .build(words().map(|(_, word)| word.trim_start_matches('^')))
         .expect("the words are few and short");
-    Words { automaton, kinds: words().map(|(kind, word)| (kind, word.starts_with('^'))).collect() }
+    List { automaton, kinds: words().map(|(kind, word)| (kind, word.starts_with('^'))).collect() }
 });
 
 /// Words of the table that a line with a colon at its end explains in the next line.
 const HEADINGS: [&str; 3] = ["cmake error at", "panicked at", "what went wrong"];
 
+/// How tools say that they take warnings for errors.
+const STRICT: [&str; 5] = ["as error", "due to warnings", "max-warnings", "too many warnings", "-werror"];
+
+/// How lines begin that point to a place.
+const PLACES: [&str; 8] = ["-->", "at ", "|", "\u{2502}", "\u{2514}", "\u{2570}", "^", "~"];
+
 /// The words, without regard to case. A `^` stands for the beginning of the line.
-const TABLE: [(Kind, &[&str]); 5] = [
+const TABLE: [(Kind, &[&str]); 7] = [
     (
         Kind::Harmless,
         &[
@@ -161,6 +226,13 @@ const TABLE: [(Kind, &[&str]); 5] = [
             "npm warn",
             "^pass ",
             "^warn ",
+            "(expected)",
+            "avertissement",
+            "advertencia",
+            "avviso:",
+            "aviso:",
+            "waarschuwing",
+            "warnung:",
             "warn:",
             "warning ",
             "warning:",
@@ -172,6 +244,7 @@ const TABLE: [(Kind, &[&str]); 5] = [
         &[
             "]: *** [",
             "a complete log of this run",
+            "a failure occurred while",
             "aborted!",
             "aborting due to",
             "an error occurred while",
@@ -233,6 +306,7 @@ const TABLE: [(Kind, &[&str]); 5] = [
             "logs can be found",
             "make: *** [",
             "must be fixed",
+            "no solution found",
             "non-zero",
             "nonzero",
             "npm error code",
@@ -290,11 +364,16 @@ const TABLE: [(Kind, &[&str]); 5] = [
             "^failed ",
             "failed:",
             "failure:",
+            "fehler:",
+            "erreur:",
+            "erreur :",
+            "errore:",
+            "erro:",
+            "\u{43e}\u{448}\u{438}\u{431}\u{43a}\u{430}:",
             "^fatal ",
             "fatal error",
             "fatal:",
             " killed",
-            "^killed",
             "npm error ",
             "panic:",
             "panicked at",
@@ -400,27 +479,62 @@ const TABLE: [(Kind, &[&str]); 5] = [
             "unsupported",
             "unterminated",
             "verification failed",
+            // German, French, Spanish, Portuguese, Italian, Dutch: scripts of customers.
+            "fehlgeschlagen",
+            "fehlt",
+            "kann nicht",
+            "konnte nicht",
+            "nicht gefunden",
+            "nicht vorhanden",
+            "ung\u{fc}ltig",
+            "impossible d",
+            "introuvable",
+            "manquant",
+            "n'existe pas",
+            "n\u{2019}existe pas",
+            "no existe",
+            "no se encontr",
+            "no se pudo",
+            "no se puede",
+            "n\u{e3}o encontrad",
+            "n\u{e3}o existe",
+            "n\u{e3}o foi poss\u{ed}vel",
+            "impossibile",
+            "non trovat",
+            "kan niet",
+            "niet gevonden",
+            "ontbreekt",
         ],
     ),
+    (
+        Kind::Test,
+        &[
+            "^(fail) ",
+            "^--- fail",
+            "^e   ",
+            "^fail: ",
+            "failure/error:",
+            "^not ok ",
+            "\u{2715} ",
+            "\u{2716} ",
+            "\u{2717} ",
+        ],
+    ),
+    (Kind::Decisive, &["disk quota exceeded", "enospc", "^killed", "no space left on device", "out of memory"]),
     (
         Kind::Both,
         &[
             "): error",
-            "^--- fail",
+            "^cause: ",
+            "\u{25b6} because ",
             ": error:",
             ":error:",
             "curl: (",
-            "^e   ",
             "error [err",
             "error[e",
-            "^fail: ",
-            "failure/error:",
             "fatal error:",
-            "^not ok ",
-            "out of memory",
-            "\u{2715} ",
-            "\u{2716} ",
-            "\u{2717} ",
+            "undefined reference to",
+            "undefined symbol",
             "\u{2718} ",
         ],
     ),
