@@ -199,6 +199,7 @@ const TABLE: [(Kind, &[&str]); 7] = [
         Kind::Harmless,
         &[
             "^# ",
+            "^=== run",
             "(0 errors",
             "^+ ",
             "^++ ",
