@@ -5,6 +5,7 @@
 //! can be executed. What is solved is exactly what was validated.
 
 mod as_written;
+mod caching;
 mod child;
 mod credentials;
 mod define;
@@ -34,6 +35,7 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::SeenStep;
 use crate::event::{Event, Phase};
 use crate::job::{Build, Sha};
 use crate::journal::Journal;
@@ -45,6 +47,7 @@ use crate::state::{JobDirectory, StateError, make_private, write_private};
 
 use grants::Grants;
 
+pub use caching::TargetPlan;
 pub use child::{Child, Configuration, dial_child};
 pub use define::application as define_application;
 pub use definition::Definition;
@@ -164,6 +167,10 @@ pub struct Goal<'a> {
 pub struct Outcome {
     /// Names of the targets that were built, also when the bake failed.
     pub built: BTreeSet<String>,
+    /// The steps of each target, in the order of BuildKit's reports.
+    pub steps: BTreeMap<String, Vec<SeenStep>>,
+    /// Digests of the images that were looked up, by reference.
+    pub images: BTreeMap<String, String>,
     /// Why it did not succeed; `None` when it did.
     pub end: Option<End>,
 }
@@ -287,6 +294,7 @@ impl Bake {
         Ok(Definition {
             text: escape::definition(&validated.targets, has_policies),
             targets: validated.targets,
+            plans: Arc::default(),
             worktree: request.worktree.to_owned(),
             notices: validated.notices,
             compose: None,

@@ -41,6 +41,13 @@ pub enum Event {
     TargetEnded(TargetReport),
     /// Where the build runs; again when the pod is known.
     Placed(Placement),
+    /// Why a target's first step that was not cached was not; after [`Event::TargetEnded`].
+    NotCached {
+        /// The target.
+        target: String,
+        /// The step and the cause.
+        step: NotCached,
+    },
     /// Bytes of build context that a run of docker-buildx sent.
     ContextSent {
         /// Of all contexts.
@@ -230,6 +237,8 @@ pub struct TargetReport {
     /// The output of this step that explains the failure: its last lines, and earlier ones that look like an error. At most
     /// [`bounds::LOG_TAIL_LINES`] lines and [`bounds::LOG_TAIL`] bytes.
     pub log_tail: Option<String>,
+    /// The first step that was not cached, and why; null when all were, or when no step was reached.
+    pub why_not_cached: Option<NotCached>,
     /// Why this target failed, without the step's instruction.
     pub error: Option<String>,
 }
@@ -251,6 +260,53 @@ pub struct FailedStep {
     pub line: Option<u32>,
     /// How the step's process ended; null when the step has none, or it was not started.
     pub exit_code: Option<i32>,
+}
+
+/// A step of a Dockerfile that was not cached, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotCached {
+    /// Its number in its stage, from 1.
+    pub number: u32,
+    /// How many steps the stage has.
+    pub total: u32,
+    /// The stage's name, when the Dockerfile gives it one and has several.
+    pub stage: Option<String>,
+    /// The instruction as BuildKit shows it, such as `COPY . .`.
+    pub instruction: String,
+    /// Path of the Dockerfile from the root of the repository; null for an inline one.
+    pub dockerfile: Option<String>,
+    /// The instruction's first line in the Dockerfile, from 1; null when it is not known.
+    pub line: Option<u32>,
+    /// Why.
+    pub cause: CacheMiss,
+    /// The same as a sentence for the customer.
+    pub message: String,
+}
+
+/// Why a step was not cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheMiss {
+    /// The job or the target wants nothing from the cache.
+    NoCache,
+    /// No earlier build of the target is known.
+    FirstBuild,
+    /// The instruction, or one before it that it depends on, is new or changed.
+    InstructionChanged,
+    /// A build argument that it depends on changed.
+    ArgumentChanged,
+    /// The base image has another digest.
+    BaseChanged,
+    /// A file that it reads changed.
+    FilesChanged,
+    /// The last build ran on another pod.
+    OtherPod,
+    /// The last build began this step and did not finish it.
+    NotFinished,
+    /// Nothing changed, and the builder no longer has the result.
+    Evicted,
+    /// None of these is certain.
+    NotKnown,
 }
 
 /// A warning of BuildKit about a Dockerfile.

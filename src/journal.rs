@@ -128,6 +128,9 @@ fn log(event: &Event) {
         Event::Placed(placement) => {
             tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
         }
+        Event::NotCached { target, step } => {
+            tracing::debug!(target, cause = ?step.cause, message = step.message, "step not cached");
+        }
         // The log line at the end of the job has them.
         Event::BuildId(_)
         | Event::Commit { .. }

@@ -35,6 +35,8 @@
 // Domain types: no I/O, no clock.
 pub mod attestation;
 pub mod bounds;
+pub mod cache;
+pub mod dockerfile;
 pub mod event;
 pub mod field_error;
 pub mod job;
@@ -69,6 +71,7 @@ pub mod journal;
 pub mod bake;
 pub mod builder;
 pub mod github;
+pub mod last_builds;
 pub mod log_stream;
 pub mod rails;
 pub mod sidekiq;

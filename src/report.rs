@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::event::{Event, Phase, Warning, millis};
 use crate::reason::Reason;
 
-pub use crate::event::{Moment, Placement, Status, TargetReport};
+pub use crate::event::{CacheMiss, Moment, NotCached, Placement, Status, TargetReport};
 
 /// The result of one attempt: what the processor knows beforehand, and a fold over the attempt's events.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -79,6 +79,10 @@ impl Report {
                 Some(known) => known.clone_from(target),
                 None => self.targets.push(target.clone()),
             },
+            Event::NotCached { target, step } => {
+                let known = self.targets.iter_mut().find(|known| known.name == *target);
+                known.into_iter().for_each(|known| known.why_not_cached = Some(step.clone()));
+            }
             Event::Warning(warning) if !self.warnings.contains(warning) => self.warnings.push(warning.clone()),
             Event::Notice(notice) => self.notices.push(notice.clone()),
             Event::NoticeLeftOut => self.count_notice(),

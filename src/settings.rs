@@ -14,6 +14,7 @@ mod health;
 mod job_class;
 mod jobs;
 mod journal;
+mod last_builds;
 mod lease;
 mod log;
 mod pattern;
@@ -42,6 +43,7 @@ pub use health::Health;
 pub use job_class::{JobClass, Resolve, Shape};
 pub use jobs::{Jobs, PROBE, Timestamps};
 pub use journal::Journal;
+pub use last_builds::LastBuilds;
 pub use lease::Lease;
 pub use log::{Log, LogFormat};
 pub use pattern::{NamePattern, TextPattern};
@@ -91,6 +93,8 @@ pub struct Settings {
     pub jobs: Jobs,
     /// The live log of each build: a Redis Stream.
     pub journal: Journal,
+    /// What is remembered of each build, to tell why a step was not cached.
+    pub last_builds: LastBuilds,
     /// The GitHub App.
     pub github: Github,
     /// Fetch and checkout.
@@ -128,6 +132,7 @@ impl Default for Settings {
             lease: Lease::default(),
             jobs: Jobs::default(),
             journal: Journal::default(),
+            last_builds: LastBuilds::default(),
             github: Github::default(),
             source: Source::default(),
             buildx: Buildx::default(),
@@ -177,6 +182,7 @@ impl Settings {
         self.lease.check()?;
         self.jobs.check()?;
         self.journal.check()?;
+        self.last_builds.check()?;
         self.github.check()?;
         self.source.check()?;
         self.buildx.check()?;

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Epoch;
 use crate::environment;
 use crate::health::{Health, HealthError};
+use crate::last_builds::LastBuilds;
 use crate::log_stream::LogStreams;
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
@@ -120,7 +121,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
         resolver: Resolver::new()?,
-        integrations: Integrations::new(&settings, Arc::clone(&state))?,
+        integrations: Integrations::new(&settings, LastBuilds::new(&settings, keys::last_builds)?, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
         log_streams: LogStreams::new(&settings, keys::build_events, keys::build_log)

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::caching::{self, TargetPlan};
 use super::ignore::{self, Excluded, Search};
 use super::policy::{self, Refusal};
 use crate::beneath::Directory;
@@ -21,6 +23,8 @@ pub struct Definition {
     pub text: String,
     /// The same by target, unescaped. Once buildx has confirmed the text, only the fields that are read later.
     pub targets: BTreeMap<String, Map<String, Value>>,
+    /// What the caching of each target depends on, once buildx has confirmed the text.
+    pub plans: Arc<BTreeMap<String, TargetPlan>>,
     /// The tree that contains all contexts and Dockerfiles.
     pub worktree: PathBuf,
     /// Fields that were replaced, as notices for the customer.
@@ -36,8 +40,9 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// Drops the fields that are not read again: as values they take many times the memory of the text.
+    /// Plans the targets, and drops the fields that are not read again: as values they take many times the memory of the text.
     pub(super) fn understood(mut self) -> Self {
+        self.plans = Arc::new(caching::plans(&self.targets, &self.worktree));
         for fields in self.targets.values_mut() {
             let kept = std::mem::take(fields).into_iter().filter(|(name, _)| KEPT.contains(&name.as_str()));
             *fields = kept.collect();
@@ -130,7 +135,7 @@ fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
 }
 
 /// The context of a target, and its Dockerfile unless that is inline.
-fn context(fields: &Map<String, Value>) -> (PathBuf, Option<PathBuf>) {
+pub(super) fn context(fields: &Map<String, Value>) -> (PathBuf, Option<PathBuf>) {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
     let context = PathBuf::from(text("context").unwrap_or_default());
     let dockerfile = policy::paths::dockerfile(&context, text("dockerfile").unwrap_or("Dockerfile"));
@@ -157,6 +162,7 @@ mod tests {
         Definition {
             text: String::new(),
             targets,
+            plans: Arc::default(),
             worktree,
             notices: Vec::new(),
             compose: None,

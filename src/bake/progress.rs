@@ -7,6 +7,7 @@
 mod ending;
 mod failure;
 mod output;
+mod seen;
 mod stream;
 mod tails;
 mod targets;

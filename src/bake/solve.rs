@@ -135,7 +135,7 @@ fn conclude(
     let is_built = |target: &&TargetReport| target.status == Some(Status::Succeeded);
     let built = targets.iter().filter(is_built).map(|target| target.name.clone()).collect();
     targets.into_iter().for_each(|target| journal.emit(Event::TargetEnded(target)));
-    Outcome { built, end }
+    Outcome { built, steps: progress.seen_steps(), images: progress.images(), end }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.

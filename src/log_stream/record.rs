@@ -223,9 +223,11 @@ impl Record {
                 message: message.as_deref().map(|message| cut(message, bounds::MESSAGE)),
                 is_over: *is_over,
             },
-            Event::BuildId(_) | Event::StepOutput { .. } | Event::ContextSent { .. } | Event::Fetching { .. } => {
-                return None;
-            }
+            Event::BuildId(_)
+            | Event::StepOutput { .. }
+            | Event::ContextSent { .. }
+            | Event::Fetching { .. }
+            | Event::NotCached { .. } => return None,
         })
     }
 

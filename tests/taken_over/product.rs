@@ -74,6 +74,7 @@ impl<'a> Worker<'a> {
             worktree: &worktree,
             revision: Revision::Sha(Sha::parse(sha).unwrap()),
             mtimes_key: None,
+            since: Vec::new(),
             spent: Spent::default(),
         };
         self.source.check_out(&origin, &self.state, &self.journal, &CancellationToken::new()).await

@@ -39,6 +39,7 @@ impl BakeProgress {
             steps_cached: count(steps.values().filter(|has_run| !**has_run).count()),
             failed_step: failed.as_ref().map(|failure| failure.step.clone()),
             log_tail: failed.as_ref().and_then(|failure| failure.log_tail.clone()),
+            why_not_cached: None,
             error: match &failed {
                 Some(failure) => Some(failure.ending.clone()),
                 None => error.map(|said| said.shown.clone()),

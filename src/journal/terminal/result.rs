@@ -22,6 +22,11 @@ pub fn print_report(report: &Report, wants_colors: bool) {
 fn result(report: &Report, has_colors: bool) -> String {
     let paint = |color: Color, text: &str| if has_colors { color.paint(text) } else { text.to_owned() };
     let mut result = text::plain(&table(report)).into_owned();
+    for target in &report.targets {
+        if let Some(step) = &target.why_not_cached {
+            let _ = write!(result, "\n{}: {}", target.name, text::plain(&step.message));
+        }
+    }
     for failure in failures(report) {
         let _ = writeln!(result, "\n{}", text::plain(&failure));
     }
