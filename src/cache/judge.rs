@@ -58,10 +58,10 @@ pub fn judge(facts: &Facts<'_>, last: Option<&[&LastBuild]>) -> Option<NotCached
     let located = facts.plan.and_then(|plan| {
         let located = begun.iter().map(|step| Some((locate(plan, step)?, *step))).collect::<Option<Vec<_>>>()?;
         // In the order of the Dockerfile nothing comes before what it depends on.
-        let ((stage, entry), step) = located.into_iter().min_by_key(|((_, entry), _)| entry.line)?;
-        Some((plan, stage, entry, step))
+        let (located, step) = located.into_iter().min_by_key(|(located, _)| located.entry.line)?;
+        Some((plan, located, step))
     });
-    let Some((plan, stage, entry, step)) = located else {
+    let Some((plan, Located { stage, number, entry }, step)) = located else {
         return Some(facts.sentence(first, None, Verdict::not_known()));
     };
     let verdict = match last {
@@ -75,7 +75,17 @@ pub fn judge(facts: &Facts<'_>, last: Option<&[&LastBuild]>) -> Option<NotCached
             best(judged.collect())
         }
     };
-    Some(facts.sentence(step, Some(entry.line), verdict))
+    let (label, total) = (plan.stages[stage].label.clone(), plan.n_steps(stage));
+    let total = u32::try_from(total).unwrap_or(u32::MAX);
+    let own = SeenStep { label, number, total, ..step.clone() };
+    Some(facts.sentence(&own, Some(entry.line), verdict))
+}
+
+/// A step of the Dockerfile.
+struct Located<'p> {
+    stage: usize,
+    number: u32,
+    entry: &'p Entry,
 }
 
 /// A build with the same inputs proves more than one with others.
@@ -89,22 +99,41 @@ fn best(verdicts: Vec<Verdict>) -> Verdict {
 }
 
 /// The instruction of a step that BuildKit has reported; `None` when its name does not fit the Dockerfile.
-fn locate<'p>(plan: &'p Plan, seen: &SeenStep) -> Option<(usize, &'p Entry)> {
-    let keyword = seen.instruction.split(' ').next()?;
-    let needed = plan.needed();
-    let stage = needed.into_iter().find(|stage| plan.stages[*stage].label == seen.label)?;
-    let (_, entry) = plan.steps(stage).find(|(number, _)| *number == seen.number)?;
-    let fits = plan.n_steps(stage) == seen.total as usize && entry.kind.name() == keyword && shows(entry, seen);
-    fits.then_some((stage, entry))
+///
+/// A step that targets share may have its stage and numbers from another target's Dockerfile. Then its text decides, if only one
+/// step has it.
+fn locate<'p>(plan: &'p Plan, seen: &SeenStep) -> Option<Located<'p>> {
+    let steps = || {
+        let located = |stage| plan.steps(stage).map(move |(number, entry)| Located { stage, number, entry });
+        plan.needed().into_iter().flat_map(located)
+    };
+    let is_there = |step: &Located<'_>| {
+        let (label, total) = (&plan.stages[step.stage].label, plan.n_steps(step.stage));
+        *label == seen.label && (step.number, total) == (seen.number, seen.total as usize) && shows(step.entry, seen)
+    };
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let is_same = |step: &Located<'_>| {
+        let text = format!("{} {}", step.entry.kind.name(), step.entry.text);
+        !text.contains('$') && words(&text) == words(&seen.instruction)
+    };
+    steps().find(is_there).or_else(|| {
+        let mut same = steps().filter(is_same);
+        same.next().filter(|_| same.next().is_none())
+    })
 }
 
 /// Whether the step's name may show this instruction: it is the same as far as nothing was expanded, masked or cut.
 fn shows(entry: &Entry, seen: &SeenStep) -> bool {
-    let shown = seen.instruction.split_once(' ').map_or("", |(_, rest)| rest);
+    let (keyword, shown) = seen.instruction.split_once(' ').unwrap_or((&seen.instruction, ""));
     let words = |text: &str| text.split_whitespace().take(4).map(str::to_owned).collect::<Vec<_>>();
     let is_open = |word: &str| word.contains(['$', '*', '…', '\\', '"', '\'']);
     let (own, shown) = (words(entry.text.lines().next().unwrap_or_default()), words(shown));
-    own.iter().zip(&shown).take_while(|(own, shown)| !is_open(own) && !is_open(shown)).all(|(own, shown)| own == shown)
+    keyword == entry.kind.name()
+        && own
+            .iter()
+            .zip(&shown)
+            .take_while(|(own, shown)| !is_open(own) && !is_open(shown))
+            .all(|(own, shown)| own == shown)
 }
 
 impl Plan {

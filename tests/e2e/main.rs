@@ -38,3 +38,4 @@ mod ruby;
 mod shown;
 mod spelling;
 mod template;
+mod why;
