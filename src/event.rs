@@ -309,6 +309,24 @@ pub enum CacheMiss {
     NotKnown,
 }
 
+impl CacheMiss {
+    /// As in a report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoCache => "no_cache",
+            Self::FirstBuild => "first_build",
+            Self::InstructionChanged => "instruction_changed",
+            Self::ArgumentChanged => "argument_changed",
+            Self::BaseChanged => "base_changed",
+            Self::FilesChanged => "files_changed",
+            Self::OtherPod => "other_pod",
+            Self::NotFinished => "not_finished",
+            Self::Evicted => "evicted",
+            Self::NotKnown => "not_known",
+        }
+    }
+}
+
 /// A warning of BuildKit about a Dockerfile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Warning {

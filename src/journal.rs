@@ -129,7 +129,7 @@ fn log(event: &Event) {
             tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
         }
         Event::NotCached { target, step } => {
-            tracing::debug!(target, cause = ?step.cause, message = step.message, "step not cached");
+            tracing::debug!(target, cause = step.cause.name(), message = step.message, "step not cached");
         }
         // The log line at the end of the job has them.
         Event::BuildId(_)

@@ -23,6 +23,8 @@ use crate::settings::{SecretSource, Settings};
 /// How long a build waits for Redis, before it begins and after it has ended.
 const PATIENCE: Duration = Duration::from_millis(200);
 
+const UNAVAILABLE: &str = "Redis does not remember builds; reports do not say why steps were not cached";
+
 /// Makes the key of a scope.
 type KeyOf = fn(&str) -> String;
 
@@ -77,10 +79,7 @@ impl LastBuilds {
             ttl: settings.last_builds.ttl,
             secret,
             key_of,
-            complaint: Mutex::new(Complaint::new(
-                "last_builds_unavailable",
-                "Redis does not remember builds; reports do not say why steps were not cached",
-            )),
+            complaint: Mutex::new(Complaint::new("last_builds_unavailable", UNAVAILABLE)),
         })))
     }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use super::files::Reads;
 use crate::bounds;
 use crate::dockerfile::{self, Instruction};
+use crate::json;
 
 /// The frontend whose rules these are.
 const FRONTEND: &str = "docker/dockerfile";
@@ -351,7 +352,7 @@ impl Reader<'_> {
         }
         let is_inexact = flags(&entry.text).any(|flag| flag.starts_with("--exclude") || flag.starts_with("--parents"));
         let rest = after_flags(&entry.text);
-        let words = if rest.starts_with('[') { serde_json::from_str(rest).ok()? } else { words(rest)? };
+        let words = if rest.starts_with('[') { json::read(rest.as_bytes()).ok()? } else { words(rest)? };
         let (_, sources) = words.split_last()?;
         let mut reads = Reads { is_inexact, ..Reads::default() };
         for source in sources.iter().filter(|source| !source.starts_with("<<")) {

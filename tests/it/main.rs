@@ -25,6 +25,7 @@ mod github;
 mod harness;
 mod heartbeat;
 mod hostile_source;
+mod last_builds;
 mod late;
 mod layers;
 mod limits;

@@ -1,3 +1,5 @@
+//! Tables of causes, and what holds for any Dockerfile.
+
 use proptest::prelude::*;
 
 use super::*;
