@@ -1,5 +1,6 @@
 //! What the caching of each target depends on: its Dockerfile, its build arguments, and what its context shows.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -13,9 +14,6 @@ use crate::cache::{Changes, ContextChanges, Plan, Wanted};
 
 /// Bytes of all Dockerfiles of a build that are planned.
 const MAX_DOCKERFILES: usize = 4 * bounds::DOCKERFILE;
-
-/// Bytes of patterns times bytes of paths that the changes of one target may cost.
-const MAX_WORK: usize = 32 << 20;
 
 /// What the caching of a target depends on.
 #[derive(Clone, Debug)]
@@ -87,13 +85,13 @@ fn wanted(fields: &Map<String, Value>) -> Wanted {
 
 impl TargetPlan {
     /// The changes of a commit that the target's context shows. `links`: the commit's symbolic links, unless there are too many.
-    pub fn context_changes(&self, changes: &Changes, links: Option<&[String]>) -> ContextChanges {
+    /// Takes from `left` bytes of patterns times bytes of paths; when nothing is left, nothing is known.
+    pub fn context_changes(&self, changes: &Changes, links: Option<&[String]>, left: &Cell<usize>) -> ContextChanges {
         let nothing = ContextChanges::default();
         let (Some(folder), Some(ignore)) = (&self.folder, &self.ignore) else { return nothing };
         let n_bytes: usize = changes.paths.iter().map(|change| change.path.len() * 2).sum();
-        if self.ignore_bytes.saturating_mul(n_bytes) > MAX_WORK {
-            return nothing;
-        }
+        let Some(rest) = left.get().checked_sub(self.ignore_bytes.saturating_mul(n_bytes)) else { return nothing };
+        left.set(rest);
         // Also one that is gone, or that has come.
         let beside = self.dockerfile.as_ref().map(|path| format!("{path}.dockerignore"));
         let is_ignore_file = |path: &str| Some(path) == beside.as_deref() || path == format!("{folder}.dockerignore");
@@ -140,17 +138,20 @@ mod tests {
             paths: paths.iter().map(|path| change(path)).collect(),
             is_complete: true,
         };
+        let left = Cell::new(10_000);
         let shown = |paths: &[&str]| {
-            let shown = plan.context_changes(&changes(paths), Some(&["vote/link".into(), "link".into()]));
+            let shown = plan.context_changes(&changes(paths), Some(&["vote/link".into(), "link".into()]), &left);
             assert_eq!(shown.links.as_deref(), Some(&["link".to_owned()][..]));
             (shown.paths.into_iter().map(|change| change.path).collect::<Vec<_>>(), shown.is_complete)
         };
         assert_eq!(shown(&["vote/a.md", "vote/app.py", "votes/x", "x"]), (vec!["app.py".into()], true));
         assert_eq!(shown(&["vote/.dockerignore", "vote/old"]), (vec![".dockerignore".into()], false));
         assert_eq!(shown(&["vote/.gitattributes"]).1, false);
+        let too_much = plan.context_changes(&changes(&["vote/app.py"]), None, &Cell::new(9));
+        assert!(too_much.paths.is_empty() && !too_much.is_complete, "{too_much:?}");
         std::fs::write(root.join("vote/.dockerignore"), "a[b-\n").expect("written");
         let plan = plans(&targets, &root).remove("vote").expect("planned");
-        let unclear = plan.context_changes(&changes(&["vote/app.py"]), Some(&[]));
+        let unclear = plan.context_changes(&changes(&["vote/app.py"]), Some(&[]), &left);
         assert!(unclear.paths.is_empty() && !unclear.is_complete, "{unclear:?}");
     }
 }

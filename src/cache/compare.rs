@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::plan::{Entry, Kind, Variable, is_scratch};
 use super::record::{Mark, MarkedEntry, MarkedVariable, Marker, step_text};
 
+/// A longer value is not part of a path.
+const MAX_VALUE: usize = 4 << 10;
+
 /// Something that a step depends on, and that is not as it was.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Difference {
@@ -79,7 +82,8 @@ impl<V, R, E> Default for Scope<V, R, E> {
 struct Walk<'a> {
     marker: &'a Marker,
     digest: DigestOf<'a>,
-    now: Scope<&'a Variable, &'a Entry, &'a Entry>,
+    /// Variables with the marks of their values.
+    now: Scope<(&'a Variable, Option<Mark>), &'a Entry, &'a Entry>,
     then: Scope<MarkedVariable, &'a MarkedEntry, Mark>,
 }
 
@@ -94,7 +98,8 @@ impl<'a> Walk<'a> {
             Kind::Env | Kind::Arg => {
                 for variable in &entry.variables {
                     let name = self.marker.mark(&variable.name);
-                    self.now.variables.insert((entry.kind == Kind::Env, name), variable);
+                    let value = variable.value().map(|value| self.marker.mark(value));
+                    self.now.variables.insert((entry.kind == Kind::Env, name), (variable, value));
                 }
             }
             Kind::Run | Kind::Copy | Kind::Add | Kind::Workdir => return true,
@@ -139,7 +144,7 @@ impl<'a> Walk<'a> {
         });
         let was_solved = earlier.and_then(|(_, was_solved)| was_solved);
         let Found { differences, is_certain } = found;
-        Compared { now: step, differences, is_certain, was_solved, values: self.values() }
+        Compared { now: step, differences, is_certain, was_solved, values: self.values(&step.mentions) }
     }
 
     fn compare_roots(&self, found: &mut Found) {
@@ -154,7 +159,8 @@ impl<'a> Walk<'a> {
         for variable in &now.variables {
             let name = self.marker.mark(&variable.name);
             let earlier = variables.iter().find(|earlier| earlier.0 == name).copied();
-            is_same &= self.compare_values("ARG", Some(variable), earlier, found);
+            let value = variable.value().map(|value| self.marker.mark(value));
+            is_same &= compare_values("ARG", Some((variable, value)), earlier, found);
         }
         // Another image has another digest.
         if !is_same || is_scratch(now) {
@@ -199,7 +205,7 @@ impl<'a> Walk<'a> {
             let mark = self.marker.mark(name);
             for is_env in [true, false] {
                 self.compare_variable((is_env, mark), found);
-                names.extend(self.now.variables.get(&(is_env, mark)).into_iter().flat_map(|its| &its.mentions));
+                names.extend(self.now.variables.get(&(is_env, mark)).into_iter().flat_map(|(its, _)| &its.mentions));
             }
         }
     }
@@ -209,11 +215,11 @@ impl<'a> Walk<'a> {
         let now = self.now.variables.get(&(is_env, name)).copied();
         let then = self.then.variables.get(&(is_env, name)).copied();
         let mut own = Found { differences: Vec::new(), is_certain: true };
-        if self.compare_values(if is_env { "ENV" } else { "ARG" }, now, then, &mut own) {
+        if compare_values(if is_env { "ENV" } else { "ARG" }, now, then, &mut own) {
             return;
         }
         // ENV hides an argument of the same name, or not, by their order.
-        if both.iter().all(Option::is_some) || now.is_some_and(|now| is_special(&now.name)) {
+        if both.iter().all(Option::is_some) || now.is_some_and(|(now, _)| is_special(&now.name)) {
             found.is_certain = false;
             return;
         }
@@ -222,36 +228,35 @@ impl<'a> Walk<'a> {
             .extend(own.differences.into_iter().filter(|one| !found.differences.contains(one)).collect::<Vec<_>>());
     }
 
-    /// Compares a variable's values, and returns whether they are the same.
-    fn compare_values(
-        &self,
-        keyword: &str,
-        now: Option<&Variable>,
-        then: Option<MarkedVariable>,
-        found: &mut Found,
-    ) -> bool {
-        let value = now.and_then(|now| now.given.as_ref().or(now.default.as_ref()));
-        let earlier = then.and_then(|MarkedVariable(_, default, given)| given.or(default));
-        if value.map(|value| self.marker.mark(value)) == earlier {
-            return true;
-        }
-        let is_given = now.is_some_and(|now| now.given.is_some()) || then.is_some_and(|then| then.2.is_some());
-        match now {
-            Some(now) if is_given && then.is_some() => found.differences.push(Difference::Argument(now.name.clone())),
-            Some(now) => found.instruction(Some(now.line), format!("{keyword} {}", now.name)),
-            None => found.instruction(None, "ENV or ARG".into()),
-        }
-        false
+    /// The values of the variables that a text names. ENV comes last, and counts.
+    fn values(&self, names: &[String]) -> BTreeMap<String, String> {
+        let marks: Vec<Mark> = names.iter().map(|name| self.marker.mark(name)).collect();
+        let named = self.now.variables.iter().filter(|((_, name), _)| marks.contains(name));
+        let values = named.filter_map(|(_, (variable, _))| Some((variable.name.clone(), variable.value()?)));
+        values.filter(|(_, value)| value.len() <= MAX_VALUE).map(|(name, value)| (name, value.to_owned())).collect()
     }
+}
 
-    fn values(&self) -> BTreeMap<String, String> {
-        // ENV comes last, and counts.
-        let all = self.now.variables.values().filter_map(|variable| {
-            let value = variable.given.as_ref().or(variable.default.as_ref())?;
-            Some((variable.name.clone(), value.clone()))
-        });
-        all.collect()
+/// Compares a variable's values, and returns whether they are the same.
+fn compare_values(
+    keyword: &str,
+    now: Option<(&Variable, Option<Mark>)>,
+    then: Option<MarkedVariable>,
+    found: &mut Found,
+) -> bool {
+    let earlier = then.and_then(|MarkedVariable(_, default, given)| given.or(default));
+    if now.and_then(|(_, value)| value) == earlier {
+        return true;
     }
+    let is_given = now.is_some_and(|(now, _)| now.given.is_some()) || then.is_some_and(|then| then.2.is_some());
+    match now {
+        Some((now, _)) if is_given && then.is_some() => {
+            found.differences.push(Difference::Argument(now.name.clone()));
+        }
+        Some((now, _)) => found.instruction(Some(now.line), format!("{keyword} {}", now.name)),
+        None => found.instruction(None, "ENV or ARG".into()),
+    }
+    false
 }
 
 /// Whether BuildKit may treat an argument of this name in another way.

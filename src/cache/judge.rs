@@ -360,7 +360,7 @@ impl Facts<'_> {
         }
         let value = |name: &str| {
             let variable = entry.variables.iter().find(|variable| variable.name == name)?;
-            variable.given.clone().or_else(|| variable.default.clone())
+            variable.value().map(str::to_owned)
         };
         let image = entry.text.split_ascii_whitespace().find(|word| !word.starts_with("--"))?;
         self.digest_of(&super::plan::expand(image, &value)?)

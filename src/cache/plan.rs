@@ -13,6 +13,9 @@ use crate::json;
 /// The frontend whose rules these are.
 const FRONTEND: &str = "docker/dockerfile";
 
+/// The most variables, and the most sources, that one instruction may name.
+const MAX_NAMES: usize = 100;
+
 /// What a definition wants of a Dockerfile.
 #[derive(Clone, Debug, Default)]
 pub struct Wanted {
@@ -101,6 +104,12 @@ pub(super) struct Variable {
     pub(super) mentions: Vec<String>,
 }
 
+impl Variable {
+    pub(super) fn value(&self) -> Option<&str> {
+        self.given.as_deref().or(self.default.as_deref())
+    }
+}
+
 impl Kind {
     const ALL: [(Self, &str); 9] = [
         (Self::From, "FROM"),
@@ -140,6 +149,9 @@ impl Plan {
         let mut reader = Reader { wanted: &wanted, globals: Vec::new(), stages: Vec::new() };
         instructions.iter().try_for_each(|instruction| reader.take_in(instruction))?;
         let mut stages = reader.stages;
+        if !are_few(stages.iter().flat_map(|stage| &stage.entries)) {
+            return None;
+        }
         let target = match wanted.stage.as_deref().filter(|stage| !stage.is_empty()) {
             None => stages.len().checked_sub(1)?,
             Some(name) => find(&stages, name)?,
@@ -200,6 +212,21 @@ impl Stage {
 
 pub(super) fn is_scratch(from: &Entry) -> bool {
     from.text.split_ascii_whitespace().find(|word| !word.starts_with("--")) == Some("scratch")
+}
+
+/// Whether there are so few variables and names in all that comparing them takes milliseconds.
+fn are_few<'e>(entries: impl Iterator<Item = &'e Entry>) -> bool {
+    let mut n_variables = 0;
+    for entry in entries {
+        n_variables += entry.variables.len();
+        let names = [&entry.mentions].into_iter().chain(entry.variables.iter().map(|variable| &variable.mentions));
+        let n_read = entry.reads.as_ref().map_or(0, |reads| reads.sources.len()) + entry.sources.len();
+        if n_variables > bounds::CACHE_STEPS || n_read > MAX_NAMES || names.into_iter().any(|all| all.len() > MAX_NAMES)
+        {
+            return false;
+        }
+    }
+    true
 }
 
 fn to_u32(n: usize) -> u32 {
@@ -294,7 +321,7 @@ impl Reader<'_> {
     fn expanded(&self, image: &str) -> Option<String> {
         let lookup = |name: &str| {
             let variable = self.globals.iter().rev().find(|variable| variable.name == name)?;
-            variable.given.clone().or_else(|| variable.default.clone())
+            variable.value().map(str::to_owned)
         };
         expand(image, &lookup)
     }

@@ -1,5 +1,6 @@
 //! Why steps were not cached: the facts of a run of docker-buildx, beside what is remembered of earlier builds.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,6 +8,7 @@ use tokio::task::spawn_blocking;
 
 use super::Integrations;
 use crate::bake::{Definition, Outcome, TargetPlan};
+use crate::bounds;
 use crate::cache::{Changes, Facts, LastBuild, judge};
 use crate::event::{Event, NotCached, Placement};
 use crate::github::InstallationToken;
@@ -14,6 +16,10 @@ use crate::job::BuildJob;
 use crate::journal::Journal;
 use crate::last_builds::{Earlier, LastBuilds, Scope};
 use crate::source::Worktree;
+
+/// Bytes of patterns times bytes of paths that the comparison of a build may cost: a tenth of a second of typical patterns, two
+/// seconds of malicious ones.
+const MAX_WORK: usize = 256 << 20;
 
 /// What is remembered of earlier builds, and what is to be remembered of this one.
 #[derive(Debug)]
@@ -94,18 +100,20 @@ struct Explained {
 
 impl Explained {
     fn targets(&self) -> Vec<(String, Option<NotCached>, LastBuild)> {
+        let left = Cell::new(MAX_WORK);
         let reached = self.outcome.steps.iter().filter(|(_, steps)| !steps.is_empty());
-        reached.filter_map(|(target, _)| self.target(target)).collect()
+        let reached = reached.take(bounds::CACHE_TARGETS);
+        reached.filter_map(|(target, _)| self.target(target, &left)).collect()
     }
 
-    fn target(&self, target: &str) -> Option<(String, Option<NotCached>, LastBuild)> {
+    fn target(&self, target: &str, left: &Cell<usize>) -> Option<(String, Option<NotCached>, LastBuild)> {
         let plan = self.plans.get(target)?;
         let changes = |sha: &str| {
             let known = self.changes.iter().find(|changes| changes.since == sha);
             let same = || Changes { since: sha.to_owned(), paths: Vec::new(), is_complete: true };
             let is_same = self.sha.as_deref() == Some(sha);
             let changes = known.cloned().or_else(|| is_same.then(same))?;
-            Some(plan.context_changes(&changes, self.links.as_deref()))
+            Some(plan.context_changes(&changes, self.links.as_deref(), left))
         };
         let facts = Facts {
             marker: &self.earlier.marker,

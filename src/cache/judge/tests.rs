@@ -315,6 +315,21 @@ fn a_record_has_no_text_of_the_dockerfile_and_a_bound() {
     assert!(!last.is_of(&other));
 }
 
+#[test]
+fn a_dockerfile_that_would_take_long_to_compare_is_not_planned() {
+    let is_planned = |lines: String| Plan::read(format!("FROM base\n{lines}").as_bytes(), Wanted::default()).is_some();
+    let words = |n: usize, word: fn(usize) -> String| (0..n).map(word).collect::<Vec<_>>().join(" ");
+    for (at_most, make) in [
+        (499, (|n| "RUN x\n".repeat(n)) as fn(usize) -> String),
+        (500, |n| format!("ENV {}", (0..n).map(|n| format!("A{n}=1")).collect::<Vec<_>>().join(" "))),
+    ] {
+        assert_eq!([at_most, at_most + 1].map(|n| is_planned(make(n))), [true, false]);
+    }
+    assert_eq!([100, 101].map(|n| is_planned(format!("COPY {} /", words(n, |n| format!("f{n}"))))), [true, false]);
+    assert_eq!([100, 101].map(|n| is_planned(format!("WORKDIR {}", words(n, |n| format!("$A{n}"))))), [true, false]);
+    assert_eq!([100, 101].map(|n| is_planned(format!("ENV A=\"{}\"", words(n, |n| format!("$A{n}"))))), [true, false]);
+}
+
 /// Instructions of which random Dockerfiles are made.
 const LINES: [&str; 10] = [
     "RUN a",
