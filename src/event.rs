@@ -46,7 +46,7 @@ pub enum Event {
         /// The target.
         target: String,
         /// The step and the cause.
-        step: NotCached,
+        step: Box<NotCached>,
     },
     /// Bytes of build context that a run of docker-buildx sent.
     ContextSent {
@@ -238,7 +238,7 @@ pub struct TargetReport {
     /// [`bounds::LOG_TAIL_LINES`] lines and [`bounds::LOG_TAIL`] bytes.
     pub log_tail: Option<String>,
     /// The first step that was not cached, and why; null when all were, or when no step was reached.
-    pub why_not_cached: Option<NotCached>,
+    pub why_not_cached: Option<Box<NotCached>>,
     /// Why this target failed, without the step's instruction.
     pub error: Option<String>,
 }

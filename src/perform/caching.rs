@@ -65,7 +65,8 @@ impl Caching {
         let targets = spawn_blocking(move || explained.targets()).await.expect("the comparison does not panic");
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
         for (target, step, record) in targets {
-            step.into_iter().for_each(|step| journal.emit(Event::NotCached { target: target.clone(), step }));
+            step.into_iter()
+                .for_each(|step| journal.emit(Event::NotCached { target: target.clone(), step: Box::new(step) }));
             records.insert(target, record);
         }
     }

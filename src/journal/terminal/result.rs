@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn the_steps_that_were_not_cached_follow_the_table() {
         let explained = |name: &str| TargetReport {
-            why_not_cached: Some(NotCached {
+            why_not_cached: Some(Box::new(NotCached {
                 number: 2,
                 total: 3,
                 stage: None,
@@ -146,7 +146,7 @@ mod tests {
                 line: Some(2),
                 cause: CacheMiss::Evicted,
                 message: format!("{name}\x1b[2J"),
-            }),
+            })),
             ..target(name, Status::Succeeded)
         };
         let targets = vec![explained("vote"), target("api", Status::Succeeded), explained("web")];
