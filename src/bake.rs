@@ -16,6 +16,7 @@ mod evidence;
 mod explain;
 mod grants;
 mod ignore;
+mod immutable;
 mod mask;
 mod metadata;
 mod noise;
@@ -23,6 +24,7 @@ mod own_registries;
 mod policy;
 mod print;
 mod progress;
+mod registry;
 mod shown;
 mod solve;
 
@@ -35,7 +37,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::{Event, Phase};
-use crate::job::{Build, Sha};
+use crate::job::{Build, Commit};
 use crate::journal::Journal;
 use crate::process::ProcessError;
 use crate::reason::{End, HasReason, Reason};
@@ -117,7 +119,7 @@ pub struct BakeRequest<'a> {
     /// Root of the worktree.
     pub worktree: &'a Path,
     /// The commit, if there is one.
-    pub sha: Option<&'a Sha>,
+    pub commit: Option<&'a Commit>,
 }
 
 /// Where it is built. The builder integration provides it.
@@ -164,7 +166,8 @@ pub struct Goal<'a> {
 pub struct Outcome {
     /// Names of the targets that were built, also when the bake failed.
     pub built: BTreeSet<String>,
-    /// Why it did not succeed; `None` when it did.
+    /// Why it did not succeed; `None` when it did. It may then have given up targets that are not in `built`, for a push that
+    /// turned out not to be needed.
     pub end: Option<End>,
 }
 

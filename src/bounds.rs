@@ -65,6 +65,7 @@ bounds! {
     STEP_NAMES: 2 << 20, Bytes, "Names of steps in a build, all together", "cut to 64 bytes each";
     ERRORS: 512 << 10, Bytes, "Errors of steps in a build, all together", "left out, and the step has failed";
     PUSHES: 1_000, Count, "References that a build pushes", "left out";
+    IMAGES: 500, Count, "Images that a build exports: one for each target and platform", "`image_digest` is null";
     OUTPUT_LINE: 64 << 10, Bytes, "A line that a step prints", "the rest of the line is dropped, with a mark";
     OUTPUT_PIECE: 8 << 10, Bytes, "A line of a step's output in the log", "continued in the next line of the log";
     OUTPUT_OPEN: 1 << 20, Bytes, "Lines of steps that have not ended yet, all together", "the rest of the line is dropped, with a mark";
@@ -98,6 +99,8 @@ bounds! {
     WORKERS: 1 << 20, Bytes, "BuildKit's list of its workers", "the pod's name is not known";
     PLUGIN: 1 << 20, Bytes, "Output of an exec plugin of a kubeconfig", "`builder_unavailable`";
     CREDENTIAL: 256 << 10, Bytes, "Output of a credential helper", "`worker_failed`";
+    MANIFEST: 4 << 20, Bytes, "A manifest that a registry answers", "the refused push counts as failed";
+    TOKEN: 64 << 10, Bytes, "An answer of a registry's token server", "the refused push counts as failed";
     METADATA: 4 << 20, Bytes, "`metadata.json` of a bake", "not read: digests come from the progress stream";
     PRINT_MEMORY: 512 << 20, Bytes, "Memory of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
     PROBE_MEMORY: 256 << 20, Bytes, "Memory of one docker-buildx that asks a builder for its state", "it ends with an error";

@@ -5,6 +5,7 @@
 //! The worker's own secrets never reach a child whose output becomes an event.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -217,6 +218,8 @@ pub struct TargetReport {
     pub status: Option<Status>,
     /// The pushed digest, `sha256:…`; null without a push.
     pub digest: Option<String>,
+    /// The digest of the image in it: of an index, without its attestations. Null when it is not known.
+    pub image_digest: Option<ImageDigest>,
     /// Image references.
     pub tags: Vec<String>,
     /// From the first step of this target to the last, in milliseconds.
@@ -234,6 +237,16 @@ pub struct TargetReport {
     pub error: Option<String>,
 }
 
+/// The digests of a target's images. Those of two builds are equal when the images are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ImageDigest {
+    /// Of an image for one platform.
+    Single(String),
+    /// By platform, as the definition names it.
+    ByPlatform(BTreeMap<String, String>),
+}
+
 /// A step of a Dockerfile that failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FailedStep {
@@ -247,7 +260,7 @@ pub struct FailedStep {
     pub instruction: String,
     /// Path of the Dockerfile from the root of the repository; null for an inline one.
     pub dockerfile: Option<String>,
-    /// The instruction's first line in the Dockerfile, from 1. BuildKit tells it for the first failure of a build.
+    /// The instruction's first line in the Dockerfile, from 1, when it is known.
     pub line: Option<u32>,
     /// How the step's process ended; null when the step has none, or it was not started.
     pub exit_code: Option<i32>,

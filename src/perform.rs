@@ -106,7 +106,7 @@ pub async fn resolve(
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<Definition, End> {
-    let request = BakeRequest { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
+    let request = BakeRequest { build, worktree: &worktree.path, commit: worktree.commit.as_ref() };
     let definition = integrations.bake.resolve(&request, directory, attempt.journal, attempt.stop.token()).await?;
     refuse_pointers(definition, worktree).await
 }
@@ -160,6 +160,11 @@ async fn solve(
         attempt.journal.emit(Event::Placed(session.placement()));
         // A target that was built before may have been built again, for one that is linked to it.
         unfinished = &(&unfinished | &targets) - &outcome.built;
+        if outcome.end.is_none() && !unfinished.is_empty() {
+            // Each such run has built at least one target. Those are in the registry, so nothing linked to them is built again.
+            targets = unfinished.clone();
+            continue;
+        }
         let Some(loss) = loss.filter(|_| n_left > 0 && session.has_others()) else {
             return outcome.end.map_or(Ok(()), Err);
         };

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::event::{Event, Phase, Warning, millis};
 use crate::reason::Reason;
 
-pub use crate::event::{Moment, Placement, Status, TargetReport};
+pub use crate::event::{ImageDigest, Moment, Placement, Status, TargetReport};
 
 /// The result of one attempt: what the processor knows beforehand, and a fold over the attempt's events.
 #[derive(Clone, Debug, Default, Serialize)]

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::beneath::{Destination, Directory};
 use crate::bounds;
 use crate::event::{Event, Phase};
-use crate::job::{Build, Repository, Sha, Trust};
+use crate::job::{Build, Commit, Repository, Sha, Trust};
 use crate::journal::Journal;
 use crate::json;
 use crate::process::{self, Ended};
@@ -296,14 +296,15 @@ fn conclude(
 ) -> Result<Worktree, SourceError> {
     let url = origin.url.clone();
     match (output.last, ended) {
-        (Some(Message::Done { sha, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
+        (Some(Message::Done { sha, size, lfs_pointers, submodules, committed_at_s }), Ended::Exited(_)) => {
             let sha = match &origin.revision {
                 Revision::Sha(sha) => Some(sha.clone()),
                 Revision::Name(_) => Sha::parse(&sha),
             };
+            let committed_at = Commit::time(committed_at_s);
             Ok(Worktree {
                 path: origin.worktree.path.clone(),
-                sha,
+                commit: sha.map(|sha| Commit { sha, url, committed_at }),
                 took: elapsed,
                 size,
                 lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),

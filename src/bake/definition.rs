@@ -9,10 +9,11 @@ use super::ignore::{self, Excluded, Search};
 use super::policy::{self, Refusal};
 use crate::beneath::Directory;
 use crate::bounds;
+use crate::event::FailedStep;
 use crate::secret::Secret;
 
 /// The fields of a target that are read again later.
-const KEPT: [&str; 5] = ["context", "contexts", "dockerfile", "dockerfile-inline", "tags"];
+const KEPT: [&str; 6] = ["context", "contexts", "dockerfile", "dockerfile-inline", "platforms", "tags"];
 
 /// A resolved and validated definition. Nothing in it is left to evaluate.
 #[derive(Clone, Debug)]
@@ -74,6 +75,14 @@ impl Definition {
     pub fn dockerfile(&self, target: &str) -> Option<String> {
         let path = context(self.targets.get(target)?).1?;
         Some(path.strip_prefix(&self.worktree).ok()?.to_string_lossy().into_owned())
+    }
+
+    /// The line of a failed step in its target's Dockerfile, as far as the file alone says it. An inline one is not kept.
+    pub fn line_of(&self, target: &str, step: &FailedStep) -> Option<u32> {
+        let dockerfile = context(self.targets.get(target)?).1?;
+        let root = Directory::open(&self.worktree).ok()?;
+        let found = root.resolve(dockerfile.strip_prefix(&self.worktree).ok()?).ok()?;
+        policy::dockerfile::line_of(&root.read(&found.path, bounds::DOCKERFILE).ok()?, step)
     }
 
     /// Why a path from a target's context is not sent to the builder, although the repository has it.

@@ -11,7 +11,9 @@ use super::mask::Mask;
 use super::own_registries::OwnRegistries;
 use super::progress::{BakeProgress, Baked};
 use super::shown::Shown;
-use super::{Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, metadata};
+use super::{
+    Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, immutable, metadata,
+};
 use crate::event::{Event, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
@@ -82,7 +84,17 @@ pub(super) async fn solve(
             "docker-buildx failed without an error message"
         );
     }
-    Ok(conclude(&progress, ended, &private, definition, journal))
+    let mut has_settled = false;
+    if matches!(ended, Ended::Exited(status) if !status.success()) {
+        let settled = stop.run_until_cancelled(immutable::settle(&mut progress, &credentials, journal)).await;
+        has_settled = settled.unwrap_or(false);
+    }
+    let mut outcome = conclude(&progress, ended, &private, definition, journal);
+    // Nothing else has failed: what buildx reports is the push, for which it gave up the other targets.
+    if has_settled && progress.failed().next().is_none() {
+        outcome.end = None;
+    }
+    Ok(outcome)
 }
 
 /// What is known of a bake before it begins.
@@ -101,6 +113,7 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     };
     let pushed = targets.values().flatten().map(String::as_str);
     Baked {
+        platforms: of_goal().map(|(name, fields)| (name.clone(), platforms(fields))).collect(),
         own_registries: OwnRegistries::new(credentials.iter().map(String::as_str), pushed),
         dockerfile_names: of_goal().flat_map(|(_, fields)| names(fields)).collect(),
         dockerfiles: of_goal()
@@ -108,6 +121,18 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
             .collect(),
         targets,
     }
+}
+
+/// The platforms of a target, as buildx reads them: an entry may list several, and one that is repeated counts once.
+fn platforms(fields: &Map<String, Value>) -> Vec<String> {
+    let entries = fields.get("platforms").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut platforms = Vec::new();
+    for platform in entries.iter().filter_map(Value::as_str).flat_map(|entry| entry.split(',')).map(str::trim) {
+        if !platforms.iter().any(|known| known == platform) {
+            platforms.push(platform.to_owned());
+        }
+    }
+    platforms
 }
 
 /// Emits the result of each target and of the whole run.
@@ -124,6 +149,14 @@ fn conclude(
     for target in &mut targets {
         if let Some(digest) = digests.get(&target.name) {
             target.digest = Some(digest.clone());
+        }
+        // BuildKit tells the line of the first failure only.
+        if let Some(step) = target.failed_step.as_mut().filter(|step| step.line.is_none()) {
+            step.line = definition.line_of(&target.name, step);
+        }
+        // An image that was not pushed has no digest outside of its builder.
+        if target.digest.is_none() {
+            target.image_digest = None;
         }
     }
     let end = diagnose::diagnose(ended, progress);

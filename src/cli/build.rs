@@ -124,7 +124,8 @@ impl Build {
             let (lfs_pointers, submodules) = (Vec::new(), Vec::new());
             return Ok(Worktree {
                 path,
-                sha: None,
+                // A directory can differ from the commit that is checked out in it.
+                commit: None,
                 took: Duration::ZERO,
                 size: Size::default(),
                 lfs_pointers,

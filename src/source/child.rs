@@ -75,8 +75,14 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
     if let Some(key) = &request.mtimes_key {
         mtimes::set(&worktree, &index, key)?;
     }
-    let lfs_pointers = lfs::pointers(&reading.repository, &index)?;
-    Ok(Message::Done { sha: commit.to_string(), size, lfs_pointers, submodules: submodules::list(&index, &worktree) })
+    let committed_at_s = reading.repository.find_commit(commit).map_err(Failed::worker)?.time().seconds();
+    Ok(Message::Done {
+        sha: commit.to_string(),
+        size,
+        lfs_pointers: lfs::pointers(&reading.repository, &index)?,
+        submodules: submodules::list(&index, &worktree),
+        committed_at_s,
+    })
 }
 
 /// Ensures that the commit and its whole tree are in the mirror. Uses no network when they already are.

@@ -81,6 +81,8 @@ pub(super) enum Message {
         size: Size,
         lfs_pointers: Vec<String>,
         submodules: Vec<Submodule>,
+        /// When the commit was made, in seconds since 1970.
+        committed_at_s: i64,
     },
     Failed {
         fault: Fault,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SourceError, Submodule};
 use crate::beneath::{Destination, Directory};
-use crate::job::Sha;
+use crate::job::Commit;
 
 /// What commits have used of a build's limits.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +42,7 @@ pub struct Worktree {
     /// Its root.
     pub path: PathBuf,
     /// The commit.
-    pub sha: Option<Sha>,
+    pub commit: Option<Commit>,
     /// How long the child ran that created it: it counts against the build's limit.
     pub took: Duration,
     /// How large the commit is, without its submodules.

@@ -17,6 +17,7 @@ mod coming_from_ruby;
 mod commands;
 mod credentials;
 mod custody;
+mod describe;
 mod dockerignore;
 mod engine;
 mod escaping;

@@ -4,6 +4,7 @@
 //! end of an instruction is uncertain, nothing is refused.
 
 use crate::bounds;
+use crate::event::FailedStep;
 
 /// The longest line that BuildKit's parser reads, in bytes.
 const MAX_LINE: usize = 65_535;
@@ -14,13 +15,15 @@ const MAX_COMMAND: usize = (128 << 10) - 1;
 /// Instructions that can have here-documents.
 const WITH_HEREDOCS: [&str; 3] = ["RUN", "COPY", "ADD"];
 
+/// Instructions that make steps.
+const STEPS: [&str; 4] = ["RUN", "COPY", "ADD", "WORKDIR"];
+
 /// Refuses a text that BuildKit cannot build. The message names the line.
 pub(super) fn check(text: &[u8]) -> Result<(), String> {
     if is_utf16(text) {
         return Err("line 1 is UTF-16; save the file as UTF-8".into());
     }
-    let lines: Vec<&[u8]> =
-        text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).collect();
+    let lines = lines(text);
     let instructions = instructions(&lines);
     check_size(text, &instructions)?;
     if let Some((line, number)) = lines.iter().zip(1..).find(|(line, _)| line.len() > MAX_LINE) {
@@ -39,6 +42,36 @@ fn check_size(text: &[u8], instructions: &[Instruction]) -> Result<(), String> {
     let largest = largest.filter(|instruction| instruction.n_bytes > text.len() / 2);
     let part = largest.map(|one| format!(" ({} of them in the instruction of line {})", one.n_bytes, one.line));
     Err(too_large(text.len() as u64, &part.unwrap_or_default()))
+}
+
+/// The line of a failed step, when BuildKit shows its instruction as it is written.
+///
+/// A stage without a name is any that has none: of several, only one may have the step.
+pub(in crate::bake) fn line_of(text: &[u8], step: &FailedStep) -> Option<u32> {
+    let lines = lines(text);
+    let instructions = instructions(&lines);
+    let begins = instructions.iter().enumerate().filter(|(_, instruction)| instruction.is("FROM"));
+    let begins: Vec<usize> = begins.map(|(at, _)| at).chain([instructions.len()]).collect();
+    let stages = begins.windows(2).map(|range| &instructions[range[0]..range[1]]);
+    let mut found = stages.filter_map(|stage| line_in_stage(stage, step));
+    found.next().filter(|_| found.next().is_none())
+}
+
+/// BuildKit numbers the instructions that make steps, and FROM when it needs an image. An ONBUILD of that image adds steps that
+/// the file does not have, and so does a count that is not the file's.
+fn line_in_stage(stage: &[Instruction<'_>], step: &FailedStep) -> Option<u32> {
+    let [from, rest @ ..] = stage else { return None };
+    let is_named = match (from.stage(), &step.stage) {
+        (Some(name), Some(shown)) => name.eq_ignore_ascii_case(shown),
+        (name, shown) => name.is_none() && shown.is_none(),
+    };
+    let steps: Vec<&Instruction<'_>> =
+        rest.iter().filter(|instruction| STEPS.iter().any(|keyword| instruction.is(keyword))).collect();
+    let n_before = (step.total as usize).checked_sub(steps.len()).filter(|n| is_named && *n <= 1)?;
+    let found = steps.get((step.number as usize).checked_sub(n_before + 1)?)?;
+    let is_same = found.words().skip(1).eq(step.instruction.split_whitespace().skip(1))
+        && step.instruction.split_whitespace().next().is_some_and(|keyword| found.is(keyword));
+    is_same.then(|| u32::try_from(found.line).ok()).flatten()
 }
 
 pub(super) fn too_large(n_bytes: u64, part: &str) -> String {
@@ -60,6 +93,10 @@ fn check_instruction(instruction: &Instruction) -> Result<(), String> {
     }
 }
 
+fn lines(text: &[u8]) -> Vec<&[u8]> {
+    text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).collect()
+}
+
 /// Whether it begins with the mark of UTF-16, or with a character of two bytes, one of them NUL.
 fn is_utf16(text: &[u8]) -> bool {
     matches!(text, [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, 1..=255, ..] | [1..=255, 0, ..])
@@ -69,10 +106,32 @@ struct Instruction<'a> {
     /// The number of its first line.
     line: usize,
     keyword: &'a [u8],
+    /// All its lines in one, without here-documents.
+    text: Vec<u8>,
     /// The bytes of all its lines, here-documents included.
     n_bytes: usize,
     /// The bytes of the command that a shell gets as one argument.
     command: Option<usize>,
+}
+
+impl Instruction<'_> {
+    fn is(&self, keyword: &str) -> bool {
+        self.keyword.eq_ignore_ascii_case(keyword.as_bytes())
+    }
+
+    /// The words of a text that is UTF-8; none of any other.
+    fn words(&self) -> impl Iterator<Item = &str> {
+        std::str::from_utf8(&self.text).unwrap_or_default().split_whitespace()
+    }
+
+    /// The name that a FROM gives to its stage.
+    fn stage(&self) -> Option<&str> {
+        let words: Vec<&str> = self.words().collect();
+        match words[..] {
+            [.., _, keyword, name] if keyword.eq_ignore_ascii_case("AS") => Some(name),
+            _ => None,
+        }
+    }
 }
 
 fn instructions<'a>(lines: &[&'a [u8]]) -> Vec<Instruction<'a>> {
@@ -102,7 +161,7 @@ fn instructions<'a>(lines: &[&'a [u8]]) -> Vec<Instruction<'a>> {
             let _ = rest.by_ref().inspect(|(line, _)| n_bytes += line.len() + 1).find(|(line, _)| is_end(line));
         }
         let command = (!has_heredocs).then(|| command(keyword, &text)).flatten();
-        instructions.push(Instruction { line, keyword, n_bytes, command });
+        instructions.push(Instruction { line, keyword, text, n_bytes, command });
     }
     instructions
 }
@@ -190,6 +249,33 @@ mod tests {
         ] {
             assert_eq!(check(text), Ok(()), "{:?}", String::from_utf8_lossy(text));
         }
+    }
+
+    #[test]
+    fn the_line_of_a_step_is_known_by_its_stage_its_number_and_its_text() {
+        let text = b"# escape=`\nARG V=1\nFROM base:$V AS Build\nWORKDIR /src\nrun  make `\n # why\n   all\nRUN make all\nENV A=b\n\
+            RUN echo $A\nFROM scratch\nCOPY --from=build /x /x\nRUN false\nFROM build\nRUN false\nCOPY . .\n";
+        let line = |stage: Option<&str>, number, total, instruction: &str| {
+            let (stage, instruction) = (stage.map(str::to_owned), instruction.to_owned());
+            line_of(text, &FailedStep { number, total, stage, instruction, ..FailedStep::default() })
+        };
+        let build = Some("build");
+        assert_eq!(line(build, 2, 5, "WORKDIR /src"), Some(4));
+        assert_eq!(line(build, 3, 5, "RUN make    all"), Some(5));
+        assert_eq!(line(build, 4, 5, "RUN make all"), Some(8), "the second of two equal ones");
+        assert_eq!(line(build, 5, 5, "RUN echo b"), None, "BuildKit has put a value in");
+        assert_eq!(line(build, 4, 6, "RUN make all"), None, "an ONBUILD of the base image");
+        assert_eq!(line(build, 1, 5, "FROM base:1@sha256:2"), None);
+        assert_eq!(line(Some("other"), 4, 5, "RUN make all"), None);
+        assert_eq!(line(None, 2, 2, "COPY . ."), Some(16));
+        assert_eq!(line(None, 1, 2, "COPY --from=build /x /x"), Some(12));
+        assert_eq!(line(None, 2, 2, "RUN false"), Some(13));
+        for (number, total) in [(0, 2), (1, 3), (3, 2), (u32::MAX, u32::MAX), (2, 0)] {
+            assert_eq!(line(None, number, total, "COPY . ."), None, "{number}/{total}");
+        }
+        let alike = b"FROM a\nRUN x\nRUN y\nFROM b\nRUN z\nRUN y\n";
+        let step = FailedStep { number: 3, total: 3, instruction: "RUN y".into(), ..FailedStep::default() };
+        assert_eq!(line_of(alike, &step), None, "either stage may be meant");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::bake::mask::Mask;
-use crate::report::{Status, TargetReport};
+use crate::report::{ImageDigest, Status, TargetReport};
 use crate::secret::Secret;
 use crate::text;
 use crate::text::paths::WorkerPaths;
@@ -60,6 +60,56 @@ fn digests_and_steps_of_each_target_are_known() {
         let ended = events.iter().filter(|event| matches!(event, Event::StepEnded { .. })).count();
         assert_eq!(started, ended);
     }
+}
+
+#[test]
+fn the_image_in_an_index_is_known_by_its_own_digest() {
+    for (stream, image) in [
+        (&stream!("0.29/cached-push")[..], "sha256:76d1acfac37fee976fb20050bc43cbf641075090b5b49a7f933c95ef1e53a5f8"),
+        (&stream!("0.36/cached-push")[..], "sha256:6270d16aaa0a0ce142bac2e97f4233900879c41ef40e9f6831102edbabd3a754"),
+    ] {
+        let (progress, _) = replay(stream, &["api", "web", "worker"]);
+        let api = report(&progress, "api", true);
+        assert_eq!(api.image_digest, Some(ImageDigest::Single(image.into())));
+        assert_ne!(api.digest.as_deref(), Some(image), "the index has another one");
+        assert_ne!(report(&progress, "web", true).image_digest, api.image_digest);
+    }
+}
+
+/// What is known of a target's images when its export reports these ids, each with the second in which it began.
+fn images(platforms: &[&str], ids: &[(u32, &str)]) -> Option<ImageDigest> {
+    let platforms = platforms.iter().map(|platform| (*platform).to_owned()).collect();
+    let targets = [("a".to_owned(), vec!["r.example/a:1".to_owned()])].into();
+    let baked = Baked { targets, platforms: [("a".to_owned(), platforms)].into(), ..Baked::default() };
+    let mut progress = BakeProgress::new(baked, Shown::new(Mask::new([]), WorkerPaths::default()));
+    said(&mut progress, &json!({"vertexes": [{"digest": "v", "name": "exporting to image"}]}));
+    for (second, id) in ids {
+        let (started, completed) = (format!("2026-01-02T03:04:{second:02}Z"), "2026-01-02T03:05:00Z");
+        let status = json!({"id": id, "vertex": "v", "started": started, "completed": completed});
+        said(&mut progress, &json!({"statuses": [status]}));
+    }
+    report(&progress, "a", true).image_digest
+}
+
+#[test]
+fn images_belong_to_their_platforms_in_the_order_in_which_they_were_exported() {
+    let single = |digest: &str| Some(ImageDigest::Single(digest.to_owned()));
+    let index = (9, "exporting manifest list sha256:ff");
+    let attestation = (2, "exporting attestation manifest sha256:ee");
+    let (first, second) = ((1, "exporting manifest sha256:aa"), (3, "exporting manifest sha256:bb"));
+    assert_eq!(images(&[], &[first]), single("sha256:aa"));
+    assert_eq!(images(&["linux/arm64"], &[first, first, attestation, index]), single("sha256:aa"));
+    let by_platform = [("linux/arm64", "sha256:aa"), ("linux/amd64", "sha256:bb")];
+    let by_platform = by_platform.map(|(name, digest)| (name.to_owned(), digest.to_owned())).into();
+    let both = images(&["linux/arm64", "linux/amd64"], &[second, attestation, first, index]);
+    assert_eq!(both, Some(ImageDigest::ByPlatform(by_platform)));
+    // Another number than asked for, and texts that are no digests.
+    assert_eq!(images(&["linux/arm64", "linux/amd64"], &[first]), None);
+    assert_eq!(images(&[], &[first, second]), None);
+    assert_eq!(images(&[], &[index, attestation]), None);
+    assert_eq!(images(&[], &[(1, "exporting manifest x")]), None);
+    let long = "x".repeat(65);
+    assert_eq!(images(&["linux/amd64", &long], &[first, second]), None);
 }
 
 #[test]
