@@ -14,7 +14,7 @@ pub(super) async fn settle(progress: &mut BakeProgress, credentials: &Credential
     let refused: Vec<_> = diagnose::refused_manifests(progress)
         .filter_map(|vertex| {
             let target = progress.target_of(vertex)?.to_owned();
-            Some((vertex.number, target, vertex.images(), progress.unpushed(vertex)))
+            Some((vertex.number, target, vertex.images(), progress.tags_of(vertex).to_vec()))
         })
         .filter(|(_, _, images, tags)| !images.is_empty() && !tags.is_empty())
         .collect();
@@ -22,10 +22,8 @@ pub(super) async fn settle(progress: &mut BakeProgress, credentials: &Credential
     for (number, target, images, tags) in refused {
         let has_image = |tagged: &Tagged| tagged.images == images;
         let Some(found) = all(&tags, credentials, has_image).await else { continue };
-        for tag in &tags {
-            let notice = format!("the registry refused to push {tag} again; the tag already has this image");
-            journal.emit(Event::Notice(notice));
-        }
+        let notice = format!("the registry refused to push {target} again; its tags already have this image");
+        journal.emit(Event::Notice(notice));
         journal.emit(Event::TargetDone(target));
         progress.settle(number, tags.into_iter().zip(found).collect());
         has_settled = true;

@@ -418,17 +418,16 @@ impl BakeProgress {
         vertex.targets.first().map(|target| &*self.targets[*target as usize])
     }
 
-    /// The tags of a vertex's target that it has not pushed.
-    pub(super) fn unpushed(&self, vertex: &Vertex) -> Vec<String> {
-        let tags = self.target_of(vertex).and_then(|target| self.tags.get(target)).into_iter().flatten();
-        tags.filter(|tag| !vertex.pushed.iter().any(|(pushed, _)| **pushed == ***tag)).cloned().collect()
+    /// The tags of a vertex's target.
+    pub(super) fn tags_of(&self, vertex: &Vertex) -> &[String] {
+        self.target_of(vertex).and_then(|target| self.tags.get(target)).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Notes that the registry has a vertex's image under these tags, each with its digest there: its push has not failed.
     pub(super) fn settle(&mut self, number: u32, tags: Vec<(String, String)>) {
         let vertex = &mut self.vertices[number as usize];
         vertex.forgive();
-        vertex.pushed.extend(tags.into_iter().map(|(tag, digest)| (tag.into(), digest.into())));
+        vertex.pushed = tags.into_iter().map(|(tag, digest)| (tag.into(), digest.into())).collect();
     }
 
     /// Whether any step of a Dockerfile is known: then the frontend has read its Dockerfile.

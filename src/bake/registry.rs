@@ -219,7 +219,7 @@ fn read(content: &[u8]) -> serde_json::Result<Tagged> {
         annotations: Option<BTreeMap<String, String>>,
     }
     let manifest: Manifest = json::read(content)?;
-    let digest = format!("sha256:{}", hex::encode(&Sha256::digest(content)));
+    let digest = format!("sha256:{}", hex::encode(Sha256::digest(content)));
     let is_image = |entry: &Entry| !entry.annotations.as_ref().is_some_and(|all| all.contains_key(REFERENCE_TYPE));
     let images = match manifest.manifests {
         Some(entries) => entries.into_iter().filter(is_image).map(|entry| entry.digest).collect(),

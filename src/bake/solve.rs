@@ -89,12 +89,10 @@ pub(super) async fn solve(
         let settled = stop.run_until_cancelled(immutable::settle(&mut progress, &credentials, journal)).await;
         has_settled = settled.unwrap_or(false);
     }
-    let mut outcome = conclude(&progress, ended, &private, definition, journal);
-    // Nothing else has failed: what buildx reports is the push, for which it gave up the other targets.
-    if has_settled && progress.failed().next().is_none() {
-        outcome.end = None;
-    }
-    Ok(outcome)
+    // When nothing else has failed, what buildx reports is the push, for which it gave up the other targets.
+    let has_end = !has_settled || progress.failed().next().is_some();
+    let end = has_end.then(|| diagnose::diagnose(ended, &progress)).flatten();
+    Ok(conclude(&progress, ended, end, &private, definition, journal))
 }
 
 /// What is known of a bake before it begins.
@@ -139,6 +137,7 @@ fn platforms(fields: &Map<String, Value>) -> Vec<String> {
 fn conclude(
     progress: &BakeProgress,
     ended: Ended,
+    end: Option<End>,
     private: &Path,
     definition: &Definition,
     journal: &Journal,
@@ -159,7 +158,6 @@ fn conclude(
             target.image_digest = None;
         }
     }
-    let end = diagnose::diagnose(ended, progress);
     let end = end.map(|end| end.map(|failure| explain::explain(failure, progress, definition)));
     if let Some(End::Failed(failure)) = &end {
         diagnose::blame(&mut targets, failure, progress.blamed());

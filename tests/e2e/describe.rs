@@ -129,11 +129,10 @@ async fn the_images_of_several_platforms_are_known_by_their_platforms() {
 async fn an_immutable_tag_that_has_the_image_is_a_success_and_one_that_has_another_is_not() {
     let harness = Harness::open();
     let registry = Registry::start();
-    let port = registry.address().rsplit(':').next().unwrap().to_owned();
     let base = harness.dockerfile("RUN echo base > /base");
     let app = "FROM base\nRUN echo app > /app\n";
     let sha = harness.commit("shop", &[("base/Dockerfile", &base), ("app/Dockerfile", app)]);
-    let _worker = harness.worker(&format!("sandbox.registry_ports = [{}, {port}]", harness.engine.registry_port()));
+    let _worker = harness.worker("");
     let tag = |name: &str, tag: &str| format!("{}/{}/{name}:{tag}", registry.address(), harness.nonce);
     let base = json!({"name": "base", "context": "./base", "tags": [tag("base", "1"), tag("base", "v1")]});
     let app =
@@ -157,10 +156,8 @@ async fn an_immutable_tag_that_has_the_image_is_a_success_and_one_that_has_anoth
         assert!(target(&report, name)["digest"].is_string(), "{report:#}");
     }
     assert_eq!(target(&report, "base")["image_digest"], known["image_digest"]);
-    for tag in [tag("base", "1"), tag("base", "v1")] {
-        let notice = format!("the registry refused to push {tag} again; the tag already has this image");
-        assert!(report["notices"].as_array().unwrap().contains(&json!(notice)), "{report:#}");
-    }
+    let notice = "the registry refused to push base again; its tags already have this image";
+    assert_eq!(report["notices"], json!([notice]));
 
     // Another image.
     let other = harness.commit("shop", &[("base/Dockerfile", &harness.dockerfile("RUN echo other > /base"))]);

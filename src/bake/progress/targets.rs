@@ -58,14 +58,14 @@ impl BakeProgress {
         let (Some(export), None) = (exports.next(), exports.next()) else { return None };
         let mut exported = export.exported.clone();
         exported.sort_by_key(|(started, _)| *started);
-        let digests = exported.into_iter().map(|(_, digest)| String::from(digest));
+        let mut digests = exported.into_iter().map(|(_, digest)| String::from(digest));
         let platforms = self.platforms.get(name).map(Vec::as_slice).unwrap_or_default();
         let is_long = |platform: &String| platform.len() > MAX_PLATFORM;
         if digests.len() != platforms.len().max(1) || platforms.iter().any(is_long) {
             return None;
         }
         Some(match platforms {
-            [] | [_] => ImageDigest::Single(digests.last()?),
+            [] | [_] => ImageDigest::Single(digests.next()?),
             several => ImageDigest::ByPlatform(several.iter().cloned().zip(digests).collect()),
         })
     }
