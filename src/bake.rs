@@ -40,6 +40,8 @@ use crate::journal::Journal;
 use crate::process::ProcessError;
 use crate::reason::{End, HasReason, Reason};
 use crate::sandbox::Sockets;
+use crate::secret::SecretBytes;
+use crate::secret_file;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
 
@@ -179,6 +181,8 @@ pub struct Bake {
     limits: settings::Bake,
     sandbox: settings::Sandbox,
     accounts: settings::Accounts,
+    /// The worker's own secrets: no child gets them, and no output may show them.
+    secrets: Vec<settings::SecretSource>,
 }
 
 impl Bake {
@@ -191,7 +195,13 @@ impl Bake {
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
+            secrets: settings.secrets(),
         }
+    }
+
+    /// The worker's own secrets. One that cannot be read is left out: whoever needs it reports it.
+    fn worker_secrets(&self) -> impl Iterator<Item = SecretBytes> {
+        self.secrets.iter().filter_map(|source| Some(SecretBytes::from(&secret_file::read(source).ok()?)))
     }
 
     /// Resolves and validates the definition, and emits what policy replaced in it.
@@ -292,7 +302,7 @@ impl Bake {
             compose: None,
             local: validated.local,
             secrets,
-            hidden: validated.secrets.values().map(|(_, secret)| secret.to_text()).collect(),
+            hidden: validated.secrets.values().map(|(_, secret)| secret.clone()).collect(),
         })
     }
 

@@ -72,6 +72,10 @@ bounds! {
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
     TITLE: 160, Bytes, "Name of a step in a log line or on the terminal", "cut, with a mark";
     LOG_ENTRY: 32 << 10, Bytes, "One entry of a log stream, without its last record", "continued in the next entry";
+    ARCHIVE_TAIL: 64 << 10, Bytes, "Last lines of a step in an archived log that has reached `journal.archive_bytes`", "the oldest lines are dropped, with a mark";
+    ARCHIVE_TAILS: 1 << 20, Bytes, "The same of all running steps of a build", "the longest lose their oldest lines";
+    ARCHIVE_PART: 5 << 20, Bytes, "A part of an archived log in memory, while it is uploaded", "the rest follows in the next part";
+    ARCHIVE_UPLOADS: 4, Count, "Archived logs that a worker uploads at once", "the next ones wait, within `journal.archive_timeout`";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";

@@ -22,6 +22,8 @@ pub enum Event {
     BuildId(Option<Value>),
     /// The commit to build.
     Commit {
+        /// Whose build it is.
+        account: String,
         /// `owner/name`.
         repository: String,
         /// The commit.
@@ -87,6 +89,8 @@ pub enum Event {
         message: Option<String>,
         /// Whether the build is over: no other attempt follows.
         is_over: bool,
+        /// Where its whole log is archived.
+        log_url: Option<String>,
     },
 }
 

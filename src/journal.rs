@@ -1,7 +1,7 @@
 //! The journal of a build: receives all its events and passes them to listeners.
 //!
 //! The only way for events: integrations emit them, and the journal passes each to every listener in turn. Listeners are the worker's
-//! log, the terminal, the progress in Sidekiq's Web UI, the live log, and the record from which the report is made.
+//! log, the terminal, the progress in Sidekiq's Web UI, the live log, the archived log, and the record from which the report is made.
 
 mod progress;
 mod record;

@@ -7,7 +7,6 @@
 mod buffer;
 mod position;
 mod reader;
-mod record;
 mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,11 +24,21 @@ use crate::settings::Settings;
 use buffer::{Buffer, Limits, Pool};
 
 pub use reader::{LogPage, LogRead, LogReader};
-pub use record::{Record, StepOf};
 pub use writer::COMMANDS;
 
 /// Makes the key for an id.
 type KeyOf = fn(&str) -> String;
+
+/// The keys of a build's log.
+#[derive(Clone, Copy, Debug)]
+pub struct LogKeys {
+    /// The stream, by its id.
+    pub events: KeyOf,
+    /// The stream's id, by `build_id` or jid.
+    pub log: KeyOf,
+    /// The URL of the archived log, by the stream's id.
+    pub archive: KeyOf,
+}
 
 /// The streams of all builds of a worker.
 #[derive(Debug)]
@@ -41,8 +50,7 @@ struct Shared {
     ttl: Duration,
     limits: Limits,
     pool: Arc<Pool>,
-    /// The key of a stream, and the key under which a stream's id is found.
-    keys: (KeyOf, KeyOf),
+    keys: LogKeys,
     open: Mutex<Vec<Arc<LogStream>>>,
     changed: Arc<Notify>,
 }
@@ -72,6 +80,8 @@ struct State {
     is_certain: bool,
     /// Whether the attempt has ended, and the build with it.
     end: Option<End>,
+    /// Where the whole log is archived.
+    archive_url: Option<String>,
     failing_since: Option<Instant>,
     retry_at: Option<Instant>,
 }
@@ -83,7 +93,7 @@ struct End {
 
 impl LogStreams {
     /// Connects with the first write. Without `journal.stream`, it writes nothing.
-    pub fn new(settings: &Settings, key_of_events: KeyOf, key_of_log: KeyOf) -> Result<Self, RedisError> {
+    pub fn new(settings: &Settings, keys: LogKeys) -> Result<Self, RedisError> {
         let journal = &settings.journal;
         if !journal.stream {
             return Ok(Self(None));
@@ -93,7 +103,7 @@ impl LogStreams {
             ttl: journal.ttl,
             limits: Limits { step_bytes: journal.step_bytes, build_bytes: journal.build_bytes },
             pool: Arc::new(Pool::new(journal.pending_bytes, settings.total_concurrency())),
-            keys: (key_of_events, key_of_log),
+            keys,
             open: Mutex::default(),
             changed: Arc::default(),
         })))
@@ -110,6 +120,7 @@ impl LogStreams {
             removed_bytes: 0,
             is_certain: false,
             end: None,
+            archive_url: None,
             failing_since: None,
             retry_at: None,
         };
@@ -141,8 +152,9 @@ impl Listener for LogStream {
     fn on_event(&self, event: &Event) {
         let mut state = self.state();
         state.learn_id(event, &self.jid);
-        if let Event::Ended { is_over, .. } = event {
+        if let Event::Ended { is_over, log_url, .. } = event {
             state.end = Some(End { is_over: *is_over });
+            state.archive_url.clone_from(log_url);
         }
         state.buffer.take_in(event);
         drop(state);
@@ -177,9 +189,11 @@ impl State {
 mod tests {
     use super::*;
 
+    const KEYS: LogKeys = LogKeys { events: str::to_owned, log: str::to_owned, archive: str::to_owned };
+
     fn id_after(events: &[Event]) -> Option<String> {
         let settings = Settings::default();
-        let streams = LogStreams::new(&settings, str::to_owned, str::to_owned).expect("a URL");
+        let streams = LogStreams::new(&settings, KEYS).expect("a URL");
         let stream = streams.begin("a-jid", 1).expect("streams are on");
         events.iter().for_each(|event| stream.on_event(event));
         stream.state().id.clone()
@@ -187,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_stream_has_the_id_of_the_build_or_else_the_jid() {
-        let commit = || Event::Commit { repository: "a/b".into(), sha: "1".into(), git_ref: None };
+        let commit = || Event::Commit { account: "a".into(), repository: "a/b".into(), sha: "1".into(), git_ref: None };
         let unknown = || Event::BuildId(None);
         assert_eq!(id_after(&[Event::BuildId(Some(Value::from(42)))]).as_deref(), Some("42"));
         assert_eq!(id_after(&[unknown(), Event::BuildId(Some("x".into()))]).as_deref(), Some("x"));
@@ -200,7 +214,7 @@ mod tests {
     fn without_the_setting_there_is_no_stream() {
         let mut settings = Settings::default();
         settings.journal.stream = false;
-        let streams = LogStreams::new(&settings, str::to_owned, str::to_owned).expect("nothing to connect to");
+        let streams = LogStreams::new(&settings, KEYS).expect("nothing to connect to");
         assert!(streams.begin("a-jid", 1).is_none());
     }
 }

@@ -9,7 +9,7 @@ use super::ignore::{self, Excluded, Search};
 use super::policy::{self, Refusal};
 use crate::beneath::Directory;
 use crate::bounds;
-use crate::secret::Secret;
+use crate::secret::SecretBytes;
 
 /// The fields of a target that are read again later.
 const KEPT: [&str; 5] = ["context", "contexts", "dockerfile", "dockerfile-inline", "tags"];
@@ -32,7 +32,7 @@ pub struct Definition {
     /// The directory of its build secrets.
     pub(super) secrets: PathBuf,
     /// Secrets to mask in everything that is reported of the build.
-    pub(super) hidden: Vec<Secret>,
+    pub(super) hidden: Vec<SecretBytes>,
 }
 
 impl Definition {

@@ -18,6 +18,7 @@ use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
 use crate::reason::End;
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries, network_files};
+use crate::secret::SecretBytes;
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
 
@@ -46,7 +47,9 @@ pub(super) async fn solve(
     let metadata_file = private.join(METADATA);
 
     let definition = goal.definition;
-    let mask = Mask::new(definition.hidden.iter().chain(&credentials.secrets).cloned());
+    let of_credentials = credentials.secrets.iter().map(SecretBytes::from);
+    let secrets = definition.hidden.iter().cloned().chain(of_credentials).chain(bake.worker_secrets());
+    let mask = Mask::new(secrets);
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
     let mut child = child(bake, &definition.worktree, &definition.secrets, location, &private);
     child.sandbox.read.extend(definition.compose.clone());

@@ -208,7 +208,7 @@ fn wishes() -> Wishes {
 fn conclude(outcome: AttemptOutcome, journal: &Journal, record: &Record) -> ExitCode {
     let status = outcome.status();
     let (reason, message) = failure(outcome).map(|failure| (failure.reason, failure.detail)).unzip();
-    journal.emit(Event::Ended { status, reason, message, is_over: true });
+    journal.emit(Event::Ended { status, reason, message, is_over: true, log_url: None });
     print_report(&record.report(), wishes().colors);
     if status == Status::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

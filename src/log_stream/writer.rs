@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::buffer::Entry;
 use super::position::Position;
-use super::record::Record;
 use super::{End, LogStream, LogStreams, Shared, State};
+use crate::log_record::LogRecord;
 use crate::redis::{Complaint, RedisError};
 
 /// Every command that the writer sends, each in a form that Redis accepts; `k` is a key.
@@ -22,6 +22,9 @@ pub const COMMANDS: &[&str] = &["EXPIRE k 1", "SET k v", "XADD k * f v", "XREVRA
 
 /// The shortest time between two writes of a build.
 const PERIOD: Duration = Duration::from_millis(150);
+
+/// How often the streams are looked at while nothing new happens: the progress of a step may be due.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How soon a write that failed is tried again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -46,7 +49,8 @@ impl LogStreams {
     pub async fn run(&self, ended: &CancellationToken) {
         let Some(shared) = &self.0 else { return };
         let mut complaint = Complaint::new("log_stream_not_written", "a build's log cannot be written to Redis");
-        while ended.run_until_cancelled(shared.changed.notified()).await.is_some() {
+        let changed = || timeout(LOOK, shared.changed.notified());
+        while ended.run_until_cancelled(changed()).await.is_some() {
             let pause = if shared.write_all(&mut complaint).await { PERIOD } else { AFTER_FAILURE };
             let _ = ended.run_until_cancelled(sleep(pause)).await;
         }
@@ -86,8 +90,13 @@ impl Shared {
 
     /// Writes what one stream has. Nothing is written before the id of the build is known.
     async fn write(&self, stream: &LogStream) -> Result<(), RedisError> {
-        let Some(id) = stream.state().pending_id() else { return Ok(()) };
-        let key = (self.keys.0)(&id);
+        let id = {
+            let mut state = stream.state();
+            state.buffer.tell_progress(Instant::now());
+            state.pending_id()
+        };
+        let Some(id) = id else { return Ok(()) };
+        let key = (self.keys.events)(&id);
         let mut pipeline = redis::pipe();
         // Without the right to one of the commands, nothing is written: a stream without a TTL would stay forever.
         pipeline.atomic();
@@ -95,7 +104,7 @@ impl Shared {
             let last = self.last_position(&key).await?;
             self.resume(stream, last, &id, &mut pipeline);
         }
-        let Some(last) = self.add_entries(stream, &key, &mut pipeline) else { return Ok(()) };
+        let Some(last) = self.add_entries(stream, &id, &mut pipeline) else { return Ok(()) };
         let written = self.redis.pipeline::<()>(&pipeline).await;
         let mut state = stream.state();
         match &written {
@@ -118,23 +127,23 @@ impl Shared {
         if !state.has_begun {
             let earlier_bytes = last.map_or(0, |last| last.total_bytes);
             let removed_bytes = if state.buffer.is_too_much(earlier_bytes) { earlier_bytes } else { 0 };
-            let attempt = Record::Attempt { jid: stream.jid.clone(), number: stream.attempt, removed_bytes };
+            let attempt = LogRecord::Attempt { jid: stream.jid.clone(), number: stream.attempt, removed_bytes };
             state.buffer.begin(&attempt, earlier_bytes - removed_bytes);
             state.has_begun = true;
             state.removed_bytes = removed_bytes;
         }
         // Until Redis has the first entry, each try begins with these.
         if state.removed_bytes > 0 {
-            pipeline.cmd("XTRIM").arg((self.keys.0)(id)).arg(&["MAXLEN", "0"]).ignore();
+            pipeline.cmd("XTRIM").arg((self.keys.events)(id)).arg(&["MAXLEN", "0"]).ignore();
         }
-        let remembered_s = (self.ttl.max(RUNNING) + REMEMBERED).as_secs();
         for name in [id, &stream.jid] {
-            pipeline.cmd("SET").arg((self.keys.1)(name)).arg(id).arg("EX").arg(remembered_s).ignore();
+            pipeline.cmd("SET").arg((self.keys.log)(name)).arg(id).arg("EX").arg(self.remembered_s()).ignore();
         }
     }
 
     /// Adds the next entries and the TTL. Returns the number of the last entry.
-    fn add_entries(&self, stream: &LogStream, key: &str, pipeline: &mut Pipeline) -> Option<u64> {
+    fn add_entries(&self, stream: &LogStream, id: &str, pipeline: &mut Pipeline) -> Option<u64> {
+        let key = &(self.keys.events)(id);
         let mut state = stream.state();
         let entries = state.buffer.fill(WRITE);
         let last = entries.back()?.number;
@@ -144,9 +153,17 @@ impl Shared {
             pipeline.cmd("XADD").arg(key).arg(&["*", "records", &entry.records, "position", &position]).ignore();
         }
         let is_over = state.end.is_some_and(|End { is_over }| is_over) && state.buffer.is_filled();
+        if let Some(url) = &state.archive_url {
+            pipeline.cmd("SET").arg((self.keys.archive)(id)).arg(url).arg("EX").arg(self.remembered_s()).ignore();
+        }
         let ttl = if is_over { self.ttl } else { self.ttl.max(RUNNING) };
         pipeline.cmd("EXPIRE").arg(key).arg(ttl.as_secs()).ignore();
         Some(last)
+    }
+
+    /// How long Redis knows that there was a stream, from its first or last entry.
+    fn remembered_s(&self) -> u64 {
+        (self.ttl.max(RUNNING) + REMEMBERED).as_secs()
     }
 
     async fn last_position(&self, key: &str) -> Result<Option<Position>, RedisError> {

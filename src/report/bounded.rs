@@ -10,7 +10,8 @@ use super::Report;
 use crate::{bounds, text};
 
 /// Fields that programs read.
-const EXACT: [&str; 9] = ["attempt", "moment", "status", "reason", "sha", "name", "digest", "tags", "timings"];
+const EXACT: [&str; 10] =
+    ["attempt", "moment", "status", "reason", "sha", "name", "digest", "tags", "timings", "log_url"];
 
 impl Report {
     /// The JSON object for Rails, of at most [`bounds::REPORT`] bytes.

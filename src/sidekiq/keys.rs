@@ -28,6 +28,7 @@
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
 //! | `sidebake:build:<build_id or jid>:events` | stream | events and output of a build; `docs/logs.md` has the format | log stream | `journal.ttl` after the end; a day while it runs |
 //! | `sidebake:build:<build_id or jid>:log` | string | the id in the stream's key | log stream | 7 days longer than the stream |
+//! | `sidebake:build:<build_id or jid>:archive` | string | the URL of the last attempt's archived log | log stream | 7 days longer than the stream |
 //!
 //! The key names in the scripts are arguments from here. Three are made in `turn.lua`, which says why: `stat:*`, the leases
 //! of other processes, and `sidebake:none`, which never exists.
@@ -112,6 +113,11 @@ pub fn build_events(id: &str) -> String {
 /// Under a `build_id` or a jid, the id in the key of the build's stream.
 pub fn build_log(id: &str) -> String {
     format!("sidebake:build:{id}:log")
+}
+
+/// The URL of the archived log of a build, under the id in the key of its stream.
+pub fn build_archive(id: &str) -> String {
+    format!("sidebake:build:{id}:archive")
 }
 
 /// How often each class ran in a minute (Sidekiq 7, then 8), and in ten minutes (Sidekiq 8).

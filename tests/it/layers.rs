@@ -17,6 +17,7 @@ const DOMAIN_TYPES: &[&str] = &[
     "field_error",
     "job",
     "json",
+    "log_record",
     "name",
     "reason",
     "report",
@@ -40,7 +41,7 @@ const INFRASTRUCTURE: &[&str] = &[
     "stop",
     "systemd",
 ];
-const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder", "log_stream"];
+const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder", "log_archive", "log_stream"];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
 /// What the builder may use of the bake: the type that it fills in, with its parts, and the child that dials a pod.

@@ -10,6 +10,7 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
+mod archive;
 mod bad_input;
 mod build;
 mod cancel;

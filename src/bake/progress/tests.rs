@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use super::*;
 use crate::bake::mask::Mask;
 use crate::report::{Status, TargetReport};
-use crate::secret::Secret;
+use crate::secret::SecretBytes;
 use crate::text;
 use crate::text::paths::WorkerPaths;
 
 fn progress_with(targets: &[&str], secrets: &[&str]) -> BakeProgress {
     let tags = |name: &str| vec![format!("registry.example.test/shop/{name}:dev")];
     let targets = targets.iter().map(|name| ((*name).to_owned(), tags(name))).collect();
-    let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
+    let mask = Mask::new(secrets.iter().map(|secret| SecretBytes::new(secret.as_bytes().into())));
     let dockerfiles = [("a", "a.Dockerfile"), ("b", "b.Dockerfile"), ("web", "web/Dockerfile")];
     let dockerfiles = dockerfiles.map(|(name, path)| (name.to_owned(), path.to_owned())).into();
     BakeProgress::new(Baked { targets, dockerfiles, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
@@ -221,6 +221,45 @@ fn lines(events: &[Event]) -> Vec<&str> {
     lines.map(|event| if let Event::StepOutput { line, .. } = event { line.as_str() } else { "" }).collect()
 }
 
+/// Every line that a step shows when it prints these chunks.
+fn shown_of(secrets: &[&str], chunks: &[&[u8]]) -> Vec<String> {
+    let mut progress = progress_with(&["t"], secrets);
+    said(&mut progress, &vertex("v", "[1/1] RUN x", false));
+    let mut events: Vec<Event> = chunks.iter().flat_map(|chunk| said(&mut progress, &log("v", chunk))).collect();
+    events.extend(said(&mut progress, &vertex("v", "[1/1] RUN x", true)));
+    lines(&events).into_iter().map(str::to_owned).collect()
+}
+
+const SECRETS: [&str; 2] =
+    ["hunter2+of/the é build", "-----BEGIN KEY-----\nabcdefgh12345678\nijklmnop=\n-----END KEY-----"];
+
+/// A text with the secrets in several forms.
+fn telling() -> String {
+    let base64 = BASE64_STANDARD.encode(format!("x{}y", SECRETS[0]));
+    let json = serde_json::to_string(SECRETS[1]).expect("a text");
+    let indented = SECRETS[1].replace('\n', "\n  #12 | ");
+    format!("a {} b\n{base64}\r\n\x1b[31m{json}\x1b[0m\n{indented}\nhunter2%2Bof%2Fthe%20%C3%A9%20build", SECRETS[0])
+}
+
+#[test]
+fn a_secret_is_masked_wherever_a_chunk_ends() {
+    let text = telling();
+    let whole = shown_of(&SECRETS, &[text.as_bytes()]);
+    let all = whole.join("\n");
+    assert_eq!(all.matches("***").count(), 1 + 1 + 4 + 4 + 1, "{all}");
+    for secret in SECRETS {
+        for part in secret.as_bytes().windows(8).map(|part| String::from_utf8_lossy(part).into_owned()) {
+            assert!(!all.contains(&part), "{part:?} is in {all}");
+        }
+    }
+    for at in 0..=text.len() {
+        let (before, after) = text.as_bytes().split_at(at);
+        assert_eq!(shown_of(&SECRETS, &[before, after]), whole, "split at {at}");
+    }
+    let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+    assert_eq!(shown_of(&SECRETS, &bytes), whole);
+}
+
 #[test]
 fn the_last_line_of_a_step_needs_no_end() {
     let mut progress = progress_with(&["t"], &["hunter2"]);
@@ -257,7 +296,18 @@ fn a_secret_across_the_cut_of_a_long_line_is_masked() {
 }
 
 proptest! {
+
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn chunks_of_any_size_show_the_same(cuts in prop::collection::vec(0_usize..300, 0..12)) {
+        let text = telling();
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|at| at.min(text.len())).chain([0, text.len()]).collect();
+        cuts.sort_unstable();
+        let chunks: Vec<&[u8]> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
+        prop_assert_eq!(shown_of(&SECRETS, &chunks), shown_of(&SECRETS, &[text.as_bytes()]));
+    }
+
     #[test]
     fn no_part_of_a_secret_is_shown_wherever_it_is_and_however_it_arrives(
         secret in "[jkqvxz]{4,40}",

@@ -338,7 +338,7 @@ mod tests {
         screen.take_in(&Event::PhaseEnded(Phase::Bake, SECOND), now);
         assert!(!screen.is_idle());
         screen.take_in(
-            &Event::Ended { status: Status::Cancelled, reason: None, message: None, is_over: true },
+            &Event::Ended { status: Status::Cancelled, reason: None, message: None, is_over: true, log_url: None },
             now + SECOND,
         );
         assert!(screen.is_idle());
