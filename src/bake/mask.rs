@@ -299,7 +299,7 @@ mod tests {
             ("abcabcabcabcab", "abcabc"),
             ("", ""),
             ("h", ""),
-            ("no", "no"),
+            ("!!", "!!"),
         ] {
             assert_eq!(mask.plain_beginning(text), expected, "{text:?}");
         }
@@ -350,7 +350,7 @@ mod tests {
             let shown = mask.plain(&format!("before {printed} after"));
             assert!(shown.starts_with("before ") && shown.ends_with(" after") && shown.contains(SHOWN), "{shown}");
             let n_left = shown.len() - "before *** after".len();
-            let is_base64 = printed.len() > 60 && !printed.contains(['%', ' ']);
+            let is_base64 = printed.len() > 50 && !printed.contains(['%', ' ']);
             assert!(n_left <= if is_base64 { 20 } else { 2 }, "{shown} of {printed}");
         }
     }

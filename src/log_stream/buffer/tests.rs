@@ -141,7 +141,9 @@ fn progress_is_told_once_and_never_after_the_end_of_a_step() {
     assert!(!has_untold_progress(&buffer), "its lines are there");
     (0..20_000).for_each(|n| print(&mut buffer, &make, n.to_string()));
     assert!(has_untold_progress(&buffer));
-    [0, 1, 10, 11].map(|second| buffer.tell_progress(start + Duration::from_secs(second)));
+    for second in [0, 1, 10, 11] {
+        buffer.tell_progress(start + Duration::from_secs(second));
+    }
     assert_eq!(progress(&sent(&mut buffer)).len(), 1);
     print(&mut buffer, &make, "x".repeat(300));
     buffer.tell_progress(start + Duration::from_secs(20));
