@@ -57,6 +57,9 @@ pub use policy::Refusal;
 /// The first version of buildx that evaluates a repository's `Dockerfile.rego`.
 const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
 
+/// A shorter secret of the worker is not masked in the output of builds, which never get it.
+const LEAST_OF_WORKER: usize = 8;
+
 /// The directory of build secrets in a job's directory.
 const SECRETS: &str = "secrets";
 
@@ -199,9 +202,11 @@ impl Bake {
         }
     }
 
-    /// The worker's own secrets. One that cannot be read is left out: whoever needs it reports it.
+    /// The worker's own secrets. One that cannot be read is left out: what needs it reports it. So is a short password, which may be
+    /// an ordinary word of every build's output.
     fn worker_secrets(&self) -> impl Iterator<Item = SecretBytes> {
-        self.secrets.iter().filter_map(|source| Some(SecretBytes::from(&secret_file::read(source).ok()?)))
+        let secrets = self.secrets.iter().filter_map(|source| secret_file::read(source).ok());
+        secrets.filter(|secret| secret.expose().len() >= LEAST_OF_WORKER).map(|secret| SecretBytes::from(&secret))
     }
 
     /// Resolves and validates the definition, and emits what policy replaced in it.

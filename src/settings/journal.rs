@@ -32,7 +32,7 @@ pub struct Journal {
     /// How long a stream stays after the end of its build.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
-    /// Bytes of output that a stream keeps of one step: half for its beginning, half for its end.
+    /// Bytes of output that a stream keeps of one step: half for its end, most of the rest for its beginning.
     pub step_bytes: usize,
     /// Bytes of the stream of one build, with all its attempts.
     pub build_bytes: usize,
