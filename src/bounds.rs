@@ -72,6 +72,10 @@ bounds! {
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
     TITLE: 160, Bytes, "Name of a step in a log line or on the terminal", "cut, with a mark";
     LOG_ENTRY: 32 << 10, Bytes, "One entry of a log stream, without its last record", "continued in the next entry";
+    RECORD: 64 << 10, Bytes, "The record of one attempt in Redis", "texts are cut, then targets are left out and counted";
+    RECORD_ATTEMPTS: 10, Count, "Attempts in the record of a build", "the oldest are removed";
+    SLOWEST: 5, Count, "Steps of a target in the record, the slowest ones", "left out";
+    BUILDS: 100_000, Count, "Builds in the list of `sidebake list`", "the oldest leave the list";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";

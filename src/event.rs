@@ -22,6 +22,8 @@ pub enum Event {
     BuildId(Option<Value>),
     /// The commit to build.
     Commit {
+        /// Whose settings and builder count.
+        account: String,
         /// `owner/name`.
         repository: String,
         /// The commit.
@@ -254,7 +256,7 @@ pub struct FailedStep {
 }
 
 /// A warning of BuildKit about a Dockerfile.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Warning {
     /// The target.
     pub target: Option<String>,
@@ -269,7 +271,7 @@ pub struct Warning {
 }
 
 /// The builder and pod of a build, and why they were chosen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Placement {
     /// The builder's name in the configuration.
     pub builder: String,

@@ -66,7 +66,7 @@ impl Report {
     /// the last placement counts, and the last notice counts those that the journal left out.
     pub fn take_in(&mut self, event: &Event) {
         match event {
-            Event::Commit { repository, sha, git_ref } => {
+            Event::Commit { repository, sha, git_ref, .. } => {
                 self.repository = Some(repository.clone());
                 self.sha = Some(sha.clone());
                 self.git_ref.clone_from(git_ref);
@@ -170,7 +170,7 @@ mod tests {
         let ms = Duration::from_millis;
         let report = folded([
             Event::BuildId(Some(7.into())),
-            Event::Commit { repository: "acme/app".into(), sha: "0".repeat(40), git_ref: None },
+            Event::Commit { account: "acme".into(), repository: "acme/app".into(), sha: "0".repeat(40), git_ref: None },
             Event::PhaseStarted(Phase::Fetch),
             Event::PhaseEnded(Phase::Fetch, ms(5)),
             Event::PhaseEnded(Phase::Checkout, ms(1)),

@@ -186,7 +186,7 @@ impl Record {
     pub(super) fn of(event: &Event) -> Option<Self> {
         let name = |name: &str| cut(name, bounds::NAME);
         Some(match event {
-            Event::Commit { repository, sha, git_ref } => {
+            Event::Commit { repository, sha, git_ref, .. } => {
                 Self::Commit { repository: name(repository), sha: name(sha), r#ref: git_ref.as_deref().map(name) }
             }
             Event::PhaseStarted(phase) => Self::Phase { phase: phase.name().into() },
@@ -236,6 +236,6 @@ impl Record {
 }
 
 /// Plain text of at most so many bytes.
-fn cut(words: &str, max_bytes: usize) -> String {
+pub(super) fn cut(words: &str, max_bytes: usize) -> String {
     text::clip(&text::plain(words), max_bytes).into_owned()
 }

@@ -10,6 +10,7 @@ use crate::event::Event;
 use crate::job::arguments;
 use crate::job::{self, Callback};
 use crate::journal::{Journal, Listener, Log, Record};
+use crate::log_stream::Attempt;
 use crate::reason::{Cause, End};
 use crate::report::Report;
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
@@ -51,7 +52,14 @@ impl Job {
             vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
         // A probe builds nothing.
         if class.is_some() && payload.class != PROBE {
-            listeners.extend(processor.log_streams.begin(&payload.jid, attempt).map(|stream| stream as _));
+            let attempt = Attempt {
+                jid: payload.jid.clone(),
+                number: attempt,
+                worker: processor.identity.to_string(),
+                queued_at: payload.enqueued_at(),
+                began_at: running.since,
+            };
+            listeners.extend(processor.log_streams.begin(attempt, &record).map(|stream| stream as _));
         }
         let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);

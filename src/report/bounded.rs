@@ -24,6 +24,11 @@ impl Report {
 
     /// The same after `form`, which may make it longer: the result has at most [`bounds::REPORT`] bytes.
     pub fn to_json_as(&self, form: impl Fn(Value) -> Value) -> Value {
+        self.to_json_within(bounds::REPORT, form)
+    }
+
+    /// The same with another bound. It is exceeded when the names, digests and statuses alone take more.
+    pub fn to_json_within(&self, max_bytes: usize, form: impl Fn(Value) -> Value) -> Value {
         let mut json = serde_json::to_value(self).expect("a report is plain data");
         let is_own = |field: &str| matches!(field, "build_id" | "jid") || self.echo.contains_key(field);
         for (field, value) in json.as_object_mut().into_iter().flatten() {
@@ -34,7 +39,7 @@ impl Report {
         }
         for cut in CUTS {
             let formed = form(json.clone());
-            if fits(&formed) {
+            if formed.to_string().len() <= max_bytes {
                 return formed;
             }
             cut.apply(&mut json, &is_own);
@@ -119,10 +124,6 @@ fn rewrite(value: &mut Value, write: &impl Fn(&str) -> String) {
     }
 }
 
-fn fits(json: &Value) -> bool {
-    json.to_string().len() <= bounds::REPORT
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -132,6 +133,10 @@ mod tests {
     use crate::report::{Placement, Status, TargetReport};
 
     const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn fits(json: &Value) -> bool {
+        json.to_string().len() <= bounds::REPORT
+    }
 
     fn target(error: &str, tags: Vec<String>) -> TargetReport {
         TargetReport {

@@ -17,13 +17,16 @@ const LEAST_STEP_BYTES: usize = 4 << 10;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Journal {
-    /// Whether the worker writes the events and output of each build to a Redis Stream.
+    /// Whether the worker writes the events and output of each build to a Redis Stream, and its record beside it.
     pub stream: bool,
-    /// URL of the Redis for these streams. Default: `redis.url`. The other settings of `redis` apply, except `sentinels`.
+    /// URL of the Redis for these streams and records. Default: `redis.url`. The other settings of `redis` apply, except `sentinels`.
     pub redis_url: Option<Secret>,
     /// How long a stream stays after the end of its build.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
+    /// How long the record of a build stays after its end, for `sidebake show`.
+    #[serde(with = "humantime_serde")]
+    pub record_ttl: Duration,
     /// Bytes of output that a stream keeps of one step: half for its beginning, half for its end.
     pub step_bytes: usize,
     /// Bytes of the stream of one build, with all its attempts.
@@ -38,6 +41,7 @@ impl Default for Journal {
             stream: true,
             redis_url: None,
             ttl: Duration::from_secs(24 * 60 * 60),
+            record_ttl: Duration::from_secs(7 * 24 * 60 * 60),
             step_bytes: 512 << 10,
             build_bytes: 2 << 20,
             pending_bytes: 8 << 20,
@@ -47,8 +51,10 @@ impl Default for Journal {
 
 impl Journal {
     pub(super) fn check(&self) -> Result<(), FieldError> {
-        if self.ttl < Duration::from_secs(1) {
-            return refuse("journal.ttl", "must be at least 1s");
+        for (field, ttl) in [("journal.ttl", self.ttl), ("journal.record_ttl", self.record_ttl)] {
+            if ttl < Duration::from_secs(1) {
+                return refuse(field, "must be at least 1s");
+            }
         }
         for (field, value, least) in [
             ("journal.step_bytes", self.step_bytes, LEAST_STEP_BYTES),
