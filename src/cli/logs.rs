@@ -11,17 +11,14 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::cancel::is_meant;
+use super::recorded::{self, EXPIRED, UNKNOWN, complain};
 use crate::event::{Step, Warning};
 use crate::log_stream::{LogRead, LogReader, Record, StepOf};
-use crate::redis::{Redis, RedisError};
+use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::{cancel, keys};
 use crate::text;
 
-/// The build is unknown, or has no log yet.
-const UNKNOWN: u8 = 2;
-/// The log has expired.
-const EXPIRED: u8 = 3;
 /// A part of the log was removed before it was read.
 const REMOVED: u8 = 4;
 
@@ -99,14 +96,14 @@ impl Logs {
             let (n_looks, pause) = if is_told { (10, PAUSE) } else { (1, Duration::ZERO) };
             for _ in 0..n_looks {
                 sleep(pause).await;
-                if let Some(id) = self.id_of_log(redis).await? {
+                if let Some(id) = recorded::find(redis, &self.build).await? {
                     return Ok(Some(id));
                 }
             }
             let found = cancel::find(&jobs, |payload| is_meant(&settings.jobs, payload, &self.build)).await?;
             let Some(job) = found.first() else {
                 // It may have ended meanwhile.
-                let id = self.id_of_log(redis).await?;
+                let id = recorded::find(redis, &self.build).await?;
                 if id.is_none() {
                     complain(&format!("no build {} is known", self.build));
                 }
@@ -120,10 +117,6 @@ impl Logs {
             }
             is_told = true;
         }
-    }
-
-    async fn id_of_log(&self, redis: &Redis) -> Result<Option<String>, RedisError> {
-        redis.query(redis::cmd("GET").arg(keys::build_log(&self.build))).await
     }
 
     fn complain_of_end(&self, settings: &Settings, seen: &Seen) -> ExitCode {
@@ -237,9 +230,4 @@ fn line_of(record: Record) -> Option<(String, String)> {
 
 fn label(of: StepOf) -> String {
     Step { target: of.target.map(Into::into), name: of.step.into() }.label()
-}
-
-#[expect(clippy::print_stderr, reason = "the log is the command's result, and this is not of the log")]
-fn complain(message: &str) {
-    eprintln!("sidebake: {message}");
 }

@@ -24,6 +24,7 @@ mod endless;
 mod github;
 mod harness;
 mod heartbeat;
+mod history;
 mod hostile_source;
 mod late;
 mod layers;
