@@ -22,7 +22,7 @@ pub enum Event {
     BuildId(Option<Value>),
     /// The commit to build.
     Commit {
-        /// Whose settings and builder count.
+        /// Whose build it is.
         account: String,
         /// `owner/name`.
         repository: String,

@@ -42,14 +42,14 @@ pub use writer::COMMANDS;
 /// Makes the key for an id.
 type KeyOf = fn(&str) -> String;
 
-/// The keys in Redis.
+/// The keys of a build's log and record.
 #[derive(Clone, Copy, Debug)]
-pub struct Keys {
-    /// The stream of a build.
+pub struct LogKeys {
+    /// The stream, by the id of the build.
     pub events: KeyOf,
-    /// Under a `build_id` or a jid, the id of a build.
+    /// The id of the build, by `build_id` or jid.
     pub log: KeyOf,
-    /// The record of a build.
+    /// The record, by the id of the build.
     pub record: KeyOf,
     /// The list of all builds with a record.
     pub builds: &'static str,
@@ -66,7 +66,7 @@ struct Shared {
     record_ttl: Duration,
     limits: Limits,
     pool: Arc<Pool>,
-    keys: Keys,
+    keys: LogKeys,
     open: Mutex<Vec<Arc<LogStream>>>,
     changed: Arc<Notify>,
 }
@@ -115,7 +115,7 @@ struct End {
 
 impl LogStreams {
     /// Connects with the first write. Without `journal.stream`, it writes nothing.
-    pub fn new(settings: &Settings, keys: Keys) -> Result<Self, RedisError> {
+    pub fn new(settings: &Settings, keys: LogKeys) -> Result<Self, RedisError> {
         let journal = &settings.journal;
         if !journal.stream {
             return Ok(Self(None));
@@ -216,7 +216,8 @@ mod tests {
     use super::*;
     use crate::report::Report;
 
-    const KEYS: Keys = Keys { events: str::to_owned, log: str::to_owned, record: str::to_owned, builds: "builds" };
+    const KEYS: LogKeys =
+        LogKeys { events: str::to_owned, log: str::to_owned, record: str::to_owned, builds: "builds" };
 
     fn begin(streams: &LogStreams) -> Option<Arc<LogStream>> {
         let began_at = Epoch::from_millis(0);

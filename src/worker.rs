@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Epoch;
 use crate::environment;
 use crate::health::{Health, HealthError};
-use crate::log_stream::{Keys, LogStreams};
+use crate::log_stream::{LogKeys, LogStreams};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
@@ -42,10 +42,6 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// How long each last message may take: that the worker is gone, that it no longer needs a token.
 const GOODBYE: Duration = Duration::from_secs(1);
-
-/// Where the logs and records of builds are.
-const KEYS_OF_LOGS: Keys =
-    Keys { events: keys::build_events, log: keys::build_log, record: keys::build_record, builds: keys::BUILDS };
 
 /// The worker cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +123,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         integrations: Integrations::new(&settings, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
-        log_streams: LogStreams::new(&settings, KEYS_OF_LOGS).map_err(WorkerError::LogStreams)?,
+        log_streams: LogStreams::new(&settings, log_keys()).map_err(WorkerError::LogStreams)?,
         metrics: Arc::default(),
         kill: CancellationToken::new(),
     });
@@ -203,6 +199,10 @@ async fn watch_lease(lease: &Lease, shutdown: &Shutdown, ended: &CancellationTok
         shutdown.stop(Cause::Shutdown);
     }
     is_lost
+}
+
+fn log_keys() -> LogKeys {
+    LogKeys { events: keys::build_events, log: keys::build_log, record: keys::build_record, builds: keys::BUILDS }
 }
 
 /// What the Web UI shows of this process.

@@ -56,6 +56,7 @@ struct Job {
     id: Option<String>,
     owner: String,
     has_lease: bool,
+    is_idle: bool,
 }
 
 impl List {
@@ -72,7 +73,8 @@ impl List {
 
     /// The builds that run now, also those without a record.
     async fn running(&self, settings: &Settings, redis: &Redis) -> anyhow::Result<Vec<Line>> {
-        let jobs = jobs_in_flight(settings).await.context("failed to ask Redis for the jobs in flight")?;
+        let mut jobs = jobs_in_flight(settings).await.context("failed to ask Redis for the jobs in flight")?;
+        jobs.retain(|job| !job.is_idle);
         let recorded = async {
             let logs: Vec<String> = jobs.iter().map(|job| keys::build_log(&job.jid)).collect();
             let known = ids(redis, &logs).await?;
@@ -163,15 +165,15 @@ impl Job {
     }
 }
 
-/// The build jobs that a process runs, as far as Redis knows.
+/// The build jobs that processes hold, as far as Redis knows.
 async fn jobs_in_flight(settings: &Settings) -> Result<Vec<Job>, RedisError> {
     let mut jobs = Vec::new();
     inflight::for_each(&Redis::new(&settings.redis)?, |held| {
         let class = held.payload.class.as_str();
-        if !held.is_idle && class != PROBE && settings.jobs.runs(class) {
+        if class != PROBE && settings.jobs.runs(class) {
             let id = id_in(&settings.jobs, &held.payload);
             let jid = held.payload.jid;
-            jobs.push(Job { jid, id, owner: held.owner, has_lease: held.has_lease });
+            jobs.push(Job { jid, id, owner: held.owner, has_lease: held.has_lease, is_idle: held.is_idle });
         }
     })
     .await?;
@@ -193,10 +195,11 @@ async fn by_jid(settings: &Settings) -> Option<HashMap<String, Job>> {
 fn state(summary: &Summary, in_flight: Option<&HashMap<String, Job>>) -> &'static str {
     let Some(in_flight) = in_flight else { return "unknown" };
     match in_flight.get(&summary.jid) {
-        Some(job) if job.has_lease => "running",
-        Some(_) => "silent",
+        Some(job) if !job.has_lease => "silent",
+        Some(job) if job.is_idle => "held",
+        Some(_) => "running",
         None if summary.ended_at_ms.is_some() => "waiting",
-        None => "lost",
+        None => "not_running",
     }
 }
 
@@ -236,13 +239,13 @@ fn row(line: &Line, now: Epoch) -> [String; 7] {
     let result = match line.state {
         "over" => shown(result),
         "waiting" => format!("waits after {}", shown(result)),
-        state => state.to_owned(),
+        state => state.replace('_', " "),
     };
     let until = summary.ended_at_ms.or((line.state == "running").then(|| now.as_millis()));
     let took = until.map(|until| duration(until.saturating_sub(summary.began_at_ms)));
     [
         id,
-        time(summary.began_at_ms)[..16].to_owned(),
+        time(summary.began_at_ms)[5..16].to_owned(),
         shown(summary.repository.as_deref()),
         shown(summary.sha.as_deref().map(|sha| sha.get(..7).unwrap_or(sha))),
         result,

@@ -204,11 +204,12 @@ pub(super) fn time(at_ms: u64) -> String {
     Epoch::from_millis(at_ms).timestamp().strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// Such as `8.1s`, `2m 05s` or `1h 02m`.
+/// Such as `41ms`, `8.1s`, `2m 05s` or `1h 02m`.
 pub(super) fn duration(ms: u64) -> String {
     let seconds = ms / 1000;
     match seconds {
-        0..60 => format!("{seconds}.{}s", ms % 1000 / 100),
+        0 => format!("{ms}ms"),
+        1..60 => format!("{seconds}.{}s", ms % 1000 / 100),
         60..3600 => format!("{}m {:02}s", seconds / 60, seconds % 60),
         _ => format!("{}h {:02}m", seconds / 3600, seconds % 3600 / 60),
     }
@@ -221,7 +222,7 @@ mod tests {
     #[test]
     fn a_duration_has_two_units_at_most() {
         let shown = [0, 8_149, 59_999, 125_000, 3_720_000, 360_000_000].map(duration);
-        assert_eq!(shown, ["0.0s", "8.1s", "59.9s", "2m 05s", "1h 02m", "100h 00m"]);
+        assert_eq!(shown, ["0ms", "8.1s", "59.9s", "2m 05s", "1h 02m", "100h 00m"]);
         assert_eq!(time(1_794_038_699_000), "2026-11-07 08:04:59");
     }
 }

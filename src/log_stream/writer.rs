@@ -120,52 +120,63 @@ impl Shared {
     }
 
     /// Writes what one stream has. Nothing is written before the id of the build is known. Returns whether its record was written.
+    ///
+    /// Everything is one transaction. Without the right to one of the commands, nothing is written: a key without a TTL would stay
+    /// forever. A key of another type is an error of its part alone.
     async fn write(&self, stream: &LogStream) -> Result<Result<(), RedisError>, RedisError> {
         let Some(id) = stream.state().pending_id() else { return Ok(Ok(())) };
-        let (mut log, mut record, mut list) = (redis::pipe(), redis::pipe(), redis::pipe());
-        let mut readable = Ok(());
-        if !stream.state().is_certain {
-            let known = self.known(&id).await?;
-            self.resume(stream, known.position, &id, &mut log);
-            readable = known.fields.map(|fields| self.find_place(stream, &fields, &id, &mut record));
-            stream.state().is_record_refused |= readable.is_err();
-            self.add_to_list(stream, &id, &mut list);
+        let known = if stream.state().is_certain { None } else { Some(self.known(&id).await?) };
+        let (position, fields) = known.map(|known| (known.position, known.fields)).unzip();
+        let (is_new, mut readable) = (fields.is_some(), Ok(()));
+        let mut pipeline = redis::pipe();
+        pipeline.atomic().ignore_errors();
+        if let Some(position) = position {
+            self.resume(stream, position, &id, &mut pipeline);
         }
-        let last = self.add_entries(stream, &(self.keys.events)(&id), &mut log);
-        self.add_record(stream, &id, &mut record);
-        let written = self.send([&log, &record, &list]).await;
+        let last = self.add_entries(stream, &(self.keys.events)(&id), &mut pipeline);
+        let n_log = pipeline.len();
+        if let Some(fields) = fields {
+            readable = fields.map(|fields| self.find_place(stream, &fields, &id, &mut pipeline));
+            stream.state().is_record_refused |= readable.is_err();
+        }
+        self.add_record(stream, &id, &mut pipeline);
+        let n_record = pipeline.len() - n_log;
+        if is_new {
+            self.add_to_list(stream, &id, &mut pipeline);
+        }
+        let written = self.send(&pipeline, n_log, n_record).await;
         let mut state = stream.state();
-        let (recorded, listed) =
-            match written.and_then(|[logged, recorded, listed]| logged.map(|()| (recorded, listed))) {
-                Ok(both) => both,
-                Err(error) => {
-                    (state.is_certain, state.is_record_due) = (false, true);
-                    return Err(error);
-                }
-            };
+        let (recorded, listed) = match written {
+            Ok(both) => both,
+            Err(error) => {
+                (state.is_certain, state.is_record_due) = (false, true);
+                return Err(error);
+            }
+        };
         last.into_iter().for_each(|last| state.buffer.acknowledge(last));
         state.removed_bytes = 0;
         state.is_record_refused |= recorded.is_err();
         Ok(readable.and(recorded).and(listed))
     }
 
-    /// Sends all parts in one transaction. Without the right to one of the commands, nothing is written: a key without a TTL would
-    /// stay forever. A key of another type is an error of its part alone.
-    async fn send(&self, parts: [&Pipeline; 3]) -> Result<[Result<(), RedisError>; 3], RedisError> {
-        let mut all = redis::pipe();
-        all.atomic().ignore_errors();
-        for command in parts.iter().flat_map(|part| part.cmd_iter()) {
-            all.add_command(command.clone());
+    /// Sends the commands: those of the log, those of the record, those of the list. Returns whether the last two succeeded.
+    async fn send(
+        &self,
+        pipeline: &Pipeline,
+        n_log: usize,
+        n_record: usize,
+    ) -> Result<(Result<(), RedisError>, Result<(), RedisError>), RedisError> {
+        if pipeline.is_empty() {
+            return Ok((Ok(()), Ok(())));
         }
-        if all.is_empty() {
-            return Ok([Ok(()), Ok(()), Ok(())]);
-        }
-        let replies: Vec<Result<Value, RedisError>> = self.redis.pipeline(&all).await?;
+        let replies: Vec<Result<Value, RedisError>> = self.redis.pipeline(pipeline).await?;
         let mut replies = replies.into_iter();
-        Ok(parts.map(|part| {
-            let of_part: Vec<_> = replies.by_ref().take(part.len()).collect();
+        let mut part = |n: usize| {
+            let of_part: Vec<_> = replies.by_ref().take(n).collect();
             of_part.into_iter().try_for_each(|reply| reply.map(drop))
-        }))
+        };
+        part(n_log)?;
+        Ok((part(n_record), part(usize::MAX)))
     }
 
     /// Compares the buffer with the last entry in Redis.

@@ -206,7 +206,7 @@ async fn a_killed_worker_leaves_a_record_that_does_not_claim_that_the_build_runs
     let page = out(&harness, &["show", "42"]);
     assert!(page.starts_with("build 42: its end is not recorded, and no queue or worker has its job\n"), "{page}");
     let listed = out(&harness, &["list"]);
-    assert!(listed.contains(" lost "), "{listed}");
+    assert!(listed.contains(" not running "), "{listed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -412,6 +412,35 @@ async fn the_list_of_a_hundred_thousand_builds_is_bounded_and_quick() {
     assert_eq!(redis(&harness.redis, &["ZSCORE", "sidebake:builds", "old-1"]).await, redis::Value::Nil);
     assert!(ttl_s(&harness.redis, "sidebake:builds").await > 0);
     assert_eq!(lines(&out(&harness, &["list", "--limit", "1", "--json"]))[0]["id"], "new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_on_another_redis_are_shown_while_that_of_the_jobs_is_away() {
+    let (harness, other) = (Harness::start(), Redis::start());
+    let more = format!("journal.redis_url = \"{}\"", other.url());
+    harness.builder.script(Script::success(&["vote"]));
+    harness.builder.script(Script::hang());
+    let _worker = harness.worker(&more);
+    push(&harness, json!("done")).await;
+    harness.callbacks(1).await;
+    push(&harness, json!("open")).await;
+    let states = || -> Vec<Value> {
+        lines(&run(&harness, &["list", "--json"], &more).1).iter().map(|line| line["state"].clone()).collect()
+    };
+    harness.until("both are recorded", async || states() == ["running", "over"]).await;
+    assert!(harness.redis.keys("sidebake:build*").await.is_empty());
+
+    harness.redis.stop();
+    assert_eq!(states(), ["unknown", "over"]);
+    let (code, page, err) = run(&harness, &["show", "done"], &more);
+    assert!(code == Some(0) && page.starts_with("build done: succeeded\n") && err.is_empty(), "{page}{err}");
+    let (code, page, _) = run(&harness, &["show", "open", "--json"], &more);
+    let shown: Value = serde_json::from_str(&page).unwrap();
+    assert_eq!((code, &shown["state"]), (Some(0), &json!("unknown")));
+    let (code, _, err) = run(&harness, &["list"], &more);
+    assert!(code == Some(0) && err.contains("which builds run is not known: "), "{err}");
+    let (code, _, err) = run(&harness, &["list", "--running"], &more);
+    assert!(code == Some(1) && err.contains("failed to ask Redis for the jobs in flight"), "{err}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

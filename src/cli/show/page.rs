@@ -99,7 +99,7 @@ impl Page {
         if let Some(message) = &attempt.message {
             self.text("  ", 2, message);
         }
-        attempt.targets.iter().for_each(|target| self.target(target));
+        attempt.targets.iter().for_each(|target| self.target(target, attempt.message.as_deref()));
         if attempt.targets_left_out > 0 {
             self.line(&format!("  … {} more targets are not recorded", attempt.targets_left_out));
         }
@@ -110,7 +110,8 @@ impl Page {
         attempt.notices.iter().for_each(|notice| self.text("  notice: ", 4, notice));
     }
 
-    fn target(&mut self, target: &Value) {
+    /// A target. What the attempt's message says already is left out.
+    fn target(&mut self, target: &Value, message: Option<&str>) {
         let word = |field: &str| target[field].as_str();
         let status = word("status").unwrap_or("not reached");
         let name = word("name").unwrap_or("?");
@@ -122,7 +123,8 @@ impl Page {
         let tags = target["tags"].as_array().into_iter().flatten().filter_map(Value::as_str);
         tags.for_each(|tag| self.text("    ", 4, tag));
         why_not_cached(target).into_iter().for_each(|why| self.text("    not cached: ", 6, &why));
-        word("error").into_iter().for_each(|error| self.text("    error: ", 6, error));
+        let error = word("error").filter(|error| !message.is_some_and(|message| message.contains(error)));
+        error.into_iter().for_each(|error| self.text("    error: ", 6, error));
         let steps: Vec<&Value> = target["slowest_steps"].as_array().into_iter().flatten().collect();
         if !steps.is_empty() {
             self.line("    slowest steps:");

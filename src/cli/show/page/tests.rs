@@ -41,7 +41,7 @@ fn a_failed_build_has_its_attempts_targets_and_output_in_80_columns() {
             "name": "vote", "status": "failed", "duration_ms": 8100, "steps_total": 3, "steps_cached": 1,
             "digest": format!("sha256:{}", "0".repeat(64)), "tags": ["registry.example/acme/vote:1"],
             "why_not_cached": {"cause": "files_changed", "message": "COPY . /app copies a file that changed."},
-            "error": "exited with 1", "log_tail": "line one\n\u{1b}[31mnpm ERR!\u{1b}[0m",
+            "error": "exited with another status", "log_tail": "line one\n\u{1b}[31mnpm ERR!\u{1b}[0m",
             "slowest_steps": [{"step": "[2/3] RUN npm ci", "ms": 7100, "is_cached": false},
                               {"step": "[1/3] FROM node", "ms": 300, "is_cached": true}],
         }],
@@ -77,10 +77,10 @@ attempt 2: failed (step_failed) in 2m 05s
     sha256:{}
     registry.example/acme/vote:1
     not cached: COPY . /app copies a file that changed.
-    error: exited with 1
+    error: exited with another status
     slowest steps:
         7.1s  [2/3] RUN npm ci
-        0.3s  [1/3] FROM node (cached)
+       300ms  [1/3] FROM node (cached)
     output:
     | line one
     | npm ERR!
