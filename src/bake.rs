@@ -5,6 +5,7 @@
 //! can be executed. What is solved is exactly what was validated.
 
 mod as_written;
+mod caching;
 mod child;
 mod credentials;
 mod define;
@@ -16,6 +17,7 @@ mod evidence;
 mod explain;
 mod grants;
 mod ignore;
+mod immutable;
 mod mask;
 mod metadata;
 mod noise;
@@ -23,6 +25,7 @@ mod own_registries;
 mod policy;
 mod print;
 mod progress;
+mod registry;
 mod shown;
 mod solve;
 
@@ -34,17 +37,21 @@ use std::time::Duration;
 use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache::SeenStep;
 use crate::event::{Event, Phase};
-use crate::job::{Build, Sha};
+use crate::job::{Build, Commit};
 use crate::journal::Journal;
 use crate::process::ProcessError;
 use crate::reason::{End, HasReason, Reason};
 use crate::sandbox::Sockets;
+use crate::secret::SecretBytes;
+use crate::secret_file;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
 
 use grants::Grants;
 
+pub use caching::TargetPlan;
 pub use child::{Child, Configuration, dial_child};
 pub use define::application as define_application;
 pub use definition::Definition;
@@ -54,6 +61,9 @@ pub use policy::Refusal;
 
 /// The first version of buildx that evaluates a repository's `Dockerfile.rego`.
 const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
+
+/// A shorter secret of the worker is not masked in the output of builds, which never get it.
+const LEAST_OF_WORKER: usize = 8;
 
 /// The directory of build secrets in a job's directory.
 const SECRETS: &str = "secrets";
@@ -117,7 +127,7 @@ pub struct BakeRequest<'a> {
     /// Root of the worktree.
     pub worktree: &'a Path,
     /// The commit, if there is one.
-    pub sha: Option<&'a Sha>,
+    pub commit: Option<&'a Commit>,
 }
 
 /// Where it is built. The builder integration provides it.
@@ -164,7 +174,12 @@ pub struct Goal<'a> {
 pub struct Outcome {
     /// Names of the targets that were built, also when the bake failed.
     pub built: BTreeSet<String>,
-    /// Why it did not succeed; `None` when it did.
+    /// The steps of each target, in the order of BuildKit's reports.
+    pub steps: BTreeMap<String, Vec<SeenStep>>,
+    /// Digests of the images that were looked up, by reference.
+    pub images: BTreeMap<String, String>,
+    /// Why it did not succeed; `None` when it did. It may then have given up targets that are not in `built`, for a push that
+    /// turned out not to be needed.
     pub end: Option<End>,
 }
 
@@ -179,6 +194,8 @@ pub struct Bake {
     limits: settings::Bake,
     sandbox: settings::Sandbox,
     accounts: settings::Accounts,
+    /// The worker's own secrets: no child gets them, and no output may show them.
+    secrets: Vec<settings::SecretSource>,
 }
 
 impl Bake {
@@ -191,7 +208,15 @@ impl Bake {
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
+            secrets: settings.secrets(),
         }
+    }
+
+    /// The worker's own secrets. One that cannot be read is left out: what needs it reports it. So is a short password, which may be
+    /// an ordinary word of every build's output.
+    fn worker_secrets(&self) -> impl Iterator<Item = SecretBytes> {
+        let secrets = self.secrets.iter().filter_map(|source| secret_file::read(source).ok());
+        secrets.filter(|secret| secret.expose().len() >= LEAST_OF_WORKER).map(|secret| SecretBytes::from(&secret))
     }
 
     /// Resolves and validates the definition, and emits what policy replaced in it.
@@ -287,12 +312,13 @@ impl Bake {
         Ok(Definition {
             text: escape::definition(&validated.targets, has_policies),
             targets: validated.targets,
+            plans: Arc::default(),
             worktree: request.worktree.to_owned(),
             notices: validated.notices,
             compose: None,
             local: validated.local,
             secrets,
-            hidden: validated.secrets.values().map(|(_, secret)| secret.to_text()).collect(),
+            hidden: validated.secrets.values().map(|(_, secret)| secret.clone()).collect(),
         })
     }
 

@@ -65,6 +65,7 @@ bounds! {
     STEP_NAMES: 2 << 20, Bytes, "Names of steps in a build, all together", "cut to 64 bytes each";
     ERRORS: 512 << 10, Bytes, "Errors of steps in a build, all together", "left out, and the step has failed";
     PUSHES: 1_000, Count, "References that a build pushes", "left out";
+    IMAGES: 500, Count, "Images that a build exports: one for each target and platform", "`image_digest` is null";
     OUTPUT_LINE: 64 << 10, Bytes, "A line that a step prints", "the rest of the line is dropped, with a mark";
     OUTPUT_PIECE: 8 << 10, Bytes, "A line of a step's output in the log", "continued in the next line of the log";
     OUTPUT_OPEN: 1 << 20, Bytes, "Lines of steps that have not ended yet, all together", "the rest of the line is dropped, with a mark";
@@ -72,6 +73,14 @@ bounds! {
     LABEL: 64, Bytes, "Target and number of a step before a line of its output", "cut, with a mark";
     TITLE: 160, Bytes, "Name of a step in a log line or on the terminal", "cut, with a mark";
     LOG_ENTRY: 32 << 10, Bytes, "One entry of a log stream, without its last record", "continued in the next entry";
+    ARCHIVE_TAIL: 64 << 10, Bytes, "Last lines of a step in an archived log that has reached `journal.archive_bytes`", "the oldest lines are dropped, with a mark";
+    ARCHIVE_TAILS: 1 << 20, Bytes, "The same of all running steps of a build", "the longest lose their oldest lines";
+    ARCHIVE_PART: 5 << 20, Bytes, "A part of an archived log in memory, while it is uploaded", "the rest follows in the next part";
+    ARCHIVE_UPLOADS: 4, Count, "Archived logs that a worker uploads at once", "the next ones wait, within `journal.archive_timeout`";
+    RECORD: 64 << 10, Bytes, "The record of one attempt in Redis", "texts are cut, then targets are left out and counted";
+    RECORD_ATTEMPTS: 10, Count, "Attempts in the record of a build", "the oldest are removed";
+    SLOWEST: 5, Count, "Steps of a target in the record, the slowest ones", "left out";
+    BUILDS: 100_000, Count, "Builds in the list of `sidebake list`", "the oldest leave the list";
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
@@ -98,10 +107,16 @@ bounds! {
     WORKERS: 1 << 20, Bytes, "BuildKit's list of its workers", "the pod's name is not known";
     PLUGIN: 1 << 20, Bytes, "Output of an exec plugin of a kubeconfig", "`builder_unavailable`";
     CREDENTIAL: 256 << 10, Bytes, "Output of a credential helper", "`worker_failed`";
+    MANIFEST: 4 << 20, Bytes, "A manifest that a registry answers", "the refused push counts as failed";
+    TOKEN: 64 << 10, Bytes, "An answer of a registry's token server", "the refused push counts as failed";
     METADATA: 4 << 20, Bytes, "`metadata.json` of a bake", "not read: digests come from the progress stream";
     PRINT_MEMORY: 512 << 20, Bytes, "Memory of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
     PROBE_MEMORY: 256 << 20, Bytes, "Memory of one docker-buildx that asks a builder for its state", "it ends with an error";
     SOURCE_OUTPUT: 8 << 20, Bytes, "Output of a source child", "the child is killed";
+    CACHE_STEPS: 500, Count, "Instructions of a Dockerfile that are compared with the last build", "`not_known`";
+    CACHE_RECORD: 8 << 10, Bytes, "What Redis remembers of the last build of a target", "`not_known`";
+    CACHE_TARGETS: 100, Count, "Targets of a repository that Redis remembers, for each trust, builder and ref", "left out, or written anew";
+    CACHE_COMMITS: 4, Count, "Earlier commits with which a commit is compared", "changed files are not known";
     RECOVERIES: 1, Count, "Recoveries of a job from dead workers in three days, while it runs beside others", "it runs apart from others";
     CRASHES: 2, Count, "Crashes among these in which only this job ran", "dead set, with the reason `poison`";
 }

@@ -206,6 +206,11 @@ impl Builders {
         Ok((builder.location(builder.working_directory(build, state)), placement))
     }
 
+    /// The name of the builder that takes a build; `None` when none does.
+    pub fn name_for(&self, build: &Build) -> Option<&str> {
+        self.choose(build).ok().map(|(builder, _)| builder.name.as_str())
+    }
+
     /// The builder that the job names; else the most specific match for its account.
     fn choose(&self, build: &Build) -> Result<(&Builder, &'static str), BuilderError> {
         let account = &build.account;

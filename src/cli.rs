@@ -5,9 +5,13 @@ mod builder;
 mod cancel;
 mod doctor;
 mod enqueue;
+mod list;
 mod logs;
 mod plan;
+mod recorded;
 mod release;
+mod show;
+mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,6 +47,12 @@ enum Command {
     Cancel(cancel::Cancel),
     /// Print the live log of a build
     Logs(logs::Logs),
+    /// Show what is recorded of a build
+    Show(show::Show),
+    /// List builds, the newest first
+    List(list::List),
+    /// Say why the targets of a build were not cached
+    Why(why::Why),
     /// Requeue in-flight jobs of dead workers
     Release(release::Release),
     /// Show what a job would do, without building
@@ -106,6 +116,9 @@ impl Cli {
             Command::Enqueue(enqueue) => enqueue.run(&settings).await,
             Command::Cancel(cancel) => cancel.run(&settings).await,
             Command::Logs(logs) => logs.run(&settings).await,
+            Command::Show(show) => show.run(&settings).await,
+            Command::List(list) => list.run(&settings).await,
+            Command::Why(why) => why.run(&settings).await,
             Command::Release(release) => release.run(&settings).await,
             Command::Plan(plan) => plan.run(&settings).await,
             Command::Builder(builder) => builder.run(&settings).await,

@@ -24,6 +24,11 @@ impl Epoch {
         Self(Duration::try_from_secs_f64(seconds).unwrap_or_default())
     }
 
+    /// From whole milliseconds.
+    pub fn from_millis(milliseconds: u64) -> Self {
+        Self(Duration::from_millis(milliseconds))
+    }
+
     /// Float seconds: scores, and timestamps before Sidekiq 8.
     pub fn as_secs_f64(self) -> f64 {
         self.0.as_secs_f64()

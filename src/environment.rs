@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::Duration;
 
-use crate::secret::SecretBytes;
+use crate::secret::{Secret, SecretBytes};
 
 /// Every variable whose name and value are UTF-8.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
@@ -56,6 +56,12 @@ pub fn has_cursor() -> bool {
 pub fn of_plugins() -> impl Iterator<Item = (OsString, OsString)> {
     let provider = std::env::var_os("REDIS_PROVIDER").unwrap_or_else(|| "REDIS_URL".into());
     std::env::vars_os().filter(move |(name, _)| *name != provider && !name.as_encoded_bytes().starts_with(b"SIDEBAKE_"))
+}
+
+/// Every variable whose name begins like this: credentials of a service, by the names that its own programs use.
+pub fn beginning_with(prefix: &str) -> impl Iterator<Item = (String, Secret)> {
+    let variables = variables().into_iter().filter(move |(name, _)| name.starts_with(prefix));
+    variables.map(|(name, value)| (name, Secret::new(value)))
 }
 
 /// The value of a variable that holds a build secret. It may contain any byte but NUL.

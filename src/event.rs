@@ -5,6 +5,7 @@
 //! The worker's own secrets never reach a child whose output becomes an event.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub enum Event {
     BuildId(Option<Value>),
     /// The commit to build.
     Commit {
+        /// Whose build it is.
+        account: String,
         /// `owner/name`.
         repository: String,
         /// The commit.
@@ -41,6 +44,13 @@ pub enum Event {
     TargetEnded(TargetReport),
     /// Where the build runs; again when the pod is known.
     Placed(Placement),
+    /// Why a target's first step that was not cached was not; after [`Event::TargetEnded`].
+    NotCached {
+        /// The target.
+        target: String,
+        /// The step and the cause.
+        step: Box<NotCached>,
+    },
     /// Bytes of build context that a run of docker-buildx sent.
     ContextSent {
         /// Of all contexts.
@@ -87,6 +97,8 @@ pub enum Event {
         message: Option<String>,
         /// Whether the build is over: no other attempt follows.
         is_over: bool,
+        /// Where its whole log is archived.
+        log_url: Option<String>,
     },
 }
 
@@ -217,6 +229,8 @@ pub struct TargetReport {
     pub status: Option<Status>,
     /// The pushed digest, `sha256:…`; null without a push.
     pub digest: Option<String>,
+    /// The digest of the image in it: of an index, without its attestations. Null when it is not known.
+    pub image_digest: Option<ImageDigest>,
     /// Image references.
     pub tags: Vec<String>,
     /// From the first step of this target to the last, in milliseconds.
@@ -230,8 +244,20 @@ pub struct TargetReport {
     /// The output of this step that explains the failure: its last lines, and earlier ones that look like an error. At most
     /// [`bounds::LOG_TAIL_LINES`] lines and [`bounds::LOG_TAIL`] bytes.
     pub log_tail: Option<String>,
+    /// The first step that was not cached, and why; null when all were, or when no step was reached.
+    pub why_not_cached: Option<Box<NotCached>>,
     /// Why this target failed, without the step's instruction.
     pub error: Option<String>,
+}
+
+/// The digests of a target's images. Those of two builds are equal when the images are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum ImageDigest {
+    /// Of an image for one platform.
+    Single(String),
+    /// By platform, as the definition names it.
+    ByPlatform(BTreeMap<String, String>),
 }
 
 /// A step of a Dockerfile that failed.
@@ -247,14 +273,79 @@ pub struct FailedStep {
     pub instruction: String,
     /// Path of the Dockerfile from the root of the repository; null for an inline one.
     pub dockerfile: Option<String>,
-    /// The instruction's first line in the Dockerfile, from 1. BuildKit tells it for the first failure of a build.
+    /// The instruction's first line in the Dockerfile, from 1, when it is known.
     pub line: Option<u32>,
     /// How the step's process ended; null when the step has none, or it was not started.
     pub exit_code: Option<i32>,
 }
 
+/// A step of a Dockerfile that was not cached, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotCached {
+    /// Its number in its stage, from 1.
+    pub number: u32,
+    /// How many steps the stage has.
+    pub total: u32,
+    /// The stage's name, when the Dockerfile gives it one and has several.
+    pub stage: Option<String>,
+    /// The instruction as BuildKit shows it, such as `COPY . .`.
+    pub instruction: String,
+    /// Path of the Dockerfile from the root of the repository; null for an inline one.
+    pub dockerfile: Option<String>,
+    /// The instruction's first line in the Dockerfile, from 1; null when it is not known.
+    pub line: Option<u32>,
+    /// Why.
+    pub cause: CacheMiss,
+    /// The same as a sentence for the customer.
+    pub message: String,
+}
+
+/// Why a step was not cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheMiss {
+    /// The job or the target wants nothing from the cache.
+    NoCache,
+    /// No earlier build of the target is known.
+    FirstBuild,
+    /// The instruction, or one before it that it depends on, is new or changed.
+    InstructionChanged,
+    /// A build argument that it depends on changed.
+    ArgumentChanged,
+    /// The base image has another digest.
+    BaseChanged,
+    /// A file that it reads changed.
+    FilesChanged,
+    /// The last build ran on another pod.
+    OtherPod,
+    /// The last build began this step and did not finish it.
+    NotFinished,
+    /// Nothing changed, and the builder no longer has the result.
+    Evicted,
+    /// None of these is certain.
+    NotKnown,
+}
+
+impl CacheMiss {
+    /// As in a report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoCache => "no_cache",
+            Self::FirstBuild => "first_build",
+            Self::InstructionChanged => "instruction_changed",
+            Self::ArgumentChanged => "argument_changed",
+            Self::BaseChanged => "base_changed",
+            Self::FilesChanged => "files_changed",
+            Self::OtherPod => "other_pod",
+            Self::NotFinished => "not_finished",
+            Self::Evicted => "evicted",
+            Self::NotKnown => "not_known",
+        }
+    }
+}
+
 /// A warning of BuildKit about a Dockerfile.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Warning {
     /// The target.
     pub target: Option<String>,
@@ -269,7 +360,7 @@ pub struct Warning {
 }
 
 /// The builder and pod of a build, and why they were chosen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Placement {
     /// The builder's name in the configuration.
     pub builder: String,

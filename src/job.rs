@@ -5,6 +5,7 @@
 pub mod arguments;
 mod bounded;
 mod callback;
+mod commit;
 mod git_ref;
 mod names;
 mod request;
@@ -21,6 +22,7 @@ use crate::field_error::FieldError;
 use crate::name::{is_name, is_target_name};
 
 pub use callback::Callback;
+pub use commit::Commit;
 pub use git_ref::GitRef;
 pub use names::{Repository, Sha};
 pub use request::is_build_id;
@@ -76,10 +78,33 @@ pub struct Build {
     pub provenance: Option<Asked>,
     /// Whether to attest the content of images; overridden likewise.
     pub sbom: Option<Asked>,
+    /// Whether steps get the time of the commit; overridden by a definition's own build argument.
+    pub source_date_epoch: Option<SourceDateEpoch>,
     /// Name of a builder in the configuration.
     pub builder: Option<String>,
     /// The time limit of the bake.
     pub timeout: Option<Duration>,
+}
+
+/// The value of the build argument `SOURCE_DATE_EPOCH`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceDateEpoch {
+    /// None.
+    #[default]
+    Off,
+    /// The time of the commit.
+    Commit,
+}
+
+impl SourceDateEpoch {
+    /// As in the job and in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Commit => "commit",
+        }
+    }
 }
 
 /// Where the definition of a build comes from.
@@ -155,6 +180,7 @@ impl Build {
             pull: false,
             provenance: None,
             sbom: None,
+            source_date_epoch: None,
             builder: None,
             timeout: None,
         }

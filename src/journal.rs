@@ -1,7 +1,7 @@
 //! The journal of a build: receives all its events and passes them to listeners.
 //!
 //! The only way for events: integrations emit them, and the journal passes each to every listener in turn. Listeners are the worker's
-//! log, the terminal, the progress in Sidekiq's Web UI, the live log, and the record from which the report is made.
+//! log, the terminal, the progress in Sidekiq's Web UI, the live log, the archived log, and the record from which the report is made.
 
 mod progress;
 mod record;
@@ -127,6 +127,9 @@ fn log(event: &Event) {
         Event::Warning(warning) => tracing::debug!(%warning),
         Event::Placed(placement) => {
             tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
+        }
+        Event::NotCached { target, step } => {
+            tracing::debug!(target, cause = step.cause.name(), message = step.message, "step not cached");
         }
         // The log line at the end of the job has them.
         Event::BuildId(_)

@@ -35,10 +35,13 @@
 // Domain types: no I/O, no clock.
 pub mod attestation;
 pub mod bounds;
+pub mod cache;
+pub mod dockerfile;
 pub mod event;
 pub mod field_error;
 pub mod job;
 pub mod json;
+pub mod log_record;
 pub mod name;
 pub mod reason;
 pub mod report;
@@ -69,6 +72,8 @@ pub mod journal;
 pub mod bake;
 pub mod builder;
 pub mod github;
+pub mod last_builds;
+pub mod log_archive;
 pub mod log_stream;
 pub mod rails;
 pub mod sidekiq;

@@ -1,13 +1,15 @@
-//! The live log of each build: a Redis Stream of its events and its output.
+//! The live log of each build, a Redis Stream of its events and its output, and the record that stays after it.
 //!
 //! A [`LogStream`] listens to the journal of one attempt and keeps a bounded buffer. One task of the worker writes all buffers.
 //! A slow, full or absent Redis neither delays nor fails a build: what Redis does not take is counted, and a record marks it.
-//! `docs/logs.md` describes the format.
+//! `docs/logs.md` describes the format of the log, `docs/history.md` that of the record.
 
+mod attempt;
 mod buffer;
+mod history;
+mod place;
 mod position;
 mod reader;
-mod record;
 mod writer;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,20 +18,42 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::sync::Notify;
 
+use crate::clock::Epoch;
 use crate::event::Event;
 use crate::hex;
-use crate::journal::Listener;
+use crate::journal::{self, Listener};
 use crate::redis::{Redis, RedisError};
 use crate::settings::Settings;
 
+use attempt::Facts;
 use buffer::{Buffer, Limits, Pool};
+use place::Place;
 
+pub use attempt::{Attempt, Summary};
+pub use history::{
+    AttemptRecord, BuildRecord, HistoryError, Lookup, RecordedAttempt, ids, look_up, page_of_builds, read_record,
+    summaries,
+};
 pub use reader::{LogPage, LogRead, LogReader};
-pub use record::{Record, StepOf};
 pub use writer::COMMANDS;
 
 /// Makes the key for an id.
 type KeyOf = fn(&str) -> String;
+
+/// The keys of a build's log and record.
+#[derive(Clone, Copy, Debug)]
+pub struct LogKeys {
+    /// The stream, by the id of the build.
+    pub events: KeyOf,
+    /// The id of the build, by `build_id` or jid.
+    pub log: KeyOf,
+    /// The URL of the archived log, by the id of the build.
+    pub archive: KeyOf,
+    /// The record, by the id of the build.
+    pub record: KeyOf,
+    /// The list of all builds with a record.
+    pub builds: &'static str,
+}
 
 /// The streams of all builds of a worker.
 #[derive(Debug)]
@@ -39,10 +63,10 @@ pub struct LogStreams(Option<Shared>);
 struct Shared {
     redis: Redis,
     ttl: Duration,
+    record_ttl: Duration,
     limits: Limits,
     pool: Arc<Pool>,
-    /// The key of a stream, and the key under which a stream's id is found.
-    keys: (KeyOf, KeyOf),
+    keys: LogKeys,
     open: Mutex<Vec<Arc<LogStream>>>,
     changed: Arc<Notify>,
 }
@@ -50,8 +74,9 @@ struct Shared {
 /// The stream of one attempt.
 #[derive(Debug)]
 pub struct LogStream {
-    jid: String,
-    attempt: u32,
+    attempt: Attempt,
+    /// The report so far. It takes in each event before this listener does.
+    report: Arc<journal::Record>,
     /// Tells this attempt's entries from those of others.
     writer: String,
     state: Mutex<State>,
@@ -70,8 +95,17 @@ struct State {
     removed_bytes: usize,
     /// Whether it is known which entries Redis has.
     is_certain: bool,
+    facts: Facts,
+    /// The place of this attempt in the record, once it is known.
+    place: Option<Place>,
+    /// Whether the record in Redis lacks something.
+    is_record_due: bool,
+    /// Redis refused the record, and it is not written any more.
+    is_record_refused: bool,
     /// Whether the attempt has ended, and the build with it.
     end: Option<End>,
+    /// Where the whole log is archived.
+    archive_url: Option<String>,
     failing_since: Option<Instant>,
     retry_at: Option<Instant>,
 }
@@ -83,7 +117,7 @@ struct End {
 
 impl LogStreams {
     /// Connects with the first write. Without `journal.stream`, it writes nothing.
-    pub fn new(settings: &Settings, key_of_events: KeyOf, key_of_log: KeyOf) -> Result<Self, RedisError> {
+    pub fn new(settings: &Settings, keys: LogKeys) -> Result<Self, RedisError> {
         let journal = &settings.journal;
         if !journal.stream {
             return Ok(Self(None));
@@ -91,16 +125,17 @@ impl LogStreams {
         Ok(Self(Some(Shared {
             redis: Redis::new(&settings.redis_of_logs())?,
             ttl: journal.ttl,
+            record_ttl: journal.record_ttl,
             limits: Limits { step_bytes: journal.step_bytes, build_bytes: journal.build_bytes },
             pool: Arc::new(Pool::new(journal.pending_bytes, settings.total_concurrency())),
-            keys: (key_of_events, key_of_log),
+            keys,
             open: Mutex::default(),
             changed: Arc::default(),
         })))
     }
 
-    /// The listener of a new attempt.
-    pub fn begin(&self, jid: &str, attempt: u32) -> Option<Arc<LogStream>> {
+    /// The listener of a new attempt. `report` must be a listener before it.
+    pub fn begin(&self, attempt: Attempt, report: &Arc<journal::Record>) -> Option<Arc<LogStream>> {
         let shared = self.0.as_ref()?;
         let state = State {
             id: None,
@@ -109,13 +144,18 @@ impl LogStreams {
             has_begun: false,
             removed_bytes: 0,
             is_certain: false,
+            facts: Facts::default(),
+            place: None,
+            is_record_due: false,
+            is_record_refused: false,
             end: None,
+            archive_url: None,
             failing_since: None,
             retry_at: None,
         };
         let stream = Arc::new(LogStream {
-            jid: jid.to_owned(),
             attempt,
+            report: Arc::clone(report),
             writer: hex::random::<6>(),
             state: Mutex::new(state),
             changed: Arc::clone(&shared.changed),
@@ -140,9 +180,11 @@ impl LogStream {
 impl Listener for LogStream {
     fn on_event(&self, event: &Event) {
         let mut state = self.state();
-        state.learn_id(event, &self.jid);
-        if let Event::Ended { is_over, .. } = event {
+        state.learn_id(event, &self.attempt.jid);
+        state.is_record_due |= state.facts.take_in(event, Epoch::now);
+        if let Event::Ended { is_over, log_url, .. } = event {
             state.end = Some(End { is_over: *is_over });
+            state.archive_url.clone_from(log_url);
         }
         state.buffer.take_in(event);
         drop(state);
@@ -176,18 +218,32 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Report;
+
+    const KEYS: LogKeys = LogKeys {
+        events: str::to_owned,
+        log: str::to_owned,
+        archive: str::to_owned,
+        record: str::to_owned,
+        builds: "builds",
+    };
+
+    fn begin(streams: &LogStreams) -> Option<Arc<LogStream>> {
+        let began_at = Epoch::from_millis(0);
+        let attempt = Attempt { jid: "a-jid".into(), number: 1, worker: "a:1:b".into(), queued_at: None, began_at };
+        streams.begin(attempt, &Arc::new(journal::Record::new(Report::default())))
+    }
 
     fn id_after(events: &[Event]) -> Option<String> {
         let settings = Settings::default();
-        let streams = LogStreams::new(&settings, str::to_owned, str::to_owned).expect("a URL");
-        let stream = streams.begin("a-jid", 1).expect("streams are on");
+        let stream = begin(&LogStreams::new(&settings, KEYS).expect("a URL")).expect("streams are on");
         events.iter().for_each(|event| stream.on_event(event));
         stream.state().id.clone()
     }
 
     #[test]
     fn a_stream_has_the_id_of_the_build_or_else_the_jid() {
-        let commit = || Event::Commit { repository: "a/b".into(), sha: "1".into(), git_ref: None };
+        let commit = || Event::Commit { account: "a".into(), repository: "a/b".into(), sha: "1".into(), git_ref: None };
         let unknown = || Event::BuildId(None);
         assert_eq!(id_after(&[Event::BuildId(Some(Value::from(42)))]).as_deref(), Some("42"));
         assert_eq!(id_after(&[unknown(), Event::BuildId(Some("x".into()))]).as_deref(), Some("x"));
@@ -200,7 +256,6 @@ mod tests {
     fn without_the_setting_there_is_no_stream() {
         let mut settings = Settings::default();
         settings.journal.stream = false;
-        let streams = LogStreams::new(&settings, str::to_owned, str::to_owned).expect("nothing to connect to");
-        assert!(streams.begin("a-jid", 1).is_none());
+        assert!(begin(&LogStreams::new(&settings, KEYS).expect("nothing to connect to")).is_none());
     }
 }

@@ -1,5 +1,6 @@
 //! One build: the integrations in order.
 
+mod caching;
 mod worktree;
 
 use std::path::{Path, PathBuf};
@@ -15,14 +16,17 @@ use crate::event::{Event, Phase};
 use crate::github::App;
 use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
+use crate::last_builds::LastBuilds;
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::settings::Settings;
 use crate::source::{Worktree, Worktrees};
 use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 
+pub use caching::Caching;
 pub use worktree::notify_of_submodules;
 
+use caching::Run;
 use worktree::{check_out, mint};
 
 /// How often a build is tried on another pod when its builder is lost, before it goes back to Sidekiq's retry set.
@@ -39,18 +43,25 @@ pub struct Integrations {
     pub builders: Builders,
     /// buildx.
     pub bake: Bake,
+    /// What is remembered of earlier builds.
+    pub last_builds: LastBuilds,
     /// This machine's disk.
     pub state: Arc<StateDirectory>,
 }
 
 impl Integrations {
     /// Creates the integrations from the settings.
-    pub fn new(settings: &Settings, state: Arc<StateDirectory>) -> Result<Self, reqwest::Error> {
+    pub fn new(
+        settings: &Settings,
+        last_builds: LastBuilds,
+        state: Arc<StateDirectory>,
+    ) -> Result<Self, reqwest::Error> {
         Ok(Self {
             github: App::new(settings.github.clone())?,
             source: Worktrees::new(settings),
             builders: Builders::new(settings),
             bake: Bake::new(settings),
+            last_builds,
             state,
         })
     }
@@ -74,28 +85,36 @@ pub type Fence = dyn Fn() -> Pin<Box<dyn Future<Output = bool> + Send>> + Send +
 pub async fn perform(integrations: &Integrations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), End> {
     job.notices.iter().for_each(|notice| attempt.journal.emit(Event::Notice(notice.clone())));
     let token = attempt.unless_stopped(mint(integrations, job, &job.build.repository, attempt)).await??;
+    let caching = attempt.unless_stopped(Caching::read(integrations, job, &token)).await?;
     let directory = integrations.state.job_directory()?;
     let built = async {
-        let worktree = check_out(integrations, job, token, &directory, attempt).await?;
-        bake(integrations, &job.build, &worktree, &directory, attempt).await
+        let since = caching.as_ref().map(Caching::commits).unwrap_or_default();
+        let worktree = check_out(integrations, job, token, since, &directory, attempt).await?;
+        bake(integrations, &job.build, &worktree, caching.as_ref(), &directory, attempt).await
     }
     .await;
-    directory.remove().await;
+    let remember = async {
+        if let Some(caching) = caching {
+            caching.remember(&integrations.last_builds).await;
+        }
+    };
+    tokio::join!(directory.remove(), remember);
     built
 }
 
-/// Bakes a worktree, whatever its origin.
+/// Bakes a worktree, whatever its origin. Without `caching`, nothing is known of earlier builds.
 pub async fn bake(
     integrations: &Integrations,
     build: &Build,
     worktree: &Worktree,
+    caching: Option<&Caching>,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<(), End> {
     let definition = resolve(integrations, build, worktree, directory, attempt).await?;
     attempt.journal.emit(Event::Targets(definition.names().len()));
     let _phase = attempt.journal.begin(Phase::Bake);
-    solve(integrations, build, &definition, directory, attempt).await
+    solve(integrations, build, &definition, caching.map(|caching| (caching, worktree)), directory, attempt).await
 }
 
 /// The resolved and validated definition of a worktree.
@@ -106,7 +125,7 @@ pub async fn resolve(
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<Definition, End> {
-    let request = BakeRequest { build, worktree: &worktree.path, sha: worktree.sha.as_ref() };
+    let request = BakeRequest { build, worktree: &worktree.path, commit: worktree.commit.as_ref() };
     let definition = integrations.bake.resolve(&request, directory, attempt.journal, attempt.stop.token()).await?;
     refuse_pointers(definition, worktree).await
 }
@@ -139,6 +158,7 @@ async fn solve(
     integrations: &Integrations,
     build: &Build,
     definition: &Definition,
+    caching: Option<(&Caching, &Worktree)>,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<(), End> {
@@ -158,8 +178,18 @@ async fn solve(
         let goal = Goal { definition, targets: &targets };
         let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt).await?;
         attempt.journal.emit(Event::Placed(session.placement()));
+        if let Some((caching, worktree)) = caching {
+            let (placement, has_pods) = (session.placement(), session.has_pods());
+            let run = Run { definition, worktree, outcome: &outcome, placement, has_pods };
+            caching.explain(run, attempt.journal).await;
+        }
         // A target that was built before may have been built again, for one that is linked to it.
         unfinished = &(&unfinished | &targets) - &outcome.built;
+        if outcome.end.is_none() && !unfinished.is_empty() {
+            // Each such run has built at least one target. Those are in the registry, so nothing linked to them is built again.
+            targets = unfinished.clone();
+            continue;
+        }
         let Some(loss) = loss.filter(|_| n_left > 0 && session.has_others()) else {
             return outcome.end.map_or(Ok(()), Err);
         };

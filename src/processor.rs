@@ -17,6 +17,7 @@ use tracing::Instrument;
 use crate::clock::Epoch;
 use crate::event::{Event, Moment};
 use crate::field_error::FieldError;
+use crate::log_archive::LogArchives;
 use crate::log_stream::LogStreams;
 use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
@@ -39,6 +40,9 @@ pub use disposition::{AttemptOutcome, Disposition, dispose};
 /// How long a stopped build may take to end.
 const CLEAN_UP: Duration = Duration::from_secs(2);
 
+/// How long the log of a killed build may take to be archived: its job waits to be requeued.
+const LAST_UPLOAD: Duration = Duration::from_millis(500);
+
 /// What all slots share.
 #[derive(Debug)]
 pub struct Processor {
@@ -54,6 +58,8 @@ pub struct Processor {
     pub identity: Arc<Identity>,
     /// The live logs of builds.
     pub log_streams: LogStreams,
+    /// The archived logs of builds.
+    pub log_archives: LogArchives,
     /// Sidekiq's metrics.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the worker stops waiting for running builds.
@@ -86,7 +92,7 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let run = run_job(Arc::clone(&processor), Arc::clone(&job)).instrument(span);
     let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
     let outcome = AttemptOutcome::of(tokio::spawn(run).await.unwrap_or_else(panicked), &job.stop);
-    let settlement = settle(&processor.jobs, &job, &outcome);
+    let settlement = settle(&processor, &job, &outcome).await;
     if settlement.run_end == RunEnd::Reclaimed {
         let jid = job.payload.jid.as_str();
         tracing::warn!(event = "reclaimed_build_killed", jid, token = %unit.token, "local build of a reclaimed job killed");
@@ -183,7 +189,8 @@ fn refuse_expired(payload: &Payload) -> Result<(), Failure> {
 }
 
 /// The settlement of an attempt: what happens to the job, and the callback to Rails, in one step.
-fn settle(jobs: &Jobs, job: &Job, outcome: &AttemptOutcome) -> Settlement {
+async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> Settlement {
+    let jobs = &processor.jobs;
     let (unit, payload, now) = (&job.running.unit, &job.payload, Epoch::now());
     let callback = job.callback();
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
@@ -191,8 +198,17 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &AttemptOutcome) -> Settlement {
     let failure = outcome.failure();
     let (reason, message) = failure.as_ref().map(|failure| (failure.reason, failure.message())).unzip();
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
+    let is_build_over = is_over && !job.running.reclaimed.is_cancelled();
+    let ended = |log_url| Event::Ended {
+        status: outcome.status(),
+        reason,
+        message: message.clone(),
+        is_over: is_build_over,
+        log_url,
+    };
+    let log_url = archive(processor, job, &ended(None)).await;
+    job.journal.emit(ended(log_url));
     let is_reclaimed = job.running.reclaimed.is_cancelled();
-    job.journal.emit(Event::Ended { status: outcome.status(), reason, message, is_over: is_over && !is_reclaimed });
     let report = job.record.report();
     log_end(outcome, &report, disposition, &job.running);
     let dead_or_due = || match &failure {
@@ -219,6 +235,27 @@ fn settle(jobs: &Jobs, job: &Job, outcome: &AttemptOutcome) -> Settlement {
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
         effects: effect.into_iter().chain(push).chain(unlink).collect(),
         ..Settlement::of(unit)
+    }
+}
+
+/// Archives the log of the attempt. Returns its URL. A failure is a notice.
+async fn archive(processor: &Processor, job: &Job, ended: &Event) -> Option<String> {
+    let archive = job.archive.as_ref()?;
+    let given_up = async {
+        // Neither loses anything when it is dropped.
+        tokio::select! {
+            () = job.running.reclaimed.cancelled() => {}
+            () = processor.kill.cancelled() => tokio::time::sleep(LAST_UPLOAD).await,
+        }
+    };
+    match archive.finish(ended, given_up).await {
+        Ok(url) => url,
+        Err(error) => {
+            let jid = job.payload.jid.as_str();
+            tracing::warn!(event = "log_not_archived", jid, %error, "log of a build not archived");
+            job.journal.emit(Event::Notice(error.notice()));
+            None
+        }
     }
 }
 

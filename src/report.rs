@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::event::{Event, Phase, Warning, millis};
 use crate::reason::Reason;
 
-pub use crate::event::{Moment, Placement, Status, TargetReport};
+pub use crate::event::{CacheMiss, ImageDigest, Moment, NotCached, Placement, Status, TargetReport};
 
 /// The result of one attempt: what the processor knows beforehand, and a fold over the attempt's events.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -51,6 +51,8 @@ pub struct Report {
     pub warnings: Vec<Warning>,
     /// Messages for the customer, such as replaced fields.
     pub notices: Vec<String>,
+    /// Where the whole log of the attempt is archived; null without an archive, and when it did not take the log.
+    pub log_url: Option<String>,
     /// How many further notices the last one counts.
     #[serde(skip)]
     pub n_more_notices: usize,
@@ -66,7 +68,7 @@ impl Report {
     /// the last placement counts, and the last notice counts those that the journal left out.
     pub fn take_in(&mut self, event: &Event) {
         match event {
-            Event::Commit { repository, sha, git_ref } => {
+            Event::Commit { repository, sha, git_ref, .. } => {
                 self.repository = Some(repository.clone());
                 self.sha = Some(sha.clone());
                 self.git_ref.clone_from(git_ref);
@@ -79,12 +81,17 @@ impl Report {
                 Some(known) => known.clone_from(target),
                 None => self.targets.push(target.clone()),
             },
+            Event::NotCached { target, step } => {
+                let known = self.targets.iter_mut().find(|known| known.name == *target);
+                known.into_iter().for_each(|known| known.why_not_cached = Some(step.clone()));
+            }
             Event::Warning(warning) if !self.warnings.contains(warning) => self.warnings.push(warning.clone()),
             Event::Notice(notice) => self.notices.push(notice.clone()),
             Event::NoticeLeftOut => self.count_notice(),
-            Event::Ended { status, reason, message, .. } => {
+            Event::Ended { status, reason, message, log_url, .. } => {
                 (self.status, self.reason) = (Some(*status), *reason);
                 self.message.clone_from(message);
+                self.log_url.clone_from(log_url);
             }
             Event::PhaseStarted(_)
             | Event::Targets(_)
@@ -170,7 +177,7 @@ mod tests {
         let ms = Duration::from_millis;
         let report = folded([
             Event::BuildId(Some(7.into())),
-            Event::Commit { repository: "acme/app".into(), sha: "0".repeat(40), git_ref: None },
+            Event::Commit { account: "acme".into(), repository: "acme/app".into(), sha: "0".repeat(40), git_ref: None },
             Event::PhaseStarted(Phase::Fetch),
             Event::PhaseEnded(Phase::Fetch, ms(5)),
             Event::PhaseEnded(Phase::Checkout, ms(1)),
@@ -187,8 +194,10 @@ mod tests {
                 reason: Some(Reason::StepFailed),
                 message: Some("a step".into()),
                 is_over: true,
+                log_url: Some("s3://logs/1".into()),
             },
         ]);
+        assert_eq!(report.log_url.as_deref(), Some("s3://logs/1"));
         let end = (report.status, report.reason, report.message.as_deref());
         assert_eq!(end, (Some(Status::Failed), Some(Reason::StepFailed), Some("a step")));
         assert_eq!((report.build_id, report.repository.as_deref()), (Some(7.into()), Some("acme/app")));

@@ -45,6 +45,12 @@ impl SecretBytes {
     }
 }
 
+impl From<&Secret> for SecretBytes {
+    fn from(secret: &Secret) -> Self {
+        Self::new(secret.expose().as_bytes().into())
+    }
+}
+
 impl fmt::Debug for SecretBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")

@@ -14,6 +14,7 @@ mod health;
 mod job_class;
 mod jobs;
 mod journal;
+mod last_builds;
 mod lease;
 mod log;
 mod pattern;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::field_error::{FieldError, refuse};
+use crate::secret::Secret;
 
 pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
@@ -42,6 +44,7 @@ pub use health::Health;
 pub use job_class::{JobClass, Resolve, Shape};
 pub use jobs::{Jobs, PROBE, Timestamps};
 pub use journal::Journal;
+pub use last_builds::LastBuilds;
 pub use lease::Lease;
 pub use log::{Log, LogFormat};
 pub use pattern::{NamePattern, TextPattern};
@@ -89,8 +92,10 @@ pub struct Settings {
     pub lease: Lease,
     /// Which jobs the worker runs, and how it retries them.
     pub jobs: Jobs,
-    /// The live log of each build: a Redis Stream.
+    /// The logs of each build: the live log is a Redis Stream, and the finished log can be archived.
     pub journal: Journal,
+    /// What is remembered of each build, to tell why a step was not cached.
+    pub last_builds: LastBuilds,
     /// The GitHub App.
     pub github: Github,
     /// Fetch and checkout.
@@ -128,6 +133,7 @@ impl Default for Settings {
             lease: Lease::default(),
             jobs: Jobs::default(),
             journal: Journal::default(),
+            last_builds: LastBuilds::default(),
             github: Github::default(),
             source: Source::default(),
             buildx: Buildx::default(),
@@ -162,6 +168,15 @@ impl Settings {
         }
     }
 
+    /// Every secret of the worker that no build needs. None of them may appear in a build's output, whatever went wrong.
+    pub fn secrets(&self) -> Vec<SecretSource> {
+        let urls = [Some(&self.redis.url), self.journal.redis_url.as_ref()].into_iter().flatten();
+        let passwords = urls.chain(&self.redis.sentinels).filter_map(password_of).map(SecretSource::Value);
+        let of_classes = self.jobs.classes.values().filter_map(|class| class.resolve.as_ref()?.secret());
+        let of_archive = self.journal.archive_secrets().map(SecretSource::Value);
+        passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
+    }
+
     /// Checks what the types cannot express. Call it again after a command line has changed a setting.
     ///
     /// # Errors
@@ -177,6 +192,7 @@ impl Settings {
         self.lease.check()?;
         self.jobs.check()?;
         self.journal.check()?;
+        self.last_builds.check()?;
         self.github.check()?;
         self.source.check()?;
         self.buildx.check()?;
@@ -200,5 +216,30 @@ impl Settings {
             return refuse("concurrency", "must be from 1 to 1000, with all capsules");
         }
         Ok(())
+    }
+}
+
+/// The password in a URL, as written.
+fn password_of(url: &Secret) -> Option<Secret> {
+    let (_, rest) = url.expose().split_once("://")?;
+    let (user, _) = rest.rsplit_once('@')?;
+    let (_, password) = user.split_once(':')?;
+    Some(Secret::new(password))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_of_a_url_is_a_secret_and_the_rest_is_not() {
+        for (url, expected) in [
+            ("redis://:pa:ss@host:6379/0", Some("pa:ss")),
+            ("rediss://user:p@ss@host", Some("p@ss")),
+            ("redis://user@host", None),
+            ("redis://host:6379/0", None),
+        ] {
+            assert_eq!(password_of(&Secret::new(url)).as_ref().map(Secret::expose), expected, "{url}");
+        }
     }
 }

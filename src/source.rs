@@ -9,6 +9,7 @@
 
 mod attributes;
 mod budget;
+mod changes;
 mod checkout;
 mod child;
 mod effort;
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::beneath::{Destination, Directory};
 use crate::bounds;
 use crate::event::{Event, Phase};
-use crate::job::{Build, Repository, Sha, Trust};
+use crate::job::{Build, Commit, Repository, Sha, Trust};
 use crate::journal::Journal;
 use crate::json;
 use crate::process::{self, Ended};
@@ -80,6 +81,8 @@ pub struct Origin<'a> {
     pub revision: Revision,
     /// The account's key, from [`Worktrees::mtimes_key`]; without one, files have the times of the checkout.
     pub mtimes_key: Option<Secret>,
+    /// Older commits with which it is compared.
+    pub since: Vec<String>,
     /// What the build's other commits have taken: the limits apply to all of them together.
     pub spent: Spent,
 }
@@ -117,6 +120,11 @@ impl Worktrees {
     /// The time limit of fetch and checkout together.
     pub fn timeout(&self) -> Duration {
         self.settings.timeout
+    }
+
+    /// The configured git host, as in its URLs.
+    pub fn host(&self) -> &str {
+        self.git_url.split_once("://").map_or(self.git_url.as_str(), |(_, host)| host)
     }
 
     /// The URL of a repository on the configured git host.
@@ -187,6 +195,7 @@ impl Worktrees {
             url: origin.url.clone(),
             token: origin.token.as_ref().map(|token| token.expose().to_owned()),
             revision: origin.revision.clone(),
+            since: origin.since.clone(),
             mtimes_key: origin.mtimes_key.as_ref().map(|key| key.expose().to_owned()),
             // Strangers write into the mirrors of forks. Verifying adds half of a checkout's processor time.
             is_verified: origin.trust == Trust::Fork,
@@ -296,18 +305,24 @@ fn conclude(
 ) -> Result<Worktree, SourceError> {
     let url = origin.url.clone();
     match (output.last, ended) {
-        (Some(Message::Done { sha, size, lfs_pointers, submodules }), Ended::Exited(_)) => {
+        (
+            Some(Message::Done { sha, size, lfs_pointers, submodules, committed_at_s, links, changes }),
+            Ended::Exited(_),
+        ) => {
             let sha = match &origin.revision {
                 Revision::Sha(sha) => Some(sha.clone()),
                 Revision::Name(_) => Sha::parse(&sha),
             };
+            let committed_at = Commit::time(committed_at_s);
             Ok(Worktree {
                 path: origin.worktree.path.clone(),
-                sha,
+                commit: sha.map(|sha| Commit { sha, url, committed_at }),
                 took: elapsed,
                 size,
                 lfs_pointers: lfs_pointers.into_iter().map(PathBuf::from).collect(),
                 submodules,
+                links,
+                changes,
             })
         }
         (Some(Message::Failed { fault, message }), Ended::Exited(_)) => Err(SourceError::Fault { url, fault, message }),

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Epoch;
 use crate::environment;
 use crate::health::{Health, HealthError};
-use crate::log_stream::LogStreams;
+use crate::last_builds::LastBuilds;
+use crate::log_archive::{ArchiveError, LogArchives};
+use crate::log_stream::{LogKeys, LogStreams};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
@@ -60,6 +62,9 @@ pub enum WorkerError {
     /// The Redis URL of the live logs is not valid.
     #[error("journal.redis_url: {0}")]
     LogStreams(RedisError),
+    /// The archive of logs cannot be used.
+    #[error("journal.archive: {0}")]
+    LogArchives(#[from] ArchiveError),
     /// Sidekiq does not work on this kind of server.
     #[error("{0}")]
     Cluster(String),
@@ -120,11 +125,11 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
         resolver: Resolver::new()?,
-        integrations: Integrations::new(&settings, Arc::clone(&state))?,
+        integrations: Integrations::new(&settings, LastBuilds::new(&settings, keys::last_builds)?, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
-        log_streams: LogStreams::new(&settings, keys::build_events, keys::build_log)
-            .map_err(WorkerError::LogStreams)?,
+        log_streams: LogStreams::new(&settings, log_keys()).map_err(WorkerError::LogStreams)?,
+        log_archives: LogArchives::new(&settings)?,
         metrics: Arc::default(),
         kill: CancellationToken::new(),
     });
@@ -200,6 +205,16 @@ async fn watch_lease(lease: &Lease, shutdown: &Shutdown, ended: &CancellationTok
         shutdown.stop(Cause::Shutdown);
     }
     is_lost
+}
+
+fn log_keys() -> LogKeys {
+    LogKeys {
+        events: keys::build_events,
+        log: keys::build_log,
+        archive: keys::build_archive,
+        record: keys::build_record,
+        builds: keys::BUILDS,
+    }
 }
 
 /// What the Web UI shows of this process.

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::BakeError;
+use super::own_registries::host_of_credentials;
 use crate::bounds;
 use crate::environment;
 use crate::job::Build;
@@ -62,8 +63,32 @@ pub(super) struct Credentials {
     pub(super) registries: Vec<String>,
 }
 
+/// How a job logs in to a registry.
+pub(super) enum Login {
+    /// User name and password, as in HTTP's basic authentication.
+    Password(Secret),
+    /// A token that the registry's token server exchanges.
+    Identity(Secret),
+    /// A token for the registry itself.
+    Token(Secret),
+}
+
 impl Credentials {
-    fn new(auths: Map<String, Value>) -> Self {
+    /// The login for a registry, as references name it; `None` when the account has none.
+    pub(super) fn login(&self, registry: &str) -> Option<Login> {
+        let config: Config = json::read(self.config.expose().as_bytes()).ok()?;
+        let (_, entry) = config.auths.into_iter().find(|(key, _)| host_of_credentials(key) == registry)?;
+        let text = |field: &str| entry.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let token = |field: &str| text(field).map(Secret::new);
+        let pair = || Some(BASE64.encode(format!("{}:{}", text("username")?, text("password")?)));
+        let password = || text("auth").map(str::to_owned).or_else(pair).map(Secret::new);
+        let registry_token = token("registrytoken").map(Login::Token);
+        registry_token
+            .or_else(|| token("identitytoken").map(Login::Identity))
+            .or_else(|| password().map(Login::Password))
+    }
+
+    pub(super) fn new(auths: Map<String, Value>) -> Self {
         let secrets = auths.values().flat_map(secrets).map(Secret::new).collect();
         let registries = auths.keys().cloned().collect();
         Self { registries, config: Secret::new(json!({"auths": auths}).to_string()), secrets }

@@ -2,17 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::caching::{self, TargetPlan};
 use super::ignore::{self, Excluded, Search};
 use super::policy::{self, Refusal};
 use crate::beneath::Directory;
 use crate::bounds;
-use crate::secret::Secret;
+use crate::dockerfile;
+use crate::event::FailedStep;
+use crate::secret::SecretBytes;
 
 /// The fields of a target that are read again later.
-const KEPT: [&str; 5] = ["context", "contexts", "dockerfile", "dockerfile-inline", "tags"];
+const KEPT: [&str; 6] = ["context", "contexts", "dockerfile", "dockerfile-inline", "platforms", "tags"];
 
 /// A resolved and validated definition. Nothing in it is left to evaluate.
 #[derive(Clone, Debug)]
@@ -21,6 +25,8 @@ pub struct Definition {
     pub text: String,
     /// The same by target, unescaped. Once buildx has confirmed the text, only the fields that are read later.
     pub targets: BTreeMap<String, Map<String, Value>>,
+    /// What the caching of each target depends on, once buildx has confirmed the text.
+    pub plans: Arc<BTreeMap<String, TargetPlan>>,
     /// The tree that contains all contexts and Dockerfiles.
     pub worktree: PathBuf,
     /// Fields that were replaced, as notices for the customer.
@@ -32,12 +38,13 @@ pub struct Definition {
     /// The directory of its build secrets.
     pub(super) secrets: PathBuf,
     /// Secrets to mask in everything that is reported of the build.
-    pub(super) hidden: Vec<Secret>,
+    pub(super) hidden: Vec<SecretBytes>,
 }
 
 impl Definition {
-    /// Drops the fields that are not read again: as values they take many times the memory of the text.
+    /// Plans the targets, and drops the fields that are not read again: as values they take many times the memory of the text.
     pub(super) fn understood(mut self) -> Self {
+        self.plans = Arc::new(caching::plans(&self.targets, &self.worktree));
         for fields in self.targets.values_mut() {
             let kept = std::mem::take(fields).into_iter().filter(|(name, _)| KEPT.contains(&name.as_str()));
             *fields = kept.collect();
@@ -74,6 +81,14 @@ impl Definition {
     pub fn dockerfile(&self, target: &str) -> Option<String> {
         let path = context(self.targets.get(target)?).1?;
         Some(path.strip_prefix(&self.worktree).ok()?.to_string_lossy().into_owned())
+    }
+
+    /// The line of a failed step in its target's Dockerfile, as far as the file alone says it. An inline one is not kept.
+    pub fn line_of(&self, target: &str, step: &FailedStep) -> Option<u32> {
+        let dockerfile = context(self.targets.get(target)?).1?;
+        let root = Directory::open(&self.worktree).ok()?;
+        let found = root.resolve(dockerfile.strip_prefix(&self.worktree).ok()?).ok()?;
+        dockerfile::line_of(&root.read(&found.path, bounds::DOCKERFILE).ok()?, step)
     }
 
     /// Why a path from a target's context is not sent to the builder, although the repository has it.
@@ -130,7 +145,7 @@ fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
 }
 
 /// The context of a target, and its Dockerfile unless that is inline.
-fn context(fields: &Map<String, Value>) -> (PathBuf, Option<PathBuf>) {
+pub(super) fn context(fields: &Map<String, Value>) -> (PathBuf, Option<PathBuf>) {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
     let context = PathBuf::from(text("context").unwrap_or_default());
     let dockerfile = policy::paths::dockerfile(&context, text("dockerfile").unwrap_or("Dockerfile"));
@@ -157,6 +172,7 @@ mod tests {
         Definition {
             text: String::new(),
             targets,
+            plans: Arc::default(),
             worktree,
             notices: Vec::new(),
             compose: None,

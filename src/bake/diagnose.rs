@@ -48,6 +48,14 @@ pub(super) fn diagnose(ended: Ended, progress: &BakeProgress) -> Option<End> {
     Some(failure.into())
 }
 
+/// The exports whose push failed because the registry refused the manifest itself.
+pub(super) fn refused_manifests(progress: &BakeProgress) -> impl Iterator<Item = &Vertex> {
+    let is_refused = |vertex: &&Vertex| {
+        vertex.work() == Work::Export && vertex.own_error().is_some_and(|said| answer::refuses_manifest(said.judged()))
+    };
+    progress.failed().filter(is_refused)
+}
+
 /// What an error means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Verdict {

@@ -137,7 +137,7 @@ impl<'a> Grants<'a> {
     fn named(&self, patterns: &[TextPattern], target: &str, branch: Option<&str>) -> Vec<String> {
         let names = self.request.build.names().map(|(name, value)| (name, value.to_ascii_lowercase()));
         let branch = branch.map(as_tag);
-        let sha = self.request.sha.map(ToString::to_string);
+        let sha = self.request.commit.map(|commit| commit.sha.to_string());
         let of_target = [("target", Some(target.to_ascii_lowercase())), ("branch", branch), ("sha", sha)];
         let is_known =
             |pattern: &&TextPattern| of_target.iter().all(|(name, value)| value.is_some() || !pattern.has(name));

@@ -4,6 +4,7 @@
 //! Where the result of a pattern is uncertain, nothing is excluded.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
@@ -103,6 +104,16 @@ fn ignore_file(root: &Directory, context: &Path, dockerfile: Option<&Path>) -> O
     paths.find(|path| root.is_there(path))
 }
 
+/// The text of the ignore file that applies to a context: empty when there is none. All paths start at the root.
+///
+/// # Errors
+///
+/// When it is a link, too long, or not a text.
+pub(super) fn ignore_text(root: &Directory, context: &Path, dockerfile: Option<&Path>) -> io::Result<String> {
+    let Some(path) = ignore_file(root, context, dockerfile) else { return Ok(String::new()) };
+    String::from_utf8(root.read(&path, MAX_FILE)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
 /// A file that an ignore file excludes from a context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excluded {
@@ -143,12 +154,12 @@ pub(super) fn excluded(
 }
 
 /// The patterns of one file, in order.
-#[derive(Debug, Default)]
-struct Ignore {
+#[derive(Clone, Debug, Default)]
+pub(super) struct Ignore {
     patterns: Vec<Pattern>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pattern {
     /// The number of its line.
     line: usize,
@@ -159,7 +170,7 @@ struct Pattern {
 
 impl Ignore {
     /// `None` when a pattern is not understood: BuildKit may fail on it.
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let lines = text.lines().zip(1..).filter(|(text, _)| !text.starts_with('#') && !text.trim().is_empty());
         let mut patterns = Vec::new();
@@ -180,7 +191,7 @@ impl Ignore {
     }
 
     /// The line of the pattern that leaves a path out; `None` when it is not left out.
-    fn excluding_line(&self, path: &str) -> Option<usize> {
+    pub(super) fn excluding_line(&self, path: &str) -> Option<usize> {
         let mut has_matched = vec![false; self.patterns.len()];
         let mut excluding = None;
         for part in parts(path) {

@@ -1,5 +1,12 @@
-//! Masks build secrets and registry credentials in all output of a build: a step may print its secrets, and a registry may
-//! quote what it was sent.
+//! Masks secrets in all output of a build: a step may print its secrets, and a registry may quote what it was sent.
+//!
+//! The output of a step arrives line by line, so each line of a secret is found alone. It is found unchanged, without control
+//! characters, percent-encoded, with backslashes ([`decoded`]), and quoted for a shell. A secret as a whole is also found in Base64 and
+//! hexadecimal ([`encoded`]), and an unknown token by its form ([`tokens`]).
+
+mod decoded;
+mod encoded;
+mod tokens;
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,8 +15,10 @@ use aho_corasick::Anchored;
 use aho_corasick::automaton::Automaton;
 use aho_corasick::nfa::contiguous::NFA;
 
-use crate::secret::Secret;
+use crate::secret::{Secret, SecretBytes};
 use crate::text;
+
+use decoded::Decoded;
 
 /// What replaces a secret.
 const SHOWN: &str = "***";
@@ -20,25 +29,22 @@ const MARK: &str = "\u{fffc}\u{fffc}\u{fffc}";
 /// Shorter texts are not masked: they appear in too much that is not secret. Replacement characters do not count.
 const MIN_LENGTH: usize = 4;
 
-/// Finds each line of each secret: the output of a step arrives line by line.
-///
-/// A line is found in three forms: unchanged, without control characters, and quoted as Go quotes it.
+/// Finds secrets and tokens in one pass.
 pub(super) struct Mask {
-    /// `None` when there is nothing to find.
-    automaton: Option<NFA>,
+    /// Of all patterns, then of the prefixes of [`tokens::KINDS`].
+    automaton: NFA,
     patterns: Vec<Secret>,
 }
 
 impl Mask {
-    pub(super) fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
-        let secrets: Vec<Secret> = secrets.into_iter().collect();
-        let lines = secrets.iter().flat_map(|secret| secret.expose().lines()).map(str::trim);
-        let mut patterns: Vec<String> = lines.flat_map(forms).filter(|form| is_telling(form)).collect();
+    pub(super) fn new(secrets: impl IntoIterator<Item = SecretBytes>) -> Self {
+        let mut patterns: Vec<String> = secrets.into_iter().flat_map(|secret| patterns(&secret)).collect();
         patterns.sort_unstable();
         patterns.dedup();
+        let prefixes = tokens::KINDS.iter().map(|kind| kind.prefix);
         // For long lines, a contiguous automaton is by far the smallest kind. Secrets cannot reach its limits.
-        let automaton = NFA::builder().build(&patterns).expect("secrets have less than two gibibytes");
-        let automaton = (!patterns.is_empty()).then_some(automaton);
+        let automaton = NFA::builder().build(patterns.iter().map(String::as_str).chain(prefixes));
+        let automaton = automaton.expect("secrets have less than two gibibytes");
         Self { automaton, patterns: patterns.into_iter().map(Secret::new).collect() }
     }
 
@@ -85,28 +91,90 @@ impl Mask {
 
     /// How many bytes at the end of a text may begin a secret.
     fn pending(&self, text: &str) -> usize {
-        self.patterns.iter().map(|pattern| pending(text, pattern.expose())).max().unwrap_or(0)
+        let of_patterns = |text: &[u8]| {
+            let pending = self.patterns.iter().map(|pattern| pending(text, pattern.expose().as_bytes()));
+            pending.max().unwrap_or(0)
+        };
+        let in_view = |view: Decoded| text.len() - view.end_in_text(of_patterns(&view.bytes)).unwrap_or(text.len());
+        let views = views(text).map(in_view).max().unwrap_or(0);
+        let mut of_tokens = 0;
+        self.find(text.as_bytes(), |found| {
+            if let Found::Token(kind, start) = found
+                && kind.is_open(text.as_bytes(), start)
+            {
+                of_tokens = of_tokens.max(text.len() - start);
+            }
+        });
+        of_patterns(text.as_bytes()).max(views).max(of_tokens)
     }
 
     /// Where secrets are, in order. Overlapping ones are joined: the rest of either would reveal it.
     fn spans(&self, text: &str) -> Vec<Range<usize>> {
-        let Some(automaton) = &self.automaton else { return Vec::new() };
         let mut spans: Vec<Range<usize>> = Vec::new();
+        self.find(text.as_bytes(), |found| match found {
+            Found::Secret(span) => spans.push(span),
+            Found::Token(kind, start) => spans.extend(kind.end(text.as_bytes(), start).map(|end| start..end)),
+        });
+        for view in views(text) {
+            self.find(&view.bytes, |found| {
+                if let Found::Secret(span) = found {
+                    spans.push(view.in_text(span.start, span.end));
+                }
+            });
+        }
+        joined(spans)
+    }
+
+    /// Passes on the longest secret and the tokens that end at each byte.
+    fn find(&self, text: &[u8], mut on_found: impl FnMut(Found)) {
+        let automaton = &self.automaton;
         let mut state = automaton.start_state(Anchored::No).expect("the automaton is not anchored");
-        for (at, byte) in text.bytes().enumerate() {
-            state = automaton.next_state(Anchored::No, state, byte);
+        for (at, byte) in text.iter().enumerate() {
+            state = automaton.next_state(Anchored::No, state, *byte);
             if !automaton.is_match(state) {
                 continue;
             }
-            // The first match that ends here is the longest.
-            let mut start = at + 1 - automaton.pattern_len(automaton.match_pattern(state, 0));
-            while let Some(last) = spans.pop_if(|last| last.end > start) {
-                start = start.min(last.start);
+            let mut has_secret = false;
+            for n in 0..automaton.match_len(state) {
+                let pattern = automaton.match_pattern(state, n);
+                let start = at + 1 - automaton.pattern_len(pattern);
+                match pattern.as_usize().checked_sub(self.patterns.len()) {
+                    Some(kind) => on_found(Found::Token(&tokens::KINDS[kind], start)),
+                    // The first one is the longest.
+                    None if !has_secret => {
+                        has_secret = true;
+                        on_found(Found::Secret(start..at + 1));
+                    }
+                    None => {}
+                }
             }
-            spans.push(start..at + 1);
         }
-        spans
     }
+}
+
+/// What a text has.
+enum Found {
+    Secret(Range<usize>),
+    /// The beginning of a token.
+    Token(&'static tokens::Kind, usize),
+}
+
+/// The text with its escapes resolved, in each way that it has any.
+fn views(text: &str) -> impl Iterator<Item = Decoded> {
+    [Decoded::percent(text), Decoded::backslashes(text)].into_iter().flatten()
+}
+
+/// The spans in order, with those joined that overlap.
+fn joined(mut spans: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    spans.sort_unstable_by_key(|span| (span.start, span.end));
+    let mut joined: Vec<Range<usize>> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match joined.last_mut().filter(|last| span.start < last.end) {
+            Some(last) => last.end = last.end.max(span.end),
+            None => joined.push(span),
+        }
+    }
+    joined
 }
 
 /// The text up to `end`, without the secrets that begin before it.
@@ -124,10 +192,23 @@ fn without(text: &str, end: usize, spans: Vec<Range<usize>>, shown: &str) -> Str
     masked
 }
 
-/// The forms in which a line of a secret may be printed or quoted.
-fn forms(line: &str) -> [String; 3] {
-    let quoted = line.replace('\\', "\\\\").replace('"', "\\\"");
-    [line.to_owned(), text::plain(line).trim().to_owned(), quoted]
+/// Everything to find of a secret.
+fn patterns(secret: &SecretBytes) -> Vec<String> {
+    let text = secret.to_text();
+    let lines = text.expose().lines().map(str::trim).flat_map(forms).filter(|form| is_telling(form));
+    lines.chain(encoded::forms(secret.expose())).collect()
+}
+
+/// The forms in which a line of a secret may be printed, apart from escapes: unchanged, plain, in a form of HTML, and quoted for a shell.
+fn forms(line: &str) -> Vec<String> {
+    let mut forms = vec![line.to_owned(), text::plain(line).trim().to_owned()];
+    if line.contains(' ') {
+        forms.push(line.replace(' ', "+"));
+    }
+    if line.contains('\'') {
+        forms.extend(["'\\''", "'\"'\"'"].map(|quote| line.replace('\'', quote)));
+    }
+    forms
 }
 
 fn is_telling(form: &str) -> bool {
@@ -135,8 +216,7 @@ fn is_telling(form: &str) -> bool {
 }
 
 /// How many bytes at the end of `text` are a proper beginning of `pattern` (Knuth, Morris and Pratt).
-fn pending(text: &str, pattern: &str) -> usize {
-    let pattern = pattern.as_bytes();
+fn pending(text: &[u8], pattern: &[u8]) -> usize {
     let pattern = &pattern[..pattern.len().min(text.len() + 1)];
     let next = |borders: &[usize], mut n: usize, byte: u8| {
         while n > 0 && pattern[n] != byte {
@@ -148,19 +228,21 @@ fn pending(text: &str, pattern: &str) -> usize {
     for at in 1..pattern.len() {
         borders[at] = next(&borders, borders[at - 1], pattern[at]);
     }
-    let tail = &text.as_bytes()[text.len() - (pattern.len() - 1)..];
+    let tail = &text[text.len() - (pattern.len() - 1)..];
     tail.iter().fold(0, |n, byte| next(&borders, n, *byte))
 }
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::secret::SecretBytes;
+    use crate::hex;
 
     fn mask(secrets: &[&str]) -> Mask {
-        Mask::new(secrets.iter().map(|secret| Secret::new(*secret)))
+        Mask::new(secrets.iter().map(|secret| SecretBytes::new(secret.as_bytes().into())))
     }
 
     #[test]
@@ -200,7 +282,7 @@ mod tests {
     #[test]
     fn of_bytes_that_are_no_text_what_can_be_read_is_masked() {
         let secret = SecretBytes::new(b"\x00\xff\xfekey=hunter2\xff\n\xff\xfe\xfd\xfc\n\xffab\n".into());
-        let mask = Mask::new([secret.to_text()]);
+        let mask = Mask::new([secret]);
         let printed = String::from_utf8_lossy(b"it is \x00\xff\xfekey=hunter2\xff");
         assert_eq!(mask.plain(&printed), "it is ***");
         let others = String::from_utf8_lossy(b"\xff\xfe\xfd\xfc caf\xe9 \xffab");
@@ -217,11 +299,102 @@ mod tests {
             ("abcabcabcabcab", "abcabc"),
             ("", ""),
             ("h", ""),
-            ("no", "no"),
+            ("!!", "!!"),
         ] {
             assert_eq!(mask.plain_beginning(text), expected, "{text:?}");
         }
         assert_eq!(Mask::new([]).plain_beginning("x"), "x");
+    }
+
+    const LONG: &str = "q7Zp/XvK2+Wm9T'h R4d\"Lc6Y<é>\\Ns8B";
+
+    /// The secret as tools print it.
+    fn printed() -> Vec<String> {
+        let base64 = |before: &str| BASE64_STANDARD.encode(format!("{before}{LONG}, and more"));
+        let url_safe = |before: &str| base64(before).replace('+', "-").replace('/', "_");
+        let percent = |plain: &str, space: &str| -> String {
+            let escaped = |byte: u8| match char::from(byte) {
+                ' ' => space.to_owned(),
+                c if c.is_ascii_alphanumeric() || plain.contains(c) => c.to_string(),
+                _ => format!("%{byte:02X}"),
+            };
+            LONG.bytes().map(escaped).collect()
+        };
+        let json = serde_json::to_string(LONG).expect("a text");
+        let ascii = json.replace('é', "\\u00e9").replace('/', "\\/").replace('<', "\\u003c").replace('>', "\\u003E");
+        vec![
+            LONG.to_owned(),
+            base64(""),
+            base64("a"),
+            base64("ab"),
+            url_safe(""),
+            url_safe("a"),
+            url_safe("ab"),
+            percent("-._~", "%20"),
+            percent("", "+"),
+            percent("", "%20"),
+            json,
+            ascii,
+            format!("{LONG:?}"),
+            hex::encode(LONG),
+            hex::encode(LONG).to_uppercase(),
+            format!("'{}'", LONG.replace('\'', "'\\''")),
+            LONG.chars().map(|c| if c.is_alphanumeric() { c.to_string() } else { format!("\\{c}") }).collect(),
+        ]
+    }
+
+    #[test]
+    fn a_secret_is_masked_however_a_tool_prints_it() {
+        let mask = mask(&[LONG]);
+        for printed in printed() {
+            let shown = mask.plain(&format!("before {printed} after"));
+            assert!(shown.starts_with("before ") && shown.ends_with(" after") && shown.contains(SHOWN), "{shown}");
+            let n_left = shown.len() - "before *** after".len();
+            let is_base64 = printed.len() > 50 && !printed.contains(['%', ' ']);
+            assert!(n_left <= if is_base64 { 20 } else { 2 }, "{shown} of {printed}");
+        }
+    }
+
+    #[test]
+    fn every_line_of_a_key_is_masked_in_each_form() {
+        let body: Vec<String> = (0..24).map(|n| BASE64_STANDARD.encode([n * 7 + 1; 48])).collect();
+        let key = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", body.join("\n"));
+        let mask = mask(&[&key]);
+        let base64 = BASE64_STANDARD.encode(&key);
+        let wrapped = base64.as_bytes().chunks(76).map(|line| String::from_utf8_lossy(line).into_owned());
+        let lines =
+            key.lines().map(|line| format!("    {line}")).chain(key.lines().map(|line| format!("#12 1.5 | {line}")));
+        for line in lines.chain(wrapped) {
+            let shown = mask.plain(&line);
+            assert!(shown.contains(SHOWN) && shown.len() <= 20, "{shown}");
+        }
+        let json = mask.plain(&serde_json::to_string(&key).expect("a text"));
+        assert!(json.replace("***", "").replace("\\n", "").len() <= 2, "{json}");
+    }
+
+    #[test]
+    fn a_token_is_known_by_its_form() {
+        let mask = mask(&[]);
+        let token = format!("ghs_{}", "aB3".repeat(12));
+        let web = format!("eyJ{}.eyJ{}.{}", "aB3".repeat(9), "x_-".repeat(9), "Zz".repeat(20));
+        for (text, expected) in [
+            (format!("https://x-access-token:{token}@github.com"), "https://x-access-token:***@github.com"),
+            (format!("TOKEN={token}"), "TOKEN=***"),
+            (format!("Bearer {web}, next"), "Bearer ***, next"),
+            ("ghs_short npm_config_registry eyJhbGciOiJ9".into(), "ghs_short npm_config_registry eyJhbGciOiJ9"),
+            (format!("x{token}"), &*format!("x{token}")),
+        ] {
+            assert_eq!(mask.plain(&text), expected);
+        }
+        assert_eq!(mask.plain_beginning("it is ghp_abc"), "it is ");
+    }
+
+    #[test]
+    fn the_memory_of_a_mask_is_bounded() {
+        let secret = |n: usize| (0..n).map(|n| b'!' + (n * n % 89) as u8).collect::<Vec<u8>>();
+        let memory = |bytes: Vec<u8>| Mask::new([SecretBytes::new(bytes)]).automaton.memory_usage();
+        let (whole, long) = (memory(secret(encoded::MAX_SECRET)), memory(secret(500 << 10)));
+        assert!(whole <= 16 << 20 && long <= 40 * (500 << 10), "{whole} {long}");
     }
 
     /// Whether `shown` has a part of `secret`, of four bytes or more, that the rest of the text does not have.
@@ -259,7 +432,7 @@ mod tests {
         fn what_is_pending_is_the_longest_beginning(text in "[ab]{0,12}", pattern in "[ab]{4,12}") {
             let fits = |n: &usize| text.ends_with(&pattern[..*n]);
             let expected = (0..pattern.len().min(text.len() + 1)).rev().find(fits);
-            prop_assert_eq!(Some(pending(&text, &pattern)), expected);
+            prop_assert_eq!(Some(pending(text.as_bytes(), pattern.as_bytes())), expected);
         }
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn host_of(reference: &str) -> &str {
 }
 
 /// The registry of a key of docker's `auths`, such as `https://index.docker.io/v1/`.
-fn host_of_credentials(key: &str) -> &str {
+pub(super) fn host_of_credentials(key: &str) -> &str {
     let address = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     canonical(address.split('/').next().unwrap_or(address))
 }

@@ -8,9 +8,10 @@
 
 mod arguments;
 pub(super) mod attestations;
-mod dockerfile;
+pub(super) mod dockerfile;
 mod hosts;
 mod image_name;
+mod labels;
 mod near;
 pub(super) mod paths;
 mod references;
@@ -117,6 +118,7 @@ impl Rules<'_> {
         let secrets = self.granted_secrets(fields.remove("secret"))?;
         self.settle_references(&mut fields)?;
         self.settle_attestations(&mut fields)?;
+        self.settle_labels(&mut fields)?;
         let mut validated = Map::from_iter([("context".to_owned(), context.clone())]);
         let is_inline = fields.contains_key("dockerfile-inline");
         for (field, value) in fields {

@@ -7,6 +7,7 @@
 mod ending;
 mod failure;
 mod output;
+mod seen;
 mod stream;
 mod tails;
 mod targets;
@@ -55,6 +56,8 @@ pub(super) type Emit<'t> = &'t mut dyn FnMut(Event);
 pub(super) struct Baked {
     /// The tags of each target, linked targets included.
     pub(super) targets: BTreeMap<String, Vec<String>>,
+    /// The platforms of each target; none for the builder's own.
+    pub(super) platforms: BTreeMap<String, Vec<String>>,
     /// Paths of their Dockerfiles from the root of the repository, by target.
     pub(super) dockerfiles: BTreeMap<String, String>,
     /// The names of all their Dockerfiles, without directories.
@@ -67,6 +70,7 @@ pub(super) struct Baked {
 pub(super) struct BakeProgress {
     targets: Vec<Arc<str>>,
     tags: BTreeMap<String, Vec<String>>,
+    platforms: BTreeMap<String, Vec<String>>,
     own_registries: OwnRegistries,
     shown: Shown,
     vertices: Vec<Vertex>,
@@ -91,6 +95,7 @@ struct Left {
     name_bytes: usize,
     error_bytes: usize,
     n_pushes: usize,
+    n_images: usize,
     /// Reports of vertices that were dropped for lack of room.
     n_left_out: usize,
     n_warnings_left_out: usize,
@@ -104,6 +109,7 @@ impl BakeProgress {
         Self {
             targets: baked.targets.keys().map(|name| Arc::from(name.as_str())).collect(),
             tags: baked.targets,
+            platforms: baked.platforms,
             dockerfiles: baked.dockerfiles.into_iter().map(path).collect(),
             own_registries: baked.own_registries,
             shown,
@@ -119,6 +125,7 @@ impl BakeProgress {
                 name_bytes: bounds::STEP_NAMES,
                 error_bytes: bounds::ERRORS,
                 n_pushes: bounds::PUSHES,
+                n_images: bounds::IMAGES,
                 n_left_out: 0,
                 n_warnings_left_out: 0,
                 n_long_lines: 0,
@@ -276,9 +283,24 @@ impl BakeProgress {
         if report.id == "transferring context:" && vertex.name.contains("load build context") {
             vertex.context_bytes = vertex.context_bytes.max(u64::try_from(report.current).unwrap_or(0));
         }
+        if report.completed.is_none() || self.ending.is_doubtful {
+            return;
+        }
         let pushed = report.id.strip_prefix("pushing manifest for ").and_then(|rest| rest.split_once('@'));
-        if let (Some((reference, digest)), Some(_), false) = (pushed, report.completed, self.ending.is_doubtful) {
+        if let Some((reference, digest)) = pushed {
             self.pushed(number, reference, digest);
+        } else if let Some(digest) = report.id.strip_prefix("exporting manifest ") {
+            self.exported(number, report.started, digest);
+        }
+    }
+
+    /// Notes the image of one platform. The ids of an index and of an attestation begin otherwise, and are not digests here.
+    fn exported(&mut self, number: u32, started: Option<Timestamp>, digest: &str) {
+        let exported = &mut self.vertices[number as usize].exported;
+        let is_known = exported.iter().any(|(_, known)| **known == *digest);
+        if is_digest(digest) && !is_known && self.left.n_images > 0 {
+            self.left.n_images -= 1;
+            exported.push((started, digest.into()));
         }
     }
 
@@ -414,6 +436,18 @@ impl BakeProgress {
     /// The first of a vertex's targets.
     pub(super) fn target_of(&self, vertex: &Vertex) -> Option<&str> {
         vertex.targets.first().map(|target| &*self.targets[*target as usize])
+    }
+
+    /// The tags of a vertex's target.
+    pub(super) fn tags_of(&self, vertex: &Vertex) -> &[String] {
+        self.target_of(vertex).and_then(|target| self.tags.get(target)).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Notes that the registry has a vertex's image under these tags, each with its digest there: its push has not failed.
+    pub(super) fn settle(&mut self, number: u32, tags: Vec<(String, String)>) {
+        let vertex = &mut self.vertices[number as usize];
+        vertex.forgive();
+        vertex.pushed = tags.into_iter().map(|(tag, digest)| (tag.into(), digest.into())).collect();
     }
 
     /// Whether any step of a Dockerfile is known: then the frontend has read its Dockerfile.

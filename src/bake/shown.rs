@@ -133,10 +133,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::secret::Secret;
+    use crate::secret::SecretBytes;
 
     fn shown(secrets: &[&str]) -> Shown {
-        Shown::new(Mask::new(secrets.iter().map(|secret| Secret::new(*secret))), WorkerPaths::default())
+        let secrets = secrets.iter().map(|secret| SecretBytes::new(secret.as_bytes().into()));
+        Shown::new(Mask::new(secrets), WorkerPaths::default())
     }
 
     fn pieces(secrets: &[&str], line: &[u8], n_dropped: usize) -> Vec<String> {

@@ -11,13 +11,16 @@ use super::mask::Mask;
 use super::own_registries::OwnRegistries;
 use super::progress::{BakeProgress, Baked};
 use super::shown::Shown;
-use super::{Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, metadata};
+use super::{
+    Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, immutable, metadata,
+};
 use crate::event::{Event, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
 use crate::reason::End;
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries, network_files};
+use crate::secret::SecretBytes;
 use crate::state::{self, JobDirectory};
 use crate::{bounds, text};
 
@@ -46,7 +49,9 @@ pub(super) async fn solve(
     let metadata_file = private.join(METADATA);
 
     let definition = goal.definition;
-    let mask = Mask::new(definition.hidden.iter().chain(&credentials.secrets).cloned());
+    let of_credentials = credentials.secrets.iter().map(SecretBytes::from);
+    let secrets = definition.hidden.iter().cloned().chain(of_credentials).chain(bake.worker_secrets());
+    let mask = Mask::new(secrets);
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
     let mut child = child(bake, &definition.worktree, &definition.secrets, location, &private);
     child.sandbox.read.extend(definition.compose.clone());
@@ -82,7 +87,15 @@ pub(super) async fn solve(
             "docker-buildx failed without an error message"
         );
     }
-    Ok(conclude(&progress, ended, &private, definition, journal))
+    let mut has_settled = false;
+    if matches!(ended, Ended::Exited(status) if !status.success()) {
+        let settled = stop.run_until_cancelled(immutable::settle(&mut progress, &credentials, journal)).await;
+        has_settled = settled.unwrap_or(false);
+    }
+    // When nothing else has failed, what buildx reports is the push, for which it gave up the other targets.
+    let has_end = !has_settled || progress.failed().next().is_some();
+    let end = has_end.then(|| diagnose::diagnose(ended, &progress)).flatten();
+    Ok(conclude(&progress, ended, end, &private, definition, journal))
 }
 
 /// What is known of a bake before it begins.
@@ -101,6 +114,7 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     };
     let pushed = targets.values().flatten().map(String::as_str);
     Baked {
+        platforms: of_goal().map(|(name, fields)| (name.clone(), platforms(fields))).collect(),
         own_registries: OwnRegistries::new(credentials.iter().map(String::as_str), pushed),
         dockerfile_names: of_goal().flat_map(|(_, fields)| names(fields)).collect(),
         dockerfiles: of_goal()
@@ -110,10 +124,23 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     }
 }
 
+/// The platforms of a target, as buildx reads them: an entry may list several, and one that is repeated counts once.
+fn platforms(fields: &Map<String, Value>) -> Vec<String> {
+    let entries = fields.get("platforms").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut platforms = Vec::new();
+    for platform in entries.iter().filter_map(Value::as_str).flat_map(|entry| entry.split(',')).map(str::trim) {
+        if !platforms.iter().any(|known| known == platform) {
+            platforms.push(platform.to_owned());
+        }
+    }
+    platforms
+}
+
 /// Emits the result of each target and of the whole run.
 fn conclude(
     progress: &BakeProgress,
     ended: Ended,
+    end: Option<End>,
     private: &Path,
     definition: &Definition,
     journal: &Journal,
@@ -125,8 +152,15 @@ fn conclude(
         if let Some(digest) = digests.get(&target.name) {
             target.digest = Some(digest.clone());
         }
+        // BuildKit tells the line of the first failure only.
+        if let Some(step) = target.failed_step.as_mut().filter(|step| step.line.is_none()) {
+            step.line = definition.line_of(&target.name, step);
+        }
+        // An image that was not pushed has no digest outside of its builder.
+        if target.digest.is_none() {
+            target.image_digest = None;
+        }
     }
-    let end = diagnose::diagnose(ended, progress);
     let end = end.map(|end| end.map(|failure| explain::explain(failure, progress, definition)));
     if let Some(End::Failed(failure)) = &end {
         diagnose::blame(&mut targets, failure, progress.blamed());
@@ -135,7 +169,7 @@ fn conclude(
     let is_built = |target: &&TargetReport| target.status == Some(Status::Succeeded);
     let built = targets.iter().filter(is_built).map(|target| target.name.clone()).collect();
     targets.into_iter().for_each(|target| journal.emit(Event::TargetEnded(target)));
-    Outcome { built, end }
+    Outcome { built, steps: progress.seen_steps(), images: progress.images(), end }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.

@@ -92,6 +92,11 @@ impl Loss {
 }
 
 impl Session<'_> {
+    /// Whether the builder has pods.
+    pub fn has_pods(&self) -> bool {
+        self.cluster.is_some()
+    }
+
     /// Which builder and pod run the build, and why, as far as is known now.
     pub fn placement(&self) -> Placement {
         let why = match (&self.cluster, self.balance) {

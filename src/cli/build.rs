@@ -15,6 +15,7 @@ use crate::event::Event;
 use crate::hex;
 use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
 use crate::journal::{Journal, Record, Terminal, Wishes, print_report};
+use crate::last_builds::LastBuilds;
 use crate::name::is_name;
 use crate::perform::{Attempt, Integrations, bake, notify_of_submodules, resolve};
 use crate::processor::AttemptOutcome;
@@ -72,7 +73,7 @@ impl Build {
             settings.state.directory = private.path().to_owned();
         }
         let state = StateDirectory::open(&settings.state.directory, &format!("build:{}", hex::random::<6>()))?;
-        let integrations = Integrations::new(&settings, state.into())?;
+        let integrations = Integrations::new(&settings, LastBuilds::default(), state.into())?;
         let directory = integrations.state.job_directory()?;
         let record = Arc::new(Record::new(Report::default()));
         let terminal = Arc::new(Terminal::new(wishes()));
@@ -105,7 +106,7 @@ impl Build {
         attempt: Attempt<'_>,
     ) -> Result<(), End> {
         if !self.print {
-            return bake(integrations, build, worktree, directory, attempt).await;
+            return bake(integrations, build, worktree, None, directory, attempt).await;
         }
         println!("{}", resolve(integrations, build, worktree, directory, attempt).await?.text);
         Ok(())
@@ -121,14 +122,16 @@ impl Build {
             let path = Path::new(&self.source).canonicalize();
             let path =
                 path.map_err(|error| Failure::new(Reason::ContextNotFound, format!("{}: {error}", self.source)))?;
-            let (lfs_pointers, submodules) = (Vec::new(), Vec::new());
             return Ok(Worktree {
                 path,
-                sha: None,
+                // A directory can differ from the commit that is checked out in it.
+                commit: None,
                 took: Duration::ZERO,
                 size: Size::default(),
-                lfs_pointers,
-                submodules,
+                lfs_pointers: Vec::new(),
+                submodules: Vec::new(),
+                links: None,
+                changes: Vec::new(),
             });
         }
         let revision = match job::Sha::parse(&self.revision) {
@@ -146,6 +149,7 @@ impl Build {
             worktree: &destination,
             revision,
             mtimes_key: None,
+            since: Vec::new(),
             spent: Spent::default(),
         };
         let worktree =
@@ -208,7 +212,7 @@ fn wishes() -> Wishes {
 fn conclude(outcome: AttemptOutcome, journal: &Journal, record: &Record) -> ExitCode {
     let status = outcome.status();
     let (reason, message) = failure(outcome).map(|failure| (failure.reason, failure.detail)).unzip();
-    journal.emit(Event::Ended { status, reason, message, is_over: true });
+    journal.emit(Event::Ended { status, reason, message, is_over: true, log_url: None });
     print_report(&record.report(), wishes().colors);
     if status == Status::Succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

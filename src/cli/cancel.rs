@@ -41,17 +41,19 @@ pub(super) fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
     if !jobs.runs(&payload.class) {
         return false;
     }
-    if payload.jid == build {
-        return true;
-    }
-    let (Some(class), Ok(args)) = (jobs.classes.get(&payload.class), payload.arguments()) else { return false };
-    let is_it = |id: Option<&Value>| match id {
-        Some(Value::String(text)) => text == build,
-        Some(Value::Number(number)) => number.to_string() == build,
-        _ => false,
+    payload.jid == build || id_in(jobs, payload).is_some_and(|id| id == build)
+}
+
+/// The `build_id` in a job, or the id that it carries instead of a build request.
+pub(super) fn id_in(jobs: &Jobs, payload: &Payload) -> Option<String> {
+    let (class, args) = (jobs.classes.get(&payload.class)?, payload.arguments().ok()?);
+    let id = match class.arguments {
+        Shape::Resolved => args.value(0).ok()?,
+        Shape::Native | Shape::Mapped => arguments::known(class, &args).get("build_id")?.clone(),
     };
-    match class.arguments {
-        Shape::Resolved => is_it(args.value(0).ok().as_ref()),
-        Shape::Native | Shape::Mapped => is_it(arguments::known(class, &args).get("build_id")),
+    match id {
+        Value::String(text) => Some(text),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
     }
 }

@@ -13,6 +13,7 @@ use crate::builder::Builders;
 use crate::github::App;
 use crate::hex;
 use crate::job::{Build, Recipe, Repository, Trust};
+use crate::log_archive;
 use crate::log_stream;
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
@@ -72,6 +73,8 @@ impl Doctor {
         findings.extend(builders(settings).await);
         findings.push(kernel(settings.sandbox.mode));
         findings.push(disk(settings));
+        let archive = log_archive::probe(settings).await;
+        findings.extend(archive.map(|found| Finding::of("log archive", found.map(|url| format!("{url} takes logs")))));
         if self.json {
             println!("{}", serde_json::to_string_pretty(&findings)?);
         } else {

@@ -11,17 +11,14 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::cancel::is_meant;
-use crate::event::{Step, Warning};
-use crate::log_stream::{LogRead, LogReader, Record, StepOf};
-use crate::redis::{Redis, RedisError};
+use super::recorded::{self, EXPIRED, UNKNOWN, complain};
+use crate::log_record::LogRecord;
+use crate::log_stream::{LogRead, LogReader};
+use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::{cancel, keys};
 use crate::text;
 
-/// The build is unknown, or has no log yet.
-const UNKNOWN: u8 = 2;
-/// The log has expired.
-const EXPIRED: u8 = 3;
 /// A part of the log was removed before it was read.
 const REMOVED: u8 = 4;
 
@@ -68,7 +65,10 @@ impl Logs {
             let wait = if waits { WAIT.min(settings.redis.timeout / 2) } else { Duration::ZERO };
             let page = match reader.read(wait).await {
                 Ok(LogRead::Page(page)) => page,
-                Ok(LogRead::Gone) => return Ok(self.complain_of_end(settings, &seen)),
+                Ok(LogRead::Gone) => {
+                    let archive_url = redis.query(redis::cmd("GET").arg(keys::build_archive(&id))).await?;
+                    return Ok(self.complain_of_end(settings, &seen, archive_url));
+                }
                 Ok(LogRead::Nothing) if waits => continue,
                 Ok(LogRead::Nothing) => break,
                 // Redis may come back, and the reader goes on where it was.
@@ -99,14 +99,14 @@ impl Logs {
             let (n_looks, pause) = if is_told { (10, PAUSE) } else { (1, Duration::ZERO) };
             for _ in 0..n_looks {
                 sleep(pause).await;
-                if let Some(id) = self.id_of_log(redis).await? {
+                if let Some(id) = recorded::find(redis, &self.build).await? {
                     return Ok(Some(id));
                 }
             }
             let found = cancel::find(&jobs, |payload| is_meant(&settings.jobs, payload, &self.build)).await?;
             let Some(job) = found.first() else {
                 // It may have ended meanwhile.
-                let id = self.id_of_log(redis).await?;
+                let id = recorded::find(redis, &self.build).await?;
                 if id.is_none() {
                     complain(&format!("no build {} is known", self.build));
                 }
@@ -122,17 +122,15 @@ impl Logs {
         }
     }
 
-    async fn id_of_log(&self, redis: &Redis) -> Result<Option<String>, RedisError> {
-        redis.query(redis::cmd("GET").arg(keys::build_log(&self.build))).await
-    }
-
-    fn complain_of_end(&self, settings: &Settings, seen: &Seen) -> ExitCode {
+    fn complain_of_end(&self, settings: &Settings, seen: &Seen, archive_url: Option<String>) -> ExitCode {
+        let archived =
+            archive_url.map_or(String::new(), |url| format!("; the whole log is at {}", text::one_line(&url)));
         if seen.has_records {
-            complain(&format!("the log of build {} was deleted while it was read", self.build));
+            complain(&format!("the log of build {} was deleted while it was read{archived}", self.build));
             return ExitCode::from(REMOVED);
         }
         let ttl = humantime_serde::re::humantime::format_duration(settings.journal.ttl);
-        complain(&format!("the log of build {} has expired; journal.ttl is {ttl}", self.build));
+        complain(&format!("the log of build {} has expired; journal.ttl is {ttl}{archived}", self.build));
         ExitCode::from(EXPIRED)
     }
 
@@ -148,14 +146,14 @@ impl Logs {
 
     fn print(&self, records: &[(String, Value)], seen: &mut Seen) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        for (id, value) in records {
+        for (n, (id, value)) in records.iter().enumerate() {
             seen.has_records = true;
             let target = value["target"].as_str();
             seen.targets.extend(target.map(str::to_owned));
-            let record = Record::deserialize(value).ok();
+            let record = LogRecord::deserialize(value).ok();
             match record {
-                Some(Record::Attempt { .. }) => seen.is_over = false,
-                Some(Record::End { is_over, .. }) => seen.is_over = is_over,
+                Some(LogRecord::Attempt { .. }) => seen.is_over = false,
+                Some(LogRecord::End { is_over, .. }) => seen.is_over = is_over,
                 _ => {}
             }
             if self.target.as_deref().is_some_and(|wanted| target != Some(wanted)) {
@@ -166,80 +164,21 @@ impl Logs {
                 value.as_object_mut().into_iter().for_each(|fields| drop(fields.insert("id".into(), json!(id))));
                 writeln!(out, "{value}")?;
             } else {
-                // A later version may write other records.
-                record.map_or(Ok(()), |record| print_record(&mut out, record))?;
+                match record {
+                    Some(LogRecord::Progress { of, lines, bytes, .. }) if self.follow && is_latest(&records[n..]) => {
+                        writeln!(out, "{} | … still printing: {lines} more lines ({bytes} bytes) so far", of.label())?;
+                    }
+                    // A later version may write other records.
+                    record => record.map_or(Ok(()), |record| record.write_text(&mut out))?,
+                };
             }
         }
         out.flush()
     }
 }
 
-/// Prints a record as `label | line`.
-fn print_record(out: &mut impl Write, record: Record) -> io::Result<()> {
-    match record {
-        Record::Output { of, lines } => {
-            let label = label(of);
-            lines.iter().try_for_each(|line| writeln!(out, "{label} | {}", text::plain(line)))
-        }
-        record => match line_of(record) {
-            Some((label, line)) => writeln!(out, "{label} | {}", text::one_line(&line)),
-            None => Ok(()),
-        },
-    }
-}
-
-/// The label and the line of a record other than output. The end of a phase or a step says nothing new.
-fn line_of(record: Record) -> Option<(String, String)> {
-    let of_build = |line: String| Some(("build".to_owned(), line));
-    match record {
-        Record::Attempt { jid, number, removed_bytes: 0 } => of_build(format!("attempt {number} of job {jid}")),
-        Record::Attempt { jid, number, removed_bytes } => {
-            of_build(format!("attempt {number} of job {jid}; earlier attempts were removed ({removed_bytes} bytes)"))
-        }
-        Record::Commit { repository, sha, .. } => of_build(format!("{repository} at {sha}")),
-        Record::Phase { phase } => of_build(phase),
-        Record::Placed { builder, pod, why } => {
-            let at = pod.map_or(builder.clone(), |pod| format!("{builder}, pod {pod}"));
-            of_build(format!("on builder {at}: {why}"))
-        }
-        Record::Step { of } => {
-            let title = of.step.clone();
-            Some((label(of), title))
-        }
-        Record::Missing { of, lines, bytes } => {
-            Some((label(of), format!("… {lines} lines ({bytes} bytes) are missing here")))
-        }
-        Record::StepEnd { of, error: Some(error), .. } => Some((label(of), format!("failed: {error}"))),
-        Record::StepEnd { of, is_cached: true, .. } => Some((label(of), "cached".into())),
-        Record::TargetEnd { target, status, digest, .. } => {
-            let status = status.unwrap_or_else(|| "not reached".into());
-            Some((target, digest.map_or(status.clone(), |digest| format!("{status}, {digest}"))))
-        }
-        Record::Warning { target, message, dockerfile, line } => {
-            let warning = Warning { target: None, message, dockerfile, line, url: None };
-            Some((target.unwrap_or_else(|| "build".into()), warning.to_string()))
-        }
-        Record::Notice { message } => of_build(format!("notice: {message}")),
-        Record::LeftOut { records, lines } => {
-            of_build(format!("… {records} records and {lines} lines are left out here"))
-        }
-        Record::End { status, message, is_over, .. } => {
-            let rest = message.map_or(String::new(), |message| format!(": {message}"));
-            of_build(format!("{status}{rest}{}", if is_over { "" } else { "; another attempt follows" }))
-        }
-        Record::Output { .. }
-        | Record::PhaseEnd { .. }
-        | Record::Targets { .. }
-        | Record::StepEnd { .. }
-        | Record::TargetDone { .. } => None,
-    }
-}
-
-fn label(of: StepOf) -> String {
-    Step { target: of.target.map(Into::into), name: of.step.into() }.label()
-}
-
-#[expect(clippy::print_stderr, reason = "the log is the command's result, and this is not of the log")]
-fn complain(message: &str) {
-    eprintln!("sidebake: {message}");
+/// Whether the first record is the last one of its step: then its progress is news.
+fn is_latest(records: &[(String, Value)]) -> bool {
+    let step_of = |(_, value): &(String, Value)| (value["target"].clone(), value["step"].clone());
+    records[1..].iter().all(|other| step_of(other) != step_of(&records[0]))
 }

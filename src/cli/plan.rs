@@ -61,6 +61,8 @@ fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<
         "trust": job.build.trust.name(),
         "notices": job.notices,
         "attestations": attestations(settings, job),
+        "labels": settings.bake.labels,
+        "source_date_epoch": job.build.source_date_epoch.unwrap_or(settings.bake.source_date_epoch).name(),
         "fetch": {"url": source.url(&job.build.repository), "sha": job.sha.as_str()},
         "definition": definition(job)?,
         "directories": {"worktree": run.join("tree").join(&job.build.repository.name), "working_directory": working_directory},

@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 
 use super::git_ref::{self, GitRef};
 use super::{
-    Application, Asked, Build, BuildJob, Callback, Naming, Recipe, Repository, RepositoryFile, Sha, Trust, bounded,
+    Application, Asked, Build, BuildJob, Callback, Naming, Recipe, Repository, RepositoryFile, Sha, SourceDateEpoch,
+    Trust, bounded,
 };
 use crate::bounds;
 use crate::field_error::FieldError;
@@ -78,6 +79,7 @@ struct WrittenRequest {
     pull: Option<bool>,
     provenance: Option<Asked>,
     sbom: Option<Asked>,
+    source_date_epoch: Option<SourceDateEpoch>,
     builder: Option<String>,
     timeout_s: Option<u64>,
     callback: Option<Callback>,
@@ -153,6 +155,7 @@ impl WrittenRequest {
             pull: self.pull.unwrap_or(false),
             provenance: self.provenance,
             sbom: self.sbom,
+            source_date_epoch: self.source_date_epoch,
             builder: self.builder,
             timeout: self.timeout_s.map(Duration::from_secs),
         };

@@ -108,6 +108,7 @@ fn plain(event: &Event) -> Option<String> {
         | Event::Targets(_)
         | Event::TargetDone(_)
         | Event::TargetEnded(_)
+        | Event::NotCached { .. }
         | Event::BuildId(_)
         | Event::Commit { .. }
         | Event::Placed(_)

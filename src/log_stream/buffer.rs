@@ -1,15 +1,17 @@
 //! The part of a log stream that Redis does not have yet: bounded, whatever a build prints and however long Redis is away.
 //!
 //! A step's first lines go to Redis at once, as long as the step has room for them. Its last lines wait here for the end of the
-//! step, and a `missing` record between the two says how much is left out. No function here waits, and none does I/O.
+//! step, and a `missing` record between the two says how much is left out. Meanwhile `progress` records show that the step prints.
+//! No function here waits, and none does I/O.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use super::record::{Record, StepOf};
-use crate::bounds;
 use crate::event::{Event, Step};
+use crate::log_record::{LogRecord, StepOf};
+use crate::{bounds, text};
 
 /// Memory of a waiting line or record beside its text, with what the allocator adds.
 const OVERHEAD: usize = 56;
@@ -22,6 +24,15 @@ const STEP_OVERHEAD: usize = 512;
 
 /// A step gets no room below this.
 const LEAST_STEP: usize = 1 << 10;
+
+/// The shortest time between two `progress` records of a step.
+const PROGRESS: Duration = Duration::from_secs(3);
+
+/// After an hour, a step has a `progress` record in three minutes: the time between two grows with the time of the whole.
+const PROGRESS_SLOWDOWN: u32 = 20;
+
+/// Bytes of the latest line in a `progress` record.
+const LAST: usize = 120;
 
 /// Room for the first and the last record of an attempt, which are never left out.
 const ENDS: usize = 12 << 10;
@@ -104,6 +115,20 @@ struct Printing {
     is_long: bool,
     missing_lines: u64,
     missing_bytes: u64,
+    progress: StepProgress,
+}
+
+/// What `progress` records say of a step.
+#[derive(Debug, Default)]
+struct StepProgress {
+    left: usize,
+    lines: u64,
+    bytes: u64,
+    last: String,
+    /// Lines in the last record.
+    told_lines: u64,
+    since: Option<Instant>,
+    told_at: Option<Instant>,
 }
 
 impl Pool {
@@ -149,7 +174,7 @@ impl Buffer {
     }
 
     /// Begins the stream of this attempt, after `of_earlier_attempts` bytes.
-    pub(super) fn begin(&mut self, attempt: &Record, of_earlier_attempts: usize) {
+    pub(super) fn begin(&mut self, attempt: &LogRecord, of_earlier_attempts: usize) {
         self.total_bytes = of_earlier_attempts;
         self.grant((self.limits.build_bytes / 2).saturating_sub(of_earlier_attempts));
         let record = attempt.to_json();
@@ -172,11 +197,11 @@ impl Buffer {
             Event::PhaseEnded(..) | Event::Placed(_) | Event::TargetEnded(_) | Event::Ended { .. } => self.end_steps(),
             _ => {}
         }
-        let Some(record) = Record::of(event) else { return };
+        let Some(record) = LogRecord::of(event) else { return };
         match record {
-            Record::LeftOut { .. } => self.left_out.n_records += 1,
+            LogRecord::LeftOut { .. } => self.left_out.n_records += 1,
             // The end is never left out.
-            Record::End { .. } => {
+            LogRecord::End { .. } => {
                 self.mark_left_out();
                 self.push(record.to_json());
             }
@@ -184,6 +209,20 @@ impl Buffer {
                 if !self.record(&record) {
                     self.left_out.n_records += 1;
                 }
+            }
+        }
+    }
+
+    /// Adds a record for each step that has printed more, but not more often than readers need. Its lines come when it ends.
+    pub(super) fn tell_progress(&mut self, now: Instant) {
+        let due = self.steps.iter().filter(|(_, printing)| printing.progress.is_due(now)).map(|(key, _)| *key);
+        for key in due.collect::<Vec<_>>() {
+            let Some(printing) = self.steps.get_mut(&key) else { continue };
+            let StepProgress { lines, bytes, ref last, .. } = printing.progress;
+            let json = LogRecord::Progress { of: printing.of.clone(), lines, bytes, last: last.clone() }.to_json();
+            let size = json.len() + 1 + ENTRY_OVERHEAD;
+            if printing.progress.told(now, size) && self.pool.has_room(self.pending_bytes, json.len() + OVERHEAD) {
+                self.push(json);
             }
         }
     }
@@ -235,6 +274,7 @@ impl Buffer {
             }
         } else {
             printing.is_long = true;
+            printing.progress.take_in(line);
             let weight = weight(line);
             while self.steps[&key].is_full(weight) {
                 self.drop_oldest(key);
@@ -260,19 +300,20 @@ impl Buffer {
         let reserved = if room < LEAST_STEP { 0 } else { room };
         self.output_left -= reserved;
         let of = StepOf::new(step);
-        let empty = Record::Output { of: of.clone(), lines: Vec::new() }.to_json();
+        let empty = LogRecord::Output { of: of.clone(), lines: Vec::new() }.to_json();
         let printing = Printing {
             step: step.clone(),
             of,
             prefix: empty.trim_end_matches("]}").into(),
             reserved,
-            head_left: reserved / 2,
+            head_left: reserved / 2 - reserved / 8,
             tail_max: reserved / 2,
             tail: VecDeque::new(),
             tail_bytes: 0,
             is_long: false,
             missing_lines: 0,
             missing_bytes: 0,
+            progress: StepProgress { left: reserved / 8, ..StepProgress::default() },
         };
         self.steps.insert(key, printing);
         true
@@ -307,7 +348,7 @@ impl Buffer {
         if printing.missing_lines > 0 {
             let (lines, bytes) = (printing.missing_lines, printing.missing_bytes);
             (printing.missing_lines, printing.missing_bytes) = (0, 0);
-            let mark = Record::Missing { of: printing.of.clone(), lines, bytes };
+            let mark = LogRecord::Missing { of: printing.of.clone(), lines, bytes };
             if !self.record(&mark) {
                 self.left_out.n_lines += lines;
             }
@@ -327,7 +368,7 @@ impl Buffer {
         }
         self.mark_missing(key);
         let Some(printing) = self.steps.remove(&key) else { return };
-        let mut unused = printing.head_left + printing.tail_max;
+        let mut unused = printing.head_left + printing.tail_max + printing.progress.left;
         for line in printing.tail {
             unused = unused.saturating_sub(json_size(&line));
             self.queue.push_back(Item::Line { key, prefix: Arc::clone(&printing.prefix), line });
@@ -338,7 +379,7 @@ impl Buffer {
     }
 
     /// Adds a record when there is room for it. Returns whether there is.
-    fn record(&mut self, record: &Record) -> bool {
+    fn record(&mut self, record: &LogRecord) -> bool {
         let json = record.to_json();
         // A batch may have only this record.
         let size = json.len() + 1 + ENTRY_OVERHEAD;
@@ -354,7 +395,7 @@ impl Buffer {
     fn mark_left_out(&mut self) {
         let LeftOut { n_records, n_lines } = std::mem::take(&mut self.left_out);
         if n_records + n_lines > 0 {
-            let mark = Record::LeftOut { records: n_records, lines: n_lines }.to_json();
+            let mark = LogRecord::LeftOut { records: n_records, lines: n_lines }.to_json();
             self.records_left = self.records_left.saturating_sub(mark.len());
             self.push(mark);
         }
@@ -440,6 +481,34 @@ impl Printing {
     fn miss(&mut self, line: &str) {
         self.missing_lines += 1;
         self.missing_bytes += line.len() as u64;
+    }
+}
+
+impl StepProgress {
+    fn take_in(&mut self, line: &str) {
+        self.lines += 1;
+        self.bytes += line.len() as u64;
+        self.last.clear();
+        self.last.push_str(&line[..text::boundary(line, LAST)]);
+    }
+
+    fn is_untold(&self) -> bool {
+        self.lines > self.told_lines && self.left > 0
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let pause = self.since.map_or(PROGRESS, |since| PROGRESS.max((now - since) / PROGRESS_SLOWDOWN));
+        self.is_untold() && self.told_at.is_none_or(|told_at| now - told_at >= pause)
+    }
+
+    /// Notes that a record of this size tells everything. Returns whether it has room; if not, it is the last.
+    fn told(&mut self, now: Instant, size: usize) -> bool {
+        self.told_lines = self.lines;
+        self.told_at = Some(now);
+        self.since.get_or_insert(now);
+        let has_room = size <= self.left;
+        self.left = if has_room { self.left - size } else { 0 };
+        has_room
     }
 }
 

@@ -1,27 +1,47 @@
-//! Writes the log streams to Redis: one transaction for each build that has something new, at most one in 150 ms.
+//! Writes log streams and records to Redis: one transaction for each build that has something new, at most one in 150 ms.
 //!
-//! An entry has two fields: `records`, a JSON array, and its `position`. After a lost reply, the last entry's position tells what
-//! Redis has, so no line is written twice.
+//! An entry of a stream has two fields: `records`, a JSON array, and its `position`. After a lost reply, the last entry's position tells what
+//! Redis has, so no line is written twice. A record is a hash with two fields for each attempt; each write replaces them.
+//! A key of another type costs the record, and never the log.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::Pipeline;
+use redis::{ErrorKind, Pipeline, Value};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::buffer::Entry;
+use super::place::Place;
 use super::position::Position;
-use super::record::Record;
-use super::{End, LogStream, LogStreams, Shared, State};
+use super::{Attempt, End, LogStream, LogStreams, Shared, State};
+use crate::bounds;
+use crate::clock::Epoch;
+use crate::event::millis;
+use crate::log_record::LogRecord;
 use crate::redis::{Complaint, RedisError};
 
 /// Every command that the writer sends, each in a form that Redis accepts; `k` is a key.
-pub const COMMANDS: &[&str] = &["EXPIRE k 1", "SET k v", "XADD k * f v", "XREVRANGE k + -", "XTRIM k MAXLEN 0"];
+pub const COMMANDS: &[&str] = &[
+    "EXPIRE k 1",
+    "HDEL k f",
+    "HKEYS k",
+    "HSET k f v",
+    "SET k v",
+    "XADD k * f v",
+    "XREVRANGE k + -",
+    "XTRIM k MAXLEN 0",
+    "ZADD k 0 v",
+    "ZREMRANGEBYRANK k 0 0",
+    "ZREMRANGEBYSCORE k 0 0",
+];
 
 /// The shortest time between two writes of a build.
 const PERIOD: Duration = Duration::from_millis(150);
+
+/// How often the streams are looked at while nothing new happens: the progress of a step may be due.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How soon a write that failed is tried again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -38,26 +58,43 @@ const WRITE: usize = 256 << 10;
 /// The least TTL of a stream whose build goes on. A build that its worker leaves behind expires too.
 const RUNNING: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How much longer than the stream Redis knows that there was one.
+/// How much longer than the stream and the record Redis knows that there was one.
 const REMEMBERED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// What is heard of failures.
+struct Complaints {
+    log: Complaint,
+    record: Complaint,
+}
+
+/// What Redis has before a writer begins, or after a lost reply.
+struct Known {
+    position: Option<Position>,
+    /// The fields of the record; an error when it is not a hash.
+    fields: Result<Vec<String>, RedisError>,
+}
 
 impl LogStreams {
     /// Writes the streams until `ended`, and then what is left.
     pub async fn run(&self, ended: &CancellationToken) {
         let Some(shared) = &self.0 else { return };
-        let mut complaint = Complaint::new("log_stream_not_written", "a build's log cannot be written to Redis");
-        while ended.run_until_cancelled(shared.changed.notified()).await.is_some() {
-            let pause = if shared.write_all(&mut complaint).await { PERIOD } else { AFTER_FAILURE };
+        let mut complaints = Complaints {
+            log: Complaint::new("log_stream_not_written", "a build's log cannot be written to Redis"),
+            record: Complaint::new("build_record_not_written", "a build's record cannot be written to Redis"),
+        };
+        let changed = || timeout(LOOK, shared.changed.notified());
+        while ended.run_until_cancelled(changed()).await.is_some() {
+            let pause = if shared.write_all(&mut complaints).await { PERIOD } else { AFTER_FAILURE };
             let _ = ended.run_until_cancelled(sleep(pause)).await;
         }
-        let rest = async { while shared.write_all(&mut complaint).await && shared.has_pending() {} };
+        let rest = async { while shared.write_all(&mut complaints).await && shared.has_pending() {} };
         let _ = timeout(FAREWELL, rest).await;
     }
 }
 
 impl Shared {
     /// Writes what each stream has. Returns whether Redis answers.
-    async fn write_all(&self, complaint: &mut Complaint) -> bool {
+    async fn write_all(&self, complaints: &mut Complaints) -> bool {
         let streams = self.open().clone();
         let mut is_up = true;
         for stream in &streams {
@@ -67,7 +104,9 @@ impl Shared {
             let written = self.write(stream).await;
             stream.state().note(written.is_ok());
             is_up = !written.as_ref().is_err_and(|error| error.code().is_none());
-            complaint.hear(written);
+            if let Some(recorded) = complaints.log.hear(written) {
+                complaints.record.hear(recorded);
+            }
             if !is_up {
                 break;
             }
@@ -84,28 +123,69 @@ impl Shared {
         self.open().iter().any(|stream| stream.state().has_pending())
     }
 
-    /// Writes what one stream has. Nothing is written before the id of the build is known.
-    async fn write(&self, stream: &LogStream) -> Result<(), RedisError> {
-        let Some(id) = stream.state().pending_id() else { return Ok(()) };
-        let key = (self.keys.0)(&id);
+    /// Writes what one stream has. Nothing is written before the id of the build is known. Returns whether its record was written.
+    ///
+    /// Everything is one transaction. Without the right to one of the commands, nothing is written: a key without a TTL would stay
+    /// forever. A key of another type is an error of its part alone.
+    async fn write(&self, stream: &LogStream) -> Result<Result<(), RedisError>, RedisError> {
+        let id = {
+            let mut state = stream.state();
+            state.buffer.tell_progress(Instant::now());
+            state.pending_id()
+        };
+        let Some(id) = id else { return Ok(Ok(())) };
+        let known = if stream.state().is_certain { None } else { Some(self.known(&id).await?) };
+        let (position, fields) = known.map(|known| (known.position, known.fields)).unzip();
+        let (is_new, mut readable) = (fields.is_some(), Ok(()));
         let mut pipeline = redis::pipe();
-        // Without the right to one of the commands, nothing is written: a stream without a TTL would stay forever.
-        pipeline.atomic();
-        if !stream.state().is_certain {
-            let last = self.last_position(&key).await?;
-            self.resume(stream, last, &id, &mut pipeline);
+        pipeline.atomic().ignore_errors();
+        if let Some(position) = position {
+            self.resume(stream, position, &id, &mut pipeline);
         }
-        let Some(last) = self.add_entries(stream, &key, &mut pipeline) else { return Ok(()) };
-        let written = self.redis.pipeline::<()>(&pipeline).await;
+        let last = self.add_entries(stream, &id, &mut pipeline);
+        let n_log = pipeline.len();
+        if let Some(fields) = fields {
+            readable = fields.map(|fields| self.find_place(stream, &fields, &id, &mut pipeline));
+            stream.state().is_record_refused |= readable.is_err();
+        }
+        self.add_record(stream, &id, &mut pipeline);
+        let n_record = pipeline.len() - n_log;
+        if is_new {
+            self.add_to_list(stream, &id, &mut pipeline);
+        }
+        let written = self.send(&pipeline, n_log, n_record).await;
         let mut state = stream.state();
-        match &written {
-            Ok(()) => {
-                state.buffer.acknowledge(last);
-                state.removed_bytes = 0;
+        let (recorded, listed) = match written {
+            Ok(both) => both,
+            Err(error) => {
+                (state.is_certain, state.is_record_due) = (false, true);
+                return Err(error);
             }
-            Err(_) => state.is_certain = false,
+        };
+        last.into_iter().for_each(|last| state.buffer.acknowledge(last));
+        state.removed_bytes = 0;
+        state.is_record_refused |= recorded.is_err();
+        Ok(readable.and(recorded).and(listed))
+    }
+
+    /// Sends the commands: those of the log, those of the record, those of the list. Returns whether the last two succeeded.
+    async fn send(
+        &self,
+        pipeline: &Pipeline,
+        n_log: usize,
+        n_record: usize,
+    ) -> Result<(Result<(), RedisError>, Result<(), RedisError>), RedisError> {
+        if pipeline.is_empty() {
+            return Ok((Ok(()), Ok(())));
         }
-        written
+        let replies: Vec<Result<Value, RedisError>> = self.redis.pipeline(pipeline).await?;
+        let mut replies = replies.into_iter();
+        let mut part = |n: usize| {
+            let of_part: Vec<_> = replies.by_ref().take(n).collect();
+            of_part.into_iter().try_for_each(|reply| reply.map(drop))
+        };
+        part(n_log)?;
+        Ok((part(n_record), part(usize::MAX)))
     }
 
     /// Compares the buffer with the last entry in Redis.
@@ -118,41 +198,109 @@ impl Shared {
         if !state.has_begun {
             let earlier_bytes = last.map_or(0, |last| last.total_bytes);
             let removed_bytes = if state.buffer.is_too_much(earlier_bytes) { earlier_bytes } else { 0 };
-            let attempt = Record::Attempt { jid: stream.jid.clone(), number: stream.attempt, removed_bytes };
+            let Attempt { jid, number, .. } = &stream.attempt;
+            let attempt = LogRecord::Attempt { jid: jid.clone(), number: *number, removed_bytes };
             state.buffer.begin(&attempt, earlier_bytes - removed_bytes);
             state.has_begun = true;
             state.removed_bytes = removed_bytes;
         }
         // Until Redis has the first entry, each try begins with these.
         if state.removed_bytes > 0 {
-            pipeline.cmd("XTRIM").arg((self.keys.0)(id)).arg(&["MAXLEN", "0"]).ignore();
+            pipeline.cmd("XTRIM").arg((self.keys.events)(id)).arg(&["MAXLEN", "0"]);
         }
-        let remembered_s = (self.ttl.max(RUNNING) + REMEMBERED).as_secs();
-        for name in [id, &stream.jid] {
-            pipeline.cmd("SET").arg((self.keys.1)(name)).arg(id).arg("EX").arg(remembered_s).ignore();
+        let remembered_s = self.remembered_s();
+        let (of_id, of_jid) = ((self.keys.log)(id), (self.keys.log)(&stream.attempt.jid));
+        // The id may be the jid of another job. Then the key leads to that job's build; the record shows that there are two.
+        pipeline.cmd("SET").arg(&of_id).arg(id).arg(&["NX", "EX"]).arg(remembered_s);
+        pipeline.cmd("EXPIRE").arg(&of_id).arg(remembered_s);
+        pipeline.cmd("SET").arg(&of_jid).arg(id).arg("EX").arg(remembered_s);
+    }
+
+    /// Finds the place of this attempt in the record, and makes room for it.
+    fn find_place(&self, stream: &LogStream, fields: &[String], id: &str, pipeline: &mut Pipeline) {
+        let own = &stream.writer;
+        let others = fields.iter().filter_map(|field| Place::of_attempt(field)).filter(|place| place.writer != *own);
+        let others: BTreeSet<Place> = others.collect();
+        let number = others.last().map_or(1, |last| last.number.saturating_add(1));
+        stream.state().place.get_or_insert_with(|| Place { number, writer: own.clone() });
+        let n_too_many = (others.len() + 1).saturating_sub(bounds::RECORD_ATTEMPTS);
+        for oldest in others.iter().take(n_too_many) {
+            pipeline.cmd("HDEL").arg((self.keys.record)(id)).arg(oldest.attempt()).arg(oldest.summary());
         }
     }
 
+    /// Puts the build into the list of all builds, and removes those that are too old or too many.
+    fn add_to_list(&self, stream: &LogStream, id: &str, pipeline: &mut Pipeline) {
+        let (builds, began_at) = (self.keys.builds, stream.attempt.began_at.as_millis());
+        let kept = self.record_ttl.max(RUNNING);
+        let too_old = Epoch::now().as_millis().saturating_sub(millis(kept));
+        // GT: a writer that comes back late must not make the build older.
+        pipeline.cmd("ZADD").arg(builds).arg("GT").arg(began_at).arg(id);
+        pipeline.cmd("ZREMRANGEBYSCORE").arg(builds).arg("-inf").arg(format!("({too_old}"));
+        pipeline.cmd("ZREMRANGEBYRANK").arg(builds).arg(0).arg(format!("-{}", bounds::BUILDS + 1));
+        pipeline.cmd("EXPIRE").arg(builds).arg(kept.as_secs());
+    }
+
+    /// Adds the record of the attempt when it has changed, and the TTL.
+    fn add_record(&self, stream: &LogStream, id: &str, pipeline: &mut Pipeline) {
+        let mut state = stream.state();
+        if state.is_record_refused || !std::mem::take(&mut state.is_record_due) {
+            return;
+        }
+        let Some(place) = state.place.clone() else { return };
+        let (facts, is_over) = (state.facts.clone(), state.end.is_some_and(|End { is_over }| is_over));
+        // A long report takes time, and the build must not wait for it.
+        drop(state);
+        let (key, report) = ((self.keys.record)(id), stream.report.report());
+        let summary = stream.attempt.summary(&facts, &report);
+        let attempt = stream.attempt.record(&facts, report);
+        let ttl = if is_over { self.record_ttl } else { self.record_ttl.max(RUNNING) };
+        pipeline.cmd("HSET").arg(&key).arg(place.summary()).arg(summary).arg(place.attempt()).arg(attempt);
+        pipeline.cmd("EXPIRE").arg(&key).arg(ttl.as_secs());
+    }
+
     /// Adds the next entries and the TTL. Returns the number of the last entry.
-    fn add_entries(&self, stream: &LogStream, key: &str, pipeline: &mut Pipeline) -> Option<u64> {
+    fn add_entries(&self, stream: &LogStream, id: &str, pipeline: &mut Pipeline) -> Option<u64> {
+        let key = &(self.keys.events)(id);
         let mut state = stream.state();
         let entries = state.buffer.fill(WRITE);
         let last = entries.back()?.number;
         for entry in entries {
             let Entry { number, total_bytes, .. } = *entry;
             let position = Position { writer: stream.writer.clone(), number, total_bytes }.to_string();
-            pipeline.cmd("XADD").arg(key).arg(&["*", "records", &entry.records, "position", &position]).ignore();
+            pipeline.cmd("XADD").arg(key).arg(&["*", "records", &entry.records, "position", &position]);
         }
         let is_over = state.end.is_some_and(|End { is_over }| is_over) && state.buffer.is_filled();
+        if let Some(url) = &state.archive_url {
+            pipeline.cmd("SET").arg((self.keys.archive)(id)).arg(url).arg("EX").arg(self.remembered_s());
+        }
         let ttl = if is_over { self.ttl } else { self.ttl.max(RUNNING) };
-        pipeline.cmd("EXPIRE").arg(key).arg(ttl.as_secs()).ignore();
+        pipeline.cmd("EXPIRE").arg(key).arg(ttl.as_secs());
         Some(last)
     }
 
-    async fn last_position(&self, key: &str) -> Result<Option<Position>, RedisError> {
-        let query = redis::cmd("XREVRANGE").arg(key).arg(&["+", "-", "COUNT", "1"]).to_owned();
-        let entries: Vec<(String, HashMap<String, String>)> = self.redis.query(&query).await?;
-        Ok(entries.first().and_then(|(_, fields)| Position::parse(fields.get("position")?)))
+    /// How long Redis knows that there was a build, from its first or last entry.
+    fn remembered_s(&self) -> u64 {
+        (self.ttl.max(RUNNING).max(self.record_ttl) + REMEMBERED).as_secs()
+    }
+
+    async fn known(&self, id: &str) -> Result<Known, RedisError> {
+        let (events, record) = ((self.keys.events)(id), (self.keys.record)(id));
+        let mut look = redis::pipe();
+        look.cmd("XREVRANGE").arg(events).arg(&["+", "-", "COUNT", "1"]).cmd("HKEYS").arg(&record).ignore_errors();
+        let replies: Vec<Result<Value, RedisError>> = self.redis.pipeline(&look).await?;
+        let [entries, fields] = <[_; 2]>::try_from(replies).expect("each command has a reply");
+        let entries: Vec<(String, HashMap<String, String>)> = redis::from_redis_value(entries?)?;
+        let position = entries.first().and_then(|(_, fields)| Position::parse(fields.get("position")?));
+        let fields = fields.and_then(|fields| Ok(redis::from_redis_value(fields)?));
+        let fields = fields.map_err(|error| {
+            RedisError::from((
+                ErrorKind::UnexpectedReturnType,
+                "its record cannot be read",
+                format!("{record}: {error}"),
+            ))
+        });
+        Ok(Known { position, fields })
     }
 }
 
@@ -166,11 +314,12 @@ impl LogStream {
 impl State {
     /// The id, when something waits for Redis.
     fn pending_id(&self) -> Option<String> {
-        self.id.clone().filter(|_| !self.buffer.is_empty())
+        self.id.clone().filter(|_| self.has_pending())
     }
 
     fn has_pending(&self) -> bool {
-        self.id.is_some() && !self.buffer.is_empty()
+        let is_record_due = self.is_record_due && !self.is_record_refused;
+        self.id.is_some() && (!self.buffer.is_empty() || is_record_due)
     }
 
     /// Takes in whether a write succeeded.
@@ -190,7 +339,7 @@ impl State {
 fn is_needed(stream: &Arc<LogStream>) -> bool {
     let state = stream.state();
     if state.has_pending() && state.is_lost() {
-        tracing::warn!(event = "log_stream_lost", jid = stream.jid, "the end of a build's log was not written");
+        tracing::warn!(event = "log_stream_lost", jid = stream.attempt.jid, "the end of a build's log was not written");
         return false;
     }
     let has_ended = state.end.is_some() || Arc::strong_count(stream) == 1;

@@ -37,11 +37,12 @@ pub(super) async fn check_out(
     integrations: &Integrations,
     job: &BuildJob,
     token: InstallationToken,
+    since: Vec<String>,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
 ) -> Result<Worktree, End> {
     let destination = directory.vacancy("tree", &job.build.repository.name)?;
-    let mut checkout = Checkout { integrations, job, directory, attempt, spent: Spent::default() };
+    let mut checkout = Checkout { integrations, job, directory, attempt, since, spent: Spent::default() };
     let mut access = Access::Token(token);
     // A fork's commit is on no branch of this repository, and its build is untrusted anyway.
     let is_checked = integrations.github.checks_refs() && job.build.trust != Trust::Fork;
@@ -73,6 +74,8 @@ struct Checkout<'a> {
     job: &'a BuildJob,
     directory: &'a JobDirectory,
     attempt: Attempt<'a>,
+    /// Older commits with which the job's commit is compared.
+    since: Vec<String>,
     /// What its commits have used so far.
     spent: Spent,
 }
@@ -103,6 +106,7 @@ impl Checkout<'_> {
                 worktree: destination,
                 revision: Revision::Sha(sha.clone()),
                 mtimes_key: source.mtimes_key(&self.job.build)?,
+                since: if *sha == self.job.sha { self.since.clone() } else { Vec::new() },
                 spent: self.spent,
             };
             let fetched = source.check_out(&origin, &self.integrations.state, attempt.journal, attempt.stop.token());

@@ -53,6 +53,7 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     }
     let build_job = parsed.map_err(invalid)?;
     job.journal.emit(Event::Commit {
+        account: build_job.build.account.clone(),
         repository: build_job.build.repository.to_string(),
         sha: build_job.sha.to_string(),
         git_ref: build_job.git_ref.clone(),

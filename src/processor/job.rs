@@ -10,6 +10,8 @@ use crate::event::Event;
 use crate::job::arguments;
 use crate::job::{self, Callback};
 use crate::journal::{Journal, Listener, Log, Record};
+use crate::log_archive::{LogArchive, RunOf};
+use crate::log_stream::Attempt;
 use crate::reason::{Cause, End};
 use crate::report::Report;
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
@@ -24,6 +26,7 @@ pub(super) struct Job {
     pub payload: Payload,
     pub journal: Journal,
     pub record: Arc<Record>,
+    pub archive: Option<Arc<LogArchive>>,
     pub stop: Stop,
     /// Set as soon as the build request is known.
     callback: Mutex<Option<Callback>>,
@@ -50,12 +53,22 @@ impl Job {
         let mut listeners: Vec<Arc<dyn Listener>> =
             vec![Arc::new(Log::default()), Arc::clone(&running.iteration.progress) as _, Arc::clone(&record) as _];
         // A probe builds nothing.
-        if class.is_some() && payload.class != PROBE {
-            listeners.extend(processor.log_streams.begin(&payload.jid, attempt).map(|stream| stream as _));
+        let is_build = class.is_some() && payload.class != PROBE;
+        let archive = if is_build { begin_archive(processor, &running, &payload.jid, attempt) } else { None };
+        if is_build {
+            let attempt = Attempt {
+                jid: payload.jid.clone(),
+                number: attempt,
+                worker: processor.identity.to_string(),
+                queued_at: payload.enqueued_at(),
+                began_at: running.since,
+            };
+            listeners.extend(processor.log_streams.begin(attempt, &record).map(|stream| stream as _));
+            listeners.extend(archive.clone().map(|archive| archive as _));
         }
         let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
-        let job = Self { running, payload, journal, record, stop, callback: Mutex::default() };
+        let job = Self { running, payload, journal, record, archive, stop, callback: Mutex::default() };
         job.learn(&known);
         job
     }
@@ -92,4 +105,10 @@ impl Job {
     pub(super) fn timestamps(&self, jobs: &Jobs) -> Timestamps {
         self.payload.timestamps().unwrap_or(jobs.timestamps)
     }
+}
+
+fn begin_archive(processor: &Processor, running: &Running, jid: &str, attempt: u32) -> Option<Arc<LogArchive>> {
+    let n_earlier_runs = running.unit.n_interruptions.saturating_add(running.unit.n_crashes);
+    let run = RunOf { jid: jid.to_owned(), attempt, n_earlier_runs };
+    processor.log_archives.begin(run, &processor.integrations.state)
 }

@@ -10,7 +10,20 @@ use super::Report;
 use crate::{bounds, text};
 
 /// Fields that programs read.
-const EXACT: [&str; 9] = ["attempt", "moment", "status", "reason", "sha", "name", "digest", "tags", "timings"];
+const EXACT: [&str; 12] = [
+    "attempt",
+    "moment",
+    "status",
+    "reason",
+    "cause",
+    "sha",
+    "name",
+    "digest",
+    "image_digest",
+    "tags",
+    "timings",
+    "log_url",
+];
 
 impl Report {
     /// The JSON object for Rails, of at most [`bounds::REPORT`] bytes.
@@ -24,6 +37,11 @@ impl Report {
 
     /// The same after `form`, which may make it longer: the result has at most [`bounds::REPORT`] bytes.
     pub fn to_json_as(&self, form: impl Fn(Value) -> Value) -> Value {
+        self.to_json_within(bounds::REPORT, form)
+    }
+
+    /// The same with another bound. It is exceeded when the names, digests and statuses alone take more.
+    pub fn to_json_within(&self, max_bytes: usize, form: impl Fn(Value) -> Value) -> Value {
         let mut json = serde_json::to_value(self).expect("a report is plain data");
         let is_own = |field: &str| matches!(field, "build_id" | "jid") || self.echo.contains_key(field);
         for (field, value) in json.as_object_mut().into_iter().flatten() {
@@ -34,7 +52,7 @@ impl Report {
         }
         for cut in CUTS {
             let formed = form(json.clone());
-            if fits(&formed) {
+            if formed.to_string().len() <= max_bytes {
                 return formed;
             }
             cut.apply(&mut json, &is_own);
@@ -48,6 +66,8 @@ impl Report {
 enum Cut {
     /// Cuts texts for people to this length.
     Texts(usize),
+    /// Drops why steps were not cached.
+    NotCached,
     /// Keeps this many tags of each target.
     Tags(usize),
     /// Cuts the platform's own texts to this length.
@@ -57,13 +77,14 @@ enum Cut {
 }
 
 /// The cuts, applied in order until the report fits.
-const CUTS: [Cut; 14] = [
+const CUTS: [Cut; 15] = [
     Cut::Texts(bounds::ERROR),
     Cut::Texts(2048),
     Cut::Texts(1024),
     Cut::Texts(512),
     Cut::Texts(256),
     Cut::Texts(64),
+    Cut::NotCached,
     Cut::Tags(10),
     Cut::Tags(1),
     Cut::Tags(0),
@@ -80,6 +101,9 @@ impl Cut {
         for (field, value) in fields {
             match (self, is_own(field)) {
                 (Self::Texts(length), false) => cut_texts(field, value, length),
+                (Self::NotCached, false) if field == "targets" => {
+                    each(value).for_each(|target| _ = target.insert("why_not_cached".into(), Value::Null));
+                }
                 (Self::Tags(n), false) if field == "targets" => keep_tags(value, n),
                 (Self::Own(length), true) => rewrite(value, &|text| text::clip(text, length).into_owned()),
                 (Self::AllOwn, true) if value.to_string().len() > 128 => *value = Value::Null,
@@ -101,8 +125,11 @@ fn cut_texts(field: &str, value: &mut Value, length: usize) {
 }
 
 fn keep_tags(targets: &mut Value, n: usize) {
-    let targets = targets.as_array_mut().into_iter().flatten();
-    targets.filter_map(|target| target.get_mut("tags")?.as_array_mut()).for_each(|tags| tags.truncate(n));
+    each(targets).filter_map(|target| target.get_mut("tags")?.as_array_mut()).for_each(|tags| tags.truncate(n));
+}
+
+fn each(targets: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {
+    targets.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
 /// Rewrites every text and every field name in a value.
@@ -119,10 +146,6 @@ fn rewrite(value: &mut Value, write: &impl Fn(&str) -> String) {
     }
 }
 
-fn fits(json: &Value) -> bool {
-    json.to_string().len() <= bounds::REPORT
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -132,6 +155,10 @@ mod tests {
     use crate::report::{Placement, Status, TargetReport};
 
     const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn fits(json: &Value) -> bool {
+        json.to_string().len() <= bounds::REPORT
+    }
 
     fn target(error: &str, tags: Vec<String>) -> TargetReport {
         TargetReport {

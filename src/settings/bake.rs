@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::attestation::{Asked, Attestation, By};
 use crate::field_error::{FieldError, refuse};
+use crate::job::SourceDateEpoch;
 
 /// Limits and defaults of a build.
 #[derive(Clone, Debug, Deserialize)]
@@ -34,6 +35,12 @@ pub struct Bake {
     /// SBOM attestations of builds whose definition and job do not ask for any, in the same form. Only this setting may set
     /// `generator`, the image that reads what was built.
     pub sbom: Asked,
+    /// Whether images have the labels `org.opencontainers.image.revision`, `.source` and `.created`, which name the commit, its
+    /// repository and its time.
+    pub labels: bool,
+    /// The build argument `SOURCE_DATE_EPOCH` of builds whose definition and job do not set it. With `commit`, a new commit runs the
+    /// steps after `ARG SOURCE_DATE_EPOCH` again. A new BuildKit also runs the steps after each `WORKDIR` again.
+    pub source_date_epoch: SourceDateEpoch,
 }
 
 impl Default for Bake {
@@ -47,6 +54,8 @@ impl Default for Bake {
             max_targets: 100,
             provenance: Asked::default(),
             sbom: Asked::default(),
+            labels: true,
+            source_date_epoch: SourceDateEpoch::Off,
         }
     }
 }

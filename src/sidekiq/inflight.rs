@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::keys;
+use super::payload::Payload;
 use crate::bounds;
 use crate::redis::{Redis, RedisError};
 
@@ -90,6 +91,33 @@ impl Entry {
 pub(super) async fn entries(redis: &Redis, owner: impl fmt::Display) -> Result<Vec<Entry>, RedisError> {
     let entries: HashMap<String, Vec<u8>> = redis.query(redis::cmd("HGETALL").arg(keys::inflight(owner))).await?;
     Ok(entries.into_iter().filter_map(|(field, value)| Entry::read(field, value)).collect())
+}
+
+/// A job that some process holds.
+#[derive(Debug)]
+pub struct HeldJob {
+    /// The identity of the process.
+    pub owner: String,
+    /// Whether the process has its lease. Without one, it has died or does not reach Redis.
+    pub has_lease: bool,
+    /// Whether it holds the job without running it.
+    pub is_idle: bool,
+    /// The job.
+    pub payload: Payload,
+}
+
+/// Passes every job in flight to `see`. A text that is not a job is left out. One process at a time is in memory.
+pub async fn for_each(redis: &Redis, mut see: impl FnMut(HeldJob)) -> Result<(), RedisError> {
+    let owners: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg(keys::OWNERS)).await?;
+    for owner in owners {
+        let has_lease = redis.query(redis::cmd("EXISTS").arg(keys::lease(&owner))).await?;
+        for Entry { is_idle, text, .. } in entries(redis, &owner).await? {
+            if let Ok(payload) = Payload::parse(&text) {
+                see(HeldJob { owner: owner.clone(), has_lease, is_idle, payload });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A job in custody.

@@ -27,7 +27,11 @@
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
 //! | `sidebake:build:<build_id or jid>:events` | stream | events and output of a build; `docs/logs.md` has the format | log stream | `journal.ttl` after the end; a day while it runs |
-//! | `sidebake:build:<build_id or jid>:log` | string | the id in the stream's key | log stream | 7 days longer than the stream |
+//! | `sidebake:build:<build_id or jid>:record` | hash | the attempts, and the build in one line; `docs/history.md` has the format | log stream | `journal.record_ttl` after the end; a day at least while it runs |
+//! | `sidebake:build:<build_id or jid>:log` | string | the id in the keys of the build | log stream | 7 days longer than stream and record |
+//! | `sidebake:last:<builder>:<trust>:<host>:<repository id>`, the same with `:<hash of a ref>` | hash | target → JSON of what its last build depended on; [`crate::cache`] has the values, as keyed hashes | last builds | `last_builds.ttl` |
+//! | `sidebake:build:<build_id or jid>:archive` | string | the URL of the last attempt's archived log | log stream | 7 days longer than stream and record |
+//! | `sidebake:builds` | zset | ids of builds by the time at which their last attempt began, in milliseconds | log stream | trimmed by age and count |
 //!
 //! The key names in the scripts are arguments from here. Three are made in `turn.lua`, which says why: `stat:*`, the leases
 //! of other processes, and `sidebake:none`, which never exists.
@@ -66,6 +70,8 @@ pub const INTERRUPTIONS: &str = "sidebake:interruptions";
 pub const APART: &str = "sidebake:apart";
 /// The lock of the process that looks for dead owners.
 pub const SCAN: &str = "sidebake:scan";
+/// The builds with a record.
+pub const BUILDS: &str = "sidebake:builds";
 /// Matches [`occupancy`] of every process.
 pub const OCCUPANCIES: &str = "sidebake:occupancy:*";
 
@@ -109,9 +115,24 @@ pub fn build_events(id: &str) -> String {
     format!("sidebake:build:{id}:events")
 }
 
-/// Under a `build_id` or a jid, the id in the key of the build's stream.
+/// The record of a build.
+pub fn build_record(id: &str) -> String {
+    format!("sidebake:build:{id}:record")
+}
+
+/// Under a `build_id` or a jid, the id in the other keys of the build.
 pub fn build_log(id: &str) -> String {
     format!("sidebake:build:{id}:log")
+}
+
+/// What the last builds of a repository depended on.
+pub fn last_builds(scope: &str) -> String {
+    format!("sidebake:last:{scope}")
+}
+
+/// The URL of the archived log of a build, under the id in the key of its stream.
+pub fn build_archive(id: &str) -> String {
+    format!("sidebake:build:{id}:archive")
 }
 
 /// How often each class ran in a minute (Sidekiq 7, then 8), and in ten minutes (Sidekiq 8).

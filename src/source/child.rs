@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use git2::Oid;
 
 use super::budget::{self, Verdict};
+use super::changes;
 use super::checkout;
 use super::effort;
 use super::fetch::{self, Remote};
@@ -75,8 +76,16 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
     if let Some(key) = &request.mtimes_key {
         mtimes::set(&worktree, &index, key)?;
     }
-    let lfs_pointers = lfs::pointers(&reading.repository, &index)?;
-    Ok(Message::Done { sha: commit.to_string(), size, lfs_pointers, submodules: submodules::list(&index, &worktree) })
+    let committed_at_s = reading.repository.find_commit(commit).map_err(Failed::worker)?.time().seconds();
+    Ok(Message::Done {
+        sha: commit.to_string(),
+        size,
+        lfs_pointers: lfs::pointers(&reading.repository, &index)?,
+        submodules: submodules::list(&index, &worktree),
+        links: changes::links(&index),
+        changes: request.since.iter().filter_map(|sha| changes::since(&reading.repository, sha, commit)).collect(),
+        committed_at_s,
+    })
 }
 
 /// Ensures that the commit and its whole tree are in the mirror. Uses no network when they already are.

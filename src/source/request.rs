@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Revision, Size, Submodule};
+use crate::cache::Changes;
 use crate::settings;
 
 /// The request, on the child's standard input.
@@ -15,6 +16,8 @@ pub(super) struct CheckoutRequest {
     /// Not masked: this object exists only on a pipe.
     pub(super) token: Option<String>,
     pub(super) revision: Revision,
+    /// Older commits with which it is compared.
+    pub(super) since: Vec<String>,
     /// The account's key, when times derive from content.
     pub(super) mtimes_key: Option<String>,
     /// Whether each object is hashed when it is read.
@@ -81,6 +84,10 @@ pub(super) enum Message {
         size: Size,
         lfs_pointers: Vec<String>,
         submodules: Vec<Submodule>,
+        links: Option<Vec<String>>,
+        changes: Vec<Changes>,
+        /// When the commit was made, in seconds since 1970.
+        committed_at_s: i64,
     },
     Failed {
         fault: Fault,

@@ -22,7 +22,7 @@ const MAX_FILE: usize = 1 << 20;
 /// The longest URL, in bytes. All URLs of a commit go to the worker in one line.
 const MAX_URL: usize = 1000;
 /// The mode of their entries.
-const MODE: u32 = 0o160000;
+pub(super) const MODE: u32 = 0o160000;
 
 /// A directory of a worktree for a commit of another repository.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{SourceError, Submodule};
 use crate::beneath::{Destination, Directory};
-use crate::job::Sha;
+use crate::cache::Changes;
+use crate::job::Commit;
 
 /// What commits have used of a build's limits.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,13 +43,17 @@ pub struct Worktree {
     /// Its root.
     pub path: PathBuf,
     /// The commit.
-    pub sha: Option<Sha>,
+    pub commit: Option<Commit>,
     /// How long the child ran that created it: it counts against the build's limit.
     pub took: Duration,
     /// How large the commit is, without its submodules.
     pub size: Size,
     /// Files that are Git LFS pointers, by their paths from the root.
     pub lfs_pointers: Vec<PathBuf>,
+    /// Its symbolic links, by their paths from the root; `None` when there are too many.
+    pub links: Option<Vec<String>>,
+    /// How it differs from older commits.
+    pub changes: Vec<Changes>,
     /// Its submodules, as empty directories: at most one more than [`super::submodules::MAX_SUBMODULES`].
     pub submodules: Vec<Submodule>,
 }
@@ -71,7 +76,7 @@ impl Worktree {
         Ok(Destination { path: self.path.join(relative), parent })
     }
 
-    /// Moves all paths below `path`, where another worktree has this one as a submodule.
+    /// Moves all paths that the build still needs below `path`, where another worktree has this one as a submodule.
     pub fn move_below(&mut self, path: &str) {
         for pointer in &mut self.lfs_pointers {
             *pointer = Path::new(path).join(&*pointer);

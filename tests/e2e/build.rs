@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use world::CALLBACKS;
 
-use crate::harness::{Harness, target};
+use crate::harness::{Harness, target, text};
 use crate::registry;
 use crate::ruby::{self, Sidekiq};
 
@@ -48,6 +48,14 @@ async fn a_build_from_sidekiqs_client_becomes_three_images_and_a_callback_in_sid
         assert_eq!((&target(&report, name)["steps_total"], &target(&report, name)["error"]), (&json!(4), &Value::Null));
     }
     assert!(report["context_bytes"].as_u64().unwrap() > 0, "{report:#}");
+    let shown = || text(&harness.run(&["show", &jid], ""));
+    harness.until("the record has the end", async || shown().starts_with("build 42: succeeded\n")).await;
+    let page = shown();
+    for name in NAMES {
+        let digest = target(&report, name)["digest"].as_str().unwrap();
+        assert!(page.contains(&format!("target {name}: succeeded in ")) && page.contains(digest), "{page}");
+    }
+    assert!(page.contains("slowest steps:") && page.contains("COPY . "), "{page}");
     harness.nothing_is_left().await;
     assert_eq!(harness.redis.get("stat:failed").await.as_deref().unwrap_or("0"), "0");
 }

@@ -29,6 +29,18 @@ pub async fn image_digest(reference: &str) -> Option<String> {
     Some(found["manifests"][0]["digest"].as_str().map_or(digest, str::to_owned))
 }
 
+/// The digests of the images in an index, by platform; of a tag for one platform, an object without entries.
+pub async fn images(reference: &str) -> Value {
+    let (repository, tag) = split(reference);
+    let index = json(ask(Method::GET, &repository, &format!("manifests/{tag}")).await).await;
+    let entries = index["manifests"].as_array().into_iter().flatten();
+    let images = entries.filter(|entry| entry["platform"]["os"] != "unknown").map(|entry| {
+        let text = |field: &str| entry["platform"][field].as_str().unwrap().to_owned();
+        (format!("{}/{}", text("os"), text("architecture")), entry["digest"].clone())
+    });
+    images.collect()
+}
+
 /// The first attestation of an image in its index.
 pub async fn attestation(reference: &str) -> Option<Value> {
     let (repository, tag) = split(reference);

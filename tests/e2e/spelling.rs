@@ -39,7 +39,7 @@ impl Checker {
         let mut native = json!({"repository": "acme/app", "sha": "0".repeat(40), "push": false});
         native.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let build = BuildJob::parse(&native).ok()?.build;
-        let request = BakeRequest { build: &build, worktree: &self.tree, sha: None };
+        let request = BakeRequest { build: &build, worktree: &self.tree, commit: None };
         let directory = self.state.job_directory().unwrap();
         let private = directory.subdirectory("print").unwrap();
         for name in ["buildx", "tmp"] {

@@ -13,10 +13,13 @@ use proc_macro2::{Delimiter, Spacing, TokenStream, TokenTree};
 const DOMAIN_TYPES: &[&str] = &[
     "attestation",
     "bounds",
+    "cache",
+    "dockerfile",
     "event",
     "field_error",
     "job",
     "json",
+    "log_record",
     "name",
     "reason",
     "report",
@@ -40,7 +43,8 @@ const INFRASTRUCTURE: &[&str] = &[
     "stop",
     "systemd",
 ];
-const INTEGRATIONS: &[&str] = &["sidekiq", "rails", "github", "source", "bake", "builder", "log_stream"];
+const INTEGRATIONS: &[&str] =
+    &["sidekiq", "rails", "github", "source", "bake", "builder", "log_archive", "log_stream", "last_builds"];
 const PIPELINE: &[&str] = &["cli", "health", "perform", "processor", "worker"];
 
 /// What the builder may use of the bake: the type that it fills in, with its parts, and the child that dials a pod.

@@ -190,9 +190,34 @@ async fn a_stream_expires_after_its_build_and_also_without_a_worker() {
     for key in harness.redis.keys("sidebake:build:*:log").await {
         assert_eq!(harness.redis.get(&key).await.as_deref(), Some("42"), "{key}");
         let ttl_s = run(&harness.redis, &["TTL", &key]).await.as_i64().unwrap();
-        assert!((600_000..=700_000).contains(&ttl_s), "{ttl_s}");
+        assert!((1_200_000..=1_209_600).contains(&ttl_s), "{ttl_s}");
     }
     assert_eq!(worker.logged("log_stream_not_written").len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_step_shows_its_progress_and_each_of_its_lines_once() {
+    let harness = Harness::start();
+    let slowly = (0..4).flat_map(|_| [numbered(1000), vec![Step::WaitMs(1500)]].concat()).collect();
+    harness.builder.script(step_of([numbered(5000), slowly, vec![Step::Hold]].concat()));
+    let _worker = harness.worker("journal.step_bytes = 16384");
+    let key = push(&harness).await;
+    let progress = async || of_type(&records(&harness.redis, &key).await, "progress").len();
+    harness.until("the step tells its progress again", async || progress().await >= 2).await;
+    let n_shown = lines(&records(&harness.redis, &key).await).len();
+    assert!(n_shown < 1000, "{n_shown}");
+    let release = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        harness.builder.release();
+    };
+    let ((code, out, err), ()) = tokio::join!(logs(&harness, &["42", "--follow"]), release);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("vote 2/2 | … still printing: "), "{out}");
+    let records = wait_for_end(&harness, &harness.redis, &key).await;
+    let told: Vec<u64> = of_type(&records, "progress").iter().map(|record| record["lines"].as_u64().unwrap()).collect();
+    assert!(told.is_sorted() && told.iter().all(|told| *told <= 9000 - n_shown as u64), "{told:?}");
+    let n_lines = lines(&records).len() as u64;
+    assert_eq!((n_lines + n_missing(&records), out.matches("vote 2/2 | line ").count() as u64), (9000, n_lines));
 }
 
 #[tokio::test(flavor = "multi_thread")]

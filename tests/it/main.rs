@@ -10,6 +10,7 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
+mod archive;
 mod bad_input;
 mod build;
 mod cancel;
@@ -24,7 +25,9 @@ mod endless;
 mod github;
 mod harness;
 mod heartbeat;
+mod history;
 mod hostile_source;
+mod last_builds;
 mod late;
 mod layers;
 mod limits;

@@ -331,3 +331,76 @@ async fn no_secret_is_in_a_log_a_callback_redis_a_file_or_a_childs_arguments() {
     let jobs: Vec<Value> = harness.callback_jobs(scripts.len()).await;
     assert_eq!(jobs.len(), scripts.len());
 }
+
+/// The texts that a step prints of a secret and of a key of several lines.
+fn printed(secret: &str, key: &str) -> Vec<String> {
+    let base64 = |text: String| BASE64_STANDARD.encode(text);
+    let url_safe = |text: String| BASE64_STANDARD.encode(text).replace('+', "-").replace('/', "_");
+    let percent: String = secret.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let wrapped = |text: String| {
+        text.as_bytes().chunks(76).map(|line| String::from_utf8_lossy(line).into_owned() + "\n").collect()
+    };
+    vec![
+        secret.to_owned(),
+        base64(secret.to_owned()),
+        base64(format!("a{secret}")),
+        base64(format!("ab{secret}, x")),
+        url_safe(format!("user:{secret}")),
+        percent,
+        json!({"p": secret}).to_string(),
+        hex(secret),
+        hex(secret).to_uppercase(),
+        format!("password={secret:?}"),
+        key.to_owned(),
+        key.replace('\n', "\n      "),
+        json!({"key": key}).to_string(),
+        wrapped(base64(key.to_owned())),
+        wrapped(base64(format!("{key}\n"))),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_is_in_no_output_of_the_product_in_whatever_form_it_is_printed() {
+    const SECRET: &str = "q7Zp/XvK2+Wm9T R4d\"Lc6Y<Ns8B";
+    let key: String = (1..12_u8).map(|n| BASE64_STANDARD.encode([n * 21; 48]) + "\n").collect();
+    let key = format!("-----BEGIN PRIVATE KEY-----\n{key}-----END PRIVATE KEY-----");
+    let harness = Harness::start();
+    let archive = harness.home.path().join("archive");
+    let settings = store(&harness, &[("secrets/acme/branch/npm", SECRET), ("secrets/acme/branch/key", &key)]);
+    let worker = harness.worker(&format!("{settings}\njournal.archive = \"file://{}\"", archive.display()));
+    let (_, sha) = harness.voting_app();
+    let all = printed(SECRET, &key);
+    let said: String = all.iter().map(|text| format!("before {text} after\n")).collect();
+    harness.builder.script(Script::fails_step("vote", &format!("npm login {}", all[1]), 2, &said));
+    harness
+        .builder
+        .script(Script::steps(vec![Step::Stderr(format!("ERROR: failed to solve: {said}\n")), Step::Exit(1)]));
+    let mut shown = String::new();
+    for n in 0..2 {
+        let mut native = harness.native(&sha);
+        native["application"]["images"][0]["secrets"] = json!([{"id": "npm"}, {"id": "key"}]);
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let report = harness.callbacks(n + 1).await.remove(n);
+        assert_eq!(report["status"], "failed", "{report:#}");
+        for url in [
+            report["log_url"].as_str().unwrap().to_owned(),
+            report["log_url"].as_str().unwrap().replace(".log.", ".jsonl."),
+        ] {
+            let file = std::fs::File::open(url.strip_prefix("file://").unwrap()).unwrap();
+            std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(file), &mut shown).unwrap();
+        }
+        shown.push_str(&report.to_string());
+        shown.push_str(&crate::harness::text(&harness.run(&["logs", report["jid"].as_str().unwrap()], "")));
+        shown.push_str(&crate::harness::text(&harness.run(&["logs", report["jid"].as_str().unwrap(), "--json"], "")));
+    }
+    harness.idle().await;
+    shown.push_str(&worker.log());
+    assert!(shown.matches("before ***").count() > 20, "the forms are shown without the secret: {shown}");
+    for line in all.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| line.len() >= 12) {
+        for part in line.as_bytes().windows(12).map(|part| String::from_utf8_lossy(part).into_owned()) {
+            assert!(!shown.contains(&part), "{part:?} of {line:?} is shown");
+        }
+        assert_eq!(harness.traces_of(line).await, Vec::<String>::new(), "{line}");
+    }
+}

@@ -74,6 +74,7 @@ impl<'a> Worker<'a> {
             worktree: &worktree,
             revision: Revision::Sha(Sha::parse(sha).unwrap()),
             mtimes_key: None,
+            since: Vec::new(),
             spent: Spent::default(),
         };
         self.source.check_out(&origin, &self.state, &self.journal, &CancellationToken::new()).await
@@ -111,9 +112,9 @@ impl<'a> Worker<'a> {
                 let file = RepositoryFile { path: "compose.yaml".into(), naming: Naming::File };
                 let build = Build::new(repository(), Trust::Branch, Recipe::File(file));
                 // Through a link, buildx would print the lines of the file.
-                admit(&BakeRequest { build: &build, worktree: &tree, sha: None }).is_ok()
+                admit(&BakeRequest { build: &build, worktree: &tree, commit: None }).is_ok()
             }
-            "claims_commit" => made.unwrap().sha.unwrap().to_string() != sha,
+            "claims_commit" => made.unwrap().commit.unwrap().sha.to_string() != sha,
             // Checks that the worker kills it for its output, not at its time limit.
             "endless_output" => !made.is_err_and(|error| error.to_string().contains("printed too much")),
             "nest" | "locked" | "odd_names" => {
@@ -179,7 +180,7 @@ impl<'a> Worker<'a> {
 
     async fn resolve(&self, job: &JobDirectory, tree: &Path) -> Definition {
         let build = self.build(job);
-        let request = BakeRequest { build: &build, worktree: tree, sha: None };
+        let request = BakeRequest { build: &build, worktree: tree, commit: None };
         self.bake.resolve(&request, job, &self.journal, &CancellationToken::new()).await.unwrap()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! An HTTP status is read at its place after the URL, so no reference and none of the registry's own words imitates it. Only an
 //! error without a status is searched for words, without references and URLs: a customer chooses those. Follows containerd 1.7
-//! to 2.2, `core/remotes/docker`.
+//! to 2.3, `core/remotes/docker`, and BuildKit's `util/resolver`.
 
 use std::time::Duration;
 
@@ -52,9 +52,8 @@ impl Answer {
     }
 
     fn of_words(error: &str) -> Option<Self> {
-        // Content that the registry's own manifest lists.
-        if error.contains("could not fetch content descriptor ") {
-            return Some(Self::Away);
+        if let Some((_, answer)) = NOT_MISSING.iter().find(|(words, _)| error.contains(words)) {
+            return Some(answer.clone());
         }
         let is_missing = error == "not found" || error.ends_with(": not found");
         if is_missing && !error.contains(" snapshot ") {
@@ -66,6 +65,18 @@ impl Answer {
         known.or_else(|| error.contains("failed to do request: ").then_some(Self::Away))
     }
 }
+
+/// What ends with `not found`, although the image may exist. A reference has no spaces, so it does not imitate them.
+const NOT_MISSING: &[(&str, Answer)] = &[
+    // Content that the registry's own manifest lists.
+    ("could not fetch content ", Answer::Away),
+    // The manifest is too large.
+    (" byte manifest for ", Answer::Rejected),
+    // BuildKit's configuration lists no mirror that may be asked.
+    ("no pull hosts: ", Answer::Away),
+    ("no push hosts: ", Answer::Away),
+    ("no resolve hosts: ", Answer::Away),
+];
 
 /// The registry that an error's URL names.
 pub(super) fn host(error: &str) -> Option<&str> {
@@ -85,6 +96,19 @@ fn status(error: &str) -> Option<(u16, &str)> {
     let (digits, words) = code.split_at_checked(3)?;
     Some((digits.parse().ok()?, words))
 }
+
+/// Whether a registry refused the manifest of an image, and would again. It refuses an immutable tag so, with a status of its choice.
+pub(super) fn refuses_manifest(error: &str) -> bool {
+    let Some((status @ 400..500, _)) = status(error) else { return false };
+    // The reference before it has no spaces.
+    let put = error.split_once(" unexpected status from PUT request to ").and_then(|(_, rest)| rest.split(' ').next());
+    let is_manifest =
+        put.is_some_and(|url| url.contains("/manifests/")) || BEFORE_COMMIT.iter().any(|begin| error.contains(begin));
+    is_manifest && ![401, 408, 429].contains(&status)
+}
+
+/// How containerd names the manifest of an image or an index that it could not push.
+const BEFORE_COMMIT: [&str; 2] = ["failed commit on ref \"manifest-", "failed commit on ref \"index-"];
 
 /// How long a registry's words ask to wait, such as `retry-after: 735.834µs, allowed: 44000/minute`.
 fn retry_after(words: &str) -> Duration {
@@ -125,6 +149,10 @@ const WORDS: &[(&str, Answer)] = &[
     ("401 unauthorized", Answer::Denied),
     ("403 forbidden", Answer::Denied),
     ("no basic auth", Answer::Denied),
+    ("missing username or secret", Answer::Denied),
+    ("failed to find supported auth scheme", Answer::Denied),
+    // A manifest of Docker's first form.
+    ("is no longer supported since containerd", Answer::Rejected),
     // The token server's own words.
     ("token: denied", Answer::Denied),
     ("token: unauthorized", Answer::Denied),
@@ -153,10 +181,16 @@ const WORDS: &[(&str, Answer)] = &[
     // Content that ended early, or is not what the manifest lists.
     ("failed to read expected number of bytes", Answer::Away),
     ("unexpected commit digest", Answer::Away),
+    ("unexpected digest received", Answer::Away),
+    ("invalid content digest in response", Answer::Away),
+    ("unsupported content-encoding algorithm", Answer::Away),
     ("failed size validation", Answer::Away),
     ("short read: ", Answer::Away),
     ("unexpected eof", Answer::Away),
-    // A page of a portal or a proxy in place of a manifest.
+    // A page of a portal or a proxy in place of a manifest or a token.
+    ("unable to decode token response", Answer::Away),
+    ("did not include a token in the response", Answer::Away),
+    ("stopped after 10 redirects", Answer::Away),
     ("invalid character '<'", Answer::Away),
     ("unexpected media type", Answer::Away),
     ("not a valid digest", Answer::Away),
@@ -206,6 +240,28 @@ mod tests {
     }
 
     #[test]
+    fn only_a_refused_manifest_may_be_in_the_registry_already() {
+        let pushed = "failed to push r.example/x:1: ";
+        let put = "unexpected status from PUT request to https://r.example/v2/x/manifests/1: ";
+        let commit = "failed commit on ref \"manifest-sha256:1\": unexpected status: ";
+        for (error, expected) in [
+            (format!("{pushed}{put}400 Bad Request: tag invalid"), true),
+            (format!("{pushed}failed commit on ref \"index-sha256:1\": {put}412 Precondition Failed"), true),
+            (format!("{pushed}{commit}409 Conflict"), true),
+            (format!("{pushed}{put}403 Forbidden"), true),
+            (format!("{pushed}{put}401 Unauthorized"), false),
+            (format!("{pushed}{put}429 Too Many Requests"), false),
+            (format!("{pushed}{put}503 Service Unavailable"), false),
+            (format!("{pushed}unexpected status from PUT request to https://r.example/v2/x/blobs/1: 400 Bad"), false),
+            (format!("{pushed}unexpected status from POST request to https://r/v2/manifests/blobs/: 403 No"), false),
+            (format!("{pushed}failed commit on ref \"layer-sha256:1\": unexpected status: 400 Bad Request"), false),
+            (format!("{pushed}failed to do request: Put \"https://r/v2/x/manifests/1\": EOF"), false),
+        ] {
+            assert_eq!(refuses_manifest(&error), expected, "{error}");
+        }
+    }
+
+    #[test]
     fn a_registrys_words_say_how_long_to_wait() {
         let url = "https://r.example/v2/x/blobs/sha256:1";
         for (words, wait) in [
@@ -238,6 +294,23 @@ mod tests {
                 "failed commit on ref \"layer-sha256:7\": commit failed: unexpected commit digest sha256:0, expected sha256:7: failed precondition",
                 Some(Answer::Away),
             ),
+            ("could not fetch content sha256:1 from remote: (unknown)", Some(Answer::Away)),
+            ("rejecting 9000000 byte manifest for r.example/x:1: not found", Some(Answer::Rejected)),
+            ("no resolve hosts: not found", Some(Answer::Away)),
+            (
+                "failed to authorize: failed to handle basic auth because missing username or secret",
+                Some(Answer::Denied),
+            ),
+            ("failed to find supported auth scheme: negotiate: not implemented", Some(Answer::Denied)),
+            (
+                "not implemented: media type \"application/vnd.docker.distribution.manifest.v1+prettyjws\" is no longer supported since containerd v2.0, please rebuild the image as \"application/vnd.oci.image.manifest.v1+json\"",
+                Some(Answer::Rejected),
+            ),
+            (
+                "failed to fetch anonymous token: authorization server did not include a token in the response",
+                Some(Answer::Away),
+            ),
+            ("unexpected digest received: got \"sha256:1\", expected \"sha256:2\"", Some(Answer::Away)),
             (
                 "failed to do request: Head \"https://r/v2\": dial tcp: lookup r on 10.0.0.1:53: no such host",
                 Some(Answer::NoHost),

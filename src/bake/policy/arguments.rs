@@ -7,11 +7,13 @@
 //! What a Dockerfile itself sets is not visible here. A pinned frontend overrides `# syntax=`. `# check=` and an `ARG` with a
 //! default affect only the build itself.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
 use super::{Refusal, Rules};
 use crate::attestation::{Asked, Attestation, fields, is_boolean, is_true};
+use crate::job::SourceDateEpoch;
 
 /// Selects the frontend that reads the Dockerfile.
 const FRONTEND: &str = "BUILDKIT_SYNTAX";
@@ -25,6 +27,9 @@ const INLINE_CACHE: &str = "BUILDKIT_INLINE_CACHE";
 /// The prefix of all other arguments that BuildKit reads. Without it are only `SOURCE_DATE_EPOCH` and proxies, which affect
 /// just the times and steps of the image.
 const OF_BUILDKIT: &str = "BUILDKIT_";
+
+/// The time of the image and of its files, by reproducible-builds.org. Steps after a declaration of it get it too.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 /// The same as an entry of `attest`; the kind follows.
 const ATTESTATION: &str = "BUILDKIT_ATTEST_";
@@ -129,7 +134,17 @@ impl Rules<'_> {
                 self.notice(&format!("args.{name}"), &format!("set to {value}"));
             }
         }
+        if let Some(epoch) = self.epoch() {
+            arguments.entry(EPOCH).or_insert_with(|| json!(epoch.to_string()));
+        }
         target.insert("args".into(), arguments.into());
+    }
+
+    /// The time that steps get, in seconds since 1970.
+    fn epoch(&self) -> Option<i64> {
+        let asked = self.request.build.source_date_epoch.unwrap_or(self.limits.source_date_epoch);
+        let commit = self.request.commit.filter(|_| asked == SourceDateEpoch::Commit)?;
+        commit.committed_at.map(Timestamp::as_second)
     }
 }
 

@@ -4,15 +4,13 @@
 //! end of an instruction is uncertain, nothing is refused.
 
 use crate::bounds;
+use crate::dockerfile::{Instruction, instructions};
 
 /// The longest line that BuildKit's parser reads, in bytes.
 const MAX_LINE: usize = 65_535;
 
 /// The longest argument of a program on Linux, in bytes and without the NUL (`MAX_ARG_STRLEN`). A shell gets a command as one.
 const MAX_COMMAND: usize = (128 << 10) - 1;
-
-/// Instructions that can have here-documents.
-const WITH_HEREDOCS: [&str; 3] = ["RUN", "COPY", "ADD"];
 
 /// Refuses a text that BuildKit cannot build. The message names the line.
 pub(super) fn check(text: &[u8]) -> Result<(), String> {
@@ -21,7 +19,7 @@ pub(super) fn check(text: &[u8]) -> Result<(), String> {
     }
     let lines: Vec<&[u8]> =
         text.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line)).collect();
-    let instructions = instructions(&lines);
+    let instructions = instructions(text);
     check_size(text, &instructions)?;
     if let Some((line, number)) = lines.iter().zip(1..).find(|(line, _)| line.len() > MAX_LINE) {
         let message = format!("line {number} has {} bytes; BuildKit reads at most {MAX_LINE}", line.len());
@@ -47,12 +45,12 @@ pub(super) fn too_large(n_bytes: u64, part: &str) -> String {
 }
 
 fn check_instruction(instruction: &Instruction) -> Result<(), String> {
-    let Instruction { line, keyword, command, .. } = instruction;
+    let Instruction { line, keyword, .. } = instruction;
     if std::str::from_utf8(keyword).is_err() {
         return Err(format!("line {line} is not UTF-8; save the file as UTF-8"));
     }
-    match command {
-        Some(n_bytes) if *n_bytes > MAX_COMMAND => {
+    match command_bytes(instruction) {
+        Some(n_bytes) if n_bytes > MAX_COMMAND => {
             let message = format!("the command of line {line} has {n_bytes} bytes; Linux takes at most {MAX_COMMAND}");
             Err(format!("{message}. Put it into a script and COPY that"))
         }
@@ -65,96 +63,17 @@ fn is_utf16(text: &[u8]) -> bool {
     matches!(text, [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, 1..=255, ..] | [1..=255, 0, ..])
 }
 
-struct Instruction<'a> {
-    /// The number of its first line.
-    line: usize,
-    keyword: &'a [u8],
-    /// The bytes of all its lines, here-documents included.
-    n_bytes: usize,
-    /// The bytes of the command that a shell gets as one argument.
-    command: Option<usize>,
-}
-
-fn instructions<'a>(lines: &[&'a [u8]]) -> Vec<Instruction<'a>> {
-    let escape = escape(lines);
-    let mut instructions = Vec::new();
-    let mut rest = lines.iter().copied().zip(1..);
-    while let Some((first, line)) = rest.next() {
-        if is_skipped(first) {
-            continue;
-        }
-        let (mut text, mut n_bytes, mut current) = (Vec::new(), first.len(), first);
-        while let Some(content) = continued(current, escape) {
-            text.extend_from_slice(content);
-            // Empty lines and comments between two parts are left out.
-            let mut more = rest.by_ref().inspect(|(line, _)| n_bytes += line.len() + 1);
-            current = more.find(|(line, _)| !is_skipped(line)).map_or(&[], |(line, _)| line);
-        }
-        text.extend_from_slice(current);
-        let keyword = first.trim_ascii_start().split(u8::is_ascii_whitespace).next().unwrap_or_default();
-        let heredocs = heredocs(keyword, &text);
-        let has_heredocs = !heredocs.is_empty();
-        for (name, is_indented) in heredocs {
-            let is_end = |line: &[u8]| {
-                let tabs = line.iter().take_while(|byte| is_indented && **byte == b'\t').count();
-                &line[tabs..] == name
-            };
-            let _ = rest.by_ref().inspect(|(line, _)| n_bytes += line.len() + 1).find(|(line, _)| is_end(line));
-        }
-        let command = (!has_heredocs).then(|| command(keyword, &text)).flatten();
-        instructions.push(Instruction { line, keyword, n_bytes, command });
+/// The size of a RUN's command in the shell's form, without flags: a shell gets it as one argument.
+fn command_bytes(instruction: &Instruction) -> Option<usize> {
+    if !instruction.is("RUN") || !instruction.heredocs.is_empty() {
+        return None;
     }
-    instructions
-}
-
-/// The size of a RUN's command in the shell's form, without flags.
-fn command(keyword: &[u8], text: &[u8]) -> Option<usize> {
-    let mut rest =
-        text.trim_ascii().strip_prefix(keyword).filter(|_| keyword.eq_ignore_ascii_case(b"RUN"))?.trim_ascii();
+    let mut rest = instruction.arguments();
     while rest.starts_with(b"--") {
         let end = rest.iter().position(u8::is_ascii_whitespace)?;
         rest = rest[end..].trim_ascii();
     }
     (!rest.starts_with(b"[")).then_some(rest.len())
-}
-
-/// The line without its end, if it continues in the next one.
-fn continued(line: &[u8], escape: u8) -> Option<&[u8]> {
-    line.trim_ascii_end().strip_suffix(&[escape])
-}
-
-/// Whether a line is empty or a comment.
-fn is_skipped(line: &[u8]) -> bool {
-    matches!(line.trim_ascii_start().first(), None | Some(b'#'))
-}
-
-/// The character that continues a line, from the directive at the top of the file.
-fn escape(lines: &[&[u8]]) -> u8 {
-    let directives = lines.iter().map_while(|line| line.trim_ascii().strip_prefix(b"#"));
-    let mut values = directives.filter_map(|text| {
-        let text = std::str::from_utf8(text).ok()?;
-        let (name, value) = text.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("escape").then(|| value.trim().bytes().next())?
-    });
-    values.find(|byte| *byte == b'`').unwrap_or(b'\\')
-}
-
-/// The names of an instruction's here-documents, each with whether tabs before its end are ignored.
-fn heredocs<'a>(keyword: &[u8], text: &'a [u8]) -> Vec<(&'a [u8], bool)> {
-    if !WITH_HEREDOCS.iter().any(|known| keyword.eq_ignore_ascii_case(known.as_bytes())) {
-        return Vec::new();
-    }
-    let words = text.split(u8::is_ascii_whitespace).filter_map(|word| {
-        let digits = word.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        let name = word[digits..].strip_prefix(b"<<")?;
-        let (name, is_indented) = name.strip_prefix(b"-").map_or((name, false), |name| (name, true));
-        let quotes = |byte: &u8| matches!(byte, b'"' | b'\'');
-        let begin = name.iter().take_while(|byte| quotes(byte)).count();
-        let end = name.len() - name[begin..].iter().rev().take_while(|byte| quotes(byte)).count();
-        let name = &name[begin..end];
-        (!name.is_empty() && !name.contains(&b'<')).then_some((name, is_indented))
-    });
-    words.collect()
 }
 
 #[cfg(test)]

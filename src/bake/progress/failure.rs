@@ -92,14 +92,19 @@ impl BakeProgress {
 /// The name of a stage in a step's bracket. BuildKit puts the platform before it, and pads numbers with spaces. It calls a stage
 /// without a name `stage-0`.
 fn stage_name(bracket: &str) -> Option<&str> {
+    let stage = label(bracket);
+    let is_made_up = stage.strip_prefix("stage-").is_some_and(|number| number.parse::<u32>().is_ok());
+    (!stage.is_empty() && !is_made_up).then_some(stage)
+}
+
+/// The stage in a step's bracket, without its platform.
+pub(super) fn label(bracket: &str) -> &str {
     let stage = bracket.trim_end();
-    let stage = match stage.split_once(' ') {
+    match stage.split_once(' ') {
         Some((platform, stage)) if platform.contains('/') => stage,
         None if stage.contains('/') => "",
         _ => stage,
-    };
-    let is_made_up = stage.strip_prefix("stage-").is_some_and(|number| number.parse::<u32>().is_ok());
-    (!stage.is_empty() && !is_made_up).then_some(stage)
+    }
 }
 
 #[cfg(test)]

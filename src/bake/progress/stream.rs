@@ -42,6 +42,7 @@ pub(super) struct StatusReport<'a> {
     pub(super) vertex: Cow<'a, str>,
     #[serde(default)]
     pub(super) current: i64,
+    pub(super) started: Option<Timestamp>,
     pub(super) completed: Option<Timestamp>,
 }
 

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::{BakeProgress, Vertex, millis};
-use crate::report::{Status, TargetReport};
+use crate::report::{ImageDigest, Status, TargetReport};
+
+/// Bytes of a platform's name. The longest that exist have some 20, such as `windows(10.0.17763)/amd64`.
+const MAX_PLATFORM: usize = 64;
 
 impl BakeProgress {
     /// The result of each target. `is_success`: whether the whole bake succeeded.
@@ -33,17 +36,39 @@ impl BakeProgress {
             name: name.to_owned(),
             status,
             digest: digest.map(str::to_owned),
+            image_digest: self.image_digest(name, &own),
             tags: tags.to_vec(),
             duration_ms: started.zip(completed).map_or(0, |(from, to)| millis(from, to)),
             steps_total: count(steps.len()),
             steps_cached: count(steps.values().filter(|has_run| !**has_run).count()),
             failed_step: failed.as_ref().map(|failure| failure.step.clone()),
             log_tail: failed.as_ref().and_then(|failure| failure.log_tail.clone()),
+            why_not_cached: None,
             error: match &failed {
                 Some(failure) => Some(failure.ending.clone()),
                 None => error.map(|said| said.shown.clone()),
             },
         }
+    }
+}
+
+impl BakeProgress {
+    /// The digests of a target's images, when each is known. A frontend of the customer's choice may export others than asked for.
+    fn image_digest(&self, name: &str, own: &[&Vertex]) -> Option<ImageDigest> {
+        let mut exports = own.iter().filter(|vertex| vertex.is_export() && !vertex.exported.is_empty());
+        let (Some(export), None) = (exports.next(), exports.next()) else { return None };
+        let mut exported = export.exported.clone();
+        exported.sort_by_key(|(started, _)| *started);
+        let mut digests = exported.into_iter().map(|(_, digest)| String::from(digest));
+        let platforms = self.platforms.get(name).map(Vec::as_slice).unwrap_or_default();
+        let is_long = |platform: &String| platform.len() > MAX_PLATFORM;
+        if digests.len() != platforms.len().max(1) || platforms.iter().any(is_long) {
+            return None;
+        }
+        Some(match platforms {
+            [] | [_] => ImageDigest::Single(digests.next()?),
+            several => ImageDigest::ByPlatform(several.iter().cloned().zip(digests).collect()),
+        })
     }
 }
 

@@ -7,15 +7,15 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::bake::mask::Mask;
-use crate::report::{Status, TargetReport};
-use crate::secret::Secret;
+use crate::report::{ImageDigest, Status, TargetReport};
+use crate::secret::SecretBytes;
 use crate::text;
 use crate::text::paths::WorkerPaths;
 
 fn progress_with(targets: &[&str], secrets: &[&str]) -> BakeProgress {
     let tags = |name: &str| vec![format!("registry.example.test/shop/{name}:dev")];
     let targets = targets.iter().map(|name| ((*name).to_owned(), tags(name))).collect();
-    let mask = Mask::new(secrets.iter().map(|secret| Secret::new(*secret)));
+    let mask = Mask::new(secrets.iter().map(|secret| SecretBytes::new(secret.as_bytes().into())));
     let dockerfiles = [("a", "a.Dockerfile"), ("b", "b.Dockerfile"), ("web", "web/Dockerfile")];
     let dockerfiles = dockerfiles.map(|(name, path)| (name.to_owned(), path.to_owned())).into();
     BakeProgress::new(Baked { targets, dockerfiles, ..Baked::default() }, Shown::new(mask, WorkerPaths::default()))
@@ -99,6 +99,56 @@ fn digests_and_steps_of_each_target_are_known() {
         let ended = events.iter().filter(|event| matches!(event, Event::StepEnded { .. })).count();
         assert_eq!(started, ended);
     }
+}
+
+#[test]
+fn the_image_in_an_index_is_known_by_its_own_digest() {
+    for (stream, image) in [
+        (&stream!("0.29/cached-push")[..], "sha256:76d1acfac37fee976fb20050bc43cbf641075090b5b49a7f933c95ef1e53a5f8"),
+        (&stream!("0.36/cached-push")[..], "sha256:6270d16aaa0a0ce142bac2e97f4233900879c41ef40e9f6831102edbabd3a754"),
+    ] {
+        let (progress, _) = replay(stream, &["api", "web", "worker"]);
+        let api = report(&progress, "api", true);
+        assert_eq!(api.image_digest, Some(ImageDigest::Single(image.into())));
+        assert_ne!(api.digest.as_deref(), Some(image), "the index has another one");
+        assert_ne!(report(&progress, "web", true).image_digest, api.image_digest);
+    }
+}
+
+/// What is known of a target's images when its export reports these ids, each with the second in which it began.
+fn images(platforms: &[&str], ids: &[(u32, &str)]) -> Option<ImageDigest> {
+    let platforms = platforms.iter().map(|platform| (*platform).to_owned()).collect();
+    let targets = [("a".to_owned(), vec!["r.example/a:1".to_owned()])].into();
+    let baked = Baked { targets, platforms: [("a".to_owned(), platforms)].into(), ..Baked::default() };
+    let mut progress = BakeProgress::new(baked, Shown::new(Mask::new([]), WorkerPaths::default()));
+    said(&mut progress, &json!({"vertexes": [{"digest": "v", "name": "exporting to image"}]}));
+    for (second, id) in ids {
+        let (started, completed) = (format!("2026-01-02T03:04:{second:02}Z"), "2026-01-02T03:05:00Z");
+        let status = json!({"id": id, "vertex": "v", "started": started, "completed": completed});
+        said(&mut progress, &json!({"statuses": [status]}));
+    }
+    report(&progress, "a", true).image_digest
+}
+
+#[test]
+fn images_belong_to_their_platforms_in_the_order_in_which_they_were_exported() {
+    let single = |digest: &str| Some(ImageDigest::Single(digest.to_owned()));
+    let index = (9, "exporting manifest list sha256:ff");
+    let attestation = (2, "exporting attestation manifest sha256:ee");
+    let (first, second) = ((1, "exporting manifest sha256:aa"), (3, "exporting manifest sha256:bb"));
+    assert_eq!(images(&[], &[first]), single("sha256:aa"));
+    assert_eq!(images(&["linux/arm64"], &[first, first, attestation, index]), single("sha256:aa"));
+    let by_platform = [("linux/arm64", "sha256:aa"), ("linux/amd64", "sha256:bb")];
+    let by_platform = by_platform.map(|(name, digest)| (name.to_owned(), digest.to_owned())).into();
+    let both = images(&["linux/arm64", "linux/amd64"], &[second, attestation, first, index]);
+    assert_eq!(both, Some(ImageDigest::ByPlatform(by_platform)));
+    // Another number than asked for, and texts that are no digests.
+    assert_eq!(images(&["linux/arm64", "linux/amd64"], &[first]), None);
+    assert_eq!(images(&[], &[first, second]), None);
+    assert_eq!(images(&[], &[index, attestation]), None);
+    assert_eq!(images(&[], &[(1, "exporting manifest x")]), None);
+    let long = "x".repeat(65);
+    assert_eq!(images(&["linux/amd64", &long], &[first, second]), None);
 }
 
 #[test]
@@ -260,6 +310,45 @@ fn lines(events: &[Event]) -> Vec<&str> {
     lines.map(|event| if let Event::StepOutput { line, .. } = event { line.as_str() } else { "" }).collect()
 }
 
+/// Every line that a step shows when it prints these chunks.
+fn shown_of(secrets: &[&str], chunks: &[&[u8]]) -> Vec<String> {
+    let mut progress = progress_with(&["t"], secrets);
+    said(&mut progress, &vertex("v", "[1/1] RUN x", false));
+    let mut events: Vec<Event> = chunks.iter().flat_map(|chunk| said(&mut progress, &log("v", chunk))).collect();
+    events.extend(said(&mut progress, &vertex("v", "[1/1] RUN x", true)));
+    lines(&events).into_iter().map(str::to_owned).collect()
+}
+
+const SECRETS: [&str; 2] =
+    ["hunter2+of/the é build", "-----BEGIN KEY-----\nabcdefgh12345678\nijklmnop=\n-----END KEY-----"];
+
+/// A text with the secrets in several forms.
+fn telling() -> String {
+    let base64 = BASE64_STANDARD.encode(format!("x{}y", SECRETS[0]));
+    let json = serde_json::to_string(SECRETS[1]).expect("a text");
+    let indented = SECRETS[1].replace('\n', "\n  #12 | ");
+    format!("a {} b\n{base64}\r\n\x1b[31m{json}\x1b[0m\n{indented}\nhunter2%2Bof%2Fthe%20%C3%A9%20build", SECRETS[0])
+}
+
+#[test]
+fn a_secret_is_masked_wherever_a_chunk_ends() {
+    let text = telling();
+    let whole = shown_of(&SECRETS, &[text.as_bytes()]);
+    let all = whole.join("\n");
+    assert_eq!(all.matches("***").count(), 1 + 1 + 4 + 4 + 1, "{all}");
+    for secret in SECRETS {
+        for part in secret.as_bytes().windows(8).map(|part| String::from_utf8_lossy(part).into_owned()) {
+            assert!(!all.contains(&part), "{part:?} is in {all}");
+        }
+    }
+    for at in 0..=text.len() {
+        let (before, after) = text.as_bytes().split_at(at);
+        assert_eq!(shown_of(&SECRETS, &[before, after]), whole, "split at {at}");
+    }
+    let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+    assert_eq!(shown_of(&SECRETS, &bytes), whole);
+}
+
 #[test]
 fn the_last_line_of_a_step_needs_no_end() {
     let mut progress = progress_with(&["t"], &["hunter2"]);
@@ -296,7 +385,18 @@ fn a_secret_across_the_cut_of_a_long_line_is_masked() {
 }
 
 proptest! {
+
     #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn chunks_of_any_size_show_the_same(cuts in prop::collection::vec(0_usize..300, 0..12)) {
+        let text = telling();
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|at| at.min(text.len())).chain([0, text.len()]).collect();
+        cuts.sort_unstable();
+        let chunks: Vec<&[u8]> = cuts.windows(2).map(|pair| &text.as_bytes()[pair[0]..pair[1]]).collect();
+        prop_assert_eq!(shown_of(&SECRETS, &chunks), shown_of(&SECRETS, &[text.as_bytes()]));
+    }
+
     #[test]
     fn no_part_of_a_secret_is_shown_wherever_it_is_and_however_it_arrives(
         secret in "[jkqvxz]{4,40}",

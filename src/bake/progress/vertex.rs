@@ -1,5 +1,6 @@
 //! The state of one vertex: a step, or one of BuildKit's chores.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -33,7 +34,7 @@ const CANCELED: &str = "context canceled";
 #[derive(Debug)]
 pub(in crate::bake) struct Vertex {
     /// Its number in the build, in the order of the stream.
-    pub(super) number: u32,
+    pub(in crate::bake) number: u32,
     /// The name without the target, such as `[2/3] RUN make`.
     pub(in crate::bake) name: Arc<str>,
     /// The targets for which it was reported, by number, in order. For shared steps this is a guess.
@@ -47,6 +48,8 @@ pub(in crate::bake) struct Vertex {
     pub(super) context_bytes: u64,
     /// Pushed tags, with the digests of their manifests.
     pub(super) pushed: Vec<(Box<str>, Box<str>)>,
+    /// The digests of exported images, with the time when each was begun. BuildKit exports them in the order of the platforms.
+    pub(super) exported: Vec<(Option<Timestamp>, Box<str>)>,
 }
 
 /// What a vertex does that is not a step of the Dockerfile.
@@ -95,6 +98,7 @@ impl Vertex {
             error: Failing::No,
             context_bytes: 0,
             pushed: Vec::new(),
+            exported: Vec::new(),
         }
     }
 
@@ -122,6 +126,11 @@ impl Vertex {
     /// Sets its error; `None` when there is no room for more errors.
     pub(super) fn fail(&mut self, said: Option<Said>) {
         self.error = said.map_or(Failing::Untold, |said| Failing::Own(Box::new(said)));
+    }
+
+    /// Notes that its error is none.
+    pub(super) fn forgive(&mut self) {
+        self.error = Failing::No;
     }
 
     /// Notes that it was canceled because another vertex failed. Its own failure stays: a target that shares the vertex may be
@@ -223,6 +232,11 @@ impl Vertex {
     /// Whether it failed by itself and the build with it. A cache that cannot be imported breaks nothing.
     pub(in crate::bake) fn breaks_build(&self) -> bool {
         self.has_failed() && !self.name.starts_with("importing ")
+    }
+
+    /// The digests of the images that it exported.
+    pub(in crate::bake) fn images(&self) -> BTreeSet<String> {
+        self.exported.iter().map(|(_, digest)| String::from(&**digest)).collect()
     }
 
     /// Its own error, if there was room for it.

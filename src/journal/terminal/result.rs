@@ -22,6 +22,11 @@ pub fn print_report(report: &Report, wants_colors: bool) {
 fn result(report: &Report, has_colors: bool) -> String {
     let paint = |color: Color, text: &str| if has_colors { color.paint(text) } else { text.to_owned() };
     let mut result = text::plain(&table(report)).into_owned();
+    let explained = report.targets.iter().filter_map(|target| Some((target, target.why_not_cached.as_ref()?)));
+    for (n, (target, step)) in explained.enumerate() {
+        let before = if n == 0 { "\n" } else { "" };
+        let _ = writeln!(result, "{before}{}: {}", target.name, text::plain(&step.message));
+    }
     for failure in failures(report) {
         let _ = writeln!(result, "\n{}", text::plain(&failure));
     }
@@ -107,6 +112,7 @@ fn title(target: &str, step: &FailedStep) -> String {
 mod tests {
     use super::*;
     use crate::reason::Reason;
+    use crate::report::{CacheMiss, NotCached};
 
     fn target(name: &str, status: Status) -> TargetReport {
         TargetReport { name: name.into(), status: Some(status), duration_ms: 1234, ..TargetReport::default() }
@@ -126,6 +132,27 @@ mod tests {
                         vote    succeeded    1.2s  1/3\n\
                         worker  not reached  0.0s  0/0\n\n\x1b[32msucceeded\x1b[0m";
         assert_eq!(result(&report(&vote), true), expected);
+    }
+
+    #[test]
+    fn the_steps_that_were_not_cached_follow_the_table() {
+        let explained = |name: &str| TargetReport {
+            why_not_cached: Some(Box::new(NotCached {
+                number: 2,
+                total: 3,
+                stage: None,
+                instruction: "RUN make".into(),
+                dockerfile: None,
+                line: Some(2),
+                cause: CacheMiss::Evicted,
+                message: format!("{name}\x1b[2J"),
+            })),
+            ..target(name, Status::Succeeded)
+        };
+        let targets = vec![explained("vote"), target("api", Status::Succeeded), explained("web")];
+        let result = result(&Report { targets, ..Report::default() }, false);
+        let (_, after_table) = result.split_once("\n\n").expect("a table");
+        assert_eq!(after_table, "vote: vote\nweb: web\n\nsucceeded");
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Screen {
             Event::Notice(notice) => self.finish(note(notice), None, Some(Color::Yellow)),
             Event::Ended { .. } => self.end_all(now),
             // The result shows them.
-            Event::TargetEnded(_) | Event::NoticeLeftOut => {}
+            Event::TargetEnded(_) | Event::NotCached { .. } | Event::NoticeLeftOut => {}
             Event::BuildId(_) | Event::Commit { .. } | Event::Placed(_) | Event::ContextSent { .. } => {}
         }
     }
@@ -338,7 +338,7 @@ mod tests {
         screen.take_in(&Event::PhaseEnded(Phase::Bake, SECOND), now);
         assert!(!screen.is_idle());
         screen.take_in(
-            &Event::Ended { status: Status::Cancelled, reason: None, message: None, is_over: true },
+            &Event::Ended { status: Status::Cancelled, reason: None, message: None, is_over: true, log_url: None },
             now + SECOND,
         );
         assert!(screen.is_idle());

@@ -17,7 +17,7 @@ fn step(name: &str) -> Step {
 
 fn buffer(pool: &Arc<Pool>) -> Buffer {
     let mut buffer = Buffer::new(LIMITS, Arc::clone(pool));
-    buffer.begin(&Record::Attempt { jid: "j".into(), number: 1, removed_bytes: 0 }, 0);
+    buffer.begin(&LogRecord::Attempt { jid: "j".into(), number: 1, removed_bytes: 0 }, 0);
     buffer
 }
 
@@ -31,16 +31,22 @@ fn end_step(buffer: &mut Buffer, step: &Step) {
 }
 
 fn end(buffer: &mut Buffer) {
-    buffer.take_in(&Event::Ended { status: Status::Succeeded, reason: None, message: None, is_over: true });
+    buffer.take_in(&Event::Ended {
+        status: Status::Succeeded,
+        reason: None,
+        message: None,
+        is_over: true,
+        log_url: None,
+    });
 }
 
 /// Everything that can be sent now, as Redis takes it.
-fn sent(buffer: &mut Buffer) -> Vec<Record> {
+fn sent(buffer: &mut Buffer) -> Vec<LogRecord> {
     let mut records = Vec::new();
     while !buffer.is_empty() {
         let entries = buffer.fill(256 << 10).clone();
         for entry in &entries {
-            records.extend(serde_json::from_str::<Vec<Record>>(&entry.records).expect("records"));
+            records.extend(serde_json::from_str::<Vec<LogRecord>>(&entry.records).expect("records"));
         }
         buffer.acknowledge(entries.back().expect("an entry").number);
     }
@@ -48,10 +54,10 @@ fn sent(buffer: &mut Buffer) -> Vec<Record> {
 }
 
 /// Lines, and marks as `…N`.
-fn output(records: &[Record]) -> Vec<String> {
+fn output(records: &[LogRecord]) -> Vec<String> {
     let output = records.iter().flat_map(|record| match record {
-        Record::Output { lines, .. } => lines.clone(),
-        Record::Missing { lines, .. } => vec![format!("…{lines}")],
+        LogRecord::Output { lines, .. } => lines.clone(),
+        LogRecord::Missing { lines, .. } => vec![format!("…{lines}")],
         _ => Vec::new(),
     });
     output.collect()
@@ -81,6 +87,73 @@ fn first_lines_are_sent_before_the_step_ends() {
     }
 }
 
+/// The `progress` records: their lines and their last line.
+fn progress(records: &[LogRecord]) -> Vec<(u64, String)> {
+    let progress = records.iter().filter_map(|record| match record {
+        LogRecord::Progress { lines, last, .. } => Some((*lines, last.clone())),
+        _ => None,
+    });
+    progress.collect()
+}
+
+#[test]
+fn a_step_whose_last_lines_wait_shows_its_progress_now_and_then() {
+    let (pool, make) = (pool(8 << 20), step("[2/2] RUN make"));
+    let mut buffer = buffer(&pool);
+    let start = Instant::now();
+    let (mut records, mut n_lines, mut told_at) = (Vec::new(), 0, Vec::new());
+    // A line in each tenth of a second, for two hours.
+    for n in 0..72_000_u32 {
+        print(&mut buffer, &make, format!("line {n}"));
+        let now = start + Duration::from_millis(100) * n;
+        buffer.tell_progress(now);
+        let new = sent(&mut buffer);
+        if !progress(&new).is_empty() {
+            told_at.push(n / 10);
+        }
+        n_lines += output(&new).len();
+        records.extend(new);
+    }
+    let told = progress(&records);
+    assert!(told.iter().all(|(lines, last)| *last == format!("line {}", n_lines as u64 + lines - 1)), "{told:?}");
+    let pauses: Vec<u32> = told_at.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses[0] == 3 && pauses.iter().all(|pause| *pause >= 3) && told.len() > 15, "{pauses:?}");
+    end_step(&mut buffer, &make);
+    records.extend(sent(&mut buffer));
+    let output = output(&records);
+    let mut lines: Vec<&String> = output.iter().filter(|line| !line.starts_with('…')).collect();
+    let n_shown = lines.len();
+    lines.dedup();
+    assert_eq!((lines.len(), lines[n_shown - 1].as_str()), (n_shown, "line 71999"), "each line comes once");
+    assert_eq!(pool.used.load(Ordering::Relaxed), 0);
+}
+
+fn has_untold_progress(buffer: &Buffer) -> bool {
+    buffer.steps.values().any(|printing| printing.progress.is_untold())
+}
+
+#[test]
+fn progress_is_told_once_and_never_after_the_end_of_a_step() {
+    let (pool, make) = (pool(8 << 20), step("[2/2] RUN make"));
+    let mut buffer = buffer(&pool);
+    let start = Instant::now();
+    print(&mut buffer, &make, "short");
+    assert!(!has_untold_progress(&buffer), "its lines are there");
+    (0..20_000).for_each(|n| print(&mut buffer, &make, n.to_string()));
+    assert!(has_untold_progress(&buffer));
+    for second in [0, 1, 10, 11] {
+        buffer.tell_progress(start + Duration::from_secs(second));
+    }
+    assert_eq!(progress(&sent(&mut buffer)).len(), 1);
+    print(&mut buffer, &make, "x".repeat(300));
+    buffer.tell_progress(start + Duration::from_secs(20));
+    assert_eq!(progress(&sent(&mut buffer))[0].1, "x".repeat(LAST));
+    print(&mut buffer, &make, "last");
+    end_step(&mut buffer, &make);
+    buffer.tell_progress(start + Duration::from_secs(60));
+    assert!(progress(&sent(&mut buffer)).is_empty() && !has_untold_progress(&buffer));
+}
+
 #[test]
 fn steps_of_a_batch_keep_their_lines_in_order() {
     let (pool, steps) = (pool(8 << 20), [step("[1/2] RUN a"), step("[1/2] RUN b")]);
@@ -88,7 +161,7 @@ fn steps_of_a_batch_keep_their_lines_in_order() {
     (0..100).for_each(|n| print(&mut buffer, &steps[n % 2], n.to_string()));
     let records = sent(&mut buffer);
     let lines = |name: &str| -> Vec<String> {
-        let of_step = records.iter().filter(|record| matches!(record, Record::Output { of, .. } if of.step == name));
+        let of_step = records.iter().filter(|record| matches!(record, LogRecord::Output { of, .. } if of.step == name));
         output(&of_step.cloned().collect::<Vec<_>>())
     };
     let expected = |first| (first..100).step_by(2).map(|n: usize| n.to_string()).collect::<Vec<_>>();
@@ -100,6 +173,7 @@ fn steps_of_a_batch_keep_their_lines_in_order() {
 fn the_stream_of_a_build_stays_within_its_bound_and_ends_with_its_end() {
     let pool = pool(8 << 20);
     let mut buffer = buffer(&pool);
+    let start = Instant::now();
     for n in 0..600 {
         let make = step(&format!("[{n}/600] RUN make {}", "\"".repeat(900)));
         buffer.take_in(&Event::StepStarted(make.clone()));
@@ -111,12 +185,16 @@ fn the_stream_of_a_build_stays_within_its_bound_and_ends_with_its_end() {
             buffer.acknowledge(last);
         }
         (0..150).for_each(|_| print(&mut buffer, &make, "x".repeat(100)));
+        (0..30).for_each(|second| {
+            print(&mut buffer, &make, "\"".repeat(100));
+            buffer.tell_progress(start + Duration::from_secs(n * 90 + second * 3));
+        });
         end_step(&mut buffer, &make);
     }
     end(&mut buffer);
     let records = sent(&mut buffer);
-    assert!(matches!(records.last(), Some(Record::End { .. })), "{:?}", records.last());
-    assert!(records.iter().any(|record| matches!(record, Record::LeftOut { .. })));
+    assert!(matches!(records.last(), Some(LogRecord::End { .. })), "{:?}", records.last());
+    assert!(records.iter().any(|record| matches!(record, LogRecord::LeftOut { .. })));
     assert!(buffer.total_bytes <= LIMITS.build_bytes, "{}", buffer.total_bytes);
     assert!(buffer.total_bytes > LIMITS.build_bytes / 2, "{}", buffer.total_bytes);
 }
@@ -138,19 +216,19 @@ fn what_redis_does_not_take_is_bounded_and_counted() {
     let (mut n_there, mut n_missing, mut n_notices) = (0, 0, 0);
     for record in &records {
         match record {
-            Record::Output { lines, .. } => n_there += lines.len() as u64,
-            Record::Missing { lines, .. } => n_missing += lines,
-            Record::LeftOut { records, lines } => {
+            LogRecord::Output { lines, .. } => n_there += lines.len() as u64,
+            LogRecord::Missing { lines, .. } => n_missing += lines,
+            LogRecord::LeftOut { records, lines } => {
                 n_notices += records;
                 n_missing += lines;
             }
-            Record::Notice { .. } | Record::StepEnd { .. } => n_notices += 1,
+            LogRecord::Notice { .. } | LogRecord::StepEnd { .. } => n_notices += 1,
             _ => {}
         }
     }
     assert_eq!(n_there + n_missing, n_lines, "every line is there or counted");
     assert_eq!(n_notices, n_lines + 1, "every notice and the step's end is there or counted");
-    assert!(matches!(records.last(), Some(Record::End { .. })));
+    assert!(matches!(records.last(), Some(LogRecord::End { .. })));
     assert_eq!(pool.used.load(Ordering::Relaxed), 0);
 }
 
@@ -169,7 +247,7 @@ fn a_second_attempt_has_the_room_that_the_first_left() {
     let (pool, make) = (pool(8 << 20), step("[2/2] RUN make"));
     let mut buffer = Buffer::new(LIMITS, Arc::clone(&pool));
     assert!(buffer.is_too_much(LIMITS.build_bytes / 2 + 1) && !buffer.is_too_much(LIMITS.build_bytes / 2));
-    buffer.begin(&Record::Attempt { jid: "j".into(), number: 2, removed_bytes: 0 }, LIMITS.build_bytes / 2);
+    buffer.begin(&LogRecord::Attempt { jid: "j".into(), number: 2, removed_bytes: 0 }, LIMITS.build_bytes / 2);
     for _ in 0..100 {
         (0..10_000).for_each(|n| print(&mut buffer, &make, n.to_string()));
         end_step(&mut buffer, &make);

@@ -92,7 +92,7 @@ impl<'a> Range<'a> {
 impl Run<'_> {
     /// Returns a reason when the wall stopped the run.
     async fn behind(&mut self, wall: Wall) -> Option<String> {
-        let request = BakeRequest { build: &self.build, worktree: &self.tree, sha: None };
+        let request = BakeRequest { build: &self.build, worktree: &self.tree, commit: None };
         if wall == Wall::Policy
             && let Err(refused) = admit(&request)
         {
@@ -109,8 +109,10 @@ impl Run<'_> {
         let mut targets = Vec::new();
         let private = self.directory.subdirectory("print").unwrap();
         make(&private);
-        let child =
-            self.range.bake.print_child(&BakeRequest { build: &self.build, worktree: &self.tree, sha: None }, &private);
+        let child = self
+            .range
+            .bake
+            .print_child(&BakeRequest { build: &self.build, worktree: &self.tree, commit: None }, &private);
         let arguments = ["bake", "--print", "--progress", "quiet", "--file", &file].map(str::to_owned);
         let printed = self.finish(self.command(wall, &child, &private), &arguments, &folder, None);
         let mut input = None;
@@ -119,7 +121,7 @@ impl Run<'_> {
             if printed.is_empty() {
                 return Some("buildx did not print it".into());
             }
-            let request = BakeRequest { build: &self.build, worktree: &self.tree, sha: None };
+            let request = BakeRequest { build: &self.build, worktree: &self.tree, commit: None };
             self.is_refused_to_the_platform(&printed).await;
             self.is_allowed_to_a_branch(&printed).await;
             match self.range.bake.validate(&printed, &request, &self.directory).await {
@@ -161,7 +163,7 @@ impl Run<'_> {
         }
         // An image that is pushed needs a tag, and few of them have one.
         let build = Build { recipe: Recipe::Inline("{}".into()), push: false, ..self.build.clone() };
-        let request = BakeRequest { build: &build, worktree: &self.tree, sha: None };
+        let request = BakeRequest { build: &build, worktree: &self.tree, commit: None };
         let refused = self.range.bake.validate(printed, &request, &self.directory).await;
         let is_policy = matches!(&refused, Err(error) if error.reason() == Some(Reason::PolicyRefused));
         assert!(is_policy, "{}, as the platform's own: {refused:?}", self.fixture.name);
@@ -171,7 +173,7 @@ impl Run<'_> {
     async fn is_allowed_to_a_branch(&self, printed: &[u8]) {
         if self.fixture.is_forks {
             let build = Build { trust: Trust::Branch, ..self.build.clone() };
-            let request = BakeRequest { build: &build, worktree: &self.tree, sha: None };
+            let request = BakeRequest { build: &build, worktree: &self.tree, commit: None };
             let allowed = self.range.bake.validate(printed, &request, &self.directory).await;
             assert!(allowed.is_ok(), "{}, as a branch's: {allowed:?}", self.fixture.name);
         }

@@ -3,12 +3,16 @@
 //! Accepts every push. Serves images of one layer that no engine has pulled before, so it must be fetched.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{Method, Response, StatusCode, header};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -19,6 +23,9 @@ use crate::server::Server;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// The token that the token server gives.
+const TOKEN: &str = "token-of-the-world";
 
 /// The tag of every served image.
 const TAG: &str = "1";
@@ -53,6 +60,10 @@ pub struct Registry {
 #[derive(Default)]
 struct Shared {
     faults: Faults,
+    /// Whether a tag that exists refuses another push.
+    is_immutable: AtomicBool,
+    /// The user and the password, in Base64, that give a token. Without them, everyone may do everything.
+    login: Mutex<Option<String>>,
     /// By path: media type and content.
     objects: Mutex<BTreeMap<String, (String, Vec<u8>)>>,
 }
@@ -73,6 +84,24 @@ impl Registry {
     /// The faults. A prefix begins with the method, such as `PUT /v2/shop/web/manifests/`.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
+    }
+
+    /// Refuses from now on each push to a tag that exists, even one of the same image. Amazon's registry answers so.
+    pub fn make_tags_immutable(&self) {
+        self.shared.is_immutable.store(true, Ordering::Relaxed);
+    }
+
+    /// Demands a token from now on, which the token server gives for this user and password.
+    pub fn demand_login(&self, user: &str, password: &str) {
+        *self.shared.login.lock().unwrap() = Some(BASE64.encode(format!("{user}:{password}")));
+    }
+
+    /// Puts a manifest under a tag, and returns its digest.
+    pub fn tag(&self, name: &str, tag: &str, media_type: &str, manifest: &Value) -> String {
+        let content = manifest.to_string().into_bytes();
+        let digest = digest(&content);
+        self.put(&format!("/v2/{name}/manifests/{tag}"), media_type, content);
+        digest
     }
 
     /// Serves an image.
@@ -117,6 +146,9 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     if let Some(response) = shared.faults.strike(&format!("{} {path}", head.method)).await {
         return response;
     }
+    if let Some(refusal) = refusal(&shared, &head) {
+        return refusal;
+    }
     match (head.method, path.contains("/blobs/uploads/")) {
         (Method::POST, true) => accepted(&format!("{path}upload")),
         (Method::PATCH, true) => accepted(&path),
@@ -126,8 +158,45 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
     }
 }
 
+/// The answer to a request without a login, or to a push that the registry refuses.
+fn refusal(shared: &Shared, head: &Parts) -> Option<Response<Body>> {
+    let path = head.uri.path();
+    let authorization = head.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let host = head.headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if let Some(login) = &*shared.login.lock().unwrap() {
+        if path == "/token" {
+            let is_known = authorization == Some(&format!("Basic {login}"));
+            return Some(if is_known {
+                Response::new(Body::from(json!({"token": TOKEN}).to_string()))
+            } else {
+                empty(StatusCode::UNAUTHORIZED)
+            });
+        }
+        if authorization != Some(&format!("Bearer {TOKEN}")) {
+            let mut response = empty(StatusCode::UNAUTHORIZED);
+            let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"world, registry\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge.parse().unwrap());
+            return Some(response);
+        }
+    }
+    let is_tag = path.contains("/manifests/") && !path.contains("/manifests/sha256:");
+    let is_refused = head.method == Method::PUT && is_tag && shared.is_immutable.load(Ordering::Relaxed);
+    if !is_refused || !shared.objects.lock().unwrap().contains_key(path) {
+        return None;
+    }
+    let error = json!({"errors": [{"code": "TAG_INVALID", "message": "the tag is immutable"}]});
+    let mut response = Response::new(Body::from(error.to_string()));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response.headers_mut().insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+    Some(response)
+}
+
 fn stored(shared: &Shared, path: &str, media_type: &str, body: &Bytes) -> Response<Body> {
-    shared.objects.lock().unwrap().insert(path.to_owned(), (media_type.to_owned(), body.to_vec()));
+    let content = || (media_type.to_owned(), body.to_vec());
+    let (repository, _) = path.split_once("/manifests/").unwrap_or((path, ""));
+    let mut objects = shared.objects.lock().unwrap();
+    objects.insert(format!("{repository}/manifests/{}", digest(body)), content());
+    objects.insert(path.to_owned(), content());
     created(&digest(body))
 }
 

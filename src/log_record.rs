@@ -1,16 +1,19 @@
-//! The records of a log stream, as JSON. `docs/logs.md` describes the format for readers in other languages.
+//! The records of a build's log, as JSON and as text for people. `docs/logs.md` describes both.
 //!
-//! Every text is plain and bounded. A reader ignores types and fields that it does not know.
+//! The live log and the archived log have the same records. Every text is plain and bounded. A reader ignores types and fields that it
+//! does not know.
+
+use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::{Event, Step, millis};
+use crate::event::{Event, Step, Warning, millis};
 use crate::{bounds, text};
 
 /// One record.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(tag = "type")]
-pub enum Record {
+pub enum LogRecord {
     /// An attempt at the build began.
     #[serde(rename = "attempt")]
     Attempt {
@@ -77,6 +80,19 @@ pub enum Record {
         of: StepOf,
         /// The lines, without their ends.
         lines: Vec<String>,
+    },
+    /// A long step still prints. Its lines come when it ends; this is only a sign of progress.
+    #[serde(rename = "progress")]
+    Progress {
+        /// The step.
+        #[serde(flatten)]
+        of: StepOf,
+        /// Lines that were printed and are not shown yet.
+        lines: u64,
+        /// Their bytes, without their ends.
+        bytes: u64,
+        /// The beginning of the latest line.
+        last: String,
     },
     /// Output of a step that is missing here.
     #[serde(rename = "missing")]
@@ -161,6 +177,9 @@ pub enum Record {
         message: Option<String>,
         /// Whether the build is over: no other attempt follows.
         is_over: bool,
+        /// Where the whole log is archived.
+        #[serde(default)]
+        log_url: Option<String>,
     },
 }
 
@@ -175,18 +194,23 @@ pub struct StepOf {
 
 impl StepOf {
     /// The step of an event.
-    pub(super) fn new(step: &Step) -> Self {
+    pub fn new(step: &Step) -> Self {
         let target = step.target.as_deref().map(|target| cut(target, bounds::NAME));
         Self { target, step: text::clip(&text::one_line(&step.name), bounds::TITLE).into_owned() }
     }
+
+    /// A short label before its lines, such as `vote 2/3`.
+    pub fn label(self) -> String {
+        Step { target: self.target.map(Into::into), name: self.step.into() }.label()
+    }
 }
 
-impl Record {
+impl LogRecord {
     /// The record of an event. `None` for events without one: such as the build's id, and a line of output.
-    pub(super) fn of(event: &Event) -> Option<Self> {
+    pub fn of(event: &Event) -> Option<Self> {
         let name = |name: &str| cut(name, bounds::NAME);
         Some(match event {
-            Event::Commit { repository, sha, git_ref } => {
+            Event::Commit { repository, sha, git_ref, .. } => {
                 Self::Commit { repository: name(repository), sha: name(sha), r#ref: git_ref.as_deref().map(name) }
             }
             Event::PhaseStarted(phase) => Self::Phase { phase: phase.name().into() },
@@ -217,25 +241,92 @@ impl Record {
             },
             Event::Notice(message) => Self::Notice { message: cut(message, bounds::NOTICE) },
             Event::NoticeLeftOut => Self::LeftOut { records: 1, lines: 0 },
-            Event::Ended { status, reason, message, is_over } => Self::End {
+            Event::Ended { status, reason, message, is_over, log_url } => Self::End {
                 status: status.name().into(),
                 reason: reason.map(|reason| reason.name().into()),
                 message: message.as_deref().map(|message| cut(message, bounds::MESSAGE)),
                 is_over: *is_over,
+                log_url: log_url.clone(),
             },
-            Event::BuildId(_) | Event::StepOutput { .. } | Event::ContextSent { .. } | Event::Fetching { .. } => {
-                return None;
-            }
+            Event::BuildId(_)
+            | Event::StepOutput { .. }
+            | Event::ContextSent { .. }
+            | Event::Fetching { .. }
+            | Event::NotCached { .. } => return None,
         })
     }
 
+    /// Writes the record as lines of `label | text`. The end of a phase or a step that succeeded has none.
+    pub fn write_text(self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::Output { of, lines } => {
+                let label = of.label();
+                lines.iter().try_for_each(|line| writeln!(out, "{label} | {}", text::plain(line)))
+            }
+            record => match line_of(record) {
+                Some((label, line)) => writeln!(out, "{label} | {}", text::one_line(&line)),
+                None => Ok(()),
+            },
+        }
+    }
+
     /// The record as JSON.
-    pub(super) fn to_json(&self) -> String {
+    pub fn to_json(&self) -> String {
         serde_json::to_string(self).expect("a record is plain data")
     }
 }
 
 /// Plain text of at most so many bytes.
-fn cut(words: &str, max_bytes: usize) -> String {
+pub(crate) fn cut(words: &str, max_bytes: usize) -> String {
     text::clip(&text::plain(words), max_bytes).into_owned()
+}
+
+/// The label and the line of a record other than output. The end of a phase or a step says nothing new.
+fn line_of(record: LogRecord) -> Option<(String, String)> {
+    let of_build = |line: String| Some(("build".to_owned(), line));
+    match record {
+        LogRecord::Attempt { jid, number, removed_bytes: 0 } => of_build(format!("attempt {number} of job {jid}")),
+        LogRecord::Attempt { jid, number, removed_bytes } => {
+            of_build(format!("attempt {number} of job {jid}; earlier attempts were removed ({removed_bytes} bytes)"))
+        }
+        LogRecord::Commit { repository, sha, .. } => of_build(format!("{repository} at {sha}")),
+        LogRecord::Phase { phase } => of_build(phase),
+        LogRecord::Placed { builder, pod, why } => {
+            let at = pod.map_or(builder.clone(), |pod| format!("{builder}, pod {pod}"));
+            of_build(format!("on builder {at}: {why}"))
+        }
+        LogRecord::Step { of } => {
+            let title = of.step.clone();
+            Some((of.label(), title))
+        }
+        LogRecord::Missing { of, lines, bytes } => {
+            Some((of.label(), format!("… {lines} lines ({bytes} bytes) are missing here")))
+        }
+        LogRecord::StepEnd { of, error: Some(error), .. } => Some((of.label(), format!("failed: {error}"))),
+        LogRecord::StepEnd { of, is_cached: true, .. } => Some((of.label(), "cached".into())),
+        LogRecord::TargetEnd { target, status, digest, .. } => {
+            let status = status.unwrap_or_else(|| "not reached".into());
+            Some((target, digest.map_or(status.clone(), |digest| format!("{status}, {digest}"))))
+        }
+        LogRecord::Warning { target, message, dockerfile, line } => {
+            let warning = Warning { target: None, message, dockerfile, line, url: None };
+            Some((target.unwrap_or_else(|| "build".into()), warning.to_string()))
+        }
+        LogRecord::Notice { message } => of_build(format!("notice: {message}")),
+        LogRecord::LeftOut { records, lines } => {
+            of_build(format!("… {records} records and {lines} lines are left out here"))
+        }
+        LogRecord::End { status, message, is_over, log_url, .. } => {
+            let rest = message.map_or(String::new(), |message| format!(": {message}"));
+            let more = if is_over { "" } else { "; another attempt follows" };
+            let archived = log_url.map_or(String::new(), |url| format!("; the whole log is at {url}"));
+            of_build(format!("{status}{rest}{more}{archived}"))
+        }
+        LogRecord::Output { .. }
+        | LogRecord::Progress { .. }
+        | LogRecord::PhaseEnd { .. }
+        | LogRecord::Targets { .. }
+        | LogRecord::StepEnd { .. }
+        | LogRecord::TargetDone { .. } => None,
+    }
 }

@@ -1,0 +1,36 @@
+//! The steps of a target as BuildKit reported them.
+
+/// A step of a Dockerfile. FROM is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeenStep {
+    /// The stage in its name: without the platform, and empty when the Dockerfile has one stage.
+    pub label: String,
+    /// Its number in the stage.
+    pub number: u32,
+    /// The steps of the stage.
+    pub total: u32,
+    /// Its instruction as BuildKit shows it, such as `RUN make`.
+    pub instruction: String,
+    /// What became of it.
+    pub state: StepState,
+}
+
+/// What became of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepState {
+    /// Its result was in the cache, or that of a later step.
+    Cached,
+    /// It ran to its end.
+    Ran,
+    /// It began, and did not succeed.
+    Failed,
+    /// It did not begin.
+    Planned,
+}
+
+impl StepState {
+    /// Whether its result was not in the cache.
+    pub(super) fn has_begun(self) -> bool {
+        matches!(self, Self::Ran | Self::Failed)
+    }
+}

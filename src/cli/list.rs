@@ -1,0 +1,255 @@
+//! `sidebake list`: one line for each build, the newest first. Needs Redis alone.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::cancel::id_in;
+use super::recorded::{complain, duration, print, time};
+use crate::clock::Epoch;
+use crate::log_stream::{Summary, ids, page_of_builds, summaries};
+use crate::redis::{Redis, RedisError};
+use crate::settings::{PROBE, Settings};
+use crate::sidekiq::{inflight, keys};
+use crate::text;
+
+/// Builds in one request.
+const PAGE: usize = 200;
+
+#[derive(Debug, Args)]
+pub(super) struct List {
+    /// List only builds that run now
+    #[arg(long, conflicts_with = "failed")]
+    running: bool,
+    /// List only builds that are over and failed
+    #[arg(long)]
+    failed: bool,
+    /// List only builds of this account
+    #[arg(long, value_name = "ACCOUNT")]
+    account: Option<String>,
+    /// The most builds to list
+    #[arg(long, value_name = "N", default_value = "50")]
+    limit: NonZeroUsize,
+    /// Print a JSON object for each build
+    #[arg(long)]
+    json: bool,
+}
+
+/// A line of the list.
+#[derive(Debug)]
+struct Line {
+    id: String,
+    state: &'static str,
+    /// `None` when the build has no record, or one that cannot be read.
+    summary: Option<Summary>,
+}
+
+/// A job in flight.
+#[derive(Debug)]
+struct Job {
+    jid: String,
+    /// As far as the job itself says it.
+    id: Option<String>,
+    owner: String,
+    has_lease: bool,
+    is_idle: bool,
+}
+
+impl List {
+    pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
+        let redis = Redis::new(&settings.redis_of_logs())?;
+        let lines =
+            if self.running { self.running(settings, &redis).await? } else { self.recorded(settings, &redis).await? };
+        print(&if self.json { lines.iter().map(json_line).collect() } else { table(&lines, Epoch::now()) });
+        if lines.is_empty() && !self.json {
+            complain("no such build is recorded");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The builds that run now, also those without a record.
+    async fn running(&self, settings: &Settings, redis: &Redis) -> anyhow::Result<Vec<Line>> {
+        let mut jobs = jobs_in_flight(settings).await.context("failed to ask Redis for the jobs in flight")?;
+        jobs.retain(|job| !job.is_idle);
+        let recorded = async {
+            let logs: Vec<String> = jobs.iter().map(|job| keys::build_log(&job.jid)).collect();
+            let known = ids(redis, &logs).await?;
+            let ids: Vec<String> = jobs.iter().zip(known).map(|(job, known)| job.id_or(known)).collect();
+            let records: Vec<String> = ids.iter().map(|id| keys::build_record(id)).collect();
+            Ok::<_, RedisError>(ids.into_iter().zip(summaries(redis, &records).await?).collect::<Vec<_>>())
+        };
+        let recorded = recorded.await.unwrap_or_else(|error| {
+            complain(&format!("the records of builds cannot be read: {error}"));
+            jobs.iter().map(|job| (job.id_or(None), Ok(None))).collect()
+        });
+        let mut lines: Vec<Line> =
+            jobs.iter().zip(recorded).map(|(job, (id, summary))| job.line(id, summary)).collect();
+        let n_unknown = lines.iter().filter(|line| line.summary.is_none()).count();
+        if self.account.is_some() && n_unknown > 0 {
+            complain(&format!("{n_unknown} running builds have no record, so their accounts are not known"));
+        }
+        lines.retain(|line| self.wants(line));
+        lines.sort_by_key(|line| std::cmp::Reverse(line.summary.as_ref().map_or(u64::MAX, |its| its.began_at_ms)));
+        lines.truncate(self.limit.get());
+        Ok(lines)
+    }
+
+    /// The newest builds with a record. Reads page after page until there are enough.
+    async fn recorded(&self, settings: &Settings, redis: &Redis) -> anyhow::Result<Vec<Line>> {
+        let (mut lines, mut seen, mut in_flight) = (Vec::new(), HashSet::new(), None);
+        for start in (0..).step_by(PAGE) {
+            let mut page = page_of_builds(redis, keys::BUILDS, start, PAGE).await.context("failed to read the list")?;
+            let is_last = page.len() < PAGE;
+            // A build that begins meanwhile moves the others to the next page.
+            page.retain(|id| seen.insert(id.clone()));
+            let records: Vec<String> = page.iter().map(|id| keys::build_record(id)).collect();
+            let summaries = summaries(redis, &records).await.context("failed to read the records of builds")?;
+            for (id, summary) in page.into_iter().zip(summaries) {
+                let summary = match summary {
+                    // It has expired.
+                    Ok(None) => continue,
+                    Ok(summary) => summary,
+                    Err(why) => {
+                        complain(&format!("build {}: {why}", text::one_line(&id)));
+                        None
+                    }
+                };
+                let state = match &summary {
+                    None => "unreadable",
+                    Some(summary) if summary.is_over => "over",
+                    Some(summary) => {
+                        if in_flight.is_none() {
+                            in_flight = Some(by_jid(settings).await);
+                        }
+                        state(summary, in_flight.as_ref().and_then(Option::as_ref))
+                    }
+                };
+                let line = Line { id, state, summary };
+                if self.wants(&line) {
+                    lines.push(line);
+                }
+                if lines.len() >= self.limit.get() {
+                    return Ok(lines);
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(lines)
+    }
+
+    fn wants(&self, line: &Line) -> bool {
+        let account = line.summary.as_ref().and_then(|summary| summary.account.as_deref());
+        let has_failed =
+            || line.summary.as_ref().is_some_and(|its| its.is_over && its.status.as_deref() == Some("failed"));
+        (self.account.is_none() || self.account.as_deref() == account) && (!self.failed || has_failed())
+    }
+}
+
+impl Job {
+    fn id_or(&self, known: Option<String>) -> String {
+        known.or_else(|| self.id.clone()).unwrap_or_else(|| self.jid.clone())
+    }
+
+    fn line(&self, id: String, summary: Result<Option<Summary>, String>) -> Line {
+        // The record of an earlier attempt, or of another job, does not tell of this run.
+        let is_of_this_run =
+            |its: &Summary| its.jid == self.jid && its.worker == self.owner && its.ended_at_ms.is_none();
+        let summary = summary.unwrap_or_default().filter(is_of_this_run);
+        Line { id, state: if self.has_lease { "running" } else { "silent" }, summary }
+    }
+}
+
+/// The build jobs that processes hold, as far as Redis knows.
+async fn jobs_in_flight(settings: &Settings) -> Result<Vec<Job>, RedisError> {
+    let mut jobs = Vec::new();
+    inflight::for_each(&Redis::new(&settings.redis)?, |held| {
+        let class = held.payload.class.as_str();
+        if class != PROBE && settings.jobs.runs(class) {
+            let id = id_in(&settings.jobs, &held.payload);
+            let jid = held.payload.jid;
+            jobs.push(Job { jid, id, owner: held.owner, has_lease: held.has_lease, is_idle: held.is_idle });
+        }
+    })
+    .await?;
+    Ok(jobs)
+}
+
+/// The jobs in flight; `None` when their Redis does not answer.
+async fn by_jid(settings: &Settings) -> Option<HashMap<String, Job>> {
+    match jobs_in_flight(settings).await {
+        Ok(jobs) => Some(jobs.into_iter().map(|job| (job.jid.clone(), job)).collect()),
+        Err(error) => {
+            complain(&format!("which builds run is not known: {error}"));
+            None
+        }
+    }
+}
+
+/// What is true of a build that is not over in its record.
+fn state(summary: &Summary, in_flight: Option<&HashMap<String, Job>>) -> &'static str {
+    let Some(in_flight) = in_flight else { return "unknown" };
+    match in_flight.get(&summary.jid) {
+        Some(job) if !job.has_lease => "silent",
+        Some(job) if job.is_idle => "held",
+        Some(_) => "running",
+        None if summary.ended_at_ms.is_some() => "waiting",
+        None => "not_running",
+    }
+}
+
+fn json_line(line: &Line) -> String {
+    let mut json = json!({"id": line.id, "state": line.state});
+    let summary = line.summary.as_ref().map(|summary| serde_json::to_value(summary).expect("a summary is plain data"));
+    if let (Value::Object(json), Some(Value::Object(summary))) = (&mut json, summary) {
+        json.extend(summary);
+    }
+    format!("{json}\n")
+}
+
+/// The columns line up.
+fn table(lines: &[Line], now: Epoch) -> String {
+    let header = ["BUILD", "BEGAN (UTC)", "REPOSITORY", "COMMIT", "RESULT", "TOOK", "ACCOUNT"].map(str::to_owned);
+    let rows: Vec<[String; 7]> = std::iter::once(header).chain(lines.iter().map(|line| row(line, now))).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..7).map(width).collect();
+    let cells = |row: &[String; 7]| -> Vec<String> {
+        row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect()
+    };
+    if lines.is_empty() {
+        String::new()
+    } else {
+        rows.iter().map(|row| cells(row).join(" ").trim_end().to_owned() + "\n").collect()
+    }
+}
+
+fn row(line: &Line, now: Epoch) -> [String; 7] {
+    let shown = |text: Option<&str>| text.map_or_else(|| "-".into(), text::one_line);
+    let id = text::one_line(&line.id);
+    let Some(summary) = &line.summary else {
+        let [began, repository, commit, took, account] = std::array::from_fn(|_| "-".to_owned());
+        return [id, began, repository, commit, line.state.into(), took, account];
+    };
+    let result = summary.reason.as_deref().or(summary.status.as_deref());
+    let result = match line.state {
+        "over" => shown(result),
+        "waiting" => format!("waits after {}", shown(result)),
+        state => state.replace('_', " "),
+    };
+    let until = summary.ended_at_ms.or((line.state == "running").then(|| now.as_millis()));
+    let took = until.map(|until| duration(until.saturating_sub(summary.began_at_ms)));
+    [
+        id,
+        time(summary.began_at_ms)[5..16].to_owned(),
+        shown(summary.repository.as_deref()),
+        shown(summary.sha.as_deref().map(|sha| sha.get(..7).unwrap_or(sha))),
+        result,
+        shown(took.as_deref()),
+        shown(summary.account.as_deref()),
+    ]
+}
