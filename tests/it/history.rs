@@ -216,7 +216,11 @@ async fn a_retried_build_has_all_attempts_up_to_a_bound() {
     let _worker = harness.worker("");
     let jid = push(&harness, json!(42)).await;
     harness.until("the job waits for a retry", async || harness.redis.sorted_set("retry").await.len() == 1).await;
-    harness.until("the end of the attempt is recorded", async || show_json(&harness, "42")["state"] == "waiting").await;
+    let has_ended = async || {
+        let shown = show_json(&harness, "42");
+        shown["state"] == "waiting" && shown["attempts"][0]["ended_at_ms"].is_number()
+    };
+    harness.until("the end of the attempt is recorded", has_ended).await;
     let page = out(&harness, &["show", &jid]);
     assert!(page.starts_with("build 42: waiting for a retry\n"), "{page}");
     assert!(out(&harness, &["list"]).contains(" waits after "));
