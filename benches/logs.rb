@@ -1,8 +1,8 @@
-# The live log of a build: how fast a worker reads docker-buildx's progress, with ten secrets to mask and the stream on, and how late a
-# line is in Redis.
+# The live log of a build: how fast a worker reads docker-buildx's progress, with ten secrets to mask and the stream on, how late a
+# line is in Redis, and what a step that prints a hundred megabytes takes and leaves.
 #
-# For the reading, a docker-buildx of our own writes a recorded stream as fast as a pipe takes it. For the latency, a real step
-# prints the time.
+# For the reading, a docker-buildx of our own writes a recorded stream as fast as a pipe takes it. The rest is real: one step prints
+# the time, another one the megabytes. A log without its first and last lines, or beyond its bound, stops the measurement.
 
 class Logs
   READING_BAR = 200 # MB of progress a second
@@ -11,6 +11,9 @@ class Logs
   N_LINES = Figures.sized(4_000_000, 20_000)
   N_TIMES = Figures.sized(400, 20)
   N_SECRETS = 10
+  N_BYTES = Figures.sized(100_000_000, 5_000_000) # what the long step prints
+  MEMORY_BAR = 10 # MB more than before
+  STREAM_BYTES = (2 << 20) * 5 / 4 # journal.build_bytes, and a quarter more
   NAME = 'acme/logs'
 
   def initialize(world, runs)
@@ -21,13 +24,19 @@ class Logs
   # The bars.
   def measure
     make_repository
-    [reading_bar, *lateness_bars]
+    [reading_bar, *lateness_bars, memory_bar]
   end
 
   private
 
   def make_repository
     repository = Repository.new(@world.path('git'), @world.path('.'), NAME)
+    FileUtils.mkdir_p(File.join(repository.tree, 'long'))
+    repository.write('long/Dockerfile', <<~DOCKERFILE)
+      ARG BASE
+      FROM $BASE
+      RUN echo the first line; yes 'compiling one more of very many files' | head -c #{N_BYTES}; echo; echo the last line
+    DOCKERFILE
     repository.write('Dockerfile', <<~DOCKERFILE)
       ARG BASE
       FROM $BASE
@@ -42,20 +51,30 @@ class Logs
   def reading_bar
     write_stream
     secrets = Array.new(N_SECRETS) { |n| [:"SECRET_#{n}", "#{n}-#{Random.hex(12)}"] }.to_h
-    grants = secrets.keys.each_with_index.to_h { |name, n| [:"SIDEBAKE__ACCOUNTS__SECRET_VARIABLES__ACME/S#{n}", name.to_s] }
-    environment = { SIDEBAKE__BUILDX__BINARY: docker_buildx, SIDEBAKE__SANDBOX__MODE: 'off', **secrets, **grants }
     ours, theirs = [], []
-    @world.with(@world.start_worker(**environment)) do
+    @world.with(@world.start_worker('--config', settings, SIDEBAKE__BUILDX__BINARY: docker_buildx, **secrets)) do
       @runs.times do
         _, report = @world.build_of(job)
-        ours << megabytes / (report['timings']['bake_ms'] / 1000.0)
-        theirs << megabytes / Figures.seconds { IO.popen([docker_buildx, 'bake'], err: %i[child out]) { |io| nil while io.read(65_536) } }
+        ours << (megabytes / (report['timings']['bake_ms'] / 1000.0))
+        theirs << (megabytes / Figures.seconds { read_pipe })
       end
     end
     print_reading(ours, theirs)
     mine, pipe = Figures.median(ours), Figures.median(theirs)
     Bar.new(name: 'reading progress', ours: format('%.0f MB/s', mine), theirs: format('the pipe alone %.0f MB/s', pipe),
             ratio: format('%.2f x', mine / pipe), asked: ">= #{READING_BAR} MB/s", is_met: mine >= READING_BAR)
+  end
+
+  # Grants the secrets. A script needs more than the sandbox allows.
+  def settings
+    grants = Array.new(N_SECRETS) { |n| %("acme/s#{n}" = "SECRET_#{n}") }
+    @world.path('logs.toml').tap do |path|
+      File.write(path, "sandbox.mode = \"off\"\naccounts.secret_variables = { #{grants.join(', ')} }\n")
+    end
+  end
+
+  def read_pipe
+    IO.popen([docker_buildx, 'bake'], err: %i[child out]) { |pipe| nil while pipe.read(65_536) }
   end
 
   def job
@@ -128,5 +147,35 @@ class Logs
       lines = records.select { |record| record['type'] == 'output' }.flat_map { |record| record['lines'] }
       lines.grep(/\A[\d.]+\z/).map { |line| Integer(id[/\A\d+/]) - ((started + Float(line)) * 1000) }
     end
+  end
+
+  # ---------------------------------------------------------------- memory
+
+  def memory_bar
+    before, after, seconds = nil
+    @world.with(@world.start_worker) do |worker|
+      @world.build_of(@world.job(NAME, @sha, 'small' => '.'))
+      before = worker.peak
+      seconds, = @world.build_of(@world.job(NAME, @sha, 'logs' => './long').merge('build_id' => 'long', 'no_cache' => true))
+      after = worker.peak
+    end
+    n_bytes = expect_ends(@world.entries('sidebake:build:long:events'))
+    more = after - before
+    puts '', format('logs: a step prints %.0f MB in %.1f s; the stream keeps %.1f MB', N_BYTES / 1e6, seconds, n_bytes / 1e6)
+    Bar.new(name: 'memory for long output', ours: format('%.1f MB more', more), theirs: '', ratio: '',
+            asked: "<= #{MEMORY_BAR} MB", is_met: more <= MEMORY_BAR)
+  end
+
+  # Bytes of the log, which has the first and the last line of the long step, and a mark for the gap.
+  def expect_ends(entries)
+    n_bytes = entries.sum { |_, records| JSON.generate(records).bytesize }
+    of_step = entries.flat_map(&:last).select { |record| record['step'].to_s.include?('very many files') }
+    lines = of_step.flat_map { |record| record['lines'].is_a?(Array) ? record['lines'] : [] }
+    ends = lines.values_at(0, -1)
+    raise Unmeasurable, "the log of a long step has the ends #{ends}" unless ends == ['the first line', 'the last line']
+    raise Unmeasurable, 'the log of a long step has no mark for its gap' unless of_step.any? { |record| record['type'] == 'missing' }
+    raise Unmeasurable, "the log of a long step has #{n_bytes} bytes" if n_bytes > STREAM_BYTES
+
+    n_bytes
   end
 end
