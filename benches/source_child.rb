@@ -36,7 +36,7 @@ class SourceChild
     mirror, stage = %w[mirror stage].map { |name| File.join(home, name) }
     FileUtils.mkdir(stage)
     request = {
-      url: url, token: @token, revision: { sha: sha }, is_verified: false, mirror: mirror, stage: stage, limits: LIMITS,
+      url: url, token: @token, revision: { sha: sha }, since: [], is_verified: false, mirror: mirror, stage: stage, limits: LIMITS,
       ca_file: '/etc/ssl/certs/ca-certificates.crt'
     }
     arguments = ['source-child', JSON.generate(sandbox([mirror, stage], URI(url).port)), Process.pid.to_s]

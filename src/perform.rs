@@ -6,6 +6,7 @@ mod worktree;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
@@ -165,6 +166,7 @@ async fn solve(
     let mut targets = definition.names();
     let mut unfinished = targets.clone();
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
+    let mut spent = Duration::ZERO;
     loop {
         let session = integrations.builders.place(build, &integrations.state, directory, lost.as_ref()).await?;
         attempt.journal.emit(Event::Placed(session.placement()));
@@ -176,7 +178,9 @@ async fn solve(
             return Err(End::Stopped);
         }
         let goal = Goal { definition, targets: &targets };
-        let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt).await?;
+        let started = Instant::now();
+        let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt, spent).await?;
+        spent = if loss.is_some() { Duration::ZERO } else { spent + started.elapsed() };
         attempt.journal.emit(Event::Placed(session.placement()));
         if let Some((caching, worktree)) = caching {
             let (placement, has_pods) = (session.placement(), session.has_pods());
@@ -211,7 +215,7 @@ async fn solve(
 
 /// One run of docker-buildx, with its time limit and its builder watched: buildx itself may not notice that its pod is gone.
 ///
-/// The limit is per run: neither the wait for a builder nor the time on a lost pod counts as the build's.
+/// Neither the wait for a builder nor the time on a lost pod counts as the build's. `spent`: the time of earlier runs that counts.
 async fn solve_watched(
     integrations: &Integrations,
     build: &Build,
@@ -219,6 +223,7 @@ async fn solve_watched(
     session: &Session<'_>,
     directory: &JobDirectory,
     attempt: Attempt<'_>,
+    spent: Duration,
 ) -> Result<(Outcome, Option<Loss>), End> {
     let stop = attempt.stop.token().child_token();
     let limit = integrations.bake.time_limit(build);
@@ -228,7 +233,7 @@ async fn solve_watched(
     let lost = tokio::select! {
         outcome = &mut solve => Err(outcome),
         loss = session.lost() => Ok(loss),
-        () = sleep(limit) => {
+        () = sleep(limit.saturating_sub(spent)) => {
             attempt.stop.note(Cause::TimedOut { limit });
             stop.cancel();
             Err((&mut solve).await)

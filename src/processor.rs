@@ -198,12 +198,12 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     let failure = outcome.failure();
     let (reason, message) = failure.as_ref().map(|failure| (failure.reason, failure.message())).unzip();
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
-    let is_build_over = is_over && !job.running.reclaimed.is_cancelled();
     let ended = |log_url| Event::Ended {
         status: outcome.status(),
         reason,
         message: message.clone(),
-        is_over: is_build_over,
+        // Another worker may take the job over while the log is archived.
+        is_over: is_over && !job.running.reclaimed.is_cancelled(),
         log_url,
     };
     let log_url = archive(processor, job, &ended(None)).await;

@@ -15,6 +15,9 @@ use crate::cache::{Changes, ContextChanges, Plan, Wanted};
 /// Bytes of all Dockerfiles of a build that are planned.
 const MAX_DOCKERFILES: usize = 4 * bounds::DOCKERFILE;
 
+/// Fields that enter the cache keys of RUN.
+const PROCESS_FIELDS: [&str; 5] = ["extra-hosts", "network", "resources", "shm-size", "ulimits"];
+
 /// What the caching of a target depends on.
 #[derive(Clone, Debug)]
 pub struct TargetPlan {
@@ -77,6 +80,7 @@ fn wanted(fields: &Map<String, Value>) -> Wanted {
         stage: fields.get("target").and_then(Value::as_str).map(str::to_owned),
         arguments: arguments.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect(),
         platforms: texts("platforms"),
+        process: PROCESS_FIELDS.map(|field| fields.get(field).map(Value::to_string).unwrap_or_default()).join("\n"),
         has_contexts: fields.get("contexts").and_then(Value::as_object).is_some_and(|all| !all.is_empty()),
         no_cache: fields.get("no-cache").and_then(Value::as_bool).unwrap_or(false),
         no_cache_stages: texts("no-cache-filter"),

@@ -19,6 +19,7 @@ use crate::secret::{Secret, SecretBytes};
 use crate::text;
 
 use decoded::Decoded;
+use tokens::Tokens;
 
 /// What replaces a secret.
 const SHOWN: &str = "***";
@@ -97,10 +98,10 @@ impl Mask {
         };
         let in_view = |view: Decoded| text.len() - view.end_in_text(of_patterns(&view.bytes)).unwrap_or(text.len());
         let views = views(text).map(in_view).max().unwrap_or(0);
-        let mut of_tokens = 0;
+        let (mut of_tokens, mut tokens) = (0, Tokens::of(text.as_bytes()));
         self.find(text.as_bytes(), |found| {
             if let Found::Token(kind, start) = found
-                && kind.is_open(text.as_bytes(), start)
+                && tokens.is_open(kind, start)
             {
                 of_tokens = of_tokens.max(text.len() - start);
             }
@@ -110,10 +111,10 @@ impl Mask {
 
     /// Where secrets are, in order. Overlapping ones are joined: the rest of either would reveal it.
     fn spans(&self, text: &str) -> Vec<Range<usize>> {
-        let mut spans: Vec<Range<usize>> = Vec::new();
+        let (mut spans, mut tokens) = (Vec::<Range<usize>>::new(), Tokens::of(text.as_bytes()));
         self.find(text.as_bytes(), |found| match found {
             Found::Secret(span) => spans.push(span),
-            Found::Token(kind, start) => spans.extend(kind.end(text.as_bytes(), start).map(|end| start..end)),
+            Found::Token(kind, start) => spans.extend(tokens.end(kind, start).map(|end| start..end)),
         });
         for view in views(text) {
             self.find(&view.bytes, |found| {
@@ -139,7 +140,7 @@ impl Mask {
                 let pattern = automaton.match_pattern(state, n);
                 let start = at + 1 - automaton.pattern_len(pattern);
                 match pattern.as_usize().checked_sub(self.patterns.len()) {
-                    Some(kind) => on_found(Found::Token(&tokens::KINDS[kind], start)),
+                    Some(kind) => on_found(Found::Token(kind, start)),
                     // The first one is the longest.
                     None if !has_secret => {
                         has_secret = true;
@@ -155,8 +156,8 @@ impl Mask {
 /// What a text has.
 enum Found {
     Secret(Range<usize>),
-    /// The beginning of a token.
-    Token(&'static tokens::Kind, usize),
+    /// The beginning of a token: its kind's number, and where.
+    Token(usize, usize),
 }
 
 /// The text with its escapes resolved, in each way that it has any.

@@ -1,6 +1,7 @@
 //! What a step depends on, compared with the last build, step by step.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::{Entry, Kind, Variable, is_scratch};
 use super::record::{Mark, MarkedEntry, MarkedVariable, Marker, step_text};
@@ -36,9 +37,10 @@ pub(super) struct Compared<'a> {
 /// Knows the digest of the image in a FROM.
 pub(super) type DigestOf<'a> = &'a dyn Fn(&Entry) -> Option<String>;
 
-/// Compares the chains of a stage, up to the step in `last_line` or to their ends. `None` when one has fewer steps before that.
+/// Compares the chains of a stage, up to the step in `last_line` or to their ends. `None` when one has fewer steps before that, or when
+/// no effort is left: each step takes as much as it has variables in its scope.
 pub(super) fn compare<'a>(
-    marker: &'a Marker,
+    (marker, effort): (&'a Marker, &Cell<usize>),
     digest: DigestOf<'a>,
     now: &[&'a Entry],
     then: &'a [&'a MarkedEntry],
@@ -57,6 +59,7 @@ pub(super) fn compare<'a>(
         if earlier.is_none() && !is_last {
             return None;
         }
+        effort.set(effort.get().checked_sub(1 + walk.now.variables.len() + walk.then.variables.len())?);
         compared.push(walk.compare(step, earlier, compared.is_empty()));
         if is_last {
             return Some(compared);
@@ -122,13 +125,18 @@ impl<'a> Walk<'a> {
     }
 
     fn compare(&self, step: &'a Entry, earlier: Option<(Mark, Option<bool>)>, is_first: bool) -> Compared<'a> {
-        let mut found = Found { differences: Vec::new(), is_certain: !step.is_open };
-        if is_first {
+        let is_linked = super::plan::flags(&step.text).any(|flag| flag.starts_with("--link"));
+        let mut found = Found { differences: Vec::new(), is_certain: !step.is_open && !is_linked };
+        // A linked layer does not depend on what is below it.
+        if is_first && !is_linked {
             self.compare_roots(&mut found);
         }
         let is_same = earlier.is_some_and(|(text, _)| text == self.marker.mark(&step_text(step)));
         if !is_same {
             found.instruction(Some(step.line), step.kind.name().into());
+        }
+        if step.kind == Kind::Workdir {
+            self.compare_user(&mut found);
         }
         if step.kind == Kind::Run {
             self.compare_processes(step, &mut found);
@@ -179,29 +187,34 @@ impl<'a> Walk<'a> {
 
     /// What a process of RUN depends on besides its variables.
     fn compare_processes(&self, step: &Entry, found: &mut Found) {
-        let is_exec = super::plan::after_flags(&step.text).starts_with('[');
-        let pairs = [(self.now.user, self.then.user, false), (self.now.shell, self.then.shell, is_exec)];
-        for (now, then, is_unused) in pairs {
-            match now {
-                _ if is_unused => {}
-                Some(now) if then != Some(self.marker.mark(&now.text)) => {
-                    found.instruction(Some(now.line), now.kind.name().into());
-                }
-                None if then.is_some() => found.instruction(None, "USER or SHELL".into()),
-                _ => {}
+        self.compare_user(found);
+        if !super::plan::after_flags(&step.text).starts_with('[') {
+            self.compare_entries(self.now.shell, self.then.shell, found);
+        }
+    }
+
+    fn compare_user(&self, found: &mut Found) {
+        self.compare_entries(self.now.user, self.then.user, found);
+    }
+
+    fn compare_entries(&self, now: Option<&Entry>, then: Option<Mark>, found: &mut Found) {
+        match now {
+            Some(now) if then != Some(self.marker.mark(&now.text)) => {
+                found.instruction(Some(now.line), now.kind.name().into());
             }
+            None if then.is_some() => found.instruction(None, "USER or SHELL".into()),
+            _ => {}
         }
     }
 
     /// Compares the variables that a text names, and those that their values name.
     fn compare_mentions(&self, names: &[String], found: &mut Found) {
         let mut names: Vec<&String> = names.iter().collect();
-        let mut seen = Vec::new();
+        let mut seen = BTreeSet::new();
         while let Some(name) = names.pop() {
-            if seen.contains(&name) {
+            if !seen.insert(name) {
                 continue;
             }
-            seen.push(name);
             let mark = self.marker.mark(name);
             for is_env in [true, false] {
                 self.compare_variable((is_env, mark), found);

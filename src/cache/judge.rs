@@ -3,6 +3,7 @@
 //! A cause counts when a step depends on it, and when the steps before it are as they were: then the last build had their
 //! results, and only this step's own inputs can make a new key. Where an input is not known, only a change that is known counts.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::compare::{Compared, Difference, compare};
@@ -39,6 +40,8 @@ pub struct Facts<'a> {
     pub why_pod: &'a str,
     /// What changed in the context since a commit; `None` when it is not known.
     pub changes: &'a dyn Fn(&str) -> Option<ContextChanges>,
+    /// How many comparisons of variables are left for all targets of the build.
+    pub effort: &'a Cell<usize>,
 }
 
 /// A cause, and the words of the sentence about it.
@@ -61,7 +64,7 @@ pub fn judge(facts: &Facts<'_>, last: Option<&[&LastBuild]>) -> Option<NotCached
         let (located, step) = located.into_iter().min_by_key(|(located, _)| located.entry.line)?;
         Some((plan, located, step))
     });
-    let Some((plan, Located { stage, number, entry }, step)) = located else {
+    let Some((plan, Located { stage, number, entry, is_certain }, step)) = located else {
         return Some(facts.sentence(first, None, Verdict::not_known()));
     };
     let verdict = match last {
@@ -71,7 +74,9 @@ pub fn judge(facts: &Facts<'_>, last: Option<&[&LastBuild]>) -> Option<NotCached
         None => Verdict::not_known(),
         Some([]) => Verdict(CacheMiss::FirstBuild, "no earlier build of this target is known".into()),
         Some(last) => {
-            let judged = last.iter().map(|last| Judged { facts, plan, last, stage, step: entry }.verdict());
+            let judged = last
+                .iter()
+                .map(|last| Judged { facts, plan, last, stage, step: entry, is_located: is_certain }.verdict());
             best(judged.collect())
         }
     };
@@ -86,6 +91,8 @@ struct Located<'p> {
     stage: usize,
     number: u32,
     entry: &'p Entry,
+    /// Whether its stage and numbers are those of the Dockerfile. The triggers of a base image would change them.
+    is_certain: bool,
 }
 
 /// A build with the same inputs proves more than one with others.
@@ -104,7 +111,8 @@ fn best(verdicts: Vec<Verdict>) -> Verdict {
 /// step has it.
 fn locate<'p>(plan: &'p Plan, seen: &SeenStep) -> Option<Located<'p>> {
     let steps = || {
-        let located = |stage| plan.steps(stage).map(move |(number, entry)| Located { stage, number, entry });
+        let located =
+            |stage| plan.steps(stage).map(move |(number, entry)| Located { stage, number, entry, is_certain: true });
         plan.needed().into_iter().flat_map(located)
     };
     let is_there = |step: &Located<'_>| {
@@ -118,7 +126,8 @@ fn locate<'p>(plan: &'p Plan, seen: &SeenStep) -> Option<Located<'p>> {
     };
     steps().find(is_there).or_else(|| {
         let mut same = steps().filter(is_same);
-        same.next().filter(|_| same.next().is_none())
+        let found = same.next().filter(|_| same.next().is_none())?;
+        Some(Located { is_certain: false, ..found })
     })
 }
 
@@ -151,6 +160,7 @@ struct Judged<'a> {
     last: &'a LastBuild,
     stage: usize,
     step: &'a Entry,
+    is_located: bool,
 }
 
 impl Judged<'_> {
@@ -164,7 +174,7 @@ impl Judged<'_> {
         let then = chain(stages, self.counterpart(stages, self.stage)?);
         let digest = |entry: &Entry| facts.digest(entry);
         let now = self.plan.chain(self.stage);
-        let steps = compare(facts.marker, &digest, &now, &then, Some(self.step.line))?;
+        let steps = compare((facts.marker, facts.effort), &digest, &now, &then, Some(self.step.line))?;
         let (own, before) = steps.split_last()?;
         let changes = self.changes();
         let sources = steps.iter().flat_map(|step| &step.now.sources).copied().collect();
@@ -177,7 +187,8 @@ impl Judged<'_> {
         if let Some(Copied::Changed { first, n_more, is_more }) = &copied {
             return Some(Verdict(CacheMiss::FilesChanged, files(first, *n_more, *is_more)));
         }
-        is_certain &= own.is_certain && !self.plan.is_partial && last.setting == facts.setting_mark(self.plan);
+        is_certain &=
+            self.is_located && own.is_certain && !self.plan.is_partial && last.setting == facts.setting_mark(self.plan);
         if !is_certain {
             return None;
         }
@@ -185,32 +196,23 @@ impl Judged<'_> {
             return Some(Verdict(CacheMiss::NotFinished, "the last build did not finish this step".into()));
         }
         own.was_solved?;
-        let is_same_pod = match (facts.has_pods, last.pod.as_deref(), facts.pod) {
-            (false, None, None) => true,
-            (true, Some(then), Some(now)) if then == now => true,
+        match (facts.has_pods, last.pod.as_deref(), facts.pod) {
+            (false, None, None) => {}
+            (true, Some(then), Some(now)) if then == now => {}
             (true, Some(then), Some(now)) if copied != Some(Copied::Unknown) => {
                 let why = text::clip(facts.why_pod, MAX_NAME);
                 let words = format!("the last build ran on pod `{then}`, this one on `{now}` ({why})");
                 return Some(Verdict(CacheMiss::OtherPod, words));
             }
             _ => return None,
-        };
+        }
         match copied {
-            // A step before it was cached, so the builder still has what the last build left.
-            Some(Copied::Unknown) if is_same_pod && !before.is_empty() && self.has_other_commit() => {
-                let words = "a file that it reads changed; which one is not known";
-                Some(Verdict(CacheMiss::FilesChanged, words.into()))
-            }
             Some(Copied::Unknown) => None,
             _ => {
                 let words = "nothing that it depends on changed, and the builder no longer has its result";
                 Some(Verdict(CacheMiss::Evicted, words.into()))
             }
         }
-    }
-
-    fn has_other_commit(&self) -> bool {
-        self.facts.sha.zip(self.last.sha.as_deref()).is_some_and(|(now, then)| now != then)
     }
 
     /// What changed in the context since the last build.
@@ -245,7 +247,7 @@ impl Judged<'_> {
             let now = self.plan.chain(stage);
             let then = chain(then, self.counterpart(then, stage)?);
             let digest = |entry: &Entry| self.facts.digest(entry);
-            let steps = compare(self.facts.marker, &digest, &now, &then, None)?;
+            let steps = compare((self.facts.marker, self.facts.effort), &digest, &now, &then, None)?;
             is_certain &= self.is_as_before(&steps, changes)?;
             // Without steps, an image itself is copied from.
             is_certain &= !steps.is_empty();

@@ -13,6 +13,9 @@ use crate::json;
 /// The frontend whose rules these are.
 const FRONTEND: &str = "docker/dockerfile";
 
+/// An argument that enters the keys of some steps that do not name it.
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
+
 /// The most variables, and the most sources, that one instruction may name.
 const MAX_NAMES: usize = 100;
 
@@ -27,6 +30,8 @@ pub struct Wanted {
     pub platforms: Vec<String>,
     /// Whether there are named contexts: they replace images and stages.
     pub has_contexts: bool,
+    /// What else the processes of RUN get, such as limits.
+    pub process: String,
     /// Whether nothing is taken from the cache.
     pub no_cache: bool,
     /// Stages of which nothing is taken from the cache.
@@ -146,12 +151,9 @@ impl Plan {
         if instructions.len() > bounds::CACHE_STEPS {
             return None;
         }
-        let mut reader = Reader { wanted: &wanted, globals: Vec::new(), stages: Vec::new() };
+        let mut reader = Reader { wanted: &wanted, globals: Vec::new(), stages: Vec::new(), n_variables: 0 };
         instructions.iter().try_for_each(|instruction| reader.take_in(instruction))?;
         let mut stages = reader.stages;
-        if !are_few(stages.iter().flat_map(|stage| &stage.entries)) {
-            return None;
-        }
         let target = match wanted.stage.as_deref().filter(|stage| !stage.is_empty()) {
             None => stages.len().checked_sub(1)?,
             Some(name) => find(&stages, name)?,
@@ -159,9 +161,10 @@ impl Plan {
         if let [only] = &mut stages[..] {
             only.label.clear();
         }
-        let own = wanted.arguments.iter().filter(|(name, _)| name.starts_with("BUILDKIT_"));
-        let setting = format!("{syntax}\n{:?}\n{:?}", wanted.platforms, Vec::from_iter(own));
-        let is_partial = wanted.has_contexts;
+        let is_own = |name: &str| name.starts_with("BUILDKIT_") || name == EPOCH;
+        let own = wanted.arguments.iter().filter(|(name, _)| is_own(name));
+        let setting = format!("{syntax}\n{:?}\n{:?}\n{}", wanted.platforms, Vec::from_iter(own), wanted.process);
+        let is_partial = wanted.has_contexts || reader.globals.iter().any(|global| global.name == EPOCH);
         Some(Self { stages, target, wanted, is_partial, setting })
     }
 
@@ -214,21 +217,6 @@ pub(super) fn is_scratch(from: &Entry) -> bool {
     from.text.split_ascii_whitespace().find(|word| !word.starts_with("--")) == Some("scratch")
 }
 
-/// Whether there are so few variables and names in all that comparing them takes milliseconds.
-fn are_few<'e>(entries: impl Iterator<Item = &'e Entry>) -> bool {
-    let mut n_variables = 0;
-    for entry in entries {
-        n_variables += entry.variables.len();
-        let names = [&entry.mentions].into_iter().chain(entry.variables.iter().map(|variable| &variable.mentions));
-        let n_read = entry.reads.as_ref().map_or(0, |reads| reads.sources.len()) + entry.sources.len();
-        if n_variables > bounds::CACHE_STEPS || n_read > MAX_NAMES || names.into_iter().any(|all| all.len() > MAX_NAMES)
-        {
-            return false;
-        }
-    }
-    true
-}
-
 fn to_u32(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
@@ -243,14 +231,18 @@ struct Reader<'a> {
     /// The arguments before the first stage.
     globals: Vec<Variable>,
     stages: Vec<Stage>,
+    /// The variables of all instructions so far.
+    n_variables: usize,
 }
 
 impl Reader<'_> {
     fn take_in(&mut self, instruction: &Instruction<'_>) -> Option<()> {
         let keyword = std::str::from_utf8(instruction.keyword).ok()?;
         let Some((kind, _)) = Kind::ALL.into_iter().find(|(_, name)| name.eq_ignore_ascii_case(keyword)) else {
+            // It is an instruction of another Dockerfile's stages.
+            let is_trigger = keyword.eq_ignore_ascii_case("ONBUILD");
             // The others make no steps and enter no cache key.
-            return Some(());
+            return (!is_trigger).then_some(());
         };
         let mut entry = Entry {
             line: to_u32(instruction.line),
@@ -271,6 +263,7 @@ impl Reader<'_> {
             Kind::Workdir | Kind::User => entry.mentions = mentions(&entry.text),
             Kind::Shell => {}
         }
+        self.count(&entry)?;
         for line in &instruction.heredocs {
             entry.text.push('\n');
             entry.text.push_str(std::str::from_utf8(line).ok()?);
@@ -281,6 +274,15 @@ impl Reader<'_> {
             None => return None,
         }
         Some(())
+    }
+
+    /// `None` when there are so many variables and names that comparing them would take long.
+    fn count(&mut self, entry: &Entry) -> Option<()> {
+        self.n_variables += entry.variables.len();
+        let mut names = [&entry.mentions].into_iter().chain(entry.variables.iter().map(|variable| &variable.mentions));
+        let n_read = entry.reads.as_ref().map_or(0, |reads| reads.sources.len()) + entry.sources.len();
+        let is_few = self.n_variables <= bounds::CACHE_STEPS && n_read <= MAX_NAMES;
+        (is_few && names.all(|all| all.len() <= MAX_NAMES)).then_some(())
     }
 
     /// `FROM [--platform=…] IMAGE [AS NAME]`.
@@ -302,6 +304,7 @@ impl Reader<'_> {
                 entry.variables.push(variable.clone());
             }
         }
+        self.count(&entry)?;
         // The name of a stage enters no cache key.
         entry.text = entry
             .text
@@ -383,7 +386,8 @@ impl Reader<'_> {
         let (_, sources) = words.split_last()?;
         let mut reads = Reads { is_inexact, ..Reads::default() };
         for source in sources.iter().filter(|source| !source.starts_with("<<")) {
-            if entry.kind == Kind::Add && (source.contains("://") || source.starts_with("git@")) {
+            let is_elsewhere = source.contains("://") || source.starts_with("git@") || source.contains('$');
+            if entry.kind == Kind::Add && is_elsewhere {
                 entry.is_open = true;
             } else {
                 reads.add(&unquoted(source), source.contains('\\'));
@@ -402,7 +406,7 @@ impl Reader<'_> {
 }
 
 /// The flags after a keyword.
-fn flags(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn flags(text: &str) -> impl Iterator<Item = &str> {
     text.split_ascii_whitespace().take_while(|word| word.starts_with("--"))
 }
 

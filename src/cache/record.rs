@@ -107,8 +107,17 @@ pub(super) enum MarkedEntry {
 pub(super) struct MarkedVariable(pub(super) Mark, pub(super) Option<Mark>, pub(super) Option<Mark>);
 
 /// What the text of a step is, to compare.
+///
+/// White space between words changes no cache key, except in the command of a shell.
 pub(super) fn step_text(entry: &Entry) -> String {
-    format!("{} {}", entry.kind.name(), entry.text)
+    let is_one_line = !entry.text.contains('\n');
+    let text = match entry.kind {
+        Kind::Copy | Kind::Add | Kind::Workdir if is_one_line && !entry.text.contains(['"', '\'', '\\']) => {
+            entry.text.split_whitespace().collect::<Vec<_>>().join(" ")
+        }
+        _ => entry.text.clone(),
+    };
+    format!("{} {text}", entry.kind.name())
 }
 
 impl LastBuild {
@@ -147,12 +156,16 @@ impl LastBuild {
                     return Some(true);
                 }
                 let (number, _) = plan.steps(n).find(|(_, step)| step.line == entry.line)?;
+                // One for each platform.
                 let seen = steps.iter().filter(|step| step.label == stage.label && step.number == number);
-                seen.map(|step| step.state).find_map(|state| match state {
-                    StepState::Cached | StepState::Ran => Some(true),
-                    StepState::Failed => Some(false),
-                    StepState::Planned => None,
-                })
+                let states: Vec<StepState> = seen.map(|step| step.state).collect();
+                let is_done = |state: &StepState| matches!(state, StepState::Cached | StepState::Ran);
+                match states.as_slice() {
+                    [] => None,
+                    states if states.iter().all(is_done) => Some(true),
+                    states if states.iter().all(|state| *state == StepState::Failed) => Some(false),
+                    _ => None,
+                }
             };
             let entries = stage.entries.iter().map(|entry| marked(marker, entry, digest(entry), becomes(entry)));
             let name = stage.name.as_ref().map(|name| marker.mark(name));

@@ -58,11 +58,8 @@ fn line(target: &Value) -> String {
         None if target["status"].is_null() => "not reached".into(),
         None if n_steps == 0 => "no step ran".into(),
         None if n_cached >= n_steps => format!("all {n_steps} steps were cached"),
-        None => {
-            let is_known = target.get("why_not_cached").is_some();
-            let why = if is_known { "the reason is not known" } else { "the reason is not recorded" };
-            format!("{n_cached} of {n_steps} steps were cached; {why}")
-        }
+        // Null where a record had no room for it.
+        None => format!("{n_cached} of {n_steps} steps were cached; the reason is not recorded"),
     };
     format!("{}: {why}", text::one_line(target["name"].as_str().unwrap_or("?")))
 }
@@ -89,8 +86,8 @@ mod tests {
         old.as_object_mut().expect("an object").shift_remove("why_not_cached");
         for (target, expected) in [
             (target(1, 3, known), "vote: A file changed."),
-            (target(1, 3, Value::Null), "vote: 1 of 3 steps were cached; the reason is not known"),
-            (target(1, 3, json!({"message": 7})), "vote: 1 of 3 steps were cached; the reason is not known"),
+            (target(1, 3, Value::Null), "vote: 1 of 3 steps were cached; the reason is not recorded"),
+            (target(1, 3, json!({"message": 7})), "vote: 1 of 3 steps were cached; the reason is not recorded"),
             (target(3, 3, Value::Null), "vote: all 3 steps were cached"),
             (target(0, 0, Value::Null), "vote: no step ran"),
             (old, "vote: 1 of 3 steps were cached; the reason is not recorded"),

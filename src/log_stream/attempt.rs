@@ -16,6 +16,9 @@ use crate::event::{Event, Phase, Step, millis};
 use crate::log_record::{StepOf, cut};
 use crate::report::{Report, Status};
 
+/// With more targets, a record has no room for the slowest steps of each.
+const MAX_DETAILED: usize = 30;
+
 /// What is known of an attempt when it begins.
 #[derive(Clone, Debug)]
 pub struct Attempt {
@@ -125,9 +128,10 @@ impl Attempt {
     pub(super) fn record(&self, facts: &Facts, report: Report) -> String {
         // Fields for Rails alone.
         let report = Report { echo: Map::new(), ..report };
+        let has_room = report.targets.len() <= MAX_DETAILED;
         let form = |mut json: Value| {
             let targets = json["targets"].as_array_mut();
-            targets.into_iter().flatten().for_each(|target| facts.add_slowest(target));
+            targets.into_iter().flatten().filter(|_| has_room).for_each(|target| facts.add_slowest(target));
             let Value::Object(fields) = &mut json else { return json };
             fields.shift_remove("moment");
             fields.insert("account".into(), json!(facts.account));

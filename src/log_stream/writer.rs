@@ -126,7 +126,7 @@ impl Shared {
     /// Writes what one stream has. Nothing is written before the id of the build is known. Returns whether its record was written.
     ///
     /// Everything is one transaction. Without the right to one of the commands, nothing is written: a key without a TTL would stay
-    /// forever. A key of another type is an error of its part alone.
+    /// forever. A record or a list of another type is an error of its part alone.
     async fn write(&self, stream: &LogStream) -> Result<Result<(), RedisError>, RedisError> {
         let id = {
             let mut state = stream.state();

@@ -21,6 +21,9 @@ use crate::source::Worktree;
 /// seconds of malicious ones.
 const MAX_WORK: usize = 256 << 20;
 
+/// Comparisons of variables that the targets of one build may cost: less than a second.
+const MAX_COMPARED: usize = 1_000_000;
+
 /// What is remembered of earlier builds, and what is to be remembered of this one.
 #[derive(Debug)]
 pub struct Caching {
@@ -101,13 +104,17 @@ struct Explained {
 
 impl Explained {
     fn targets(&self) -> Vec<(String, Option<NotCached>, LastBuild)> {
-        let left = Cell::new(MAX_WORK);
+        let left = [MAX_WORK, MAX_COMPARED].map(Cell::new);
         let reached = self.outcome.steps.iter().filter(|(_, steps)| !steps.is_empty());
         let reached = reached.take(bounds::CACHE_TARGETS);
         reached.filter_map(|(target, _)| self.target(target, &left)).collect()
     }
 
-    fn target(&self, target: &str, left: &Cell<usize>) -> Option<(String, Option<NotCached>, LastBuild)> {
+    fn target(
+        &self,
+        target: &str,
+        [left, effort]: &[Cell<usize>; 2],
+    ) -> Option<(String, Option<NotCached>, LastBuild)> {
         let plan = self.plans.get(target)?;
         let changes = |sha: &str| {
             let known = self.changes.iter().find(|changes| changes.since == sha);
@@ -127,6 +134,7 @@ impl Explained {
             has_pods: self.has_pods,
             why_pod: &self.placement.why,
             changes: &changes,
+            effort,
         };
         let step = judge(&facts, self.earlier.of(target).as_deref());
         Some((target.to_owned(), step, facts.to_record(self.outcome.built.contains(target))))

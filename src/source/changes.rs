@@ -7,15 +7,16 @@ use git2::{ObjectType, Oid, Repository, Tree, TreeEntry};
 use super::submodules;
 use crate::cache::{Change, Changes};
 
-/// The most files that are listed, and the bytes of their paths.
-const MAX_PATHS: usize = 2_000;
-const MAX_BYTES: usize = 128 << 10;
+/// The most files that are listed for one older commit, and the bytes of their paths. The lists of all of them are one line to the worker,
+/// which reads a bounded number of values in it.
+pub(super) const MAX_PATHS: usize = 500;
+const MAX_BYTES: usize = 64 << 10;
 
 /// The most entries that are compared.
 const MAX_ENTRIES: usize = 200_000;
 
 /// The most links that are listed, and the bytes of their paths.
-const MAX_LINKS: usize = 500;
+pub(super) const MAX_LINKS: usize = 500;
 const MAX_LINK_BYTES: usize = 32 << 10;
 
 /// The type and mode of a link.

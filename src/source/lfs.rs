@@ -21,9 +21,9 @@ const KEYS: [&str; 3] = ["version", "oid", "size"];
 /// A pointer is smaller than this.
 const MAX_POINTER: usize = 1024;
 /// Bytes of all paths together: they go to the worker in one line.
-const MAX_PATHS: usize = 512 << 10;
-/// What a path counts in addition: the worker reads at most `bounds::VALUES` of them.
-const PER_PATH: usize = 12;
+pub(super) const MAX_PATHS: usize = 512 << 10;
+/// What a path counts in addition: the worker reads at most `bounds::VALUES` values, and the changes between commits are some too.
+pub(super) const PER_PATH: usize = 20;
 
 /// The paths of the pointers in the commit of `index`, which also provides the attributes.
 ///

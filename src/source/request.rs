@@ -149,3 +149,35 @@ pub(super) fn say(message: &Message) {
     let line = serde_json::to_string(message).expect("a message is plain data");
     let _ = writeln!(std::io::stdout(), "{line}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{changes, lfs};
+    use super::*;
+    use crate::cache::Change;
+    use crate::{bounds, json};
+
+    #[test]
+    fn the_worker_reads_the_longest_message() {
+        let path = || "x".to_owned();
+        let change = || Change { path: path(), is_removed: true, is_special: true };
+        let list = || Changes {
+            since: "1".repeat(40),
+            paths: std::iter::repeat_with(change).take(changes::MAX_PATHS).collect(),
+            is_complete: true,
+        };
+        let n_pointers = lfs::MAX_PATHS / (lfs::PER_PATH + 1);
+        let longest = Message::Done {
+            sha: "1".repeat(40),
+            size: Size::default(),
+            lfs_pointers: std::iter::repeat_with(path).take(n_pointers).collect(),
+            submodules: Vec::new(),
+            links: Some(std::iter::repeat_with(path).take(changes::MAX_LINKS).collect()),
+            changes: std::iter::repeat_with(list).take(bounds::CACHE_COMMITS).collect(),
+            committed_at_s: i64::MIN,
+        };
+        let line = serde_json::to_vec(&longest).expect("a message is plain data");
+        let read = json::read::<Message>(&line).map_err(|error| error.to_string());
+        assert!(matches!(read, Ok(Message::Done { .. })), "{:?}", read.err());
+    }
+}

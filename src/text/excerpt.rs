@@ -138,7 +138,8 @@ impl Excerpt {
         let weight = self.trace.weight(&line);
         let follows = self.earlier.last().is_some_and(|block| block.is_continued(at, weight));
         let trace = self.trace.after(&line);
-        let is_root = self.trace == Trace::Kept && trace == Trace::Kept && line.starts_with(CAUSED_BY);
+        let after_cause = self.earlier.last().is_some_and(|block| block.error().starts_with(CAUSED_BY));
+        let is_root = after_cause && self.trace == Trace::Kept && line.starts_with(CAUSED_BY);
         self.trace = trace;
         if follows && !is_root {
             self.earlier_bytes += line.len();

@@ -124,8 +124,8 @@ fn unicode(text: &[u8]) -> Escape {
                 let code = 0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00);
                 character(code).map_or(Escape::None, |bytes| Escape::Of(bytes, 12))
             }
-            Some(_) => Escape::None,
-            None => Escape::Open,
+            None if text.len() < 12 => Escape::Open,
+            _ => Escape::None,
         },
         Some(code) => character(code).map_or(Escape::None, |bytes| Escape::Of(bytes, 6)),
         None => Escape::Of(vec![b'u'], 2),
@@ -153,6 +153,7 @@ mod tests {
             (r#"say \"hi\"\n\/ \\ \u00e9 \ud83d\ude00"#, "say \"hi\"\n/ \\ é 😀"),
             (r"\$HOME\ x\'y \x41\101 \303\251", "$HOME x'y AA é"),
             (r"\u003c \ud83d end \uzzzz", r"< \ud83d end uzzzz"),
+            (r"\ud83d\uzzzz \u003c", r"\ud83duzzzz <"),
             ("a\\", "a"),
         ] {
             assert_eq!(decoded(Decoded::backslashes(text)), expected);

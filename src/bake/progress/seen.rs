@@ -38,7 +38,8 @@ impl BakeProgress {
 fn seen(vertex: &Vertex, own: &[&Vertex]) -> Option<SeenStep> {
     let (stage, number, total) = vertex.position()?;
     let (_, instruction) = vertex.name.split_once("] ")?;
-    if vertex.instruction() == Some("FROM") {
+    // BuildKit joins the layer of a COPY --link in a step of its own.
+    if matches!(vertex.instruction(), Some("FROM" | "LINK")) {
         return None;
     }
     let is_passed = || {

@@ -106,6 +106,7 @@ impl Build {
             has_pods: self.has_pods,
             why_pod: "the pod of this repository",
             changes: &changes,
+            effort: &Cell::new(100_000),
         })
     }
 
@@ -232,17 +233,64 @@ fn each_cause_is_named_where_a_step_depends_on_it() {
 }
 
 #[test]
-fn files_that_are_not_known_changed_when_nothing_else_did() {
-    let dockerfile = "FROM base:1\nRUN a\nCOPY . .\n";
-    let first = Build::of(dockerfile).record(true, 0);
-    let now = Build { sha: "2", changed: None, ..Build::of(dockerfile) };
-    let found = now.judged(3, &[&first]);
-    assert_eq!(found.cause, CacheMiss::FilesChanged);
-    assert!(found.message.ends_with("a file that it reads changed; which one is not known"), "{}", found.message);
-    // Nothing shows that the builder has anything of the last build.
-    let (dockerfile, sha) = ("FROM base:1\nCOPY . .\n", "2");
-    let first = Build::of(dockerfile).record(true, 0);
-    assert_eq!(Build { sha, changed: None, ..Build::of(dockerfile) }.judged(2, &[&first]).cause, CacheMiss::NotKnown);
+fn files_that_are_not_known_name_no_cause() {
+    let dockerfiles =
+        [("FROM base:1\nRUN a\nCOPY . .\n", 3), ("FROM base:1\nCOPY . .\n", 2), ("FROM base:1\nADD $URL /x\n", 2)];
+    for (dockerfile, line) in dockerfiles {
+        let first = Build::of(dockerfile).record(true, 0);
+        let now = Build { sha: "2", changed: None, ..Build::of(dockerfile) };
+        assert_eq!(now.judged(line, &[&first]).cause, CacheMiss::NotKnown, "{dockerfile}");
+    }
+}
+
+/// The cause when the first step of `then` was cached and it runs again in `now`.
+fn between(then: &Build, now: &Build, line: u32) -> CacheMiss {
+    now.judged(line, &[&then.record(true, 0)]).cause
+}
+
+#[test]
+fn what_a_step_does_not_name_may_enter_its_key() {
+    use CacheMiss::*;
+    let of = Build::of;
+    let workdir = |user: &str| -> &'static str { format!("FROM base:1\nUSER {user}\nWORKDIR /app\n").leak() };
+    assert_eq!(between(&of(workdir("a")), &of(workdir("b")), 3), InstructionChanged);
+    let copy = of("FROM base:1\nCOPY a.txt /\n");
+    let spaced = of("FROM base:1\nCOPY  a.txt   /\n");
+    assert_eq!(between(&copy, &spaced.clone().changing(&["a.txt"]), 2), FilesChanged, "white space is not a change");
+    assert_eq!(between(&copy, &spaced, 2), Evicted);
+    let limited = |process: &str| {
+        let wanted = Wanted { process: process.into(), ..Wanted::default() };
+        Build { wanted, ..of("FROM base:1\nRUN make\n") }
+    };
+    assert_eq!(between(&limited("1"), &limited("2"), 2), NotKnown);
+    assert_eq!(between(&limited("1"), &limited("1"), 2), Evicted);
+    let dated = |epoch: &str| of("FROM base:1\nWORKDIR /app\n").with("SOURCE_DATE_EPOCH", epoch);
+    assert_eq!(between(&dated("1"), &dated("2"), 2), NotKnown);
+    let linked = |digest| Build { digest: Some(digest), ..of("FROM base:1\nCOPY --link a.txt /\n") };
+    assert_eq!(between(&linked("sha256:1"), &linked("sha256:2"), 2), NotKnown, "it does not depend on the base image");
+}
+
+#[test]
+fn triggers_and_long_lists_of_names_are_not_understood() {
+    let names = |n: usize| (0..n).map(|n| format!("a{n}=$a{} ", n + 1)).collect::<String>();
+    for text in [
+        "FROM base AS b\nONBUILD ENV A=1\nFROM b\nRUN make\n".to_owned(),
+        format!("ARG {}\n{}", names(30_000), "FROM --platform=$a0 scratch\n".repeat(490)),
+        format!("FROM base\nENV A=\"{}\"\nRUN make\n", names(200).replace('"', "")),
+    ] {
+        assert!(Plan::read(text.as_bytes(), Wanted::default()).is_none(), "{}", &text[..40]);
+    }
+}
+
+#[test]
+fn a_comparison_without_effort_names_no_cause() {
+    let build = Build::first();
+    let first = build.record(true, 0);
+    let found = build.with_facts(&build.steps(5), |facts| {
+        facts.effort.set(3);
+        judge(facts, Some(&[&first]))
+    });
+    assert_eq!(found.map(|found| found.cause), Some(CacheMiss::NotKnown));
 }
 
 #[test]
@@ -292,7 +340,7 @@ fn a_step_that_does_not_fit_the_dockerfile_is_found_by_its_text_or_not_explained
         [(|step| step.label = "other".into()) as fn(&mut SeenStep), |step| step.total += 1, |step| step.number += 1];
     for change in other_target {
         assert_eq!(judged("RUN other", change), (CacheMiss::NotKnown, None));
-        assert_eq!(judged("RUN  make", change), (CacheMiss::Evicted, Some(6)));
+        assert_eq!(judged("RUN  make", change), (CacheMiss::NotKnown, Some(6)));
     }
     assert_eq!(judged("RUN other", |_| ()), (CacheMiss::NotKnown, None));
     assert_eq!(judged("COPY make", |_| ()), (CacheMiss::NotKnown, None));
