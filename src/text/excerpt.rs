@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use crate::{bounds, text};
 
-use words::{CAUSED_BY, GENERIC, Lead, is_harmless, is_place, is_warning, makes_warnings_errors, weight};
+use words::{CAUSED_BY, GENERIC, Lead, Words, is_place, is_warning, makes_warnings_errors};
 
 /// Bytes of one line.
 const MAX_LINE: usize = 1 << 10;
@@ -59,16 +59,16 @@ enum Trace {
 }
 
 impl Trace {
-    fn weight(self, line: &str) -> u8 {
-        if self == Self::Harmless && line.starts_with(CAUSED_BY) { 0 } else { weight(line) }
+    fn weight(self, line: &str, words: &Words) -> u8 {
+        if self == Self::Harmless && line.starts_with(CAUSED_BY) { 0 } else { words.weight(line) }
     }
 
-    fn after(self, line: &str) -> Self {
+    fn after(self, line: &str, words: &Words) -> Self {
         match self {
             Self::Harmless if line.starts_with(CAUSED_BY) => self,
             _ if line.starts_with(CAUSED_BY) => Self::Kept,
             _ if IN_TRACE.iter().any(|begin| line.starts_with(begin)) => self,
-            _ if is_harmless(line) => Self::Harmless,
+            _ if words.is_harmless => Self::Harmless,
             _ => Self::None,
         }
     }
@@ -135,9 +135,11 @@ impl Excerpt {
         let at = self.n_lines - self.last.len();
         let Some(line) = self.last.pop_front() else { return };
         self.last_bytes -= line.len();
-        let weight = self.trace.weight(&line);
+        // Each line of output comes here, so its words are searched once.
+        let words = Words::of(&line);
+        let weight = self.trace.weight(&line, &words);
         let follows = self.earlier.last().is_some_and(|block| block.is_continued(at, weight));
-        let trace = self.trace.after(&line);
+        let trace = self.trace.after(&line, &words);
         let after_cause = self.earlier.last().is_some_and(|block| block.error().starts_with(CAUSED_BY));
         let is_root = after_cause && self.trace == Trace::Kept && line.starts_with(CAUSED_BY);
         self.trace = trace;

@@ -27,20 +27,7 @@ pub(super) const CAUSED_BY: &str = "Caused by: ";
 /// How much a line looks like the cause of a failure: 0 not at all, [`GENERIC`], 2 names a cause, 3 reports an error, 5 both,
 /// [`TEST`], [`DECISIVE`]. A line that begins at the margin counts one more: an indented one usually quotes source code.
 pub(super) fn weight(line: &str) -> u8 {
-    let Words { is_harmless, is_generic, is_decisive, is_test, reports, names } = Words::of(line);
-    match 3 * u8::from(reports) + 2 * u8::from(names) {
-        _ if is_harmless => 0,
-        _ if is_decisive => DECISIVE,
-        _ if is_generic => GENERIC,
-        _ if is_test || line.starts_with(CAUSED_BY) => TEST,
-        0 => 0,
-        weight => weight + u8::from(margin(line) == 0),
-    }
-}
-
-/// Whether the line is a warning, a comment or a check, or says that its error is expected.
-pub(super) fn is_harmless(line: &str) -> bool {
-    Words::of(line).is_harmless
+    Words::of(line).weight(line)
 }
 
 /// Whether the line says that warnings made the command fail.
@@ -61,8 +48,9 @@ pub(super) fn is_place(line: &str) -> bool {
 
 /// What the words of a line show.
 #[derive(Default)]
-struct Words {
-    is_harmless: bool,
+pub(super) struct Words {
+    /// The line is a warning, a comment or a check, or says that its error is expected.
+    pub(super) is_harmless: bool,
     is_generic: bool,
     is_decisive: bool,
     is_test: bool,
@@ -71,7 +59,19 @@ struct Words {
 }
 
 impl Words {
-    fn of(line: &str) -> Self {
+    /// The weight of their line.
+    pub(super) fn weight(&self, line: &str) -> u8 {
+        match 3 * u8::from(self.reports) + 2 * u8::from(self.names) {
+            _ if self.is_harmless => 0,
+            _ if self.is_decisive => DECISIVE,
+            _ if self.is_generic => GENERIC,
+            _ if self.is_test || line.starts_with(CAUSED_BY) => TEST,
+            0 => 0,
+            weight => weight + u8::from(margin(line) == 0),
+        }
+    }
+
+    pub(super) fn of(line: &str) -> Self {
         let line = &line[..text::boundary(line, MAX_LINE)];
         let (margin, mut words) = (margin(line), Self::default());
         for found in LIST.automaton.find_overlapping_iter(line) {
