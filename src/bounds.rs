@@ -115,7 +115,7 @@ bounds! {
     SOURCE_OUTPUT: 8 << 20, Bytes, "Output of a source child", "the child is killed";
     CACHE_STEPS: 500, Count, "Instructions of a Dockerfile that are compared with the last build", "`not_known`";
     CACHE_RECORD: 8 << 10, Bytes, "What Redis remembers of the last build of a target", "`not_known`";
-    CACHE_TARGETS: 100, Count, "Targets of a repository that Redis remembers, for each trust, builder and ref", "left out, or written anew";
+    CACHE_TARGETS: 100, Count, "Targets of a repository that Redis remembers, for each trust, builder and ref", "left out, or the record starts again";
     CACHE_COMMITS: 4, Count, "Earlier commits with which a commit is compared", "changed files are not known";
     RECOVERIES: 1, Count, "Recoveries of a job from dead workers in three days, while it runs beside others", "it runs apart from others";
     CRASHES: 2, Count, "Crashes among these in which only this job ran", "dead set, with the reason `poison`";

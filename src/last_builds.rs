@@ -3,7 +3,7 @@
 //! One hash for a repository, trust and builder, and one for each ref of it: target → [`LastBuild`]. Redis neither delays nor
 //! fails a build: without an answer in time, nothing is known, and nothing is written.
 //!
-//! The texts in a record are hashes with the App's private key. Every worker has it, and whoever reads Redis does not: the
+//! The texts in a record are hashes with the App's private key. Every worker has it, and a reader of Redis does not: the
 //! password of Redis would hide nothing from them. After a change of the key, the old records say nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,7 +65,7 @@ pub struct Earlier {
     keys: Vec<String>,
     /// By key: the records by target, `None` for one that cannot be read. `None` when it is not known whether there are any.
     records: Option<Vec<BTreeMap<String, Option<LastBuild>>>>,
-    /// By key: whether it has so many targets that it is written anew.
+    /// By key: whether it has so many targets that the record starts again.
     are_full: Vec<bool>,
 }
 

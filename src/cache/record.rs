@@ -1,6 +1,6 @@
 //! What is remembered of the last build of a target: its Dockerfile as keyed hashes, so that no text of it can be read.
 //!
-//! An instruction or an argument may hold a secret, and whoever reads Redis could try out short ones. So each text is an HMAC
+//! An instruction or an argument may hold a secret, and a reader of Redis could try out short ones. So each text is an HMAC
 //! with a key that only workers have.
 
 use hmac::{Hmac, KeyInit, Mac};

@@ -188,7 +188,7 @@ pub(super) fn why_not_cached(target: &Value) -> Option<String> {
     Some(text::one_line(why))
 }
 
-/// Prints a result. A reader that has gone, as `head` does, is no failure.
+/// Prints a result. A reader that has gone, as `head` does, is not a failure.
 pub(super) fn print(result: &str) {
     let mut out = io::stdout().lock();
     drop(out.write_all(result.as_bytes()).and_then(|()| out.flush()));

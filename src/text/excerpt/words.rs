@@ -26,7 +26,7 @@ pub(super) const CAUSED_BY: &str = "Caused by: ";
 
 /// How much a line looks like the cause of a failure: 0 not at all, [`GENERIC`], 2 names a cause, 3 reports an error, 5 both,
 /// [`TEST`], [`DECISIVE`]. A line that begins at the margin counts one more: an indented one usually quotes source code.
-pub(super) fn weight(line: &str) -> u8 {
+fn weight(line: &str) -> u8 {
     Words::of(line).weight(line)
 }
 
