@@ -10,6 +10,7 @@ use crate::bake::mask::Mask;
 use crate::report::{ImageDigest, Status, TargetReport};
 use crate::secret::SecretBytes;
 use crate::text;
+use crate::text::lines::Lines;
 use crate::text::paths::WorkerPaths;
 
 fn progress_with(targets: &[&str], secrets: &[&str]) -> BakeProgress {
@@ -305,9 +306,9 @@ fn vertex(digest: &str, name: &str, is_completed: bool) -> Value {
 }
 
 fn lines(events: &[Event]) -> Vec<&str> {
-    let line = |event: &'_ Event| matches!(event, Event::StepOutput { .. });
-    let lines = events.iter().filter(|event| line(event));
-    lines.map(|event| if let Event::StepOutput { line, .. } = event { line.as_str() } else { "" }).collect()
+    let lines =
+        events.iter().filter_map(|event| if let Event::StepOutput { lines, .. } = event { Some(lines) } else { None });
+    lines.flat_map(Lines::iter).collect()
 }
 
 /// Every line that a step shows when it prints these chunks.
@@ -440,8 +441,7 @@ fn whatever_is_printed_and_however_steps_are_called_what_is_kept_is_bounded() {
     }
     let (newlines, mut n_lines) = (log("0", &vec![b'\n'; 100_000]).to_string(), 0);
     for _ in 0..10 {
-        progress
-            .line(newlines.as_bytes(), &mut |event| n_lines += usize::from(matches!(event, Event::StepOutput { .. })));
+        progress.line(newlines.as_bytes(), &mut |event| n_lines += lines(&[event]).len());
     }
     assert_eq!(n_lines, 1_000_000);
     let names: usize = progress.vertices.iter().map(|vertex| vertex.name.len()).sum();
@@ -503,7 +503,7 @@ fn every_event_is_plain_text() {
     for event in &told {
         match event {
             Event::StepStarted(step) => assert_plain(&step.name),
-            Event::StepOutput { line, .. } => assert_plain(line),
+            Event::StepOutput { lines, .. } => lines.iter().for_each(&mut assert_plain),
             Event::StepEnded { error, .. } => assert_plain(error.as_ref().expect("an error")),
             other => panic!("{other:?}"),
         }
