@@ -7,6 +7,7 @@
 mod as_written;
 mod caching;
 mod child;
+mod confirmed;
 mod credentials;
 mod define;
 mod definition;
@@ -49,6 +50,7 @@ use crate::secret_file;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
 
+use confirmed::Confirmed;
 use grants::Grants;
 
 pub use caching::TargetPlan;
@@ -189,6 +191,8 @@ pub struct Bake {
     buildx: settings::Buildx,
     /// Whether buildx evaluates policies beside Dockerfiles; known once it was asked for its version.
     has_policies: Arc<OnceCell<bool>>,
+    /// The definitions that buildx need not confirm again.
+    confirmed: Arc<Confirmed>,
     /// Permits for `--print`, which can use a whole processor and all the memory that it is allowed.
     prints: Arc<Semaphore>,
     limits: settings::Bake,
@@ -204,6 +208,7 @@ impl Bake {
         Self {
             buildx: settings.buildx.clone(),
             has_policies: Arc::default(),
+            confirmed: Arc::default(),
             prints: Arc::new(Semaphore::new(settings.bake.prints)),
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
@@ -265,7 +270,12 @@ impl Bake {
         directory: &JobDirectory,
         stop: &CancellationToken,
     ) -> Result<Option<Definition>, BakeError> {
+        let shape = confirmed::shape(&definition, request);
+        if shape.is_some_and(|shape| self.confirmed.has(&shape)) {
+            return Ok(Some(definition.understood()));
+        }
         if print::is_understood(self, &definition, request, directory, stop).await? {
+            shape.into_iter().for_each(|shape| self.confirmed.add(shape));
             return Ok(Some(definition.understood()));
         }
         let Some((rest, compose)) = as_written::split(&definition.targets) else { return Ok(None) };
