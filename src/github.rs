@@ -169,7 +169,7 @@ impl App {
         Ok(token)
     }
 
-    /// Whether the commit is in the repository. libgit2 cannot distinguish a missing commit from a broken connection.
+    /// Whether the commit is in the repository. A git host's answer does not tell a missing commit from another failure.
     ///
     /// GitHub stores the commits of a repository and of all its forks together, so a fork's commits are found too.
     pub async fn has_commit(

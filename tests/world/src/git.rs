@@ -123,10 +123,10 @@ impl GitHost {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// How many fetches were authorized. A warm mirror begins none.
+    /// How many commands of git's protocol were authorized. A fetch of a known commit takes one, a warm mirror none.
     pub fn n_fetches(&self) -> usize {
         let requests = self.requests();
-        requests.iter().filter(|request| request.status == 200 && request.path.contains("/info/refs")).count()
+        requests.iter().filter(|request| request.status == 200 && request.path.ends_with("/git-upload-pack")).count()
     }
 
     /// The faults of this host.
