@@ -105,7 +105,7 @@ pub struct AttemptRecord {
     pub log_url: Value,
 }
 
-/// Why a build's record cannot be read at all.
+/// Why a build's record or log cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// Redis does not answer, or refuses.
@@ -211,7 +211,7 @@ async fn all<T: FromRedisValue>(redis: &Redis, mut look: Pipeline) -> Result<Vec
 }
 
 /// The reply to a command that reads this key.
-async fn query<T: FromRedisValue>(redis: &Redis, command: &Cmd, key: &str) -> Result<T, HistoryError> {
+pub(super) async fn query<T: FromRedisValue>(redis: &Redis, command: &Cmd, key: &str) -> Result<T, HistoryError> {
     redis.query(command).await.map_err(|error| match error.code() {
         Some("WRONGTYPE") => HistoryError::OtherType(key.to_owned()),
         _ => error.into(),
