@@ -45,9 +45,9 @@ use crate::process::ProcessError;
 use crate::reason::{End, HasReason, Reason};
 use crate::sandbox::Sockets;
 use crate::secret::SecretBytes;
-use crate::secret_file;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
+use crate::{environment, secret_file};
 
 use grants::Grants;
 
@@ -208,14 +208,13 @@ impl Bake {
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
-            secrets: settings.secrets(),
+            secrets: settings.secrets().into_iter().chain(environment::credentials()).collect(),
         }
     }
 
-    /// The worker's own secrets. One that cannot be read is left out: what needs it reports it. So is a short password, which may be
-    /// an ordinary word of every build's output.
+    /// The worker's own secrets. A short password is left out: it may be an ordinary word of every build's output.
     fn worker_secrets(&self) -> impl Iterator<Item = SecretBytes> {
-        let secrets = self.secrets.iter().filter_map(|source| secret_file::read(source).ok());
+        let secrets = secret_file::secrets_in(&self.secrets);
         secrets.filter(|secret| secret.expose().len() >= LEAST_OF_WORKER).map(|secret| SecretBytes::from(&secret))
     }
 

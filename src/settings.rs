@@ -8,6 +8,7 @@ mod accounts;
 mod bake;
 mod builder;
 mod buildx;
+mod credential;
 mod driver;
 mod github;
 mod health;
@@ -38,6 +39,7 @@ pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
 pub use builder::Builder;
 pub use buildx::Buildx;
+pub use credential::{VARIABLES as CREDENTIAL_VARIABLES, credential, is_secret};
 pub use driver::{Balance, Driver, Toleration};
 pub use github::Github;
 pub use health::Health;
@@ -168,12 +170,13 @@ impl Settings {
         }
     }
 
-    /// Every secret of the worker that no build needs. None of them may appear in a build's output, whatever went wrong.
+    /// Every secret of the settings that no build needs. None of them may appear in a build's output, whatever went wrong.
+    /// Others are in the environment: `environment::credentials`.
     pub fn secrets(&self) -> Vec<SecretSource> {
         let urls = [Some(&self.redis.url), self.journal.redis_url.as_ref()].into_iter().flatten();
         let passwords = urls.chain(&self.redis.sentinels).filter_map(password_of).map(SecretSource::Value);
         let of_classes = self.jobs.classes.values().filter_map(|class| class.resolve.as_ref()?.secret());
-        let of_archive = self.journal.archive_secrets().map(SecretSource::Value);
+        let of_archive = self.journal.archive_secrets();
         passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
     }
 
