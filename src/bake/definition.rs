@@ -144,6 +144,18 @@ fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
     }
 }
 
+/// The platforms of a target, as buildx reads them: an entry may list several, and one that is repeated counts once.
+pub(super) fn platforms(fields: &Map<String, Value>) -> Vec<String> {
+    let entries = fields.get("platforms").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut platforms = Vec::new();
+    for platform in entries.iter().filter_map(Value::as_str).flat_map(|entry| entry.split(',')).map(str::trim) {
+        if !platforms.iter().any(|known| known == platform) {
+            platforms.push(platform.to_owned());
+        }
+    }
+    platforms
+}
+
 /// The context of a target, and its Dockerfile unless that is inline.
 pub(super) fn context(fields: &Map<String, Value>) -> (PathBuf, Option<PathBuf>) {
     let text = |field: &str| fields.get(field).and_then(Value::as_str);
