@@ -51,37 +51,12 @@ pub struct RecordedAttempt {
 /// An attempt as far as this version knows it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AttemptRecord {
-    /// The job.
-    pub jid: String,
-    /// From 1.
-    pub attempt: u32,
-    /// The identity of the worker.
-    pub worker: String,
-    /// The account, once the build request is known.
-    pub account: Option<String>,
-    /// `owner/name`.
-    pub repository: Option<String>,
-    /// The commit.
-    pub sha: Option<String>,
-    /// As in the job.
-    #[serde(rename = "ref")]
-    pub git_ref: Option<String>,
-    /// When the job was enqueued, in milliseconds.
-    pub queued_at_ms: Option<u64>,
-    /// When the attempt began, in milliseconds.
-    pub began_at_ms: u64,
-    /// When the attempt ended, in milliseconds.
-    pub ended_at_ms: Option<u64>,
-    /// Whether no other attempt follows.
-    #[serde(default)]
-    pub is_over: bool,
+    /// What the list of builds shows of it.
+    #[serde(flatten)]
+    pub summary: Summary,
     /// The phase that runs.
     pub phase: Option<String>,
-    /// How it ended.
-    pub status: Option<String>,
-    /// Why, unless it succeeded.
-    pub reason: Option<String>,
-    /// The same as a sentence.
+    /// The reason as a sentence.
     pub message: Option<String>,
     /// Milliseconds of each phase.
     #[serde(default)]
