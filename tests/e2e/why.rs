@@ -314,7 +314,9 @@ fn evict(harness: &Harness, image: &str, steps: &str) {
     assert!(results().is_empty());
 }
 
+/// BuildKit also forgets where results are that it keeps, so builds of other tests would lose their caches.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "it must be the only test that uses the engine: tests/run runs it alone"]
 async fn pruned_results_were_evicted_and_a_changed_step_was_not() {
     let planted = Planted { harness: Harness::open() };
     let harness = &planted.harness;
