@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::caching::{self, TargetPlan};
 use super::ignore::{self, Excluded, Search};
+use super::policy::near::near;
 use super::policy::{self, Refusal};
 use crate::beneath::Directory;
 use crate::bounds;
@@ -96,6 +97,23 @@ impl Definition {
         let root = Directory::open(&self.worktree).ok()?;
         let (context, dockerfile) = context(self.targets.get(target)?);
         ignore::excluded(&root, &self.worktree, &context, dockerfile.as_deref(), path)
+    }
+
+    /// The path below a target's context that this missing one probably means, from the root of the worktree.
+    pub(super) fn near_to(&self, target: &str, path: &Path) -> Option<PathBuf> {
+        let root = Directory::open(&self.worktree).ok()?;
+        let (context, _) = context(self.targets.get(target)?);
+        let path = context.strip_prefix(&self.worktree).ok()?.join(path);
+        [false, true].into_iter().find_map(|is_directory| near(&root, &path, is_directory))
+    }
+
+    /// The first line of an ignore file that is not a pattern, and that file's path from the root of the worktree.
+    pub(super) fn invalid_ignore_line(&self) -> Option<(PathBuf, usize)> {
+        let root = Directory::open(&self.worktree).ok()?;
+        self.targets.values().find_map(|fields| {
+            let (context, dockerfile) = context(fields);
+            ignore::invalid_line(&root, &self.worktree, &context, dockerfile.as_deref())
+        })
     }
 
     /// The first line that is not UTF-8 in a Dockerfile of the repository, and that file's path from the worktree's root.

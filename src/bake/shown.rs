@@ -10,6 +10,9 @@ use crate::reason::Evidence;
 use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
+/// Lines of an error after its first one.
+const MAX_LINES: usize = 8;
+
 /// What is masked in the texts of one build.
 pub(super) struct Shown {
     mask: Mask,
@@ -70,7 +73,7 @@ impl Shown {
         let (shown, unmasked) = (bounded(&noise::without(&masked)), bounded(&text::plain(&said_lines)));
         let unmasked = (unmasked != shown).then(|| unmasked.into_boxed_str());
         let ended = is_whole.then(|| evidence::ended(&said_lines)).flatten();
-        let ended = ended.map(|ended| bounded(&self.mask.plain(ended)).into_boxed_str());
+        let ended = ended.map(|ended| bounded(&noise::without(&self.mask.plain(ended))).into_boxed_str());
         Said { shown, unmasked, evidence: None, ended }
     }
 
@@ -90,10 +93,17 @@ impl Shown {
     }
 }
 
-/// The first line of an error; of a registry's answer, also the second, where containerd writes the registry's own words.
+/// The first line of an error; of a registry's answer, also the second, where containerd writes the registry's own words. What git
+/// says, and several answers of a registry, come in more lines.
 fn lines(said: &str) -> Cow<'_, str> {
     let mut lines = said.lines();
     let first = lines.next().unwrap_or_default();
+    if first.ends_with(':') || said[first.len()..].trim_start().starts_with("stderr:") {
+        let others: Vec<&str> = lines.map(str::trim).filter(|line| !line.is_empty()).take(MAX_LINES).collect();
+        let others = others.join("; ").replace("stderr:; ", "stderr: ");
+        let between = if first.ends_with(':') || others.is_empty() { " " } else { "; " };
+        return format!("{first}{between}{others}").trim_end().to_owned().into();
+    }
     match lines.next().map(str::trim).filter(|second| !second.is_empty()) {
         Some(second) if first.contains("unexpected status from ") => format!("{first}: {second}").into(),
         _ => first.into(),
@@ -177,7 +187,19 @@ mod tests {
     #[test]
     fn an_error_is_its_first_line_and_a_registrys_own_words() {
         let said = |error: &str| shown(&[]).error(error, true).shown;
-        assert_eq!(said("git error: exit status 128\nstderr:\nfatal: x"), "git error: exit status 128");
+        assert_eq!(
+            said("git error: exit status 128\nstderr:\nfatal: x"),
+            "git error: exit status 128; stderr: fatal: x"
+        );
+        assert_eq!(
+            said("git stderr:\nremote: no\nfatal: x\n: exit status 128"),
+            "git stderr: remote: no; fatal: x; : exit status 128"
+        );
+        assert_eq!(
+            said("failed to push r/x:1: errors:\ndenied: x\nunknown: y\n"),
+            "failed to push r/x:1: errors: denied: x; unknown: y"
+        );
+        assert_eq!(said("a file\nand more"), "a file");
         let answer = "unexpected status from PUT request to http://r/v2/x/manifests/1: 400 Bad Request";
         assert_eq!(said(&format!("{answer}\ntag invalid: it exists")), format!("{answer}: tag invalid: it exists"));
         assert_eq!(said(&format!("{answer}\n")), answer);

@@ -14,7 +14,7 @@ use super::shown::Shown;
 use super::{
     Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, immutable, metadata,
 };
-use crate::event::{Event, Status, TargetReport};
+use crate::event::{Event, FailedStep, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
@@ -94,7 +94,8 @@ pub(super) async fn solve(
     }
     // When nothing else has failed, what buildx reports is the push, for which it gave up the other targets.
     let has_end = !has_settled || progress.failed().next().is_some();
-    let end = has_end.then(|| diagnose::diagnose(ended, &progress)).flatten();
+    let line_of = |target: &str, step: &FailedStep| definition.line_of(target, step);
+    let end = has_end.then(|| diagnose::diagnose(ended, &progress, &line_of)).flatten();
     Ok(conclude(&progress, ended, end, &private, definition, journal))
 }
 

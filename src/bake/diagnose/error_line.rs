@@ -46,6 +46,10 @@ fn by_solve_error(answer: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> 
     if line.starts_with(PROCESS) {
         return step::process(line, evidence);
     }
+    if let Some((_, flag)) = ENTITLEMENTS.iter().find(|(begin, _)| line.starts_with(begin)) {
+        let advice = format!("remove `{flag}` from the Dockerfile");
+        return Verdict { advice: Some(advice), ..Reason::PolicyRefused.into() };
+    }
     if let Some((_, reason)) = SOLVE_ERRORS.iter().find(|(begin, _)| line.starts_with(begin)) {
         return (*reason).into();
     }
@@ -126,6 +130,12 @@ pub(super) fn near_name(error: &str) -> Option<(&str, &str)> {
 /// (docker/buildx#3810).
 const NO_SUCH_JOB: &str = "failed to receive status: rpc error: code = NotFound";
 
+/// How BuildKit refuses what a build has no entitlement for, and the flag of RUN that asks for it.
+const ENTITLEMENTS: &[(&str, &str)] = &[
+    ("failed to load LLB: network.host ", "--network=host"),
+    ("failed to load LLB: security.insecure ", "--security=insecure"),
+];
+
 const SOLVE_ERRORS: &[(&str, Reason)] = &[
     // The image of `# syntax=` is a program that is not a frontend.
     ("exit code: ", Reason::FrontendNotFound),
@@ -133,6 +143,8 @@ const SOLVE_ERRORS: &[(&str, Reason)] = &[
     ("cannot replace to directory ", Reason::StepFailed),
     // From the frontend; the rest quotes the customer.
     ("failed to process ", Reason::DockerfileInvalid),
+    // What the base image says of itself.
+    ("failed to parse image config: ", Reason::BaseImageNotFound),
     ("failed to parse ", Reason::DockerfileInvalid),
     ("target stage ", Reason::DockerfileInvalid),
     ("invalid boolean value for ", Reason::DefinitionInvalid),

@@ -220,6 +220,50 @@ fn warnings_about_a_dockerfile_have_their_lines() {
 }
 
 #[test]
+fn every_lint_rule_of_the_frontend_is_a_warning_with_its_line() {
+    let (_, events) = replay(stream!("buildkit-2026-11/every-lint-rule"), &["web"]);
+    let mut rules: Vec<(String, u32)> = Vec::new();
+    for event in events {
+        let Event::Warning(Warning { message, dockerfile, line, url, .. }) = event else { continue };
+        assert_eq!(dockerfile.as_deref(), Some("web/Dockerfile"), "{message}");
+        assert!(url.is_some_and(|url| url.starts_with("https://docs.docker.com/go/dockerfile/rule/")), "{message}");
+        let line = line.unwrap_or_else(|| panic!("no line: {message}"));
+        assert!(message.ends_with(&format!("(line {line})")), "{message}");
+        rules.push((message.split(':').next().unwrap_or_default().to_owned(), line));
+    }
+    rules.sort();
+    let found: Vec<(&str, u32)> = rules.iter().map(|(rule, line)| (rule.as_str(), *line)).collect();
+    let expected = [
+        ("ConsistentInstructionCasing", 14),
+        ("CopyIgnoredFile", 15),
+        ("DuplicateStageName", 8),
+        ("ExposeInvalidFormat", 17),
+        ("ExposeProtoCasing", 16),
+        ("FromAsCasing", 5),
+        ("FromPlatformFlagConstDisallowed", 6),
+        ("InvalidDefaultArgInFrom", 4),
+        ("InvalidDefinitionDescription", 3),
+        ("JSONArgsRecommended", 22),
+        ("JSONArgsRecommended", 23),
+        ("JSONArgsRecommended", 26),
+        ("LegacyKeyValueFormat", 13),
+        ("MaintainerDeprecated", 10),
+        ("MultipleInstructionsDisallowed", 22),
+        ("MultipleInstructionsDisallowed", 24),
+        ("NoEmptyContinuation", 20),
+        ("RedundantTargetPlatform", 9),
+        ("ReservedStageName", 6),
+        ("SecretsUsedInArgOrEnv", 11),
+        ("SecretsUsedInArgOrEnv", 12),
+        ("StageNameCasing", 5),
+        ("UndefinedArgInFrom", 5),
+        ("UndefinedVar", 21),
+        ("WorkdirRelativePath", 14),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn a_cache_that_is_not_there_yet_fails_no_target() {
     let (mut progress, at) = (progress_with(&["api", "web"], &[]), "2026-11-29T20:00:00Z");
     let vertex = |digest: &str, name: &str, error: &str| json!({"digest": digest, "name": name, "started": at, "completed": at, "error": error});

@@ -185,7 +185,7 @@ static LIST: LazyLock<List> = LazyLock::new(|| {
 });
 
 /// Words of the table that a line with a colon at its end explains in the next line.
-const HEADINGS: [&str; 3] = ["cmake error at", "panicked at", "what went wrong"];
+const HEADINGS: [&str; 4] = ["cmake error at", "panicked at", "treated as error", "what went wrong"];
 
 /// How tools say that they take warnings for errors.
 const STRICT: [&str; 5] = ["as error", "due to warnings", "max-warnings", "too many warnings", "-werror"];
@@ -247,7 +247,7 @@ const TABLE: [(Kind, &[&str]); 7] = [
             "a complete log of this run",
             "a failure occurred while",
             "aborted!",
-            "aborting due to",
+            "aborting",
             "an error occurred while",
             "build failed",
             "build failure",
@@ -328,6 +328,7 @@ const TABLE: [(Kind, &[&str]); 7] = [
             "there was 1",
             "there were ",
             "traceback (most recent",
+            "treated as error",
             "waiting for unfinished jobs",
             "what went wrong",
         ],
@@ -442,13 +443,16 @@ const TABLE: [(Kind, &[&str]); 7] = [
             "not find",
             "not found",
             "not in gzip format",
+            "not in scope",
             "not installed",
             "not permitted",
             "not recognized",
             "not satisfiable",
             "not supported",
             "not writable",
+            "nothing provides",
             "only install with",
+            "out of date",
             "outdated",
             "parse error",
             "please install",
