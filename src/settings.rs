@@ -172,7 +172,7 @@ impl Settings {
     pub fn secrets(&self) -> Vec<SecretSource> {
         let urls = [Some(&self.redis.url), self.journal.redis_url.as_ref()].into_iter().flatten();
         let passwords = urls.chain(&self.redis.sentinels).filter_map(password_of).map(SecretSource::Value);
-        let of_classes = self.jobs.classes.values().filter_map(|class| class.resolve.as_ref()?.secret());
+        let of_classes = self.jobs.classes.values().filter_map(|class| class.resolver()?.secret());
         let of_archive = self.journal.archive_secrets().map(SecretSource::Value);
         passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
     }

@@ -21,7 +21,9 @@ use crate::process::Ended;
 use crate::reason::{Class, End, Evidence, Failure, Reason};
 use crate::text;
 
-use error_line::{Seen, by_error_line, near_name};
+pub(super) use error_line::{Patterns, refused_patterns};
+
+use error_line::{BEFORE_PATTERNS, Seen, by_error_line, near_name};
 use registry::{Wanted, registry};
 use step::step;
 
@@ -58,9 +60,6 @@ pub(super) fn refused_manifests(progress: &BakeProgress) -> impl Iterator<Item =
     };
     progress.failed().filter(is_refused)
 }
-
-/// How BuildKit refuses a pattern, of an ignore file when no line of a Dockerfile is shown.
-pub(super) const BAD_PATTERN: &str = "syntax error in pattern";
 
 /// What an error means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,7 +174,8 @@ fn with_near_name(progress: &BakeProgress, verdict: Verdict) -> Verdict {
 /// place.
 fn last_line(progress: &BakeProgress, shown: &str, reason: Reason) -> String {
     let Line::BuildKit(answer) = Line::parse(shown) else { return shown.to_owned() };
-    let is_of_dockerfile = reason == Reason::DockerfileInvalid && answer != BAD_PATTERN;
+    let is_of_dockerfile = reason == Reason::DockerfileInvalid && refused_patterns(answer) != Some(Patterns::Ignored);
+    let answer = evidence::without(answer, if is_of_dockerfile { BEFORE_PATTERNS } else { &[] });
     match progress.place_of_error(None).filter(|_| is_of_dockerfile) {
         Some(place) => format!("{place}: {}", without_line(answer)),
         None => {

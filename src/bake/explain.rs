@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::Definition;
-use super::diagnose::BAD_PATTERN;
+use super::diagnose::{Patterns, refused_patterns};
 use super::evidence::Line;
 use super::ignore::Excluded;
 use super::noise;
@@ -38,9 +38,10 @@ fn is_internal(progress: &BakeProgress) -> bool {
     progress.failed().next().is_none() && progress.errors().iter().any(|said| is_internal(said.judged()))
 }
 
-/// Whether BuildKit refuses a pattern that is not in a Dockerfile.
+/// Whether BuildKit refuses a pattern of an ignore file.
 fn has_bad_pattern(progress: &BakeProgress) -> bool {
-    progress.errors().iter().any(|said| Line::parse(said.judged()) == Line::BuildKit(BAD_PATTERN))
+    let is_bad = |line: &str| matches!(Line::parse(line), Line::BuildKit(said) if refused_patterns(said) == Some(Patterns::Ignored));
+    progress.errors().iter().any(|said| is_bad(said.judged()))
 }
 
 /// Names the line of the ignore file that excludes a missing file, or the file that was probably meant.

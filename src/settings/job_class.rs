@@ -98,6 +98,14 @@ impl TryFrom<JobClassTable> for JobClass {
 }
 
 impl JobClass {
+    /// Where the worker asks for the build request of such a job, if it asks.
+    pub(super) fn resolver(&self) -> Option<&Resolve> {
+        match &self.arguments {
+            Shape::Resolved(resolve) => Some(resolve),
+            Shape::Native | Shape::Mapped => None,
+        }
+    }
+
     /// `path` is that of the class, such as `jobs.classes.BuildJob`.
     pub(super) fn check(&self, path: &str) -> Result<(), FieldError> {
         for (field, pointer) in self.map.iter().chain(&self.echo) {

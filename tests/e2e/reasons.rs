@@ -181,6 +181,7 @@ async fn each_mistake_of_a_step_is_the_customers() {
             "step_failed",
             "not found; fatal: repository 'http://",
         ),
+        ("brackets", step("COPY [a-z /x"), "dockerfile_invalid", "brackets/Dockerfile: invalid includepatterns: "),
         ("flag", step("COPY --nope a /x"), "dockerfile_invalid", "flag/Dockerfile:3: unknown flag: nope"),
         ("heredoc", step("COPY <<EOF /x\nhello"), "dockerfile_invalid", "heredoc/Dockerfile:3: unterminated heredoc"),
         ("ssh", step("RUN --mount=type=ssh,required=true true"), "step_failed", "builds get no SSH agent"),

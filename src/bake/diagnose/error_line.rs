@@ -42,6 +42,9 @@ fn by_solve_error(answer: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> 
     if !seen.has_steps && is_not_utf8(answer) {
         return Verdict { advice: Some("the Dockerfile is not UTF-8".into()), ..Reason::DockerfileInvalid.into() };
     }
+    if refused_patterns(answer).is_some() {
+        return Reason::DockerfileInvalid.into();
+    }
     let line = without_code(answer);
     if line.starts_with(PROCESS) {
         return step::process(line, evidence);
@@ -90,6 +93,30 @@ fn too_large(line: &str) -> Option<Verdict> {
 
 /// How gRPC writes the code with which it refuses a message.
 const EXHAUSTED: &[&str] = &["ResourceExhausted: ", "rpc error: code = ResourceExhausted desc = "];
+
+/// Whose patterns BuildKit refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::bake) enum Patterns {
+    /// Those of an ignore file.
+    Ignored,
+    /// The files that a COPY, an ADD or a mount takes.
+    Copied,
+}
+
+/// The patterns that BuildKit refuses in an answer, if it does.
+pub(in crate::bake) fn refused_patterns(answer: &str) -> Option<Patterns> {
+    let said = without(answer, BEFORE_PATTERNS);
+    let begins = |begin: &str| said.starts_with(begin);
+    if said == "syntax error in pattern" || begins("illegal exclusion pattern: ") || begins("invalid excludepatterns: ")
+    {
+        Some(Patterns::Ignored)
+    } else {
+        begins("invalid includepatterns: ").then_some(Patterns::Copied)
+    }
+}
+
+/// What stands before a refused pattern: buildx refuses it when it sends the context.
+pub(super) const BEFORE_PATTERNS: &[&str] = &["rpc error: code = Unknown desc = ", "error from sender: "];
 
 /// Whether gRPC could not carry a text of the Dockerfile. A field of its messages is UTF-8.
 fn is_not_utf8(answer: &str) -> bool {

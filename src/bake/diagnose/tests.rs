@@ -630,6 +630,15 @@ fn a_customers_own_words_are_not_matched() {
         ),
         ("ResourceExhausted: grpc: received message larger than max (7531213 vs. 4194304)", Reason::BuildTooLarge),
         ("Internal: something broke", Reason::BuildFailed),
+        (
+            "rpc error: code = Unknown desc = invalid excludepatterns: [*.log [a]: syntax error in pattern",
+            Reason::DockerfileInvalid,
+        ),
+        (
+            "rpc error: code = Unknown desc = invalid includepatterns: [[a-z]: syntax error in pattern",
+            Reason::DockerfileInvalid,
+        ),
+        ("illegal exclusion pattern: \"!\"", Reason::DockerfileInvalid),
         ("DeadlineExceeded: context deadline exceeded", Reason::BuilderUnavailable),
         (
             r#"Internal: rpc error: code = Internal desc = header key "followpaths" contains value with non-printable ASCII characters"#,
