@@ -177,7 +177,7 @@ fn last_line(progress: &BakeProgress, shown: &str, reason: Reason) -> String {
     let is_of_dockerfile = reason == Reason::DockerfileInvalid && refused_patterns(answer) != Some(Patterns::Ignored);
     let answer = evidence::without(answer, if is_of_dockerfile { BEFORE_PATTERNS } else { &[] });
     match progress.place_of_error(None).filter(|_| is_of_dockerfile) {
-        Some(place) => format!("{place}: {}", without_line(answer)),
+        Some(place) => format!("{place}: {}", without_line(answer, &place)),
         None => {
             let target = evidence::split_target(shown).0.map(|target| format!("target {target}: "));
             format!("{}{answer}", target.unwrap_or_default())
@@ -185,11 +185,11 @@ fn last_line(progress: &BakeProgress, shown: &str, reason: Reason) -> String {
     }
 }
 
-/// The error of a Dockerfile without its line, which the place has.
-fn without_line(answer: &str) -> &str {
+/// The error of a Dockerfile without its line, if the place has it.
+fn without_line<'a>(answer: &'a str, place: &str) -> &'a str {
     let numbered = answer.strip_prefix("dockerfile parse error on line ").and_then(|rest| rest.split_once(": "));
     match numbered {
-        Some((line, error)) if line.bytes().all(|byte| byte.is_ascii_digit()) => error,
+        Some((line, error)) if place.ends_with(&format!(":{line}")) => error,
         _ => answer,
     }
 }
