@@ -14,6 +14,7 @@ use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
 use crate::job::arguments::RequestFrom;
+use crate::network::Unreachable;
 use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
@@ -46,13 +47,8 @@ pub enum RailsError {
     #[error("the resolver's shared secret: {0}")]
     Secret(#[from] SecretError),
     /// Rails cannot be reached in time.
-    #[error("{url} cannot be reached: {source}")]
-    Unreachable {
-        /// What was asked.
-        url: String,
-        /// Why.
-        source: reqwest::Error,
-    },
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// An answer that is longer than allowed.
     #[error(transparent)]
     TooLong(#[from] TooLong),
@@ -71,7 +67,7 @@ impl HasReason for RailsError {
         Some(match self {
             Self::Gone { .. } => Reason::Gone,
             Self::Refused { .. } | Self::Secret(_) => Reason::ResolverRefused,
-            Self::Unreachable { .. } | Self::TooLong(_) | Self::Nonsense { .. } => Reason::ResolverUnavailable,
+            Self::Unreachable(_) | Self::TooLong(_) | Self::Nonsense { .. } => Reason::ResolverUnavailable,
         })
     }
 }
@@ -110,8 +106,7 @@ impl Resolver {
     /// The build request at `url`, at most 1 MiB. The request has a signature.
     async fn ask(&self, resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
         let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
-        let unreachable =
-            |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
+        let unreachable = |error: reqwest::Error| Unreachable::new(url, &error.without_url());
         let secret = secret(resolve)?;
         let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("is not a valid URL: {error}")))?;
         let date = http_date();
@@ -130,7 +125,7 @@ impl Resolver {
         }
         let body = body::read(answer, url, bounds::RESOLVED).await.map_err(|error| match error {
             BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
-            BodyError::Broken(source) => unreachable(source),
+            BodyError::Broken(error) => unreachable(error).into(),
         })?;
         json::read(&body).map_err(|error| nonsense(format!("did not answer with valid JSON: {error}")))
     }

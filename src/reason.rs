@@ -71,6 +71,9 @@ reasons! {
     /// The App is not installed on the repository, or the repository does not exist.
     RepositoryNotFound = "repository_not_found", User, "The repository does not exist, or the GitHub App does not have access to it.",
         "Check the repository's name. Give the GitHub App access to it.";
+    /// GitHub refuses the App this repository: a suspended installation, an address allow list, a blocked repository.
+    RepositoryDenied = "repository_denied", User, "GitHub does not let the GitHub App read the repository.",
+        "Read GitHub's answer in the message. Resume the App's installation, or allow the worker's addresses.";
     /// The commit is not in the repository, or not on the job's branch or tag.
     CommitNotFound = "commit_not_found", User, "The commit was not found.",
         "Push the commit to the branch or tag of the build.";

@@ -1,6 +1,9 @@
 //! Secrets that a setting holds or a file contains.
 
-use crate::secret::Secret;
+use std::io;
+use std::path::Path;
+
+use crate::secret::{Secret, SecretBytes};
 use crate::settings::SecretSource;
 
 /// A secret that cannot be used.
@@ -32,14 +35,28 @@ pub fn read(source: &SecretSource) -> Result<Secret, SecretError> {
         SecretSource::Value(secret) => return Ok(secret.clone()),
         SecretSource::File(path) => path,
     };
-    let shown = || path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map(Secret::new)
-        .map_err(|source| SecretError::Unreadable { path: shown(), source })?;
-    match text.expose().trim() {
-        "" => Err(SecretError::Empty { path: shown() }),
-        trimmed => Ok(Secret::new(trimmed)),
+    let bytes = read_file(path)?;
+    let text = std::str::from_utf8(bytes.expose()).map_err(|_| SecretError::Unreadable {
+        path: path.display().to_string(),
+        source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"),
+    })?;
+    Ok(Secret::new(text.trim()))
+}
+
+/// The secret as its bytes are, with the white space around it. Errors as of [`read`], but a file need not be UTF-8.
+pub fn read_bytes(source: &SecretSource) -> Result<SecretBytes, SecretError> {
+    match source {
+        SecretSource::Value(secret) => Ok(secret.into()),
+        SecretSource::File(path) => read_file(path),
     }
+}
+
+fn read_file(path: &Path) -> Result<SecretBytes, SecretError> {
+    let shown = || path.display().to_string();
+    let bytes = std::fs::read(path).map(SecretBytes::new);
+    let bytes = bytes.map_err(|source| SecretError::Unreadable { path: shown(), source })?;
+    let is_empty = bytes.expose().trim_ascii().is_empty();
+    if is_empty { Err(SecretError::Empty { path: shown() }) } else { Ok(bytes) }
 }
 
 #[cfg(test)]

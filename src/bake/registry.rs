@@ -17,6 +17,7 @@ use super::credentials::{Credentials, Login};
 use super::own_registries::{DOCKER_HUB, canonical};
 use crate::body::{self, BodyError};
 use crate::name::reference::is_host_like;
+use crate::network::Unreachable;
 use crate::secret::Secret;
 use crate::{bounds, hex, json};
 
@@ -36,8 +37,8 @@ const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// A registry that did not say what a tag has.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistryError {
-    #[error("{url} cannot be reached: {source}")]
-    Unreachable { url: String, source: reqwest::Error },
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     #[error("{url} answered {status}")]
     Status { url: String, status: StatusCode },
     #[error(transparent)]
@@ -237,7 +238,7 @@ fn bearer(token: &str) -> Secret {
 }
 
 fn unreachable(url: &Url, source: reqwest::Error) -> RegistryError {
-    RegistryError::Unreachable { url: url.to_string(), source: source.without_url() }
+    Unreachable::new(url.as_str(), &source.without_url()).into()
 }
 
 fn nonsense(url: impl ToString, what: impl Into<String>) -> RegistryError {

@@ -171,7 +171,7 @@ fn admit(shared: &Shared, head: &Parts) -> Result<String, Refusal> {
     let (owner, name, service) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or(""));
     let name = name.strip_suffix(".git").unwrap_or(name);
     authenticate(shared, &head.headers, &format!("{owner}/{name}"))?;
-    if [owner, name].iter().any(|part| part.is_empty() || part.starts_with('.')) {
+    if [owner, name].iter().any(|part| part.trim_start_matches('.').is_empty()) {
         return Err(NOT_FOUND);
     }
     if !shared.root.join(owner).join(format!("{name}.git")).is_dir() {
