@@ -173,18 +173,32 @@ pub fn callback_job(
     if callback.active_job {
         job["class"] = json!("ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper");
         job["wrapped"] = json!(callback.class);
-        job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), now)]);
+        job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), fetched_text, now)]);
     }
     Some(job.to_string())
 }
 
 /// Active Job's envelope of a report with its marks. All versions of Sidekiq accept the old name of the outer wrapper.
-fn active_job(callback: &Callback, jid: &str, report: Value, now: Epoch) -> Value {
-    json!({
+///
+/// Locale and time zone are those of the build's job, where it has an envelope. Rails takes its own default for one that is absent. A
+/// value of ours could be one that the application does not have, and then Rails never runs the job.
+fn active_job(callback: &Callback, jid: &str, report: Value, fetched_text: &[u8], now: Epoch) -> Value {
+    let mut envelope = json!({
         "job_class": callback.class, "job_id": uuid_of(jid), "provider_job_id": null, "queue_name": callback.queue,
         "priority": null, "arguments": [report], "executions": 0, "exception_executions": {},
-        "locale": "en", "timezone": "UTC", "enqueued_at": now.timestamp().to_string(), "scheduled_at": null,
-    })
+        "enqueued_at": now.timestamp().to_string(), "scheduled_at": null,
+    });
+    let text = String::from_utf8_lossy(fetched_text);
+    if json::pointer(&text, "/wrapped").is_some() {
+        for name in ["locale", "timezone"] {
+            let value = json::pointer(&text, &format!("/args/0/{name}"))
+                .and_then(|raw| serde_json::from_str::<String>(raw).ok());
+            if let Some(value) = value.filter(|value| value.len() <= bounds::NAME) {
+                envelope[name] = json!(value);
+            }
+        }
+    }
+    envelope
 }
 
 /// Adds the marks that Active Job requires: the keys of each hash that were symbols. None of ours were.
@@ -257,6 +271,13 @@ mod tests {
             (&json!("BuildFinishedJob"), &json!("BuildFinishedJob"))
         );
         assert_eq!(job["args"][0]["arguments"][0]["_aj_symbol_keys"], json!([]));
+        assert_eq!(job["args"][0].get("locale"), None, "Rails takes its own");
+
+        let own = br#"{"wrapped":"BuildJob","args":[{"locale":"lt","timezone":"Europe/Vilnius","arguments":[]}]}"#;
+        let at = Epoch::from_secs_f64(1.0);
+        let text = callback_job(&callback(true), &Report::default(), own, at, Timestamps::Milliseconds);
+        let job: Value = serde_json::from_str(&text.expect("asked for")).expect("JSON");
+        assert_eq!((&job["args"][0]["locale"], &job["args"][0]["timezone"]), (&json!("lt"), &json!("Europe/Vilnius")));
         assert_eq!(job["args"][0]["job_id"].as_str().map(str::len), Some(36));
     }
     #[test]
