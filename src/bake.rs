@@ -7,6 +7,7 @@
 mod as_written;
 mod caching;
 mod child;
+mod confirmed;
 mod credentials;
 mod define;
 mod definition;
@@ -45,10 +46,11 @@ use crate::process::ProcessError;
 use crate::reason::{End, HasReason, Reason};
 use crate::sandbox::Sockets;
 use crate::secret::SecretBytes;
-use crate::secret_file;
 use crate::settings;
 use crate::state::{JobDirectory, StateError, make_private, write_private};
+use crate::{environment, secret_file};
 
+use confirmed::Confirmed;
 use grants::Grants;
 
 pub use caching::TargetPlan;
@@ -189,6 +191,8 @@ pub struct Bake {
     buildx: settings::Buildx,
     /// Whether buildx evaluates policies beside Dockerfiles; known once it was asked for its version.
     has_policies: Arc<OnceCell<bool>>,
+    /// The definitions that buildx need not confirm again.
+    confirmed: Arc<Confirmed>,
     /// Permits for `--print`, which can use a whole processor and all the memory that it is allowed.
     prints: Arc<Semaphore>,
     limits: settings::Bake,
@@ -204,18 +208,18 @@ impl Bake {
         Self {
             buildx: settings.buildx.clone(),
             has_policies: Arc::default(),
+            confirmed: Arc::default(),
             prints: Arc::new(Semaphore::new(settings.bake.prints)),
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
-            secrets: settings.secrets(),
+            secrets: settings.secrets().into_iter().chain(environment::credentials()).collect(),
         }
     }
 
-    /// The worker's own secrets. One that cannot be read is left out: what needs it reports it. So is a short password, which may be
-    /// an ordinary word of every build's output.
+    /// The worker's own secrets. A short password is left out: it may be an ordinary word of every build's output.
     fn worker_secrets(&self) -> impl Iterator<Item = SecretBytes> {
-        let secrets = self.secrets.iter().filter_map(|source| secret_file::read(source).ok());
+        let secrets = secret_file::secrets_in(&self.secrets);
         secrets.filter(|secret| secret.expose().len() >= LEAST_OF_WORKER).map(|secret| SecretBytes::from(&secret))
     }
 
@@ -265,7 +269,12 @@ impl Bake {
         directory: &JobDirectory,
         stop: &CancellationToken,
     ) -> Result<Option<Definition>, BakeError> {
+        let shape = confirmed::shape(&definition, request);
+        if shape.is_some_and(|shape| self.confirmed.has(&shape)) {
+            return Ok(Some(definition.understood()));
+        }
         if print::is_understood(self, &definition, request, directory, stop).await? {
+            shape.into_iter().for_each(|shape| self.confirmed.add(shape));
             return Ok(Some(definition.understood()));
         }
         let Some((rest, compose)) = as_written::split(&definition.targets) else { return Ok(None) };

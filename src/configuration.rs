@@ -85,7 +85,6 @@ fn with_variables(sources: Sources, variables: BTreeMap<String, String>) -> Resu
         .separator("__")
         .try_parsing(true)
         .list_separator(",")
-        .with_list_parse_key("queues")
         .with_list_parse_key("labels")
         .with_list_parse_key("sandbox.registry_ports")
         .source(Some(variables.into_iter().collect()));

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use crate::secret::{Secret, SecretBytes};
+use crate::settings::{CREDENTIAL_VARIABLES, SecretSource, credential};
 
 /// Every variable whose name and value are UTF-8.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
@@ -62,6 +63,12 @@ pub fn of_plugins() -> impl Iterator<Item = (OsString, OsString)> {
 pub fn beginning_with(prefix: &str) -> impl Iterator<Item = (String, Secret)> {
     let variables = variables().into_iter().filter(move |(name, _)| name.starts_with(prefix));
     variables.map(|(name, value)| (name, Secret::new(value)))
+}
+
+/// The credentials in the variables of AWS, Azure and Google, whoever reads them.
+pub fn credentials() -> impl Iterator<Item = SecretSource> {
+    let variables = CREDENTIAL_VARIABLES.into_iter().flat_map(beginning_with);
+    variables.filter_map(|(name, value)| credential(&name, &value))
 }
 
 /// The value of a variable that holds a build secret. It may contain any byte but NUL.

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::reason::Reason;
+use crate::text::lines::Lines;
 use crate::{bounds, text};
 
 /// One thing that happened.
@@ -74,12 +75,12 @@ pub enum Event {
         /// BuildKit's error, when it failed.
         error: Option<String>,
     },
-    /// A line that a step printed.
+    /// Lines that a step printed.
     StepOutput {
         /// Which step.
         step: Step,
-        /// The line, without its end.
-        line: String,
+        /// The lines, in order.
+        lines: Lines,
     },
     /// BuildKit warns about a Dockerfile.
     Warning(Warning),

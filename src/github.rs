@@ -6,6 +6,7 @@
 
 mod api;
 mod git_ref;
+mod key;
 mod token;
 
 use std::collections::HashMap;
@@ -21,6 +22,7 @@ use crate::body::TooLong;
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
+use crate::network::Unreachable;
 use crate::reason::{HasReason, Reason};
 use crate::secret::Secret;
 use crate::secret_file::SecretError;
@@ -29,6 +31,7 @@ use crate::text;
 
 use api::{Api, ApiAnswer, ApiRequest, Bearer};
 
+pub use key::KeyError;
 pub use token::InstallationToken;
 
 /// The most installations that are remembered; with more accounts, some are looked up again.
@@ -49,23 +52,29 @@ pub enum GithubError {
     /// The private key cannot be read.
     #[error("the App's private key: {0}")]
     KeyFile(#[from] SecretError),
-    /// The private key is not a PEM of an RSA key.
-    #[error("the App's private key is not a PEM of an RSA key: {0}")]
-    Key(jsonwebtoken::errors::Error),
+    /// The private key cannot be used.
+    #[error("the App's private key cannot be used: {0}")]
+    Key(#[from] KeyError),
     /// GitHub cannot be reached.
-    #[error("{url} cannot be reached: {source}")]
-    Unreachable {
-        /// The URL, which never contains credentials.
-        url: String,
-        /// Why.
-        source: reqwest::Error,
-    },
-    /// GitHub does not know the App, or does not allow it the request.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
+    /// GitHub does not know the App, or not its key.
     #[error("GitHub refused the App: {url} answered {status}: {message}")]
     Refused {
         /// What was asked.
         url: String,
-        /// 401 or 403.
+        /// 401.
+        status: StatusCode,
+        /// GitHub's own words.
+        message: String,
+    },
+    /// GitHub knows the App, and does not let it have this repository: the installation is suspended or lacks a permission, an
+    /// address allow list does not have this worker, or GitHub blocked the repository.
+    #[error("GitHub does not let the App read the repository: {url} answered {status}: {message}")]
+    Denied {
+        /// What was asked.
+        url: String,
+        /// 403 or 451.
         status: StatusCode,
         /// GitHub's own words.
         message: String,
@@ -106,7 +115,8 @@ impl HasReason for GithubError {
         Some(match self {
             Self::NotConfigured(_) | Self::KeyFile(_) | Self::Key(_) | Self::Refused { .. } => Reason::GithubRefused,
             Self::NotFound { .. } => Reason::RepositoryNotFound,
-            Self::Unreachable { .. } | Self::Limited { .. } | Self::TooLong(_) | Self::Unavailable { .. } => {
+            Self::Denied { .. } => Reason::RepositoryDenied,
+            Self::Unreachable(_) | Self::Limited { .. } | Self::TooLong(_) | Self::Unavailable { .. } => {
                 Reason::GithubUnavailable
             }
         })
@@ -169,7 +179,7 @@ impl App {
         Ok(token)
     }
 
-    /// Whether the commit is in the repository. libgit2 cannot distinguish a missing commit from a broken connection.
+    /// Whether the commit is in the repository. A git host's answer does not tell a missing commit from another failure.
     ///
     /// GitHub stores the commits of a repository and of all its forks together, so a fork's commits are found too.
     pub async fn has_commit(

@@ -1,7 +1,7 @@
 //! The health endpoints for Kubernetes: `/live` and `/ready`, in plain HTTP.
 //!
 //! `/live` fails only when the runtime is stuck: the runtime itself answers. `/ready` is 503 when the worker takes no jobs: it is
-//! quiet, its disk is low, or Redis does not answer.
+//! quiet, its disk is low, or Redis does not answer, or answers another connection than the one that fetches.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -44,12 +44,13 @@ impl Health {
     pub async fn run(
         self,
         redis: Redis,
+        trouble: watch::Receiver<Option<String>>,
         quiet: &CancellationToken,
         has_room: watch::Receiver<bool>,
         ended: &CancellationToken,
     ) {
         let Some(listener) = self.0 else { return };
-        let state = Arc::new(Worker { redis, quiet: quiet.clone(), has_room });
+        let state = Arc::new(Worker { redis, trouble, quiet: quiet.clone(), has_room });
         let routes = Router::new()
             .route("/live", get(async || "alive\n"))
             .route("/ready", get(async |State(worker): State<Arc<Worker>>| worker.ready().await))
@@ -66,22 +67,34 @@ impl Health {
 
 struct Worker {
     redis: Redis,
+    /// Why the worker gets no jobs from Redis.
+    trouble: watch::Receiver<Option<String>>,
     quiet: CancellationToken,
     has_room: watch::Receiver<bool>,
 }
 
 impl Worker {
-    async fn ready(&self) -> (StatusCode, &'static str) {
+    async fn ready(&self) -> (StatusCode, String) {
+        match self.obstacle().await {
+            Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, format!("{obstacle}\n")),
+            None => (StatusCode::OK, "ready\n".into()),
+        }
+    }
+
+    /// Why the worker takes no jobs.
+    async fn obstacle(&self) -> Option<String> {
         if self.quiet.is_cancelled() {
-            return (StatusCode::SERVICE_UNAVAILABLE, "quiet: fetching no jobs\n");
+            return Some("quiet: fetching no jobs".into());
         }
         if !*self.has_room.borrow() {
-            return (StatusCode::SERVICE_UNAVAILABLE, "low disk space: fetching no jobs\n");
+            return Some("low disk space: fetching no jobs".into());
         }
+        if let Some(trouble) = self.trouble.borrow().clone() {
+            return Some(trouble);
+        }
+        // An idle worker with full slots takes no turn, so it is asked here too.
         let ping = redis::cmd("PING");
-        match tokio::time::timeout(PATIENCE, self.redis.query::<String>(&ping)).await {
-            Ok(Ok(_)) => (StatusCode::OK, "ready\n"),
-            _ => (StatusCode::SERVICE_UNAVAILABLE, "Redis does not answer\n"),
-        }
+        let answer = tokio::time::timeout(PATIENCE, self.redis.query::<String>(&ping)).await;
+        (!matches!(answer, Ok(Ok(_)))).then(|| "Redis does not answer".into())
     }
 }

@@ -122,7 +122,11 @@ fn log(event: &Event) {
             let ms = millis(*took);
             tracing::debug!(event = "step_ended", step = step.title(), is_cached, ms, error, "step ended");
         }
-        Event::StepOutput { step, line } => tracing::trace!(step = step.label(), line),
+        Event::StepOutput { step, lines } => {
+            if tracing::enabled!(tracing::Level::TRACE) {
+                lines.iter().for_each(|line| tracing::trace!(step = step.label(), line));
+            }
+        }
         Event::Notice(notice) => tracing::info!(notice),
         Event::Warning(warning) => tracing::debug!(%warning),
         Event::Placed(placement) => {

@@ -57,6 +57,7 @@ pub mod configuration;
 pub mod connections;
 pub mod environment;
 pub mod hex;
+pub mod network;
 pub mod process;
 pub mod redis;
 pub mod sandbox;

@@ -100,6 +100,8 @@ struct State {
     place: Option<Place>,
     /// Whether the record in Redis lacks something.
     is_record_due: bool,
+    /// The key of the stream has another type, and the log is not written.
+    is_log_refused: bool,
     /// Redis refused the record, and it is not written any more.
     is_record_refused: bool,
     /// Whether the attempt has ended, and the build with it.
@@ -147,6 +149,7 @@ impl LogStreams {
             facts: Facts::default(),
             place: None,
             is_record_due: false,
+            is_log_refused: false,
             is_record_refused: false,
             end: None,
             archive_url: None,
@@ -186,7 +189,9 @@ impl Listener for LogStream {
             state.end = Some(End { is_over: *is_over });
             state.archive_url.clone_from(log_url);
         }
-        state.buffer.take_in(event);
+        if !state.is_log_refused {
+            state.buffer.take_in(event);
+        }
         drop(state);
         self.changed.notify_one();
     }

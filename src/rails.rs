@@ -14,6 +14,7 @@ use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
 use crate::job::arguments::RequestFrom;
+use crate::network::Unreachable;
 use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
@@ -46,13 +47,8 @@ pub enum RailsError {
     #[error("the resolver's shared secret: {0}")]
     Secret(#[from] SecretError),
     /// Rails cannot be reached in time.
-    #[error("{url} cannot be reached: {source}")]
-    Unreachable {
-        /// What was asked.
-        url: String,
-        /// Why.
-        source: reqwest::Error,
-    },
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// An answer that is longer than allowed.
     #[error(transparent)]
     TooLong(#[from] TooLong),
@@ -71,7 +67,7 @@ impl HasReason for RailsError {
         Some(match self {
             Self::Gone { .. } => Reason::Gone,
             Self::Refused { .. } | Self::Secret(_) => Reason::ResolverRefused,
-            Self::Unreachable { .. } | Self::TooLong(_) | Self::Nonsense { .. } => Reason::ResolverUnavailable,
+            Self::Unreachable(_) | Self::TooLong(_) | Self::Nonsense { .. } => Reason::ResolverUnavailable,
         })
     }
 }
@@ -110,8 +106,7 @@ impl Resolver {
     /// The build request at `url`, at most 1 MiB. The request has a signature.
     async fn ask(&self, resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
         let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
-        let unreachable =
-            |source: reqwest::Error| RailsError::Unreachable { url: url.to_owned(), source: source.without_url() };
+        let unreachable = |error: reqwest::Error| Unreachable::new(url, &error.without_url());
         let secret = secret(resolve)?;
         let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("is not a valid URL: {error}")))?;
         let date = http_date();
@@ -130,7 +125,7 @@ impl Resolver {
         }
         let body = body::read(answer, url, bounds::RESOLVED).await.map_err(|error| match error {
             BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
-            BodyError::Broken(source) => unreachable(source),
+            BodyError::Broken(error) => unreachable(error).into(),
         })?;
         json::read(&body).map_err(|error| nonsense(format!("did not answer with valid JSON: {error}")))
     }
@@ -178,18 +173,32 @@ pub fn callback_job(
     if callback.active_job {
         job["class"] = json!("ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper");
         job["wrapped"] = json!(callback.class);
-        job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), now)]);
+        job["args"] = json!([active_job(callback, &jid, job["args"][0].take(), fetched_text, now)]);
     }
     Some(job.to_string())
 }
 
 /// Active Job's envelope of a report with its marks. All versions of Sidekiq accept the old name of the outer wrapper.
-fn active_job(callback: &Callback, jid: &str, report: Value, now: Epoch) -> Value {
-    json!({
+///
+/// Locale and time zone are those of the build's job, where it has an envelope. Rails takes its own default for one that is absent. A
+/// value of ours could be one that the application does not have, and then Rails never runs the job.
+fn active_job(callback: &Callback, jid: &str, report: Value, fetched_text: &[u8], now: Epoch) -> Value {
+    let mut envelope = json!({
         "job_class": callback.class, "job_id": uuid_of(jid), "provider_job_id": null, "queue_name": callback.queue,
         "priority": null, "arguments": [report], "executions": 0, "exception_executions": {},
-        "locale": "en", "timezone": "UTC", "enqueued_at": now.timestamp().to_string(), "scheduled_at": null,
-    })
+        "enqueued_at": now.timestamp().to_string(), "scheduled_at": null,
+    });
+    let text = String::from_utf8_lossy(fetched_text);
+    if json::pointer(&text, "/wrapped").is_some() {
+        for name in ["locale", "timezone"] {
+            let value = json::pointer(&text, &format!("/args/0/{name}"))
+                .and_then(|raw| json::read::<String>(raw.as_bytes()).ok());
+            if let Some(value) = value.filter(|value| value.len() <= bounds::NAME) {
+                envelope[name] = json!(value);
+            }
+        }
+    }
+    envelope
 }
 
 /// Adds the marks that Active Job requires: the keys of each hash that were symbols. None of ours were.
@@ -262,6 +271,13 @@ mod tests {
             (&json!("BuildFinishedJob"), &json!("BuildFinishedJob"))
         );
         assert_eq!(job["args"][0]["arguments"][0]["_aj_symbol_keys"], json!([]));
+        assert_eq!(job["args"][0].get("locale"), None, "Rails takes its own");
+
+        let own = br#"{"wrapped":"BuildJob","args":[{"locale":"lt","timezone":"Europe/Vilnius","arguments":[]}]}"#;
+        let at = Epoch::from_secs_f64(1.0);
+        let text = callback_job(&callback(true), &Report::default(), own, at, Timestamps::Milliseconds);
+        let job: Value = serde_json::from_str(&text.expect("asked for")).expect("JSON");
+        assert_eq!((&job["args"][0]["locale"], &job["args"][0]["timezone"]), (&json!("lt"), &json!("Europe/Vilnius")));
         assert_eq!(job["args"][0]["job_id"].as_str().map(str::len), Some(36));
     }
     #[test]

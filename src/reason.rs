@@ -71,6 +71,9 @@ reasons! {
     /// The App is not installed on the repository, or the repository does not exist.
     RepositoryNotFound = "repository_not_found", User, "The repository does not exist, or the GitHub App does not have access to it.",
         "Check the repository's name. Give the GitHub App access to it.";
+    /// GitHub refuses the App this repository: a suspended installation, an address allow list, a blocked repository.
+    RepositoryDenied = "repository_denied", User, "GitHub does not let the GitHub App read the repository.",
+        "Read GitHub's answer in the message. Resume the App's installation, or allow the worker's addresses.";
     /// The commit is not in the repository, or not on the job's branch or tag.
     CommitNotFound = "commit_not_found", User, "The commit was not found.",
         "Push the commit to the branch or tag of the build.";
@@ -86,7 +89,7 @@ reasons! {
     /// A message to or from the builder is larger than BuildKit accepts.
     BuildTooLarge = "build_too_large", User, "The Dockerfile or the build definition is too large for the builder.",
         "Move long texts from the Dockerfile into files, and copy them. Fix lint warnings of a long Dockerfile.";
-    /// The Dockerfile does not parse, or is not UTF-8.
+    /// The Dockerfile or its ignore file does not parse, or is not UTF-8.
     DockerfileInvalid = "dockerfile_invalid", User, "The Dockerfile has an error.",
         "Correct the line that the message names. Save the file as UTF-8.";
     /// The Dockerfile does not exist.
@@ -109,8 +112,8 @@ reasons! {
     OutOfMemory = "out_of_memory", User, "A step of the Dockerfile was killed, most likely because it needed more memory than the builder allows.",
         "Make the step use less memory, such as with fewer parallel jobs. Operators: see `builders.NAME.limits`.";
     /// The image named in FROM, COPY --from or a mount does not exist, nor a stage of that name; or its registry's host
-    /// does not exist.
-    BaseImageNotFound = "base_image_not_found", User, "The base image was not found.",
+    /// does not exist; or it is not an image, or not one for the platform of the build.
+    BaseImageNotFound = "base_image_not_found", User, "The base image was not found, or cannot be used.",
         "Correct the name, the tag or the stage.";
     /// A registry that the platform neither pushes to nor has credentials for refuses a base image.
     BaseImageDenied = "base_image_denied", User, "The registry of the base image does not give access to it.",
@@ -143,7 +146,7 @@ reasons! {
     /// The builder was lost during a build.
     BuilderLost = "builder_lost", Infrastructure, "The builder was lost during the build.",
         "Check why the builder's pod or BuildKit ended.";
-    /// The builder's disk is full.
+    /// BuildKit itself found the builder's disk full. A command that says so does not prove it.
     BuilderDiskFull = "builder_disk_full", Infrastructure, "The builder's disk is full.",
         "Enlarge the builder's disk, or lower BuildKit's garbage collection limits.";
     /// The build printed nothing for too long.

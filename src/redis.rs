@@ -3,27 +3,30 @@
 //! Knows none of Sidekiq's keys. A failed command closes the connection, so that the next command connects to the current master.
 //! A caller that needs its command to happen sends it again.
 
+mod dial;
 mod server;
+mod url;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use redis::aio::MultiplexedConnection;
-use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, ProtocolVersion, PushInfo, PushKind, Value,
 };
 use tokio::sync::{Mutex, Notify};
-use tokio::time::timeout;
 
 use crate::settings;
 
+use dial::{Connection, Dialer};
+use url::{Address, Target};
+
 pub use redis::{RedisError, Script, ScriptInvocation};
 pub use server::{ServerInfo, Trouble};
+
+/// After so many jobs in a row that Redis did not tell of, it counts as one that does not push.
+const MISSED_PUSHES: u32 = 2;
 
 /// Whether an ACL refused a script, or a command in it.
 pub fn is_forbidden(error: &RedisError) -> bool {
@@ -33,11 +36,10 @@ pub fn is_forbidden(error: &RedisError) -> bool {
 /// A connection that many tasks may use.
 pub struct Redis {
     server: Server,
-    timeout: Duration,
+    dialer: Dialer,
     wake: Option<Wake>,
-    /// Whether the server pushes changes of keys.
-    has_tracking: AtomicBool,
-    connection: Mutex<Option<MultiplexedConnection>>,
+    tracking: Arc<Tracking>,
+    connection: Mutex<Option<Connection>>,
 }
 
 /// Notified of changes to these keys.
@@ -47,18 +49,26 @@ struct Wake {
     keys: Arc<[String]>,
 }
 
+/// Whether the server pushes changes of keys.
+#[derive(Debug)]
+struct Tracking {
+    is_on: AtomicBool,
+    /// Changes in a row that were found and not told.
+    n_missed: AtomicU32,
+}
+
 /// Where the server is.
 enum Server {
     /// At this address.
-    Fixed(Box<Client>),
-    /// The sentinels know the address of the master; everything else is known here.
-    Master { sentinels: Box<Mutex<SentinelClient>>, info: Box<ConnectionInfo> },
+    Fixed(Target),
+    /// The sentinels know the address of the master with this name; everything else is known here.
+    Master { sentinels: Vec<Target>, name: String, target: Target },
 }
 
 impl Redis {
     /// Checks the URL and reads the certificates; connects with the first command.
     pub fn new(settings: &settings::Redis) -> Result<Self, RedisError> {
-        Self::with(settings, ProtocolVersion::RESP2, None)
+        Self::with(settings, None)
     }
 
     /// A connection with client-side tracking (RESP3). Notifies `notify` when another client changes one of these keys after a
@@ -66,25 +76,18 @@ impl Redis {
     ///
     /// Before Redis 7.2, tracking covers all declared keys of a script that reads, and no others.
     pub fn waking(settings: &settings::Redis, keys: Vec<String>, notify: Arc<Notify>) -> Result<Self, RedisError> {
-        Self::with(settings, ProtocolVersion::RESP3, Some(Wake { notify, keys: keys.into() }))
+        Self::with(settings, Some(Wake { notify, keys: keys.into() }))
     }
 
-    fn with(settings: &settings::Redis, protocol: ProtocolVersion, wake: Option<Wake>) -> Result<Self, RedisError> {
-        let info = settings.url.expose().into_connection_info()?;
-        let session = info.redis_settings().clone().set_protocol(protocol);
-        let info = info.set_redis_settings(session.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")));
-        let certificates = certificates(settings)?;
-        let server = if settings.sentinels.is_empty() {
-            Server::Fixed(Box::new(fixed(info, certificates)?))
-        } else {
-            let sentinels = Box::new(Mutex::new(sentinels(settings, &info, certificates)?));
-            Server::Master { sentinels, info: Box::new(info) }
-        };
+    fn with(settings: &settings::Redis, wake: Option<Wake>) -> Result<Self, RedisError> {
+        let mut target = url::read(settings.url.expose())?;
+        target.session = target.session.set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+        let server = Server::of(target, settings)?;
         Ok(Self {
+            dialer: Dialer::new(settings, server.targets())?,
             server,
-            timeout: settings.timeout,
             wake,
-            has_tracking: AtomicBool::new(true),
+            tracking: Arc::new(Tracking { is_on: AtomicBool::new(true), n_missed: AtomicU32::new(0) }),
             connection: Mutex::new(None),
         })
     }
@@ -119,59 +122,105 @@ impl Redis {
         Ok(ServerInfo::read(&info, fsync.get(1).map(String::as_str)))
     }
 
-    /// Whether Redis pushes changes, as of the last connection.
+    /// Whether Redis pushes changes, as far as is known.
     pub fn has_tracking(&self) -> bool {
-        self.has_tracking.load(Ordering::Relaxed)
+        self.tracking.is_on.load(Ordering::Relaxed)
+    }
+
+    /// Notes a change that Redis should have pushed and did not. A proxy may accept `CLIENT TRACKING` and drop the pushes.
+    pub fn note_missed_push(&self) {
+        let n_missed = self.tracking.n_missed.fetch_add(1, Ordering::Relaxed) + 1;
+        if n_missed >= MISSED_PUSHES && self.tracking.is_on.swap(false, Ordering::Relaxed) {
+            tracing::warn!(
+                event = "tracking_silent",
+                "Redis accepted CLIENT TRACKING and did not report new jobs; polling for new jobs twice a second"
+            );
+        }
     }
 
     async fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = connection.as_ref() {
-            return Ok(connection.clone());
+            return Ok(connection.commands.clone());
         }
         let fresh = self.connect().await?;
-        Ok(connection.insert(fresh).clone())
+        Ok(connection.insert(fresh).commands.clone())
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
-        let client = self.client().await?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout));
-        let Some(wake) = self.wake.clone() else {
-            return client.get_multiplexed_async_connection_with_config(&config).await;
+    async fn connect(&self) -> Result<Connection, RedisError> {
+        let target = self.target().await?;
+        let connection = match self.wake.clone() {
+            None => self.dialer.connect(&target, AsyncConnectionConfig::new()).await?,
+            Some(wake) => self.connect_waking(target, wake).await?,
         };
-        let config = config.set_push_sender(move |push: PushInfo| {
-            if push.kind == PushKind::Disconnection || (push.kind == PushKind::Invalidate && wake.concerns(&push.data))
-            {
+        match self.server {
+            Server::Fixed(_) => Ok(connection),
+            Server::Master { .. } => expect_master(connection).await,
+        }
+    }
+
+    /// Connects with tracking; without it where the server has none, and then the worker polls.
+    async fn connect_waking(&self, target: Target, wake: Wake) -> Result<Connection, RedisError> {
+        let tracking = Arc::clone(&self.tracking);
+        let config = AsyncConnectionConfig::new().set_push_sender(move |push: PushInfo| {
+            let is_lost = push.kind == PushKind::Disconnection;
+            if !is_lost {
+                tracking.note_push();
+            }
+            if is_lost || (push.kind == PushKind::Invalidate && wake.concerns(&push.data)) {
                 wake.notify.notify_one();
             }
             Ok::<(), redis::aio::SendError>(())
         });
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        // NOLOOP, or this client's own writes would wake it. Where Redis refuses tracking, the worker polls.
-        let tracking = redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"]).query_async::<()>(&mut connection).await;
-        self.has_tracking.store(tracking.is_ok(), Ordering::Relaxed);
-        match tracking {
-            Ok(()) => Ok(connection),
-            Err(error) if error.code().is_some() => {
+        let with_pushes =
+            Target { session: target.session.clone().set_protocol(ProtocolVersion::RESP3), ..target.clone() };
+        let tracked = match self.dialer.connect(&with_pushes, config).await {
+            Ok(connection) => {
+                let mut commands = connection.commands.clone();
+                // NOLOOP, or this client's own writes would wake it.
+                let tracking =
+                    redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"]).query_async::<()>(&mut commands).await;
+                tracking.map(|()| connection)
+            }
+            Err(error) => Err(error),
+        };
+        self.tracking.n_missed.store(0, Ordering::Relaxed);
+        self.tracking.is_on.store(tracked.is_ok(), Ordering::Relaxed);
+        match tracked {
+            // An old server or a proxy does not know HELLO or CLIENT, or an ACL forbids them.
+            Err(error) if is_answer(&error) => {
+                let connection = self.dialer.connect(&target, AsyncConnectionConfig::new()).await?;
                 tracing::warn!(event = "tracking_refused", %error, "Redis refuses CLIENT TRACKING; polling for new jobs twice a second");
                 Ok(connection)
             }
-            Err(error) => Err(error),
+            tracked => tracked,
         }
     }
 
-    async fn client(&self) -> Result<Client, RedisError> {
-        let (sentinels, info) = match &self.server {
-            Server::Fixed(client) => return Ok(client.as_ref().clone()),
-            Server::Master { sentinels, info } => (sentinels, info),
+    /// Where to connect to now.
+    async fn target(&self) -> Result<Target, RedisError> {
+        let (sentinels, name, target) = match &self.server {
+            Server::Fixed(target) => return Ok(target.clone()),
+            Server::Master { sentinels, name, target } => (sentinels, name, target),
         };
-        let mut sentinels = sentinels.lock().await;
-        let found = timeout(self.timeout, sentinels.async_get_client()).await;
-        let master = found
-            .unwrap_or_else(|_| Err(RedisError::from((ErrorKind::Io, "no sentinel or no master answered in time"))))?;
-        Client::open(info.as_ref().clone().set_addr(master.get_connection_info().addr().clone()))
+        let mut last = None;
+        for sentinel in sentinels {
+            match self.master_of(sentinel, name).await {
+                Ok(Some((host, port))) => return Ok(target.at(host, port)),
+                Ok(None) => {}
+                Err(error) => last = Some(error),
+            }
+        }
+        let unknown = || {
+            RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "no sentinel knows the master", name.clone()))
+        };
+        Err(last.unwrap_or_else(unknown))
+    }
+
+    async fn master_of(&self, sentinel: &Target, name: &str) -> Result<Option<(String, u16)>, RedisError> {
+        let mut sentinel = self.dialer.connect(sentinel, AsyncConnectionConfig::new()).await?;
+        let mut question = redis::cmd("SENTINEL");
+        question.arg("get-master-addr-by-name").arg(name).query_async(&mut sentinel.commands).await
     }
 
     /// After an error reply the connection stays usable; after any other error it may hold half a reply. A server that has become a
@@ -184,6 +233,53 @@ impl Redis {
         }
         reply
     }
+}
+
+impl Server {
+    /// As in Ruby's redis-client, the host in `redis.url` is the sentinels' name of the master.
+    fn of(target: Target, settings: &settings::Redis) -> Result<Self, RedisError> {
+        if settings.sentinels.is_empty() {
+            return Ok(Self::Fixed(target));
+        }
+        let Address::Tcp { host, .. } = &target.address else {
+            let message = "redis.url must not be a Unix socket when redis.sentinels is set";
+            return Err(RedisError::from((ErrorKind::InvalidClientConfig, message)));
+        };
+        let sentinels = settings.sentinels.iter().map(|url| url::read(url.expose()));
+        Ok(Self::Master { sentinels: sentinels.collect::<Result<_, _>>()?, name: host.clone(), target })
+    }
+
+    fn targets(&self) -> impl Iterator<Item = &Target> {
+        let (target, sentinels): (_, &[Target]) = match self {
+            Self::Fixed(target) => (target, &[]),
+            Self::Master { sentinels, target, .. } => (target, sentinels),
+        };
+        sentinels.iter().chain([target])
+    }
+}
+
+impl Tracking {
+    /// A server that pushes is believed again.
+    fn note_push(&self) {
+        if self.n_missed.swap(0, Ordering::Relaxed) > 0 {
+            self.is_on.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// During a failover, sentinels still name the old master.
+async fn expect_master(connection: Connection) -> Result<Connection, RedisError> {
+    let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut connection.commands.clone()).await?;
+    let role: String = role.into_iter().next().map(redis::from_redis_value).transpose()?.unwrap_or_default();
+    if role == "master" {
+        return Ok(connection);
+    }
+    Err(RedisError::from((ErrorKind::Io, "the server that the sentinels name is not the master", role)))
+}
+
+/// Whether the server answered, with an error.
+fn is_answer(error: &RedisError) -> bool {
+    error.code().is_some() || error.kind() == ErrorKind::RESP3NotSupported
 }
 
 /// Redis 6 has the error of a command in a script in the text of another error.
@@ -254,76 +350,6 @@ impl Complaints {
     pub fn last(&self) -> &BTreeSet<String> {
         &self.0
     }
-}
-
-fn fixed(info: ConnectionInfo, certificates: Option<TlsCertificates>) -> Result<Client, RedisError> {
-    match certificates {
-        Some(certificates) => Client::build_with_tls(info, certificates),
-        None => Client::open(info),
-    }
-}
-
-/// As in Ruby's redis-client, the host in `redis.url` is the sentinels' name of the master.
-fn sentinels(
-    settings: &settings::Redis,
-    master: &ConnectionInfo,
-    certificates: Option<TlsCertificates>,
-) -> Result<SentinelClient, RedisError> {
-    let wrong = |message| RedisError::from((ErrorKind::InvalidClientConfig, message));
-    let (name, is_tls) = match master.addr() {
-        ConnectionAddr::Tcp(name, _) => (name, false),
-        ConnectionAddr::TcpTls { host, .. } => (host, true),
-        _ => return Err(wrong("redis.url must not be a Unix socket when redis.sentinels is set")),
-    };
-    let infos = settings.sentinels.iter().map(|url| url.expose().into_connection_info());
-    let infos = infos.collect::<Result<Vec<_>, _>>()?;
-    let addresses = infos.iter().map(|info| info.addr().clone());
-    let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?;
-    let session = master.redis_settings();
-    builder = builder.set_client_to_redis_protocol(session.protocol()).set_client_to_redis_db(session.db());
-    if let Some(user) = session.username() {
-        builder = builder.set_client_to_redis_username(user);
-    }
-    if let Some(password) = session.password() {
-        builder = builder.set_client_to_redis_password(password);
-    }
-    if is_tls {
-        builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-    }
-    if let (true, Some(certificates)) = (is_tls, certificates.clone()) {
-        builder = builder.set_client_to_redis_certificates(certificates);
-    }
-    // The library takes one user and password for all sentinels, as is usual.
-    let session = infos[0].redis_settings();
-    if let Some(user) = session.username() {
-        builder = builder.set_client_to_sentinel_username(user);
-    }
-    if let Some(password) = session.password() {
-        builder = builder.set_client_to_sentinel_password(password);
-    }
-    let is_tls = |info: &ConnectionInfo| matches!(info.addr(), ConnectionAddr::TcpTls { .. });
-    if let (true, Some(certificates)) = (infos.iter().all(is_tls), certificates) {
-        builder = builder.set_client_to_sentinel_certificates(certificates);
-    }
-    builder.build()
-}
-
-fn certificates(settings: &settings::Redis) -> Result<Option<TlsCertificates>, RedisError> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| {
-            let message = format!("{}: {error}", path.display());
-            RedisError::from((ErrorKind::InvalidClientConfig, "a certificate or key cannot be read", message))
-        })
-    };
-    let root_cert = settings.ca_file.as_deref().map(read).transpose()?;
-    let client_tls = match (&settings.client_certificate_file, &settings.client_key_file) {
-        (Some(certificate), Some(key)) => {
-            Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
-        }
-        _ => None,
-    };
-    let is_given = root_cert.is_some() || client_tls.is_some();
-    Ok(is_given.then_some(TlsCertificates { client_tls, root_cert }))
 }
 
 impl std::fmt::Debug for Redis {

@@ -1,7 +1,14 @@
 //! Secrets that a setting holds or a file contains.
 
-use crate::secret::Secret;
-use crate::settings::SecretSource;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::json;
+use crate::secret::{Secret, SecretBytes};
+use crate::settings::{SecretSource, is_secret};
 
 /// A secret that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -32,19 +39,71 @@ pub fn read(source: &SecretSource) -> Result<Secret, SecretError> {
         SecretSource::Value(secret) => return Ok(secret.clone()),
         SecretSource::File(path) => path,
     };
-    let shown = || path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map(Secret::new)
-        .map_err(|source| SecretError::Unreadable { path: shown(), source })?;
-    match text.expose().trim() {
-        "" => Err(SecretError::Empty { path: shown() }),
-        trimmed => Ok(Secret::new(trimmed)),
+    let bytes = read_file(path)?;
+    let text = std::str::from_utf8(bytes.expose()).map_err(|_| SecretError::Unreadable {
+        path: path.display().to_string(),
+        source: io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"),
+    })?;
+    Ok(Secret::new(text.trim()))
+}
+
+/// The secret as its bytes are, with the white space around it. Errors as of [`read`], but a file need not be UTF-8.
+pub fn read_bytes(source: &SecretSource) -> Result<SecretBytes, SecretError> {
+    match source {
+        SecretSource::Value(secret) => Ok(secret.into()),
+        SecretSource::File(path) => read_file(path),
     }
+}
+
+/// Every secret in these sources, to be masked. A source that cannot be read is left out: what needs it reports it.
+///
+/// Some appear nowhere as a whole. Of a JSON object, such as Google's key files, the secret fields count. Of a signed query, such
+/// as Azure's, the signature counts too.
+pub fn secrets_in<'a>(sources: impl IntoIterator<Item = &'a SecretSource>) -> impl Iterator<Item = Secret> {
+    sources.into_iter().filter_map(|source| read(source).ok()).flat_map(parts)
+}
+
+fn parts(secret: Secret) -> Vec<Secret> {
+    let fields = json::read::<BTreeMap<String, Value>>(secret.expose().as_bytes()).unwrap_or_default();
+    let fields = fields.iter().filter(|(name, _)| is_secret(name)).filter_map(|(_, value)| value.as_str());
+    let fields: Vec<Secret> = fields.map(Secret::new).collect();
+    if !fields.is_empty() {
+        return fields;
+    }
+    let query = secret.expose().trim_start_matches('?').split('&');
+    let signature = query.filter_map(|field| field.strip_prefix("sig=")).map(|signature| {
+        let escapes = [("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "=")];
+        Secret::new(escapes.iter().fold(signature.to_owned(), |text, (escape, plain)| text.replace(escape, plain)))
+    });
+    signature.chain([secret.clone()]).collect()
+}
+
+fn read_file(path: &Path) -> Result<SecretBytes, SecretError> {
+    let shown = || path.display().to_string();
+    let bytes = std::fs::read(path).map(SecretBytes::new);
+    let bytes = bytes.map_err(|source| SecretError::Unreadable { path: shown(), source })?;
+    let is_empty = bytes.expose().trim_ascii().is_empty();
+    if is_empty { Err(SecretError::Empty { path: shown() }) } else { Ok(bytes) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_secrets_in_a_text_are_found() {
+        let of = |text: &str| {
+            let source = SecretSource::Value(Secret::new(text));
+            secrets_in([&source]).map(|secret| secret.expose().to_owned()).collect::<Vec<_>>()
+        };
+        let google = r#"{"type": "service_account", "private_key_id": "id", "private_key": "line\nline", "token_uri": "https://x"}"#;
+        assert_eq!(of(google), ["line\nline"]);
+        assert_eq!(of(r#"{"client_secret": "a", "refresh_token": "b", "client_id": "c"}"#), ["a", "b"]);
+        assert_eq!(of("?sv=1&sig=a%2Fb%2bc%3D&se=2"), ["a/b+c=", "?sv=1&sig=a%2Fb%2bc%3D&se=2"]);
+        for whole in ["hunter2", "{}", r#"{"other": "x"}"#, "[1]"] {
+            assert_eq!(of(whole), [whole]);
+        }
+    }
 
     #[test]
     fn an_empty_file_is_not_a_secret() {

@@ -8,6 +8,7 @@ mod accounts;
 mod bake;
 mod builder;
 mod buildx;
+mod credential;
 mod driver;
 mod github;
 mod health;
@@ -38,6 +39,7 @@ pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
 pub use builder::Builder;
 pub use buildx::Buildx;
+pub use credential::{VARIABLES as CREDENTIAL_VARIABLES, credential, is_secret};
 pub use driver::{Balance, Driver, Toleration};
 pub use github::Github;
 pub use health::Health;
@@ -168,12 +170,13 @@ impl Settings {
         }
     }
 
-    /// Every secret of the worker that no build needs. None of them may appear in a build's output, whatever went wrong.
+    /// Every secret of the settings that no build needs. None of them may appear in a build's output, whatever went wrong.
+    /// Others are in the environment: `environment::credentials`.
     pub fn secrets(&self) -> Vec<SecretSource> {
         let urls = [Some(&self.redis.url), self.journal.redis_url.as_ref()].into_iter().flatten();
         let passwords = urls.chain(&self.redis.sentinels).filter_map(password_of).map(SecretSource::Value);
-        let of_classes = self.jobs.classes.values().filter_map(|class| class.resolve.as_ref()?.secret());
-        let of_archive = self.journal.archive_secrets().map(SecretSource::Value);
+        let of_classes = self.jobs.classes.values().filter_map(|class| class.resolver()?.secret());
+        let of_archive = self.journal.archive_secrets();
         passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
     }
 
@@ -219,12 +222,12 @@ impl Settings {
     }
 }
 
-/// The password in a URL, as written.
+/// The password in a URL of Redis, as written. A user without a password is one.
 fn password_of(url: &Secret) -> Option<Secret> {
     let (_, rest) = url.expose().split_once("://")?;
-    let (user, _) = rest.rsplit_once('@')?;
-    let (_, password) = user.split_once(':')?;
-    Some(Secret::new(password))
+    let in_query = rest.split(['?', '&']).skip(1).find_map(|field| field.strip_prefix("pass="));
+    let of_user = rest.rsplit_once('@').map(|(user, _)| user.split_once(':').map_or(user, |(_, password)| password));
+    of_user.or(in_query).map(Secret::new)
 }
 
 #[cfg(test)]
@@ -236,7 +239,9 @@ mod tests {
         for (url, expected) in [
             ("redis://:pa:ss@host:6379/0", Some("pa:ss")),
             ("rediss://user:p@ss@host", Some("p@ss")),
-            ("redis://user@host", None),
+            ("redis://user@host", Some("user")),
+            ("unix:///run/redis.sock?db=1&pass=hunter2", Some("hunter2")),
+            ("unix://:hunter2@/run/redis.sock", Some("hunter2")),
             ("redis://host:6379/0", None),
         ] {
             assert_eq!(password_of(&Secret::new(url)).as_ref().map(Secret::expose), expected, "{url}");

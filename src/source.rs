@@ -19,6 +19,7 @@ mod gate;
 mod lfs;
 mod mirror;
 mod mtimes;
+mod remote;
 mod request;
 mod submodules;
 mod worktree;
@@ -349,7 +350,7 @@ fn died(url: String, status: ExitStatus, has_fetched: bool, noise: &str) -> Sour
 
 /// The host (with its port unless it is the default) and the port of an `https` or `http` URL.
 ///
-/// Refuses everything else that libgit2 understands (paths, `file:`, `git:`, `ssh:`), and credentials in the URL.
+/// Refuses everything else (paths, `file:`, `git:`, `ssh:`), and credentials in the URL.
 fn host_and_port(url: &str) -> Result<(String, u16), SourceError> {
     let refused = |message: &str| SourceError::Url { url: url.to_owned(), message: message.into() };
     let parsed = reqwest::Url::parse(url).map_err(|error| refused(&error.to_string()))?;

@@ -5,7 +5,9 @@
 //! cut. [`paths`] hides what a message reveals of the worker. ECMA-48 defines the escape sequences.
 
 pub mod excerpt;
+pub mod lines;
 pub mod paths;
+pub mod quads;
 pub mod tail;
 
 use std::borrow::Cow;
@@ -17,17 +19,22 @@ use std::ops::Range;
 /// and characters that reorder or hide text (bidirectional controls, U+2028, U+2029) become U+FFFD. The result is never
 /// longer than three times `text`.
 pub fn plain(text: &str) -> Cow<'_, str> {
-    if is_printable_ascii(text) || !text.chars().any(is_hidden) {
+    if is_plain(text) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len());
     let mut shown_to = 0;
     for escape in escapes(text) {
-        shown.extend(text[shown_to..escape.start].chars().map(visible));
+        push_visible(&mut shown, &text[shown_to..escape.start]);
         shown_to = escape.end;
     }
-    shown.extend(text[shown_to..].chars().map(visible));
+    push_visible(&mut shown, &text[shown_to..]);
     Cow::Owned(shown)
+}
+
+/// Whether a text is shown unchanged.
+pub fn is_plain(text: &str) -> bool {
+    has_no_suspect(text) || !text.chars().any(is_hidden)
 }
 
 /// The same on one line: line feeds and tabs become spaces.
@@ -160,10 +167,29 @@ fn escape_sequence(text: &str) -> Option<usize> {
     }
 }
 
-/// Whether all characters are printable ASCII. The inner loop has no branches, so the compiler vectorizes it.
-fn is_printable_ascii(text: &str) -> bool {
-    let is_printable = |byte: u8| matches!(byte, b'\n' | b'\t' | b' '..=b'~');
-    text.as_bytes().chunks(64).all(|block| block.iter().fold(true, |all, byte| all & is_printable(*byte)))
+/// Adds a text without escape sequences.
+fn push_visible(shown: &mut String, text: &str) {
+    if has_no_suspect(text) {
+        shown.push_str(text);
+    } else {
+        shown.extend(text.chars().map(visible));
+    }
+}
+
+/// Whether no byte is a control character, and no two bytes may begin a character that is not visible. The inner loop has no branches, so
+/// the compiler vectorizes it.
+fn has_no_suspect(text: &str) -> bool {
+    let is_control = |byte: u8| (byte == 0x7f) | ((byte < b' ') & (byte != b'\n') & (byte != b'\t'));
+    // U+0080 to U+009F, U+061C, and U+2000 to U+207F.
+    let begins_hidden = |byte: u8, next: u8| {
+        ((byte == 0xc2) & (next < 0xa0)) | ((byte == 0xd8) & (next == 0x9c)) | ((byte == 0xe2) & (next < 0x82))
+    };
+    let (bytes, nexts) = (text.as_bytes(), text.as_bytes().get(1..).unwrap_or_default());
+    bytes.chunks(64).all(|block| !block.iter().fold(false, |any, byte| any | is_control(*byte)))
+        && (text.is_ascii()
+            || bytes.chunks(64).zip(nexts.chunks(64)).all(|(block, nexts)| {
+                !block.iter().zip(nexts).fold(false, |any, (byte, next)| any | begins_hidden(*byte, *next))
+            }))
 }
 
 fn is_hidden(c: char) -> bool {
@@ -274,6 +300,12 @@ mod tests {
         ) {
             let beginning = without_open_escape(&text[..boundary(&text, at.index(text.len() + 1))]);
             prop_assert!(plain(&text).starts_with(&*plain(beginning)), "{:?} of {:?}", beginning, text);
+        }
+
+        #[test]
+        fn a_text_without_suspects_has_no_hidden_character(text in "[a\\n\\t\u{7f}-\u{a1}\u{61b}-\u{61d}\u{2000}-\u{2080}\u{fffd}]{0,80}", only in any::<bool>()) {
+            let text: String = if only { text.chars().filter(|c| !is_hidden(*c)).collect() } else { text };
+            prop_assert_eq!(is_plain(&text), !text.chars().any(is_hidden));
         }
 
         #[test]

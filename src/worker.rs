@@ -155,7 +155,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),
             processor.log_streams.run(&ended),
-            health.run(for_health, &shutdown.quiet, has_room, &ended),
+            health.run(for_health, handle.trouble(), &shutdown.quiet, has_room, &ended),
             state::watch(state, &settings.state, &room, &ended),
             beat(&lease, &systemd, &ended),
             show(&running, &shutdown.show, &ended),

@@ -79,7 +79,7 @@ fn wanted(fields: &Map<String, Value>) -> Wanted {
     Wanted {
         stage: fields.get("target").and_then(Value::as_str).map(str::to_owned),
         arguments: arguments.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned()))).collect(),
-        platforms: texts("platforms"),
+        platforms: definition::platforms(fields),
         process: PROCESS_FIELDS.map(|field| fields.get(field).map(Value::to_string).unwrap_or_default()).join("\n"),
         has_contexts: fields.get("contexts").and_then(Value::as_object).is_some_and(|all| !all.is_empty()),
         no_cache: fields.get("no-cache").and_then(Value::as_bool).unwrap_or(false),

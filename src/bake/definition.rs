@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use super::caching::{self, TargetPlan};
 use super::ignore::{self, Excluded, Search};
+use super::policy::near::near;
 use super::policy::{self, Refusal};
 use crate::beneath::Directory;
 use crate::bounds;
@@ -98,6 +99,23 @@ impl Definition {
         ignore::excluded(&root, &self.worktree, &context, dockerfile.as_deref(), path)
     }
 
+    /// The path below a target's context that this missing one probably means, from the root of the worktree.
+    pub(super) fn near_to(&self, target: &str, path: &Path) -> Option<PathBuf> {
+        let root = Directory::open(&self.worktree).ok()?;
+        let (context, _) = context(self.targets.get(target)?);
+        let path = context.strip_prefix(&self.worktree).ok()?.join(path);
+        [false, true].into_iter().find_map(|is_directory| near(&root, &path, is_directory))
+    }
+
+    /// The first line of an ignore file that is not a pattern, and that file's path from the root of the worktree.
+    pub(super) fn invalid_ignore_line(&self) -> Option<(PathBuf, usize)> {
+        let root = Directory::open(&self.worktree).ok()?;
+        self.targets.values().find_map(|fields| {
+            let (context, dockerfile) = context(fields);
+            ignore::invalid_line(&root, &self.worktree, &context, dockerfile.as_deref())
+        })
+    }
+
     /// The first line that is not UTF-8 in a Dockerfile of the repository, and that file's path from the worktree's root.
     pub fn not_utf8(&self) -> Option<(PathBuf, usize)> {
         let root = Directory::open(&self.worktree).ok()?;
@@ -142,6 +160,18 @@ fn look_into(fields: &Map<String, Value>, search: &mut Search<'_>) {
     if let Some(dockerfile) = dockerfile {
         search.find(&dockerfile);
     }
+}
+
+/// The platforms of a target, as buildx reads them: an entry may list several, and one that is repeated counts once.
+pub(super) fn platforms(fields: &Map<String, Value>) -> Vec<String> {
+    let entries = fields.get("platforms").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut platforms = Vec::new();
+    for platform in entries.iter().filter_map(Value::as_str).flat_map(|entry| entry.split(',')).map(str::trim) {
+        if !platforms.iter().any(|known| known == platform) {
+            platforms.push(platform.to_owned());
+        }
+    }
+    platforms
 }
 
 /// The context of a target, and its Dockerfile unless that is inline.

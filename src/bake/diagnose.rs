@@ -13,15 +13,17 @@ mod step;
 
 use std::time::Duration;
 
-use super::evidence;
+use super::evidence::{self, Line};
 use super::progress::{BakeProgress, StepFailure, Vertex, Work};
 use super::shown::Said;
-use crate::event::{Status, TargetReport};
+use crate::event::{FailedStep, Status, TargetReport};
 use crate::process::Ended;
 use crate::reason::{Class, End, Evidence, Failure, Reason};
 use crate::text;
 
-use error_line::{Seen, by_error_line, near_name};
+pub(super) use error_line::{Patterns, refused_patterns};
+
+use error_line::{BEFORE_PATTERNS, Seen, by_error_line, near_name};
 use registry::{Wanted, registry};
 use step::step;
 
@@ -29,13 +31,16 @@ use step::step;
 const MAX_NAME: usize = 600;
 const MAX_ERROR: usize = 1100;
 
+/// Finds the line of a failed step in the Dockerfile of a target.
+type LineOf<'a> = &'a dyn Fn(&str, &FailedStep) -> Option<u32>;
+
 /// Why the bake failed; `None` when it succeeded.
-pub(super) fn diagnose(ended: Ended, progress: &BakeProgress) -> Option<End> {
+pub(super) fn diagnose(ended: Ended, progress: &BakeProgress, line_of: LineOf<'_>) -> Option<End> {
     let failure = match ended {
         Ended::Exited(status) if status.success() => return None,
-        Ended::Exited(_) => exited(progress),
+        Ended::Exited(_) => exited(progress, line_of),
         // buildx had already failed and did not exit.
-        Ended::Stopped if !progress.errors().is_empty() => exited(progress),
+        Ended::Stopped if !progress.errors().is_empty() => exited(progress, line_of),
         Ended::Stopped => return Some(End::Stopped),
         // It has no time limit of its own.
         Ended::TimedOut | Ended::Silent => {
@@ -87,11 +92,11 @@ impl Verdict {
     }
 }
 
-fn exited(progress: &BakeProgress) -> Failure {
+fn exited(progress: &BakeProgress, line_of: LineOf<'_>) -> Failure {
     if let Some((verdict, vertex)) = progress.failed().find_map(|vertex| Some((judge(progress, vertex)?, vertex))) {
         let verdict = with_near_name(progress, verdict);
         return match progress.step_failure(vertex, None) {
-            Some(step) => verdict.of_step(&step),
+            Some(step) => verdict.of_step(&step.located(line_of)),
             None => verdict.failure(&describe(progress, vertex)),
         };
     }
@@ -100,7 +105,11 @@ fn exited(progress: &BakeProgress) -> Failure {
         has_steps: progress.has_steps(),
         own: progress.own_registries(),
     };
-    let judged = |said: &Said| by_error_line(said.judged(), said.evidence, &seen).failure(&said.shown);
+    let judged = |said: &Said| {
+        let verdict = by_error_line(said.judged(), said.evidence, &seen);
+        let detail = last_line(progress, &said.shown, verdict.reason);
+        verdict.failure(&detail)
+    };
     let mut errors: Vec<Failure> = progress.errors().iter().map(judged).collect();
     // When two lines may be the error, one is a customer's imitation. Then an error that the customer can fix wins.
     let own = errors.iter().position(|failure| failure.reason.class() == Class::User);
@@ -161,10 +170,48 @@ fn with_near_name(progress: &BakeProgress, verdict: Verdict) -> Verdict {
     }
 }
 
+/// A failure that buildx reports only with its last line, without buildx's own words. An error of a Dockerfile begins with its
+/// place.
+fn last_line(progress: &BakeProgress, shown: &str, reason: Reason) -> String {
+    let Line::BuildKit(answer) = Line::parse(shown) else { return shown.to_owned() };
+    let is_of_dockerfile = reason == Reason::DockerfileInvalid && refused_patterns(answer) != Some(Patterns::Ignored);
+    let answer = evidence::without(answer, if is_of_dockerfile { BEFORE_PATTERNS } else { &[] });
+    match progress.place_of_error(None).filter(|_| is_of_dockerfile) {
+        Some(place) => format!("{place}: {}", without_line(answer, &place)),
+        None => {
+            let target = evidence::split_target(shown).0.map(|target| format!("target {target}: "));
+            format!("{}{answer}", target.unwrap_or_default())
+        }
+    }
+}
+
+/// The error of a Dockerfile without its line, if the place has it.
+fn without_line<'a>(answer: &'a str, place: &str) -> &'a str {
+    let numbered = answer.strip_prefix("dockerfile parse error on line ").and_then(|rest| rest.split_once(": "));
+    match numbered {
+        Some((line, error)) if place.ends_with(&format!(":{line}")) => error,
+        _ => answer,
+    }
+}
+
+/// A failure of BuildKit's own work, in which a customer recognizes the Dockerfile.
 fn describe(progress: &BakeProgress, vertex: &Vertex) -> String {
-    let target = progress.target_of(vertex).map(|target| format!("target {target}, ")).unwrap_or_default();
-    let error = vertex.own_error().map_or("", |said| &said.shown);
-    format!("{target}{}: {}", text::clip(&vertex.name, MAX_NAME), text::elide(error, MAX_ERROR))
+    let target = progress.target_of(vertex);
+    let error = text::elide(vertex.own_error().map_or("", |said| &said.shown), MAX_ERROR);
+    let (kind, reference) = match vertex.work() {
+        Work::Base(reference) => ("base image", reference),
+        Work::Frontend(reference) => ("frontend", reference),
+        Work::Export | Work::Other => {
+            let target = target.map(|target| format!("target {target}, ")).unwrap_or_default();
+            return format!("{target}{}: {error}", text::clip(&vertex.name, MAX_NAME));
+        }
+    };
+    let of = target.map(|target| format!(" of `{target}`")).unwrap_or_default();
+    let place = target.and_then(|target| progress.place_of_error(Some(target)));
+    let place = place.map(|place| format!(" ({place})")).unwrap_or_default();
+    // BuildKit repeats the reference.
+    let error = error.strip_prefix(reference).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&error);
+    format!("{kind} `{}`{of}{place}: {error}", text::clip(reference, MAX_NAME))
 }
 
 #[cfg(test)]

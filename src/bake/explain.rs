@@ -3,15 +3,24 @@
 use std::path::PathBuf;
 
 use super::Definition;
+use super::diagnose::{Patterns, refused_patterns};
 use super::evidence::Line;
 use super::ignore::Excluded;
+use super::noise;
 use super::progress::{BakeProgress, Vertex};
 use crate::reason::{Failure, Reason};
 
 /// The failure, with the file and the line that explain it.
 pub(super) fn explain(failure: Failure, progress: &BakeProgress, definition: &Definition) -> Failure {
     match failure.reason {
-        Reason::FileNotFound => with_excluding_line(failure, progress, definition),
+        Reason::FileNotFound => with_cause(failure, progress, definition),
+        Reason::DockerfileInvalid if has_bad_pattern(progress) => match definition.invalid_ignore_line() {
+            Some((file, line)) => {
+                let detail = format!("line {line} of {} is not a pattern", file.display());
+                Failure::new(Reason::DockerfileInvalid, detail)
+            }
+            None => failure,
+        },
         Reason::BuildFailed | Reason::DockerfileInvalid if is_internal(progress) => match definition.not_utf8() {
             Some((file, line)) => {
                 let detail = format!("line {line} of {} is not UTF-8; save the file as UTF-8", file.display());
@@ -29,16 +38,29 @@ fn is_internal(progress: &BakeProgress) -> bool {
     progress.failed().next().is_none() && progress.errors().iter().any(|said| is_internal(said.judged()))
 }
 
-/// Names the line of the ignore file that excludes a missing file.
-fn with_excluding_line(failure: Failure, progress: &BakeProgress, definition: &Definition) -> Failure {
-    let excluded = progress.failed().find_map(|vertex| {
-        let path = missing(vertex)?;
-        definition.excluded_by(progress.target_of(vertex)?, &path)
+/// Whether BuildKit refuses a pattern of an ignore file.
+fn has_bad_pattern(progress: &BakeProgress) -> bool {
+    let is_bad = |line: &str| matches!(Line::parse(line), Line::BuildKit(said) if refused_patterns(said) == Some(Patterns::Ignored));
+    progress.errors().iter().any(|said| is_bad(said.judged()))
+}
+
+/// Names the line of the ignore file that excludes a missing file, or the file that was probably meant.
+fn with_cause(failure: Failure, progress: &BakeProgress, definition: &Definition) -> Failure {
+    let cause = progress.failed().find_map(|vertex| {
+        let (path, target) = (missing(vertex)?, progress.target_of(vertex)?);
+        let Some(Excluded { path, by, line }) = definition.excluded_by(target, &path) else {
+            let near = definition.near_to(target, &path)?;
+            return Some(format!("The repository has {}", near.display()));
+        };
+        Some(format!("The repository has {}, but line {line} of {} excludes it", path.display(), by.display()))
     });
-    let Some(Excluded { path, by, line }) = excluded else { return failure };
-    let (path, by) = (path.display(), by.display());
-    let detail = format!("{}. The repository has {path}, but line {line} of {by} excludes it", failure.detail);
-    failure.with_detail(&detail)
+    match cause {
+        Some(cause) => {
+            let detail = format!("{}. {cause}", failure.detail);
+            failure.with_detail(&detail)
+        }
+        None => failure,
+    }
 }
 
 /// The path from the root of the context that a step did not find there.
@@ -59,17 +81,14 @@ fn has_source(name: &str) -> bool {
     words.take_while(|word| word.starts_with("--")).any(|word| word.starts_with("--from="))
 }
 
-/// The path in BuildKit's error: in quotes, or below the directory where BuildKit has mounted the context. A path that Go had to
-/// escape is not read.
+/// The path in BuildKit's error: in quotes, or after the operation that failed. A path that Go had to escape is not read.
 fn path(error: &str) -> Option<PathBuf> {
     let path = match error.strip_suffix("\": not found") {
         Some(rest) => rest.split_once(": \"").map(|(_, path)| path).filter(|path| !path.contains('\\'))?,
         None => {
-            let rest = error.strip_suffix(": no such file or directory")?;
-            let (mount, path) = rest.rsplit_once("/buildkit")?.1.split_once('/')?;
-            let number = mount.strip_prefix("-mount").unwrap_or(mount);
-            let is_mount = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
-            is_mount.then_some(path)?
+            let error = noise::without(error);
+            let (_, path) = error.strip_suffix(": no such file or directory")?.rsplit_once("lstat /")?;
+            return Some(path.into());
         }
     };
     Some(path.trim_start_matches('/').into())
@@ -89,7 +108,8 @@ mod tests {
                 "failed to walk /x/buildkit-mount2/a: lstat /x/buildkit-mount2/a/b: no such file or directory",
                 Some("a/b"),
             ),
-            ("lstat /x/buildkit/other/dist: no such file or directory", None),
+            ("lstat /dist: no such file or directory", Some("dist")),
+            ("open /dist: no such file or directory", None),
             ("process \"x\" did not complete successfully: exit code: 1", None),
         ] {
             assert_eq!(path(error), expected.map(PathBuf::from), "{error}");

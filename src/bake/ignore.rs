@@ -153,6 +153,20 @@ pub(super) fn excluded(
     None
 }
 
+/// The ignore file of a context and the number of its first line that is not a pattern.
+pub(super) fn invalid_line(
+    directory: &Directory,
+    root: &Path,
+    context: &Path,
+    dockerfile: Option<&Path>,
+) -> Option<(PathBuf, usize)> {
+    let folder = context.strip_prefix(root).ok()?;
+    let file = ignore_file(directory, folder, dockerfile.and_then(|path| path.strip_prefix(root).ok()))?;
+    let text = String::from_utf8(directory.read_inside(&file, MAX_FILE).ok()?).ok()?;
+    let invalid = text.lines().position(|line| Ignore::parse(line).is_none())?;
+    Some((file, invalid + 1))
+}
+
 /// The patterns of one file, in order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ignore {

@@ -17,6 +17,7 @@ use aho_corasick::nfa::contiguous::NFA;
 
 use crate::secret::{Secret, SecretBytes};
 use crate::text;
+use crate::text::quads::Quads;
 
 use decoded::Decoded;
 use tokens::Tokens;
@@ -35,6 +36,8 @@ pub(super) struct Mask {
     /// Of all patterns, then of the prefixes of [`tokens::KINDS`].
     automaton: NFA,
     patterns: Vec<Secret>,
+    /// Of all patterns, then of the beginnings of [`tokens::KINDS`].
+    quads: Quads,
 }
 
 impl Mask {
@@ -46,15 +49,25 @@ impl Mask {
         // For long lines, a contiguous automaton is by far the smallest kind. Secrets cannot reach its limits.
         let automaton = NFA::builder().build(patterns.iter().map(String::as_str).chain(prefixes));
         let automaton = automaton.expect("secrets have less than two gibibytes");
-        Self { automaton, patterns: patterns.into_iter().map(Secret::new).collect() }
+        let beginnings: Vec<Vec<u8>> = tokens::KINDS.iter().flat_map(tokens::Kind::beginnings).collect();
+        let quads = Quads::of(patterns.iter().map(String::as_bytes).chain(beginnings.iter().map(Vec::as_slice)));
+        Self { automaton, patterns: patterns.into_iter().map(Secret::new).collect(), quads }
     }
 
-    /// A whole text, plain and masked.
-    pub(super) fn plain(&self, text: &str) -> String {
+    /// A whole text, plain and masked. Most texts are neither changed nor copied.
+    pub(super) fn plain<'t>(&self, text: &'t str) -> Cow<'t, str> {
         match text::plain(text) {
-            Cow::Borrowed(text) => self.replace(text),
-            Cow::Owned(_) => self.replace(&text::plain(&self.with_marks(text, text.len()))).replace(MARK, SHOWN),
+            Cow::Borrowed(text) if self.is_free(text) => text.into(),
+            Cow::Borrowed(text) => self.replace(text).into(),
+            Cow::Owned(plain) if self.is_free(text) && self.is_free(&plain) && !plain.contains(MARK) => plain.into(),
+            Cow::Owned(_) => self.replace(&text::plain(&self.with_marks(text, text.len()))).replace(MARK, SHOWN).into(),
         }
+    }
+
+    /// Whether a text, or each line of it alone, certainly has no secret. `false` is a guess.
+    pub(super) fn is_free(&self, text: &str) -> bool {
+        // In a line alone, an escape at its end may be open. Then its view ends earlier than here.
+        !self.quads.may_be_in(text.as_bytes()) && views(text).all(|view| !self.quads.may_be_in(&view.bytes))
     }
 
     /// The same for the beginning of a text: leaves out what its rest could complete to a secret.
@@ -348,7 +361,7 @@ mod tests {
     fn a_secret_is_masked_however_a_tool_prints_it() {
         let mask = mask(&[LONG]);
         for printed in printed() {
-            let shown = mask.plain(&format!("before {printed} after"));
+            let shown = mask.plain(&format!("before {printed} after")).into_owned();
             assert!(shown.starts_with("before ") && shown.ends_with(" after") && shown.contains(SHOWN), "{shown}");
             let n_left = shown.len() - "before *** after".len();
             let is_base64 = printed.len() > 50 && !printed.contains(['%', ' ']);
@@ -369,7 +382,7 @@ mod tests {
             let shown = mask.plain(&line);
             assert!(shown.contains(SHOWN) && shown.len() <= 20, "{shown}");
         }
-        let json = mask.plain(&serde_json::to_string(&key).expect("a text"));
+        let json = mask.plain(&serde_json::to_string(&key).expect("a text")).into_owned();
         assert!(json.replace("***", "").replace("\\n", "").len() <= 2, "{json}");
     }
 
@@ -406,6 +419,32 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_text_that_is_free_is_masked_as_if_it_were_searched(
+            parts in prop::collection::vec(prop_oneof![
+                "[a-c%\\\\\x1b\\[m;0-4é\u{fffc}]{0,6}",
+                Just("ab12c".to_owned()),
+                Just("%6".to_owned()),
+                Just("ghp_".to_owned() + &"aB3".repeat(11)),
+                Just("hf_".to_owned() + &"aB3".repeat(11)),
+                Just(MARK.to_owned()),
+            ], 0..6),
+        ) {
+            let (mask, text) = (mask(&["ab12c", "a1bé", "cc\"c\"c"]), parts.concat());
+            let searched = match text::plain(&text) {
+                Cow::Borrowed(text) => mask.replace(text),
+                Cow::Owned(_) => mask.replace(&text::plain(&mask.with_marks(&text, text.len()))).replace(MARK, SHOWN),
+            };
+            prop_assert_eq!(mask.plain(&text), searched);
+        }
+
+        #[test]
+        fn lines_that_are_free_together_are_free_alone(lines in prop::collection::vec("[ab%\\\\u0-4é]{0,9}", 0..5)) {
+            let mask = mask(&["abab", "b1a0", "aébé"]);
+            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            prop_assert!(!mask.is_free(&text) || lines.iter().all(|line| mask.spans(line).is_empty()), "{text:?}");
+        }
+
         #[test]
         fn no_part_of_a_secret_is_shown_wherever_it_is_and_wherever_the_text_is_cut(
             secret in "[a-c\"\\\\\x1b\\[m;0-1]{4,12}",

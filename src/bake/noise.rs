@@ -10,8 +10,11 @@ const CHECKSUM: &str = "failed to calculate checksum of ref ";
 /// What stands before [`CHECKSUM`].
 const CACHE_KEY: &str = "failed to compute cache key: ";
 
-/// How BuildKit names the directories of its mounts; digits follow.
-const MOUNTS: [&str; 2] = ["/buildkit-mount", "/buildkit"];
+/// How BuildKit names the directories of its mounts; digits follow. A snapshot without a layer below is used in place.
+const MOUNTS: [&str; 4] = ["/buildkit-mount", "/buildkit", "/snapshots/snapshots/", "overlayfs/snapshots/"];
+
+/// The directory of a snapshot that has its files.
+const FILES: &str = "/fs";
 
 /// The error without ids and mount directories: `"/x": not found`, `lstat /x: no such file or directory`.
 pub(super) fn without(error: &str) -> Cow<'_, str> {
@@ -41,12 +44,13 @@ fn is_id(id: &str) -> bool {
     !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':')
 }
 
-/// The error without a mount directory at the beginning of its first path.
+/// The error without the mount directory at the beginning of its first path.
 fn without_mount(error: &str) -> Cow<'_, str> {
     let Some(path) = error.find(" /").map(|space| space + 1) else { return error.into() };
     let end = MOUNTS.iter().find_map(|name| mount(&error[path..], name));
     match end {
-        Some(end) if is_begin(&error[..path]) => format!("{}{}", &error[..path], &error[path + end..]).into(),
+        // Another path of the error may begin with the same directory.
+        Some(end) if is_begin(&error[..path]) => error.replace(&format!("{}/", &error[path..path + end]), "/").into(),
         _ => error.into(),
     }
 }
@@ -57,7 +61,8 @@ fn mount(path: &str, name: &str) -> Option<usize> {
         let after = &path[at + name.len()..];
         let n_digits = after.bytes().take_while(u8::is_ascii_digit).count();
         let is_directory = n_digits > 0 && after[n_digits..].starts_with('/') && !path[..at].contains([' ', ':']);
-        is_directory.then_some(at + name.len() + n_digits)
+        let is_snapshot = name.ends_with('/') && after[n_digits..].starts_with("/fs/");
+        is_directory.then_some(at + name.len() + n_digits + if is_snapshot { FILES.len() } else { 0 })
     })
 }
 
@@ -87,6 +92,18 @@ mod tests {
                 "failed to solve: cannot copy to non-directory: /x",
             ),
             (
+                "failed to walk /r/tmp/buildkit-mount22/etc: lstat /r/tmp/buildkit-mount22/etc: no such file or directory",
+                "failed to walk /etc: lstat /etc: no such file or directory",
+            ),
+            (
+                "cannot copy to non-directory: /var/lib/buildkit/runc-native/snapshots/snapshots/9/fs",
+                "cannot copy to non-directory: /fs",
+            ),
+            (
+                "cannot copy to non-directory: /var/lib/buildkit/runc-overlayfs/snapshots/snapshots/12/fs/file",
+                "cannot copy to non-directory: /file",
+            ),
+            (
                 "target web: failed to solve: lstat /tmp/buildkit-mount38/x: no such file or directory",
                 "target web: failed to solve: lstat /x: no such file or directory",
             ),
@@ -97,6 +114,7 @@ mod tests {
             "process \"/bin/sh -c failed to calculate checksum of ref a::b: x\" did not complete successfully: exit code: 1",
             "process \"/bin/sh -c cat /tmp/buildkit-mount1/x\" did not complete successfully: exit code: 1",
             "lstat /app/buildkit/x: not a directory",
+            "lstat /app/snapshots/1/x: not a directory",
             "failed to calculate checksum of ref /not an id: x",
             "lstat /x: is /tmp/buildkit-mount1/y",
         ] {

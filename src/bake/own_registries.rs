@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::name::reference::is_host_like;
+use crate::name::reference::registry_of;
+
+pub(super) use crate::name::reference::DOCKER_HUB;
 
 /// The hosts of these registries.
 #[derive(Clone, Debug, Default)]
@@ -23,16 +25,9 @@ impl OwnRegistries {
     }
 }
 
-/// The registry of Docker Hub, in references and in errors.
-pub(super) const DOCKER_HUB: &str = "docker.io";
-
-/// The registry of a reference: its first part when that can be a host, else Docker Hub. A repository has no upper case. Follows
-/// `distribution/reference`.
+/// The registry of a reference.
 pub(super) fn host_of(reference: &str) -> &str {
-    match reference.split_once('/') {
-        Some((host, _)) if is_host_like(host) => canonical(host),
-        _ => DOCKER_HUB,
-    }
+    canonical(registry_of(reference))
 }
 
 /// The registry of a key of docker's `auths`, such as `https://index.docker.io/v1/`.

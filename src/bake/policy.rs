@@ -12,7 +12,7 @@ pub(super) mod dockerfile;
 mod hosts;
 mod image_name;
 mod labels;
-mod near;
+pub(super) mod near;
 pub(super) mod paths;
 mod references;
 mod refusal;

@@ -7,6 +7,7 @@
 mod ending;
 mod failure;
 mod output;
+mod printed;
 mod seen;
 mod stream;
 mod tails;
@@ -33,7 +34,7 @@ use crate::text::tail::Tail;
 
 use ending::Ending;
 use output::Output;
-use stream::{LogReport, StatusReport, StreamReport, VertexReport, WarningReport};
+use stream::{StatusReport, StreamReport, VertexReport, WarningReport};
 use tails::Tails;
 
 pub(super) use failure::StepFailure;
@@ -321,12 +322,6 @@ impl BakeProgress {
         }
     }
 
-    fn log(&mut self, report: &LogReport<'_>, emit: Emit<'_>) {
-        let Some(number) = self.find(&report.vertex) else { return };
-        let (output, mut printed) = self.printed(number);
-        output.take_in((number, report.stream == 2), &report.data, |line, n| printed.line(line, n, &mut *emit));
-    }
-
     fn warning(&mut self, report: &WarningReport<'_>, emit: Emit<'_>) {
         let Some(number) = self.find(&report.vertex) else { return };
         let target = self.target_of(&self.vertices[number as usize]).map(str::to_owned);
@@ -348,21 +343,6 @@ impl BakeProgress {
         }
         self.warnings.push(warning.clone());
         emit(Event::Warning(warning));
-    }
-
-    /// Emits the last lines of a step, which have no line feed.
-    fn end_output(&mut self, number: u32, emit: Emit<'_>) {
-        let (output, mut printed) = self.printed(number);
-        output.end_of(number, |line, n| printed.line(line, n, &mut *emit));
-    }
-
-    /// The unfinished lines, and what becomes of a step's finished ones.
-    fn printed(&mut self, number: u32) -> (&mut Output, Printed<'_>) {
-        let step = self.step(number);
-        let vertex = &self.vertices[number as usize];
-        let may_fail = vertex.completed.is_none() || vertex.has_error();
-        let tails = may_fail.then_some(&mut self.tails);
-        (&mut self.output, Printed { number, step, shown: &self.shown, tails })
     }
 
     fn step(&self, number: u32) -> Step {
@@ -479,27 +459,6 @@ fn is_digest(text: &str) -> bool {
         is_part(algorithm, |byte| byte.is_ascii_alphanumeric() || b"+._-".contains(byte))
             && is_part(hash, u8::is_ascii_hexdigit)
     })
-}
-
-/// What becomes of the lines that a step prints.
-struct Printed<'p> {
-    number: u32,
-    step: Step,
-    shown: &'p Shown,
-    /// Where they are kept; `None` for a step that has succeeded.
-    tails: Option<&'p mut Tails>,
-}
-
-impl Printed<'_> {
-    /// Emits a line, and keeps it in case that the step fails. `n_dropped` bytes at its end are missing.
-    fn line(&mut self, line: &[u8], n_dropped: usize, emit: Emit<'_>) {
-        self.shown.output(line, n_dropped, |line| {
-            if let Some(tails) = &mut self.tails {
-                tails.push(self.number, &line);
-            }
-            emit(Event::StepOutput { step: self.step.clone(), line });
-        });
-    }
 }
 
 fn millis(from: Timestamp, to: Timestamp) -> u64 {

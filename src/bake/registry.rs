@@ -4,6 +4,7 @@
 //! are bounded in size and time, and no redirect is followed. Follows the OCI distribution specification 1.1 and docker's token
 //! authentication (`distribution/docs/spec/auth`).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,9 +15,10 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::credentials::{Credentials, Login};
-use super::own_registries::{DOCKER_HUB, canonical};
+use super::own_registries::canonical;
 use crate::body::{self, BodyError};
-use crate::name::reference::is_host_like;
+use crate::name::reference::{DOCKER_HUB, Reference};
+use crate::network::Unreachable;
 use crate::secret::Secret;
 use crate::{bounds, hex, json};
 
@@ -36,8 +38,8 @@ const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 /// A registry that did not say what a tag has.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistryError {
-    #[error("{url} cannot be reached: {source}")]
-    Unreachable { url: String, source: reqwest::Error },
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     #[error("{url} answered {status}")]
     Status { url: String, status: StatusCode },
     #[error(transparent)]
@@ -84,20 +86,15 @@ pub(super) async fn tagged(reference: &str, credentials: &Credentials) -> Result
 struct Place<'a> {
     /// The registry, as references name it.
     registry: &'a str,
-    repository: String,
+    repository: Cow<'a, str>,
     url: Url,
 }
 
 impl<'a> Place<'a> {
     /// A registry on this machine has no TLS, as in BuildKit.
     fn of(reference: &'a str) -> Option<Self> {
-        let (registry, rest) = match reference.split_once('/') {
-            Some((host, rest)) if is_host_like(host) => (canonical(host), rest),
-            _ => (DOCKER_HUB, reference),
-        };
-        let (name, tag) = rest.split_once(':').unwrap_or((rest, "latest"));
-        let is_official = registry == DOCKER_HUB && !name.contains('/');
-        let repository = if is_official { format!("library/{name}") } else { name.to_owned() };
+        let Reference { registry, repository, tag } = Reference::of(reference);
+        let registry = canonical(registry);
         let address = if registry == DOCKER_HUB { DOCKER_HUB_ADDRESS } else { registry };
         let url = |scheme: &str| Url::parse(&format!("{scheme}://{address}/v2/{repository}/manifests/{tag}")).ok();
         let url = url("https").and_then(|secure| if is_this_machine(&secure) { url("http") } else { Some(secure) })?;
@@ -237,7 +234,7 @@ fn bearer(token: &str) -> Secret {
 }
 
 fn unreachable(url: &Url, source: reqwest::Error) -> RegistryError {
-    RegistryError::Unreachable { url: url.to_string(), source: source.without_url() }
+    Unreachable::new(url.as_str(), &source.without_url()).into()
 }
 
 fn nonsense(url: impl ToString, what: impl Into<String>) -> RegistryError {

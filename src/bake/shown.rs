@@ -10,6 +10,9 @@ use crate::reason::Evidence;
 use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
+/// Lines of an error after its first one.
+const MAX_LINES: usize = 8;
+
 /// What is masked in the texts of one build.
 pub(super) struct Shown {
     mask: Mask,
@@ -65,35 +68,51 @@ impl Shown {
     pub(super) fn error(&self, said: &str, is_whole: bool) -> Said {
         let said_lines = lines(said);
         let is_whole = is_whole || said_lines.len() < said.len();
-        let masked = if is_whole { self.mask.plain(&said_lines) } else { self.mask.plain_beginning(&said_lines) };
+        let beginning = || self.mask.plain_beginning(&said_lines).into();
+        let masked = if is_whole { self.mask.plain(&said_lines) } else { beginning() };
         let bounded = |text: &str| text::elide(&self.worker_paths.hide(text), bounds::ERROR).into_owned();
         let (shown, unmasked) = (bounded(&noise::without(&masked)), bounded(&text::plain(&said_lines)));
         let unmasked = (unmasked != shown).then(|| unmasked.into_boxed_str());
         let ended = is_whole.then(|| evidence::ended(&said_lines)).flatten();
-        let ended = ended.map(|ended| bounded(&self.mask.plain(ended)).into_boxed_str());
+        let ended = ended.map(|ended| bounded(&noise::without(&self.mask.plain(ended))).into_boxed_str());
         Said { shown, unmasked, evidence: None, ended }
     }
 
+    /// Whole lines of a step's output, each with its line feed, when none of them needs a change.
+    pub(super) fn unchanged<'l>(&self, lines: &'l [u8]) -> Option<&'l str> {
+        let text = std::str::from_utf8(lines).ok()?;
+        let has_long = || lines.split(|byte| *byte == b'\n').any(|line| line.len() > bounds::OUTPUT_PIECE);
+        (text::is_plain(text) && self.mask.is_free(text) && (text.len() <= bounds::OUTPUT_PIECE || !has_long()))
+            .then_some(text)
+    }
+
     /// A line of a step's output in pieces of [`bounds::OUTPUT_PIECE`]. `n_dropped` bytes at its end are missing.
-    pub(super) fn output(&self, line: &[u8], n_dropped: usize, mut on_piece: impl FnMut(String)) {
+    pub(super) fn output(&self, line: &[u8], n_dropped: usize, mut on_piece: impl FnMut(&str)) {
         if n_dropped == 0 {
-            return cut(self.mask.plain(&String::from_utf8_lossy(line)), on_piece);
+            return cut(&self.mask.plain(&String::from_utf8_lossy(line)), on_piece);
         }
         let whole = without_open_character(line);
         let beginning = self.mask.plain_beginning(&String::from_utf8_lossy(whole));
         let more = text::more(n_dropped);
         if beginning.len() + more.len() <= bounds::OUTPUT_PIECE {
-            return on_piece(beginning + &more);
+            return on_piece(&(beginning + &more));
         }
-        cut(beginning, &mut on_piece);
-        on_piece(more);
+        cut(&beginning, &mut on_piece);
+        on_piece(&more);
     }
 }
 
-/// The first line of an error; of a registry's answer, also the second, where containerd writes the registry's own words.
+/// The first line of an error; of a registry's answer, also the second, where containerd writes the registry's own words. What git
+/// says, and several answers of a registry, come in more lines.
 fn lines(said: &str) -> Cow<'_, str> {
     let mut lines = said.lines();
     let first = lines.next().unwrap_or_default();
+    if first.ends_with(':') || said[first.len()..].trim_start().starts_with("stderr:") {
+        let others: Vec<&str> = lines.map(str::trim).filter(|line| !line.is_empty()).take(MAX_LINES).collect();
+        let others = others.join("; ").replace("stderr:; ", "stderr: ");
+        let between = if first.ends_with(':') || others.is_empty() { " " } else { "; " };
+        return format!("{first}{between}{others}").trim_end().to_owned().into();
+    }
     match lines.next().map(str::trim).filter(|second| !second.is_empty()) {
         Some(second) if first.contains("unexpected status from ") => format!("{first}: {second}").into(),
         _ => first.into(),
@@ -101,14 +120,12 @@ fn lines(said: &str) -> Cow<'_, str> {
 }
 
 /// Cuts a text between characters.
-fn cut(text: String, mut on_piece: impl FnMut(String)) {
-    if text.len() <= bounds::OUTPUT_PIECE {
-        return on_piece(text);
-    }
-    let mut rest = text.as_str();
+fn cut(text: &str, mut on_piece: impl FnMut(&str)) {
+    let (piece, mut rest) = text.split_at(text::boundary(text, bounds::OUTPUT_PIECE));
+    on_piece(piece);
     while !rest.is_empty() {
         let (piece, after) = rest.split_at(text::boundary(rest, bounds::OUTPUT_PIECE));
-        on_piece(piece.to_owned());
+        on_piece(piece);
         rest = after;
     }
 }
@@ -142,7 +159,7 @@ mod tests {
 
     fn pieces(secrets: &[&str], line: &[u8], n_dropped: usize) -> Vec<String> {
         let mut pieces = Vec::new();
-        shown(secrets).output(line, n_dropped, |piece| pieces.push(piece));
+        shown(secrets).output(line, n_dropped, |piece| pieces.push(piece.to_owned()));
         pieces
     }
 
@@ -177,13 +194,38 @@ mod tests {
     #[test]
     fn an_error_is_its_first_line_and_a_registrys_own_words() {
         let said = |error: &str| shown(&[]).error(error, true).shown;
-        assert_eq!(said("git error: exit status 128\nstderr:\nfatal: x"), "git error: exit status 128");
+        assert_eq!(
+            said("git error: exit status 128\nstderr:\nfatal: x"),
+            "git error: exit status 128; stderr: fatal: x"
+        );
+        assert_eq!(
+            said("git stderr:\nremote: no\nfatal: x\n: exit status 128"),
+            "git stderr: remote: no; fatal: x; : exit status 128"
+        );
+        assert_eq!(
+            said("failed to push r/x:1: errors:\ndenied: x\nunknown: y\n"),
+            "failed to push r/x:1: errors: denied: x; unknown: y"
+        );
+        assert_eq!(said("a file\nand more"), "a file");
         let answer = "unexpected status from PUT request to http://r/v2/x/manifests/1: 400 Bad Request";
         assert_eq!(said(&format!("{answer}\ntag invalid: it exists")), format!("{answer}: tag invalid: it exists"));
         assert_eq!(said(&format!("{answer}\n")), answer);
     }
 
     proptest! {
+        #[test]
+        fn lines_that_need_no_change_are_the_same_alone(parts in prop::collection::vec(prop_oneof![
+            Just(b"hunter2".to_vec()), Just(b"\n".to_vec()), Just(vec![b'x'; 5000]), Just(b"\x1b[1m".to_vec()),
+            Just("é…".as_bytes().to_vec()), prop::collection::vec(any::<u8>(), 0..3), Just(b"a%41\\n".to_vec()),
+        ], 0..9)) {
+            let lines = [parts.concat(), b"\n".to_vec()].concat();
+            let alone: Vec<String> =
+                lines[..lines.len() - 1].split(|byte| *byte == b'\n').flat_map(|line| pieces(&["hunter2"], line, 0)).collect();
+            if let Some(text) = shown(&["hunter2"]).unchanged(&lines) {
+                prop_assert_eq!(text, alone.join("\n") + "\n");
+            }
+        }
+
         #[test]
         fn any_bytes_of_output_are_bounded_text(line in any::<Vec<u8>>(), n_dropped in 0_usize..3) {
             for piece in pieces(&["hunter2"], &line, n_dropped) {

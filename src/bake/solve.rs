@@ -12,9 +12,10 @@ use super::own_registries::OwnRegistries;
 use super::progress::{BakeProgress, Baked};
 use super::shown::Shown;
 use super::{
-    Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, diagnose, explain, immutable, metadata,
+    Bake, BakeError, Child, Definition, Goal, Location, Outcome, credentials, definition, diagnose, explain, immutable,
+    metadata,
 };
-use crate::event::{Event, Status, TargetReport};
+use crate::event::{Event, FailedStep, Status, TargetReport};
 use crate::job::Build;
 use crate::journal::Journal;
 use crate::process::{self, Ended, Stream};
@@ -94,7 +95,8 @@ pub(super) async fn solve(
     }
     // When nothing else has failed, what buildx reports is the push, for which it gave up the other targets.
     let has_end = !has_settled || progress.failed().next().is_some();
-    let end = has_end.then(|| diagnose::diagnose(ended, &progress)).flatten();
+    let line_of = |target: &str, step: &FailedStep| definition.line_of(target, step);
+    let end = has_end.then(|| diagnose::diagnose(ended, &progress, &line_of)).flatten();
     Ok(conclude(&progress, ended, end, &private, definition, journal))
 }
 
@@ -114,7 +116,7 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     };
     let pushed = targets.values().flatten().map(String::as_str);
     Baked {
-        platforms: of_goal().map(|(name, fields)| (name.clone(), platforms(fields))).collect(),
+        platforms: of_goal().map(|(name, fields)| (name.clone(), definition::platforms(fields))).collect(),
         own_registries: OwnRegistries::new(credentials.iter().map(String::as_str), pushed),
         dockerfile_names: of_goal().flat_map(|(_, fields)| names(fields)).collect(),
         dockerfiles: of_goal()
@@ -122,18 +124,6 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
             .collect(),
         targets,
     }
-}
-
-/// The platforms of a target, as buildx reads them: an entry may list several, and one that is repeated counts once.
-fn platforms(fields: &Map<String, Value>) -> Vec<String> {
-    let entries = fields.get("platforms").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let mut platforms = Vec::new();
-    for platform in entries.iter().filter_map(Value::as_str).flat_map(|entry| entry.split(',')).map(str::trim) {
-        if !platforms.iter().any(|known| known == platform) {
-            platforms.push(platform.to_owned());
-        }
-    }
-    platforms
 }
 
 /// Emits the result of each target and of the whole run.

@@ -17,6 +17,7 @@ use super::pods::{self, PodStatus};
 use crate::body;
 use crate::bounds;
 use crate::json;
+use crate::network;
 use crate::settings;
 use crate::text;
 
@@ -264,7 +265,7 @@ impl Cluster {
         };
         // An answer that arrives byte by byte would never end otherwise.
         match timeout(PATIENCE, answer).await {
-            Ok(answer) => answer.map_err(|error: kube::Error| self.unread(what, &with_causes(&error))),
+            Ok(answer) => answer.map_err(|error: kube::Error| self.unread(what, &network::explain(&error))),
             Err(_) => Err(self.unread(what, &format!("no complete answer within {} s", PATIENCE.as_secs()))),
         }
     }
@@ -318,20 +319,6 @@ impl KubeAnswer {
             |status| status.message,
         )
     }
-}
-
-/// The error and its causes, without repetitions.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

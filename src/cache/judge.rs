@@ -12,6 +12,7 @@ use super::plan::{Entry, Kind, Plan, is_scratch};
 use super::record::{LastBuild, MarkedEntry, MarkedStage, Marker};
 use super::steps::SeenStep;
 use crate::event::{CacheMiss, NotCached};
+use crate::name::reference::Reference;
 use crate::{bounds, text};
 
 /// Bytes of an instruction, and of a name in the sentence.
@@ -372,7 +373,7 @@ impl Facts<'_> {
         if let Some((_, digest)) = image.split_once('@') {
             return Some(digest.to_owned());
         }
-        self.images.get(&familiar(image)).cloned()
+        self.images.get(&Reference::of(image).to_string()).cloned()
     }
 
     fn setting_mark(&self, plan: &Plan) -> super::record::Mark {
@@ -392,18 +393,6 @@ impl Facts<'_> {
         let setting = self.plan.map(|plan| self.setting(plan)).unwrap_or_default();
         LastBuild::new(self.marker, self.plan, &setting, self.steps, &digest, [self.sha, self.pod], is_built)
     }
-}
-
-/// A reference as BuildKit names it: with its registry and its tag.
-fn familiar(image: &str) -> String {
-    let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
-    let named = match image.split_once('/') {
-        Some((first, _)) if is_host(first) => image.to_owned(),
-        Some(_) => format!("docker.io/{image}"),
-        None => format!("docker.io/library/{image}"),
-    };
-    let has_tag = named.rsplit('/').next().is_some_and(|last| last.contains(':'));
-    if has_tag { named } else { format!("{named}:latest") }
 }
 
 #[cfg(test)]

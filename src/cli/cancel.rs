@@ -47,8 +47,8 @@ pub(super) fn is_meant(jobs: &Jobs, payload: &Payload, build: &str) -> bool {
 /// The `build_id` in a job, or the id that it carries instead of a build request.
 pub(super) fn id_in(jobs: &Jobs, payload: &Payload) -> Option<String> {
     let (class, args) = (jobs.classes.get(&payload.class)?, payload.arguments().ok()?);
-    let id = match class.arguments {
-        Shape::Resolved => args.value(0).ok()?,
+    let id = match &class.arguments {
+        Shape::Resolved(_) => args.value(0).ok()?,
         Shape::Native | Shape::Mapped => arguments::known(class, &args).get("build_id")?.clone(),
     };
     match id {

@@ -113,10 +113,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     }));
     findings.push(commands(settings).await);
     findings.extend(log_stream(settings).await);
-    if let Err(error) = tracking(settings).await {
-        let message = format!("no CLIENT TRACKING ({error}): workers poll for new jobs twice a second");
-        findings.push(Finding::new("redis tracking", Color::Yellow, message));
-    }
+    findings.extend(tracking(settings).await);
     findings
 }
 
@@ -155,10 +152,19 @@ async fn log_stream(settings: &Settings) -> Option<Finding> {
     Some(Finding::new("live log", health, detail))
 }
 
-/// Whether Redis can push new jobs to an idle worker.
-async fn tracking(settings: &Settings) -> Result<(), RedisError> {
-    let redis = Redis::waking(&settings.redis, Vec::new(), Arc::default())?;
-    redis.query(redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"])).await
+/// Whether the connection that fetches jobs works, and whether Redis can push new jobs to an idle worker.
+async fn tracking(settings: &Settings) -> Option<Finding> {
+    let asked = async {
+        let redis = Redis::waking(&settings.redis, Vec::new(), Arc::default())?;
+        redis.query::<String>(&redis::cmd("PING")).await?;
+        Ok::<_, RedisError>(redis.has_tracking())
+    };
+    let message = "no CLIENT TRACKING: workers poll for new jobs twice a second";
+    match asked.await {
+        Ok(true) => None,
+        Ok(false) => Some(Finding::new("redis tracking", Color::Yellow, message)),
+        Err(error) => Some(Finding::new("redis tracking", Color::Red, error.to_string())),
+    }
 }
 
 async fn github(settings: &Settings) -> Finding {

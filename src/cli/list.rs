@@ -13,7 +13,7 @@ use super::recorded::{complain, duration, print, time};
 use crate::clock::Epoch;
 use crate::log_stream::{Summary, ids, page_of_builds, summaries};
 use crate::redis::{Redis, RedisError};
-use crate::settings::{PROBE, Settings};
+use crate::settings::{PROBE, Settings, Shape};
 use crate::sidekiq::{inflight, keys};
 use crate::text;
 
@@ -46,6 +46,8 @@ struct Line {
     state: &'static str,
     /// `None` when the build has no record, or one that cannot be read.
     summary: Option<Summary>,
+    /// When the last attempt began; `None` while it has no record.
+    began_at_ms: Option<u64>,
 }
 
 /// A job in flight.
@@ -54,6 +56,11 @@ struct Job {
     jid: String,
     /// As far as the job itself says it.
     id: Option<String>,
+    /// Whether each attempt asks Rails for the build request.
+    is_resolved: bool,
+    /// From 1.
+    attempt: u32,
+    queued_at: Option<Epoch>,
     owner: String,
     has_lease: bool,
     is_idle: bool,
@@ -87,13 +94,13 @@ impl List {
             jobs.iter().map(|job| (job.id_or(None), Ok(None))).collect()
         });
         let mut lines: Vec<Line> =
-            jobs.iter().zip(recorded).map(|(job, (id, summary))| job.line(id, summary)).collect();
+            jobs.iter().zip(recorded).map(|(job, (id, summary))| job.line(id, summary.ok().flatten())).collect();
         let n_unknown = lines.iter().filter(|line| line.summary.is_none()).count();
         if self.account.is_some() && n_unknown > 0 {
             complain(&format!("{n_unknown} running builds have no record, so their accounts are not known"));
         }
         lines.retain(|line| self.wants(line));
-        lines.sort_by_key(|line| std::cmp::Reverse(line.summary.as_ref().map_or(u64::MAX, |its| its.began_at_ms)));
+        lines.sort_by_key(|line| std::cmp::Reverse(line.began_at_ms.unwrap_or(u64::MAX)));
         lines.truncate(self.limit.get());
         Ok(lines)
     }
@@ -118,17 +125,16 @@ impl List {
                         None
                     }
                 };
-                let state = match &summary {
-                    None => "unreadable",
-                    Some(summary) if summary.is_over => "over",
+                let line = match summary {
+                    None => Line { id, state: "unreadable", summary: None, began_at_ms: None },
+                    Some(summary) if summary.is_over => Line::of_record(id, "over", summary),
                     Some(summary) => {
                         if in_flight.is_none() {
                             in_flight = Some(by_jid(settings).await);
                         }
-                        state(summary, in_flight.as_ref().and_then(Option::as_ref))
+                        line(id, summary, in_flight.as_ref().and_then(Option::as_ref))
                     }
                 };
-                let line = Line { id, state, summary };
                 if self.wants(&line) {
                     lines.push(line);
                 }
@@ -156,12 +162,48 @@ impl Job {
         known.or_else(|| self.id.clone()).unwrap_or_else(|| self.jid.clone())
     }
 
-    fn line(&self, id: String, summary: Result<Option<Summary>, String>) -> Line {
-        // The record of an earlier attempt, or of another job, does not tell of this run.
-        let is_of_this_run =
-            |its: &Summary| its.jid == self.jid && its.worker == self.owner && its.ended_at_ms.is_none();
-        let summary = summary.unwrap_or_default().filter(is_of_this_run);
-        Line { id, state: if self.has_lease { "running" } else { "silent" }, summary }
+    /// The job as a line, with what is recorded of its build.
+    fn line(&self, id: String, recorded: Option<Summary>) -> Line {
+        let state = match (self.has_lease, self.is_idle) {
+            (false, _) => "silent",
+            (true, true) => "held",
+            (true, false) => "running",
+        };
+        // Another job with the same id is another build.
+        match recorded.filter(|its| its.jid == self.jid) {
+            None => Line { id, state, summary: None, began_at_ms: None },
+            Some(summary) if self.is_idle || self.runs(&summary) => Line::of_record(id, state, summary),
+            Some(earlier) => Line { id, state, summary: Some(self.again(earlier)), began_at_ms: None },
+        }
+    }
+
+    /// Whether a summary tells of this run.
+    fn runs(&self, summary: &Summary) -> bool {
+        summary.worker == self.owner && summary.ended_at_ms.is_none()
+    }
+
+    /// What is known of this run when only an earlier attempt has a record.
+    fn again(&self, earlier: Summary) -> Summary {
+        // Rails may name another commit than for the earlier attempt.
+        let (sha, git_ref) = if self.is_resolved { (None, None) } else { (earlier.sha, earlier.git_ref) };
+        Summary {
+            attempt: self.attempt,
+            worker: self.owner.clone(),
+            queued_at_ms: self.queued_at.map(Epoch::as_millis),
+            ended_at_ms: None,
+            status: None,
+            reason: None,
+            sha,
+            git_ref,
+            ..earlier
+        }
+    }
+}
+
+impl Line {
+    /// A build whose last attempt has a record.
+    fn of_record(id: String, state: &'static str, summary: Summary) -> Self {
+        Self { id, state, began_at_ms: Some(summary.began_at_ms), summary: Some(summary) }
     }
 }
 
@@ -171,9 +213,20 @@ async fn jobs_in_flight(settings: &Settings) -> Result<Vec<Job>, RedisError> {
     inflight::for_each(&Redis::new(&settings.redis)?, |held| {
         let class = held.payload.class.as_str();
         if class != PROBE && settings.jobs.runs(class) {
-            let id = id_in(&settings.jobs, &held.payload);
-            let jid = held.payload.jid;
-            jobs.push(Job { jid, id, owner: held.owner, has_lease: held.has_lease, is_idle: held.is_idle });
+            jobs.push(Job {
+                id: id_in(&settings.jobs, &held.payload),
+                is_resolved: settings
+                    .jobs
+                    .classes
+                    .get(class)
+                    .is_some_and(|class| matches!(class.arguments, Shape::Resolved(_))),
+                attempt: held.payload.n_failures().saturating_add(1),
+                queued_at: held.payload.enqueued_at(),
+                jid: held.payload.jid,
+                owner: held.owner,
+                has_lease: held.has_lease,
+                is_idle: held.is_idle,
+            });
         }
     })
     .await?;
@@ -191,16 +244,15 @@ async fn by_jid(settings: &Settings) -> Option<HashMap<String, Job>> {
     }
 }
 
-/// What is true of a build that is not over in its record.
-fn state(summary: &Summary, in_flight: Option<&HashMap<String, Job>>) -> &'static str {
-    let Some(in_flight) = in_flight else { return "unknown" };
-    match in_flight.get(&summary.jid) {
-        Some(job) if !job.has_lease => "silent",
-        Some(job) if job.is_idle => "held",
-        Some(_) => "running",
-        None if summary.ended_at_ms.is_some() => "waiting",
-        None => "not_running",
-    }
+/// A build that is not over in its record.
+fn line(id: String, summary: Summary, in_flight: Option<&HashMap<String, Job>>) -> Line {
+    let state = match in_flight.map(|jobs| jobs.get(&summary.jid)) {
+        Some(Some(job)) => return job.line(id, Some(summary)),
+        Some(None) if summary.ended_at_ms.is_some() => "waiting",
+        Some(None) => "not_running",
+        None => "unknown",
+    };
+    Line::of_record(id, state, summary)
 }
 
 fn json_line(line: &Line) -> String {
@@ -208,6 +260,7 @@ fn json_line(line: &Line) -> String {
     let summary = line.summary.as_ref().map(|summary| serde_json::to_value(summary).expect("a summary is plain data"));
     if let (Value::Object(json), Some(Value::Object(summary))) = (&mut json, summary) {
         json.extend(summary);
+        json.insert("began_at_ms".into(), json!(line.began_at_ms));
     }
     format!("{json}\n")
 }
@@ -242,10 +295,10 @@ fn row(line: &Line, now: Epoch) -> [String; 7] {
         state => state.replace('_', " "),
     };
     let until = summary.ended_at_ms.or((line.state == "running").then(|| now.as_millis()));
-    let took = until.map(|until| duration(until.saturating_sub(summary.began_at_ms)));
+    let took = line.began_at_ms.zip(until).map(|(began, until)| duration(until.saturating_sub(began)));
     [
         id,
-        time(summary.began_at_ms)[5..16].to_owned(),
+        line.began_at_ms.map_or_else(|| "-".to_owned(), |began| time(began)[5..16].to_owned()),
         shown(summary.repository.as_deref()),
         shown(summary.sha.as_deref().map(|sha| sha.get(..7).unwrap_or(sha))),
         result,

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::cancel::is_meant;
 use super::recorded::{self, EXPIRED, UNKNOWN, complain};
 use crate::log_record::LogRecord;
-use crate::log_stream::{LogRead, LogReader};
+use crate::log_stream::{HistoryError, LogRead, LogReader};
 use crate::redis::Redis;
 use crate::settings::Settings;
 use crate::sidekiq::{cancel, keys};
@@ -72,7 +72,7 @@ impl Logs {
                 Ok(LogRead::Nothing) if waits => continue,
                 Ok(LogRead::Nothing) => break,
                 // Redis may come back, and the reader goes on where it was.
-                Err(error) if waits && error.code().is_none() => {
+                Err(HistoryError::Redis(error)) if waits && error.code().is_none() => {
                     sleep(PAUSE).await;
                     continue;
                 }

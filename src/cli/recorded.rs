@@ -150,10 +150,10 @@ async fn complain_of_unknown(settings: &Settings, build: &str) -> anyhow::Result
 
 async fn state_of(settings: &Settings, record: &BuildRecord) -> State {
     let Some(last) = record.attempts.last() else { return State::Lost };
-    if last.attempt.is_over {
+    if last.attempt.summary.is_over {
         return State::Over;
     }
-    let state = async { state_of_job(&Redis::new(&settings.redis)?, &last.attempt.jid).await };
+    let state = async { state_of_job(&Redis::new(&settings.redis)?, &last.attempt.summary.jid).await };
     state.await.unwrap_or_else(|error: RedisError| State::Unknown(error.to_string()))
 }
 

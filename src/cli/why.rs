@@ -31,7 +31,7 @@ impl Why {
         let last = build.last();
         if self.json {
             let targets: Vec<Value> = last.targets.iter().map(fields).collect();
-            print(&format!("{}\n", json!({"id": build.id, "attempt": last.attempt, "targets": targets})));
+            print(&format!("{}\n", json!({"id": build.id, "attempt": last.summary.attempt, "targets": targets})));
         } else {
             last.targets.iter().for_each(|target| print(&format!("{}\n", line(target))));
             if last.targets_left_out > 0 {

@@ -87,7 +87,7 @@ fn what_cannot_work_is_refused_before_the_start() {
     let attested = message("bake.provenance = \"mode=huge\"");
     assert_eq!(attested, "bake.provenance: unknown value \"huge\" of the option mode");
     let resolved = message("[jobs.classes.B]\narguments = \"resolved\"");
-    assert_eq!(resolved, "jobs.classes.B.resolve: required for resolved arguments");
+    assert!(resolved.starts_with("jobs.classes.B: resolve is required for resolved arguments"), "{resolved}");
     let keyless = message("source.mtimes_for = { \"acme/app\" = \"content\" }");
     assert_eq!(keyless, "source.mtimes_key_file: required for times that come from content");
     let short = message("source.mtimes_key = \"hunter2\"");
@@ -102,6 +102,17 @@ fn a_variable_may_be_a_list_in_json() {
     for text in ["443,5000", "[443,5000]", " [443, 5000]", "[\"443\",\"5000\"]"] {
         assert_eq!(ports(text).expect("valid").sandbox.registry_ports, [443, 5000], "{text}");
     }
+    let queues = |file: &str, variables: &[(&str, &str)]| -> Vec<(String, u32)> {
+        let queues = read(file, variables).expect("valid").queues;
+        queues.into_iter().map(|queue| (queue.name, queue.weight)).collect()
+    };
+    let numbered = [("1".to_owned(), 0), ("2".to_owned(), 0), ("3".to_owned(), 0)];
+    assert_eq!(queues(r#"queues = ["1", "2", "3"]"#, &[]), numbered, "names of queues may be numbers");
+    assert_eq!(queues("", &[("SIDEBAKE__QUEUES", r#"["1","2","3"]"#)]), numbered);
+    let weighted = queues("", &[("SIDEBAKE__QUEUES", "high,6,low, 1,other")]);
+    assert_eq!(weighted, [("high".to_owned(), 6), ("low".to_owned(), 1), ("other".to_owned(), 0)]);
+    let slow = [("SIDEBAKE__CAPSULES__SLOW__CONCURRENCY", "1"), ("SIDEBAKE__CAPSULES__SLOW__QUEUES", "a,b")];
+    assert_eq!(read("", &slow).expect("valid").capsules["slow"].queues.len(), 2);
     let queues = read("", &[("SIDEBAKE__QUEUES", r#"["high,6","low"]"#)]).expect("valid").queues;
     let queues: Vec<_> = queues.iter().map(|queue| (&*queue.name, queue.weight)).collect();
     assert_eq!(queues[0], ("high", 6));

@@ -16,10 +16,12 @@ use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::GithubError;
+use super::key::{self, KeyError};
 use crate::body::{self, BodyError};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::json;
+use crate::network::Unreachable;
 use crate::secret::Secret;
 use crate::secret_file;
 use crate::settings;
@@ -139,7 +141,7 @@ impl Api {
             let answer = self.send(request).await;
             let pause = match &answer {
                 Ok(answer) => self.pause_after(answer, request.bearer, PAUSE * n_tries)?,
-                Err(GithubError::Unreachable { .. }) => Some(PAUSE * n_tries),
+                Err(GithubError::Unreachable(_)) => Some(PAUSE * n_tries),
                 Err(_) => None,
             };
             match pause {
@@ -173,7 +175,7 @@ impl Api {
         match read.await {
             Ok((status, headers, body)) => Ok(ApiAnswer { url, status, headers, body }),
             Err(BodyError::TooLong(too_long)) => Err(GithubError::TooLong(too_long)),
-            Err(BodyError::Broken(error)) => Err(GithubError::Unreachable { url, source: error.without_url() }),
+            Err(BodyError::Broken(error)) => Err(Unreachable::new(url, &error.without_url()).into()),
         }
     }
 
@@ -257,17 +259,15 @@ impl Api {
         let now = self.now_s();
         let claims = Claims { iat: now - 60, exp: now + 540, iss };
         let jwt =
-            jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.key()?).map_err(GithubError::Key)?;
+            jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.key()?).map_err(KeyError::from)?;
         Ok(Secret::new(jwt))
     }
 
     /// Reads the key for each signature, so that it can be rotated.
     fn key(&self) -> Result<EncodingKey, GithubError> {
         let missing = GithubError::NotConfigured("set github.private_key or github.private_key_file");
-        let pem = secret_file::read(&self.settings.private_key().ok_or(missing)?)?;
-        // A key in an environment variable often has `\n` in place of line feeds.
-        let pem = pem.expose().replace("\\n", "\n");
-        EncodingKey::from_rsa_pem(pem.as_bytes()).map_err(GithubError::Key)
+        let bytes = secret_file::read_bytes(&self.settings.private_key().ok_or(missing)?)?;
+        Ok(key::parse(bytes.expose())?)
     }
 }
 
@@ -281,7 +281,10 @@ impl ApiAnswer {
     pub(super) fn error(&self) -> GithubError {
         let (url, status, message) = (self.url.clone(), self.status, self.message());
         match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => GithubError::Refused { url, status, message },
+            StatusCode::UNAUTHORIZED => GithubError::Refused { url, status, message },
+            StatusCode::FORBIDDEN | StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS => {
+                GithubError::Denied { url, status, message }
+            }
             _ => self.unavailable(message),
         }
     }

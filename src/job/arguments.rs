@@ -136,20 +136,17 @@ fn without(marks: &str, value: Value) -> Value {
 pub fn read<'a>(class: &'a JobClass, args: &Arguments) -> Result<RequestFrom<'a>, FieldError> {
     args.check()?;
     check_echo(class, args)?;
-    match class.arguments {
+    match &class.arguments {
         Shape::Native => native(args).map(RequestFrom::Arguments),
         Shape::Mapped => mapped(class, args).map(RequestFrom::Arguments),
-        Shape::Resolved => {
-            let resolve = class.resolve.as_ref().ok_or_else(|| FieldError::new(".", "the class has no resolver"))?;
-            Ok(RequestFrom::Rails { resolve, url: url(resolve, args)? })
-        }
+        Shape::Resolved(resolve) => Ok(RequestFrom::Rails { resolve, url: url(resolve, args)? }),
     }
 }
 
 /// What is known of a request that may be invalid: its fields `callback` and `build_id`. Fields that cannot be read are left out.
 pub fn known(class: &JobClass, args: &Arguments) -> Value {
     let is_known = |field: &str| KNOWN.contains(&root(field));
-    match class.arguments {
+    match &class.arguments {
         Shape::Native => {
             let found = |name: &str| Some((name.to_owned(), args.readable(&format!("/0/{name}"))?));
             Value::Object(KNOWN.into_iter().filter_map(found).collect())
@@ -164,7 +161,7 @@ pub fn known(class: &JobClass, args: &Arguments) -> Value {
             }
             object
         }
-        Shape::Resolved => Value::Null,
+        Shape::Resolved(_) => Value::Null,
     }
 }
 

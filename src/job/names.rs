@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{self, Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 
-use crate::name::is_name;
+use crate::name::{MAX_NAME, is_name};
 
 /// `owner/name`, in the characters that GitHub allows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -26,8 +26,10 @@ impl Repository {
     /// Parses `owner/name`. Other characters are refused, since it becomes part of URLs and paths.
     pub fn parse(text: &str) -> Option<Self> {
         let (owner, name) = text.split_once('/')?;
-        (is_name(owner) && is_name(name))
-            .then(|| Self { owner: owner.to_owned(), name: name.strip_suffix(".git").unwrap_or(name).to_owned() })
+        let name = name.strip_suffix(".git").unwrap_or(name);
+        // `.github` is a repository's name, and no user's. A name of dots alone is a path.
+        let is_repository = is_name(name.trim_start_matches('.')) && name.len() <= MAX_NAME;
+        (is_name(owner) && is_repository).then(|| Self { owner: owner.to_owned(), name: name.to_owned() })
     }
 
     /// Whether both belong to one user or organization. GitHub ignores case.

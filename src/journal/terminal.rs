@@ -87,7 +87,7 @@ fn write(text: &str) {
     }
 }
 
-/// An event as a plain line.
+/// An event as plain lines.
 fn plain(event: &Event) -> Option<String> {
     let line = match event {
         Event::PhaseEnded(phase, took) => format!("{} {}", phase.name(), seconds(*took)),
@@ -99,7 +99,10 @@ fn plain(event: &Event) -> Option<String> {
             };
             format!("{} {result}", step.title())
         }
-        Event::StepOutput { step, line } => format!("{} | {line}", step.label()),
+        Event::StepOutput { step, lines } => {
+            let label = step.label();
+            lines.iter().map(|line| format!("{label} | {line}")).collect::<Vec<_>>().join("\n")
+        }
         Event::Warning(warning) => warning.to_string(),
         Event::Notice(notice) => note(notice),
         Event::PhaseStarted(_)

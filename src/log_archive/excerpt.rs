@@ -75,7 +75,9 @@ impl Excerpt {
         on_record: &mut impl FnMut(LogRecord) -> Result<(), E>,
     ) -> Result<(), E> {
         match event {
-            Event::StepOutput { step, line } => return self.line(step, line, on_record),
+            Event::StepOutput { step, lines } => {
+                return lines.iter().try_for_each(|line| self.line(step, line, on_record));
+            }
             // They have no bound, so their number is one record at the end.
             Event::NoticeLeftOut => {
                 self.n_left_out += 1;
@@ -232,8 +234,8 @@ mod tests {
         String::from_utf8(text).expect("text").lines().map(str::to_owned).collect()
     }
 
-    fn prints(step: &Step, line: impl Into<String>) -> Event {
-        Event::StepOutput { step: step.clone(), line: line.into() }
+    fn prints(step: &Step, line: impl AsRef<str>) -> Event {
+        Event::StepOutput { step: step.clone(), lines: line.as_ref().into() }
     }
 
     #[test]

@@ -25,8 +25,8 @@ use tokio::time::timeout;
 
 use super::ArchiveError;
 use crate::secret::Secret;
-use crate::settings::{Journal, Settings};
-use crate::{bounds, environment, hex, text};
+use crate::settings::{Journal, SecretSource, Settings};
+use crate::{bounds, environment, hex, secret_file, text};
 
 /// How much of a file is read at once.
 const BLOCK: usize = 64 << 10;
@@ -108,12 +108,13 @@ impl Store {
             ObjectStoreScheme::MicrosoftAzure => bucket!(MicrosoftAzureBuilder, "AZURE_"),
             _ => return Err(ArchiveError::Settings(format!("unknown kind of archive: {url}"))),
         };
+        let sources: Vec<SecretSource> = journal.archive_secrets().chain(environment::credentials()).collect();
         Ok(Self {
             objects,
             prefix,
             url: url.trim_end_matches('/').to_owned(),
             is_local: scheme == ObjectStoreScheme::Local,
-            secrets: journal.archive_options.values().cloned().collect(),
+            secrets: secret_file::secrets_in(&sources).collect(),
         })
     }
 
@@ -154,7 +155,7 @@ impl Store {
         attributes.into_iter().collect()
     }
 
-    /// The error without values of options and without queries of URLs: Azure's tokens are in them.
+    /// The error without credentials and without queries of URLs: Azure's tokens are in them.
     fn failed(&self, error: &(dyn Error + 'static)) -> ArchiveError {
         let mut message = error.to_string();
         let is_secret = |secret: &&Secret| secret.expose().len() >= 4;

@@ -51,7 +51,7 @@ struct SlowStep {
     is_cached: bool,
 }
 
-/// A build in one line, from its last attempt.
+/// An attempt in one line. That of the last attempt is the build's.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Summary {
     /// As in the job; null without one.
@@ -82,6 +82,7 @@ pub struct Summary {
     /// Why, unless it succeeded.
     pub reason: Option<String>,
     /// Whether no other attempt follows.
+    #[serde(default)]
     pub is_over: bool,
 }
 

@@ -4,14 +4,19 @@
 //! step, and a `missing` record between the two says how much is left out. Meanwhile `progress` records show that the step prints.
 //! No function here waits, and none does I/O.
 
+mod printing;
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::bounds;
 use crate::event::{Event, Step};
-use crate::log_record::{LogRecord, StepOf};
-use crate::{bounds, text};
+use crate::log_record::LogRecord;
+use crate::text::lines::Lines;
+
+use printing::{Printing, json_size, weight};
 
 /// Memory of a waiting line or record beside its text, with what the allocator adds.
 const OVERHEAD: usize = 56;
@@ -21,18 +26,6 @@ const ENTRY_OVERHEAD: usize = 160;
 
 /// Memory of what is known about a step that prints.
 const STEP_OVERHEAD: usize = 512;
-
-/// A step gets no room below this.
-const LEAST_STEP: usize = 1 << 10;
-
-/// The shortest time between two `progress` records of a step.
-const PROGRESS: Duration = Duration::from_secs(3);
-
-/// After an hour, a step has a `progress` record in three minutes: the time between two grows with the time of the whole.
-const PROGRESS_SLOWDOWN: u32 = 20;
-
-/// Bytes of the latest line in a `progress` record.
-const LAST: usize = 120;
 
 /// Room for the first and the last record of an attempt, which are never left out.
 const ENDS: usize = 12 << 10;
@@ -100,37 +93,6 @@ enum Item {
 /// The address of a step's name. The step's state keeps the name, so that no other has the same address.
 type StepKey = usize;
 
-/// A step that has printed, and has not ended.
-#[derive(Debug)]
-struct Printing {
-    step: Step,
-    of: StepOf,
-    /// The beginning of its `output` records.
-    prefix: Arc<str>,
-    reserved: usize,
-    head_left: usize,
-    tail_max: usize,
-    tail: VecDeque<Box<str>>,
-    tail_bytes: usize,
-    is_long: bool,
-    missing_lines: u64,
-    missing_bytes: u64,
-    progress: StepProgress,
-}
-
-/// What `progress` records say of a step.
-#[derive(Debug, Default)]
-struct StepProgress {
-    left: usize,
-    lines: u64,
-    bytes: u64,
-    last: String,
-    /// Lines in the last record.
-    told_lines: u64,
-    since: Option<Instant>,
-    told_at: Option<Instant>,
-}
-
 impl Pool {
     /// A pool for so many builds at once.
     pub(super) fn new(max_bytes: usize, n_builds: usize) -> Self {
@@ -191,7 +153,7 @@ impl Buffer {
     /// Takes in one event.
     pub(super) fn take_in(&mut self, event: &Event) {
         match event {
-            Event::StepOutput { step, line } => self.line(step, line),
+            Event::StepOutput { step, lines } => self.lines(step, lines),
             Event::StepEnded { step, .. } => self.end_step(key(step)),
             // What still prints is of a docker-buildx that has ended.
             Event::PhaseEnded(..) | Event::Placed(_) | Event::TargetEnded(_) | Event::Ended { .. } => self.end_steps(),
@@ -218,8 +180,7 @@ impl Buffer {
         let due = self.steps.iter().filter(|(_, printing)| printing.progress.is_due(now)).map(|(key, _)| *key);
         for key in due.collect::<Vec<_>>() {
             let Some(printing) = self.steps.get_mut(&key) else { continue };
-            let StepProgress { lines, bytes, ref last, .. } = printing.progress;
-            let json = LogRecord::Progress { of: printing.of.clone(), lines, bytes, last: last.clone() }.to_json();
+            let json = printing.progress_record().to_json();
             let size = json.len() + 1 + ENTRY_OVERHEAD;
             if printing.progress.told(now, size) && self.pool.has_room(self.pending_bytes, json.len() + OVERHEAD) {
                 self.push(json);
@@ -257,103 +218,89 @@ impl Buffer {
         self.queue.is_empty()
     }
 
-    fn line(&mut self, step: &Step, line: &str) {
-        let (key, size, cost) = (key(step), json_size(line), line.len() + OVERHEAD);
-        if !self.steps.contains_key(&key) && !self.begin_step(key, step) {
-            self.left_out.n_lines += 1;
-            return;
+    fn lines(&mut self, step: &Step, lines: &Lines) {
+        let key = key(step);
+        let mut known = self.steps.remove(&key);
+        for line in lines.iter() {
+            known = known.or_else(|| self.begin_step(step));
+            match &mut known {
+                Some(printing) => self.line(key, printing, line),
+                None => self.left_out.n_lines += 1,
+            }
         }
-        let printing = self.steps.get_mut(&key).expect("the step was added");
-        if !printing.is_long && size <= printing.head_left {
-            printing.head_left -= size;
-            if self.make_room(key, cost) {
-                let printing = self.mark_missing(key);
-                let (prefix, line) = (Arc::clone(&printing.prefix), line.into());
+        known.into_iter().for_each(|printing| drop(self.steps.insert(key, printing)));
+    }
+
+    /// Takes in a line of a step, which is not among `self.steps` meanwhile.
+    fn line(&mut self, key: StepKey, printing: &mut Printing, line: &str) {
+        let cost = line.len() + OVERHEAD;
+        if printing.is_at_its_head(line) {
+            if self.make_room(printing, cost) {
+                self.mark_missing(printing);
+                let prefix = Arc::clone(&printing.prefix);
                 self.hold(cost);
-                return self.queue.push_back(Item::Line { key, prefix, line });
+                return self.queue.push_back(Item::Line { key, prefix, line: line.into() });
             }
         } else {
-            printing.is_long = true;
             printing.progress.take_in(line);
             let weight = weight(line);
-            while self.steps[&key].is_full(weight) {
-                self.drop_oldest(key);
+            while printing.is_full(weight) {
+                self.drop_oldest(printing);
             }
-            if self.steps[&key].tail_max >= weight && self.make_room(key, cost) {
-                let printing = self.steps.get_mut(&key).expect("the step was added");
-                printing.tail.push_back(line.into());
-                printing.tail_bytes += weight;
+            if printing.tail_max >= weight && self.make_room(printing, cost) {
+                printing.push(line, weight);
                 return self.hold(cost);
             }
         }
-        let printing = self.steps.get_mut(&key).expect("the step was added");
-        printing.miss(line);
+        printing.miss(line.len());
     }
 
-    /// Gives a step a part of the room that is left, so that later steps have room too. Returns whether it can be kept.
-    fn begin_step(&mut self, key: StepKey, step: &Step) -> bool {
+    /// Gives a step a part of the room that is left, so that later steps have room too. `None` when it cannot be kept.
+    fn begin_step(&mut self, step: &Step) -> Option<Printing> {
         if !self.pool.has_room(self.pending_bytes, STEP_OVERHEAD) {
-            return false;
+            return None;
         }
         self.hold(STEP_OVERHEAD);
         let room = self.limits.step_bytes.min(self.output_left / 4);
-        let reserved = if room < LEAST_STEP { 0 } else { room };
-        self.output_left -= reserved;
-        let of = StepOf::new(step);
-        let empty = LogRecord::Output { of: of.clone(), lines: Vec::new() }.to_json();
-        let printing = Printing {
-            step: step.clone(),
-            of,
-            prefix: empty.trim_end_matches("]}").into(),
-            reserved,
-            head_left: reserved / 2 - reserved / 8,
-            tail_max: reserved / 2,
-            tail: VecDeque::new(),
-            tail_bytes: 0,
-            is_long: false,
-            missing_lines: 0,
-            missing_bytes: 0,
-            progress: StepProgress { left: reserved / 8, ..StepProgress::default() },
-        };
-        self.steps.insert(key, printing);
-        true
+        let printing = Printing::new(step, room);
+        self.output_left -= printing.reserved;
+        Some(printing)
     }
 
     /// Makes room for a line by dropping last lines of steps. Returns whether there is room.
-    fn make_room(&mut self, key: StepKey, cost: usize) -> bool {
+    fn make_room(&mut self, printing: &mut Printing, cost: usize) -> bool {
         while !self.pool.has_room(self.pending_bytes, cost) {
             // The step's own lines first: the search for the longest takes time.
-            let own = self.steps.get(&key).is_some_and(|printing| !printing.tail.is_empty()).then_some(key);
-            let longest = || {
-                let longest = self.steps.iter().max_by_key(|(_, printing)| printing.tail_bytes);
-                longest.filter(|(_, printing)| !printing.tail.is_empty()).map(|(key, _)| *key)
+            if self.drop_oldest(printing) {
+                continue;
+            }
+            let longest = self.steps.iter().max_by_key(|(_, other)| other.tail_bytes);
+            let Some(longest) = longest.filter(|(_, other)| !other.tail.is_empty()).map(|(key, _)| *key) else {
+                return false;
             };
-            let Some(from) = own.or_else(longest) else { return false };
-            self.drop_oldest(from);
+            if let Some(mut other) = self.steps.remove(&longest) {
+                self.drop_oldest(&mut other);
+                self.steps.insert(longest, other);
+            }
         }
         true
     }
 
-    fn drop_oldest(&mut self, key: StepKey) {
-        let Some(printing) = self.steps.get_mut(&key) else { return };
-        let Some(line) = printing.tail.pop_front() else { return };
-        printing.tail_bytes -= weight(&line);
-        printing.miss(&line);
-        self.release(line.len() + OVERHEAD);
+    /// Drops the oldest of a step's last lines. Returns whether there was one.
+    fn drop_oldest(&mut self, printing: &mut Printing) -> bool {
+        let Some(length) = printing.drop_oldest() else { return false };
+        self.release(length + OVERHEAD);
+        true
     }
 
     /// Adds the mark for the lines that are missing before the next one.
-    fn mark_missing(&mut self, key: StepKey) -> &Printing {
-        let printing = self.steps.get_mut(&key).expect("the step prints");
-        if printing.missing_lines > 0 {
-            let (lines, bytes) = (printing.missing_lines, printing.missing_bytes);
-            (printing.missing_lines, printing.missing_bytes) = (0, 0);
-            let mark = LogRecord::Missing { of: printing.of.clone(), lines, bytes };
-            if !self.record(&mark) {
-                self.left_out.n_lines += lines;
-            }
+    fn mark_missing(&mut self, printing: &mut Printing) {
+        let Some(mark) = printing.missing_record() else { return };
+        if let LogRecord::Missing { lines, .. } = mark
+            && !self.record(&mark)
+        {
+            self.left_out.n_lines += lines;
         }
-        &self.steps[&key]
     }
 
     fn end_steps(&mut self) {
@@ -363,19 +310,15 @@ impl Buffer {
 
     /// Adds the mark and the last lines of a step, and gives back the room that it did not use.
     fn end_step(&mut self, key: StepKey) {
-        if !self.steps.contains_key(&key) {
-            return;
-        }
-        self.mark_missing(key);
-        let Some(printing) = self.steps.remove(&key) else { return };
-        let mut unused = printing.head_left + printing.tail_max + printing.progress.left;
-        for line in printing.tail {
-            unused = unused.saturating_sub(json_size(&line));
-            self.queue.push_back(Item::Line { key, prefix: Arc::clone(&printing.prefix), line });
+        let Some(mut printing) = self.steps.remove(&key) else { return };
+        self.mark_missing(&mut printing);
+        let mut unused = printing.unused();
+        for line in printing.tail.iter() {
+            unused = unused.saturating_sub(json_size(line));
+            self.queue.push_back(Item::Line { key, prefix: Arc::clone(&printing.prefix), line: line.into() });
         }
         self.output_left += unused.min(printing.reserved);
         self.release(STEP_OVERHEAD);
-        drop(printing.step);
     }
 
     /// Adds a record when there is room for it. Returns whether there is.
@@ -472,58 +415,8 @@ impl Buffer {
     }
 }
 
-impl Printing {
-    /// Whether the oldest of the last lines must go before one of this weight can be kept.
-    fn is_full(&self, weight: usize) -> bool {
-        self.tail_bytes + weight > self.tail_max && !self.tail.is_empty()
-    }
-
-    fn miss(&mut self, line: &str) {
-        self.missing_lines += 1;
-        self.missing_bytes += line.len() as u64;
-    }
-}
-
-impl StepProgress {
-    fn take_in(&mut self, line: &str) {
-        self.lines += 1;
-        self.bytes += line.len() as u64;
-        self.last.clear();
-        self.last.push_str(&line[..text::boundary(line, LAST)]);
-    }
-
-    fn is_untold(&self) -> bool {
-        self.lines > self.told_lines && self.left > 0
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        let pause = self.since.map_or(PROGRESS, |since| PROGRESS.max((now - since) / PROGRESS_SLOWDOWN));
-        self.is_untold() && self.told_at.is_none_or(|told_at| now - told_at >= pause)
-    }
-
-    /// Notes that a record of this size tells everything. Returns whether it has room; if not, it is the last.
-    fn told(&mut self, now: Instant, size: usize) -> bool {
-        self.told_lines = self.lines;
-        self.told_at = Some(now);
-        self.since.get_or_insert(now);
-        let has_room = size <= self.left;
-        self.left = if has_room { self.left - size } else { 0 };
-        has_room
-    }
-}
-
 fn key(step: &Step) -> StepKey {
     Arc::as_ptr(&step.name).cast::<u8>() as usize
-}
-
-/// The size of a plain line in a JSON array.
-fn json_size(line: &str) -> usize {
-    line.len() + line.bytes().filter(|byte| matches!(byte, b'"' | b'\\' | 0..0x20)).count() + 3
-}
-
-/// What a last line counts in the room of its step: its memory here or its size in Redis, whichever is more.
-fn weight(line: &str) -> usize {
-    json_size(line).max(line.len() + OVERHEAD)
 }
 
 fn append(records: &mut String, json: &str) {

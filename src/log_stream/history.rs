@@ -51,37 +51,12 @@ pub struct RecordedAttempt {
 /// An attempt as far as this version knows it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AttemptRecord {
-    /// The job.
-    pub jid: String,
-    /// From 1.
-    pub attempt: u32,
-    /// The identity of the worker.
-    pub worker: String,
-    /// The account, once the build request is known.
-    pub account: Option<String>,
-    /// `owner/name`.
-    pub repository: Option<String>,
-    /// The commit.
-    pub sha: Option<String>,
-    /// As in the job.
-    #[serde(rename = "ref")]
-    pub git_ref: Option<String>,
-    /// When the job was enqueued, in milliseconds.
-    pub queued_at_ms: Option<u64>,
-    /// When the attempt began, in milliseconds.
-    pub began_at_ms: u64,
-    /// When the attempt ended, in milliseconds.
-    pub ended_at_ms: Option<u64>,
-    /// Whether no other attempt follows.
-    #[serde(default)]
-    pub is_over: bool,
+    /// What the list of builds shows of it.
+    #[serde(flatten)]
+    pub summary: Summary,
     /// The phase that runs.
     pub phase: Option<String>,
-    /// How it ended.
-    pub status: Option<String>,
-    /// Why, unless it succeeded.
-    pub reason: Option<String>,
-    /// The same as a sentence.
+    /// The reason as a sentence.
     pub message: Option<String>,
     /// Milliseconds of each phase.
     #[serde(default)]
@@ -105,7 +80,7 @@ pub struct AttemptRecord {
     pub log_url: Value,
 }
 
-/// Why a build's record cannot be read at all.
+/// Why a build's record or log cannot be read at all.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
     /// Redis does not answer, or refuses.
@@ -211,7 +186,7 @@ async fn all<T: FromRedisValue>(redis: &Redis, mut look: Pipeline) -> Result<Vec
 }
 
 /// The reply to a command that reads this key.
-async fn query<T: FromRedisValue>(redis: &Redis, command: &Cmd, key: &str) -> Result<T, HistoryError> {
+pub(super) async fn query<T: FromRedisValue>(redis: &Redis, command: &Cmd, key: &str) -> Result<T, HistoryError> {
     redis.query(command).await.map_err(|error| match error.code() {
         Some("WRONGTYPE") => HistoryError::OtherType(key.to_owned()),
         _ => error.into(),

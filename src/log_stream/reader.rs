@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::history::{HistoryError, query};
 use super::position::Position;
 use crate::event::millis;
 use crate::json;
-use crate::redis::{Redis, RedisError};
+use crate::redis::Redis;
 
 /// Entries of one request: at most some megabytes.
 const PAGE: &str = "100";
@@ -50,7 +51,7 @@ impl<'r> LogReader<'r> {
     }
 
     /// The next records. Waits at most `wait` for them.
-    pub async fn read(&mut self, wait: Duration) -> Result<LogRead, RedisError> {
+    pub async fn read(&mut self, wait: Duration) -> Result<LogRead, HistoryError> {
         let mut command = redis::cmd("XREAD");
         command.arg(&["COUNT", PAGE]);
         if !wait.is_zero() {
@@ -58,10 +59,10 @@ impl<'r> LogReader<'r> {
         }
         command.arg("STREAMS").arg(&self.key).arg(&self.last_id);
         type Streams = Vec<(String, Vec<(String, HashMap<String, String>)>)>;
-        let streams: Option<Streams> = self.redis.query(&command).await?;
+        let streams: Option<Streams> = query(self.redis, &command, &self.key).await?;
         let entries: Vec<_> = streams.into_iter().flatten().flat_map(|(_, entries)| entries).collect();
         if entries.is_empty() {
-            let n_entries: u64 = self.redis.query(redis::cmd("XLEN").arg(&self.key)).await?;
+            let n_entries: u64 = query(self.redis, redis::cmd("XLEN").arg(&self.key), &self.key).await?;
             return Ok(if n_entries == 0 { LogRead::Gone } else { LogRead::Nothing });
         }
         let mut page = LogPage::default();

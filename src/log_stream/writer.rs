@@ -2,7 +2,7 @@
 //!
 //! An entry of a stream has two fields: `records`, a JSON array, and its `position`. After a lost reply, the last entry's position tells what
 //! Redis has, so no line is written twice. A record is a hash with two fields for each attempt; each write replaces them.
-//! A key of another type costs the record, and never the log.
+//! A key of another type costs what it would hold, the log or the record, and never the other.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use redis::{ErrorKind, Pipeline, Value};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::buffer::Entry;
+use super::buffer::{Buffer, Entry};
 use super::place::Place;
 use super::position::Position;
 use super::{Attempt, End, LogStream, LogStreams, Shared, State};
@@ -69,9 +69,27 @@ struct Complaints {
 
 /// What Redis has before a writer begins, or after a lost reply.
 struct Known {
-    position: Option<Position>,
+    /// The last entry of the stream; an error when its key has another type.
+    position: Result<Option<Position>, RedisError>,
     /// The fields of the record; an error when it is not a hash.
     fields: Result<Vec<String>, RedisError>,
+}
+
+/// Whether Redis took each part of what is written of a build. An error names the key.
+struct Written {
+    log: Result<(), RedisError>,
+    record: Result<(), RedisError>,
+    list: Result<(), RedisError>,
+}
+
+impl Written {
+    /// Nothing was refused.
+    const ALL: Self = Self { log: Ok(()), record: Ok(()), list: Ok(()) };
+
+    /// Each part with the first of its errors.
+    fn and(self, later: Self) -> Self {
+        Self { log: self.log.and(later.log), record: self.record.and(later.record), list: self.list.and(later.list) }
+    }
 }
 
 impl LogStreams {
@@ -104,8 +122,12 @@ impl Shared {
             let written = self.write(stream).await;
             stream.state().note(written.is_ok());
             is_up = !written.as_ref().is_err_and(|error| error.code().is_none());
-            if let Some(recorded) = complaints.log.hear(written) {
-                complaints.record.hear(recorded);
+            match written {
+                Ok(written) => {
+                    complaints.log.hear(written.log);
+                    complaints.record.hear(written.record.and(written.list));
+                }
+                Err(error) => drop(complaints.log.hear::<()>(Err(error))),
             }
             if !is_up {
                 break;
@@ -123,60 +145,68 @@ impl Shared {
         self.open().iter().any(|stream| stream.state().has_pending())
     }
 
-    /// Writes what one stream has. Nothing is written before the id of the build is known. Returns whether its record was written.
+    /// Writes what one stream has. Nothing is written before the id of the build is known. Returns what Redis refused.
     ///
     /// Everything is one transaction. Without the right to one of the commands, nothing is written: a key without a TTL would stay
-    /// forever. A record or a list of another type is an error of its part alone.
-    async fn write(&self, stream: &LogStream) -> Result<Result<(), RedisError>, RedisError> {
+    /// forever. A key of another type is an error of its part alone.
+    async fn write(&self, stream: &LogStream) -> Result<Written, RedisError> {
         let id = {
             let mut state = stream.state();
             state.buffer.tell_progress(Instant::now());
             state.pending_id()
         };
-        let Some(id) = id else { return Ok(Ok(())) };
+        let Some(id) = id else { return Ok(Written::ALL) };
         let known = if stream.state().is_certain { None } else { Some(self.known(&id).await?) };
         let (position, fields) = known.map(|known| (known.position, known.fields)).unzip();
-        let (is_new, mut readable) = (fields.is_some(), Ok(()));
+        let (is_new, mut readable) = (fields.is_some(), Written::ALL);
         let mut pipeline = redis::pipe();
         pipeline.atomic().ignore_errors();
         if let Some(position) = position {
-            self.resume(stream, position, &id, &mut pipeline);
+            readable.log = position.map(|position| self.resume(stream, position, &id, &mut pipeline));
+            self.refuse(stream, &readable);
         }
         let last = self.add_entries(stream, &id, &mut pipeline);
         let n_log = pipeline.len();
         if let Some(fields) = fields {
-            readable = fields.map(|fields| self.find_place(stream, &fields, &id, &mut pipeline));
-            stream.state().is_record_refused |= readable.is_err();
+            readable.record = fields.map(|fields| self.find_place(stream, &fields, &id, &mut pipeline));
+            self.refuse(stream, &readable);
         }
         self.add_record(stream, &id, &mut pipeline);
         let n_record = pipeline.len() - n_log;
         if is_new {
+            self.add_names(stream, &id, &mut pipeline);
             self.add_to_list(stream, &id, &mut pipeline);
         }
-        let written = self.send(&pipeline, n_log, n_record).await;
-        let mut state = stream.state();
-        let (recorded, listed) = match written {
-            Ok(both) => both,
+        let written = match self.send(&pipeline, n_log, n_record, &id).await {
+            Ok(written) => readable.and(written),
             Err(error) => {
+                let mut state = stream.state();
                 (state.is_certain, state.is_record_due) = (false, true);
                 return Err(error);
             }
         };
+        self.refuse(stream, &written);
+        let mut state = stream.state();
+        (state.is_certain, state.removed_bytes) = (true, 0);
         last.into_iter().for_each(|last| state.buffer.acknowledge(last));
-        state.removed_bytes = 0;
-        state.is_record_refused |= recorded.is_err();
-        Ok(readable.and(recorded).and(listed))
+        Ok(written)
     }
 
-    /// Sends the commands: those of the log, those of the record, those of the list. Returns whether the last two succeeded.
-    async fn send(
-        &self,
-        pipeline: &Pipeline,
-        n_log: usize,
-        n_record: usize,
-    ) -> Result<(Result<(), RedisError>, Result<(), RedisError>), RedisError> {
+    /// Gives up what Redis refuses because of its type. The rest of the attempt does not try again.
+    fn refuse(&self, stream: &LogStream, written: &Written) {
+        let mut state = stream.state();
+        state.is_record_refused |= written.record.is_err();
+        if written.log.is_err() {
+            state.is_log_refused = true;
+            state.buffer = Buffer::new(self.limits, Arc::clone(&self.pool));
+        }
+    }
+
+    /// Sends the commands: those of the log, those of the record, those of the list. Another failure of the log than a key of
+    /// another type may pass.
+    async fn send(&self, pipeline: &Pipeline, n_log: usize, n_record: usize, id: &str) -> Result<Written, RedisError> {
         if pipeline.is_empty() {
-            return Ok((Ok(()), Ok(())));
+            return Ok(Written::ALL);
         }
         let replies: Vec<Result<Value, RedisError>> = self.redis.pipeline(pipeline).await?;
         let mut replies = replies.into_iter();
@@ -184,14 +214,17 @@ impl Shared {
             let of_part: Vec<_> = replies.by_ref().take(n).collect();
             of_part.into_iter().try_for_each(|reply| reply.map(drop))
         };
-        part(n_log)?;
-        Ok((part(n_record), part(usize::MAX)))
+        let (log, record, list) = (part(n_log), part(n_record), part(usize::MAX));
+        let log = match log {
+            Err(error) if !has_another_type(&error) => return Err(error),
+            log => of_key(&(self.keys.events)(id), log),
+        };
+        Ok(Written { log, record: of_key(&(self.keys.record)(id), record), list: of_key(self.keys.builds, list) })
     }
 
     /// Compares the buffer with the last entry in Redis.
     fn resume(&self, stream: &LogStream, last: Option<Position>, id: &str, pipeline: &mut Pipeline) {
         let mut state = stream.state();
-        state.is_certain = true;
         if let Some(own) = last.as_ref().filter(|last| last.writer == stream.writer) {
             return state.buffer.acknowledge(own.number);
         }
@@ -208,6 +241,10 @@ impl Shared {
         if state.removed_bytes > 0 {
             pipeline.cmd("XTRIM").arg((self.keys.events)(id)).arg(&["MAXLEN", "0"]);
         }
+    }
+
+    /// Adds the keys that lead from build and job to the id.
+    fn add_names(&self, stream: &LogStream, id: &str, pipeline: &mut Pipeline) {
         let remembered_s = self.remembered_s();
         let (of_id, of_jid) = ((self.keys.log)(id), (self.keys.log)(&stream.attempt.jid));
         // The id may be the jid of another job. Then the key leads to that job's build; the record shows that there are two.
@@ -287,21 +324,33 @@ impl Shared {
     async fn known(&self, id: &str) -> Result<Known, RedisError> {
         let (events, record) = ((self.keys.events)(id), (self.keys.record)(id));
         let mut look = redis::pipe();
-        look.cmd("XREVRANGE").arg(events).arg(&["+", "-", "COUNT", "1"]).cmd("HKEYS").arg(&record).ignore_errors();
+        look.cmd("XREVRANGE").arg(&events).arg(&["+", "-", "COUNT", "1"]).cmd("HKEYS").arg(&record).ignore_errors();
         let replies: Vec<Result<Value, RedisError>> = self.redis.pipeline(&look).await?;
         let [entries, fields] = <[_; 2]>::try_from(replies).expect("each command has a reply");
-        let entries: Vec<(String, HashMap<String, String>)> = redis::from_redis_value(entries?)?;
-        let position = entries.first().and_then(|(_, fields)| Position::parse(fields.get("position")?));
+        let entries = match entries {
+            Err(error) if !has_another_type(&error) => return Err(error),
+            entries => of_key(&events, entries),
+        };
         let fields = fields.and_then(|fields| Ok(redis::from_redis_value(fields)?));
-        let fields = fields.map_err(|error| {
-            RedisError::from((
-                ErrorKind::UnexpectedReturnType,
-                "its record cannot be read",
-                format!("{record}: {error}"),
-            ))
-        });
-        Ok(Known { position, fields })
+        Ok(Known { position: entries.map(last_position), fields: of_key(&record, fields) })
     }
+}
+
+/// The position in the reply to XREVRANGE. An entry of another program has none.
+fn last_position(entries: Value) -> Option<Position> {
+    let entries: Vec<(String, HashMap<String, String>)> = redis::from_redis_value(entries).ok()?;
+    Position::parse(entries.first()?.1.get("position")?)
+}
+
+fn has_another_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE")
+}
+
+/// Names the key in an error.
+fn of_key<T>(key: &str, result: Result<T, RedisError>) -> Result<T, RedisError> {
+    let named =
+        |error| RedisError::from((ErrorKind::UnexpectedReturnType, "cannot be used", format!("{key}: {error}")));
+    result.map_err(named)
 }
 
 impl LogStream {

@@ -3,11 +3,64 @@
 //! Follows github.com/distribution/reference (`ReferenceRegexp`, `ParseNormalizedNamed`), which buildx and BuildKit use. One
 //! rule is stricter: a host in upper case without a dot or a port is a user name that was written in upper case.
 
+use std::borrow::Cow;
+use std::fmt;
+
+/// The registry of a reference without a host.
+pub const DOCKER_HUB: &str = "docker.io";
+
 /// The longest name without its host, in bytes.
 const MAX_NAME: usize = 255;
 
 /// The longest tag, in bytes.
 const MAX_TAG: usize = 128;
+
+/// A reference without a digest, with what is left out of it. It shows in the form that BuildKit uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reference<'a> {
+    /// The host, perhaps with a port.
+    pub registry: &'a str,
+    /// The name within the registry.
+    pub repository: Cow<'a, str>,
+    /// The tag.
+    pub tag: &'a str,
+}
+
+impl<'a> Reference<'a> {
+    /// Of a text that names an image.
+    pub fn of(text: &'a str) -> Self {
+        let (registry, (name, tag)) = (registry_of(text), name_and_tag(split(text).1));
+        let is_official = registry == DOCKER_HUB && !name.contains('/');
+        let repository = if is_official { format!("library/{name}").into() } else { name.into() };
+        Self { registry, repository, tag: tag.unwrap_or("latest") }
+    }
+}
+
+impl fmt::Display for Reference<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.registry, self.repository, self.tag)
+    }
+}
+
+/// The registry of a reference: its first part when that can be a host, else Docker Hub.
+pub fn registry_of(text: &str) -> &str {
+    match split(text).0 {
+        None | Some("index.docker.io") => DOCKER_HUB,
+        Some(host) => host,
+    }
+}
+
+/// The host and the rest.
+fn split(text: &str) -> (Option<&str>, &str) {
+    match text.split_once('/') {
+        Some((first, rest)) if is_host_like(first) => (Some(first), rest),
+        _ => (None, text),
+    }
+}
+
+fn name_and_tag(rest: &str) -> (&str, Option<&str>) {
+    rest.split_once(':').map_or((rest, None), |(name, tag)| (name, Some(tag)))
+}
 
 /// Refuses a reference that no image can be pushed to. The message quotes it.
 pub fn check_tag(text: &str) -> Result<(), String> {
@@ -29,11 +82,8 @@ pub fn check_reference(text: &str) -> Result<(), String> {
 }
 
 fn check(text: &str) -> Result<(), String> {
-    let (host, rest) = match text.split_once('/') {
-        Some((first, rest)) if is_host_like(first) => (Some(first), rest),
-        _ => (None, text),
-    };
-    let (name, tag) = rest.split_once(':').map_or((rest, None), |(name, tag)| (name, Some(tag)));
+    let (host, rest) = split(text);
+    let (name, tag) = name_and_tag(rest);
     let is_user = |host: &str| !host.contains(['.', ':']);
     let is_upper = |text: &str| text.contains(|c: char| c.is_ascii_uppercase());
     if is_upper(name) || host.is_some_and(|host| is_user(host) && is_upper(host)) {
@@ -62,7 +112,7 @@ fn check(text: &str) -> Result<(), String> {
 }
 
 /// Whether the part before the first slash is a host and not a user name.
-pub fn is_host_like(first: &str) -> bool {
+fn is_host_like(first: &str) -> bool {
     first == "localhost" || first.contains(['.', ':']) || first.contains(|c: char| c.is_ascii_uppercase())
 }
 
@@ -132,6 +182,23 @@ mod tests {
         let pinned = format!("acme/app:1@sha256:{}", "0a".repeat(32));
         assert_eq!(check_reference(&pinned), Ok(()));
         assert!(check_tag(&pinned).expect_err("refused").ends_with("write \"acme/app:1\""));
+    }
+
+    #[test]
+    fn a_reference_is_completed_as_in_buildkit() {
+        for (text, expected) in [
+            ("base", "docker.io/library/base:latest"),
+            ("base:1", "docker.io/library/base:1"),
+            ("docker.io/base", "docker.io/library/base:latest"),
+            ("index.docker.io/acme/base", "docker.io/acme/base:latest"),
+            ("acme/base:1", "docker.io/acme/base:1"),
+            ("localhost/base", "localhost/base:latest"),
+            ("r.example:5000/a/b:V1", "r.example:5000/a/b:V1"),
+            ("[::1]:5000/base", "[::1]:5000/base:latest"),
+            ("Acme/base", "Acme/base:latest"),
+        ] {
+            assert_eq!(Reference::of(text).to_string(), expected, "{text}");
+        }
     }
 
     #[test]

@@ -31,20 +31,20 @@ impl<P: AsyncRead + Unpin> Lines<P> {
 
     /// Passes on the lines that the first `n` bytes of the chunk complete. With 0, passes on the unfinished line.
     pub(super) fn hand_over(&mut self, n: usize, mut on_line: impl FnMut(&[u8])) {
-        for piece in self.chunk[..n].split_inclusive(|byte| *byte == b'\n') {
-            let whole = piece.strip_suffix(b"\n");
-            if let Some(line) = whole.filter(|line| self.rest.is_empty() && line.len() <= self.max_line) {
+        let mut from = 0;
+        for end in memchr::memchr_iter(b'\n', &self.chunk[..n]) {
+            let line = &self.chunk[from..end];
+            from = end + 1;
+            if self.rest.is_empty() && line.len() <= self.max_line {
                 on_line(line);
                 continue;
             }
-            let more = whole.unwrap_or(piece);
-            let room = self.max_line - self.rest.len();
-            self.rest.extend_from_slice(&more[..more.len().min(room)]);
-            if whole.is_some() {
-                on_line(&self.rest);
-                self.rest.clear();
-            }
+            self.rest.extend_from_slice(&line[..line.len().min(self.max_line - self.rest.len())]);
+            on_line(&self.rest);
+            self.rest.clear();
         }
+        let unfinished = &self.chunk[from..n];
+        self.rest.extend_from_slice(&unfinished[..unfinished.len().min(self.max_line - self.rest.len())]);
         if !self.is_open && !self.rest.is_empty() {
             on_line(&self.rest);
             self.rest.clear();

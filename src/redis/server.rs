@@ -32,6 +32,12 @@ impl ServerInfo {
         if field("cluster_enabled") == "1" {
             trouble("redis cluster", true, "Redis Cluster is not supported; Sidekiq does not support it either".into());
         }
+        if field("role") == "slave" {
+            let message =
+                "this server is a replica, and refuses to change anything; name the master, or set redis.sentinels"
+                    .into();
+            trouble("redis role", true, message);
+        }
         let policy = field("maxmemory_policy");
         if policy != "noeviction" {
             let message = format!("maxmemory-policy is {policy}: Redis may evict jobs; set noeviction");
@@ -73,6 +79,7 @@ mod tests {
         assert_eq!(troubles(good, Some("no")), ["redis persistence"]);
         assert_eq!(troubles(&good.replace("aof_enabled:1", "aof_enabled:0"), None), ["redis persistence"]);
         assert_eq!(troubles(&good.replace("noeviction", "allkeys-lru"), None), ["redis memory"]);
+        assert_eq!(troubles(&format!("{good}role:slave\r\n"), None), ["redis role"]);
         let cluster = ServerInfo::read(&good.replace("cluster_enabled:0", "cluster_enabled:1"), None);
         assert!(cluster.refusal().is_some_and(|refusal| refusal.contains("Cluster")));
         let valkey = format!("{good}server_name:valkey\r\nvalkey_version:8.0.1\r\n");

@@ -19,9 +19,9 @@ pub struct Github {
     pub git_url: String,
     /// App id or client id.
     pub app_id: Option<String>,
-    /// The App's private key, PEM.
+    /// The App's private key: PEM, DER, or Base64 of either. `\n` may stand for line feeds.
     pub private_key: Option<Secret>,
-    /// PEM file of the App's private key. The worker reads it for each signature, so that you can rotate it.
+    /// File of the App's private key, in the same forms. The worker reads it for each signature, so that you can rotate it.
     pub private_key_file: Option<PathBuf>,
     /// Whether the worker revokes a job's token as soon as its source is fetched.
     pub revoke: bool,

@@ -13,27 +13,55 @@ use crate::secret::Secret;
 
 /// How the arguments of one job class become a build.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(try_from = "JobClassTable")]
 pub struct JobClass {
-    /// The shape of `args`. Default: `native`.
+    /// The shape of `args`.
     pub arguments: Shape,
-    /// For `mapped`: a field of the build request (dots for nested fields) to a JSON Pointer (RFC 6901) into `args`.
+    /// For [`Shape::Mapped`]: a field of the build request to a JSON Pointer into `args`.
     pub map: BTreeMap<String, String>,
-    /// For `mapped`: fields with a fixed value.
+    /// Fields with a fixed value.
     pub constants: BTreeMap<String, Value>,
-    /// For `mapped`: values of fields whose pointer finds nothing.
+    /// Values of fields whose pointer finds nothing.
     pub defaults: BTreeMap<String, Value>,
+    /// A field of the callback to a JSON Pointer into `args`.
+    pub echo: BTreeMap<String, String>,
+}
+
+/// How the arguments of one job class become a build.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct JobClassTable {
+    /// The shape of `args`. Default: `native`.
+    arguments: ShapeName,
+    /// For `mapped`: a field of the build request (dots for nested fields) to a JSON Pointer (RFC 6901) into `args`.
+    map: BTreeMap<String, String>,
+    /// For `mapped`: fields with a fixed value.
+    constants: BTreeMap<String, Value>,
+    /// For `mapped`: values of fields whose pointer finds nothing.
+    defaults: BTreeMap<String, Value>,
     /// A field of the callback to a JSON Pointer into `args`. The worker returns the value unread, an integer of more than 64 bits
     /// as text.
-    pub echo: BTreeMap<String, String>,
+    echo: BTreeMap<String, String>,
     /// For `resolved`: where the worker asks for the build request.
-    pub resolve: Option<Resolve>,
+    resolve: Option<Resolve>,
 }
 
 /// The shape of a job's `args`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, Default)]
 pub enum Shape {
+    /// `args[0]` is the build request.
+    #[default]
+    Native,
+    /// Any arguments, read through `map`.
+    Mapped,
+    /// An id, for which Rails returns the build request.
+    Resolved(Resolve),
+}
+
+/// The name of a shape in the settings.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ShapeName {
     /// `args[0]` is the build request.
     #[default]
     Native,
@@ -55,7 +83,29 @@ pub struct Resolve {
     pub secret_file: Option<PathBuf>,
 }
 
+impl TryFrom<JobClassTable> for JobClass {
+    type Error = &'static str;
+
+    fn try_from(table: JobClassTable) -> Result<Self, Self::Error> {
+        let JobClassTable { arguments, map, constants, defaults, echo, resolve } = table;
+        let arguments = match arguments {
+            ShapeName::Native => Shape::Native,
+            ShapeName::Mapped => Shape::Mapped,
+            ShapeName::Resolved => Shape::Resolved(resolve.ok_or("resolve is required for resolved arguments")?),
+        };
+        Ok(Self { arguments, map, constants, defaults, echo })
+    }
+}
+
 impl JobClass {
+    /// Where the worker asks for the build request of such a job, if it asks.
+    pub(super) fn resolver(&self) -> Option<&Resolve> {
+        match &self.arguments {
+            Shape::Resolved(resolve) => Some(resolve),
+            Shape::Native | Shape::Mapped => None,
+        }
+    }
+
     /// `path` is that of the class, such as `jobs.classes.BuildJob`.
     pub(super) fn check(&self, path: &str) -> Result<(), FieldError> {
         for (field, pointer) in self.map.iter().chain(&self.echo) {
@@ -68,11 +118,10 @@ impl JobClass {
         if let Some(field) = self.echo.keys().find(|field| report.get(field.as_str()).is_some()) {
             return refuse(format!("{path}.echo"), format!("the callback already has a field {field}"));
         }
-        match (self.arguments, &self.resolve) {
-            (Shape::Mapped, _) if self.map.is_empty() => refuse(format!("{path}.map"), "required for mapped arguments"),
-            (Shape::Resolved, None) => refuse(format!("{path}.resolve"), "required for resolved arguments"),
-            (Shape::Resolved, Some(resolve)) => resolve.check(&format!("{path}.resolve")),
-            _ => Ok(()),
+        match &self.arguments {
+            Shape::Mapped if self.map.is_empty() => refuse(format!("{path}.map"), "required for mapped arguments"),
+            Shape::Resolved(resolve) => resolve.check(&format!("{path}.resolve")),
+            Shape::Native | Shape::Mapped => Ok(()),
         }
     }
 }

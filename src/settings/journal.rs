@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::SHORTEST;
+use super::{SHORTEST, SecretSource, credential};
 use crate::field_error::{FieldError, refuse};
 use crate::secret::Secret;
 
@@ -73,14 +73,9 @@ impl Default for Journal {
 }
 
 impl Journal {
-    /// The options of the archive that are credentials, judged by their names.
-    pub(super) fn archive_secrets(&self) -> impl Iterator<Item = Secret> {
-        let is_secret = |name: &str| {
-            let name = name.to_ascii_lowercase();
-            ["secret", "token", "key"].iter().any(|word| name.contains(word))
-                && !["_key_id", "_file", "_path"].iter().any(|end| name.ends_with(end))
-        };
-        self.archive_options.iter().filter(move |(name, _)| is_secret(name)).map(|(_, value)| value.clone())
+    /// The options of the archive that are credentials.
+    pub fn archive_secrets(&self) -> impl Iterator<Item = SecretSource> {
+        self.archive_options.iter().filter_map(|(name, value)| credential(name, value))
     }
 
     pub(super) fn check(&self) -> Result<(), FieldError> {

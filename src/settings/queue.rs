@@ -97,20 +97,13 @@ impl Capsule {
     }
 }
 
-/// Reads a list of queues. In an environment variable, where a comma also separates entries, a number is the weight of the
-/// name before it.
+/// Reads a list of queues.
 pub(super) fn queues<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Queue>, D::Error> {
-    let mut queues: Vec<Queue> = Vec::new();
-    for text in Vec::<String>::deserialize(deserializer)? {
-        match (text.parse(), queues.last_mut()) {
-            (Ok(weight), Some(queue)) if queue.weight == 0 => queue.weight = weight,
-            _ => queues
-                .push(Queue::parse(&text).ok_or_else(|| {
-                    serde::de::Error::custom(format!("expected NAME or NAME,WEIGHT, found {text:?}"))
-                })?),
-        }
-    }
-    Ok(queues)
+    let queue = |text: &String| {
+        let message = || format!("expected NAME or NAME,WEIGHT, found {text:?}");
+        Queue::parse(text).ok_or_else(|| serde::de::Error::custom(message()))
+    };
+    Vec::<String>::deserialize(deserializer)?.iter().map(queue).collect()
 }
 
 #[cfg(test)]

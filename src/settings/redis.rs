@@ -13,12 +13,13 @@ use crate::secret::Secret;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Redis {
-    /// `redis://`, `rediss://` (TLS) or `unix://` URL, with user and password where needed. `REDIS_URL`, or the variable
-    /// that `REDIS_PROVIDER` names, also sets it. With `sentinels`, the host is the name of the master.
+    /// `redis://`, `rediss://` (TLS) or `unix://` URL, with user and password where needed, as Ruby's redis-client reads it.
+    /// `REDIS_URL`, or the variable that `REDIS_PROVIDER` names, also sets it. With `sentinels`, the host is the name of the master.
     pub url: Secret,
-    /// `redis://` or `rediss://` URLs of Redis Sentinel. All of them have the same user and password.
+    /// `redis://` or `rediss://` URLs of Redis Sentinel, each with its own user and password.
     pub sentinels: Vec<Secret>,
-    /// PEM file of the certificates that sign the server's certificate. Replaces the system's certificates.
+    /// PEM file of the certificates that sign the server's certificate, or of that certificate itself. Replaces the system's
+    /// certificates.
     pub ca_file: Option<PathBuf>,
     /// PEM file of the client certificate, for a server that asks for one. Requires `client_key_file`.
     pub client_certificate_file: Option<PathBuf>,

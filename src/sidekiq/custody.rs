@@ -47,12 +47,18 @@ pub struct Handle {
     pub reconcile: Arc<Notify>,
     n_unsettled: Arc<AtomicUsize>,
     incarnation: Arc<Mutex<String>>,
+    trouble: watch::Sender<Option<String>>,
 }
 
 impl Handle {
     /// Results that Redis does not have, as of the last turn.
     pub fn n_unsettled(&self) -> usize {
         self.n_unsettled.load(Ordering::Relaxed)
+    }
+
+    /// Why the worker gets no jobs from Redis at present; `None` when it may.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
     }
 
     /// The incarnation of the lease at the last renewal; empty before the first one.
@@ -107,6 +113,7 @@ impl Custody {
         let (mut is_open, mut has_room) = (true, self.has_room.clone());
         while is_open {
             let poll = poll_period(self.redis.has_tracking());
+            let mut looks_by_itself = false;
             // A branch that is dropped loses nothing: the channel keeps its settlements, `Notify` its permit.
             tokio::select! {
                 settlement = settlements.recv() => match settlement {
@@ -121,9 +128,12 @@ impl Custody {
                     }
                 },
                 () = sleep_until(memory.wake_at.unwrap_or_else(Instant::now)), if memory.wake_at.is_some() => {}
-                () = sleep(poll) => {}
+                () = sleep(poll) => looks_by_itself = true,
                 () = self.handle.reconcile.notified() => self.try_to_reconcile(&mut memory, &mut reconcile).await,
-                _ = reconcile.tick() => self.try_to_reconcile(&mut memory, &mut reconcile).await,
+                _ = reconcile.tick() => {
+                    looks_by_itself = memory.wake_at.is_none();
+                    self.try_to_reconcile(&mut memory, &mut reconcile).await;
+                }
                 () = memory.apart.is_cancelled() => {}
                 () = self.quiet.cancelled(), if !memory.slots.is_empty() || memory.apart.is_waiting() => {}
                 Ok(()) = has_room.changed() => {}
@@ -132,7 +142,11 @@ impl Custody {
                 self.finish(&mut memory, settlement);
             }
             self.prepare(&mut memory, is_open);
+            let n_fetched = memory.n_fetched;
             while self.turn(&mut memory, &units).await || self.begin_waiting(&mut memory, &units).await {}
+            if looks_by_itself && memory.n_fetched > n_fetched {
+                self.redis.note_missed_push();
+            }
         }
         self.end(&mut memory, &units).await;
     }
@@ -260,6 +274,8 @@ impl Custody {
                             error,
                             "Redis does not take the turn; running builds go on"
                         );
+                        let trouble = format!("Redis does not take the turn: {error}");
+                        self.handle.trouble.send_replace(Some(trouble));
                         logged = Some(error);
                     }
                     sleep(RETRY).await;
@@ -284,14 +300,19 @@ impl Custody {
                 return false;
             }
             // The lease's thread notifies custody when there is a lease. Reconcile finds what others reclaimed meanwhile.
-            Fetched::NoLease => return false,
+            Fetched::NoLease => {
+                self.handle.trouble.send_replace(Some("Redis has no lease of this worker".into()));
+                return false;
+            }
         };
+        self.handle.trouble.send_replace(None);
         if has_asked {
             memory.conditions.log_memory(false);
         }
         let unknown = std::mem::take(&mut memory.unknown);
         let (adopted, fetched): (Vec<_>, Vec<_>) = fetched.into_iter().partition(|unit| unknown.contains(&unit.token));
         let (n_fetched, n_slots) = (fetched.len(), memory.slots.len());
+        memory.n_fetched += n_fetched as u64;
         // A turn that filled all slots has not asked every queue. A suspect ends the fetch as well.
         let is_cut = fetched.iter().any(|unit| unit.is_suspect() || unit.is_poison());
         memory.conditions.log_queues(reply.passed_over, n_fetched < n_slots && !is_cut);

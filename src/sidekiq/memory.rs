@@ -18,6 +18,8 @@ pub(super) struct Memory {
     pub complaint_of_counts: Complaint,
     pub n_tokens: u64,
     pub n_turns: u64,
+    /// Jobs that turns have fetched.
+    pub n_fetched: u64,
     /// Every settlement that Redis may not have.
     pub ledger: Ledger,
     /// Jobs that others reclaimed after they had begun here. A crash was counted against them, and there was none.
@@ -44,6 +46,7 @@ impl Memory {
             complaint_of_counts: Complaint::new("crash_counts_not_corrected", "false crash counts cannot be corrected"),
             n_tokens: 0,
             n_turns: 0,
+            n_fetched: 0,
             ledger: Ledger::default(),
             lost: Vec::new(),
             apart: Apart::default(),

@@ -10,10 +10,11 @@ use super::budget::{self, Verdict};
 use super::changes;
 use super::checkout;
 use super::effort;
-use super::fetch::{self, Remote};
+use super::fetch;
 use super::lfs;
 use super::mirror::Mirror;
 use super::mtimes;
+use super::remote::Remote;
 use super::request::{CheckoutLimits, CheckoutRequest, Failed, Fault, Message, say};
 use super::{Revision, Size, submodules};
 use crate::sandbox::Sandbox;
@@ -51,11 +52,16 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
         effort::allow_fetch(request.limits, received_bytes);
         say(&Message::Progress { received_bytes });
     };
-    let (token, limits) = (request.token.as_deref(), request.limits);
-    let remote = Remote { url: &request.url, token, limits, on_progress: &on_progress };
+    let remote = Remote {
+        url: &request.url,
+        token: request.token.as_deref(),
+        ca_file: &request.ca_file,
+        limits: request.limits,
+        on_progress: &on_progress,
+    };
     let commit = match &request.revision {
         Revision::Sha(sha) => Oid::from_str(sha.as_str()).map_err(Failed::worker)?,
-        Revision::Name(name) => fetch::resolve(&mirror.repository, &remote, name)?,
+        Revision::Name(name) => fetch::resolve(&remote, name)?,
     };
     let (mirror, size) = complete(mirror, &remote, commit, request.limits)?;
     let reading = mirror.read()?;
@@ -124,7 +130,7 @@ fn fill(mirror: &mut Mirror, remote: &Remote<'_>, commit: Oid, limits: CheckoutL
     budget::walk(&mirror.repository, commit, limits)
 }
 
-/// Process-wide settings of libgit2: time limits, certificates, and none of the machine's configuration.
+/// Process-wide settings of libgit2: none of the machine's configuration.
 #[expect(
     unsafe_code,
     reason = "libgit2's options are global; this process has one thread and has not used libgit2 yet"
@@ -139,11 +145,6 @@ fn configure_libgit2(request: &CheckoutRequest) -> Result<(), Failed> {
             }
             // git does not hash objects that it reads. Fetched objects are hashed on arrival.
             opts::strict_hash_verification(request.is_verified);
-            opts::set_server_connect_timeout_in_milliseconds(request.limits.connect_timeout_ms)?;
-            opts::set_server_timeout_in_milliseconds(request.limits.stall_timeout_ms)?;
-            if request.url.starts_with("https:") && request.ca_file.exists() {
-                opts::set_ssl_cert_file(&request.ca_file)?;
-            }
         }
         Ok::<_, git2::Error>(())
     })();
@@ -152,6 +153,8 @@ fn configure_libgit2(request: &CheckoutRequest) -> Result<(), Failed> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use world::GitHost;
 
     use super::super::mirror::MAX_PACKS;
@@ -167,11 +170,11 @@ mod tests {
         let url = format!("{}/acme/busy.git", host.url());
         let ask = |sha: &str| {
             let limits = CheckoutLimits::from(&Source::default());
-            let remote = Remote { url: &url, token: None, limits, on_progress: &|_| () };
+            let remote = Remote { url: &url, token: None, ca_file: Path::new(""), limits, on_progress: &|_| () };
             let mirror = Mirror::lock(directory.path(), stage.path()).expect("locked");
             let (mirror, _) = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
-            let n_references = mirror.repository.references().expect("read").count();
-            (mirror.n_packs(), n_references, host.n_fetches())
+            let n_commits = std::fs::read_to_string(directory.path().join("commits")).expect("read").lines().count();
+            (mirror.n_packs(), n_commits, host.n_fetches())
         };
         assert_eq!(ask(&first), (1, 1, 1));
         // Hundreds of fetches take a minute. libgit2 passes over a pack without an index.
@@ -179,7 +182,7 @@ mod tests {
         for n in 2..MAX_PACKS {
             std::fs::write(packs.join(format!("pack-{n}.pack")), "").expect("written");
         }
-        assert_eq!(ask(&second), (MAX_PACKS, 2, 2), "a fetch adds one pack and one reference");
+        assert_eq!(ask(&second), (MAX_PACKS, 2, 2), "a fetch adds one pack and one commit, with one request");
         assert_eq!(ask(&first), (MAX_PACKS, 2, 2), "what is there needs no fetch");
         assert_eq!(ask(&third), (1, 1, 3), "emptied, and filled by one fetch");
         assert_eq!(ask(&first), (2, 2, 4));

@@ -67,7 +67,7 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether the commit may be missing: libgit2 reports that as a broken connection.
+    /// Whether the commit may be missing: the git host answers as for any other error.
     pub fn is_unclear(&self) -> bool {
         matches!(self, Self::Fault { fault: Fault::Unclear, .. })
     }

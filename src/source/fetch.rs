@@ -1,121 +1,91 @@
-//! Fetches exactly one commit. The only file that speaks git's protocol, through libgit2.
+//! Fetches exactly one commit. Knows what is asked of a git host and what its answers mean.
+//!
+//! One request does it: which commit is wanted, at which depth, and which commits are there already. libgit2 takes the pack in.
 
-use std::cell::{Cell, RefCell};
-use std::time::{Duration, Instant};
+use std::io::Write;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use git2::{
-    AutotagOption, Cred, Direction, ErrorClass, ErrorCode, FetchOptions, Oid, RemoteCallbacks, RemoteRedirect,
-    Repository,
-};
+use git2::{ErrorClass, Oid, Repository};
 
-use super::request::{CheckoutLimits, Failed, Fault};
+use super::remote::{Answer, Command, Packet, Remote, said};
+use super::request::{Failed, Fault};
 
-/// The shortest time between two progress messages.
-const PROGRESS: Duration = Duration::from_millis(200);
+/// The most commits that the remote is told of: it compares the wanted commit with each of them.
+const MAX_KNOWN: usize = 20;
 
 /// The kernel's errors for a full disk.
 const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
-/// How libgit2's errors for a refused token, or one without access, end.
-const DENIED: [&str; 3] = ["http status code: 401", "http status code: 403", "http status code: 404"];
+/// The bands of a pack's section.
+const PACK: u8 = 1;
+const PROGRESS: u8 = 2;
 
-/// Where to fetch from.
-pub(super) struct Remote<'a> {
-    pub(super) url: &'a str,
-    pub(super) token: Option<&'a str>,
-    pub(super) limits: CheckoutLimits,
-    /// Receives the number of bytes so far, now and then.
-    pub(super) on_progress: &'a dyn Fn(u64),
+/// Fetches `commit` with its tree and files, without its history. `known`: commits that were fetched before, the latest last.
+pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid, known: &[Oid]) -> Result<(), Failed> {
+    let mut answer = remote.ask(wanted(commit, known))?;
+    // Before it come the commits at which the history is cut.
+    while answer.line()?.is_none_or(|line| line != "packfile") {}
+    let odb = repository.odb().map_err(Failed::worker)?;
+    let mut pack = odb.packwriter().map_err(|error| classify(&error))?;
+    while let Some(part) = part(&mut answer)? {
+        pack.write_all(&part).map_err(|_| classify(&git2::Error::last_error(-1)))?;
+        answer.tell();
+    }
+    pack.commit().map(drop).map_err(|error| classify(&error))
 }
 
-/// Fetches `commit` with its tree and files, without its history.
-pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
-    let is_over_limit = Cell::new(false);
-    let mut callbacks = credentials(remote);
-    let told = RefCell::new(Instant::now());
-    callbacks.transfer_progress(|progress| {
-        let received_bytes = progress.received_bytes() as u64;
-        is_over_limit.set(received_bytes > remote.limits.max_fetch_bytes);
-        if told.borrow().elapsed() > PROGRESS {
-            told.replace(Instant::now());
-            (remote.on_progress)(received_bytes);
+fn wanted(commit: Oid, known: &[Oid]) -> Command {
+    let mut command = Command::new("fetch");
+    ["thin-pack", "ofs-delta", "no-progress", "deepen 1"].iter().for_each(|line| command.argument(line));
+    command.argument(&format!("want {commit}"));
+    for known in known.iter().rev().filter(|known| **known != commit).take(MAX_KNOWN) {
+        // None of them has its history.
+        command.argument(&format!("shallow {known}"));
+        command.argument(&format!("have {known}"));
+    }
+    command.argument("done");
+    command
+}
+
+/// The next part of the pack; `None` at its end.
+fn part(answer: &mut Answer<'_>) -> Result<Option<bytes::Bytes>, Failed> {
+    loop {
+        let Packet::Content(mut content) = answer.packet()? else { return Ok(None) };
+        let words = content.split_off(1);
+        match content[0] {
+            PACK => return Ok(Some(words)),
+            PROGRESS => {}
+            _ => return Err(said(Fault::Unavailable, &words)),
         }
-        !is_over_limit.get()
-    });
-    let authorization = remote.token.map(authorization);
-    let headers: Vec<&str> = authorization.iter().map(String::as_str).collect();
-    let mut options = FetchOptions::new();
-    options
-        .remote_callbacks(callbacks)
-        .custom_headers(&headers)
-        .depth(1)
-        .download_tags(AutotagOption::None)
-        .update_fetchhead(false)
-        // By default libgit2 would send the token to any host that a redirect names.
-        .follow_redirects(RemoteRedirect::None);
-    // Anonymous: neither URL nor token is written to the configuration.
-    let mut anonymous = repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
-    let refspec = format!("+{commit}:refs/jobs/{commit}");
-    let fetched = anonymous.fetch(&[&refspec], Some(&mut options), None);
-    drop(options);
-    fetched.map_err(|error| {
-        if is_over_limit.get() {
-            let limit = remote.limits.max_fetch_bytes;
-            return Failed::new(Fault::Refused, format!("the commit is larger than {limit} bytes"));
-        }
-        classify(&error)
-    })
+    }
 }
 
 /// The commit of the remote's branch, tag or `HEAD` of this name.
-pub(super) fn resolve(repository: &Repository, remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
-    let mut anonymous = repository.remote_anonymous(remote.url).map_err(Failed::worker)?;
-    let connection =
-        anonymous.connect_auth(Direction::Fetch, Some(credentials(remote)), None).map_err(|error| classify(&error))?;
-    let heads = connection.list().map_err(|error| classify(&error))?;
-    let candidates =
-        [name.to_owned(), format!("refs/heads/{name}"), format!("refs/tags/{name}^{{}}"), format!("refs/tags/{name}")];
-    let found = candidates.iter().find_map(|candidate| heads.iter().find(|head| head.name() == candidate.as_str()));
-    found
-        .map(git2::RemoteHead::oid)
-        .ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("no branch or tag {name:?}")))
+pub(super) fn resolve(remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
+    let names = [name.to_owned(), format!("refs/heads/{name}"), format!("refs/tags/{name}")];
+    let mut command = Command::new("ls-refs");
+    command.argument("peel");
+    names.iter().for_each(|name| command.argument(&format!("ref-prefix {name}")));
+    let mut answer = remote.ask(command)?;
+    let mut found = names.each_ref().map(|_| None);
+    while let Some(line) = answer.line()? {
+        let mut words = line.split(' ');
+        let (Some(oid), Some(reference)) = (words.next(), words.next()) else { continue };
+        let Some(n) = names.iter().position(|name| name == reference) else { continue };
+        // An annotated tag is not its commit.
+        found[n] = Oid::from_str(words.find_map(|word| word.strip_prefix("peeled:")).unwrap_or(oid)).ok();
+    }
+    let found = found.into_iter().flatten().next();
+    found.ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("no branch or tag {name:?}")))
 }
 
-/// Sends the token with the first request. Otherwise libgit2 would send one without it, be refused, and send it again.
-fn authorization(token: &str) -> String {
-    format!("Authorization: Basic {}", BASE64.encode(format!("x-access-token:{token}")))
-}
-
-fn credentials<'a>(remote: &Remote<'a>) -> RemoteCallbacks<'a> {
-    let token = remote.token;
-    let is_asked_again = Cell::new(false);
-    let mut callbacks = RemoteCallbacks::new();
-    callbacks.credentials(move |_, _, _| match token {
-        // libgit2 asks again and again while the answer is refused.
-        Some(token) if !is_asked_again.replace(true) => Cred::userpass_plaintext("x-access-token", token),
-        Some(_) => Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "the token was refused")),
-        None => Err(git2::Error::new(ErrorCode::Auth, ErrorClass::Http, "the repository requires credentials")),
-    });
-    callbacks
-}
-
-/// The kind of a libgit2 error. Its codes are coarse, so its messages decide: their texts are libgit2's and the kernel's.
+/// The kind of a failure of libgit2 to take in a pack.
 fn classify(error: &git2::Error) -> Failed {
     let fault = match (error.class(), error.message()) {
-        // Network errors have the same class.
+        // Only the kernel's words tell.
         (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Full,
-        // libgit2's form of the remote's "not our ref" for a shallow fetch.
-        (_, message) if message.contains("unexpected packet type") || message.contains("not our ref") => Fault::Unclear,
-        (ErrorClass::Filesystem, _) => Fault::Worker,
+        (ErrorClass::Os | ErrorClass::Filesystem, _) => Fault::Worker,
         (ErrorClass::NoMemory, _) => Fault::Refused,
-        _ if error.code() == ErrorCode::Auth => Fault::Denied,
-        (_, message) if DENIED.iter().any(|words| message.ends_with(words)) => Fault::Denied,
-        (ErrorClass::Net | ErrorClass::Http | ErrorClass::Ssl | ErrorClass::Os | ErrorClass::Ssh, _) => {
-            Fault::Unavailable
-        }
-        // Not the network: something in the mirror, such as an invalid list of shallow commits.
+        // Something in the pack, or in the mirror that it refers to.
         _ => Fault::Damaged,
     };
     Failed::new(fault, error.message())
@@ -123,12 +93,14 @@ fn classify(error: &git2::Error) -> Failed {
 
 #[cfg(test)]
 mod tests {
+    use git2::ErrorCode;
+
     use super::*;
 
     #[test]
-    fn a_full_disk_is_not_taken_for_the_network() {
+    fn a_full_disk_is_not_another_failure_of_the_worker() {
         let fault = |message| classify(&git2::Error::new(ErrorCode::GenericError, ErrorClass::Os, message)).fault;
         assert_eq!(fault("cannot extend packfile '/x': No space left on device"), Fault::Full);
-        assert_eq!(fault("failed to connect to github.com: Connection refused"), Fault::Unavailable);
+        assert_eq!(fault("failed to create temporary file: Permission denied"), Fault::Worker);
     }
 }

@@ -18,7 +18,8 @@ use std::path::{Path, PathBuf};
 use git2::{Oid, Repository, RepositoryInitOptions};
 use rustix::fs::{FlockOperation, Mode, flock};
 
-use super::fetch::{self, Remote};
+use super::fetch;
+use super::remote::Remote;
 use super::request::Failed;
 use crate::beneath::{Directory, DirectoryEntry};
 
@@ -100,11 +101,11 @@ impl Mirror {
 
     /// Fetches one commit with its tree and files.
     pub(super) fn fetch(&mut self, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
-        fetch::fetch(&self.repository, remote, commit)?;
+        let mut commits = commits(&self.directory);
+        fetch::fetch(&self.repository, remote, commit, &commits)?;
         self.take_in_packs().map_err(Failed::worker)?;
         // The open packs were moved.
         self.repository = Repository::open_bare(self.repository.path()).map_err(Failed::worker)?;
-        let mut commits = commits(&self.directory);
         if !commits.contains(&commit) {
             commits.push(commit);
             write_commits(&self.directory, &commits)?;
@@ -157,7 +158,7 @@ fn readers(directory: &Path, operation: FlockOperation) -> Result<File, Failed> 
     Ok(lock)
 }
 
-/// A new bare repository on the mirror's packs. It has the depth-1 part of each commit.
+/// A new bare repository on the mirror's packs. It needs no references, and nothing in it asks for a commit's history.
 fn open(directory: &Path, stage: &Path) -> Result<Repository, Failed> {
     let path = unused(stage, "repository");
     let mut options = RepositoryInitOptions::new();
@@ -165,14 +166,8 @@ fn open(directory: &Path, stage: &Path) -> Result<Repository, Failed> {
     let made = Repository::init_opts(&path, &options).map_err(Failed::worker)?;
     // libgit2 would test it by changing a file's mode, which the sandbox prevents.
     made.config().and_then(|mut config| config.set_bool("core.filemode", true)).map_err(Failed::worker)?;
-    let commits = commits(directory);
-    let lines = |suffix: fn(&Oid) -> String| -> String {
-        commits.iter().map(|commit| format!("{commit}{}\n", suffix(commit))).collect()
-    };
     let alternates = format!("{}\n", directory.display());
     fs::write(path.join("objects/info/alternates"), alternates).map_err(Failed::worker)?;
-    fs::write(path.join("shallow"), lines(|_| String::new())).map_err(Failed::worker)?;
-    fs::write(path.join("packed-refs"), lines(|commit| format!(" refs/jobs/{commit}"))).map_err(Failed::worker)?;
     Repository::open_bare(&path).map_err(Failed::worker)
 }
 

@@ -107,7 +107,7 @@ pub enum Fault {
     Unavailable,
     /// The remote refuses the token, or shows nothing with it.
     Denied,
-    /// The commit is missing, or the connection broke: libgit2 does not distinguish them.
+    /// The commit is missing, or the remote failed: its answer does not distinguish them.
     Unclear,
     /// The mirror is damaged; it is emptied.
     Damaged,

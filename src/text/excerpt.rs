@@ -3,32 +3,20 @@
 //! A compiler, a package manager or a test runner often reports the cause hundreds of lines before the end. Which words report an
 //! error is a list (`words`); a wrong guess costs some lines of the excerpt, and decides nothing.
 
+mod earlier;
 mod words;
 
-use std::collections::VecDeque;
-
+use super::lines::LineQueue;
 use crate::{bounds, text};
 
-use words::{CAUSED_BY, GENERIC, Lead, Words, is_place, is_warning, makes_warnings_errors};
+use earlier::{Earlier, MAX_FOLLOWING};
+use words::{GENERIC, Lead, is_place, is_warning, makes_warnings_errors};
 
 /// Bytes of one line.
 const MAX_LINE: usize = 1 << 10;
 
-/// Lines beside the last ones: the most error-like ones, each with the lines after it.
-const MAX_BLOCKS: usize = 8;
-const MAX_FOLLOWING: usize = 2;
-
-/// Bytes of these lines, all together.
-const MAX_EARLIER: usize = 3 << 10;
-
-/// How Java begins the lines of a stack trace.
-const IN_TRACE: [&str; 2] = ["\tat ", "\t... "];
-
 /// What a line takes beside its text.
 const LINE_COST: usize = 64;
-
-/// From this weight on, a line is kept that is not among the last ones.
-const MIN_WEIGHT: u8 = 3;
 
 /// A bounded excerpt of a text that is read line by line.
 #[derive(Clone, Debug, Default)]
@@ -36,87 +24,24 @@ pub struct Excerpt {
     /// The number of lines so far.
     n_lines: usize,
     /// The last lines.
-    last: VecDeque<String>,
-    /// Earlier lines, in order.
-    earlier: Vec<Block>,
-    /// Bytes of the last lines and of the earlier ones.
-    last_bytes: usize,
-    earlier_bytes: usize,
-    /// The last line that was set aside, unless it was kept.
-    before: Option<String>,
-    trace: Trace,
-}
-
-/// The stack trace of which the last lines were.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Trace {
-    #[default]
-    None,
-    /// Of an exception that is harmless, such as one that a test expects.
-    Harmless,
-    /// Of an exception whose cause was kept.
-    Kept,
-}
-
-impl Trace {
-    fn weight(self, line: &str, words: &Words) -> u8 {
-        if self == Self::Harmless && line.starts_with(CAUSED_BY) { 0 } else { words.weight(line) }
-    }
-
-    fn after(self, line: &str, words: &Words) -> Self {
-        match self {
-            Self::Harmless if line.starts_with(CAUSED_BY) => self,
-            _ if line.starts_with(CAUSED_BY) => Self::Kept,
-            _ if IN_TRACE.iter().any(|begin| line.starts_with(begin)) => self,
-            _ if words.is_harmless => Self::Harmless,
-            _ => Self::None,
-        }
-    }
-}
-
-/// An error-like line and the lines beside it.
-#[derive(Clone, Debug)]
-struct Block {
-    /// The number of its first line, from 0.
-    at: usize,
-    /// Lines before the error-like one.
-    n_before: usize,
-    weight: u8,
-    lines: Vec<String>,
-}
-
-impl Block {
-    fn error(&self) -> &String {
-        &self.lines[self.n_before]
-    }
-
-    /// Whether line number `at` follows the block and belongs to it.
-    fn is_continued(&self, at: usize, weight: u8) -> bool {
-        let n_following = self.lines.len() - self.n_before - 1;
-        at == self.at + self.lines.len() && n_following < MAX_FOLLOWING && weight <= self.weight
-    }
-
-    fn size(&self) -> usize {
-        self.lines.iter().map(String::len).sum()
-    }
+    last: LineQueue,
+    earlier: Earlier,
 }
 
 impl Excerpt {
     /// Adds a plain line without a line feed.
     pub fn push(&mut self, line: &str) {
-        let line = text::clip(line, MAX_LINE);
-        self.last_bytes += line.len();
         self.n_lines += 1;
-        self.last.push_back(line.into_owned());
-        while self.last.len() > bounds::LOG_TAIL_LINES || self.last_bytes > bounds::LOG_TAIL {
+        self.last.push(&text::clip(line, MAX_LINE));
+        while self.last.len() > bounds::LOG_TAIL_LINES || self.last.n_bytes() > bounds::LOG_TAIL {
             self.set_aside();
         }
     }
 
     /// Bytes of memory that it takes, nearly.
     pub fn size(&self) -> usize {
-        let n_lines = self.last.len() + self.earlier.len() * (2 + MAX_FOLLOWING);
-        self.last_bytes + self.earlier_bytes + n_lines * LINE_COST
+        let n_lines = self.last.len() + self.earlier.blocks.len() * (2 + MAX_FOLLOWING);
+        self.last.n_bytes() + self.earlier.n_bytes + n_lines * LINE_COST
     }
 
     /// Drops the older half of its last lines, to make room for other excerpts.
@@ -124,8 +49,8 @@ impl Excerpt {
         for _ in 0..self.last.len().div_ceil(2) {
             self.set_aside();
         }
+        self.last.shrink();
         if self.last.is_empty() {
-            self.earlier_bytes = 0;
             self.earlier.clear();
         }
     }
@@ -133,48 +58,8 @@ impl Excerpt {
     /// Takes the oldest of the last lines, and keeps it if it looks like an error or stands beside one.
     fn set_aside(&mut self) {
         let at = self.n_lines - self.last.len();
-        let Some(line) = self.last.pop_front() else { return };
-        self.last_bytes -= line.len();
-        // Each line of output comes here, so its words are searched once.
-        let words = Words::of(&line);
-        let weight = self.trace.weight(&line, &words);
-        let follows = self.earlier.last().is_some_and(|block| block.is_continued(at, weight));
-        let trace = self.trace.after(&line, &words);
-        let after_cause = self.earlier.last().is_some_and(|block| block.error().starts_with(CAUSED_BY));
-        let is_root = after_cause && self.trace == Trace::Kept && line.starts_with(CAUSED_BY);
-        self.trace = trace;
-        if follows && !is_root {
-            self.earlier_bytes += line.len();
-            self.earlier.last_mut().into_iter().for_each(|block| block.lines.push(line.clone()));
-            self.before = None;
-        } else if weight >= MIN_WEIGHT && !self.earlier.iter().any(|block| *block.error() == line) {
-            // The last cause of an exception is the root of the others.
-            if is_root {
-                self.earlier_bytes -= self.earlier.pop().map_or(0, |block| block.size());
-            }
-            self.keep(at, weight, line);
-        } else {
-            self.before = Some(line);
-        }
-        while self.earlier.len() > MAX_BLOCKS || self.earlier_bytes > MAX_EARLIER {
-            self.drop_block();
-        }
-    }
-
-    /// Keeps an error-like line. Some tools print what it is about in the indented line before.
-    fn keep(&mut self, at: usize, weight: u8, line: String) {
-        let before = self.before.take().filter(|before| before.starts_with([' ', '\t']) && !before.trim().is_empty());
-        let n_before = usize::from(before.is_some());
-        let block = Block { at: at - n_before, n_before, weight, lines: before.into_iter().chain([line]).collect() };
-        self.earlier_bytes += block.size();
-        self.earlier.push(block);
-    }
-
-    /// Drops the block of the least weight. Of equal ones the last goes: the first error is usually the cause.
-    fn drop_block(&mut self) {
-        let least = (0..self.earlier.len()).rev().min_by_key(|index| self.earlier[*index].weight);
-        if let Some(index) = least {
-            self.earlier_bytes -= self.earlier.remove(index).size();
+        if let Some(line) = self.last.pop() {
+            self.earlier.take_in(at, line);
         }
     }
 
@@ -195,13 +80,13 @@ impl Excerpt {
 
     fn lines(&self) -> Vec<String> {
         let (mut lines, mut next) = (Vec::new(), 0);
-        for block in &self.earlier {
+        for block in &self.earlier.blocks {
             lines.extend(gap(block.at - next));
             lines.extend(block.lines.iter().cloned());
             next = block.at + block.lines.len();
         }
         lines.extend(gap(self.n_lines - self.last.len() - next));
-        lines.extend(self.last.iter().cloned());
+        lines.extend(self.last.iter().map(str::to_owned));
         lines
     }
 
@@ -212,7 +97,8 @@ impl Excerpt {
         let (mut warning, mut is_strict) = (None, false);
         // What the line before says of the next one.
         let mut before = Lead::None;
-        for line in self.earlier.iter().flat_map(|block| &block.lines).chain(&self.last) {
+        let earlier = self.earlier.blocks.iter().flat_map(|block| &block.lines).map(String::as_str);
+        for line in earlier.chain(self.last.iter()) {
             if line.trim().is_empty() {
                 continue;
             }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use world::CALLBACKS;
 
-use crate::harness::{Harness, target, text};
+use crate::harness::{Harness, scanner, target, text};
 use crate::registry;
 use crate::ruby::{self, Sidekiq};
 
@@ -226,12 +226,8 @@ async fn cached_builds_of_a_commit_have_one_digest_and_the_requested_attestation
 #[tokio::test(flavor = "multi_thread")]
 async fn the_configured_image_makes_an_sbom() {
     let harness = Harness::open();
-    let sbom = r#"{"_type":"https://in-toto.io/Statement/v0.1","predicateType":"https://spdx.dev/Document","subject":[],"predicate":{"name":"ours"}}"#;
-    let scanner = harness.dockerfile(&format!(
-        "RUN printf '%s' '{sbom}' > /sbom\nCMD [\"/bin/sh\", \"-c\", \"cat /sbom > $BUILDKIT_SCAN_DESTINATION/app.spdx.json\"]"
-    ));
     let app = harness.dockerfile("RUN echo app > /app");
-    let sha = harness.commit("shop", &[("scanner/Dockerfile", &scanner), ("app/Dockerfile", &app)]);
+    let sha = harness.commit("shop", &[("scanner/Dockerfile", &scanner(&harness)), ("app/Dockerfile", &app)]);
     let generator = harness.reference("scanner", &sha);
     let _worker = harness.worker(&format!("bake.sbom = \"generator={generator},disabled=true\""));
     let report = harness.build(harness.native("shop", &sha, &[harness.image("scanner", &sha)])).await;

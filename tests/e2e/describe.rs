@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use world::Registry;
 
-use crate::harness::{Harness, target};
+use crate::harness::{Harness, scanner, target};
 use crate::registry;
 
 const REVISION: &str = "org.opencontainers.image.revision";
@@ -82,17 +82,23 @@ async fn steps_that_ask_for_it_see_the_time_of_the_commit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_built_again_has_the_same_image_with_and_without_attestations() {
     let harness = Harness::open();
-    let sha = harness.commit("shop", &[("app/Dockerfile", &harness.dockerfile("RUN echo 1 > /x"))]);
-    let _worker = harness.worker("");
+    let app = harness.dockerfile("RUN echo 1 > /x");
+    let sha = harness.commit("shop", &[("app/Dockerfile", &app), ("scanner/Dockerfile", &scanner(&harness))]);
+    let generator = harness.reference("scanner", &sha);
+    let _worker = harness.worker(&format!("bake.sbom = \"generator={generator},disabled=true\""));
+    built(&harness, harness.native("shop", &sha, &[harness.image("scanner", &sha)])).await;
     let reference = harness.reference("app", &sha);
     let mut native = harness.native("shop", &sha, &[harness.image("app", &sha)]);
     let (mut digests, mut images) = (BTreeSet::new(), BTreeSet::new());
     for attested in [false, true] {
-        native["provenance"] = json!(attested);
+        (native["provenance"], native["sbom"]) = (json!(attested), json!(attested));
         for _ in 0..3 {
             let app = built(&harness, native.clone()).await;
             let text = |field: &str| app[field].as_str().unwrap_or_else(|| panic!("{field}: {app:#}")).to_owned();
             assert_eq!(registry::image_digest(&reference).await, Some(text("image_digest")));
+            let attestations = registry::attestations(&reference).await;
+            assert_eq!(attestations.contains("https://slsa.dev/provenance/"), attested, "{attestations}");
+            assert_eq!(attestations.contains("https://spdx.dev/Document"), attested, "{attestations}");
             digests.insert((attested, text("digest")));
             images.insert((attested, text("image_digest")));
         }

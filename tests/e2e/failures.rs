@@ -55,9 +55,19 @@ async fn each_mistake_has_its_reason_and_is_not_retried() {
     let (registry, nonce) = (&harness.engine.registry, &harness.nonce);
     // The context, its Dockerfile, the reason, and the text that the message must contain.
     let mistakes = [
-        ("syntax", harness.dockerfile("RUNN echo hello"), "dockerfile_invalid", "RUNN"),
+        (
+            "syntax",
+            harness.dockerfile("RUNN echo hello"),
+            "dockerfile_invalid",
+            "syntax/Dockerfile:3: unknown instruction: RUNN",
+        ),
         ("copy", harness.dockerfile("COPY nowhere.txt /srv/"), "file_not_found", "nowhere.txt"),
-        ("base", format!("FROM {registry}/{nonce}/nothing:1"), "base_image_not_found", "nothing:1"),
+        (
+            "base",
+            format!("FROM {registry}/{nonce}/nothing:1"),
+            "base_image_not_found",
+            "nothing:1` of `base` (base/Dockerfile:1): not found",
+        ),
         // A reference that resembles a registry's error.
         ("limit", format!("FROM {registry}/{nonce}/toomanyrequests:1"), "base_image_not_found", "toomanyrequests:1"),
         ("empty", String::new(), "dockerfile_invalid", "empty"),
@@ -69,7 +79,12 @@ async fn each_mistake_has_its_reason_and_is_not_retried() {
         ("user", harness.dockerfile("USER nobody-knows\nRUN true"), "step_failed", "nobody-knows"),
         ("secret", harness.dockerfile("RUN --mount=type=secret,id=npm,required=true true"), "step_failed", "npm"),
         ("download", harness.dockerfile("ADD http://127.0.0.1:9/x /x"), "step_failed", "127.0.0.1:9"),
-        ("privilege", harness.dockerfile("RUN --network=host true"), "policy_refused", "network.host"),
+        (
+            "privilege",
+            harness.dockerfile("RUN --network=host true"),
+            "policy_refused",
+            "network.host is not allowed: remove `--network=host`",
+        ),
     ];
     let paths = mistakes.iter().map(|(name, text, _, _)| (format!("{name}/Dockerfile"), text.as_str()));
     let paths: Vec<(String, &str)> = paths.chain([("missing/README".to_owned(), "no Dockerfile here")]).collect();

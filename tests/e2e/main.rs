@@ -11,6 +11,7 @@
 )]
 #![allow(missing_docs, unreachable_pub, reason = "a test binary has no public interface")]
 
+mod archives;
 mod build;
 mod canary_port;
 mod coming_from_ruby;

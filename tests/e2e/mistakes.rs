@@ -81,6 +81,9 @@ async fn the_line_of_the_ignore_file_that_excludes_a_copied_file_is_named() {
             ("api/exec", &copy("dist/a.js")),
             ("api/exec.dockerignore", "**/*.js\n"),
             ("api/dist/a.js", "x"),
+            ("pages/Dockerfile", &copy("dist/*.js")),
+            ("pages/.dockerignore", "dist\n"),
+            ("pages/dist/a.js", "x"),
             ("docs/Dockerfile", &copy("dist")),
             ("docs/.dockerignore", "dist\n"),
         ],
@@ -89,6 +92,7 @@ async fn the_line_of_the_ignore_file_that_excludes_a_copied_file_is_named() {
     for (name, dockerfile, words) in [
         ("web", "Dockerfile", "The repository has dist, but line 3 of web/.dockerignore excludes it"),
         ("api", "exec", "The repository has dist/a.js, but line 1 of api/exec.dockerignore excludes it"),
+        ("pages", "Dockerfile", "The repository has dist, but line 1 of pages/.dockerignore excludes it"),
         ("docs", "Dockerfile", "/dist"),
     ] {
         let mut image = harness.image(name, &sha);
@@ -99,6 +103,20 @@ async fn the_line_of_the_ignore_file_that_excludes_a_copied_file_is_named() {
         assert!(message.contains(words), "{message}");
         assert_eq!(message.contains("excludes"), name != "docs", "{message}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_line_of_the_ignore_file_that_is_not_a_pattern_is_named() {
+    let harness = Harness::open();
+    let copy = harness.dockerfile("COPY . /app");
+    let sha = harness.commit("shop", &[("web/Dockerfile", &copy), ("web/.dockerignore", "# logs\n*.log\n[a\n")]);
+    let _worker = harness.worker("");
+    let report = harness.build(harness.native("shop", &sha, &[harness.image("web", &sha)])).await;
+    assert_eq!(report["reason"], "dockerfile_invalid", "{report:#}");
+    assert!(
+        report["message"].as_str().unwrap().ends_with("line 3 of web/.dockerignore is not a pattern"),
+        "{report:#}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

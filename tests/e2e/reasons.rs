@@ -74,7 +74,10 @@ async fn a_base_image_that_arrives_broken_is_the_registrys_fault_and_a_refused_o
         ("limited", Content::Whole, Some((429, "blobs/")), "registry_rate_limited"),
         ("layer", Content::Whole, Some((429, "the layer")), "registry_rate_limited"),
         ("down", Content::Whole, Some((503, "manifests/")), "registry_unavailable"),
+        ("proxy", Content::Whole, Some((407, "manifests/")), "registry_unavailable"),
         ("denied", Content::Whole, Some((403, "manifests/")), "base_image_denied"),
+        ("chart", Content::Chart, None, "base_image_not_found"),
+        ("arch", Content::OtherPlatform, None, "base_image_not_found"),
         ("odd", Content::Whole, Some((400, "manifests/")), "registry_rejected"),
     ];
     let mut files = Vec::new();
@@ -102,7 +105,7 @@ async fn a_base_image_that_arrives_broken_is_the_registrys_fault_and_a_refused_o
     for ((name, _, _, reason), report) in cases.iter().zip(&found) {
         let expected = if reason.is_empty() { json!(null) } else { json!(reason) };
         assert_eq!(report["reason"], expected, "{name}: {report:#}");
-        let is_customers = ["", "base_image_denied", "registry_rejected"].contains(reason);
+        let is_customers = ["", "base_image_denied", "base_image_not_found", "registry_rejected"].contains(reason);
         assert_eq!(report["moment"] == "finished", is_customers, "{name}: {report:#}");
     }
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
@@ -127,6 +130,60 @@ async fn each_mistake_of_a_step_is_the_customers() {
         ("archive", step("ADD a.tar /x"), "step_failed", "ADD a.tar /x"),
         ("from", step(&format!("COPY --from={base} /missing /x")), "file_not_found", "lstat /missing: no such file"),
         ("dist", step("COPY dist /x"), "file_not_found", "`COPY dist /x` (dist/Dockerfile:3): \"/dist\": not found"),
+        ("etc", step("COPY /etc/passwd /x"), "file_not_found", "failed to walk /etc: lstat /etc: no such file"),
+        (
+            "case",
+            step("COPY readme.md /x"),
+            "file_not_found",
+            "\"/readme.md\": not found. The repository has case/README.md",
+        ),
+        (
+            "mount",
+            step(&format!("RUN --mount=type=bind,from={base},source=/nope,target=/p cat /p")),
+            "file_not_found",
+            "(mount/Dockerfile:3): open /nope: no such file or directory",
+        ),
+        (
+            "cache",
+            step(&format!("RUN --mount=type=cache,from={base},source=/nope,target=/c ls /c")),
+            "file_not_found",
+            "(cache/Dockerfile:3): open /nope: no such file or directory",
+        ),
+        (
+            "stagedir",
+            format!(
+                "FROM {base} AS build\nRUN touch /x\nFROM {base}\nRUN --mount=from=build,source=/dist,target=/d ls /d\n"
+            ),
+            "file_not_found",
+            "(stagedir/Dockerfile:4): \"/dist\": not found",
+        ),
+        (
+            "fetch",
+            step(&format!("ADD http://{registry}/nothing /x")),
+            "step_failed",
+            "(fetch/Dockerfile:3): invalid response status 404",
+        ),
+        (
+            "shell",
+            step("SHELL [\"/bin/bash\", \"-c\"]\nRUN true"),
+            "step_failed",
+            "stat /bin/bash: no such file or directory",
+        ),
+        (
+            "long",
+            step(&format!("RUN {}false", "echo step && ".repeat(400))),
+            "step_failed",
+            "(long/Dockerfile:3) exited with 1",
+        ),
+        (
+            "git",
+            step(&format!("ADD http://{registry}/x.git /x")),
+            "step_failed",
+            "not found; fatal: repository 'http://",
+        ),
+        ("brackets", step("COPY [a-z /x"), "dockerfile_invalid", "brackets/Dockerfile: invalid includepatterns: "),
+        ("flag", step("COPY --nope a /x"), "dockerfile_invalid", "flag/Dockerfile:3: unknown flag: nope"),
+        ("heredoc", step("COPY <<EOF /x\nhello"), "dockerfile_invalid", "heredoc/Dockerfile:3: unterminated heredoc"),
         ("ssh", step("RUN --mount=type=ssh,required=true true"), "step_failed", "builds get no SSH agent"),
         (
             "sum",
@@ -162,6 +219,7 @@ async fn each_mistake_of_a_step_is_the_customers() {
         files.push(File::new(&format!("{name}/Dockerfile"), text.as_str()));
     }
     files.push(File::new("archive/a.tar", &world::tar("a")[..2048]));
+    files.push(File::new("case/README.md", "x"));
     files.push(File::symlink("link/x: no space left on device", "x: no space left on device"));
     let sha = harness.commit_with("shop", &files);
     let _worker = harness.worker("");
@@ -174,7 +232,9 @@ async fn each_mistake_of_a_step_is_the_customers() {
         assert_eq!((&report["reason"], &report["moment"]), (&json!(reason), &json!("finished")), "{name}: {report:#}");
         let message = report["message"].as_str().unwrap();
         assert!(message.contains(words), "{name}: {message}");
-        assert!(!message.contains("buildkit") && !message.contains("of ref "), "{name}: {message}");
+        for noise in ["buildkit", "of ref ", "failed to solve", "[internal]"] {
+            assert!(!message.contains(noise), "{name}: {message}");
+        }
     }
     harness.nothing_is_left().await;
 }

@@ -51,6 +51,16 @@ pub async fn attestation(reference: &str) -> Option<Value> {
     Some(json(ask(Method::GET, &repository, &blob).await).await)
 }
 
+/// The kinds of attestations in an index, by their predicates: a manifest of JSON. Empty for an image alone.
+pub async fn attestations(reference: &str) -> String {
+    let (repository, tag) = split(reference);
+    let index = json(ask(Method::GET, &repository, &format!("manifests/{tag}")).await).await;
+    match index["manifests"][1]["digest"].as_str() {
+        Some(digest) => json(ask(Method::GET, &repository, &format!("manifests/{digest}")).await).await.to_string(),
+        None => String::new(),
+    }
+}
+
 /// A text file of an image, from the top layer that has it.
 pub async fn file(reference: &str, path: &str) -> Option<String> {
     let (repository, _) = split(reference);

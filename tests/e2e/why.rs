@@ -1,9 +1,11 @@
 //! Why a step was not cached: planted causes, one target each, on a real BuildKit.
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 use world::File;
 
-use crate::harness::{Harness, target};
+use crate::harness::{Harness, target, text};
 
 /// A target before and after its cause.
 struct Case {
@@ -290,4 +292,58 @@ async fn what_failed_is_told_from_what_changed() {
     let changed = build(&sha).await;
     assert_eq!((&changed["cause"], &changed["line"]), (&json!("instruction_changed"), &json!(3)), "{changed:#}");
     assert_eq!(build(&sha).await, Value::Null);
+}
+
+/// Removes an image and the results of its steps from the engine.
+fn evict(harness: &Harness, image: &str, steps: &str) {
+    let run = |program: &mut Command| {
+        let output = program.env("DOCKER_HOST", &harness.engine.docker_host).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let buildx = |arguments: &[&str]| run(harness.bare_buildx(harness.home.path()).args(arguments));
+    let results = || -> Vec<String> {
+        let found = buildx(&["du", "--verbose", "--filter", &format!("description~=\"{steps}\"")]);
+        found.lines().filter_map(|line| line.strip_prefix("ID:")).map(|id| id.trim().to_owned()).collect()
+    };
+    run(Command::new("docker").args(["image", "rm", image]));
+    assert_eq!(results().len(), 2);
+    for id in results() {
+        buildx(&["prune", "--force", "--all", "--filter", &format!("id={id}")]);
+    }
+    assert!(results().is_empty());
+}
+
+/// BuildKit also forgets where results are that it keeps, so builds of other tests would lose their caches.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "it must be the only test that uses the engine: tests/run runs it alone"]
+async fn pruned_results_were_evicted_and_a_changed_step_was_not() {
+    let planted = Planted { harness: Harness::open() };
+    let harness = &planted.harness;
+    let _worker = harness.worker("");
+    let names = ["pruned", "changed"];
+    let commit = |changed: &str| {
+        let run = |text: &str| format!("RUN true $N{text}\nRUN echo $N > /own");
+        let files = [("pruned/Dockerfile", "pruned", ""), ("changed/Dockerfile", "changed", changed)];
+        let files = files.map(|(path, name, text)| (path, planted.dockerfile(name, &run(text))));
+        let files: Vec<(&str, &str)> = files.iter().map(|(path, text)| (*path, text.as_str())).collect();
+        harness.commit("app", &files)
+    };
+    let build = async |sha: &str| {
+        let report = harness.build(harness.native("app", sha, &names.map(|name| harness.image(name, sha)))).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+        names.map(|name| target(&report, name)["why_not_cached"].clone())
+    };
+    let first = commit("");
+    assert!(build(&first).await.iter().all(|why| why["cause"] == "first_build"));
+    assert_eq!(build(&first).await, [Value::Null, Value::Null]);
+
+    evict(harness, &harness.reference("pruned", &first), &format!("{} pruned", harness.nonce));
+    let second = commit(" 2");
+    let [pruned, changed] = build(&second).await;
+    let words = "nothing that it depends on changed, and the builder no longer has its result";
+    assert_eq!((&pruned["cause"], &pruned["line"]), (&json!("evicted"), &json!(2)), "{pruned:#}");
+    assert!(pruned["message"].as_str().unwrap().ends_with(words), "{pruned:#}");
+    assert_eq!((&changed["cause"], &changed["line"]), (&json!("instruction_changed"), &json!(2)), "{changed:#}");
+    assert_eq!(build(&second).await, [Value::Null, Value::Null]);
 }

@@ -353,6 +353,70 @@ async fn credentials_can_come_from_the_environment() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn credentials_in_the_environment_are_masked_whatever_a_build_prints() {
+    let harness = Harness::start();
+    let file = |name: &str, content: &str| {
+        let path = harness.home.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.display().to_string()
+    };
+    let key = ["MIIEvQIBADANBgkqhkiG9w0BAQEFAASC", "BKcwggSjAgEAAoIBAQC7VJTUt9Us8cKj"];
+    let of_google =
+        json!({"type": "service_account", "project_id": "acme-logs", "private_key": key.join("\n")}).to_string();
+    let user =
+        json!({"client_id": "acme.example", "client_secret": "of-a-person", "refresh_token": "1//again-and-again"});
+    let variables = [
+        ("AWS_SECRET_ACCESS_KEY", "s3cret/of+aws".to_owned()),
+        ("AWS_SESSION_TOKEN", "session-of-aws".into()),
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", file("identity", "identity-of-the-pod\n")),
+        ("AWS_REGION", "eu-central-1".into()),
+        ("AZURE_STORAGE_ACCOUNT_NAME", "acmelogs".into()),
+        ("AZURE_STORAGE_ACCOUNT_KEY", "a2V5LW9mLWF6dXJl".into()),
+        ("AZURE_STORAGE_SAS_TOKEN", "sv=2024-01-01&sp=rw&sig=c2ln%2Fbm%2BF0dXJl%3D".into()),
+        ("AZURE_CLIENT_SECRET", "client~of~azure".into()),
+        ("GOOGLE_SERVICE_ACCOUNT_KEY", of_google.clone()),
+        ("GOOGLE_APPLICATION_CREDENTIALS", file("user.json", &user.to_string())),
+    ];
+    let secrets = [
+        "s3cret/of+aws",
+        "session-of-aws",
+        "identity-of-the-pod",
+        "a2V5LW9mLWF6dXJl",
+        "c2ln%2Fbm%2BF0dXJl%3D",
+        "c2ln/bm+F0dXJl=",
+        "client~of~azure",
+        key[0],
+        key[1],
+        "of-a-person",
+        "1//again-and-again",
+    ];
+    let ordinary = ["eu-central-1", "acmelogs", "service_account", "acme-logs", "acme.example"];
+    let printed = secrets.iter().chain(&ordinary).map(|text| format!("it is {text}\n")).collect::<String>();
+    let printed = printed + &of_google + "\n" + &user.to_string() + "\n";
+    let error = json!({"completed": AT, "error": format!("process \"{}\" did not complete successfully: exit code: 1", secrets.join(" "))});
+    harness.builder.script(Script::steps(vec![
+        vertex(json!({})),
+        prints(&printed),
+        vertex(error),
+        Step::Stderr("ERROR: failed to solve: process did not complete\n".into()),
+        Step::Exit(1),
+    ]));
+    let worker = harness.worker_with_variables(&harness.config(""), &[], &variables);
+    push(&harness).await;
+    let report = harness.callbacks(1).await.remove(0).to_string();
+    harness.idle().await;
+    let is_complete = async || text(&harness.run(&["logs", "build 42/x"], "")).contains("\nbuild | failed");
+    harness.until("the log is complete", is_complete).await;
+    let shown = [report, worker.log(), text(&harness.run(&["logs", "build 42/x"], ""))];
+    for secret in secrets {
+        assert!(shown.iter().all(|shown| !shown.contains(secret)), "{secret} is in {shown:#?}");
+    }
+    for text in ordinary {
+        assert!(shown[2].contains(&format!("it is {text}\n")), "{text} is not in {}", shown[2]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn doctor_writes_and_deletes_a_probe() {
     let (harness, objects) = (Harness::start(), Objects::start());
     let line = |settings: &str| {

@@ -130,6 +130,39 @@ async fn the_second_build_of_a_commit_requests_a_token_and_fetches_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn buildx_confirms_a_template_once_for_all_commits_of_a_repository_and_trust() {
+    let harness = Harness::start();
+    let (repository, first) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]).held());
+    let _worker = harness.worker("");
+    let native = |sha: &str, trust: &str, argument: &str| {
+        let mut native = harness.native(sha);
+        native["trust"] = json!(trust);
+        native["application"]["images"][0]["args"] = json!({"A": argument});
+        native["application"]["images"][0]["tags"] = json!([format!("registry.example/acme/vote:{}", &sha[..7])]);
+        native
+    };
+    let second = repository.commit(&[("vote/Dockerfile", "FROM base\n")]);
+    let builds = [
+        (native(&first, "branch", "1"), true),
+        (native(&second, "branch", "1"), false),
+        (native(&second, "branch", "2"), true),
+        (native(&first, "fork", "1"), true),
+        (native(&first, "branch", "2"), false),
+    ];
+    for (n, (native, is_printed)) in builds.into_iter().enumerate() {
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        harness.until("the bake runs", async || harness.builder.running() == 1).await;
+        // The directory of a `--print` stays until the job's end.
+        assert_eq!(harness.job_directories()[0].join("print").exists(), is_printed, "build {n}");
+        harness.builder.release();
+        let report = harness.callbacks(n + 1).await.remove(n);
+        assert_eq!(report["status"], "succeeded", "{report:#}");
+        harness.idle().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_carries_only_an_id_is_resolved_by_rails() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();

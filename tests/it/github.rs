@@ -77,10 +77,8 @@ async fn a_worker_revokes_its_tokens_before_it_ends() {
 async fn a_token_that_the_git_host_does_not_know_yet_is_retried() {
     for status in [401, 404] {
         let (harness, sha) = Harness::good();
-        // Two requests, because libgit2 repeats a request after its first refusal.
-        let n = if status == 401 { 2 } else { 1 };
         let headers = [("www-authenticate", "Basic realm=\"GitHub\"")];
-        harness.git.faults().fail_next("/acme", n, status, &headers, "Repository not found.");
+        harness.git.faults().fail_next("/acme", 1, status, &headers, "Repository not found.");
         harness.push(harness.native(&sha)).await;
         let _worker = harness.worker("");
         let report = harness.callbacks(1).await.remove(0);
@@ -370,4 +368,68 @@ async fn a_corrected_key_is_read_without_a_restart_in_either_form() {
         harness.push(harness.native(&sha)).await;
         assert_eq!(harness.callbacks(n + 1).await[n]["status"], "succeeded");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_github_denies_is_told_at_once_and_costs_no_other_its_build() {
+    let (harness, sha) = Harness::good();
+    harness.github.install_as(7_000_050, "good", Reach::Under(harness.git.root().to_owned()));
+    let other = harness.git.repository("good/app").commit(&[("vote/Dockerfile", "FROM base\n")]);
+    let _worker = harness.worker("");
+    let refused = |report: &Value, words: &str| {
+        assert_eq!(
+            (&report["status"], &report["reason"]),
+            (&json!("failed"), &json!("repository_denied")),
+            "{report:#}"
+        );
+        assert!(report["message"].as_str().unwrap().contains(words), "{report:#}");
+    };
+    harness.github.suspend(7_000_001, true);
+    harness.push(harness.native(&sha)).await;
+    refused(&harness.callbacks(1).await[0], "suspended");
+    harness.github.suspend(7_000_001, false);
+    let listed = r#"{"message":"Although you appear to have the correct authorization credentials, the `acme` organization has an IP allow list enabled"}"#;
+    harness.github.faults().fail_next(MINT, 1, 403, &[], listed);
+    harness.push(harness.native(&sha)).await;
+    refused(&harness.callbacks(2).await[1], "IP allow list");
+    harness.github.faults().fail_next(MINT, 1, 451, &[], r#"{"message":"Repository access blocked"}"#);
+    harness.push(harness.native(&sha)).await;
+    refused(&harness.callbacks(3).await[2], "451 Unavailable For Legal Reasons: Repository access blocked");
+    assert!(harness.redis.sorted_set("retry").await.is_empty());
+
+    let mut native = harness.native(&other);
+    native["repository"] = json!("good/app");
+    harness.push(native).await;
+    assert_eq!(harness.callbacks(4).await[3]["status"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_whose_name_begins_with_a_dot_is_built() {
+    let (harness, _) = Harness::good();
+    harness.github.install("acme", &[".github"]);
+    let sha = harness.git.repository("acme/.github").commit(&[("vote/Dockerfile", "FROM base\n")]);
+    let mut native = harness.native(&sha);
+    native["repository"] = json!("acme/.github");
+    harness.push(native).await;
+    let _worker = harness.worker("");
+    let report = harness.callbacks(1).await.remove(0);
+    assert_eq!((&report["status"], &report["repository"]), (&json!("succeeded"), &json!("acme/.github")), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_cannot_be_reached_is_named_with_the_cause_and_what_to_check() {
+    let (harness, sha) = Harness::good();
+    let nobody = format!("http://127.0.0.1:{}", world::free_port());
+    let config = harness.config("");
+    let text = std::fs::read_to_string(&config).unwrap().replace(&harness.github.url(), &nobody);
+    std::fs::write(&config, text).unwrap();
+    let mut native = harness.native(&sha);
+    native["callback"]["on"] = json!(["retrying", "finished"]);
+    harness.push(native).await;
+    let _worker = harness.worker_with(&config, &[]);
+    let report = harness.callbacks(1).await.remove(0);
+    assert_eq!(report["reason"], "github_unavailable", "{report:#}");
+    let message = report["message"].as_str().unwrap();
+    assert!(message.contains(&format!("{nobody}/repos/acme/voting-app/installation cannot be reached")), "{message}");
+    assert!(message.contains("Connection refused") && message.contains("check the port"), "{message}");
 }

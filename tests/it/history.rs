@@ -250,6 +250,112 @@ async fn a_retried_build_has_all_attempts_up_to_a_bound() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_runs_is_listed_with_its_own_facts() {
+    let harness = Harness::start();
+    harness.builder.script(Script::loses_builder());
+    let mut worker = harness.worker("");
+    let jid = push(&harness, json!(42)).await;
+    harness.until("the job waits for a retry", async || harness.redis.sorted_set("retry").await.len() == 1).await;
+    let listed = |arguments: &[&str]| -> Value {
+        let mut lines = lines(&out(&harness, &[&["list", "--json"], arguments].concat()));
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        lines.remove(0)
+    };
+    harness.until("the end is recorded", async || listed(&[])["ended_at_ms"].is_number()).await;
+    let earlier = listed(&[]);
+    assert_eq!((&earlier["state"], &earlier["attempt"]), (&json!("waiting"), &json!(1)));
+    worker.terminate().await;
+
+    let again = async || {
+        let (member, _) = harness.redis.sorted_set("retry").await.remove(0);
+        redis(&harness.redis, &["ZREM", "retry", &member]).await;
+        harness.redis.push_raw("default", &member).await;
+    };
+    // A worker that records nothing yet.
+    harness.builder.script(Script::hang());
+    let mut silent = harness.worker("journal.stream = false\nshutdown.timeout = \"0s\"");
+    again().await;
+    harness.until("the build runs", async || harness.builder.running() == 1).await;
+    for arguments in [&[][..], &["--running"], &["--account", "acme"], &["--running", "--account", "acme"]] {
+        let now = listed(arguments);
+        assert_eq!((&now["state"], &now["attempt"], &now["jid"]), (&json!("running"), &json!(2), &json!(jid)), "{now}");
+        assert_ne!(now["worker"], earlier["worker"]);
+        for field in ["began_at_ms", "ended_at_ms", "status", "reason"] {
+            assert_eq!(now[field], Value::Null, "{field} is that of the earlier attempt");
+        }
+        for field in ["id", "build_id", "account", "repository", "sha", "ref", "queued_at_ms"] {
+            assert_eq!(now[field], earlier[field], "{field}");
+        }
+    }
+    let table = out(&harness, &["list"]);
+    let cells: Vec<&str> = table.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!((&cells[..3], &cells[4..]), (&["42", "-", "acme/voting-app"][..], &["running", "-", "acme"][..]));
+    silent.terminate().await;
+    assert_eq!(listed(&[])["began_at_ms"], earlier["began_at_ms"], "nothing runs now");
+
+    // A worker that records its attempt.
+    harness.builder.script(Script::hang());
+    let _worker = harness.worker("");
+    harness.until("the attempt is recorded", async || listed(&[])["began_at_ms"] != earlier["began_at_ms"]).await;
+    harness.until("the build runs", async || harness.builder.running() == 1).await;
+    let now = listed(&[]);
+    assert!(now["began_at_ms"].as_u64() > earlier["ended_at_ms"].as_u64(), "{now}");
+    assert_eq!((&now["state"], &now["attempt"], &now["status"]), (&json!("running"), &json!(2), &Value::Null));
+    assert_eq!(listed(&["--running"]), now);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_another_type_costs_the_log_or_the_record_and_not_the_other() {
+    let harness = Harness::start();
+    let worker = harness.worker("");
+    let types = [
+        ("string", &["SET", "KEY", "x"][..]),
+        ("list", &["RPUSH", "KEY", "x"]),
+        ("set", &["SADD", "KEY", "x"]),
+        ("zset", &["ZADD", "KEY", "1", "x"]),
+        ("hash", &["HSET", "KEY", "f", "x"]),
+        ("stream", &["XADD", "KEY", "*", "f", "x"]),
+    ];
+    let mut n_complaints = [0, 0];
+    for (kind, command) in types {
+        for (part, event) in [("events", "log_stream_not_written"), ("record", "build_record_not_written")] {
+            let is_own = matches!((part, kind), ("events", "stream") | ("record", "hash"));
+            let id = format!("{part}-{kind}");
+            let key = format!("sidebake:build:{id}:{part}");
+            let command: Vec<&str> = command.iter().map(|word| if *word == "KEY" { &*key } else { word }).collect();
+            redis(&harness.redis, &command).await;
+            harness.builder.script(Script::success(&["vote"]));
+            let jid = push(&harness, json!(id)).await;
+            let whole_log = async || text(&harness.run(&["logs", &jid], "")).ends_with("build | succeeded\n");
+            if part == "record" || is_own {
+                harness.until("the log is complete", async || whole_log().await).await;
+            }
+            if part == "events" || is_own {
+                is_over(&harness, &jid).await;
+            }
+            if is_own {
+                continue;
+            }
+            n_complaints[usize::from(part == "record")] += 1;
+            harness
+                .until("the key is named", async || {
+                    worker.logged(event).last().is_some_and(|line| line.to_string().contains(&key))
+                })
+                .await;
+            // What another program wrote stays as it is.
+            assert_eq!(redis(&harness.redis, &["TYPE", &key]).await, redis::Value::SimpleString(kind.into()));
+            assert_eq!(ttl_s(&harness.redis, &key).await, -1, "{key}");
+            let command = if part == "events" { "logs" } else { "show" };
+            let (code, _, err) = run(&harness, &[command, &id], "");
+            assert!(code == Some(1) && err.contains(&format!("key {key} has another type")), "{err}");
+        }
+    }
+    let complaints = ["log_stream_not_written", "build_record_not_written"].map(|event| worker.logged(event).len());
+    assert_eq!(complaints, n_complaints, "one for each build");
+    assert!(worker.logged("log_stream_lost").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_of_another_type_cost_the_record_and_not_the_build_or_its_log() {
     let harness = Harness::start();
     harness.builder.script(Script::success(&["vote"]));

@@ -35,6 +35,7 @@ const INFRASTRUCTURE: &[&str] = &[
     "connections",
     "environment",
     "hex",
+    "network",
     "process",
     "redis",
     "sandbox",

@@ -21,11 +21,13 @@ The class decides what happens to the job. [callbacks.md](callbacks.md#reasons) 
 - *control*: the build was ended on purpose.
 
 A failed step of a Dockerfile is the customer's, unless its cause is known to be infrastructure. Words that a customer writes into \
-a command, a path or the step's output never decide.
+a command, a path or the step's output never decide. So a command that prints `No space left on device` gives `step_failed`, \
+with that line in the message. It may have filled a small mount, or the builder's disk. When several accounts report that line, \
+check the builder's disk. The same holds for a command that cannot reach the platform's proxy.
 
 A base image is the customer's choice. A registry is the platform's own when the platform pushes to it, or when the \
 account's credentials name it. Another registry that refuses a base image, or whose host does not exist, gives a reason of class \
-*user*. Every registry that does not answer gives `registry_unavailable`. So does a well-known public registry whose host is not found.
+*user*. A proxy is the platform's. Every registry that does not answer gives `registry_unavailable`. So does a well-known public registry whose host is not found.
 ";
 
 #[test]

@@ -30,14 +30,37 @@ async fn each_of_32_repositories_at_once_sees_only_its_own_token() {
     for request in harness.git.requests() {
         let token = request.token.expect("every request has a token");
         let [repository] = tokens[&token].as_slice() else { panic!("a token for {:?}", tokens[&token]) };
-        assert!(
-            request.path.starts_with(&format!("/{repository}.git/")),
-            "{} with the token of {repository}",
-            request.path
-        );
-        seen.insert(repository.clone());
+        assert_eq!(request.path, format!("/{repository}.git/git-upload-pack"), "with the token of {repository}");
+        assert!(seen.insert(repository.clone()), "a commit takes one request");
     }
     assert_eq!(seen.len(), 32);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_not_a_pack_is_a_failure_of_the_git_host() {
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    let _worker = harness.worker("jobs.poll_interval = \"1h\"");
+    let result = "application/x-git-upload-pack-result";
+    let answers = [
+        (503, "text/plain", "overloaded", "503"),
+        (200, "text/html", "0000", "the type of git's answers"),
+        (200, result, "zzzz", "invalid packet"),
+        (200, result, "0004", "invalid packet"),
+        (200, result, "0040cut", "ends early"),
+        (200, result, "0000", "ends early"),
+        (200, result, "0016ERR in maintenance", "in maintenance"),
+        (200, result, "000dpackfile\n000e\u{3}the disk\n", "the disk"),
+    ];
+    for (n, (status, content_type, body, words)) in answers.into_iter().enumerate() {
+        harness.git.faults().fail_next("/acme", 1, status, &[("content-type", content_type)], body);
+        let mut native = harness.native(&sha);
+        native["callback"]["on"] = json!(["retrying"]);
+        harness.redis.push("default", "BuildJob", json!([native])).await;
+        let report = harness.callbacks(n + 1).await.remove(n);
+        assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("git_unavailable")));
+        assert!(report["message"].as_str().unwrap().contains(words), "{report:#}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,19 +90,19 @@ async fn a_pod_whose_buildkit_dies_costs_the_build_nothing_but_time() {
     let sleeper = Sleeper::start(2, 6, "").await;
     let pod = sleeper.pod();
     let id = sleeper.namespace.json(&["get", "pod", &pod])["metadata"]["uid"].as_str().unwrap().to_owned();
-    kill_all_of(&id);
+    signal_all_of(&id, "KILL");
     sleeper.survives(&pod).await;
 }
 
-/// Sends KILL to every process of a pod except the one that holds its network.
-fn kill_all_of(pod: &str) {
+/// Sends a signal to every process of a pod except the one that holds its network.
+pub fn signal_all_of(pod: &str, signal: &str) {
     for process in std::fs::read_dir("/proc").unwrap().flatten() {
         let path = process.path();
         let cgroup = std::fs::read_to_string(path.join("cgroup")).unwrap_or_default();
         let command = std::fs::read_to_string(path.join("cmdline")).unwrap_or_default();
         if cgroup.contains(pod) && !command.contains("pause") {
             let pid = process.file_name().to_string_lossy().into_owned();
-            let _ = std::process::Command::new("kill").args(["-KILL", &pid]).status();
+            let _ = std::process::Command::new("kill").args(["-s", signal, &pid]).status();
         }
     }
 }

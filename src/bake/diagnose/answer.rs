@@ -1,8 +1,9 @@
 //! What a registry answered, read from the error that containerd or BuildKit made of it.
 //!
-//! An HTTP status is read at its place after the URL, so no reference and none of the registry's own words imitates it. Only an
-//! error without a status is searched for words, without references and URLs: a customer chooses those. Follows containerd 1.7
-//! to 2.3, `core/remotes/docker`, and BuildKit's `util/resolver`.
+//! An HTTP status is read at its place after the URL, so no reference and none of the registry's own words imitates it. containerd
+//! since 2.1 drops the status of a refused push when the registry explains itself: then the code of the explanation counts. Only an
+//! error without both is searched for words, without references and URLs: a customer chooses those. Follows containerd 1.7 to
+//! 2.3, `core/remotes/docker`, and BuildKit's `util/resolver`.
 
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ pub(super) enum Answer {
     Insecure,
     /// It failed, did not answer, or sent something else than was asked for.
     Away,
+    /// What it serves is not an image that BuildKit can use.
+    NotImage,
+    /// The image is not made for the platform of the build.
+    OtherPlatform,
 }
 
 impl Answer {
@@ -35,7 +40,9 @@ impl Answer {
     pub(super) fn read(error: &str) -> Option<Self> {
         match status(error) {
             Some((status, words)) => Self::of_status(status, words),
-            None => Self::of_words(error),
+            None => {
+                explanation(error).map_or_else(|| Self::of_words(error), |(code, words)| Self::of_code(code, words))
+            }
         }
     }
 
@@ -44,10 +51,27 @@ impl Answer {
             401 | 403 => Self::Denied,
             404 => Self::Missing,
             429 => Self::TooMany(retry_after(words)),
-            408 | 500.. => Self::Away,
+            // 407 comes from a proxy, and the proxy is the platform's.
+            407 | 408 | 500.. => Self::Away,
             400..500 => Self::Rejected,
             // A redirect that leads nowhere.
             _ => Self::Away,
+        })
+    }
+
+    /// A code that containerd does not know becomes `unknown`: an unknown repository or an immutable tag, but also a failure.
+    fn of_code(code: &str, words: &str) -> Option<Self> {
+        let said = words.to_ascii_lowercase();
+        let says = |phrases: &[&str]| phrases.iter().any(|phrase| said.contains(phrase));
+        Some(match code {
+            "unauthorized" => Self::Denied,
+            "denied" if says(LIMITS) => Self::Rejected,
+            "denied" => Self::Denied,
+            "unsupported" => Self::Rejected,
+            "toomanyrequests" => Self::TooMany(retry_after(words)),
+            "unavailable" => Self::Away,
+            _ if words.is_empty() || says(FAILURES) => Self::Away,
+            _ => Self::Rejected,
         })
     }
 
@@ -70,13 +94,44 @@ impl Answer {
 const NOT_MISSING: &[(&str, Answer)] = &[
     // Content that the registry's own manifest lists.
     ("could not fetch content ", Answer::Away),
+    ("no match for platform in manifest", Answer::OtherPlatform),
     // The manifest is too large.
     (" byte manifest for ", Answer::Rejected),
     // BuildKit's configuration lists no mirror that may be asked.
     ("no pull hosts: ", Answer::Away),
     ("no push hosts: ", Answer::Away),
     ("no resolve hosts: ", Answer::Away),
+    // The proxy that does not answer is the platform's.
+    ("proxyconnect tcp: ", Answer::Away),
 ];
+
+/// The codes of a registry's explanation that containerd knows, and the one that it writes for all others.
+const CODES: &[&str] = &["denied", "toomanyrequests", "unauthorized", "unavailable", "unknown", "unsupported"];
+
+/// How registries say that a limit or a rule forbids what the credentials allow. A tag has no spaces, so it does not imitate them.
+const LIMITS: &[&str] = &[
+    "quota has been exceeded",
+    "quota exceeded",
+    "exceed the configured",
+    "exceeded the quota",
+    "to overwrite",
+    "be overwritten",
+    "is immutable",
+    "as immutable",
+];
+
+/// How registries say that they failed themselves.
+const FAILURES: &[&str] =
+    &["internal server error", "internal error", "unknown error", "unavailable", "try again", "timed out", "timeout"];
+
+/// The code and the words of a registry's explanation of a refused push: `failed to push r.example/x:1: denied: no access`. The
+/// reference has no spaces. Of several explanations the first counts.
+fn explanation(error: &str) -> Option<(&str, &str)> {
+    let (_, said) = error.strip_prefix("failed to push ")?.split_once(": ")?;
+    let said = said.strip_prefix("errors: ").unwrap_or(said);
+    let (code, words) = said.split_once(": ").unwrap_or((said, ""));
+    CODES.contains(&code).then_some((code, words))
+}
 
 /// The registry that an error's URL names.
 pub(super) fn host(error: &str) -> Option<&str> {
@@ -98,7 +153,12 @@ fn status(error: &str) -> Option<(u16, &str)> {
 }
 
 /// Whether a registry refused the manifest of an image, and would again. It refuses an immutable tag so, with a status of its choice.
+/// Without a status, an explanation may be about the manifest.
 pub(super) fn refuses_manifest(error: &str) -> bool {
+    if let Some((code, words)) = explanation(error).filter(|_| status(error).is_none()) {
+        let answer = Answer::of_code(code, words);
+        return code != "unauthorized" && matches!(answer, Some(Answer::Rejected | Answer::Denied));
+    }
     let Some((status @ 400..500, _)) = status(error) else { return false };
     // The reference before it has no spaces.
     let put = error.split_once(" unexpected status from PUT request to ").and_then(|(_, rest)| rest.split(' ').next());
@@ -151,8 +211,11 @@ const WORDS: &[(&str, Answer)] = &[
     ("no basic auth", Answer::Denied),
     ("missing username or secret", Answer::Denied),
     ("failed to find supported auth scheme", Answer::Denied),
-    // A manifest of Docker's first form.
-    ("is no longer supported since containerd", Answer::Rejected),
+    // A manifest of Docker's first form, and one of a chart or another artifact.
+    ("is no longer supported since containerd", Answer::NotImage),
+    ("manifest version 2, schema 1 has been removed", Answer::NotImage),
+    ("invalid schema1 manifest", Answer::NotImage),
+    ("encountered unknown type", Answer::NotImage),
     // The token server's own words.
     ("token: denied", Answer::Denied),
     ("token: unauthorized", Answer::Denied),
@@ -191,7 +254,8 @@ const WORDS: &[(&str, Answer)] = &[
     ("unable to decode token response", Answer::Away),
     ("did not include a token in the response", Answer::Away),
     ("stopped after 10 redirects", Answer::Away),
-    ("invalid character '<'", Answer::Away),
+    ("invalid character '", Answer::Away),
+    ("which reports content size of zero", Answer::Away),
     ("unexpected media type", Answer::Away),
     ("not a valid digest", Answer::Away),
 ];
@@ -209,6 +273,7 @@ mod tests {
             ("403 Forbidden", Answer::Denied),
             ("404 Not Found", Answer::Missing),
             ("405 Method Not Allowed", Answer::Rejected),
+            ("407 Proxy Authentication Required", Answer::Away),
             ("408 Request Timeout", Answer::Away),
             ("412 Precondition Failed", Answer::Rejected),
             ("413 Request Entity Too Large", Answer::Rejected),
@@ -256,9 +321,49 @@ mod tests {
             (format!("{pushed}unexpected status from POST request to https://r/v2/manifests/blobs/: 403 No"), false),
             (format!("{pushed}failed commit on ref \"layer-sha256:1\": unexpected status: 400 Bad Request"), false),
             (format!("{pushed}failed to do request: Put \"https://r/v2/x/manifests/1\": EOF"), false),
+            (format!("{pushed}unknown: The image tag '1' cannot be overwritten because the tag is immutable."), true),
+            (format!("{pushed}denied: not enough permissions to overwrite artifact"), true),
+            (format!("{pushed}unauthorized: authentication required"), false),
+            (format!("{pushed}unknown"), false),
+            ("pulled: denied: x".into(), false),
         ] {
             assert_eq!(refuses_manifest(&error), expected, "{error}");
         }
+    }
+
+    #[test]
+    fn a_registrys_own_code_decides_where_the_status_of_a_push_is_lost() {
+        for (said, answer) in [
+            (
+                "unknown: The repository with name 'shop/web' does not exist in the registry with id '1'",
+                Answer::Rejected,
+            ),
+            (
+                "unknown: The image tag '1' already exists and cannot be overwritten because the tag is immutable.",
+                Answer::Rejected,
+            ),
+            ("unknown: repository does not allow updating assets: docker-hosted", Answer::Rejected),
+            ("unknown: Failed to process request due to 'web:1' configured as immutable.", Answer::Rejected),
+            ("unsupported: The repository is in read-only mode", Answer::Rejected),
+            ("denied: Quota has been exceeded on namespace", Answer::Rejected),
+            ("denied: adding 1.2 MiB, which will exceed the configured upper limit of 10.0 GiB.", Answer::Rejected),
+            ("denied: not enough permissions to overwrite artifact", Answer::Rejected),
+            ("denied: Your authorization token has expired. Reauthenticate and try again.", Answer::Denied),
+            ("denied: permission_denied: The token provided does not match expected scopes.", Answer::Denied),
+            ("denied: no access to quota/immutable:try-again", Answer::Denied),
+            ("denied", Answer::Denied),
+            ("unauthorized: authentication required", Answer::Denied),
+            ("toomanyrequests: Rate exceeded", Answer::TooMany(Duration::ZERO)),
+            ("toomanyrequests: retry-after: 7", Answer::TooMany(Duration::from_secs(7))),
+            ("unavailable", Answer::Away),
+            ("unknown", Answer::Away),
+            ("unknown: unknown: Internal Server Error", Answer::Away),
+            ("errors: denied: first; unsupported: second", Answer::Denied),
+        ] {
+            let error = format!("failed to push r.example:5000/denied/x:unknown: {said}");
+            assert_eq!(Answer::read(&error), Some(answer), "{error}");
+        }
+        assert_eq!(Answer::read("failed to push r.example/x:1: odd: denied"), None);
     }
 
     #[test]
@@ -304,8 +409,28 @@ mod tests {
             ("failed to find supported auth scheme: negotiate: not implemented", Some(Answer::Denied)),
             (
                 "not implemented: media type \"application/vnd.docker.distribution.manifest.v1+prettyjws\" is no longer supported since containerd v2.0, please rebuild the image as \"application/vnd.oci.image.manifest.v1+json\"",
-                Some(Answer::Rejected),
+                Some(Answer::NotImage),
             ),
+            (
+                "support Docker Image manifest version 2, schema 1 has been removed. More information at https://docs.docker.com/",
+                Some(Answer::NotImage),
+            ),
+            (
+                "encountered unknown type application/vnd.cncf.helm.config.v1+json; children may not be fetched",
+                Some(Answer::NotImage),
+            ),
+            ("invalid schema1 manifest", Some(Answer::NotImage)),
+            ("no match for platform in manifest: not found", Some(Answer::OtherPlatform)),
+            ("invalid character 'h' looking for beginning of value", Some(Answer::Away)),
+            (
+                "unable to fetch descriptor (sha256:e3) which reports content size of zero: invalid argument",
+                Some(Answer::Away),
+            ),
+            (
+                "failed to do request: Head \"https://r/v2\": proxyconnect tcp: dial tcp: lookup proxy: no such host",
+                Some(Answer::Away),
+            ),
+            ("failed to do request: Head \"https://r/v2\": Proxy Authentication Required", Some(Answer::Away)),
             (
                 "failed to fetch anonymous token: authorization server did not include a token in the response",
                 Some(Answer::Away),

@@ -42,9 +42,16 @@ fn by_solve_error(answer: &str, evidence: Option<Evidence>, seen: &Seen<'_>) -> 
     if !seen.has_steps && is_not_utf8(answer) {
         return Verdict { advice: Some("the Dockerfile is not UTF-8".into()), ..Reason::DockerfileInvalid.into() };
     }
+    if refused_patterns(answer).is_some() {
+        return Reason::DockerfileInvalid.into();
+    }
     let line = without_code(answer);
     if line.starts_with(PROCESS) {
         return step::process(line, evidence);
+    }
+    if let Some((_, flag)) = ENTITLEMENTS.iter().find(|(begin, _)| line.starts_with(begin)) {
+        let advice = format!("remove `{flag}` from the Dockerfile");
+        return Verdict { advice: Some(advice), ..Reason::PolicyRefused.into() };
     }
     if let Some((_, reason)) = SOLVE_ERRORS.iter().find(|(begin, _)| line.starts_with(begin)) {
         return (*reason).into();
@@ -87,6 +94,30 @@ fn too_large(line: &str) -> Option<Verdict> {
 /// How gRPC writes the code with which it refuses a message.
 const EXHAUSTED: &[&str] = &["ResourceExhausted: ", "rpc error: code = ResourceExhausted desc = "];
 
+/// Whose patterns BuildKit refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::bake) enum Patterns {
+    /// Those of an ignore file.
+    Ignored,
+    /// The files that a COPY, an ADD or a mount takes.
+    Copied,
+}
+
+/// The patterns that BuildKit refuses in an answer, if it does.
+pub(in crate::bake) fn refused_patterns(answer: &str) -> Option<Patterns> {
+    let said = without(answer, BEFORE_PATTERNS);
+    let begins = |begin: &str| said.starts_with(begin);
+    if said == "syntax error in pattern" || begins("illegal exclusion pattern: ") || begins("invalid excludepatterns: ")
+    {
+        Some(Patterns::Ignored)
+    } else {
+        begins("invalid includepatterns: ").then_some(Patterns::Copied)
+    }
+}
+
+/// What stands before a refused pattern: buildx refuses it when it sends the context.
+pub(super) const BEFORE_PATTERNS: &[&str] = &["rpc error: code = Unknown desc = ", "error from sender: "];
+
 /// Whether gRPC could not carry a text of the Dockerfile. A field of its messages is UTF-8.
 fn is_not_utf8(answer: &str) -> bool {
     let internal =
@@ -126,6 +157,12 @@ pub(super) fn near_name(error: &str) -> Option<(&str, &str)> {
 /// (docker/buildx#3810).
 const NO_SUCH_JOB: &str = "failed to receive status: rpc error: code = NotFound";
 
+/// How BuildKit refuses what a build has no entitlement for, and the flag of RUN that asks for it.
+const ENTITLEMENTS: &[(&str, &str)] = &[
+    ("failed to load LLB: network.host ", "--network=host"),
+    ("failed to load LLB: security.insecure ", "--security=insecure"),
+];
+
 const SOLVE_ERRORS: &[(&str, Reason)] = &[
     // The image of `# syntax=` is a program that is not a frontend.
     ("exit code: ", Reason::FrontendNotFound),
@@ -133,6 +170,8 @@ const SOLVE_ERRORS: &[(&str, Reason)] = &[
     ("cannot replace to directory ", Reason::StepFailed),
     // From the frontend; the rest quotes the customer.
     ("failed to process ", Reason::DockerfileInvalid),
+    // What the base image says of itself.
+    ("failed to parse image config: ", Reason::BaseImageNotFound),
     ("failed to parse ", Reason::DockerfileInvalid),
     ("target stage ", Reason::DockerfileInvalid),
     ("invalid boolean value for ", Reason::DefinitionInvalid),

@@ -45,6 +45,7 @@ pub(super) fn registry(error: &str, wanted: Wanted<'_>, own: &OwnRegistries) -> 
     let is_public = host.is_some_and(|host| PUBLIC.contains(&host));
     let not_found = if let Wanted::Frontend(_) = wanted { Reason::FrontendNotFound } else { Reason::BaseImageNotFound };
     let denied = if let Wanted::Frontend(_) = wanted { Reason::FrontendNotFound } else { Reason::BaseImageDenied };
+    let advise = |advice: &str| Verdict { advice: Some(advice.to_owned()), ..not_found.into() };
     Some(match answer {
         Answer::TooMany(wait) => Verdict { wait, ..Reason::RegistryRateLimited.into() },
         Answer::Missing if wanted == Wanted::Push => Reason::RegistryRejected.into(),
@@ -58,6 +59,8 @@ pub(super) fn registry(error: &str, wanted: Wanted<'_>, own: &OwnRegistries) -> 
             Verdict { advice: host.map(|host| format!("no registry is called {host}")), ..not_found.into() }
         }
         Answer::Insecure => denied.into(),
+        Answer::NotImage => advise("it is not an image that BuildKit can use"),
+        Answer::OtherPlatform => advise("the image does not exist for the platform of the build"),
         Answer::Away => Reason::RegistryUnavailable.into(),
     })
 }

@@ -4,7 +4,7 @@
 
 use super::Verdict;
 use super::registry::{Wanted, registry};
-use crate::bake::evidence::without_code;
+use crate::bake::evidence::{ended, without_code};
 use crate::bake::noise;
 use crate::bake::own_registries::OwnRegistries;
 use crate::bake::progress::{PROCESS, Vertex};
@@ -51,9 +51,16 @@ pub(super) fn process(error: &str, evidence: Option<Evidence>) -> Verdict {
     let reason = match evidence {
         Some(Evidence::OutOfMemory) => Reason::OutOfMemory,
         _ if DISK_FULL.iter().any(|end| error.ends_with(end)) => Reason::BuilderDiskFull,
+        _ if ended(error).is_some_and(lacks_source) => Reason::FileNotFound,
         _ => Reason::StepFailed,
     };
     Verdict { evidence, ..reason.into() }
+}
+
+/// Whether a command did not begin, because the stage or image of a mount does not have the mount's source.
+fn lacks_source(ended: &str) -> bool {
+    let is_lookup = ["lstat /", "open /", "stat /"].iter().any(|begin| ended.starts_with(begin));
+    is_lookup && ended.ends_with(": no such file or directory")
 }
 
 /// The reason when the operating system failed on one of the builder's own files.

@@ -1,5 +1,6 @@
 //! Recorded failures, and errors in which customers imitate others.
 
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
@@ -12,6 +13,8 @@ use crate::bake::shown::Shown;
 use crate::reason::Evidence;
 use crate::text::paths::WorkerPaths;
 
+const NO_LINE: fn(&str, &FailedStep) -> Option<u32> = |_, _| None;
+
 fn diagnosis(version: &str, case: &str, targets: &[&str]) -> Option<Failure> {
     let folder = format!("{}/tests/fixtures/buildx/{version}/{case}", env!("CARGO_MANIFEST_DIR"));
     let stderr = std::fs::read(format!("{folder}.stderr")).expect("a fixture");
@@ -20,7 +23,7 @@ fn diagnosis(version: &str, case: &str, targets: &[&str]) -> Option<Failure> {
     let mut progress = progress(targets, "Dockerfile");
     let lines = stderr.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.for_each(|line| progress.line(line, &mut |_| {}));
-    match diagnose(Ended::Exited(ExitStatus::from_raw(exit << 8)), &progress) {
+    match diagnose(Ended::Exited(ExitStatus::from_raw(exit << 8)), &progress, &NO_LINE) {
         Some(End::Failed(failure)) => Some(failure),
         Some(End::Stopped) => panic!("no test stops a bake"),
         None => None,
@@ -38,20 +41,20 @@ fn progress(targets: &[&str], dockerfile: &str) -> BakeProgress {
 fn ended_with(dockerfile: &str, text: &str) -> Failure {
     let mut progress = progress(&["web"], dockerfile);
     text.lines().for_each(|line| progress.line(line.as_bytes(), &mut |event| panic!("forged: {event:?}")));
-    exited(&progress)
+    exited(&progress, &NO_LINE)
 }
 
 #[test]
 fn a_file_that_is_called_like_an_error_has_the_error_of_its_content() {
     let rule = "-".repeat(20);
-    let own = "failed to solve: dockerfile parse error on line 1: unknown instruction: FRM";
+    let own = "dockerfile parse error on line 1: unknown instruction: FRM";
     for name in [
         "ERROR: failed to solve: rpc error: code = Unavailable",
         "ERROR: failed to solve: dockerfile parse error on line 9",
         "WARNING: x",
         "{\"vertexes\":[{\"digest\":\"x\",\"name\":\"[1/1] RUN x\",\"started\":\"2026-11-24T04:05:56Z\"}]}",
     ] {
-        let text = format!("WARNING: y\n{name}:1\n{rule}\n   1 | >>> FRM x\n{rule}\nERROR: {own}\n");
+        let text = format!("WARNING: y\n{name}:1\n{rule}\n   1 | >>> FRM x\n{rule}\nERROR: failed to solve: {own}\n");
         let failure = ended_with(name, &text);
         assert_eq!((failure.reason, &*failure.detail), (Reason::DockerfileInvalid, own), "{name}");
         // Another frontend may call the file as it likes.
@@ -82,7 +85,7 @@ fn a_step_with_a_long_command_says_how_it_ended() {
         "error": format!("process \"/bin/sh -c {command}\" did not complete successfully: exit code: 137")}]});
     let mut progress = progress(&["web"], "Dockerfile");
     progress.line(line.to_string().as_bytes(), &mut |_| {});
-    let failure = exited(&progress);
+    let failure = exited(&progress, &NO_LINE);
     assert!(failure.detail.contains(" exited with 137") && failure.detail.len() < 1900, "{failure}");
 }
 
@@ -170,6 +173,104 @@ fn every_failure_of_a_real_engine_has_its_reason() {
 }
 
 #[test]
+fn every_failure_of_a_new_buildkit_has_its_reason_and_names_what_to_change() {
+    for (case, reason, detail) in [
+        (
+            "push-unknown-repository",
+            Reason::RegistryRejected,
+            "unknown: The repository with name 'shop/web' does not exist",
+        ),
+        ("push-immutable-tag", Reason::RegistryRejected, "cannot be overwritten because the tag is immutable."),
+        (
+            "push-denied",
+            Reason::RegistryDenied,
+            "denied: Permission \"artifactregistry.repositories.uploadArtifacts\" denied",
+        ),
+        ("push-quota", Reason::RegistryRejected, "denied: Quota has been exceeded on namespace"),
+        ("push-two-errors", Reason::RegistryDenied, "errors: denied: first; unsupported: second"),
+        ("push-failing", Reason::RegistryUnavailable, "failed to push other.example.test/z-500unk:1: unknown"),
+        ("push-unsupported", Reason::RegistryRejected, "unsupported: The repository is in read-only mode"),
+        ("push-limited", Reason::RegistryRateLimited, "toomanyrequests: Rate exceeded"),
+        (
+            "mount-source-missing",
+            Reason::FileNotFound,
+            "target=/p cat /p` (line 2): open /nope: no such file or directory",
+        ),
+        ("copy-into-file", Reason::StepFailed, "`COPY dir /file` (line 3): cannot copy to non-directory: /file"),
+        ("from-chart", Reason::BaseImageNotFound, "it is not an image that BuildKit can use"),
+        ("from-schema1", Reason::BaseImageNotFound, "it is not an image that BuildKit can use"),
+        ("from-other-platform", Reason::BaseImageNotFound, "the image does not exist for the platform of the build"),
+        ("syntax-chart", Reason::FrontendNotFound, "frontend `other.example.test/m-artifact:1` of `web`: "),
+        ("add-git-missing", Reason::StepFailed, "git stderr: remote: 404 page not found; fatal: repository "),
+        ("chmod-invalid", Reason::DockerfileInvalid, "invalid syntax"),
+        ("security-insecure", Reason::PolicyRefused, "not allowed: remove `--security=insecure` from the Dockerfile"),
+        ("copy-excluded-pattern", Reason::FileNotFound, "(line 2): lstat /nowhere: no such file or directory"),
+        ("every-lint-rule", Reason::FileNotFound, "`COPY secret.txt /x` (line 15): \"/secret.txt\": not found"),
+    ] {
+        let failure = diagnosis("buildkit-2026-11", case, &["web"]).expect("a failure");
+        assert_eq!(failure.reason, reason, "{case}: {failure}");
+        assert!(failure.detail.contains(detail), "{case}: {failure}");
+        for noise in ["failed to solve", "snapshots", "of ref ", "[internal]"] {
+            assert!(!failure.detail.contains(noise), "{case}: {failure}");
+        }
+    }
+}
+
+#[test]
+fn an_error_of_a_dockerfile_says_where_it_is_and_the_base_image_is_named_once() {
+    let files = BTreeMap::from([("web".to_owned(), "web/Dockerfile".to_owned())]);
+    let targets = BTreeMap::from([("web".to_owned(), Vec::new())]);
+    let detail = |lines: &[String]| {
+        let baked = Baked {
+            targets: targets.clone(),
+            dockerfiles: files.clone(),
+            dockerfile_names: ["Dockerfile".to_owned()].into(),
+            ..Baked::default()
+        };
+        let mut progress = BakeProgress::new(baked, Shown::new(Mask::new([]), WorkerPaths::default()));
+        lines.iter().for_each(|line| progress.line(line.as_bytes(), &mut |_| {}));
+        exited(&progress, &NO_LINE).detail
+    };
+    let rule = "-".repeat(20);
+    let block = ["Dockerfile:3", &rule, "   3 | >>> COPY --chmod=abc x /x", &rule].map(str::to_owned);
+    let ended = |error: &str| [&block[..], &[format!("ERROR: failed to solve: {error}")]].concat();
+    assert_eq!(detail(&ended("invalid syntax")), "web/Dockerfile:3: invalid syntax");
+    let numbered = "dockerfile parse error on line 3: unknown flag: chmd";
+    assert_eq!(detail(&ended(numbered)), "web/Dockerfile:3: unknown flag: chmd");
+    assert_eq!(
+        detail(&ended("dockerfile parse error on line x: y")),
+        "web/Dockerfile:3: dockerfile parse error on line x: y"
+    );
+    // Not of the Dockerfile.
+    assert_eq!(detail(&["ERROR: failed to solve: syntax error in pattern".to_owned()]), "syntax error in pattern");
+    let vertex = |name: &str, error: &str| {
+        let events = serde_json::json!({"vertexes": [
+            {"digest": "b", "name": "[internal] load build definition from Dockerfile", "completed": "2026-11-24T04:05:56Z"},
+            {"digest": "a", "name": name, "completed": "2026-11-24T04:05:56Z", "error": error}]});
+        [&[events.to_string()], &ended(error)[..]].concat()
+    };
+    assert_eq!(
+        detail(&vertex("[internal] load metadata for r.example/x:1", "r.example/x:1: not found")),
+        "base image `r.example/x:1` of `web` (web/Dockerfile:3): not found"
+    );
+    assert_eq!(
+        detail(&vertex("resolve image config for docker-image://r.example/x:1", "r.example/x:1: not found")),
+        "frontend `r.example/x:1` of `web` (web/Dockerfile:3): not found"
+    );
+}
+
+#[test]
+fn a_step_has_the_line_that_its_dockerfile_shows_when_buildx_shows_none() {
+    let line = serde_json::json!({"vertexes": [{"digest": "a", "name": "[2/2] ADD http://x.example/a /x",
+        "completed": "2026-11-24T04:05:56Z", "error": "invalid response status 404"}]});
+    let mut progress = progress(&["web"], "Dockerfile");
+    progress.line(line.to_string().as_bytes(), &mut |_| {});
+    progress.line(b"ERROR: failed to solve: failed to load cache key: invalid response status 404", &mut |_| {});
+    let line_of = |target: &str, step: &FailedStep| (target == "web" && step.number == 2).then_some(7);
+    assert!(exited(&progress, &line_of).detail.ends_with("(line 7): invalid response status 404"));
+}
+
+#[test]
 fn the_detail_names_target_and_step() {
     let failure = diagnosis("0.36", "one-of-three-fails", &["api", "web", "broken"]).expect("a failure");
     assert_eq!(
@@ -203,7 +304,7 @@ fn failure_of_step(name: &str, error: &str) -> Failure {
     let mut progress = progress(&["web"], "Dockerfile");
     progress.line(line.to_string().as_bytes(), &mut |_| {});
     progress.line(format!("ERROR: failed to solve: {error}").as_bytes(), &mut |_| {});
-    exited(&progress)
+    exited(&progress, &NO_LINE)
 }
 
 #[test]
@@ -433,16 +534,19 @@ fn the_target_whose_dockerfile_does_not_parse_has_failed_and_the_others_have_no_
         let mut progress = progress(names, "Dockerfile");
         progress.line(line.as_bytes(), &mut |_| {});
         let mut targets: Vec<TargetReport> = names.iter().map(|name| report(name)).collect();
-        blame(&mut targets, &exited(&progress), progress.blamed());
+        blame(&mut targets, &exited(&progress, &NO_LINE), progress.blamed());
         let failed = targets.into_iter().filter(|target| target.status == Some(Status::Failed));
         failed.map(|target| (target.name, target.error)).collect::<Vec<_>>()
     };
     let line = "target b: failed to solve: dockerfile parse error on line 2: unknown instruction: RUNN";
-    let failed = vec![("b".to_owned(), Some(line.to_owned()))];
+    let failed = vec![("b".to_owned(), Some(line.replace("failed to solve: ", "")))];
     assert_eq!(blamed(&["a", "b", "c"], &format!("ERROR: {line}")), failed);
     let (_, unnamed) = evidence::split_target(line);
     assert_eq!(blamed(&["a", "b", "c"], &format!("ERROR: {unnamed}")), []);
-    assert_eq!(blamed(&["a"], &format!("ERROR: {unnamed}")), [("a".to_owned(), Some(unnamed.to_owned()))]);
+    assert_eq!(
+        blamed(&["a"], &format!("ERROR: {unnamed}")),
+        [("a".to_owned(), Some(unnamed.replace("failed to solve: ", "")))]
+    );
     for lost in ["target b: failed to solve: rpc error: code = Unavailable", "context deadline exceeded"] {
         assert_eq!(blamed(&["b"], &format!("ERROR: {lost}")), [], "{lost}");
     }
@@ -456,7 +560,7 @@ fn a_builder_that_is_away_fails_no_target() {
     let mut progress = progress(&["web"], "Dockerfile");
     progress.line(line.to_string().as_bytes(), &mut |_| {});
     progress.line(b"ERROR: context deadline exceeded", &mut |_| {});
-    assert_eq!(exited(&progress).reason, Reason::BuilderUnavailable);
+    assert_eq!(exited(&progress, &NO_LINE).reason, Reason::BuilderUnavailable);
     assert_eq!(progress.reports(false)[0].status, None);
 }
 
@@ -526,6 +630,15 @@ fn a_customers_own_words_are_not_matched() {
         ),
         ("ResourceExhausted: grpc: received message larger than max (7531213 vs. 4194304)", Reason::BuildTooLarge),
         ("Internal: something broke", Reason::BuildFailed),
+        (
+            "rpc error: code = Unknown desc = invalid excludepatterns: [*.log [a]: syntax error in pattern",
+            Reason::DockerfileInvalid,
+        ),
+        (
+            "rpc error: code = Unknown desc = invalid includepatterns: [[a-z]: syntax error in pattern",
+            Reason::DockerfileInvalid,
+        ),
+        ("illegal exclusion pattern: \"!\"", Reason::DockerfileInvalid),
         ("DeadlineExceeded: context deadline exceeded", Reason::BuilderUnavailable),
         (
             r#"Internal: rpc error: code = Internal desc = header key "followpaths" contains value with non-printable ASCII characters"#,

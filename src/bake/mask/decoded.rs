@@ -3,23 +3,51 @@
 //! Percent-encoding (RFC 3986), and backslashes as in JSON (RFC 8259), Go, C and shells. Tools differ in what they escape, so the
 //! text is decoded instead of the secret being encoded.
 
+use std::ops::Range;
+
 /// A decoded text.
 pub(super) struct Decoded {
     pub(super) bytes: Vec<u8>,
-    /// Where each byte begins in the text; then where the last one ends.
-    starts: Vec<usize>,
+    /// The escapes, in order.
+    resolved: Vec<Resolved>,
     /// The text ends inside an escape, which begins here.
     open: Option<usize>,
 }
 
+/// An escape that was resolved.
+struct Resolved {
+    /// Where it was in the text, and where its bytes are.
+    from: Range<usize>,
+    to: Range<usize>,
+}
+
 /// One escape at the beginning of a text.
 enum Escape {
-    /// These bytes, and its length.
-    Of(Vec<u8>, usize),
+    /// What it stands for, and its length.
+    Of(Character, usize),
     /// Its rest is missing.
     Open,
     /// Not an escape.
     None,
+}
+
+/// Bytes of at most one character.
+struct Character {
+    bytes: [u8; 4],
+    n_bytes: usize,
+}
+
+impl From<u8> for Character {
+    fn from(byte: u8) -> Self {
+        Self { bytes: [byte, 0, 0, 0], n_bytes: 1 }
+    }
+}
+
+impl From<char> for Character {
+    fn from(c: char) -> Self {
+        let mut bytes = [0; 4];
+        Self { n_bytes: c.encode_utf8(&mut bytes).len(), bytes }
+    }
 }
 
 impl Decoded {
@@ -35,51 +63,61 @@ impl Decoded {
 
     fn of(text: &str, mark: u8, escape: fn(&[u8]) -> Escape) -> Option<Self> {
         let text = text.as_bytes();
-        if !text.contains(&mark) {
-            return None;
-        }
-        let (mut bytes, mut starts) = (Vec::with_capacity(text.len()), Vec::with_capacity(text.len() + 1));
-        let (mut at, mut open) = (0, None);
-        while at < text.len() {
-            match if text[at] == mark { escape(&text[at..]) } else { Escape::None } {
+        let (mut bytes, mut resolved, mut open) = (Vec::new(), Vec::new(), None);
+        let (mut copied, mut from) = (0, 0);
+        while let Some(at) = memchr::memchr(mark, &text[from..]).map(|n| from + n) {
+            match escape(&text[at..]) {
                 Escape::Of(decoded, length) => {
-                    starts.extend(std::iter::repeat_n(at, decoded.len()));
-                    bytes.extend(decoded);
-                    at += length;
+                    bytes.extend_from_slice(&text[copied..at]);
+                    let to = bytes.len()..bytes.len() + decoded.n_bytes;
+                    resolved.push(Resolved { from: at..at + length, to });
+                    bytes.extend_from_slice(&decoded.bytes[..decoded.n_bytes]);
+                    (copied, from) = (at + length, at + length);
                 }
                 Escape::Open => {
                     open = Some(at);
                     break;
                 }
-                Escape::None => {
-                    starts.push(at);
-                    bytes.push(text[at]);
-                    at += 1;
-                }
+                Escape::None => from = at + 1,
             }
         }
-        starts.push(at);
-        Some(Self { bytes, starts, open })
+        if resolved.is_empty() && open.is_none() {
+            return None;
+        }
+        let end = open.unwrap_or(text.len());
+        bytes.extend_from_slice(&text[copied..end]);
+        Some(Self { bytes, resolved, open })
     }
 
-    /// The same range in the text.
-    pub(super) fn in_text(&self, from: usize, to: usize) -> std::ops::Range<usize> {
-        // An escape of several bytes is masked whole.
-        let end = self.starts[to..].iter().find(|start| **start > self.starts[to - 1]);
-        self.starts[from]..end.copied().unwrap_or(self.starts[self.bytes.len()])
+    /// The same range in the text. An escape of several bytes is masked whole.
+    pub(super) fn in_text(&self, from: usize, to: usize) -> Range<usize> {
+        self.byte_in_text(from).start..self.byte_in_text(to - 1).end
     }
 
     /// Where the last `n_bytes` begin in the text; an escape without its end belongs to them.
     pub(super) fn end_in_text(&self, n_bytes: usize) -> Option<usize> {
-        let pending = (n_bytes > 0).then(|| self.starts[self.bytes.len() - n_bytes]);
+        let pending = (n_bytes > 0).then(|| self.byte_in_text(self.bytes.len() - n_bytes).start);
         pending.or(self.open)
+    }
+
+    /// Where one byte is in the text, or the escape that it is of.
+    fn byte_in_text(&self, at: usize) -> Range<usize> {
+        let n_before = self.resolved.partition_point(|escape| escape.to.start <= at);
+        match n_before.checked_sub(1).map(|n| &self.resolved[n]) {
+            Some(escape) if at < escape.to.end => escape.from.clone(),
+            Some(escape) => {
+                let start = escape.from.end + (at - escape.to.end);
+                start..start + 1
+            }
+            None => at..at + 1,
+        }
     }
 }
 
 fn percent(text: &[u8]) -> Escape {
     match (text.get(1), text.get(2)) {
         (Some(high), Some(low)) => match number(&[*high, *low], 16) {
-            Some(byte) => Escape::Of(vec![byte as u8], 3),
+            Some(byte) => Escape::Of((byte as u8).into(), 3),
             None => Escape::None,
         },
         (None, _) => Escape::Open,
@@ -90,7 +128,7 @@ fn percent(text: &[u8]) -> Escape {
 
 fn backslash(text: &[u8]) -> Escape {
     let Some(kind) = text.get(1) else { return Escape::Open };
-    let one = |byte: u8| Escape::Of(vec![byte], 2);
+    let one = |byte: u8| Escape::Of(byte.into(), 2);
     match kind {
         b'n' => one(b'\n'),
         b't' => one(b'\t'),
@@ -99,11 +137,11 @@ fn backslash(text: &[u8]) -> Escape {
         b'f' => one(12),
         b'u' => unicode(text),
         b'x' => match text.get(2..4) {
-            Some(digits) => number(digits, 16).map_or(one(b'x'), |byte| Escape::Of(vec![byte as u8], 4)),
+            Some(digits) => number(digits, 16).map_or(one(b'x'), |byte| Escape::Of((byte as u8).into(), 4)),
             None => Escape::Open,
         },
         b'0'..=b'3' => match text.get(1..4) {
-            Some(digits) => number(digits, 8).map_or(one(*kind), |byte| Escape::Of(vec![byte as u8], 4)),
+            Some(digits) => number(digits, 8).map_or(one(*kind), |byte| Escape::Of((byte as u8).into(), 4)),
             None => Escape::Open,
         },
         kind if kind.is_ascii() => one(*kind),
@@ -117,18 +155,18 @@ fn unicode(text: &[u8]) -> Escape {
     if text.len() < 6 {
         return Escape::Open;
     }
-    let character = |code: u32| char::from_u32(code).map(|c| c.to_string().into_bytes());
+    let character = |code: u32| char::from_u32(code).map(Character::from);
     match unit(2) {
         Some(high @ 0xd800..=0xdbff) if text[6..].starts_with(b"\\u") => match unit(8) {
             Some(low @ 0xdc00..=0xdfff) => {
                 let code = 0x1_0000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-                character(code).map_or(Escape::None, |bytes| Escape::Of(bytes, 12))
+                character(code).map_or(Escape::None, |character| Escape::Of(character, 12))
             }
             None if text.len() < 12 => Escape::Open,
             _ => Escape::None,
         },
-        Some(code) => character(code).map_or(Escape::None, |bytes| Escape::Of(bytes, 6)),
-        None => Escape::Of(vec![b'u'], 2),
+        Some(code) => character(code).map_or(Escape::None, |character| Escape::Of(character, 6)),
+        None => Escape::Of(b'u'.into(), 2),
     }
 }
 
@@ -138,7 +176,44 @@ fn number(digits: &[u8], radix: u32) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Where each byte begins in the text, byte by byte; then where the last one ends.
+    fn starts(text: &[u8], mark: u8, escape: fn(&[u8]) -> Escape) -> Vec<usize> {
+        let (mut starts, mut at) = (Vec::new(), 0);
+        while at < text.len() {
+            let (n_bytes, length) = match if text[at] == mark { escape(&text[at..]) } else { Escape::None } {
+                Escape::Of(decoded, length) => (decoded.n_bytes, length),
+                Escape::Open => break,
+                Escape::None => (1, 1),
+            };
+            starts.extend(std::iter::repeat_n(at, n_bytes));
+            at += length;
+        }
+        starts.push(at);
+        starts
+    }
+
+    proptest! {
+        #[test]
+        fn each_range_leads_back_to_where_its_bytes_begin_and_end(text in r"([a-c]{1,3}|\\|\\u00e9|\\n|\\x4|1|%4|%41|%|é){0,9}") {
+            for (mark, escape) in [(b'%', percent as fn(&[u8]) -> Escape), (b'\\', backslash)] {
+                let Some(decoded) = Decoded::of(&text, mark, escape) else { continue };
+                let starts = starts(text.as_bytes(), mark, escape);
+                let n_bytes = decoded.bytes.len();
+                prop_assert_eq!(starts.len(), n_bytes + 1);
+                for from in 0..n_bytes {
+                    prop_assert_eq!(decoded.end_in_text(n_bytes - from), Some(starts[from]));
+                    for to in from + 1..=n_bytes {
+                        let end = starts[to..].iter().find(|start| **start > starts[to - 1]).unwrap_or(&starts[n_bytes]);
+                        prop_assert_eq!(decoded.in_text(from, to), starts[from]..*end);
+                    }
+                }
+            }
+        }
+    }
 
     fn decoded(decoded: Option<Decoded>) -> String {
         String::from_utf8_lossy(&decoded.expect("an escape").bytes).into_owned()

@@ -84,12 +84,24 @@ impl<'t> Tokens<'t> {
 }
 
 impl Kind {
+    /// A whole token begins with one of these, of four bytes or more.
+    pub(super) fn beginnings(&self) -> Vec<Vec<u8>> {
+        if self.prefix.len() >= 4 {
+            return vec![self.prefix.into()];
+        }
+        let next = (0..=u8::MAX).filter(|byte| self.is_part(*byte));
+        next.map(|next| [self.prefix.as_bytes(), &[next]].concat()).collect()
+    }
+
+    fn is_part(&self, byte: u8) -> bool {
+        byte.is_ascii_alphanumeric() || self.marks.as_bytes().contains(&byte)
+    }
+
     /// The end of the characters that a token may have. `None` in the middle of a word.
     fn run(&self, text: &[u8], start: usize) -> Option<usize> {
         let is_in_word = start.checked_sub(1).is_some_and(|at| text[at].is_ascii_alphanumeric());
         let from = start + self.prefix.len();
-        let is_part = |byte: &&u8| byte.is_ascii_alphanumeric() || self.marks.as_bytes().contains(byte);
-        (!is_in_word).then(|| from + text[from..].iter().take_while(is_part).count())
+        (!is_in_word).then(|| from + text[from..].iter().take_while(|byte| self.is_part(**byte)).count())
     }
 }
 

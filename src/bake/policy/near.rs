@@ -14,7 +14,7 @@ const MAX_ENTRIES: usize = 2_000;
 const MIN_EDITED: usize = 3;
 
 /// A path below `root` that exists and is near to `path`, in each of its parts. A path without `..`.
-pub(super) fn near(root: &Directory, path: &Path, is_directory: bool) -> Option<PathBuf> {
+pub(in crate::bake) fn near(root: &Directory, path: &Path, is_directory: bool) -> Option<PathBuf> {
     let mut found = PathBuf::new();
     let mut parts = path.components().peekable();
     while let Some(part) = parts.next() {

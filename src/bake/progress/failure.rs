@@ -11,6 +11,9 @@ const MAX_CAUSE: usize = 700;
 const MAX_ERROR: usize = 1000;
 const MAX_STAGE: usize = 100;
 
+/// Bytes of an error's end that identify it.
+const COMPARED: usize = 500;
+
 /// A failed step and what is known of its failure.
 #[derive(Clone, Debug)]
 pub(in crate::bake) struct StepFailure {
@@ -23,17 +26,22 @@ pub(in crate::bake) struct StepFailure {
 }
 
 impl StepFailure {
+    /// The same, with the line of the step that `line_of` finds for its target, when docker-buildx showed none.
+    #[must_use]
+    pub(in crate::bake) fn located(mut self, line_of: impl Fn(&str, &FailedStep) -> Option<u32>) -> Self {
+        let found = self.target.as_ref().filter(|_| self.step.line.is_none());
+        if let Some(line) = found.and_then(|target| line_of(target, &self.step)) {
+            self.step.line = Some(line);
+        }
+        self
+    }
+
     /// One sentence: "Step 4/7 of `vote` failed: `RUN npm ci` (vote/Dockerfile:12) exited with 1: `npm ERR! …`".
     pub(in crate::bake) fn sentence(&self) -> String {
         let FailedStep { number, total, stage, instruction, dockerfile, line, exit_code } = &self.step;
         let stage = stage.as_ref().map(|stage| format!(" of stage `{stage}`")).unwrap_or_default();
         let target = self.target.as_ref().map(|target| format!(" of `{target}`")).unwrap_or_default();
-        let place = match (dockerfile, line) {
-            (Some(path), Some(line)) => format!(" ({path}:{line})"),
-            (Some(path), None) => format!(" ({path})"),
-            (None, Some(line)) => format!(" (line {line})"),
-            (None, None) => String::new(),
-        };
+        let place = place(dockerfile.as_deref(), *line).map(|place| format!(" ({place})")).unwrap_or_default();
         let joined = if exit_code.is_some() { " " } else { ": " };
         let instruction = text::clip(instruction, MAX_INSTRUCTION);
         format!("Step {number}/{total}{stage}{target} failed: `{instruction}`{place}{joined}{}", self.ending)
@@ -75,17 +83,37 @@ impl BakeProgress {
         Some(StepFailure { step, target: target.map(str::to_owned), log_tail, ending })
     }
 
+    /// Where the only error of the bake is, such as `web/Dockerfile:4`. Without a target, the one that buildx blames, or the only one.
+    pub(in crate::bake) fn place_of_error(&self, target: Option<&str>) -> Option<String> {
+        let [_] = self.errors() else { return None };
+        let only = || if let [only] = &*self.targets { Some(&**only) } else { None };
+        let blamed = self.blamed().or_else(only)?;
+        let is_blamed = target.is_none_or(|target| target == blamed);
+        let dockerfile = self.dockerfiles.get(blamed).filter(|_| is_blamed)?;
+        place(Some(dockerfile), self.ending.line)
+    }
+
     /// The line of a failed step in its Dockerfile. docker-buildx shows it for the error that it reports last.
     fn line_of(&self, vertex: &Vertex, target: Option<&str>) -> Option<u32> {
         let [reported] = self.errors() else { return None };
         let Line::BuildKit(answer) = Line::parse(reported.judged()) else { return None };
         let is_this_target = self.targets.len() == 1 || target.is_some() && self.blamed() == target;
-        let is_this_error = answer.ends_with(vertex.own_error()?.judged());
+        // A long error is cut, so its end is compared.
+        let own = vertex.own_error()?.judged();
+        let is_this_error = answer.ends_with(&own[text::boundary(own, own.len().saturating_sub(COMPARED))..]);
         self.ending.line.filter(|_| is_this_target && is_this_error)
     }
 
     fn is_of(&self, vertex: &Vertex, target: &str) -> bool {
         vertex.targets.iter().any(|number| *self.targets[usize::from(*number)] == *target)
+    }
+}
+
+fn place(dockerfile: Option<&str>, line: Option<u32>) -> Option<String> {
+    match (dockerfile, line) {
+        (Some(path), Some(line)) => Some(format!("{path}:{line}")),
+        (Some(path), None) => Some(path.to_owned()),
+        (None, line) => line.map(|line| format!("line {line}")),
     }
 }
 

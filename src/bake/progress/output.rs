@@ -12,8 +12,20 @@ use crate::bounds;
 /// How much Base64 is decoded at once: a multiple of four.
 const BLOCK: usize = 64 << 10;
 
+/// A line that arrives whole is not cut.
+const _: () = assert!(BLOCK <= bounds::OUTPUT_LINE);
+
 /// One pipe of a step: the step's number, and whether it is standard error.
 pub(super) type StepPipe = (u32, bool);
+
+/// What a step has printed.
+#[derive(Debug)]
+pub(super) enum Piece<'o> {
+    /// Whole lines, each with its line feed and without carriage returns.
+    Lines(&'o [u8]),
+    /// One line without a line feed, and the number of bytes that were dropped at its end.
+    Line(&'o [u8], usize),
+}
 
 /// The unfinished lines.
 #[derive(Debug, Default)]
@@ -35,42 +47,46 @@ struct OpenLine {
 }
 
 impl Output {
-    /// Reads Base64 of one pipe and passes on each finished line, with the number of bytes that were dropped at its end. Stops at
-    /// invalid Base64.
-    pub(super) fn take_in(&mut self, pipe: StepPipe, base64: &str, mut on_line: impl FnMut(&[u8], usize)) {
+    /// Reads Base64 of one pipe and passes on the finished lines. Stops at invalid Base64.
+    pub(super) fn take_in(&mut self, pipe: StepPipe, base64: &str, mut on_piece: impl FnMut(Piece<'_>)) {
         let mut decoded = std::mem::take(&mut self.decoded);
         for block in base64.as_bytes().chunks(BLOCK) {
             decoded.clear();
             if BASE64_STANDARD.decode_vec(block, &mut decoded).is_err() {
                 break;
             }
-            self.bytes(pipe, &decoded, &mut on_line);
+            self.bytes(pipe, &decoded, &mut on_piece);
         }
         self.decoded = decoded;
     }
 
-    fn bytes(&mut self, pipe: StepPipe, bytes: &[u8], on_line: &mut impl FnMut(&[u8], usize)) {
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let Some(end) = piece.strip_suffix(b"\n") else {
-                self.begin(pipe, piece);
-                continue;
-            };
-            // Most lines arrive whole.
-            if end.len() <= bounds::OUTPUT_LINE && !self.open.contains_key(&pipe) {
-                on_line(written_last(end), 0);
-                continue;
-            }
-            self.begin(pipe, end);
-            self.end(pipe, on_line);
+    fn bytes(&mut self, pipe: StepPipe, bytes: &[u8], on_piece: &mut impl FnMut(Piece<'_>)) {
+        let whole = memchr::memrchr(b'\n', bytes).map_or(0, |end| end + 1);
+        let (mut lines, rest) = bytes.split_at(whole);
+        if self.open.contains_key(&pipe)
+            && let Some(end) = memchr::memchr(b'\n', lines)
+        {
+            self.begin(pipe, &lines[..end]);
+            self.end(pipe, &mut |line, n_dropped| on_piece(Piece::Line(line, n_dropped)));
+            lines = &lines[end + 1..];
+        }
+        // Most lines arrive whole.
+        if memchr::memchr(b'\r', lines).is_some() {
+            each(lines, |line| on_piece(Piece::Line(written_last(line), 0)));
+        } else if !lines.is_empty() {
+            on_piece(Piece::Lines(lines));
+        }
+        if !rest.is_empty() {
+            self.begin(pipe, rest);
         }
     }
 
     /// Passes on the last lines of a step, which have no line feed.
-    pub(super) fn end_of(&mut self, step: u32, mut on_line: impl FnMut(&[u8], usize)) {
+    pub(super) fn end_of(&mut self, step: u32, mut on_piece: impl FnMut(Piece<'_>)) {
         // Carriage returns alone are not a line.
         let mut on_text = |line: &[u8], n_dropped| {
             if !line.is_empty() || n_dropped > 0 {
-                on_line(line, n_dropped);
+                on_piece(Piece::Line(line, n_dropped));
             }
         };
         for is_error in [false, true] {
@@ -125,6 +141,15 @@ impl OpenLine {
     }
 }
 
+/// Passes on each of these lines, without its line feed.
+pub(super) fn each(lines: &[u8], mut on_line: impl FnMut(&[u8])) {
+    let mut from = 0;
+    for end in memchr::memchr_iter(b'\n', lines) {
+        on_line(&lines[from..end]);
+        from = end + 1;
+    }
+}
+
 /// What a terminal shows of a line with carriage returns: the last part.
 fn written_last(line: &[u8]) -> &[u8] {
     if !line.contains(&b'\r') {
@@ -148,15 +173,23 @@ mod tests {
     fn lines(chunks: &[&[u8]]) -> Vec<(String, usize)> {
         let (mut output, mut lines) = (Output::default(), Vec::new());
         for chunk in chunks {
-            output.take_in((0, false), &BASE64_STANDARD.encode(chunk), |line, n| lines.push((lossy(line), n)));
+            output.take_in((0, false), &BASE64_STANDARD.encode(chunk), |piece| lines.extend(lines_of(piece)));
         }
-        output.end_of(0, |line, n| lines.push((lossy(line), n)));
+        output.end_of(0, |piece| lines.extend(lines_of(piece)));
         assert_eq!((output.n_bytes, output.steps()), (0, vec![]));
         lines
     }
 
-    fn lossy(line: &[u8]) -> String {
-        String::from_utf8_lossy(line).into_owned()
+    fn lines_of(piece: Piece<'_>) -> Vec<(String, usize)> {
+        let lossy = |line: &[u8]| String::from_utf8_lossy(line).into_owned();
+        match piece {
+            Piece::Lines(lines) => {
+                let mut found = Vec::new();
+                each(lines, |line| found.push((lossy(line), 0)));
+                found
+            }
+            Piece::Line(line, n_dropped) => vec![(lossy(line), n_dropped)],
+        }
     }
 
     #[test]
@@ -184,14 +217,15 @@ mod tests {
         let mut output = Output::default();
         let half = BASE64_STANDARD.encode(&long[..bounds::OUTPUT_LINE / 2]);
         for step in 0..100 {
-            output.take_in((step, true), &half, |_, _| panic!("no line has ended"));
-            output.take_in((step, true), &half, |_, _| panic!("no line has ended"));
+            output.take_in((step, true), &half, |_| panic!("no line has ended"));
+            output.take_in((step, true), &half, |_| panic!("no line has ended"));
         }
         assert_eq!(output.n_bytes, bounds::OUTPUT_OPEN);
         assert!(output.size() <= 2 * bounds::OUTPUT_OPEN + BLOCK, "{}", output.size());
         let mut n_bytes = 0;
         for step in output.steps() {
-            output.end_of(step, |line, n_dropped| n_bytes += line.len() + n_dropped);
+            output
+                .end_of(step, |piece| n_bytes += lines_of(piece).iter().map(|(line, n)| line.len() + n).sum::<usize>());
         }
         assert_eq!(n_bytes, 100 * bounds::OUTPUT_LINE);
     }
@@ -200,11 +234,11 @@ mod tests {
     fn what_is_not_base64_is_passed_over() {
         let mut output = Output::default();
         for text in ["b25lCg==b25lCg==", "?", "b25lCg="] {
-            output.take_in((0, false), text, |_, _| panic!("not a line"));
+            output.take_in((0, false), text, |_| panic!("not a line"));
         }
         let long = BASE64_STANDARD.encode([b'\n'; BLOCK]) + "?";
         let mut n_lines = 0;
-        output.take_in((0, false), &long, |_, _| n_lines += 1);
+        output.take_in((0, false), &long, |piece| n_lines += lines_of(piece).len());
         assert_eq!(n_lines, BLOCK / 4 * 3);
     }
 

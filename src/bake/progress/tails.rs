@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::bounds;
 use crate::text::excerpt::Excerpt;
+use crate::text::lines::Lines;
 
 /// Excerpts by step, of [`bounds::LOG_TAILS`] bytes at most.
 #[derive(Debug, Default)]
@@ -13,14 +14,22 @@ pub(super) struct Tails {
 }
 
 impl Tails {
-    /// Adds a line of a step's output. When all together are too long, the longest become shorter.
-    pub(super) fn push(&mut self, step: u32, line: &str) {
-        let excerpt = self.of_steps.entry(step).or_default();
-        self.n_bytes -= excerpt.size();
-        excerpt.push(line);
-        self.n_bytes += excerpt.size();
-        if self.n_bytes > bounds::LOG_TAILS {
-            self.make_room();
+    /// Adds lines of a step's output. When all together are too long, the longest become shorter.
+    pub(super) fn push(&mut self, step: u32, lines: &Lines) {
+        let mut lines = lines.iter().peekable();
+        while lines.peek().is_some() {
+            let excerpt = self.of_steps.entry(step).or_default();
+            let of_others = self.n_bytes - excerpt.size();
+            for line in lines.by_ref() {
+                excerpt.push(line);
+                if of_others + excerpt.size() > bounds::LOG_TAILS {
+                    break;
+                }
+            }
+            self.n_bytes = of_others + excerpt.size();
+            if self.n_bytes > bounds::LOG_TAILS {
+                self.make_room();
+            }
         }
     }
 
@@ -57,7 +66,7 @@ mod tests {
     fn many_steps_that_print_much_stay_within_the_bound() {
         let mut tails = Tails::default();
         for n in 0..30_000_u32 {
-            tails.push(n % 1500, &format!("line {n} {}", "x".repeat(200)));
+            tails.push(n % 1500, &format!("line {n} {}", "x".repeat(200)).as_str().into());
         }
         let n_bytes: usize = tails.of_steps.values().map(Excerpt::size).sum();
         assert!(n_bytes == tails.n_bytes && n_bytes <= bounds::LOG_TAILS, "{n_bytes} {}", tails.n_bytes);

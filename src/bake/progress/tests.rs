@@ -10,6 +10,7 @@ use crate::bake::mask::Mask;
 use crate::report::{ImageDigest, Status, TargetReport};
 use crate::secret::SecretBytes;
 use crate::text;
+use crate::text::lines::Lines;
 use crate::text::paths::WorkerPaths;
 
 fn progress_with(targets: &[&str], secrets: &[&str]) -> BakeProgress {
@@ -220,6 +221,50 @@ fn warnings_about_a_dockerfile_have_their_lines() {
 }
 
 #[test]
+fn every_lint_rule_of_the_frontend_is_a_warning_with_its_line() {
+    let (_, events) = replay(stream!("buildkit-2026-11/every-lint-rule"), &["web"]);
+    let mut rules: Vec<(String, u32)> = Vec::new();
+    for event in events {
+        let Event::Warning(Warning { message, dockerfile, line, url, .. }) = event else { continue };
+        assert_eq!(dockerfile.as_deref(), Some("web/Dockerfile"), "{message}");
+        assert!(url.is_some_and(|url| url.starts_with("https://docs.docker.com/go/dockerfile/rule/")), "{message}");
+        let line = line.unwrap_or_else(|| panic!("no line: {message}"));
+        assert!(message.ends_with(&format!("(line {line})")), "{message}");
+        rules.push((message.split(':').next().unwrap_or_default().to_owned(), line));
+    }
+    rules.sort();
+    let found: Vec<(&str, u32)> = rules.iter().map(|(rule, line)| (rule.as_str(), *line)).collect();
+    let expected = [
+        ("ConsistentInstructionCasing", 14),
+        ("CopyIgnoredFile", 15),
+        ("DuplicateStageName", 8),
+        ("ExposeInvalidFormat", 17),
+        ("ExposeProtoCasing", 16),
+        ("FromAsCasing", 5),
+        ("FromPlatformFlagConstDisallowed", 6),
+        ("InvalidDefaultArgInFrom", 4),
+        ("InvalidDefinitionDescription", 3),
+        ("JSONArgsRecommended", 22),
+        ("JSONArgsRecommended", 23),
+        ("JSONArgsRecommended", 26),
+        ("LegacyKeyValueFormat", 13),
+        ("MaintainerDeprecated", 10),
+        ("MultipleInstructionsDisallowed", 22),
+        ("MultipleInstructionsDisallowed", 24),
+        ("NoEmptyContinuation", 20),
+        ("RedundantTargetPlatform", 9),
+        ("ReservedStageName", 6),
+        ("SecretsUsedInArgOrEnv", 11),
+        ("SecretsUsedInArgOrEnv", 12),
+        ("StageNameCasing", 5),
+        ("UndefinedArgInFrom", 5),
+        ("UndefinedVar", 21),
+        ("WorkdirRelativePath", 14),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn a_cache_that_is_not_there_yet_fails_no_target() {
     let (mut progress, at) = (progress_with(&["api", "web"], &[]), "2026-11-29T20:00:00Z");
     let vertex = |digest: &str, name: &str, error: &str| json!({"digest": digest, "name": name, "started": at, "completed": at, "error": error});
@@ -305,9 +350,9 @@ fn vertex(digest: &str, name: &str, is_completed: bool) -> Value {
 }
 
 fn lines(events: &[Event]) -> Vec<&str> {
-    let line = |event: &'_ Event| matches!(event, Event::StepOutput { .. });
-    let lines = events.iter().filter(|event| line(event));
-    lines.map(|event| if let Event::StepOutput { line, .. } = event { line.as_str() } else { "" }).collect()
+    let lines =
+        events.iter().filter_map(|event| if let Event::StepOutput { lines, .. } = event { Some(lines) } else { None });
+    lines.flat_map(Lines::iter).collect()
 }
 
 /// Every line that a step shows when it prints these chunks.
@@ -440,8 +485,7 @@ fn whatever_is_printed_and_however_steps_are_called_what_is_kept_is_bounded() {
     }
     let (newlines, mut n_lines) = (log("0", &vec![b'\n'; 100_000]).to_string(), 0);
     for _ in 0..10 {
-        progress
-            .line(newlines.as_bytes(), &mut |event| n_lines += usize::from(matches!(event, Event::StepOutput { .. })));
+        progress.line(newlines.as_bytes(), &mut |event| n_lines += lines(&[event]).len());
     }
     assert_eq!(n_lines, 1_000_000);
     let names: usize = progress.vertices.iter().map(|vertex| vertex.name.len()).sum();
@@ -503,7 +547,7 @@ fn every_event_is_plain_text() {
     for event in &told {
         match event {
             Event::StepStarted(step) => assert_plain(&step.name),
-            Event::StepOutput { line, .. } => assert_plain(line),
+            Event::StepOutput { lines, .. } => lines.iter().for_each(&mut assert_plain),
             Event::StepEnded { error, .. } => assert_plain(error.as_ref().expect("an error")),
             other => panic!("{other:?}"),
         }

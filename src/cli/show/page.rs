@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::cli::recorded::{Recorded, State, duration, time, why_not_cached};
 use crate::clock::Epoch;
-use crate::log_stream::AttemptRecord;
+use crate::log_stream::{AttemptRecord, Summary};
 use crate::text;
 
 const WIDTH: usize = 80;
@@ -27,7 +27,7 @@ pub(super) fn page(build: &Recorded, now: Epoch) -> String {
 
 /// Whether the last attempt runs now.
 fn runs(build: &Recorded) -> bool {
-    let last = build.last();
+    let last = &build.last().summary;
     last.ended_at_ms.is_none() && matches!(&build.state, State::Running(owner) if *owner == last.worker)
 }
 
@@ -62,32 +62,33 @@ impl Page {
     }
 
     fn build(&mut self, build: &Recorded, now: Epoch) {
-        let last = build.last();
+        let last = &build.last().summary;
         self.text("", 2, &format!("build {}: {}", build.id, state(build, now)));
         self.field("repository", last.repository.as_deref());
         self.field("commit", last.sha.as_deref());
         self.field("ref", last.git_ref.as_deref());
         self.field("account", last.account.as_deref());
-        let first = &build.record.attempts[0].attempt;
+        let first = &build.record.attempts[0].attempt.summary;
         let at = |ms: Option<u64>| ms.map(|ms| format!("{} UTC", time(ms)));
         self.field("queued", at(first.queued_at_ms).as_deref());
         self.field("began", at(Some(first.began_at_ms)).as_deref());
         self.field("ended", at(last.ended_at_ms.filter(|_| last.is_over)).as_deref());
-        self.field("log", last.log_url.as_str());
+        self.field("log", build.last().log_url.as_str());
     }
 
     fn attempt(&mut self, attempt: &AttemptRecord, is_running: bool) {
+        let summary = &attempt.summary;
         self.line("");
-        let took = attempt.ended_at_ms.map(|ended| duration(ended.saturating_sub(attempt.began_at_ms)));
-        let end = match (&attempt.status, is_running) {
-            (Some(status), _) => format!("{} in {}", result(status, attempt), took.unwrap_or_default()),
+        let took = summary.ended_at_ms.map(|ended| duration(ended.saturating_sub(summary.began_at_ms)));
+        let end = match (&summary.status, is_running) {
+            (Some(status), _) => format!("{} in {}", result(status, summary), took.unwrap_or_default()),
             (None, true) => attempt.phase.as_ref().map_or("running".into(), |phase| format!("running, {phase}")),
             (None, false) => "no end is recorded; its worker died, or did not reach Redis".into(),
         };
-        let head = format!("attempt {}: {end}", attempt.attempt);
+        let head = format!("attempt {}: {end}", summary.attempt);
         self.text("", 2, &head);
-        self.text("  job ", 6, &attempt.jid);
-        self.text("  worker ", 9, &format!("{}, since {} UTC", attempt.worker, time(attempt.began_at_ms)));
+        self.text("  job ", 6, &summary.jid);
+        self.text("  worker ", 9, &format!("{}, since {} UTC", summary.worker, time(summary.began_at_ms)));
         if let Some(at) = &attempt.placement {
             let pod = at.pod.as_ref().map(|pod| format!(", pod {pod}")).unwrap_or_default();
             self.text("  builder ", 10, &format!("{}{pod}: {}", at.builder, at.why));
@@ -144,7 +145,7 @@ impl Page {
 
 /// What is true of the build, in words.
 fn state(build: &Recorded, now: Epoch) -> String {
-    let last = build.last();
+    let last = &build.last().summary;
     let n_attempts = build.record.attempts.len();
     let attempts = if n_attempts == 1 { String::new() } else { format!(", {n_attempts} attempts") };
     let unended = if last.status.is_none() { "; the end of its last attempt is not recorded" } else { "" };
@@ -170,8 +171,8 @@ fn state(build: &Recorded, now: Epoch) -> String {
     }
 }
 
-fn result(status: &str, attempt: &AttemptRecord) -> String {
-    match &attempt.reason {
+fn result(status: &str, summary: &Summary) -> String {
+    match &summary.reason {
         Some(reason) if reason != status => format!("{status} ({reason})"),
         _ => status.to_owned(),
     }

@@ -27,7 +27,6 @@ fn positional_arguments_are_mapped_with_constants_and_defaults() {
         constants: [("callback.class".into(), json!("Done"))].into(),
         defaults: [("push".into(), json!(true)), ("pull".into(), json!(true))].into(),
         echo: [("deploy".into(), "/1/deploy".into())].into(),
-        ..JobClass::default()
     };
     let args = args(json!(["acme/app", {"commit": "c", "push": false, "queue": "q", "deploy": 7}]));
     let Ok(RequestFrom::Arguments(request)) = read(&class, &args) else { panic!("not in the arguments") };
@@ -45,7 +44,7 @@ fn positional_arguments_are_mapped_with_constants_and_defaults() {
 fn an_id_becomes_the_resolvers_url_and_cannot_leave_its_place() {
     let resolve =
         Resolve { url: "https://rails/builds/{0}?of={1}".into(), secret: Some(Secret::new("s")), secret_file: None };
-    let class = JobClass { arguments: Shape::Resolved, resolve: Some(resolve), ..JobClass::default() };
+    let class = JobClass { arguments: Shape::Resolved(resolve), ..JobClass::default() };
     let made = read(&class, &args(json!([4711, "../a&b"])));
     let Ok(RequestFrom::Rails { url, .. }) = made else { panic!("no URL") };
     assert_eq!(url, "https://rails/builds/4711?of=..%2Fa%26b");
@@ -111,7 +110,8 @@ fn what_cannot_be_read_hides_nothing_else_in_any_shape() {
     let apart = mapped(&[("callback.queue", "/1/q"), ("build_id", "/1/id")]);
     let whole = mapped(&[("callback", "/1"), ("build_id", "/0")]);
     let native = JobClass::default();
-    let resolved = JobClass { arguments: Shape::Resolved, ..JobClass::default() };
+    let resolve = Resolve { url: "https://rails/{0}".into(), secret: Some(Secret::new("s")), secret_file: None };
+    let resolved = JobClass { arguments: Shape::Resolved(resolve), ..JobClass::default() };
     let done = json!({"queue": "q", "class": "Done"});
     let table = [
         (&apart, r#"["x", {"q": "q", "id": 1e400}]"#, json!({"callback": done})),
@@ -184,7 +184,7 @@ fn a_number_that_would_become_another_one_is_echoed_as_its_text() {
 #[test]
 fn an_id_that_makes_no_url_is_refused() {
     let resolve = Resolve { url: "https://rails/{0}".into(), secret: Some(Secret::new("s")), secret_file: None };
-    let class = JobClass { arguments: Shape::Resolved, resolve: Some(resolve), ..JobClass::default() };
+    let class = JobClass { arguments: Shape::Resolved(resolve), ..JobClass::default() };
     for id in ["x".repeat(2000), "a\0b".to_owned()] {
         let error = read(&class, &args(json!([id]))).expect_err("refused").to_string();
         assert_eq!(error, "args[0]: expected an id of at most 1024 bytes and without a NUL");

@@ -95,7 +95,7 @@ impl Screen {
                 self.running.retain(|running| !running.step.is_same(step));
                 self.end(step, *took, *is_cached, error.as_deref());
             }
-            Event::StepOutput { step, line } => self.output(step, line),
+            Event::StepOutput { step, lines } => lines.iter().for_each(|line| self.output(step, line)),
             Event::Warning(warning) => self.finish(warning.to_string(), None, Some(Color::Yellow)),
             Event::Notice(notice) => self.finish(note(notice), None, Some(Color::Yellow)),
             Event::Ended { .. } => self.end_all(now),
@@ -241,6 +241,7 @@ impl Row {
 mod tests {
     use super::*;
     use crate::event::Status;
+    use crate::text::lines::Lines;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -257,8 +258,9 @@ mod tests {
     }
 
     fn print(screen: &mut Screen, step: &Step, lines: impl IntoIterator<Item = String>) {
-        let now = Instant::now();
-        lines.into_iter().for_each(|line| screen.take_in(&Event::StepOutput { step: step.clone(), line }, now));
+        let (now, mut printed) = (Instant::now(), Lines::default());
+        lines.into_iter().for_each(|line| printed.push(&line));
+        screen.take_in(&Event::StepOutput { step: step.clone(), lines: printed }, now);
     }
 
     fn end(step: &Step, is_cached: bool, error: Option<&str>) -> Event {

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::earlier::{MAX_BLOCKS, MAX_EARLIER};
 use super::*;
 
 fn of(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Excerpt {
@@ -125,7 +126,8 @@ proptest! {
     fn the_counted_bytes_are_those_that_are_kept(lines in prop::collection::vec("(fatal: missing )?[a-z]{0,300}", 0..120), n in 0_usize..5) {
         let mut excerpt = of(&lines);
         (0..n).for_each(|_| excerpt.shrink());
-        let kept = excerpt.last.iter().chain(excerpt.earlier.iter().flat_map(|block| &block.lines));
-        prop_assert_eq!(excerpt.last_bytes + excerpt.earlier_bytes, kept.map(String::len).sum::<usize>());
+        let earlier = excerpt.earlier.blocks.iter().flat_map(|block| &block.lines).map(String::as_str);
+        let n_bytes: usize = excerpt.last.iter().chain(earlier).map(str::len).sum();
+        prop_assert_eq!(excerpt.last.n_bytes() + excerpt.earlier.n_bytes, n_bytes);
     }
 }

@@ -8,6 +8,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, Match};
 
 use super::MAX_LINE;
 use crate::text;
+use crate::text::quads::{QUAD, Quads, rarest};
 
 /// The weight of a line that only says that something failed.
 pub(super) const GENERIC: u8 = 1;
@@ -20,6 +21,9 @@ const TEST: u8 = 7;
 
 /// The weight of a line that names an exhausted resource: every other error may follow from it.
 const DECISIVE: u8 = 8;
+
+/// In how many places of a line a word is looked for before the whole line is searched. Then no line takes much longer than another.
+const MAX_TRIED: usize = 8;
 
 /// How Java begins the cause of an exception.
 pub(super) const CAUSED_BY: &str = "Caused by: ";
@@ -74,6 +78,9 @@ impl Words {
     pub(super) fn of(line: &str) -> Self {
         let line = &line[..text::boundary(line, MAX_LINE)];
         let (margin, mut words) = (margin(line), Self::default());
+        if !LIST.may_be_in(line, margin) {
+            return words;
+        }
         for found in LIST.automaton.find_overlapping_iter(line) {
             let (kind, is_at_margin) = LIST.kinds[found.pattern().as_usize()];
             match kind {
@@ -172,6 +179,41 @@ struct List {
     automaton: AhoCorasick,
     /// By pattern: what it shows, and whether only at the beginning of a line.
     kinds: Vec<(Kind, bool)>,
+    /// Of the words that may be anywhere.
+    quads: Quads,
+    /// The quads of these words, in lower case and in order, each with its word and its place there.
+    by_quad: Vec<([u8; QUAD], &'static [u8], usize)>,
+    /// The first two bytes of the others, in lower case and in order.
+    beginnings: Vec<[u8; 2]>,
+}
+
+impl List {
+    /// Whether a line of this margin may have one of the words. Most lines have none.
+    fn may_be_in(&self, line: &str, margin: usize) -> bool {
+        let beginning = line.as_bytes().get(margin..margin + 2).map(|two| [0, 1].map(|n| two[n].to_ascii_lowercase()));
+        if beginning.is_some_and(|two| self.beginnings.binary_search(&two).is_ok()) {
+            return true;
+        }
+        let (line, mut from) = (line.as_bytes(), 0);
+        for _ in 0..MAX_TRIED {
+            match self.quads.candidate(line, from) {
+                None => return false,
+                Some(at) if self.is_word(line, at) => return true,
+                Some(at) => from = at + 1,
+            }
+        }
+        true
+    }
+
+    /// Whether a quad is of a word that is there.
+    fn is_word(&self, line: &[u8], at: usize) -> bool {
+        let quad = lower(&line[at..]);
+        let first = self.by_quad.partition_point(|(other, ..)| *other < quad);
+        self.by_quad[first..].iter().take_while(|(other, ..)| *other == quad).any(|(_, word, quad_at)| {
+            let found = at.checked_sub(*quad_at).and_then(|from| line.get(from..from + word.len()));
+            found.is_some_and(|found| found.eq_ignore_ascii_case(word))
+        })
+    }
 }
 
 static LIST: LazyLock<List> = LazyLock::new(|| {
@@ -181,11 +223,29 @@ static LIST: LazyLock<List> = LazyLock::new(|| {
         .kind(Some(AhoCorasickKind::DFA))
         .build(words().map(|(_, word)| word.trim_start_matches('^')))
         .expect("the words are few and short");
-    List { automaton, kinds: words().map(|(kind, word)| (kind, word.starts_with('^'))).collect() }
+    let (at_margin, anywhere): (Vec<&'static [u8]>, Vec<&'static [u8]>) =
+        words().map(|(_, word)| word.as_bytes()).partition(|word| word.starts_with(b"^"));
+    let by_quad = |word: &&'static [u8]| (lower(&word[rarest(word)..]), *word, rarest(word));
+    let mut by_quad: Vec<_> = anywhere.iter().map(by_quad).collect();
+    by_quad.sort_unstable();
+    let mut beginnings: Vec<[u8; 2]> = at_margin.iter().map(|word| [word[1], word[2]]).collect();
+    beginnings.sort_unstable();
+    List {
+        automaton,
+        kinds: words().map(|(kind, word)| (kind, word.starts_with('^'))).collect(),
+        quads: Quads::ignoring_case(anywhere),
+        by_quad,
+        beginnings,
+    }
 });
 
+/// The first bytes of a text in lower case.
+fn lower(text: &[u8]) -> [u8; QUAD] {
+    std::array::from_fn(|n| text[n].to_ascii_lowercase())
+}
+
 /// Words of the table that a line with a colon at its end explains in the next line.
-const HEADINGS: [&str; 3] = ["cmake error at", "panicked at", "what went wrong"];
+const HEADINGS: [&str; 4] = ["cmake error at", "panicked at", "treated as error", "what went wrong"];
 
 /// How tools say that they take warnings for errors.
 const STRICT: [&str; 5] = ["as error", "due to warnings", "max-warnings", "too many warnings", "-werror"];
@@ -247,7 +307,7 @@ const TABLE: [(Kind, &[&str]); 7] = [
             "a complete log of this run",
             "a failure occurred while",
             "aborted!",
-            "aborting due to",
+            "aborting",
             "an error occurred while",
             "build failed",
             "build failure",
@@ -328,6 +388,7 @@ const TABLE: [(Kind, &[&str]); 7] = [
             "there was 1",
             "there were ",
             "traceback (most recent",
+            "treated as error",
             "waiting for unfinished jobs",
             "what went wrong",
         ],
@@ -442,13 +503,16 @@ const TABLE: [(Kind, &[&str]); 7] = [
             "not find",
             "not found",
             "not in gzip format",
+            "not in scope",
             "not installed",
             "not permitted",
             "not recognized",
             "not satisfiable",
             "not supported",
             "not writable",
+            "nothing provides",
             "only install with",
+            "out of date",
             "outdated",
             "parse error",
             "please install",
@@ -540,3 +604,36 @@ const TABLE: [(Kind, &[&str]); 7] = [
         ],
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_line_that_is_not_searched_has_no_word(
+            before in "[ \t]{0,2}[a-z\u{2003}]{0,3}",
+            n in any::<prop::sample::Index>(),
+            after in "[ -~é]{0,9}",
+            is_upper in any::<bool>(),
+        ) {
+            let words: Vec<&str> = TABLE.iter().flat_map(|(_, words)| *words).copied().collect();
+            let word = words[n.index(words.len())].trim_start_matches('^');
+            let word = if is_upper { word.to_ascii_uppercase() } else { word.to_owned() };
+            let line = format!("{before}{word}{after}");
+            let margin = margin(&line);
+            let is_found = |found: Match| !LIST.kinds[found.pattern().as_usize()].1 || found.start() == margin;
+            let has_word = LIST.automaton.find_overlapping_iter(&line).any(is_found);
+            prop_assert!(!has_word || LIST.may_be_in(&line, margin), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn most_lines_have_no_word() {
+        let lines =
+            (0..1000).map(|n| format!("  CC    src/module_{n}/file_{}.o with -O2 -Wall -Wextra -std=c17", n * 7));
+        assert_eq!(lines.filter(|line| LIST.may_be_in(line, margin(line))).count(), 0);
+    }
+}

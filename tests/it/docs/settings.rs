@@ -38,6 +38,8 @@ struct Struct {
 struct Declared {
     structs: BTreeMap<String, Struct>,
     enums: BTreeMap<String, Vec<(String, String)>>,
+    /// The struct that a type is read from.
+    read_as: BTreeMap<String, String>,
 }
 
 /// Every section, in the order of the declarations.
@@ -65,7 +67,7 @@ pub(super) fn toml(value: &Value) -> String {
 
 impl Declared {
     fn read(parent: &Path) -> Self {
-        let mut declared = Self { structs: BTreeMap::new(), enums: BTreeMap::new() };
+        let mut declared = Self { structs: BTreeMap::new(), enums: BTreeMap::new(), read_as: BTreeMap::new() };
         let children = std::fs::read_dir(parent.with_extension("")).unwrap().map(|entry| entry.unwrap().path());
         for file in children.filter(|path| path.is_file()).chain([parent.to_owned()]) {
             let items = syn::parse_file(&std::fs::read_to_string(&file).unwrap()).unwrap().items;
@@ -78,6 +80,10 @@ impl Declared {
         match item {
             Item::Struct(item) if is_deserialized(&item.attrs) => {
                 let Fields::Named(fields) = item.fields else { return };
+                if let Some(table) = serde_text(&item.attrs, "try_from") {
+                    self.read_as.insert(item.ident.to_string(), table);
+                    return;
+                }
                 let fields = fields.named.into_iter().filter(|field| !has_serde(&field.attrs, "skip"));
                 let fields =
                     fields.map(|field| (field.ident.unwrap().to_string(), doc(&field.attrs), field.ty)).collect();
@@ -104,6 +110,7 @@ impl Declared {
         for (key, doc, declared_type) in &declared.fields {
             let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             let (kind, is_map) = innermost(declared_type);
+            let kind = self.read_as.get(&kind).cloned().unwrap_or(kind);
             match kind {
                 kind if self.structs.contains_key(&kind) => {
                     nested.push(if is_map { (kind, format!("{below}.NAME"), doc.as_str()) } else { (kind, below, "") });

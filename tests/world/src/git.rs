@@ -123,10 +123,10 @@ impl GitHost {
         self.shared.requests.lock().unwrap().clone()
     }
 
-    /// How many fetches were authorized. A warm mirror begins none.
+    /// How many commands of git's protocol were authorized. A fetch of a known commit takes one, a warm mirror none.
     pub fn n_fetches(&self) -> usize {
         let requests = self.requests();
-        requests.iter().filter(|request| request.status == 200 && request.path.contains("/info/refs")).count()
+        requests.iter().filter(|request| request.status == 200 && request.path.ends_with("/git-upload-pack")).count()
     }
 
     /// The faults of this host.
@@ -171,7 +171,7 @@ fn admit(shared: &Shared, head: &Parts) -> Result<String, Refusal> {
     let (owner, name, service) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or(""));
     let name = name.strip_suffix(".git").unwrap_or(name);
     authenticate(shared, &head.headers, &format!("{owner}/{name}"))?;
-    if [owner, name].iter().any(|part| part.is_empty() || part.starts_with('.')) {
+    if [owner, name].iter().any(|part| part.trim_start_matches('.').is_empty()) {
         return Err(NOT_FOUND);
     }
     if !shared.root.join(owner).join(format!("{name}.git")).is_dir() {

@@ -21,6 +21,8 @@ use crate::server::Server;
 
 /// The media types of an image.
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const CHART: &str = "application/vnd.cncf.helm.config.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -41,6 +43,10 @@ pub enum Content {
     OtherLayer,
     /// A page of a portal comes in place of the manifest.
     Page,
+    /// It is a chart of Helm, not an image.
+    Chart,
+    /// It is an index without an image for a platform that builds run on.
+    OtherPlatform,
 }
 
 /// An image that a registry serves.
@@ -112,15 +118,16 @@ impl Registry {
             "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
         });
         let config = config.to_string().into_bytes();
+        let config_type = if content == Content::Chart { CHART } else { CONFIG };
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST,
-            "config": descriptor(CONFIG, &config), "layers": [descriptor(LAYER, &layer)],
+            "config": descriptor(config_type, &config), "layers": [descriptor(LAYER, &layer)],
         });
         let manifest = manifest.to_string().into_bytes();
         let served_layer = match content {
             Content::Truncated => layer[..layer.len() / 2].to_vec(),
             Content::OtherLayer => layer.iter().map(|byte| byte.wrapping_add(1)).collect(),
-            Content::Whole | Content::Page => layer.clone(),
+            _ => layer.clone(),
         };
         let layer_path = blob_path(name, &layer);
         self.put(&layer_path, "application/octet-stream", served_layer);
@@ -128,6 +135,12 @@ impl Registry {
         self.put(&format!("/v2/{name}/manifests/{}", digest(&manifest)), MANIFEST, manifest.clone());
         let (media_type, manifest) = match content {
             Content::Page => ("text/html", b"<html>Please log in</html>".to_vec()),
+            Content::OtherPlatform => {
+                let mut entry = descriptor(MANIFEST, &manifest);
+                entry["platform"] = json!({"os": "linux", "architecture": "s390x"});
+                let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
+                (INDEX, index.to_string().into_bytes())
+            }
             _ => (MANIFEST, manifest),
         };
         self.put(&format!("/v2/{name}/manifests/{TAG}"), media_type, manifest);

@@ -57,7 +57,7 @@ fn a_clone_works_with_a_token_of_the_repository_and_with_no_other() {
     }
     let pushed = git(&dir.path().join("good"), &["push", "-q", "origin", "HEAD:refs/heads/x"]);
     assert!(text(&pushed.stderr).contains("Write access to repository not granted."), "{}", text(&pushed.stderr));
-    assert_eq!(host.n_fetches(), 1);
+    assert_eq!(host.n_fetches(), 2, "it lists the references and fetches");
     assert_eq!(host.requests()[1].token, Some(good));
 }
 
