@@ -269,7 +269,7 @@ impl Bake {
         directory: &JobDirectory,
         stop: &CancellationToken,
     ) -> Result<Option<Definition>, BakeError> {
-        let shape = confirmed::shape(&definition, request);
+        let shape = confirmed::shape(&definition, request, &self.buildx.binary);
         if shape.is_some_and(|shape| self.confirmed.has(&shape)) {
             return Ok(Some(definition.understood()));
         }

@@ -50,7 +50,7 @@ impl Health {
         ended: &CancellationToken,
     ) {
         let Some(listener) = self.0 else { return };
-        let state = Arc::new(Worker { redis, trouble, quiet: quiet.clone(), has_room });
+        let state = Arc::new(Worker { redis: Arc::new(redis), trouble, quiet: quiet.clone(), has_room });
         let routes = Router::new()
             .route("/live", get(async || "alive\n"))
             .route("/ready", get(async |State(worker): State<Arc<Worker>>| worker.ready().await))
@@ -66,7 +66,7 @@ impl Health {
 }
 
 struct Worker {
-    redis: Redis,
+    redis: Arc<Redis>,
     /// Why the worker gets no jobs from Redis.
     trouble: watch::Receiver<Option<String>>,
     quiet: CancellationToken,
@@ -92,9 +92,11 @@ impl Worker {
         if let Some(trouble) = self.trouble.borrow().clone() {
             return Some(trouble);
         }
-        // An idle worker with full slots takes no turn, so it is asked here too.
-        let ping = redis::cmd("PING");
-        let answer = tokio::time::timeout(PATIENCE, self.redis.query::<String>(&ping)).await;
-        (!matches!(answer, Ok(Ok(_)))).then(|| "Redis does not answer".into())
+        // A worker whose slots are full takes no turn, so Redis is asked here too. A question whose time is over goes on: only its own
+        // end closes a dead connection, or finds the next sentinel.
+        let redis = Arc::clone(&self.redis);
+        let ping = tokio::spawn(async move { redis.query::<String>(&redis::cmd("PING")).await });
+        let answer = tokio::time::timeout(PATIENCE, ping).await;
+        (!matches!(answer, Ok(Ok(Ok(_))))).then(|| "Redis does not answer".into())
     }
 }

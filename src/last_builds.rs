@@ -7,9 +7,10 @@
 //! password of Redis would hide nothing from them. After a change of the key, the old records say nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use redis::{FromRedisValue, Pipeline};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
@@ -34,7 +35,7 @@ pub struct LastBuilds(Option<Store>);
 
 #[derive(Debug)]
 struct Store {
-    redis: Redis,
+    redis: Arc<Redis>,
     ttl: Duration,
     secret: SecretSource,
     key_of: KeyOf,
@@ -75,7 +76,7 @@ impl LastBuilds {
         let secret = settings.github.private_key().filter(|_| settings.last_builds.enabled);
         let Some(secret) = secret else { return Ok(Self(None)) };
         Ok(Self(Some(Store {
-            redis: Redis::new(&settings.redis)?,
+            redis: Arc::new(Redis::new(&settings.redis)?),
             ttl: settings.last_builds.ttl,
             secret,
             key_of,
@@ -95,9 +96,8 @@ impl LastBuilds {
         for key in &keys {
             pipeline.cmd("HGETALL").arg(key);
         }
-        let read = timeout(PATIENCE, store.redis.pipeline::<Vec<BTreeMap<String, Vec<u8>>>>(&pipeline)).await;
         // A slow Redis is as good as none.
-        let hashes = read.ok().and_then(|read| store.hear(read));
+        let hashes = store.send::<Vec<BTreeMap<String, Vec<u8>>>>(pipeline).await;
         let are_full = match &hashes {
             Some(hashes) => hashes.iter().map(|hash| hash.len() > bounds::CACHE_TARGETS).collect(),
             None => vec![false; keys.len()],
@@ -123,9 +123,7 @@ impl LastBuilds {
             hset.ignore();
             pipeline.cmd("EXPIRE").arg(key).arg(store.ttl.as_secs()).ignore();
         }
-        if let Ok(written) = timeout(PATIENCE, store.redis.pipeline::<()>(&pipeline)).await {
-            store.hear(written);
-        }
+        store.send::<()>(pipeline).await;
     }
 }
 
@@ -134,6 +132,13 @@ fn records(hash: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Option<LastBuild
 }
 
 impl Store {
+    /// What Redis answers in time. A question whose time is over goes on: only its own end closes a dead connection.
+    async fn send<T: FromRedisValue + Send + 'static>(&self, pipeline: Pipeline) -> Option<T> {
+        let redis = Arc::clone(&self.redis);
+        let asked = tokio::spawn(async move { redis.pipeline(&pipeline).await });
+        self.hear(timeout(PATIENCE, asked).await.ok()?.ok()?)
+    }
+
     fn hear<T>(&self, result: Result<T, RedisError>) -> Option<T> {
         self.complaint.lock().unwrap_or_else(PoisonError::into_inner).hear(result)
     }

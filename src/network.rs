@@ -32,6 +32,7 @@ enum Kind {
     Refused,
     NoRoute,
     TimedOut,
+    Slow,
     Closed,
     NoTls,
     UnknownAuthority,
@@ -48,9 +49,10 @@ impl Kind {
             Self::Refused => "check the port, and whether the server runs",
             Self::NoRoute => "check the network and the firewall of this machine",
             Self::TimedOut => "check whether a firewall drops the connection, and whether it needs a proxy",
+            Self::Slow => "check whether the server is overloaded",
             Self::Closed => "check whether the port is right, and whether a firewall or a proxy closes connections",
             Self::NoTls => "check whether the port speaks TLS, and whether the URL begins with https or http",
-            Self::UnknownAuthority => "set the file of the certificate's authority, or install it on this machine",
+            Self::UnknownAuthority => "install the certificate's authority on this machine",
             Self::AnotherName => "check the host, and whether a proxy answers in its place",
             Self::NotValidNow => "check the clock of this machine, and renew the certificate",
             Self::Proxy => "check the proxy's address and its user and password",
@@ -69,9 +71,9 @@ impl Kind {
         if let Some(error) = error.downcast_ref::<io::Error>() {
             return Self::of_io(error);
         }
-        let is_timeout = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout);
-        if is_timeout {
-            return Some(Self::TimedOut);
+        let late = error.downcast_ref::<reqwest::Error>().filter(|error| error.is_timeout());
+        if let Some(late) = late {
+            return Some(if late.is_connect() { Self::TimedOut } else { Self::Slow });
         }
         let text = error.to_string();
         if text.starts_with("tunnel error") || text.contains("unsuccessful tunnel") {
@@ -224,10 +226,7 @@ mod tests {
         );
 
         let text = said_of("http", |_| std::thread::sleep(Duration::from_secs(1))).await;
-        assert_eq!(
-            text,
-            "URL cannot be reached: operation timed out; check whether a firewall drops the connection, and whether it needs a proxy"
-        );
+        assert_eq!(text, "URL cannot be reached: operation timed out; check whether the server is overloaded");
 
         let text = said_of("http", drop).await;
         assert!(text.contains("; check whether the port is right, and whether a firewall"), "{text}");

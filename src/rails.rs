@@ -280,6 +280,7 @@ mod tests {
         assert_eq!((&job["args"][0]["locale"], &job["args"][0]["timezone"]), (&json!("lt"), &json!("Europe/Vilnius")));
         assert_eq!(job["args"][0]["job_id"].as_str().map(str::len), Some(36));
     }
+
     #[test]
     fn a_report_is_bounded_with_the_marks_that_active_job_wants() {
         // 64 KiB are echoed at most; each of these objects gets a mark of 22 bytes.

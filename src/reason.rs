@@ -134,9 +134,9 @@ reasons! {
     /// GitHub cannot be reached, fails, or limits the request rate.
     GithubUnavailable = "github_unavailable", Infrastructure, "GitHub is not answering.",
         "Wait. Check GitHub's status.";
-    /// GitHub refuses the App itself: wrong key, wrong id, suspended: configuration.
+    /// GitHub refuses the App itself: wrong key, wrong id: configuration.
     GithubRefused = "github_refused", Infrastructure, "GitHub refused the App's credentials.",
-        "Check the App's id and key, and that it is not suspended.";
+        "Check the App's id and key.";
     /// The git host cannot be reached, stalls or disconnects.
     GitUnavailable = "git_unavailable", Infrastructure, "The repository could not be fetched.",
         "Wait. Check the connection to the git host.";

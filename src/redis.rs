@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, Pipeline, ProtocolVersion, PushInfo, PushKind, Value,
 };
@@ -94,23 +93,23 @@ impl Redis {
 
     /// Sends one command.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        let mut connection = self.connection().await?;
-        let reply = command.query_async(&mut connection).await;
-        self.keep_or_drop(reply).await
+        let connection = self.connection().await?;
+        let reply = command.query_async(&mut connection.commands.clone()).await;
+        self.keep_or_drop(&connection, reply).await
     }
 
     /// Sends several commands in one round trip.
     pub async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
-        let mut connection = self.connection().await?;
-        let reply = pipeline.query_async(&mut connection).await;
-        self.keep_or_drop(reply).await
+        let connection = self.connection().await?;
+        let reply = pipeline.query_async(&mut connection.commands.clone()).await;
+        self.keep_or_drop(&connection, reply).await
     }
 
     /// Runs a script by its digest, and by its text where the server does not know it.
     pub async fn script<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, RedisError> {
-        let mut connection = self.connection().await?;
-        let reply = invocation.invoke_async(&mut connection).await;
-        self.keep_or_drop(reply).await
+        let connection = self.connection().await?;
+        let reply = invocation.invoke_async(&mut connection.commands.clone()).await;
+        self.keep_or_drop(&connection, reply).await
     }
 
     /// The server's version and problems.
@@ -138,13 +137,13 @@ impl Redis {
         }
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection, RedisError> {
+    async fn connection(&self) -> Result<Connection, RedisError> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = connection.as_ref() {
-            return Ok(connection.commands.clone());
+            return Ok(connection.clone());
         }
         let fresh = self.connect().await?;
-        Ok(connection.insert(fresh).commands.clone())
+        Ok(connection.insert(fresh).clone())
     }
 
     async fn connect(&self) -> Result<Connection, RedisError> {
@@ -188,7 +187,7 @@ impl Redis {
         self.tracking.is_on.store(tracked.is_ok(), Ordering::Relaxed);
         match tracked {
             // An old server or a proxy does not know HELLO or CLIENT, or an ACL forbids them.
-            Err(error) if is_answer(&error) => {
+            Err(error) if is_refusal(&error) => {
                 let connection = self.dialer.connect(&target, AsyncConnectionConfig::new()).await?;
                 tracing::warn!(event = "tracking_refused", %error, "Redis refuses CLIENT TRACKING; polling for new jobs twice a second");
                 Ok(connection)
@@ -225,11 +224,12 @@ impl Redis {
 
     /// After an error reply the connection stays usable; after any other error it may hold half a reply. A server that has become a
     /// replica refuses every write: the next connection may find the new master.
-    async fn keep_or_drop<T>(&self, reply: Result<T, RedisError>) -> Result<T, RedisError> {
+    async fn keep_or_drop<T>(&self, used: &Connection, reply: Result<T, RedisError>) -> Result<T, RedisError> {
         if let Err(error) = &reply
-            && (error.code().is_none() || is_of_a_replica(error))
+            && (!is_answer(error) || is_of_a_replica(error))
         {
-            self.connection.lock().await.take();
+            // Another task may have opened a new one meanwhile.
+            self.connection.lock().await.take_if(|present| present.is_same(used));
         }
         reply
     }
@@ -277,9 +277,14 @@ async fn expect_master(connection: Connection) -> Result<Connection, RedisError>
     Err(RedisError::from((ErrorKind::Io, "the server that the sentinels name is not the master", role)))
 }
 
-/// Whether the server answered, with an error.
+/// Whether the server answered, with an error. One that the library does not know by name is of the kind `Extension`.
 fn is_answer(error: &RedisError) -> bool {
-    error.code().is_some() || error.kind() == ErrorKind::RESP3NotSupported
+    error.code().is_some() || error.kind() == ErrorKind::Extension
+}
+
+/// Whether the server does not know a command, or forbids it. Other errors, such as one while it loads its file, will pass.
+fn is_refusal(error: &RedisError) -> bool {
+    matches!(error.code(), Some("ERR" | "NOPERM" | "NOPROTO")) || error.kind() == ErrorKind::RESP3NotSupported
 }
 
 /// Redis 6 has the error of a command in a script in the text of another error.

@@ -30,6 +30,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use crate::field_error::{FieldError, refuse};
@@ -174,7 +175,7 @@ impl Settings {
     /// Others are in the environment: `environment::credentials`.
     pub fn secrets(&self) -> Vec<SecretSource> {
         let urls = [Some(&self.redis.url), self.journal.redis_url.as_ref()].into_iter().flatten();
-        let passwords = urls.chain(&self.redis.sentinels).filter_map(password_of).map(SecretSource::Value);
+        let passwords = urls.chain(&self.redis.sentinels).flat_map(passwords_of).map(SecretSource::Value);
         let of_classes = self.jobs.classes.values().filter_map(|class| class.resolver()?.secret());
         let of_archive = self.journal.archive_secrets();
         passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
@@ -222,12 +223,16 @@ impl Settings {
     }
 }
 
-/// The password in a URL of Redis, as written. A user without a password is one.
-fn password_of(url: &Secret) -> Option<Secret> {
-    let (_, rest) = url.expose().split_once("://")?;
+/// The password in a URL of Redis, as written, and as it is sent. A user without a password is one.
+fn passwords_of(url: &Secret) -> Vec<Secret> {
+    let rest = url.expose().split_once("://").map_or(url.expose(), |(_, rest)| rest);
     let in_query = rest.split(['?', '&']).skip(1).find_map(|field| field.strip_prefix("pass="));
     let of_user = rest.rsplit_once('@').map(|(user, _)| user.split_once(':').map_or(user, |(_, password)| password));
-    of_user.or(in_query).map(Secret::new)
+    let password = of_user.or(in_query).unwrap_or_default();
+    let sent = percent_decode_str(&password.replace('+', " ")).decode_utf8_lossy().into_owned();
+    let forms = [Secret::new(password), Secret::new(sent)];
+    let n_forms = if password.is_empty() { 0 } else { 1 + usize::from(forms[0].expose() != forms[1].expose()) };
+    forms.into_iter().take(n_forms).collect()
 }
 
 #[cfg(test)]
@@ -237,14 +242,17 @@ mod tests {
     #[test]
     fn the_password_of_a_url_is_a_secret_and_the_rest_is_not() {
         for (url, expected) in [
-            ("redis://:pa:ss@host:6379/0", Some("pa:ss")),
-            ("rediss://user:p@ss@host", Some("p@ss")),
-            ("redis://user@host", Some("user")),
-            ("unix:///run/redis.sock?db=1&pass=hunter2", Some("hunter2")),
-            ("unix://:hunter2@/run/redis.sock", Some("hunter2")),
-            ("redis://host:6379/0", None),
+            ("redis://:pa:ss@host:6379/0", &["pa:ss"][..]),
+            ("rediss://user:p@ss@host", &["p@ss"]),
+            ("redis://:p%40ss+1@host", &["p%40ss+1", "p@ss 1"]),
+            ("redis://user@host", &["user"]),
+            ("unix:///run/redis.sock?db=1&pass=hunter2", &["hunter2"]),
+            ("unix://:hunter2@/run/redis.sock", &["hunter2"]),
+            ("/run/redis.sock?pass=hunter2", &["hunter2"]),
+            ("redis://host:6379/0", &[]),
         ] {
-            assert_eq!(password_of(&Secret::new(url)).as_ref().map(Secret::expose), expected, "{url}");
+            let found = passwords_of(&Secret::new(url));
+            assert_eq!(found.iter().map(Secret::expose).collect::<Vec<_>>(), expected, "{url}");
         }
     }
 }

@@ -4,6 +4,8 @@
 //! A confirmation counts for its own account, repository and trust: a child that was taken over could forge it.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use sha2::{Digest, Sha256};
@@ -40,13 +42,17 @@ impl Confirmed {
     }
 }
 
-/// The shape of a definition without a compose file, whose text buildx would treat in other ways.
-pub(super) fn shape(definition: &Definition, request: &BakeRequest<'_>) -> Option<Shape> {
+/// The shape of a definition without a compose file, whose text buildx would treat in other ways. Another `buildx` reads it anew.
+pub(super) fn shape(definition: &Definition, request: &BakeRequest<'_>, buildx: &Path) -> Option<Shape> {
     if definition.compose.is_some() {
         return None;
     }
     let build = request.build;
+    let binary = std::fs::metadata(buildx).ok()?;
     let mut shape = Sha256::new();
+    for number in [binary.dev(), binary.ino(), binary.size(), binary.mtime().cast_unsigned()] {
+        shape.update(number.to_le_bytes());
+    }
     for part in [&*build.account, &build.repository.to_string(), build.trust.name()] {
         shape.update(part);
         shape.update([0]);

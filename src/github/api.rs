@@ -282,7 +282,8 @@ impl ApiAnswer {
         let (url, status, message) = (self.url.clone(), self.status, self.message());
         match status {
             StatusCode::UNAUTHORIZED => GithubError::Refused { url, status, message },
-            StatusCode::FORBIDDEN | StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS => {
+            // A firewall before GitHub answers with a page, and not in GitHub's words.
+            StatusCode::FORBIDDEN | StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS if self.own_message().is_some() => {
                 GithubError::Denied { url, status, message }
             }
             _ => self.unavailable(message),
@@ -291,15 +292,16 @@ impl ApiAnswer {
 
     /// GitHub's message, at most one line.
     pub(super) fn message(&self) -> String {
+        self.own_message().unwrap_or_else(|| "no message".into())
+    }
+
+    fn own_message(&self) -> Option<String> {
         #[derive(Deserialize)]
         struct Body {
             message: String,
         }
-        let body: Option<Body> = json::read(&self.body).ok();
-        body.map_or_else(
-            || "no message".into(),
-            |body| body.message.lines().next().unwrap_or_default().chars().take(300).collect(),
-        )
+        let body: Body = json::read(&self.body).ok()?;
+        Some(body.message.lines().next().unwrap_or_default().chars().take(300).collect())
     }
 
     /// The target of a redirect.
@@ -318,7 +320,12 @@ impl ApiAnswer {
         let is_limit = match self.status {
             StatusCode::TOO_MANY_REQUESTS => true,
             StatusCode::FORBIDDEN => {
-                retry_after.is_some() || is_spent || self.message().to_ascii_lowercase().contains("rate limit")
+                let message = self.message().to_ascii_lowercase();
+                // Two names of the limit on requests at once.
+                retry_after.is_some()
+                    || is_spent
+                    || message.contains("rate limit")
+                    || message.contains("abuse detection")
             }
             _ => false,
         };
@@ -381,6 +388,7 @@ mod tests {
         assert_eq!(limit(403, &[("x-ratelimit-remaining", "4999")], r#"{"message":"Resource not accessible"}"#), None);
         assert_eq!(limit(403, &[("retry-after", "7")], ""), Some(7));
         assert_eq!(limit(403, &[], r#"{"message":"You have exceeded a secondary rate limit."}"#), Some(60));
+        assert_eq!(limit(403, &[], r#"{"message":"You have triggered an abuse detection mechanism."}"#), Some(60));
         assert_eq!(limit(403, &spent, ""), Some(91));
         assert_eq!(limit(429, &[], ""), Some(60));
         assert_eq!(limit(200, &spent, ""), None, "the last one that is allowed is answered");

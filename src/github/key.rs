@@ -31,7 +31,7 @@ pub enum KeyError {
     #[error("it has a {0}, and no private key; download the App's private key from GitHub")]
     OtherBlock(String),
     /// A private key in a form or of an algorithm that GitHub does not give out.
-    #[error("it is an {0}; GitHub Apps have RSA keys")]
+    #[error("it has the label {0:?}; GitHub Apps have RSA keys")]
     OtherKind(String),
     /// Nothing of a key can be found in it.
     #[error("it is neither PEM nor DER, nor Base64 of either")]
@@ -162,7 +162,7 @@ mod tests {
             ("-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----", "it has a PUBLIC KEY, and no private key"),
             (
                 "-----BEGIN EC PRIVATE KEY-----\nMIIB\n-----END EC PRIVATE KEY-----",
-                "it is an EC PRIVATE KEY; GitHub Apps have RSA",
+                "it has the label \"EC PRIVATE KEY\"; GitHub Apps have RSA",
             ),
             ("-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----", "it is encrypted"),
             (

@@ -43,11 +43,17 @@ pub(super) struct Dialer {
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) commands: MultiplexedConnection,
-    _driver: Arc<Driver>,
+    driver: Arc<Driver>,
 }
 
 /// The task that reads and writes.
 struct Driver(JoinHandle<()>);
+
+impl Connection {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.driver, &other.driver)
+    }
+}
 
 impl Drop for Driver {
     fn drop(&mut self) {
@@ -97,7 +103,7 @@ async fn log_in(
     config: AsyncConnectionConfig,
 ) -> Result<Connection, RedisError> {
     let (commands, driver) = MultiplexedConnection::new_with_config(&to.session, stream, config).await?;
-    Ok(Connection { commands, _driver: Arc::new(Driver(tokio::spawn(driver))) })
+    Ok(Connection { commands, driver: Arc::new(Driver(tokio::spawn(driver))) })
 }
 
 /// The certificates of `ca_file`, otherwise those of the system; and our own for a server that asks for one.
@@ -154,12 +160,15 @@ impl Verifier {
     }
 }
 
-/// Whether the error says only that a certificate is an authority's, or that it has no name that clients look at. Nobody else can use a
-/// given certificate, so its name proves nothing. A certificate that is out of date has another error.
+/// Whether the error says only that a certificate is an authority's, that nobody signed it, or that it has no name that clients look at.
+/// Nobody else can use a given certificate, so neither proves anything. A certificate that is out of date has another error: its time is
+/// looked at first.
 fn is_of_its_own_authority(error: &rustls::Error) -> bool {
     let rustls::Error::InvalidCertificate(error) = error else { return false };
     match error {
-        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => true,
+        CertificateError::UnknownIssuer
+        | CertificateError::NotValidForName
+        | CertificateError::NotValidForNameContext { .. } => true,
         CertificateError::Other(error) => error.to_string() == "CaUsedAsEndEntity",
         _ => false,
     }
@@ -208,8 +217,6 @@ impl ServerCertVerifier for Verifier {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[tokio::test]
@@ -218,7 +225,7 @@ mod tests {
         let target = super::super::url::read(&server.url()).expect("a URL");
         let dialer = Dialer { tls: None, timeout: Duration::from_secs(5) };
         let connection = dialer.connect(&target, AsyncConnectionConfig::new()).await.expect("connected");
-        assert_eq!(Arc::strong_count(&connection._driver), 1);
+        assert!(connection.is_same(&connection.clone()));
         // The kernel's table has the peer's port in hexadecimal and the kind of timer that runs; 02 is keepalive's.
         let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
         let peer = format!(":{:04X} 01", server.port());

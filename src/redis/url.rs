@@ -60,9 +60,9 @@ fn tcp(url: &Url) -> Result<Target, RedisError> {
         "rediss" => true,
         _ => return Err(refuse("its scheme is not known", "expected redis://, rediss:// or unix://".into())),
     };
-    if let Some(fragment) = url.fragment() {
+    if url.fragment().is_some() {
         let message = "a certificate is always verified; set ca_file to the server's certificate or its authority";
-        return Err(refuse("a part behind `#` is not supported", format!("#{fragment}: {message}")));
+        return Err(refuse("a part behind `#` is not supported", message.into()));
     }
     let host = url.host_str().filter(|host| !host.is_empty()).unwrap_or("127.0.0.1");
     let address =
@@ -87,8 +87,13 @@ fn unix(rest: &str) -> Result<Target, RedisError> {
     Ok(Target { address: Address::Unix(path.into()), session: session((name, password), None, query(&url))? })
 }
 
+/// Of several fields with one name, the first counts.
 fn query(url: &Url) -> HashMap<String, String> {
-    url.query_pairs().into_owned().collect()
+    let mut query = HashMap::new();
+    for (name, value) in url.query_pairs().into_owned() {
+        query.entry(name).or_insert(value);
+    }
+    query
 }
 
 fn session(
@@ -99,7 +104,7 @@ fn session(
     let mut session = RedisConnectionInfo::default();
     let database = path.filter(|path| !path.is_empty()).or(query.get("db").map(String::as_str));
     if let Some(number) = database.filter(|number| !number.is_empty()) {
-        let number = number.parse().map_err(|_| refuse("its database is not a number", number.to_owned()))?;
+        let number = number.parse().map_err(|_| refuse("its database is not a number", String::new()))?;
         session = session.set_db(number);
     }
     // Without a password, the user is the password.
@@ -124,7 +129,9 @@ fn session(
 }
 
 fn decoded(text: &str) -> Result<String, RedisError> {
-    let decoded = percent_decode_str(text).decode_utf8();
+    // As in a form: a plus sign stands for a space.
+    let text = text.replace('+', " ");
+    let decoded = percent_decode_str(&text).decode_utf8();
     Ok(decoded.map_err(|_| refuse("its user or password is not UTF-8", String::new()))?.into_owned())
 }
 
@@ -153,7 +160,8 @@ mod tests {
             ("redis://host?db=3", tcp("host", 6379, false), 3, None, None),
             ("redis://host/1?db=3", tcp("host", 6379, false), 1, None, None),
             ("redis://[::1]:6380", tcp("::1", 6380, false), 0, None, None),
-            ("redis://:p%40ss@host", tcp("host", 6379, false), 0, None, Some("p@ss")),
+            ("redis://:p%40ss+1@host", tcp("host", 6379, false), 0, None, Some("p@ss 1")),
+            ("redis://host?db=3&db=4", tcp("host", 6379, false), 3, None, None),
             ("redis://me:pass@host", tcp("host", 6379, false), 0, Some("me"), Some("pass")),
             ("redis://pass@host", tcp("host", 6379, false), 0, None, Some("pass")),
             ("unix:///run/redis.sock", Address::Unix("/run/redis.sock".into()), 0, None, None),

@@ -1,7 +1,7 @@
 //! Which options of an archive are credentials, by their names: those of the variables of AWS, Google and Azure, as the
 //! `object_store` crate reads them. A name that it does not know yet is judged by its words.
 
-use super::{SecretSource, password_of};
+use super::{SecretSource, passwords_of};
 use crate::secret::Secret;
 
 /// The beginnings of the names of the variables.
@@ -23,7 +23,7 @@ pub fn credential(name: &str, value: &Secret) -> Option<SecretSource> {
         return Some(SecretSource::File(value.expose().into()));
     }
     if name.ends_with("proxy_url") {
-        return password_of(value).map(SecretSource::Value);
+        return passwords_of(value).into_iter().next().map(SecretSource::Value);
     }
     is_secret(&name).then(|| SecretSource::Value(value.clone()))
 }

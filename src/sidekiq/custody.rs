@@ -297,6 +297,7 @@ impl Custody {
             Fetched::Units(units) => units,
             Fetched::Full => {
                 memory.conditions.log_memory(true);
+                self.handle.trouble.send_replace(Some("Redis is full: fetching no jobs".into()));
                 return false;
             }
             // The lease's thread notifies custody when there is a lease. Reconcile finds what others reclaimed meanwhile.

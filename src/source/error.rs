@@ -90,7 +90,7 @@ impl HasReason for SourceError {
                 Fault::CommitNotFound => Reason::CommitNotFound,
                 Fault::Refused => Reason::SourceRefused,
                 Fault::Unavailable | Fault::Denied | Fault::Unclear | Fault::Damaged => Reason::GitUnavailable,
-                Fault::Full | Fault::Worker => Reason::WorkerFailed,
+                Fault::Full | Fault::Client | Fault::Worker => Reason::WorkerFailed,
             },
         })
     }

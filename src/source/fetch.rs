@@ -9,7 +9,7 @@ use git2::{ErrorClass, Oid, Repository};
 use super::remote::{Answer, Command, Packet, Remote, said};
 use super::request::{Failed, Fault};
 
-/// The most commits that the remote is told of: it compares the wanted commit with each of them.
+/// The most commits that the request names as present: the remote compares the wanted commit with each of them.
 const MAX_KNOWN: usize = 20;
 
 /// The kernel's errors for a full disk.
@@ -18,27 +18,41 @@ const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 /// The bands of a pack's section.
 const PACK: u8 = 1;
 const PROGRESS: u8 = 2;
+const FAILURE: u8 = 3;
 
 /// Fetches `commit` with its tree and files, without its history. `known`: commits that were fetched before, the latest last.
 pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid, known: &[Oid]) -> Result<(), Failed> {
-    let mut answer = remote.ask(wanted(commit, known))?;
-    // Before it come the commits at which the history is cut.
-    while answer.line()?.is_none_or(|line| line != "packfile") {}
+    // A remote ends at an id that is not a commit's, and a taken-over child could have written one.
+    let known = known.iter().copied().filter(|known| repository.find_commit(*known).is_ok());
+    let mut answer = remote.ask(wanted(commit, known.rev()))?;
+    find_pack(&mut answer)?;
     let odb = repository.odb().map_err(Failed::worker)?;
     let mut pack = odb.packwriter().map_err(|error| classify(&error))?;
     while let Some(part) = part(&mut answer)? {
         pack.write_all(&part).map_err(|_| classify(&git2::Error::last_error(-1)))?;
-        answer.tell();
+        answer.report();
     }
     pack.commit().map(drop).map_err(|error| classify(&error))
 }
 
-fn wanted(commit: Oid, known: &[Oid]) -> Command {
+/// Passes over what comes before the pack: the commits at which the history is cut.
+fn find_pack(answer: &mut Answer<'_>) -> Result<(), Failed> {
+    loop {
+        match answer.packet()? {
+            Packet::Content(line) if line.trim_ascii_end() == b"packfile" => return Ok(()),
+            Packet::Content(_) | Packet::Delimiter => {}
+            Packet::Flush => return Err(Failed::new(Fault::Unavailable, "the git host sent no pack")),
+        }
+    }
+}
+
+/// `known`: the latest first.
+fn wanted(commit: Oid, known: impl Iterator<Item = Oid>) -> Command {
     let mut command = Command::new("fetch");
     ["thin-pack", "ofs-delta", "no-progress", "deepen 1"].iter().for_each(|line| command.argument(line));
     command.argument(&format!("want {commit}"));
-    for known in known.iter().rev().filter(|known| **known != commit).take(MAX_KNOWN) {
-        // None of them has its history.
+    for known in known.filter(|known| *known != commit).take(MAX_KNOWN) {
+        // The mirror has each of them without its history.
         command.argument(&format!("shallow {known}"));
         command.argument(&format!("have {known}"));
     }
@@ -54,7 +68,8 @@ fn part(answer: &mut Answer<'_>) -> Result<Option<bytes::Bytes>, Failed> {
         match content[0] {
             PACK => return Ok(Some(words)),
             PROGRESS => {}
-            _ => return Err(said(Fault::Unavailable, &words)),
+            FAILURE => return Err(said(Fault::Unavailable, &words)),
+            _ => return Err(Failed::new(Fault::Unavailable, "the git host sent an invalid part of a pack")),
         }
     }
 }
@@ -81,7 +96,7 @@ pub(super) fn resolve(remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
 /// The kind of a failure of libgit2 to take in a pack.
 fn classify(error: &git2::Error) -> Failed {
     let fault = match (error.class(), error.message()) {
-        // Only the kernel's words tell.
+        // Only the kernel's words say so.
         (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Full,
         (ErrorClass::Os | ErrorClass::Filesystem, _) => Fault::Worker,
         (ErrorClass::NoMemory, _) => Fault::Refused,

@@ -15,12 +15,12 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use git2::{Oid, Repository, RepositoryInitOptions};
+use git2::{ObjectType, Oid, Repository, RepositoryInitOptions};
 use rustix::fs::{FlockOperation, Mode, flock};
 
 use super::fetch;
 use super::remote::Remote;
-use super::request::Failed;
+use super::request::{Failed, Fault};
 use crate::beneath::{Directory, DirectoryEntry};
 
 /// Every fetch adds a pack and a commit, and libgit2 cannot join packs. A mirror with this many is emptied.
@@ -106,11 +106,22 @@ impl Mirror {
         self.take_in_packs().map_err(Failed::worker)?;
         // The open packs were moved.
         self.repository = Repository::open_bare(self.repository.path()).map_err(Failed::worker)?;
+        self.expect_commit(commit)?;
         if !commits.contains(&commit) {
             commits.push(commit);
             write_commits(&self.directory, &commits)?;
         }
         Ok(())
+    }
+
+    /// A remote also sends a tag, a tree or a file by its id.
+    fn expect_commit(&self, id: Oid) -> Result<(), Failed> {
+        match self.repository.find_object(id, None).ok().and_then(|object| object.kind()) {
+            Some(ObjectType::Commit) | None => Ok(()),
+            Some(kind) => {
+                Err(Failed::new(Fault::CommitNotFound, format!("{id} is the id of a {kind}, not of a commit")))
+            }
+        }
     }
 
     /// Moves the fetched packs from the stage into the mirror.

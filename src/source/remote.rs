@@ -39,7 +39,7 @@ pub(super) struct Remote<'a> {
     pub(super) token: Option<&'a str>,
     pub(super) ca_file: &'a Path,
     pub(super) limits: CheckoutLimits,
-    /// Receives the number of bytes so far, now and then.
+    /// Called with the number of bytes so far, now and then.
     pub(super) on_progress: &'a dyn Fn(u64),
 }
 
@@ -66,7 +66,8 @@ pub(super) struct Answer<'a> {
     response: Response,
     arrived: BytesMut,
     n_bytes: u64,
-    told: (Instant, u64),
+    /// When the number of bytes was reported, and which.
+    reported: (Instant, u64),
 }
 
 impl Command {
@@ -74,7 +75,6 @@ impl Command {
         let mut command = Self { text: String::new(), has_arguments: false };
         command.line(&format!("command={name}"));
         command.line(concat!("agent=git/sidebake-", env!("CARGO_PKG_VERSION")));
-        command.line("object-format=sha1");
         command
     }
 
@@ -114,18 +114,17 @@ impl Remote<'_> {
             .body(command.finished());
         // Its timers need the runtime when they are made.
         let response = runtime.block_on(async { request.send().await }).map_err(unavailable)?;
-        let is_result = response.headers().get(CONTENT_TYPE).is_some_and(|its| its == RESULT);
         let refused = |fault, what: String| Err(Failed::new(fault, format!("the git host answered {what}")));
         match response.status() {
-            StatusCode::OK if is_result => {}
-            StatusCode::OK => return refused(Fault::Unavailable, "without the type of git's answers".into()),
+            StatusCode::OK if is_of_git(&response) => {}
+            StatusCode::OK => return refused(Fault::Unavailable, "with something that is not git's".into()),
             status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
                 return refused(Fault::Denied, status.to_string());
             }
             status => return refused(Fault::Unavailable, status.to_string()),
         }
-        let told = (Instant::now(), 0);
-        Ok(Answer { remote: self, runtime, response, arrived: BytesMut::new(), n_bytes: 0, told })
+        let reported = (Instant::now(), 0);
+        Ok(Answer { remote: self, runtime, response, arrived: BytesMut::new(), n_bytes: 0, reported })
     }
 
     fn client(&self) -> Result<Client, Failed> {
@@ -133,12 +132,11 @@ impl Remote<'_> {
         let Self { url, ca_file, limits, .. } = self;
         let mut certificates = Vec::new();
         if url.starts_with("https:") {
-            let wrong = |error: &dyn Error| Failed::worker(format!("{}: {}", ca_file.display(), cause(error)));
-            let pem = std::fs::read(ca_file).map_err(|error| wrong(&error))?;
-            certificates = Certificate::from_pem_bundle(&pem).map_err(|error| wrong(&error))?;
+            let pem = std::fs::read(ca_file).map_err(|error| self.unusable(&error))?;
+            certificates = Certificate::from_pem_bundle(&pem).map_err(|error| self.unusable(&error))?;
         }
         let client = Client::builder()
-            // Hosts tell clients of git by this beginning.
+            // Hosts know clients of git by this beginning.
             .user_agent(concat!("git/2.0 (sidebake ", env!("CARGO_PKG_VERSION"), ")"))
             .connect_timeout(millis(limits.connect_timeout_ms))
             .read_timeout(millis(limits.stall_timeout_ms))
@@ -146,8 +144,18 @@ impl Remote<'_> {
             .tls_certs_only(certificates)
             .no_proxy()
             .http1_only();
-        client.build().map_err(Failed::worker)
+        client.build().map_err(|error| self.unusable(&error))
     }
+
+    fn unusable(&self, error: &dyn Error) -> Failed {
+        Failed::new(Fault::Client, format!("{}: {}", self.ca_file.display(), cause(error)))
+    }
+}
+
+/// Whether the type of an answer is git's, whatever its parameters (RFC 9110, section 8.3.1).
+fn is_of_git(response: &Response) -> bool {
+    let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    media_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(RESULT))
 }
 
 impl Answer<'_> {
@@ -161,7 +169,7 @@ impl Answer<'_> {
             Some(length) if length > HEAD => {
                 let content = self.take(length - HEAD)?;
                 match content.strip_prefix(b"ERR ") {
-                    // It may not have the commit, or it fails in another way: only its words tell.
+                    // It may not have the commit, or it fails in another way: only its words say which.
                     Some(words) => Err(said(Fault::Unclear, words)),
                     None => Ok(Packet::Content(content)),
                 }
@@ -179,10 +187,10 @@ impl Answer<'_> {
     }
 
     /// Reports how much has arrived, when that was not reported for a while.
-    pub(super) fn tell(&mut self) {
-        let (at, n_bytes) = self.told;
+    pub(super) fn report(&mut self) {
+        let (at, n_bytes) = self.reported;
         if at.elapsed() > PROGRESS || self.n_bytes - n_bytes > PROGRESS_BYTES {
-            self.told = (Instant::now(), self.n_bytes);
+            self.reported = (Instant::now(), self.n_bytes);
             (self.remote.on_progress)(self.n_bytes);
         }
     }
@@ -190,7 +198,7 @@ impl Answer<'_> {
     fn take(&mut self, n_bytes: usize) -> Result<Bytes, Failed> {
         while self.arrived.len() < n_bytes {
             let chunk = self.runtime.block_on(self.response.chunk()).map_err(unavailable)?;
-            let chunk = chunk.ok_or_else(|| Failed::new(Fault::Unavailable, "the git host's answer ends early"))?;
+            let chunk = chunk.ok_or_else(|| self.ends_early())?;
             self.arrived.extend_from_slice(&chunk);
             self.n_bytes += chunk.len() as u64;
             let limit = self.remote.limits.max_fetch_bytes;
@@ -199,6 +207,15 @@ impl Answer<'_> {
             }
         }
         Ok(self.arrived.split_to(n_bytes).freeze())
+    }
+
+    fn ends_early(&self) -> Failed {
+        // A server of version 1 does not understand the command, and ends without a word.
+        let what = match self.n_bytes {
+            0 => "the git host's answer is empty; it must speak git's protocol 2, also through its proxies",
+            _ => "the git host's answer ends early",
+        };
+        Failed::new(Fault::Unavailable, what)
     }
 }
 

@@ -113,6 +113,8 @@ pub enum Fault {
     Damaged,
     /// The disk is full.
     Full,
+    /// This machine cannot send requests: its certificates cannot be used.
+    Client,
     /// Any other failure of this machine.
     Worker,
 }
@@ -138,7 +140,7 @@ impl Failed {
         Self { message, ..self }
     }
 
-    /// A failure of the mirror or the disk.
+    /// A failure of this machine, most often of the mirror or the disk.
     pub(super) fn worker(error: impl std::fmt::Display) -> Self {
         Self::new(Fault::Worker, error.to_string())
     }

@@ -44,11 +44,13 @@ async fn an_answer_that_is_not_a_pack_is_a_failure_of_the_git_host() {
     let result = "application/x-git-upload-pack-result";
     let answers = [
         (503, "text/plain", "overloaded", "503"),
-        (200, "text/html", "0000", "the type of git's answers"),
+        (200, "text/html", "0000", "something that is not git's"),
         (200, result, "zzzz", "invalid packet"),
         (200, result, "0004", "invalid packet"),
         (200, result, "0040cut", "ends early"),
-        (200, result, "0000", "ends early"),
+        (200, result, "0000", "sent no pack"),
+        (200, result, "", "must speak git's protocol 2"),
+        (200, result, "000dpackfile\n000e\u{7}the disk\n", "invalid part of a pack"),
         (200, result, "0016ERR in maintenance", "in maintenance"),
         (200, result, "000dpackfile\n000e\u{3}the disk\n", "the disk"),
     ];
@@ -61,6 +63,39 @@ async fn an_answer_that_is_not_a_pack_is_a_failure_of_the_git_host() {
         assert_eq!((&report["moment"], &report["reason"]), (&json!("retrying"), &json!("git_unavailable")));
         assert!(report["message"].as_str().unwrap().contains(words), "{report:#}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_is_not_a_commits_is_not_found_and_costs_the_mirror_nothing() {
+    let harness = Harness::start();
+    let (repository, sha) = harness.voting_app();
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.test"];
+    repository.git(&[&who[..], &["tag", "-a", "v1", "-m", "one", &sha]].concat());
+    let of = |name: &str| repository.git(&["rev-parse", name]).trim().to_owned();
+    let others =
+        [(of("v1"), "tag"), (of(&format!("{sha}^{{tree}}")), "tree"), (of(&format!("{sha}:vote/Dockerfile")), "blob")];
+    let _worker = harness.worker("");
+    let build = async |n: usize, sha: &str| {
+        harness.redis.push("default", "BuildJob", json!([harness.native(sha)])).await;
+        harness.callbacks(n + 1).await.remove(n)
+    };
+    assert_eq!(build(0, &sha).await["status"], "succeeded");
+    for (n, (id, kind)) in others.iter().enumerate() {
+        let report = build(n + 1, id).await;
+        assert_eq!(
+            (&report["status"], &report["reason"]),
+            (&json!("failed"), &json!("commit_not_found")),
+            "{report:#}"
+        );
+        let words = format!("is the id of a {kind}, not of a commit");
+        assert!(report["message"].as_str().unwrap().contains(&words), "{report:#}");
+    }
+    let n_fetches = harness.git.n_fetches();
+    assert_eq!(build(4, &sha).await["status"], "succeeded");
+    assert_eq!(harness.git.n_fetches(), n_fetches, "the mirror still has the commit");
+    let newer = repository.commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
+    assert_eq!(build(5, &newer).await["status"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

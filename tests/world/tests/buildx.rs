@@ -158,6 +158,7 @@ async fn term_ends_a_bake_with_130_and_a_lost_builder_with_1() {
     wait_for("the first run", || desk.builder.running() == 1).await;
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    wait_for("the end of the first run", || desk.builder.ended() == 1).await;
 
     desk.builder.script(Script::success(&[]).held());
     let child = desk.spawn_bake();
