@@ -65,7 +65,7 @@ pub fn beginning_with(prefix: &str) -> impl Iterator<Item = (String, Secret)> {
     variables.map(|(name, value)| (name, Secret::new(value)))
 }
 
-/// The credentials in the variables of AWS, Azure and Google, whoever reads them.
+/// The credentials in the variables of AWS, Azure and Google.
 pub fn credentials() -> impl Iterator<Item = SecretSource> {
     let variables = CREDENTIAL_VARIABLES.into_iter().flat_map(beginning_with);
     variables.filter_map(|(name, value)| credential(&name, &value))

@@ -180,8 +180,8 @@ pub fn callback_job(
 
 /// Active Job's envelope of a report with its marks. All versions of Sidekiq accept the old name of the outer wrapper.
 ///
-/// Locale and time zone are those of the build's job, where it has an envelope. Rails takes its own default for one that is absent. A
-/// value of ours could be one that the application does not have, and then Rails never runs the job.
+/// Locale and time zone are those of the build's job, where it has an envelope. Rails takes its own default for one that is absent. The
+/// application may not have a locale that the worker picks. Then Rails never runs the job.
 fn active_job(callback: &Callback, jid: &str, report: Value, fetched_text: &[u8], now: Epoch) -> Value {
     let mut envelope = json!({
         "job_class": callback.class, "job_id": uuid_of(jid), "provider_job_id": null, "queue_name": callback.queue,

@@ -24,7 +24,7 @@ use url::{Address, Target};
 pub use redis::{RedisError, Script, ScriptInvocation};
 pub use server::{ServerInfo, Trouble};
 
-/// After so many jobs in a row that Redis did not tell of, it counts as one that does not push.
+/// After so many jobs in a row without a push, Redis counts as a server that does not push.
 const MISSED_PUSHES: u32 = 2;
 
 /// Whether an ACL refused a script, or a command in it.
@@ -52,7 +52,7 @@ struct Wake {
 #[derive(Debug)]
 struct Tracking {
     is_on: AtomicBool,
-    /// Changes in a row that were found and not told.
+    /// Changes in a row that were found and not pushed.
     n_missed: AtomicU32,
 }
 
@@ -93,22 +93,22 @@ impl Redis {
 
     /// Sends one command.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        let connection = self.connection().await?;
-        let reply = command.query_async(&mut connection.commands.clone()).await;
+        let mut connection = self.connection().await?;
+        let reply = command.query_async(&mut connection.commands).await;
         self.keep_or_drop(&connection, reply).await
     }
 
     /// Sends several commands in one round trip.
     pub async fn pipeline<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisError> {
-        let connection = self.connection().await?;
-        let reply = pipeline.query_async(&mut connection.commands.clone()).await;
+        let mut connection = self.connection().await?;
+        let reply = pipeline.query_async(&mut connection.commands).await;
         self.keep_or_drop(&connection, reply).await
     }
 
     /// Runs a script by its digest, and by its text where the server does not know it.
     pub async fn script<T: FromRedisValue>(&self, invocation: &ScriptInvocation<'_>) -> Result<T, RedisError> {
-        let connection = self.connection().await?;
-        let reply = invocation.invoke_async(&mut connection.commands.clone()).await;
+        let mut connection = self.connection().await?;
+        let reply = invocation.invoke_async(&mut connection.commands).await;
         self.keep_or_drop(&connection, reply).await
     }
 
@@ -174,12 +174,11 @@ impl Redis {
         let with_pushes =
             Target { session: target.session.clone().set_protocol(ProtocolVersion::RESP3), ..target.clone() };
         let tracked = match self.dialer.connect(&with_pushes, config).await {
-            Ok(connection) => {
-                let mut commands = connection.commands.clone();
+            Ok(mut connection) => {
+                let mut command = redis::cmd("CLIENT");
                 // NOLOOP, or this client's own writes would wake it.
-                let tracking =
-                    redis::cmd("CLIENT").arg(&["TRACKING", "ON", "NOLOOP"]).query_async::<()>(&mut commands).await;
-                tracking.map(|()| connection)
+                command.arg(&["TRACKING", "ON", "NOLOOP"]);
+                command.query_async::<()>(&mut connection.commands).await.map(|()| connection)
             }
             Err(error) => Err(error),
         };
@@ -268,8 +267,8 @@ impl Tracking {
 }
 
 /// During a failover, sentinels still name the old master.
-async fn expect_master(connection: Connection) -> Result<Connection, RedisError> {
-    let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut connection.commands.clone()).await?;
+async fn expect_master(mut connection: Connection) -> Result<Connection, RedisError> {
+    let role: Vec<Value> = redis::cmd("ROLE").query_async(&mut connection.commands).await?;
     let role: String = role.into_iter().next().map(redis::from_redis_value).transpose()?.unwrap_or_default();
     if role == "master" {
         return Ok(connection);

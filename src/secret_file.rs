@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use crate::json;
@@ -71,10 +72,8 @@ fn parts(secret: Secret) -> Vec<Secret> {
         return fields;
     }
     let query = secret.expose().trim_start_matches('?').split('&');
-    let signature = query.filter_map(|field| field.strip_prefix("sig=")).map(|signature| {
-        let escapes = [("%2B", "+"), ("%2b", "+"), ("%2F", "/"), ("%2f", "/"), ("%3D", "="), ("%3d", "=")];
-        Secret::new(escapes.iter().fold(signature.to_owned(), |text, (escape, plain)| text.replace(escape, plain)))
-    });
+    let signatures = query.filter_map(|field| field.strip_prefix("sig="));
+    let signature = signatures.map(|signature| Secret::new(percent_decode_str(signature).decode_utf8_lossy()));
     signature.chain([secret.clone()]).collect()
 }
 

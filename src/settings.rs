@@ -223,7 +223,7 @@ impl Settings {
     }
 }
 
-/// The password in a URL of Redis, as written, and as it is sent. A user without a password is one.
+/// The password in a URL of Redis, as written and decoded. A user without a password is the password.
 fn passwords_of(url: &Secret) -> Vec<Secret> {
     let rest = url.expose().split_once("://").map_or(url.expose(), |(_, rest)| rest);
     let in_query = rest.split(['?', '&']).skip(1).find_map(|field| field.strip_prefix("pass="));

@@ -42,7 +42,7 @@ impl Confirmed {
     }
 }
 
-/// The shape of a definition without a compose file, whose text buildx would treat in other ways. Another `buildx` reads it anew.
+/// The shape of a definition. `None` with a compose file: buildx changes that text in more ways. The binary is a part of the shape.
 pub(super) fn shape(definition: &Definition, request: &BakeRequest<'_>, buildx: &Path) -> Option<Shape> {
     if definition.compose.is_some() {
         return None;

@@ -17,15 +17,14 @@ pub(super) type Lists = Vec<(String, Vec<config::Value>)>;
 ///
 /// When a variable begins like a list and is not one of texts or numbers.
 pub(super) fn split(variables: BTreeMap<String, String>) -> Result<(Lists, BTreeMap<String, String>), FieldError> {
-    let is_list = |name: &str, text: &str| {
-        name.starts_with("SIDEBAKE__") && (text.trim_start().starts_with('[') || name.ends_with(QUEUES))
-    };
+    let is_json = |text: &str| text.trim_start().starts_with('[');
+    let is_list = |name: &str, text: &str| name.starts_with("SIDEBAKE__") && (is_json(text) || name.ends_with(QUEUES));
     let (lists, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
         variables.into_iter().partition(|(name, text)| is_list(name, text));
     let read = |(name, text): (String, String)| {
         let key = name.trim_start_matches("SIDEBAKE__").to_lowercase().replace("__", ".");
         let message = "not a list of texts or numbers; write a,b or [\"a\",\"b\"]";
-        let items = if text.trim_start().starts_with('[') { items(&text) } else { Some(queues(&text)) };
+        let items = if is_json(&text) { items(&text) } else { Some(queues(&text)) };
         items.map(|items| (key, items)).ok_or_else(|| FieldError::new(name, message))
     };
     Ok((lists.into_iter().map(read).collect::<Result<_, _>>()?, others))

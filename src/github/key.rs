@@ -128,7 +128,7 @@ mod tests {
         let body = key.lines().filter(|line| !line.starts_with('-')).collect::<Vec<_>>().join("\n");
         let certificate = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
         let forms: Vec<(&str, Vec<u8>)> = vec![
-            ("as it is", key.clone().into()),
+            ("unchanged", key.clone().into()),
             ("with CRLF", key.replace('\n', "\r\n").into()),
             (r"with \n", key.replace('\n', r"\n").into()),
             (r"with \r\n", key.replace('\n', r"\r\n").into()),

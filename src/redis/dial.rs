@@ -160,9 +160,8 @@ impl Verifier {
     }
 }
 
-/// Whether the error says only that a certificate is an authority's, that nobody signed it, or that it has no name that clients look at.
-/// Nobody else can use a given certificate, so neither proves anything. A certificate that is out of date has another error: its time is
-/// looked at first.
+/// Whether the error says only that a certificate is an authority's, has no known issuer, or does not have the host's name. The key of a
+/// given certificate proves the server, so these do not matter. Dates are checked first: an expired certificate has another error.
 fn is_of_its_own_authority(error: &rustls::Error) -> bool {
     let rustls::Error::InvalidCertificate(error) = error else { return false };
     match error {
@@ -229,7 +228,7 @@ mod tests {
         // The kernel's table has the peer's port in hexadecimal and the kind of timer that runs; 02 is keepalive's.
         let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table");
         let peer = format!(":{:04X} 01", server.port());
-        let ours = table.lines().find(|line| line.contains(&peer)).expect("the connection");
-        assert!(ours.split_whitespace().nth(5).is_some_and(|timer| timer.starts_with("02:")), "{ours}");
+        let line = table.lines().find(|line| line.contains(&peer)).expect("the connection");
+        assert!(line.split_whitespace().nth(5).is_some_and(|timer| timer.starts_with("02:")), "{line}");
     }
 }

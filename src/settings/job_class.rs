@@ -13,7 +13,7 @@ use crate::secret::Secret;
 
 /// How the arguments of one job class become a build.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(try_from = "JobClassTable")]
+#[serde(from = "JobClassTable")]
 pub struct JobClass {
     /// The shape of `args`.
     pub arguments: Shape,
@@ -72,7 +72,7 @@ enum ShapeName {
 }
 
 /// Where the worker asks Rails for a build request, with a signed GET.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resolve {
     /// URL in which `{0}` stands for the first argument, `{1}` for the second.
@@ -83,17 +83,16 @@ pub struct Resolve {
     pub secret_file: Option<PathBuf>,
 }
 
-impl TryFrom<JobClassTable> for JobClass {
-    type Error = &'static str;
-
-    fn try_from(table: JobClassTable) -> Result<Self, Self::Error> {
+impl From<JobClassTable> for JobClass {
+    fn from(table: JobClassTable) -> Self {
         let JobClassTable { arguments, map, constants, defaults, echo, resolve } = table;
         let arguments = match arguments {
             ShapeName::Native => Shape::Native,
             ShapeName::Mapped => Shape::Mapped,
-            ShapeName::Resolved => Shape::Resolved(resolve.ok_or("resolve is required for resolved arguments")?),
+            // Without a URL, the check refuses it, and names the setting.
+            ShapeName::Resolved => Shape::Resolved(resolve.unwrap_or_default()),
         };
-        Ok(Self { arguments, map, constants, defaults, echo })
+        Self { arguments, map, constants, defaults, echo }
     }
 }
 
@@ -133,6 +132,9 @@ impl Resolve {
     }
 
     fn check(&self, path: &str) -> Result<(), FieldError> {
+        if self.url.is_empty() {
+            return refuse(path, "required for resolved arguments");
+        }
         SecretSource::check(path, "secret", self.secret.as_ref(), self.secret_file.as_ref())?;
         if self.secret().is_none() {
             return refuse(path, "set either secret or secret_file");

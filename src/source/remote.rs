@@ -59,7 +59,7 @@ pub(super) enum Packet {
     Flush,
 }
 
-/// The answer, which arrives as it is read.
+/// An answer that is read while it arrives.
 pub(super) struct Answer<'a> {
     remote: &'a Remote<'a>,
     runtime: &'static Runtime,

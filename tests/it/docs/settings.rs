@@ -80,7 +80,7 @@ impl Declared {
         match item {
             Item::Struct(item) if is_deserialized(&item.attrs) => {
                 let Fields::Named(fields) = item.fields else { return };
-                if let Some(table) = serde_text(&item.attrs, "try_from") {
+                if let Some(table) = serde_text(&item.attrs, "from") {
                     self.read_as.insert(item.ident.to_string(), table);
                     return;
                 }
