@@ -16,7 +16,7 @@ use crate::event::{Event, Step};
 use crate::log_record::LogRecord;
 use crate::text::lines::Lines;
 
-use printing::{Printing, json_size, weight};
+use printing::{Printing, json_size, weight, weight_of_all};
 
 /// Memory of a waiting line or record beside its text, with what the allocator adds.
 const OVERHEAD: usize = 56;
@@ -220,15 +220,36 @@ impl Buffer {
 
     fn lines(&mut self, step: &Step, lines: &Lines) {
         let key = key(step);
-        let mut known = self.steps.remove(&key);
-        for line in lines.iter() {
-            known = known.or_else(|| self.begin_step(step));
-            match &mut known {
-                Some(printing) => self.line(key, printing, line),
-                None => self.left_out.n_lines += 1,
-            }
+        let Some(mut printing) = self.steps.remove(&key).or_else(|| self.begin_step(step)) else {
+            self.left_out.n_lines += lines.len() as u64;
+            return;
+        };
+        if !self.last_lines(&mut printing, lines) {
+            lines.iter().for_each(|line| self.line(key, &mut printing, line));
         }
-        known.into_iter().for_each(|printing| drop(self.steps.insert(key, printing)));
+        self.steps.insert(key, printing);
+    }
+
+    /// Takes in lines of a long step together, as if one by one. Returns whether it has: not when there may be too little room.
+    fn last_lines(&mut self, printing: &mut Printing, lines: &Lines) -> bool {
+        let weight = weight_of_all(lines).filter(|weight| printing.is_long() && *weight <= printing.tail_max);
+        let Some(weight) = weight.filter(|weight| self.pool.has_room(self.pending_bytes, *weight)) else {
+            return false;
+        };
+        printing.progress.take_in(lines.len(), lines.n_bytes(), lines.last().unwrap_or_default());
+        self.drop_for(printing, weight);
+        printing.push(lines, weight);
+        self.hold(weight);
+        true
+    }
+
+    /// Drops the oldest of a step's last lines until there is room for as much.
+    fn drop_for(&mut self, printing: &mut Printing, weight: usize) {
+        while printing.is_full(weight)
+            && let Some(n_bytes) = printing.drop_oldest(printing.tail_bytes + weight - printing.tail_max)
+        {
+            self.release(n_bytes);
+        }
     }
 
     /// Takes in a line of a step, which is not among `self.steps` meanwhile.
@@ -242,17 +263,15 @@ impl Buffer {
                 return self.queue.push_back(Item::Line { key, prefix, line: line.into() });
             }
         } else {
-            printing.progress.take_in(line);
+            printing.progress.take_in(1, line.len(), line);
             let weight = weight(line);
-            while printing.is_full(weight) {
-                self.drop_oldest(printing);
-            }
+            self.drop_for(printing, weight);
             if printing.tail_max >= weight && self.make_room(printing, cost) {
-                printing.push(line, weight);
+                printing.push(&line.into(), weight);
                 return self.hold(cost);
             }
         }
-        printing.miss(line.len());
+        printing.miss(1, line.len());
     }
 
     /// Gives a step a part of the room that is left, so that later steps have room too. `None` when it cannot be kept.
@@ -288,8 +307,8 @@ impl Buffer {
 
     /// Drops the oldest of a step's last lines. Returns whether there was one.
     fn drop_oldest(&mut self, printing: &mut Printing) -> bool {
-        let Some(length) = printing.drop_oldest() else { return false };
-        self.release(length + OVERHEAD);
+        let Some(n_bytes) = printing.drop_oldest(0) else { return false };
+        self.release(n_bytes);
         true
     }
 

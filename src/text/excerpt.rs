@@ -6,11 +6,13 @@
 mod earlier;
 mod words;
 
-use super::lines::LineQueue;
+use std::collections::VecDeque;
+
+use super::lines::{LineQueue, Lines};
 use crate::{bounds, text};
 
 use earlier::{Earlier, MAX_FOLLOWING};
-use words::{GENERIC, Lead, is_place, is_warning, makes_warnings_errors};
+use words::{GENERIC, Lead, Search, Words, is_place, is_warning, makes_warnings_errors};
 
 /// Bytes of one line.
 const MAX_LINE: usize = 1 << 10;
@@ -25,16 +27,46 @@ pub struct Excerpt {
     n_lines: usize,
     /// The last lines.
     last: LineQueue,
+    /// The numbers of those that may have words of an error.
+    suspects: VecDeque<usize>,
     earlier: Earlier,
 }
 
 impl Excerpt {
-    /// Adds a plain line without a line feed.
-    pub fn push(&mut self, line: &str) {
-        self.n_lines += 1;
-        self.last.push(&text::clip(line, MAX_LINE));
-        while self.last.len() > bounds::LOG_TAIL_LINES || self.last.n_bytes() > bounds::LOG_TAIL {
-            self.set_aside();
+    /// Adds plain lines.
+    pub fn push(&mut self, lines: &Lines) {
+        let (mut from, mut search, mut is_long) = (0, Search::of(lines.text()), false);
+        for (n, line) in lines.iter().enumerate() {
+            if search.may_be_in(line, from) {
+                self.suspects.push_back(self.n_lines + n);
+            }
+            is_long |= line.len() > MAX_LINE;
+            from += line.len() + 1;
+        }
+        self.n_lines += lines.len();
+        if is_long {
+            lines.iter().for_each(|line| self.last.push(&Lines::from(&*text::clip(line, MAX_LINE))));
+        } else {
+            self.last.push(lines);
+        }
+        self.set_aside_all();
+    }
+
+    /// Sets aside what is too much. Most batches go as a whole, unread.
+    fn set_aside_all(&mut self) {
+        while let Some(batch) = self.last.front() {
+            let n_more = self.last.len().saturating_sub(bounds::LOG_TAIL_LINES);
+            let more_bytes = self.last.n_bytes().saturating_sub(bounds::LOG_TAIL);
+            let at = self.n_lines - self.last.len();
+            let is_free = self.suspects.front().is_none_or(|suspect| *suspect >= at + batch.len());
+            if n_more == 0 && more_bytes == 0 {
+                return;
+            } else if (n_more >= batch.len() || more_bytes > batch.n_bytes()) && is_free && self.earlier.takes_no(at) {
+                self.earlier.pass_over(batch.last());
+                self.last.pop_batch();
+            } else {
+                self.set_aside();
+            }
         }
     }
 
@@ -49,7 +81,6 @@ impl Excerpt {
         for _ in 0..self.last.len().div_ceil(2) {
             self.set_aside();
         }
-        self.last.shrink();
         if self.last.is_empty() {
             self.earlier.clear();
         }
@@ -58,9 +89,13 @@ impl Excerpt {
     /// Takes the oldest of the last lines, and keeps it if it looks like an error or stands beside one.
     fn set_aside(&mut self) {
         let at = self.n_lines - self.last.len();
-        if let Some(line) = self.last.pop() {
-            self.earlier.take_in(at, line);
+        let Some(line) = self.last.pop() else { return };
+        let is_suspect = self.suspects.front() == Some(&at);
+        if is_suspect {
+            self.suspects.pop_front();
         }
+        let words = if is_suspect { Words::of(&line) } else { Words::default() };
+        self.earlier.take_in(at, &line, &words);
     }
 
     /// The excerpt: at most [`bounds::LOG_TAIL_LINES`] lines and [`bounds::LOG_TAIL`] bytes. A gap is a line that counts the missing

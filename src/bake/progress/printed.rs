@@ -35,10 +35,7 @@ impl BakeProgress {
         let vertex = &self.vertices[number as usize];
         let may_fail = vertex.completed.is_none() || vertex.has_error();
         let tails = may_fail.then_some(&mut self.tails);
-        (
-            &mut self.output,
-            Printed { number, step, shown: &self.shown, tails, lines: Lines::default(), emit_event: emit },
-        )
+        (&mut self.output, Printed { number, step, shown: &self.shown, tails, text: String::new(), emit_event: emit })
     }
 }
 
@@ -49,8 +46,8 @@ struct Printed<'p> {
     shown: &'p Shown,
     /// Where they are kept; `None` for a step that has succeeded.
     tails: Option<&'p mut Tails>,
-    /// As shown, and not emitted yet.
-    lines: Lines,
+    /// The lines as shown, each with its line feed, that are not emitted yet.
+    text: String,
     emit_event: Emit<'p>,
 }
 
@@ -58,29 +55,36 @@ impl Printed<'_> {
     fn take_in(&mut self, piece: &Piece<'_>) {
         match *piece {
             Piece::Lines(lines) => match self.shown.unchanged(lines) {
-                Some(lines) => self.lines.push_all(lines),
+                Some(lines) if self.text.is_empty() => self.emit_lines(&Lines::new(lines)),
+                Some(lines) => self.text.push_str(lines),
                 None => output::each(lines, |line| self.line(line, 0)),
             },
             Piece::Line(line, n_dropped) => self.line(line, n_dropped),
         }
-        if self.lines.size() >= BATCH {
+        if self.text.len() >= BATCH {
             self.emit();
         }
     }
 
     fn line(&mut self, line: &[u8], n_dropped: usize) {
-        self.shown.output(line, n_dropped, |line| self.lines.push(line));
+        self.shown.output(line, n_dropped, |line| {
+            self.text.push_str(line);
+            self.text.push('\n');
+        });
     }
 
     /// Keeps and emits the lines so far.
     fn emit(&mut self) {
-        if self.lines.is_empty() {
-            return;
+        if !self.text.is_empty() {
+            self.emit_lines(&Lines::new(&self.text));
+            self.text.clear();
         }
-        let lines = std::mem::take(&mut self.lines);
+    }
+
+    fn emit_lines(&mut self, lines: &Lines) {
         if let Some(tails) = &mut self.tails {
-            tails.push(self.number, &lines);
+            tails.push(self.number, lines);
         }
-        (self.emit_event)(Event::StepOutput { step: self.step.clone(), lines });
+        (self.emit_event)(Event::StepOutput { step: self.step.clone(), lines: lines.clone() });
     }
 }

@@ -16,20 +16,12 @@ pub(super) struct Tails {
 impl Tails {
     /// Adds lines of a step's output. When all together are too long, the longest become shorter.
     pub(super) fn push(&mut self, step: u32, lines: &Lines) {
-        let mut lines = lines.iter().peekable();
-        while lines.peek().is_some() {
-            let excerpt = self.of_steps.entry(step).or_default();
-            let of_others = self.n_bytes - excerpt.size();
-            for line in lines.by_ref() {
-                excerpt.push(line);
-                if of_others + excerpt.size() > bounds::LOG_TAILS {
-                    break;
-                }
-            }
-            self.n_bytes = of_others + excerpt.size();
-            if self.n_bytes > bounds::LOG_TAILS {
-                self.make_room();
-            }
+        let excerpt = self.of_steps.entry(step).or_default();
+        self.n_bytes -= excerpt.size();
+        excerpt.push(lines);
+        self.n_bytes += excerpt.size();
+        if self.n_bytes > bounds::LOG_TAILS {
+            self.make_room();
         }
     }
 

@@ -258,9 +258,8 @@ mod tests {
     }
 
     fn print(screen: &mut Screen, step: &Step, lines: impl IntoIterator<Item = String>) {
-        let (now, mut printed) = (Instant::now(), Lines::default());
-        lines.into_iter().for_each(|line| printed.push(&line));
-        screen.take_in(&Event::StepOutput { step: step.clone(), lines: printed }, now);
+        let (now, printed) = (Instant::now(), lines.into_iter().map(|line| line + "\n").collect::<String>());
+        screen.take_in(&Event::StepOutput { step: step.clone(), lines: Lines::new(&printed) }, now);
     }
 
     fn end(step: &Step, is_cached: bool, error: Option<&str>) -> Event {

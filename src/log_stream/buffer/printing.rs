@@ -7,7 +7,7 @@ use super::OVERHEAD;
 use crate::event::Step;
 use crate::log_record::{LogRecord, StepOf};
 use crate::text;
-use crate::text::lines::LineQueue;
+use crate::text::lines::{LineQueue, Lines};
 
 /// A step gets no room below this.
 const LEAST_STEP: usize = 1 << 10;
@@ -94,25 +94,38 @@ impl Printing {
         self.tail_bytes + weight > self.tail_max && !self.tail.is_empty()
     }
 
-    /// Adds a last line.
-    pub(super) fn push(&mut self, line: &str, weight: usize) {
-        self.tail.push(line);
+    /// Whether all its lines are last ones from now on.
+    pub(super) fn is_long(&self) -> bool {
+        self.is_long
+    }
+
+    /// Adds last lines.
+    pub(super) fn push(&mut self, lines: &Lines, weight: usize) {
+        self.tail.push(lines);
         self.tail_bytes += weight;
     }
 
-    /// Drops the oldest of the last lines and returns its length.
-    pub(super) fn drop_oldest(&mut self) -> Option<usize> {
+    /// Drops the oldest of the last lines: a batch that has to go as a whole, otherwise one line. Returns the memory of them.
+    pub(super) fn drop_oldest(&mut self, needed: usize) -> Option<usize> {
+        let batch = self.tail.front()?;
+        let (n_lines, n_bytes) = (batch.len(), batch.n_bytes());
+        let of_batch = n_bytes + n_lines * OVERHEAD;
+        if n_lines > 1 && of_batch <= needed {
+            self.tail.pop_batch();
+            self.tail_bytes -= of_batch;
+            self.miss(n_lines, n_bytes);
+            return Some(of_batch);
+        }
         let line = self.tail.pop()?;
-        let length = line.len();
-        self.tail_bytes -= weight(line);
-        self.miss(length);
-        Some(length)
+        self.tail_bytes -= weight(&line);
+        self.miss(1, line.len());
+        Some(line.len() + OVERHEAD)
     }
 
-    /// Counts a line that is missing.
-    pub(super) fn miss(&mut self, length: usize) {
-        self.missing_lines += 1;
-        self.missing_bytes += length as u64;
+    /// Counts lines that are missing.
+    pub(super) fn miss(&mut self, n_lines: usize, n_bytes: usize) {
+        self.missing_lines += n_lines as u64;
+        self.missing_bytes += n_bytes as u64;
     }
 
     /// The mark for the lines that are missing since the last one.
@@ -134,11 +147,11 @@ impl Printing {
 }
 
 impl StepProgress {
-    pub(super) fn take_in(&mut self, line: &str) {
-        self.lines += 1;
-        self.bytes += line.len() as u64;
+    pub(super) fn take_in(&mut self, n_lines: usize, n_bytes: usize, last: &str) {
+        self.lines += n_lines as u64;
+        self.bytes += n_bytes as u64;
         self.last.clear();
-        self.last.push_str(&line[..text::boundary(line, LAST)]);
+        self.last.push_str(&last[..text::boundary(last, LAST)]);
     }
 
     pub(super) fn is_untold(&self) -> bool {
@@ -166,6 +179,13 @@ pub(super) fn json_size(line: &str) -> usize {
     let is_escaped = |byte: &u8| u8::from((*byte == b'"') | (*byte == b'\\') | (*byte < b' '));
     let n_escaped = line.as_bytes().chunks(128).map(|block| usize::from(block.iter().map(is_escaped).sum::<u8>()));
     line.len() + n_escaped.sum::<usize>() + 3
+}
+
+/// What last lines count in the room of their step, all together, when each counts its memory. `None` when one may count more.
+pub(super) fn weight_of_all(lines: &Lines) -> Option<usize> {
+    // A line feed counts as escaped.
+    let n_escaped = json_size(lines.text()) - 3 - lines.text().len() - lines.len();
+    (n_escaped + 3 <= OVERHEAD).then(|| lines.n_bytes() + lines.len() * OVERHEAD)
 }
 
 /// What a last line counts in the room of its step: its memory here or its size in Redis, whichever is more.

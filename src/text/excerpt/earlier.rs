@@ -83,12 +83,10 @@ impl Block {
 
 impl Earlier {
     /// Takes in line number `at`, and keeps it if it looks like an error or stands beside one.
-    pub(super) fn take_in(&mut self, at: usize, line: &str) {
-        // Each line of output comes here, so its words are searched once.
-        let words = Words::of(line);
-        let weight = self.trace.weight(line, &words);
+    pub(super) fn take_in(&mut self, at: usize, line: &str, words: &Words) {
+        let weight = self.trace.weight(line, words);
         let follows = self.blocks.last().is_some_and(|block| block.is_continued(at, weight));
-        let trace = self.trace.after(line, &words);
+        let trace = self.trace.after(line, words);
         let after_cause = self.blocks.last().is_some_and(|block| block.error().starts_with(CAUSED_BY));
         let is_root = after_cause && self.trace == Trace::Kept && line.starts_with(CAUSED_BY);
         self.trace = trace;
@@ -103,13 +101,23 @@ impl Earlier {
             }
             self.keep(at, weight, line);
         } else {
-            self.before.clear();
-            if line.starts_with([' ', '\t']) {
-                self.before.push_str(line);
-            }
+            self.pass_over(line);
         }
         while self.blocks.len() > MAX_BLOCKS || self.n_bytes > MAX_EARLIER {
             self.drop_block();
+        }
+    }
+
+    /// Whether it takes in none of the lines from number `at` on, as long as none has words.
+    pub(super) fn takes_no(&self, at: usize) -> bool {
+        self.trace == Trace::None && !self.blocks.last().is_some_and(|block| block.is_continued(at, 0))
+    }
+
+    /// Passes over lines that it does not take in.
+    pub(super) fn pass_over(&mut self, last: &str) {
+        self.before.clear();
+        if last.starts_with([' ', '\t']) {
+            self.before.push_str(last);
         }
     }
 

@@ -7,7 +7,7 @@ use super::*;
 
 fn of(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Excerpt {
     let mut excerpt = Excerpt::default();
-    lines.into_iter().for_each(|line| excerpt.push(line.as_ref()));
+    lines.into_iter().for_each(|line| excerpt.push(&line.as_ref().into()));
     excerpt
 }
 

@@ -22,8 +22,10 @@ const TEST: u8 = 7;
 /// The weight of a line that names an exhausted resource: every other error may follow from it.
 const DECISIVE: u8 = 8;
 
-/// In how many places of a line a word is looked for before the whole line is searched. Then no line takes much longer than another.
+/// In how many places a word is looked for before the whole line is searched, and in how many bytes there may be one place more. Then
+/// no line takes much longer than another.
 const MAX_TRIED: usize = 8;
+const BYTES_OF_TRY: usize = 16;
 
 /// How Java begins the cause of an exception.
 pub(super) const CAUSED_BY: &str = "Caused by: ";
@@ -181,38 +183,71 @@ struct List {
     kinds: Vec<(Kind, bool)>,
     /// Of the words that may be anywhere.
     quads: Quads,
-    /// The quads of these words, in lower case and in order, each with its word and its place there.
+    /// The quads of these words, in lower case and in the order of their buckets, each with its word and its place there.
     by_quad: Vec<([u8; QUAD], &'static [u8], usize)>,
-    /// The first two bytes of the others, in lower case and in order.
-    beginnings: Vec<[u8; 2]>,
+    /// Where each bucket begins.
+    buckets: Vec<u16>,
+    /// Of the others: a bit for their first two bytes, in lower case.
+    beginnings: Vec<u64>,
 }
 
 impl List {
     /// Whether a line of this margin may have one of the words. Most lines have none.
     fn may_be_in(&self, line: &str, margin: usize) -> bool {
-        let beginning = line.as_bytes().get(margin..margin + 2).map(|two| [0, 1].map(|n| two[n].to_ascii_lowercase()));
-        if beginning.is_some_and(|two| self.beginnings.binary_search(&two).is_ok()) {
-            return true;
-        }
-        let (line, mut from) = (line.as_bytes(), 0);
-        for _ in 0..MAX_TRIED {
-            match self.quads.candidate(line, from) {
-                None => return false,
-                Some(at) if self.is_word(line, at) => return true,
-                Some(at) => from = at + 1,
+        self.begins(&line.as_bytes()[margin..]) || self.next(line.as_bytes(), 0).is_some()
+    }
+
+    /// Whether a text may begin with one of the words for the beginning of a line.
+    fn begins(&self, text: &[u8]) -> bool {
+        let Some(two) = text.first_chunk() else { return false };
+        let place = place_of_two(*two);
+        self.beginnings[place / 64] >> (place % 64) & 1 != 0
+    }
+
+    /// A place, not before `from`, in the first of the words that may be anywhere. Where tries are frequent, a guess.
+    fn next(&self, text: &[u8], from: usize) -> Option<usize> {
+        let (mut tried_to, mut n_tried) = (from, 0);
+        loop {
+            let at = self.quads.candidate(text, tried_to)?;
+            n_tried += 1;
+            if n_tried > MAX_TRIED + (at - from) / BYTES_OF_TRY || self.is_word(text, at) {
+                return Some(at);
             }
+            tried_to = at + 1;
         }
-        true
     }
 
     /// Whether a quad is of a word that is there.
-    fn is_word(&self, line: &[u8], at: usize) -> bool {
-        let quad = lower(&line[at..]);
-        let first = self.by_quad.partition_point(|(other, ..)| *other < quad);
-        self.by_quad[first..].iter().take_while(|(other, ..)| *other == quad).any(|(_, word, quad_at)| {
-            let found = at.checked_sub(*quad_at).and_then(|from| line.get(from..from + word.len()));
-            found.is_some_and(|found| found.eq_ignore_ascii_case(word))
+    fn is_word(&self, text: &[u8], at: usize) -> bool {
+        let quad = lower(&text[at..]);
+        let bucket = bucket_of(quad);
+        let (first, end) = (self.buckets[bucket], self.buckets[bucket + 1]);
+        self.by_quad[usize::from(first)..usize::from(end)].iter().any(|(other, word, quad_at)| {
+            let found = || at.checked_sub(*quad_at).and_then(|from| text.get(from..from + word.len()));
+            *other == quad && found().is_some_and(|found| found.eq_ignore_ascii_case(word))
         })
+    }
+}
+
+/// Finds the lines of a text that may have words. All of it is searched together: most batches have none.
+pub(super) struct Search<'t> {
+    text: &'t [u8],
+    /// The next place in a word; the end of the text without one.
+    next: usize,
+}
+
+impl<'t> Search<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        let text = text.as_bytes();
+        Self { text, next: LIST.next(text, 0).unwrap_or(text.len()) }
+    }
+
+    /// Whether the line that begins at `from` may have a word. `false` is certain. Asked in the order of the lines.
+    pub(super) fn may_be_in(&mut self, line: &str, from: usize) -> bool {
+        if self.next < from {
+            self.next = LIST.next(self.text, from).unwrap_or(self.text.len());
+        }
+        self.next < from + line.len() || LIST.begins(&line.as_bytes()[margin(line)..]) || line.starts_with(CAUSED_BY)
     }
 }
 
@@ -227,17 +262,36 @@ static LIST: LazyLock<List> = LazyLock::new(|| {
         words().map(|(_, word)| word.as_bytes()).partition(|word| word.starts_with(b"^"));
     let by_quad = |word: &&'static [u8]| (lower(&word[rarest(word)..]), *word, rarest(word));
     let mut by_quad: Vec<_> = anywhere.iter().map(by_quad).collect();
-    by_quad.sort_unstable();
-    let mut beginnings: Vec<[u8; 2]> = at_margin.iter().map(|word| [word[1], word[2]]).collect();
-    beginnings.sort_unstable();
+    by_quad.sort_by_key(|(quad, ..)| bucket_of(*quad));
+    let before = |bucket| by_quad.partition_point(|(quad, ..)| bucket_of(*quad) < bucket);
+    let buckets = (0..=N_BUCKETS).map(|bucket| u16::try_from(before(bucket)).expect("the words are few")).collect();
+    let mut beginnings = vec![0; (1 << 16) / 64];
+    for word in &at_margin {
+        let place = place_of_two([word[1], word[2]]);
+        beginnings[place / 64] |= 1_u64 << (place % 64);
+    }
     List {
         automaton,
         kinds: words().map(|(kind, word)| (kind, word.starts_with('^'))).collect(),
         quads: Quads::ignoring_case(anywhere),
         by_quad,
+        buckets,
         beginnings,
     }
 });
+
+/// Buckets of quads: some for each word.
+const N_BUCKETS: usize = 1 << 11;
+
+/// The bucket of a quad, by Fibonacci hashing.
+fn bucket_of(quad: [u8; QUAD]) -> usize {
+    (u32::from_ne_bytes(quad).wrapping_mul(0x9e37_79b9) >> (u32::BITS - N_BUCKETS.ilog2())) as usize
+}
+
+/// A number for two bytes, without regard to case.
+fn place_of_two(two: [u8; 2]) -> usize {
+    usize::from(u16::from_ne_bytes(two.map(|byte| byte.to_ascii_lowercase())))
+}
 
 /// The first bytes of a text in lower case.
 fn lower(text: &[u8]) -> [u8; QUAD] {
