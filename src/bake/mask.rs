@@ -36,7 +36,7 @@ pub(super) struct Mask {
     /// Of all patterns, then of the prefixes of [`tokens::KINDS`].
     automaton: NFA,
     patterns: Vec<Secret>,
-    /// Of all patterns, then of the beginnings of [`tokens::KINDS`].
+    /// Of the same.
     quads: Quads,
 }
 
@@ -45,12 +45,11 @@ impl Mask {
         let mut patterns: Vec<String> = secrets.into_iter().flat_map(|secret| patterns(&secret)).collect();
         patterns.sort_unstable();
         patterns.dedup();
-        let prefixes = tokens::KINDS.iter().map(|kind| kind.prefix);
+        let prefixes = || tokens::KINDS.iter().map(|kind| kind.prefix);
         // For long lines, a contiguous automaton is by far the smallest kind. Secrets cannot reach its limits.
-        let automaton = NFA::builder().build(patterns.iter().map(String::as_str).chain(prefixes));
+        let automaton = NFA::builder().build(patterns.iter().map(String::as_str).chain(prefixes()));
         let automaton = automaton.expect("secrets have less than two gibibytes");
-        let beginnings: Vec<Vec<u8>> = tokens::KINDS.iter().flat_map(tokens::Kind::beginnings).collect();
-        let quads = Quads::of(patterns.iter().map(String::as_bytes).chain(beginnings.iter().map(Vec::as_slice)));
+        let quads = Quads::of(patterns.iter().map(String::as_bytes).chain(prefixes().map(str::as_bytes)));
         Self { automaton, patterns: patterns.into_iter().map(Secret::new).collect(), quads }
     }
 

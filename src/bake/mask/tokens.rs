@@ -84,15 +84,6 @@ impl<'t> Tokens<'t> {
 }
 
 impl Kind {
-    /// A whole token begins with one of these, of four bytes or more.
-    pub(super) fn beginnings(&self) -> Vec<Vec<u8>> {
-        if self.prefix.len() >= 4 {
-            return vec![self.prefix.into()];
-        }
-        let next = (0..=u8::MAX).filter(|byte| self.is_part(*byte));
-        next.map(|next| [self.prefix.as_bytes(), &[next]].concat()).collect()
-    }
-
     fn is_part(&self, byte: u8) -> bool {
         byte.is_ascii_alphanumeric() || self.marks.as_bytes().contains(&byte)
     }

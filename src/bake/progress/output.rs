@@ -4,9 +4,6 @@
 
 use std::collections::HashMap;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-
 use crate::bounds;
 
 /// How much Base64 is decoded at once: a multiple of four.
@@ -52,7 +49,7 @@ impl Output {
         let mut decoded = std::mem::take(&mut self.decoded);
         for block in base64.as_bytes().chunks(BLOCK) {
             decoded.clear();
-            if BASE64_STANDARD.decode_vec(block, &mut decoded).is_err() {
+            if base64_simd::STANDARD.decode_append(block, &mut decoded).is_err() {
                 break;
             }
             self.bytes(pipe, &decoded, &mut on_piece);
@@ -166,6 +163,8 @@ fn without_returns(line: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD;
     use proptest::prelude::*;
 
     use super::*;

@@ -8,7 +8,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, Match};
 
 use super::MAX_LINE;
 use crate::text;
-use crate::text::quads::{QUAD, Quads, rarest};
+use crate::text::quads::{QUAD, Quads, of_word};
 
 /// The weight of a line that only says that something failed.
 pub(super) const GENERIC: u8 = 1;
@@ -183,7 +183,7 @@ struct List {
     kinds: Vec<(Kind, bool)>,
     /// Of the words that may be anywhere.
     quads: Quads,
-    /// The quads of these words, in lower case and in the order of their buckets, each with its word and its place there.
+    /// The quads of these words, in lower case and in the order of their buckets, each with its word and its place by [`of_word`].
     by_quad: Vec<([u8; QUAD], &'static [u8], usize)>,
     /// Where each bucket begins.
     buckets: Vec<u16>,
@@ -223,7 +223,7 @@ impl List {
         let bucket = bucket_of(quad);
         let (first, end) = (self.buckets[bucket], self.buckets[bucket + 1]);
         self.by_quad[usize::from(first)..usize::from(end)].iter().any(|(other, word, quad_at)| {
-            let found = || at.checked_sub(*quad_at).and_then(|from| text.get(from..from + word.len()));
+            let found = || (at + 1).checked_sub(*quad_at).and_then(|from| text.get(from..from + word.len()));
             *other == quad && found().is_some_and(|found| found.eq_ignore_ascii_case(word))
         })
     }
@@ -260,8 +260,8 @@ static LIST: LazyLock<List> = LazyLock::new(|| {
         .expect("the words are few and short");
     let (at_margin, anywhere): (Vec<&'static [u8]>, Vec<&'static [u8]>) =
         words().map(|(_, word)| word.as_bytes()).partition(|word| word.starts_with(b"^"));
-    let by_quad = |word: &&'static [u8]| (lower(&word[rarest(word)..]), *word, rarest(word));
-    let mut by_quad: Vec<_> = anywhere.iter().map(by_quad).collect();
+    let quads = |word: &'static [u8]| of_word(word).into_iter().map(move |(quad, at)| (lower(&quad), word, at));
+    let mut by_quad: Vec<_> = anywhere.iter().copied().flat_map(quads).collect();
     by_quad.sort_by_key(|(quad, ..)| bucket_of(*quad));
     let before = |bucket| by_quad.partition_point(|(quad, ..)| bucket_of(*quad) < bucket);
     let buckets = (0..=N_BUCKETS).map(|bucket| u16::try_from(before(bucket)).expect("the words are few")).collect();
