@@ -14,6 +14,7 @@
 //! child can execute any readable file through the loader. Whether a path exists, and its size, can be queried for any path.
 //! Follows `landlock(7)` and `seccomp(2)`.
 
+mod kernel;
 mod seccomp;
 
 use std::convert::Infallible;
@@ -23,8 +24,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, NetPort, PathBeneath, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetStatus, Scope, path_beneath_rules,
 };
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
@@ -33,6 +34,8 @@ use serde::{Deserialize, Serialize};
 use crate::beneath;
 use crate::process::{self, Ended};
 use crate::settings::SandboxMode;
+
+pub use kernel::{Wall, enforced, missing_walls};
 
 /// The first argument of our own binary when it starts as a launcher.
 pub const LAUNCH: &str = "sandboxed-exec";
@@ -45,14 +48,14 @@ pub fn is_not_launched(ended: Ended) -> bool {
     matches!(ended, Ended::Exited(status) if status.code() == Some(NOT_LAUNCHED.into()))
 }
 
-/// The first version of Landlock that restricts both files and TCP ports: Linux 6.7.
-const NEEDED: ABI = ABI::V4;
+/// The first version of Landlock with all the rights of [`Sandbox::write`].
+const RIGHTS: ABI = ABI::V4;
 
 /// The restrictions could not be applied, or the program could not be executed.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// The kernel has no Landlock, or an old one.
-    #[error("the kernel cannot enforce the sandbox (Landlock ABI 4, Linux 6.7): {0}")]
+    /// The kernel has no Landlock.
+    #[error("the kernel cannot restrict files (Landlock, Linux 5.13): {0}")]
     Landlock(String),
     /// The system call filter was refused.
     #[error("the system call filter was refused: {0}")]
@@ -97,7 +100,7 @@ pub struct Sandbox {
 /// What to do when the kernel lacks a restriction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Enforcement {
-    /// The child is not started.
+    /// The child starts only when its files can be restricted.
     Required,
     /// The child starts with the restrictions that exist.
     BestEffort,
@@ -208,18 +211,19 @@ impl Sandbox {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         // A device file would give access to what no path leads to.
         let special = AccessFs::MakeChar | AccessFs::MakeBlock | AccessFs::MakeFifo | AccessFs::MakeSock;
-        let write = AccessFs::from_all(NEEDED) & !AccessFs::Execute & !special;
+        let write = AccessFs::from_all(RIGHTS) & !AccessFs::Execute & !special;
         let ports = match &self.sockets {
             Sockets::None => &[][..],
             Sockets::Tcp(ports) | Sockets::TcpAndUnix(ports) => ports,
         };
         let status = Ruleset::default()
             .set_compatibility(level)
-            .handle_access(AccessFs::from_all(NEEDED))?
-            .handle_access(AccessNet::from_all(NEEDED))?
-            // Newer kernels also restrict device ioctls, abstract Unix sockets and signals to other processes.
+            .handle_access(AccessFs::from_all(ABI::V1))?
+            // What later versions added holds where the kernel has it: TCP ports, device ioctls, abstract Unix sockets, and signals to
+            // other processes. seccomp refuses to truncate files and to listen, which a kernel without these rules would allow.
             .set_compatibility(CompatLevel::BestEffort)
             .handle_access(AccessFs::from_all(ABI::V5))?
+            .handle_access(AccessNet::from_all(ABI::V4))?
             .scope(Scope::from_all(ABI::V6))?
             .create()?
             .add_rules(path_beneath_rules(&self.system, read))?
@@ -255,7 +259,7 @@ fn opened(paths: &[PathBuf]) -> Result<Vec<OwnedFd>, SandboxError> {
 fn beneath_rule(file: OwnedFd, access: BitFlags<AccessFs>) -> Result<PathBeneath<OwnedFd>, landlock::RulesetError> {
     let is_directory =
         rustix::fs::fstat(&file).is_ok_and(|about| rustix::fs::FileType::from_raw_mode(about.st_mode).is_dir());
-    let access = if is_directory { access } else { access & AccessFs::from_file(NEEDED) };
+    let access = if is_directory { access } else { access & AccessFs::from_file(RIGHTS) };
     Ok(PathBeneath::new(file, access))
 }
 
@@ -294,36 +298,6 @@ fn die_with(worker: &str) -> Result<(), SandboxError> {
         .map_err(|error| SandboxError::Limit("orphans", error.into()))?;
     let parent = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
     if parent.as_deref() == Some(worker) { Ok(()) } else { Err(SandboxError::Orphaned) }
-}
-
-/// What the kernel lacks for [`Enforcement::Required`]; `None` when it lacks nothing.
-pub fn lacking() -> Option<String> {
-    let trial = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(NEEDED))
-        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(NEEDED)))
-        .and_then(Ruleset::create);
-    trial.err().map(|error| error.to_string())
-}
-
-/// What this kernel enforces, in words, with its version of Landlock.
-pub fn enforced() -> String {
-    // The kernel reports it to a thread that restricts itself. This thread ends with it.
-    let restrict = || {
-        let ruleset = Ruleset::default().handle_access(AccessFs::from_all(ABI::V1))?.create()?;
-        Ok::<_, landlock::RulesetError>(ruleset.restrict_self()?.landlock)
-    };
-    let status = std::thread::spawn(restrict).join().ok().and_then(Result::ok);
-    let Some(LandlockStatus::Available { effective_abi, kernel_abi }) = status else {
-        return "seccomp and limits; no Landlock".into();
-    };
-    let version = kernel_abi.unwrap_or(effective_abi as i32);
-    let parts = [(1, "files"), (4, "TCP ports"), (5, "device commands"), (6, "abstract Unix sockets")];
-    let (has, lacks): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(since, _)| *since <= version);
-    let words =
-        |parts: Vec<(i32, &'static str)>| parts.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join(", ");
-    let but = if lacks.is_empty() { String::new() } else { format!(", but not {}", words(lacks)) };
-    format!("Landlock ABI {version} ({}{but}), seccomp, capabilities, limits", words(has))
 }
 
 /// The C library and its parts, as far as they exist here: all that a dynamically linked docker-buildx, or our own binary, loads.

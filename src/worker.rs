@@ -21,8 +21,8 @@ use crate::processor::{Processor, process};
 use crate::rails::Resolver;
 use crate::reason::Cause;
 use crate::redis::{Redis, RedisError, Trouble};
-use crate::sandbox;
-use crate::settings::{SandboxMode, Settings};
+use crate::sandbox::{self, Wall};
+use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Handle};
 use crate::sidekiq::heartbeat::{self, Process, RemoteSignal};
 use crate::sidekiq::lease::{Lease, LeaseError};
@@ -48,11 +48,9 @@ const GOODBYE: Duration = Duration::from_secs(1);
 /// The worker cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The kernel cannot enforce the sandbox, and it is required.
-    #[error(
-        "this kernel cannot enforce the sandbox: {0}; set sandbox.mode = \"best effort\" to start without the full sandbox"
-    )]
-    Sandbox(String),
+    /// The kernel lacks a wall of the sandbox that is required.
+    #[error("{}; {} would start the worker without it", .0.lack(), .0.waiver())]
+    Sandbox(Wall),
     /// The state directory cannot be used.
     #[error("failed to use the state directory: {0}")]
     State(#[from] StateError),
@@ -112,7 +110,7 @@ impl Shutdown {
 
 /// Runs until `shutdown` ends it, and returns when every task has ended.
 pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
-    check_sandbox(settings.sandbox.mode)?;
+    check_sandbox(&settings.sandbox)?;
     let identity = Arc::new(Identity::new(environment::hostname()));
     let state = Arc::new(StateDirectory::open(&settings.state.directory, &identity.to_string())?);
     let health = Health::bind(settings.health.listen).await?;
@@ -238,15 +236,17 @@ async fn check_server(redis: &Redis) -> Result<(), WorkerError> {
     info.refusal().map_or(Ok(()), |refusal| Err(WorkerError::Cluster(refusal.to_owned())))
 }
 
-fn check_sandbox(mode: SandboxMode) -> Result<(), WorkerError> {
-    match (mode, sandbox::lacking()) {
-        (_, None) | (SandboxMode::Off, _) => Ok(()),
-        (SandboxMode::Required, Some(lack)) => Err(WorkerError::Sandbox(lack)),
-        (SandboxMode::BestEffort, Some(lack)) => {
-            tracing::warn!(event = "sandbox_incomplete", lack, "this kernel cannot enforce the whole sandbox");
-            Ok(())
-        }
+fn check_sandbox(settings: &settings::Sandbox) -> Result<(), WorkerError> {
+    if settings.mode == SandboxMode::Off {
+        return Ok(());
     }
+    for wall in sandbox::missing_walls() {
+        if wall.is_required(settings) {
+            return Err(WorkerError::Sandbox(wall));
+        }
+        tracing::warn!(event = "sandbox_incomplete", wall = wall.name(), "{}", wall.lack());
+    }
+    Ok(())
 }
 
 fn custody(

@@ -17,7 +17,7 @@ use crate::log_archive;
 use crate::log_stream;
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
-use crate::settings::{SandboxMode, Settings};
+use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::rights;
 use crate::source::Worktrees;
 use crate::state::StateDirectory;
@@ -71,7 +71,7 @@ impl Doctor {
         findings.extend(mtimes(settings));
         findings.push(buildx(settings).await);
         findings.extend(builders(settings).await);
-        findings.push(kernel(settings.sandbox.mode));
+        findings.push(kernel(&settings.sandbox));
         findings.push(disk(settings));
         let archive = log_archive::probe(settings).await;
         findings.extend(archive.map(|found| Finding::of("log archive", found.map(|url| format!("{url} takes logs")))));
@@ -273,15 +273,20 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     Ok(format!("{endpoint} answers"))
 }
 
-fn kernel(mode: SandboxMode) -> Finding {
-    match (sandbox::lacking(), mode) {
-        (None, SandboxMode::Off) => {
-            Finding::new("sandbox", Color::Yellow, "switched off, although this kernel can enforce it")
-        }
-        (None, _) => Finding::new("sandbox", Color::Green, sandbox::enforced()),
-        (Some(lack), SandboxMode::Required) => Finding::new("sandbox", Color::Red, lack),
-        (Some(lack), _) => Finding::new("sandbox", Color::Yellow, format!("{lack}: {}", sandbox::enforced())),
+fn kernel(settings: &settings::Sandbox) -> Finding {
+    let missing = sandbox::missing_walls();
+    if settings.mode == SandboxMode::Off {
+        let although = if missing.is_empty() { ", although this kernel can enforce it" } else { "" };
+        return Finding::new("sandbox", Color::Yellow, format!("switched off{although}"));
     }
+    let is_required = missing.iter().any(|wall| wall.is_required(settings));
+    let color = match missing.as_slice() {
+        [] => Color::Green,
+        _ if is_required => Color::Red,
+        _ => Color::Yellow,
+    };
+    let lacks: String = missing.iter().map(|wall| format!("; {}", wall.lack())).collect();
+    Finding::new("sandbox", color, sandbox::enforced() + &lacks)
 }
 
 fn disk(settings: &Settings) -> Finding {

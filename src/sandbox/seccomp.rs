@@ -45,7 +45,15 @@ fn refused_by_arguments(sockets: &Sockets) -> Result<SyscallRules, seccompiler::
     // RLIMIT_DATA counts neither.
     let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64;
     let growing = libc::MAP_GROWSDOWN as u64;
+    // It empties a file that may only be read. Landlock restricts that from ABI 3 on.
+    let emptying = |argument| {
+        let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u64;
+        flagged(argument, mask, (libc::O_RDONLY | libc::O_TRUNC) as u64)
+    };
     Ok(BTreeMap::from([
+        #[cfg(target_arch = "x86_64")]
+        (libc::SYS_open, vec![emptying(1)?]),
+        (libc::SYS_openat, vec![emptying(2)?]),
         (libc::SYS_mmap, vec![flagged(3, shared, shared)?, flagged(3, growing, growing)?]),
         (libc::SYS_socket, refused_sockets(sockets)?),
         (libc::SYS_sendto, vec![flagged(3, fast_open, fast_open)?]),
@@ -149,6 +157,9 @@ const NEVER_NEEDED: &[i64] = &[
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
+    // Landlock restricts these only from ABI 3 and 4 on.
+    libc::SYS_truncate,
+    libc::SYS_listen,
     // They change owner and attributes of a file, which Landlock does not restrict.
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chown,

@@ -6,9 +6,12 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sandbox {
-    /// What happens on a kernel that cannot enforce all of the sandbox. Without it, a definition can make buildx write files of
-    /// this machine while it is resolved, before the policy validates it.
+    /// What happens on a kernel that cannot restrict files. Without that, a definition can make buildx write files of this machine
+    /// while it is resolved, before the policy validates it.
     pub mode: SandboxMode,
+    /// Whether the worker starts only on a kernel that can also restrict TCP ports: Linux 6.7. On an older one, a NetworkPolicy must
+    /// keep the worker's children from what they need not reach. See docs/security.md, "Older kernels".
+    pub require_ports: bool,
     /// TCP ports of registries and of their token servers, to which `docker-buildx` may connect.
     pub registry_ports: Vec<u16>,
     /// Bytes of memory of one child, the stacks of its threads included. `bake --print` gets 512 MiB at most. A worker with a
@@ -16,10 +19,10 @@ pub struct Sandbox {
     pub max_data_bytes: u64,
 }
 
-/// What happens on a kernel that cannot enforce all of the sandbox.
+/// What happens on a kernel that cannot restrict files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum SandboxMode {
-    /// The worker does not start. Requires Linux 6.7 with Landlock.
+    /// The worker does not start. Requires Linux 5.13 with Landlock.
     #[serde(rename = "required")]
     Required,
     /// The worker uses what the kernel has, and logs what it lacks.
@@ -32,6 +35,6 @@ pub enum SandboxMode {
 
 impl Default for Sandbox {
     fn default() -> Self {
-        Self { mode: SandboxMode::Required, registry_ports: vec![443], max_data_bytes: 4 << 30 }
+        Self { mode: SandboxMode::Required, require_ports: false, registry_ports: vec![443], max_data_bytes: 4 << 30 }
     }
 }

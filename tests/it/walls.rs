@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use sidebake::state::StateDirectory;
 
-use crate::harness::{Harness, Worker, sidebake};
+use crate::harness::{Harness, Worker, sidebake, text};
 
 /// A line for each attempt: its name, the wall that stops it, and its outcome in each kind of child.
 const TABLE: &str = include_str!("walls.txt");
@@ -120,7 +120,12 @@ impl Prison {
     }
 
     /// Runs the probe in this sandbox, with the one change that lets it start.
-    async fn inside(&self, mut sandbox: Value) -> Outcomes {
+    async fn inside(&self, sandbox: Value) -> Outcomes {
+        self.inside_on(sandbox, sidebake()).await
+    }
+
+    /// The same with the binary as this command starts it.
+    async fn inside_on(&self, mut sandbox: Value, mut sidebake: Command) -> Outcomes {
         let own = sandbox["write"][0].as_str().unwrap().to_owned();
         let own = if own == "/" { self.harness.home.path().join("own") } else { own.into() };
         let table = own.join("table");
@@ -134,7 +139,7 @@ impl Prison {
         sandbox["system"].as_array_mut().unwrap().push(json!(file));
         let execute = sandbox["execute"].as_array_mut().unwrap();
         execute.extend([json!(probe()), json!("/lib64/ld-linux-x86-64.so.2"), json!("/lib/ld-linux-aarch64.so.1")]);
-        let mut child = sidebake()
+        let mut child = sidebake
             .args(["sandboxed-exec", &sandbox.to_string(), &std::process::id().to_string()])
             .args([&probe(), &file, &table])
             .env_clear()
@@ -169,6 +174,14 @@ fn inherited() -> Vec<u32> {
 
 fn probe() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_sidebake")).with_file_name("sandbox-probe")
+}
+
+/// The binary as on a kernel with an older Landlock.
+fn sidebake_on(kernel: &str) -> Command {
+    let binary = env!("CARGO_BIN_EXE_sidebake");
+    let mut command = world::sidebake(Path::new(binary).with_file_name("older-kernel").to_str().unwrap());
+    command.args([kernel, binary]);
+    command
 }
 
 /// The lines of the table: attempt, wall, and an outcome for each kind of child.
@@ -255,6 +268,86 @@ async fn without_its_wall_an_attempt_ends_differently() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(landlock_version(&prison.harness) >= 4);
+}
+
+/// What gets further on older kernels: the attempt, how it ends there, and the last version of Landlock on which it does.
+const FURTHER: [(&str, &str, u32); 2] = [("send a command to a device", "ENOTTY", 4), ("connect to Redis", "ok", 3)];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_an_older_kernel_only_these_attempts_get_further() {
+    let prison = Prison::build(&probe());
+    prison.harness.until("the worker has started", async || prison.started()).await;
+    let sandbox = prison.source_sandbox().await;
+    let mut found = Vec::new();
+    for version in 1..=4 {
+        let outcomes: BTreeMap<_, _> =
+            prison.inside_on(sandbox.clone(), sidebake_on(&version.to_string())).await.into_iter().collect();
+        for line in table() {
+            let [attempt, _, with, ..] = line[..] else { panic!("{line:?}") };
+            let outcome = outcomes.get(attempt).map_or("-", String::as_str);
+            if outcome != with {
+                found.push((attempt, outcome.to_owned(), version));
+            }
+        }
+    }
+    let mut expected = Vec::new();
+    for version in 1..=4 {
+        let here = FURTHER.iter().filter(|(.., last)| *last >= version);
+        expected.extend(here.map(|(attempt, outcome, _)| (*attempt, (*outcome).to_owned(), version)));
+    }
+    assert_eq!(found, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_on_an_older_kernel_builds_and_says_which_wall_is_missing() {
+    for version in ["1", "3"] {
+        let harness = Harness::start();
+        let (_, sha) = harness.voting_app();
+        let config = harness.config("");
+        let mut command = sidebake_on(version);
+        command.args(["run", "--config"]).arg(&config);
+        let _worker = harness.home.spawn(command);
+        harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
+        let report = harness.callbacks(1).await.remove(0);
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
+        let warnings = harness.logged("sandbox_incomplete");
+        assert!(warnings.len() == 1 && warnings[0].contains("Linux 6.7"), "{warnings:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_does_not_start_without_a_wall_that_is_required() {
+    let harness = Harness::start();
+    for (kernel, more, expected) in [
+        ("none", "", Some("sandbox.mode")),
+        ("disabled", "", Some("sandbox.mode")),
+        ("disabled", "sandbox.mode = \"best effort\"", None),
+        ("3", "", None),
+        ("3", "sandbox.require_ports = true", Some("sandbox.require_ports")),
+        ("4", "sandbox.require_ports = true", None),
+    ] {
+        let doctor = |arguments: &[&str]| {
+            let mut command = sidebake_on(kernel);
+            command.args(arguments).arg("--config").arg(harness.config(more));
+            command.stdin(Stdio::null()).output().unwrap()
+        };
+        let findings: Vec<Value> = serde_json::from_slice(&doctor(&["doctor", "--json"]).stdout).unwrap();
+        let finding = findings.iter().find(|finding| finding["name"] == "sandbox").unwrap();
+        let health = match (expected, kernel) {
+            (Some(_), _) => "red",
+            (None, "4") => "green",
+            (None, _) => "yellow",
+        };
+        assert_eq!(finding["health"], health, "{kernel} {more}: {finding}");
+        if let Some(setting) = expected {
+            let output = doctor(&["run"]);
+            let text = text(&output);
+            assert!(
+                !output.status.success() && text.contains(setting) && text.contains("Linux"),
+                "{kernel} {more}: {text}"
+            );
+        }
+    }
 }
 
 impl Prison {

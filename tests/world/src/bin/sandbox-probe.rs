@@ -109,6 +109,7 @@ fn probe(ground_path: &Path, out: &Path) {
     table.tell("a file that the worker has open", inherited);
     let own = ground.own.clone().unwrap_or_else(|| directory(ground_path));
     files(&mut table, &ground, &own);
+    table.tell("empty a file that it may only read", empty(ground_path));
     programs(&mut table, &ground, &own);
     sockets(&mut table, &ground);
     processes(&mut table, &ground);
@@ -209,6 +210,13 @@ fn opened(number: i64, a: [usize; 6]) -> Result<OwnedFd> {
 
 fn c_path(path: &Path) -> std::ffi::CString {
     std::ffi::CString::new(path.to_str().unwrap()).unwrap()
+}
+
+/// Truncates while it opens, without a right to write.
+fn empty(path: &Path) -> Result<()> {
+    let path = c_path(path);
+    let flags = (libc::O_RDONLY | libc::O_TRUNC) as usize;
+    tried(libc::SYS_openat, [HERE, path.as_ptr() as usize, flags, 0, 0, 0])
 }
 
 const HERE: usize = libc::AT_FDCWD as usize;

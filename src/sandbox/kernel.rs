@@ -1,0 +1,92 @@
+//! Which walls of the sandbox the running kernel has.
+//!
+//! seccomp, capabilities and limits hold on every kernel that sidebake runs on. Landlock's rules were added one by one.
+
+use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr};
+
+use crate::settings::{self, SandboxMode};
+
+/// A wall that some kernels lack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wall {
+    /// Which files a child reads, writes and executes: Landlock ABI 1.
+    Files,
+    /// To which TCP ports a child connects: Landlock ABI 4.
+    Ports,
+}
+
+impl Wall {
+    const ALL: [Self; 2] = [Self::Files, Self::Ports];
+
+    /// Its name in a log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Ports => "TCP ports",
+        }
+    }
+
+    /// What the kernel lacks without it, and what follows.
+    pub fn lack(self) -> &'static str {
+        match self {
+            Self::Files => {
+                "the kernel cannot restrict which files a child uses (Landlock, Linux 5.13): a hostile definition can read and write \
+                 the worker's files"
+            }
+            Self::Ports => {
+                "the kernel cannot restrict TCP ports (Landlock ABI 4, Linux 6.7): a child that an attacker controls can connect to \
+                 everything that the NetworkPolicy lets the worker reach"
+            }
+        }
+    }
+
+    /// The setting that lets a worker start without it.
+    pub fn waiver(self) -> &'static str {
+        match self {
+            Self::Files => "sandbox.mode = \"best effort\"",
+            Self::Ports => "sandbox.require_ports = false",
+        }
+    }
+
+    /// Whether a worker may not start without it.
+    pub fn is_required(self, settings: &settings::Sandbox) -> bool {
+        match self {
+            Self::Files => settings.mode == SandboxMode::Required,
+            Self::Ports => settings.mode != SandboxMode::Off && settings.require_ports,
+        }
+    }
+
+    fn is_missing(self) -> bool {
+        let required = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        let handled = match self {
+            Self::Files => required.handle_access(AccessFs::from_all(ABI::V1)),
+            Self::Ports => required.handle_access(AccessNet::from_all(ABI::V4)),
+        };
+        handled.and_then(Ruleset::create).is_err()
+    }
+}
+
+/// The walls that this kernel lacks.
+pub fn missing_walls() -> Vec<Wall> {
+    Wall::ALL.into_iter().filter(|wall| wall.is_missing()).collect()
+}
+
+/// What this kernel enforces, in words, with its version of Landlock.
+pub fn enforced() -> String {
+    // The kernel reports it to a thread that restricts itself. This thread ends with it.
+    let restrict = || {
+        let ruleset = Ruleset::default().handle_access(AccessFs::from_all(ABI::V1))?.create()?;
+        Ok::<_, landlock::RulesetError>(ruleset.restrict_self()?.landlock)
+    };
+    let status = std::thread::spawn(restrict).join().ok().and_then(Result::ok);
+    let Some(LandlockStatus::Available { effective_abi, kernel_abi }) = status else {
+        return "seccomp and limits; no Landlock".into();
+    };
+    let version = kernel_abi.unwrap_or(effective_abi as i32);
+    let parts = [(1, "files"), (4, "TCP ports"), (5, "device commands"), (6, "abstract Unix sockets")];
+    let (has, lacks): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(since, _)| *since <= version);
+    let words =
+        |parts: Vec<(i32, &'static str)>| parts.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join(", ");
+    let but = if lacks.is_empty() { String::new() } else { format!(", but not {}", words(lacks)) };
+    format!("Landlock ABI {version} ({}{but}), seccomp, capabilities, limits", words(has))
+}
