@@ -59,8 +59,8 @@ impl Memory {
     }
 
     /// Takes what Redis did with the settlements that were due.
-    pub(super) fn take_results(&mut self, settled: Vec<Settled>) {
-        self.lost.extend(self.ledger.take_results(settled, Instant::now()));
+    pub(super) fn take_results(&mut self, settled: Vec<Settled>, is_resent: bool) {
+        self.lost.extend(self.ledger.take_results(settled, is_resent, Instant::now()));
         self.conditions.log_refusals(&self.ledger.refusals());
     }
 }
