@@ -84,7 +84,7 @@ bounds! {
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
-    PAGE: 4 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
+    PAGE: 1 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
     FIELDS: 1_000, Count, "Fields of a job, beside those in its arguments", "dead set, in a `Sidebake::Malformed` entry";
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";

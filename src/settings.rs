@@ -45,7 +45,7 @@ pub use driver::{Balance, Driver, Toleration};
 pub use github::Github;
 pub use health::Health;
 pub use job_class::{JobClass, Resolve, Shape};
-pub use jobs::{Jobs, PROBE, Timestamps};
+pub use jobs::{Jobs, PROBE, PollOthers, Timestamps};
 pub use journal::Journal;
 pub use last_builds::LastBuilds;
 pub use lease::Lease;

@@ -150,7 +150,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process, &running, &shutdown.quiet, &ended, &processor.metrics, &remote),
-            poller::run(&redis, &settings.jobs, &shutdown.quiet),
+            poller::run(&redis, &settings.jobs, &identity, &shutdown.quiet),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),

@@ -1,5 +1,7 @@
 //! `sidebake doctor`: checks everything that a worker needs. Prints a line for each check; exits with 1 when one is red.
 
+mod schedule;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -114,6 +116,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     findings.push(commands(settings).await);
     findings.extend(log_stream(settings).await);
     findings.extend(tracking(settings).await);
+    findings.push(schedule::check(&redis, settings).await);
     findings
 }
 

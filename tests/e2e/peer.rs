@@ -21,7 +21,7 @@ impl Watched {
     pub fn start(redis: Redis, more: &str) -> Self {
         let home = Home::new(env!("CARGO_BIN_EXE_sidebake"), "sidebake-peer-", PATIENCE);
         let config = home.write_config(&format!(
-            "redis.url = \"{}\"\nstate.directory = \"{}/state\"\njobs.probe = true\njobs.poll_interval = \"200ms\"\n{more}\n",
+            "redis.url = \"{}\"\nstate.directory = \"{}/state\"\njobs.probe = true\njobs.poll_interval = \"200ms\"\njobs.poll_others = \"none\"\n{more}\n",
             redis.url(),
             home.path().display()
         ));
