@@ -30,11 +30,9 @@ mod state;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use crate::field_error::{FieldError, refuse};
-use crate::secret::Secret;
 
 pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
@@ -52,7 +50,7 @@ pub use lease::Lease;
 pub use log::{Log, LogFormat};
 pub use pattern::{NamePattern, TextPattern};
 pub use queue::{Capsule, Mode, Queue};
-pub use redis::Redis;
+pub use redis::{Redis, decoded};
 pub use sandbox::{Sandbox, SandboxMode};
 pub use secret_source::SecretSource;
 pub use shutdown::Shutdown;
@@ -175,7 +173,7 @@ impl Settings {
     /// Others are in the environment: `environment::credentials`.
     pub fn secrets(&self) -> Vec<SecretSource> {
         let urls = [Some(&self.redis.url), self.journal.redis_url.as_ref()].into_iter().flatten();
-        let passwords = urls.chain(&self.redis.sentinels).flat_map(passwords_of).map(SecretSource::Value);
+        let passwords = urls.chain(&self.redis.sentinels).flat_map(redis::passwords_of).map(SecretSource::Value);
         let of_classes = self.jobs.classes.values().filter_map(|class| class.resolver()?.secret());
         let of_archive = self.journal.archive_secrets();
         passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
@@ -220,39 +218,5 @@ impl Settings {
             return refuse("concurrency", "must be from 1 to 1000, with all capsules");
         }
         Ok(())
-    }
-}
-
-/// The password in a URL of Redis, as written and decoded. A user without a password is the password.
-fn passwords_of(url: &Secret) -> Vec<Secret> {
-    let rest = url.expose().split_once("://").map_or(url.expose(), |(_, rest)| rest);
-    let in_query = rest.split(['?', '&']).skip(1).find_map(|field| field.strip_prefix("pass="));
-    let of_user = rest.rsplit_once('@').map(|(user, _)| user.split_once(':').map_or(user, |(_, password)| password));
-    let password = of_user.or(in_query).unwrap_or_default();
-    let sent = percent_decode_str(&password.replace('+', " ")).decode_utf8_lossy().into_owned();
-    let forms = [Secret::new(password), Secret::new(sent)];
-    let n_forms = if password.is_empty() { 0 } else { 1 + usize::from(forms[0].expose() != forms[1].expose()) };
-    forms.into_iter().take(n_forms).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_password_of_a_url_is_a_secret_and_the_rest_is_not() {
-        for (url, expected) in [
-            ("redis://:pa:ss@host:6379/0", &["pa:ss"][..]),
-            ("rediss://user:p@ss@host", &["p@ss"]),
-            ("redis://:p%40ss+1@host", &["p%40ss+1", "p@ss 1"]),
-            ("redis://user@host", &["user"]),
-            ("unix:///run/redis.sock?db=1&pass=hunter2", &["hunter2"]),
-            ("unix://:hunter2@/run/redis.sock", &["hunter2"]),
-            ("/run/redis.sock?pass=hunter2", &["hunter2"]),
-            ("redis://host:6379/0", &[]),
-        ] {
-            let found = passwords_of(&Secret::new(url));
-            assert_eq!(found.iter().map(Secret::expose).collect::<Vec<_>>(), expected, "{url}");
-        }
     }
 }
