@@ -56,3 +56,4 @@ mod tracking;
 mod turn;
 mod walls;
 mod worktree;
+mod zoo;
