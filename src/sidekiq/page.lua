@@ -7,18 +7,29 @@
 --       8… texts: a member that has none of them is read and not returned. Without texts all members are returned.
 --
 -- Returns {cursor, whether the page was read to its end (0/1), how many members of the set have at most the first score, and at
--- most the second one, how many members were read, a list of members each followed by its score}. By `rank` the cursor is 0. By
--- `scan` it is ZSCAN's cursor of the next page.
+-- most the second one, how many members were read, bytes of the whole page, a list of members each followed by its score}. By
+-- `rank` the cursor is 0, and a page of long members ends early. By `scan` it is ZSCAN's cursor of the next page.
 --
 -- Writes nothing. A set that changes between two replies of one page may hide a member until the next round.
 
-local cursor, all, last = '0', nil, nil
+local cursor, all, last, most = '0', {}, nil, tonumber(ARGV[5])
+local n_all_bytes = 0
 if ARGV[1] == 'rank' then
-  all = redis.call('ZRANGE', KEYS[1], ARGV[2], string.format('%d', ARGV[2] + ARGV[3] - 1), 'WITHSCORES')
   last = tonumber(ARGV[6])
+  -- A few at a time: each member may be megabytes.
+  local some
+  repeat
+    local first = ARGV[2] + #all / 2
+    some = redis.call('ZRANGE', KEYS[1], string.format('%d', first), string.format('%d', first + 9), 'WITHSCORES')
+    for i = 1, #some, 2 do
+      all[#all + 1], all[#all + 2] = some[i], some[i + 1]
+      n_all_bytes = n_all_bytes + #some[i]
+    end
+  until #some < 20 or #all >= 2 * ARGV[3] or n_all_bytes > most
 else
   local page = redis.call('ZSCAN', KEYS[1], ARGV[2], 'COUNT', ARGV[3])
   cursor, all = page[1], page[2]
+  for i = 1, #all, 2 do n_all_bytes = n_all_bytes + #all[i] end
 end
 
 -- JSON can spell a letter of a name as an escape.
@@ -37,10 +48,10 @@ for i = 2 * ARGV[4] + 1, #all, 2 do
   if last and tonumber(score) > last then break end
   if is_wanted(member) then
     n_bytes = n_bytes + #member
-    if #members > 0 and n_bytes > tonumber(ARGV[5]) then return { cursor, 0, n_due, n_old, n_read, members } end
+    if #members > 0 and n_bytes > most then return { cursor, 0, n_due, n_old, n_read, n_all_bytes, members } end
     members[#members + 1] = member
     members[#members + 1] = score
   end
   n_read = n_read + 1
 end
-return { cursor, 1, n_due, n_old, n_read, members }
+return { cursor, 1, n_due, n_old, n_read, n_all_bytes, members }

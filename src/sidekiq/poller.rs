@@ -24,9 +24,11 @@ static DUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("due.lu
 static PAGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("page.lua")));
 static POLLER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("poller.lua")));
 
-/// Members of a page of the whole set, and of a page of due jobs. A page of long members takes more than one request.
-const SCANNED: usize = 500;
+/// Members of a page of due jobs. A page of long members takes more than one request.
 const RANKED: usize = 100;
+
+/// Members of a page of the whole set. Redis reads all of a page, so pages of long members are smaller.
+const SCANNED: std::ops::RangeInclusive<usize> = 10..=500;
 
 /// Members of a set, with their scores.
 type Members = Vec<(Vec<u8>, f64)>;
@@ -88,6 +90,8 @@ struct Round {
     /// Where the search for cancelled jobs goes on: a page, and how many of its members it has read.
     cursor: u64,
     n_seen: usize,
+    /// Members of a page. The first one is small.
+    n_members: usize,
     /// The due jobs of the last look that are left in the set.
     seen: Option<Seen>,
     /// Why due jobs cannot be moved: what is logged, and what this round of pages has met.
@@ -116,6 +120,21 @@ impl Round {
         (page.n_due > page.n_old).then_some(page.n_old)
     }
 
+    /// Goes on behind what was read of a page.
+    fn advance(&mut self, page: &Page) {
+        if !page.is_last {
+            self.n_seen += page.n_read;
+            return;
+        }
+        (self.cursor, self.n_seen) = (page.cursor, 0);
+        let n_members = self.page_size();
+        self.n_members = if page.size_bytes > bounds::PAGE { n_members / 2 } else { n_members * 2 };
+    }
+
+    fn page_size(&self) -> usize {
+        self.n_members.clamp(*SCANNED.start(), *SCANNED.end())
+    }
+
     /// Takes the failures of a poll; returns what is new. A failure is over only when a whole round of pages has not met it.
     fn hear(&mut self, stuck: BTreeSet<String>) -> Vec<String> {
         self.met.extend(stuck);
@@ -135,10 +154,10 @@ impl Round {
 /// stays in the set that long.
 async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epoch) -> Result<(), RedisError> {
     let until = round.seen.map_or(f64::NEG_INFINITY, |seen| seen.until);
-    let request = PageRequest { by: "scan", start: round.cursor, n_members: SCANNED, n_seen: round.n_seen, until };
+    let (start, n_members, n_seen) = (round.cursor, round.page_size(), round.n_seen);
+    let request = PageRequest { by: "scan", start, n_members, n_seen, until };
     let page = request.send(redis, jobs, set, now).await?;
-    (round.cursor, round.n_seen) =
-        if page.is_last { (page.cursor, 0) } else { (round.cursor, round.n_seen + page.n_read) };
+    round.advance(&page);
     let mut stuck = BTreeSet::new();
     if let Some(from) = round.new_from(&page) {
         let enqueued = enqueue_due(redis, jobs, set, from, now).await?;
@@ -178,6 +197,8 @@ struct Page {
     n_old: usize,
     /// How many members were read.
     n_read: usize,
+    /// Of all members of the page.
+    size_bytes: usize,
     /// Those of them that this worker may move.
     members: Members,
 }
@@ -194,8 +215,8 @@ impl PageRequest {
                 script.arg(name);
             }
         }
-        let (cursor, is_last, n_due, n_old, n_read, members) = redis.script(&script).await?;
-        Ok(Page { cursor, is_last, n_due, n_old, n_read, members })
+        let (cursor, is_last, n_due, n_old, n_read, size_bytes, members) = redis.script(&script).await?;
+        Ok(Page { cursor, is_last, n_due, n_old, n_read, size_bytes, members })
     }
 }
 
@@ -443,9 +464,27 @@ mod tests {
         }
     }
 
+    fn page() -> Page {
+        Page { cursor: 0, is_last: true, n_due: 0, n_old: 0, n_read: 0, size_bytes: 0, members: Vec::new() }
+    }
+
+    #[test]
+    fn pages_of_long_members_are_smaller_and_the_rest_of_a_page_comes_first() {
+        let mut round = Round::default();
+        let mut sizes = Vec::new();
+        for size_bytes in [0, 0, 0, 0, 0, 0, 0, bounds::PAGE + 1, bounds::PAGE + 1, 0] {
+            sizes.push(round.page_size());
+            round.advance(&Page { cursor: 7, size_bytes, ..page() });
+        }
+        assert_eq!(sizes, [10, 20, 40, 80, 160, 320, 500, 500, 250, 125]);
+        let n_members = round.page_size();
+        round.advance(&Page { is_last: false, n_read: 3, ..page() });
+        assert_eq!((round.cursor, round.n_seen, round.page_size()), (7, 3, n_members));
+    }
+
     #[test]
     fn due_jobs_that_stay_are_looked_at_once() {
-        let page = |n_due, n_old| Page { cursor: 0, is_last: true, n_due, n_old, n_read: 0, members: Vec::new() };
+        let page = |n_due, n_old| Page { n_due, n_old, ..page() };
         let mut round = Round::default();
         assert_eq!((round.new_from(&page(0, 0)), round.new_from(&page(7, 0))), (None, Some(0)));
         round.seen = Some(Seen { until: 1.0, n_left: 7 });

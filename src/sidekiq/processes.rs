@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use redis::RedisResult;
 use serde::Deserialize;
 
 use super::keys;
@@ -52,9 +53,17 @@ impl Processes {
         lists.cmd("SMEMBERS").arg(keys::PROCESSES).cmd("SMEMBERS").arg(keys::OWNERS);
         let (listed, owners): (Vec<String>, BTreeSet<String>) = redis.pipeline(&lists).await?;
         let mut processes = Self::default();
-        for identity in listed {
-            let info: Option<Vec<u8>> = redis.query(redis::cmd("HGET").arg(&identity).arg("info")).await?;
-            match info.and_then(|info| json::read::<Info>(&info).ok()) {
+        if listed.is_empty() {
+            return Ok(processes);
+        }
+        let mut look = redis::pipe();
+        look.ignore_errors();
+        listed.iter().for_each(|identity| {
+            look.cmd("HGET").arg(identity).arg("info");
+        });
+        let infos: Vec<RedisResult<Option<Vec<u8>>>> = redis.pipeline(&look).await?;
+        for (identity, info) in listed.into_iter().zip(infos) {
+            match info.ok().flatten().and_then(|info| json::read::<Info>(&info).ok()) {
                 _ if owners.contains(&identity) => processes.n_workers += 1,
                 Some(info) => processes.ruby.push(info.version.as_deref().and_then(numbers)),
                 None => {}

@@ -378,8 +378,9 @@ async fn the_log_of_a_job_that_redis_forgot_claims_nothing_that_did_not_happen()
     let worker = harness.worker("jobs.probe = true\nlease.ttl = \"1s\"");
     harness.is_in_flight().await;
     redis::cmd("FLUSHALL").exec_async(&mut harness.redis.connection().await).await.unwrap();
-    world::wait_for("the end of the run", || !worker.logged("job_dropped").is_empty()).await;
-    assert_eq!((worker.logged("job_missing").len(), worker.logged("job_dropped").len()), (1, 1), "{}", worker.log());
+    // The build is killed before Redis is asked what happened to its job.
+    let n_logged = || ["job_missing", "job_dropped"].map(|event| worker.logged(event).len());
+    world::wait_for("the end of the run", || n_logged() == [1, 1]).await;
     for claim in ["job_reclaimed", "job_requeued", "result_dropped"] {
         assert!(worker.logged(claim).is_empty(), "{claim}: {}", worker.log());
     }
@@ -417,7 +418,6 @@ async fn a_job_that_another_worker_recovered_is_reported_as_reclaimed() {
         .until("the first worker's jobs are recovered", async || !harness.redis.keys("*").await.contains(&key))
         .await;
     first.signal("CONT");
-    world::wait_for("the log message", || !first.logged("job_dropped").is_empty()).await;
-    assert_eq!(first.logged("job_reclaimed").len(), 1, "{}", first.log());
+    world::wait_for("the log message", || !first.logged("job_reclaimed").is_empty()).await;
     assert!(first.logged("job_missing").is_empty(), "{}", first.log());
 }

@@ -146,9 +146,10 @@ async fn a_page_has_no_more_members_than_fit_and_continues_where_it_ended() {
         loop {
             let mut call = page.key("retry");
             call.arg(by).arg(0).arg(100).arg(seen.len()).arg(max_bytes).arg(3).arg(1);
-            let (cursor, is_last, n_due, n_old, n_read, members): (u64, bool, usize, usize, usize, Vec<(String, f64)>) =
+            type Reply = (u64, bool, usize, usize, usize, usize, Vec<(String, f64)>);
+            let (cursor, is_last, n_due, n_old, n_read, size_bytes, members): Reply =
                 call.invoke_async(&mut connection).await.unwrap();
-            assert_eq!((cursor, n_due, n_old, n_read), (0, 4, 2, members.len()));
+            assert_eq!((cursor, n_due, n_old, n_read, size_bytes), (0, 4, 2, members.len(), 700));
             replies.push(members.len());
             seen.extend(members.into_iter().map(|(text, _)| text));
             if is_last {
@@ -255,4 +256,31 @@ async fn another_worker_polls_when_the_one_that_polled_dies() {
     harness
         .until("the other one polls", async || harness.redis.get(&key).await.is_some_and(|other| other != holder))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tells_how_late_jobs_of_rails_are_beside_workers() {
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
+    for (n, info) in ["{}", r#"{"version":"8.1.7"}"#].into_iter().enumerate() {
+        let identity = format!("rails:{n}:abcdef");
+        let mut beat = redis::pipe();
+        beat.cmd("SADD").arg(&["processes", &identity]).cmd("HSET").arg(&[&identity, "info", info]);
+        beat.exec_async(&mut connection).await.unwrap();
+    }
+    redis::cmd("SADD").arg(&["processes", "gone:1:abcdef"]).exec_async(&mut connection).await.unwrap();
+    let none = "jobs.poll_others = \"none\"";
+    let _workers = [(); 2].map(|()| harness.worker(none));
+    let is_worker = |identity: &String| !identity.starts_with("rails:") && !identity.starts_with("gone:");
+    let n_listed = async || harness.redis.smembers("processes").await.into_iter().filter(is_worker).count();
+    harness.until("the workers are listed", async || n_listed().await == 2).await;
+    for (settings, health, detail) in [
+        (none, "yellow", "2 Ruby processes beside 2 workers look every 10 s, not 5 s: set jobs.poll_others"),
+        ("", "green", "2 Ruby processes beside 2 workers look every 10 s, and workers every 5 s"),
+    ] {
+        let output = harness.run(&["doctor", "--json"], settings);
+        let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let found = findings.iter().find(|finding| finding["name"] == "due jobs of Rails").unwrap();
+        assert!(found["health"] == health && found["detail"].as_str().unwrap().starts_with(detail), "{found:#}");
+    }
 }
