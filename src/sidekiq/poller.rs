@@ -411,12 +411,36 @@ impl Movable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::JobClass;
 
     #[test]
     fn one_process_polls_once_in_each_interval() {
         let five = Duration::from_secs(5);
         assert_eq!(pause(five, 0.0), Duration::from_millis(2500));
         assert_eq!(pause(five, 1.0), Duration::from_millis(7500));
+    }
+
+    fn jobs_of(class: &str) -> Jobs {
+        Jobs { classes: [(class.to_owned(), JobClass::default())].into(), ..Jobs::default() }
+    }
+
+    #[test]
+    fn workers_that_move_other_jobs_do_not_take_turns_with_each_other() {
+        let turns = [
+            jobs_of("A"),
+            jobs_of("B"),
+            Jobs { probe: true, ..jobs_of("A") },
+            Jobs { poll_others: PollOthers::All, ..jobs_of("A") },
+        ];
+        let turns: BTreeSet<String> = turns.iter().map(digest).collect();
+        assert_eq!(turns.len(), 4);
+        assert!(turns.contains(&digest(&Jobs { max_retries: 1, ..jobs_of("A") })));
+    }
+
+    #[test]
+    fn a_page_leaves_out_texts_without_the_name_of_a_class_unless_json_may_spell_it_otherwise() {
+        assert_eq!(names(&jobs_of("A::Build_1")).collect::<Vec<_>>(), ["A::Build_1", shown::MALFORMED, PROBE]);
+        assert_eq!(names(&jobs_of("Bäcker")).count(), 0);
     }
 
     fn moved(poll_others: PollOthers, member: &str) -> Option<(String, String)> {
