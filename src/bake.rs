@@ -7,6 +7,7 @@
 mod as_written;
 mod caching;
 mod child;
+mod compose;
 mod confirmed;
 mod credentials;
 mod define;
@@ -29,6 +30,7 @@ mod progress;
 mod registry;
 mod shown;
 mod solve;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -57,7 +59,7 @@ pub use caching::TargetPlan;
 pub use child::{Child, Configuration, dial_child};
 pub use define::application as define_application;
 pub use definition::Definition;
-pub use definition_file::admit;
+pub use definition_file::{DefinitionFile, admit};
 pub use ignore::Excluded;
 pub use policy::Refusal;
 
@@ -251,10 +253,10 @@ impl Bake {
                 return Ok(definition);
             }
         }
-        admit(request)?;
-        let input = define::input(request);
-        let printed = print::print(self, &input, request, directory, stop).await?;
-        let definition = self.validate(&printed, request, directory).await?;
+        let mut given = definition_file::Given::write(request, directory).await?;
+        let mut targets = print::print(self, &mut given, request, directory, stop).await?;
+        given.restore(&mut targets);
+        let definition = self.validate_printed(targets, request, directory).await?;
         let refusal = as_written::refusal(&definition.targets);
         let confirmed = self.confirmed(definition, request, directory, stop).await?;
         let differs = || BakeError::Launcher("buildx resolved the checked definition differently".into());
@@ -297,7 +299,15 @@ impl Bake {
         request: &BakeRequest<'_>,
         directory: &JobDirectory,
     ) -> Result<Definition, BakeError> {
-        let mut targets = print::read(printed)?;
+        self.validate_printed(print::read(printed)?, request, directory).await
+    }
+
+    async fn validate_printed(
+        &self,
+        mut targets: print::Targets,
+        request: &BakeRequest<'_>,
+        directory: &JobDirectory,
+    ) -> Result<Definition, BakeError> {
         define::restore(request, &mut targets);
         self.validate_targets(targets, request, directory).await
     }
@@ -374,7 +384,7 @@ impl Bake {
         arguments.extend(solve::arguments(
             location,
             &directory.join(solve::METADATA),
-            &["--file", "-"].map(str::to_owned),
+            &[directory.with_file_name(definition::FILE)],
         ));
         (environment.into_keys().collect(), arguments)
     }

@@ -95,6 +95,8 @@ bounds! {
     NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
     VARIABLE: 128 << 10, Bytes, "One variable with its name; Linux takes no more in one", "`invalid_arguments`";
     ENVIRONMENT: 512 << 10, Bytes, "All variables with their names; Linux takes 2 MiB with all arguments", "`invalid_arguments`";
+    DEFINITION_FILES: 20, Count, "Files in `compose` or `bake`", "`invalid_arguments`";
+    DEFINITION_FILE: 1 << 20, Bytes, "One of these files", "`definition_invalid`";
     TARGETS: 1000, Count, "Names in `targets`, and images of an Application Template", "`invalid_arguments`";
     ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
     ECHO_VALUES: 2_000, Count, "Names and values in one echoed field", "`invalid_arguments`, and null in its place";

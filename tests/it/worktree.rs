@@ -35,7 +35,7 @@ async fn in_each_worktree<T: Send + 'static>(
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let (sees, n_before) = (seen.clone(), harness.redis.queue(CALLBACKS).await.len());
     harness.builder.script_for_the_rest(Script::new(move |run| {
-        let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+        let definition: Value = serde_json::from_str(&run.text).unwrap();
         let app = &definition["target"]["app"];
         let n: usize = app["labels"]["n"].as_str().unwrap().parse().unwrap();
         sees.lock().unwrap().insert(n, look(Path::new(app["context"].as_str().unwrap())));
