@@ -18,6 +18,7 @@ mod command_line;
 mod commands;
 mod credentials;
 mod custody;
+mod definitions;
 mod deployment;
 mod disk;
 mod docs;
