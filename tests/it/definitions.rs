@@ -229,31 +229,56 @@ async fn names_that_a_definition_does_not_have_are_refused_and_unused_ones_repor
     assert_eq!(report["notices"], json!(expected), "{report:#}");
 }
 
-#[test]
-fn a_definition_of_the_platform_brings_no_warnings_of_compose() {
-    let home = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = home.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    let image = json!({"name": "a", "dockerfile_inline": "FROM x\nRUN export PATH=$PATH:/opt $${f} $f\n"});
-    let template = write("template.json", &json!({"images": [image]}).to_string());
-    // Nothing listens there, so the build fails once buildx has read the definition.
-    let config = write("sidebake.toml", "builders.default = { driver = \"remote\", endpoint = \"tcp://127.0.0.1:9\" }");
-    let tree = home.path().join("tree");
-    std::fs::create_dir(&tree).unwrap();
-    let output = sidebake()
-        .arg("build")
-        .arg(&tree)
-        .arg("--template")
-        .arg(template)
-        .arg("--config")
-        .arg(config)
-        .output()
-        .unwrap();
-    assert!(text(&output).contains("builder_unavailable"), "{}", text(&output));
-    assert!(!text(&output).contains("is not set"), "{}", text(&output));
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compose_file_in_a_directory_is_read_there_with_secrets_that_no_repository_has() {
+    let mut harness = Harness::start();
+    harness.settings = format!("buildx.binary = \"{}\"", Settings::default().buildx.binary.display());
+    // Nothing listens there, so a build that got so far takes all its time.
+    harness.builders = "builders.default = { driver = \"remote\", endpoint = \"tcp://127.0.0.1:9\" }".into();
+    let secrets = harness.home.path().join("granted");
+    std::fs::create_dir(&secrets).unwrap();
+    ["npm", "pip", "gem"].iter().for_each(|name| std::fs::write(secrets.join(name), "hunter2").unwrap());
+    let compose = "services:\n  web.app:\n    build:\n      context: ${PWD}/../web\n      secrets: [npm, pip, gem]\n\
+                   secrets:\n  npm: {file: ../private/npm}\n  pip: {file: \"${PWD}/pip\"}\n  gem: {environment: GEM}\n";
+    let repository = harness.git.repository("acme/voting-app");
+    let sha = repository.commit(&[("deploy/compose.yml", compose), ("web/Dockerfile", "FROM base\n")]);
+    let mut native = harness.native(&sha);
+    native.as_object_mut().unwrap().remove("application");
+    (native["compose"], native["targets"]) = (json!("deploy/compose.yml"), json!(["web.app"]));
+    native["tags"] = json!({"web.app": ["registry.example/web:1"]});
+    native["timeout_s"] = json!(1);
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker(&format!("accounts.secrets = \"{}/{{name}}\"", secrets.display()));
+
+    let report = harness.callbacks(1).await.remove(0);
+
+    assert_eq!(report["reason"], "timed_out", "{report:#}");
+    let notices: Vec<&str> = report["notices"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let replaced = |n: usize, name: &str| format!("target.web_app.secret[{n}]: replaced by the worker's secret {name}");
+    assert_eq!(notices, [replaced(0, "npm"), replaced(1, "pip"), replaced(2, "gem")], "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_definition_of_the_platform_brings_no_warnings_of_compose() {
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    harness.builder.script(Script::success(&["vote"]));
+    let mut native = harness.native(&sha);
+    native["application"]["images"][0]["dockerfile_inline"] = json!("FROM x\nRUN export PATH=$PATH:/opt $${f} $f\n");
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    let _worker = harness.worker("");
+    harness.callbacks(1).await;
+    let run = harness.builder.runs().remove(0);
+    let file = run.argv.iter().skip_while(|argument| *argument != "--file").nth(1).expect("a file");
+
+    // What buildx itself says of this text under this name.
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(Path::new(file).file_name().unwrap());
+    std::fs::write(&file, &run.text).unwrap();
+    let mut buildx = Command::new(&Settings::default().buildx.binary);
+    buildx.env_clear().env("HOME", folder.path()).current_dir(folder.path());
+    let output = buildx.args(["bake", "--print", "--progress", "quiet", "vote", "--file"]).arg(&file).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output));
 }
 
 #[test]
