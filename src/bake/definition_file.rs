@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::policy::near::near;
-use super::print::Targets;
+use super::print::{NOWHERE, Targets};
 use super::{BakeError, BakeRequest, compose, define, escape, view};
 use crate::beneath::{Directory, is_link, leads_out};
 use crate::bounds;
@@ -26,6 +26,9 @@ const MAX_STAND_INS: usize = 50;
 
 /// The directory of a view with stand-ins, in a job's directory. No child can write there.
 const VIEW: &str = "view";
+
+/// The directory that is `HOME`, beside the copies.
+const HOME: &str = "home";
 
 /// What an image gets in place of the path of the repository, which differs from build to build.
 const REPOSITORY: &str = "/repository";
@@ -94,10 +97,14 @@ pub(super) struct Given {
     folder: PathBuf,
     /// The link to the worktree, if the definition may read `PWD`.
     here: Option<PathBuf>,
+    /// The directory that is `HOME` then: it has nothing but stand-ins.
+    home: Option<PathBuf>,
     /// Paths from the root of the worktree where files stand for secrets that the repository does not have.
     stand_ins: BTreeSet<PathBuf>,
+    /// The same below `HOME`.
+    stand_ins_at_home: BTreeSet<PathBuf>,
     /// The directory with the stand-ins, once there are any.
-    pub(super) view: Option<PathBuf>,
+    view: Option<PathBuf>,
     /// Paths of the worker that a message may have, with what a customer calls them.
     names: Vec<(String, String)>,
 }
@@ -110,8 +117,9 @@ impl Given {
             None => admit(request)?,
         };
         let copies = directory.fresh(COPIES).await?;
-        let here = copies.join(HERE);
+        let [here, home] = [HERE, HOME].map(|name| copies.join(name));
         replace_link(request.worktree, &here)?;
+        make_private(&home)?;
         let mut given = Self::validated(Vec::new(), request.worktree);
         given.folder = folder_below(request);
         for (i, file) in files.into_iter().enumerate() {
@@ -123,7 +131,8 @@ impl Given {
             given.files.push(copy);
         }
         given.names.extend(names_of(&here));
-        given.here = Some(here);
+        given.names.push((home.display().to_string(), NOWHERE.into()));
+        (given.here, given.home) = (Some(here), Some(home));
         Ok(given)
     }
 
@@ -134,7 +143,9 @@ impl Given {
             worktree: worktree.to_owned(),
             folder: PathBuf::new(),
             here: None,
+            home: None,
             stand_ins: BTreeSet::new(),
+            stand_ins_at_home: BTreeSet::new(),
             view: None,
             names: Vec::new(),
         }
@@ -145,6 +156,9 @@ impl Given {
     pub(super) async fn stand_in(&mut self, file: &str, directory: &JobDirectory) -> Result<bool, BakeError> {
         let Some(here) = self.here.clone() else { return Ok(false) };
         let file = Path::new(file);
+        if let Some(below) = self.home.as_ref().and_then(|home| file.strip_prefix(home).ok()) {
+            return self.stand_in_at_home(below);
+        }
         let below = match file.strip_prefix(&here) {
             Ok(file) => view::below(Path::new(""), file),
             Err(_) => view::below(&self.folder, file),
@@ -160,14 +174,38 @@ impl Given {
         Ok(true)
     }
 
+    /// The same for a file below the home directory.
+    fn stand_in_at_home(&mut self, below: &Path) -> Result<bool, BakeError> {
+        let below = view::below(Path::new(""), below).filter(|below| below.file_name().is_some());
+        let (Some(below), Some(home)) = (below, &self.home) else { return Ok(false) };
+        let file = home.join(below);
+        let is_new = self.stand_ins_at_home.len() < MAX_STAND_INS && self.stand_ins_at_home.insert(file.clone());
+        if let Some(parent) = file.parent().filter(|_| is_new) {
+            make_private(parent)?;
+            write_private(&file, b"")?;
+        }
+        Ok(is_new)
+    }
+
+    /// The variables that say where the definition is read, if it may read them.
+    pub(super) fn variables(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        let here = self.here().map(|here| ("PWD", here));
+        here.into_iter().chain(self.home.clone().map(|home| ("HOME", home)))
+    }
+
     /// The value of `PWD`, if the definition may read it.
-    pub(super) fn here(&self) -> Option<PathBuf> {
+    fn here(&self) -> Option<PathBuf> {
         self.here.as_ref().map(|here| joined(here, &self.folder))
     }
 
     /// The directory in which buildx runs.
     pub(super) fn working_directory(&self) -> PathBuf {
         joined(self.view.as_ref().unwrap_or(&self.worktree), &self.folder)
+    }
+
+    /// What buildx may read beside the worktree.
+    pub(super) fn readable(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().chain(&self.view).chain(&self.home).cloned()
     }
 
     /// The arguments of bake that name the files.
@@ -185,9 +223,14 @@ impl Given {
     pub(super) fn restore(&self, targets: &mut Targets) {
         let Some(here) = self.here.as_ref().map(|here| here.display().to_string()) else { return };
         let worktree = self.worktree.display().to_string();
+        let home = self.home.as_ref().map(|home| home.display().to_string());
         for (field, value) in targets.values_mut().flat_map(|target| target.iter_mut()) {
             let by = if PATHS.contains(&field.as_str()) { &worktree } else { REPOSITORY };
-            *value = escape::map_texts(value.take(), &|text: &str| text.replace(&here, by));
+            let restored = |text: &str| {
+                let text = text.replace(&here, by);
+                if let Some(home) = &home { text.replace(home, NOWHERE) } else { text }
+            };
+            *value = escape::map_texts(value.take(), &restored);
         }
     }
 }
@@ -290,21 +333,22 @@ mod tests {
         let given = Given {
             folder: "deploy".into(),
             here: Some("/jobs/1/definition/here".into()),
+            home: Some("/jobs/1/definition/home".into()),
             ..Given::validated(Vec::new(), Path::new("/jobs/1/tree/app"))
         };
         assert_eq!(given.here(), Some("/jobs/1/definition/here/deploy".into()));
-        let targets = |here: &str, shown: &str| {
+        let targets = |here: &str, shown: &str, home: &str| {
             let target = serde_json::json!({
                 "context": format!("{here}/web"), "contexts": {"a": format!("{here}/deploy/a"), "b": "target:b"},
-                "dockerfile": format!("cwd://{here}/x"), "args": {"A": format!("{shown}/deploy"), "B": "/jobs/1"},
+                "dockerfile": format!("cwd://{here}/x"), "args": {"A": format!("{shown}/deploy"), "B": "/jobs/1", "C": format!("{home}/.cache")},
                 "labels": {"l": format!("at {shown}.")},
             });
             serde_json::from_value::<Targets>(serde_json::json!({"t": target})).expect("targets")
         };
         let here = "/jobs/1/definition/here";
-        let mut printed = targets(here, here);
+        let mut printed = targets(here, here, "/jobs/1/definition/home");
         given.restore(&mut printed);
-        assert_eq!(printed, targets("/jobs/1/tree/app", "/repository"));
+        assert_eq!(printed, targets("/jobs/1/tree/app", "/repository", "/nonexistent"));
         let message = format!("{here}/deploy/x.env: no such file in {here}");
         assert_eq!(
             Given { names: names_of(Path::new(here)), ..given }.renamed(&message),

@@ -32,7 +32,7 @@ const CRASHED: i32 = 2;
 const N_THREADS: u32 = 1;
 
 /// A path that exists on no machine.
-const NOWHERE: &str = "/nonexistent";
+pub(super) const NOWHERE: &str = "/nonexistent";
 
 /// Targets by name, as printed and then unescaped.
 pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
@@ -267,9 +267,9 @@ async fn run(
     let private = directory.fresh("print").await?;
     make_directories(&private)?;
     let mut child = child(bake, request, &private);
-    child.sandbox.read.extend(given.files.iter().chain(&given.view).cloned());
-    if let Some(here) = given.here() {
-        child.environment.entry("PWD".into()).or_insert_with(|| here.display().to_string());
+    child.sandbox.read.extend(given.readable());
+    for (name, value) in given.variables().filter(|(name, _)| !request.build.variables.contains_key(*name)) {
+        child.environment.insert(name.into(), value.display().to_string());
     }
     let mut command = child.command(&bake.buildx.binary);
     command.arg("bake").args(mode).args(["--progress", "quiet"]).args(given.arguments()).args(arguments);

@@ -237,9 +237,9 @@ async fn a_compose_file_in_a_directory_is_read_there_with_secrets_that_no_reposi
     harness.builders = "builders.default = { driver = \"remote\", endpoint = \"tcp://127.0.0.1:9\" }".into();
     let secrets = harness.home.path().join("granted");
     std::fs::create_dir(&secrets).unwrap();
-    ["npm", "pip", "gem"].iter().for_each(|name| std::fs::write(secrets.join(name), "hunter2").unwrap());
-    let compose = "services:\n  web.app:\n    build:\n      context: ${PWD}/../web\n      secrets: [npm, pip, gem]\n\
-                   secrets:\n  npm: {file: ../private/npm}\n  pip: {file: \"${PWD}/pip\"}\n  gem: {environment: GEM}\n";
+    ["npm", "pip", "gem", "aws"].iter().for_each(|name| std::fs::write(secrets.join(name), "hunter2").unwrap());
+    let compose = "services:\n  web.app:\n    build:\n      context: ${PWD}/../web\n      secrets: [npm, pip, gem, aws]\n\
+                   secrets:\n  npm: {file: ../private/npm}\n  aws: {file: ~/.aws/token}\n  pip: {file: \"${PWD}/pip\"}\n  gem: {environment: GEM}\n";
     let repository = harness.git.repository("acme/voting-app");
     let sha = repository.commit(&[("deploy/compose.yml", compose), ("web/Dockerfile", "FROM base\n")]);
     let mut native = harness.native(&sha);
@@ -255,7 +255,7 @@ async fn a_compose_file_in_a_directory_is_read_there_with_secrets_that_no_reposi
     assert_eq!(report["reason"], "timed_out", "{report:#}");
     let notices: Vec<&str> = report["notices"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let replaced = |n: usize, name: &str| format!("target.web_app.secret[{n}]: replaced by the worker's secret {name}");
-    assert_eq!(notices, [replaced(0, "npm"), replaced(1, "pip"), replaced(2, "gem")], "{report:#}");
+    assert_eq!(notices, [replaced(0, "npm"), replaced(1, "pip"), replaced(2, "gem"), replaced(3, "aws")], "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
