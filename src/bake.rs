@@ -60,6 +60,7 @@ pub use definition::Definition;
 pub use definition_file::admit;
 pub use ignore::Excluded;
 pub use policy::Refusal;
+pub use registry::registry_url;
 
 /// The first version of buildx that evaluates a repository's `Dockerfile.rego`.
 const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
@@ -198,6 +199,8 @@ pub struct Bake {
     limits: settings::Bake,
     sandbox: settings::Sandbox,
     accounts: settings::Accounts,
+    /// Certificates that are trusted beside the system's.
+    ca_file: Option<PathBuf>,
     /// The worker's own secrets: no child gets them, and no output may show them.
     secrets: Vec<settings::SecretSource>,
 }
@@ -213,6 +216,7 @@ impl Bake {
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
+            ca_file: settings.ca_file().map(Path::to_owned),
             secrets: settings.secrets().into_iter().chain(environment::credentials()).collect(),
         }
     }

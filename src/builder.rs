@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use crate::bake::{Configuration, Location};
 use crate::hex;
 use crate::job::Build;
+use crate::network::{Proxies, Proxy};
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::{Enforcement, Sockets};
@@ -105,6 +106,10 @@ pub struct Builders {
 struct Builder {
     name: String,
     settings: settings::Builder,
+    /// The proxies of the environment, for buildx.
+    proxies: Proxies,
+    /// Certificates that buildx trusts beside the system's.
+    ca_file: Option<PathBuf>,
     /// The API server and its credentials, and when they were looked up.
     access: tokio::sync::Mutex<Option<(Arc<KubeAccess>, Instant)>>,
     /// By working directory: the pods at that time, and the one to which it led.
@@ -143,7 +148,7 @@ impl Builders {
             occupancy: Occupancy::default(),
             buildx: settings.buildx.binary.clone(),
             enforcement: settings.sandbox.mode.into(),
-            builders: builders.map(|(name, settings)| (name.clone(), Builder::new(name, settings))).collect(),
+            builders: builders.map(|(name, own)| (name.clone(), Builder::new(name, own, settings.ca_file()))).collect(),
         }
     }
 
@@ -302,6 +307,25 @@ impl Builders {
         })
     }
 
+    /// Asks the API server of a builder whether it answers; `None` when the builder has none.
+    pub async fn reach(&self, name: &str) -> Option<Result<String, BuilderError>> {
+        let builder = self.named(name).ok().filter(|builder| builder.settings.driver == Driver::Kubernetes)?;
+        let asked = async {
+            let access = builder.access().await?;
+            builder.cluster().await?.reach().await.map_err(|error| builder.wrong(error))?;
+            let through = |proxy: &Proxy| format!(" through the proxy {} ({})", proxy.name(), proxy.source);
+            Ok(format!("{} answers{}", access.server(), access.proxy().map(through).unwrap_or_default()))
+        };
+        Some(asked.await)
+    }
+
+    /// The host to which connections to a builder's API server go; `None` when it is not known.
+    pub async fn api_host(&self, name: &str) -> Option<String> {
+        let builder = self.named(name).ok().filter(|builder| builder.settings.driver == Driver::Kubernetes)?;
+        let access = builder.access().await.ok()?;
+        Some(access.proxy().map_or_else(|| access.host(), Proxy::host).to_owned())
+    }
+
     fn named(&self, name: &str) -> Result<&Builder, BuilderError> {
         self.builders.get(name).ok_or_else(|| BuilderError::Unknown(name.to_owned()))
     }
@@ -311,10 +335,12 @@ impl Builders {
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 
 impl Builder {
-    fn new(name: &str, settings: &settings::Builder) -> Self {
+    fn new(name: &str, settings: &settings::Builder, ca_file: Option<&Path>) -> Self {
         Self {
             name: name.to_owned(),
             settings: settings.clone(),
+            proxies: Proxies::from_environment(),
+            ca_file: ca_file.map(Path::to_owned),
             access: tokio::sync::Mutex::default(),
             pods: Mutex::default(),
         }
@@ -340,8 +366,9 @@ impl Builder {
             builder: self.instance_name(),
             working_directory,
             configuration: Configuration::default(),
-            environment: BTreeMap::new(),
-            sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().collect()),
+            // A builder with an address is reached directly.
+            environment: self.proxies.variables(endpoint.and_then(host)),
+            sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().chain(self.proxies.ports()).collect()),
             files: Vec::new(),
             is_watched: self.settings.driver == Driver::Kubernetes,
             run: Arc::default(),
@@ -355,7 +382,7 @@ impl Builder {
             Driver::Docker | Driver::DockerContainer => {
                 let endpoint = endpoint.unwrap_or(DOCKER_SOCKET);
                 if endpoint.starts_with("unix:") {
-                    location.sockets = Sockets::TcpAndUnix(Vec::new());
+                    location.sockets = Sockets::TcpAndUnix(self.proxies.ports().into_iter().collect());
                 }
                 if self.settings.driver == Driver::Docker {
                     // buildx's own name for the engine behind DOCKER_HOST.
@@ -363,6 +390,11 @@ impl Builder {
                 }
                 location.environment.insert("DOCKER_HOST".into(), endpoint.to_owned());
             }
+        }
+        if let Some(path) = &self.ca_file {
+            // Go reads this file, and the system's directory too.
+            location.environment.insert("SSL_CERT_FILE".into(), path.display().to_string());
+            location.files.push(path.clone());
         }
         location
     }
@@ -375,7 +407,9 @@ impl Builder {
         let api = access.addresses().await;
         let text = access.kubeconfig().map_err(|error| self.wrong(error.into()))?;
         state::write_private(kubeconfig, text.expose().as_bytes())?;
-        location.sockets = Sockets::Tcp(vec![access.port()]);
+        location.sockets = Sockets::Tcp([access.port()].into_iter().chain(self.proxies.ports()).collect());
+        // The kubeconfig names the proxy of the API server, if it has one.
+        location.environment.extend(self.proxies.variables([access.host()]));
         location.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
         location.files.push(kubeconfig.to_owned());
         Ok(Surveyed { pods: survey.pods, api })
@@ -429,4 +463,8 @@ fn node_id(build: &Build) -> String {
 
 fn port(endpoint: &str) -> Option<u16> {
     endpoint.strip_prefix("tcp://")?.rsplit_once(':')?.1.parse().ok()
+}
+
+fn host(endpoint: &str) -> Option<&str> {
+    Some(endpoint.strip_prefix("tcp://")?.rsplit_once(':')?.0.trim_matches(['[', ']']))
 }

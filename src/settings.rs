@@ -18,6 +18,7 @@ mod journal;
 mod last_builds;
 mod lease;
 mod log;
+mod network;
 mod pattern;
 mod queue;
 mod redis;
@@ -28,6 +29,7 @@ mod source;
 mod state;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -50,13 +52,14 @@ pub use journal::Journal;
 pub use last_builds::LastBuilds;
 pub use lease::Lease;
 pub use log::{Log, LogFormat};
+pub use network::Network;
 pub use pattern::{NamePattern, TextPattern};
 pub use queue::{Capsule, Mode, Queue};
 pub use redis::Redis;
 pub use sandbox::{Sandbox, SandboxMode};
 pub use secret_source::SecretSource;
 pub use shutdown::Shutdown;
-pub use source::{MIN_MTIMES_KEY, Mtimes, Source};
+pub use source::{GitDir, MIN_MTIMES_KEY, Mtimes, Source};
 pub use state::State;
 
 /// The capsule of `concurrency` and `queues`, by Sidekiq's name.
@@ -99,6 +102,8 @@ pub struct Settings {
     pub journal: Journal,
     /// What is remembered of each build, to tell why a step was not cached.
     pub last_builds: LastBuilds,
+    /// What connections to other systems have in common.
+    pub network: Network,
     /// The GitHub App.
     pub github: Github,
     /// Fetch and checkout.
@@ -137,6 +142,7 @@ impl Default for Settings {
             jobs: Jobs::default(),
             journal: Journal::default(),
             last_builds: LastBuilds::default(),
+            network: Network::default(),
             github: Github::default(),
             source: Source::default(),
             buildx: Buildx::default(),
@@ -181,6 +187,11 @@ impl Settings {
         passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
     }
 
+    /// The certificates that are trusted beside the system's: `network.ca_file`, by its former name `source.ca_file` too.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.network.ca_file.as_deref().or(self.source.ca_file.as_deref())
+    }
+
     /// Checks what the types cannot express. Call it again after a command line has changed a setting.
     ///
     /// # Errors
@@ -197,6 +208,9 @@ impl Settings {
         self.jobs.check()?;
         self.journal.check()?;
         self.last_builds.check()?;
+        if self.source.ca_file.is_some() && self.network.ca_file.is_some() {
+            return refuse("source.ca_file", "is the former name of network.ca_file; set only network.ca_file");
+        }
         self.github.check()?;
         self.source.check()?;
         self.buildx.check()?;
@@ -223,8 +237,8 @@ impl Settings {
     }
 }
 
-/// The password in a URL of Redis, as written and decoded. A user without a password is the password.
-fn passwords_of(url: &Secret) -> Vec<Secret> {
+/// The password in a URL of Redis or of a proxy, as written and decoded. A user without a password is the password.
+pub fn passwords_of(url: &Secret) -> Vec<Secret> {
     let rest = url.expose().split_once("://").map_or(url.expose(), |(_, rest)| rest);
     let in_query = rest.split(['?', '&']).skip(1).find_map(|field| field.strip_prefix("pass="));
     let of_user = rest.rsplit_once('@').map(|(user, _)| user.split_once(':').map_or(user, |(_, password)| password));

@@ -16,6 +16,7 @@ use crate::health::{Health, HealthError};
 use crate::last_builds::LastBuilds;
 use crate::log_archive::{ArchiveError, LogArchives};
 use crate::log_stream::{LogKeys, LogStreams};
+use crate::network::{self, ClientError};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
@@ -74,9 +75,9 @@ pub enum WorkerError {
     /// The thread that renews the lease cannot start, or ended.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// The HTTP client cannot be made.
-    #[error("failed to make the HTTP client: {0}")]
-    Http(#[from] reqwest::Error),
+    /// Certificates or a proxy variable cannot be used.
+    #[error(transparent)]
+    Http(#[from] ClientError),
 }
 
 /// The signals that end a worker.
@@ -113,6 +114,7 @@ impl Shutdown {
 /// Runs until `shutdown` ends it, and returns when every task has ended.
 pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
     check_sandbox(settings.sandbox.mode)?;
+    network::check(&settings)?;
     let identity = Arc::new(Identity::new(environment::hostname()));
     let state = Arc::new(StateDirectory::open(&settings.state.directory, &identity.to_string())?);
     let health = Health::bind(settings.health.listen).await?;
@@ -124,7 +126,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let custody = custody(&settings, &identity, &handle, &running, &shutdown, &has_room)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
-        resolver: Resolver::new()?,
+        resolver: Resolver::new(settings.ca_file())?,
         integrations: Integrations::new(&settings, LastBuilds::new(&settings, keys::last_builds)?, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),

@@ -90,7 +90,9 @@ pub(super) async fn solve(
     }
     let mut has_settled = false;
     if matches!(ended, Ended::Exited(status) if !status.success()) {
-        let settled = stop.run_until_cancelled(immutable::settle(&mut progress, &credentials, journal)).await;
+        let settled = stop
+            .run_until_cancelled(immutable::settle(&mut progress, &credentials, bake.ca_file.as_deref(), journal))
+            .await;
         has_settled = settled.unwrap_or(false);
     }
     // When nothing else has failed, what buildx reports is the push, for which it gave up the other targets.

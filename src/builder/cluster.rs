@@ -17,7 +17,7 @@ use super::pods::{self, PodStatus};
 use crate::body;
 use crate::bounds;
 use crate::json;
-use crate::network;
+use crate::network::{Proxy, Unreachable};
 use crate::settings;
 use crate::text;
 
@@ -127,13 +127,28 @@ impl Survey {
 #[derive(Clone)]
 pub(super) struct Cluster {
     client: kube::Client,
+    server: String,
+    proxy: Option<Proxy>,
     namespace: String,
     deployment: String,
 }
 
 impl Cluster {
     pub(super) fn new(access: &KubeAccess, deployment: String) -> Result<Self, AccessError> {
-        Ok(Self { client: access.client()?, namespace: access.namespace().to_owned(), deployment })
+        Ok(Self {
+            client: access.client()?,
+            server: access.server(),
+            proxy: access.proxy().cloned(),
+            namespace: access.namespace().to_owned(),
+            deployment,
+        })
+    }
+
+    /// Asks for the version of the API server. Any answer will do.
+    pub(super) async fn reach(&self) -> Result<(), ClusterError> {
+        let request = http::Request::get("/version").body(Vec::new());
+        let request = request.map_err(|error| self.wrong("ask for", error.to_string()))?;
+        self.ask("ask for", Ok(request)).await.map(drop)
     }
 
     /// The Deployment and its pods; `None` when the Deployment does not exist.
@@ -265,9 +280,15 @@ impl Cluster {
         };
         // An answer that arrives byte by byte would never end otherwise.
         match timeout(PATIENCE, answer).await {
-            Ok(answer) => answer.map_err(|error: kube::Error| self.unread(what, &network::explain(&error))),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(error)) => Err(self.unreachable(what, error).await),
             Err(_) => Err(self.unread(what, &format!("no complete answer within {} s", PATIENCE.as_secs()))),
         }
+    }
+
+    async fn unreachable(&self, what: &str, error: kube::Error) -> ClusterError {
+        let unreachable = Unreachable::through(self.server.as_str(), self.proxy.clone(), &error);
+        self.unread(what, &unreachable.with_refusal().await.to_string())
     }
 
     /// The body of a successful answer.

@@ -17,7 +17,7 @@ use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, 
 use crate::journal::{Journal, Record, Terminal, Wishes, print_report};
 use crate::last_builds::LastBuilds;
 use crate::name::is_name;
-use crate::perform::{Attempt, Integrations, bake, notify_of_submodules, resolve};
+use crate::perform::{Attempt, Integrations, bake, notify_of_encodings, notify_of_submodules, resolve};
 use crate::processor::AttemptOutcome;
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
@@ -132,6 +132,8 @@ impl Build {
                 submodules: Vec::new(),
                 links: None,
                 changes: Vec::new(),
+                is_tag: false,
+                encoded: Vec::new(),
             });
         }
         let revision = match job::Sha::parse(&self.revision) {
@@ -150,11 +152,13 @@ impl Build {
             revision,
             mtimes_key: None,
             since: Vec::new(),
+            git_dir: integrations.source.git_dir(None),
             spent: Spent::default(),
         };
         let worktree =
             integrations.source.check_out(&origin, &integrations.state, attempt.journal, attempt.stop.token()).await?;
         notify_of_submodules(&worktree, attempt);
+        notify_of_encodings(&worktree, attempt);
         Ok(worktree)
     }
 

@@ -1,5 +1,7 @@
 //! `sidebake doctor`: checks everything that a worker needs. Prints a line for each check; exits with 1 when one is red.
 
+mod network;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +70,7 @@ impl Doctor {
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let mut findings = redis(settings).await;
         findings.push(github(settings).await);
+        findings.extend(network::findings(settings).await);
         findings.extend(mtimes(settings));
         findings.push(buildx(settings).await);
         findings.extend(builders(settings).await);
@@ -169,11 +172,7 @@ async fn tracking(settings: &Settings) -> Option<Finding> {
 
 async fn github(settings: &Settings) -> Finding {
     let name = async {
-        App::new(settings.github.clone())
-            .map_err(|error| error.to_string())?
-            .name()
-            .await
-            .map_err(|error| error.to_string())
+        App::new(settings).map_err(|error| error.to_string())?.name().await.map_err(|error| error.to_string())
     };
     Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
 }

@@ -41,7 +41,7 @@ async fn build_request(settings: &Settings, payload: &Payload) -> anyhow::Result
         bail!("class {} is not in jobs.classes", payload.class);
     };
     let from = arguments::read(class, &payload.arguments()?)?;
-    Ok(Resolver::new()?.build_request(from).await?)
+    Ok(Resolver::new(settings.ca_file())?.build_request(from).await?)
 }
 
 fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<Value> {

@@ -22,6 +22,7 @@ mod deployment;
 mod disk;
 mod docs;
 mod endless;
+mod git_dir;
 mod github;
 mod harness;
 mod heartbeat;
@@ -35,6 +36,7 @@ mod logs;
 mod memory;
 mod poison;
 mod poller;
+mod proxies;
 mod queues;
 mod reasons;
 #[allow(dead_code, reason = "shared with another suite, which uses more of it")]

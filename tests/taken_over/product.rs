@@ -75,6 +75,7 @@ impl<'a> Worker<'a> {
             revision: Revision::Sha(Sha::parse(sha).unwrap()),
             mtimes_key: None,
             since: Vec::new(),
+            git_dir: None,
             spent: Spent::default(),
         };
         self.source.check_out(&origin, &self.state, &self.journal, &CancellationToken::new()).await

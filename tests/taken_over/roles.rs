@@ -49,7 +49,7 @@ pub fn source_child(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 /// The last message of a source child that claims another commit.
 fn done() -> Value {
     let size = json!({"n_entries": 2, "n_bytes": 10});
-    json!({"done": {"sha": "7".repeat(40), "size": size, "lfs_pointers": [], "submodules": [], "links": [], "changes": [],
+    json!({"done": {"sha": "7".repeat(40), "size": size, "lfs_pointers": [], "submodules": [], "links": [], "changes": [], "encoded": [],
         "committed_at_s": -1}})
 }
 
