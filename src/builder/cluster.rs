@@ -36,6 +36,9 @@ pub enum ClusterError {
     /// The API server's address or the credentials are not available.
     #[error(transparent)]
     Access(#[from] AccessError),
+    /// The API server cannot be reached.
+    #[error(transparent)]
+    Unreachable(#[from] Unreachable),
     /// The API server refused or did not answer.
     #[error("Kubernetes could not {what}: {message}")]
     Api {
@@ -80,7 +83,7 @@ pub enum ClusterError {
 
 impl ClusterError {
     fn is_passing(&self) -> bool {
-        matches!(self, Self::Api { is_passing: true, .. })
+        matches!(self, Self::Api { is_passing: true, .. } | Self::Unreachable(_))
     }
 }
 
@@ -146,9 +149,12 @@ impl Cluster {
 
     /// Asks for the version of the API server. Any answer will do.
     pub(super) async fn reach(&self) -> Result<(), ClusterError> {
-        let request = http::Request::get("/version").body(Vec::new());
-        let request = request.map_err(|error| self.wrong("ask for", error.to_string()))?;
-        self.ask("ask for", Ok(request)).await.map(drop)
+        let request = http::Request::get("/version").body(kube::client::Body::empty()).expect("a valid request");
+        match timeout(PATIENCE, self.client.send(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(self.unreachable(error).await.into()),
+            Err(_) => Err(self.unread("ask for", &format!("no answer within {} s", PATIENCE.as_secs()))),
+        }
     }
 
     /// The Deployment and its pods; `None` when the Deployment does not exist.
@@ -281,14 +287,13 @@ impl Cluster {
         // An answer that arrives byte by byte would never end otherwise.
         match timeout(PATIENCE, answer).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.unreachable(what, error).await),
+            Ok(Err(error)) => Err(self.unread(what, &self.unreachable(error).await.to_string())),
             Err(_) => Err(self.unread(what, &format!("no complete answer within {} s", PATIENCE.as_secs()))),
         }
     }
 
-    async fn unreachable(&self, what: &str, error: kube::Error) -> ClusterError {
-        let unreachable = Unreachable::through(self.server.as_str(), self.proxy.clone(), &error);
-        self.unread(what, &unreachable.with_refusal().await.to_string())
+    async fn unreachable(&self, error: kube::Error) -> Unreachable {
+        Unreachable::through(self.server.as_str(), self.proxy.clone(), &error).with_refusal().await
     }
 
     /// The body of a successful answer.

@@ -53,11 +53,12 @@ pub fn check(settings: &Settings) -> Result<(), ClientError> {
 ///
 /// # Errors
 ///
-/// When the certificates cannot be read.
+/// When the certificates or a proxy variable cannot be used.
 pub fn client(
     ca_file: Option<&Path>,
     configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
 ) -> Result<Client, ClientError> {
+    Proxies::check()?;
     let proxies = Proxies::from_environment();
     let proxy = move |url: &reqwest::Url| proxies.of(url.as_str()).map(|proxy| proxy.url.expose().to_owned());
     let certificates = ca_file.map(certificates).transpose()?.unwrap_or_default();

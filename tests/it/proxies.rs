@@ -297,3 +297,58 @@ async fn what_cannot_be_used_is_refused_at_the_start_by_its_name() {
     let log = refusal("", &[("HTTPS_PROXY", "http://robot:hunter2/x@proxy")]).await;
     assert!(log.contains("HTTPS_PROXY is not the URL of a proxy") && !log.contains("hunter2"), "{log}");
 }
+
+/// A port whose connections stay open without an answer, or are closed at once.
+fn silent(closes: bool) -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        for client in listener.incoming().flatten() {
+            if !closes {
+                open.push(client);
+            }
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_says_of_every_server_why_it_cannot_be_reached_and_what_to_check() {
+    let harness = Harness::start();
+    let kubernetes = Kubernetes::start();
+    let plain = port_of(&harness.git.url());
+    let nobody = world::free_port();
+    let front = front(&[("other.test", plain)]).remove(0);
+    let secure = front.port;
+    for (server, words, check) in [
+        (format!("http://127.0.0.1:{nobody}"), "Connection refused", "check the port, and whether the server runs"),
+        ("http://nowhere.invalid".into(), "failed to lookup address", "check the spelling of the host, and the DNS"),
+        (format!("https://127.0.0.1:{plain}"), "corrupt message", "check whether the port speaks TLS"),
+        (format!("https://127.0.0.1:{secure}"), "UnknownIssuer", "check who signed its certificate"),
+        (format!("http://127.0.0.1:{}", silent(false)), "timed out", "; check whether "),
+        (format!("http://127.0.0.1:{}", silent(true)), "", "check whether the port is right"),
+    ] {
+        let mut kubeconfig = kubernetes.kubeconfig();
+        kubeconfig["clusters"][0]["cluster"]["server"] = json!(server);
+        let path = harness.home.path().join("kubeconfig");
+        std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        let registry = server.split_once("://").unwrap().1;
+        let more = format!(
+            "accounts.tags = [\"{registry}/{{account}}/{{target}}:1\"]\nsource.stall_timeout = \"2s\"\n\
+             builders.k8s = {{ driver = \"kubernetes\", kubeconfig = \"{}\", accounts = [\"none\"] }}",
+            path.display()
+        );
+        let findings = doctor(&harness, &config_of(&harness, &server, &server, &more), &[]);
+        let registry = format!("registry {registry}");
+        // A registry on this machine is reached without TLS.
+        let has_tls = server.starts_with("https:");
+        let names = ["github api", "git host", "api server of k8s"].into_iter().chain((!has_tls).then_some(&*registry));
+        for name in names {
+            let (health, detail) = found(&findings, name);
+            assert_eq!(health, "red", "{name}: {detail}");
+            assert!(detail.contains("cannot be reached: ") && detail.contains(words), "{name} at {server}: {detail}");
+            assert!(detail.contains(check), "{name} at {server}: {detail}");
+        }
+    }
+}

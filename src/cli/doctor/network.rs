@@ -11,6 +11,7 @@ use super::{Color, Finding};
 use crate::bake::registry_url;
 use crate::builder::Builders;
 use crate::hex;
+use crate::json;
 use crate::name::reference::registry_of;
 use crate::network::{self, Proxies, Proxy, Unreachable};
 use crate::settings::Settings;
@@ -104,7 +105,7 @@ fn registries(settings: &Settings) -> BTreeSet<String> {
     let named = tags.chain(caches).map(|reference| registry_of(&reference).to_owned());
     let file = accounts.registries.as_ref().map(ToString::to_string).filter(|path| !path.contains('{'));
     let text = file.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
-    let config: Value = serde_json::from_slice(&text).unwrap_or_default();
+    let config: Value = json::read(&text).unwrap_or_default();
     let logins = ["auths", "credHelpers"].into_iter().filter_map(|field| config[field].as_object());
     let logins = logins.flat_map(|entries| entries.keys()).map(|name| {
         let name = name.split_once("://").map_or(name.as_str(), |(_, rest)| rest);
