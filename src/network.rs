@@ -38,7 +38,7 @@ const REFUSAL: Duration = Duration::from_secs(5);
 pub struct Unreachable {
     url: String,
     /// The proxy of this URL.
-    proxy: Option<Proxy>,
+    proxy: Option<Box<Proxy>>,
     causes: String,
     kind: Option<Kind>,
 }
@@ -169,7 +169,7 @@ impl Unreachable {
     /// The server at `url` behind this proxy.
     pub fn through(url: impl Into<String>, proxy: Option<Proxy>, error: &(dyn Error + 'static)) -> Self {
         let chain = chain(error);
-        Self { url: url.into(), proxy, causes: in_words(&chain), kind: Kind::of_chain(&chain) }
+        Self { url: url.into(), proxy: proxy.map(Box::new), causes: in_words(&chain), kind: Kind::of_chain(&chain) }
     }
 
     /// The server at `url`, when the answer with this status came from its proxy. 407 never comes from another server.
@@ -179,7 +179,7 @@ impl Unreachable {
             status => Kind::NoTunnel(Some(status.as_u16())),
         };
         let causes = format!("the proxy answered {status}");
-        Self { url: url.to_owned(), proxy: Some(proxy), causes, kind: Some(kind) }
+        Self { url: url.to_owned(), proxy: Some(Box::new(proxy)), causes, kind: Some(kind) }
     }
 
     /// Adds the status with which a proxy refused the connection: no client reports it. Asks an HTTP proxy once more.

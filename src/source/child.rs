@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::process::ExitCode;
 
-use git2::Oid;
+use git2::{Oid, Repository};
 
 use super::budget::{self, Verdict};
 use super::changes;
@@ -19,6 +19,7 @@ use super::mtimes;
 use super::remote::Remote;
 use super::request::{CheckoutLimits, CheckoutRequest, Failed, Fault, Message, say};
 use super::{Revision, Size, submodules};
+use crate::cache::Changes;
 use crate::network::Proxy;
 use crate::sandbox::Sandbox;
 
@@ -105,20 +106,19 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
         lfs_pointers: lfs::pointers(&reading.repository, &index)?,
         submodules: submodules::list(&index, &worktree),
         links: changes::links(&index),
-        changes: request
-            .since
-            .iter()
-            .filter_map(|sha| changes::since(&reading.repository, sha, commit))
-            .map(|mut found| {
-                if request.git_dir.is_some() {
-                    changes::with_git_dir(&mut found, commit);
-                }
-                found
-            })
-            .collect(),
+        changes: changed(request, &reading.repository, commit),
         encoded: encoding::ignored(&reading.repository, &index)?,
         committed_at_s,
     })
+}
+
+/// How the worktree differs from those of older commits.
+fn changed(request: &CheckoutRequest, repository: &Repository, commit: Oid) -> Vec<Changes> {
+    let since = request.since.iter().filter_map(|sha| changes::since(repository, sha, commit));
+    match request.git_dir {
+        Some(_) => since.map(|found| changes::with_git_dir(found, commit)).collect(),
+        None => since.collect(),
+    }
 }
 
 /// Ensures that the commit with this id, or of the annotated tag with this id, and its whole tree are in the mirror. Uses no network

@@ -125,10 +125,10 @@ impl Remote<'_> {
         match response.status() {
             StatusCode::OK if is_of_git(&response) => {}
             StatusCode::OK => return refused(Fault::Unavailable, "with something that is not git's".into()),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
-                return refused(Fault::Denied, status.to_string());
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+                return refused(Fault::Denied, in_words(runtime, response));
             }
-            status => return refused(Fault::Unavailable, status.to_string()),
+            _ => return refused(Fault::Unavailable, in_words(runtime, response)),
         }
         let reported = (Instant::now(), 0);
         Ok(Answer { remote: self, runtime, response, arrived: BytesMut::new(), n_bytes: 0, reported })
@@ -180,10 +180,26 @@ impl Remote<'_> {
     }
 }
 
+/// The status of an answer, with the host's own words as git prints them: the first line of a plain text.
+fn in_words(runtime: &Runtime, mut response: Response) -> String {
+    let status = response.status();
+    let is_text = media_type(&response).is_some_and(|essence| essence.eq_ignore_ascii_case("text/plain"));
+    let text = if is_text { runtime.block_on(response.chunk()).ok().flatten() } else { None };
+    let text = String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
+    match text.trim().lines().next() {
+        Some(line) => format!("{status}: {}", text::clip(line, MAX_WORDS)),
+        None => status.to_string(),
+    }
+}
+
 /// Whether the type of an answer is git's, whatever its parameters (RFC 9110, section 8.3.1).
 fn is_of_git(response: &Response) -> bool {
-    let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    media_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(RESULT))
+    media_type(response).is_some_and(|essence| essence.eq_ignore_ascii_case(RESULT))
+}
+
+fn media_type(response: &Response) -> Option<&str> {
+    let media_type = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    media_type.split(';').next().map(str::trim)
 }
 
 impl Answer<'_> {

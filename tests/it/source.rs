@@ -43,7 +43,8 @@ async fn an_answer_that_is_not_a_pack_is_a_failure_of_the_git_host() {
     let _worker = harness.worker("jobs.poll_interval = \"1h\"");
     let result = "application/x-git-upload-pack-result";
     let answers = [
-        (503, "text/plain", "overloaded", "503"),
+        (503, "text/plain", "overloaded\nnow", "503 Service Unavailable: overloaded"),
+        (503, "text/html", "<b>overloaded</b>", "answered 503 Service Unavailable"),
         (200, "text/html", "0000", "something that is not git's"),
         (200, result, "zzzz", "invalid packet"),
         (200, result, "0004", "invalid packet"),
