@@ -38,10 +38,10 @@ use crate::secret::Secret;
 
 pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
-pub use builder::Builder;
+pub use builder::{Builder, quantity};
 pub use buildx::Buildx;
 pub use credential::{VARIABLES as CREDENTIAL_VARIABLES, credential, is_secret};
-pub use driver::{Balance, Driver, Toleration};
+pub use driver::{Balance, Driver, Toleration, TopologySpread};
 pub use github::Github;
 pub use health::Health;
 pub use job_class::{JobClass, Resolve, Shape};

@@ -66,3 +66,31 @@ pub struct Toleration {
     #[serde(skip_serializing_if = "Option::is_none")]
     effect: Option<String>,
 }
+
+/// How pods are spread over the nodes, with Kubernetes' own fields in snake case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopologySpread {
+    /// Label by which nodes are grouped, such as `topology.kubernetes.io/zone`.
+    pub topology_key: String,
+    /// How far the numbers of pods in two groups may differ. Default: `1`.
+    #[serde(default = "one")]
+    pub max_skew: u32,
+    /// What happens to a pod that cannot be placed so. Default: `ScheduleAnyway`.
+    #[serde(default)]
+    pub when_unsatisfiable: WhenUnsatisfiable,
+}
+
+/// What happens to a pod that would be spread unevenly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum WhenUnsatisfiable {
+    /// It starts all the same.
+    #[default]
+    ScheduleAnyway,
+    /// It waits.
+    DoNotSchedule,
+}
+
+fn one() -> u32 {
+    1
+}
