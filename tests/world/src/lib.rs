@@ -38,7 +38,7 @@ pub use git::{GitHost, GitRequest, Pack};
 pub use github::{Call, GitHub, repository_id};
 pub use harness::{CALLBACKS, Harness, build_request};
 pub use hex::hex;
-pub use kubernetes::Kubernetes;
+pub use kubernetes::{Kubernetes, KubernetesObjects};
 pub use objects::{Objects, StoredObject};
 pub use rails::{Answer, Rails, RailsRequest};
 pub use redis::{Redis, free_port, redis_server};
