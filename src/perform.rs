@@ -202,7 +202,7 @@ async fn solve(
         } else {
             "the other targets are built on another pod"
         };
-        attempt.journal.emit(Event::Notice(format!("{}; {rest}", loss.failure.detail)));
+        attempt.journal.emit(Event::Notice(format!("{}; {rest}", loss.notice)));
         if unfinished.is_empty() {
             return Ok(());
         }

@@ -74,6 +74,13 @@ pub enum AccessError {
     Client(String),
 }
 
+impl AccessError {
+    /// Whether a later attempt may succeed: a plugin asks another server, and a file may be replaced just now.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Plugin { .. } | Self::File { .. })
+    }
+}
+
 /// The address of an API server and complete credentials for it.
 #[derive(Clone, Debug)]
 pub(super) struct KubeAccess {
@@ -122,6 +129,11 @@ impl KubeAccess {
         });
         let client = ClientBuilder::try_from(self.config.clone());
         Ok(client.map_err(|error| AccessError::Client(error.to_string()))?.with_layer(&bounded).build())
+    }
+
+    /// The address of the API server.
+    pub(super) fn url(&self) -> String {
+        self.config.cluster_url.to_string()
     }
 
     /// The port of the API server.

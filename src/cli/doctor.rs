@@ -255,8 +255,10 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     if session.has_others() {
         let hostname = session.dial().await?;
         let status = builders.status(name).await?;
-        let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
-        return Ok(format!("{}: {n_ready} of {} pods ready; {hostname} answers", status.at, status.n_wanted));
+        if let Some(why) = status.why {
+            anyhow::bail!("{}: {why}", status.at);
+        }
+        return Ok(format!("{}: {} of {} pods ready; {hostname} answers", status.at, status.n_ready, status.n_wanted));
     }
     let status = builders.status(name).await?;
     let endpoint = status.at;
