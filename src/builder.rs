@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::bake::{Configuration, Location};
 use crate::hex;
@@ -129,6 +129,8 @@ struct Builder {
     outage: Outage,
     /// Builds wait for a ready pod.
     wait: Outage,
+    /// Which of them looks whether there is one.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// The state of a builder, for `sidebake builder` and `doctor`.
@@ -349,12 +351,18 @@ impl Builder {
             shunned: Mutex::default(),
             outage: Outage::default(),
             wait: Outage::default(),
+            turn: tokio::sync::Mutex::default(),
         }
     }
 
-    /// buildx reserves the name `default`. The node has a name of its own.
+    /// The name for buildx, which reserves `default`, reads names in lower case, and wants a letter first. The node has a name of
+    /// its own.
     fn instance_name(&self) -> String {
-        if self.name == "default" { "sidebake".into() } else { self.name.clone() }
+        match self.name.to_ascii_lowercase() {
+            name if name == "default" => "sidebake".into(),
+            name if name.starts_with(|first: char| first.is_ascii_lowercase()) => name,
+            name => format!("sidebake-{name}"),
+        }
     }
 
     /// The directory from which every worker bakes for a repository. It is empty: only its path matters.
@@ -436,7 +444,11 @@ impl Builder {
     /// is missing, scaled to nothing, rolled out or not ready, and an API server that does not answer.
     async fn wait_for(&self, goal: Goal, deadline: Instant) -> Result<Survey, BuilderError> {
         let started = Instant::now();
+        let mut is_first = true;
         loop {
+            // However many builds wait, one looks at a time. When it sees a ready pod, the others look at once.
+            let _turn = if is_first { None } else { timeout_at(deadline, self.turn.lock()).await.ok() };
+            is_first = false;
             let waited = started.elapsed();
             let error = match self.try_ask(|cluster| async move { cluster.reach(goal, waited).await }).await {
                 Ok(survey) => {

@@ -168,7 +168,8 @@ async fn solve(
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut spent = Duration::ZERO;
     loop {
-        let session = integrations.builders.place(build, &integrations.state, directory, lost.as_ref()).await?;
+        let place = integrations.builders.place(build, &integrations.state, directory, lost.as_ref());
+        let session = attempt.unless_stopped(place).await??;
         attempt.journal.emit(Event::Placed(session.placement()));
         // Asked as late as possible: the push of a moving tag cannot be undone.
         if let Some(fence) = attempt.fence

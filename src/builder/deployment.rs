@@ -383,8 +383,10 @@ fn compare(path: &str, live: &Value, desired: &Value, found: &mut Vec<Drift>) {
         }
     } else if is_list(live) && is_list(desired) {
         for own in names(live, desired) {
-            let fields = |list| item(list, Some(own)).map_or(Value::Null, beside_name);
-            compare(&format!("{path}.{own}"), &fields(live), &fields(desired), found);
+            let (live, desired) = (item(live, Some(own)), item(desired, Some(own)));
+            let is_in_both = live.is_some() && desired.is_some();
+            let [live, desired] = [live, desired].map(|one| one.map_or(Value::Null, |one| fields(one, is_in_both)));
+            compare(&format!("{path}.{own}"), &live, &desired, found);
         }
     } else if !is_equal(path, live, desired) {
         found.push(Drift { path: path.to_owned(), live: show(live), configured: show(desired) });
@@ -403,11 +405,11 @@ fn names<'a>(live: &'a Value, desired: &'a Value) -> impl Iterator<Item = &'a st
     of(desired).chain(of(live).filter(|own| item(desired, Some(own)).is_none()))
 }
 
-/// What an item has besides its name; the name itself when that is all.
-fn beside_name(item: &Value) -> Value {
+/// What an item has besides its name. Of an item that is only in one list, the name itself when that is all.
+fn fields(item: &Value, is_in_both: bool) -> Value {
     let mut fields = item.as_object().cloned().unwrap_or_default();
     let name = fields.remove("name");
-    if fields.is_empty() { name.unwrap_or_default() } else { Value::Object(fields) }
+    if fields.is_empty() && !is_in_both { name.unwrap_or_default() } else { Value::Object(fields) }
 }
 
 /// Kubernetes writes `1000m` as `1`, and `1024Mi` as `1Gi`.

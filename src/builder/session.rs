@@ -177,7 +177,9 @@ impl<'a> Session<'a> {
         let lost = loss.and_then(|loss| loss.pod.as_deref());
         let choice = Choice::among(&pods.before, |pod| self.builder.is_shunned(&pod.uid), lost);
         let has_to_answer = loss.is_some() || is_again;
-        if choice.is_free() && !has_to_answer {
+        let usual = self.location.working_directory.clone();
+        let leads_nowhere = self.builder.directories().lead(&choice.ring, &usual, Instant::now()) == Lead::Nowhere;
+        if choice.is_free() && !has_to_answer && !leads_nowhere {
             self.recall_pod();
             return Ok(true);
         }
@@ -186,7 +188,6 @@ impl<'a> Session<'a> {
             self.balance = Balance::Sticky;
             self.write_record()?;
         }
-        let usual = self.location.working_directory.clone();
         let mut second_best = None;
         for first in (0..N_DIRECTORIES).step_by(N_AT_ONCE) {
             if first > 0 && Instant::now() >= deadline {
@@ -353,10 +354,16 @@ impl<'a> Session<'a> {
             }
             _ => format!("the connection to {} was lost", self.pod_in_words()),
         };
+        self.loss_with(what, &failure.detail, failure.clone())
+    }
+
+    /// A loss that the notice tells in our words, and the failure and the log with the words of another program.
+    fn loss_with(&self, what: String, words: &str, failure: Failure) -> Loss {
+        let (builder, pod) = (&self.builder.name, self.pod.get());
+        tracing::warn!(event = "builder_lost", builder, pod, error = words, "builder lost during a build");
         let Loss { failure: ours, pod, .. } = self.loss(what);
-        let notice = ours.detail;
-        let failure = failure.clone().with_detail(&format!("{notice}: {}", failure.detail));
-        Loss { notice, ..Loss::new(failure, pod) }
+        let failure = failure.with_detail(&format!("{}: {words}", ours.detail));
+        Loss { notice: ours.detail, ..Loss::new(failure, pod) }
     }
 
     /// Avoids the pod for a while, in the next builds.
@@ -391,10 +398,7 @@ impl<'a> Session<'a> {
             (_, Err(error)) => {
                 let what =
                     format!("the connection to {} was lost, and Kubernetes does not answer", self.pod_in_words());
-                let Loss { failure, pod, .. } = self.loss(what);
-                let notice = failure.detail.clone();
-                let failure = failure.with_detail(&format!("{notice}: {error}"));
-                Loss { notice, ..Loss::new(failure, pod) }
+                self.loss_with(what, &error.to_string(), Failure::new(Reason::BuilderLost, ""))
             }
             (Symptom::Stalled(silence), Ok(_)) => {
                 self.shun();

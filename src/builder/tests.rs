@@ -96,6 +96,28 @@ async fn a_build_waits_for_a_state_that_passes() {
 }
 
 #[tokio::test]
+async fn many_builds_that_wait_ask_kubernetes_as_often_as_one() {
+    let setup = Setup::new(LONG);
+    setup.kubernetes.objects().pods.clear();
+    let (builders, deadline) = (Arc::new(setup.changed(|_| ())), Instant::now() + LONG);
+    let mut waits = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let builders = Arc::clone(&builders);
+        waits.spawn(async move { builders.builders["d"].wait_for(Goal::Ready, deadline).await.is_ok() });
+    }
+    sleep(Duration::from_secs(2)).await;
+    let n_requests = {
+        let mut objects = setup.kubernetes.objects();
+        objects.pods.push(Kubernetes::pod("d0-a"));
+        objects.n_requests
+    };
+    assert_eq!(waits.join_all().await, [true; 20]);
+    // Two for each build's first look, and for each half second.
+    assert!(n_requests <= 2 * (20 + 5), "{n_requests}");
+    assert!(deadline - Instant::now() > LONG - Duration::from_secs(6), "all of them go on at once");
+}
+
+#[tokio::test]
 async fn a_state_that_does_not_pass_is_told_in_kubernetes_words() {
     let setup = Setup::new(Duration::from_secs(1));
     let said = async || setup.place().await.expect_err("refused").to_string();
@@ -200,4 +222,12 @@ async fn terminating_pods_are_not_counted() {
     }
     let status = setup.status().await;
     assert_eq!((status.n_ready, status.n_wanted, status.pods.len(), status.why), (1, 1, 2, None));
+}
+
+#[test]
+fn every_name_of_a_builder_is_one_that_buildx_finds() {
+    let remote = settings::Builder::new(Driver::Remote, Some("tcp://b:1".into()));
+    for (name, expected) in [("dev", "dev"), ("Dev_1", "dev_1"), ("1st", "sidebake-1st"), ("default", "sidebake")] {
+        assert_eq!(Builder::new(name, &remote).instance_name(), expected);
+    }
 }

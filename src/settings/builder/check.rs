@@ -91,7 +91,7 @@ impl Builder {
             return Ok(());
         }
         let field = format!("builders.{name}{}", if self.node.is_some() { ".node" } else { "" });
-        let rule = "it begins with a lowercase letter and has up to 63 lowercase letters, digits, - and .";
+        let rule = "it has up to 63 lowercase letters, digits, - and ., with a letter or digit at both ends";
         let remedy = if self.node.is_some() { "" } else { "; choose another name, or set node" };
         refuse(field, format!("{node:?} cannot name a Deployment: {rule}{remedy}"))
     }

@@ -19,9 +19,9 @@ pub(super) fn is_dns_name(text: &str) -> bool {
     text.len() <= MAX_NAME && text.split('.').all(is_part)
 }
 
-/// The name of a builder's Deployment. It is also the value of a label, and buildx accepts no digit at its beginning.
+/// The name of a builder's Deployment. It is also the value of a label.
 pub(super) fn is_deployment_name(text: &str) -> bool {
-    is_dns_name(text) && text.len() <= MAX_LABEL && text.starts_with(|c: char| c.is_ascii_lowercase())
+    is_dns_name(text) && text.len() <= MAX_LABEL
 }
 
 /// The key of a label or annotation, and the name of a resource: `name` or `example.com/name`.
@@ -87,7 +87,7 @@ mod tests {
             ("a.b-c", true, false, true),
             ("dev_10", false, false, true),
             ("Dev0", false, false, true),
-            ("0dev", false, true, true),
+            ("0dev", true, true, true),
             ("dev-", false, false, false),
             ("a..b", false, false, true),
             ("", false, false, false),

@@ -32,6 +32,8 @@ pub struct KubernetesObjects {
     pub pods: Vec<Value>,
     /// The bearer token that is accepted; none accepts all.
     pub token: Option<String>,
+    /// How many requests there were.
+    pub n_requests: usize,
     /// How many requests were refused for their token.
     pub n_unauthorized: usize,
 }
@@ -49,6 +51,7 @@ impl Kubernetes {
             stateful_set: None,
             pods: vec![Self::pod("d0-a")],
             token: None,
+            n_requests: 0,
             n_unauthorized: 0,
         };
         let objects = Arc::new(Mutex::new(objects));
@@ -118,6 +121,7 @@ type Shared = State<Arc<Mutex<KubernetesObjects>>>;
 async fn authorize(State(objects): Shared, request: Request, next: Next) -> Response {
     let is_refused = {
         let mut objects = objects.lock().unwrap();
+        objects.n_requests += 1;
         let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let is_refused =
             objects.token.as_ref().is_some_and(|token| authorization != Some(format!("Bearer {token}").as_str()));
