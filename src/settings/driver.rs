@@ -86,8 +86,10 @@ pub struct TopologySpread {
 pub enum WhenUnsatisfiable {
     /// It starts all the same.
     #[default]
+    #[serde(rename = "ScheduleAnyway")]
     ScheduleAnyway,
     /// It waits.
+    #[serde(rename = "DoNotSchedule")]
     DoNotSchedule,
 }
 

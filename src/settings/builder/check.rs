@@ -10,6 +10,7 @@ use super::kubernetes::{
     is_deployment_name, is_dns_label, is_dns_name, is_label_value, is_qualified_name, is_variable, quantity,
 };
 use crate::field_error::{FieldError, refuse};
+use crate::json;
 use crate::name::is_name;
 use crate::settings::Driver;
 use crate::settings::accounts::check_names;
@@ -171,7 +172,7 @@ fn check_affinity(
     affinity: &serde_json::Value,
     refuse_key: &impl Fn(&str, &str) -> Result<(), FieldError>,
 ) -> Result<(), FieldError> {
-    let known: Affinity = match serde_json::from_value(affinity.clone()) {
+    let known: Affinity = match json::read(affinity.to_string().as_bytes()) {
         Ok(known) => known,
         Err(error) => return refuse_key("affinity", &format!("is not an affinity of Kubernetes: {error}")),
     };
