@@ -5,6 +5,7 @@ use world::{Kubernetes, KubernetesObjects};
 
 use super::*;
 use crate::job::{Recipe, Repository, Trust};
+use crate::reason::Failure;
 
 /// A worker's builder `d` on an API server.
 struct Setup {
@@ -63,12 +64,30 @@ impl Setup {
 type Change = fn(&mut KubernetesObjects);
 
 async fn place(builders: &Builders, home: &Path) -> Result<Option<String>, BuilderError> {
-    let state = StateDirectory::open(home, "test").expect("opened");
-    let directory = state.job_directory().expect("made");
-    let repository = Repository { owner: "acme".into(), name: "shop".into() };
-    let build = Build::new(repository, Trust::Branch, Recipe::Inline("{}".into()));
-    let session = builders.place(&build, &state, &directory, None).await?;
+    let job = Job::new(home);
+    let session = job.place(builders).await?;
     Ok(session.placement().pod)
+}
+
+/// One build with its directory.
+struct Job {
+    build: Build,
+    directory: JobDirectory,
+    state: StateDirectory,
+}
+
+impl Job {
+    fn new(home: &Path) -> Self {
+        let state = StateDirectory::open(home, "test").expect("opened");
+        let directory = state.job_directory().expect("made");
+        let repository = Repository { owner: "acme".into(), name: "shop".into() };
+        let build = Build::new(repository, Trust::Branch, Recipe::Inline("{}".into()));
+        Self { build, directory, state }
+    }
+
+    async fn place<'a>(&self, builders: &'a Builders) -> Result<Session<'a>, BuilderError> {
+        builders.place(&self.build, &self.state, &self.directory, None).await
+    }
 }
 
 fn builders(builder: settings::Builder) -> Builders {
@@ -157,6 +176,45 @@ async fn credentials_that_are_no_longer_accepted_are_looked_up_again() {
     setup.kubernetes.objects().token = Some("second".into());
     assert_eq!(setup.place().await.expect("placed"), Some("d0-a".into()));
     assert_eq!(setup.kubernetes.objects().n_unauthorized, 1);
+}
+
+#[tokio::test]
+async fn a_probe_has_new_credentials_when_those_of_the_bakes_beginning_expire() {
+    let token = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(token.path(), "first").expect("written");
+    // What has expired is looked up for each question.
+    let status = format!(
+        "{{\\\"token\\\":\\\"$(cat {})\\\",\\\"expirationTimestamp\\\":\\\"2020-01-01T00:00:00Z\\\"}}",
+        token.path().display()
+    );
+    let print = format!("echo \"{{\\\"status\\\":{status}}}\"");
+    let plugin = json!({"command": "/bin/sh", "args": ["-c", print], "apiVersion": "client.authentication.k8s.io/v1"});
+    let setup = Setup::with(LONG, json!({"exec": plugin}), |_| ());
+    let job = Job::new(setup.home.path());
+    let session = job.place(&setup.builders).await.expect("placed");
+    let kubeconfig = || std::fs::read_to_string(&session.location.environment["KUBECONFIG"]).expect("read");
+    assert!(kubeconfig().contains("\"token\":\"first\""), "{}", kubeconfig());
+    std::fs::write(token.path(), "second").expect("written");
+    // There is no docker-buildx here, and it would have read the file.
+    assert!(session.dial().await.is_err());
+    assert!(kubeconfig().contains("\"token\":\"second\""), "{}", kubeconfig());
+}
+
+#[tokio::test]
+async fn a_notice_of_a_loss_has_our_words_and_the_failure_has_buildx_own() {
+    let setup = Setup::new(LONG);
+    let job = Job::new(setup.home.path());
+    let session = job.place(&setup.builders).await.expect("placed");
+    let words = "unable to upgrade connection: container not found (\"buildkitd\")";
+    let loss = session.post_mortem(&Failure::new(Reason::BuilderUnavailable, words)).await.expect("a loss");
+    assert_eq!(loss.notice, "the builder d: the pod d0-a could not be reached");
+    assert_eq!(loss.failure.detail, format!("{}: {words}", loss.notice));
+    assert!(setup.builders.builders["d"].is_shunned("d0-a"), "the next builds avoid it");
+    let loss = session.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss");
+    assert_eq!(loss.notice, "the builder d: the connection to the pod d0-a was lost");
+    setup.kubernetes.objects().pods.clear();
+    let loss = session.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss");
+    assert_eq!(loss.notice, "the builder d: the pod d0-a was deleted during the build");
 }
 
 #[tokio::test]
