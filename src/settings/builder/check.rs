@@ -12,8 +12,9 @@ use super::kubernetes::{
 use crate::field_error::{FieldError, refuse};
 use crate::json;
 use crate::name::is_name;
-use crate::settings::Driver;
 use crate::settings::accounts::check_names;
+use crate::settings::driver::TolerationOperator;
+use crate::settings::{Driver, Toleration};
 
 /// Checks every builder, and that no two of them are the same Deployment: their accounts would only seem to be apart.
 pub(in crate::settings) fn check_all(builders: &BTreeMap<String, Builder>) -> Result<(), FieldError> {
@@ -106,8 +107,9 @@ impl Builder {
         let values = |map: &'a BTreeMap<String, String>| map.values().map(String::as_str).collect();
         let secrets = self.image_pull_secrets.iter().map(String::as_str).collect();
         let spread = self.topology_spread.iter().flatten().map(|spread| spread.topology_key.as_str()).collect();
+        let taint = |part: fn(&'a Toleration) -> Option<&'a str>| self.tolerations.iter().filter_map(part).collect();
         let one = |text: &'a Option<String>| text.as_deref().into_iter().collect();
-        let checks: [Check<'a>; 15] = [
+        let checks: [Check<'a>; 17] = [
             ("namespace", one(&self.namespace), is_dns_label, "namespace"),
             ("priority_class", one(&self.priority_class), is_dns_name, "name of a priority class"),
             ("service_account", one(&self.service_account), is_dns_name, "name of a service account"),
@@ -117,6 +119,8 @@ impl Builder {
             ("annotations", keys(&self.annotations), is_qualified_name, "key of an annotation"),
             ("node_selector", keys(&self.node_selector), is_qualified_name, "key of a label"),
             ("node_selector", values(&self.node_selector), is_label_value, "value of a label"),
+            ("tolerations", taint(|one| one.key.as_deref()), is_qualified_name, "key of a taint"),
+            ("tolerations", taint(|one| one.value.as_deref()), is_label_value, "value of a taint"),
             ("topology_spread", spread, is_qualified_name, "key of a label"),
             ("environment", keys(&self.environment), is_variable, "name of a variable"),
             ("requests", keys(&self.requests), is_qualified_name, "name of a resource"),
@@ -131,6 +135,10 @@ impl Builder {
         }
         if self.labels.contains_key("app") {
             return refuse_key("labels", "app is the Deployment's name, by which buildx finds the pods");
+        }
+        let is_any = |one: &Toleration| one.key.is_none() && one.operator != Some(TolerationOperator::Exists);
+        if self.tolerations.iter().any(is_any) {
+            return refuse_key("tolerations", "without a key, the operator must be Exists");
         }
         if self.topology_spread.iter().flatten().any(|spread| spread.max_skew == 0) {
             return refuse_key("topology_spread", "max_skew must be at least 1");
@@ -195,6 +203,10 @@ mod tests {
         check_all(&[(name.to_owned(), builder)].into()).err().map(|error| error.to_string())
     }
 
+    fn toleration(text: &str) -> Toleration {
+        serde_json::from_str(text).expect("a toleration")
+    }
+
     #[test]
     fn what_kubernetes_would_refuse_is_refused_with_its_field() {
         let refused = |name: &str, change: fn(&mut Builder)| refusal(name, change).expect("refused");
@@ -209,6 +221,10 @@ mod tests {
         assert!(refused("dev", |b| b.priority_class = Some("High!".into())).contains("priority_class"));
         assert!(refused("dev", |b| b.affinity = Some(json!({"podAffinty": {}}))).contains("does not know"));
         assert!(refused("dev", |b| b.affinity = Some(json!({"podAffinity": 1}))).contains("not an affinity"));
+        assert!(refused("dev", |b| b.tolerations = vec![toleration(r#"{"key": "a b"}"#)]).contains("key of a taint"));
+        assert!(refused("dev", |b| b.tolerations = vec![toleration("{}")]).contains("must be Exists"));
+        assert!(serde_json::from_str::<Toleration>(r#"{"operator": "exists"}"#).is_err());
+        assert_eq!(refusal("dev", |b| b.tolerations = vec![toleration(r#"{"operator": "Exists"}"#)]), None);
         let affinity = json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
             {"labelSelector": {"matchLabels": {"app": "dev0"}}, "topologyKey": "kubernetes.io/hostname"}]}});
         assert_eq!(refusal("dev", |builder| builder.affinity = Some(affinity.clone())), None);
