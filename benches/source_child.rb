@@ -37,7 +37,7 @@ class SourceChild
     FileUtils.mkdir(stage)
     request = {
       url: url, token: @token, revision: { sha: sha }, since: [], is_verified: false, mirror: mirror, stage: stage, limits: LIMITS,
-      ca_file: '/etc/ssl/certs/ca-certificates.crt'
+      certificates: ['/etc/ssl/certs/ca-certificates.crt'], proxy: nil, git_dir: nil
     }
     arguments = ['source-child', JSON.generate(sandbox([mirror, stage], URI(url).port)), Process.pid.to_s]
     output, status = Open3.capture2e({}, @binary, *arguments, stdin_data: JSON.generate(request), unsetenv_others: true)

@@ -7,6 +7,7 @@
 mod as_written;
 mod caching;
 mod child;
+mod compose;
 mod confirmed;
 mod credentials;
 mod define;
@@ -29,6 +30,7 @@ mod progress;
 mod registry;
 mod shown;
 mod solve;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -57,9 +59,10 @@ pub use caching::TargetPlan;
 pub use child::{Child, Configuration, dial_child};
 pub use define::application as define_application;
 pub use definition::Definition;
-pub use definition_file::admit;
+pub use definition_file::{DefinitionFile, admit};
 pub use ignore::Excluded;
 pub use policy::Refusal;
+pub use registry::registry_url;
 
 /// The first version of buildx that evaluates a repository's `Dockerfile.rego`.
 const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
@@ -198,6 +201,8 @@ pub struct Bake {
     limits: settings::Bake,
     sandbox: settings::Sandbox,
     accounts: settings::Accounts,
+    /// Certificates that are trusted beside the system's.
+    ca_file: Option<PathBuf>,
     /// The worker's own secrets: no child gets them, and no output may show them.
     secrets: Vec<settings::SecretSource>,
 }
@@ -213,6 +218,7 @@ impl Bake {
             limits: settings.bake.clone(),
             sandbox: settings.sandbox.clone(),
             accounts: settings.accounts.clone(),
+            ca_file: settings.ca_file().map(Path::to_owned),
             secrets: settings.secrets().into_iter().chain(environment::credentials()).collect(),
         }
     }
@@ -251,10 +257,10 @@ impl Bake {
                 return Ok(definition);
             }
         }
-        admit(request)?;
-        let input = define::input(request);
-        let printed = print::print(self, &input, request, directory, stop).await?;
-        let definition = self.validate(&printed, request, directory).await?;
+        let mut given = definition_file::Given::write(request, directory).await?;
+        let mut targets = print::print(self, &mut given, request, directory, stop).await?;
+        given.restore(&mut targets);
+        let definition = self.validate_printed(targets, request, directory).await?;
         let refusal = as_written::refusal(&definition.targets);
         let confirmed = self.confirmed(definition, request, directory, stop).await?;
         let differs = || BakeError::Launcher("buildx resolved the checked definition differently".into());
@@ -297,7 +303,15 @@ impl Bake {
         request: &BakeRequest<'_>,
         directory: &JobDirectory,
     ) -> Result<Definition, BakeError> {
-        let mut targets = print::read(printed)?;
+        self.validate_printed(print::read(printed)?, request, directory).await
+    }
+
+    async fn validate_printed(
+        &self,
+        mut targets: print::Targets,
+        request: &BakeRequest<'_>,
+        directory: &JobDirectory,
+    ) -> Result<Definition, BakeError> {
         define::restore(request, &mut targets);
         self.validate_targets(targets, request, directory).await
     }
@@ -374,7 +388,7 @@ impl Bake {
         arguments.extend(solve::arguments(
             location,
             &directory.join(solve::METADATA),
-            &["--file", "-"].map(str::to_owned),
+            &[directory.with_file_name(definition::FILE)],
         ));
         (environment.into_keys().collect(), arguments)
     }

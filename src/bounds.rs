@@ -84,7 +84,7 @@ bounds! {
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
-    PAGE: 4 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
+    PAGE: 1 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
     FIELDS: 1_000, Count, "Fields of a job, beside those in its arguments", "dead set, in a `Sidebake::Malformed` entry";
     ARGUMENTS: 2_621_440, Bytes, "Arguments of a job", "`invalid_arguments`";
     ARGUMENT_DEPTH: 64, Count, "Levels of arrays and objects in arguments", "`invalid_arguments`";
@@ -95,6 +95,8 @@ bounds! {
     NAME: 1 << 10, Bytes, "Any other text in arguments: `ref`, `builder`, tags, ids, names of queues", "`invalid_arguments`";
     VARIABLE: 128 << 10, Bytes, "One variable with its name; Linux takes no more in one", "`invalid_arguments`";
     ENVIRONMENT: 512 << 10, Bytes, "All variables with their names; Linux takes 2 MiB with all arguments", "`invalid_arguments`";
+    DEFINITION_FILES: 20, Count, "Files in `compose` or `bake`", "`invalid_arguments`";
+    DEFINITION_FILE: 1 << 20, Bytes, "One of these files", "`definition_invalid`";
     TARGETS: 1000, Count, "Names in `targets`, and images of an Application Template", "`invalid_arguments`";
     ECHO: 64 << 10, Bytes, "One echoed field as JSON", "`invalid_arguments`, and null in its place";
     ECHO_VALUES: 2_000, Count, "Names and values in one echoed field", "`invalid_arguments`, and null in its place";

@@ -6,10 +6,12 @@
 //! request (`ensure`, `apply`).
 
 mod access;
+mod choice;
 mod cluster;
 mod deployment;
 mod instance;
 mod occupancy;
+mod outage;
 mod pod;
 mod pods;
 mod session;
@@ -17,14 +19,16 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::bake::{Configuration, Location};
 use crate::hex;
 use crate::job::Build;
+use crate::network::{Proxies, Proxy};
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::{Enforcement, Sockets};
@@ -32,16 +36,27 @@ use crate::settings::{self, Balance, Driver};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
 
 use access::KubeAccess;
-use cluster::{Cluster, ClusterError, Survey};
-use deployment::Ground;
-use session::{Dial, Surveyed};
+use choice::{Directories, SHUNNED};
+use cluster::{Cluster, Goal, Survey};
+use outage::Outage;
+use session::{Dial, Pods};
 
 pub use access::AccessError;
+pub use cluster::{Cause, ClusterError};
 pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
 pub use pod::PodError;
 pub use pods::PodStatus;
 pub use session::{Loss, Session};
+
+/// How often a builder that is not ready is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How often Kubernetes is asked again that did not answer, and pods of which none answered.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// How long a builder is not ready until its log says so. A pod that starts is often ready before.
+const TELL_AFTER: Duration = Duration::from_secs(2);
 
 /// A build cannot be placed on a builder.
 #[derive(Debug, thiserror::Error)]
@@ -105,10 +120,22 @@ pub struct Builders {
 struct Builder {
     name: String,
     settings: settings::Builder,
+    /// The proxies of the environment, for buildx.
+    proxies: Proxies,
+    /// Certificates that buildx trusts beside the system's.
+    ca_file: Option<PathBuf>,
     /// The API server and its credentials, and when they were looked up.
     access: tokio::sync::Mutex<Option<(Arc<KubeAccess>, Instant)>>,
-    /// By working directory: the pods at that time, and the one to which it led.
-    pods: Mutex<BTreeMap<PathBuf, (Vec<String>, String)>>,
+    /// To which pods the working directories lead.
+    directories: Mutex<Directories>,
+    /// Pods that did not answer, by uid, and since when they are avoided.
+    shunned: Mutex<BTreeMap<String, Instant>>,
+    /// Kubernetes does not answer.
+    outage: Outage,
+    /// Builds wait for a ready pod.
+    wait: Outage,
+    /// Which of them looks whether there is one.
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// The state of a builder, for `sidebake builder` and `doctor`.
@@ -124,9 +151,11 @@ pub struct BuilderStatus {
     pub exists: bool,
     /// Replicas of the Deployment.
     pub n_wanted: usize,
+    /// Pods that take builds.
+    pub n_ready: usize,
     /// Each pod.
     pub pods: Vec<PodStatus>,
-    /// Why pods are missing or not ready.
+    /// What is wrong with the Deployment or its pods, in Kubernetes' words.
     pub why: Option<String>,
     /// Where the live Deployment differs from the configuration.
     #[serde(skip)]
@@ -143,7 +172,7 @@ impl Builders {
             occupancy: Occupancy::default(),
             buildx: settings.buildx.binary.clone(),
             enforcement: settings.sandbox.mode.into(),
-            builders: builders.map(|(name, settings)| (name.clone(), Builder::new(name, settings))).collect(),
+            builders: builders.map(|(name, own)| (name.clone(), Builder::new(name, own, settings.ca_file()))).collect(),
         }
     }
 
@@ -167,34 +196,38 @@ impl Builders {
         loss: Option<&Loss>,
     ) -> Result<Session<'_>, BuilderError> {
         let (builder, why) = self.choose(build)?;
-        let wedged = loss.filter(|loss| !loss.has_pod_gone);
-        let balance = if wedged.is_some() { Balance::Sticky } else { builder.settings.balance };
+        let deadline = Instant::now() + builder.settings.timeout;
+        // The place of a pod that is gone needs no search: buildx chooses another one by itself.
+        let loss = loss.filter(|loss| !loss.has_pod_gone);
         let mut location = builder.location(builder.working_directory(build, state));
         state::make_private(&location.working_directory)?;
         location.configuration.node_id = node_id(build);
-        // No child writes here, and the worker's own docker-buildx reads it as well.
-        let kubeconfig = directory.subdirectory("builder")?.join("kubeconfig");
-        let cluster = match builder.settings.driver {
-            Driver::Kubernetes => Some(builder.survey(&mut location, &kubeconfig).await?),
+        let pods = match builder.settings.driver {
+            // No child writes here, and the worker's own docker-buildx reads it as well.
+            Driver::Kubernetes => {
+                let kubeconfig = directory.subdirectory("builder")?.join("kubeconfig");
+                Some(builder.admit(&mut location, kubeconfig, deadline).await?)
+            }
             _ => None,
         };
-        if builder.settings.driver != Driver::Docker {
-            let record = builder.record(balance, cluster.is_some().then_some(&*kubeconfig))?;
-            location.configuration.record = Some((location.builder.clone(), record));
-        }
         let dial = Dial {
             buildx: &self.buildx,
             enforcement: self.enforcement,
             // An earlier session of this job had one, in which its child could write.
             directory: directory.fresh("dial").await?,
-            n_runs: tokio::sync::Mutex::default(),
+            n_runs: Default::default(),
+            turn: Default::default(),
         };
-        let occupied = Mutex::new(self.occupancy.occupy(&builder.name, ""));
-        let pod = OnceLock::new();
-        let mut session = Session { location, builder, dial, why, balance, is_detour: false, cluster, pod, occupied };
-        match wedged {
-            Some(loss) => session.detour(loss).await?,
-            None => session.recall_pod(),
+        let occupied = self.occupancy.occupy(&builder.name, "");
+        let mut session = Session::new(location, builder, dial, why, pods, occupied)?;
+        let mut is_again = false;
+        while !session.find_pod(loss, is_again, deadline).await? {
+            if Instant::now() >= deadline {
+                return Err(builder.no_answer().await);
+            }
+            sleep(AGAIN).await;
+            session.renew(deadline).await?;
+            is_again = true;
         }
         Ok(session)
     }
@@ -239,10 +272,8 @@ impl Builders {
         if builder.settings.driver != Driver::Kubernetes {
             return Ok(false);
         }
-        let wrong = |source| builder.wrong(source);
-        let cluster = builder.cluster().await?;
-        let is_new = cluster.create(&builder.settings).await.map_err(wrong)?;
-        cluster.wait_until_ready(None, builder.settings.timeout).await.map_err(wrong)?;
+        let is_new = builder.create().await?;
+        builder.rolled_out().await?;
         Ok(is_new)
     }
 
@@ -252,12 +283,10 @@ impl Builders {
         if builder.settings.driver != Driver::Kubernetes {
             return Ok(());
         }
-        let wrong = |source| builder.wrong(source);
-        let cluster = builder.cluster().await?;
-        if !cluster.create(&builder.settings).await.map_err(wrong)? {
-            cluster.apply(&builder.settings).await.map_err(wrong)?;
+        if !builder.create().await? {
+            builder.ask(|cluster| async move { cluster.apply(&builder.settings).await }).await?;
         }
-        cluster.wait_until_ready(None, builder.settings.timeout).await.map(drop).map_err(wrong)
+        builder.rolled_out().await
     }
 
     /// The state of a builder now.
@@ -274,32 +303,58 @@ impl Builders {
                 at,
                 exists: true,
                 n_wanted: 0,
+                n_ready: 0,
                 pods,
                 why: None,
                 drift,
                 accounts,
             });
         }
-        let survey = builder.cluster().await?.survey().await.map_err(|source| builder.wrong(source))?;
+        let survey = builder.ask(|cluster| async move { cluster.survey().await }).await?;
         let node = builder.settings.node_name(name);
         let at = format!("{node} in {}", builder.access().await?.namespace());
-        let (exists, survey) =
-            (survey.is_some(), survey.unwrap_or(Survey { deployment: serde_json::Value::Null, pods: Vec::new() }));
-        let text = builder.settings.buildkitd_config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        let ground = Ground::of(&survey.deployment, text.as_deref());
-        let configured = deployment::configured(&node, &builder.settings, ground);
-        let is_short = exists && survey.n_ready() < survey.n_wanted();
-        Ok(BuilderStatus {
+        let mut status = BuilderStatus {
             builder: name.to_owned(),
             driver,
             at,
-            exists,
-            n_wanted: if exists { survey.n_wanted() } else { 0 },
-            why: is_short.then(|| survey.why()),
-            drift: if exists { deployment::drift(&survey.deployment, &configured) } else { Vec::new() },
-            pods: survey.pods,
+            exists: survey.is_some(),
+            n_wanted: 0,
+            n_ready: 0,
+            why: None,
+            drift: Vec::new(),
+            pods: Vec::new(),
             accounts,
-        })
+        };
+        if let Some(survey) = survey {
+            let text = builder.settings.buildkitd_config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+            let desired = deployment::desired(&node, &builder.settings, &survey.deployment, text.as_deref());
+            status.n_wanted = survey.n_wanted();
+            // A rollout has more ready pods than are wanted.
+            status.n_ready = survey.n_ready().min(status.n_wanted);
+            status.why = survey.misplaced().or_else(|| survey.problem());
+            status.drift = deployment::drift(&survey.deployment, &desired);
+            status.pods = survey.pods;
+        }
+        Ok(status)
+    }
+
+    /// Asks the API server of a builder whether it answers; `None` when the builder has none.
+    pub async fn reach(&self, name: &str) -> Option<Result<String, BuilderError>> {
+        let builder = self.named(name).ok().filter(|builder| builder.settings.driver == Driver::Kubernetes)?;
+        let asked = async {
+            let access = builder.access().await?;
+            builder.ask(|cluster| async move { cluster.answers().await }).await?;
+            let through = |proxy: &Proxy| format!(" through the proxy {} ({})", proxy.name(), proxy.source);
+            Ok(format!("{} answers{}", access.url(), access.proxy().map(through).unwrap_or_default()))
+        };
+        Some(asked.await)
+    }
+
+    /// The host to which connections to a builder's API server go; `None` when it is not known.
+    pub async fn api_host(&self, name: &str) -> Option<String> {
+        let builder = self.named(name).ok().filter(|builder| builder.settings.driver == Driver::Kubernetes)?;
+        let access = builder.access().await.ok()?;
+        Some(access.proxy().map_or_else(|| access.host(), Proxy::host).to_owned())
     }
 
     fn named(&self, name: &str) -> Result<&Builder, BuilderError> {
@@ -311,18 +366,29 @@ impl Builders {
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 
 impl Builder {
-    fn new(name: &str, settings: &settings::Builder) -> Self {
+    fn new(name: &str, settings: &settings::Builder, ca_file: Option<&Path>) -> Self {
         Self {
             name: name.to_owned(),
             settings: settings.clone(),
+            proxies: Proxies::from_environment(),
+            ca_file: ca_file.map(Path::to_owned),
             access: tokio::sync::Mutex::default(),
-            pods: Mutex::default(),
+            directories: Mutex::default(),
+            shunned: Mutex::default(),
+            outage: Outage::default(),
+            wait: Outage::default(),
+            turn: tokio::sync::Mutex::default(),
         }
     }
 
-    /// buildx reserves the name `default`. The node has a name of its own.
+    /// The name for buildx, which reserves `default`, reads names in lower case, and wants a letter first. The node has a name of
+    /// its own.
     fn instance_name(&self) -> String {
-        if self.name == "default" { "sidebake".into() } else { self.name.clone() }
+        match self.name.to_ascii_lowercase() {
+            name if name == "default" => "sidebake".into(),
+            name if name.starts_with(|first: char| first.is_ascii_lowercase()) => name,
+            name => format!("sidebake-{name}"),
+        }
     }
 
     /// The directory from which every worker bakes for a repository. It is empty: only its path matters.
@@ -340,8 +406,9 @@ impl Builder {
             builder: self.instance_name(),
             working_directory,
             configuration: Configuration::default(),
-            environment: BTreeMap::new(),
-            sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().collect()),
+            // A builder with an address is reached directly.
+            environment: self.proxies.variables(endpoint.and_then(host)),
+            sockets: Sockets::Tcp(endpoint.and_then(port).into_iter().chain(self.proxies.ports()).collect()),
             files: Vec::new(),
             is_watched: self.settings.driver == Driver::Kubernetes,
             run: Arc::default(),
@@ -355,7 +422,7 @@ impl Builder {
             Driver::Docker | Driver::DockerContainer => {
                 let endpoint = endpoint.unwrap_or(DOCKER_SOCKET);
                 if endpoint.starts_with("unix:") {
-                    location.sockets = Sockets::TcpAndUnix(Vec::new());
+                    location.sockets = Sockets::TcpAndUnix(self.proxies.ports().into_iter().collect());
                 }
                 if self.settings.driver == Driver::Docker {
                     // buildx's own name for the engine behind DOCKER_HOST.
@@ -364,26 +431,137 @@ impl Builder {
                 location.environment.insert("DOCKER_HOST".into(), endpoint.to_owned());
             }
         }
+        if let Some(path) = &self.ca_file {
+            // Go reads this file, and the system's directory too.
+            location.environment.insert("SSL_CERT_FILE".into(), path.display().to_string());
+            location.files.push(path.clone());
+        }
         location
     }
 
-    /// Lists the pods, waits until one is ready, and gives the bake access to the API server.
-    async fn survey(&self, location: &mut Location, kubeconfig: &Path) -> Result<Surveyed, BuilderError> {
-        let survey = self.ready(1).await?;
+    /// Waits until a pod is ready, and gives the bake access to the API server.
+    async fn admit(
+        &self,
+        location: &mut Location,
+        kubeconfig: PathBuf,
+        deadline: Instant,
+    ) -> Result<Pods, BuilderError> {
+        let survey = self.wait_for(Goal::Ready, deadline).await?;
         // Looked up after the wait: credentials from before may have expired.
         let access = self.access().await?;
         let api = access.addresses().await;
-        let text = access.kubeconfig().map_err(|error| self.wrong(error.into()))?;
-        state::write_private(kubeconfig, text.expose().as_bytes())?;
-        location.sockets = Sockets::Tcp(vec![access.port()]);
+        self.write_kubeconfig(&access, &kubeconfig)?;
+        location.sockets = Sockets::Tcp([access.port()].into_iter().chain(self.proxies.ports()).collect());
+        // The kubeconfig names the proxy of the API server, if it has one.
+        location.environment.extend(self.proxies.variables([access.host()]));
         location.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
-        location.files.push(kubeconfig.to_owned());
-        Ok(Surveyed { pods: survey.pods, api })
+        location.files.push(kubeconfig.clone());
+        Ok(Pods { before: survey.pods, api, kubeconfig, access: tokio::sync::Mutex::new(access) })
     }
 
-    async fn ready(&self, n: usize) -> Result<Survey, BuilderError> {
-        let ready = self.cluster().await?.wait_until_ready(Some(n), self.settings.timeout).await;
-        ready.map_err(|source| self.wrong(source))
+    fn write_kubeconfig(&self, access: &KubeAccess, path: &Path) -> Result<(), BuilderError> {
+        let text = access.kubeconfig().map_err(|error| self.wrong(error.into()))?;
+        Ok(state::write_private(path, text.expose().as_bytes())?)
+    }
+
+    /// Creates the Deployment unless it exists. Returns whether this call created it.
+    async fn create(&self) -> Result<bool, BuilderError> {
+        self.ask(|cluster| async move { cluster.create(&self.settings).await }).await
+    }
+
+    /// Waits until all pods are ready and have the last change.
+    async fn rolled_out(&self) -> Result<(), BuilderError> {
+        self.wait_for(Goal::RolledOut, Instant::now() + self.settings.timeout).await.map(drop)
+    }
+
+    /// Looks at the Deployment until it is as wished. A state that passes ends the wait only at the deadline: a Deployment that
+    /// is missing, scaled to nothing, rolled out or not ready, and an API server that does not answer.
+    async fn wait_for(&self, goal: Goal, deadline: Instant) -> Result<Survey, BuilderError> {
+        let started = Instant::now();
+        let mut is_first = true;
+        loop {
+            // However many builds wait, one looks at a time. When it sees a ready pod, the others look at once.
+            let _turn = if is_first { None } else { timeout_at(deadline, self.turn.lock()).await.ok() };
+            is_first = false;
+            let waited = started.elapsed();
+            let error = match self.try_ask(|cluster| async move { cluster.reach(goal, waited).await }).await {
+                Ok(survey) => {
+                    self.note_ready();
+                    return Ok(survey);
+                }
+                Err(error) => error,
+            };
+            if Instant::now() >= deadline || !error.may_pass() {
+                return Err(self.wrong(error));
+            }
+            let pause = if error.is_away() { AGAIN } else { LOOK };
+            if waited >= TELL_AFTER && !error.is_away() {
+                self.note_wait(&error);
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Asks the API server.
+    async fn ask<T, A>(&self, question: impl Fn(Cluster) -> A) -> Result<T, BuilderError>
+    where
+        A: Future<Output = Result<T, ClusterError>>,
+    {
+        self.try_ask(question).await.map_err(|error| self.wrong(error))
+    }
+
+    /// Asks the API server; once more with new credentials when it does not accept the known ones.
+    async fn try_ask<T, A>(&self, question: impl Fn(Cluster) -> A) -> Result<T, ClusterError>
+    where
+        A: Future<Output = Result<T, ClusterError>>,
+    {
+        let access = self.try_access().await?;
+        let mut answer = question(self.cluster(&access)?).await;
+        if matches!(&answer, Err(error) if error.is_unauthorized()) {
+            self.forget(&access).await;
+            let access = self.try_access().await?;
+            answer = question(self.cluster(&access)?).await;
+        }
+        self.note_answer(answer.as_ref().err(), &access);
+        answer
+    }
+
+    /// Logs an outage of the API server once, and its end.
+    fn note_answer(&self, error: Option<&ClusterError>, access: &KubeAccess) {
+        let builder = &self.name;
+        if let Some(error) = error.filter(|error| error.is_away()) {
+            if self.outage.begins(Instant::now()) {
+                let url = access.url();
+                tracing::error!(event = "kubernetes_unavailable", builder, url, %error, "Kubernetes does not answer");
+            }
+        } else if let Some(downtime) = self.outage.ends(Instant::now()) {
+            let (url, downtime_s) = (access.url(), downtime.as_secs());
+            tracing::info!(event = "kubernetes_back", builder, url, downtime_s, "Kubernetes answers again");
+        }
+    }
+
+    /// Logs once that builds wait.
+    fn note_wait(&self, error: &ClusterError) {
+        if self.wait.begins(Instant::now()) {
+            let builder = &self.name;
+            tracing::warn!(event = "builder_not_ready", builder, %error, "the builder is not ready; its builds wait");
+        }
+    }
+
+    fn note_ready(&self) {
+        if let Some(waited) = self.wait.ends(Instant::now()) {
+            let (builder, downtime_s) = (&self.name, waited.as_secs());
+            tracing::info!(event = "builder_ready", builder, downtime_s, "the builder is ready again");
+        }
+    }
+
+    /// The error of a builder of which no pod answered.
+    async fn no_answer(&self) -> BuilderError {
+        let deployment = match self.access().await {
+            Ok(access) => format!("{} in {}", self.settings.node_name(&self.name), access.namespace()),
+            Err(error) => return error,
+        };
+        self.wrong(ClusterError::NoAnswer { deployment, waited_s: self.settings.timeout.as_secs() })
     }
 
     fn record(&self, balance: Balance, kubeconfig: Option<&Path>) -> Result<Vec<u8>, BuilderError> {
@@ -394,25 +572,46 @@ impl Builder {
 
     /// The API server and its credentials, looked up again when they may have changed.
     async fn access(&self) -> Result<Arc<KubeAccess>, BuilderError> {
+        self.try_access().await.map_err(|error| self.wrong(error))
+    }
+
+    async fn try_access(&self) -> Result<Arc<KubeAccess>, ClusterError> {
         let mut known = self.access.lock().await;
         if let Some((access, since)) = &*known
             && access.is_fresh(since.elapsed())
         {
             return Ok(Arc::clone(access));
         }
-        let access = KubeAccess::find(&self.settings).await.map_err(|error| self.wrong(error.into()))?;
-        let access = Arc::new(access);
+        let access = Arc::new(KubeAccess::find(&self.settings).await?);
         *known = Some((Arc::clone(&access), Instant::now()));
         Ok(access)
     }
 
-    async fn cluster(&self) -> Result<Cluster, BuilderError> {
-        let access = self.access().await?;
-        Cluster::new(&access, self.settings.node_name(&self.name)).map_err(|error| self.wrong(error.into()))
+    /// Forgets credentials that were not accepted, unless newer ones are known.
+    async fn forget(&self, access: &Arc<KubeAccess>) {
+        let mut known = self.access.lock().await;
+        known.take_if(|(known, _)| Arc::ptr_eq(known, access));
     }
 
-    fn known_pods(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, (Vec<String>, String)>> {
-        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cluster(&self, access: &KubeAccess) -> Result<Cluster, ClusterError> {
+        Ok(Cluster::new(access, self.settings.node_name(&self.name))?)
+    }
+
+    fn directories(&self) -> std::sync::MutexGuard<'_, Directories> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Avoids a pod that did not answer, for a while.
+    fn shun(&self, uid: &str) {
+        let now = Instant::now();
+        let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
+        shunned.retain(|_, since| now.duration_since(*since) < SHUNNED);
+        shunned.insert(uid.to_owned(), now);
+    }
+
+    fn is_shunned(&self, uid: &str) -> bool {
+        let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
+        shunned.get(uid).is_some_and(|since| since.elapsed() < SHUNNED)
     }
 
     fn wrong(&self, error: ClusterError) -> BuilderError {
@@ -430,3 +629,10 @@ fn node_id(build: &Build) -> String {
 fn port(endpoint: &str) -> Option<u16> {
     endpoint.strip_prefix("tcp://")?.rsplit_once(':')?.1.parse().ok()
 }
+
+fn host(endpoint: &str) -> Option<&str> {
+    Some(endpoint.strip_prefix("tcp://")?.rsplit_once(':')?.0.trim_matches(['[', ']']))
+}
+
+#[cfg(test)]
+mod tests;

@@ -156,8 +156,8 @@ fn queue(text: &str) -> Result<Queue, &'static str> {
 
 /// Logs to standard output, as Sidekiq does.
 fn start_log(settings: &Settings) {
-    // kube logs the whole text of an answer that it cannot read. The caller logs the error itself.
-    let filter = |level: &str| EnvFilter::try_new(format!("kube_client=error,{level}"));
+    // kube logs each failed request, and the whole text of an answer that it cannot read. The builders log an outage once.
+    let filter = |level: &str| EnvFilter::try_new(format!("kube_client=off,{level}"));
     let filter = filter(&settings.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     match settings.log.format {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use crate::secret::{Secret, SecretBytes};
-use crate::settings::{CREDENTIAL_VARIABLES, SecretSource, credential};
+use crate::settings::{CREDENTIAL_VARIABLES, SecretSource, credential, passwords_of};
 
 /// Every variable whose name and value are UTF-8.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
@@ -65,10 +65,24 @@ pub fn beginning_with(prefix: &str) -> impl Iterator<Item = (String, Secret)> {
     variables.map(|(name, value)| (name, Secret::new(value)))
 }
 
-/// The credentials in the variables of AWS, Azure and Google.
+/// The first of these variables that is not empty, with its value.
+#[expect(clippy::disallowed_methods, reason = "the environment is read here")]
+pub fn first_of(names: &[&'static str]) -> Option<(&'static str, String)> {
+    let named = names.iter().filter_map(|name| Some((*name, std::env::var(name).ok()?)));
+    named.into_iter().find(|(_, value)| !value.trim().is_empty())
+}
+
+/// The credentials in the variables of AWS, Azure and Google, and the passwords of proxies.
 pub fn credentials() -> impl Iterator<Item = SecretSource> {
     let variables = CREDENTIAL_VARIABLES.into_iter().flat_map(beginning_with);
-    variables.filter_map(|(name, value)| credential(&name, &value))
+    let of_services = variables.filter_map(|(name, value)| credential(&name, &value));
+    let proxies = variables_of_proxies().flat_map(|url| passwords_of(&url)).map(SecretSource::Value);
+    of_services.chain(proxies)
+}
+
+fn variables_of_proxies() -> impl Iterator<Item = Secret> {
+    let is_proxys = |name: &str| ["https_proxy", "http_proxy", "all_proxy"].contains(&&*name.to_ascii_lowercase());
+    variables().into_iter().filter(move |(name, _)| is_proxys(name)).map(|(_, url)| Secret::new(url))
 }
 
 /// The value of a variable that holds a build secret. It may contain any byte but NUL.

@@ -22,7 +22,7 @@ use crate::body::TooLong;
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::{Repository, Sha};
-use crate::network::Unreachable;
+use crate::network::{ClientError, Unreachable};
 use crate::reason::{HasReason, Reason};
 use crate::secret::Secret;
 use crate::secret_file::SecretError;
@@ -147,8 +147,13 @@ struct Installation {
 
 impl App {
     /// Takes the settings. Reads and asks nothing yet.
-    pub fn new(settings: settings::Github) -> Result<Self, reqwest::Error> {
-        Ok(Self { api: Arc::new(Api::new(settings)?), installations: Mutex::default() })
+    ///
+    /// # Errors
+    ///
+    /// When `network.ca_file` cannot be used.
+    pub fn new(settings: &settings::Settings) -> Result<Self, ClientError> {
+        let api = Api::new(settings.github.clone(), settings.ca_file())?;
+        Ok(Self { api: Arc::new(api), installations: Mutex::default() })
     }
 
     /// Mints a token for `repository` alone, with `contents: read`.

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::attestation::{Asked, Attestation, By};
 use crate::field_error::FieldError;
-use crate::name::{is_name, is_target_name};
+use crate::name::{is_name, is_target_name, target_name};
 
 pub use callback::Callback;
 pub use commit::Commit;
@@ -114,16 +114,18 @@ pub enum Recipe {
     Application(Application),
     /// A bake definition that the platform made, as JSON text: it takes less memory than its values.
     Inline(String),
-    /// A file in the worktree that buildx reads.
-    File(RepositoryFile),
+    /// Files in the worktree that buildx reads.
+    Files(RepositoryFiles),
 }
 
-/// A compose file, or a bake file in HCL or JSON.
+/// Compose files, or bake files in HCL or JSON, which buildx merges in this order.
 #[derive(Clone, Debug)]
-pub struct RepositoryFile {
-    /// The path from the root of the worktree, without `..`.
-    pub path: String,
-    /// What determines its images' tags.
+pub struct RepositoryFiles {
+    /// At least one path from the root of the worktree, without `..`.
+    pub paths: Vec<String>,
+    /// The directory where they are read, from the root of the worktree: relative paths in them start there.
+    pub directory: String,
+    /// What determines the tags of their images.
     pub naming: Naming,
 }
 
@@ -132,7 +134,7 @@ pub struct RepositoryFile {
 pub enum Naming {
     /// The file itself: its owner runs the build (`sidebake build`).
     File,
-    /// The job: tags by target. Where it lists none, the worker's configuration.
+    /// The job: tags by [the name of the target](target_name). Where it lists none, the worker's configuration.
     Job(BTreeMap<String, Vec<String>>),
 }
 
@@ -193,7 +195,7 @@ impl Build {
                 format!("expected letters, digits, - _ and ., found {:?}", self.account),
             ));
         }
-        if let Some(name) = self.targets.iter().find(|name| !is_target_name(name)) {
+        if let Some(name) = self.targets.iter().find(|name| !is_target_name(&target_name(name))) {
             return Err(FieldError::new("targets", format!("{name:?} is not a valid target name")));
         }
         if self.timeout.is_some_and(|limit| limit.is_zero() || limit > Duration::from_secs(24 * 60 * 60)) {
@@ -209,9 +211,46 @@ impl Build {
                 .map_err(refused)?;
         }
         match &self.recipe {
-            Recipe::Application(application) => application.check(self.push),
-            Recipe::Inline(_) | Recipe::File(_) => Ok(()),
+            Recipe::Application(application) => {
+                application.check(self.push)?;
+                self.check_targets(application.images.iter().map(|image| &*image.name).chain(["default"]))
+            }
+            // Only buildx knows their targets.
+            Recipe::Inline(_) | Recipe::Files(_) => Ok(()),
         }
+    }
+
+    /// Refuses a target that has tags in the job and is not among the known targets.
+    pub fn check_tags<'a>(&self, known: impl Iterator<Item = &'a str> + Clone) -> Result<(), FieldError> {
+        let unknown = self.tagged().find(|name| !known.clone().any(|known| known == *name));
+        unknown.map_or(Ok(()), |name| {
+            Err(FieldError::new(
+                format!("tags.{name}"),
+                format!("no target of this name; known: {}", list_names(known)),
+            ))
+        })
+    }
+
+    /// The targets of a repository's file that have tags in the job.
+    pub fn tagged(&self) -> impl Iterator<Item = &str> {
+        let of_job = match &self.recipe {
+            Recipe::Files(RepositoryFiles { naming: Naming::Job(tags), .. }) => Some(tags),
+            _ => None,
+        };
+        of_job.into_iter().flat_map(BTreeMap::keys).map(String::as_str)
+    }
+
+    /// The targets as bake names them.
+    pub fn target_names(&self) -> Vec<String> {
+        self.targets.iter().map(|name| target_name(name)).collect()
+    }
+
+    /// Refuses a requested target that is not among the known targets and groups.
+    pub fn check_targets<'a>(&self, known: impl Iterator<Item = &'a str> + Clone) -> Result<(), FieldError> {
+        let unknown = self.targets.iter().find(|name| !known.clone().any(|known| known == target_name(name)));
+        unknown.map_or(Ok(()), |name| {
+            Err(FieldError::new("targets", format!("no target or group {name:?}; known: {}", list_names(known))))
+        })
     }
 
     /// The job's request for an attestation.
@@ -229,8 +268,17 @@ impl Build {
     }
 }
 
+/// Some names for a message.
+pub fn list_names<'a>(names: impl Iterator<Item = &'a str> + Clone) -> String {
+    const MAX_SHOWN: usize = 30;
+    let n_more = names.clone().count().saturating_sub(MAX_SHOWN);
+    let shown: Vec<&str> = names.take(MAX_SHOWN).collect();
+    let more = if n_more > 0 { format!(" and {n_more} more") } else { String::new() };
+    format!("{}{more}", shown.join(", "))
+}
+
 /// Whether a job may set a variable of this name: some have an effect on buildx, its runtime or its loader.
-fn is_variable(name: &str) -> bool {
+pub fn is_variable(name: &str) -> bool {
     const NOT_THEIRS: &[&str] =
         &["BUILDX_", "BUILDKIT_", "LD_", "GODEBUG", "GOTRACEBACK", "GOGC", "GOMAXPROCS", "GOMEMLIMIT", "TMPDIR"];
     let is_identifier = |c: char| c.is_ascii_alphanumeric() || c == '_';

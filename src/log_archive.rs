@@ -123,7 +123,7 @@ impl LogArchives {
         let journal = &settings.journal;
         let Some(url) = &journal.archive else { return Ok(Self(None)) };
         Ok(Self(Some(Arc::new(Shared {
-            store: Store::new(url, journal)?,
+            store: Store::new(url, journal, settings.ca_file())?,
             timeout: journal.archive_timeout,
             max_bytes: journal.archive_bytes,
             uploads: Semaphore::new(bounds::ARCHIVE_UPLOADS),

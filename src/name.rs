@@ -12,9 +12,16 @@ pub fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_NAME && text.chars().all(is_allowed) && !text.starts_with('.')
 }
 
-/// Whether a text can name a target: what bake allows, without the characters that select several, and not like an option
-/// of a command line.
+/// Characters of a target's name.
+pub const MAX_TARGET_NAME: usize = 128;
+
+/// Whether a text can name a target: what bake allows in a definition, up to [`MAX_TARGET_NAME`] characters.
 pub fn is_target_name(text: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    !text.is_empty() && text.len() <= 128 && !text.starts_with('-') && text.chars().all(is_allowed)
+    !text.is_empty() && text.len() <= MAX_TARGET_NAME && text.chars().all(is_allowed)
+}
+
+/// The name of the target that bake makes of a service, and selects by a name on its command line.
+pub fn target_name(service: &str) -> String {
+    service.replace('.', "_")
 }

@@ -1,26 +1,44 @@
-//! Why a server cannot be reached: the causes of an error, and what to check.
+//! Connections to other systems: which proxy they take, whom they trust, and why one fails.
 //!
 //! Requests to GitHub, Rails, registries and API servers fail in the same ways, and each way reads the same for all of them. A cause is
 //! known by its type; only what has no type of its own, such as a failed look-up of a name, is known by its library's words.
 
+mod client;
+mod proxy;
+
 use std::error::Error;
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::time::Duration;
 
-use hyper_util::client::proxy::matcher::Matcher;
+use http::{StatusCode, Uri};
 use rustls::CertificateError;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+pub use client::{ClientError, authorities, certificates, check, client, system_certificates};
+pub use proxy::{InvalidProxy, Proxies, Proxy};
 
 /// The libraries' words for "it failed", which say nothing about why.
-const EMPTY_WORDS: [&str; 4] =
-    ["error sending request", "client error (", "error trying to connect", "connection error"];
+const EMPTY_WORDS: [&str; 6] = [
+    "error sending request",
+    "client error (",
+    "error trying to connect",
+    "connection error",
+    "tunnel error: failed to create underlying connection",
+    "ServiceError: ",
+];
+
+/// How long a proxy may take to say why it refuses a connection.
+const REFUSAL: Duration = Duration::from_secs(5);
 
 /// A server that could not be reached. The text names the server, each cause and what to check. It has no credentials in it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{url} cannot be reached{}: {causes}{}", through(.proxy.as_deref()), to_check(*.kind))]
+#[derive(Clone, Debug)]
 pub struct Unreachable {
     url: String,
     /// The proxy of this URL.
-    proxy: Option<String>,
+    proxy: Option<Box<Proxy>>,
     causes: String,
     kind: Option<Kind>,
 }
@@ -38,7 +56,10 @@ enum Kind {
     UnknownAuthority,
     AnotherName,
     NotValidNow,
-    Proxy,
+    /// The proxy demands a login.
+    NoLogin,
+    /// The proxy opened no connection. Its status, once it is known.
+    NoTunnel(Option<u16>),
 }
 
 impl Kind {
@@ -52,11 +73,20 @@ impl Kind {
             Self::Slow => "check whether the server is overloaded",
             Self::Closed => "check whether the port is right, and whether a firewall or a proxy closes connections",
             Self::NoTls => "check whether the port speaks TLS, and whether the URL begins with https or http",
-            Self::UnknownAuthority => "install the certificate's authority on this machine",
+            Self::UnknownAuthority => {
+                "check who signed its certificate; network.ca_file adds an authority, and a kubeconfig has its own"
+            }
             Self::AnotherName => "check the host, and whether a proxy answers in its place",
             Self::NotValidNow => "check the clock of this machine, and renew the certificate",
-            Self::Proxy => "check the proxy's address and its user and password",
+            Self::NoLogin => "check the user and password of the proxy",
+            Self::NoTunnel(Some(500..)) => "check whether the proxy can resolve and reach this host",
+            Self::NoTunnel(_) => "check whether the proxy allows this host and port",
         }
+    }
+
+    /// Whether no connection was made: with a proxy, it is the proxy that was not reached.
+    fn is_of_connecting(self) -> bool {
+        matches!(self, Self::NoAddress | Self::Refused | Self::NoRoute | Self::TimedOut)
     }
 
     /// The innermost cause that says how is the truest.
@@ -76,10 +106,17 @@ impl Kind {
             return Some(if late.is_connect() { Self::TimedOut } else { Self::Slow });
         }
         let text = error.to_string();
-        if text.starts_with("tunnel error") || text.contains("unsuccessful tunnel") {
-            Some(Self::Proxy)
-        } else if text.starts_with("dns error") {
+        let begins = |words: &[&str]| words.iter().any(|words| text.starts_with(words));
+        if begins(&["tunnel error: proxy authorization required"]) {
+            Some(Self::NoLogin)
+        } else if begins(&["tunnel error: unsuccessful", "tunnel error: proxy response headers too long"]) {
+            Some(Self::NoTunnel(None))
+        } else if begins(&["tunnel error: unexpected end of file"]) {
+            Some(Self::Closed)
+        } else if begins(&["dns error"]) {
             Some(Self::NoAddress)
+        } else if begins(&["invalid HTTP version parsed", "invalid HTTP status-code parsed"]) {
+            Some(Self::NoTls)
         } else if text.contains("connection closed before message completed") {
             Some(Self::Closed)
         } else {
@@ -124,15 +161,91 @@ impl Kind {
 impl Unreachable {
     /// The server at `url`, which has no credentials in it. Looks up whether the environment names a proxy for it.
     pub fn new(url: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
-        let (url, chain) = (url.into(), chain(error));
-        Self { proxy: proxy_of(&url), causes: in_words(&chain), kind: Kind::of_chain(&chain), url }
+        let url = url.into();
+        let proxy = Proxies::from_environment().of(&url).cloned();
+        Self::through(url, proxy, error)
     }
+
+    /// The server at `url` behind this proxy.
+    pub fn through(url: impl Into<String>, proxy: Option<Proxy>, error: &(dyn Error + 'static)) -> Self {
+        let chain = chain(error);
+        Self { url: url.into(), proxy: proxy.map(Box::new), causes: in_words(&chain), kind: Kind::of_chain(&chain) }
+    }
+
+    /// The server at `url`, when the answer with this status came from its proxy. 407 never comes from another server.
+    pub fn by_proxy(url: &str, proxy: Proxy, status: StatusCode) -> Self {
+        let kind = match status {
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => Kind::NoLogin,
+            status => Kind::NoTunnel(Some(status.as_u16())),
+        };
+        let causes = format!("the proxy answered {status}");
+        Self { url: url.to_owned(), proxy: Some(Box::new(proxy)), causes, kind: Some(kind) }
+    }
+
+    /// Adds the status with which a proxy refused the connection: no client reports it. Asks an HTTP proxy once more.
+    pub async fn with_refusal(mut self) -> Self {
+        if self.kind == Some(Kind::NoLogin) {
+            self.causes = format!("the proxy answered {}", StatusCode::PROXY_AUTHENTICATION_REQUIRED);
+        }
+        let Some(proxy) = self.proxy.as_ref().filter(|_| self.kind == Some(Kind::NoTunnel(None))) else { return self };
+        if let Ok(Some(status)) = timeout(REFUSAL, refusal(proxy, &self.url)).await {
+            self.causes = format!("the proxy answered {status}");
+            self.kind = Some(Kind::NoTunnel(Some(status.as_u16())));
+        }
+        self
+    }
+
+    /// The text without the URL.
+    pub fn why(&self) -> String {
+        let check = self.kind.map(|kind| format!("; {}", kind.check())).unwrap_or_default();
+        match (&self.proxy, self.kind) {
+            (Some(proxy), Some(kind)) if kind.is_of_connecting() => {
+                let (name, source) = (proxy.name(), &proxy.source);
+                let causes = &self.causes;
+                format!(
+                    "cannot be reached: no connection to its proxy {name}: {causes}; check {source}, and whether the proxy runs"
+                )
+            }
+            (Some(proxy), _) => format!("cannot be reached through the proxy {}: {}{check}", proxy.name(), self.causes),
+            (None, _) => format!("cannot be reached: {}{check}", self.causes),
+        }
+    }
+}
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.url, self.why())
+    }
+}
+
+impl Error for Unreachable {}
+
+/// The status with which an HTTP proxy refuses a connection to the host of a URL; `None` when it opens one, or says nothing.
+async fn refusal(proxy: &Proxy, url: &str) -> Option<StatusCode> {
+    let url: Uri = url.parse().ok()?;
+    if proxy.uri().scheme_str() != Some("http") {
+        return None;
+    }
+    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
+    let target = format!("{}:{port}", url.host()?);
+    let mut request = format!("CONNECT {target} HTTP/1.1\r\nhost: {target}\r\n").into_bytes();
+    if let Some(authorization) = proxy.authorization() {
+        request.extend([b"proxy-authorization: ", authorization.as_bytes(), b"\r\n"].concat());
+    }
+    request.extend(b"\r\n");
+    let mut connection = TcpStream::connect((proxy.host(), proxy.port())).await.ok()?;
+    connection.write_all(&request).await.ok()?;
+    let mut head = [0; "HTTP/1.1 403".len()];
+    connection.read_exact(&mut head).await.ok()?;
+    let status = StatusCode::from_bytes(&head[head.len() - 3..]).ok()?;
+    (head.starts_with(b"HTTP/1.") && !status.is_success()).then_some(status)
 }
 
 /// The error and its causes in one text, without repetitions, and what to check.
 pub fn explain(error: &(dyn Error + 'static)) -> String {
     let chain = chain(error);
-    format!("{}{}", in_words(&chain), to_check(Kind::of_chain(&chain)))
+    let check = Kind::of_chain(&chain).map(|kind| format!("; {}", kind.check())).unwrap_or_default();
+    format!("{}{check}", in_words(&chain))
 }
 
 /// The error and its causes, the outermost first.
@@ -162,24 +275,6 @@ fn in_words(chain: &[&(dyn Error + 'static)]) -> String {
         }
     }
     said.join(": ")
-}
-
-/// The proxy that the environment names for a URL: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, as curl reads them.
-fn proxy_of(url: &str) -> Option<String> {
-    let proxy = Matcher::from_env().intercept(&url.parse().ok()?)?;
-    // The host and port alone: the rest may have a password.
-    Some(proxy.uri().authority().map_or_else(String::new, |authority| {
-        let host = authority.host();
-        authority.port_u16().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
-    }))
-}
-
-fn through(proxy: Option<&str>) -> impl fmt::Display {
-    proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default()
-}
-
-fn to_check(kind: Option<Kind>) -> impl fmt::Display {
-    kind.map(|kind| format!("; {}", kind.check())).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -239,5 +334,54 @@ mod tests {
         assert_eq!(explain(&outer), format!("reset by the peer; {}", Kind::Closed.check()));
         let unreachable = Unreachable::new("https://127.0.0.1:3/", &outer);
         assert_eq!(unreachable.kind, Some(Kind::Closed));
+    }
+
+    /// What is said of a server behind a proxy that answers like this.
+    async fn said_behind(answer: &'static [u8]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                client.expect("a client").write_all(answer).expect("sent");
+            }
+        });
+        behind(port).await.replace(&format!("127.0.0.1:{port}"), "PROXY")
+    }
+
+    async fn behind(port: u16) -> String {
+        let proxy = Proxy::new("HTTPS_PROXY", &format!("http://user:hunter2@127.0.0.1:{port}")).expect("a proxy");
+        let of_client = reqwest::Proxy::all(proxy.url.expose()).expect("a proxy");
+        let http = reqwest::Client::builder().proxy(of_client).build().expect("a client");
+        let url = "https://server.invalid/";
+        let error = http.get(url).send().await.expect_err("no answer").without_url();
+        let text = Unreachable::through("URL", Some(proxy.clone()), &error);
+        Unreachable { url: url.into(), ..text }.with_refusal().await.to_string().replace(url, "URL")
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_refuses_is_named_with_its_status_and_what_to_check() {
+        let begins = "URL cannot be reached through the proxy PROXY: ";
+        for (answer, ends) in [
+            (
+                &b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"[..],
+                "the proxy answered 407 Proxy Authentication Required; check the user and password of the proxy",
+            ),
+            (
+                b"HTTP/1.1 403 Forbidden\r\n\r\n",
+                "the proxy answered 403 Forbidden; check whether the proxy allows this host and port",
+            ),
+            (
+                b"HTTP/1.1 502 Bad Gateway\r\n\r\n",
+                "the proxy answered 502 Bad Gateway; check whether the proxy can resolve and reach this host",
+            ),
+        ] {
+            assert_eq!(said_behind(answer).await, format!("{begins}{ends}"));
+        }
+        let text = behind(1).await;
+        assert!(
+            text.starts_with("URL cannot be reached: no connection to its proxy 127.0.0.1:1: tcp connect"),
+            "{text}"
+        );
+        assert!(text.ends_with("; check HTTPS_PROXY, and whether the proxy runs"), "{text}");
     }
 }

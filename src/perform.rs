@@ -18,6 +18,7 @@ use crate::github::App;
 use crate::job::{Build, BuildJob};
 use crate::journal::Journal;
 use crate::last_builds::LastBuilds;
+use crate::network::ClientError;
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::settings::Settings;
 use crate::source::{Worktree, Worktrees};
@@ -25,7 +26,7 @@ use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 
 pub use caching::Caching;
-pub use worktree::notify_of_submodules;
+pub use worktree::{notify_of_encodings, notify_of_submodules};
 
 use caching::Run;
 use worktree::{check_out, mint};
@@ -52,13 +53,9 @@ pub struct Integrations {
 
 impl Integrations {
     /// Creates the integrations from the settings.
-    pub fn new(
-        settings: &Settings,
-        last_builds: LastBuilds,
-        state: Arc<StateDirectory>,
-    ) -> Result<Self, reqwest::Error> {
+    pub fn new(settings: &Settings, last_builds: LastBuilds, state: Arc<StateDirectory>) -> Result<Self, ClientError> {
         Ok(Self {
-            github: App::new(settings.github.clone())?,
+            github: App::new(settings)?,
             source: Worktrees::new(settings),
             builders: Builders::new(settings),
             bake: Bake::new(settings),
@@ -168,7 +165,8 @@ async fn solve(
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut spent = Duration::ZERO;
     loop {
-        let session = integrations.builders.place(build, &integrations.state, directory, lost.as_ref()).await?;
+        let place = integrations.builders.place(build, &integrations.state, directory, lost.as_ref());
+        let session = attempt.unless_stopped(place).await??;
         attempt.journal.emit(Event::Placed(session.placement()));
         // Asked as late as possible: the push of a moving tag cannot be undone.
         if let Some(fence) = attempt.fence
@@ -202,7 +200,7 @@ async fn solve(
         } else {
             "the other targets are built on another pod"
         };
-        attempt.journal.emit(Event::Notice(format!("{}; {rest}", loss.failure.detail)));
+        attempt.journal.emit(Event::Notice(format!("{}; {rest}", loss.notice)));
         if unfinished.is_empty() {
             return Ok(());
         }

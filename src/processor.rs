@@ -21,7 +21,7 @@ use crate::log_archive::LogArchives;
 use crate::log_stream::LogStreams;
 use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
-use crate::reason::{End, Failure, Reason};
+use crate::reason::{Cause, End, Failure, Reason};
 use crate::redis::Redis;
 use crate::report::Report;
 use crate::settings::{Jobs, PROBE, Timestamps};
@@ -29,7 +29,7 @@ use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::metrics::Metrics;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
-use crate::sidekiq::settlement::{Effect, RunEnd, Settlement};
+use crate::sidekiq::settlement::{Effect, Settlement};
 use crate::sidekiq::{Identity, shown};
 
 use disposition::run_end;
@@ -93,10 +93,6 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
     let panicked = |error| Err(Failure::new(Reason::Panicked, panic_message(error)).into());
     let outcome = AttemptOutcome::of(tokio::spawn(run).await.unwrap_or_else(panicked), &job.stop);
     let settlement = settle(&processor, &job, &outcome).await;
-    if settlement.run_end == RunEnd::Reclaimed {
-        let jid = job.payload.jid.as_str();
-        tracing::warn!(event = "reclaimed_build_killed", jid, token = %unit.token, "local build of a reclaimed job killed");
-    }
     // As in Ruby, where an unknown class fails before the metrics count the job.
     if settlement.is_processed && processor.jobs.runs(&job.payload.class) {
         processor.metrics.record(&job.payload.class, started.elapsed(), settlement.is_failed);
@@ -264,6 +260,11 @@ fn log_end(outcome: &AttemptOutcome, report: &Report, disposition: Disposition, 
     // The token tells two runs of one job apart: a worker may fetch a job again before it notices that it lost it.
     let token = &running.unit.token;
     let (jid, repository, sha) = (&report.jid, report.repository.as_deref(), report.sha.as_deref());
+    // Redis refuses the settlement, unless the entry comes back.
+    if running.reclaimed.is_cancelled() || matches!(outcome, AttemptOutcome::Stopped(Cause::Reclaimed)) {
+        tracing::warn!(event = "job_dropped", jid, %token, repository, sha, took_s, "build ended; Redis no longer has its job in flight here");
+        return;
+    }
     match (outcome.failure(), disposition) {
         (None, _) => tracing::info!(event = "job_done", jid, %token, repository, sha, took_s, "job done"),
         (Some(failure), Disposition::Requeue) => {

@@ -2,6 +2,7 @@
 //!
 //! Owns the signature of the request and the form of the callback job. Knows nothing of builds.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -14,7 +15,7 @@ use crate::bounds;
 use crate::clock::Epoch;
 use crate::job::Callback;
 use crate::job::arguments::RequestFrom;
-use crate::network::Unreachable;
+use crate::network::{self, ClientError, Unreachable};
 use crate::reason::{HasReason, Reason};
 use crate::report::Report;
 use crate::secret::Secret;
@@ -83,15 +84,10 @@ impl Resolver {
     ///
     /// # Errors
     ///
-    /// When the system's certificates cannot be read.
-    pub fn new() -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .timeout(TIMEOUT)
-            // Rails may close an idle connection at the moment of the next request, which would count as a failed attempt.
-            .pool_max_idle_per_host(0)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
-            .build()?;
+    /// When `ca_file` cannot be used.
+    pub fn new(ca_file: Option<&Path>) -> Result<Self, ClientError> {
+        // Rails may close an idle connection at the moment of the next request, which would count as a failed attempt.
+        let http = network::client(ca_file, |client| client.timeout(TIMEOUT).pool_max_idle_per_host(0))?;
         Ok(Self { http })
     }
 
@@ -106,13 +102,15 @@ impl Resolver {
     /// The build request at `url`, at most 1 MiB. The request has a signature.
     async fn ask(&self, resolve: &Resolve, url: &str) -> Result<Value, RailsError> {
         let nonsense = |what: String| RailsError::Nonsense { url: url.to_owned(), what };
-        let unreachable = |error: reqwest::Error| Unreachable::new(url, &error.without_url());
         let secret = secret(resolve)?;
         let target = reqwest::Url::parse(url).map_err(|error| nonsense(format!("is not a valid URL: {error}")))?;
         let date = http_date();
         let signature = signature(&secret, &target, &date);
         let request = self.http.get(target).header("date", &date).header("x-sidebake-signature", signature);
-        let answer = request.send().await.map_err(unreachable)?;
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) => return Err(Unreachable::new(url, &error.without_url()).with_refusal().await.into()),
+        };
         match answer.status() {
             StatusCode::OK => {}
             status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
@@ -125,7 +123,7 @@ impl Resolver {
         }
         let body = body::read(answer, url, bounds::RESOLVED).await.map_err(|error| match error {
             BodyError::TooLong(too_long) => RailsError::TooLong(too_long),
-            BodyError::Broken(error) => unreachable(error).into(),
+            BodyError::Broken(error) => Unreachable::new(url, &error.without_url()).into(),
         })?;
         json::read(&body).map_err(|error| nonsense(format!("did not answer with valid JSON: {error}")))
     }

@@ -300,7 +300,9 @@ impl Cause {
     pub fn failure(self) -> Failure {
         match self {
             Self::Shutdown => Failure::new(Reason::Interrupted, "the worker stopped"),
-            Self::Reclaimed => Failure::new(Reason::Interrupted, "the job was given to another worker"),
+            Self::Reclaimed => {
+                Failure::new(Reason::Interrupted, "Redis no longer had the job in flight at this worker")
+            }
             Self::Cancelled => Failure::new(Reason::Cancelled, ""),
             Self::TimedOut { limit } => Failure::new(Reason::TimedOut, format!("the limit is {} s", limit.as_secs())),
         }

@@ -18,6 +18,7 @@ mod journal;
 mod last_builds;
 mod lease;
 mod log;
+mod network;
 mod pattern;
 mod queue;
 mod redis;
@@ -28,35 +29,35 @@ mod source;
 mod state;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use crate::field_error::{FieldError, refuse};
-use crate::secret::Secret;
 
 pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
-pub use builder::Builder;
+pub use builder::{Builder, quantity};
 pub use buildx::Buildx;
 pub use credential::{VARIABLES as CREDENTIAL_VARIABLES, credential, is_secret};
-pub use driver::{Balance, Driver, Toleration};
+pub use driver::{Balance, Driver, Toleration, TopologySpread};
 pub use github::Github;
 pub use health::Health;
 pub use job_class::{JobClass, Resolve, Shape};
-pub use jobs::{Jobs, PROBE, Timestamps};
+pub use jobs::{Jobs, PROBE, PollOthers, Timestamps};
 pub use journal::Journal;
 pub use last_builds::LastBuilds;
 pub use lease::Lease;
 pub use log::{Log, LogFormat};
+pub use network::Network;
 pub use pattern::{NamePattern, TextPattern};
 pub use queue::{Capsule, Mode, Queue};
-pub use redis::Redis;
+pub use redis::{Redis, decoded, passwords_of};
 pub use sandbox::{Sandbox, SandboxMode};
 pub use secret_source::SecretSource;
 pub use shutdown::Shutdown;
-pub use source::{MIN_MTIMES_KEY, Mtimes, Source};
+pub use source::{GitDir, MIN_MTIMES_KEY, Mtimes, Source};
 pub use state::State;
 
 /// The capsule of `concurrency` and `queues`, by Sidekiq's name.
@@ -99,6 +100,8 @@ pub struct Settings {
     pub journal: Journal,
     /// What is remembered of each build, to tell why a step was not cached.
     pub last_builds: LastBuilds,
+    /// What connections to other systems have in common.
+    pub network: Network,
     /// The GitHub App.
     pub github: Github,
     /// Fetch and checkout.
@@ -137,6 +140,7 @@ impl Default for Settings {
             jobs: Jobs::default(),
             journal: Journal::default(),
             last_builds: LastBuilds::default(),
+            network: Network::default(),
             github: Github::default(),
             source: Source::default(),
             buildx: Buildx::default(),
@@ -175,10 +179,15 @@ impl Settings {
     /// Others are in the environment: `environment::credentials`.
     pub fn secrets(&self) -> Vec<SecretSource> {
         let urls = [Some(&self.redis.url), self.journal.redis_url.as_ref()].into_iter().flatten();
-        let passwords = urls.chain(&self.redis.sentinels).flat_map(passwords_of).map(SecretSource::Value);
+        let passwords = urls.chain(&self.redis.sentinels).flat_map(redis::passwords_of).map(SecretSource::Value);
         let of_classes = self.jobs.classes.values().filter_map(|class| class.resolver()?.secret());
         let of_archive = self.journal.archive_secrets();
         passwords.chain(self.github.private_key()).chain(of_classes).chain(of_archive).collect()
+    }
+
+    /// The certificates that are trusted beside the system's: `network.ca_file`, by its former name `source.ca_file` too.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.network.ca_file.as_deref().or(self.source.ca_file.as_deref())
     }
 
     /// Checks what the types cannot express. Call it again after a command line has changed a setting.
@@ -197,6 +206,9 @@ impl Settings {
         self.jobs.check()?;
         self.journal.check()?;
         self.last_builds.check()?;
+        if self.source.ca_file.is_some() && self.network.ca_file.is_some() {
+            return refuse("source.ca_file", "is the former name of network.ca_file; set only network.ca_file");
+        }
         self.github.check()?;
         self.source.check()?;
         self.buildx.check()?;
@@ -220,39 +232,5 @@ impl Settings {
             return refuse("concurrency", "must be from 1 to 1000, with all capsules");
         }
         Ok(())
-    }
-}
-
-/// The password in a URL of Redis, as written and decoded. A user without a password is the password.
-fn passwords_of(url: &Secret) -> Vec<Secret> {
-    let rest = url.expose().split_once("://").map_or(url.expose(), |(_, rest)| rest);
-    let in_query = rest.split(['?', '&']).skip(1).find_map(|field| field.strip_prefix("pass="));
-    let of_user = rest.rsplit_once('@').map(|(user, _)| user.split_once(':').map_or(user, |(_, password)| password));
-    let password = of_user.or(in_query).unwrap_or_default();
-    let sent = percent_decode_str(&password.replace('+', " ")).decode_utf8_lossy().into_owned();
-    let forms = [Secret::new(password), Secret::new(sent)];
-    let n_forms = if password.is_empty() { 0 } else { 1 + usize::from(forms[0].expose() != forms[1].expose()) };
-    forms.into_iter().take(n_forms).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_password_of_a_url_is_a_secret_and_the_rest_is_not() {
-        for (url, expected) in [
-            ("redis://:pa:ss@host:6379/0", &["pa:ss"][..]),
-            ("rediss://user:p@ss@host", &["p@ss"]),
-            ("redis://:p%40ss+1@host", &["p%40ss+1", "p@ss 1"]),
-            ("redis://user@host", &["user"]),
-            ("unix:///run/redis.sock?db=1&pass=hunter2", &["hunter2"]),
-            ("unix://:hunter2@/run/redis.sock", &["hunter2"]),
-            ("/run/redis.sock?pass=hunter2", &["hunter2"]),
-            ("redis://host:6379/0", &[]),
-        ] {
-            let found = passwords_of(&Secret::new(url));
-            assert_eq!(found.iter().map(Secret::expose).collect::<Vec<_>>(), expected, "{url}");
-        }
     }
 }

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod order;
 pub mod payload;
 pub mod poller;
+pub mod processes;
 mod reconcile;
 pub mod recovery;
 pub mod retry;

@@ -2,7 +2,7 @@
 //!
 //! libgit2 reads packs that strangers wrote, so it runs in a child of our own binary: sandboxed, with the request and the token
 //! on standard input and an empty environment. It sees only the mirror and its own stage, and connects only to the git host's
-//! port. It can be killed at any moment without harm.
+//! port, or to that of its proxy. It can be killed at any moment without harm.
 //!
 //! Its files are not trusted. After its end, the worker checks them and moves them to where the build reads them and no child
 //! can write. So no later child can change what was checked, or lead the worker elsewhere.
@@ -13,9 +13,11 @@ mod changes;
 mod checkout;
 mod child;
 mod effort;
+mod encoding;
 mod error;
 mod fetch;
 mod gate;
+mod git_dir;
 mod lfs;
 mod mirror;
 mod mtimes;
@@ -26,7 +28,7 @@ mod worktree;
 
 use std::ffi::OsStr;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -36,21 +38,24 @@ use tokio_util::sync::CancellationToken;
 use crate::beneath::{Destination, Directory};
 use crate::bounds;
 use crate::event::{Event, Phase};
-use crate::job::{Build, Commit, Repository, Sha, Trust};
+use crate::job::{Build, Commit, GitRef, Repository, Sha, Trust};
 use crate::journal::Journal;
 use crate::json;
+use crate::network::{self, Proxies, Proxy};
 use crate::process::{self, Ended};
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, libraries, network_files};
 use crate::secret::Secret;
 use crate::secret_file;
-use crate::settings::{self, MIN_MTIMES_KEY, Mtimes};
+use crate::settings::{self, GitDir, MIN_MTIMES_KEY, Mtimes};
 use crate::state::{JobDirectory, MirrorDirectory, StateDirectory};
 
 use gate::Gate;
-use request::{CheckoutRequest, Fault, Message, WORKTREE};
+use request::{CheckoutRequest, Fault, Message, ProxyRequest, WORKTREE};
 
 pub use child::{VERB, main as child_main};
+pub use encoding::MAX_NAMED as MAX_ENCODED;
 pub use error::SourceError;
+pub use request::GitDirRequest;
 pub use submodules::{MAX_SUBMODULES, Submodule};
 pub use worktree::{Size, Spent, Worktree};
 
@@ -84,6 +89,8 @@ pub struct Origin<'a> {
     pub mtimes_key: Option<Secret>,
     /// Older commits with which it is compared.
     pub since: Vec<String>,
+    /// The `.git` that the files get, from [`Worktrees::git_dir`].
+    pub git_dir: Option<GitDirRequest>,
     /// What the build's other commits have taken: the limits apply to all of them together.
     pub spent: Spent,
 }
@@ -102,6 +109,8 @@ pub enum Revision {
 #[derive(Debug)]
 pub struct Worktrees {
     settings: settings::Source,
+    /// Certificates that are trusted beside the system's.
+    ca_file: Option<PathBuf>,
     sandbox: settings::Sandbox,
     git_url: String,
     gate: Gate,
@@ -112,6 +121,7 @@ impl Worktrees {
     pub fn new(settings: &settings::Settings) -> Self {
         Self {
             settings: settings.source.clone(),
+            ca_file: settings.ca_file().map(Path::to_owned),
             sandbox: settings.sandbox.clone(),
             git_url: settings.github.git_url.trim_end_matches('/').to_owned(),
             gate: Gate::new(settings.clones),
@@ -162,6 +172,13 @@ impl Worktrees {
         Ok(key)
     }
 
+    /// The `.git` that the files of a job's commit get.
+    pub fn git_dir(&self, git_ref: Option<&GitRef>) -> Option<GitDirRequest> {
+        let branch = git_ref.and_then(GitRef::branch).map(str::to_owned);
+        let tag = git_ref.filter(|_| branch.is_none()).map(GitRef::to_string);
+        (self.settings.git_dir == GitDir::Minimal).then_some(GitDirRequest { branch, tag })
+    }
+
     /// Whether submodules of this repository are fetched.
     pub fn takes_submodules_of(&self, repository: &Repository) -> bool {
         let name = repository.to_string();
@@ -192,6 +209,9 @@ impl Worktrees {
         // Held until the child has ended.
         let mirror = hold(origin, &host, state).await?;
         let stage = origin.directory.fresh(STAGE).await?;
+        let proxies = Proxies::from_environment();
+        let proxy = proxies.of(&origin.url);
+        let port = proxy.map_or(port, Proxy::port);
         let request = CheckoutRequest {
             url: origin.url.clone(),
             token: origin.token.as_ref().map(|token| token.expose().to_owned()),
@@ -203,7 +223,9 @@ impl Worktrees {
             mirror: mirror.content().to_owned(),
             stage: stage.clone(),
             limits: request::CheckoutLimits { taken: origin.spent.size, ..(&self.settings).into() },
-            ca_file: self.settings.ca_file.clone(),
+            certificates: [network::system_certificates()].into_iter().chain(self.ca_file.clone()).collect(),
+            proxy: proxy.map(|proxy| ProxyRequest { source: proxy.source.clone(), url: proxy.url.expose().to_owned() }),
+            git_dir: origin.git_dir.clone(),
         };
         let made = self.make(&request, port, origin, journal, stop).await.and_then(|worktree| {
             let left = |source| SourceError::Left { url: origin.url.clone(), what: "the worktree", source };
@@ -213,6 +235,34 @@ impl Worktrees {
         });
         origin.directory.clear(STAGE).await?;
         made
+    }
+
+    /// Asks the git host for a repository that need not exist, in the way that a job's commit is fetched.
+    ///
+    /// # Errors
+    ///
+    /// Why the git host does not answer. A refusal is an answer.
+    pub async fn reach(&self, state: &StateDirectory, directory: &JobDirectory) -> Result<(), SourceError> {
+        let destination = directory.vacancy("tree", "doctor")?;
+        let origin = Origin {
+            url: format!("{}/sidebake/doctor.git", self.git_url),
+            token: None,
+            mirror: "doctor".into(),
+            trust: Trust::Fork,
+            directory,
+            worktree: &destination,
+            revision: Revision::Name("HEAD".into()),
+            mtimes_key: None,
+            since: Vec::new(),
+            git_dir: None,
+            spent: Spent::default(),
+        };
+        let journal = Journal::new(Vec::new(), directory.worker_paths());
+        match self.check_out(&origin, state, &journal, &CancellationToken::new()).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_answer() => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Runs a source child and returns its result.
@@ -258,7 +308,7 @@ impl Worktrees {
 
     fn sandbox(&self, request: &CheckoutRequest, port: u16) -> Sandbox {
         let mut system = libraries();
-        system.extend(network_files(&self.settings.ca_file));
+        system.extend(request.certificates.iter().flat_map(|path| network_files(path)));
         Sandbox {
             enforcement: self.sandbox.mode.into(),
             system,
@@ -307,13 +357,23 @@ fn conclude(
     let url = origin.url.clone();
     match (output.last, ended) {
         (
-            Some(Message::Done { sha, size, lfs_pointers, submodules, committed_at_s, links, changes }),
+            Some(Message::Done {
+                sha: claimed,
+                size,
+                lfs_pointers,
+                submodules,
+                committed_at_s,
+                links,
+                changes,
+                encoded,
+            }),
             Ended::Exited(_),
         ) => {
             let sha = match &origin.revision {
                 Revision::Sha(sha) => Some(sha.clone()),
-                Revision::Name(_) => Sha::parse(&sha),
+                Revision::Name(_) => Sha::parse(&claimed),
             };
+            let is_tag = matches!(&origin.revision, Revision::Sha(asked) if asked.as_str() != claimed);
             let committed_at = Commit::time(committed_at_s);
             Ok(Worktree {
                 path: origin.worktree.path.clone(),
@@ -324,6 +384,8 @@ fn conclude(
                 submodules,
                 links,
                 changes,
+                is_tag,
+                encoded,
             })
         }
         (Some(Message::Failed { fault, message }), Ended::Exited(_)) => Err(SourceError::Fault { url, fault, message }),

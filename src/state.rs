@@ -204,6 +204,15 @@ pub fn write_private(path: &Path, contents: &[u8]) -> Result<(), StateError> {
     write().map_err(|source| StateError { path: path.to_owned(), source })
 }
 
+/// Makes a link, also in place of a file or another link.
+pub fn replace_link(target: &Path, path: &Path) -> Result<(), StateError> {
+    let replace = || match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => std::os::unix::fs::symlink(target, path),
+    };
+    replace().map_err(|source| StateError { path: path.to_owned(), source })
+}
+
 fn remove(path: &Path) {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
     match Directory::open(parent).and_then(|parent| parent.remove(name)) {

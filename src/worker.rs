@@ -16,6 +16,7 @@ use crate::health::{Health, HealthError};
 use crate::last_builds::LastBuilds;
 use crate::log_archive::{ArchiveError, LogArchives};
 use crate::log_stream::{LogKeys, LogStreams};
+use crate::network::{self, ClientError};
 use crate::perform::Integrations;
 use crate::processor::{Processor, process};
 use crate::rails::Resolver;
@@ -72,9 +73,9 @@ pub enum WorkerError {
     /// The thread that renews the lease cannot start, or ended.
     #[error(transparent)]
     Lease(#[from] LeaseError),
-    /// The HTTP client cannot be made.
-    #[error("failed to make the HTTP client: {0}")]
-    Http(#[from] reqwest::Error),
+    /// Certificates or a proxy variable cannot be used.
+    #[error(transparent)]
+    Http(#[from] ClientError),
 }
 
 /// The signals that end a worker.
@@ -111,6 +112,7 @@ impl Shutdown {
 /// Runs until `shutdown` ends it, and returns when every task has ended.
 pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerError> {
     check_sandbox(&settings.sandbox)?;
+    network::check(&settings)?;
     let identity = Arc::new(Identity::new(environment::hostname()));
     let state = Arc::new(StateDirectory::open(&settings.state.directory, &identity.to_string())?);
     let health = Health::bind(settings.health.listen).await?;
@@ -122,7 +124,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let custody = custody(&settings, &identity, &handle, &running, &shutdown, &has_room)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
-        resolver: Resolver::new()?,
+        resolver: Resolver::new(settings.ca_file())?,
         integrations: Integrations::new(&settings, LastBuilds::new(&settings, keys::last_builds)?, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
         identity: Arc::clone(&identity),
@@ -148,7 +150,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process, &running, &shutdown.quiet, &ended, &processor.metrics, &remote),
-            poller::run(&redis, &settings.jobs, &shutdown.quiet),
+            poller::run(&redis, &settings.jobs, &identity, &shutdown.quiet),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),

@@ -7,26 +7,26 @@ use serde_json::{Map, Value, json};
 use super::BakeRequest;
 use super::escape::literal;
 use super::policy::attestations::entry;
-use super::print::{Input, Targets};
+use super::print::Targets;
 use crate::job::{Application, Image, Recipe};
 
-/// The definition of a request, for buildx to resolve.
-pub(super) fn input(request: &BakeRequest<'_>) -> Input {
+/// The platform's definition, for buildx to resolve; `None` when it is in files of the repository.
+pub(super) fn text(request: &BakeRequest<'_>) -> Option<String> {
     match &request.build.recipe {
         Recipe::Application(template) => {
             // buildx would look for the file of each secret, which only `restore` and policy know.
             let without_secrets = |image: &Image| Image { secrets: Vec::new(), ..image.clone() };
-            Input::Text(application(&Application { images: template.images.iter().map(without_secrets).collect() }))
+            Some(application(&Application { images: template.images.iter().map(without_secrets).collect() }))
         }
-        Recipe::Inline(definition) => Input::Text(definition.clone()),
-        Recipe::File(file) => Input::File(file.path.clone()),
+        Recipe::Inline(definition) => Some(definition.clone()),
+        Recipe::Files(_) => None,
     }
 }
 
 /// Fields that bake resolves to themselves, but for the text that it normalizes.
 const WRITTEN: [&str; 6] = ["args", "context", "contexts", "dockerfile", "dockerfile-inline", "labels"];
 
-/// Restores in the printed targets of an Application Template what is as it was written, and the secrets that [`input`] has left
+/// Restores in the printed targets of an Application Template what is as it was written, and the secrets that [`text`] has left
 /// out.
 pub(super) fn restore(request: &BakeRequest<'_>, targets: &mut Targets) {
     let Recipe::Application(template) = &request.build.recipe else { return };

@@ -15,14 +15,18 @@ use crate::bounds;
 use crate::dockerfile;
 use crate::event::FailedStep;
 use crate::secret::SecretBytes;
+use crate::state::{JobDirectory, StateError, write_private};
 
 /// The fields of a target that are read again later.
 const KEPT: [&str; 6] = ["context", "contexts", "dockerfile", "dockerfile-inline", "platforms", "tags"];
 
+/// Its text in a job's directory.
+pub(super) const FILE: &str = "definition.json";
+
 /// A resolved and validated definition. Nothing in it is left to evaluate.
 #[derive(Clone, Debug)]
 pub struct Definition {
-    /// The text for `bake -f -`: escaped, with absolute contexts.
+    /// The text for bake: escaped, with absolute contexts.
     pub text: String,
     /// The same by target, unescaped. Once buildx has confirmed the text, only the fields that are read later.
     pub targets: BTreeMap<String, Map<String, Value>>,
@@ -55,10 +59,13 @@ impl Definition {
         self
     }
 
-    /// The arguments of bake that name its files: standard input comes last, and counts where two set one field.
-    pub(super) fn files(&self) -> Vec<String> {
-        let compose = self.compose.iter().map(|file| file.display().to_string());
-        compose.chain(["-".to_owned()]).flat_map(|file| ["--file".to_owned(), file]).collect()
+    /// Writes the text, and returns its files in the order of bake: the text comes last, and counts where two set one field.
+    ///
+    /// buildx tries a text without a name as a compose file first, and warns of each `$NAME` in it.
+    pub(super) fn write(&self, directory: &JobDirectory) -> Result<Vec<PathBuf>, StateError> {
+        let file = directory.join(FILE);
+        write_private(&file, self.text.as_bytes())?;
+        Ok(self.compose.iter().cloned().chain([file]).collect())
     }
 
     /// The names of all targets.

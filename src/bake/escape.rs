@@ -29,7 +29,7 @@ const PRINTED_ESCAPED: &[&str] = &["args", "labels", "annotations", "dockerfile-
 /// The meaning of a printed target: its escaped fields unescaped.
 pub(super) fn unescape(target: Map<String, Value>) -> Map<String, Value> {
     let unescaped = |name: String, value| {
-        let value = if PRINTED_ESCAPED.contains(&name.as_str()) { map_values(value, &plain) } else { value };
+        let value = if PRINTED_ESCAPED.contains(&name.as_str()) { map_texts(value, &plain) } else { value };
         (name, value)
     };
     target.into_iter().map(|(name, value)| unescaped(name, value)).collect()
@@ -78,12 +78,12 @@ impl Serialize for Escaped<'_> {
     }
 }
 
-/// Applies `f` to every string value. `--print` escapes values and prints keys unescaped.
-fn map_values(value: Value, f: &impl Fn(&str) -> String) -> Value {
+/// Applies `f` to every text that is not a key: `--print` prints keys unescaped.
+pub(super) fn map_texts(value: Value, f: &impl Fn(&str) -> String) -> Value {
     match value {
         Value::String(text) => Value::String(f(&text)),
-        Value::Array(values) => values.into_iter().map(|value| map_values(value, f)).collect(),
-        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, map_values(value, f))).collect(),
+        Value::Array(values) => values.into_iter().map(|value| map_texts(value, f)).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, map_texts(value, f))).collect(),
         other => other,
     }
 }

@@ -22,10 +22,10 @@ const CODES: &[&str] = &["ResourceExhausted: ", "NotFound: ", "InvalidArgument: 
 /// How buildx begins to pass on BuildKit's answer: from the status of the solve, or from its own request, whichever ends first.
 pub(super) const BUILDKIT: &[&str] = &["failed to solve: ", "failed to run Build function: "];
 
-/// How buildx begins an error of a Kubernetes request.
+/// How buildx begins an error of a Kubernetes request. A request to create the builder is not here: buildx makes it only while the
+/// builder is missing, and that passes.
 const KUBERNETES: &[&str] = &[
     "error for bootstrap \"",
-    "error while calling ",
     "failed to connect to pod ",
     "failed to list workers: ",
     "listing workers for ",

@@ -10,6 +10,10 @@ use super::noise;
 use super::progress::{BakeProgress, Vertex};
 use crate::reason::{Failure, Reason};
 
+/// What a customer must know whose build reads `.git`, and whom to ask.
+const NO_GIT_DIR: &str =
+    "The repository's .git is not part of the build context, unless the operator sets source.git_dir to \"minimal\"";
+
 /// The failure, with the file and the line that explain it.
 pub(super) fn explain(failure: Failure, progress: &BakeProgress, definition: &Definition) -> Failure {
     match failure.reason {
@@ -48,6 +52,9 @@ fn has_bad_pattern(progress: &BakeProgress) -> bool {
 fn with_cause(failure: Failure, progress: &BakeProgress, definition: &Definition) -> Failure {
     let cause = progress.failed().find_map(|vertex| {
         let (path, target) = (missing(vertex)?, progress.target_of(vertex)?);
+        if path.starts_with(".git") && definition.worktree.join(".git").symlink_metadata().is_err() {
+            return Some(NO_GIT_DIR.to_owned());
+        }
         let Some(Excluded { path, by, line }) = definition.excluded_by(target, &path) else {
             let near = definition.near_to(target, &path)?;
             return Some(format!("The repository has {}", near.display()));

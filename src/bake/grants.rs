@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{BakeError, BakeRequest};
 use crate::environment;
 use crate::hex;
-use crate::job::{Naming, Recipe, Trust};
+use crate::job::{Naming, Recipe, RepositoryFiles, Trust};
 use crate::name::is_name;
 use crate::secret::SecretBytes;
 use crate::settings::{Accounts, NamePattern, Policy, TextPattern};
@@ -38,17 +38,18 @@ impl<'a> Grants<'a> {
     ///
     /// A fork's build gets only the job's tags: any other would overwrite an image of the repository.
     pub(super) fn tags(&self, target: &str) -> Vec<String> {
-        let of_job = match &self.request.build.recipe {
-            Recipe::File(file) => match &file.naming {
-                Naming::Job(tags) => tags.get(target),
-                Naming::File => None,
-            },
-            _ => None,
-        };
-        match of_job {
-            Some(tags) => tags.clone(),
+        match self.tags_of_job(target) {
+            Some(tags) => tags.to_vec(),
             None if self.is_fork() => Vec::new(),
             None => self.named(&self.accounts.tags, target, self.request.build.branch.as_deref()),
+        }
+    }
+
+    /// The tags that the job lists for a target of a repository's file.
+    pub(super) fn tags_of_job(&self, target: &str) -> Option<&[String]> {
+        match &self.request.build.recipe {
+            Recipe::Files(RepositoryFiles { naming: Naming::Job(tags), .. }) => tags.get(target).map(Vec::as_slice),
+            _ => None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! A push that a registry refuses, although the tag already has the same image: an immutable tag, and a build that is repeated.
 
+use std::path::Path;
+
 use super::credentials::Credentials;
 use super::diagnose;
 use super::progress::BakeProgress;
@@ -10,7 +12,12 @@ use crate::journal::Journal;
 /// Settles these pushes as done. Returns whether there are any.
 ///
 /// An image is settled when each of its tags has it. When the registry does not say so, the push has failed as before.
-pub(super) async fn settle(progress: &mut BakeProgress, credentials: &Credentials, journal: &Journal) -> bool {
+pub(super) async fn settle(
+    progress: &mut BakeProgress,
+    credentials: &Credentials,
+    ca_file: Option<&Path>,
+    journal: &Journal,
+) -> bool {
     let refused: Vec<_> = diagnose::refused_manifests(progress)
         .filter_map(|vertex| {
             let target = progress.target_of(vertex)?.to_owned();
@@ -21,7 +28,7 @@ pub(super) async fn settle(progress: &mut BakeProgress, credentials: &Credential
     let mut has_settled = false;
     for (number, target, images, tags) in refused {
         let has_image = |tagged: &Tagged| tagged.images == images;
-        let Some(found) = all(&tags, credentials, has_image).await else { continue };
+        let Some(found) = all(&tags, credentials, ca_file, has_image).await else { continue };
         let notice = format!("the registry refused to push {target} again; its tags already have this image");
         journal.emit(Event::Notice(notice));
         journal.emit(Event::TargetDone(target));
@@ -32,10 +39,15 @@ pub(super) async fn settle(progress: &mut BakeProgress, credentials: &Credential
 }
 
 /// The digest of each tag, if all have the image.
-async fn all(tags: &[String], credentials: &Credentials, has_image: impl Fn(&Tagged) -> bool) -> Option<Vec<String>> {
+async fn all(
+    tags: &[String],
+    credentials: &Credentials,
+    ca_file: Option<&Path>,
+    has_image: impl Fn(&Tagged) -> bool,
+) -> Option<Vec<String>> {
     let mut digests = Vec::new();
     for tag in tags {
-        let tagged = registry::tagged(tag, credentials).await.unwrap_or_else(|error| not_read(tag, &error));
+        let tagged = registry::tagged(tag, credentials, ca_file).await.unwrap_or_else(|error| not_read(tag, &error));
         digests.push(tagged.filter(&has_image)?.digest);
     }
     Some(digests)

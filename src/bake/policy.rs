@@ -26,7 +26,8 @@ use super::definition_file::folder;
 use super::grants::Grants;
 use super::print::Targets;
 use super::{BakeError, BakeRequest};
-use crate::job::{Naming, Recipe, RepositoryFile, is_for_any_host};
+use crate::job::{Naming, Recipe, RepositoryFiles, is_for_any_host};
+use crate::name::{MAX_TARGET_NAME, is_target_name};
 use crate::reason::Reason;
 use crate::secret::SecretBytes;
 use crate::settings;
@@ -70,8 +71,8 @@ pub(super) fn validate(
     let folder = folder(request);
     let mut validated = Validated::default();
     for (name, fields) in targets {
-        if !crate::name::is_target_name(&name) {
-            let message = "expected a name of letters, digits, - and _ that does not begin with -";
+        if !is_target_name(&name) {
+            let message = format!("expected a name of at most {MAX_TARGET_NAME} letters, digits, - and _");
             return Err(Refusal::invalid(format!("target.{name}"), message).into());
         }
         let mut rules = Rules {
@@ -87,6 +88,9 @@ pub(super) fn validate(
         let fields = rules.target(fields)?;
         let name = rules.target;
         validated.targets.insert(name, fields);
+    }
+    for name in request.build.tagged().filter(|name| !validated.targets.contains_key(*name)) {
+        validated.notices.push(format!("tags.{name}: not used: the job does not build this target"));
     }
     references::check_caches(&validated.targets)?;
     // The platform may distinguish its own images by their digests.
@@ -119,6 +123,10 @@ impl Rules<'_> {
         self.settle_references(&mut fields)?;
         self.settle_attestations(&mut fields)?;
         self.settle_labels(&mut fields)?;
+        // buildx adds an entitlement for it, which nobody has written.
+        if let Some(network) = fields.get("network") {
+            self.field("network", network.clone())?;
+        }
         let mut validated = Map::from_iter([("context".to_owned(), context.clone())]);
         let is_inline = fields.contains_key("dockerfile-inline");
         for (field, value) in fields {
@@ -192,7 +200,7 @@ impl Rules<'_> {
                 let message = format!("{id} would go to any git host; name it {id}.github.com");
                 return Err(self.refusal(&field, message).into());
             }
-            if has_source && repository_file(self.request).is_none() {
+            if has_source && !is_of_repository(self.request) {
                 return Err(self.refusal(&field, "files and variables of the host are not allowed").into());
             }
             if self.grants.is_fork() {
@@ -255,12 +263,17 @@ impl Rules<'_> {
     }
 }
 
-/// The repository's own file, if the definition comes from one and the worker names its images.
-fn repository_file<'a>(request: &BakeRequest<'a>) -> Option<&'a RepositoryFile> {
+/// The repository's own files, if the definition comes from them and the worker names its images.
+fn repository_file<'a>(request: &BakeRequest<'a>) -> Option<&'a RepositoryFiles> {
     match &request.build.recipe {
-        Recipe::File(file) if matches!(file.naming, Naming::Job(_)) => Some(file),
+        Recipe::Files(files) if matches!(files.naming, Naming::Job(_)) => Some(files),
         _ => None,
     }
+}
+
+/// Whether the definition comes from the repository's own files, whoever names the images.
+fn is_of_repository(request: &BakeRequest<'_>) -> bool {
+    matches!(request.build.recipe, Recipe::Files(_))
 }
 
 fn list(value: &Value) -> &[Value] {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
@@ -14,14 +14,14 @@ use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::child::{make_directories, programs, switches, version_child};
-use super::definition_file::locate;
+use super::definition_file::Given;
+use super::policy::Refusal;
 use super::{Bake, BakeError, BakeRequest, Child, Definition, escape};
-use crate::job::Build;
+use crate::job::list_names;
 use crate::json;
 use crate::process::{self, Ended, Stream};
 use crate::sandbox::{ResourceLimits, Sandbox, Sockets, is_not_launched, libraries};
 use crate::state::JobDirectory;
-use crate::text::paths::WorkerPaths;
 use crate::text::tail::Tail;
 use crate::{bounds, text};
 
@@ -32,92 +32,122 @@ const CRASHED: i32 = 2;
 const N_THREADS: u32 = 1;
 
 /// A path that exists on no machine.
-const NOWHERE: &str = "/nonexistent";
-
-/// The most variables, those added for secrets included.
-const MAX_VARIABLES: usize = 64;
+pub(super) const NOWHERE: &str = "/nonexistent";
 
 /// Targets by name, as printed and then unescaped.
 pub(super) type Targets = BTreeMap<String, Map<String, Value>>;
 
-/// What `--print` reads.
-pub(super) enum Input {
-    /// A definition, on its standard input.
-    Text(String),
-    /// A file of the worktree, by its path in it.
-    File(String),
-}
+/// Prints the resolved definition.
+const PRINT: &[&str] = &["--print"];
 
-/// Resolves an admitted definition: the requested targets and those linked to them.
+/// Prints the names of all targets and groups.
+const LIST: &[&str] = &["--list", "type=targets,format=json"];
+
+/// Resolves a definition: the requested targets and those linked to them.
 pub(super) async fn print(
     bake: &Bake,
-    input: &Input,
+    given: &mut Given,
     request: &BakeRequest<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
-) -> Result<Vec<u8>, BakeError> {
-    let (input, file, working_directory) = match input {
-        Input::Text(text) => (text.as_str(), "-".to_owned(), request.worktree.to_owned()),
-        Input::File(path) => {
-            let (folder, name) = locate(request.worktree, path);
-            ("", name, folder)
-        }
-    };
-    let reading = Reading { bake, request, input, file, working_directory, directory, stop };
-    let mut build = request.build.clone();
+) -> Result<Targets, BakeError> {
     let mut overrides = Vec::new();
+    let wanted = request.build.target_names();
     let deadline = Instant::now() + bake.limits.print_timeout;
     loop {
-        let mut message = match reading.print(&build, &overrides, &build.targets).await? {
-            Ok(printed) => return Ok(printed),
+        let reading = Reading { bake, request, given, directory, stop };
+        let mut message = match reading.print(&overrides, &wanted).await? {
+            Ok(printed) => {
+                let targets = read(&printed)?;
+                reading.check_tags(&targets).await?;
+                return Ok(targets);
+            }
             Err(message) => message,
         };
+        if message.starts_with(SSH) {
+            return Err(Refusal::not_allowed("ssh", "SSH keys and agents of the host are not allowed").into());
+        }
         let is_in_time = Instant::now() < deadline;
         if is_in_time && is_of_output(&message) {
-            match reading.replace_files(&build, &mut overrides, deadline).await? {
+            match reading.replace_files(&wanted, &mut overrides, deadline).await? {
                 Ok(true) => continue,
                 Ok(false) => {}
                 Err(other) => message = other,
             }
         }
-        // A secret with only an id is a variable of that name, or else a file that must exist even now.
-        match missing_secret(&message) {
-            Some(id) if is_in_time && build.variables.len() < MAX_VARIABLES && !build.variables.contains_key(id) => {
-                build.variables.insert(id.to_owned(), String::new());
-            }
-            _ => return Err(BakeError::Invalid(without_reason(message))),
+        let is_mended = match missing_file(&message).filter(|_| is_in_time) {
+            // A secret with only an id is a variable of that name, or else a file that must exist even now.
+            Some(file) => given.stand_in(file, directory).await?,
+            None => false,
+        };
+        if !is_mended {
+            Reading { bake, request, given, directory, stop }.check_targets().await?;
+            return Err(BakeError::Invalid(without_reason(shown(&given.renamed(&message), request, directory))));
         }
     }
+}
+
+/// A target or group of a definition, as `--list` prints it.
+#[derive(serde::Deserialize)]
+struct Listed {
+    name: String,
+    #[serde(default)]
+    group: bool,
 }
 
 /// One definition, read as often as needed.
 struct Reading<'a> {
     bake: &'a Bake,
     request: &'a BakeRequest<'a>,
-    input: &'a str,
-    file: String,
-    working_directory: PathBuf,
+    given: &'a Given,
     directory: &'a JobDirectory,
     stop: &'a CancellationToken,
 }
 
 impl Reading<'_> {
     /// buildx's output for these targets, or its error message about the definition.
-    async fn print(
-        &self,
-        build: &Build,
-        overrides: &[String],
-        targets: &[String],
-    ) -> Result<Result<Vec<u8>, String>, BakeError> {
-        let mut arguments = vec!["--file".to_owned(), self.file.clone()];
-        arguments.extend(overrides.iter().flat_map(|value| ["--set".to_owned(), value.clone()]));
-        arguments.extend_from_slice(targets);
-        let request = BakeRequest { build, ..*self.request };
-        let Self { bake, input, working_directory, directory, stop, .. } = self;
-        let given = Given { text: input, compose: None };
-        match run(bake, given, &arguments, working_directory, &request, directory, stop).await {
+    async fn print(&self, overrides: &[String], targets: &[String]) -> Result<Result<Vec<u8>, String>, BakeError> {
+        let mut arguments: Vec<String> =
+            overrides.iter().flat_map(|value| ["--set".to_owned(), value.clone()]).collect();
+        arguments.extend(after_options(targets));
+        match run(self.bake, PRINT, self.given, &arguments, self.request, self.directory, self.stop).await {
             Ok(printed) => Ok(Ok(printed)),
             Err(BakeError::Invalid(message)) => Ok(Err(message)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses requested targets that are not in the definition, once it could not be printed.
+    async fn check_targets(&self) -> Result<(), BakeError> {
+        let Some(listed) = self.list().await? else { return Ok(()) };
+        let names = listed.iter().map(|listed| &*listed.name);
+        let build = self.request.build;
+        if build.targets.is_empty() && !names.clone().any(|name| name == "default") {
+            let message = format!(
+                "the definition has no default group, and the job names no targets; known: {}",
+                list_names(names)
+            );
+            return Err(Refusal::invalid("group.default", message).into());
+        }
+        build.check_targets(names).map_err(|error| Refusal::of_job(error).into())
+    }
+
+    /// Refuses tags of targets that are not in the definition.
+    async fn check_tags(&self, printed: &Targets) -> Result<(), BakeError> {
+        let build = self.request.build;
+        if build.tagged().all(|name| printed.contains_key(name)) {
+            return Ok(());
+        }
+        let Some(listed) = self.list().await? else { return Ok(()) };
+        let names = listed.iter().filter(|listed| !listed.group).map(|listed| &*listed.name);
+        build.check_tags(names).map_err(|error| Refusal::of_job(error).into())
+    }
+
+    /// All targets and groups of the definition; `None` when buildx cannot read it.
+    async fn list(&self) -> Result<Option<Vec<Listed>>, BakeError> {
+        match run(self.bake, LIST, self.given, &[], self.request, self.directory, self.stop).await {
+            Ok(listed) => Ok(json::read(&listed).ok()),
+            Err(BakeError::Invalid(_)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -129,12 +159,12 @@ impl Reading<'_> {
     /// A target that is also an image then is not one: buildx does not report which of two outputs it cannot open.
     async fn replace_files(
         &self,
-        build: &Build,
+        wanted: &[String],
         overrides: &mut Vec<String>,
         deadline: Instant,
     ) -> Result<Result<bool, String>, BakeError> {
         let without_outputs = ["*.output=type=cacheonly".to_owned()];
-        let printed = match self.print(build, &without_outputs, &build.targets).await? {
+        let printed = match self.print(&without_outputs, wanted).await? {
             Ok(printed) => printed,
             Err(message) => return Ok(Err(message)),
         };
@@ -143,7 +173,7 @@ impl Reading<'_> {
             if Instant::now() >= deadline {
                 break;
             }
-            let alone = self.print(build, overrides, std::slice::from_ref(&name)).await?;
+            let alone = self.print(overrides, std::slice::from_ref(&name)).await?;
             if alone.is_err_and(|message| is_of_output(&message)) {
                 overrides.push(format!("{name}.output=type=local,dest=."));
             }
@@ -151,6 +181,9 @@ impl Reading<'_> {
         Ok(Ok(overrides.len() > n_before))
     }
 }
+
+/// How buildx begins its error about an SSH agent or key. It does not report which target's it is.
+const SSH: &str = "failed to convert agent config ";
 
 /// Whether buildx could not open the file of an output.
 fn is_of_output(message: &str) -> bool {
@@ -185,10 +218,13 @@ const CANNOT_READ: &[&str] = &[
 /// How Go names the failed operation, before the path.
 const FILE_OPERATIONS: &[&str] = &["lstat ", "open ", "read ", "readlink ", "stat "];
 
-/// The id of a secret whose file buildx did not find.
-fn missing_secret(message: &str) -> Option<&str> {
-    let (file, _) = message.strip_prefix("failed to stat ")?.split_once(": ")?;
-    crate::name::is_name(file).then_some(file)
+/// The file of a secret that buildx did not find. The message has its path twice.
+fn missing_file(message: &str) -> Option<&str> {
+    const BETWEEN: &str = ": stat ";
+    let twice = message.strip_prefix("failed to stat ")?.strip_suffix(": no such file or directory")?;
+    let length = twice.len().checked_sub(BETWEEN.len())? / 2;
+    let (file, rest) = twice.split_at_checked(length)?;
+    (rest.strip_prefix(BETWEEN) == Some(file)).then_some(file)
 }
 
 /// Whether buildx resolves the validated text to exactly the validated targets.
@@ -199,30 +235,29 @@ pub(super) async fn is_understood(
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<bool, BakeError> {
-    let mut arguments = validated.files();
-    arguments.extend(validated.targets.keys().cloned());
-    let given = Given { text: &validated.text, compose: validated.compose.as_deref() };
-    let printed = run(bake, given, &arguments, request.worktree, request, directory, stop).await?;
+    let given = Given::validated(validated.write(directory)?, request.worktree);
+    let arguments: Vec<String> = after_options(validated.targets.keys()).collect();
+    let printed =
+        run(bake, PRINT, &given, &arguments, request, directory, stop).await.map_err(|error| match error {
+            BakeError::Invalid(message) => BakeError::Invalid(shown(&message, request, directory)),
+            error => error,
+        })?;
     let mut understood = read(&printed)?;
     // Added by us, and printed in another form.
     understood.values_mut().for_each(|target| drop(target.remove(escape::POLICY)));
     Ok(understood == validated.targets)
 }
 
-/// What a run of `--print` gets beside the worktree.
-#[derive(Clone, Copy)]
-struct Given<'a> {
-    /// Its standard input.
-    text: &'a str,
-    /// A file outside of the worktree.
-    compose: Option<&'a Path>,
+/// Names of targets as arguments: one may look like an option.
+pub(super) fn after_options<'a>(names: impl IntoIterator<Item = &'a String>) -> impl Iterator<Item = String> {
+    ["--".to_owned()].into_iter().chain(names.into_iter().cloned())
 }
 
 async fn run(
     bake: &Bake,
-    given: Given<'_>,
+    mode: &[&str],
+    given: &Given,
     arguments: &[String],
-    working_directory: &Path,
     request: &BakeRequest<'_>,
     directory: &JobDirectory,
     stop: &CancellationToken,
@@ -231,13 +266,15 @@ async fn run(
     let _turn = turn.expect("the semaphore is never closed");
     let private = directory.fresh("print").await?;
     make_directories(&private)?;
-    let worker_paths = directory.worker_paths().with_worktree(request.worktree);
     let mut child = child(bake, request, &private);
-    child.sandbox.read.extend(given.compose.map(Path::to_owned));
+    child.sandbox.read.extend(given.readable());
+    for (name, value) in given.variables().filter(|(name, _)| !request.build.variables.contains_key(*name)) {
+        child.environment.insert(name.into(), value.display().to_string());
+    }
     let mut command = child.command(&bake.buildx.binary);
-    command.args(["bake", "--print", "--progress", "quiet"]).args(arguments);
-    command.current_dir(working_directory);
-    let (ended, out, err) = collect(bake, command, given.text, stop).await?;
+    command.arg("bake").args(mode).args(["--progress", "quiet"]).args(given.arguments()).args(arguments);
+    command.current_dir(given.working_directory());
+    let (ended, out, err) = collect(bake, command, stop).await?;
     match ended {
         Ended::Exited(status) if status.success() => Ok(out),
         Ended::Exited(status) if status.signal().is_some_and(|signal| signal != libc::SIGXCPU) => {
@@ -247,8 +284,10 @@ async fn run(
             let limit = memory(bake) >> 20;
             Err(BakeError::Invalid(format!("the definition takes more than {limit} MiB of memory to evaluate")))
         }
-        Ended::Exited(_) if is_not_launched(ended) => Err(BakeError::Launcher(last_line(&err, &worker_paths))),
-        Ended::Exited(status) if status.signal().is_none() => Err(failure(&err, &worker_paths)),
+        Ended::Exited(_) if is_not_launched(ended) => {
+            Err(BakeError::Launcher(shown(last_line(&err), request, directory)))
+        }
+        Ended::Exited(status) if status.signal().is_none() => Err(failure(&err)),
         Ended::Exited(_) | Ended::TimedOut | Ended::Silent => {
             let limit = bake.limits.print_timeout.as_secs();
             Err(BakeError::Invalid(format!("the definition takes more than {limit} s to evaluate")))
@@ -262,12 +301,7 @@ async fn run(
 }
 
 /// Runs a child to its end. Returns all of its standard output and the last lines of its standard error.
-async fn collect(
-    bake: &Bake,
-    command: Command,
-    input: &str,
-    stop: &CancellationToken,
-) -> Result<(Ended, Vec<u8>, Tail), BakeError> {
+async fn collect(bake: &Bake, command: Command, stop: &CancellationToken) -> Result<(Ended, Vec<u8>, Tail), BakeError> {
     let limits = process::RunLimits {
         timeout: Some(bake.limits.print_timeout),
         silence: None,
@@ -275,7 +309,7 @@ async fn collect(
         stop: stop.clone(),
     };
     let (mut out, mut err) = (Vec::new(), Tail::default());
-    let ended = process::run(command, input.as_bytes(), &limits, |stream, line| match stream {
+    let ended = process::run(command, b"", &limits, |stream, line| match stream {
         Stream::Out => {
             out.extend_from_slice(line);
             out.push(b'\n');
@@ -292,10 +326,12 @@ pub(super) fn child(bake: &Bake, request: &BakeRequest<'_>, private: &Path) -> C
 }
 
 /// The variables of `--print`. A definition reads them into images, so they hold nothing of this machine or this job except the
-/// job's own variables. buildx needs no configuration here; without these paths it would look for one in the repository.
+/// job's own variables. buildx needs no configuration here; without these paths it would look for one in the repository. Without
+/// `HOME`, `homedir()` would be that of the worker's user.
 fn environment(variables: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let nowhere = |name: &str| (name.to_owned(), NOWHERE.to_owned());
-    let mut environment = variables.clone();
+    let mut environment = BTreeMap::from([nowhere("HOME")]);
+    environment.extend(variables.clone());
     // The worker's come last: of two with one name, the later one counts.
     environment.extend(switches(N_THREADS));
     environment.extend([nowhere("BUILDX_CONFIG"), nowhere("DOCKER_CONFIG")]);
@@ -325,15 +361,20 @@ fn sandbox(bake: &Bake, worktree: &Path, private: &Path) -> Sandbox {
 }
 
 /// The error message of buildx.
-fn failure(err: &Tail, worker_paths: &WorkerPaths) -> BakeError {
+fn failure(err: &Tail) -> BakeError {
     match err.lines().rev().find_map(|line| line.strip_prefix("ERROR: ")) {
-        Some(message) => BakeError::Invalid(without_programs(worker_paths.hide(message).into_owned())),
-        None => BakeError::Invalid(last_line(err, worker_paths)),
+        Some(message) => BakeError::Invalid(without_programs(message.to_owned())),
+        None => BakeError::Invalid(last_line(err).to_owned()),
     }
 }
 
-fn last_line(err: &Tail, worker_paths: &WorkerPaths) -> String {
-    worker_paths.hide(err.last().unwrap_or("it ended without an error message")).into_owned()
+fn last_line(err: &Tail) -> &str {
+    err.last().unwrap_or("it ended without an error message")
+}
+
+/// A message without paths of the worker.
+fn shown(message: &str, request: &BakeRequest<'_>, directory: &JobDirectory) -> String {
+    directory.worker_paths().with_worktree(request.worktree).hide(message).into_owned()
 }
 
 /// Hides the content of programs. Outside of the repository only docker-buildx and its libraries are readable; when a definition
@@ -363,11 +404,11 @@ pub(super) async fn version(bake: &Bake) -> Result<String, BakeError> {
     let mut command = version_child(&bake.buildx.binary, bake.sandbox.mode.into()).command(&bake.buildx.binary);
     command.arg("version");
     let stop = CancellationToken::new();
-    let (ended, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, "", &stop))
+    let (ended, out, err) = tokio::time::timeout(Duration::from_secs(10), collect(bake, command, &stop))
         .await
         .map_err(|_| BakeError::Launcher("version took more than 10 s".into()))??;
     if is_not_launched(ended) {
-        return Err(BakeError::Launcher(last_line(&err, &WorkerPaths::default())));
+        return Err(BakeError::Launcher(last_line(&err).to_owned()));
     }
     let line = String::from_utf8_lossy(&out);
     line.split_whitespace()
@@ -392,11 +433,12 @@ mod tests {
             "BUILDX_NO_DEFAULT_ATTESTATIONS",
             "DOCKER_CONFIG",
             "GOMAXPROCS",
+            "HOME",
             "TAG",
         ];
         assert_eq!(names, expected);
         let paths: Vec<&str> = environment.values().map(String::as_str).filter(|value| value.contains('/')).collect();
-        assert_eq!(paths, [NOWHERE; 2]);
+        assert_eq!(paths, [NOWHERE; 3]);
     }
 
     #[test]
@@ -413,5 +455,16 @@ mod tests {
         }
         let other = "docker-bake.hcl:1,40-2,1: Invalid expression";
         assert_eq!(without_reason(other.into()), other);
+    }
+
+    #[test]
+    fn the_missing_file_of_a_secret_is_read_exactly() {
+        let file = |message: &str| missing_file(message).map(str::to_owned);
+        let of = |path: &str| file(&format!("failed to stat {path}: stat {path}: no such file or directory"));
+        for path in ["npm", "./secrets/npm", "a: b", "x: stat x", ""] {
+            assert_eq!(of(path).as_deref(), Some(path));
+        }
+        assert_eq!(file("failed to stat a: stat b: no such file or directory"), None);
+        assert_eq!(file("failed to stat a: stat a: permission denied"), None);
     }
 }

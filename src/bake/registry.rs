@@ -7,10 +7,11 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
@@ -18,7 +19,7 @@ use super::credentials::{Credentials, Login};
 use super::own_registries::canonical;
 use crate::body::{self, BodyError};
 use crate::name::reference::{DOCKER_HUB, Reference};
-use crate::network::Unreachable;
+use crate::network::{self, ClientError, Unreachable};
 use crate::secret::Secret;
 use crate::{bounds, hex, json};
 
@@ -39,6 +40,8 @@ const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RegistryError {
     #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
     Unreachable(#[from] Unreachable),
     #[error("{url} answered {status}")]
     Status { url: String, status: StatusCode },
@@ -58,14 +61,13 @@ pub(super) struct Tagged {
 }
 
 /// What `reference`, a tag, has in its registry; `None` when the tag does not exist.
-pub(super) async fn tagged(reference: &str, credentials: &Credentials) -> Result<Option<Tagged>, RegistryError> {
+pub(super) async fn tagged(
+    reference: &str,
+    credentials: &Credentials,
+    ca_file: Option<&Path>,
+) -> Result<Option<Tagged>, RegistryError> {
     let place = Place::of(reference).ok_or_else(|| nonsense(reference, "is not a valid reference"))?;
-    let client = Client::builder()
-        .timeout(TIMEOUT)
-        .redirect(reqwest::redirect::Policy::none())
-        .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|source| unreachable(&place.url, source))?;
+    let client = network::client(ca_file, |client| client.timeout(TIMEOUT))?;
     let login = credentials.login(place.registry);
     let mut answer = manifest(&client, &place.url, None).await?;
     if answer.status() == StatusCode::UNAUTHORIZED {
@@ -102,6 +104,12 @@ impl<'a> Place<'a> {
     }
 }
 
+/// Where a registry answers, without credentials, that it is one.
+pub fn registry_url(registry: &str) -> Option<Url> {
+    let reference = format!("{registry}/a/b:c");
+    Place::of(&reference)?.url.join("/v2/").ok()
+}
+
 fn is_this_machine(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
@@ -113,7 +121,7 @@ async fn manifest(client: &Client, url: &Url, authorization: Option<Secret>) -> 
     if let Some(authorization) = &authorization {
         request = request.header(AUTHORIZATION, authorization.expose());
     }
-    request.send().await.map_err(|source| unreachable(url, source))
+    send(request, url).await
 }
 
 /// The authorization that a registry demands.
@@ -169,7 +177,7 @@ async fn token(
         Some(Login::Token(_)) | None => client.get(server.clone()),
     };
     server.set_query(None);
-    let answer = request.send().await.map_err(|source| unreachable(&server, source))?;
+    let answer = send(request, &server).await?;
     if answer.status() != StatusCode::OK {
         return Err(RegistryError::Status { url: server.into(), status: answer.status() });
     }
@@ -233,8 +241,11 @@ fn bearer(token: &str) -> Secret {
     Secret::new(format!("Bearer {token}"))
 }
 
-fn unreachable(url: &Url, source: reqwest::Error) -> RegistryError {
-    Unreachable::new(url.as_str(), &source.without_url()).into()
+async fn send(request: RequestBuilder, url: &Url) -> Result<Response, RegistryError> {
+    match request.send().await {
+        Ok(answer) => Ok(answer),
+        Err(error) => Err(Unreachable::new(url.as_str(), &error.without_url()).with_refusal().await.into()),
+    }
 }
 
 fn nonsense(url: impl ToString, what: impl Into<String>) -> RegistryError {
@@ -265,7 +276,7 @@ mod tests {
         let digest = registry.tag("acme/web", "image", IMAGE, &json!({"layers": []}));
         registry.tag("acme/web", "page", "text/html", &json!("Please log in"));
         let none = credentials(json!({}));
-        let ask = async |tag: &str| tagged(&format!("{}/acme/web:{tag}", registry.address()), &none).await;
+        let ask = async |tag: &str| tagged(&format!("{}/acme/web:{tag}", registry.address()), &none, None).await;
 
         let found = ask("index").await.expect("an answer").expect("it exists");
         assert_eq!(found, Tagged { digest: digest_of_index, images: [one].into() });
@@ -285,12 +296,12 @@ mod tests {
         let tag = format!("{}/acme/web:1", registry.address());
         let with = |auth: &str| credentials(json!({(registry.address()): {"auth": auth}, "other.example": {}}));
         // "robot:pa55" and "robot:other".
-        assert!(matches!(tagged(&tag, &with("cm9ib3Q6cGE1NQ==")).await, Ok(Some(_))));
-        let refused = tagged(&tag, &with("cm9ib3Q6b3RoZXI=")).await.expect_err("refused");
+        assert!(matches!(tagged(&tag, &with("cm9ib3Q6cGE1NQ=="), None).await, Ok(Some(_))));
+        let refused = tagged(&tag, &with("cm9ib3Q6b3RoZXI="), None).await.expect_err("refused");
         assert!(refused.to_string().ends_with("/token answered 401 Unauthorized"), "{refused}");
         let elsewhere = [("www-authenticate", "Bearer realm=\"https://evil.example/token\"")];
         registry.faults().fail_next("GET /v2/", 1, 401, &elsewhere, "");
-        let refused = tagged(&tag, &with("cm9ib3Q6cGE1NQ==")).await.expect_err("refused");
+        let refused = tagged(&tag, &with("cm9ib3Q6cGE1NQ=="), None).await.expect_err("refused");
         assert!(refused.to_string().contains("a token server of another domain"), "{refused}");
     }
 

@@ -1,4 +1,4 @@
-//! `docker-buildx bake` itself: reads the validated definition from standard input; its events go to the journal.
+//! `docker-buildx bake` itself: reads the validated definition; its events go to the journal.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
 use super::mask::Mask;
 use super::own_registries::OwnRegistries;
+use super::print::after_options;
 use super::progress::{BakeProgress, Baked};
 use super::shown::Shown;
 use super::{
@@ -55,9 +56,10 @@ pub(super) async fn solve(
     let mask = Mask::new(secrets);
     let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
     let mut child = child(bake, &definition.worktree, &definition.secrets, location, &private);
-    child.sandbox.read.extend(definition.compose.clone());
+    let files = definition.write(directory)?;
+    child.sandbox.read.extend(files.iter().cloned());
     let mut command = child.command(&bake.buildx.binary);
-    command.args(arguments(location, &metadata_file, &definition.files())).args(goal.targets);
+    command.args(arguments(location, &metadata_file, &files)).args(after_options(goal.targets));
     command.current_dir(&location.working_directory);
     let limits = process::RunLimits {
         timeout: None,
@@ -67,7 +69,7 @@ pub(super) async fn solve(
     };
     let mut progress = BakeProgress::new(baked(goal, &credentials.registries), Shown::new(mask, worker_paths));
     let mut emit = |event| journal.emit(event);
-    let ended = process::run_seen(command, definition.text.as_bytes(), &limits, &location.run.pid, |stream, line| {
+    let ended = process::run_seen(command, b"", &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
             progress.line(line, &mut emit);
             if progress.has_begun() {
@@ -90,7 +92,9 @@ pub(super) async fn solve(
     }
     let mut has_settled = false;
     if matches!(ended, Ended::Exited(status) if !status.success()) {
-        let settled = stop.run_until_cancelled(immutable::settle(&mut progress, &credentials, journal)).await;
+        let settled = stop
+            .run_until_cancelled(immutable::settle(&mut progress, &credentials, bake.ca_file.as_deref(), journal))
+            .await;
         has_settled = settled.unwrap_or(false);
     }
     // When nothing else has failed, what buildx reports is the push, for which it gave up the other targets.
@@ -163,10 +167,11 @@ fn conclude(
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.
-pub(super) fn arguments(location: &Location, metadata_file: &Path, files: &[String]) -> Vec<String> {
+pub(super) fn arguments(location: &Location, metadata_file: &Path, files: &[PathBuf]) -> Vec<String> {
     let before = ["bake", "--builder", &location.builder].map(str::to_owned);
     let after = ["--progress", "rawjson", "--metadata-file"].map(str::to_owned);
-    before.into_iter().chain(files.iter().cloned()).chain(after).chain([metadata_file.display().to_string()]).collect()
+    let files = files.iter().flat_map(|file| ["--file".to_owned(), file.display().to_string()]);
+    before.into_iter().chain(files).chain(after).chain([metadata_file.display().to_string()]).collect()
 }
 
 pub(super) fn environment(location: &Location, private: &Path) -> BTreeMap<String, String> {
@@ -175,6 +180,11 @@ pub(super) fn environment(location: &Location, private: &Path) -> BTreeMap<Strin
     environment.insert("BUILDX_BAKE_DISABLE_VARS_ENV_LOOKUP".into(), "1".into());
     // A copy of each image's provenance costs a round trip and may contain build arguments.
     environment.insert("BUILDX_METADATA_PROVENANCE".into(), "disabled".into());
+    // Without it, a driver that keeps images to itself warns of each target that is not pushed. The docker driver has no record:
+    // there an image that is not pushed goes into the engine.
+    if location.configuration.record.is_some() {
+        environment.insert("BUILDX_NO_DEFAULT_LOAD".into(), "1".into());
+    }
     environment.extend(location.environment.clone());
     environment
 }

@@ -10,21 +10,27 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::{SocksV5, Tunnel};
+use hyper_util::rt::TokioExecutor;
 use jiff::Timestamp;
 use kube::Config;
-use kube::client::ClientBuilder;
+use kube::client::{ClientBuilder, ConfigExt};
 use kube::config::{AuthInfo, ExecConfig, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
-use tower::util::MapResponseLayer;
+use tower::util::{BoxService, MapResponseLayer};
+use tower::{BoxError, ServiceBuilder};
 
 use crate::body::{Bounded, Room};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::environment;
 use crate::json;
+use crate::network::{Proxies, Proxy};
 use crate::process::{self, Ended, ProcessError, RunLimits, Stream};
 use crate::secret::Secret;
 use crate::settings;
@@ -32,6 +38,9 @@ use crate::text;
 
 /// How long an exec plugin may take.
 const PLUGIN: Duration = Duration::from_secs(30);
+
+/// A service that sends requests through a proxy.
+type ProxiedService = BoxService<http::Request<kube::client::Body>, http::Response<hyper::body::Incoming>, BoxError>;
 
 /// The time limit of one request to the API server.
 const REQUEST: Duration = Duration::from_secs(15);
@@ -74,10 +83,19 @@ pub enum AccessError {
     Client(String),
 }
 
+impl AccessError {
+    /// Whether a later attempt may succeed: a plugin asks another server, and a file may be replaced just now.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Plugin { .. } | Self::File { .. })
+    }
+}
+
 /// The address of an API server and complete credentials for it.
 #[derive(Clone, Debug)]
 pub(super) struct KubeAccess {
     config: Config,
+    /// The proxy through which the API server is reached.
+    proxy: Option<Proxy>,
     /// When a plugin's credentials expire.
     pub(super) expires: Option<Timestamp>,
 }
@@ -85,10 +103,16 @@ pub(super) struct KubeAccess {
 impl KubeAccess {
     /// Looks everything up.
     pub(super) async fn find(builder: &settings::Builder) -> Result<Self, AccessError> {
-        let mut config = match &builder.kubeconfig {
+        let (mut config, proxy) = match &builder.kubeconfig {
             Some(path) => from_kubeconfig(path, builder.context.clone()).await?,
-            None => Config::incluster_env().map_err(|error| AccessError::ServiceAccount(error.to_string()))?,
+            // The API server of the worker's own cluster is beside it, and not behind a proxy.
+            None => {
+                let config = Config::incluster_env();
+                (config.map_err(|error| AccessError::ServiceAccount(error.to_string()))?, None)
+            }
         };
+        // Handled here: kube reads the environment in its own way, and sends a password undecoded.
+        config.proxy_url = None;
         // kube's retries would multiply the worker's own, and kube has no default timeout.
         config.default_retry = false;
         (config.connect_timeout, config.read_timeout, config.write_timeout) =
@@ -97,7 +121,7 @@ impl KubeAccess {
             config.default_namespace.clone_from(namespace);
         }
         let expires = complete(&mut config.auth_info).await?;
-        Ok(Self { config, expires })
+        Ok(Self { config, proxy, expires })
     }
 
     /// Whether it can still be used: files are read again every minute, and a plugin runs again before its credentials expire.
@@ -116,23 +140,61 @@ impl KubeAccess {
     /// A client for it.
     pub(super) fn client(&self) -> Result<kube::Client, AccessError> {
         let room = Room::new(self.config.cluster_url.to_string(), bounds::KUBERNETES);
-        let bounded = MapResponseLayer::new(move |answer: http::Response<_>| {
-            let room = room.clone();
-            answer.map(|body| Bounded::new(body, room))
-        });
-        let client = ClientBuilder::try_from(self.config.clone());
-        Ok(client.map_err(|error| AccessError::Client(error.to_string()))?.with_layer(&bounded).build())
+        let failed = |error: kube::Error| AccessError::Client(error.to_string());
+        let Some(proxy) = &self.proxy else {
+            let client = ClientBuilder::try_from(self.config.clone()).map_err(failed)?;
+            return Ok(client.with_layer(&bounded(room)).build());
+        };
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(REQUEST));
+        match proxy.uri().scheme_str() {
+            Some("http") => {
+                let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+                if let Some(authorization) = proxy.authorization() {
+                    tunnel = tunnel.with_auth(authorization.clone());
+                }
+                Ok(over(&self.config, tunnel).map_err(failed)?.with_layer(&bounded(room)).build())
+            }
+            Some("socks5" | "socks5h") => {
+                let mut socks = SocksV5::new(proxy.uri().clone(), tcp);
+                if let Some((user, password)) = proxy.login() {
+                    socks = socks.with_auth(user.to_owned(), password.to_owned());
+                }
+                Ok(over(&self.config, socks).map_err(failed)?.with_layer(&bounded(room)).build())
+            }
+            _ => Err(AccessError::Client(format!(
+                "the proxy {} of the API server has a scheme that is not supported; expected http or socks5",
+                proxy.name()
+            ))),
+        }
     }
 
-    /// The port of the API server.
+    /// The URL of the API server.
+    pub(super) fn url(&self) -> String {
+        self.config.cluster_url.to_string().trim_end_matches('/').to_owned()
+    }
+
+    /// The proxy of the API server.
+    pub(super) fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
+    }
+
+    /// The host of the API server, an IPv6 address without its brackets.
+    pub(super) fn host(&self) -> &str {
+        self.config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']'])
+    }
+
+    /// The port to which connections go: the API server's, or its proxy's.
     pub(super) fn port(&self) -> u16 {
         let default = if self.config.cluster_url.scheme_str() == Some("http") { 80 } else { 443 };
-        self.config.cluster_url.port_u16().unwrap_or(default)
+        let own = self.config.cluster_url.port_u16().unwrap_or(default);
+        self.proxy.as_ref().map_or(own, Proxy::port)
     }
 
-    /// The addresses of the API server.
+    /// The addresses to which connections go: the API server's, or its proxy's.
     pub(super) async fn addresses(&self) -> Vec<SocketAddr> {
-        let host = self.config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']);
+        let host = self.proxy.as_ref().map_or_else(|| self.host(), Proxy::host);
         let found = tokio::net::lookup_host((host, self.port())).await;
         found
             .into_iter()
@@ -155,6 +217,9 @@ impl KubeAccess {
         if let Some(name) = &self.config.tls_server_name {
             cluster.insert("tls-server-name".into(), json!(name));
         }
+        if let Some(proxy) = &self.proxy {
+            cluster.insert("proxy-url".into(), json!(proxy.url.expose()));
+        }
         let name = "builder";
         let text = json!({
             "apiVersion": "v1",
@@ -168,26 +233,69 @@ impl KubeAccess {
     }
 }
 
-async fn from_kubeconfig(path: &Path, context: Option<String>) -> Result<Config, AccessError> {
+/// The configuration of a kubeconfig, and the proxy of its API server: its own `proxy-url`, else that of the environment.
+async fn from_kubeconfig(path: &Path, context: Option<String>) -> Result<(Config, Option<Proxy>), AccessError> {
     let wrong = |error: &dyn std::fmt::Display| AccessError::Kubeconfig {
         path: path.display().to_string(),
         message: error.to_string(),
     };
-    let kubeconfig = Kubeconfig::read_from(path).map_err(|error| match error {
+    let mut kubeconfig = Kubeconfig::read_from(path).map_err(|error| match error {
         // A parser's error quotes its input, which can contain a token.
         KubeconfigError::Parse(_) => wrong(&"not a valid kubeconfig"),
         error => wrong(&error),
     })?;
+    let own = proxy_url(&mut kubeconfig, context.as_deref());
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?;
-    // buildx would connect in another way, or as another user.
-    if config.proxy_url.is_some() {
-        return Err(wrong(&"proxy-url is not supported: a build's sandbox reaches only the API server's port"));
-    }
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| match error {
+        // kube reads the environment in its own way, and its error would quote a password.
+        KubeconfigError::ParseProxyUrl(_) => wrong(&"HTTPS_PROXY is not the URL of a proxy"),
+        error => wrong(&error),
+    })?;
+    let proxy = match own {
+        Some(url) => Some(Proxy::new("proxy-url", &url).map_err(|error| wrong(&error))?),
+        None => Proxies::from_environment().of(&config.cluster_url.to_string()).cloned(),
+    };
     if config.auth_info.auth_provider.is_some() {
         return Err(wrong(&"auth-provider is not supported; use an exec plugin"));
     }
-    Ok(config)
+    Ok((config, proxy))
+}
+
+/// Takes the `proxy-url` out of the cluster of a context.
+fn proxy_url(kubeconfig: &mut Kubeconfig, context: Option<&str>) -> Option<String> {
+    let name = context.or(kubeconfig.current_context.as_deref())?;
+    let context = kubeconfig.contexts.iter().find(|context| context.name == name)?;
+    let cluster = context.context.as_ref()?.cluster.clone();
+    let cluster = kubeconfig.clusters.iter_mut().find(|named| named.name == cluster)?;
+    cluster.cluster.as_mut()?.proxy_url.take().filter(|url| !url.is_empty())
+}
+
+/// Bounds the bodies of answers: kube reads them by itself.
+fn bounded<B>(room: Room) -> MapResponseLayer<impl Fn(http::Response<B>) -> http::Response<Bounded<B>> + Clone> {
+    MapResponseLayer::new(move |answer: http::Response<B>| {
+        let room = room.clone();
+        answer.map(|body| Bounded::new(body, room))
+    })
+}
+
+/// A client over connections that go through a proxy. kube's own differs in its proxies alone.
+fn over<C>(config: &Config, connector: C) -> Result<ClientBuilder<ProxiedService>, kube::Error>
+where
+    C: tower::Service<http::Uri> + Clone + Send + Sync + 'static,
+    C::Response:
+        hyper_util::client::legacy::connect::Connection + hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+    C::Future: Send + 'static,
+    C::Error: std::error::Error + Send + Sync + 'static,
+{
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let client = Client::builder(TokioExecutor::new()).build::<_, kube::client::Body>(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(client);
+    Ok(ClientBuilder::new(BoxService::new(service), config.default_namespace.clone()))
 }
 
 /// Runs the exec plugin, if there is one, and sets its credentials. Returns when they expire.

@@ -3,6 +3,8 @@
 //! Reads only the needed fields, pod by pod: a pod of the API's own type takes two kilobytes even when it is empty, and an answer
 //! of 8 MiB can hold millions.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -32,13 +34,29 @@ pub struct PodStatus {
     pub is_going: bool,
     /// How often its BuildKit was restarted.
     pub n_restarts: i32,
-    /// Why it is not running, or why it last ended: Kubernetes' reason and message.
+    /// Why it is not running or not ready, or why it last ended: Kubernetes' reason and message.
     pub trouble: Option<String>,
     /// Whether its BuildKit was last ended for lack of memory.
     #[serde(skip)]
     pub is_out_of_memory: bool,
     /// Builds of all workers that run there, if it was looked up.
     pub n_builds: Option<u32>,
+    /// Which version of the Deployment made it; `None` for a pod of another origin.
+    #[serde(skip)]
+    pub(super) revision: Option<String>,
+    /// Whether a StatefulSet made it.
+    #[serde(skip)]
+    pub(super) is_of_stateful_set: bool,
+    /// Whether another container than BuildKit's is its first one, to which buildx connects.
+    #[serde(skip)]
+    pub(super) is_misplaced: bool,
+}
+
+impl PodStatus {
+    /// Whether it can take a build.
+    pub(super) fn is_usable(&self) -> bool {
+        self.is_running && self.is_ready && !self.is_going
+    }
 }
 
 /// The pods of a list, or why they cannot be read.
@@ -75,12 +93,27 @@ struct Metadata {
     uid: Option<String>,
     creation_timestamp: Option<Timestamp>,
     deletion_timestamp: Option<IgnoredAny>,
+    labels: Option<BTreeMap<String, String>>,
+    owner_references: Option<Vec<Owner>>,
 }
 
 #[derive(Deserialize)]
+struct Owner {
+    kind: String,
+}
+
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Spec {
     node_name: Option<String>,
+    containers: Option<Vec<SpecContainer>>,
+}
+
+/// A container as it is asked for.
+#[derive(Deserialize)]
+pub(super) struct SpecContainer {
+    name: String,
+    image: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -91,6 +124,7 @@ struct LiveStatus {
     message: Option<String>,
     conditions: Option<Vec<Condition>>,
     container_statuses: Option<Vec<Container>>,
+    init_container_statuses: Option<Vec<Container>>,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +139,7 @@ struct Condition {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Container {
+    name: Option<String>,
     restart_count: Option<i32>,
     state: Option<ContainerState>,
     last_state: Option<ContainerState>,
@@ -130,33 +165,80 @@ struct Terminated {
     exit_code: Option<i32>,
 }
 
+/// The label that distinguishes the pods of one version of a Deployment from those of another.
+const REVISION: &str = "pod-template-hash";
+
 impl PodStatus {
     fn of(pod: LivePod) -> Self {
-        let (metadata, status) = (pod.metadata.unwrap_or_default(), pod.status.unwrap_or_default());
-        let containers = status.container_statuses.unwrap_or_default();
-        let first = containers.first();
+        let LivePod { metadata, spec, status } = pod;
+        let (metadata, spec, status) =
+            (metadata.unwrap_or_default(), spec.unwrap_or_default(), status.unwrap_or_default());
+        let containers = spec.containers.unwrap_or_default();
+        let misplaced = misplaced(&containers);
+        let statuses = status.container_statuses.as_deref().unwrap_or_default();
+        // Kubernetes lists the states in an order of its own.
+        let is_first = |one: &&Container| one.name.as_deref() == containers.first().map(|first| first.name.as_str());
+        let first = statuses.iter().find(is_first).or(statuses.first());
         let now = crate::clock::Epoch::now().timestamp();
-        let condition = |kind: &str| status.conditions.iter().flatten().find(|one| one.kind == kind);
-        // Evicted or node lost: the pod's own reason. Unschedulable: its condition. Else the container's.
-        let own = status.reason.as_ref().map(|reason| say(reason, status.message.as_deref()));
-        let unscheduled = || {
-            let one = condition("PodScheduled").filter(|one| one.status == "False")?;
-            Some(say(one.reason.as_deref().unwrap_or("not scheduled"), one.message.as_deref()))
-        };
+        let is_ready = is_true(status.condition("Ready"));
+        let is_of = |kind: &str| metadata.owner_references.iter().flatten().any(|owner| owner.kind == kind);
         Self {
-            name: metadata.name.unwrap_or_default(),
-            uid: metadata.uid.unwrap_or_default(),
-            node: pod.spec.and_then(|spec| spec.node_name),
             age_s: metadata.creation_timestamp.map(|created| now.as_second() - created.as_second()),
             is_running: status.phase.as_deref() == Some("Running"),
-            is_ready: condition("Ready").is_some_and(|one| one.status == "True"),
+            is_ready: is_ready && misplaced.is_none(),
             is_going: metadata.deletion_timestamp.is_some(),
             n_restarts: first.and_then(|container| container.restart_count).unwrap_or(0),
-            trouble: own.or_else(unscheduled).or_else(|| first.and_then(container_trouble)),
+            is_misplaced: misplaced.is_some(),
+            trouble: misplaced.or_else(|| status.trouble(first)),
             is_out_of_memory: first.is_some_and(is_out_of_memory),
             n_builds: None,
+            is_of_stateful_set: is_of("StatefulSet"),
+            revision: metadata.labels.and_then(|mut labels| labels.remove(REVISION)),
+            node: spec.node_name,
+            name: metadata.name.unwrap_or_default(),
+            uid: metadata.uid.unwrap_or_default(),
         }
     }
+}
+
+impl LiveStatus {
+    fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().flatten().find(|one| one.kind == kind)
+    }
+
+    /// Evicted or node lost: the pod's own reason. Unschedulable: its condition. Else the container's, or that of a container
+    /// before it. Last, why the pod is not ready.
+    fn trouble(&self, first: Option<&Container>) -> Option<String> {
+        let own = || self.reason.as_ref().map(|reason| say(reason, self.message.as_deref()));
+        let condition = |kind: &str, otherwise: &str| {
+            let one = self.condition(kind).filter(|one| one.status == "False")?;
+            Some(say(one.reason.as_deref().unwrap_or(otherwise), one.message.as_deref()))
+        };
+        let init = || self.init_container_statuses.iter().flatten().find_map(init_trouble);
+        let is_running = self.phase.as_deref() == Some("Running");
+        own()
+            .or_else(|| condition("PodScheduled", "not scheduled"))
+            .or_else(|| first.and_then(container_trouble))
+            .or_else(init)
+            .or_else(|| is_running.then(|| condition("Ready", "not ready")).flatten())
+    }
+}
+
+fn is_true(condition: Option<&Condition>) -> bool {
+    condition.is_some_and(|one| one.status == "True")
+}
+
+/// What is wrong when BuildKit is not in the first container: an injected sidecar may come before it.
+pub(super) fn misplaced(containers: &[SpecContainer]) -> Option<String> {
+    let is_image = |one: &SpecContainer| {
+        let image = one.image.as_deref().unwrap_or_default();
+        image.rsplit('/').next().is_some_and(|last| last.starts_with("buildkit"))
+    };
+    let named = containers.iter().position(|one| one.name == "buildkitd");
+    let at = named.or_else(|| containers.iter().position(is_image)).filter(|at| *at > 0)?;
+    let (first, buildkit) = (&containers[0].name, &containers[at].name);
+    let sentence = format!("buildx connects to the first container, {first}, and BuildKit is in {buildkit}");
+    Some(text::shown(&format!("{sentence}; put {buildkit} first"), bounds::NOTICE))
 }
 
 /// Whether the kubelet's reason for the end of a container is a lack of memory.
@@ -166,9 +248,17 @@ fn is_out_of_memory(container: &Container) -> bool {
     ends.any(|end| end.reason.as_deref() == Some("OOMKilled"))
 }
 
+/// An init container ends when all is well.
+fn init_trouble(container: &Container) -> Option<String> {
+    let terminated = container.state.as_ref().and_then(|state| state.terminated.as_ref());
+    let has_succeeded = terminated.is_some_and(|end| end.exit_code == Some(0));
+    container_trouble(container).filter(|_| !has_succeeded)
+}
+
 fn container_trouble(container: &Container) -> Option<String> {
     let of = |state: &ContainerState| {
-        let waiting = state.waiting.as_ref().filter(|one| one.reason.as_deref() != Some("ContainerCreating"));
+        let is_start = |reason: Option<&str>| matches!(reason, Some("ContainerCreating" | "PodInitializing"));
+        let waiting = state.waiting.as_ref().filter(|one| !is_start(one.reason.as_deref()));
         let waiting = waiting.map(|one| say(one.reason.as_deref().unwrap_or("waiting"), one.message.as_deref()));
         let terminated = || {
             let one = state.terminated.as_ref()?;
@@ -184,7 +274,8 @@ fn container_trouble(container: &Container) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join(", before that "))
 }
 
-fn say(reason: &str, message: Option<&str>) -> String {
+/// Kubernetes' reason and message.
+pub(super) fn say(reason: &str, message: Option<&str>) -> String {
     let text = match message.map(str::trim).filter(|message| !message.is_empty()) {
         Some(message) => format!("{reason} ({message})"),
         None => reason.to_owned(),
@@ -241,10 +332,42 @@ mod tests {
         let evicted =
             pod(json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}));
         assert_eq!(evicted.trouble.as_deref(), Some("Evicted (The node was low on resource: memory.)"));
+        let unready = pod(json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "False",
+            "reason": "ContainersNotReady", "message": "containers with unready status: [buildkitd]"}]}));
+        let words = "ContainersNotReady (containers with unready status: [buildkitd])";
+        assert_eq!(unready.trouble.as_deref(), Some(words));
+        let preparing = pod(json!({"phase": "Pending", "initContainerStatuses": [
+            {"state": {"terminated": {"reason": "Completed", "exitCode": 0}}},
+            {"state": {"waiting": {"reason": "ErrImagePull"}}}],
+            "containerStatuses": [{"state": {"waiting": {"reason": "PodInitializing"}}}]}));
+        assert_eq!(preparing.trouble.as_deref(), Some("ErrImagePull"));
         let quoting = pod(
             json!({"phase": "Failed", "reason": "Evicted", "message": "OOMKilled", "containerStatuses": [
             {"restartCount": 0, "state": {"terminated": {"reason": "Error", "message": "OOMKilled", "exitCode": 137}}}]}),
         );
         assert!(!quoting.is_out_of_memory, "only the kubelet's reason counts");
+    }
+    #[test]
+    fn a_pod_whose_first_container_is_another_takes_no_build_and_says_so() {
+        let pod = |containers: &[(&str, &str)]| {
+            let containers: Vec<Value> =
+                containers.iter().map(|(name, image)| json!({"name": name, "image": image})).collect();
+            let statuses = json!([{"name": "a-proxy", "restartCount": 9}, {"name": "buildkitd", "restartCount": 2}]);
+            let status = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+                "containerStatuses": statuses});
+            let pod = json!({"metadata": {"name": "d0-a"}, "spec": {"containers": containers}, "status": status});
+            read(json!({"items": [pod]}).to_string().as_bytes()).expect("a pod").remove(0)
+        };
+        let good = pod(&[("buildkitd", "x"), ("a-proxy", "y")]);
+        assert_eq!((good.is_usable(), good.n_restarts, good.trouble), (true, 2, None));
+        for buildkit in [("buildkitd", "x"), ("builder", "registry:5000/moby/buildkit:v0.20")] {
+            let bad = pod(&[("a-proxy", "y"), buildkit]);
+            let words = format!(
+                "buildx connects to the first container, a-proxy, and BuildKit is in {0}; put {0} first",
+                buildkit.0
+            );
+            assert_eq!((bad.is_usable(), bad.is_misplaced, bad.trouble), (false, true, Some(words)));
+        }
+        assert!(!pod(&[("other", "x"), ("a-proxy", "y")]).is_misplaced, "an owner's own image in the first container");
     }
 }

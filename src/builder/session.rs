@@ -2,11 +2,15 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
+use super::access::KubeAccess;
+use super::choice::{Choice, Lead, Rank, Ring, ring};
+use super::cluster::Goal;
 use super::occupancy::Occupied;
 use super::pod::{self, PodError};
 use super::pods::PodStatus;
@@ -16,14 +20,17 @@ use crate::bake::{Location, dial_child};
 use crate::reason::{Evidence, Failure, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
-use crate::settings::Balance;
+use crate::settings::{Balance, Driver};
 use crate::state;
 
-/// How many other working directories are tried to reach a pod that answers.
-const N_DETOURS: u32 = 8;
+/// How many working directories are tried to reach a good pod. A pod can have nine of ten of them.
+const N_DIRECTORIES: usize = 24;
+
+/// How many pods are asked at once. The bake does not run yet, and its memory is room for two of them.
+const N_AT_ONCE: usize = 3;
 
 /// For the answer of a healthy pod; a wedged one has none.
-const ALIVE_WITHIN: Duration = Duration::from_secs(4);
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How far into a build its pod is asked for its name: once for each repository and set of pods.
 const ASK_NAME_AFTER: Duration = Duration::from_millis(500);
@@ -42,40 +49,58 @@ const NOTICE: Duration = Duration::from_secs(2);
 pub struct Session<'a> {
     /// What the bake needs.
     pub location: Location,
-    pub(super) builder: &'a Builder,
-    pub(super) dial: Dial<'a>,
-    pub(super) why: &'static str,
-    pub(super) balance: Balance,
-    pub(super) is_detour: bool,
-    pub(super) cluster: Option<Surveyed>,
+    builder: &'a Builder,
+    dial: Dial<'a>,
+    why: &'static str,
+    balance: Balance,
+    route: Route,
+    pods: Option<Pods>,
     /// The pod, once it is known.
-    pub(super) pod: OnceLock<String>,
-    pub(super) occupied: Mutex<Occupied>,
+    pod: OnceLock<String>,
+    occupied: Mutex<Occupied>,
 }
 
-/// How BuildKit is asked for its host name during a bake.
+/// Why a build runs on its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    /// It is the pod that buildx chooses.
+    Usual,
+    /// That pod was lost.
+    AfterLoss,
+    /// That pod takes no builds now, or another one is better.
+    Around,
+}
+
+/// How BuildKit is asked for its host name.
 #[derive(Debug)]
 pub(super) struct Dial<'a> {
     pub(super) buildx: &'a Path,
     pub(super) enforcement: Enforcement,
     /// A directory of the job; each run gets a new one in it.
     pub(super) directory: PathBuf,
-    /// How many runs there were. One runs at a time: the worker's memory limit counts on that.
-    pub(super) n_runs: tokio::sync::Mutex<u32>,
+    /// How many runs there were.
+    pub(super) n_runs: AtomicU32,
+    /// During a bake one runs at a time: the worker's memory limit counts on that.
+    pub(super) turn: tokio::sync::Mutex<()>,
 }
 
-/// The pods of a builder before a bake.
+/// The pods of a builder before a bake, and the way to the API server.
 #[derive(Debug)]
-pub(super) struct Surveyed {
+pub(super) struct Pods {
+    pub(super) before: Vec<PodStatus>,
     pub(super) api: Vec<SocketAddr>,
-    pub(super) pods: Vec<PodStatus>,
+    /// What docker-buildx reads, and whose credentials are in it.
+    pub(super) kubeconfig: PathBuf,
+    pub(super) access: tokio::sync::Mutex<Arc<KubeAccess>>,
 }
 
 /// A builder that was lost during a bake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// What happened, in a sentence.
+    /// What happened, in full.
     pub failure: Failure,
+    /// What happened, in a sentence of ours.
+    pub notice: String,
     /// Whether the pod is gone for good: then buildx chooses another by itself.
     pub(super) has_pod_gone: bool,
     /// Whether the pod's memory was used up, perhaps by this very build.
@@ -87,47 +112,158 @@ pub struct Loss {
 impl Loss {
     /// A loss of a pod that still exists, as far as is known.
     fn new(failure: Failure, pod: Option<String>) -> Self {
-        Self { failure, has_pod_gone: false, is_out_of_memory: false, pod }
+        Self { notice: failure.detail.clone(), failure, has_pod_gone: false, is_out_of_memory: false, pod }
     }
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    pub(super) fn new(
+        location: Location,
+        builder: &'a Builder,
+        dial: Dial<'a>,
+        why: &'static str,
+        pods: Option<Pods>,
+        occupied: Occupied,
+    ) -> Result<Self, BuilderError> {
+        let (balance, occupied) = (builder.settings.balance, Mutex::new(occupied));
+        let (route, pod) = (Route::Usual, OnceLock::new());
+        let mut session = Self { location, builder, dial, why, balance, route, pods, pod, occupied };
+        session.write_record()?;
+        Ok(session)
+    }
+
+    /// Writes buildx's record of the builder. Its own default builder has none.
+    fn write_record(&mut self) -> Result<(), BuilderError> {
+        if self.builder.settings.driver != Driver::Docker {
+            let kubeconfig = self.pods.as_ref().map(|pods| &*pods.kubeconfig);
+            let record = self.builder.record(self.balance, kubeconfig)?;
+            self.location.configuration.record = Some((self.location.builder.clone(), record));
+        }
+        Ok(())
+    }
+
     /// Whether the builder has pods.
     pub fn has_pods(&self) -> bool {
-        self.cluster.is_some()
+        self.pods.is_some()
     }
 
     /// Which builder and pod run the build, and why, as far as is known now.
     pub fn placement(&self) -> Placement {
-        let why = match (&self.cluster, self.balance) {
-            (None, _) => self.why.to_owned(),
-            (Some(_), Balance::Sticky) if self.is_detour => {
-                format!("{}; another pod than the one that was lost", self.why)
-            }
-            (Some(_), Balance::Sticky) => format!("{}; the pod of this repository", self.why),
-            (Some(_), Balance::Random) => format!("{}; any pod", self.why),
+        let pod = match (self.route, self.balance) {
+            (Route::AfterLoss, _) => "; another pod than the one that was lost",
+            (Route::Around, _) => "; another pod than the one of this repository, which takes no new builds",
+            (Route::Usual, Balance::Sticky) => "; the pod of this repository",
+            (Route::Usual, Balance::Random) => "; any pod",
         };
+        let why = format!("{}{}", self.why, if self.has_pods() { pod } else { "" });
         Placement { builder: self.builder.name.clone(), pod: self.pod.get().cloned(), why }
     }
 
     /// Whether another pod could take the build.
     pub fn has_others(&self) -> bool {
-        self.cluster.is_some()
+        self.has_pods()
     }
 
-    /// Finds a working directory that leads to a pod that answers. With the usual one, buildx would choose the lost pod again.
-    pub(super) async fn detour(&mut self, loss: &Loss) -> Result<(), BuilderError> {
-        let Some(n_pods) = self.candidates().map(|pods| pods.len()) else { return Ok(()) };
-        self.is_detour = true;
+    /// Finds a working directory that leads to a good pod; `false` when none answered.
+    ///
+    /// Asks nothing while every pod is as good as any. After a loss, and when it is called again, the pod has to answer.
+    pub(super) async fn find_pod(
+        &mut self,
+        loss: Option<&Loss>,
+        is_again: bool,
+        deadline: Instant,
+    ) -> Result<bool, BuilderError> {
+        let Some(pods) = &self.pods else { return Ok(true) };
+        let lost = loss.and_then(|loss| loss.pod.as_deref());
+        let choice = Choice::among(&pods.before, |pod| self.builder.is_shunned(&pod.uid), lost);
+        let has_to_answer = loss.is_some() || is_again;
         let usual = self.location.working_directory.clone();
-        for n in 0..N_DETOURS {
-            self.location.working_directory = usual.join(format!(".detour-{n}"));
-            state::make_private(&self.location.working_directory)?;
-            let Ok(Ok(pod)) = timeout(ALIVE_WITHIN, self.dial()).await else { continue };
-            if loss.pod.as_ref() != Some(&pod) || n_pods == 1 {
-                self.is_on(pod);
+        let leads_nowhere = self.builder.directories().lead(&choice.ring, &usual, Instant::now()) == Lead::Nowhere;
+        if choice.is_free() && !has_to_answer && !leads_nowhere {
+            self.recall_pod();
+            return Ok(true);
+        }
+        if self.balance == Balance::Random {
+            // Only with the other rule does a directory lead to a pod.
+            self.balance = Balance::Sticky;
+            self.write_record()?;
+        }
+        let mut second_best = None;
+        for first in (0..N_DIRECTORIES).step_by(N_AT_ONCE) {
+            if first > 0 && Instant::now() >= deadline {
                 break;
             }
+            for (directory, pod) in self.leads(&usual, first, &choice, has_to_answer).await? {
+                match choice.rank(&pod) {
+                    Some(Rank::Preferred) => {
+                        self.take(directory, pod, loss);
+                        return Ok(true);
+                    }
+                    Some(Rank::Usable) => {
+                        second_best.get_or_insert((directory, pod));
+                    }
+                    None => {}
+                }
+            }
+        }
+        let has_found = second_best.is_some();
+        if let Some((directory, pod)) = second_best {
+            self.take(directory, pod, loss);
+        }
+        Ok(has_found)
+    }
+
+    /// To which pods some working directories lead: the usual one has number 0. Their pods are asked at once.
+    async fn leads(
+        &self,
+        usual: &Path,
+        first: usize,
+        choice: &Choice,
+        has_to_answer: bool,
+    ) -> Result<Vec<(PathBuf, String)>, BuilderError> {
+        let directory = |n| if n == 0 { usual.to_owned() } else { usual.join(format!(".detour-{}", n - 1)) };
+        let directories: [PathBuf; N_AT_ONCE] = std::array::from_fn(|n| directory(first + n));
+        directories.iter().try_for_each(|directory| state::make_private(directory))?;
+        let lead = |directory| self.lead(directory, choice, has_to_answer);
+        let pods = tokio::join!(lead(&directories[0]), lead(&directories[1]), lead(&directories[2]));
+        let found = directories.into_iter().zip(<[_; N_AT_ONCE]>::from(pods));
+        Ok(found.filter_map(|(directory, pod)| Some((directory, pod?))).collect())
+    }
+
+    /// To which pod a working directory leads. What was learned before counts while the pods stay the same.
+    async fn lead(&self, directory: &Path, choice: &Choice, has_to_answer: bool) -> Option<String> {
+        match self.builder.directories().lead(&choice.ring, directory, Instant::now()) {
+            // A pod that takes no build need not answer.
+            Lead::To(pod) if !has_to_answer || choice.rank(&pod).is_none() => return Some(pod),
+            Lead::Nowhere if !has_to_answer => return None,
+            _ => {}
+        }
+        let answer = timeout(ALIVE_WITHIN, self.ask(directory)).await;
+        // An error says nothing about the pod: Kubernetes may refuse, or docker-buildx may fail.
+        let learned = match &answer {
+            Ok(Ok(pod)) => Some(Some(pod.clone())),
+            Ok(Err(_)) => None,
+            Err(_) => Some(None),
+        };
+        if let Some(pod) = learned {
+            self.builder.directories().learn(&choice.ring, directory.to_owned(), pod, Instant::now());
+        }
+        answer.ok()?.ok()
+    }
+
+    /// Bakes from this working directory, which leads to this pod.
+    fn take(&mut self, directory: PathBuf, pod: String, loss: Option<&Loss>) {
+        if directory != self.location.working_directory {
+            self.route = if loss.is_some() { Route::AfterLoss } else { Route::Around };
+            self.location.working_directory = directory;
+        }
+        self.is_on(pod);
+    }
+
+    /// Looks at the pods again, and waits until one is ready.
+    pub(super) async fn renew(&mut self, deadline: Instant) -> Result<(), BuilderError> {
+        if let Some(pods) = &mut self.pods {
+            pods.before = self.builder.wait_for(Goal::Ready, deadline).await?.pods;
         }
         Ok(())
     }
@@ -136,8 +272,8 @@ impl Session<'_> {
     ///
     /// Does not return while docker-buildx receives data from its pod. Dropping it ends the watch.
     pub async fn lost(&self) -> Loss {
-        let Some(cluster) = &self.cluster else { return std::future::pending().await };
-        let mut watch = Watch::new(&cluster.api, &self.location.run, self.builder.settings.stall_timeout);
+        let Some(pods) = &self.pods else { return std::future::pending().await };
+        let mut watch = Watch::new(&pods.api, &self.location.run, self.builder.settings.stall_timeout);
         let learn = async {
             sleep(ASK_NAME_AFTER).await;
             self.learn_pod().await;
@@ -173,11 +309,18 @@ impl Session<'_> {
         let mut n_missed = 0;
         loop {
             sleep(PROBE).await;
-            n_missed = if self.dial().await.is_ok() { 0 } else { n_missed + 1 };
+            if self.dial().await.is_ok() {
+                n_missed = 0;
+                continue;
+            }
+            // Without Kubernetes, or with credentials that it does not accept, no answer says nothing about the pod.
+            let Ok(now) = self.pods_now().await else { continue };
+            n_missed += 1;
             if n_missed == N_PROBES {
-                let now = self.pods_now().await;
-                let loss = now.as_ref().ok().and_then(|now| self.gone(now));
-                return loss.unwrap_or_else(|| self.loss(format!("{} does not answer", self.pod_in_words())));
+                return self.gone(&now).unwrap_or_else(|| {
+                    self.shun();
+                    self.loss(format!("{} does not answer", self.pod_in_words()))
+                });
             }
         }
     }
@@ -194,12 +337,44 @@ impl Session<'_> {
         // first. Nor does an error that is not known.
         let is_doubtful =
             failure.evidence.is_some() || matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid);
-        if self.cluster.is_none() || !(is_reported || is_doubtful) {
+        if self.pods.is_none() || !(is_reported || is_doubtful) {
             return is_reported.then(|| Loss::new(failure.clone(), None));
         }
         let now = self.pods_now().await.ok();
         let loss = now.and_then(|now| if is_reported { self.gone(&now) } else { self.own_pod_gone(&now) });
-        loss.or_else(|| is_reported.then(|| Loss::new(failure.clone(), self.pod.get().cloned())))
+        loss.or_else(|| is_reported.then(|| self.unexplained(failure)))
+    }
+
+    /// The loss of which only buildx's own words are known.
+    fn unexplained(&self, failure: &Failure) -> Loss {
+        let what = match failure.reason {
+            Reason::BuilderUnavailable => {
+                self.shun();
+                format!("{} could not be reached", self.pod_in_words())
+            }
+            _ => format!("the connection to {} was lost", self.pod_in_words()),
+        };
+        self.loss_with(what, &failure.detail, failure.clone())
+    }
+
+    /// A loss that the notice tells in our words, and the failure and the log with the words of another program.
+    fn loss_with(&self, what: String, words: &str, failure: Failure) -> Loss {
+        let (builder, pod) = (&self.builder.name, self.pod.get());
+        tracing::warn!(event = "builder_lost", builder, pod, error = words, "builder lost during a build");
+        let Loss { failure: ours, pod, .. } = self.loss(what);
+        let failure = failure.with_detail(&format!("{}: {words}", ours.detail));
+        Loss { notice: ours.detail, ..Loss::new(failure, pod) }
+    }
+
+    /// Avoids the pod for a while, in the next builds.
+    fn shun(&self) {
+        let mut before = self.pods.iter().flat_map(|pods| &pods.before);
+        if let Some(pod) = before.find(|pod| Some(&pod.name) == self.pod.get()) {
+            self.builder.shun(&pod.uid);
+        } else if let Some(pods) = &self.pods {
+            let directory = self.location.working_directory.clone();
+            self.builder.directories().learn(&ring(&pods.before), directory, None, Instant::now());
+        }
     }
 
     /// The failure, with the builder's memory limit when a step exceeded it.
@@ -221,10 +396,12 @@ impl Session<'_> {
         }
         match (symptom, now) {
             (_, Err(error)) => {
-                let failure = Failure::new(Reason::BuilderLost, error.to_string());
-                Loss::new(failure, self.pod.get().cloned())
+                let what =
+                    format!("the connection to {} was lost, and Kubernetes does not answer", self.pod_in_words());
+                self.loss_with(what, &error.to_string(), Failure::new(Reason::BuilderLost, ""))
             }
             (Symptom::Stalled(silence), Ok(_)) => {
+                self.shun();
                 self.loss(format!("received nothing from {} for {} s", self.pod_in_words(), silence.as_secs()))
             }
             (_, Ok(_)) => self.loss(format!("the connection to {} was lost", self.pod_in_words())),
@@ -232,7 +409,7 @@ impl Session<'_> {
     }
 
     fn pod_in_words(&self) -> String {
-        self.pod.get().map_or_else(|| "its pod".to_owned(), |pod| format!("the pod {pod}"))
+        self.pod.get().map_or_else(|| "one of its pods".to_owned(), |pod| format!("the pod {pod}"))
     }
 
     /// The loss of a pod that exists and is of no use.
@@ -251,7 +428,7 @@ impl Session<'_> {
 
     /// The loss of the build's pod: it is gone, ended or terminating. When the build's pod is not known, the only pod that is.
     fn gone(&self, now: &[PodStatus]) -> Option<Loss> {
-        let before = &self.cluster.as_ref()?.pods;
+        let before = &self.pods.as_ref()?.before;
         let mut fates = before.iter().filter_map(|pod| Some((pod, fate(pod, now)?)));
         let (pod, fate) = match self.pod.get() {
             Some(own) => fates.find(|(pod, _)| pod.name == *own)?,
@@ -260,7 +437,8 @@ impl Session<'_> {
         let node = pod.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
         let sentence = format!("the builder {}: the pod {}{node} {}", self.builder.name, pod.name, fate.sentence);
         Some(Loss {
-            failure: Failure::new(Reason::BuilderLost, sentence),
+            failure: Failure::new(Reason::BuilderLost, sentence.clone()),
+            notice: sentence,
             has_pod_gone: fate.has_gone,
             is_out_of_memory: fate.is_out_of_memory,
             pod: Some(pod.name.clone()),
@@ -268,30 +446,22 @@ impl Session<'_> {
     }
 
     async fn pods_now(&self) -> Result<Vec<PodStatus>, BuilderError> {
-        self.builder.cluster().await?.pods().await.map_err(|source| self.builder.wrong(source))
-    }
-
-    /// The names of the pods among which buildx chooses.
-    fn candidates(&self) -> Option<Vec<String>> {
-        let running = self.cluster.as_ref()?.pods.iter().filter(|pod| pod.is_running);
-        let mut names: Vec<String> = running.map(|pod| pod.name.clone()).collect();
-        names.sort_unstable();
-        Some(names)
+        self.builder.ask(|cluster| async move { cluster.pods().await }).await
     }
 
     /// Sets the pod without asking, when it is the only one or when the same choice was made before.
-    pub(super) fn recall_pod(&self) {
-        let Some(candidates) = self.candidates() else { return };
-        let known = match (candidates.as_slice(), self.balance) {
-            ([only], _) => Some(only.clone()),
-            (_, Balance::Sticky) => {
-                let known = self.builder.known_pods();
-                known
-                    .get(&self.location.working_directory)
-                    .filter(|(among, _)| *among == candidates)
-                    .map(|(_, pod)| pod.clone())
-            }
+    fn recall_pod(&self) {
+        let Some(pods) = &self.pods else { return };
+        let ring = ring(&pods.before);
+        let known = match (ring.as_slice(), self.balance) {
+            ([(only, _)], _) => Some(only.clone()),
             (_, Balance::Random) => None,
+            (_, Balance::Sticky) => {
+                match self.builder.directories().lead(&ring, &self.location.working_directory, Instant::now()) {
+                    Lead::To(pod) => Some(pod),
+                    Lead::Nowhere | Lead::Unknown => None,
+                }
+            }
         };
         if let Some(pod) = known {
             self.is_on(pod);
@@ -303,22 +473,17 @@ impl Session<'_> {
         let _ = self.pod.set(pod);
     }
 
-    async fn are_all_there(&self, candidates: &[String]) -> bool {
-        let Ok(now) = self.pods_now().await else { return false };
-        let is_there = |name: &String| now.iter().any(|pod| pod.name == *name && pod.is_running && !pod.is_going);
-        candidates.iter().all(is_there)
-    }
-
     async fn learn_pod(&self) {
-        let (None, Balance::Sticky, Some(candidates)) = (self.pod.get(), self.balance, self.candidates()) else {
-            return;
-        };
+        let (None, Balance::Sticky, Some(pods)) = (self.pod.get(), self.balance, &self.pods) else { return };
+        let before = ring(&pods.before);
         match self.dial().await {
-            // When a pod is gone, it may be the bake's own, and this answer another pod's.
-            Ok(_) if !self.are_all_there(&candidates).await => {}
-            Ok(pod) if candidates.contains(&pod) => {
-                self.builder.known_pods().insert(self.location.working_directory.clone(), (candidates, pod.clone()));
-                self.is_on(pod);
+            Ok(pod) if before.iter().any(|(name, _)| *name == pod) => {
+                // When another pod is gone, it may be the bake's own, and this one only the next.
+                if self.pods_now().await.is_ok_and(|now| is_kept(&before, &now)) {
+                    let directory = self.location.working_directory.clone();
+                    self.builder.directories().learn(&before, directory, Some(pod.clone()), Instant::now());
+                    self.is_on(pod);
+                }
             }
             Ok(hostname) => {
                 tracing::debug!(builder = self.builder.name, hostname, "BuildKit's host name is not one of the pods")
@@ -329,17 +494,40 @@ impl Session<'_> {
         }
     }
 
-    /// Asks the BuildKit that a bake would reach for its host name, which is its pod's name. Runs `docker-buildx dial-stdio`
-    /// from the bake's working directory.
+    /// Asks the BuildKit that a bake would reach for its host name, which is its pod's name.
     pub async fn dial(&self) -> Result<String, PodError> {
-        let mut n_runs = self.dial.n_runs.lock().await;
-        *n_runs += 1;
-        let private = self.dial.directory.join(n_runs.to_string());
+        let _turn = self.dial.turn.lock().await;
+        self.ask(&self.location.working_directory).await
+    }
+
+    /// Runs `docker-buildx dial-stdio` from a working directory, and asks the BuildKit that it reaches for its host name.
+    async fn ask(&self, directory: &Path) -> Result<String, PodError> {
+        self.renew_access().await;
+        let run = self.dial.n_runs.fetch_add(1, Ordering::Relaxed);
+        let private = self.dial.directory.join(run.to_string());
         let child = dial_child(self.dial.buildx, self.dial.enforcement, &self.location, &private)?;
         let mut command = child.command(self.dial.buildx);
-        command.args(["dial-stdio", "--builder", &self.location.builder]).current_dir(&self.location.working_directory);
+        command.args(["dial-stdio", "--builder", &self.location.builder]).current_dir(directory);
         pod::hostname(command).await
     }
+
+    /// Writes new credentials where docker-buildx reads them: those of the bake's beginning may have expired. The running bake
+    /// has its connection.
+    async fn renew_access(&self) {
+        let Some(pods) = &self.pods else { return };
+        let mut written = pods.access.lock().await;
+        // Without new ones, the old ones may do.
+        let Ok(access) = self.builder.access().await else { return };
+        if !Arc::ptr_eq(&access, &written) && self.builder.write_kubeconfig(&access, &pods.kubeconfig).is_ok() {
+            *written = access;
+        }
+    }
+}
+
+/// Whether all pods of a ring are still there. Pods that were terminating may go.
+fn is_kept(before: &Ring, now: &[PodStatus]) -> bool {
+    let is_there = |name: &str| now.iter().any(|pod| pod.name == name && pod.is_running && !pod.is_going);
+    before.iter().filter(|(_, is_going)| !is_going).all(|(name, _)| is_there(name))
 }
 
 /// What has become of a pod during a build.
@@ -374,10 +562,11 @@ fn fate(before: &PodStatus, now: &[PodStatus]) -> Option<Fate> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn status(name: &str) -> PodStatus {
+    /// A pod that takes builds.
+    pub(in crate::builder) fn status(name: &str) -> PodStatus {
         PodStatus {
             name: name.into(),
             uid: format!("uid of {name}"),
@@ -390,7 +579,21 @@ mod tests {
             trouble: None,
             is_out_of_memory: false,
             n_builds: None,
+            revision: None,
+            is_of_stateful_set: false,
+            is_misplaced: false,
         }
+    }
+
+    #[test]
+    fn a_terminating_pod_may_go_while_a_pods_name_is_learned() {
+        let mut going = status("a");
+        going.is_going = true;
+        let before = ring(&[going.clone(), status("b")]);
+        assert!(is_kept(&before, &[status("b")]));
+        assert!(is_kept(&before, &[going.clone(), status("b")]));
+        assert!(!is_kept(&before, &[going.clone()]));
+        assert!(!is_kept(&ring(&[status("a"), status("b")]), &[going, status("b")]));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `sidebake build`: one build now, as a worker runs it, without Redis and without GitHub.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,14 +11,15 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::read_json;
+use crate::beneath::Directory;
 use crate::environment;
 use crate::event::Event;
 use crate::hex;
-use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFile, Trust};
+use crate::job::{self, Application, Naming, Recipe, Repository, RepositoryFiles, Trust};
 use crate::journal::{Journal, Record, Terminal, Wishes, print_report};
 use crate::last_builds::LastBuilds;
 use crate::name::is_name;
-use crate::perform::{Attempt, Integrations, bake, notify_of_submodules, resolve};
+use crate::perform::{Attempt, Integrations, bake, notify_of_encodings, notify_of_submodules, resolve};
 use crate::processor::AttemptOutcome;
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::report::{Report, Status};
@@ -26,7 +28,7 @@ use crate::source::{Origin, Revision, Size, Spent, Worktree};
 use crate::state::{JobDirectory, StateDirectory};
 use crate::worker::Shutdown;
 
-/// The files to look for without a template, in the order of buildx's documentation.
+/// The files that `docker buildx bake` reads and merges by itself, in its order: `defaultFilenames` in buildx's `bake/bake.go`.
 const DEFINITIONS: &[&str] = &[
     "compose.yaml",
     "compose.yml",
@@ -34,7 +36,13 @@ const DEFINITIONS: &[&str] = &[
     "docker-compose.yaml",
     "docker-bake.json",
     "docker-bake.hcl",
+    "docker-bake.override.json",
+    "docker-bake.override.hcl",
 ];
+
+/// Files that `docker compose` reads too, and bake does not.
+const OF_COMPOSE_ALONE: &[&str] =
+    &["compose.override.yaml", "compose.override.yml", "docker-compose.override.yml", "docker-compose.override.yaml"];
 
 #[derive(Debug, Args)]
 pub(super) struct Build {
@@ -47,6 +55,12 @@ pub(super) struct Build {
     /// Branch, tag or commit of the repository
     #[arg(long, default_value = "HEAD")]
     revision: String,
+    /// A bake or compose file in the tree; repeat to merge more; default: the files that docker buildx bake finds
+    #[arg(long = "file", value_name = "FILE", conflicts_with = "template")]
+    files: Vec<String>,
+    /// A value of a variable of the file; repeat for more
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
+    variables: Vec<(String, String)>,
     /// A target or group; repeat for more
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<String>,
@@ -84,6 +98,7 @@ impl Build {
         let result = match worktree {
             Ok(worktree) => {
                 let build = self.build(&worktree.path)?;
+                self.notify_of_overrides(&worktree.path, &journal)?;
                 self.bake(&integrations, &build, &worktree, &directory, attempt).await
             }
             Err(failure) => Err(failure),
@@ -132,6 +147,8 @@ impl Build {
                 submodules: Vec::new(),
                 links: None,
                 changes: Vec::new(),
+                is_tag: false,
+                encoded: Vec::new(),
             });
         }
         let revision = match job::Sha::parse(&self.revision) {
@@ -150,11 +167,13 @@ impl Build {
             revision,
             mtimes_key: None,
             since: Vec::new(),
+            git_dir: integrations.source.git_dir(None),
             spent: Spent::default(),
         };
         let worktree =
             integrations.source.check_out(&origin, &integrations.state, attempt.journal, attempt.stop.token()).await?;
         notify_of_submodules(&worktree, attempt);
+        notify_of_encodings(&worktree, attempt);
         Ok(worktree)
     }
 
@@ -173,6 +192,7 @@ impl Build {
     fn build(&self, worktree: &Path) -> anyhow::Result<job::Build> {
         Ok(job::Build {
             targets: self.targets.clone(),
+            variables: self.variables.iter().cloned().collect(),
             push: self.push,
             no_cache: self.no_cache,
             builder: self.builder.clone(),
@@ -187,12 +207,41 @@ impl Build {
             let template = template.get("application").unwrap_or(&template);
             return Ok(Recipe::Application(Application::parse(template, self.push)?));
         }
-        let found = DEFINITIONS.iter().find(|name| worktree.join(name).is_file());
-        match found {
-            Some(name) => Ok(Recipe::File(RepositoryFile { path: (*name).to_owned(), naming: Naming::File })),
-            None => bail!("no --template given, and {} has none of {}", worktree.display(), DEFINITIONS.join(", ")),
+        let paths = if self.files.is_empty() { present(worktree, DEFINITIONS)? } else { self.files.clone() };
+        if paths.is_empty() {
+            bail!("no --template given, and {} has none of {}", worktree.display(), DEFINITIONS.join(", "));
         }
+        Ok(Recipe::Files(RepositoryFiles { paths, directory: String::new(), naming: Naming::File }))
     }
+
+    /// Reports the files that the user may expect to be read.
+    fn notify_of_overrides(&self, worktree: &Path, journal: &Journal) -> anyhow::Result<()> {
+        let is_chosen = self.template.is_some() || !self.files.is_empty();
+        let names = if is_chosen { Vec::new() } else { present(worktree, OF_COMPOSE_ALONE)? };
+        for name in names {
+            journal.emit(Event::Notice(format!("{name} is not read: docker buildx bake does not read it either")));
+        }
+        Ok(())
+    }
+}
+
+/// A variable that a job may set too.
+fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    match job::is_variable(name) {
+        true => Ok((name.to_owned(), value.to_owned())),
+        false => Err(format!("{name:?} is not a variable that a build can set")),
+    }
+}
+
+/// Which of these files a tree has. A link out of it counts: the build refuses it by name.
+fn present(worktree: &Path, names: &[&str]) -> anyhow::Result<Vec<String>> {
+    let root = Directory::open(worktree).with_context(|| format!("failed to open {}", worktree.display()))?;
+    let is_present = |name: &&&str| match root.resolve(Path::new(name)) {
+        Err(error) => error.kind() != ErrorKind::NotFound,
+        Ok(_) => true,
+    };
+    Ok(names.iter().filter(is_present).map(|name| (*name).to_owned()).collect())
 }
 
 /// At a terminal, a build of one's own tree needs neither a new kernel nor a configured builder.

@@ -111,10 +111,9 @@ async fn running(settings: &Settings) -> Option<Counts> {
 
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 fn print_status(status: &BuilderStatus) {
-    let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
     let state = match (status.driver, status.exists) {
         ("kubernetes", false) => "missing; `sidebake builder ensure` creates it".to_owned(),
-        ("kubernetes", true) => format!("{n_ready} of {} pods ready", status.n_wanted),
+        ("kubernetes", true) => format!("{} of {} pods ready", status.n_ready, status.n_wanted),
         _ => "not managed by sidebake".to_owned(),
     };
     println!("{}  {}  {}  {state}  for {}", status.builder, status.driver, status.at, status.accounts.join(", "));
@@ -125,7 +124,7 @@ fn print_status(status: &BuilderStatus) {
         }
     }
     if let Some(why) = &status.why {
-        println!("  not ready: {why}");
+        println!("  problem: {why}");
     }
     print_drift(status);
 }

@@ -1,5 +1,8 @@
 //! `sidebake doctor`: checks everything that a worker needs. Prints a line for each check; exits with 1 when one is red.
 
+mod network;
+mod schedule;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +71,7 @@ impl Doctor {
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let mut findings = redis(settings).await;
         findings.push(github(settings).await);
+        findings.extend(network::findings(settings).await);
         findings.extend(mtimes(settings));
         findings.push(buildx(settings).await);
         findings.extend(builders(settings).await);
@@ -114,6 +118,7 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     findings.push(commands(settings).await);
     findings.extend(log_stream(settings).await);
     findings.extend(tracking(settings).await);
+    findings.push(schedule::check(&redis, settings).await);
     findings
 }
 
@@ -169,11 +174,7 @@ async fn tracking(settings: &Settings) -> Option<Finding> {
 
 async fn github(settings: &Settings) -> Finding {
     let name = async {
-        App::new(settings.github.clone())
-            .map_err(|error| error.to_string())?
-            .name()
-            .await
-            .map_err(|error| error.to_string())
+        App::new(settings).map_err(|error| error.to_string())?.name().await.map_err(|error| error.to_string())
     };
     Finding::of("github app", name.await.map(|name| format!("{name:?} at {}", settings.github.api_url)))
 }
@@ -255,8 +256,10 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     if session.has_others() {
         let hostname = session.dial().await?;
         let status = builders.status(name).await?;
-        let n_ready = status.pods.iter().filter(|pod| pod.is_ready).count();
-        return Ok(format!("{}: {n_ready} of {} pods ready; {hostname} answers", status.at, status.n_wanted));
+        if let Some(why) = status.why {
+            anyhow::bail!("{}: {why}", status.at);
+        }
+        return Ok(format!("{}: {} of {} pods ready; {hostname} answers", status.at, status.n_ready, status.n_wanted));
     }
     let status = builders.status(name).await?;
     let endpoint = status.at;

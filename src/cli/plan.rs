@@ -41,7 +41,7 @@ async fn build_request(settings: &Settings, payload: &Payload) -> anyhow::Result
         bail!("class {} is not in jobs.classes", payload.class);
     };
     let from = arguments::read(class, &payload.arguments()?)?;
-    Ok(Resolver::new()?.build_request(from).await?)
+    Ok(Resolver::new(settings.ca_file())?.build_request(from).await?)
 }
 
 fn plan(settings: &Settings, request: &Value, job: &BuildJob) -> anyhow::Result<Value> {
@@ -83,12 +83,12 @@ fn definition(job: &BuildJob) -> anyhow::Result<Value> {
     Ok(match &job.build.recipe {
         Recipe::Application(template) => serde_json::from_str(&define_application(template))?,
         Recipe::Inline(definition) => serde_json::from_str(definition)?,
-        Recipe::File(file) => {
+        Recipe::Files(files) => {
             let targets = match job.build.targets.as_slice() {
                 [] => vec!["default".to_owned()],
                 targets => targets.to_vec(),
             };
-            json!({"file": file.path, "targets": targets})
+            json!({"files": files.paths, "targets": targets})
         }
     })
 }

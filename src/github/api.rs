@@ -3,6 +3,7 @@
 //! Knows how long to wait after failures and rate limits, and corrects for a wrong clock. Follows GitHub's REST API, "Rate limits"
 //! and "Generating a JSON Web Token for a GitHub App".
 
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use crate::body::{self, BodyError};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::json;
-use crate::network::Unreachable;
+use crate::network::{self, ClientError, Proxies, Proxy, Unreachable};
 use crate::secret::Secret;
 use crate::secret_file;
 use crate::settings;
@@ -91,6 +92,8 @@ impl<'a> ApiRequest<'a> {
 #[derive(Debug)]
 pub(super) struct ApiAnswer {
     url: String,
+    /// The proxy that passed it on.
+    proxy: Option<String>,
     pub(super) status: StatusCode,
     headers: HeaderMap,
     body: Vec<u8>,
@@ -109,12 +112,8 @@ pub(super) struct Api {
 }
 
 impl Api {
-    pub(super) fn new(settings: settings::Github) -> Result<Self, reqwest::Error> {
-        let http = reqwest::Client::builder()
-            .user_agent(concat!("sidebake/", env!("CARGO_PKG_VERSION")))
-            .timeout(settings.timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
+    pub(super) fn new(settings: settings::Github, ca_file: Option<&Path>) -> Result<Self, ClientError> {
+        let http = network::client(ca_file, |client| client.timeout(settings.timeout))?;
         let (skew_s, limited_until) = (AtomicI64::new(0), Mutex::new(None));
         Ok(Self { settings, http, skew_s, limited_until, revocations: TaskTracker::new() })
     }
@@ -173,9 +172,16 @@ impl Api {
             Ok((status, headers, body::read(answer, &url, bounds::GITHUB).await?))
         };
         match read.await {
-            Ok((status, headers, body)) => Ok(ApiAnswer { url, status, headers, body }),
+            Ok((status, headers, body)) => match (status, Proxies::from_environment().of(&url)) {
+                (StatusCode::PROXY_AUTHENTICATION_REQUIRED, Some(proxy)) => {
+                    Err(Unreachable::by_proxy(&url, proxy.clone(), status).into())
+                }
+                (_, proxy) => Ok(ApiAnswer { proxy: proxy.map(Proxy::name), url, status, headers, body }),
+            },
             Err(BodyError::TooLong(too_long)) => Err(GithubError::TooLong(too_long)),
-            Err(BodyError::Broken(error)) => Err(Unreachable::new(url, &error.without_url()).into()),
+            Err(BodyError::Broken(error)) => {
+                Err(Unreachable::new(url, &error.without_url()).with_refusal().await.into())
+            }
         }
     }
 
@@ -292,7 +298,8 @@ impl ApiAnswer {
 
     /// GitHub's message, at most one line.
     pub(super) fn message(&self) -> String {
-        self.own_message().unwrap_or_else(|| "no message".into())
+        let of_proxy = || self.proxy.as_ref().map(|proxy| format!("no message of GitHub's, through the proxy {proxy}"));
+        self.own_message().or_else(of_proxy).unwrap_or_else(|| "no message".into())
     }
 
     fn own_message(&self) -> Option<String> {
@@ -358,7 +365,7 @@ mod tests {
     #[test]
     fn the_apps_signature_goes_to_its_api_alone() {
         let settings = settings::Github { api_url: "https://api.github.com/".into(), ..Default::default() };
-        let api = Api::new(settings).expect("a client");
+        let api = Api::new(settings, None).expect("a client");
         assert_eq!(api.path_of("https://api.github.com/repositories/1"), Some("/repositories/1"));
         for location in
             ["https://api.github.com.evil.example/x", "https://api.github.com@evil.example", "http://evil", "/x"]
@@ -374,6 +381,7 @@ mod tests {
         });
         let answer = ApiAnswer {
             url: String::new(),
+            proxy: None,
             status: StatusCode::from_u16(status).expect("a status"),
             headers: headers.collect(),
             body: body.into(),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::api::{ApiRequest, Bearer};
 use super::{App, GithubError, InstallationToken, LAG};
-use crate::job::{GitRef, Sha};
+use crate::job::{GitRef, Repository, Sha};
 
 /// The most nested annotated tags that are followed to a commit.
 const MAX_TAGS: usize = 5;
@@ -27,13 +27,25 @@ impl App {
 
     /// Whether a branch or tag points to the commit or to one of its descendants.
     async fn has_come_to(&self, git_ref: &GitRef, sha: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
-        #[derive(Deserialize)]
-        struct Comparison {
-            status: String,
-        }
         let Some(tip) = self.tip(git_ref, token).await? else { return Ok(false) };
         if tip == *sha {
             return Ok(true);
+        }
+        if self.is_behind(sha, &tip, token).await? {
+            return Ok(true);
+        }
+        // The id may be an annotated tag's.
+        match self.commit_of_tag(&token.repository, sha, token).await? {
+            Some(commit) => Ok(commit == tip || self.is_behind(&commit, &tip, token).await?),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether a commit is an ancestor of another one.
+    async fn is_behind(&self, sha: &Sha, tip: &Sha, token: &InstallationToken) -> Result<bool, GithubError> {
+        #[derive(Deserialize)]
+        struct Comparison {
+            status: String,
         }
         let path = format!("/repos/{}/compare/{tip}...{sha}?per_page=1", token.repository);
         let compared = self.find(&ApiRequest::get(&path, Bearer::Token(&token.secret)), &[]).await?;
@@ -51,17 +63,34 @@ impl App {
         if found.name != git_ref.to_string() {
             return Ok(None);
         }
-        let mut object = found.object;
+        match found.object.kind.as_str() {
+            "tag" => self.commit_of_tag(repository, &found.object.sha, token).await,
+            "commit" => Ok(Some(found.object.sha)),
+            _ => Ok(None),
+        }
+    }
+
+    /// The commit to which the annotated tag with this id leads; `None` when there is no such tag, or when it is not a commit's.
+    pub async fn commit_of_tag(
+        &self,
+        repository: &Repository,
+        sha: &Sha,
+        token: &InstallationToken,
+    ) -> Result<Option<Sha>, GithubError> {
+        let mut next = sha.clone();
         // A tag may point to another tag.
         for _ in 0..MAX_TAGS {
-            if object.kind != "tag" {
-                break;
+            let path = format!("/repos/{repository}/git/tags/{next}");
+            let request = ApiRequest::get(&path, Bearer::Token(&token.secret));
+            let Some(answer) = self.find(&request, &[]).await? else { return Ok(None) };
+            let object = answer.read::<Tag>()?.object;
+            match object.kind.as_str() {
+                "tag" => next = object.sha,
+                "commit" => return Ok(Some(object.sha)),
+                _ => return Ok(None),
             }
-            let path = format!("/repos/{repository}/git/tags/{}", object.sha);
-            let Some(answer) = self.find(&ApiRequest::get(&path, bearer), &[]).await? else { return Ok(None) };
-            object = answer.read::<Tag>()?.object;
         }
-        Ok((object.kind == "commit").then_some(object.sha))
+        Ok(None)
     }
 }
 

@@ -16,10 +16,15 @@ use crate::field_error::FieldError;
 pub(super) fn check(request: &Value) -> Result<(), FieldError> {
     RequestWalk { path: Vec::new() }.value(request)?;
     check_variables(request)?;
-    for (path, pointer) in [("targets", "/targets"), ("application.images", "/application/images")] {
+    for (path, pointer, max) in [
+        ("targets", "/targets", bounds::TARGETS),
+        ("application.images", "/application/images", bounds::TARGETS),
+        ("compose", "/compose", bounds::DEFINITION_FILES),
+        ("bake", "/bake", bounds::DEFINITION_FILES),
+    ] {
         let n_items = request.pointer(pointer).and_then(Value::as_array).map_or(0, Vec::len);
-        if n_items > bounds::TARGETS {
-            return Err(FieldError::new(path, format!("{n_items} items; at most {} are allowed", bounds::TARGETS)));
+        if n_items > max {
+            return Err(FieldError::new(path, format!("{n_items} items; at most {max} are allowed")));
         }
     }
     Ok(())
@@ -97,6 +102,7 @@ impl<'a> RequestWalk<'a> {
         use Part::{Field, Item};
         match self.path[..] {
             [Field("compose" | "bake")]
+            | [Field("compose" | "bake"), Item(_)]
             | [Field("application"), Field("images"), Item(_), Field("context" | "dockerfile")]
             | [Field("application"), Field("images"), Item(_), Field("contexts"), Field(_)] => bounds::PATH,
             [Field("application"), Field("images"), Item(_), Field("name" | "tags" | "target" | "platforms"), ..] => {

@@ -5,17 +5,18 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, Unexpected, Visitor};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde_json::{Map, Value};
 
 use super::git_ref::{self, GitRef};
 use super::{
-    Application, Asked, Build, BuildJob, Callback, Naming, Recipe, Repository, RepositoryFile, Sha, SourceDateEpoch,
+    Application, Asked, Build, BuildJob, Callback, Naming, Recipe, Repository, RepositoryFiles, Sha, SourceDateEpoch,
     Trust, bounded,
 };
 use crate::bounds;
 use crate::field_error::FieldError;
-use crate::name::reference;
+use crate::name::{reference, target_name};
 
 /// Rails' id of a build.
 #[derive(Clone, Debug)]
@@ -54,6 +55,28 @@ impl<'de> Deserialize<'de> for BuildId {
     }
 }
 
+/// One path, or a list of them.
+struct Paths(Vec<String>);
+
+impl<'de> Deserialize<'de> for Paths {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = Paths;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a path or a list of paths")
+            }
+            fn visit_str<E>(self, path: &str) -> Result<Paths, E> {
+                Ok(Paths(vec![path.to_owned()]))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, paths: A) -> Result<Paths, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(paths)).map(Paths)
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
+
 /// A build request as it is written. Optional fields may also be null, as Ruby writes them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -67,8 +90,8 @@ struct WrittenRequest {
     git_ref: Option<String>,
     trust: Option<Trust>,
     application: Option<Application>,
-    compose: Option<String>,
-    bake: Option<String>,
+    compose: Option<Paths>,
+    bake: Option<Paths>,
     definition: Option<Map<String, Value>>,
     targets: Option<Vec<String>>,
     variables: Option<BTreeMap<String, String>>,
@@ -102,24 +125,49 @@ impl BuildJob {
     }
 }
 
-/// A file of the repository that buildx reads. Its path must have one of these endings.
-fn repository_file(
+/// Endings of the paths of compose files.
+const COMPOSE: [&str; 2] = [".yml", ".yaml"];
+
+/// Endings of the paths of files that bake reads. With `bake`, it reads compose files too.
+const BAKE: [&str; 4] = [".hcl", ".json", ".yml", ".yaml"];
+
+/// Files of the repository that buildx reads. Compose reads its files in the directory of the first one, bake in the root.
+fn repository_files(
     field: &str,
-    path: String,
-    endings: &[&str],
+    Paths(paths): Paths,
     tags: BTreeMap<String, Vec<String>>,
 ) -> Result<Recipe, FieldError> {
-    for (target, tags) in &tags {
-        for (i, tag) in tags.iter().enumerate() {
-            reference::check_tag(tag).map_err(|message| FieldError::new(format!("tags.{target}[{i}]"), message))?;
+    let is_compose = field == "compose";
+    let endings = if is_compose { &COMPOSE[..] } else { &BAKE };
+    if paths.is_empty() {
+        return Err(FieldError::new(field, "expected at least one path"));
+    }
+    for path in &paths {
+        let is_inside = path.split('/').all(|part| !matches!(part, "" | "." | ".." | "-"));
+        if !is_inside || !endings.iter().any(|ending| path.ends_with(ending)) {
+            let message =
+                format!("expected the path of a file in the repository that ends in {}", endings.join(" or "));
+            return Err(FieldError::new(field, format!("{message}, found {path:?}")));
         }
     }
-    let is_inside = path.split('/').all(|part| !matches!(part, "" | "." | ".." | "-"));
-    if !is_inside || !endings.iter().any(|ending| path.ends_with(ending)) {
-        let message = format!("expected the path of a file in the repository that ends in {}", endings.join(" or "));
-        return Err(FieldError::new(field, format!("{message}, found {path:?}")));
+    let directory = paths[0].rsplit_once('/').filter(|_| is_compose).map_or("", |(directory, _)| directory).to_owned();
+    Ok(Recipe::Files(RepositoryFiles { paths, directory, naming: Naming::Job(by_target(tags)?) }))
+}
+
+/// The tags by the names that bake gives to targets.
+fn by_target(tags: BTreeMap<String, Vec<String>>) -> Result<BTreeMap<String, Vec<String>>, FieldError> {
+    let mut of_targets = BTreeMap::new();
+    for (name, tags) in tags {
+        let path = format!("tags.{name}");
+        for (i, tag) in tags.iter().enumerate() {
+            reference::check_tag(tag).map_err(|message| FieldError::new(format!("{path}[{i}]"), message))?;
+        }
+        let target = target_name(&name);
+        if of_targets.insert(target.clone(), tags).is_some() {
+            return Err(FieldError::new(path, format!("another name has the tags of the same target {target}")));
+        }
     }
-    Ok(Recipe::File(RepositoryFile { path, naming: Naming::Job(tags) }))
+    Ok(of_targets)
 }
 
 impl WrittenRequest {
@@ -135,8 +183,8 @@ impl WrittenRequest {
         let recipe = match (self.application, self.definition, self.compose, self.bake) {
             (Some(application), None, None, None) => Recipe::Application(application),
             (None, Some(definition), None, None) => Recipe::Inline(Value::Object(definition).to_string()),
-            (None, None, Some(path), None) => repository_file("compose", path, &[".yml", ".yaml"], tags)?,
-            (None, None, None, Some(path)) => repository_file("bake", path, &[".hcl", ".json"], tags)?,
+            (None, None, Some(paths), None) => repository_files("compose", paths, tags)?,
+            (None, None, None, Some(paths)) => repository_files("bake", paths, tags)?,
             _ => return Err(FieldError::new(".", "expected exactly one of application, compose, bake and definition")),
         };
         let branch_or_tag = self.git_ref.as_deref().map(GitRef::parse).transpose()?.flatten();

@@ -155,11 +155,63 @@ fn a_definition_in_the_repository_is_a_path_in_it() {
     for path in ["/etc/x.yml", "../x.yml", "a//x.yml", "a/../x.yml", "x.hcl", "-", ""] {
         assert!(of("compose", path).starts_with("compose: expected the path of a file"), "{path}");
     }
-    assert!(of("bake", "docker-compose.yml").starts_with("bake: expected the path of a file"));
+    for path in ["../docker-bake.hcl", "Dockerfile"] {
+        assert!(of("bake", path).starts_with("bake: expected the path of a file"), "{path}");
+    }
     assert!(refused(|job| job["tags"] = json!({"vote": ["x"]})).starts_with("tags: only allowed with compose or bake"));
     for name in ["LD_PRELOAD", "BUILDX_CONFIG", "a b", "", "1A", "GODEBUG"] {
         assert!(refused(|job| job["variables"] = json!({name: "x"})).starts_with("variables: "), "{name}");
     }
+}
+
+#[test]
+fn several_files_are_read_where_compose_or_bake_reads_them() {
+    let files = |field: &str, paths: Value| {
+        let mut job = native();
+        (job["application"], job[field]) = (Value::Null, paths);
+        match BuildJob::parse(&job).expect("valid").build.recipe {
+            Recipe::Files(files) => (files.directory, files.paths),
+            other => panic!("{other:?}"),
+        }
+    };
+    let of = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    let [one, two] = ["deploy/a.yml", "b.yaml"];
+    assert_eq!(files("compose", json!([one, two])), ("deploy".into(), of(&[one, two])));
+    assert_eq!(files("compose", json!(two)), (String::new(), of(&[two])));
+    let both = ["ci/compose.yml", "ci/bake.hcl"];
+    assert_eq!(files("bake", json!(both)), (String::new(), of(&both)));
+    let refused = |paths: Value| refused(|job| (job["application"], job["bake"]) = (Value::Null, paths));
+    assert_eq!(refused(json!([])), "bake: expected at least one path");
+    assert_eq!(refused(json!(vec!["a.hcl"; 21])), "bake: 21 items; at most 20 are allowed");
+    assert_eq!(refused(json!(3)), "bake: expected a path or a list of paths, found integer `3`");
+}
+
+#[test]
+fn a_name_with_a_dot_is_the_target_that_bake_makes_of_it() {
+    let mut job = native();
+    (job["application"], job["compose"]) = (Value::Null, json!("compose.yml"));
+    (job["targets"], job["tags"]) = (json!(["api.v1", "web"]), json!({"api.v1": ["r.example/api:1"]}));
+    let build = BuildJob::parse(&job).expect("valid").build;
+    assert_eq!(build.target_names(), ["api_v1", "web"]);
+    assert_eq!(Vec::from_iter(build.tagged()), ["api_v1"]);
+    let known = ["api_v1", "web"].into_iter();
+    assert_eq!((build.check_targets(known.clone()), build.check_tags(known)), (Ok(()), Ok(())));
+    let unknown = |known: &'static str| {
+        let known = std::iter::once(known);
+        (build.check_targets(known.clone()), build.check_tags(known))
+    };
+    let (targets, tags) = unknown("web");
+    assert_eq!(targets.expect_err("refused").to_string(), "targets: no target or group \"api.v1\"; known: web");
+    assert_eq!(tags.expect_err("refused").to_string(), "tags.api_v1: no target of this name; known: web");
+    job["tags"] = json!({"api.v1": [], "api_v1": []});
+    let twice = BuildJob::parse(&job).expect_err("refused").to_string();
+    assert_eq!(twice, "tags.api_v1: another name has the tags of the same target api_v1");
+}
+
+#[test]
+fn a_target_that_a_template_does_not_have_is_refused() {
+    let message = refused(|job| job["targets"] = json!(["vote", "vot"]));
+    assert_eq!(message, "targets: no target or group \"vot\"; known: vote, default");
 }
 
 #[test]
@@ -190,7 +242,7 @@ fn names_that_would_leave_a_path_or_url_are_refused() {
         assert!(refused(|job| job["repository"] = json!(repository)).starts_with("repository: "), "{repository}");
     }
     assert!(refused(|job| job["account"] = json!("../acme")).starts_with("account: "));
-    for name in ["a*", "--push", "", "a b"] {
+    for name in ["a*", "a.b", "", "a b"] {
         assert!(
             refused(|job| job["application"]["images"][0]["name"] = json!(name)).contains("not a valid target name")
         );

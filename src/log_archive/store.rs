@@ -17,7 +17,8 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme, RetryConfig,
+    Attribute, Attributes, BackoffConfig, Certificate, ClientOptions, ObjectStore, ObjectStoreExt, ObjectStoreScheme,
+    RetryConfig,
 };
 use reqwest::Url;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,7 +27,7 @@ use tokio::time::timeout;
 use super::ArchiveError;
 use crate::secret::Secret;
 use crate::settings::{Journal, SecretSource, Settings};
-use crate::{bounds, environment, hex, secret_file, text};
+use crate::{bounds, environment, hex, network, secret_file, text};
 
 /// How much of a file is read at once.
 const BLOCK: usize = 64 << 10;
@@ -72,21 +73,26 @@ pub async fn probe(settings: &Settings) -> Option<Result<String, ArchiveError>> 
     let journal = &settings.journal;
     let url = journal.archive.as_ref()?;
     let probed = async {
-        let store = Store::new(url, journal)?;
+        let store = Store::new(url, journal, settings.ca_file())?;
         store.probe().await.map(|()| store.url)
     };
     Some(timeout(journal.archive_timeout, probed).await.unwrap_or(Err(ArchiveError::TimedOut(journal.archive_timeout))))
 }
 
 impl Store {
-    pub(super) fn new(url: &str, journal: &Journal) -> Result<Self, ArchiveError> {
+    /// The archive at `url`, which is reached with the certificates in `ca_file` beside the system's.
+    pub(super) fn new(url: &str, journal: &Journal, ca_file: Option<&std::path::Path>) -> Result<Self, ArchiveError> {
         let refused = |error: &dyn Error| ArchiveError::Settings(text::shown(&error.to_string(), bounds::ERROR));
         let parsed = Url::parse(url).map_err(|error| refused(&error))?;
         let (scheme, prefix) = ObjectStoreScheme::parse(&parsed).map_err(|error| refused(&error))?;
-        let client = ClientOptions::new()
+        let mut client = ClientOptions::new()
             // The worker's own limit comes first.
             .with_timeout(journal.archive_timeout + CONNECT)
             .with_connect_timeout(CONNECT.min(journal.archive_timeout));
+        let authorities = ca_file.map(network::authorities).transpose().map_err(|error| refused(&error))?;
+        for authority in authorities.into_iter().flatten() {
+            client = client.with_root_certificate(Certificate::from_der(&authority).map_err(|error| refused(&error))?);
+        }
         let retry = RetryConfig {
             backoff: BackoffConfig::default(),
             max_retries: N_RETRIES,
@@ -228,18 +234,19 @@ mod tests {
             ("az://logs/a", &azure, "a"),
             ("file:///var/log/builds", &[], "var/log/builds"),
         ] {
-            let store = Store::new(url, &journal(options)).expect(url);
+            let store = Store::new(url, &journal(options), None).expect(url);
             assert_eq!((store.prefix.as_ref(), store.url.as_str()), (prefix, url.trim_end_matches('/')));
         }
         for url in ["s3://logs", "gs://logs", "az://logs"] {
-            let error = Store::new(url, &journal(&[("aws_acces_key", "x")])).expect_err(url).to_string();
+            let error = Store::new(url, &journal(&[("aws_acces_key", "x")]), None).expect_err(url).to_string();
             assert_eq!(error, "unknown option aws_acces_key in journal.archive_options");
         }
     }
 
     #[test]
     fn an_error_shows_neither_an_option_nor_a_query() {
-        let store = Store::new("file:///x", &journal(&[("aws_secret_access_key", "hunter2")])).expect("a directory");
+        let store =
+            Store::new("file:///x", &journal(&[("aws_secret_access_key", "hunter2")]), None).expect("a directory");
         let error = std::io::Error::other("PUT https://a.example/x?sig=abc%3D (hunter2): 403, why? no");
         let ArchiveError::Store(error) = store.failed(&error) else { panic!("an error of the store") };
         assert_eq!(error.to_string(), "PUT https://a.example/x (***): 403, why no");

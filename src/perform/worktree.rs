@@ -7,7 +7,7 @@ use crate::github::{self, App, GithubError, InstallationToken};
 use crate::job::{Build, BuildJob, GitRef, Repository, Sha, Trust};
 use crate::reason::{End, Failure, Reason};
 use crate::secret::Secret;
-use crate::source::{MAX_SUBMODULES, Origin, Revision, Spent, Submodule, Worktree};
+use crate::source::{GitDirRequest, MAX_ENCODED, MAX_SUBMODULES, Origin, Revision, Spent, Submodule, Worktree};
 use crate::state::JobDirectory;
 
 /// The deepest nesting of submodules.
@@ -47,7 +47,9 @@ pub(super) async fn check_out(
     // A fork's commit is on no branch of this repository, and its build is untrusted anyway.
     let is_checked = integrations.github.checks_refs() && job.build.trust != Trust::Fork;
     let git_ref = job.branch_or_tag.as_ref().filter(|_| is_checked);
-    let mut worktree = checkout.of_commit(&mut access, &job.sha, git_ref, &destination).await?;
+    let git_dir = integrations.source.git_dir(job.branch_or_tag.as_ref());
+    let mut worktree = checkout.of_commit(&mut access, &job.sha, git_ref, git_dir, &destination).await?;
+    notify_of_encodings(&worktree, attempt);
     if let Access::Token(token) = &mut access
         && integrations.source.takes_submodules_of(&job.build.repository)
     {
@@ -66,6 +68,19 @@ pub fn notify_of_submodules(worktree: &Worktree, attempt: Attempt<'_>) {
         _ => format!("{} and others are submodules and stay empty", first.path),
     };
     attempt.journal.emit(Event::Notice(notice));
+}
+
+/// Notifies the customer of files that are not as git would write them.
+pub fn notify_of_encodings(worktree: &Worktree, attempt: Attempt<'_>) {
+    let named = &worktree.encoded[..worktree.encoded.len().min(MAX_ENCODED)];
+    if named.is_empty() {
+        return;
+    }
+    let others = if worktree.encoded.len() > MAX_ENCODED { " and others" } else { "" };
+    let files = named.join(", ");
+    attempt.journal.emit(Event::Notice(format!(
+        "working-tree-encoding in .gitattributes is ignored; these files are as stored, in UTF-8: {files}{others}"
+    )));
 }
 
 /// The checkout of one job.
@@ -87,6 +102,7 @@ impl Checkout<'_> {
         access: &mut Access<'_>,
         sha: &Sha,
         git_ref: Option<&GitRef>,
+        git_dir: Option<GitDirRequest>,
         destination: &Destination,
     ) -> Result<Worktree, End> {
         let (source, github, attempt) = (&self.integrations.source, &self.integrations.github, self.attempt);
@@ -107,6 +123,7 @@ impl Checkout<'_> {
                 revision: Revision::Sha(sha.clone()),
                 mtimes_key: source.mtimes_key(&self.job.build)?,
                 since: if *sha == self.job.sha { self.since.clone() } else { Vec::new() },
+                git_dir: git_dir.clone(),
                 spent: self.spent,
             };
             let fetched = source.check_out(&origin, &self.integrations.state, attempt.journal, attempt.stop.token());
@@ -126,8 +143,13 @@ impl Checkout<'_> {
                     return Err(Failure::new(Reason::CommitNotFound, message).into());
                 }
                 (result, _) => {
-                    let worktree = result?;
+                    let mut worktree = result?;
                     belongs??;
+                    if let (true, Some(commit)) = (worktree.is_tag, &mut worktree.commit) {
+                        // The child is not trusted to say which commit it is.
+                        let tagged = github.commit_of_tag(access.repository(), sha, access.token());
+                        commit.sha = attempt.unless_stopped(tagged).await??.unwrap_or_else(|| sha.clone());
+                    }
                     self.spent.add(&worktree);
                     return Ok(worktree);
                 }
@@ -186,7 +208,7 @@ impl Checkout<'_> {
             [parent, &repository].iter().all(|repository| repository.is_of_owner(&self.job.build.repository));
         let may_mint = is_theirs && self.job.build.trust != Trust::Fork;
         let mut access = self.access(repository, may_mint, token).await?;
-        let inner = self.of_commit(&mut access, &submodule.sha, None, &destination).await?;
+        let inner = self.of_commit(&mut access, &submodule.sha, None, None, &destination).await?;
         Ok((access.repository().clone(), inner))
     }
 

@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use percent_encoding::percent_decode_str;
 use redis::{ErrorKind, RedisConnectionInfo, RedisError};
 use reqwest::Url;
+
+use crate::settings;
 
 /// Redis' port (`IANA`).
 const PORT: u16 = 6379;
@@ -129,10 +130,7 @@ fn session(
 }
 
 fn decoded(text: &str) -> Result<String, RedisError> {
-    // As in a form: a plus sign stands for a space.
-    let text = text.replace('+', " ");
-    let decoded = percent_decode_str(&text).decode_utf8();
-    Ok(decoded.map_err(|_| refuse("its user or password is not UTF-8", String::new()))?.into_owned())
+    settings::decoded(text).map_err(|_| refuse("its user or password is not UTF-8", String::new()))
 }
 
 fn refuse(what: &'static str, detail: String) -> RedisError {

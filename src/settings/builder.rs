@@ -1,6 +1,7 @@
 //! `[builders.NAME]`: where BuildKit is, how it is sized, and whose builds it runs.
 
 mod check;
+mod kubernetes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,9 +9,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Balance, Driver, NamePattern, TextPattern, Toleration};
+use super::{Balance, Driver, NamePattern, TextPattern, Toleration, TopologySpread};
 
 pub(super) use check::check_all;
+pub use kubernetes::quantity;
 
 /// One builder. A job runs on the builder that it names; otherwise on the one whose `accounts` match its account most
 /// specifically, and among equals on the one called `default`. Accounts that share a builder can read each other's layers and
@@ -67,6 +69,25 @@ pub struct Builder {
     /// `kubernetes`: taints that pods tolerate.
     #[serde(default)]
     pub tolerations: Vec<Toleration>,
+    /// `kubernetes`: how pods are spread. Default: over nodes where that is possible. `[]` spreads nothing.
+    #[serde(default)]
+    pub topology_spread: Option<Vec<TopologySpread>>,
+    /// `kubernetes`: affinity of the pods, in Kubernetes' own form, such as
+    /// `{ nodeAffinity = { requiredDuringSchedulingIgnoredDuringExecution = { nodeSelectorTerms = [...] } } }`.
+    #[serde(default)]
+    pub affinity: Option<serde_json::Value>,
+    /// `kubernetes`: priority class of the pods. It must exist.
+    #[serde(default)]
+    pub priority_class: Option<String>,
+    /// `kubernetes`: service account of the pods. They get no token of it.
+    #[serde(default)]
+    pub service_account: Option<String>,
+    /// `kubernetes`: names of Secrets with which nodes pull the image.
+    #[serde(default)]
+    pub image_pull_secrets: Vec<String>,
+    /// `kubernetes`: labels of the pods, such as `{ team = "builds" }`. The label `app` is the Deployment's name.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// `kubernetes`: annotations of the pods, such as `{ "karpenter.sh/do-not-disrupt" = "true" }`.
     #[serde(default)]
     pub annotations: BTreeMap<String, String>,
@@ -79,6 +100,10 @@ pub struct Builder {
     /// `kubernetes`: how long a pod may finish its builds after Kubernetes tells it to stop.
     #[serde(default, with = "humantime_serde")]
     pub grace_period: Option<Duration>,
+    /// `kubernetes`: command that runs in BuildKit's container before it is told to stop, such as `["sleep", "10"]`. Its time
+    /// counts toward `grace_period`.
+    #[serde(default)]
+    pub pre_stop: Vec<String>,
     /// `kubernetes`: how long a build, or `builder ensure`, waits for a ready pod. Default: `2m`.
     #[serde(default = "two_minutes", with = "humantime_serde")]
     pub timeout: Duration,
@@ -111,10 +136,17 @@ impl Builder {
             limits: BTreeMap::new(),
             node_selector: BTreeMap::new(),
             tolerations: Vec::new(),
+            topology_spread: None,
+            affinity: None,
+            priority_class: None,
+            service_account: None,
+            image_pull_secrets: Vec::new(),
+            labels: BTreeMap::new(),
             annotations: BTreeMap::new(),
             environment: BTreeMap::new(),
             buildkitd_config: None,
             grace_period: None,
+            pre_stop: Vec::new(),
             timeout: two_minutes(),
             stall_timeout: twenty_seconds(),
             options: BTreeMap::new(),

@@ -1,7 +1,8 @@
 //! Which options of an archive are credentials, by their names: those of the variables of AWS, Google and Azure, as the
 //! `object_store` crate reads them. A name that it does not know yet is judged by its words.
 
-use super::{SecretSource, passwords_of};
+use super::SecretSource;
+use super::redis::passwords_of;
 use crate::secret::Secret;
 
 /// The beginnings of the names of the variables.

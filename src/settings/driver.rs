@@ -55,14 +55,69 @@ impl Balance {
 pub struct Toleration {
     /// Key of the taint. Without it, every key.
     #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
-    /// `Exists` or `Equal`.
+    pub(super) key: Option<String>,
+    /// How key and value are compared. Default: `Equal`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    operator: Option<String>,
+    pub(super) operator: Option<TolerationOperator>,
     /// Value of the taint, for `Equal`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
-    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`. Without it, every effect.
+    pub(super) value: Option<String>,
+    /// Effect of the taint. Without it, every effect.
     #[serde(skip_serializing_if = "Option::is_none")]
-    effect: Option<String>,
+    effect: Option<TaintEffect>,
+}
+
+/// How a toleration's key and value are compared with those of a taint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) enum TolerationOperator {
+    /// Any value.
+    #[serde(rename = "Exists")]
+    Exists,
+    /// The same value.
+    #[serde(rename = "Equal")]
+    Equal,
+}
+
+/// What a taint does to pods that do not tolerate it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) enum TaintEffect {
+    /// They do not start there.
+    #[serde(rename = "NoSchedule")]
+    NoSchedule,
+    /// They start elsewhere if possible.
+    #[serde(rename = "PreferNoSchedule")]
+    PreferNoSchedule,
+    /// They do not start there, and running ones are evicted.
+    #[serde(rename = "NoExecute")]
+    NoExecute,
+}
+
+/// How pods are spread over the nodes, with Kubernetes' own fields in snake case.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopologySpread {
+    /// Label by which nodes are grouped, such as `topology.kubernetes.io/zone`.
+    pub topology_key: String,
+    /// How far the numbers of pods in two groups may differ. Default: `1`.
+    #[serde(default = "one")]
+    pub max_skew: u32,
+    /// What happens to a pod that cannot be placed so. Default: `ScheduleAnyway`.
+    #[serde(default)]
+    pub when_unsatisfiable: WhenUnsatisfiable,
+}
+
+/// What happens to a pod that would be spread unevenly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum WhenUnsatisfiable {
+    /// It starts all the same.
+    #[default]
+    #[serde(rename = "ScheduleAnyway")]
+    ScheduleAnyway,
+    /// It waits.
+    #[serde(rename = "DoNotSchedule")]
+    DoNotSchedule,
+}
+
+fn one() -> u32 {
+    1
 }

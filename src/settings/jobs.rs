@@ -39,8 +39,23 @@ pub struct Jobs {
     /// Average time between two looks for due retries by each process. Without it, `poll_interval` counts.
     #[serde(with = "humantime_serde")]
     pub poll_interval_average: Option<Duration>,
+    /// Which due jobs of other classes the workers move to their queues. Ruby's processes look for due jobs less often the more
+    /// processes Sidekiq lists, and workers are among them. Ruby's client middleware does not run for a moved job.
+    pub poll_others: PollOthers,
     /// Unit of the times in a job that carries no time the worker could follow.
     pub timestamps: Timestamps,
+}
+
+/// Which due jobs of other classes a worker moves to their queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PollOthers {
+    /// None: only Ruby moves them.
+    None,
+    /// Those with only Sidekiq's own fields: no client middleware has left anything in them.
+    Plain,
+    /// All that Ruby's client made.
+    All,
 }
 
 /// The unit in which a generation of Sidekiq writes times into jobs.
@@ -65,6 +80,7 @@ impl Default for Jobs {
             dead_timeout: Duration::from_secs(180 * 24 * 60 * 60),
             poll_interval: Duration::from_secs(5),
             poll_interval_average: None,
+            poll_others: PollOthers::Plain,
             timestamps: Timestamps::Milliseconds,
         }
     }

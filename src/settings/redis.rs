@@ -1,8 +1,10 @@
 //! `[redis]`: the connection to Sidekiq's Redis.
 
 use std::path::PathBuf;
+use std::str::Utf8Error;
 use std::time::Duration;
 
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use super::SHORTEST;
@@ -52,5 +54,44 @@ impl Redis {
             return refuse("redis.timeout", "must be at least 50ms");
         }
         Ok(())
+    }
+}
+
+/// A user or a password of a URL, as it is sent. As in a form, a plus sign stands for a space.
+pub fn decoded(text: &str) -> Result<String, Utf8Error> {
+    let text = text.replace('+', " ");
+    Ok(percent_decode_str(&text).decode_utf8()?.into_owned())
+}
+
+/// The password in a URL of Redis or of a proxy, as written and decoded. A user without a password is the password.
+pub fn passwords_of(url: &Secret) -> Vec<Secret> {
+    let rest = url.expose().split_once("://").map_or(url.expose(), |(_, rest)| rest);
+    let in_query = rest.split(['?', '&']).skip(1).find_map(|field| field.strip_prefix("pass="));
+    let of_user = rest.rsplit_once('@').map(|(user, _)| user.split_once(':').map_or(user, |(_, password)| password));
+    let Some(password) = of_user.or(in_query).filter(|password| !password.is_empty()) else { return Vec::new() };
+    // A password that is not UTF-8 is never sent.
+    let sent = decoded(password).ok().filter(|sent| sent != password);
+    [Some(password.to_owned()), sent].into_iter().flatten().map(Secret::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_of_a_url_is_a_secret_and_the_rest_is_not() {
+        for (url, expected) in [
+            ("redis://:pa:ss@host:6379/0", &["pa:ss"][..]),
+            ("rediss://user:p@ss@host", &["p@ss"]),
+            ("redis://:p%40ss+1@host", &["p%40ss+1", "p@ss 1"]),
+            ("redis://user@host", &["user"]),
+            ("unix:///run/redis.sock?db=1&pass=hunter2", &["hunter2"]),
+            ("unix://:hunter2@/run/redis.sock", &["hunter2"]),
+            ("/run/redis.sock?pass=hunter2", &["hunter2"]),
+            ("redis://host:6379/0", &[]),
+        ] {
+            let found = passwords_of(&Secret::new(url));
+            assert_eq!(found.iter().map(Secret::expose).collect::<Vec<_>>(), expected, "{url}");
+        }
     }
 }

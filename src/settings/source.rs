@@ -35,13 +35,15 @@ pub struct Source {
     pub max_file_bytes: u64,
     /// Bytes received in one fetch, submodules included.
     pub max_fetch_bytes: u64,
-    /// PEM file of the certificates that sign the git host's certificate.
-    pub ca_file: PathBuf,
+    /// The former name of `network.ca_file`. It still works.
+    pub ca_file: Option<PathBuf>,
     /// Repositories (`owner/name`, `*` matches anything) whose submodules the worker fetches. The submodules of other
     /// repositories stay empty directories. A submodule must be on the same git host. The worker uses a token for submodules
     /// of the same owner, so people who may push to such a repository can build what is in that owner's other repositories.
     /// A fork's build gets public submodules only.
     pub submodules: Vec<NamePattern>,
+    /// Whether the files of a commit have a `.git` beside them.
+    pub git_dir: GitDir,
     /// Where the modification times of files come from.
     pub mtimes: Mtimes,
     /// `mtimes` of some repositories, by `owner/name`. The most specific pattern counts.
@@ -50,6 +52,19 @@ pub struct Source {
     pub mtimes_key: Option<Secret>,
     /// File that contains it. The worker reads it for each job.
     pub mtimes_key_file: Option<PathBuf>,
+}
+
+/// Whether the files of a commit have a `.git` beside them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GitDir {
+    /// They have none, and a step that reads `.git` fails.
+    #[default]
+    None,
+    /// They have a `.git` with this one commit, for `git describe`, setuptools_scm and Go's version stamp. `HEAD` is on the job's
+    /// branch, else on no branch. A tag is there when the job names it, in `ref` or by its id. It has no history, no remote, no
+    /// token, no hooks, and no `.git` for submodules. Its size counts in `max_tree_bytes`.
+    Minimal,
 }
 
 /// Where the modification times of a worktree's files come from.
@@ -73,8 +88,9 @@ impl Default for Source {
             max_tree_bytes: 8 << 30,
             max_file_bytes: 2 << 30,
             max_fetch_bytes: 4 << 30,
-            ca_file: "/etc/ssl/certs/ca-certificates.crt".into(),
+            ca_file: None,
             submodules: Vec::new(),
+            git_dir: GitDir::None,
             mtimes: Mtimes::Checkout,
             mtimes_for: BTreeMap::new(),
             mtimes_key: None,

@@ -9,7 +9,7 @@ use super::inflight::entries;
 use super::iteration::TTL;
 use super::keys;
 use super::payload::Payload;
-use super::poller::enqueue_member;
+use super::poller::{Move, enqueue_member};
 use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 use crate::settings::Jobs;
@@ -152,5 +152,12 @@ pub async fn cancel(redis: &Redis, jobs: &Jobs, found: &FoundJob, now: Epoch) ->
         JobLocation::Retry => keys::RETRY,
         JobLocation::Queue(_) | JobLocation::InFlight(_) | JobLocation::Held(_) => return Ok(()),
     };
-    enqueue_member(redis, jobs, set, &found.text, now).await.map(drop)
+    // A job of another class waits for its time.
+    if !Payload::parse(&found.text).is_ok_and(|payload| jobs.runs(&payload.class)) {
+        return Ok(());
+    }
+    match enqueue_member(redis, jobs, set, &found.text, now).await? {
+        Move::Gone | Move::Left => Ok(()),
+        Move::Stuck(why) => Err(RedisError::from((redis::ErrorKind::Extension, "the job stays in its set", why))),
+    }
 }

@@ -204,8 +204,8 @@ impl Custody {
         memory.ledger.sort();
         memory.n_turns += 1;
         self.handle.n_unsettled.store(memory.ledger.n_unsettled(), Ordering::Relaxed);
-        let reply = self.send_until_answered(memory).await;
-        let has_more = self.take_in(memory, reply, units);
+        let (reply, is_resent) = self.send_until_answered(memory).await;
+        let has_more = self.take_in(memory, reply, is_resent, units);
         self.handle.n_unsettled.store(memory.ledger.n_unsettled(), Ordering::Relaxed);
         has_more
     }
@@ -239,7 +239,8 @@ impl Custody {
         capsules.flat_map(|(index, capsule)| order::fetch_requests(capsule, n_free(index))).collect()
     }
 
-    async fn send_until_answered(&self, memory: &Memory) -> Reply {
+    /// Returns the reply, and whether the turn was sent more than once.
+    async fn send_until_answered(&self, memory: &Memory) -> (Reply, bool) {
         let slots: Vec<Token> = memory.unknown.iter().chain(&memory.slots).cloned().collect();
         let unknown = FetchRequest { n_slots: memory.unknown.len(), queues: Vec::new() };
         let fetch_requests: Vec<FetchRequest> =
@@ -263,7 +264,7 @@ impl Custody {
                         tracing::info!(event = "redis_back", downtime_s, "Redis is back");
                         self.handle.reconcile.notify_one();
                     }
-                    return reply;
+                    return (reply, logged.is_some());
                 }
                 Err(error) => {
                     // An outage has stages: connection refused, no answer, loading. Each is logged once.
@@ -285,9 +286,15 @@ impl Custody {
     }
 
     /// Updates the memory with a reply; returns whether there is more to do at once.
-    fn take_in(&self, memory: &mut Memory, reply: Reply, units: &mpsc::UnboundedSender<Running>) -> bool {
+    fn take_in(
+        &self,
+        memory: &mut Memory,
+        reply: Reply,
+        is_resent: bool,
+        units: &mpsc::UnboundedSender<Running>,
+    ) -> bool {
         memory.n_idlers = reply.n_idlers;
-        memory.take_results(reply.settled);
+        memory.take_results(reply.settled, is_resent);
         for what in reply.oversized {
             let max_bytes = bounds::JOB;
             tracing::error!(event = "oversized_job", what, max_bytes, "oversized job moved to the dead set");

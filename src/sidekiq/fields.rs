@@ -32,6 +32,11 @@ impl Fields {
         self.0.iter().rev().find(|(field, _)| field == name).map(|(_, value)| &**value)
     }
 
+    /// The names, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| &**name)
+    }
+
     /// The field's value; `None` when it is missing or of another type.
     pub(super) fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         json::read(self.raw(name)?.as_bytes()).ok()

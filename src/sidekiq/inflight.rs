@@ -6,12 +6,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::keys;
 use super::payload::Payload;
 use crate::bounds;
-use crate::redis::{Redis, RedisError};
+use crate::redis::{Redis, RedisError, Script};
+
+static ENTRIES: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("entries.lua")));
 
 /// What follows a token while its job does not run: it has not begun, or Redis refused its result. The scripts spell it too; as an
 /// argument it would be sent with every turn.
@@ -62,35 +64,76 @@ impl fmt::Display for Token {
 /// One entry of an in-flight hash.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// Its field.
-    pub field: String,
     /// Whether the job does not run.
     pub is_idle: bool,
-    /// The queue that the job was fetched from.
-    pub queue: String,
     /// The job's text.
     pub text: Vec<u8>,
 }
 
 impl Entry {
     /// `None` when a value has no queue: sidebake writes no such entry.
-    fn read(field: String, mut value: Vec<u8>) -> Option<Self> {
+    fn read(field: &str, mut value: Vec<u8>) -> Option<Self> {
         let end = value.iter().position(|byte| *byte == b'\n')?;
         let text = value.split_off(end + 1);
         value.truncate(end);
-        Some(Self { is_idle: field.ends_with(IDLE), queue: String::from_utf8(value).ok()?, field, text })
+        std::str::from_utf8(&value).ok()?;
+        Some(Self { is_idle: field.ends_with(IDLE), text })
     }
+}
 
+/// The same with their texts.
+pub(super) async fn entries(redis: &Redis, owner: impl fmt::Display) -> Result<Vec<Entry>, RedisError> {
+    let entries: HashMap<String, Vec<u8>> = redis.query(redis::cmd("HGETALL").arg(keys::inflight(owner))).await?;
+    Ok(entries.into_iter().filter_map(|(field, value)| Entry::read(&field, value)).collect())
+}
+
+/// How many bytes from each end of a text count for its digest. Redis computes the digests while nothing else runs.
+const ENDS: usize = 2048;
+
+/// What tells two texts apart without sending them. Jobs differ in their jids, which Sidekiq writes near the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint {
+    size_bytes: usize,
+    digest: String,
+}
+
+impl Fingerprint {
+    pub(super) fn of(text: &[u8]) -> Self {
+        let n = text.len().min(ENDS);
+        let mut ends = sha1_smol::Sha1::from(&text[..n]);
+        ends.update(&text[text.len() - n..]);
+        Self { size_bytes: text.len(), digest: ends.digest().to_string() }
+    }
+}
+
+/// One entry of an in-flight hash, without its text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ListedEntry {
+    /// Its field.
+    pub field: String,
+    /// The queue that the job was fetched from.
+    pub queue: String,
+    /// Of the job's text.
+    pub fingerprint: Fingerprint,
+}
+
+impl ListedEntry {
     /// Its token.
     pub(super) fn token(&self) -> Token {
         Token::of_field(&self.field)
     }
 }
 
-/// All entries of a process, in no order.
-pub(super) async fn entries(redis: &Redis, owner: impl fmt::Display) -> Result<Vec<Entry>, RedisError> {
-    let entries: HashMap<String, Vec<u8>> = redis.query(redis::cmd("HGETALL").arg(keys::inflight(owner))).await?;
-    Ok(entries.into_iter().filter_map(|(field, value)| Entry::read(field, value)).collect())
+/// All entries of a process, in no order. Costs the network next to nothing, however long the texts are.
+pub(super) async fn list(redis: &Redis, owner: impl fmt::Display) -> Result<Vec<ListedEntry>, RedisError> {
+    let mut script = ENTRIES.key(keys::inflight(owner));
+    script.arg(ENDS);
+    let entries: Vec<(String, Vec<u8>, usize, String)> = redis.script(&script).await?;
+    let listed = entries.into_iter().filter_map(|(field, queue, size_bytes, digest)| {
+        let fingerprint = Fingerprint { size_bytes, digest };
+        Some(ListedEntry { field, queue: String::from_utf8(queue).ok()?, fingerprint })
+    });
+    Ok(listed.collect())
 }
 
 /// A job that some process holds.
@@ -154,6 +197,11 @@ impl UnitOfWork {
         }
     }
 
+    /// Token and text, which together prove that this process owns the job.
+    pub(super) fn fence(&self) -> (Token, Arc<[u8]>) {
+        (self.token.clone(), Arc::clone(&self.text))
+    }
+
     /// Whether it goes to the dead set without running again.
     pub fn is_poison(&self) -> bool {
         self.n_crashes as usize > bounds::CRASHES
@@ -182,9 +230,9 @@ mod tests {
 
     #[test]
     fn an_entry_is_a_queue_a_line_feed_and_the_text() {
-        let read = |value: &[u8]| Entry::read("1:idle".into(), value.to_vec());
+        let read = |value: &[u8]| Entry::read("1:idle", value.to_vec());
         let entry = read(b"builds\n{\n}").expect("an entry");
-        assert_eq!((entry.queue.as_str(), &*entry.text, entry.is_idle), ("builds", &b"{\n}"[..], true));
+        assert_eq!((&*entry.text, entry.is_idle), (&b"{\n}"[..], true));
         assert_eq!([read(b"no line feed"), read(b"\xff\n{}")], [None, None]);
     }
 }

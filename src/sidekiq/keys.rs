@@ -25,6 +25,7 @@
 //! | `sidebake:interruptions` | hash | sha1 of a job text → how often a stop killed it, and when | turn | 72 h |
 //! | `sidebake:apart` | set | identities of the processes that hold a suspect job | turn, recovery, lease | – |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
+//! | `sidebake:poller:<digest of settings>` | string | the identity of the process that looks for due jobs | poller | twice `jobs.poll_interval` |
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
 //! | `sidebake:build:<build_id or jid>:events` | stream | events and output of a build; `docs/logs.md` has the format | log stream | `journal.ttl` after the end; a day while it runs |
 //! | `sidebake:build:<build_id or jid>:record` | hash | the attempts, and the build in one line; `docs/history.md` has the format | log stream | `journal.record_ttl` after the end; a day at least while it runs |
@@ -103,6 +104,11 @@ pub fn inflight(identity: impl Display) -> String {
 /// The lease of a process.
 pub fn lease(identity: impl Display) -> String {
     format!("sidebake:lease:{identity}")
+}
+
+/// The process that looks for due jobs, of those that look for the same ones.
+pub fn poller(digest: impl Display) -> String {
+    format!("sidebake:poller:{digest}")
 }
 
 /// The builds that a process runs, by builder and pod.

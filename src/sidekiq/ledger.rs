@@ -122,8 +122,14 @@ impl Ledger {
         self.unsettled.iter().any(Unsettled::is_due)
     }
 
-    /// Takes what Redis did with the settlements that were due; returns those that the fence refused.
-    pub(super) fn take_results(&mut self, settled: Vec<Settled>, now: Instant) -> Vec<(Token, Arc<[u8]>)> {
+    /// Takes what Redis did with the settlements that were due; returns those that the fence refused. A turn that was sent again may
+    /// have been applied the first time.
+    pub(super) fn take_results(
+        &mut self,
+        settled: Vec<Settled>,
+        is_resent: bool,
+        now: Instant,
+    ) -> Vec<(Token, Arc<[u8]>)> {
         let (mut settled, mut fenced) = (settled.into_iter(), Vec::new());
         for one in std::mem::take(&mut self.unsettled) {
             let result = if one.is_due() { settled.next() } else { None };
@@ -134,7 +140,12 @@ impl Ledger {
                 }
                 Some(Settled::Done) => self.remember(one.settlement, now),
                 Some(Settled::Fenced) => {
-                    tracing::debug!(token = %one.settlement.token, "job settled before, or reclaimed");
+                    let token = &one.settlement.token;
+                    if is_resent {
+                        tracing::debug!(%token, "job settled before, or no longer in flight here");
+                    } else {
+                        tracing::warn!(event = "result_dropped", %token, "Redis has no such job in flight here; its result is dropped");
+                    }
                     if one.settlement.run_end != RunEnd::Returned {
                         fenced.push((one.settlement.token.clone(), one.settlement.text.clone()));
                     }
@@ -255,12 +266,12 @@ mod tests {
         let (mut ledger, now) = (Ledger::default(), Instant::now());
         (1..=2).for_each(|n| ledger.add(settlement(n, "x")));
         assert_eq!(ledger.n_slots_of(0), 0, "the turn that settles them fills their slots");
-        assert!(ledger.take_results(vec![Settled::Done, Settled::Refused("why".into())], now).is_empty());
+        assert!(ledger.take_results(vec![Settled::Done, Settled::Refused("why".into())], false, now).is_empty());
         assert_eq!((ledger.refusals(), ledger.n_slots_of(0), ledger.has_due()), (vec!["why"], 1, false));
         for result in [Settled::Refused("why".into()), Settled::Done] {
             ledger.retry_refused();
             assert_eq!((due(&ledger), ledger.n_slots_of(0)), (tokens([2]), 1));
-            ledger.take_results(vec![result], now);
+            ledger.take_results(vec![result], false, now);
         }
         assert_eq!((ledger.n_unsettled(), ledger.n_slots_of(0)), (0, 0));
         assert!(has(&ledger, 1) && has(&ledger, 2));
@@ -270,7 +281,7 @@ mod tests {
     fn what_is_refused_to_the_end_is_requeued() {
         let mut ledger = Ledger::default();
         ledger.add(settlement(1, "x"));
-        ledger.take_results(vec![Settled::Refused("why".into())], Instant::now());
+        ledger.take_results(vec![Settled::Refused("why".into())], false, Instant::now());
         assert_eq!((ledger.requeue_refused(), ledger.requeue_refused()), (1, 0));
         assert_eq!(ledger.due(), [&requeue(1, false)]);
     }
@@ -292,7 +303,7 @@ mod tests {
         {
             let mut ledger = Ledger::default();
             ledger.add(settlement);
-            let fenced = ledger.take_results(vec![Settled::Fenced], Instant::now());
+            let fenced = ledger.take_results(vec![Settled::Fenced], false, Instant::now());
             assert_eq!((fenced.len(), ledger.n_unsettled()), (usize::from(is_lost), 0));
         }
     }

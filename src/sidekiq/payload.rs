@@ -69,6 +69,37 @@ pub enum RetryRule {
 /// The prefix of the names that Active Job adds to hashes, such as `_aj_symbol_keys`.
 const MARKS: &str = "_aj_";
 
+/// Fields that Ruby's client writes into every job, and would add to one without them.
+const MADE_BY_CLIENTS: [&str; 6] = ["class", "args", "jid", "queue", "retry", "created_at"];
+
+/// Fields that open-source Sidekiq (6.4 to 8.1) reads or writes. A lock, a batch or encryption has fields beside these.
+const OF_SIDEKIQ: [&str; 24] = [
+    "args",
+    "backtrace",
+    "cattr",
+    "class",
+    "created_at",
+    "dead",
+    "display_class",
+    "enqueued_at",
+    "error_backtrace",
+    "error_class",
+    "error_message",
+    "failed_at",
+    "jid",
+    "locale",
+    "log_level",
+    "profile",
+    "queue",
+    "retried_at",
+    "retry",
+    "retry_count",
+    "retry_for",
+    "retry_queue",
+    "tags",
+    "wrapped",
+];
+
 /// The default level of Ruby's `Zlib::Deflate.deflate`.
 const LEVEL: u8 = 6;
 
@@ -218,6 +249,24 @@ impl Payload {
         fields.set("queue", &queue);
         fields.set("enqueued_at", &now.json(form));
         fields.text().into_bytes()
+    }
+
+    /// The text of a due job of another class, as Ruby's poller pushes it: only `enqueued_at` changes. `None` for a job to which Ruby
+    /// would add more, and for one that sidebake cannot carry as it is.
+    pub fn enqueued_for_ruby(&self, member: &[u8], now: Epoch) -> Option<Vec<u8>> {
+        let is_as_written = *self.original == *member && str::from_utf8(member).is_ok();
+        let is_complete = MADE_BY_CLIENTS.iter().all(|name| self.fields.raw(name).is_some()) && !self.jid.is_empty();
+        if !is_as_written || !is_complete || self.flaw().is_some() || self.expected() != self.fields {
+            return None;
+        }
+        let mut fields = self.fields.clone();
+        fields.set("enqueued_at", &now.json(self.timestamps()?));
+        Some(fields.text().into_bytes())
+    }
+
+    /// Whether every field is Sidekiq's own, so that no client middleware has left anything in the job.
+    pub fn is_plain(&self) -> bool {
+        self.fields.names().all(|name| OF_SIDEKIQ.contains(&name) || name.starts_with("cattr_"))
     }
 
     /// The text of the running job in a form that Sidekiq can show.

@@ -6,9 +6,9 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval};
 
 use super::custody::{Custody, RETRY};
-use super::inflight::{Token, UnitOfWork, entries};
+use super::inflight::{Fingerprint, Token, UnitOfWork, list};
 use super::memory::Memory;
-use super::recovery::withdraw;
+use super::recovery::{are_recovered, withdraw};
 use super::running::Running;
 use super::settlement::Settlement;
 use crate::redis::RedisError;
@@ -26,23 +26,20 @@ impl Custody {
     }
 
     async fn reconcile(&self, memory: &mut Memory) -> Result<(), RedisError> {
-        let inflight = entries(&self.redis, &self.identity).await?;
-        let inflight: HashMap<Token, Vec<u8>> = inflight.into_iter().map(|entry| (entry.token(), entry.text)).collect();
+        let inflight = list(&self.redis, &self.identity).await?;
+        let inflight: HashMap<Token, Fingerprint> =
+            inflight.into_iter().map(|entry| (entry.token(), entry.fingerprint)).collect();
         let running = self.running.snapshot();
         let is_lost = |running: &&Running| {
-            let text = inflight.get(&running.unit.token);
-            !running.reclaimed.is_cancelled() && text.is_none_or(|text| **text != *running.unit.text)
+            let found = inflight.get(&running.unit.token);
+            !running.reclaimed.is_cancelled() && found.is_none_or(|found| *found != Fingerprint::of(&running.unit.text))
         };
         let lost: Vec<&Running> = running.iter().filter(is_lost).collect();
-        for running in &lost {
-            let (token, jid) = (&running.unit.token, running.iteration.jid());
-            tracing::warn!(event = "job_reclaimed", %token, jid, "job reclaimed by another worker; killing the local build");
-            running.reclaimed.cancel();
-        }
+        self.kill(&lost).await;
         let begun = lost.iter().filter(|running| !running.iteration.is_waiting());
-        memory.lost.extend(begun.map(|running| (running.unit.token.clone(), running.unit.text.clone())));
+        memory.lost.extend(begun.map(|running| running.unit.fence()));
         self.correct_crash_counts(memory).await;
-        memory.ledger.retry_refused();
+        memory.retry_refused(self.reconcile_every, Instant::now());
         memory.unknown = inflight.into_keys().collect();
         for token in running.iter().map(|running| &running.unit.token).chain(memory.ledger.tokens()) {
             memory.unknown.remove(token);
@@ -52,6 +49,21 @@ impl Custody {
             memory.ledger.forget(Instant::now());
         }
         Ok(())
+    }
+
+    /// Kills builds whose jobs Redis no longer has in flight here, and logs what Redis tells of each job.
+    async fn kill(&self, lost: &[&Running]) {
+        lost.iter().for_each(|running| running.reclaimed.cancel());
+        let fences: Vec<_> = lost.iter().map(|running| running.unit.fence()).collect();
+        let recovered = are_recovered(&self.redis, &self.identity, &fences).await.unwrap_or_default();
+        for (index, running) in lost.iter().enumerate() {
+            let (token, jid) = (&running.unit.token, running.iteration.jid());
+            if recovered.get(index) == Some(&true) {
+                tracing::warn!(event = "job_reclaimed", %token, jid, "job reclaimed by another worker; killing the local build");
+            } else {
+                tracing::warn!(event = "job_missing", %token, jid, "Redis has no entry of this running job; killing the local build");
+            }
+        }
     }
 
     /// Takes back the crashes that the reclaiming worker counted against jobs that had begun here.

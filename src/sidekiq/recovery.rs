@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::inflight::{Entry, Token, entries};
+use super::inflight::{Token, list};
 use super::{Identity, keys};
 use crate::redis::{Complaint, Redis, RedisError, Script, ScriptInvocation, is_forbidden};
 
@@ -140,9 +140,36 @@ pub(super) async fn withdraw(
     let mut script = WITHDRAW.key(keys::RECOVERIES);
     script.arg(identity.to_string());
     for (token, text) in jobs {
-        script.arg(token.as_str()).arg(&**text);
+        script.arg(token.as_str()).arg(digest(text));
     }
     redis.script(&script).await
+}
+
+/// Whether another worker has counted its recovery of each of these jobs, which this process ran. A recovery that counts no crash
+/// leaves no trace.
+pub(super) async fn are_recovered(
+    redis: &Redis,
+    identity: &Identity,
+    jobs: &[(Token, Arc<[u8]>)],
+) -> Result<Vec<bool>, RedisError> {
+    if jobs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut look = redis::cmd("HMGET");
+    look.arg(keys::RECOVERIES);
+    for (_, text) in jobs {
+        look.arg(digest(text));
+    }
+    let counts: Vec<Option<String>> = redis.query(&look).await?;
+    let is_of = |(count, (token, _)): (&Option<String>, &(Token, Arc<[u8]>))| {
+        count.as_ref().is_some_and(|count| count.ends_with(&format!(" {identity} {token}")))
+    };
+    Ok(counts.iter().zip(jobs).map(is_of).collect())
+}
+
+/// The field of a job in `sidebake:recoveries`.
+fn digest(text: &[u8]) -> String {
+    sha1_smol::Sha1::from(text).digest().to_string()
 }
 
 /// Drops old counts, where there are many.
@@ -155,9 +182,9 @@ async fn forget(redis: &Redis) -> Result<(), RedisError> {
 /// Field and queue of each of an owner's entries, the newest first. Pushed to the heads of their queues in this order, the
 /// oldest comes out next.
 async fn newest_first(redis: &Redis, owner: &str) -> Result<Vec<(String, String)>, RedisError> {
-    let mut entries = entries(redis, owner).await?;
+    let mut entries = list(redis, owner).await?;
     entries.sort_by_cached_key(|entry| Reverse(entry.token()));
-    Ok(entries.into_iter().map(|Entry { field, queue, .. }| (field, queue)).collect())
+    Ok(entries.into_iter().map(|entry| (entry.field, entry.queue)).collect())
 }
 
 /// Runs the script; returns its answer in words, or the number of jobs it requeued.

@@ -1,6 +1,6 @@
 //! The Redis commands that a worker needs, and which of them an ACL refuses.
 
-use redis::Value;
+use redis::{RedisResult, Value};
 
 use super::keys;
 use crate::redis::{Redis, RedisError};
@@ -62,30 +62,32 @@ pub const COMMANDS: &[&str] = &[
 /// before anything is executed.
 pub async fn missing(redis: Redis, commands: &[&'static str]) -> Result<Vec<&'static str>, RedisError> {
     let key = keys::probe();
-    let mut missing = Vec::new();
-    for form in ["EXEC", "MULTI"].iter().chain(commands) {
-        if !is_allowed(&redis, form, &key).await? {
-            missing.extend(form.split(' ').next());
-        }
-        if missing.contains(&"MULTI") {
-            // Without it no other right can be checked.
-            break;
-        }
+    let mut missing = forbidden(&redis, &["EXEC", "MULTI"], &key).await?;
+    // Without it no other right can be checked.
+    if !missing.contains(&"MULTI") {
+        missing.extend(forbidden(&redis, commands, &key).await?);
     }
     Ok(missing)
 }
 
-/// Whether the ACL allows the command. Any answer but NOPERM comes from a command that was allowed.
-async fn is_allowed(redis: &Redis, form: &str, key: &str) -> Result<bool, RedisError> {
-    let mut words = form.split(' ');
-    let mut command = redis::cmd(words.next().unwrap_or_default());
-    for word in words {
-        command.arg(if word == "k" { key } else { word });
+/// The names of those commands that the ACL forbids, in one round trip.
+async fn forbidden(redis: &Redis, forms: &[&'static str], key: &str) -> Result<Vec<&'static str>, RedisError> {
+    let mut questions = redis::pipe();
+    questions.ignore_errors();
+    for form in forms {
+        let mut words = form.split(' ');
+        questions.cmd(words.next().unwrap_or_default());
+        for word in words {
+            questions.arg(if word == "k" { key } else { word });
+        }
     }
-    match redis.query::<Value>(&command).await {
-        // Redis answers a forbidden EXEC with EXECABORT, and the reason in its text.
-        Err(error) if error.code() == Some("NOPERM") || error.to_string().contains("NOPERM") => Ok(false),
-        Err(error) if error.code().is_none() => Err(error),
-        _ => Ok(true),
-    }
+    let answers: Vec<RedisResult<Value>> = redis.pipeline(&questions).await?;
+    let is_forbidden = |answer: &RedisResult<Value>| match answer {
+        // Redis answers a forbidden EXEC with EXECABORT, and the reason in its text. Any other answer comes from a command that was
+        // allowed.
+        Err(error) => error.code() == Some("NOPERM") || error.to_string().contains("NOPERM"),
+        Ok(_) => false,
+    };
+    let forbidden = forms.iter().zip(&answers).filter(|(_, answer)| is_forbidden(answer));
+    Ok(forbidden.filter_map(|(form, _)| form.split(' ').next()).collect())
 }

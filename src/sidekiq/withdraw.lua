@@ -1,7 +1,7 @@
 -- withdraw.lua: takes back crash counts of a worker that was declared dead and is alive: its jobs crashed nothing.
 --
 -- KEYS  1 `sidebake:recoveries`
--- ARGV  1 the worker's identity   then pairs: token and text of each job
+-- ARGV  1 the worker's identity   then pairs: token, and sha1 of the text, of each job
 --
 -- Returns how many counts were taken back.
 --
@@ -12,7 +12,7 @@
 redis.call('HDEL', KEYS[1], '')
 local n_withdrawn = 0
 for i = 2, #ARGV, 2 do
-  local digest = redis.sha1hex(ARGV[i + 1])
+  local digest = ARGV[i + 1]
   local value = redis.pcall('HGET', KEYS[1], digest)
   local n, alone, at, was_alone, run =
     string.match(type(value) == 'string' and value or '', '^(%d+) (%d+) (%d+) ([01]) (.*)$')

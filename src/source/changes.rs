@@ -36,6 +36,16 @@ pub(super) fn since(repository: &Repository, older: &str, commit: Oid) -> Option
     Some(walk.changes)
 }
 
+/// Adds that the `.git` of the worktree differs: it has another commit.
+pub(super) fn with_git_dir(mut changes: Changes, commit: Oid) -> Changes {
+    if changes.since != commit.to_string() {
+        changes.is_complete &= changes.paths.len() < MAX_PATHS;
+        changes.paths.truncate(MAX_PATHS - 1);
+        changes.paths.insert(0, Change { path: ".git/HEAD".into(), is_removed: false, is_special: false });
+    }
+    changes
+}
+
 /// The symbolic links of a commit; `None` when there are too many, or one has a name that is not UTF-8.
 pub(super) fn links(index: &git2::Index) -> Option<Vec<String>> {
     let mut links = Vec::new();

@@ -26,8 +26,7 @@ const LARGE_BYTES: usize = 32 << 20;
 const TYPE: u32 = 0o170000;
 const FILE: u32 = 0o100000;
 
-/// Checks `commit` out into `worktree`, which must not exist yet, and returns the index of what was written. The worktree has no
-/// `.git`.
+/// Checks `commit` out into `worktree`, which must not exist yet, and returns the index of what was written, without a `.git`.
 ///
 /// Only the handle has the work tree, and the in-memory index is filled first. Only this way libgit2 honors `.gitattributes` and
 /// submodules as git does, refuses forbidden names before any file exists, and writes nothing into the mirror. The directory
@@ -76,7 +75,7 @@ fn has_filters(repository: &Repository, index: &Index) -> Result<bool, git2::Err
 }
 
 /// The entry with the mode that git gives it. An index keeps a tree's modes, of which old programs wrote more.
-fn canonical(entry: IndexEntry) -> IndexEntry {
+pub(super) fn canonical(entry: IndexEntry) -> IndexEntry {
     let mode = match entry.mode & TYPE {
         FILE if entry.mode & 0o100 != 0 => 0o100755,
         FILE => 0o100644,
@@ -86,7 +85,7 @@ fn canonical(entry: IndexEntry) -> IndexEntry {
 }
 
 /// A regular file that does not control how others are written.
-fn is_plain_file(entry: &IndexEntry) -> bool {
+pub(super) fn is_plain_file(entry: &IndexEntry) -> bool {
     entry.mode & TYPE == FILE && !attributes::is_named_so(entry)
 }
 

@@ -4,19 +4,23 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::process::ExitCode;
 
-use git2::Oid;
+use git2::{Oid, Repository};
 
 use super::budget::{self, Verdict};
 use super::changes;
 use super::checkout;
 use super::effort;
+use super::encoding;
 use super::fetch;
+use super::git_dir;
 use super::lfs;
 use super::mirror::Mirror;
 use super::mtimes;
 use super::remote::Remote;
 use super::request::{CheckoutLimits, CheckoutRequest, Failed, Fault, Message, say};
 use super::{Revision, Size, submodules};
+use crate::cache::Changes;
+use crate::network::Proxy;
 use crate::sandbox::Sandbox;
 
 /// The first argument of our own binary when it starts as a source child.
@@ -52,18 +56,25 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
         effort::allow_fetch(request.limits, received_bytes);
         say(&Message::Progress { received_bytes });
     };
+    let proxy = request.proxy.as_ref().map(|proxy| Proxy::new(&proxy.source, &proxy.url)).transpose();
+    let proxy = proxy.map_err(|error| Failed::new(Fault::Client, error.to_string()))?;
     let remote = Remote {
         url: &request.url,
         token: request.token.as_deref(),
-        ca_file: &request.ca_file,
+        certificates: &request.certificates,
+        proxy: proxy.as_ref(),
         limits: request.limits,
         on_progress: &on_progress,
     };
-    let commit = match &request.revision {
+    let id = match &request.revision {
         Revision::Sha(sha) => Oid::from_str(sha.as_str()).map_err(Failed::worker)?,
         Revision::Name(name) => fetch::resolve(&remote, name)?,
     };
-    let (mirror, size) = complete(mirror, &remote, commit, request.limits)?;
+    let (mut mirror, commit, mut size) = complete(mirror, &remote, id, request.limits)?;
+    let tags = match &request.git_dir {
+        Some(wanted) => mirror.tags(&remote, commit, wanted.tag.as_deref())?,
+        None => Vec::new(),
+    };
     let reading = mirror.read()?;
     say(&Message::Fetched);
     effort::allow_checkout(request.limits, size);
@@ -82,6 +93,12 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
     if let Some(key) = &request.mtimes_key {
         mtimes::set(&worktree, &index, key)?;
     }
+    if let Some(wanted) = &request.git_dir {
+        effort::allow_checkout(request.limits, size);
+        let files = (&index, &*worktree);
+        let sizes = (size, request.limits);
+        size = git_dir::write(&reading.repository, commit, wanted.branch.as_deref(), &tags, files, sizes)?;
+    }
     let committed_at_s = reading.repository.find_commit(commit).map_err(Failed::worker)?.time().seconds();
     Ok(Message::Done {
         sha: commit.to_string(),
@@ -89,45 +106,70 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
         lfs_pointers: lfs::pointers(&reading.repository, &index)?,
         submodules: submodules::list(&index, &worktree),
         links: changes::links(&index),
-        changes: request.since.iter().filter_map(|sha| changes::since(&reading.repository, sha, commit)).collect(),
+        changes: changed(request, &reading.repository, commit),
+        encoded: encoding::ignored(&reading.repository, &index)?,
         committed_at_s,
     })
 }
 
-/// Ensures that the commit and its whole tree are in the mirror. Uses no network when they already are.
+/// How the worktree differs from those of older commits.
+fn changed(request: &CheckoutRequest, repository: &Repository, commit: Oid) -> Vec<Changes> {
+    let since = request.since.iter().filter_map(|sha| changes::since(repository, sha, commit));
+    match request.git_dir {
+        Some(_) => since.map(|found| changes::with_git_dir(found, commit)).collect(),
+        None => since.collect(),
+    }
+}
+
+/// Ensures that the commit with this id, or of the annotated tag with this id, and its whole tree are in the mirror. Uses no network
+/// when they already are. Returns the commit.
 ///
 /// A mirror is a cache: it is emptied and filled again, once, when it is damaged or incomplete after a fetch, or has too many packs.
 fn complete(
     mut mirror: Mirror,
     remote: &Remote<'_>,
-    commit: Oid,
+    id: Oid,
     limits: CheckoutLimits,
-) -> Result<(Mirror, Size), Failed> {
-    match fill(&mut mirror, remote, commit, limits) {
-        Ok(Verdict::Complete(size)) => return Ok((mirror, size)),
-        Ok(Verdict::Missing) | Err(Failed { fault: Fault::Damaged | Fault::Worker, .. }) => {}
+) -> Result<(Mirror, Oid, Size), Failed> {
+    match fill(&mut mirror, remote, id, limits) {
+        Ok(Some((commit, size))) => return Ok((mirror, commit, size)),
+        Ok(None) | Err(Failed { fault: Fault::Damaged | Fault::Worker, .. }) => {}
         Err(failed) => return Err(failed),
     }
     let mut mirror = mirror.renew()?;
-    mirror.fetch(remote, commit)?;
-    match budget::walk(&mirror.repository, commit, limits) {
-        Ok(Verdict::Complete(size)) => Ok((mirror, size)),
-        Ok(Verdict::Missing) => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
+    mirror.fetch(remote, id)?;
+    match whole(&mirror, id, limits) {
+        Ok(Some((commit, size))) => Ok((mirror, commit, size)),
+        Ok(None) => Err(Failed::new(Fault::Unavailable, "the remote did not send the whole commit")),
         // It was hashed on arrival, just now: so the remote's own object is invalid.
         Err(Failed { fault: Fault::Damaged, message }) => Err(Failed::new(Fault::Refused, message)),
         Err(failed) => Err(failed),
     }
 }
 
-fn fill(mirror: &mut Mirror, remote: &Remote<'_>, commit: Oid, limits: CheckoutLimits) -> Result<Verdict, Failed> {
-    if let found @ Verdict::Complete(_) = budget::walk(&mirror.repository, commit, limits)? {
-        return Ok(found);
+fn fill(
+    mirror: &mut Mirror,
+    remote: &Remote<'_>,
+    id: Oid,
+    limits: CheckoutLimits,
+) -> Result<Option<(Oid, Size)>, Failed> {
+    if let Some(found) = whole(mirror, id, limits)? {
+        return Ok(Some(found));
     }
     if mirror.is_worn() {
-        return Ok(Verdict::Missing);
+        return Ok(None);
     }
-    mirror.fetch(remote, commit)?;
-    budget::walk(&mirror.repository, commit, limits)
+    mirror.fetch(remote, id)?;
+    whole(mirror, id, limits)
+}
+
+/// The commit, if it is in the mirror with its whole tree.
+fn whole(mirror: &Mirror, id: Oid, limits: CheckoutLimits) -> Result<Option<(Oid, Size)>, Failed> {
+    let Some(commit) = mirror.peeled(id)? else { return Ok(None) };
+    Ok(match budget::walk(&mirror.repository, commit, limits)? {
+        Verdict::Complete(size) => Some((commit, size)),
+        Verdict::Missing => None,
+    })
 }
 
 /// Process-wide settings of libgit2: none of the machine's configuration.
@@ -153,8 +195,6 @@ fn configure_libgit2(request: &CheckoutRequest) -> Result<(), Failed> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use world::GitHost;
 
     use super::super::mirror::MAX_PACKS;
@@ -170,9 +210,11 @@ mod tests {
         let url = format!("{}/acme/busy.git", host.url());
         let ask = |sha: &str| {
             let limits = CheckoutLimits::from(&Source::default());
-            let remote = Remote { url: &url, token: None, ca_file: Path::new(""), limits, on_progress: &|_| () };
+            let remote =
+                Remote { url: &url, token: None, certificates: &[], proxy: None, limits, on_progress: &|_| () };
             let mirror = Mirror::lock(directory.path(), stage.path()).expect("locked");
-            let (mirror, _) = complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
+            let (mirror, _, _) =
+                complete(mirror, &remote, Oid::from_str(sha).expect("a sha"), limits).expect("complete");
             let n_commits = std::fs::read_to_string(directory.path().join("commits")).expect("read").lines().count();
             (mirror.n_packs(), n_commits, host.n_fetches())
         };

@@ -72,6 +72,12 @@ impl SourceError {
         matches!(self, Self::Fault { fault: Fault::Unclear, .. })
     }
 
+    /// Whether the git host answered in words of git or of HTTP.
+    pub fn is_answer(&self) -> bool {
+        let answers = [Fault::CommitNotFound, Fault::Denied, Fault::Unclear, Fault::Refused];
+        matches!(self, Self::Fault { fault, .. } if answers.contains(fault))
+    }
+
     /// Whether the token was refused: it may be too new, or revoked.
     pub fn is_denied(&self) -> bool {
         matches!(self, Self::Fault { fault: Fault::Denied, .. })

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use git2::{ErrorClass, Oid, Repository};
+use git2::{ErrorClass, Oid, Reference, Repository};
 
 use super::remote::{Answer, Command, Packet, Remote, said};
 use super::request::{Failed, Fault};
@@ -20,11 +20,31 @@ const PACK: u8 = 1;
 const PROGRESS: u8 = 2;
 const FAILURE: u8 = 3;
 
-/// Fetches `commit` with its tree and files, without its history. `known`: commits that were fetched before, the latest last.
-pub(super) fn fetch(repository: &Repository, remote: &Remote<'_>, commit: Oid, known: &[Oid]) -> Result<(), Failed> {
+/// The most lines of a remote's tags that are read.
+const MAX_TAG_LINES: usize = 200_000;
+
+/// The most tags of one commit that are kept.
+const MAX_TAGS: usize = 20;
+
+/// A tag of the remote.
+pub(super) struct Tag {
+    /// Its full name.
+    pub(super) name: String,
+    /// The commit, or an annotated tag.
+    pub(super) oid: Oid,
+}
+
+/// Fetches objects, a commit with its tree and files and without its history. `known`: commits that were fetched before, the latest
+/// last.
+pub(super) fn fetch(
+    repository: &Repository,
+    remote: &Remote<'_>,
+    objects: &[Oid],
+    known: &[Oid],
+) -> Result<(), Failed> {
     // A remote ends at an id that is not a commit's, and a taken-over child could have written one.
     let known = known.iter().copied().filter(|known| repository.find_commit(*known).is_ok());
-    let mut answer = remote.ask(wanted(commit, known.rev()))?;
+    let mut answer = remote.ask(wanted(objects, known.rev()))?;
     find_pack(&mut answer)?;
     let odb = repository.odb().map_err(Failed::worker)?;
     let mut pack = odb.packwriter().map_err(|error| classify(&error))?;
@@ -47,11 +67,11 @@ fn find_pack(answer: &mut Answer<'_>) -> Result<(), Failed> {
 }
 
 /// `known`: the latest first.
-fn wanted(commit: Oid, known: impl Iterator<Item = Oid>) -> Command {
+fn wanted(objects: &[Oid], known: impl Iterator<Item = Oid>) -> Command {
     let mut command = Command::new("fetch");
     ["thin-pack", "ofs-delta", "no-progress", "deepen 1"].iter().for_each(|line| command.argument(line));
-    command.argument(&format!("want {commit}"));
-    for known in known.filter(|known| *known != commit).take(MAX_KNOWN) {
+    objects.iter().for_each(|object| command.argument(&format!("want {object}")));
+    for known in known.filter(|known| !objects.contains(known)).take(MAX_KNOWN) {
         // The mirror has each of them without its history.
         command.argument(&format!("shallow {known}"));
         command.argument(&format!("have {known}"));
@@ -91,6 +111,28 @@ pub(super) fn resolve(remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
     }
     let found = found.into_iter().flatten().next();
     found.ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("no branch or tag {name:?}")))
+}
+
+/// The remote's tags of a commit, `first` before the others, at most [`MAX_TAGS`].
+pub(super) fn tags_of(remote: &Remote<'_>, commit: Oid, first: Option<&str>) -> Result<Vec<Tag>, Failed> {
+    let mut command = Command::new("ls-refs");
+    ["peel", "ref-prefix refs/tags/"].iter().for_each(|line| command.argument(line));
+    let mut answer = remote.ask(command)?;
+    let mut tags = Vec::new();
+    let (commit, mut n_lines) = (commit.to_string(), 0);
+    while let Some(line) = answer.line()?.filter(|_| n_lines < MAX_TAG_LINES) {
+        n_lines += 1;
+        let mut words = line.split(' ');
+        let (Some(oid), Some(name)) = (words.next(), words.next()) else { continue };
+        let peeled = words.find_map(|word| word.strip_prefix("peeled:")).unwrap_or(oid);
+        let is_name = name.starts_with("refs/tags/") && Reference::is_valid_name(name);
+        if let (true, Ok(oid)) = (is_name && peeled == commit, Oid::from_str(oid)) {
+            tags.push(Tag { name: name.to_owned(), oid });
+        }
+    }
+    tags.sort_by_key(|tag| first != Some(tag.name.as_str()));
+    tags.truncate(MAX_TAGS);
+    Ok(tags)
 }
 
 /// The kind of a failure of libgit2 to take in a pack.

@@ -15,10 +15,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use git2::{ObjectType, Oid, Repository, RepositoryInitOptions};
+use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions};
 use rustix::fs::{FlockOperation, Mode, flock};
 
-use super::fetch;
+use super::fetch::{self, Tag};
 use super::remote::Remote;
 use super::request::{Failed, Fault};
 use crate::beneath::{Directory, DirectoryEntry};
@@ -33,6 +33,9 @@ pub(super) const MAX_PACKS: usize = 200;
 const MAX_COMMITS: usize = 64 << 10;
 /// The most entries of a mirror's directory of packs: two per pack, and leftovers of killed fetches.
 const MAX_FILES: usize = 2000;
+
+/// The most nested annotated tags that are followed to a commit.
+const MAX_TAGS: usize = 5;
 
 const PACKS: &str = "pack";
 const COMMITS: &str = "commits";
@@ -99,14 +102,11 @@ impl Mirror {
         Ok(Self { repository, ..self })
     }
 
-    /// Fetches one commit with its tree and files.
-    pub(super) fn fetch(&mut self, remote: &Remote<'_>, commit: Oid) -> Result<(), Failed> {
+    /// Fetches a commit with its tree and files, by its own id or by that of an annotated tag.
+    pub(super) fn fetch(&mut self, remote: &Remote<'_>, id: Oid) -> Result<(), Failed> {
         let mut commits = commits(&self.directory);
-        fetch::fetch(&self.repository, remote, commit, &commits)?;
-        self.take_in_packs().map_err(Failed::worker)?;
-        // The open packs were moved.
-        self.repository = Repository::open_bare(self.repository.path()).map_err(Failed::worker)?;
-        self.expect_commit(commit)?;
+        self.fetch_objects(remote, &[id], &commits)?;
+        let Some(commit) = self.peeled(id)? else { return Ok(()) };
         if !commits.contains(&commit) {
             commits.push(commit);
             write_commits(&self.directory, &commits)?;
@@ -114,14 +114,49 @@ impl Mirror {
         Ok(())
     }
 
-    /// A remote also sends a tag, a tree or a file by its id.
-    fn expect_commit(&self, id: Oid) -> Result<(), Failed> {
-        match self.repository.find_object(id, None).ok().and_then(|object| object.kind()) {
-            Some(ObjectType::Commit) | None => Ok(()),
-            Some(kind) => {
-                Err(Failed::new(Fault::CommitNotFound, format!("{id} is the id of a {kind}, not of a commit")))
+    /// The remote's tags of a commit that is here, `first` before the others. Fetches those that are annotated.
+    pub(super) fn tags(&mut self, remote: &Remote<'_>, commit: Oid, first: Option<&str>) -> Result<Vec<Tag>, Failed> {
+        let tags = fetch::tags_of(remote, commit, first)?;
+        let is_missing = |oid: &Oid| self.repository.find_object(*oid, None).is_err();
+        let missing: Vec<Oid> = tags.iter().map(|tag| tag.oid).filter(is_missing).collect();
+        if !missing.is_empty() {
+            self.fetch_objects(remote, &missing, &commits(&self.directory))?;
+        }
+        Ok(tags)
+    }
+
+    fn fetch_objects(&mut self, remote: &Remote<'_>, objects: &[Oid], known: &[Oid]) -> Result<(), Failed> {
+        fetch::fetch(&self.repository, remote, objects, known)?;
+        self.take_in_packs().map_err(Failed::worker)?;
+        // The open packs were moved.
+        self.repository = Repository::open_bare(self.repository.path()).map_err(Failed::worker)?;
+        Ok(())
+    }
+
+    /// The commit with this id, or the one to which the annotated tag with this id leads; `None` when an object is missing.
+    ///
+    /// # Errors
+    ///
+    /// `CommitNotFound` when the id is a directory's or a file's: a remote also sends those by their ids.
+    pub(super) fn peeled(&self, id: Oid) -> Result<Option<Oid>, Failed> {
+        let mut next = id;
+        for _ in 0..=MAX_TAGS {
+            let object = match self.repository.find_object(next, None) {
+                Ok(object) => object,
+                Err(error) if error.code() == ErrorCode::NotFound => return Ok(None),
+                Err(error) => {
+                    return Err(Failed::new(Fault::Damaged, format!("{next} cannot be read: {}", error.message())));
+                }
+            };
+            let kind = object.kind().map_or("object", |kind| kind.str());
+            match object.as_tag().map(git2::Tag::target_id) {
+                Some(target) => next = target,
+                None if kind == "commit" => return Ok(Some(next)),
+                None if next == id => return Err(not_a_commit(format!("{id} is the id of a {kind}, not of a commit"))),
+                None => return Err(not_a_commit(format!("{id} is a tag of a {kind}, not of a commit"))),
             }
         }
+        Err(not_a_commit(format!("{id} is a tag of a tag, more than {MAX_TAGS} times")))
     }
 
     /// Moves the fetched packs from the stage into the mirror.
@@ -161,6 +196,10 @@ impl Mirror {
 pub(super) struct SharedMirror {
     pub(super) repository: Repository,
     _shared: File,
+}
+
+fn not_a_commit(message: String) -> Failed {
+    Failed::new(Fault::CommitNotFound, message)
 }
 
 fn readers(directory: &Path, operation: FlockOperation) -> Result<File, Failed> {

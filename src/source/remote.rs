@@ -4,18 +4,18 @@
 //! only the versions before: it makes three requests for a commit, and four when it has more than 20 others.
 //! Follows gitprotocol-common(5), gitprotocol-http(5) and gitprotocol-v2(5).
 
-use std::error::Error;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use reqwest::{Certificate, Client, Response, StatusCode, redirect};
+use reqwest::{Client, Response, StatusCode, redirect};
 use tokio::runtime::{self, Runtime};
 
 use super::request::{CheckoutLimits, Failed, Fault};
+use crate::network::{self, Proxy, Unreachable};
 use crate::text;
 
 /// The shortest time between two progress messages.
@@ -37,7 +37,9 @@ const HEAD: usize = 4;
 pub(super) struct Remote<'a> {
     pub(super) url: &'a str,
     pub(super) token: Option<&'a str>,
-    pub(super) ca_file: &'a Path,
+    /// PEM files of the certificates that are trusted.
+    pub(super) certificates: &'a [PathBuf],
+    pub(super) proxy: Option<&'a Proxy>,
     pub(super) limits: CheckoutLimits,
     /// Called with the number of bytes so far, now and then.
     pub(super) on_progress: &'a dyn Fn(u64),
@@ -113,15 +115,20 @@ impl Remote<'_> {
             .header(ACCEPT, RESULT)
             .body(command.finished());
         // Its timers need the runtime when they are made.
-        let response = runtime.block_on(async { request.send().await }).map_err(unavailable)?;
+        let response = runtime.block_on(async { request.send().await });
+        let response = response.map_err(|error| self.unavailable(runtime, error))?;
         let refused = |fault, what: String| Err(Failed::new(fault, format!("the git host answered {what}")));
+        if let Some(proxy) = self.refusing_proxy(response.status()) {
+            let refusal = Unreachable::by_proxy(self.url, proxy.clone(), response.status());
+            return Err(Failed::new(Fault::Unavailable, format!("the git host {}", refusal.why())));
+        }
         match response.status() {
             StatusCode::OK if is_of_git(&response) => {}
             StatusCode::OK => return refused(Fault::Unavailable, "with something that is not git's".into()),
-            status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => {
-                return refused(Fault::Denied, status.to_string());
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+                return refused(Fault::Denied, in_words(runtime, response));
             }
-            status => return refused(Fault::Unavailable, status.to_string()),
+            _ => return refused(Fault::Unavailable, in_words(runtime, response)),
         }
         let reported = (Instant::now(), 0);
         Ok(Answer { remote: self, runtime, response, arrived: BytesMut::new(), n_bytes: 0, reported })
@@ -129,33 +136,70 @@ impl Remote<'_> {
 
     fn client(&self) -> Result<Client, Failed> {
         let millis = |millis: i32| Duration::from_millis(u64::try_from(millis).unwrap_or(0));
-        let Self { url, ca_file, limits, .. } = self;
+        let limits = self.limits;
+        let unusable = |error: &dyn std::fmt::Display| Failed::new(Fault::Client, error.to_string());
         let mut certificates = Vec::new();
-        if url.starts_with("https:") {
-            let pem = std::fs::read(ca_file).map_err(|error| self.unusable(&error))?;
-            certificates = Certificate::from_pem_bundle(&pem).map_err(|error| self.unusable(&error))?;
+        if self.needs_tls() {
+            for path in self.certificates {
+                certificates.extend(network::certificates(path).map_err(|error| unusable(&error))?);
+            }
         }
-        let client = Client::builder()
+        let mut client = Client::builder()
             // Hosts know clients of git by this beginning.
             .user_agent(concat!("git/2.0 (sidebake ", env!("CARGO_PKG_VERSION"), ")"))
             .connect_timeout(millis(limits.connect_timeout_ms))
             .read_timeout(millis(limits.stall_timeout_ms))
             .redirect(redirect::Policy::none())
             .tls_certs_only(certificates)
+            // The worker has read the environment; this process has none.
             .no_proxy()
             .http1_only();
-        client.build().map_err(|error| self.unusable(&error))
+        if let Some(proxy) = self.proxy {
+            client = client.proxy(reqwest::Proxy::all(proxy.url.expose()).map_err(|error| unusable(&error))?);
+        }
+        client.build().map_err(|error| unusable(&network::explain(&error)))
     }
 
-    fn unusable(&self, error: &dyn Error) -> Failed {
-        Failed::new(Fault::Client, format!("{}: {}", self.ca_file.display(), cause(error)))
+    fn needs_tls(&self) -> bool {
+        let is_https = |scheme: Option<&str>| scheme == Some("https");
+        is_https(self.url.split("://").next()) || is_https(self.proxy.and_then(|proxy| proxy.uri().scheme_str()))
+    }
+
+    fn unavailable(&self, runtime: &Runtime, error: reqwest::Error) -> Failed {
+        let unreachable = Unreachable::through(self.url, self.proxy.cloned(), &error.without_url());
+        let unreachable = runtime.block_on(unreachable.with_refusal());
+        Failed::new(Fault::Unavailable, format!("the git host {}", unreachable.why()))
+    }
+
+    /// The proxy that answered in the host's place: one of plain HTTP does, and 407 is a proxy's in any case.
+    fn refusing_proxy(&self, status: StatusCode) -> Option<&Proxy> {
+        let is_of_proxies = status == StatusCode::FORBIDDEN || status.is_server_error();
+        let is_plain = !self.url.starts_with("https:");
+        let refuses = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED || is_plain && is_of_proxies;
+        self.proxy.filter(|_| refuses)
+    }
+}
+
+/// The status of an answer, with the host's own words as git prints them: the first line of a plain text.
+fn in_words(runtime: &Runtime, mut response: Response) -> String {
+    let status = response.status();
+    let is_text = media_type(&response).is_some_and(|essence| essence.eq_ignore_ascii_case("text/plain"));
+    let text = if is_text { runtime.block_on(response.chunk()).ok().flatten() } else { None };
+    let text = String::from_utf8_lossy(text.as_deref().unwrap_or_default()).into_owned();
+    match text.trim().lines().next() {
+        Some(line) => format!("{status}: {}", text::clip(line, MAX_WORDS)),
+        None => status.to_string(),
     }
 }
 
 /// Whether the type of an answer is git's, whatever its parameters (RFC 9110, section 8.3.1).
 fn is_of_git(response: &Response) -> bool {
-    let media_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    media_type.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(RESULT))
+    media_type(response).is_some_and(|essence| essence.eq_ignore_ascii_case(RESULT))
+}
+
+fn media_type(response: &Response) -> Option<&str> {
+    let media_type = response.headers().get(CONTENT_TYPE)?.to_str().ok()?;
+    media_type.split(';').next().map(str::trim)
 }
 
 impl Answer<'_> {
@@ -197,7 +241,8 @@ impl Answer<'_> {
 
     fn take(&mut self, n_bytes: usize) -> Result<Bytes, Failed> {
         while self.arrived.len() < n_bytes {
-            let chunk = self.runtime.block_on(self.response.chunk()).map_err(unavailable)?;
+            let chunk = self.runtime.block_on(self.response.chunk());
+            let chunk = chunk.map_err(|error| self.remote.unavailable(self.runtime, error))?;
             let chunk = chunk.ok_or_else(|| self.ends_early())?;
             self.arrived.extend_from_slice(&chunk);
             self.n_bytes += chunk.len() as u64;
@@ -223,18 +268,4 @@ impl Answer<'_> {
 pub(super) fn said(fault: Fault, words: &[u8]) -> Failed {
     let words = String::from_utf8_lossy(words);
     Failed::new(fault, format!("the git host said: {}", text::clip(words.trim(), MAX_WORDS)))
-}
-
-fn unavailable(error: reqwest::Error) -> Failed {
-    let what = if error.is_timeout() { "the git host did not answer in time".to_owned() } else { cause(&error) };
-    Failed::new(Fault::Unavailable, what)
-}
-
-/// The innermost cause: the outer ones only say that a request failed.
-fn cause(error: &dyn Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }

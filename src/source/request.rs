@@ -27,7 +27,30 @@ pub(super) struct CheckoutRequest {
     /// An empty directory that only this child writes.
     pub(super) stage: PathBuf,
     pub(super) limits: CheckoutLimits,
-    pub(super) ca_file: PathBuf,
+    /// PEM files of the certificates that are trusted.
+    pub(super) certificates: Vec<PathBuf>,
+    /// The proxy of the git host.
+    pub(super) proxy: Option<ProxyRequest>,
+    /// Whether the files get a `.git`, and which.
+    pub(super) git_dir: Option<GitDirRequest>,
+}
+
+/// A proxy.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ProxyRequest {
+    /// What names it.
+    pub(super) source: String,
+    /// With user and password: this object exists only on a pipe.
+    pub(super) url: String,
+}
+
+/// The `.git` of the files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GitDirRequest {
+    /// The job's branch, for `HEAD`.
+    pub branch: Option<String>,
+    /// The job's tag, by its full name. It is written first when the commit has many.
+    pub tag: Option<String>,
 }
 
 /// The worktree's name in the stage.
@@ -86,6 +109,8 @@ pub(super) enum Message {
         submodules: Vec<Submodule>,
         links: Option<Vec<String>>,
         changes: Vec<Changes>,
+        /// Files that git would write in another encoding.
+        encoded: Vec<String>,
         /// When the commit was made, in seconds since 1970.
         committed_at_s: i64,
     },
@@ -113,7 +138,7 @@ pub enum Fault {
     Damaged,
     /// The disk is full.
     Full,
-    /// This machine cannot send requests: its certificates cannot be used.
+    /// This machine cannot send requests: its certificates or its proxy cannot be used.
     Client,
     /// Any other failure of this machine.
     Worker,
@@ -154,7 +179,7 @@ pub(super) fn say(message: &Message) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{changes, lfs};
+    use super::super::{changes, encoding, lfs};
     use super::*;
     use crate::cache::Change;
     use crate::{bounds, json};
@@ -176,6 +201,7 @@ mod tests {
             submodules: Vec::new(),
             links: Some(std::iter::repeat_with(path).take(changes::MAX_LINKS).collect()),
             changes: std::iter::repeat_with(list).take(bounds::CACHE_COMMITS).collect(),
+            encoded: std::iter::repeat_with(path).take(encoding::MAX_NAMED + 1).collect(),
             committed_at_s: i64::MIN,
         };
         let line = serde_json::to_vec(&longest).expect("a message is plain data");

@@ -52,6 +52,10 @@ pub struct Worktree {
     pub lfs_pointers: Vec<PathBuf>,
     /// Its symbolic links, by their paths from the root; `None` when there are too many.
     pub links: Option<Vec<String>>,
+    /// Whether the child says that the requested id is an annotated tag's.
+    pub is_tag: bool,
+    /// Files that git would write in another encoding, at most one more than [`super::MAX_ENCODED`].
+    pub encoded: Vec<String>,
     /// How it differs from older commits.
     pub changes: Vec<Changes>,
     /// Its submodules, as empty directories: at most one more than [`super::submodules::MAX_SUBMODULES`].

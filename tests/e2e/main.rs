@@ -38,6 +38,7 @@ mod reasons;
 mod registry;
 mod repository_file;
 mod ruby;
+mod scheduled;
 mod shown;
 mod spelling;
 mod template;

@@ -31,20 +31,25 @@ impl Watched {
 
     /// The output of a script of `tests/e2e/ruby`. `peer` is a name that `tests/peers` knows.
     pub fn ruby(&self, peer: Option<&str>, script: &str, arguments: &[&str]) -> Vec<u8> {
-        let ruby = peer.map_or_else(|| "ruby".to_owned(), made);
-        let output = Command::new(&ruby)
-            .arg(format!("{}/tests/e2e/ruby/{script}", env!("CARGO_MANIFEST_DIR")))
-            .args(arguments)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .env("REDIS_URL", self.redis.url())
-            .env("LANG", "C.UTF-8")
-            .env_remove("REDIS_PROVIDER")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap_or_else(|error| panic!("cannot run {ruby} ({error}); install it: docker/install"));
-        assert!(output.status.success(), "{script} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
+        ruby(&self.redis, peer, script, arguments)
     }
+}
+
+/// The same without a worker.
+pub fn ruby(redis: &Redis, peer: Option<&str>, script: &str, arguments: &[&str]) -> Vec<u8> {
+    let ruby = peer.map_or_else(|| "ruby".to_owned(), made);
+    let output = Command::new(&ruby)
+        .arg(format!("{}/tests/e2e/ruby/{script}", env!("CARGO_MANIFEST_DIR")))
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("REDIS_URL", redis.url())
+        .env("LANG", "C.UTF-8")
+        .env_remove("REDIS_PROVIDER")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run {ruby} ({error}); install it: docker/install"));
+    assert!(output.status.success(), "{script} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
 /// The Ruby of a peer. Makes the peer when it is missing.

@@ -75,7 +75,9 @@ struct Counter(Watched);
 
 impl Counter {
     fn open(redis: Redis) -> Self {
+        // What waits in the sets stays there.
         let more = r#"
+jobs.poll_others = "none"
 concurrency = 20
 queues = ["default"]
 jobs.classes.BuildJob = {}

@@ -56,7 +56,7 @@ impl Checker {
                 std::fs::write(&file, definition).unwrap();
                 file
             }
-            Recipe::File(file) => self.tree.join(&file.path),
+            Recipe::Files(files) => self.tree.join(&files.paths[0]),
         };
         let mut buildx = Command::new(&Settings::default().buildx.binary);
         buildx.env_clear().envs(&self.bake.print_child(&request, &private).environment).current_dir(&self.tree);

@@ -58,7 +58,7 @@ async fn an_output_to_a_file_is_replaced_even_where_buildx_opens_it_too_early() 
     assert_eq!(report["status"], "succeeded", "{report:#}");
     let expected = "target.docs.output: not written: only images leave the builder";
     assert_eq!(report["notices"], json!([expected]), "{report:#}");
-    let definition: Value = serde_json::from_str(&harness.builder.runs().remove(0).stdin).unwrap();
+    let definition: Value = serde_json::from_str(&harness.builder.runs().remove(0).text).unwrap();
     assert_eq!(definition["target"]["docs"]["output"], json!([{"type": "cacheonly"}]));
     assert_eq!(definition["target"]["api"]["output"], json!([{"type": "registry"}]));
 }
@@ -81,13 +81,14 @@ async fn buildx_gets_the_validated_definition_and_nothing_of_the_machine() {
         "BUILDX_GIT_LABELS",
         "BUILDX_METADATA_PROVENANCE",
         "BUILDX_NO_DEFAULT_ATTESTATIONS",
+        "BUILDX_NO_DEFAULT_LOAD",
         "DOCKER_CONFIG",
         "GOMAXPROCS",
         "TMPDIR",
     ];
     assert_eq!(names, expected, "the environment has exactly these variables");
     assert_eq!(run.env["BUILDX_GIT_INFO"], "0");
-    let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+    let definition: Value = serde_json::from_str(&run.text).unwrap();
     let vote = &definition["target"]["vote"];
     assert!(vote["context"].as_str().unwrap().ends_with("/tree/voting-app/vote"), "{vote:#}");
     assert_eq!(vote["output"], json!([{"type": "registry"}]));
@@ -350,7 +351,7 @@ async fn a_policy_beside_a_dockerfile_is_disabled_where_buildx_would_evaluate_it
         let _worker = harness.worker_with_variables(&harness.config(""), &[], &variables);
         harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
         assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
-        let definition: Value = serde_json::from_str(&harness.builder.runs()[0].stdin).unwrap();
+        let definition: Value = serde_json::from_str(&harness.builder.runs()[0].text).unwrap();
         policies.push(definition["target"]["vote"]["policy"].clone());
     }
     assert_eq!(policies, [Value::Null, Value::Null, json!([{"disabled": true}])]);

@@ -78,6 +78,28 @@ async fn a_scheduled_build_is_cancelled_before_its_time() {
     }
 }
 
+/// Ruby's processes do not look for cancelled builds, so their number delays nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_build_is_cancelled_by_the_next_poll_beside_many_listed_processes() {
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
+    for n in 0..200 {
+        let identity = format!("rails:{n}:abcdef");
+        let mut beat = redis::pipe();
+        beat.cmd("SADD").arg(&["processes", &identity]).cmd("HSET").arg(&[&identity, "info", "{}"]);
+        beat.exec_async(&mut connection).await.unwrap();
+    }
+    let _workers = [(); 2].map(|()| harness.worker("jobs.poll_interval = \"1s\""));
+    harness.until("a worker is listed", async || harness.redis.smembers("processes").await.len() > 200).await;
+    put(&harness, "retry", "0123", &harness.native("x")).await;
+    // Every worker has polled, at least without the turn of another one.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let marked = std::time::Instant::now();
+    mark(&harness, "0123").await;
+    has_callback(&harness, json!(42)).await;
+    assert!(marked.elapsed() < std::time::Duration::from_secs(10), "{:?}", marked.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_build_far_behind_others_is_found() {
     let harness = Harness::start();

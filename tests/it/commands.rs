@@ -112,11 +112,11 @@ async fn plan_shows_a_repositorys_own_file_and_no_secret() {
     let compose = plan("compose", json!("app/docker-compose.yml"), json!(["web", "db"]));
     assert_eq!(
         compose["definition"],
-        json!({"file": "app/docker-compose.yml", "targets": ["web", "db"]}),
+        json!({"files": ["app/docker-compose.yml"], "targets": ["web", "db"]}),
         "{compose:#}"
     );
     let bake = plan("bake", json!("docker-bake.hcl"), json!([]));
-    assert_eq!(bake["definition"], json!({"file": "docker-bake.hcl", "targets": ["default"]}), "{bake:#}");
+    assert_eq!(bake["definition"], json!({"files": ["docker-bake.hcl"], "targets": ["default"]}), "{bake:#}");
     let definition = json!({"target": {"vote": {"context": "vote", "secret": [{"id": "npm"}]}}});
     let inline = plan("definition", definition.clone(), json!(["vote"]));
     assert_eq!(inline["definition"], definition, "{inline:#}");

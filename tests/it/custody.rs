@@ -363,10 +363,61 @@ async fn a_build_whose_entry_comes_back_runs_again_beside_another() {
     redis::cmd("HDEL").arg(&[&key, token]).exec_async(&mut connection).await.unwrap();
     harness
         .until("the build ends", async || {
-            ["job_requeued", "job_reclaimed"].iter().any(|event| !harness.logged(event).is_empty())
+            ["job_dropped", "job_missing"].iter().any(|event| !harness.logged(event).is_empty())
         })
         .await;
     redis::cmd("HSET").arg(&[&key, token, entry]).exec_async(&mut connection).await.unwrap();
     let report = harness.callbacks(1).await.remove(0);
     assert_eq!((&report["jid"], &report["status"]), (&json!(jid), &json!("succeeded")), "{report:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_of_a_job_that_redis_forgot_claims_nothing_that_did_not_happen() {
+    let harness = Harness::start();
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 60.0)).await;
+    let worker = harness.worker("jobs.probe = true\nlease.ttl = \"1s\"");
+    harness.is_in_flight().await;
+    redis::cmd("FLUSHALL").exec_async(&mut harness.redis.connection().await).await.unwrap();
+    // The build is killed before Redis is asked what happened to its job.
+    let n_logged = || ["job_missing", "job_dropped"].map(|event| worker.logged(event).len());
+    world::wait_for("the end of the run", || n_logged() == [1, 1]).await;
+    for claim in ["job_reclaimed", "job_requeued", "result_dropped"] {
+        assert!(worker.logged(claim).is_empty(), "{claim}: {}", worker.log());
+    }
+    // The worker goes on.
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
+    harness.callbacks(1).await;
+    assert_eq!(harness.redis.get("stat:processed").await.as_deref(), Some("1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_whose_entry_is_gone_is_reported_in_the_log() {
+    let harness = Harness::start();
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 1.0)).await;
+    // Reconcile would find the loss first.
+    let worker = harness.worker("jobs.probe = true\nlease.ttl = \"60s\"");
+    harness.is_in_flight().await;
+    let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
+    redis::cmd("DEL").arg(&key).exec_async(&mut harness.redis.connection().await).await.unwrap();
+    world::wait_for("the end of the run", || !worker.logged("result_dropped").is_empty()).await;
+    assert!(harness.callback_jobs_so_far().await.is_empty());
+    assert_eq!(worker.logged("result_dropped").len(), 1, "{}", worker.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_another_worker_recovered_is_reported_as_reclaimed() {
+    let harness = Harness::start();
+    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 600.0)).await;
+    let config = harness.config("jobs.probe = true\nlease.ttl = \"1s\"");
+    let first = harness.worker_with(&config, &["-c", "1"]);
+    harness.is_in_flight().await;
+    let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
+    first.signal("STOP");
+    let _second = harness.worker_with(&config, &["-c", "1"]);
+    harness
+        .until("the first worker's jobs are recovered", async || !harness.redis.keys("*").await.contains(&key))
+        .await;
+    first.signal("CONT");
+    world::wait_for("the log message", || !first.logged("job_reclaimed").is_empty()).await;
+    assert!(first.logged("job_missing").is_empty(), "{}", first.log());
 }

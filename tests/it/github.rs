@@ -328,7 +328,7 @@ async fn a_ref_in_any_other_form_makes_the_build_a_forks_and_the_report_says_so(
         let notices = report["notices"].to_string();
         assert!(notices.contains("built as a fork's: ") && notices.contains("refs/heads/"), "{report:#}");
         let run = harness.builder.runs().remove(n);
-        let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+        let definition: Value = serde_json::from_str(&run.text).unwrap();
         let vote = &definition["target"]["vote"];
         assert!(vote.get("secret").is_none() && vote.get("cache-to").is_none(), "{reference}: {vote:#}");
         assert_eq!(vote["args"]["BUILDKIT_CACHE_MOUNT_NS"], "acme/voting-app/fork");

@@ -43,11 +43,11 @@ impl Held {
 }
 
 /// Holds what `held` wants. Disables reconcile in custody, so that only the fence protects the job.
-fn rewrite(held: &Arc<Mutex<Held>>) -> Rewrite {
+fn rewrite(held: &Arc<Mutex<Held>>, scripts: Scripts) -> Rewrite {
     let held = Arc::clone(held);
     Arc::new(move |request, is_custody| {
-        if is_custody && is_command(request, b"HGETALL") {
-            request[1] = b"queues".to_vec();
+        if is_custody {
+            scripts.blind(request);
         }
         if is_command(request, b"EVALSHA") {
             held.lock().unwrap().take(request);
@@ -76,7 +76,8 @@ async fn has_in_flight(harness: &Harness, worker: &Worker, jid: &str) -> bool {
 async fn a_turn_and_a_renewal_after_the_loss_of_the_lease_lose_and_double_no_job() {
     let harness = Harness::start();
     let held = Arc::new(Mutex::new(Held::default()));
-    let relay = Relay::to(harness.redis.port(), Scripts::load(&harness.redis).await, Some(rewrite(&held))).await;
+    let scripts = Scripts::load(&harness.redis).await;
+    let relay = Relay::to(harness.redis.port(), scripts.clone(), Some(rewrite(&held, scripts))).await;
     let config = harness.config("jobs.probe = true\nlease.ttl = \"1s\"");
     let url = format!("redis://127.0.0.1:{}/0", relay.port);
     let first = harness.worker_with_variables(&config, &["-c", "1"], &[("SIDEBAKE__REDIS__URL", url.as_str())]);

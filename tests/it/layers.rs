@@ -64,7 +64,7 @@ fn may_use(module: &str, path: &str) -> bool {
         _ if is(DOMAIN_TYPES) => false,
         "sandbox" => ["beneath", "process"].contains(&other),
         "state" => other == "beneath",
-        "configuration" => other == "environment",
+        "configuration" | "network" => other == "environment",
         _ if is(INFRASTRUCTURE) => false,
         "journal" => false,
         "builder" => other_is(INFRASTRUCTURE) || OF_BAKE_FOR_BUILDER.contains(&path),

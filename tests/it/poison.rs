@@ -208,7 +208,7 @@ async fn a_waiting_job_that_was_reclaimed_frees_its_worker() {
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
     let field = inflight(&harness).await.into_keys().find(|field| field.ends_with(":idle")).unwrap();
     redis::cmd("HDEL").arg(&[&key, &field]).exec_async(&mut harness.redis.connection().await).await.unwrap();
-    world::wait_for("the log message", || !worker.logged("job_reclaimed").is_empty()).await;
+    world::wait_for("the log message", || !worker.logged("job_missing").is_empty()).await;
     harness.redis.push_raw("default", job("later", 0.0)).await;
     assert_eq!(harness.callbacks(1).await[0]["jid"], "later");
 }
@@ -303,7 +303,7 @@ async fn only_the_crash_count_of_a_workers_own_run_is_removed() {
             let full = redis::cmd("CONFIG").arg(&["SET", "maxmemory", "1"]).to_owned();
             full.exec_async(&mut connection).await.unwrap();
             let mut call = withdraw.key("sidebake:recoveries");
-            call.arg("me").arg("000000000001").arg(&text);
+            call.arg("me").arg("000000000001").arg(sha1_smol::Sha1::from(&text).digest().to_string());
             call.invoke_async::<u32>(&mut connection).await.unwrap();
         }
         let whole = redis::cmd("CONFIG").arg(&["SET", "maxmemory", "0"]).to_owned();

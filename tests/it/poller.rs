@@ -61,7 +61,7 @@ async fn pages_of_foreign_due_jobs_are_found_by_their_rank() {
     let server = world::Redis::start();
     add_others(&server, 5_000).await;
     let commands = commands_of(&server, async {
-        let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap();
+        let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", 0, Epoch::now()).await.unwrap();
         assert_eq!(moved.n_moved, 0);
     })
     .await;
@@ -79,7 +79,7 @@ async fn a_due_job_behind_foreign_jobs_of_the_same_time_is_moved() {
         let job = format!(r#"{{"class":"BuildJob","queue":"default","jid":"{jid}"}}"#);
         redis::cmd("ZADD").arg(&["retry", score, &job]).exec_async(&mut connection).await.unwrap();
     }
-    let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", Epoch::now()).await.unwrap();
+    let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", 0, Epoch::now()).await.unwrap();
     let queue = server.queue("default").await;
     assert_eq!((moved.n_moved, queue.len()), (3, 3), "{queue:?}");
     assert_eq!(server.sorted_set("retry").await.len(), 1_201, "only jobs of others and the job that is not due stay");
@@ -119,7 +119,7 @@ async fn long_jobs_are_moved_and_cancelled_ones_are_found() {
         redis::cmd("ZADD").arg(&["retry", "4e9", &job(format!("late{n}"))]).exec_async(&mut connection).await.unwrap();
     }
     let now = Epoch::now();
-    let moved = enqueue_due(&client(&harness.redis.url()), &Jobs::default(), "retry", now).await.unwrap();
+    let moved = enqueue_due(&client(&harness.redis.url()), &Jobs::default(), "retry", 0, now).await.unwrap();
     assert_eq!((moved.n_moved, harness.redis.queue("elsewhere").await.len()), (10, 10));
 
     for n in 0..10 {
@@ -140,16 +140,16 @@ async fn a_page_has_no_more_members_than_fit_and_continues_where_it_ended() {
         redis::cmd("ZADD").arg("retry").arg(n).arg(text).exec_async(&mut connection).await.unwrap();
     }
     let page = redis::Script::new(include_str!("../../src/sidekiq/page.lua"));
-    for (by, max_bytes, sizes) in
-        [("rank", 250, vec![2, 2, 2, 1]), ("scan", 250, vec![2, 2, 2, 1]), ("rank", 1, vec![1; 7])]
+    for (by, max_bytes, sizes) in [("rank", 250, vec![2, 2]), ("scan", 250, vec![2, 2, 2, 1]), ("rank", 1, vec![1; 4])]
     {
         let (mut seen, mut replies) = (Vec::new(), Vec::new());
         loop {
             let mut call = page.key("retry");
-            call.arg(by).arg(0).arg(100).arg(seen.len()).arg(max_bytes).arg(3);
-            let (cursor, is_last, n_due, members): (u64, bool, usize, Vec<(String, f64)>) =
+            call.arg(by).arg(0).arg(100).arg(seen.len()).arg(max_bytes).arg(3).arg(1);
+            type Reply = (u64, bool, usize, usize, usize, usize, Vec<(String, f64)>);
+            let (cursor, is_last, n_due, n_old, n_read, size_bytes, members): Reply =
                 call.invoke_async(&mut connection).await.unwrap();
-            assert_eq!((cursor, n_due), (0, 4));
+            assert_eq!((cursor, n_due, n_old, n_read, size_bytes), (0, 4, 2, members.len(), 700));
             replies.push(members.len());
             seen.extend(members.into_iter().map(|(text, _)| text));
             if is_last {
@@ -157,6 +157,130 @@ async fn a_page_has_no_more_members_than_fit_and_continues_where_it_ended() {
             }
         }
         seen.sort();
-        assert_eq!((replies, seen), (sizes, texts.clone()), "by {by}, {max_bytes} bytes");
+        // By rank, reading ends at the last due member.
+        let n_members = if by == "rank" { 4 } else { 7 };
+        assert_eq!((replies, seen.as_slice()), (sizes, &texts[..n_members]), "by {by}, {max_bytes} bytes");
+    }
+}
+
+/// What Redis has sent to all clients.
+async fn n_bytes_sent(server: &world::Redis) -> usize {
+    let stats: String = redis::cmd("INFO").arg("stats").query_async(&mut server.connection().await).await.unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+    line.unwrap().parse().unwrap()
+}
+
+/// A job as Ruby's client puts it into a set, with more fields.
+fn of_ruby(jid: &str, more: &str) -> String {
+    format!(
+        r#"{{"retry":true,"queue":"mails","class":"MailJob","args":[],"jid":"{jid}","created_at":1795491695123{more}}}"#
+    )
+}
+
+async fn add(server: &world::Redis, set: &str, score: f64, member: &str) {
+    redis::cmd("ZADD").arg(set).arg(score).arg(member).exec_async(&mut server.connection().await).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn due_jobs_that_are_left_to_ruby_are_read_once() {
+    for poll_others in ["none", "plain"] {
+        let harness = Harness::start();
+        let mut connection = harness.redis.connection().await;
+        let numbers: Vec<usize> = (0..20_000).collect();
+        for numbers in numbers.chunks(1000) {
+            let mut add = redis::cmd("ZADD");
+            add.arg("retry");
+            for n in numbers {
+                add.arg(1).arg(of_ruby(&format!("{n:024x}"), r#","lock":"until_executed""#));
+            }
+            add.exec_async(&mut connection).await.unwrap();
+        }
+        let _worker = harness.worker(&format!("jobs.poll_interval = \"100ms\"\njobs.poll_others = \"{poll_others}\""));
+        // A job of this worker behind all others: the first look is over when it moves.
+        let own = r#"{"class":"BuildJob","queue":"elsewhere","jid":"own"}"#;
+        add(&harness.redis, "retry", 2.0, own).await;
+        harness.until("the first look", async || harness.redis.queue("elsewhere").await.len() == 1).await;
+        // Some twenty polls.
+        let before = n_bytes_sent(&harness.redis).await;
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        let n_bytes = n_bytes_sent(&harness.redis).await - before;
+        assert!(n_bytes < 100_000, "{poll_others}: {n_bytes} bytes in two seconds");
+        assert_eq!(harness.redis.sorted_set("retry").await.len(), 20_000);
+        // New ones are found, in front of the others too.
+        for (n, score) in [(2, 0.5), (3, 3.0)] {
+            add(&harness.redis, "retry", score, &own.replace("own", &format!("own{n}"))).await;
+            harness.until("a new job moves", async || harness.redis.queue("elsewhere").await.len() == n).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn due_jobs_of_rails_move_beside_many_listed_processes() {
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
+    for n in 0..60 {
+        let identity = format!("rails:{n}:abcdef");
+        let mut beat = redis::pipe();
+        beat.cmd("SADD").arg(&["processes", &identity]).cmd("HSET").arg(&[&identity, "info", "{}"]);
+        beat.exec_async(&mut connection).await.unwrap();
+    }
+    let plain = of_ruby("plain", r#","retry_count":0,"failed_at":1795491696123,"error_message":"x","error_class":"X""#);
+    let locked = of_ruby("locked", r#","lock":"until_executed""#);
+    for (set, member) in [("retry", &plain), ("schedule", &of_ruby("scheduled", "")), ("retry", &locked)] {
+        add(&harness.redis, set, 1.0, member).await;
+    }
+    let _workers = [(); 3].map(|()| harness.worker("jobs.poll_interval = \"500ms\""));
+    harness.until("two jobs move", async || harness.redis.queue("mails").await.len() == 2).await;
+    assert_eq!(harness.redis.sorted_set("retry").await, [(locked, 1.0)], "a lock needs Ruby's client middleware");
+    let moved = harness.redis.queue("mails").await;
+    let moved = moved.iter().find(|job| job.contains("plain")).unwrap();
+    let (kept, added) = moved.split_once(r#","enqueued_at":"#).unwrap();
+    assert_eq!(format!("{kept}}}"), plain);
+    assert!(added.trim_end_matches('}').parse::<u64>().unwrap() > 1_795_491_695_123);
+    assert!(harness.redis.smembers("queues").await.contains(&"mails".to_owned()));
+    // One worker polls for all, as often as the settings say.
+    assert_eq!(harness.redis.keys("sidebake:poller:*").await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_worker_polls_when_the_one_that_polled_dies() {
+    let harness = Harness::start();
+    let mut workers = [(); 2].map(|()| harness.worker("jobs.poll_interval = \"200ms\""));
+    harness.until("one polls", async || !harness.redis.keys("sidebake:poller:*").await.is_empty()).await;
+    let key = harness.redis.keys("sidebake:poller:*").await.remove(0);
+    let holder = harness.redis.get(&key).await.unwrap();
+    let is_holder = |worker: &world::Worker| holder.contains(&format!(":{}:", worker.pid()));
+    let dying = workers.iter_mut().find(|worker| is_holder(worker)).unwrap();
+    dying.signal("KILL");
+    dying.ended().await;
+    harness
+        .until("the other one polls", async || harness.redis.get(&key).await.is_some_and(|other| other != holder))
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_tells_how_late_jobs_of_rails_are_beside_workers() {
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
+    for (n, info) in ["{}", r#"{"version":"8.1.7"}"#].into_iter().enumerate() {
+        let identity = format!("rails:{n}:abcdef");
+        let mut beat = redis::pipe();
+        beat.cmd("SADD").arg(&["processes", &identity]).cmd("HSET").arg(&[&identity, "info", info]);
+        beat.exec_async(&mut connection).await.unwrap();
+    }
+    redis::cmd("SADD").arg(&["processes", "gone:1:abcdef"]).exec_async(&mut connection).await.unwrap();
+    let none = "jobs.poll_others = \"none\"";
+    let _workers = [(); 2].map(|()| harness.worker(none));
+    let is_worker = |identity: &String| !identity.starts_with("rails:") && !identity.starts_with("gone:");
+    let n_listed = async || harness.redis.smembers("processes").await.into_iter().filter(is_worker).count();
+    harness.until("the workers are listed", async || n_listed().await == 2).await;
+    for (settings, health, detail) in [
+        (none, "yellow", "2 Ruby processes beside 2 workers look every 10 s, not 5 s: set jobs.poll_others"),
+        ("", "green", "2 Ruby processes beside 2 workers look every 10 s, and workers every 5 s"),
+    ] {
+        let output = harness.run(&["doctor", "--json"], settings);
+        let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let found = findings.iter().find(|finding| finding["name"] == "due jobs of Rails").unwrap();
+        assert!(found["health"] == health && found["detail"].as_str().unwrap().starts_with(detail), "{found:#}");
     }
 }

@@ -37,7 +37,7 @@ async fn a_living_worker_that_has_just_lost_its_lease_keeps_its_jobs() {
     let output = harness.run(&["release", "--now"], "");
     assert!(text(&output).contains(": alive, keeps its jobs"), "{}", text(&output));
     assert!(harness.redis.queue("default").await.is_empty());
-    assert!(worker.logged("job_reclaimed").is_empty(), "{}", worker.log());
+    assert!(worker.logged("job_missing").is_empty() && worker.logged("job_reclaimed").is_empty(), "{}", worker.log());
 }
 
 async fn is_requeue(harness: &Harness) {

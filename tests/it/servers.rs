@@ -1,4 +1,5 @@
-//! Redis behind TLS, an ACL, a Unix socket or Sentinel; read-only, loading, without tracking, or as a cluster.
+//! Redis behind TLS with client certificates, or behind the documented ACL; as a cluster; and during outages and failovers. `zoo` has the
+//! other kinds of servers.
 
 use std::path::Path;
 
@@ -9,8 +10,6 @@ use serde_json::Value;
 use world::{Redis, free_port};
 
 use crate::harness::{Harness, probe, sidebake};
-use crate::relay::{Relay, is_command};
-use crate::scripts::Scripts;
 
 /// A harness with this Redis.
 fn harness_with(redis: Redis) -> Harness {
@@ -132,113 +131,11 @@ async fn with_the_documented_acl() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn through_a_unix_socket() {
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("redis.sock").display().to_string();
-    let harness = harness_with(Redis::start_with(&["--unixsocket", &socket]));
-    let config = config(&harness, &settings(&format!("unix://{socket}"), ""));
-    works(&harness, &config).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_refused_at_start() {
     let harness = harness_with(Redis::start_with(&["--cluster-enabled", "yes"]));
     let mut worker = harness.worker("");
     assert_eq!(worker.ended().await, Some(1));
     assert!(worker.log().contains("Redis Cluster"), "{}", worker.log());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_tracking_the_worker_polls_and_the_log_and_doctor_report_it() {
-    let harness = Harness::start();
-    let mut connection = harness.redis.connection().await;
-    // All of CLIENT, because Redis 6 cannot forbid a subcommand alone.
-    let rights = ["SETUSER", "plain", "on", ">secret", "~*", "+@all", "-client"];
-    redis::cmd("ACL").arg(&rights).exec_async(&mut connection).await.unwrap();
-    let url = harness.redis.url().replace("redis://", "redis://plain:secret@");
-    let config = config(&harness, &settings(&url, ""));
-    let worker = harness.worker_with(&config, &[]);
-    world::wait_for("the log message", || !worker.logged("tracking_refused").is_empty()).await;
-    harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-    harness.callbacks(1).await;
-    let findings = sidebake_doctor(&config);
-    let tracking = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "redis tracking");
-    assert_eq!(tracking.unwrap()["health"], "yellow", "{findings:#}");
-}
-
-/// The finding of `sidebake doctor` with this name.
-fn finding(config: &Path, name: &str) -> Value {
-    let findings = sidebake_doctor(config);
-    let found = findings.as_array().unwrap().iter().find(|finding| finding["name"] == name);
-    found.unwrap_or_else(|| panic!("{name}: {findings:#}")).clone()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_does_not_know_hello_or_client_is_polled() {
-    for command in ["HELLO", "CLIENT"] {
-        let harness = harness_with(Redis::start_with(&["--rename-command", command, ""]));
-        let config = config(&harness, &settings(&harness.redis.url(), ""));
-        works(&harness, &config).await;
-        assert!(!harness.logged("tracking_refused").is_empty(), "{command}: {}", harness.logs());
-        assert_eq!(finding(&config, "redis tracking")["health"], "yellow", "{command}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_takes_tracking_and_never_pushes_is_noticed() {
-    let harness = Harness::start();
-    let is_tracking = |request: &[Vec<u8>]| request.iter().any(|word| word.eq_ignore_ascii_case(b"tracking"));
-    let rewrite = move |request: &mut Vec<Vec<u8>>, _| {
-        if is_command(request, b"CLIENT") && is_tracking(request) {
-            request[2] = b"OFF".to_vec();
-        }
-    };
-    let scripts = Scripts::load(&harness.redis).await;
-    let relay = Relay::to(harness.redis.port(), scripts, Some(std::sync::Arc::new(rewrite))).await;
-    let config = config(&harness, &settings(&format!("redis://127.0.0.1:{}/0", relay.port), ""));
-    let worker = harness.worker_with(&config, &[]);
-    harness.until("the process is listed", async || !harness.redis.smembers("processes").await.is_empty()).await;
-    for n in 1..=3 {
-        harness.redis.push("default", "Sidebake::Probe", probe("succeed", 0.0)).await;
-        harness.callbacks(n).await;
-    }
-    assert!(!worker.logged("tracking_silent").is_empty(), "{}", worker.log());
-    assert!(worker.logged("tracking_refused").is_empty(), "{}", worker.log());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn over_tls_with_a_certificate_of_its_own_authority() {
-    // What `openssl req -x509` makes, with and without the bit of an authority; both without a name that clients look at.
-    for is_authority in [true, false] {
-        let files = tempfile::tempdir().unwrap();
-        let path = |name: &str| files.path().join(name).display().to_string();
-        let key = KeyPair::generate().unwrap();
-        let mut own = CertificateParams::new(Vec::new()).unwrap();
-        own.is_ca = if is_authority { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
-        own.distinguished_name.push(DnType::CommonName, "redis.internal");
-        std::fs::write(path("own.pem"), own.self_signed(&key).unwrap().pem()).unwrap();
-        std::fs::write(path("own.key"), key.serialize_pem()).unwrap();
-        let other = own.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        std::fs::write(path("other.pem"), other.pem()).unwrap();
-        let port = free_port();
-        let tls = ["--tls-port", &port.to_string(), "--tls-auth-clients", "no"];
-        let files = [
-            "--tls-cert-file",
-            &path("own.pem"),
-            "--tls-key-file",
-            &path("own.key"),
-            "--tls-ca-cert-file",
-            &path("own.pem"),
-        ];
-        let harness = harness_with(Redis::start_with(&[&tls[..], &files].concat()));
-        let with =
-            |name: &str| settings(&format!("rediss://127.0.0.1:{port}/0"), &format!("ca_file = \"{}\"", path(name)));
-        let trusting = config(&harness, &with("own.pem"));
-        works(&harness, &trusting).await;
-        // Another key with the same name is not the server's.
-        let refused = finding(&config(&harness, &with("other.pem")), "redis");
-        assert_eq!(refused["health"], "red", "{refused:#}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,22 +150,6 @@ async fn a_url_that_no_client_can_use_ends_the_worker_with_a_sentence() {
         assert_eq!(worker.ended().await, Some(1));
         assert!(worker.log().contains("redis.url: ") && worker.log().contains(expected), "{}", worker.log());
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_worker_at_a_replica_is_not_ready_and_says_why() {
-    let master = Redis::start();
-    let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
-    let harness = harness_with(replica);
-    let port = free_port();
-    let config =
-        config(&harness, &format!("{}\n[health]\nlisten = \"127.0.0.1:{port}\"", settings(&harness.redis.url(), "")));
-    let worker = harness.worker_with(&config, &[]);
-    world::wait_for("the log message", || worker.log().contains("read only replica")).await;
-    let answer = reqwest::get(format!("http://127.0.0.1:{port}/ready")).await.unwrap();
-    assert_eq!(answer.status(), 503);
-    assert_eq!(answer.text().await.unwrap(), "Redis has no lease of this worker\n");
-    assert_eq!(finding(&config, "redis role")["health"], "red");
 }
 
 /// A job ends while Redis refuses commands. After `mend`, the worker settles it exactly once.
@@ -360,14 +241,14 @@ fn sidebake_doctor(config: &Path) -> Value {
 }
 
 /// A Redis Sentinel that knows a master named `builds`.
-struct Sentinel {
-    port: u16,
+pub struct Sentinel {
+    pub port: u16,
     child: Child,
     _directory: tempfile::TempDir,
 }
 
 impl Sentinel {
-    fn watching(master: &Redis) -> Self {
+    pub fn watching(master: &Redis) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (port, file) = (free_port(), directory.path().join("sentinel.conf"));
         let settings = format!(

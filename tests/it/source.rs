@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use world::{File, GitRequest, Pack, Script, repository_id};
 
 use crate::harness::{Harness, Worker};
@@ -43,7 +43,8 @@ async fn an_answer_that_is_not_a_pack_is_a_failure_of_the_git_host() {
     let _worker = harness.worker("jobs.poll_interval = \"1h\"");
     let result = "application/x-git-upload-pack-result";
     let answers = [
-        (503, "text/plain", "overloaded", "503"),
+        (503, "text/plain", "overloaded\nnow", "503 Service Unavailable: overloaded"),
+        (503, "text/html", "<b>overloaded</b>", "answered 503 Service Unavailable"),
         (200, "text/html", "0000", "something that is not git's"),
         (200, result, "zzzz", "invalid packet"),
         (200, result, "0004", "invalid packet"),
@@ -66,36 +67,59 @@ async fn an_answer_that_is_not_a_pack_is_a_failure_of_the_git_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_id_that_is_not_a_commits_is_not_found_and_costs_the_mirror_nothing() {
+async fn a_tag_is_built_as_its_commit_and_an_id_of_no_commit_is_not_found_and_costs_the_mirror_nothing() {
     let harness = Harness::start();
     let (repository, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
     let who = ["-c", "user.name=Ada", "-c", "user.email=ada@example.test"];
     repository.git(&[&who[..], &["tag", "-a", "v1", "-m", "one", &sha]].concat());
     let of = |name: &str| repository.git(&["rev-parse", name]).trim().to_owned();
-    let others =
-        [(of("v1"), "tag"), (of(&format!("{sha}^{{tree}}")), "tree"), (of(&format!("{sha}:vote/Dockerfile")), "blob")];
+    let (tree, blob) = (of(&format!("{sha}^{{tree}}")), of(&format!("{sha}:vote/Dockerfile")));
+    for (name, target) in [("of-tag", "v1"), ("of-tree", &tree), ("of-blob", &blob)] {
+        repository.git(&[&who[..], &["-c", "advice.nestedTag=false", "tag", "-a", name, "-m", "one", target]].concat());
+    }
+    let others = [
+        (tree, "is the id of a tree, not of a commit"),
+        (blob, "is the id of a blob, not of a commit"),
+        (of("of-tree"), "is a tag of a tree, not of a commit"),
+        (of("of-blob"), "is a tag of a blob, not of a commit"),
+    ];
     let _worker = harness.worker("");
     let build = async |n: usize, sha: &str| {
         harness.redis.push("default", "BuildJob", json!([harness.native(sha)])).await;
         harness.callbacks(n + 1).await.remove(n)
     };
     assert_eq!(build(0, &sha).await["status"], "succeeded");
-    for (n, (id, kind)) in others.iter().enumerate() {
+    for (n, (id, words)) in others.iter().enumerate() {
         let report = build(n + 1, id).await;
         assert_eq!(
             (&report["status"], &report["reason"]),
             (&json!("failed"), &json!("commit_not_found")),
             "{report:#}"
         );
-        let words = format!("is the id of a {kind}, not of a commit");
-        assert!(report["message"].as_str().unwrap().contains(&words), "{report:#}");
+        assert!(report["message"].as_str().unwrap().contains(words), "{report:#}");
     }
     let n_fetches = harness.git.n_fetches();
-    assert_eq!(build(4, &sha).await["status"], "succeeded");
+    assert_eq!(build(5, &sha).await["status"], "succeeded");
     assert_eq!(harness.git.n_fetches(), n_fetches, "the mirror still has the commit");
+    for (n, (name, n_more)) in [("v1", 1), ("v1", 0), ("of-tag", 1)].into_iter().enumerate() {
+        let n_fetches = harness.git.n_fetches();
+        let report = build(6 + n, &of(name)).await;
+        assert_eq!((&report["status"], &report["sha"]), (&json!("succeeded"), &json!(of(name))), "{report:#}");
+        assert_eq!(harness.git.n_fetches(), n_fetches + n_more, "{name}");
+        let definition: Value = serde_json::from_str(&harness.builder.runs().pop().unwrap().text).unwrap();
+        let label = &definition["target"]["vote"]["labels"]["org.opencontainers.image.revision"];
+        assert_eq!(*label, json!(sha), "{definition:#}");
+    }
+    let mut native = harness.native(&of("v1"));
+    native["ref"] = json!("refs/tags/v1");
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    assert_eq!(harness.callbacks(10).await.remove(9)["status"], "succeeded");
+    native["ref"] = json!("refs/heads/main");
+    harness.redis.push("default", "BuildJob", json!([native])).await;
+    assert_eq!(harness.callbacks(11).await.remove(10)["status"], "succeeded");
     let newer = repository.commit(&[("vote/Dockerfile", "FROM base\n# newer\n")]);
-    assert_eq!(build(5, &newer).await["status"], "succeeded");
+    assert_eq!(build(11, &newer).await["status"], "succeeded");
 }
 
 #[tokio::test(flavor = "multi_thread")]

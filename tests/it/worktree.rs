@@ -35,7 +35,7 @@ async fn in_each_worktree<T: Send + 'static>(
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let (sees, n_before) = (seen.clone(), harness.redis.queue(CALLBACKS).await.len());
     harness.builder.script_for_the_rest(Script::new(move |run| {
-        let definition: Value = serde_json::from_str(&run.stdin).unwrap();
+        let definition: Value = serde_json::from_str(&run.text).unwrap();
         let app = &definition["target"]["app"];
         let n: usize = app["labels"]["n"].as_str().unwrap().parse().unwrap();
         sees.lock().unwrap().insert(n, look(Path::new(app["context"].as_str().unwrap())));
@@ -436,6 +436,24 @@ async fn a_git_lfs_pointer_in_a_build_context_is_refused_by_its_name() {
     assert_eq!(report["reason"], "source_refused", "{report:#}");
     assert!(report["message"].as_str().unwrap().contains("docker/Dockerfile.vote is a Git LFS pointer"), "{report:#}");
     assert!(harness.builder.runs().is_empty(), "no build runs");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_git_would_write_in_another_encoding_are_named() {
+    let harness = Harness::start();
+    let _worker = harness.worker("");
+    harness.builder.script_for_the_rest(Script::success(&["vote"]));
+    let dockerfile = ("vote/Dockerfile", "FROM base\nCOPY . /srv\n");
+    let attributes = "*.ps1 text working-tree-encoding=UTF-16LE-BOM\nplain.ps1 -working-tree-encoding\nu8.ps1 working-tree-encoding=utf-8\n";
+    let few = [dockerfile, (".gitattributes", attributes), ("a.ps1", "é"), ("plain.ps1", "x"), ("u8.ps1", "x")];
+    let report = report_of(&harness, &few, "Dockerfile").await;
+    let begins = "working-tree-encoding in .gitattributes is ignored; these files are as stored, in UTF-8: ";
+    assert_eq!(report["notices"], json!([format!("{begins}a.ps1")]), "{report:#}");
+    let many: Vec<String> = (0..100).map(|n| format!("b{n:02}.ps1")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "x")).collect();
+    let report = report_of(&harness, &many, "Dockerfile").await;
+    let expected = format!("{begins}a.ps1, b00.ps1, b01.ps1, b02.ps1, b03.ps1 and others");
+    assert_eq!(report["notices"], json!([expected]), "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -234,7 +234,45 @@ async fn a_pod_that_is_never_ready_is_skipped() {
         let jid = harness.redis.push("default", "BuildJob", json!([harness.native(&repository, &sha, &[image])])).await;
         let report = harness.report(&jid).await;
         assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
+        assert_eq!(report["notices"], json!([]), "no build went there first");
+        let pod = report["placement"]["pod"].as_str().unwrap_or_else(|| panic!("{report:#}\n{}", harness.logs()));
+        assert_ne!(pod, "default0-wedged", "{report:#}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_builder_that_is_missing_for_a_while_is_waited_for_and_told_once() {
+    let mut harness = Harness::open();
+    let namespace = Namespace::of(&harness);
+    harness.builders = namespace.builder("default", "replicas = 1");
+    let worker = harness.worker("");
+    let dockerfile = harness.dockerfile("COPY . /srv");
+    let mut jids = Vec::new();
+    for n in 0..3 {
+        let repository = format!("shop-{n}");
+        let sha = harness.commit(&repository, &[("web/Dockerfile", &dockerfile)]);
+        let image = json!({"name": "web", "context": "./web", "tags": [harness.reference(&repository, "1")]});
+        jids.push(
+            harness.redis.push("default", "BuildJob", json!([harness.native(&repository, &sha, &[image])])).await,
+        );
+    }
+    harness.until("the wait is told", async || !worker.logged("builder_not_ready").is_empty()).await;
+    let status = text(&harness.run(&["builder", "status"], ""));
+    assert!(status.contains("missing"), "{status}");
+    let ensured = harness.run(&["builder", "ensure"], "");
+    assert!(ensured.status.success(), "{}", text(&ensured));
+    for jid in jids {
+        let report = harness.report(&jid).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", harness.logs());
+        assert_eq!((&report["attempt"], &report["notices"]), (&json!(1), &json!([])), "{report:#}");
+    }
+    let told = worker.logged("builder_not_ready");
+    assert_eq!((told.len(), worker.logged("builder_ready").len()), (1, 1), "{told:#?}");
+    assert!(told[0].to_string().contains("no Deployment default0"), "{told:#?}");
+
+    namespace.kubectl(&["scale", "deployment", "default0", "--replicas=0"]);
+    let status = harness.run(&["builder", "status"], "");
+    assert!(!status.status.success() && text(&status).contains("the Deployment has 0 replicas"), "{}", text(&status));
 }
 
 /// The child ends, whatever the fault.

@@ -125,6 +125,32 @@ async fn a_build_on_another_pod_says_which_pods_and_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn during_a_rollout_builds_go_to_pods_of_the_newest_version() {
+    let (harness, namespace) = harness_with_pods(2, "");
+    let old = namespace.pods();
+    // A new pod that is ready does not count as available, so the old ones stay.
+    let strategy = r#"{"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}"#;
+    let patch =
+        format!(r#"{{"spec": {{"minReadySeconds": 1000, "progressDeadlineSeconds": 2000, "strategy": {strategy}}}}}"#);
+    namespace.kubectl(&["patch", "deployment", "default0", "-p", &patch]);
+    namespace.kubectl(&["set", "env", "deployment", "default0", "A=b"]);
+    let new = || {
+        let pods = namespace.json(&["get", "pods"]);
+        let pods = pods["items"].as_array().unwrap().iter();
+        let is_ready = |pod: &&Value| pod["status"]["containerStatuses"][0]["ready"] == true;
+        let names = pods.filter(is_ready).map(|pod| pod["metadata"]["name"].as_str().unwrap().to_owned());
+        names.filter(|name| !old.contains(name)).collect::<Vec<_>>()
+    };
+    namespace.until("a new pod is ready", || !new().is_empty()).await;
+    let _worker = harness.worker("");
+    for repository in ["shop", "blog", "wiki"] {
+        let report = harness.build(application(&harness, repository, "1")).await;
+        assert_eq!(vec![pod(&report, &harness)], new(), "{report:#}\n{}", harness.logs());
+        assert_eq!(report["notices"], json!([]), "{report:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_commit_has_one_image_on_every_pod_with_and_without_attestations() {
     let (harness, namespace) = harness_with_pods(2, "");
     // The first step on a base without `/proc` makes it, with the time of the build.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::json;
 use sidebake::bake::{Bake, BakeRequest, Definition, Goal, admit};
 use sidebake::builder::Builders;
-use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFile, Sha, Trust};
+use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFiles, Sha, Trust};
 use sidebake::journal::{Journal, Record};
 use sidebake::report::Report;
 use sidebake::source::{Origin, Revision, SourceError, Spent, Submodule, Worktree, Worktrees};
@@ -75,6 +75,7 @@ impl<'a> Worker<'a> {
             revision: Revision::Sha(Sha::parse(sha).unwrap()),
             mtimes_key: None,
             since: Vec::new(),
+            git_dir: None,
             spent: Spent::default(),
         };
         self.source.check_out(&origin, &self.state, &self.journal, &CancellationToken::new()).await
@@ -109,8 +110,9 @@ impl<'a> Worker<'a> {
                 definition.inputs(&["file".into()]).is_empty()
             }
             "definition_link" | "definition_fifo" => {
-                let file = RepositoryFile { path: "compose.yaml".into(), naming: Naming::File };
-                let build = Build::new(repository(), Trust::Branch, Recipe::File(file));
+                let paths = vec!["compose.yaml".into()];
+                let files = RepositoryFiles { paths, directory: String::new(), naming: Naming::File };
+                let build = Build::new(repository(), Trust::Branch, Recipe::Files(files));
                 // Through a link, buildx would print the lines of the file.
                 admit(&BakeRequest { build: &build, worktree: &tree, commit: None }).is_ok()
             }

@@ -49,7 +49,7 @@ pub fn source_child(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 /// The last message of a source child that claims another commit.
 fn done() -> Value {
     let size = json!({"n_entries": 2, "n_bytes": 10});
-    json!({"done": {"sha": "7".repeat(40), "size": size, "lfs_pointers": [], "submodules": [], "links": [], "changes": [],
+    json!({"done": {"sha": "7".repeat(40), "size": size, "lfs_pointers": [], "submodules": [], "links": [], "changes": [], "encoded": [],
         "committed_at_s": -1}})
 }
 
@@ -75,8 +75,8 @@ pub fn buildx(command: &str) -> ExitCode {
 }
 
 fn bake(is_print: bool) {
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).unwrap();
+    let file = std::env::args().skip_while(|argument| argument != "--file").nth(1).expect("a definition");
+    let text = std::fs::read_to_string(file).unwrap();
     let printed = definition::resolve(&text, &["app".to_owned()]).unwrap();
     let ground = printed["target"]["app"]["args"]["ground"].as_str().unwrap();
     let ground: Ground = serde_json::from_str(ground).unwrap();

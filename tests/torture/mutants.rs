@@ -15,7 +15,7 @@ use crate::Verdict;
 use crate::audit::Ending;
 use crate::faults::Kind;
 use crate::relay::{Rewrite, is_command};
-use crate::scripts::{RECOVER, RENEW, TURN, load};
+use crate::scripts::{RECOVER, RENEW, Scripts, TURN, load};
 use crate::story::Story;
 
 /// The lists run one after the other. The mutants of a list run in parallel.
@@ -155,10 +155,10 @@ impl Without {
         for (script, mutant) in mutated {
             digests.insert(load(redis, script).await.into_bytes(), load(redis, &mutant).await.into_bytes());
         }
+        let scripts = Scripts::load(redis).await;
         Arc::new(move |request, is_custody| {
-            if self.is_blind() && is_custody && is_command(request, b"HGETALL") {
-                // A set makes Redis refuse the command and keep the connection.
-                request[1] = b"queues".to_vec();
+            if self.is_blind() && is_custody {
+                scripts.blind(request);
             }
             if is_command(request, b"EVALSHA")
                 && let Some(mutant) = digests.get(&request[1])

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::image_name::ImageName;
-use super::{Refusal, Rules, is_empty, list, repository_file};
+use super::{Refusal, Rules, is_empty, is_of_repository, list, repository_file};
 use crate::bake::print::Targets;
 use crate::name::reference;
 
@@ -20,20 +20,23 @@ impl Rules<'_> {
     pub(super) fn settle_references(&mut self, target: &mut Map<String, Value>) -> Result<(), Refusal> {
         let is_file = repository_file(self.request).is_some();
         let output = target.remove("output").unwrap_or_default();
-        if !is_empty(&output) && !is_file {
+        if !is_empty(&output) && !is_of_repository(self.request) {
             self.check_outputs(&output)?;
         }
         let leaves_nothing = !is_empty(&output) && list(&output).iter().all(leaves_no_image);
         if is_file {
             self.replace_tags(target, leaves_nothing);
             self.replace_caches(target);
-            if leaves_nothing && !list(&output).iter().all(is_cache_only) {
-                self.notice("output", "not written: only images leave the builder");
-            }
         } else {
+            if is_of_repository(self.request) {
+                self.drop_other_caches(target);
+            }
             self.check_cache("cache-from", target)?;
             self.check_cache("cache-to", target)?;
             self.add_caches(target);
+        }
+        if is_of_repository(self.request) && leaves_nothing && !list(&output).iter().all(is_cache_only) {
+            self.notice("output", "not written: only images leave the builder");
         }
         // A fork writes no cache that others read.
         if self.grants.is_fork() && target.remove("cache-to").is_some_and(|theirs| !is_empty(&theirs)) {
@@ -56,11 +59,19 @@ impl Rules<'_> {
     }
 
     fn replace_tags(&mut self, target: &mut Map<String, Value>, leaves_nothing: bool) {
-        let tags = if leaves_nothing { Vec::new() } else { self.grants.tags(&self.target) };
         let theirs = target.remove("tags").unwrap_or_default();
+        if leaves_nothing {
+            if self.grants.tags_of_job(&self.target).is_some_and(|tags| !tags.is_empty()) {
+                self.notice("tags", "not used: no image of this target leaves the builder");
+            }
+            return;
+        }
+        let tags = self.grants.tags(&self.target);
         let names: Vec<&str> = list(&theirs).iter().filter_map(Value::as_str).collect();
         let is_same = names.iter().map(|name| ImageName::parse(name)).eq(tags.iter().map(|tag| ImageName::parse(tag)));
-        if !is_empty(&theirs) && !is_same && !leaves_nothing {
+        if tags.is_empty() && !is_empty(&theirs) {
+            self.notice("tags", &format!("{} ignored: the worker names images", names.join(", ")));
+        } else if !is_empty(&theirs) && !is_same {
             self.notice("tags", &format!("set to {} in place of {}", tags.join(", "), names.join(", ")));
         }
         if !tags.is_empty() {
@@ -75,6 +86,21 @@ impl Rules<'_> {
             }
         }
         self.add_caches(target);
+    }
+
+    /// Drops caches that would be the host's, or a service's that builds have no credentials for.
+    fn drop_other_caches(&mut self, target: &mut Map<String, Value>) {
+        for field in ["cache-from", "cache-to"] {
+            let Some(Value::Array(entries)) = target.get_mut(field) else { continue };
+            let n_before = entries.len();
+            entries.retain(|entry| matches!(kind(entry), Some("inline" | "registry")));
+            if entries.len() < n_before {
+                self.notice(field, "ignored where it is not a cache in a registry");
+            }
+            if entries.is_empty() {
+                target.remove(field);
+            }
+        }
     }
 
     /// Why a cache that the definition exports itself is dropped, if it is.

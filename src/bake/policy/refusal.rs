@@ -17,8 +17,13 @@ impl Refusal {
         Self { reason, field: FieldError::new(path, message) }
     }
 
+    /// A field of the job names something that its definition does not have.
+    pub(in crate::bake) fn of_job(field: FieldError) -> Self {
+        Self { reason: Reason::InvalidArguments, field }
+    }
+
     /// The account may not do this.
-    pub(super) fn not_allowed(path: impl AsRef<str>, message: impl AsRef<str>) -> Self {
+    pub(in crate::bake) fn not_allowed(path: impl AsRef<str>, message: impl AsRef<str>) -> Self {
         Self::new(Reason::PolicyRefused, path, message)
     }
 

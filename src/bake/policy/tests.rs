@@ -46,8 +46,12 @@ fn worktree() -> tempfile::TempDir {
 
 /// A build by the repository's file, or by a definition of the platform's.
 fn build(trust: Trust, is_repositorys: bool) -> Build {
-    let file = || RepositoryFile { path: "docker-bake.hcl".into(), naming: Naming::Job(BTreeMap::new()) };
-    let recipe = if is_repositorys { Recipe::File(file()) } else { Recipe::Inline("{}".into()) };
+    let file = || RepositoryFiles {
+        paths: vec!["docker-bake.hcl".into()],
+        directory: String::new(),
+        naming: Naming::Job(BTreeMap::new()),
+    };
+    let recipe = if is_repositorys { Recipe::Files(file()) } else { Recipe::Inline("{}".into()) };
     Build::new(Repository::parse("acme/app").expect("a repository"), trust, recipe)
 }
 
@@ -550,4 +554,53 @@ fn steps_get_the_time_of_the_commit_when_the_configuration_or_the_job_asks_for_i
     assert_eq!(epoch(commit, Some(off), json!({})), None);
     let own = json!({"SOURCE_DATE_EPOCH": "0"});
     assert_eq!(epoch(commit, None, own), Some("0".into()), "a definition's own argument stays");
+}
+
+#[test]
+fn a_notice_about_tags_says_what_happens_to_them() {
+    let notices = |target: Value, tags: &[(&str, &[&str])]| {
+        let mut build = build(Trust::Branch, true);
+        if let Recipe::Files(files) = &mut build.recipe {
+            let of = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect();
+            files.naming = Naming::Job(tags.iter().map(|(name, tags)| ((*name).to_owned(), of(tags))).collect());
+        }
+        let validated = police_in(worktree().path(), &settings::Accounts::default(), &build, json!({"t": target}));
+        validated.expect("allowed").notices
+    };
+    let theirs = json!({"context": "app", "tags": ["theirs/x", "theirs/y"]});
+    assert_eq!(notices(theirs.clone(), &[]), ["target.t.tags: theirs/x, theirs/y ignored: the worker names images"]);
+    let replaced = "target.t.tags: set to ours/x in place of theirs/x, theirs/y";
+    assert_eq!(notices(theirs, &[("t", &["ours/x"])]), [replaced]);
+    let of_none = json!({"context": "app", "output": [{"type": "cacheonly"}]});
+    let unused = "target.t.tags: not used: no image of this target leaves the builder";
+    assert_eq!(notices(of_none.clone(), &[("t", &["ours/x"])]), [unused]);
+    assert_eq!(notices(of_none, &[("u", &["ours/x"])]), ["tags.u: not used: the job does not build this target"]);
+}
+
+#[test]
+fn the_owner_of_a_file_keeps_its_names_and_loses_what_would_be_written_to_a_disk() {
+    let mut build = build(Trust::Branch, true);
+    if let Recipe::Files(files) = &mut build.recipe {
+        files.naming = Naming::File;
+    }
+    let registry = json!({"type": "registry", "ref": "theirs/cache"});
+    let target = json!({
+        "context": "app", "tags": ["theirs/x"], "output": [{"type": "local", "dest": "out"}],
+        "cache-from": [registry, {"type": "gha", "scope": "x"}], "cache-to": [{"type": "local", "dest": "/tmp/x"}],
+    });
+    let validated = police_in(worktree().path(), &settings::Accounts::default(), &build, json!({"t": target}));
+    let mut validated = validated.expect("allowed");
+    let target = validated.targets.remove("t").expect("a target");
+    assert_eq!((&target["tags"], &target["cache-from"]), (&json!(["theirs/x"]), &json!([registry])));
+    assert_eq!((target.get("cache-to"), &target["output"]), (None, &json!([{"type": "cacheonly"}])));
+    let expected = [
+        "target.t.cache-from: ignored where it is not a cache in a registry",
+        "target.t.cache-to: ignored where it is not a cache in a registry",
+        "target.t.output: not written: only images leave the builder",
+    ];
+    assert_eq!(validated.notices, expected);
+    // buildx adds the entitlement.
+    let host = json!({"context": "app", "network": "host", "entitlements": ["network.host"]});
+    let refused = validate_target(host, true).expect_err("refused");
+    assert_eq!(refused, "target.t.network: expected default or none");
 }

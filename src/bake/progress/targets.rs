@@ -21,7 +21,9 @@ impl BakeProgress {
         let own: Vec<&Vertex> =
             self.vertices.iter().filter(|vertex| vertex.targets.binary_search(&number).is_ok()).collect();
         let steps = steps(&own, ran);
-        let started = own.iter().filter_map(|vertex| vertex.started).min();
+        // Another build may have begun a shared step earlier. Each target loads its own definition first.
+        let began = own.iter().filter(|vertex| vertex.loads_definition()).filter_map(|vertex| vertex.started).min();
+        let started = own.iter().filter_map(|vertex| vertex.started).min().max(began);
         let completed = own.iter().filter_map(|vertex| vertex.completed).max();
         let has_failed = own.iter().any(|vertex| vertex.breaks_build());
         let failed = own.iter().find_map(|vertex| self.step_failure(vertex, Some(name)));

@@ -554,3 +554,18 @@ fn every_event_is_plain_text() {
     }
     assert_eq!(n_texts, 3);
 }
+
+#[test]
+fn a_target_does_not_begin_before_its_build() {
+    let mut progress = progress_with(&["web", "api"], &[]);
+    let at = |second: u32| format!("2026-11-24T04:05:{second:02}Z");
+    let vertex = |digest: &str, name: &str, from: u32, to: u32| json!({"vertexes": [{"digest": digest, "name": name, "started": at(from), "completed": at(to)}]});
+    // Another build began the shared step 30 s earlier.
+    for target in ["web", "api"] {
+        said(&mut progress, &vertex("sha256:a", &format!("[{target} 1/2] RUN make"), 0, 40));
+    }
+    said(&mut progress, &vertex("sha256:b", "[web internal] load build definition from Dockerfile", 30, 31));
+    said(&mut progress, &vertex("sha256:c", "[web 2/2] RUN echo [internal] load build definition from x", 40, 42));
+    assert_eq!(report(&progress, "web", true).duration_ms, 12_000);
+    assert_eq!(report(&progress, "api", true).duration_ms, 40_000, "nothing says when it began");
+}

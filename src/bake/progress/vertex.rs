@@ -123,6 +123,11 @@ impl Vertex {
         }
     }
 
+    /// Whether it reads the target's Dockerfile, which BuildKit does first and for each build.
+    pub(super) fn loads_definition(&self) -> bool {
+        self.name.starts_with("[internal] load build definition from ")
+    }
+
     /// Sets its error; `None` when there is no room for more errors.
     pub(super) fn fail(&mut self, said: Option<Said>) {
         self.error = said.map_or(Failing::Untold, |said| Failing::Own(Box::new(said)));

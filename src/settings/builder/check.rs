@@ -3,11 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Affinity;
+
 use super::Builder;
+use super::kubernetes::{
+    is_deployment_name, is_dns_label, is_dns_name, is_label_value, is_qualified_name, is_variable, quantity,
+};
 use crate::field_error::{FieldError, refuse};
+use crate::json;
 use crate::name::is_name;
-use crate::settings::Driver;
 use crate::settings::accounts::check_names;
+use crate::settings::driver::TolerationOperator;
+use crate::settings::{Driver, Toleration};
 
 /// Checks every builder, and that no two of them are the same Deployment: their accounts would only seem to be apart.
 pub(in crate::settings) fn check_all(builders: &BTreeMap<String, Builder>) -> Result<(), FieldError> {
@@ -23,6 +30,9 @@ pub(in crate::settings) fn check_all(builders: &BTreeMap<String, Builder>) -> Re
     }
     Ok(())
 }
+
+/// A setting, its texts, which texts are valid, and what they are.
+type Check<'a> = (&'static str, Vec<&'a str>, fn(&str) -> bool, &'static str);
 
 impl Builder {
     fn check(&self, name: &str) -> Result<(), FieldError> {
@@ -42,7 +52,11 @@ impl Builder {
             (Driver::Kubernetes, Some(_)) => {
                 refuse_key("endpoint", "does not apply to the kubernetes driver; set kubeconfig")
             }
-            (Driver::Kubernetes, None) => self.check_kubernetes(&refuse_key),
+            (Driver::Kubernetes, None) => {
+                self.check_kubernetes(&refuse_key)?;
+                self.check_deployment_name(name)?;
+                self.check_kubernetes_names(&refuse_key)
+            }
             (Driver::Remote, Some(url)) if url.starts_with("tcp://") => Ok(()),
             (Driver::Remote, _) => refuse_key("endpoint", "required for the remote driver: tcp://host:port"),
             (_, Some(url)) if !(url.starts_with("tcp://") || url.starts_with("unix:///")) => {
@@ -72,6 +86,66 @@ impl Builder {
         Ok(())
     }
 
+    /// buildx writes `-` for `_`, and would look for another Deployment.
+    fn check_deployment_name(&self, name: &str) -> Result<(), FieldError> {
+        let node = self.node_name(name);
+        if is_deployment_name(&node) {
+            return Ok(());
+        }
+        let field = format!("builders.{name}{}", if self.node.is_some() { ".node" } else { "" });
+        let rule = "it has up to 63 lowercase letters, digits, - and ., with a letter or digit at both ends";
+        let remedy = if self.node.is_some() { "" } else { "; choose another name, or set node" };
+        refuse(field, format!("{node:?} cannot name a Deployment: {rule}{remedy}"))
+    }
+
+    /// What Kubernetes would refuse only when the Deployment or its pods are made.
+    fn check_kubernetes_names<'a>(
+        &'a self,
+        refuse_key: &impl Fn(&str, &str) -> Result<(), FieldError>,
+    ) -> Result<(), FieldError> {
+        let keys = |map: &'a BTreeMap<String, String>| map.keys().map(String::as_str).collect();
+        let values = |map: &'a BTreeMap<String, String>| map.values().map(String::as_str).collect();
+        let secrets = self.image_pull_secrets.iter().map(String::as_str).collect();
+        let spread = self.topology_spread.iter().flatten().map(|spread| spread.topology_key.as_str()).collect();
+        let taint = |part: fn(&'a Toleration) -> Option<&'a str>| self.tolerations.iter().filter_map(part).collect();
+        let one = |text: &'a Option<String>| text.as_deref().into_iter().collect();
+        let checks: [Check<'a>; 17] = [
+            ("namespace", one(&self.namespace), is_dns_label, "namespace"),
+            ("priority_class", one(&self.priority_class), is_dns_name, "name of a priority class"),
+            ("service_account", one(&self.service_account), is_dns_name, "name of a service account"),
+            ("image_pull_secrets", secrets, is_dns_name, "name of a Secret"),
+            ("labels", keys(&self.labels), is_qualified_name, "key of a label"),
+            ("labels", values(&self.labels), is_label_value, "value of a label"),
+            ("annotations", keys(&self.annotations), is_qualified_name, "key of an annotation"),
+            ("node_selector", keys(&self.node_selector), is_qualified_name, "key of a label"),
+            ("node_selector", values(&self.node_selector), is_label_value, "value of a label"),
+            ("tolerations", taint(|one| one.key.as_deref()), is_qualified_name, "key of a taint"),
+            ("tolerations", taint(|one| one.value.as_deref()), is_label_value, "value of a taint"),
+            ("topology_spread", spread, is_qualified_name, "key of a label"),
+            ("environment", keys(&self.environment), is_variable, "name of a variable"),
+            ("requests", keys(&self.requests), is_qualified_name, "name of a resource"),
+            ("requests", values(&self.requests), is_quantity, "quantity, such as \"500m\" or \"8Gi\""),
+            ("limits", keys(&self.limits), is_qualified_name, "name of a resource"),
+            ("limits", values(&self.limits), is_quantity, "quantity, such as \"500m\" or \"8Gi\""),
+        ];
+        for (key, texts, is_valid, what) in checks {
+            if let Some(text) = texts.iter().find(|text| !is_valid(text)) {
+                return refuse_key(key, &format!("{text:?} is not a valid {what}"));
+            }
+        }
+        if self.labels.contains_key("app") {
+            return refuse_key("labels", "app is the Deployment's name, by which buildx finds the pods");
+        }
+        let is_any = |one: &Toleration| one.key.is_none() && one.operator != Some(TolerationOperator::Exists);
+        if self.tolerations.iter().any(is_any) {
+            return refuse_key("tolerations", "without a key, the operator must be Exists");
+        }
+        if self.topology_spread.iter().flatten().any(|spread| spread.max_skew == 0) {
+            return refuse_key("topology_spread", "max_skew must be at least 1");
+        }
+        self.affinity.iter().try_for_each(|affinity| check_affinity(affinity, refuse_key))
+    }
+
     fn only_for_kubernetes(&self) -> Option<&'static str> {
         let set = [
             ("kubeconfig", self.kubeconfig.is_some()),
@@ -83,9 +157,77 @@ impl Builder {
             ("limits", !self.limits.is_empty()),
             ("node_selector", !self.node_selector.is_empty()),
             ("tolerations", !self.tolerations.is_empty()),
+            ("topology_spread", self.topology_spread.is_some()),
+            ("affinity", self.affinity.is_some()),
+            ("priority_class", self.priority_class.is_some()),
+            ("service_account", self.service_account.is_some()),
+            ("image_pull_secrets", !self.image_pull_secrets.is_empty()),
+            ("labels", !self.labels.is_empty()),
             ("annotations", !self.annotations.is_empty()),
+            ("pre_stop", !self.pre_stop.is_empty()),
             ("environment", !self.environment.is_empty()),
         ];
         set.into_iter().find_map(|(key, is_set)| is_set.then_some(key))
+    }
+}
+
+fn is_quantity(text: &str) -> bool {
+    quantity(text).is_some()
+}
+
+/// Refuses a field that Kubernetes does not know: it would be dropped without a word.
+fn check_affinity(
+    affinity: &serde_json::Value,
+    refuse_key: &impl Fn(&str, &str) -> Result<(), FieldError>,
+) -> Result<(), FieldError> {
+    let known: Affinity = match json::read(affinity.to_string().as_bytes()) {
+        Ok(known) => known,
+        Err(error) => return refuse_key("affinity", &format!("is not an affinity of Kubernetes: {error}")),
+    };
+    match serde_json::to_value(known).is_ok_and(|known| known == *affinity) {
+        true => Ok(()),
+        false => refuse_key("affinity", "has a field that Kubernetes does not know"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Why a builder of this name is refused.
+    fn refusal(name: &str, change: impl Fn(&mut Builder)) -> Option<String> {
+        let mut builder = Builder::new(Driver::Kubernetes, None);
+        change(&mut builder);
+        check_all(&[(name.to_owned(), builder)].into()).err().map(|error| error.to_string())
+    }
+
+    fn toleration(text: &str) -> Toleration {
+        serde_json::from_str(text).expect("a toleration")
+    }
+
+    #[test]
+    fn what_kubernetes_would_refuse_is_refused_with_its_field() {
+        let refused = |name: &str, change: fn(&mut Builder)| refusal(name, change).expect("refused");
+        assert!(refused("Dev_1", |_| ()).starts_with("builders.Dev_1: \"Dev_10\" cannot name a Deployment"));
+        assert!(refused("dev", |b| b.node = Some("b_0".into())).starts_with("builders.dev.node: \"b_0\""));
+        assert!(refused("dev", |b| b.namespace = Some("Builds".into())).contains("dev.namespace: \"Builds\""));
+        assert!(refused("dev", |b| b.labels = [("app".into(), "x".into())].into()).contains("dev.labels: app"));
+        assert!(refused("dev", |b| b.labels = [("team".into(), "a b".into())].into()).contains("value of a label"));
+        assert!(refused("dev", |b| b.environment = [("A=B".into(), "x".into())].into()).contains("\"A=B\""));
+        assert!(refused("dev", |b| b.requests = [("cpu".into(), "4 cores".into())].into()).contains("\"4 cores\""));
+        assert!(refused("dev", |b| b.image_pull_secrets = vec!["Reg".into()]).contains("name of a Secret"));
+        assert!(refused("dev", |b| b.priority_class = Some("High!".into())).contains("priority_class"));
+        assert!(refused("dev", |b| b.affinity = Some(json!({"podAffinty": {}}))).contains("does not know"));
+        assert!(refused("dev", |b| b.affinity = Some(json!({"podAffinity": 1}))).contains("not an affinity"));
+        assert!(refused("dev", |b| b.tolerations = vec![toleration(r#"{"key": "a b"}"#)]).contains("key of a taint"));
+        assert!(refused("dev", |b| b.tolerations = vec![toleration("{}")]).contains("must be Exists"));
+        assert!(serde_json::from_str::<Toleration>(r#"{"operator": "exists"}"#).is_err());
+        assert_eq!(refusal("dev", |b| b.tolerations = vec![toleration(r#"{"operator": "Exists"}"#)]), None);
+        let affinity = json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"labelSelector": {"matchLabels": {"app": "dev0"}}, "topologyKey": "kubernetes.io/hostname"}]}});
+        assert_eq!(refusal("dev", |builder| builder.affinity = Some(affinity.clone())), None);
+        assert_eq!(refusal("Dev_1", |builder| builder.node = Some("dev-1".into())), None);
     }
 }

@@ -34,8 +34,8 @@ pub struct Run {
     pub cwd: PathBuf,
     /// The name of the builder.
     pub builder: String,
-    /// The definition that it received, mostly on stdin.
-    pub stdin: String,
+    /// The text of the definition that it read.
+    pub text: String,
     /// The definition as `--print` would show it.
     pub definition: Value,
     /// The targets that it builds, with groups resolved.

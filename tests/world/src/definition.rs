@@ -67,6 +67,14 @@ pub fn resolve(text: &str, asked: &[String]) -> Result<Value, String> {
     Ok(json!({"group": groups, "target": printed}))
 }
 
+/// The output of `--list type=targets,format=json`, or the text after `ERROR: `.
+pub fn list(text: &str) -> Result<Value, String> {
+    let definition: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let names = |kind: &str| definition[kind].as_object().into_iter().flat_map(Map::keys).cloned().collect::<Vec<_>>();
+    let groups = names("group").into_iter().map(|name| json!({"name": name, "group": true}));
+    Ok(groups.chain(names("target").into_iter().map(|name| json!({"name": name}))).collect())
+}
+
 /// The requested targets: those of the group `default` of a printed definition.
 pub fn built_targets(printed: &Value) -> Vec<String> {
     let mut targets = BTreeSet::new();

@@ -1,62 +1,197 @@
-//! A Kubernetes that always has one Deployment with one pod, both ready.
+//! A Kubernetes with one Deployment and its pods.
 //!
-//! Answers what a worker requests before a build: the Deployment and its pods. Allows no exec into a pod.
+//! Answers what a worker requests before a build and what `builder ensure` and `apply` write: the Deployment, a StatefulSet of its
+//! name, and the pods. A test changes them at any time. Allows no exec into a pod. Starts no pods.
 
-use axum::extract::Path;
-use axum::routing::get;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::body::Bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use crate::server::Server;
 
 /// A running API server.
-pub struct Kubernetes(Server);
+pub struct Kubernetes {
+    server: Server,
+    objects: Arc<Mutex<KubernetesObjects>>,
+}
+
+/// What the API server has.
+pub struct KubernetesObjects {
+    /// The Deployment; none when it does not exist.
+    pub deployment: Option<Value>,
+    /// A StatefulSet of any name.
+    pub stateful_set: Option<Value>,
+    /// The pods of the Deployment.
+    pub pods: Vec<Value>,
+    /// The bearer token that is accepted; none accepts all.
+    pub token: Option<String>,
+    /// How many requests there were.
+    pub n_requests: usize,
+    /// How many requests were refused for their token.
+    pub n_unauthorized: usize,
+}
 
 impl Kubernetes {
-    /// Starts one on a free port.
+    /// Starts one on a free port, with one Deployment and one pod, both ready.
     pub fn start() -> Kubernetes {
+        Self::start_on(0)
+    }
+
+    /// Starts one on a port; 0 is a free one.
+    pub fn start_on(port: u16) -> Kubernetes {
+        let objects = KubernetesObjects {
+            deployment: Some(Self::deployment()),
+            stateful_set: None,
+            pods: vec![Self::pod("d0-a")],
+            token: None,
+            n_requests: 0,
+            n_unauthorized: 0,
+        };
+        let objects = Arc::new(Mutex::new(objects));
         let router = Router::new()
-            .route("/apis/apps/v1/namespaces/{namespace}/deployments/{name}", get(deployment))
-            .route("/api/v1/namespaces/{namespace}/pods", get(pods));
-        Kubernetes(Server::start(router, 0))
+            .route("/apis/apps/v1/namespaces/{namespace}/deployments", post(create))
+            .route("/apis/apps/v1/namespaces/{namespace}/deployments/{name}", get(read_deployment).patch(patch))
+            .route("/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}", get(read_stateful_set))
+            .route("/api/v1/namespaces/{namespace}/pods", get(pods))
+            .layer(middleware::from_fn_with_state(objects.clone(), authorize))
+            .with_state(objects.clone());
+        Kubernetes { server: Server::start(router, port), objects }
+    }
+
+    /// Its objects, to read and to change.
+    ///
+    /// # Panics
+    /// When a request has panicked.
+    pub fn objects(&self) -> MutexGuard<'_, KubernetesObjects> {
+        self.objects.lock().unwrap()
     }
 
     /// The port of the API server.
     pub fn port(&self) -> u16 {
-        self.0.port()
+        self.server.port()
+    }
+
+    /// A Deployment with one replica that is rolled out.
+    pub fn deployment() -> Value {
+        json!({
+            "apiVersion": "apps/v1", "kind": "Deployment",
+            "metadata": {"name": "d0", "namespace": "builds", "generation": 1, "resourceVersion": "1"},
+            "spec": {
+                "replicas": 1, "selector": {"matchLabels": {"app": "d0"}},
+                "template": {"metadata": {"labels": {"app": "d0"}}, "spec": {"containers": [{"name": "buildkitd"}]}},
+            },
+            "status": {"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "updatedReplicas": 1},
+        })
+    }
+
+    /// A pod that runs and is ready.
+    pub fn pod(name: &str) -> Value {
+        json!({
+            "metadata": {"name": name, "namespace": "builds", "uid": name, "labels": {"app": "d0"}},
+            "spec": {"containers": [{"name": "buildkitd"}]},
+            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+        })
     }
 
     /// A kubeconfig for it, as JSON, which is YAML.
     pub fn kubeconfig(&self) -> Value {
+        self.kubeconfig_of(&json!({"token": "s3cret"}))
+    }
+
+    /// The same for another user.
+    pub fn kubeconfig_of(&self, user: &Value) -> Value {
         json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
-            "clusters": [{"name": "c", "cluster": {"server": self.0.url()}}],
-            "users": [{"name": "c", "user": {"token": "s3cret"}}],
+            "clusters": [{"name": "c", "cluster": {"server": self.server.url()}}],
+            "users": [{"name": "c", "user": user}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c", "namespace": "builds"}}],
         })
     }
 }
 
-async fn deployment(Path((namespace, name)): Path<(String, String)>) -> Json<Value> {
-    let labels = json!({"app": name});
-    Json(json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": name, "namespace": namespace, "generation": 1},
-        "spec": {
-            "replicas": 1, "selector": {"matchLabels": labels},
-            "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "buildkitd"}]}},
-        },
-        "status": {"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "updatedReplicas": 1},
-    }))
+type Shared = State<Arc<Mutex<KubernetesObjects>>>;
+
+async fn authorize(State(objects): Shared, request: Request, next: Next) -> Response {
+    let is_refused = {
+        let mut objects = objects.lock().unwrap();
+        objects.n_requests += 1;
+        let authorization = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let is_refused =
+            objects.token.as_ref().is_some_and(|token| authorization != Some(format!("Bearer {token}").as_str()));
+        objects.n_unauthorized += usize::from(is_refused);
+        is_refused
+    };
+    match is_refused {
+        true => refusal(StatusCode::UNAUTHORIZED, "Unauthorized"),
+        false => next.run(request).await,
+    }
 }
 
-async fn pods(Path(namespace): Path<String>) -> Json<Value> {
-    Json(json!({
-        "apiVersion": "v1", "kind": "PodList", "metadata": {},
-        "items": [{
-            "metadata": {"name": "d0-a", "namespace": namespace, "uid": "1"},
-            "spec": {"containers": [{"name": "buildkitd"}]},
-            "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
-        }],
-    }))
+fn refusal(status: StatusCode, message: &str) -> Response {
+    let code = status.as_u16();
+    (status, Json(json!({"kind": "Status", "status": "Failure", "message": message, "code": code}))).into_response()
+}
+
+fn found(object: Option<&Value>, name: &str) -> Response {
+    object.map_or_else(
+        || refusal(StatusCode::NOT_FOUND, &format!("\"{name}\" not found")),
+        |object| Json(object.clone()).into_response(),
+    )
+}
+
+async fn read_deployment(State(objects): Shared, Path((_, name)): Path<(String, String)>) -> Response {
+    found(objects.lock().unwrap().deployment.as_ref(), &name)
+}
+
+async fn read_stateful_set(State(objects): Shared, Path((_, name)): Path<(String, String)>) -> Response {
+    found(objects.lock().unwrap().stateful_set.as_ref(), &name)
+}
+
+async fn pods(State(objects): Shared) -> Json<Value> {
+    let pods = objects.lock().unwrap().pods.clone();
+    Json(json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": pods}))
+}
+
+async fn create(State(objects): Shared, body: Bytes) -> Response {
+    let mut made: Value = serde_json::from_slice(&body).unwrap();
+    made["status"] = Kubernetes::deployment()["status"].clone();
+    made["status"]["updatedReplicas"] = made["spec"]["replicas"].clone();
+    objects.lock().unwrap().deployment = Some(made.clone());
+    (StatusCode::CREATED, Json(made)).into_response()
+}
+
+async fn patch(State(objects): Shared, Path((_, name)): Path<(String, String)>, body: Bytes) -> Response {
+    let patch: Value = serde_json::from_slice(&body).unwrap();
+    let mut objects = objects.lock().unwrap();
+    let Some(deployment) = &mut objects.deployment else { return found(None, &name) };
+    if patch["metadata"]["resourceVersion"] != deployment["metadata"]["resourceVersion"] {
+        return refusal(StatusCode::CONFLICT, "the object has been modified");
+    }
+    merge(deployment, &patch);
+    Json(deployment.clone()).into_response()
+}
+
+/// A JSON merge patch (RFC 7396).
+fn merge(live: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        live.clone_from(patch);
+        return;
+    };
+    if !live.is_object() {
+        *live = json!({});
+    }
+    for (key, value) in fields {
+        if value.is_null() {
+            live.as_object_mut().unwrap().remove(key);
+        } else {
+            merge(&mut live[key], value);
+        }
+    }
 }

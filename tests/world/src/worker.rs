@@ -195,6 +195,9 @@ impl Drop for Worker {
 pub fn sidebake(binary: &str) -> Command {
     let mut command = Command::new(binary);
     command.env_remove("REDIS_URL").env_remove("REDIS_PROVIDER").env_remove("DOCKER_HOST");
+    for name in ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"] {
+        command.env_remove(name).env_remove(name.to_ascii_lowercase());
+    }
     command
 }
 

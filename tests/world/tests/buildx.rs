@@ -97,7 +97,7 @@ async fn a_bake_pushes_what_the_definition_says() {
     assert_eq!((run.exit, run.was_killed(), run.targets), (Some(0), false, vec!["result".into(), "vote".into()]));
     assert_eq!((run.argv[1].as_str(), run.cwd.as_path()), ("bake", desk.path()));
     assert_eq!(run.env.keys().collect::<Vec<_>>(), ["BUILDX_CONFIG"]);
-    assert_eq!(run.stdin, definition().to_string());
+    assert_eq!(run.text, definition().to_string());
     assert_eq!(run.definition["target"]["vote"]["args"]["K"], "$${x}");
 }
 

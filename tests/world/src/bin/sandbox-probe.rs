@@ -65,7 +65,8 @@ fn read(ground: &Path) -> Ground {
 
 /// As `docker-buildx`: resolves by the rules of the scripted one, and probes at the requested stage.
 fn bake(arguments: &[&str]) {
-    let text = std::io::read_to_string(std::io::stdin()).unwrap();
+    let file = arguments.iter().position(|argument| *argument == "--file").expect("a definition") + 1;
+    let text = fs::read_to_string(arguments[file]).unwrap();
     let is_print = arguments.contains(&"--print");
     let names: Vec<String> = serde_json::from_str::<serde_json::Value>(&text).unwrap()["target"]
         .as_object()

@@ -63,11 +63,15 @@ impl Line {
 }
 
 fn parse(args: &[String]) -> Result<Line, String> {
-    const VALUED: [&str; 7] = ["allow", "builder", "file", "format", "metadata-file", "progress", "set"];
+    const VALUED: [&str; 8] = ["allow", "builder", "file", "format", "list", "metadata-file", "progress", "set"];
     const SWITCHES: [&str; 3] = ["debug", "print", "quiet"];
     let mut line = Line { flags: HashMap::new(), rest: Vec::new() };
     let mut args = args.iter().skip(1);
     while let Some(arg) = args.next() {
+        if arg == "--" {
+            line.rest.extend(args.by_ref().cloned());
+            break;
+        }
         let Some(flag) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-').filter(|flag| !flag.is_empty()))
         else {
             line.rest.push(arg.clone());
@@ -102,6 +106,10 @@ fn bake(line: &Line) -> Result<(), String> {
     // Reports a missing builder before it reads the definition.
     let instance = line.flag("builder").map(instance).transpose()?;
     let text = read_definition(line)?;
+    if line.is_set("list") {
+        println!("{}", definition::list(&text)?);
+        return Ok(());
+    }
     let printed = definition::resolve(&text, &line.rest)?;
     if line.is_set("print") {
         let printed = with_outputs(printed, line.flags.get("set").map(Vec::as_slice).unwrap_or_default());
@@ -120,7 +128,7 @@ fn bake(line: &Line) -> Result<(), String> {
         "env": std::env::vars().collect::<HashMap<_, _>>(),
         "cwd": std::env::current_dir().unwrap_or_default(),
         "builder": instance["Name"],
-        "stdin": text,
+        "text": text,
         "targets": definition::built_targets(&printed),
         "definition": printed,
         "docker_config": docker_config(),

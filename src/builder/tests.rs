@@ -1,0 +1,291 @@
+//! Placement, status and changes of a builder, against an API server that a test changes meanwhile.
+
+use serde_json::{Value, json};
+use world::{Kubernetes, KubernetesObjects};
+
+use super::*;
+use crate::job::{Recipe, Repository, Trust};
+use crate::reason::Failure;
+
+/// A worker's builder `d` on an API server.
+struct Setup {
+    kubernetes: Kubernetes,
+    builders: Builders,
+    home: tempfile::TempDir,
+}
+
+impl Setup {
+    /// A builder that waits as long as this.
+    fn new(timeout: Duration) -> Self {
+        Self::with(timeout, json!({"token": "s3cret"}), |_| ())
+    }
+
+    /// A builder of a user, with other settings.
+    fn with(timeout: Duration, user: Value, change: impl Fn(&mut settings::Builder)) -> Self {
+        let (kubernetes, home) = (Kubernetes::start(), tempfile::tempdir().expect("a directory"));
+        let kubeconfig = home.path().join("kubeconfig");
+        std::fs::write(&kubeconfig, kubernetes.kubeconfig_of(&user).to_string()).expect("written");
+        let mut builder = settings::Builder::new(Driver::Kubernetes, None);
+        (builder.kubeconfig, builder.timeout) = (Some(kubeconfig), timeout);
+        change(&mut builder);
+        let builders = builders(builder);
+        Self { kubernetes, builders, home }
+    }
+
+    /// Another worker's builder, with changed settings.
+    fn changed(&self, change: impl Fn(&mut settings::Builder)) -> Builders {
+        let mut builder = self.builders.builders["d"].settings.clone();
+        change(&mut builder);
+        builders(builder)
+    }
+
+    /// Places a build, and returns its pod.
+    async fn place(&self) -> Result<Option<String>, BuilderError> {
+        place(&self.builders, self.home.path()).await
+    }
+
+    /// Places a build in a state that ends after a while.
+    async fn place_over(&self, begin: Change, end: Change) -> Option<String> {
+        begin(&mut self.kubernetes.objects());
+        let pass = async {
+            sleep(Duration::from_millis(1200)).await;
+            end(&mut self.kubernetes.objects());
+        };
+        let (placed, ()) = tokio::join!(self.place(), pass);
+        placed.expect("placed")
+    }
+
+    async fn status(&self) -> BuilderStatus {
+        self.builders.status("d").await.expect("a status")
+    }
+}
+
+/// A change of the cluster.
+type Change = fn(&mut KubernetesObjects);
+
+async fn place(builders: &Builders, home: &Path) -> Result<Option<String>, BuilderError> {
+    let job = Job::new(home);
+    let session = job.place(builders).await?;
+    Ok(session.placement().pod)
+}
+
+/// One build with its directory.
+struct Job {
+    build: Build,
+    directory: JobDirectory,
+    state: StateDirectory,
+}
+
+impl Job {
+    fn new(home: &Path) -> Self {
+        let state = StateDirectory::open(home, "test").expect("opened");
+        let directory = state.job_directory().expect("made");
+        let repository = Repository { owner: "acme".into(), name: "shop".into() };
+        let build = Build::new(repository, Trust::Branch, Recipe::Inline("{}".into()));
+        Self { build, directory, state }
+    }
+
+    async fn place<'a>(&self, builders: &'a Builders) -> Result<Session<'a>, BuilderError> {
+        builders.place(&self.build, &self.state, &self.directory, None).await
+    }
+}
+
+fn builders(builder: settings::Builder) -> Builders {
+    Builders::new(&settings::Settings { builders: [("d".to_owned(), builder)].into(), ..Default::default() })
+}
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_build_waits_for_a_state_that_passes() {
+    let setup = Setup::new(LONG);
+    let missing: Change = |objects| objects.deployment = None;
+    let made: Change = |objects| objects.deployment = Some(Kubernetes::deployment());
+    assert_eq!(setup.place_over(missing, made).await.as_deref(), Some("d0-a"));
+    let scaled_down: Change = |objects| objects.pods.clear();
+    let scaled_up: Change = |objects| objects.pods.push(Kubernetes::pod("d0-b"));
+    assert_eq!(setup.place_over(scaled_down, scaled_up).await.as_deref(), Some("d0-b"));
+    let terminating: Change =
+        |objects| objects.pods[0]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let replaced: Change = |objects| objects.pods = vec![Kubernetes::pod("d0-c")];
+    assert_eq!(setup.place_over(terminating, replaced).await.as_deref(), Some("d0-c"));
+    let unready: Change = |objects| objects.pods[0]["status"]["conditions"][0]["status"] = json!("False");
+    let ready: Change = |objects| objects.pods[0]["status"]["conditions"][0]["status"] = json!("True");
+    assert_eq!(setup.place_over(unready, ready).await.as_deref(), Some("d0-c"));
+}
+
+#[tokio::test]
+async fn many_builds_that_wait_ask_kubernetes_as_often_as_one() {
+    let setup = Setup::new(LONG);
+    setup.kubernetes.objects().pods.clear();
+    let (builders, deadline) = (Arc::new(setup.changed(|_| ())), Instant::now() + LONG);
+    let mut waits = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let builders = Arc::clone(&builders);
+        waits.spawn(async move { builders.builders["d"].wait_for(Goal::Ready, deadline).await.is_ok() });
+    }
+    sleep(Duration::from_secs(2)).await;
+    let n_requests = {
+        let mut objects = setup.kubernetes.objects();
+        objects.pods.push(Kubernetes::pod("d0-a"));
+        objects.n_requests
+    };
+    assert_eq!(waits.join_all().await, [true; 20]);
+    // Two for each build's first look, and for each half second.
+    assert!(n_requests <= 2 * (20 + 5), "{n_requests}");
+    assert!(deadline - Instant::now() > LONG - Duration::from_secs(6), "all of them go on at once");
+}
+
+#[tokio::test]
+async fn a_state_that_does_not_pass_is_told_in_kubernetes_words() {
+    let setup = Setup::new(Duration::from_secs(1));
+    let said = async || setup.place().await.expect_err("refused").to_string();
+    setup.kubernetes.objects().deployment.as_mut().expect("a Deployment")["spec"]["replicas"] = json!(0);
+    setup.kubernetes.objects().pods.clear();
+    assert!(said().await.ends_with("s: the Deployment has 0 replicas"), "{}", said().await);
+    setup.kubernetes.objects().deployment = None;
+    assert!(said().await.contains("no Deployment d0 in the namespace builds"), "{}", said().await);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_api_server_is_waited_for() {
+    let setup = Setup::new(LONG);
+    let (port, Setup { kubernetes, builders, home }) = (setup.kubernetes.port(), setup);
+    drop(kubernetes);
+    let kubernetes = async {
+        sleep(Duration::from_secs(1)).await;
+        assert!(builders.builders["d"].outage.lasts(), "logged once");
+        Kubernetes::start_on(port)
+    };
+    let (placed, _kubernetes) = tokio::join!(place(&builders, home.path()), kubernetes);
+    assert_eq!(placed.expect("placed"), Some("d0-a".into()));
+    assert!(!builders.builders["d"].outage.lasts());
+}
+
+#[tokio::test]
+async fn credentials_that_are_no_longer_accepted_are_looked_up_again() {
+    let token = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(token.path(), "first").expect("written");
+    let print = format!("echo '{{\"status\":{{\"token\":\"'$(cat {})'\"}}}}'", token.path().display());
+    let plugin = json!({"command": "/bin/sh", "args": ["-c", print], "apiVersion": "client.authentication.k8s.io/v1"});
+    let setup = Setup::with(LONG, json!({"exec": plugin}), |_| ());
+    setup.kubernetes.objects().token = Some("first".into());
+    assert_eq!(setup.place().await.expect("placed"), Some("d0-a".into()));
+    // The plugin gave no end, and what it gave is not a minute old.
+    std::fs::write(token.path(), "second").expect("written");
+    setup.kubernetes.objects().token = Some("second".into());
+    assert_eq!(setup.place().await.expect("placed"), Some("d0-a".into()));
+    assert_eq!(setup.kubernetes.objects().n_unauthorized, 1);
+}
+
+#[tokio::test]
+async fn a_probe_has_new_credentials_when_those_of_the_bakes_beginning_expire() {
+    let token = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(token.path(), "first").expect("written");
+    // What has expired is looked up for each question.
+    let status = format!(
+        "{{\\\"token\\\":\\\"$(cat {})\\\",\\\"expirationTimestamp\\\":\\\"2020-01-01T00:00:00Z\\\"}}",
+        token.path().display()
+    );
+    let print = format!("echo \"{{\\\"status\\\":{status}}}\"");
+    let plugin = json!({"command": "/bin/sh", "args": ["-c", print], "apiVersion": "client.authentication.k8s.io/v1"});
+    let setup = Setup::with(LONG, json!({"exec": plugin}), |_| ());
+    let job = Job::new(setup.home.path());
+    let session = job.place(&setup.builders).await.expect("placed");
+    let kubeconfig = || std::fs::read_to_string(&session.location.environment["KUBECONFIG"]).expect("read");
+    assert!(kubeconfig().contains("\"token\":\"first\""), "{}", kubeconfig());
+    std::fs::write(token.path(), "second").expect("written");
+    // There is no docker-buildx here, and it would have read the file.
+    assert!(session.dial().await.is_err());
+    assert!(kubeconfig().contains("\"token\":\"second\""), "{}", kubeconfig());
+}
+
+#[tokio::test]
+async fn a_notice_of_a_loss_has_our_words_and_the_failure_has_buildx_own() {
+    let setup = Setup::new(LONG);
+    let job = Job::new(setup.home.path());
+    let session = job.place(&setup.builders).await.expect("placed");
+    let words = "unable to upgrade connection: container not found (\"buildkitd\")";
+    let loss = session.post_mortem(&Failure::new(Reason::BuilderUnavailable, words)).await.expect("a loss");
+    assert_eq!(loss.notice, "the builder d: the pod d0-a could not be reached");
+    assert_eq!(loss.failure.detail, format!("{}: {words}", loss.notice));
+    assert!(setup.builders.builders["d"].is_shunned("d0-a"), "the next builds avoid it");
+    let loss = session.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss");
+    assert_eq!(loss.notice, "the builder d: the connection to the pod d0-a was lost");
+    setup.kubernetes.objects().pods.clear();
+    let loss = session.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss");
+    assert_eq!(loss.notice, "the builder d: the pod d0-a was deleted during the build");
+}
+
+#[tokio::test]
+async fn a_stateful_set_is_refused_by_name_and_nothing_is_made_beside_it() {
+    let setup = Setup::new(LONG);
+    {
+        let mut objects = setup.kubernetes.objects();
+        objects.deployment = None;
+        objects.stateful_set = Some(json!({"metadata": {"name": "d0"}}));
+        objects.pods[0]["metadata"]["ownerReferences"] = json!([{"kind": "StatefulSet", "name": "d0"}]);
+    }
+    let words = "d0 in the namespace builds is a StatefulSet";
+    for error in [
+        setup.builders.ensure("d").await.expect_err("refused"),
+        setup.builders.apply("d").await.expect_err("refused"),
+        setup.place().await.expect_err("refused at once"),
+        setup.builders.status("d").await.expect_err("refused"),
+    ] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert_eq!(setup.kubernetes.objects().deployment, None);
+}
+
+#[tokio::test]
+async fn a_sidecar_before_buildkit_is_refused_at_once() {
+    let setup = Setup::new(LONG);
+    let containers = json!([{"name": "proxy"}, {"name": "buildkitd"}]);
+    setup.kubernetes.objects().pods[0]["spec"]["containers"] = containers.clone();
+    let words = "buildx connects to the first container, proxy";
+    let error = setup.place().await.expect_err("refused").to_string();
+    assert!(error.contains(words), "{error}");
+    assert!(setup.status().await.why.expect("red").contains(words));
+    setup.kubernetes.objects().deployment.as_mut().expect("one")["spec"]["template"]["spec"]["containers"] = containers;
+    assert!(setup.builders.apply("d").await.expect_err("refused").to_string().contains(words));
+}
+
+#[tokio::test]
+async fn a_setting_that_is_removed_is_drift_until_apply_removes_it() {
+    let with_variable = |builder: &mut settings::Builder| {
+        builder.environment = [("A".to_owned(), "b".to_owned())].into();
+    };
+    let setup = Setup::with(LONG, json!({"token": "s3cret"}), with_variable);
+    setup.builders.apply("d").await.expect("applied");
+    assert_eq!(setup.status().await.drift, []);
+    let without = setup.changed(|builder| builder.environment.clear());
+    let drift = without.status("d").await.expect("a status").drift;
+    assert_eq!(drift.len(), 1, "{drift:?}");
+    assert_eq!((drift[0].live.as_str(), drift[0].configured.as_str()), ("b", "none"));
+    without.apply("d").await.expect("applied");
+    assert_eq!(without.status("d").await.expect("a status").drift, []);
+    let deployment = setup.kubernetes.objects().deployment.clone().expect("one");
+    assert_eq!(deployment["spec"]["template"]["spec"]["containers"][0]["env"], Value::Null);
+}
+
+#[tokio::test]
+async fn terminating_pods_are_not_counted() {
+    let setup = Setup::new(LONG);
+    {
+        let mut objects = setup.kubernetes.objects();
+        let mut going = Kubernetes::pod("d0-old");
+        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        objects.pods.push(going);
+    }
+    let status = setup.status().await;
+    assert_eq!((status.n_ready, status.n_wanted, status.pods.len(), status.why), (1, 1, 2, None));
+}
+
+#[test]
+fn every_name_of_a_builder_is_one_that_buildx_finds() {
+    let remote = settings::Builder::new(Driver::Remote, Some("tcp://b:1".into()));
+    for (name, expected) in [("dev", "dev"), ("Dev_1", "dev_1"), ("1st", "sidebake-1st"), ("default", "sidebake")] {
+        assert_eq!(Builder::new(name, &remote, None).instance_name(), expected);
+    }
+}
