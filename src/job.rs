@@ -222,7 +222,7 @@ impl Build {
 
     /// Refuses a target that has tags in the job and is not among the known targets.
     pub fn check_tags<'a>(&self, known: impl Iterator<Item = &'a str> + Clone) -> Result<(), FieldError> {
-        let unknown = self.tagged().find(|name| !known.clone().any(|known| known == *name));
+        let unknown = self.tagged().find(|name| !is_unlisted(name) && !known.clone().any(|known| known == *name));
         unknown.map_or(Ok(()), |name| {
             Err(FieldError::new(
                 format!("tags.{name}"),
@@ -247,7 +247,8 @@ impl Build {
 
     /// Refuses a requested target that is not among the known targets and groups.
     pub fn check_targets<'a>(&self, known: impl Iterator<Item = &'a str> + Clone) -> Result<(), FieldError> {
-        let unknown = self.targets.iter().find(|name| !known.clone().any(|known| known == target_name(name)));
+        let is_known = |name: &String| known.clone().any(|known| known == target_name(name));
+        let unknown = self.targets.iter().find(|name| !is_unlisted(name) && !is_known(name));
         unknown.map_or(Ok(()), |name| {
             Err(FieldError::new("targets", format!("no target or group {name:?}; known: {}", list_names(known))))
         })
@@ -266,6 +267,11 @@ impl Build {
         let Repository { owner, name } = &self.repository;
         [("account", &self.account), ("owner", owner), ("repository", name), ("trust", self.trust.name())]
     }
+}
+
+/// Whether buildx lists a target of this name only when it is built: such targets are there for others to inherit from.
+fn is_unlisted(name: &str) -> bool {
+    name.starts_with('_')
 }
 
 /// Some names for a message.

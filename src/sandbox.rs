@@ -164,8 +164,10 @@ impl Sandbox {
 
     /// Reads what [`Sandbox::reexec`] wrote, and restricts this process permanently.
     ///
+    /// Returns how much of it is enforced.
+    ///
     /// Must be called while the process has one thread: Landlock restricts the calling thread and its children.
-    pub fn enter(sandbox: &str, worker: &str) -> Result<(), SandboxError> {
+    pub fn enter(sandbox: &str, worker: &str) -> Result<Enforcement, SandboxError> {
         let sandbox: Self = serde_json::from_str(sandbox).map_err(|error| SandboxError::Landlock(error.to_string()))?;
         die_with(worker)?;
         sandbox.limit()?;
@@ -174,7 +176,7 @@ impl Sandbox {
             give_up_capabilities()?;
             sandbox.seccomp()?;
         }
-        Ok(())
+        Ok(sandbox.enforcement)
     }
 
     fn limit(&self) -> Result<(), SandboxError> {
@@ -287,7 +289,12 @@ fn give_up_capabilities() -> Result<(), SandboxError> {
 pub fn launch(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> Result<Infallible, SandboxError> {
     let mut text = || arguments.next().and_then(|text| text.into_string().ok()).unwrap_or_default();
     let (sandbox, worker, program) = (text(), text(), PathBuf::from(text()));
-    Sandbox::enter(&sandbox, &worker)?;
+    // The source child needs `openat2` itself. No other program does.
+    if Sandbox::enter(&sandbox, &worker)? != Enforcement::Off {
+        let refused = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
+        let filter = seccomp::without_openat2().map_err(|error| refused(&error))?;
+        seccompiler::apply_filter(&filter).map_err(|error| refused(&error))?;
+    }
     let error = std::process::Command::new(&program).args(arguments).exec();
     Err(SandboxError::Exec(program, error))
 }

@@ -401,7 +401,7 @@ fn died(url: String, status: ExitStatus, has_fetched: bool, noise: &str) -> Sour
     let refused = |message: &str| (Fault::Refused, message.to_owned());
     let (fault, message) = match status.signal() {
         Some(libc::SIGXCPU) if has_fetched => refused(
-            "writing the files took too much processor time; simplify patterns with several * in .gitattributes",
+            "writing the files took too much processor time; simplify patterns with several * in .gitattributes, or commit smaller files",
         ),
         Some(libc::SIGXCPU) => refused("unpacking the commit took too much processor time"),
         _ if noise.starts_with(NO_MEMORY) => refused("the commit needs more memory than the worker allows"),

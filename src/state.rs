@@ -41,6 +41,13 @@ pub struct StateError {
     source: io::Error,
 }
 
+impl StateError {
+    /// What went wrong at a path.
+    pub fn new(path: &Path, source: io::Error) -> Self {
+        Self { path: path.to_owned(), source }
+    }
+}
+
 impl HasReason for StateError {
     fn reason(&self) -> Option<Reason> {
         Some(Reason::WorkerFailed)
@@ -175,15 +182,21 @@ impl Drop for JobDirectory {
     }
 }
 
+/// How often a directory is made again that is moved away meanwhile. A link that leads nowhere looks the same.
+const N_TRIES: usize = 100;
+
 /// Makes a directory and its parents, each for this user only.
 pub fn make_private(path: &Path) -> Result<(), StateError> {
-    loop {
-        match fs::DirBuilder::new().recursive(true).mode(0o700).create(path) {
+    let make = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let mut made = make();
+    for _ in 0..N_TRIES {
+        match &made {
             // It existed, and another process moved it away before std could see that it is a directory.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_other(path) => {}
-            made => return made.map_err(|source| StateError { path: path.to_owned(), source }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !is_other(path) => made = make(),
+            _ => break,
         }
     }
+    made.map_err(|source| StateError { path: path.to_owned(), source })
 }
 
 /// Whether there is something at `path` that is not a directory.

@@ -6,6 +6,8 @@
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::policy::near::near;
 use super::print::{NOWHERE, Targets};
@@ -107,6 +109,8 @@ pub(super) struct Given {
     view: Option<PathBuf>,
     /// Paths of the worker that a message may have, with what a customer calls them.
     names: Vec<(String, String)>,
+    /// How long buildx waited for its turn to read the definition, in milliseconds.
+    waited_ms: AtomicU64,
 }
 
 impl Given {
@@ -148,7 +152,18 @@ impl Given {
             stand_ins_at_home: BTreeSet::new(),
             view: None,
             names: Vec::new(),
+            waited_ms: AtomicU64::new(0),
         }
+    }
+
+    /// Notes that buildx waited for its turn: the builds of others do not count against this one.
+    pub(super) fn note_wait(&self, waited: Duration) {
+        self.waited_ms.fetch_add(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long buildx has waited for its turns.
+    pub(super) fn waited(&self) -> Duration {
+        Duration::from_millis(self.waited_ms.load(Ordering::Relaxed))
     }
 
     /// Puts an empty file where the definition names the file of a secret that the repository does not have. Returns whether it is
@@ -168,7 +183,10 @@ impl Given {
             return Ok(false);
         }
         let view = directory.fresh(VIEW).await?.join("tree");
-        view::make(&self.worktree, &view, &self.folder, &self.stand_ins)?;
+        let (worktree, folder, files) = (self.worktree.clone(), self.folder.clone(), self.stand_ins.clone());
+        let path = view.clone();
+        let made = tokio::task::spawn_blocking(move || view::make(&worktree, &path, &folder, &files)).await;
+        made.map_err(|error| BakeError::Launcher(format!("the view of the repository: {error}")))??;
         replace_link(&view, &here)?;
         self.view = Some(view);
         Ok(true)
@@ -231,6 +249,10 @@ impl Given {
                 if let Some(home) = &home { text.replace(home, NOWHERE) } else { text }
             };
             *value = escape::map_texts(value.take(), &restored);
+            // The names of arguments, labels and contexts are the customer's too.
+            if let Some(fields) = value.as_object_mut() {
+                *fields = std::mem::take(fields).into_iter().map(|(name, value)| (restored(&name), value)).collect();
+            }
         }
     }
 }
@@ -341,7 +363,7 @@ mod tests {
             let target = serde_json::json!({
                 "context": format!("{here}/web"), "contexts": {"a": format!("{here}/deploy/a"), "b": "target:b"},
                 "dockerfile": format!("cwd://{here}/x"), "args": {"A": format!("{shown}/deploy"), "B": "/jobs/1", "C": format!("{home}/.cache")},
-                "labels": {"l": format!("at {shown}.")},
+                "labels": {"l": format!("at {shown}."), (format!("{shown}/k")): "v"},
             });
             serde_json::from_value::<Targets>(serde_json::json!({"t": target})).expect("targets")
         };

@@ -53,7 +53,7 @@ pub(super) async fn print(
 ) -> Result<Targets, BakeError> {
     let mut overrides = Vec::new();
     let wanted = request.build.target_names();
-    let deadline = Instant::now() + bake.limits.print_timeout;
+    let begun = Instant::now();
     loop {
         let reading = Reading { bake, request, given, directory, stop };
         let mut message = match reading.print(&overrides, &wanted).await? {
@@ -67,6 +67,7 @@ pub(super) async fn print(
         if message.starts_with(SSH) {
             return Err(Refusal::not_allowed("ssh", "SSH keys and agents of the host are not allowed").into());
         }
+        let deadline = begun + bake.limits.print_timeout + given.waited();
         let is_in_time = Instant::now() < deadline;
         if is_in_time && is_of_output(&message) {
             match reading.replace_files(&wanted, &mut overrides, deadline).await? {
@@ -262,7 +263,9 @@ async fn run(
     directory: &JobDirectory,
     stop: &CancellationToken,
 ) -> Result<Vec<u8>, BakeError> {
+    let asked = Instant::now();
     let turn = stop.run_until_cancelled(bake.prints.acquire()).await.ok_or(BakeError::Stopped)?;
+    given.note_wait(asked.elapsed());
     let _turn = turn.expect("the semaphore is never closed");
     let private = directory.fresh("print").await?;
     make_directories(&private)?;

@@ -28,6 +28,14 @@ pub(super) fn filters(sockets: &Sockets) -> Result<[BpfProgram; 3], seccompiler:
     ])
 }
 
+/// Refuses `openat2`, whose flags a filter cannot see. Programs fall back to `openat`.
+pub(super) fn without_openat2() -> Result<BpfProgram, seccompiler::BackendError> {
+    let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
+    let rules = BTreeMap::from([(libc::SYS_openat2, Vec::new())]);
+    let refusal = SeccompAction::Errno(libc::ENOSYS as u32);
+    SeccompFilter::new(rules, SeccompAction::Allow, refusal, architecture)?.try_into()
+}
+
 /// Calls that are refused for some arguments only.
 fn refused_by_arguments(sockets: &Sockets) -> Result<SyscallRules, seccompiler::BackendError> {
     let other_than = |argument, allowed: &[u32]| {
@@ -45,15 +53,18 @@ fn refused_by_arguments(sockets: &Sockets) -> Result<SyscallRules, seccompiler::
     // RLIMIT_DATA counts neither.
     let shared = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u64;
     let growing = libc::MAP_GROWSDOWN as u64;
-    // It empties a file that may only be read. Landlock restricts that from ABI 3 on.
+    // Before ABI 3, Landlock does not restrict what these empty: a file that may only be read, and one for neither reading nor writing.
     let emptying = |argument| {
         let mask = (libc::O_ACCMODE | libc::O_TRUNC) as u64;
-        flagged(argument, mask, (libc::O_RDONLY | libc::O_TRUNC) as u64)
+        Ok::<_, seccompiler::BackendError>(vec![
+            flagged(argument, mask, (libc::O_RDONLY | libc::O_TRUNC) as u64)?,
+            flagged(argument, libc::O_ACCMODE as u64, libc::O_ACCMODE as u64)?,
+        ])
     };
     Ok(BTreeMap::from([
         #[cfg(target_arch = "x86_64")]
-        (libc::SYS_open, vec![emptying(1)?]),
-        (libc::SYS_openat, vec![emptying(2)?]),
+        (libc::SYS_open, emptying(1)?),
+        (libc::SYS_openat, emptying(2)?),
         (libc::SYS_mmap, vec![flagged(3, shared, shared)?, flagged(3, growing, growing)?]),
         (libc::SYS_socket, refused_sockets(sockets)?),
         (libc::SYS_sendto, vec![flagged(3, fast_open, fast_open)?]),

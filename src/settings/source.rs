@@ -35,7 +35,7 @@ pub struct Source {
     pub max_file_bytes: u64,
     /// Bytes received in one fetch, submodules included.
     pub max_fetch_bytes: u64,
-    /// The former name of `network.ca_file`. It still works.
+    /// The former name of `network.ca_file`. It still works, and the system's certificates count beside it now.
     pub ca_file: Option<PathBuf>,
     /// Repositories (`owner/name`, `*` matches anything) whose submodules the worker fetches. The submodules of other
     /// repositories stay empty directories. A submodule must be on the same git host. The worker uses a token for submodules
@@ -62,7 +62,7 @@ pub enum GitDir {
     #[default]
     None,
     /// They have a `.git` with this one commit, for `git describe`, setuptools_scm and Go's version stamp. `HEAD` is on the job's
-    /// branch, else on no branch. A tag is there when the job names it, in `ref` or by its id. It has no history, no remote, no
+    /// branch, else on no branch. It has the tags of the commit, 20 at most. It has no history, no remote, no
     /// token, no hooks, and no `.git` for submodules. Its size counts in `max_tree_bytes`.
     Minimal,
 }

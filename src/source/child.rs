@@ -32,7 +32,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let (sandbox, worker) = (text(), text());
     let last = match Sandbox::enter(&sandbox, &worker) {
         Err(error) => Err(Failed::worker(error)),
-        Ok(()) => read_request().and_then(|request| acquire(&request).map_err(|failed| failed.without_paths(&request))),
+        Ok(_) => read_request().and_then(|request| acquire(&request).map_err(|failed| failed.without_paths(&request))),
     };
     let (message, code) = match last {
         Ok(done) => (done, ExitCode::SUCCESS),

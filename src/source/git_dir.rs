@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use git2::{Index, Oid, Repository};
+use git2::{ErrorClass, Index, Oid, Repository};
 
 use super::Size;
 use super::checkout::canonical;
@@ -47,7 +47,12 @@ pub(super) fn write(
     for (name, text) in files.iter().filter(|(_, text)| !text.is_empty()) {
         fs::write(directory.join(name), text).map_err(Failed::worker)?;
     }
-    write_pack(repository, commit, tags, &directory).map_err(Failed::worker)?;
+    write_pack(repository, commit, tags, &directory).map_err(|error| match error.class() {
+        ErrorClass::NoMemory => {
+            Failed::new(Fault::Refused, "the .git of the commit needs more memory than the worker allows")
+        }
+        _ => Failed::worker(error),
+    })?;
     write_index(index, &directory).map_err(Failed::worker)?;
     let own = size_of(&directory).map_err(Failed::worker)?;
     let all = Size { n_entries: size.n_entries + own.n_entries, n_bytes: size.n_bytes + own.n_bytes };

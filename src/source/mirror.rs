@@ -215,7 +215,13 @@ fn open(directory: &Path, stage: &Path) -> Result<Repository, Failed> {
     options.bare(true).external_template(false).mkdir(true);
     let made = Repository::init_opts(&path, &options).map_err(Failed::worker)?;
     // libgit2 would test it by changing a file's mode, which the sandbox prevents.
-    made.config().and_then(|mut config| config.set_bool("core.filemode", true)).map_err(Failed::worker)?;
+    let mut config = made.config().map_err(Failed::worker)?;
+    config.set_bool("core.filemode", true).map_err(Failed::worker)?;
+    // A pack that is made here has no deltas: the search for them takes minutes and the memory of ten large files. libgit2 reads the
+    // size from which on a file has none by the other name.
+    for name in ["core.bigFileThreshold", "pack.deltaCacheSize"] {
+        config.set_i64(name, 1).map_err(Failed::worker)?;
+    }
     let alternates = format!("{}\n", directory.display());
     fs::write(path.join("objects/info/alternates"), alternates).map_err(Failed::worker)?;
     Repository::open_bare(&path).map_err(Failed::worker)

@@ -110,7 +110,9 @@ fn probe(ground_path: &Path, out: &Path) {
     table.tell("a file that the worker has open", inherited);
     let own = ground.own.clone().unwrap_or_else(|| directory(ground_path));
     files(&mut table, &ground, &own);
-    table.tell("empty a file that it may only read", empty(ground_path));
+    table.tell("empty a file that it may only read", empty(ground_path, libc::O_RDONLY));
+    table.tell("empty another's file, open for neither", empty(&ground.program, libc::O_ACCMODE));
+    table.tell("open by a call with hidden flags", tried(libc::SYS_openat2, [HERE, 0, 0, 0, 0, 0]));
     programs(&mut table, &ground, &own);
     sockets(&mut table, &ground);
     processes(&mut table, &ground);
@@ -214,9 +216,9 @@ fn c_path(path: &Path) -> std::ffi::CString {
 }
 
 /// Truncates while it opens, without a right to write.
-fn empty(path: &Path) -> Result<()> {
+fn empty(path: &Path, access: i32) -> Result<()> {
     let path = c_path(path);
-    let flags = (libc::O_RDONLY | libc::O_TRUNC) as usize;
+    let flags = (access | libc::O_TRUNC) as usize;
     tried(libc::SYS_openat, [HERE, path.as_ptr() as usize, flags, 0, 0, 0])
 }
 
