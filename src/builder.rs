@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::bake::{Configuration, Location};
+use crate::bounds;
 use crate::hex;
 use crate::job::Build;
 use crate::network::{Proxies, Proxy};
@@ -34,12 +35,13 @@ use crate::report::Placement;
 use crate::sandbox::{Enforcement, Sockets};
 use crate::settings::{self, Balance, Driver};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
+use crate::text;
 
 use access::KubeAccess;
 use choice::{Directories, SHUNNED};
 use cluster::{Cluster, Goal, Survey};
 use outage::Outage;
-use session::{Dial, Pods};
+use session::{Dial, Pods, Search};
 
 pub use access::AccessError;
 pub use cluster::{Cause, ClusterError};
@@ -54,6 +56,12 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// How often Kubernetes is asked again that did not answer, and pods of which none answered.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// How long Kubernetes has to answer until its outage is over.
+const STEADY: Duration = Duration::from_secs(5);
+
+/// How many docker-buildx of builds that look for a pod run at once, for each builder.
+const N_DIALS: usize = 4;
 
 /// How long a builder is not ready until its log says so. A pod that starts is often ready before.
 const TELL_AFTER: Duration = Duration::from_secs(2);
@@ -116,6 +124,9 @@ pub struct Builders {
     builders: BTreeMap<String, Builder>,
 }
 
+/// What a look-up of the API server and its credentials found.
+type Access = Result<Arc<KubeAccess>, Arc<AccessError>>;
+
 #[derive(Debug)]
 struct Builder {
     name: String,
@@ -124,8 +135,10 @@ struct Builder {
     proxies: Proxies,
     /// Certificates that buildx trusts beside the system's.
     ca_file: Option<PathBuf>,
-    /// The API server and its credentials, and when they were looked up.
-    access: tokio::sync::Mutex<Option<(Arc<KubeAccess>, Instant)>>,
+    /// The API server and its credentials, or why they are not known, and when they were looked up.
+    access: tokio::sync::Mutex<Option<(Access, Instant)>>,
+    /// Builds that look for a pod take turns.
+    dials: tokio::sync::Semaphore,
     /// To which pods the working directories lead.
     directories: Mutex<Directories>,
     /// Pods that did not answer, by uid, and since when they are avoided.
@@ -221,9 +234,14 @@ impl Builders {
         let occupied = self.occupancy.occupy(&builder.name, "");
         let mut session = Session::new(location, builder, dial, why, pods, occupied)?;
         let mut is_again = false;
-        while !session.find_pod(loss, is_again, deadline).await? {
-            if Instant::now() >= deadline {
-                return Err(builder.no_answer().await);
+        loop {
+            let search = session.find_pod(loss, is_again, deadline).await?;
+            match search {
+                Search::Found => break,
+                Search::Silent if Instant::now() >= deadline => return Err(builder.no_answer().await),
+                // A pod is ready. The bake itself says what is wrong.
+                Search::Undecided if Instant::now() >= deadline => break,
+                Search::Silent | Search::Undecided => {}
             }
             sleep(AGAIN).await;
             session.renew(deadline).await?;
@@ -373,9 +391,10 @@ impl Builder {
             proxies: Proxies::from_environment(),
             ca_file: ca_file.map(Path::to_owned),
             access: tokio::sync::Mutex::default(),
+            dials: tokio::sync::Semaphore::new(N_DIALS),
             directories: Mutex::default(),
             shunned: Mutex::default(),
-            outage: Outage::default(),
+            outage: Outage::with_steady(STEADY),
             wait: Outage::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -448,7 +467,7 @@ impl Builder {
     ) -> Result<Pods, BuilderError> {
         let survey = self.wait_for(Goal::Ready, deadline).await?;
         // Looked up after the wait: credentials from before may have expired.
-        let access = self.access().await?;
+        let access = self.try_access(deadline).await.map_err(|error| self.wrong(error))?;
         let api = access.addresses().await;
         self.write_kubeconfig(&access, &kubeconfig)?;
         location.sockets = Sockets::Tcp([access.port()].into_iter().chain(self.proxies.ports()).collect());
@@ -456,7 +475,8 @@ impl Builder {
         location.environment.extend(self.proxies.variables([access.host()]));
         location.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
         location.files.push(kubeconfig.clone());
-        Ok(Pods { before: survey.pods, api, kubeconfig, access: tokio::sync::Mutex::new(access) })
+        let n_wanted = survey.n_wanted();
+        Ok(Pods { before: survey.pods, n_wanted, api, kubeconfig, access: tokio::sync::Mutex::new(access) })
     }
 
     fn write_kubeconfig(&self, access: &KubeAccess, path: &Path) -> Result<(), BuilderError> {
@@ -484,7 +504,7 @@ impl Builder {
             let _turn = if is_first { None } else { timeout_at(deadline, self.turn.lock()).await.ok() };
             is_first = false;
             let waited = started.elapsed();
-            let error = match self.try_ask(|cluster| async move { cluster.reach(goal, waited).await }).await {
+            let error = match self.try_ask(deadline, |cluster| async move { cluster.reach(goal, waited).await }).await {
                 Ok(survey) => {
                     self.note_ready();
                     return Ok(survey);
@@ -507,36 +527,46 @@ impl Builder {
     where
         A: Future<Output = Result<T, ClusterError>>,
     {
-        self.try_ask(question).await.map_err(|error| self.wrong(error))
+        self.try_ask(self.own_deadline(), question).await.map_err(|error| self.wrong(error))
     }
 
-    /// Asks the API server; once more with new credentials when it does not accept the known ones.
-    async fn try_ask<T, A>(&self, question: impl Fn(Cluster) -> A) -> Result<T, ClusterError>
+    /// Asks the API server; once more with new credentials when it does not accept the known ones. Waits for credentials until
+    /// the deadline.
+    async fn try_ask<T, A>(&self, deadline: Instant, question: impl Fn(Cluster) -> A) -> Result<T, ClusterError>
     where
         A: Future<Output = Result<T, ClusterError>>,
     {
-        let access = self.try_access().await?;
+        let access = self.try_access(deadline).await?;
         let mut answer = question(self.cluster(&access)?).await;
         if matches!(&answer, Err(error) if error.is_unauthorized()) {
-            self.forget(&access).await;
-            let access = self.try_access().await?;
+            self.forget(&access, deadline).await;
+            let access = self.try_access(deadline).await?;
             answer = question(self.cluster(&access)?).await;
         }
         self.note_answer(answer.as_ref().err(), &access);
         answer
     }
 
+    /// The deadline of a question that has none of its own.
+    fn own_deadline(&self) -> Instant {
+        Instant::now() + self.settings.timeout
+    }
+
     /// Logs an outage of the API server once, and its end.
     fn note_answer(&self, error: Option<&ClusterError>, access: &KubeAccess) {
-        let builder = &self.name;
         if let Some(error) = error.filter(|error| error.is_away()) {
-            if self.outage.begins(Instant::now()) {
-                let url = access.url();
-                tracing::error!(event = "kubernetes_unavailable", builder, url, %error, "Kubernetes does not answer");
-            }
+            self.note_outage(error, Some(access));
         } else if let Some(downtime) = self.outage.ends(Instant::now()) {
-            let (url, downtime_s) = (access.url(), downtime.as_secs());
+            let (builder, url, downtime_s) = (&self.name, access.url(), downtime.as_secs());
             tracing::info!(event = "kubernetes_back", builder, url, downtime_s, "Kubernetes answers again");
+        }
+    }
+
+    /// Logs an outage once. Without `access`, its credentials are away.
+    fn note_outage(&self, error: &ClusterError, access: Option<&KubeAccess>) {
+        if self.outage.begins(Instant::now()) {
+            let (builder, url) = (&self.name, access.map(KubeAccess::url));
+            tracing::error!(event = "kubernetes_unavailable", builder, url, %error, "Kubernetes does not answer");
         }
     }
 
@@ -564,6 +594,13 @@ impl Builder {
         self.wrong(ClusterError::NoAnswer { deployment, waited_s: self.settings.timeout.as_secs() })
     }
 
+    /// The error of a builder whose pods Kubernetes does not allow to reach.
+    fn forbidden(&self, error: &PodError) -> BuilderError {
+        let what = format!("connect to a pod of {}", self.settings.node_name(&self.name));
+        let message = text::shown(&error.to_string(), bounds::ERROR);
+        self.wrong(ClusterError::Api { what, message, cause: Cause::Refused })
+    }
+
     fn record(&self, balance: Balance, kubeconfig: Option<&Path>) -> Result<Vec<u8>, BuilderError> {
         let node = self.settings.node_name(&self.name);
         let record = instance::record(&self.instance_name(), &node, &self.settings, balance, kubeconfig);
@@ -572,25 +609,42 @@ impl Builder {
 
     /// The API server and its credentials, looked up again when they may have changed.
     async fn access(&self) -> Result<Arc<KubeAccess>, BuilderError> {
-        self.try_access().await.map_err(|error| self.wrong(error))
+        self.try_access(self.own_deadline()).await.map_err(|error| self.wrong(error))
     }
 
-    async fn try_access(&self) -> Result<Arc<KubeAccess>, ClusterError> {
-        let mut known = self.access.lock().await;
-        if let Some((access, since)) = &*known
-            && access.is_fresh(since.elapsed())
+    /// Waits until the deadline. Builds that wait for one another share what it finds, also a failure.
+    async fn try_access(&self, deadline: Instant) -> Result<Arc<KubeAccess>, ClusterError> {
+        let found = timeout_at(deadline, self.look_up()).await;
+        let found = found.unwrap_or_else(|_| Err(Arc::new(AccessError::Late))).map_err(ClusterError::Access);
+        if let Err(error) = &found
+            && error.is_away()
         {
-            return Ok(Arc::clone(access));
+            self.note_outage(error, None);
         }
-        let access = Arc::new(KubeAccess::find(&self.settings).await?);
-        *known = Some((Arc::clone(&access), Instant::now()));
-        Ok(access)
+        found
     }
 
-    /// Forgets credentials that were not accepted, unless newer ones are known.
-    async fn forget(&self, access: &Arc<KubeAccess>) {
+    async fn look_up(&self) -> Access {
         let mut known = self.access.lock().await;
-        known.take_if(|(known, _)| Arc::ptr_eq(known, access));
+        if let Some((access, since)) = &*known {
+            let is_fresh = match access {
+                Ok(access) => access.is_fresh(since.elapsed()),
+                Err(_) => since.elapsed() < AGAIN,
+            };
+            if is_fresh {
+                return access.clone();
+            }
+        }
+        let access = KubeAccess::find(&self.settings).await.map(Arc::new).map_err(Arc::new);
+        *known = Some((access.clone(), Instant::now()));
+        access
+    }
+
+    /// Forgets credentials that were not accepted, unless newer ones are known or looked up.
+    async fn forget(&self, access: &Arc<KubeAccess>, deadline: Instant) {
+        if let Ok(mut known) = timeout_at(deadline, self.access.lock()).await {
+            known.take_if(|(known, _)| matches!(known, Ok(known) if Arc::ptr_eq(known, access)));
+        }
     }
 
     fn cluster(&self, access: &KubeAccess) -> Result<Cluster, ClusterError> {

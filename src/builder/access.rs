@@ -78,6 +78,9 @@ pub enum AccessError {
         /// Its error, or what its output lacks.
         message: String,
     },
+    /// Another build still looks them up.
+    #[error("the credentials for Kubernetes were not available in time")]
+    Late,
     /// The client cannot be created.
     #[error("{0}")]
     Client(String),
@@ -86,7 +89,7 @@ pub enum AccessError {
 impl AccessError {
     /// Whether a later attempt may succeed: a plugin asks another server, and a file may be replaced just now.
     pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Self::Plugin { .. } | Self::File { .. })
+        matches!(self, Self::Plugin { .. } | Self::File { .. } | Self::Late)
     }
 }
 

@@ -37,10 +37,15 @@ pub(super) struct Choice {
 impl Choice {
     /// Chooses among pods. A ready pod is usable. The better ones are not the one that was `lost`, did not fail to answer a
     /// while ago, and are of the newest version. Each wish counts only while a pod fulfils it.
-    pub(super) fn among(pods: &[PodStatus], is_shunned: impl Fn(&PodStatus) -> bool, lost: Option<&str>) -> Self {
+    pub(super) fn among(
+        pods: &[PodStatus],
+        n_wanted: usize,
+        is_shunned: impl Fn(&PodStatus) -> bool,
+        lost: Option<&str>,
+    ) -> Self {
         let usable: Vec<&PodStatus> = pods.iter().filter(|pod| pod.is_usable()).collect();
         let mut preferred = usable.clone();
-        let newest = newest(&usable);
+        let newest = newest(pods, n_wanted);
         let mut wish = |is_good: &dyn Fn(&PodStatus) -> bool| {
             let good: Vec<&PodStatus> = preferred.iter().copied().filter(|pod| is_good(pod)).collect();
             if !good.is_empty() {
@@ -49,7 +54,7 @@ impl Choice {
         };
         wish(&|pod| lost != Some(&pod.name));
         wish(&|pod| !is_shunned(pod));
-        wish(&|pod| pod.revision.is_none() || pod.revision.as_deref() == newest);
+        wish(&|pod| pod.revision.is_none() || newest.is_none_or(|newest| pod.revision.as_deref() == Some(newest)));
         let preferred: BTreeSet<&str> = preferred.iter().map(|pod| pod.name.as_str()).collect();
         let rank = |name: &str| if preferred.contains(name) { Rank::Preferred } else { Rank::Usable };
         Self { ring: ring(pods), ranks: usable.iter().map(|pod| (pod.name.clone(), rank(&pod.name))).collect() }
@@ -58,6 +63,11 @@ impl Choice {
     /// Whether every pod that buildx could choose is as good as any.
     pub(super) fn is_free(&self) -> bool {
         self.ring.iter().all(|(name, _)| self.rank(name) == Some(Rank::Preferred))
+    }
+
+    /// Whether buildx could choose a pod of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.ring.iter().any(|(own, _)| own == name)
     }
 
     /// How good a pod is; `None` when it takes no build.
@@ -74,15 +84,22 @@ pub(super) fn ring(pods: &[PodStatus]) -> Ring {
     ring
 }
 
-/// The version whose oldest pod is the youngest: an older version can get a young pod, in the place of one that was deleted.
-fn newest<'a>(pods: &[&'a PodStatus]) -> Option<&'a str> {
-    let mut ages: BTreeMap<&str, i64> = BTreeMap::new();
-    for pod in pods {
+/// The version whose oldest and youngest pods are both younger than those of the others, once half of the wanted pods are ready
+/// in it. A stuck rollout must not send every build to its first pod. A rollback makes young pods of an older version: then none
+/// counts.
+fn newest(pods: &[PodStatus], n_wanted: usize) -> Option<&str> {
+    let mut ages: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
+    let mut n_usable: BTreeMap<&str, usize> = BTreeMap::new();
+    for pod in pods.iter().filter(|pod| !pod.is_going) {
         let Some(revision) = pod.revision.as_deref() else { continue };
-        let age = ages.entry(revision).or_default();
-        *age = pod.age_s.unwrap_or(0).max(*age);
+        let age = pod.age_s.unwrap_or(0);
+        let (youngest, oldest) = ages.entry(revision).or_insert((age, age));
+        (*youngest, *oldest) = (age.min(*youngest), age.max(*oldest));
+        *n_usable.entry(revision).or_default() += usize::from(pod.is_usable());
     }
-    ages.into_iter().min_by_key(|(_, age)| *age).map(|(revision, _)| revision)
+    let (newest, (youngest, _)) = ages.iter().min_by_key(|(_, (_, oldest))| *oldest)?;
+    let is_youngest = ages.values().all(|(other, _)| youngest <= other);
+    (is_youngest && 2 * n_usable[newest] >= n_wanted).then_some(*newest)
 }
 
 /// To which pod each working directory leads, as long as the ring stays the same.
@@ -140,27 +157,27 @@ mod tests {
     fn a_pod_that_is_not_ready_or_terminating_takes_no_build() {
         let all = ["a", "b", "c"];
         let mut pods = all.map(status).to_vec();
-        assert!(Choice::among(&pods, |_| false, None).is_free());
+        assert!(Choice::among(&pods, 1, |_| false, None).is_free());
         pods[0].is_ready = false;
         pods[1].is_going = true;
-        let choice = Choice::among(&pods, |_| false, None);
+        let choice = Choice::among(&pods, 1, |_| false, None);
         assert_eq!(free(&choice, &all), [None, None, PREFERRED]);
         assert!(!choice.is_free(), "buildx could choose the others");
         pods[0].is_running = false;
         pods.swap_remove(1);
-        let choice = Choice::among(&pods, |_| false, None);
+        let choice = Choice::among(&pods, 1, |_| false, None);
         assert!(choice.is_free(), "buildx chooses only among pods that run: {choice:?}");
     }
 
     #[test]
     fn a_pod_that_did_not_answer_is_avoided_while_there_is_another() {
         let pods = ["a", "b"].map(status);
-        let choice = Choice::among(&pods, |pod| pod.name == "a", None);
+        let choice = Choice::among(&pods, 1, |pod| pod.name == "a", None);
         assert_eq!(free(&choice, &["a", "b"]), [USABLE, PREFERRED]);
-        let choice = Choice::among(&pods, |pod| pod.name == "a", Some("b"));
+        let choice = Choice::among(&pods, 1, |pod| pod.name == "a", Some("b"));
         assert_eq!(free(&choice, &["a", "b"]), [PREFERRED, USABLE], "the pod that this build lost counts first");
-        assert!(Choice::among(&pods, |_| true, None).is_free());
-        assert!(Choice::among(&pods[..1], |_| true, Some("a")).is_free());
+        assert!(Choice::among(&pods, 1, |_| true, None).is_free());
+        assert!(Choice::among(&pods[..1], 1, |_| true, Some("a")).is_free());
     }
 
     #[test]
@@ -170,13 +187,20 @@ mod tests {
             (pod.revision, pod.age_s) = (Some(revision.into()), Some(age_s));
             pod
         };
-        // The last pod of the old version replaces one that was deleted during the rollout.
-        let mut pods = [of("old-1", "1", 900), of("new", "2", 60), of("old-2", "1", 5)];
-        let choice = Choice::among(&pods, |_| false, None);
-        assert_eq!(free(&choice, &["old-1", "new", "old-2"]), [USABLE, PREFERRED, USABLE]);
+        let mut pods = [of("old-1", "1", 900), of("new", "2", 60), of("old-2", "1", 800)];
+        let all = ["old-1", "new", "old-2"];
+        let choice = Choice::among(&pods, 2, |_| false, None);
+        assert_eq!(free(&choice, &all), [USABLE, PREFERRED, USABLE]);
+        assert!(Choice::among(&pods, 3, |_| false, None).is_free(), "fewer than half of the wanted pods are new");
         pods[1].is_ready = false;
-        let choice = Choice::among(&pods, |_| false, None);
-        assert_eq!(free(&choice, &["old-1", "new", "old-2"]), [PREFERRED, None, PREFERRED]);
+        let choice = Choice::among(&pods, 1, |_| false, None);
+        assert_eq!(free(&choice, &all), [PREFERRED, None, PREFERRED]);
+        // A rollback from version 2, and a pod of version 1 in the place of one that was deleted, look the same.
+        let mut pods = [of("old", "1", 900), of("bad-1", "2", 60), of("bad-2", "2", 50), of("back", "1", 5)];
+        assert!(Choice::among(&pods, 2, |_| false, None).is_free());
+        pods[3].is_ready = false;
+        let choice = Choice::among(&pods, 2, |_| false, None);
+        assert_eq!(free(&choice, &["old", "bad-1", "bad-2"]), [PREFERRED; 3], "it is told before it is ready");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A builder's Deployment and pods in Kubernetes. The only file that connects to the API server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -35,7 +36,7 @@ const FIELD_MANAGER: &str = "sidebake";
 pub enum ClusterError {
     /// The API server's address or the credentials are not available.
     #[error(transparent)]
-    Access(#[from] AccessError),
+    Access(#[from] Arc<AccessError>),
     /// The API server cannot be reached.
     #[error(transparent)]
     Unreachable(#[from] Unreachable),
@@ -118,6 +119,12 @@ pub enum Cause {
     Refused,
 }
 
+impl From<AccessError> for ClusterError {
+    fn from(error: AccessError) -> Self {
+        Self::Access(Arc::new(error))
+    }
+}
+
 impl ClusterError {
     /// Whether the API server or the credentials for it are away: a later request may succeed.
     pub(super) fn is_away(&self) -> bool {
@@ -180,6 +187,7 @@ impl Survey {
         let of_template = of_template.and_then(|containers: Vec<_>| pods::misplaced(&containers));
         let staying = || self.pods.iter().filter(|pod| !pod.is_going);
         let are_all = staying().count() > 0 && staying().all(|pod| pod.is_misplaced);
+        let of_template = of_template.or_else(|| deployment::displaced(&self.deployment));
         of_template.or_else(|| staying().next().filter(|_| are_all).and_then(|pod| pod.trouble.clone()))
     }
 

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::hex;
 use crate::json;
 use crate::settings::{Builder, TopologySpread, quantity};
+use crate::{bounds, text};
 
 /// The default image, as in the driver.
 const IMAGE: &str = "moby/buildkit:buildx-stable-1";
@@ -249,14 +250,34 @@ fn digest(text: &str) -> String {
 /// A live Deployment with the configured fields, and without those that were configured before and no longer are.
 pub(super) fn desired(node: &str, builder: &Builder, live: &Value, buildkitd_toml: Option<&str>) -> Value {
     let configured = configured(node, builder, Ground::of(live, buildkitd_toml));
-    let last = live["metadata"]["annotations"][LAST_CONFIGURED].as_str();
-    // Another version may write another form.
-    let last: Value = last.and_then(|last| json::read(last.as_bytes()).ok()).unwrap_or_default();
+    let mut last = last_configured(live);
+    if let Some(last) = last.as_object_mut() {
+        // An autoscaler may own them now, and a build must not lose its pod to a setting that says nothing.
+        last.remove("replicas");
+    }
     let mut desired = live.clone();
     lay_over(&mut desired, configured.clone());
     withdraw(&mut desired["spec"], &last, &configured["spec"], &base(node, builder)["spec"]);
     desired["metadata"]["annotations"][LAST_CONFIGURED] = json!(configured["spec"].to_string());
     desired
+}
+
+/// The `spec` that was last configured; null when it is not known.
+fn last_configured(live: &Value) -> Value {
+    let last = live["metadata"]["annotations"][LAST_CONFIGURED].as_str();
+    // Another version may write another form.
+    last.and_then(|last| json::read(last.as_bytes()).ok()).unwrap_or_default()
+}
+
+/// What is wrong when the container that was configured last is no longer the first one: the settings would go to another.
+pub(super) fn displaced(live: &Value) -> Option<String> {
+    let last = last_configured(live);
+    let own = name(&last["template"]["spec"]["containers"][0])?;
+    let containers = &live["spec"]["template"]["spec"]["containers"];
+    let first = name(&containers[0]).filter(|first| *first != own)?;
+    item(containers, Some(own))?;
+    let sentence = format!("buildx connects to the first container, {first}, and the settings are those of {own}");
+    Some(text::shown(&format!("{sentence}; put {own} first"), bounds::NOTICE))
 }
 
 /// The merge patch that makes the live Deployment the desired one. Kubernetes refuses it when the Deployment has changed meanwhile.
@@ -283,6 +304,10 @@ fn withdraw(desired: &mut Value, last: &Value, configured: &Value, base: &Value)
                 let (now, base) = (&configured[key.as_str()], &base[key.as_str()]);
                 let has_parts = last.is_object() || is_named_list(last);
                 match desired.get_mut(key) {
+                    // Kubernetes does not keep an empty value.
+                    None if is_blank(last) && now.is_null() && !base.is_null() => {
+                        desired.insert(key.clone(), base.clone());
+                    }
                     None => {}
                     Some(part) if has_parts => {
                         withdraw(part, last, now, base);
@@ -374,7 +399,7 @@ pub(super) fn drift(live: &Value, desired: &Value) -> Vec<Drift> {
 fn compare(path: &str, live: &Value, desired: &Value, found: &mut Vec<Drift>) {
     let is_object = |value: &Value| value.is_object() || value.is_null();
     let is_list = |value: &Value| is_named_list(value) || value.is_null();
-    if live == desired {
+    if live == desired || (is_blank(live) && is_blank(desired) && !is_in_map(path)) {
         return;
     }
     if is_object(live) && is_object(desired) {
@@ -409,13 +434,40 @@ fn names<'a>(live: &'a Value, desired: &'a Value) -> impl Iterator<Item = &'a st
 fn fields(item: &Value, is_in_both: bool) -> Value {
     let mut fields = item.as_object().cloned().unwrap_or_default();
     let name = fields.remove("name");
-    if fields.is_empty() && !is_in_both { name.unwrap_or_default() } else { Value::Object(fields) }
+    if !is_in_both && fields.values().all(is_blank) { name.unwrap_or_default() } else { Value::Object(fields) }
+}
+
+/// Whether Kubernetes omits a value: it keeps no empty list or text.
+fn is_blank(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// Whether a field is in a map of texts, where an empty one counts.
+fn is_in_map(path: &str) -> bool {
+    [".nodeSelector.", ".labels.", ".annotations.", ".matchLabels."].iter().any(|map| path.contains(map))
+}
+
+/// A list or value without the fields that Kubernetes omits.
+fn without_blanks(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let kept = fields.iter().filter(|(_, value)| !is_blank(value));
+            Value::Object(kept.map(|(key, value)| (key.clone(), without_blanks(value))).collect())
+        }
+        Value::Array(items) => items.iter().map(without_blanks).collect(),
+        other => other.clone(),
+    }
 }
 
 /// Kubernetes writes `1000m` as `1`, and `1024Mi` as `1Gi`.
 fn is_equal(path: &str, live: &Value, configured: &Value) -> bool {
     if !path.contains(".resources.") {
-        return live == configured;
+        return without_blanks(live) == without_blanks(configured);
     }
     match (live.as_str().and_then(quantity), configured.as_str().and_then(quantity)) {
         (Some(live), Some(configured)) => (live - configured).abs() <= configured.abs() * 1e-9,
@@ -566,8 +618,59 @@ mod tests {
         let twice = applied(&once, &nothing);
         let container = &twice["spec"]["template"]["spec"]["containers"][0];
         assert_eq!(container["env"], json!([{"name": "OWNED", "value": "yes"}]));
-        assert_eq!((&container["image"], &twice["spec"]["replicas"]), (&json!("x"), &json!(1)));
+        assert_eq!((&container["image"], &twice["spec"]["replicas"]), (&json!("x"), &json!(5)));
         assert_eq!(patch(&live, &desired("d0", &nothing, &live, None))["metadata"]["resourceVersion"], "7");
+    }
+
+    #[test]
+    fn replicas_that_are_not_configured_are_left_to_an_autoscaler() {
+        let mut live = whole("d0", &builder(), None);
+        live["spec"]["replicas"] = json!(20);
+        let mut without = builder();
+        without.replicas = None;
+        assert_eq!(lines(&live, &without, None), [""; 0]);
+        assert_eq!(applied(&live, &without)["spec"]["replicas"], 20);
+    }
+
+    #[test]
+    fn what_kubernetes_does_not_keep_is_no_drift() {
+        let mut builder = builder();
+        builder.topology_spread = Some(Vec::new());
+        builder.environment.insert("EMPTY".into(), String::new());
+        builder.affinity = Some(json!({"x": [{"key": "a", "values": []}]}));
+        let made = whole("d0", &builder, None);
+        let mut live = made.clone();
+        let pod = &mut live["spec"]["template"]["spec"];
+        pod.as_object_mut().expect("a pod").remove("topologySpreadConstraints");
+        pod["affinity"] = json!({"x": [{"key": "a"}]});
+        let variables = pod["containers"][0]["env"].as_array_mut().expect("variables");
+        let empty = variables.iter_mut().find(|one| one["name"] == "EMPTY").expect("the variable");
+        empty.as_object_mut().expect("a variable").remove("value");
+        assert_eq!(lines(&live, &builder, None), [""; 0]);
+
+        builder.topology_spread = None;
+        let spread = &made["spec"]["template"]["spec"]["topologySpreadConstraints"];
+        assert_eq!(spread, &json!([]));
+        let restored = applied(&live, &builder)["spec"]["template"]["spec"]["topologySpreadConstraints"].clone();
+        assert_eq!(restored[0]["topologyKey"], "kubernetes.io/hostname");
+        builder.environment.insert("ANOTHER".into(), String::new());
+        builder.node_selector = [("pool".into(), String::new())].into();
+        let found = lines(&applied(&live, &super::tests::builder()), &builder, None);
+        for part in ["env.ANOTHER", "env.EMPTY", "nodeSelector.pool"] {
+            assert!(found.iter().any(|line| line.contains(part)), "{part}: {found:#?}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_in_front_of_the_configured_container_is_told() {
+        let mut live = whole("d0", &builder(), None);
+        assert_eq!(displaced(&live), None);
+        let proxy = json!({"name": "a-proxy", "image": "p"});
+        live["spec"]["template"]["spec"]["containers"].as_array_mut().expect("a list").insert(0, proxy);
+        let words = "buildx connects to the first container, a-proxy, and the settings are those of buildkitd";
+        assert_eq!(displaced(&live), Some(format!("{words}; put buildkitd first")));
+        live["spec"]["template"]["spec"]["containers"].as_array_mut().expect("a list").remove(1);
+        assert_eq!(displaced(&live), None, "the owner renamed it");
     }
 
     #[test]
@@ -594,7 +697,7 @@ mod tests {
         builder.priority_class = Some("high".into());
         builder.service_account = Some("builds".into());
         builder.pre_stop = vec!["sleep".into(), "10".into()];
-        builder.affinity = Some(json!({"nodeAffinity": {"x": []}}));
+        builder.affinity = Some(json!({"nodeAffinity": {"x": ["y"]}}));
         let zone = r#"{"topology_key": "topology.kubernetes.io/zone", "when_unsatisfiable": "DoNotSchedule"}"#;
         builder.topology_spread = Some(vec![serde_json::from_str(zone).expect("a constraint")]);
         let made = whole("d0", &builder, None);
@@ -603,7 +706,7 @@ mod tests {
         assert_eq!(made["spec"]["selector"]["matchLabels"], json!({"app": "d0"}));
         assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
         assert_eq!((&pod["priorityClassName"], &pod["serviceAccountName"]), (&json!("high"), &json!("builds")));
-        assert_eq!(pod["affinity"], json!({"nodeAffinity": {"x": []}}));
+        assert_eq!(pod["affinity"], json!({"nodeAffinity": {"x": ["y"]}}));
         let spread = json!([{"topologyKey": "topology.kubernetes.io/zone", "maxSkew": 1,
             "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "d0"}}}]);
         assert_eq!(pod["topologySpreadConstraints"], spread);

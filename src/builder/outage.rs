@@ -7,21 +7,43 @@ use tokio::time::Instant;
 
 /// Since when the state lasts, if it does.
 #[derive(Debug, Default)]
-pub(super) struct Outage(Mutex<Option<Instant>>);
+pub(super) struct Outage {
+    times: Mutex<Option<Times>>,
+    /// For how long all must be well until it is over.
+    steady: Duration,
+}
+
+#[derive(Debug)]
+struct Times {
+    began: Instant,
+    /// Since when all is well.
+    well: Option<Instant>,
+}
 
 impl Outage {
+    /// One that is over only after all was well for this long: good and bad answers can alternate.
+    pub(super) fn with_steady(steady: Duration) -> Self {
+        Self { times: Mutex::default(), steady }
+    }
+
     /// Whether it begins with this observation.
     pub(super) fn begins(&self, now: Instant) -> bool {
-        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let begins = since.is_none();
-        since.get_or_insert(now);
+        let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = times.is_none();
+        times.get_or_insert(Times { began: now, well: None }).well = None;
         begins
     }
 
     /// How long it lasted, when it ends with this observation.
     pub(super) fn ends(&self, now: Instant) -> Option<Duration> {
-        let since = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        since.map(|since| now - since)
+        let mut lasting = self.times.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = lasting.as_mut()?;
+        let (began, well) = (times.began, *times.well.get_or_insert(now));
+        if now.duration_since(well) < self.steady {
+            return None;
+        }
+        *lasting = None;
+        Some(well.duration_since(began))
     }
 }
 
@@ -29,7 +51,7 @@ impl Outage {
 impl Outage {
     /// Whether it lasts.
     pub(super) fn lasts(&self) -> bool {
-        self.0.lock().expect("no panic").is_some()
+        self.times.lock().expect("no panic").is_some()
     }
 }
 
@@ -46,5 +68,16 @@ mod tests {
         assert_eq!(outage.ends(later), Some(Duration::from_secs(12)));
         assert_eq!(outage.ends(later), None);
         assert!(outage.begins(later), "the next one");
+    }
+
+    #[test]
+    fn good_answers_among_bad_ones_do_not_end_an_outage() {
+        let (outage, start) = (Outage::with_steady(Duration::from_secs(5)), Instant::now());
+        let at = |second| start + Duration::from_secs(second);
+        assert!(outage.begins(at(0)));
+        assert_eq!(outage.ends(at(1)), None);
+        assert!(!outage.begins(at(4)), "the same one");
+        assert_eq!((outage.ends(at(6)), outage.ends(at(10))), (None, None));
+        assert_eq!(outage.ends(at(11)), Some(Duration::from_secs(6)), "until all was well");
     }
 }

@@ -57,6 +57,27 @@ pub enum PodError {
     Unreached(String),
 }
 
+/// What Kubernetes answered instead of a connection to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The credentials do not allow it.
+    Forbidden,
+    /// There are too many requests just now.
+    TooMany,
+}
+
+impl PodError {
+    /// What Kubernetes refused, in the words of its client and of HTTP. Nobody else's text is in them: the dial builds nothing.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        let Self::Unreached(said) = self else { return None };
+        if said.contains(" is forbidden: ") || said.contains("403 Forbidden") {
+            return Some(Refusal::Forbidden);
+        }
+        let is_busy = said.contains("429 Too Many Requests") || said.contains("has received too many requests");
+        is_busy.then_some(Refusal::TooMany)
+    }
+}
+
 /// The host name of the BuildKit that `dial` (a `docker-buildx dial-stdio`) reaches.
 pub(super) async fn hostname(dial: Command) -> Result<String, PodError> {
     let (pipe, said) = process::pipe(dial)?;
@@ -170,6 +191,23 @@ mod tests {
             label(HOSTNAME, b"d0-1"),
         ];
         assert_eq!(worker_hostname(&field(1, &record.concat())).as_deref(), Some("d0-1"));
+    }
+
+    #[test]
+    fn kubernetes_refusals_are_known_and_a_pods_trouble_is_none() {
+        for (said, refusal) in [
+            (
+                r#"ERROR: pods "d0-a" is forbidden: User "u" cannot create resource "pods/exec""#,
+                Some(Refusal::Forbidden),
+            ),
+            ("ERROR: unexpected response: 403 Forbidden", Some(Refusal::Forbidden)),
+            ("ERROR: websocket: bad handshake (429 Too Many Requests)", Some(Refusal::TooMany)),
+            ("ERROR: the server has received too many requests and has asked us to try again", Some(Refusal::TooMany)),
+            (r#"ERROR: unable to upgrade connection: container not found ("buildkitd")"#, None),
+        ] {
+            assert_eq!(PodError::Unreached(said.into()).refusal(), refusal, "{said}");
+        }
+        assert_eq!(PodError::Answer("has no worker").refusal(), None);
     }
 
     #[tokio::test]

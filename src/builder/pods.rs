@@ -232,7 +232,8 @@ fn is_true(condition: Option<&Condition>) -> bool {
 pub(super) fn misplaced(containers: &[SpecContainer]) -> Option<String> {
     let is_image = |one: &SpecContainer| {
         let image = one.image.as_deref().unwrap_or_default();
-        image.rsplit('/').next().is_some_and(|last| last.starts_with("buildkit"))
+        let last = image.rsplit('/').next().unwrap_or_default();
+        last.split([':', '@']).next() == Some("buildkit")
     };
     let named = containers.iter().position(|one| one.name == "buildkitd");
     let at = named.or_else(|| containers.iter().position(is_image)).filter(|at| *at > 0)?;
@@ -360,7 +361,11 @@ mod tests {
         };
         let good = pod(&[("buildkitd", "x"), ("a-proxy", "y")]);
         assert_eq!((good.is_usable(), good.n_restarts, good.trouble), (true, 2, None));
-        for buildkit in [("buildkitd", "x"), ("builder", "registry:5000/moby/buildkit:v0.20")] {
+        let sidecar = pod(&[("builder", "x"), ("buildkit-exporter", "acme/buildkit-exporter:1")]);
+        assert!(!sidecar.is_misplaced);
+        for buildkit in
+            [("buildkitd", "x"), ("builder", "registry:5000/moby/buildkit:v0.20"), ("builder", "buildkit@sha256:00")]
+        {
             let bad = pod(&[("a-proxy", "y"), buildkit]);
             let words = format!(
                 "buildx connects to the first container, a-proxy, and BuildKit is in {0}; put {0} first",

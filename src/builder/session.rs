@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::access::KubeAccess;
 use super::choice::{Choice, Lead, Rank, Ring, ring};
 use super::cluster::Goal;
 use super::occupancy::Occupied;
-use super::pod::{self, PodError};
+use super::pod::{self, PodError, Refusal};
 use super::pods::PodStatus;
 use super::watch::{Symptom, Watch};
 use super::{Builder, BuilderError};
@@ -23,8 +23,8 @@ use crate::sandbox::Enforcement;
 use crate::settings::{Balance, Driver};
 use crate::state;
 
-/// How many working directories are tried to reach a good pod. A pod can have nine of ten of them.
-const N_DIRECTORIES: usize = 24;
+/// How many working directories are tried to reach a good pod: the usual one, and others. A pod can have nine of ten of them.
+const N_DIRECTORIES: usize = 25;
 
 /// How many pods are asked at once. The bake does not run yet, and its memory is room for two of them.
 const N_AT_ONCE: usize = 3;
@@ -71,6 +71,33 @@ enum Route {
     Around,
 }
 
+/// What a search for a good pod found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    /// A working directory from which to bake.
+    Found,
+    /// No pod answered.
+    Silent,
+    /// No good pod, but Kubernetes or a pod answered something.
+    Undecided,
+}
+
+/// What came back from a working directory.
+#[derive(Debug)]
+enum Answer {
+    /// The pod of this name.
+    Pod(String),
+    /// A BuildKit whose host name is not the name of a pod: its pod is on the host's network, has a host name of its own, or is
+    /// new.
+    Stranger,
+    /// Nothing, in time.
+    Silent,
+    /// Why BuildKit could not be asked.
+    Failed(PodError),
+    /// It was not asked before the deadline.
+    Unasked,
+}
+
 /// How BuildKit is asked for its host name.
 #[derive(Debug)]
 pub(super) struct Dial<'a> {
@@ -88,6 +115,8 @@ pub(super) struct Dial<'a> {
 #[derive(Debug)]
 pub(super) struct Pods {
     pub(super) before: Vec<PodStatus>,
+    /// Replicas of the Deployment.
+    pub(super) n_wanted: usize,
     pub(super) api: Vec<SocketAddr>,
     /// What docker-buildx reads, and whose credentials are in it.
     pub(super) kubeconfig: PathBuf,
@@ -164,7 +193,7 @@ impl<'a> Session<'a> {
         self.has_pods()
     }
 
-    /// Finds a working directory that leads to a good pod; `false` when none answered.
+    /// Finds a working directory that leads to a good pod.
     ///
     /// Asks nothing while every pod is as good as any. After a loss, and when it is called again, the pod has to answer.
     pub(super) async fn find_pod(
@@ -172,16 +201,16 @@ impl<'a> Session<'a> {
         loss: Option<&Loss>,
         is_again: bool,
         deadline: Instant,
-    ) -> Result<bool, BuilderError> {
-        let Some(pods) = &self.pods else { return Ok(true) };
+    ) -> Result<Search, BuilderError> {
+        let Some(pods) = &self.pods else { return Ok(Search::Found) };
         let lost = loss.and_then(|loss| loss.pod.as_deref());
-        let choice = Choice::among(&pods.before, |pod| self.builder.is_shunned(&pod.uid), lost);
+        let choice = Choice::among(&pods.before, pods.n_wanted, |pod| self.builder.is_shunned(&pod.uid), lost);
         let has_to_answer = loss.is_some() || is_again;
         let usual = self.location.working_directory.clone();
         let leads_nowhere = self.builder.directories().lead(&choice.ring, &usual, Instant::now()) == Lead::Nowhere;
         if choice.is_free() && !has_to_answer && !leads_nowhere {
             self.recall_pod();
-            return Ok(true);
+            return Ok(Search::Found);
         }
         if self.balance == Balance::Random {
             // Only with the other rule does a directory lead to a pod.
@@ -189,28 +218,59 @@ impl<'a> Session<'a> {
             self.write_record()?;
         }
         let mut second_best = None;
-        for first in (0..N_DIRECTORIES).step_by(N_AT_ONCE) {
+        let (mut is_silent, mut has_names) = (true, false);
+        // Most builds need no other directory than the usual one.
+        for first in std::iter::once(0).chain((1..N_DIRECTORIES).step_by(N_AT_ONCE)) {
             if first > 0 && Instant::now() >= deadline {
                 break;
             }
-            for (directory, pod) in self.leads(&usual, first, &choice, has_to_answer).await? {
-                match choice.rank(&pod) {
-                    Some(Rank::Preferred) => {
-                        self.take(directory, pod, loss);
-                        return Ok(true);
+            let (mut has_stranger, mut is_refused) = (false, false);
+            for (directory, answer) in self.leads(&usual, first, &choice, has_to_answer, deadline).await? {
+                is_silent &= matches!(answer, Answer::Silent);
+                match answer {
+                    Answer::Pod(pod) => {
+                        has_names = true;
+                        match choice.rank(&pod) {
+                            Some(Rank::Preferred) => {
+                                self.take(directory, pod, loss);
+                                return Ok(Search::Found);
+                            }
+                            Some(Rank::Usable) => {
+                                second_best.get_or_insert((directory, pod));
+                            }
+                            None => {}
+                        }
                     }
-                    Some(Rank::Usable) => {
-                        second_best.get_or_insert((directory, pod));
-                    }
-                    None => {}
+                    Answer::Stranger => has_stranger = true,
+                    Answer::Failed(error) => is_refused |= self.is_refused(error)?,
+                    Answer::Silent | Answer::Unasked => {}
                 }
             }
+            if has_stranger && !has_names {
+                // Host names tell no pods here, so no directory is better than the usual one.
+                return Ok(Search::Found);
+            }
+            if is_refused {
+                break;
+            }
         }
-        let has_found = second_best.is_some();
-        if let Some((directory, pod)) = second_best {
-            self.take(directory, pod, loss);
+        match second_best {
+            Some((directory, pod)) => {
+                self.take(directory, pod, loss);
+                Ok(Search::Found)
+            }
+            None if is_silent => Ok(Search::Silent),
+            None => Ok(Search::Undecided),
         }
-        Ok(has_found)
+    }
+
+    /// Whether Kubernetes refuses for now: it would refuse the other directories as well. What it forbids is an error.
+    fn is_refused(&self, error: PodError) -> Result<bool, BuilderError> {
+        tracing::debug!(builder = self.builder.name, %error, "could not ask BuildKit for its pod's name");
+        match error.refusal() {
+            Some(Refusal::Forbidden) => Err(self.builder.forbidden(&error)),
+            refusal => Ok(refusal.is_some()),
+        }
     }
 
     /// To which pods some working directories lead: the usual one has number 0. Their pods are asked at once.
@@ -220,35 +280,42 @@ impl<'a> Session<'a> {
         first: usize,
         choice: &Choice,
         has_to_answer: bool,
-    ) -> Result<Vec<(PathBuf, String)>, BuilderError> {
-        let directory = |n| if n == 0 { usual.to_owned() } else { usual.join(format!(".detour-{}", n - 1)) };
-        let directories: [PathBuf; N_AT_ONCE] = std::array::from_fn(|n| directory(first + n));
+        deadline: Instant,
+    ) -> Result<Vec<(PathBuf, Answer)>, BuilderError> {
+        let lead = |directory| self.lead(directory, choice, has_to_answer, deadline);
+        if first == 0 {
+            return Ok(vec![(usual.to_owned(), lead(usual).await)]);
+        }
+        let directories: [PathBuf; N_AT_ONCE] =
+            std::array::from_fn(|n| usual.join(format!(".detour-{}", first + n - 1)));
         directories.iter().try_for_each(|directory| state::make_private(directory))?;
-        let lead = |directory| self.lead(directory, choice, has_to_answer);
-        let pods = tokio::join!(lead(&directories[0]), lead(&directories[1]), lead(&directories[2]));
-        let found = directories.into_iter().zip(<[_; N_AT_ONCE]>::from(pods));
-        Ok(found.filter_map(|(directory, pod)| Some((directory, pod?))).collect())
+        let answers = tokio::join!(lead(&directories[0]), lead(&directories[1]), lead(&directories[2]));
+        Ok(directories.into_iter().zip(<[_; N_AT_ONCE]>::from(answers)).collect())
     }
 
     /// To which pod a working directory leads. What was learned before counts while the pods stay the same.
-    async fn lead(&self, directory: &Path, choice: &Choice, has_to_answer: bool) -> Option<String> {
+    async fn lead(&self, directory: &Path, choice: &Choice, has_to_answer: bool, deadline: Instant) -> Answer {
         match self.builder.directories().lead(&choice.ring, directory, Instant::now()) {
             // A pod that takes no build need not answer.
-            Lead::To(pod) if !has_to_answer || choice.rank(&pod).is_none() => return Some(pod),
-            Lead::Nowhere if !has_to_answer => return None,
+            Lead::To(pod) if !has_to_answer || choice.rank(&pod).is_none() => return Answer::Pod(pod),
+            Lead::Nowhere if !has_to_answer => return Answer::Silent,
             _ => {}
         }
-        let answer = timeout(ALIVE_WITHIN, self.ask(directory)).await;
-        // An error says nothing about the pod: Kubernetes may refuse, or docker-buildx may fail.
-        let learned = match &answer {
-            Ok(Ok(pod)) => Some(Some(pod.clone())),
-            Ok(Err(_)) => None,
-            Err(_) => Some(None),
+        // Neither credentials nor other builds count as a pod's silence.
+        let prepared = async {
+            self.renew_access().await;
+            self.builder.dials.acquire().await
         };
-        if let Some(pod) = learned {
-            self.builder.directories().learn(&choice.ring, directory.to_owned(), pod, Instant::now());
-        }
-        answer.ok()?.ok()
+        let Ok(Ok(_permit)) = timeout_at(deadline, prepared).await else { return Answer::Unasked };
+        let (answer, learned) = match timeout(ALIVE_WITHIN, self.ask(directory)).await {
+            Ok(Ok(pod)) if choice.has(&pod) => (Answer::Pod(pod.clone()), Some(pod)),
+            Ok(Ok(_)) => return Answer::Stranger,
+            // An error says nothing about the pod: Kubernetes may refuse, or docker-buildx may fail.
+            Ok(Err(error)) => return Answer::Failed(error),
+            Err(_) => (Answer::Silent, None),
+        };
+        self.builder.directories().learn(&choice.ring, directory.to_owned(), learned, Instant::now());
+        answer
     }
 
     /// Bakes from this working directory, which leads to this pod.
@@ -263,7 +330,8 @@ impl<'a> Session<'a> {
     /// Looks at the pods again, and waits until one is ready.
     pub(super) async fn renew(&mut self, deadline: Instant) -> Result<(), BuilderError> {
         if let Some(pods) = &mut self.pods {
-            pods.before = self.builder.wait_for(Goal::Ready, deadline).await?.pods;
+            let survey = self.builder.wait_for(Goal::Ready, deadline).await?;
+            (pods.n_wanted, pods.before) = (survey.n_wanted(), survey.pods);
         }
         Ok(())
     }
@@ -497,12 +565,12 @@ impl<'a> Session<'a> {
     /// Asks the BuildKit that a bake would reach for its host name, which is its pod's name.
     pub async fn dial(&self) -> Result<String, PodError> {
         let _turn = self.dial.turn.lock().await;
+        self.renew_access().await;
         self.ask(&self.location.working_directory).await
     }
 
     /// Runs `docker-buildx dial-stdio` from a working directory, and asks the BuildKit that it reaches for its host name.
     async fn ask(&self, directory: &Path) -> Result<String, PodError> {
-        self.renew_access().await;
         let run = self.dial.n_runs.fetch_add(1, Ordering::Relaxed);
         let private = self.dial.directory.join(run.to_string());
         let child = dial_child(self.dial.buildx, self.dial.enforcement, &self.location, &private)?;

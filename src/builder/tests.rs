@@ -159,6 +159,9 @@ async fn an_outage_of_the_api_server_is_waited_for() {
     };
     let (placed, _kubernetes) = tokio::join!(place(&builders, home.path()), kubernetes);
     assert_eq!(placed.expect("placed"), Some("d0-a".into()));
+    assert!(builders.builders["d"].outage.lasts(), "Kubernetes has just come back");
+    sleep(STEADY).await;
+    assert_eq!(place(&builders, home.path()).await.expect("placed"), Some("d0-a".into()));
     assert!(!builders.builders["d"].outage.lasts());
 }
 
@@ -176,6 +179,25 @@ async fn credentials_that_are_no_longer_accepted_are_looked_up_again() {
     setup.kubernetes.objects().token = Some("second".into());
     assert_eq!(setup.place().await.expect("placed"), Some("d0-a".into()));
     assert_eq!(setup.kubernetes.objects().n_unauthorized, 1);
+}
+
+#[tokio::test]
+async fn builds_that_wait_for_credentials_share_a_failure_and_keep_their_deadline() {
+    let runs = tempfile::NamedTempFile::new().expect("a file");
+    let script = format!("echo run >> {}; sleep 1; exit 1", runs.path().display());
+    let plugin = json!({"command": "/bin/sh", "args": ["-c", script], "apiVersion": "client.authentication.k8s.io/v1"});
+    let setup = Setup::with(LONG, json!({"exec": plugin}), |_| ());
+    let (builders, deadline) = (Arc::new(setup.changed(|_| ())), Instant::now() + Duration::from_secs(2));
+    let mut waits = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let builders = Arc::clone(&builders);
+        waits.spawn(async move { builders.builders["d"].wait_for(Goal::Ready, deadline).await.is_err() });
+    }
+    assert_eq!(waits.join_all().await, [true; 20]);
+    assert!(deadline.elapsed() < Duration::from_secs(10), "{:?}", deadline.elapsed());
+    assert!(builders.builders["d"].outage.lasts(), "logged once");
+    let n_runs = std::fs::read_to_string(runs.path()).expect("read").lines().count();
+    assert!((1..=4).contains(&n_runs), "{n_runs}");
 }
 
 #[tokio::test]
