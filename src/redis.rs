@@ -91,6 +91,11 @@ impl Redis {
         })
     }
 
+    /// Connects, unless there is a connection. After a failure nothing was sent.
+    pub async fn connect_if_needed(&self) -> Result<(), RedisError> {
+        self.connection().await.map(drop)
+    }
+
     /// Sends one command.
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
         let mut connection = self.connection().await?;

@@ -157,7 +157,7 @@ pub async fn cancel(redis: &Redis, jobs: &Jobs, found: &FoundJob, now: Epoch) ->
         return Ok(());
     }
     match enqueue_member(redis, jobs, set, &found.text, now).await? {
-        Move::Gone | Move::Left => Ok(()),
+        Move::Gone | Move::Left | Move::Denied => Ok(()),
         Move::Stuck(why) => Err(RedisError::from((redis::ErrorKind::Extension, "the job stays in its set", why))),
     }
 }

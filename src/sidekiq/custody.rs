@@ -167,7 +167,7 @@ impl Custody {
 
     /// Requeues jobs whose results Redis refuses until the worker ends: they run again. No crash is counted.
     async fn end(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) {
-        memory.ledger.retry_refused();
+        memory.ledger.retry_all_refused();
         self.turn(memory, units).await;
         let n_jobs = memory.ledger.requeue_refused();
         if n_jobs > 0 {
@@ -239,14 +239,14 @@ impl Custody {
         capsules.flat_map(|(index, capsule)| order::fetch_requests(capsule, n_free(index))).collect()
     }
 
-    /// Returns the reply, and whether the turn was sent more than once.
+    /// Returns the reply, and whether Redis may have applied the turn before.
     async fn send_until_answered(&self, memory: &Memory) -> (Reply, bool) {
         let slots: Vec<Token> = memory.unknown.iter().chain(&memory.slots).cloned().collect();
         let unknown = FetchRequest { n_slots: memory.unknown.len(), queues: Vec::new() };
         let fetch_requests: Vec<FetchRequest> =
             [unknown].into_iter().chain(self.fetch_requests(&memory.slots)).collect();
         let settlements = memory.ledger.due();
-        let (started, mut logged) = (Instant::now(), None);
+        let (started, mut logged, mut n_sent) = (Instant::now(), None, 0);
         loop {
             let incarnation = self.handle.incarnation();
             let turn = Turn {
@@ -257,14 +257,22 @@ impl Custody {
                 fetch_requests: &fetch_requests,
                 max_bytes: bounds::JOBS.saturating_sub(self.running.size_bytes()),
             };
-            match turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await {
+            // A turn does not leave without a connection.
+            let sent = match self.redis.connect_if_needed().await {
+                Ok(()) => {
+                    n_sent += 1;
+                    turn.send(&self.redis, &self.identity, &self.jobs, Epoch::now()).await
+                }
+                Err(error) => Err(error),
+            };
+            match sent {
                 Ok(reply) => {
                     if logged.is_some() {
                         let downtime_s = started.elapsed().as_secs_f64();
                         tracing::info!(event = "redis_back", downtime_s, "Redis is back");
                         self.handle.reconcile.notify_one();
                     }
-                    return (reply, logged.is_some());
+                    return (reply, n_sent > 1);
                 }
                 Err(error) => {
                     // An outage has stages: connection refused, no answer, loading. Each is logged once.

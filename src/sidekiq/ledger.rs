@@ -13,6 +13,9 @@ use tokio::time::Instant;
 use super::inflight::{Token, UnitOfWork};
 use super::settlement::{RunEnd, Settled, Settlement};
 
+/// The longest pause before a refused settlement is sent again. Its text may be megabytes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long a settlement is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
@@ -34,6 +37,8 @@ pub(super) struct Ledger {
 struct Unsettled {
     settlement: Settlement,
     state: SettlementState,
+    /// After refusals: when it is sent again, and the pause after that.
+    again: Option<(Instant, Duration)>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -44,11 +49,15 @@ enum SettlementState {
     DueAgain,
     /// Of a build that a stop has killed. All of them go in one turn, when the last one has ended.
     Held,
-    /// Redis refused it, for this reason. It keeps its slot, and is due again at each reconcile.
+    /// Redis refused it, for this reason. It keeps its slot, and is due again after longer and longer pauses.
     Refused(String),
 }
 
 impl Unsettled {
+    fn new(settlement: Settlement, state: SettlementState) -> Self {
+        Self { settlement, state, again: None }
+    }
+
     fn is_due(&self) -> bool {
         matches!(self.state, SettlementState::Due | SettlementState::DueAgain)
     }
@@ -61,12 +70,12 @@ impl Unsettled {
 impl Ledger {
     /// Adds a settlement that is due with the next turn.
     pub(super) fn add(&mut self, settlement: Settlement) {
-        self.unsettled.push(Unsettled { settlement, state: SettlementState::Due });
+        self.unsettled.push(Unsettled::new(settlement, SettlementState::Due));
     }
 
     /// Adds a settlement that waits for [`Self::release_held`].
     pub(super) fn hold(&mut self, settlement: Settlement) {
-        self.unsettled.push(Unsettled { settlement, state: SettlementState::Held });
+        self.unsettled.push(Unsettled::new(settlement, SettlementState::Held));
     }
 
     /// Makes all held settlements due.
@@ -77,8 +86,20 @@ impl Ledger {
             .for_each(|one| one.state = SettlementState::Due);
     }
 
+    /// Makes each refused settlement due again whose pause is over. The first pause is `first`.
+    pub(super) fn retry_refused(&mut self, first: Duration, now: Instant) {
+        let is_refused = |one: &&mut Unsettled| matches!(one.state, SettlementState::Refused(_));
+        for one in self.unsettled.iter_mut().filter(is_refused) {
+            let (at, pause) = one.again.unwrap_or((now, first));
+            if now >= at {
+                one.state = SettlementState::DueAgain;
+                one.again = Some((now + pause, (2 * pause).min(LONGEST_PAUSE)));
+            }
+        }
+    }
+
     /// Makes all refused settlements due again.
-    pub(super) fn retry_refused(&mut self) {
+    pub(super) fn retry_all_refused(&mut self) {
         self.unsettled.iter_mut().filter(|one| one.has_slot()).for_each(|one| one.state = SettlementState::DueAgain);
     }
 
@@ -122,8 +143,8 @@ impl Ledger {
         self.unsettled.iter().any(Unsettled::is_due)
     }
 
-    /// Takes what Redis did with the settlements that were due; returns those that the fence refused. A turn that was sent again may
-    /// have been applied the first time.
+    /// Takes what Redis did with the settlements that were due; returns those that the fence refused. A turn that was sent before may
+    /// have been applied then.
     pub(super) fn take_results(
         &mut self,
         settled: Vec<Settled>,
@@ -142,7 +163,7 @@ impl Ledger {
                 Some(Settled::Fenced) => {
                     let token = &one.settlement.token;
                     if is_resent {
-                        tracing::debug!(%token, "job settled before, or no longer in flight here");
+                        tracing::warn!(event = "result_dropped", %token, "result settled by the first sending, or lost by Redis");
                     } else {
                         tracing::warn!(event = "result_dropped", %token, "Redis has no such job in flight here; its result is dropped");
                     }
@@ -269,12 +290,32 @@ mod tests {
         assert!(ledger.take_results(vec![Settled::Done, Settled::Refused("why".into())], false, now).is_empty());
         assert_eq!((ledger.refusals(), ledger.n_slots_of(0), ledger.has_due()), (vec!["why"], 1, false));
         for result in [Settled::Refused("why".into()), Settled::Done] {
-            ledger.retry_refused();
+            ledger.retry_all_refused();
             assert_eq!((due(&ledger), ledger.n_slots_of(0)), (tokens([2]), 1));
             ledger.take_results(vec![result], false, now);
         }
         assert_eq!((ledger.n_unsettled(), ledger.n_slots_of(0)), (0, 0));
         assert!(has(&ledger, 1) && has(&ledger, 2));
+    }
+
+    #[test]
+    fn each_refused_result_is_sent_again_after_longer_and_longer_pauses_of_its_own() {
+        let (mut ledger, start, second) = (Ledger::default(), Instant::now(), Duration::from_secs(1));
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        ledger.add(settlement(1, "x"));
+        for n in 0..150 {
+            if n == 100 {
+                ledger.add(settlement(2, "x"));
+            }
+            for token in due(&ledger) {
+                if token == Token::nth(1, 0) { &mut old } else { &mut new }.push(n);
+            }
+            let refused = ledger.due().iter().map(|_| Settled::Refused("why".into())).collect();
+            ledger.take_results(refused, false, start);
+            ledger.retry_refused(second, start + n * second);
+        }
+        assert_eq!(old, [0, 1, 2, 4, 8, 16, 32, 64, 124]);
+        assert_eq!(new, [100, 101, 102, 104, 108, 116, 132]);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -11,9 +10,6 @@ use super::inflight::Token;
 use super::ledger::Ledger;
 use super::settlement::Settled;
 use crate::redis::{Complaint, Complaints};
-
-/// The longest pause before a refused result is sent again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the loop keeps between turns.
 pub(super) struct Memory {
@@ -38,8 +34,6 @@ pub(super) struct Memory {
     pub n_idlers: u32,
     /// Tokens of free slots. A token stays until a job fills its slot.
     pub slots: Vec<Token>,
-    /// When refused results are sent again, and how long after the last time.
-    pub refused: Option<(Instant, Duration)>,
     /// When to take the next turn although nothing happens.
     pub wake_at: Option<Instant>,
 }
@@ -60,21 +54,7 @@ impl Memory {
             conditions: Conditions::default(),
             n_idlers: 0,
             slots: Vec::new(),
-            refused: None,
             wake_at: None,
-        }
-    }
-
-    /// Makes refused results due again, after longer and longer pauses: their texts may be megabytes.
-    pub(super) fn retry_refused(&mut self, first: Duration, now: Instant) {
-        if self.ledger.refusals().is_empty() {
-            self.refused = None;
-            return;
-        }
-        let (due, pause) = self.refused.unwrap_or((now, first));
-        if now >= due {
-            self.ledger.retry_refused();
-            self.refused = Some((now + pause, (2 * pause).min(LONGEST_PAUSE)));
         }
     }
 
@@ -133,31 +113,5 @@ impl Conditions {
             _ => {}
         }
         self.is_full = is_full;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sidekiq::inflight::UnitOfWork;
-    use crate::sidekiq::settlement::Settlement;
-
-    #[test]
-    fn a_refused_result_is_sent_again_after_longer_and_longer_pauses() {
-        let (mut memory, start, second) = (Memory::new(), Instant::now(), Duration::from_secs(1));
-        let mut sent = Vec::new();
-        memory.ledger.add(Settlement::requeue(&UnitOfWork::fetched(1, b"a job")));
-        for n in 0..150 {
-            if memory.ledger.has_due() {
-                sent.push(n);
-                memory.take_results(vec![Settled::Refused("why".into())], false);
-            }
-            memory.retry_refused(second, start + n * second);
-        }
-        assert_eq!(sent, [0, 1, 2, 4, 8, 16, 32, 64, 124]);
-        memory.ledger.retry_refused();
-        memory.take_results(vec![Settled::Done], false);
-        memory.retry_refused(second, start);
-        assert_eq!(memory.refused, None);
     }
 }

@@ -256,7 +256,9 @@ impl Payload {
     pub fn enqueued_for_ruby(&self, member: &[u8], now: Epoch) -> Option<Vec<u8>> {
         let is_as_written = *self.original == *member && str::from_utf8(member).is_ok();
         let is_complete = MADE_BY_CLIENTS.iter().all(|name| self.fields.raw(name).is_some()) && !self.jid.is_empty();
-        if !is_as_written || !is_complete || self.flaw().is_some() || self.expected() != self.fields {
+        // Ruby's client would put it back into the schedule.
+        let has_time = self.fields.raw("at").is_some();
+        if !is_as_written || !is_complete || has_time || self.flaw().is_some() || self.expected() != self.fields {
             return None;
         }
         let mut fields = self.fields.clone();

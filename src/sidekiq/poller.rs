@@ -25,7 +25,10 @@ static PAGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("page.
 static POLLER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("poller.lua")));
 
 /// Members of a page of due jobs. A page of long members takes more than one request.
-const RANKED: usize = 100;
+const RANKED: usize = 500;
+
+/// The pause before the next look when a look has left due jobs because there were too many.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Members of a page of the whole set. Redis reads all of a page, so pages of long members are smaller.
 const SCANNED: std::ops::RangeInclusive<usize> = 10..=500;
@@ -47,41 +50,98 @@ pub async fn run(redis: &Redis, jobs: &Jobs, identity: &Identity, quiet: &Cancel
             Complaint::new("schedule_not_polled", "jobs of the schedule cannot be moved"),
         ),
     ];
-    let turn = keys::poller(digest(jobs));
     let interval = jobs.poll_interval_average.unwrap_or(jobs.poll_interval);
+    let turn = jobs.poll_interval_average.is_none().then(|| Turn::new(jobs, identity));
     let mut wait = interval.mul_f64(rand::random());
-    while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
+    'polls: while quiet.run_until_cancelled(sleep(wait)).await.is_some() {
         wait = pause(interval, rand::random());
-        if jobs.poll_interval_average.is_none() && !takes_turn(redis, &turn, identity, interval).await {
+        if let Some(turn) = &turn
+            && !turn.take(redis).await
+        {
             continue;
         }
+        let (now, mut look) = (server_time(redis).await, Look::Complete);
         for (set, round, complaint) in &mut sets {
             // A set may hold very many due jobs, and a script moves each of them.
-            let polled = quiet.run_until_cancelled(poll(redis, jobs, set, round, Epoch::now())).await;
-            let Some(polled) = polled else { return };
-            complaint.hear(polled);
+            let polled = quiet.run_until_cancelled(poll(redis, jobs, set, round, now)).await;
+            let Some(polled) = polled else { break 'polls };
+            look = look.max(complaint.hear(polled).unwrap_or(Look::Failed));
         }
         if let Err(error) = prune(redis).await {
             tracing::debug!(%error, "dead processes stay on the list");
         }
+        match (look, &turn) {
+            (Look::Complete, _) | (Look::Failed, None) => {}
+            (Look::Cut, _) => wait = AGAIN,
+            (Look::Failed, Some(turn)) => {
+                turn.give_back(redis).await;
+                // Longer than the longest pause of the others.
+                wait += interval;
+            }
+        }
+    }
+    if let Some(turn) = turn {
+        turn.give_back(redis).await;
     }
 }
 
-/// Names the settings that decide which jobs a process moves. Processes with the same ones take turns.
-fn digest(jobs: &Jobs) -> String {
-    let mut digest = Sha256::new();
-    digest.update(format!("{:?} {}", jobs.poll_others, jobs.probe));
-    jobs.classes.keys().for_each(|class| digest.update(format!("\n{class}")));
-    hex::encode(&digest.finalize()[..6])
+/// By Redis' clock: this worker's may be wrong. Without the right to TIME, this worker's clock has to do.
+async fn server_time(redis: &Redis) -> Epoch {
+    match redis.query::<(u64, u64)>(&redis::cmd("TIME")).await {
+        Ok((seconds, microseconds)) => Epoch::from_millis(seconds * 1000 + microseconds / 1000),
+        Err(_) => Epoch::now(),
+    }
 }
 
-/// Whether this process polls now. The one that polled last goes on, since it knows what it has seen; when it dies, another one
-/// follows.
-async fn takes_turn(redis: &Redis, turn: &str, identity: &Identity, interval: Duration) -> bool {
-    let mut script = POLLER.key(turn);
-    script.arg(identity.to_string()).arg((2 * interval).as_millis() as u64);
-    // Moving jobs matters more than saving work. An outage also fails the poll, which complains.
-    redis.script(&script).await.unwrap_or(true)
+/// What a look at a set came to, the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Look {
+    /// All due jobs that this worker may move have moved.
+    Complete,
+    /// Due jobs of others are left for the next look.
+    Cut,
+    /// Jobs stay that another worker may be able to move.
+    Failed,
+}
+
+/// The turn to poll. One process of those with the same settings has it.
+struct Turn {
+    key: String,
+    holder: String,
+    expires_after: Duration,
+}
+
+impl Turn {
+    fn new(jobs: &Jobs, identity: &Identity) -> Self {
+        Self { key: keys::poller(digest(jobs)), holder: identity.to_string(), expires_after: 2 * jobs.poll_interval }
+    }
+
+    /// Whether this process polls now. The one that polled last goes on, since it knows what it has seen.
+    async fn take(&self, redis: &Redis) -> bool {
+        // Moving jobs matters more than saving work. An outage also fails the poll, which complains.
+        self.send(redis, self.expires_after).await.unwrap_or(true)
+    }
+
+    /// Lets another process poll.
+    async fn give_back(&self, redis: &Redis) {
+        if let Err(error) = self.send(redis, Duration::ZERO).await {
+            tracing::debug!(%error, "the turn to poll is kept until it expires");
+        }
+    }
+
+    async fn send(&self, redis: &Redis, expires_after: Duration) -> Result<bool, RedisError> {
+        let mut script = POLLER.key(&self.key);
+        script.arg(&self.holder).arg(expires_after.as_millis() as u64);
+        redis.script(&script).await
+    }
+}
+
+/// Names the settings that decide which jobs a process moves, and how often. Processes with the same ones take turns.
+fn digest(jobs: &Jobs) -> String {
+    let mut digest = Sha256::new();
+    digest.update(format!("{:?} {} {:?}", jobs.poll_others, jobs.probe, jobs.poll_interval));
+    jobs.classes.keys().for_each(|class| digest.update(format!("\n{class}")));
+    hex::encode(&digest.finalize()[..6])
 }
 
 /// What the poller keeps of a set between polls.
@@ -94,13 +154,15 @@ struct Round {
     n_members: usize,
     /// The due jobs of the last look that are left in the set.
     seen: Option<Seen>,
+    /// Where the moving of other classes' jobs goes on, after a look that was cut.
+    rest: Option<Seen>,
     /// Why due jobs cannot be moved: what is logged, and what this round of pages has met.
     stuck: Complaints,
     met: BTreeSet<String>,
 }
 
 /// Due jobs that were looked at and left, such as Ruby's own while no Ruby process runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Seen {
     /// Jobs with at most this score.
     until: f64,
@@ -152,15 +214,17 @@ impl Round {
 ///
 /// Each poll reads one page of the whole set for cancelled jobs. ZSCAN guarantees that a round of pages meets every job that
 /// stays in the set that long.
-async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epoch) -> Result<(), RedisError> {
+async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epoch) -> Result<Look, RedisError> {
     let until = round.seen.map_or(f64::NEG_INFINITY, |seen| seen.until);
     let (start, n_members, n_seen) = (round.cursor, round.page_size(), round.n_seen);
     let request = PageRequest { by: "scan", start, n_members, n_seen, until };
     let page = request.send(redis, jobs, set, now).await?;
     round.advance(&page);
     let mut stuck = BTreeSet::new();
-    if let Some(from) = round.new_from(&page) {
-        let enqueued = enqueue_due(redis, jobs, set, from, now).await?;
+    let from = round.new_from(&page);
+    if let Some(from) = from {
+        let own = Jobs { poll_others: PollOthers::None, ..jobs.clone() };
+        let enqueued = enqueue_due(redis, &own, set, from, usize::MAX, now).await?;
         round.seen = Some(Seen { until: now.as_secs_f64(), n_left: from + enqueued.n_left });
         stuck = enqueued.stuck;
     }
@@ -169,7 +233,40 @@ async fn poll(redis: &Redis, jobs: &Jobs, set: &str, round: &mut Round, now: Epo
     for why in round.hear(stuck) {
         tracing::error!(event = "due_jobs_stuck", set, why, "due jobs cannot be moved");
     }
-    waiting.result
+    let is_denied = jobs.poll_others != PollOthers::None && enqueue_others(redis, jobs, set, round, from, now).await?;
+    waiting.result?;
+    Ok(match round.rest {
+        _ if is_denied || !round.stuck.last().is_empty() => Look::Failed,
+        Some(_) => Look::Cut,
+        None => Look::Complete,
+    })
+}
+
+/// Moves due jobs of other classes, after this worker's own: from this rank on, and from where the last look was cut. Returns
+/// whether Redis refused any of them.
+async fn enqueue_others(
+    redis: &Redis,
+    jobs: &Jobs,
+    set: &str,
+    round: &mut Round,
+    from: Option<usize>,
+    now: Epoch,
+) -> Result<bool, RedisError> {
+    let from = match (round.rest, from) {
+        (Some(rest), _) => {
+            let n_old: usize = redis.query(redis::cmd("ZCOUNT").arg(set).arg("-inf").arg(rest.until)).await?;
+            // A job that came in among those that were looked at may be anywhere among them.
+            if n_old > rest.n_left { 0 } else { n_old }
+        }
+        (None, Some(from)) => from,
+        (None, None) => return Ok(false),
+    };
+    let enqueued = enqueue_due(redis, jobs, set, from, bounds::OTHERS_DUE, now).await?;
+    round.rest = enqueued.cut_at.map(|until| Seen { until, n_left: from + enqueued.n_left });
+    if let Some(seen) = &mut round.seen {
+        seen.n_left = seen.n_left.saturating_sub(enqueued.n_moved);
+    }
+    Ok(enqueued.is_denied)
 }
 
 /// Asks for a page.
@@ -250,22 +347,27 @@ async fn prune(redis: &Redis) -> Result<(), RedisError> {
 }
 
 /// What happened to the due jobs of a set.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Enqueued {
     /// How many moved to their queues.
     pub n_moved: usize,
-    /// How many stay.
+    /// How many of those that were looked at stay.
     pub n_left: usize,
+    /// The score of the last job that was looked at, when there were more jobs than may move.
+    pub cut_at: Option<f64>,
+    /// Whether Redis refused to move a job of another class.
+    pub is_denied: bool,
     /// Why jobs of this worker stay: a queue, and Redis' error.
     pub stuck: BTreeSet<String>,
 }
 
-/// Moves the jobs in `set` that are due at `now`, from this rank on, as far as they are this worker's to move.
+/// Moves up to `max` of the jobs in `set` that are due at `now`, from this rank on, as far as they are this worker's to move.
 pub async fn enqueue_due(
     redis: &Redis,
     jobs: &Jobs,
     set: &str,
     from: usize,
+    max: usize,
     now: Epoch,
 ) -> Result<Enqueued, RedisError> {
     let mut enqueued = Enqueued::default();
@@ -276,13 +378,20 @@ pub async fn enqueue_due(
         let request = PageRequest { by: "rank", start: start as u64, n_members: RANKED, n_seen: 0, until };
         let page = request.send(redis, jobs, set, now).await?;
         let mut n_gone = 0;
-        for (member, _) in &page.members {
+        for (index, (member, score)) in page.members.iter().enumerate() {
             match enqueue_member(redis, jobs, set, member, now).await? {
                 Move::Gone => n_gone += 1,
                 Move::Left => {}
+                Move::Denied => enqueued.is_denied = true,
                 Move::Stuck(why) => {
                     enqueued.stuck.insert(why);
                 }
+            }
+            if enqueued.n_moved + n_gone == max {
+                enqueued.n_moved = max;
+                enqueued.n_left += index + 1 - n_gone;
+                enqueued.cut_at = Some(*score);
+                return Ok(enqueued);
             }
         }
         enqueued.n_moved += n_gone;
@@ -292,6 +401,20 @@ pub async fn enqueue_due(
             return Ok(enqueued);
         }
     }
+}
+
+/// How long the oldest due job of another class has waited. Looks at the first page of each set.
+pub async fn oldest_of_others(redis: &Redis, jobs: &Jobs, now: Epoch) -> Result<Option<Duration>, RedisError> {
+    let all = Jobs { poll_others: PollOthers::All, ..jobs.clone() };
+    let is_others = |member: &[u8]| Payload::parse(member).is_ok_and(|payload| !jobs.runs(&payload.class));
+    let mut oldest = None;
+    for set in [keys::RETRY, keys::SCHEDULE] {
+        let request = PageRequest { by: "rank", start: 0, n_members: RANKED, n_seen: 0, until: f64::NEG_INFINITY };
+        let page = request.send(redis, &all, set, now).await?;
+        let first = page.members.iter().find(|(member, _)| is_others(member));
+        oldest = oldest.max(first.map(|(_, score)| now.since(Epoch::from_secs_f64(score.max(0.0)))));
+    }
+    Ok(oldest)
 }
 
 /// What came of the waiting jobs of a page.
@@ -354,6 +477,8 @@ pub(super) enum Move {
     Gone,
     /// It is not this worker's to move.
     Left,
+    /// It is another class's, and Redis refuses to move it for this worker.
+    Denied,
     /// It stays for this reason, which names its queue. Jobs behind it can be moved.
     Stuck(String),
 }
@@ -372,8 +497,8 @@ pub(super) async fn enqueue_member(
     match redis.script::<()>(&script).await {
         Ok(()) => Ok(Move::Gone),
         Err(error) if matches!(error.code(), Some("REFUSED" | "NOPERM")) => {
-            // Ruby may have the right that this worker lacks.
-            Ok(if is_own { Move::Stuck(format!("{}: {error}", keys::queue(&queue))) } else { Move::Left })
+            // Ruby or another worker may have the right that this worker lacks.
+            Ok(if is_own { Move::Stuck(format!("{}: {error}", keys::queue(&queue))) } else { Move::Denied })
         }
         Err(error) => Err(error),
     }
@@ -431,9 +556,10 @@ mod tests {
             jobs_of("B"),
             Jobs { probe: true, ..jobs_of("A") },
             Jobs { poll_others: PollOthers::All, ..jobs_of("A") },
+            Jobs { poll_interval: Duration::from_secs(3600), ..jobs_of("A") },
         ];
         let turns: BTreeSet<String> = turns.iter().map(digest).collect();
-        assert_eq!(turns.len(), 4);
+        assert_eq!(turns.len(), 5);
         assert!(turns.contains(&digest(&Jobs { max_retries: 1, ..jobs_of("A") })));
     }
 
@@ -482,6 +608,7 @@ mod tests {
             (r#""args":[1.10,1e400]"#, r#""args":{}"#),
             (r#""jid":"j""#, r#""jid":"j","tags":7"#),
             ("MailJob", "Sidebake::Probe"),
+            (r#""jid":"j""#, r#""jid":"j","at":1795491700"#),
         ] {
             assert!(job.contains(from));
             assert_eq!(moved(PollOthers::All, &job.replace(from, to)), None, "{to}");

@@ -39,7 +39,7 @@ impl Custody {
         let begun = lost.iter().filter(|running| !running.iteration.is_waiting());
         memory.lost.extend(begun.map(|running| running.unit.fence()));
         self.correct_crash_counts(memory).await;
-        memory.retry_refused(self.reconcile_every, Instant::now());
+        memory.ledger.retry_refused(self.reconcile_every, Instant::now());
         memory.unknown = inflight.into_keys().collect();
         for token in running.iter().map(|running| &running.unit.token).chain(memory.ledger.tokens()) {
             memory.unknown.remove(token);

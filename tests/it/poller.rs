@@ -61,7 +61,8 @@ async fn pages_of_foreign_due_jobs_are_found_by_their_rank() {
     let server = world::Redis::start();
     add_others(&server, 5_000).await;
     let commands = commands_of(&server, async {
-        let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", 0, Epoch::now()).await.unwrap();
+        let moved =
+            enqueue_due(&client(&server.url()), &Jobs::default(), "retry", 0, usize::MAX, Epoch::now()).await.unwrap();
         assert_eq!(moved.n_moved, 0);
     })
     .await;
@@ -79,7 +80,8 @@ async fn a_due_job_behind_foreign_jobs_of_the_same_time_is_moved() {
         let job = format!(r#"{{"class":"BuildJob","queue":"default","jid":"{jid}"}}"#);
         redis::cmd("ZADD").arg(&["retry", score, &job]).exec_async(&mut connection).await.unwrap();
     }
-    let moved = enqueue_due(&client(&server.url()), &Jobs::default(), "retry", 0, Epoch::now()).await.unwrap();
+    let moved =
+        enqueue_due(&client(&server.url()), &Jobs::default(), "retry", 0, usize::MAX, Epoch::now()).await.unwrap();
     let queue = server.queue("default").await;
     assert_eq!((moved.n_moved, queue.len()), (3, 3), "{queue:?}");
     assert_eq!(server.sorted_set("retry").await.len(), 1_201, "only jobs of others and the job that is not due stay");
@@ -119,7 +121,8 @@ async fn long_jobs_are_moved_and_cancelled_ones_are_found() {
         redis::cmd("ZADD").arg(&["retry", "4e9", &job(format!("late{n}"))]).exec_async(&mut connection).await.unwrap();
     }
     let now = Epoch::now();
-    let moved = enqueue_due(&client(&harness.redis.url()), &Jobs::default(), "retry", 0, now).await.unwrap();
+    let moved =
+        enqueue_due(&client(&harness.redis.url()), &Jobs::default(), "retry", 0, usize::MAX, now).await.unwrap();
     assert_eq!((moved.n_moved, harness.redis.queue("elsewhere").await.len()), (10, 10));
 
     for n in 0..10 {
@@ -259,6 +262,48 @@ async fn another_worker_polls_when_the_one_that_polled_dies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_may_not_move_a_job_lets_another_one_poll() {
+    let harness = Harness::start();
+    let narrow = ["SETUSER", "narrow", "on", ">pw", "+@all", "~queue:default", "~queues", "~[^q]*"];
+    redis::cmd("ACL").arg(&narrow).exec_async(&mut harness.redis.connection().await).await.unwrap();
+    let url = harness.redis.url().replace("redis://", "redis://narrow:pw@");
+    let interval = "jobs.poll_interval = \"200ms\"";
+    let narrow = harness.worker_with_variables(&harness.config(interval), &[], &[("SIDEBAKE__REDIS__URL", url)]);
+    harness.until("it polls", async || !harness.redis.keys("sidebake:poller:*").await.is_empty()).await;
+    let job = r#"{"class":"BuildJob","queue":"elsewhere","jid":"a"}"#;
+    add(&harness.redis, "retry", 1.0, job).await;
+    world::wait_for("the refusal", || !narrow.logged("due_jobs_stuck").is_empty()).await;
+    let _able = harness.worker(interval);
+    harness.until("the job moves", async || harness.redis.queue("elsewhere").await.len() == 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_does_not_wait_for_many_due_jobs_of_rails() {
+    let harness = Harness::start();
+    let mut connection = harness.redis.connection().await;
+    let n_others = 3 * bounds::OTHERS_DUE + 7;
+    let mut add_all = redis::cmd("ZADD");
+    add_all.arg("retry");
+    for n in 0..n_others {
+        let more = if n % 2 == 0 { "" } else { r#","lock":"x""# };
+        add_all.arg(1.0 + n as f64).arg(of_ruby(&format!("{n:024x}"), more));
+    }
+    add_all.arg(1e9).arg(r#"{"class":"BuildJob","queue":"elsewhere","jid":"own"}"#);
+    add_all.exec_async(&mut connection).await.unwrap();
+    let commands = commands_of(&harness.redis, async {
+        // The first poll comes soon, and the second one would come too late.
+        let _worker = harness.worker("jobs.poll_interval = \"3s\"");
+        let n_moved = async || harness.redis.queue("mails").await.len();
+        harness.until("all plain jobs move", async || n_moved().await == n_others.div_ceil(2)).await;
+    })
+    .await;
+    let pushes: Vec<&String> =
+        commands.iter().filter(|command| command.contains("lua") && command.contains("PUSH\"")).collect();
+    assert!(pushes[0].contains("queue:elsewhere"), "{}", pushes[0]);
+    assert_eq!(harness.redis.sorted_set("retry").await.len(), n_others / 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn doctor_tells_how_late_jobs_of_rails_are_beside_workers() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
@@ -276,7 +321,7 @@ async fn doctor_tells_how_late_jobs_of_rails_are_beside_workers() {
     harness.until("the workers are listed", async || n_listed().await == 2).await;
     for (settings, health, detail) in [
         (none, "yellow", "2 Ruby processes beside 2 workers look every 10 s, not 5 s: set jobs.poll_others"),
-        ("", "green", "2 Ruby processes beside 2 workers look every 10 s, and workers every 5 s"),
+        ("", "green", "2 Ruby processes beside 2 workers look every 10 s, and workers move plain jobs every 5 s"),
     ] {
         let output = harness.run(&["doctor", "--json"], settings);
         let findings: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
