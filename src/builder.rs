@@ -37,7 +37,7 @@ use crate::settings::{self, Balance, Driver};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
 use crate::text;
 
-use access::KubeAccess;
+use access::{KubeAccess, PLUGIN};
 use choice::{Directories, SHUNNED};
 use cluster::{Cluster, Goal, Survey};
 use outage::Outage;
@@ -498,13 +498,15 @@ impl Builder {
     /// is missing, scaled to nothing, rolled out or not ready, and an API server that does not answer.
     async fn wait_for(&self, goal: Goal, deadline: Instant) -> Result<Survey, BuilderError> {
         let started = Instant::now();
+        // However short the wait may be, a look has the time that it takes.
+        let patience = deadline.max(started + PLUGIN);
         let mut is_first = true;
         loop {
             // However many builds wait, one looks at a time. When it sees a ready pod, the others look at once.
             let _turn = if is_first { None } else { timeout_at(deadline, self.turn.lock()).await.ok() };
             is_first = false;
             let waited = started.elapsed();
-            let error = match self.try_ask(deadline, |cluster| async move { cluster.reach(goal, waited).await }).await {
+            let error = match self.try_ask(patience, |cluster| async move { cluster.reach(goal, waited).await }).await {
                 Ok(survey) => {
                     self.note_ready();
                     return Ok(survey);
@@ -549,7 +551,7 @@ impl Builder {
 
     /// The deadline of a question that has none of its own.
     fn own_deadline(&self) -> Instant {
-        Instant::now() + self.settings.timeout
+        Instant::now() + self.settings.timeout.max(PLUGIN)
     }
 
     /// Logs an outage of the API server once, and its end.
@@ -614,7 +616,7 @@ impl Builder {
 
     /// Waits until the deadline. Builds that wait for one another share what it finds, also a failure.
     async fn try_access(&self, deadline: Instant) -> Result<Arc<KubeAccess>, ClusterError> {
-        let found = timeout_at(deadline, self.look_up()).await;
+        let found = timeout_at(deadline, self.look_up(deadline)).await;
         let found = found.unwrap_or_else(|_| Err(Arc::new(AccessError::Late))).map_err(ClusterError::Access);
         if let Err(error) = &found
             && error.is_away()
@@ -624,7 +626,7 @@ impl Builder {
         found
     }
 
-    async fn look_up(&self) -> Access {
+    async fn look_up(&self, deadline: Instant) -> Access {
         let mut known = self.access.lock().await;
         if let Some((access, since)) = &*known {
             let is_fresh = match access {
@@ -634,6 +636,10 @@ impl Builder {
             if is_fresh {
                 return access.clone();
             }
+        }
+        // Who has waited too long for the others does not start a plugin.
+        if Instant::now() >= deadline {
+            return Err(Arc::new(AccessError::Late));
         }
         let access = KubeAccess::find(&self.settings).await.map(Arc::new).map_err(Arc::new);
         *known = Some((access.clone(), Instant::now()));

@@ -101,6 +101,8 @@ pub(super) struct Given {
     here: Option<PathBuf>,
     /// The directory that is `HOME` then: it has nothing but stand-ins.
     home: Option<PathBuf>,
+    /// The definition may have a variable `HOME` of its own: there is none in the environment then.
+    pub(super) has_own_home: bool,
     /// Paths from the root of the worktree where files stand for secrets that the repository does not have.
     stand_ins: BTreeSet<PathBuf>,
     /// The same below `HOME`.
@@ -126,6 +128,7 @@ impl Given {
         make_private(&home)?;
         let mut given = Self::validated(Vec::new(), request.worktree);
         given.folder = folder_below(request);
+        given.has_own_home = files.iter().any(|file| declares_home(&file.content));
         for (i, file) in files.into_iter().enumerate() {
             let folder = copies.join(i.to_string());
             let copy = folder.join(Path::new(&file.path).file_name().expect("a path of a file"));
@@ -136,7 +139,7 @@ impl Given {
         }
         given.names.extend(names_of(&here));
         given.names.push((home.display().to_string(), NOWHERE.into()));
-        (given.here, given.home) = (Some(here), Some(home));
+        (given.here, given.home) = (Some(here), (!given.has_own_home).then_some(home));
         Ok(given)
     }
 
@@ -148,6 +151,7 @@ impl Given {
             folder: PathBuf::new(),
             here: None,
             home: None,
+            has_own_home: false,
             stand_ins: BTreeSet::new(),
             stand_ins_at_home: BTreeSet::new(),
             view: None,
@@ -255,6 +259,11 @@ impl Given {
             }
         }
     }
+}
+
+/// Whether a bake file may have a variable `HOME`. Its default counts then, as nothing comes from the environment.
+fn declares_home(content: &[u8]) -> bool {
+    [&b"\"HOME\""[..], b"variable HOME"].iter().any(|declared| memchr::memmem::find(content, declared).is_some())
 }
 
 /// What a customer calls the link to the worktree, with and without a path below it.

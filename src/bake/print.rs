@@ -271,6 +271,9 @@ async fn run(
     make_directories(&private)?;
     let mut child = child(bake, request, &private);
     child.sandbox.read.extend(given.readable());
+    if given.has_own_home && !request.build.variables.contains_key("HOME") {
+        child.environment.remove("HOME");
+    }
     for (name, value) in given.variables().filter(|(name, _)| !request.build.variables.contains_key(*name)) {
         child.environment.insert(name.into(), value.display().to_string());
     }

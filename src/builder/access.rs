@@ -37,7 +37,7 @@ use crate::settings;
 use crate::text;
 
 /// How long an exec plugin may take.
-const PLUGIN: Duration = Duration::from_secs(30);
+pub(super) const PLUGIN: Duration = Duration::from_secs(30);
 
 /// A service that sends requests through a proxy.
 type ProxiedService = BoxService<http::Request<kube::client::Body>, http::Response<hyper::body::Incoming>, BoxError>;

@@ -217,5 +217,5 @@ fn run(case: &Case<'_>, private: &Path) {
     let definition = json!({"target": {"app": {"context": ".", "args": {"ground": ground}}}}).to_string();
     let file = case.home.join("definition.json");
     fs::write(&file, definition).unwrap();
-    command.stdin(fs::File::open(file).unwrap()).stdout(Stdio::null()).status().unwrap();
+    command.arg("--file").arg(&file).stdout(Stdio::null()).status().unwrap();
 }
