@@ -358,21 +358,24 @@ impl Builders {
 
     /// Asks the API server of a builder whether it answers; `None` when the builder has none.
     pub async fn reach(&self, name: &str) -> Option<Result<String, BuilderError>> {
-        let builder = self.named(name).ok().filter(|builder| builder.settings.driver == Driver::Kubernetes)?;
+        let builder = self.in_kubernetes(name)?;
         let asked = async {
             let access = builder.access().await?;
             builder.ask(|cluster| async move { cluster.answers().await }).await?;
-            let through = |proxy: &Proxy| format!(" through the proxy {} ({})", proxy.name(), proxy.source);
-            Ok(format!("{} answers{}", access.url(), access.proxy().map(through).unwrap_or_default()))
+            Ok(format!("{} answers{}", access.url(), Proxy::shown(access.proxy())))
         };
         Some(asked.await)
     }
 
     /// The host to which connections to a builder's API server go; `None` when it is not known.
     pub async fn api_host(&self, name: &str) -> Option<String> {
-        let builder = self.named(name).ok().filter(|builder| builder.settings.driver == Driver::Kubernetes)?;
+        let builder = self.in_kubernetes(name)?;
         let access = builder.access().await.ok()?;
         Some(access.proxy().map_or_else(|| access.host(), Proxy::host).to_owned())
+    }
+
+    fn in_kubernetes(&self, name: &str) -> Option<&Builder> {
+        self.builders.get(name).filter(|builder| builder.settings.driver == Driver::Kubernetes)
     }
 
     fn named(&self, name: &str) -> Result<&Builder, BuilderError> {

@@ -29,6 +29,7 @@ use landlock::{
 };
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+use seccompiler::BpfProgram;
 use serde::{Deserialize, Serialize};
 
 use crate::beneath;
@@ -174,7 +175,7 @@ impl Sandbox {
         if sandbox.enforcement != Enforcement::Off {
             sandbox.landlock()?;
             give_up_capabilities()?;
-            sandbox.seccomp()?;
+            apply(seccomp::filters(&sandbox.sockets))?;
         }
         Ok(sandbox.enforcement)
     }
@@ -238,14 +239,13 @@ impl Sandbox {
             .restrict_self()?;
         Ok(status.ruleset)
     }
+}
 
-    fn seccomp(&self) -> Result<(), SandboxError> {
-        let refused = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
-        for filter in seccomp::filters(&self.sockets).map_err(|error| refused(&error))? {
-            seccompiler::apply_filter(&filter).map_err(|error| refused(&error))?;
-        }
-        Ok(())
-    }
+/// Applies system call filters to this process.
+fn apply(filters: Result<impl IntoIterator<Item = BpfProgram>, seccompiler::BackendError>) -> Result<(), SandboxError> {
+    let refused = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
+    let mut filters = filters.map_err(|error| refused(&error))?.into_iter();
+    filters.try_for_each(|filter| seccompiler::apply_filter(&filter)).map_err(|error| refused(&error))
 }
 
 /// Opens these paths, none of which may contain a link.
@@ -291,9 +291,7 @@ pub fn launch(mut arguments: impl Iterator<Item = std::ffi::OsString>) -> Result
     let (sandbox, worker, program) = (text(), text(), PathBuf::from(text()));
     // The source child needs `openat2` itself. No other program does.
     if Sandbox::enter(&sandbox, &worker)? != Enforcement::Off {
-        let refused = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
-        let filter = seccomp::without_openat2().map_err(|error| refused(&error))?;
-        seccompiler::apply_filter(&filter).map_err(|error| refused(&error))?;
+        apply(seccomp::without_openat2().map(|filter| [filter]))?;
     }
     let error = std::process::Command::new(&program).args(arguments).exec();
     Err(SandboxError::Exec(program, error))

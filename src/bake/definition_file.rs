@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::policy::near::near;
 use super::print::{NOWHERE, Targets};
-use super::{BakeError, BakeRequest, compose, define, escape, view};
+use super::{BakeError, BakeRequest, compose, define, definition, escape, view};
 use crate::beneath::{Directory, is_link, leads_out};
 use crate::bounds;
 use crate::job::{Recipe, RepositoryFiles};
@@ -119,7 +119,7 @@ impl Given {
     /// Writes the definition of a request.
     pub(super) async fn write(request: &BakeRequest<'_>, directory: &JobDirectory) -> Result<Self, BakeError> {
         let files = match define::text(request) {
-            Some(text) => vec![DefinitionFile { path: "definition.json".into(), content: text.into_bytes() }],
+            Some(text) => vec![DefinitionFile { path: definition::FILE.into(), content: text.into_bytes() }],
             None => admit(request)?,
         };
         let copies = directory.fresh(COPIES).await?;

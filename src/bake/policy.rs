@@ -123,7 +123,7 @@ impl Rules<'_> {
         self.settle_references(&mut fields)?;
         self.settle_attestations(&mut fields)?;
         self.settle_labels(&mut fields)?;
-        // buildx adds an entitlement for it, which nobody has written.
+        // buildx adds an entitlement for it that is not in the file.
         if let Some(network) = fields.get("network") {
             self.field("network", network.clone())?;
         }
@@ -271,7 +271,7 @@ fn repository_file<'a>(request: &BakeRequest<'a>) -> Option<&'a RepositoryFiles>
     }
 }
 
-/// Whether the definition comes from the repository's own files, whoever names the images.
+/// Whether the definition comes from the repository's own files. The job may name the images.
 fn is_of_repository(request: &BakeRequest<'_>) -> bool {
     matches!(request.build.recipe, Recipe::Files(_))
 }

@@ -3,6 +3,7 @@
 mod network;
 mod schedule;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::sandbox;
 use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::rights;
 use crate::source::Worktrees;
-use crate::state::StateDirectory;
+use crate::state::{StateDirectory, StateError};
 
 /// From this version on, buildx ends when its pod goes. An older one hangs until a time limit ends it.
 const GOOD_BUILDX: (u32, u32) = (0, 36);
@@ -243,7 +244,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     builder.timeout = Duration::ZERO;
     let own = Builders::new(&Settings { builders: [(name.to_owned(), builder)].into(), ..settings.clone() });
     let scratch = tempfile::tempdir()?;
-    let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", hex::random::<6>()))?;
+    let state = open_state(scratch.path())?;
     let account = settings.builders.get(name).and_then(|builder| builder.accounts.first());
     let repository = Repository { owner: "doctor".into(), name: "doctor".into() };
     let build = Build {
@@ -292,9 +293,14 @@ fn kernel(settings: &settings::Sandbox) -> Finding {
     Finding::new("sandbox", color, sandbox::enforced() + &lacks)
 }
 
+/// The state directory at `path`, beside the workers that use it.
+fn open_state(path: &Path) -> Result<StateDirectory, StateError> {
+    StateDirectory::open(path, &format!("doctor:{}", hex::random::<6>()))
+}
+
 fn disk(settings: &Settings) -> Finding {
     let (path, min_free_bytes) = (&settings.state.directory, settings.state.min_free_bytes);
-    let opened = StateDirectory::open(path, &format!("doctor:{}", hex::random::<6>()));
+    let opened = open_state(path);
     match opened.and_then(|state| state.free_bytes()) {
         Ok(free) if free < min_free_bytes => {
             let (free, min) = (free >> 20, min_free_bytes >> 20);

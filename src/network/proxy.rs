@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use http::Uri;
+use http::{StatusCode, Uri};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 
 use crate::environment;
@@ -56,6 +56,17 @@ impl Proxy {
     /// The host, an IPv6 address without its brackets.
     pub fn host(&self) -> &str {
         self.uri().host().unwrap_or_default().trim_matches(['[', ']'])
+    }
+
+    /// The words for the way that a connection takes; empty without a proxy.
+    pub fn shown(proxy: Option<&Self>) -> String {
+        proxy.map(|proxy| format!(" through the proxy {} ({})", proxy.name(), proxy.source)).unwrap_or_default()
+    }
+
+    /// Whether it answered in the place of the server at `url`. A proxy of plain HTTP does, and 407 is a proxy's in any case.
+    pub fn refuses(url: &str, status: StatusCode) -> bool {
+        let is_of_proxies = status == StatusCode::FORBIDDEN || status.is_server_error();
+        status == StatusCode::PROXY_AUTHENTICATION_REQUIRED || !url.starts_with("https:") && is_of_proxies
     }
 
     /// The port.

@@ -48,11 +48,11 @@ impl Wall {
         }
     }
 
-    /// Whether a worker may not start without it.
+    /// Whether a worker with a sandbox may not start without it.
     pub fn is_required(self, settings: &settings::Sandbox) -> bool {
         match self {
             Self::Files => settings.mode == SandboxMode::Required,
-            Self::Ports => settings.mode != SandboxMode::Off && settings.require_ports,
+            Self::Ports => settings.require_ports,
         }
     }
 

@@ -12,11 +12,6 @@ use super::Sockets;
 
 /// One filter per answer. When several match a call, the strictest answer counts.
 pub(super) fn filters(sockets: &Sockets) -> Result<[BpfProgram; 3], seccompiler::BackendError> {
-    let filter = |rules, answer| -> Result<BpfProgram, seccompiler::BackendError> {
-        let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
-        SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(answer), architecture)?.try_into()
-    };
-    let whole = |calls: &[i64]| -> SyscallRules { calls.iter().map(|call| (*call, Vec::new())).collect() };
     let mut refused = whole(NEVER_NEEDED);
     refused.extend(refused_by_arguments(sockets)?);
     Ok([
@@ -30,10 +25,18 @@ pub(super) fn filters(sockets: &Sockets) -> Result<[BpfProgram; 3], seccompiler:
 
 /// Refuses `openat2`, whose flags a filter cannot see. Programs fall back to `openat`.
 pub(super) fn without_openat2() -> Result<BpfProgram, seccompiler::BackendError> {
+    filter(whole(&[libc::SYS_openat2]), libc::ENOSYS as u32)
+}
+
+/// A filter that answers these calls with an error number, and allows all others.
+fn filter(rules: SyscallRules, answer: u32) -> Result<BpfProgram, seccompiler::BackendError> {
     let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
-    let rules = BTreeMap::from([(libc::SYS_openat2, Vec::new())]);
-    let refusal = SeccompAction::Errno(libc::ENOSYS as u32);
-    SeccompFilter::new(rules, SeccompAction::Allow, refusal, architecture)?.try_into()
+    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(answer), architecture)?.try_into()
+}
+
+/// Calls with any arguments.
+fn whole(calls: &[i64]) -> SyscallRules {
+    calls.iter().map(|call| (*call, Vec::new())).collect()
 }
 
 /// Calls that are refused for some arguments only.

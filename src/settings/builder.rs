@@ -100,7 +100,7 @@ pub struct Builder {
     /// `kubernetes`: how long a pod may finish its builds after Kubernetes tells it to stop.
     #[serde(default, with = "humantime_serde")]
     pub grace_period: Option<Duration>,
-    /// `kubernetes`: command that runs in BuildKit's container before it is told to stop, such as `["sleep", "10"]`. Its time
+    /// `kubernetes`: command that runs in BuildKit's container before BuildKit gets SIGTERM, such as `["sleep", "10"]`. Its time
     /// counts toward `grace_period`.
     #[serde(default)]
     pub pre_stop: Vec<String>,

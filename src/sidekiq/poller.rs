@@ -301,6 +301,11 @@ struct Page {
 }
 
 impl PageRequest {
+    /// The due members from this rank on.
+    fn by_rank(start: usize) -> Self {
+        Self { by: "rank", start: start as u64, n_members: RANKED, n_seen: 0, until: f64::NEG_INFINITY }
+    }
+
     /// Reads what fits into one reply.
     async fn send(self, redis: &Redis, jobs: &Jobs, set: &str, now: Epoch) -> Result<Page, RedisError> {
         let mut script = PAGE.key(set);
@@ -374,9 +379,7 @@ pub async fn enqueue_due(
     loop {
         // By rank, which Redis finds at once. It would count off an offset into a range of scores again for each page.
         let start = from + enqueued.n_left;
-        let until = f64::NEG_INFINITY;
-        let request = PageRequest { by: "rank", start: start as u64, n_members: RANKED, n_seen: 0, until };
-        let page = request.send(redis, jobs, set, now).await?;
+        let page = PageRequest::by_rank(start).send(redis, jobs, set, now).await?;
         let mut n_gone = 0;
         for (index, (member, score)) in page.members.iter().enumerate() {
             match enqueue_member(redis, jobs, set, member, now).await? {
@@ -409,8 +412,7 @@ pub async fn oldest_of_others(redis: &Redis, jobs: &Jobs, now: Epoch) -> Result<
     let is_others = |member: &[u8]| Payload::parse(member).is_ok_and(|payload| !jobs.runs(&payload.class));
     let mut oldest = None;
     for set in [keys::RETRY, keys::SCHEDULE] {
-        let request = PageRequest { by: "rank", start: 0, n_members: RANKED, n_seen: 0, until: f64::NEG_INFINITY };
-        let page = request.send(redis, &all, set, now).await?;
+        let page = PageRequest::by_rank(0).send(redis, &all, set, now).await?;
         let first = page.members.iter().find(|(member, _)| is_others(member));
         oldest = oldest.max(first.map(|(_, score)| now.since(Epoch::from_secs_f64(score.max(0.0)))));
     }

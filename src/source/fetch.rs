@@ -94,6 +94,23 @@ fn part(answer: &mut Answer<'_>) -> Result<Option<bytes::Bytes>, Failed> {
     }
 }
 
+/// A line of `ls-refs`.
+struct Listed<'l> {
+    oid: &'l str,
+    name: &'l str,
+    /// The object to which an annotated tag leads; else the same as `oid`.
+    peeled: &'l str,
+}
+
+impl<'l> Listed<'l> {
+    fn read(line: &'l str) -> Option<Self> {
+        let mut words = line.split(' ');
+        let (oid, name) = (words.next()?, words.next()?);
+        let peeled = words.find_map(|word| word.strip_prefix("peeled:")).unwrap_or(oid);
+        Some(Self { oid, name, peeled })
+    }
+}
+
 /// The commit of the remote's branch, tag or `HEAD` of this name.
 pub(super) fn resolve(remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
     let names = [name.to_owned(), format!("refs/heads/{name}"), format!("refs/tags/{name}")];
@@ -103,11 +120,10 @@ pub(super) fn resolve(remote: &Remote<'_>, name: &str) -> Result<Oid, Failed> {
     let mut answer = remote.ask(command)?;
     let mut found = names.each_ref().map(|_| None);
     while let Some(line) = answer.line()? {
-        let mut words = line.split(' ');
-        let (Some(oid), Some(reference)) = (words.next(), words.next()) else { continue };
-        let Some(n) = names.iter().position(|name| name == reference) else { continue };
+        let Some(Listed { name, peeled, .. }) = Listed::read(&line) else { continue };
+        let Some(n) = names.iter().position(|wanted| wanted == name) else { continue };
         // An annotated tag is not its commit.
-        found[n] = Oid::from_str(words.find_map(|word| word.strip_prefix("peeled:")).unwrap_or(oid)).ok();
+        found[n] = Oid::from_str(peeled).ok();
     }
     let found = found.into_iter().flatten().next();
     found.ok_or_else(|| Failed::new(Fault::CommitNotFound, format!("no branch or tag {name:?}")))
@@ -122,9 +138,7 @@ pub(super) fn tags_of(remote: &Remote<'_>, commit: Oid, first: Option<&str>) -> 
     let (commit, mut n_lines) = (commit.to_string(), 0);
     while let Some(line) = answer.line()?.filter(|_| n_lines < MAX_TAG_LINES) {
         n_lines += 1;
-        let mut words = line.split(' ');
-        let (Some(oid), Some(name)) = (words.next(), words.next()) else { continue };
-        let peeled = words.find_map(|word| word.strip_prefix("peeled:")).unwrap_or(oid);
+        let Some(Listed { oid, name, peeled }) = Listed::read(&line) else { continue };
         let is_name = name.starts_with("refs/tags/") && Reference::is_valid_name(name);
         if let (true, Ok(oid)) = (is_name && peeled == commit, Oid::from_str(oid)) {
             tags.push(Tag { name: name.to_owned(), oid });

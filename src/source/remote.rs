@@ -118,7 +118,7 @@ impl Remote<'_> {
         let response = runtime.block_on(async { request.send().await });
         let response = response.map_err(|error| self.unavailable(runtime, error))?;
         let refused = |fault, what: String| Err(Failed::new(fault, format!("the git host answered {what}")));
-        if let Some(proxy) = self.refusing_proxy(response.status()) {
+        if let Some(proxy) = self.proxy.filter(|_| Proxy::refuses(self.url, response.status())) {
             let refusal = Unreachable::by_proxy(self.url, proxy.clone(), response.status());
             return Err(Failed::new(Fault::Unavailable, format!("the git host {}", refusal.why())));
         }
@@ -169,14 +169,6 @@ impl Remote<'_> {
         let unreachable = Unreachable::through(self.url, self.proxy.cloned(), &error.without_url());
         let unreachable = runtime.block_on(unreachable.with_refusal());
         Failed::new(Fault::Unavailable, format!("the git host {}", unreachable.why()))
-    }
-
-    /// The proxy that answered in the host's place: one of plain HTTP does, and 407 is a proxy's in any case.
-    fn refusing_proxy(&self, status: StatusCode) -> Option<&Proxy> {
-        let is_of_proxies = status == StatusCode::FORBIDDEN || status.is_server_error();
-        let is_plain = !self.url.starts_with("https:");
-        let refuses = status == StatusCode::PROXY_AUTHENTICATION_REQUIRED || is_plain && is_of_proxies;
-        self.proxy.filter(|_| refuses)
     }
 }
 

@@ -120,8 +120,9 @@ fn quad(window: &[u8]) -> u32 {
     u32::from_ne_bytes(array(window))
 }
 
-fn lower(quad: &[u8]) -> [u8; QUAD] {
-    array(quad).map(|byte| byte.to_ascii_lowercase())
+/// The first bytes of a text in lower case.
+pub fn lower(text: &[u8]) -> [u8; QUAD] {
+    array(text).map(|byte| byte.to_ascii_lowercase())
 }
 
 #[inline]

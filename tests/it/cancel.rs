@@ -82,13 +82,7 @@ async fn a_scheduled_build_is_cancelled_before_its_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_build_is_cancelled_by_the_next_poll_beside_many_listed_processes() {
     let harness = Harness::start();
-    let mut connection = harness.redis.connection().await;
-    for n in 0..200 {
-        let identity = format!("rails:{n}:abcdef");
-        let mut beat = redis::pipe();
-        beat.cmd("SADD").arg(&["processes", &identity]).cmd("HSET").arg(&[&identity, "info", "{}"]);
-        beat.exec_async(&mut connection).await.unwrap();
-    }
+    harness.list_ruby_processes(200).await;
     let _workers = [(); 2].map(|()| harness.worker("jobs.poll_interval = \"1s\""));
     harness.until("a worker is listed", async || harness.redis.smembers("processes").await.len() > 200).await;
     put(&harness, "retry", "0123", &harness.native("x")).await;

@@ -82,6 +82,17 @@ impl Harness {
         native
     }
 
+    /// Puts so many of Ruby's processes on the list of processes.
+    pub async fn list_ruby_processes(&self, n_processes: usize) {
+        let mut connection = self.redis.connection().await;
+        for n in 0..n_processes {
+            let identity = format!("rails:{n}:abcdef");
+            let mut beat = redis::pipe();
+            beat.cmd("SADD").arg(&["processes", &identity]).cmd("HSET").arg(&[&identity, "info", "{}"]);
+            beat.exec_async(&mut connection).await.unwrap();
+        }
+    }
+
     /// The locations of a text that must appear nowhere: in a log, in Redis, or in a file of the state directory.
     pub async fn traces_of(&self, text: &str) -> Vec<String> {
         let mut traces = Vec::new();

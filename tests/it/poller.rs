@@ -226,13 +226,7 @@ async fn due_jobs_that_are_left_to_ruby_are_read_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn due_jobs_of_rails_move_beside_many_listed_processes() {
     let harness = Harness::start();
-    let mut connection = harness.redis.connection().await;
-    for n in 0..60 {
-        let identity = format!("rails:{n}:abcdef");
-        let mut beat = redis::pipe();
-        beat.cmd("SADD").arg(&["processes", &identity]).cmd("HSET").arg(&[&identity, "info", "{}"]);
-        beat.exec_async(&mut connection).await.unwrap();
-    }
+    harness.list_ruby_processes(60).await;
     let plain = of_ruby("plain", r#","retry_count":0,"failed_at":1795491696123,"error_message":"x","error_class":"X""#);
     let locked = of_ruby("locked", r#","lock":"until_executed""#);
     for (set, member) in [("retry", &plain), ("schedule", &of_ruby("scheduled", "")), ("retry", &locked)] {

@@ -4,19 +4,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use reqwest::{Client, StatusCode};
+use reqwest::Client;
 use serde_json::Value;
 
-use super::{Color, Finding};
+use super::{Color, Finding, open_state};
 use crate::bake::registry_url;
 use crate::builder::Builders;
-use crate::hex;
 use crate::json;
 use crate::name::reference::registry_of;
 use crate::network::{self, Proxies, Proxy, Unreachable};
 use crate::settings::Settings;
 use crate::source::Worktrees;
-use crate::state::StateDirectory;
 
 /// How long one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,18 +51,13 @@ async fn answer(client: &Client, proxies: &Proxies, url: &str) -> Result<String,
         Ok(answer) => answer.status(),
         Err(error) => return Err(Unreachable::new(url, &error.without_url()).with_refusal().await.to_string()),
     };
-    match proxy.filter(|_| status == StatusCode::PROXY_AUTHENTICATION_REQUIRED || !url.starts_with("https:")) {
-        // A proxy of plain HTTP answers in the server's place.
-        Some(proxy) if status == StatusCode::FORBIDDEN || status.is_server_error() || status.as_u16() == 407 => {
+    match proxy {
+        Some(proxy) if Proxy::refuses(url, status) => {
             Err(Unreachable::by_proxy(url, proxy.clone(), status).to_string())
         }
         _ if status.is_server_error() => Err(format!("{url} answered {status}; check whether the server is healthy")),
-        _ => Ok(format!("{url} answers{}", through(proxy))),
+        _ => Ok(format!("{url} answers{}", Proxy::shown(proxy))),
     }
-}
-
-fn through(proxy: Option<&Proxy>) -> String {
-    proxy.map(|proxy| format!(" through the proxy {} ({})", proxy.name(), proxy.source)).unwrap_or_default()
 }
 
 /// Asks the git host from a source child, with its sandbox and its certificates.
@@ -72,13 +65,13 @@ async fn git_host(settings: &Settings, proxies: &Proxies) -> Result<String, Stri
     let url = &settings.github.git_url;
     let asked = async {
         let scratch = tempfile::tempdir()?;
-        let state = StateDirectory::open(scratch.path(), &format!("doctor:{}", hex::random::<6>()))?;
+        let state = open_state(scratch.path())?;
         let directory = state.job_directory()?;
         Worktrees::new(settings).reach(&state, &directory).await?;
         anyhow::Ok(())
     };
     match asked.await {
-        Ok(()) => Ok(format!("{url} answers{}", through(proxies.of(url)))),
+        Ok(()) => Ok(format!("{url} answers{}", Proxy::shown(proxies.of(url)))),
         Err(error) => Err(error.to_string()),
     }
 }

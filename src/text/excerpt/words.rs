@@ -8,7 +8,7 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, Match};
 
 use super::MAX_LINE;
 use crate::text;
-use crate::text::quads::{QUAD, Quads, of_word};
+use crate::text::quads::{QUAD, Quads, lower, of_word};
 
 /// The weight of a line that only says that something failed.
 pub(super) const GENERIC: u8 = 1;
@@ -291,11 +291,6 @@ fn bucket_of(quad: [u8; QUAD]) -> usize {
 /// A number for two bytes, without regard to case.
 fn place_of_two(two: [u8; 2]) -> usize {
     usize::from(u16::from_ne_bytes(two.map(|byte| byte.to_ascii_lowercase())))
-}
-
-/// The first bytes of a text in lower case.
-fn lower(text: &[u8]) -> [u8; QUAD] {
-    std::array::from_fn(|n| text[n].to_ascii_lowercase())
 }
 
 /// Words of the table that a line with a colon at its end explains in the next line.
