@@ -67,7 +67,7 @@ pub(super) enum Refusal {
 }
 
 impl PodError {
-    /// What Kubernetes refused, in the words of its client and of HTTP. Nobody else's text is in them: the dial builds nothing.
+    /// What Kubernetes refused, in the words of its client and of HTTP. It has no customer's text: the dial builds nothing.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         let Self::Unreached(said) = self else { return None };
         if said.contains(" is forbidden: ") || said.contains("403 Forbidden") {

@@ -70,7 +70,7 @@ impl App {
         }
     }
 
-    /// The commit to which the annotated tag with this id leads; `None` when there is no such tag, or when it is not a commit's.
+    /// The commit to which the annotated tag with this id leads; `None` when the tag is missing, or leads to something else.
     pub async fn commit_of_tag(
         &self,
         repository: &Repository,

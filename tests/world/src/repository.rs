@@ -108,7 +108,7 @@ impl Repository {
     /// Packs all objects so that each blob is a delta of the one before, up to git's 50 in a chain. Hosts reuse these deltas, where
     /// git by itself would choose others on every machine.
     pub fn pack_in_a_chain(&self) {
-        let stream = git(&self.dir).args(["fast-export", "--all"]).output().unwrap().stdout;
+        let stream = run(git(&self.dir).args(["fast-export", "--all"]), b"");
         let options = ["-c", "fastimport.unpackLimit=1", "fast-import", "--quiet", "--force", "--depth=50"];
         run(git(&self.dir).args(options), &stream);
         run(git(&self.dir).args(["prune-packed", "--quiet"]), b"");
