@@ -126,7 +126,7 @@ struct Builder {
     name: String,
     settings: settings::Builder,
     /// The proxies of the environment, for buildx.
-    proxies: Proxies,
+    proxies: &'static Proxies,
     /// Certificates that buildx trusts beside the system's.
     ca_file: Option<PathBuf>,
     /// The API server and its credentials, or why they are not known, and when they were looked up.
@@ -312,7 +312,7 @@ impl Builder {
         Self {
             name: name.to_owned(),
             settings: settings.clone(),
-            proxies: Proxies::from_environment(),
+            proxies: Proxies::of_process(),
             ca_file: ca_file.map(Path::to_owned),
             access: tokio::sync::Mutex::default(),
             dials: tokio::sync::Semaphore::new(N_DIALS),

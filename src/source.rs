@@ -209,7 +209,7 @@ impl Worktrees {
         // Held until the child has ended.
         let mirror = hold(origin, &host, state).await?;
         let stage = origin.directory.fresh(STAGE).await?;
-        let proxies = Proxies::from_environment();
+        let proxies = Proxies::of_process();
         let proxy = proxies.of(&origin.url);
         let port = proxy.map_or(port, Proxy::port);
         let request = CheckoutRequest {
