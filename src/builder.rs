@@ -23,7 +23,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -40,7 +40,7 @@ use crate::state::{self, JobDirectory, StateDirectory, StateError};
 use crate::text;
 
 use api_server::Access;
-use choice::{Directories, SHUNNED};
+use choice::{Directories, Lead, Ring, SHUNNED};
 use location::node_id;
 use outage::Outage;
 use session::{Dial, Search};
@@ -351,7 +351,17 @@ impl Builder {
         record.map_err(|error| BuilderError::Config { name: self.name.clone(), error })
     }
 
-    fn directories(&self) -> std::sync::MutexGuard<'_, Directories> {
+    /// What is known now of a working directory.
+    fn lead(&self, ring: &Ring, directory: &Path) -> Lead {
+        self.directories().lead(ring, directory, Instant::now())
+    }
+
+    /// Keeps where a working directory leads; `None` when no pod answered.
+    fn learn(&self, ring: &Ring, directory: &Path, pod: Option<String>) {
+        self.directories().learn(ring, directory.to_owned(), pod, Instant::now());
+    }
+
+    fn directories(&self) -> MutexGuard<'_, Directories> {
         self.directories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -4,8 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use tokio::time::Instant;
-
 use super::Session;
 use crate::bake::dial_child;
 use crate::builder::choice::{Ring, ring};
@@ -42,8 +40,7 @@ impl Session<'_> {
             Ok(pod) if before.iter().any(|(name, _)| *name == pod) => {
                 // When another pod is gone, it may be the bake's own, and this one only the next.
                 if self.pods_now().await.is_ok_and(|now| is_kept(&before, &now)) {
-                    let directory = self.location.working_directory.clone();
-                    self.builder.directories().learn(&before, directory, Some(pod.clone()), Instant::now());
+                    self.builder.learn(&before, &self.location.working_directory, Some(pod.clone()));
                     self.is_on(pod);
                 }
             }

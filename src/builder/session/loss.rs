@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::Session;
 use super::fate::fate;
@@ -204,8 +204,7 @@ impl Session<'_> {
         if let Some(pod) = before.find(|pod| Some(&pod.name) == self.pod.get()) {
             self.builder.shun(&pod.uid);
         } else if let Some(pods) = &self.pods {
-            let directory = self.location.working_directory.clone();
-            self.builder.directories().learn(&ring(&pods.before), directory, None, Instant::now());
+            self.builder.learn(&ring(&pods.before), &self.location.working_directory, None);
         }
     }
 

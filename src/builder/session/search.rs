@@ -63,7 +63,7 @@ impl Session<'_> {
         let choice = Choice::among(&pods.before, pods.n_wanted, |pod| self.builder.is_shunned(&pod.uid), lost);
         let has_to_answer = loss.is_some() || is_again;
         let usual = self.location.working_directory.clone();
-        let leads_nowhere = self.builder.directories().lead(&choice.ring, &usual, Instant::now()) == Lead::Nowhere;
+        let leads_nowhere = self.builder.lead(&choice.ring, &usual) == Lead::Nowhere;
         if choice.is_free() && !has_to_answer && !leads_nowhere {
             self.recall_pod();
             return Ok(Search::Found);
@@ -127,12 +127,10 @@ impl Session<'_> {
         let known = match (ring.as_slice(), self.balance) {
             ([(only, _)], _) => Some(only.clone()),
             (_, Balance::Random) => None,
-            (_, Balance::Sticky) => {
-                match self.builder.directories().lead(&ring, &self.location.working_directory, Instant::now()) {
-                    Lead::To(pod) => Some(pod),
-                    Lead::Nowhere | Lead::Unknown => None,
-                }
-            }
+            (_, Balance::Sticky) => match self.builder.lead(&ring, &self.location.working_directory) {
+                Lead::To(pod) => Some(pod),
+                Lead::Nowhere | Lead::Unknown => None,
+            },
         };
         if let Some(pod) = known {
             self.is_on(pod);
@@ -170,7 +168,7 @@ impl Session<'_> {
 
     /// To which pod a working directory leads. What was learned before counts while the pods stay the same.
     async fn lead(&self, directory: &Path, choice: &Choice, has_to_answer: bool, deadline: Instant) -> Answer {
-        match self.builder.directories().lead(&choice.ring, directory, Instant::now()) {
+        match self.builder.lead(&choice.ring, directory) {
             // A pod that takes no build need not answer.
             Lead::To(pod) if !has_to_answer || choice.rank(&pod).is_none() => return Answer::Pod(pod),
             Lead::Nowhere if !has_to_answer => return Answer::Silent,
@@ -189,7 +187,7 @@ impl Session<'_> {
             Ok(Err(error)) => return Answer::Failed(error),
             Err(_) => (Answer::Silent, None),
         };
-        self.builder.directories().learn(&choice.ring, directory.to_owned(), learned, Instant::now());
+        self.builder.learn(&choice.ring, directory, learned);
         answer
     }
 
