@@ -76,7 +76,7 @@ impl Builder {
                 return access.clone();
             }
         }
-        // Who has waited too long for the others does not start a plugin.
+        // A build that waited too long for the others starts no plugin.
         if Instant::now() >= deadline {
             return Err(Arc::new(AccessError::Late));
         }

@@ -33,49 +33,42 @@ pub struct BuilderStatus {
 impl Builder {
     /// The state of a builder now.
     pub(super) async fn status(&self) -> Result<BuilderStatus, BuilderError> {
-        let accounts = self.settings.accounts.iter().map(ToString::to_string).collect();
-        let driver = self.settings.driver.name();
         if self.settings.driver != Driver::Kubernetes {
             let at = self.settings.endpoint.clone().unwrap_or_else(|| DOCKER_SOCKET.into());
-            let (builder, pods, drift) = (self.name.clone(), Vec::new(), Vec::new());
-            return Ok(BuilderStatus {
-                builder,
-                driver,
-                at,
-                exists: true,
-                n_wanted: 0,
-                n_ready: 0,
-                pods,
-                why: None,
-                drift,
-                accounts,
-            });
+            return Ok(BuilderStatus { exists: true, ..self.unseen(at) });
         }
         let survey = self.ask(|cluster| async move { cluster.survey().await }).await?;
         let node = self.settings.node_name(&self.name);
-        let at = format!("{node} in {}", self.access().await?.namespace());
-        let mut status = BuilderStatus {
+        let status = self.unseen(format!("{node} in {}", self.access().await?.namespace()));
+        let Some(survey) = survey else { return Ok(status) };
+        let text = self.settings.buildkitd_config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let desired = deployment::desired(&node, &self.settings, &survey.deployment, text.as_deref());
+        let n_wanted = survey.n_wanted();
+        Ok(BuilderStatus {
+            exists: true,
+            n_wanted,
+            // A rollout has more ready pods than are wanted.
+            n_ready: survey.n_ready().min(n_wanted),
+            why: survey.misplaced().or_else(|| survey.problem()),
+            drift: deployment::drift(&survey.deployment, &desired),
+            pods: survey.pods,
+            ..status
+        })
+    }
+
+    /// What the settings say of a builder, without a Deployment.
+    fn unseen(&self, at: String) -> BuilderStatus {
+        BuilderStatus {
             builder: self.name.clone(),
-            driver,
+            driver: self.settings.driver.name(),
             at,
-            exists: survey.is_some(),
+            exists: false,
             n_wanted: 0,
             n_ready: 0,
+            pods: Vec::new(),
             why: None,
             drift: Vec::new(),
-            pods: Vec::new(),
-            accounts,
-        };
-        if let Some(survey) = survey {
-            let text = self.settings.buildkitd_config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-            let desired = deployment::desired(&node, &self.settings, &survey.deployment, text.as_deref());
-            status.n_wanted = survey.n_wanted();
-            // A rollout has more ready pods than are wanted.
-            status.n_ready = survey.n_ready().min(status.n_wanted);
-            status.why = survey.misplaced().or_else(|| survey.problem());
-            status.drift = deployment::drift(&survey.deployment, &desired);
-            status.pods = survey.pods;
+            accounts: self.settings.accounts.iter().map(ToString::to_string).collect(),
         }
-        Ok(status)
     }
 }
