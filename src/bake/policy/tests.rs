@@ -12,16 +12,16 @@ use crate::job::{Build, Repository, Trust};
 
 /// Validates one target called `t` in a worktree with `app/` (a Dockerfile in it) and a link `out` to `/etc`.
 fn validate_target(target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
-    police_as(Trust::Branch, target, is_repositorys)
+    validate_as(Trust::Branch, target, is_repositorys)
 }
 
-fn police_as(trust: Trust, target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
+fn validate_as(trust: Trust, target: Value, is_repositorys: bool) -> Result<Map<String, Value>, String> {
     let accounts = settings::Accounts::default();
-    let validated = police_all(&accounts, trust, false, json!({"t": target}), is_repositorys)?;
+    let validated = validate_all(&accounts, trust, false, json!({"t": target}), is_repositorys)?;
     Ok(validated.targets["t"].clone())
 }
 
-fn police_all(
+fn validate_all(
     accounts: &settings::Accounts,
     trust: Trust,
     push: bool,
@@ -30,7 +30,7 @@ fn police_all(
 ) -> Result<Validated, String> {
     let worktree = worktree();
     let build = Build { push, ..build(trust, is_repositorys) };
-    police_in(worktree.path(), accounts, &build, targets)
+    validate_in(worktree.path(), accounts, &build, targets)
 }
 
 /// A worktree with `app/` (a Dockerfile in it), links out of it, and one that looks as if.
@@ -57,7 +57,7 @@ fn build(trust: Trust, is_repositorys: bool) -> Build {
     Build::new(Repository::parse("acme/app").expect("a repository"), trust, recipe)
 }
 
-fn police_in(
+fn validate_in(
     worktree: &Path,
     accounts: &settings::Accounts,
     build: &Build,
@@ -119,7 +119,9 @@ fn a_refusal_says_whether_a_field_is_forbidden_or_wrong_or_names_nothing() {
 fn only_the_engine_of_this_machine_knows_its_own_address() {
     let target = |address: &str| json!({"t": {"context": "app", "extra-hosts": {"db": address}}});
     let local = |address| {
-        police_all(&settings::Accounts::default(), Trust::Branch, false, target(address), true).expect("allowed").local
+        validate_all(&settings::Accounts::default(), Trust::Branch, false, target(address), true)
+            .expect("allowed")
+            .local
     };
     assert_eq!(local("10.0.0.7"), None);
     let refusal = local("host-gateway").expect("refused elsewhere");
@@ -206,7 +208,7 @@ fn an_argument_that_stands_for_a_field_is_judged_as_that_field() {
                 ("", "1"),
                 ("A\u{0}B", "1"),
             ] {
-                let message = police_as(trust, with(name, value), is_repositorys).expect_err(name);
+                let message = validate_as(trust, with(name, value), is_repositorys).expect_err(name);
                 assert!(message.starts_with(&format!("target.t.args.{}: ", name.escape_debug())), "{message}");
             }
         }

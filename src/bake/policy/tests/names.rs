@@ -5,8 +5,8 @@ use super::*;
 #[test]
 fn a_fork_writes_no_cache() {
     let target = json!({"context": "app", "cache-to": [{"type": "registry", "ref": "x"}]});
-    assert!(police_as(Trust::Branch, target.clone(), false).expect("allowed").contains_key("cache-to"));
-    assert!(!police_as(Trust::Fork, target, false).expect("allowed").contains_key("cache-to"));
+    assert!(validate_as(Trust::Branch, target.clone(), false).expect("allowed").contains_key("cache-to"));
+    assert!(!validate_as(Trust::Fork, target, false).expect("allowed").contains_key("cache-to"));
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
     let mut cached = settings::Accounts::default();
     cached.cache.to = names("type=registry,ref=r");
     let validate = |accounts, push, targets: &Value, is_repositorys| {
-        police_all(accounts, Trust::Branch, push, targets.clone(), is_repositorys).map(drop)
+        validate_all(accounts, Trust::Branch, push, targets.clone(), is_repositorys).map(drop)
     };
     let target = json!({"context": "app", "tags": ["x"]});
     let two = json!({"Api": target, "api": target});
@@ -50,7 +50,7 @@ fn two_targets_that_would_have_one_name_are_refused_by_theirs() {
 fn two_spellings_of_one_place_are_one_place() {
     let names = |name: &str| vec![settings::TextPattern::new(name)];
     let validate = |accounts: &settings::Accounts, push, targets: Value, is_repositorys| {
-        police_all(accounts, Trust::Branch, push, targets, is_repositorys).map(drop)
+        validate_all(accounts, Trust::Branch, push, targets, is_repositorys).map(drop)
     };
     let cache = |place: &str| json!({"context": "app", "cache-to": [{"type": "registry", "ref": place}]});
     for (one, other) in [
@@ -72,12 +72,13 @@ fn two_spellings_of_one_place_are_one_place() {
 #[test]
 fn an_inline_cache_is_a_cache_that_a_fork_does_not_write() {
     let target = json!({"context": "app", "args": {"BUILDKIT_INLINE_CACHE": "T", "A": "1"}});
-    let validated = police_as(Trust::Branch, target.clone(), false).expect("allowed");
+    let validated = validate_as(Trust::Branch, target.clone(), false).expect("allowed");
     assert_eq!(validated["cache-to"], json!([{"type": "inline"}]));
     assert_eq!(validated["args"], json!({"A": "1", "BUILDKIT_CACHE_MOUNT_NS": "acme/app/branch"}));
     for (trust, is_repositorys) in [(Trust::Fork, false), (Trust::Fork, true), (Trust::Branch, true)] {
         let all = json!({"t": target});
-        let validated = police_all(&settings::Accounts::default(), trust, false, all, is_repositorys).expect("allowed");
+        let validated =
+            validate_all(&settings::Accounts::default(), trust, false, all, is_repositorys).expect("allowed");
         assert!(!validated.targets["t"].contains_key("cache-to"));
         assert!(!validated.targets["t"]["args"].to_string().contains("INLINE"), "{:#?}", validated.targets);
         assert!(validated.notices[0].starts_with("target.t.args.BUILDKIT_INLINE_CACHE: "), "{:?}", validated.notices);
@@ -91,7 +92,7 @@ fn a_repository_chooses_its_frontend_unless_it_is_pinned_also_for_a_fork() {
     let target = json!({"t": {"context": "app", "args": {"BUILDKIT_SYNTAX": "theirs"}}});
     for (accounts, expected) in [(settings::Accounts::default(), "theirs"), (pinned, "ours")] {
         for trust in [Trust::Branch, Trust::Fork] {
-            let validated = police_all(&accounts, trust, false, target.clone(), true).expect("allowed");
+            let validated = validate_all(&accounts, trust, false, target.clone(), true).expect("allowed");
             assert_eq!(validated.targets["t"]["args"]["BUILDKIT_SYNTAX"], expected, "{trust:?}");
         }
     }
@@ -103,7 +104,7 @@ fn a_named_context_in_place_of_the_pinned_frontend_is_refused() {
     let pinned = settings::Accounts { policy: pinned, ..settings::Accounts::default() };
     let validate = |accounts: &settings::Accounts, name: &str| {
         let target = json!({"t": {"context": "app", "contexts": {name: "docker-image://evil/frontend"}}});
-        police_all(accounts, Trust::Branch, false, target, true).map(drop)
+        validate_all(accounts, Trust::Branch, false, target, true).map(drop)
     };
     for name in ["docker/dockerfile:1", "docker.io/docker/dockerfile:1", "docker/dockerfile:1::linux/amd64"] {
         let message = validate(&pinned, name).expect_err(name);
@@ -124,7 +125,7 @@ fn a_notice_about_tags_says_what_happens_to_them() {
             let of = |tags: &[&str]| tags.iter().map(|tag| (*tag).to_owned()).collect();
             files.naming = Naming::Job(tags.iter().map(|(name, tags)| ((*name).to_owned(), of(tags))).collect());
         }
-        let validated = police_in(worktree().path(), &settings::Accounts::default(), &build, json!({"t": target}));
+        let validated = validate_in(worktree().path(), &settings::Accounts::default(), &build, json!({"t": target}));
         validated.expect("allowed").notices
     };
     let theirs = json!({"context": "app", "tags": ["theirs/x", "theirs/y"]});
@@ -148,7 +149,7 @@ fn the_owner_of_a_file_keeps_its_names_and_loses_what_would_be_written_to_a_disk
         "context": "app", "tags": ["theirs/x"], "output": [{"type": "local", "dest": "out"}],
         "cache-from": [registry, {"type": "gha", "scope": "x"}], "cache-to": [{"type": "local", "dest": "/tmp/x"}],
     });
-    let validated = police_in(worktree().path(), &settings::Accounts::default(), &build, json!({"t": target}));
+    let validated = validate_in(worktree().path(), &settings::Accounts::default(), &build, json!({"t": target}));
     let mut validated = validated.expect("allowed");
     let target = validated.targets.remove("t").expect("a target");
     assert_eq!((&target["tags"], &target["cache-from"]), (&json!(["theirs/x"]), &json!([registry])));

@@ -54,7 +54,7 @@ fn a_path_to_nothing_is_refused_with_the_near_name() {
     assert_eq!(refusal(worktree.path(), json!({"context": "out/Hosts"})).0, Reason::PolicyRefused);
     std::fs::rename(worktree.path().join("app/Dockerfile"), worktree.path().join("app/dockerfile")).expect("moved");
     assert!(
-        police_in(
+        validate_in(
             worktree.path(),
             &settings::Accounts::default(),
             &build(Trust::Branch, false),
@@ -64,7 +64,7 @@ fn a_path_to_nothing_is_refused_with_the_near_name() {
         "BuildKit takes it"
     );
     let inline = json!({"t": {"context": ".", "dockerfile": "Dockerfile", "dockerfile-inline": "FROM scratch"}});
-    assert!(police_in(worktree.path(), &settings::Accounts::default(), &build(Trust::Branch, false), inline).is_ok());
+    assert!(validate_in(worktree.path(), &settings::Accounts::default(), &build(Trust::Branch, false), inline).is_ok());
 }
 
 #[test]
