@@ -153,7 +153,8 @@ async fn buildx_confirms_a_template_once_for_all_commits_of_a_repository_and_tru
     ];
     for (n, (native, is_printed)) in builds.into_iter().enumerate() {
         harness.redis.push("default", "BuildJob", json!([native])).await;
-        harness.until("the bake runs", async || harness.builder.running() == 1).await;
+        // The builder may not have seen the end of the last one yet.
+        harness.until("the bake runs", async || harness.builder.runs().len() == n + 1).await;
         // The directory of a `--print` stays until the job's end.
         assert_eq!(harness.job_directories()[0].join("print").exists(), is_printed, "build {n}");
         harness.builder.release();
@@ -255,7 +256,7 @@ async fn the_workers_secrets_are_unreachable_from_the_sandbox() {
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let _worker = harness.worker("");
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
-    let reports = harness.builder.runs().remove(0).reports;
+    let reports = harness.builder.ended_runs(1).await.remove(0).reports;
     // The last report is about the write of the metadata file, which the sandbox allows.
     assert_eq!(reports.len(), 8, "{reports:#?}");
     for report in &reports[..7] {
