@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use world::{Answer, Script, Step};
 
-use crate::harness::{CALLBACKS, Harness};
+use crate::harness::{CALLBACKS, Harness, Worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_becomes_images_and_a_job_for_rails() {
@@ -115,14 +115,20 @@ async fn the_token_is_for_one_repository_and_appears_nowhere_afterwards() {
     assert!(!worker.log().contains("PRIVATE KEY"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_second_build_of_a_commit_requests_a_token_and_fetches_nothing() {
+/// A worker that has built the voting app once, and its commit.
+async fn built_once() -> (Harness, Worker, String) {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = harness.worker("");
+    let worker = harness.worker("");
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     harness.callbacks(1).await;
+    (harness, worker, sha)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_build_of_a_commit_requests_a_token_and_fetches_nothing() {
+    let (harness, _worker, sha) = built_once().await;
     let n_fetches = harness.git.n_fetches();
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     harness.callbacks(2).await;
@@ -287,12 +293,7 @@ async fn clones_have_their_own_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_mirror_heals() {
-    let harness = Harness::start();
-    let (_, sha) = harness.voting_app();
-    harness.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = harness.worker("");
-    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
-    harness.callbacks(1).await;
+    let (harness, _worker, sha) = built_once().await;
     let packs = std::process::Command::new("find")
         .arg(harness.home.path().join("state/mirrors"))
         .args(["-name", "*.pack"])
