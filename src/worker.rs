@@ -248,6 +248,12 @@ fn check_sandbox(settings: &settings::Sandbox) -> Result<(), WorkerError> {
         }
         tracing::warn!(event = "sandbox_incomplete", wall = wall.name(), "{}", wall.lack());
     }
+    if sandbox::has_broker() {
+        tracing::info!(
+            event = "sandbox_brokered",
+            "Landlock of this kernel has no rules for TCP ports; brokers restrict them"
+        );
+    }
     Ok(())
 }
 

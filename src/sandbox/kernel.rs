@@ -1,9 +1,13 @@
 //! Which walls of the sandbox the running kernel has.
 //!
-//! seccomp, capabilities and limits hold on every kernel that sidebake runs on. Landlock's rules were added one by one.
+//! seccomp, capabilities and limits hold on every kernel that sidebake runs on. Landlock's rules were added one by one. Where it has
+//! none for ports, a broker takes their place, unless a trial shows that this machine refuses what a broker needs.
+
+use std::sync::OnceLock;
 
 use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, LandlockStatus, Ruleset, RulesetAttr};
 
+use super::trial;
 use crate::settings::{self, SandboxMode};
 
 /// A wall that some kernels lack.
@@ -26,16 +30,19 @@ impl Wall {
         }
     }
 
-    /// What the kernel lacks without it, and what follows.
-    pub fn lack(self) -> &'static str {
+    /// What is missing without it, and what follows.
+    pub fn lack(self) -> String {
         match self {
-            Self::Files => {
-                "the kernel cannot restrict which files a child uses (Landlock, Linux 5.13): a hostile definition can read and write \
-                 the worker's files"
-            }
+            Self::Files => "the kernel cannot restrict which files a child uses (Landlock, Linux 5.13): a hostile definition can read \
+                            and write the worker's files"
+                .into(),
             Self::Ports => {
-                "the kernel cannot restrict TCP ports (Landlock ABI 4, Linux 6.7): a child that an attacker controls can connect to \
-                 everything that the NetworkPolicy lets the worker reach"
+                let refusal = tried().as_ref().and_then(|tried| tried.as_ref().err());
+                let why = refusal.map(|why| format!(", and a broker does not work here ({why})")).unwrap_or_default();
+                format!(
+                    "the kernel cannot restrict TCP ports (Landlock ABI 4, Linux 6.7){why}: a child that an attacker controls can \
+                     connect to everything that the NetworkPolicy lets the worker reach"
+                )
             }
         }
     }
@@ -57,16 +64,31 @@ impl Wall {
     }
 
     fn is_missing(self) -> bool {
+        !(self.is_in_landlock() || self == Self::Ports && has_broker())
+    }
+
+    fn is_in_landlock(self) -> bool {
         let required = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
         let handled = match self {
             Self::Files => required.handle_access(AccessFs::from_all(ABI::V1)),
             Self::Ports => required.handle_access(AccessNet::from_all(ABI::V4)),
         };
-        handled.and_then(Ruleset::create).is_err()
+        handled.and_then(Ruleset::create).is_ok()
     }
 }
 
-/// The walls that this kernel lacks.
+/// Whether brokers restrict TCP ports here. Tried once, where Landlock cannot.
+pub fn has_broker() -> bool {
+    tried().as_ref().is_some_and(Result::is_ok)
+}
+
+/// How the trial of a broker ended; `None` where Landlock has rules for ports.
+fn tried() -> &'static Option<Result<(), String>> {
+    static TRIED: OnceLock<Option<Result<(), String>>> = OnceLock::new();
+    TRIED.get_or_init(|| (!Wall::Ports.is_in_landlock()).then(trial::run))
+}
+
+/// The walls that are missing here.
 pub fn missing_walls() -> Vec<Wall> {
     Wall::ALL.into_iter().filter(|wall| wall.is_missing()).collect()
 }
@@ -88,5 +110,6 @@ pub fn enforced() -> String {
     let words =
         |parts: Vec<(i32, &'static str)>| parts.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join(", ");
     let but = if lacks.is_empty() { String::new() } else { format!(", but not {}", words(lacks)) };
-    format!("Landlock ABI {version} ({}{but}), seccomp, capabilities, limits", words(has))
+    let broker = if has_broker() { "; a broker restricts TCP ports" } else { "" };
+    format!("Landlock ABI {version} ({}{but}), seccomp, capabilities, limits{broker}", words(has))
 }

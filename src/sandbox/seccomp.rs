@@ -28,6 +28,34 @@ pub(super) fn without_openat2() -> Result<BpfProgram, seccompiler::BackendError>
     filter(whole(&[libc::SYS_openat2]), libc::ENOSYS as u32)
 }
 
+/// The calls that a broker answers: `connect`, and `socket` of each domain with addresses to connect to. The other filters come
+/// first: what they refuse reaches no broker. `seccompiler` has no such action.
+pub(super) fn notified() -> Vec<libc::sock_filter> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    // Where `seccomp_data` has the number of the call, and the lower half of its first argument.
+    let (number, domain) = (0, if cfg!(target_endian = "little") { 16 } else { 20 });
+    // Calls of the x32 ABI have other numbers.
+    let first_of_x32 = 0x4000_0000;
+    let refused = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
+    vec![
+        step(LOAD, number, 0, 0),
+        step(AT_LEAST, first_of_x32, 8, 0),
+        step(EQUAL, libc::SYS_connect as u32, 5, 0),
+        step(EQUAL, libc::SYS_socket as u32, 0, 5),
+        step(LOAD, domain, 0, 0),
+        step(EQUAL, libc::AF_INET as u32, 2, 0),
+        step(EQUAL, libc::AF_INET6 as u32, 1, 0),
+        step(EQUAL, libc::AF_UNIX as u32, 0, 1),
+        step(RETURN, libc::SECCOMP_RET_USER_NOTIF, 0, 0),
+        step(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+        step(RETURN, refused, 0, 0),
+    ]
+}
+
 /// A filter that answers these calls with an error number, and allows all others.
 fn filter(rules: SyscallRules, answer: u32) -> Result<BpfProgram, seccompiler::BackendError> {
     let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
