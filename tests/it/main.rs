@@ -12,6 +12,7 @@
 
 mod archive;
 mod bad_input;
+mod broker;
 mod build;
 mod cancel;
 mod command_line;

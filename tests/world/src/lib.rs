@@ -48,7 +48,7 @@ pub use registry::{Content, Registry, ServedImage, tar};
 pub use repository::{File, Repository};
 pub use script::{Script, Step, image_digest};
 pub use tokens::{Grant, Reach, Tokens};
-pub use worker::{Home, Worker, sidebake, text};
+pub use worker::{Home, Worker, sidebake, sidebake_on, text};
 
 /// Waits until `condition` holds, and checks it every 10 ms.
 ///
