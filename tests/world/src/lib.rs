@@ -9,6 +9,7 @@
 
 mod app;
 mod builder;
+mod buildx;
 pub mod definition;
 mod endless;
 mod faults;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 
 pub use app::App;
 pub use builder::{Builder, Report, Run, install};
+pub use buildx::{Buildx, buildx};
 pub use endless::{Endless, Pace};
 pub use faults::Faults;
 pub use git::{GitHost, GitRequest, Pack};
