@@ -285,6 +285,15 @@ fn a_solve_that_buildkit_has_not_begun_in_time_is_not_the_customers_fault() {
     for line in [line.to_owned(), format!("target web-58: {line}"), format!("failed to solve: {line}")] {
         assert_eq!(of_line(&line), Reason::BuilderUnavailable, "{line}");
     }
+    // buildx 0.36, and an older one.
+    for code in ["NotFound: ", "rpc error: code = NotFound desc = "] {
+        for begin in ["", "failed to solve: ", "target web-58: failed to solve: "] {
+            let line = format!("{begin}{code}forwarding Ping: no such job 68h083wyaow192sgvmb9xf16k");
+            assert_eq!(of_line(&line), Reason::BuilderUnavailable, "{line}");
+        }
+    }
+    let quoted = "failed to solve: NotFound: forwarding `x y`: no such job 1";
+    assert_ne!(of_line(quoted), Reason::BuilderUnavailable);
 }
 
 /// The reason that buildx's last line gives, when no vertex says why.
