@@ -231,6 +231,54 @@ fn the_hosts_files_keys_network_and_entitlements_are_refused() {
 }
 
 #[test]
+fn a_repositorys_policies_are_dropped_with_a_notice_and_the_platforms_are_refused() {
+    let target = json!({"t": {"context": "app", "policy": [{"Files": [{"Filename": "x"}], "Disabled": false}]}});
+    let police = |is_repositorys| {
+        police_all(&settings::Accounts::default(), Trust::Branch, false, target.clone(), is_repositorys)
+    };
+    let validated = police(true).expect("allowed");
+    assert_eq!(validated.targets["t"].get("policy"), None);
+    assert_eq!(validated.notices, ["target.t.policy: not used: the worker disables the policies of buildx"]);
+    assert_eq!(police(false).expect_err("refused"), "target.t.policy: this field is not allowed");
+}
+
+#[test]
+fn a_definition_may_limit_its_own_steps() {
+    for resources in [
+        json!({"memory": "48m", "memory-swap": "-1", "cpu-shares": 1024, "cpuset-cpus": "0-2,4", "cpuset-mems": "0"}),
+        json!({"memory": "1.5 GiB", "memory-swap": "1000", "cpu-period": 100_000, "cpu-quota": -1}),
+        json!({"memory": "64kb", "cpu-shares": null, "cpuset-cpus": ""}),
+        json!({"memory": "0b"}),
+    ] {
+        let target = json!({"context": "app", "resources": resources});
+        assert_eq!(validate_target(target, true).expect("allowed")["resources"], resources);
+    }
+}
+
+#[test]
+fn a_limit_that_is_none_is_refused_with_its_path() {
+    let size = "expected a size, such as 512m";
+    for (resources, message) in [
+        (json!({"cpu-shares": 1025}), ".cpu-shares: at most 1024 are allowed, the shares of a step without a limit"),
+        (json!({"cpu-shares": "512"}), ".cpu-shares: expected a number"),
+        (json!({"memory": "code = Unavailable"}), &*format!(".memory: {size}")),
+        (json!({"memory": "-1"}), &*format!(".memory: {size}")),
+        (json!({"memory": "1.m"}), &*format!(".memory: {size}")),
+        (json!({"memory": "1ib"}), &*format!(".memory: {size}")),
+        (json!({"memory": ""}), &*format!(".memory: {size}")),
+        (json!({"memory": 48}), &*format!(".memory: {size}")),
+        (json!({"memory-swap": "-2"}), ".memory-swap: expected a size, such as 512m, or -1"),
+        (json!({"cpuset-cpus": "0-"}), ".cpuset-cpus: expected a list of numbers, such as 0-2,4"),
+        (json!({"cpu-quota": 0.5}), ".cpu-quota: expected a number"),
+        (json!({"devices": "all"}), ".devices: this field is not allowed"),
+        (json!(["memory=1m"]), ": expected an object"),
+    ] {
+        let refusal = validate_target(json!({"context": "app", "resources": resources}), true).expect_err("refused");
+        assert_eq!(refusal, format!("target.t.resources{message}"));
+    }
+}
+
+#[test]
 fn a_name_for_what_is_no_address_is_refused_with_its_path() {
     for (name, addresses) in [
         ("a", json!("1.2.3.4")),
