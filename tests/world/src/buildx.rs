@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
+const INSTALL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docker/install");
+
 /// A real docker-buildx.
 pub struct Buildx {
     /// Its absolute path.
@@ -19,8 +21,7 @@ pub struct Buildx {
 pub fn buildx() -> &'static Buildx {
     static BUILDX: OnceLock<Buildx> = OnceLock::new();
     BUILDX.get_or_init(|| {
-        let mut install = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docker/install"));
-        let path = PathBuf::from(said(install.arg("--find-buildx")));
+        let path = PathBuf::from(said(Command::new(INSTALL).arg("--find-buildx")));
         let version = said(Command::new(&path).arg("version"));
         let version = parse(&version).unwrap_or_else(|| panic!("no version in {version:?}"));
         Buildx { path, version }
@@ -42,7 +43,9 @@ fn parse(line: &str) -> Option<(u32, u32)> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
 
     #[test]
     fn the_version_of_every_build_is_read() {
@@ -50,5 +53,35 @@ mod tests {
         assert_eq!(parse("github.com/docker/buildx v0.36.1 1d8dde89b8ab"), Some((0, 36)));
         assert_eq!(parse("github.com/docker/buildx v0.36.0-54-g461836ba0 461836ba0"), Some((0, 36)));
         assert_eq!(parse("github.com/docker/buildx"), None);
+    }
+
+    #[test]
+    fn another_docker_buildx_is_used_or_refused_in_one_sentence() {
+        let home = tempfile::tempdir().unwrap();
+        let program = |name: &str, version: &str, mode: u32| {
+            let path = home.path().join(name);
+            std::fs::write(&path, format!("#!/bin/sh\necho github.com/docker/buildx {version} 0\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path.display().to_string()
+        };
+        let find = |given: &str| {
+            let mut install = Command::new(INSTALL);
+            let output = install.arg("--find-buildx").env("SIDEBAKE_BUILDX", given).output().unwrap();
+            let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+            (output.status.code(), out, err)
+        };
+
+        let new = program("new", "v0.36.1", 0o755);
+        assert_eq!(find(&new), (Some(0), format!("{new}\n"), String::new()));
+        let missing = home.path().join("missing").display().to_string();
+        let directory = home.path().display().to_string();
+        let old = program("old", "0.18.0", 0o755);
+        let locked = program("locked", "v0.36.1", 0o644);
+        for wrong in ["docker-buildx", &missing, &directory, &old, &locked, "/bin/true"] {
+            let sentence = format!(
+                "docker/install: SIDEBAKE_BUILDX must be the absolute path of a docker-buildx 0.19 or newer, not '{wrong}'\n"
+            );
+            assert_eq!(find(wrong), (Some(2), String::new(), sentence));
+        }
     }
 }
