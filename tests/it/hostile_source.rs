@@ -312,6 +312,7 @@ async fn large_files_stored_as_deltas_of_each_other_are_a_failure_of_the_commit(
         files.push(File::new(&format!("large/{n:02}"), content.clone()));
     }
     let sha = repository.commit_with("main", &files);
+    repository.pack_in_a_chain();
     let message = refusal(&trap, &sha, "source.timeout = \"60s\"").await;
     assert!(message.contains("processor time"), "{message}");
 }
