@@ -84,6 +84,7 @@ bounds! {
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
+    WINDOW: 256 << 10, Bytes, "Texts at the head of a contended queue among which a worker chooses", "the next ones are looked at later; one text always counts";
     PAGE: 1 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
     OTHERS_DUE: 1_000, Count, "Due jobs of Rails that the poller moves from a set at one look", "the next look follows at once";
     FIELDS: 1_000, Count, "Fields of a job, beside those in its arguments", "dead set, in a `Sidebake::Malformed` entry";

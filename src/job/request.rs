@@ -105,6 +105,9 @@ struct WrittenRequest {
     source_date_epoch: Option<SourceDateEpoch>,
     builder: Option<String>,
     timeout_s: Option<u64>,
+    /// Read where jobs are chosen, before the request (`sidekiq::tenant`).
+    #[serde(rename = "priority")]
+    _priority: Option<i64>,
     callback: Option<Callback>,
 }
 

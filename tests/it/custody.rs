@@ -178,7 +178,7 @@ async fn a_process_that_ended_normally_is_not_a_suspect() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;
     // Its entry was listed, but the process left before the scan reached it.
-    let script = redis::Script::new(include_str!("../../src/sidekiq/recover.lua"));
+    let script = redis::Script::new(crate::scripts::RECOVER);
     let mut recover = script.key("sidebake:owners");
     for key in [
         "sidebake:suspects",
@@ -187,6 +187,7 @@ async fn a_process_that_ended_normally_is_not_a_suspect() {
         "sidebake:recoveries",
         "queues",
         "sidebake:apart",
+        "sidebake:claims:gone",
     ] {
         recover.key(key);
     }

@@ -55,6 +55,7 @@ mod shutdown;
 mod source;
 mod stream;
 mod submodules;
+mod tenants;
 mod tracking;
 mod turn;
 mod walls;
