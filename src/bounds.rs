@@ -84,6 +84,7 @@ bounds! {
     SPINNERS: 64, Count, "Running steps that a terminal shows at once", "shown when they end";
     JOB: 8 << 20, Bytes, "The text of a job", "dead set, in a `Sidebake::Malformed` entry; no worker reads it";
     JOBS: 8 << 20, Bytes, "Texts of the jobs that a worker holds, all together", "the next ones wait in their queue";
+    WINDOW: 256 << 10, Bytes, "Texts at the head of a contended queue among which a worker chooses", "the next ones are looked at later; one text always counts";
     PAGE: 1 << 20, Bytes, "Texts of waiting jobs that the poller looks at in one request", "the rest follows in the next one";
     OTHERS_DUE: 1_000, Count, "Due jobs of Rails that the poller moves from a set at one look", "the next look follows at once";
     FIELDS: 1_000, Count, "Fields of a job, beside those in its arguments", "dead set, in a `Sidebake::Malformed` entry";
@@ -115,6 +116,9 @@ bounds! {
     METADATA: 4 << 20, Bytes, "`metadata.json` of a bake", "not read: digests come from the progress stream";
     PRINT_MEMORY: 512 << 20, Bytes, "Memory of one `bake --print`, or `sandbox.max_data_bytes` if that is less", "it ends with an error";
     PROBE_MEMORY: 256 << 20, Bytes, "Memory of one docker-buildx that asks a builder for its state", "it ends with an error";
+    BROKER_MEMORY: 32 << 20, Bytes, "Memory of the broker of one child, on a kernel whose Landlock has no rules for ports", "the child's connections fail";
+    BROKER_SOCKETS: 256, Count, "Sockets of one child with a broker that are not connected yet", "the next one is refused: too many open files";
+    BROKER_WAITS: 16, Count, "Calls of one child with a broker that wait for a connection", "the next one is refused: try again";
     SOURCE_OUTPUT: 8 << 20, Bytes, "Output of a source child", "the child is killed";
     CACHE_STEPS: 500, Count, "Instructions of a Dockerfile that are compared with the last build", "`not_known`";
     CACHE_RECORD: 8 << 10, Bytes, "What Redis remembers of the last build of a target", "`not_known`";

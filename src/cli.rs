@@ -8,6 +8,7 @@ mod enqueue;
 mod list;
 mod logs;
 mod plan;
+mod queue;
 mod recorded;
 mod release;
 mod show;
@@ -51,6 +52,8 @@ enum Command {
     Show(show::Show),
     /// List builds, the newest first
     List(list::List),
+    /// Show the accounts whose builds wait in a queue
+    Queue(queue::Queue),
     /// Say why the targets of a build were not cached
     Why(why::Why),
     /// Requeue in-flight jobs of dead workers
@@ -118,6 +121,7 @@ impl Cli {
             Command::Logs(logs) => logs.run(&settings).await,
             Command::Show(show) => show.run(&settings).await,
             Command::List(list) => list.run(&settings).await,
+            Command::Queue(queue) => queue.run(&settings).await,
             Command::Why(why) => why.run(&settings).await,
             Command::Release(release) => release.run(&settings).await,
             Command::Plan(plan) => plan.run(&settings).await,

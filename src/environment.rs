@@ -7,6 +7,18 @@ use std::time::Duration;
 use crate::secret::{Secret, SecretBytes};
 use crate::settings::{CREDENTIAL_VARIABLES, SecretSource, credential, passwords_of};
 
+/// The names of the variables for the proxy of `https` URLs. The first one that is set counts, here and in the next three lists.
+pub const HTTPS_PROXY: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
+
+/// Those for the proxy of `http` URLs.
+pub const HTTP_PROXY: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
+
+/// Those for the proxy of all other URLs.
+pub const ALL_PROXY: [&str; 2] = ["ALL_PROXY", "all_proxy"];
+
+/// Those for the hosts that are reached without a proxy.
+pub const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
 /// Every variable whose name and value are UTF-8.
 #[expect(clippy::disallowed_methods, reason = "the environment is read here")]
 pub fn variables() -> BTreeMap<String, String> {
@@ -80,8 +92,10 @@ pub fn credentials() -> impl Iterator<Item = SecretSource> {
     of_services.chain(proxies)
 }
 
+/// Every proxy variable in any mixture of cases: programs differ in which they read.
 fn variables_of_proxies() -> impl Iterator<Item = Secret> {
-    let is_proxys = |name: &str| ["https_proxy", "http_proxy", "all_proxy"].contains(&&*name.to_ascii_lowercase());
+    let names = || [HTTPS_PROXY, HTTP_PROXY, ALL_PROXY].into_iter().flatten();
+    let is_proxys = move |name: &str| names().any(|own| own.eq_ignore_ascii_case(name));
     variables().into_iter().filter(move |(name, _)| is_proxys(name)).map(|(_, url)| Secret::new(url))
 }
 

@@ -8,6 +8,7 @@ mod callback;
 mod commit;
 mod git_ref;
 mod names;
+mod paths;
 mod request;
 mod template;
 
@@ -25,6 +26,7 @@ pub use callback::Callback;
 pub use commit::Commit;
 pub use git_ref::GitRef;
 pub use names::{Repository, Sha};
+pub use paths::Paths;
 pub use request::is_build_id;
 pub use template::{Application, Image, ImageSecret, is_for_any_host};
 

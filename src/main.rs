@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     match arguments.next() {
         Some(verb) if verb == sandbox::LAUNCH => return launched(arguments),
+        Some(verb) if verb == sandbox::TRIAL => return tried(arguments),
         Some(verb) if verb == source::VERB => return source::child_main(arguments),
         _ => {}
     }
@@ -65,6 +66,16 @@ fn launched(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let Err(error) = sandbox::launch(arguments);
     complain_as(sandbox::LAUNCH, &error.to_string());
     ExitCode::from(sandbox::NOT_LAUNCHED)
+}
+
+fn tried(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    match sandbox::trial(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain_as(sandbox::TRIAL, &error.to_string());
+            ExitCode::from(error.status())
+        }
+    }
 }
 
 /// The process's signals, as in Sidekiq. TSTP: quiet. TERM, INT: stop by the deadline; a second one: now. TTIN: log what runs.

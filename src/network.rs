@@ -162,7 +162,7 @@ impl Unreachable {
     /// The server at `url`, which has no credentials in it. Looks up whether the environment names a proxy for it.
     pub fn new(url: impl Into<String>, error: &(dyn Error + 'static)) -> Self {
         let url = url.into();
-        let proxy = Proxies::from_environment().of(&url).cloned();
+        let proxy = Proxies::of_process().of(&url).cloned();
         Self::through(url, proxy, error)
     }
 

@@ -15,11 +15,13 @@ use std::sync::OnceLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, waitid, waitpgid};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::bounds;
@@ -32,6 +34,10 @@ const MAX_SAID: usize = 2000;
 
 /// How long the pipes may stay open after the child's exit.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// How long a killed group is waited for, and how often it is looked at.
+const REAP: Duration = Duration::from_secs(60);
+const REAP_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A child that could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -128,8 +134,9 @@ pub async fn run_seen(
     mut on_line: impl FnMut(Stream, &[u8]),
 ) -> Result<Ended, ProcessError> {
     let program = command.as_std().get_program().to_string_lossy().into_owned();
-    let (mut child, group) = spawn(&mut command, Stdio::piped())?;
+    let mut group = Group::spawn(&mut command)?;
     let _ = seen.set(group.leader());
+    let child = group.child();
     let mut out = Lines::of(child.stdout.take().expect("standard output is a pipe"), bounds::LINE);
     let mut err = Lines::of(child.stderr.take().expect("standard error is a pipe"), bounds::LINE);
     let mut stdin = child.stdin.take().expect("standard input is a pipe");
@@ -163,7 +170,7 @@ pub async fn run_seen(
                 err.hand_over(n, |line| on_line(Stream::Err, line));
             }
             () = &mut write, if !is_written => is_written = true,
-            status = child.wait(), if ended.is_none() => {
+            status = group.child().wait(), if ended.is_none() => {
                 let status = status.map_err(|source| ProcessError::Wait { program: program.clone(), source })?;
                 ended = Some(Ended::Exited(status));
             }
@@ -174,7 +181,7 @@ pub async fn run_seen(
             drain_until = Some(Instant::now() + DRAIN);
         }
     }
-    let status = child.wait().await.map_err(|source| ProcessError::Wait { program, source })?;
+    let status = group.child().wait().await.map_err(|source| ProcessError::Wait { program, source })?;
     Ok(ended.unwrap_or(Ended::Exited(status)))
 }
 
@@ -189,7 +196,8 @@ async fn expired(since: Instant, limit: Option<Duration>) {
 /// Starts a child and returns a pipe to its standard input and output. When the pipe is dropped, the group is killed. The second
 /// value receives the child's standard error.
 pub fn pipe(mut command: Command) -> Result<(ChildPipe, watch::Receiver<String>), ProcessError> {
-    let (mut child, group) = spawn(&mut command, Stdio::piped())?;
+    let mut group = Group::spawn(&mut command)?;
+    let child = group.child();
     let stdout = child.stdout.take().expect("standard output is a pipe");
     let stdin = child.stdin.take().expect("standard input is a pipe");
     let stderr = child.stderr.take().expect("standard error is a pipe");
@@ -201,7 +209,6 @@ pub fn pipe(mut command: Command) -> Result<(ChildPipe, watch::Receiver<String>)
             lines.hand_over(n, |line| add(&said, &String::from_utf8_lossy(line)));
         }
     });
-    // The runtime reaps a child that is not waited for.
     Ok((ChildPipe { both: tokio::io::join(stdout, stdin), _group: group }, heard))
 }
 
@@ -244,38 +251,93 @@ impl AsyncWrite for ChildPipe {
     }
 }
 
-fn spawn(command: &mut Command, stderr: Stdio) -> Result<(Child, Group), ProcessError> {
-    let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr).process_group(0).spawn();
-    let child = spawned.map_err(|source| {
-        let program = command.as_std().get_program().to_string_lossy().into_owned();
-        ProcessError::Spawn { program, source }
-    })?;
-    // It was not waited for, so it has an id that is not reused.
-    let group = Group::of(child.id().expect("a child that was not waited for has an id"));
-    Ok((child, group))
+/// A child in a process group of its own. When this is dropped, the group is killed and reaped.
+struct Group {
+    id: Pid,
+    /// `None` only while this is dropped.
+    child: Option<Child>,
 }
 
-/// A process group that is killed when this is dropped.
-struct Group(Pid);
-
 impl Group {
-    fn of(leader: u32) -> Self {
-        Self(i32::try_from(leader).ok().and_then(Pid::from_raw).expect("a process id is a positive i32"))
+    fn spawn(command: &mut Command) -> Result<Self, ProcessError> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let child = command.spawn().map_err(|source| {
+            let program = command.as_std().get_program().to_string_lossy().into_owned();
+            ProcessError::Spawn { program, source }
+        })?;
+        // It was not waited for, so it has an id that is not reused.
+        let id = id_of(child.id().expect("a child that was not waited for has an id"));
+        Ok(Self { id, child: Some(child) })
     }
 
     fn leader(&self) -> u32 {
-        self.0.as_raw_nonzero().get().cast_unsigned()
+        self.id.as_raw_nonzero().get().cast_unsigned()
+    }
+
+    fn child(&mut self) -> &mut Child {
+        self.child.as_mut().expect("the group was not dropped")
     }
 
     fn kill(&self) {
-        // An empty group is fine, so the error is ignored.
-        let _ = kill_process_group(self.0, Signal::KILL);
+        kill_group(self.id);
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
+        let (id, child) = (self.id, self.child.take());
+        // Without a runtime, this process is about to end.
+        let (Some(mut child), Ok(runtime)) = (child, Handle::try_current()) else { return };
+        runtime.spawn(async move {
+            if child.wait().await.is_ok() {
+                let started = Instant::now();
+                while !is_reaped(id) && started.elapsed() < REAP {
+                    sleep(REAP_INTERVAL).await;
+                }
+            }
+        });
+    }
+}
+
+/// Whether a child has ended. It can still be waited for.
+pub fn has_ended(child: &std::process::Child) -> io::Result<bool> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    Ok(waitid(WaitId::Pid(id_of(child.id())), options)?.is_some())
+}
+
+/// Kills a child that leads a group of its own, and reaps the group. Blocks for some milliseconds.
+pub fn end(child: &mut std::process::Child) -> io::Result<ExitStatus> {
+    let group = id_of(child.id());
+    kill_group(group);
+    let status = child.wait()?;
+    let started = std::time::Instant::now();
+    while !is_reaped(group) && started.elapsed() < DRAIN {
+        std::thread::sleep(REAP_INTERVAL);
+    }
+    Ok(status)
+}
+
+fn id_of(child: u32) -> Pid {
+    i32::try_from(child).ok().and_then(Pid::from_raw).expect("a process id is a positive i32")
+}
+
+fn kill_group(group: Pid) {
+    // An empty group is fine, so the error is ignored.
+    let _ = kill_process_group(group, Signal::KILL);
+}
+
+/// Reaps what is dead of a group, and returns whether no child of this process is left in it.
+///
+/// Members become children of this process when their parent dies and this is process 1 of a container, or a subreaper. Call it only
+/// after the leader was waited for: it would take the leader's status.
+fn is_reaped(group: Pid) -> bool {
+    loop {
+        match waitpgid(group, WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) => return false,
+            Err(_) => return true,
+        }
     }
 }
 
@@ -389,6 +451,32 @@ mod tests {
         let pid = receiver.recv().await.expect("a line");
         task.abort();
         wait_until(|| is_gone(&pid)).await;
+    }
+
+    #[tokio::test]
+    async fn a_process_that_adopts_the_rest_of_a_group_reaps_it() {
+        // As process 1 of a container.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid())).expect("a subreaper");
+        let is_reaped = |pid: &str| !std::path::Path::new("/proc").join(pid).exists();
+        let script = "(sleep 1000) & echo $!";
+        let (_, lines) = run_shell(script, b"", &limits()).await;
+        wait_until(|| is_reaped(lines[0].trim_start_matches("Out "))).await;
+
+        let (mut child, _) = pipe(shell(&format!("{script}; sleep 1000"))).expect("a pipe");
+        let mut line = [0; 32];
+        let n = tokio::io::AsyncReadExt::read(&mut child, &mut line).await.expect("a line");
+        let pid = String::from_utf8_lossy(&line[..n]).trim().to_owned();
+        assert!(!is_reaped(&pid));
+        drop(child);
+        wait_until(|| is_reaped(&pid)).await;
+
+        let mut command = shell(&format!("{script}; sleep 1000")).into_std();
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("a child");
+        let n = io::Read::read(child.stdout.as_mut().expect("a pipe"), &mut line).expect("a line");
+        let pid = String::from_utf8_lossy(&line[..n]).trim().to_owned();
+        end(&mut child).expect("it ends");
+        assert!(is_reaped(&pid));
     }
 
     /// Gone, or dead and not yet reaped.

@@ -1,7 +1,7 @@
 //! What a child may see and do: a launcher that restricts itself and then becomes the child.
 //!
 //! Owns the kernel's restrictions: Landlock (files and TCP ports), seccomp (sockets, and calls that no child needs), capabilities
-//! and rlimits. The worker starts its own binary again, which restricts itself and then executes the program; the worker is not
+//! and rlimits. Where Landlock has no rules for ports, a second process connects the child's sockets (`broker`). The worker starts its own binary again, which restricts itself and then executes the program; the worker is not
 //! restricted. Knows nothing of the children: each integration says what its child needs. `tests/it/walls.txt` lists each
 //! escape attempt with the restriction that stops it, or with none.
 //!
@@ -14,8 +14,11 @@
 //! child can execute any readable file through the loader. Whether a path exists, and its size, can be queried for any path.
 //! Follows `landlock(7)` and `seccomp(2)`.
 
+mod broker;
 mod kernel;
+mod notification;
 mod seccomp;
+mod trial;
 
 use std::convert::Infallible;
 use std::io::ErrorKind;
@@ -36,7 +39,10 @@ use crate::beneath;
 use crate::process::{self, Ended};
 use crate::settings::SandboxMode;
 
-pub use kernel::{Wall, enforced, missing_walls};
+pub use kernel::{Wall, enforced, has_broker, missing_walls};
+pub use trial::{VERB as TRIAL, main as trial};
+
+use broker::Broker;
 
 /// The first argument of our own binary when it starts as a launcher.
 pub const LAUNCH: &str = "sandboxed-exec";
@@ -64,6 +70,9 @@ pub enum SandboxError {
     /// Capabilities could not be dropped.
     #[error("could not drop capabilities: {0}")]
     Capabilities(std::io::Error),
+    /// The broker that restricts TCP ports on this kernel could not be started.
+    #[error("the TCP ports of the child cannot be restricted: {0}")]
+    Broker(std::io::Error),
     /// A resource limit could not be set.
     #[error("could not set the limit for {0}: {1}")]
     Limit(&'static str, std::io::Error),
@@ -144,6 +153,16 @@ pub struct ResourceLimits {
     pub stack_bytes: Option<u64>,
 }
 
+/// What [`Sandbox::reexec`] writes: a sandbox, and how this kernel enforces it.
+#[derive(Serialize, Deserialize)]
+struct Order {
+    #[serde(flatten)]
+    sandbox: Sandbox,
+    /// Whether a broker connects its sockets, since Landlock here has no rules for ports.
+    #[serde(default)]
+    is_brokered: bool,
+}
+
 /// RLIMIT_NOFILE of every child: each open file uses kernel memory.
 const MAX_OPEN_FILES: u64 = 4096;
 
@@ -157,8 +176,14 @@ impl Sandbox {
 
     /// The command that starts our own binary again under `verb`, with this sandbox as its first argument.
     pub fn reexec(&self, verb: &str) -> tokio::process::Command {
+        let is_connecting = self.enforcement != Enforcement::Off && self.sockets != Sockets::None;
+        self.ordered(verb, is_connecting && has_broker())
+    }
+
+    fn ordered(&self, verb: &str, is_brokered: bool) -> tokio::process::Command {
         let mut command = process::command("/proc/self/exe");
-        let sandbox = serde_json::to_string(self).expect("a sandbox is plain data");
+        let order = Order { sandbox: self.clone(), is_brokered };
+        let sandbox = serde_json::to_string(&order).expect("a sandbox is plain data");
         command.arg(verb).arg(sandbox).arg(std::process::id().to_string());
         command
     }
@@ -169,13 +194,18 @@ impl Sandbox {
     ///
     /// Must be called while the process has one thread: Landlock restricts the calling thread and its children.
     pub fn enter(sandbox: &str, worker: &str) -> Result<Enforcement, SandboxError> {
-        let sandbox: Self = serde_json::from_str(sandbox).map_err(|error| SandboxError::Landlock(error.to_string()))?;
+        let order: Order = serde_json::from_str(sandbox).map_err(|error| SandboxError::Landlock(error.to_string()))?;
+        let Order { sandbox, is_brokered } = order;
         die_with(worker)?;
         sandbox.limit()?;
         if sandbox.enforcement != Enforcement::Off {
+            // Before Landlock, which would keep the broker from the child's memory.
+            let broker = is_brokered.then(|| Broker::start(&sandbox.sockets)).transpose();
+            let broker = broker.map_err(SandboxError::Broker)?;
             sandbox.landlock()?;
             give_up_capabilities()?;
             apply(seccomp::filters(&sandbox.sockets))?;
+            broker.map_or(Ok(()), Broker::take_over).map_err(SandboxError::Broker)?;
         }
         Ok(sandbox.enforcement)
     }

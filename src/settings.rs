@@ -27,6 +27,7 @@ mod secret_source;
 mod shutdown;
 mod source;
 mod state;
+mod tenants;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -59,6 +60,7 @@ pub use secret_source::SecretSource;
 pub use shutdown::Shutdown;
 pub use source::{GitDir, MIN_MTIMES_KEY, Mtimes, Source};
 pub use state::State;
+pub use tenants::Tenants;
 
 /// The capsule of `concurrency` and `queues`, by Sidekiq's name.
 pub const DEFAULT_CAPSULE: &str = "default";
@@ -96,6 +98,8 @@ pub struct Settings {
     pub lease: Lease,
     /// Which jobs the worker runs, and how it retries them.
     pub jobs: Jobs,
+    /// How accounts share the workers.
+    pub tenants: Tenants,
     /// The logs of each build: the live log is a Redis Stream, and the finished log can be archived.
     pub journal: Journal,
     /// What is remembered of each build, to tell why a step was not cached.
@@ -138,6 +142,7 @@ impl Default for Settings {
             health: Health::default(),
             lease: Lease::default(),
             jobs: Jobs::default(),
+            tenants: Tenants::default(),
             journal: Journal::default(),
             last_builds: LastBuilds::default(),
             network: Network::default(),
@@ -204,6 +209,7 @@ impl Settings {
         self.state.check()?;
         self.lease.check()?;
         self.jobs.check()?;
+        self.tenants.check()?;
         self.journal.check()?;
         self.last_builds.check()?;
         if self.source.ca_file.is_some() && self.network.ca_file.is_some() {

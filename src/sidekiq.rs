@@ -6,7 +6,9 @@
 
 mod apart;
 pub mod cancel;
+mod contention;
 pub mod custody;
+pub mod fair;
 pub mod fence;
 mod fields;
 pub mod heartbeat;
@@ -26,9 +28,12 @@ pub mod recovery;
 pub mod retry;
 pub mod rights;
 pub mod running;
+pub mod scout;
 pub mod settlement;
 pub mod shown;
+pub mod tenant;
 pub mod turn;
+pub mod waiting;
 
 use crate::hex;
 

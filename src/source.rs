@@ -50,7 +50,7 @@ use crate::settings::{self, GitDir, MIN_MTIMES_KEY, Mtimes};
 use crate::state::{JobDirectory, MirrorDirectory, StateDirectory};
 
 use gate::Gate;
-use request::{CheckoutRequest, Fault, Message, ProxyRequest, WORKTREE};
+use request::{CheckoutRequest, Fault, Message, NEEDS_MEMORY, ProxyRequest, WORKTREE};
 
 pub use child::{VERB, main as child_main};
 pub use encoding::MAX_NAMED as MAX_ENCODED;
@@ -209,7 +209,7 @@ impl Worktrees {
         // Held until the child has ended.
         let mirror = hold(origin, &host, state).await?;
         let stage = origin.directory.fresh(STAGE).await?;
-        let proxies = Proxies::from_environment();
+        let proxies = Proxies::of_process();
         let proxy = proxies.of(&origin.url);
         let port = proxy.map_or(port, Proxy::port);
         let request = CheckoutRequest {
@@ -404,7 +404,7 @@ fn died(url: String, status: ExitStatus, has_fetched: bool, noise: &str) -> Sour
             "writing the files took too much processor time; simplify patterns with several * in .gitattributes, or commit smaller files",
         ),
         Some(libc::SIGXCPU) => refused("unpacking the commit took too much processor time"),
-        _ if noise.starts_with(NO_MEMORY) => refused("the commit needs more memory than the worker allows"),
+        _ if noise.starts_with(NO_MEMORY) => refused(NEEDS_MEMORY),
         _ => (Fault::Worker, format!("the source child ended with {status}: {noise}")),
     };
     SourceError::Fault { url, fault, message }

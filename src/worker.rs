@@ -28,6 +28,7 @@ use crate::sidekiq::custody::{Custody, Handle};
 use crate::sidekiq::heartbeat::{self, Process, RemoteSignal};
 use crate::sidekiq::lease::{Lease, LeaseError};
 use crate::sidekiq::running::{Running, RunningJobs};
+use crate::sidekiq::scout::Scout;
 use crate::sidekiq::settlement::Settlement;
 use crate::sidekiq::{Identity, iteration, keys, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
@@ -146,11 +147,13 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let (socket, watchdog) = environment::notify().unzip();
     let systemd = Systemd::new(socket, watchdog.flatten());
     systemd.notify("READY=1");
+    let scout = Scout { redis: &redis, identity: &identity, jobs: &settings.jobs, tenants: &settings.tenants };
     // Tasks that go on beside the last builds end with `ended`. Tasks that only bring new jobs end with `quiet`.
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process, &running, &shutdown.quiet, &ended, &processor.metrics, &remote),
             poller::run(&redis, &settings.jobs, &identity, &shutdown.quiet),
+            scout.run(handle.long_queues(), &shutdown.quiet),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),
@@ -248,6 +251,12 @@ fn check_sandbox(settings: &settings::Sandbox) -> Result<(), WorkerError> {
         }
         tracing::warn!(event = "sandbox_incomplete", wall = wall.name(), "{}", wall.lack());
     }
+    if sandbox::has_broker() {
+        tracing::info!(
+            event = "sandbox_brokered",
+            "Landlock of this kernel has no rules for TCP ports; brokers restrict them"
+        );
+    }
     Ok(())
 }
 
@@ -267,6 +276,7 @@ fn custody(
         identity: Arc::clone(identity),
         capsules,
         jobs: settings.jobs.clone(),
+        tenants: settings.tenants.clone(),
         reconcile_every: settings.lease.ttl / 6,
         handle: handle.clone(),
         running: running.clone(),

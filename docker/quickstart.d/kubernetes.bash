@@ -47,7 +47,7 @@ start_cluster() {
     CLUSTER_IS_OURS=1
     run "$cluster" up >"$WORK/env" || fail "the cluster did not start"
   fi
-  # shellcheck disable=SC1091  # KUBECONFIG, KUBECTL, BUILDKIT_IMAGE, REGISTRY, BASE_IMAGE, BUILDX
+  # shellcheck disable=SC1091  # KUBECONFIG, KUBECTL, BUILDKIT_IMAGE, REGISTRY, BASE_IMAGE
   . "$WORK/env"
   export KUBECONFIG REGISTRY BASE_IMAGE
 }

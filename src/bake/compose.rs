@@ -14,6 +14,7 @@ use super::policy::Refusal;
 use super::view::below;
 use crate::beneath::Directory;
 use crate::bounds;
+use crate::job::Paths;
 use crate::name::target_name;
 
 /// Levels of a compose file. The parser needs stack for each.
@@ -40,14 +41,7 @@ struct Service {
 #[serde(untagged)]
 enum Include {
     Path(String),
-    Paths { path: OneOrMany },
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
+    Paths { path: Paths },
 }
 
 /// The refusal of two services that become one target, in these files and in what they include.
@@ -87,8 +81,8 @@ fn take(content: &[u8], directory: &Path, names: &mut BTreeSet<String>, included
     names.extend(compose.services.into_iter().flatten().filter(|(_, service)| is_built(service)).map(|(name, _)| name));
     for include in compose.include.into_iter().flatten() {
         let paths = match include {
-            Include::Path(path) | Include::Paths { path: OneOrMany::One(path) } => vec![path],
-            Include::Paths { path: OneOrMany::Many(paths) } => paths,
+            Include::Path(path) => vec![path],
+            Include::Paths { path: Paths(paths) } => paths,
         };
         included.extend(paths.iter().filter_map(|path| below(directory, Path::new(path))));
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::credentials::Credentials;
 use super::diagnose;
 use super::progress::BakeProgress;
-use super::registry::{self, RegistryError, Tagged};
+use super::registry::{Registries, RegistryError, Tagged};
 use crate::event::Event;
 use crate::journal::Journal;
 
@@ -25,10 +25,14 @@ pub(super) async fn settle(
         })
         .filter(|(_, _, images, tags)| !images.is_empty() && !tags.is_empty())
         .collect();
+    if refused.is_empty() {
+        return false;
+    }
+    let registries = Registries::new(credentials, ca_file);
     let mut has_settled = false;
     for (number, target, images, tags) in refused {
         let has_image = |tagged: &Tagged| tagged.images == images;
-        let Some(found) = all(&tags, credentials, ca_file, has_image).await else { continue };
+        let Some(found) = all(&tags, &registries, has_image).await else { continue };
         let notice = format!("the registry refused to push {target} again; its tags already have this image");
         journal.emit(Event::Notice(notice));
         journal.emit(Event::TargetDone(target));
@@ -39,15 +43,10 @@ pub(super) async fn settle(
 }
 
 /// The digest of each tag, if all have the image.
-async fn all(
-    tags: &[String],
-    credentials: &Credentials,
-    ca_file: Option<&Path>,
-    has_image: impl Fn(&Tagged) -> bool,
-) -> Option<Vec<String>> {
+async fn all(tags: &[String], registries: &Registries<'_>, has_image: impl Fn(&Tagged) -> bool) -> Option<Vec<String>> {
     let mut digests = Vec::new();
     for tag in tags {
-        let tagged = registry::tagged(tag, credentials, ca_file).await.unwrap_or_else(|error| not_read(tag, &error));
+        let tagged = registries.tagged(tag).await.unwrap_or_else(|error| not_read(tag, &error));
         digests.push(tagged.filter(&has_image)?.digest);
     }
     Some(digests)

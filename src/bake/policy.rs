@@ -16,6 +16,7 @@ pub(super) mod near;
 pub(super) mod paths;
 mod references;
 mod refusal;
+mod resources;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use serde_json::{Map, Value, json};
 use super::definition_file::folder;
 use super::grants::Grants;
 use super::print::Targets;
-use super::{BakeError, BakeRequest};
+use super::{BakeError, BakeRequest, escape};
 use crate::job::{Naming, Recipe, RepositoryFiles, is_for_any_host};
 use crate::name::{MAX_TARGET_NAME, is_target_name};
 use crate::reason::Reason;
@@ -123,6 +124,7 @@ impl Rules<'_> {
         self.settle_references(&mut fields)?;
         self.settle_attestations(&mut fields)?;
         self.settle_labels(&mut fields)?;
+        self.drop_policies(&mut fields);
         // buildx adds an entitlement for it that is not in the file.
         if let Some(network) = fields.get("network") {
             self.field("network", network.clone())?;
@@ -177,6 +179,7 @@ impl Rules<'_> {
                 }
             }
             "extra-hosts" => self.extra_hosts(value),
+            "resources" => self.resources(value),
             "dockerfile-inline" => {
                 let text = value.as_str().ok_or_else(|| self.invalid(field, "expected a string"))?;
                 let checked = dockerfile::check(text.as_bytes());
@@ -232,6 +235,13 @@ impl Rules<'_> {
         let path = self.secrets.join(self.validated.secrets.len().to_string());
         self.validated.secrets.insert(name, (path.clone(), secret));
         Ok(Some(path))
+    }
+
+    /// Removes a repository's own policies: buildx would evaluate them in the worker's child. The worker disables all policies.
+    fn drop_policies(&mut self, fields: &mut Map<String, Value>) {
+        if is_of_repository(self.request) && fields.remove(escape::POLICY).is_some() {
+            self.notice(escape::POLICY, "not used: the worker disables the policies of buildx");
+        }
     }
 
     fn is_entitled(&self, entitlement: &str) -> bool {

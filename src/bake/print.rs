@@ -153,7 +153,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Replaces outputs to files by outputs to a directory, which policy judges the same. buildx before 0.36 opens such a file even
+    /// Replaces outputs to files by outputs to a directory, which policy judges the same. buildx before 0.30 opens such a file even
     /// now and does not report which target's it is, so each target is read alone. Returns whether any was replaced, or buildx's
     /// error message about the definition without outputs.
     ///

@@ -60,27 +60,36 @@ pub(super) struct Tagged {
     pub(super) images: BTreeSet<String>,
 }
 
-/// What `reference`, a tag, has in its registry; `None` when the tag does not exist.
-pub(super) async fn tagged(
-    reference: &str,
-    credentials: &Credentials,
-    ca_file: Option<&Path>,
-) -> Result<Option<Tagged>, RegistryError> {
-    let place = Place::of(reference).ok_or_else(|| nonsense(reference, "is not a valid reference"))?;
-    let client = network::client(ca_file, |client| client.timeout(TIMEOUT))?;
-    let login = credentials.login(place.registry);
-    let mut answer = manifest(&client, &place.url, None).await?;
-    if answer.status() == StatusCode::UNAUTHORIZED {
-        let authorization = authorize(&client, &place, answer.headers(), login).await?;
-        answer = manifest(&client, &place.url, Some(authorization)).await?;
+/// The registries, for one job.
+pub(super) struct Registries<'a> {
+    client: Result<Client, ClientError>,
+    credentials: &'a Credentials,
+}
+
+impl<'a> Registries<'a> {
+    /// Connects to nothing yet.
+    pub(super) fn new(credentials: &'a Credentials, ca_file: Option<&Path>) -> Self {
+        Self { client: network::client(ca_file, |client| client.timeout(TIMEOUT)), credentials }
     }
-    match answer.status() {
-        StatusCode::OK => {
-            let content = body::read(answer, place.url.as_str(), bounds::MANIFEST).await?;
-            read(&content).map(Some).map_err(|error| nonsense(&place.url, format!("is not a manifest: {error}")))
+
+    /// What `reference`, a tag, has in its registry; `None` when the tag does not exist.
+    pub(super) async fn tagged(&self, reference: &str) -> Result<Option<Tagged>, RegistryError> {
+        let place = Place::of(reference).ok_or_else(|| nonsense(reference, "is not a valid reference"))?;
+        let client = self.client.as_ref().map_err(Clone::clone)?;
+        let login = self.credentials.login(place.registry);
+        let mut answer = manifest(client, &place.url, None).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            let authorization = authorize(client, &place, answer.headers(), login).await?;
+            answer = manifest(client, &place.url, Some(authorization)).await?;
         }
-        StatusCode::NOT_FOUND => Ok(None),
-        status => Err(RegistryError::Status { url: place.url.to_string(), status }),
+        match answer.status() {
+            StatusCode::OK => {
+                let content = body::read(answer, place.url.as_str(), bounds::MANIFEST).await?;
+                read(&content).map(Some).map_err(|error| nonsense(&place.url, format!("is not a manifest: {error}")))
+            }
+            StatusCode::NOT_FOUND => Ok(None),
+            status => Err(RegistryError::Status { url: place.url.to_string(), status }),
+        }
     }
 }
 
@@ -276,7 +285,8 @@ mod tests {
         let digest = registry.tag("acme/web", "image", IMAGE, &json!({"layers": []}));
         registry.tag("acme/web", "page", "text/html", &json!("Please log in"));
         let none = credentials(json!({}));
-        let ask = async |tag: &str| tagged(&format!("{}/acme/web:{tag}", registry.address()), &none, None).await;
+        let registries = Registries::new(&none, None);
+        let ask = async |tag: &str| registries.tagged(&format!("{}/acme/web:{tag}", registry.address())).await;
 
         let found = ask("index").await.expect("an answer").expect("it exists");
         assert_eq!(found, Tagged { digest: digest_of_index, images: [one].into() });
@@ -296,12 +306,13 @@ mod tests {
         let tag = format!("{}/acme/web:1", registry.address());
         let with = |auth: &str| credentials(json!({(registry.address()): {"auth": auth}, "other.example": {}}));
         // "robot:pa55" and "robot:other".
-        assert!(matches!(tagged(&tag, &with("cm9ib3Q6cGE1NQ=="), None).await, Ok(Some(_))));
-        let refused = tagged(&tag, &with("cm9ib3Q6b3RoZXI="), None).await.expect_err("refused");
+        let ask = async |auth: &str| Registries::new(&with(auth), None).tagged(&tag).await;
+        assert!(matches!(ask("cm9ib3Q6cGE1NQ==").await, Ok(Some(_))));
+        let refused = ask("cm9ib3Q6b3RoZXI=").await.expect_err("refused");
         assert!(refused.to_string().ends_with("/token answered 401 Unauthorized"), "{refused}");
         let elsewhere = [("www-authenticate", "Bearer realm=\"https://evil.example/token\"")];
         registry.faults().fail_next("GET /v2/", 1, 401, &elsewhere, "");
-        let refused = tagged(&tag, &with("cm9ib3Q6cGE1NQ=="), None).await.expect_err("refused");
+        let refused = ask("cm9ib3Q6cGE1NQ==").await.expect_err("refused");
         assert!(refused.to_string().contains("a token server of another domain"), "{refused}");
     }
 

@@ -256,7 +256,7 @@ async fn from_kubeconfig(path: &Path, context: Option<String>) -> Result<(Config
     })?;
     let proxy = match own {
         Some(url) => Some(Proxy::new("proxy-url", &url).map_err(|error| wrong(&error))?),
-        None => Proxies::from_environment().of(&config.cluster_url.to_string()).cloned(),
+        None => Proxies::of_process().of(&config.cluster_url.to_string()).cloned(),
     };
     if config.auth_info.auth_provider.is_some() {
         return Err(wrong(&"auth-provider is not supported; use an exec plugin"));

@@ -1,6 +1,8 @@
 //! A builder's Deployment and pods in Kubernetes. The only file that connects to the API server.
 
-use std::sync::Arc;
+mod error;
+mod survey;
+
 use std::time::Duration;
 
 use http::StatusCode;
@@ -22,6 +24,9 @@ use crate::network::{self, Proxy, Unreachable};
 use crate::settings;
 use crate::text;
 
+pub use error::{Cause, ClusterError};
+pub(super) use survey::Survey;
+
 /// How often a patch is tried again when the Deployment changed meanwhile.
 const N_CONFLICTS: u32 = 5;
 
@@ -31,122 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The name under which Kubernetes records our changes.
 const FIELD_MANAGER: &str = "sidebake";
 
-/// Kubernetes did not do what was asked, or has no pod for a build.
-#[derive(Debug, thiserror::Error)]
-pub enum ClusterError {
-    /// The API server's address or the credentials are not available.
-    #[error(transparent)]
-    Access(#[from] Arc<AccessError>),
-    /// The API server cannot be reached.
-    #[error(transparent)]
-    Unreachable(#[from] Unreachable),
-    /// The API server refused or did not answer.
-    #[error("Kubernetes could not {what}: {message}")]
-    Api {
-        /// The request, such as `get the Deployment development0 in release-builder`.
-        what: String,
-        /// Kubernetes' own message: a refusal names the verb and the resource.
-        message: String,
-        /// What a later request may do about it.
-        cause: Cause,
-    },
-    /// The Deployment does not exist.
-    #[error("no Deployment {deployment} in the namespace {namespace}; create it with `sidebake builder ensure`")]
-    Missing {
-        /// Its name.
-        deployment: String,
-        /// Where it was looked for.
-        namespace: String,
-    },
-    /// buildx made the builder with a persistent volume.
-    #[error(
-        "{name} in the namespace {namespace} is a StatefulSet; sidebake uses Deployments: give the builder another `node`"
-    )]
-    StatefulSet {
-        /// Its name.
-        name: String,
-        /// Where it is.
-        namespace: String,
-    },
-    /// No pod answered a build.
-    #[error("no pod of {deployment} answered within {waited_s} s")]
-    NoAnswer {
-        /// The Deployment.
-        deployment: String,
-        /// How long.
-        waited_s: u64,
-    },
-    /// BuildKit is not in the first container.
-    #[error("the Deployment {deployment}: {what}")]
-    Misplaced {
-        /// The Deployment.
-        deployment: String,
-        /// Which containers.
-        what: String,
-    },
-    /// Not enough pods became ready.
-    #[error("{n_ready} of {n_wanted} pods of {deployment} are ready after {waited_s} s: {why}")]
-    NotReady {
-        /// The Deployment.
-        deployment: String,
-        /// Ready pods.
-        n_ready: usize,
-        /// Pods that were waited for.
-        n_wanted: usize,
-        /// How long.
-        waited_s: u64,
-        /// Kubernetes' own reasons.
-        why: String,
-    },
-    /// A file of the builder cannot be read.
-    #[error("{path}: {source}")]
-    File {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
-/// Why the API server did not do what was asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// It is away or busy: a later request may succeed.
-    Passing,
-    /// It does not accept the credentials: newer ones may succeed.
-    Unauthorized,
-    /// It refuses.
-    Refused,
-}
-
-impl From<AccessError> for ClusterError {
-    fn from(error: AccessError) -> Self {
-        Self::Access(Arc::new(error))
-    }
-}
-
-impl ClusterError {
-    /// Whether the API server or the credentials for it are away: a later request may succeed.
-    pub(super) fn is_away(&self) -> bool {
-        match self {
-            Self::Api { cause, .. } => *cause != Cause::Refused,
-            Self::Access(error) => error.is_passing(),
-            Self::Unreachable(_) => true,
-            _ => false,
-        }
-    }
-
-    /// Whether a build waits: Kubernetes or an operator may end this state at any time.
-    pub(super) fn may_pass(&self) -> bool {
-        self.is_away() || matches!(self, Self::Missing { .. } | Self::NotReady { .. })
-    }
-
-    /// Whether the credentials were not accepted.
-    pub(super) fn is_unauthorized(&self) -> bool {
-        matches!(self, Self::Api { cause: Cause::Unauthorized, .. })
-    }
-}
-
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Goal {
@@ -154,69 +43,6 @@ pub(super) enum Goal {
     Ready,
     /// All pods are ready and have the last change.
     RolledOut,
-}
-
-/// The state of a builder.
-#[derive(Clone, Debug)]
-pub(super) struct Survey {
-    pub(super) deployment: Value,
-    pub(super) pods: Vec<PodStatus>,
-}
-
-impl Survey {
-    pub(super) fn n_ready(&self) -> usize {
-        self.pods.iter().filter(|pod| pod.is_usable()).count()
-    }
-
-    pub(super) fn n_wanted(&self) -> usize {
-        self.deployment["spec"]["replicas"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(1)
-    }
-
-    /// Whether Kubernetes has processed the last change, and every pod has it.
-    pub(super) fn is_rolled_out(&self) -> bool {
-        let (generation, status) = (&self.deployment["metadata"]["generation"], &self.deployment["status"]);
-        let n = |field: &str| status[field].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-        let is_seen = status["observedGeneration"].as_u64() >= generation.as_u64();
-        is_seen && n("updatedReplicas") >= self.n_wanted() && n("replicas") <= self.n_wanted()
-    }
-
-    /// What is wrong when no pod of this Deployment can have BuildKit in its first container.
-    pub(super) fn misplaced(&self) -> Option<String> {
-        let containers = self.deployment["spec"]["template"]["spec"]["containers"].clone();
-        let of_template = serde_json::from_value(containers).ok();
-        let of_template = of_template.and_then(|containers: Vec<_>| pods::misplaced(&containers));
-        let staying = || self.pods.iter().filter(|pod| !pod.is_going);
-        let are_all = staying().count() > 0 && staying().all(|pod| pod.is_misplaced);
-        let of_template = of_template.or_else(|| deployment::displaced(&self.deployment));
-        of_template.or_else(|| staying().next().filter(|_| are_all).and_then(|pod| pod.trouble.clone()))
-    }
-
-    /// What is wrong with the builder, in Kubernetes' words; `None` when nothing is. Terminating pods do not count.
-    pub(super) fn problem(&self) -> Option<String> {
-        if self.n_wanted() == 0 {
-            return Some("the Deployment has 0 replicas".into());
-        }
-        let staying = self.pods.iter().filter(|pod| !pod.is_going && !pod.is_usable());
-        let of_pod = |pod: &PodStatus| Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?));
-        let mut reasons: Vec<String> = staying.filter_map(of_pod).collect();
-        // A quota, or a rollout that does not end.
-        reasons.extend(self.failing("ReplicaFailure", "True"));
-        reasons.extend(self.failing("Progressing", "False"));
-        if !reasons.is_empty() {
-            return Some(reasons.join("; "));
-        }
-        (self.n_ready() < self.n_wanted()).then(|| match self.pods.is_empty() {
-            true => "no pods yet".into(),
-            false => "pods are starting".into(),
-        })
-    }
-
-    /// The Deployment's condition of a kind, when it has this status.
-    fn failing(&self, kind: &str, status: &str) -> Option<String> {
-        let conditions = self.deployment["status"]["conditions"].as_array()?;
-        let one = conditions.iter().find(|one| one["type"] == kind && one["status"] == status)?;
-        Some(pods::say(one["reason"].as_str().unwrap_or(kind), one["message"].as_str()))
-    }
 }
 
 /// The API server, for one builder.
@@ -466,63 +292,5 @@ impl KubeAnswer {
             || format!("{} {}", self.status, String::from_utf8_lossy(&self.body[..self.body.len().min(bounds::ERROR)])),
             |status| status.message,
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn survey(deployment: Value, pods: &[Value]) -> Survey {
-        let pods = pods::read(json!({"items": pods}).to_string().as_bytes()).expect("pods");
-        Survey { deployment, pods }
-    }
-
-    fn ready(name: &str) -> Value {
-        json!({"metadata": {"name": name}, "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}})
-    }
-
-    #[test]
-    fn a_quota_is_the_deployments_own_trouble() {
-        let deployment = json!({"status": {"conditions": [{"type": "ReplicaFailure", "status": "True",
-            "reason": "FailedCreate", "message": "pods \"d0-x\" is forbidden: exceeded quota: few"}]}});
-        let words = "FailedCreate (pods \"d0-x\" is forbidden: exceeded quota: few)";
-        assert_eq!(survey(deployment, &[]).problem().as_deref(), Some(words));
-    }
-
-    #[test]
-    fn a_builder_that_takes_no_builds_or_does_not_get_its_change_has_a_problem() {
-        let none = survey(json!({"spec": {"replicas": 0}}), &[ready("d0-a")]);
-        assert_eq!(none.problem().as_deref(), Some("the Deployment has 0 replicas"));
-
-        let two = json!({"spec": {"replicas": 2}});
-        assert_eq!(survey(two.clone(), &[ready("d0-a"), ready("d0-b")]).problem(), None);
-        let mut going = ready("d0-b");
-        going["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-        let short = survey(two.clone(), &[ready("d0-a"), going]);
-        assert_eq!((short.n_ready(), short.problem().as_deref()), (1, Some("pods are starting")));
-
-        let stuck = json!({"metadata": {"name": "d0-c"}, "status": {"phase": "Pending",
-            "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}]}});
-        let words = survey(two, &[ready("d0-a"), ready("d0-b"), stuck]).problem();
-        assert_eq!(words.as_deref(), Some("d0-c: ImagePullBackOff"), "all old pods are ready");
-        let late = json!({"spec": {"replicas": 1}, "status": {"conditions": [{"type": "Progressing", "status": "False",
-            "reason": "ProgressDeadlineExceeded", "message": "ReplicaSet \"d0-1\" has timed out progressing."}]}});
-        let words = "ProgressDeadlineExceeded (ReplicaSet \"d0-1\" has timed out progressing.)";
-        assert_eq!(survey(late, &[ready("d0-a")]).problem().as_deref(), Some(words));
-    }
-
-    #[test]
-    fn a_sidecar_before_buildkit_is_found_in_the_template_and_in_the_pods() {
-        let containers = json!([{"name": "proxy", "image": "p"}, {"name": "buildkitd", "image": "b"}]);
-        let template = json!({"spec": {"template": {"spec": {"containers": containers}}}});
-        assert!(survey(template, &[]).misplaced().expect("words").contains("first container, proxy"));
-        let mut injected = ready("d0-a");
-        injected["spec"]["containers"] = containers;
-        let (plain, good) = (json!({"spec": {"replicas": 1}}), ready("d0-b"));
-        assert!(survey(plain.clone(), &[injected.clone()]).misplaced().is_some());
-        assert_eq!(survey(plain, &[injected, good]).misplaced(), None, "a rollout can pass");
     }
 }

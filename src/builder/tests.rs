@@ -1,8 +1,11 @@
 //! Placement, status and changes of a builder, against an API server that a test changes meanwhile.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use world::{Kubernetes, KubernetesObjects};
 
+use super::cluster::Goal;
 use super::*;
 use crate::job::{Recipe, Repository, Trust};
 use crate::reason::Failure;

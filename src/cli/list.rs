@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::cancel::id_in;
-use super::recorded::{complain, duration, print, time};
+use super::recorded::{columns, complain, duration, print, time};
 use crate::clock::Epoch;
 use crate::log_stream::{Summary, ids, page_of_builds, summaries};
 use crate::redis::{Redis, RedisError};
@@ -267,18 +267,12 @@ fn json_line(line: &Line) -> String {
 
 /// The columns line up.
 fn table(lines: &[Line], now: Epoch) -> String {
+    if lines.is_empty() {
+        return String::new();
+    }
     let header = ["BUILD", "BEGAN (UTC)", "REPOSITORY", "COMMIT", "RESULT", "TOOK", "ACCOUNT"].map(str::to_owned);
     let rows: Vec<[String; 7]> = std::iter::once(header).chain(lines.iter().map(|line| row(line, now))).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..7).map(width).collect();
-    let cells = |row: &[String; 7]| -> Vec<String> {
-        row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect()
-    };
-    if lines.is_empty() {
-        String::new()
-    } else {
-        rows.iter().map(|row| cells(row).join(" ").trim_end().to_owned() + "\n").collect()
-    }
+    columns(&rows, " ")
 }
 
 fn row(line: &Line, now: Epoch) -> [String; 7] {

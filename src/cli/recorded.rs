@@ -199,6 +199,17 @@ pub(super) fn complain(message: &str) {
     eprintln!("sidebake: {message}");
 }
 
+/// Rows as lines whose columns line up, with `gap` between them.
+pub(super) fn columns<const N: usize>(rows: &[[String; N]], gap: &str) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |row: &[String; N]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        cells.join(gap).trim_end().to_owned() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
 /// Such as `2026-11-30 00:12:05`, in UTC.
 pub(super) fn time(at_ms: u64) -> String {
     Epoch::from_millis(at_ms).timestamp().strftime("%Y-%m-%d %H:%M:%S").to_string()

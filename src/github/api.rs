@@ -172,7 +172,7 @@ impl Api {
             Ok((status, headers, body::read(answer, &url, bounds::GITHUB).await?))
         };
         match read.await {
-            Ok((status, headers, body)) => match (status, Proxies::from_environment().of(&url)) {
+            Ok((status, headers, body)) => match (status, Proxies::of_process().of(&url)) {
                 (StatusCode::PROXY_AUTHENTICATION_REQUIRED, Some(proxy)) => {
                     Err(Unreachable::by_proxy(&url, proxy.clone(), status).into())
                 }

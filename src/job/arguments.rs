@@ -67,7 +67,7 @@ impl Arguments {
     }
 
     /// The value at a pointer into the arguments, if there is one.
-    fn find(&self, pointer: &str) -> Result<Option<Value>, FieldError> {
+    pub fn find(&self, pointer: &str) -> Result<Option<Value>, FieldError> {
         self.text_at(pointer).map(|text| self.read(text, || format!("args{pointer}"))).transpose()
     }
 
@@ -145,11 +145,16 @@ pub fn read<'a>(class: &'a JobClass, args: &Arguments) -> Result<RequestFrom<'a>
 
 /// What is known of a request that may be invalid: its fields `callback` and `build_id`. Fields that cannot be read are left out.
 pub fn known(class: &JobClass, args: &Arguments) -> Value {
-    let is_known = |field: &str| KNOWN.contains(&root(field));
+    fields(class, args, &KNOWN)
+}
+
+/// These fields of a request that may be invalid. Fields that cannot be read are left out. Null where only Rails has the request.
+pub fn fields(class: &JobClass, args: &Arguments, names: &[&str]) -> Value {
+    let is_known = |field: &str| names.contains(&root(field));
     match &class.arguments {
         Shape::Native => {
-            let found = |name: &str| Some((name.to_owned(), args.readable(&format!("/0/{name}"))?));
-            Value::Object(KNOWN.into_iter().filter_map(found).collect())
+            let found = |name: &&str| Some(((*name).to_owned(), args.readable(&format!("/0/{name}"))?));
+            Value::Object(names.iter().filter_map(found).collect())
         }
         Shape::Mapped => {
             let mut object = Value::Object(Map::new());

@@ -5,14 +5,13 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{self, Deserializer, SeqAccess, Unexpected, Visitor};
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde_json::{Map, Value};
 
 use super::git_ref::{self, GitRef};
 use super::{
-    Application, Asked, Build, BuildJob, Callback, Naming, Recipe, Repository, RepositoryFiles, Sha, SourceDateEpoch,
-    Trust, bounded,
+    Application, Asked, Build, BuildJob, Callback, Naming, Paths, Recipe, Repository, RepositoryFiles, Sha,
+    SourceDateEpoch, Trust, bounded,
 };
 use crate::bounds;
 use crate::field_error::FieldError;
@@ -55,28 +54,6 @@ impl<'de> Deserialize<'de> for BuildId {
     }
 }
 
-/// One path, or a list of them.
-struct Paths(Vec<String>);
-
-impl<'de> Deserialize<'de> for Paths {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OneOrMany;
-        impl<'de> Visitor<'de> for OneOrMany {
-            type Value = Paths;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a path or a list of paths")
-            }
-            fn visit_str<E>(self, path: &str) -> Result<Paths, E> {
-                Ok(Paths(vec![path.to_owned()]))
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, paths: A) -> Result<Paths, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(paths)).map(Paths)
-            }
-        }
-        deserializer.deserialize_any(OneOrMany)
-    }
-}
-
 /// A build request as it is written. Optional fields may also be null, as Ruby writes them.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,6 +82,9 @@ struct WrittenRequest {
     source_date_epoch: Option<SourceDateEpoch>,
     builder: Option<String>,
     timeout_s: Option<u64>,
+    /// Read where jobs are chosen, before the request (`sidekiq::tenant`).
+    #[serde(rename = "priority")]
+    _priority: Option<i64>,
     callback: Option<Callback>,
 }
 

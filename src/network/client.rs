@@ -59,7 +59,7 @@ pub fn client(
     configure: impl FnOnce(ClientBuilder) -> ClientBuilder,
 ) -> Result<Client, ClientError> {
     Proxies::check()?;
-    let proxies = Proxies::from_environment();
+    let proxies = Proxies::of_process();
     let proxy = move |url: &reqwest::Url| proxies.of(url.as_str()).map(|proxy| proxy.url.expose().to_owned());
     let certificates = ca_file.map(certificates).transpose()?.unwrap_or_default();
     let builder = Client::builder()

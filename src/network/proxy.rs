@@ -4,17 +4,16 @@
 //! it does in reqwest. This adds ports in `NO_PROXY` and its form `*.domain`, which Go's programs know.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use http::{StatusCode, Uri};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 
-use crate::environment;
+use crate::environment::{self, ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, NO_PROXY};
 use crate::secret::Secret;
 
-const OF_HTTPS: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
-const OF_HTTP: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
-const OF_ALL: [&str; 2] = ["ALL_PROXY", "all_proxy"];
-const EXCEPTIONS: [&str; 2] = ["NO_PROXY", "no_proxy"];
+/// The proxies of this process, read once.
+static OF_PROCESS: LazyLock<Proxies> = LazyLock::new(Proxies::read);
 
 /// A proxy variable whose value is not the URL of a proxy. The text has no credentials in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,14 +104,18 @@ pub struct Proxies {
 }
 
 impl Proxies {
-    /// Those of this process. An invalid variable counts as not set: [`Self::check`] reports it.
-    pub fn from_environment() -> Self {
+    /// Those of this process, which keeps its environment. An invalid variable counts as not set: [`Self::check`] reports it.
+    pub fn of_process() -> &'static Self {
+        &OF_PROCESS
+    }
+
+    fn read() -> Self {
         let proxy = |names| read(names).and_then(Result::ok);
-        let exceptions = environment::first_of(&EXCEPTIONS).map(|(_, text)| exceptions(&text));
+        let exceptions = environment::first_of(&NO_PROXY).map(|(_, text)| exceptions(&text));
         Self {
-            https: proxy(&OF_HTTPS),
-            http: proxy(&OF_HTTP),
-            all: proxy(&OF_ALL),
+            https: proxy(&HTTPS_PROXY),
+            http: proxy(&HTTP_PROXY),
+            all: proxy(&ALL_PROXY),
             exceptions: exceptions.unwrap_or_default(),
         }
     }
@@ -123,7 +126,8 @@ impl Proxies {
     ///
     /// The first one that cannot be used. Without it, connections would be made without a proxy.
     pub fn check() -> Result<(), InvalidProxy> {
-        [&OF_HTTPS, &OF_HTTP, &OF_ALL].into_iter().filter_map(|names| read(names)).try_for_each(|read| read.map(drop))
+        let mut named = [&HTTPS_PROXY, &HTTP_PROXY, &ALL_PROXY].into_iter().filter_map(|names| read(names));
+        named.try_for_each(|read| read.map(drop))
     }
 
     /// The proxy of a URL; `None` when it is reached directly.
@@ -145,13 +149,13 @@ impl Proxies {
     pub fn variables<'a>(&self, direct: impl IntoIterator<Item = &'a str>) -> BTreeMap<String, String> {
         let or_all =
             |proxy: &Option<Proxy>| proxy.as_ref().or(self.all.as_ref()).map(|proxy| proxy.url.expose().to_owned());
-        let named = [("HTTPS_PROXY", or_all(&self.https)), ("HTTP_PROXY", or_all(&self.http))];
+        let named = [(HTTPS_PROXY, or_all(&self.https)), (HTTP_PROXY, or_all(&self.http))];
         let mut variables: BTreeMap<String, String> =
-            named.into_iter().filter_map(|(name, url)| Some((name.to_owned(), url?))).collect();
+            named.into_iter().filter_map(|([name, _], url)| Some((name.to_owned(), url?))).collect();
         if !variables.is_empty() {
             let direct = direct.into_iter().map(str::to_owned);
             let exceptions = self.exceptions.iter().cloned().chain(direct);
-            variables.insert("NO_PROXY".into(), exceptions.collect::<Vec<_>>().join(","));
+            variables.insert(NO_PROXY[0].into(), exceptions.collect::<Vec<_>>().join(","));
         }
         variables
     }

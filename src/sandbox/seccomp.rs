@@ -28,6 +28,34 @@ pub(super) fn without_openat2() -> Result<BpfProgram, seccompiler::BackendError>
     filter(whole(&[libc::SYS_openat2]), libc::ENOSYS as u32)
 }
 
+/// The calls that a broker answers: `connect`, and `socket` of each domain with addresses to connect to. The other filters come
+/// first: what they refuse reaches no broker. `seccompiler` has no such action.
+pub(super) fn notified() -> Vec<libc::sock_filter> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const AT_LEAST: u32 = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    // Where `seccomp_data` has the number of the call, and the lower half of its first argument.
+    let (number, domain) = (0, if cfg!(target_endian = "little") { 16 } else { 20 });
+    // Calls of the x32 ABI have other numbers.
+    let first_of_x32 = 0x4000_0000;
+    let refused = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+    let step = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
+    vec![
+        step(LOAD, number, 0, 0),
+        step(AT_LEAST, first_of_x32, 8, 0),
+        step(EQUAL, libc::SYS_connect as u32, 5, 0),
+        step(EQUAL, libc::SYS_socket as u32, 0, 5),
+        step(LOAD, domain, 0, 0),
+        step(EQUAL, libc::AF_INET as u32, 2, 0),
+        step(EQUAL, libc::AF_INET6 as u32, 1, 0),
+        step(EQUAL, libc::AF_UNIX as u32, 0, 1),
+        step(RETURN, libc::SECCOMP_RET_USER_NOTIF, 0, 0),
+        step(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
+        step(RETURN, refused, 0, 0),
+    ]
+}
+
 /// A filter that answers these calls with an error number, and allows all others.
 fn filter(rules: SyscallRules, answer: u32) -> Result<BpfProgram, seccompiler::BackendError> {
     let architecture: TargetArch = std::env::consts::ARCH.try_into()?;
@@ -49,7 +77,11 @@ fn refused_by_arguments(sockets: &Sockets) -> Result<SyscallRules, seccompiler::
     let flagged = |argument, flag: u64, wanted: u64| {
         SeccompRule::new(vec![compare(argument, SeccompCmpOp::MaskedEq(flag), wanted)?])
     };
+    let equal = |argument, value: u32| SeccompRule::new(vec![compare(argument, SeccompCmpOp::Eq, u64::from(value))?]);
     let own = std::process::id();
+    // The kernel sends SIGIO, or another signal, to the owner of a file.
+    let set_owner = [libc::F_SETOWN as u32, F_SETSIG, F_SETOWN_EX].map(|command| equal(1, command));
+    let set_owner_of_socket = [FIOSETOWN, SIOCSPGRP].map(|command| equal(1, command));
     // It connects, and Landlock does not check it.
     let fast_open = libc::MSG_FASTOPEN as u64;
     let thread = libc::CLONE_THREAD as u64;
@@ -70,6 +102,9 @@ fn refused_by_arguments(sockets: &Sockets) -> Result<SyscallRules, seccompiler::
         (libc::SYS_openat, emptying(2)?),
         (libc::SYS_mmap, vec![flagged(3, shared, shared)?, flagged(3, growing, growing)?]),
         (libc::SYS_socket, refused_sockets(sockets)?),
+        (libc::SYS_socketpair, refused_pairs()?),
+        (libc::SYS_fcntl, set_owner.into_iter().collect::<Result<_, _>>()?),
+        (libc::SYS_ioctl, set_owner_of_socket.into_iter().collect::<Result<_, _>>()?),
         (libc::SYS_sendto, vec![flagged(3, fast_open, fast_open)?]),
         (libc::SYS_sendmsg, vec![flagged(2, fast_open, fast_open)?]),
         (libc::SYS_sendmmsg, vec![flagged(3, fast_open, fast_open)?]),
@@ -77,7 +112,7 @@ fn refused_by_arguments(sockets: &Sockets) -> Result<SyscallRules, seccompiler::
         (libc::SYS_kill, vec![other_than(0, &[own])?]),
         (libc::SYS_tgkill, vec![other_than(0, &[own])?]),
         // The child must die with the worker.
-        (libc::SYS_prctl, vec![SeccompRule::new(vec![compare(0, SeccompCmpOp::Eq, libc::PR_SET_PDEATHSIG as u64)?])?]),
+        (libc::SYS_prctl, vec![equal(0, libc::PR_SET_PDEATHSIG as u32)?]),
         // It could set the worker's limits.
         (libc::SYS_prlimit64, vec![other_than(0, &[0, own])?]),
     ]))
@@ -112,6 +147,17 @@ fn refused_sockets(sockets: &Sockets) -> Result<Vec<SeccompRule>, seccompiler::B
         all.push(Ok(vec![is_kind, not(DOMAIN, libc::AF_NETLINK)?]));
     }
     all.into_iter().map(|conditions| SeccompRule::new(conditions?)).collect()
+}
+
+/// The rules by which `socketpair(2)` is refused. Allowed are pairs of Unix streams.
+///
+/// A datagram socket sends to any Unix socket with a path. The kernel can load a module for a pair of another domain.
+fn refused_pairs() -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    const KIND: u64 = 0xf;
+    let is_kind = |kind| compare(1, SeccompCmpOp::MaskedEq(KIND), kind);
+    let others = (0..=KIND).filter(|kind| *kind != libc::SOCK_STREAM as u64).map(is_kind);
+    let is_other_domain = compare(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64);
+    others.chain([is_other_domain]).map(|condition| SeccompRule::new(vec![condition?])).collect()
 }
 
 /// System calls, each with the rules that refuse it: any of them, or always when there are none.
@@ -196,6 +242,12 @@ const MODES: &[i64] = &[
     libc::SYS_fchmodat,
     FCHMODAT2,
 ];
+
+/// Commands that are missing in libc. Their numbers are the same on every supported architecture.
+const F_SETSIG: u32 = 10;
+const F_SETOWN_EX: u32 = 15;
+const FIOSETOWN: u32 = 0x8901;
+const SIOCSPGRP: u32 = 0x8902;
 
 /// Missing in libc for some architectures, although its number is the same everywhere.
 const FCHMODAT2: i64 = 452;

@@ -11,6 +11,9 @@ use crate::field_error::{FieldError, refuse};
 use crate::report::Report;
 use crate::secret::Secret;
 
+/// The setting of the tenant, in errors.
+const TENANT: &str = "tenant";
+
 /// How the arguments of one job class become a build.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "JobClassTable")]
@@ -25,6 +28,8 @@ pub struct JobClass {
     pub defaults: BTreeMap<String, Value>,
     /// A field of the callback to a JSON Pointer into `args`.
     pub echo: BTreeMap<String, String>,
+    /// For [`Shape::Resolved`]: a JSON Pointer into `args` to the tenant.
+    pub tenant: Option<String>,
 }
 
 /// How the arguments of one job class become a build.
@@ -44,6 +49,9 @@ struct JobClassTable {
     echo: BTreeMap<String, String>,
     /// For `resolved`: where the worker asks for the build request.
     resolve: Option<Resolve>,
+    /// For `resolved`: a JSON Pointer into `args` to the account, by which tenants share the workers. Default: all jobs of the class are
+    /// of one tenant.
+    tenant: Option<String>,
 }
 
 /// The shape of a job's `args`.
@@ -85,18 +93,23 @@ pub struct Resolve {
 
 impl From<JobClassTable> for JobClass {
     fn from(table: JobClassTable) -> Self {
-        let JobClassTable { arguments, map, constants, defaults, echo, resolve } = table;
+        let JobClassTable { arguments, map, constants, defaults, echo, resolve, tenant } = table;
         let arguments = match arguments {
             ShapeName::Native => Shape::Native,
             ShapeName::Mapped => Shape::Mapped,
             // Without a URL, the check refuses it, and names the setting.
             ShapeName::Resolved => Shape::Resolved(resolve.unwrap_or_default()),
         };
-        Self { arguments, map, constants, defaults, echo }
+        Self { arguments, map, constants, defaults, echo, tenant }
     }
 }
 
 impl JobClass {
+    /// Whether Rails has the build request of such a job.
+    pub fn is_resolved(&self) -> bool {
+        self.resolver().is_some()
+    }
+
     /// Where the worker asks for the build request of such a job, if it asks.
     pub(super) fn resolver(&self) -> Option<&Resolve> {
         match &self.arguments {
@@ -107,7 +120,13 @@ impl JobClass {
 
     /// `path` is that of the class, such as `jobs.classes.BuildJob`.
     pub(super) fn check(&self, path: &str) -> Result<(), FieldError> {
-        for (field, pointer) in self.map.iter().chain(&self.echo) {
+        let tenant = self.tenant.as_ref().map(|pointer| (TENANT, pointer));
+        if tenant.is_some() && self.resolver().is_none() {
+            let message = "only allowed with resolved arguments: other jobs carry their account or repository";
+            return refuse(format!("{path}.tenant"), message);
+        }
+        let named = self.map.iter().chain(&self.echo).map(|(field, pointer)| (field.as_str(), pointer));
+        for (field, pointer) in named.chain(tenant) {
             if !pointer.starts_with('/') {
                 let message = format!("the JSON Pointer of {field} must begin with /, found {pointer:?}");
                 return refuse(path, message);

@@ -54,7 +54,7 @@ pub struct NamePattern(String);
 
 impl NamePattern {
     /// Takes the text.
-    pub(super) fn new(text: impl Into<String>) -> Self {
+    pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 

@@ -9,8 +9,8 @@ pub struct Sandbox {
     /// What happens on a kernel that cannot restrict files. Without that, a definition can make buildx write files of this machine
     /// while it is resolved, before the policy validates it.
     pub mode: SandboxMode,
-    /// Whether the worker starts only on a kernel that can also restrict TCP ports: Linux 6.7. On an older one, a NetworkPolicy must
-    /// keep the worker's children from what they need not reach. See docs/security.md, "Older kernels".
+    /// Whether the worker starts only where TCP ports can be restricted too: on Linux 6.7, or by a broker on an older kernel. Elsewhere,
+    /// a NetworkPolicy must keep the worker's children from what they need not reach. See docs/security.md, "Older kernels".
     pub require_ports: bool,
     /// TCP ports of registries and of their token servers, to which `docker-buildx` may connect.
     pub registry_ports: Vec<u16>,

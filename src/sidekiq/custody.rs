@@ -4,6 +4,7 @@
 //! Every few seconds custody compares its memory with the in-flight hash ("reconcile"). It adopts a job whose reply was lost,
 //! settles again a result that Redis lost, and kills a build whose job was reclaimed.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,17 +13,18 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::contention::Contention;
 use super::fence::begin;
 use super::inflight::{Token, UnitOfWork};
 use super::memory::Memory;
 use super::running::{Running, RunningJobs};
 use super::settlement::{RunEnd, Settlement};
-use super::turn::{FetchRequest, Fetched, Reply, Turn};
+use super::turn::{FetchRequest, Fetched, Reply, Sharing, Turn, Window};
 use super::{Identity, order};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::Redis;
-use crate::settings::{Capsule, Jobs};
+use crate::settings::{Capsule, Jobs, Tenants};
 
 /// The poll that guarantees progress when a push that should wake custody is lost.
 const POLL: Duration = Duration::from_secs(5);
@@ -48,6 +50,7 @@ pub struct Handle {
     n_unsettled: Arc<AtomicUsize>,
     incarnation: Arc<Mutex<String>>,
     trouble: watch::Sender<Option<String>>,
+    long_queues: watch::Sender<BTreeSet<String>>,
 }
 
 impl Handle {
@@ -59,6 +62,11 @@ impl Handle {
     /// Why the worker gets no jobs from Redis at present; `None` when it may.
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         self.trouble.subscribe()
+    }
+
+    /// Queues with more jobs than a worker looks at, as of the last turn under contention.
+    pub fn long_queues(&self) -> &watch::Sender<BTreeSet<String>> {
+        &self.long_queues
     }
 
     /// The incarnation of the lease at the last renewal; empty before the first one.
@@ -84,8 +92,10 @@ pub struct Custody {
     pub identity: Arc<Identity>,
     /// Slots and their queues.
     pub capsules: Vec<Capsule>,
-    /// Limits of the dead set.
+    /// Limits of the dead set, and how jobs are read.
     pub jobs: Jobs,
+    /// How tenants share the slots.
+    pub tenants: Tenants,
     /// How often to reconcile.
     pub reconcile_every: Duration,
     /// Shared with the tasks beside it.
@@ -107,7 +117,7 @@ impl Custody {
         mut settlements: mpsc::UnboundedReceiver<Settlement>,
         units: mpsc::UnboundedSender<Running>,
     ) {
-        let mut memory = Memory::new();
+        let mut memory = Memory::new(Contention::new(self.jobs.clone(), self.tenants.clone()));
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut is_open, mut has_room) = (true, self.has_room.clone());
@@ -123,7 +133,7 @@ impl Custody {
                 () = self.handle.work.notified() => match spread(memory.n_idlers, rand::random()) {
                     Duration::ZERO => {}
                     delay => {
-                        memory.wake_at.get_or_insert(Instant::now() + delay);
+                        memory.wake_by(Instant::now() + delay);
                         continue;
                     }
                 },
@@ -153,7 +163,7 @@ impl Custody {
 
     /// Adds what is requeued with this turn.
     fn prepare(&self, memory: &mut Memory, is_open: bool) {
-        memory.wake_at = None;
+        memory.wake_at = memory.contention.claims_due();
         if self.quiet.is_cancelled() {
             for running in memory.apart.give_up() {
                 self.requeue(memory, &running);
@@ -183,7 +193,9 @@ impl Custody {
     /// Takes the settlement of a run that has ended.
     fn finish(&self, memory: &mut Memory, settlement: Settlement) {
         memory.apart.end(&settlement.token);
-        self.running.remove(&settlement.token);
+        let ended = self.running.remove(&settlement.token);
+        let took = ended.map(|running| Epoch::now().since(running.since));
+        memory.contention.end(&settlement.token, took.filter(|_| settlement.run_end == RunEnd::Ended));
         match settlement.run_end {
             RunEnd::Returned | RunEnd::Ended => memory.ledger.add(settlement),
             RunEnd::Killed => memory.ledger.hold(settlement),
@@ -198,14 +210,20 @@ impl Custody {
     /// lease that they were sent under is gone.
     async fn turn(&self, memory: &mut Memory, units: &mpsc::UnboundedSender<Running>) -> bool {
         self.assign_slots(memory);
-        if !memory.ledger.has_due() && memory.slots.is_empty() && memory.unknown.is_empty() {
+        let now = Instant::now();
+        let has_claims = memory.contention.claims_due().is_some_and(|due| due <= now);
+        if !memory.ledger.has_due() && memory.slots.is_empty() && memory.unknown.is_empty() && !has_claims {
             return false;
         }
         memory.ledger.sort();
         memory.n_turns += 1;
         self.handle.n_unsettled.store(memory.ledger.n_unsettled(), Ordering::Relaxed);
-        let (reply, is_resent) = self.send_until_answered(memory).await;
-        let has_more = self.take_in(memory, reply, is_resent, units);
+        let sharing = memory.contention.sharing(memory.slots.len(), now);
+        let (reply, is_resent) = self.send_until_answered(memory, &sharing).await;
+        let has_more = self.take_in(memory, reply, is_resent, &sharing, units);
+        if let Some(due) = memory.contention.claims_due() {
+            memory.wake_by(due);
+        }
         self.handle.n_unsettled.store(memory.ledger.n_unsettled(), Ordering::Relaxed);
         has_more
     }
@@ -240,7 +258,7 @@ impl Custody {
     }
 
     /// Returns the reply, and whether Redis may have applied the turn before.
-    async fn send_until_answered(&self, memory: &Memory) -> (Reply, bool) {
+    async fn send_until_answered(&self, memory: &Memory, sharing: &Sharing) -> (Reply, bool) {
         let slots: Vec<Token> = memory.unknown.iter().chain(&memory.slots).cloned().collect();
         let unknown = FetchRequest { n_slots: memory.unknown.len(), queues: Vec::new() };
         let fetch_requests: Vec<FetchRequest> =
@@ -256,6 +274,7 @@ impl Custody {
                 slots: &slots,
                 fetch_requests: &fetch_requests,
                 max_bytes: bounds::JOBS.saturating_sub(self.running.size_bytes()),
+                sharing,
             };
             // A turn does not leave without a connection.
             let sent = match self.redis.connect_if_needed().await {
@@ -299,6 +318,7 @@ impl Custody {
         memory: &mut Memory,
         reply: Reply,
         is_resent: bool,
+        sharing: &Sharing,
         units: &mpsc::UnboundedSender<Running>,
     ) -> bool {
         memory.n_idlers = reply.n_idlers;
@@ -329,6 +349,14 @@ impl Custody {
         let (adopted, fetched): (Vec<_>, Vec<_>) = fetched.into_iter().partition(|unit| unknown.contains(&unit.token));
         let (n_fetched, n_slots) = (fetched.len(), memory.slots.len());
         memory.n_fetched += n_fetched as u64;
+        let now = Instant::now();
+        memory.contention.begin(sharing, &fetched, now);
+        memory.contention.begin(sharing, &adopted, now);
+        self.note_long_queues(&reply.windows);
+        let pause = memory.contention.take_in(sharing, reply.windows, reply.known, n_fetched);
+        if let Some(pause) = pause {
+            memory.wake_by(now + pause);
+        }
         // A turn that filled all slots has not asked every queue. A suspect ends the fetch as well.
         let is_cut = fetched.iter().any(|unit| unit.is_suspect() || unit.is_poison());
         memory.conditions.log_queues(reply.passed_over, n_fetched < n_slots && !is_cut);
@@ -337,7 +365,22 @@ impl Custody {
             self.begin(memory, unit, units);
         }
         adopted.into_iter().for_each(|unit| self.adopt(memory, unit, units));
-        memory.ledger.has_due() || n_fetched > 0 && n_fetched == n_slots
+        memory.ledger.has_due() || n_fetched > 0 && n_fetched == n_slots || pause == Some(Duration::ZERO)
+    }
+
+    /// Notes the queues that the scout has to look at.
+    fn note_long_queues(&self, windows: &[Window]) {
+        self.handle.long_queues.send_if_modified(|long| {
+            let before = long.clone();
+            for window in windows {
+                if window.n_waiting > self.tenants.window {
+                    long.insert(window.queue.clone());
+                } else {
+                    long.remove(&window.queue);
+                }
+            }
+            before != *long
+        });
     }
 
     /// Sends a unit to the processors, or lets it wait until it may begin. A quiet worker requeues it, together with what was

@@ -24,6 +24,11 @@
 //! | `sidebake:recoveries` | hash | sha1 of a job text → its recoveries; `recover.lua` has the values | recovery | 72 h |
 //! | `sidebake:interruptions` | hash | sha1 of a job text → how often a stop killed it, and when | turn | 72 h |
 //! | `sidebake:apart` | set | identities of the processes that hold a suspect job | turn, recovery, lease | – |
+//! | `sidebake:claims:<identity>` | hash | token → what a job in flight counts for; `claims.lua` has the values | turn, recovery, sweep | – |
+//! | `sidebake:running` | hash | counter → running jobs of the fleet; the sum of all claims | turn, recovery, sweep | – |
+//! | `sidebake:shares` | hash | tenant → its virtual time; `claims.lua` has the values | turn, recovery, sweep | a day |
+//! | `sidebake:ahead:<queue>` | list | copies of jobs that are far behind in a queue, of tenants that are not in front | scout | 30 s |
+//! | `sidebake:scout:<queue>` | string | lock: one process at a time looks for the jobs behind | scout | 5 s |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
 //! | `sidebake:poller:<digest of settings>` | string | the identity of the process that looks for due jobs | poller | twice `jobs.poll_interval` |
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
@@ -34,8 +39,9 @@
 //! | `sidebake:build:<build_id or jid>:archive` | string | the URL of the last attempt's archived log | log stream | 7 days longer than stream and record |
 //! | `sidebake:builds` | zset | ids of builds by the time at which their last attempt began, in milliseconds | log stream | trimmed by age and count |
 //!
-//! The key names in the scripts are arguments from here. Three are made in `turn.lua`, which says why: `stat:*`, the leases
-//! of other processes, and `sidebake:none`, which never exists.
+//! The key names in the scripts are arguments from here. Some are made in `turn.lua`, which says why: `stat:*`, the leases
+//! of other processes, `sidebake:ahead:*`, and `sidebake:none`, which never exists. `claims.lua` makes `sidebake:claims:*`,
+//! `sidebake:running` and `sidebake:shares`, and says why.
 //!
 //! A job is in exactly one of queue, in flight, retry and dead. Every move is one script. A job's text stays as it is, with one
 //! exception: the second of two equal entries of a sorted set ends in white space. Follows Sidekiq 8.1.
@@ -69,6 +75,10 @@ pub const RECOVERIES: &str = "sidebake:recoveries";
 pub const INTERRUPTIONS: &str = "sidebake:interruptions";
 /// Processes that hold a suspect job.
 pub const APART: &str = "sidebake:apart";
+/// How many running jobs each counter has.
+pub const RUNNING: &str = "sidebake:running";
+/// The virtual time of each tenant.
+pub const SHARES: &str = "sidebake:shares";
 /// The lock of the process that looks for dead owners.
 pub const SCAN: &str = "sidebake:scan";
 /// The builds with a record.
@@ -104,6 +114,21 @@ pub fn inflight(identity: impl Display) -> String {
 /// The lease of a process.
 pub fn lease(identity: impl Display) -> String {
     format!("sidebake:lease:{identity}")
+}
+
+/// What the jobs of a process count for.
+pub fn claims(identity: impl Display) -> String {
+    format!("sidebake:claims:{identity}")
+}
+
+/// Copies of jobs that are far behind in a queue.
+pub fn ahead(queue: impl Display) -> String {
+    format!("sidebake:ahead:{queue}")
+}
+
+/// The process that looks for the jobs behind in a queue.
+pub fn scout(queue: impl Display) -> String {
+    format!("sidebake:scout:{queue}")
 }
 
 /// The process that looks for due jobs, of those that look for the same ones.

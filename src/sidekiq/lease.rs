@@ -108,6 +108,7 @@ impl Lease {
         drop(self);
         let mut script = LEAVE.key(keys::lease(identity));
         script.key(keys::OWNERS).key(keys::SUSPECTS).key(keys::inflight(identity)).key(keys::APART);
+        script.key(keys::claims(identity));
         script.arg(identity.to_string());
         redis.script(&script).await
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::apart::Apart;
+use super::contention::Contention;
 use super::inflight::Token;
 use super::ledger::Ledger;
 use super::settlement::Settled;
@@ -36,10 +37,17 @@ pub(super) struct Memory {
     pub slots: Vec<Token>,
     /// When to take the next turn although nothing happens.
     pub wake_at: Option<Instant>,
+    /// How tenants share the slots.
+    pub contention: Contention,
 }
 
 impl Memory {
-    pub(super) fn new() -> Self {
+    /// Takes a turn at this time at the latest.
+    pub(super) fn wake_by(&mut self, at: Instant) {
+        self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    pub(super) fn new(contention: Contention) -> Self {
         Self {
             complaint_of_reading: Complaint::new("inflight_not_read", "the in-flight hash cannot be read"),
             complaint_of_begin: Complaint::new("recovered_jobs_wait", "recovered jobs cannot begin"),
@@ -55,6 +63,7 @@ impl Memory {
             n_idlers: 0,
             slots: Vec::new(),
             wake_at: None,
+            contention,
         }
     }
 

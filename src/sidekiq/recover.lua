@@ -1,7 +1,7 @@
 -- recover.lua: requeues the jobs of a dead process at the head of their queues.
 --
 -- KEYS  1 `sidebake:owners`   2 `sidebake:suspects`   3 the lease of the owner   4 its in-flight hash
---       5 `sidebake:recoveries`   6 `queues`   7 `sidebake:apart`   8… the lists to push to
+--       5 `sidebake:recoveries`   6 `queues`   7 `sidebake:apart`   8 its claims (claims.lua)   9… the lists to push to
 -- ARGV  1 the owner's identity   2 how long a suspect has to come back, ms
 --       3 seconds for which recoveries are counted   then pairs: field of the hash, index of its list in KEYS; newest token
 --         first
@@ -72,6 +72,8 @@ for i = 4, #ARGV, 2 do
     redis.call('SADD', KEYS[6], string.sub(list, 7))
     redis.call('RPUSH', list, text)
     redis.call('HDEL', KEYS[4], ARGV[i])
+    -- The customer does not pay for the crash.
+    release(KEYS[8], { (string.gsub(ARGV[i], ':idle$', '')) }, false)
     if since > 0 and has_begun(ARGV[i]) then count(text, ARGV[i]) end
     n = n + 1
   end
@@ -84,4 +86,5 @@ end
 redis.call('SREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.pcall('SREM', KEYS[7], ARGV[1])
+redis.pcall('DEL', KEYS[8])
 return n

@@ -13,7 +13,9 @@ use super::{Identity, keys};
 use crate::redis::{Complaint, Redis, RedisError, Script, ScriptInvocation, is_forbidden};
 
 static SCAN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scan.lua")));
-static RECOVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("recover.lua")));
+static RECOVER: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("claims.lua"), include_str!("recover.lua"))));
+static SWEEP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("sweep.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("forget.lua")));
 static WITHDRAW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("withdraw.lua")));
 
@@ -49,11 +51,22 @@ async fn scan(redis: &Redis, lease_ttl: Duration, every: Duration) -> Result<(),
     script.key(keys::OWNERS).key(keys::SUSPECTS).arg(every.as_millis() as u64);
     let owners: Vec<String> = redis.script(&script).await?;
     let mut last = Ok(());
-    for owner in owners {
+    for owner in &owners {
         // An owner that cannot be recovered must not hide the others.
-        last = recover_owner(redis, &owner, lease_ttl / 2).await.and(last);
+        last = recover_owner(redis, owner, lease_ttl / 2).await.and(last);
     }
-    last
+    if owners.is_empty() { last } else { sweep(redis).await.and(last) }
+}
+
+/// Corrects the counters of running jobs, where Redis lost a part of what they count.
+async fn sweep(redis: &Redis) -> Result<(), RedisError> {
+    let mut script = SWEEP.key(keys::RUNNING);
+    script.key(keys::SHARES).key(keys::OWNERS);
+    let n_dropped: u64 = redis.script(&script).await?;
+    if n_dropped > 0 {
+        tracing::warn!(event = "claims_dropped", n_dropped, "dropped claims of jobs that are not in flight");
+    }
+    Ok(())
 }
 
 async fn recover_owner(redis: &Redis, owner: &str, grace: Duration) -> Result<(), RedisError> {
@@ -202,8 +215,8 @@ async fn recover(
             queues.push(queue);
             queues.len() - 1
         });
-        // After the seven fixed keys; Lua counts from 1.
-        script.arg(field).arg(index + 8);
+        // After the eight fixed keys; Lua counts from 1.
+        script.arg(field).arg(index + 9);
     }
     redis.script(&script).await
 }
@@ -224,7 +237,8 @@ fn script(owner: &str, grace: Duration) -> ScriptInvocation<'static> {
         .key(keys::inflight(owner))
         .key(keys::RECOVERIES)
         .key(keys::QUEUES)
-        .key(keys::APART);
+        .key(keys::APART)
+        .key(keys::claims(owner));
     script.arg(owner).arg(grace.as_millis() as u64).arg(COUNTED.as_secs());
     script
 }

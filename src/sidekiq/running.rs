@@ -71,8 +71,8 @@ impl RunningJobs {
         self.with(|all| all.insert(running.unit.token.clone(), running));
     }
 
-    pub(super) fn remove(&self, token: &Token) {
-        self.with(|all| all.remove(token));
+    pub(super) fn remove(&self, token: &Token) -> Option<Running> {
+        self.with(|all| all.remove(token))
     }
 
     fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<Token, Running>) -> T) -> T {

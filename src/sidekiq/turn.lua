@@ -18,9 +18,16 @@
 --           dead   ZADD the text to `dead` with the score, and trim `dead`
 --           unlink UNLINK the key that the text names
 --         then the number of fetch requests, then each: number of slots, and the indices of its lists in KEYS, in order, with
---         spaces between; then the tokens of the free slots, fetch request by fetch request
+--         spaces between
+--         then what is shared between tenants (claims.lua): when a list is contended (0: never, 1: when it has more jobs than there are
+--         free slots for it, 2: when it has jobs); the most texts of a window; the most bytes of one; the number of tenants that the
+--         worker asks for, then these; the number of counters that it asks for, then these; the number of claims of jobs that began
+--         without one, then each: token, claim; the number of lists that are decided, then each: index in KEYS, number of candidates,
+--         then each candidate: text, claim. A claim: tenant, weight, seconds to charge, number of counters, then each: name, limit or
+--         an empty text
+--         then the tokens of the free slots, fetch request by fetch request
 --
--- Returns {settlements, slots, passed over, idlers, oversized}.
+-- Returns {settlements, slots, passed over, idlers, oversized, windows, known}.
 --   settlements: for each, 1: done; 0: this process does not own token and text any more, nothing was done; or the refused key and
 --     Redis' error, nothing was done.
 --   slots: for each, false or {queue, text, times recovered, times it crashed its worker alone, times interrupted, idle (0/1)}.
@@ -29,6 +36,12 @@
 --   passed over: a queue that cannot be fetched from, with the reason; or false.
 --   idlers: how many processes may wait for the same push; 0 when this one got all that it asked for.
 --   oversized: queue and bytes of each text that is too long for a worker. It is in `dead` now.
+--   windows: {list, length, texts} of each list that is contended: its next texts, the next one first, then those further behind that
+--     `sidebake:ahead:<queue>` has. Nothing was taken from such a list, unless it is decided.
+--   known: with windows, the virtual time of the clock, of the tenants and the counters that were asked for; otherwise false.
+--
+-- From a decided list the script takes candidates that are still there and whose counters are below their limits, each time one of the
+-- tenant with the least virtual time. Candidates of one tenant keep their order.
 --
 -- Invariant: a job is in exactly one place. The write that replaces an entry comes before its removal, and the right to remove is
 -- tested before that write; so no refusal loses or doubles a job.
@@ -94,6 +107,14 @@ local function history(key, digest)
   if not n then n, at = string.match(value, '^(%d+) (%d+)$') end
   if not n or server_time() - tonumber(at) >= counted_s then return 0, 0 end
   return tonumber(n), tonumber(alone) or 0
+end
+
+local function read_claim()
+  local read = { tenant = argument(), weight = argument(), seconds = argument(), counters = {}, limits = {} }
+  for i = 1, tonumber(argument()) do
+    read.counters[i], read.limits[i] = argument(), tonumber(argument())
+  end
+  return read
 end
 
 local function read_settlement()
@@ -163,7 +184,8 @@ local function refused(effects, fetched_text)
   return nil
 end
 
-local ended = {}
+local ended, used, unused = {}, {}, {}
+local claims = 'sidebake:claims:' .. identity
 
 local function settle(settlement, field, entry)
   if not entry or text_of(entry) ~= settlement.text then return 0 end
@@ -178,11 +200,14 @@ local function settle(settlement, field, entry)
     if sorted_sets[effect.kind] then add(sorted_sets[effect.kind], effect.place, effect.text) end
   end
   redis.call('HDEL', inflight, field)
+  local released = used
   for _, effect in ipairs(settlement.effects) do
+    if effect.kind == 'head' or effect.kind == 'interrupted' then released = unused end
     if effect.kind == 'dead' then trim_dead() end
     if effect.kind == 'interrupted' then count_interruption(settlement.text) end
     if effect.kind == 'unlink' then ended[#ended + 1] = effect.text end
   end
+  released[#released + 1] = settlement.token
   return 1
 end
 
@@ -216,6 +241,8 @@ local function settle_all(settlements)
   end
   count('processed', n_processed)
   count('failed', n_failed)
+  release(claims, used, true)
+  release(claims, unused, false)
   return results
 end
 
@@ -337,6 +364,145 @@ local function remove(list, text)
   end
 end
 
+-- What is shared between tenants; read below.
+local sharing = nil
+
+-- How the candidates of decided lists stand: virtual time by tenant, running jobs by counter.
+local times, counts, clock = {}, {}, 0
+
+-- Reads fields of a hash into `values`. The stack of Lua has no room for all of them at once.
+local function read_numbers(key, fields, values)
+  for first = 1, #fields, 1000 do
+    local last = math.min(first + 999, #fields)
+    local found = redis.pcall('HMGET', key, unpack(fields, first, last))
+    if found.err then return end
+    for i = first, last do values[fields[i]] = tonumber(found[i - first + 1] or 0) end
+  end
+end
+
+local function read_standing()
+  local tenants, counters = { clock_field }, {}
+  for _, candidates in pairs(sharing.decided) do
+    for _, candidate in ipairs(candidates) do
+      local tenant = candidate.claim.tenant
+      if not times[tenant] then
+        times[tenant], tenants[#tenants + 1] = 0, tenant
+      end
+      for _, counter in ipairs(candidate.claim.counters) do
+        if not counts[counter] then
+          counts[counter], counters[#counters + 1] = 0, counter
+        end
+      end
+    end
+  end
+  if #tenants == 1 then return end
+  read_numbers(shares_key, tenants, times)
+  read_numbers(running_key, counters, counts)
+  clock = times[clock_field] or 0
+end
+
+local function has_room(claimed)
+  for i, counter in ipairs(claimed.counters) do
+    if claimed.limits[i] and counts[counter] >= claimed.limits[i] then return false end
+  end
+  return true
+end
+
+-- Removes the next candidate, and returns it; nil when none may run.
+local function next_candidate(candidates)
+  local best, least = nil, nil
+  for i, candidate in ipairs(candidates) do
+    local start = math.max(clock, times[candidate.claim.tenant])
+    if (not best or start < least) and has_room(candidate.claim) then best, least = i, start end
+  end
+  return best and table.remove(candidates, best)
+end
+
+-- Counts a candidate that was taken, as `claim` does in Redis.
+local function count_taken(claimed)
+  clock = math.max(clock, times[claimed.tenant])
+  times[claimed.tenant] = clock + tonumber(claimed.seconds) / tonumber(claimed.weight)
+  for _, counter in ipairs(claimed.counters) do counts[counter] = counts[counter] + 1 end
+end
+
+-- How often each text of a decided list is noted for removal.
+local n_noted = {}
+
+-- How many texts of one list a fetch looks for in vain: each search may read the whole list.
+local most_missed = 3
+
+-- The scout's copy of a job that is not in its list, or will not be.
+local function forget_copy(list, text)
+  redis.pcall('LREM', 'sidebake:ahead:' .. queue_name(list), '0', text)
+end
+
+-- Whether a list has a text that is not noted yet.
+local function is_there(list, text)
+  local n = n_noted[list .. text] or 0
+  local place = redis.pcall('LPOS', list, text, 'RANK', digits(-1 - n))
+  if refusal_of(place) then passed_over = list .. ': ' .. place.err end
+  if not place then forget_copy(list, text) end
+  return type(place) == 'number'
+end
+
+-- Whether a list has more jobs than this worker may take without a choice.
+local function is_contended(list, n_free)
+  local n = sharing.look > 0 and redis.pcall('LLEN', list)
+  return type(n) == 'number' and n > (sharing.look == 1 and n_free or 0)
+end
+
+-- Moves a text to the dead set that is too long for a worker. Returns whether it did.
+local function bury_oversized(list, text)
+  n_passed[list] = n_passed[list] or 0
+  if not may_remove(list) or not add_oversized(list, text) then return false end
+  redis.call('LREM', list, '-1', text)
+  count('processed', 1)
+  count('failed', 1)
+  return true
+end
+
+-- The next texts of a contended list.
+local function window(list)
+  local n, texts, n_bytes, n_read, longest = redis.pcall('LLEN', list), {}, 0, 0, 1
+  if type(n) ~= 'number' then return nil end
+  local function has_space() return #texts == 0 or n_bytes < sharing.n_bytes end
+  while n_read < sharing.n_texts and has_space() do
+    -- Texts may be megabytes, and Lua has a whole page in memory.
+    local n_fitting = math.max(1, math.floor(sharing.n_bytes / longest))
+    local n_asked = math.min(16, n_read + 1, n_fitting, sharing.n_texts - n_read)
+    local page = redis.pcall('LRANGE', list, digits(-n_read - n_asked), digits(-n_read - 1))
+    for j = #page, 1, -1 do
+      longest = math.max(longest, #page[j])
+      local is_buried = #page[j] > tonumber(ARGV[10]) and bury_oversized(list, page[j])
+      if not is_buried then n_read = n_read + 1 end
+      if #page[j] <= tonumber(ARGV[10]) and has_space() then
+        texts[#texts + 1], n_bytes = page[j], n_bytes + #page[j]
+      end
+    end
+    if #page < n_asked then break end
+  end
+  local ahead = n > n_read and redis.pcall('LRANGE', 'sidebake:ahead:' .. queue_name(list), '0', '-1') or {}
+  for _, text in ipairs(ahead) do
+    if n_bytes < 2 * sharing.n_bytes then texts[#texts + 1], n_bytes = text, n_bytes + #text end
+  end
+  return { list, n, texts }
+end
+
+-- The windows of contended lists, and how the tenants stand that the worker asks for.
+local function windows_of(lists)
+  local windows, known = {}, {}
+  for list in pairs(lists) do windows[#windows + 1] = window(list) end
+  if #windows == 0 then return windows, false end
+  local found_times, found_counts = { [clock_field] = 0 }, {}
+  read_numbers(shares_key, { clock_field }, found_times)
+  read_numbers(shares_key, sharing.tenants, found_times)
+  read_numbers(running_key, sharing.counters, found_counts)
+  known[1] = string.format('%.6f', found_times[clock_field])
+  for _, tenant in ipairs(sharing.tenants) do known[#known + 1] = string.format('%.6f', found_times[tenant] or 0) end
+  for _, counter in ipairs(sharing.counters) do known[#known + 1] = digits(found_counts[counter] or 0) end
+  return windows, known
+end
+
 -- Fills the free slots, each from the queues of its fetch request in order. When there are too few jobs, it reads the lengths of
 -- the lists. That arms client-side tracking: the next push wakes this worker.
 local function fetch(tokens, fetch_requests)
@@ -344,69 +510,104 @@ local function fetch(tokens, fetch_requests)
   local slots, is_paused = filled(tokens), paused()
   local most, longest = tonumber(ARGV[7]), tonumber(ARGV[10])
   local is_empty, added, is_short, is_cut, i = {}, {}, false, false, 0
-  local n_bytes, n_failed = 0, 0
+  local n_bytes, n_failed, claimed, is_wanted = 0, 0, {}, {}
   -- A process that asks for jobs holds no suspect.
   if has_past then redis.pcall('SREM', KEYS[10], identity) end
   for _, taken in ipairs(slots) do is_cut = is_cut or taken and taken[3] > most end
+  read_standing()
   for _, fetch_request in ipairs(fetch_requests) do
-    local free, n_filled = {}, 0
+    local free, n_filled, is_undecided = {}, 0, false
     for _ = 1, fetch_request.slots do
       i = i + 1
       if not slots[i] then free[#free + 1] = i end
     end
+    -- Takes a text into the next free slot, or leaves it. Returns whether to go on with its list, and the slot.
+    local function offer(list, text, is_candidate)
+      local taken = #text <= longest and slot(queue_name(list), text, 0)
+      local is_suspect = taken and taken[3] > most and taken[4] <= tonumber(ARGV[8])
+      if is_suspect and not takes_suspect() then return is_candidate or pass(list) end
+      if not taken then
+        is_cut = not (may_remove(list) and add_oversized(list, text))
+        if not is_cut then
+          remove(list, text)
+          n_failed = n_failed + 1
+        end
+        return true
+      end
+      n_bytes = n_bytes + #text
+      is_cut = n_bytes > tonumber(ARGV[9]) or not may_remove(list)
+      if is_cut then return false end
+      remove(list, text)
+      n_filled = n_filled + 1
+      local place = free[n_filled]
+      taken[6] = taken[3] > 0 and 1 or 0
+      slots[place] = taken
+      added[#added + 1] = taken[6] == 1 and idle(tokens[place]) or tokens[place]
+      added[#added + 1] = queue_name(list) .. '\n' .. text
+      if is_suspect then
+        is_cut = true
+        redis.pcall('SADD', KEYS[10], identity)
+      end
+      return true, place
+    end
+    local function take_candidates(list)
+      -- The texts are anywhere in the list.
+      n_passed[list] = n_passed[list] or 0
+      local n_missed = 0
+      while not is_cut and n_filled < #free and n_missed < most_missed do
+        local candidate = next_candidate(sharing.decided[list])
+        if not candidate then return end
+        if not is_there(list, candidate.text) then
+          n_missed = n_missed + 1
+        else
+          local _, place = offer(list, candidate.text, true)
+          if place then
+            forget_copy(list, candidate.text)
+            n_noted[list .. candidate.text] = (n_noted[list .. candidate.text] or 0) + 1
+            claimed[#claimed + 1] = { tokens[place], candidate.claim }
+            count_taken(candidate.claim)
+          end
+        end
+      end
+    end
     for _, list in ipairs(fetch_request.lists) do
-      if is_cut or n_filled == #free then break end
+      if is_cut or is_undecided or n_filled == #free then break end
       local queue = queue_name(list)
-      while not is_empty[list] and not is_paused[queue] and not is_cut and n_filled < #free do
+      if is_paused[queue] then
+        -- Nothing is taken.
+      elseif sharing.decided[list] then
+        take_candidates(list)
+        is_wanted[list] = sharing.look > 0 or nil
+        is_empty[list] = true
+      elseif not is_empty[list] and is_contended(list, #free - n_filled) then
+        is_wanted[list], is_undecided = true, true
+      end
+      while not is_empty[list] and not is_undecided and not is_paused[queue] and not is_cut and n_filled < #free do
         local n_asked = #free - n_filled
         local texts, is_over = peek(list, n_asked, n_seen[list] or 0), false
         for j = #texts, 1, -1 do
-          local text = texts[j]
-          local taken = #text <= longest and slot(queue, text, 0)
-          local is_suspect = taken and taken[3] > most and taken[4] <= tonumber(ARGV[8])
-          if is_suspect and not takes_suspect() then
-            is_over = not pass(list)
-          elseif not taken then
-            is_cut = not (may_remove(list) and add_oversized(list, text))
-            if not is_cut then
-              remove(list, text)
-              n_failed = n_failed + 1
-            end
-          else
-            n_bytes = n_bytes + #text
-            is_cut = n_bytes > tonumber(ARGV[9]) or not may_remove(list)
-            if not is_cut then
-              remove(list, text)
-              n_filled = n_filled + 1
-              local place = free[n_filled]
-              taken[6] = taken[3] > 0 and 1 or 0
-              slots[place] = taken
-              added[#added + 1] = taken[6] == 1 and idle(tokens[place]) or tokens[place]
-              added[#added + 1] = queue .. '\n' .. text
-            end
-            if is_suspect and not is_cut then
-              is_cut = true
-              redis.pcall('SADD', KEYS[10], identity)
-            end
-          end
+          is_over = not offer(list, texts[j], false)
           if is_cut or is_over then break end
         end
         is_empty[list] = not is_cut and (#texts < n_asked or is_over)
       end
     end
-    is_short = is_short or not is_cut and n_filled < #free
+    is_short = is_short or not is_cut and not is_undecided and n_filled < #free
   end
   if #added > 0 then redis.call('HSET', inflight, unpack(added)) end
   for list, n in pairs(n_popped) do redis.call('RPOP', list, digits(n)) end
   for _, removed in ipairs(behind) do redis.call('LREM', removed[1], '-1', removed[2]) end
   count('processed', n_failed)
   count('failed', n_failed)
+  for _, one in ipairs(claimed) do
+    claim(claims, one[1], one[2].tenant, one[2].weight, one[2].seconds, one[2].counters)
+  end
   if is_short then
     for list in pairs(is_empty) do redis.pcall('LLEN', list) end
     local n = redis.pcall('SCARD', KEYS[8])
     idlers = type(n) == 'number' and n or 0
   end
-  return slots
+  return slots, windows_of(is_wanted)
 end
 
 local incarnation, last_turn = string.match(redis.call('GET', KEYS[2]) or '', '^(%x+) (%d+)$')
@@ -441,8 +642,29 @@ for i = 1, tonumber(argument()) do
     table.insert(fetch_requests[i].lists, KEYS[tonumber(place)])
   end
 end
+
+local function read_sharing()
+  local read = { look = tonumber(argument()), n_texts = tonumber(argument()), n_bytes = tonumber(argument()) }
+  read.tenants, read.counters, read.begun, read.decided = {}, {}, {}, {}
+  for i = 1, tonumber(argument()) do read.tenants[i] = argument() end
+  for i = 1, tonumber(argument()) do read.counters[i] = argument() end
+  for i = 1, tonumber(argument()) do read.begun[i] = { token = argument(), claim = read_claim() } end
+  for _ = 1, tonumber(argument()) do
+    local list, candidates = KEYS[tonumber(argument())], {}
+    for i = 1, tonumber(argument()) do candidates[i] = { text = argument(), claim = read_claim() } end
+    read.decided[list] = candidates
+  end
+  return read
+end
+
+sharing = read_sharing()
+for _, job in ipairs(has_lease and sharing.begun or {}) do
+  local is_here = redis.call('HEXISTS', inflight, job.token) + redis.call('HEXISTS', inflight, idle(job.token)) > 0
+  if is_here then claim(claims, job.token, job.claim.tenant, job.claim.weight, job.claim.seconds, job.claim.counters) end
+end
 while next_argument <= #ARGV do tokens[#tokens + 1] = argument() end
-if #tokens == 0 then return { settled, {}, false, 0, oversized } end
-if not has_lease then return { settled, 'no lease', false, 0, oversized } end
-if is_full then return { settled, 'full', false, 0, oversized } end
-return { settled, fetch(tokens, fetch_requests), passed_over, idlers, oversized }
+if #tokens == 0 then return { settled, {}, false, 0, oversized, {}, false } end
+if not has_lease then return { settled, 'no lease', false, 0, oversized, {}, false } end
+if is_full then return { settled, 'full', false, 0, oversized, {}, false } end
+local slots, windows, known = fetch(tokens, fetch_requests)
+return { settled, slots, passed_over, idlers, oversized, windows, known }

@@ -4,19 +4,21 @@
 //! the same tokens until Redis answers.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use redis::{FromRedisValue, Value, from_redis_value};
 
 use super::inflight::{Token, UnitOfWork};
 use super::settlement::{Effect, Settled, Settlement};
+use super::tenant::{Candidate, Claim};
 use super::{Identity, keys};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError, Script, is_forbidden};
 use crate::settings::Jobs;
 
-static TURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("turn.lua")));
+static TURN: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("claims.lua"), include_str!("turn.lua"))));
 
 /// What a turn asks.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,8 @@ pub struct Turn<'a> {
     pub fetch_requests: &'a [FetchRequest],
     /// The most bytes of texts to fetch, up to [`bounds::JOBS`].
     pub max_bytes: usize,
+    /// How the slots are shared between tenants.
+    pub sharing: &'a Sharing,
 }
 
 /// Jobs for some of the free slots.
@@ -44,8 +48,50 @@ pub struct FetchRequest {
     pub queues: Vec<String>,
 }
 
-/// The answer to a turn.
+/// How a turn shares slots between tenants. The default takes jobs in the order of their lists.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sharing {
+    /// When a list is contended. The turn takes nothing from such a list and returns its window.
+    pub contended: Contended,
+    /// The most texts of a window.
+    pub window: usize,
+    /// Tenants whose virtual times come with a window.
+    pub tenants: Vec<String>,
+    /// Counters that come with a window.
+    pub counters: Vec<String>,
+    /// Claims of jobs that began without one.
+    pub begun: Vec<(Token, Claim)>,
+    /// What may be taken from lists whose windows this worker has seen, by queue, in order of preference.
+    pub decided: Vec<(String, Vec<Arc<Candidate>>)>,
+    /// What a job is charged when it begins, in seconds.
+    pub charge_s: f64,
+}
+
+/// When a list is contended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Contended {
+    /// Never.
+    #[default]
+    Never,
+    /// When it has more jobs than there are free slots for it.
+    WithoutRoom,
+    /// When it has jobs: limits count for each of them.
+    Always,
+}
+
+/// The head of a contended list.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The queue.
+    pub queue: String,
+    /// How many jobs wait in it.
+    pub n_waiting: usize,
+    /// Their texts, the oldest first, and those far behind that the scout found.
+    pub texts: Vec<Arc<[u8]>>,
+}
+
+/// The answer to a turn.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Reply {
     /// One for each settlement, in order.
     pub settled: Vec<Settled>,
@@ -55,8 +101,23 @@ pub struct Reply {
     pub n_idlers: u32,
     /// Queue and length of texts that are too long for a worker. They are in the dead set now.
     pub oversized: Vec<String>,
+    /// The heads of contended lists.
+    pub windows: Vec<Window>,
+    /// With windows: the clock, and the virtual times and counters that the turn asked for, in order.
+    pub known: Option<Known>,
     /// What was fetched.
     pub fetched: Fetched,
+}
+
+/// How tenants stand in Redis.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Known {
+    /// The virtual time of the clock.
+    pub clock: f64,
+    /// Of the tenants that the turn asked for.
+    pub times: Vec<f64>,
+    /// Of the counters that it asked for.
+    pub counts: Vec<u32>,
 }
 
 /// What the free slots got.
@@ -81,7 +142,8 @@ impl Turn<'_> {
             Err(error) if is_forbidden(&error) => {}
             reply => return reply,
         }
-        let part = Turn { settlements: &[], slots: &[], fetch_requests: &[], ..*self };
+        let none = Sharing::default();
+        let part = Turn { settlements: &[], slots: &[], fetch_requests: &[], sharing: &none, ..*self };
         // Without the keys that every turn has, nothing can be done.
         send(part).await?;
         let mut settled = Vec::new();
@@ -92,18 +154,21 @@ impl Turn<'_> {
             }
         }
         let (mut fetch_requests, mut passed_over) = (self.fetch_requests.to_vec(), Vec::new());
+        let mut sharing = self.sharing.clone();
         let queues: BTreeSet<&String> = self.fetch_requests.iter().flat_map(|request| &request.queues).collect();
         for queue in queues {
             let probe = FetchRequest { n_slots: 0, queues: vec![queue.clone()] };
             match send(Turn { fetch_requests: &[probe], ..part }).await {
                 Err(error) if is_forbidden(&error) => {
                     fetch_requests.iter_mut().for_each(|request| request.queues.retain(|other| other != queue));
+                    sharing.decided.retain(|(other, _)| other != queue);
                     passed_over.push(format!("{}: {error}", keys::queue(queue)));
                 }
                 reply => drop(reply?),
             }
         }
-        let fetch = send(Turn { slots: self.slots, fetch_requests: &fetch_requests, ..part }).await?;
+        let fetch =
+            send(Turn { slots: self.slots, fetch_requests: &fetch_requests, sharing: &sharing, ..part }).await?;
         passed_over.extend(fetch.passed_over);
         Ok(Reply { settled, passed_over, ..fetch })
     }
@@ -124,14 +189,11 @@ impl Turn<'_> {
         arguments.into_iter().for_each(|argument| {
             script.arg(argument);
         });
-        let (settled, fetched, passed_over, n_idlers, oversized): (
-            Vec<Value>,
-            Value,
-            Option<String>,
-            u32,
-            Vec<String>,
-        ) = redis.script(&script).await?;
+        let (settled, fetched, passed_over, n_idlers, oversized, windows, known): Answer =
+            redis.script(&script).await?;
         Ok(Reply {
+            windows: windows.into_iter().map(Window::of).collect(),
+            known: known.map(|numbers| self.read_known(&numbers)),
             passed_over: passed_over.into_iter().collect(),
             n_idlers,
             oversized,
@@ -164,8 +226,19 @@ impl Turn<'_> {
             let indices: Vec<String> = request.queues.iter().map(|queue| keys.queue(queue).to_string()).collect();
             arguments.text(&indices.join(" "));
         }
+        arguments.sharing(self.sharing, &mut keys);
         self.slots.iter().for_each(|token| arguments.text(token.as_str()));
         (keys.0, arguments.texts)
+    }
+
+    fn read_known(&self, numbers: &[String]) -> Known {
+        let mut numbers = numbers.iter().map(|number| number.parse::<f64>().unwrap_or(0.0));
+        Known {
+            clock: numbers.next().unwrap_or(0.0),
+            times: numbers.by_ref().take(self.sharing.tenants.len()).collect(),
+            // Redis counts below zero only where it lost data.
+            counts: numbers.map(|number| number.max(0.0) as u32).collect(),
+        }
     }
 
     fn read_fetched(&self, fetched: Value) -> Result<Fetched, RedisError> {
@@ -184,6 +257,17 @@ impl Turn<'_> {
         units.collect::<Result<_, RedisError>>().map(Fetched::Units)
     }
 }
+
+impl Window {
+    fn of((list, n_waiting, texts): (String, usize, Vec<Vec<u8>>)) -> Self {
+        let queue = list.strip_prefix("queue:").unwrap_or(&list).to_owned();
+        Self { queue, n_waiting, texts: texts.into_iter().map(Arc::from).collect() }
+    }
+}
+
+/// What the script returns: settlements, slots, passed over, idlers, oversized, windows, known.
+type Answer =
+    (Vec<Value>, Value, Option<String>, u32, Vec<String>, Vec<(String, usize, Vec<Vec<u8>>)>, Option<Vec<String>>);
 
 fn read_settled(value: Value) -> Result<Settled, RedisError> {
     Ok(match value {
@@ -237,6 +321,41 @@ impl Argv {
 
     fn text(&mut self, text: &str) {
         self.texts.push(text.as_bytes().to_vec());
+    }
+
+    fn sharing(&mut self, sharing: &Sharing, keys: &mut Keys) {
+        self.number(sharing.contended as u8);
+        self.number(sharing.window);
+        self.number(bounds::WINDOW);
+        for names in [&sharing.tenants, &sharing.counters] {
+            self.number(names.len());
+            names.iter().for_each(|name| self.text(name));
+        }
+        self.number(sharing.begun.len());
+        for (token, claim) in &sharing.begun {
+            self.text(token.as_str());
+            self.claim(claim, sharing.charge_s);
+        }
+        self.number(sharing.decided.len());
+        for (queue, candidates) in &sharing.decided {
+            self.number(keys.queue(queue));
+            self.number(candidates.len());
+            for candidate in candidates {
+                self.texts.push(candidate.text.to_vec());
+                self.claim(&candidate.claim, sharing.charge_s);
+            }
+        }
+    }
+
+    fn claim(&mut self, claim: &Claim, charge_s: f64) {
+        self.text(&claim.tenant);
+        self.number(claim.weight);
+        self.text(&format!("{charge_s:.6}"));
+        self.number(claim.counters.len());
+        for counter in &claim.counters {
+            self.text(&counter.name);
+            self.text(&counter.limit.map_or(String::new(), |limit| limit.to_string()));
+        }
     }
 
     fn settlement(&mut self, settlement: &Settlement, now: Epoch) {

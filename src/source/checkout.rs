@@ -34,12 +34,11 @@ const FILE: u32 = 0o100000;
 pub(super) fn write(repository: &Repository, commit: Oid, worktree: &Path) -> Result<Index, Failed> {
     fs::create_dir(worktree).map_err(Failed::worker)?;
     write_files(repository, commit, worktree).map_err(|error| {
-        let fault = match error.class() {
-            ErrorClass::Os | ErrorClass::Filesystem => Fault::Worker,
+        let of_content = match error.class() {
             ErrorClass::Odb | ErrorClass::Object | ErrorClass::Zlib => Fault::Damaged,
             _ => Fault::Refused,
         };
-        Failed::new(fault, error.message())
+        Failed::of_git(&error, of_content)
     })
 }
 

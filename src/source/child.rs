@@ -4,14 +4,14 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::process::ExitCode;
 
-use git2::{Oid, Repository};
+use git2::{Index, Oid, Repository};
 
 use super::budget::{self, Verdict};
 use super::changes;
 use super::checkout;
 use super::effort;
 use super::encoding;
-use super::fetch;
+use super::fetch::{self, Tag};
 use super::git_dir;
 use super::lfs;
 use super::mirror::Mirror;
@@ -70,17 +70,15 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
         Revision::Sha(sha) => Oid::from_str(sha.as_str()).map_err(Failed::worker)?,
         Revision::Name(name) => fetch::resolve(&remote, name)?,
     };
-    let (mut mirror, commit, mut size) = complete(mirror, &remote, id, request.limits)?;
+    let (mut mirror, commit, size) = complete(mirror, &remote, id, request.limits)?;
     let tags = match &request.git_dir {
         Some(wanted) => mirror.tags(&remote, commit, wanted.tag.as_deref())?,
         None => Vec::new(),
     };
     let reading = mirror.read()?;
     say(&Message::Fetched);
-    effort::allow_checkout(request.limits, size);
-    let worktree = request.worktree();
-    let index = match checkout::write(&reading.repository, commit, &worktree) {
-        Ok(index) => index,
+    let (index, size) = match write(request, &reading.repository, commit, &tags, size) {
+        Ok(written) => written,
         Err(failed) => {
             drop(reading);
             if failed.fault == Fault::Damaged {
@@ -90,26 +88,38 @@ fn acquire(request: &CheckoutRequest) -> Result<Message, Failed> {
             return Err(failed);
         }
     };
-    if let Some(key) = &request.mtimes_key {
-        mtimes::set(&worktree, &index, key)?;
-    }
-    if let Some(wanted) = &request.git_dir {
-        effort::allow_checkout(request.limits, size);
-        let files = (&index, &*worktree);
-        let sizes = (size, request.limits);
-        size = git_dir::write(&reading.repository, commit, wanted.branch.as_deref(), &tags, files, sizes)?;
-    }
     let committed_at_s = reading.repository.find_commit(commit).map_err(Failed::worker)?.time().seconds();
     Ok(Message::Done {
         sha: commit.to_string(),
         size,
         lfs_pointers: lfs::pointers(&reading.repository, &index)?,
-        submodules: submodules::list(&index, &worktree),
+        submodules: submodules::list(&index, &request.worktree()),
         links: changes::links(&index),
         changes: changed(request, &reading.repository, commit),
         encoded: encoding::ignored(&reading.repository, &index)?,
         committed_at_s,
     })
+}
+
+/// Writes the worktree. Returns the index of its files, and the size of all of it.
+fn write(
+    request: &CheckoutRequest,
+    repository: &Repository,
+    commit: Oid,
+    tags: &[Tag],
+    size: Size,
+) -> Result<(Index, Size), Failed> {
+    effort::allow_checkout(request.limits, size);
+    let worktree = request.worktree();
+    let index = checkout::write(repository, commit, &worktree)?;
+    if let Some(key) = &request.mtimes_key {
+        mtimes::set(&worktree, &index, key)?;
+    }
+    let Some(wanted) = &request.git_dir else { return Ok((index, size)) };
+    effort::allow_checkout(request.limits, size);
+    let (files, sizes) = ((&index, &*worktree), (size, request.limits));
+    let size = git_dir::write(repository, commit, wanted.branch.as_deref(), tags, files, sizes)?;
+    Ok((index, size))
 }
 
 /// How the worktree differs from those of older commits.

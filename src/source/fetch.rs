@@ -4,16 +4,13 @@
 
 use std::io::Write;
 
-use git2::{ErrorClass, Oid, Reference, Repository};
+use git2::{Oid, Reference, Repository};
 
 use super::remote::{Answer, Command, Packet, Remote, said};
 use super::request::{Failed, Fault};
 
 /// The most commits that the request names as present: the remote compares the wanted commit with each of them.
 const MAX_KNOWN: usize = 20;
-
-/// The kernel's errors for a full disk.
-const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
 
 /// The bands of a pack's section.
 const PACK: u8 = 1;
@@ -47,12 +44,12 @@ pub(super) fn fetch(
     let mut answer = remote.ask(wanted(objects, known.rev()))?;
     find_pack(&mut answer)?;
     let odb = repository.odb().map_err(Failed::worker)?;
-    let mut pack = odb.packwriter().map_err(|error| classify(&error))?;
+    let mut pack = odb.packwriter().map_err(|error| Failed::of_objects(&error))?;
     while let Some(part) = part(&mut answer)? {
-        pack.write_all(&part).map_err(|_| classify(&git2::Error::last_error(-1)))?;
+        pack.write_all(&part).map_err(|_| Failed::of_objects(&git2::Error::last_error(-1)))?;
         answer.report();
     }
-    pack.commit().map(drop).map_err(|error| classify(&error))
+    pack.commit().map(drop).map_err(|error| Failed::of_objects(&error))
 }
 
 /// Passes over what comes before the pack: the commits at which the history is cut.
@@ -147,31 +144,4 @@ pub(super) fn tags_of(remote: &Remote<'_>, commit: Oid, first: Option<&str>) -> 
     tags.sort_by_key(|tag| first != Some(tag.name.as_str()));
     tags.truncate(MAX_TAGS);
     Ok(tags)
-}
-
-/// The kind of a failure of libgit2 to take in a pack.
-fn classify(error: &git2::Error) -> Failed {
-    let fault = match (error.class(), error.message()) {
-        // Only the kernel's words say so.
-        (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Full,
-        (ErrorClass::Os | ErrorClass::Filesystem, _) => Fault::Worker,
-        (ErrorClass::NoMemory, _) => Fault::Refused,
-        // Something in the pack, or in the mirror that it refers to.
-        _ => Fault::Damaged,
-    };
-    Failed::new(fault, error.message())
-}
-
-#[cfg(test)]
-mod tests {
-    use git2::ErrorCode;
-
-    use super::*;
-
-    #[test]
-    fn a_full_disk_is_not_another_failure_of_the_worker() {
-        let fault = |message| classify(&git2::Error::new(ErrorCode::GenericError, ErrorClass::Os, message)).fault;
-        assert_eq!(fault("cannot extend packfile '/x': No space left on device"), Fault::Full);
-        assert_eq!(fault("failed to create temporary file: Permission denied"), Fault::Worker);
-    }
 }

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use git2::{ErrorClass, Index, Oid, Repository};
+use git2::{Index, Oid, Repository};
 
 use super::Size;
 use super::checkout::canonical;
@@ -22,7 +22,7 @@ const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n
 ///
 /// # Errors
 ///
-/// `Refused` when it exceeds the limit of the files.
+/// `Refused` when it exceeds the limit of the files. `Damaged` when the mirror is.
 pub(super) fn write(
     repository: &Repository,
     commit: Oid,
@@ -47,13 +47,8 @@ pub(super) fn write(
     for (name, text) in files.iter().filter(|(_, text)| !text.is_empty()) {
         fs::write(directory.join(name), text).map_err(Failed::worker)?;
     }
-    write_pack(repository, commit, tags, &directory).map_err(|error| match error.class() {
-        ErrorClass::NoMemory => {
-            Failed::new(Fault::Refused, "the .git of the commit needs more memory than the worker allows")
-        }
-        _ => Failed::worker(error),
-    })?;
-    write_index(index, &directory).map_err(Failed::worker)?;
+    write_pack(repository, commit, tags, &directory).map_err(|error| Failed::of_objects(&error))?;
+    write_index(index, &directory).map_err(|error| Failed::of_git(&error, Fault::Worker))?;
     let own = size_of(&directory).map_err(Failed::worker)?;
     let all = Size { n_entries: size.n_entries + own.n_entries, n_bytes: size.n_bytes + own.n_bytes };
     if limits.taken.n_bytes.saturating_add(all.n_bytes) > limits.max_tree_bytes {
@@ -120,4 +115,75 @@ fn size_of(directory: &Path) -> std::io::Result<Size> {
         size = Size { n_entries: size.n_entries + inner.n_entries, n_bytes: size.n_bytes + inner.n_bytes };
     }
     Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use git2::{IndexEntry, IndexTime, RepositoryInitOptions, Signature};
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::settings::Source;
+
+    /// A mirror with a commit of one file.
+    fn mirror() -> (TempDir, Repository, Oid, Index) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut options = RepositoryInitOptions::new();
+        options.bare(true).external_template(false);
+        let repository = Repository::init_opts(directory.path().join("mirror"), &options).expect("a mirror");
+        let text: String = (0..10_000).map(|n| format!("{n}\n")).collect();
+        let id = repository.blob(text.as_bytes()).expect("written");
+        let time = IndexTime::new(0, 0);
+        let entry = IndexEntry {
+            ctime: time,
+            mtime: time,
+            dev: 0,
+            ino: 0,
+            mode: 0o100644,
+            uid: 0,
+            gid: 0,
+            file_size: 0,
+            id,
+            flags: 0,
+            flags_extended: 0,
+            path: b"file".into(),
+        };
+        let mut index = Index::new().expect("an index");
+        index.add(&entry).expect("added");
+        let tree = index.write_tree_to(&repository).expect("a tree");
+        let author = Signature::now("test", "test@localhost").expect("a name");
+        let tree = repository.find_tree(tree).expect("a tree");
+        let commit = repository.commit(None, &author, &author, "test", &tree, &[]).expect("a commit");
+        drop(tree);
+        (directory, repository, commit, index)
+    }
+
+    /// The file of a loose object.
+    fn path_of(repository: &Repository, id: Oid) -> PathBuf {
+        let id = id.to_string();
+        repository.path().join("objects").join(&id[..2]).join(&id[2..])
+    }
+
+    #[test]
+    fn a_damaged_mirror_is_told_from_a_failure_of_the_machine() {
+        let (directory, repository, commit, index) = mirror();
+        let object = path_of(&repository, index.get(0).expect("a file").id);
+        let whole = fs::read(&object).expect("an object");
+        let written = |name: &str| {
+            let worktree = directory.path().join(name);
+            fs::create_dir(&worktree).expect("made");
+            // Another handle keeps nothing of the object.
+            let repository = Repository::open_bare(repository.path()).expect("a mirror");
+            let sizes = (Size::default(), CheckoutLimits::from(&Source::default()));
+            write(&repository, commit, None, &[], (&index, &worktree), sizes).map(drop).map_err(|failed| failed.fault)
+        };
+        assert_eq!(written("whole"), Ok(()));
+        fs::remove_file(&object).expect("removed");
+        fs::write(&object, [&whole[..whole.len() - 6], &[0; 6]].concat()).expect("written");
+        assert_eq!(written("damaged"), Err(Fault::Damaged));
+        fs::remove_file(&object).expect("removed");
+        assert_eq!(written("missing"), Err(Fault::Damaged));
+    }
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use git2::ErrorClass;
 use serde::{Deserialize, Serialize};
 
 use super::{Revision, Size, Submodule};
@@ -52,6 +53,12 @@ pub struct GitDirRequest {
     /// The job's tag, by its full name. It is written first when the commit has many.
     pub tag: Option<String>,
 }
+
+/// The kernel's errors for a full disk.
+const DISK_FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
+/// Why a commit is refused that exhausts its child's memory.
+pub(super) const NEEDS_MEMORY: &str = "the commit needs more memory than the worker allows";
 
 /// The worktree's name in the stage.
 pub(super) const WORKTREE: &str = "tree";
@@ -165,6 +172,24 @@ impl Failed {
         Self { message, ..self }
     }
 
+    /// A failure of libgit2 to read or write objects. What is not this machine's is in the objects: in a pack, or in the mirror
+    /// that it refers to.
+    pub(super) fn of_objects(error: &git2::Error) -> Self {
+        Self::of_git(error, Fault::Damaged)
+    }
+
+    /// A failure of libgit2, with the fault that it has when it is not this machine's.
+    pub(super) fn of_git(error: &git2::Error, otherwise: Fault) -> Self {
+        let fault = match (error.class(), error.message()) {
+            // Only the kernel's words say so.
+            (ErrorClass::Os, message) if DISK_FULL.iter().any(|words| message.contains(words)) => Fault::Full,
+            (ErrorClass::Os | ErrorClass::Filesystem, _) => Fault::Worker,
+            (ErrorClass::NoMemory, _) => return Self::new(Fault::Refused, NEEDS_MEMORY),
+            _ => otherwise,
+        };
+        Self::new(fault, error.message())
+    }
+
     /// A failure of this machine, most often of the mirror or the disk.
     pub(super) fn worker(error: impl std::fmt::Display) -> Self {
         Self::new(Fault::Worker, error.to_string())
@@ -179,10 +204,23 @@ pub(super) fn say(message: &Message) {
 
 #[cfg(test)]
 mod tests {
+    use git2::ErrorCode;
+
     use super::super::{changes, encoding, lfs};
     use super::*;
     use crate::cache::Change;
     use crate::{bounds, json};
+
+    #[test]
+    fn a_failure_of_libgit2_is_the_machines_or_the_objects() {
+        let of = |class, message| Failed::of_objects(&git2::Error::new(ErrorCode::GenericError, class, message));
+        let os = |message| of(ErrorClass::Os, message).fault;
+        assert_eq!(os("cannot extend packfile '/x': No space left on device"), Fault::Full);
+        assert_eq!(os("failed to create temporary file: Permission denied"), Fault::Worker);
+        assert_eq!(of(ErrorClass::Zlib, "error inflating zlib stream").fault, Fault::Damaged);
+        let exhausted = of(ErrorClass::NoMemory, "out of memory");
+        assert_eq!((exhausted.fault, &*exhausted.message), (Fault::Refused, NEEDS_MEMORY));
+    }
 
     #[test]
     fn the_worker_reads_the_longest_message() {

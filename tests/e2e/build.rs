@@ -61,6 +61,20 @@ async fn a_build_from_sidekiqs_client_becomes_three_images_and_a_callback_in_sid
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn on_an_older_kernel_every_connection_of_a_build_goes_through_a_broker() {
+    let harness = Harness::open();
+    let sha = harness.commit_voting_app();
+    let config = harness.config("sandbox.require_ports = true");
+    let mut worker = world::sidebake_on("traced:3", env!("CARGO_BIN_EXE_sidebake"));
+    worker.args(["run", "--config"]).arg(&config);
+    let worker = harness.home.spawn(worker);
+    let report = harness.build(voting_app(&harness, &sha)).await;
+    digests(&harness, &report, &sha).await;
+    assert_eq!(worker.logged("sandbox_brokered").len(), 1);
+    harness.nothing_is_left().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_active_job_is_built_and_an_active_job_gets_the_report() {
     let harness = Harness::open();
     let sha = harness.commit_voting_app();

@@ -33,7 +33,7 @@ impl Sleeper {
     async fn running(&self, harness: &Harness) -> String {
         let jid = harness.redis.push("default", "BuildJob", json!([self.native])).await;
         wait_for_within(PATIENCE, "the step to run", || self.is_asleep()).await;
-        let buildx = format!("{} ", harness.engine.buildx.display());
+        let buildx = format!("{} ", world::buildx().path.display());
         assert!(harness.children().iter().any(|child| child.starts_with(&buildx)), "{:?}", harness.children());
         jid
     }

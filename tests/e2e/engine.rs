@@ -12,8 +12,6 @@ pub struct Engine {
     pub registry: String,
     /// An image with a shell and its tools, as a reference to pull.
     pub base_image: String,
-    /// Path of `docker-buildx`.
-    pub buildx: PathBuf,
     /// Held open until this process ends; see [`stop_with_this_process`].
     _leash: Option<ChildStdin>,
 }
@@ -43,7 +41,6 @@ impl Engine {
             docker_host: value("DOCKER_HOST"),
             registry: value("REGISTRY"),
             base_image: value("BASE_IMAGE"),
-            buildx: value("BUILDX").into(),
             _leash: leash,
         }
     }

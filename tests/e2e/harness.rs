@@ -46,7 +46,7 @@ impl Harness {
         shared.github.install_as(7, "acme", Reach::Under(shared.git.root().to_owned()));
         shared.settings = format!(
             "concurrency = 8\nbuildx.binary = \"{}\"\nsandbox.registry_ports = [{}]",
-            engine.buildx.display(),
+            world::buildx().path.display(),
             engine.registry_port()
         );
         shared.builders = engine.builder();
@@ -133,7 +133,7 @@ impl Harness {
 
     /// The real `docker-buildx` in a directory, without validation and with the machine's PATH.
     pub fn bare_buildx(&self, directory: &Path) -> Command {
-        let mut buildx = Command::new(&self.engine.buildx);
+        let mut buildx = Command::new(&world::buildx().path);
         buildx.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("HOME", self.home.path());
         buildx.envs(self.engine.environment()).current_dir(directory).stdin(Stdio::null());
         buildx

@@ -7,6 +7,7 @@
 mod fixtures;
 mod runs;
 mod trap;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,6 +23,7 @@ use crate::harness::Harness;
 use fixtures::Fixture;
 use runs::{Range, Wall};
 use trap::{Harm, Trap};
+use versions::Versions;
 
 /// The number of fixtures at a time, because the engine also has other work.
 const N_AT_ONCE: usize = 4;
@@ -81,11 +83,33 @@ async fn every_attack_does_harm_and_is_stopped_by_the_walls_in_the_table() {
     compare(&rows);
 }
 
-/// Compares the results with the table, and prints the results that differ.
-fn compare(rows: &[(String, Seen)]) {
+/// The rows of the table, each with the name of its fixture and its versions of buildx.
+fn table() -> Vec<(&'static str, &'static str, Versions)> {
     // Another test uses the second table.
     let table = include_str!("hostile/walls.md").split("# What a child leaves behind").next().unwrap_or_default();
-    let known: BTreeSet<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    let row = |line: &'static str| {
+        let mut fields = line.split(" | ");
+        let (name, versions) = (fields.next().unwrap(), fields.nth(1).unwrap());
+        (line, name, Versions::parse(versions).unwrap_or_else(|| panic!("no versions of buildx: {line}")))
+    };
+    table.lines().filter(|line| line.starts_with("| `")).map(row).collect()
+}
+
+#[test]
+fn every_version_of_buildx_has_one_row_for_each_fixture() {
+    let table = table();
+    for (line, name, versions) in &table {
+        let of_fixture = table.iter().filter(|(_, other, _)| other == name);
+        let mut others: Vec<Versions> = of_fixture.map(|(_, _, versions)| *versions).collect();
+        others.retain(|other| other != versions);
+        assert_eq!(others, Vec::from_iter(versions.others()), "{line}");
+    }
+}
+
+/// Compares the results with the rows of the table for this buildx, and prints the results that differ.
+fn compare(rows: &[(String, Seen)]) {
+    let known = table().into_iter().filter(|(_, _, versions)| versions.have(world::buildx().version));
+    let known: BTreeSet<&str> = known.map(|(line, ..)| line).collect();
     let seen: BTreeSet<&str> = rows.iter().map(|(row, _)| row.as_str()).collect();
     let all: Vec<&str> = rows.iter().map(|(row, _)| row.as_str()).collect();
     let new: Vec<_> = rows.iter().filter(|(row, _)| !known.contains(row.as_str())).collect();
@@ -104,7 +128,10 @@ fn row(fixture: &Fixture, seen: &Seen) -> String {
     };
     let [policy, environment, kernel] = [Wall::Policy, Wall::Environment, Wall::Kernel].map(stops);
     let when = if fixture.is_printed_only { "print" } else { "build" };
-    format!("| `{}` | {} | {when} | {harm} | {policy} | {environment} | {kernel} |", fixture.name, fixture.aim)
+    format!(
+        "| `{}` | {} | {} | {when} | {harm} | {policy} | {environment} | {kernel} |",
+        fixture.name, fixture.aim, fixture.versions
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]

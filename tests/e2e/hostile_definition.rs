@@ -92,7 +92,7 @@ async fn a_built_definition_contains_no_byte_of_this_machine() {
     std::fs::create_dir(&tree).unwrap();
     std::fs::write(tree.join("Dockerfile"), "FROM scratch\n").unwrap();
     std::fs::write(tree.join("other.yaml"), "services: {}\n").unwrap();
-    let buildx = harness.engine.buildx.to_str().unwrap();
+    let buildx = world::buildx().path.to_str().unwrap();
     let files = [
         "/usr/lib/os-release",
         "/etc/os-release",

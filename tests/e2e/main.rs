@@ -31,6 +31,7 @@ mod judged;
 mod logs_in_rails;
 mod make;
 mod mistakes;
+mod newer_fields;
 mod ordinary;
 mod peer;
 mod processes;

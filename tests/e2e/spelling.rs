@@ -31,7 +31,9 @@ impl Checker {
         std::fs::write(tree.join("app/Dockerfile"), "FROM scratch\n").unwrap();
         std::os::unix::fs::symlink("/etc", tree.join("out")).unwrap();
         let state = StateDirectory::open(&home.path().join("state"), "spelling").unwrap();
-        Self { bake: Bake::new(&Settings::default()), state, tree, _home: home }
+        let mut settings = Settings::default();
+        settings.buildx.binary = world::buildx().path.clone();
+        Self { bake: Bake::new(&settings), state, tree, _home: home }
     }
 
     /// The verdict on a job with these fields. One of them selects the definition.
@@ -58,7 +60,7 @@ impl Checker {
             }
             Recipe::Files(files) => self.tree.join(&files.paths[0]),
         };
-        let mut buildx = Command::new(&Settings::default().buildx.binary);
+        let mut buildx = Command::new(&world::buildx().path);
         buildx.env_clear().envs(&self.bake.print_child(&request, &private).environment).current_dir(&self.tree);
         buildx.args(["bake", "--print", "--progress", "quiet", "--file"]).arg(file).args(&build.targets);
         let printed = buildx.output().unwrap();

@@ -104,14 +104,16 @@ fn full(expected: &Value, tree: &str) -> Value {
         *tools = json!(format!("{tree}{}", tools.as_str().unwrap()));
     }
     full["args"]["BUILDKIT_CACHE_MOUNT_NS"] = json!("local/tree/protected");
+    // Before 0.31, buildx has no policies.
+    if world::buildx().version >= (0, 31) {
+        full["policy"] = json!([{"disabled": true}]);
+    }
     full
 }
 
-/// A target without escapes; only this text in the table needs them. Newer versions of buildx add a field.
+/// A target without escapes; only this text in the table needs them.
 fn without_escapes(target: &Value) -> Value {
-    let mut target: Value = serde_json::from_str(&target.to_string().replace("$${v}", "${v}")).unwrap();
-    target.as_object_mut().unwrap().remove("policy");
-    target
+    serde_json::from_str(&target.to_string().replace("$${v}", "${v}")).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use world::{Answer, Script, Step};
 
-use crate::harness::{CALLBACKS, Harness};
+use crate::harness::{CALLBACKS, Harness, Worker};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_becomes_images_and_a_job_for_rails() {
@@ -115,14 +115,20 @@ async fn the_token_is_for_one_repository_and_appears_nowhere_afterwards() {
     assert!(!worker.log().contains("PRIVATE KEY"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_second_build_of_a_commit_requests_a_token_and_fetches_nothing() {
+/// A worker that has built the voting app once, and its commit.
+async fn built_once() -> (Harness, Worker, String) {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = harness.worker("");
+    let worker = harness.worker("");
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     harness.callbacks(1).await;
+    (harness, worker, sha)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_build_of_a_commit_requests_a_token_and_fetches_nothing() {
+    let (harness, _worker, sha) = built_once().await;
     let n_fetches = harness.git.n_fetches();
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     harness.callbacks(2).await;
@@ -153,7 +159,8 @@ async fn buildx_confirms_a_template_once_for_all_commits_of_a_repository_and_tru
     ];
     for (n, (native, is_printed)) in builds.into_iter().enumerate() {
         harness.redis.push("default", "BuildJob", json!([native])).await;
-        harness.until("the bake runs", async || harness.builder.running() == 1).await;
+        // The builder may not have seen the end of the last one yet.
+        harness.until("the bake runs", async || harness.builder.runs().len() == n + 1).await;
         // The directory of a `--print` stays until the job's end.
         assert_eq!(harness.job_directories()[0].join("print").exists(), is_printed, "build {n}");
         harness.builder.release();
@@ -255,7 +262,7 @@ async fn the_workers_secrets_are_unreachable_from_the_sandbox() {
     harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
     let _worker = harness.worker("");
     assert_eq!(harness.callbacks(1).await[0]["status"], "succeeded");
-    let reports = harness.builder.runs().remove(0).reports;
+    let reports = harness.builder.ended_runs(1).await.remove(0).reports;
     // The last report is about the write of the metadata file, which the sandbox allows.
     assert_eq!(reports.len(), 8, "{reports:#?}");
     for report in &reports[..7] {
@@ -286,12 +293,7 @@ async fn clones_have_their_own_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_mirror_heals() {
-    let harness = Harness::start();
-    let (_, sha) = harness.voting_app();
-    harness.builder.script_for_the_rest(Script::success(&["vote"]));
-    let _worker = harness.worker("");
-    harness.redis.push("default", "BuildJob", json!([harness.native(&sha)])).await;
-    harness.callbacks(1).await;
+    let (harness, _worker, sha) = built_once().await;
     let packs = std::process::Command::new("find")
         .arg(harness.home.path().join("state/mirrors"))
         .args(["-name", "*.pack"])

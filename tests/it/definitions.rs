@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Map, Value, json};
-use sidebake::settings::Settings;
 use world::Script;
 
 use crate::harness::{Harness, sidebake, text};
@@ -52,7 +51,7 @@ impl Project {
 
     /// What buildx itself resolves, as a person runs it in the tree.
     fn plain(&self, arguments: &[String]) -> Result<Targets, String> {
-        let mut buildx = Command::new(&Settings::default().buildx.binary);
+        let mut buildx = Command::new(&world::buildx().path);
         buildx.env_clear().env("PWD", &self.tree).env("HOME", self.home.path()).env("BUILDX_CONFIG", self.home.path());
         buildx.args(["bake", "--print", "--progress", "quiet"]).current_dir(&self.tree);
         let mut targets = Vec::new();
@@ -96,7 +95,7 @@ impl Project {
 
     /// What sidebake resolves.
     fn ours(&self, arguments: &[String]) -> Result<Targets, String> {
-        let output = sidebake().args(["build", "--print"]).arg(&self.tree).args(arguments).output().unwrap();
+        let output = print(&self.tree).args(arguments).output().unwrap();
         let text = text(&output);
         assert!(!text.contains("variable is not set"), "{text}");
         match output.status.success() {
@@ -129,6 +128,13 @@ impl Project {
         };
         targets.iter().map(|(name, fields)| (name.clone(), target(fields))).collect()
     }
+}
+
+/// `sidebake build --print` of a tree, with the real docker-buildx.
+fn print(tree: &Path) -> Command {
+    let mut command = sidebake();
+    command.args(["build", "--print"]).arg(tree).env("SIDEBAKE__BUILDX__BINARY", &world::buildx().path);
+    command
 }
 
 type Targets = BTreeMap<String, Map<String, Value>>;
@@ -232,7 +238,7 @@ async fn names_that_a_definition_does_not_have_are_refused_and_unused_ones_repor
 #[tokio::test(flavor = "multi_thread")]
 async fn a_compose_file_in_a_directory_is_read_there_with_secrets_that_no_repository_has() {
     let mut harness = Harness::start();
-    harness.settings = format!("buildx.binary = \"{}\"", Settings::default().buildx.binary.display());
+    harness.settings = format!("buildx.binary = \"{}\"", world::buildx().path.display());
     // Nothing listens there, so a build that got so far takes all its time.
     harness.builders = "builders.default = { driver = \"remote\", endpoint = \"tcp://127.0.0.1:9\" }".into();
     let secrets = harness.home.path().join("granted");
@@ -275,7 +281,7 @@ async fn a_definition_of_the_platform_brings_no_warnings_of_compose() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(Path::new(file).file_name().unwrap());
     std::fs::write(&file, &run.text).unwrap();
-    let mut buildx = Command::new(&Settings::default().buildx.binary);
+    let mut buildx = Command::new(&world::buildx().path);
     buildx.env_clear().env("HOME", folder.path()).current_dir(folder.path());
     let output = buildx.args(["bake", "--print", "--progress", "quiet", "vote", "--file"]).arg(&file).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output));
@@ -291,7 +297,7 @@ fn files_that_only_compose_reads_are_named() {
     ] {
         std::fs::write(tree.path().join(name), text).unwrap();
     }
-    let output = sidebake().args(["build", "--print"]).arg(tree.path()).output().unwrap();
+    let output = print(tree.path()).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let expected = "compose.override.yaml is not read: docker buildx bake does not read it either";
     assert!(text(&output).contains(expected) && !text(&output).contains("debug"), "{}", text(&output));

@@ -18,7 +18,9 @@ pub static HEAVY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// The product's own Redis client, for tests of one of its parts.
 pub fn client(url: &str) -> sidebake::redis::Redis {
-    let settings = settings::Redis { url: Secret::new(url), ..Settings::default().redis };
+    // A script with megabytes takes seconds on a machine that is short of memory.
+    let timeout = std::time::Duration::from_secs(60);
+    let settings = settings::Redis { url: Secret::new(url), timeout, ..Settings::default().redis };
     sidebake::redis::Redis::new(&settings).unwrap()
 }
 

@@ -12,6 +12,7 @@
 
 mod archive;
 mod bad_input;
+mod broker;
 mod build;
 mod cancel;
 mod command_line;
@@ -55,6 +56,7 @@ mod shutdown;
 mod source;
 mod stream;
 mod submodules;
+mod tenants;
 mod tracking;
 mod turn;
 mod walls;

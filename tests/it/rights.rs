@@ -22,7 +22,11 @@ fn commands(script: &str) -> BTreeSet<&str> {
 
 fn script(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sidekiq");
-    std::fs::read_to_string(folder.join(format!("{name}.lua"))).unwrap()
+    let read = |name: &str| std::fs::read_to_string(folder.join(format!("{name}.lua"))).unwrap();
+    match name {
+        "recover" | "turn" => read("claims") + &read(name),
+        _ => read(name),
+    }
 }
 
 /// The act on the job.
@@ -111,18 +115,22 @@ impl Act {
     async fn call(self, hand: &Hand) {
         let (source, identity) = (Script::new(&script(self.script())), hand.identity.to_string());
         let (inflight, lease) = (hand.inflight(), format!("sidebake:lease:{identity}"));
+        let claims = format!("sidebake:claims:{identity}");
         let token = "000000000001";
         let (keys, arguments): (Vec<&str>, Vec<&str>) = match self {
             Self::Begin => (vec![&inflight], vec![token, TEXT]),
             Self::MoveDue => (vec!["retry", "queues", "queue:default"], vec![TEXT, TEXT, "nothing"]),
             Self::Recover => {
                 let owners = ["sidebake:owners", "sidebake:suspects", &lease, &inflight];
-                let rest = ["sidebake:recoveries", "queues", "sidebake:apart", "queue:default"];
-                ([owners.as_slice(), &rest].concat(), vec![&identity, "0", "1000", token, "8"])
+                let rest = ["sidebake:recoveries", "queues", "sidebake:apart", &claims, "queue:default"];
+                ([owners.as_slice(), &rest].concat(), vec![&identity, "0", "1000", token, "9"])
             }
             Self::Announce => (vec![&inflight, "queues", "queue:callbacks"], vec![token, TEXT, "{}"]),
             Self::Show => (vec![&inflight, "it-j"], vec!["9", token, "j", "1", "\"bake\"", "1"]),
-            _ => (vec![&lease, "sidebake:owners", "sidebake:suspects", &inflight, "sidebake:apart"], vec![&identity]),
+            _ => {
+                let owners = ["sidebake:owners", "sidebake:suspects", &inflight, "sidebake:apart"];
+                ([&[&*lease], owners.as_slice(), &[&*claims]].concat(), vec![&identity])
+            }
         };
         let mut call = source.prepare_invoke();
         for key in keys {
@@ -224,6 +232,8 @@ async fn no_key_of_another_type_loses_or_doubles_a_job() {
         "retry",
         "sidebake:interruptions",
         "sidebake:recoveries",
+        "sidebake:running",
+        "sidebake:shares",
         "stat:processed",
     ];
     for act in Act::ALL {

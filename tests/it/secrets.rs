@@ -67,7 +67,7 @@ async fn each_of_16_accounts_at_once_has_its_own_secrets_and_credentials() {
     }
     assert!(harness.builder.most_at_once() >= 2, "{} at once", harness.builder.most_at_once());
     let mut seen = BTreeMap::new();
-    for run in harness.builder.runs() {
+    for run in harness.builder.ended_runs(16).await {
         // The working directory ends with account, owner and name.
         let account = run.cwd.iter().nth_back(2).unwrap().to_str().unwrap().to_owned();
         let found = |n: usize| (run.reports[n].found.clone(), run.reports[n].errno);
@@ -122,7 +122,7 @@ async fn trust_chooses_the_secret_and_a_fork_gets_none() {
         harness.redis.push("default", "BuildJob", json!([native])).await;
         let report = harness.callbacks(n + 1).await.remove(n);
         assert_eq!(report["status"], "succeeded", "{report:#}");
-        let run = harness.builder.runs().remove(n);
+        let run = harness.builder.ended_runs(n + 1).await.remove(n);
         let found = run.reports.first().and_then(|report| report.found.as_deref());
         assert_eq!(
             (found, run.docker_config.as_deref()),
@@ -244,7 +244,7 @@ async fn a_git_token_needs_the_host_that_it_is_for_and_a_fork_gets_none() {
         assert_eq!(report["reason"], json!(reason), "{n}: {report:#}");
         assert!(reason.is_none() || report["message"].as_str().unwrap().contains(refused), "{report:#}");
     }
-    let runs = harness.builder.runs();
+    let runs = harness.builder.ended_runs(6).await;
     let (of_branches, of_forks) = runs.split_at(3);
     for run in of_branches {
         let id = run.definition["target"]["vote"]["secret"][0]["id"].as_str().unwrap();

@@ -36,9 +36,7 @@ async fn job_killed_at_the_deadline_is_back_on_its_queue() {
     assert!(queue.len() == 1 && queue[0].contains(&jid), "{queue:?}");
     assert!(!queue[0].contains("retry_count"), "an interruption does not count as a failure");
     assert!(harness.redis.keys("sidebake:inflight:*").await.is_empty());
-    // The builder can learn of the end after the worker has gone.
-    world::wait_for("the builder to see the end", || harness.builder.ended() == 1).await;
-    assert!(harness.builder.runs()[0].was_killed());
+    assert!(harness.builder.ended_runs(1).await[0].was_killed());
     assert!(harness.job_directories().is_empty());
     assert_eq!(harness.redis.get("stat:processed").await, None);
 }

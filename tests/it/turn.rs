@@ -10,7 +10,7 @@ use sidebake::sidekiq::fence::{announce, holds};
 use sidebake::sidekiq::inflight::{Token, UnitOfWork};
 use sidebake::sidekiq::running::Running;
 use sidebake::sidekiq::settlement::{Effect, Settled, Settlement};
-use sidebake::sidekiq::turn::{FetchRequest, Fetched, Reply, Turn};
+use sidebake::sidekiq::turn::{FetchRequest, Fetched, Reply, Sharing, Turn};
 use sidebake::sidekiq::{Identity, iteration};
 
 use crate::harness::client;
@@ -65,7 +65,8 @@ impl Hand {
     ) -> Result<Reply, RedisError> {
         let settlements: Vec<&Settlement> = settlements.iter().collect();
         let (settlements, max_bytes) = (&settlements[..], bounds::JOBS);
-        let turn = Turn { incarnation: LEASE, number, settlements, slots, fetch_requests, max_bytes };
+        let sharing = &Sharing::default();
+        let turn = Turn { incarnation: LEASE, number, settlements, slots, fetch_requests, max_bytes, sharing };
         turn.send(&self.redis, &self.identity, &Jobs::default(), Epoch::now()).await
     }
 
@@ -451,6 +452,7 @@ async fn ask(hand: &Hand, identity: &Identity, number: u64, n_slots: u64, max_by
         slots: &slots,
         fetch_requests: &fetch_requests,
         max_bytes,
+        sharing: &Sharing::default(),
     };
     turn.send(&hand.redis, identity, &Jobs::default(), now).await.unwrap()
 }

@@ -36,6 +36,11 @@ struct Prison {
 
 impl Prison {
     fn build(binary: &Path) -> Self {
+        Self::build_on(None, binary)
+    }
+
+    /// The same with a worker as on an older kernel.
+    fn build_on(kernel: Option<&str>, binary: &Path) -> Self {
         let harness = Harness::start();
         let home = harness.home.path();
         let installed = home.join("docker-buildx");
@@ -59,7 +64,14 @@ impl Prison {
         let listeners = [UnixListener::bind(socket).unwrap(), UnixListener::bind_addr(&name).unwrap()];
         let elsewhere =
             [harness.builder.port(), harness.git.port()].map(|port| TcpListener::bind(("127.0.0.2", port)).unwrap());
-        let worker = harness.worker(&more);
+        let worker = kernel.map_or_else(
+            || harness.worker(&more),
+            |kernel| {
+                let mut command = sidebake_on(kernel);
+                command.args(["run", "--config"]).arg(harness.config(&more));
+                harness.home.spawn(command)
+            },
+        );
         let sibling = Command::new("sleep").arg("1000").spawn().unwrap();
         Self { harness, worker, sibling, _listeners: listeners, _elsewhere: elsewhere, _other: other, abstract_socket }
     }
@@ -177,11 +189,8 @@ fn probe() -> PathBuf {
 }
 
 /// The binary as on a kernel with an older Landlock.
-fn sidebake_on(kernel: &str) -> Command {
-    let binary = env!("CARGO_BIN_EXE_sidebake");
-    let mut command = world::sidebake(Path::new(binary).with_file_name("older-kernel").to_str().unwrap());
-    command.args([kernel, binary]);
-    command
+pub fn sidebake_on(kernel: &str) -> Command {
+    world::sidebake_on(kernel, env!("CARGO_BIN_EXE_sidebake"))
 }
 
 /// The lines of the table: attempt, wall, and an outcome for each kind of child.
@@ -200,17 +209,17 @@ fn landlock_version(harness: &Harness) -> u32 {
     version.unwrap_or_else(|| panic!("{detail}")).parse().unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_escape_attempt_ends_as_the_table_says() {
+/// All attempts in each kind of child, one line for each, on this kernel or as on an older one.
+async fn outcomes_on(kernel: Option<&str>) -> Vec<String> {
     let mut found: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
     let mut attempts: Vec<String> = Vec::new();
     for kind in KINDS {
-        let prison = Prison::build(&probe());
+        let prison = Prison::build_on(kernel, &probe());
         prison.harness.until("the worker has started", async || prison.started()).await;
         let outcomes = match kind {
             "source" => {
                 let sandbox = prison.source_sandbox().await;
-                prison.inside(sandbox).await
+                prison.inside_on(sandbox, kernel.map_or_else(sidebake, sidebake_on)).await
             }
             "print" => prison.as_buildx("print", "default").await,
             "solve" => prison.as_buildx("solve", "default").await,
@@ -225,12 +234,33 @@ async fn every_escape_attempt_ends_as_the_table_says() {
         let cells: Vec<String> = KINDS.iter().map(|kind| cell(kind, attempt)).collect();
         format!("{attempt} | {}", cells.join(" | "))
     };
-    let found: Vec<String> = attempts.iter().map(line).collect();
-    let expected: Vec<String> = table().iter().map(|line| format!("{} | {}", line[0], line[2..].join(" | "))).collect();
+    attempts.iter().map(line).collect()
+}
+
+fn assert_equal(found: &[String], expected: &[String]) {
     let lacking = |of: &[String], other: &[String]| -> String {
         of.iter().filter(|line| !other.contains(line)).map(|line| format!("\n  {line}")).collect()
     };
-    assert!(found == expected, "found:{}\nexpected:{}", lacking(&found, &expected), lacking(&expected, &found));
+    assert!(found == expected, "found:{}\nexpected:{}", lacking(found, expected), lacking(expected, found));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_escape_attempt_ends_as_the_table_says() {
+    let expected: Vec<String> = table().iter().map(|line| format!("{} | {}", line[0], line[2..].join(" | "))).collect();
+    assert_equal(&outcomes_on(None).await, &expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_an_older_kernel_brokers_keep_every_kind_of_child_from_ports() {
+    const DEVICE: &str = "send a command to a device";
+    let expected = |line: &Vec<&str>| match line[0] {
+        DEVICE => format!("{DEVICE} | {}", ["ENOTTY"; 4].join(" | ")),
+        attempt => format!("{attempt} | {}", line[2..].join(" | ")),
+    };
+    let expected: Vec<String> = table().iter().map(expected).collect();
+    for kernel in ["traced:1", "traced:3"] {
+        assert_equal(&outcomes_on(Some(kernel)).await, &expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -270,7 +300,7 @@ async fn without_its_wall_an_attempt_ends_differently() {
     assert!(landlock_version(&prison.harness) >= 4);
 }
 
-/// What gets further on older kernels: the attempt, how it ends there, and the last version of Landlock on which it does.
+/// What gets further on older kernels that also refuse a broker: the attempt, how it ends there, and the last version of Landlock on which it does.
 const FURTHER: [(&str, &str, u32); 2] = [("send a command to a device", "ENOTTY", 4), ("connect to Redis", "ok", 3)];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -325,6 +355,10 @@ async fn a_worker_does_not_start_without_a_wall_that_is_required() {
         ("3", "", None),
         ("3", "sandbox.require_ports = true", Some("sandbox.require_ports")),
         ("4", "sandbox.require_ports = true", None),
+        ("traced:3", "sandbox.require_ports = true", None),
+        // A broker needs what seccomp has from Linux 5.19 on.
+        ("interrupted:1", "sandbox.require_ports = true", Some("Linux 5.19")),
+        ("interrupted:1", "", None),
     ] {
         let doctor = |arguments: &[&str]| {
             let mut command = sidebake_on(kernel);
@@ -335,7 +369,7 @@ async fn a_worker_does_not_start_without_a_wall_that_is_required() {
         let finding = findings.iter().find(|finding| finding["name"] == "sandbox").unwrap();
         let health = match (expected, kernel) {
             (Some(_), _) => "red",
-            (None, "4") => "green",
+            (None, "4" | "traced:3") => "green",
             (None, _) => "yellow",
         };
         assert_eq!(finding["health"], health, "{kernel} {more}: {finding}");

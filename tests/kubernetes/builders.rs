@@ -46,7 +46,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_only_by
     let namespace = Namespace::of(&harness);
     // Like a builder that `docker buildx create` makes.
     let options = format!("image={},replicas=1,namespace={}", engine().told("BUILDKIT_IMAGE"), namespace.name);
-    let mut create = Command::new(&engine().buildx);
+    let mut create = Command::new(&world::buildx().path);
     create.args([
         "create",
         "--name",
@@ -68,7 +68,7 @@ async fn an_existing_builder_is_adopted_shown_with_its_drift_and_changed_only_by
     assert!(text(&ensured).contains("drift: spec.replicas is 1; configured: 2"), "{}", text(&ensured));
     let after = namespace.json(&["get", "deployment", "development0"]);
     assert_eq!(before["spec"], after["spec"], "adopted, not changed");
-    let current = Command::new(&engine().buildx)
+    let current = Command::new(&world::buildx().path)
         .arg("inspect")
         .envs(engine().environment())
         .env("BUILDX_CONFIG", harness.home.path())

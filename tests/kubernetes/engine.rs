@@ -11,8 +11,6 @@ pub struct Engine {
     pub registry: String,
     /// An image with a shell and its tools, as a reference to pull.
     pub base_image: String,
-    /// Path of `docker-buildx`.
-    pub buildx: PathBuf,
     /// All output of the script.
     told: BTreeMap<String, String>,
     /// Held open until this process ends; see [`stop_with_this_process`].
@@ -37,13 +35,7 @@ impl Engine {
         let told: BTreeMap<String, String> =
             pairs.map(|(name, value)| (name.to_owned(), value.trim_matches('\'').to_owned())).collect();
         let value = |name: &str| told.get(name).unwrap_or_else(|| panic!("the cluster prints no {name}")).clone();
-        Self {
-            registry: value("REGISTRY"),
-            base_image: value("BASE_IMAGE"),
-            buildx: value("BUILDX").into(),
-            _leash: leash,
-            told,
-        }
+        Self { registry: value("REGISTRY"), base_image: value("BASE_IMAGE"), _leash: leash, told }
     }
 
     /// One of the script's assignments.

@@ -52,6 +52,16 @@ impl Sleeper {
         sleeper
     }
 
+    /// Waits until the job is in the retry set because of its builder, and returns it.
+    async fn is_retried(&self) -> Value {
+        let redis = &self.harness.redis;
+        self.harness.until("the job is in the retry set", async || !redis.sorted_set("retry").await.is_empty()).await;
+        let (retry, _) = redis.sorted_set("retry").await.remove(0);
+        let retry: Value = serde_json::from_str(&retry).unwrap();
+        assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
+        retry
+    }
+
     fn is_asleep(&self) -> bool {
         processes::with(&self.step).iter().any(|line| line.starts_with("sleep "))
     }
@@ -150,13 +160,7 @@ async fn a_deleted_builder_ends_in_a_retry_that_names_it() {
     let sleeper = Sleeper::start(1, 20, "timeout = \"20s\"").await;
     sleeper.namespace.kubectl(&["delete", "deployment", "default0", "--wait=false"]);
     sleeper.namespace.kubectl(&["delete", "pods", "--all", "--grace-period=0", "--force", "--wait=false"]);
-    sleeper
-        .harness
-        .until("the job is in the retry set", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
-        .await;
-    let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
-    let retry: Value = serde_json::from_str(&retry).unwrap();
-    assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
+    let retry = sleeper.is_retried().await;
     assert!(retry["error_message"].as_str().unwrap().contains("default0"), "{retry:#}");
 }
 
@@ -182,13 +186,7 @@ async fn a_stalled_connection_is_given_up_after_the_configured_time() {
         namespace.builder_by("default", &kubeconfig, "replicas = 2\nstall_timeout = \"12s\"\ntimeout = \"20s\"");
     let sleeper = Sleeper::start_in(harness, namespace, builders, 60).await;
     relay.stall();
-    sleeper
-        .harness
-        .until("the job is in the retry set", async || !sleeper.harness.redis.sorted_set("retry").await.is_empty())
-        .await;
-    let (retry, _) = sleeper.harness.redis.sorted_set("retry").await.remove(0);
-    let retry: Value = serde_json::from_str(&retry).unwrap();
-    assert_eq!(retry["error_class"], "Sidebake::BuilderUnavailable", "{retry:#}");
+    sleeper.is_retried().await;
     relay.pass();
 }
 

@@ -37,7 +37,7 @@ async fn worker_image(harness: &mut Harness, namespace: &Namespace) -> String {
     let files = [
         File::new("image/Dockerfile", std::fs::read(repository).unwrap()),
         File::executable("image/sidebake", std::fs::read(stripped).unwrap()),
-        File::executable("image/docker-buildx", std::fs::read(&engine().buildx).unwrap()),
+        File::executable("image/docker-buildx", std::fs::read(&world::buildx().path).unwrap()),
         File::new("image/ca-certificates.crt", std::fs::read("/etc/ssl/certs/ca-certificates.crt").unwrap()),
     ];
     let sha = harness.commit_with("sidebake", &files);

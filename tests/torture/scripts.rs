@@ -4,8 +4,10 @@ use world::Redis;
 
 use crate::relay::is_command;
 
-pub const TURN: &str = include_str!("../../src/sidekiq/turn.lua");
-pub const RECOVER: &str = include_str!("../../src/sidekiq/recover.lua");
+pub const TURN: &str =
+    concat!(include_str!("../../src/sidekiq/claims.lua"), include_str!("../../src/sidekiq/turn.lua"));
+pub const RECOVER: &str =
+    concat!(include_str!("../../src/sidekiq/claims.lua"), include_str!("../../src/sidekiq/recover.lua"));
 pub const RENEW: &str = include_str!("../../src/sidekiq/renew.lua");
 pub const ENTRIES: &str = include_str!("../../src/sidekiq/entries.lua");
 

@@ -25,6 +25,9 @@ pub(super) fn by_error_line(error: &str, evidence: Option<Evidence>, seen: &Seen
     if let Some(verdict) = too_large(line) {
         return verdict;
     }
+    if is_without_job(line) {
+        return Reason::BuilderUnavailable.into();
+    }
     match Line::parse(error) {
         Line::BuildKit(answer) => by_solve_error(answer, evidence, seen),
         Line::Buildx(line) => {
@@ -90,6 +93,18 @@ fn too_large(line: &str) -> Option<Verdict> {
     let advice = format!("a message of the build has {size} bytes; the limit is {limit}");
     Some(Verdict { advice: Some(advice), ..Reason::BuildTooLarge.into() })
 }
+
+/// Whether BuildKit has not begun the solve that buildx calls: `NotFound: forwarding Ping: no such job 68h083wyaow1`. An overloaded
+/// builder takes longer than the three seconds that BuildKit waits for it.
+fn is_without_job(line: &str) -> bool {
+    let message = without(line, NOT_FOUND);
+    let is_found = message.len() == line.len();
+    let call = message.strip_prefix("forwarding ").and_then(|rest| rest.split_once(": no such job "));
+    !is_found && call.is_some_and(|(name, _)| name.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+/// How gRPC writes that something was not found.
+const NOT_FOUND: &[&str] = &["NotFound: ", "rpc error: code = NotFound desc = "];
 
 /// How gRPC writes the code with which it refuses a message.
 const EXHAUSTED: &[&str] = &["ResourceExhausted: ", "rpc error: code = ResourceExhausted desc = "];

@@ -27,14 +27,14 @@ pub(super) async fn findings(settings: &Settings) -> Vec<Finding> {
         Ok(client) => client,
         Err(error) => return vec![Finding::new("network", Color::Red, error.to_string())],
     };
-    let proxies = Proxies::from_environment();
+    let proxies = Proxies::of_process();
     let builders = Builders::new(settings);
     let registries = registries(settings);
     let (github, git, registries, names, api_servers) = tokio::join!(
-        answer(&client, &proxies, &settings.github.api_url),
-        git_host(settings, &proxies),
-        of_registries(&client, &proxies, &registries),
-        names(settings, &proxies, &builders, &registries),
+        answer(&client, proxies, &settings.github.api_url),
+        git_host(settings, proxies),
+        of_registries(&client, proxies, &registries),
+        names(settings, proxies, &builders, &registries),
         api_servers(&builders),
     );
     let mut findings = vec![Finding::of("github api", github), Finding::of("git host", git)];

@@ -8,13 +8,16 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use super::trap::Harm;
+use super::versions::{Version, Versions};
 
 pub struct Fixture {
     pub name: &'static str,
     /// The attack's target.
     pub aim: &'static str,
-    /// The harm to a careless worker, or the reason why this version of buildx and BuildKit prevents it.
+    /// The harm to a careless worker, or the reason why buildx or BuildKit prevents it.
     pub harm: Result<Harm, &'static str>,
+    /// The versions of buildx for which this is so.
+    pub versions: Versions,
     /// The definition in the repository.
     pub file: &'static str,
     pub tree: Vec<Entry>,
@@ -95,6 +98,7 @@ impl Fixture {
             name,
             aim,
             harm: Ok(harm),
+            versions: Versions::All,
             file,
             tree: Vec::new(),
             account: "acme",
@@ -389,19 +393,21 @@ fn links() -> Vec<Fixture> {
 fn outputs() -> Vec<Fixture> {
     use Harm::Wrote;
     let output = |name, aim, output: &str| Fixture::json(name, aim, Wrote, json!({"output": [output]})).outputs();
+    // Before 0.30, buildx opened a file already in `--print`.
+    let file = |name, aim, text: &str| {
+        let built = |printed: Fixture| Fixture { is_printed_only: false, ..printed };
+        output(name, aim, text).printed_only().from((0, 30), built)
+    };
     let cache = |name, aim, cache: &str| Fixture::json(name, aim, Wrote, json!({"cache-to": [cache]}));
     vec![
         output("output_local", "a directory written on the host", "type=local,dest=@OUTSIDE@/loot"),
-        output("output_tar", "an archive opened for writing on the host", "type=tar,dest=@OUTSIDE@/loot.tar")
-            .printed_only(),
-        output("output_oci", "an image opened for writing on the host", "type=oci,dest=@OUTSIDE@/loot.oci")
-            .printed_only(),
-        output("output_docker", "the same in docker's format", "type=docker,dest=@OUTSIDE@/loot.docker").printed_only(),
-        output("output_over_file", "a file of the host overwritten", "type=tar,dest=@OUTSIDE@/secret").printed_only(),
+        file("output_tar", "an archive opened for writing on the host", "type=tar,dest=@OUTSIDE@/loot.tar"),
+        file("output_oci", "an image opened for writing on the host", "type=oci,dest=@OUTSIDE@/loot.oci"),
+        file("output_docker", "the same in docker's format", "type=docker,dest=@OUTSIDE@/loot.docker"),
+        file("output_over_file", "a file of the host overwritten", "type=tar,dest=@OUTSIDE@/secret"),
         output("output_local_behind_link", "a directory written behind a link", "type=local,dest=out/loot")
             .link("out", "@OUTSIDE@"),
-        output("output_tar_behind_link", "an archive opened for writing behind a link", "type=tar,dest=out/loot.tar")
-            .printed_only()
+        file("output_tar_behind_link", "an archive opened for writing behind a link", "type=tar,dest=out/loot.tar")
             .link("out", "@OUTSIDE@"),
         cache("cache_to_local", "a cache written on the host", "type=local,dest=@OUTSIDE@/loot"),
         cache("cache_to_local_behind_link", "a cache written behind a link", "type=local,dest=out/loot")
@@ -527,7 +533,8 @@ fn git() -> Vec<Fixture> {
     let hook = format!("#!/bin/sh\n{RUN_CANARY}\n");
     vec![
         Fixture::git("git_uploadpack", "a program, by the remote of a partial clone", ".", &format!("\tuploadpack = \"{RUN_CANARY}; false\"\n")),
-        Fixture::git("git_ssh_command", "a program, by core.sshCommand", "ssh://localhost/x", &format!("[core]\n\tsshCommand = \"{RUN_CANARY}; false\"\n")),
+        Fixture::git("git_ssh_command", "a program, by core.sshCommand", "ssh://localhost/x", &format!("[core]\n\tsshCommand = \"{RUN_CANARY}; false\"\n"))
+            .from((0, 34), |fixture| fixture.harmless("buildx gives git its own ssh command")),
         Fixture::git("git_ext", "a program, by a URL of ext::", "ext::touch @OUTSIDE@/ran", "[protocol \"ext\"]\n\tallow = always\n"),
         Fixture::git("git_proxy", "a program, by core.gitProxy", "git://localhost/x", "[core]\n\tgitProxy = ./program\n"),
         Fixture::git("git_credential_helper", "a program, by credential.helper", "http://@CANARY@/x.git", &format!("[credential]\n\thelper = \"!{RUN_CANARY}; false\"\n")),
@@ -771,12 +778,23 @@ fn rest() -> Vec<Fixture> {
             Leaked,
             json!({"policy": [{"filename": "@OUTSIDE@/secret"}]}),
         )
-        .harmless("buildx before 0.31 does not know the field"),
+        .harmless("buildx does not know the field")
+        .from((0, 31), |fixture| {
+            fixture.harmless("buildx reads policies only in the context and in its own directory")
+        }),
     ]
 }
 
 impl Fixture {
     fn harm(self, harm: Harm) -> Self {
         Self { harm: Ok(harm), ..self }
+    }
+
+    /// Describes what is different from this version of buildx on.
+    fn from(self, version: Version, newer: impl FnOnce(Self) -> Self) -> Self {
+        match world::buildx().version < version {
+            true => Self { versions: Versions::Before(version), ..self },
+            false => Self { versions: Versions::From(version), ..newer(self) },
+        }
     }
 }

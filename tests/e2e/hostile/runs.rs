@@ -184,14 +184,14 @@ impl Run<'_> {
         match wall {
             Wall::None | Wall::Policy => self.bare(),
             Wall::Environment => {
-                let mut command = Command::new(&self.range.engine.buildx);
+                let mut command = Command::new(&world::buildx().path);
                 command.env_clear().envs(&child.environment);
                 command
             }
             Wall::Kernel => {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_sidebake"));
                 command.arg(LAUNCH).arg(serde_json::to_string(&child.sandbox).unwrap());
-                command.arg(std::process::id().to_string()).arg(&self.range.engine.buildx);
+                command.arg(std::process::id().to_string()).arg(&world::buildx().path);
                 self.carelessly(&mut command, private);
                 command
             }
@@ -200,7 +200,7 @@ impl Run<'_> {
 
     /// docker-buildx with all variables of the machine.
     fn bare(&self) -> Command {
-        let mut command = Command::new(&self.range.engine.buildx);
+        let mut command = Command::new(&world::buildx().path);
         let private = self.trap.home.join("private");
         make(&private);
         self.carelessly(&mut command, &private);

@@ -46,7 +46,7 @@ pub struct Run {
     pub metadata_file: Option<PathBuf>,
     /// The pid of the child.
     pub pid: u32,
-    /// What the reporting steps found, in order.
+    /// What the reporting steps found, in order. Complete once the run has ended.
     #[serde(skip)]
     pub reports: Vec<Report>,
     /// The exit code that the child announced; none when it was killed.
@@ -163,6 +163,16 @@ impl Builder {
     pub fn ended(&self) -> usize {
         let state = self.state();
         state.runs.len() - state.running()
+    }
+
+    /// Every run so far, once so many have ended. Only then are their reports and their ends known: the builder can learn of them
+    /// after the worker has settled the job, and after the worker itself has gone.
+    ///
+    /// # Panics
+    /// After 10 s without these ends.
+    pub async fn ended_runs(&self, n: usize) -> Vec<Run> {
+        crate::wait_for("the builder to see its runs end", || self.ended() >= n).await;
+        self.runs()
     }
 
     /// Lets one more held run continue. A run that is held later finds the release too.

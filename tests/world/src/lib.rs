@@ -9,6 +9,7 @@
 
 mod app;
 mod builder;
+mod buildx;
 pub mod definition;
 mod endless;
 mod faults;
@@ -33,6 +34,7 @@ use std::time::{Duration, Instant};
 
 pub use app::App;
 pub use builder::{Builder, Report, Run, install};
+pub use buildx::{Buildx, buildx};
 pub use endless::{Endless, Pace};
 pub use faults::Faults;
 pub use git::{GitHost, GitRequest, Pack};
@@ -48,7 +50,7 @@ pub use registry::{Content, Registry, ServedImage, tar};
 pub use repository::{File, Repository};
 pub use script::{Script, Step, image_digest};
 pub use tokens::{Grant, Reach, Tokens};
-pub use worker::{Home, Worker, sidebake, text};
+pub use worker::{Home, Worker, sidebake, sidebake_on, text};
 
 /// Waits until `condition` holds, and checks it every 10 ms.
 ///

@@ -201,6 +201,13 @@ pub fn sidebake(binary: &str) -> Command {
     command
 }
 
+/// The same as on a kernel with an older Landlock; see `older-kernel`.
+pub fn sidebake_on(kernel: &str, binary: &str) -> Command {
+    let mut command = sidebake(Path::new(binary).with_file_name("older-kernel").to_str().unwrap());
+    command.args([kernel, binary]);
+    command
+}
+
 fn lines_of(log: &str, event: &str) -> Vec<String> {
     let field = format!("event=\"{event}\"");
     log.lines().filter(|line| line.contains(&field)).map(str::to_owned).collect()

@@ -181,7 +181,7 @@ fn what_means_the_same_gets_the_same_verdict() {
     let accounts = settings::Accounts { policy: pinned, ..settings::Accounts::default() };
     let worktree = worktree();
     let verdict = |targets: &Value, build: &Build| {
-        let validated = police_in(worktree.path(), &accounts, build, targets.clone());
+        let validated = validate_in(worktree.path(), &accounts, build, targets.clone());
         // Texts that are kept as they were written are left out.
         let meant = |validated: Validated| {
             validated.targets.into_values().map(|mut target| {

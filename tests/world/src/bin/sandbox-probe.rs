@@ -12,7 +12,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
@@ -362,6 +362,8 @@ fn sockets(table: &mut Table, ground: &Ground) {
     table.tell("connect to a Unix socket", UnixStream::connect(&ground.socket).map(drop));
     let name = SocketAddr::from_abstract_name(&ground.abstract_socket).unwrap();
     table.tell("connect to an abstract Unix socket", UnixStream::connect_addr(&name).map(drop));
+    table.tell("make a pair of Unix streams", UnixStream::pair().map(drop));
+    table.tell("make a pair of datagram sockets", UnixDatagram::pair().map(drop));
 }
 
 fn address(ground: &Ground) -> libc::sockaddr_in {
@@ -403,6 +405,8 @@ fn processes(table: &mut Table, ground: &Ground) {
     table.tell("send a signal to another child", tried(libc::SYS_kill, [sibling, 0, 0, 0, 0, 0]));
     table.tell("send a signal to everybody", tried(libc::SYS_kill, [-1_isize as usize, 0, 0, 0, 0, 0]));
     table.tell("send a signal to a thread of the worker", tried(libc::SYS_tgkill, [worker, worker, 0, 0, 0, 0]));
+    table.tell("signal the worker as the owner of a file", own_by_file(worker));
+    table.tell("signal the worker as the owner of a socket", own_by_socket(worker));
     let pidfd = opened(libc::SYS_pidfd_open, [sibling, 0, 0, 0, 0, 0]).unwrap();
     let pidfd = pidfd.as_raw_fd() as usize;
     table.tell("send a signal by a descriptor", tried(libc::SYS_pidfd_send_signal, [pidfd, 0, 0, 0, 0, 0]));
@@ -435,6 +439,36 @@ fn processes(table: &mut Table, ground: &Ground) {
     );
     table.tell("make a shared memory segment", tried(libc::SYS_shmget, [0, 0, 0, 0, 0, 0]));
     table.tell("make a message queue", tried(libc::SYS_mq_open, [0, 0, 0, 0, 0, 0]));
+}
+
+/// Makes a process the owner of a file, which gets a signal of choice when the file is ready. The file here never is.
+fn own_by_file(process: usize) -> Result<()> {
+    let null = File::open("/dev/null")?;
+    let command =
+        |command: usize, value: usize| tried(libc::SYS_fcntl, [null.as_raw_fd() as usize, command, value, 0, 0, 0]);
+    let (set_signal, set_owner_ex) = (10, 15);
+    let owner = [1, i32::try_from(process).unwrap()]; // F_OWNER_PID
+    let outcomes = [
+        command(libc::F_SETOWN as usize, process),
+        command(set_signal, libc::SIGTERM as usize),
+        command(set_owner_ex, owner.as_ptr() as usize),
+    ];
+    one_of(outcomes)
+}
+
+/// The same by the commands of sockets.
+fn own_by_socket(process: usize) -> Result<()> {
+    let (socket, _other) = UnixStream::pair()?;
+    let owner = i32::try_from(process).unwrap();
+    let fiosetown_and_siocspgrp = [0x8901, 0x8902];
+    one_of(fiosetown_and_siocspgrp.map(|command| {
+        tried(libc::SYS_ioctl, [socket.as_raw_fd() as usize, command, (&raw const owner) as usize, 0, 0, 0])
+    }))
+}
+
+/// Success if one of them succeeded.
+fn one_of<const N: usize>(outcomes: [Result<()>; N]) -> Result<()> {
+    outcomes.into_iter().reduce(|one, other| one.or(other)).unwrap()
 }
 
 fn system(table: &mut Table, own: &Path) {

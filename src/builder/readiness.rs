@@ -1,0 +1,92 @@
+//! The wait of builds until their builder has a pod for them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::access::PLUGIN;
+use super::cluster::{ClusterError, Goal, Survey};
+use super::session::Pods;
+use super::{AGAIN, Builder, BuilderError};
+use crate::bake::Location;
+use crate::sandbox::Sockets;
+
+/// How often a builder that is not ready is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a builder is not ready until its log says so. A pod that starts is often ready before.
+const TELL_AFTER: Duration = Duration::from_secs(2);
+
+impl Builder {
+    /// Waits until a pod is ready, and gives the bake access to the API server.
+    pub(super) async fn admit(
+        &self,
+        location: &mut Location,
+        kubeconfig: PathBuf,
+        deadline: Instant,
+    ) -> Result<Pods, BuilderError> {
+        let survey = self.wait_for(Goal::Ready, deadline).await?;
+        // Looked up after the wait: credentials from before may have expired.
+        let access = self.try_access(deadline).await.map_err(|error| self.wrong(error))?;
+        let api = access.addresses().await;
+        self.write_kubeconfig(&access, &kubeconfig)?;
+        location.sockets = Sockets::Tcp([access.port()].into_iter().chain(self.proxies.ports()).collect());
+        // The kubeconfig names the proxy of the API server, if it has one.
+        location.environment.extend(self.proxies.variables([access.host()]));
+        location.environment.insert("KUBECONFIG".into(), kubeconfig.display().to_string());
+        location.files.push(kubeconfig.clone());
+        let n_wanted = survey.n_wanted();
+        Ok(Pods { before: survey.pods, n_wanted, api, kubeconfig, access: tokio::sync::Mutex::new(access) })
+    }
+
+    /// Waits until all pods are ready and have the last change.
+    pub(super) async fn rolled_out(&self) -> Result<(), BuilderError> {
+        self.wait_for(Goal::RolledOut, Instant::now() + self.settings.timeout).await.map(drop)
+    }
+
+    /// Looks at the Deployment until it is as wished. A state that passes ends the wait only at the deadline: a Deployment that
+    /// is missing, scaled to nothing, rolled out or not ready, and an API server that does not answer.
+    pub(super) async fn wait_for(&self, goal: Goal, deadline: Instant) -> Result<Survey, BuilderError> {
+        let started = Instant::now();
+        // However short the wait may be, a look has the time that it takes.
+        let patience = deadline.max(started + PLUGIN);
+        let mut is_first = true;
+        loop {
+            // However many builds wait, one looks at a time. When it sees a ready pod, the others look at once.
+            let _turn = if is_first { None } else { timeout_at(deadline, self.turn.lock()).await.ok() };
+            is_first = false;
+            let waited = started.elapsed();
+            let error = match self.try_ask(patience, |cluster| async move { cluster.reach(goal, waited).await }).await {
+                Ok(survey) => {
+                    self.note_ready();
+                    return Ok(survey);
+                }
+                Err(error) => error,
+            };
+            if Instant::now() >= deadline || !error.may_pass() {
+                return Err(self.wrong(error));
+            }
+            let pause = if error.is_away() { AGAIN } else { LOOK };
+            if waited >= TELL_AFTER && !error.is_away() {
+                self.note_wait(&error);
+            }
+            sleep(pause).await;
+        }
+    }
+
+    /// Logs once that builds wait.
+    fn note_wait(&self, error: &ClusterError) {
+        if self.wait.begins(Instant::now()) {
+            let builder = &self.name;
+            tracing::warn!(event = "builder_not_ready", builder, %error, "the builder is not ready; its builds wait");
+        }
+    }
+
+    fn note_ready(&self) {
+        if let Some(waited) = self.wait.ends(Instant::now()) {
+            let (builder, downtime_s) = (&self.name, waited.as_secs());
+            tracing::info!(event = "builder_ready", builder, downtime_s, "the builder is ready again");
+        }
+    }
+}

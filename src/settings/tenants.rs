@@ -1,0 +1,111 @@
+//! `[tenants]`: how accounts share the workers.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::NamePattern;
+use crate::field_error::{FieldError, refuse};
+
+/// The largest window. Each turn under contention reads one from Redis.
+const MAX_WINDOW: usize = 1000;
+
+/// How accounts share the workers. The tenant of a job is its account; of a job that carries only an id, what `tenant` of its class
+/// points to, else the class.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tenants {
+    /// Whether tenants share the slots of the fleet when more jobs wait than slots are free. Without it and
+    /// without any limit, jobs begin in the order of their queue.
+    pub fair: bool,
+    /// Number of jobs at the head of a queue among which a worker chooses. Of the jobs behind them, one worker at a time looks for
+    /// tenants that have none in front.
+    pub window: usize,
+    /// Shares, by tenant: a tenant of weight 4 gets four times the slots of a tenant of weight 1, the default. The most specific
+    /// pattern counts.
+    pub weights: BTreeMap<NamePattern, f64>,
+    /// Builds of a tenant at once, in the whole fleet. The most specific pattern counts.
+    pub limits: BTreeMap<NamePattern, u32>,
+    /// Builds of one repository at once, in the whole fleet, by tenant.
+    pub limits_per_repository: BTreeMap<NamePattern, u32>,
+}
+
+impl Default for Tenants {
+    fn default() -> Self {
+        Self {
+            fair: true,
+            window: 128,
+            weights: BTreeMap::new(),
+            limits: BTreeMap::new(),
+            limits_per_repository: BTreeMap::new(),
+        }
+    }
+}
+
+impl Tenants {
+    /// The share of a tenant, relative to 1.
+    pub fn weight_of(&self, tenant: &str) -> f64 {
+        NamePattern::most_specific(&self.weights, tenant).map_or(1.0, |(_, weight)| *weight)
+    }
+
+    /// How many builds of a tenant may run at once.
+    pub fn limit_of(&self, tenant: &str) -> Option<u32> {
+        NamePattern::most_specific(&self.limits, tenant).map(|(_, limit)| *limit)
+    }
+
+    /// How many builds of one repository of a tenant may run at once.
+    pub fn limit_per_repository_of(&self, tenant: &str) -> Option<u32> {
+        NamePattern::most_specific(&self.limits_per_repository, tenant).map(|(_, limit)| *limit)
+    }
+
+    /// Whether there is any limit.
+    pub fn has_limits(&self) -> bool {
+        !self.limits.is_empty() || !self.limits_per_repository.is_empty()
+    }
+
+    pub(super) fn check(&self) -> Result<(), FieldError> {
+        if !(1..=MAX_WINDOW).contains(&self.window) {
+            return refuse("tenants.window", format!("must be from 1 to {MAX_WINDOW}"));
+        }
+        for (pattern, weight) in &self.weights {
+            if !(0.001..=1000.0).contains(weight) {
+                return refuse(format!("tenants.weights.{pattern}"), "must be from 0.001 to 1000");
+            }
+        }
+        for (name, limits) in [("limits", &self.limits), ("limits_per_repository", &self.limits_per_repository)] {
+            if let Some((pattern, _)) = limits.iter().find(|(_, limit)| **limit == 0) {
+                let message = "must be at least 1: with 0, the builds of these tenants would wait forever";
+                return refuse(format!("tenants.{name}.{pattern}"), message);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_specific_pattern_counts() {
+        let named = |entries: &[(&str, u32)]| entries.iter().map(|(name, n)| (NamePattern::new(*name), *n)).collect();
+        let tenants = Tenants { limits: named(&[("*", 5), ("free-*", 1), ("free-acme", 9)]), ..Tenants::default() };
+        for (tenant, limit) in [("acme", 5), ("free-x", 1), ("free-acme", 9), ("FREE-X", 1)] {
+            assert_eq!(tenants.limit_of(tenant), Some(limit), "{tenant}");
+        }
+        assert_eq!(Tenants::default().limit_of("acme"), None);
+    }
+
+    #[test]
+    fn a_limit_that_no_build_can_meet_and_a_useless_weight_are_refused() {
+        let one = |value| BTreeMap::from([(NamePattern::new("free-*"), value)]);
+        let refused = |tenants: Tenants| tenants.check().expect_err("refused").to_string();
+        assert!(refused(Tenants { limits: one(0), ..Tenants::default() }).contains("tenants.limits.free-*"));
+        for weight in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let weights = BTreeMap::from([(NamePattern::new("a"), weight)]);
+            assert!(refused(Tenants { weights, ..Tenants::default() }).contains("tenants.weights.a"), "{weight}");
+        }
+        assert!(refused(Tenants { window: 0, ..Tenants::default() }).contains("tenants.window"));
+        assert!(Tenants { limits: one(1), ..Tenants::default() }.check().is_ok());
+    }
+}

@@ -1,0 +1,204 @@
+//! What custody knows of contention: the heads of queues with more jobs than free slots, and how tenants stand.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::fair::{self, Standing};
+use super::inflight::{Token, UnitOfWork};
+use super::tenant::{self, Candidate};
+use super::turn::{Contended, Known, Sharing, Window};
+use crate::settings::{Jobs, Tenants};
+
+/// How long a window may be used. Under load each turn brings the next one, and a turn takes a millisecond.
+const FRESH: Duration = Duration::from_millis(50);
+
+/// How long a job runs without a claim when it began without contention. Most turns carry the claims of earlier ones along.
+const UNCLAIMED: Duration = Duration::from_millis(20);
+
+/// How many turns in a row may take nothing before custody pauses, and how long. Pauses double. They are random, so that workers do not
+/// choose the same jobs at the same time again.
+const PATIENCE: u32 = 3;
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// How many candidates a turn names beyond twice its slots. Other workers take some of them meanwhile.
+const SPARE: usize = 8;
+
+/// The least that a job is charged, in seconds. As in `claims.lua`.
+const LEAST_CHARGE_S: f64 = 1.0;
+
+/// How far the charge follows a job that took less, and one that took more. It stays near the short jobs: what a job takes beyond its
+/// charge is paid at its end, but a tenant that was charged too much may lose the difference to the clock.
+const DOWN: f64 = 0.1;
+const UP: f64 = 0.02;
+
+/// What custody knows of contention.
+#[derive(Debug)]
+pub(super) struct Contention {
+    jobs: Jobs,
+    tenants: Tenants,
+    standing: Standing,
+    windows: Vec<(String, Vec<Arc<Candidate>>)>,
+    /// The jobs of the last windows, which most of the next ones have too.
+    read: HashMap<Arc<[u8]>, Arc<Candidate>>,
+    seen_at: Instant,
+    /// Jobs that began without a claim, since when.
+    unclaimed: BTreeMap<Token, (Arc<[u8]>, Instant)>,
+    /// How long a short job takes here; `None` until one has ended.
+    short_s: Option<f64>,
+    /// Turns in a row that saw waiting jobs and took none.
+    n_fruitless: u32,
+}
+
+impl Contention {
+    pub(super) fn new(jobs: Jobs, tenants: Tenants) -> Self {
+        Self {
+            jobs,
+            tenants,
+            standing: Standing::default(),
+            windows: Vec::new(),
+            read: HashMap::new(),
+            seen_at: Instant::now(),
+            unclaimed: BTreeMap::new(),
+            short_s: None,
+            n_fruitless: 0,
+        }
+    }
+
+    /// What a job is charged when it begins.
+    fn charge_s(&self) -> f64 {
+        self.short_s.unwrap_or(LEAST_CHARGE_S)
+    }
+
+    fn contended(&self) -> Contended {
+        match (self.tenants.has_limits(), self.tenants.fair) {
+            (true, _) => Contended::Always,
+            (false, true) => Contended::WithoutRoom,
+            (false, false) => Contended::Never,
+        }
+    }
+
+    /// What the next turn says of tenants, for so many free slots. Uses up what is known of windows.
+    pub(super) fn sharing(&mut self, n_slots: usize, now: Instant) -> Sharing {
+        let contended = self.contended();
+        if contended == Contended::Never {
+            return Sharing::default();
+        }
+        let windows = std::mem::take(&mut self.windows);
+        let claims = windows.iter().flat_map(|(_, window)| window).map(|candidate| &candidate.claim);
+        let tenants: BTreeSet<&String> = claims.clone().map(|claim| &claim.tenant).collect();
+        let counters: BTreeSet<&String> =
+            claims.flat_map(|claim| &claim.counters).map(|counter| &counter.name).collect();
+        let is_fresh = n_slots > 0 && now.duration_since(self.seen_at) < FRESH;
+        let decided = windows.iter().filter(|_| is_fresh).map(|(queue, window)| {
+            let next = fair::next(window, &self.standing, self.charge_s(), 2 * n_slots + SPARE);
+            (queue.clone(), next.into_iter().cloned().collect())
+        });
+        Sharing {
+            contended,
+            window: self.tenants.window,
+            decided: decided.collect(),
+            tenants: tenants.into_iter().cloned().collect(),
+            counters: counters.into_iter().cloned().collect(),
+            begun: self.due_claims(now),
+            charge_s: self.charge_s(),
+        }
+    }
+
+    /// Takes what a turn found. Returns when to take the next turn: at once, after a pause when nothing may be taken of what waits, or
+    /// `None` when nothing waits.
+    pub(super) fn take_in(
+        &mut self,
+        sharing: &Sharing,
+        windows: Vec<Window>,
+        known: Option<Known>,
+        n_fetched: usize,
+    ) -> Option<Duration> {
+        if n_fetched > 0 || windows.is_empty() {
+            self.n_fruitless = 0;
+        }
+        if windows.is_empty() {
+            return None;
+        }
+        let before = std::mem::take(&mut self.read);
+        for window in windows {
+            let candidates = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
+            self.windows.push((window.queue, candidates));
+        }
+        // Reading them may take a while.
+        self.seen_at = Instant::now();
+        let Known { clock, times, counts } = known.unwrap_or_default();
+        self.standing = Standing {
+            clock,
+            times: sharing.tenants.iter().cloned().zip(times).collect(),
+            running: sharing.counters.iter().cloned().zip(counts).collect(),
+        };
+        self.pause_after(sharing, n_fetched)
+    }
+
+    fn candidate(&mut self, text: Arc<[u8]>, before: &HashMap<Arc<[u8]>, Arc<Candidate>>) -> Arc<Candidate> {
+        let known = self.read.get(&text).or_else(|| before.get(&text)).cloned();
+        let candidate = known.unwrap_or_else(|| Arc::new(tenant::read(&text, &self.jobs, &self.tenants)));
+        self.read.entry(text).or_insert(candidate).clone()
+    }
+
+    fn pause_after(&mut self, sharing: &Sharing, n_fetched: usize) -> Option<Duration> {
+        if self.windows.iter().all(|(_, window)| window.is_empty()) {
+            return None;
+        }
+        // Queues behind an undecided one have not been asked, and the next turn decides it.
+        let is_decided = |queue: &String| sharing.decided.iter().any(|(decided, _)| decided == queue);
+        if !self.windows.iter().all(|(queue, _)| is_decided(queue)) {
+            return Some(Duration::ZERO);
+        }
+        if n_fetched == 0 {
+            self.n_fruitless += 1;
+        }
+        // A choice can come to nothing: other workers were faster, or a job has to wait until nothing else runs.
+        let may_any =
+            || self.windows.iter().any(|(_, window)| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty());
+        if self.n_fruitless < PATIENCE && may_any() {
+            return Some(Duration::ZERO);
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.n_fruitless.min(10)).min(LONGEST_PAUSE);
+        Some(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0))
+    }
+
+    /// Notes the jobs that a turn fetched. Those that were candidates have their claims.
+    pub(super) fn begin(&mut self, sharing: &Sharing, units: &[UnitOfWork], now: Instant) {
+        if self.contended() == Contended::Never {
+            return;
+        }
+        for (token, _) in &sharing.begun {
+            self.unclaimed.remove(token);
+        }
+        let candidates = sharing.decided.iter().flat_map(|(_, candidates)| candidates);
+        let claimed: HashSet<&[u8]> = candidates.map(|candidate| &*candidate.text).collect();
+        let unclaimed = units.iter().filter(|unit| !claimed.contains(&*unit.text));
+        self.unclaimed.extend(unclaimed.map(|unit| (unit.token.clone(), (Arc::clone(&unit.text), now))));
+    }
+
+    /// Forgets a job that has ended, after it ran for so long.
+    pub(super) fn end(&mut self, token: &Token, took: Option<Duration>) {
+        self.unclaimed.remove(token);
+        if let Some(took) = took {
+            let took_s = took.as_secs_f64().max(LEAST_CHARGE_S);
+            let follow = |short_s: f64| short_s + if took_s < short_s { DOWN } else { UP } * (took_s - short_s);
+            self.short_s = Some(self.short_s.map_or(took_s, follow));
+        }
+    }
+
+    /// When the claims of jobs are due that began without one.
+    pub(super) fn claims_due(&self) -> Option<Instant> {
+        self.unclaimed.values().map(|(_, since)| *since + UNCLAIMED).min()
+    }
+
+    /// The claims that are due. They are due again until a turn has taken them.
+    fn due_claims(&self, now: Instant) -> Vec<(Token, tenant::Claim)> {
+        let due = self.unclaimed.iter().filter(|(_, (_, since))| now.duration_since(*since) >= UNCLAIMED);
+        due.map(|(token, (text, _))| (token.clone(), tenant::read(text, &self.jobs, &self.tenants).claim)).collect()
+    }
+}

@@ -1,0 +1,202 @@
+//! The tenant of a job, read from its text before the job is taken.
+//!
+//! Reads what a job says of itself, without Rails. A text whose account cannot be read belongs to the tenant `unknown`, so that it is
+//! neither lost nor in anybody's way.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::payload::Payload;
+use crate::bounds;
+use crate::hex;
+use crate::job::arguments::{self, Arguments};
+use crate::settings::{JobClass, Jobs, PROBE, Tenants};
+
+/// The tenant of texts whose account cannot be read.
+pub const UNKNOWN: &str = "unknown";
+
+/// The longest name that is kept whole. A longer one ends in a hash.
+const LONGEST: usize = 128;
+
+/// A waiting job, as the choice sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// Its text, by which it is taken.
+    pub text: Arc<[u8]>,
+    /// What it counts for while it runs.
+    pub claim: Claim,
+    /// Orders the jobs of one tenant, the highest first.
+    pub priority: i64,
+}
+
+/// What a job counts for while it runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// The tenant.
+    pub tenant: String,
+    /// The share of the tenant, relative to 1.
+    pub weight: f64,
+    /// The counters of running jobs that it is in.
+    pub counters: Vec<Counter>,
+}
+
+/// A number of running jobs in the whole fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// Its field in `sidebake:running`.
+    pub name: String,
+    /// How high it may become.
+    pub limit: Option<u32>,
+}
+
+/// The counter of a tenant's running jobs.
+pub fn counter(tenant: &str) -> String {
+    format!("tenant {tenant}")
+}
+
+/// The tenant of such a counter.
+pub fn of_counter(counter: &str) -> Option<&str> {
+    counter.strip_prefix("tenant ")
+}
+
+/// Reads a waiting job. A text of more than [`bounds::WINDOW`] is not read: it would take long, and custody waits for it.
+pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
+    let is_read = text.len() <= bounds::WINDOW;
+    let payload = is_read.then(|| Payload::parse_shared(text).ok()).flatten();
+    let owned = payload.map(|payload| Owned::of(&payload, jobs)).unwrap_or_default();
+    let tenant = named(owned.tenant.as_deref().unwrap_or(UNKNOWN));
+    let mut counters = vec![Counter { name: counter(&tenant), limit: tenants.limit_of(&tenant) }];
+    if let (Some(repository), Some(limit)) = (&owned.repository, tenants.limit_per_repository_of(&tenant)) {
+        counters.push(Counter { name: format!("repository {}", named(repository)), limit: Some(limit) });
+    }
+    let weight = tenants.weight_of(&tenant);
+    Candidate { text: Arc::clone(text), claim: Claim { tenant, weight, counters }, priority: owned.priority }
+}
+
+/// What a job says of whom it is for.
+#[derive(Default)]
+struct Owned {
+    tenant: Option<String>,
+    repository: Option<String>,
+    priority: i64,
+}
+
+impl Owned {
+    fn of(payload: &Payload, jobs: &Jobs) -> Self {
+        let class = jobs.classes.get(&payload.class).filter(|_| payload.class != PROBE);
+        let args = payload.arguments().unwrap_or_default();
+        match class {
+            Some(class) if class.is_resolved() => {
+                let tenant = class.tenant.as_ref().and_then(|pointer| text_at(&args, pointer));
+                Self { tenant: tenant.or_else(|| Some(payload.class.clone())), ..Self::default() }
+            }
+            // A probe has the fields of a native request.
+            Some(class) => Self::of_request(class, &args),
+            None if payload.class == PROBE => Self::of_request(&JobClass::default(), &args),
+            None => Self { tenant: Some(payload.class.clone()), ..Self::default() },
+        }
+    }
+
+    fn of_request(class: &JobClass, args: &Arguments) -> Self {
+        let fields = arguments::fields(class, args, &["account", "repository", "priority"]);
+        let text = |name: &str| fields.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        let repository = text("repository").filter(|repository| repository.contains('/'));
+        let owner = repository.and_then(|repository| repository.split('/').next());
+        Self {
+            tenant: text("account").or(owner).map(str::to_owned),
+            repository: repository.map(str::to_owned),
+            priority: fields.get("priority").and_then(Value::as_i64).unwrap_or(0),
+        }
+    }
+}
+
+fn text_at(args: &Arguments, pointer: &str) -> Option<String> {
+    match args.find(pointer).ok()?? {
+        Value::String(text) if !text.is_empty() => Some(text),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// The name as it is in Redis: in lower case, since GitHub's names have no case, in one line, and not too long.
+fn named(name: &str) -> String {
+    let lower: String = name.trim().to_lowercase();
+    let is_plain = !lower.is_empty() && lower.len() <= LONGEST && !lower.contains(|c: char| c.is_control());
+    if is_plain {
+        return lower;
+    }
+    let start: String = lower.chars().filter(|c| !c.is_control()).take(LONGEST / 8).collect();
+    let digest = sha1_smol::Sha1::from(lower.as_bytes()).digest().bytes();
+    format!("{start}~{}", hex::encode(&digest[..8]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::settings::NamePattern;
+
+    fn tenant_of(job: &Value, jobs: &Jobs) -> Candidate {
+        let one = |name: &str, limit| BTreeMap::from([(NamePattern::new(name), limit)]);
+        let tenants = Tenants { limits: one("*", 5), limits_per_repository: one("acme", 2), ..Tenants::default() };
+        read(&Arc::from(job.to_string().as_bytes()), jobs, &tenants)
+    }
+
+    fn build(request: Value) -> Value {
+        json!({"class": "BuildJob", "jid": "j", "args": [request]})
+    }
+
+    #[test]
+    fn the_tenant_is_the_account_else_the_owner() {
+        let jobs = Jobs::default();
+        for (request, tenant) in [
+            (json!({"account": "Acme", "repository": "o/r"}), "acme"),
+            (json!({"repository": "Owner/r"}), "owner"),
+            (json!({"account": "", "repository": "o/r"}), "o"),
+            (json!({"account": 7, "repository": "o/r"}), "o"),
+            (json!({"repository": "r"}), UNKNOWN),
+            (json!({}), UNKNOWN),
+            (json!("text"), UNKNOWN),
+        ] {
+            assert_eq!(tenant_of(&build(request.clone()), &jobs).claim.tenant, tenant, "{request}");
+        }
+        let active = json!({"class": "Sidekiq::ActiveJob::Wrapper", "wrapped": "BuildJob", "jid": "j",
+            "args": [{"job_class": "BuildJob", "arguments": [{"account": "acme", "repository": "o/r"}]}]});
+        assert_eq!(tenant_of(&active, &jobs).claim.tenant, "acme");
+        assert_eq!(tenant_of(&json!({"class": "Other", "args": []}), &jobs).claim.tenant, "other");
+        assert_eq!(read(&Arc::from(&b"{not json"[..]), &jobs, &Tenants::default()).claim.tenant, UNKNOWN);
+        let long = build(json!({"account": "acme", "variables": {"X": "x".repeat(bounds::WINDOW)}}));
+        assert_eq!(tenant_of(&long, &jobs).claim.tenant, UNKNOWN);
+    }
+
+    #[test]
+    fn a_mapped_class_and_a_class_with_an_id_have_their_own_way() {
+        let classes = json!({
+            "Mapped": {"arguments": "mapped", "map": {"repository": "/0", "account": "/1/owner", "priority": "/2"}},
+            "ById": {"arguments": "resolved", "resolve": {"url": "x"}},
+            "ByPair": {"arguments": "resolved", "resolve": {"url": "x"}, "tenant": "/1"},
+        });
+        let jobs = Jobs { classes: serde_json::from_value(classes).expect("classes"), ..Jobs::default() };
+        let mapped = tenant_of(&json!({"class": "Mapped", "args": ["o/r", {"owner": "acme"}, 7]}), &jobs);
+        assert_eq!((mapped.claim.tenant.as_str(), mapped.priority), ("acme", 7));
+        let counters: Vec<_> = mapped.claim.counters.iter().map(|c| (c.name.as_str(), c.limit)).collect();
+        assert_eq!(counters, [("tenant acme", Some(5)), ("repository o/r", Some(2))]);
+        for (args, tenant) in [(json!([4, "acme"]), "acme"), (json!([4, 17]), "17"), (json!([4]), "bypair")] {
+            assert_eq!(tenant_of(&json!({"class": "ByPair", "args": args}), &jobs).claim.tenant, tenant);
+        }
+        assert_eq!(tenant_of(&json!({"class": "ById", "args": [4]}), &jobs).claim.tenant, "byid");
+    }
+
+    #[test]
+    fn a_name_is_one_short_line() {
+        let (long, other) = ("x".repeat(10_000), "x".repeat(9_999));
+        let names = [long.as_str(), &other, "a\nb", "a b", " padded "].map(named);
+        assert!(names.iter().all(|name| name.len() <= LONGEST && !name.contains('\n') && !name.starts_with(' ')));
+        assert_ne!(names[0], names[1]);
+        assert_eq!(&names[3..], ["a b", "padded"]);
+    }
+}
