@@ -52,6 +52,8 @@ pub enum Event {
         /// The step and the cause.
         step: Box<NotCached>,
     },
+    /// A newer job ended this one.
+    Superseded(Newer),
     /// Bytes of build context that a run of docker-buildx sent.
     ContextSent {
         /// Of all contexts.
@@ -198,6 +200,15 @@ impl Moment {
     }
 }
 
+/// The newer job that ended this one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Newer {
+    /// Sidekiq's id of the job.
+    pub jid: String,
+    /// As in the job: a string or a number; null when the job says none, or only Rails knows it.
+    pub build_id: Option<Value>,
+}
+
 /// How a build ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -208,6 +219,8 @@ pub enum Status {
     Failed,
     /// It was cancelled.
     Cancelled,
+    /// A newer job builds the same.
+    Superseded,
 }
 
 impl Status {
@@ -217,6 +230,7 @@ impl Status {
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
             Self::Cancelled => "cancelled",
+            Self::Superseded => "superseded",
         }
     }
 }

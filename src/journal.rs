@@ -139,6 +139,7 @@ fn log(event: &Event) {
         Event::BuildId(_)
         | Event::Commit { .. }
         | Event::TargetEnded(_)
+        | Event::Superseded(_)
         | Event::ContextSent { .. }
         | Event::NoticeLeftOut
         | Event::Ended { .. } => {}

@@ -250,6 +250,7 @@ impl LogRecord {
             },
             Event::BuildId(_)
             | Event::StepOutput { .. }
+            | Event::Superseded(_)
             | Event::ContextSent { .. }
             | Event::Fetching { .. }
             | Event::NotCached { .. } => return None,

@@ -24,13 +24,13 @@ use crate::rails::{self, Resolver};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::redis::Redis;
 use crate::report::Report;
-use crate::settings::{Jobs, PROBE, Timestamps};
+use crate::settings::{Jobs, PROBE, Tenants, Timestamps};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::metrics::Metrics;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
 use crate::sidekiq::settlement::{Effect, Settlement};
-use crate::sidekiq::{Identity, shown};
+use crate::sidekiq::{Identity, newest, shown, tenant};
 
 use disposition::run_end;
 use job::Job;
@@ -48,6 +48,8 @@ const LAST_UPLOAD: Duration = Duration::from_millis(500);
 pub struct Processor {
     /// Which jobs are taken, and how they are retried.
     pub jobs: Jobs,
+    /// Which jobs build the same.
+    pub tenants: Tenants,
     /// Asks Rails for the builds of jobs that carry only an id.
     pub resolver: Resolver,
     /// The integrations of a build.
@@ -83,6 +85,10 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         tracing::error!(event = "malformed_job", queue = unit.queue, jid, error = flaw, "malformed job not run");
     }
     running.iteration.begin_job(&processor.jobs, &payload);
+    if newest::is_on(&processor.jobs, &processor.tenants) {
+        let candidate = tenant::read(&unit.text, &processor.jobs, &processor.tenants);
+        candidate.edition.into_iter().for_each(|edition| running.iteration.take_part(edition));
+    }
     let span = tracing::info_span!("job", jid);
     // A job that is poison, or was cancelled while it waited, ends without a start.
     if !running.iteration.is_waiting() {
@@ -151,6 +157,7 @@ async fn run_job(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
         return Err(Failure::new(Reason::InvalidArguments, flaw).into());
     }
     if payload.class == PROBE && processor.jobs.probe {
+        job.look_for_newer(&processor.redis).await?;
         return probe::probe(&job).await;
     }
     // On the heap: the future has many kilobytes, which would move from task to task with every job.
@@ -202,6 +209,9 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
         is_over: is_over && !job.running.reclaimed.is_cancelled(),
         log_url,
     };
+    if let (AttemptOutcome::Stopped(Cause::Superseded), Some(newer)) = (outcome, job.running.iteration.newer()) {
+        job.journal.emit(Event::Superseded(newer.clone()));
+    }
     let log_url = archive(processor, job, &ended(None)).await;
     job.journal.emit(ended(log_url));
     let is_reclaimed = job.running.reclaimed.is_cancelled();

@@ -177,6 +177,9 @@ reasons! {
     /// The build was cancelled.
     Cancelled = "cancelled", Control, "The build was cancelled.",
         "Nothing.";
+    /// A newer job of the same account, repository and ref, or with the same `supersede_key`, was enqueued.
+    Superseded = "superseded", Control, "A newer build of the same branch replaced this one.",
+        "Nothing. The newer build has its own result.";
     /// The job was fetched after its `expiry`.
     Expired = "expired", Control, "The build request expired before the build started.",
         "Enqueue the build again. Add workers when this happens often.";
@@ -288,6 +291,8 @@ pub enum Cause {
     Reclaimed,
     /// The build was cancelled.
     Cancelled,
+    /// A newer job builds the same.
+    Superseded,
     /// The build reached its time limit.
     TimedOut {
         /// The limit.
@@ -304,6 +309,7 @@ impl Cause {
                 Failure::new(Reason::Interrupted, "Redis no longer had the job in flight at this worker")
             }
             Self::Cancelled => Failure::new(Reason::Cancelled, ""),
+            Self::Superseded => Failure::new(Reason::Superseded, ""),
             Self::TimedOut { limit } => Failure::new(Reason::TimedOut, format!("the limit is {} s", limit.as_secs())),
         }
     }

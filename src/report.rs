@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::event::{Event, Phase, Warning, millis};
 use crate::reason::Reason;
 
-pub use crate::event::{CacheMiss, ImageDigest, Moment, NotCached, Placement, Status, TargetReport};
+pub use crate::event::{CacheMiss, ImageDigest, Moment, Newer, NotCached, Placement, Status, TargetReport};
 
 /// The result of one attempt: what the processor knows beforehand, and a fold over the attempt's events.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -51,6 +51,8 @@ pub struct Report {
     pub warnings: Vec<Warning>,
     /// Messages for the customer, such as replaced fields.
     pub notices: Vec<String>,
+    /// The newer job, when `status` is `superseded`; otherwise null.
+    pub superseded_by: Option<Newer>,
     /// Where the whole log of the attempt is archived; null without an archive, and when it did not take the log.
     pub log_url: Option<String>,
     /// How many further notices the last one counts.
@@ -76,6 +78,7 @@ impl Report {
             Event::BuildId(build_id) => self.build_id.clone_from(build_id),
             Event::PhaseEnded(phase, took) => *self.timings.of(*phase) += *took,
             Event::Placed(placement) => self.placement = Some(placement.clone()),
+            Event::Superseded(newer) => self.superseded_by = Some(newer.clone()),
             Event::ContextSent { n_bytes } => self.context_bytes += n_bytes,
             Event::TargetEnded(target) => match self.targets.iter_mut().find(|known| known.name == target.name) {
                 Some(known) => known.clone_from(target),

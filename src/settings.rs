@@ -29,7 +29,7 @@ mod source;
 mod state;
 mod tenants;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub use credential::{VARIABLES as CREDENTIAL_VARIABLES, credential, is_secret};
 pub use driver::{Balance, Driver, Toleration, TopologySpread};
 pub use github::Github;
 pub use health::Health;
-pub use job_class::{JobClass, Resolve, Shape};
+pub use job_class::{JobClass, Resolve, Shape, Supersede};
 pub use jobs::{Jobs, PROBE, PollOthers, Timestamps};
 pub use journal::Journal;
 pub use last_builds::LastBuilds;
@@ -165,6 +165,12 @@ impl Settings {
         let default = Capsule { concurrency: self.concurrency, queues: self.queues.clone() };
         let others = self.capsules.iter().map(|(name, capsule)| (name.as_str(), capsule.clone()));
         std::iter::once((DEFAULT_CAPSULE, default)).chain(others).collect()
+    }
+
+    /// The queues of all capsules, each once.
+    pub fn queues(&self) -> Vec<String> {
+        let names = self.capsules().into_iter().flat_map(|(_, capsule)| capsule.queues).map(|queue| queue.name);
+        names.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Builds at once in all capsules.

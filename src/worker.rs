@@ -27,6 +27,7 @@ use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Handle};
 use crate::sidekiq::heartbeat::{self, Process, RemoteSignal};
 use crate::sidekiq::lease::{Lease, LeaseError};
+use crate::sidekiq::newest::Watch;
 use crate::sidekiq::running::{Running, RunningJobs};
 use crate::sidekiq::scout::Scout;
 use crate::sidekiq::settlement::Settlement;
@@ -125,6 +126,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let custody = custody(&settings, &identity, &handle, &running, &shutdown, &has_room)?;
     let processor = Arc::new(Processor {
         jobs: settings.jobs.clone(),
+        tenants: settings.tenants.clone(),
         resolver: Resolver::new(settings.ca_file())?,
         integrations: Integrations::new(&settings, LastBuilds::new(&settings, keys::last_builds)?, Arc::clone(&state))?,
         redis: Redis::new(&settings.redis)?,
@@ -148,12 +150,22 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
     let systemd = Systemd::new(socket, watchdog.flatten());
     systemd.notify("READY=1");
     let scout = Scout { redis: &redis, identity: &identity, jobs: &settings.jobs, tenants: &settings.tenants };
+    let watch = Watch {
+        redis: &redis,
+        identity: &identity,
+        jobs: &settings.jobs,
+        tenants: &settings.tenants,
+        queues: settings.queues(),
+        running: &running,
+        handle: &handle,
+    };
     // Tasks that go on beside the last builds end with `ended`. Tasks that only bring new jobs end with `quiet`.
     let side_tasks = async {
         tokio::join!(
             heartbeat::run(&redis, &process, &running, &shutdown.quiet, &ended, &processor.metrics, &remote),
             poller::run(&redis, &settings.jobs, &identity, &shutdown.quiet),
             scout.run(handle.long_queues(), &shutdown.quiet),
+            watch.run(&shutdown.quiet, &ended),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),

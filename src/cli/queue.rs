@@ -27,13 +27,7 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let redis = Redis::new(&settings.redis)?;
-        let mut queues: Vec<String> = match self.queue {
-            Some(queue) => vec![queue],
-            None => settings.capsules().into_iter().flat_map(|(_, capsule)| capsule.queues).map(|q| q.name).collect(),
-        };
-        queues.sort();
-        queues.dedup();
-        for queue in queues {
+        for queue in self.queue.map_or_else(|| settings.queues(), |queue| vec![queue]) {
             let found = waiting::by_tenant(&redis, &queue, &settings.jobs, &settings.tenants)
                 .await
                 .with_context(|| format!("failed to read queue {queue} in Redis"))?;

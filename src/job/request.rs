@@ -16,6 +16,7 @@ use super::{
 use crate::bounds;
 use crate::field_error::FieldError;
 use crate::name::{reference, target_name};
+use crate::settings::Supersede;
 
 /// Rails' id of a build.
 #[derive(Clone, Debug)]
@@ -85,6 +86,10 @@ struct WrittenRequest {
     /// Read where jobs are chosen, before the request (`sidekiq::tenant`).
     #[serde(rename = "priority")]
     _priority: Option<i64>,
+    #[serde(rename = "supersede")]
+    _supersede: Option<Supersede>,
+    #[serde(rename = "supersede_key")]
+    _supersede_key: Option<String>,
     callback: Option<Callback>,
 }
 

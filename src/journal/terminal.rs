@@ -115,6 +115,7 @@ fn plain(event: &Event) -> Option<String> {
         | Event::BuildId(_)
         | Event::Commit { .. }
         | Event::Placed(_)
+        | Event::Superseded(_)
         | Event::ContextSent { .. }
         | Event::NoticeLeftOut
         | Event::Ended { .. } => return None,

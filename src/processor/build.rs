@@ -39,9 +39,10 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
         job.learn(&request);
         BuildJob::parse(&request)
     });
-    // The job may have been cancelled while it was queued, also when Rails does not answer. Without an answer from Redis, the
+    // The job may have been cancelled or superseded while it was queued, also when Rails does not answer. Without an answer from Redis, the
     // iteration task finds the mark later.
     let _ = iteration::sync(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
+    job.look_for_newer(&processor.redis).await?;
     let is_cancelled = running.iteration.cancelled.is_cancelled();
     if parsed.is_err() && is_cancelled {
         return Err(job.cancelled());

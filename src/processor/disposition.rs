@@ -53,6 +53,7 @@ impl AttemptOutcome {
         match self.failure().map(|failure| failure.reason) {
             None => Status::Succeeded,
             Some(Reason::Cancelled | Reason::Expired) => Status::Cancelled,
+            Some(Reason::Superseded) => Status::Superseded,
             Some(_) => Status::Failed,
         }
     }
@@ -89,7 +90,9 @@ pub fn dispose(
     let dead = if payload.may_die() { Disposition::Dead } else { Disposition::Drop };
     let next = |wait| retry::next(payload, jobs, now, wait, jitter);
     let failure = match outcome {
-        AttemptOutcome::Succeeded | AttemptOutcome::Stopped(Cause::Cancelled) => return Disposition::Acknowledge,
+        AttemptOutcome::Succeeded | AttemptOutcome::Stopped(Cause::Cancelled | Cause::Superseded) => {
+            return Disposition::Acknowledge;
+        }
         AttemptOutcome::Stopped(_) if n_interruptions + 1 < MAX_INTERRUPTIONS => return Disposition::Requeue,
         // Each stop interrupts this job. A job without retries is requeued once more: it has not failed.
         AttemptOutcome::Stopped(_) => match next(Duration::ZERO) {

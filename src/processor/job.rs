@@ -13,8 +13,10 @@ use crate::journal::{Journal, Listener, Log, Record};
 use crate::log_archive::{LogArchive, RunOf};
 use crate::log_stream::Attempt;
 use crate::reason::{Cause, End};
+use crate::redis::Redis;
 use crate::report::Report;
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
+use crate::sidekiq::newest;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
 use crate::stop::Stop;
@@ -84,7 +86,7 @@ impl Job {
     pub(super) async fn stopped(&self) {
         tokio::select! {
             biased;
-            () = self.running.iteration.cancelled.cancelled() => self.stop.because(Cause::Cancelled),
+            () = self.running.iteration.cancelled.cancelled() => self.stop.because(self.why_cancelled()),
             () = self.running.reclaimed.cancelled() => self.stop.because(Cause::Reclaimed),
             () = self.stop.token().cancelled() => {}
         }
@@ -92,8 +94,32 @@ impl Job {
 
     /// Ends an attempt at a job that was cancelled before its build began.
     pub(super) fn cancelled(&self) -> End {
-        self.stop.because(Cause::Cancelled);
+        self.stop.because(self.why_cancelled());
         End::Stopped
+    }
+
+    fn why_cancelled(&self) -> Cause {
+        if self.running.iteration.newer().is_some() { Cause::Superseded } else { Cause::Cancelled }
+    }
+
+    /// Looks for a newer job that builds the same: it cancels this one.
+    pub(super) async fn look_for_newer(&self, redis: &Redis) -> Result<(), End> {
+        let iteration = &self.running.iteration;
+        let newer = match iteration.edition() {
+            // While Redis does not answer, the build goes on like every running build.
+            Some(edition) => newest::enter(redis, edition).await.unwrap_or(None),
+            None => None,
+        };
+        match newer {
+            Some(newer) => iteration.supersede(newer),
+            // It fills no slot, so it must not run: Redis has lost the record.
+            None if self.running.unit.token.is_beside() => {
+                self.stop.because(Cause::Shutdown);
+                return Err(End::Stopped);
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     /// The callback, once it is known.

@@ -14,6 +14,9 @@ use crate::secret::Secret;
 /// The setting of the tenant, in errors.
 const TENANT: &str = "tenant";
 
+/// The setting of the supersede key, in errors.
+const SUPERSEDE_KEY: &str = "supersede_key";
+
 /// How the arguments of one job class become a build.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(from = "JobClassTable")]
@@ -30,6 +33,10 @@ pub struct JobClass {
     pub echo: BTreeMap<String, String>,
     /// For [`Shape::Resolved`]: a JSON Pointer into `args` to the tenant.
     pub tenant: Option<String>,
+    /// What a newer job does to older ones; `None` when the class does not say it.
+    pub supersede: Option<Supersede>,
+    /// For [`Shape::Resolved`]: a JSON Pointer into `args` to what such jobs build, such as a branch.
+    pub supersede_key: Option<String>,
 }
 
 /// How the arguments of one job class become a build.
@@ -52,6 +59,24 @@ struct JobClassTable {
     /// For `resolved`: a JSON Pointer into `args` to the account, by which tenants share the workers. Default: all jobs of the class are
     /// of one tenant.
     tenant: Option<String>,
+    /// What a newer job does to older ones of the same account, repository and `ref`: `off`, `queued` or `running`. A job may say
+    /// otherwise. Default: what `tenants.supersede` says.
+    supersede: Option<Supersede>,
+    /// For `resolved`: a JSON Pointer into `args` to a text or number that stands for repository and `ref`.
+    supersede_key: Option<String>,
+}
+
+/// What a newer job does to older ones that build the same, such as earlier commits of a branch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Supersede {
+    /// Nothing.
+    #[default]
+    Off,
+    /// It ends those that wait, and itself waits for one that runs.
+    Queued,
+    /// It ends those that wait, and the one that runs.
+    Running,
 }
 
 /// The shape of a job's `args`.
@@ -93,14 +118,15 @@ pub struct Resolve {
 
 impl From<JobClassTable> for JobClass {
     fn from(table: JobClassTable) -> Self {
-        let JobClassTable { arguments, map, constants, defaults, echo, resolve, tenant } = table;
+        let JobClassTable { arguments, map, constants, defaults, echo, resolve, tenant, supersede, supersede_key } =
+            table;
         let arguments = match arguments {
             ShapeName::Native => Shape::Native,
             ShapeName::Mapped => Shape::Mapped,
             // Without a URL, the check refuses it, and names the setting.
             ShapeName::Resolved => Shape::Resolved(resolve.unwrap_or_default()),
         };
-        Self { arguments, map, constants, defaults, echo, tenant }
+        Self { arguments, map, constants, defaults, echo, tenant, supersede, supersede_key }
     }
 }
 
@@ -120,13 +146,14 @@ impl JobClass {
 
     /// `path` is that of the class, such as `jobs.classes.BuildJob`.
     pub(super) fn check(&self, path: &str) -> Result<(), FieldError> {
-        let tenant = self.tenant.as_ref().map(|pointer| (TENANT, pointer));
-        if tenant.is_some() && self.resolver().is_none() {
-            let message = "only allowed with resolved arguments: other jobs carry their account or repository";
-            return refuse(format!("{path}.tenant"), message);
+        let own = [(TENANT, &self.tenant), (SUPERSEDE_KEY, &self.supersede_key)];
+        let own = own.into_iter().filter_map(|(field, pointer)| Some((field, pointer.as_ref()?)));
+        if let Some((field, _)) = own.clone().next().filter(|_| self.resolver().is_none()) {
+            let message = format!("only allowed with resolved arguments: other jobs carry what {field} stands for");
+            return refuse(format!("{path}.{field}"), message);
         }
         let named = self.map.iter().chain(&self.echo).map(|(field, pointer)| (field.as_str(), pointer));
-        for (field, pointer) in named.chain(tenant) {
+        for (field, pointer) in named.chain(own) {
             if !pointer.starts_with('/') {
                 let message = format!("the JSON Pointer of {field} must begin with /, found {pointer:?}");
                 return refuse(path, message);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::NamePattern;
+use super::{NamePattern, Supersede};
 use crate::field_error::{FieldError, refuse};
 
 /// The largest window. Each turn under contention reads one from Redis.
@@ -28,6 +28,9 @@ pub struct Tenants {
     pub limits: BTreeMap<NamePattern, u32>,
     /// Builds of one repository at once, in the whole fleet, by tenant.
     pub limits_per_repository: BTreeMap<NamePattern, u32>,
+    /// What a newer job does to older ones of the same repository and `ref`, by tenant: `off`, `queued` or `running`. Counts for job
+    /// classes that do not say it themselves.
+    pub supersede: BTreeMap<NamePattern, Supersede>,
 }
 
 impl Default for Tenants {
@@ -38,6 +41,7 @@ impl Default for Tenants {
             weights: BTreeMap::new(),
             limits: BTreeMap::new(),
             limits_per_repository: BTreeMap::new(),
+            supersede: BTreeMap::new(),
         }
     }
 }
@@ -56,6 +60,11 @@ impl Tenants {
     /// How many builds of one repository of a tenant may run at once.
     pub fn limit_per_repository_of(&self, tenant: &str) -> Option<u32> {
         NamePattern::most_specific(&self.limits_per_repository, tenant).map(|(_, limit)| *limit)
+    }
+
+    /// What a newer job of a tenant does to older ones.
+    pub fn supersede_of(&self, tenant: &str) -> Supersede {
+        NamePattern::most_specific(&self.supersede, tenant).map_or(Supersede::Off, |(_, supersede)| *supersede)
     }
 
     /// Whether there is any limit.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::fair::{self, Standing};
 use super::inflight::{Token, UnitOfWork};
+use super::newest;
 use super::tenant::{self, Candidate};
 use super::turn::{Contended, Known, Sharing, Window};
 use crate::settings::{Jobs, Tenants};
@@ -74,7 +75,7 @@ impl Contention {
     }
 
     fn contended(&self) -> Contended {
-        match (self.tenants.has_limits(), self.tenants.fair) {
+        match (self.tenants.has_limits() || newest::is_on(&self.jobs, &self.tenants), self.tenants.fair) {
             (true, _) => Contended::Always,
             (false, true) => Contended::WithoutRoom,
             (false, false) => Contended::Never,
@@ -158,8 +159,9 @@ impl Contention {
             self.n_fruitless += 1;
         }
         // A choice can come to nothing: other workers were faster, or a job has to wait until nothing else runs.
-        let may_any =
-            || self.windows.iter().any(|(_, window)| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty());
+        let may_any = || {
+            self.windows.iter().any(|(_, window)| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty())
+        };
         if self.n_fruitless < PATIENCE && may_any() {
             return Some(Duration::ZERO);
         }
@@ -177,14 +179,14 @@ impl Contention {
         }
         let candidates = sharing.decided.iter().flat_map(|(_, candidates)| candidates);
         let claimed: HashSet<&[u8]> = candidates.map(|candidate| &*candidate.text).collect();
-        let unclaimed = units.iter().filter(|unit| !claimed.contains(&*unit.text));
+        let unclaimed = units.iter().filter(|unit| !claimed.contains(&*unit.text) && !unit.token.is_beside());
         self.unclaimed.extend(unclaimed.map(|unit| (unit.token.clone(), (Arc::clone(&unit.text), now))));
     }
 
     /// Forgets a job that has ended, after it ran for so long.
     pub(super) fn end(&mut self, token: &Token, took: Option<Duration>) {
         self.unclaimed.remove(token);
-        if let Some(took) = took {
+        if let Some(took) = took.filter(|_| !token.is_beside()) {
             let took_s = took.as_secs_f64().max(LEAST_CHARGE_S);
             let follow = |short_s: f64| short_s + if took_s < short_s { DOWN } else { UP } * (took_s - short_s);
             self.short_s = Some(self.short_s.map_or(took_s, follow));

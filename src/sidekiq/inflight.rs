@@ -19,6 +19,9 @@ static ENTRIES: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("en
 /// argument it would be sent with every turn.
 const IDLE: &str = ":idle";
 
+/// Stands for a capsule where a job fills no slot.
+const BESIDE: usize = u16::MAX as usize;
+
 /// The name of an entry in flight. Together with the job's text it is the fence: both are compared before anything is settled.
 ///
 /// A process uses each of its tokens for one job only.
@@ -35,6 +38,16 @@ impl Token {
         // Only some processes have capsules, and every entry in flight has a token.
         let text = if capsule == 0 { format!("{n:012x}") } else { format!("{n:012x}.{capsule}") };
         Self { text, capsule }
+    }
+
+    /// The `n`th token of jobs that fill no slot: they only end.
+    pub(super) fn beside(n: u64) -> Self {
+        Self::nth(n, BESIDE)
+    }
+
+    /// Whether the job fills no slot.
+    pub fn is_beside(&self) -> bool {
+        self.capsule == BESIDE
     }
 
     /// The token as text, without `:idle`.

@@ -199,6 +199,11 @@ impl Payload {
         self.fields.timestamp("enqueued_at").or_else(|| self.fields.timestamp("created_at"))
     }
 
+    /// When Rails created the job, by the client's clock. A retry keeps it.
+    pub fn created_at(&self) -> Option<Epoch> {
+        self.fields.timestamp("created_at")
+    }
+
     /// Whether an exhausted job moves to the dead set.
     pub fn may_die(&self) -> bool {
         self.fields.read::<bool>("dead") != Some(false)

@@ -88,7 +88,9 @@ impl Custody {
         let index = unit.token.capsule;
         let has_slot = self.capsules.get(index).is_some_and(|its| self.running.n_jobs_of(index) < its.concurrency);
         memory.slots.retain(|token| *token != unit.token);
-        if has_slot && self.takes_jobs(memory) {
+        if unit.token.is_beside() && self.takes_jobs(memory) {
+            self.begin(memory, unit, units);
+        } else if has_slot && self.takes_jobs(memory) {
             tracing::warn!(event = "job_adopted", token = %unit.token, "job adopted: it was fetched, and the reply was lost");
             self.begin(memory, unit, units);
         } else {

@@ -11,8 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::inflight::{Token, UnitOfWork};
 use super::keys;
+use super::newest::Edition;
 use super::payload::Payload;
 use crate::clock::Epoch;
+use crate::event::Newer;
 use crate::journal::Progress;
 use crate::settings::Jobs;
 
@@ -89,6 +91,8 @@ pub struct Iteration {
     pub progress: Arc<Progress>,
     /// Cancelled when the job is.
     pub cancelled: CancellationToken,
+    edition: OnceLock<Edition>,
+    newer: OnceLock<Newer>,
     written: Mutex<Option<(Instant, String)>>,
 }
 
@@ -145,6 +149,28 @@ impl Iteration {
     /// The key of the hash that is removed with the job. It may hold a mark `cancelled` although this process wrote nothing.
     pub fn key(&self) -> Option<String> {
         self.jid().map(keys::iteration)
+    }
+
+    /// Lets a newer job end this one.
+    pub fn take_part(&self, edition: Edition) {
+        let _ = self.edition.set(edition);
+    }
+
+    /// The job among those that build the same; `None` when it does not take part.
+    pub fn edition(&self) -> Option<&Edition> {
+        self.edition.get()
+    }
+
+    /// Ends the job, because this one is newer.
+    pub fn supersede(&self, newer: Newer) {
+        // Set before the token is cancelled, so that every listener finds it.
+        let _ = self.newer.set(newer);
+        self.cancelled.cancel();
+    }
+
+    /// The newer job that ended this one.
+    pub fn newer(&self) -> Option<&Newer> {
+        self.newer.get()
     }
 
     /// The progress as JSON text, when Redis does not have it or its copy is old.

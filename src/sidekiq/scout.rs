@@ -12,11 +12,11 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::part::Part;
 use super::{Identity, keys, tenant};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
 
-static SCOUT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scout.lua")));
 static AHEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ahead.lua")));
 
 /// The pause between two parts. With [`PART`], ten thousand jobs are read in a second at most.
@@ -29,10 +29,6 @@ const BESIDE: Duration = Duration::from_secs(2);
 const PART: usize = 800;
 const NEWEST: usize = 200;
 
-/// Bytes of a part, and of the longest text that is looked at. Longer ones wait until they are in front.
-const PART_BYTES: usize = 512 << 10;
-const LONGEST: usize = 32 << 10;
-
 /// Tenants whose jobs are copied, and jobs of each.
 const TENANTS: usize = 64;
 const JOBS: usize = 2;
@@ -40,8 +36,7 @@ const JOBS: usize = 2;
 /// Bytes of the jobs that one pass over the queue remembers.
 const REMEMBERED_BYTES: usize = 4 << 20;
 
-/// Life of the lock, and of the copies.
-const LOCKED: Duration = Duration::from_secs(5);
+/// Life of the copies.
 const COPIED: Duration = Duration::from_secs(30);
 
 /// What a scout needs.
@@ -76,13 +71,6 @@ enum Found {
     Long,
     /// Another process is the scout of the queue.
     Taken,
-}
-
-/// A part of a queue.
-struct Part {
-    n_waiting: usize,
-    n_read: usize,
-    texts: Vec<Arc<[u8]>>,
 }
 
 impl Scout<'_> {
@@ -188,15 +176,7 @@ impl Scout<'_> {
     }
 
     async fn read(&self, queue: &str, n_before: usize, n: usize) -> Result<Option<Part>, RedisError> {
-        let mut script = SCOUT.key(keys::queue(queue));
-        script.key(keys::scout(queue)).arg(self.identity.to_string()).arg(LOCKED.as_millis() as u64);
-        script.arg(n_before).arg(n).arg(PART_BYTES).arg(LONGEST);
-        let part: Option<(usize, usize, Vec<Vec<u8>>)> = self.redis.script(&script).await?;
-        Ok(part.map(|(n_waiting, n_read, texts)| Part {
-            n_waiting,
-            n_read,
-            texts: texts.into_iter().map(Arc::from).collect(),
-        }))
+        Part::read(self.redis, self.identity, queue, keys::scout(queue), n_before, n).await
     }
 
     /// Replaces the copies of a queue.

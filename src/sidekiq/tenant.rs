@@ -5,13 +5,16 @@
 
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::Value;
 
+use super::newest::{self, Edition};
 use super::payload::Payload;
 use crate::bounds;
 use crate::hex;
+use crate::job;
 use crate::job::arguments::{self, Arguments};
-use crate::settings::{JobClass, Jobs, PROBE, Tenants};
+use crate::settings::{JobClass, Jobs, PROBE, Supersede, Tenants};
 
 /// The tenant of texts whose account cannot be read.
 pub const UNKNOWN: &str = "unknown";
@@ -28,6 +31,8 @@ pub struct Candidate {
     pub claim: Claim,
     /// Orders the jobs of one tenant, the highest first.
     pub priority: i64,
+    /// Set when a newer job may end this one, or this one an older one.
+    pub edition: Option<Edition>,
 }
 
 /// What a job counts for while it runs.
@@ -64,22 +69,31 @@ pub fn of_counter(counter: &str) -> Option<&str> {
 pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
     let is_read = text.len() <= bounds::WINDOW;
     let payload = is_read.then(|| Payload::parse_shared(text).ok()).flatten();
-    let owned = payload.map(|payload| Owned::of(&payload, jobs)).unwrap_or_default();
+    let owned = payload.as_ref().map(|payload| Owned::of(payload, jobs)).unwrap_or_default();
     let tenant = named(owned.tenant.as_deref().unwrap_or(UNKNOWN));
+    let edition = payload.as_ref().and_then(|payload| owned.edition(payload, &tenant, jobs, tenants));
     let mut counters = vec![Counter { name: counter(&tenant), limit: tenants.limit_of(&tenant) }];
     if let (Some(repository), Some(limit)) = (&owned.repository, tenants.limit_per_repository_of(&tenant)) {
         counters.push(Counter { name: format!("repository {}", named(repository)), limit: Some(limit) });
     }
+    counters.extend(edition.as_ref().map(Edition::counter));
     let weight = tenants.weight_of(&tenant);
-    Candidate { text: Arc::clone(text), claim: Claim { tenant, weight, counters }, priority: owned.priority }
+    Candidate { text: Arc::clone(text), claim: Claim { tenant, weight, counters }, priority: owned.priority, edition }
 }
 
-/// What a job says of whom it is for.
+/// The fields of a request that are read before the job is taken.
+const FIELDS: [&str; 7] = ["account", "repository", "ref", "priority", "supersede", "supersede_key", "build_id"];
+
+/// What a job says of whom it is for, and of what it builds.
 #[derive(Default)]
 struct Owned {
     tenant: Option<String>,
     repository: Option<String>,
+    git_ref: Option<String>,
     priority: i64,
+    supersede: Option<Supersede>,
+    supersede_key: Option<String>,
+    build_id: Option<Value>,
 }
 
 impl Owned {
@@ -88,8 +102,9 @@ impl Owned {
         let args = payload.arguments().unwrap_or_default();
         match class {
             Some(class) if class.is_resolved() => {
-                let tenant = class.tenant.as_ref().and_then(|pointer| text_at(&args, pointer));
-                Self { tenant: tenant.or_else(|| Some(payload.class.clone())), ..Self::default() }
+                let at = |pointer: &Option<String>| pointer.as_ref().and_then(|pointer| text_at(&args, pointer));
+                let tenant = at(&class.tenant).or_else(|| Some(payload.class.clone()));
+                Self { tenant, supersede_key: at(&class.supersede_key), ..Self::default() }
             }
             // A probe has the fields of a native request.
             Some(class) => Self::of_request(class, &args),
@@ -99,15 +114,41 @@ impl Owned {
     }
 
     fn of_request(class: &JobClass, args: &Arguments) -> Self {
-        let fields = arguments::fields(class, args, &["account", "repository", "priority"]);
+        let fields = arguments::fields(class, args, &FIELDS);
         let text = |name: &str| fields.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
         let repository = text("repository").filter(|repository| repository.contains('/'));
         let owner = repository.and_then(|repository| repository.split('/').next());
         Self {
             tenant: text("account").or(owner).map(str::to_owned),
             repository: repository.map(str::to_owned),
+            git_ref: text("ref").map(str::to_owned),
             priority: fields.get("priority").and_then(Value::as_i64).unwrap_or(0),
+            supersede: fields.get("supersede").and_then(|value| Supersede::deserialize(value).ok()),
+            supersede_key: text("supersede_key").map(str::to_owned),
+            build_id: fields.get("build_id").filter(|id| job::is_build_id(id)).cloned(),
         }
+    }
+
+    /// The job among those that build the same. `None` when it says neither what it builds nor when it was created.
+    fn edition(&self, payload: &Payload, tenant: &str, jobs: &Jobs, tenants: &Tenants) -> Option<Edition> {
+        let class = jobs.classes.get(&payload.class);
+        let supersede =
+            self.supersede.or(class.and_then(|class| class.supersede)).unwrap_or_else(|| tenants.supersede_of(tenant));
+        let key = match (&self.supersede_key, &self.repository, &self.git_ref) {
+            (Some(key), _, _) => newest::key(tenant, &[key]),
+            // GitHub's names have no case, refs have.
+            (None, Some(repository), Some(git_ref)) => newest::key(tenant, &[&repository.to_lowercase(), git_ref]),
+            _ => return None,
+        };
+        let jid = payload.jid.clone();
+        let takes_part = supersede != Supersede::Off && newest::is_on(jobs, tenants);
+        // The jid is a line of a record.
+        if !takes_part || jid.is_empty() || jid.contains('\n') {
+            return None;
+        }
+        let created_us = (payload.created_at()?.as_secs_f64() * 1e6).round() as u64;
+        let ends_running = supersede == Supersede::Running;
+        Some(Edition { key, created_us, jid, build_id: self.build_id.clone(), ends_running })
     }
 }
 
@@ -189,6 +230,39 @@ mod tests {
             assert_eq!(tenant_of(&json!({"class": "ByPair", "args": args}), &jobs).claim.tenant, tenant);
         }
         assert_eq!(tenant_of(&json!({"class": "ById", "args": [4]}), &jobs).claim.tenant, "byid");
+    }
+
+    #[test]
+    fn the_job_counts_first_then_its_class_then_its_account() {
+        let classes = json!({
+            "Off": {"supersede": "off"}, "Queued": {"supersede": "queued"}, "Unset": {},
+            "ById": {"arguments": "resolved", "resolve": {"url": "x"}, "tenant": "/1", "supersede_key": "/2"},
+        });
+        let jobs = Jobs { classes: serde_json::from_value(classes).expect("classes"), ..Jobs::default() };
+        let tenants =
+            Tenants { supersede: [(NamePattern::new("acme"), Supersede::Running)].into(), ..Tenants::default() };
+        let edition = |class: &str, args: Value| {
+            let job = json!({"class": class, "jid": "j", "args": args, "created_at": 1_795_491_695_123_u64});
+            read(&Arc::from(job.to_string().as_bytes()), &jobs, &tenants).edition
+        };
+        let request = |account: &str, supersede: Value| json!([{"account": account, "repository": "Acme/App", "ref": "refs/heads/main", "supersede": supersede}]);
+        let ends_running = |class, account, own| edition(class, request(account, own)).map(|its| its.ends_running);
+        assert_eq!(ends_running("Unset", "acme", Value::Null), Some(true));
+        assert_eq!(ends_running("Unset", "other", Value::Null), None);
+        assert_eq!(ends_running("Queued", "acme", Value::Null), Some(false));
+        assert_eq!(ends_running("Off", "acme", Value::Null), None);
+        assert_eq!(ends_running("Off", "acme", json!("running")), Some(true));
+        assert_eq!(ends_running("Queued", "acme", json!("off")), None);
+
+        let of_branch = edition("Queued", request("acme", Value::Null)).expect("an edition");
+        assert_eq!((of_branch.created_us, of_branch.jid.as_str()), (1_795_491_695_123_000, "j"));
+        assert_eq!(of_branch.key, newest::key("acme", &["acme/app", "refs/heads/main"]));
+        assert_eq!(edition("Queued", json!([{"repository": "acme/app", "sha": "x"}])), None);
+        let by_id = edition("ById", json!([4, "acme", 17])).expect("an edition");
+        assert_eq!(by_id.key, newest::key("acme", &["17"]));
+        assert_eq!(edition("ById", json!([4, "acme"])), None);
+        // Nothing in the settings says that jobs end others.
+        assert_eq!(tenant_of(&build(request("acme", json!("running"))[0].clone()), &Jobs::default()).edition, None);
     }
 
     #[test]

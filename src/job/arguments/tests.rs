@@ -27,7 +27,7 @@ fn positional_arguments_are_mapped_with_constants_and_defaults() {
         constants: [("callback.class".into(), json!("Done"))].into(),
         defaults: [("push".into(), json!(true)), ("pull".into(), json!(true))].into(),
         echo: [("deploy".into(), "/1/deploy".into())].into(),
-        tenant: None,
+        ..JobClass::default()
     };
     let args = args(json!(["acme/app", {"commit": "c", "push": false, "queue": "q", "deploy": 7}]));
     let Ok(RequestFrom::Arguments(request)) = read(&class, &args) else { panic!("not in the arguments") };

@@ -61,6 +61,7 @@ fn row(target: &TargetReport) -> [String; 5] {
         Some(Status::Succeeded) => "succeeded",
         Some(Status::Failed) => "failed",
         Some(Status::Cancelled) => "cancelled",
+        Some(Status::Superseded) => "superseded",
         None => "not reached",
     };
     [

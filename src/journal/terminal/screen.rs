@@ -101,7 +101,11 @@ impl Screen {
             Event::Ended { .. } => self.end_all(now),
             // The result shows them.
             Event::TargetEnded(_) | Event::NotCached { .. } | Event::NoticeLeftOut => {}
-            Event::BuildId(_) | Event::Commit { .. } | Event::Placed(_) | Event::ContextSent { .. } => {}
+            Event::BuildId(_)
+            | Event::Commit { .. }
+            | Event::Placed(_)
+            | Event::Superseded(_)
+            | Event::ContextSent { .. } => {}
         }
     }
 

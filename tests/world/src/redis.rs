@@ -86,7 +86,7 @@ impl Redis {
     pub async fn connection(&self) -> MultiplexedConnection {
         let client = redis::Client::open(self.url()).unwrap();
         // The library's own limits are half a second, which a busy machine can exceed.
-        let patience = Some(Duration::from_secs(20));
+        let patience = Some(Duration::from_secs(60));
         let config = AsyncConnectionConfig::new().set_connection_timeout(patience).set_response_timeout(patience);
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }

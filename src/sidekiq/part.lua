@@ -1,12 +1,12 @@
--- scout.lua: reads a part of a queue, for the one process of the fleet that looks behind its head.
+-- part.lua: reads a part of a queue, for the one process of the fleet that reads it for a purpose.
 --
--- KEYS  1 the list   2 the lock, `sidebake:scout:<queue>`
+-- KEYS  1 the list   2 the lock: `sidebake:scout:<queue>` or `sidebake:watch:<queue>`
 -- ARGV  1 identity of this process   2 life of the lock, ms   3 how many texts at the head to pass over   4 most texts to read
 --       5 most bytes of them   6 the longest text to return
 --
 -- Returns {length of the list, how many texts were read, the texts, the next one first}; false when another process has the lock.
 --
--- Writes nothing but the lock. It saves work and protects nothing: what the scout finds is compared with the list when it is taken.
+-- Writes nothing but the lock. It saves work and protects nothing: what is found is compared with the list when it is taken.
 
 local holder = redis.call('GET', KEYS[2])
 if holder and holder ~= ARGV[1] then return false end
