@@ -368,16 +368,17 @@ end
 local sharing = nil
 
 -- How the candidates of decided lists stand: virtual time by tenant, running jobs by counter.
-local times, counts, clock = {}, {}, 0
+local times, counts, clock, has_counts = {}, {}, 0, true
 
--- Reads fields of a hash into `values`. The stack of Lua has no room for all of them at once.
+-- Reads fields of a hash into `values`; returns whether Redis lets this user. The stack of Lua has no room for all of them at once.
 local function read_numbers(key, fields, values)
   for first = 1, #fields, 1000 do
     local last = math.min(first + 999, #fields)
     local found = redis.pcall('HMGET', key, unpack(fields, first, last))
-    if found.err then return end
+    if found.err then return false end
     for i = first, last do values[fields[i]] = tonumber(found[i - first + 1] or 0) end
   end
+  return true
 end
 
 local function read_standing()
@@ -397,13 +398,13 @@ local function read_standing()
   end
   if #tenants == 1 then return end
   read_numbers(shares_key, tenants, times)
-  read_numbers(running_key, counters, counts)
+  has_counts = read_numbers(running_key, counters, counts)
   clock = times[clock_field] or 0
 end
 
 local function has_room(claimed)
   for i, counter in ipairs(claimed.counters) do
-    if claimed.limits[i] and counts[counter] >= claimed.limits[i] then return false end
+    if claimed.limits[i] and (not has_counts or counts[counter] >= claimed.limits[i]) then return false end
   end
   return true
 end

@@ -9,7 +9,7 @@ use world::{CALLBACKS, Redis};
 use crate::Verdict;
 use crate::faults::Counts;
 use crate::fleet::Fleet;
-use crate::jobs::{Plan, REFUSED};
+use crate::jobs::{LIMITS, Plan, REFUSED};
 use crate::leftovers;
 use crate::look;
 use crate::runs::{KILLED_WITHIN, Runs};
@@ -26,6 +26,9 @@ pub struct Ending {
     finished: BTreeMap<String, usize>,
     /// jids of callbacks that came more than once.
     repeated: Vec<String>,
+    /// jids of jobs that a newer one ended.
+    superseded: BTreeSet<String>,
+    at_once: BTreeMap<String, usize>,
     n_retrying: usize,
     n_processed: usize,
     poisoned: BTreeSet<String>,
@@ -51,6 +54,8 @@ impl Ending {
             plan,
             finished: BTreeMap::new(),
             repeated: Vec::new(),
+            superseded: BTreeSet::new(),
+            at_once: samples.at_once(),
             n_retrying: 0,
             n_processed: redis.get("stat:processed").await.unwrap_or_default().parse().unwrap_or(0),
             poisoned: BTreeSet::new(),
@@ -80,6 +85,9 @@ impl Ending {
                 "finished" => *self.finished.entry(text(&report["jid"])).or_default() += 1,
                 _ => self.n_retrying += 1,
             }
+            if report["status"] == "superseded" {
+                self.superseded.insert(text(&report["jid"]));
+            }
             if report["reason"] == "poison" {
                 self.poisoned.insert(text(&report["jid"]));
             }
@@ -92,12 +100,13 @@ impl Ending {
         let [whole_s, dry_s, took_s] = until.map(|duration| duration.as_secs());
         let (n_jobs, n_faults) = (self.plan.healthy.len(), faults.values().sum::<usize>());
         let happened = format!(
-            "{n_jobs} jobs, {} culprits, {} strays, {n_faults} faults in {took_s} s (whole at {whole_s}, dry at {dry_s}): {} finished, {} of them poison, {} retried; \
+            "{n_jobs} jobs, {} culprits, {} strays, {n_faults} faults in {took_s} s (whole at {whole_s}, dry at {dry_s}): {} finished, {} of them poison, {} superseded, {} retried; \
              {} runs, {} of them beside another of the same job; {} keys tracked, {} MB at most",
             self.plan.culprits.len(),
             self.plan.strays.len(),
             self.finished.len(),
             self.poisoned.len(),
+            self.superseded.len(),
             self.n_retrying,
             self.runs.n,
             self.runs.overlaps.len(),
@@ -118,6 +127,7 @@ impl Ending {
         wrong.extend(told("tokens were used twice", self.used_twice.iter()));
         wrong.extend(self.miscounted());
         wrong.extend(self.misjudged());
+        wrong.extend(self.missed_shares());
         for overlap in self.runs.overlaps.iter().filter(|overlap| overlap.loser_lived_on > KILLED_WITHIN) {
             let seconds = overlap.loser_lived_on.as_secs_f64();
             wrong.push(format!("{} went on for {seconds:.1} s on a worker that had lost it", overlap.jid));
@@ -145,6 +155,24 @@ impl Ending {
         let most = n_told + self.plan.strays.len();
         let is_right = (n_told..=most).contains(&self.n_processed);
         (!is_right).then(|| format!("stat:processed is {}, and {n_told} ends were told", self.n_processed))
+    }
+
+    /// No limit was exceeded, one job of a branch ran at a time, and a newer one ended each older one.
+    fn missed_shares(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for (name, n) in &self.at_once {
+            let of_account = LIMITS.iter().find(|(account, _)| account == name).map(|(_, limit)| *limit);
+            let limit = of_account.or_else(|| self.plan.branches.contains_key(name).then_some(1));
+            if limit.is_some_and(|limit| *n > limit) {
+                wrong.push(format!("{n} jobs of {name} ran at once"));
+            }
+        }
+        let newest: BTreeSet<&String> = self.plan.branches.values().filter_map(|jids| jids.last()).collect();
+        wrong.extend(told(
+            "newest jobs of their branch were superseded",
+            self.superseded.iter().filter(|jid| newest.contains(jid)),
+        ));
+        wrong
     }
 
     /// Every job that takes its worker down is poison, and no other job is.

@@ -47,10 +47,13 @@ pub struct Worker {
 }
 
 impl Fleet {
-    pub fn start(relays: Vec<Relay>) -> Self {
+    /// Starts a worker for each relay, with these further settings.
+    pub fn start(relays: Vec<Relay>, settings: &str) -> Self {
         let home = tempfile::Builder::new().prefix("sidebake-torture-").tempdir().unwrap();
-        let workers: Vec<Worker> =
-            (0..).zip(&relays).map(|(i, relay)| Worker::start(relay.port, format!("worker{i}"), home.path())).collect();
+        let workers: Vec<Worker> = (0..)
+            .zip(&relays)
+            .map(|(i, relay)| Worker::start(relay.port, format!("worker{i}"), home.path(), settings))
+            .collect();
         Self {
             pids: workers.iter().map(|worker| AtomicU32::new(worker.child.id())).collect(),
             workers: workers.into_iter().map(Mutex::new).collect(),
@@ -161,9 +164,9 @@ impl Fleet {
 }
 
 impl Worker {
-    fn start(port: u16, name: String, home: &Path) -> Self {
+    fn start(port: u16, name: String, home: &Path, settings: &str) -> Self {
         let config = format!(
-            "concurrency = {CONCURRENCY}\nqueues = [\"default\", \"low\"]\nredis.url = \"redis://worker:secret@127.0.0.1:{port}/0\"\n\
+            "{settings}concurrency = {CONCURRENCY}\nqueues = [\"default\", \"low\"]\nredis.url = \"redis://worker:secret@127.0.0.1:{port}/0\"\n\
              redis.timeout = \"1s\"\nstate.directory = \"{home}/state\"\nshutdown.timeout = \"1s\"\nlease.ttl = \"{LEASE_S}s\"\n\
              jobs = {{ probe = true, poll_interval = \"500ms\" }}\nsandbox.mode = \"off\"\nlog = {{ level = \"sidebake=debug\", format = \"json\" }}\n\
              github = {{ app_id = \"1\", private_key_file = \"{home}/app.pem\" }}\n\

@@ -1,7 +1,7 @@
 //! The jobs and the times of their pushes: healthy jobs, jobs that take their worker down, jobs with a refused result,
 //! and strays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -21,6 +21,16 @@ const REFUSED_FROM: f64 = 0.02;
 const REFUSED_UNTIL: f64 = 0.6;
 /// When the last culprit is pushed.
 const CULPRITS_UNTIL: f64 = 0.4;
+
+/// Accounts of a shared story. The first one pushes most.
+const ACCOUNTS: [&str; 6] = ["flood", "flood", "flood", "small", "other", BRANCHES];
+/// The account whose newer jobs end older ones of the same branch.
+pub const BRANCHES: &str = "branches";
+const N_BRANCHES: u32 = 7;
+/// What accounts may run at once, by the settings of [`SHARED`].
+pub const LIMITS: [(&str, usize); 4] = [("flood", 6), ("small", 2), ("other", 6), (BRANCHES, 6)];
+/// The settings of the workers of a shared story.
+pub const SHARED: &str = "tenants = { weights = { small = 3 }, limits = { \"*\" = 6, small = 2 }, supersede = { branches = \"running\" } }\n";
 
 /// One action on Redis.
 pub enum Deed {
@@ -46,6 +56,8 @@ pub struct Plan {
     /// jids of healthy jobs whose result Redis refuses for a while.
     pub refused: BTreeSet<String>,
     pub strays: Vec<Stray>,
+    /// jids of the jobs of each branch, the oldest first.
+    pub branches: BTreeMap<String, Vec<String>>,
 }
 
 impl Plan {
@@ -57,11 +69,15 @@ impl Plan {
             culprits: BTreeSet::new(),
             refused: BTreeSet::new(),
             strays: Vec::new(),
+            branches: BTreeMap::new(),
         };
         for n in 0..story.n_jobs {
             let jid = format!("{:08x}{n:016x}", story.seed);
             let queue = if random.random_bool(0.2) { "low" } else { "default" };
-            let text = healthy(&mut random, &jid, queue, story.n_long);
+            let mut text = healthy(&mut random, &jid, queue, story.n_long);
+            if story.is_shared {
+                plan.share(&mut random, n, &jid, &mut text);
+            }
             plan.push(n as f64 / story.n_jobs as f64, queue, jid.clone(), text);
             plan.healthy.insert(jid);
         }
@@ -82,6 +98,20 @@ impl Plan {
 
     fn push(&mut self, at: f64, queue: &'static str, id: String, job: Value) {
         self.deeds.push((at, Deed::Push { queue, id, text: job.to_string().into_bytes() }));
+    }
+
+    /// Gives the job an account, and perhaps a branch, on which newer jobs end older ones.
+    fn share(&mut self, random: &mut StdRng, n: usize, jid: &str, text: &mut Value) {
+        let account = ACCOUNTS[random.random_range(0..ACCOUNTS.len())];
+        text["args"][0]["account"] = json!(account);
+        text["created_at"] = json!(1_700_000_000.0 + n as f64);
+        if account == BRANCHES {
+            let branch = format!("refs/heads/{}", random.random_range(0..N_BRANCHES));
+            text["args"][0]["repository"] = json!("branches/app");
+            text["args"][0]["ref"] = json!(branch);
+            text["args"][0]["outcome"] = json!("succeed");
+            self.branches.entry(branch).or_default().push(jid.to_owned());
+        }
     }
 
     fn refuse(&mut self, story: &Story) {

@@ -14,6 +14,9 @@ use crate::strays::Dead;
 /// The keys that one worker's connection may track: its queues, its own keys, and the keys of all workers.
 const TRACKED_BY_WORKER: u64 = 20;
 
+/// More than all accounts of a story, and classes of strays.
+const N_ACCOUNTS: usize = 100;
+
 /// Everything that should not exist, in sentences.
 pub async fn find(redis: &Redis, fleet: &Fleet, samples: &Samples) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -57,6 +60,9 @@ async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
         "sidebake:recoveries" => {
             n_jobs(fleet.n_crashes.load(Ordering::Relaxed) + fleet.n_stops.load(Ordering::Relaxed))
         }
+        // One field for each account, and one for the clock.
+        "sidebake:shares" => N_ACCOUNTS,
+        _ if key.starts_with("sidebake:newest:") && lives_long(redis, key).await => return None,
         "sidebake:interruptions" => n_jobs(fleet.n_stops.load(Ordering::Relaxed)),
         _ if ends_soon(redis, key).await || is_log(redis, key).await => return None,
         _ => return Some(format!("{key} is left")),
@@ -71,6 +77,11 @@ async fn ends_soon(redis: &Redis, key: &str) -> bool {
     let ttl_s: i64 = look::ask(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1);
     // The key may have expired meanwhile.
     kind == "none" || kind == "string" && (-2..=60).contains(&ttl_s) && ttl_s != -1
+}
+
+/// Whether a key expires at all.
+async fn lives_long(redis: &Redis, key: &str) -> bool {
+    look::ask::<i64>(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1) > 60
 }
 
 /// Whether a key is of the log of an ended build: it has a TTL.

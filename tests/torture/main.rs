@@ -7,6 +7,8 @@
 //! MODE  always    Redis writes every command to disk before it answers, so nothing may be lost; the default
 //!       everysec  kills Redis too, which may forget a second: nothing may be stuck; prints the lost jobs
 //!       builds    real builds, with a scripted docker-buildx: no child, directory or lock may remain
+//!       shared    the same with accounts that share the workers: no limit may be exceeded, and the newest job of each
+//!                 branch must be built
 //!       mutants   custody without one of its parts, on the wire: the audit must notice each
 //!
 //! A long run is a series of rounds of five minutes, each with its own Redis, fleet and seed. So an hour needs no
@@ -74,6 +76,7 @@ struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
     Always,
+    Shared,
     Everysec,
     Builds,
     Mutants,
@@ -106,15 +109,21 @@ fn main() -> ExitCode {
 
 async fn run(mode: Mode, options: &Options) -> Vec<(String, Verdict)> {
     match mode {
-        Mode::Always => rounds("always", Ending::verdict, options).await,
-        Mode::Everysec => rounds("everysec", Ending::verdict_when_redis_forgets, options).await,
+        Mode::Always => rounds("always", false, Ending::verdict, options).await,
+        Mode::Shared => rounds("always", true, Ending::verdict, options).await,
+        Mode::Everysec => rounds("everysec", false, Ending::verdict_when_redis_forgets, options).await,
         Mode::Builds => vec![("builds".into(), builds::run(options.seed).await)],
         Mode::Mutants => mutants::run(options.seed).await,
     }
 }
 
 /// Runs one story after another, until the time is over or a story fails.
-async fn rounds(fsync: &'static str, judge: fn(&Ending) -> Verdict, options: &Options) -> Vec<(String, Verdict)> {
+async fn rounds(
+    fsync: &'static str,
+    is_shared: bool,
+    judge: fn(&Ending) -> Verdict,
+    options: &Options,
+) -> Vec<(String, Verdict)> {
     let n_rounds = options.seconds.div_ceil(ROUND_S).max(1);
     let mut verdicts = Vec::new();
     for seed in (options.seed..).take(n_rounds as usize) {
@@ -126,6 +135,7 @@ async fn rounds(fsync: &'static str, judge: fn(&Ending) -> Verdict, options: &Op
             n_faults: options.faults / n_rounds as usize,
             n_culprits: (seconds as usize / CULPRIT_S).clamp(1, 4),
             has_strays: true,
+            is_shared,
             seed,
             kinds: Kind::ALL.to_vec(),
             commands: &COMMANDS,
@@ -135,7 +145,8 @@ async fn rounds(fsync: &'static str, judge: fn(&Ending) -> Verdict, options: &Op
         let told = story.tell(judge).await;
         println!("  {}", told.counts.join("\n  "));
         let is_bad = told.verdict.is_err();
-        verdicts.push((format!("{fsync}, seed {seed}"), told.verdict));
+        let shared = if is_shared { ", shared" } else { "" };
+        verdicts.push((format!("{fsync}{shared}, seed {seed}"), told.verdict));
         if is_bad {
             break;
         }

@@ -15,12 +15,15 @@ use crate::Verdict;
 use crate::audit::Ending;
 use crate::faults::Kind;
 use crate::relay::{Rewrite, is_command};
-use crate::scripts::{RECOVER, RENEW, Scripts, TURN, load};
+use crate::scripts::{NEWEST, RECOVER, RENEW, Scripts, TURN, load};
 use crate::story::Story;
 
 /// The lists run one after the other. The mutants of a list run in parallel.
-const LANES: [&[Without]; 3] =
-    [&[Without::Reconcile, Without::Order], &[Without::Fence, Without::Resend], &[Without::Incarnation, Without::Text]];
+const LANES: [&[Without]; 3] = [
+    &[Without::Reconcile, Without::Order, Without::Newest],
+    &[Without::Fence, Without::Resend, Without::Room],
+    &[Without::Incarnation, Without::Text, Without::Presence],
+];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Without {
@@ -38,6 +41,12 @@ pub enum Without {
     Reconcile,
     /// A script removes entries before it writes them elsewhere.
     Order,
+    /// A turn takes a job whose limit another worker has reached meanwhile.
+    Room,
+    /// A turn takes a job although it is not in its list any more.
+    Presence,
+    /// Any job is recorded as the newest one of its branch.
+    Newest,
 }
 
 /// A script, the text to replace, and the replacement.
@@ -85,16 +94,27 @@ impl Without {
                      if #added > 0 then redis.call('HSET', inflight, unpack(added)) end",
                 ),
             ],
+            Self::Room => vec![(
+                TURN,
+                "if (not best or start < least) and has_room(candidate.claim) then",
+                "if not best or start < least then",
+            )],
+            Self::Presence => vec![(TURN, "if not is_there(list, candidate.text) then", "if false then")],
+            Self::Newest => vec![(
+                NEWEST,
+                "redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])",
+                "redis.call('SET', KEYS[1], '9' .. ARGV[3], 'EX', ARGV[4])",
+            )],
         }
     }
 
     /// The faults that make the part necessary.
     fn kinds(self) -> Vec<Kind> {
         match self {
-            Self::Fence => vec![Kind::Freeze],
+            Self::Fence | Self::Newest => vec![Kind::Freeze],
             // Cuts the worker off for longer than its lease.
             Self::Text | Self::Incarnation | Self::Reconcile => vec![Kind::HeldRenewal],
-            Self::Resend => vec![Kind::LostReplies],
+            Self::Resend | Self::Room | Self::Presence => vec![Kind::LostReplies],
             Self::Order => vec![Kind::RefusedCommand],
         }
     }
@@ -106,6 +126,9 @@ impl Without {
             Self::Text => &["jobs were settled twice", "jobs were never finished"],
             Self::Incarnation => &["tokens were used twice"],
             Self::Resend | Self::Order => &["jobs were never finished"],
+            Self::Room => &["ran at once"],
+            Self::Presence => &["settled twice"],
+            Self::Newest => &["were superseded"],
             // The job keeps running, or its worker never learns of it.
             Self::Reconcile => &["on a worker that had lost it", "stuck: sidebake:inflight:"],
         }
@@ -120,6 +143,7 @@ impl Without {
             n_faults: 10,
             n_culprits: 0,
             has_strays: false,
+            is_shared: matches!(self, Self::Room | Self::Presence | Self::Newest),
             seed,
             kinds: self.kinds(),
             commands: &["HSET", "RPUSH"],
@@ -127,7 +151,7 @@ impl Without {
             mutant: Some(self),
         };
         match self {
-            Self::Fence | Self::Order => whole,
+            Self::Fence | Self::Order | Self::Room | Self::Presence | Self::Newest => whole,
             // More jobs than the workers have slots, so that every turn gets one, even a late turn.
             Self::Text | Self::Incarnation => Story { n_jobs: 700, n_long: 10, n_faults: 12, ..whole },
             // Long jobs, which several faults hit.

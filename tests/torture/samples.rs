@@ -1,16 +1,20 @@
 //! Samples Redis and the workers all the time. Detects states that must never occur, and values that must not grow with
 //! the number of jobs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use world::Redis;
 
 use crate::fleet::Fleet;
 use crate::look;
+
+/// Ends the token of a job that fills no slot.
+const BESIDE: &str = ".65535";
 
 const LOOK: Duration = Duration::from_millis(150);
 
@@ -32,6 +36,8 @@ pub struct Samples {
     worker_kilobytes: AtomicU64,
     /// Fields that held two jobs, one after the other.
     used_twice: Mutex<Vec<String>>,
+    /// The most jobs of each account and of each branch that ran at once.
+    at_once: Mutex<BTreeMap<String, usize>>,
 }
 
 impl Samples {
@@ -48,6 +54,7 @@ impl Samples {
                 self.worker_kilobytes.fetch_max(resident_kilobytes(fleet.pid(i)), Ordering::Relaxed);
             }
             let inflight: Option<Vec<Entry>> = look::ask(redis, redis::cmd("EVAL").arg(INFLIGHT).arg(0)).await;
+            self.count(inflight.iter().flatten());
             for (key, field, entry) in inflight.into_iter().flatten() {
                 let (field, entry) = (format!("{key} {}", String::from_utf8_lossy(&field)), hasher.hash_one(entry));
                 if seen.insert(field.clone(), entry).is_some_and(|before| before != entry) {
@@ -55,6 +62,34 @@ impl Samples {
                 }
             }
         }
+    }
+
+    /// Counts the jobs that run, without those that only end.
+    fn count<'a>(&self, inflight: impl Iterator<Item = &'a Entry>) {
+        let mut now: BTreeMap<String, usize> = BTreeMap::new();
+        for (_, field, entry) in inflight {
+            let field = String::from_utf8_lossy(field);
+            if field.ends_with(":idle") || field.ends_with(BESIDE) {
+                continue;
+            }
+            let job = entry.iter().position(|byte| *byte == b'\n').map(|end| &entry[end + 1..]);
+            let Some(job) = job.and_then(|job| serde_json::from_slice::<Value>(job).ok()) else { continue };
+            for name in ["account", "ref"] {
+                if let Some(name) = job["args"][0][name].as_str() {
+                    *now.entry(name.to_owned()).or_default() += 1;
+                }
+            }
+        }
+        let mut most = self.at_once.lock().unwrap();
+        for (name, n) in now {
+            let known = most.entry(name).or_default();
+            *known = n.max(*known);
+        }
+    }
+
+    /// The most jobs of each account and of each branch that ran at once.
+    pub fn at_once(&self) -> BTreeMap<String, usize> {
+        self.at_once.lock().unwrap().clone()
     }
 
     /// The tokens under which a sample shows two jobs of a worker, one after the other.

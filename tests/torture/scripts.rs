@@ -8,6 +8,8 @@ pub const TURN: &str =
     concat!(include_str!("../../src/sidekiq/claims.lua"), include_str!("../../src/sidekiq/turn.lua"));
 pub const RECOVER: &str =
     concat!(include_str!("../../src/sidekiq/claims.lua"), include_str!("../../src/sidekiq/recover.lua"));
+pub const NEWEST: &str =
+    concat!(include_str!("../../src/sidekiq/edition.lua"), include_str!("../../src/sidekiq/newest.lua"));
 pub const RENEW: &str = include_str!("../../src/sidekiq/renew.lua");
 pub const ENTRIES: &str = include_str!("../../src/sidekiq/entries.lua");
 
