@@ -53,7 +53,9 @@ pub enum Event {
         step: Box<NotCached>,
     },
     /// A newer job ended this one.
-    Superseded(Newer),
+    Superseded(OtherJob),
+    /// The result is that of another job with the same inputs.
+    Coalesced(OtherJob),
     /// Bytes of build context that a run of docker-buildx sent.
     ContextSent {
         /// Of all contexts.
@@ -200,9 +202,9 @@ impl Moment {
     }
 }
 
-/// The newer job that ended this one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Newer {
+/// The job that this one ended for, or whose result it has.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct OtherJob {
     /// Sidekiq's id of the job.
     pub jid: String,
     /// As in the job: a string or a number; null when the job says none, or only Rails knows it.
@@ -210,7 +212,7 @@ pub struct Newer {
 }
 
 /// How a build ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Every target was built, and pushed if requested.
@@ -236,7 +238,7 @@ impl Status {
 }
 
 /// One image.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TargetReport {
     /// The target's name.
     pub name: String,
@@ -266,7 +268,7 @@ pub struct TargetReport {
 }
 
 /// The digests of a target's images. Those of two builds are equal when the images are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(untagged)]
 pub enum ImageDigest {
     /// Of an image for one platform.
@@ -276,7 +278,7 @@ pub enum ImageDigest {
 }
 
 /// A step of a Dockerfile that failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct FailedStep {
     /// Its number in its stage, from 1.
     pub number: u32,
@@ -295,7 +297,7 @@ pub struct FailedStep {
 }
 
 /// A step of a Dockerfile that was not cached, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct NotCached {
     /// Its number in its stage, from 1.
     pub number: u32,
@@ -316,7 +318,7 @@ pub struct NotCached {
 }
 
 /// Why a step was not cached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheMiss {
     /// The job or the target wants nothing from the cache.

@@ -140,6 +140,7 @@ fn log(event: &Event) {
         | Event::Commit { .. }
         | Event::TargetEnded(_)
         | Event::Superseded(_)
+        | Event::Coalesced(_)
         | Event::ContextSent { .. }
         | Event::NoticeLeftOut
         | Event::Ended { .. } => {}

@@ -251,6 +251,7 @@ impl LogRecord {
             Event::BuildId(_)
             | Event::StepOutput { .. }
             | Event::Superseded(_)
+            | Event::Coalesced(_)
             | Event::ContextSent { .. }
             | Event::Fetching { .. }
             | Event::NotCached { .. } => return None,

@@ -26,7 +26,7 @@ use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 
 pub use caching::Caching;
-pub use worktree::{notify_of_encodings, notify_of_submodules};
+pub use worktree::{authorize, notify_of_encodings, notify_of_submodules};
 
 use caching::Run;
 use worktree::{check_out, mint};

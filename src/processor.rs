@@ -23,14 +23,14 @@ use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::redis::Redis;
-use crate::report::Report;
+use crate::report::{Report, SharedResult};
 use crate::settings::{Jobs, PROBE, Tenants, Timestamps};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::metrics::Metrics;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
 use crate::sidekiq::settlement::{Effect, Settlement};
-use crate::sidekiq::{Identity, newest, shown, tenant};
+use crate::sidekiq::{Identity, shown, tenant, twins, watch};
 
 use disposition::run_end;
 use job::Job;
@@ -85,9 +85,8 @@ pub async fn process(processor: Arc<Processor>, running: Running, settlements: U
         tracing::error!(event = "malformed_job", queue = unit.queue, jid, error = flaw, "malformed job not run");
     }
     running.iteration.begin_job(&processor.jobs, &payload);
-    if newest::is_on(&processor.jobs, &processor.tenants) {
-        let candidate = tenant::read(&unit.text, &processor.jobs, &processor.tenants);
-        candidate.edition.into_iter().for_each(|edition| running.iteration.take_part(edition));
+    if watch::is_on(&processor.jobs, &processor.tenants) {
+        running.iteration.take_part(tenant::read(&unit.text, &processor.jobs, &processor.tenants));
     }
     let span = tracing::info_span!("job", jid);
     // A job that is poison, or was cancelled while it waited, ends without a start.
@@ -157,8 +156,11 @@ async fn run_job(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
         return Err(Failure::new(Reason::InvalidArguments, flaw).into());
     }
     if payload.class == PROBE && processor.jobs.probe {
-        job.look_for_newer(&processor.redis).await?;
-        return probe::probe(&job).await;
+        let twin = job.look_for_others(&processor.redis).await?;
+        return match twin {
+            Some(twin) => job.end_as(&twin),
+            None => probe::probe(&job).await,
+        };
     }
     // On the heap: the future has many kilobytes, which would move from task to task with every job.
     let work = Box::pin(build::build(&processor, &job));
@@ -216,6 +218,7 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     job.journal.emit(ended(log_url));
     let is_reclaimed = job.running.reclaimed.is_cancelled();
     let report = job.record.report();
+    publish(processor, job, &report).await;
     log_end(outcome, &report, disposition, &job.running);
     let dead_or_due = || match &failure {
         Some(failure) => payload.after_failure(&unit.queue, failure, now, jobs.timestamps),
@@ -226,7 +229,10 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
         Disposition::Acknowledge | Disposition::Drop => (Some(Moment::Finished), None),
         Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: due() })),
         Disposition::Dead => (Some(Moment::Finished), Some(Effect::Dead { text: dead_or_due() })),
-        Disposition::Requeue => (None, Some(Effect::Requeue { queue: unit.queue.clone(), is_interrupted: true })),
+        Disposition::Requeue => {
+            let is_interrupted = !unit.token.is_beside();
+            (None, Some(Effect::Requeue { queue: unit.queue.clone(), is_interrupted }))
+        }
     };
     let push = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
@@ -236,11 +242,21 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     // A cancellation that comes too late for this attempt stays for the next one.
     let unlink = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
-        run_end: run_end(outcome, disposition, is_reclaimed),
+        run_end: run_end(outcome, disposition, is_reclaimed, unit.token.is_beside()),
         is_processed: disposition != Disposition::Requeue,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
         effects: effect.into_iter().chain(push).chain(unlink).collect(),
         ..Settlement::of(unit)
+    }
+}
+
+/// Publishes the result for jobs with the same inputs, before this one gives up its turn.
+async fn publish(processor: &Processor, job: &Job, report: &Report) {
+    let Some((twin, _)) = job.running.iteration.twin() else { return };
+    let Some(result) = SharedResult::of(report) else { return };
+    if let Err(error) = twins::publish(&processor.redis, twin, &result).await {
+        let jid = &report.jid;
+        tracing::warn!(event = "result_not_shared", jid, %error, "jobs with the same inputs are built again");
     }
 }
 

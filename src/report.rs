@@ -4,6 +4,7 @@
 //! checks. `bounded` limits its size.
 
 mod bounded;
+mod shared;
 
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use serde_json::{Map, Value};
 use crate::event::{Event, Phase, Warning, millis};
 use crate::reason::Reason;
 
-pub use crate::event::{CacheMiss, ImageDigest, Moment, Newer, NotCached, Placement, Status, TargetReport};
+pub use shared::SharedResult;
+
+pub use crate::event::{CacheMiss, ImageDigest, Moment, NotCached, OtherJob, Placement, Status, TargetReport};
 
 /// The result of one attempt: what the processor knows beforehand, and a fold over the attempt's events.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -52,7 +55,9 @@ pub struct Report {
     /// Messages for the customer, such as replaced fields.
     pub notices: Vec<String>,
     /// The newer job, when `status` is `superseded`; otherwise null.
-    pub superseded_by: Option<Newer>,
+    pub superseded_by: Option<OtherJob>,
+    /// The job with the same inputs that was built, when this one has its result; otherwise null.
+    pub coalesced_with: Option<OtherJob>,
     /// Where the whole log of the attempt is archived; null without an archive, and when it did not take the log.
     pub log_url: Option<String>,
     /// How many further notices the last one counts.
@@ -79,6 +84,7 @@ impl Report {
             Event::PhaseEnded(phase, took) => *self.timings.of(*phase) += *took,
             Event::Placed(placement) => self.placement = Some(placement.clone()),
             Event::Superseded(newer) => self.superseded_by = Some(newer.clone()),
+            Event::Coalesced(leader) => self.coalesced_with = Some(leader.clone()),
             Event::ContextSent { n_bytes } => self.context_bytes += n_bytes,
             Event::TargetEnded(target) => match self.targets.iter_mut().find(|known| known.name == target.name) {
                 Some(known) => known.clone_from(target),

@@ -35,7 +35,9 @@ pub mod settlement;
 pub mod shown;
 pub mod tenant;
 pub mod turn;
+pub mod twins;
 pub mod waiting;
+pub mod watch;
 
 use crate::hex;
 

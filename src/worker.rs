@@ -27,10 +27,10 @@ use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Handle};
 use crate::sidekiq::heartbeat::{self, Process, RemoteSignal};
 use crate::sidekiq::lease::{Lease, LeaseError};
-use crate::sidekiq::newest::Watch;
 use crate::sidekiq::running::{Running, RunningJobs};
 use crate::sidekiq::scout::Scout;
 use crate::sidekiq::settlement::Settlement;
+use crate::sidekiq::watch::Watch;
 use crate::sidekiq::{Identity, iteration, keys, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
 use crate::stop::Stop;
@@ -156,6 +156,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         jobs: &settings.jobs,
         tenants: &settings.tenants,
         queues: settings.queues(),
+        n_slots: settings.total_concurrency(),
         running: &running,
         handle: &handle,
     };

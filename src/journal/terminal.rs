@@ -116,6 +116,7 @@ fn plain(event: &Event) -> Option<String> {
         | Event::Commit { .. }
         | Event::Placed(_)
         | Event::Superseded(_)
+        | Event::Coalesced(_)
         | Event::ContextSent { .. }
         | Event::NoticeLeftOut
         | Event::Ended { .. } => return None,

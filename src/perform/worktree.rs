@@ -32,6 +32,19 @@ pub(super) async fn mint(
     integrations.github.installation_token(repository, job.installation_id).await
 }
 
+/// Checks that the job may read the repository, and that its commit is on its branch or tag, as a build does.
+pub async fn authorize(integrations: &Integrations, job: &BuildJob, attempt: Attempt<'_>) -> Result<(), End> {
+    let token = attempt.unless_stopped(mint(integrations, job, &job.build.repository, attempt)).await??;
+    let git_ref = checked_ref(integrations, job);
+    attempt.unless_stopped(refuse_foreign(&integrations.github, &job.sha, git_ref, &token)).await?
+}
+
+/// The branch or tag that must have the commit. A fork's commit is on no branch of this repository, and its build is untrusted anyway.
+fn checked_ref<'a>(integrations: &Integrations, job: &'a BuildJob) -> Option<&'a GitRef> {
+    let is_checked = integrations.github.checks_refs() && job.build.trust != Trust::Fork;
+    job.branch_or_tag.as_ref().filter(|_| is_checked)
+}
+
 /// Creates the worktree of the job's commit. Each token is revoked afterwards, whatever the result.
 pub(super) async fn check_out(
     integrations: &Integrations,
@@ -44,9 +57,7 @@ pub(super) async fn check_out(
     let destination = directory.vacancy("tree", &job.build.repository.name)?;
     let mut checkout = Checkout { integrations, job, directory, attempt, since, spent: Spent::default() };
     let mut access = Access::Token(token);
-    // A fork's commit is on no branch of this repository, and its build is untrusted anyway.
-    let is_checked = integrations.github.checks_refs() && job.build.trust != Trust::Fork;
-    let git_ref = job.branch_or_tag.as_ref().filter(|_| is_checked);
+    let git_ref = checked_ref(integrations, job);
     let git_dir = integrations.source.git_dir(job.branch_or_tag.as_ref());
     let mut worktree = checkout.of_commit(&mut access, &job.sha, git_ref, git_dir, &destination).await?;
     notify_of_encodings(&worktree, attempt);

@@ -11,7 +11,7 @@ use crate::clock::Epoch;
 use crate::event::{Event, Moment, Phase};
 use crate::job::BuildJob;
 use crate::job::arguments::{self, RequestFrom};
-use crate::perform::{Attempt, Fence, perform};
+use crate::perform::{Attempt, Fence, authorize, perform};
 use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
 use crate::report::Report;
@@ -39,10 +39,9 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
         job.learn(&request);
         BuildJob::parse(&request)
     });
-    // The job may have been cancelled or superseded while it was queued, also when Rails does not answer. Without an answer from Redis, the
+    // The job may have been cancelled while it was queued, also when Rails does not answer. Without an answer from Redis, the
     // iteration task finds the mark later.
     let _ = iteration::sync(&processor.redis, &processor.identity, std::slice::from_ref(running)).await;
-    job.look_for_newer(&processor.redis).await?;
     let is_cancelled = running.iteration.cancelled.is_cancelled();
     if parsed.is_err() && is_cancelled {
         return Err(job.cancelled());
@@ -53,15 +52,21 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
         return Err(job.cancelled());
     }
     let build_job = parsed.map_err(invalid)?;
+    // Only now: a job that cannot be built ends no other.
+    let twin = job.look_for_others(&processor.redis).await?;
     job.journal.emit(Event::Commit {
         account: build_job.build.account.clone(),
         repository: build_job.build.repository.to_string(),
         sha: build_job.sha.to_string(),
         git_ref: build_job.git_ref.clone(),
     });
-    notify_started(processor, job).await;
     let fence = fence(processor, &running.unit);
     let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&*fence) };
+    if let Some(twin) = twin {
+        authorize(&processor.integrations, &build_job, attempt).await?;
+        return job.end_as(&twin);
+    }
+    notify_started(processor, job).await;
     let built = perform(&processor.integrations, &build_job, attempt).await;
     let worker_paths = processor.integrations.state.worker_paths();
     built.map_err(|end| end.map(|failure| for_customer(failure, &worker_paths)))

@@ -14,11 +14,12 @@ use crate::log_archive::{LogArchive, RunOf};
 use crate::log_stream::Attempt;
 use crate::reason::{Cause, End};
 use crate::redis::Redis;
-use crate::report::Report;
+use crate::report::{Report, SharedResult};
 use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
 use crate::sidekiq::newest;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
+use crate::sidekiq::twins;
 use crate::stop::Stop;
 
 /// One attempt at a job. It outlives a panic of the attempt.
@@ -102,24 +103,33 @@ impl Job {
         if self.running.iteration.newer().is_some() { Cause::Superseded } else { Cause::Cancelled }
     }
 
-    /// Looks for a newer job that builds the same: it cancels this one.
-    pub(super) async fn look_for_newer(&self, redis: &Redis) -> Result<(), End> {
+    /// Looks for a newer job that builds the same, which cancels this one, and for the result of a twin, which is returned.
+    ///
+    /// While Redis does not answer, the build goes on like every running build.
+    pub(super) async fn look_for_others(&self, redis: &Redis) -> Result<Option<SharedResult>, End> {
         let iteration = &self.running.iteration;
-        let newer = match iteration.edition() {
-            // While Redis does not answer, the build goes on like every running build.
-            Some(edition) => newest::enter(redis, edition).await.unwrap_or(None),
+        if let Some(edition) = iteration.edition()
+            && let Ok(Some(newer)) = newest::enter(redis, edition).await
+        {
+            iteration.supersede(newer);
+            return Err(self.cancelled());
+        }
+        let result = match iteration.twin() {
+            Some((twin, created_us)) => twins::result(redis, twin, created_us).await.unwrap_or(None),
             None => None,
         };
-        match newer {
-            Some(newer) => iteration.supersede(newer),
-            // It fills no slot, so it must not run: Redis has lost the record.
-            None if self.running.unit.token.is_beside() => {
-                self.stop.because(Cause::Shutdown);
-                return Err(End::Stopped);
-            }
-            None => {}
+        // It fills no slot, so it must not run: Redis has lost the record.
+        if result.is_none() && self.running.unit.token.is_beside() {
+            self.stop.because(Cause::Shutdown);
+            return Err(End::Stopped);
         }
-        Ok(())
+        Ok(result)
+    }
+
+    /// Ends the attempt with the result of a twin.
+    pub(super) fn end_as(&self, twin: &SharedResult) -> Result<(), End> {
+        twin.events(&self.payload.jid).into_iter().for_each(|event| self.journal.emit(event));
+        twin.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// The callback, once it is known.

@@ -15,8 +15,8 @@ const MAX_WINDOW: usize = 1000;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tenants {
-    /// Whether tenants share the slots of the fleet when more jobs wait than slots are free. Without it and
-    /// without any limit, jobs begin in the order of their queue.
+    /// Whether tenants share the slots of the fleet when more jobs wait than slots are free. Without it, and
+    /// without limits, `supersede` and `coalesce`, jobs begin in the order of their queue.
     pub fair: bool,
     /// Number of jobs at the head of a queue among which a worker chooses. Of the jobs behind them, one worker at a time looks for
     /// tenants that have none in front.
@@ -31,6 +31,8 @@ pub struct Tenants {
     /// What a newer job does to older ones of the same repository and `ref`, by tenant: `off`, `queued` or `running`. Counts for job
     /// classes that do not say it themselves.
     pub supersede: BTreeMap<NamePattern, Supersede>,
+    /// Whether jobs with the same inputs that wait or run at once are built once.
+    pub coalesce: bool,
 }
 
 impl Default for Tenants {
@@ -42,6 +44,7 @@ impl Default for Tenants {
             limits: BTreeMap::new(),
             limits_per_repository: BTreeMap::new(),
             supersede: BTreeMap::new(),
+            coalesce: false,
         }
     }
 }

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use super::fair::{self, Standing};
 use super::inflight::{Token, UnitOfWork};
-use super::newest;
+use super::newest::Edition;
 use super::tenant::{self, Candidate};
 use super::turn::{Contended, Known, Sharing, Window};
+use super::watch;
 use crate::settings::{Jobs, Tenants};
 
 /// How long a window may be used. Under load each turn brings the next one, and a turn takes a millisecond.
@@ -75,7 +76,7 @@ impl Contention {
     }
 
     fn contended(&self) -> Contended {
-        match (self.tenants.has_limits() || newest::is_on(&self.jobs, &self.tenants), self.tenants.fair) {
+        match (self.tenants.has_limits() || watch::is_on(&self.jobs, &self.tenants), self.tenants.fair) {
             (true, _) => Contended::Always,
             (false, true) => Contended::WithoutRoom,
             (false, false) => Contended::Never,
@@ -126,7 +127,8 @@ impl Contention {
         }
         let before = std::mem::take(&mut self.read);
         for window in windows {
-            let candidates = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
+            let mut candidates = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
+            leave_out_older(&mut candidates);
             self.windows.push((window.queue, candidates));
         }
         // Reading them may take a while.
@@ -203,4 +205,24 @@ impl Contention {
         let due = self.unclaimed.iter().filter(|(_, (_, since))| now.duration_since(*since) >= UNCLAIMED);
         due.map(|(token, (text, _))| (token.clone(), tenant::read(text, &self.jobs, &self.tenants).claim)).collect()
     }
+}
+
+/// Leaves out jobs that a newer one of the same window ends.
+fn leave_out_older(window: &mut Vec<Arc<Candidate>>) {
+    let mut newest: HashMap<&str, &Edition> = HashMap::new();
+    for edition in window.iter().filter_map(|candidate| candidate.edition.as_ref()) {
+        let best = newest.entry(&edition.key).or_insert(edition);
+        if edition.ends(best) {
+            *best = edition;
+        }
+    }
+    let is_older = |candidate: &Arc<Candidate>| {
+        candidate
+            .edition
+            .as_ref()
+            .is_some_and(|edition| newest.get(&*edition.key).is_some_and(|best| best.ends(edition)))
+    };
+    let older: Vec<bool> = window.iter().map(is_older).collect();
+    let mut older = older.into_iter();
+    window.retain(|_| older.next() == Some(false));
 }

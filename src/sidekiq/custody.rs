@@ -5,7 +5,7 @@
 //! settles again a result that Redis lost, and kills a build whose job was reclaimed.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub struct Handle {
     incarnation: Arc<Mutex<String>>,
     trouble: watch::Sender<Option<String>>,
     long_queues: watch::Sender<BTreeSet<String>>,
+    sees_waiting: Arc<AtomicBool>,
+    takes_jobs: Arc<AtomicBool>,
 }
 
 impl Handle {
@@ -67,6 +69,16 @@ impl Handle {
     /// Queues with more jobs than a worker looks at, as of the last turn under contention.
     pub fn long_queues(&self) -> &watch::Sender<BTreeSet<String>> {
         &self.long_queues
+    }
+
+    /// Whether jobs waited at the last turn under contention.
+    pub fn sees_waiting(&self) -> bool {
+        self.sees_waiting.load(Ordering::Relaxed)
+    }
+
+    /// Whether the worker took jobs at the last turn: it has room on its disk, and holds no suspect.
+    pub fn takes_jobs(&self) -> bool {
+        self.takes_jobs.load(Ordering::Relaxed)
     }
 
     /// The incarnation of the lease at the last renewal; empty before the first one.
@@ -235,7 +247,9 @@ impl Custody {
     /// Assigns one token to each free slot, capsule by capsule; none when quiet, without room, or beside a suspect.
     fn assign_slots(&self, memory: &mut Memory) {
         let old = std::mem::take(&mut memory.slots);
-        if !self.takes_jobs(memory) {
+        let takes_jobs = self.takes_jobs(memory);
+        self.handle.takes_jobs.store(takes_jobs, Ordering::Relaxed);
+        if !takes_jobs {
             return;
         }
         for (index, capsule) in self.capsules.iter().enumerate() {
@@ -353,6 +367,8 @@ impl Custody {
         memory.contention.begin(sharing, &fetched, now);
         memory.contention.begin(sharing, &adopted, now);
         self.note_long_queues(&reply.windows);
+        let sees_waiting = reply.windows.iter().any(|window| window.n_waiting > 0);
+        self.handle.sees_waiting.store(sees_waiting, Ordering::Relaxed);
         let pause = memory.contention.take_in(sharing, reply.windows, reply.known, n_fetched);
         if let Some(pause) = pause {
             memory.wake_by(now + pause);
@@ -373,7 +389,8 @@ impl Custody {
         self.handle.long_queues.send_if_modified(|long| {
             let before = long.clone();
             for window in windows {
-                if window.n_waiting > self.tenants.window {
+                // Long texts fill a window too.
+                if window.n_waiting > window.texts.len().min(self.tenants.window) {
                     long.insert(window.queue.clone());
                 } else {
                     long.remove(&window.queue);
@@ -391,7 +408,8 @@ impl Custody {
             return;
         }
         let running = Running::new(unit, Epoch::now());
-        if !running.unit.is_idle && !running.unit.is_suspect() {
+        // Beside the slots, a job only ends.
+        if running.unit.token.is_beside() || !running.unit.is_idle && !running.unit.is_suspect() {
             return self.hand_over(memory, running, units);
         }
         running.iteration.wait(&self.jobs, &running.unit.text);

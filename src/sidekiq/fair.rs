@@ -85,7 +85,14 @@ mod tests {
     fn candidate(n: usize, tenant: &str, weight: f64, limit: Option<u32>) -> Arc<Candidate> {
         let counters = vec![Counter { name: tenant::counter(tenant), limit }];
         let claim = Claim { tenant: tenant.into(), weight, counters };
-        Arc::new(Candidate { text: Arc::from(n.to_string().as_bytes()), claim, priority: 0, edition: None })
+        Arc::new(Candidate {
+            text: Arc::from(n.to_string().as_bytes()),
+            claim,
+            priority: 0,
+            edition: None,
+            twin: None,
+            created_us: None,
+        })
     }
 
     fn tenants(chosen: &[&Arc<Candidate>]) -> String {

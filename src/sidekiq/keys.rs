@@ -29,8 +29,9 @@
 //! | `sidebake:shares` | hash | tenant → its virtual time; `claims.lua` has the values | turn, recovery, sweep | a day |
 //! | `sidebake:ahead:<queue>` | list | copies of jobs that are far behind in a queue, of tenants that are not in front | scout | 30 s |
 //! | `sidebake:scout:<queue>` | string | lock: one process at a time looks for the jobs behind | scout | 5 s |
-//! | `sidebake:watch:<queue>` | string | lock: one process at a time looks for newer jobs of a branch | newest | 5 s |
+//! | `sidebake:watch:<queue>:<digest of settings>` | string | lock: one process at a time looks for jobs that only have to end | watch | 1 s |
 //! | `sidebake:newest:<hash of account, repository and ref>` | string | the newest job that builds the same; `edition.lua` has the values | newest | 30 days |
+//! | `sidebake:twin:<hash of the inputs>` | hash | `result`: what jobs with the same inputs get, as JSON; `ended_us` | processor | 10 minutes |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
 //! | `sidebake:poller:<digest of settings>` | string | the identity of the process that looks for due jobs | poller | twice `jobs.poll_interval` |
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
@@ -133,14 +134,19 @@ pub fn scout(queue: impl Display) -> String {
     format!("sidebake:scout:{queue}")
 }
 
-/// The process that looks for newer jobs in a queue.
-pub fn watch(queue: impl Display) -> String {
-    format!("sidebake:watch:{queue}")
+/// The process that looks for jobs in a queue that only have to end.
+pub fn watch(queue: impl Display, settings: impl Display) -> String {
+    format!("sidebake:watch:{queue}:{settings}")
 }
 
 /// The newest job of those that build the same.
 pub fn newest(key: impl Display) -> String {
     format!("sidebake:newest:{key}")
+}
+
+/// The result of a build, for jobs with the same inputs.
+pub fn twin(key: impl Display) -> String {
+    format!("sidebake:twin:{key}")
 }
 
 /// The process that looks for due jobs, of those that look for the same ones.

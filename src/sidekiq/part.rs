@@ -8,14 +8,24 @@ use crate::redis::{Redis, RedisError, Script};
 
 static PART: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("part.lua")));
 
-/// Life of the lock.
-const LOCKED: Duration = Duration::from_secs(5);
-
-/// Bytes of a part, and of the longest text that is looked at. Longer ones wait until they are in front.
+/// Bytes of a part.
 const PART_BYTES: usize = 512 << 10;
-const LONGEST: usize = 32 << 10;
+
+/// Which part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Extent {
+    /// How many jobs at the head are in front of it.
+    pub n_before: usize,
+    /// How many jobs it has at most.
+    pub n: usize,
+    /// The longest text that is returned, in bytes.
+    pub longest: usize,
+    /// Life of the lock.
+    pub locked: Duration,
+}
 
 /// A part of a queue.
+#[derive(Debug)]
 pub(super) struct Part {
     /// The length of the queue.
     pub n_waiting: usize,
@@ -26,18 +36,17 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// Reads `n` jobs of a queue behind the first `n_before`. `None` when another process has the lock.
+    /// Reads a part of a queue. `None` when another process has the lock.
     pub(super) async fn read(
         redis: &Redis,
         identity: &Identity,
         queue: &str,
-        lock: String,
-        n_before: usize,
-        n: usize,
+        lock: &str,
+        extent: Extent,
     ) -> Result<Option<Self>, RedisError> {
         let mut script = PART.key(keys::queue(queue));
-        script.key(lock).arg(identity.to_string()).arg(LOCKED.as_millis() as u64);
-        script.arg(n_before).arg(n).arg(PART_BYTES).arg(LONGEST);
+        script.key(lock).arg(identity.to_string()).arg(extent.locked.as_millis() as u64);
+        script.arg(extent.n_before).arg(extent.n).arg(PART_BYTES).arg(extent.longest);
         let part: Option<(usize, usize, Vec<Vec<u8>>)> = redis.script(&script).await?;
         Ok(part.map(|(n_waiting, n_read, texts)| Self {
             n_waiting,

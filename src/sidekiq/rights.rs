@@ -33,6 +33,7 @@ pub const COMMANDS: &[&str] = &[
     "LPUSH k v",
     "LRANGE k 0 0",
     "LREM k 1 v",
+    "LSET k 0 v",
     "MGET k",
     "PEXPIRE k 1",
     "PING",

@@ -13,8 +13,9 @@ use super::inflight::{Token, UnitOfWork};
 use super::keys;
 use super::newest::Edition;
 use super::payload::Payload;
+use super::tenant::Candidate;
 use crate::clock::Epoch;
-use crate::event::Newer;
+use crate::event::OtherJob;
 use crate::journal::Progress;
 use crate::settings::Jobs;
 
@@ -91,8 +92,8 @@ pub struct Iteration {
     pub progress: Arc<Progress>,
     /// Cancelled when the job is.
     pub cancelled: CancellationToken,
-    edition: OnceLock<Edition>,
-    newer: OnceLock<Newer>,
+    candidate: OnceLock<Candidate>,
+    newer: OnceLock<OtherJob>,
     written: Mutex<Option<(Instant, String)>>,
 }
 
@@ -151,25 +152,31 @@ impl Iteration {
         self.jid().map(keys::iteration)
     }
 
-    /// Lets a newer job end this one.
-    pub fn take_part(&self, edition: Edition) {
-        let _ = self.edition.set(edition);
+    /// Lets a newer job end this one, and a twin have its result.
+    pub fn take_part(&self, candidate: Candidate) {
+        let _ = self.candidate.set(candidate);
     }
 
     /// The job among those that build the same; `None` when it does not take part.
     pub fn edition(&self) -> Option<&Edition> {
-        self.edition.get()
+        self.candidate.get()?.edition.as_ref()
+    }
+
+    /// What names its inputs, and when it was created, in microseconds; `None` when it has no twins.
+    pub fn twin(&self) -> Option<(&str, u64)> {
+        let candidate = self.candidate.get()?;
+        candidate.twin.as_deref().zip(candidate.created_us)
     }
 
     /// Ends the job, because this one is newer.
-    pub fn supersede(&self, newer: Newer) {
+    pub fn supersede(&self, newer: OtherJob) {
         // Set before the token is cancelled, so that every listener finds it.
         let _ = self.newer.set(newer);
         self.cancelled.cancel();
     }
 
     /// The newer job that ended this one.
-    pub fn newer(&self) -> Option<&Newer> {
+    pub fn newer(&self) -> Option<&OtherJob> {
         self.newer.get()
     }
 

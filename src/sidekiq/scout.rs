@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::part::Part;
+use super::part::{Extent, Part};
 use super::{Identity, keys, tenant};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
@@ -36,7 +36,11 @@ const JOBS: usize = 2;
 /// Bytes of the jobs that one pass over the queue remembers.
 const REMEMBERED_BYTES: usize = 4 << 20;
 
-/// Life of the copies.
+/// The longest text that is looked at, in bytes. Longer ones wait until they are in front.
+const LONGEST: usize = 32 << 10;
+
+/// Life of the lock, and of the copies.
+const LOCKED: Duration = Duration::from_secs(5);
 const COPIED: Duration = Duration::from_secs(30);
 
 /// What a scout needs.
@@ -176,7 +180,8 @@ impl Scout<'_> {
     }
 
     async fn read(&self, queue: &str, n_before: usize, n: usize) -> Result<Option<Part>, RedisError> {
-        Part::read(self.redis, self.identity, queue, keys::scout(queue), n_before, n).await
+        let extent = Extent { n_before, n, longest: LONGEST, locked: LOCKED };
+        Part::read(self.redis, self.identity, queue, &keys::scout(queue), extent).await
     }
 
     /// Replaces the copies of a queue.

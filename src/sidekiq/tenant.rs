@@ -10,10 +10,11 @@ use serde_json::Value;
 
 use super::newest::{self, Edition};
 use super::payload::Payload;
+use super::twins;
 use crate::bounds;
 use crate::hex;
 use crate::job;
-use crate::job::arguments::{self, Arguments};
+use crate::job::arguments::{self, Arguments, RequestFrom};
 use crate::settings::{JobClass, Jobs, PROBE, Supersede, Tenants};
 
 /// The tenant of texts whose account cannot be read.
@@ -33,6 +34,10 @@ pub struct Candidate {
     pub priority: i64,
     /// Set when a newer job may end this one, or this one an older one.
     pub edition: Option<Edition>,
+    /// Names its inputs, where jobs with the same ones are built once.
+    pub twin: Option<String>,
+    /// When Rails created the job, in microseconds.
+    pub created_us: Option<u64>,
 }
 
 /// What a job counts for while it runs.
@@ -71,14 +76,26 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
     let payload = is_read.then(|| Payload::parse_shared(text).ok()).flatten();
     let owned = payload.as_ref().map(|payload| Owned::of(payload, jobs)).unwrap_or_default();
     let tenant = named(owned.tenant.as_deref().unwrap_or(UNKNOWN));
-    let edition = payload.as_ref().and_then(|payload| owned.edition(payload, &tenant, jobs, tenants));
+    let created_us = payload.as_ref().and_then(Payload::created_at).map(|at| (at.as_secs_f64() * 1e6).round() as u64);
+    let dated = payload.as_ref().zip(created_us);
+    let twin = dated.filter(|_| tenants.coalesce).and_then(|(payload, _)| twin_of(payload, &tenant, jobs));
+    let edition = dated.and_then(|(payload, at)| owned.edition(payload, at, &tenant, jobs, tenants));
+    let edition = edition.map(|edition| Edition { twin: twin.clone(), ..edition });
     let mut counters = vec![Counter { name: counter(&tenant), limit: tenants.limit_of(&tenant) }];
     if let (Some(repository), Some(limit)) = (&owned.repository, tenants.limit_per_repository_of(&tenant)) {
         counters.push(Counter { name: format!("repository {}", named(repository)), limit: Some(limit) });
     }
     counters.extend(edition.as_ref().map(Edition::counter));
+    counters.extend(twin.as_deref().map(twins::counter));
     let weight = tenants.weight_of(&tenant);
-    Candidate { text: Arc::clone(text), claim: Claim { tenant, weight, counters }, priority: owned.priority, edition }
+    Candidate {
+        text: Arc::clone(text),
+        claim: Claim { tenant, weight, counters },
+        priority: owned.priority,
+        edition,
+        twin,
+        created_us,
+    }
 }
 
 /// The fields of a request that are read before the job is taken.
@@ -129,8 +146,15 @@ impl Owned {
         }
     }
 
-    /// The job among those that build the same. `None` when it says neither what it builds nor when it was created.
-    fn edition(&self, payload: &Payload, tenant: &str, jobs: &Jobs, tenants: &Tenants) -> Option<Edition> {
+    /// The job among those that build the same. `None` when it does not say what it builds, or takes no part.
+    fn edition(
+        &self,
+        payload: &Payload,
+        created_us: u64,
+        tenant: &str,
+        jobs: &Jobs,
+        tenants: &Tenants,
+    ) -> Option<Edition> {
         let class = jobs.classes.get(&payload.class);
         let supersede =
             self.supersede.or(class.and_then(|class| class.supersede)).unwrap_or_else(|| tenants.supersede_of(tenant));
@@ -146,9 +170,19 @@ impl Owned {
         if !takes_part || jid.is_empty() || jid.contains('\n') {
             return None;
         }
-        let created_us = (payload.created_at()?.as_secs_f64() * 1e6).round() as u64;
         let ends_running = supersede == Supersede::Running;
-        Some(Edition { key, created_us, jid, build_id: self.build_id.clone(), ends_running })
+        Some(Edition { key, created_us, jid, build_id: self.build_id.clone(), ends_running, twin: None })
+    }
+}
+
+/// Names the inputs of a job. For one that carries only an id, the inputs are what Rails is asked for.
+fn twin_of(payload: &Payload, tenant: &str, jobs: &Jobs) -> Option<String> {
+    let probe = JobClass::default();
+    let class = if payload.class == PROBE { &probe } else { jobs.classes.get(&payload.class)? };
+    let args = payload.arguments().ok()?;
+    match arguments::read(class, &args).ok()? {
+        RequestFrom::Arguments(request) => Some(twins::key(tenant, request)),
+        RequestFrom::Rails { url, .. } => Some(twins::key(tenant, Value::String(url))),
     }
 }
 

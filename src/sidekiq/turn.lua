@@ -370,15 +370,15 @@ local sharing = nil
 -- How the candidates of decided lists stand: virtual time by tenant, running jobs by counter.
 local times, counts, clock, has_counts = {}, {}, 0, true
 
--- Reads fields of a hash into `values`; returns whether Redis lets this user. The stack of Lua has no room for all of them at once.
+-- Reads fields of a hash into `values`; returns the error when Redis refuses. The stack of Lua has no room for all of them at once.
 local function read_numbers(key, fields, values)
   for first = 1, #fields, 1000 do
     local last = math.min(first + 999, #fields)
     local found = redis.pcall('HMGET', key, unpack(fields, first, last))
-    if found.err then return false end
+    if found.err then return found.err end
     for i = first, last do values[fields[i]] = tonumber(found[i - first + 1] or 0) end
   end
-  return true
+  return nil
 end
 
 local function read_standing()
@@ -398,7 +398,8 @@ local function read_standing()
   end
   if #tenants == 1 then return end
   read_numbers(shares_key, tenants, times)
-  has_counts = read_numbers(running_key, counters, counts)
+  local refused_counts = read_numbers(running_key, counters, counts)
+  if refused_counts then has_counts, passed_over = false, running_key .. ': ' .. refused_counts end
   clock = times[clock_field] or 0
 end
 

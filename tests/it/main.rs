@@ -60,6 +60,7 @@ mod submodules;
 mod tenants;
 mod tracking;
 mod turn;
+mod twins;
 mod walls;
 mod worktree;
 mod zoo;

@@ -75,7 +75,7 @@ impl Plan {
             let jid = format!("{:08x}{n:016x}", story.seed);
             let queue = if random.random_bool(0.2) { "low" } else { "default" };
             let mut text = healthy(&mut random, &jid, queue, story.n_long);
-            if story.is_shared {
+            if story.settings == SHARED {
                 plan.share(&mut random, n, &jid, &mut text);
             }
             plan.push(n as f64 / story.n_jobs as f64, queue, jid.clone(), text);

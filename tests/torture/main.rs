@@ -52,6 +52,7 @@ use clap::{Parser, ValueEnum};
 
 use audit::Ending;
 use faults::{COMMANDS, Kind};
+use jobs::SHARED;
 use story::Story;
 
 /// The longest story. Its memory grows with its jobs.
@@ -109,9 +110,9 @@ fn main() -> ExitCode {
 
 async fn run(mode: Mode, options: &Options) -> Vec<(String, Verdict)> {
     match mode {
-        Mode::Always => rounds("always", false, Ending::verdict, options).await,
-        Mode::Shared => rounds("always", true, Ending::verdict, options).await,
-        Mode::Everysec => rounds("everysec", false, Ending::verdict_when_redis_forgets, options).await,
+        Mode::Always => rounds("always", "", Ending::verdict, options).await,
+        Mode::Shared => rounds("always", SHARED, Ending::verdict, options).await,
+        Mode::Everysec => rounds("everysec", "", Ending::verdict_when_redis_forgets, options).await,
         Mode::Builds => vec![("builds".into(), builds::run(options.seed).await)],
         Mode::Mutants => mutants::run(options.seed).await,
     }
@@ -120,7 +121,7 @@ async fn run(mode: Mode, options: &Options) -> Vec<(String, Verdict)> {
 /// Runs one story after another, until the time is over or a story fails.
 async fn rounds(
     fsync: &'static str,
-    is_shared: bool,
+    settings: &'static str,
     judge: fn(&Ending) -> Verdict,
     options: &Options,
 ) -> Vec<(String, Verdict)> {
@@ -135,7 +136,7 @@ async fn rounds(
             n_faults: options.faults / n_rounds as usize,
             n_culprits: (seconds as usize / CULPRIT_S).clamp(1, 4),
             has_strays: true,
-            is_shared,
+            settings,
             seed,
             kinds: Kind::ALL.to_vec(),
             commands: &COMMANDS,
@@ -145,7 +146,7 @@ async fn rounds(
         let told = story.tell(judge).await;
         println!("  {}", told.counts.join("\n  "));
         let is_bad = told.verdict.is_err();
-        let shared = if is_shared { ", shared" } else { "" };
+        let shared = if settings == SHARED { ", shared" } else { "" };
         verdicts.push((format!("{fsync}{shared}, seed {seed}"), told.verdict));
         if is_bad {
             break;

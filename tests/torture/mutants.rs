@@ -14,6 +14,7 @@ use world::Redis;
 use crate::Verdict;
 use crate::audit::Ending;
 use crate::faults::Kind;
+use crate::jobs::SHARED;
 use crate::relay::{Rewrite, is_command};
 use crate::scripts::{NEWEST, RECOVER, RENEW, Scripts, TURN, load};
 use crate::story::Story;
@@ -143,7 +144,7 @@ impl Without {
             n_faults: 10,
             n_culprits: 0,
             has_strays: false,
-            is_shared: matches!(self, Self::Room | Self::Presence | Self::Newest),
+            settings: if matches!(self, Self::Room | Self::Presence | Self::Newest) { SHARED } else { "" },
             seed,
             kinds: self.kinds(),
             commands: &["HSET", "RPUSH"],
@@ -152,8 +153,10 @@ impl Without {
         };
         match self {
             Self::Fence | Self::Order | Self::Room | Self::Presence | Self::Newest => whole,
-            // More jobs than the workers have slots, so that every turn gets one, even a late turn.
-            Self::Text | Self::Incarnation => Story { n_jobs: 700, n_long: 10, n_faults: 12, ..whole },
+            // More jobs than the workers have slots, and no choice among them, so that every turn gets one, even a late turn.
+            Self::Text | Self::Incarnation => {
+                Story { n_jobs: 700, n_long: 10, n_faults: 12, settings: "tenants.fair = false\n", ..whole }
+            }
             // Long jobs, which several faults hit.
             Self::Resend => Story { n_faults: 60, ..whole },
             // A job that no worker kills must survive beside its second run. So jobs are long, and slots stay free for

@@ -13,7 +13,7 @@ use crate::audit::Ending;
 use crate::culprits;
 use crate::faults::{self, Counts, Kind};
 use crate::fleet::{Fleet, USER};
-use crate::jobs::{Deed, Plan, REFUSED, SHARED};
+use crate::jobs::{Deed, Plan, REFUSED};
 use crate::look;
 use crate::mutants::Without;
 use crate::relay::Relay;
@@ -40,8 +40,8 @@ pub struct Story {
     pub n_culprits: usize,
     /// Whether there are texts that are not jobs, and results that Redis refuses for a while.
     pub has_strays: bool,
-    /// Whether accounts share the workers: with weights, limits, and newer jobs that end older ones.
-    pub is_shared: bool,
+    /// Further settings of the workers. With [`crate::jobs::SHARED`], jobs have accounts and branches.
+    pub settings: &'static str,
     pub seed: u64,
     pub kinds: Vec<Kind>,
     /// The commands that [`Kind::RefusedCommand`] may refuse.
@@ -97,7 +97,7 @@ impl Story {
         for _ in 0..N_WORKERS {
             relays.push(Relay::to(redis.port(), scripts.clone(), rewrite.clone()).await);
         }
-        Fleet::start(relays, if self.is_shared { SHARED } else { "" })
+        Fleet::start(relays, self.settings)
     }
 
     /// Causes one fault after another at the times of the seed, and repairs everything at the end.

@@ -105,6 +105,7 @@ impl Screen {
             | Event::Commit { .. }
             | Event::Placed(_)
             | Event::Superseded(_)
+            | Event::Coalesced(_)
             | Event::ContextSent { .. } => {}
         }
     }

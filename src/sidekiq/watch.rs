@@ -1,0 +1,311 @@
+//! Ends jobs early: those that a [newer one](super::newest) replaces, and those whose [twin](super::twins) was built.
+//!
+//! Each process compares its running jobs with the records. One process of the fleet reads each queue while jobs wait there. It
+//! records the newest job of each key, and takes jobs that only have to end from their queue, beside the slots.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::custody::Handle;
+use super::inflight::Token;
+use super::newest::{self, Edition};
+use super::part::{Extent, Part};
+use super::running::RunningJobs;
+use super::tenant::{self, Candidate};
+use super::{Identity, keys, twins};
+use crate::redis::{Complaint, Redis, RedisError, Script};
+use crate::settings::{Jobs, Tenants};
+use crate::{bounds, hex};
+
+static USHER: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("edition.lua"), include_str!("usher.lua"))));
+
+/// The pause between two looks.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// The pause where another process reads a queue, and after an error.
+const BESIDE: Duration = Duration::from_secs(2);
+
+/// Life of the lock of a queue.
+const LOCKED: Duration = Duration::from_secs(1);
+
+/// Jobs in a part of a queue: of the queue from its head on, and of its end, where new jobs are.
+const PART: usize = 800;
+const NEWEST: usize = 200;
+
+/// How many jobs may be beside the slots, in any state.
+const USHERED: usize = 32;
+
+/// Whether any job may end early.
+pub fn is_on(jobs: &Jobs, tenants: &Tenants) -> bool {
+    newest::is_on(jobs, tenants) || tenants.coalesce
+}
+
+/// What a watch needs.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    /// A connection.
+    pub redis: &'a Redis,
+    /// This process.
+    pub identity: &'a Identity,
+    /// How jobs are read.
+    pub jobs: &'a Jobs,
+    /// The same.
+    pub tenants: &'a Tenants,
+    /// The queues of this process.
+    pub queues: Vec<String>,
+    /// How many jobs it may run.
+    pub n_slots: usize,
+    /// What it runs.
+    pub running: &'a RunningJobs,
+    /// Custody.
+    pub handle: &'a Handle,
+}
+
+/// What a watch keeps between looks.
+#[derive(Default)]
+struct Memory {
+    queues: HashMap<String, Reading>,
+    /// The jobs of the last looks, most of which the next ones have too.
+    read: HashMap<Arc<[u8]>, Arc<Candidate>>,
+    /// Numbers the tokens.
+    n_tokens: u64,
+}
+
+/// How far the reading of a queue is.
+#[derive(Default)]
+struct Reading {
+    /// Where the next part of a long queue begins.
+    n_read: usize,
+    /// Not before.
+    at: Option<Instant>,
+}
+
+/// A waiting job.
+struct Found {
+    queue: String,
+    candidate: Arc<Candidate>,
+    /// Whether it was read near the head of its queue; otherwise near the end. Redis searches from there.
+    is_near_head: bool,
+}
+
+/// A waiting job that only has to end. The script checks it again.
+struct Ending<'f> {
+    found: &'f Found,
+    /// `None` when the result of its twin is known.
+    newer: Option<Arc<Candidate>>,
+}
+
+impl Watch<'_> {
+    /// Watches until `ended`. After `quiet` it takes nothing from queues.
+    pub async fn run(&self, quiet: &CancellationToken, ended: &CancellationToken) {
+        if is_on(self.jobs, self.tenants) {
+            tokio::join!(self.watch_running(ended), self.watch_queues(quiet));
+        }
+    }
+
+    async fn watch_running(&self, ended: &CancellationToken) {
+        let mut complaint = Complaint::new("running_not_watched", "newer jobs cannot end builds that run");
+        while ended.run_until_cancelled(sleep(PERIOD)).await.is_some() {
+            complaint.hear(self.end_running().await);
+        }
+    }
+
+    /// Stops running jobs of this process that a newer one ends, and records those that are the newest: their first record may have been
+    /// refused or lost.
+    async fn end_running(&self) -> Result<(), RedisError> {
+        let mut running = self.running.snapshot();
+        running.retain(|job| job.iteration.edition().is_some() && !job.iteration.cancelled.is_cancelled());
+        let editions: Vec<&Edition> = running.iter().filter_map(|job| job.iteration.edition()).collect();
+        let records = newest::records(self.redis, editions.iter().map(|edition| edition.key.as_str())).await?;
+        for (job, record) in running.iter().zip(records) {
+            let Some(edition) = job.iteration.edition() else { continue };
+            match record.as_deref().and_then(|record| edition.compare(record)) {
+                Some((newer, true)) => {
+                    let (token, jid) = (&job.unit.token, job.iteration.jid());
+                    tracing::info!(event = "job_superseded", %token, jid, newer = newer.jid, "a newer job ends this build");
+                    job.iteration.supersede(newer);
+                }
+                Some((_, false)) => {}
+                None if record.as_deref() == Some(&edition.record()) => {}
+                None => drop(newest::enter(self.redis, edition).await?),
+            }
+        }
+        Ok(())
+    }
+
+    async fn watch_queues(&self, quiet: &CancellationToken) {
+        let mut complaint = Complaint::new("queue_not_watched", "jobs that only have to end wait for a slot");
+        let (mut memory, digest) = (Memory::default(), self.digest());
+        while quiet.run_until_cancelled(sleep(PERIOD)).await.is_some() {
+            // An idle process takes each job at once, and each job looks at the records when it begins.
+            if self.running.n_jobs() == 0 && !self.handle.sees_waiting() {
+                memory = Memory { n_tokens: memory.n_tokens, ..Memory::default() };
+            } else if self.handle.takes_jobs() {
+                complaint.hear(self.look(&mut memory, &digest).await);
+            }
+        }
+    }
+
+    /// Names the settings that decide which jobs end others. Processes with the same ones take turns.
+    fn digest(&self) -> String {
+        let mut digest = Sha256::new();
+        digest.update(format!("{:?} {}", self.tenants.supersede, self.tenants.coalesce));
+        for (name, class) in &self.jobs.classes {
+            digest.update(format!("\n{name} {:?} {:?} {:?}", class.supersede, class.supersede_key, class.tenant));
+        }
+        hex::encode(&digest.finalize()[..6])
+    }
+
+    /// Looks at all queues. Goes on after an error, and returns the first one.
+    async fn look(&self, memory: &mut Memory, digest: &str) -> Result<(), RedisError> {
+        let before = std::mem::take(&mut memory.read);
+        let (mut found, mut result) = (Vec::new(), Ok(()));
+        let paused = self.redis.query::<BTreeSet<String>>(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await;
+        let paused = paused.unwrap_or_default();
+        for queue in self.queues.iter().filter(|queue| !paused.contains(*queue)) {
+            let mut reading = memory.queues.remove(queue).unwrap_or_default();
+            if reading.at.is_none_or(|at| at <= Instant::now()) {
+                match self.texts(&mut reading, queue, digest).await {
+                    Ok(texts) => {
+                        let waiting = texts.into_iter().map(|(text, is_near_head)| {
+                            let read = || Arc::new(tenant::read(&text, self.jobs, self.tenants));
+                            let candidate = before.get(&text).cloned().unwrap_or_else(read);
+                            memory.read.insert(text, Arc::clone(&candidate));
+                            Found { queue: queue.clone(), candidate, is_near_head }
+                        });
+                        found.extend(waiting);
+                    }
+                    Err(error) => {
+                        reading.at = Some(Instant::now() + BESIDE);
+                        result = result.and(Err(error));
+                    }
+                }
+            }
+            memory.queues.insert(queue.clone(), reading);
+        }
+        let mut endings = self.superseded(&found).await?;
+        endings.extend(self.built(&found).await?);
+        self.usher(memory, &endings).await?;
+        result
+    }
+
+    /// The jobs of a queue, each with whether it is near the head: all of a short one; of a long one, the next part and the end. None
+    /// where another process reads it.
+    async fn texts(
+        &self,
+        reading: &mut Reading,
+        queue: &str,
+        digest: &str,
+    ) -> Result<Vec<(Arc<[u8]>, bool)>, RedisError> {
+        let lock = keys::watch(queue, digest);
+        let read = async |n_before, n| {
+            let extent = Extent { n_before, n, longest: bounds::WINDOW, locked: LOCKED };
+            Part::read(self.redis, self.identity, queue, &lock, extent).await
+        };
+        let Some(part) = read(reading.n_read, PART).await? else {
+            reading.at = Some(Instant::now() + BESIDE);
+            return Ok(Vec::new());
+        };
+        let (n_read, n_waiting) = (reading.n_read + part.n_read, part.n_waiting);
+        let mut texts: Vec<_> = part.texts.into_iter().map(|text| (text, true)).collect();
+        // A part that ends at the end of the queue ends the pass.
+        let is_over = part.n_read == 0 || n_read >= n_waiting;
+        reading.n_read = if is_over { 0 } else { n_read };
+        if !is_over {
+            let newest = read(n_waiting.saturating_sub(NEWEST).max(n_read), NEWEST).await?;
+            texts.extend(newest.into_iter().flat_map(|part| part.texts).map(|text| (text, false)));
+        }
+        Ok(texts)
+    }
+
+    /// Records the newest waiting job of each key where that matters: others wait, or one runs. Returns the older ones.
+    async fn superseded<'f>(&self, found: &'f [Found]) -> Result<Vec<Ending<'f>>, RedisError> {
+        let mut by_key: BTreeMap<&str, Vec<(&Found, &Edition)>> = BTreeMap::new();
+        for one in found {
+            if let Some(edition) = &one.candidate.edition {
+                by_key.entry(&edition.key).or_default().push((one, edition));
+            }
+        }
+        let records = newest::records(self.redis, by_key.keys().copied()).await?;
+        let n_running = newest::running(self.redis, by_key.values().map(|found| found[0].1.counter().name)).await?;
+        let mut endings = Vec::new();
+        for ((waiting, record), n_running) in by_key.into_values().zip(records).zip(n_running) {
+            let Some(best) = waiting.iter().max_by_key(|(_, edition)| edition.order()) else { continue };
+            let mut is_older = record.as_deref().is_some_and(|record| best.1.compare(record).is_some());
+            let is_recorded = record.as_deref() == Some(&best.1.record());
+            if !is_older && !is_recorded && (waiting.len() > 1 || n_running > 0) {
+                is_older = newest::compare(self.redis, best.1, Some(best.0.place())).await?.is_some();
+            }
+            // When the record is newer than all of them, the script still compares each: it may be a twin of some.
+            let ends = |edition: &Edition| is_older || best.1.ends(edition);
+            let older = waiting.iter().filter(|(_, edition)| ends(edition));
+            endings.extend(older.map(|(found, _)| Ending { found, newer: Some(Arc::clone(&best.0.candidate)) }));
+        }
+        Ok(endings)
+    }
+
+    /// The waiting jobs whose twin was built while they waited.
+    async fn built<'f>(&self, found: &'f [Found]) -> Result<Vec<Ending<'f>>, RedisError> {
+        let twins: BTreeSet<&str> = found.iter().filter_map(|one| one.candidate.twin.as_deref()).collect();
+        let ended = twins::ended(self.redis, &twins).await?;
+        let is_built = |one: &&Found| {
+            let ended_us = one.candidate.twin.as_deref().and_then(|twin| ended.get(twin));
+            ended_us.zip(one.candidate.created_us).is_some_and(|(ended_us, created_us)| created_us <= *ended_us)
+        };
+        Ok(found.iter().filter(is_built).map(|found| Ending { found, newer: None }).collect())
+    }
+
+    /// Takes jobs from their queues that end as soon as they begin.
+    async fn usher(&self, memory: &mut Memory, endings: &[Ending<'_>]) -> Result<(), RedisError> {
+        let (mut n_ushered, mut n_bytes, mut result) = (0, self.running.size_bytes(), Ok(()));
+        for ending in endings.iter().take(USHERED) {
+            n_bytes += ending.found.candidate.text.len();
+            if n_bytes > bounds::JOBS {
+                break;
+            }
+            memory.n_tokens += 1;
+            match self.take(ending, &Token::beside(memory.n_tokens)).await {
+                Ok(is_taken) => n_ushered += u32::from(is_taken),
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        if n_ushered > 0 {
+            self.handle.reconcile.notify_one();
+        }
+        result
+    }
+
+    async fn take(&self, ending: &Ending<'_>, token: &Token) -> Result<bool, RedisError> {
+        let Found { queue, candidate, is_near_head } = ending.found;
+        let (why, record) = match (&ending.newer, &candidate.edition, &candidate.twin) {
+            (Some(_), Some(edition), _) => ("superseded", keys::newest(&edition.key)),
+            (_, _, Some(twin)) => ("built", keys::twin(twin)),
+            _ => return Ok(false),
+        };
+        let jid = candidate.edition.as_ref().map_or("", |edition| &edition.jid);
+        // The newer one takes the place of the older one, or a branch with many pushes would never be built.
+        let heir = ending.newer.as_ref().map_or(&[][..], |newer| &newer.text);
+        let mut script = USHER.key(keys::queue(queue));
+        script.key(record).key(keys::inflight(self.identity)).key(keys::lease(self.identity)).key(keys::PAUSED);
+        script.arg(self.handle.incarnation()).arg(token.as_str()).arg(queue).arg(&*candidate.text);
+        script.arg(candidate.created_us.unwrap_or(0)).arg(why).arg(jid);
+        script.arg(candidate.twin.as_deref().unwrap_or_default()).arg(self.n_slots + USHERED);
+        script.arg(if *is_near_head { "-1" } else { "1" }).arg(heir);
+        self.redis.script(&script).await
+    }
+}
+
+impl Found {
+    fn place(&self) -> newest::Place<'_> {
+        newest::Place { queue: &self.queue, text: &self.candidate.text, is_near_head: self.is_near_head }
+    }
+}
