@@ -13,13 +13,14 @@ require_relative 'memory'
 require_relative 'oldway'
 require_relative 'kubernetes'
 require_relative 'speed'
+require_relative 'tenants'
 require_relative 'source'
 require_relative 'policy'
 require_relative 'logs'
 
 PARTS = {
   'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed,
-  'source' => Source, 'policy' => Policy, 'logs' => Logs
+  'tenants' => Tenants, 'source' => Source, 'policy' => Policy, 'logs' => Logs
 }.freeze
 
 # The percentage of processor time that other processes use, measured for one idle second.

@@ -141,16 +141,22 @@ class World
 
   # ---------------------------------------------------------------- Redis
 
-  # Pushes probes that end at once and have no callback.
-  def push_many(queue, n)
+  # Pushes probes that end at once and have no callback, of so many accounts in turn.
+  def push_many(queue, n, n_accounts = 1)
     script = <<~LUA
       redis.call('SADD', 'queues', ARGV[1])
       for i = 1, tonumber(ARGV[2]) do
-        redis.call('LPUSH', 'queue:' .. ARGV[1], string.format('{"class":"Sidebake::Probe","args":[{"outcome":"succeed"}],"retry":true,"queue":"%s","jid":"%024x","created_at":1.5,"enqueued_at":1.5}', ARGV[1], i))
+        redis.call('LPUSH', 'queue:' .. ARGV[1], string.format('{"class":"Sidebake::Probe","args":[{"outcome":"succeed","account":"account-%d"}],"retry":true,"queue":"%s","jid":"%024x","created_at":1.5,"enqueued_at":1.5}', i % ARGV[3], ARGV[1], i))
       end
     LUA
-    redis('EVAL', script, '0', queue, n.to_s)
+    redis('EVAL', script, '0', queue, n.to_s, n_accounts.to_s)
   end
+
+  # Removes all jobs of a queue.
+  def empty(queue) = redis('DEL', "queue:#{queue}")
+
+  # Processor seconds of Redis so far.
+  def redis_cpu = redis('INFO', 'cpu').scan(/^used_cpu_(?:sys|user):([\d.]+)/).flatten.sum(&:to_f)
 
   def length(queue) = redis('LLEN', "queue:#{queue}")
 

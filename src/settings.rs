@@ -60,7 +60,7 @@ pub use secret_source::SecretSource;
 pub use shutdown::Shutdown;
 pub use source::{GitDir, MIN_MTIMES_KEY, Mtimes, Source};
 pub use state::State;
-pub use tenants::Tenants;
+pub use tenants::{Limits, Tenants};
 
 /// The capsule of `concurrency` and `queues`, by Sidekiq's name.
 pub const DEFAULT_CAPSULE: &str = "default";

@@ -17,6 +17,7 @@ pub mod iteration;
 pub mod keys;
 pub mod lease;
 mod ledger;
+pub mod limits;
 mod memory;
 pub mod metrics;
 pub mod newest;

@@ -31,7 +31,7 @@ use crate::sidekiq::running::{Running, RunningJobs};
 use crate::sidekiq::scout::Scout;
 use crate::sidekiq::settlement::Settlement;
 use crate::sidekiq::watch::Watch;
-use crate::sidekiq::{Identity, iteration, keys, poller, recovery};
+use crate::sidekiq::{Identity, iteration, keys, limits, poller, recovery};
 use crate::state::{self, StateDirectory, StateError};
 use crate::stop::Stop;
 use crate::systemd::Systemd;
@@ -167,6 +167,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             poller::run(&redis, &settings.jobs, &identity, &shutdown.quiet),
             scout.run(handle.long_queues(), &shutdown.quiet),
             watch.run(&shutdown.quiet, &ended),
+            limits::run(&redis, &settings.tenants, handle.limits(), &ended),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),
             processor.integrations.builders.occupancy.run(&redis, &occupancy_key, &ended),

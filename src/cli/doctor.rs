@@ -21,8 +21,8 @@ use crate::log_archive;
 use crate::log_stream;
 use crate::redis::{Redis, RedisError};
 use crate::sandbox;
-use crate::settings::{self, SandboxMode, Settings};
-use crate::sidekiq::rights;
+use crate::settings::{self, Limits, SandboxMode, Settings};
+use crate::sidekiq::{limits, rights};
 use crate::source::Worktrees;
 use crate::state::{StateDirectory, StateError};
 
@@ -120,7 +120,19 @@ async fn redis(settings: &Settings) -> Vec<Finding> {
     findings.extend(log_stream(settings).await);
     findings.extend(tracking(settings).await);
     findings.push(schedule::check(&redis, settings).await);
+    findings.extend(limits(&redis, settings).await);
     findings
+}
+
+/// Whether other workers have other limits of tenants.
+async fn limits(redis: &Redis, settings: &Settings) -> Option<Finding> {
+    let own = settings.tenants.own_limits();
+    let others: Vec<Limits> = limits::of_fleet(redis).await.ok()?.into_iter().filter(|other| *other != own).collect();
+    let other = others.first()?;
+    let shown = serde_json::to_string(other).unwrap_or_default();
+    let more = if others.len() > 1 { format!(", and {} more", others.len() - 1) } else { String::new() };
+    let detail = format!("other workers have other limits; the stricter one holds: {shown}{more}");
+    Some(Finding::new("tenant limits", Color::Yellow, detail))
 }
 
 /// Whether the user may use every command that a worker sends.

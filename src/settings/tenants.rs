@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{NamePattern, Supersede};
 use crate::field_error::{FieldError, refuse};
@@ -33,6 +33,25 @@ pub struct Tenants {
     pub supersede: BTreeMap<NamePattern, Supersede>,
     /// Whether jobs with the same inputs that wait or run at once are built once.
     pub coalesce: bool,
+    /// The limits of other workers of the fleet.
+    #[serde(skip)]
+    pub others: Vec<Limits>,
+}
+
+/// How many builds may run at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Limits {
+    /// Of a tenant.
+    by_tenant: BTreeMap<NamePattern, u32>,
+    /// Of one repository of a tenant.
+    by_repository: BTreeMap<NamePattern, u32>,
+}
+
+impl Limits {
+    /// Whether there is no limit.
+    pub fn is_empty(&self) -> bool {
+        self.by_tenant.is_empty() && self.by_repository.is_empty()
+    }
 }
 
 impl Default for Tenants {
@@ -45,6 +64,7 @@ impl Default for Tenants {
             limits_per_repository: BTreeMap::new(),
             supersede: BTreeMap::new(),
             coalesce: false,
+            others: Vec::new(),
         }
     }
 }
@@ -55,14 +75,21 @@ impl Tenants {
         NamePattern::most_specific(&self.weights, tenant).map_or(1.0, |(_, weight)| *weight)
     }
 
-    /// How many builds of a tenant may run at once.
+    /// How many builds of a tenant may run at once: the strictest limit of any worker.
     pub fn limit_of(&self, tenant: &str) -> Option<u32> {
-        NamePattern::most_specific(&self.limits, tenant).map(|(_, limit)| *limit)
+        let others = self.others.iter().map(|limits| &limits.by_tenant);
+        strictest(others.chain([&self.limits]), tenant)
     }
 
     /// How many builds of one repository of a tenant may run at once.
     pub fn limit_per_repository_of(&self, tenant: &str) -> Option<u32> {
-        NamePattern::most_specific(&self.limits_per_repository, tenant).map(|(_, limit)| *limit)
+        let others = self.others.iter().map(|limits| &limits.by_repository);
+        strictest(others.chain([&self.limits_per_repository]), tenant)
+    }
+
+    /// The limits of these settings alone.
+    pub fn own_limits(&self) -> Limits {
+        Limits { by_tenant: self.limits.clone(), by_repository: self.limits_per_repository.clone() }
     }
 
     /// What a newer job of a tenant does to older ones.
@@ -72,7 +99,7 @@ impl Tenants {
 
     /// Whether there is any limit.
     pub fn has_limits(&self) -> bool {
-        !self.limits.is_empty() || !self.limits_per_repository.is_empty()
+        !self.own_limits().is_empty() || self.others.iter().any(|limits| !limits.is_empty())
     }
 
     pub(super) fn check(&self) -> Result<(), FieldError> {
@@ -94,6 +121,10 @@ impl Tenants {
     }
 }
 
+fn strictest<'a>(all: impl Iterator<Item = &'a BTreeMap<NamePattern, u32>>, tenant: &str) -> Option<u32> {
+    all.filter_map(|limits| NamePattern::most_specific(limits, tenant)).map(|(_, limit)| *limit).min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,6 +137,9 @@ mod tests {
             assert_eq!(tenants.limit_of(tenant), Some(limit), "{tenant}");
         }
         assert_eq!(Tenants::default().limit_of("acme"), None);
+        let other = Tenants { limits: named(&[("acme", 2), ("free-acme", 20)]), ..Tenants::default() }.own_limits();
+        let both = Tenants { others: vec![other], ..tenants };
+        assert_eq!(["acme", "free-acme", "free-x"].map(|tenant| both.limit_of(tenant)), [Some(2), Some(9), Some(1)]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::newest::Edition;
 use super::tenant::{self, Candidate};
 use super::turn::{Contended, Known, Sharing, Window};
 use super::watch;
-use crate::settings::{Jobs, Tenants};
+use crate::settings::{Jobs, Limits, Tenants};
 
 /// How long a window may be used. Under load each turn brings the next one, and a turn takes a millisecond.
 const FRESH: Duration = Duration::from_millis(50);
@@ -73,6 +73,13 @@ impl Contention {
     /// What a job is charged when it begins.
     fn charge_s(&self) -> f64 {
         self.short_s.unwrap_or(LEAST_CHARGE_S)
+    }
+
+    /// Takes the limits of the fleet. Waiting jobs are read again.
+    pub(super) fn set_limits(&mut self, fleet: Vec<Limits>) {
+        self.tenants.others = fleet;
+        self.read.clear();
+        self.windows.clear();
     }
 
     fn contended(&self) -> Contended {

@@ -24,7 +24,7 @@ use super::{Identity, order};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::Redis;
-use crate::settings::{Capsule, Jobs, Tenants};
+use crate::settings::{Capsule, Jobs, Limits, Tenants};
 
 /// The poll that guarantees progress when a push that should wake custody is lost.
 const POLL: Duration = Duration::from_secs(5);
@@ -53,6 +53,7 @@ pub struct Handle {
     long_queues: watch::Sender<BTreeSet<String>>,
     sees_waiting: Arc<AtomicBool>,
     takes_jobs: Arc<AtomicBool>,
+    limits: watch::Sender<Vec<Limits>>,
 }
 
 impl Handle {
@@ -69,6 +70,11 @@ impl Handle {
     /// Queues with more jobs than a worker looks at, as of the last turn under contention.
     pub fn long_queues(&self) -> &watch::Sender<BTreeSet<String>> {
         &self.long_queues
+    }
+
+    /// The limits of tenants, of all workers of the fleet.
+    pub fn limits(&self) -> &watch::Sender<Vec<Limits>> {
+        &self.limits
     }
 
     /// Whether jobs waited at the last turn under contention.
@@ -132,7 +138,7 @@ impl Custody {
         let mut memory = Memory::new(Contention::new(self.jobs.clone(), self.tenants.clone()));
         let mut reconcile = interval(self.reconcile_every);
         reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut is_open, mut has_room) = (true, self.has_room.clone());
+        let (mut is_open, mut has_room, mut limits) = (true, self.has_room.clone(), self.handle.limits.subscribe());
         while is_open {
             let poll = poll_period(self.redis.has_tracking());
             let mut looks_by_itself = false;
@@ -159,6 +165,7 @@ impl Custody {
                 () = memory.apart.is_cancelled() => {}
                 () = self.quiet.cancelled(), if !memory.slots.is_empty() || memory.apart.is_waiting() => {}
                 Ok(()) = has_room.changed() => {}
+                Ok(()) = limits.changed() => memory.contention.set_limits(limits.borrow_and_update().clone()),
             }
             while let Ok(settlement) = settlements.try_recv() {
                 self.finish(&mut memory, settlement);

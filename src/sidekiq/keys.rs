@@ -26,6 +26,7 @@
 //! | `sidebake:apart` | set | identities of the processes that hold a suspect job | turn, recovery, lease | – |
 //! | `sidebake:claims:<identity>` | hash | token → what a job in flight counts for; `claims.lua` has the values | turn, recovery, sweep | – |
 //! | `sidebake:running` | hash | counter → running jobs of the fleet; the sum of all claims | turn, recovery, sweep | – |
+//! | `sidebake:limits` | zset | limits as JSON, by when a worker with them was last seen | limits | a minute each |
 //! | `sidebake:shares` | hash | tenant → its virtual time; `claims.lua` has the values | turn, recovery, sweep | a day |
 //! | `sidebake:ahead:<queue>` | list | copies of jobs that are far behind in a queue, of tenants that are not in front | scout | 30 s |
 //! | `sidebake:scout:<queue>` | string | lock: one process at a time looks for the jobs behind | scout | 5 s |
@@ -80,6 +81,8 @@ pub const INTERRUPTIONS: &str = "sidebake:interruptions";
 pub const APART: &str = "sidebake:apart";
 /// How many running jobs each counter has.
 pub const RUNNING: &str = "sidebake:running";
+/// The limits of all workers.
+pub const LIMITS: &str = "sidebake:limits";
 /// The virtual time of each tenant.
 pub const SHARES: &str = "sidebake:shares";
 /// The lock of the process that looks for dead owners.

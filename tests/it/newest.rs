@@ -170,6 +170,67 @@ async fn jobs_that_build_something_else_or_take_no_part_do_not_end_each_other() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_jobs_that_wait_when_a_worker_starts_only_the_newest_is_built() {
+    let harness = Harness::start();
+    for n in 1..=5 {
+        push(&harness, probe_of(&n.to_string(), 0.5)).await;
+    }
+    let _worker = harness.worker_with(&harness.config(QUEUED), &["-c", "4"]);
+    let callbacks = harness.callbacks(5).await;
+    let built: Vec<_> = ends(&callbacks).into_iter().filter(|(_, status)| *status == "succeeded").collect();
+    assert_eq!(built, [("5", "succeeded")], "{:?}", ends(&callbacks));
+    is_over(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_job_takes_the_place_of_the_one_that_it_ends() {
+    let harness = Harness::start();
+    let of_branch = |id: &str, branch: &str, sleep_s: f64| {
+        let mut probe = probe_of(id, sleep_s);
+        probe["ref"] = json!(branch);
+        probe
+    };
+    let _worker = harness.worker_with(&harness.config(QUEUED), &["-c", "1"]);
+    let first = push(&harness, of_branch("first", "refs/heads/first", 600.0)).await;
+    harness.is_in_flight().await;
+    push(&harness, of_branch("old", "refs/heads/main", 0.0)).await;
+    for n in 0..3 {
+        push(&harness, of_branch(&format!("other {n}"), &format!("refs/heads/{n}"), 0.0)).await;
+    }
+    push(&harness, of_branch("new", "refs/heads/main", 0.0)).await;
+    assert_eq!(ends(&harness.callbacks(1).await), [("old", "superseded")]);
+    let waiting: Vec<Value> =
+        harness.redis.queue("default").await.iter().map(|job| serde_json::from_str(job).unwrap()).collect();
+    let waiting: Vec<&str> = waiting.iter().map(|job| job["args"][0]["build_id"].as_str().unwrap()).collect();
+    assert_eq!(waiting, ["new", "other 0", "other 1", "other 2"]);
+    cancel(&harness, &first).await;
+    assert_eq!(harness.callbacks(6).await[2]["build_id"], "new");
+    is_over(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_jobs_of_one_branch_do_not_hold_up_others() {
+    let harness = Harness::start();
+    let _worker = harness.worker_with(&harness.config(QUEUED), &["-c", "2"]);
+    let first = push(&harness, probe_of("0", 600.0)).await;
+    harness.is_in_flight().await;
+    for n in 1..=12 {
+        let mut probe = probe_of(&n.to_string(), 0.0);
+        probe["variables"] = json!({"TEXT": "x".repeat(60_000)});
+        push(&harness, probe).await;
+    }
+    let mut other = probe_of("other", 0.0);
+    other["account"] = json!("other");
+    push(&harness, other).await;
+    let callbacks = harness.callbacks(12).await;
+    let of = |wanted: &str| ends(&callbacks).iter().filter(|(_, status)| *status == wanted).count();
+    assert_eq!((of("superseded"), of("succeeded")), (11, 1), "{:?}", ends(&callbacks));
+    cancel(&harness, &first).await;
+    assert_eq!(ends(&harness.callbacks(14).await[12..]), [("0", "cancelled"), ("12", "succeeded")]);
+    is_over(&harness).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_newer_job_on_a_paused_queue_ends_nothing_and_an_older_one_stays_there() {
     let harness = Harness::start();
     let mut connection = harness.redis.connection().await;

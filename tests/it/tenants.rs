@@ -279,3 +279,30 @@ async fn large_jobs_that_wait_are_looked_at_a_few_at_a_time() {
     let peak_kb = worker.peak_kb();
     assert!(peak_kb < 200_000, "{peak_kb} kB");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_workers_with_different_limits_the_stricter_one_holds() {
+    let harness = Harness::start();
+    let [strict, lax] = ["tenants.limits = { \"*\" = 1 }", ""].map(|limits| {
+        let config = harness.config(&format!("jobs.probe = true\n{limits}"));
+        let own = config.with_file_name(format!("{}.toml", if limits.is_empty() { "lax" } else { "strict" }));
+        std::fs::copy(config, &own).unwrap();
+        own
+    });
+    let _strict = harness.worker_with(&strict, &["-c", "4"]);
+    harness.until("the limits are published", async || !harness.redis.keys("sidebake:limits").await.is_empty()).await;
+    let _lax = harness.worker_with(&lax, &["-c", "4"]);
+    harness.until("both run", async || harness.redis.smembers("sidebake:owners").await.len() == 2).await;
+    // The second worker learns the limits when it starts.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for n in 0..8 {
+        push(&harness, "acme", &format!("acme-{n}"), 0.2).await;
+    }
+    assert_eq!(sample_until_done(&harness, 8).await["acme"], 1);
+    let mut doctor = crate::harness::sidebake();
+    doctor.args(["doctor", "--json", "--config"]).arg(&lax);
+    let findings: Value = serde_json::from_slice(&doctor.output().unwrap().stdout).unwrap();
+    let found = findings.as_array().unwrap().iter().find(|finding| finding["name"] == "tenant limits").unwrap();
+    assert!(found["health"] == "yellow" && found["detail"].as_str().unwrap().contains("\"*\":1"), "{found}");
+    nothing_is_left(&harness).await;
+}

@@ -28,6 +28,8 @@ pub struct Ending {
     repeated: Vec<String>,
     /// jids of jobs that a newer one ended.
     superseded: BTreeSet<String>,
+    /// jids of jobs with the result of another one, by which they have.
+    coalesced: BTreeMap<String, String>,
     at_once: BTreeMap<String, usize>,
     n_retrying: usize,
     n_processed: usize,
@@ -55,6 +57,7 @@ impl Ending {
             finished: BTreeMap::new(),
             repeated: Vec::new(),
             superseded: BTreeSet::new(),
+            coalesced: BTreeMap::new(),
             at_once: samples.at_once(),
             n_retrying: 0,
             n_processed: redis.get("stat:processed").await.unwrap_or_default().parse().unwrap_or(0),
@@ -88,6 +91,9 @@ impl Ending {
             if report["status"] == "superseded" {
                 self.superseded.insert(text(&report["jid"]));
             }
+            if let Some(leader) = report["coalesced_with"]["jid"].as_str() {
+                self.coalesced.insert(text(&report["jid"]), leader.to_owned());
+            }
             if report["reason"] == "poison" {
                 self.poisoned.insert(text(&report["jid"]));
             }
@@ -100,13 +106,14 @@ impl Ending {
         let [whole_s, dry_s, took_s] = until.map(|duration| duration.as_secs());
         let (n_jobs, n_faults) = (self.plan.healthy.len(), faults.values().sum::<usize>());
         let happened = format!(
-            "{n_jobs} jobs, {} culprits, {} strays, {n_faults} faults in {took_s} s (whole at {whole_s}, dry at {dry_s}): {} finished, {} of them poison, {} superseded, {} retried; \
+            "{n_jobs} jobs, {} culprits, {} strays, {n_faults} faults in {took_s} s (whole at {whole_s}, dry at {dry_s}): {} finished, {} of them poison, {} superseded, {} coalesced, {} retried; \
              {} runs, {} of them beside another of the same job; {} keys tracked, {} MB at most",
             self.plan.culprits.len(),
             self.plan.strays.len(),
             self.finished.len(),
             self.poisoned.len(),
             self.superseded.len(),
+            self.coalesced.len(),
             self.n_retrying,
             self.runs.n,
             self.runs.overlaps.len(),
@@ -157,16 +164,22 @@ impl Ending {
         (!is_right).then(|| format!("stat:processed is {}, and {n_told} ends were told", self.n_processed))
     }
 
-    /// No limit was exceeded, one job of a branch ran at a time, and a newer one ended each older one.
+    /// No limit was exceeded, one job of a branch and one of each group of twins ran at a time, no newest job was superseded, and twins
+    /// have the results of twins.
     fn missed_shares(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         for (name, n) in &self.at_once {
             let of_account = LIMITS.iter().find(|(account, _)| account == name).map(|(_, limit)| *limit);
-            let limit = of_account.or_else(|| self.plan.branches.contains_key(name).then_some(1));
+            let is_single =
+                self.plan.branches.contains_key(name) || self.plan.groups.values().any(|group| group == name);
+            let limit = of_account.or(is_single.then_some(1));
             if limit.is_some_and(|limit| *n > limit) {
                 wrong.push(format!("{n} jobs of {name} ran at once"));
             }
         }
+        let group = |jid: &String| self.plan.groups.get(jid);
+        let strangers = self.coalesced.iter().filter(|(jid, leader)| group(jid) != group(leader));
+        wrong.extend(told("jobs have the result of a job with other inputs", strangers.map(|(jid, _)| jid)));
         let newest: BTreeSet<&String> = self.plan.branches.values().filter_map(|jids| jids.last()).collect();
         wrong.extend(told(
             "newest jobs of their branch were superseded",

@@ -23,14 +23,18 @@ const REFUSED_UNTIL: f64 = 0.6;
 const CULPRITS_UNTIL: f64 = 0.4;
 
 /// Accounts of a shared story. The first one pushes most.
-const ACCOUNTS: [&str; 6] = ["flood", "flood", "flood", "small", "other", BRANCHES];
+const ACCOUNTS: [&str; 7] = ["flood", "flood", "flood", "small", "other", BRANCHES, TWINS];
 /// The account whose newer jobs end older ones of the same branch.
 pub const BRANCHES: &str = "branches";
 const N_BRANCHES: u32 = 7;
+/// The account whose jobs come in groups with the same inputs.
+const TWINS: &str = "twins";
+/// One group follows another after so many jobs of all accounts.
+const GROUP: usize = 200;
 /// What accounts may run at once, by the settings of [`SHARED`].
 pub const LIMITS: [(&str, usize); 4] = [("flood", 6), ("small", 2), ("other", 6), (BRANCHES, 6)];
 /// The settings of the workers of a shared story.
-pub const SHARED: &str = "tenants = { weights = { small = 3 }, limits = { \"*\" = 6, small = 2 }, supersede = { branches = \"running\" } }\n";
+pub const SHARED: &str = "tenants = { weights = { small = 3 }, limits = { \"*\" = 6, small = 2 }, supersede = { branches = \"running\" }, coalesce = true }\n";
 
 /// One action on Redis.
 pub enum Deed {
@@ -58,6 +62,8 @@ pub struct Plan {
     pub strays: Vec<Stray>,
     /// jids of the jobs of each branch, the oldest first.
     pub branches: BTreeMap<String, Vec<String>>,
+    /// The group of each job that has twins, by jid.
+    pub groups: BTreeMap<String, String>,
 }
 
 impl Plan {
@@ -70,6 +76,7 @@ impl Plan {
             refused: BTreeSet::new(),
             strays: Vec::new(),
             branches: BTreeMap::new(),
+            groups: BTreeMap::new(),
         };
         for n in 0..story.n_jobs {
             let jid = format!("{:08x}{n:016x}", story.seed);
@@ -111,6 +118,13 @@ impl Plan {
             text["args"][0]["ref"] = json!(branch);
             text["args"][0]["outcome"] = json!("succeed");
             self.branches.entry(branch).or_default().push(jid.to_owned());
+        }
+        if account == TWINS {
+            let group = format!("group {}", n / GROUP);
+            let own = json!({"outcome": "succeed", "sleep_s": 0.2, "account": account, "group": group,
+                "callback": text["args"][0]["callback"]});
+            text["args"][0] = own;
+            self.groups.insert(jid.to_owned(), group);
         }
     }
 

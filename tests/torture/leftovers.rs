@@ -62,7 +62,11 @@ async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
         }
         // One field for each account, and one for the clock.
         "sidebake:shares" => N_ACCOUNTS,
-        _ if key.starts_with("sidebake:newest:") && lives_long(redis, key).await => return None,
+        _ if (key.starts_with("sidebake:newest:") || key.starts_with("sidebake:twin:"))
+            && expires(redis, key).await =>
+        {
+            return None;
+        }
         "sidebake:interruptions" => n_jobs(fleet.n_stops.load(Ordering::Relaxed)),
         _ if ends_soon(redis, key).await || is_log(redis, key).await => return None,
         _ => return Some(format!("{key} is left")),
@@ -79,9 +83,9 @@ async fn ends_soon(redis: &Redis, key: &str) -> bool {
     kind == "none" || kind == "string" && (-2..=60).contains(&ttl_s) && ttl_s != -1
 }
 
-/// Whether a key expires at all.
-async fn lives_long(redis: &Redis, key: &str) -> bool {
-    look::ask::<i64>(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1) > 60
+/// Whether a key expires at some time.
+async fn expires(redis: &Redis, key: &str) -> bool {
+    look::ask::<i64>(redis, redis::cmd("TTL").arg(key)).await.unwrap_or(-1) > 0
 }
 
 /// Whether a key is of the log of an ended build: it has a TTL.

@@ -36,7 +36,7 @@ pub struct Samples {
     worker_kilobytes: AtomicU64,
     /// Fields that held two jobs, one after the other.
     used_twice: Mutex<Vec<String>>,
-    /// The most jobs of each account and of each branch that ran at once.
+    /// The most jobs of each account, branch and group of twins that ran at once.
     at_once: Mutex<BTreeMap<String, usize>>,
 }
 
@@ -74,7 +74,7 @@ impl Samples {
             }
             let job = entry.iter().position(|byte| *byte == b'\n').map(|end| &entry[end + 1..]);
             let Some(job) = job.and_then(|job| serde_json::from_slice::<Value>(job).ok()) else { continue };
-            for name in ["account", "ref"] {
+            for name in ["account", "ref", "group"] {
                 if let Some(name) = job["args"][0][name].as_str() {
                     *now.entry(name.to_owned()).or_default() += 1;
                 }
