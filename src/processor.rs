@@ -23,14 +23,14 @@ use crate::perform::Integrations;
 use crate::rails::{self, Resolver};
 use crate::reason::{Cause, End, Failure, Reason};
 use crate::redis::Redis;
-use crate::report::{Report, SharedResult};
+use crate::report::Report;
 use crate::settings::{Jobs, PROBE, Tenants, Timestamps};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::metrics::Metrics;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
 use crate::sidekiq::settlement::{Effect, Settlement};
-use crate::sidekiq::{Identity, shown, tenant, twins, watch};
+use crate::sidekiq::{Identity, shown, tenant, watch};
 
 use disposition::run_end;
 use job::Job;
@@ -156,11 +156,7 @@ async fn run_job(processor: Arc<Processor>, job: Arc<Job>) -> Result<(), End> {
         return Err(Failure::new(Reason::InvalidArguments, flaw).into());
     }
     if payload.class == PROBE && processor.jobs.probe {
-        let twin = job.look_for_others(&processor.redis).await?;
-        return match twin {
-            Some(twin) => job.end_as(&twin),
-            None => probe::probe(&job).await,
-        };
+        return probe::probe(&processor.redis, &job).await;
     }
     // On the heap: the future has many kilobytes, which would move from task to task with every job.
     let work = Box::pin(build::build(&processor, &job));
@@ -199,7 +195,11 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     let (unit, payload, now) = (&job.running.unit, &job.payload, Epoch::now());
     let callback = job.callback();
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
-    let disposition = dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
+    let mut disposition = dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
+    // It never ran.
+    if unit.token.is_beside() && matches!(outcome, AttemptOutcome::Stopped(Cause::Shutdown)) {
+        disposition = Disposition::Requeue;
+    }
     let failure = outcome.failure();
     let (reason, message) = failure.as_ref().map(|failure| (failure.reason, failure.message())).unzip();
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
@@ -218,7 +218,6 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     job.journal.emit(ended(log_url));
     let is_reclaimed = job.running.reclaimed.is_cancelled();
     let report = job.record.report();
-    publish(processor, job, &report).await;
     log_end(outcome, &report, disposition, &job.running);
     let dead_or_due = || match &failure {
         Some(failure) => payload.after_failure(&unit.queue, failure, now, jobs.timestamps),
@@ -234,6 +233,7 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
             (None, Some(Effect::Requeue { queue: unit.queue.clone(), is_interrupted }))
         }
     };
+    let share = job.shared(&report).filter(|_| moment.is_some());
     let push = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
         let text = rails::callback_job(callback, &report, &unit.text, now, job.timestamps(jobs))?;
@@ -245,18 +245,8 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
         run_end: run_end(outcome, disposition, is_reclaimed, unit.token.is_beside()),
         is_processed: disposition != Disposition::Requeue,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
-        effects: effect.into_iter().chain(push).chain(unlink).collect(),
+        effects: effect.into_iter().chain(push).chain(unlink).chain(share).collect(),
         ..Settlement::of(unit)
-    }
-}
-
-/// Publishes the result for jobs with the same inputs, before this one gives up its turn.
-async fn publish(processor: &Processor, job: &Job, report: &Report) {
-    let Some((twin, _)) = job.running.iteration.twin() else { return };
-    let Some(result) = SharedResult::of(report) else { return };
-    if let Err(error) = twins::publish(&processor.redis, twin, &result).await {
-        let jid = &report.jid;
-        tracing::warn!(event = "result_not_shared", jid, %error, "jobs with the same inputs are built again");
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     // The parsed request is dropped here, so that it takes no memory while the worker waits.
     let parsed = request.map(|request| {
         job.learn(&request);
-        BuildJob::parse(&request)
+        BuildJob::parse(&request).map(|build_job| (build_job, job.running.iteration.twin().map(|_| request)))
     });
     // The job may have been cancelled while it was queued, also when Rails does not answer. Without an answer from Redis, the
     // iteration task finds the mark later.
@@ -51,9 +51,9 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     if is_cancelled {
         return Err(job.cancelled());
     }
-    let build_job = parsed.map_err(invalid)?;
+    let (build_job, request) = parsed.map_err(invalid)?;
     // Only now: a job that cannot be built ends no other.
-    let twin = job.look_for_others(&processor.redis).await?;
+    let twin = job.look_for_others(&processor.redis, &request.unwrap_or_default()).await?;
     job.journal.emit(Event::Commit {
         account: build_job.build.account.clone(),
         repository: build_job.build.repository.to_string(),
@@ -68,6 +68,7 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     }
     notify_started(processor, job).await;
     let built = perform(&processor.integrations, &build_job, attempt).await;
+    job.was_built();
     let worker_paths = processor.integrations.state.worker_paths();
     built.map_err(|end| end.map(|failure| for_customer(failure, &worker_paths)))
 }

@@ -1,6 +1,7 @@
 //! One attempt at a job, as far as it is known.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -19,6 +20,7 @@ use crate::settings::{JobClass, Jobs, PROBE, Timestamps};
 use crate::sidekiq::newest;
 use crate::sidekiq::payload::Payload;
 use crate::sidekiq::running::Running;
+use crate::sidekiq::settlement::Effect;
 use crate::sidekiq::twins;
 use crate::stop::Stop;
 
@@ -33,6 +35,9 @@ pub(super) struct Job {
     pub stop: Stop,
     /// Set as soon as the build request is known.
     callback: Mutex<Option<Callback>>,
+    /// Names the inputs of the build request, where the job has twins.
+    inputs: OnceLock<String>,
+    was_built: AtomicBool,
 }
 
 impl Job {
@@ -71,7 +76,8 @@ impl Job {
         }
         let journal = Journal::new(listeners, processor.integrations.state.worker_paths());
         let stop = Stop::with(&processor.kill);
-        let job = Self { running, payload, journal, record, archive, stop, callback: Mutex::default() };
+        let (callback, inputs, was_built) = Default::default();
+        let job = Self { running, payload, journal, record, archive, stop, callback, inputs, was_built };
         job.learn(&known);
         job
     }
@@ -103,10 +109,11 @@ impl Job {
         if self.running.iteration.newer().is_some() { Cause::Superseded } else { Cause::Cancelled }
     }
 
-    /// Looks for a newer job that builds the same, which cancels this one, and for the result of a twin, which is returned.
+    /// Looks for a newer job that builds the same, which cancels this one, and for the result of a twin, which is returned. `request`: the
+    /// build request.
     ///
     /// While Redis does not answer, the build goes on like every running build.
-    pub(super) async fn look_for_others(&self, redis: &Redis) -> Result<Option<SharedResult>, End> {
+    pub(super) async fn look_for_others(&self, redis: &Redis, request: &Value) -> Result<Option<SharedResult>, End> {
         let iteration = &self.running.iteration;
         if let Some(edition) = iteration.edition()
             && let Ok(Some(newer)) = newest::enter(redis, edition).await
@@ -114,10 +121,13 @@ impl Job {
             iteration.supersede(newer);
             return Err(self.cancelled());
         }
-        let result = match iteration.twin() {
-            Some((twin, created_us)) => twins::result(redis, twin, created_us).await.unwrap_or(None),
-            None => None,
-        };
+        let mut result = None;
+        if let Some(twin) = iteration.twin() {
+            let inputs = twins::key(twin.tenant, request.clone());
+            result = twins::result(redis, twin.key, twin.queued_us).await.unwrap_or(None);
+            result = result.filter(|result| result.is_for(&self.payload.jid, &inputs));
+            let _ = self.inputs.set(inputs);
+        }
         // It fills no slot, so it must not run: Redis has lost the record.
         if result.is_none() && self.running.unit.token.is_beside() {
             self.stop.because(Cause::Shutdown);
@@ -128,8 +138,20 @@ impl Job {
 
     /// Ends the attempt with the result of a twin.
     pub(super) fn end_as(&self, twin: &SharedResult) -> Result<(), End> {
-        twin.events(&self.payload.jid).into_iter().for_each(|event| self.journal.emit(event));
+        twin.events().into_iter().for_each(|event| self.journal.emit(event));
         twin.failure().map_or(Ok(()), |failure| Err(failure.into()))
+    }
+
+    /// Notes that the build itself ended: its twins may have the result.
+    pub(super) fn was_built(&self) {
+        self.was_built.store(true, Ordering::Relaxed);
+    }
+
+    /// The result for the twins of the job, where the build itself ended.
+    pub(super) fn shared(&self, report: &Report) -> Option<Effect> {
+        let (twin, inputs) = (self.running.iteration.twin()?, self.inputs.get()?);
+        let result = SharedResult::of(report, inputs.clone()).filter(|_| self.was_built.load(Ordering::Relaxed));
+        Some(twins::share(twin.key, &result?))
     }
 
     /// The callback, once it is known.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::job::Job;
 use super::{invalid, refuse_expired};
 use crate::reason::{End, Failure, Reason};
+use crate::redis::Redis;
 
 /// The argument of a probe job.
 #[derive(Deserialize)]
@@ -28,12 +29,16 @@ enum ProbeOutcome {
 }
 
 /// Runs a probe. Ignores further fields and arguments.
-pub(super) async fn probe(job: &Job) -> Result<(), End> {
+pub(super) async fn probe(redis: &Redis, job: &Job) -> Result<(), End> {
     let payload = &job.payload;
     refuse_expired(payload)?;
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let probe = Probe::deserialize(args.value(0).map_err(invalid)?)
         .map_err(|error| Failure::new(Reason::InvalidArguments, format!("args[0]: {error}")))?;
+    let request = args.value(0).map_err(invalid)?;
+    if let Some(twin) = job.look_for_others(redis, &request).await? {
+        return job.end_as(&twin);
+    }
     let sleep = Duration::try_from_secs_f64(probe.sleep_s).unwrap_or_default();
     let slept = async {
         // A timer of zero waits for the next whole millisecond.
@@ -47,6 +52,7 @@ pub(super) async fn probe(job: &Job) -> Result<(), End> {
         () = job.stopped() => return Err(End::Stopped),
         () = slept => {}
     }
+    job.was_built();
     match probe.outcome {
         ProbeOutcome::Succeed => Ok(()),
         ProbeOutcome::User => Err(Failure::new(Reason::StepFailed, probe.message).into()),

@@ -12,6 +12,8 @@ use crate::reason::{Class, Failure, Reason};
 pub struct SharedResult {
     jid: String,
     build_id: Option<Value>,
+    /// Names the inputs as they were when it was built: Rails may have changed them.
+    inputs: String,
     /// `None` after a success.
     reason: Option<Reason>,
     message: Option<String>,
@@ -22,11 +24,11 @@ pub struct SharedResult {
 }
 
 impl SharedResult {
-    /// The result of a report, where another build would end in the same way: a success, or a failure that is the customer's.
-    pub fn of(report: &Report) -> Option<Self> {
-        let is_own = report.status.is_some() && report.coalesced_with.is_none();
+    /// The result of a build, where another one would end in the same way: a success, or a failure that is the customer's.
+    pub fn of(report: &Report, inputs: String) -> Option<Self> {
         let would_repeat = report.reason.is_none_or(|reason| reason.class() == Class::User);
-        (is_own && would_repeat).then(|| Self {
+        (report.status.is_some() && would_repeat).then(|| Self {
+            inputs,
             jid: report.jid.clone(),
             build_id: report.build_id.clone(),
             reason: report.reason,
@@ -38,14 +40,16 @@ impl SharedResult {
         })
     }
 
-    /// The events of the job `jid` that gets this result. It may be the job's own: its worker died before it was settled.
-    pub fn events(&self, jid: &str) -> Vec<Event> {
-        let mut events = Vec::new();
-        if self.jid != jid {
-            let notice = "this is the result of a build with the same inputs that ran at the same time";
-            let leader = OtherJob { jid: self.jid.clone(), build_id: self.build_id.clone() };
-            events.extend([Event::Notice(notice.into()), Event::Coalesced(leader)]);
-        }
+    /// Whether a job gets it that has these inputs. Never the same job: its retry is built.
+    pub fn is_for(&self, jid: &str, inputs: &str) -> bool {
+        self.jid != jid && self.inputs == inputs
+    }
+
+    /// The events of a job that gets this result.
+    pub fn events(&self) -> Vec<Event> {
+        let notice = "this is the result of a build with the same inputs that ran at the same time";
+        let leader = OtherJob { jid: self.jid.clone(), build_id: self.build_id.clone() };
+        let mut events = vec![Event::Notice(notice.into()), Event::Coalesced(leader)];
         events.extend(self.placement.clone().map(Event::Placed));
         events.extend(self.warnings.iter().cloned().map(Event::Warning));
         events.extend(self.notices.iter().cloned().map(Event::Notice));
@@ -79,22 +83,18 @@ mod tests {
             targets: vec![target],
             ..Report::default()
         };
-        let shared = SharedResult::of(&leader).expect("a success is shared");
+        let shared = SharedResult::of(&leader, "inputs".into()).expect("a success is shared");
         let text = serde_json::to_string(&shared).expect("plain data");
         let shared: SharedResult = serde_json::from_str(&text).expect("the same");
-        let report_of = |jid: &str| {
-            let mut report = Report { jid: jid.into(), ..Report::default() };
-            shared.events(jid).iter().for_each(|event| report.take_in(event));
-            report
-        };
-        let (follower, again) = (report_of("b"), report_of("a"));
-        assert_eq!([&follower.targets, &again.targets], [&leader.targets, &leader.targets]);
-        let named = OtherJob { jid: "a".into(), build_id: Some(Value::from(7)) };
-        assert_eq!((follower.coalesced_with, again.coalesced_with), (Some(named), None));
         assert_eq!(
-            SharedResult::of(&Report { jid: "b".into(), ..leader.clone() }).map(|own| own.jid),
-            Some("b".into())
+            [("b", "inputs"), ("a", "inputs"), ("b", "others")].map(|(j, i)| shared.is_for(j, i)),
+            [true, false, false]
         );
+        let mut follower = Report { jid: "b".into(), ..Report::default() };
+        shared.events().iter().for_each(|event| follower.take_in(event));
+        assert_eq!(follower.targets, leader.targets);
+        let named = OtherJob { jid: "a".into(), build_id: Some(Value::from(7)) };
+        assert_eq!(follower.coalesced_with, Some(named));
     }
 
     #[test]
@@ -102,7 +102,9 @@ mod tests {
         let message_of = |reason| {
             let (status, message) = (Some(Status::Failed), Some("m".to_owned()));
             let report = Report { status, reason: Some(reason), message, ..Report::default() };
-            SharedResult::of(&report).and_then(|shared| shared.failure()).map(|failure| failure.message())
+            SharedResult::of(&report, String::new())
+                .and_then(|shared| shared.failure())
+                .map(|failure| failure.message())
         };
         assert_eq!(message_of(Reason::StepFailed), Some("m".into()));
         assert_eq!([Reason::BuilderLost, Reason::Cancelled, Reason::Superseded].map(message_of), [None, None, None]);

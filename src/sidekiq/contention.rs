@@ -12,6 +12,7 @@ use super::newest::Edition;
 use super::tenant::{self, Candidate};
 use super::turn::{Contended, Known, Sharing, Window};
 use super::watch;
+use crate::bounds;
 use crate::settings::{Jobs, Limits, Tenants};
 
 /// How long a window may be used. Under load each turn brings the next one, and a turn takes a millisecond.
@@ -25,6 +26,10 @@ const UNCLAIMED: Duration = Duration::from_millis(20);
 const PATIENCE: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The largest window, and how often one is doubled because no job in it may run.
+const LARGEST: usize = 1000;
+const MOST_WIDENING: usize = 8;
 
 /// How many candidates a turn names beyond twice its slots. Other workers take some of them meanwhile.
 const SPARE: usize = 8;
@@ -53,6 +58,8 @@ pub(super) struct Contention {
     short_s: Option<f64>,
     /// Turns in a row that saw waiting jobs and took none.
     n_fruitless: u32,
+    /// How many times the usual size a window has: jobs that may not run fill it.
+    widening: usize,
 }
 
 impl Contention {
@@ -67,6 +74,7 @@ impl Contention {
             unclaimed: BTreeMap::new(),
             short_s: None,
             n_fruitless: 0,
+            widening: 1,
         }
     }
 
@@ -108,7 +116,8 @@ impl Contention {
         });
         Sharing {
             contended,
-            window: self.tenants.window,
+            window: (self.tenants.window * self.widening).min(LARGEST),
+            window_bytes: bounds::WINDOW * self.widening,
             decided: decided.collect(),
             tenants: tenants.into_iter().cloned().collect(),
             counters: counters.into_iter().cloned().collect(),
@@ -133,6 +142,7 @@ impl Contention {
             return None;
         }
         let before = std::mem::take(&mut self.read);
+        let is_cut = windows.iter().any(|window| window.n_waiting > window.texts.len());
         for window in windows {
             let mut candidates = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
             leave_out_older(&mut candidates);
@@ -146,7 +156,7 @@ impl Contention {
             times: sharing.tenants.iter().cloned().zip(times).collect(),
             running: sharing.counters.iter().cloned().zip(counts).collect(),
         };
-        self.pause_after(sharing, n_fetched)
+        self.pause_after(sharing, n_fetched, is_cut)
     }
 
     fn candidate(&mut self, text: Arc<[u8]>, before: &HashMap<Arc<[u8]>, Arc<Candidate>>) -> Arc<Candidate> {
@@ -155,7 +165,7 @@ impl Contention {
         self.read.entry(text).or_insert(candidate).clone()
     }
 
-    fn pause_after(&mut self, sharing: &Sharing, n_fetched: usize) -> Option<Duration> {
+    fn pause_after(&mut self, sharing: &Sharing, n_fetched: usize, is_cut: bool) -> Option<Duration> {
         if self.windows.iter().all(|(_, window)| window.is_empty()) {
             return None;
         }
@@ -168,10 +178,16 @@ impl Contention {
             self.n_fruitless += 1;
         }
         // A choice can come to nothing: other workers were faster, or a job has to wait until nothing else runs.
-        let may_any = || {
-            self.windows.iter().any(|(_, window)| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty())
+        let may_any =
+            self.windows.iter().any(|(_, window)| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty());
+        // Jobs behind the window may.
+        let widens = !may_any && is_cut && self.widening < MOST_WIDENING;
+        self.widening = match (may_any, widens) {
+            (true, _) => (self.widening / 2).max(1),
+            (false, true) => self.widening * 2,
+            (false, false) => self.widening,
         };
-        if self.n_fruitless < PATIENCE && may_any() {
+        if widens || self.n_fruitless < PATIENCE && may_any {
             return Some(Duration::ZERO);
         }
         let pause = FIRST_PAUSE.saturating_mul(1 << self.n_fruitless.min(10)).min(LONGEST_PAUSE);
@@ -219,7 +235,7 @@ fn leave_out_older(window: &mut Vec<Arc<Candidate>>) {
     let mut newest: HashMap<&str, &Edition> = HashMap::new();
     for edition in window.iter().filter_map(|candidate| candidate.edition.as_ref()) {
         let best = newest.entry(&edition.key).or_insert(edition);
-        if edition.ends(best) {
+        if edition.order() > best.order() {
             *best = edition;
         }
     }

@@ -3,11 +3,13 @@
 -- `sidebake:newest:<key>` is a string of five lines: when Rails created the job, in microseconds; its jid; whether it ends an older
 -- job that runs (1 or 0); what tells its inputs from others, or nothing; its build id as JSON, or nothing.
 
--- Returns the record when it is of a newer job with other inputs, else nil. Two jobs of one microsecond are in the order of their jids.
+-- Returns the record when it is of a newer job, else nil; and whether that job has other inputs, so that it ends this one. Two jobs of
+-- one microsecond are in the order of their jids.
 local function newer_than(key, created, jid, twin)
   local record = redis.call('GET', key)
   local known, known_jid, known_twin = string.match(record or '', '^(%d+)\n([^\n]*)\n%d\n([^\n]*)\n')
-  if not known or known_twin ~= '' and known_twin == twin then return nil end
+  if not known then return nil, false end
   known, created = tonumber(known), tonumber(created)
-  return (known > created or known == created and known_jid > jid) and record or nil
+  local is_newer = known > created or known == created and known_jid > jid
+  return is_newer and record or nil, is_newer and (known_twin == '' or known_twin ~= twin)
 end

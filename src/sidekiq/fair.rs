@@ -91,7 +91,8 @@ mod tests {
             priority: 0,
             edition: None,
             twin: None,
-            created_us: None,
+            queued_us: None,
+            has_inputs: true,
         })
     }
 

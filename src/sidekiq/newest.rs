@@ -81,12 +81,37 @@ impl Edition {
 
     /// The job of a record when it is newer and builds something else, and whether it ends one that runs.
     pub(super) fn compare(&self, record: &str) -> Option<(OtherJob, bool)> {
-        let mut lines = record.splitn(5, '\n');
-        let (created, jid) = (lines.next()?.parse().ok()?, lines.next()?);
+        let record = Record::read(record)?;
+        let is_twin = self.twin.as_deref() == Some(record.twin);
+        let newer = OtherJob { jid: record.jid.to_owned(), build_id: serde_json::from_str(record.build_id).ok() };
+        (!is_twin && record.order() > self.order()).then_some((newer, record.ends_running))
+    }
+
+    /// Whether a record is of this job or of a newer one.
+    pub(super) fn is_recorded(&self, record: &str) -> bool {
+        Record::read(record).is_some_and(|record| record.order() >= self.order())
+    }
+}
+
+/// A record, as edition.lua has it.
+struct Record<'a> {
+    created_us: u64,
+    jid: &'a str,
+    ends_running: bool,
+    twin: &'a str,
+    build_id: &'a str,
+}
+
+impl<'a> Record<'a> {
+    fn read(text: &'a str) -> Option<Self> {
+        let mut lines = text.splitn(5, '\n');
+        let (created_us, jid) = (lines.next()?.parse().ok()?, lines.next()?);
         let (ends_running, twin, build_id) = (lines.next()? == "1", lines.next()?, lines.next()?);
-        let is_twin = self.twin.as_deref() == Some(twin);
-        let newer = OtherJob { jid: jid.to_owned(), build_id: serde_json::from_str(build_id).ok() };
-        (!is_twin && (created, jid) > self.order()).then_some((newer, ends_running))
+        Some(Self { created_us, jid, ends_running, twin, build_id })
+    }
+
+    fn order(&self) -> (u64, &str) {
+        (self.created_us, self.jid)
     }
 }
 
@@ -95,29 +120,29 @@ impl Edition {
 pub(super) struct Place<'a> {
     pub queue: &'a str,
     pub text: &'a [u8],
-    /// Where Redis begins to search for it.
-    pub is_near_head: bool,
+    /// Where Redis begins to search for it: the argument of LPOS.
+    pub rank: &'static str,
 }
 
 /// Records a job that begins as the newest one of its key, unless there is a newer one. Returns that one.
 pub async fn enter(redis: &Redis, edition: &Edition) -> Result<Option<OtherJob>, RedisError> {
-    compare(redis, edition, None).await
+    let record = compare(redis, edition, None).await?;
+    Ok(record.and_then(|record| edition.compare(&record)).map(|(newer, _)| newer))
 }
 
-/// The same for a waiting job, while it waits there.
+/// The same for a waiting job, while it waits there. Returns the record of the newer one.
 pub(super) async fn compare(
     redis: &Redis,
     edition: &Edition,
     place: Option<Place<'_>>,
-) -> Result<Option<OtherJob>, RedisError> {
+) -> Result<Option<String>, RedisError> {
     let mut script = NEWEST.key(keys::newest(&edition.key));
     script.arg(edition.created_us).arg(&edition.jid).arg(edition.twin.as_deref().unwrap_or_default());
     script.arg(edition.record()).arg(TTL.as_secs());
-    if let Some(Place { queue, text, is_near_head }) = place {
-        script.key(keys::queue(queue)).arg(text).arg(if is_near_head { "-1" } else { "1" });
+    if let Some(Place { queue, text, rank }) = place {
+        script.key(keys::queue(queue)).key(keys::iteration(&edition.jid)).arg(text).arg(rank);
     }
-    let record: Option<String> = redis.script(&script).await?;
-    Ok(record.and_then(|record| edition.compare(&record)).map(|(newer, _)| newer))
+    redis.script(&script).await
 }
 
 /// The records of these keys.

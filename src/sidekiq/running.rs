@@ -83,6 +83,17 @@ impl RunningJobs {
     }
 }
 
+/// A job among those with the same inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct Twin<'a> {
+    /// Names the inputs as far as they were known before the job was taken.
+    pub key: &'a str,
+    /// The tenant.
+    pub tenant: &'a str,
+    /// When it was enqueued, in microseconds.
+    pub queued_us: u64,
+}
+
 /// Progress and cancellation of one running job.
 #[derive(Debug, Default)]
 pub struct Iteration {
@@ -162,10 +173,10 @@ impl Iteration {
         self.candidate.get()?.edition.as_ref()
     }
 
-    /// What names its inputs, and when it was created, in microseconds; `None` when it has no twins.
-    pub fn twin(&self) -> Option<(&str, u64)> {
-        let candidate = self.candidate.get()?;
-        candidate.twin.as_deref().zip(candidate.created_us)
+    /// What the job waits for; `None` when it has no twins.
+    pub fn twin(&self) -> Option<Twin<'_>> {
+        let Candidate { claim, twin, queued_us, .. } = self.candidate.get()?;
+        Some(Twin { key: twin.as_deref()?, tenant: &claim.tenant, queued_us: (*queued_us)? })
     }
 
     /// Ends the job, because this one is newer.

@@ -48,6 +48,7 @@ impl Settlement {
         let sizes = self.effects.iter().map(|effect| match effect {
             Effect::Push { text, .. } | Effect::Retry { text, .. } => text.len(),
             Effect::Dead { text } => text.len(),
+            Effect::Share { result, .. } => result.len(),
             Effect::Requeue { .. } | Effect::Unlink { .. } => 0,
         });
         self.text.len() + sizes.sum::<usize>()
@@ -75,6 +76,13 @@ pub enum RunEnd {
 /// One thing that follows from the end of a unit of work.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
+    /// Keep the result for jobs with the same inputs.
+    Share {
+        /// Its key.
+        key: String,
+        /// As JSON.
+        result: String,
+    },
     /// Push a new job to a queue.
     Push {
         /// Name without prefix.

@@ -10,11 +10,12 @@ use serde_json::Value;
 
 use super::newest::{self, Edition};
 use super::payload::Payload;
-use super::twins;
+use super::{twins, watch};
 use crate::bounds;
+use crate::clock::Epoch;
 use crate::hex;
-use crate::job;
 use crate::job::arguments::{self, Arguments, RequestFrom};
+use crate::job::{self, BuildJob};
 use crate::settings::{JobClass, Jobs, PROBE, Supersede, Tenants};
 
 /// The tenant of texts whose account cannot be read.
@@ -36,8 +37,10 @@ pub struct Candidate {
     pub edition: Option<Edition>,
     /// Names its inputs, where jobs with the same ones are built once.
     pub twin: Option<String>,
-    /// When Rails created the job, in microseconds.
-    pub created_us: Option<u64>,
+    /// When it was enqueued, in microseconds.
+    pub queued_us: Option<u64>,
+    /// Whether the worker knows all inputs before it takes the job. Those of an id are in Rails.
+    pub has_inputs: bool,
 }
 
 /// What a job counts for while it runs.
@@ -76,11 +79,13 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
     let payload = is_read.then(|| Payload::parse_shared(text).ok()).flatten();
     let owned = payload.as_ref().map(|payload| Owned::of(payload, jobs)).unwrap_or_default();
     let tenant = named(owned.tenant.as_deref().unwrap_or(UNKNOWN));
-    let created_us = payload.as_ref().and_then(Payload::created_at).map(|at| (at.as_secs_f64() * 1e6).round() as u64);
-    let dated = payload.as_ref().zip(created_us);
-    let twin = dated.filter(|_| tenants.coalesce).and_then(|(payload, _)| twin_of(payload, &tenant, jobs));
-    let edition = dated.and_then(|(payload, at)| owned.edition(payload, at, &tenant, jobs, tenants));
+    // Nothing waits for a job that cannot be built, nor ends for it.
+    let inputs = payload.as_ref().filter(|_| watch::is_on(jobs, tenants)).and_then(|payload| inputs(payload, jobs));
+    let built = payload.as_ref().zip(inputs);
+    let edition = built.as_ref().and_then(|(payload, _)| owned.edition(payload, &tenant, jobs, tenants));
+    let twin = built.filter(|_| tenants.coalesce).map(|(_, inputs)| twins::key(&tenant, inputs));
     let edition = edition.map(|edition| Edition { twin: twin.clone(), ..edition });
+    let queued_us = payload.as_ref().and_then(Payload::enqueued_at).map(microseconds);
     let mut counters = vec![Counter { name: counter(&tenant), limit: tenants.limit_of(&tenant) }];
     if let (Some(repository), Some(limit)) = (&owned.repository, tenants.limit_per_repository_of(&tenant)) {
         counters.push(Counter { name: format!("repository {}", named(repository)), limit: Some(limit) });
@@ -88,13 +93,16 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
     counters.extend(edition.as_ref().map(Edition::counter));
     counters.extend(twin.as_deref().map(twins::counter));
     let weight = tenants.weight_of(&tenant);
+    let class = payload.as_ref().and_then(|payload| jobs.classes.get(&payload.class));
+    let has_inputs = class.is_none_or(|class| !class.is_resolved());
     Candidate {
         text: Arc::clone(text),
         claim: Claim { tenant, weight, counters },
         priority: owned.priority,
         edition,
         twin,
-        created_us,
+        queued_us,
+        has_inputs,
     }
 }
 
@@ -147,14 +155,7 @@ impl Owned {
     }
 
     /// The job among those that build the same. `None` when it does not say what it builds, or takes no part.
-    fn edition(
-        &self,
-        payload: &Payload,
-        created_us: u64,
-        tenant: &str,
-        jobs: &Jobs,
-        tenants: &Tenants,
-    ) -> Option<Edition> {
+    fn edition(&self, payload: &Payload, tenant: &str, jobs: &Jobs, tenants: &Tenants) -> Option<Edition> {
         let class = jobs.classes.get(&payload.class);
         let supersede =
             self.supersede.or(class.and_then(|class| class.supersede)).unwrap_or_else(|| tenants.supersede_of(tenant));
@@ -170,20 +171,29 @@ impl Owned {
         if !takes_part || jid.is_empty() || jid.contains('\n') {
             return None;
         }
-        let ends_running = supersede == Supersede::Running;
+        let (created_us, ends_running) = (microseconds(payload.created_at()?), supersede == Supersede::Running);
         Some(Edition { key, created_us, jid, build_id: self.build_id.clone(), ends_running, twin: None })
     }
 }
 
-/// Names the inputs of a job. For one that carries only an id, the inputs are what Rails is asked for.
-fn twin_of(payload: &Payload, tenant: &str, jobs: &Jobs) -> Option<String> {
-    let probe = JobClass::default();
-    let class = if payload.class == PROBE { &probe } else { jobs.classes.get(&payload.class)? };
-    let args = payload.arguments().ok()?;
-    match arguments::read(class, &args).ok()? {
-        RequestFrom::Arguments(request) => Some(twins::key(tenant, request)),
-        RequestFrom::Rails { url, .. } => Some(twins::key(tenant, Value::String(url))),
+/// What a job that can be built is built from: its build request; for one that carries only an id, what Rails is asked for.
+fn inputs(payload: &Payload, jobs: &Jobs) -> Option<Value> {
+    let has_expired = payload.expiry().is_some_and(|expiry| expiry < Epoch::now());
+    if has_expired || payload.flaw().is_some() {
+        return None;
     }
+    let args = payload.arguments().ok()?;
+    if payload.class == PROBE {
+        return args.value(0).ok();
+    }
+    match arguments::read(jobs.classes.get(&payload.class)?, &args).ok()? {
+        RequestFrom::Arguments(request) => BuildJob::parse(&request).is_ok().then_some(request),
+        RequestFrom::Rails { url, .. } => Some(Value::String(url)),
+    }
+}
+
+fn microseconds(at: Epoch) -> u64 {
+    (at.as_secs_f64() * 1e6).round() as u64
 }
 
 fn text_at(args: &Arguments, pointer: &str) -> Option<String> {
@@ -292,6 +302,8 @@ mod tests {
         assert_eq!((of_branch.created_us, of_branch.jid.as_str()), (1_795_491_695_123_000, "j"));
         assert_eq!(of_branch.key, newest::key("acme", &["acme/app", "refs/heads/main"]));
         assert_eq!(edition("Queued", json!([{"repository": "acme/app", "sha": "x"}])), None);
+        let invalid = json!([{"repository": "acme/app", "ref": "refs/heads/main", "sha": "not one"}]);
+        assert_eq!(edition("Queued", invalid), None, "a job that cannot be built ends no other");
         let by_id = edition("ById", json!([4, "acme", 17])).expect("an edition");
         assert_eq!(by_id.key, newest::key("acme", &["17"]));
         assert_eq!(edition("ById", json!([4, "acme"])), None);

@@ -17,6 +17,7 @@
 --           retry  ZADD the text with the score
 --           dead   ZADD the text to `dead` with the score, and trim `dead`
 --           unlink UNLINK the key that the text names
+--           share  keep the text for jobs with the same inputs, under this key (twins.rs)
 --         then the number of fetch requests, then each: number of slots, and the indices of its lists in KEYS, in order, with
 --         spaces between
 --         then what is shared between tenants (claims.lua): when a list is contended (0: never, 1: when it has more jobs than there are
@@ -117,6 +118,12 @@ local function read_claim()
   return read
 end
 
+-- Keeps a result for jobs with the same inputs. A failure here does not fail the settlement: one of them is built then.
+local function share(key, result)
+  local written = redis.pcall('HSET', key, 'ended_us', string.format('%.0f', precise_time() * 1e6), 'result', result)
+  if type(written) == 'number' then redis.pcall('EXPIRE', key, '600') end
+end
+
 local function read_settlement()
   local settlement = { token = argument(), text = argument(), processed = argument(), failed = argument(), effects = {} }
   for i = 1, tonumber(argument()) do
@@ -177,7 +184,7 @@ local function refused(effects, fetched_text)
     if refusal then return set .. ': ' .. refusal end
   end
   for _, effect in ipairs(effects) do
-    local is_push = not sorted_sets[effect.kind] and effect.kind ~= 'unlink'
+    local is_push = not sorted_sets[effect.kind] and effect.kind ~= 'unlink' and effect.kind ~= 'share'
     local refusal = is_push and push(effect, fetched_text)
     if refusal then return refusal end
   end
@@ -206,6 +213,7 @@ local function settle(settlement, field, entry)
     if effect.kind == 'dead' then trim_dead() end
     if effect.kind == 'interrupted' then count_interruption(settlement.text) end
     if effect.kind == 'unlink' then ended[#ended + 1] = effect.text end
+    if effect.kind == 'share' then share(effect.place, effect.text) end
   end
   released[#released + 1] = settlement.token
   return 1

@@ -55,6 +55,8 @@ pub struct Sharing {
     pub contended: Contended,
     /// The most texts of a window.
     pub window: usize,
+    /// The most bytes of one.
+    pub window_bytes: usize,
     /// Tenants whose virtual times come with a window.
     pub tenants: Vec<String>,
     /// Counters that come with a window.
@@ -326,7 +328,7 @@ impl Argv {
     fn sharing(&mut self, sharing: &Sharing, keys: &mut Keys) {
         self.number(sharing.contended as u8);
         self.number(sharing.window);
-        self.number(bounds::WINDOW);
+        self.number(sharing.window_bytes);
         for names in [&sharing.tenants, &sharing.counters] {
             self.number(names.len());
             names.iter().for_each(|name| self.text(name));
@@ -377,6 +379,7 @@ impl Argv {
                     self.effect("dead", score, text);
                 }
                 Effect::Unlink { key } => self.effect("unlink", "", key.as_bytes()),
+                Effect::Share { key, result } => self.effect("share", key, result.as_bytes()),
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Twins build once: of jobs with the same inputs that wait or run at once, one is built, and the others get its result.
 //!
 //! A counter with a limit of 1 ([`counter`]) keeps twins from running at once, so they wait in their queue, without a slot. When one
-//! has ended with a result that another build would repeat, its worker writes it to `sidebake:twin:<key>`. A job that was created before
-//! that end has the same result. When the one that runs is cancelled, fails for another reason or loses its worker, there is no result,
-//! and the next one is built.
+//! has ended with a result that another build would repeat, its settlement writes it to `sidebake:twin:<key>`, in the step that frees the
+//! counter. A job that was enqueued before that end has the same result. When the one that runs is cancelled, fails for another reason
+//! or loses its worker, there is no result, and the next one is built.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,20 +11,17 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::keys;
+use super::settlement::Effect;
 use super::tenant::Counter;
-use crate::clock::Epoch;
 use crate::hex;
 use crate::redis::{Redis, RedisError};
 use crate::report::SharedResult;
-
-/// How long a result is kept. Jobs that wait for it are taken within seconds.
-const TTL_S: u64 = 600;
 
 /// Fields of a request that do not change what is built.
 const OTHERS: [&str; 5] = ["build_id", "callback", "priority", "supersede", "supersede_key"];
 
 /// Names the inputs of a build.
-pub(super) fn key(tenant: &str, mut request: Value) -> String {
+pub fn key(tenant: &str, mut request: Value) -> String {
     if let Value::Object(fields) = &mut request {
         OTHERS.iter().for_each(|name| drop(fields.shift_remove(*name)));
     }
@@ -54,23 +51,18 @@ pub(super) async fn ended(redis: &Redis, twins: &BTreeSet<&str>) -> Result<BTree
     Ok(twins.iter().zip(ended).filter_map(|(twin, ended)| Some(((*twin).to_owned(), ended?))).collect())
 }
 
-/// The result that a job with these inputs gets, which was created at this time.
-pub async fn result(redis: &Redis, twin: &str, created_us: u64) -> Result<Option<SharedResult>, RedisError> {
+/// The result that a job with these inputs gets, which was enqueued at this time.
+pub async fn result(redis: &Redis, twin: &str, queued_us: u64) -> Result<Option<SharedResult>, RedisError> {
     let read = redis::cmd("HMGET").arg(keys::twin(twin)).arg(&["ended_us", "result"]).to_owned();
     let (ended_us, result): (Option<u64>, Option<Vec<u8>>) = redis.query(&read).await?;
-    let is_ours = ended_us.is_some_and(|ended_us| created_us <= ended_us);
+    let is_ours = ended_us.is_some_and(|ended_us| queued_us <= ended_us);
     Ok(result.filter(|_| is_ours).and_then(|result| serde_json::from_slice(&result).ok()))
 }
 
-/// Writes the result of a build, for its twins.
-pub async fn publish(redis: &Redis, twin: &str, result: &SharedResult) -> Result<(), RedisError> {
-    let (key, ended_us) = (keys::twin(twin), (Epoch::now().as_secs_f64() * 1e6).round() as u64);
+/// Keeps a result for the twins of a job, as an effect of its settlement.
+pub fn share(twin: &str, result: &SharedResult) -> Effect {
     let result = serde_json::to_string(result).expect("a result is plain data");
-    let mut write = redis::pipe();
-    write.atomic();
-    write.cmd("HSET").arg(&key).arg("ended_us").arg(ended_us).arg("result").arg(result).ignore();
-    write.cmd("EXPIRE").arg(&key).arg(TTL_S).ignore();
-    redis.pipeline(&write).await
+    Effect::Share { key: keys::twin(twin), result }
 }
 
 #[cfg(test)]

@@ -38,8 +38,20 @@ const LOCKED: Duration = Duration::from_secs(1);
 const PART: usize = 800;
 const NEWEST: usize = 200;
 
+/// How many parts the end of a queue may take.
+const MOST_PARTS: usize = 4;
+
 /// How many jobs may be beside the slots, in any state.
 const USHERED: usize = 32;
+
+/// How many elements of lists Redis may search in one look. It does nothing else meanwhile, for some ten milliseconds.
+const SEARCHED: usize = 50_000;
+
+/// How many keys a pass over the queues remembers.
+const SEEN: usize = 20_000;
+
+/// How soon the same job is taken again.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Whether any job may end early.
 pub fn is_on(jobs: &Jobs, tenants: &Tenants) -> bool {
@@ -73,6 +85,10 @@ struct Memory {
     queues: HashMap<String, Reading>,
     /// The jobs of the last looks, most of which the next ones have too.
     read: HashMap<Arc<[u8]>, Arc<Candidate>>,
+    /// The first job of each key in this pass over the queues.
+    seen: HashMap<String, Edition>,
+    /// Jobs that were taken a moment ago.
+    ushered: HashMap<Arc<[u8]>, Instant>,
     /// Numbers the tokens.
     n_tokens: u64,
 }
@@ -90,15 +106,31 @@ struct Reading {
 struct Found {
     queue: String,
     candidate: Arc<Candidate>,
-    /// Whether it was read near the head of its queue; otherwise near the end. Redis searches from there.
+    place: Place,
+}
+
+/// Where a job was read. Redis searches for it from there.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Otherwise near the end.
     is_near_head: bool,
+    /// How many jobs are between it and there, at most.
+    distance: usize,
 }
 
 /// A waiting job that only has to end. The script checks it again.
 struct Ending<'f> {
     found: &'f Found,
-    /// `None` when the result of its twin is known.
-    newer: Option<Arc<Candidate>>,
+    why: Why<'f>,
+}
+
+/// Why a job only has to end.
+#[derive(Clone, Copy)]
+enum Why<'f> {
+    /// There is a newer one, which gets its place when it waits.
+    Superseded { heir: Option<&'f Found> },
+    /// The result of its twin is known.
+    Built,
 }
 
 impl Watch<'_> {
@@ -123,6 +155,7 @@ impl Watch<'_> {
         running.retain(|job| job.iteration.edition().is_some() && !job.iteration.cancelled.is_cancelled());
         let editions: Vec<&Edition> = running.iter().filter_map(|job| job.iteration.edition()).collect();
         let records = newest::records(self.redis, editions.iter().map(|edition| edition.key.as_str())).await?;
+        let mut result = Ok(());
         for (job, record) in running.iter().zip(records) {
             let Some(edition) = job.iteration.edition() else { continue };
             match record.as_deref().and_then(|record| edition.compare(record)) {
@@ -132,11 +165,11 @@ impl Watch<'_> {
                     job.iteration.supersede(newer);
                 }
                 Some((_, false)) => {}
-                None if record.as_deref() == Some(&edition.record()) => {}
-                None => drop(newest::enter(self.redis, edition).await?),
+                None if record.is_some_and(|record| edition.is_recorded(&record)) => {}
+                None => result = result.and(newest::enter(self.redis, edition).await.map(drop)),
             }
         }
-        Ok(())
+        result
     }
 
     async fn watch_queues(&self, quiet: &CancellationToken) {
@@ -147,7 +180,7 @@ impl Watch<'_> {
             if self.running.n_jobs() == 0 && !self.handle.sees_waiting() {
                 memory = Memory { n_tokens: memory.n_tokens, ..Memory::default() };
             } else if self.handle.takes_jobs() {
-                complaint.hear(self.look(&mut memory, &digest).await);
+                complaint.hear(self.look(&mut memory, &digest, quiet).await);
             }
         }
     }
@@ -163,7 +196,7 @@ impl Watch<'_> {
     }
 
     /// Looks at all queues. Goes on after an error, and returns the first one.
-    async fn look(&self, memory: &mut Memory, digest: &str) -> Result<(), RedisError> {
+    async fn look(&self, memory: &mut Memory, digest: &str, quiet: &CancellationToken) -> Result<(), RedisError> {
         let before = std::mem::take(&mut memory.read);
         let (mut found, mut result) = (Vec::new(), Ok(()));
         let paused = self.redis.query::<BTreeSet<String>>(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await;
@@ -171,13 +204,16 @@ impl Watch<'_> {
         for queue in self.queues.iter().filter(|queue| !paused.contains(*queue)) {
             let mut reading = memory.queues.remove(queue).unwrap_or_default();
             if reading.at.is_none_or(|at| at <= Instant::now()) {
-                match self.texts(&mut reading, queue, digest).await {
-                    Ok(texts) => {
-                        let waiting = texts.into_iter().map(|(text, is_near_head)| {
+                if reading.n_read == 0 {
+                    memory.seen.clear();
+                }
+                match self.jobs(&mut reading, queue, digest).await {
+                    Ok(jobs) => {
+                        let waiting = jobs.into_iter().map(|(text, place)| {
                             let read = || Arc::new(tenant::read(&text, self.jobs, self.tenants));
                             let candidate = before.get(&text).cloned().unwrap_or_else(read);
                             memory.read.insert(text, Arc::clone(&candidate));
-                            Found { queue: queue.clone(), candidate, is_near_head }
+                            Found { queue: queue.clone(), candidate, place }
                         });
                         found.extend(waiting);
                     }
@@ -189,20 +225,19 @@ impl Watch<'_> {
             }
             memory.queues.insert(queue.clone(), reading);
         }
-        let mut endings = self.superseded(&found).await?;
-        endings.extend(self.built(&found).await?);
-        self.usher(memory, &endings).await?;
-        result
+        let (mut endings, recorded) = self.superseded(memory, &found).await;
+        let built = self.built(&found).await.map(|built| endings.splice(0..0, built)).map(drop);
+        let ushered = self.usher(memory, &endings, quiet).await;
+        result.and(recorded).and(built).and(ushered)
     }
 
-    /// The jobs of a queue, each with whether it is near the head: all of a short one; of a long one, the next part and the end. None
-    /// where another process reads it.
-    async fn texts(
+    /// The jobs of a queue: all of a short one; of a long one, the next part and the end. None where another process reads it.
+    async fn jobs(
         &self,
         reading: &mut Reading,
         queue: &str,
         digest: &str,
-    ) -> Result<Vec<(Arc<[u8]>, bool)>, RedisError> {
+    ) -> Result<Vec<(Arc<[u8]>, Place)>, RedisError> {
         let lock = keys::watch(queue, digest);
         let read = async |n_before, n| {
             let extent = Extent { n_before, n, longest: bounds::WINDOW, locked: LOCKED };
@@ -212,70 +247,111 @@ impl Watch<'_> {
             reading.at = Some(Instant::now() + BESIDE);
             return Ok(Vec::new());
         };
-        let (n_read, n_waiting) = (reading.n_read + part.n_read, part.n_waiting);
-        let mut texts: Vec<_> = part.texts.into_iter().map(|text| (text, true)).collect();
+        let (mut n_read, n_waiting) = (reading.n_read + part.n_read, part.n_waiting);
+        let near_head = Place { is_near_head: true, distance: n_read };
+        let mut jobs: Vec<_> = part.texts.into_iter().map(|text| (text, near_head)).collect();
         // A part that ends at the end of the queue ends the pass.
         let is_over = part.n_read == 0 || n_read >= n_waiting;
         reading.n_read = if is_over { 0 } else { n_read };
-        if !is_over {
-            let newest = read(n_waiting.saturating_sub(NEWEST).max(n_read), NEWEST).await?;
-            texts.extend(newest.into_iter().flat_map(|part| part.texts).map(|text| (text, false)));
+        n_read = n_waiting.saturating_sub(NEWEST).max(n_read);
+        // Long jobs take more than one part.
+        for _ in 0..MOST_PARTS {
+            if is_over || n_read >= n_waiting {
+                break;
+            }
+            let Some(part) = read(n_read, NEWEST).await?.filter(|part| part.n_read > 0) else { break };
+            n_read += part.n_read;
+            let near_end = Place { is_near_head: false, distance: NEWEST };
+            jobs.extend(part.texts.into_iter().map(|text| (text, near_end)));
         }
-        Ok(texts)
+        Ok(jobs)
     }
 
-    /// Records the newest waiting job of each key where that matters: others wait, or one runs. Returns the older ones.
-    async fn superseded<'f>(&self, found: &'f [Found]) -> Result<Vec<Ending<'f>>, RedisError> {
+    /// Records the newest waiting job of each key where that matters: others wait, or one runs. Returns the older ones. Goes on after an
+    /// error, and returns the first one.
+    async fn superseded<'f>(
+        &self,
+        memory: &mut Memory,
+        found: &'f [Found],
+    ) -> (Vec<Ending<'f>>, Result<(), RedisError>) {
         let mut by_key: BTreeMap<&str, Vec<(&Found, &Edition)>> = BTreeMap::new();
         for one in found {
             if let Some(edition) = &one.candidate.edition {
                 by_key.entry(&edition.key).or_default().push((one, edition));
             }
         }
-        let records = newest::records(self.redis, by_key.keys().copied()).await?;
-        let n_running = newest::running(self.redis, by_key.values().map(|found| found[0].1.counter().name)).await?;
-        let mut endings = Vec::new();
-        for ((waiting, record), n_running) in by_key.into_values().zip(records).zip(n_running) {
+        let counters = by_key.values().map(|found| found[0].1.counter().name);
+        let known = async {
+            let records = newest::records(self.redis, by_key.keys().copied()).await?;
+            Ok::<_, RedisError>((records, newest::running(self.redis, counters).await?))
+        };
+        let (records, n_running) = match known.await {
+            Ok(known) => known,
+            Err(error) => return (Vec::new(), Err(error)),
+        };
+        let (mut endings, mut result) = (Vec::new(), Ok(()));
+        for ((waiting, mut record), n_running) in by_key.into_values().zip(records).zip(n_running) {
             let Some(best) = waiting.iter().max_by_key(|(_, edition)| edition.order()) else { continue };
-            let mut is_older = record.as_deref().is_some_and(|record| best.1.compare(record).is_some());
-            let is_recorded = record.as_deref() == Some(&best.1.record());
-            if !is_older && !is_recorded && (waiting.len() > 1 || n_running > 0) {
-                is_older = newest::compare(self.redis, best.1, Some(best.0.place())).await?.is_some();
+            let is_recorded = record.as_deref().is_some_and(|record| best.1.is_recorded(record));
+            let others = waiting.len() > 1 || n_running > 0 || memory.has_seen_another(best.1);
+            if !is_recorded && others {
+                match newest::compare(self.redis, best.1, Some(best.0.place())).await {
+                    Ok(newer) => record = newer,
+                    Err(error) => result = result.and(Err(error)),
+                }
             }
-            // When the record is newer than all of them, the script still compares each: it may be a twin of some.
-            let ends = |edition: &Edition| is_older || best.1.ends(edition);
-            let older = waiting.iter().filter(|(_, edition)| ends(edition));
-            endings.extend(older.map(|(found, _)| Ending { found, newer: Some(Arc::clone(&best.0.candidate)) }));
+            for (found, edition) in &waiting {
+                let heir = best.1.ends(edition).then_some(best.0);
+                let is_older = record.as_deref().is_some_and(|record| edition.compare(record).is_some());
+                if heir.is_some() || is_older {
+                    endings.push(Ending { found, why: Why::Superseded { heir } });
+                }
+            }
         }
-        Ok(endings)
+        (endings, result)
     }
 
     /// The waiting jobs whose twin was built while they waited.
     async fn built<'f>(&self, found: &'f [Found]) -> Result<Vec<Ending<'f>>, RedisError> {
-        let twins: BTreeSet<&str> = found.iter().filter_map(|one| one.candidate.twin.as_deref()).collect();
+        let found = found.iter().filter(|one| one.candidate.has_inputs);
+        let twins: BTreeSet<&str> = found.clone().filter_map(|one| one.candidate.twin.as_deref()).collect();
         let ended = twins::ended(self.redis, &twins).await?;
         let is_built = |one: &&Found| {
             let ended_us = one.candidate.twin.as_deref().and_then(|twin| ended.get(twin));
-            ended_us.zip(one.candidate.created_us).is_some_and(|(ended_us, created_us)| created_us <= *ended_us)
+            ended_us.zip(one.candidate.queued_us).is_some_and(|(ended_us, queued_us)| queued_us <= *ended_us)
         };
-        Ok(found.iter().filter(is_built).map(|found| Ending { found, newer: None }).collect())
+        Ok(found.filter(is_built).map(|found| Ending { found, why: Why::Built }).collect())
     }
 
-    /// Takes jobs from their queues that end as soon as they begin.
-    async fn usher(&self, memory: &mut Memory, endings: &[Ending<'_>]) -> Result<(), RedisError> {
-        let (mut n_ushered, mut n_bytes, mut result) = (0, self.running.size_bytes(), Ok(()));
-        for ending in endings.iter().take(USHERED) {
-            n_bytes += ending.found.candidate.text.len();
-            if n_bytes > bounds::JOBS {
+    /// Takes jobs from their queues that end as soon as they begin. Goes on after an error, and returns the first one.
+    async fn usher(
+        &self,
+        memory: &mut Memory,
+        endings: &[Ending<'_>],
+        quiet: &CancellationToken,
+    ) -> Result<(), RedisError> {
+        let (mut n_ushered, mut n_bytes, mut n_searched, mut result) = (0, self.running.size_bytes(), 0, Ok(()));
+        memory.ushered.retain(|_, at| at.elapsed() < AGAIN);
+        for ending in endings {
+            let Found { candidate, place, .. } = ending.found;
+            let is_enough = n_ushered == USHERED || n_searched >= SEARCHED;
+            if is_enough || n_bytes + candidate.text.len() > bounds::JOBS || quiet.is_cancelled() {
                 break;
             }
+            // It came back: it has to be built after all.
+            if memory.ushered.contains_key(&candidate.text) {
+                continue;
+            }
             memory.n_tokens += 1;
+            n_searched += place.distance;
             match self.take(ending, &Token::beside(memory.n_tokens)).await {
-                Ok(is_taken) => n_ushered += u32::from(is_taken),
-                Err(error) => {
-                    result = Err(error);
-                    break;
+                Ok(true) => {
+                    memory.ushered.insert(Arc::clone(&candidate.text), Instant::now());
+                    n_ushered += 1;
+                    n_bytes += candidate.text.len();
                 }
+                Ok(false) => {}
+                Err(error) => result = result.and(Err(error)),
             }
         }
         if n_ushered > 0 {
@@ -285,27 +361,51 @@ impl Watch<'_> {
     }
 
     async fn take(&self, ending: &Ending<'_>, token: &Token) -> Result<bool, RedisError> {
-        let Found { queue, candidate, is_near_head } = ending.found;
-        let (why, record) = match (&ending.newer, &candidate.edition, &candidate.twin) {
-            (Some(_), Some(edition), _) => ("superseded", keys::newest(&edition.key)),
-            (_, _, Some(twin)) => ("built", keys::twin(twin)),
+        let Found { queue, candidate, place } = ending.found;
+        let (why, record, at_us, heir) = match (ending.why, &candidate.edition, &candidate.twin) {
+            (Why::Superseded { heir }, Some(edition), _) => {
+                ("superseded", keys::newest(&edition.key), edition.created_us, heir.filter(|heir| heir.queue == *queue))
+            }
+            (_, _, Some(twin)) => ("built", keys::twin(twin), candidate.queued_us.unwrap_or(u64::MAX), None),
             _ => return Ok(false),
         };
         let jid = candidate.edition.as_ref().map_or("", |edition| &edition.jid);
-        // The newer one takes the place of the older one, or a branch with many pushes would never be built.
-        let heir = ending.newer.as_ref().map_or(&[][..], |newer| &newer.text);
         let mut script = USHER.key(keys::queue(queue));
         script.key(record).key(keys::inflight(self.identity)).key(keys::lease(self.identity)).key(keys::PAUSED);
         script.arg(self.handle.incarnation()).arg(token.as_str()).arg(queue).arg(&*candidate.text);
-        script.arg(candidate.created_us.unwrap_or(0)).arg(why).arg(jid);
-        script.arg(candidate.twin.as_deref().unwrap_or_default()).arg(self.n_slots + USHERED);
-        script.arg(if *is_near_head { "-1" } else { "1" }).arg(heir);
+        script.arg(at_us).arg(why).arg(jid).arg(candidate.twin.as_deref().unwrap_or_default());
+        script.arg(self.n_slots + USHERED).arg(place.rank());
+        // The newer one takes the place of the older one, or a branch with many pushes would never be built.
+        script.arg(heir.map_or("1", |heir| heir.place.rank()));
+        script.arg(heir.map_or(&[][..], |heir| &heir.candidate.text));
         self.redis.script(&script).await
+    }
+}
+
+impl Memory {
+    /// Notes the newest job of a key in this pass over the queues. Returns whether another one was noted before.
+    fn has_seen_another(&mut self, edition: &Edition) -> bool {
+        match self.seen.get(&edition.key) {
+            Some(seen) => seen.jid != edition.jid,
+            None => {
+                if self.seen.len() < SEEN {
+                    self.seen.insert(edition.key.clone(), edition.clone());
+                }
+                false
+            }
+        }
+    }
+}
+
+impl Place {
+    /// The argument of LPOS and LREM.
+    fn rank(self) -> &'static str {
+        if self.is_near_head { "-1" } else { "1" }
     }
 }
 
 impl Found {
     fn place(&self) -> newest::Place<'_> {
-        newest::Place { queue: &self.queue, text: &self.candidate.text, is_near_head: self.is_near_head }
+        newest::Place { queue: &self.queue, text: &self.candidate.text, rank: self.place.rank() }
     }
 }

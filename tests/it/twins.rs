@@ -103,7 +103,7 @@ async fn when_the_one_that_is_built_is_cancelled_another_is_built() {
     let harness = Harness::start();
     let (_, sha) = harness.voting_app();
     harness.builder.script(Script::hang());
-    let worker = harness.worker(COALESCE);
+    let _worker = harness.worker(COALESCE);
     push(&harness, &sha, 0..1).await;
     world::wait_for("a build to run", || harness.builder.running() == 1).await;
     harness.builder.script(Script::success(&["vote"]));
@@ -117,7 +117,6 @@ async fn when_the_one_that_is_built_is_cancelled_another_is_built() {
     assert!(reports[1..].iter().all(|report| report["status"] == "succeeded"), "{reports:#?}");
     assert_eq!((leaders(&reports[1..]).len(), harness.builder.runs().len()), (1, 2));
     is_over(&harness).await;
-    assert!(worker.logged("result_not_shared").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

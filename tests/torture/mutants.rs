@@ -103,8 +103,8 @@ impl Without {
             Self::Presence => vec![(TURN, "if not is_there(list, candidate.text) then", "if false then")],
             Self::Newest => vec![(
                 NEWEST,
-                "redis.call('SET', KEYS[1], ARGV[3], 'EX', ARGV[4])",
-                "redis.call('SET', KEYS[1], '9' .. ARGV[3], 'EX', ARGV[4])",
+                "redis.call('SET', KEYS[1], ARGV[4], 'EX', ARGV[5])",
+                "redis.call('SET', KEYS[1], '9' .. ARGV[4], 'EX', ARGV[5])",
             )],
         }
     }
