@@ -1,7 +1,7 @@
 //! Newest commit wins: of the jobs that build the same, only the newest one is built.
 //!
 //! Jobs build the same when they have the same account, repository and `ref`, or the same `supersede_key`. A counter with a limit of 1
-//! ([`Edition::counter`]) keeps them from running at once. `sidebake:newest:<key>` records the newest one that any worker has seen. A job
+//! (`Edition::counter`) keeps them from running at once. `sidebake:newest:<key>` records the newest one that any worker has seen. A job
 //! compares itself with the record when it begins, and ends when there is a newer one. So a retry of an old job never beats a newer one,
 //! whatever happened to the workers in between. [`super::watch`] makes that quick.
 //!

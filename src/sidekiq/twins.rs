@@ -1,6 +1,6 @@
 //! Twins build once: of jobs with the same inputs that wait or run at once, one is built, and the others get its result.
 //!
-//! A counter with a limit of 1 ([`counter`]) keeps twins from running at once, so they wait in their queue, without a slot. When one
+//! A counter with a limit of 1 (`counter`) keeps twins from running at once, so they wait in their queue, without a slot. When one
 //! has ended with a result that another build would repeat, its settlement writes it to `sidebake:twin:<key>`, in the step that frees the
 //! counter. A job that was enqueued before that end has the same result. When the one that runs is cancelled, fails for another reason
 //! or loses its worker, there is no result, and the next one is built.
