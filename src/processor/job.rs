@@ -114,18 +114,20 @@ impl Job {
     ///
     /// While Redis does not answer, the build goes on like every running build.
     pub(super) async fn look_for_others(&self, redis: &Redis, request: &Value) -> Result<Option<SharedResult>, End> {
-        let iteration = &self.running.iteration;
-        if let Some(edition) = iteration.edition()
-            && let Ok(Some(newer)) = newest::enter(redis, edition).await
-        {
-            iteration.supersede(newer);
-            return Err(self.cancelled());
+        let (iteration, mut is_next) = (&self.running.iteration, true);
+        if let Some(edition) = iteration.edition() {
+            // Another commit may have been built since the twin.
+            is_next = newest::follows_its_twin(redis, edition).await.unwrap_or(false);
+            if let Ok(Some(newer)) = newest::enter(redis, edition).await {
+                iteration.supersede(newer);
+                return Err(self.cancelled());
+            }
         }
         let mut result = None;
         if let Some(twin) = iteration.twin() {
             let inputs = twins::key(twin.tenant, request.clone());
             result = twins::result(redis, twin.key, twin.queued_us).await.unwrap_or(None);
-            result = result.filter(|result| result.is_for(&self.payload.jid, &inputs));
+            result = result.filter(|result| is_next && result.is_for(&self.payload.jid, &inputs));
             let _ = self.inputs.set(inputs);
         }
         // It fills no slot, so it must not run: Redis has lost the record.

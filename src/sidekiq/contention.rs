@@ -48,10 +48,10 @@ pub(super) struct Contention {
     jobs: Jobs,
     tenants: Tenants,
     standing: Standing,
-    windows: Vec<(String, Vec<Arc<Candidate>>)>,
+    /// The heads of queues, and when they were read. A turn returns those of the queues that it has asked.
+    windows: BTreeMap<String, (Vec<Arc<Candidate>>, Instant)>,
     /// The jobs of the last windows, which most of the next ones have too.
     read: HashMap<Arc<[u8]>, Arc<Candidate>>,
-    seen_at: Instant,
     /// Jobs that began without a claim, since when.
     unclaimed: BTreeMap<Token, (Arc<[u8]>, Instant)>,
     /// How long a short job takes here; `None` until one has ended.
@@ -68,9 +68,8 @@ impl Contention {
             jobs,
             tenants,
             standing: Standing::default(),
-            windows: Vec::new(),
+            windows: BTreeMap::new(),
             read: HashMap::new(),
-            seen_at: Instant::now(),
             unclaimed: BTreeMap::new(),
             short_s: None,
             n_fruitless: 0,
@@ -88,6 +87,16 @@ impl Contention {
         self.tenants.others = fleet;
         self.read.clear();
         self.windows.clear();
+        if self.contended() == Contended::Never {
+            self.unclaimed.clear();
+        }
+    }
+
+    /// Lets claims that are due wait: Redis does not take them now.
+    pub(super) fn postpone_claims(&mut self, until: Instant) {
+        for (_, since) in self.unclaimed.values_mut() {
+            *since = (*since).max(until);
+        }
     }
 
     fn contended(&self) -> Contended {
@@ -104,13 +113,12 @@ impl Contention {
         if contended == Contended::Never {
             return Sharing::default();
         }
-        let windows = std::mem::take(&mut self.windows);
-        let claims = windows.iter().flat_map(|(_, window)| window).map(|candidate| &candidate.claim);
+        self.windows.retain(|_, (_, read_at)| now.duration_since(*read_at) < FRESH);
+        let claims = self.windows.values().flat_map(|(window, _)| window).map(|candidate| &candidate.claim);
         let tenants: BTreeSet<&String> = claims.clone().map(|claim| &claim.tenant).collect();
         let counters: BTreeSet<&String> =
             claims.flat_map(|claim| &claim.counters).map(|counter| &counter.name).collect();
-        let is_fresh = n_slots > 0 && now.duration_since(self.seen_at) < FRESH;
-        let decided = windows.iter().filter(|_| is_fresh).map(|(queue, window)| {
+        let decided = self.windows.iter().filter(|_| n_slots > 0).map(|(queue, (window, _))| {
             let next = fair::next(window, &self.standing, self.charge_s(), 2 * n_slots + SPARE);
             (queue.clone(), next.into_iter().cloned().collect())
         });
@@ -141,15 +149,14 @@ impl Contention {
         if windows.is_empty() {
             return None;
         }
-        let before = std::mem::take(&mut self.read);
         let is_cut = windows.iter().any(|window| window.n_waiting > window.texts.len());
+        let before = self.kept_texts();
         for window in windows {
             let mut candidates = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
             leave_out_older(&mut candidates);
-            self.windows.push((window.queue, candidates));
+            // Reading them may take a while.
+            self.windows.insert(window.queue, (candidates, Instant::now()));
         }
-        // Reading them may take a while.
-        self.seen_at = Instant::now();
         let Known { clock, times, counts } = known.unwrap_or_default();
         self.standing = Standing {
             clock,
@@ -159,6 +166,14 @@ impl Contention {
         self.pause_after(sharing, n_fetched, is_cut)
     }
 
+    /// Takes the jobs of the last windows, without those of windows that are used up.
+    fn kept_texts(&mut self) -> HashMap<Arc<[u8]>, Arc<Candidate>> {
+        let before = std::mem::take(&mut self.read);
+        let kept = self.windows.values().flat_map(|(window, _)| window);
+        self.read.extend(kept.map(|candidate| (Arc::clone(&candidate.text), Arc::clone(candidate))));
+        before
+    }
+
     fn candidate(&mut self, text: Arc<[u8]>, before: &HashMap<Arc<[u8]>, Arc<Candidate>>) -> Arc<Candidate> {
         let known = self.read.get(&text).or_else(|| before.get(&text)).cloned();
         let candidate = known.unwrap_or_else(|| Arc::new(tenant::read(&text, &self.jobs, &self.tenants)));
@@ -166,26 +181,28 @@ impl Contention {
     }
 
     fn pause_after(&mut self, sharing: &Sharing, n_fetched: usize, is_cut: bool) -> Option<Duration> {
-        if self.windows.iter().all(|(_, window)| window.is_empty()) {
+        if self.windows.values().all(|(window, _)| window.is_empty()) {
             return None;
-        }
-        // Queues behind an undecided one have not been asked, and the next turn decides it.
-        let is_decided = |queue: &String| sharing.decided.iter().any(|(decided, _)| decided == queue);
-        if !self.windows.iter().all(|(queue, _)| is_decided(queue)) {
-            return Some(Duration::ZERO);
         }
         if n_fetched == 0 {
             self.n_fruitless += 1;
         }
+        // Queues behind an undecided one have not been asked, and the next turn decides it. Each such turn adds a window.
+        let is_decided = |queue: &String| sharing.decided.iter().any(|(decided, _)| decided == queue);
+        let n_turns = PATIENCE + self.windows.len() as u32;
+        if self.n_fruitless < n_turns && !self.windows.keys().all(is_decided) {
+            return Some(Duration::ZERO);
+        }
         // A choice can come to nothing: other workers were faster, or a job has to wait until nothing else runs.
-        let may_any =
-            self.windows.iter().any(|(_, window)| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty());
+        let may_run = |window: &[Arc<Candidate>]| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty();
+        let may_any = self.windows.values().any(|(window, _)| may_run(window));
         // Jobs behind the window may.
         let widens = !may_any && is_cut && self.widening < MOST_WIDENING;
-        self.widening = match (may_any, widens) {
-            (true, _) => (self.widening / 2).max(1),
-            (false, true) => self.widening * 2,
-            (false, false) => self.widening,
+        self.widening = match widens {
+            true => self.widening * 2,
+            // What was taken made room.
+            false if n_fetched > 0 => (self.widening / 2).max(1),
+            false => self.widening,
         };
         if widens || self.n_fruitless < PATIENCE && may_any {
             return Some(Duration::ZERO);

@@ -172,7 +172,11 @@ impl Custody {
             }
             self.prepare(&mut memory, is_open);
             let n_fetched = memory.n_fetched;
-            while self.turn(&mut memory, &units).await || self.begin_waiting(&mut memory, &units).await {}
+            while self.turn(&mut memory, &units).await || self.begin_waiting(&mut memory, &units).await {
+                while let Ok(settlement) = settlements.try_recv() {
+                    self.finish(&mut memory, settlement);
+                }
+            }
             if looks_by_itself && memory.n_fetched > n_fetched {
                 self.redis.note_missed_push();
             }
@@ -353,12 +357,14 @@ impl Custody {
             Fetched::Units(units) => units,
             Fetched::Full => {
                 memory.conditions.log_memory(true);
+                memory.contention.postpone_claims(Instant::now() + RETRY);
                 self.handle.trouble.send_replace(Some("Redis is full: fetching no jobs".into()));
                 return false;
             }
             // The lease's thread notifies custody when there is a lease. Reconcile finds what others reclaimed meanwhile.
             Fetched::NoLease => {
                 self.handle.trouble.send_replace(Some("Redis has no lease of this worker".into()));
+                memory.contention.postpone_claims(Instant::now() + RETRY);
                 return false;
             }
         };

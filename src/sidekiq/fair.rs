@@ -93,6 +93,7 @@ mod tests {
             twin: None,
             queued_us: None,
             has_inputs: true,
+            expiry: None,
         })
     }
 

@@ -9,6 +9,7 @@ use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 
 use super::keys;
+use crate::json;
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Limits, Tenants};
 
@@ -49,5 +50,5 @@ pub async fn of_fleet(redis: &Redis) -> Result<Vec<Limits>, RedisError> {
 
 /// Leaves out what a later version wrote in another form.
 fn read(texts: &[String]) -> Vec<Limits> {
-    texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect()
+    texts.iter().filter_map(|text| json::read(text.as_bytes()).ok()).collect()
 }

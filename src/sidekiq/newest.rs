@@ -16,9 +16,9 @@ use super::iteration::TTL;
 use super::keys;
 use super::tenant::Counter;
 use crate::event::OtherJob;
-use crate::hex;
 use crate::redis::{Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
+use crate::{hex, json};
 
 static NEWEST: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("edition.lua"), include_str!("newest.lua"))));
@@ -83,7 +83,7 @@ impl Edition {
     pub(super) fn compare(&self, record: &str) -> Option<(OtherJob, bool)> {
         let record = Record::read(record)?;
         let is_twin = self.twin.as_deref() == Some(record.twin);
-        let newer = OtherJob { jid: record.jid.to_owned(), build_id: serde_json::from_str(record.build_id).ok() };
+        let newer = OtherJob { jid: record.jid.to_owned(), build_id: json::read(record.build_id.as_bytes()).ok() };
         (!is_twin && record.order() > self.order()).then_some((newer, record.ends_running))
     }
 
@@ -143,6 +143,13 @@ pub(super) async fn compare(
         script.key(keys::queue(queue)).key(keys::iteration(&edition.jid)).arg(text).arg(rank);
     }
     redis.script(&script).await
+}
+
+/// Whether no job with other inputs is the newest one of the key so far.
+pub async fn follows_its_twin(redis: &Redis, edition: &Edition) -> Result<bool, RedisError> {
+    let record = records(redis, [edition.key.as_str()].into_iter()).await?.pop().flatten();
+    let record = record.as_deref().and_then(Record::read);
+    Ok(record.is_none_or(|record| record.jid == edition.jid || edition.twin.as_deref() == Some(record.twin)))
 }
 
 /// The records of these keys.

@@ -39,6 +39,8 @@ pub struct Candidate {
     pub twin: Option<String>,
     /// When it was enqueued, in microseconds.
     pub queued_us: Option<u64>,
+    /// When it expires.
+    pub expiry: Option<Epoch>,
     /// Whether the worker knows all inputs before it takes the job. Those of an id are in Rails.
     pub has_inputs: bool,
 }
@@ -93,6 +95,7 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
     counters.extend(edition.as_ref().map(Edition::counter));
     counters.extend(twin.as_deref().map(twins::counter));
     let weight = tenants.weight_of(&tenant);
+    let expiry = payload.as_ref().and_then(Payload::expiry);
     let class = payload.as_ref().and_then(|payload| jobs.classes.get(&payload.class));
     let has_inputs = class.is_none_or(|class| !class.is_resolved());
     Candidate {
@@ -103,6 +106,7 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
         twin,
         queued_us,
         has_inputs,
+        expiry,
     }
 }
 
@@ -289,7 +293,11 @@ mod tests {
             let job = json!({"class": class, "jid": "j", "args": args, "created_at": 1_795_491_695_123_u64});
             read(&Arc::from(job.to_string().as_bytes()), &jobs, &tenants).edition
         };
-        let request = |account: &str, supersede: Value| json!([{"account": account, "repository": "Acme/App", "ref": "refs/heads/main", "supersede": supersede}]);
+        let request = |account: &str, supersede: Value| {
+            let images = json!([{"name": "web", "context": ".", "tags": ["r.example/web:1"]}]);
+            json!([{"account": account, "repository": "Acme/App", "sha": "0123456789abcdef0123456789abcdef01234567",
+                "ref": "refs/heads/main", "application": {"images": images}, "supersede": supersede}])
+        };
         let ends_running = |class, account, own| edition(class, request(account, own)).map(|its| its.ends_running);
         assert_eq!(ends_running("Unset", "acme", Value::Null), Some(true));
         assert_eq!(ends_running("Unset", "other", Value::Null), None);

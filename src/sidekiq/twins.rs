@@ -13,9 +13,9 @@ use sha2::{Digest, Sha256};
 use super::keys;
 use super::settlement::Effect;
 use super::tenant::Counter;
-use crate::hex;
 use crate::redis::{Redis, RedisError};
 use crate::report::SharedResult;
+use crate::{hex, json};
 
 /// Fields of a request that do not change what is built.
 const OTHERS: [&str; 5] = ["build_id", "callback", "priority", "supersede", "supersede_key"];
@@ -56,7 +56,7 @@ pub async fn result(redis: &Redis, twin: &str, queued_us: u64) -> Result<Option<
     let read = redis::cmd("HMGET").arg(keys::twin(twin)).arg(&["ended_us", "result"]).to_owned();
     let (ended_us, result): (Option<u64>, Option<Vec<u8>>) = redis.query(&read).await?;
     let is_ours = ended_us.is_some_and(|ended_us| queued_us <= ended_us);
-    Ok(result.filter(|_| is_ours).and_then(|result| serde_json::from_slice(&result).ok()))
+    Ok(result.filter(|_| is_ours).and_then(|result| json::read(&result).ok()))
 }
 
 /// Keeps a result for the twins of a job, as an effect of its settlement.

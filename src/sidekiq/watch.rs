@@ -18,6 +18,7 @@ use super::part::{Extent, Part};
 use super::running::RunningJobs;
 use super::tenant::{self, Candidate};
 use super::{Identity, keys, twins};
+use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
 use crate::{bounds, hex};
@@ -85,8 +86,6 @@ struct Memory {
     queues: HashMap<String, Reading>,
     /// The jobs of the last looks, most of which the next ones have too.
     read: HashMap<Arc<[u8]>, Arc<Candidate>>,
-    /// The first job of each key in this pass over the queues.
-    seen: HashMap<String, Edition>,
     /// Jobs that were taken a moment ago.
     ushered: HashMap<Arc<[u8]>, Instant>,
     /// Numbers the tokens.
@@ -98,6 +97,8 @@ struct Memory {
 struct Reading {
     /// Where the next part of a long queue begins.
     n_read: usize,
+    /// The first job of each key in this pass over the queue, by jid.
+    seen: HashMap<String, String>,
     /// Not before.
     at: Option<Instant>,
 }
@@ -197,7 +198,7 @@ impl Watch<'_> {
 
     /// Looks at all queues. Goes on after an error, and returns the first one.
     async fn look(&self, memory: &mut Memory, digest: &str, quiet: &CancellationToken) -> Result<(), RedisError> {
-        let before = std::mem::take(&mut memory.read);
+        let (before, now) = (std::mem::take(&mut memory.read), Epoch::now());
         let (mut found, mut result) = (Vec::new(), Ok(()));
         let paused = self.redis.query::<BTreeSet<String>>(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await;
         let paused = paused.unwrap_or_default();
@@ -205,13 +206,15 @@ impl Watch<'_> {
             let mut reading = memory.queues.remove(queue).unwrap_or_default();
             if reading.at.is_none_or(|at| at <= Instant::now()) {
                 if reading.n_read == 0 {
-                    memory.seen.clear();
+                    reading.seen.clear();
                 }
                 match self.jobs(&mut reading, queue, digest).await {
                     Ok(jobs) => {
                         let waiting = jobs.into_iter().map(|(text, place)| {
                             let read = || Arc::new(tenant::read(&text, self.jobs, self.tenants));
-                            let candidate = before.get(&text).cloned().unwrap_or_else(read);
+                            let known =
+                                before.get(&text).filter(|known| known.expiry.is_none_or(|at| at > now)).cloned();
+                            let candidate = known.unwrap_or_else(read);
                             memory.read.insert(text, Arc::clone(&candidate));
                             Found { queue: queue.clone(), candidate, place }
                         });
@@ -293,7 +296,7 @@ impl Watch<'_> {
         for ((waiting, mut record), n_running) in by_key.into_values().zip(records).zip(n_running) {
             let Some(best) = waiting.iter().max_by_key(|(_, edition)| edition.order()) else { continue };
             let is_recorded = record.as_deref().is_some_and(|record| best.1.is_recorded(record));
-            let others = waiting.len() > 1 || n_running > 0 || memory.has_seen_another(best.1);
+            let others = waiting.len() > 1 || n_running > 0 || memory.has_seen_another(&best.0.queue, best.1);
             if !is_recorded && others {
                 match newest::compare(self.redis, best.1, Some(best.0.place())).await {
                     Ok(newer) => record = newer,
@@ -383,13 +386,14 @@ impl Watch<'_> {
 }
 
 impl Memory {
-    /// Notes the newest job of a key in this pass over the queues. Returns whether another one was noted before.
-    fn has_seen_another(&mut self, edition: &Edition) -> bool {
-        match self.seen.get(&edition.key) {
-            Some(seen) => seen.jid != edition.jid,
+    /// Notes the first job of a key in this pass over a queue. Returns whether it is another one.
+    fn has_seen_another(&mut self, queue: &str, edition: &Edition) -> bool {
+        let Some(reading) = self.queues.get_mut(queue) else { return false };
+        match reading.seen.get(&edition.key) {
+            Some(jid) => *jid != edition.jid,
             None => {
-                if self.seen.len() < SEEN {
-                    self.seen.insert(edition.key.clone(), edition.clone());
+                if reading.seen.len() < SEEN {
+                    reading.seen.insert(edition.key.clone(), edition.jid.clone());
                 }
                 false
             }
