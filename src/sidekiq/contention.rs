@@ -58,6 +58,8 @@ pub(super) struct Contention {
     short_s: Option<f64>,
     /// Turns in a row that saw waiting jobs and took none.
     n_fruitless: u32,
+    /// Turns in a row that brought a window without a choice from it.
+    n_undecided: u32,
     /// How many times the usual size a window has: jobs that may not run fill it.
     widening: usize,
 }
@@ -73,6 +75,7 @@ impl Contention {
             unclaimed: BTreeMap::new(),
             short_s: None,
             n_fruitless: 0,
+            n_undecided: 0,
             widening: 1,
         }
     }
@@ -184,14 +187,16 @@ impl Contention {
         if self.windows.values().all(|(window, _)| window.is_empty()) {
             return None;
         }
+        // Queues behind an undecided one have not been asked, and the next turn decides it. Each such turn adds a window, unless turns
+        // take longer than windows are fresh.
+        let is_decided = |queue: &String| sharing.decided.iter().any(|(decided, _)| decided == queue);
+        let all_decided = self.windows.keys().all(is_decided);
+        self.n_undecided = if all_decided { 0 } else { self.n_undecided + 1 };
+        if !all_decided && self.n_undecided <= PATIENCE + self.windows.len() as u32 {
+            return Some(Duration::ZERO);
+        }
         if n_fetched == 0 {
             self.n_fruitless += 1;
-        }
-        // Queues behind an undecided one have not been asked, and the next turn decides it. Each such turn adds a window.
-        let is_decided = |queue: &String| sharing.decided.iter().any(|(decided, _)| decided == queue);
-        let n_turns = PATIENCE + self.windows.len() as u32;
-        if self.n_fruitless < n_turns && !self.windows.keys().all(is_decided) {
-            return Some(Duration::ZERO);
         }
         // A choice can come to nothing: other workers were faster, or a job has to wait until nothing else runs.
         let may_run = |window: &[Arc<Candidate>]| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty();
@@ -207,6 +212,7 @@ impl Contention {
         if widens || self.n_fruitless < PATIENCE && may_any {
             return Some(Duration::ZERO);
         }
+        self.n_undecided = 0;
         let pause = FIRST_PAUSE.saturating_mul(1 << self.n_fruitless.min(10)).min(LONGEST_PAUSE);
         Some(pause.mul_f64(0.5 + rand::random::<f64>() / 2.0))
     }
