@@ -62,6 +62,7 @@ async fn growth(redis: &Redis, fleet: &Fleet, key: &str) -> Option<String> {
         }
         // One field for each account, and one for the clock.
         "sidebake:shares" => N_ACCOUNTS,
+        "sidebake:limits" if expires(redis, key).await => return None,
         _ if (key.starts_with("sidebake:newest:") || key.starts_with("sidebake:twin:"))
             && expires(redis, key).await =>
         {
