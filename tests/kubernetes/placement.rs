@@ -126,7 +126,8 @@ async fn a_build_on_another_pod_says_which_pods_and_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn during_a_rollout_builds_go_to_pods_of_the_newest_version() {
-    let (harness, namespace) = harness_with_pods(2, "");
+    // Beside 32 builds, a pod that starts can be silent for half a minute.
+    let (harness, namespace) = harness_with_pods(2, "stall_timeout = \"2m\"");
     let old = namespace.pods();
     // A new pod that is ready does not count as available, so the old ones stay.
     let strategy = r#"{"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}"#;
