@@ -111,9 +111,10 @@ async fn a_callback_queue_of_the_wrong_type_keeps_results_and_their_slots_until_
     harness.until("the results were retried", async || n_failed(&harness, "lpush").await >= 16).await;
     assert_eq!(worker.logged("results_refused").len(), 1, "{}", worker.log());
     let key = harness.redis.keys("sidebake:inflight:*").await.remove(0);
-    // The turn that delivers the first result also fetches for its slot.
-    assert_eq!(harness.redis.hgetall(&key).await.len(), 2, "none of its effects happened");
-    assert_eq!(harness.redis.queue("default").await.len(), 5, "no more jobs are fetched");
+    // The turn that delivers the first result also fetches for its slot, where the worker has seen the head of the queue a moment before.
+    let n_held = harness.redis.hgetall(&key).await.len();
+    assert!((1..=2).contains(&n_held), "none of its effects happened");
+    assert_eq!(harness.redis.queue("default").await.len(), 7 - n_held, "no more jobs are fetched");
     redis::cmd("DEL").arg("queue:callbacks").exec_async(&mut connection).await.unwrap();
     let reports = harness.callbacks(7).await;
     assert!(reports.iter().all(|report| report["status"] == "succeeded"), "{reports:?}");
