@@ -28,6 +28,9 @@ module Figures
     (sorted[(sorted.size - 1) / 2] + sorted[sorted.size / 2]) / 2.0
   end
 
+  # The value that this part of all values does not exceed, such as 0.99 of them.
+  def quantile(values, part) = values.sort[(values.size * part).ceil - 1]
+
   # The median of the block's numbers.
   def median_of(values, &) = median(values.map(&))
 

@@ -80,13 +80,7 @@ class Speed
     workers&.each { |worker| @world.dismiss(worker) }
   end
 
-  def arrivals(n)
-    Array.new(n) do
-      seconds, = @world.until_callback { @world.push_probe(queue: 'speed') }
-      sleep GAP
-      seconds * 1000
-    end
-  end
+  def arrivals(n) = @world.arrivals('speed', n, GAP)
 
   # Resident megabytes before and after many jobs.
   def many
@@ -121,15 +115,13 @@ class Speed
     puts format('  sidebake has %.1f MB resident after %d jobs, and %.1f MB after %d.', @many.first, N_MANY / 10, @many.last, N_MANY)
   end
 
-  def quantile(times, part) = times.sort[(times.size * part).ceil - 1]
-
-  def quantiles(times) = [0.5, 0.99].map { |part| format('%.2f', quantile(times, part)) }
+  def quantiles(times) = [0.5, 0.99].map { |part| format('%.2f', Figures.quantile(times, part)) }
 
   def bars
     ours, rusty, ruby = %i[sidebake rusty ruby].map { |side| best(side) }
     cpu = %i[sidebake rusty].map { |side| median(side, 10, :cpu) }
-    p50 = %i[sidebake rusty].map { |side| quantile(@waits[side][:times], 0.5) }
-    p99 = [@waits[:sidebake][:times], @crowd].map { |times| quantile(times, 0.99) }
+    p50 = %i[sidebake rusty].map { |side| Figures.quantile(@waits[side][:times], 0.5) }
+    p99 = [@waits[:sidebake][:times], @crowd].map { |times| Figures.quantile(times, 0.99) }
     reads = median(:sidebake, 10, :reads)
     idle = @waits[:sidebake][:idle]
     [

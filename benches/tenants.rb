@@ -62,17 +62,11 @@ class Tenants
     end
   end
 
-  def arrivals(n)
-    Array.new(n) do
-      seconds, = @world.until_callback { @world.push_probe(queue: 'tenants') }
-      sleep GAP
-      seconds * 1000
-    end
-  end
+  def arrivals(n) = @world.arrivals('tenants', n, GAP)
 
   def median(side, n, field) = Figures.median_of(@rates[[side, n]], &field)
 
-  def quantile(side, part) = @waits[side].sort[(@waits[side].size * part).ceil - 1]
+  def quantile(side, part) = Figures.quantile(@waits[side], part)
 
   def print_figures
     puts '', "tenants: empty jobs, #{SLOTS} slots, #{BACKLOG} jobs wait; jobs a second, requests to Redis and µs of its CPU for each"

@@ -201,6 +201,15 @@ class World
     [seconds, report]
   end
 
+  # Milliseconds from the push of each probe to its callback. The next one comes after the gap, in seconds.
+  def arrivals(queue, n, gap)
+    Array.new(n) do
+      seconds, = until_callback { push_probe(queue: queue) }
+      sleep gap
+      seconds * 1000
+    end
+  end
+
   # Seconds from a build job to its callback, and the report.
   def build(sha) = build_of(build_job(sha))
 
