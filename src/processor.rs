@@ -195,11 +195,13 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     let (unit, payload, now) = (&job.running.unit, &job.payload, Epoch::now());
     let callback = job.callback();
     let has_callback = callback.as_ref().is_some_and(|callback| callback.wants(Moment::Finished));
-    let mut disposition = dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random());
-    // It never ran.
-    if unit.token.is_beside() && matches!(outcome, AttemptOutcome::Stopped(Cause::Shutdown)) {
-        disposition = Disposition::Requeue;
-    }
+    // It filled no slot and never ran.
+    let is_returned = unit.token.is_beside() && matches!(outcome, AttemptOutcome::Stopped(Cause::Shutdown));
+    let disposition = if is_returned {
+        Disposition::Requeue
+    } else {
+        dispose(outcome, payload, jobs, has_callback, unit.n_interruptions, now, rand::random())
+    };
     let failure = outcome.failure();
     let (reason, message) = failure.as_ref().map(|failure| (failure.reason, failure.message())).unzip();
     let is_over = matches!(disposition, Disposition::Acknowledge | Disposition::Dead | Disposition::Drop);
@@ -219,6 +221,9 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     let is_reclaimed = job.running.reclaimed.is_cancelled();
     let report = job.record.report();
     log_end(outcome, &report, disposition, &job.running);
+    if is_returned && !is_reclaimed {
+        return Settlement::requeue(unit);
+    }
     let dead_or_due = || match &failure {
         Some(failure) => payload.after_failure(&unit.queue, failure, now, jobs.timestamps),
         None => Vec::new(),
@@ -228,12 +233,9 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
         Disposition::Acknowledge | Disposition::Drop => (Some(Moment::Finished), None),
         Disposition::RetryAt(at) => (Some(Moment::Retrying), Some(Effect::Retry { at, text: due() })),
         Disposition::Dead => (Some(Moment::Finished), Some(Effect::Dead { text: dead_or_due() })),
-        Disposition::Requeue => {
-            let is_interrupted = !unit.token.is_beside();
-            (None, Some(Effect::Requeue { queue: unit.queue.clone(), is_interrupted }))
-        }
+        Disposition::Requeue => (None, Some(Effect::Requeue { queue: unit.queue.clone(), is_interrupted: true })),
     };
-    let share = job.shared(&report).filter(|_| moment.is_some());
+    let share = job.shared(&report);
     let push = moment.zip(callback.as_ref()).and_then(|(moment, callback)| {
         let report = Report { moment, ..report };
         let text = rails::callback_job(callback, &report, &unit.text, now, job.timestamps(jobs))?;
@@ -242,7 +244,7 @@ async fn settle(processor: &Processor, job: &Job, outcome: &AttemptOutcome) -> S
     // A cancellation that comes too late for this attempt stays for the next one.
     let unlink = job.running.iteration.key().filter(|_| is_over).map(|key| Effect::Unlink { key });
     Settlement {
-        run_end: run_end(outcome, disposition, is_reclaimed, unit.token.is_beside()),
+        run_end: run_end(outcome, disposition, is_reclaimed),
         is_processed: disposition != Disposition::Requeue,
         is_failed: matches!(disposition, Disposition::RetryAt(_) | Disposition::Dead | Disposition::Drop),
         effects: effect.into_iter().chain(push).chain(unlink).chain(share).collect(),

@@ -37,7 +37,8 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     // The parsed request is dropped here, so that it takes no memory while the worker waits.
     let parsed = request.map(|request| {
         job.learn(&request);
-        BuildJob::parse(&request).map(|build_job| (build_job, job.running.iteration.twin().map(|_| request)))
+        job.note_inputs(&request);
+        BuildJob::parse(&request)
     });
     // The job may have been cancelled while it was queued, also when Rails does not answer. Without an answer from Redis, the
     // iteration task finds the mark later.
@@ -51,9 +52,9 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
     if is_cancelled {
         return Err(job.cancelled());
     }
-    let (build_job, request) = parsed.map_err(invalid)?;
+    let build_job = parsed.map_err(invalid)?;
     // Only now: a job that cannot be built ends no other.
-    let twin = job.look_for_others(&processor.redis, &request.unwrap_or_default()).await?;
+    let twin = job.look_for_others(&processor.redis).await?;
     job.journal.emit(Event::Commit {
         account: build_job.build.account.clone(),
         repository: build_job.build.repository.to_string(),

@@ -122,16 +122,9 @@ pub fn dispose(
 }
 
 /// How the run of a unit ended, for custody.
-pub(super) fn run_end(
-    outcome: &AttemptOutcome,
-    disposition: Disposition,
-    is_reclaimed: bool,
-    is_beside: bool,
-) -> RunEnd {
+pub(super) fn run_end(outcome: &AttemptOutcome, disposition: Disposition, is_reclaimed: bool) -> RunEnd {
     match (outcome, disposition) {
         _ if is_reclaimed => RunEnd::Reclaimed,
-        // It filled no slot, and nothing was killed.
-        (AttemptOutcome::Stopped(Cause::Shutdown), Disposition::Requeue) if is_beside => RunEnd::Returned,
         (AttemptOutcome::Stopped(Cause::Shutdown), Disposition::Requeue) => RunEnd::Killed,
         // Also a build that its fence refused: the turn compares token and text once more.
         _ => RunEnd::Ended,
@@ -217,8 +210,8 @@ mod tests {
             (stopped(Cause::Cancelled), Disposition::Acknowledge, RunEnd::Ended),
             (AttemptOutcome::Succeeded, Disposition::Acknowledge, RunEnd::Ended),
         ] {
-            assert_eq!(run_end(&outcome, disposition, false, false), expected, "{outcome:?}");
-            assert_eq!(run_end(&outcome, disposition, true, true), RunEnd::Reclaimed, "{outcome:?}");
+            assert_eq!(run_end(&outcome, disposition, false), expected, "{outcome:?}");
+            assert_eq!(run_end(&outcome, disposition, true), RunEnd::Reclaimed, "{outcome:?}");
         }
     }
 

@@ -109,27 +109,35 @@ impl Job {
         if self.running.iteration.newer().is_some() { Cause::Superseded } else { Cause::Cancelled }
     }
 
-    /// Looks for a newer job that builds the same, which cancels this one, and for the result of a twin, which is returned. `request`: the
-    /// build request.
+    /// Notes the whole build request: its inputs are compared with those of twins.
+    pub(super) fn note_inputs(&self, request: &Value) {
+        if let Some(twin) = self.running.iteration.twin() {
+            let _ = self.inputs.set(twins::key(twin.tenant, request.clone()));
+        }
+    }
+
+    /// Looks for a newer job that builds the same, which cancels this one, and for the result of a twin, which is returned.
     ///
     /// While Redis does not answer, the build goes on like every running build.
-    pub(super) async fn look_for_others(&self, redis: &Redis, request: &Value) -> Result<Option<SharedResult>, End> {
-        let (iteration, mut is_next) = (&self.running.iteration, true);
+    pub(super) async fn look_for_others(&self, redis: &Redis) -> Result<Option<SharedResult>, End> {
+        let iteration = &self.running.iteration;
+        let own = iteration.twin().zip(self.inputs.get());
+        let mut is_next = true;
         if let Some(edition) = iteration.edition() {
             // Another commit may have been built since the twin.
-            is_next = newest::follows_its_twin(redis, edition).await.unwrap_or(false);
+            is_next = own.is_none() || newest::follows_its_twin(redis, edition).await.unwrap_or(false);
             if let Ok(Some(newer)) = newest::enter(redis, edition).await {
                 iteration.supersede(newer);
                 return Err(self.cancelled());
             }
         }
-        let mut result = None;
-        if let Some(twin) = iteration.twin() {
-            let inputs = twins::key(twin.tenant, request.clone());
-            result = twins::result(redis, twin.key, twin.queued_us).await.unwrap_or(None);
-            result = result.filter(|result| is_next && result.is_for(&self.payload.jid, &inputs));
-            let _ = self.inputs.set(inputs);
-        }
+        let result = match own {
+            Some((twin, inputs)) if is_next => {
+                let result = twins::result(redis, twin.key, twin.queued_us).await.unwrap_or(None);
+                result.filter(|result| result.is_for(&self.payload.jid, inputs))
+            }
+            _ => None,
+        };
         // It fills no slot, so it must not run: Redis has lost the record.
         if result.is_none() && self.running.unit.token.is_beside() {
             self.stop.because(Cause::Shutdown);
@@ -152,8 +160,10 @@ impl Job {
     /// The result for the twins of the job, where the build itself ended.
     pub(super) fn shared(&self, report: &Report) -> Option<Effect> {
         let (twin, inputs) = (self.running.iteration.twin()?, self.inputs.get()?);
-        let result = SharedResult::of(report, inputs.clone()).filter(|_| self.was_built.load(Ordering::Relaxed));
-        Some(twins::share(twin.key, &result?))
+        if !self.was_built.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(twins::share(twin.key, &SharedResult::of(report, inputs.clone())?))
     }
 
     /// The callback, once it is known.

@@ -35,8 +35,8 @@ pub(super) async fn probe(redis: &Redis, job: &Job) -> Result<(), End> {
     let args = payload.arguments().map_err(|error| Failure::new(Reason::InvalidArguments, error.to_string()))?;
     let probe = Probe::deserialize(args.value(0).map_err(invalid)?)
         .map_err(|error| Failure::new(Reason::InvalidArguments, format!("args[0]: {error}")))?;
-    let request = args.value(0).map_err(invalid)?;
-    if let Some(twin) = job.look_for_others(redis, &request).await? {
+    job.note_inputs(&args.value(0).map_err(invalid)?);
+    if let Some(twin) = job.look_for_others(redis).await? {
         return job.end_as(&twin);
     }
     let sleep = Duration::try_from_secs_f64(probe.sleep_s).unwrap_or_default();

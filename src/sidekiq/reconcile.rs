@@ -88,13 +88,13 @@ impl Custody {
         let index = unit.token.capsule;
         let has_slot = self.capsules.get(index).is_some_and(|its| self.running.n_jobs_of(index) < its.concurrency);
         memory.slots.retain(|token| *token != unit.token);
-        if unit.token.is_beside() && self.takes_jobs(memory) {
-            self.begin(memory, unit, units);
-        } else if has_slot && self.takes_jobs(memory) {
-            tracing::warn!(event = "job_adopted", token = %unit.token, "job adopted: it was fetched, and the reply was lost");
-            self.begin(memory, unit, units);
-        } else {
-            memory.ledger.add(Settlement::requeue(&unit));
+        let is_beside = unit.token.is_beside();
+        if !(has_slot || is_beside) || !self.takes_jobs(memory) {
+            return memory.ledger.add(Settlement::requeue(&unit));
         }
+        if !is_beside {
+            tracing::warn!(event = "job_adopted", token = %unit.token, "job adopted: it was fetched, and the reply was lost");
+        }
+        self.begin(memory, unit, units);
     }
 }
