@@ -99,7 +99,8 @@ impl Tenants {
 
     /// Whether there is any limit.
     pub fn has_limits(&self) -> bool {
-        !self.own_limits().is_empty() || self.others.iter().any(|limits| !limits.is_empty())
+        let has_own = !self.limits.is_empty() || !self.limits_per_repository.is_empty();
+        has_own || self.others.iter().any(|limits| !limits.is_empty())
     }
 
     pub(super) fn check(&self) -> Result<(), FieldError> {

@@ -47,6 +47,8 @@ const UP: f64 = 0.02;
 pub(super) struct Contention {
     jobs: Jobs,
     tenants: Tenants,
+    /// When a list is contended, by the settings and the limits of the fleet.
+    contended: Contended,
     standing: Standing,
     /// The heads of queues, and when they were read. A turn returns those of the queues that it has asked.
     windows: BTreeMap<String, (Vec<Arc<Candidate>>, Instant)>,
@@ -67,6 +69,7 @@ pub(super) struct Contention {
 impl Contention {
     pub(super) fn new(jobs: Jobs, tenants: Tenants) -> Self {
         Self {
+            contended: contended(&jobs, &tenants),
             jobs,
             tenants,
             standing: Standing::default(),
@@ -90,7 +93,8 @@ impl Contention {
         self.tenants.others = fleet;
         self.read.clear();
         self.windows.clear();
-        if self.contended() == Contended::Never {
+        self.contended = contended(&self.jobs, &self.tenants);
+        if self.contended == Contended::Never {
             self.unclaimed.clear();
         }
     }
@@ -102,18 +106,9 @@ impl Contention {
         }
     }
 
-    fn contended(&self) -> Contended {
-        match (self.tenants.has_limits() || watch::is_on(&self.jobs, &self.tenants), self.tenants.fair) {
-            (true, _) => Contended::Always,
-            (false, true) => Contended::WithoutRoom,
-            (false, false) => Contended::Never,
-        }
-    }
-
     /// What the next turn says of tenants, for so many free slots. Uses up what is known of windows.
     pub(super) fn sharing(&mut self, n_slots: usize, now: Instant) -> Sharing {
-        let contended = self.contended();
-        if contended == Contended::Never {
+        if self.contended == Contended::Never {
             return Sharing::default();
         }
         self.windows.retain(|_, (_, read_at)| now.duration_since(*read_at) < FRESH);
@@ -126,7 +121,7 @@ impl Contention {
             (queue.clone(), next.into_iter().cloned().collect())
         });
         Sharing {
-            contended,
+            contended: self.contended,
             window: (self.tenants.window * self.widening).min(LARGEST),
             window_bytes: bounds::WINDOW * self.widening,
             decided: decided.collect(),
@@ -155,10 +150,9 @@ impl Contention {
         let is_cut = windows.iter().any(|window| window.n_waiting > window.texts.len());
         let before = self.kept_texts();
         for window in windows {
-            let mut candidates = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
-            leave_out_older(&mut candidates);
+            let candidates: Vec<_> = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
             // Reading them may take a while.
-            self.windows.insert(window.queue, (candidates, Instant::now()));
+            self.windows.insert(window.queue, (without_older(&candidates), Instant::now()));
         }
         let Known { clock, times, counts } = known.unwrap_or_default();
         self.standing = Standing {
@@ -219,7 +213,7 @@ impl Contention {
 
     /// Notes the jobs that a turn fetched. Those that were candidates have their claims.
     pub(super) fn begin(&mut self, sharing: &Sharing, units: &[UnitOfWork], now: Instant) {
-        if self.contended() == Contended::Never {
+        if self.contended == Contended::Never {
             return;
         }
         for (token, _) in &sharing.begun {
@@ -253,8 +247,17 @@ impl Contention {
     }
 }
 
-/// Leaves out jobs that a newer one of the same window ends.
-fn leave_out_older(window: &mut Vec<Arc<Candidate>>) {
+/// When a list is contended.
+fn contended(jobs: &Jobs, tenants: &Tenants) -> Contended {
+    match (tenants.has_limits() || watch::is_on(jobs, tenants), tenants.fair) {
+        (true, _) => Contended::Always,
+        (false, true) => Contended::WithoutRoom,
+        (false, false) => Contended::Never,
+    }
+}
+
+/// A window without the jobs that a newer one of it ends.
+fn without_older(window: &[Arc<Candidate>]) -> Vec<Arc<Candidate>> {
     let mut newest: HashMap<&str, &Edition> = HashMap::new();
     for edition in window.iter().filter_map(|candidate| candidate.edition.as_ref()) {
         let best = newest.entry(&edition.key).or_insert(edition);
@@ -262,13 +265,7 @@ fn leave_out_older(window: &mut Vec<Arc<Candidate>>) {
             *best = edition;
         }
     }
-    let is_older = |candidate: &Arc<Candidate>| {
-        candidate
-            .edition
-            .as_ref()
-            .is_some_and(|edition| newest.get(&*edition.key).is_some_and(|best| best.ends(edition)))
-    };
-    let older: Vec<bool> = window.iter().map(is_older).collect();
-    let mut older = older.into_iter();
-    window.retain(|_| older.next() == Some(false));
+    let is_older = |edition: &Edition| newest.get(&*edition.key).is_some_and(|best| best.ends(edition));
+    let left = window.iter().filter(|candidate| !candidate.edition.as_ref().is_some_and(is_older));
+    left.cloned().collect()
 }

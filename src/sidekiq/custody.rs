@@ -167,15 +167,11 @@ impl Custody {
                 Ok(()) = has_room.changed() => {}
                 Ok(()) = limits.changed() => memory.contention.set_limits(limits.borrow_and_update().clone()),
             }
-            while let Ok(settlement) = settlements.try_recv() {
-                self.finish(&mut memory, settlement);
-            }
+            self.finish_all(&mut memory, &mut settlements);
             self.prepare(&mut memory, is_open);
             let n_fetched = memory.n_fetched;
             while self.turn(&mut memory, &units).await || self.begin_waiting(&mut memory, &units).await {
-                while let Ok(settlement) = settlements.try_recv() {
-                    self.finish(&mut memory, settlement);
-                }
+                self.finish_all(&mut memory, &mut settlements);
             }
             if looks_by_itself && memory.n_fetched > n_fetched {
                 self.redis.note_missed_push();
@@ -210,6 +206,13 @@ impl Custody {
                 "Redis refused results until the worker ended; requeueing their jobs"
             );
             self.turn(memory, units).await;
+        }
+    }
+
+    /// Takes the settlements of all runs that have ended.
+    fn finish_all(&self, memory: &mut Memory, settlements: &mut mpsc::UnboundedReceiver<Settlement>) {
+        while let Ok(settlement) = settlements.try_recv() {
+            self.finish(memory, settlement);
         }
     }
 

@@ -97,6 +97,11 @@ pub fn queue(name: impl Display) -> String {
     format!("queue:{name}")
 }
 
+/// The queue of a list.
+pub(super) fn queue_of(list: &str) -> &str {
+    list.strip_prefix("queue:").unwrap_or(list)
+}
+
 /// The running jobs of a process: from Sidekiq 6.4.2 on, and before.
 pub fn work(identity: impl Display) -> [String; 2] {
     [format!("{identity}:work"), format!("{identity}:workers")]

@@ -10,15 +10,14 @@
 use std::sync::LazyLock;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::iteration::TTL;
 use super::keys;
 use super::tenant::Counter;
 use crate::event::OtherJob;
+use crate::json;
 use crate::redis::{Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
-use crate::{hex, json};
 
 static NEWEST: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("edition.lua"), include_str!("newest.lua"))));
@@ -43,16 +42,6 @@ pub struct Edition {
 /// Whether any job may end others. The settings of an account count for classes that say nothing.
 pub fn is_on(jobs: &Jobs, tenants: &Tenants) -> bool {
     jobs.classes.values().any(|class| class.supersede.is_some()) || !tenants.supersede.is_empty()
-}
-
-/// The key of jobs that build the same: a hash of what names it. The names may be long.
-pub(super) fn key(tenant: &str, what: &[&str]) -> String {
-    let mut digest = Sha256::new();
-    for part in [tenant].iter().chain(what) {
-        digest.update((part.len() as u64).to_be_bytes());
-        digest.update(part);
-    }
-    hex::encode(&digest.finalize()[..12])
 }
 
 impl Edition {
@@ -176,16 +165,15 @@ pub(super) async fn running(redis: &Redis, counters: impl Iterator<Item = String
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use serde_json::json;
 
     use super::*;
+    use crate::sidekiq::tenant;
 
     fn edition(created_us: u64, jid: &str) -> Edition {
         let build_id = Some(json!("b\n7"));
         Edition {
-            key: key("acme", &["acme/app", "refs/heads/main"]),
+            key: tenant::key("acme", &["acme/app", "refs/heads/main"]),
             created_us,
             jid: jid.into(),
             build_id,
@@ -215,12 +203,5 @@ mod tests {
         assert!(newer.compare(&twin.record()).is_some());
         let unnamed = Edition { build_id: None, ..edition(2, "b") };
         assert_eq!(edition(1, "a").compare(&unnamed.record()).map(|(newer, _)| newer.build_id), Some(None));
-    }
-
-    #[test]
-    fn names_that_run_together_have_different_keys() {
-        let keys = [key("a", &["b", "c"]), key("ab", &["c"]), key("a", &["bc"]), key("a", &["b", "", "c"])];
-        let distinct: BTreeSet<&String> = keys.iter().collect();
-        assert_eq!(distinct.len(), 4);
     }
 }

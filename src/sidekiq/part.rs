@@ -6,7 +6,14 @@ use std::time::Duration;
 use super::{Identity, keys};
 use crate::redis::{Redis, RedisError, Script};
 
-static PART: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("part.lua")));
+static READ: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("part.lua")));
+
+/// Jobs in a part: of a queue from its head on, and of its end, where new jobs are.
+pub(super) const PART: usize = 800;
+pub(super) const NEWEST: usize = 200;
+
+/// The pause of a process where another one reads the queue.
+pub(super) const BESIDE: Duration = Duration::from_secs(2);
 
 /// Bytes of a part.
 const PART_BYTES: usize = 512 << 10;
@@ -44,7 +51,7 @@ impl Part {
         lock: &str,
         extent: Extent,
     ) -> Result<Option<Self>, RedisError> {
-        let mut script = PART.key(keys::queue(queue));
+        let mut script = READ.key(keys::queue(queue));
         script.key(lock).arg(identity.to_string()).arg(extent.locked.as_millis() as u64);
         script.arg(extent.n_before).arg(extent.n).arg(PART_BYTES).arg(extent.longest);
         let part: Option<(usize, usize, Vec<Vec<u8>>)> = redis.script(&script).await?;

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::part::{Extent, Part};
+use super::part::{BESIDE, Extent, NEWEST, PART, Part};
 use super::{Identity, keys, tenant};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
@@ -21,13 +21,6 @@ static AHEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ahea
 
 /// The pause between two parts. With [`PART`], ten thousand jobs are read in a second at most.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// The pause where another process is the scout.
-const BESIDE: Duration = Duration::from_secs(2);
-
-/// Jobs in a part: of the rest of the queue, and of its end, where new jobs are.
-const PART: usize = 800;
-const NEWEST: usize = 200;
 
 /// Tenants whose jobs are copied, and jobs of each.
 const TENANTS: usize = 64;

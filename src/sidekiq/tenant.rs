@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::newest::{self, Edition};
 use super::payload::Payload;
@@ -164,9 +165,9 @@ impl Owned {
         let supersede =
             self.supersede.or(class.and_then(|class| class.supersede)).unwrap_or_else(|| tenants.supersede_of(tenant));
         let key = match (&self.supersede_key, &self.repository, &self.git_ref) {
-            (Some(key), _, _) => newest::key(tenant, &[key]),
+            (Some(name), _, _) => key(tenant, &[name]),
             // GitHub's names have no case, refs have.
-            (None, Some(repository), Some(git_ref)) => newest::key(tenant, &[&repository.to_lowercase(), git_ref]),
+            (None, Some(repository), Some(git_ref)) => key(tenant, &[&repository.to_lowercase(), git_ref]),
             _ => return None,
         };
         let jid = payload.jid.clone();
@@ -198,6 +199,16 @@ fn inputs(payload: &Payload, jobs: &Jobs) -> Option<Value> {
 
 fn microseconds(at: Epoch) -> u64 {
     (at.as_secs_f64() * 1e6).round() as u64
+}
+
+/// Names something of a tenant in keys and counters: a hash of what tells it from others. The names may be long.
+pub(super) fn key(tenant: &str, what: &[&str]) -> String {
+    let mut digest = Sha256::new();
+    for part in [tenant].iter().chain(what) {
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+    hex::encode(&digest.finalize()[..12])
 }
 
 fn text_at(args: &Arguments, pointer: &str) -> Option<String> {
@@ -308,12 +319,12 @@ mod tests {
 
         let of_branch = edition("Queued", request("acme", Value::Null)).expect("an edition");
         assert_eq!((of_branch.created_us, of_branch.jid.as_str()), (1_795_491_695_123_000, "j"));
-        assert_eq!(of_branch.key, newest::key("acme", &["acme/app", "refs/heads/main"]));
+        assert_eq!(of_branch.key, key("acme", &["acme/app", "refs/heads/main"]));
         assert_eq!(edition("Queued", json!([{"repository": "acme/app", "sha": "x"}])), None);
         let invalid = json!([{"repository": "acme/app", "ref": "refs/heads/main", "sha": "not one"}]);
         assert_eq!(edition("Queued", invalid), None, "a job that cannot be built ends no other");
         let by_id = edition("ById", json!([4, "acme", 17])).expect("an edition");
-        assert_eq!(by_id.key, newest::key("acme", &["17"]));
+        assert_eq!(by_id.key, key("acme", &["17"]));
         assert_eq!(edition("ById", json!([4, "acme"])), None);
         // Nothing in the settings says that jobs end others.
         assert_eq!(tenant_of(&build(request("acme", json!("running"))[0].clone()), &Jobs::default()).edition, None);
@@ -326,5 +337,12 @@ mod tests {
         assert!(names.iter().all(|name| name.len() <= LONGEST && !name.contains('\n') && !name.starts_with(' ')));
         assert_ne!(names[0], names[1]);
         assert_eq!(&names[3..], ["a b", "padded"]);
+    }
+
+    #[test]
+    fn names_that_run_together_have_different_keys() {
+        let keys = [key("a", &["b", "c"]), key("ab", &["c"]), key("a", &["bc"]), key("a", &["b", "", "c"])];
+        let distinct: std::collections::BTreeSet<&String> = keys.iter().collect();
+        assert_eq!(distinct.len(), 4);
     }
 }

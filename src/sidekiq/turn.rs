@@ -262,7 +262,7 @@ impl Turn<'_> {
 
 impl Window {
     fn of((list, n_waiting, texts): (String, usize, Vec<Vec<u8>>)) -> Self {
-        let queue = list.strip_prefix("queue:").unwrap_or(&list).to_owned();
+        let queue = keys::queue_of(&list).to_owned();
         Self { queue, n_waiting, texts: texts.into_iter().map(Arc::from).collect() }
     }
 }

@@ -8,14 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::keys;
 use super::settlement::Effect;
-use super::tenant::Counter;
+use super::tenant::{self, Counter};
+use crate::json;
 use crate::redis::{Redis, RedisError};
 use crate::report::SharedResult;
-use crate::{hex, json};
 
 /// Fields of a request that do not change what is built.
 const OTHERS: [&str; 5] = ["build_id", "callback", "priority", "supersede", "supersede_key"];
@@ -26,11 +25,7 @@ pub fn key(tenant: &str, mut request: Value) -> String {
         OTHERS.iter().for_each(|name| drop(fields.shift_remove(*name)));
     }
     request.sort_all_objects();
-    let mut digest = Sha256::new();
-    digest.update((tenant.len() as u64).to_be_bytes());
-    digest.update(tenant);
-    digest.update(request.to_string());
-    hex::encode(&digest.finalize()[..16])
+    tenant::key(tenant, &[&request.to_string()])
 }
 
 /// Lets one of a number of twins run at a time.

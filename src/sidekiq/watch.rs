@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::custody::Handle;
 use super::inflight::Token;
 use super::newest::{self, Edition};
-use super::part::{Extent, Part};
+use super::part::{BESIDE, Extent, NEWEST, PART, Part};
 use super::running::RunningJobs;
 use super::tenant::{self, Candidate};
 use super::{Identity, keys, twins};
@@ -29,15 +29,8 @@ static USHER: LazyLock<Script> =
 /// The pause between two looks.
 const PERIOD: Duration = Duration::from_millis(250);
 
-/// The pause where another process reads a queue, and after an error.
-const BESIDE: Duration = Duration::from_secs(2);
-
 /// Life of the lock of a queue.
 const LOCKED: Duration = Duration::from_secs(1);
-
-/// Jobs in a part of a queue: of the queue from its head on, and of its end, where new jobs are.
-const PART: usize = 800;
-const NEWEST: usize = 200;
 
 /// How many parts the end of a queue may take.
 const MOST_PARTS: usize = 4;
@@ -152,13 +145,12 @@ impl Watch<'_> {
     /// Stops running jobs of this process that a newer one ends, and records those that are the newest: their first record may have been
     /// refused or lost.
     async fn end_running(&self) -> Result<(), RedisError> {
-        let mut running = self.running.snapshot();
-        running.retain(|job| job.iteration.edition().is_some() && !job.iteration.cancelled.is_cancelled());
-        let editions: Vec<&Edition> = running.iter().filter_map(|job| job.iteration.edition()).collect();
-        let records = newest::records(self.redis, editions.iter().map(|edition| edition.key.as_str())).await?;
+        let running = self.running.snapshot();
+        let running = running.iter().filter(|job| !job.iteration.cancelled.is_cancelled());
+        let running: Vec<_> = running.filter_map(|job| Some((job, job.iteration.edition()?))).collect();
+        let records = newest::records(self.redis, running.iter().map(|(_, edition)| edition.key.as_str())).await?;
         let mut result = Ok(());
-        for (job, record) in running.iter().zip(records) {
-            let Some(edition) = job.iteration.edition() else { continue };
+        for ((job, edition), record) in running.into_iter().zip(records) {
             match record.as_deref().and_then(|record| edition.compare(record)) {
                 Some((newer, true)) => {
                     let (token, jid) = (&job.unit.token, job.iteration.jid());
