@@ -158,6 +158,9 @@ class World
   # Processor seconds of Redis so far.
   def redis_cpu = redis('INFO', 'cpu').scan(/^used_cpu_(?:sys|user):([\d.]+)/).flatten.sum(&:to_f)
 
+  # Jobs that have ended, in Sidekiq's statistics.
+  def n_processed = redis('GET', 'stat:processed').to_i
+
   def length(queue) = redis('LLEN', "queue:#{queue}")
 
   # Reads from sockets so far. They equal round trips, because no client here sends a second request before the first

@@ -17,10 +17,12 @@ local shortest_s = 1
 
 local running_key, shares_key, clock_field = 'sidebake:running', 'sidebake:shares', ' clock'
 
--- By Redis' clock, in seconds.
+-- By Redis' clock, in seconds, once per script.
+local precise_s = nil
 local function precise_time()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) + tonumber(time[2]) / 1e6
+  local time = not precise_s and redis.call('TIME')
+  precise_s = precise_s or tonumber(time[1]) + tonumber(time[2]) / 1e6
+  return precise_s
 end
 
 local function lines_of(text)
@@ -44,33 +46,53 @@ local function charge(tenant, weight, seconds)
   add_time(tenant, start - time + seconds / weight)
 end
 
--- Writes the claim of a job that has begun.
+local function claim_text(tenant, weight, seconds, counters)
+  local lines = { tenant, string.format('%s %s %.6f', weight, seconds, precise_time()), unpack(counters) }
+  return table.concat(lines, '\n')
+end
+
+-- Writes the claim of a job that has begun without one.
 local function claim(claims, token, tenant, weight, seconds, counters)
-  local text = { tenant, string.format('%s %s %.6f', weight, seconds, precise_time()), unpack(counters) }
-  local written = redis.pcall('HSETNX', claims, token, table.concat(text, '\n'))
+  local written = redis.pcall('HSETNX', claims, token, claim_text(tenant, weight, seconds, counters))
   if written ~= 1 then return end
   for _, counter in ipairs(counters) do redis.pcall('HINCRBY', running_key, counter, '1') end
   charge(tenant, tonumber(weight), tonumber(seconds))
 end
 
+-- Lowers counters of running jobs, and removes those that nobody runs.
+local function lower(counts)
+  local over = {}
+  for counter, n in pairs(counts) do
+    local left = redis.pcall('HINCRBY', running_key, counter, string.format('%d', -n))
+    if type(left) == 'number' and left <= 0 then over[#over + 1] = counter end
+  end
+  for first = 1, #over, 1000 do
+    redis.pcall('HDEL', running_key, unpack(over, first, math.min(first + 999, #over)))
+  end
+end
+
 -- Removes the claims of jobs that are in flight no more. `is_used` tells whether the time of their slots counts.
 local function release(claims, tokens, is_used)
-  local n_claims = redis.pcall('HLEN', claims)
-  if #tokens == 0 or type(n_claims) ~= 'number' or n_claims == 0 then return end
+  local n_claims = #tokens > 0 and redis.pcall('HLEN', claims)
+  if type(n_claims) ~= 'number' or n_claims == 0 then return end
   local texts = redis.pcall('HMGET', claims, unpack(tokens))
   if texts.err then return end
+  local times, counts, claimed = {}, {}, {}
   for i, text in ipairs(texts) do
     local lines = text and lines_of(text) or {}
     local weight, charged, since = string.match(lines[2] or '', '^(%S+) (%S+) (%S+)$')
     if weight then
       local used = is_used and math.max(shortest_s, precise_time() - tonumber(since)) or 0
-      add_time(lines[1], (used - tonumber(charged)) / tonumber(weight))
-      for j = 3, #lines do
-        local n = redis.pcall('HINCRBY', running_key, lines[j], '-1')
-        if type(n) == 'number' and n <= 0 then redis.pcall('HDEL', running_key, lines[j]) end
-      end
+      times[lines[1]] = (times[lines[1]] or 0) + (used - tonumber(charged)) / tonumber(weight)
+      for j = 3, #lines do counts[lines[j]] = (counts[lines[j]] or 0) + 1 end
     end
-    if text then redis.pcall('HDEL', claims, tokens[i]) end
+    if text then claimed[#claimed + 1] = tokens[i] end
   end
+  -- A short job was charged what it took.
+  for tenant, seconds in pairs(times) do
+    if seconds ~= 0 then add_time(tenant, seconds) end
+  end
+  lower(counts)
+  if #claimed > 0 then redis.pcall('HDEL', claims, unpack(claimed)) end
 end
 

@@ -1,6 +1,6 @@
 //! What custody knows of contention: the heads of queues with more jobs than free slots, and how tenants stand.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use super::fair::{self, Standing};
 use super::inflight::{Token, UnitOfWork};
 use super::newest::Edition;
 use super::tenant::{self, Candidate};
-use super::turn::{Contended, Known, Sharing, Window};
+use super::turn::{Contended, Decision, Known, Sharing, Window};
 use super::watch;
 use crate::bounds;
 use crate::settings::{Jobs, Limits, Tenants};
 
-/// How long a window may be used. Under load each turn brings the next one, and a turn takes a millisecond.
+/// How long a window may be used. A turn asks for the next one in the second half of this time, or when the choice from this one was poor.
 const FRESH: Duration = Duration::from_millis(50);
 
 /// How long a job runs without a claim when it began without contention. Most turns carry the claims of earlier ones along.
@@ -31,8 +31,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const LARGEST: usize = 1000;
 const MOST_WIDENING: usize = 8;
 
-/// How many candidates a turn names beyond twice its slots. Other workers take some of them meanwhile.
-const SPARE: usize = 8;
+/// How many candidates a turn names beyond its slots. Other workers take some of them meanwhile.
+const SPARE: usize = 4;
 
 /// The least that a job is charged, in seconds. As in `claims.lua`.
 const LEAST_CHARGE_S: f64 = 1.0;
@@ -50,10 +50,14 @@ pub(super) struct Contention {
     /// When a list is contended, by the settings and the limits of the fleet.
     contended: Contended,
     standing: Standing,
-    /// The heads of queues, and when they were read. A turn returns those of the queues that it has asked.
-    windows: BTreeMap<String, (Vec<Arc<Candidate>>, Instant)>,
+    /// The heads of queues.
+    heads: BTreeMap<String, Head>,
+    /// Whether the last choice may have been poor: it filled too few slots, or most tenants were unknown.
+    is_doubtful: bool,
     /// The jobs of the last windows, which most of the next ones have too.
     read: HashMap<Arc<[u8]>, Arc<Candidate>>,
+    /// Running jobs that were chosen.
+    chosen: HashMap<Token, Arc<Candidate>>,
     /// Jobs that began without a claim, since when.
     unclaimed: BTreeMap<Token, (Arc<[u8]>, Instant)>,
     /// How long a short job takes here; `None` until one has ended.
@@ -66,6 +70,14 @@ pub(super) struct Contention {
     widening: usize,
 }
 
+/// The head of a queue.
+#[derive(Debug)]
+struct Head {
+    /// The next jobs, without those that this worker has taken since.
+    window: fair::Window,
+    read_at: Instant,
+}
+
 impl Contention {
     pub(super) fn new(jobs: Jobs, tenants: Tenants) -> Self {
         Self {
@@ -73,8 +85,10 @@ impl Contention {
             jobs,
             tenants,
             standing: Standing::default(),
-            windows: BTreeMap::new(),
+            heads: BTreeMap::new(),
+            is_doubtful: false,
             read: HashMap::new(),
+            chosen: HashMap::new(),
             unclaimed: BTreeMap::new(),
             short_s: None,
             n_fruitless: 0,
@@ -92,7 +106,7 @@ impl Contention {
     pub(super) fn set_limits(&mut self, fleet: Vec<Limits>) {
         self.tenants.others = fleet;
         self.read.clear();
-        self.windows.clear();
+        self.heads.clear();
         self.contended = contended(&self.jobs, &self.tenants);
         if self.contended == Contended::Never {
             self.unclaimed.clear();
@@ -106,67 +120,116 @@ impl Contention {
         }
     }
 
-    /// What the next turn says of tenants, for so many free slots. Uses up what is known of windows.
+    /// What the next turn says of tenants, for so many free slots.
     pub(super) fn sharing(&mut self, n_slots: usize, now: Instant) -> Sharing {
         if self.contended == Contended::Never {
             return Sharing::default();
         }
-        self.windows.retain(|_, (_, read_at)| now.duration_since(*read_at) < FRESH);
-        let claims = self.windows.values().flat_map(|(window, _)| window).map(|candidate| &candidate.claim);
+        self.heads.retain(|_, head| now.duration_since(head.read_at) < FRESH);
+        let heads = self.heads.iter().filter(|_| n_slots > 0);
+        let decided: Vec<Decision> = heads.map(|(queue, head)| self.decide(queue, head, n_slots, now)).collect();
+        // The numbers come with windows. An undecided list returns its window unasked; the next turn brings the numbers then.
+        let asks = decided.iter().any(|decision| decision.asks_window);
+        let claims = self.heads.values().filter(|_| asks).flat_map(|head| head.window.jobs());
+        let claims = claims.map(|candidate| &candidate.claim);
         let tenants: BTreeSet<&String> = claims.clone().map(|claim| &claim.tenant).collect();
         let counters: BTreeSet<&String> =
             claims.flat_map(|claim| &claim.counters).map(|counter| &counter.name).collect();
-        let decided = self.windows.iter().filter(|_| n_slots > 0).map(|(queue, (window, _))| {
-            let next = fair::next(window, &self.standing, self.charge_s(), 2 * n_slots + SPARE);
-            (queue.clone(), next.into_iter().cloned().collect())
-        });
         Sharing {
             contended: self.contended,
             window: (self.tenants.window * self.widening).min(LARGEST),
             window_bytes: bounds::WINDOW * self.widening,
-            decided: decided.collect(),
             tenants: tenants.into_iter().cloned().collect(),
             counters: counters.into_iter().cloned().collect(),
+            decided,
             begun: self.due_claims(now),
             charge_s: self.charge_s(),
         }
     }
 
-    /// Takes what a turn found. Returns when to take the next turn: at once, after a pause when nothing may be taken of what waits, or
-    /// `None` when nothing waits.
+    fn decide(&self, queue: &str, head: &Head, n_slots: usize, now: Instant) -> Decision {
+        let n_wanted = n_slots + SPARE;
+        let next = fair::next(&head.window, &self.standing, self.charge_s(), n_wanted);
+        let is_old = now.duration_since(head.read_at) >= FRESH / 2;
+        // The choice must not come to jobs far behind because those in front are used up.
+        let is_used_up = head.window.near.len() < 2 * n_wanted;
+        Decision {
+            queue: queue.to_owned(),
+            asks_window: self.is_doubtful || is_old || is_used_up || next.len() < n_wanted,
+            candidates: next.into_iter().cloned().collect(),
+        }
+    }
+
+    /// Takes what a turn found for so many slots. Returns when to take the next turn: at once, after a pause when nothing may be taken
+    /// of what waits, or `None` when nothing waits.
     pub(super) fn take_in(
         &mut self,
         sharing: &Sharing,
         windows: Vec<Window>,
         known: Option<Known>,
-        n_fetched: usize,
+        fetched: &[UnitOfWork],
+        n_slots: usize,
     ) -> Option<Duration> {
-        if n_fetched > 0 || windows.is_empty() {
+        let has_asked = sharing.asks_all_windows();
+        if !fetched.is_empty() || windows.is_empty() && has_asked {
             self.n_fruitless = 0;
         }
-        if windows.is_empty() {
-            return None;
+        let is_short = fetched.len() < n_slots;
+        self.is_doubtful = is_short;
+        self.remove(fetched);
+        if known.is_none() {
+            self.count(sharing, fetched);
         }
-        let is_cut = windows.iter().any(|window| window.n_waiting > window.texts.len());
+        if windows.is_empty() {
+            return (is_short && !has_asked).then_some(Duration::ZERO);
+        }
+        let is_cut = windows.iter().any(|window| window.n_waiting > window.near.len());
         let before = self.kept_texts();
         for window in windows {
-            let candidates: Vec<_> = window.texts.into_iter().map(|text| self.candidate(text, &before)).collect();
+            let mut read = |texts: Vec<_>| texts.into_iter().map(|text| self.candidate(text, &before)).collect();
+            let window_now = fair::Window { near: read(window.near), far: read(window.far) };
             // Reading them may take a while.
-            self.windows.insert(window.queue, (without_older(&candidates), Instant::now()));
+            let head = Head { window: without_older(window_now), read_at: Instant::now() };
+            self.heads.insert(window.queue, head);
         }
-        let Known { clock, times, counts } = known.unwrap_or_default();
+        self.learn(sharing, known.unwrap_or_default());
+        self.pause_after(sharing, fetched.len(), is_cut)
+    }
+
+    /// Removes what a turn took from the heads that it has not read again.
+    fn remove(&mut self, fetched: &[UnitOfWork]) {
+        for unit in fetched {
+            if let Some((head, candidate)) = self.heads.get_mut(&unit.queue).zip(self.chosen.get(&unit.token)) {
+                head.window.remove(candidate);
+            }
+        }
+    }
+
+    /// Counts what a turn took as the script did.
+    fn count(&mut self, sharing: &Sharing, fetched: &[UnitOfWork]) {
+        for unit in fetched {
+            if let Some(candidate) = self.chosen.get(&unit.token) {
+                self.standing.begin(&candidate.claim, sharing.charge_s);
+            }
+        }
+    }
+
+    /// Takes what Redis says of the tenants that the turn named. Others count as new until the next turn names them.
+    fn learn(&mut self, sharing: &Sharing, known: Known) {
         self.standing = Standing {
-            clock,
-            times: sharing.tenants.iter().cloned().zip(times).collect(),
-            running: sharing.counters.iter().cloned().zip(counts).collect(),
+            clock: known.clock,
+            times: sharing.tenants.iter().cloned().zip(known.times).collect(),
+            running: sharing.counters.iter().cloned().zip(known.counts).collect(),
         };
-        self.pause_after(sharing, n_fetched, is_cut)
+        let waiting = || self.heads.values().flat_map(|head| head.window.jobs());
+        let is_new = |candidate: &&Arc<Candidate>| !self.standing.times.contains_key(&candidate.claim.tenant);
+        self.is_doubtful |= 2 * waiting().filter(is_new).count() > waiting().count();
     }
 
     /// Takes the jobs of the last windows, without those of windows that are used up.
     fn kept_texts(&mut self) -> HashMap<Arc<[u8]>, Arc<Candidate>> {
         let before = std::mem::take(&mut self.read);
-        let kept = self.windows.values().flat_map(|(window, _)| window);
+        let kept = self.heads.values().flat_map(|head| head.window.jobs());
         self.read.extend(kept.map(|candidate| (Arc::clone(&candidate.text), Arc::clone(candidate))));
         before
     }
@@ -178,23 +241,23 @@ impl Contention {
     }
 
     fn pause_after(&mut self, sharing: &Sharing, n_fetched: usize, is_cut: bool) -> Option<Duration> {
-        if self.windows.values().all(|(window, _)| window.is_empty()) {
+        if self.heads.values().all(|head| head.window.is_empty()) {
             return None;
         }
         // Queues behind an undecided one have not been asked, and the next turn decides it. Each such turn adds a window, unless turns
         // take longer than windows are fresh.
-        let is_decided = |queue: &String| sharing.decided.iter().any(|(decided, _)| decided == queue);
-        let all_decided = self.windows.keys().all(is_decided);
+        let is_decided = |queue: &String| sharing.decided.iter().any(|decision| decision.queue == *queue);
+        let all_decided = self.heads.keys().all(is_decided);
         self.n_undecided = if all_decided { 0 } else { self.n_undecided + 1 };
-        if !all_decided && self.n_undecided <= PATIENCE + self.windows.len() as u32 {
+        if !all_decided && self.n_undecided <= PATIENCE + self.heads.len() as u32 {
             return Some(Duration::ZERO);
         }
         if n_fetched == 0 {
             self.n_fruitless += 1;
         }
         // A choice can come to nothing: other workers were faster, or a job has to wait until nothing else runs.
-        let may_run = |window: &[Arc<Candidate>]| !fair::next(window, &self.standing, self.charge_s(), 1).is_empty();
-        let may_any = self.windows.values().any(|(window, _)| may_run(window));
+        let may_run = |head: &Head| !fair::next(&head.window, &self.standing, self.charge_s(), 1).is_empty();
+        let may_any = self.heads.values().any(may_run);
         // Jobs behind the window may.
         let widens = !may_any && is_cut && self.widening < MOST_WIDENING;
         self.widening = match widens {
@@ -219,15 +282,23 @@ impl Contention {
         for (token, _) in &sharing.begun {
             self.unclaimed.remove(token);
         }
-        let candidates = sharing.decided.iter().flat_map(|(_, candidates)| candidates);
-        let claimed: HashSet<&[u8]> = candidates.map(|candidate| &*candidate.text).collect();
-        let unclaimed = units.iter().filter(|unit| !claimed.contains(&*unit.text) && !unit.token.is_beside());
-        self.unclaimed.extend(unclaimed.map(|unit| (unit.token.clone(), (Arc::clone(&unit.text), now))));
+        let candidates = sharing.decided.iter().flat_map(|decision| &decision.candidates);
+        let candidates: HashMap<&[u8], _> = candidates.map(|candidate| (&*candidate.text, candidate)).collect();
+        for unit in units.iter().filter(|unit| !unit.token.is_beside()) {
+            if let Some(candidate) = candidates.get(&*unit.text) {
+                self.chosen.insert(unit.token.clone(), Arc::clone(candidate));
+            } else {
+                self.unclaimed.insert(unit.token.clone(), (Arc::clone(&unit.text), now));
+            }
+        }
     }
 
     /// Forgets a job that has ended, after it ran for so long.
     pub(super) fn end(&mut self, token: &Token, took: Option<Duration>) {
         self.unclaimed.remove(token);
+        if let Some(candidate) = self.chosen.remove(token) {
+            self.standing.end(&candidate.claim);
+        }
         if let Some(took) = took.filter(|_| !token.is_beside()) {
             let took_s = took.as_secs_f64().max(LEAST_CHARGE_S);
             let follow = |short_s: f64| short_s + if took_s < short_s { DOWN } else { UP } * (took_s - short_s);
@@ -257,15 +328,148 @@ fn contended(jobs: &Jobs, tenants: &Tenants) -> Contended {
 }
 
 /// A window without the jobs that a newer one of it ends.
-fn without_older(window: &[Arc<Candidate>]) -> Vec<Arc<Candidate>> {
-    let mut newest: HashMap<&str, &Edition> = HashMap::new();
-    for edition in window.iter().filter_map(|candidate| candidate.edition.as_ref()) {
-        let best = newest.entry(&edition.key).or_insert(edition);
-        if edition.order() > best.order() {
-            *best = edition;
+fn without_older(mut window: fair::Window) -> fair::Window {
+    let mut newest: HashMap<String, Edition> = HashMap::new();
+    for edition in window.jobs().filter_map(|candidate| candidate.edition.as_ref()) {
+        if newest.get(&edition.key).is_none_or(|best| edition.order() > best.order()) {
+            newest.insert(edition.key.clone(), edition.clone());
         }
     }
     let is_older = |edition: &Edition| newest.get(&*edition.key).is_some_and(|best| best.ends(edition));
-    let left = window.iter().filter(|candidate| !candidate.edition.as_ref().is_some_and(is_older));
-    left.cloned().collect()
+    window.retain(|candidate| !candidate.edition.as_ref().is_some_and(is_older));
+    window
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::NamePattern;
+
+    /// Jobs of a queue in Redis, and how tenants stand there.
+    struct World {
+        contention: Contention,
+        waiting: Vec<Arc<[u8]>>,
+        n_begun: u64,
+    }
+
+    impl World {
+        fn new(limits: &[(&str, u32)], waiting: &[&str]) -> Self {
+            let limits = limits.iter().map(|(tenant, limit)| (NamePattern::new(*tenant), *limit)).collect();
+            let jobs = Jobs { probe: true, ..Jobs::default() };
+            let contention = Contention::new(jobs, Tenants { limits, ..Tenants::default() });
+            let waiting = waiting.iter().enumerate().map(|(n, tenant)| text(n, tenant)).collect();
+            Self { contention, waiting, n_begun: 0 }
+        }
+
+        /// A turn for so many slots, which takes the first `n_taken` candidates.
+        fn turn(&mut self, n_slots: usize, n_taken: usize, known: impl Fn(&str) -> u32) -> (Sharing, Option<Duration>) {
+            let sharing = self.contention.sharing(n_slots, Instant::now());
+            let candidates = sharing.decided.iter().flat_map(|decision| &decision.candidates);
+            let taken: Vec<Arc<[u8]>> = candidates.take(n_taken).map(|candidate| Arc::clone(&candidate.text)).collect();
+            self.waiting.retain(|text| !taken.contains(text));
+            let units: Vec<UnitOfWork> = taken
+                .iter()
+                .map(|text| {
+                    self.n_begun += 1;
+                    UnitOfWork { queue: "q".into(), ..UnitOfWork::fetched(self.n_begun, text) }
+                })
+                .collect();
+            let window = sharing.asks_all_windows().then(|| Window {
+                queue: "q".into(),
+                n_waiting: self.waiting.len(),
+                near: self.waiting.iter().take(sharing.window).cloned().collect(),
+                far: Vec::new(),
+            });
+            let known = window.is_some().then(|| Known {
+                clock: 0.0,
+                times: vec![0.0; sharing.tenants.len()],
+                counts: sharing.counters.iter().map(|counter| known(counter)).collect(),
+            });
+            self.contention.begin(&sharing, &units, Instant::now());
+            let pause = self.contention.take_in(&sharing, window.into_iter().collect(), known, &units, n_slots);
+            (sharing, pause)
+        }
+    }
+
+    fn text(n: usize, account: &str) -> Arc<[u8]> {
+        let args = serde_json::json!([{ "outcome": "succeed", "account": account }]);
+        let job =
+            serde_json::json!({ "class": "Sidebake::Probe", "args": args, "jid": format!("{n:024}"), "queue": "q" });
+        Arc::from(job.to_string().as_bytes())
+    }
+
+    fn tenants(sharing: &Sharing) -> String {
+        let candidates = sharing.decided.iter().flat_map(|decision| &decision.candidates);
+        candidates.map(|candidate| &*candidate.claim.tenant).collect()
+    }
+
+    fn asks(sharing: &Sharing) -> Vec<bool> {
+        sharing.decided.iter().map(|decision| decision.asks_window).collect()
+    }
+
+    #[test]
+    fn a_window_serves_several_turns_and_what_they_took_counts() {
+        let mut world = World::new(&[], &["a", "a", "a", "b"].repeat(30));
+        let (first, pause) = world.turn(2, 0, |_| 0);
+        assert_eq!((tenants(&first), pause), (String::new(), Some(Duration::ZERO)), "the first turn brings the window");
+        let (second, _) = world.turn(2, 2, |_| 0);
+        assert_eq!((tenants(&second), asks(&second)), ("ababab".into(), vec![true]), "the tenants were unknown");
+        let (third, pause) = world.turn(1, 1, |_| 0);
+        assert_eq!((&*tenants(&third), asks(&third), pause), ("ababa", vec![false], None));
+        let (fourth, _) = world.turn(1, 1, |_| 0);
+        assert_eq!((&*tenants(&fourth), asks(&fourth)), ("babab", vec![false]), "`a` is a job ahead");
+        let texts = |sharing: &Sharing| sharing.decided[0].candidates[0].text.clone();
+        assert_ne!(texts(&third), texts(&fourth));
+    }
+
+    #[test]
+    fn a_window_is_read_anew_when_it_is_old_or_used_up_or_a_turn_took_too_few() {
+        let mut world = World::new(&[], &["a"; 400]);
+        world.turn(1, 0, |_| 0);
+        world.turn(1, 1, |_| 0);
+        let (short, pause) = world.turn(4, 3, |_| 0);
+        assert_eq!((asks(&short), pause), (vec![false], Some(Duration::ZERO)), "another turn looks again at once");
+        assert_eq!(asks(&world.turn(1, 1, |_| 0).0), [true]);
+        assert_eq!(asks(&world.turn(1, 1, |_| 0).0), [false]);
+        let old = Instant::now() + FRESH / 2;
+        assert!(world.contention.sharing(1, old).decided[0].asks_window);
+        assert_eq!(world.contention.sharing(1, old + FRESH).decided, [], "and not used when it is older");
+        world.turn(1, 0, |_| 0);
+        world.turn(1, 1, |_| 0);
+        let asked = (0..130).take_while(|_| asks(&world.turn(1, 1, |_| 0).0) == [false]).count();
+        assert!(asked < 128, "{asked} jobs of a window of 128");
+    }
+
+    #[test]
+    fn turns_that_take_nothing_pause_for_longer_and_longer() {
+        let mut world = World::new(&[], &["a"; 9]);
+        let pauses: Vec<_> = (0..14).map(|_| world.turn(1, 0, |_| 0).1.expect("jobs wait")).collect();
+        assert!(pauses[..=PATIENCE as usize - 1].iter().all(Duration::is_zero), "{pauses:?}");
+        let last = pauses[pauses.len() - 1];
+        assert!(pauses[5] > Duration::ZERO && last >= LONGEST_PAUSE / 2 && last <= LONGEST_PAUSE, "{pauses:?}");
+        let (_, pause) = world.turn(1, 1, |_| 0);
+        assert_eq!(pause, Some(Duration::ZERO), "a job was taken");
+    }
+
+    #[test]
+    fn a_window_grows_while_none_of_its_jobs_may_run_and_shrinks_when_some_may() {
+        let mut world = World::new(&[("a", 1)], &[&["a"; 300][..], &["b"; 300]].concat());
+        let full = |counter: &str| u32::from(counter == "tenant a");
+        let sizes: Vec<usize> = (0..6).map(|_| world.turn(1, 0, full).0.window).collect();
+        assert_eq!(sizes, [128, 128, 256, 512, 512, 512], "the third is the first that knows the tenants");
+        let (sharing, _) = world.turn(1, 1, full);
+        assert_eq!(tenants(&sharing), "bbbbb");
+        assert_eq!(world.turn(1, 1, full).0.window, 256);
+    }
+
+    #[test]
+    fn a_job_that_ends_makes_room_before_redis_says_so() {
+        let mut world = World::new(&[("a", 1)], &["a"; 3]);
+        world.turn(2, 0, |_| 0);
+        let (sharing, _) = world.turn(2, 1, |_| 1);
+        assert_eq!(tenants(&sharing), "a", "one may run");
+        assert_eq!(tenants(&world.turn(2, 0, |_| 1).0), "");
+        world.contention.end(&Token::nth(1, 0), None);
+        assert_eq!(tenants(&world.turn(2, 0, |_| 1).0), "a");
+    }
 }

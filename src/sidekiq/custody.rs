@@ -383,9 +383,11 @@ impl Custody {
         memory.contention.begin(sharing, &fetched, now);
         memory.contention.begin(sharing, &adopted, now);
         self.note_long_queues(&reply.windows);
-        let sees_waiting = reply.windows.iter().any(|window| window.n_waiting > 0);
-        self.handle.sees_waiting.store(sees_waiting, Ordering::Relaxed);
-        let pause = memory.contention.take_in(sharing, reply.windows, reply.known, n_fetched);
+        if sharing.asks_all_windows() {
+            let sees_waiting = reply.windows.iter().any(|window| window.n_waiting > 0);
+            self.handle.sees_waiting.store(sees_waiting, Ordering::Relaxed);
+        }
+        let pause = memory.contention.take_in(sharing, reply.windows, reply.known, &fetched, n_slots);
         if let Some(pause) = pause {
             memory.wake_by(now + pause);
         }
@@ -406,7 +408,7 @@ impl Custody {
             let before = long.clone();
             for window in windows {
                 // Long texts fill a window too.
-                if window.n_waiting > window.texts.len().min(self.tenants.window) {
+                if window.n_waiting > window.near.len() {
                     long.insert(window.queue.clone());
                 } else {
                     long.remove(&window.queue);
@@ -420,8 +422,7 @@ impl Custody {
     /// fetched with it.
     pub(super) fn begin(&self, memory: &mut Memory, unit: UnitOfWork, units: &mpsc::UnboundedSender<Running>) {
         if self.quiet.is_cancelled() {
-            memory.ledger.add(Settlement::requeue(&unit));
-            return;
+            return memory.give_back(&unit);
         }
         let running = Running::new(unit, Epoch::now());
         // Beside the slots, a job only ends.
@@ -442,12 +443,13 @@ impl Custody {
 
     fn requeue(&self, memory: &mut Memory, running: &Running) {
         self.release(memory, running);
-        memory.ledger.add(Settlement::requeue(&running.unit));
+        memory.give_back(&running.unit);
     }
 
     /// Frees the slot of a unit.
     fn release(&self, memory: &mut Memory, running: &Running) {
         memory.apart.end(&running.unit.token);
+        memory.contention.end(&running.unit.token, None);
         self.running.remove(&running.unit.token);
     }
 

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use super::apart::Apart;
 use super::contention::Contention;
-use super::inflight::Token;
+use super::inflight::{Token, UnitOfWork};
 use super::ledger::Ledger;
-use super::settlement::Settled;
+use super::settlement::{Settled, Settlement};
 use crate::redis::{Complaint, Complaints};
 
 /// What the loop keeps between turns.
@@ -45,6 +45,12 @@ impl Memory {
     /// Takes a turn at this time at the latest.
     pub(super) fn wake_by(&mut self, at: Instant) {
         self.wake_at = Some(self.wake_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// Returns a job to its queue that does not run here.
+    pub(super) fn give_back(&mut self, unit: &UnitOfWork) {
+        self.contention.end(&unit.token, None);
+        self.ledger.add(Settlement::requeue(unit));
     }
 
     pub(super) fn new(contention: Contention) -> Self {

@@ -10,7 +10,6 @@ use super::inflight::{Fingerprint, Token, UnitOfWork, list};
 use super::memory::Memory;
 use super::recovery::{are_recovered, withdraw};
 use super::running::Running;
-use super::settlement::Settlement;
 use crate::redis::RedisError;
 
 /// The most jobs whose false crash counts are kept for correction.
@@ -90,7 +89,7 @@ impl Custody {
         memory.slots.retain(|token| *token != unit.token);
         let is_beside = unit.token.is_beside();
         if !(has_slot || is_beside) || !self.takes_jobs(memory) {
-            return memory.ledger.add(Settlement::requeue(&unit));
+            return memory.give_back(&unit);
         }
         if !is_beside {
             tracing::warn!(event = "job_adopted", token = %unit.token, "job adopted: it was fetched, and the reply was lost");

@@ -23,8 +23,8 @@
 --         then what is shared between tenants (claims.lua): when a list is contended (0: never, 1: when it has more jobs than there are
 --         free slots for it, 2: when it has jobs); the most texts of a window; the most bytes of one; the number of tenants that the
 --         worker asks for, then these; the number of counters that it asks for, then these; the number of claims of jobs that began
---         without one, then each: token, claim; the number of lists that are decided, then each: index in KEYS, number of candidates,
---         then each candidate: text, claim. A claim: tenant, weight, seconds to charge, number of counters, then each: name, limit or
+--         without one, then each: token, claim; the number of lists that are decided, then each: index in KEYS, whether its window is
+--         wanted (0/1), number of candidates, then each candidate: text, claim. A claim: tenant, weight, seconds to charge, number of counters, then each: name, limit or
 --         an empty text
 --         then the tokens of the free slots, fetch request by fetch request
 --
@@ -37,8 +37,8 @@
 --   passed over: a queue that cannot be fetched from, with the reason; or false.
 --   idlers: how many processes may wait for the same push; 0 when this one got all that it asked for.
 --   oversized: queue and bytes of each text that is too long for a worker. It is in `dead` now.
---   windows: {list, length, texts} of each list that is contended: its next texts, the next one first, then those further behind that
---     `sidebake:ahead:<queue>` has. Nothing was taken from such a list, unless it is decided.
+--   windows: {list, length, texts, far} of each list that is contended and not decided, or whose window is wanted: its next texts, the
+--     next one first, and those further behind that `sidebake:ahead:<queue>` has. Nothing was taken from a list that is not decided.
 --   known: with windows, the virtual time of the clock, of the tenants and the counters that were asked for; otherwise false.
 --
 -- From a decided list the script takes candidates that are still there and whose counters are below their limits, each time one of the
@@ -356,10 +356,14 @@ local function pass(list)
 end
 
 -- Whether this user may remove the next text of a list. `peek` has tested RPOP.
+local tested_lrem, lrem_refusal = false, nil
 local function may_remove(list)
-  local refusal = n_passed[list] and refusal_of(redis.pcall('LREM', 'sidebake:none', '1', ''))
-  if refusal then passed_over = list .. ': ' .. refusal end
-  return not refusal
+  if not n_passed[list] then return true end
+  if not tested_lrem then
+    tested_lrem, lrem_refusal = true, refusal_of(redis.pcall('LREM', 'sidebake:none', '1', ''))
+  end
+  if lrem_refusal then passed_over = list .. ': ' .. lrem_refusal end
+  return not lrem_refusal
 end
 
 -- Notes the next text of a list for removal at the end of the fetch.
@@ -391,8 +395,8 @@ end
 
 local function read_standing()
   local tenants, counters = { clock_field }, {}
-  for _, candidates in pairs(sharing.decided) do
-    for _, candidate in ipairs(candidates) do
+  for _, decision in pairs(sharing.decided) do
+    for _, candidate in ipairs(decision.candidates) do
       local tenant = candidate.claim.tenant
       if not times[tenant] then
         times[tenant], tenants[#tenants + 1] = 0, tenant
@@ -418,21 +422,64 @@ local function has_room(claimed)
   return true
 end
 
--- Removes the next candidate, and returns it; nil when none may run.
-local function next_candidate(candidates)
-  local best, least = nil, nil
-  for i, candidate in ipairs(candidates) do
-    local start = math.max(clock, times[candidate.claim.tenant])
-    if (not best or start < least) and has_room(candidate.claim) then best, least = i, start end
-  end
-  return best and table.remove(candidates, best)
+-- When a candidate would begin. It changes only when one of its tenant is taken: nobody else would begin before the clock.
+local function start_of(candidate)
+  return math.max(clock, times[candidate.claim.tenant])
 end
 
--- Counts a candidate that was taken, as `claim` does in Redis.
-local function count_taken(claimed)
+-- Removes the next candidate, and returns it; nil when none may run.
+local function next_candidate(candidates)
+  while #candidates > 0 do
+    -- The first one also when a number in Redis is none.
+    local best, least = 1, math.huge
+    for i, candidate in ipairs(candidates) do
+      candidate.start = candidate.start or start_of(candidate)
+      if candidate.start < least then best, least = i, candidate.start end
+    end
+    local candidate = table.remove(candidates, best)
+    -- What the fetch takes uses up limits, so this one has no room later either.
+    if has_room(candidate.claim) then return candidate end
+  end
+  return nil
+end
+
+-- Counts a candidate that was taken, as `charge` does in Redis.
+local function count_taken(taken)
+  local claimed = taken.claim
   clock = math.max(clock, times[claimed.tenant])
   times[claimed.tenant] = clock + tonumber(claimed.seconds) / tonumber(claimed.weight)
   for _, counter in ipairs(claimed.counters) do counts[counter] = counts[counter] + 1 end
+  for _, decision in pairs(sharing.decided) do
+    for _, candidate in ipairs(decision.candidates) do
+      if candidate.claim.tenant == claimed.tenant then candidate.start = nil end
+    end
+  end
+end
+
+-- Writes fields and values into a hash. The stack of Lua has no room for all of them at once.
+local function write_fields(key, fields)
+  for first = 1, #fields, 1000 do redis.pcall('HSET', key, unpack(fields, first, math.min(first + 999, #fields))) end
+end
+
+-- Writes the claims of the candidates that were taken, {token, claim} each, and what they have changed of what `read_standing` read.
+local function write_claims(taken)
+  if #taken == 0 then return end
+  local texts, shares, running = {}, { clock_field, string.format('%.6f', clock) }, {}
+  local is_noted = { [shares] = {}, [running] = {} }
+  local function note(fields, field, value)
+    if is_noted[fields][field] then return end
+    is_noted[fields][field], fields[#fields + 1], fields[#fields + 2] = true, field, value
+  end
+  for _, one in ipairs(taken) do
+    local token, claimed = one[1], one[2]
+    texts[#texts + 1] = token
+    texts[#texts + 1] = claim_text(claimed.tenant, claimed.weight, claimed.seconds, claimed.counters)
+    note(shares, claimed.tenant, string.format('%.6f', times[claimed.tenant]))
+    for _, counter in ipairs(claimed.counters) do note(running, counter, digits(counts[counter])) end
+  end
+  write_fields(claims, texts)
+  write_fields(shares_key, shares)
+  if has_counts then write_fields(running_key, running) end
 end
 
 -- How often each text of a decided list is noted for removal.
@@ -441,9 +488,12 @@ local n_noted = {}
 -- How many texts of one list a fetch looks for in vain: each search may read the whole list.
 local most_missed = 3
 
--- The scout's copy of a job that is not in its list, or will not be.
+-- Removes the scout's copy of a job that is not in its list, or will not be.
+local has_copies = {}
 local function forget_copy(list, text)
-  redis.pcall('LREM', 'sidebake:ahead:' .. queue_name(list), '0', text)
+  local copies = 'sidebake:ahead:' .. queue_name(list)
+  if has_copies[list] == nil then has_copies[list] = redis.pcall('EXISTS', copies) == 1 end
+  if has_copies[list] then redis.pcall('LREM', copies, '0', text) end
 end
 
 -- Whether a list has a text that is not noted yet.
@@ -491,11 +541,11 @@ local function window(list)
     end
     if #page < n_asked then break end
   end
-  local ahead = n > n_read and redis.pcall('LRANGE', 'sidebake:ahead:' .. queue_name(list), '0', '-1') or {}
+  local ahead, far = n > n_read and redis.pcall('LRANGE', 'sidebake:ahead:' .. queue_name(list), '0', '-1') or {}, {}
   for _, text in ipairs(ahead) do
-    if n_bytes < 2 * sharing.n_bytes then texts[#texts + 1], n_bytes = text, n_bytes + #text end
+    if n_bytes < 2 * sharing.n_bytes then far[#far + 1], n_bytes = text, n_bytes + #text end
   end
-  return { list, n, texts }
+  return { list, n, texts, far }
 end
 
 -- The windows of contended lists, and how the tenants stand that the worker asks for.
@@ -565,7 +615,7 @@ local function fetch(tokens, fetch_requests)
       n_passed[list] = n_passed[list] or 0
       local n_missed = 0
       while not is_cut and n_filled < #free and n_missed < most_missed do
-        local candidate = next_candidate(sharing.decided[list])
+        local candidate = next_candidate(sharing.decided[list].candidates)
         if not candidate then return end
         if not is_there(list, candidate.text) then
           n_missed = n_missed + 1
@@ -575,7 +625,7 @@ local function fetch(tokens, fetch_requests)
             forget_copy(list, candidate.text)
             n_noted[list .. candidate.text] = (n_noted[list .. candidate.text] or 0) + 1
             claimed[#claimed + 1] = { tokens[place], candidate.claim }
-            count_taken(candidate.claim)
+            count_taken(candidate)
           end
         end
       end
@@ -587,7 +637,7 @@ local function fetch(tokens, fetch_requests)
         -- Nothing is taken.
       elseif sharing.decided[list] then
         take_candidates(list)
-        is_wanted[list] = sharing.look > 0 or nil
+        is_wanted[list] = sharing.look > 0 and sharing.decided[list].wants_window or nil
         is_empty[list] = true
       elseif not is_empty[list] and is_contended(list, #free - n_filled) then
         is_wanted[list], is_undecided = true, true
@@ -609,9 +659,7 @@ local function fetch(tokens, fetch_requests)
   for _, removed in ipairs(behind) do redis.call('LREM', removed[1], '-1', removed[2]) end
   count('processed', n_failed)
   count('failed', n_failed)
-  for _, one in ipairs(claimed) do
-    claim(claims, one[1], one[2].tenant, one[2].weight, one[2].seconds, one[2].counters)
-  end
+  write_claims(claimed)
   if is_short then
     for list in pairs(is_empty) do redis.pcall('LLEN', list) end
     local n = redis.pcall('SCARD', KEYS[8])
@@ -660,9 +708,10 @@ local function read_sharing()
   for i = 1, tonumber(argument()) do read.counters[i] = argument() end
   for i = 1, tonumber(argument()) do read.begun[i] = { token = argument(), claim = read_claim() } end
   for _ = 1, tonumber(argument()) do
-    local list, candidates = KEYS[tonumber(argument())], {}
-    for i = 1, tonumber(argument()) do candidates[i] = { text = argument(), claim = read_claim() } end
-    read.decided[list] = candidates
+    local list = KEYS[tonumber(argument())]
+    local decision = { wants_window = argument() == '1', candidates = {} }
+    for i = 1, tonumber(argument()) do decision.candidates[i] = { text = argument(), claim = read_claim() } end
+    read.decided[list] = decision
   end
   return read
 end

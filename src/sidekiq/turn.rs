@@ -63,8 +63,8 @@ pub struct Sharing {
     pub counters: Vec<String>,
     /// Claims of jobs that began without one.
     pub begun: Vec<(Token, Claim)>,
-    /// What may be taken from lists whose windows this worker has seen, by queue, in order of preference.
-    pub decided: Vec<(String, Vec<Arc<Candidate>>)>,
+    /// What may be taken from lists whose windows this worker has seen.
+    pub decided: Vec<Decision>,
     /// What a job is charged when it begins, in seconds.
     pub charge_s: f64,
 }
@@ -81,6 +81,24 @@ pub enum Contended {
     Always,
 }
 
+impl Sharing {
+    /// Whether the turn reads each list anew that it takes from.
+    pub fn asks_all_windows(&self) -> bool {
+        self.decided.iter().all(|decision| decision.asks_window)
+    }
+}
+
+/// What may be taken from a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// The queue.
+    pub queue: String,
+    /// In order of preference.
+    pub candidates: Vec<Arc<Candidate>>,
+    /// Whether the turn returns the window anew.
+    pub asks_window: bool,
+}
+
 /// The head of a contended list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Window {
@@ -88,8 +106,10 @@ pub struct Window {
     pub queue: String,
     /// How many jobs wait in it.
     pub n_waiting: usize,
-    /// Their texts, the oldest first, and those far behind that the scout found.
-    pub texts: Vec<Arc<[u8]>>,
+    /// The texts of the next ones, the oldest first.
+    pub near: Vec<Arc<[u8]>>,
+    /// Texts far behind, which the scout found.
+    pub far: Vec<Arc<[u8]>>,
 }
 
 /// The answer to a turn.
@@ -163,7 +183,7 @@ impl Turn<'_> {
             match send(Turn { fetch_requests: &[probe], ..part }).await {
                 Err(error) if is_forbidden(&error) => {
                     fetch_requests.iter_mut().for_each(|request| request.queues.retain(|other| other != queue));
-                    sharing.decided.retain(|(other, _)| other != queue);
+                    sharing.decided.retain(|decision| decision.queue != *queue);
                     passed_over.push(format!("{}: {error}", keys::queue(queue)));
                 }
                 reply => drop(reply?),
@@ -261,15 +281,22 @@ impl Turn<'_> {
 }
 
 impl Window {
-    fn of((list, n_waiting, texts): (String, usize, Vec<Vec<u8>>)) -> Self {
-        let queue = keys::queue_of(&list).to_owned();
-        Self { queue, n_waiting, texts: texts.into_iter().map(Arc::from).collect() }
+    fn of((list, n_waiting, near, far): (String, usize, Vec<Vec<u8>>, Vec<Vec<u8>>)) -> Self {
+        let [near, far] = [near, far].map(|texts| texts.into_iter().map(Arc::from).collect());
+        Self { queue: keys::queue_of(&list).to_owned(), n_waiting, near, far }
     }
 }
 
 /// What the script returns: settlements, slots, passed over, idlers, oversized, windows, known.
-type Answer =
-    (Vec<Value>, Value, Option<String>, u32, Vec<String>, Vec<(String, usize, Vec<Vec<u8>>)>, Option<Vec<String>>);
+type Answer = (
+    Vec<Value>,
+    Value,
+    Option<String>,
+    u32,
+    Vec<String>,
+    Vec<(String, usize, Vec<Vec<u8>>, Vec<Vec<u8>>)>,
+    Option<Vec<String>>,
+);
 
 fn read_settled(value: Value) -> Result<Settled, RedisError> {
     Ok(match value {
@@ -339,10 +366,11 @@ impl Argv {
             self.claim(claim, sharing.charge_s);
         }
         self.number(sharing.decided.len());
-        for (queue, candidates) in &sharing.decided {
-            self.number(keys.queue(queue));
-            self.number(candidates.len());
-            for candidate in candidates {
+        for decision in &sharing.decided {
+            self.number(keys.queue(&decision.queue));
+            self.number(u8::from(decision.asks_window));
+            self.number(decision.candidates.len());
+            for candidate in &decision.candidates {
                 self.texts.push(candidate.text.to_vec());
                 self.claim(&candidate.claim, sharing.charge_s);
             }

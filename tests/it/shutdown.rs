@@ -107,7 +107,8 @@ async fn a_job_that_three_stops_have_killed_waits_in_the_retry_set() {
     let jid = harness.redis.push("default", "Sidebake::Probe", args).await;
     for n in 1..=3 {
         let mut worker = harness.worker("jobs.probe = true\nshutdown.timeout = \"0s\"");
-        harness.is_in_flight().await;
+        // A stop before that interrupts nothing.
+        world::wait_for("the job to start", || !worker.logged("job_started").is_empty()).await;
         worker.signal("TERM");
         assert_eq!(worker.ended().await, Some(0));
         let n_queued = harness.redis.queue("default").await.len();

@@ -97,8 +97,8 @@ impl Without {
             ],
             Self::Room => vec![(
                 TURN,
-                "if (not best or start < least) and has_room(candidate.claim) then",
-                "if not best or start < least then",
+                "if has_room(candidate.claim) then return candidate end",
+                "if true then return candidate end",
             )],
             Self::Presence => vec![(TURN, "if not is_there(list, candidate.text) then", "if false then")],
             Self::Newest => vec![(
