@@ -35,7 +35,7 @@ use crate::network::{Proxies, Proxy};
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
-use crate::settings::{self, Balance, Driver};
+use crate::settings::{self, Balance, Driver, for_account, match_of};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
 use crate::text;
 
@@ -235,19 +235,14 @@ impl Builders {
         let account = &build.account;
         if let Some(name) = &build.builder {
             let builder = self.builders.get(name).ok_or_else(|| BuilderError::Unknown(name.clone()))?;
-            return match builder.settings.match_of(account) {
+            return match match_of(&builder.settings.accounts, account) {
                 Some(_) => Ok((builder, "named by the job")),
                 None => Err(BuilderError::NotForAccount { builder: name.clone(), account: account.clone() }),
             };
         }
-        let taking = self.builders.values().filter_map(|builder| Some((builder.settings.match_of(account)?, builder)));
-        let is_default = |builder: &Builder| builder.name == "default";
-        // Among equals the one named default, else the first by name.
-        let best = taking.max_by(|(specificity, builder), (other_specificity, other)| {
-            let by_name = other.name.cmp(&builder.name);
-            specificity.cmp(other_specificity).then(is_default(builder).cmp(&is_default(other))).then(by_name)
-        });
-        let (specificity, builder) = best.ok_or_else(|| BuilderError::None(account.clone()))?;
+        let all = self.builders.values().map(|builder| (builder.name.as_str(), &*builder.settings.accounts));
+        let best = for_account(all, account).and_then(|(name, how)| Some((self.builders.get(name)?, how)));
+        let (builder, specificity) = best.ok_or_else(|| BuilderError::None(account.clone()))?;
         Ok((builder, if specificity == (false, 1) { "takes every account" } else { "takes this account" }))
     }
 

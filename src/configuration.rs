@@ -61,7 +61,9 @@ fn read(
     for path in ours {
         sources = sources.add_source(File::from(path.as_path()).format(FileFormat::Toml));
     }
-    let settings = with_variables(sources, variables)?;
+    let mut settings = with_variables(sources, variables)?;
+    let builders = settings.builders.iter().map(|(name, builder)| (name.clone(), builder.accounts.clone()));
+    settings.tenants.builders = builders.collect();
     settings.check()?;
     Ok(Settings { notes, ..settings })
 }

@@ -39,7 +39,7 @@ use crate::field_error::{FieldError, refuse};
 
 pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
-pub use builder::{Builder, quantity};
+pub use builder::{Builder, for_account, match_of, quantity};
 pub use buildx::Buildx;
 pub use credential::{VARIABLES as CREDENTIAL_VARIABLES, credential, is_secret};
 pub use driver::{Balance, Driver, Toleration, TopologySpread};

@@ -157,12 +157,25 @@ impl Builder {
     pub fn node_name(&self, name: &str) -> String {
         self.node.clone().unwrap_or_else(|| format!("{name}0"))
     }
+}
 
-    /// How specifically `accounts` matches the account; `None` when it does not.
-    pub fn match_of(&self, account: &str) -> Option<(bool, usize)> {
-        let accounts = self.accounts.iter().map(|pattern| (pattern, ()));
-        NamePattern::most_specific(accounts, account).map(|(pattern, ())| pattern.specificity())
-    }
+/// How specifically these patterns match an account; `None` when none does.
+pub fn match_of(accounts: &[NamePattern], account: &str) -> Option<(bool, usize)> {
+    let accounts = accounts.iter().map(|pattern| (pattern, ()));
+    NamePattern::most_specific(accounts, account).map(|(pattern, ())| pattern.specificity())
+}
+
+/// The builder that takes the builds of an account, of builders with the accounts that they take: the most specific match; among equals
+/// the one named `default`, else the first by name. With how specifically it matches.
+pub fn for_account<'a>(
+    builders: impl Iterator<Item = (&'a str, &'a [NamePattern])>,
+    account: &str,
+) -> Option<(&'a str, (bool, usize))> {
+    let taking = builders.filter_map(|(name, accounts)| Some((name, match_of(accounts, account)?)));
+    taking.max_by(|(name, specificity), (other, others)| {
+        let is_default = |name: &str| name == "default";
+        specificity.cmp(others).then(is_default(name).cmp(&is_default(other))).then(other.cmp(name))
+    })
 }
 
 fn all_accounts() -> Vec<NamePattern> {
@@ -184,10 +197,10 @@ mod tests {
     #[test]
     fn the_most_specific_pattern_counts() {
         let mut builder = Builder::new(Driver::Docker, None);
-        assert_eq!(builder.match_of("acme"), Some((false, 1)));
+        assert_eq!(match_of(&builder.accounts, "acme"), Some((false, 1)));
         builder.accounts = ["ac*", "acme", "other"].map(NamePattern::new).into();
-        assert_eq!(builder.match_of("acme"), Some((true, 4)));
-        assert_eq!(builder.match_of("acorn"), Some((false, 3)));
-        assert_eq!(builder.match_of("umbrella"), None);
+        assert_eq!(match_of(&builder.accounts, "acme"), Some((true, 4)));
+        assert_eq!(match_of(&builder.accounts, "acorn"), Some((false, 3)));
+        assert_eq!(match_of(&builder.accounts, "umbrella"), None);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::builder::for_account;
 use super::{NamePattern, Supersede};
 use crate::field_error::{FieldError, refuse};
 
@@ -28,6 +29,9 @@ pub struct Tenants {
     pub limits: BTreeMap<NamePattern, u32>,
     /// Builds of one repository at once, in the whole fleet, by tenant.
     pub limits_per_repository: BTreeMap<NamePattern, u32>,
+    /// Builds on one builder at once, in the whole fleet, by name of the builder. A job that carries only an id counts for the builder
+    /// of its tenant.
+    pub limits_per_builder: BTreeMap<NamePattern, u32>,
     /// What a newer job does to older ones of the same repository and `ref`, by tenant: `off`, `queued` or `running`. Counts for job
     /// classes that do not say it themselves.
     pub supersede: BTreeMap<NamePattern, Supersede>,
@@ -36,6 +40,9 @@ pub struct Tenants {
     /// The limits of other workers of the fleet.
     #[serde(skip)]
     pub others: Vec<Limits>,
+    /// The accounts that each builder takes.
+    #[serde(skip)]
+    pub builders: BTreeMap<String, Vec<NamePattern>>,
 }
 
 /// How many builds may run at once.
@@ -45,12 +52,15 @@ pub struct Limits {
     by_tenant: BTreeMap<NamePattern, u32>,
     /// Of one repository of a tenant.
     by_repository: BTreeMap<NamePattern, u32>,
+    /// Of a builder. Earlier versions do not say it.
+    #[serde(default)]
+    by_builder: BTreeMap<NamePattern, u32>,
 }
 
 impl Limits {
     /// Whether there is no limit.
     pub fn is_empty(&self) -> bool {
-        self.by_tenant.is_empty() && self.by_repository.is_empty()
+        self.by_tenant.is_empty() && self.by_repository.is_empty() && self.by_builder.is_empty()
     }
 }
 
@@ -62,9 +72,11 @@ impl Default for Tenants {
             weights: BTreeMap::new(),
             limits: BTreeMap::new(),
             limits_per_repository: BTreeMap::new(),
+            limits_per_builder: BTreeMap::new(),
             supersede: BTreeMap::new(),
             coalesce: false,
             others: Vec::new(),
+            builders: BTreeMap::new(),
         }
     }
 }
@@ -87,9 +99,25 @@ impl Tenants {
         strictest(others.chain([&self.limits_per_repository]), tenant)
     }
 
+    /// How many builds may run on a builder at once.
+    pub fn limit_per_builder_of(&self, builder: &str) -> Option<u32> {
+        let others = self.others.iter().map(|limits| &limits.by_builder);
+        strictest(others.chain([&self.limits_per_builder]), builder)
+    }
+
+    /// The builder of a job that may name it.
+    pub fn builder_of<'a>(&'a self, account: &str, named: Option<&'a str>) -> Option<&'a str> {
+        let all = self.builders.iter().map(|(name, accounts)| (name.as_str(), &**accounts));
+        named.or_else(|| for_account(all, account).map(|(name, _)| name))
+    }
+
     /// The limits of these settings alone.
     pub fn own_limits(&self) -> Limits {
-        Limits { by_tenant: self.limits.clone(), by_repository: self.limits_per_repository.clone() }
+        Limits {
+            by_tenant: self.limits.clone(),
+            by_repository: self.limits_per_repository.clone(),
+            by_builder: self.limits_per_builder.clone(),
+        }
     }
 
     /// What a newer job of a tenant does to older ones.
@@ -99,8 +127,7 @@ impl Tenants {
 
     /// Whether there is any limit.
     pub fn has_limits(&self) -> bool {
-        let has_own = !self.limits.is_empty() || !self.limits_per_repository.is_empty();
-        has_own || self.others.iter().any(|limits| !limits.is_empty())
+        !self.own_limits().is_empty() || self.others.iter().any(|limits| !limits.is_empty())
     }
 
     pub(super) fn check(&self) -> Result<(), FieldError> {
@@ -112,11 +139,23 @@ impl Tenants {
                 return refuse(format!("tenants.weights.{pattern}"), "must be from 0.001 to 1000");
             }
         }
-        for (name, limits) in [("limits", &self.limits), ("limits_per_repository", &self.limits_per_repository)] {
+        let all = [
+            ("limits", &self.limits),
+            ("limits_per_repository", &self.limits_per_repository),
+            ("limits_per_builder", &self.limits_per_builder),
+        ];
+        for (name, limits) in all {
             if let Some((pattern, _)) = limits.iter().find(|(_, limit)| **limit == 0) {
-                let message = "must be at least 1: with 0, the builds of these tenants would wait forever";
+                let message = "must be at least 1: with 0, these builds would wait forever";
                 return refuse(format!("tenants.{name}.{pattern}"), message);
             }
+        }
+        let has_builder =
+            |pattern: &NamePattern| self.builders.is_empty() || self.builders.keys().any(|name| pattern.matches(name));
+        if let Some(pattern) = self.limits_per_builder.keys().find(|pattern| !has_builder(pattern)) {
+            let names: Vec<&str> = self.builders.keys().map(String::as_str).collect();
+            let message = format!("matches no builder; there are {}", names.join(", "));
+            return refuse(format!("tenants.limits_per_builder.{pattern}"), message);
         }
         Ok(())
     }
@@ -153,6 +192,9 @@ mod tests {
             assert!(refused(Tenants { weights, ..Tenants::default() }).contains("tenants.weights.a"), "{weight}");
         }
         assert!(refused(Tenants { window: 0, ..Tenants::default() }).contains("tenants.window"));
+        let builders = BTreeMap::from([("default".to_owned(), vec![NamePattern::new("*")])]);
+        let tenants = Tenants { limits_per_builder: one(1), builders, ..Tenants::default() };
+        assert!(refused(tenants).contains("tenants.limits_per_builder.free-*: matches no builder; there are default"));
         assert!(Tenants { limits: one(1), ..Tenants::default() }.check().is_ok());
     }
 }

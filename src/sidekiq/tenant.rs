@@ -93,6 +93,11 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
     if let (Some(repository), Some(limit)) = (&owned.repository, tenants.limit_per_repository_of(&tenant)) {
         counters.push(Counter { name: format!("repository {}", named(repository)), limit: Some(limit) });
     }
+    if let Some(builder) = tenants.builder_of(&tenant, owned.builder.as_deref())
+        && let Some(limit) = tenants.limit_per_builder_of(builder)
+    {
+        counters.push(Counter { name: format!("builder {}", named(builder)), limit: Some(limit) });
+    }
     counters.extend(edition.as_ref().map(Edition::counter));
     counters.extend(twin.as_deref().map(twins::counter));
     let weight = tenants.weight_of(&tenant);
@@ -112,7 +117,8 @@ pub fn read(text: &Arc<[u8]>, jobs: &Jobs, tenants: &Tenants) -> Candidate {
 }
 
 /// The fields of a request that are read before the job is taken.
-const FIELDS: [&str; 7] = ["account", "repository", "ref", "priority", "supersede", "supersede_key", "build_id"];
+const FIELDS: [&str; 8] =
+    ["account", "repository", "ref", "builder", "priority", "supersede", "supersede_key", "build_id"];
 
 /// What a job says of whom it is for, and of what it builds.
 #[derive(Default)]
@@ -120,6 +126,7 @@ struct Owned {
     tenant: Option<String>,
     repository: Option<String>,
     git_ref: Option<String>,
+    builder: Option<String>,
     priority: i64,
     supersede: Option<Supersede>,
     supersede_key: Option<String>,
@@ -152,6 +159,7 @@ impl Owned {
             tenant: text("account").or(owner).map(str::to_owned),
             repository: repository.map(str::to_owned),
             git_ref: text("ref").map(str::to_owned),
+            builder: text("builder").map(str::to_owned),
             priority: fields.get("priority").and_then(Value::as_i64).unwrap_or(0),
             supersede: fields.get("supersede").and_then(|value| Supersede::deserialize(value).ok()),
             supersede_key: text("supersede_key").map(str::to_owned),
@@ -271,6 +279,28 @@ mod tests {
         assert_eq!(read(&Arc::from(&b"{not json"[..]), &jobs, &Tenants::default()).claim.tenant, UNKNOWN);
         let long = build(json!({"account": "acme", "variables": {"X": "x".repeat(bounds::WINDOW)}}));
         assert_eq!(tenant_of(&long, &jobs).claim.tenant, UNKNOWN);
+    }
+
+    #[test]
+    fn a_job_counts_for_the_builder_that_it_names_else_for_that_of_its_account() {
+        let of = |account: &str| vec![NamePattern::new(account)];
+        let tenants = Tenants {
+            limits_per_builder: [("default", 9), ("own-*", 1)]
+                .map(|(name, limit)| (NamePattern::new(name), limit))
+                .into(),
+            builders: [("default".to_owned(), of("*")), ("own-acme".to_owned(), of("acme"))].into(),
+            ..Tenants::default()
+        };
+        let counted = |request: Value| {
+            let job = build(request);
+            let claim = read(&Arc::from(job.to_string().as_bytes()), &Jobs::default(), &tenants).claim;
+            claim.counters[1..].iter().map(|c| (c.name.clone(), c.limit)).collect::<Vec<_>>()
+        };
+        let one = |name: &str, limit| vec![(format!("builder {name}"), Some(limit))];
+        assert_eq!(counted(json!({"account": "other"})), one("default", 9));
+        assert_eq!(counted(json!({"account": "Acme"})), one("own-acme", 1));
+        assert_eq!(counted(json!({"account": "acme", "builder": "default"})), one("default", 9));
+        assert_eq!(counted(json!({"account": "acme", "builder": "unlimited"})), []);
     }
 
     #[test]
