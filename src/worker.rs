@@ -27,6 +27,7 @@ use crate::settings::{self, SandboxMode, Settings};
 use crate::sidekiq::custody::{Custody, Handle};
 use crate::sidekiq::heartbeat::{self, Process, RemoteSignal};
 use crate::sidekiq::lease::{Lease, LeaseError};
+use crate::sidekiq::queued::Queued;
 use crate::sidekiq::running::{Running, RunningJobs};
 use crate::sidekiq::scout::Scout;
 use crate::sidekiq::settlement::Settlement;
@@ -160,6 +161,14 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         running: &running,
         handle: &handle,
     };
+    let queued = Queued {
+        redis: &redis,
+        identity: &identity,
+        jobs: &settings.jobs,
+        tenants: &settings.tenants,
+        queues: settings.queues(),
+        handle: &handle,
+    };
     // Tasks that go on beside the last builds end with `ended`. Tasks that only bring new jobs end with `quiet`.
     let side_tasks = async {
         tokio::join!(
@@ -167,6 +176,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
             poller::run(&redis, &settings.jobs, &identity, &shutdown.quiet),
             scout.run(handle.long_queues(), &shutdown.quiet),
             watch.run(&shutdown.quiet, &ended),
+            queued.run(&shutdown.quiet),
             limits::run(&redis, &settings.tenants, handle.limits(), &ended),
             iteration::run(&redis, &identity, &running, &ended),
             recovery::run(&redis, settings.lease.ttl, &ended),

@@ -1,5 +1,7 @@
 //! `sidebake list`: one line for each build, the newest first. Needs Redis alone.
 
+mod queued;
+
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
@@ -25,6 +27,9 @@ pub(super) struct List {
     /// List only builds that run now
     #[arg(long, conflicts_with = "failed")]
     running: bool,
+    /// List only builds that wait in a queue, the next one first, and what each waits for
+    #[arg(long, conflicts_with_all = ["failed", "running"])]
+    queued: bool,
     /// List only builds that are over and failed
     #[arg(long)]
     failed: bool,
@@ -68,12 +73,28 @@ struct Job {
 
 impl List {
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
+        if self.queued {
+            return self.run_queued(settings).await;
+        }
         let redis = Redis::new(&settings.redis_of_logs())?;
         let lines =
             if self.running { self.running(settings, &redis).await? } else { self.recorded(settings, &redis).await? };
         print(&if self.json { lines.iter().map(json_line).collect() } else { table(&lines, Epoch::now()) });
         if lines.is_empty() && !self.json {
             complain("no such build is recorded");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn run_queued(&self, settings: &Settings) -> anyhow::Result<ExitCode> {
+        let lines = queued::lines(settings, self.account.as_deref(), self.limit.get()).await?;
+        print(&if self.json {
+            lines.iter().map(queued::json_line).collect()
+        } else {
+            queued::table(&lines, Epoch::now())
+        });
+        if lines.is_empty() && !self.json {
+            complain("no such build waits");
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -11,6 +11,7 @@ use super::recorded::{columns, duration, print};
 use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::{Settings, Tenants};
+use crate::sidekiq::limits;
 use crate::sidekiq::waiting::{self, Waiting};
 use crate::text;
 
@@ -27,15 +28,17 @@ pub(super) struct Queue {
 impl Queue {
     pub(super) async fn run(self, settings: &Settings) -> anyhow::Result<ExitCode> {
         let redis = Redis::new(&settings.redis)?;
+        let mut tenants = settings.tenants.clone();
+        tenants.others = limits::of_fleet(&redis).await.context("failed to read the limits in Redis")?;
         for queue in self.queue.map_or_else(|| settings.queues(), |queue| vec![queue]) {
-            let found = waiting::by_tenant(&redis, &queue, &settings.jobs, &settings.tenants)
+            let found = waiting::by_tenant(&redis, &queue, &settings.jobs, &tenants)
                 .await
                 .with_context(|| format!("failed to read queue {queue} in Redis"))?;
             let now = Epoch::now();
             print(&if self.json {
-                json_lines(&queue, &found, &settings.tenants, now)
+                json_lines(&queue, &found, &tenants, now)
             } else {
-                table(&queue, &found, &settings.tenants, now)
+                table(&queue, &found, &tenants, now)
             });
         }
         Ok(ExitCode::SUCCESS)
@@ -48,12 +51,12 @@ fn shares(found: &BTreeMap<String, Waiting>, tenants: &Tenants) -> BTreeMap<Stri
     found.keys().map(|tenant| (tenant.clone(), 100.0 * tenants.weight_of(tenant) / total)).collect()
 }
 
-/// Why the jobs of a tenant wait.
-fn why(waiting: &Waiting, limit: Option<u32>) -> &'static str {
-    match limit {
-        _ if waiting.n_waiting == 0 => "nothing",
-        Some(limit) if waiting.n_running >= limit => "its limit",
-        _ => "a slot",
+/// What the first job of a tenant waits for.
+fn waits_for(waiting: &Waiting) -> String {
+    match &waiting.waits_for {
+        _ if waiting.n_waiting == 0 => "nothing".into(),
+        Some(wait) => wait.to_string(),
+        None => "jobs in front".into(),
     }
 }
 
@@ -64,7 +67,7 @@ fn json_lines(queue: &str, found: &BTreeMap<String, Waiting>, tenants: &Tenants,
         let oldest_ms = waiting.oldest.map(|oldest| now.since(oldest).as_millis() as u64);
         let share = (shares[tenant] * 10.0).round() / 10.0;
         let line = json!({"queue": queue, "tenant": tenant, "running": waiting.n_running, "queued": waiting.n_waiting,
-            "oldest_ms": oldest_ms, "share_percent": share, "limit": limit, "waits_for": why(waiting, limit)});
+            "oldest_ms": oldest_ms, "share_percent": share, "limit": limit, "waits_for": waits_for(waiting)});
         format!("{line}\n")
     };
     found.iter().map(line).collect()
@@ -90,7 +93,7 @@ fn table(queue: &str, found: &BTreeMap<String, Waiting>, tenants: &Tenants, now:
             waiting.oldest.map_or("-".into(), |oldest| duration(now.since(oldest).as_millis() as u64)),
             format!("{:.0}%", shares[tenant]),
             limit.map_or("-".into(), |limit| limit.to_string()),
-            why(waiting, limit).to_owned(),
+            waits_for(waiting),
         ]
     };
     let rows: Vec<[String; 7]> = std::iter::once(header).chain(sorted.into_iter().map(row)).collect();
@@ -101,6 +104,7 @@ fn table(queue: &str, found: &BTreeMap<String, Waiting>, tenants: &Tenants, now:
 mod tests {
     use super::*;
     use crate::settings::NamePattern;
+    use crate::sidekiq::line::Wait;
 
     #[test]
     fn a_tenant_has_its_share_its_limit_and_what_it_waits_for() {
@@ -112,15 +116,15 @@ mod tests {
         };
         let oldest = Some(Epoch::from_secs_f64(1_799_999_875.0));
         let found = BTreeMap::from([
-            ("acme".to_owned(), Waiting { n_waiting: 12, oldest, n_running: 4 }),
-            ("free-x".to_owned(), Waiting { n_waiting: 1, oldest: None, n_running: 1 }),
+            ("acme".to_owned(), Waiting { n_waiting: 12, oldest, n_running: 4, waits_for: Some(Wait::Turn(1)) }),
+            ("free-x".to_owned(), Waiting { n_waiting: 1, oldest: None, n_running: 1, waits_for: None }),
         ]);
         assert_eq!(
             table("default", &found, &tenants, now),
             "queue default: 13 waiting\n\
              TENANT  RUNNING  QUEUED  OLDEST  SHARE  LIMIT  WAITS FOR\n\
-             acme    4        12      2m 05s  75%    -      a slot\n\
-             free-x  1        1       -       25%    1      its limit\n"
+             acme    4        12      2m 05s  75%    -      1st in line\n\
+             free-x  1        1       -       25%    1      jobs in front\n"
         );
         let lines = json_lines("default", &found, &tenants, now);
         let first: serde_json::Value = serde_json::from_str(lines.lines().next().expect("a line")).expect("JSON");

@@ -31,6 +31,7 @@
 //! | `sidebake:ahead:<queue>` | list | copies of jobs that are far behind in a queue, of tenants that are not in front | scout | 30 s |
 //! | `sidebake:scout:<queue>` | string | lock: one process at a time looks for the jobs behind | scout | 5 s |
 //! | `sidebake:watch:<queue>:<digest of settings>` | string | lock: one process at a time looks for jobs that only have to end | watch | 1 s |
+//! | `sidebake:queued:<queue>` | string | lock: one process at a time shows what jobs wait for | queued | 5 s |
 //! | `sidebake:newest:<hash of account, repository and ref>` | string | the newest job that builds the same; `edition.lua` has the values | newest | 30 days |
 //! | `sidebake:twin:<hash of the inputs>` | hash | `result`: what jobs with the same inputs get, as JSON; `ended_us` | processor | 10 minutes |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
@@ -85,6 +86,9 @@ pub const RUNNING: &str = "sidebake:running";
 pub const LIMITS: &str = "sidebake:limits";
 /// The virtual time of each tenant.
 pub const SHARES: &str = "sidebake:shares";
+
+/// The field of the virtual time at which the job began that began last. No tenant's name begins with a space.
+pub const CLOCK: &str = " clock";
 /// The lock of the process that looks for dead owners.
 pub const SCAN: &str = "sidebake:scan";
 /// The builds with a record.
@@ -140,6 +144,11 @@ pub fn ahead(queue: impl Display) -> String {
 /// The process that looks for the jobs behind in a queue.
 pub fn scout(queue: impl Display) -> String {
     format!("sidebake:scout:{queue}")
+}
+
+/// The process that shows what the jobs of a queue wait for.
+pub fn queued(queue: impl Display) -> String {
+    format!("sidebake:queued:{queue}")
 }
 
 /// The process that looks for jobs in a queue that only have to end.

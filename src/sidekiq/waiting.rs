@@ -1,16 +1,21 @@
 //! The jobs that wait in a queue, by tenant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::keys;
+use super::line::{self, Wait};
 use super::payload::Payload;
-use super::{keys, tenant};
+use super::tenant::{self, Candidate};
 use crate::clock::Epoch;
 use crate::redis::{Redis, RedisError};
 use crate::settings::{Jobs, Tenants};
 
 /// Jobs in one request.
 const PAGE: isize = 100;
+
+/// Jobs at the head of a queue whose order is computed.
+const FIRST: usize = 1000;
 
 /// A tenant of one queue.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +26,38 @@ pub struct Waiting {
     pub oldest: Option<Epoch>,
     /// Jobs of the tenant that run in the whole fleet, from any queue.
     pub n_running: u32,
+    /// What its first job waits for, when it is among the first of the queue.
+    pub waits_for: Option<Wait>,
+}
+
+/// A job that waits in a queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    /// What it says of itself.
+    pub candidate: Arc<Candidate>,
+    /// What it waits for.
+    pub wait: Wait,
+}
+
+/// The first `n` jobs of a queue, the oldest first.
+pub async fn head(
+    redis: &Redis,
+    queue: &str,
+    jobs: &Jobs,
+    tenants: &Tenants,
+    n: usize,
+) -> Result<Vec<Job>, RedisError> {
+    let mut read: HashMap<Arc<[u8]>, Arc<Candidate>> = HashMap::new();
+    let texts = line::head(redis, queue, n).await?;
+    let of = |text: Arc<[u8]>| {
+        let candidate = read.entry(text).or_insert_with_key(|text| Arc::new(tenant::read(text, jobs, tenants)));
+        Arc::clone(candidate)
+    };
+    let candidates: Vec<Arc<Candidate>> = texts.into_iter().map(of).collect();
+    let standing = line::standing(redis, &candidates).await?;
+    let paused: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await?;
+    let waits = line::waits(&candidates, &standing, paused.iter().any(|paused| paused == queue));
+    Ok(candidates.into_iter().zip(waits).map(|(candidate, wait)| Job { candidate, wait }).collect())
 }
 
 /// The tenants with jobs in a queue, and those with running jobs.
@@ -54,6 +91,11 @@ pub async fn by_tenant(
     for (counter, n) in running {
         if let Some(tenant) = tenant::of_counter(&counter) {
             found.entry(tenant.to_owned()).or_default().n_running = n;
+        }
+    }
+    for job in head(redis, queue, jobs, tenants, FIRST).await? {
+        if let Some(waiting) = found.get_mut(&job.candidate.claim.tenant) {
+            waiting.waits_for.get_or_insert(job.wait);
         }
     }
     Ok(found)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use world::Script;
 
 use crate::harness::{CALLBACKS, Harness};
 
@@ -15,6 +16,12 @@ fn probe_of(account: &str, build_id: &str, sleep_s: f64) -> Value {
 
 async fn push(harness: &Harness, account: &str, build_id: &str, sleep_s: f64) {
     harness.redis.push("default", "Sidebake::Probe", probe_of(account, build_id, sleep_s)).await;
+}
+
+/// Sends Redis one command.
+async fn send(harness: &Harness, words: &[&str]) {
+    let mut connection = harness.redis.connection().await;
+    redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut connection).await.unwrap();
 }
 
 fn build_ids(callbacks: &[Value]) -> Vec<&str> {
@@ -104,7 +111,10 @@ async fn a_limit_holds_over_the_fleet_and_idle_slots_serve_others() {
     nothing_is_left(&harness).await;
 }
 
-/// The most jobs of each account that were in flight at once, while the callbacks arrive.
+/// Where [`sample_until_done`] counts the jobs of all accounts.
+const ALL: &str = "";
+
+/// The most jobs of each account that were in flight at once, and of all, while the callbacks arrive.
 async fn sample_until_done(harness: &Harness, n_callbacks: usize) -> BTreeMap<String, usize> {
     let mut most: BTreeMap<String, usize> = BTreeMap::new();
     let started = Instant::now();
@@ -118,6 +128,7 @@ async fn sample_until_done(harness: &Harness, n_callbacks: usize) -> BTreeMap<St
             return all";
         let mut connection = harness.redis.connection().await;
         let entries: Vec<String> = redis::Script::new(script).invoke_async(&mut connection).await.unwrap();
+        now.insert(ALL.to_owned(), entries.len());
         for entry in entries {
             let job: Value = serde_json::from_str(entry.split_once('\n').unwrap().1).unwrap();
             *now.entry(job["args"][0]["account"].as_str().unwrap().to_owned()).or_default() += 1;
@@ -247,8 +258,68 @@ async fn the_command_shows_who_runs_and_who_waits_for_what() {
             .map(|row| json!([row["tenant"], row["running"], row["queued"], row["waits_for"]]))
             .collect::<Vec<_>>()
     };
-    let expected = [json!(["acme", 1, 1, "a slot"]), json!(["free-x", 1, 2, "its limit"])];
+    let limit = "1 running of 1 allowed for free-x";
+    let expected = [json!(["acme", 1, 1, "1st in line"]), json!(["free-x", 1, 2, limit])];
     harness.until("both run", async || rows().await == expected).await;
+    send(&harness, &["SADD", "paused", "default"]).await;
+    assert_eq!(rows().await[1][3], "the queue is paused");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_build_is_listed_and_shows_what_it_waits_for() {
+    const MORE: &str = "tenants.limits = { \"*\" = 1 }";
+    let harness = Harness::start();
+    let (_, sha) = harness.voting_app();
+    (0..2).for_each(|_| harness.builder.script(Script::hang()));
+    let _worker = harness.worker_with(&harness.config(MORE), &["-c", "2"]);
+    let mut jids = Vec::new();
+    for (account, id) in [("a", "a-0"), ("b", "b-0"), ("a", "a-1"), ("c", "c-0")] {
+        let mut job = harness.native(&sha);
+        (job["account"], job["build_id"]) = (json!(account), json!(id));
+        jids.push(harness.redis.push("default", "BuildJob", json!([job])).await);
+    }
+    world::wait_for("two builds to run", || harness.builder.running() == 2).await;
+    let listed = |args: &[&str]| {
+        let output = harness.run(&[&["list", "--queued", "--json"], args].concat(), MORE);
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let line = |line| serde_json::from_str::<Value>(line).unwrap();
+        lines.lines().map(line).map(|line| json!([line["id"], line["place"], line["waits_for"]])).collect::<Vec<_>>()
+    };
+    let limit = "1 running of 1 allowed for a";
+    let expected = [json!(["a-1", null, limit]), json!(["c-0", 1, "1st in line"])];
+    harness.until("two wait", async || listed(&[]) == expected).await;
+    assert_eq!(listed(&["--account", "C"]), expected[1..]);
+    let output = harness.run(&["list", "--queued"], MORE);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("1st in line") && table.starts_with("BUILD  QUEUE"), "{table}");
+
+    let shown = async |n: usize| harness.redis.hgetall(&format!("it-{}", jids[n])).await.remove("c");
+    let expected = [limit, "1st in line"].map(|text| Some(json!(text).to_string()));
+    harness.until("Sidekiq can show both", async || [shown(2).await, shown(3).await] == expected).await;
+
+    // As Sidekiq::Client#cancel! does: the mark does not change the life of the hash.
+    let key = format!("it-{}", jids[2]);
+    send(&harness, &["HSETNX", &key, "cancelled", "1795491695"]).await;
+    send(&harness, &["EXPIRE", &key, "2592000", "NX"]).await;
+    let ttl = async || {
+        let mut connection = harness.redis.connection().await;
+        redis::cmd("TTL").arg(&key).query_async::<i64>(&mut connection).await.unwrap()
+    };
+    harness.until("the mark lives as long as Sidekiq's", async || ttl().await > 2_500_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_a_builder_counts_the_builds_of_all_accounts() {
+    let harness = Harness::start();
+    for n in 0..12 {
+        let account = ["a", "b"][n % 2];
+        push(&harness, account, &format!("{account}-{n}"), 0.1).await;
+    }
+    let config = harness.config("jobs.probe = true\ntenants.limits_per_builder = { default = 3 }");
+    let _workers = [harness.worker_with(&config, &["-c", "4"]), harness.worker_with(&config, &["-c", "4"])];
+    let most = sample_until_done(&harness, 12).await;
+    assert_eq!(most[ALL], 3, "{most:?}");
+    nothing_is_left(&harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

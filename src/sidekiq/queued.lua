@@ -1,0 +1,20 @@
+-- queued.lua: shows where waiting jobs stand.
+--
+-- KEYS  1 the list   2 the lock: `sidebake:queued:<queue>`   3… `it-<jid>` of each job
+-- ARGV  1 identity of this process   2 how many texts at the head of the list may hold the jobs   3 seconds for which a hash is kept
+--       4 the same for a cancelled job   then for each job: sha1 of its text, what is shown (JSON text)
+--
+-- Invariant: only a job that is still in the list is written about, or this would bring back what settling has removed.
+
+if redis.call('GET', KEYS[2]) ~= ARGV[1] then return end
+local waiting = {}
+for _, text in ipairs(redis.call('LRANGE', KEYS[1], '-' .. ARGV[2], '-1')) do waiting[redis.sha1hex(text)] = true end
+for i = 3, #KEYS do
+  local digest, shown = ARGV[5 + (i - 3) * 2], ARGV[6 + (i - 3) * 2]
+  -- A key of another type must not hide the other jobs.
+  local cancelled = waiting[digest] and redis.pcall('HEXISTS', KEYS[i], 'cancelled')
+  -- Sidekiq leaves the life of a hash as it is when it marks the job, so the mark would go with what is shown.
+  if cancelled == 1 then redis.pcall('EXPIRE', KEYS[i], ARGV[4]) end
+  local written = cancelled == 0 and redis.pcall('HSET', KEYS[i], 'ex', '0', 'c', shown, 'rt', '0')
+  if type(written) == 'number' then redis.pcall('EXPIRE', KEYS[i], ARGV[3]) end
+end
