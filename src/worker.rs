@@ -167,6 +167,7 @@ pub async fn run(settings: Settings, shutdown: Shutdown) -> Result<(), WorkerErr
         jobs: &settings.jobs,
         tenants: &settings.tenants,
         queues: settings.queues(),
+        running: &running,
         handle: &handle,
     };
     // Tasks that go on beside the last builds end with `ended`. Tasks that only bring new jobs end with `quiet`.

@@ -1,12 +1,12 @@
 //! What custody knows of contention: the heads of queues with more jobs than free slots, and how tenants stand.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::fair::{self, Standing};
+use super::fair::{self, Far, Standing};
 use super::inflight::{Token, UnitOfWork};
 use super::newest::Edition;
 use super::tenant::{self, Candidate};
@@ -17,6 +17,9 @@ use crate::settings::{Jobs, Limits, Tenants};
 
 /// How long a window may be used. A turn asks for the next one in the second half of this time, or when the choice from this one was poor.
 const FRESH: Duration = Duration::from_millis(50);
+
+/// How long a job far behind counts as new: it may be in front soon, at many jobs a second.
+const NEW: Duration = Duration::from_secs(1);
 
 /// How long a job runs without a claim when it began without contention. Most turns carry the claims of earlier ones along.
 const UNCLAIMED: Duration = Duration::from_millis(20);
@@ -55,7 +58,7 @@ pub(super) struct Contention {
     /// Whether the last choice may have been poor: it filled too few slots, or most tenants were unknown.
     is_doubtful: bool,
     /// The jobs of the last windows, which most of the next ones have too.
-    read: HashMap<Arc<[u8]>, Arc<Candidate>>,
+    read: HashMap<Arc<[u8]>, Read>,
     /// Running jobs that were chosen.
     chosen: HashMap<Token, Arc<Candidate>>,
     /// Jobs that began without a claim, since when.
@@ -76,6 +79,14 @@ struct Head {
     /// The next jobs, without those that this worker has taken since.
     window: fair::Window,
     read_at: Instant,
+}
+
+/// A waiting job.
+#[derive(Clone, Debug)]
+struct Read {
+    candidate: Arc<Candidate>,
+    /// When a window had it first.
+    since: Instant,
 }
 
 impl Contention {
@@ -128,10 +139,10 @@ impl Contention {
         self.heads.retain(|_, head| now.duration_since(head.read_at) < FRESH);
         let heads = self.heads.iter().filter(|_| n_slots > 0);
         let decided: Vec<Decision> = heads.map(|(queue, head)| self.decide(queue, head, n_slots, now)).collect();
-        // The numbers come with windows. An undecided list returns its window unasked; the next turn brings the numbers then.
-        let asks = decided.iter().any(|decision| decision.asks_window);
-        let claims = self.heads.values().filter(|_| asks).flat_map(|head| head.window.jobs());
-        let claims = claims.map(|candidate| &candidate.claim);
+        // Numbers come with windows, and an undecided list returns its window unasked. Most tenants were in the last windows as well, so
+        // the worker knows how they stand when it chooses.
+        let may_learn = n_slots > 0 && (decided.is_empty() || decided.iter().any(|decision| decision.asks_window));
+        let claims = self.read.values().filter(|_| may_learn).map(|read| &read.candidate.claim);
         let tenants: BTreeSet<&String> = claims.clone().map(|claim| &claim.tenant).collect();
         let counters: BTreeSet<&String> =
             claims.flat_map(|claim| &claim.counters).map(|counter| &counter.name).collect();
@@ -181,18 +192,28 @@ impl Contention {
             self.count(sharing, fetched);
         }
         if windows.is_empty() {
+            if n_slots > 0 && self.heads.is_empty() {
+                // Nothing contends any more.
+                (self.read, self.standing) = Default::default();
+            }
             return (is_short && !has_asked).then_some(Duration::ZERO);
         }
         let is_cut = windows.iter().any(|window| window.n_waiting > window.near.len());
         let before = self.kept_texts();
         for window in windows {
-            let mut read = |texts: Vec<_>| texts.into_iter().map(|text| self.candidate(text, &before)).collect();
-            let window_now = fair::Window { near: read(window.near), far: read(window.far) };
+            let near = window.near.into_iter().map(|text| self.read(text, &before).candidate).collect();
+            let far = window.far.into_iter().map(|text| self.read(text, &before));
+            let far = far.map(|read| Far { is_new: read.since.elapsed() < NEW, job: read.candidate }).collect();
+            let mut window_now = fair::Window { near, far };
+            remove_older(&mut window_now);
             // Reading them may take a while.
-            let head = Head { window: without_older(window_now), read_at: Instant::now() };
-            self.heads.insert(window.queue, head);
+            self.heads.insert(window.queue, Head { window: window_now, read_at: Instant::now() });
         }
-        self.learn(sharing, known.unwrap_or_default());
+        let are_new = self.learn(sharing, known.unwrap_or_default());
+        self.is_doubtful |= are_new;
+        if are_new && is_short {
+            return Some(Duration::ZERO);
+        }
         self.pause_after(sharing, fetched.len(), is_cut)
     }
 
@@ -214,30 +235,42 @@ impl Contention {
         }
     }
 
-    /// Takes what Redis says of the tenants that the turn named. Others count as new until the next turn names them.
-    fn learn(&mut self, sharing: &Sharing, known: Known) {
-        self.standing = Standing {
-            clock: known.clock,
-            times: sharing.tenants.iter().cloned().zip(known.times).collect(),
-            running: sharing.counters.iter().cloned().zip(known.counts).collect(),
-        };
+    /// Takes what Redis says of the tenants that the turn named. Others keep what was known of them; those that are new count as away.
+    /// Returns whether most of them are new. The next turn names them.
+    fn learn(&mut self, sharing: &Sharing, known: Known) -> bool {
+        let Standing { clock, times, running } = &mut self.standing;
+        *clock = known.clock;
+        times.extend(sharing.tenants.iter().cloned().zip(known.times));
+        running.extend(sharing.counters.iter().cloned().zip(known.counts));
+        let claims = self.read.values().map(|read| &read.candidate.claim);
+        let tenants: HashSet<&String> = claims.clone().map(|claim| &claim.tenant).collect();
+        let counters: HashSet<&String> =
+            claims.flat_map(|claim| &claim.counters).map(|counter| &counter.name).collect();
+        times.retain(|tenant, _| tenants.contains(tenant));
+        running.retain(|counter, _| counters.contains(counter));
         let waiting = || self.heads.values().flat_map(|head| head.window.jobs());
         let is_new = |candidate: &&Arc<Candidate>| !self.standing.times.contains_key(&candidate.claim.tenant);
-        self.is_doubtful |= 2 * waiting().filter(is_new).count() > waiting().count();
+        2 * waiting().filter(is_new).count() > waiting().count()
     }
 
     /// Takes the jobs of the last windows, without those of windows that are used up.
-    fn kept_texts(&mut self) -> HashMap<Arc<[u8]>, Arc<Candidate>> {
+    fn kept_texts(&mut self) -> HashMap<Arc<[u8]>, Read> {
         let before = std::mem::take(&mut self.read);
-        let kept = self.heads.values().flat_map(|head| head.window.jobs());
-        self.read.extend(kept.map(|candidate| (Arc::clone(&candidate.text), Arc::clone(candidate))));
+        for job in self.heads.values().flat_map(|head| head.window.jobs()) {
+            if let Some(read) = before.get(&job.text) {
+                self.read.insert(Arc::clone(&job.text), read.clone());
+            }
+        }
         before
     }
 
-    fn candidate(&mut self, text: Arc<[u8]>, before: &HashMap<Arc<[u8]>, Arc<Candidate>>) -> Arc<Candidate> {
+    fn read(&mut self, text: Arc<[u8]>, before: &HashMap<Arc<[u8]>, Read>) -> Read {
         let known = self.read.get(&text).or_else(|| before.get(&text)).cloned();
-        let candidate = known.unwrap_or_else(|| Arc::new(tenant::read(&text, &self.jobs, &self.tenants)));
-        self.read.entry(text).or_insert(candidate).clone()
+        let read = known.unwrap_or_else(|| Read {
+            candidate: Arc::new(tenant::read(&text, &self.jobs, &self.tenants)),
+            since: Instant::now(),
+        });
+        self.read.entry(text).or_insert(read).clone()
     }
 
     fn pause_after(&mut self, sharing: &Sharing, n_fetched: usize, is_cut: bool) -> Option<Duration> {
@@ -319,7 +352,7 @@ impl Contention {
 }
 
 /// When a list is contended.
-fn contended(jobs: &Jobs, tenants: &Tenants) -> Contended {
+pub(super) fn contended(jobs: &Jobs, tenants: &Tenants) -> Contended {
     match (tenants.has_limits() || watch::is_on(jobs, tenants), tenants.fair) {
         (true, _) => Contended::Always,
         (false, true) => Contended::WithoutRoom,
@@ -327,8 +360,8 @@ fn contended(jobs: &Jobs, tenants: &Tenants) -> Contended {
     }
 }
 
-/// A window without the jobs that a newer one of it ends.
-fn without_older(mut window: fair::Window) -> fair::Window {
+/// Removes the jobs that a newer one of the window ends.
+pub(super) fn remove_older(window: &mut fair::Window) {
     let mut newest: HashMap<String, Edition> = HashMap::new();
     for edition in window.jobs().filter_map(|candidate| candidate.edition.as_ref()) {
         if newest.get(&edition.key).is_none_or(|best| edition.order() > best.order()) {
@@ -337,7 +370,6 @@ fn without_older(mut window: fair::Window) -> fair::Window {
     }
     let is_older = |edition: &Edition| newest.get(&*edition.key).is_some_and(|best| best.ends(edition));
     window.retain(|candidate| !candidate.edition.as_ref().is_some_and(is_older));
-    window
 }
 
 #[cfg(test)]
@@ -414,6 +446,7 @@ mod tests {
         assert_eq!((tenants(&first), pause), (String::new(), Some(Duration::ZERO)), "the first turn brings the window");
         let (second, _) = world.turn(2, 2, |_| 0);
         assert_eq!((tenants(&second), asks(&second)), ("ababab".into(), vec![true]), "the tenants were unknown");
+        assert_eq!(second.tenants, ["a", "b"]);
         let (third, pause) = world.turn(1, 1, |_| 0);
         assert_eq!((&*tenants(&third), asks(&third), pause), ("ababa", vec![false], None));
         let (fourth, _) = world.turn(1, 1, |_| 0);
@@ -460,6 +493,22 @@ mod tests {
         let (sharing, _) = world.turn(1, 1, full);
         assert_eq!(tenants(&sharing), "bbbbb");
         assert_eq!(world.turn(1, 1, full).0.window, 256);
+    }
+
+    #[test]
+    fn how_tenants_stand_is_known_when_a_slot_is_free_after_a_while() {
+        let names: Vec<String> = (0..10).map(|n| format!("t{n}")).collect();
+        let waiting: Vec<&str> = names.iter().map(String::as_str).collect::<Vec<_>>().repeat(9);
+        let mut world = World::new(&[("t0", 1), ("t1", 1)], &waiting);
+        let running = |counter: &str| u32::from(["tenant t0", "tenant t1"].contains(&counter));
+        (0..3).for_each(|_| drop(world.turn(1, 1, running)));
+        world.contention.heads.clear();
+        world.waiting.push(text(999, "new"));
+        let (first, pause) = world.turn(1, 0, running);
+        assert_eq!((first.tenants.len(), pause), (10, Some(Duration::ZERO)));
+        let (second, _) = world.turn(1, 1, running);
+        assert!(!tenants(&second).contains("t0") && !tenants(&second).contains("t1"), "they are at their limits");
+        assert!(second.decided[0].candidates.len() > SPARE);
     }
 
     #[test]

@@ -383,7 +383,7 @@ impl Custody {
         memory.contention.begin(sharing, &fetched, now);
         memory.contention.begin(sharing, &adopted, now);
         self.note_long_queues(&reply.windows);
-        if sharing.asks_all_windows() {
+        if n_slots > 0 && sharing.asks_all_windows() {
             let sees_waiting = reply.windows.iter().any(|window| window.n_waiting > 0);
             self.handle.sees_waiting.store(sees_waiting, Ordering::Relaxed);
         }

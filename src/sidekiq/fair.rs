@@ -84,13 +84,22 @@ pub struct Window {
     /// The next ones, the oldest first.
     pub near: Vec<Arc<Candidate>>,
     /// Jobs far behind, of tenants that have none in front.
-    pub far: Vec<Arc<Candidate>>,
+    pub far: Vec<Far>,
+}
+
+/// A job far behind.
+#[derive(Clone, Debug)]
+pub struct Far {
+    /// The job.
+    pub job: Arc<Candidate>,
+    /// Whether it was found a moment ago. Taking it is dear, since Redis reads the list up to it, and it may soon be in front.
+    pub is_new: bool,
 }
 
 impl Window {
     /// All jobs, the oldest first.
     pub fn jobs(&self) -> impl Iterator<Item = &Arc<Candidate>> + Clone {
-        self.near.iter().chain(&self.far)
+        self.near.iter().chain(self.far.iter().map(|far| &far.job))
     }
 
     /// Whether there are none.
@@ -99,19 +108,19 @@ impl Window {
     }
 
     /// Keeps the jobs that `is_kept` names.
-    pub fn retain(&mut self, mut is_kept: impl FnMut(&Candidate) -> bool) {
-        self.near.retain(|candidate| is_kept(candidate));
-        self.far.retain(|candidate| is_kept(candidate));
+    pub fn retain(&mut self, mut is_kept: impl FnMut(&Arc<Candidate>) -> bool) {
+        self.near.retain(|job| is_kept(job));
+        self.far.retain(|far| is_kept(&far.job));
     }
 
     /// Removes a job once.
     pub fn remove(&mut self, job: &Arc<Candidate>) {
-        for jobs in [&mut self.near, &mut self.far] {
-            if let Some(nth) = jobs.iter().position(|other| Arc::ptr_eq(other, job)) {
-                jobs.remove(nth);
-                return;
-            }
-        }
+        let mut is_removed = false;
+        self.retain(|other| {
+            let is_kept = is_removed || !Arc::ptr_eq(other, job);
+            is_removed |= !is_kept;
+            is_kept
+        });
     }
 }
 
@@ -122,7 +131,7 @@ struct Waiting<'a> {
     /// Its tenant, counted by their first places.
     nth_tenant: usize,
     place: usize,
-    /// What it costs to take it: Redis reads the list up to it.
+    /// How far its tenant has to be behind the others, in seconds per weight.
     toll_s: f64,
 }
 
@@ -178,8 +187,8 @@ impl Eq for Rank {}
 
 /// The next `n` jobs of a window, in order. Jobs whose limits are reached are left out.
 ///
-/// Jobs of one tenant keep their order, but for their priorities. A job far behind comes when its tenant is a whole job behind the
-/// others: it is dear to take, and between tenants that are all served it makes no difference.
+/// Jobs of one tenant keep their order, but for their priorities. A new job far behind comes when its tenant is a whole job behind the
+/// others. Between tenants that are all served this makes no difference, and a moment later it counts like the others.
 pub fn next<'a>(window: &'a Window, standing: &Standing, charge_s: f64, n: usize) -> Vec<&'a Arc<Candidate>> {
     let mut outlook = Outlook::of(standing);
     let waiting = waiting(window, charge_s);
@@ -207,10 +216,11 @@ pub fn next<'a>(window: &'a Window, standing: &Standing, charge_s: f64, n: usize
 /// The jobs of a window by tenant; those of one tenant by priority, then by place.
 fn waiting(window: &Window, charge_s: f64) -> Vec<Waiting<'_>> {
     let mut tenants: HashMap<&str, usize> = HashMap::new();
-    let jobs = window.jobs().enumerate().map(|(place, job)| {
+    let far = window.far.iter().map(|far| (&far.job, if far.is_new { charge_s } else { 0.0 }));
+    let jobs = window.near.iter().map(|job| (job, 0.0)).chain(far).enumerate().map(|(place, (job, toll_s))| {
         let n_tenants = tenants.len();
         let nth_tenant = *tenants.entry(&job.claim.tenant).or_insert(n_tenants);
-        Waiting { job, nth_tenant, place, toll_s: if place < window.near.len() { 0.0 } else { charge_s } }
+        Waiting { job, nth_tenant, place, toll_s }
     });
     let mut waiting: Vec<_> = jobs.collect();
     waiting.sort_by_key(|waiting| (waiting.nth_tenant, Reverse(waiting.job.priority)));
@@ -353,6 +363,7 @@ mod tests {
             weights in prop::collection::vec(1..4_u8, 4),
             limits in prop::collection::vec(0..6_u32, 3),
             n_near in 0..30_usize,
+            is_new in prop::bool::ANY,
             n in 0..30_usize,
         ) {
             let names = ["a", "b", "c", "d"];
@@ -368,13 +379,14 @@ mod tests {
                 running: HashMap::new(),
             };
             let far = near.split_off(n_near.min(near.len()));
+            let far = far.into_iter().map(|job| Far { job, is_new }).collect();
             let window = Window { near, far };
             let (mut left, mut now, mut expected) = (window.jobs().enumerate().collect::<Vec<_>>(), standing.clone(), vec![]);
             while expected.len() < n {
                 let outlook = Outlook::of(&now);
                 let ready = left.iter().enumerate().filter(|(_, (_, job))| outlook.has_room(&job.claim));
                 let ranks = ready.map(|(nth, (place, job))| {
-                    let toll_s = if *place < window.near.len() { 0.0 } else { 5.0 };
+                    let toll_s = if is_new && *place >= window.near.len() { 5.0 } else { 0.0 };
                     (Waiting { job, nth_tenant: 0, place: *place, toll_s }.rank(&outlook), nth)
                 });
                 let Some((_, nth)) = ranks.min() else { break };

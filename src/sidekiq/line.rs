@@ -1,13 +1,16 @@
 //! Where waiting jobs stand: which begins next, and why others wait.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use super::contention::{contended, remove_older};
 use super::fair::{self, Standing, Window};
 use super::keys;
-use super::tenant::{Candidate, Counter};
+use super::tenant::{self, Candidate, Counter};
+use super::turn::Contended;
 use crate::redis::{Redis, RedisError};
+use crate::settings::{Jobs, Tenants};
 
 /// What each job is taken to cost, in seconds. The order of jobs that take equally long does not depend on it.
 const CHARGE_S: f64 = 1.0;
@@ -30,8 +33,32 @@ pub enum Wait {
         /// How many may.
         limit: u32,
     },
+    /// For nothing: a newer job of its branch ends it.
+    Newer,
     /// Until somebody resumes the queue.
     Paused,
+}
+
+/// How jobs of a queue begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// None does.
+    Paused,
+    /// In the order of the queue.
+    Order,
+    /// As tenants share the slots.
+    Shares,
+}
+
+impl Rule {
+    /// The rule under these settings.
+    pub fn of(is_paused: bool, jobs: &Jobs, tenants: &Tenants) -> Self {
+        match contended(jobs, tenants) {
+            _ if is_paused => Self::Paused,
+            Contended::Never => Self::Order,
+            Contended::WithoutRoom | Contended::Always => Self::Shares,
+        }
+    }
 }
 
 impl Wait {
@@ -45,14 +72,21 @@ impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Turn(n) => write!(f, "{n}{} in line", ordinal(*n)),
+            Self::Newer => f.write_str("a newer build of its branch replaces it"),
             Self::Paused => f.write_str("the queue is paused"),
-            Self::Room { counter, n_running, limit } => match counter.split_once(' ') {
-                Some(("newest", _)) => f.write_str("another build of its branch comes first"),
-                Some(("twin", _)) => f.write_str("a build with the same inputs comes first"),
-                Some(("tenant", name)) => write!(f, "{n_running} running of {limit} allowed for {name}"),
-                Some((what, name)) => write!(f, "{n_running} running of {limit} allowed for {what} {name}"),
-                None => write!(f, "{n_running} running of {limit} allowed for {counter}"),
-            },
+            Self::Room { counter, n_running, limit } => {
+                let whose = match counter.split_once(' ') {
+                    Some(("newest", _)) => return f.write_str("another build of its branch comes first"),
+                    Some(("twin", _)) => return f.write_str("a build with the same inputs comes first"),
+                    Some(("tenant", name)) => name,
+                    _ => counter,
+                };
+                if n_running < limit {
+                    write!(f, "builds in front of it use up the {limit} allowed for {whose}")
+                } else {
+                    write!(f, "{n_running} running of {limit} allowed for {whose}")
+                }
+            }
         }
     }
 }
@@ -68,11 +102,15 @@ fn ordinal(n: usize) -> &'static str {
 }
 
 /// What each of these jobs waits for, in their order. They are at the head of their queue, the oldest first.
-pub fn waits(jobs: &[Arc<Candidate>], standing: &Standing, is_paused: bool) -> Vec<Wait> {
-    if is_paused {
-        return vec![Wait::Paused; jobs.len()];
+pub fn waits(jobs: &[Arc<Candidate>], standing: &Standing, rule: Rule) -> Vec<Wait> {
+    match rule {
+        Rule::Paused => return vec![Wait::Paused; jobs.len()],
+        Rule::Order => return (1..=jobs.len()).map(Wait::Turn).collect(),
+        Rule::Shares => {}
     }
-    let window = Window { near: jobs.to_vec(), far: Vec::new() };
+    let mut window = Window { near: jobs.to_vec(), far: Vec::new() };
+    remove_older(&mut window);
+    let left: HashSet<*const Candidate> = window.near.iter().map(Arc::as_ptr).collect();
     let chosen = fair::next(&window, standing, CHARGE_S, jobs.len());
     // The same text twice is the same candidate twice.
     let mut places: HashMap<*const Candidate, Vec<usize>> = HashMap::new();
@@ -85,6 +123,7 @@ pub fn waits(jobs: &[Arc<Candidate>], standing: &Standing, is_paused: bool) -> V
     }
     let wait = |job: &Arc<Candidate>| match places.get_mut(&Arc::as_ptr(job)).and_then(Vec::pop) {
         Some(n) => Wait::Turn(n),
+        None if !left.contains(&Arc::as_ptr(job)) => Wait::Newer,
         None => full(&job.claim.counters, standing, &n_taken),
     };
     jobs.iter().map(wait).collect()
@@ -103,6 +142,13 @@ fn full(counters: &[Counter], standing: &Standing, n_taken: &HashMap<&str, u32>)
     let (counter, n_running, _, limit) =
         now.or_else(later).or(limited.first()).expect("only a limit keeps a job waiting");
     Wait::Room { counter: counter.name.clone(), n_running: *n_running, limit: *limit }
+}
+
+/// What texts say of their jobs. Equal texts are one job that was pushed twice, and one candidate.
+pub fn read(texts: &[Arc<[u8]>], jobs: &Jobs, tenants: &Tenants) -> Vec<Arc<Candidate>> {
+    let mut known: HashMap<&Arc<[u8]>, Arc<Candidate>> = HashMap::new();
+    let read = |text| Arc::new(tenant::read(text, jobs, tenants));
+    texts.iter().map(|text| Arc::clone(known.entry(text).or_insert_with(|| read(text)))).collect()
 }
 
 /// How the tenants of these jobs stand in Redis.
@@ -149,8 +195,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::settings::{Jobs, NamePattern, Tenants};
-    use crate::sidekiq::tenant;
+    use crate::settings::NamePattern;
 
     fn jobs(accounts: &[&str], tenants: &Tenants) -> Vec<Arc<Candidate>> {
         let jobs = Jobs { probe: true, ..Jobs::default() };
@@ -164,7 +209,7 @@ mod tests {
     }
 
     fn shown(jobs: &[Arc<Candidate>], standing: &Standing) -> Vec<String> {
-        waits(jobs, standing, false).iter().map(Wait::to_string).collect()
+        waits(jobs, standing, Rule::Shares).iter().map(Wait::to_string).collect()
     }
 
     #[test]
@@ -181,10 +226,11 @@ mod tests {
                 "1st in line",
                 "3rd in line",
                 "2nd in line",
-                "0 running of 1 allowed for repository b/r"
+                "builds in front of it use up the 1 allowed for repository b/r"
             ]
         );
-        assert_eq!(waits(&jobs, &standing, true)[1].to_string(), "the queue is paused");
+        assert_eq!(waits(&jobs, &standing, Rule::Paused)[1].to_string(), "the queue is paused");
+        assert_eq!(waits(&jobs, &standing, Rule::Order)[4].to_string(), "5th in line");
     }
 
     #[test]

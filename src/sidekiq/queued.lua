@@ -12,9 +12,13 @@ for _, text in ipairs(redis.call('LRANGE', KEYS[1], '-' .. ARGV[2], '-1')) do wa
 for i = 3, #KEYS do
   local digest, shown = ARGV[5 + (i - 3) * 2], ARGV[6 + (i - 3) * 2]
   -- A key of another type must not hide the other jobs.
-  local cancelled = waiting[digest] and redis.pcall('HEXISTS', KEYS[i], 'cancelled')
-  -- Sidekiq leaves the life of a hash as it is when it marks the job, so the mark would go with what is shown.
-  if cancelled == 1 then redis.pcall('EXPIRE', KEYS[i], ARGV[4]) end
-  local written = cancelled == 0 and redis.pcall('HSET', KEYS[i], 'ex', '0', 'c', shown, 'rt', '0')
-  if type(written) == 'number' then redis.pcall('EXPIRE', KEYS[i], ARGV[3]) end
+  local known = waiting[digest] and redis.pcall('HMGET', KEYS[i], 'cancelled', 'c')
+  if known and not known.err then
+    local is_cancelled, is_old, life_s = known[1] and true, known[2] ~= shown, tonumber(ARGV[3])
+    if is_old and not is_cancelled then redis.pcall('HSET', KEYS[i], 'ex', '0', 'c', shown, 'rt', '0') end
+    -- Sidekiq leaves the life of a hash as it is when it marks the job, so the mark would go with what is shown.
+    if is_cancelled then life_s = tonumber(ARGV[4]) end
+    local left_s = redis.pcall('TTL', KEYS[i])
+    if type(left_s) ~= 'number' or left_s < life_s / 2 then redis.pcall('EXPIRE', KEYS[i], string.format('%d', life_s)) end
+  end
 end

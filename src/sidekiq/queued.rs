@@ -3,8 +3,8 @@
 //! Sidekiq's Web UI shows the hash of running jobs and of retries; an application reads that of any job
 //! (`Sidekiq::JobRecord#iterable_state`). One process of the fleet looks at each queue while jobs wait there.
 
-use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::collections::HashSet;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::custody::Handle;
 use super::part::{Extent, Part};
 use super::payload::Payload;
-use super::tenant::{self, Candidate};
+use super::running::RunningJobs;
 use super::{Identity, iteration, keys, line};
 use crate::bounds;
 use crate::redis::{Complaint, Redis, RedisError, Script};
@@ -21,8 +21,9 @@ use crate::settings::{Jobs, Tenants};
 
 static QUEUED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("queued.lua")));
 
-/// The pause between two looks.
+/// The pause between two looks. An idle worker looks once in so many.
 const PERIOD: Duration = Duration::from_secs(2);
+const IDLE: u32 = 10;
 
 /// Life of the lock of a queue.
 const LOCKED: Duration = Duration::from_secs(5);
@@ -47,17 +48,22 @@ pub struct Queued<'a> {
     pub tenants: &'a Tenants,
     /// The queues of this process.
     pub queues: Vec<String>,
+    /// What it runs.
+    pub running: &'a RunningJobs,
     /// Custody.
     pub handle: &'a Handle,
 }
 
 impl Queued<'_> {
-    /// Looks at the queues until `quiet`.
+    /// Looks at the queues until `quiet`: often while jobs run or wait, else now and then for the jobs of paused queues.
     pub async fn run(&self, quiet: &CancellationToken) {
         let mut complaint = Complaint::new("queued_not_shown", "waiting jobs do not show what they wait for");
         let (mut limits, mut tenants) = (self.handle.limits().subscribe(), self.tenants.clone());
+        let mut n_idle = 0;
         while quiet.run_until_cancelled(sleep(PERIOD)).await.is_some() {
-            if self.handle.sees_waiting() {
+            let is_busy = self.running.n_jobs() > 0 || self.handle.sees_waiting();
+            n_idle = if is_busy { 0 } else { n_idle + 1 };
+            if n_idle % IDLE == 0 {
                 tenants.others.clone_from(&limits.borrow_and_update());
                 complaint.hear(self.look(&tenants).await);
             }
@@ -78,29 +84,26 @@ impl Queued<'_> {
         let lock = keys::queued(queue);
         let extent = Extent { n_before: 0, n: MOST, longest: bounds::WINDOW, locked: LOCKED };
         let Some(part) = Part::read(self.redis, self.identity, queue, &lock, extent).await? else { return Ok(()) };
-        let read = |text: &Arc<[u8]>| Arc::new(tenant::read(text, self.jobs, tenants));
-        // Equal texts are one job that was pushed twice.
-        let mut known: HashMap<&Arc<[u8]>, Arc<Candidate>> = HashMap::new();
-        let jobs: Vec<_> =
-            part.texts.iter().map(|text| Arc::clone(known.entry(text).or_insert_with(|| read(text)))).collect();
+        if part.texts.is_empty() {
+            return Ok(());
+        }
+        let jobs = line::read(&part.texts, self.jobs, tenants);
         let standing = line::standing(self.redis, &jobs).await?;
+        let waits = line::waits(&jobs, &standing, line::Rule::of(is_paused, self.jobs, tenants));
         let mut script = QUEUED.key(keys::queue(queue));
         script.key(lock).arg(self.identity.to_string()).arg(part.n_read);
         script.arg(SHOWN.as_secs()).arg(iteration::TTL.as_secs());
-        let mut n_shown = 0;
-        for (text, wait) in part.texts.iter().zip(line::waits(&jobs, &standing, is_paused)) {
+        let mut seen = HashSet::new();
+        for (text, wait) in part.texts.iter().zip(waits) {
             let payload = Payload::parse_shared(text).ok();
             // A class that is not this worker's may be one of Ruby's own iterable jobs, which keep their cursor in the same hash.
             let ours = payload.filter(|payload| self.jobs.runs(&payload.class) && !payload.jid.is_empty());
-            if let Some(payload) = ours {
+            if let Some(payload) = ours.filter(|payload| seen.insert(payload.jid.clone())) {
                 let shown = serde_json::to_string(&wait.to_string()).expect("a text is plain data");
-                script
-                    .key(keys::iteration(&payload.jid))
-                    .arg(sha1_smol::Sha1::from(text).digest().to_string())
-                    .arg(shown);
-                n_shown += 1;
+                let digest = sha1_smol::Sha1::from(text).digest().to_string();
+                script.key(keys::iteration(&payload.jid)).arg(digest).arg(shown);
             }
         }
-        if n_shown > 0 { self.redis.script(&script).await } else { Ok(()) }
+        if seen.is_empty() { Ok(()) } else { self.redis.script(&script).await }
     }
 }

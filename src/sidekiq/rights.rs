@@ -47,6 +47,7 @@ pub const COMMANDS: &[&str] = &[
     "SMEMBERS k",
     "SREM k v",
     "TIME",
+    "TTL k",
     "TYPE k",
     "UNLINK k",
     "ZADD k 0 v",

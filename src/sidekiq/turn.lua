@@ -485,21 +485,34 @@ end
 -- How often each text of a decided list is noted for removal.
 local n_noted = {}
 
--- How many texts of one list a fetch looks for in vain: each search may read the whole list.
+-- How many texts of one list a fetch looks for in vain.
 local most_missed = 3
 
--- Removes the scout's copy of a job that is not in its list, or will not be.
-local has_copies = {}
-local function forget_copy(list, text)
-  local copies = 'sidebake:ahead:' .. queue_name(list)
-  if has_copies[list] == nil then has_copies[list] = redis.pcall('EXISTS', copies) == 1 end
-  if has_copies[list] then redis.pcall('LREM', copies, '0', text) end
+-- The scout's copies of jobs of a list that are far behind, if there are any.
+local copies = {}
+local function copies_of(list)
+  local key = 'sidebake:ahead:' .. queue_name(list)
+  if copies[list] == nil then copies[list] = redis.pcall('EXISTS', key) == 1 and key end
+  return copies[list]
 end
 
--- Whether a list has a text that is not noted yet.
+local function has_copy(list, text)
+  local key = copies_of(list)
+  return key and type(redis.pcall('LPOS', key, text)) == 'number'
+end
+
+-- Removes the copy of a job that is not in its list, or will not be.
+local function forget_copy(list, text)
+  local key = copies_of(list)
+  if key then redis.pcall('LREM', key, '0', text) end
+end
+
+-- Whether a list has a text that is not noted yet. One without a copy was near the end of the list, and only jobs that return to the
+-- list can have moved it. So Redis does not search the whole list for one that is gone.
 local function is_there(list, text)
-  local n = n_noted[list .. text] or 0
-  local place = redis.pcall('LPOS', list, text, 'RANK', digits(-1 - n))
+  local rank = digits(-1 - (n_noted[list .. text] or 0))
+  local place = redis.pcall('LPOS', list, text, 'RANK', rank, 'MAXLEN', digits(2 * sharing.n_texts + 1000))
+  if not place and has_copy(list, text) then place = redis.pcall('LPOS', list, text, 'RANK', rank) end
   if refusal_of(place) then passed_over = list .. ': ' .. place.err end
   if not place then forget_copy(list, text) end
   return type(place) == 'number'

@@ -1,10 +1,10 @@
 //! The jobs that wait in a queue, by tenant.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::keys;
-use super::line::{self, Wait};
+use super::line::{self, Rule, Wait};
 use super::payload::Payload;
 use super::tenant::{self, Candidate};
 use crate::clock::Epoch;
@@ -47,16 +47,11 @@ pub async fn head(
     tenants: &Tenants,
     n: usize,
 ) -> Result<Vec<Job>, RedisError> {
-    let mut read: HashMap<Arc<[u8]>, Arc<Candidate>> = HashMap::new();
-    let texts = line::head(redis, queue, n).await?;
-    let of = |text: Arc<[u8]>| {
-        let candidate = read.entry(text).or_insert_with_key(|text| Arc::new(tenant::read(text, jobs, tenants)));
-        Arc::clone(candidate)
-    };
-    let candidates: Vec<Arc<Candidate>> = texts.into_iter().map(of).collect();
+    let candidates = line::read(&line::head(redis, queue, n).await?, jobs, tenants);
     let standing = line::standing(redis, &candidates).await?;
     let paused: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await?;
-    let waits = line::waits(&candidates, &standing, paused.iter().any(|paused| paused == queue));
+    let rule = Rule::of(paused.iter().any(|paused| paused == queue), jobs, tenants);
+    let waits = line::waits(&candidates, &standing, rule);
     Ok(candidates.into_iter().zip(waits).map(|(candidate, wait)| Job { candidate, wait }).collect())
 }
 
@@ -87,10 +82,11 @@ pub async fn by_tenant(
             break;
         }
     }
-    let running: BTreeMap<String, u32> = redis.query(redis::cmd("HGETALL").arg(keys::RUNNING)).await?;
+    let running: BTreeMap<String, i64> = redis.query(redis::cmd("HGETALL").arg(keys::RUNNING)).await?;
     for (counter, n) in running {
         if let Some(tenant) = tenant::of_counter(&counter) {
-            found.entry(tenant.to_owned()).or_default().n_running = n;
+            // Redis counts below zero only where it lost data.
+            found.entry(tenant.to_owned()).or_default().n_running = n.max(0) as u32;
         }
     }
     for job in head(redis, queue, jobs, tenants, FIRST).await? {

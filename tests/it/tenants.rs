@@ -286,9 +286,9 @@ async fn a_waiting_build_is_listed_and_shows_what_it_waits_for() {
         lines.lines().map(line).map(|line| json!([line["id"], line["place"], line["waits_for"]])).collect::<Vec<_>>()
     };
     let limit = "1 running of 1 allowed for a";
-    let expected = [json!(["a-1", null, limit]), json!(["c-0", 1, "1st in line"])];
+    let expected = [json!(["c-0", 1, "1st in line"]), json!(["a-1", null, limit])];
     harness.until("two wait", async || listed(&[]) == expected).await;
-    assert_eq!(listed(&["--account", "C"]), expected[1..]);
+    assert_eq!(listed(&["--account", "C"]), expected[..1]);
     let output = harness.run(&["list", "--queued"], MORE);
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.contains("1st in line") && table.starts_with("BUILD  QUEUE"), "{table}");

@@ -1,10 +1,10 @@
-//! `sidebake list --queued`: the builds that wait in queues, in the order of each queue.
+//! `sidebake list --queued`: the builds that wait in queues, the next ones first.
 
 use anyhow::Context;
 use serde_json::json;
 
 use crate::cli::cancel::id_in;
-use crate::cli::recorded::{columns, duration};
+use crate::cli::recorded::{columns, complain, duration};
 use crate::clock::Epoch;
 use crate::redis::Redis;
 use crate::settings::{PROBE, Settings};
@@ -29,17 +29,21 @@ pub(super) struct Line {
     wait: Wait,
 }
 
-/// The first `n` builds, of one account or of all.
+/// The next `n` builds, of one account or of all: by their places in line, then those that wait for something else. Of long queues only
+/// the first jobs are read.
 pub(super) async fn lines(settings: &Settings, account: Option<&str>, n: usize) -> anyhow::Result<Vec<Line>> {
     let redis = Redis::new(&settings.redis)?;
     let account = account.map(str::to_lowercase);
     let mut tenants = settings.tenants.clone();
     tenants.others = limits::of_fleet(&redis).await.context("failed to read the limits in Redis")?;
-    let mut lines = Vec::new();
+    let (mut lines, n_read) = (Vec::new(), LOOKED_AT.max(n));
     for queue in settings.queues() {
-        let jobs = waiting::head(&redis, &queue, &settings.jobs, &tenants, LOOKED_AT.max(n))
+        let jobs = waiting::head(&redis, &queue, &settings.jobs, &tenants, n_read)
             .await
             .with_context(|| format!("failed to read queue {queue} in Redis"))?;
+        if jobs.len() == n_read {
+            complain(&format!("only the first {n_read} jobs of queue {} were read", text::one_line(&queue)));
+        }
         lines.extend(jobs.into_iter().filter_map(|job| {
             let payload = Payload::parse_shared(&job.candidate.text).ok()?;
             let is_build = payload.class != PROBE && settings.jobs.runs(&payload.class);
@@ -54,6 +58,7 @@ pub(super) async fn lines(settings: &Settings, account: Option<&str>, n: usize) 
             })
         }));
     }
+    lines.sort_by_key(|line: &Line| line.wait.place().unwrap_or(usize::MAX));
     lines.truncate(n);
     Ok(lines)
 }
