@@ -18,8 +18,10 @@ use crate::settings::{Jobs, Limits, Tenants};
 /// How long a window may be used. A turn asks for the next one in the second half of this time, or when the choice from this one was poor.
 const FRESH: Duration = Duration::from_millis(50);
 
-/// How long a job far behind counts as new: it may be in front soon, at many jobs a second.
+/// How long a job far behind counts as new where so many tenants have jobs in front: at many jobs a second, it is in front soon. With few
+/// tenants it would lose its share in this time.
 const NEW: Duration = Duration::from_secs(1);
+const CROWD: usize = 32;
 
 /// How long a job runs without a claim when it began without contention. Most turns carry the claims of earlier ones along.
 const UNCLAIMED: Duration = Duration::from_millis(20);
@@ -201,9 +203,14 @@ impl Contention {
         let is_cut = windows.iter().any(|window| window.n_waiting > window.near.len());
         let before = self.kept_texts();
         for window in windows {
-            let near = window.near.into_iter().map(|text| self.read(text, &before).candidate).collect();
-            let far = window.far.into_iter().map(|text| self.read(text, &before));
-            let far = far.map(|read| Far { is_new: read.since.elapsed() < NEW, job: read.candidate }).collect();
+            // A copy may be of a job that is in front by now.
+            let near_texts: HashSet<Arc<[u8]>> = window.near.iter().cloned().collect();
+            let far = window.far.into_iter().filter(|text| !near_texts.contains(text));
+            let far: Vec<Read> = far.map(|text| self.read(text, &before)).collect();
+            let near: Vec<_> = window.near.into_iter().map(|text| self.read(text, &before).candidate).collect();
+            let is_crowded = near.iter().map(|job| &job.claim.tenant).collect::<HashSet<_>>().len() >= CROWD;
+            let is_new = |read: &Read| is_crowded && read.since.elapsed() < NEW;
+            let far = far.into_iter().map(|read| Far { is_new: is_new(&read), job: read.candidate }).collect();
             let mut window_now = fair::Window { near, far };
             remove_older(&mut window_now);
             // Reading them may take a while.

@@ -92,7 +92,7 @@ pub struct Window {
 pub struct Far {
     /// The job.
     pub job: Arc<Candidate>,
-    /// Whether it was found a moment ago. Taking it is dear, since Redis reads the list up to it, and it may soon be in front.
+    /// Whether it had better wait until it is in front: taking it from far behind is dear, since Redis reads the list up to it.
     pub is_new: bool,
 }
 

@@ -13,7 +13,8 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::part::{BESIDE, Extent, NEWEST, PART, Part};
-use super::{Identity, keys, tenant};
+use super::tenant::{self, Candidate};
+use super::{Identity, keys};
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
 
@@ -22,9 +23,13 @@ static AHEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ahea
 /// The pause between two parts. With [`PART`], ten thousand jobs are read in a second at most.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Tenants whose jobs are copied, and jobs of each.
+/// Tenants whose jobs are copied, jobs of all of them, and of each at most.
 const TENANTS: usize = 64;
-const JOBS: usize = 2;
+const COPIES: usize = 128;
+const JOBS: usize = 64;
+
+/// A tenant with fewer jobs in front may have none there before the next look.
+const IN_FRONT: usize = 8;
 
 /// Bytes of the jobs that one pass over the queue remembers.
 const REMEMBERED_BYTES: usize = 4 << 20;
@@ -54,8 +59,8 @@ pub struct Scout<'a> {
 struct Pass {
     /// How many jobs at the head have been read.
     n_read: usize,
-    /// The oldest jobs of each tenant behind the head.
-    found: BTreeMap<String, Vec<Arc<[u8]>>>,
+    /// The oldest jobs of each tenant behind the head, by when they were enqueued, in microseconds.
+    found: BTreeMap<String, Vec<(u64, Arc<[u8]>)>>,
     /// The copies that the workers see.
     shown: Vec<Arc<[u8]>>,
 }
@@ -102,17 +107,25 @@ impl Scout<'_> {
         let n_head = self.tenants.window;
         // The head changes all the time.
         let Some(head) = self.read(queue, 0, n_head).await? else { return Ok(Found::Taken) };
-        let in_front: BTreeSet<String> = head.texts.iter().map(|text| self.tenant_of(text)).collect();
+        let mut n_in_front: BTreeMap<String, usize> = BTreeMap::new();
+        for text in &head.texts {
+            *n_in_front.entry(self.tenant_of(text)).or_default() += 1;
+        }
+        let is_behind = |tenant: &str| n_in_front.get(tenant).is_none_or(|n| *n < IN_FRONT);
         if head.n_waiting <= n_head {
             *pass = Pass::default();
             self.show(queue, &[]).await?;
             return Ok(Found::Short);
         }
         let is_new_pass = pass.n_read < n_head || pass.n_read >= head.n_waiting;
-        if is_new_pass {
-            *pass = Pass { n_read: n_head, shown: std::mem::take(&mut pass.shown), ..Pass::default() };
-        }
         self.forget_taken(queue, pass).await?;
+        if is_new_pass {
+            pass.n_read = n_head;
+            // What was found stays until the workers have taken it: the next pass takes a while to come to it.
+            let shown: BTreeSet<&Arc<[u8]>> = pass.shown.iter().collect();
+            pass.found.values_mut().for_each(|jobs| jobs.retain(|(_, text)| shown.contains(text)));
+            pass.found.retain(|tenant, jobs| !jobs.is_empty() && is_behind(tenant));
+        }
         let n_before_newest = head.n_waiting.saturating_sub(NEWEST).max(n_head);
         if let Some(part) = self.read(queue, pass.n_read, PART).await? {
             // A part that ends at the end of the queue ends the pass.
@@ -122,9 +135,11 @@ impl Scout<'_> {
         if let Some(newest) = self.read(queue, n_before_newest, NEWEST).await? {
             self.note(pass, newest.texts);
         }
-        let behind: Vec<&String> = pass.found.keys().filter(|tenant| !in_front.contains(*tenant)).collect();
+        let behind: Vec<&String> = pass.found.keys().filter(|tenant| is_behind(tenant)).collect();
         let first = self.furthest_behind(behind).await?;
-        pass.shown = first.iter().filter_map(|tenant| pass.found.get(tenant)).flatten().cloned().collect();
+        let n_each = COPIES / first.len().max(1);
+        let jobs = first.iter().filter_map(|tenant| pass.found.get(tenant));
+        pass.shown = jobs.flat_map(|jobs| jobs.iter().take(n_each)).map(|(_, text)| Arc::clone(text)).collect();
         self.show(queue, &pass.shown).await?;
         Ok(Found::Long)
     }
@@ -141,21 +156,25 @@ impl Scout<'_> {
         let left: BTreeSet<Vec<u8>> =
             self.redis.query(redis::cmd("LRANGE").arg(keys::ahead(queue)).arg(0).arg(-1)).await?;
         let is_taken = |text: &Arc<[u8]>| pass.shown.contains(text) && !left.contains(&**text);
-        pass.found.values_mut().for_each(|jobs| jobs.retain(|text| !is_taken(text)));
+        pass.found.values_mut().for_each(|jobs| jobs.retain(|(_, text)| !is_taken(text)));
         pass.found.retain(|_, jobs| !jobs.is_empty());
         Ok(())
     }
 
     fn note(&self, pass: &mut Pass, texts: Vec<Arc<[u8]>>) {
-        let mut n_bytes: usize = pass.found.values().flatten().map(|text| text.len()).sum();
+        let mut n_bytes: usize = pass.found.values().flatten().map(|(_, text)| text.len()).sum();
         for text in texts {
             if n_bytes + text.len() > REMEMBERED_BYTES {
                 continue;
             }
-            let jobs = pass.found.entry(self.tenant_of(&text)).or_default();
-            if jobs.len() < JOBS && !jobs.contains(&text) {
+            let Candidate { claim, queued_us, .. } = tenant::read(&text, self.jobs, self.tenants);
+            let jobs = pass.found.entry(claim.tenant).or_default();
+            // The newest jobs of the queue were read before those in the middle.
+            let place = jobs.partition_point(|(at, _)| *at <= queued_us.unwrap_or(0));
+            if place < JOBS && !jobs.iter().any(|(_, other)| *other == text) {
                 n_bytes += text.len();
-                jobs.push(text);
+                jobs.insert(place, (queued_us.unwrap_or(0), text));
+                jobs.truncate(JOBS);
             }
         }
     }

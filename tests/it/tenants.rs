@@ -79,16 +79,17 @@ async fn without_fairness_the_order_of_the_queue_counts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shares_follow_the_weights_over_two_workers() {
     let harness = Harness::start();
-    for n in 0..120 {
+    // More than a window: most jobs of `a` are behind those of the others.
+    for n in 0..320 {
         for account in ["a", "b", "c"] {
             push(&harness, account, &format!("{account}-{n}"), 0.05).await;
         }
     }
     let config = harness.config("jobs.probe = true\ntenants.weights = { a = 3 }");
     let _workers = [harness.worker_with(&config, &["-c", "3"]), harness.worker_with(&config, &["-c", "2"])];
-    let callbacks = harness.callbacks(200).await;
-    let counts = by_account(&callbacks[..180]);
-    for (account, share) in [("a", 108.0), ("b", 36.0), ("c", 36.0)] {
+    let callbacks = harness.callbacks(500).await;
+    let counts = by_account(&callbacks[..500]);
+    for (account, share) in [("a", 300.0), ("b", 100.0), ("c", 100.0)] {
         let relative = counts[account] as f64 / share;
         // A busy machine stretches some builds, and time in slots is what counts. `fair.rs` has the exact shares.
         assert!((0.8..=1.2).contains(&relative), "{counts:?}");
@@ -220,7 +221,9 @@ async fn a_tenant_far_behind_a_flood_is_found() {
         flood.arg(job("a", &format!("a-{n}"), 0.1));
     }
     flood.arg(job("b", "b-0", 0.0)).exec_async(&mut connection).await.unwrap();
-    let _worker = harness.worker_with(&harness.config("jobs.probe = true\ntenants.window = 16"), &["-c", "2"]);
+    // A tenant of a larger weight moves the clock in small steps.
+    let config = harness.config("jobs.probe = true\ntenants.window = 16\ntenants.weights = { a = 4 }");
+    let _worker = harness.worker_with(&config, &["-c", "2"]);
     let is_done = async || build_ids(&harness.callbacks(1).await).contains(&"b-0");
     harness.until("the job behind the flood is done", is_done).await;
     assert!(harness.redis.queue("default").await.len() > 4_000);
