@@ -389,6 +389,8 @@ mod tests {
         contention: Contention,
         waiting: Vec<Arc<[u8]>>,
         n_begun: u64,
+        /// Stands still, however long a turn of the test takes.
+        now: Instant,
     }
 
     impl World {
@@ -397,12 +399,12 @@ mod tests {
             let jobs = Jobs { probe: true, ..Jobs::default() };
             let contention = Contention::new(jobs, Tenants { limits, ..Tenants::default() });
             let waiting = waiting.iter().enumerate().map(|(n, tenant)| text(n, tenant)).collect();
-            Self { contention, waiting, n_begun: 0 }
+            Self { contention, waiting, n_begun: 0, now: Instant::now() }
         }
 
         /// A turn for so many slots, which takes the first `n_taken` candidates.
         fn turn(&mut self, n_slots: usize, n_taken: usize, known: impl Fn(&str) -> u32) -> (Sharing, Option<Duration>) {
-            let sharing = self.contention.sharing(n_slots, Instant::now());
+            let sharing = self.contention.sharing(n_slots, self.now);
             let candidates = sharing.decided.iter().flat_map(|decision| &decision.candidates);
             let taken: Vec<Arc<[u8]>> = candidates.take(n_taken).map(|candidate| Arc::clone(&candidate.text)).collect();
             self.waiting.retain(|text| !taken.contains(text));
@@ -424,8 +426,12 @@ mod tests {
                 times: vec![0.0; sharing.tenants.len()],
                 counts: sharing.counters.iter().map(|counter| known(counter)).collect(),
             });
-            self.contention.begin(&sharing, &units, Instant::now());
+            self.contention.begin(&sharing, &units, self.now);
+            let has_window = window.is_some();
             let pause = self.contention.take_in(&sharing, window.into_iter().collect(), known, &units, n_slots);
+            for head in self.contention.heads.values_mut().filter(|_| has_window) {
+                head.read_at = self.now;
+            }
             (sharing, pause)
         }
     }
@@ -471,7 +477,7 @@ mod tests {
         assert_eq!((asks(&short), pause), (vec![false], Some(Duration::ZERO)), "another turn looks again at once");
         assert_eq!(asks(&world.turn(1, 1, |_| 0).0), [true]);
         assert_eq!(asks(&world.turn(1, 1, |_| 0).0), [false]);
-        let old = Instant::now() + FRESH / 2;
+        let old = world.now + FRESH / 2;
         assert!(world.contention.sharing(1, old).decided[0].asks_window);
         assert_eq!(world.contention.sharing(1, old + FRESH).decided, [], "and not used when it is older");
         world.turn(1, 0, |_| 0);

@@ -59,14 +59,22 @@ pub struct Scout<'a> {
 struct Pass {
     /// How many jobs at the head have been read.
     n_read: usize,
-    /// The oldest jobs of each tenant behind the head, by when they were enqueued, in microseconds.
-    found: BTreeMap<String, Vec<(u64, Arc<[u8]>)>>,
+    /// The oldest jobs of each tenant behind the head, the oldest first.
+    found: BTreeMap<String, Vec<Found>>,
     /// The copies that the workers see.
     shown: Vec<Arc<[u8]>>,
 }
 
+/// A job behind the head.
+#[derive(Debug)]
+struct Found {
+    /// When it was enqueued, in microseconds.
+    queued_us: u64,
+    text: Arc<[u8]>,
+}
+
 /// What a look at a queue came to.
-enum Found {
+enum Look {
     /// The queue has no more jobs than the head.
     Short,
     /// It has.
@@ -88,9 +96,9 @@ impl Scout<'_> {
             for queue in &queues {
                 let pass = passes.entry(queue.clone()).or_default();
                 match complaint.hear(self.look(queue, pass).await) {
-                    Some(Found::Short) => drop(long.send_if_modified(|long| long.remove(queue))),
-                    Some(Found::Long) => pause = PAUSE,
-                    Some(Found::Taken) | None => {}
+                    Some(Look::Short) => drop(long.send_if_modified(|long| long.remove(queue))),
+                    Some(Look::Long) => pause = PAUSE,
+                    Some(Look::Taken) | None => {}
                 }
             }
             // Nothing is lost when a branch is dropped: the receiver keeps its value.
@@ -103,10 +111,10 @@ impl Scout<'_> {
     }
 
     /// Reads the next part of a queue, and its end, and shows what it found.
-    async fn look(&self, queue: &str, pass: &mut Pass) -> Result<Found, RedisError> {
+    async fn look(&self, queue: &str, pass: &mut Pass) -> Result<Look, RedisError> {
         let n_head = self.tenants.window;
         // The head changes all the time.
-        let Some(head) = self.read(queue, 0, n_head).await? else { return Ok(Found::Taken) };
+        let Some(head) = self.read(queue, 0, n_head).await? else { return Ok(Look::Taken) };
         let mut n_in_front: BTreeMap<String, usize> = BTreeMap::new();
         for text in &head.texts {
             *n_in_front.entry(self.tenant_of(text)).or_default() += 1;
@@ -115,7 +123,7 @@ impl Scout<'_> {
         if head.n_waiting <= n_head {
             *pass = Pass::default();
             self.show(queue, &[]).await?;
-            return Ok(Found::Short);
+            return Ok(Look::Short);
         }
         let is_new_pass = pass.n_read < n_head || pass.n_read >= head.n_waiting;
         self.forget_taken(queue, pass).await?;
@@ -123,7 +131,7 @@ impl Scout<'_> {
             pass.n_read = n_head;
             // What was found stays until the workers have taken it: the next pass takes a while to come to it.
             let shown: BTreeSet<&Arc<[u8]>> = pass.shown.iter().collect();
-            pass.found.values_mut().for_each(|jobs| jobs.retain(|(_, text)| shown.contains(text)));
+            pass.found.values_mut().for_each(|jobs| jobs.retain(|job| shown.contains(&job.text)));
             pass.found.retain(|tenant, jobs| !jobs.is_empty() && is_behind(tenant));
         }
         let n_before_newest = head.n_waiting.saturating_sub(NEWEST).max(n_head);
@@ -139,9 +147,9 @@ impl Scout<'_> {
         let first = self.furthest_behind(behind).await?;
         let n_each = COPIES / first.len().max(1);
         let jobs = first.iter().filter_map(|tenant| pass.found.get(tenant));
-        pass.shown = jobs.flat_map(|jobs| jobs.iter().take(n_each)).map(|(_, text)| Arc::clone(text)).collect();
+        pass.shown = jobs.flat_map(|jobs| jobs.iter().take(n_each)).map(|job| Arc::clone(&job.text)).collect();
         self.show(queue, &pass.shown).await?;
-        Ok(Found::Long)
+        Ok(Look::Long)
     }
 
     fn tenant_of(&self, text: &Arc<[u8]>) -> String {
@@ -156,24 +164,24 @@ impl Scout<'_> {
         let left: BTreeSet<Vec<u8>> =
             self.redis.query(redis::cmd("LRANGE").arg(keys::ahead(queue)).arg(0).arg(-1)).await?;
         let is_taken = |text: &Arc<[u8]>| pass.shown.contains(text) && !left.contains(&**text);
-        pass.found.values_mut().for_each(|jobs| jobs.retain(|(_, text)| !is_taken(text)));
+        pass.found.values_mut().for_each(|jobs| jobs.retain(|job| !is_taken(&job.text)));
         pass.found.retain(|_, jobs| !jobs.is_empty());
         Ok(())
     }
 
     fn note(&self, pass: &mut Pass, texts: Vec<Arc<[u8]>>) {
-        let mut n_bytes: usize = pass.found.values().flatten().map(|(_, text)| text.len()).sum();
+        let mut n_bytes: usize = pass.found.values().flatten().map(|job| job.text.len()).sum();
         for text in texts {
             if n_bytes + text.len() > REMEMBERED_BYTES {
                 continue;
             }
             let Candidate { claim, queued_us, .. } = tenant::read(&text, self.jobs, self.tenants);
-            let jobs = pass.found.entry(claim.tenant).or_default();
+            let (jobs, queued_us) = (pass.found.entry(claim.tenant).or_default(), queued_us.unwrap_or(0));
             // The newest jobs of the queue were read before those in the middle.
-            let place = jobs.partition_point(|(at, _)| *at <= queued_us.unwrap_or(0));
-            if place < JOBS && !jobs.iter().any(|(_, other)| *other == text) {
+            let place = jobs.partition_point(|job| job.queued_us <= queued_us);
+            if place < JOBS && !jobs.iter().any(|job| job.text == text) {
                 n_bytes += text.len();
-                jobs.insert(place, (queued_us.unwrap_or(0), text));
+                jobs.insert(place, Found { queued_us, text });
                 jobs.truncate(JOBS);
             }
         }
