@@ -203,7 +203,10 @@ fn without_reason(message: String) -> String {
         is_word.then_some(at + operation.len())
     });
     let path = operation.max().map_or(rest, |at| &rest[at..]);
-    format!("{path} cannot be read: it is not a file of the repository")
+    let why = format!("{path} cannot be read: it is not a file of the repository");
+    // A build seldom needs such a file: most projects keep it out of the repository, for the containers that run later.
+    let is_env_file = rest.starts_with("env file ");
+    if is_env_file { format!("{why}; commit it, or write \"required: false\" for it in env_file") } else { why }
 }
 
 /// The kernel's errors for a file that cannot be read or does not exist.
@@ -454,10 +457,13 @@ mod tests {
             "open /any/x: permission denied",
             "open /any/x: no such file or directory",
             "open /any/x: not a directory",
-            "env file /any/x not found: stat /any/x: no such file or directory",
             "failed to stat /any/x: stat /any/x: permission denied",
         ] {
             assert_eq!(without_reason(message.into()), expected, "{message}");
+        }
+        for why in ["no such file or directory", "permission denied"] {
+            let message = without_reason(format!("env file /any/x not found: stat /any/x: {why}"));
+            assert_eq!(message, format!("{expected}; commit it, or write \"required: false\" for it in env_file"));
         }
         let other = "docker-bake.hcl:1,40-2,1: Invalid expression";
         assert_eq!(without_reason(other.into()), other);

@@ -36,11 +36,14 @@ fn result(report: &Report, has_colors: bool) -> String {
         }
         _ => result.push_str(&format!("\n{}", paint(Color::Green, "succeeded"))),
     }
-    result
+    result.trim_start_matches('\n').to_owned()
 }
 
-/// The columns line up. Without a push there are no digests.
+/// The columns line up. Without a push there are no digests; without targets there is no table.
 fn table(report: &Report) -> String {
+    if report.targets.is_empty() {
+        return String::new();
+    }
     let has_digests = report.targets.iter().any(|target| target.digest.is_some());
     let n_columns = if has_digests { 5 } else { 4 };
     let header = ["target", "result", "time", "cached", "digest"].map(str::to_owned);
@@ -133,6 +136,12 @@ mod tests {
                         vote    succeeded    1.2s  1/3\n\
                         worker  not reached  0.0s  0/0\n\n\x1b[32msucceeded\x1b[0m";
         assert_eq!(result(&report(&vote), true), expected);
+    }
+
+    #[test]
+    fn a_build_without_targets_is_one_sentence() {
+        let (reason, message) = (Some(Reason::DefinitionInvalid), Some("set TOKEN".to_owned()));
+        assert_eq!(result(&Report { reason, message, ..Report::default() }, false), "definition_invalid: set TOKEN");
     }
 
     #[test]
