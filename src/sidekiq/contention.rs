@@ -39,6 +39,9 @@ const MOST_WIDENING: usize = 8;
 /// How many candidates a turn names beyond its slots. Other workers take some of them meanwhile.
 const SPARE: usize = 4;
 
+/// How many slots one choice fills. The script compares its candidates with each other.
+const MOST_CHOSEN: usize = 128;
+
 /// The least that a job is charged, in seconds. As in `claims.lua`.
 const LEAST_CHARGE_S: f64 = 1.0;
 
@@ -59,8 +62,8 @@ pub(super) struct Contention {
     heads: BTreeMap<String, Head>,
     /// Whether the last choice may have been poor: it filled too few slots, or most tenants were unknown.
     is_doubtful: bool,
-    /// The jobs of the last windows, which most of the next ones have too.
-    read: HashMap<Arc<[u8]>, Read>,
+    /// The jobs of the last window of each queue, most of which the next one has too.
+    read: BTreeMap<String, HashMap<Arc<[u8]>, Read>>,
     /// Running jobs that were chosen.
     chosen: HashMap<Token, Arc<Candidate>>,
     /// Jobs that began without a claim, since when.
@@ -100,7 +103,7 @@ impl Contention {
             standing: Standing::default(),
             heads: BTreeMap::new(),
             is_doubtful: false,
-            read: HashMap::new(),
+            read: BTreeMap::new(),
             chosen: HashMap::new(),
             unclaimed: BTreeMap::new(),
             short_s: None,
@@ -144,7 +147,8 @@ impl Contention {
         // Numbers come with windows, and an undecided list returns its window unasked. Most tenants were in the last windows as well, so
         // the worker knows how they stand when it chooses.
         let may_learn = n_slots > 0 && (decided.is_empty() || decided.iter().any(|decision| decision.asks_window));
-        let claims = self.read.values().filter(|_| may_learn).map(|read| &read.candidate.claim);
+        let claims =
+            self.read.values().filter(|_| may_learn).flat_map(HashMap::values).map(|read| &read.candidate.claim);
         let tenants: BTreeSet<&String> = claims.clone().map(|claim| &claim.tenant).collect();
         let counters: BTreeSet<&String> =
             claims.flat_map(|claim| &claim.counters).map(|counter| &counter.name).collect();
@@ -161,7 +165,7 @@ impl Contention {
     }
 
     fn decide(&self, queue: &str, head: &Head, n_slots: usize, now: Instant) -> Decision {
-        let n_wanted = n_slots + SPARE;
+        let n_wanted = n_slots.min(MOST_CHOSEN) + SPARE;
         let next = fair::next(&head.window, &self.standing, self.charge_s(), n_wanted);
         let is_old = now.duration_since(head.read_at) >= FRESH / 2;
         // The choice must not come to jobs far behind because those in front are used up.
@@ -201,13 +205,26 @@ impl Contention {
             return (is_short && !has_asked).then_some(Duration::ZERO);
         }
         let is_cut = windows.iter().any(|window| window.n_waiting > window.near.len());
-        let before = self.kept_texts();
         for window in windows {
+            let before = self.read.remove(&window.queue).unwrap_or_default();
+            let mut read = |text: Arc<[u8]>| -> Read {
+                let new = || Read {
+                    candidate: Arc::new(tenant::read(&text, &self.jobs, &self.tenants)),
+                    since: Instant::now(),
+                };
+                let known = before.get(&text).cloned();
+                self.read
+                    .entry(window.queue.clone())
+                    .or_default()
+                    .entry(text.clone())
+                    .or_insert_with(|| known.unwrap_or_else(new))
+                    .clone()
+            };
             // A copy may be of a job that is in front by now.
             let near_texts: HashSet<Arc<[u8]>> = window.near.iter().cloned().collect();
             let far = window.far.into_iter().filter(|text| !near_texts.contains(text));
-            let far: Vec<Read> = far.map(|text| self.read(text, &before)).collect();
-            let near: Vec<_> = window.near.into_iter().map(|text| self.read(text, &before).candidate).collect();
+            let far: Vec<Read> = far.map(&mut read).collect();
+            let near: Vec<_> = window.near.into_iter().map(|text| read(text).candidate).collect();
             let is_crowded = near.iter().map(|job| &job.claim.tenant).collect::<HashSet<_>>().len() >= CROWD;
             let is_new = |read: &Read| is_crowded && read.since.elapsed() < NEW;
             let far = far.into_iter().map(|read| Far { is_new: is_new(&read), job: read.candidate }).collect();
@@ -249,7 +266,7 @@ impl Contention {
         *clock = known.clock;
         times.extend(sharing.tenants.iter().cloned().zip(known.times));
         running.extend(sharing.counters.iter().cloned().zip(known.counts));
-        let claims = self.read.values().map(|read| &read.candidate.claim);
+        let claims = self.read.values().flat_map(HashMap::values).map(|read| &read.candidate.claim);
         let tenants: HashSet<&String> = claims.clone().map(|claim| &claim.tenant).collect();
         let counters: HashSet<&String> =
             claims.flat_map(|claim| &claim.counters).map(|counter| &counter.name).collect();
@@ -258,26 +275,6 @@ impl Contention {
         let waiting = || self.heads.values().flat_map(|head| head.window.jobs());
         let is_new = |candidate: &&Arc<Candidate>| !self.standing.times.contains_key(&candidate.claim.tenant);
         2 * waiting().filter(is_new).count() > waiting().count()
-    }
-
-    /// Takes the jobs of the last windows, without those of windows that are used up.
-    fn kept_texts(&mut self) -> HashMap<Arc<[u8]>, Read> {
-        let before = std::mem::take(&mut self.read);
-        for job in self.heads.values().flat_map(|head| head.window.jobs()) {
-            if let Some(read) = before.get(&job.text) {
-                self.read.insert(Arc::clone(&job.text), read.clone());
-            }
-        }
-        before
-    }
-
-    fn read(&mut self, text: Arc<[u8]>, before: &HashMap<Arc<[u8]>, Read>) -> Read {
-        let known = self.read.get(&text).or_else(|| before.get(&text)).cloned();
-        let read = known.unwrap_or_else(|| Read {
-            candidate: Arc::new(tenant::read(&text, &self.jobs, &self.tenants)),
-            since: Instant::now(),
-        });
-        self.read.entry(text).or_insert(read).clone()
     }
 
     fn pause_after(&mut self, sharing: &Sharing, n_fetched: usize, is_cut: bool) -> Option<Duration> {

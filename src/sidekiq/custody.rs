@@ -13,6 +13,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::Identity;
 use super::contention::Contention;
 use super::fence::begin;
 use super::inflight::{Token, UnitOfWork};
@@ -20,7 +21,6 @@ use super::memory::Memory;
 use super::running::{Running, RunningJobs};
 use super::settlement::{RunEnd, Settlement};
 use super::turn::{FetchRequest, Fetched, Reply, Sharing, Turn, Window};
-use super::{Identity, order};
 use crate::bounds;
 use crate::clock::Epoch;
 use crate::redis::Redis;
@@ -278,19 +278,12 @@ impl Custody {
         }
     }
 
-    /// What the turn asks for the free slots, which are in the order of their capsules.
-    fn fetch_requests(&self, slots: &[Token]) -> Vec<FetchRequest> {
-        let capsules = self.capsules.iter().enumerate();
-        let n_free = |index| slots.iter().filter(|token| token.capsule == index).count();
-        capsules.flat_map(|(index, capsule)| order::fetch_requests(capsule, n_free(index))).collect()
-    }
-
     /// Returns the reply, and whether Redis may have applied the turn before.
-    async fn send_until_answered(&self, memory: &Memory, sharing: &Sharing) -> (Reply, bool) {
+    async fn send_until_answered(&self, memory: &mut Memory, sharing: &Sharing) -> (Reply, bool) {
+        let requests = memory.orders.fetch_requests(&self.capsules, &mut memory.slots);
         let slots: Vec<Token> = memory.unknown.iter().chain(&memory.slots).cloned().collect();
         let unknown = FetchRequest { n_slots: memory.unknown.len(), queues: Vec::new() };
-        let fetch_requests: Vec<FetchRequest> =
-            [unknown].into_iter().chain(self.fetch_requests(&memory.slots)).collect();
+        let fetch_requests: Vec<FetchRequest> = [unknown].into_iter().chain(requests).collect();
         let settlements = memory.ledger.due();
         let (started, mut logged, mut n_sent) = (Instant::now(), None, 0);
         loop {

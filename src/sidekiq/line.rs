@@ -172,10 +172,10 @@ pub async fn standing(redis: &Redis, jobs: &[Arc<Candidate>]) -> Result<Standing
     Ok(Standing { clock, times: times.collect(), running: running.collect() })
 }
 
-/// The texts at the head of a queue, the oldest first: so many, or fewer when they are long.
-pub async fn head(redis: &Redis, queue: &str, n: usize) -> Result<Vec<Arc<[u8]>>, RedisError> {
-    let (mut texts, mut n_bytes): (Vec<Arc<[u8]>>, usize) = (Vec::new(), 0);
-    while texts.len() < n && n_bytes < MOST_BYTES {
+/// The texts at the head of a queue, the oldest first: so many, or fewer when they are long. And whether there are more.
+pub async fn head(redis: &Redis, queue: &str, n: usize) -> Result<(Vec<Arc<[u8]>>, bool), RedisError> {
+    let (mut texts, mut n_bytes, mut has_more): (Vec<Arc<[u8]>>, usize, bool) = (Vec::new(), 0, true);
+    while texts.len() <= n && n_bytes < MOST_BYTES {
         let last = -(texts.len() as isize) - 1;
         let page: Vec<Vec<u8>> =
             redis.query(redis::cmd("LRANGE").arg(keys::queue(queue)).arg(last - PAGE + 1).arg(last)).await?;
@@ -183,11 +183,13 @@ pub async fn head(redis: &Redis, queue: &str, n: usize) -> Result<Vec<Arc<[u8]>>
         n_bytes += page.iter().map(Vec::len).sum::<usize>();
         texts.extend(page.into_iter().rev().map(Arc::from));
         if is_over {
+            has_more = false;
             break;
         }
     }
+    has_more |= texts.len() > n;
     texts.truncate(n);
-    Ok(texts)
+    Ok((texts, has_more))
 }
 
 #[cfg(test)]

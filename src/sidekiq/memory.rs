@@ -9,6 +9,7 @@ use super::apart::Apart;
 use super::contention::Contention;
 use super::inflight::{Token, UnitOfWork};
 use super::ledger::Ledger;
+use super::order::Orders;
 use super::settlement::{Settled, Settlement};
 use crate::redis::{Complaint, Complaints};
 
@@ -35,6 +36,8 @@ pub(super) struct Memory {
     pub n_idlers: u32,
     /// Tokens of free slots. A token stays until a job fills its slot.
     pub slots: Vec<Token>,
+    /// The order in which each of them asks the queues.
+    pub orders: Orders,
     /// When to take the next turn although nothing happens.
     pub wake_at: Option<Instant>,
     /// How tenants share the slots.
@@ -68,6 +71,7 @@ impl Memory {
             conditions: Conditions::default(),
             n_idlers: 0,
             slots: Vec::new(),
+            orders: Orders::default(),
             wake_at: None,
             contention,
         }

@@ -31,8 +31,9 @@ const JOBS: usize = 64;
 /// A tenant with fewer jobs in front may have none there before the next look.
 const IN_FRONT: usize = 8;
 
-/// Bytes of the jobs that one pass over the queue remembers.
+/// Bytes of the jobs that a scout remembers of a queue, and about how many of one tenant.
 const REMEMBERED_BYTES: usize = 4 << 20;
+const TENANT_BYTES: usize = 32 << 10;
 
 /// The longest text that is looked at, in bytes. Longer ones wait until they are in front.
 const LONGEST: usize = 32 << 10;
@@ -57,6 +58,8 @@ pub struct Scout<'a> {
 /// What a pass over one queue has found.
 #[derive(Debug, Default)]
 struct Pass {
+    /// Counts passes over the queue.
+    nth: u64,
     /// How many jobs at the head have been read.
     n_read: usize,
     /// The oldest jobs of each tenant behind the head, the oldest first.
@@ -71,6 +74,10 @@ struct Found {
     /// When it was enqueued, in microseconds.
     queued_us: u64,
     text: Arc<[u8]>,
+    /// The pass that saw it last.
+    nth_pass: u64,
+    /// Whether only the end of the queue has been read where it is: jobs in front of it may be older ones of its tenant.
+    is_at_end: bool,
 }
 
 /// What a look at a queue came to.
@@ -122,33 +129,33 @@ impl Scout<'_> {
         let is_behind = |tenant: &str| n_in_front.get(tenant).is_none_or(|n| *n < IN_FRONT);
         if head.n_waiting <= n_head {
             *pass = Pass::default();
-            self.show(queue, &[]).await?;
+            self.show(queue, &[], &[]).await?;
             return Ok(Look::Short);
         }
         let is_new_pass = pass.n_read < n_head || pass.n_read >= head.n_waiting;
         self.forget_taken(queue, pass).await?;
         if is_new_pass {
-            pass.n_read = n_head;
-            // What was found stays until the workers have taken it: the next pass takes a while to come to it.
-            let shown: BTreeSet<&Arc<[u8]>> = pass.shown.iter().collect();
-            pass.found.values_mut().for_each(|jobs| jobs.retain(|job| shown.contains(&job.text)));
-            pass.found.retain(|tenant, jobs| !jobs.is_empty() && is_behind(tenant));
+            // What the last pass has not seen is gone.
+            pass.found.values_mut().for_each(|jobs| jobs.retain(|job| job.nth_pass == pass.nth));
+            (pass.nth, pass.n_read) = (pass.nth + 1, n_head);
         }
+        pass.found.retain(|tenant, jobs| !jobs.is_empty() && is_behind(tenant));
         let n_before_newest = head.n_waiting.saturating_sub(NEWEST).max(n_head);
         if let Some(part) = self.read(queue, pass.n_read, PART).await? {
             // A part that ends at the end of the queue ends the pass.
             pass.n_read = if part.n_read == 0 { head.n_waiting } else { pass.n_read + part.n_read };
-            self.note(pass, part.texts);
+            self.note(pass, part.texts, false, is_behind);
         }
         if let Some(newest) = self.read(queue, n_before_newest, NEWEST).await? {
-            self.note(pass, newest.texts);
+            self.note(pass, newest.texts, true, is_behind);
         }
         let behind: Vec<&String> = pass.found.keys().filter(|tenant| is_behind(tenant)).collect();
         let first = self.furthest_behind(behind).await?;
         let n_each = COPIES / first.len().max(1);
         let jobs = first.iter().filter_map(|tenant| pass.found.get(tenant));
-        pass.shown = jobs.flat_map(|jobs| jobs.iter().take(n_each)).map(|job| Arc::clone(&job.text)).collect();
-        self.show(queue, &pass.shown).await?;
+        let shown: Vec<_> = jobs.flat_map(|jobs| first_jobs(jobs, n_each)).map(|job| Arc::clone(&job.text)).collect();
+        self.show(queue, &pass.shown, &shown).await?;
+        pass.shown = shown;
         Ok(Look::Long)
     }
 
@@ -169,20 +176,30 @@ impl Scout<'_> {
         Ok(())
     }
 
-    fn note(&self, pass: &mut Pass, texts: Vec<Arc<[u8]>>) {
+    /// Notes the jobs of tenants that are behind, as long as there is room.
+    fn note(&self, pass: &mut Pass, texts: Vec<Arc<[u8]>>, is_at_end: bool, is_behind: impl Fn(&str) -> bool) {
         let mut n_bytes: usize = pass.found.values().flatten().map(|job| job.text.len()).sum();
         for text in texts {
-            if n_bytes + text.len() > REMEMBERED_BYTES {
+            let Candidate { claim, queued_us, .. } = tenant::read(&text, self.jobs, self.tenants);
+            if !is_behind(&claim.tenant) {
                 continue;
             }
-            let Candidate { claim, queued_us, .. } = tenant::read(&text, self.jobs, self.tenants);
+            if let Some(job) =
+                pass.found.get_mut(&claim.tenant).and_then(|jobs| jobs.iter_mut().find(|job| job.text == text))
+            {
+                (job.nth_pass, job.is_at_end) = (pass.nth, job.is_at_end && is_at_end);
+                continue;
+            }
             let (jobs, queued_us) = (pass.found.entry(claim.tenant).or_default(), queued_us.unwrap_or(0));
-            // The newest jobs of the queue were read before those in the middle.
+            // The end of the queue was read before the middle.
             let place = jobs.partition_point(|job| job.queued_us <= queued_us);
-            if place < JOBS && !jobs.iter().any(|job| job.text == text) {
+            if place < JOBS && n_bytes + text.len() <= REMEMBERED_BYTES {
                 n_bytes += text.len();
-                jobs.insert(place, Found { queued_us, text });
-                jobs.truncate(JOBS);
+                jobs.insert(place, Found { queued_us, text, nth_pass: pass.nth, is_at_end });
+                let size = |jobs: &[Found]| jobs.iter().map(|job| job.text.len()).sum::<usize>();
+                while jobs.len() > JOBS || jobs.len() > 1 && size(jobs) > TENANT_BYTES {
+                    n_bytes -= jobs.pop().map_or(0, |job| job.text.len());
+                }
             }
         }
     }
@@ -205,12 +222,21 @@ impl Scout<'_> {
     }
 
     /// Replaces the copies of a queue.
-    async fn show(&self, queue: &str, texts: &[Arc<[u8]>]) -> Result<(), RedisError> {
+    async fn show(&self, queue: &str, before: &[Arc<[u8]>], texts: &[Arc<[u8]>]) -> Result<(), RedisError> {
+        let before: BTreeSet<&Arc<[u8]>> = before.iter().collect();
         let mut script = AHEAD.key(keys::ahead(queue));
         script.arg(COPIED.as_millis() as u64);
         texts.iter().for_each(|text| {
-            script.arg(&**text);
+            script.arg(u8::from(before.contains(text))).arg(&**text);
         });
         self.redis.script(&script).await
     }
+}
+
+/// The oldest `n` jobs of a tenant. Two while older ones may be in front of them, unread.
+fn first_jobs(jobs: &[Found], n: usize) -> impl Iterator<Item = &Found> {
+    let is_known = |job: &&Found| !job.is_at_end;
+    let n_known = jobs.iter().filter(is_known).count();
+    let n = if n_known > 0 { n } else { n.min(2) };
+    jobs.iter().filter(move |job| n_known == 0 || !job.is_at_end).take(n)
 }

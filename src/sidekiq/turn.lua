@@ -485,8 +485,8 @@ end
 -- How often each text of a decided list is noted for removal.
 local n_noted = {}
 
--- How many texts of one list a fetch looks for in vain.
-local most_missed = 3
+-- How many texts of one list a fetch looks for in vain: near its end, and in all of it.
+local most_missed, most_searched = 3, 6
 
 -- The scout's copies of jobs of a list that are far behind, if there are any.
 local copies = {}
@@ -507,15 +507,27 @@ local function forget_copy(list, text)
   if key then redis.pcall('LREM', key, '0', text) end
 end
 
--- Whether a list has a text that is not noted yet. One without a copy was near the end of the list, and only jobs that return to the
--- list can have moved it. So Redis does not search the whole list for one that is gone.
+-- Whether a list has a text that is not noted yet, and whether it is one with a copy. One without a copy was near the end of the list, and
+-- only jobs that return to the list can have moved it. So Redis does not search the whole list for one that is gone.
 local function is_there(list, text)
   local rank = digits(-1 - (n_noted[list .. text] or 0))
-  local place = redis.pcall('LPOS', list, text, 'RANK', rank, 'MAXLEN', digits(2 * sharing.n_texts + 1000))
-  if not place and has_copy(list, text) then place = redis.pcall('LPOS', list, text, 'RANK', rank) end
+  local place, is_copied = redis.pcall('LPOS', list, text, 'RANK', rank, 'MAXLEN', digits(2 * sharing.n_texts + 1000)), false
+  if not place and has_copy(list, text) then
+    place, is_copied = redis.pcall('LPOS', list, text, 'RANK', rank), true
+  end
   if refusal_of(place) then passed_over = list .. ': ' .. place.err end
   if not place then forget_copy(list, text) end
-  return type(place) == 'number'
+  return type(place) == 'number', is_copied
+end
+
+-- Leaves out the other copied jobs of a tenant. Somebody has removed its jobs when two of them are gone.
+local n_gone = {}
+local function leave_out(list, candidates, tenant)
+  n_gone[tenant] = (n_gone[tenant] or 0) + 1
+  if n_gone[tenant] < 2 then return end
+  for i = #candidates, 1, -1 do
+    if candidates[i].claim.tenant == tenant and has_copy(list, candidates[i].text) then table.remove(candidates, i) end
+  end
 end
 
 -- Whether a list has more jobs than this worker may take without a choice.
@@ -626,11 +638,15 @@ local function fetch(tokens, fetch_requests)
     local function take_candidates(list)
       -- The texts are anywhere in the list.
       n_passed[list] = n_passed[list] or 0
-      local n_missed = 0
-      while not is_cut and n_filled < #free and n_missed < most_missed do
-        local candidate = next_candidate(sharing.decided[list].candidates)
+      local candidates, n_missed, n_searched = sharing.decided[list].candidates, 0, 0
+      while not is_cut and n_filled < #free and n_missed < most_missed and n_searched < most_searched do
+        local candidate = next_candidate(candidates)
         if not candidate then return end
-        if not is_there(list, candidate.text) then
+        local is_in_list, is_copied = is_there(list, candidate.text)
+        if not is_in_list and is_copied then
+          n_searched = n_searched + 1
+          leave_out(list, candidates, candidate.claim.tenant)
+        elseif not is_in_list then
           n_missed = n_missed + 1
         else
           local _, place = offer(list, candidate.text, true)

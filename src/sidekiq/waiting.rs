@@ -39,20 +39,21 @@ pub struct Job {
     pub wait: Wait,
 }
 
-/// The first `n` jobs of a queue, the oldest first.
+/// The first `n` jobs of a queue, the oldest first, or fewer when they are long. And whether there are more.
 pub async fn head(
     redis: &Redis,
     queue: &str,
     jobs: &Jobs,
     tenants: &Tenants,
     n: usize,
-) -> Result<Vec<Job>, RedisError> {
-    let candidates = line::read(&line::head(redis, queue, n).await?, jobs, tenants);
+) -> Result<(Vec<Job>, bool), RedisError> {
+    let (texts, has_more) = line::head(redis, queue, n).await?;
+    let candidates = line::read(&texts, jobs, tenants);
     let standing = line::standing(redis, &candidates).await?;
     let paused: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await?;
     let rule = Rule::of(paused.iter().any(|paused| paused == queue), jobs, tenants);
     let waits = line::waits(&candidates, &standing, rule);
-    Ok(candidates.into_iter().zip(waits).map(|(candidate, wait)| Job { candidate, wait }).collect())
+    Ok((candidates.into_iter().zip(waits).map(|(candidate, wait)| Job { candidate, wait }).collect(), has_more))
 }
 
 /// The tenants with jobs in a queue, and those with running jobs.
@@ -89,7 +90,7 @@ pub async fn by_tenant(
             found.entry(tenant.to_owned()).or_default().n_running = n.max(0) as u32;
         }
     }
-    for job in head(redis, queue, jobs, tenants, FIRST).await? {
+    for job in head(redis, queue, jobs, tenants, FIRST).await?.0 {
         if let Some(waiting) = found.get_mut(&job.candidate.claim.tenant) {
             waiting.waits_for.get_or_insert(job.wait);
         }

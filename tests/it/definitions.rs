@@ -185,7 +185,8 @@ fn judge(row: &Row) -> Result<(), String> {
         (Ok((fields, both)), _) => Err(format!("differs in {fields:?}: {both}")),
         (Err(message), Some((reason, expected))) => {
             let reason = reason.trim_end_matches(':');
-            let is_expected = message.contains(&format!("\n{reason}: ")) && message.contains(expected);
+            let mut lines = message.lines();
+            let is_expected = lines.any(|line| line.starts_with(&format!("{reason}: ")) && line.contains(expected));
             if is_expected { Ok(()) } else { Err(message.clone()) }
         }
         (Err(message), None) => Err(message.clone()),

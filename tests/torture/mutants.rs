@@ -100,7 +100,11 @@ impl Without {
                 "if has_room(candidate.claim) then return candidate end",
                 "if true then return candidate end",
             )],
-            Self::Presence => vec![(TURN, "if not is_there(list, candidate.text) then", "if false then")],
+            Self::Presence => vec![(
+                TURN,
+                "local is_in_list, is_copied = is_there(list, candidate.text)",
+                "local is_in_list, is_copied = true, false",
+            )],
             Self::Newest => vec![(
                 NEWEST,
                 "redis.call('SET', KEYS[1], ARGV[4], 'EX', ARGV[5])",

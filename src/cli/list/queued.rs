@@ -38,11 +38,12 @@ pub(super) async fn lines(settings: &Settings, account: Option<&str>, n: usize) 
     tenants.others = limits::of_fleet(&redis).await.context("failed to read the limits in Redis")?;
     let (mut lines, n_read) = (Vec::new(), LOOKED_AT.max(n));
     for queue in settings.queues() {
-        let jobs = waiting::head(&redis, &queue, &settings.jobs, &tenants, n_read)
+        let (jobs, has_more) = waiting::head(&redis, &queue, &settings.jobs, &tenants, n_read)
             .await
             .with_context(|| format!("failed to read queue {queue} in Redis"))?;
-        if jobs.len() == n_read {
-            complain(&format!("only the first {n_read} jobs of queue {} were read", text::one_line(&queue)));
+        if has_more {
+            let (n, queue) = (jobs.len(), text::one_line(&queue));
+            complain(&format!("only the first {n} jobs of queue {queue} were read"));
         }
         lines.extend(jobs.into_iter().filter_map(|job| {
             let payload = Payload::parse_shared(&job.candidate.text).ok()?;
