@@ -33,7 +33,7 @@ const IN_FRONT: usize = 8;
 
 /// Bytes of the jobs that a scout remembers of a queue, and about how many of one tenant.
 const REMEMBERED_BYTES: usize = 4 << 20;
-const TENANT_BYTES: usize = 32 << 10;
+const TENANT_BYTES: usize = 16 << 10;
 
 /// The longest text that is looked at, in bytes. Longer ones wait until they are in front.
 const LONGEST: usize = 32 << 10;
@@ -64,8 +64,23 @@ struct Pass {
     n_read: usize,
     /// The oldest jobs of each tenant behind the head, the oldest first.
     found: BTreeMap<String, Vec<Found>>,
+    /// Tenants of which this pass has left out jobs. Later ones would come before these.
+    cut: BTreeSet<String>,
+    /// Whether the last look read the jobs behind the head again.
+    was_again: bool,
     /// The copies that the workers see.
     shown: Vec<Arc<[u8]>>,
+}
+
+/// Which part of a queue was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Where {
+    /// The jobs right behind the head.
+    Behind,
+    /// Where the pass is.
+    Middle,
+    /// The newest jobs.
+    End,
 }
 
 /// A job behind the head.
@@ -138,16 +153,27 @@ impl Scout<'_> {
             // What the last pass has not seen is gone.
             pass.found.values_mut().for_each(|jobs| jobs.retain(|job| job.nth_pass == pass.nth));
             (pass.nth, pass.n_read) = (pass.nth + 1, n_head);
+            pass.cut.clear();
         }
-        pass.found.retain(|tenant, jobs| !jobs.is_empty() && is_behind(tenant));
+        // Jobs in front are taken without their copies.
+        let in_front: BTreeSet<&Arc<[u8]>> = head.texts.iter().collect();
+        pass.found.values_mut().for_each(|jobs| jobs.retain(|job| !in_front.contains(&job.text)));
+        pass.found.retain(|_, jobs| !jobs.is_empty());
         let n_before_newest = head.n_waiting.saturating_sub(NEWEST).max(n_head);
-        if let Some(part) = self.read(queue, pass.n_read, PART).await? {
+        let n_found = |tenant: &String| pass.found.get(tenant).map_or(0, Vec::len);
+        let is_short = pass.cut.iter().any(|tenant| is_behind(tenant) && n_found(tenant) < IN_FRONT);
+        pass.was_again = is_short && !pass.was_again && !is_new_pass;
+        if pass.was_again {
+            if let Some(part) = self.read(queue, n_head, PART).await? {
+                self.note(pass, part.texts, Where::Behind);
+            }
+        } else if let Some(part) = self.read(queue, pass.n_read, PART).await? {
             // A part that ends at the end of the queue ends the pass.
             pass.n_read = if part.n_read == 0 { head.n_waiting } else { pass.n_read + part.n_read };
-            self.note(pass, part.texts, false, is_behind);
+            self.note(pass, part.texts, if is_new_pass { Where::Behind } else { Where::Middle });
         }
         if let Some(newest) = self.read(queue, n_before_newest, NEWEST).await? {
-            self.note(pass, newest.texts, true, is_behind);
+            self.note(pass, newest.texts, Where::End);
         }
         let behind: Vec<&String> = pass.found.keys().filter(|tenant| is_behind(tenant)).collect();
         let first = self.furthest_behind(behind).await?;
@@ -176,30 +202,38 @@ impl Scout<'_> {
         Ok(())
     }
 
-    /// Notes the jobs of tenants that are behind, as long as there is room.
-    fn note(&self, pass: &mut Pass, texts: Vec<Arc<[u8]>>, is_at_end: bool, is_behind: impl Fn(&str) -> bool) {
+    /// Notes the oldest jobs of each tenant, as long as there is room. A new tenant gets room from the one with the most jobs.
+    fn note(&self, pass: &mut Pass, texts: Vec<Arc<[u8]>>, place: Where) {
         let mut n_bytes: usize = pass.found.values().flatten().map(|job| job.text.len()).sum();
         for text in texts {
             let Candidate { claim, queued_us, .. } = tenant::read(&text, self.jobs, self.tenants);
-            if !is_behind(&claim.tenant) {
-                continue;
-            }
-            if let Some(job) =
-                pass.found.get_mut(&claim.tenant).and_then(|jobs| jobs.iter_mut().find(|job| job.text == text))
-            {
+            let (tenant, is_at_end) = (claim.tenant, place == Where::End);
+            let known = pass.found.get_mut(&tenant);
+            let is_new = known.is_none();
+            if let Some(job) = known.and_then(|jobs| jobs.iter_mut().find(|job| job.text == text)) {
                 (job.nth_pass, job.is_at_end) = (pass.nth, job.is_at_end && is_at_end);
                 continue;
             }
-            let (jobs, queued_us) = (pass.found.entry(claim.tenant).or_default(), queued_us.unwrap_or(0));
-            // The end of the queue was read before the middle.
-            let place = jobs.partition_point(|job| job.queued_us <= queued_us);
-            if place < JOBS && n_bytes + text.len() <= REMEMBERED_BYTES {
-                n_bytes += text.len();
-                jobs.insert(place, Found { queued_us, text, nth_pass: pass.nth, is_at_end });
-                let size = |jobs: &[Found]| jobs.iter().map(|job| job.text.len()).sum::<usize>();
-                while jobs.len() > JOBS || jobs.len() > 1 && size(jobs) > TENANT_BYTES {
+            if is_new && n_bytes + text.len() > REMEMBERED_BYTES {
+                let most = pass.found.iter_mut().max_by_key(|(_, jobs)| jobs.len()).filter(|(_, jobs)| jobs.len() > 1);
+                if let Some((other, jobs)) = most {
                     n_bytes -= jobs.pop().map_or(0, |job| job.text.len());
+                    pass.cut.insert(other.clone());
                 }
+            }
+            if n_bytes + text.len() > REMEMBERED_BYTES || place == Where::Middle && pass.cut.contains(&tenant) {
+                pass.cut.insert(tenant);
+                continue;
+            }
+            let (jobs, queued_us) = (pass.found.entry(tenant.clone()).or_default(), queued_us.unwrap_or(0));
+            n_bytes += text.len();
+            // The end of the queue was read before the middle.
+            let nth = jobs.partition_point(|job| job.queued_us <= queued_us);
+            jobs.insert(nth, Found { queued_us, text, nth_pass: pass.nth, is_at_end });
+            let size = |jobs: &[Found]| jobs.iter().map(|job| job.text.len()).sum::<usize>();
+            while jobs.len() > JOBS || jobs.len() > 1 && size(jobs) > TENANT_BYTES {
+                n_bytes -= jobs.pop().map_or(0, |job| job.text.len());
+                pass.cut.insert(tenant.clone());
             }
         }
     }
