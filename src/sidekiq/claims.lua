@@ -59,16 +59,21 @@ local function claim(claims, token, tenant, weight, seconds, counters)
   charge(tenant, tonumber(weight), tonumber(seconds))
 end
 
--- Lowers counters of running jobs, and removes those that nobody runs.
+-- Calls a command with any number of arguments after the key. The stack of Lua has no room for all of them at once.
+local function call_in_parts(command, key, arguments)
+  for first = 1, #arguments, 1000 do
+    redis.pcall(command, key, unpack(arguments, first, math.min(first + 999, #arguments)))
+  end
+end
+
+-- Subtracts from counters of running jobs, and removes counters that reach zero.
 local function lower(counts)
   local over = {}
   for counter, n in pairs(counts) do
     local left = redis.pcall('HINCRBY', running_key, counter, string.format('%d', -n))
     if type(left) == 'number' and left <= 0 then over[#over + 1] = counter end
   end
-  for first = 1, #over, 1000 do
-    redis.pcall('HDEL', running_key, unpack(over, first, math.min(first + 999, #over)))
-  end
+  call_in_parts('HDEL', running_key, over)
 end
 
 -- Removes the claims of jobs that are in flight no more. `is_used` tells whether the time of their slots counts.
@@ -93,6 +98,6 @@ local function release(claims, tokens, is_used)
     if seconds ~= 0 then add_time(tenant, seconds) end
   end
   lower(counts)
-  if #claimed > 0 then redis.pcall('HDEL', claims, unpack(claimed)) end
+  call_in_parts('HDEL', claims, claimed)
 end
 

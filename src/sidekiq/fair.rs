@@ -92,7 +92,7 @@ pub struct Window {
 pub struct Far {
     /// The job.
     pub job: Arc<Candidate>,
-    /// Whether it had better wait until it is in front: taking it from far behind is dear, since Redis reads the list up to it.
+    /// Whether its tenant has to be a whole job behind the others. Redis reads the list up to the job, which takes long.
     pub is_new: bool,
 }
 

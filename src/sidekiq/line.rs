@@ -7,17 +7,13 @@ use std::sync::Arc;
 use super::contention::{contended, remove_older};
 use super::fair::{self, Standing, Window};
 use super::keys;
-use super::tenant::{self, Candidate, Counter};
+use super::tenant::{Candidate, Counter};
 use super::turn::Contended;
 use crate::redis::{Redis, RedisError};
 use crate::settings::{Jobs, Tenants};
 
 /// What each job is taken to cost, in seconds. The order of jobs that take equally long does not depend on it.
 const CHARGE_S: f64 = 1.0;
-
-/// Texts in one request, and bytes of all texts: a reader keeps them all.
-const PAGE: isize = 100;
-const MOST_BYTES: usize = 16 << 20;
 
 /// Why a job waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +31,7 @@ pub enum Wait {
     },
     /// For nothing: a newer job of its branch ends it.
     Newer,
-    /// Until somebody resumes the queue.
+    /// For the queue, which is paused.
     Paused,
 }
 
@@ -101,7 +97,7 @@ fn ordinal(n: usize) -> &'static str {
     }
 }
 
-/// What each of these jobs waits for, in their order. They are at the head of their queue, the oldest first.
+/// What each of these jobs waits for, in their order. They are at the head of their queue, the oldest first, and each is another candidate.
 pub fn waits(jobs: &[Arc<Candidate>], standing: &Standing, rule: Rule) -> Vec<Wait> {
     match rule {
         Rule::Paused => return vec![Wait::Paused; jobs.len()],
@@ -112,17 +108,13 @@ pub fn waits(jobs: &[Arc<Candidate>], standing: &Standing, rule: Rule) -> Vec<Wa
     remove_older(&mut window);
     let left: HashSet<*const Candidate> = window.near.iter().map(Arc::as_ptr).collect();
     let chosen = fair::next(&window, standing, CHARGE_S, jobs.len());
-    // The same text twice is the same candidate twice.
-    let mut places: HashMap<*const Candidate, Vec<usize>> = HashMap::new();
-    for (nth, job) in chosen.iter().enumerate().rev() {
-        places.entry(Arc::as_ptr(job)).or_default().push(nth + 1);
-    }
+    let places: HashMap<*const Candidate, usize> = chosen.iter().map(|job| Arc::as_ptr(job)).zip(1..).collect();
     let mut n_taken: HashMap<&str, u32> = HashMap::new();
     for counter in chosen.iter().flat_map(|job| &job.claim.counters) {
         *n_taken.entry(&counter.name).or_default() += 1;
     }
-    let wait = |job: &Arc<Candidate>| match places.get_mut(&Arc::as_ptr(job)).and_then(Vec::pop) {
-        Some(n) => Wait::Turn(n),
+    let wait = |job: &Arc<Candidate>| match places.get(&Arc::as_ptr(job)) {
+        Some(n) => Wait::Turn(*n),
         None if !left.contains(&Arc::as_ptr(job)) => Wait::Newer,
         None => full(&job.claim.counters, standing, &n_taken),
     };
@@ -142,13 +134,6 @@ fn full(counters: &[Counter], standing: &Standing, n_taken: &HashMap<&str, u32>)
     let (counter, n_running, _, limit) =
         now.or_else(later).or(limited.first()).expect("only a limit keeps a job waiting");
     Wait::Room { counter: counter.name.clone(), n_running: *n_running, limit: *limit }
-}
-
-/// What texts say of their jobs. Equal texts are one job that was pushed twice, and one candidate.
-pub fn read(texts: &[Arc<[u8]>], jobs: &Jobs, tenants: &Tenants) -> Vec<Arc<Candidate>> {
-    let mut known: HashMap<&Arc<[u8]>, Arc<Candidate>> = HashMap::new();
-    let read = |text| Arc::new(tenant::read(text, jobs, tenants));
-    texts.iter().map(|text| Arc::clone(known.entry(text).or_insert_with(|| read(text)))).collect()
 }
 
 /// How the tenants of these jobs stand in Redis.
@@ -172,32 +157,13 @@ pub async fn standing(redis: &Redis, jobs: &[Arc<Candidate>]) -> Result<Standing
     Ok(Standing { clock, times: times.collect(), running: running.collect() })
 }
 
-/// The texts at the head of a queue, the oldest first: so many, or fewer when they are long. And whether there are more.
-pub async fn head(redis: &Redis, queue: &str, n: usize) -> Result<(Vec<Arc<[u8]>>, bool), RedisError> {
-    let (mut texts, mut n_bytes, mut has_more): (Vec<Arc<[u8]>>, usize, bool) = (Vec::new(), 0, true);
-    while texts.len() <= n && n_bytes < MOST_BYTES {
-        let last = -(texts.len() as isize) - 1;
-        let page: Vec<Vec<u8>> =
-            redis.query(redis::cmd("LRANGE").arg(keys::queue(queue)).arg(last - PAGE + 1).arg(last)).await?;
-        let is_over = page.len() < PAGE.unsigned_abs();
-        n_bytes += page.iter().map(Vec::len).sum::<usize>();
-        texts.extend(page.into_iter().rev().map(Arc::from));
-        if is_over {
-            has_more = false;
-            break;
-        }
-    }
-    has_more |= texts.len() > n;
-    texts.truncate(n);
-    Ok((texts, has_more))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
     use crate::settings::NamePattern;
+    use crate::sidekiq::tenant;
 
     fn jobs(accounts: &[&str], tenants: &Tenants) -> Vec<Arc<Candidate>> {
         let jobs = Jobs { probe: true, ..Jobs::default() };
@@ -237,7 +203,8 @@ mod tests {
 
     #[test]
     fn the_same_text_twice_has_two_places() {
-        let twice = vec![jobs(&["a"], &Tenants::default()).remove(0); 2];
+        let twice = [0, 1].map(|_| jobs(&["a"], &Tenants::default()).remove(0));
+        assert_eq!(twice[0].text, twice[1].text);
         assert_eq!(shown(&twice, &Standing::default()), ["1st in line", "2nd in line"]);
     }
 

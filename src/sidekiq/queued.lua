@@ -16,7 +16,7 @@ for i = 3, #KEYS do
   if known and not known.err then
     local is_cancelled, is_old, life_s = known[1] and true, known[2] ~= shown, tonumber(ARGV[3])
     if is_old and not is_cancelled then redis.pcall('HSET', KEYS[i], 'ex', '0', 'c', shown, 'rt', '0') end
-    -- Sidekiq leaves the life of a hash as it is when it marks the job, so the mark would go with what is shown.
+    -- Sidekiq's cancel! sets no TTL on a hash that has one. The mark needs a longer one than what is shown.
     if is_cancelled then life_s = tonumber(ARGV[4]) end
     local left_s = redis.pcall('TTL', KEYS[i])
     if type(left_s) ~= 'number' or left_s < life_s / 2 then redis.pcall('EXPIRE', KEYS[i], string.format('%d', life_s)) end

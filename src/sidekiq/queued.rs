@@ -4,7 +4,7 @@
 //! (`Sidekiq::JobRecord#iterable_state`). One process of the fleet looks at each queue while jobs wait there.
 
 use std::collections::HashSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -14,7 +14,7 @@ use super::custody::Handle;
 use super::part::{Extent, Part};
 use super::payload::Payload;
 use super::running::RunningJobs;
-use super::{Identity, iteration, keys, line};
+use super::{Identity, iteration, keys, line, tenant, waiting};
 use crate::bounds;
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
@@ -71,7 +71,7 @@ impl Queued<'_> {
     }
 
     async fn look(&self, tenants: &Tenants) -> Result<(), RedisError> {
-        let paused: Vec<String> = self.redis.query(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await.unwrap_or_default();
+        let paused = waiting::paused(self.redis).await.unwrap_or_default();
         let mut result = Ok(());
         for queue in &self.queues {
             result = result.and(self.show(queue, tenants, paused.contains(queue)).await);
@@ -87,7 +87,8 @@ impl Queued<'_> {
         if part.texts.is_empty() {
             return Ok(());
         }
-        let jobs = line::read(&part.texts, self.jobs, tenants);
+        let read = |text| Arc::new(tenant::read(text, self.jobs, tenants));
+        let jobs: Vec<_> = part.texts.iter().map(read).collect();
         let standing = line::standing(self.redis, &jobs).await?;
         let waits = line::waits(&jobs, &standing, line::Rule::of(is_paused, self.jobs, tenants));
         let mut script = QUEUED.key(keys::queue(queue));
@@ -97,8 +98,10 @@ impl Queued<'_> {
         for (text, wait) in part.texts.iter().zip(waits) {
             let payload = Payload::parse_shared(text).ok();
             // A class that is not this worker's may be one of Ruby's own iterable jobs, which keep their cursor in the same hash.
-            let ours = payload.filter(|payload| self.jobs.runs(&payload.class) && !payload.jid.is_empty());
-            if let Some(payload) = ours.filter(|payload| seen.insert(payload.jid.clone())) {
+            let runs_here = |payload: &Payload| self.jobs.runs(&payload.class) && !payload.jid.is_empty();
+            // A job that was pushed twice shows its first place.
+            let is_first = |payload: &Payload| runs_here(payload) && seen.insert(payload.jid.clone());
+            if let Some(payload) = payload.filter(is_first) {
                 let shown = serde_json::to_string(&wait.to_string()).expect("a text is plain data");
                 let digest = sha1_smol::Sha1::from(text).digest().to_string();
                 script.key(keys::iteration(&payload.jid)).arg(digest).arg(shown);

@@ -356,12 +356,10 @@ local function pass(list)
 end
 
 -- Whether this user may remove the next text of a list. `peek` has tested RPOP.
-local tested_lrem, lrem_refusal = false, nil
+local lrem_refusal = nil
 local function may_remove(list)
   if not n_passed[list] then return true end
-  if not tested_lrem then
-    tested_lrem, lrem_refusal = true, refusal_of(redis.pcall('LREM', 'sidebake:none', '1', ''))
-  end
+  if lrem_refusal == nil then lrem_refusal = refusal_of(redis.pcall('LREM', 'sidebake:none', '1', '')) or false end
   if lrem_refusal then passed_over = list .. ': ' .. lrem_refusal end
   return not lrem_refusal
 end
@@ -422,7 +420,7 @@ local function has_room(claimed)
   return true
 end
 
--- When a candidate would begin. It changes only when one of its tenant is taken: nobody else would begin before the clock.
+-- The virtual time at which a candidate would begin. Taking a candidate changes it for the same tenant only.
 local function start_of(candidate)
   return math.max(clock, times[candidate.claim.tenant])
 end
@@ -456,11 +454,6 @@ local function count_taken(taken)
   end
 end
 
--- Writes fields and values into a hash. The stack of Lua has no room for all of them at once.
-local function write_fields(key, fields)
-  for first = 1, #fields, 1000 do redis.pcall('HSET', key, unpack(fields, first, math.min(first + 999, #fields))) end
-end
-
 -- Writes the claims of the candidates that were taken, {token, claim} each, and what they have changed of what `read_standing` read.
 local function write_claims(taken)
   if #taken == 0 then return end
@@ -477,9 +470,9 @@ local function write_claims(taken)
     note(shares, claimed.tenant, string.format('%.6f', times[claimed.tenant]))
     for _, counter in ipairs(claimed.counters) do note(running, counter, digits(counts[counter])) end
   end
-  write_fields(claims, texts)
-  write_fields(shares_key, shares)
-  if has_counts then write_fields(running_key, running) end
+  call_in_parts('HSET', claims, texts)
+  call_in_parts('HSET', shares_key, shares)
+  if has_counts then call_in_parts('HSET', running_key, running) end
 end
 
 -- How often each text of a decided list is noted for removal.
@@ -520,7 +513,7 @@ local function is_there(list, text)
   return type(place) == 'number', is_copied
 end
 
--- Leaves out the other copied jobs of a tenant. Somebody has removed its jobs when two of them are gone.
+-- Drops the other copied candidates of a tenant, once two of its copies named jobs that are gone.
 local n_gone = {}
 local function leave_out(list, candidates, tenant)
   n_gone[tenant] = (n_gone[tenant] or 0) + 1
@@ -566,7 +559,8 @@ local function window(list)
     end
     if #page < n_asked then break end
   end
-  local ahead, far = n > n_read and redis.pcall('LRANGE', 'sidebake:ahead:' .. queue_name(list), '0', '-1') or {}, {}
+  local copies_key, far = n > n_read and copies_of(list), {}
+  local ahead = copies_key and redis.pcall('LRANGE', copies_key, '0', '-1') or {}
   for _, text in ipairs(ahead) do
     if n_bytes < 2 * sharing.n_bytes then far[#far + 1], n_bytes = text, n_bytes + #text end
   end

@@ -82,7 +82,7 @@ pub enum Contended {
 }
 
 impl Sharing {
-    /// Whether the turn reads each list anew that it takes from.
+    /// Whether the turn returns a window of each list that it takes from.
     pub fn asks_all_windows(&self) -> bool {
         self.decided.iter().all(|decision| decision.asks_window)
     }
@@ -95,7 +95,7 @@ pub struct Decision {
     pub queue: String,
     /// In order of preference.
     pub candidates: Vec<Arc<Candidate>>,
-    /// Whether the turn returns the window anew.
+    /// Whether the turn returns another window.
     pub asks_window: bool,
 }
 

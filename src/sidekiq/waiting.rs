@@ -1,6 +1,6 @@
 //! The jobs that wait in a queue, by tenant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::keys;
@@ -12,10 +12,11 @@ use crate::redis::{Redis, RedisError};
 use crate::settings::{Jobs, Tenants};
 
 /// Jobs in one request.
-const PAGE: isize = 100;
+const PAGE: usize = 100;
 
-/// Jobs at the head of a queue whose order is computed.
+/// Jobs at the head of a queue whose order is computed, and bytes of their texts.
 const FIRST: usize = 1000;
+const FIRST_BYTES: usize = 16 << 20;
 
 /// A tenant of one queue.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,6 +40,11 @@ pub struct Job {
     pub wait: Wait,
 }
 
+/// The names of the paused queues.
+pub async fn paused(redis: &Redis) -> Result<BTreeSet<String>, RedisError> {
+    redis.query(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await
+}
+
 /// The first `n` jobs of a queue, the oldest first, or fewer when they are long. And whether there are more.
 pub async fn head(
     redis: &Redis,
@@ -47,13 +53,16 @@ pub async fn head(
     tenants: &Tenants,
     n: usize,
 ) -> Result<(Vec<Job>, bool), RedisError> {
-    let (texts, has_more) = line::head(redis, queue, n).await?;
-    let candidates = line::read(&texts, jobs, tenants);
-    let standing = line::standing(redis, &candidates).await?;
-    let paused: Vec<String> = redis.query(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await?;
-    let rule = Rule::of(paused.iter().any(|paused| paused == queue), jobs, tenants);
-    let waits = line::waits(&candidates, &standing, rule);
-    Ok((candidates.into_iter().zip(waits).map(|(candidate, wait)| Job { candidate, wait }).collect(), has_more))
+    let (mut candidates, mut n_bytes, mut is_over) = (Vec::new(), 0, false);
+    while candidates.len() <= n && n_bytes < FIRST_BYTES && !is_over {
+        let texts = page(redis, queue, candidates.len()).await?;
+        is_over = texts.len() < PAGE;
+        n_bytes += texts.iter().map(|text| text.len()).sum::<usize>();
+        candidates.extend(texts.iter().map(|text| Arc::new(tenant::read(text, jobs, tenants))));
+    }
+    let has_more = !is_over || candidates.len() > n;
+    candidates.truncate(n);
+    Ok((placed(redis, queue, candidates, jobs, tenants).await?, has_more))
 }
 
 /// The tenants with jobs in a queue, and those with running jobs.
@@ -66,18 +75,21 @@ pub async fn by_tenant(
     tenants: &Tenants,
 ) -> Result<BTreeMap<String, Waiting>, RedisError> {
     let mut found: BTreeMap<String, Waiting> = BTreeMap::new();
-    let key = keys::queue(queue);
-    for page in 1.. {
-        let last = -(page - 1) * PAGE - 1;
-        let texts: Vec<Vec<u8>> = redis.query(redis::cmd("LRANGE").arg(&key).arg(last - PAGE + 1).arg(last)).await?;
-        let is_last = texts.len() < PAGE.unsigned_abs();
-        for text in texts.into_iter().rev() {
-            let text: Arc<[u8]> = text.into();
-            let waiting = found.entry(tenant::read(&text, jobs, tenants).claim.tenant).or_default();
+    let (mut first, mut n_bytes) = (Vec::new(), 0);
+    for n_before in (0..).step_by(PAGE) {
+        let texts = page(redis, queue, n_before).await?;
+        let is_last = texts.len() < PAGE;
+        for text in texts {
+            let candidate = Arc::new(tenant::read(&text, jobs, tenants));
+            let waiting = found.entry(candidate.claim.tenant.clone()).or_default();
             waiting.n_waiting += 1;
             let enqueued = Payload::parse_shared(&text).ok().and_then(|payload| payload.enqueued_at());
             waiting.oldest =
                 waiting.oldest.into_iter().chain(enqueued).min_by(|a, b| a.as_millis().cmp(&b.as_millis()));
+            if first.len() < FIRST && n_bytes < FIRST_BYTES {
+                n_bytes += text.len();
+                first.push(candidate);
+            }
         }
         if is_last {
             break;
@@ -90,10 +102,33 @@ pub async fn by_tenant(
             found.entry(tenant.to_owned()).or_default().n_running = n.max(0) as u32;
         }
     }
-    for job in head(redis, queue, jobs, tenants, FIRST).await?.0 {
+    for job in placed(redis, queue, first, jobs, tenants).await? {
         if let Some(waiting) = found.get_mut(&job.candidate.claim.tenant) {
             waiting.waits_for.get_or_insert(job.wait);
         }
     }
     Ok(found)
+}
+
+/// The texts behind the first `n_before` ones of a queue, the oldest first.
+async fn page(redis: &Redis, queue: &str, n_before: usize) -> Result<Vec<Arc<[u8]>>, RedisError> {
+    let last = -(n_before as isize) - 1;
+    let mut page = redis::cmd("LRANGE");
+    page.arg(keys::queue(queue)).arg(last - PAGE as isize + 1).arg(last);
+    let texts: Vec<Vec<u8>> = redis.query(&page).await?;
+    Ok(texts.into_iter().rev().map(Arc::from).collect())
+}
+
+/// The first jobs of a queue with what each waits for.
+async fn placed(
+    redis: &Redis,
+    queue: &str,
+    candidates: Vec<Arc<Candidate>>,
+    jobs: &Jobs,
+    tenants: &Tenants,
+) -> Result<Vec<Job>, RedisError> {
+    let standing = line::standing(redis, &candidates).await?;
+    let rule = Rule::of(paused(redis).await?.contains(queue), jobs, tenants);
+    let waits = line::waits(&candidates, &standing, rule);
+    Ok(candidates.into_iter().zip(waits).map(|(candidate, wait)| Job { candidate, wait }).collect())
 }

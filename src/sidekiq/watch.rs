@@ -17,7 +17,7 @@ use super::newest::{self, Edition};
 use super::part::{BESIDE, Extent, NEWEST, PART, Part};
 use super::running::RunningJobs;
 use super::tenant::{self, Candidate};
-use super::{Identity, keys, twins};
+use super::{Identity, keys, twins, waiting};
 use crate::clock::Epoch;
 use crate::redis::{Complaint, Redis, RedisError, Script};
 use crate::settings::{Jobs, Tenants};
@@ -192,8 +192,7 @@ impl Watch<'_> {
     async fn look(&self, memory: &mut Memory, digest: &str, quiet: &CancellationToken) -> Result<(), RedisError> {
         let (before, now) = (std::mem::take(&mut memory.read), Epoch::now());
         let (mut found, mut result) = (Vec::new(), Ok(()));
-        let paused = self.redis.query::<BTreeSet<String>>(redis::cmd("SMEMBERS").arg(keys::PAUSED)).await;
-        let paused = paused.unwrap_or_default();
+        let paused = waiting::paused(self.redis).await.unwrap_or_default();
         for queue in self.queues.iter().filter(|queue| !paused.contains(*queue)) {
             let mut reading = memory.queues.remove(queue).unwrap_or_default();
             if reading.at.is_none_or(|at| at <= Instant::now()) {

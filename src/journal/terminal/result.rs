@@ -39,7 +39,7 @@ fn result(report: &Report, has_colors: bool) -> String {
     result.trim_start_matches('\n').to_owned()
 }
 
-/// The columns line up. Without a push there are no digests; without targets there is no table.
+/// Aligned columns, with digests after a push. Empty without targets.
 fn table(report: &Report) -> String {
     if report.targets.is_empty() {
         return String::new();
