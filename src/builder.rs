@@ -12,56 +12,56 @@ mod cluster;
 mod deployment;
 mod instance;
 mod location;
+mod node;
 mod occupancy;
 mod outage;
+mod placement;
 mod pod;
 mod pods;
 mod readiness;
 mod session;
+mod shards;
 mod status;
 mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use crate::bake::Location;
-use crate::bounds;
 use crate::job::Build;
-use crate::network::{Proxies, Proxy};
+use crate::network::Proxy;
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
-use crate::settings::{self, Balance, Driver, for_account, match_of};
+use crate::settings::{self, Driver, for_account, match_of};
 use crate::state::{self, JobDirectory, StateDirectory, StateError};
-use crate::text;
 
-use api_server::Access;
-use choice::{Directories, Lead, Ring, SHUNNED};
+use api_server::ApiServer;
 use location::node_id;
-use outage::Outage;
+use node::Node;
 use session::{Dial, Search};
+use shards::Seat;
 
 pub use access::AccessError;
 pub use cluster::{Cause, ClusterError};
 pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
+pub use placement::{Bound, choose};
 pub use pod::PodError;
 pub use pods::PodStatus;
 pub use session::{Loss, Session};
+pub use shards::{Fleet, Offer, Taken};
 pub use status::BuilderStatus;
 
 /// How often Kubernetes is asked again that did not answer, and pods of which none answered.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// How long Kubernetes has to answer until its outage is over.
-const STEADY: Duration = Duration::from_secs(5);
-
-/// How many docker-buildx of builds that look for a pod run at once, for each builder.
-const N_DIALS: usize = 4;
+/// How long a shard that was ready may be silent until another one is chosen.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// A build cannot be placed on a builder.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +111,28 @@ impl HasReason for BuilderError {
     }
 }
 
+/// A build that has to be placed.
+#[derive(Clone, Copy)]
+pub struct PlaceRequest<'a> {
+    /// The build.
+    pub build: &'a Build,
+    /// This machine's disk.
+    pub state: &'a StateDirectory,
+    /// The job's directory.
+    pub directory: &'a JobDirectory,
+    /// The loss of the pod on which it ran before: another one is taken, if one answers.
+    pub loss: Option<&'a Loss>,
+    /// Chooses a shard by the builds of the fleet. Without it, the builds of this process count.
+    pub fleet: Option<&'a Fleet>,
+}
+
+impl<'a> PlaceRequest<'a> {
+    /// A build that nothing is known of.
+    pub fn new(build: &'a Build, state: &'a StateDirectory, directory: &'a JobDirectory) -> Self {
+        Self { build, state, directory, loss: None, fleet: None }
+    }
+}
+
 /// All configured builders.
 #[derive(Debug)]
 pub struct Builders {
@@ -121,28 +143,13 @@ pub struct Builders {
     builders: BTreeMap<String, Builder>,
 }
 
+/// A configured builder.
 #[derive(Debug)]
 struct Builder {
     name: String,
     settings: settings::Builder,
-    /// The proxies of the environment, for buildx.
-    proxies: &'static Proxies,
-    /// Certificates that buildx trusts beside the system's.
-    ca_file: Option<PathBuf>,
-    /// The API server and its credentials, or why they are not known, and when they were looked up.
-    access: tokio::sync::Mutex<Option<(Access, Instant)>>,
-    /// Builds that look for a pod take turns.
-    dials: tokio::sync::Semaphore,
-    /// To which pods the working directories lead.
-    directories: Mutex<Directories>,
-    /// Pods that did not answer, by uid, and since when they are avoided.
-    shunned: Mutex<BTreeMap<String, Instant>>,
-    /// Kubernetes does not answer.
-    outage: Outage,
-    /// Builds wait for a ready pod.
-    wait: Outage,
-    /// Which of them looks whether there is one.
-    turn: tokio::sync::Mutex<()>,
+    /// Its shards. A builder without shards has one node.
+    nodes: Vec<Node>,
 }
 
 impl Builders {
@@ -164,30 +171,42 @@ impl Builders {
 
     /// Chooses the builder of a build and prepares the job's directory for it.
     ///
-    /// After a `loss`, takes another pod than the usual one, if one answers.
-    ///
     /// # Errors
     ///
     /// When no builder takes the build, or none of its pods is ready for as long as its `timeout`.
-    pub async fn place(
-        &self,
-        build: &Build,
-        state: &StateDirectory,
-        directory: &JobDirectory,
-        loss: Option<&Loss>,
-    ) -> Result<Session<'_>, BuilderError> {
-        let (builder, why) = self.choose(build)?;
+    pub async fn place(&self, request: PlaceRequest<'_>) -> Result<Session<'_>, BuilderError> {
+        let (builder, why) = self.choose(request.build)?;
         let deadline = Instant::now() + builder.settings.timeout;
+        loop {
+            let seat = builder.seat(request, &self.occupancy.on(&builder.name), deadline).await?;
+            let until = if seat.shard.is_some() { deadline.min(Instant::now() + SETTLED) } else { deadline };
+            match self.prepare(seat, why, request, until).await {
+                // The shard was ready a moment ago. The next look finds its new state, or another shard.
+                Err(BuilderError::Cluster { error, .. }) if until < deadline && error.may_pass() => {}
+                prepared => return prepared,
+            }
+        }
+    }
+
+    /// Prepares a node for a build.
+    async fn prepare<'a>(
+        &'a self,
+        seat: Seat<'a>,
+        why: &'static str,
+        request: PlaceRequest<'_>,
+        deadline: Instant,
+    ) -> Result<Session<'a>, BuilderError> {
+        let (node, PlaceRequest { build, directory, .. }) = (seat.node, request);
         // The place of a pod that is gone needs no search: buildx chooses another one by itself.
-        let loss = loss.filter(|loss| !loss.has_pod_gone);
-        let mut location = builder.location(builder.working_directory(build, state));
+        let loss = request.loss.filter(|loss| !loss.has_pod_gone && loss.node == node.name);
+        let mut location = node.location(node.working_directory(build, request.state));
         state::make_private(&location.working_directory)?;
         location.configuration.node_id = node_id(build);
-        let pods = match builder.settings.driver {
+        let pods = match node.settings.driver {
             // No child writes here, and the worker's own docker-buildx reads it as well.
             Driver::Kubernetes => {
                 let kubeconfig = directory.subdirectory("builder")?.join("kubeconfig");
-                Some(builder.admit(&mut location, kubeconfig, deadline).await?)
+                Some(node.admit(&mut location, kubeconfig, deadline).await?)
             }
             _ => None,
         };
@@ -199,14 +218,17 @@ impl Builders {
             n_runs: Default::default(),
             turn: Default::default(),
         };
-        let occupied = self.occupancy.occupy(&builder.name, "");
-        let mut session = Session::new(location, builder, dial, why, pods, occupied)?;
+        let occupied = self.occupancy.occupy(&node.builder, "");
+        let mut session = Session::new(location, seat, dial, why, pods, occupied)?;
         let mut is_again = false;
         loop {
             let search = session.find_pod(loss, is_again, deadline).await?;
             match search {
                 Search::Found => break,
-                Search::Silent if Instant::now() >= deadline => return Err(builder.no_answer().await),
+                Search::Silent if Instant::now() >= deadline => {
+                    session.shun_all();
+                    return Err(node.no_answer().await);
+                }
                 // A pod is ready. The bake itself says what is wrong.
                 Search::Undecided if Instant::now() >= deadline => break,
                 Search::Silent | Search::Undecided => {}
@@ -221,8 +243,9 @@ impl Builders {
     /// Where a build would run, without preparing or asking anything: for `plan`.
     pub fn plan(&self, build: &Build, state: &StateDirectory) -> Result<(Location, Placement), BuilderError> {
         let (builder, why) = self.choose(build)?;
-        let placement = Placement { builder: builder.name.clone(), pod: None, why: why.into() };
-        Ok((builder.location(builder.working_directory(build, state)), placement))
+        let (node, shard) = builder.first(build);
+        let placement = Placement { builder: builder.name.clone(), shard, pod: None, why: why.into() };
+        Ok((node.location(node.working_directory(build, state)), placement))
     }
 
     /// The name of the builder that takes a build; `None` when none does.
@@ -246,41 +269,56 @@ impl Builders {
         Ok((builder, if specificity == (false, 1) { "takes every account" } else { "takes this account" }))
     }
 
-    /// Creates the Deployment unless it exists, as `docker buildx create` does, and waits until its pods are ready. Never
-    /// changes an existing one. Returns whether this call created it.
-    pub async fn ensure(&self, name: &str) -> Result<bool, BuilderError> {
+    /// Creates the Deployments that do not exist, as `docker buildx create` does, and waits until their pods are ready. Never
+    /// changes an existing one. Returns for each whether this call created it.
+    pub async fn ensure(&self, name: &str) -> Result<Vec<bool>, BuilderError> {
         let builder = self.named(name)?;
+        let mut are_new = Vec::new();
         if builder.settings.driver != Driver::Kubernetes {
-            return Ok(false);
+            return Ok(vec![false]);
         }
-        let is_new = builder.create().await?;
-        builder.rolled_out().await?;
-        Ok(is_new)
+        builder.protect().await?;
+        for node in &builder.nodes {
+            are_new.push(node.create().await?);
+        }
+        for node in &builder.nodes {
+            node.rolled_out().await?;
+        }
+        Ok(are_new)
     }
 
-    /// Changes the live Deployment to what the configuration says, and waits until its pods are ready.
+    /// Changes the live Deployments to what the configuration says, one after the other, and waits until their pods are ready.
     pub async fn apply(&self, name: &str) -> Result<(), BuilderError> {
         let builder = self.named(name)?;
         if builder.settings.driver != Driver::Kubernetes {
             return Ok(());
         }
-        if !builder.create().await? {
-            builder.ask(|cluster| async move { cluster.apply(&builder.settings).await }).await?;
+        builder.protect().await?;
+        for node in &builder.nodes {
+            if !node.create().await? {
+                node.ask(|cluster| async move { cluster.apply(&node.settings).await }).await?;
+            }
+            // The other shards take the builds meanwhile.
+            node.rolled_out().await?;
         }
-        builder.rolled_out().await
+        Ok(())
     }
 
-    /// The state of a builder now.
-    pub async fn status(&self, name: &str) -> Result<BuilderStatus, BuilderError> {
-        self.named(name)?.status().await
+    /// The state of a builder now: of each shard, if it has shards.
+    pub async fn status(&self, name: &str) -> Result<Vec<BuilderStatus>, BuilderError> {
+        let mut all = Vec::new();
+        for node in &self.named(name)?.nodes {
+            all.push(node.status().await?);
+        }
+        Ok(all)
     }
 
     /// Asks the API server of a builder whether it answers; `None` when the builder has none.
     pub async fn reach(&self, name: &str) -> Option<Result<String, BuilderError>> {
-        let builder = self.in_kubernetes(name)?;
+        let node = self.in_kubernetes(name)?;
         let asked = async {
-            let access = builder.access().await?;
-            builder.ask(|cluster| async move { cluster.answers().await }).await?;
+            let access = node.access().await?;
+            node.ask(|cluster| async move { cluster.answers().await }).await?;
             Ok(format!("{} answers{}", access.url(), Proxy::shown(access.proxy())))
         };
         Some(asked.await)
@@ -288,13 +326,13 @@ impl Builders {
 
     /// The host to which connections to a builder's API server go; `None` when it is not known.
     pub async fn api_host(&self, name: &str) -> Option<String> {
-        let builder = self.in_kubernetes(name)?;
-        let access = builder.access().await.ok()?;
+        let access = self.in_kubernetes(name)?.access().await.ok()?;
         Some(access.proxy().map_or_else(|| access.host(), Proxy::host).to_owned())
     }
 
-    fn in_kubernetes(&self, name: &str) -> Option<&Builder> {
-        self.builders.get(name).filter(|builder| builder.settings.driver == Driver::Kubernetes)
+    fn in_kubernetes(&self, name: &str) -> Option<&Node> {
+        let builder = self.builders.get(name).filter(|builder| builder.settings.driver == Driver::Kubernetes)?;
+        builder.nodes.first()
     }
 
     fn named(&self, name: &str) -> Result<&Builder, BuilderError> {
@@ -304,77 +342,13 @@ impl Builders {
 
 impl Builder {
     fn new(name: &str, settings: &settings::Builder, ca_file: Option<&Path>) -> Self {
+        let api = Arc::new(ApiServer::default());
+        let nodes = settings.nodes(name).into_iter();
         Self {
             name: name.to_owned(),
             settings: settings.clone(),
-            proxies: Proxies::of_process(),
-            ca_file: ca_file.map(Path::to_owned),
-            access: tokio::sync::Mutex::default(),
-            dials: tokio::sync::Semaphore::new(N_DIALS),
-            directories: Mutex::default(),
-            shunned: Mutex::default(),
-            outage: Outage::with_steady(STEADY),
-            wait: Outage::default(),
-            turn: tokio::sync::Mutex::default(),
+            nodes: nodes.map(|own| Node::new(name, own, ca_file, Arc::clone(&api))).collect(),
         }
-    }
-
-    /// Creates the Deployment unless it exists. Returns whether this call created it.
-    async fn create(&self) -> Result<bool, BuilderError> {
-        self.ask(|cluster| async move { cluster.create(&self.settings).await }).await
-    }
-
-    /// The error of a builder of which no pod answered.
-    async fn no_answer(&self) -> BuilderError {
-        let deployment = match self.access().await {
-            Ok(access) => format!("{} in {}", self.settings.node_name(&self.name), access.namespace()),
-            Err(error) => return error,
-        };
-        self.wrong(ClusterError::NoAnswer { deployment, waited_s: self.settings.timeout.as_secs() })
-    }
-
-    /// The error of a builder whose pods Kubernetes does not allow to reach.
-    fn forbidden(&self, error: &PodError) -> BuilderError {
-        let what = format!("connect to a pod of {}", self.settings.node_name(&self.name));
-        let message = text::shown(&error.to_string(), bounds::ERROR);
-        self.wrong(ClusterError::Api { what, message, cause: Cause::Refused })
-    }
-
-    fn record(&self, balance: Balance, kubeconfig: Option<&Path>) -> Result<Vec<u8>, BuilderError> {
-        let node = self.settings.node_name(&self.name);
-        let record = instance::record(&self.instance_name(), &node, &self.settings, balance, kubeconfig);
-        record.map_err(|error| BuilderError::Config { name: self.name.clone(), error })
-    }
-
-    /// What is known now of a working directory.
-    fn lead(&self, ring: &Ring, directory: &Path) -> Lead {
-        self.directories().lead(ring, directory, Instant::now())
-    }
-
-    /// Keeps where a working directory leads; `None` when no pod answered.
-    fn learn(&self, ring: &Ring, directory: &Path, pod: Option<String>) {
-        self.directories().learn(ring, directory.to_owned(), pod, Instant::now());
-    }
-
-    fn directories(&self) -> MutexGuard<'_, Directories> {
-        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Avoids a pod that did not answer, for a while.
-    fn shun(&self, uid: &str) {
-        let now = Instant::now();
-        let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
-        shunned.retain(|_, since| now.duration_since(*since) < SHUNNED);
-        shunned.insert(uid.to_owned(), now);
-    }
-
-    fn is_shunned(&self, uid: &str) -> bool {
-        let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
-        shunned.get(uid).is_some_and(|since| since.elapsed() < SHUNNED)
-    }
-
-    fn wrong(&self, error: ClusterError) -> BuilderError {
-        BuilderError::Cluster { name: self.name.clone(), error }
     }
 }
 

@@ -381,10 +381,20 @@ pub struct Warning {
 pub struct Placement {
     /// The builder's name in the configuration.
     pub builder: String,
+    /// The shard, if the builder has shards: its Deployment's name.
+    #[serde(default)]
+    pub shard: Option<String>,
     /// The BuildKit pod, if it is known.
     pub pod: Option<String>,
     /// The reason, in words.
     pub why: String,
+}
+
+impl Placement {
+    /// The name of what has the cache: the shard, whose disk outlives its pod, else the pod.
+    pub fn cache(&self) -> Option<&str> {
+        self.shard.as_deref().or(self.pod.as_deref())
+    }
 }
 
 impl fmt::Display for Warning {

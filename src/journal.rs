@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::event::{Event, Phase, millis};
+use crate::event::{Event, Phase, Placement, millis};
 use crate::text::paths::WorkerPaths;
 use crate::{bounds, text};
 
@@ -130,7 +130,8 @@ fn log(event: &Event) {
         Event::Notice(notice) => tracing::info!(notice),
         Event::Warning(warning) => tracing::debug!(%warning),
         Event::Placed(placement) => {
-            tracing::debug!(builder = placement.builder, pod = placement.pod, why = placement.why, "placed");
+            let Placement { builder, shard, pod, why } = placement;
+            tracing::debug!(builder, shard, pod, why, "placed");
         }
         Event::NotCached { target, step } => {
             tracing::debug!(target, cause = step.cause.name(), message = step.message, "step not cached");

@@ -60,6 +60,9 @@ pub enum LogRecord {
     Placed {
         /// The builder's name in the configuration.
         builder: String,
+        /// The shard, if the builder has shards.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shard: Option<String>,
         /// The BuildKit pod, if it is known.
         pod: Option<String>,
         /// The reason, in words.
@@ -216,9 +219,12 @@ impl LogRecord {
             Event::PhaseStarted(phase) => Self::Phase { phase: phase.name().into() },
             Event::PhaseEnded(phase, took) => Self::PhaseEnd { phase: phase.name().into(), ms: millis(*took) },
             Event::Targets(count) => Self::Targets { count: *count },
-            Event::Placed(at) => {
-                Self::Placed { builder: name(&at.builder), pod: at.pod.as_deref().map(name), why: name(&at.why) }
-            }
+            Event::Placed(at) => Self::Placed {
+                builder: name(&at.builder),
+                shard: at.shard.as_deref().map(name),
+                pod: at.pod.as_deref().map(name),
+                why: name(&at.why),
+            },
             Event::StepStarted(step) => Self::Step { of: StepOf::new(step) },
             Event::StepEnded { step, is_cached, took, error } => {
                 let error = error.as_deref().map(|error| cut(error, bounds::NOTICE));
@@ -293,7 +299,8 @@ fn line_of(record: LogRecord) -> Option<(String, String)> {
         }
         LogRecord::Commit { repository, sha, .. } => of_build(format!("{repository} at {sha}")),
         LogRecord::Phase { phase } => of_build(phase),
-        LogRecord::Placed { builder, pod, why } => {
+        LogRecord::Placed { builder, shard, pod, why } => {
+            let builder = shard.map_or(builder.clone(), |shard| format!("{builder}, shard {shard}"));
             let at = pod.map_or(builder.clone(), |pod| format!("{builder}, pod {pod}"));
             of_build(format!("on builder {at}: {why}"))
         }

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::bake::{Bake, BakeRequest, Definition, Goal, Outcome};
-use crate::builder::{Builders, Loss, Session};
+use crate::builder::{Builders, Fleet, Loss, PlaceRequest, Session};
 use crate::event::{Event, Phase};
 use crate::github::App;
 use crate::job::{Build, BuildJob};
@@ -74,6 +74,8 @@ pub struct Attempt<'a> {
     pub stop: &'a Stop,
     /// `None` where no other worker can take the job.
     pub fence: Option<&'a Fence>,
+    /// Chooses among shards by the builds of the fleet; `None` where there is no other worker.
+    pub fleet: Option<&'a Fleet>,
 }
 
 /// Asks whether the job is still owned, as far as is known.
@@ -165,7 +167,9 @@ async fn solve(
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut spent = Duration::ZERO;
     loop {
-        let place = integrations.builders.place(build, &integrations.state, directory, lost.as_ref());
+        let request = PlaceRequest::new(build, &integrations.state, directory);
+        let request = PlaceRequest { loss: lost.as_ref(), fleet: attempt.fleet, ..request };
+        let place = integrations.builders.place(request);
         let session = attempt.unless_stopped(place).await??;
         attempt.journal.emit(Event::Placed(session.placement()));
         // Asked as late as possible: the push of a moving tag cannot be undone.

@@ -181,7 +181,7 @@ mod tests {
     fn each_fact_comes_from_the_events_of_its_kind() {
         let placed = |pod: Option<&str>| {
             let pod = pod.map(str::to_owned);
-            Event::Placed(Placement { builder: "default".into(), pod, why: "any".into() })
+            Event::Placed(Placement { builder: "default".into(), shard: None, pod, why: "any".into() })
         };
         let ms = Duration::from_millis;
         let report = folded([

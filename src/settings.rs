@@ -39,7 +39,7 @@ use crate::field_error::{FieldError, refuse};
 
 pub use accounts::{Accounts, Cache, Policy};
 pub use bake::Bake;
-pub use builder::{Builder, for_account, match_of, quantity};
+pub use builder::{Builder, GRACE_PERIOD, SHARD_OF, for_account, match_of, quantity};
 pub use buildx::Buildx;
 pub use credential::{VARIABLES as CREDENTIAL_VARIABLES, credential, is_secret};
 pub use driver::{Balance, Driver, Toleration, TopologySpread};
@@ -225,7 +225,7 @@ impl Settings {
         self.source.check()?;
         self.buildx.check()?;
         self.bake.check()?;
-        builder::check_all(&self.builders)?;
+        builder::check_all(&self.builders, self.bake.timeout)?;
         self.accounts.check()?;
         self.log.check()
     }

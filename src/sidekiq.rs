@@ -35,6 +35,7 @@ pub mod rights;
 pub mod running;
 pub mod scout;
 pub mod settlement;
+pub mod shard;
 pub mod shown;
 pub mod tenant;
 pub mod turn;

@@ -2,18 +2,40 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use super::access::{AccessError, KubeAccess, PLUGIN};
 use super::cluster::{Cluster, ClusterError};
-use super::{AGAIN, Builder, BuilderError};
+use super::node::Node;
+use super::outage::Outage;
+use super::{AGAIN, BuilderError};
 use crate::state;
 
-/// What a look-up of the API server and its credentials found.
-pub(super) type Access = Result<Arc<KubeAccess>, Arc<AccessError>>;
+/// How long Kubernetes has to answer until its outage is over.
+pub(super) const STEADY: Duration = Duration::from_secs(5);
 
-impl Builder {
+/// What a look-up of the API server and its credentials found.
+type Access = Result<Arc<KubeAccess>, Arc<AccessError>>;
+
+/// What the nodes of a builder know together of their API server.
+#[derive(Debug)]
+pub(super) struct ApiServer {
+    /// Its address and the credentials for it, or why they are not known, and when they were looked up.
+    access: Mutex<Option<(Access, Instant)>>,
+    /// It does not answer.
+    pub(super) outage: Outage,
+}
+
+impl Default for ApiServer {
+    fn default() -> Self {
+        Self { access: Mutex::default(), outage: Outage::with_steady(STEADY) }
+    }
+}
+
+impl Node {
     /// Asks the API server.
     pub(super) async fn ask<T, A>(&self, question: impl Fn(Cluster) -> A) -> Result<T, BuilderError>
     where
@@ -66,7 +88,7 @@ impl Builder {
     }
 
     async fn look_up(&self, deadline: Instant) -> Access {
-        let mut known = self.access.lock().await;
+        let mut known = self.api.access.lock().await;
         if let Some((access, since)) = &*known {
             let is_fresh = match access {
                 Ok(access) => access.is_fresh(since.elapsed()),
@@ -87,13 +109,13 @@ impl Builder {
 
     /// Forgets credentials that were not accepted, unless newer ones are known or looked up.
     async fn forget(&self, access: &Arc<KubeAccess>, deadline: Instant) {
-        if let Ok(mut known) = timeout_at(deadline, self.access.lock()).await {
+        if let Ok(mut known) = timeout_at(deadline, self.api.access.lock()).await {
             known.take_if(|(known, _)| matches!(known, Ok(known) if Arc::ptr_eq(known, access)));
         }
     }
 
     fn cluster(&self, access: &KubeAccess) -> Result<Cluster, ClusterError> {
-        Ok(Cluster::new(access, self.settings.node_name(&self.name))?)
+        Ok(Cluster::new(access, self.name.clone())?)
     }
 
     /// The deadline of a question that has none of its own.
@@ -105,16 +127,16 @@ impl Builder {
     fn note_answer(&self, error: Option<&ClusterError>, access: &KubeAccess) {
         if let Some(error) = error.filter(|error| error.is_away()) {
             self.note_outage(error, Some(access));
-        } else if let Some(downtime) = self.outage.ends(Instant::now()) {
-            let (builder, url, downtime_s) = (&self.name, access.url(), downtime.as_secs());
+        } else if let Some(downtime) = self.api.outage.ends(Instant::now()) {
+            let (builder, url, downtime_s) = (&self.builder, access.url(), downtime.as_secs());
             tracing::info!(event = "kubernetes_back", builder, url, downtime_s, "Kubernetes answers again");
         }
     }
 
     /// Logs an outage once. Without `access`, its credentials are away.
     fn note_outage(&self, error: &ClusterError, access: Option<&KubeAccess>) {
-        if self.outage.begins(Instant::now()) {
-            let (builder, url) = (&self.name, access.map(KubeAccess::url));
+        if self.api.outage.begins(Instant::now()) {
+            let (builder, url) = (&self.builder, access.map(KubeAccess::url));
             tracing::error!(event = "kubernetes_unavailable", builder, url, %error, "Kubernetes does not answer");
         }
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use http::StatusCode;
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod};
 use kube::Resource;
 use kube::api::{GetParams, ListParams, Patch, PatchParams, PostParams, Request};
-use serde::Deserialize;
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::access::{AccessError, KubeAccess};
@@ -21,7 +21,7 @@ use crate::body;
 use crate::bounds;
 use crate::json;
 use crate::network::{self, Proxy, Unreachable};
-use crate::settings;
+use crate::settings::{self, SHARD_OF};
 use crate::text;
 
 pub use error::{Cause, ClusterError};
@@ -118,10 +118,34 @@ impl Cluster {
 
     /// The pods among which buildx would choose, and those that are starting or ending.
     pub(super) async fn pods(&self) -> Result<Vec<PodStatus>, ClusterError> {
-        const WHAT: &str = "list the pods of";
-        let labelled = ListParams::default().labels(&format!("app={}", self.deployment)).limit(pods::MAX_PODS);
-        let answer = self.ask(WHAT, Request::new(self.path::<Pod>()).list(&labelled)).await?;
-        pods::read(&self.good(answer)?).map_err(|message| self.unread(WHAT, &message))
+        self.list("list the pods of", &format!("app={}", self.deployment)).await
+    }
+
+    /// The pods of all shards of a group, when one of them takes builds. `waited`: for how long that was waited for.
+    pub(super) async fn shards(
+        &self,
+        group: &str,
+        n_wanted: usize,
+        waited: Duration,
+    ) -> Result<Vec<PodStatus>, ClusterError> {
+        let pods = self.list("list the pods of the shards of", &format!("{SHARD_OF}={group}")).await?;
+        if pods.iter().any(PodStatus::is_usable) {
+            return Ok(pods);
+        }
+        let troubles = pods.iter().filter_map(|pod| Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?)));
+        let why = match troubles.collect::<Vec<_>>() {
+            _ if pods.is_empty() => "no pods yet".into(),
+            troubles if troubles.is_empty() => "pods are starting".into(),
+            troubles => text::shown(&troubles.join("; "), bounds::NOTICE),
+        };
+        let deployment = format!("the shards {group}-… in {}", self.namespace);
+        Err(ClusterError::NotReady { deployment, n_ready: 0, n_wanted, waited_s: waited.as_secs(), why })
+    }
+
+    async fn list(&self, what: &'static str, labels: &str) -> Result<Vec<PodStatus>, ClusterError> {
+        let labelled = ListParams::default().labels(labels).limit(pods::MAX_PODS);
+        let answer = self.ask(what, Request::new(self.path::<Pod>()).list(&labelled)).await?;
+        pods::read(&self.good(answer)?).map_err(|message| self.unread(what, &message))
     }
 
     /// Creates the Deployment unless it exists. Safe to call from many processes at once. Returns whether this call created it.
@@ -133,16 +157,19 @@ impl Cluster {
             return Err(self.stateful_set());
         }
         let text = self.write_config(builder).await?;
+        self.claim_volume(builder, false).await?;
         let whole = deployment::whole(&self.deployment, builder, text.as_deref());
         let whole: Deployment = serde_json::from_value(whole).map_err(|error| {
             self.wrong("create the Deployment", format!("the settings do not make a valid Deployment: {error}"))
         })?;
-        self.make("create the Deployment", &PostParams::default(), &whole).await
+        let path = self.path::<Deployment>();
+        self.make("create the Deployment", &path, &PostParams::default(), &whole).await
     }
 
     /// Applies the configured fields, removes those that were configured before, and leaves all others.
     pub(super) async fn apply(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
         let text = self.write_config(builder).await?;
+        self.claim_volume(builder, true).await?;
         for n_left in (0..N_CONFLICTS).rev() {
             let live = self.find::<Deployment>("get the Deployment").await?.ok_or_else(|| self.missing())?;
             let staged = Survey { deployment: live, pods: Vec::new() };
@@ -162,35 +189,65 @@ impl Cluster {
         Ok(())
     }
 
-    /// Writes the configured buildkitd.toml to the ConfigMap, and returns it.
-    async fn write_config(&self, builder: &settings::Builder) -> Result<Option<String>, ClusterError> {
-        let Some(path) = &builder.buildkitd_config else { return Ok(None) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ClusterError::File { path: path.display().to_string(), source })?;
-        let map = deployment::config_map(&self.deployment, &text);
-        let whole: ConfigMap = serde_json::from_value(map.clone()).map_err(|error| {
-            self.wrong("create the ConfigMap of", format!("the settings do not make a valid ConfigMap: {error}"))
-        })?;
-        // A server-side apply would do both, but its refusal does not name the verb when creating is not allowed.
-        let params = PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() };
-        if self.make("create the ConfigMap of", &params, &whole).await? {
-            return Ok(Some(text));
+    /// Makes Kubernetes evict at most one of the pods of a group of shards at a time.
+    pub(super) async fn protect(&self, group: &str) -> Result<(), ClusterError> {
+        const WHAT: [&str; 2] = ["create the PodDisruptionBudget of", "patch the PodDisruptionBudget of"];
+        // Kubernetes before 1.21 has only the second version. It would answer 404 to the other.
+        let is_known = self.ask(WHAT[0], Request::new("/apis/policy/v1").list(&ListParams::default())).await;
+        let is_old = is_known.is_ok_and(|answer| answer.status == StatusCode::NOT_FOUND);
+        let version = if is_old { "policy/v1beta1" } else { "policy/v1" };
+        let path = format!("/apis/{version}/namespaces/{}/poddisruptionbudgets", self.namespace);
+        self.write(WHAT, &path, group, deployment::disruption_budget(version, group)).await
+    }
+
+    /// Claims the disk of a shard. An existing claim changes only with `is_change`.
+    async fn claim_volume(&self, builder: &settings::Builder, is_change: bool) -> Result<(), ClusterError> {
+        const WHAT: [&str; 2] = ["create the PersistentVolumeClaim of", "patch the PersistentVolumeClaim of"];
+        let Some(claim) = deployment::volume_claim(&self.deployment, builder) else { return Ok(()) };
+        let path = self.path::<PersistentVolumeClaim>();
+        let is_new = self.make(WHAT[0], &path, &managed(), &claim).await?;
+        if is_new || !is_change {
+            return Ok(());
         }
+        // Kubernetes can increase the size, and refuses all other changes.
+        let patch = Patch::Merge(json!({"spec": {"resources": claim["spec"]["resources"]}}));
+        let patch = Request::new(&path).patch(&self.deployment, &PatchParams::default(), &patch);
+        let patched = self.ask(WHAT[1], patch).await?;
+        self.good(patched).map(drop)
+    }
+
+    /// Writes the configuration of BuildKit to the ConfigMap, and returns it.
+    async fn write_config(&self, builder: &settings::Builder) -> Result<Option<String>, ClusterError> {
+        const WHAT: [&str; 2] = ["create the ConfigMap of", "patch the ConfigMap of"];
+        let text = deployment::buildkitd_toml(builder).map_err(|(path, source)| ClusterError::File { path, source })?;
+        let Some(text) = text else { return Ok(None) };
         let name = deployment::config_map_name(&self.deployment);
-        let (params, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(map));
-        let request = Request::new(self.path::<ConfigMap>()).patch(&name, &params, &patch);
-        let patched = self.ask("patch the ConfigMap of", request).await?;
-        self.good(patched)?;
+        let map = deployment::config_map(&self.deployment, &text);
+        self.write(WHAT, &self.path::<ConfigMap>(), &name, map).await?;
         Ok(Some(text))
     }
 
+    /// Creates an object, or makes an existing one like it. `what` says both.
+    async fn write(&self, what: [&'static str; 2], path: &str, name: &str, whole: Value) -> Result<(), ClusterError> {
+        // A server-side apply would do both, but its refusal does not name the verb when creating is not allowed.
+        if self.make(what[0], path, &managed(), &whole).await? {
+            return Ok(());
+        }
+        let (params, patch) = (PatchParams::apply(FIELD_MANAGER).force(), Patch::Apply(whole));
+        let patched = self.ask(what[1], Request::new(path).patch(name, &params, &patch)).await?;
+        self.good(patched).map(drop)
+    }
+
     /// Creates an object. Returns false when it already exists: another process was faster.
-    async fn make<K>(&self, what: &'static str, params: &PostParams, whole: &K) -> Result<bool, ClusterError>
-    where
-        K: Resource<DynamicType = ()> + serde::Serialize,
-    {
+    async fn make(
+        &self,
+        what: &'static str,
+        path: &str,
+        params: &PostParams,
+        whole: &impl Serialize,
+    ) -> Result<bool, ClusterError> {
         let data = serde_json::to_vec(whole).expect("an object of Kubernetes is JSON");
-        let answer = self.ask(what, Request::new(self.path::<K>()).create(params, data)).await?;
+        let answer = self.ask(what, Request::new(path).create(params, data)).await?;
         if answer.status == StatusCode::CONFLICT {
             return Ok(false);
         }
@@ -267,6 +324,11 @@ impl Cluster {
     fn in_words(&self, what: &str) -> String {
         format!("{what} {}", self.name())
     }
+}
+
+/// How an object is created that is changed by `apply` later.
+fn managed() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() }
 }
 
 /// A request of kube's, if it can be made.

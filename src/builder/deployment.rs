@@ -11,10 +11,10 @@ mod configured;
 mod drift;
 mod merge;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::json;
-use crate::settings::Builder;
+use crate::settings::{Builder, SHARD_OF};
 use crate::{bounds, text};
 
 use configured::{Ground, base, configured};
@@ -25,6 +25,15 @@ pub(super) use drift::drift;
 
 /// Name of the file in the ConfigMap.
 const CONFIG_FILE: &str = "buildkitd.toml";
+
+/// The configuration of a BuildKit that has a disk of its own, of which `volume` is the size, as for `buildkitd.toml` since BuildKit
+/// 0.17; earlier versions ignore what they do not know. By default BuildKit uses at most 100 GB of a larger disk.
+const OWN_DISK: &str = r#"[worker.oci]
+  gc = true
+  reservedSpace = "10%"
+  maxUsedSpace = "80%"
+  minFreeSpace = "10%"
+"#;
 
 /// The Deployment's annotation that holds the `spec` which was last configured, as JSON.
 const LAST_CONFIGURED: &str = "sidebake/last-configured";
@@ -41,6 +50,46 @@ pub(super) fn config_map(node: &str, buildkitd_toml: &str) -> Value {
         "kind": "ConfigMap",
         "metadata": {"name": config_map_name(node), "labels": {"app": node}},
         "data": {CONFIG_FILE: buildkitd_toml},
+    })
+}
+
+/// The configuration of BuildKit: the configured file, else the one for a disk of its own. `None`: BuildKit's defaults.
+///
+/// # Errors
+///
+/// When the file cannot be read, with its path.
+pub(super) fn buildkitd_toml(builder: &Builder) -> Result<Option<String>, (String, std::io::Error)> {
+    match &builder.buildkitd_config {
+        Some(path) => std::fs::read_to_string(path).map(Some).map_err(|error| (path.display().to_string(), error)),
+        None => Ok(builder.volume.is_some().then(|| OWN_DISK.to_owned())),
+    }
+}
+
+/// The claim of a shard's disk (`v1.PersistentVolumeClaim`); `None` without `volume`.
+pub(super) fn volume_claim(node: &str, builder: &Builder) -> Option<Value> {
+    let mut spec = Map::from_iter([
+        ("accessModes".to_owned(), json!(["ReadWriteOnce"])),
+        ("resources".to_owned(), json!({"requests": {"storage": builder.volume.as_ref()?}})),
+    ]);
+    if let Some(class) = &builder.storage_class {
+        spec.insert("storageClassName".into(), json!(class));
+    }
+    let labels = json!({"app": node, SHARD_OF: builder.labels.get(SHARD_OF)});
+    Some(json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": node, "labels": labels},
+        "spec": spec,
+    }))
+}
+
+/// Lets Kubernetes evict one shard at a time (`policy/v1.PodDisruptionBudget`).
+pub(super) fn disruption_budget(version: &str, group: &str) -> Value {
+    json!({
+        "apiVersion": version,
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": group, "labels": {SHARD_OF: group}},
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {SHARD_OF: group}}},
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use super::Builder;
+use super::node::Node;
 use crate::bake::{Configuration, Location};
 use crate::hex;
 use crate::job::Build;
@@ -16,11 +16,11 @@ use crate::state::StateDirectory;
 /// Where a Docker engine on this machine listens.
 pub(super) const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
 
-impl Builder {
+impl Node {
     /// The name for buildx, which reserves `default`, reads names in lower case, and wants a letter first. The node has a name of
     /// its own.
     pub(super) fn instance_name(&self) -> String {
-        match self.name.to_ascii_lowercase() {
+        match self.builder.to_ascii_lowercase() {
             name if name == "default" => "sidebake".into(),
             name if name.starts_with(|first: char| first.is_ascii_lowercase()) => name,
             name => format!("sidebake-{name}"),

@@ -41,6 +41,9 @@ pub struct PodStatus {
     pub is_out_of_memory: bool,
     /// Builds of all workers that run there, if it was looked up.
     pub n_builds: Option<u32>,
+    /// The value of its label `app`: the Deployment, whose pods buildx finds by it.
+    #[serde(skip)]
+    pub(super) app: Option<String>,
     /// Which version of the Deployment made it; `None` for a pod of another origin.
     #[serde(skip)]
     pub(super) revision: Option<String>,
@@ -181,6 +184,7 @@ impl PodStatus {
         let first = statuses.iter().find(is_first).or(statuses.first());
         let now = crate::clock::Epoch::now().timestamp();
         let is_ready = is_true(status.condition("Ready"));
+        let mut labels = metadata.labels.unwrap_or_default();
         let is_of = |kind: &str| metadata.owner_references.iter().flatten().any(|owner| owner.kind == kind);
         Self {
             age_s: metadata.creation_timestamp.map(|created| now.as_second() - created.as_second()),
@@ -193,7 +197,8 @@ impl PodStatus {
             is_out_of_memory: first.is_some_and(is_out_of_memory),
             n_builds: None,
             is_of_stateful_set: is_of("StatefulSet"),
-            revision: metadata.labels.and_then(|mut labels| labels.remove(REVISION)),
+            app: labels.remove("app"),
+            revision: labels.remove(REVISION),
             node: spec.node_name,
             name: metadata.name.unwrap_or_default(),
             uid: metadata.uid.unwrap_or_default(),

@@ -6,9 +6,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::access::PLUGIN;
-use super::cluster::{ClusterError, Goal, Survey};
+use super::cluster::{Cluster, ClusterError, Goal, Survey};
+use super::node::Node;
 use super::session::Pods;
-use super::{AGAIN, Builder, BuilderError};
+use super::{AGAIN, BuilderError};
 use crate::bake::Location;
 use crate::sandbox::Sockets;
 
@@ -18,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How long a builder is not ready until its log says so. A pod that starts is often ready before.
 const TELL_AFTER: Duration = Duration::from_secs(2);
 
-impl Builder {
+impl Node {
     /// Waits until a pod is ready, and gives the bake access to the API server.
     pub(super) async fn admit(
         &self,
@@ -42,12 +43,26 @@ impl Builder {
 
     /// Waits until all pods are ready and have the last change.
     pub(super) async fn rolled_out(&self) -> Result<(), BuilderError> {
-        self.wait_for(Goal::RolledOut, Instant::now() + self.settings.timeout).await.map(drop)
+        // A shard's disk is free for its next pod when the builds of the last one have ended.
+        let ending = if self.settings.volume.is_some() { self.settings.grace_period() } else { Duration::ZERO };
+        self.wait_for(Goal::RolledOut, Instant::now() + self.settings.timeout + ending).await.map(drop)
     }
 
-    /// Looks at the Deployment until it is as wished. A state that passes ends the wait only at the deadline: a Deployment that
-    /// is missing, scaled to nothing, rolled out or not ready, and an API server that does not answer.
+    /// Looks at the Deployment until it is as wished.
     pub(super) async fn wait_for(&self, goal: Goal, deadline: Instant) -> Result<Survey, BuilderError> {
+        self.wait_until(deadline, |cluster, waited| async move { cluster.reach(goal, waited).await }).await
+    }
+
+    /// Asks until the answer is good. A state that passes ends the wait only at the deadline: a Deployment that is missing, scaled to
+    /// nothing, rolled out or not ready, and an API server that does not answer. The question is told how long it was waited.
+    pub(super) async fn wait_until<T, A>(
+        &self,
+        deadline: Instant,
+        question: impl Fn(Cluster, Duration) -> A,
+    ) -> Result<T, BuilderError>
+    where
+        A: Future<Output = Result<T, ClusterError>>,
+    {
         let started = Instant::now();
         // However short the wait may be, a look has the time that it takes.
         let patience = deadline.max(started + PLUGIN);
@@ -57,10 +72,10 @@ impl Builder {
             let _turn = if is_first { None } else { timeout_at(deadline, self.turn.lock()).await.ok() };
             is_first = false;
             let waited = started.elapsed();
-            let error = match self.try_ask(patience, |cluster| async move { cluster.reach(goal, waited).await }).await {
-                Ok(survey) => {
+            let error = match self.try_ask(patience, |cluster| question(cluster, waited)).await {
+                Ok(answer) => {
                     self.note_ready();
-                    return Ok(survey);
+                    return Ok(answer);
                 }
                 Err(error) => error,
             };
@@ -78,14 +93,14 @@ impl Builder {
     /// Logs once that builds wait.
     fn note_wait(&self, error: &ClusterError) {
         if self.wait.begins(Instant::now()) {
-            let builder = &self.name;
+            let builder = &self.builder;
             tracing::warn!(event = "builder_not_ready", builder, %error, "the builder is not ready; its builds wait");
         }
     }
 
     fn note_ready(&self) {
         if let Some(waited) = self.wait.ends(Instant::now()) {
-            let (builder, downtime_s) = (&self.name, waited.as_secs());
+            let (builder, downtime_s) = (&self.builder, waited.as_secs());
             tracing::info!(event = "builder_ready", builder, downtime_s, "the builder is ready again");
         }
     }

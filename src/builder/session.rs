@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::time::Instant;
 
+use super::BuilderError;
 use super::access::KubeAccess;
 use super::cluster::Goal;
+use super::node::Node;
 use super::occupancy::Occupied;
 use super::pods::PodStatus;
-use super::{Builder, BuilderError};
+use super::shards::Seat;
 use crate::bake::Location;
 use crate::reason::{Failure, Reason};
 use crate::report::Placement;
@@ -30,8 +32,11 @@ pub(super) use search::Search;
 pub struct Session<'a> {
     /// What the bake needs.
     pub location: Location,
-    builder: &'a Builder,
+    node: &'a Node,
     dial: Dial<'a>,
+    /// The shard's name, and why it was chosen.
+    shard: Option<(String, String)>,
+    /// Why the builder was chosen.
     why: &'static str,
     balance: Balance,
     route: Route,
@@ -67,24 +72,24 @@ pub(super) struct Pods {
 impl<'a> Session<'a> {
     pub(super) fn new(
         location: Location,
-        builder: &'a Builder,
+        Seat { node, shard }: Seat<'a>,
         dial: Dial<'a>,
         why: &'static str,
         pods: Option<Pods>,
         occupied: Occupied,
     ) -> Result<Self, BuilderError> {
-        let (balance, occupied) = (builder.settings.balance, Mutex::new(occupied));
+        let (balance, occupied) = (node.settings.balance, Mutex::new(occupied));
         let (route, pod) = (Route::Usual, OnceLock::new());
-        let mut session = Self { location, builder, dial, why, balance, route, pods, pod, occupied };
+        let mut session = Self { location, node, dial, shard, why, balance, route, pods, pod, occupied };
         session.write_record()?;
         Ok(session)
     }
 
     /// Writes buildx's record of the builder. Its own default builder has none.
     fn write_record(&mut self) -> Result<(), BuilderError> {
-        if self.builder.settings.driver != Driver::Docker {
+        if self.node.settings.driver != Driver::Docker {
             let kubeconfig = self.pods.as_ref().map(|pods| &*pods.kubeconfig);
-            let record = self.builder.record(self.balance, kubeconfig)?;
+            let record = self.node.record(self.balance, kubeconfig)?;
             self.location.configuration.record = Some((self.location.builder.clone(), record));
         }
         Ok(())
@@ -97,14 +102,19 @@ impl<'a> Session<'a> {
 
     /// Which builder and pod run the build, and why, as far as is known now.
     pub fn placement(&self) -> Placement {
-        let pod = match (self.route, self.balance) {
-            (Route::AfterLoss, _) => "; another pod than the one that was lost",
-            (Route::Around, _) => "; another pod than the one of this repository, which takes no new builds",
-            (Route::Usual, Balance::Sticky) => "; the pod of this repository",
-            (Route::Usual, Balance::Random) => "; any pod",
+        let route = match (self.route, self.balance) {
+            (Route::AfterLoss, _) => "another pod than the one that was lost",
+            (Route::Around, _) => "another pod than the one of this repository, which takes no new builds",
+            (Route::Usual, Balance::Sticky) => "the pod of this repository",
+            (Route::Usual, Balance::Random) => "any pod",
         };
-        let why = format!("{}{}", self.why, if self.has_pods() { pod } else { "" });
-        Placement { builder: self.builder.name.clone(), pod: self.pod.get().cloned(), why }
+        let why = match &self.shard {
+            Some((_, why_shard)) => format!("{}; {why_shard}", self.why),
+            None if self.has_pods() => format!("{}; {route}", self.why),
+            None => self.why.to_owned(),
+        };
+        let shard = self.shard.as_ref().map(|(name, _)| name.clone());
+        Placement { builder: self.node.builder.clone(), shard, pod: self.pod.get().cloned(), why }
     }
 
     /// Whether another pod could take the build.
@@ -115,7 +125,7 @@ impl<'a> Session<'a> {
     /// Looks at the pods again, and waits until one is ready.
     pub(super) async fn renew(&mut self, deadline: Instant) -> Result<(), BuilderError> {
         if let Some(pods) = &mut self.pods {
-            let survey = self.builder.wait_for(Goal::Ready, deadline).await?;
+            let survey = self.node.wait_for(Goal::Ready, deadline).await?;
             (pods.n_wanted, pods.before) = (survey.n_wanted(), survey.pods);
         }
         Ok(())
@@ -123,7 +133,7 @@ impl<'a> Session<'a> {
 
     /// The failure, with the builder's memory limit when a step exceeded it.
     pub fn with_memory_limit(&self, failure: Failure) -> Failure {
-        match self.builder.settings.limits.get("memory") {
+        match self.node.settings.limits.get("memory") {
             Some(limit) if failure.reason == Reason::OutOfMemory => {
                 let detail = format!("{} (the memory limit of the builder is {limit})", failure.detail);
                 failure.with_detail(&detail)
@@ -133,7 +143,12 @@ impl<'a> Session<'a> {
     }
 
     async fn pods_now(&self) -> Result<Vec<PodStatus>, BuilderError> {
-        self.builder.ask(|cluster| async move { cluster.pods().await }).await
+        self.node.ask(|cluster| async move { cluster.pods().await }).await
+    }
+
+    /// Avoids all pods for a while: none of them answered.
+    pub(super) fn shun_all(&self) {
+        self.pods.iter().flat_map(|pods| &pods.before).for_each(|pod| self.node.shun(&pod.uid));
     }
 
     fn is_on(&self, pod: String) {

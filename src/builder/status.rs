@@ -1,7 +1,8 @@
 //! The state of a builder as `sidebake builder` and `doctor` show it.
 
 use super::location::DOCKER_SOCKET;
-use super::{Builder, BuilderError, Drift, PodStatus, deployment};
+use super::node::Node;
+use super::{BuilderError, Drift, PodStatus, deployment};
 use crate::settings::Driver;
 
 /// The state of a builder, for `sidebake builder` and `doctor`.
@@ -9,6 +10,8 @@ use crate::settings::Driver;
 pub struct BuilderStatus {
     /// Its name in the configuration.
     pub builder: String,
+    /// The shard, if the builder has shards.
+    pub shard: Option<String>,
     /// buildx's driver.
     pub driver: &'static str,
     /// The Deployment, or the address.
@@ -30,7 +33,7 @@ pub struct BuilderStatus {
     pub accounts: Vec<String>,
 }
 
-impl Builder {
+impl Node {
     /// The state of a builder now.
     pub(super) async fn status(&self) -> Result<BuilderStatus, BuilderError> {
         if self.settings.driver != Driver::Kubernetes {
@@ -38,11 +41,10 @@ impl Builder {
             return Ok(BuilderStatus { exists: true, ..self.unseen(at) });
         }
         let survey = self.ask(|cluster| async move { cluster.survey().await }).await?;
-        let node = self.settings.node_name(&self.name);
-        let status = self.unseen(format!("{node} in {}", self.access().await?.namespace()));
+        let status = self.unseen(format!("{} in {}", self.name, self.access().await?.namespace()));
         let Some(survey) = survey else { return Ok(status) };
-        let text = self.settings.buildkitd_config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        let desired = deployment::desired(&node, &self.settings, &survey.deployment, text.as_deref());
+        let text = deployment::buildkitd_toml(&self.settings).ok().flatten();
+        let desired = deployment::desired(&self.name, &self.settings, &survey.deployment, text.as_deref());
         let n_wanted = survey.n_wanted();
         Ok(BuilderStatus {
             exists: true,
@@ -59,7 +61,8 @@ impl Builder {
     /// What the settings say of a builder, without a Deployment.
     fn unseen(&self, at: String) -> BuilderStatus {
         BuilderStatus {
-            builder: self.name.clone(),
+            builder: self.builder.clone(),
+            shard: self.settings.shards.map(|_| self.name.clone()),
             driver: self.settings.driver.name(),
             at,
             exists: false,

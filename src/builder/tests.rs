@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use world::{Kubernetes, KubernetesObjects};
 
+use super::api_server::STEADY;
 use super::cluster::Goal;
 use super::*;
 use crate::job::{Recipe, Repository, Trust};
@@ -59,7 +60,7 @@ impl Setup {
     }
 
     async fn status(&self) -> BuilderStatus {
-        self.builders.status("d").await.expect("a status")
+        self.builders.status("d").await.expect("a status").remove(0)
     }
 }
 
@@ -89,7 +90,17 @@ impl Job {
     }
 
     async fn place<'a>(&self, builders: &'a Builders) -> Result<Session<'a>, BuilderError> {
-        builders.place(&self.build, &self.state, &self.directory, None).await
+        self.place_after(builders, None, None).await
+    }
+
+    async fn place_after<'a>(
+        &self,
+        builders: &'a Builders,
+        loss: Option<&Loss>,
+        fleet: Option<&Fleet>,
+    ) -> Result<Session<'a>, BuilderError> {
+        let Self { build, state, directory } = self;
+        builders.place(PlaceRequest { build, state, directory, loss, fleet }).await
     }
 }
 
@@ -102,8 +113,10 @@ const LONG: Duration = Duration::from_secs(30);
 #[tokio::test]
 async fn a_build_waits_for_a_state_that_passes() {
     let setup = Setup::new(LONG);
-    let missing: Change = |objects| objects.deployment = None;
-    let made: Change = |objects| objects.deployment = Some(Kubernetes::deployment());
+    let missing: Change = |objects| objects.deployments.clear();
+    let made: Change = |objects| {
+        objects.deployments.insert("d0".into(), Kubernetes::deployment());
+    };
     assert_eq!(setup.place_over(missing, made).await.as_deref(), Some("d0-a"));
     let scaled_down: Change = |objects| objects.pods.clear();
     let scaled_up: Change = |objects| objects.pods.push(Kubernetes::pod("d0-b"));
@@ -125,7 +138,7 @@ async fn many_builds_that_wait_ask_kubernetes_as_often_as_one() {
     let mut waits = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let builders = Arc::clone(&builders);
-        waits.spawn(async move { builders.builders["d"].wait_for(Goal::Ready, deadline).await.is_ok() });
+        waits.spawn(async move { builders.builders["d"].nodes[0].wait_for(Goal::Ready, deadline).await.is_ok() });
     }
     sleep(Duration::from_secs(2)).await;
     let n_requests = {
@@ -143,10 +156,10 @@ async fn many_builds_that_wait_ask_kubernetes_as_often_as_one() {
 async fn a_state_that_does_not_pass_is_told_in_kubernetes_words() {
     let setup = Setup::new(Duration::from_secs(1));
     let said = async || setup.place().await.expect_err("refused").to_string();
-    setup.kubernetes.objects().deployment.as_mut().expect("a Deployment")["spec"]["replicas"] = json!(0);
+    setup.kubernetes.objects().deployments.get_mut("d0").expect("a Deployment")["spec"]["replicas"] = json!(0);
     setup.kubernetes.objects().pods.clear();
     assert!(said().await.ends_with("s: the Deployment has 0 replicas"), "{}", said().await);
-    setup.kubernetes.objects().deployment = None;
+    setup.kubernetes.objects().deployments.clear();
     assert!(said().await.contains("no Deployment d0 in the namespace builds"), "{}", said().await);
 }
 
@@ -157,15 +170,15 @@ async fn an_outage_of_the_api_server_is_waited_for() {
     drop(kubernetes);
     let kubernetes = async {
         sleep(Duration::from_secs(1)).await;
-        assert!(builders.builders["d"].outage.lasts(), "logged once");
+        assert!(builders.builders["d"].nodes[0].api.outage.lasts(), "logged once");
         Kubernetes::start_on(port)
     };
     let (placed, _kubernetes) = tokio::join!(place(&builders, home.path()), kubernetes);
     assert_eq!(placed.expect("placed"), Some("d0-a".into()));
-    assert!(builders.builders["d"].outage.lasts(), "Kubernetes has just come back");
+    assert!(builders.builders["d"].nodes[0].api.outage.lasts(), "Kubernetes has just come back");
     sleep(STEADY).await;
     assert_eq!(place(&builders, home.path()).await.expect("placed"), Some("d0-a".into()));
-    assert!(!builders.builders["d"].outage.lasts());
+    assert!(!builders.builders["d"].nodes[0].api.outage.lasts());
 }
 
 #[tokio::test]
@@ -194,11 +207,11 @@ async fn builds_that_wait_for_credentials_share_a_failure_and_keep_their_deadlin
     let mut waits = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let builders = Arc::clone(&builders);
-        waits.spawn(async move { builders.builders["d"].wait_for(Goal::Ready, deadline).await.is_err() });
+        waits.spawn(async move { builders.builders["d"].nodes[0].wait_for(Goal::Ready, deadline).await.is_err() });
     }
     assert_eq!(waits.join_all().await, [true; 20]);
     assert!(deadline.elapsed() < Duration::from_secs(10), "{:?}", deadline.elapsed());
-    assert!(builders.builders["d"].outage.lasts(), "logged once");
+    assert!(builders.builders["d"].nodes[0].api.outage.lasts(), "logged once");
     let n_runs = std::fs::read_to_string(runs.path()).expect("read").lines().count();
     assert!((1..=4).contains(&n_runs), "{n_runs}");
 }
@@ -234,7 +247,7 @@ async fn a_notice_of_a_loss_has_our_words_and_the_failure_has_buildx_own() {
     let loss = session.post_mortem(&Failure::new(Reason::BuilderUnavailable, words)).await.expect("a loss");
     assert_eq!(loss.notice, "the builder d: the pod d0-a could not be reached");
     assert_eq!(loss.failure.detail, format!("{}: {words}", loss.notice));
-    assert!(setup.builders.builders["d"].is_shunned("d0-a"), "the next builds avoid it");
+    assert!(setup.builders.builders["d"].nodes[0].is_shunned("d0-a"), "the next builds avoid it");
     let loss = session.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss");
     assert_eq!(loss.notice, "the builder d: the connection to the pod d0-a was lost");
     setup.kubernetes.objects().pods.clear();
@@ -247,20 +260,20 @@ async fn a_stateful_set_is_refused_by_name_and_nothing_is_made_beside_it() {
     let setup = Setup::new(LONG);
     {
         let mut objects = setup.kubernetes.objects();
-        objects.deployment = None;
+        objects.deployments.clear();
         objects.stateful_set = Some(json!({"metadata": {"name": "d0"}}));
         objects.pods[0]["metadata"]["ownerReferences"] = json!([{"kind": "StatefulSet", "name": "d0"}]);
     }
     let words = "d0 in the namespace builds is a StatefulSet";
     for error in [
-        setup.builders.ensure("d").await.expect_err("refused"),
+        setup.builders.ensure("d").await.map(drop).expect_err("refused"),
         setup.builders.apply("d").await.expect_err("refused"),
-        setup.place().await.expect_err("refused at once"),
-        setup.builders.status("d").await.expect_err("refused"),
+        setup.place().await.map(drop).expect_err("refused at once"),
+        setup.builders.status("d").await.map(drop).expect_err("refused"),
     ] {
         assert!(error.to_string().contains(words), "{error}");
     }
-    assert_eq!(setup.kubernetes.objects().deployment, None);
+    assert!(setup.kubernetes.objects().deployments.is_empty());
 }
 
 #[tokio::test]
@@ -272,7 +285,8 @@ async fn a_sidecar_before_buildkit_is_refused_at_once() {
     let error = setup.place().await.expect_err("refused").to_string();
     assert!(error.contains(words), "{error}");
     assert!(setup.status().await.why.expect("red").contains(words));
-    setup.kubernetes.objects().deployment.as_mut().expect("one")["spec"]["template"]["spec"]["containers"] = containers;
+    setup.kubernetes.objects().deployments.get_mut("d0").expect("one")["spec"]["template"]["spec"]["containers"] =
+        containers;
     assert!(setup.builders.apply("d").await.expect_err("refused").to_string().contains(words));
 }
 
@@ -285,12 +299,12 @@ async fn a_setting_that_is_removed_is_drift_until_apply_removes_it() {
     setup.builders.apply("d").await.expect("applied");
     assert_eq!(setup.status().await.drift, []);
     let without = setup.changed(|builder| builder.environment.clear());
-    let drift = without.status("d").await.expect("a status").drift;
+    let drift = without.status("d").await.expect("a status").remove(0).drift;
     assert_eq!(drift.len(), 1, "{drift:?}");
     assert_eq!((drift[0].live.as_str(), drift[0].configured.as_str()), ("b", "none"));
     without.apply("d").await.expect("applied");
-    assert_eq!(without.status("d").await.expect("a status").drift, []);
-    let deployment = setup.kubernetes.objects().deployment.clone().expect("one");
+    assert_eq!(without.status("d").await.expect("a status").remove(0).drift, []);
+    let deployment = setup.kubernetes.objects().deployments["d0"].clone();
     assert_eq!(deployment["spec"]["template"]["spec"]["containers"][0]["env"], Value::Null);
 }
 
@@ -311,6 +325,143 @@ async fn terminating_pods_are_not_counted() {
 fn every_name_of_a_builder_is_one_that_buildx_finds() {
     let remote = settings::Builder::new(Driver::Remote, Some("tcp://b:1".into()));
     for (name, expected) in [("dev", "dev"), ("Dev_1", "dev_1"), ("1st", "sidebake-1st"), ("default", "sidebake")] {
-        assert_eq!(Builder::new(name, &remote, None).instance_name(), expected);
+        assert_eq!(Builder::new(name, &remote, None).nodes[0].instance_name(), expected);
     }
+}
+
+/// A builder with three shards of which the pods are ready.
+fn sharded() -> Setup {
+    let setup = Setup::with(LONG, json!({"token": "s3cret"}), |builder| {
+        (builder.shards, builder.volume) = (Some(3), Some("20Gi".into()));
+    });
+    let mut objects = setup.kubernetes.objects();
+    (objects.deployments, objects.pods) = Default::default();
+    for number in 0..3 {
+        let shard = format!("d-{number}");
+        let mut pod = Kubernetes::pod(&format!("{shard}-a"));
+        pod["metadata"]["labels"] = json!({"app": shard, "sidebake/builder": "d"});
+        objects.pods.push(pod);
+    }
+    drop(objects);
+    setup
+}
+
+#[tokio::test]
+async fn each_shard_is_made_with_a_disk_and_apply_changes_one_after_the_other() {
+    let setup = sharded();
+    assert_eq!(setup.builders.ensure("d").await.expect("made"), [true; 3]);
+    {
+        let objects = setup.kubernetes.objects();
+        assert_eq!(objects.deployments.keys().collect::<Vec<_>>(), ["d-0", "d-1", "d-2"]);
+        let deployment = &objects.deployments["d-1"];
+        assert_eq!(deployment["spec"]["strategy"]["type"], "Recreate");
+        let pod = &deployment["spec"]["template"]["spec"];
+        let disk = &pod["volumes"].as_array().expect("volumes")[1];
+        assert_eq!(disk["persistentVolumeClaim"]["claimName"], "d-1");
+        let spread = &pod["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"];
+        assert_eq!(*spread, json!({"sidebake/builder": "d"}), "all shards are spread together");
+        let claim = &objects.others["persistentvolumeclaims/d-1"]["spec"];
+        assert_eq!(claim["resources"]["requests"]["storage"], "20Gi");
+        let config = objects.others["configmaps/d-1-config"]["data"]["buildkitd.toml"].as_str().expect("a text");
+        assert!(config.contains("maxUsedSpace = \"80%\""), "{config}");
+        let budget = &objects.others["poddisruptionbudgets/d"]["spec"];
+        assert_eq!((&budget["maxUnavailable"], &budget["selector"]["matchLabels"]), (&json!(1), spread));
+    }
+    assert_eq!(setup.builders.ensure("d").await.expect("there"), [false; 3]);
+    assert!(setup.builders.status("d").await.expect("a status").iter().all(|status| status.drift.is_empty()));
+
+    let larger = setup.changed(|builder| {
+        (builder.volume, builder.image) = (Some("30Gi".into()), Some("buildkit:2".into()));
+    });
+    let statuses = larger.status("d").await.expect("a status");
+    let drift: Vec<_> = statuses.iter().map(|status| (status.shard.as_deref(), status.drift.len())).collect();
+    assert_eq!(drift, [(Some("d-0"), 1), (Some("d-1"), 1), (Some("d-2"), 1)]);
+    larger.apply("d").await.expect("applied");
+    let objects = setup.kubernetes.objects();
+    let claim = &objects.others["persistentvolumeclaims/d-2"]["spec"];
+    assert_eq!(
+        (&claim["resources"]["requests"]["storage"], &claim["accessModes"][0]),
+        (&json!("30Gi"), &json!("ReadWriteOnce"))
+    );
+    assert_eq!(objects.deployments["d-2"]["spec"]["template"]["spec"]["containers"][0]["image"], "buildkit:2");
+}
+
+#[tokio::test]
+async fn a_build_gets_a_shard_that_takes_builds() {
+    let setup = sharded();
+    setup.builders.ensure("d").await.expect("made");
+    let job = Job::new(setup.home.path());
+    let placed = async || {
+        let session = job.place(&setup.builders).await.expect("placed");
+        (session.placement().shard.expect("a shard"), session.placement().pod)
+    };
+    let (home, pod) = placed().await;
+    assert_eq!(pod, Some(format!("{home}-a")), "known without asking it");
+    let (_, placement) = setup.builders.plan(&job.build, &job.state).expect("a plan");
+    assert_eq!(placement.shard.as_deref(), Some(&*home), "where it goes when nothing runs");
+
+    // A build that runs counts.
+    let session = job.place(&setup.builders).await.expect("placed");
+    assert_ne!(placed().await.0, home);
+    drop(session);
+    assert_eq!(placed().await.0, home);
+
+    let lost = job.place(&setup.builders).await.expect("placed");
+    let loss = lost.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss");
+    drop(lost);
+    let after = job.place_after(&setup.builders, Some(&loss), None).await.expect("placed");
+    assert_ne!(after.placement().shard.as_deref(), Some(&*home));
+    drop(after);
+
+    let number: usize = home[2..].parse().expect("a number");
+    setup.kubernetes.objects().pods[number]["status"]["conditions"][0]["status"] = json!("False");
+    assert_ne!(placed().await.0, home, "it is not ready");
+    setup.kubernetes.objects().pods[number]["status"]["conditions"][0]["status"] = json!("True");
+    setup.builders.builders["d"].nodes[number].shun(&format!("{home}-a"));
+    assert_ne!(placed().await.0, home, "it did not answer a while ago");
+}
+
+#[tokio::test]
+async fn a_build_says_why_it_is_not_on_its_home() {
+    let setup = sharded();
+    setup.builders.ensure("d").await.expect("made");
+    let job = Job::new(setup.home.path());
+    let offered = Arc::new(std::sync::Mutex::new(None));
+    let why = async |taken: Option<Taken>| {
+        let offered = Arc::clone(&offered);
+        let fleet: Box<Fleet> = Box::new(move |offer| {
+            *offered.lock().expect("no panic") = Some(offer);
+            Box::pin(std::future::ready(taken))
+        });
+        let session = job.place_after(&setup.builders, None, Some(&*fleet)).await.expect("placed");
+        let placement = session.placement();
+        (placement.shard.expect("a shard"), placement.why)
+    };
+    let taken = Taken { place: 1, home: Some(0), n_on_home: 6, most: 6 };
+    let (shard, text) = why(Some(taken)).await;
+    let offer = offered.lock().expect("no panic").take().expect("an offer");
+    assert_eq!((offer.n_able, &*offer.builder, &*offer.application, offer.bound.least), (3, "d", "acme/acme/shop", 4));
+    assert_eq!(shard, offer.shards[1]);
+    assert_eq!(text, format!("takes every account; its home {} runs 6 builds and may run 6", offer.shards[0]));
+    let (_, text) = why(Some(Taken { place: 0, ..taken })).await;
+    assert!(text.ends_with("; the home of this repository"), "{text}");
+    let (_, text) = why(Some(Taken { place: 2, home: None, ..taken })).await;
+    assert!(text.ends_with("; its home from now on: it had the fewest builds"), "{text}");
+    let (shard, text) = why(None).await;
+    assert_eq!(
+        (shard, text.ends_with("; the running builds of the fleet are not known")),
+        (offer.shards[0].clone(), true)
+    );
+
+    let number: usize = offer.shards[0][2..].parse().expect("a number");
+    setup.kubernetes.objects().pods[number]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let (shard, text) = why(Some(Taken { place: 0, home: Some(2), ..taken })).await;
+    let offer = offered.lock().expect("no panic").take().expect("an offer");
+    assert_eq!((offer.n_able, &offer.shards[0]), (2, &shard));
+    assert!(text.ends_with(&format!("; its home {} takes no builds now", offer.shards[2])), "{text}");
+
+    setup.kubernetes.objects().pods.clear();
+    let impatient = setup.changed(|builder| builder.timeout = Duration::ZERO);
+    let error = job.place(&impatient).await.expect_err("no pods").to_string();
+    assert_eq!(error, "the builder d: 0 of 3 pods of the shards d-… in builds are ready after 0 s: no pods yet");
 }

@@ -27,7 +27,7 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
-    /// Change Deployments to the configuration, and wait until they are ready
+    /// Change Deployments to the configuration, shards one after the other, and wait until they are ready
     Apply(Names),
 }
 
@@ -62,10 +62,11 @@ impl Names {
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 async fn ensure(builders: &Builders, names: &[String]) -> anyhow::Result<ExitCode> {
     for name in names {
-        let is_new = builders.ensure(name).await?;
-        let status = builders.status(name).await?;
-        println!("{name}: {} {}", status.at, if is_new { "created and ready" } else { "exists and is ready" });
-        print_drift(&status);
+        let are_new = builders.ensure(name).await?;
+        for (is_new, status) in are_new.into_iter().zip(builders.status(name).await?) {
+            println!("{name}: {} {}", status.at, if is_new { "created and ready" } else { "exists and is ready" });
+            print_drift(&status);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -75,9 +76,11 @@ async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<ExitCode
     for name in names {
         let before = builders.status(name).await?;
         builders.apply(name).await?;
-        println!("{name}: {} matches the configuration and is ready", before.at);
-        for drift in &before.drift {
-            println!("  {}: changed from {} to {}", drift.path, drift.live, drift.configured);
+        for BuilderStatus { at, drift, .. } in before {
+            println!("{name}: {at} matches the configuration and is ready");
+            for drift in drift {
+                println!("  {}: changed from {} to {}", drift.path, drift.live, drift.configured);
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -88,12 +91,12 @@ async fn status(settings: &Settings, builders: &Builders, names: &[String], as_j
     let running = running(settings).await;
     let mut all = Vec::new();
     for name in names {
-        let mut status = builders.status(name).await?;
-        for pod in &mut status.pods {
+        let mut statuses = builders.status(name).await?;
+        for pod in statuses.iter_mut().flat_map(|status| &mut status.pods) {
             let n = |counts: &Counts| counts.get(name).and_then(|pods| pods.get(&pod.name)).copied().unwrap_or(0);
             pod.n_builds = running.as_ref().map(n);
         }
-        all.push(status);
+        all.extend(statuses);
     }
     if as_json {
         println!("{}", serde_json::to_string_pretty(&all)?);

@@ -13,7 +13,7 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::bake::Bake;
-use crate::builder::Builders;
+use crate::builder::{BuilderStatus, Builders, PlaceRequest};
 use crate::github::App;
 use crate::hex;
 use crate::job::{Build, Recipe, Repository, Trust};
@@ -225,16 +225,18 @@ async fn builders(settings: &Settings) -> Vec<Finding> {
     for name in all.names() {
         let label = format!("builder {name}");
         findings.push(Finding::of(&label, try_builder(settings, &all, name).await));
-        if let Ok(status) = all.status(name).await {
+        for status in all.status(name).await.unwrap_or_default() {
             let drift = status.drift.iter().map(|one| format!("{} is {}, not {}", one.path, one.live, one.configured));
             let drift: Vec<String> = drift.collect();
             if !drift.is_empty() {
-                let detail = format!("{}; `sidebake builder apply` changes it", drift.join(", "));
+                let shard = status.shard.map(|shard| format!("{shard}: ")).unwrap_or_default();
+                let detail = format!("{shard}{}; `sidebake builder apply` changes it", drift.join(", "));
                 findings.push(Finding::new(&label, Color::Yellow, detail));
             }
-            if status.accounts != ["*"] || all.names().count() == 1 {
-                findings.push(sharing(&label, &status.accounts));
-            }
+        }
+        let accounts: Vec<String> = settings.builders[name].accounts.iter().map(ToString::to_string).collect();
+        if accounts != ["*"] || all.names().count() == 1 {
+            findings.push(sharing(&label, &accounts));
         }
     }
     findings
@@ -265,17 +267,19 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
         ..Build::new(repository, Trust::Fork, Recipe::Inline("{}".into()))
     };
     let directory = state.job_directory()?;
-    let session = own.place(&build, &state, &directory, None).await?;
+    let session = own.place(PlaceRequest::new(&build, &state, &directory)).await?;
     if session.has_others() {
         let hostname = session.dial().await?;
-        let status = builders.status(name).await?;
-        if let Some(why) = status.why {
+        let statuses = builders.status(name).await?;
+        let of =
+            |status: &BuilderStatus| format!("{}: {} of {} pods ready", status.at, status.n_ready, status.n_wanted);
+        if let Some((status, why)) = statuses.iter().find_map(|status| Some((status, status.why.as_ref()?))) {
             anyhow::bail!("{}: {why}", status.at);
         }
-        return Ok(format!("{}: {} of {} pods ready; {hostname} answers", status.at, status.n_ready, status.n_wanted));
+        let all: Vec<String> = statuses.iter().map(of).collect();
+        return Ok(format!("{}; {hostname} answers", all.join("; ")));
     }
-    let status = builders.status(name).await?;
-    let endpoint = status.at;
+    let endpoint = builders.status(name).await?.remove(0).at;
     let connect = async {
         match (endpoint.strip_prefix("unix://"), endpoint.strip_prefix("tcp://")) {
             (Some(path), _) => tokio::net::UnixStream::connect(path).await.map(drop),

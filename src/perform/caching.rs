@@ -130,7 +130,7 @@ impl Explained {
             steps: &self.outcome.steps[target],
             images: &self.outcome.images,
             sha: self.sha.as_deref(),
-            pod: self.placement.pod.as_deref(),
+            pod: self.placement.cache(),
             has_pods: self.has_pods,
             why_pod: &self.placement.why,
             changes: &changes,

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::job::Job;
 use super::{Processor, invalid, refuse_expired};
+use crate::builder::{Fleet, Offer, Taken};
 use crate::clock::Epoch;
 use crate::event::{Event, Moment, Phase};
 use crate::job::BuildJob;
@@ -18,6 +19,7 @@ use crate::report::Report;
 use crate::sidekiq::fence::{announce, holds};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::iteration;
+use crate::sidekiq::shard::{self, ShardAnswer, ShardQuestion};
 use crate::text::paths::WorkerPaths;
 
 /// How long a stopped build still waits for Rails, which alone may know the callback.
@@ -61,8 +63,8 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
         sha: build_job.sha.to_string(),
         git_ref: build_job.git_ref.clone(),
     });
-    let fence = fence(processor, &running.unit);
-    let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&*fence) };
+    let (fence, fleet) = (fence(processor, &running.unit), fleet(processor, &running.unit));
+    let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&*fence), fleet: Some(&*fleet) };
     if let Some(twin) = twin {
         authorize(&processor.integrations, &build_job, attempt).await?;
         return job.end_as(&twin);
@@ -104,6 +106,26 @@ fn fence(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fence> {
     Box::new(move || {
         let (processor, unit) = (Arc::clone(&processor), unit.clone());
         Box::pin(async move { holds(&processor.redis, &processor.identity, &unit).await.unwrap_or(true) })
+    })
+}
+
+/// Chooses a shard by the builds of the fleet. Without an answer from Redis, the builder chooses by itself.
+fn fleet(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fleet> {
+    let (processor, unit) = (Arc::clone(processor), unit.clone());
+    Box::new(move |offer: Offer| {
+        let (processor, unit) = (Arc::clone(&processor), unit.clone());
+        Box::pin(async move {
+            let question = ShardQuestion {
+                builder: &offer.builder,
+                application: &offer.application,
+                shards: &offer.shards,
+                n_able: offer.n_able,
+                bound: [offer.bound.least, offer.bound.percent],
+            };
+            let answer = shard::choose(&processor.redis, &processor.identity, &unit, question).await;
+            let ShardAnswer { place, home, n_on_home, most } = answer.ok().flatten()?;
+            Some(Taken { place, home, n_on_home, most })
+        })
     })
 }
 

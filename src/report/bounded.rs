@@ -229,7 +229,8 @@ mod tests {
         #[test]
         fn any_texts_become_plain_and_fit(text in any::<String>(), n in 1_usize..300) {
             let long = text.repeat(n);
-            let placement = Placement { builder: text.clone(), pod: Some(text.clone()), why: long.clone() };
+            let some = || Some(text.clone());
+            let placement = Placement { builder: text.clone(), shard: some(), pod: some(), why: long.clone() };
             let report = Report {
                 message: Some(long.clone()),
                 repository: Some(text.clone()),

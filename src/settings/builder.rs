@@ -14,6 +14,12 @@ use super::{Balance, Driver, NamePattern, TextPattern, Toleration, TopologySprea
 pub(super) use check::check_all;
 pub use kubernetes::quantity;
 
+/// The label that the pods of all shards of a builder have.
+pub const SHARD_OF: &str = "sidebake/builder";
+
+/// How long a pod may finish its builds, by default: as long as a build may take.
+pub const GRACE_PERIOD: Duration = Duration::from_secs(30 * 60);
+
 /// One builder. A job runs on the builder that it names; otherwise on the one whose `accounts` match its account most
 /// specifically, and among equals on the one called `default`. Accounts that share a builder can read each other's layers and
 /// cached files: give an account with secrets worth protecting a builder of its own. `sidebake builder ensure` creates a
@@ -29,7 +35,8 @@ pub struct Builder {
     /// Accounts whose builds run here; `*` matches anything. Default: `["*"]`.
     #[serde(default = "all_accounts")]
     pub accounts: Vec<NamePattern>,
-    /// Name of the builder's node, which is also that of its Deployment. Default: the builder's name and `0`.
+    /// Name of the builder's node, which is also that of its Deployment. Default: the builder's name and `0`. With `shards`, each is
+    /// called so with `-` and its number after it; the default is the builder's name.
     #[serde(default)]
     pub node: Option<String>,
     /// `kubernetes`: working directory of the bake, by which the driver chooses the pod. It must be the same on every worker.
@@ -51,6 +58,20 @@ pub struct Builder {
     /// `kubernetes`: number of pods. `ensure` creates them, `apply` changes it.
     #[serde(default)]
     pub replicas: Option<u32>,
+    /// `kubernetes`: number of Deployments of one pod each, in place of one Deployment with `replicas`. Each keeps its name and its
+    /// disk, and the worker chooses among them. Requires `volume`.
+    #[serde(default)]
+    pub shards: Option<u32>,
+    /// With `shards`: how many builds a shard may run before others take builds of its applications. The bound is higher while all
+    /// shards run more: 175 % of their mean. Default: `4`.
+    #[serde(default = "four")]
+    pub shard_builds: u32,
+    /// With `shards`: size of the disk of each, such as `"200Gi"`. `apply` can only increase it.
+    #[serde(default)]
+    pub volume: Option<String>,
+    /// With `shards`: storage class of the disks. Default: that of the cluster.
+    #[serde(default)]
+    pub storage_class: Option<String>,
     /// Image of BuildKit. Default: buildx's own.
     #[serde(default)]
     pub image: Option<String>,
@@ -97,7 +118,7 @@ pub struct Builder {
     /// `kubernetes` and `docker-container`: path of BuildKit's configuration, a `buildkitd.toml`.
     #[serde(default)]
     pub buildkitd_config: Option<PathBuf>,
-    /// `kubernetes`: how long a pod may finish its builds after Kubernetes tells it to stop.
+    /// `kubernetes`: how long a pod may finish its builds after Kubernetes tells it to stop. Default: `30m`.
     #[serde(default, with = "humantime_serde")]
     pub grace_period: Option<Duration>,
     /// `kubernetes`: command that runs in BuildKit's container before BuildKit gets SIGTERM, such as `["sleep", "10"]`. Its time
@@ -130,6 +151,10 @@ impl Builder {
             context: None,
             namespace: None,
             replicas: None,
+            shards: None,
+            shard_builds: four(),
+            volume: None,
+            storage_class: None,
             image: None,
             rootless: false,
             requests: BTreeMap::new(),
@@ -157,6 +182,32 @@ impl Builder {
     pub fn node_name(&self, name: &str) -> String {
         self.node.clone().unwrap_or_else(|| format!("{name}0"))
     }
+
+    /// The settings of each node of the builder called `name`. A shard is a node of its own, with a number after the builder's
+    /// name.
+    pub fn nodes(&self, name: &str) -> Vec<Self> {
+        let Some(n_shards) = self.shards else { return vec![self.clone()] };
+        let shard = |number: u32| {
+            let mut labels = self.labels.clone();
+            labels.insert(SHARD_OF.into(), self.shard_group(name).into());
+            Self { node: Some(self.shard_name(name, number)), replicas: Some(1), labels, ..self.clone() }
+        };
+        (0..n_shards).map(shard).collect()
+    }
+
+    /// What the names of all shards begin with.
+    fn shard_group<'a>(&'a self, name: &'a str) -> &'a str {
+        self.node.as_deref().unwrap_or(name)
+    }
+
+    fn shard_name(&self, name: &str, number: u32) -> String {
+        format!("{}-{number}", self.shard_group(name))
+    }
+
+    /// How long a pod may finish its builds.
+    pub fn grace_period(&self) -> Duration {
+        self.grace_period.unwrap_or(GRACE_PERIOD)
+    }
 }
 
 /// How specifically these patterns match an account; `None` when none does.
@@ -180,6 +231,10 @@ pub fn for_account<'a>(
 
 fn all_accounts() -> Vec<NamePattern> {
     vec![NamePattern::new("*")]
+}
+
+fn four() -> u32 {
+    4
 }
 
 fn two_minutes() -> Duration {

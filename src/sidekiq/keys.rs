@@ -36,6 +36,8 @@
 //! | `sidebake:twin:<hash of the inputs>` | hash | `result`: what jobs with the same inputs get, as JSON; `ended_us` | processor | 10 minutes |
 //! | `sidebake:scan` | string | lock: one process at a time looks for dead owners | recovery | a sixth of the lease |
 //! | `sidebake:poller:<digest of settings>` | string | the identity of the process that looks for due jobs | poller | twice `jobs.poll_interval` |
+//! | `sidebake:shards:<builder>` | hash | token → shard and identity of a running build; `shard.lua` has the values | shard | a day |
+//! | `sidebake:home:<builder>:<hash of the application>` | string | the shards that have its cache, its home first | shard | 30 days |
 //! | `sidebake:occupancy:<identity>` | string | JSON: builder → pod → running builds | occupancy | 60 s |
 //! | `sidebake:build:<build_id or jid>:events` | stream | events and output of a build; `docs/logs.md` has the format | log stream | `journal.ttl` after the end; a day while it runs |
 //! | `sidebake:build:<build_id or jid>:record` | hash | the attempts, and the build in one line; `docs/history.md` has the format | log stream | `journal.record_ttl` after the end; a day at least while it runs |
@@ -52,6 +54,8 @@
 //! exception: the second of two equal entries of a sorted set ends in white space. Follows Sidekiq 8.1.
 
 use std::fmt::Display;
+
+use sha2::{Digest, Sha256};
 
 use crate::clock::Epoch;
 use crate::hex;
@@ -169,6 +173,16 @@ pub fn twin(key: impl Display) -> String {
 /// The process that looks for due jobs, of those that look for the same ones.
 pub fn poller(digest: impl Display) -> String {
     format!("sidebake:poller:{digest}")
+}
+
+/// The running builds of the fleet, by the shards of a builder.
+pub fn shards(builder: impl Display) -> String {
+    format!("sidebake:shards:{builder}")
+}
+
+/// The shards that have the cache of an application.
+pub fn home(builder: impl Display, application: &str) -> String {
+    format!("sidebake:home:{builder}:{}", hex::encode(&Sha256::digest(application)[..16]))
 }
 
 /// The builds that a process runs, by builder and pod.

@@ -53,6 +53,7 @@ mod rights;
 mod scripts;
 mod secrets;
 mod servers;
+mod shards;
 mod shutdown;
 mod source;
 mod stream;

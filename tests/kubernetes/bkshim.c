@@ -17,9 +17,10 @@ static const char SOCKET[] = "/var/run/docker.sock";
 static const char UPGRADE[] =
     "POST /grpc HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n";
 
-/* Without iptables, because the image has none, and a pod publishes no port. */
+/* Keeps its data where BuildKit keeps it. Without iptables, because the image has none, and a pod publishes no port. */
 static int become_dockerd(void) {
-  execlp("dockerd", "dockerd", "--iptables=false", "--ip6tables=false", "--userland-proxy=false", NULL);
+  execlp("dockerd", "dockerd", "--data-root=/var/lib/buildkit", "--iptables=false", "--ip6tables=false",
+         "--userland-proxy=false", NULL);
   perror("dockerd");
   return 127;
 }

@@ -29,3 +29,4 @@ mod namespace;
 mod placement;
 mod relay;
 mod roles;
+mod shards;

@@ -108,6 +108,23 @@ impl Namespace {
         serde_json::from_str(&self.kubectl(&[arguments, &["-o", "json"]].concat())).unwrap()
     }
 
+    /// Persistent volumes for a builder, in the harness's directory. Returns their storage class.
+    pub fn offer_disks(&self, n: usize, builder: &str, harness: &Harness) -> String {
+        let class = format!("{}-{builder}", self.name);
+        for number in 0..n {
+            let path = harness.home.path().join(format!("{builder}-{number}"));
+            std::fs::create_dir_all(&path).unwrap();
+            self.apply(&format!(
+                "apiVersion: v1\nkind: PersistentVolume\nmetadata: {{name: {class}-{number}, labels: {{sidebake-test: {name}}}}}\nspec:\n  \
+                 storageClassName: {class}\n  capacity: {{storage: 2Gi}}\n  accessModes: [ReadWriteOnce]\n  \
+                 persistentVolumeReclaimPolicy: Retain\n  hostPath: {{path: {path}}}\n",
+                name = self.name,
+                path = path.display(),
+            ));
+        }
+        class
+    }
+
     /// The names of the running pods.
     pub fn pods(&self) -> Vec<String> {
         let pods = self.json(&["get", "pods", "--field-selector", "status.phase=Running"]);
@@ -158,6 +175,8 @@ impl Drop for Namespace {
         self.kubectl_command(&arguments, "");
         // Deletes the namespace, to free its pods' resources for the next test.
         let _ = self.kubectl_command(&["-n", &self.name, "delete", "pods", "--all", "--grace-period=0", "--force"], "");
+        let disks = format!("sidebake-test={}", self.name);
+        let _ = self.kubectl_command(&["delete", "persistentvolumes", "--selector", &disks, "--wait=false"], "");
         let _ = std::fs::remove_dir_all(format!("/tmp/sidebake-sticky/{}", self.name));
     }
 }

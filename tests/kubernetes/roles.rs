@@ -95,10 +95,13 @@ async fn the_builders_administrator_needs_each_verb_and_no_other() {
     let namespace = Namespace::of(&harness);
     let config = harness.home.path().join("buildkitd.toml");
     std::fs::write(&config, "debug = true\n").unwrap();
-    // Makes a builder, then changes it. Returns the refusal.
+    harness.settings = "bake.timeout = \"1s\"".into();
+    // Makes a builder with a disk, then changes it. Returns the refusal.
     let mut bootstrap = |name: &str, account: PathBuf| {
+        let class = namespace.offer_disks(1, name, &harness);
         for (verb, n) in [("ensure", 1), ("apply", 2)] {
-            let more = format!("replicas = {n}\nbuildkitd_config = \"{}\"", config.display());
+            let disk = format!("shards = 1\nvolume = \"1Gi\"\nstorage_class = \"{class}\"");
+            let more = format!("{disk}\nenvironment = {{ N = \"{n}\" }}\nbuildkitd_config = \"{}\"", config.display());
             harness.builders = namespace.builder_by(name, &account, &more);
             let output = harness.run(&["builder", verb], "");
             if !output.status.success() {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use sidebake::bake::{Bake, BakeRequest, Definition, Goal, admit};
-use sidebake::builder::Builders;
+use sidebake::builder::{Builders, PlaceRequest};
 use sidebake::job::{Build, Naming, Recipe, Repository, RepositoryFiles, Sha, Trust};
 use sidebake::journal::{Journal, Record};
 use sidebake::report::Report;
@@ -204,7 +204,8 @@ impl<'a> Worker<'a> {
             self.resolve(&job, &tree).await;
             return job.join("print").join("tmp/seen").exists();
         }
-        let place = self.builders.place(&build, &self.state, &job, None).await.unwrap();
+        let request = PlaceRequest::new(&build, &self.state, &job);
+        let place = self.builders.place(request).await.unwrap();
         let targets = definition.names();
         let solve = async || {
             let goal = Goal { definition: &definition, targets: &targets };

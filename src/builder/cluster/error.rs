@@ -112,7 +112,7 @@ impl ClusterError {
 
     /// Whether a build waits: Kubernetes or an operator may end this state at any time.
     pub(in crate::builder) fn may_pass(&self) -> bool {
-        self.is_away() || matches!(self, Self::Missing { .. } | Self::NotReady { .. })
+        self.is_away() || matches!(self, Self::Missing { .. } | Self::NotReady { .. } | Self::NoAnswer { .. })
     }
 
     /// Whether the credentials were not accepted.

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::config_map_name;
 use crate::hex;
-use crate::settings::{Builder, TopologySpread};
+use crate::settings::{Builder, GRACE_PERIOD, SHARD_OF, TopologySpread};
 
 /// The default image, as in the driver.
 pub(super) const IMAGE: &str = "moby/buildkit:buildx-stable-1";
@@ -21,16 +21,16 @@ const CONFIG_DIGEST: &str = "sidebake/buildkitd-config";
 /// The pod's annotation that lets a container's process mount. BuildKit without root needs it on nodes with AppArmor.
 const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 
-/// Where BuildKit without root has its data. The image's own volume does not work on every node.
+/// Where BuildKit has its data.
+const DATA: &str = "/var/lib/buildkit";
+
+/// Where BuildKit without root has it. The image's own volume does not work on every node.
 const ROOTLESS_DATA: &str = "/home/user/.local/share/buildkit";
 
 /// BuildKit's limits on a step's output, in bytes and bytes a second. By default it passes on the first 2 MiB alone, and the end of a
 /// log says why a step failed. The worker has limits of its own.
 const STEP_LOG: [(&str, &str); 2] =
     [("BUILDKIT_STEP_LOG_MAX_SIZE", "268435456"), ("BUILDKIT_STEP_LOG_MAX_SPEED", "-1")];
-
-/// How long a terminating pod may finish its builds, by default.
-const GRACE_PERIOD_S: u64 = 1800;
 
 /// What the configuration is merged into.
 #[derive(Clone, Debug)]
@@ -64,9 +64,9 @@ pub(super) fn base(node: &str, builder: &Builder) -> Value {
                 "metadata": {"labels": {"app": node}},
                 "spec": {
                     "automountServiceAccountToken": false,
-                    "terminationGracePeriodSeconds": GRACE_PERIOD_S,
+                    "terminationGracePeriodSeconds": GRACE_PERIOD.as_secs(),
                     // A node that goes takes one pod with it, where there are several nodes.
-                    "topologySpreadConstraints": [spread(node, "kubernetes.io/hostname", 1, "ScheduleAnyway")],
+                    "topologySpreadConstraints": [spread(node, builder, "kubernetes.io/hostname", 1, "ScheduleAnyway")],
                     "containers": [{
                         "name": CONTAINER,
                         "image": if builder.rootless { ROOTLESS_IMAGE } else { IMAGE },
@@ -86,13 +86,23 @@ pub(super) fn base(node: &str, builder: &Builder) -> Value {
     deployment
 }
 
-/// A constraint on how the pods are spread.
-fn spread(node: &str, topology_key: &str, max_skew: u32, when_unsatisfiable: impl Serialize) -> Value {
+/// A constraint on how the pods of the builder are spread.
+fn spread(
+    node: &str,
+    builder: &Builder,
+    topology_key: &str,
+    max_skew: u32,
+    when_unsatisfiable: impl Serialize,
+) -> Value {
+    let pods = match builder.labels.get(SHARD_OF) {
+        Some(group) => json!({SHARD_OF: group}),
+        None => json!({"app": node}),
+    };
     json!({
         "topologyKey": topology_key,
         "maxSkew": max_skew,
         "whenUnsatisfiable": when_unsatisfiable,
-        "labelSelector": {"matchLabels": {"app": node}},
+        "labelSelector": {"matchLabels": pods},
     })
 }
 
@@ -105,10 +115,12 @@ fn variables(variables: impl IntoIterator<Item = (impl Serialize, impl Serialize
 pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> Value {
     let mut pod = scheduling(node, builder);
     let mut volumes = Vec::new();
-    if builder.buildkitd_config.is_some() {
+    if has_config(builder) {
         volumes.push(json!({"name": "config", "configMap": {"name": config_map_name(node)}}));
     }
-    if builder.rootless {
+    if builder.volume.is_some() {
+        volumes.push(json!({"name": CONTAINER, "persistentVolumeClaim": {"claimName": node}}));
+    } else if builder.rootless {
         volumes.push(json!({"name": CONTAINER, "emptyDir": {}}));
     }
     if !volumes.is_empty() {
@@ -119,7 +131,7 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
     }
     pod.insert("containers".into(), json!([container(builder, ground.container)]));
     let mut annotations = json!(builder.annotations);
-    if builder.buildkitd_config.is_some()
+    if has_config(builder)
         && let Some(digest) = &ground.config_digest
     {
         // BuildKit reads it once, so a changed file must start new pods.
@@ -135,6 +147,10 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
         }
     }
     let mut spec = json!({"template": template});
+    if builder.volume.is_some() {
+        // The disk of a shard is for one pod at a time.
+        spec["strategy"] = json!({"type": "Recreate", "rollingUpdate": null});
+    }
     if let Some(replicas) = builder.replicas {
         spec["replicas"] = json!(replicas);
     }
@@ -151,7 +167,7 @@ fn scheduling(node: &str, builder: &Builder) -> Map<String, Value> {
         pod.insert("tolerations".into(), json!(builder.tolerations));
     }
     if let Some(constraints) = &builder.topology_spread {
-        let of = |one: &TopologySpread| spread(node, &one.topology_key, one.max_skew, one.when_unsatisfiable);
+        let of = |one: &TopologySpread| spread(node, builder, &one.topology_key, one.max_skew, one.when_unsatisfiable);
         pod.insert("topologySpreadConstraints".into(), constraints.iter().map(of).collect());
     }
     if let Some(affinity) = &builder.affinity {
@@ -170,6 +186,11 @@ fn scheduling(node: &str, builder: &Builder) -> Map<String, Value> {
         pod.insert("imagePullSecrets".into(), secrets.collect());
     }
     pod
+}
+
+/// Whether BuildKit gets a configuration.
+fn has_config(builder: &Builder) -> bool {
+    builder.buildkitd_config.is_some() || builder.volume.is_some()
 }
 
 /// The configured fields of BuildKit's container.
@@ -194,13 +215,15 @@ fn container(builder: &Builder, name: &str) -> Value {
         container.insert("lifecycle".into(), json!({"preStop": {"exec": {"command": builder.pre_stop}}}));
     }
     let mut mounts = Vec::new();
-    if builder.buildkitd_config.is_some() {
+    if has_config(builder) {
         let folder = if builder.rootless { "/home/user/.config/buildkit" } else { "/etc/buildkit" };
         mounts.push(json!({"name": "config", "mountPath": folder}));
     }
     if builder.rootless {
         container.insert("securityContext".into(), json!({"seccompProfile": {"type": "Unconfined"}}));
-        mounts.push(json!({"name": CONTAINER, "mountPath": ROOTLESS_DATA}));
+    }
+    if builder.rootless || builder.volume.is_some() {
+        mounts.push(json!({"name": CONTAINER, "mountPath": if builder.rootless { ROOTLESS_DATA } else { DATA }}));
     }
     if !mounts.is_empty() {
         container.insert("volumeMounts".into(), json!(mounts));

@@ -40,15 +40,15 @@ impl Session<'_> {
             Ok(pod) if before.iter().any(|(name, _)| *name == pod) => {
                 // When another pod is gone, it may be the bake's own, and this one only the next.
                 if self.pods_now().await.is_ok_and(|now| is_kept(&before, &now)) {
-                    self.builder.learn(&before, &self.location.working_directory, Some(pod.clone()));
+                    self.node.learn(&before, &self.location.working_directory, Some(pod.clone()));
                     self.is_on(pod);
                 }
             }
             Ok(hostname) => {
-                tracing::debug!(builder = self.builder.name, hostname, "BuildKit's host name is not one of the pods")
+                tracing::debug!(builder = self.node.builder, hostname, "BuildKit's host name is not one of the pods")
             }
             Err(error) => {
-                tracing::debug!(builder = self.builder.name, %error, "could not ask BuildKit for its pod's name")
+                tracing::debug!(builder = self.node.builder, %error, "could not ask BuildKit for its pod's name")
             }
         }
     }
@@ -69,8 +69,8 @@ impl Session<'_> {
         let Some(pods) = &self.pods else { return };
         let mut written = pods.access.lock().await;
         // Without new ones, the old ones may do.
-        let Ok(access) = self.builder.access().await else { return };
-        if !Arc::ptr_eq(&access, &written) && self.builder.write_kubeconfig(&access, &pods.kubeconfig).is_ok() {
+        let Ok(access) = self.node.access().await else { return };
+        if !Arc::ptr_eq(&access, &written) && self.node.write_kubeconfig(&access, &pods.kubeconfig).is_ok() {
             *written = access;
         }
     }

@@ -37,13 +37,8 @@ pub struct Loss {
     pub is_out_of_memory: bool,
     /// The pod, if it was known.
     pub(super) pod: Option<String>,
-}
-
-impl Loss {
-    /// A loss of a pod that still exists, as far as is known.
-    fn new(failure: Failure, pod: Option<String>) -> Self {
-        Self { notice: failure.detail.clone(), failure, has_pod_gone: false, is_out_of_memory: false, pod }
-    }
+    /// The node.
+    pub(in crate::builder) node: String,
 }
 
 impl Session<'_> {
@@ -52,7 +47,7 @@ impl Session<'_> {
     /// Does not return while docker-buildx receives data from its pod. Dropping it ends the watch.
     pub async fn lost(&self) -> Loss {
         let Some(pods) = &self.pods else { return std::future::pending().await };
-        let mut watch = Watch::new(&pods.api, &self.location.run, self.builder.settings.stall_timeout);
+        let mut watch = Watch::new(&pods.api, &self.location.run, self.node.settings.stall_timeout);
         let learn = async {
             sleep(ASK_NAME_AFTER).await;
             self.learn_pod().await;
@@ -117,7 +112,7 @@ impl Session<'_> {
         let is_doubtful =
             failure.evidence.is_some() || matches!(failure.reason, Reason::BuildFailed | Reason::DockerfileInvalid);
         if self.pods.is_none() || !(is_reported || is_doubtful) {
-            return is_reported.then(|| Loss::new(failure.clone(), None));
+            return is_reported.then(|| self.loss_of(failure.clone(), None));
         }
         let now = self.pods_now().await.ok();
         let loss = now.and_then(|now| if is_reported { self.gone(&now) } else { self.own_pod_gone(&now) });
@@ -158,18 +153,24 @@ impl Session<'_> {
 
     /// A loss that the notice tells in our words, and the failure and the log with the words of another program.
     fn loss_with(&self, what: String, words: &str, failure: Failure) -> Loss {
-        let (builder, pod) = (&self.builder.name, self.pod.get());
+        let (builder, pod) = (&self.node.builder, self.pod.get());
         tracing::warn!(event = "builder_lost", builder, pod, error = words, "builder lost during a build");
         let Loss { failure: ours, pod, .. } = self.loss(what);
         let failure = failure.with_detail(&format!("{}: {words}", ours.detail));
-        Loss { notice: ours.detail, ..Loss::new(failure, pod) }
+        Loss { notice: ours.detail, ..self.loss_of(failure, pod) }
+    }
+
+    /// The loss of a pod that still exists, as far as is known.
+    fn loss_of(&self, failure: Failure, pod: Option<String>) -> Loss {
+        let node = self.node.name.clone();
+        Loss { notice: failure.detail.clone(), failure, has_pod_gone: false, is_out_of_memory: false, pod, node }
     }
 
     /// The loss of a pod that exists and is of no use.
     fn loss(&self, what: String) -> Loss {
-        let sentence = format!("the builder {}: {what}", self.builder.name);
+        let sentence = format!("the builder {}: {what}", self.node.builder);
         let failure = Failure::new(Reason::BuilderLost, sentence);
-        Loss::new(failure, self.pod.get().cloned())
+        self.loss_of(failure, self.pod.get().cloned())
     }
 
     /// The loss of the build's own pod, if that is certain. A pod that is terminating may still finish its builds.
@@ -188,13 +189,14 @@ impl Session<'_> {
             None => fates.next().filter(|_| fates.next().is_none())?,
         };
         let node = pod.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
-        let sentence = format!("the builder {}: the pod {}{node} {}", self.builder.name, pod.name, fate.sentence);
+        let sentence = format!("the builder {}: the pod {}{node} {}", self.node.builder, pod.name, fate.sentence);
         Some(Loss {
             failure: Failure::new(Reason::BuilderLost, sentence.clone()),
             notice: sentence,
             has_pod_gone: fate.has_gone,
             is_out_of_memory: fate.is_out_of_memory,
             pod: Some(pod.name.clone()),
+            node: self.node.name.clone(),
         })
     }
 
@@ -202,9 +204,9 @@ impl Session<'_> {
     fn shun(&self) {
         let mut before = self.pods.iter().flat_map(|pods| &pods.before);
         if let Some(pod) = before.find(|pod| Some(&pod.name) == self.pod.get()) {
-            self.builder.shun(&pod.uid);
+            self.node.shun(&pod.uid);
         } else if let Some(pods) = &self.pods {
-            self.builder.learn(&ring(&pods.before), &self.location.working_directory, None);
+            self.node.learn(&ring(&pods.before), &self.location.working_directory, None);
         }
     }
 

@@ -60,10 +60,10 @@ impl Session<'_> {
     ) -> Result<Search, BuilderError> {
         let Some(pods) = &self.pods else { return Ok(Search::Found) };
         let lost = loss.and_then(|loss| loss.pod.as_deref());
-        let choice = Choice::among(&pods.before, pods.n_wanted, |pod| self.builder.is_shunned(&pod.uid), lost);
+        let choice = Choice::among(&pods.before, pods.n_wanted, |pod| self.node.is_shunned(&pod.uid), lost);
         let has_to_answer = loss.is_some() || is_again;
         let usual = self.location.working_directory.clone();
-        let leads_nowhere = self.builder.lead(&choice.ring, &usual) == Lead::Nowhere;
+        let leads_nowhere = self.node.lead(&choice.ring, &usual) == Lead::Nowhere;
         if choice.is_free() && !has_to_answer && !leads_nowhere {
             self.recall_pod();
             return Ok(Search::Found);
@@ -127,7 +127,7 @@ impl Session<'_> {
         let known = match (ring.as_slice(), self.balance) {
             ([(only, _)], _) => Some(only.clone()),
             (_, Balance::Random) => None,
-            (_, Balance::Sticky) => match self.builder.lead(&ring, &self.location.working_directory) {
+            (_, Balance::Sticky) => match self.node.lead(&ring, &self.location.working_directory) {
                 Lead::To(pod) => Some(pod),
                 Lead::Nowhere | Lead::Unknown => None,
             },
@@ -139,9 +139,9 @@ impl Session<'_> {
 
     /// Whether Kubernetes refuses for now: it would refuse the other directories as well. What it forbids is an error.
     fn is_refused(&self, error: PodError) -> Result<bool, BuilderError> {
-        tracing::debug!(builder = self.builder.name, %error, "could not ask BuildKit for its pod's name");
+        tracing::debug!(builder = self.node.builder, %error, "could not ask BuildKit for its pod's name");
         match error.refusal() {
-            Some(Refusal::Forbidden) => Err(self.builder.forbidden(&error)),
+            Some(Refusal::Forbidden) => Err(self.node.forbidden(&error)),
             refusal => Ok(refusal.is_some()),
         }
     }
@@ -168,7 +168,7 @@ impl Session<'_> {
 
     /// To which pod a working directory leads. What was learned before counts while the pods stay the same.
     async fn lead(&self, directory: &Path, choice: &Choice, has_to_answer: bool, deadline: Instant) -> Answer {
-        match self.builder.lead(&choice.ring, directory) {
+        match self.node.lead(&choice.ring, directory) {
             // A pod that takes no build need not answer.
             Lead::To(pod) if !has_to_answer || choice.rank(&pod).is_none() => return Answer::Pod(pod),
             Lead::Nowhere if !has_to_answer => return Answer::Silent,
@@ -177,7 +177,7 @@ impl Session<'_> {
         // Neither credentials nor other builds count as a pod's silence.
         let prepared = async {
             self.renew_access().await;
-            self.builder.dials.acquire().await
+            self.node.dials.acquire().await
         };
         let Ok(Ok(_permit)) = timeout_at(deadline, prepared).await else { return Answer::Unasked };
         let (answer, learned) = match timeout(ALIVE_WITHIN, self.ask(directory)).await {
@@ -187,7 +187,7 @@ impl Session<'_> {
             Ok(Err(error)) => return Answer::Failed(error),
             Err(_) => (Answer::Silent, None),
         };
-        self.builder.learn(&choice.ring, directory, learned);
+        self.node.learn(&choice.ring, directory, learned);
         answer
     }
 

@@ -19,6 +19,7 @@ pub(in crate::builder) fn status(name: &str) -> PodStatus {
         trouble: None,
         is_out_of_memory: false,
         n_builds: None,
+        app: None,
         revision: None,
         is_of_stateful_set: false,
         is_misplaced: false,

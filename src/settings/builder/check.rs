@@ -5,27 +5,37 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Affinity;
 
-use super::Builder;
 use super::kubernetes::{
     is_deployment_name, is_dns_label, is_dns_name, is_label_value, is_qualified_name, is_variable, quantity,
 };
+use super::{Builder, SHARD_OF};
 use crate::field_error::{FieldError, refuse};
 use crate::json;
 use crate::name::is_name;
 use crate::settings::accounts::check_names;
 use crate::settings::driver::TolerationOperator;
-use crate::settings::{Driver, Toleration};
+use crate::settings::{Balance, Driver, Toleration};
 
-/// Checks every builder, and that no two of them are the same Deployment: their accounts would only seem to be apart.
-pub(in crate::settings) fn check_all(builders: &BTreeMap<String, Builder>) -> Result<(), FieldError> {
+/// The most shards of a builder.
+const MAX_SHARDS: u32 = 100;
+
+/// Checks every builder, and that no two of them are the same Deployment: their accounts would only seem to be apart. A build takes
+/// at most `longest`.
+pub(in crate::settings) fn check_all(
+    builders: &BTreeMap<String, Builder>,
+    longest: Duration,
+) -> Result<(), FieldError> {
     let mut deployments = BTreeMap::new();
     for (name, builder) in builders {
         builder.check(name)?;
-        let deployment = (&builder.kubeconfig, &builder.context, &builder.namespace, builder.node_name(name));
-        if builder.driver == Driver::Kubernetes
-            && let Some(other) = deployments.insert(deployment, name)
-        {
-            return refuse(format!("builders.{name}"), format!("same Deployment as builders.{other}"));
+        builder.check_shards(longest, |key, message| refuse(format!("builders.{name}.{key}"), message))?;
+        for node in builder.nodes(name) {
+            let deployment = (&builder.kubeconfig, &builder.context, &builder.namespace, node.node_name(name));
+            if builder.driver == Driver::Kubernetes
+                && let Some(other) = deployments.insert(deployment, name)
+            {
+                return refuse(format!("builders.{name}"), format!("same Deployment as builders.{other}"));
+            }
         }
     }
     Ok(())
@@ -86,9 +96,57 @@ impl Builder {
         Ok(())
     }
 
+    fn check_shards(
+        &self,
+        longest: Duration,
+        refuse_key: impl Fn(&str, String) -> Result<(), FieldError>,
+    ) -> Result<(), FieldError> {
+        let set = [("volume", self.volume.is_some()), ("storage_class", self.storage_class.is_some())];
+        let Some(n_shards) = self.shards else {
+            let only = set.into_iter().find_map(|(key, is_set)| is_set.then_some(key));
+            return only.map_or(Ok(()), |key| refuse_key(key, "requires shards".into()));
+        };
+        if !(1..=MAX_SHARDS).contains(&n_shards) {
+            return refuse_key("shards", format!("must be from 1 to {MAX_SHARDS}"));
+        }
+        if self.shard_builds == 0 {
+            return refuse_key("shard_builds", "must be at least 1".into());
+        }
+        let Some(volume) = &self.volume else {
+            return refuse_key("volume", "required with shards: the size of the disk of each".into());
+        };
+        if quantity(volume).is_none_or(|bytes| bytes < 1.0) {
+            return refuse_key("volume", format!("{volume:?} is not a valid quantity, such as \"200Gi\""));
+        }
+        if let Some(class) = self.storage_class.as_deref().filter(|class| !is_dns_name(class)) {
+            return refuse_key("storage_class", format!("{class:?} is not a valid name of a storage class"));
+        }
+        if self.replicas.is_some() {
+            return refuse_key("replicas", "does not go together with shards, which have one pod each".into());
+        }
+        if self.balance != Balance::Sticky {
+            return refuse_key("balance", "does not apply to shards, among which the worker chooses".into());
+        }
+        if self.labels.contains_key(SHARD_OF) {
+            return refuse_key("labels", format!("{SHARD_OF} is the label by which the worker finds the shards"));
+        }
+        if self.grace_period() < longest {
+            let longest = humantime_serde::re::humantime::format_duration(longest);
+            return refuse_key(
+                "grace_period",
+                format!("must be at least bake.timeout, {longest}, so that no shard ends a build"),
+            );
+        }
+        Ok(())
+    }
+
     /// buildx writes `-` for `_`, and would look for another Deployment.
     fn check_deployment_name(&self, name: &str) -> Result<(), FieldError> {
-        let node = self.node_name(name);
+        // The last shard has the longest name.
+        let node = match self.shards {
+            Some(n_shards) => self.shard_name(name, n_shards.saturating_sub(1)),
+            None => self.node_name(name),
+        };
         if is_deployment_name(&node) {
             return Ok(());
         }
@@ -152,6 +210,7 @@ impl Builder {
             ("context", self.context.is_some()),
             ("namespace", self.namespace.is_some()),
             ("replicas", self.replicas.is_some()),
+            ("shards", self.shards.is_some()),
             ("rootless", self.rootless),
             ("requests", !self.requests.is_empty()),
             ("limits", !self.limits.is_empty()),
@@ -200,7 +259,7 @@ mod tests {
     fn refusal(name: &str, change: impl Fn(&mut Builder)) -> Option<String> {
         let mut builder = Builder::new(Driver::Kubernetes, None);
         change(&mut builder);
-        check_all(&[(name.to_owned(), builder)].into()).err().map(|error| error.to_string())
+        check_all(&[(name.to_owned(), builder)].into(), Duration::from_secs(60)).err().map(|error| error.to_string())
     }
 
     fn toleration(text: &str) -> Toleration {
@@ -229,5 +288,39 @@ mod tests {
             {"labelSelector": {"matchLabels": {"app": "dev0"}}, "topologyKey": "kubernetes.io/hostname"}]}});
         assert_eq!(refusal("dev", |builder| builder.affinity = Some(affinity.clone())), None);
         assert_eq!(refusal("Dev_1", |builder| builder.node = Some("dev-1".into())), None);
+    }
+
+    #[test]
+    fn what_shards_need_is_asked_for_and_what_they_cannot_have_is_refused() {
+        let sharded = |change: fn(&mut Builder)| {
+            refusal("dev", |builder| {
+                (builder.shards, builder.volume) = (Some(3), Some("20Gi".into()));
+                change(builder);
+            })
+        };
+        assert_eq!(sharded(|_| ()), None);
+        let refused = |change| sharded(change).expect("refused");
+        assert!(refused(|b| b.shards = Some(0)).starts_with("builders.dev.shards: must be from 1 to 100"));
+        assert!(refused(|b| b.shards = Some(101)).starts_with("builders.dev.shards"));
+        assert!(refused(|b| b.volume = None).contains("dev.volume: required with shards"));
+        assert!(refused(|b| b.volume = Some("lots".into())).contains("\"lots\""));
+        assert!(refused(|b| b.storage_class = Some("Fast!".into())).contains("dev.storage_class"));
+        assert!(refused(|b| b.shard_builds = 0).contains("dev.shard_builds"));
+        assert!(refused(|b| b.replicas = Some(3)).contains("dev.replicas"));
+        assert!(refused(|b| b.balance = Balance::Random).contains("dev.balance"));
+        assert!(refused(|b| b.labels = [(SHARD_OF.into(), "x".into())].into()).contains("dev.labels"));
+        assert!(refused(|b| b.grace_period = Some(Duration::from_secs(59))).contains("at least bake.timeout, 1m"));
+        assert!(refusal("dev", |b| b.volume = Some("20Gi".into())).expect("refused").contains("requires shards"));
+        let long = |n: usize| refusal(&"a".repeat(n), |b| (b.shards, b.volume) = (Some(100), Some("1Gi".into())));
+        assert_eq!(long(60), None, "its last shard is a…-99");
+        assert!(long(61).expect("refused").contains("cannot name a Deployment"));
+        let same = [("a", Some(3)), ("b", None)].map(|(name, shards)| {
+            let mut builder = Builder::new(Driver::Kubernetes, None);
+            builder.node = Some(if shards.is_some() { "x".into() } else { "x-2".into() });
+            (builder.shards, builder.volume) = (shards, shards.map(|_| "1Gi".into()));
+            (name.to_owned(), builder)
+        });
+        let error = check_all(&same.into(), Duration::ZERO).expect_err("refused").to_string();
+        assert!(error.contains("same Deployment as builders.a"), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sidebake::bake::{Bake, BakeRequest, Child, admit};
-use sidebake::builder::Builders;
+use sidebake::builder::{Builders, PlaceRequest};
 use sidebake::job::{Build, BuildJob, Recipe, Trust};
 use sidebake::reason::{HasReason, Reason};
 use sidebake::sandbox::LAUNCH;
@@ -135,7 +135,8 @@ impl Run<'_> {
         if self.fixture.is_printed_only || self.is_exhausted {
             return None;
         }
-        let place = self.range.builders.place(&self.build, &self.range.state, &self.directory, None).await.unwrap();
+        let request = PlaceRequest::new(&self.build, &self.range.state, &self.directory);
+        let place = self.range.builders.place(request).await.unwrap();
         let private = self.directory.subdirectory("solve").unwrap();
         make(&private);
         // The same paths as in the product.

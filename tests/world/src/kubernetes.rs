@@ -1,12 +1,14 @@
-//! A Kubernetes with one Deployment and its pods.
+//! A Kubernetes with Deployments and pods.
 //!
-//! Answers what a worker requests before a build and what `builder ensure` and `apply` write: the Deployment, a StatefulSet of its
-//! name, and the pods. A test changes them at any time. Allows no exec into a pod. Starts no pods.
+//! Answers what a worker requests before a build and what `builder ensure` and `apply` write: the Deployments, a StatefulSet, what
+//! belongs to them, and the pods. A test changes them at any time. Allows no exec into a pod. Starts no pods.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use axum::body::Bytes;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -24,11 +26,13 @@ pub struct Kubernetes {
 
 /// What the API server has.
 pub struct KubernetesObjects {
-    /// The Deployment; none when it does not exist.
-    pub deployment: Option<Value>,
+    /// The Deployments by name.
+    pub deployments: BTreeMap<String, Value>,
     /// A StatefulSet of any name.
     pub stateful_set: Option<Value>,
-    /// The pods of the Deployment.
+    /// ConfigMaps, claims and budgets by kind and name, such as `persistentvolumeclaims/d-0`.
+    pub others: BTreeMap<String, Value>,
+    /// The pods.
     pub pods: Vec<Value>,
     /// The bearer token that is accepted; none accepts all.
     pub token: Option<String>,
@@ -47,8 +51,9 @@ impl Kubernetes {
     /// Starts one on a port; 0 is a free one.
     pub fn start_on(port: u16) -> Kubernetes {
         let objects = KubernetesObjects {
-            deployment: Some(Self::deployment()),
+            deployments: [("d0".to_owned(), Self::deployment())].into(),
             stateful_set: None,
+            others: BTreeMap::new(),
             pods: vec![Self::pod("d0-a")],
             token: None,
             n_requests: 0,
@@ -60,6 +65,11 @@ impl Kubernetes {
             .route("/apis/apps/v1/namespaces/{namespace}/deployments/{name}", get(read_deployment).patch(patch))
             .route("/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}", get(read_stateful_set))
             .route("/api/v1/namespaces/{namespace}/pods", get(pods))
+            .route("/api/v1/namespaces/{namespace}/{kind}", post(create_other))
+            .route("/api/v1/namespaces/{namespace}/{kind}/{name}", axum::routing::patch(patch_other))
+            .route("/apis/policy/v1", get(async || Json(json!({"kind": "APIResourceList"}))))
+            .route("/apis/policy/v1/namespaces/{namespace}/{kind}", post(create_other))
+            .route("/apis/policy/v1/namespaces/{namespace}/{kind}/{name}", axum::routing::patch(patch_other))
             .layer(middleware::from_fn_with_state(objects.clone(), authorize))
             .with_state(objects.clone());
         Kubernetes { server: Server::start(router, port), objects }
@@ -147,15 +157,19 @@ fn found(object: Option<&Value>, name: &str) -> Response {
 }
 
 async fn read_deployment(State(objects): Shared, Path((_, name)): Path<(String, String)>) -> Response {
-    found(objects.lock().unwrap().deployment.as_ref(), &name)
+    found(objects.lock().unwrap().deployments.get(&name), &name)
 }
 
 async fn read_stateful_set(State(objects): Shared, Path((_, name)): Path<(String, String)>) -> Response {
     found(objects.lock().unwrap().stateful_set.as_ref(), &name)
 }
 
-async fn pods(State(objects): Shared) -> Json<Value> {
-    let pods = objects.lock().unwrap().pods.clone();
+/// The pods that have the labels of the selector.
+async fn pods(State(objects): Shared, Query(query): Query<BTreeMap<String, String>>) -> Json<Value> {
+    let selector = query.get("labelSelector").map(String::as_str).unwrap_or_default();
+    let labels: Vec<(&str, &str)> = selector.split(',').filter_map(|label| label.split_once('=')).collect();
+    let has_all = |pod: &&Value| labels.iter().all(|(key, value)| pod["metadata"]["labels"][*key] == *value);
+    let pods: Vec<Value> = objects.lock().unwrap().pods.iter().filter(has_all).cloned().collect();
     Json(json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": pods}))
 }
 
@@ -163,19 +177,41 @@ async fn create(State(objects): Shared, body: Bytes) -> Response {
     let mut made: Value = serde_json::from_slice(&body).unwrap();
     made["status"] = Kubernetes::deployment()["status"].clone();
     made["status"]["updatedReplicas"] = made["spec"]["replicas"].clone();
-    objects.lock().unwrap().deployment = Some(made.clone());
+    let name = made["metadata"]["name"].as_str().unwrap().to_owned();
+    objects.lock().unwrap().deployments.insert(name, made.clone());
     (StatusCode::CREATED, Json(made)).into_response()
 }
 
 async fn patch(State(objects): Shared, Path((_, name)): Path<(String, String)>, body: Bytes) -> Response {
     let patch: Value = serde_json::from_slice(&body).unwrap();
     let mut objects = objects.lock().unwrap();
-    let Some(deployment) = &mut objects.deployment else { return found(None, &name) };
+    let Some(deployment) = objects.deployments.get_mut(&name) else { return found(None, &name) };
     if patch["metadata"]["resourceVersion"] != deployment["metadata"]["resourceVersion"] {
         return refusal(StatusCode::CONFLICT, "the object has been modified");
     }
     merge(deployment, &patch);
     Json(deployment.clone()).into_response()
+}
+
+async fn create_other(State(objects): Shared, Path((_, kind)): Path<(String, String)>, body: Bytes) -> Response {
+    let made: Value = serde_json::from_slice(&body).unwrap();
+    let name = format!("{kind}/{}", made["metadata"]["name"].as_str().unwrap());
+    match objects.lock().unwrap().others.entry(name) {
+        Entry::Occupied(_) => refusal(StatusCode::CONFLICT, "already exists"),
+        Entry::Vacant(free) => (StatusCode::CREATED, Json(free.insert(made).clone())).into_response(),
+    }
+}
+
+async fn patch_other(
+    State(objects): Shared,
+    Path((_, kind, name)): Path<(String, String, String)>,
+    body: Bytes,
+) -> Response {
+    let patch: Value = serde_json::from_slice(&body).unwrap();
+    let mut objects = objects.lock().unwrap();
+    let Some(object) = objects.others.get_mut(&format!("{kind}/{name}")) else { return found(None, &name) };
+    merge(object, &patch);
+    Json(object.clone()).into_response()
 }
 
 /// A JSON merge patch (RFC 7396).

@@ -1,0 +1,119 @@
+//! A node of a builder: a Deployment with its pods, or the address of a BuildKit. What a worker knows of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::time::Instant;
+
+use super::api_server::ApiServer;
+use super::choice::{Directories, Lead, Ring, SHUNNED};
+use super::cluster::{Cause, ClusterError};
+use super::outage::Outage;
+use super::pod::PodError;
+use super::{BuilderError, instance};
+use crate::network::Proxies;
+use crate::settings::{self, Balance};
+use crate::{bounds, text};
+
+/// How many docker-buildx of builds that look for a pod run at once, for each node.
+const N_DIALS: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Node {
+    /// The builder's name in the configuration.
+    pub(super) builder: String,
+    /// The node's name, which is also that of its Deployment.
+    pub(super) name: String,
+    pub(super) settings: settings::Builder,
+    /// The proxies of the environment, for buildx.
+    pub(super) proxies: &'static Proxies,
+    /// Certificates that buildx trusts beside the system's.
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) api: Arc<ApiServer>,
+    /// Builds that look for a pod take turns.
+    pub(super) dials: tokio::sync::Semaphore,
+    /// To which pods the working directories lead.
+    directories: Mutex<Directories>,
+    /// Pods that did not answer, by uid, and since when they are avoided.
+    shunned: Mutex<BTreeMap<String, Instant>>,
+    /// Builds wait for a ready pod.
+    pub(super) wait: Outage,
+    /// Which of them looks whether there is one.
+    pub(super) turn: tokio::sync::Mutex<()>,
+}
+
+impl Node {
+    pub(super) fn new(builder: &str, settings: settings::Builder, ca_file: Option<&Path>, api: Arc<ApiServer>) -> Self {
+        Self {
+            builder: builder.to_owned(),
+            name: settings.node_name(builder),
+            settings,
+            proxies: Proxies::of_process(),
+            ca_file: ca_file.map(Path::to_owned),
+            api,
+            dials: tokio::sync::Semaphore::new(N_DIALS),
+            directories: Mutex::default(),
+            shunned: Mutex::default(),
+            wait: Outage::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Creates the Deployment unless it exists. Returns whether this call created it.
+    pub(super) async fn create(&self) -> Result<bool, BuilderError> {
+        self.ask(|cluster| async move { cluster.create(&self.settings).await }).await
+    }
+
+    /// The error of a node of which no pod answered.
+    pub(super) async fn no_answer(&self) -> BuilderError {
+        let deployment = match self.access().await {
+            Ok(access) => format!("{} in {}", self.name, access.namespace()),
+            Err(error) => return error,
+        };
+        self.wrong(ClusterError::NoAnswer { deployment, waited_s: self.settings.timeout.as_secs() })
+    }
+
+    /// The error of a node whose pods Kubernetes does not allow to reach.
+    pub(super) fn forbidden(&self, error: &PodError) -> BuilderError {
+        let what = format!("connect to a pod of {}", self.name);
+        let message = text::shown(&error.to_string(), bounds::ERROR);
+        self.wrong(ClusterError::Api { what, message, cause: Cause::Refused })
+    }
+
+    pub(super) fn record(&self, balance: Balance, kubeconfig: Option<&Path>) -> Result<Vec<u8>, BuilderError> {
+        let record = instance::record(&self.instance_name(), &self.name, &self.settings, balance, kubeconfig);
+        record.map_err(|error| BuilderError::Config { name: self.builder.clone(), error })
+    }
+
+    /// What is known now of a working directory.
+    pub(super) fn lead(&self, ring: &Ring, directory: &Path) -> Lead {
+        self.directories().lead(ring, directory, Instant::now())
+    }
+
+    /// Keeps where a working directory leads; `None` when no pod answered.
+    pub(super) fn learn(&self, ring: &Ring, directory: &Path, pod: Option<String>) {
+        self.directories().learn(ring, directory.to_owned(), pod, Instant::now());
+    }
+
+    fn directories(&self) -> MutexGuard<'_, Directories> {
+        self.directories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Avoids a pod that did not answer, for a while.
+    pub(super) fn shun(&self, uid: &str) {
+        let now = Instant::now();
+        let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
+        shunned.retain(|_, since| now.duration_since(*since) < SHUNNED);
+        shunned.insert(uid.to_owned(), now);
+    }
+
+    pub(super) fn is_shunned(&self, uid: &str) -> bool {
+        let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
+        shunned.get(uid).is_some_and(|since| since.elapsed() < SHUNNED)
+    }
+
+    pub(super) fn wrong(&self, error: ClusterError) -> BuilderError {
+        BuilderError::Cluster { name: self.builder.clone(), error }
+    }
+}
