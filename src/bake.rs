@@ -30,6 +30,7 @@ mod progress;
 mod registry;
 mod shown;
 mod solve;
+mod version;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,9 +64,7 @@ pub use definition_file::{DefinitionFile, admit};
 pub use ignore::Excluded;
 pub use policy::Refusal;
 pub use registry::registry_url;
-
-/// The first version of buildx that evaluates a repository's `Dockerfile.rego`.
-const FIRST_WITH_POLICIES: (u32, u32) = (0, 31);
+pub use version::{Ability, Program, Version};
 
 /// A shorter secret of the worker is not masked in the output of builds, which never get it.
 const LEAST_OF_WORKER: usize = 8;
@@ -192,8 +191,8 @@ pub struct Outcome {
 #[derive(Clone, Debug)]
 pub struct Bake {
     buildx: settings::Buildx,
-    /// Whether buildx evaluates policies beside Dockerfiles; known once it was asked for its version.
-    has_policies: Arc<OnceCell<bool>>,
+    /// Known once buildx was asked for it.
+    version: Arc<OnceCell<Version>>,
     /// The definitions that buildx need not confirm again.
     confirmed: Arc<Confirmed>,
     /// Permits for `--print`, which can use a whole processor and all the memory that it is allowed.
@@ -212,7 +211,7 @@ impl Bake {
     pub fn new(settings: &settings::Settings) -> Self {
         Self {
             buildx: settings.buildx.clone(),
-            has_policies: Arc::default(),
+            version: Arc::default(),
             confirmed: Arc::default(),
             prints: Arc::new(Semaphore::new(settings.bake.prints)),
             limits: settings.bake.clone(),
@@ -286,7 +285,7 @@ impl Bake {
         let Some((rest, compose)) = as_written::split(&definition.targets) else { return Ok(None) };
         let file = directory.join(as_written::FILE);
         write_private(&file, compose.as_bytes())?;
-        let text = escape::definition(&rest, self.has_policies().await?);
+        let text = escape::definition(&rest, self.version().await?.can(Ability::Policies));
         let definition = Definition { text, compose: Some(file), ..definition };
         let is_understood = print::is_understood(self, &definition, request, directory, stop).await?;
         Ok(is_understood.then(|| definition.understood()))
@@ -322,7 +321,7 @@ impl Bake {
         request: &BakeRequest<'_>,
         directory: &JobDirectory,
     ) -> Result<Definition, BakeError> {
-        let has_policies = self.has_policies().await?;
+        let has_policies = self.version().await?.can(Ability::Policies);
         let grants = Grants::new(&self.accounts, request);
         let secrets = directory.join(SECRETS);
         let validated = policy::validate(targets, request, &grants, &self.limits, &secrets)?;
@@ -393,22 +392,9 @@ impl Bake {
         (environment.into_keys().collect(), arguments)
     }
 
-    async fn has_policies(&self) -> Result<bool, BakeError> {
-        let ask = async || {
-            let version = self.version().await?;
-            let mut numbers = version.split('.').map(str::parse);
-            // A development build has no version, and may be newer.
-            Ok(match (numbers.next(), numbers.next()) {
-                (Some(Ok(0)), Some(Ok(0))) => true,
-                (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= FIRST_WITH_POLICIES,
-                _ => true,
-            })
-        };
-        self.has_policies.get_or_try_init(ask).await.copied()
-    }
-
-    /// The version that `docker-buildx version` prints, such as `0.29.1`.
-    pub async fn version(&self) -> Result<String, BakeError> {
-        print::version(self).await
+    /// The version that `docker-buildx version` prints.
+    pub async fn version(&self) -> Result<&Version, BakeError> {
+        let ask = async || Ok(Version::of(Program::Buildx, &print::version(self).await?));
+        self.version.get_or_try_init(ask).await
     }
 }

@@ -51,7 +51,7 @@ pub use cluster::{Cause, ClusterError};
 pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
 pub use placement::{Bound, choose};
-pub use pod::PodError;
+pub use pod::{PodError, Worker};
 pub use pods::PodStatus;
 pub use session::{Loss, Session};
 pub use shards::{Fleet, Offer, Taken};

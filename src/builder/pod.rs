@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The request, as a URL with an arbitrary host.
 const WORKERS: &str = "http://buildkit/moby.buildkit.v1.Control/ListWorkers";
 
-/// The longest host name (RFC 1035).
+/// The longest host name (RFC 1035), and the longest version.
 const MAX_HOSTNAME: usize = 253;
 
 /// Bytes of an answer's headers.
@@ -78,8 +78,17 @@ impl PodError {
     }
 }
 
-/// The host name of the BuildKit that `dial` (a `docker-buildx dial-stdio`) reaches.
-pub(super) async fn hostname(dial: Command) -> Result<String, PodError> {
+/// A BuildKit, as it describes itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Worker {
+    /// Its host name: the name of its pod.
+    pub hostname: String,
+    /// Its version, if it says one.
+    pub buildkit: Option<String>,
+}
+
+/// The BuildKit that `dial` (a `docker-buildx dial-stdio`) reaches.
+pub(super) async fn worker(dial: Command) -> Result<Worker, PodError> {
     let (pipe, said) = process::pipe(dial)?;
     let answer = timeout(PATIENCE, ask(pipe)).await.unwrap_or(Err(PodError::Answer("did not answer in time")));
     answer.map_err(|error| match said.borrow().as_str() {
@@ -88,7 +97,7 @@ pub(super) async fn hostname(dial: Command) -> Result<String, PodError> {
     })
 }
 
-async fn ask(pipe: impl AsyncRead + AsyncWrite + Unpin) -> Result<String, PodError> {
+async fn ask(pipe: impl AsyncRead + AsyncWrite + Unpin) -> Result<Worker, PodError> {
     let mut http = h2::client::Builder::new();
     let (client, connection) = http.max_header_list_size(MAX_HEADERS).handshake(pipe).await?;
     tokio::select! {
@@ -98,7 +107,7 @@ async fn ask(pipe: impl AsyncRead + AsyncWrite + Unpin) -> Result<String, PodErr
     }
 }
 
-async fn list_workers(client: h2::client::SendRequest<Bytes>) -> Result<String, PodError> {
+async fn list_workers(client: h2::client::SendRequest<Bytes>) -> Result<Worker, PodError> {
     let request = http::Request::post(WORKERS)
         .version(http::Version::HTTP_2)
         .header("content-type", "application/grpc")
@@ -115,22 +124,24 @@ async fn list_workers(client: h2::client::SendRequest<Bytes>) -> Result<String, 
         stream.flow_control().release_capacity(chunk.len())?;
         answer.extend_from_slice(&chunk);
     }
-    worker_hostname(answer.get(EMPTY_MESSAGE.len()..).unwrap_or_default()).ok_or(PodError::Answer("has no worker"))
+    read(answer.get(EMPTY_MESSAGE.len()..).unwrap_or_default()).ok_or(PodError::Answer("has no worker"))
 }
 
-/// The host name in `ListWorkersResponse { repeated WorkerRecord record = 1 }`, where
-/// `WorkerRecord { string ID = 1; map<string, string> Labels = 2; … }`.
-fn worker_hostname(response: &[u8]) -> Option<String> {
-    let labels = ProtobufFields(response).filter(|field| field.0 == 1).flat_map(|(_, record)| ProtobufFields(record));
-    let hostname = labels.filter(|field| field.0 == 2).find_map(|(_, label)| {
-        let mut key = None;
-        let mut value = None;
-        for (number, text) in ProtobufFields(label) {
-            *(if number == 1 { &mut key } else { &mut value }) = Some(text);
-        }
-        value.filter(|_| key == Some(HOSTNAME))
-    })?;
-    String::from_utf8(hostname.to_owned()).ok().filter(|name| name.len() <= MAX_HOSTNAME)
+/// The first worker with a host name in `ListWorkersResponse { repeated WorkerRecord record = 1 }`, where
+/// `WorkerRecord { map<string, string> Labels = 2; BuildkitVersion BuildkitVersion = 5 { string version = 2 } … }`.
+fn read(response: &[u8]) -> Option<Worker> {
+    let short = |text: &[u8]| {
+        let is_name = text.len() <= MAX_HOSTNAME && text.iter().all(u8::is_ascii_graphic);
+        String::from_utf8(text.to_owned()).ok().filter(|_| is_name)
+    };
+    let text = |message, wanted| ProtobufFields(message).find_map(|(number, text)| (number == wanted).then_some(text));
+    let records = ProtobufFields(response).filter(|field| field.0 == 1);
+    records.map(|(_, record)| record).find_map(|record| {
+        let mut labels = ProtobufFields(record).filter(|field| field.0 == 2);
+        let hostname = labels.find_map(|(_, label)| text(label, 2).filter(|_| text(label, 1) == Some(HOSTNAME)))?;
+        let version = text(record, 5).and_then(|version| text(version, 2)).and_then(short);
+        Some(Worker { hostname: short(hostname)?, buildkit: version.filter(|version| !version.is_empty()) })
+    })
 }
 
 /// The length-delimited fields of a protobuf message (strings, messages), with their numbers. Others are skipped.
@@ -182,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hostname_is_found_among_the_labels_of_a_worker() {
+    fn the_hostname_and_the_version_are_found_among_the_fields_of_a_worker() {
         let label = |key: &[u8], value: &[u8]| field(2, &[field(1, key), field(2, value)].concat());
         let record = [
             field(1, b"worker-id"),
@@ -190,7 +201,10 @@ mod tests {
             vec![4 << 3, 0xac, 2],
             label(HOSTNAME, b"d0-1"),
         ];
-        assert_eq!(worker_hostname(&field(1, &record.concat())).as_deref(), Some("d0-1"));
+        let of = |record: &[Vec<u8>]| read(&field(1, &record.concat())).expect("a worker");
+        assert_eq!(of(&record), Worker { hostname: "d0-1".into(), buildkit: None });
+        let version = field(5, &[field(1, b"github.com/moby/buildkit"), field(2, b"v0.12.5")].concat());
+        assert_eq!(of(&[label(HOSTNAME, b"d0-1"), version]).buildkit.as_deref(), Some("v0.12.5"));
     }
 
     #[test]
@@ -240,7 +254,7 @@ mod tests {
     #[test]
     fn what_is_no_answer_is_none_and_no_panic() {
         for bytes in [&b""[..], b"\xff", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"\x0a\x05ab", b"\x0f"] {
-            assert_eq!(worker_hostname(bytes), None);
+            assert_eq!(read(bytes), None);
         }
     }
 }

@@ -12,8 +12,8 @@ use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
-use crate::bake::Bake;
-use crate::builder::{BuilderStatus, Builders, PlaceRequest};
+use crate::bake::{Ability, Bake, Program, Version};
+use crate::builder::{BuilderStatus, Builders, PlaceRequest, Worker};
 use crate::github::App;
 use crate::hex;
 use crate::job::{Build, Recipe, Repository, Trust};
@@ -25,11 +25,6 @@ use crate::settings::{self, Limits, SandboxMode, Settings};
 use crate::sidekiq::{limits, rights};
 use crate::source::Worktrees;
 use crate::state::{StateDirectory, StateError};
-
-/// From this version on, buildx ends when its pod goes. An older one hangs until a time limit ends it.
-const GOOD_BUILDX: (u32, u32) = (0, 36);
-/// Older versions have no progress stream that can be read.
-const LEAST_BUILDX: (u32, u32) = (0, 19);
 
 #[derive(Debug, Args)]
 pub(super) struct Doctor {
@@ -199,20 +194,22 @@ fn mtimes(settings: &Settings) -> Option<Finding> {
 }
 
 async fn buildx(settings: &Settings) -> Finding {
-    let version = match Bake::new(settings).version().await {
+    let bake = Bake::new(settings);
+    let version = match bake.version().await {
         Ok(version) => version,
         Err(error) => return Finding::new("buildx", Color::Red, error.to_string()),
     };
-    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
-    let parsed = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    let (health, note) = if parsed < LEAST_BUILDX {
-        (Color::Red, ": too old, its progress cannot be read")
-    } else if parsed < GOOD_BUILDX {
-        (Color::Yellow, ": before 0.36, buildx hangs when its pod goes, until a time limit ends it")
-    } else {
-        (Color::Green, "")
+    let health = match (version.can(Ability::Progress), version.can(Ability::EndsWithPod)) {
+        (false, _) => Color::Red,
+        (true, false) => Color::Yellow,
+        (true, true) => Color::Green,
     };
-    Finding::new("buildx", health, format!("{version}{note}"))
+    Finding::new("buildx", health, format!("{version}{}", lacking(version)))
+}
+
+/// What a version cannot do, for the end of a sentence.
+fn lacking(version: &Version) -> String {
+    version.lacking().map(|(_, first, instead)| format!("; before {first}, {instead}")).collect()
 }
 
 /// The state of each builder, and whether it would take a build.
@@ -269,7 +266,14 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     let directory = state.job_directory()?;
     let session = own.place(PlaceRequest::new(&build, &state, &directory)).await?;
     if session.has_others() {
-        let hostname = session.dial().await?;
+        let Worker { hostname, buildkit } = session.dial().await?;
+        let buildkit = match buildkit.map(|version| Version::of(Program::BuildKit, &version)) {
+            Some(version) if settings.builders[name].shards.is_some() => {
+                format!("BuildKit {version}{}", lacking(&version))
+            }
+            Some(version) => format!("BuildKit {version}"),
+            None => "BuildKit of an unknown version".to_owned(),
+        };
         let statuses = builders.status(name).await?;
         let of =
             |status: &BuilderStatus| format!("{}: {} of {} pods ready", status.at, status.n_ready, status.n_wanted);
@@ -277,7 +281,7 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
             anyhow::bail!("{}: {why}", status.at);
         }
         let all: Vec<String> = statuses.iter().map(of).collect();
-        return Ok(format!("{}; {hostname} answers", all.join("; ")));
+        return Ok(format!("{}; {hostname} answers: {buildkit}", all.join("; ")));
     }
     let endpoint = builders.status(name).await?.remove(0).at;
     let connect = async {

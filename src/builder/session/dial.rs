@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::Session;
 use crate::bake::dial_child;
 use crate::builder::choice::{Ring, ring};
-use crate::builder::pod::{self, PodError};
+use crate::builder::pod::{self, PodError, Worker};
 use crate::builder::pods::PodStatus;
 use crate::sandbox::Enforcement;
 use crate::settings::Balance;
@@ -26,8 +26,8 @@ pub(in crate::builder) struct Dial<'a> {
 }
 
 impl Session<'_> {
-    /// Asks the BuildKit that a bake would reach for its host name, which is its pod's name.
-    pub async fn dial(&self) -> Result<String, PodError> {
+    /// Asks the BuildKit that a bake would reach who it is.
+    pub async fn dial(&self) -> Result<Worker, PodError> {
         let _turn = self.dial.turn.lock().await;
         self.renew_access().await;
         self.ask(&self.location.working_directory).await
@@ -36,7 +36,7 @@ impl Session<'_> {
     pub(super) async fn learn_pod(&self) {
         let (None, Balance::Sticky, Some(pods)) = (self.pod.get(), self.balance, &self.pods) else { return };
         let before = ring(&pods.before);
-        match self.dial().await {
+        match self.dial().await.map(|worker| worker.hostname) {
             Ok(pod) if before.iter().any(|(name, _)| *name == pod) => {
                 // When another pod is gone, it may be the bake's own, and this one only the next.
                 if self.pods_now().await.is_ok_and(|now| is_kept(&before, &now)) {
@@ -53,14 +53,14 @@ impl Session<'_> {
         }
     }
 
-    /// Runs `docker-buildx dial-stdio` from a working directory, and asks the BuildKit that it reaches for its host name.
-    pub(super) async fn ask(&self, directory: &Path) -> Result<String, PodError> {
+    /// Runs `docker-buildx dial-stdio` from a working directory, and asks the BuildKit that it reaches who it is.
+    pub(super) async fn ask(&self, directory: &Path) -> Result<Worker, PodError> {
         let run = self.dial.n_runs.fetch_add(1, Ordering::Relaxed);
         let private = self.dial.directory.join(run.to_string());
         let child = dial_child(self.dial.buildx, self.dial.enforcement, &self.location, &private)?;
         let mut command = child.command(self.dial.buildx);
         command.args(["dial-stdio", "--builder", &self.location.builder]).current_dir(directory);
-        pod::hostname(command).await
+        pod::worker(command).await
     }
 
     /// Writes new credentials where docker-buildx reads them: those of the bake's beginning may have expired. The running bake

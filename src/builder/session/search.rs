@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Loss, Route, Session};
 use crate::builder::BuilderError;
 use crate::builder::choice::{Choice, Lead, Rank, ring};
-use crate::builder::pod::{PodError, Refusal};
+use crate::builder::pod::{PodError, Refusal, Worker};
 use crate::settings::Balance;
 use crate::state;
 
@@ -181,7 +181,7 @@ impl Session<'_> {
         };
         let Ok(Ok(_permit)) = timeout_at(deadline, prepared).await else { return Answer::Unasked };
         let (answer, learned) = match timeout(ALIVE_WITHIN, self.ask(directory)).await {
-            Ok(Ok(pod)) if choice.has(&pod) => (Answer::Pod(pod.clone()), Some(pod)),
+            Ok(Ok(Worker { hostname: pod, .. })) if choice.has(&pod) => (Answer::Pod(pod.clone()), Some(pod)),
             Ok(Ok(_)) => return Answer::Stranger,
             // An error says nothing about the pod: Kubernetes may refuse, or docker-buildx may fail.
             Ok(Err(error)) => return Answer::Failed(error),
