@@ -177,9 +177,12 @@ impl Builders {
     pub async fn place(&self, request: PlaceRequest<'_>) -> Result<Session<'_>, BuilderError> {
         let (builder, why) = self.choose(request.build)?;
         let deadline = Instant::now() + builder.settings.timeout;
+        let mut tried = Vec::new();
         loop {
-            let seat = builder.seat(request, &self.occupancy.on(&builder.name), deadline).await?;
-            let until = if seat.shard.is_some() { deadline.min(Instant::now() + SETTLED) } else { deadline };
+            let seat = builder.seat(request, &tried, &self.occupancy, deadline).await?;
+            let is_shard = seat.why_shard.is_some();
+            let until = if is_shard { deadline.min(Instant::now() + SETTLED) } else { deadline };
+            tried = vec![seat.node];
             match self.prepare(seat, why, request, until).await {
                 // The shard was ready a moment ago. The next look finds its new state, or another shard.
                 Err(BuilderError::Cluster { error, .. }) if until < deadline && error.may_pass() => {}
@@ -243,7 +246,8 @@ impl Builders {
     /// Where a build would run, without preparing or asking anything: for `plan`.
     pub fn plan(&self, build: &Build, state: &StateDirectory) -> Result<(Location, Placement), BuilderError> {
         let (builder, why) = self.choose(build)?;
-        let (node, shard) = builder.first(build);
+        let node = builder.first(build);
+        let shard = builder.settings.shards.map(|_| node.name.clone());
         let placement = Placement { builder: builder.name.clone(), shard, pod: None, why: why.into() };
         Ok((node.location(node.working_directory(build, state)), placement))
     }
@@ -277,7 +281,7 @@ impl Builders {
         if builder.settings.driver != Driver::Kubernetes {
             return Ok(vec![false]);
         }
-        builder.protect().await?;
+        builder.protect(false).await?;
         for node in &builder.nodes {
             are_new.push(node.create().await?);
         }
@@ -293,8 +297,15 @@ impl Builders {
         if builder.settings.driver != Driver::Kubernetes {
             return Ok(());
         }
-        builder.protect().await?;
+        builder.protect(true).await?;
+        let mut nodes = Vec::new();
         for node in &builder.nodes {
+            let status = node.status().await?;
+            nodes.push((status.exists && status.why.is_none(), node));
+        }
+        // Those that take no builds come first. When they are ready again, the next one may go.
+        nodes.sort_by_key(|(is_ready, _)| *is_ready);
+        for (_, node) in nodes {
             if !node.create().await? {
                 node.ask(|cluster| async move { cluster.apply(&node.settings).await }).await?;
             }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::access::{AccessError, KubeAccess, PLUGIN};
@@ -17,6 +17,9 @@ use crate::state;
 /// How long Kubernetes has to answer until its outage is over.
 pub(super) const STEADY: Duration = Duration::from_secs(5);
 
+/// How many docker-buildx of builds that look for a pod run at once, for each builder.
+const N_DIALS: usize = 4;
+
 /// What a look-up of the API server and its credentials found.
 type Access = Result<Arc<KubeAccess>, Arc<AccessError>>;
 
@@ -27,11 +30,13 @@ pub(super) struct ApiServer {
     access: Mutex<Option<(Access, Instant)>>,
     /// It does not answer.
     pub(super) outage: Outage,
+    /// Builds that look for a pod take turns.
+    pub(super) dials: Semaphore,
 }
 
 impl Default for ApiServer {
     fn default() -> Self {
-        Self { access: Mutex::default(), outage: Outage::with_steady(STEADY) }
+        Self { access: Mutex::default(), outage: Outage::with_steady(STEADY), dials: Semaphore::new(N_DIALS) }
     }
 }
 

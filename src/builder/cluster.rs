@@ -21,7 +21,7 @@ use crate::body;
 use crate::bounds;
 use crate::json;
 use crate::network::{self, Proxy, Unreachable};
-use crate::settings::{self, SHARD_OF};
+use crate::settings::{self, SHARD_OF, quantity};
 use crate::text;
 
 pub use error::{Cause, ClusterError};
@@ -121,25 +121,27 @@ impl Cluster {
         self.list("list the pods of", &format!("app={}", self.deployment)).await
     }
 
-    /// The pods of all shards of a group, when one of them takes builds. `waited`: for how long that was waited for.
+    /// The pods of these shards of a group, when one of them takes builds. `waited`: for how long that was waited for.
     pub(super) async fn shards(
         &self,
         group: &str,
-        n_wanted: usize,
+        names: &[&str],
         waited: Duration,
     ) -> Result<Vec<PodStatus>, ClusterError> {
-        let pods = self.list("list the pods of the shards of", &format!("{SHARD_OF}={group}")).await?;
+        let mut pods = self.list("list the pods of the builder of", &format!("{SHARD_OF}={group}")).await?;
+        // The builder may have had more shards.
+        pods.retain(|pod| pod.app.as_deref().is_some_and(|app| names.contains(&app)));
         if pods.iter().any(PodStatus::is_usable) {
             return Ok(pods);
         }
         let troubles = pods.iter().filter_map(|pod| Some(format!("{}: {}", pod.name, pod.trouble.as_ref()?)));
         let why = match troubles.collect::<Vec<_>>() {
-            _ if pods.is_empty() => "no pods yet".into(),
+            _ if pods.is_empty() => "there are no pods; `sidebake builder ensure` creates missing shards".into(),
             troubles if troubles.is_empty() => "pods are starting".into(),
             troubles => text::shown(&troubles.join("; "), bounds::NOTICE),
         };
         let deployment = format!("the shards {group}-… in {}", self.namespace);
-        Err(ClusterError::NotReady { deployment, n_ready: 0, n_wanted, waited_s: waited.as_secs(), why })
+        Err(ClusterError::NotReady { deployment, n_ready: 0, n_wanted: names.len(), waited_s: waited.as_secs(), why })
     }
 
     async fn list(&self, what: &'static str, labels: &str) -> Result<Vec<PodStatus>, ClusterError> {
@@ -157,7 +159,7 @@ impl Cluster {
             return Err(self.stateful_set());
         }
         let text = self.write_config(builder).await?;
-        self.claim_volume(builder, false).await?;
+        self.claim_volume(builder).await?;
         let whole = deployment::whole(&self.deployment, builder, text.as_deref());
         let whole: Deployment = serde_json::from_value(whole).map_err(|error| {
             self.wrong("create the Deployment", format!("the settings do not make a valid Deployment: {error}"))
@@ -169,7 +171,7 @@ impl Cluster {
     /// Applies the configured fields, removes those that were configured before, and leaves all others.
     pub(super) async fn apply(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
         let text = self.write_config(builder).await?;
-        self.claim_volume(builder, true).await?;
+        self.claim_volume(builder).await?;
         for n_left in (0..N_CONFLICTS).rev() {
             let live = self.find::<Deployment>("get the Deployment").await?.ok_or_else(|| self.missing())?;
             let staged = Survey { deployment: live, pods: Vec::new() };
@@ -183,36 +185,49 @@ impl Cluster {
             let request = Request::new(self.path::<Deployment>()).patch(&self.deployment, &params, &patch);
             let patched = self.ask("patch the Deployment", request).await?;
             if patched.status != StatusCode::CONFLICT || n_left == 0 {
-                return self.good(patched).map(drop);
+                self.good(patched)?;
+                break;
             }
         }
-        Ok(())
+        // Last, because a storage class may refuse it.
+        self.enlarge_volume(builder).await
     }
 
-    /// Makes Kubernetes evict at most one of the pods of a group of shards at a time.
-    pub(super) async fn protect(&self, group: &str) -> Result<(), ClusterError> {
-        const WHAT: [&str; 2] = ["create the PodDisruptionBudget of", "patch the PodDisruptionBudget of"];
+    /// Makes Kubernetes evict at most one of the pods of a group of shards at a time. An existing budget changes only with `is_change`.
+    pub(super) async fn protect(&self, group: &str, is_change: bool) -> Result<(), ClusterError> {
+        const WHAT: [&str; 2] =
+            ["create the PodDisruptionBudget of the builder of", "patch the PodDisruptionBudget of the builder of"];
         // Kubernetes before 1.21 has only the second version. It would answer 404 to the other.
         let is_known = self.ask(WHAT[0], Request::new("/apis/policy/v1").list(&ListParams::default())).await;
         let is_old = is_known.is_ok_and(|answer| answer.status == StatusCode::NOT_FOUND);
         let version = if is_old { "policy/v1beta1" } else { "policy/v1" };
         let path = format!("/apis/{version}/namespaces/{}/poddisruptionbudgets", self.namespace);
-        self.write(WHAT, &path, group, deployment::disruption_budget(version, group)).await
+        let budget = deployment::disruption_budget(version, group);
+        if is_change {
+            return self.write(WHAT, &path, &deployment::disruption_budget_name(group), budget).await;
+        }
+        self.make(WHAT[0], &path, &managed(), &budget).await.map(drop)
     }
 
-    /// Claims the disk of a shard. An existing claim changes only with `is_change`.
-    async fn claim_volume(&self, builder: &settings::Builder, is_change: bool) -> Result<(), ClusterError> {
-        const WHAT: [&str; 2] = ["create the PersistentVolumeClaim of", "patch the PersistentVolumeClaim of"];
+    /// Claims the disk of a shard, unless there is a claim.
+    async fn claim_volume(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
         let Some(claim) = deployment::volume_claim(&self.deployment, builder) else { return Ok(()) };
         let path = self.path::<PersistentVolumeClaim>();
-        let is_new = self.make(WHAT[0], &path, &managed(), &claim).await?;
-        if is_new || !is_change {
+        self.make("create the PersistentVolumeClaim of", &path, &managed(), &claim).await.map(drop)
+    }
+
+    /// Enlarges the disk of a shard if it is smaller than configured. Kubernetes can change nothing else of a claim.
+    async fn enlarge_volume(&self, builder: &settings::Builder) -> Result<(), ClusterError> {
+        let Some(claim) = deployment::volume_claim(&self.deployment, builder) else { return Ok(()) };
+        let live = self.find::<PersistentVolumeClaim>("get the PersistentVolumeClaim of").await?;
+        let bytes = |claim: &Value| claim["spec"]["resources"]["requests"]["storage"].as_str().and_then(quantity);
+        if live.is_some_and(|live| bytes(&live) >= bytes(&claim)) {
             return Ok(());
         }
-        // Kubernetes can increase the size, and refuses all other changes.
         let patch = Patch::Merge(json!({"spec": {"resources": claim["spec"]["resources"]}}));
-        let patch = Request::new(&path).patch(&self.deployment, &PatchParams::default(), &patch);
-        let patched = self.ask(WHAT[1], patch).await?;
+        let path = self.path::<PersistentVolumeClaim>();
+        let patch = Request::new(path).patch(&self.deployment, &PatchParams::default(), &patch);
+        let patched = self.ask("patch the PersistentVolumeClaim of", patch).await?;
         self.good(patched).map(drop)
     }
 

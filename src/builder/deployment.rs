@@ -74,7 +74,7 @@ pub(super) fn volume_claim(node: &str, builder: &Builder) -> Option<Value> {
     if let Some(class) = &builder.storage_class {
         spec.insert("storageClassName".into(), json!(class));
     }
-    let labels = json!({"app": node, SHARD_OF: builder.labels.get(SHARD_OF)});
+    let labels = json!({"app": node, SHARD_OF: builder.group()});
     Some(json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -83,12 +83,17 @@ pub(super) fn volume_claim(node: &str, builder: &Builder) -> Option<Value> {
     }))
 }
 
+/// The name of the budget of a builder's shards.
+pub(super) fn disruption_budget_name(group: &str) -> String {
+    format!("{group}-shards")
+}
+
 /// Lets Kubernetes evict one shard at a time (`policy/v1.PodDisruptionBudget`).
 pub(super) fn disruption_budget(version: &str, group: &str) -> Value {
     json!({
         "apiVersion": version,
         "kind": "PodDisruptionBudget",
-        "metadata": {"name": group, "labels": {SHARD_OF: group}},
+        "metadata": {"name": disruption_budget_name(group), "labels": {SHARD_OF: group}},
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {SHARD_OF: group}}},
     })
 }

@@ -16,9 +16,6 @@ use crate::network::Proxies;
 use crate::settings::{self, Balance};
 use crate::{bounds, text};
 
-/// How many docker-buildx of builds that look for a pod run at once, for each node.
-const N_DIALS: usize = 4;
-
 #[derive(Debug)]
 pub(super) struct Node {
     /// The builder's name in the configuration.
@@ -31,8 +28,6 @@ pub(super) struct Node {
     /// Certificates that buildx trusts beside the system's.
     pub(super) ca_file: Option<PathBuf>,
     pub(super) api: Arc<ApiServer>,
-    /// Builds that look for a pod take turns.
-    pub(super) dials: tokio::sync::Semaphore,
     /// To which pods the working directories lead.
     directories: Mutex<Directories>,
     /// Pods that did not answer, by uid, and since when they are avoided.
@@ -52,7 +47,6 @@ impl Node {
             proxies: Proxies::of_process(),
             ca_file: ca_file.map(Path::to_owned),
             api,
-            dials: tokio::sync::Semaphore::new(N_DIALS),
             directories: Mutex::default(),
             shunned: Mutex::default(),
             wait: Outage::default(),

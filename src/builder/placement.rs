@@ -44,7 +44,7 @@ pub(super) fn order(application: &str, shards: &[&str]) -> Vec<usize> {
     order
 }
 
-/// The place of the shard that takes a build. `running`: the builds of each shard that takes builds, in the application's order.
+/// The place of the shard that takes a build, for a worker without Redis, which knows no homes. `running`: the builds of each shard that takes builds, in the application's order.
 /// `known`: the places of those that have its cache, its home first.
 ///
 /// `shard.lua` in [`crate::sidekiq`] chooses the same way.

@@ -50,14 +50,18 @@ impl Node {
 
     /// Looks at the Deployment until it is as wished.
     pub(super) async fn wait_for(&self, goal: Goal, deadline: Instant) -> Result<Survey, BuilderError> {
-        self.wait_until(deadline, |cluster, waited| async move { cluster.reach(goal, waited).await }).await
+        // Beside a shard there are others, so its builds do not wait.
+        let tells = self.settings.group().is_none();
+        self.wait_until(deadline, tells, |cluster, waited| async move { cluster.reach(goal, waited).await }).await
     }
 
     /// Asks until the answer is good. A state that passes ends the wait only at the deadline: a Deployment that is missing, scaled to
-    /// nothing, rolled out or not ready, and an API server that does not answer. The question is told how long it was waited.
+    /// nothing, rolled out or not ready, and an API server that does not answer. The question is told how long it was waited. `tells`: the
+    /// log says that builds wait.
     pub(super) async fn wait_until<T, A>(
         &self,
         deadline: Instant,
+        tells: bool,
         question: impl Fn(Cluster, Duration) -> A,
     ) -> Result<T, BuilderError>
     where
@@ -74,7 +78,9 @@ impl Node {
             let waited = started.elapsed();
             let error = match self.try_ask(patience, |cluster| question(cluster, waited)).await {
                 Ok(answer) => {
-                    self.note_ready();
+                    if tells {
+                        self.note_ready();
+                    }
                     return Ok(answer);
                 }
                 Err(error) => error,
@@ -83,7 +89,7 @@ impl Node {
                 return Err(self.wrong(error));
             }
             let pause = if error.is_away() { AGAIN } else { LOOK };
-            if waited >= TELL_AFTER && !error.is_away() {
+            if tells && waited >= TELL_AFTER && !error.is_away() {
                 self.note_wait(&error);
             }
             sleep(pause).await;

@@ -34,8 +34,8 @@ pub struct Session<'a> {
     pub location: Location,
     node: &'a Node,
     dial: Dial<'a>,
-    /// The shard's name, and why it was chosen.
-    shard: Option<(String, String)>,
+    /// Why the shard was chosen; `None` for a builder without shards.
+    why_shard: Option<String>,
     /// Why the builder was chosen.
     why: &'static str,
     balance: Balance,
@@ -72,7 +72,7 @@ pub(super) struct Pods {
 impl<'a> Session<'a> {
     pub(super) fn new(
         location: Location,
-        Seat { node, shard }: Seat<'a>,
+        Seat { node, why_shard }: Seat<'a>,
         dial: Dial<'a>,
         why: &'static str,
         pods: Option<Pods>,
@@ -80,7 +80,7 @@ impl<'a> Session<'a> {
     ) -> Result<Self, BuilderError> {
         let (balance, occupied) = (node.settings.balance, Mutex::new(occupied));
         let (route, pod) = (Route::Usual, OnceLock::new());
-        let mut session = Self { location, node, dial, shard, why, balance, route, pods, pod, occupied };
+        let mut session = Self { location, node, dial, why_shard, why, balance, route, pods, pod, occupied };
         session.write_record()?;
         Ok(session)
     }
@@ -108,12 +108,12 @@ impl<'a> Session<'a> {
             (Route::Usual, Balance::Sticky) => "the pod of this repository",
             (Route::Usual, Balance::Random) => "any pod",
         };
-        let why = match &self.shard {
-            Some((_, why_shard)) => format!("{}; {why_shard}", self.why),
+        let why = match &self.why_shard {
+            Some(why_shard) => format!("{}; {why_shard}", self.why),
             None if self.has_pods() => format!("{}; {route}", self.why),
             None => self.why.to_owned(),
         };
-        let shard = self.shard.as_ref().map(|(name, _)| name.clone());
+        let shard = self.why_shard.as_ref().map(|_| self.node.name.clone());
         Placement { builder: self.node.builder.clone(), shard, pod: self.pod.get().cloned(), why }
     }
 

@@ -9,11 +9,11 @@ use tokio::time::Instant;
 
 use super::cluster::Cluster;
 use super::node::Node;
+use super::occupancy::Occupancy;
 use super::placement::{Bound, choose, order};
 use super::pods::PodStatus;
 use super::{Builder, BuilderError, Loss, PlaceRequest};
 use crate::job::Build;
-use crate::settings::SHARD_OF;
 
 /// Chooses by the running builds of the whole fleet, and counts this one among them. `None`: they are not known, or the job is
 /// another's.
@@ -37,7 +37,7 @@ pub struct Offer {
 /// The shard that a build got. Places are those in the offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// Its place.
+    /// Its place; one of those that take the build.
     pub place: usize,
     /// The place of the application's home; `None` if it had none.
     pub home: Option<usize>,
@@ -51,109 +51,117 @@ pub struct Taken {
 #[derive(Debug)]
 pub(super) struct Seat<'a> {
     pub(super) node: &'a Node,
-    /// The shard's name and why it was chosen; `None` for a builder without shards.
-    pub(super) shard: Option<(String, String)>,
+    /// Why this shard was chosen; `None` for a builder without shards.
+    pub(super) why_shard: Option<String>,
 }
 
 impl Builder {
-    /// The node of a build. Waits until a shard takes builds. `own`: the builds of this process by pod, which count when those of the
-    /// fleet are not known.
+    /// The node of a build. Waits until a shard takes builds. Those in `tried` are taken only if there is no other.
     pub(super) async fn seat(
         &self,
         request: PlaceRequest<'_>,
-        own: &BTreeMap<String, u32>,
+        tried: &[&Node],
+        occupancy: &Occupancy,
         deadline: Instant,
     ) -> Result<Seat<'_>, BuilderError> {
-        let Some(group) = self.group() else { return Ok(Seat { node: &self.nodes[0], shard: None }) };
-        let order = self.order(request.build);
-        let question = |cluster: Cluster, waited| async move { cluster.shards(group, self.nodes.len(), waited).await };
-        let pods = self.nodes[order[0]].wait_until(deadline, question).await?;
-        let able = self.able(&order, &pods, request.loss);
-        let others = order.iter().copied().filter(|place| !able.contains(place));
-        let places: Vec<usize> = able.iter().copied().chain(others).collect();
+        let Some(group) = self.group() else { return Ok(Seat { node: &self.nodes[0], why_shard: None }) };
+        let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
+        let question = |cluster: Cluster, waited| {
+            let names = names.clone();
+            async move { cluster.shards(group, &names, waited).await }
+        };
+        let pods = self.nodes[0].wait_until(deadline, true, question).await?;
+        let mut order: Vec<&Node> = self.order(request.build);
+        let n_able = self.able_first(&mut order, &pods, request.loss, tried);
         let bound = Bound::new(self.settings.shard_builds);
         let offer = Offer {
             builder: self.name.clone(),
             application: application(request.build),
-            shards: places.iter().map(|place| self.nodes[*place].name.clone()).collect(),
-            n_able: able.len(),
+            shards: order.iter().map(|node| node.name.clone()).collect(),
+            n_able,
             bound,
         };
         let taken = match request.fleet {
             Some(fleet) => fleet(offer).await,
             None => None,
         };
-        let place = taken.map_or_else(|| choose(&self.running(&able, &pods, own), &[], bound), |taken| taken.place);
-        let node = &self.nodes[places[place]];
-        let home = taken.map(|taken| (taken, taken.home.map(|home| &self.nodes[places[home]])));
-        let is_able = |home: &Node| able.iter().any(|place| self.nodes[*place].name == home.name);
-        let why = match home {
-            None => "the running builds of the fleet are not known".to_owned(),
-            Some((_, None)) => "its home from now on: it had the fewest builds".to_owned(),
-            Some((_, Some(home))) if home.name == node.name => "the home of this repository".to_owned(),
-            Some((_, Some(home))) if request.loss.is_some_and(|loss| loss.node == home.name) => {
-                format!("its home {} was lost", home.name)
-            }
-            Some((_, Some(home))) if !is_able(home) => format!("its home {} takes no builds now", home.name),
-            Some((Taken { n_on_home, most, .. }, Some(home))) => {
-                format!("its home {} runs {n_on_home} builds and may run {most}", home.name)
-            }
+        let Some(taken) = taken else {
+            let running = running(&order[..n_able], &pods, &occupancy.on(&self.name));
+            let node = order[choose(&running, &[], bound)];
+            return Ok(Seat { node, why_shard: Some("the running builds of the fleet are not known".into()) });
         };
-        Ok(Seat { node, shard: Some((node.name.clone(), why)) })
+        Ok(Seat { node: order[taken.place], why_shard: Some(taken.in_words(&order, n_able, request.loss)) })
     }
 
-    /// Where a build would run as far as the settings say, and the shard's name: an application may have another home.
-    pub(super) fn first(&self, build: &Build) -> (&Node, Option<String>) {
-        if self.group().is_none() {
-            return (&self.nodes[0], None);
-        }
-        let node = &self.nodes[self.order(build)[0]];
-        (node, Some(node.name.clone()))
+    /// Where a build would run as far as the settings say: an application may have another home.
+    pub(super) fn first(&self, build: &Build) -> &Node {
+        self.order(build)[0]
     }
 
-    /// Makes Kubernetes evict at most one shard at a time.
-    pub(super) async fn protect(&self) -> Result<(), BuilderError> {
+    /// Makes Kubernetes evict at most one shard at a time. An existing rule changes only with `is_change`.
+    pub(super) async fn protect(&self, is_change: bool) -> Result<(), BuilderError> {
         match self.group() {
-            Some(group) => self.nodes[0].ask(|cluster| async move { cluster.protect(group).await }).await,
+            Some(group) => self.nodes[0].ask(|cluster| async move { cluster.protect(group, is_change).await }).await,
             None => Ok(()),
         }
     }
 
     /// The value of the label that the pods of all shards have.
     fn group(&self) -> Option<&str> {
-        self.nodes[0].settings.labels.get(SHARD_OF).map(String::as_str)
+        self.nodes[0].settings.group()
     }
 
-    fn order(&self, build: &Build) -> Vec<usize> {
+    fn order(&self, build: &Build) -> Vec<&Node> {
         let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
-        order(&application(build), &names)
+        order(&application(build), &names).into_iter().map(|place| &self.nodes[place]).collect()
     }
 
-    /// The shards that take a build, in its order: not the one that was lost, and none whose pod did not answer a while ago. Each wish
-    /// counts only while a shard fulfils it.
-    fn able(&self, order: &[usize], pods: &[PodStatus], loss: Option<&Loss>) -> Vec<usize> {
-        let of = |place: usize| pods.iter().filter(move |pod| pod.app.as_deref() == Some(&self.nodes[place].name));
-        let mut able = order.to_vec();
-        let mut wish = |is_good: &dyn Fn(usize) -> bool| {
-            let good: Vec<usize> = able.iter().copied().filter(|place| is_good(*place)).collect();
-            if !good.is_empty() {
-                able = good;
-            }
+    /// Moves the shards that take a build to the front, and returns how many they are: not the one that was lost, none that was tried, and
+    /// none whose pod did not answer a while ago. Each wish counts only while a shard fulfils it.
+    fn able_first(&self, order: &mut [&Node], pods: &[PodStatus], loss: Option<&Loss>, tried: &[&Node]) -> usize {
+        let mut n_able = order.len();
+        let mut wish = |is_good: &dyn Fn(&Node) -> bool| {
+            // A stable order within both parts.
+            order[..n_able].sort_by_key(|node| !is_good(node));
+            let n_good = order[..n_able].iter().filter(|node| is_good(node)).count();
+            n_able = if n_good > 0 { n_good } else { n_able };
         };
-        wish(&|place| of(place).any(PodStatus::is_usable));
-        wish(&|place| loss.is_none_or(|loss| loss.node != self.nodes[place].name));
-        wish(&|place| of(place).any(|pod| pod.is_usable() && !self.nodes[place].is_shunned(&pod.uid)));
-        able
+        wish(&|node| node.pods_of(pods).any(PodStatus::is_usable));
+        wish(&|node| loss.is_none_or(|loss| loss.node != node.name));
+        wish(&|node| tried.iter().all(|other| other.name != node.name));
+        wish(&|node| node.pods_of(pods).any(|pod| pod.is_usable() && !node.is_shunned(&pod.uid)));
+        n_able
     }
+}
 
-    /// How many builds of this process run on these shards.
-    fn running(&self, able: &[usize], pods: &[PodStatus], own: &BTreeMap<String, u32>) -> Vec<u32> {
-        let of = |place: &usize| {
-            let is_own = |pod: &&PodStatus| pod.app.as_deref() == Some(&self.nodes[*place].name);
-            pods.iter().filter(is_own).filter_map(|pod| own.get(&pod.name)).sum()
-        };
-        able.iter().map(of).collect()
+impl Node {
+    /// Its pods, among those of all shards.
+    fn pods_of<'a>(&self, pods: &'a [PodStatus]) -> impl Iterator<Item = &'a PodStatus> {
+        pods.iter().filter(|pod| pod.app.as_ref() == Some(&self.name))
     }
+}
+
+impl Taken {
+    /// Why this shard was chosen. `order`: the shards as they were offered.
+    fn in_words(self, order: &[&Node], n_able: usize, loss: Option<&Loss>) -> String {
+        let Some(home) = self.home else { return "it had the fewest builds".into() };
+        let name = &order[home].name;
+        if home == self.place {
+            "the home of this repository".into()
+        } else if loss.is_some_and(|loss| loss.node == *name) {
+            format!("its home {name} was lost")
+        } else if home >= n_able {
+            format!("its home {name} takes no builds now")
+        } else {
+            format!("its home {name} runs {} builds and may run {}", self.n_on_home, self.most)
+        }
+    }
+}
+
+/// How many builds of this process run on these shards. `own`: by pod.
+fn running(shards: &[&Node], pods: &[PodStatus], own: &BTreeMap<String, u32>) -> Vec<u32> {
+    let of = |node: &&Node| node.pods_of(pods).filter_map(|pod| own.get(&pod.name)).sum();
+    shards.iter().map(of).collect()
 }
 
 /// Builds with the same name share their cache.

@@ -364,7 +364,7 @@ async fn each_shard_is_made_with_a_disk_and_apply_changes_one_after_the_other() 
         assert_eq!(claim["resources"]["requests"]["storage"], "20Gi");
         let config = objects.others["configmaps/d-1-config"]["data"]["buildkitd.toml"].as_str().expect("a text");
         assert!(config.contains("maxUsedSpace = \"80%\""), "{config}");
-        let budget = &objects.others["poddisruptionbudgets/d"]["spec"];
+        let budget = &objects.others["poddisruptionbudgets/d-shards"]["spec"];
         assert_eq!((&budget["maxUnavailable"], &budget["selector"]["matchLabels"]), (&json!(1), spread));
     }
     assert_eq!(setup.builders.ensure("d").await.expect("there"), [false; 3]);
@@ -446,7 +446,7 @@ async fn a_build_says_why_it_is_not_on_its_home() {
     let (_, text) = why(Some(Taken { place: 0, ..taken })).await;
     assert!(text.ends_with("; the home of this repository"), "{text}");
     let (_, text) = why(Some(Taken { place: 2, home: None, ..taken })).await;
-    assert!(text.ends_with("; its home from now on: it had the fewest builds"), "{text}");
+    assert!(text.ends_with("; it had the fewest builds"), "{text}");
     let (shard, text) = why(None).await;
     assert_eq!(
         (shard, text.ends_with("; the running builds of the fleet are not known")),
@@ -463,5 +463,8 @@ async fn a_build_says_why_it_is_not_on_its_home() {
     setup.kubernetes.objects().pods.clear();
     let impatient = setup.changed(|builder| builder.timeout = Duration::ZERO);
     let error = job.place(&impatient).await.expect_err("no pods").to_string();
-    assert_eq!(error, "the builder d: 0 of 3 pods of the shards d-… in builds are ready after 0 s: no pods yet");
+    assert_eq!(
+        error,
+        "the builder d: 0 of 3 pods of the shards d-… in builds are ready after 0 s: there are no pods; `sidebake builder ensure` creates missing shards"
+    );
 }

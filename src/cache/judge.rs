@@ -202,7 +202,7 @@ impl Judged<'_> {
             (true, Some(then), Some(now)) if then == now => {}
             (true, Some(then), Some(now)) if copied != Some(Copied::Unknown) => {
                 let why = text::clip(facts.why_pod, MAX_NAME);
-                let words = format!("the last build ran on pod `{then}`, this one on `{now}` ({why})");
+                let words = format!("the last build ran on `{then}`, this one on `{now}` ({why})");
                 return Some(Verdict(CacheMiss::OtherPod, words));
             }
             _ => return None,

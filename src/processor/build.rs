@@ -123,7 +123,10 @@ fn fleet(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fleet> {
                 bound: [offer.bound.least, offer.bound.percent],
             };
             let answer = shard::choose(&processor.redis, &processor.identity, &unit, question).await;
-            let ShardAnswer { place, home, n_on_home, most } = answer.ok().flatten()?;
+            let told = answer.inspect_err(|error| {
+                tracing::warn!(event = "shard_not_chosen", %error, "Redis does not choose the shard of a build; the worker does");
+            });
+            let ShardAnswer { place, home, n_on_home, most } = told.ok().flatten()?;
             Some(Taken { place, home, n_on_home, most })
         })
     })

@@ -195,6 +195,11 @@ impl Builder {
         (0..n_shards).map(shard).collect()
     }
 
+    /// The value of the label that all shards of a builder have, if this is one.
+    pub fn group(&self) -> Option<&str> {
+        self.labels.get(SHARD_OF).map(String::as_str)
+    }
+
     /// What the names of all shards begin with.
     fn shard_group<'a>(&'a self, name: &'a str) -> &'a str {
         self.node.as_deref().unwrap_or(name)

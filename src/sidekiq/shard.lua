@@ -5,10 +5,10 @@
 -- ARGV  1 identity   2 token of the job   3 builds that a shard may run in any case   4 the same in percent of the mean
 --       5 the number of shards that take the build   then these, and after them the other shards of the builder
 --
--- `sidebake:shards:<builder>` is a hash: token -> shard and identity, with a space between. A token counts while its job is in flight:
--- until the job is settled, or recovered from a worker that died.
+-- `sidebake:shards:<builder>` is a hash: token and identity, with a space between -> shard. A build counts while its job is in flight:
+-- until the job is settled, or recovered from a worker that died. Two workers can have the same token.
 -- `sidebake:home:<builder>:<application>` is a string: the shards that have the application's cache, with spaces between. The first one
--- is its home.
+-- is its home. There is none while most shards take no builds: the first shard that comes back would be the home of all that wait.
 --
 -- Returns the place of the shard that the build got, that of its home (-1 if it had none), the builds that the home runs, and how many
 -- each may run. Places count the shards of ARGV from 0. Returns nothing when this process no longer owns the job.
@@ -19,13 +19,14 @@ local max_known, first, home_ttl_s = 5, 6, 30 * 86400
 
 if redis.call('HEXISTS', KEYS[3], ARGV[2]) == 0 then return {} end
 -- Redis never refuses HDEL at its memory limit. After it, the script may write as well.
-redis.call('HDEL', KEYS[1], ARGV[2])
+local own = ARGV[2] .. ' ' .. ARGV[1]
+redis.call('HDEL', KEYS[1], own)
 local counts, ended = {}, {}
 local entries = redis.call('HGETALL', KEYS[1])
 for i = 1, #entries, 2 do
-  local shard, owner = string.match(entries[i + 1], '^(%S+) (.+)$')
-  if shard and redis.call('HEXISTS', 'sidebake:inflight:' .. owner, entries[i]) == 1 then
-    counts[shard] = (counts[shard] or 0) + 1
+  local token, owner = string.match(entries[i], '^(%S+) (.+)$')
+  if token and redis.call('HEXISTS', 'sidebake:inflight:' .. owner, token) == 1 then
+    counts[entries[i + 1]] = (counts[entries[i + 1]] or 0) + 1
   else
     ended[#ended + 1] = entries[i]
   end
@@ -53,9 +54,10 @@ if not chosen then
   end
   local is_known = false
   for _, shard in ipairs(known) do is_known = is_known or shard == chosen end
-  if not is_known then known[math.min(#known + 1, max_known)] = chosen end
+  local may_be_home = home or 2 * n_able > #ARGV - first + 1
+  if not is_known and may_be_home then known[math.min(#known + 1, max_known)] = chosen end
 end
-redis.call('HSET', KEYS[1], ARGV[2], chosen .. ' ' .. ARGV[1])
+redis.call('HSET', KEYS[1], own, chosen)
 redis.call('EXPIRE', KEYS[1], 86400)
-redis.call('SET', KEYS[2], table.concat(known, ' '), 'EX', home_ttl_s)
+if #known > 0 then redis.call('SET', KEYS[2], table.concat(known, ' '), 'EX', home_ttl_s) end
 return { places[chosen], home and places[home] or -1, counts[home or chosen] or 0, most }

@@ -97,8 +97,8 @@ async fn a_worker_that_died_holds_no_place_and_a_lost_job_gets_none() {
     fleet.begin(1).await;
     assert_eq!(fleet.choose(1, "shop", &NAMES, 4).await.unwrap().place, 0);
     let dead = Identity::new("dead".into());
-    fleet.hand.run(&["HSET", "sidebake:shards:d", "their-token", &format!("d-0 {dead}")]).await;
-    fleet.hand.run(&["HSET", "sidebake:shards:d", "not-a-value", "?"]).await;
+    fleet.hand.run(&["HSET", "sidebake:shards:d", &format!("0000000001 {dead}"), "d-0"]).await;
+    fleet.hand.run(&["HSET", "sidebake:shards:d", "?", "d-0"]).await;
     fleet.end(1).await;
     fleet.begin(2).await;
     let answer = fleet.choose(2, "shop", &NAMES, 4).await.unwrap();
@@ -120,6 +120,27 @@ async fn a_home_outlives_an_outage_and_not_its_removal() {
     assert_eq!((without.place, without.home), (0, Some(3)), "its home takes no builds now");
     let back = fleet.choose(3, "shop", &NAMES, 4).await.unwrap();
     assert_eq!((back.place, back.home), (0, Some(0)));
+    // Of those that wait for the only shard that is back, none gets its home there.
+    let alone = fleet.choose(4, "blog", &["d-3", "d-0", "d-1", "d-2"], 1).await.unwrap();
+    assert_eq!((alone.place, alone.home), (0, None));
+    assert_eq!(fleet.choose(4, "blog", &NAMES, 4).await.unwrap().home, None);
     let removed = fleet.choose(4, "shop", &NAMES[1..], 3).await.unwrap();
     assert_eq!((removed.place, removed.home), (0, Some(0)), "d-1 had its builds during the outage");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_with_equal_tokens_count_together() {
+    let fleet = Fleet::with(Bound { least: 1, percent: 100 }).await;
+    let mut shards = BTreeMap::new();
+    for name in ["a", "b", "c", "d"] {
+        let identity = Identity::new(name.into());
+        let (key, unit) = (format!("sidebake:inflight:{identity}"), unit(1));
+        fleet.hand.run(&["HSET", &key, unit.token.as_str(), TEXT]).await;
+        let shards_of_all: Vec<String> = NAMES.map(str::to_owned).into();
+        let question =
+            ShardQuestion { builder: "d", application: "shop", shards: &shards_of_all, n_able: 4, bound: [1, 100] };
+        let answer = shard::choose(&fleet.hand.redis, &identity, &unit, question).await.unwrap().expect("an answer");
+        shards.insert(answer.place, name);
+    }
+    assert_eq!(shards.len(), 4, "each has a shard of its own: {shards:?}");
 }

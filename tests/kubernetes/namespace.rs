@@ -111,6 +111,11 @@ impl Namespace {
     /// Persistent volumes for a builder, in the harness's directory. Returns their storage class.
     pub fn offer_disks(&self, n: usize, builder: &str, harness: &Harness) -> String {
         let class = format!("{}-{builder}", self.name);
+        self.apply(&format!(
+            "apiVersion: storage.k8s.io/v1\nkind: StorageClass\nmetadata: {{name: {class}, labels: {{sidebake-test: {}}}}}\n\
+             provisioner: kubernetes.io/no-provisioner\nallowVolumeExpansion: true\n",
+            self.name,
+        ));
         for number in 0..n {
             let path = harness.home.path().join(format!("{builder}-{number}"));
             std::fs::create_dir_all(&path).unwrap();
@@ -176,7 +181,8 @@ impl Drop for Namespace {
         // Deletes the namespace, to free its pods' resources for the next test.
         let _ = self.kubectl_command(&["-n", &self.name, "delete", "pods", "--all", "--grace-period=0", "--force"], "");
         let disks = format!("sidebake-test={}", self.name);
-        let _ = self.kubectl_command(&["delete", "persistentvolumes", "--selector", &disks, "--wait=false"], "");
+        let _ = self
+            .kubectl_command(&["delete", "persistentvolumes,storageclasses", "--selector", &disks, "--wait=false"], "");
         let _ = std::fs::remove_dir_all(format!("/tmp/sidebake-sticky/{}", self.name));
     }
 }

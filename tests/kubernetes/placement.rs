@@ -109,7 +109,7 @@ async fn a_build_on_another_pod_says_which_pods_and_why() {
     exclude(&namespace, &first).await;
     let (second, why) = build().await;
     let words = |then: &str, now: &str, and: &str| {
-        format!("the last build ran on pod `{then}`, this one on `{now}` (takes every account; {and})")
+        format!("the last build ran on `{then}`, this one on `{now}` (takes every account; {and})")
     };
     let expected = words(&first, &second, "the pod of this repository");
     assert_eq!((&why["cause"], &why["line"]), (&json!("other_pod"), &json!(3)), "{why:#}");

@@ -100,7 +100,7 @@ async fn the_builders_administrator_needs_each_verb_and_no_other() {
     let mut bootstrap = |name: &str, account: PathBuf| {
         let class = namespace.offer_disks(1, name, &harness);
         for (verb, n) in [("ensure", 1), ("apply", 2)] {
-            let disk = format!("shards = 1\nvolume = \"1Gi\"\nstorage_class = \"{class}\"");
+            let disk = format!("shards = 1\nvolume = \"{n}Gi\"\nstorage_class = \"{class}\"");
             let more = format!("{disk}\nenvironment = {{ N = \"{n}\" }}\nbuildkitd_config = \"{}\"", config.display());
             harness.builders = namespace.builder_by(name, &account, &more);
             let output = harness.run(&["builder", verb], "");

@@ -8,6 +8,9 @@ use super::config_map_name;
 use crate::hex;
 use crate::settings::{Builder, GRACE_PERIOD, SHARD_OF, TopologySpread};
 
+/// The user and group of BuildKit without root, as its image has them.
+const ROOTLESS_ID: u32 = 1000;
+
 /// The default image, as in the driver.
 pub(super) const IMAGE: &str = "moby/buildkit:buildx-stable-1";
 pub(super) const ROOTLESS_IMAGE: &str = "moby/buildkit:buildx-stable-1-rootless";
@@ -94,7 +97,7 @@ fn spread(
     max_skew: u32,
     when_unsatisfiable: impl Serialize,
 ) -> Value {
-    let pods = match builder.labels.get(SHARD_OF) {
+    let pods = match builder.group() {
         Some(group) => json!({SHARD_OF: group}),
         None => json!({"app": node}),
     };
@@ -120,6 +123,11 @@ pub(super) fn configured(node: &str, builder: &Builder, ground: Ground<'_>) -> V
     }
     if builder.volume.is_some() {
         volumes.push(json!({"name": CONTAINER, "persistentVolumeClaim": {"claimName": node}}));
+        if builder.rootless {
+            // A new disk is root's. Files of images keep their groups.
+            let policy = "OnRootMismatch";
+            pod.insert("securityContext".into(), json!({"fsGroup": ROOTLESS_ID, "fsGroupChangePolicy": policy}));
+        }
     } else if builder.rootless {
         volumes.push(json!({"name": CONTAINER, "emptyDir": {}}));
     }

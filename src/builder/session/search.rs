@@ -177,7 +177,7 @@ impl Session<'_> {
         // Neither credentials nor other builds count as a pod's silence.
         let prepared = async {
             self.renew_access().await;
-            self.node.dials.acquire().await
+            self.node.api.dials.acquire().await
         };
         let Ok(Ok(_permit)) = timeout_at(deadline, prepared).await else { return Answer::Unasked };
         let (answer, learned) = match timeout(ALIVE_WITHIN, self.ask(directory)).await {

@@ -296,7 +296,7 @@ fn a_comparison_without_effort_names_no_cause() {
 #[test]
 fn a_pod_counts_when_nothing_that_the_step_depends_on_changed() {
     let on = |pod: Option<&'static str>| Build { has_pods: true, pod, ..Build::first() };
-    let other = "the last build ran on pod `pod-1`, this one on `pod-2` (the pod of this repository)";
+    let other = "the last build ran on `pod-1`, this one on `pod-2` (the pod of this repository)";
     assert_eq!(after_first(&on(Some("pod-2")), 5).2, other);
     assert_eq!(after_first(&on(Some("pod-1")), 5).0, CacheMiss::Evicted);
     assert_eq!(after_first(&on(None), 5).0, CacheMiss::NotKnown);

@@ -127,9 +127,6 @@ impl Builder {
         if self.balance != Balance::Sticky {
             return refuse_key("balance", "does not apply to shards, among which the worker chooses".into());
         }
-        if self.labels.contains_key(SHARD_OF) {
-            return refuse_key("labels", format!("{SHARD_OF} is the label by which the worker finds the shards"));
-        }
         if self.grace_period() < longest {
             let longest = humantime_serde::re::humantime::format_duration(longest);
             return refuse_key(
@@ -147,7 +144,8 @@ impl Builder {
             Some(n_shards) => self.shard_name(name, n_shards.saturating_sub(1)),
             None => self.node_name(name),
         };
-        if is_deployment_name(&node) {
+        // The part before the number is the value of a label.
+        if is_deployment_name(&node) && (self.shards.is_none() || is_deployment_name(self.shard_group(name))) {
             return Ok(());
         }
         let field = format!("builders.{name}{}", if self.node.is_some() { ".node" } else { "" });
@@ -194,6 +192,9 @@ impl Builder {
         if self.labels.contains_key("app") {
             return refuse_key("labels", "app is the Deployment's name, by which buildx finds the pods");
         }
+        if self.labels.contains_key(SHARD_OF) {
+            return refuse_key("labels", &format!("{SHARD_OF} is the label by which the worker finds shards"));
+        }
         let is_any = |one: &Toleration| one.key.is_none() && one.operator != Some(TolerationOperator::Exists);
         if self.tolerations.iter().any(is_any) {
             return refuse_key("tolerations", "without a key, the operator must be Exists");
@@ -211,6 +212,8 @@ impl Builder {
             ("namespace", self.namespace.is_some()),
             ("replicas", self.replicas.is_some()),
             ("shards", self.shards.is_some()),
+            ("volume", self.volume.is_some()),
+            ("storage_class", self.storage_class.is_some()),
             ("rootless", self.rootless),
             ("requests", !self.requests.is_empty()),
             ("limits", !self.limits.is_empty()),
@@ -314,6 +317,7 @@ mod tests {
         let long = |n: usize| refusal(&"a".repeat(n), |b| (b.shards, b.volume) = (Some(100), Some("1Gi".into())));
         assert_eq!(long(60), None, "its last shard is a…-99");
         assert!(long(61).expect("refused").contains("cannot name a Deployment"));
+        assert!(refused(|b| b.node = Some("dev-".into())).contains("dev.node"));
         let same = [("a", Some(3)), ("b", None)].map(|(name, shards)| {
             let mut builder = Builder::new(Driver::Kubernetes, None);
             builder.node = Some(if shards.is_some() { "x".into() } else { "x-2".into() });

@@ -66,10 +66,10 @@ impl Kubernetes {
             .route("/apis/apps/v1/namespaces/{namespace}/statefulsets/{name}", get(read_stateful_set))
             .route("/api/v1/namespaces/{namespace}/pods", get(pods))
             .route("/api/v1/namespaces/{namespace}/{kind}", post(create_other))
-            .route("/api/v1/namespaces/{namespace}/{kind}/{name}", axum::routing::patch(patch_other))
+            .route("/api/v1/namespaces/{namespace}/{kind}/{name}", get(read_other).patch(patch_other))
             .route("/apis/policy/v1", get(async || Json(json!({"kind": "APIResourceList"}))))
             .route("/apis/policy/v1/namespaces/{namespace}/{kind}", post(create_other))
-            .route("/apis/policy/v1/namespaces/{namespace}/{kind}/{name}", axum::routing::patch(patch_other))
+            .route("/apis/policy/v1/namespaces/{namespace}/{kind}/{name}", get(read_other).patch(patch_other))
             .layer(middleware::from_fn_with_state(objects.clone(), authorize))
             .with_state(objects.clone());
         Kubernetes { server: Server::start(router, port), objects }
@@ -191,6 +191,10 @@ async fn patch(State(objects): Shared, Path((_, name)): Path<(String, String)>, 
     }
     merge(deployment, &patch);
     Json(deployment.clone()).into_response()
+}
+
+async fn read_other(State(objects): Shared, Path((_, kind, name)): Path<(String, String, String)>) -> Response {
+    found(objects.lock().unwrap().others.get(&format!("{kind}/{name}")), &name)
 }
 
 async fn create_other(State(objects): Shared, Path((_, kind)): Path<(String, String)>, body: Bytes) -> Response {
