@@ -19,10 +19,10 @@ class Engine
   def working_directory(_repository) = nil
 end
 
-# Three pods in their own namespace. The manual bake runs in the same directory as sidebake's, so that buildx chooses
-# the same pod.
+# Three pods in their own namespace, and three shards beside them. The manual bake runs in the same directory as
+# sidebake's, so that buildx chooses the same pod.
 class Cluster
-  NAMESPACE, NAME, N_PODS = 'sidebake-benches', 'benches', 3
+  NAMESPACE, NAME, SHARDED, N_PODS = 'sidebake-benches', 'benches', 'sharded', 3
 
   def settings(directory)
     @directory = directory
@@ -35,12 +35,21 @@ class Cluster
       image = "#{ENV.fetch('BUILDKIT_IMAGE')}"
       grace_period = "1s"
       sticky_path = "#{working_directory('{owner}/{repository}')}"
+      [builders.#{SHARDED}]
+      driver = "kubernetes"
+      kubeconfig = "#{ENV.fetch('KUBECONFIG')}"
+      namespace = "#{NAMESPACE}"
+      shards = #{N_PODS}
+      volume = "1Gi"
+      storage_class = "#{NAMESPACE}"
+      image = "#{ENV.fetch('BUILDKIT_IMAGE')}"
     TOML
   end
 
   def start(world)
     kubectl('delete', 'namespace', NAMESPACE, '--ignore-not-found')
     kubectl('create', 'namespace', NAMESPACE)
+    offer_disks
     world.sidebake('builder', 'ensure')
     FileUtils.mkdir_p(environment['BUILDX_CONFIG'])
     command = [World::BUILDX, 'create', '--name', NAME, '--node', "#{NAME}0", '--driver', 'kubernetes',
@@ -49,7 +58,10 @@ class Cluster
     status.success? or raise Unmeasurable, "docker-buildx create: #{output}"
   end
 
-  def stop = kubectl('delete', 'namespace', NAMESPACE, '--ignore-not-found', '--wait=false')
+  def stop
+    kubectl('delete', 'namespace', NAMESPACE, '--ignore-not-found', '--wait=false')
+    remove_disks
+  end
 
   def name = NAME
 
@@ -63,10 +75,30 @@ class Cluster
   # Waits until as many pods as at the start are ready again.
   def wait_for_pods = kubectl('rollout', 'status', "deployment/#{NAME}0", '--namespace', NAMESPACE, '--timeout=120s')
 
+  # Replaces all pods of both builders, and waits until the new ones are ready.
+  def replace_pods
+    kubectl('delete', 'pods', '--all', '--namespace', NAMESPACE)
+    kubectl('wait', 'deployments', '--all', '--for=condition=Available', '--namespace', NAMESPACE, '--timeout=120s')
+  end
+
   private
 
-  def kubectl(*arguments)
-    output, status = Open3.capture2e({ 'KUBECONFIG' => ENV.fetch('KUBECONFIG') }, ENV.fetch('KUBECTL'), *arguments)
+  def offer_disks
+    remove_disks
+    disks = Array.new(N_PODS) do |n|
+      { apiVersion: 'v1', kind: 'PersistentVolume', metadata: { name: "#{NAMESPACE}-#{n}", labels: { app: NAMESPACE } },
+        spec: { storageClassName: NAMESPACE, capacity: { storage: '2Gi' }, accessModes: ['ReadWriteOnce'],
+                persistentVolumeReclaimPolicy: 'Retain',
+                hostPath: { path: File.join(@directory, "disk-#{n}"), type: 'DirectoryOrCreate' } } }
+    end
+    kubectl('apply', '-f', '-', input: JSON.generate(apiVersion: 'v1', kind: 'List', items: disks))
+  end
+
+  def remove_disks = kubectl('delete', 'persistentvolumes', '--selector', "app=#{NAMESPACE}", '--wait=false')
+
+  def kubectl(*arguments, input: '')
+    environment = { 'KUBECONFIG' => ENV.fetch('KUBECONFIG') }
+    output, status = Open3.capture2e(environment, ENV.fetch('KUBECTL'), *arguments, stdin_data: input)
     status.success? or raise Unmeasurable, "kubectl #{arguments.join(' ')}: #{output}"
   end
 end
