@@ -193,7 +193,8 @@ impl Cluster {
         self.enlarge_volume(builder).await
     }
 
-    /// Makes Kubernetes evict at most one of the pods of a group of shards at a time. An existing budget changes only with `is_change`.
+    /// Makes Kubernetes evict at most one of the pods of a group of shards at a time. An existing budget changes only with
+    /// `is_change`.
     pub(super) async fn protect(&self, group: &str, is_change: bool) -> Result<(), ClusterError> {
         const WHAT: [&str; 2] =
             ["create the PodDisruptionBudget of the builder of", "patch the PodDisruptionBudget of the builder of"];

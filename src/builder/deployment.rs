@@ -26,8 +26,8 @@ pub(super) use drift::drift;
 /// Name of the file in the ConfigMap.
 const CONFIG_FILE: &str = "buildkitd.toml";
 
-/// The configuration of a BuildKit that has a disk of its own, of which `volume` is the size, as for `buildkitd.toml` since BuildKit
-/// 0.17; earlier versions ignore what they do not know. By default BuildKit uses at most 100 GB of a larger disk.
+/// The configuration of a BuildKit that has a disk of its own. BuildKit 0.17 and newer read these limits, earlier versions ignore
+/// them. By default BuildKit uses at most 100 GB of a larger disk.
 const OWN_DISK: &str = r#"[worker.oci]
   gc = true
   reservedSpace = "10%"

@@ -1,17 +1,17 @@
-//! Which shard of a builder takes a build: one that has the application's cache and has room, its home first; else the shard with the
+//! Which shard of a builder takes a build: one with the application's cache and with room, its home first. Else the shard with the
 //! fewest builds.
 //!
 //! Pure. A shard may run a bounded multiple of the mean, as in consistent hashing with bounded loads (Mirrokni, Thorup and
 //! Zadimoghaddam, 2016). But homes are remembered and not hashed: then the load is more even, and a shard that is added moves
-//! no application (the tests compare both). Only an application without a remembered shard meets a hash, by rendezvous hashing (Thaler
-//! and Ravishankar, 1998), when several shards have equally few builds.
+//! no application (the tests compare both). A hash decides only between shards with equally few builds, by rendezvous hashing
+//! (Thaler and Ravishankar, 1998).
 
 use std::cmp::Reverse;
 
 use sha2::{Digest, Sha256};
 
-/// How many builds a shard may run, in percent of the mean. In the simulation of the tests, 97 of 100 builds find their cache then,
-/// and no shard gets more than 1.4 times the mean.
+/// How many builds a shard may run, in percent of the mean. In the simulation of the tests, 97 of 100 builds then find their
+/// cache, and no shard gets more than 1.4 times the mean.
 const PERCENT_OF_MEAN: u32 = 175;
 
 /// How many builds a shard may run.
@@ -44,10 +44,10 @@ pub(super) fn order(application: &str, shards: &[&str]) -> Vec<usize> {
     order
 }
 
-/// The place of the shard that takes a build, for a worker without Redis, which knows no homes. `running`: the builds of each shard that takes builds, in the application's order.
+/// The place of the shard that takes a build. `running`: the builds of each shard that takes builds, in the application's order.
 /// `known`: the places of those that have its cache, its home first.
 ///
-/// `shard.lua` in [`crate::sidekiq`] chooses the same way.
+/// A worker without Redis knows none. With Redis, `shard.lua` in [`crate::sidekiq`] chooses the same way.
 pub fn choose(running: &[u32], known: &[usize], bound: Bound) -> usize {
     let most = bound.of(running.iter().sum(), running.len());
     let has_room = |place: &usize| running.get(*place).is_some_and(|n| *n < most);

@@ -55,9 +55,9 @@ impl Node {
         self.wait_until(deadline, tells, |cluster, waited| async move { cluster.reach(goal, waited).await }).await
     }
 
-    /// Asks until the answer is good. A state that passes ends the wait only at the deadline: a Deployment that is missing, scaled to
-    /// nothing, rolled out or not ready, and an API server that does not answer. The question is told how long it was waited. `tells`: the
-    /// log says that builds wait.
+    /// Asks until the answer is good. A state that passes ends the wait only at the deadline: a Deployment that is missing,
+    /// scaled to nothing, rolled out or not ready, and an API server that does not answer. The question is told how long it
+    /// was waited. `tells`: the log says that builds wait.
     pub(super) async fn wait_until<T, A>(
         &self,
         deadline: Instant,

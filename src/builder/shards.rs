@@ -116,8 +116,8 @@ impl Builder {
         order(&application(build), &names).into_iter().map(|place| &self.nodes[place]).collect()
     }
 
-    /// Moves the shards that take a build to the front, and returns how many they are: not the one that was lost, none that was tried, and
-    /// none whose pod did not answer a while ago. Each wish counts only while a shard fulfils it.
+    /// Moves the shards that take a build to the front, and returns how many they are: not the one that was lost, none that was
+    /// tried, and none whose pod did not answer a while ago. Each wish counts only while a shard fulfils it.
     fn able_first(&self, order: &mut [&Node], pods: &[PodStatus], loss: Option<&Loss>, tried: &[&Node]) -> usize {
         let mut n_able = order.len();
         let mut wish = |is_good: &dyn Fn(&Node) -> bool| {

@@ -35,8 +35,8 @@ pub struct Builder {
     /// Accounts whose builds run here; `*` matches anything. Default: `["*"]`.
     #[serde(default = "all_accounts")]
     pub accounts: Vec<NamePattern>,
-    /// Name of the builder's node, which is also that of its Deployment. Default: the builder's name and `0`. With `shards`, each is
-    /// called so with `-` and its number after it; the default is the builder's name.
+    /// Name of the builder's node, which is also that of its Deployment. Default: the builder's name and `0`. With `shards`, the
+    /// name of each is this and its number, such as `default-0`. Then the default is the builder's name.
     #[serde(default)]
     pub node: Option<String>,
     /// `kubernetes`: working directory of the bake, by which the driver chooses the pod. It must be the same on every worker.
@@ -58,12 +58,12 @@ pub struct Builder {
     /// `kubernetes`: number of pods. `ensure` creates them, `apply` changes it.
     #[serde(default)]
     pub replicas: Option<u32>,
-    /// `kubernetes`: number of Deployments of one pod each, in place of one Deployment with `replicas`. Each keeps its name and its
-    /// disk, and the worker chooses among them. Requires `volume`.
+    /// `kubernetes`: number of shards, which are Deployments of one pod each. Takes the place of `replicas`. Each shard keeps its
+    /// name and its disk, and the worker chooses among them. Requires `volume`.
     #[serde(default)]
     pub shards: Option<u32>,
-    /// With `shards`: how many builds a shard may run before others take builds of its applications. The bound is higher while all
-    /// shards run more: 175 % of their mean. Default: `4`.
+    /// With `shards`: how many builds a shard may run before others take builds of its applications. While all shards run more, the
+    /// bound is 175 % of their mean. Default: `4`.
     #[serde(default = "four")]
     pub shard_builds: u32,
     /// With `shards`: size of the disk of each, such as `"200Gi"`. `apply` can only increase it.

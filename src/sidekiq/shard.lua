@@ -5,13 +5,14 @@
 -- ARGV  1 identity   2 token of the job   3 builds that a shard may run in any case   4 the same in percent of the mean
 --       5 the number of shards that take the build   then these, and after them the other shards of the builder
 --
--- `sidebake:shards:<builder>` is a hash: token and identity, with a space between -> shard. A build counts while its job is in flight:
--- until the job is settled, or recovered from a worker that died. Two workers can have the same token.
--- `sidebake:home:<builder>:<application>` is a string: the shards that have the application's cache, with spaces between. The first one
--- is its home. There is none while most shards take no builds: the first shard that comes back would be the home of all that wait.
+-- `sidebake:shards:<builder>` is a hash: token and identity, with a space between -> shard. Two workers can have the same token.
+-- A build counts while its job is in flight: until the job is settled, or recovered from a worker that died.
+-- `sidebake:home:<builder>:<application>` is a string: the shards that have the application's cache, with spaces between.
+-- The first one is its home. While most shards take no builds, an application gets no home: the first shard that comes back
+-- would be that of all that wait.
 --
--- Returns the place of the shard that the build got, that of its home (-1 if it had none), the builds that the home runs, and how many
--- each may run. Places count the shards of ARGV from 0. Returns nothing when this process no longer owns the job.
+-- Returns the place of the shard that the build got, that of its home (-1 if it had none), the builds that the home runs, and
+-- how many each may run. Places count the shards of ARGV from 0. Returns nothing when this process no longer owns the job.
 --
 -- placement.rs of the builders chooses the same way.
 

@@ -36,8 +36,8 @@ pub struct ShardAnswer {
     pub most: u32,
 }
 
-/// Chooses the shard of a running build, and counts the build there in place of an earlier shard. `None` when this process no longer
-/// owns the job.
+/// Chooses the shard of a running build, and counts the build there in place of an earlier shard. `None` when this process no
+/// longer owns the job.
 ///
 /// It may be sent any number of times.
 pub async fn choose(

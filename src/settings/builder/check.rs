@@ -19,8 +19,8 @@ use crate::settings::{Balance, Driver, Toleration};
 /// The most shards of a builder.
 const MAX_SHARDS: u32 = 100;
 
-/// Checks every builder, and that no two of them are the same Deployment: their accounts would only seem to be apart. A build takes
-/// at most `longest`.
+/// Checks every builder, and that no two of them are the same Deployment: their accounts would only seem to be apart. `longest`:
+/// how long a build may take.
 pub(in crate::settings) fn check_all(
     builders: &BTreeMap<String, Builder>,
     longest: Duration,
