@@ -211,7 +211,7 @@ async fn solve(
         targets = definition.with_linked(&unfinished);
         // A build that exhausts a pod's memory must not exhaust all others'.
         n_left = if loss.is_out_of_memory { 0 } else { n_left - 1 };
-        lost = Some(loss);
+        lost = Some(loss.after(lost));
     }
 }
 

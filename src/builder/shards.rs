@@ -127,7 +127,7 @@ impl Builder {
             n_able = if n_good > 0 { n_good } else { n_able };
         };
         wish(&|node| node.pods_of(pods).any(PodStatus::is_usable));
-        wish(&|node| loss.is_none_or(|loss| loss.node != node.name));
+        wish(&|node| loss.is_none_or(|loss| !loss.is_of(&node.name)));
         wish(&|node| tried.iter().all(|other| other.name != node.name));
         wish(&|node| node.pods_of(pods).any(|pod| pod.is_usable() && !node.is_shunned(&pod.uid)));
         n_able
@@ -148,7 +148,7 @@ impl Taken {
         let name = &order[home].name;
         if home == self.place {
             "the home of this repository".into()
-        } else if loss.is_some_and(|loss| loss.node == *name) {
+        } else if loss.is_some_and(|loss| loss.is_of(name)) {
             format!("its home {name} was lost")
         } else if home >= n_able {
             format!("its home {name} takes no builds now")

@@ -410,8 +410,13 @@ async fn a_build_gets_a_shard_that_takes_builds() {
     let loss = lost.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss");
     drop(lost);
     let after = job.place_after(&setup.builders, Some(&loss), None).await.expect("placed");
-    assert_ne!(after.placement().shard.as_deref(), Some(&*home));
+    let second = after.placement().shard.expect("a shard");
+    assert_ne!(second, home);
+    let loss = after.post_mortem(&Failure::new(Reason::BuilderLost, "EOF")).await.expect("a loss").after(Some(loss));
     drop(after);
+    let third = job.place_after(&setup.builders, Some(&loss), None).await.expect("placed");
+    let third = third.placement().shard.expect("a shard");
+    assert!(third != home && third != second, "{third}");
 
     let number: usize = home[2..].parse().expect("a number");
     setup.kubernetes.objects().pods[number]["status"]["conditions"][0]["status"] = json!("False");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::harness::{Harness, target, text};
 use crate::namespace::Namespace;
@@ -32,18 +32,24 @@ impl Shards {
     /// Builds an application with two steps, of which only the second one depends on `content`. Returns its shard, why it was chosen,
     /// and how many steps were cached.
     async fn build(&self, application: &str, content: &str, step: &str) -> (String, String, u64) {
+        let jid = self.push(application, content, step).await;
+        self.end_of(&jid).await
+    }
+
+    /// Enqueues such a build, and returns its jid.
+    async fn push(&self, application: &str, content: &str, step: &str) -> String {
         let dockerfile = self.harness.dockerfile(&format!("RUN {step} && echo {application} > /base.txt\nCOPY . /srv"));
         let files = [("web/Dockerfile", dockerfile.as_str()), ("web/app.txt", content)];
         let sha = self.harness.commit(application, &files);
         let image = json!({"name": "web", "context": "./web", "tags": [self.harness.reference(application, "1")]});
-        let report = self.harness.build(self.harness.native(application, &sha, &[image])).await;
-        self.placed(&report)
+        self.harness.redis.push("default", "BuildJob", json!([self.harness.native(application, &sha, &[image])])).await
     }
 
-    fn placed(&self, report: &Value) -> (String, String, u64) {
+    async fn end_of(&self, jid: &str) -> (String, String, u64) {
+        let report = self.harness.report(jid).await;
         assert_eq!(report["status"], "succeeded", "{report:#}\n{}", self.harness.logs());
         let of = |field: &str| report["placement"][field].as_str().unwrap_or_else(|| panic!("{report:#}")).to_owned();
-        (of("shard"), of("why"), target(report, "web")["steps_cached"].as_u64().unwrap())
+        (of("shard"), of("why"), target(&report, "web")["steps_cached"].as_u64().unwrap())
     }
 
     fn n_ready(&self) -> usize {
@@ -135,4 +141,43 @@ async fn a_shard_without_a_pod_takes_no_builds_and_a_full_one_gives_them_to_anot
     assert_eq!([&one, &other], [&home; 2]);
     assert_ne!(third, home, "{why}");
     assert!(why.ends_with(&format!("its home {home} runs 2 builds and may run 2")), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_replaces_every_shard_under_load_and_no_build_is_lost() {
+    let mut shards = Shards::create(3, "");
+    shards.harness.settings += "\nconcurrency = 16";
+    let _worker = shards.harness.worker("");
+    let applications: Vec<String> = (0..8).map(|n| format!("app{n}")).collect();
+    let mut homes = BTreeMap::new();
+    for application in &applications {
+        homes.insert(application, shards.build(application, "0", "true").await.0);
+    }
+    let before = shards.namespace.pods();
+    shards.harness.builders += "environment = { A = \"b\" }\n";
+    let load = async |rounds: std::ops::Range<usize>| {
+        let mut jids = Vec::new();
+        for round in rounds {
+            for application in &applications {
+                jids.push(shards.push(application, &round.to_string(), &format!("sleep {}", 6 + round)).await);
+            }
+        }
+        jids
+    };
+    let mut jids = load(1..3).await;
+    let n_counted = async || shards.harness.redis.hgetall("sidebake:shards:default").await.len();
+    shards.harness.until("two builds of each run", async || n_counted().await == 16).await;
+    jids.extend(load(3..6).await);
+    let applied = tokio::task::block_in_place(|| shards.harness.run(&["builder", "apply"], ""));
+    assert!(applied.status.success(), "{}", text(&applied));
+    for jid in jids {
+        let (shard, why, _) = shards.end_of(&jid).await;
+        println!("{jid}: {shard}, {why}");
+    }
+    shards.until_ready().await;
+    assert!(shards.namespace.pods().iter().all(|pod| !before.contains(pod)), "every pod was replaced");
+    for (application, home) in homes {
+        let (shard, why, _) = shards.build(application, "9", "true").await;
+        assert_eq!(shard, home, "{application}: {why}");
+    }
 }

@@ -39,6 +39,24 @@ pub struct Loss {
     pub(super) pod: Option<String>,
     /// The node.
     pub(in crate::builder) node: String,
+    /// Those on which the same build lost its builder before.
+    earlier_nodes: Vec<String>,
+}
+
+impl Loss {
+    /// The same, after an earlier loss of the same build.
+    pub fn after(mut self, earlier: Option<Self>) -> Self {
+        if let Some(earlier) = earlier {
+            self.earlier_nodes = earlier.earlier_nodes;
+            self.earlier_nodes.push(earlier.node);
+        }
+        self
+    }
+
+    /// Whether the build lost its builder on this node.
+    pub(in crate::builder) fn is_of(&self, node: &str) -> bool {
+        self.node == node || self.earlier_nodes.iter().any(|earlier| earlier == node)
+    }
 }
 
 impl Session<'_> {
@@ -162,8 +180,15 @@ impl Session<'_> {
 
     /// The loss of a pod that still exists, as far as is known.
     fn loss_of(&self, failure: Failure, pod: Option<String>) -> Loss {
-        let node = self.node.name.clone();
-        Loss { notice: failure.detail.clone(), failure, has_pod_gone: false, is_out_of_memory: false, pod, node }
+        Loss {
+            notice: failure.detail.clone(),
+            failure,
+            has_pod_gone: false,
+            is_out_of_memory: false,
+            pod,
+            node: self.node.name.clone(),
+            earlier_nodes: Vec::new(),
+        }
     }
 
     /// The loss of a pod that exists and is of no use.
@@ -190,14 +215,9 @@ impl Session<'_> {
         };
         let node = pod.node.as_ref().map(|node| format!(" on {node}")).unwrap_or_default();
         let sentence = format!("the builder {}: the pod {}{node} {}", self.node.builder, pod.name, fate.sentence);
-        Some(Loss {
-            failure: Failure::new(Reason::BuilderLost, sentence.clone()),
-            notice: sentence,
-            has_pod_gone: fate.has_gone,
-            is_out_of_memory: fate.is_out_of_memory,
-            pod: Some(pod.name.clone()),
-            node: self.node.name.clone(),
-        })
+        let failure = Failure::new(Reason::BuilderLost, sentence);
+        let (has_pod_gone, is_out_of_memory) = (fate.has_gone, fate.is_out_of_memory);
+        Some(Loss { has_pod_gone, is_out_of_memory, ..self.loss_of(failure, Some(pod.name.clone())) })
     }
 
     /// Avoids the pod for a while, in the next builds.
