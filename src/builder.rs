@@ -50,18 +50,18 @@ pub use access::AccessError;
 pub use cluster::{Cause, ClusterError};
 pub use deployment::Drift;
 pub use occupancy::{Counts, Occupancy, of_fleet};
-pub use placement::{Bound, choose};
+pub use placement::choose;
 pub use pod::{PodError, Worker};
 pub use pods::PodStatus;
 pub use session::{Loss, Session};
-pub use shards::{Fleet, Offer, Taken};
+pub use shards::Fleet;
 pub use status::BuilderStatus;
 
 /// How often Kubernetes is asked again that did not answer, and pods of which none answered.
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// How long a shard that was ready may be silent until another one is chosen.
-const SETTLED: Duration = Duration::from_secs(10);
+const SHARD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A build cannot be placed on a builder.
 #[derive(Debug, thiserror::Error)]
@@ -177,12 +177,12 @@ impl Builders {
     pub async fn place(&self, request: PlaceRequest<'_>) -> Result<Session<'_>, BuilderError> {
         let (builder, why) = self.choose(request.build)?;
         let deadline = Instant::now() + builder.settings.timeout;
-        let mut tried = Vec::new();
+        let mut tried = None;
         loop {
-            let seat = builder.seat(request, &tried, &self.occupancy, deadline).await?;
+            let seat = builder.seat(request, tried, &self.occupancy, deadline).await?;
             let is_shard = seat.why_shard.is_some();
-            let until = if is_shard { deadline.min(Instant::now() + SETTLED) } else { deadline };
-            tried = vec![seat.node];
+            let until = if is_shard { deadline.min(Instant::now() + SHARD_PATIENCE) } else { deadline };
+            tried = Some(seat.node);
             match self.prepare(seat, why, request, until).await {
                 // The shard was ready a moment ago. The next look finds its new state, or another shard.
                 Err(BuilderError::Cluster { error, .. }) if until < deadline && error.may_pass() => {}
@@ -277,11 +277,11 @@ impl Builders {
     /// changes an existing one. Returns for each whether this call created it.
     pub async fn ensure(&self, name: &str) -> Result<Vec<bool>, BuilderError> {
         let builder = self.named(name)?;
-        let mut are_new = Vec::new();
         if builder.settings.driver != Driver::Kubernetes {
             return Ok(vec![false]);
         }
         builder.protect(false).await?;
+        let mut are_new = Vec::new();
         for node in &builder.nodes {
             are_new.push(node.create().await?);
         }

@@ -47,6 +47,7 @@ pub mod reason;
 pub mod report;
 pub mod secret;
 pub mod settings;
+pub mod shard;
 pub mod text;
 
 // Infrastructure: one mechanism each.

@@ -10,30 +10,15 @@ use std::cmp::Reverse;
 
 use sha2::{Digest, Sha256};
 
+use crate::shard::Bound;
+
 /// How many builds a shard may run, in percent of the mean. In the simulation of the tests, 97 of 100 builds then find their
 /// cache, and no shard gets more than 1.4 times the mean.
 const PERCENT_OF_MEAN: u32 = 175;
 
-/// How many builds a shard may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bound {
-    /// So many in any case.
-    pub least: u32,
-    /// In percent of the mean of the shards that take builds.
-    pub percent: u32,
-}
-
-impl Bound {
-    pub(super) fn new(least: u32) -> Self {
-        Self { least, percent: PERCENT_OF_MEAN }
-    }
-
-    /// The number of builds that one of `n_shards` may run when they run `n_running`, and one more begins.
-    fn of(self, n_running: u32, n_shards: usize) -> u32 {
-        let share = (u64::from(n_running) + 1) * u64::from(self.percent);
-        let share = share.div_ceil(100 * n_shards.max(1) as u64);
-        self.least.max(u32::try_from(share).unwrap_or(u32::MAX))
-    }
+/// How many builds a shard may run, of which it may run `least` in any case.
+pub(super) fn bound(least: u32) -> Bound {
+    Bound { least, percent: PERCENT_OF_MEAN }
 }
 
 /// The order of the shards for an application when nothing else distinguishes them: places in `shards`.

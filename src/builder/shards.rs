@@ -10,42 +10,15 @@ use tokio::time::Instant;
 use super::cluster::Cluster;
 use super::node::Node;
 use super::occupancy::Occupancy;
-use super::placement::{Bound, choose, order};
+use super::placement::{bound, choose, order};
 use super::pods::PodStatus;
 use super::{Builder, BuilderError, Loss, PlaceRequest};
 use crate::job::Build;
+use crate::shard::{ShardAnswer, ShardQuestion};
 
 /// Chooses by the running builds of the whole fleet, and counts this one among them. `None`: they are not known, or the job is
 /// another's.
-pub type Fleet = dyn Fn(Offer) -> Pin<Box<dyn Future<Output = Option<Taken>> + Send>> + Send + Sync;
-
-/// The shards of a builder, for one build.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
-    /// The builder's name in the configuration.
-    pub builder: String,
-    /// Names the application, whose builds share their cache.
-    pub application: String,
-    /// The names of all shards; those that take the build come first.
-    pub shards: Vec<String>,
-    /// How many of them take it.
-    pub n_able: usize,
-    /// How many builds each may run.
-    pub bound: Bound,
-}
-
-/// The shard that a build got. Places are those in the offer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// Its place; one of those that take the build.
-    pub place: usize,
-    /// The place of the application's home; `None` if it had none.
-    pub home: Option<usize>,
-    /// How many builds the home runs.
-    pub n_on_home: u32,
-    /// How many builds each shard may run.
-    pub most: u32,
-}
+pub type Fleet = dyn Fn(ShardQuestion) -> Pin<Box<dyn Future<Output = Option<ShardAnswer>> + Send>> + Send + Sync;
 
 /// Where a build runs.
 #[derive(Debug)]
@@ -56,11 +29,11 @@ pub(super) struct Seat<'a> {
 }
 
 impl Builder {
-    /// The node of a build. Waits until a shard takes builds. Those in `tried` are taken only if there is no other.
+    /// The node of a build. Waits until a shard takes builds. The one that was just `tried` is taken only if there is no other.
     pub(super) async fn seat(
         &self,
         request: PlaceRequest<'_>,
-        tried: &[&Node],
+        tried: Option<&Node>,
         occupancy: &Occupancy,
         deadline: Instant,
     ) -> Result<Seat<'_>, BuilderError> {
@@ -73,24 +46,24 @@ impl Builder {
         let pods = self.nodes[0].wait_until(deadline, true, question).await?;
         let mut order: Vec<&Node> = self.order(request.build);
         let n_able = self.able_first(&mut order, &pods, request.loss, tried);
-        let bound = Bound::new(self.settings.shard_builds);
-        let offer = Offer {
+        let bound = bound(self.settings.shard_builds);
+        let question = ShardQuestion {
             builder: self.name.clone(),
             application: application(request.build),
             shards: order.iter().map(|node| node.name.clone()).collect(),
             n_able,
             bound,
         };
-        let taken = match request.fleet {
-            Some(fleet) => fleet(offer).await,
+        let answer = match request.fleet {
+            Some(fleet) => fleet(question).await,
             None => None,
         };
-        let Some(taken) = taken else {
+        let Some(answer) = answer else {
             let running = running(&order[..n_able], &pods, &occupancy.on(&self.name));
             let node = order[choose(&running, &[], bound)];
             return Ok(Seat { node, why_shard: Some("the running builds of the fleet are not known".into()) });
         };
-        Ok(Seat { node: order[taken.place], why_shard: Some(taken.in_words(&order, n_able, request.loss)) })
+        Ok(Seat { node: order[answer.place], why_shard: Some(in_words(answer, &order, n_able, request.loss)) })
     }
 
     /// Where a build would run as far as the settings say: an application may have another home.
@@ -118,7 +91,7 @@ impl Builder {
 
     /// Moves the shards that take a build to the front, and returns how many they are: not the one that was lost, none that was
     /// tried, and none whose pod did not answer a while ago. Each wish counts only while a shard fulfils it.
-    fn able_first(&self, order: &mut [&Node], pods: &[PodStatus], loss: Option<&Loss>, tried: &[&Node]) -> usize {
+    fn able_first(&self, order: &mut [&Node], pods: &[PodStatus], loss: Option<&Loss>, tried: Option<&Node>) -> usize {
         let mut n_able = order.len();
         let mut wish = |is_good: &dyn Fn(&Node) -> bool| {
             // A stable order within both parts.
@@ -128,7 +101,7 @@ impl Builder {
         };
         wish(&|node| node.pods_of(pods).any(PodStatus::is_usable));
         wish(&|node| loss.is_none_or(|loss| !loss.is_of(&node.name)));
-        wish(&|node| tried.iter().all(|other| other.name != node.name));
+        wish(&|node| tried.is_none_or(|tried| tried.name != node.name));
         wish(&|node| node.pods_of(pods).any(|pod| pod.is_usable() && !node.is_shunned(&pod.uid)));
         n_able
     }
@@ -141,20 +114,18 @@ impl Node {
     }
 }
 
-impl Taken {
-    /// Why this shard was chosen. `order`: the shards as they were offered.
-    fn in_words(self, order: &[&Node], n_able: usize, loss: Option<&Loss>) -> String {
-        let Some(home) = self.home else { return "it had the fewest builds".into() };
-        let name = &order[home].name;
-        if home == self.place {
-            "the home of this repository".into()
-        } else if loss.is_some_and(|loss| loss.is_of(name)) {
-            format!("its home {name} was lost")
-        } else if home >= n_able {
-            format!("its home {name} takes no builds now")
-        } else {
-            format!("its home {name} runs {} builds and may run {}", self.n_on_home, self.most)
-        }
+/// Why a shard was chosen. `order`: the shards as they were in the question.
+fn in_words(answer: ShardAnswer, order: &[&Node], n_able: usize, loss: Option<&Loss>) -> String {
+    let Some(home) = answer.home else { return "it had the fewest builds".into() };
+    let name = &order[home].name;
+    if home == answer.place {
+        "the home of this repository".into()
+    } else if loss.is_some_and(|loss| loss.is_of(name)) {
+        format!("its home {name} was lost")
+    } else if home >= n_able {
+        format!("its home {name} takes no builds now")
+    } else {
+        format!("its home {name} runs {} builds and may run {}", answer.n_on_home, answer.most)
     }
 }
 

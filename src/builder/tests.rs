@@ -10,6 +10,7 @@ use super::cluster::Goal;
 use super::*;
 use crate::job::{Recipe, Repository, Trust};
 use crate::reason::Failure;
+use crate::shard::ShardAnswer;
 
 /// A worker's builder `d` on an API server.
 struct Setup {
@@ -432,7 +433,7 @@ async fn a_build_says_why_it_is_not_on_its_home() {
     setup.builders.ensure("d").await.expect("made");
     let job = Job::new(setup.home.path());
     let offered = Arc::new(std::sync::Mutex::new(None));
-    let why = async |taken: Option<Taken>| {
+    let why = async |taken: Option<ShardAnswer>| {
         let offered = Arc::clone(&offered);
         let fleet: Box<Fleet> = Box::new(move |offer| {
             *offered.lock().expect("no panic") = Some(offer);
@@ -442,15 +443,15 @@ async fn a_build_says_why_it_is_not_on_its_home() {
         let placement = session.placement();
         (placement.shard.expect("a shard"), placement.why)
     };
-    let taken = Taken { place: 1, home: Some(0), n_on_home: 6, most: 6 };
+    let taken = ShardAnswer { place: 1, home: Some(0), n_on_home: 6, most: 6 };
     let (shard, text) = why(Some(taken)).await;
     let offer = offered.lock().expect("no panic").take().expect("an offer");
     assert_eq!((offer.n_able, &*offer.builder, &*offer.application, offer.bound.least), (3, "d", "acme/acme/shop", 4));
     assert_eq!(shard, offer.shards[1]);
     assert_eq!(text, format!("takes every account; its home {} runs 6 builds and may run 6", offer.shards[0]));
-    let (_, text) = why(Some(Taken { place: 0, ..taken })).await;
+    let (_, text) = why(Some(ShardAnswer { place: 0, ..taken })).await;
     assert!(text.ends_with("; the home of this repository"), "{text}");
-    let (_, text) = why(Some(Taken { place: 2, home: None, ..taken })).await;
+    let (_, text) = why(Some(ShardAnswer { place: 2, home: None, ..taken })).await;
     assert!(text.ends_with("; it had the fewest builds"), "{text}");
     let (shard, text) = why(None).await;
     assert_eq!(
@@ -460,7 +461,7 @@ async fn a_build_says_why_it_is_not_on_its_home() {
 
     let number: usize = offer.shards[0][2..].parse().expect("a number");
     setup.kubernetes.objects().pods[number]["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    let (shard, text) = why(Some(Taken { place: 0, home: Some(2), ..taken })).await;
+    let (shard, text) = why(Some(ShardAnswer { place: 0, home: Some(2), ..taken })).await;
     let offer = offered.lock().expect("no panic").take().expect("an offer");
     assert_eq!((offer.n_able, &offer.shards[0]), (2, &shard));
     assert!(text.ends_with(&format!("; its home {} takes no builds now", offer.shards[2])), "{text}");

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::job::Job;
 use super::{Processor, invalid, refuse_expired};
-use crate::builder::{Fleet, Offer, Taken};
+use crate::builder::Fleet;
 use crate::clock::Epoch;
 use crate::event::{Event, Moment, Phase};
 use crate::job::BuildJob;
@@ -19,7 +19,7 @@ use crate::report::Report;
 use crate::sidekiq::fence::{announce, holds};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::iteration;
-use crate::sidekiq::shard::{self, ShardAnswer, ShardQuestion};
+use crate::sidekiq::shard;
 use crate::text::paths::WorkerPaths;
 
 /// How long a stopped build still waits for Rails, which alone may know the callback.
@@ -112,22 +112,14 @@ fn fence(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fence> {
 /// Chooses a shard by the builds of the fleet. Without an answer from Redis, the builder chooses by itself.
 fn fleet(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fleet> {
     let (processor, unit) = (Arc::clone(processor), unit.clone());
-    Box::new(move |offer: Offer| {
+    Box::new(move |question| {
         let (processor, unit) = (Arc::clone(&processor), unit.clone());
         Box::pin(async move {
-            let question = ShardQuestion {
-                builder: &offer.builder,
-                application: &offer.application,
-                shards: &offer.shards,
-                n_able: offer.n_able,
-                bound: [offer.bound.least, offer.bound.percent],
-            };
-            let answer = shard::choose(&processor.redis, &processor.identity, &unit, question).await;
+            let answer = shard::choose(&processor.redis, &processor.identity, &unit, &question).await;
             let told = answer.inspect_err(|error| {
                 tracing::warn!(event = "shard_not_chosen", %error, "Redis does not choose the shard of a build; the worker does");
             });
-            let ShardAnswer { place, home, n_on_home, most } = told.ok().flatten()?;
-            Some(Taken { place, home, n_on_home, most })
+            told.ok().flatten()
         })
     })
 }

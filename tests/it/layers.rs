@@ -25,6 +25,7 @@ const DOMAIN_TYPES: &[&str] = &[
     "report",
     "secret",
     "settings",
+    "shard",
     "text",
 ];
 const INFRASTRUCTURE: &[&str] = &[

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use sidebake::builder::{Bound, choose};
-use sidebake::sidekiq::Identity;
-use sidebake::sidekiq::shard::{self, ShardAnswer, ShardQuestion};
+use sidebake::builder::choose;
+use sidebake::shard::{Bound, ShardAnswer, ShardQuestion};
+use sidebake::sidekiq::{Identity, shard};
 
 use crate::turn::{Hand, TEXT, unit};
 
@@ -34,10 +34,26 @@ impl Fleet {
 
     /// Chooses for a job, among all shards or some.
     async fn choose(&self, number: u64, application: &str, shards: &[&str], n_able: usize) -> Option<ShardAnswer> {
-        let shards: Vec<String> = shards.iter().map(|shard| (*shard).to_owned()).collect();
-        let bound = [self.bound.least, self.bound.percent];
-        let question = ShardQuestion { builder: "d", application, shards: &shards, n_able, bound };
-        shard::choose(&self.hand.redis, &self.hand.identity, &unit(number), question).await.unwrap()
+        self.choose_by(&self.hand.identity, number, application, shards, n_able).await
+    }
+
+    /// The same for a job of another process.
+    async fn choose_by(
+        &self,
+        identity: &Identity,
+        number: u64,
+        application: &str,
+        shards: &[&str],
+        n_able: usize,
+    ) -> Option<ShardAnswer> {
+        let question = ShardQuestion {
+            builder: "d".into(),
+            application: application.into(),
+            shards: shards.iter().map(|shard| (*shard).to_owned()).collect(),
+            n_able,
+            bound: self.bound,
+        };
+        shard::choose(&self.hand.redis, identity, &unit(number), &question).await.unwrap()
     }
 }
 
@@ -134,12 +150,9 @@ async fn workers_with_equal_tokens_count_together() {
     let mut shards = BTreeMap::new();
     for name in ["a", "b", "c", "d"] {
         let identity = Identity::new(name.into());
-        let (key, unit) = (format!("sidebake:inflight:{identity}"), unit(1));
-        fleet.hand.run(&["HSET", &key, unit.token.as_str(), TEXT]).await;
-        let shards_of_all: Vec<String> = NAMES.map(str::to_owned).into();
-        let question =
-            ShardQuestion { builder: "d", application: "shop", shards: &shards_of_all, n_able: 4, bound: [1, 100] };
-        let answer = shard::choose(&fleet.hand.redis, &identity, &unit, question).await.unwrap().expect("an answer");
+        let key = format!("sidebake:inflight:{identity}");
+        fleet.hand.run(&["HSET", &key, unit(1).token.as_str(), TEXT]).await;
+        let answer = fleet.choose_by(&identity, 1, "shop", &NAMES, 4).await.expect("an answer");
         shards.insert(answer.place, name);
     }
     assert_eq!(shards.len(), 4, "each has a shard of its own: {shards:?}");

@@ -179,7 +179,8 @@ impl<'a> Case<'a> {
         let kubeconfig = self.home.join("kubeconfig");
         fs::write(&kubeconfig, self.range.kubernetes.kubeconfig().to_string()).unwrap();
         let mut builder = settings::Builder::new(Driver::Kubernetes, None);
-        builder.kubeconfig = Some(kubeconfig);
+        // The name of the Deployment there.
+        (builder.kubeconfig, builder.node) = (Some(kubeconfig), Some("d0".into()));
         let mut settings = Settings::default();
         settings.builders.insert("default".into(), builder);
         settings.buildx.binary = std::env::current_exe().unwrap();
