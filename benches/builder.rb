@@ -26,23 +26,23 @@ class Cluster
 
   def settings(directory)
     @directory = directory
-    <<~TOML
-      [builders.#{NAME}]
+    common = <<~TOML
       driver = "kubernetes"
       kubeconfig = "#{ENV.fetch('KUBECONFIG')}"
       namespace = "#{NAMESPACE}"
-      replicas = #{N_PODS}
       image = "#{ENV.fetch('BUILDKIT_IMAGE')}"
+    TOML
+    <<~TOML
+      [builders.#{NAME}]
+      #{common}
+      replicas = #{N_PODS}
       grace_period = "1s"
       sticky_path = "#{working_directory('{owner}/{repository}')}"
       [builders.#{SHARDED}]
-      driver = "kubernetes"
-      kubeconfig = "#{ENV.fetch('KUBECONFIG')}"
-      namespace = "#{NAMESPACE}"
+      #{common}
       shards = #{N_PODS}
       volume = "1Gi"
       storage_class = "#{NAMESPACE}"
-      image = "#{ENV.fetch('BUILDKIT_IMAGE')}"
     TOML
   end
 

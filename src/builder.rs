@@ -292,27 +292,25 @@ impl Builders {
     }
 
     /// Changes the live Deployments to what the configuration says, one after the other, and waits until their pods are ready.
-    pub async fn apply(&self, name: &str) -> Result<(), BuilderError> {
+    /// Returns their state before.
+    pub async fn apply(&self, name: &str) -> Result<Vec<BuilderStatus>, BuilderError> {
         let builder = self.named(name)?;
+        let before = self.status(name).await?;
         if builder.settings.driver != Driver::Kubernetes {
-            return Ok(());
+            return Ok(before);
         }
         builder.protect(true).await?;
-        let mut nodes = Vec::new();
-        for node in &builder.nodes {
-            let status = node.status().await?;
-            nodes.push((status.exists && status.why.is_none(), node));
-        }
         // Those that take no builds come first. When they are ready again, the next one may go.
-        nodes.sort_by_key(|(is_ready, _)| *is_ready);
-        for (_, node) in nodes {
+        let mut nodes: Vec<_> = builder.nodes.iter().zip(&before).collect();
+        nodes.sort_by_key(|(_, status)| status.exists && status.why.is_none());
+        for (node, _) in nodes {
             if !node.create().await? {
                 node.ask(|cluster| async move { cluster.apply(&node.settings).await }).await?;
             }
             // The other shards take the builds meanwhile.
             node.rolled_out().await?;
         }
-        Ok(())
+        Ok(before)
     }
 
     /// The state of a builder now: of each shard, if it has shards.

@@ -74,7 +74,7 @@ pub struct Attempt<'a> {
     pub stop: &'a Stop,
     /// `None` where no other worker can take the job.
     pub fence: Option<&'a Fence>,
-    /// Chooses among shards by the builds of the fleet; `None` where there is no other worker.
+    /// Chooses among shards by the builds of all workers; `None` in `sidebake build`.
     pub fleet: Option<&'a Fleet>,
 }
 
@@ -167,9 +167,11 @@ async fn solve(
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut spent = Duration::ZERO;
     loop {
-        let request = PlaceRequest::new(build, &integrations.state, directory);
-        let request = PlaceRequest { loss: lost.as_ref(), fleet: attempt.fleet, ..request };
-        let place = integrations.builders.place(request);
+        let place = integrations.builders.place(PlaceRequest {
+            loss: lost.as_ref(),
+            fleet: attempt.fleet,
+            ..PlaceRequest::new(build, &integrations.state, directory)
+        });
         let session = attempt.unless_stopped(place).await??;
         attempt.journal.emit(Event::Placed(session.placement()));
         // Asked as late as possible: the push of a moving tag cannot be undone.

@@ -11,7 +11,7 @@ mod configured;
 mod drift;
 mod merge;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::json;
 use crate::settings::{Builder, SHARD_OF};
@@ -67,20 +67,19 @@ pub(super) fn buildkitd_toml(builder: &Builder) -> Result<Option<String>, (Strin
 
 /// The claim of a shard's disk (`v1.PersistentVolumeClaim`); `None` without `volume`.
 pub(super) fn volume_claim(node: &str, builder: &Builder) -> Option<Value> {
-    let mut spec = Map::from_iter([
-        ("accessModes".to_owned(), json!(["ReadWriteOnce"])),
-        ("resources".to_owned(), json!({"requests": {"storage": builder.volume.as_ref()?}})),
-    ]);
-    if let Some(class) = &builder.storage_class {
-        spec.insert("storageClassName".into(), json!(class));
-    }
-    let labels = json!({"app": node, SHARD_OF: builder.group()});
-    Some(json!({
+    let mut claim = json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": node, "labels": labels},
-        "spec": spec,
-    }))
+        "metadata": {"name": node, "labels": {"app": node, SHARD_OF: builder.group()}},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": builder.volume.as_ref()?}},
+        },
+    });
+    if let Some(class) = &builder.storage_class {
+        claim["spec"]["storageClassName"] = json!(class);
+    }
+    Some(claim)
 }
 
 /// The name of the budget of a builder's shards.

@@ -56,8 +56,8 @@ impl Node {
     }
 
     /// Asks until the answer is good. A state that passes ends the wait only at the deadline: a Deployment that is missing,
-    /// scaled to nothing, rolled out or not ready, and an API server that does not answer. The question is told how long it
-    /// was waited. `tells`: the log says that builds wait.
+    /// scaled to nothing, rolled out or not ready, and an API server that does not answer. `question` gets the time since the
+    /// wait began. `tells`: the log says that builds wait.
     pub(super) async fn wait_until<T, A>(
         &self,
         deadline: Instant,

@@ -29,7 +29,8 @@ pub(super) struct Seat<'a> {
 }
 
 impl Builder {
-    /// The node of a build. Waits until a shard takes builds. The one that was just `tried` is taken only if there is no other.
+    /// The node of a build. Waits until a shard takes builds. `tried` did not become ready, and is taken only while no other
+    /// shard takes builds.
     pub(super) async fn seat(
         &self,
         request: PlaceRequest<'_>,
@@ -95,8 +96,8 @@ impl Builder {
         let mut n_able = order.len();
         let mut wish = |is_good: &dyn Fn(&Node) -> bool| {
             // A stable order within both parts.
-            order[..n_able].sort_by_key(|node| !is_good(node));
-            let n_good = order[..n_able].iter().filter(|node| is_good(node)).count();
+            order[..n_able].sort_by_cached_key(|node| !is_good(node));
+            let n_good = order[..n_able].partition_point(|node| is_good(node));
             n_able = if n_good > 0 { n_good } else { n_able };
         };
         wish(&|node| node.pods_of(pods).any(PodStatus::is_usable));

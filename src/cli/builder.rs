@@ -74,9 +74,7 @@ async fn ensure(builders: &Builders, names: &[String]) -> anyhow::Result<ExitCod
 #[expect(clippy::print_stdout, reason = "the answer is the command's result")]
 async fn apply(builders: &Builders, names: &[String]) -> anyhow::Result<ExitCode> {
     for name in names {
-        let before = builders.status(name).await?;
-        builders.apply(name).await?;
-        for BuilderStatus { at, drift, .. } in before {
+        for BuilderStatus { at, drift, .. } in builders.apply(name).await? {
             println!("{name}: {at} matches the configuration and is ready");
             for drift in drift {
                 println!("  {}: changed from {} to {}", drift.path, drift.live, drift.configured);

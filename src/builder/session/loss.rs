@@ -173,9 +173,9 @@ impl Session<'_> {
     fn loss_with(&self, what: String, words: &str, failure: Failure) -> Loss {
         let (builder, pod) = (&self.node.builder, self.pod.get());
         tracing::warn!(event = "builder_lost", builder, pod, error = words, "builder lost during a build");
-        let Loss { failure: ours, pod, .. } = self.loss(what);
-        let failure = failure.with_detail(&format!("{}: {words}", ours.detail));
-        Loss { notice: ours.detail, ..self.loss_of(failure, pod) }
+        let loss = self.loss(what);
+        let failure = failure.with_detail(&format!("{}: {words}", loss.notice));
+        Loss { failure, ..loss }
     }
 
     /// The loss of a pod that still exists, as far as is known.
