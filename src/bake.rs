@@ -24,6 +24,7 @@ mod mask;
 mod metadata;
 mod noise;
 mod own_registries;
+mod platforms;
 mod policy;
 mod print;
 mod progress;

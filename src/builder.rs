@@ -16,6 +16,7 @@ mod node;
 mod occupancy;
 mod outage;
 mod placement;
+mod platforms;
 mod pod;
 mod pods;
 mod readiness;
@@ -34,6 +35,7 @@ use tokio::time::{Instant, sleep};
 use crate::bake::Location;
 use crate::job::Build;
 use crate::network::Proxy;
+use crate::platform::{Platform, Wanted};
 use crate::reason::{HasReason, Reason};
 use crate::report::Placement;
 use crate::sandbox::Enforcement;
@@ -80,6 +82,28 @@ pub enum BuilderError {
     /// No configured builder takes the account's builds.
     #[error("no configured builder takes builds of the account {0:?}")]
     None(String),
+    /// The builder has another processor than a target asks for.
+    #[error(
+        "target.{target}.platforms: {platform} is not allowed: the builder {builder} is {own} and its emulation is off"
+    )]
+    Platform {
+        /// The target.
+        target: String,
+        /// The platform, as the definition names it.
+        platform: String,
+        /// The builder.
+        builder: String,
+        /// The builder's own platform.
+        own: Platform,
+    },
+    /// BuildKit does not say which platforms it has.
+    #[error("the builder {name}: {error}")]
+    Silent {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: PodError,
+    },
     /// The builder's buildkitd.toml cannot be read.
     #[error("the builder {name}: buildkitd_config: {error}")]
     Config {
@@ -105,7 +129,8 @@ impl HasReason for BuilderError {
     fn reason(&self) -> Option<Reason> {
         Some(match self {
             Self::Unknown(_) | Self::NotForAccount { .. } => Reason::InvalidArguments,
-            Self::None(_) | Self::Cluster { .. } => Reason::BuilderUnavailable,
+            Self::Platform { .. } => Reason::PolicyRefused,
+            Self::None(_) | Self::Cluster { .. } | Self::Silent { .. } => Reason::BuilderUnavailable,
             Self::Config { .. } | Self::State(_) => Reason::WorkerFailed,
         })
     }
@@ -124,12 +149,14 @@ pub struct PlaceRequest<'a> {
     pub loss: Option<&'a Loss>,
     /// Chooses a shard by the builds of the fleet. Without it, the builds of this process count.
     pub fleet: Option<&'a Fleet>,
+    /// The platforms that it names.
+    pub platforms: &'a [Wanted],
 }
 
 impl<'a> PlaceRequest<'a> {
     /// A build that nothing is known of.
     pub fn new(build: &'a Build, state: &'a StateDirectory, directory: &'a JobDirectory) -> Self {
-        Self { build, state, directory, loss: None, fleet: None }
+        Self { build, state, directory, loss: None, fleet: None, platforms: &[] }
     }
 }
 
@@ -173,7 +200,8 @@ impl Builders {
     ///
     /// # Errors
     ///
-    /// When no builder takes the build, or none of its pods is ready for as long as its `timeout`.
+    /// When no builder takes the build, when none of its pods is ready for as long as its `timeout`, or when it does not have a
+    /// platform that the build names.
     pub async fn place(&self, request: PlaceRequest<'_>) -> Result<Session<'_>, BuilderError> {
         let (builder, why) = self.choose(request.build)?;
         let deadline = Instant::now() + builder.settings.timeout;
@@ -240,6 +268,7 @@ impl Builders {
             session.renew(deadline).await?;
             is_again = true;
         }
+        session.check_platforms(request.platforms, deadline).await?;
         Ok(session)
     }
 

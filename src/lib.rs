@@ -43,6 +43,7 @@ pub mod job;
 pub mod json;
 pub mod log_record;
 pub mod name;
+pub mod platform;
 pub mod reason;
 pub mod report;
 pub mod secret;

@@ -3,6 +3,7 @@
 mod caching;
 mod worktree;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -164,16 +165,21 @@ async fn solve(
 ) -> Result<(), End> {
     let mut targets = definition.names();
     let mut unfinished = targets.clone();
+    let platforms = definition.platforms();
+    let mut said = BTreeSet::new();
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut spent = Duration::ZERO;
     loop {
         let place = integrations.builders.place(PlaceRequest {
             loss: lost.as_ref(),
             fleet: attempt.fleet,
+            platforms: &platforms,
             ..PlaceRequest::new(build, &integrations.state, directory)
         });
         let session = attempt.unless_stopped(place).await??;
         attempt.journal.emit(Event::Placed(session.placement()));
+        let emulated = session.emulated.iter().filter(|notice| said.insert((*notice).clone()));
+        emulated.for_each(|notice| attempt.journal.emit(Event::Notice(notice.clone())));
         // Asked as late as possible: the push of a moving tag cannot be undone.
         if let Some(fence) = attempt.fence
             && !fence().await

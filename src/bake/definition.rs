@@ -14,6 +14,7 @@ use crate::beneath::Directory;
 use crate::bounds;
 use crate::dockerfile;
 use crate::event::FailedStep;
+use crate::platform::{Platform, Wanted};
 use crate::secret::SecretBytes;
 use crate::state::{JobDirectory, StateError, write_private};
 
@@ -47,6 +48,22 @@ pub struct Definition {
 }
 
 impl Definition {
+    /// A definition of these targets, for a test.
+    #[cfg(test)]
+    pub(super) fn of(targets: BTreeMap<String, Map<String, Value>>, worktree: PathBuf) -> Self {
+        Self {
+            text: String::new(),
+            targets,
+            plans: Arc::default(),
+            worktree,
+            notices: Vec::new(),
+            compose: None,
+            local: None,
+            secrets: PathBuf::new(),
+            hidden: Vec::new(),
+        }
+    }
+
     /// Plans the targets, and drops the fields that are not read again: as values they take many times the memory of the text.
     pub(super) fn understood(mut self) -> Self {
         self.plans = Arc::new(caching::plans(&self.targets, &self.worktree));
@@ -71,6 +88,39 @@ impl Definition {
     /// The names of all targets.
     pub fn names(&self) -> BTreeSet<String> {
         self.targets.keys().cloned().collect()
+    }
+
+    /// The platforms that the targets name, each once. One that buildx cannot read is left out.
+    pub fn platforms(&self) -> Vec<Wanted> {
+        let mut all: Vec<Wanted> = Vec::new();
+        for (target, fields) in &self.targets {
+            for name in platforms(fields) {
+                if let Some(platform) = Platform::parse(&name)
+                    && !all.iter().any(|known| known.platform == platform)
+                {
+                    all.push(Wanted { target: target.clone(), name, platform });
+                }
+            }
+        }
+        all
+    }
+
+    /// The platforms of a target, as it names them.
+    pub(super) fn platforms_of(&self, target: &str) -> Vec<String> {
+        self.targets.get(target).map(platforms).unwrap_or_default()
+    }
+
+    /// The images that a target is based on and that have to be for its platforms, each with the line of its FROM, as far as its
+    /// Dockerfile alone says it.
+    pub(super) fn bases(&self, target: &str) -> Vec<(u32, String)> {
+        let plan = self.plans.get(target).and_then(|planned| planned.plan.as_ref());
+        let contexts = self.targets.get(target).and_then(|fields| fields.get("contexts")?.as_object());
+        // A named context replaces the image of its name, on one platform or on all.
+        let is_replaced = |image: &str| {
+            contexts.is_some_and(|all| all.keys().any(|name| name.split("::").next().is_some_and(|name| name == image)))
+        };
+        let bases = plan.into_iter().flat_map(|plan| plan.bases()).filter(|(_, image)| !is_replaced(image));
+        bases.map(|(line, image)| (line, image.to_owned())).collect()
     }
 
     /// Those of the worktree's files that a target may read: they are in a context and not excluded by its `.dockerignore`, or
@@ -205,20 +255,6 @@ mod tests {
 
     use super::*;
 
-    fn definition(targets: BTreeMap<String, Map<String, Value>>, worktree: PathBuf) -> Definition {
-        Definition {
-            text: String::new(),
-            targets,
-            plans: Arc::default(),
-            worktree,
-            notices: Vec::new(),
-            compose: None,
-            local: None,
-            secrets: PathBuf::new(),
-            hidden: Vec::new(),
-        }
-    }
-
     #[test]
     fn what_is_linked_to_a_target_is_built_again_with_it() {
         let on = |base: &str| json!({"contexts": {"base": base}}).as_object().cloned().expect("an object");
@@ -228,7 +264,7 @@ mod tests {
             ("test".to_owned(), on("target:app")),
             ("docs".to_owned(), on("docker-image://base")),
         ]);
-        let definition = definition(targets, PathBuf::new());
+        let definition = Definition::of(targets, PathBuf::new());
         let again = |name: &str| Vec::from_iter(definition.with_linked(&BTreeSet::from([name.to_owned()])));
         assert_eq!(again("base"), ["app", "base", "test"]);
         assert_eq!(again("test"), ["app", "base", "test"]);
@@ -246,9 +282,9 @@ mod tests {
         std::fs::write(root.join("A"), "FROM caf\u{e9}\n").expect("written");
         std::fs::write(root.join("B"), b"FROM x\n\nEXPOSE caf\xe9\n").expect("written");
         std::os::unix::fs::symlink("B", root.join("linked")).expect("linked");
-        assert_eq!(definition(targets.clone(), root.to_owned()).not_utf8(), Some(("B".into(), 3)));
+        assert_eq!(Definition::of(targets.clone(), root.to_owned()).not_utf8(), Some(("B".into(), 3)));
         std::fs::remove_file(root.join("B")).expect("removed");
-        assert_eq!(definition(targets, root.to_owned()).not_utf8(), None);
+        assert_eq!(Definition::of(targets, root.to_owned()).not_utf8(), None);
     }
 
     #[test]
@@ -268,7 +304,7 @@ mod tests {
         let other = json!({"context": root.join("app"), "dockerfile": "../docker/Dockerfile"});
         let inputs = |target: &Value, file: &str| {
             let targets = BTreeMap::from([("t".to_owned(), target.as_object().cloned().expect("an object"))]);
-            let definition = definition(targets, worktree.path().to_owned());
+            let definition = Definition::of(targets, worktree.path().to_owned());
             definition.inputs(&[PathBuf::from(file)]).len()
         };
         // Followed, `deep/..` is app/a; buildx reads app/Dockerfile, and what is beside that.

@@ -49,6 +49,9 @@ const MAX_PATH: usize = 500;
 /// A longer digest is not BuildKit's.
 const MAX_DIGEST: usize = 140;
 
+/// How BuildKit's warning of a base image for another platform begins.
+const FOREIGN_BASE: &str = "InvalidBaseImagePlatform: ";
+
 /// Receives the events.
 pub(super) type Emit<'t> = &'t mut dyn FnMut(Event);
 
@@ -85,6 +88,8 @@ pub(super) struct BakeProgress {
     /// Paths of Dockerfiles as shown, by target.
     dockerfiles: BTreeMap<String, String>,
     warnings: Vec<Warning>,
+    /// The target, and BuildKit's warning of a base image that is not for a platform that the target names.
+    foreign_base: Option<(String, Warning)>,
     ending: Ending,
     left: Left,
     has_begun: bool,
@@ -122,6 +127,7 @@ impl BakeProgress {
             tails: Tails::default(),
             ending: Ending::new(baked.dockerfile_names),
             warnings: Vec::new(),
+            foreign_base: None,
             left: Left {
                 name_bytes: bounds::STEP_NAMES,
                 error_bytes: bounds::ERRORS,
@@ -334,6 +340,12 @@ impl BakeProgress {
             line: report.line(),
             url: (!url.is_empty()).then_some(url),
         };
+        if let Some(target) = &warning.target
+            && warning.message.starts_with(FOREIGN_BASE)
+            && self.platforms.get(target).is_some_and(|platforms| !platforms.is_empty())
+        {
+            self.foreign_base.get_or_insert_with(|| (target.clone(), warning.clone()));
+        }
         if self.warnings.contains(&warning) {
             return;
         }
@@ -343,6 +355,16 @@ impl BakeProgress {
         }
         self.warnings.push(warning.clone());
         emit(Event::Warning(warning));
+    }
+
+    /// Why a target's image would claim a platform that it is not for, as far as BuildKit has warned of it.
+    pub(super) fn foreign_base(&self) -> Option<(&str, String)> {
+        let (target, warning) = self.foreign_base.as_ref()?;
+        let said = warning.message.strip_prefix(FOREIGN_BASE)?;
+        let said = said.rsplit_once(" (line ").map_or(said, |(said, _)| said);
+        let line = warning.line.map(|line| format!(":{line}")).unwrap_or_default();
+        let place = warning.dockerfile.as_ref().map(|path| format!(" ({path}{line})")).unwrap_or_default();
+        Some((target, format!("target.{target}.platforms{place}: {said}")))
     }
 
     fn step(&self, number: u32) -> Step {

@@ -1,7 +1,7 @@
-//! What a tag has in a registry, asked with the credentials of a job.
+//! What a registry has under a name, asked with the credentials of a job.
 //!
-//! The worker itself asks, outside of any sandbox: only registries that the job pushes to, and token servers of the same domain. Answers
-//! are bounded in size and time, and no redirect is followed. Follows the OCI distribution specification 1.1 and docker's token
+//! The worker itself asks, outside of any sandbox: only registries that the job pushes to or has credentials for, token servers of the
+//! same domain, and the store to which a registry sends for a blob. Answers are bounded in size and time. Follows the OCI distribution specification 1.1 and docker's token
 //! authentication (`distribution/docs/spec/auth`).
 
 use std::borrow::Cow;
@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, WWW_AUTHENTICATE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -20,6 +20,7 @@ use super::own_registries::canonical;
 use crate::body::{self, BodyError};
 use crate::name::reference::{DOCKER_HUB, Reference};
 use crate::network::{self, ClientError, Unreachable};
+use crate::platform::Platform;
 use crate::secret::Secret;
 use crate::{bounds, hex, json};
 
@@ -29,9 +30,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where Docker Hub's registry is.
 const DOCKER_HUB_ADDRESS: &str = "registry-1.docker.io";
 
-/// Every form of an image and of an index.
-const MANIFESTS: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
+/// Every form of an image and of an index, and of what they name.
+const ACCEPTED: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*";
 
 /// How BuildKit marks an attestation in an index.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
@@ -60,6 +61,15 @@ pub(super) struct Tagged {
     pub(super) images: BTreeSet<String>,
 }
 
+/// What a reference names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// An index, with the digests of its images, without attestations.
+    Index(BTreeSet<String>),
+    /// An image for this platform, according to its configuration.
+    Image(Platform),
+}
+
 /// The registries, for one job.
 pub(super) struct Registries<'a> {
     client: Result<Client, ClientError>,
@@ -75,20 +85,52 @@ impl<'a> Registries<'a> {
     /// What `reference`, a tag, has in its registry; `None` when the tag does not exist.
     pub(super) async fn tagged(&self, reference: &str) -> Result<Option<Tagged>, RegistryError> {
         let place = Place::of(reference).ok_or_else(|| nonsense(reference, "is not a valid reference"))?;
+        let content = self.get(&place, &place.url, &mut None).await?;
+        content.map(|content| Ok(read(&place.url, &content)?.tagged(&content))).transpose()
+    }
+
+    /// What `reference`, a tag or a digest, names; `None` when it does not exist, or is neither an image nor an index.
+    pub(super) async fn content(&self, reference: &str) -> Result<Option<Content>, RegistryError> {
+        let place = Place::of(reference).ok_or_else(|| nonsense(reference, "is not a valid reference"))?;
+        let mut authorization = None;
+        let Some(content) = self.get(&place, &place.url, &mut authorization).await? else { return Ok(None) };
+        let manifest = read(&place.url, &content)?;
+        let Some(config) = &manifest.config else { return Ok(manifest.images().map(Content::Index)) };
+        let Some(url) = place.blob(&config.digest) else { return Ok(None) };
+        let Some(content) = self.get(&place, &url, &mut authorization).await? else { return Ok(None) };
+        // The configuration of an artifact, such as a chart, has other fields.
+        let config: Config = json::read(&content).map_err(|error| nonsense(&url, format!("is no image: {error}")))?;
+        let platform = |os: String, architecture: String| {
+            Content::Image(Platform::new(&os, &architecture, config.variant.as_deref().unwrap_or_default()))
+        };
+        Ok(config.os.zip(config.architecture).map(|(os, architecture)| platform(os, architecture)))
+    }
+
+    /// Gets one object of a repository; `None` when it does not exist. Keeps the authorization that the registry demands.
+    async fn get(
+        &self,
+        place: &Place<'_>,
+        url: &Url,
+        authorization: &mut Option<Secret>,
+    ) -> Result<Option<Vec<u8>>, RegistryError> {
         let client = self.client.as_ref().map_err(Clone::clone)?;
-        let login = self.credentials.login(place.registry);
-        let mut answer = manifest(client, &place.url, None).await?;
-        if answer.status() == StatusCode::UNAUTHORIZED {
-            let authorization = authorize(client, &place, answer.headers(), login).await?;
-            answer = manifest(client, &place.url, Some(authorization)).await?;
+        let mut answer = get(client, url, authorization.as_ref()).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED && authorization.is_none() {
+            let login = self.credentials.login(place.registry);
+            *authorization = Some(authorize(client, place, answer.headers(), login).await?);
+            answer = get(client, url, authorization.as_ref()).await?;
+        }
+        // A registry may keep its blobs in a store of another host, which gets no credentials.
+        if answer.status().is_redirection() {
+            let target = answer.headers().get(LOCATION).and_then(|to| url.join(to.to_str().ok()?).ok());
+            let is_safe = |to: &Url| to.scheme() == "https" || is_this_machine(to) && is_this_machine(url);
+            let target = target.filter(is_safe).ok_or_else(|| nonsense(url, "names no store"))?;
+            answer = get(client, &target, None).await?;
         }
         match answer.status() {
-            StatusCode::OK => {
-                let content = body::read(answer, place.url.as_str(), bounds::MANIFEST).await?;
-                read(&content).map(Some).map_err(|error| nonsense(&place.url, format!("is not a manifest: {error}")))
-            }
+            StatusCode::OK => Ok(Some(body::read(answer, url.as_str(), bounds::MANIFEST).await?)),
             StatusCode::NOT_FOUND => Ok(None),
-            status => Err(RegistryError::Status { url: place.url.to_string(), status }),
+            status => Err(RegistryError::Status { url: url.to_string(), status }),
         }
     }
 }
@@ -104,12 +146,19 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     /// A registry on this machine has no TLS, as in BuildKit.
     fn of(reference: &'a str) -> Option<Self> {
-        let Reference { registry, repository, tag } = Reference::of(reference);
+        let (name, digest) = reference.split_once('@').map_or((reference, None), |(name, at)| (name, Some(at)));
+        let Reference { registry, repository, tag } = Reference::of(name);
+        let version = digest.unwrap_or(tag);
         let registry = canonical(registry);
         let address = if registry == DOCKER_HUB { DOCKER_HUB_ADDRESS } else { registry };
-        let url = |scheme: &str| Url::parse(&format!("{scheme}://{address}/v2/{repository}/manifests/{tag}")).ok();
+        let url = |scheme: &str| Url::parse(&format!("{scheme}://{address}/v2/{repository}/manifests/{version}")).ok();
         let url = url("https").and_then(|secure| if is_this_machine(&secure) { url("http") } else { Some(secure) })?;
         Some(Self { registry, repository, url })
+    }
+
+    fn blob(&self, digest: &str) -> Option<Url> {
+        let is_plain = digest.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':');
+        self.url.join(&format!("../blobs/{digest}")).ok().filter(|_| is_plain)
     }
 }
 
@@ -125,9 +174,9 @@ fn is_this_machine(url: &Url) -> bool {
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-async fn manifest(client: &Client, url: &Url, authorization: Option<Secret>) -> Result<Response, RegistryError> {
-    let mut request = client.get(url.clone()).header(ACCEPT, MANIFESTS);
-    if let Some(authorization) = &authorization {
+async fn get(client: &Client, url: &Url, authorization: Option<&Secret>) -> Result<Response, RegistryError> {
+    let mut request = client.get(url.clone()).header(ACCEPT, ACCEPTED);
+    if let Some(authorization) = authorization {
         request = request.header(AUTHORIZATION, authorization.expose());
     }
     send(request, url).await
@@ -221,25 +270,44 @@ fn read_parameters(mut text: &str) -> BTreeMap<&str, &str> {
     parameters
 }
 
-/// Reads a manifest.
-fn read(content: &[u8]) -> serde_json::Result<Tagged> {
-    #[derive(Deserialize)]
-    struct Manifest {
-        manifests: Option<Vec<Entry>>,
+/// The manifest of an image, or an index.
+#[derive(Deserialize)]
+struct Manifest {
+    manifests: Option<Vec<Entry>>,
+    config: Option<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    digest: String,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+/// The configuration of an image.
+#[derive(Deserialize)]
+struct Config {
+    os: Option<String>,
+    architecture: Option<String>,
+    variant: Option<String>,
+}
+
+fn read(url: &Url, content: &[u8]) -> Result<Manifest, RegistryError> {
+    json::read(content).map_err(|error| nonsense(url, format!("is not a manifest: {error}")))
+}
+
+impl Manifest {
+    /// The images of an index.
+    fn images(&self) -> Option<BTreeSet<String>> {
+        let is_image = |entry: &&Entry| !entry.annotations.as_ref().is_some_and(|all| all.contains_key(REFERENCE_TYPE));
+        let images = self.manifests.as_ref()?.iter().filter(is_image);
+        Some(images.map(|entry| entry.digest.clone()).collect())
     }
-    #[derive(Deserialize)]
-    struct Entry {
-        digest: String,
-        annotations: Option<BTreeMap<String, String>>,
+
+    fn tagged(&self, content: &[u8]) -> Tagged {
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(content)));
+        let images = self.images().unwrap_or_else(|| [digest.clone()].into());
+        Tagged { digest, images }
     }
-    let manifest: Manifest = json::read(content)?;
-    let digest = format!("sha256:{}", hex::encode(Sha256::digest(content)));
-    let is_image = |entry: &Entry| !entry.annotations.as_ref().is_some_and(|all| all.contains_key(REFERENCE_TYPE));
-    let images = match manifest.manifests {
-        Some(entries) => entries.into_iter().filter(is_image).map(|entry| entry.digest).collect(),
-        None => [digest.clone()].into(),
-    };
-    Ok(Tagged { digest, images })
 }
 
 fn basic(pair: &Secret) -> Secret {
@@ -296,6 +364,31 @@ mod tests {
         assert!(matches!(ask("page").await, Err(RegistryError::Nonsense { .. })));
         registry.faults().never_end("GET /v2/acme/web/manifests/image", 200, world::Pace::Flood);
         assert!(matches!(ask("image").await, Err(RegistryError::Body(BodyError::TooLong(_)))));
+    }
+
+    #[tokio::test]
+    async fn an_image_has_the_platform_of_its_configuration_wherever_that_is_stored() {
+        let (registry, store) = (Registry::start(), Registry::start());
+        let single = registry.serve("acme/base", world::Content::Whole).reference;
+        let index = registry.serve("acme/many", world::Content::OtherPlatform).reference;
+        let chart = registry.serve("acme/chart", world::Content::Page).reference;
+        let none = credentials(json!({}));
+        let registries = Registries::new(&none, None);
+        let own = Platform::parse("local").map(Content::Image);
+        assert_eq!(registries.content(&single).await.expect("an answer"), own);
+        let Ok(Some(Content::Index(images))) = registries.content(&index).await else { panic!("{index} is an index") };
+        let image = format!("{}@{}", index.rsplit_once(':').expect("a tag").0, images.first().expect("an image"));
+        assert_eq!(registries.content(&image).await.expect("an answer"), own);
+        assert!(matches!(registries.content(&chart).await, Err(RegistryError::Nonsense { .. })));
+
+        let elsewhere = store.put_blob("acme/base", &json!({"os": "linux", "architecture": "s390x"}));
+        let address = format!("http://{}{elsewhere}", store.address());
+        registry.faults().fail_next("GET /v2/acme/base/blobs/", 1, 307, &[("location", &address)], "");
+        let stored = registries.content(&single).await.expect("an answer");
+        assert_eq!(stored, Some(Content::Image(Platform::new("linux", "s390x", ""))));
+        registry.faults().fail_next("GET /v2/acme/base/blobs/", 1, 307, &[("location", "http://store.example/x")], "");
+        let refused = registries.content(&single).await.expect_err("refused").to_string();
+        assert!(refused.ends_with("names no store"), "{refused}");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
 use super::mask::Mask;
 use super::own_registries::OwnRegistries;
+use super::platforms::{self, Platforms};
 use super::print::after_options;
 use super::progress::{BakeProgress, Baked};
 use super::shown::Shown;
@@ -51,6 +52,10 @@ pub(super) async fn solve(
     let metadata_file = private.join(METADATA);
 
     let definition = goal.definition;
+    let baked = baked(goal, &credentials.registries);
+    let platforms = Platforms::new(definition, &credentials, bake.ca_file.as_deref());
+    let checked = stop.run_until_cancelled(platforms.check_bases(goal, &baked.own_registries)).await;
+    checked.ok_or(BakeError::Stopped)??;
     let of_credentials = credentials.secrets.iter().map(SecretBytes::from);
     let secrets = definition.hidden.iter().cloned().chain(of_credentials).chain(bake.worker_secrets());
     let mask = Mask::new(secrets);
@@ -61,19 +66,24 @@ pub(super) async fn solve(
     let mut command = child.command(&bake.buildx.binary);
     command.args(arguments(location, &metadata_file, &files)).args(after_options(goal.targets));
     command.current_dir(&location.working_directory);
+    let is_foreign = stop.child_token();
     let limits = process::RunLimits {
         timeout: None,
         silence: (!location.is_watched).then_some(bake.limits.silence),
         max_output_bytes: 64 << 10,
-        stop: stop.clone(),
+        stop: is_foreign.clone(),
     };
-    let mut progress = BakeProgress::new(baked(goal, &credentials.registries), Shown::new(mask, worker_paths));
+    let mut progress = BakeProgress::new(baked, Shown::new(mask, worker_paths));
     let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, b"", &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
             progress.line(line, &mut emit);
             if progress.has_begun() {
                 let _ = location.run.has_begun.set(());
+            }
+            // Before anything is pushed.
+            if progress.foreign_base().is_some() {
+                is_foreign.cancel();
             }
         }
     })
@@ -101,7 +111,13 @@ pub(super) async fn solve(
     let has_end = !has_settled || progress.failed().next().is_some();
     let line_of = |target: &str, step: &FailedStep| definition.line_of(target, step);
     let end = has_end.then(|| diagnose::diagnose(ended, &progress, &line_of)).flatten();
-    Ok(conclude(&progress, ended, end, &private, definition, journal))
+    let mut targets = reports(&progress, ended, &private, definition);
+    let mut foreign = progress.foreign_base().filter(|_| !stop.is_cancelled()).map(platforms::of_base);
+    if foreign.is_none() && end.is_none() {
+        foreign = stop.run_until_cancelled(platforms.check_images(&targets)).await.flatten();
+    }
+    let end = foreign.map_or(end, |foreign| Some(foreign.blame(&mut targets).into()));
+    Ok(conclude(&progress, targets, end, definition, journal))
 }
 
 /// What is known of a bake before it begins.
@@ -130,15 +146,8 @@ fn baked(goal: Goal<'_>, credentials: &[String]) -> Baked {
     }
 }
 
-/// Emits the result of each target and of the whole run.
-fn conclude(
-    progress: &BakeProgress,
-    ended: Ended,
-    end: Option<End>,
-    private: &Path,
-    definition: &Definition,
-    journal: &Journal,
-) -> Outcome {
+/// The result of each target, as far as it is known from its own steps.
+fn reports(progress: &BakeProgress, ended: Ended, private: &Path, definition: &Definition) -> Vec<TargetReport> {
     let mut targets = progress.reports(ended.is_success());
     let is_target = |name: &str| targets.iter().any(|target| target.name == name);
     let digests = metadata::digests(private, METADATA, is_target);
@@ -155,6 +164,17 @@ fn conclude(
             target.image_digest = None;
         }
     }
+    targets
+}
+
+/// Emits the result of each target and of the whole run.
+fn conclude(
+    progress: &BakeProgress,
+    mut targets: Vec<TargetReport>,
+    end: Option<End>,
+    definition: &Definition,
+    journal: &Journal,
+) -> Outcome {
     let end = end.map(|end| end.map(|failure| explain::explain(failure, progress, definition)));
     if let Some(End::Failed(failure)) = &end {
         diagnose::blame(&mut targets, failure, progress.blamed());

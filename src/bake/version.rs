@@ -13,6 +13,8 @@ pub enum Ability {
     StepLimits,
     /// buildx ends when its pod goes.
     EndsWithPod,
+    /// BuildKit warns of a base image for another platform than the build's.
+    BasePlatforms,
     /// BuildKit keeps the limits of a shard's disk.
     DiskLimits,
 }
@@ -32,6 +34,7 @@ const TABLE: &[(Program, Ability, (u32, u32), &str)] = &[
     (Program::Buildx, Ability::Policies, (0, 31), "a Dockerfile.rego is not read"),
     (Program::Buildx, Ability::StepLimits, (0, 35), "it ignores the limits of steps (`resources`)"),
     (Program::Buildx, Ability::EndsWithPod, (0, 36), "it hangs when its pod goes, until a time limit ends it"),
+    (Program::BuildKit, Ability::BasePlatforms, (0, 14), "it does not warn of base images for another platform"),
     (Program::BuildKit, Ability::DiskLimits, (0, 17), "it ignores the limits of a shard's disk"),
 ];
 

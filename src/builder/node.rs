@@ -13,6 +13,7 @@ use super::outage::Outage;
 use super::pod::PodError;
 use super::{BuilderError, instance};
 use crate::network::Proxies;
+use crate::platform::Machine;
 use crate::settings::{self, Balance};
 use crate::{bounds, text};
 
@@ -32,6 +33,8 @@ pub(super) struct Node {
     directories: Mutex<Directories>,
     /// Pods that did not answer, by uid, and since when they are avoided.
     shunned: Mutex<BTreeMap<String, Instant>>,
+    /// What BuildKit said of its machine, by pod; without pods, by the empty name.
+    machines: Mutex<BTreeMap<String, Machine>>,
     /// Builds wait for a ready pod.
     pub(super) wait: Outage,
     /// Which of them looks whether there is one.
@@ -49,6 +52,7 @@ impl Node {
             api,
             directories: Mutex::default(),
             shunned: Mutex::default(),
+            machines: Mutex::default(),
             wait: Outage::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -105,6 +109,21 @@ impl Node {
     pub(super) fn is_shunned(&self, uid: &str) -> bool {
         let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
         shunned.get(uid).is_some_and(|since| since.elapsed() < SHUNNED)
+    }
+
+    /// What is known of a pod's machine.
+    pub(super) fn machine(&self, pod: &str) -> Option<Machine> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).get(pod).cloned()
+    }
+
+    /// Keeps what a pod's BuildKit said.
+    pub(super) fn learn_machine(&self, pod: String, machine: Machine) {
+        let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        // Most of so many pods are gone.
+        if machines.len() >= bounds::PODS {
+            machines.clear();
+        }
+        machines.insert(pod, machine);
     }
 
     pub(super) fn wrong(&self, error: ClusterError) -> BuilderError {

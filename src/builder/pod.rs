@@ -1,4 +1,4 @@
-//! Which pod a working directory leads to, asked of BuildKit.
+//! Which pod a working directory leads to, and what its BuildKit can: asked of BuildKit.
 //!
 //! buildx chooses the pod and does not report it. `docker-buildx dial-stdio` makes the same choice from the same working
 //! directory, and BuildKit knows its host name, which is the pod's name. So the choice, which differs between builds of
@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::body::{Room, TooLong};
 use crate::bounds;
+use crate::platform::{Machine, Platform};
 use crate::process::{self, ProcessError};
 use crate::state::StateError;
 
@@ -81,10 +82,12 @@ impl PodError {
 /// A BuildKit, as it describes itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Worker {
-    /// Its host name: the name of its pod.
+    /// Its host name, which is the name of its pod; empty when it says none.
     pub hostname: String,
     /// Its version, if it says one.
     pub buildkit: Option<String>,
+    /// The platforms for which it builds.
+    pub machine: Machine,
 }
 
 /// The BuildKit that `dial` (a `docker-buildx dial-stdio`) reaches.
@@ -127,20 +130,27 @@ async fn list_workers(client: h2::client::SendRequest<Bytes>) -> Result<Worker, 
     read(answer.get(EMPTY_MESSAGE.len()..).unwrap_or_default()).ok_or(PodError::Answer("has no worker"))
 }
 
-/// The first worker with a host name in `ListWorkersResponse { repeated WorkerRecord record = 1 }`, where
-/// `WorkerRecord { map<string, string> Labels = 2; BuildkitVersion BuildkitVersion = 5 { string version = 2 } … }`.
+/// The first worker in `ListWorkersResponse { repeated WorkerRecord record = 1 }`, where `WorkerRecord { map<string, string> Labels
+/// = 2; repeated Platform platforms = 3; BuildkitVersion BuildkitVersion = 5 { string version = 2 } … }` and `Platform { string
+/// Architecture = 1; string OS = 2; string Variant = 3; … }`.
 fn read(response: &[u8]) -> Option<Worker> {
     let short = |text: &[u8]| {
         let is_name = text.len() <= MAX_HOSTNAME && text.iter().all(u8::is_ascii_graphic);
         String::from_utf8(text.to_owned()).ok().filter(|_| is_name)
     };
     let text = |message, wanted| ProtobufFields(message).find_map(|(number, text)| (number == wanted).then_some(text));
-    let records = ProtobufFields(response).filter(|field| field.0 == 1);
-    records.map(|(_, record)| record).find_map(|record| {
-        let mut labels = ProtobufFields(record).filter(|field| field.0 == 2);
-        let hostname = labels.find_map(|(_, label)| text(label, 2).filter(|_| text(label, 1) == Some(HOSTNAME)))?;
-        let version = text(record, 5).and_then(|version| text(version, 2)).and_then(short);
-        Some(Worker { hostname: short(hostname)?, buildkit: version.filter(|version| !version.is_empty()) })
+    let record = text(response, 1)?;
+    let all = |wanted| ProtobufFields(record).filter(move |field| field.0 == wanted).map(|(_, message)| message);
+    let hostname = all(2).find_map(|label| text(label, 2).filter(|_| text(label, 1) == Some(HOSTNAME)));
+    let version = text(record, 5).and_then(|version| text(version, 2)).and_then(short);
+    let platform = |message| {
+        let part = |number| text(message, number).map_or(Some(String::new()), short);
+        Some(Platform::new(&part(2)?, &part(1)?, &part(3)?))
+    };
+    Some(Worker {
+        hostname: hostname.and_then(short).unwrap_or_default(),
+        buildkit: version.filter(|version| !version.is_empty()),
+        machine: Machine::new(all(3).filter_map(platform).collect()),
     })
 }
 
@@ -193,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hostname_and_the_version_are_found_among_the_fields_of_a_worker() {
+    fn a_worker_is_read_from_the_fields_of_its_record() {
         let label = |key: &[u8], value: &[u8]| field(2, &[field(1, key), field(2, value)].concat());
         let record = [
             field(1, b"worker-id"),
@@ -202,9 +212,15 @@ mod tests {
             label(HOSTNAME, b"d0-1"),
         ];
         let of = |record: &[Vec<u8>]| read(&field(1, &record.concat())).expect("a worker");
-        assert_eq!(of(&record), Worker { hostname: "d0-1".into(), buildkit: None });
+        assert_eq!(of(&record), Worker { hostname: "d0-1".into(), buildkit: None, machine: Machine::default() });
         let version = field(5, &[field(1, b"github.com/moby/buildkit"), field(2, b"v0.12.5")].concat());
-        assert_eq!(of(&[label(HOSTNAME, b"d0-1"), version]).buildkit.as_deref(), Some("v0.12.5"));
+        let platform = |architecture: &[u8], variant: &[u8]| {
+            field(3, &[field(1, architecture), field(2, b"linux"), field(3, variant)].concat())
+        };
+        let worker = of(&[version, platform(b"arm", b"v6"), platform(b"arm64", b"")]);
+        assert_eq!((&*worker.hostname, worker.buildkit.as_deref()), ("", Some("v0.12.5")));
+        let listed = ["linux/arm/v6", "linux/arm64"].map(|text| Platform::parse(text).expect("a platform"));
+        assert_eq!(worker.machine, Machine::new(listed.into()));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(super) use search::Search;
 pub struct Session<'a> {
     /// What the bake needs.
     pub location: Location,
-    node: &'a Node,
+    pub(super) node: &'a Node,
     dial: Dial<'a>,
     /// Why the shard was chosen; `None` for a builder without shards.
     why_shard: Option<String>,
@@ -42,7 +42,9 @@ pub struct Session<'a> {
     route: Route,
     pods: Option<Pods>,
     /// The pod, once it is known.
-    pod: OnceLock<String>,
+    pub(super) pod: OnceLock<String>,
+    /// What the builder emulates, as notices for the customer.
+    pub emulated: Vec<String>,
     occupied: Mutex<Occupied>,
 }
 
@@ -80,7 +82,8 @@ impl<'a> Session<'a> {
     ) -> Result<Self, BuilderError> {
         let (balance, occupied) = (node.settings.balance, Mutex::new(occupied));
         let (route, pod) = (Route::Usual, OnceLock::new());
-        let mut session = Self { location, node, dial, why_shard, why, balance, route, pods, pod, occupied };
+        let emulated = Vec::new();
+        let mut session = Self { location, node, dial, why_shard, why, balance, route, pods, pod, emulated, occupied };
         session.write_record()?;
         Ok(session)
     }

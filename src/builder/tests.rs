@@ -102,7 +102,7 @@ impl Job {
         fleet: Option<&Fleet>,
     ) -> Result<Session<'a>, BuilderError> {
         let Self { build, state, directory } = self;
-        builders.place(PlaceRequest { build, state, directory, loss, fleet }).await
+        builders.place(PlaceRequest { loss, fleet, ..PlaceRequest::new(build, state, directory) }).await
     }
 }
 

@@ -64,6 +64,8 @@ pub(super) struct Stage {
     pub(super) label: String,
     /// The stage that it is based on; `None` for an image and for `scratch`.
     pub(super) base: Option<usize>,
+    /// The name of the stage or the image, with the values of arguments.
+    pub(super) image: String,
     /// Its instructions. The first is its FROM.
     pub(super) entries: Vec<Entry>,
 }
@@ -192,6 +194,17 @@ impl Plan {
             }
         }
         (0..self.stages.len()).filter(|stage| is_needed[*stage]).collect()
+    }
+
+    /// The base images that have to be for the platform of the build, each with the line of its FROM.
+    pub fn bases(&self) -> impl Iterator<Item = (u32, &str)> {
+        let stages = self.needed().into_iter().map(|stage| &self.stages[stage]);
+        let is_wanted = |stage: &&Stage| {
+            let from = &stage.entries[0];
+            let is_usual = |flag: &str| ["--platform=$TARGETPLATFORM", "--platform=${TARGETPLATFORM}"].contains(&flag);
+            stage.base.is_none() && !is_scratch(from) && flags(&from.text).all(is_usual)
+        };
+        stages.filter(is_wanted).map(|stage| (stage.entries[0].line, stage.image.as_str()))
     }
 
     /// How many steps BuildKit counts in a stage.

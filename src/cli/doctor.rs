@@ -204,12 +204,13 @@ async fn buildx(settings: &Settings) -> Finding {
         (true, false) => Color::Yellow,
         (true, true) => Color::Green,
     };
-    Finding::new("buildx", health, format!("{version}{}", lacking(version)))
+    Finding::new("buildx", health, format!("{version}{}", lacking(version, |_| true)))
 }
 
-/// What a version cannot do, for the end of a sentence.
-fn lacking(version: &Version) -> String {
-    version.lacking().map(|(_, first, instead)| format!("; before {first}, {instead}")).collect()
+/// What a version cannot do that matters, for the end of a sentence.
+fn lacking(version: &Version, matters: impl Fn(Ability) -> bool) -> String {
+    let lacking = version.lacking().filter(|(ability, ..)| matters(*ability));
+    lacking.map(|(_, first, instead)| format!("; before {first}, {instead}")).collect()
 }
 
 /// The state of each builder, and whether it would take a build.
@@ -266,12 +267,17 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
     let directory = state.job_directory()?;
     let session = own.place(PlaceRequest::new(&build, &state, &directory)).await?;
     if session.has_others() {
-        let Worker { hostname, buildkit } = session.dial().await?;
+        let Worker { hostname, buildkit, machine } = session.dial().await?;
         let buildkit = match buildkit.map(|version| Version::of(Program::BuildKit, &version)) {
-            Some(version) if settings.builders[name].shards.is_some() => {
-                format!("BuildKit {version}{}", lacking(&version))
+            Some(version) => {
+                let builder = &settings.builders[name];
+                let matters = |ability| match ability {
+                    Ability::DiskLimits => builder.shards.is_some(),
+                    Ability::BasePlatforms => builder.emulation,
+                    _ => true,
+                };
+                format!("BuildKit {version}{}", lacking(&version, matters))
             }
-            Some(version) => format!("BuildKit {version}"),
             None => "BuildKit of an unknown version".to_owned(),
         };
         let statuses = builders.status(name).await?;
@@ -281,7 +287,8 @@ async fn try_builder(settings: &Settings, builders: &Builders, name: &str) -> an
             anyhow::bail!("{}: {why}", status.at);
         }
         let all: Vec<String> = statuses.iter().map(of).collect();
-        return Ok(format!("{}; {hostname} answers: {buildkit}", all.join("; ")));
+        let own = machine.own().map(|own| format!(" on {own}")).unwrap_or_default();
+        return Ok(format!("{}; {hostname} answers: {buildkit}{own}", all.join("; ")));
     }
     let endpoint = builders.status(name).await?.remove(0).at;
     let connect = async {

@@ -72,6 +72,10 @@ pub struct Builder {
     /// With `shards`: storage class of the disks. Default: that of the cluster.
     #[serde(default)]
     pub storage_class: Option<String>,
+    /// Whether targets may name platforms of other processors than the builder's: QEMU emulates them, or a Dockerfile compiles for
+    /// them. Default: `false`, and a target that names one is refused.
+    #[serde(default)]
+    pub emulation: bool,
     /// Image of BuildKit. Default: buildx's own.
     #[serde(default)]
     pub image: Option<String>,
@@ -155,6 +159,7 @@ impl Builder {
             shard_builds: four(),
             volume: None,
             storage_class: None,
+            emulation: false,
             image: None,
             rootless: false,
             requests: BTreeMap::new(),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use world::Registry;
 
 use crate::harness::{Harness, scanner, target};
+use crate::platforms::emulating;
 use crate::registry;
 
 const REVISION: &str = "org.opencontainers.image.revision";
@@ -110,7 +111,8 @@ async fn a_commit_that_is_built_again_has_the_same_image_with_and_without_attest
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_images_of_several_platforms_are_known_by_their_platforms() {
-    let harness = Harness::open();
+    let mut harness = Harness::open();
+    emulating(&mut harness);
     let sha = harness.commit("shop", &[("app/Dockerfile", "FROM scratch\nCOPY Dockerfile /x\n")]);
     let _worker = harness.worker("");
     let reference = harness.reference("app", &sha);

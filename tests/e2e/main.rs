@@ -34,6 +34,7 @@ mod mistakes;
 mod newer_fields;
 mod ordinary;
 mod peer;
+mod platforms;
 mod processes;
 mod reasons;
 mod registry;

@@ -26,6 +26,7 @@ const DOMAIN_TYPES: &[&str] = &[
     "secret",
     "settings",
     "shard",
+    "platform",
     "text",
 ];
 const INFRASTRUCTURE: &[&str] = &[

@@ -13,7 +13,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    pub(super) fn new(reason: Reason, path: impl AsRef<str>, message: impl AsRef<str>) -> Self {
+    pub(in crate::bake) fn new(reason: Reason, path: impl AsRef<str>, message: impl AsRef<str>) -> Self {
         Self { reason, field: FieldError::new(path, message) }
     }
 

@@ -107,7 +107,7 @@ impl Reader<'_> {
             return None;
         }
         let label = name.clone().unwrap_or_else(|| format!("stage-{}", self.stages.len()));
-        self.stages.push(Stage { name, label, base, entries: vec![entry] });
+        self.stages.push(Stage { name, label, base, image, entries: vec![entry] });
         Some(())
     }
 

@@ -110,6 +110,14 @@ impl Registry {
         digest
     }
 
+    /// Puts a blob into a repository, and returns its path.
+    pub fn put_blob(&self, name: &str, content: &Value) -> String {
+        let content = content.to_string().into_bytes();
+        let path = blob_path(name, &content);
+        self.put(&path, "application/octet-stream", content);
+        path
+    }
+
     /// Serves an image.
     pub fn serve(&self, name: &str, content: Content) -> ServedImage {
         let layer = tar(&format!("{name}-{}", rand::random::<u64>()));

@@ -117,6 +117,25 @@ fn warnings_about_a_dockerfile_have_their_lines() {
 }
 
 #[test]
+fn a_base_image_for_another_platform_is_one_only_for_a_target_that_names_platforms() {
+    let short = "InvalidBaseImagePlatform: Base image x was pulled with platform \"linux/amd64\", expected \"linux/arm64\" for current build (line 2)";
+    let at = "2026-11-24T04:05:56Z";
+    let definition =
+        json!({"digest": "sha256:0a", "name": "[web internal] load build definition from Dockerfile", "started": at});
+    let warning =
+        json!({"vertex": "sha256:0a", "short": BASE64_STANDARD.encode(short), "range": [{"start": {"line": 2}}]});
+    for (platforms, expected) in [(vec![], false), (vec!["linux/arm64".to_owned()], true)] {
+        let mut progress = progress_with(&["web", "api"], &[]);
+        progress.platforms.insert("web".into(), platforms);
+        said(&mut progress, &json!({"vertexes": [definition]}));
+        assert_eq!(said(&mut progress, &json!({"warnings": [warning]})).len(), 1);
+        let found = progress.foreign_base().map(|(target, said)| (target.to_owned(), said));
+        let said = "target.web.platforms (web/Dockerfile:2): Base image x was pulled with platform \"linux/amd64\", expected \"linux/arm64\" for current build";
+        assert_eq!(found, expected.then(|| ("web".to_owned(), said.to_owned())));
+    }
+}
+
+#[test]
 fn every_lint_rule_of_the_frontend_is_a_warning_with_its_line() {
     let (_, events) = replay(stream!("buildkit-2026-11/every-lint-rule"), &["web"]);
     let mut rules: Vec<(String, u32)> = Vec::new();

@@ -1,0 +1,184 @@
+//! Whether base images, and what was built on them, are for the platforms that a definition names.
+//!
+//! BuildKit takes a base image for another processor when its registry has no other, and writes the wanted platform into the image
+//! that it builds. Newer versions warn of the base image, which [`super::progress`] reads. Registries that the build pushes to are
+//! asked here as well. The others are not: the worker itself connects to no host of a customer's choice.
+
+use std::path::Path;
+
+use super::credentials::Credentials;
+use super::own_registries::{OwnRegistries, host_of};
+use super::policy::Refusal;
+use super::registry::{Content, Registries, RegistryError};
+use super::{Definition, Goal};
+use crate::event::{Status, TargetReport};
+use crate::platform::Platform;
+use crate::reason::{Failure, Reason};
+
+/// Checks images in the registries of a job.
+pub(super) struct Platforms<'a> {
+    definition: &'a Definition,
+    registries: Registries<'a>,
+}
+
+/// How to say that the stage is meant so.
+const ADVICE: &str = "if the stage is meant to be that of another platform, write FROM --platform=";
+
+/// A target whose image is not for a platform that it names.
+pub(super) struct Foreign {
+    target: String,
+    failure: Failure,
+}
+
+/// BuildKit took a base image for another platform than a target names: the target, and what BuildKit says.
+pub(super) fn of_base((target, said): (&str, String)) -> Foreign {
+    let failure = Failure::new(Reason::BaseImageNotFound, format!("{said}; {ADVICE}…"));
+    Foreign { target: target.to_owned(), failure }
+}
+
+impl Foreign {
+    /// Blames the failure on its target.
+    pub(super) fn blame(self, targets: &mut [TargetReport]) -> Failure {
+        for target in targets.iter_mut().filter(|target| target.name == self.target) {
+            (target.status, target.error) = (Some(Status::Failed), Some(self.failure.detail.clone()));
+        }
+        self.failure
+    }
+}
+
+impl<'a> Platforms<'a> {
+    pub(super) fn new(definition: &'a Definition, credentials: &'a Credentials, ca_file: Option<&Path>) -> Self {
+        Self { definition, registries: Registries::new(credentials, ca_file) }
+    }
+
+    /// Refuses a base image that is not for each platform of its target.
+    pub(super) async fn check_bases(&self, goal: Goal<'_>, own: &OwnRegistries) -> Result<(), Refusal> {
+        for target in goal.targets {
+            let wanted = self.wanted(target);
+            if wanted.is_empty() {
+                continue;
+            }
+            for (line, image) in self.definition.bases(target) {
+                let has = if own.has(host_of(&image)) { self.platform(&image).await } else { None };
+                if let Some(has) = has
+                    && let Some(other) = wanted.iter().find(|wanted| !wanted.is_like(&has))
+                {
+                    let dockerfile = self.definition.dockerfile(target).unwrap_or_else(|| "dockerfile-inline".into());
+                    let path = format!("target.{target}.platforms");
+                    let message = format!(
+                        "the base image {image} ({dockerfile}:{line}) is for {has}, not for {other}; {ADVICE}{has}"
+                    );
+                    return Err(Refusal::new(Reason::BaseImageNotFound, path, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first pushed image whose configuration has another platform than its target names.
+    pub(super) async fn check_images(&self, targets: &[TargetReport]) -> Option<Foreign> {
+        for TargetReport { name, digest, tags, .. } in targets {
+            let (wanted, Some(digest), Some(tag)) = (self.wanted(name), digest, tags.first()) else { continue };
+            if wanted.is_empty() {
+                continue;
+            }
+            let place = |digest: &str| format!("{}@{digest}", without_tag(tag));
+            let images = match self.content(&place(digest)).await {
+                Some(Content::Index(digests)) => digests.into_iter().collect(),
+                Some(Content::Image(_)) => vec![digest.clone()],
+                None => continue,
+            };
+            for digest in images {
+                let Some(has) = self.platform(&place(&digest)).await else { continue };
+                if !wanted.iter().any(|wanted| wanted.is_like(&has)) {
+                    let wanted: Vec<String> = wanted.iter().map(Platform::to_string).collect();
+                    let detail = format!(
+                        "target.{name}.platforms: the image {digest} is for {has}, not for {}; its frontend built it so",
+                        wanted.join(", "),
+                    );
+                    let failure = Failure::new(Reason::DefinitionInvalid, detail);
+                    return Some(Foreign { target: name.clone(), failure });
+                }
+            }
+        }
+        None
+    }
+
+    fn wanted(&self, target: &str) -> Vec<Platform> {
+        self.definition.platforms_of(target).iter().filter_map(|name| Platform::parse(name)).collect()
+    }
+
+    /// The platform of an image; `None` for an index, of which BuildKit takes the right image, and for one that cannot be read.
+    async fn platform(&self, reference: &str) -> Option<Platform> {
+        match self.content(reference).await? {
+            Content::Image(platform) => Some(platform),
+            Content::Index(_) => None,
+        }
+    }
+
+    async fn content(&self, reference: &str) -> Option<Content> {
+        self.registries.content(reference).await.unwrap_or_else(|error| not_read(reference, &error))
+    }
+}
+
+fn without_tag(tag: &str) -> &str {
+    match tag.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => tag,
+    }
+}
+
+fn not_read(reference: &str, error: &RegistryError) -> Option<Content> {
+    tracing::warn!(reference, %error, event = "image_not_read", "image not read from its registry; its platform is not checked");
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use serde_json::json;
+    use world::Registry;
+
+    use super::*;
+
+    /// A definition of the target `web`, for these platforms.
+    fn definition(platforms: &[&str]) -> Definition {
+        let fields = json!({"platforms": platforms}).as_object().cloned().expect("an object");
+        Definition::of(BTreeMap::from([("web".to_owned(), fields)]), "".into())
+    }
+
+    #[tokio::test]
+    async fn a_pushed_image_that_is_for_another_platform_is_blamed_on_its_target() {
+        let registry = Registry::start();
+        let tag = registry.serve("acme/web", world::Content::Whole).reference;
+        let credentials = Credentials::new(serde_json::Map::new());
+        let digest =
+            Registries::new(&credentials, None).tagged(&tag).await.expect("an answer").expect("it is there").digest;
+        let mut targets = [TargetReport {
+            name: "web".into(),
+            status: Some(Status::Succeeded),
+            digest: Some(digest.clone()),
+            tags: vec![tag],
+            ..TargetReport::default()
+        }];
+        for (platforms, is_foreign) in
+            [(&["local"][..], false), (&[], false), (&["linux/s390x", "linux/ppc64le"], true)]
+        {
+            let definition = definition(platforms);
+            let found = Platforms::new(&definition, &credentials, None).check_images(&targets).await;
+            assert_eq!(found.is_some(), is_foreign, "{platforms:?}");
+            let Some(found) = found else { continue };
+            let own = Platform::parse("local").expect("a platform");
+            let failure = found.blame(&mut targets);
+            assert!(failure.detail.contains(&format!("{digest} is for {own}, not for linux/s390x, linux/ppc64le")));
+            assert_eq!(targets[0].status, Some(Status::Failed));
+        }
+    }
+
+    #[test]
+    fn the_name_of_an_image_is_its_tag_without_the_version() {
+        let names: BTreeSet<&str> = ["h:5000/a", "h:5000/a:1"].map(without_tag).into();
+        assert_eq!(Vec::from_iter(names), ["h:5000/a"]);
+    }
+}
