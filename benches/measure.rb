@@ -17,10 +17,11 @@ require_relative 'tenants'
 require_relative 'source'
 require_relative 'policy'
 require_relative 'logs'
+require_relative 'cache'
 
 PARTS = {
   'overhead' => Overhead, 'boot' => Boot, 'memory' => Memory, 'oldway' => OldWay, 'kubernetes' => Kubernetes, 'speed' => Speed,
-  'tenants' => Tenants, 'source' => Source, 'policy' => Policy, 'logs' => Logs
+  'tenants' => Tenants, 'source' => Source, 'policy' => Policy, 'logs' => Logs, 'cache' => Cache
 }.freeze
 
 # The percentage of processor time that other processes use, measured for one idle second.

@@ -17,6 +17,7 @@ mod diagnose;
 mod escape;
 mod evidence;
 mod explain;
+mod export;
 mod grants;
 mod ignore;
 mod immutable;
@@ -179,6 +180,8 @@ pub struct Goal<'a> {
 pub struct Outcome {
     /// Names of the targets that were built, also when the bake failed.
     pub built: BTreeSet<String>,
+    /// Names of the targets of which a step was not cached.
+    pub ran: BTreeSet<String>,
     /// The steps of each target, in the order of BuildKit's reports.
     pub steps: BTreeMap<String, Vec<SeenStep>>,
     /// Digests of the images that were looked up, by reference.
@@ -339,6 +342,7 @@ impl Bake {
             worktree: request.worktree.to_owned(),
             notices: validated.notices,
             compose: None,
+            exports: validated.exports,
             local: validated.local,
             secrets,
             hidden: validated.secrets.values().map(|(_, secret)| secret.clone()).collect(),
@@ -374,6 +378,19 @@ impl Bake {
             return Err(refusal.clone().into());
         }
         solve::solve(self, build, goal, location, directory, journal, stop).await
+    }
+
+    /// Exports the caches of those of a finished build's targets that may have one, and emits a notice when that fails.
+    pub async fn export_caches(
+        &self,
+        build: &Build,
+        goal: Goal<'_>,
+        location: &Location,
+        directory: &JobDirectory,
+        journal: &Journal,
+        stop: &CancellationToken,
+    ) {
+        export::caches(self, build, goal, location, directory, journal, stop).await;
     }
 
     /// The time limit of the build.

@@ -45,12 +45,21 @@ pub enum Event {
     TargetEnded(TargetReport),
     /// Where the build runs; again when the pod is known.
     Placed(Placement),
-    /// Why a target's first step that was not cached was not; after [`Event::TargetEnded`].
-    NotCached {
+    /// What the cache did for a target; after [`Event::TargetEnded`].
+    Caching {
         /// The target.
         target: String,
-        /// The step and the cause.
-        step: Box<NotCached>,
+        /// The first step that was not cached, and why.
+        not_cached: Option<Box<NotCached>>,
+        /// How long the cached steps took when they last ran, if it is known.
+        saved: Option<Duration>,
+    },
+    /// How long the caches were imported and exported that a run of docker-buildx imports and exports itself.
+    CachesMoved {
+        /// The longest import.
+        imported: Duration,
+        /// The longest export.
+        exported: Duration,
     },
     /// A newer job ended this one.
     Superseded(OtherJob),
@@ -157,6 +166,8 @@ pub enum Phase {
     Print,
     /// `docker-buildx bake`.
     Bake,
+    /// Exporting caches after the bake.
+    CacheExport,
 }
 
 impl Phase {
@@ -169,6 +180,7 @@ impl Phase {
             Self::Checkout => "checkout",
             Self::Print => "print",
             Self::Bake => "bake",
+            Self::CacheExport => "cache_export",
         }
     }
 }
@@ -261,6 +273,8 @@ pub struct TargetReport {
     /// The output of this step that explains the failure: its last lines, and earlier ones that look like an error. At most
     /// [`bounds::LOG_TAIL_LINES`] lines and [`bounds::LOG_TAIL`] bytes.
     pub log_tail: Option<String>,
+    /// How long the cached steps took when they last ran, in milliseconds; null when it is not known.
+    pub saved_ms: Option<u64>,
     /// The first step that was not cached, and why; null when all were, or when no step was reached.
     pub why_not_cached: Option<Box<NotCached>>,
     /// Why this target failed, without the step's instruction.

@@ -133,13 +133,15 @@ fn log(event: &Event) {
             let Placement { builder, shard, pod, why } = placement;
             tracing::debug!(builder, shard, pod, why, "placed");
         }
-        Event::NotCached { target, step } => {
+        Event::Caching { target, not_cached: Some(step), .. } => {
             tracing::debug!(target, cause = step.cause.name(), message = step.message, "step not cached");
         }
         // The log line at the end of the job has them.
         Event::BuildId(_)
         | Event::Commit { .. }
         | Event::TargetEnded(_)
+        | Event::Caching { .. }
+        | Event::CachesMoved { .. }
         | Event::Superseded(_)
         | Event::Coalesced(_)
         | Event::ContextSent { .. }

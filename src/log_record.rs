@@ -260,7 +260,8 @@ impl LogRecord {
             | Event::Coalesced(_)
             | Event::ContextSent { .. }
             | Event::Fetching { .. }
-            | Event::NotCached { .. } => return None,
+            | Event::Caching { .. }
+            | Event::CachesMoved { .. } => return None,
         })
     }
 

@@ -166,7 +166,7 @@ async fn solve(
     let mut targets = definition.names();
     let mut unfinished = targets.clone();
     let platforms = definition.platforms();
-    let mut said = BTreeSet::new();
+    let (mut said, mut ran) = (BTreeSet::new(), BTreeSet::new());
     let (mut lost, mut n_left) = (None::<Loss>, N_OTHER_PODS);
     let mut spent = Duration::ZERO;
     loop {
@@ -176,7 +176,7 @@ async fn solve(
             platforms: &platforms,
             ..PlaceRequest::new(build, &integrations.state, directory)
         });
-        let session = attempt.unless_stopped(place).await??;
+        let mut session = attempt.unless_stopped(place).await??;
         attempt.journal.emit(Event::Placed(session.placement()));
         let emulated = session.emulated.iter().filter(|notice| said.insert((*notice).clone()));
         emulated.for_each(|notice| attempt.journal.emit(Event::Notice(notice.clone())));
@@ -204,6 +204,12 @@ async fn solve(
             targets = unfinished.clone();
             continue;
         }
+        ran.extend(outcome.ran);
+        if outcome.end.is_none() {
+            export_caches(integrations, build, Goal { definition, targets: &ran }, &mut session, directory, attempt)
+                .await;
+            return Ok(());
+        }
         let Some(loss) = loss.filter(|_| n_left > 0 && session.has_others()) else {
             return outcome.end.map_or(Ok(()), Err);
         };
@@ -220,6 +226,28 @@ async fn solve(
         // A build that exhausts a pod's memory must not exhaust all others'.
         n_left = if loss.is_out_of_memory { 0 } else { n_left - 1 };
         lost = Some(loss.after(lost));
+    }
+}
+
+/// Exports caches where the images were built. The build has succeeded, whatever becomes of it.
+async fn export_caches(
+    integrations: &Integrations,
+    build: &Build,
+    goal: Goal<'_>,
+    session: &mut Session<'_>,
+    directory: &JobDirectory,
+    attempt: Attempt<'_>,
+) {
+    let stop = attempt.stop.token().child_token();
+    session.begins_again();
+    let export = integrations.bake.export_caches(build, goal, &session.location, directory, attempt.journal, &stop);
+    tokio::pin!(export);
+    tokio::select! {
+        () = &mut export => {}
+        _ = session.lost() => {
+            stop.cancel();
+            export.await;
+        }
     }
 }
 

@@ -90,9 +90,14 @@ impl Report {
                 Some(known) => known.clone_from(target),
                 None => self.targets.push(target.clone()),
             },
-            Event::NotCached { target, step } => {
-                let known = self.targets.iter_mut().find(|known| known.name == *target);
-                known.into_iter().for_each(|known| known.why_not_cached = Some(step.clone()));
+            Event::Caching { target, not_cached, saved } => {
+                if let Some(known) = self.targets.iter_mut().find(|known| known.name == *target) {
+                    (known.why_not_cached, known.saved_ms) = (not_cached.clone(), saved.map(millis));
+                }
+            }
+            Event::CachesMoved { imported, exported } => {
+                self.timings.cache_import += *imported;
+                self.timings.cache_export += *exported;
             }
             Event::Warning(warning) if !self.warnings.contains(warning) => self.warnings.push(warning.clone()),
             Event::Notice(notice) => self.notices.push(notice.clone()),
@@ -144,6 +149,12 @@ pub struct Timings {
     /// The bake itself.
     #[serde(rename = "bake_ms", serialize_with = "as_millis")]
     pub bake: Duration,
+    /// Importing caches from a registry: a part of `bake_ms`.
+    #[serde(rename = "cache_import_ms", serialize_with = "as_millis")]
+    pub cache_import: Duration,
+    /// Exporting caches to a registry: after the bake, or a part of `bake_ms` when the definition itself exports them.
+    #[serde(rename = "cache_export_ms", serialize_with = "as_millis")]
+    pub cache_export: Duration,
 }
 
 impl Timings {
@@ -155,6 +166,7 @@ impl Timings {
             Phase::Checkout => &mut self.checkout,
             Phase::Print => &mut self.print,
             Phase::Bake => &mut self.bake,
+            Phase::CacheExport => &mut self.cache_export,
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct Definition {
     pub notices: Vec<String>,
     /// A compose file with text that bake would change. buildx merges it with `text`.
     pub(super) compose: Option<PathBuf>,
+    /// The caches that may be exported after the build, by target.
+    pub(super) exports: BTreeMap<String, String>,
     /// The refusal on a builder that is not the engine of this machine.
     pub(super) local: Option<Refusal>,
     /// The directory of its build secrets.
@@ -58,6 +60,7 @@ impl Definition {
             worktree,
             notices: Vec::new(),
             compose: None,
+            exports: BTreeMap::new(),
             local: None,
             secrets: PathBuf::new(),
             hidden: Vec::new(),

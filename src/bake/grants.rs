@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{BakeError, BakeRequest};
@@ -64,14 +64,25 @@ impl<'a> Grants<'a> {
                 }
             }
         }
-        all.iter().map(|name| options(name)).collect()
+        let reference = self.cache_reference(target).map(|reference| json!({"type": "registry", "ref": reference}));
+        all.iter().map(|name| options(name)).chain(reference).collect()
+    }
+
+    /// The configured cache of a target.
+    pub(super) fn cache_reference(&self, target: &str) -> Option<String> {
+        self.named(self.accounts.cache.reference.as_slice(), target, None).pop()
+    }
+
+    /// Whether the build is one of those whose steps others start from: of the default branch.
+    pub(super) fn is_default_branch(&self) -> bool {
+        let build = self.request.build;
+        !self.is_fork() && build.branch.is_some() && build.branch == build.default_branch
     }
 
     /// Where the cached steps of a target are exported to.
     pub(super) fn cache_to(&self, target: &str) -> Vec<Value> {
         let (build, cache) = (self.request.build, &self.accounts.cache);
-        let is_default = build.branch.is_some() && build.branch == build.default_branch;
-        if self.is_fork() || (cache.only_default_branch && !is_default) {
+        if self.is_fork() || (cache.only_default_branch && !self.is_default_branch()) {
             return Vec::new();
         }
         self.named(&cache.to, target, build.branch.as_deref()).iter().map(|name| options(name)).collect()

@@ -49,6 +49,8 @@ pub(super) struct Validated {
     /// The granted secrets, by their configured name, each with the file where targets find it. A definition can name one many
     /// times, in many targets.
     pub(super) secrets: BTreeMap<String, (PathBuf, SecretBytes)>,
+    /// The caches that a build may export after it has ended, by target.
+    pub(super) exports: BTreeMap<String, String>,
     /// The first field that only a local engine can build.
     pub(super) local: Option<Refusal>,
 }
@@ -93,7 +95,7 @@ pub(super) fn validate(
     for name in request.build.tagged().filter(|name| !validated.targets.contains_key(*name)) {
         validated.notices.push(format!("tags.{name}: not used: the job does not build this target"));
     }
-    references::check_caches(&validated.targets)?;
+    references::check_caches(&validated.targets, &validated.exports)?;
     // The platform may distinguish its own images by their digests.
     if request.build.push && repository_file(request).is_some() {
         references::check_tags(&validated.targets)?;

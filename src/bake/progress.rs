@@ -17,7 +17,6 @@ mod vertex;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -250,11 +249,10 @@ impl BakeProgress {
 
     fn step_ended(&self, number: u32) -> Event {
         let vertex = &self.vertices[number as usize];
-        let took = vertex.started.zip(vertex.completed).map_or(0, |(from, to)| millis(from, to));
         Event::StepEnded {
             step: self.step(number),
             is_cached: vertex.was_cached(),
-            took: Duration::from_millis(took),
+            took: vertex.took(),
             error: vertex.shown_error().map(str::to_owned),
         }
     }
@@ -355,6 +353,18 @@ impl BakeProgress {
         }
         self.warnings.push(warning.clone());
         emit(Event::Warning(warning));
+    }
+
+    /// How long the longest import and the longest export of a cache took.
+    pub(super) fn caches_moved(&self) -> Event {
+        let longest = |beginning: &str| {
+            let of = self.vertices.iter().filter(|vertex| vertex.name.starts_with(beginning));
+            of.map(Vertex::took).max().unwrap_or_default()
+        };
+        Event::CachesMoved {
+            imported: longest("importing cache manifest from "),
+            exported: longest("exporting cache to "),
+        }
     }
 
     /// Why a target's image would claim a platform that it is not for, as far as BuildKit has warned of it.

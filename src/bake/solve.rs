@@ -1,12 +1,14 @@
 //! `docker-buildx bake` itself: reads the validated definition; its events go to the journal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
+use tokio::process::Command;
 use tokio_util::sync::CancellationToken;
 
 use super::child::{CERTIFICATES, STACK_BYTES, base_environment, make_directories, programs};
+use super::credentials::Credentials;
 use super::mask::Mask;
 use super::own_registries::OwnRegistries;
 use super::platforms::{self, Platforms};
@@ -33,6 +35,78 @@ pub(super) const METADATA: &str = "metadata.json";
 /// Go threads, independent of the machine: buildx mostly waits, and each thread has a stack.
 const N_THREADS: u32 = 4;
 
+/// A run of docker-buildx with the credentials of a job.
+pub(super) struct Prepared {
+    /// Its own directory.
+    private: PathBuf,
+    credentials: Credentials,
+    child: Child,
+    shown: Shown,
+}
+
+impl Prepared {
+    /// Prepares a run in the directory `name` of the job.
+    pub(super) async fn new(
+        bake: &Bake,
+        build: &Build,
+        definition: &Definition,
+        location: &Location,
+        directory: &JobDirectory,
+        name: &str,
+        stop: &CancellationToken,
+    ) -> Result<Self, BakeError> {
+        let private = directory.fresh(name).await?;
+        make_directories(&private)?;
+        location.configuration.write(&private.join("buildx"))?;
+        let credentials = credentials::docker_config(&bake.accounts, build, stop).await?;
+        let docker = docker_config(&private);
+        state::make_private(&docker)?;
+        state::write_private(&docker.join("config.json"), credentials.config.expose().as_bytes())?;
+        let of_credentials = credentials.secrets.iter().map(SecretBytes::from);
+        let secrets = definition.hidden.iter().cloned().chain(of_credentials).chain(bake.worker_secrets());
+        let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
+        let shown = Shown::new(Mask::new(secrets), worker_paths);
+        let child = child(bake, &definition.worktree, &definition.secrets, location, &private);
+        Ok(Self { private, credentials, child, shown })
+    }
+
+    /// The command that builds these targets of a definition in these files.
+    fn command(&mut self, bake: &Bake, location: &Location, files: &[PathBuf], targets: &BTreeSet<String>) -> Command {
+        self.child.sandbox.read.extend(files.iter().cloned());
+        let mut command = self.child.command(&bake.buildx.binary);
+        let metadata_file = self.private.join(METADATA);
+        command.args(arguments(location, &metadata_file, files)).args(after_options(targets));
+        command.current_dir(&location.working_directory);
+        command
+    }
+
+    /// Runs a bake of which nothing is reported. Returns how it ended, and its error.
+    pub(super) async fn run_silently(
+        mut self,
+        bake: &Bake,
+        location: &Location,
+        files: &[PathBuf],
+        targets: &BTreeSet<String>,
+        limits: &process::RunLimits,
+    ) -> Result<(Ended, Option<String>), BakeError> {
+        let command = self.command(bake, location, files, targets);
+        let mut progress = BakeProgress::new(Baked::default(), self.shown);
+        let ended = process::run_seen(command, b"", limits, &location.run.pid, |stream, line| {
+            if stream == Stream::Err {
+                progress.line(line, &mut |_| ());
+            }
+        })
+        .await?;
+        let error = progress.errors().last().map(|said| said.shown.clone());
+        Ok((ended, error.or_else(|| progress.last_words().map(str::to_owned))))
+    }
+}
+
+/// What bounds a run besides its time. It writes results to files, and little to its standard output.
+pub(super) fn limits(stop: CancellationToken) -> process::RunLimits {
+    process::RunLimits { timeout: None, silence: None, max_output_bytes: 64 << 10, stop }
+}
+
 pub(super) async fn solve(
     bake: &Bake,
     build: &Build,
@@ -42,38 +116,18 @@ pub(super) async fn solve(
     journal: &Journal,
     stop: &CancellationToken,
 ) -> Result<Outcome, BakeError> {
-    let private = directory.fresh("solve").await?;
-    make_directories(&private)?;
-    location.configuration.write(&private.join("buildx"))?;
-    let credentials = credentials::docker_config(&bake.accounts, build, stop).await?;
-    let docker = docker_config(&private);
-    state::make_private(&docker)?;
-    state::write_private(&docker.join("config.json"), credentials.config.expose().as_bytes())?;
-    let metadata_file = private.join(METADATA);
-
     let definition = goal.definition;
+    let mut prepared = Prepared::new(bake, build, definition, location, directory, "solve", stop).await?;
+    let command = prepared.command(bake, location, &definition.write(directory)?, goal.targets);
+    let Prepared { private, credentials, shown, .. } = prepared;
     let baked = baked(goal, &credentials.registries);
     let platforms = Platforms::new(definition, &credentials, bake.ca_file.as_deref());
     let checked = stop.run_until_cancelled(platforms.check_bases(goal, &baked.own_registries)).await;
     checked.ok_or(BakeError::Stopped)??;
-    let of_credentials = credentials.secrets.iter().map(SecretBytes::from);
-    let secrets = definition.hidden.iter().cloned().chain(of_credentials).chain(bake.worker_secrets());
-    let mask = Mask::new(secrets);
-    let worker_paths = directory.worker_paths().with_worktree(&definition.worktree);
-    let mut child = child(bake, &definition.worktree, &definition.secrets, location, &private);
-    let files = definition.write(directory)?;
-    child.sandbox.read.extend(files.iter().cloned());
-    let mut command = child.command(&bake.buildx.binary);
-    command.args(arguments(location, &metadata_file, &files)).args(after_options(goal.targets));
-    command.current_dir(&location.working_directory);
     let is_foreign = stop.child_token();
-    let limits = process::RunLimits {
-        timeout: None,
-        silence: (!location.is_watched).then_some(bake.limits.silence),
-        max_output_bytes: 64 << 10,
-        stop: is_foreign.clone(),
-    };
-    let mut progress = BakeProgress::new(baked, Shown::new(mask, worker_paths));
+    let silence = (!location.is_watched).then_some(bake.limits.silence);
+    let limits = process::RunLimits { silence, ..limits(is_foreign.clone()) };
+    let mut progress = BakeProgress::new(baked, shown);
     let mut emit = |event| journal.emit(event);
     let ended = process::run_seen(command, b"", &limits, &location.run.pid, |stream, line| {
         if stream == Stream::Err {
@@ -180,10 +234,13 @@ fn conclude(
         diagnose::blame(&mut targets, failure, progress.blamed());
     }
     journal.emit(Event::ContextSent { n_bytes: progress.context_bytes() });
+    journal.emit(progress.caches_moved());
+    let has_run = |target: &&TargetReport| target.steps_cached < target.steps_total;
+    let ran = targets.iter().filter(has_run).map(|target| target.name.clone()).collect();
     let is_built = |target: &&TargetReport| target.status == Some(Status::Succeeded);
     let built = targets.iter().filter(is_built).map(|target| target.name.clone()).collect();
     targets.into_iter().for_each(|target| journal.emit(Event::TargetEnded(target)));
-    Outcome { built, steps: progress.seen_steps(), images: progress.images(), end }
+    Outcome { built, ran, steps: progress.seen_steps(), images: progress.images(), end }
 }
 
 /// The arguments between the binary and the names of the targets. None contains a stranger's text.

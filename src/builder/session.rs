@@ -98,6 +98,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Watches another run of docker-buildx from now on.
+    pub fn begins_again(&mut self) {
+        self.location.run = Arc::default();
+    }
+
     /// Whether the builder has pods.
     pub fn has_pods(&self) -> bool {
         self.pods.is_some()

@@ -119,7 +119,7 @@ impl<'a> Walk<'a> {
                 let is_env = matches!(entry, MarkedEntry::Env(_));
                 self.then.variables.extend(variables.iter().map(|variable| ((is_env, variable.0), *variable)));
             }
-            MarkedEntry::Step(text, was_solved) => return Some((*text, *was_solved)),
+            MarkedEntry::Step(text, was_solved, _) => return Some((*text, *was_solved)),
         }
         None
     }

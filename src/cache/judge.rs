@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::compare::{Compared, Difference, compare};
 use super::files::{ContextChanges, Copied};
@@ -282,7 +283,8 @@ impl Judged<'_> {
             Difference::Instruction(Some(line), _) if *line == self.step.line => {
                 let text = self.facts.marker.mark(&super::record::step_text(self.step));
                 let mut entries = then.iter().flat_map(|stage| &stage.entries);
-                let was_elsewhere = entries.any(|entry| matches!(entry, MarkedEntry::Step(known, _) if *known == text));
+                let was_elsewhere =
+                    entries.any(|entry| matches!(entry, MarkedEntry::Step(known, ..) if *known == text));
                 let words = match was_elsewhere {
                     true => "other instructions come before it than in the last build",
                     false => "the instruction is new or changed",
@@ -387,11 +389,15 @@ impl Facts<'_> {
         format!("{}\n{digest}", plan.setting)
     }
 
-    /// What to remember of this build.
-    pub fn to_record(&self, is_built: bool) -> LastBuild {
+    /// What to remember of this build, and how long its cached steps took when they last ran.
+    pub fn to_record(&self, earlier: &[&LastBuild], is_built: bool) -> (LastBuild, Option<Duration>) {
         let digest = |entry: &Entry| self.digest(entry);
         let setting = self.plan.map(|plan| self.setting(plan)).unwrap_or_default();
-        LastBuild::new(self.marker, self.plan, &setting, self.steps, &digest, [self.sha, self.pod], is_built)
+        let of_key: Vec<&LastBuild> = earlier.iter().copied().filter(|build| build.is_of(self.marker)).collect();
+        let of = [self.sha, self.pod];
+        let record = LastBuild::new(self.marker, &of_key, self.plan, &setting, self.steps, &digest, of, is_built);
+        let saved = self.plan.and_then(|plan| record.saved(plan, self.steps));
+        (record, saved)
     }
 }
 

@@ -3,6 +3,9 @@
 //! An instruction or an argument may hold a secret, and a reader of Redis could try out short ones. So each text is an HMAC
 //! with a key that only workers have.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -13,7 +16,7 @@ use crate::bounds;
 use crate::secret::Secret;
 
 /// Changes when the form or the meaning of a record changes.
-const CONTEXT: &str = "sidebake last build v1";
+const CONTEXT: &str = "sidebake last build v2";
 
 /// A keyed hash of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -89,9 +92,10 @@ pub(super) enum MarkedEntry {
     /// Text, digest of the image, global arguments.
     #[serde(rename = "f")]
     From(Mark, Option<Mark>, Vec<MarkedVariable>),
-    /// Text with the keyword, and what became of it: null when it is not known.
+    /// Text with the keyword, what became of it (null when it is not known), and how many milliseconds it took when it last ran (0 when
+    /// it is not known).
     #[serde(rename = "s")]
-    Step(Mark, Option<bool>),
+    Step(Mark, Option<bool>, u32),
     #[serde(rename = "e")]
     Env(Vec<MarkedVariable>),
     #[serde(rename = "a")]
@@ -138,9 +142,19 @@ impl LastBuild {
         (is_whole && stages.iter().enumerate().all(is_sound)).then_some(record)
     }
 
-    /// The record of a build. `digest` knows the digests of images.
+    /// The steps of all stages, with how long each took when it last ran.
+    fn times(&self) -> impl Iterator<Item = (Mark, u32)> {
+        let entries = self.stages.iter().flatten().flat_map(|stage| &stage.entries);
+        entries.filter_map(|entry| match entry {
+            MarkedEntry::Step(mark, _, ms) => Some((*mark, *ms)),
+            _ => None,
+        })
+    }
+
+    /// The record of a build. `digest` knows the digests of images. A step that was cached took as long as in `earlier` records.
     pub(super) fn new(
         marker: &Marker,
+        earlier: &[&Self],
         plan: Option<&Plan>,
         setting: &str,
         steps: &[SeenStep],
@@ -149,16 +163,18 @@ impl LastBuild {
         is_built: bool,
     ) -> Self {
         let needed = plan.map(Plan::needed).unwrap_or_default();
+        // The last build of the same ref comes first.
+        let mut known: BTreeMap<Mark, u32> = BTreeMap::new();
+        for (mark, ms) in earlier.iter().rev().flat_map(|build| build.times()).filter(|(_, ms)| *ms > 0) {
+            known.insert(mark, ms);
+        }
         let stage = |plan: &Plan, n: usize| {
             let stage = &plan.stages[n];
             let becomes = |entry: &Entry| {
                 if is_built && needed.contains(&n) {
                     return Some(true);
                 }
-                let (number, _) = plan.steps(n).find(|(_, step)| step.line == entry.line)?;
-                // One for each platform.
-                let seen = steps.iter().filter(|step| step.label == stage.label && step.number == number);
-                let states: Vec<StepState> = seen.map(|step| step.state).collect();
+                let states: Vec<StepState> = plan.seen(n, entry, steps).map(|step| step.state).collect();
                 let is_done = |state: &StepState| matches!(state, StepState::Cached | StepState::Ran);
                 match states.as_slice() {
                     [] => None,
@@ -167,7 +183,9 @@ impl LastBuild {
                     _ => None,
                 }
             };
-            let entries = stage.entries.iter().map(|entry| marked(marker, entry, digest(entry), becomes(entry)));
+            let took = |entry: &Entry| plan.seen(n, entry, steps).filter_map(ran_for).max();
+            let marked = |entry: &Entry| marked(marker, entry, digest(entry), becomes(entry), took(entry), &known);
+            let entries = stage.entries.iter().map(marked);
             let name = stage.name.as_ref().map(|name| marker.mark(name));
             MarkedStage { name, base: stage.base, entries: entries.collect() }
         };
@@ -182,6 +200,23 @@ impl LastBuild {
         }
     }
 
+    /// How long the cached steps of this build took when they last ran; `None` when it is known of none of them.
+    pub(super) fn saved(&self, plan: &Plan, steps: &[SeenStep]) -> Option<Duration> {
+        let mut saved = None;
+        for n in plan.needed() {
+            let marked = self.stages.iter().flatten().nth(n).into_iter().flat_map(|stage| &stage.entries);
+            for (entry, marked) in plan.stages[n].entries.iter().zip(marked) {
+                let is_cached = plan.seen(n, entry, steps).any(|step| step.state == StepState::Cached);
+                if let MarkedEntry::Step(_, _, ms @ 1..) = marked
+                    && is_cached
+                {
+                    *saved.get_or_insert(Duration::ZERO) += Duration::from_millis((*ms).into());
+                }
+            }
+        }
+        saved
+    }
+
     /// As JSON. Without its stages when it would be too long.
     pub fn to_json(&self) -> String {
         let json = |record: &Self| serde_json::to_string(record).expect("a record is plain data");
@@ -190,7 +225,20 @@ impl LastBuild {
     }
 }
 
-fn marked(marker: &Marker, entry: &Entry, digest: Option<String>, becomes: Option<bool>) -> MarkedEntry {
+/// Milliseconds of a step that ran; at least 1.
+fn ran_for(step: &SeenStep) -> Option<u32> {
+    let ms = u32::try_from(step.took.as_millis()).unwrap_or(u32::MAX).max(1);
+    (step.state == StepState::Ran).then_some(ms)
+}
+
+fn marked(
+    marker: &Marker,
+    entry: &Entry,
+    digest: Option<String>,
+    becomes: Option<bool>,
+    took: Option<u32>,
+    known: &BTreeMap<Mark, u32>,
+) -> MarkedEntry {
     let variable = |variable: &Variable| {
         let value = |value: &Option<String>| value.as_ref().map(|value| marker.mark(value));
         MarkedVariable(marker.mark(&variable.name), value(&variable.default), value(&variable.given))
@@ -205,7 +253,8 @@ fn marked(marker: &Marker, entry: &Entry, digest: Option<String>, becomes: Optio
         Kind::User => MarkedEntry::User(marker.mark(&entry.text)),
         Kind::Shell => MarkedEntry::Shell(marker.mark(&entry.text)),
         Kind::Run | Kind::Copy | Kind::Add | Kind::Workdir => {
-            MarkedEntry::Step(marker.mark(&step_text(entry)), becomes)
+            let mark = marker.mark(&step_text(entry));
+            MarkedEntry::Step(mark, becomes, took.or_else(|| known.get(&mark).copied()).unwrap_or(0))
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The steps of a target as BuildKit reported them.
 
+use std::time::Duration;
+
 /// A step of a Dockerfile. FROM is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeenStep {
@@ -13,6 +15,8 @@ pub struct SeenStep {
     pub instruction: String,
     /// What became of it.
     pub state: StepState,
+    /// How long it ran, on the builder's clock.
+    pub took: Duration,
 }
 
 /// What became of a step.

@@ -111,7 +111,8 @@ fn plain(event: &Event) -> Option<String> {
         | Event::Targets(_)
         | Event::TargetDone(_)
         | Event::TargetEnded(_)
-        | Event::NotCached { .. }
+        | Event::Caching { .. }
+        | Event::CachesMoved { .. }
         | Event::BuildId(_)
         | Event::Commit { .. }
         | Event::Placed(_)

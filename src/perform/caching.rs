@@ -10,7 +10,7 @@ use super::Integrations;
 use crate::bake::{Definition, Outcome, TargetPlan};
 use crate::bounds;
 use crate::cache::{Changes, Facts, LastBuild, judge};
-use crate::event::{Event, NotCached, Placement};
+use crate::event::{Event, Placement};
 use crate::github::InstallationToken;
 use crate::job::BuildJob;
 use crate::journal::Journal;
@@ -51,7 +51,7 @@ impl Caching {
         self.earlier.commits()
     }
 
-    /// Emits for each target why its first step that was not cached was not.
+    /// Emits for each target what the cache did.
     pub(super) async fn explain(&self, run: Run<'_>, journal: &Journal) {
         let Run { definition, worktree, outcome, placement, has_pods } = run;
         let explained = Explained {
@@ -67,9 +67,8 @@ impl Caching {
         // Patterns of a `.dockerignore` may take a while.
         let targets = spawn_blocking(move || explained.targets()).await.expect("the comparison does not panic");
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        for (target, step, record) in targets {
-            step.into_iter()
-                .for_each(|step| journal.emit(Event::NotCached { target: target.clone(), step: Box::new(step) }));
+        for (event, target, record) in targets {
+            journal.emit(event);
             records.insert(target, record);
         }
     }
@@ -103,18 +102,14 @@ struct Explained {
 }
 
 impl Explained {
-    fn targets(&self) -> Vec<(String, Option<NotCached>, LastBuild)> {
+    fn targets(&self) -> Vec<(Event, String, LastBuild)> {
         let left = [MAX_WORK, MAX_COMPARED].map(Cell::new);
         let reached = self.outcome.steps.iter().filter(|(_, steps)| !steps.is_empty());
         let reached = reached.take(bounds::CACHE_TARGETS);
         reached.filter_map(|(target, _)| self.target(target, &left)).collect()
     }
 
-    fn target(
-        &self,
-        target: &str,
-        [left, effort]: &[Cell<usize>; 2],
-    ) -> Option<(String, Option<NotCached>, LastBuild)> {
+    fn target(&self, target: &str, [left, effort]: &[Cell<usize>; 2]) -> Option<(Event, String, LastBuild)> {
         let plan = self.plans.get(target)?;
         let changes = |sha: &str| {
             let known = self.changes.iter().find(|changes| changes.since == sha);
@@ -136,7 +131,10 @@ impl Explained {
             changes: &changes,
             effort,
         };
-        let step = judge(&facts, self.earlier.of(target).as_deref());
-        Some((target.to_owned(), step, facts.to_record(self.outcome.built.contains(target))))
+        let earlier = self.earlier.of(target);
+        let not_cached = judge(&facts, earlier.as_deref()).map(Box::new);
+        let is_built = self.outcome.built.contains(target);
+        let (record, saved) = facts.to_record(earlier.as_deref().unwrap_or_default(), is_built);
+        Some((Event::Caching { target: target.to_owned(), not_cached, saved }, target.to_owned(), record))
     }
 }

@@ -1,13 +1,17 @@
 //! `[accounts]`: what accounts have and may do, by patterns, so that a new account needs no deploy.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::pattern::JOB_NAMES;
 use super::{NamePattern, TextPattern};
 use crate::field_error::{FieldError, refuse};
+use crate::name::reference;
 
 /// Placeholders of a target's tags and caches, besides those of every pattern.
 const OF_TARGETS: &[&str] = &["target", "sha", "branch"];
@@ -33,6 +37,7 @@ pub struct Accounts {
     /// tags of its job.
     pub tags: Vec<TextPattern>,
     /// Where cached steps are kept, when the definition does not say.
+    #[serde(deserialize_with = "name_or_table")]
     pub cache: Cache,
     /// What definitions may ask for beyond the strictest policy.
     pub policy: Policy,
@@ -40,10 +45,15 @@ pub struct Accounts {
     pub policy_for: BTreeMap<NamePattern, Policy>,
 }
 
-/// Where cached steps are imported from and exported to, as in `docker buildx build`: `type=registry,ref=…`.
+/// Where cached steps are imported from and exported to. `accounts.cache = "…"` is short for `reference` alone. `from` and `to` are as in
+/// `docker buildx build`: `type=registry,ref=…`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cache {
+    /// The cache of a target in a registry, such as `registry.example/{account}/{repository}/cache:{target}`. Every build imports it. A
+    /// build of the job's `default_branch` exports it with all steps, after its images are pushed, when a step has run. A fork's build
+    /// exports none. It does not go together with the other settings.
+    pub reference: Option<TextPattern>,
     /// Cache imports. One with `{branch}` is also tried with the job's `default_branch`.
     pub from: Vec<TextPattern>,
     /// Cache exports. A fork's build exports none.
@@ -65,6 +75,45 @@ pub struct Policy {
     pub entitlements: Vec<String>,
 }
 
+impl Cache {
+    fn check(&self) -> Result<(), FieldError> {
+        const KEY: &str = "accounts.cache.reference";
+        let Some(pattern) = &self.reference else { return Ok(()) };
+        check_names(KEY, pattern, &["target"])?;
+        if !self.from.is_empty() || !self.to.is_empty() || self.only_default_branch {
+            return refuse(KEY, "does not go together with from, to and only_default_branch");
+        }
+        // Each target of each repository of each account needs its own, or it gets steps that another one has chosen.
+        let is_own = pattern.has("account") || pattern.has("owner");
+        if !(pattern.has("target") && pattern.has("repository") && is_own) {
+            return refuse(KEY, "must contain {target}, {repository}, and {account} or {owner}");
+        }
+        let names: Vec<(&str, &str)> = JOB_NAMES.iter().chain(&["target"]).map(|name| (*name, "x")).collect();
+        reference::check_tag(&pattern.expand(&names)).or_else(|message| refuse(KEY, message))
+    }
+}
+
+/// Reads the name of a cache, or the table.
+fn name_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Cache, D::Error> {
+    struct Form;
+    impl<'de> Visitor<'de> for Form {
+        type Value = Cache;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the name of a cache, or a table")
+        }
+
+        fn visit_str<E: de::Error>(self, name: &str) -> Result<Cache, E> {
+            Ok(Cache { reference: Some(TextPattern::new(name)), ..Cache::default() })
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Cache, A::Error> {
+            Cache::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_any(Form)
+}
+
 impl Accounts {
     /// The policy of an account.
     pub fn policy_of(&self, account: &str) -> &Policy {
@@ -78,6 +127,7 @@ impl Accounts {
         of_targets("tags", &self.tags)?;
         of_targets("cache.from", &self.cache.from)?;
         of_targets("cache.to", &self.cache.to)?;
+        self.cache.check()?;
         self.registries.iter().try_for_each(|pattern| check_names("accounts.registries", pattern, &[]))?;
         self.secrets.iter().try_for_each(|pattern| check_names("accounts.secrets", pattern, &["name"]))?;
         if self.secrets.as_ref().is_some_and(|pattern| !pattern.has("name")) {

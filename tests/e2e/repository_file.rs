@@ -4,6 +4,7 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use world::Registry;
 
 use crate::harness::{Harness, target};
 use crate::registry;
@@ -230,4 +231,69 @@ async fn a_cache_requested_by_an_argument_is_in_the_image_of_a_branch_and_not_of
         let notice = "target.web.args.BUILDKIT_INLINE_CACHE: a fork's build writes no cache";
         assert_eq!(report["notices"] == json!([notice]), !is_there, "{report:#}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configured_cache_is_exported_by_the_default_branch_when_a_step_ran_and_imported_by_every_build() {
+    let harness = Harness::open();
+    let nonce = harness.nonce.clone();
+    let app = |more: &str| harness.dockerfile(&format!("RUN sleep 1; echo {nonce} > /slow\n{more}"));
+    let name = harness.reference("{account}-{repository}", "{target}");
+    let cache = harness.reference("acme-shop", "web");
+    let sha = harness.commit("shop", &[("web/Dockerfile", &app(""))]);
+    let _worker = harness.worker(&format!("[accounts]\ncache = \"{name}\"\n"));
+    let build = async |sha: &str, branch: &str| {
+        let mut job = harness.native("shop", sha, &[harness.image("web", sha)]);
+        (job["ref"], job["default_branch"]) = (json!(format!("refs/heads/{branch}")), json!("main"));
+        let report = harness.build(job).await;
+        assert_eq!((&report["status"], &report["notices"]), (&json!("succeeded"), &json!([])), "{report:#}");
+        let ms = |name: &str| report["timings"][name].as_u64().unwrap();
+        (registry::digest(&cache).await, ms("cache_import_ms"), ms("cache_export_ms"), target(&report, "web").clone())
+    };
+    harness.git.repository("acme/shop").git(&["branch", "feature"]);
+    let (exported, .., web) = build(&sha, "feature").await;
+    assert_eq!((exported, &web["steps_cached"]), (None, &json!(0)), "only the default branch exports");
+    let (exported, _, took, _) = build(&sha, "main").await;
+    assert_eq!((exported, took), (None, 0), "nothing ran");
+
+    let sha = harness.commit("shop", &[("web/Dockerfile", &app(&format!("RUN echo {nonce} > /more")))]);
+    let (first, _, took, web) = build(&sha, "main").await;
+    assert!(first.is_some() && took > 0, "{web:#}");
+    assert!(web["saved_ms"].as_u64().is_some_and(|ms| ms >= 1000), "one step was cached: {web:#}");
+    // The engine forgets what it has built here.
+    let buildx = |arguments: &[&str]| {
+        let ended = harness.bare_buildx(harness.home.path()).args(arguments).output().unwrap();
+        assert!(ended.status.success(), "{ended:?}");
+        String::from_utf8(ended.stdout).unwrap()
+    };
+    let records = buildx(&["du", "--verbose"]);
+    let own = records.split("\n\n").filter(|record| record.contains(&nonce));
+    let ids = own.filter_map(|record| record.lines().find_map(|line| line.strip_prefix("ID:")));
+    let filters: Vec<String> = ids.map(|id| format!("id={}", id.trim())).collect();
+    assert!(!filters.is_empty(), "{records}");
+    // The newest come first: nothing is removed while something else is based on it.
+    filters.iter().for_each(|filter| drop(buildx(&["prune", "--all", "--force", "--filter", filter])));
+    let (again, import, export, web) = build(&sha, "main").await;
+    assert_eq!(web["steps_cached"], web["steps_total"], "{web:#}");
+    assert!(import > 0 && export == 0, "{import} {export}");
+    assert_eq!(again, first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_refuses_a_cache_costs_a_notice_and_no_build() {
+    let harness = Harness::open();
+    let registry = Registry::start();
+    let sha = harness.commit("shop", &[("web/Dockerfile", &harness.dockerfile("RUN echo slow > /slow"))]);
+    registry.faults().fail_next("PUT /v2/acme/shop/manifests/", 100, 400, &[], "no room");
+    let name = format!("{}/{{account}}/{{repository}}:{{target}}", registry.address());
+    let _worker = harness.worker(&format!("[accounts]\ncache = \"{name}\"\n"));
+    let mut job = harness.native("shop", &sha, &[harness.image("web", &sha)]);
+    job["default_branch"] = json!("main");
+    let report = harness.build(job).await;
+    assert_eq!(report["status"], "succeeded", "{report:#}");
+    assert!(registry::digest(&harness.reference("web", &sha)).await.is_some());
+    let [notice] = report["notices"].as_array().unwrap().as_slice() else { panic!("{report:#}") };
+    let notice = notice.as_str().unwrap();
+    assert!(notice.starts_with("the cache of web was not exported: ") && notice.contains("400"), "{notice}");
+    assert!(harness.logs().contains("cache_not_exported"));
 }

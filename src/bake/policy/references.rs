@@ -110,7 +110,14 @@ impl Rules<'_> {
     }
 
     /// Adds the configured caches where the definition has none.
-    fn add_caches(&self, target: &mut Map<String, Value>) {
+    fn add_caches(&mut self, target: &mut Map<String, Value>) {
+        let has_none = ["cache-from", "cache-to"].iter().all(|field| target.get(*field).is_none_or(is_empty));
+        if has_none
+            && self.grants.is_default_branch()
+            && let Some(reference) = self.grants.cache_reference(&self.target)
+        {
+            self.validated.exports.insert(self.target.clone(), reference);
+        }
         for (field, ours) in
             [("cache-from", self.grants.cache_from(&self.target)), ("cache-to", self.grants.cache_to(&self.target))]
         {
@@ -166,10 +173,11 @@ impl Rules<'_> {
 }
 
 /// Refuses a cache that two targets write, or that overwrites an image: only the last one would remain.
-pub(super) fn check_caches(targets: &Targets) -> Result<(), Refusal> {
+pub(super) fn check_caches(targets: &Targets, exports: &BTreeMap<String, String>) -> Result<(), Refusal> {
     let images =
         image_names(targets, "tags").map(|(name, target, _)| (name, format!("target.{target}.tags"))).collect();
-    let caches = image_names(targets, "cache-to").collect::<Vec<_>>();
+    let exports = exports.iter().map(|(target, text)| (ImageName::parse(text), &**target, &**text));
+    let caches = image_names(targets, "cache-to").chain(exports).collect::<Vec<_>>();
     check_unique(images, &caches, "cache-to")?;
     check_unique(BTreeMap::new(), &caches, "cache-to")
 }

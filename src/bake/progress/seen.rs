@@ -61,5 +61,6 @@ fn seen(vertex: &Vertex, own: &[&Vertex]) -> Option<SeenStep> {
         total,
         instruction: instruction.to_owned(),
         state,
+        took: vertex.took(),
     })
 }

@@ -45,6 +45,7 @@ impl BakeProgress {
             steps_cached: count(steps.values().filter(|has_run| !**has_run).count()),
             failed_step: failed.as_ref().map(|failure| failure.step.clone()),
             log_tail: failed.as_ref().and_then(|failure| failure.log_tail.clone()),
+            saved_ms: None,
             why_not_cached: None,
             error: match &failed {
                 Some(failure) => Some(failure.ending.clone()),

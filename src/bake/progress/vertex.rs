@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::millis;
 use super::stream::VertexReport;
 use crate::bake::noise;
 use crate::bake::shown::Said;
@@ -203,6 +205,11 @@ impl Vertex {
     /// Whether it is the last vertex of a target.
     pub(super) fn is_export(&self) -> bool {
         self.name.starts_with("exporting to ")
+    }
+
+    /// How long it ran, on the builder's clock.
+    pub(super) fn took(&self) -> Duration {
+        Duration::from_millis(self.started.zip(self.completed).map_or(0, |(from, to)| millis(from, to)))
     }
 
     pub(super) fn is_running(&self) -> bool {

@@ -1,5 +1,7 @@
 //! Tables of causes, and what holds for any Dockerfile.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -69,6 +71,7 @@ impl Build {
                 total,
                 instruction: format!("{} {}", entry.kind.name(), entry.text),
                 state: if entry.line < from { StepState::Cached } else { StepState::Ran },
+                took: Duration::from_millis(100),
             };
             plan.steps(stage).map(seen).collect::<Vec<_>>()
         };
@@ -111,7 +114,7 @@ impl Build {
     }
 
     fn record(&self, is_built: bool, from: u32) -> LastBuild {
-        let record = self.with_facts(&self.steps(from), |facts| facts.to_record(is_built));
+        let record = self.with_facts(&self.steps(from), |facts| facts.to_record(&[], is_built)).0;
         let json = record.to_json();
         assert_eq!(LastBuild::read(json.as_bytes()), Some(record.clone()), "{json}");
         record
@@ -308,10 +311,27 @@ fn a_failed_build_is_remembered_as_far_as_it_came() {
     let mut steps = Build::first().steps(5);
     steps[1].state = StepState::Failed;
     steps[2..].iter_mut().for_each(|step| step.state = StepState::Planned);
-    let failed = Build::first().with_facts(&steps, |facts| facts.to_record(false));
+    let failed = Build::first().with_facts(&steps, |facts| facts.to_record(&[], false)).0;
     assert_eq!(Build::first().judged(6, &[&failed]).cause, CacheMiss::NotFinished);
     assert_eq!(Build::first().judged(5, &[&failed]).cause, CacheMiss::Evicted);
     assert_eq!(Build::first().judged(11, &[&failed]).cause, CacheMiss::NotKnown, "it may have been there before");
+}
+
+#[test]
+fn cached_steps_save_the_time_of_their_last_run_however_long_ago_that_was() {
+    let build = Build::first();
+    let after = |earlier: &[&LastBuild], from: u32| {
+        build.with_facts(&build.steps(from), |facts| facts.to_record(earlier, true))
+    };
+    let n_steps = build.steps(0).len() as u32;
+    let (first, saved) = after(&[], 0);
+    assert_eq!(saved, None, "every step ran");
+    assert_eq!(after(&[], 99).1, None, "nothing is known of their runs");
+    let (second, saved) = after(&[&first], 99);
+    assert_eq!(saved, Some(Duration::from_millis(100) * n_steps));
+    assert_eq!(after(&[&second], 99).1, saved, "it is remembered from build to build");
+    let last = build.steps(0).len() - build.steps(6).iter().filter(|step| step.state == StepState::Ran).count();
+    assert_eq!(after(&[&second], 6).1, Some(Duration::from_millis(100) * last as u32));
 }
 
 #[test]
@@ -352,7 +372,7 @@ fn a_record_has_no_text_of_the_dockerfile_and_a_bound() {
     let json = secret.record(true, 0).to_json();
     assert!(!json.contains("hunter") && !json.contains("TOKEN") && !json.contains("base"), "{json}");
     let long = Build::of(format!("FROM base:1\n{}", "RUN x\n".repeat(400)).leak());
-    let record = long.with_facts(&[], |facts| facts.to_record(true)).to_json();
+    let record = long.with_facts(&[], |facts| facts.to_record(&[], true)).0.to_json();
     assert!(record.len() < 500, "{record}");
     let last = LastBuild::read(record.as_bytes()).expect("a record");
     assert_eq!(long.judged(2, &[&last]).cause, CacheMiss::NotKnown);

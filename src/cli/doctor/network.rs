@@ -95,7 +95,8 @@ fn registries(settings: &Settings) -> BTreeSet<String> {
     let caches = accounts.cache.from.iter().chain(&accounts.cache.to).map(ToString::to_string);
     let caches =
         caches.filter_map(|cache| cache.split(',').find_map(|field| Some(field.strip_prefix("ref=")?.to_owned())));
-    let named = tags.chain(caches).map(|reference| registry_of(&reference).to_owned());
+    let cache = accounts.cache.reference.iter().map(ToString::to_string);
+    let named = tags.chain(caches).chain(cache).map(|reference| registry_of(&reference).to_owned());
     let file = accounts.registries.as_ref().map(ToString::to_string).filter(|path| !path.contains('{'));
     let text = file.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
     let config: Value = json::read(&text).unwrap_or_default();

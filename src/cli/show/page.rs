@@ -118,7 +118,9 @@ impl Page {
         let name = word("name").unwrap_or("?");
         let took = duration(target["duration_ms"].as_u64().unwrap_or(0));
         let n = |field: &str| target[field].as_u64().unwrap_or(0);
-        let cached = format!("{} of {} steps cached", n("steps_cached"), n("steps_total"));
+        let saved = target["saved_ms"].as_u64().map(|ms| format!(", which saved {}", duration(ms)));
+        let saved = saved.unwrap_or_default();
+        let cached = format!("{} of {} steps cached{saved}", n("steps_cached"), n("steps_total"));
         self.text("  target ", 4, &format!("{name}: {status} in {took}, {cached}"));
         word("digest").into_iter().for_each(|digest| self.text("    ", 4, digest));
         let tags = target["tags"].as_array().into_iter().flatten().filter_map(Value::as_str);
