@@ -1,6 +1,7 @@
 # On BuildKit pods: the time around a bake, many builds at once, and the loss of a pod in the middle of a build.
 
 require_relative 'overhead'
+require_relative 'fresh'
 require_relative 'shards'
 
 class Kubernetes
@@ -26,7 +27,7 @@ class Kubernetes
       @runs.times { lose_a_pod }
     end
     print_figures
-    [*overhead, bar_together, bar_lost, *Shards.new(@world).measure]
+    [*overhead, bar_together, bar_lost, *Fresh.new(@world).measure, *Shards.new(@world).measure]
   end
 
   private

@@ -257,6 +257,24 @@ class World
     [seconds, reports]
   end
 
+  # Builds each job again as soon as it has ended, until so many seconds are over. The first ones begin `gap` seconds after each
+  # other. Returns the reports in their order.
+  def build_unbroken(jobs, seconds, gap)
+    started, running, reports = Figures.now, jobs.size, []
+    starter = Thread.new { jobs.each_value { |job| sleep gap if push('BuildJob', job) } }
+    until running.zero?
+      @callbacks.listen
+      report = @callbacks.receive
+      raise Unmeasurable, "a build has #{report['status']}: #{report['message']}" if report['status'] != 'succeeded'
+
+      reports << report
+      is_over = Figures.now - started >= seconds
+      is_over ? running -= 1 : push('BuildJob', jobs.fetch(report['repository']))
+    end
+    starter.join
+    reports
+  end
+
   def push_probe(queue: 'default')
     callback = { 'class' => 'BuildFinishedJob', 'queue' => 'callbacks' }
     push('Sidebake::Probe', { 'outcome' => 'succeed', 'callback' => callback }, queue: queue)

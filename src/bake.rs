@@ -34,6 +34,7 @@ mod shown;
 mod solve;
 mod version;
 mod view;
+mod warm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -378,6 +379,19 @@ impl Bake {
             return Err(refusal.clone().into());
         }
         solve::solve(self, build, goal, location, directory, journal, stop).await
+    }
+
+    /// Builds base images, of which nothing is kept but their place in the builder's cache. Returns whether that succeeded.
+    pub async fn warm(
+        &self,
+        build: &Build,
+        definition: &Definition,
+        bases: &[String],
+        location: &Location,
+        directory: &JobDirectory,
+        stop: &CancellationToken,
+    ) -> bool {
+        warm::bases(self, build, definition, bases, location, directory, stop).await
     }
 
     /// Exports the caches of those of a finished build's targets that may have one, and emits a notice when that fails.

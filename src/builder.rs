@@ -23,6 +23,7 @@ mod readiness;
 mod session;
 mod shards;
 mod status;
+mod warmth;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -164,6 +164,8 @@ pub enum Phase {
     Checkout,
     /// `docker-buildx bake --print` and validating.
     Print,
+    /// Building base images on a new pod.
+    Warm,
     /// `docker-buildx bake`.
     Bake,
     /// Exporting caches after the bake.
@@ -179,6 +181,7 @@ impl Phase {
             Self::Fetch => "fetch",
             Self::Checkout => "checkout",
             Self::Print => "print",
+            Self::Warm => "warm",
             Self::Bake => "bake",
             Self::CacheExport => "cache_export",
         }

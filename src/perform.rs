@@ -1,6 +1,7 @@
 //! One build: the integrations in order.
 
 mod caching;
+mod warm;
 mod worktree;
 
 use std::collections::BTreeSet;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::bake::{Bake, BakeRequest, Definition, Goal, Outcome};
 use crate::builder::{Builders, Fleet, Loss, PlaceRequest, Session};
@@ -27,6 +29,7 @@ use crate::state::{JobDirectory, StateDirectory};
 use crate::stop::Stop;
 
 pub use caching::Caching;
+pub use warm::Warmths;
 pub use worktree::{authorize, notify_of_encodings, notify_of_submodules};
 
 use caching::Run;
@@ -77,6 +80,8 @@ pub struct Attempt<'a> {
     pub fence: Option<&'a Fence>,
     /// Chooses among shards by the builds of all workers; `None` in `sidebake build`.
     pub fleet: Option<&'a Fleet>,
+    /// Knows which base images pods have built; `None` in `sidebake build`.
+    pub warmths: Option<&'a Warmths>,
 }
 
 /// Asks whether the job is still owned, as far as is known.
@@ -180,6 +185,8 @@ async fn solve(
         attempt.journal.emit(Event::Placed(session.placement()));
         let emulated = session.emulated.iter().filter(|notice| said.insert((*notice).clone()));
         emulated.for_each(|notice| attempt.journal.emit(Event::Notice(notice.clone())));
+        let goal = Goal { definition, targets: &targets };
+        warm::warm(integrations, build, goal, &mut session, directory, attempt).await;
         // Asked as late as possible: the push of a moving tag cannot be undone.
         if let Some(fence) = attempt.fence
             && !fence().await
@@ -187,7 +194,6 @@ async fn solve(
             attempt.stop.because(Cause::Reclaimed);
             return Err(End::Stopped);
         }
-        let goal = Goal { definition, targets: &targets };
         let started = Instant::now();
         let (outcome, loss) = solve_watched(integrations, build, goal, &session, directory, attempt, spent).await?;
         spent = if loss.is_some() { Duration::ZERO } else { spent + started.elapsed() };
@@ -240,13 +246,19 @@ async fn export_caches(
 ) {
     let stop = attempt.stop.token().child_token();
     session.begins_again();
-    let export = integrations.bake.export_caches(build, goal, &session.location, directory, attempt.journal, &stop);
-    tokio::pin!(export);
+    let (bake, journal) = (&integrations.bake, attempt.journal);
+    let export = bake.export_caches(build, goal, &session.location, directory, journal, &stop);
+    while_watched(session, &stop, export).await;
+}
+
+/// Waits for a run of docker-buildx, and stops it when the builder is lost.
+async fn while_watched<T>(session: &Session<'_>, stop: &CancellationToken, run: impl Future<Output = T>) -> T {
+    tokio::pin!(run);
     tokio::select! {
-        () = &mut export => {}
+        result = &mut run => result,
         _ = session.lost() => {
             stop.cancel();
-            export.await;
+            run.await
         }
     }
 }

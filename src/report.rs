@@ -146,13 +146,16 @@ pub struct Timings {
     /// Resolving and validating the definition.
     #[serde(rename = "print_ms", serialize_with = "as_millis")]
     pub print: Duration,
-    /// The bake itself.
+    /// From the choice of a builder to the last image.
     #[serde(rename = "bake_ms", serialize_with = "as_millis")]
     pub bake: Duration,
+    /// Building base images on a new pod: a part of `bake_ms`.
+    #[serde(rename = "warm_ms", serialize_with = "as_millis")]
+    pub warm: Duration,
     /// Importing caches from a registry: a part of `bake_ms`.
     #[serde(rename = "cache_import_ms", serialize_with = "as_millis")]
     pub cache_import: Duration,
-    /// Exporting caches to a registry: after the bake, or a part of `bake_ms` when the definition itself exports them.
+    /// Exporting caches to a registry: a part of `bake_ms`.
     #[serde(rename = "cache_export_ms", serialize_with = "as_millis")]
     pub cache_export: Duration,
 }
@@ -165,6 +168,7 @@ impl Timings {
             Phase::Fetch => &mut self.fetch,
             Phase::Checkout => &mut self.checkout,
             Phase::Print => &mut self.print,
+            Phase::Warm => &mut self.warm,
             Phase::Bake => &mut self.bake,
             Phase::CacheExport => &mut self.cache_export,
         }

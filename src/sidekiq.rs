@@ -41,6 +41,7 @@ pub mod tenant;
 pub mod turn;
 pub mod twins;
 pub mod waiting;
+pub mod warm;
 pub mod watch;
 
 use crate::hex;

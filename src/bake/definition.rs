@@ -117,13 +117,25 @@ impl Definition {
     /// Dockerfile alone says it.
     pub(super) fn bases(&self, target: &str) -> Vec<(u32, String)> {
         let plan = self.plans.get(target).and_then(|planned| planned.plan.as_ref());
-        let contexts = self.targets.get(target).and_then(|fields| fields.get("contexts")?.as_object());
-        // A named context replaces the image of its name, on one platform or on all.
-        let is_replaced = |image: &str| {
-            contexts.is_some_and(|all| all.keys().any(|name| name.split("::").next().is_some_and(|name| name == image)))
-        };
-        let bases = plan.into_iter().flat_map(|plan| plan.bases()).filter(|(_, image)| !is_replaced(image));
+        let bases = plan.into_iter().flat_map(|plan| plan.bases()).filter(|(_, image)| !self.replaces(target, image));
         bases.map(|(line, image)| (line, image.to_owned())).collect()
+    }
+
+    /// What stands after FROM in the Dockerfiles of targets, with the values of arguments, for each image that is not replaced.
+    pub fn froms(&self, targets: &BTreeSet<String>) -> BTreeSet<String> {
+        let of_target = |target: &String| {
+            let plan = self.plans.get(target).and_then(|planned| planned.plan.as_ref());
+            let froms = plan.into_iter().flat_map(|plan| plan.froms());
+            froms.filter(|(image, _)| !self.replaces(target, image)).map(|(_, from)| from).collect::<Vec<_>>()
+        };
+        targets.iter().flat_map(of_target).collect()
+    }
+
+    /// Whether a named context of a target replaces the image of its name, on one platform or on all.
+    fn replaces(&self, target: &str, image: &str) -> bool {
+        let contexts = self.targets.get(target).and_then(|fields| fields.get("contexts")?.as_object());
+        let is_name = |name: &String| name.split("::").next() == Some(image);
+        contexts.is_some_and(|all| all.keys().any(is_name))
     }
 
     /// Those of the worktree's files that a target may read: they are in a context and not excluded by its `.dockerignore`, or

@@ -1,6 +1,6 @@
 //! A node of a builder: a Deployment with its pods, or the address of a BuildKit. What a worker knows of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -35,6 +35,8 @@ pub(super) struct Node {
     shunned: Mutex<BTreeMap<String, Instant>>,
     /// What BuildKit said of its machine, by pod; without pods, by the empty name.
     machines: Mutex<BTreeMap<String, Machine>>,
+    /// The base images that pods have built.
+    warm: Mutex<BTreeMap<String, BTreeSet<String>>>,
     /// Builds wait for a ready pod.
     pub(super) wait: Outage,
     /// Which of them looks whether there is one.
@@ -53,6 +55,7 @@ impl Node {
             directories: Mutex::default(),
             shunned: Mutex::default(),
             machines: Mutex::default(),
+            warm: Mutex::default(),
             wait: Outage::default(),
             turn: tokio::sync::Mutex::default(),
         }
@@ -109,6 +112,11 @@ impl Node {
     pub(super) fn is_shunned(&self, uid: &str) -> bool {
         let shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
         shunned.get(uid).is_some_and(|since| since.elapsed() < SHUNNED)
+    }
+
+    /// The base images that each pod has built.
+    pub(super) fn warm(&self) -> MutexGuard<'_, BTreeMap<String, BTreeSet<String>>> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of a pod's machine.

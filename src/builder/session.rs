@@ -38,9 +38,9 @@ pub struct Session<'a> {
     why_shard: Option<String>,
     /// Why the builder was chosen.
     why: &'static str,
-    balance: Balance,
+    pub(super) balance: Balance,
     route: Route,
-    pods: Option<Pods>,
+    pub(super) pods: Option<Pods>,
     /// The pod, once it is known.
     pub(super) pod: OnceLock<String>,
     /// What the builder emulates, as notices for the customer.

@@ -197,6 +197,21 @@ impl Plan {
         (0..self.stages.len()).filter(|stage| is_needed[*stage]).collect()
     }
 
+    /// What stands after FROM for each image that the target needs, with the values of arguments. One with an argument in its flags
+    /// is left out.
+    pub fn froms(&self) -> impl Iterator<Item = (&str, String)> {
+        let stages = self.needed().into_iter().map(|stage| &self.stages[stage]);
+        let is_image = |stage: &&Stage| {
+            let from = &stage.entries[0];
+            let is_plain = |flag: &str| !flag.contains('$') || flag.starts_with("--platform=$BUILDPLATFORM");
+            stage.base.is_none() && !is_scratch(from) && flags(&from.text).all(is_plain)
+        };
+        stages.filter(is_image).map(|stage| {
+            let words = flags(&stage.entries[0].text).chain([stage.image.as_str()]);
+            (stage.image.as_str(), words.collect::<Vec<_>>().join(" "))
+        })
+    }
+
     /// The base images that have to be for the platform of the build, each with the line of its FROM.
     pub fn bases(&self) -> impl Iterator<Item = (u32, &str)> {
         let stages = self.needed().into_iter().map(|stage| &self.stages[stage]);

@@ -12,14 +12,14 @@ use crate::clock::Epoch;
 use crate::event::{Event, Moment, Phase};
 use crate::job::BuildJob;
 use crate::job::arguments::{self, RequestFrom};
-use crate::perform::{Attempt, Fence, authorize, perform};
+use crate::perform::{Attempt, Fence, Warmths, authorize, perform};
 use crate::rails::{self, Resolver};
 use crate::reason::{End, Failure, Reason};
 use crate::report::Report;
 use crate::sidekiq::fence::{announce, holds};
 use crate::sidekiq::inflight::UnitOfWork;
 use crate::sidekiq::iteration;
-use crate::sidekiq::shard;
+use crate::sidekiq::{shard, warm};
 use crate::text::paths::WorkerPaths;
 
 /// How long a stopped build still waits for Rails, which alone may know the callback.
@@ -64,7 +64,14 @@ pub(super) async fn build(processor: &Arc<Processor>, job: &Job) -> Result<(), E
         git_ref: build_job.git_ref.clone(),
     });
     let (fence, fleet) = (fence(processor, &running.unit), fleet(processor, &running.unit));
-    let attempt = Attempt { journal: &job.journal, stop: &job.stop, fence: Some(&*fence), fleet: Some(&*fleet) };
+    let warmths = warmths(processor);
+    let attempt = Attempt {
+        journal: &job.journal,
+        stop: &job.stop,
+        fence: Some(&*fence),
+        fleet: Some(&*fleet),
+        warmths: Some(&*warmths),
+    };
     if let Some(twin) = twin {
         authorize(&processor.integrations, &build_job, attempt).await?;
         return job.end_as(&twin);
@@ -121,6 +128,15 @@ fn fleet(processor: &Arc<Processor>, unit: &UnitOfWork) -> Box<Fleet> {
             });
             told.ok().flatten()
         })
+    })
+}
+
+/// Asks the fleet which base images a pod has built.
+fn warmths(processor: &Arc<Processor>) -> Box<Warmths> {
+    let processor = Arc::clone(processor);
+    Box::new(move |question| {
+        let processor = Arc::clone(&processor);
+        Box::pin(async move { warm::ask(&processor.redis, &question).await.ok() })
     })
 }
 

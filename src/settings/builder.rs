@@ -76,6 +76,10 @@ pub struct Builder {
     /// them. Default: `false`, and a target that names one is refused.
     #[serde(default)]
     pub emulation: bool,
+    /// `kubernetes`: whether a pod builds each base image alone before it takes the first build that uses it. Without that, BuildKit
+    /// caches nothing on a new pod as long as builds overlap there. Default: `true`.
+    #[serde(default = "yes")]
+    pub warm: bool,
     /// Image of BuildKit. Default: buildx's own.
     #[serde(default)]
     pub image: Option<String>,
@@ -160,6 +164,7 @@ impl Builder {
             volume: None,
             storage_class: None,
             emulation: false,
+            warm: yes(),
             image: None,
             rootless: false,
             requests: BTreeMap::new(),
@@ -241,6 +246,10 @@ pub fn for_account<'a>(
 
 fn all_accounts() -> Vec<NamePattern> {
     vec![NamePattern::new("*")]
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn four() -> u32 {

@@ -27,6 +27,7 @@ const DOMAIN_TYPES: &[&str] = &[
     "settings",
     "shard",
     "platform",
+    "warmth",
     "text",
 ];
 const INFRASTRUCTURE: &[&str] = &[

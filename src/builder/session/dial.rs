@@ -33,7 +33,8 @@ impl Session<'_> {
         self.ask(&self.location.working_directory).await
     }
 
-    pub(super) async fn learn_pod(&self) {
+    /// Learns which pod the bake will have, if it is not known.
+    pub(in crate::builder) async fn learn_pod(&self) {
         let (None, Balance::Sticky, Some(pods)) = (self.pod.get(), self.balance, &self.pods) else { return };
         let before = ring(&pods.before);
         match self.dial().await.map(|worker| worker.hostname) {
