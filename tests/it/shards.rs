@@ -1,10 +1,12 @@
-//! The script that chooses the shard of a build, against the same rule in Rust.
+//! What workers share of a builder's pods: the script that chooses a shard, against the same rule in Rust, and which base images
+//! pods have built.
 
 use std::collections::BTreeMap;
 
 use sidebake::builder::choose;
 use sidebake::shard::{Bound, ShardAnswer, ShardQuestion};
-use sidebake::sidekiq::{Identity, shard};
+use sidebake::sidekiq::{Identity, shard, warm};
+use sidebake::warmth::{Warmth, WarmthQuestion, WarmthStep};
 
 use crate::turn::{Hand, TEXT, unit};
 
@@ -156,4 +158,27 @@ async fn workers_with_equal_tokens_count_together() {
         shards.insert(answer.place, name);
     }
     assert_eq!(shards.len(), 4, "each has a shard of its own: {shards:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_base_image_is_built_once_on_a_pod_and_again_when_that_fails() {
+    let hand = Hand::with("").await;
+    let ask = async |pod: &str, bases: &[&str], step| {
+        let bases = bases.iter().map(|base| (*base).to_owned()).collect();
+        warm::ask(&hand.redis, &WarmthQuestion { pod: pod.into(), bases, step }).await.unwrap()
+    };
+    let begin = async |pod: &str, bases: &[&str]| ask(pod, bases, WarmthStep::Begin).await;
+    assert_eq!(begin("p", &["a", "b"]).await, [Warmth::Cold; 2]);
+    assert_eq!(begin("p", &["b", "c"]).await, [Warmth::Warming, Warmth::Cold]);
+    assert_eq!(begin("q", &["a"]).await, [Warmth::Cold], "another pod");
+    ask("p", &["a"], WarmthStep::Done).await;
+    ask("p", &["b"], WarmthStep::GiveUp).await;
+    assert_eq!(begin("p", &["a", "b", "c"]).await, [Warmth::Warm, Warmth::Cold, Warmth::Warming]);
+    let mut connection = hand.server.connection().await;
+    let keys: Vec<String> = redis::cmd("KEYS").arg("sidebake:warm:*").query_async(&mut connection).await.unwrap();
+    assert_eq!(keys.len(), 4);
+    for key in keys {
+        let ttl_ms: i64 = redis::cmd("PTTL").arg(key).query_async(&mut connection).await.unwrap();
+        assert!(ttl_ms > 0, "a claim ends by itself");
+    }
 }

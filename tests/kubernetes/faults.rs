@@ -132,12 +132,7 @@ async fn a_deleted_pod_costs_the_build_nothing_but_time() {
 async fn an_evicted_pod_costs_the_build_nothing_but_time() {
     let sleeper = Sleeper::start(2, 6, "").await;
     let pod = sleeper.pod();
-    let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": pod, "namespace": sleeper.namespace.name},
-        "deleteOptions": {"gracePeriodSeconds": 0}});
-    let file = sleeper.harness.home.path().join("eviction.json");
-    std::fs::write(&file, eviction.to_string()).unwrap();
-    let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", sleeper.namespace.name);
-    sleeper.namespace.kubectl(&["create", "--raw", &path, "-f", file.to_str().unwrap()]);
+    sleeper.namespace.evict(&pod, json!({"gracePeriodSeconds": 0}));
     sleeper.survives(&pod).await;
 }
 

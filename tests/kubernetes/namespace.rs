@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, LazyLock};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use world::wait_for_within;
 
@@ -104,6 +104,24 @@ impl Namespace {
         kubectl.wait_with_output().unwrap()
     }
 
+    /// Evicts a pod, as draining its node does.
+    pub fn evict(&self, pod: &str, options: Value) {
+        let metadata = json!({"name": pod, "namespace": self.name});
+        let eviction =
+            json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": metadata, "deleteOptions": options});
+        let path = format!("/api/v1/namespaces/{}/pods/{pod}/eviction", self.name);
+        let output = self.kubectl_command(&["create", "--raw", &path, "-f", "-"], &eviction.to_string());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs a command where containers have their mounts.
+    pub fn on_node(&self, command: &[&str]) {
+        let node = std::fs::read_to_string(Path::new(self.engine.told("LAB_PID")).join("node")).unwrap();
+        let mut nsenter = Command::new("nsenter");
+        let ended = nsenter.args(["--mount", "--target", node.trim()]).args(command).output().unwrap();
+        assert!(ended.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ended.stderr));
+    }
+
     pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.kubectl(&[arguments, &["-o", "json"]].concat())).unwrap()
     }
@@ -128,6 +146,12 @@ impl Namespace {
             ));
         }
         class
+    }
+
+    /// Whether every node is ready.
+    pub fn is_node_ready(&self) -> bool {
+        let path = "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}";
+        self.kubectl_anywhere(&["get", "nodes", "-o", path]).split_whitespace().all(|status| status == "True")
     }
 
     /// The names of the running pods.

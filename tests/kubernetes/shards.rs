@@ -16,8 +16,12 @@ struct Shards {
 
 impl Shards {
     fn create(n: usize, more: &str) -> Self {
-        let mut harness = Harness::open();
+        let harness = Harness::open();
         let namespace = Namespace::of(&harness);
+        Self::create_in(harness, namespace, n, more)
+    }
+
+    fn create_in(mut harness: Harness, namespace: Namespace, n: usize, more: &str) -> Self {
         // No build takes longer here.
         harness.settings = "bake.timeout = \"4m\"".into();
         let class = namespace.offer_disks(n, "default", &harness);
@@ -50,6 +54,22 @@ impl Shards {
         assert_eq!(report["status"], "succeeded", "{report:#}\n{}", self.harness.logs());
         let of = |field: &str| report["placement"][field].as_str().unwrap_or_else(|| panic!("{report:#}")).to_owned();
         (of("shard"), of("why"), target(&report, "web")["steps_cached"].as_u64().unwrap())
+    }
+
+    /// The pod of a shard.
+    fn pod(&self, shard: &str) -> String {
+        let pods = self.namespace.json(&["get", "pods", "--selector", &format!("app={shard}")]);
+        pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a build that was enqueued just now runs its steps on a pod.
+    async fn until_runs_on(&self, pod: &str, n_before: usize) {
+        self.namespace.until("the build runs on its home", || self.n_execs(pod) > n_before).await;
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    }
+
+    fn n_execs(&self, pod: &str) -> usize {
+        self.namespace.execs().iter().filter(|exec| *exec == pod).count()
     }
 
     fn n_ready(&self) -> usize {
@@ -93,17 +113,11 @@ async fn a_build_whose_shard_is_lost_ends_on_another_one_and_the_application_com
     let shards = Shards::create(2, "");
     let _worker = shards.harness.worker("");
     let (home, ..) = shards.build("shop", "1", "true").await;
-    let pod = || {
-        let pods = shards.namespace.json(&["get", "pods", "--selector", &format!("app={home}")]);
-        pods["items"][0]["metadata"]["name"].as_str().unwrap().to_owned()
-    };
-    let lost = pod();
-    let n_execs = || shards.namespace.execs().iter().filter(|pod| **pod == lost).count();
-    let n_before = n_execs();
+    let lost = shards.pod(&home);
+    let n_before = shards.n_execs(&lost);
     let build = shards.build("shop", "2", "sleep 8");
     let kill = async {
-        shards.namespace.until("the build runs on its home", || n_execs() > n_before).await;
-        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        shards.until_runs_on(&lost, n_before).await;
         shards.namespace.kubectl(&["delete", "pod", &lost, "--grace-period=0", "--force"]);
     };
     let ((shard, why, _), ()) = tokio::join!(build, kill);
@@ -141,6 +155,110 @@ async fn a_shard_without_a_pod_takes_no_builds_and_a_full_one_gives_them_to_anot
     assert_eq!([&one, &other], [&home; 2]);
     assert_ne!(third, home, "{why}");
     assert!(why.ends_with(&format!("its home {home} runs 2 builds and may run 2")), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_drained_loses_no_build_and_its_application_comes_home() {
+    let shards = Shards::create(2, "");
+    let _worker = shards.harness.worker("");
+    let (home, ..) = shards.build("shop", "1", "true").await;
+    let drained = shards.pod(&home);
+    let n_before = shards.n_execs(&drained);
+    let running = shards.push("shop", "2", "sleep 6").await;
+    shards.until_runs_on(&drained, n_before).await;
+    shards.namespace.evict(&drained, json!({}));
+    // BuildKit would finish the build first. The engine that replaces it here ends its steps and exits.
+    let (shard, why, _) = shards.end_of(&running).await;
+    println!("drained {home}, built on {shard}: {why}");
+    shards.until_ready().await;
+    let (shard, why, n_cached) = shards.build("shop", "3", "true").await;
+    assert_eq!((&shard, n_cached), (&home, 1), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_costs_the_build_nothing_but_time() {
+    let harness = Harness::open();
+    let namespace = Namespace::of(&harness);
+    let disks = ["0", "1"].map(|number| harness.home.path().join(format!("default-{number}")));
+    for disk in &disks {
+        std::fs::create_dir_all(disk).unwrap();
+        namespace.on_node(&["mount", "-t", "tmpfs", "-o", "size=64m", "sidebake-test", disk.to_str().unwrap()]);
+    }
+    let shards = Shards::create_in(harness, namespace, 2, "");
+    let _worker = shards.harness.worker("");
+    let (home, ..) = shards.build("shop", "1", "true").await;
+    let full = shards.harness.home.path().join(&home).join("full").display().to_string();
+    shards.namespace.on_node(&["sh", "-c", &format!("dd if=/dev/zero of={full} bs=1M || true")]);
+    let content = "x".repeat(1 << 20);
+    let jid = shards.push("shop", &content, "true").await;
+    let report = shards.harness.report(&jid).await;
+    assert_eq!((&report["status"], &report["attempt"]), (&json!("succeeded"), &json!(1)), "{report:#}");
+    assert_ne!(report["placement"]["shard"], json!(home), "{report:#}");
+    let notice = format!("the builder default: the disk of the pod {} is full", shards.pod(&home));
+    let notices = report["notices"].as_array().unwrap();
+    assert!(notices.iter().any(|one| one.as_str().unwrap().starts_with(&notice)), "{report:#}");
+    disks.iter().for_each(|disk| shards.namespace.on_node(&["umount", "-l", disk.to_str().unwrap()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_node_is_not_ready_builds_wait_and_none_is_lost() {
+    let harness = Harness::open();
+    let namespace = Namespace::alone(&harness);
+    let shards = Shards::create_in(harness, namespace, 2, "");
+    let _worker = shards.harness.worker("");
+    let (home, ..) = shards.build("shop", "1", "true").await;
+    let pod = shards.pod(&home);
+    let n_before = shards.n_execs(&pod);
+    let running = shards.push("shop", "2", "sleep 6").await;
+    shards.until_runs_on(&pod, n_before).await;
+    shards.namespace.part("freeze", "kubelet");
+    shards.namespace.until("the node is not ready", || !shards.namespace.is_node_ready()).await;
+    let waiting = shards.push("blog", "1", "true").await;
+    shards
+        .harness
+        .until("the builder is not ready", async || shards.harness.logs().contains("builder_not_ready"))
+        .await;
+    shards.namespace.part("thaw", "kubelet");
+    for jid in [running, waiting] {
+        let (shard, why, _) = shards.end_of(&jid).await;
+        println!("{jid}: {shard}, {why}");
+    }
+    shards.until_ready().await;
+    let (shard, why, _) = shards.build("shop", "3", "true").await;
+    assert_eq!(shard, home, "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_times_from_content_a_worker_with_a_new_disk_sends_only_metadata() {
+    let shards = Shards::create(2, "");
+    let config = shards
+        .harness
+        .config("[source]\nmtimes = \"content\"\nmtimes_key = \"a key that all workers of the fleet have\"");
+    let large = "large ".repeat(100_000);
+    for (turn, disk) in ["one", "two"].into_iter().enumerate() {
+        let disk = shards.harness.home.path().join(disk).display().to_string();
+        let mut worker = shards.harness.worker_with_variables(&config, &[], &[("SIDEBAKE__STATE__DIRECTORY", disk)]);
+        let jid = shards.push("shop", &large, "true").await;
+        let report = shards.harness.report(&jid).await;
+        assert_eq!(report["status"], "succeeded", "{report:#}\n{}", shards.harness.logs());
+        let sent = report["context_bytes"].as_u64().unwrap();
+        assert_eq!(sent >= large.len() as u64, turn == 0, "{sent} bytes: {report:#}");
+        assert!(sent < 4096 || turn == 0, "only metadata: {sent} bytes");
+        worker.terminate().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_pod_caches_while_builds_overlap_on_one_base_image() {
+    let shards = Shards::create(1, "");
+    let _worker = shards.harness.worker("");
+    let long = shards.push("long", "1", "sleep 20").await;
+    let started = std::time::Instant::now();
+    shards.build("shop", "1", "echo first").await;
+    let (.., n_cached) = shards.build("shop", "1", "echo first").await;
+    assert_eq!(n_cached, 2);
+    assert!(started.elapsed().as_secs() < 20, "the builds overlapped");
+    shards.end_of(&long).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

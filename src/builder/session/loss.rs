@@ -125,6 +125,9 @@ impl Session<'_> {
         if failure.evidence == Some(Evidence::Forbidden) {
             return None;
         }
+        if failure.reason == Reason::BuilderDiskFull {
+            return self.has_siblings().then(|| self.full(failure));
+        }
         // A mistake in the customer's files fails on every pod. A killed step proves none: a pod that ends kills its steps
         // first. Nor does an error that is not known.
         let is_doubtful =
@@ -135,6 +138,19 @@ impl Session<'_> {
         let now = self.pods_now().await.ok();
         let loss = now.and_then(|now| if is_reported { self.gone(&now) } else { self.own_pod_gone(&now) });
         loss.or_else(|| is_reported.then(|| self.unexplained(failure)))
+    }
+
+    /// The loss of a disk without room. Others may have room, and this pod gets no builds for a while.
+    fn full(&self, failure: &Failure) -> Loss {
+        self.shun();
+        let notice = format!("the builder {}: the disk of {} is full", self.node.builder, self.pod_in_words());
+        Loss { notice, ..self.loss_of(failure.clone(), self.pod.get().cloned()) }
+    }
+
+    /// Whether the builder has other pods.
+    fn has_siblings(&self) -> bool {
+        let n_pods = self.pods.as_ref().map_or(0, |pods| pods.before.len());
+        n_pods > 1 || self.node.settings.shards.is_some_and(|n_shards| n_shards > 1)
     }
 
     /// The loss of which only buildx's own words are known.
